@@ -1,0 +1,23 @@
+"""Every test runs on eight virtual CPU devices; data beside the checkout is optional."""
+
+import os
+from pathlib import Path
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real corpora and benchmark files, where they lie beside the checkout."""
+    path = Path(os.environ.get("JAXLLM_SHARED_DATA", REPOSITORY.parent / "shared" / "data"))
+    if not path.is_dir():
+        pytest.skip(f"no shared data at {path}; set JAXLLM_SHARED_DATA to its directory")
+    return path
