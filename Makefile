@@ -1,0 +1,47 @@
+# `make quickstart` and `make test` are the two commands; both make the environment they need.
+PYTHON ?= python3
+VENV ?= .venv
+RUN_DIR ?= runs/quickstart
+# torch and transformers are what the parity tests compare with; without hf those tests skip.
+TEST_EXTRAS ?= dev,hf
+PYTEST_FLAGS ?=
+
+TAG := $(shell $(PYTHON) -c 'import sys; print("py%d%d" % sys.version_info[:2])')
+CONSTRAINTS := $(wildcard constraints/$(TAG).txt)
+INSTALL := $(VENV)/bin/python -m pip install --disable-pip-version-check -q $(addprefix -c ,$(CONSTRAINTS))
+
+.PHONY: quickstart test lint clean help
+
+help:
+	@echo "make quickstart   install, train a small LLaMA, watch its capabilities grow (about 5 minutes)"
+	@echo "make test         install, then ruff, mypy and pytest"
+	@echo "make clean        remove the environment and the quickstart's run"
+
+quickstart: $(VENV)/.installed
+	$(VENV)/bin/python -m jaxllm.train --gin_file=quickstart.gin --gin.MODEL_DIR=$(RUN_DIR)
+
+test: lint
+	$(VENV)/bin/python -m pytest -n auto --dist loadfile $(PYTEST_FLAGS)
+
+lint: $(VENV)/.installed-dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+clean:
+	rm -rf $(VENV) $(RUN_DIR)
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: jaxllm needs Python 3.11 or later; try make PYTHON=python3.12 …" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/python
+	@echo "Installing jaxllm into $(VENV) (a few minutes the first time) …"
+	$(INSTALL) -e .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/python
+	@echo "Installing jaxllm and its test tools into $(VENV) (a few minutes the first time) …"
+	$(INSTALL) -e '.[$(TEST_EXTRAS)]'
+	@touch $@ $(VENV)/.installed

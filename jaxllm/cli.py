@@ -1,0 +1,210 @@
+"""What every command shares: t5x's gin flags, and one clear line for a user's mistake.
+
+    --gin_file=openllama.gin        a gin file (repeatable, later ones win); a bare name is
+                                    found in the packaged `gin/` and in its `runs/`
+    --gin.NAME=VALUE                one binding or macro; text that is not a gin value
+                                    (a path, a word) is taken as a string
+    --gin_search_paths=DIR,DIR      where else to look for gin files and their includes
+
+Only the light configuration modules are imported here, so that `--help` and a misspelt name
+answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from jaxllm.errors import UserError
+
+# Every module with gin-bindable configurations: gin must know them before it parses.
+CONFIG_MODULES = (
+    "jaxllm.models.config",
+    "jaxllm.sharding.mesh",
+    "jaxllm.data.config",
+    "jaxllm.training.config",
+    "jaxllm.checkpoints.config",
+    "jaxllm.evaluation.config",
+)
+
+_GIN_FLAG = re.compile(r"^--gin\.([^=]+)=(.*)$", re.DOTALL)
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """An argument parser with t5x's gin flags; commands add their own."""
+    flags = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    gin_flags = flags.add_argument_group("gin")
+    gin_flags.add_argument(
+        "--gin_file", action="append", default=[], metavar="FILE",
+        help="a gin file; repeatable, later files win",
+    )  # fmt: skip
+    gin_flags.add_argument(
+        "--gin_bindings", action="append", default=[], metavar="BINDING",
+        help="one binding, as --gin.NAME=VALUE",
+    )  # fmt: skip
+    gin_flags.add_argument(
+        "--gin_search_paths", default="", metavar="DIR,DIR",
+        help="comma-separated directories to look for gin files in",
+    )  # fmt: skip
+    return flags
+
+
+def parse(flags: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parses `argv`, with `--gin.NAME=VALUE` rewritten to gin bindings as t5x does."""
+    rewritten = []
+    for argument in sys.argv[1:] if argv is None else argv:
+        match = _GIN_FLAG.match(argument)
+        if match:
+            rewritten.append(f"--gin_bindings={match[1]} = {_gin_value(match[2])}")
+        elif argument.startswith("--gin."):
+            raise UserError(f"{argument}: write --gin.NAME=VALUE")
+        else:
+            rewritten.append(argument)
+    return flags.parse_args(rewritten)
+
+
+def load_gin(args: argparse.Namespace, files: Iterable[str] = ()) -> None:
+    """Parses `files`, then the gin files and bindings of the command line.
+
+    Raises:
+      UserError: a missing file, a syntax error, or an unknown name, with the nearest known one.
+    """
+    import gin
+
+    for module in CONFIG_MODULES:
+        importlib.import_module(module)
+    paths = [p for p in args.gin_search_paths.split(",") if p] + packaged_gin_directories()
+    for path in paths:
+        gin.add_config_file_search_path(path)
+    gin.config.register_file_reader(_open_remote, _is_remote_file)
+    try:
+        gin.parse_config_files_and_bindings(
+            [*files, *args.gin_file], args.gin_bindings, finalize_config=False
+        )
+    except OSError as error:
+        raise UserError(_missing_file_message(error, paths)) from error
+    except (ValueError, SyntaxError, NameError, AttributeError, ImportError) as error:
+        raise UserError(_parse_message(error)) from error
+    _check_macros(gin.config_str(max_line_length=10**6))
+
+
+def packaged_gin_directories() -> list[str]:
+    """Directories of the gin files that come with jaxllm: a checkout's, or a wheel's copy."""
+    package = Path(__file__).resolve().parent
+    roots = [d for d in (package.parent / "gin", package / "gin") if (d / "runs").is_dir()]
+    return [str(directory) for root in roots[:1] for directory in (root, root / "runs")]
+
+
+def run(main: Callable[[Sequence[str] | None], int | None]) -> None:
+    """Runs a command and exits: 0, 2 with one `error:` line for a user's mistake, 130 on Ctrl-C."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    try:
+        code = main(None)
+    except UserError as error:
+        sys.stdout.flush()
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        code = 130
+    sys.stdout.flush()
+    sys.exit(code or 0)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean A, B?` from the known names closest to `name`, or nothing."""
+    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+    return f"; did you mean {', '.join(close)}?" if close else ""
+
+
+def _gin_value(text: str) -> str:
+    """`text` if gin can read it as a value, and otherwise `text` as a gin string."""
+    from gin import config_parser
+
+    try:
+        list(config_parser.ConfigParser(f"x = {text}", _NoReferences()))
+    except (SyntaxError, ValueError):
+        return repr(text)
+    return text
+
+
+class _NoReferences:
+    """Accepts every reference: only the syntax matters when a flag's value is read."""
+
+    def configurable_reference(self, name: str, evaluate: bool) -> str:
+        return name
+
+    def macro(self, name: str) -> str:
+        return name
+
+
+def _is_remote_file(path: str) -> bool:
+    if "://" not in path:
+        return False
+    from etils import epath
+
+    return epath.Path(path).exists()
+
+
+def _open_remote(path: str):  # type: ignore[no-untyped-def]
+    from etils import epath
+
+    return epath.Path(path).open()
+
+
+def _missing_file_message(error: OSError, paths: Sequence[str]) -> str:
+    match = re.search(r"Unable to open file: (.+?)\. ", f"{error} ")
+    name = match[1] if match else str(error)
+    known = {
+        str(file.relative_to(path)) for path in paths for file in sorted(Path(path).rglob("*.gin"))
+    }
+    looked = ", ".join(["."] + [p for p in paths if p not in packaged_gin_directories()])
+    return f"no gin file {name} in {looked} or the packaged gin/{nearest(name, known)}"
+
+
+def _parse_message(error: Exception) -> str:
+    """gin's own message on one line, with the nearest name when a name is unknown."""
+    import gin
+
+    text = " ".join(str(error).split())
+    configurables = {
+        selector.rsplit(".", 1)[-1]: wrapper
+        for selector, wrapper in gin.config._REGISTRY.items()
+        if selector.startswith("jaxllm")
+    }
+    unknown = re.search(r"No configurable matching '([^']+)'", text)
+    if unknown:
+        name = unknown[1].rsplit(".", 1)[-1]
+        return f"gin: no configurable named {name}{nearest(name, configurables)} ({_where(text)})"
+    parameter = re.search(r"Configurable '([^']+)' doesn't have a parameter named '([^']+)'", text)
+    if parameter:
+        owner = parameter[1].rsplit(".", 1)[-1]
+        fields = getattr(configurables[owner].wrapped, "__dataclass_fields__", {})
+        return (
+            f"gin: {owner} has no parameter {parameter[2]}{nearest(parameter[2], fields)}"
+            f" ({_where(text)})"
+        )
+    return f"gin: {text}"
+
+
+def _where(text: str) -> str:
+    place = re.search(r'In (file "[^"]+", line \d+|bindings string line \d+)', text)
+    if not place or "bindings" in place[1]:
+        return "on the command line"
+    return place[1].replace('"', "")
+
+
+def _check_macros(config: str) -> None:
+    """Refuses a macro that nothing reads: it is a misspelt name, and would change nothing."""
+    defined = set(re.findall(r"^([A-Za-z_][\w/]*) = ", config, re.MULTILINE))
+    read = set(re.findall(r"%([A-Za-z_][\w/]*)", config))
+    for name in sorted(defined - read):
+        raise UserError(f"gin: nothing reads the macro {name}{nearest(name, read)}")
