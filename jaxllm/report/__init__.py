@@ -1,0 +1,1 @@
+"""Records and metrics -> charts, the HTML page, TensorBoard, the terminal table."""
