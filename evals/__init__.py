@@ -1,0 +1,56 @@
+"""The benchmarks: one short module each, declaring tasks with `jaxllm.evaluation.tasks`.
+
+Add a benchmark by adding a module here; its tasks are found by name. Importing the modules reads
+no data and needs neither SeqIO nor TensorFlow. A module that can make a task for any name with a
+prefix (`bigbench_…`, `heldout_…`) has a dictionary FAMILIES: prefix -> function that declares it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
+
+from jaxllm.errors import UserError
+from jaxllm.evaluation import tasks
+from jaxllm.evaluation.tasks import TaskDefinition
+
+
+@functools.cache
+def _families() -> Mapping[str, Callable[[str], TaskDefinition]]:
+    """Imports every module here, so that its tasks are declared; returns their families."""
+    families: dict[str, Callable[[str], TaskDefinition]] = {}
+    for module in pkgutil.iter_modules(__path__):
+        imported = importlib.import_module(f"{__name__}.{module.name}")
+        families |= getattr(imported, "FAMILIES", {})
+    return families
+
+
+def names() -> tuple[str, ...]:
+    """Every task name, and `prefix…` for each family of names."""
+    families = _families()
+    return (*sorted(tasks.definitions()), *(f"{prefix}…" for prefix in sorted(families)))
+
+
+def load(wanted: Sequence[str]) -> tuple[TaskDefinition, ...]:
+    """The definitions of the tasks called `wanted`.
+
+    Raises:
+      UserError: no task has that name; the message offers the nearest ones.
+    """
+    families = _families()
+    found = []
+    for name in wanted:
+        known = tasks.definitions()
+        prefix = next((p for p in families if name.startswith(p) and name != p), None)
+        if name in known:
+            found.append(known[name])
+        elif prefix:
+            found.append(families[prefix](name))
+        else:
+            near = difflib.get_close_matches(name, [*known, *families], n=3)
+            offer = f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(names())}"
+            raise UserError(f"no evaluation task is called {name}; {offer}")
+    return tuple(found)

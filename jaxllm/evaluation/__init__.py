@@ -1,0 +1,1 @@
+"""Scoring a model on SeqIO tasks: log-likelihoods, generation, and the records they give."""

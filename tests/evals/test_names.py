@@ -1,0 +1,53 @@
+"""Task names: found without heavy imports, and a wrong one is answered with the nearest."""
+
+import subprocess
+import sys
+
+import pytest
+
+import evals
+from jaxllm.errors import UserError
+from jaxllm.evaluation import tasks
+from jaxllm.evaluation.tasks import Choice, Prompt
+
+
+def _examples():
+    yield Choice("a", (" b", " c"), 0)
+
+
+def test_declared_task_is_found_by_name():
+    definition = tasks.multiple_choice("names_test.task", _examples, domain="language")
+    assert evals.load(["names_test.task"]) == (definition,)
+
+
+def test_unknown_name_offers_the_nearest():
+    tasks.multiple_choice("names_test.task", _examples, domain="language")
+    with pytest.raises(UserError, match=r"names_test.taks; did you mean names_test.task"):
+        evals.load(["names_test.taks"])
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "a b"])
+def test_name_must_do_as_a_file_name(name):
+    with pytest.raises(ValueError, match="only letters"):
+        tasks.multiple_choice(name, _examples, domain="language")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Choice("a", ("b",), 0),
+        lambda: Choice("a", ("b", "c"), 2),
+        lambda: Choice("a", ("b", ""), 0),
+        lambda: Prompt("a", ()),
+    ],
+)
+def test_impossible_examples_are_refused(make):
+    with pytest.raises(ValueError):
+        make()
+
+
+def test_listing_the_tasks_imports_neither_tensorflow_nor_jax():
+    heavy = "{'tensorflow', 'seqio', 'jax'}"
+    code = f"import sys, evals; evals.names(); print(sorted({heavy} & set(sys.modules)))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
