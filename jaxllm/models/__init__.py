@@ -1,0 +1,1 @@
+"""The decoder: parameters and tokens in, log-likelihoods and continuations out."""

@@ -1,0 +1,189 @@
+"""Log-likelihoods and losses, without ever holding the logits of the whole batch.
+
+Rows are cut along their length into chunks, and a loop makes the logits of one chunk at a time.
+Cutting the length keeps the batch dimension whole, so its sharding over devices stays as it is.
+
+Two ways in:
+
+- `score_tokens` gives every token's log-likelihood and is differentiable in the ordinary way: its
+  backward pass makes the logits a second time.
+- `token_loss` is the training loss. Its weights are known in the forward pass, so it computes the
+  gradients there, while it holds each chunk's logits: they are made once.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxllm.models.batch import Array, Batch
+from jaxllm.models.config import ModelConfig
+from jaxllm.models.decoder import Params, head_kernel, hidden_states
+from jaxllm.models.partitioning import constrain, num_shards
+
+
+class TokenScores(NamedTuple):
+    """What the model thought of each target.
+
+    Attributes:
+      log_likelihood: float32 [B, T], log p(target).
+      correct: bool [B, T], whether the target was the most likely token.
+      log_z: float32 [B, T], log of the softmax's normaliser (for z-loss).
+    """
+
+    log_likelihood: jax.Array
+    correct: jax.Array
+    log_z: jax.Array
+
+
+def score_tokens(config: ModelConfig, params: Params, batch: Batch) -> TokenScores:
+    """Scores every target of the batch; weights are not applied.
+
+    Differentiable in `log_likelihood` and `log_z`.
+    """
+    hidden = hidden_states(config, params, batch)
+    kernel = head_kernel(config, params)
+    length = hidden.shape[1]
+    size = _chunk_length(config, *batch.targets.shape)
+
+    @jax.checkpoint
+    def score(chunk: tuple[jax.Array, jax.Array]) -> TokenScores:
+        return _scores(_logits(chunk[0], kernel), chunk[1])
+
+    scores = jax.lax.map(score, (_split(hidden, size), _split(batch.targets, size)))
+    return jax.tree.map(lambda x: _join(x, length), scores)
+
+
+def token_loss(
+    config: ModelConfig, params: Params, batch: Batch, z_loss: float = 0.0
+) -> tuple[jax.Array, TokenScores]:
+    """The summed training loss, and the scores it is made of.
+
+    Args:
+      config: the model.
+      params: its parameters.
+      batch: rows; targets of weight 0 do not count.
+      z_loss: coefficient of log_z^2 (PaLM, section 5: 1e-4).
+
+    Returns:
+      sum(weights * (-log_likelihood + z_loss * log_z^2)), float32, differentiable with respect to
+      `params`; divide it by sum(weights) for the mean. And the TokenScores, for metrics only:
+      no gradient flows through them.
+    """
+    hidden = hidden_states(config, params, batch)
+    kernel = head_kernel(config, params)
+    size = _chunk_length(config, *batch.targets.shape)
+    return _head_loss(size, z_loss, hidden, kernel, batch.targets, batch.weights)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _head_loss(
+    size: int,
+    z_loss: float,
+    hidden: jax.Array,
+    kernel: jax.Array,
+    targets: jax.Array,
+    weights: jax.Array,
+) -> tuple[jax.Array, TokenScores]:
+    def score(chunk: tuple[jax.Array, jax.Array]) -> TokenScores:
+        return _scores(_logits(chunk[0], kernel), chunk[1])
+
+    scores = jax.lax.map(score, (_split(hidden, size), _split(targets, size)))
+    scores = jax.tree.map(lambda x: _join(x, hidden.shape[1]), scores)
+    return _weighted_sum(scores, weights, z_loss), scores
+
+
+def _head_loss_forward(
+    size: int,
+    z_loss: float,
+    hidden: jax.Array,
+    kernel: jax.Array,
+    targets: jax.Array,
+    weights: jax.Array,
+) -> tuple[tuple[jax.Array, TokenScores], tuple[jax.Array, jax.Array]]:
+    """The loss, and its gradients with respect to hidden and kernel at cotangent 1."""
+
+    def step(
+        kernel_gradient: jax.Array, chunk: tuple[jax.Array, jax.Array, jax.Array]
+    ) -> tuple[jax.Array, tuple[TokenScores, jax.Array]]:
+        x, target, weight = chunk  # [B, C, D], [B, C], [B, C]
+        values = _logits(x, kernel)  # float32 [B, C, V]
+        scores = _scores(values, target)
+        # d(-ll)/d logits = p - onehot, d(log_z^2)/d logits = 2 log_z p
+        probability_factor = weight * (1.0 + 2.0 * z_loss * scores.log_z)
+        probability = jnp.exp(values - scores.log_z[..., None])
+        hit = jnp.arange(values.shape[-1]) == target[..., None]
+        gradient = probability * probability_factor[..., None] - hit * weight[..., None]
+        gradient = gradient.astype(kernel.dtype)
+        hidden_gradient = jnp.einsum("bcv,dv->bcd", gradient, kernel)
+        kernel_gradient += jnp.einsum(
+            "bcd,bcv->dv", x, gradient, preferred_element_type=jnp.float32
+        )
+        return kernel_gradient, (scores, hidden_gradient)
+
+    chunks = (_split(hidden, size), _split(targets, size), _split(weights, size))
+    zero = jnp.zeros(kernel.shape, jnp.float32)
+    kernel_gradient, (scores, hidden_gradient) = jax.lax.scan(step, zero, chunks)
+    scores = jax.tree.map(lambda x: _join(x, hidden.shape[1]), scores)
+    loss = _weighted_sum(scores, weights, z_loss)
+    gradients = (_join(hidden_gradient, hidden.shape[1]), kernel_gradient.astype(kernel.dtype))
+    return (loss, scores), gradients
+
+
+def _head_loss_backward(
+    size: int,
+    z_loss: float,
+    gradients: tuple[jax.Array, jax.Array],
+    cotangents: tuple[jax.Array, TokenScores],
+) -> tuple[jax.Array, jax.Array, None, None]:
+    scale = cotangents[0]
+    hidden_gradient, kernel_gradient = gradients
+    return (
+        (hidden_gradient * scale).astype(hidden_gradient.dtype),
+        (kernel_gradient * scale).astype(kernel_gradient.dtype),
+        None,
+        None,
+    )
+
+
+_head_loss.defvjp(_head_loss_forward, _head_loss_backward)
+
+
+def _logits(hidden: jax.Array, kernel: jax.Array) -> jax.Array:
+    values = jnp.einsum("bcd,dv->bcv", hidden, kernel, preferred_element_type=jnp.float32)
+    return constrain(values, "batch", "length", "vocab")
+
+
+def _scores(values: jax.Array, targets: jax.Array) -> TokenScores:
+    log_z = jax.nn.logsumexp(values, axis=-1)
+    target = jnp.take_along_axis(values, targets[..., None], axis=-1)[..., 0]
+    return TokenScores(target - log_z, jnp.argmax(values, axis=-1) == targets, log_z)
+
+
+def _weighted_sum(scores: TokenScores, weights: jax.Array, z_loss: float) -> jax.Array:
+    return jnp.sum(weights * (z_loss * jnp.square(scores.log_z) - scores.log_likelihood))
+
+
+def _chunk_length(config: ModelConfig, rows: int, length: int) -> int:
+    """Tokens per row and chunk: all chunks alike, and as few as `loss_chunk_tokens` allows."""
+    rows_per_device = max(1, rows // num_shards("batch"))
+    limit = max(1, config.loss_chunk_tokens // rows_per_device)
+    chunks = -(-length // limit)
+    return -(-length // chunks)
+
+
+def _split(x: Array, size: int) -> jax.Array:
+    """[B, T, ...] -> [ceil(T / size), B, size, ...], padded with zeros at the end."""
+    chunks = -(-x.shape[1] // size)
+    padding = [(0, 0), (0, chunks * size - x.shape[1])] + [(0, 0)] * (x.ndim - 2)
+    x = jnp.pad(x, padding)
+    return jnp.moveaxis(x.reshape(x.shape[0], chunks, size, *x.shape[2:]), 1, 0)
+
+
+def _join(x: jax.Array, length: int) -> jax.Array:
+    """The inverse of `_split`."""
+    x = jnp.moveaxis(x, 0, 1)
+    return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :length]

@@ -1,0 +1,75 @@
+"""The mesh: how many devices share each kind of work."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import gin
+
+from jaxllm.errors import UserError
+
+if TYPE_CHECKING:
+    import jax
+
+# From the slowest links to the fastest: neighbours in the last axis are neighbours in the pod.
+MESH_AXES = ("pipeline", "data", "fsdp", "sequence", "tensor")
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each axis; at most one may be -1, which takes what the others leave.
+
+    Attributes:
+      data: copies of the model, each with its own rows.
+      fsdp: devices that share the rows and also every parameter and optimizer state.
+      sequence: devices that share the tokens of a row.
+      tensor: devices that share the heads, the feed-forward layer and the vocabulary.
+      pipeline: devices that share the layers.
+    """
+
+    data: int = 1
+    fsdp: int = -1
+    sequence: int = 1
+    tensor: int = 1
+    pipeline: int = 1
+
+    def shape(self, num_devices: int) -> tuple[int, ...]:
+        """The sizes of `MESH_AXES` on `num_devices` devices.
+
+        Raises:
+          UserError: when the axes do not multiply to `num_devices`.
+        """
+        sizes = {axis: getattr(self, axis) for axis in MESH_AXES}
+        text = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
+        free = [axis for axis, size in sizes.items() if size == -1]
+        if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
+            raise UserError(f"MeshConfig({text}): sizes are positive, and one of them may be -1")
+        fixed = math.prod(size for size in sizes.values() if size != -1)
+        if num_devices % fixed or (not free and fixed != num_devices):
+            raise UserError(
+                f"MeshConfig({text}) does not divide {num_devices} devices: "
+                f"set one axis to -1, or make the product {num_devices}"
+            )
+        for axis in free:
+            sizes[axis] = num_devices // fixed
+        return tuple(sizes.values())
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
+    """A mesh with the axes `MESH_AXES` over `devices` (default: all of them).
+
+    Raises:
+      UserError: when the axes do not multiply to the number of devices.
+    """
+    import jax
+    from jax.experimental import mesh_utils
+
+    devices = jax.devices() if devices is None else devices
+    shape = config.shape(len(devices))
+    grid = mesh_utils.create_device_mesh(shape, devices)
+    automatic = (jax.sharding.AxisType.Auto,) * len(MESH_AXES)
+    return jax.sharding.Mesh(grid, MESH_AXES, axis_types=automatic)

@@ -1,0 +1,97 @@
+"""One table says which mesh axis cuts which axis of the model."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import flax.linen as nn
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxllm.errors import UserError
+
+LOGICAL_AXIS_RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
+    # activations
+    ("batch", ("data", "fsdp")),
+    ("length", "sequence"),
+    ("embed_activation", None),
+    # parameters
+    ("layers", "pipeline"),
+    ("embed", "fsdp"),
+    ("norm", None),
+    # both
+    ("heads", "tensor"),
+    ("kv_heads", "tensor"),
+    ("mlp", "tensor"),
+    ("vocab", "tensor"),
+    ("head_dim", None),
+)
+
+
+@contextlib.contextmanager
+def partitioning(mesh: Mesh) -> Iterator[None]:
+    """Inside, the model's activations are sharded over `mesh` by the rules.
+
+    Enter it where the function is traced: inside the jitted function, or around its calls.
+    """
+    with (
+        jax.sharding.use_abstract_mesh(mesh.abstract_mesh),
+        nn.logical_axis_rules(LOGICAL_AXIS_RULES),
+    ):
+        yield
+
+
+def param_shardings(mesh: Mesh, tree: Any) -> Any:
+    """The `NamedSharding` of every array in a tree of boxed (abstract) parameters.
+
+    Works on anything that carries the boxes, such as an optimizer state made from boxed
+    parameters. Arrays without a box are replicated. A mesh axis that does not divide its dimension
+    is left out, so an odd vocabulary is replicated over `tensor` rather than refused.
+
+    Returns:
+      The tree without boxes, with a `NamedSharding` for each array.
+    """
+
+    def sharding(leaf: Any) -> NamedSharding:
+        if not isinstance(leaf, nn.LogicallyPartitioned):
+            return NamedSharding(mesh, PartitionSpec())
+        spec = nn.logical_to_mesh_axes(leaf.names, LOGICAL_AXIS_RULES) or ()
+        fitting = [
+            axes if axes and size % _size(mesh, axes) == 0 else None
+            for axes, size in zip(spec, leaf.value.shape, strict=True)
+        ]
+        return NamedSharding(mesh, PartitionSpec(*fitting))
+
+    boxed = lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)
+    return jax.tree.map(sharding, tree, is_leaf=boxed)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows over data and fsdp, for every array of a Batch."""
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The whole array on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def check_batch_divides(mesh: Mesh, batch_size: int) -> None:
+    """Refuses a global batch that the mesh cannot share evenly.
+
+    Raises:
+      UserError: when data x fsdp does not divide `batch_size`.
+    """
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    if batch_size % shards:
+        raise UserError(
+            f"batch size {batch_size} does not divide over data={mesh.shape['data']} x "
+            f"fsdp={mesh.shape['fsdp']} devices: make it a multiple of {shards}"
+        )
+
+
+def _size(mesh: Mesh, axes: str | tuple[str, ...]) -> int:
+    return math.prod(mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes))
