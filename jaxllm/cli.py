@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib
+import logging
 import os
 import re
 import sys
@@ -85,6 +86,7 @@ def load_gin(args: argparse.Namespace, files: Iterable[str] = ()) -> None:
     for path in paths:
         gin.add_config_file_search_path(path)
     gin.config.register_file_reader(_open_remote, _is_remote_file)
+    logging.disable(logging.ERROR)  # gin logs every directory that a file is not in
     try:
         gin.parse_config_files_and_bindings(
             [*files, *args.gin_file], args.gin_bindings, finalize_config=False
@@ -93,6 +95,8 @@ def load_gin(args: argparse.Namespace, files: Iterable[str] = ()) -> None:
         raise UserError(_missing_file_message(error, paths)) from error
     except (ValueError, SyntaxError, NameError, AttributeError, ImportError) as error:
         raise UserError(_parse_message(error)) from error
+    finally:
+        logging.disable(logging.NOTSET)
     _check_macros(gin.config_str(max_line_length=10**6))
 
 

@@ -1,0 +1,95 @@
+"""The flags and the one-line errors that every command shares."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import gin
+import pytest
+
+from jaxllm import cli
+from jaxllm.errors import UserError
+from jaxllm.models.config import ModelConfig
+from jaxllm.training.config import ScheduleConfig, TrainConfig
+from tests.conftest import REPOSITORY
+
+
+@pytest.fixture(autouse=True)
+def fresh_gin() -> Iterator[None]:
+    gin.clear_config()
+    yield
+    gin.clear_config()
+
+
+def load(*argv: str) -> None:
+    cli.load_gin(cli.parse(cli.parser("test"), argv))
+
+
+def test_files_are_found_by_bare_name_and_later_bindings_win(tmp_path: Path) -> None:
+    (tmp_path / "mine.gin").write_text("include 'models/openllama_7b.gin'\nTrainConfig.steps = 7\n")
+    load(
+        "--gin_file=mine.gin",
+        f"--gin_search_paths={tmp_path}",
+        "--gin.ModelConfig.num_layers=2",
+    )
+    assert ModelConfig().embed_dim == 4096
+    assert ModelConfig().num_layers == 2
+    assert TrainConfig().steps == 7
+
+
+@pytest.mark.parametrize("value", ["/a/path with space", "gs://bucket/run", "wsd", "a=b"])
+def test_text_that_is_no_gin_value_is_a_string(value: str) -> None:
+    load(f"--gin.TrainConfig.model_dir={value}")
+    assert TrainConfig().model_dir == value
+
+
+def test_gin_values_stay_what_they_are() -> None:
+    load("--gin.ScheduleConfig.peak=3e-4", "--gin.TrainConfig.model_dir='quoted'")
+    assert ScheduleConfig().peak == 3e-4
+    assert TrainConfig().model_dir == "quoted"
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--gin.ModelConfig.num_layer=3", "no parameter num_layer; did you mean num_layers"),
+        ("--gin.ModelConfgi.num_layers=3", "no configurable named ModelConfgi; did you mean Mod"),
+        ("--gin.TRAIN_STEP=3", "nothing reads the macro TRAIN_STEP; did you mean TRAIN_STEPS"),
+        ("--gin_file=openlama.gin", "no gin file openlama.gin .*did you mean .*openllama.gin"),
+        ("--gin.ModelConfig.num_layers", "write --gin.NAME=VALUE"),
+    ],
+)
+def test_a_misspelt_name_is_refused_with_the_nearest(argument: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load("--gin_file=openllama.gin", argument)
+
+
+def test_a_syntax_error_names_file_and_line(tmp_path: Path) -> None:
+    (tmp_path / "broken.gin").write_text("TrainConfig.steps = 1\nTrainConfig.seed = = 2\n")
+    with pytest.raises(UserError, match=r"broken\.gin.*line 2"):
+        load(f"--gin_file={tmp_path}/broken.gin")
+
+
+@pytest.mark.parametrize("command", ["train", "prepare"])
+def test_a_users_mistake_is_one_line_and_exit_code_2(command: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [
+            sys.executable, "-m", f"jaxllm.{command}", "--gin_file=openllama.gin",
+            f"--gin.MODEL_DIR={tmp_path}/run", "--gin.TrainConfig.stepz=3",
+        ],
+        cwd=REPOSITORY, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines()[-1].startswith("error: gin: TrainConfig has no par")
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_packaged_run_file_loads() -> None:
+    for path in sorted((REPOSITORY / "gin" / "runs").glob("*.gin")):
+        if path.name == "base.gin":
+            continue
+        gin.clear_config()
+        load(f"--gin_file={path.name}")
+        assert ModelConfig().num_params > 0
