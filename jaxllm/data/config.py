@@ -1,0 +1,106 @@
+"""What a run reads, and how: the gin-bindable configurations of the data."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+
+import gin
+from jaxllm.errors import UserError
+
+LAYOUTS = ("concat", "concat_masked", "pack")
+VOCABULARY_KINDS = ("sentencepiece", "bytes")
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class VocabularyConfig:
+    """How text becomes token ids.
+
+    Attributes:
+      kind: `sentencepiece`, or `bytes` (UTF-8 bytes as in ByT5, and a BOS).
+      path: a SentencePiece model file, local or gs://. None trains one on the run's corpora and
+        keeps it in the cache.
+      size: tokens in a vocabulary that is trained here.
+      sample_mb: megabytes of text that training reads, an equal share of each domain.
+    """
+
+    kind: str = "sentencepiece"
+    path: str | None = None
+    size: int = 32_000
+    sample_mb: float = 8.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in VOCABULARY_KINDS:
+            raise UserError(f"VocabularyConfig.kind = {self.kind!r}: one of {VOCABULARY_KINDS}")
+        if self.kind == "sentencepiece" and self.path is None and self.size < 512:
+            raise UserError(
+                f"VocabularyConfig.size = {self.size}: bytes and special tokens need 512 or more"
+            )
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """The corpora of a run and the batches that are made of them.
+
+    Attributes:
+      mixture_or_task_name: a SeqIO mixture or task with a `text` feature. The names that exist
+        without further modules: the domains of `jaxllm.data.embedded` and `generated`, those under
+        corpus_dir, those of `tfds`, and the mixtures `embedded`, `corpus_dir` and `tfds` of them.
+      sequence_length: tokens of a row.
+      batch_size: rows of a global batch, over all hosts.
+      weights: domain -> share of the rows (any positive scale), in place of the mixture's rates.
+        Domains that it does not name are not read.
+      layout: `concat` chunks the concatenated documents, and a row attends across them, as
+        OpenLLaMA did; `concat_masked` does the same without attention across documents; `pack`
+        puts documents whole into rows as far as they fit, without attention across them.
+      seed: order of documents, rows and domains.
+      cache_dir: where prepared corpora and trained vocabularies are kept (a local directory).
+      corpus_dir: a directory of corpora, `<domain>/[<source>/]{train,valid,test}*.<suffix>` with
+        .jsonl or .txt files, plain, .gz or .zst. An unsplit file counts as train.
+      tfds: domain -> TFDS data set, as `c4/en:3.1.0` or `pg19:0.1.1#book_text` where the text
+        feature is not called `text`.
+      tfds_data_dir: where TFDS data sets lie, local or gs://; None for TFDS's own default.
+      modules: Python modules that register further SeqIO tasks when imported.
+      vocabulary: how the text is tokenised.
+      prefetch: batches that are made ahead of the loop.
+      num_workers: processes that tokenise; 0 tokenises in this one.
+      max_bad_documents: share of undecodable lines above which a corpus is refused.
+    """
+
+    mixture_or_task_name: str = ""
+    sequence_length: int = 512
+    batch_size: int = 8
+    weights: Mapping[str, float] | None = None
+    layout: str = "concat"
+    seed: int = 0
+    cache_dir: str = "~/.cache/jaxllm"
+    corpus_dir: str | None = None
+    tfds: Mapping[str, str] | None = None
+    tfds_data_dir: str | None = None
+    modules: Sequence[str] = ()
+    vocabulary: VocabularyConfig = dataclasses.field(default_factory=lambda: VocabularyConfig())
+    prefetch: int = 4
+    num_workers: int = dataclasses.field(default_factory=lambda: len(os.sched_getaffinity(0)))
+    max_bad_documents: float = 0.001
+
+    def __post_init__(self) -> None:
+        if not self.mixture_or_task_name:
+            raise UserError("DataConfig.mixture_or_task_name is not set: name a corpus to read")
+        if self.layout not in LAYOUTS:
+            raise UserError(f"DataConfig.layout = {self.layout!r}: one of {LAYOUTS}")
+        if self.sequence_length < 2 or self.batch_size < 1:
+            raise UserError("DataConfig: sequence_length needs 2 or more, batch_size 1 or more")
+        if self.weights is not None:
+            bad = {name: w for name, w in self.weights.items() if not w > 0}
+            if bad or not self.weights:
+                raise UserError(f"DataConfig.weights = {dict(self.weights)}: need shares above 0")
+        if "://" in self.cache_dir:
+            raise UserError(f"DataConfig.cache_dir = {self.cache_dir}: needs a local directory")
+
+    @property
+    def cache(self) -> str:
+        """`cache_dir` with ~ and variables filled in."""
+        return os.path.expandvars(os.path.expanduser(self.cache_dir))

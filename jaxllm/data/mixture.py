@@ -1,0 +1,91 @@
+"""Which domain row i of a run comes from, and which of the domain's rows it is.
+
+Row i sits at the point u_i = frac(i / golden ratio + offset) of the unit interval, and the domain
+whose share of the interval holds u_i gives the row. These points are as evenly spread as points
+can be (a Weyl sequence with the golden ratio: Kuipers and Niederreiter, "Uniform Distribution of
+Sequences", 1974, chapter 2.3), so in *every* stretch of n rows a domain is within O(log n) rows of
+its share: batches are alike, and the loss per domain is not noisy because the mixture was.
+
+How many of the rows before i a domain gave is a sum of floors of a line, which Euclid's algorithm
+evaluates in O(log i) steps: that is the O(1) seek of a resumed run. All in integers modulo 2^64,
+so it is exact on every machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+MODULUS = 1 << 64
+STEP = 0x9E3779B97F4A7C15  # 2^64 / golden ratio, made odd
+
+
+class Mixture:
+    """Rows of several domains, interleaved by weight.
+
+    Attributes:
+      weights: float64 [D], the share of each domain; they sum to 1.
+    """
+
+    def __init__(self, weights: Sequence[float], key: int = 0) -> None:
+        shares = np.asarray(weights, dtype=np.float64)
+        if shares.ndim != 1 or not shares.size or not np.all(shares > 0):
+            raise ValueError(f"weights must be positive: {weights}")
+        self.weights = shares / shares.sum()
+        self._offset = key % MODULUS
+        edges = [round(float(edge) * 2**53) << 11 for edge in np.cumsum(self.weights)[:-1]]
+        self._edges = [0, *edges, MODULUS]  # domain d owns [edges[d], edges[d + 1])
+        self._inner = np.asarray(edges, dtype=np.uint64)
+
+    def rows(self, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Rows start .. start + count - 1.
+
+        Returns:
+          domains: int64 [count], the domain of each row.
+          indices: int64 [count], its number among the domain's rows, from 0.
+        """
+        first = np.uint64((start * STEP + self._offset) % MODULUS)
+        points = first + np.arange(count, dtype=np.uint64) * np.uint64(STEP)  # modulo 2^64
+        domains = np.searchsorted(self._inner, points, side="right").astype(np.int64)
+        indices = np.empty(count, dtype=np.int64)
+        for domain in np.unique(domains):
+            mine = domains == domain
+            indices[mine] = self.count(int(domain), start) + np.arange(int(mine.sum()))
+        return domains, indices
+
+    def count(self, domain: int, stop: int) -> int:
+        """How many of the rows 0 .. stop - 1 come from `domain`."""
+        low, high = self._edges[domain], self._edges[domain + 1]
+        return self._points_below(high, stop) - self._points_below(low, stop)
+
+    def _points_below(self, edge: int, stop: int) -> int:
+        """How many of the first `stop` points lie in [0, edge).
+
+        x mod m < edge exactly where floor(x / m) - floor((x - edge) / m) is 1.
+        """
+        return floor_sum(stop, MODULUS, STEP, self._offset) - floor_sum(
+            stop, MODULUS, STEP, self._offset - edge
+        )
+
+
+def floor_sum(count: int, modulus: int, slope: int, start: int) -> int:
+    """Sum over i in [0, count) of floor((slope * i + start) / modulus), in O(log) steps.
+
+    The lattice points below a line, by Euclid's algorithm: Graham, Knuth and Patashnik,
+    "Concrete Mathematics", section 3.5.
+    """
+    total = 0
+    if start < 0:
+        shift = -(start // modulus)
+        total -= count * shift
+        start += shift * modulus
+    while count > 0:
+        total += (slope // modulus) * (count * (count - 1) // 2) + (start // modulus) * count
+        slope, start = slope % modulus, start % modulus
+        top = slope * count + start
+        if top < modulus:
+            break
+        count, start = divmod(top, modulus)
+        modulus, slope = slope, modulus
+    return total

@@ -1,0 +1,113 @@
+"""Corpora as SeqIO sources, tasks and mixtures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import seqio
+import tensorflow as tf
+
+from jaxllm.data.corpora import Corpus
+from jaxllm.errors import UserError
+
+# The vocabulary belongs to the run: at this level the feature is a string that passes through.
+TEXT = {
+    "text": seqio.Feature(
+        seqio.PassThroughVocabulary(size=0), add_eos=False, dtype=tf.string, rank=0
+    )
+}
+
+
+class CorpusSource(seqio.DataSource):
+    """A SeqIO source over documents that Python reads."""
+
+    def __init__(self, corpus: Corpus) -> None:
+        self.corpus = corpus
+        super().__init__(splits=corpus.splits)
+
+    @property
+    def supports_arbitrary_sharding(self) -> bool:
+        """SeqIO: there is one shard."""
+        return False
+
+    def list_shards(self, split: str) -> Sequence[str]:
+        """SeqIO: there is one shard."""
+        return [split]
+
+    def get_dataset(  # type: ignore[override]
+        self,
+        split: str = "train",
+        shuffle: bool = True,
+        seed: int | None = None,
+        shard_info: seqio.ShardInfo | None = None,
+        **unused: object,
+    ) -> tf.data.Dataset:
+        """SeqIO: the documents in their order; rows are shuffled when they are read."""
+        if shard_info and shard_info.num_shards > 1:
+            raise ValueError("a corpus has one shard")
+
+        def texts():  # type: ignore[no-untyped-def]
+            for document in self.corpus.documents(split):
+                yield {"text": document["text"]}
+
+        signature = {"text": tf.TensorSpec((), tf.string)}
+        return tf.data.Dataset.from_generator(texts, output_signature=signature)
+
+
+class NamedTfdsSource(seqio.TfdsDataSource):
+    """A TFDS data set whose `feature` is the text."""
+
+    def __init__(self, data_set: str, data_dir: str | None) -> None:
+        name, _, feature = data_set.partition("#")
+        if ":" not in name:
+            raise UserError(f"DataConfig.tfds: {data_set} needs a version, as c4/en:3.1.0")
+        self.data_set, self.feature = name, feature or "text"
+        splits = {"train": "train", "validation": "validation", "test": "test"}
+        super().__init__(tfds_name=name, tfds_data_dir=data_dir, splits=splits)
+
+
+def register(mixture: str, corpora: Mapping[str, Corpus], rates: Mapping[str, float]) -> None:
+    """Registers a task per corpus, and the mixture of those that have a train split."""
+    for name, corpus in corpora.items():
+        _replace_task(name, CorpusSource(corpus), [])
+    _replace_mixture(
+        mixture, {name: rates[name] for name in corpora if "train" in corpora[name].splits}
+    )
+
+
+def register_tfds(mixture: str, data_sets: Mapping[str, str], data_dir: str | None) -> None:
+    """Registers TFDS data sets under the names of their domains, and their even mixture."""
+    for name, data_set in data_sets.items():
+        source = NamedTfdsSource(data_set, data_dir)
+        rename = seqio.map_over_dataset(lambda row, key=source.feature: {"text": row[key]})
+        _replace_task(name, source, [rename])
+    _replace_mixture(mixture, dict.fromkeys(data_sets, 1.0))
+
+
+def describe_source(source: seqio.DataSource) -> str:
+    """The settings of a source, without the addresses that Python prints of objects."""
+    if isinstance(source, seqio.TfdsDataSource):
+        loader = source.tfds_dataset
+        feature = getattr(source, "feature", "")
+        return f"tfds {loader.name} {loader._split_map} {feature}"
+    settings = {
+        key: value
+        for key, value in sorted(vars(source).items())
+        if isinstance(value, str | int | float | bool | tuple | dict | list | None)
+    }
+    return f"{type(source).__qualname__} {settings}"
+
+
+def _replace_task(name: str, source: seqio.DataSource, preprocessors: list) -> None:
+    if name in seqio.TaskRegistry.names():
+        if not isinstance(seqio.TaskRegistry.get(name).source, CorpusSource | NamedTfdsSource):
+            raise UserError(f"corpus {name}: another SeqIO task has this name; rename the corpus")
+        seqio.TaskRegistry.remove(name)
+    seqio.TaskRegistry.add(name, source, preprocessors=preprocessors, output_features=TEXT)
+
+
+def _replace_mixture(name: str, rates: Mapping[str, float]) -> None:
+    if name in seqio.MixtureRegistry.names():
+        seqio.MixtureRegistry.remove(name)
+    if rates:
+        seqio.MixtureRegistry.add(name, sorted(rates.items()))

@@ -1,0 +1,159 @@
+"""A prepared corpus: one domain and split, tokenised, as ArrayRecord shards that any index reads.
+
+    tokens-00000.arrayrecord …   blocks of 8192 token ids, uint16 or uint32, little-endian: the
+                                 documents one after the other, cut without regard to their ends
+    starts.bin                   uint64, where each document starts in them, and the total
+    meta.json                    counts, shard sizes, vocabulary; written last
+
+Any stretch of n tokens costs n / 8192 + 2 block reads at most, whether it lies in a novel or spans
+a hundred tweets. Opening maps `starts.bin` and reads the shards' footers; it is not read through.
+A store is written under another name and renamed when it is complete.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+
+BLOCK = 8192
+SHARD_BLOCKS = 1 << 15  # 268M tokens a shard
+FORMAT_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts:
+    """What a prepared corpus holds, and what was left out of it.
+
+    Attributes:
+      documents: documents kept.
+      tokens: their tokens, BOS and EOS included.
+      text_bytes: their UTF-8 bytes.
+      empty: documents without text, left out.
+      bad: lines that could not be read, left out.
+      max_id: the largest token id.
+    """
+
+    documents: int
+    tokens: int
+    text_bytes: int
+    empty: int
+    bad: int
+    max_id: int
+
+
+class TokenWriter:
+    """Writes documents into a store at `directory`, which must exist and be empty."""
+
+    def __init__(self, directory: Path, dtype: np.dtype) -> None:
+        self._directory = directory
+        self._dtype = np.dtype(dtype)
+        self._starts = open(directory / "starts.bin", "wb")  # noqa: SIM115, closed by finish
+        self._rest = np.zeros(0, self._dtype)
+        self._writer = None
+        self._shards: list[str] = []
+        self._blocks = 0
+        self.tokens = 0
+        self.documents = 0
+        self.max_id = -1
+
+    def add(self, ids: np.ndarray, lengths: np.ndarray) -> None:
+        """Appends documents of `lengths` tokens that lie one after the other in `ids`."""
+        if not len(ids):
+            return
+        ends = self.tokens + np.cumsum(lengths)
+        self._starts.write((ends - lengths).astype("<u8").tobytes())
+        self.tokens = int(ends[-1])
+        self.documents += len(lengths)
+        self.max_id = max(self.max_id, int(ids.max()))
+        self._rest = np.concatenate([self._rest, ids.astype(self._dtype)])
+        whole = len(self._rest) // BLOCK * BLOCK
+        for block in self._rest[:whole].reshape(-1, BLOCK):
+            self._write(block)
+        self._rest = self._rest[whole:].copy()
+
+    def finish(self, **meta: object) -> None:
+        """Writes what is left, the end of the index, and `meta.json` with `meta` in it."""
+        if len(self._rest):
+            self._write(self._rest)
+        self.close()
+        with open(self._directory / "starts.bin", "ab") as starts:
+            starts.write(np.array([self.tokens], "<u8").tobytes())
+        sizes = {name: (self._directory / name).stat().st_size for name in self._shards}
+        described = {
+            "format": FORMAT_VERSION,
+            "dtype": self._dtype.str,
+            "shards": sizes,
+            "tokens": self.tokens,
+            "documents": self.documents,
+            "max_id": self.max_id,
+            **meta,
+        }
+        (self._directory / "meta.json").write_text(json.dumps(described, indent=1) + "\n")
+
+    def close(self) -> None:
+        """Closes the files; the store is unfinished unless `finish` was called."""
+        self._starts.close()
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def _write(self, block: np.ndarray) -> None:
+        from array_record.python.array_record_module import ArrayRecordWriter
+
+        if self._blocks % SHARD_BLOCKS == 0:
+            if self._writer is not None:
+                self._writer.close()
+            self._shards.append(f"tokens-{len(self._shards):05d}.arrayrecord")
+            path = str(self._directory / self._shards[-1])
+            # A group is the unit of compression: one block, so that a read decodes no other.
+            self._writer = ArrayRecordWriter(path, "group_size:1")
+        assert self._writer is not None
+        self._writer.write(block.tobytes())
+        self._blocks += 1
+
+
+class TokenStore:
+    """A prepared corpus, open for reading from any number of threads.
+
+    Attributes:
+      meta: the contents of meta.json.
+      counts: what it holds.
+      starts: uint64 [documents + 1], a memory map.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+        self.directory = Path(directory)
+        self.meta = json.loads((self.directory / "meta.json").read_text())
+        self.counts = Counts(**{f.name: self.meta[f.name] for f in dataclasses.fields(Counts)})
+        self.starts = np.memmap(self.directory / "starts.bin", "<u8", "r")
+        self._dtype = np.dtype(self.meta["dtype"])
+        self._blocks = ArrayRecordDataSource([str(self.directory / s) for s in self.meta["shards"]])
+
+    @staticmethod
+    def is_complete(directory: Path) -> bool:
+        """Whether a store of this format lies there whole: every file present with its size."""
+        try:
+            meta = json.loads((directory / "meta.json").read_text())
+            sizes = {directory / name: size for name, size in meta["shards"].items()}
+            sizes[directory / "starts.bin"] = 8 * (meta["documents"] + 1)
+            return meta["format"] == FORMAT_VERSION and all(
+                path.stat().st_size == size for path, size in sizes.items()
+            )
+        except (OSError, ValueError, KeyError):
+            return False
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Tokens start .. stop - 1 of the concatenated documents, as int32 [stop - start]."""
+        if not 0 <= start <= stop <= self.counts.tokens:
+            raise IndexError(f"tokens {start}:{stop} of {self.counts.tokens}")
+        if start == stop:
+            return np.zeros(0, np.int32)
+        first, last = start // BLOCK, (stop - 1) // BLOCK
+        blocks = self._blocks.__getitems__(list(range(first, last + 1)))
+        ids = np.frombuffer(b"".join(blocks), self._dtype)
+        return ids[start - first * BLOCK : stop - first * BLOCK].astype(np.int32)
