@@ -1,0 +1,104 @@
+"""Text to the token spans whose log-likelihood a task asks for.
+
+Contexts and continuations are split as in lm-evaluation-harness (`TemplateLM._encode_pair`,
+`utils.get_rolling_token_windows`), so that scores can be compared with published ones. Every
+text starts with the token that starts a document in training.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+
+
+class Tokenizer(Protocol):
+    """What is used of a `seqio.Vocabulary`."""
+
+    @property
+    def bos_id(self) -> int | None:
+        """The token before a document."""
+
+    @property
+    def eos_id(self) -> int | None:
+        """The token after a document."""
+
+    def encode(self, s: str) -> Sequence[int]:
+        """Token ids of `s`, without BOS and EOS."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of `ids`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Span:
+    """A sequence to score by itself.
+
+    Attributes:
+      tokens: int32 [L + 1]; the model reads tokens[:-1] and is scored on tokens[1:].
+      scored: how many of the last targets count, 1 <= scored <= L.
+      truncated: whether tokens were cut off on the left to fit the context length.
+    """
+
+    tokens: np.ndarray
+    scored: int
+    truncated: bool = False
+
+    @property
+    def length(self) -> int:
+        """Positions that the span takes in a row."""
+        return len(self.tokens) - 1
+
+
+def start_token(vocabulary: Tokenizer) -> int:
+    """The token before every text: BOS, or EOS in vocabularies without one.
+
+    Raises:
+      ValueError: the vocabulary has neither.
+    """
+    for token in (vocabulary.bos_id, vocabulary.eos_id):
+        if token is not None and token >= 0:
+            return token
+    raise ValueError("a vocabulary without BOS and EOS cannot score the first token of a text")
+
+
+def continuation(vocabulary: Tokenizer, context: str, text: str, max_length: int) -> Span:
+    """The span that scores `text` after `context`.
+
+    Both are encoded together and split where the context alone would end; spaces at the end of
+    the context go to the continuation, because tokens begin with a space and do not end in one.
+    When that leaves the continuation without a token (its characters merged into the context's
+    last token) that last token is scored. A context that does not fit is cut on the left.
+
+    Raises:
+      ValueError: the continuation alone is longer than `max_length`.
+    """
+    stripped = context.rstrip()
+    whole = vocabulary.encode(context + text)
+    boundary = min(len(vocabulary.encode(stripped)) if stripped else 0, len(whole) - 1)
+    tokens = np.asarray([start_token(vocabulary), *whole], np.int32)
+    scored = len(whole) - boundary
+    if scored > max_length:
+        raise ValueError(
+            f"a continuation of {scored} tokens does not fit a context length of {max_length}: "
+            f"{text[:40]!r}…"
+        )
+    return Span(tokens[-(max_length + 1) :], scored, truncated=len(tokens) > max_length + 1)
+
+
+def windows(vocabulary: Tokenizer, text: str, max_length: int) -> Iterator[Span]:
+    """The spans that together score every token of a document exactly once.
+
+    The first window reads BOS and scores the first `max_length` tokens; each further one reads
+    from the last token before it and scores the next `max_length`; the last one, with fewer
+    left, reads as much before them as fits (the harness' rolling windows, context_len=1).
+    """
+    tokens = np.asarray([start_token(vocabulary), *vocabulary.encode(text)], np.int32)
+    scored = 0
+    while scored < len(tokens) - 1:
+        count = min(max_length, len(tokens) - 1 - scored)
+        end = scored + count + 1
+        yield Span(tokens[max(0, end - max_length - 1) : end], count)
+        scored += count

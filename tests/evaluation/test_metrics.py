@@ -1,0 +1,107 @@
+"""Metrics against hand-worked examples and SciPy's standard errors."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import special, stats
+
+from jaxllm.evaluation import metrics
+from jaxllm.evaluation.tasks import Choice, Document, Prompt
+
+
+def test_mean_has_the_sample_standard_error():
+    values = np.random.RandomState(0).rand(37)
+    measured = metrics.mean(values)
+    assert measured.value == pytest.approx(values.mean())
+    assert measured.stderr == pytest.approx(stats.sem(values))
+    assert measured.n == 37
+    assert math.isnan(metrics.mean(values[:1]).stderr)
+
+
+def test_ratio_has_the_standard_error_of_a_bootstrap():
+    rng = np.random.RandomState(0)
+    size = rng.randint(50, 500, 400)
+    loss = size * (1 + 0.3 * rng.randn(400))
+    draws = rng.randint(0, 400, (4000, 400))
+    resampled = loss[draws].sum(1) / size[draws].sum(1)
+    measured = metrics.ratio(loss, size)
+    assert measured.value == pytest.approx(loss.sum() / size.sum())
+    assert measured.stderr == pytest.approx(resampled.std(), rel=0.05)
+
+
+def test_multiple_choice_by_hand():
+    examples = [
+        Choice("q", (" a", " bb"), 0),
+        Choice("q", (" long answer", " é", " c"), 0),
+    ]
+    ll = np.array([[-1.0, -3.0, np.nan], [-6.0, -4.0, -5.0]])
+    tokens = np.array([[1, 2, 0], [4, 1, 1]])
+    measured, columns = metrics.multiple_choice(examples, ll, tokens)
+    value = {name: m.value for name, m in measured.items()}
+    assert value["accuracy"] == 0.5  # second: " é" has the highest sum
+    assert value["accuracy_per_token"] == 1.0  # -6/4 beats -4 and -5
+    assert value["accuracy_per_char"] == 1.0  # -6/11 beats -4/1 and -5/1
+    assert value["accuracy_per_byte"] == 1.0  # é is two bytes: -4/2
+    share = [special.softmax(ll[0, :2]), special.softmax(ll[1])]
+    assert value["probability_correct"] == pytest.approx((share[0][0] + share[1][0]) / 2)
+    brier = [np.sum((share[0] - [1, 0]) ** 2), np.sum((share[1] - [1, 0, 0]) ** 2)]
+    assert value["brier"] == pytest.approx(np.mean(brier))
+    assert value["margin"] == pytest.approx((2.0 + -2.0) / 2)
+    bits = [1 / math.log(2), 6 / math.log(2) / 11]
+    assert value["answer_bits_per_byte"] == pytest.approx(np.mean(bits))
+    assert measured["accuracy"].chance == pytest.approx((1 / 2 + 1 / 3) / 2)
+    assert measured["brier"].chance == pytest.approx((1 / 2 + 2 / 3) / 2)
+    assert columns["log_likelihoods"] == [[-1.0, -3.0], [-6.0, -4.0, -5.0]]
+    assert columns["prediction"] == [0, 1]
+
+
+def test_characters_and_bytes_of_an_option_differ():
+    # Per character " ééé" wins (-3/3 against -2/2 is a tie for the first); per byte it is -3/6.
+    examples = [Choice("q", (" ab", " ééé"), 1)]
+    measured, _ = metrics.multiple_choice(examples, np.array([[-2.0, -3.0]]), np.array([[1, 1]]))
+    assert measured["accuracy_per_char"].value == 0.0
+    assert measured["accuracy_per_byte"].value == 1.0
+
+
+def test_uniform_guess_is_at_chance():
+    rng = np.random.RandomState(0)
+    examples = [Choice("q", (" a", " b", " c", " d"), rng.randint(4)) for _ in range(50)]
+    measured, _ = metrics.multiple_choice(examples, np.full((50, 4), -2.0), np.ones((50, 4)))
+    for name in ("probability_correct", "brier"):
+        assert measured[name].value == pytest.approx(measured[name].chance)
+    assert measured["margin"].value == 0
+
+
+def test_stated_chance_replaces_the_mean_of_one_over_options():
+    measured, _ = metrics.multiple_choice(
+        [Choice("q", (" a", " b"), 0)], np.array([[-1.0, -2.0]]), np.ones((1, 2)), chance=0.9
+    )
+    assert measured["accuracy"].chance == 0.9
+    assert measured["probability_correct"].chance == 0.5
+
+
+def test_perplexity_counts_utf8_bytes_of_the_text():
+    documents = [Document("ab"), Document("é")]
+    measured, columns = metrics.perplexity(
+        documents, np.array([-2.0, -1.0]) * math.log(2), np.array([2, 1])
+    )
+    assert measured["bits_per_byte"].value == pytest.approx(3 / 4)
+    assert measured["perplexity"].value == pytest.approx(2.0)
+    assert measured["loss"].value == pytest.approx(math.log(2))
+    assert columns["bytes"] == [2, 2]
+
+
+def test_cloze_and_exact_match():
+    prompts = [Prompt("1+1=", ("2", "two")), Prompt("2+2=", ("4",))]
+    measured, _ = metrics.cloze(
+        prompts,
+        np.array([-math.log(2), -2 * math.log(2)]),
+        np.array([1, 1]),
+        np.array([True, False]),
+    )
+    assert measured["exact_match"].value == 0.5
+    assert measured["target_bits_per_byte"].value == pytest.approx(1.5)
+    measured, columns = metrics.exact_match(prompts, [" two\n3", "44"], stop=("\n",))
+    assert measured["exact_match"].value == 0.5
+    assert columns["prediction"] == ["two", "44"]
