@@ -72,14 +72,21 @@ class SequenceSource:
         """
         domains, numbers = self._mixture.rows(start, count)
         rows = empty_rows(count, self.config.sequence_length)
-        for at in range(count):
-            domain = int(domains[at])
+        for domain in np.unique(domains):
             source = self._rows[domain]
-            epoch, number = divmod(int(numbers[at]), source.count)
-            key = derive_key(self.config.seed, self.domains[domain], epoch)
-            row = {name: array[at] for name, array in rows.items()}
-            source.fill(row, int(permute(number, source.count, key)))
+            mine = np.flatnonzero(domains == domain)
+            for at, chunk in zip(mine, self._chunks(int(domain), numbers[mine]), strict=True):
+                source.fill({name: array[at] for name, array in rows.items()}, chunk)
         return rows | {"domains": domains.astype(np.int32)}
+
+    def _chunks(self, domain: int, numbers: np.ndarray) -> list[int]:
+        """Where the layout keeps rows `numbers` of a domain: each epoch has an order of its own."""
+        size = self._rows[domain].count
+        epochs, chunks = np.divmod(numbers, size)
+        for epoch in np.unique(epochs):
+            key = derive_key(self.config.seed, self.domains[domain], epoch)
+            chunks[epochs == epoch] = permute(chunks[epochs == epoch], size, key)
+        return chunks.tolist()
 
     def __getitem__(self, index: int) -> Row:
         """Row `index`: as `rows`, without the leading dimension."""

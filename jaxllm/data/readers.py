@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import io
 import json
 import zlib
 from collections.abc import Callable, Iterator
-from typing import IO
+from typing import IO, Any
 
 from etils import epath
 
@@ -65,19 +66,17 @@ def read_documents(path: epath.PathLike, on_bad: OnBad = refuse) -> Iterator[dic
 
 
 @contextlib.contextmanager
-def _open(path: epath.Path) -> Iterator[IO[bytes]]:
+def _open(path: epath.Path) -> Iterator[Any]:
     with path.open("rb") as raw:
         if path.suffix == ".gz":
             with gzip.open(raw) as stream:
-                yield stream  # type: ignore[misc]
+                yield stream
         elif path.suffix == ".zst":
-            import io
-
             import zstandard
 
             decompressor = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)
             with io.BufferedReader(decompressor, 1 << 20) as stream:
-                yield stream  # type: ignore[misc]
+                yield stream
         else:
             yield raw
 

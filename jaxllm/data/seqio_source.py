@@ -34,7 +34,7 @@ class CorpusSource(seqio.DataSource):
         """SeqIO: there is one shard."""
         return [split]
 
-    def get_dataset(  # type: ignore[override]
+    def get_dataset(
         self,
         split: str = "train",
         shuffle: bool = True,

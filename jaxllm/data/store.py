@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -125,14 +127,13 @@ class TokenStore:
     """
 
     def __init__(self, directory: Path) -> None:
-        from array_record.python.array_record_data_source import ArrayRecordDataSource
-
         self.directory = Path(directory)
         self.meta = json.loads((self.directory / "meta.json").read_text())
         self.counts = Counts(**{f.name: self.meta[f.name] for f in dataclasses.fields(Counts)})
         self.starts = np.memmap(self.directory / "starts.bin", "<u8", "r")
         self._dtype = np.dtype(self.meta["dtype"])
-        self._blocks = ArrayRecordDataSource([str(self.directory / s) for s in self.meta["shards"]])
+        self._readers: dict[int, Any] = {}
+        self._lock = threading.Lock()
 
     @staticmethod
     def is_complete(directory: Path) -> bool:
@@ -154,6 +155,22 @@ class TokenStore:
         if start == stop:
             return np.zeros(0, np.int32)
         first, last = start // BLOCK, (stop - 1) // BLOCK
-        blocks = self._blocks.__getitems__(list(range(first, last + 1)))
+        blocks: list[bytes] = []
+        for shard in range(first // SHARD_BLOCKS, last // SHARD_BLOCKS + 1):
+            begin = shard * SHARD_BLOCKS
+            low, high = max(first - begin, 0), min(last - begin, SHARD_BLOCKS - 1)
+            blocks += self._reader(shard).read(list(range(low, high + 1)))
         ids = np.frombuffer(b"".join(blocks), self._dtype)
         return ids[start - first * BLOCK : stop - first * BLOCK].astype(np.int32)
+
+    def _reader(self, shard: int) -> Any:
+        """The reader of a shard, opened when first asked for; its reads are thread-safe."""
+        from array_record.python.array_record_module import ArrayRecordReader
+
+        with self._lock:
+            if shard not in self._readers:
+                path = self.directory / list(self.meta["shards"])[shard]
+                # Read what is asked for, in the calling thread: Grain's threads are enough.
+                options = "readahead_buffer_size:0,max_parallelism:0"
+                self._readers[shard] = ArrayRecordReader(str(path), options)
+            return self._readers[shard]

@@ -128,9 +128,8 @@ def sample_text(domain: str, budget: int) -> list[str]:
     room = max(1, budget // PIECE_CHARS)
     random = np.random.Generator(np.random.PCG64(derive_key("vocabulary", domain)))
     kept: list[str] = []
-    seen = chars = 0
-    for piece in _pieces(domain):
-        seen += 1
+    chars = 0
+    for seen, piece in enumerate(_pieces(domain), 1):
         chars += len(piece)
         if len(kept) < room:
             kept.append(piece)
