@@ -1,0 +1,1 @@
+"""When to save, how to save, what was saved, and how to get it back."""

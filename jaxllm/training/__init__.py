@@ -1,0 +1,1 @@
+"""The state of a run, one step of it, and the loop."""

@@ -1,0 +1,213 @@
+"""From the device's sums to the lines of metrics.jsonl."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxllm.errors import UserError
+from jaxllm.models.config import ModelConfig
+from jaxllm.training.clock import Clock
+from jaxllm.training.progress import Progress
+from jaxllm.training.step import StepMetrics
+from jaxllm.training.throughput import peak_flops, utilisation
+from jaxllm.training.writers import Writer
+
+
+class Diverged(UserError):
+    """The loss or the gradient is not a finite number: training cannot go on."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Position:
+    """How far a run is.
+
+    Attributes:
+      step: updates done.
+      tokens: tokens seen, padding included.
+      sequences: global index of the next sequence.
+      batch_size: sequences per step.
+      length: tokens per sequence.
+    """
+
+    step: int
+    tokens: int
+    sequences: int
+    batch_size: int
+    length: int
+
+    def at(self, step: int) -> Position:
+        """The position after update `step`."""
+        new = (step - self.step) * self.batch_size
+        return dataclasses.replace(
+            self,
+            step=step,
+            tokens=self.tokens + new * self.length,
+            sequences=self.sequences + new,
+        )
+
+
+class LossSums:
+    """Loss and weight summed by domain since the last line, in float64.
+
+    They travel with a checkpoint, so that the line after a resume is the one that would have been.
+    """
+
+    def __init__(self, domains: Sequence[str], carried: Mapping[str, Any] | None = None) -> None:
+        carried = carried or {}
+        self._domains = tuple(domains)
+        self._losses = [float(carried.get("loss_sums", {}).get(d, 0.0)) for d in domains]
+        self._weights = [float(carried.get("weight_sums", {}).get(d, 0.0)) for d in domains]
+
+    def add(self, losses: np.ndarray, weights: np.ndarray) -> None:
+        """Adds the sums of one step: [domains] each."""
+        for i, (loss, weight) in enumerate(zip(losses, weights, strict=True)):
+            self._losses[i] += float(loss)
+            self._weights[i] += float(weight)
+
+    def means(self) -> dict[str, float]:
+        """`loss`, and `loss/<domain>` of the domains that were seen; nats per token."""
+        total = {"loss": sum(self._losses) / max(sum(self._weights), 1e-30)}
+        seen = zip(self._domains, self._losses, self._weights, strict=True)
+        return total | {f"loss/{d}": loss / weight for d, loss, weight in seen if weight > 0}
+
+    def carried(self) -> dict[str, Any]:
+        """The sums as JSON."""
+        return {
+            "loss_sums": dict(zip(self._domains, self._losses, strict=True)),
+            "weight_sums": dict(zip(self._domains, self._weights, strict=True)),
+        }
+
+
+class MetricsLog:
+    """Reads each step's metrics when the next one is under way, and writes a line now and then.
+
+    Reading one step late keeps the device busy; reading every step finds a loss that is not a
+    number before anything more is saved.
+
+    Attributes:
+      loss: of the last step that was read, None before the first.
+      learning_rate: of the same step.
+      saved: step of the newest checkpoint, for the message when training breaks.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: ModelConfig,
+        start: Position,
+        domains: Sequence[str],
+        carried: Mapping[str, Any],
+        every: int,
+        steps: int,
+        restarts: int,
+        clock: Clock,
+        progress: Progress,
+        writers: Sequence[Writer],
+    ) -> None:
+        self.loss: float | None = None
+        self.learning_rate: float | None = None
+        self.saved: int | None = None
+        self._model, self._start, self._domains = model, start, tuple(domains)
+        self._every, self._steps, self._restarts = every, steps, restarts
+        self._clock, self._progress, self._writers = clock, progress, writers
+        self._sums = LossSums(domains, carried)
+        self._pending: tuple[int, StepMetrics] | None = None
+        self._last_line = start.step
+        self._speed = 0.0
+
+    def add(self, step: int, metrics: StepMetrics) -> None:
+        """Takes the metrics of a step that was just sent to the device."""
+        self.settle()
+        self._pending = (step, metrics)
+
+    def settle(self) -> None:
+        """Waits for the step that is under way and reads it.
+
+        Raises:
+          Diverged: its loss or gradient norm is not finite.
+        """
+        if self._pending is None:
+            return
+        step, metrics = self._pending
+        self._pending = None
+        self._read(step, jax.device_get(metrics))
+
+    def carried(self) -> dict[str, Any]:
+        """What a checkpoint must take along so that the next line is exact."""
+        return self._sums.carried()
+
+    def _read(self, step: int, metrics: StepMetrics) -> None:
+        loss = float(np.sum(metrics.loss_sums) / max(np.sum(metrics.weight_sums), 1e-30))
+        self._check_finite(step, loss, float(metrics.grad_norm))
+        self._sums.add(np.asarray(metrics.loss_sums), np.asarray(metrics.weight_sums))
+        self.loss, self.learning_rate = loss, float(metrics.learning_rate)
+        if step % self._every == 0 or step == self._steps:
+            self._write_line(step, metrics)
+        self._progress.update(step, loss, self._speed or self._speed_so_far(step))
+
+    def _write_line(self, step: int, metrics: StepMetrics) -> None:
+        lap = self._clock.lap()
+        steps_here = step - self._last_line
+        line = self._line(step, metrics) | self._timing(
+            steps_here, lap.steps, lap.data, lap.checkpoint, lap.evaluation
+        )
+        self._last_line = step
+        self._sums = LossSums(self._domains)
+        for writer in self._writers:
+            writer.write_metrics(step, line)
+
+    def _line(self, step: int, metrics: StepMetrics) -> dict[str, float | int | None]:
+        """What depends on seed and step alone."""
+        tokens = self._start.at(step).tokens
+        return {
+            "tokens": tokens,
+            "flops": 6.0 * self._model.num_params * tokens,
+            **self._sums.means(),
+            "grad_norm": float(metrics.grad_norm),
+            "param_norm": float(metrics.param_norm),
+            "learning_rate": float(metrics.learning_rate),
+        }
+
+    def _timing(
+        self, steps: int, seconds: float, data: float, checkpoint: float, evaluation: float
+    ) -> dict[str, float | int | None]:
+        """What depends on the machine. MFU counts 6N and the full or the causal attention."""
+        length, devices = self._start.length, jax.device_count()
+        speed = self._speed = steps * self._start.batch_size * length / seconds
+        peak = peak_flops(jax.devices()[0])
+        full = speed * self._model.flops_per_token(length, causal=False)
+        causal = speed * self._model.flops_per_token(length, causal=True)
+        return {
+            "tokens_per_second": speed,
+            "flops_per_second": full,
+            "mfu": utilisation(full, devices, peak),
+            "mfu_causal": utilisation(causal, devices, peak),
+            "step_seconds": seconds / steps,
+            "data_wait_seconds": data,
+            "checkpoint_seconds": checkpoint,
+            "evaluation_seconds": evaluation,
+            "wall_seconds": self._clock.wall_seconds,
+            "restarts": self._restarts,
+        }
+
+    def _speed_so_far(self, step: int) -> float:
+        steps = step - self._start.step
+        return steps * self._start.batch_size * self._start.length / self._clock.total().steps
+
+    def _check_finite(self, step: int, loss: float, grad_norm: float) -> None:
+        if math.isfinite(loss) and math.isfinite(grad_norm):
+            return
+        what = "gradient norm" if math.isfinite(loss) else "loss"
+        value = grad_norm if math.isfinite(loss) else loss
+        good = f"step {step - 1} (loss {self.loss:.4f})" if self.loss is not None else "none here"
+        saved = f"step {self.saved}" if self.saved is not None else "none"
+        raise Diverged(
+            f"the {what} is {value} at step {step}; last good: {good}; newest checkpoint: {saved}."
+            " Lower ScheduleConfig.peak, lengthen warmup_steps, or lower OptimizerConfig.clip"
+        )

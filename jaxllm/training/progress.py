@@ -1,0 +1,72 @@
+"""How far the run is, on one line."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TextIO
+
+
+class Progress:
+    """A line that is renewed in a terminal; elsewhere a new line every `every` seconds."""
+
+    def __init__(self, steps: int, every: float, out: TextIO | None = None) -> None:
+        self._steps = steps
+        self._out = out or sys.stdout
+        self._terminal = self._out.isatty()
+        self._every = 0.2 if self._terminal else every
+        self._width = 0
+        self._began = self._shown = time.perf_counter()
+        self._first: int | None = None
+
+    def update(self, step: int, loss: float, tokens_per_second: float) -> None:
+        """Shows that `step` is done, unless the line is still fresh."""
+        now = time.perf_counter()
+        if self._first is None:
+            self._first, self._began = step, now
+        if now - self._shown < self._every:
+            return
+        self._shown = now
+        left = duration((now - self._began) / max(1, step - self._first) * (self._steps - step))
+        known = f"{left} left" if step > self._first else "time left unknown yet"
+        self._write(
+            f"step {step}/{self._steps} ({100 * step / self._steps:.0f} %)  loss {loss:.3f}  "
+            f"{tokens_per_second:,.0f} tokens/s  {known}"
+        )
+
+    def say(self, text: str) -> None:
+        """Prints a line that stays."""
+        self._clear()
+        print(text, file=self._out, flush=True)
+
+    def close(self) -> None:
+        """Leaves the terminal at the beginning of a line."""
+        self._clear()
+
+    def _write(self, line: str) -> None:
+        if not self._terminal:
+            print(line, file=self._out, flush=True)
+            return
+        self._out.write("\r" + line.ljust(self._width))
+        self._out.flush()
+        self._width = len(line)
+
+    def _clear(self) -> None:
+        if self._width:
+            self._out.write("\r" + " " * self._width + "\r")
+            self._out.flush()
+            self._width = 0
+
+
+def duration(seconds: float) -> str:
+    """`3 s`, `2:05 min`, `1:02 h`, `3 d 4 h`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60}:{whole % 60:02} min"
+    minutes = round(seconds / 60)
+    if minutes < 24 * 60:
+        return f"{minutes // 60}:{minutes % 60:02} h"
+    hours = round(seconds / 3600)
+    return f"{hours // 24} d {hours % 24} h"

@@ -1,0 +1,203 @@
+"""What the loop speaks of: a run as it stands in this process."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+from jaxllm.checkpoints.manager import Checkpoints, available, check_writable
+from jaxllm.checkpoints.manifest import Entry, code_version
+from jaxllm.evaluation.scoring import Interrupted
+from jaxllm.models.decoder import abstract_params
+from jaxllm.training.clock import Clock
+from jaxllm.training.experiment import Evaluator, Experiment, Source
+from jaxllm.training.metrics import MetricsLog, Position
+from jaxllm.training.optimizer import make_optimizer
+from jaxllm.training.progress import Progress
+from jaxllm.training.schedule import make_schedule
+from jaxllm.training.state import TrainState, abstract_state, init_state, num_bytes
+from jaxllm.training.step import TrainStep, compile_train_step
+from jaxllm.training.writers import MetricsJsonl, Writer, restarts_before
+
+
+class Session:
+    """A run taken up where its newest checkpoint left it.
+
+    Attributes:
+      step: updates done; the loop counts it up.
+      saved: step of the newest checkpoint; None without one.
+      scheduled: the steps at which the loop saves and scores.
+      position: where the run was when this process took it up.
+      clock: where the time of this process goes.
+      log: takes the metrics of every step.
+      checkpoints: the run's checkpoints.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        mesh: jax.sharding.Mesh,
+        source: Source,
+        evaluator: Evaluator | None,
+        writers: Sequence[Writer],
+        should_stop: Callable[[], bool],
+    ) -> None:
+        """Opens MODEL_DIR and reads the newest checkpoint.
+
+        Raises:
+          UserError: MODEL_DIR cannot be written, or the checkpoint does not fit the configs.
+        """
+        e = self._experiment = experiment
+        self._mesh, self._evaluator, self._should_stop = mesh, evaluator, should_stop
+        self._num_domains = len(source.domains)
+        self.clock = Clock()
+        self.scheduled = frozenset(e.scheduled_steps)
+        with self.clock.measure("setup"), contextlib.ExitStack() as opened:
+            self._progress = Progress(e.train.steps, e.train.progress_seconds)
+            opened.enter_context(contextlib.closing(self._progress))
+            for writer in writers:
+                opened.enter_context(contextlib.closing(writer))
+            self._schedule = make_schedule(e.schedule, e.train.steps)
+            self._optimizer = make_optimizer(e.optimizer, self._schedule, abstract_params(e.model))
+            abstract = self._abstract = abstract_state(e.model, self._optimizer, mesh)
+            newest = max((entry.step for entry in available(e.model_dir)), default=-1)
+            check_writable(e.model_dir, e.bytes_to_come(num_bytes(abstract), newest))
+            self.checkpoints = Checkpoints(e.model_dir, e.checkpoints, self._progress.say)
+            opened.enter_context(contextlib.closing(self.checkpoints))
+            self._restored = self.checkpoints.resume(
+                abstract.params, {"step": abstract.step, "opt_state": abstract.opt_state}
+            )
+            entry = self._restored.entry if self._restored else None
+            self.step = entry.step if entry else 0
+            self.saved = self.step if entry else None
+            self.position = Position(
+                step=self.step,
+                tokens=entry.tokens if entry else 0,
+                sequences=entry.data_position if entry else 0,
+                batch_size=e.data.batch_size,
+                length=e.data.sequence_length,
+            )
+            self._restarts = 0
+            if entry:
+                self._restarts = max(entry.restarts, restarts_before(e.model_dir)) + 1
+                self.clock.before = entry.wall_seconds
+                self._progress.say(f"resuming {e.model_dir} at step {self.step}")
+            own = [MetricsJsonl(e.model_dir, self.step)] if jax.process_index() == 0 else []
+            self._writers: list[Writer] = [*own, *writers]
+            self.log = MetricsLog(
+                model=e.model,
+                start=self.position,
+                domains=source.domains,
+                carried=self._restored.carried if self._restored else {},
+                every=e.train.log_every,
+                steps=e.train.steps,
+                restarts=self._restarts,
+                clock=self.clock,
+                progress=self._progress,
+                writers=self._writers,
+            )
+            self.log.saved = self.saved
+            self._opened = opened.pop_all()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._opened.__exit__(*error)
+
+    def restored_or_new_state(self) -> TrainState:
+        """The state to begin with."""
+        if self._restored is None:
+            e = self._experiment
+            with self.clock.measure("setup"):
+                return init_state(e.model, self._optimizer, self._abstract, e.train.seed)
+        training = self._restored.training
+        return TrainState(training["step"], self._restored.model, training["opt_state"])
+
+    def compile_update(self) -> TrainStep:
+        """The compiled update; its compilation is not a part of any step's time."""
+        e = self._experiment
+        with self.clock.measure("setup"):
+            return compile_train_step(
+                e.model,
+                self._optimizer,
+                self._schedule,
+                self._mesh,
+                self._abstract,
+                batch_size=e.data.batch_size,
+                length=e.data.sequence_length,
+                num_domains=self._num_domains,
+                accumulation=e.train.gradient_accumulation,
+                z_loss=e.train.z_loss,
+            )
+
+    def catch_up(self, state: TrainState) -> None:
+        """Does what is due at the step where this process begins, or was when a kill came."""
+        if self._restored is None:
+            if self.step in self.scheduled:
+                self.save(state, "scheduled")
+                self.score(state)
+        elif self._restored.entry.kind != "preempted" and self._evaluator is not None:
+            missing = self._evaluator.missing(self.step)
+            if missing:
+                self._progress.say(f"scoring {len(missing)} tasks that step {self.step} lacks")
+                self.score(state, missing)
+
+    def save(self, state: TrainState, kind: str) -> None:
+        """Begins to save; the loop goes on while it is written."""
+        self.log.settle()
+        with self.clock.measure("checkpoint"):
+            self.checkpoints.save(
+                self._entry(kind),
+                state.params,
+                {"step": state.step, "opt_state": state.opt_state},
+                self.log.carried(),
+            )
+        self.saved = self.log.saved = self.step
+
+    def score(self, state: TrainState, tasks: Sequence[str] | None = None) -> None:
+        """Scores the live parameters on `tasks` (None: all), and hands the records on.
+
+        When a signal comes in between, the tasks that are left are done at the next start.
+        """
+        if self._evaluator is None:
+            return
+        position = self.position.at(self.step)
+        records: list[Any] = []
+        with self.clock.measure("evaluation"):
+            with contextlib.suppress(Interrupted):
+                for task in self._evaluator.definitions if tasks is None else tasks:
+                    records += self._evaluator.evaluate(
+                        state.params,
+                        self.step,
+                        position.tokens,
+                        self._flops(position),
+                        tasks=(task,),
+                        should_stop=self._should_stop,
+                    )
+            for writer in self._writers:
+                writer.write_records(self.step, records)
+
+    def _entry(self, kind: str) -> Entry:
+        position = self.position.at(self.step)
+        return Entry(
+            step=self.step,
+            tokens=position.tokens,
+            flops=self._flops(position),
+            learning_rate=self.log.learning_rate,
+            loss=self.log.loss,
+            data_position=position.sequences,
+            dtype=self._experiment.model.param_dtype,
+            wall_time=time.time(),
+            wall_seconds=self.clock.wall_seconds,
+            code_version=code_version(),
+            restarts=self._restarts,
+            kind=kind,
+        )
+
+    def _flops(self, position: Position) -> float:
+        return 6.0 * self._experiment.model.num_params * position.tokens

@@ -1,0 +1,65 @@
+"""What an update changes: parameters, optimizer state, step."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxllm.models.config import ModelConfig
+from jaxllm.models.decoder import abstract_params, init_params
+from jaxllm.sharding.rules import param_shardings
+
+
+class TrainState(NamedTuple):
+    """The state of a run, sharded over the mesh.
+
+    There is no random state: everything random is a function of the seed and the step.
+
+    Attributes:
+      step: int32 [], updates done.
+      params: tree of parameters, without boxes.
+      opt_state: Optax's state; its moments are sharded as the parameters they belong to.
+    """
+
+    step: Any
+    params: Any
+    opt_state: Any
+
+
+def abstract_state(
+    model: ModelConfig, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh
+) -> TrainState:
+    """The state as `jax.ShapeDtypeStruct`s with their shardings on `mesh`; costs no memory."""
+    params = abstract_params(model)
+    opt_state = jax.eval_shape(optimizer.init, params)
+    state = TrainState(jax.ShapeDtypeStruct((), jnp.int32), params, opt_state)
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        nn.unbox(state),
+        param_shardings(mesh, state),
+    )
+
+
+def init_state(
+    model: ModelConfig,
+    optimizer: optax.GradientTransformation,
+    abstract: TrainState,
+    seed: int,
+) -> TrainState:
+    """A fresh state; each device makes its own part."""
+
+    def init(key: jax.Array) -> TrainState:
+        params = nn.unbox(init_params(model, key))
+        return TrainState(jnp.int32(0), params, optimizer.init(params))
+
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    return jax.jit(init, out_shardings=shardings)(jax.random.key(seed))
+
+
+def num_bytes(abstract: Any) -> int:
+    """Bytes of all arrays of the tree, over all devices."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract))

@@ -1,0 +1,159 @@
+"""One update: gradients of a batch, in parts if asked, then the optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxllm.models.batch import Array, Batch
+from jaxllm.models.config import ModelConfig
+from jaxllm.models.scoring import token_loss
+from jaxllm.sharding.rules import batch_sharding, partitioning, replicated
+from jaxllm.training.state import TrainState
+
+
+class StepMetrics(NamedTuple):
+    """What one update measured. Sums and counts merge exactly, over parts, steps and hosts.
+
+    Attributes:
+      loss_sums: float32 [domains], negative log-likelihood in nats, summed over weighted targets.
+      weight_sums: float32 [domains], the weights of those targets.
+      grad_norm: float32 [], global norm before clipping.
+      param_norm: float32 [], global norm after the update.
+      learning_rate: float32 [].
+    """
+
+    loss_sums: Array
+    weight_sums: Array
+    grad_norm: Array
+    param_norm: Array
+    learning_rate: Array
+
+
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]
+
+
+def compile_train_step(
+    model: ModelConfig,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    mesh: jax.sharding.Mesh,
+    abstract: TrainState,
+    *,
+    batch_size: int,
+    length: int,
+    num_domains: int,
+    accumulation: int = 1,
+    z_loss: float = 0.0,
+) -> TrainStep:
+    """Compiles the update for one batch shape; the old state's memory is reused for the new one.
+
+    The loss is the mean over the batch's weighted targets, however many parts it is cut into:
+    every part is divided by the weight of the whole batch.
+
+    Args:
+      model: its architecture.
+      optimizer: from `make_optimizer`.
+      schedule: learning rate by updates done; for the metrics.
+      mesh: where `abstract` lives.
+      abstract: from `abstract_state`.
+      batch_size: rows of the global batch, B.
+      length: tokens per row, T.
+      num_domains: number of domains that `Batch.domains` indexes.
+      accumulation: parts; divides B.
+      z_loss: coefficient of log²(Z).
+
+    Returns:
+      (state, batch) -> (state, StepMetrics), for global arrays [B, T] sharded over rows.
+    """
+
+    def update(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+        with partitioning(mesh):
+            gradients, loss_sums = gradients_of(state.params, batch)
+            updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
+        metrics = StepMetrics(
+            loss_sums=loss_sums,
+            weight_sums=_by_domain(batch.weights, batch.domains, num_domains),
+            grad_norm=optax.global_norm(gradients),
+            param_norm=optax.global_norm(params),
+            learning_rate=jnp.asarray(schedule(state.step), jnp.float32),
+        )
+        return TrainState(state.step + 1, params, opt_state), metrics
+
+    def gradients_of(params: Any, batch: Batch) -> tuple[Any, jax.Array]:
+        scale = 1.0 / jnp.maximum(jnp.sum(batch.weights), 1.0)
+        if accumulation == 1:
+            return part_gradients(params, batch, scale)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), params)
+
+        def add_part(total: Any, part: Batch) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, part_gradients(params, part, scale)), None
+
+        start = (zeros, jnp.zeros((num_domains,), jnp.float32))
+        total, _ = jax.lax.scan(add_part, start, _parts(batch, accumulation, mesh))
+        return total
+
+    def part_gradients(params: Any, part: Batch, scale: jax.Array) -> tuple[Any, jax.Array]:
+        def loss(params: Any) -> tuple[jax.Array, jax.Array]:
+            total, scores = token_loss(model, params, part, z_loss)
+            losses = -scores.log_likelihood * part.weights
+            return total * scale, _by_domain(losses, part.domains, num_domains)
+
+        return jax.grad(loss, has_aux=True)(params)
+
+    rows = batch_sharding(mesh)
+    state_shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    step = jax.jit(
+        update,
+        in_shardings=(state_shardings, rows),
+        out_shardings=(state_shardings, replicated(mesh)),
+        donate_argnums=0,
+    )
+    return step.lower(abstract, _abstract_batch(batch_size, length)).compile()
+
+
+def device_batch(batch: Batch, mesh: jax.sharding.Mesh) -> Batch:
+    """This host's rows of a batch as its part of the global arrays."""
+    sharding = batch_sharding(mesh)
+    return jax.tree.map(
+        lambda rows: jax.make_array_from_process_local_data(sharding, np.asarray(rows)), batch
+    )
+
+
+def _by_domain(values: Array, domains: Array, num_domains: int) -> jax.Array:
+    """Sums [B, T] values over the rows of each domain: [num_domains]."""
+    return jax.ops.segment_sum(jnp.sum(values, axis=1), domains, num_domains)
+
+
+def _parts(batch: Batch, parts: int, mesh: jax.sharding.Mesh) -> Batch:
+    """[B, ...] -> [parts, B / parts, ...]: row r goes to part r mod parts.
+
+    Every part then takes rows from every device, and no row moves between devices.
+    """
+    rows = jax.sharding.PartitionSpec(None, *batch_sharding(mesh).spec)
+
+    def cut(x: jax.Array) -> jax.Array:
+        x = jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0)
+        return jax.lax.with_sharding_constraint(x, jax.sharding.NamedSharding(mesh, rows))
+
+    return jax.tree.map(cut, batch)
+
+
+def _abstract_batch(batch_size: int, length: int) -> Batch:
+    tokens: Any = jax.ShapeDtypeStruct((batch_size, length), jnp.int32)
+    weights: Any = jax.ShapeDtypeStruct((batch_size, length), jnp.float32)
+    domains: Any = jax.ShapeDtypeStruct((batch_size,), jnp.int32)
+    return Batch(
+        inputs=tokens,
+        targets=tokens,
+        weights=weights,
+        positions=tokens,
+        segment_ids=tokens,
+        domains=domains,
+    )
