@@ -1,0 +1,167 @@
+"""From all records to one trajectory per task, and when each task left chance.
+
+A task has left chance at the first checkpoint whose value is more than two standard errors above
+its chance level, if the next scored checkpoint is too: one lucky checkpoint is expected among
+forty, two in a row among 1,600. At the last checkpoint there is no next one, and the finding is
+provisional.
+"""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from jaxllm.trajectory.records import COLUMNS, OK
+
+STANDARD_ERRORS = 2.0
+
+LEFT = "left chance"
+PROVISIONAL = "left chance at the last checkpoint"
+AT_CHANCE = "at chance"
+NO_CHANCE_LEVEL = "no chance level"
+NO_STANDARD_ERROR = "no standard error"
+NO_VALUE = "no value"
+
+_LOWER_IS_BETTER = ("bits_per_byte", "perplexity", "loss", "brier", "nll", "error")
+
+
+def lower_is_better(metric: str) -> bool:
+    """Whether a smaller value of `metric` is the better one."""
+    return any(word in metric for word in _LOWER_IS_BETTER)
+
+
+def is_share(metric: str) -> bool:
+    """Whether `metric` is a share or a probability, from 0 to 1."""
+    words = ("accuracy", "exact_match", "probability", "f1")
+    return not lower_is_better(metric) and any(word in metric for word in words)
+
+
+def charted(records: pd.DataFrame) -> pd.DataFrame:
+    """The trajectories to show: of every task its primary metric at every scored checkpoint.
+
+    Returns the columns of a record. Where a run has records of a checkpoint but none of the task,
+    or the task failed, a row without a value says so in `status`, so that nothing is dropped. A
+    task none of whose metrics is primary shows the first in alphabetical order.
+    """
+    rows = []
+    for run, of_run in records.groupby("run", sort=False):
+        clocks = of_run.groupby("step")[["tokens", "flops"]].max()
+        for task, of_task in of_run.groupby("task", sort=False):
+            succeeded = of_task[of_task.status == OK]
+            primary = succeeded[succeeded.primary]
+            metrics = (primary if len(primary) else succeeded)["metric"]
+            metric = metrics.mode()[0] if len(metrics) else of_task.metric.iloc[0]
+            shown = succeeded[succeeded.metric == metric]
+            failed = of_task[(of_task.status != OK) & ~of_task.step.isin(shown.step)]
+            failed = failed.drop_duplicates("step").assign(metric=metric, value=float("nan"))
+            missing = clocks.index.difference(of_task.step)
+            like = of_task.iloc[-1]
+            gaps = pd.DataFrame(
+                [
+                    {**like, "step": step, "tokens": clocks.tokens[step], "metric": metric,
+                     "flops": clocks.flops[step], "value": float("nan"), "n": 0,
+                     "stderr": float("nan"), "status": "no record", "run": run, "task": task}
+                    for step in missing
+                ],
+                columns=COLUMNS,
+            )  # fmt: skip
+            rows += [part for part in (shown, failed, gaps) if len(part)]
+    if not rows:
+        return records.iloc[:0]
+    frame = pd.concat(rows).drop_duplicates(["run", "task", "step", "task_version"])
+    frame.loc[~frame.value.abs().lt(float("inf")), "value"] = float("nan")
+    return frame.sort_values(["run", "domain", "task", "step"], ignore_index=True)
+
+
+def above_chance(frame: pd.DataFrame) -> pd.Series:
+    """Per row, whether the value is beyond chance by `STANDARD_ERRORS` (no doubt, no claim)."""
+    sign = frame.metric.map(lambda metric: -1.0 if lower_is_better(metric) else 1.0)
+    return sign * (frame.value - frame.chance) > STANDARD_ERRORS * frame.stderr
+
+
+def onsets(trajectories: pd.DataFrame) -> pd.DataFrame:
+    """When each task left chance.
+
+    Args:
+      trajectories: What `charted` returns.
+
+    Returns:
+      A row per run and task, in the order in which they left chance: `run, task, domain, metric,
+      state, step, tokens, flops, first, final, stderr, n, chance, shots, task_version`; `step`,
+      `tokens`, `flops` are those of the onset and missing where there is none.
+    """
+    rows = []
+    for (run, task), all_points in trajectories.groupby(["run", "task"], sort=False):
+        points = all_points.dropna(subset="value").sort_values("step")
+        last = (points if len(points) else all_points).iloc[-1]
+        state, at = _onset(points)
+        rows.append(
+            {
+                "run": run, "task": task, "domain": last.domain, "metric": last.metric,
+                "state": state,
+                "step": points.step.iloc[at] if at is not None else float("nan"),
+                "tokens": points.tokens.iloc[at] if at is not None else float("nan"),
+                "flops": points.flops.iloc[at] if at is not None else float("nan"),
+                "first": points.value.iloc[0] if len(points) else float("nan"),
+                "final": last.value, "stderr": last.stderr, "n": int(last.n),
+                "chance": last.chance, "shots": int(last.shots),
+                "task_version": last.task_version,
+            }
+        )  # fmt: skip
+    frame = pd.DataFrame(rows, columns=_ONSET_COLUMNS)
+    order = (LEFT, PROVISIONAL, NO_CHANCE_LEVEL, AT_CHANCE, NO_STANDARD_ERROR, NO_VALUE)
+    rank = frame.state.map(order.index)
+    return (
+        frame.assign(rank=rank)
+        .sort_values(["rank", "tokens", "task"], kind="stable", ignore_index=True)
+        .drop(columns="rank")
+    )
+
+
+def gain_share(trajectories: pd.DataFrame, findings: pd.DataFrame) -> pd.DataFrame:
+    """Which part of its gain each task had made at each checkpoint.
+
+    The gain is counted from chance, or from the first checkpoint where there is no chance level,
+    to the best value of the run. A task that never left chance has gained nothing: its noise is
+    not stretched to a curve.
+
+    Returns:
+      `trajectories` with the columns `share` (0 to 1; missing where the value is) and `state`.
+    """
+    parts = []
+    for (_, task), points in trajectories.groupby(["run", "task"], sort=False):
+        state = findings[(findings.task == task) & (findings.run == points.run.iloc[0])].state
+        first = points.value.dropna()
+        start = points.chance.iloc[-1]
+        if pd.isna(start) and len(first):
+            start = first.iloc[0]
+        sign = -1.0 if lower_is_better(points.metric.iloc[0]) else 1.0
+        gain = sign * (points.value - start)
+        share = (gain / gain.max()).clip(0, 1) if gain.max() > 0 else gain * 0.0
+        if state.iloc[0] == AT_CHANCE:
+            share = gain * 0.0
+        parts.append(points.assign(share=share, state=state.iloc[0]))
+    empty = trajectories.assign(share=float("nan"), state="")
+    return pd.concat(parts, ignore_index=True) if parts else empty
+
+
+_ONSET_COLUMNS = (
+    "run", "task", "domain", "metric", "state", "step", "tokens", "flops", "first", "final",
+    "stderr", "n", "chance", "shots", "task_version",
+)  # fmt: skip
+
+
+def _onset(points: pd.DataFrame) -> tuple[str, int | None]:
+    """The state of one task, and the position of its onset among its valid points."""
+    if points.empty:
+        return NO_VALUE, None
+    if points.chance.isna().all():
+        return NO_CHANCE_LEVEL, None
+    if points.stderr.isna().all():
+        return NO_STANDARD_ERROR, None
+    above = list(above_chance(points))
+    for at, is_above in enumerate(above):
+        if is_above and at + 1 == len(above):
+            return PROVISIONAL, at
+        if is_above and above[at + 1]:
+            return LEFT, at
+    return AT_CHANCE, None

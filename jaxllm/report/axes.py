@@ -1,0 +1,72 @@
+"""The three clocks of a run as chart axes, shared by every chart of a page."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import pandas as pd
+
+CLOCKS = {"tokens": "Training tokens", "flops": "Training FLOPs", "step": "Step"}
+
+# "10G" tokens are 10B, and 1e+18 FLOPs are 1e18.
+_LABELS = {
+    "tokens": "replace(format(datum.value, '~s'), 'G', 'B')",
+    "flops": "datum.value == 0 ? '0' : replace(format(datum.value, '~e'), 'e+', 'e')",
+    "step": "datum.value >= 10000 ? format(datum.value, '~s') : format(datum.value, '~r')",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Axis:
+    """One clock on a logarithmic or linear scale, as Vega-Lite's `scale`, `axis` and `title`."""
+
+    field: str
+    scale: dict[str, Any]
+    axis: dict[str, Any]
+
+    @property
+    def title(self) -> str:
+        """The axis title."""
+        return CLOCKS[self.field]
+
+
+def axes(points: pd.DataFrame, metrics: pd.DataFrame) -> dict[str, dict[str, Axis]]:
+    """`{clock: {"log": Axis, "linear": Axis}}`, from 0 to the largest value of all runs.
+
+    The logarithmic scale is symmetric (log(1 + x/c)), since a run has a checkpoint at step 0;
+    c is the first checkpoint after it, so that no checkpoint is squeezed and none is lost.
+    """
+    result = {}
+    for clock in CLOCKS:
+        values = [*_positive(points, clock)] or [*_positive(metrics, clock)] or [1.0]
+        high = max([*values, *_positive(metrics, clock)])
+        low = min(values)
+        label = {"labelExpr": _LABELS[clock]}
+        log = {"type": "symlog", "constant": low, "domain": [0, high], "nice": False}
+        result[clock] = {
+            "log": Axis(clock, log, {**label, "values": [0, *_decades(low, high)]}),
+            "linear": Axis(clock, {"type": "linear", "domain": [0, high], "nice": False}, label),
+        }
+    return result
+
+
+def preferred_scale(points: pd.DataFrame) -> str:
+    """Logarithmic when the checkpoints span more than a factor of 30, as early dense ones do."""
+    values = _positive(points, "tokens")
+    return "log" if values and max(values) > 30 * min(values) else "linear"
+
+
+def _positive(frame: pd.DataFrame, clock: str) -> list[float]:
+    column = frame[clock] if clock in frame else pd.Series(dtype="float64")
+    return [float(value) for value in column if 0 < value < math.inf]
+
+
+def _decades(low: float, high: float) -> Iterable[float]:
+    """Powers of ten from `low` to `high`, with 3s (or 2s and 5s) between when they are few."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    steps = (1, 2, 5) if last - first < 3 else (1, 3) if last - first < 5 else (1,)
+    ticks = [m * 10.0**e for e in range(first, last + 1) for m in steps]
+    return [tick for tick in ticks if low <= tick <= high * 1.0001]

@@ -1,0 +1,228 @@
+"""Altair charts over tidy tables: one specification serves the page, the PNG and TensorBoard.
+
+Every chart has its data inside and a clock (`jaxllm.report.axes.Axis`) as its x axis. Colours
+come from the theme alone; `series` is the list of names that the colours stand for.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import altair as alt
+import pandas as pd
+
+from jaxllm.analysis.capabilities import is_share
+from jaxllm.report.axes import Axis
+from jaxllm.report.numbers import metric_name, with_error
+from jaxllm.report.theme import chart_config
+
+Chart = alt.LayerChart | alt.FacetChart
+
+_CHART_COLUMNS = [
+    "run", "task", "step", "tokens", "flops", "metric", "value", "stderr", "low", "high", "n",
+    "chance", "left_chance", "series", "task_version",
+]  # fmt: skip
+
+
+def capability(points: pd.DataFrame, axis: Axis, series: Sequence[str]) -> Chart:
+    """One task: value with its ±1.96 SE band against the clock, chance dashed, onset ringed.
+
+    `points` are rows of one task with `low`, `high` (the band), `left_chance` and `series`; a row
+    without a value is a gap in the line.
+    """
+    metric = str(points.metric.iloc[0])
+    share = is_share(metric)
+    number = ".1%" if share else ".3f"
+    low, high = value_range(points, share)
+    y_scale = alt.Scale(domain=[low, high], nice=False, zero=False)
+    y_axis = alt.Axis(format=".0%" if share else "~g", title=None)
+    base = alt.Chart().encode(x=_x(axis), color=_colour(series), detail=["run:N", "task_version:N"])
+    y = alt.Y("value:Q", scale=y_scale, axis=y_axis)
+    band = base.mark_area(opacity=0.16, clip=True).encode(
+        y=alt.Y("low:Q", scale=y_scale, axis=y_axis), y2="high:Q"
+    )
+    line = base.mark_line(strokeWidth=2, interpolate="linear", clip=True).encode(y=y)
+    dots = base.mark_circle(size=22, opacity=1).encode(y=y)
+    onset = (
+        base.mark_point(style="onset", size=110, filled=False)
+        .transform_filter("datum.left_chance")
+        .encode(y=y, color=alt.Undefined)
+    )
+    nearest = alt.selection_point(
+        on="pointermove", nearest=True, clear="pointerout", fields=["run", "step"], empty=False
+    )
+    hover = (
+        base.transform_filter("isValid(datum.value)")
+        .mark_circle(style="hover", size=90)
+        .encode(
+            y=y,
+            opacity=alt.condition(nearest, alt.value(1), alt.value(0)),
+            tooltip=[
+                alt.Tooltip("run:N"),
+                *_clock_tooltips(),
+                alt.Tooltip("value:Q", title=metric_name(metric), format=number),
+                alt.Tooltip("low:Q", title="95% from", format=number),
+                alt.Tooltip("high:Q", title="to", format=number),
+                alt.Tooltip("n:Q", title="examples"),
+            ],
+        )
+        .add_params(nearest)
+    )
+    layers = [band, line, dots, onset, hover]
+    chance = points.chance.dropna()
+    if len(chance):
+        rule = alt.Chart(alt.InlineData(values=[{"chance": float(chance.iloc[-1])}]))
+        layers.insert(0, rule.mark_rule(style="chance").encode(y=alt.Y("chance:Q", axis=y_axis)))
+    return alt.layer(*layers, data=_inline(points[_CHART_COLUMNS])).properties(
+        width="container", height=150, description=_describe(points, metric)
+    )
+
+
+def gains(shares: pd.DataFrame, order: Sequence[str], axis: Axis) -> Chart:
+    """Which capability grew when: a row per task, darker as more of its gain is made.
+
+    `shares` has, beside `share`, the start of each cell on every clock (`step_from`, …) and the
+    final value as `final_text`; rows at chance stay blank. A dot marks where chance was left.
+    """
+    y = alt.Y("task:N", sort=list(order), title=None,
+              axis=alt.Axis(labelLimit=150, domain=False, labelFontSize=12),
+              scale=alt.Scale(paddingInner=0.14))  # fmt: skip
+    columns = ["run", "task", "domain", "step", "tokens", "flops", "value", "stderr", "share",
+               "state", "left_chance", "final_text", "is_last", "step_from", "tokens_from",
+               "flops_from"]  # fmt: skip
+    base = alt.Chart().encode(y=y)
+    cells = base.mark_rect(cornerRadius=1).encode(
+        x=_x(axis, f"{axis.field}_from"),
+        x2=f"{axis.field}:Q",
+        color=alt.Color("share:Q", scale=alt.Scale(domain=[0, 1]), legend=None),
+        tooltip=[
+            alt.Tooltip("task:N"),
+            alt.Tooltip("domain:N"),
+            *_clock_tooltips(),
+            alt.Tooltip("share:Q", title="share of its gain", format=".0%"),
+            alt.Tooltip("value:Q", format=".3f"),
+            alt.Tooltip("state:N", title="state"),
+        ],
+    )
+    dots = (
+        base.transform_filter("datum.left_chance")
+        .mark_circle(style="onset-tick", size=70, opacity=1, strokeWidth=1.5)
+        .encode(x=_x(axis))
+    )
+    final = (
+        base.transform_filter("datum.is_last")
+        .mark_text(style="row-value", align="left", dx=7)
+        .encode(x=_x(axis), text="final_text:N")
+    )
+    tasks = shares.task.nunique()
+    return alt.layer(cells, dots, final, data=_inline(shares[columns])).properties(
+        width="container",
+        height=max(26 * tasks, 60),
+        description=f"Share of the gain above chance of {tasks} tasks against {axis.title}.",
+    )
+
+
+def curve(points: pd.DataFrame, axis: Axis, series: Sequence[str], name: str) -> Chart:
+    """A logged quantity (`value`, by `series`) against the clock."""
+    columns = ["run", "series", "step", "tokens", "flops", "value"]
+    base = alt.Chart().encode(x=_x(axis), color=_colour(series))
+    largest = points.value.abs().max()
+    number = "~s" if largest >= 1000 else "~e" if largest < 0.01 else "~g"
+    y = alt.Y("value:Q", scale=alt.Scale(zero=False, nice=True),
+              axis=alt.Axis(format=number, title=None))  # fmt: skip
+    nearest = alt.selection_point(
+        on="pointermove", nearest=True, clear="pointerout", fields=["series", "step"], empty=False
+    )
+    line = base.mark_line(strokeWidth=1.6, clip=True).encode(y=y, detail=["run:N", "series:N"])
+    hover = (
+        base.transform_filter("isValid(datum.value)")
+        .mark_circle(style="hover", size=80)
+        .encode(
+            y=y,
+            opacity=alt.condition(nearest, alt.value(1), alt.value(0)),
+            tooltip=[
+                alt.Tooltip("series:N", title="series"),
+                *_clock_tooltips(),
+                alt.Tooltip("value:Q", title=name, format=".4~g"),
+            ],
+        )
+        .add_params(nearest)
+    )
+    return alt.layer(line, hover, data=_inline(points[columns])).properties(
+        width="container", height=170, description=f"{name} against {axis.title}."
+    )
+
+
+def figure(charts: Sequence[tuple[str, Chart]], columns: int) -> alt.ConcatChart:
+    """Titled charts as one picture, `columns` wide."""
+    panels = [chart.properties(title=title, width=250, height=140) for title, chart in charts]
+    return alt.concat(*panels, columns=columns, spacing=56, bounds="flush")
+
+
+def png(chart: alt.TopLevelMixin, theme: str = "light", scale: float = 2.0) -> bytes:
+    """The chart as a PNG picture on the card colour of `theme`."""
+    import vl_convert
+
+    spec = specification(chart)
+    if spec.get("width") == "container":
+        spec["width"] = 560
+    config = chart_config(theme) | {"padding": 20}
+    return vl_convert.vegalite_to_png(json.dumps(spec), config=config, scale=scale)
+
+
+def specification(chart: alt.TopLevelMixin) -> dict[str, Any]:
+    """The chart as a Vega-Lite specification without configuration, which the theme gives."""
+    spec = chart.to_dict(validate=False)
+    spec.pop("config", None)
+    return spec
+
+
+def value_range(points: pd.DataFrame, share: bool) -> tuple[float, float]:
+    """The y range: band and chance with a margin; shares span 10 points or more, within 0 to 1."""
+    bounds = pd.concat([points.low, points.high, points.value, points.chance]).dropna()
+    if bounds.empty:
+        return 0.0, 1.0
+    low, high = float(bounds.min()), float(bounds.max())
+    span = max(high - low, 0.1 if share else 0.02 * abs(high), 1e-6)
+    middle = (low + high) / 2
+    low, high = middle - 0.56 * span, middle + 0.56 * span
+    return (max(low, 0.0), min(high, 1.0)) if share else (low, high)
+
+
+def _x(axis: Axis, field: str | None = None) -> alt.X:
+    return alt.X(
+        f"{field or axis.field}:Q",
+        scale=alt.Scale(**axis.scale),
+        axis=alt.Axis(**axis.axis, title=axis.title),
+    )
+
+
+def _colour(series: Sequence[str]) -> alt.Color:
+    return alt.Color("series:N", scale=alt.Scale(domain=list(series)), legend=None)
+
+
+def _clock_tooltips() -> list[alt.Tooltip]:
+    return [
+        alt.Tooltip("step:Q", format=",d"),
+        alt.Tooltip("tokens:Q", format=".3~s"),
+        alt.Tooltip("flops:Q", title="FLOPs", format=".2e"),
+    ]
+
+
+def _inline(frame: pd.DataFrame) -> alt.InlineData:
+    """The rows as plain JSON values: NaN becomes null, and floats keep six digits."""
+    rows = json.loads(frame.to_json(orient="records", double_precision=10))
+    return alt.InlineData(values=rows)
+
+
+def _describe(points: pd.DataFrame, metric: str) -> str:
+    valid = points.dropna(subset="value")
+    if valid.empty:
+        return f"{points.task.iloc[0]}: no values."
+    last = valid.iloc[-1]
+    return (
+        f"{last.task}, {metric_name(metric)}, {len(valid)} checkpoints, "
+        f"final {with_error(last.value, last.stderr, metric)}."
+    )

@@ -1,0 +1,69 @@
+"""How the report writes numbers: short, with their unit, and never a false digit."""
+
+from __future__ import annotations
+
+import math
+
+from jaxllm.analysis.capabilities import is_share
+
+_SUPERSCRIPTS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
+UNKNOWN = "–"
+
+
+def count(number: float) -> str:
+    """1234567 -> "1.23M"; tokens and parameters are counted in K, M, B and T."""
+    if not math.isfinite(number):
+        return UNKNOWN
+    if abs(number) < 1000:
+        return f"{number:.0f}" if number == int(number) else f"{number:.3g}"
+    exponent = min(int(math.log10(abs(float(f"{number:.3g}")))) // 3, 4)
+    scaled = float(f"{number / 1000**exponent:.3g}")
+    return f"{scaled:g}{'KMBT'[exponent - 1]}"
+
+
+def flops(number: float) -> str:
+    """3.4e18 -> "3.4 × 10¹⁸"."""
+    if not math.isfinite(number):
+        return UNKNOWN
+    if number == 0:
+        return "0"
+    mantissa, exponent = f"{number:.1e}".split("e")
+    return f"{mantissa} × 10{str(int(exponent)).translate(_SUPERSCRIPTS)}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the two largest units: "45 s", "4 min 32 s", "3 h 5 min", "12 d 4 h"."""
+    if not math.isfinite(seconds):
+        return UNKNOWN
+    whole = round(seconds)
+    for unit, size, smaller, part in (("d", 86400, "h", 3600), ("h", 3600, "min", 60)):
+        if whole >= size:
+            return f"{whole // size} {unit} {whole % size // part} {smaller}"
+    return f"{whole // 60} min {whole % 60} s" if whole >= 60 else f"{whole} s"
+
+
+def value(number: float, metric: str) -> str:
+    """A metric's value: shares as percent, other values with three decimals."""
+    if not math.isfinite(number):
+        return UNKNOWN
+    if is_share(metric):
+        return f"{100 * number:.1f}%"
+    return f"{number:.3f}" if abs(number) < 100 else f"{number:.4g}"
+
+
+def with_error(number: float, stderr: float, metric: str) -> str:
+    """The value and its standard error: "62.1% ± 1.4"."""
+    if not (math.isfinite(number) and math.isfinite(stderr)):
+        return value(number, metric)
+    doubt = f"{100 * stderr:.1f}" if is_share(metric) else f"{stderr:.3f}"
+    return f"{value(number, metric)} ± {doubt}"
+
+
+def metric_name(metric: str) -> str:
+    """ "bits_per_byte" -> "bits per byte"."""
+    return metric.replace("_", " ")
+
+
+def join(words: list[str]) -> str:
+    """ "a", "a and b", "a, b and c"."""
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)

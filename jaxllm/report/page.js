@@ -1,0 +1,98 @@
+// Draws the charts when they come near the window, and again when the axis or the theme changes.
+const report = JSON.parse(document.getElementById("report-data").textContent);
+const controls = document.getElementById("controls");
+const dark = matchMedia("(prefers-color-scheme: dark)");
+const views = new Map();
+const visible = new Set();
+
+function chosen() {
+  const form = new FormData(controls);
+  return report.axes[form.get("clock")][form.get("scale")];
+}
+
+// The specification with the chosen clock as the x axis of every layer.
+function withAxis(spec, axis) {
+  const copy = structuredClone(spec);
+  for (const layer of copy.layer ?? [copy]) {
+    const { x, x2 } = layer.encoding ?? {};
+    if (!x?.field) continue;
+    x.field = axis.field + (x.field.endsWith("_from") ? "_from" : "");
+    x.scale = axis.scale;
+    x.axis = { ...axis.axis, title: axis.title };
+    if (x2) x2.field = axis.field;
+  }
+  return copy;
+}
+
+async function draw(key) {
+  const plot = document.querySelector(`#${key} .plot`);
+  const axis = chosen();
+  try {
+    const result = await vegaEmbed(plot, withAxis(report.charts[key].spec, axis), {
+      actions: false,
+      renderer: "svg",
+      config: report.themes[dark.matches ? "dark" : "light"],
+      tooltip: { theme: "custom" },
+    });
+    views.get(key)?.finalize();
+    views.set(key, result);
+  } catch (error) {
+    plot.textContent = `This chart could not be drawn: ${error.message}`;
+    throw error;
+  }
+}
+
+// Charts far from the window wait until they come near it.
+const near = new IntersectionObserver((entries) => {
+  for (const { target, isIntersecting } of entries) {
+    if (!isIntersecting) visible.delete(target.id);
+    else if (!visible.has(target.id)) {
+      visible.add(target.id);
+      draw(target.id);
+    }
+  }
+}, { rootMargin: "600px" });
+for (const key of Object.keys(report.charts)) near.observe(document.getElementById(key));
+
+function redraw() {
+  for (const key of visible) draw(key);
+}
+controls.addEventListener("change", redraw);
+controls.addEventListener("submit", (event) => event.preventDefault());
+dark.addEventListener("change", redraw);
+
+function download(name, href) {
+  const link = document.createElement("a");
+  link.download = name;
+  link.href = href;
+  link.click();
+}
+
+function csv(rows) {
+  const columns = [...new Set(rows.flatMap(Object.keys))];
+  const quote = (value) => {
+    const text = value === null || value === undefined ? "" : String(value);
+    return /[",\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+  };
+  const lines = [columns, ...rows.map((row) => columns.map((column) => row[column]))];
+  return lines.map((line) => line.map(quote).join(",")).join("\n") + "\n";
+}
+
+function downloadCsv(name, rows) {
+  const href = URL.createObjectURL(new Blob([csv(rows)], { type: "text/csv" }));
+  download(`${name}.csv`, href);
+  setTimeout(() => URL.revokeObjectURL(href), 10_000);
+}
+
+const fileName = (name) => name.toLowerCase().replace(/[^a-z0-9]+/g, "-").replace(/^-|-$/g, "");
+
+document.addEventListener("click", async ({ target }) => {
+  const { csv: table, png, all } = target.dataset ?? {};
+  if (table) {
+    const { name, spec } = report.charts[table];
+    downloadCsv(fileName(name), spec.data.values);
+  } else if (png) {
+    const href = await views.get(png).view.toImageURL("png", 2);
+    download(`${fileName(report.charts[png].name)}.png`, href);
+  } else if (all !== undefined) downloadCsv("records", report.records);
+});

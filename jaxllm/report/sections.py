@@ -1,0 +1,218 @@
+"""The HTML of the report's parts; every text from the data is escaped here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from html import escape
+
+from jaxllm.analysis import capabilities as analysis
+from jaxllm.report import numbers, summary
+from jaxllm.report.tables import Overview, Tables
+from jaxllm.trajectory.records import OK
+
+GROWTH_INTRODUCTION = """<p class="intro">A row per task, in the order in which they left chance.
+The darker, the more of its gain a task has made: from chance (or from the first checkpoint, where
+there is no chance level) to its best value. <i class="dot"></i> marks where it left chance: the
+first of two checkpoints in a row more than two standard errors above it. The final value stands at
+the right.</p>"""
+
+TRAJECTORY_INTRODUCTION = """<p class="intro">Each task's main metric with its 95% band
+(±1.96&nbsp;SE). <span class="key"><i class="dash"></i>chance</span> <span class="key"><i
+class="ring"></i>left chance</span></p>"""
+
+
+def section(name: str, title: str, content: str) -> str:
+    """A titled part of the page."""
+    return f'<section id="{name}"><h2>{escape(title)}</h2>\n{content}</section>'
+
+
+def glance(tables: Tables) -> str:
+    """The top: names, sizes, and what left chance when."""
+    names = [overview.run for overview in tables.overviews]
+    if tables.several_runs:
+        facts = _overview_table(tables.overviews)
+    else:
+        facts = _tiles(tables.overviews[0])
+    parts = [f"<h1>{escape(numbers.join(names))}</h1>", facts]
+    for overview in tables.overviews:
+        findings = tables.findings[tables.findings.run == overview.run]
+        heading = f"<h3>{_swatch(tables, overview.run)}{escape(overview.run)}</h3>"
+        parts.append(heading if tables.several_runs else "")
+        parts.append(f'<p class="lead">{escape(summary.headline(findings))}</p>')
+        items = "".join(
+            f"<li><b>{escape(task)}</b><span>{escape(when)}</span><em>{escape(how)}</em></li>"
+            for when, task, how in summary.milestones(findings)
+        )
+        if items:
+            opened = "" if tables.several_runs else " open"
+            listed = f"<summary>In the order of leaving chance</summary><ol>{items}</ol>"
+            parts.append(f'<details class="milestones"{opened}>{listed}</details>')
+        parts += [f"<p>{escape(text)}</p>" for text in summary.remainder(findings)]
+    if tables.notes:
+        notes = "1 note" if len(tables.notes) == 1 else f"{len(tables.notes)} notes"
+        parts.append(f'<p class="warn"><a href="#notes">{notes} on the data</a> below.</p>')
+    return f'<section id="glance">{"".join(parts)}</section>'
+
+
+def data_notes(tables: Tables) -> str:
+    """What is missing or wrong in the data."""
+    if not tables.notes:
+        return ""
+    items = "".join(f"<li>{escape(note)}</li>" for note in tables.notes)
+    return section("notes", "Notes on the data", f'<ul class="notes">{items}</ul>')
+
+
+def final_table(tables: Tables) -> str:
+    """The last value of every task with its standard error, n, chance and onset."""
+    if tables.findings.empty:
+        return nothing("No checkpoint has been scored yet.")
+    several = tables.several_runs
+    head = ["Task", *(["Run"] if several else []), "Metric", "Final ± SE", "Chance", "n", "Shots",
+            "Left chance at"]  # fmt: skip
+    numeric = {"Final ± SE", "Chance", "n", "Shots", "Left chance at"}
+    cells = "".join(f'<th scope="col"{_right(h in numeric)}>{h}</th>' for h in head)
+    rows = []
+    for domain, tasks in tables.domains.items():
+        label = f'<th colspan="{len(head)}" scope="rowgroup">{escape(domain)}</th>'
+        rows.append(f'<tr class="group">{label}</tr>')
+        for task in tasks:
+            found = tables.findings[tables.findings.task == task]
+            rows += [_table_row(tables, row, several) for row in found.itertuples()]
+    table = f"<table><thead><tr>{cells}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    button = '<button type="button" data-all>All charted records as CSV</button>'
+    return f'{_scrolling("Final values", table)}<p class="tools">{button}</p>'
+
+
+def figure(
+    key: str, name: str, height: int, meta: str = "", final: str = "", warning: str = "",
+    extra: str = "",
+) -> str:  # fmt: skip
+    """A chart's card: name and final value, what was measured, the plot, and its downloads."""
+    quoted = escape(name, quote=True)
+    tools = "".join(
+        f'<button type="button" data-{kind}="{key}" aria-label="{quoted} as {kind.upper()}">'
+        f"{kind.upper()}</button>"
+        for kind in ("csv", "png")
+    )
+    return (
+        f'<figure id="{key}"><figcaption><h4>{quoted}</h4><span class="final">{escape(final)}'
+        f'</span><p class="meta">{escape(meta)}</p>{extra}</figcaption>'
+        f'<div class="plot" style="min-height:{height + 38}px"></div>'
+        f'{_warning(warning)}<div class="tools">{tools}</div></figure>'
+    )
+
+
+def capability_texts(tables: Tables, task: str) -> dict[str, str]:
+    """What stands on the card of a task: final value, metric, chance, n, and what is missing."""
+    found = tables.findings[tables.findings.task == task]
+    last = found.iloc[0]
+    parts = [numbers.metric_name(last.metric)]
+    if math.isfinite(last.chance):
+        parts.append(f"chance {numbers.value(last.chance, last.metric).replace('.0%', '%')}")
+    elif not analysis.lower_is_better(last.metric):
+        parts.append("chance unknown")
+    parts += [f"n {last.n:,}"] + ([f"{last.shots}-shot"] if last.shots else [])
+    rows = tables.points[tables.points.task == task]
+    bad = rows[rows.value.isna()]
+    warning = ""
+    if len(bad):
+        steps = ", ".join(f"{step:,}" for step in sorted(bad.step.unique())[:4])
+        failed = bad[~bad.status.isin([OK, "no record"])]
+        reason = f": {failed.status.iloc[-1]}" if len(failed) else ""
+        warning = f"No value at {len(bad)} of {len(rows)} checkpoints (step {steps}){reason}"
+    value = "" if len(found) > 1 else numbers.value(last.final, last.metric)
+    return {"meta": " · ".join(parts), "final": value, "warning": warning}
+
+
+def legend(labels: Sequence[str], colours: Sequence[int] | None = None) -> str:
+    """What the colours stand for; `colours` are their numbers in the palette."""
+    items = "".join(
+        f'<li><i class="swatch" style="background:var(--series-{colour % 8})"></i>{escape(label)}'
+        "</li>"
+        for label, colour in zip(labels, colours or range(len(labels)), strict=True)
+    )
+    return f'<ul class="legend">{items}</ul>'
+
+
+def domain_heading(domain: str, colour: int | None) -> str:
+    """The heading over the charts of a domain, with its colour where colours stand for domains."""
+    dot = f'<i class="swatch" style="background:var(--series-{(colour or 0) % 8})"></i>'
+    return f"<h3>{dot if colour is not None else ''}{escape(domain)}</h3>"
+
+
+def grid(figures: Sequence[str], size: str) -> str:
+    """Charts side by side as far as the page is wide."""
+    return f'<div class="grid {size}">{"".join(figures)}</div>'
+
+
+def nothing(text: str) -> str:
+    """A statement that there is nothing to show."""
+    return f'<p class="nothing">{escape(text)}</p>'
+
+
+def _tiles(overview: Overview) -> str:
+    facts = _facts(overview)
+    tiles = "".join(f"<div><dt>{name}</dt><dd>{escape(text)}</dd></div>" for name, text in facts)
+    return f'<dl class="tiles">{tiles}</dl>'
+
+
+def _overview_table(overviews: Sequence[Overview]) -> str:
+    names = [name for name, _ in _facts(overviews[0])]
+    head = "".join(f'<th scope="col" class="right">{name}</th>' for name in names)
+    rows = "".join(
+        f'<tr><th scope="row"><i class="swatch" style="background:var(--series-{number % 8})"></i>'
+        f"{escape(overview.run)}</th>"
+        + "".join(f'<td class="right">{escape(text)}</td>' for _, text in _facts(overview))
+        + "</tr>"
+        for number, overview in enumerate(overviews)
+    )
+    table = f"<table><thead><tr><th>Run</th>{head}</tr></thead><tbody>{rows}</tbody></table>"
+    return _scrolling("Runs", table)
+
+
+def _facts(overview: Overview) -> list[tuple[str, str]]:
+    loss = overview.final_loss
+    share = overview.evaluation_share
+    return [
+        ("Parameters", numbers.count(overview.params)),
+        ("Tokens", numbers.count(overview.tokens)),
+        ("FLOPs", numbers.flops(overview.flops)),
+        ("Wall time", numbers.duration(overview.wall_seconds)),
+        ("Final loss", f"{loss:.3f}" if math.isfinite(loss) else numbers.UNKNOWN),
+        ("Checkpoints scored", str(overview.checkpoints)),
+        ("Time in scoring", f"{100 * share:.1f}%" if math.isfinite(share) else numbers.UNKNOWN),
+        ("Restarts", str(overview.restarts)),
+    ]
+
+
+def _table_row(tables: Tables, row, several: bool) -> str:  # type: ignore[no-untyped-def]
+    left = row.state in (analysis.LEFT, analysis.PROVISIONAL)
+    when = summary.moment(row) if left else row.state
+    run = f"<td>{_swatch(tables, row.run)}{escape(row.run)}</td>" if several else ""
+    final = numbers.with_error(row.final, row.stderr, row.metric)
+    chance = numbers.value(row.chance, row.metric)
+    right = "".join(
+        f'<td class="right">{escape(text)}</td>'
+        for text in (final, chance, f"{row.n:,}", str(row.shots), when)
+    )
+    metric = escape(numbers.metric_name(row.metric))
+    return f'<tr><th scope="row">{escape(row.task)}</th>{run}<td>{metric}</td>{right}</tr>'
+
+
+def _swatch(tables: Tables, run: str) -> str:
+    number = [overview.run for overview in tables.overviews].index(run)
+    return f'<i class="swatch" style="background:var(--series-{number % 8})"></i>'
+
+
+def _warning(text: str) -> str:
+    return f'<p class="warn">{escape(text)}</p>' if text else ""
+
+
+def _scrolling(label: str, table: str) -> str:
+    """A table that scrolls by itself where the page is narrower, by keyboard too."""
+    return f'<div class="scroll" tabindex="0" role="region" aria-label="{label}">{table}</div>'
+
+
+def _right(numeric: bool) -> str:
+    return ' class="right"' if numeric else ""

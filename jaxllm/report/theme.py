@@ -1,0 +1,73 @@
+"""Light and dark: one set of colours for the page, the charts and the exported pictures.
+
+The series colours are Okabe and Ito's, which stay apart for colour-blind readers, with the
+yellow and black replaced and the lightness adapted to the background. Every colour keeps a
+contrast of at least 3:1 with its background.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', sans-serif"
+
+COLOURS: dict[str, dict[str, Any]] = {
+    "light": {
+        "paper": "#f7f7f5", "card": "#ffffff", "ink": "#1b1f24", "soft": "#5b6470",
+        "line": "#e3e4e1", "grid": "#eeefec", "accent": "#0067a8", "warn": "#8a4b00",
+        "series": ["#0072b2", "#d55e00", "#00875f", "#b5558e", "#b07d00", "#2f93c9", "#6b5bb3",
+                   "#5f6b76"],
+        "ramp": ["#eef1f4", "#c5dbeb", "#8bbcdc", "#4a97c6", "#1670ab", "#084a7d"],
+    },
+    "dark": {
+        "paper": "#101418", "card": "#181d23", "ink": "#e8ebee", "soft": "#9aa5b1",
+        "line": "#2b323a", "grid": "#232a31", "accent": "#62b5ea", "warn": "#f0b35e",
+        "series": ["#56b4e9", "#ee8647", "#2fc39a", "#dd8fc0", "#e6b422", "#8fd0f5", "#a99cf0",
+                   "#a7b1bb"],
+        "ramp": ["#222931", "#1d4261", "#1f6493", "#2f8bc6", "#6db6e8", "#c4e4fb"],
+    },
+}  # fmt: skip
+
+
+def chart_config(theme: str) -> dict[str, Any]:
+    """Vega-Lite's `config` in the colours of `theme`: quiet axes, no frame, the data in front."""
+    colour = COLOURS[theme]
+    return {
+        "background": colour["card"],
+        "font": FONT,
+        "padding": {"left": 2, "top": 6, "right": 8, "bottom": 2},
+        "view": {"stroke": None},
+        "axis": {
+            "domainColor": colour["line"], "gridColor": colour["grid"], "ticks": False,
+            "labelColor": colour["soft"], "titleColor": colour["soft"], "labelFontSize": 11,
+            "titleFontSize": 11, "titleFontWeight": "normal", "labelPadding": 5,
+            "titlePadding": 6, "labelOverlap": "greedy", "labelSeparation": 8,
+        },
+        "axisX": {"grid": False, "tickCount": 4},
+        "axisY": {"domain": False, "tickCount": 4},
+        "range": {"category": colour["series"], "heatmap": colour["ramp"], "ramp": colour["ramp"]},
+        "legend": {"labelColor": colour["soft"], "titleColor": colour["soft"],
+                   "titleFontWeight": "normal", "labelFontSize": 11, "titleFontSize": 11},
+        "title": {"color": colour["ink"], "fontSize": 12, "fontWeight": 600, "anchor": "start",
+                  "subtitleColor": colour["soft"]},
+        "style": {
+            "chance": {"color": colour["soft"], "strokeDash": [4, 4], "strokeWidth": 1.2},
+            "onset": {"color": colour["ink"], "strokeWidth": 1.5},
+            "onset-tick": {"color": colour["ink"], "stroke": colour["card"]},
+            "hover": {"stroke": colour["card"], "strokeWidth": 1.5},
+            "row-value": {"color": colour["soft"], "fontSize": 11},
+        },
+    }  # fmt: skip
+
+
+def style_variables() -> str:
+    """The same colours as CSS custom properties, dark where the reader prefers it."""
+
+    def block(theme: str) -> str:
+        colour = COLOURS[theme]
+        names = [k for k in colour if isinstance(colour[k], str)]
+        pairs = [f"--{name}:{colour[name]}" for name in names]
+        pairs += [f"--series-{i}:{c}" for i, c in enumerate(colour["series"])]
+        return f":root{{color-scheme:{theme};{';'.join(pairs)}}}"
+
+    return f"{block('light')}\n@media (prefers-color-scheme:dark){{{block('dark')}}}"
