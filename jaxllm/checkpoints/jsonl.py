@@ -52,10 +52,12 @@ def keep_until(path: epath.PathLike, step: int) -> int:
 
     The file is replaced in one move, so that a kill in here loses nothing.
     """
+    path = epath.Path(path)
     rows, broken = read(path)
     kept = [row for row in rows if row["step"] <= step]
     dropped = len(rows) - len(kept) + broken
-    if dropped:
+    # The newline may be all that the last line lacks.
+    if dropped or (rows and not path.read_bytes().endswith(b"\n")):
         replace_text(path, "".join(map(_line, kept)))
     return dropped
 
