@@ -60,8 +60,9 @@ class DataConfig:
       cache_dir: where prepared corpora and trained vocabularies are kept (a local directory).
       corpus_dir: a directory of corpora, `<domain>/[<source>/]{train,valid,test}*.<suffix>` with
         .jsonl or .txt files, plain, .gz or .zst. An unsplit file counts as train.
-      tfds: domain -> TFDS data set, as `c4/en:3.1.0` or `pg19:0.1.1#book_text` where the text
-        feature is not called `text`.
+      tfds: domain -> TFDS data set with its version, as `c4/en:3.1.0`; or a mapping with `name`,
+        and as needed `text` (the name of the text feature) and `train`, `validation`, `test` (the
+        TFDS slices that serve as these splits, as `train[1%:]`).
       tfds_data_dir: where TFDS data sets lie, local or gs://; None for TFDS's own default.
       modules: Python modules that register further SeqIO tasks when imported.
       vocabulary: how the text is tokenised.
@@ -78,7 +79,7 @@ class DataConfig:
     seed: int = 0
     cache_dir: str = "~/.cache/jaxllm"
     corpus_dir: str | None = None
-    tfds: Mapping[str, str] | None = None
+    tfds: Mapping[str, str | Mapping[str, str]] | None = None
     tfds_data_dir: str | None = None
     modules: Sequence[str] = ()
     vocabulary: VocabularyConfig = dataclasses.field(default_factory=lambda: VocabularyConfig())

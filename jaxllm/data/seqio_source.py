@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import seqio
 import tensorflow as tf
 
-from jaxllm.data.corpora import Corpus
+from jaxllm.data.corpora import SPLITS, Corpus
 from jaxllm.errors import UserError
 
 # The vocabulary belongs to the run: at this level the feature is a string that passes through.
@@ -55,14 +55,23 @@ class CorpusSource(seqio.DataSource):
 
 
 class NamedTfdsSource(seqio.TfdsDataSource):
-    """A TFDS data set whose `feature` is the text."""
+    """A TFDS data set, one of whose features is the text.
 
-    def __init__(self, data_set: str, data_dir: str | None) -> None:
-        name, _, feature = data_set.partition("#")
-        if ":" not in name:
-            raise UserError(f"DataConfig.tfds: {data_set} needs a version, as c4/en:3.1.0")
-        self.data_set, self.feature = name, feature or "text"
-        splits = {"train": "train", "validation": "validation", "test": "test"}
+    Attributes:
+      feature: the name of that feature.
+    """
+
+    def __init__(self, domain: str, data_set: str | Mapping[str, str], data_dir: str | None):
+        settings = {"name": data_set} if isinstance(data_set, str) else dict(data_set)
+        name = settings.pop("name", "")
+        self.feature = settings.pop("text", "text")
+        unknown = settings.keys() - SPLITS.keys()
+        if ":" not in name or unknown:
+            raise UserError(
+                f"DataConfig.tfds: {domain} needs a `name` with a version, as c4/en:3.1.0, and"
+                f" takes `text` and the splits {', '.join(SPLITS)}; it is {data_set}"
+            )
+        splits = {split: settings.get(split, split) for split in SPLITS}
         super().__init__(tfds_name=name, tfds_data_dir=data_dir, splits=splits)
 
 
@@ -75,10 +84,12 @@ def register(mixture: str, corpora: Mapping[str, Corpus], rates: Mapping[str, fl
     )
 
 
-def register_tfds(mixture: str, data_sets: Mapping[str, str], data_dir: str | None) -> None:
+def register_tfds(
+    mixture: str, data_sets: Mapping[str, str | Mapping[str, str]], data_dir: str | None
+) -> None:
     """Registers TFDS data sets under the names of their domains, and their even mixture."""
     for name, data_set in data_sets.items():
-        source = NamedTfdsSource(data_set, data_dir)
+        source = NamedTfdsSource(name, data_set, data_dir)
         rename = seqio.map_over_dataset(lambda row, key=source.feature: {"text": row[key]})
         _replace_task(name, source, [rename])
     _replace_mixture(mixture, dict.fromkeys(data_sets, 1.0))

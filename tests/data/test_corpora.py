@@ -1,0 +1,144 @@
+"""Corpora are found, named and refused as a user expects; SeqIO sees the same text as we do."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import seqio
+import tensorflow as tf
+
+from jaxllm.data import corpora, embedded, generated
+from jaxllm.data.config import DataConfig
+from jaxllm.errors import UserError
+from tests.data.conftest import texts
+
+
+def test_directories_become_domains(config: DataConfig, corpus_dir: Path) -> None:
+    domains = corpora.resolve(dataclasses.replace(config, weights=None))
+    assert [d.name for d in domains] == ["notes", "plays", "prose"]
+    assert sum(d.weight for d in domains) == pytest.approx(1)
+    sizes = {
+        d.name: sum(
+            f.stat().st_size
+            for f in (corpus_dir / d.name).rglob("*")
+            if f.is_file() and "valid" not in f.name
+        )
+        for d in domains
+    }
+    for domain in domains:  # without weights, by bytes
+        assert domain.weight == pytest.approx(sizes[domain.name] / sum(sizes.values()))
+    read = [d["text"] for d in corpora.documents("notes", "train")]
+    assert read == texts("notes", 40) + texts("more notes", 30)
+    assert [d["text"] for d in corpora.documents("prose", "validation")] == texts("held out", 5)
+
+
+def test_weights_choose_domains(config: DataConfig) -> None:
+    chosen = dataclasses.replace(config, weights={"plays": 1, "prose": 3})
+    assert [(d.name, d.weight) for d in corpora.resolve(chosen)] == [
+        ("plays", 0.25),
+        ("prose", 0.75),
+    ]
+
+
+def test_seqio_reads_the_same_documents(config: DataConfig) -> None:
+    corpora.register(config)
+    for name in ("prose", "notes", "plays"):
+        dataset = seqio.get_mixture_or_task(name).get_dataset(None, "train", shuffle=False)
+        through_seqio = [row["text"].decode() for row in dataset.as_numpy_iterator()]
+        assert through_seqio == [d["text"] for d in corpora.documents(name, "train")]
+
+
+def test_a_users_task_with_preprocessors_is_a_corpus(config: DataConfig) -> None:
+    rows = ["one", "two", "three"]
+    name = "users_task"
+    seqio.TaskRegistry.add(
+        name,
+        seqio.FunctionDataSource(
+            lambda split, shuffle_files: tf.data.Dataset.from_tensor_slices({"body": rows}),
+            splits=["train"],
+        ),
+        preprocessors=[seqio.map_over_dataset(lambda row: {"text": tf.strings.upper(row["body"])})],
+        output_features={
+            "text": seqio.Feature(
+                seqio.PassThroughVocabulary(0), add_eos=False, dtype=tf.string, rank=0
+            )
+        },
+    )
+    try:
+        alone = dataclasses.replace(config, mixture_or_task_name=name, weights=None)
+        assert corpora.resolve(alone) == (corpora.Domain(name, 1.0),)
+        assert [d["text"] for d in corpora.documents(name, "train")] == ["ONE", "TWO", "THREE"]
+        assert corpora.fingerprint(name, "train") == corpora.fingerprint(name, "train")
+    finally:
+        seqio.TaskRegistry.remove(name)
+
+
+def test_embedded_and_generated_domains_are_there(config: DataConfig) -> None:
+    chosen = dataclasses.replace(
+        config, mixture_or_task_name="embedded", corpus_dir=None, weights=None
+    )
+    names = [d.name for d in corpora.resolve(chosen)]
+    assert names == sorted(embedded.DOMAINS + generated.DOMAINS)
+    for name in names:
+        for split in ("train", "validation", "test"):
+            assert next(corpora.documents(name, split))["text"]
+
+
+def test_tfds_data_sets_register_without_a_network(config: DataConfig) -> None:
+    tfds = {"c4": "c4/en:3.1.0", "wiki": {"name": "wikipedia/20230601.en:1.0.0", "train": "all"}}
+    chosen = dataclasses.replace(
+        config,
+        mixture_or_task_name="tfds",
+        corpus_dir=None,
+        weights={"c4": 9, "wiki": 1},
+        tfds=tfds,
+        tfds_data_dir="gs://nowhere/tfds",
+    )
+    assert corpora.resolve(chosen) == (corpora.Domain("c4", 0.9), corpora.Domain("wiki", 0.1))
+    assert corpora.fingerprint("c4", "train") != corpora.fingerprint("wiki", "train")
+    for wrong in ("c4/en", {"name": "c4/en:3.1.0", "valid": "train"}):
+        with pytest.raises(UserError, match=r"DataConfig\.tfds: c4"):
+            corpora.resolve(dataclasses.replace(chosen, tfds={"c4": wrong}))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"mixture_or_task_name": "corpus_dri"}, "no mixture or task corpus_dri; did you mean cor"),
+        ({"weights": {"pros": 1}}, "weights names pros, which corpus_dir does not.*mean prose"),
+        ({"corpus_dir": "/no/where"}, "corpus_dir: no directory /no/where"),
+        ({"modules": ("no_such_module",)}, "cannot import no_such_module"),
+    ],
+)
+def test_mistakes_are_named(config: DataConfig, change: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        corpora.resolve(dataclasses.replace(config, **change))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"mixture_or_task_name": ""}, "mixture_or_task_name is not set"),
+        ({"layout": "stack"}, "layout = 'stack'"),
+        ({"weights": {"prose": 0}}, "shares above 0"),
+        ({"weights": {}}, "shares above 0"),
+        ({"cache_dir": "gs://bucket/cache"}, "needs a local directory"),
+    ],
+)
+def test_a_wrong_configuration_is_refused(config: DataConfig, change: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        dataclasses.replace(config, **change)
+
+
+def test_an_empty_directory_is_not_a_corpus(config: DataConfig, tmp_path: Path) -> None:
+    (tmp_path / "empty" / "domain").mkdir(parents=True)
+    with pytest.raises(UserError, match="no <domain>"):
+        corpora.resolve(dataclasses.replace(config, corpus_dir=str(tmp_path / "empty")))
+
+
+def test_a_missing_split_is_named(config: DataConfig) -> None:
+    corpora.register(config)
+    with pytest.raises(UserError, match="notes has no split validation; it has train"):
+        next(corpora.documents("notes", "validation"))
+    with pytest.raises(UserError, match="no corpus note; did you mean notes"):
+        next(corpora.documents("note", "train"))
