@@ -11,9 +11,9 @@ import pandas as pd
 
 CLOCKS = {"tokens": "Training tokens", "flops": "Training FLOPs", "step": "Step"}
 
-# "10G" tokens are 10B, and 1e+18 FLOPs are 1e18.
+# "10G" tokens are 10B, and "1e+18" FLOPs are 1e18.
 _LABELS = {
-    "tokens": "replace(format(datum.value, '~s'), 'G', 'B')",
+    "tokens": "replace(replace(format(datum.value, '~s'), 'G', 'B'), 'k', 'K')",
     "flops": "datum.value == 0 ? '0' : replace(format(datum.value, '~e'), 'e+', 'e')",
     "step": "datum.value >= 10000 ? format(datum.value, '~s') : format(datum.value, '~r')",
 }
@@ -46,8 +46,9 @@ def axes(points: pd.DataFrame, metrics: pd.DataFrame) -> dict[str, dict[str, Axi
         low = min(values)
         label = {"labelExpr": _LABELS[clock]}
         log = {"type": "symlog", "constant": low, "domain": [0, high], "nice": False}
+        ticks = [0, *_decades(low, high)]  # tickCount: all of them where there is room
         result[clock] = {
-            "log": Axis(clock, log, {**label, "values": [0, *_decades(low, high)]}),
+            "log": Axis(clock, log, {**label, "values": ticks, "tickCount": len(ticks)}),
             "linear": Axis(clock, {"type": "linear", "domain": [0, high], "nice": False}, label),
         }
     return result

@@ -7,6 +7,7 @@ come from the theme alone; `series` is the list of names that the colours stand 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -50,9 +51,7 @@ def capability(points: pd.DataFrame, axis: Axis, series: Sequence[str]) -> Chart
         .transform_filter("datum.left_chance")
         .encode(y=y, color=alt.Undefined)
     )
-    nearest = alt.selection_point(
-        on="pointermove", nearest=True, clear="pointerout", fields=["run", "step"], empty=False
-    )
+    nearest = _nearest(str(points.task.iloc[0]), ["run", "step"])
     hover = (
         base.transform_filter("isValid(datum.value)")
         .mark_circle(style="hover", size=90)
@@ -130,12 +129,12 @@ def curve(points: pd.DataFrame, axis: Axis, series: Sequence[str], name: str) ->
     base = alt.Chart().encode(x=_x(axis), color=_colour(series))
     largest = points.value.abs().max()
     number = "~s" if largest >= 1000 else "~e" if largest < 0.01 else "~g"
+    label = f"datum.value == 0 ? '0' : format(datum.value, '{number}')"
     y = alt.Y("value:Q", scale=alt.Scale(zero=False, nice=True),
-              axis=alt.Axis(format=number, title=None))  # fmt: skip
-    nearest = alt.selection_point(
-        on="pointermove", nearest=True, clear="pointerout", fields=["series", "step"], empty=False
-    )
-    line = base.mark_line(strokeWidth=1.6, clip=True).encode(y=y, detail=["run:N", "series:N"])
+              axis=alt.Axis(labelExpr=label, title=None))  # fmt: skip
+    nearest = _nearest(name, ["series", "step"])
+    width = 1.6 if points.series.nunique() < 3 else 1.2
+    line = base.mark_line(strokeWidth=width, clip=True).encode(y=y, detail=["run:N", "series:N"])
     hover = (
         base.transform_filter("isValid(datum.value)")
         .mark_circle(style="hover", size=80)
@@ -189,6 +188,14 @@ def value_range(points: pd.DataFrame, share: bool) -> tuple[float, float]:
     middle = (low + high) / 2
     low, high = middle - 0.56 * span, middle + 0.56 * span
     return (max(low, 0.0), min(high, 1.0)) if share else (low, high)
+
+
+def _nearest(name: str, fields: list[str]) -> alt.Parameter:
+    """The point nearest to the pointer; named, so that the panels of a figure stay apart."""
+    return alt.selection_point(
+        name="nearest_" + re.sub(r"\W", "_", name), fields=fields, on="pointermove",
+        nearest=True, clear="pointerout", empty=False,
+    )  # fmt: skip
 
 
 def _x(axis: Axis, field: str | None = None) -> alt.X:

@@ -40,13 +40,24 @@ def build(
     Raises:
       UserError: a directory is no run.
     """
+    runs, folder = open_runs(run_dirs, output)
+    return write(folder / "index.html", render(gather(runs)).encode())
+
+
+def open_runs(
+    run_dirs: Sequence[str | os.PathLike[str]], output: str | os.PathLike[str] | None
+) -> tuple[list[Run], epath.Path]:
+    """The runs of `run_dirs` and the directory for their report; arguments as of `build`."""
     runs = [Run(directory) for directory in run_dirs]
     if output is None:
         output = runs[0].path / "report" if len(runs) == 1 else "report"
-    path = epath.Path(output) / "index.html"
-    text = render(gather(runs))
+    return runs, epath.Path(output)
+
+
+def write(path: epath.Path, content: bytes) -> epath.Path:
+    """Writes a file of the report, with the directories above it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+    path.write_bytes(content)
     return path
 
 
@@ -142,7 +153,7 @@ def _trajectories(book: _Charts) -> str:
     tables = book.tables
     if tables.points.empty:
         return sections.nothing("No checkpoint has been scored yet.")
-    parts = [sections.TRAJECTORY_INTRODUCTION]
+    parts = []
     for domain, tasks in tables.domains.items():
         figures = []
         for task in tasks:
@@ -150,8 +161,9 @@ def _trajectories(book: _Charts) -> str:
             chart = charts.capability(points, book.axis, tables.series)
             figures.append(book.figure(task, chart, **sections.capability_texts(tables, task)))
         colour = None if tables.several_runs else tables.series.index(domain)
-        parts.append(sections.domain_heading(domain, colour) + sections.grid(figures, "small"))
-    return "\n".join(parts)
+        parts.append(sections.domain_group(domain, colour, figures))
+    introduction = sections.TRAJECTORY_INTRODUCTION
+    return f'{introduction}<div class="domains">{"".join(parts)}</div>'
 
 
 def _loss(book: _Charts) -> str:

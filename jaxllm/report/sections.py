@@ -22,6 +22,10 @@ TRAJECTORY_INTRODUCTION = """<p class="intro">Each task's main metric with its 9
 class="ring"></i>left chance</span></p>"""
 
 
+_TABLE_HEAD = ("Final ± SE", "Chance", "Left chance at", "Metric", "n", "Shots")
+_NUMERIC = {"Final ± SE", "Chance", "n", "Shots"}
+
+
 def section(name: str, title: str, content: str) -> str:
     """A titled part of the page."""
     return f'<section id="{name}"><h2>{escape(title)}</h2>\n{content}</section>'
@@ -41,7 +45,7 @@ def glance(tables: Tables) -> str:
         parts.append(heading if tables.several_runs else "")
         parts.append(f'<p class="lead">{escape(summary.headline(findings))}</p>')
         items = "".join(
-            f"<li><b>{escape(task)}</b><span>{escape(when)}</span><em>{escape(how)}</em></li>"
+            f"<li><b>{_name(task)}</b><span>{escape(when)}</span><em>{escape(how)}</em></li>"
             for when, task, how in summary.milestones(findings)
         )
         if items:
@@ -68,16 +72,16 @@ def final_table(tables: Tables) -> str:
     if tables.findings.empty:
         return nothing("No checkpoint has been scored yet.")
     several = tables.several_runs
-    head = ["Task", *(["Run"] if several else []), "Metric", "Final ± SE", "Chance", "n", "Shots",
-            "Left chance at"]  # fmt: skip
-    numeric = {"Final ± SE", "Chance", "n", "Shots", "Left chance at"}
-    cells = "".join(f'<th scope="col"{_right(h in numeric)}>{h}</th>' for h in head)
+    order = [overview.run for overview in tables.overviews]
+    head = ["Task", *(["Run"] if several else []), *_TABLE_HEAD]
+    cells = "".join(f'<th scope="col"{_right(h in _NUMERIC)}>{h}</th>' for h in head)
     rows = []
     for domain, tasks in tables.domains.items():
         label = f'<th colspan="{len(head)}" scope="rowgroup">{escape(domain)}</th>'
         rows.append(f'<tr class="group">{label}</tr>')
         for task in tasks:
             found = tables.findings[tables.findings.task == task]
+            found = found.sort_values("run", key=lambda run: run.map(order.index))
             rows += [_table_row(tables, row, several) for row in found.itertuples()]
     table = f"<table><thead><tr>{cells}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
     button = '<button type="button" data-all>All charted records as CSV</button>'
@@ -96,7 +100,7 @@ def figure(
         for kind in ("csv", "png")
     )
     return (
-        f'<figure id="{key}"><figcaption><h4>{quoted}</h4><span class="final">{escape(final)}'
+        f'<figure id="{key}"><figcaption><h4>{_name(name)}</h4><span class="final">{escape(final)}'
         f'</span><p class="meta">{escape(meta)}</p>{extra}</figcaption>'
         f'<div class="plot" style="min-height:{height + 38}px"></div>'
         f'{_warning(warning)}<div class="tools">{tools}</div></figure>'
@@ -135,10 +139,12 @@ def legend(labels: Sequence[str], colours: Sequence[int] | None = None) -> str:
     return f'<ul class="legend">{items}</ul>'
 
 
-def domain_heading(domain: str, colour: int | None) -> str:
-    """The heading over the charts of a domain, with its colour where colours stand for domains."""
+def domain_group(domain: str, colour: int | None, figures: Sequence[str]) -> str:
+    """The charts of a domain under its name, with its colour where colours stand for domains."""
     dot = f'<i class="swatch" style="background:var(--series-{(colour or 0) % 8})"></i>'
-    return f"<h3>{dot if colour is not None else ''}{escape(domain)}</h3>"
+    heading = f"<h3>{dot if colour is not None else ''}{escape(domain)}</h3>"
+    style = f"--n:{min(len(figures), 4)}"
+    return f'<div class="domain" style="{style}">{heading}{grid(figures, "small")}</div>'
 
 
 def grid(figures: Sequence[str], size: str) -> str:
@@ -180,7 +186,7 @@ def _facts(overview: Overview) -> list[tuple[str, str]]:
         ("FLOPs", numbers.flops(overview.flops)),
         ("Wall time", numbers.duration(overview.wall_seconds)),
         ("Final loss", f"{loss:.3f}" if math.isfinite(loss) else numbers.UNKNOWN),
-        ("Checkpoints scored", str(overview.checkpoints)),
+        ("Checkpoints", str(overview.checkpoints)),
         ("Time in scoring", f"{100 * share:.1f}%" if math.isfinite(share) else numbers.UNKNOWN),
         ("Restarts", str(overview.restarts)),
     ]
@@ -192,17 +198,23 @@ def _table_row(tables: Tables, row, several: bool) -> str:  # type: ignore[no-un
     run = f"<td>{_swatch(tables, row.run)}{escape(row.run)}</td>" if several else ""
     final = numbers.with_error(row.final, row.stderr, row.metric)
     chance = numbers.value(row.chance, row.metric)
-    right = "".join(
-        f'<td class="right">{escape(text)}</td>'
-        for text in (final, chance, f"{row.n:,}", str(row.shots), when)
+    metric = numbers.metric_name(row.metric)
+    values = (final, chance, when, metric, f"{row.n:,}", str(row.shots))
+    cells = "".join(
+        f"<td{_right(head in _NUMERIC)}>{escape(text)}</td>"
+        for head, text in zip(_TABLE_HEAD, values, strict=True)
     )
-    metric = escape(numbers.metric_name(row.metric))
-    return f'<tr><th scope="row">{escape(row.task)}</th>{run}<td>{metric}</td>{right}</tr>'
+    return f'<tr><th scope="row">{_name(row.task)}</th>{run}{cells}</tr>'
 
 
 def _swatch(tables: Tables, run: str) -> str:
     number = [overview.run for overview in tables.overviews].index(run)
     return f'<i class="swatch" style="background:var(--series-{number % 8})"></i>'
+
+
+def _name(name: str) -> str:
+    """A task's name, which may break after an underscore where it must."""
+    return escape(name).replace("_", "_<wbr>")
 
 
 def _warning(text: str) -> str:
