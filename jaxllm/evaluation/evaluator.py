@@ -12,13 +12,13 @@ import functools
 import math
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import pandas as pd
 from absl import logging
+from etils import epath
 from jax.sharding import Mesh
 
 import evals
@@ -262,7 +262,7 @@ class Evaluator:
             self._store.write(self._moment.step, name, self._records, examples)
 
 
-def _files(task: TaskDefinition, config: EvalConfig) -> tuple[Path, ...]:
+def _files(task: TaskDefinition, config: EvalConfig) -> tuple[epath.Path, ...]:
     """Where the files of a task are.
 
     Raises:
@@ -275,7 +275,7 @@ def _files(task: TaskDefinition, config: EvalConfig) -> tuple[Path, ...]:
             f"task {task.name} reads {task.reads[0]}: set EvalConfig.data_dir (macro EVAL_DIR) "
             "to the directory with the evaluation data"
         )
-    paths = tuple(Path(config.data_dir, name) for name in task.reads)
+    paths = tuple(epath.Path(config.data_dir) / name for name in task.reads)
     for path in paths:
         if not path.exists():
             raise UserError(f"task {task.name}: no file {path}; is EVAL_DIR the right directory?")

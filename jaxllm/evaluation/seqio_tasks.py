@@ -7,13 +7,13 @@ it brings its own vocabulary and context length.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 import flax.struct
 import numpy as np
 import seqio
 import tensorflow as tf
+from etils import epath
 
 from jaxllm.errors import UserError
 from jaxllm.evaluation import metrics
@@ -43,7 +43,7 @@ class EvalTask(seqio.Task):
     def __init__(
         self,
         definition: TaskDefinition,
-        files: Sequence[Path] = (),
+        files: Sequence[epath.Path] = (),
         max_examples: int | None = None,
     ):
         self.definition = definition

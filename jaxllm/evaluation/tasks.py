@@ -18,6 +18,7 @@ Domains in use: examination, knowledge, reading, commonsense, reasoning, math, c
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Iterable
 from typing import Literal
@@ -200,7 +201,14 @@ def _declare(definition: TaskDefinition) -> TaskDefinition:
     if not _NAME.match(definition.name):
         raise ValueError(f"task name {definition.name!r}: only letters, digits, '_' and '.'")
     known = _DEFINITIONS.get(definition.name)
-    if known and known.examples.__module__ != definition.examples.__module__:
+    if known and _origin(known.examples) != _origin(definition.examples):
         raise ValueError(f"two tasks are called {definition.name}")
     _DEFINITIONS[definition.name] = definition
     return definition
+
+
+def _origin(examples: Examples) -> str:
+    """The module that a task comes from, which may declare it again (when it is reloaded)."""
+    while isinstance(examples, functools.partial):
+        examples = examples.func
+    return examples.__module__

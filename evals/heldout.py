@@ -1,0 +1,56 @@
+"""Bits per byte on the held-out text of a run's own corpora, as `heldout_<domain>`.
+
+The validation split of the corpus is cut into passages of 1,024 characters (the first
+16 million characters of it), and 256 of them are taken at even distances: enough for a standard
+error near one per cent, whatever the size of the corpus. Each passage is scored as a document.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+
+from jaxllm.errors import UserError
+from jaxllm.evaluation.tasks import Document, TaskDefinition, perplexity
+
+PREFIX = "heldout_"
+PASSAGE_CHARS = 1_024
+PASSAGES = 256
+READ_CHARS = 16_000_000
+DOMAINS = {"code": "code", "math": "math"}
+
+
+def passages(corpus: str) -> Iterator[Document]:
+    """Evenly spaced passages of the validation split of `corpus`, a registered corpus task.
+
+    Raises:
+      UserError: there is no such corpus, or it has no validation split.
+    """
+    from jaxllm.data import corpora
+
+    found: list[Document] = []
+    read = 0
+    for document in corpora.documents(corpus, "validation", on_bad=lambda message: None):
+        text, name = document["text"], document["id"]
+        found += [
+            Document(text[start : start + PASSAGE_CHARS], f"{name}@{start}")
+            for start in range(0, len(text), PASSAGE_CHARS)
+        ]
+        read += len(text)
+        if read >= READ_CHARS:
+            break
+    if not found:
+        raise UserError(f"corpus {corpus} has no validation text")
+    count = min(PASSAGES, len(found))
+    yield from (found[i * len(found) // count] for i in range(count))
+
+
+def declare(name: str) -> TaskDefinition:
+    """The task called `name`, which begins with PREFIX."""
+    corpus = name.removeprefix(PREFIX)
+    return perplexity(
+        name, functools.partial(passages, corpus), domain=DOMAINS.get(corpus, "language")
+    )
+
+
+FAMILIES = {PREFIX: declare}

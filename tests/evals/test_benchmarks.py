@@ -1,0 +1,150 @@
+"""The benchmarks read the published files: every example, the right answer, the right prompt."""
+
+import gzip
+import json
+
+import pytest
+
+import evals
+from evals import heldout
+from evals._rows import read_json, read_rows
+from jaxllm.errors import UserError
+from jaxllm.evaluation.config import EvalConfig
+from jaxllm.evaluation.evaluator import _files
+from jaxllm.evaluation.tasks import Choice, Prompt
+
+# name -> examples, as the publishers count them
+SIZES = {
+    "basic_arithmetic": 3000,
+    "simple_arithmetic_withspaces": 1000,
+    "simple_arithmetic_nospaces": 1000,
+    "basic_skills_arithmetic": 1047,
+    "basic_skills_coding": 1012,
+    "basic_skills_common_knowledge": 1037,
+    "basic_skills_logical_reasoning": 1118,
+    "basic_skills_pattern": 534,
+    "basic_skills_string_operations": 1219,
+    "arc_easy": 2376,
+    "arc_challenge": 1172,
+    "openbookqa": 500,
+    "copycolors": 1000,
+    "commonsense_qa": 1221,
+    "siqa": 1954,
+    "piqa": 1838,
+    "copa": 100,
+    "hellaswag": 10042,
+    "boolq": 3270,
+    "lambada": 5153,
+    "bigbench_implicatures": 492,
+    "bigbench_date_understanding": 369,
+    "bigbench_disambiguation_qa": 258,
+    "bigbench_navigate": 1000,
+    "bigbench_ruin_names": 448,
+}
+
+
+def read(name, data_dir):
+    (task,) = evals.load([name])
+    return list(task.examples(*_files(task, EvalConfig(data_dir=str(data_dir)))))
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_every_example_is_read(name, shared_data):
+    examples = read(name, shared_data / "evals")
+    assert len(examples) == SIZES[name]
+    for example in examples:
+        texts = example.options if isinstance(example, Choice) else example.targets
+        assert all(texts)
+
+
+def test_answers_are_the_right_ones(shared_data):
+    data = shared_data / "evals"
+    sum_ = read("basic_arithmetic", data)[0]
+    assert sum_.context == "Question: Calculate 5 + 91 =\nAnswer:"
+    assert sum_.options[sum_.answer] == " 96"
+    skill = read("basic_skills_arithmetic", data)[0]
+    assert (skill.context, skill.options[skill.answer]) == ("4 * 8 =", " 32")
+    assert read("simple_arithmetic_withspaces", data)[0] == Prompt("25 - 759 =", (" -734",))
+    copa = read("copa", data)[0]
+    assert copa.context + copa.options[copa.answer] == (
+        "The man turned on the faucet therefore water flowed from the spout."
+    )
+    roof = read("hellaswag", data)[0]
+    assert roof.context == "Roof shingle removal: A man is sitting on a roof. he"
+    assert roof.options[roof.answer] == " starts pulling up roofing on a roof."
+    color = read("copycolors", data)[0]
+    assert color.options[color.answer] == " H"
+
+
+def test_bigbench_prompt_is_put_together_as_bigbench_does(shared_data):
+    first = read("bigbench_implicatures", shared_data / "evals")[0]
+    assert first.context == (
+        "Does Speaker 2's answer mean yes or no?\n\n\nQ: Speaker 1: 'But aren't you afraid?' "
+        "Speaker 2: 'Ma'am, sharks never attack anybody.' \nA: "
+    )
+    assert first.options[first.answer] == "no"
+
+
+def task_json(path, examples, **more):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(gzip.compress(json.dumps({"examples": examples, **more}).encode()))
+
+
+def test_bigbench_defaults_list_the_choices(tmp_path):
+    task_json(
+        tmp_path / "bigbench/multiple_choice/made_up.task.json.gz",
+        [{"input": "x?", "target_scores": {"yes": 0.2, "no": 0.9}}],
+        task_prefix="Say it.",
+    )
+    (example,) = read("bigbench_made_up", tmp_path)
+    assert example.context == "Say it.\nQ: x?\n  choice: yes\n  choice: no\nA: "
+    assert (example.options, example.answer) == (("yes", "no"), 1)
+
+
+@pytest.mark.parametrize(
+    ("example", "message"),
+    [
+        ({"input": "x", "target": "y"}, "example 0 has no target_scores"),
+        ({"input": "x", "target_scores": {"a": 1, "b": 1}}, "example 0 has 2 best answers"),
+    ],
+)
+def test_bigbench_task_of_another_kind_is_refused(tmp_path, example, message):
+    task_json(tmp_path / "bigbench/multiple_choice/odd.task.json.gz", [example])
+    with pytest.raises(UserError, match=message):
+        read("bigbench_odd", tmp_path)
+
+
+def test_missing_directory_and_file_are_named():
+    (task,) = evals.load(["arc_easy"])
+    with pytest.raises(UserError, match=r"arc_easy/test.jsonl.gz: set EvalConfig.data_dir"):
+        _files(task, EvalConfig())
+    with pytest.raises(UserError, match=r"no file /nowhere/arc_easy/test.jsonl.gz"):
+        _files(task, EvalConfig(data_dir="/nowhere"))
+
+
+def test_broken_files_are_named_with_the_line(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"a": 1}\n\n{"a": \n')
+    with pytest.raises(UserError, match=r"rows.jsonl:3: broken JSON"):
+        list(read_rows(path))
+    (tmp_path / "cut.json.gz").write_bytes(gzip.compress(b"[1, 2]")[:-9])
+    with pytest.raises(UserError, match="cannot be read"):
+        read_json(tmp_path / "cut.json.gz")
+    with pytest.raises(UserError, match="no file"):
+        read_json(tmp_path / "none.json")
+
+
+def test_heldout_passages_are_even_parts_of_the_validation_text(tmp_path, monkeypatch):
+    from jaxllm.data import corpora
+    from jaxllm.data.config import DataConfig
+
+    monkeypatch.setattr(heldout, "PASSAGES", 4)
+    folder = tmp_path / "letters"
+    folder.mkdir()
+    (folder / "train.txt").write_text("x" * 10)
+    text = "".join(chr(97 + i % 26) * 1024 for i in range(8))
+    (folder / "valid.txt").write_text(text)
+    corpora.register(DataConfig("letters", corpus_dir=str(tmp_path)))
+    (task,) = evals.load(["heldout_letters"])
+    assert [d.text[0] for d in task.examples()] == ["a", "c", "e", "g"]
+    assert all(len(d.text) == 1024 for d in task.examples())

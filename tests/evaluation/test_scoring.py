@@ -1,0 +1,130 @@
+"""Scores do not depend on packing, batches or the mesh, and are Transformers' log-softmax."""
+
+import jax
+import numpy as np
+import pytest
+
+from jaxllm.evaluation.packing import pack
+from jaxllm.evaluation.scoring import Interrupted, Scorer, never
+from jaxllm.evaluation.spans import Span
+from jaxllm.models.batch import Batch
+from jaxllm.models.decoder import logits
+from tests.evaluation.helpers import TINY, mesh, sharded_params
+
+
+def make_spans(count=40, longest=40):
+    rng = np.random.RandomState(0)
+    lengths = rng.randint(1, longest, count)
+    return [
+        Span(rng.randint(0, TINY.vocab_size, n + 1).astype(np.int32), rng.randint(1, n + 1))
+        for n in lengths
+    ]
+
+
+@jax.jit
+def full_logits(params, inputs, segments):
+    one = jax.numpy.zeros((1, 64), np.int32)
+    positions = jax.numpy.arange(64)[None]
+    return logits(TINY, params, Batch(inputs, one, one, positions, segments, one[:, 0]))
+
+
+def scored_alone(params, span):
+    """log softmax of the full logits of one span by itself, summed in float64."""
+    inputs, segments = np.zeros((2, 1, 64), np.int32)
+    inputs[0, : span.length], segments[0, : span.length] = span.tokens[:-1], 1
+    values = np.asarray(full_logits(params, inputs, segments), np.float64)
+    values = values[0, span.length - span.scored : span.length]
+    targets = span.tokens[1:][-span.scored :]
+    picked = values[np.arange(span.scored), targets]
+    log_likelihood = np.sum(picked - np.log(np.sum(np.exp(values), axis=-1)))
+    return log_likelihood, bool(np.all(values.argmax(-1) == targets))
+
+
+@pytest.mark.parametrize("axes", [{}, {"fsdp": 4, "tensor": 2}, {"data": 2, "fsdp": 2}])
+def test_packed_scores_are_those_of_each_span_alone(axes):
+    spans, on = make_spans(), mesh(**axes)
+    params = sharded_params(TINY, on)
+    scorer = Scorer(TINY, on, rows_per_batch=3, shortest_row=16)
+    assert scorer.row_lengths == (16, 64)
+    packed = pack(spans, lengths=scorer.row_lengths, tokens_per_batch=scorer.tokens_per_batch)
+    scores = scorer.score(params, packed, never)
+    local = jax.device_get(params)
+    expected = [scored_alone(local, span) for span in spans]
+    np.testing.assert_allclose(
+        scores.log_likelihood, [e[0] for e in expected], atol=1e-5, rtol=1e-5
+    )
+    assert scores.log_likelihood.dtype == np.float64
+    assert scores.greedy.tolist() == [e[1] for e in expected]
+
+
+def test_greedy_is_true_for_what_the_model_would_say():
+    on = mesh()
+    params = sharded_params(TINY, on)
+    scorer = Scorer(TINY, on, rows_per_batch=2, shortest_row=64)
+    prompts = [[1, 70, 71, 72], [1, 5], [1, 9, 9, 9, 9, 9, 9]]
+    batches = scorer.prompt_batches(prompts)
+    answers = scorer.generate(params, batches, 6, (), never)
+    assert [len(a) for a in answers] == [6, 6, 6]
+    right = [Span(np.asarray(p + a, np.int32), 6) for p, a in zip(prompts, answers, strict=True)]
+    wrong = [Span(np.asarray([*p, *a[:-1], (a[-1] + 1) % 259], np.int32), 6)
+             for p, a in zip(prompts, answers, strict=True)]  # fmt: skip
+    packed = pack(right + wrong, lengths=(64,), tokens_per_batch=scorer.tokens_per_batch)
+    assert scorer.score(params, packed, never).greedy.tolist() == [True] * 3 + [False] * 3
+
+
+def test_generation_stops_at_a_stop_token_and_keeps_the_order_of_prompts():
+    on = mesh(data=2, fsdp=2)
+    params = sharded_params(TINY, on)
+    scorer = Scorer(TINY, on, rows_per_batch=4, shortest_row=16)
+    rng = np.random.RandomState(1)
+    prompts = [[1, *rng.randint(3, 259, rng.randint(1, 40)).tolist()] for _ in range(23)]
+    whole = scorer.generate(params, scorer.prompt_batches(prompts), 8, (), never)
+    reverse = scorer.generate(params, scorer.prompt_batches(prompts[::-1]), 8, (), never)
+    assert whole == reverse[::-1]
+    single = scorer.generate(params, scorer.prompt_batches(prompts[3:4]), 8, (), never)
+    assert whole[3:4] == single
+    stop = whole[0][3]
+    cut = scorer.generate(params, scorer.prompt_batches(prompts), 8, (stop,), never)
+    expected = [a[: a.index(stop) + 1] if stop in a else a for a in whole]
+    assert cut == expected
+
+
+def test_scores_are_transformers_log_softmax():
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    from tests.models.test_transformers_parity import reference
+
+    on, spans = mesh(), make_spans(20)
+    params = sharded_params(TINY, on)
+    scorer = Scorer(TINY, on, rows_per_batch=2, shortest_row=16)
+    packed = pack(spans, lengths=scorer.row_lengths, tokens_per_batch=scorer.tokens_per_batch)
+    scores = scorer.score(params, packed, never)
+    twin = reference(TINY, jax.device_get(params))
+    for span, found in zip(spans, scores.log_likelihood, strict=True):
+        tokens = torch.tensor(span.tokens.astype(np.int64))
+        with torch.no_grad():
+            log_p = twin(tokens[None, :-1]).logits[0].double().log_softmax(-1)
+        expected = log_p[-span.scored :].gather(1, tokens[-span.scored :, None]).sum().item()
+        assert found == pytest.approx(expected, rel=1e-5, abs=1e-4)
+
+
+def test_a_stop_request_is_answered_between_batches():
+    on = mesh()
+    params = sharded_params(TINY, on)
+    scorer = Scorer(TINY, on, rows_per_batch=1, shortest_row=64)
+    packed = pack(make_spans(), lengths=(64,), tokens_per_batch=64)
+    asked = []
+    with pytest.raises(Interrupted):
+        scorer.score(params, packed, lambda: bool(asked.append(0)) or len(asked) == 3)
+    assert len(asked) == 3 < len(packed.batches)
+
+
+def test_few_shapes_are_compiled():
+    on = mesh()
+    params = sharded_params(TINY, on)
+    scorer = Scorer(TINY, on, rows_per_batch=2, shortest_row=16)
+    for seed in range(4):
+        spans = make_spans(count=10 + 9 * seed, longest=10 + 9 * seed)
+        packed = pack(spans, lengths=scorer.row_lengths, tokens_per_batch=scorer.tokens_per_batch)
+        scorer.score(params, packed, never)
+    assert scorer._score._cache_size() <= len(scorer.row_lengths)
