@@ -1,0 +1,130 @@
+"""Batches are a function of (seed, global index): of hosts, restarts and threads, nothing else."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from jaxllm.data.config import DataConfig
+from jaxllm.data.loader import Loader, SequenceSource, open_source
+from jaxllm.data.prepare import prepare
+from jaxllm.errors import UserError
+from jaxllm.models.batch import Batch
+
+LAYOUTS = ["concat", "concat_masked", "pack"]
+
+
+def batches(source: SequenceSource, count: int, **kwargs) -> list[Batch]:
+    loader = Loader(source, source.config.batch_size, **kwargs)
+    try:
+        return [next(loader) for _ in range(count)]
+    finally:
+        loader.close()
+
+
+def assert_equal(a: Batch, b: Batch) -> None:
+    for name in Batch._fields:
+        np.testing.assert_array_equal(getattr(a, name), getattr(b, name), err_msg=name)
+        assert getattr(a, name).dtype == getattr(b, name).dtype
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("hosts", [2, 4])
+def test_any_number_of_hosts_gives_the_same_global_batch(config, layout: str, hosts: int) -> None:
+    source = open_source(dataclasses.replace(config, layout=layout))
+    alone = batches(source, 6)
+    parts = [batches(source, 6, process_index=p, process_count=hosts) for p in range(hosts)]
+    for step, whole in enumerate(alone):
+        local = [parts[p][step] for p in range(hosts)]
+        assert all(len(part.inputs) == len(whole.inputs) // hosts for part in local)
+        assert_equal(whole, Batch(*(np.concatenate(arrays) for arrays in zip(*local, strict=True))))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_run_resumes_anywhere(config: DataConfig, layout: str) -> None:
+    chosen = dataclasses.replace(config, layout=layout)
+    size = config.batch_size
+    first = batches(open_source(chosen), 20, prefetch=1)
+    again = batches(open_source(chosen), 5, start=15 * size, prefetch=7)
+    for a, b in zip(first[15:], again, strict=True):
+        assert_equal(a, b)
+    # The position counts rows, so a run may go on with another batch size.
+    row = open_source(chosen)[10 * size + 3]
+    np.testing.assert_array_equal(row["inputs"], first[10].inputs[3])
+    assert row["domains"] == first[10].domains[3]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_each_domain_gives_every_token_once_per_epoch(config: DataConfig, layout: str) -> None:
+    source = open_source(dataclasses.replace(config, layout=layout))
+    rows = source.rows(0, 4000)
+    for index, (name, prepared) in enumerate(zip(source.domains, source.prepared, strict=True)):
+        mine = np.flatnonzero(rows["domains"] == index)
+        size = source.rows_per_epoch[name]
+        assert len(mine) >= 2 * size, "the test reads two epochs of each domain"
+        store = prepared.store
+        tokens = store.read(0, store.counts.tokens)
+        opening = np.zeros(len(tokens), bool)
+        opening[store.starts[:-1].astype(int)] = True
+        expected = np.bincount(tokens[~opening], minlength=260)
+        orders = []
+        for epoch in range(2):
+            taken = mine[epoch * size : (epoch + 1) * size]
+            counted = rows["weights"][taken] > 0
+            got = np.bincount(rows["targets"][taken][counted], minlength=260)
+            np.testing.assert_array_equal(got, expected)
+            orders.append([row.tobytes() for row in rows["inputs"][taken]])
+        assert sorted(orders[0]) == sorted(orders[1])
+        assert size < 5 or orders[0] != orders[1], "each epoch has its own order"
+
+
+def test_the_seed_and_nothing_else_changes_the_order(config: DataConfig) -> None:
+    source = open_source(config)
+    same = open_source(dataclasses.replace(config, prefetch=1, batch_size=4))
+    other = open_source(dataclasses.replace(config, seed=1))
+    np.testing.assert_array_equal(source.rows(0, 50)["inputs"], same.rows(0, 50)["inputs"])
+    assert not np.array_equal(source.rows(0, 50)["inputs"], other.rows(0, 50)["inputs"])
+    # Another domain in the mixture does not reorder the ones that were there.
+    fewer = open_source(dataclasses.replace(config, weights={"prose": 3, "notes": 2}))
+
+    def prose_rows(of: SequenceSource) -> np.ndarray:
+        rows = of.rows(0, 400)
+        return rows["inputs"][rows["domains"] == of.domains.index("prose")][:100]
+
+    np.testing.assert_array_equal(prose_rows(source), prose_rows(fewer))
+
+
+def test_what_a_batch_is(config: DataConfig) -> None:
+    source = open_source(config)
+    assert source.domains == ("notes", "plays", "prose")
+    np.testing.assert_allclose(source.weights, [1 / 3, 1 / 6, 1 / 2])
+    (batch,) = batches(source, 1)
+    for name in ("inputs", "targets", "positions", "segment_ids"):
+        assert getattr(batch, name).shape == (8, 64) and getattr(batch, name).dtype == np.int32
+    assert batch.weights.shape == (8, 64) and batch.weights.dtype == np.float32
+    assert batch.domains.shape == (8,) and batch.domains.dtype == np.int32
+    np.testing.assert_array_equal(batch.inputs[:, 1:], batch.targets[:, :-1])
+    epochs = source.epochs(4000)
+    for index, name in enumerate(source.domains):
+        rows = np.sum(source.rows(0, 4000)["domains"] == index)
+        assert epochs[name] == pytest.approx(rows / source.rows_per_epoch[name])
+
+
+def test_waits_are_counted(config: DataConfig) -> None:
+    loader = Loader(open_source(config), 8)
+    next(loader)
+    first = loader.wait_seconds
+    assert first > 0
+    next(loader)
+    assert loader.wait_seconds > first
+    loader.close()
+
+
+def test_mistakes_are_named(config: DataConfig) -> None:
+    source = SequenceSource(config, prepare(config))
+    assert source.vocab_size == 260
+    source.check_vocabulary(260)
+    with pytest.raises(UserError, match=r"vocab_size = 200 is too small: the corpus notes"):
+        source.check_vocabulary(200)
+    with pytest.raises(UserError, match="batch_size = 8 is not divisible by 3 hosts"):
+        Loader(source, 8, process_count=3)
