@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib
+import importlib.util  # gin uses it without importing it
 import logging
 import os
 import re
