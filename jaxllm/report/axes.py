@@ -49,7 +49,11 @@ def axes(points: pd.DataFrame, metrics: pd.DataFrame) -> dict[str, dict[str, Axi
         ticks = [0, *_decades(low, high)]  # tickCount: all of them where there is room
         result[clock] = {
             "log": Axis(clock, log, {**label, "values": ticks, "tickCount": len(ticks)}),
-            "linear": Axis(clock, {"type": "linear", "domain": [0, high], "nice": False}, label),
+            "linear": Axis(
+                clock,
+                {"type": "linear", "domain": [0, high], "nice": False},
+                {**label, "tickMinStep": 1},
+            ),
         }
     return result
 

@@ -24,6 +24,18 @@ function withAxis(spec, axis) {
   return copy;
 }
 
+// Vega-Lite 6 forgets that the cells of a nearest-point selection hold their point in `datum`
+// when a tooltip field is text, and shows "undefined".
+function patchTooltips(vegaSpec) {
+  for (const mark of vegaSpec.marks ?? []) {
+    const tooltip = mark.encode?.update?.tooltip;
+    if (mark.name?.endsWith("voronoi") && tooltip?.signal)
+      tooltip.signal = tooltip.signal.replace(/(?<!datum\.)datum\[/g, "datum.datum[");
+    patchTooltips(mark);
+  }
+  return vegaSpec;
+}
+
 async function draw(key) {
   const plot = document.querySelector(`#${key} .plot`);
   const axis = chosen();
@@ -31,6 +43,7 @@ async function draw(key) {
     const result = await vegaEmbed(plot, withAxis(report.charts[key].spec, axis), {
       actions: false,
       renderer: "svg",
+      patch: patchTooltips,
       config: report.themes[dark.matches ? "dark" : "light"],
       tooltip: { theme: "custom" },
     });
@@ -90,7 +103,7 @@ document.addEventListener("click", async ({ target }) => {
   const { csv: table, png, all } = target.dataset ?? {};
   if (table) {
     const { name, spec } = report.charts[table];
-    downloadCsv(fileName(name), spec.data.values);
+    downloadCsv(fileName(name), spec.data.values ?? spec.datasets[spec.data.name]);
   } else if (png) {
     const href = await views.get(png).view.toImageURL("png", 2);
     download(`${fileName(report.charts[png].name)}.png`, href);

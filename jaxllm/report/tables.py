@@ -89,7 +89,9 @@ def gather(runs: Sequence[Run]) -> Tables:
         if records.empty:
             notes.append(f"{label}: no checkpoint has been scored yet.")
         if metrics.empty:
-            notes.append(f"{label}: no metrics.jsonl, so neither losses nor health are shown.")
+            notes.append(
+                f"{label}: metrics.jsonl is missing or empty, so no loss and no health is shown."
+            )
         overviews.append(_overview(label, run, records, metrics))
         all_records.append(records)
         all_metrics.append(_long(label, metrics, notes))
