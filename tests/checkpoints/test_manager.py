@@ -272,5 +272,5 @@ def test_a_disk_that_fails_during_a_save_is_one_line(
         raise ValueError("RESOURCE_EXHAUSTED: write failed: No space left on device [source ...]")
 
     monkeypatch.setattr(checkpoints._manager, "save", full)
-    with pytest.raises(UserError, match="cannot save to .*No space left.*before it are whole"):
+    with pytest.raises(UserError, match=r"cannot save to .*No space left.*before it are whole"):
         checkpoints.save(entry(1), model, training, {})
