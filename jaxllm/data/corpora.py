@@ -115,10 +115,17 @@ def resolve(config: DataConfig) -> tuple[Domain, ...]:
     Raises:
       UserError: an unknown mixture, task or domain, with the nearest names.
     """
+    name = config.mixture_or_task_name
+    for mixture, setting in (("corpus_dir", config.corpus_dir), ("tfds", config.tfds)):
+        if name == mixture and not setting:
+            raise UserError(f"the mixture {mixture} needs DataConfig.{mixture}")
+    own = _own_mixtures(config).get(name)
+    if own is not None:
+        _weighted(config, own)  # a mistake need not wait for TensorFlow's import
+
     import seqio
 
     register(config)
-    name = config.mixture_or_task_name
     known = [*seqio.MixtureRegistry.names(), *seqio.TaskRegistry.names()]
     if name not in known:
         raise UserError(f"no mixture or task {name}{_nearest(name, known)}")
@@ -127,14 +134,7 @@ def resolve(config: DataConfig) -> tuple[Domain, ...]:
         rates = {task.name: float(provider.get_rate(task)) for task in provider.tasks}
     else:
         rates = {name: 1.0}
-    if config.weights is not None:
-        for domain in config.weights:
-            if domain not in rates:
-                raise UserError(
-                    f"DataConfig.weights names {domain}, which {name} does not have"
-                    f"{_nearest(domain, rates)}; it has {', '.join(sorted(rates))}"
-                )
-        rates = {domain: float(weight) for domain, weight in config.weights.items()}
+    rates = _weighted(config, rates)
     for domain in rates:
         if "text" not in seqio.TaskRegistry.get(domain).output_features:
             raise UserError(f"task {domain} has no feature `text`: it is not a corpus")
@@ -200,14 +200,39 @@ def register(config: DataConfig) -> None:
             importlib.import_module(module)
         except ImportError as error:
             raise UserError(f"DataConfig.modules: cannot import {module} ({error})") from error
-    modules = module_corpora()
-    seqio_source.register("embedded", modules, dict.fromkeys(modules, 1.0))
+    own = _own_mixtures(config)
+    seqio_source.register("embedded", module_corpora(), own["embedded"])
     if config.tfds:
-        seqio_source.register_tfds("tfds", config.tfds, config.tfds_data_dir)
+        seqio_source.register_tfds("tfds", config.tfds, config.tfds_data_dir, own["tfds"])
     if config.corpus_dir is not None:
         corpora = directory_corpora(config.corpus_dir)
-        rates = {name: float(corpus.size("train")) for name, corpus in corpora.items()}
-        seqio_source.register("corpus_dir", corpora, rates)
+        seqio_source.register("corpus_dir", corpora, own["corpus_dir"])
+
+
+def _own_mixtures(config: DataConfig) -> dict[str, dict[str, float]]:
+    """The mixtures made here, as domain -> rate: files by their bytes, the others evenly."""
+    mixtures = {"embedded": dict.fromkeys(module_corpora(), 1.0)}
+    if config.tfds:
+        mixtures["tfds"] = dict.fromkeys(config.tfds, 1.0)
+    if config.corpus_dir is not None:
+        corpora = directory_corpora(config.corpus_dir)
+        mixtures["corpus_dir"] = {
+            name: float(size) for name, corpus in corpora.items() if (size := corpus.size("train"))
+        }
+    return mixtures
+
+
+def _weighted(config: DataConfig, rates: dict[str, float]) -> dict[str, float]:
+    """The rates of the run's domains: the mixture's, or the configuration's in their place."""
+    if config.weights is None:
+        return rates
+    for domain in config.weights:
+        if domain not in rates:
+            raise UserError(
+                f"DataConfig.weights names {domain}, which {config.mixture_or_task_name} does not"
+                f" have{_nearest(domain, rates)}; it has {', '.join(sorted(rates))}"
+            )
+    return {domain: float(weight) for domain, weight in config.weights.items()}
 
 
 @functools.cache

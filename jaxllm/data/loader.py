@@ -45,7 +45,7 @@ class SequenceSource:
     Attributes:
       domains: names, in the order of a batch's domain indices.
       weights: float64 [D], their shares of the rows.
-      vocab_size: ids in the corpora are below this.
+      vocab_size: ids of the vocabulary are below this.
       rows_per_epoch: rows of each domain until it begins again.
       tokens_per_epoch: tokens of each domain.
     """
@@ -54,7 +54,7 @@ class SequenceSource:
         self.config = config
         self.prepared = prepared
         self.domains = tuple(domain.name for domain in prepared)
-        self.vocab_size = 1 + max(domain.store.counts.max_id for domain in prepared)
+        self.vocab_size = max(domain.store.counts.vocab_size for domain in prepared)
         self.tokens_per_epoch = {d.name: d.store.counts.tokens for d in prepared}
         self._rows = [_open_rows(config, domain.store) for domain in prepared]
         self.rows_per_epoch = {d: r.count for d, r in zip(self.domains, self._rows, strict=True)}
@@ -100,13 +100,12 @@ class SequenceSource:
         }
 
     def check_vocabulary(self, vocab_size: int) -> None:
-        """Raises a UserError if a model of `vocab_size` has no room for the corpora's ids."""
-        for domain in self.prepared:
-            if domain.store.counts.max_id >= vocab_size:
-                raise UserError(
-                    f"ModelConfig.vocab_size = {vocab_size} is too small: the corpus {domain.name}"
-                    f" has token ids up to {domain.store.counts.max_id}"
-                )
+        """Raises a UserError if a model of `vocab_size` has no room for the vocabulary's ids."""
+        if vocab_size < self.vocab_size:
+            raise UserError(
+                f"ModelConfig.vocab_size = {vocab_size} is too small: the corpora are tokenised"
+                f" with a vocabulary of {self.vocab_size}"
+            )
 
 
 class Loader:

@@ -84,11 +84,12 @@ def prepare_domain(
     partial = directory.with_name(f".partial-{socket.gethostname()}-{os.getpid()}-{directory.name}")
     partial.mkdir()
     try:
-        writer = TokenWriter(partial, Encoder(model).dtype)
+        encoder = Encoder(model)
+        writer = TokenWriter(partial, encoder.dtype)
         text_bytes = 0
         bar = tqdm(desc=f"prepare {domain} {split}", unit="B", unit_scale=True, disable=None)
         with contextlib.closing(writer), bar:
-            for tokens in _encode(reading.batches(), model, config.num_workers):
+            for tokens in _encode(reading.batches(), encoder, config.num_workers):
                 writer.add(tokens.ids, tokens.lengths)
                 text_bytes += tokens.text_bytes
                 bar.update(tokens.text_bytes)
@@ -98,6 +99,7 @@ def prepare_domain(
             writer.finish(
                 domain=domain,
                 split=split,
+                vocab_size=encoder.size,
                 text_bytes=text_bytes,
                 empty=reading.empty,
                 bad=reading.bad,
@@ -163,16 +165,16 @@ class _Reading:
             _check_bad(self._config, self._domain, self._documents, self.bad, self.first_bad)
 
 
-def _encode(batches: Iterator[list[str]], model: bytes | None, workers: int) -> Iterator[Tokens]:
+def _encode(batches: Iterator[list[str]], encoder: Encoder, workers: int) -> Iterator[Tokens]:
     """Encodes in this process what is done before workers would have started."""
-    encoder, chars = Encoder(model), 0
+    chars = 0
     while workers == 0 or chars < ONE_PROCESS_CHARS:
         batch = next(batches, None)
         if batch is None:
             return
         chars += sum(map(len, batch))
         yield encoder(batch)
-    yield from encode_batches(batches, model, workers)
+    yield from encode_batches(batches, encoder.model, workers)
 
 
 def _check_bad(config: DataConfig, domain: str, documents: int, bad: int, first: str) -> None:

@@ -76,23 +76,24 @@ class NamedTfdsSource(seqio.TfdsDataSource):
 
 
 def register(mixture: str, corpora: Mapping[str, Corpus], rates: Mapping[str, float]) -> None:
-    """Registers a task per corpus, and the mixture of those that have a train split."""
+    """Registers a task per corpus, and a mixture of those that have a rate."""
     for name, corpus in corpora.items():
         _replace_task(name, CorpusSource(corpus), [])
-    _replace_mixture(
-        mixture, {name: rates[name] for name in corpora if "train" in corpora[name].splits}
-    )
+    _replace_mixture(mixture, rates)
 
 
 def register_tfds(
-    mixture: str, data_sets: Mapping[str, str | Mapping[str, str]], data_dir: str | None
+    mixture: str,
+    data_sets: Mapping[str, str | Mapping[str, str]],
+    data_dir: str | None,
+    rates: Mapping[str, float],
 ) -> None:
-    """Registers TFDS data sets under the names of their domains, and their even mixture."""
+    """Registers TFDS data sets under the names of their domains, and their mixture."""
     for name, data_set in data_sets.items():
         source = NamedTfdsSource(name, data_set, data_dir)
         rename = seqio.map_over_dataset(lambda row, key=source.feature: {"text": row[key]})
         _replace_task(name, source, [rename])
-    _replace_mixture(mixture, dict.fromkeys(data_sets, 1.0))
+    _replace_mixture(mixture, rates)
 
 
 def describe_source(source: seqio.DataSource) -> str:

@@ -22,7 +22,7 @@ import numpy as np
 
 BLOCK = 8192
 SHARD_BLOCKS = 1 << 15  # 268M tokens a shard
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Counts:
       empty: documents without text, left out.
       bad: lines that could not be read, left out.
       max_id: the largest token id.
+      vocab_size: ids of the vocabulary are below this.
     """
 
     documents: int
@@ -44,6 +45,7 @@ class Counts:
     empty: int
     bad: int
     max_id: int
+    vocab_size: int
 
 
 class TokenWriter:

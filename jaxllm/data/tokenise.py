@@ -41,9 +41,17 @@ class Tokens:
 
 
 class Encoder:
-    """Encodes batches of documents with a SentencePiece model, or as bytes where it is None."""
+    """Encodes batches of documents with a SentencePiece model, or as bytes where it is None.
+
+    Attributes:
+      bos: id that opens a document, -1 if the model has none.
+      eos: id that ends it, -1 if the model has none.
+      size: ids are below this.
+      dtype: the smallest unsigned integer that holds them.
+    """
 
     def __init__(self, model: bytes | None) -> None:
+        self.model = model
         self._processor: Any = None
         self.bos, self.eos, self.size = BYTE_BOS, BYTE_EOS, BYTE_VOCAB_SIZE
         if model is not None:

@@ -98,7 +98,7 @@ def test_tfds_data_sets_register_without_a_network(config: DataConfig) -> None:
     assert corpora.fingerprint("c4", "train") != corpora.fingerprint("wiki", "train")
     for wrong in ("c4/en", {"name": "c4/en:3.1.0", "valid": "train"}):
         with pytest.raises(UserError, match=r"DataConfig\.tfds: c4"):
-            corpora.resolve(dataclasses.replace(chosen, tfds={"c4": wrong}))
+            corpora.resolve(dataclasses.replace(chosen, weights=None, tfds={"c4": wrong}))
 
 
 @pytest.mark.parametrize(
@@ -106,6 +106,7 @@ def test_tfds_data_sets_register_without_a_network(config: DataConfig) -> None:
     [
         ({"mixture_or_task_name": "corpus_dri"}, "no mixture or task corpus_dri; did you mean cor"),
         ({"weights": {"pros": 1}}, "weights names pros, which corpus_dir does not.*mean prose"),
+        ({"corpus_dir": None}, r"mixture corpus_dir needs DataConfig\.corpus_dir"),
         ({"corpus_dir": "/no/where"}, "corpus_dir: no directory /no/where"),
         ({"modules": ("no_such_module",)}, "cannot import no_such_module"),
     ],

@@ -17,7 +17,7 @@ def write(directory: Path, ids: np.ndarray, lengths: np.ndarray, parts: int = 1)
     for chosen in np.array_split(np.arange(len(lengths)), parts):
         low = ends[chosen[0]] - lengths[chosen[0]]
         writer.add(ids[low : ends[chosen[-1]]], lengths[chosen])
-    writer.finish(text_bytes=len(ids), empty=0, bad=0)
+    writer.finish(text_bytes=len(ids), empty=0, bad=0, vocab_size=0)
 
 
 @pytest.mark.parametrize("dtype", ["<u2", "<u4"])
