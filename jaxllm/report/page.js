@@ -1,9 +1,8 @@
-// Draws the charts when they come near the window, and again when the axis or the theme changes.
+// Draws the charts, and draws them again when the axis or the theme changes.
 const report = JSON.parse(document.getElementById("report-data").textContent);
 const controls = document.getElementById("controls");
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const views = new Map();
-const visible = new Set();
 
 function chosen() {
   const form = new FormData(controls);
@@ -51,25 +50,28 @@ async function draw(key) {
     views.set(key, result);
   } catch (error) {
     plot.textContent = `This chart could not be drawn: ${error.message}`;
-    throw error;
+    console.error(error);
   }
 }
 
-// Charts far from the window wait until they come near it.
-const near = new IntersectionObserver((entries) => {
-  for (const { target, isIntersecting } of entries) {
-    if (!isIntersecting) visible.delete(target.id);
-    else if (!visible.has(target.id)) {
-      visible.add(target.id);
-      draw(target.id);
-    }
+// Draws all charts, those nearest to the window first; a newer pass ends an older one.
+let latest = 0;
+async function redraw() {
+  const pass = ++latest;
+  const middle = innerHeight / 2;
+  const distance = (key) => {
+    const box = document.getElementById(key).getBoundingClientRect();
+    return Math.abs((box.top + box.bottom) / 2 - middle);
+  };
+  const keys = Object.keys(report.charts).map((key) => [distance(key), key]);
+  for (const [, key] of keys.sort(([a], [b]) => a - b)) {
+    if (pass !== latest) return;
+    await draw(key);
+    await new Promise((resolve) => setTimeout(resolve)); // the page stays responsive
   }
-}, { rootMargin: "600px" });
-for (const key of Object.keys(report.charts)) near.observe(document.getElementById(key));
-
-function redraw() {
-  for (const key of visible) draw(key);
 }
+
+redraw();
 controls.addEventListener("change", redraw);
 controls.addEventListener("submit", (event) => event.preventDefault());
 dark.addEventListener("change", redraw);

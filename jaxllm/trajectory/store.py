@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import uuid
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -95,8 +96,10 @@ class TrajectoryStore:
         return pd.read_parquet(pa.BufferReader(self._file(step, task, _EXAMPLES).read_bytes()))
 
     def _file(self, step: int, task: str, suffix: str) -> epath.Path:
-        # Quoting keeps names with a slash (harness tasks have them) in one flat folder.
-        return self.path / str(step) / (quote(task, safe=" :,+=") + suffix)
+        # Quoting keeps names with a slash (harness tasks have them) in one flat folder, and no
+        # name hidden or taken for the examples of another.
+        name = re.sub(r"^\.|\.(?=examples$)", "%2E", quote(task, safe=" :,+="))
+        return self.path / str(step) / (name + suffix)
 
 
 def _is_records(name: str) -> bool:
