@@ -1,0 +1,140 @@
+"""What the input costs: tokenising, opening a prepared corpus, and the loop's wait for batches.
+
+    python -m benchmarks.input_pipeline [CORPUS_DIR]
+
+CORPUS_DIR is laid out as DataConfig.corpus_dir; without it the embedded corpus is read. Prints
+one line per measurement with the ratio to its target, so that 1.00 or more is met:
+
+    tokenising        megabytes of text per second of one core, BPE of 8192 and of 32,000
+    opening           a prepared corpus of a million documents, and a first row of it
+    waiting           share of the time that a loop waits, with steps that compute in JAX
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from jaxllm.data import corpora, vocabularies
+from jaxllm.data.config import DataConfig, VocabularyConfig
+from jaxllm.data.loader import Loader, open_source
+from jaxllm.data.packing import ConcatRows, empty_rows
+from jaxllm.data.store import TokenStore, TokenWriter
+from jaxllm.data.tokenise import Encoder
+
+TOKENISE_MB_PER_SECOND, OPEN_SECONDS, WAIT_SHARE = 3.0, 1.0, 0.01
+
+
+def tokenising(config: DataConfig) -> None:
+    """Each domain's text through one encoder; processor time, as other work may share the core."""
+    for size in (8_192, 32_000):
+        domains = [domain.name for domain in corpora.resolve(config)]
+        began = time.perf_counter()
+        model = vocabularies.train_sentencepiece(VocabularyConfig(size=size), domains)
+        trained = time.perf_counter() - began
+        encoder = Encoder(model)
+        text_bytes = tokens = 0
+        seconds = 0.0
+        for name in domains:
+            texts = []
+            for document in corpora.documents(name, "train"):
+                texts.append(document["text"])
+                if sum(map(len, texts)) > 2_000_000:
+                    break
+            began = time.process_time()
+            encoded = encoder(texts)
+            seconds += time.process_time() - began
+            text_bytes += encoded.text_bytes
+            tokens += len(encoded.ids)
+        rate = text_bytes / seconds / 1e6
+        print(
+            f"tokenising, vocabulary {size}: {rate:.1f} MB/s per core, {text_bytes / tokens:.2f}"
+            f" bytes per token, trained in {trained:.1f} s"
+            f" | ratio to {TOKENISE_MB_PER_SECOND} MB/s: {rate / TOKENISE_MB_PER_SECOND:.2f}"
+        )
+
+
+def opening(directory: Path, documents: int = 1_000_000, length: int = 300) -> None:
+    """Opens a corpus of `documents` documents of 300 tokens on average, and reads a row."""
+    random = np.random.default_rng(0)
+    writer = TokenWriter(directory, np.dtype("<u2"))
+    for _ in range(documents // 10_000):
+        lengths = random.integers(length // 2, length * 3 // 2, 10_000)
+        writer.add(random.integers(0, 32_000, lengths.sum(), dtype="<u2"), lengths)
+    writer.finish(text_bytes=0, empty=0, bad=0, vocab_size=32_000)
+    began = time.perf_counter()
+    assert TokenStore.is_complete(directory)
+    store = TokenStore(directory)
+    rows = ConcatRows(store, 2048, masked=True)
+    row = {name: array[0] for name, array in empty_rows(1, 2048).items()}
+    rows.fill(row, rows.count // 2)
+    seconds = time.perf_counter() - began
+    print(
+        f"opening {store.counts.documents:,} documents, {store.counts.tokens:,} tokens:"
+        f" {seconds * 1e3:.1f} ms | ratio to {OPEN_SECONDS} s: {OPEN_SECONDS / seconds:.0f}"
+    )
+
+
+def waiting(config: DataConfig, step_seconds: float = 0.15, steps: int = 60) -> None:
+    """A loop whose steps keep every core busy in JAX, as training does."""
+    import jax
+    import jax.numpy as jnp
+
+    source = open_source(config)
+    began = time.process_time()
+    source.rows(0, 64 * config.batch_size)
+    per_batch = (time.process_time() - began) / 64
+    product = jax.jit(lambda x: jax.lax.fori_loop(0, 10, lambda i, x: jnp.tanh(x @ x), x))
+    x = product(jnp.ones((512, 512))).block_until_ready()
+    began = time.perf_counter()
+    product(x).block_until_ready()
+    repeats = max(1, round(step_seconds / (time.perf_counter() - began)))
+    loader = Loader(source, config.batch_size)
+    next(loader)
+    first, began = loader.wait_seconds, time.perf_counter()
+    for _ in range(steps):
+        next(loader)
+        for _ in range(repeats):
+            x = product(x)
+        x.block_until_ready()
+    total = time.perf_counter() - began
+    share = (loader.wait_seconds - first) / total
+    loader.close()
+    print(
+        f"waiting, {config.batch_size} x {config.sequence_length}, {config.layout}:"
+        f" {share:.3%} of steps of {total / steps * 1e3:.0f} ms ({per_batch * 1e3:.1f} ms to make"
+        f" a batch) | ratio to {WAIT_SHARE:.0%}: {WAIT_SHARE / max(share, 1e-6):.1f}"
+    )
+
+
+def main() -> None:
+    flags = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
+    flags.add_argument("corpus_dir", nargs="?")
+    args = flags.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        mixture = "corpus_dir" if args.corpus_dir else "embedded"
+        for layout in ("concat", "pack"):
+            config = DataConfig(
+                mixture_or_task_name=mixture,
+                corpus_dir=args.corpus_dir,
+                cache_dir=f"{scratch}/cache",
+                vocabulary=VocabularyConfig(size=8192),
+                sequence_length=512,
+                batch_size=8,
+                layout=layout,
+            )
+            if layout == "concat":
+                tokenising(config)
+                opened = Path(scratch, "million")
+                opened.mkdir()
+                opening(opened)
+            waiting(config)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
