@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -17,14 +18,12 @@ from typing import Any
 import jax
 import numpy as np
 import pandas as pd
-from absl import logging
-from etils import epath
 from jax.sharding import Mesh
 
-import evals
 from jaxllm.errors import UserError
 from jaxllm.evaluation.config import EvalConfig
 from jaxllm.evaluation.metrics import Columns, Measurement
+from jaxllm.evaluation.resolve import resolve
 from jaxllm.evaluation.scoring import Interrupted, Scorer, ShouldStop, never
 from jaxllm.evaluation.spans import Tokenizer
 from jaxllm.evaluation.tasks import Example, TaskDefinition
@@ -35,6 +34,8 @@ from jaxllm.trajectory.records import Record, RunInfo
 from jaxllm.trajectory.store import TrajectoryStore
 
 __all__ = ["Evaluator", "Interrupted"]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,8 +72,9 @@ class Evaluator:
         store: TrajectoryStore,
         run: RunInfo,
     ):
-        self.definitions = {task.name: task for task in evals.load(config.tasks)}
-        self._files = {name: _files(task, config) for name, task in self.definitions.items()}
+        resolved = resolve(config)
+        self.definitions = {name: task for name, (task, _) in resolved.items()}
+        self._files = {name: files for name, (_, files) in resolved.items()}
         self._config, self._vocabulary = config, vocabulary
         self._store, self._run = store, run
         self._scorer = Scorer(model, mesh, config.rows_per_batch, config.shortest_row)
@@ -230,7 +232,7 @@ class Evaluator:
         nothing = Measurement(math.nan, math.nan, 0)
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
         known = isinstance(error, UserError) or name in self._failed
-        logging.error("task %s failed: %s", name, reason, exc_info=None if known else error)
+        _log.error("task %s failed: %s", name, reason, exc_info=None if known else error)
         self._failed.add(name)
         record = self._record(task, task.primary_metric, nothing, self._seconds())
         self._records = [dataclasses.replace(record, status=reason)]
@@ -260,23 +262,3 @@ class Evaluator:
     def _write(self, name: str, examples: pd.DataFrame | None) -> None:
         if jax.process_index() == 0:
             self._store.write(self._moment.step, name, self._records, examples)
-
-
-def _files(task: TaskDefinition, config: EvalConfig) -> tuple[epath.Path, ...]:
-    """Where the files of a task are.
-
-    Raises:
-      UserError: the directory is not set, or a file is not there.
-    """
-    if not task.reads:
-        return ()
-    if config.data_dir is None:
-        raise UserError(
-            f"task {task.name} reads {task.reads[0]}: set EvalConfig.data_dir (macro EVAL_DIR) "
-            "to the directory with the evaluation data"
-        )
-    paths = tuple(epath.Path(config.data_dir) / name for name in task.reads)
-    for path in paths:
-        if not path.exists():
-            raise UserError(f"task {task.name}: no file {path}; is EVAL_DIR the right directory?")
-    return paths

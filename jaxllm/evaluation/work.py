@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 
 import numpy as np
-from absl import logging
 
 from jaxllm.errors import UserError
 from jaxllm.evaluation.packing import Packed, pack
 from jaxllm.evaluation.scoring import PromptBatch, Scorer
 from jaxllm.evaluation.spans import Span, Tokenizer, continuation, start_token, windows
 from jaxllm.evaluation.tasks import Choice, Document, Example, Prompt, TaskDefinition
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,11 +87,9 @@ def prepare(
         packed=pack(flat, lengths=scorer.row_lengths, tokens_per_batch=scorer.tokens_per_batch),
         prompts=prompts,
     )
-    logging.info(
-        "task %s: %d examples, %.0f %% padding", task.name, len(examples), 100 * work.padding
-    )
+    _log.info("task %s: %d examples, %.0f %% padding", task.name, len(examples), 100 * work.padding)
     if truncated.any():
-        logging.warning(
+        _log.warning(
             "task %s: %d of %d contexts do not fit %d tokens and are cut on the left",
             task.name, truncated.sum(), len(examples), length,
         )  # fmt: skip

@@ -10,7 +10,7 @@ from evals import heldout
 from evals._rows import read_json, read_rows
 from jaxllm.errors import UserError
 from jaxllm.evaluation.config import EvalConfig
-from jaxllm.evaluation.evaluator import _files
+from jaxllm.evaluation.resolve import files, resolve
 from jaxllm.evaluation.tasks import Choice, Prompt
 
 # name -> examples, as the publishers count them
@@ -45,7 +45,7 @@ SIZES = {
 
 def read(name, data_dir):
     (task,) = evals.load([name])
-    return list(task.examples(*_files(task, EvalConfig(data_dir=str(data_dir)))))
+    return list(task.examples(*files(task, EvalConfig(data_dir=str(data_dir)))))
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -117,9 +117,9 @@ def test_bigbench_task_of_another_kind_is_refused(tmp_path, example, message):
 def test_missing_directory_and_file_are_named():
     (task,) = evals.load(["arc_easy"])
     with pytest.raises(UserError, match=r"arc_easy/test.jsonl.gz: set EvalConfig.data_dir"):
-        _files(task, EvalConfig())
+        files(task, EvalConfig())
     with pytest.raises(UserError, match=r"no file /nowhere/arc_easy/test.jsonl.gz"):
-        _files(task, EvalConfig(data_dir="/nowhere"))
+        resolve(EvalConfig(tasks=("arc_easy",), data_dir="/nowhere"))
 
 
 def test_broken_files_are_named_with_the_line(tmp_path):

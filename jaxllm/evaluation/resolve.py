@@ -1,0 +1,42 @@
+"""From the names in an EvalConfig to declared tasks and the files they read.
+
+Nothing heavy is imported, so that a misspelt task or a wrong directory is answered at once.
+"""
+
+from __future__ import annotations
+
+from etils import epath
+
+import evals
+from jaxllm.errors import UserError
+from jaxllm.evaluation.config import EvalConfig
+from jaxllm.evaluation.tasks import TaskDefinition
+
+
+def resolve(config: EvalConfig) -> dict[str, tuple[TaskDefinition, tuple[epath.Path, ...]]]:
+    """The tasks of a run by name, each with its files.
+
+    Raises:
+      UserError: no such task, with the nearest names; or a file is not there.
+    """
+    return {task.name: (task, files(task, config)) for task in evals.load(config.tasks)}
+
+
+def files(task: TaskDefinition, config: EvalConfig) -> tuple[epath.Path, ...]:
+    """Where the files of a task are.
+
+    Raises:
+      UserError: the directory is not set, or a file is not there.
+    """
+    if not task.reads:
+        return ()
+    if config.data_dir is None:
+        raise UserError(
+            f"task {task.name} reads {task.reads[0]}: set EvalConfig.data_dir (macro EVAL_DIR) "
+            "to the directory with the evaluation data"
+        )
+    paths = tuple(epath.Path(config.data_dir) / name for name in task.reads)
+    for path in paths:
+        if not path.exists():
+            raise UserError(f"task {task.name}: no file {path}; is EVAL_DIR the right directory?")
+    return paths

@@ -1,0 +1,113 @@
+"""`python -m jaxllm.evaluate` scores a run's checkpoints bitwise as the run did."""
+
+import gzip
+import os
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+
+from jaxllm.trajectory.store import TrajectoryStore
+
+GIN = """
+include "base.gin"
+TRAIN_STEPS = 4
+MIXTURE_OR_TASK_NAME = "corpus_dir"
+SEQUENCE_LENGTH = 64
+BATCH_SIZE = 4
+EVAL_TASKS = ("heldout_letters", "basic_arithmetic", "simple_arithmetic_nospaces")
+EvalConfig.max_examples = 4
+EvalConfig.data_dir = "{directory}/evals"
+ScheduleConfig.warmup_steps = 1
+CheckpointConfig.early_first = 2
+DataConfig.vocabulary = @VocabularyConfig()
+VocabularyConfig.kind = "bytes"
+DataConfig.corpus_dir = "{directory}/corpora"
+DataConfig.cache_dir = "{directory}/cache"
+DataConfig.num_workers = 0
+ModelConfig.vocab_size = 384
+ModelConfig.num_layers = 2
+ModelConfig.embed_dim = 32
+ModelConfig.mlp_dim = 64
+ModelConfig.num_heads = 4
+MeshConfig.fsdp = 2
+"""
+
+
+def command(*args):
+    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    return subprocess.run(
+        [sys.executable, "-m", *args], capture_output=True, text=True, env=env, timeout=300
+    )
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    """A run of four steps, scored as it went."""
+    path = tmp_path_factory.mktemp("run")
+    letters = path / "corpora" / "letters"
+    letters.mkdir(parents=True)
+    (letters / "train.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 200)
+    (letters / "valid.txt").write_text("a lazy dog sleeps\n" * 200)
+    sums = path / "evals" / "basic_arithmetic"
+    sums.mkdir(parents=True)
+    row = '{"id": "%d", "question": "1 + %d =", "choices": {"text": ["3", "%d"], '
+    row += '"label": ["A", "B"]}, "answerKey": "B"}\n'
+    rows = "".join(row % (i, i, i + 1) for i in range(3, 9))
+    (sums / "validation.jsonl.gz").write_bytes(gzip.compress(rows.encode()))
+    simple = path / "evals" / "simple_arithmetic"
+    simple.mkdir()
+    (simple / "simple_arithmetic_nospaces.jsonl.gz").write_bytes(
+        gzip.compress(b'{"context": "1+2=", "continuation": "3"}\n')
+    )
+    (path / "run.gin").write_text(GIN.format(directory=path))
+    done = command(
+        "jaxllm.train", f"--gin_file={path}/run.gin", f"--gin.MODEL_DIR={path}/run"
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return path / "run"
+
+
+@pytest.mark.slow
+def test_checkpoints_are_scored_bitwise_as_the_run_scored_them(run_dir):
+    store = TrajectoryStore(run_dir)
+    before = store.read()
+    examples = {
+        (step, task): store.read_examples(step, task)
+        for step in store.steps()
+        for task in store.tasks(step)
+    }
+    assert set(before.step) >= {0, 2, 4}
+    assert set(before.status) == {"ok"}
+    for step in (2, 4):
+        for file in (run_dir / "trajectory" / str(step)).iterdir():
+            file.unlink()
+    done = command("jaxllm.evaluate", f"--model_dir={run_dir}", "--missing")
+    assert done.returncode == 0, done.stderr
+    assert "step 0 " not in done.stdout  # those are not missing
+    assert "step 4  heldout_letters  bits_per_byte" in done.stdout
+    after = store.read()
+    pd.testing.assert_frame_equal(
+        after.drop(columns="seconds"), before.drop(columns="seconds"), check_exact=True
+    )
+    for (step, task), table in examples.items():
+        again = store.read_examples(step, task)
+        pd.testing.assert_frame_equal(again, table, check_exact=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--steps=3"], "has no checkpoint of step 3; it has 0, 2, 4"),
+        (["--steps=two"], "--steps=two: write numbers"),
+        (["--tasks=basic_arithmetik"], "did you mean basic_arithmetic"),
+        (["--model_dir=/nowhere"], "/nowhere is no run: it has no config.gin"),
+    ],
+)
+def test_mistakes_get_one_line(flags, message, run_dir):
+    done = command("jaxllm.evaluate", f"--model_dir={run_dir}", *flags)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr

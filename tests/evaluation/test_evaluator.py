@@ -1,0 +1,214 @@
+"""The SeqIO evaluator: its records, what a failure or a stop leaves, what changes nothing."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import seqio
+import tensorflow as tf
+
+from jaxllm.errors import UserError
+from jaxllm.evaluation import tasks
+from jaxllm.evaluation.config import EvalConfig
+from jaxllm.evaluation.evaluator import Evaluator, Interrupted
+from jaxllm.evaluation.seqio_tasks import EvalTask, examples_of, register
+from jaxllm.evaluation.tasks import Choice, Document, Prompt
+from jaxllm.trajectory.records import RunInfo
+from jaxllm.trajectory.store import TrajectoryStore
+from tests.evaluation.helpers import TINY, Bytes, mesh, sharded_params
+
+RUN = RunInfo(run="tiny", family="tinies", params=1234)
+WORDS = ("cat", "dog", "tree", "Häuser")
+
+
+def sentence(rng, longest):
+    return " ".join(rng.choice(WORDS, rng.randint(1, longest)))
+
+
+def questions():
+    rng = np.random.RandomState(0)
+    for number in range(12):
+        options = tuple(f" {sentence(rng, 4)}{i}" for i in range(2 + number % 3))
+        yield Choice(sentence(rng, 20), options, number % 2, f"q{number}")
+
+
+def documents():
+    rng = np.random.RandomState(1)
+    yield from (Document(sentence(rng, 40)) for _ in range(5))
+
+
+def prompts():
+    rng = np.random.RandomState(2)
+    yield from (Prompt(sentence(rng, 6) + " ", ("cat", "dog")) for _ in range(7))
+
+
+def broken():
+    raise RuntimeError("the\nfile is gone")
+    yield
+
+
+CHOICE = tasks.multiple_choice("unit_choice", questions, domain="reading", shots=3, version="7")
+tasks.perplexity("unit_text", documents, domain="language")
+tasks.cloze("unit_cloze", prompts, domain="language")
+tasks.exact_match("unit_generate", prompts, domain="math", max_new_tokens=5)
+tasks.multiple_choice("unit_broken", broken, domain="code")
+tasks.multiple_choice("unit_empty", lambda: [], domain="code")
+ALL = ("unit_choice", "unit_text", "unit_cloze", "unit_generate")
+
+
+def evaluator(path, on, names=ALL, **config):
+    config = {"rows_per_batch": 2, "shortest_row": 16, **config}
+    return Evaluator(
+        EvalConfig(tasks=names, **config), TINY, Bytes(), on, TrajectoryStore(path), RUN
+    )
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory):
+    """Everything scored once on one device: the store, the records and the parameters."""
+    path = tmp_path_factory.mktemp("scored")
+    params = sharded_params(TINY, mesh())
+    records = evaluator(path, mesh()).evaluate(params, 5, 600, 7e9)
+    return TrajectoryStore(path), records, params
+
+
+def values(records):
+    return {(r.task, r.metric): r.value for r in records if r.metric != "padding"}
+
+
+def test_records_say_what_was_measured(scored):
+    store, records, _ = scored
+    first = next(r for r in records if r.task == "unit_choice" and r.metric == "accuracy")
+    assert (first.run, first.family, first.params) == ("tiny", "tinies", 1234)
+    assert (first.step, first.tokens, first.flops) == (5, 600, 7e9)
+    assert (first.domain, first.shots, first.task_version) == ("reading", 3, "7")
+    assert (first.n, first.status, first.primary) == (12, "ok", True)
+    assert first.chance == pytest.approx((1 / 2 + 1 / 3 + 1 / 4) / 3)
+    assert first.seconds > 0
+    primary = {r.task: r.metric for r in records if r.primary}
+    assert primary == {
+        "unit_choice": "accuracy",
+        "unit_text": "bits_per_byte",
+        "unit_cloze": "exact_match",
+        "unit_generate": "exact_match",
+    }
+    stored = store.read().to_dict("records")
+    key = lambda r: (r["task"], r["metric"])
+    ours = [dataclasses.asdict(r) for r in records]
+    np.testing.assert_equal(sorted(stored, key=key), sorted(ours, key=key))
+
+
+def test_every_example_has_its_row(scored):
+    store, records, _ = scored
+    table = store.read_examples(5, "unit_choice")
+    assert table.id.tolist() == [f"q{i}" for i in range(12)]
+    assert table.target.tolist() == [i % 2 for i in range(12)]
+    assert [len(row) for row in table.log_likelihoods] == [2 + i % 3 for i in range(12)]
+    accuracy = values(records)["unit_choice", "accuracy"]
+    assert np.mean([np.argmax(row) for row in table.log_likelihoods] == table.target) == accuracy
+    texts = store.read_examples(5, "unit_text")
+    assert texts.bytes.tolist() == [len(d.text.encode()) for d in documents()]
+    assert texts.tokens.tolist() == texts.bytes.tolist()  # a byte vocabulary
+    bits = -texts.log_likelihood.sum() / math.log(2) / texts.bytes.sum()
+    assert values(records)["unit_text", "bits_per_byte"] == pytest.approx(bits)
+
+
+def test_contexts_that_do_not_fit_are_counted(scored):
+    store, records, _ = scored
+    long = [
+        max(len((q.context + o).encode()) for o in q.options) > TINY.max_length for q in questions()
+    ]
+    assert 0 < sum(long) < 12
+    assert store.read_examples(5, "unit_choice").truncated.tolist() == long
+    assert values(records)["unit_choice", "truncated"] == pytest.approx(np.mean(long))
+    assert 0 <= next(r.value for r in records if r.metric == "padding") < 1
+
+
+@pytest.mark.parametrize("axes", [{}, {"data": 2, "fsdp": 2, "tensor": 2}])
+def test_neither_mesh_nor_packing_changes_a_value(axes, scored, tmp_path):
+    on = mesh(**axes)
+    other = evaluator(tmp_path, on, rows_per_batch=5, shortest_row=64)
+    again = other.evaluate(sharded_params(TINY, on), 5, 600, 7e9)
+    expected = values(scored[1])
+    assert values(again).keys() == expected.keys()
+    for key, value in values(again).items():
+        assert value == pytest.approx(expected[key], rel=1e-5, abs=1e-5), key
+
+
+def test_scoring_twice_is_bitwise_the_same(scored, tmp_path):
+    once = evaluator(tmp_path, mesh())
+    for step in (1, 2):
+        again = once.evaluate(scored[2], step, 600, 7e9)
+        np.testing.assert_equal(values(again), values(scored[1]))
+
+
+def test_a_failing_task_is_recorded_and_the_others_go_on(tmp_path, scored):
+    names = ("unit_broken", "unit_empty", "unit_cloze")
+    records = evaluator(tmp_path, mesh(), names).evaluate(scored[2], 1, 2, 3.0)
+    status = {r.task: r.status for r in records if r.primary}
+    assert status["unit_broken"] == "RuntimeError: the file is gone"
+    assert status["unit_empty"] == "UserError: task unit_empty has no examples"
+    assert status["unit_cloze"] == "ok"
+    stored = TrajectoryStore(tmp_path).read()
+    failed = stored[stored.task == "unit_broken"].iloc[0]
+    assert (failed.metric, failed.n, failed.primary) == ("accuracy", 0, True)
+    assert math.isnan(failed.value)
+
+
+def test_a_stop_leaves_whole_tasks_only(tmp_path, scored):
+    asked = []
+    run = evaluator(tmp_path, mesh(), ("unit_cloze", "unit_choice"))
+    stop = lambda: bool(asked.append(0)) or len(asked) > 3
+    with pytest.raises(Interrupted):
+        run.evaluate(scored[2], 1, 2, 3.0, should_stop=stop)
+    assert run.missing(1) == ("unit_choice",)
+    run.evaluate(scored[2], 1, 2, 3.0, tasks=run.missing(1))
+    assert run.missing(1) == ()
+    assert run.missing(2) == ("unit_cloze", "unit_choice")
+
+
+def test_max_examples_takes_the_same_few(tmp_path, scored):
+    tables = []
+    for name in ("a", "b"):
+        run = evaluator(tmp_path / name, mesh(), ("unit_choice",), max_examples=5)
+        records = run.evaluate(scored[2], 1, 2, 3.0)
+        assert {r.n for r in records} == {5}
+        tables.append(TrajectoryStore(tmp_path / name).read_examples(1, "unit_choice"))
+    assert tables[0].id.tolist() == tables[1].id.tolist()
+    assert tables[0].id.tolist() == sorted(tables[0].id, key=lambda i: int(i[1:]))
+
+
+def test_the_task_is_a_seqio_task_at_text_level():
+    task = register(EvalTask(CHOICE))
+    assert seqio.TaskRegistry.get("unit_choice") is task
+    rows = task.get_dataset(None, "validation", shuffle=False).as_numpy_iterator()
+    assert examples_of(CHOICE, rows) == list(questions())
+
+
+def test_a_name_that_seqio_uses_for_something_else_is_refused():
+    text = seqio.Feature(seqio.PassThroughVocabulary(0), dtype=tf.string)
+    source = seqio.FunctionDataSource(lambda split, shuffle_files: None, splits=("train",))
+    seqio.TaskRegistry.add("unit_corpus", source, output_features={"text": text})
+    clash = dataclasses.replace(CHOICE, name="unit_corpus")
+    with pytest.raises(UserError, match="SeqIO has another task of that name"):
+        register(EvalTask(clash))
+
+
+def test_generation_needs_room_for_the_prompt(tmp_path, scored):
+    tasks.exact_match("unit_wide", prompts, domain="math", max_new_tokens=64)
+    (record,) = evaluator(tmp_path, mesh(), ("unit_wide",)).evaluate(scored[2], 1, 2, 3.0)
+    assert "64 new tokens leave no room for a prompt in a context of 64" in record.status
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"tasks": "piqa"}, r"write a tuple, \('piqa',\)"),
+        ({"tasks": ("a", "b", "a")}, "names a twice"),
+        ({"rows_per_batch": 0}, "rows_per_batch = 0"),
+    ],
+)
+def test_impossible_configs_are_refused(config, message):
+    with pytest.raises(UserError, match=message):
+        EvalConfig(**config)
