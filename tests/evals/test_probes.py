@@ -114,7 +114,7 @@ def ord_score(value: float | str) -> float:
     return float(value)
 
 
-@pytest.mark.parametrize("name", ["closing_bracket", "keyword", "indentation"])
+@pytest.mark.parametrize("name", ["closing_bracket", "indentation"])
 def test_code_contexts_are_not_in_training(examples, train_texts, name):
     seen = "\n".join(train_texts["code"])
     repeated = sum(example.context in seen for example in examples[name])
