@@ -84,7 +84,7 @@ class DataConfig:
     modules: Sequence[str] = ()
     vocabulary: VocabularyConfig = dataclasses.field(default_factory=lambda: VocabularyConfig())
     prefetch: int = 4
-    num_workers: int = dataclasses.field(default_factory=lambda: len(os.sched_getaffinity(0)))
+    num_workers: int = dataclasses.field(default_factory=lambda: os.cpu_count() or 1)
     max_bad_documents: float = 0.001
 
     def __post_init__(self) -> None:

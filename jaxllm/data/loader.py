@@ -7,14 +7,14 @@ is replayed to get there: the position of a run is one integer, and any host can
 
 from __future__ import annotations
 
-import shutil
+import dataclasses
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import grain
 import numpy as np
 
+from jaxllm.data.cache import publishing
 from jaxllm.data.config import DataConfig
 from jaxllm.data.mixture import Mixture
 from jaxllm.data.packing import (
@@ -48,6 +48,8 @@ class SequenceSource:
       vocab_size: ids of the vocabulary are below this.
       rows_per_epoch: rows of each domain until it begins again.
       tokens_per_epoch: tokens of each domain.
+      fingerprint: the same for two sources exactly when their rows are the same: of the tokens,
+        the shares, the layout, the length and the seed, wherever the files lie.
     """
 
     def __init__(self, config: DataConfig, prepared: tuple[PreparedDomain, ...]) -> None:
@@ -62,6 +64,9 @@ class SequenceSource:
             [domain.weight for domain in prepared], key=derive_key(config.seed, "mixture")
         )
         self.weights = self._mixture.weights
+        shares = [(d.name, d.weight, d.store.meta["digest"]) for d in prepared]
+        settings = (config.layout, config.sequence_length, config.seed)
+        self.fingerprint = f"{derive_key(*settings, *shares):016x}"
 
     def rows(self, start: int, count: int) -> Row:
         """Rows start .. start + count - 1.
@@ -181,17 +186,11 @@ def _open_rows(config: DataConfig, store: TokenStore) -> ConcatRows | PackedRows
 def _packing(store: TokenStore, length: int) -> PackPlan:
     """The packing of a store, kept beside it: made once, then memory-mapped."""
     directory = store.directory / f"pack-{length}"
-    names = ("starts", "lengths", "rows")
-    if not directory.is_dir():
-        import os
-
-        plan = plan_packing(store.starts, length)
-        partial = Path(f"{directory}.{os.getpid()}")
-        partial.mkdir()
-        for name in names:
-            np.save(partial / f"{name}.npy", getattr(plan, name))
-        try:
-            os.rename(partial, directory)
-        except OSError:  # another process was first
-            shutil.rmtree(partial)
+    names = [field.name for field in dataclasses.fields(PackPlan)]
+    if not directory.exists():
+        with publishing(directory) as partial:
+            if partial is not None:
+                plan = plan_packing(store.starts, length)
+                for name in names:
+                    np.save(partial / f"{name}.npy", getattr(plan, name))
     return PackPlan(*(np.load(directory / f"{name}.npy", mmap_mode="r") for name in names))

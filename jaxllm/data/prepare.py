@@ -2,24 +2,21 @@
 
 A domain's split is one store (`jaxllm.data.store`), named by a hash of what it depends on: the
 documents, the vocabulary and the format. Runs with other weights, layouts or lengths share it. It
-is written under a name of its own and renamed when complete, so what a killed prepare leaves is
-never taken for a corpus; the next prepare on the machine removes it.
+is written under another name and renamed when complete, so what a killed prepare leaves is never
+taken for a corpus; the next prepare removes it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import hashlib
-import os
-import shutil
-import socket
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from jaxllm.data.cache import publishing, remove_abandoned
 from jaxllm.data.config import DataConfig
 from jaxllm.data.store import FORMAT_VERSION, TokenStore, TokenWriter
 from jaxllm.data.tokenise import Encoder, Tokens, encode_batches
@@ -57,7 +54,7 @@ def prepare(config: DataConfig, split: str = "train") -> tuple[PreparedDomain, .
     domains = corpora.resolve(config)
     with _disk_errors(config.cache):
         Path(config.cache, "corpora").mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(Path(config.cache, "corpora"))
+        remove_abandoned(Path(config.cache, "corpora"))
         model = vocabularies.model_bytes(config)
         identity = hashlib.sha256(model).hexdigest() if model is not None else "bytes"
         prepared = []
@@ -79,11 +76,11 @@ def prepare_domain(
     """Tokenises one split of one domain into a store at `directory`, which appears complete."""
     from tqdm import tqdm
 
-    reading = _Reading(config, domain, split)
-    began = time.monotonic()
-    partial = directory.with_name(f".partial-{socket.gethostname()}-{os.getpid()}-{directory.name}")
-    partial.mkdir()
-    try:
+    with publishing(directory, TokenStore.is_complete) as partial:
+        if partial is None:  # another process made it while this one waited
+            return
+        began = time.monotonic()
+        reading = _Reading(config, domain, split)
         encoder = Encoder(model)
         writer = TokenWriter(partial, encoder.dtype)
         text_bytes = 0
@@ -105,9 +102,6 @@ def prepare_domain(
                 bad=reading.bad,
                 first_bad=reading.first_bad,
             )
-        _publish(partial, directory)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     seconds = time.monotonic() - began
     left_out = (
         f", {reading.empty} empty and {reading.bad} bad left out"
@@ -186,35 +180,13 @@ def _check_bad(config: DataConfig, domain: str, documents: int, bad: int, first:
         )
 
 
-def _publish(partial: Path, directory: Path) -> None:
-    """Renames a complete store to its place; another process may have been first."""
-    for file in partial.iterdir():
-        with open(file, "rb") as written:
-            os.fsync(written.fileno())
-    if directory.exists() and not TokenStore.is_complete(directory):
-        shutil.rmtree(directory)  # damaged since it was published
-    try:
-        os.rename(partial, directory)
-    except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-            raise
-
-
-def _remove_abandoned(directory: Path) -> None:
-    """Removes what prepares on this machine left when they were killed."""
-    prefix = f".partial-{socket.gethostname()}-"
-    for path in directory.glob(f"{prefix}*"):
-        pid = path.name.removeprefix(prefix).split("-")[0]
-        if not Path("/proc", pid).exists() and Path("/proc").exists():
-            shutil.rmtree(path, ignore_errors=True)
-
-
 @contextlib.contextmanager
 def _disk_errors(cache: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"DataConfig.cache_dir {cache}: {error.strerror or error}") from error
+        where = f" ({error.filename})" if error.filename else ""
+        raise UserError(f"DataConfig.cache_dir {cache}: {error.strerror}{where}") from error
 
 
 def summary(domains: tuple[PreparedDomain, ...]) -> str:

@@ -3,7 +3,7 @@
     tokens-00000.arrayrecord …   blocks of 8192 token ids, uint16 or uint32, little-endian: the
                                  documents one after the other, cut without regard to their ends
     starts.bin                   uint64, where each document starts in them, and the total
-    meta.json                    counts, shard sizes, vocabulary; written last
+    meta.json                    counts, shard sizes, a digest of the tokens; written last
 
 Any stretch of n tokens costs n / 8192 + 2 block reads at most, whether it lies in a novel or spans
 a hundred tweets. Opening maps `starts.bin` and reads the shards' footers; it is not read through.
@@ -13,6 +13,7 @@ A store is written under another name and renamed when it is complete.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import threading
 from pathlib import Path
@@ -22,7 +23,7 @@ import numpy as np
 
 BLOCK = 8192
 SHARD_BLOCKS = 1 << 15  # 268M tokens a shard
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +60,9 @@ class TokenWriter:
         self._writer = None
         self._shards: list[str] = []
         self._blocks = 0
+        # Of all tokens and of all lengths, so that it does not depend on how they were batched.
+        self._ids_digest = hashlib.blake2b(digest_size=16)
+        self._lengths_digest = hashlib.blake2b(digest_size=16)
         self.tokens = 0
         self.documents = 0
         self.max_id = -1
@@ -72,6 +76,8 @@ class TokenWriter:
         self.tokens = int(ends[-1])
         self.documents += len(lengths)
         self.max_id = max(self.max_id, int(ids.max()))
+        self._ids_digest.update(ids.astype("<u4").tobytes())
+        self._lengths_digest.update(lengths.astype("<u8").tobytes())
         self._rest = np.concatenate([self._rest, ids.astype(self._dtype)])
         whole = len(self._rest) // BLOCK * BLOCK
         for block in self._rest[:whole].reshape(-1, BLOCK):
@@ -93,6 +99,7 @@ class TokenWriter:
             "tokens": self.tokens,
             "documents": self.documents,
             "max_id": self.max_id,
+            "digest": self._ids_digest.hexdigest() + self._lengths_digest.hexdigest(),
             **meta,
         }
         (self._directory / "meta.json").write_text(json.dumps(described, indent=1) + "\n")

@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import seqio
 from etils import epath
 
 from jaxllm.data import corpora
+from jaxllm.data.cache import publishing
 from jaxllm.data.config import DataConfig, VocabularyConfig
 from jaxllm.data.permutation import derive_key
 from jaxllm.data.tokenise import BYTE_BOS, BYTE_VOCAB_SIZE
@@ -71,14 +72,13 @@ def model_file(config: DataConfig) -> epath.Path | None:
     domains = [domain.name for domain in corpora.resolve(config)]
     sources = [corpora.fingerprint(name, "train") for name in domains]
     key = hashlib.sha256(repr((TRAINER_VERSION, vocabulary, sources)).encode()).hexdigest()[:16]
-    path = epath.Path(config.cache) / "vocabularies" / f"{vocabulary.size}-{key}.model"
-    if not path.exists():
-        model = train_sentencepiece(vocabulary, domains)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        partial.write_bytes(model)
-        os.replace(partial, path)
-    return path
+    directory = Path(config.cache, "vocabularies", f"{vocabulary.size}-{key}")
+    if not directory.exists():
+        with publishing(directory) as partial:
+            if partial is not None:
+                model = train_sentencepiece(vocabulary, domains)
+                (partial / "tokenizer.model").write_bytes(model)
+    return epath.Path(directory / "tokenizer.model")
 
 
 def model_bytes(config: DataConfig) -> bytes | None:

@@ -94,6 +94,20 @@ def test_the_seed_and_nothing_else_changes_the_order(config: DataConfig) -> None
     np.testing.assert_array_equal(prose_rows(source), prose_rows(fewer))
 
 
+def test_the_fingerprint_tells_whether_rows_are_the_same(config: DataConfig, tmp_path) -> None:
+    source = open_source(config)
+    moved = dataclasses.replace(config, cache_dir=str(tmp_path / "other"), batch_size=2)
+    assert open_source(moved).fingerprint == source.fingerprint
+    for change in (
+        {"seed": 1},
+        {"layout": "pack"},
+        {"sequence_length": 32},
+        {"weights": {"prose": 3, "notes": 2}},
+        {"weights": {"prose": 3, "notes": 2, "plays": 2}},
+    ):
+        assert open_source(dataclasses.replace(config, **change)).fingerprint != source.fingerprint
+
+
 def test_what_a_batch_is(config: DataConfig) -> None:
     source = open_source(config)
     assert source.domains == ("notes", "plays", "prose")

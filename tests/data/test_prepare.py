@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from jaxllm.data import prepare as preparing
+from jaxllm.data.cache import publishing, remove_abandoned
 from jaxllm.data.config import DataConfig, VocabularyConfig
 from jaxllm.data.prepare import PreparedDomain, prepare
 from jaxllm.data.store import TokenStore
@@ -32,7 +33,8 @@ def byte_documents(domain: PreparedDomain) -> list[str]:
 
 def files(config: DataConfig) -> dict[str, int]:
     root = Path(config.cache)
-    return {str(p.relative_to(root)): p.stat().st_mtime_ns for p in sorted(root.rglob("*.*"))}
+    made = sorted(root.rglob("*.*"))
+    return {str(p.relative_to(root)): p.stat().st_mtime_ns for p in made if ".locks" not in p.parts}
 
 
 def test_the_tokens_are_the_documents(config: DataConfig) -> None:
@@ -120,14 +122,14 @@ def test_a_few_bad_lines_are_counted_and_many_are_fatal(
     fresh = dataclasses.replace(only, max_bad_documents=0.0, cache_dir=config.cache_dir + "2")
     with pytest.raises(UserError, match=r"first .*train-01\.jsonl:3: broken JSON"):
         prepare(fresh)
-    assert not list(Path(fresh.cache, "corpora").iterdir())
+    assert not list(Path(fresh.cache, "corpora").glob("*notes*"))
 
 
 def test_an_empty_corpus_is_refused_and_leaves_nothing(config: DataConfig, corpus_dir) -> None:
     write_jsonl(corpus_dir / "void" / "train.jsonl", ["", ""])
     with pytest.raises(UserError, match="corpus void has no text in its split train"):
         prepare(dataclasses.replace(config, weights={"void": 1}))
-    assert not list(Path(config.cache, "corpora").iterdir())
+    assert not list(Path(config.cache, "corpora").glob("*void*"))
 
 
 def test_an_unwritable_cache_is_named(config: DataConfig, tmp_path: Path) -> None:
@@ -164,7 +166,7 @@ def test_a_killed_prepare_leaves_nothing_that_is_believed(config: DataConfig) ->
         path.unlink()
     target.rmdir()
     process = subprocess.Popen([sys.executable, "-c", KILLED, str(target)], cwd=REPOSITORY)
-    partial = target.parent / f".partial-{os.uname().nodename}-{process.pid}-{target.name}"
+    partial = target.with_name(f".partial-{target.name}")
     shard = partial / "tokens-00000.arrayrecord"
     deadline = time.monotonic() + 60
     while not (shard.exists() and shard.stat().st_size > 1 << 16):
@@ -179,14 +181,41 @@ def test_a_killed_prepare_leaves_nothing_that_is_believed(config: DataConfig) ->
     assert not partial.exists()
 
 
-def test_two_processes_may_prepare_at_once(config: DataConfig) -> None:
-    prose = prepare(config)[2]
-    late = prose.store.directory.with_name(".partial-late")
-    late.mkdir()
-    for path in prose.store.directory.iterdir():
-        (late / path.name).write_bytes(path.read_bytes())
-    preparing._publish(late, prose.store.directory)  # finds it done
-    assert TokenStore.is_complete(prose.store.directory)
+WAITS = """
+import sys
+from pathlib import Path
+from jaxllm.data.cache import publishing
+with publishing(Path(sys.argv[1])) as partial:
+    print("found" if partial is None else "made", flush=True)
+"""
+
+
+def test_who_comes_second_waits_and_finds_it_made(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    with publishing(target) as partial:
+        assert partial is not None
+        (partial / "file").write_text("whole")
+        second = subprocess.Popen(
+            [sys.executable, "-c", WAITS, str(target)],
+            cwd=REPOSITORY, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        with pytest.raises(subprocess.TimeoutExpired):
+            second.wait(2)
+        remove_abandoned(tmp_path)  # it is not abandoned
+        assert partial.exists() and not target.exists()
+    assert second.communicate(timeout=30)[0] == "found\n"
+    assert (target / "file").read_text() == "whole"
+
+
+def test_what_fails_is_not_published(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), publishing(tmp_path / "target") as partial:
+        assert partial is not None
+        (partial / "file").write_text("half")
+        raise RuntimeError
+    assert [p.name for p in tmp_path.iterdir()] == [".locks"]
+    (tmp_path / ".partial-target").mkdir()
+    remove_abandoned(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == [".locks"]
 
 
 def test_the_command_prepares_and_says_what_it_read(corpus_dir: Path, tmp_path: Path) -> None:
