@@ -9,8 +9,10 @@ and ends it with exit code 0.
 from __future__ import annotations
 
 import os
+import signal
+import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from jaxllm import cli
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from jax.sharding import Mesh
 
     from jaxllm.evaluation.config import EvalConfig
+    from jaxllm.evaluation.evaluator import Evaluator
     from jaxllm.training.experiment import Experiment
     from jaxllm.training.loop import Outcome
 
@@ -26,31 +29,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Flags and gin in, a trained and scored run out."""
     args = cli.parse(cli.parser(__doc__ or ""), argv)
     cli.load_gin(args)
+    # Until the loop has something to save, a preempted machine may take the process at once.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 
-    from jaxllm.checkpoints.config import CheckpointConfig
+    import evals
     from jaxllm.checkpoints.manager import check_writable
-    from jaxllm.data.config import DataConfig
-    from jaxllm.models.config import ModelConfig
+    from jaxllm.evaluation.config import EvalConfig
     from jaxllm.sharding.mesh import MeshConfig, make_mesh
-    from jaxllm.training.config import OptimizerConfig, ScheduleConfig, TrainConfig
     from jaxllm.training.experiment import Experiment
 
-    experiment = Experiment(
-        model=ModelConfig(),
-        data=DataConfig(),
-        train=TrainConfig(),
-        optimizer=OptimizerConfig(),
-        schedule=ScheduleConfig(),
-        checkpoints=CheckpointConfig(),
-    )
-    join_hosts(experiment.train.coordinator)
+    # All mistakes that can be seen without data come before the data are prepared.
+    experiment, scoring, mesh_config = Experiment.configured(), EvalConfig(), MeshConfig()
+    evals.load(scoring.tasks)
     check_writable(experiment.model_dir, 0)
-    mesh = make_mesh(MeshConfig())
-    outcome = run(experiment, mesh)
-    print(timing(outcome))
-    if not outcome.finished:
-        print(f"stopped at step {outcome.step} and saved: the same command goes on from there")
-        return 0
+    join_hosts(experiment.train.coordinator)
+    mesh = make_mesh(mesh_config)
+    experiment.check(mesh)
+
+    outcome = run(experiment, scoring, mesh)
+    if is_first_process():
+        print(timing(outcome))
+        if outcome.finished:
+            show(experiment.model_dir, outcome.step, scored=bool(scoring.tasks))
+        else:
+            print(f"stopped at step {outcome.step} and saved: the same command goes on from there")
     return 0
 
 
@@ -71,35 +73,45 @@ def join_hosts(coordinator: str | None) -> None:
         )
 
 
-def run(experiment: Experiment, mesh: Mesh) -> Outcome:
+def is_first_process() -> bool:
+    """Whether this is the host that writes files and prints."""
+    import jax
+
+    return jax.process_index() == 0
+
+
+def run(experiment: Experiment, scoring: EvalConfig, mesh: Mesh) -> Outcome:
     """Prepares what is missing, then trains and scores."""
     import jax
 
+    import gin
     from jaxllm.data.loader import Loader, open_source
-    from jaxllm.evaluation.config import EvalConfig
+    from jaxllm.report.tensorboard import TensorBoardWriter
     from jaxllm.training.loop import train
 
     source = open_source(experiment.data)
-    tasks = EvalConfig()
-    first = jax.process_index() == 0
-    if first:
-        write_config(experiment.model_dir)
-    return train(
-        experiment,
-        mesh,
-        source,
-        lambda start: Loader(
+
+    def open_batches(start: int) -> Loader:
+        return Loader(
             source,
             experiment.data.batch_size,
             start,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
-        ),
-        evaluator=make_evaluator(experiment, mesh, tasks) if tasks.tasks else None,
+        )
+
+    return train(
+        experiment,
+        mesh,
+        source,
+        open_batches,
+        evaluator=make_evaluator(experiment, mesh, scoring) if scoring.tasks else None,
+        writers=[TensorBoardWriter(experiment.model_dir)] if is_first_process() else [],
+        config_text=gin.operative_config_str(),
     )
 
 
-def make_evaluator(experiment: Experiment, mesh: Mesh, config: EvalConfig) -> Any:
+def make_evaluator(experiment: Experiment, mesh: Mesh, config: EvalConfig) -> Evaluator:
     """Scores the run's tasks with its vocabulary, into its trajectory store."""
     from jaxllm.data.vocabularies import build_vocabulary
     from jaxllm.evaluation.evaluator import Evaluator
@@ -115,16 +127,6 @@ def make_evaluator(experiment: Experiment, mesh: Mesh, config: EvalConfig) -> An
     )
 
 
-def write_config(model_dir: str) -> None:
-    """MODEL_DIR/config.gin: what this process does, defaults included."""
-    from etils import epath
-
-    import gin
-    from jaxllm.checkpoints.jsonl import replace_text
-
-    replace_text(epath.Path(model_dir) / "config.gin", gin.operative_config_str())
-
-
 def timing(outcome: Outcome) -> str:
     """Where the time of this process went, in one line."""
     from jaxllm.training.progress import duration
@@ -132,13 +134,27 @@ def timing(outcome: Outcome) -> str:
     seconds = outcome.seconds
     parts = {
         "steps": seconds.steps - seconds.data,
+        "waiting for data": seconds.data,
         "evaluation": seconds.evaluation,
         "checkpoints": seconds.checkpoint,
-        "waiting for data": seconds.data,
         "start": seconds.setup,
     }
     shares = ", ".join(f"{name} {part / seconds.wall:.1%}" for name, part in parts.items())
     return f"step {outcome.step} after {duration(seconds.wall)}: {shares}"
+
+
+def show(model_dir: str, step: int, scored: bool) -> None:
+    """Prints the capabilities over the checkpoints, and where to see more of the run."""
+    from jaxllm.report import page, terminal
+    from jaxllm.report.tensorboard import TensorBoardWriter
+
+    if scored:
+        pictures = TensorBoardWriter(model_dir)
+        pictures.write_figures(step)
+        pictures.close()
+        print(f"\n{terminal.of_run(model_dir)}\n")
+    print(f"report       {page.build([model_dir])}")
+    print(f"TensorBoard  tensorboard --logdir {model_dir}/tensorboard")
 
 
 if __name__ == "__main__":

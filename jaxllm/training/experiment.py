@@ -17,6 +17,7 @@ from jaxllm.models.batch import Batch
 from jaxllm.models.config import ModelConfig
 from jaxllm.sharding.rules import check_batch_divides
 from jaxllm.training.config import OptimizerConfig, ScheduleConfig, TrainConfig
+from jaxllm.training.schedule import make_schedule
 from jaxllm.trajectory.records import RunInfo
 
 
@@ -30,6 +31,18 @@ class Experiment:
     optimizer: OptimizerConfig
     schedule: ScheduleConfig
     checkpoints: CheckpointConfig
+
+    @classmethod
+    def configured(cls) -> Experiment:
+        """The experiment that gin has been told of."""
+        return cls(
+            model=ModelConfig(),
+            data=DataConfig(),
+            train=TrainConfig(),
+            optimizer=OptimizerConfig(),
+            schedule=ScheduleConfig(),
+            checkpoints=CheckpointConfig(),
+        )
 
     @property
     def model_dir(self) -> str:
@@ -66,8 +79,9 @@ class Experiment:
         # the next one is written before an old one goes
         return checkpoint_bytes * (to_come + 1 if to_come < len(steps) else to_come)
 
-    def check(self, mesh: jax.sharding.Mesh, source: Source) -> None:
-        """Raises UserError where the configs do not fit the devices, the data or each other."""
+    def check(self, mesh: jax.sharding.Mesh, source: Source | None = None) -> None:
+        """Raises UserError where the configs do not fit each other, the devices or the data."""
+        make_schedule(self.schedule, self.train.steps)
         parts, rows = self.train.gradient_accumulation, self.data.batch_size
         if rows % parts:
             raise UserError(
@@ -75,11 +89,8 @@ class Experiment:
                 f"DataConfig.batch_size = {rows}"
             )
         check_batch_divides(mesh, rows // parts)
-        if source.vocab_size > self.model.vocab_size:
-            raise UserError(
-                f"ModelConfig.vocab_size = {self.model.vocab_size} is smaller than the "
-                f"vocabulary of the data: set it to {source.vocab_size} or more"
-            )
+        if source is not None:
+            source.check_vocabulary(self.model.vocab_size)
 
 
 class Source(Protocol):
@@ -89,9 +100,8 @@ class Source(Protocol):
     def domains(self) -> Sequence[str]:
         """The names that `Batch.domains` indexes."""
 
-    @property
-    def vocab_size(self) -> int:
-        """One more than the largest token id."""
+    def check_vocabulary(self, vocab_size: int) -> None:
+        """Raises UserError if a model of `vocab_size` has no room for its token ids."""
 
 
 class Batches(Protocol):

@@ -41,6 +41,7 @@ def train(
     open_batches: Callable[[int], Batches],
     evaluator: Evaluator | None = None,
     writers: Sequence[Writer] = (),
+    config_text: str | None = None,
 ) -> Outcome:
     """Trains to the last step, from the newest checkpoint if there is one.
 
@@ -53,6 +54,7 @@ def train(
       open_batches: gives this host's rows of the batches, from a global sequence index on.
       evaluator: scores every scheduled checkpoint; None scores nothing.
       writers: receive metrics and records besides metrics.jsonl; closed at the end.
+      config_text: what MODEL_DIR/config.gin shall say, once the run is taken up.
 
     Raises:
       UserError: the configs do not fit the machine, the data or the checkpoints; the disk fails;
@@ -65,6 +67,7 @@ def train(
         Session(experiment, mesh, source, evaluator, writers, preemption.requested) as run,
         contextlib.closing(open_batches(run.position.sequences)) as batches,
     ):
+        run.write_config(config_text)
         state = run.restored_or_new_state()
         run.catch_up(state)
         if run.step < steps:

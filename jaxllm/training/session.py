@@ -8,7 +8,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+from etils import epath
 
+from jaxllm.checkpoints import jsonl
 from jaxllm.checkpoints.manager import Checkpoints, available, check_writable
 from jaxllm.checkpoints.manifest import Entry, code_version
 from jaxllm.evaluation.scoring import Interrupted
@@ -109,6 +111,11 @@ class Session:
     def __exit__(self, *error: Any) -> None:
         self._opened.__exit__(*error)
 
+    def write_config(self, text: str | None) -> None:
+        """Writes MODEL_DIR/config.gin, from which the run can be repeated and scored."""
+        if text is not None and jax.process_index() == 0:
+            jsonl.replace_text(epath.Path(self._experiment.model_dir) / "config.gin", text)
+
     def restored_or_new_state(self) -> TrainState:
         """The state to begin with."""
         if self._restored is None:
@@ -166,7 +173,7 @@ class Session:
         """
         if self._evaluator is None:
             return
-        position = self.position.at(self.step)
+        position, began = self.position.at(self.step), time.perf_counter()
         records: list[Any] = []
         with self.clock.measure("evaluation"):
             with contextlib.suppress(Interrupted):
@@ -181,6 +188,11 @@ class Session:
                     )
             for writer in self._writers:
                 writer.write_records(self.step, records)
+        seconds, total = time.perf_counter() - began, self.clock.total()
+        self._progress.say(
+            f"step {self.step}: scored in {seconds:.1f} s; "
+            f"evaluation is {total.evaluation / total.wall:.0%} of the time so far"
+        )
 
     def _entry(self, kind: str) -> Entry:
         position = self.position.at(self.step)

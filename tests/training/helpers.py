@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxllm.checkpoints.config import CheckpointConfig
 from jaxllm.data.config import DataConfig
+from jaxllm.errors import UserError
 from jaxllm.models.batch import Batch
 from jaxllm.models.config import ModelConfig
 from jaxllm.sharding.mesh import MeshConfig, make_mesh
@@ -44,7 +45,10 @@ class FakeSource:
     """Two domains; row i is a function of i."""
 
     domains = ("even", "odd")
-    vocab_size = VOCABULARY
+
+    def check_vocabulary(self, vocab_size: int) -> None:
+        if vocab_size < VOCABULARY:
+            raise UserError(f"ModelConfig.vocab_size = {vocab_size} is too small")
 
 
 def rows(start: int, count: int) -> Batch:

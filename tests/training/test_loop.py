@@ -1,5 +1,6 @@
 """The loop in one process: cadence, bookkeeping, resuming, and what stops it."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -21,7 +22,7 @@ from jaxllm.training.loop import Outcome, train
 from jaxllm.training.metrics import Diverged
 from jaxllm.training.optimizer import make_optimizer
 from jaxllm.training.state import abstract_state
-from tests.training.helpers import FakeBatches, FakeSource, experiment, mesh
+from tests.training.helpers import MODEL, FakeBatches, FakeSource, experiment, mesh
 
 TIMING = {
     "tokens_per_second", "flops_per_second", "mfu", "mfu_causal", "step_seconds",
@@ -32,9 +33,8 @@ TIMING = {
 class Evaluator:
     """Two tasks; keeps what was scored, and can be interrupted at one of them."""
 
-    definitions = {"a": None, "b": None}
-
     def __init__(self, interrupt: tuple[int, str] | None = None) -> None:
+        self.definitions = {"a": None, "b": None}
         self.scored: dict[tuple[int, str], float] = {}
         self._interrupt = interrupt
 
@@ -106,7 +106,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Experiment, Evaluat
 
 
 def test_saves_and_scores_on_schedule(whole: tuple[Experiment, Evaluator, Memory]) -> None:
-    e, evaluator, memory = whole
+    e, _, memory = whole
     entries = available(e.model_dir)
     assert [entry.step for entry in entries] == [0, 1, 2, 4, 8, 10]
     assert [entry.kind for entry in entries] == ["scheduled"] * 5 + ["final"]
@@ -235,11 +235,9 @@ def test_configs_that_do_not_fit_are_refused(
 
 
 def test_a_vocabulary_that_the_model_has_no_room_for_is_refused(tmp_path: Path) -> None:
-    class Wide(FakeSource):
-        vocab_size = 33
-
-    with pytest.raises(UserError, match="vocab_size = 32 is smaller .* 33 or more"):
-        train(experiment(tmp_path), mesh(1), Wide(), FakeBatches)
+    narrow = experiment(tmp_path, model=dataclasses.replace(MODEL, vocab_size=31))
+    with pytest.raises(UserError, match="vocab_size = 31 is too small"):
+        go(narrow)
 
 
 def test_a_full_disk_is_an_error_before_training(

@@ -1,0 +1,222 @@
+"""Runs that are really killed, and end as if they never had been.
+
+Each run is `python -m jaxllm.train` in a process of its own, on a corpus made here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from jaxllm.checkpoints import jsonl
+from jaxllm.checkpoints.manager import available
+from tests.conftest import REPOSITORY
+from tests.training.test_loop import exact
+
+STEPS = 60
+CONFIG = f"""
+include 'runs/base.gin'
+TRAIN_STEPS = {STEPS}
+SEQUENCE_LENGTH = 16
+BATCH_SIZE = 4
+MIXTURE_OR_TASK_NAME = 'corpus_dir'
+EVAL_TASKS = ('heldout_words',)
+EvalConfig.max_examples = 8
+EvalConfig.rows_per_batch = 4
+DataConfig.num_workers = 0
+VocabularyConfig.kind = 'bytes'
+ModelConfig.vocab_size = 320
+ModelConfig.num_layers = 1
+ModelConfig.embed_dim = 16
+ModelConfig.mlp_dim = 32
+ModelConfig.num_heads = 2
+ScheduleConfig.warmup_steps = 5
+ScheduleConfig.peak = 1e-2
+CheckpointConfig.early_first = None
+CheckpointConfig.every_steps = 20
+TrainConfig.log_every = 7
+TrainConfig.progress_seconds = 0.0
+"""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a config and a corpus."""
+    home = tmp_path_factory.mktemp("survival")
+    words = random.Random(0)
+    for split, documents in (("train", 300), ("valid", 8)):
+        text = "\n\n".join(
+            " ".join(words.choice(["the", "cat", "sat", "on", "a", "mat"]) for _ in range(20))
+            for _ in range(documents)
+        )
+        path = home / "corpus" / "words" / f"{split}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    (home / "tiny.gin").write_text(
+        CONFIG
+        + f"DataConfig.corpus_dir = '{home}/corpus'\n"
+        + f"DataConfig.cache_dir = '{home}/cache'\n"
+    )
+    return home
+
+
+def start(home: Path, name: str, *flags: str) -> subprocess.Popen[str]:
+    """A run in a process of its own, with two devices."""
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "JAX_COMPILATION_CACHE_DIR": str(home / "xla"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONPATH": str(REPOSITORY),
+    }
+    return subprocess.Popen(
+        [
+            sys.executable, "-m", "jaxllm.train",
+            f"--gin_file={home}/tiny.gin", f"--gin.MODEL_DIR={home}/{name}", *flags,
+        ],
+        env=environment, cwd=home, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def finish(process: subprocess.Popen[str], code: int = 0) -> str:
+    """The output of a process that must end with `code`."""
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == code, f"exit code {process.returncode}\n{out}\n{err}"
+    return out + err
+
+
+def kill_when(process: subprocess.Popen[str], number: int, ready: Callable[[], bool]) -> float:
+    """Sends the signal as soon as `ready()`; returns the seconds until the process was gone."""
+    while not ready():
+        assert process.poll() is None, finish(process)
+        time.sleep(0.002)
+    process.send_signal(number)
+    sent = time.perf_counter()
+    process.wait(timeout=120)
+    assert process.returncode in (0, -number), finish(process)
+    return time.perf_counter() - sent
+
+
+def steps_logged(run: Path) -> int:
+    return max((row["step"] for row in jsonl.read(run / "metrics.jsonl")[0]), default=0)
+
+
+def saved(run: Path) -> list[int]:
+    return [entry.step for entry in available(run)]
+
+
+@pytest.fixture(scope="module")
+def whole(home: Path) -> Path:
+    """The run that nothing disturbed."""
+    finish(start(home, "whole"))
+    return home / "whole"
+
+
+def assert_same_run(run: Path, whole: Path) -> None:
+    """Parameters and optimizer state bitwise, metrics and records exactly."""
+    assert saved(run) == saved(whole) == [0, 20, 40, 60]
+    metrics, expected = (jsonl.read(path / "metrics.jsonl")[0] for path in (run, whole))
+    assert [exact(line) for line in metrics] == [exact(line) for line in expected]
+    assert [line["step"] for line in metrics] == [*range(7, STEPS, 7), STEPS]
+    for step in saved(whole):
+        for item in ("model", "training"):
+            ours, theirs = (
+                read_item(path / "checkpoints" / str(step) / item) for path in (run, whole)
+            )
+            assert ours.keys() == theirs.keys()
+            for name, value in theirs.items():
+                np.testing.assert_array_equal(ours[name], value, f"step {step}, {name}")
+        ours, theirs = (records(path, step) for path in (run, whole))
+        assert len(theirs) > 0
+        pd.testing.assert_frame_equal(ours, theirs)
+
+
+def read_item(path: Path) -> dict[str, np.ndarray]:
+    import jax
+    import orbax.checkpoint as ocp
+
+    tree = ocp.StandardCheckpointer().restore(path)
+    return {
+        jax.tree_util.keystr(key): np.asarray(leaf)
+        for key, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def records(run: Path, step: int) -> pd.DataFrame:
+    """The records of a step without what is measured anew: the run's name and seconds."""
+    files = sorted((run / "trajectory" / str(step)).glob("*.parquet"))
+    frames = [pd.read_parquet(file) for file in files]
+    return pd.concat(frames).drop(columns=["run", "family", "seconds"]).reset_index(drop=True)
+
+
+@pytest.mark.slow
+def test_killed_twice_and_resumed_is_never_killed(home: Path, whole: Path) -> None:
+    """SIGTERM between two checkpoints, then SIGKILL between two others."""
+    run = home / "killed"
+    process = start(home, "killed")
+    seconds = kill_when(process, signal.SIGTERM, lambda: steps_logged(run) >= 7)
+    output = finish(process)
+    stopped = saved(run)[-1]
+    assert seconds < 20  # on a busy machine; it is one or two on an idle one
+    assert f"stopped at step {stopped} and saved" in output
+    assert available(run)[-1].kind == ("scheduled" if stopped in (20, 40) else "preempted")
+
+    process = start(home, "killed")
+    kill_when(process, signal.SIGKILL, lambda: steps_logged(run) >= max(stopped + 7, 28))
+    assert process.returncode == -signal.SIGKILL, "it ended before it was killed"
+    lost_from = saved(run)[-1]
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 99, "lo')  # a line that the kill cut off
+
+    output = finish(start(home, "killed"))
+    assert f"resuming {run} at step {lost_from}" in output
+    assert json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["restarts"] >= 2
+    assert_same_run(run, whole)
+
+
+@pytest.mark.slow
+def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_used(
+    home: Path, whole: Path
+) -> None:
+    run = home / "damaged"
+    shutil.copytree(whole, run)
+    data = max((run / "checkpoints" / "60" / "model").rglob("d/*"), key=lambda p: p.stat().st_size)
+    os.truncate(data, data.stat().st_size // 2)
+    output = finish(start(home, "damaged"))
+    assert f"checkpoint {run}/checkpoints/60 is damaged" in output
+    assert f"resuming {run} at step 40" in output
+    assert_same_run(run, whole)
+
+
+@pytest.mark.slow
+def test_mistakes_are_one_line_and_leave_nothing(home: Path, whole: Path) -> None:
+    """Another architecture for an existing run, and a MODEL_DIR that cannot be written."""
+    before = {p: p.stat().st_mtime_ns for p in whole.rglob("*") if p.is_file()}
+    wider = start(home, "whole", "--gin.ModelConfig.mlp_dim=48", "--gin.TRAIN_STEPS=70")
+    (home / "occupied").write_text("")
+    nowhere = start(home, "occupied/run")
+    output = finish(wider, code=2)
+    error = [line for line in output.splitlines() if line.startswith("error:")]
+    assert len(error) == 1
+    assert "mlp" in error[0]
+    assert "Traceback" not in output
+    after = {p: p.stat().st_mtime_ns for p in whole.rglob("*") if p.is_file()}
+    changed = {p.relative_to(whole).parts[0] for p in after if after[p] != before.get(p)}
+    assert changed <= {"tensorboard"}, "nothing but an empty event file is new"
+    output = finish(nowhere, code=2)
+    assert "error: cannot write to MODEL_DIR" in output
+    assert "Traceback" not in output
