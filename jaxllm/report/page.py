@@ -18,6 +18,7 @@ from string import Template
 from typing import Any
 
 import pandas as pd
+from altair.utils.schemapi import debug_mode
 from etils import epath
 
 from jaxllm.report import charts, numbers, sections
@@ -61,6 +62,7 @@ def write(path: epath.Path, content: bytes) -> epath.Path:
     return path
 
 
+@debug_mode(False)  # the tests validate the charts; here it would cost most of the time
 def render(tables: Tables) -> str:
     """The whole page as HTML."""
     book = _Charts(tables)
@@ -110,6 +112,7 @@ def domain_figure(tables: Tables, domain: str) -> bytes:
     return charts.png(_figure(tables, tables.domains[domain]), scale=1.5)
 
 
+@debug_mode(False)
 def _figure(tables: Tables, tasks: Sequence[str]) -> Any:
     axis = axes(tables.points, tables.metrics)["tokens"][preferred_scale(tables.points)]
     panels = []

@@ -109,11 +109,10 @@ class TensorBoardWriter:
 
     def _scalars(self, step: int, values: Mapping[str, float]) -> None:
         from tensorboard.compat.proto import summary_pb2
-        from tensorboard.plugins.scalar import summary_v2
 
         summary = summary_pb2.Summary()
         for tag, value in values.items():
-            summary.MergeFrom(summary_v2.scalar_pb(tag, value))
+            summary.value.add(tag=tag, simple_value=value)
         self._add(step, summary=summary)
         self._events.flush()
 

@@ -82,7 +82,7 @@ def _legend(tables: Tables, run: str, shown: int, total: int) -> list[str]:
     lines = [f"{MARK} above chance by more than two standard errors"] if len(judged) else []
     at_chance = int((judged.state == AT_CHANCE).sum())
     if at_chance:
-        lines[0] += f"; {at_chance} of {len(judged)} still at chance"
+        lines.append(f"{at_chance} of {len(judged)} still at chance")
     if shown < total:
         lines.append(f"{shown} of {total} checkpoints shown")
     return lines

@@ -1,0 +1,236 @@
+"""The report is one page that stands alone, draws in a browser, and hides nothing that is wrong."""
+
+import dataclasses
+import json
+import math
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import altair as alt
+import pytest
+
+from jaxllm.analyze import main as analyze
+from jaxllm.errors import UserError
+from jaxllm.report import page, tables
+from jaxllm.trajectory.records import Record
+from jaxllm.trajectory.run import Run
+from jaxllm.trajectory.store import TrajectoryStore
+from tests.simulated_run import DOMAINS, TASKS, simulate
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+
+
+class Page(HTMLParser):
+    """Collects the addresses, the text outside of scripts, and the headings of the charts."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.addresses: list[str] = []
+        self.words: list[str] = []
+        self.tags: list[str] = []
+        self._script = False
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self._script = tag in ("script", "style")
+        self.addresses += [v for k, v in attributes if k in ("src", "href", "srcset", "action")]
+
+    def handle_endtag(self, tag):
+        self._script = False
+
+    def handle_data(self, data):
+        if not self._script:
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join("".join(self.words).split())
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    return simulate(tmp_path_factory.mktemp("runs") / "simulated")
+
+
+@pytest.fixture(scope="module")
+def rendered(run_dir) -> str:
+    return page.build([run_dir]).read_text()
+
+
+def data_of(text: str) -> dict:
+    found = re.search(r'<script type="application/json" id="report-data">(.*?)</script>', text)
+    return json.loads(found[1])
+
+
+def test_the_page_needs_nothing_from_elsewhere(rendered) -> None:
+    parsed = Page(rendered)
+    assert all(address.startswith("#") for address in parsed.addresses), parsed.addresses
+    assert "default-src 'none'" in rendered
+    assert "@import" not in rendered.split("</style>")[0]
+    assert "url(" not in rendered.split("</style>")[0]
+
+
+def test_every_task_and_loss_has_its_chart(rendered) -> None:
+    names = [chart["name"] for chart in data_of(rendered)["charts"].values()]
+    assert {task.name for task in TASKS} <= set(names)
+    assert {"Training loss", "Training loss by domain", "Gradient norm"} <= set(names)
+    assert rendered.count("<figure") == len(names)
+
+
+def test_charts_are_valid_vega_lite(rendered) -> None:
+    """Against the JSON schema of Vega-Lite, and through its compiler."""
+    import vl_convert
+
+    for chart in data_of(rendered)["charts"].values():
+        spec = chart["spec"]
+        alt.LayerChart.from_dict(spec)  # validates
+        compiled = vl_convert.vegalite_to_vega(spec | {"width": 200})
+        assert compiled["marks"]
+
+
+def test_a_capability_chart_holds_the_stored_records(run_dir, rendered) -> None:
+    stored = Run(run_dir).records()
+    charts = {chart["name"]: chart["spec"] for chart in data_of(rendered)["charts"].values()}
+    for task in ("copying", "docs_text"):
+        spec = charts[task]
+        rows = spec["datasets"][spec["data"]["name"]]
+        expected = stored[(stored.task == task) & stored.primary]
+        assert [row["step"] for row in rows] == list(expected.step)
+        for row, value, stderr in zip(rows, expected.value, expected.stderr, strict=True):
+            assert row["value"] == pytest.approx(value, abs=1e-9)
+            low, high = value - 1.96 * stderr, value + 1.96 * stderr
+            if task == "copying":  # a share stays one
+                low, high = max(low, 0), min(high, 1)
+            assert (row["low"], row["high"]) == pytest.approx((low, high), abs=1e-9)
+
+
+def test_the_text_states_sizes_onsets_and_final_values(run_dir, rendered) -> None:
+    text = Page(rendered).text
+    stored = Run(run_dir).records()
+    final = stored[(stored.step == stored.step.max()) & (stored.metric == "accuracy")]
+    for row in final.itertuples():
+        assert f"{100 * row.value:.1f}% ± {100 * row.stderr:.1f}" in text
+    for fact in ("3.41M", "16.4M", "5 min 30 s", "Still at chance: reference_ending"):
+        assert fact in text, fact
+    assert re.search(r"\d of 10 capabilities left chance, from copying at", text)
+
+
+def test_several_runs_differ_in_colour_and_share_the_charts(run_dir, tmp_path) -> None:
+    larger = simulate(tmp_path / "larger", run="larger", seed=1, params=12_000_000, skill=1.8)
+    text = page.build([run_dir, larger], tmp_path / "both").read_text()
+    charts = {chart["name"]: chart["spec"] for chart in data_of(text)["charts"].values()}
+    rows = next(v for v in charts["copying"]["datasets"].values() if "series" in v[0])
+    assert {row["series"] for row in rows} == {"simulated", "larger"}
+    assert {f"Loss on {domain}" for domain in DOMAINS} <= set(charts)
+    domain = charts["copying"]["layer"][-1]["encoding"]["color"]["scale"]["domain"]
+    assert domain == ["simulated", "larger"]
+
+
+def spoil(run_dir) -> None:
+    """Every kind of wrong or missing data that a run directory can hold."""
+    store = TrajectoryStore(run_dir)
+    frame = store.read()
+
+    def edit(task: str, step: int, **fields) -> None:
+        rows = frame[(frame.step == step) & (frame.task == task)].to_dict("records")
+        records = [dataclasses.replace(Record(**row), **fields) for row in rows]
+        store.write(step, task, records)
+
+    nothing = {"value": math.nan, "stderr": math.nan, "n": 0}
+    edit("copying", 120, **nothing, status="Killed: </script><img src=x onerror=alert(1)>")
+    edit("addition", 200, value=math.inf)
+    (run_dir / "trajectory" / "300" / "comparison.parquet").unlink()
+    (run_dir / "trajectory" / "80" / "addition.parquet").write_bytes(b"PAR1 broken")
+    edit("label_mapping", 1000, task_version="2")
+    for step in store.steps():
+        edit("module_function", step, **nothing, status="KeyError: 'x'")
+        edit("docstring_ending", step, chance=math.nan)
+        edit("syntax_pairs", step, primary=False)
+        edit("code_text", step, stderr=math.nan)
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    lines[100] = json.dumps(json.loads(lines[100]) | {"loss": math.nan})
+    (run_dir / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 1003, "lo')
+
+
+def test_wrong_and_missing_data_is_stated(tmp_path) -> None:
+    run_dir = simulate(tmp_path / "run", run='<b>"run"</b> & more')
+    spoil(run_dir)
+    text = page.build([run_dir]).read_text()
+    parsed = Page(text)
+    for statement in (
+        "copying failed at step 120: Killed: </script><img",
+        "addition is not a finite number at step 200",
+        "addition has no record at step 80",
+        "addition.parquet: unreadable",
+        "comparison has no record at step 300",
+        "label_mapping was scored as versions 1 and 2",
+        "module_function failed at 12 checkpoints",
+        "Without any value: module_function",
+        "docstring_ending states no chance level",
+        "syntax_pairs has no primary metric",
+        "code_text has no standard error at 12 checkpoints",
+        "loss is not a finite number at 1 logged step (first: 301)",
+        "metrics.jsonl: 1 line not readable",
+        "chance unknown",
+        "No value at 2 of 12 checkpoints (step 80, 200)",
+    ):
+        assert statement in parsed.text, statement
+    assert "img" not in parsed.tags  # what the data says is text, never markup
+    assert "b" in parsed.tags and '<b>"run"</b> & more' in parsed.text
+    rows = data_of(text)["records"]
+    assert [row["value"] for row in rows if row["task"] == "addition" and row["step"] == 200] == [
+        None
+    ]
+
+
+@pytest.mark.parametrize("steps", [(0,), (7,), (0, 10)])
+def test_one_or_two_checkpoints_are_enough(tmp_path, steps) -> None:
+    text = page.build([simulate(tmp_path / "run", steps=steps)]).read_text()
+    noted = "one checkpoint has been scored" in Page(text).text
+    assert noted == (len(steps) == 1)
+    assert len(data_of(text)["charts"]) >= 13
+
+
+def test_a_run_without_scores_or_metrics_has_a_page(tmp_path) -> None:
+    (tmp_path / "metrics.jsonl").write_text("")
+    text = Page(page.build([tmp_path]).read_text()).text
+    assert "No checkpoint has been scored yet." in text
+    assert "metrics.jsonl is missing or empty" in text
+
+
+def test_long_runs_are_thinned_and_say_so(tmp_path) -> None:
+    rows = [{"step": i, "tokens": 10 * i, "flops": i, "loss": 1 / i} for i in range(1, 20001)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    report = tables.gather([Run(tmp_path)])
+    assert 500 < len(report.metrics) <= 1200
+    assert report.metrics.step.iloc[0] == 1  # the early steps stay apart
+    assert any("20,000 steps were logged" in note for note in report.notes)
+
+
+def test_analyze_writes_where_it_says(run_dir, tmp_path, capsys) -> None:
+    assert analyze([str(run_dir), "--output", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "index.html").exists()
+    assert f"Report: {tmp_path / 'out' / 'index.html'}" in capsys.readouterr().out
+    analyze([str(run_dir), "--output", str(tmp_path / "out"), "--format", "png"])
+    assert (tmp_path / "out" / "trajectories.png").read_bytes()[:4] == b"\x89PNG"
+    with pytest.raises(UserError, match="no such directory"):
+        analyze([str(tmp_path / "nowhere")])
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
+def test_a_browser_draws_every_chart(run_dir, tmp_path) -> None:
+    index = page.build([run_dir], tmp_path)
+    command = [
+        CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
+        "--disable-background-networking", "--disable-component-update", "--disable-sync",
+        f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=60000",
+        "--window-size=360,740", "--enable-logging=stderr", "--dump-dom", f"file://{index}",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    charts = len(data_of(index.read_text())["charts"])
+    assert len(re.findall(r'<svg[^>]*class="marks"', done.stdout)) == charts
+    assert "could not be drawn" not in Page(done.stdout).text
+    assert "CONSOLE" not in done.stderr, done.stderr

@@ -1,0 +1,118 @@
+"""TensorBoard's own reader finds the scalars, the layout and the images; a restart forgets."""
+
+import math
+import re
+import subprocess
+import sys
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.util import tensor_util
+
+from jaxllm.report.tensorboard import TensorBoardWriter
+from jaxllm.trajectory.records import Record
+from jaxllm.trajectory.run import Run
+from tests.simulated_run import TASKS, simulate
+
+
+def scored(run_dir, step: int) -> list[Record]:
+    frame = Run(run_dir).records()
+    return [Record(**row) for row in frame[frame.step == step].to_dict("records")]
+
+
+def read(run_dir) -> EventAccumulator:
+    events = EventAccumulator(
+        str(run_dir / "tensorboard"), size_guidance={"scalars": 0, "tensors": 0}
+    )
+    return events.Reload()
+
+
+def points(events: EventAccumulator, tag: str) -> list[tuple[int, float]]:
+    return [(event.step, event.value) for event in events.Scalars(tag)]
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    return simulate(tmp_path / "run", steps=(0, 100, 1000))
+
+
+def test_scalars_layout_and_images(run_dir) -> None:
+    writer = TensorBoardWriter(run_dir)
+    for step in (1, 2):
+        writer.write_metrics(step, {"step": step, "loss": 5.0 / step, "loss/code": 1.0, "x": None})
+    for step in (0, 100, 1000):
+        writer.write_records(step, scored(run_dir, step))  # the first draws the images
+    writer.close()
+    events = read(run_dir)
+    tags = events.Tags()["scalars"]
+    assert {f"capability/{task.domain}/{task.name}" for task in TASKS} <= set(tags)
+    assert "evaluation/copying/brier" in tags
+    assert points(events, "train/loss") == [(1, 5.0), (2, 2.5)]
+    assert "train/x" not in tags
+    expected = [(r.step, r.value) for s in (0, 100, 1000) for r in scored(run_dir, s)
+                if r.task == "copying" and r.primary]  # fmt: skip
+    assert points(events, "capability/reasoning/copying") == [
+        (step, pytest.approx(value)) for step, value in expected
+    ]
+    picture = tensor_util.make_ndarray(events.Tensors("trajectories/code")[-1].tensor_proto)
+    assert picture[2].startswith(b"\x89PNG")
+    assert int(picture[0]) > 300
+
+
+def test_the_layout_overlays_the_tasks_of_each_domain(run_dir, monkeypatch) -> None:
+    monkeypatch.setattr(TensorBoardWriter, "write_figures", lambda *_: None)
+    writer = TensorBoardWriter(run_dir)
+    records = scored(run_dir, 0)
+    writer.write_records(0, [r for r in records if r.domain == "code"])
+    writer.write_records(100, scored(run_dir, 100))  # more domains: a new layout
+    writer.close()
+    events = read(run_dir)
+    content = events.Tensors("custom_scalars__config__")[-1].tensor_proto
+    layout = layout_pb2.Layout.FromString(tensor_util.make_ndarray(content).item())
+    charts = {chart.title: list(chart.multiline.tag) for chart in layout.category[0].chart}
+    assert set(charts) == {task.domain for task in TASKS}
+    tags = events.Tags()["scalars"]
+    matched = {tag for tag in tags for (pattern,) in [charts["code"]] if re.match(pattern, tag)}
+    assert matched == {f"capability/code/{t.name}" for t in TASKS if t.domain == "code"}
+
+
+def test_a_restart_forgets_the_lost_steps(run_dir, monkeypatch) -> None:
+    monkeypatch.setattr(TensorBoardWriter, "write_figures", lambda *_: None)
+    first = TensorBoardWriter(run_dir)
+    for step in (10, 20, 30, 40):
+        first.write_metrics(step, {"loss": 1.0 * step})
+    first.write_records(20, scored(run_dir, 100))
+    first._events.flush()  # killed: never closed
+    second = TensorBoardWriter(run_dir)  # resumed from step 20
+    second.write_metrics(30, {"loss": 0.5})
+    second.close()
+    events = read(run_dir)
+    assert points(events, "train/loss") == [(10, 10.0), (20, 20.0), (30, 0.5)]
+    assert [step for step, _ in points(events, "capability/code/syntax_pairs")] == [20]
+
+
+def test_a_failed_task_leaves_a_gap(run_dir, monkeypatch) -> None:
+    monkeypatch.setattr(TensorBoardWriter, "write_figures", lambda *_: None)
+    writer = TensorBoardWriter(run_dir)
+    good = next(r for r in scored(run_dir, 100) if r.primary)
+    failed = Record(
+        run="r", family="f", params=1, step=100, tokens=1, flops=1.0, task="lost", domain="math",
+        shots=0, metric="accuracy", value=math.nan, primary=True, status="ValueError: no",
+    )  # fmt: skip
+    writer.write_records(100, [good, failed])
+    writer.close()
+    tags = read(run_dir).Tags()["scalars"]
+    assert tags
+    assert not [tag for tag in tags if "lost" in tag]
+
+
+def test_the_events_are_written_without_tensorflow(run_dir) -> None:
+    code = (
+        "import sys; from jaxllm.report.tensorboard import TensorBoardWriter\n"
+        f"writer = TensorBoardWriter({str(run_dir)!r}); writer.write_metrics(1, {{'loss': 1.0}})\n"
+        "writer.write_figures(1); writer.close()\n"
+        "assert not {'tensorflow', 'jax', 'seqio'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    assert points(read(run_dir), "train/loss") == [(1, 1.0)]
