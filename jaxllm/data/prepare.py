@@ -185,8 +185,8 @@ def _disk_errors(cache: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        where = f" ({error.filename})" if error.filename else ""
-        raise UserError(f"DataConfig.cache_dir {cache}: {error.strerror}{where}") from error
+        what = f"{error.strerror} ({error.filename})" if error.strerror else str(error)
+        raise UserError(f"DataConfig.cache_dir {cache}: {what}") from error
 
 
 def summary(domains: tuple[PreparedDomain, ...]) -> str:

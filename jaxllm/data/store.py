@@ -12,10 +12,12 @@ A store is written under another name and renamed when it is complete.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -107,23 +109,36 @@ class TokenWriter:
     def close(self) -> None:
         """Closes the files; the store is unfinished unless `finish` was called."""
         self._starts.close()
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        self._close_shard()
 
     def _write(self, block: np.ndarray) -> None:
         from array_record.python.array_record_module import ArrayRecordWriter
 
         if self._blocks % SHARD_BLOCKS == 0:
-            if self._writer is not None:
-                self._writer.close()
+            self._close_shard()
             self._shards.append(f"tokens-{len(self._shards):05d}.arrayrecord")
             path = str(self._directory / self._shards[-1])
             # A group is the unit of compression: one block, so that a read decodes no other.
             self._writer = ArrayRecordWriter(path, "group_size:1")
         assert self._writer is not None
-        self._writer.write(block.tobytes())
+        with _disk_errors():
+            self._writer.write(block.tobytes())
         self._blocks += 1
+
+    def _close_shard(self) -> None:
+        if self._writer is not None:
+            writer, self._writer = self._writer, None
+            with _disk_errors():
+                writer.close()  # writes what is left, and here is where a full disk is noticed
+
+
+@contextlib.contextmanager
+def _disk_errors() -> Iterator[None]:
+    """ArrayRecord's errors are RuntimeErrors; these are the disk's."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise OSError(str(error)) from error
 
 
 class TokenStore:

@@ -3,12 +3,15 @@
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 import seqio
 import tensorflow as tf
+import tensorflow_datasets as tfds
 
 from jaxllm.data import corpora, embedded, generated
 from jaxllm.data.config import DataConfig
+from jaxllm.data.prepare import prepare
 from jaxllm.errors import UserError
 from tests.data.conftest import texts
 
@@ -85,13 +88,16 @@ def test_embedded_and_generated_domains_are_there(config: DataConfig) -> None:
 
 
 def test_tfds_data_sets_register_without_a_network(config: DataConfig) -> None:
-    tfds = {"c4": "c4/en:3.1.0", "wiki": {"name": "wikipedia/20230601.en:1.0.0", "train": "all"}}
+    data_sets: dict = {
+        "c4": "c4/en:3.1.0",
+        "wiki": {"name": "wikipedia/20230601.en:1.0.0", "train": "all"},
+    }
     chosen = dataclasses.replace(
         config,
         mixture_or_task_name="tfds",
         corpus_dir=None,
         weights={"c4": 9, "wiki": 1},
-        tfds=tfds,
+        tfds=data_sets,
         tfds_data_dir="gs://nowhere/tfds",
     )
     assert corpora.resolve(chosen) == (corpora.Domain("c4", 0.9), corpora.Domain("wiki", 0.1))
@@ -99,6 +105,39 @@ def test_tfds_data_sets_register_without_a_network(config: DataConfig) -> None:
     for wrong in ("c4/en", {"name": "c4/en:3.1.0", "valid": "train"}):
         with pytest.raises(UserError, match=r"DataConfig\.tfds: c4"):
             corpora.resolve(dataclasses.replace(chosen, weights=None, tfds={"c4": wrong}))
+
+
+def test_a_tfds_data_set_is_read(config: DataConfig, tmp_path: Path) -> None:
+    books = [f"book {i}" for i in range(10)]
+    tfds.dataset_builders.store_as_tfds_dataset(
+        name="shelf",
+        version="1.0.0",
+        features=tfds.features.FeaturesDict({"book": tfds.features.Text(), "id": np.int64}),
+        split_datasets={
+            "train": tf.data.Dataset.from_tensor_slices({"book": books, "id": np.arange(10)})
+        },
+        data_dir=str(tmp_path / "tfds"),
+    )
+    data_set = {
+        "name": "shelf:1.0.0",
+        "text": "book",
+        "train": "train[20%:]",
+        "validation": "train[:20%]",
+    }
+    chosen = dataclasses.replace(
+        config,
+        mixture_or_task_name="tfds",
+        weights=None,
+        tfds={"shelf": data_set},
+        tfds_data_dir=str(tmp_path / "tfds"),
+    )
+    corpora.register(chosen)
+    train = [d["text"] for d in corpora.documents("shelf", "train")]
+    held_out = [d["text"] for d in corpora.documents("shelf", "validation")]
+    assert (len(train), len(held_out)) == (8, 2)
+    assert sorted(train + held_out) == sorted(books)
+    assert prepare(chosen)[0].store.counts.documents == 8
+    assert corpora.fingerprint("shelf", "train") != corpora.fingerprint("shelf", "validation")
 
 
 @pytest.mark.parametrize(

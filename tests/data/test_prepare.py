@@ -138,6 +138,31 @@ def test_an_unwritable_cache_is_named(config: DataConfig, tmp_path: Path) -> Non
         prepare(dataclasses.replace(config, cache_dir=str(tmp_path / "file" / "cache")))
 
 
+FULL = """
+import random, resource, sys
+from pathlib import Path
+from jaxllm.data import corpora, prepare
+from jaxllm.data.config import DataConfig
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 17, 1 << 17))
+noise = "".join(map(chr, random.Random(0).choices(range(32, 126), k=1 << 18)))
+corpora.documents = lambda *_: iter([{"text": noise}])
+config = DataConfig("task", num_workers=0, cache_dir=sys.argv[1])
+try:
+    with prepare._disk_errors(config.cache):
+        prepare.prepare_domain(config, "prose", "train", None, Path(sys.argv[1], "store"))
+except prepare.UserError as error:
+    print(error)
+"""
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", FULL, str(tmp_path)]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(f"DataConfig.cache_dir {tmp_path}: ")
+    assert "File too large" in done.stdout
+    assert [path.name for path in tmp_path.iterdir()] == [".locks"]
+
+
 def test_a_damaged_cache_is_made_again(config: DataConfig) -> None:
     prose = prepare(config)[2]
     shard = prose.store.directory / "tokens-00000.arrayrecord"
