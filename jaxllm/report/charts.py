@@ -134,7 +134,11 @@ def curve(points: pd.DataFrame, axis: Axis, series: Sequence[str], name: str) ->
               axis=alt.Axis(labelExpr=label, title=None))  # fmt: skip
     nearest = _nearest(name, ["series", "step"])
     width = 1.6 if points.series.nunique() < 3 else 1.2
-    line = base.mark_line(strokeWidth=width, clip=True).encode(y=y, detail=["run:N", "series:N"])
+    few = len(points) < 20 * points.series.nunique()  # one point alone is no line
+    dots: Any = alt.OverlayMarkDef(size=20) if few else False
+    line = base.mark_line(strokeWidth=width, clip=True, point=dots).encode(
+        y=y, detail=["run:N", "series:N"]
+    )
     hover = (
         base.transform_filter("isValid(datum.value)")
         .mark_circle(style="hover", size=80)
@@ -156,8 +160,12 @@ def curve(points: pd.DataFrame, axis: Axis, series: Sequence[str], name: str) ->
 
 def figure(charts: Sequence[tuple[str, Chart]], columns: int) -> alt.ConcatChart:
     """Titled charts as one picture, `columns` wide."""
-    panels = [chart.properties(title=title, width=250, height=140) for title, chart in charts]
-    return alt.concat(*panels, columns=columns, spacing=56, bounds="flush")
+    panels = [
+        chart.properties(title=alt.TitleParams(name, frame="group"), width=250, height=140)
+        for name, chart in charts
+    ]
+    spacing = {"row": 76, "column": 56}
+    return alt.concat(*panels, columns=columns, spacing=spacing, bounds="flush")
 
 
 def png(chart: alt.TopLevelMixin, theme: str = "light", scale: float = 2.0) -> bytes:

@@ -24,8 +24,9 @@ from etils import epath
 
 from jaxllm.trajectory.records import OK, Record
 
-# Drawing trajectory images may take this share of the wall time of a run.
-_IMAGE_TIME_SHARE = 0.01
+# Drawing the trajectory images may take this share of a run's wall time while it is going; the
+# first time they are expected to take a few seconds.
+_IMAGE_TIME_SHARE, _FIRST_DRAWING_SECONDS = 0.01, 5.0
 
 
 class TensorBoardWriter:
@@ -41,7 +42,8 @@ class TensorBoardWriter:
         self._events = _open_events(epath.Path(model_dir) / "tensorboard")
         self._in_session = False
         self._domains: set[str] = set()
-        self._began, self._drawing_seconds = time.monotonic(), 0.0
+        self._began = time.monotonic()
+        self._drawing_seconds, self._next_drawing_seconds = 0.0, _FIRST_DRAWING_SECONDS
 
     def write_metrics(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Writes every number of `metrics` under train/."""
@@ -68,7 +70,8 @@ class TensorBoardWriter:
         if new:
             self._domains |= new
             self._write_layout(step)
-        if self._drawing_seconds <= _IMAGE_TIME_SHARE * (time.monotonic() - self._began):
+        allowed = _IMAGE_TIME_SHARE * (time.monotonic() - self._began)
+        if self._drawing_seconds + self._next_drawing_seconds <= allowed:
             try:
                 self.write_figures(step)
             except Exception:  # a picture is never worth a run
@@ -100,7 +103,8 @@ class TensorBoardWriter:
             )
             self._add(step, summary=summary)
         self._events.flush()
-        self._drawing_seconds += time.monotonic() - began
+        self._next_drawing_seconds = time.monotonic() - began
+        self._drawing_seconds += self._next_drawing_seconds
 
     def close(self) -> None:
         """Brings everything to the disk."""

@@ -42,7 +42,8 @@ def test_scalars_layout_and_images(run_dir) -> None:
     for step in (1, 2):
         writer.write_metrics(step, {"step": step, "loss": 5.0 / step, "loss/code": 1.0, "x": None})
     for step in (0, 100, 1000):
-        writer.write_records(step, scored(run_dir, step))  # the first draws the images
+        writer.write_records(step, scored(run_dir, step))
+    writer.write_figures(1000)
     writer.close()
     events = read(run_dir)
     tags = events.Tags()["scalars"]
@@ -60,8 +61,7 @@ def test_scalars_layout_and_images(run_dir) -> None:
     assert int(picture[0]) > 300
 
 
-def test_the_layout_overlays_the_tasks_of_each_domain(run_dir, monkeypatch) -> None:
-    monkeypatch.setattr(TensorBoardWriter, "write_figures", lambda *_: None)
+def test_the_layout_overlays_the_tasks_of_each_domain(run_dir) -> None:
     writer = TensorBoardWriter(run_dir)
     records = scored(run_dir, 0)
     writer.write_records(0, [r for r in records if r.domain == "code"])
@@ -77,8 +77,7 @@ def test_the_layout_overlays_the_tasks_of_each_domain(run_dir, monkeypatch) -> N
     assert matched == {f"capability/code/{t.name}" for t in TASKS if t.domain == "code"}
 
 
-def test_a_restart_forgets_the_lost_steps(run_dir, monkeypatch) -> None:
-    monkeypatch.setattr(TensorBoardWriter, "write_figures", lambda *_: None)
+def test_a_restart_forgets_the_lost_steps(run_dir) -> None:
     first = TensorBoardWriter(run_dir)
     for step in (10, 20, 30, 40):
         first.write_metrics(step, {"loss": 1.0 * step})
@@ -92,8 +91,7 @@ def test_a_restart_forgets_the_lost_steps(run_dir, monkeypatch) -> None:
     assert [step for step, _ in points(events, "capability/code/syntax_pairs")] == [20]
 
 
-def test_a_failed_task_leaves_a_gap(run_dir, monkeypatch) -> None:
-    monkeypatch.setattr(TensorBoardWriter, "write_figures", lambda *_: None)
+def test_a_failed_task_leaves_a_gap(run_dir) -> None:
     writer = TensorBoardWriter(run_dir)
     good = next(r for r in scored(run_dir, 100) if r.primary)
     failed = Record(
@@ -105,6 +103,26 @@ def test_a_failed_task_leaves_a_gap(run_dir, monkeypatch) -> None:
     tags = read(run_dir).Tags()["scalars"]
     assert tags
     assert not [tag for tag in tags if "lost" in tag]
+
+
+def test_images_are_drawn_while_the_run_goes_but_cost_little(run_dir, monkeypatch) -> None:
+    clock, drawn = [0.0], []
+
+    def draw(step: int) -> None:
+        drawn.append(step)
+        clock[0] += 20.0
+
+    writer = TensorBoardWriter(run_dir)
+    monkeypatch.setattr("jaxllm.report.tensorboard.time.monotonic", lambda: clock[0])
+    writer._began = 0.0
+    monkeypatch.setattr("jaxllm.report.page.domain_figure", lambda *_: draw(step) or b"\0" * 24)
+    records = scored(run_dir, 100)
+    for step in range(0, 20_000, 100):
+        clock[0] += 100.0
+        writer.write_records(step, records)
+    writer.close()
+    assert drawn
+    assert 20.0 * len(drawn) <= 0.02 * clock[0]
 
 
 def test_the_events_are_written_without_tensorflow(run_dir) -> None:
