@@ -75,7 +75,7 @@ def test_greedy_is_true_for_what_the_model_would_say():
 def test_generation_stops_at_a_stop_token_and_keeps_the_order_of_prompts():
     on = mesh(data=2, fsdp=2)
     params = sharded_params(TINY, on)
-    scorer = Scorer(TINY, on, rows_per_batch=4, shortest_row=16)
+    scorer = Scorer(TINY, on, rows_per_batch=4, shortest_row=64)
     rng = np.random.RandomState(1)
     prompts = [[1, *rng.randint(3, 259, rng.randint(1, 40)).tolist()] for _ in range(23)]
     whole = scorer.generate(params, scorer.prompt_batches(prompts), 8, (), never)
@@ -128,3 +128,14 @@ def test_few_shapes_are_compiled():
         packed = pack(spans, lengths=scorer.row_lengths, tokens_per_batch=scorer.tokens_per_batch)
         scorer.score(params, packed, never)
     assert scorer._score._cache_size() <= len(scorer.row_lengths)
+
+
+def test_prompts_go_into_the_narrowest_rows_that_hold_them():
+    scorer = Scorer(TINY, mesh(), rows_per_batch=1, shortest_row=16)
+    prompts = [[7] * n for n in (30, 2, 64, 16, 1, 3, 17)]
+    batches = scorer.prompt_batches(prompts)
+    assert [b.prompts.shape for b in batches] == [(4, 16), (1, 64), (1, 64), (1, 64)]
+    assert [n for b in batches for n in b.numbers] == [4, 1, 5, 3, 6, 0, 2]
+    for batch in batches:
+        for row, number in enumerate(batch.numbers):
+            assert batch.prompts[row, : batch.lengths[row]].tolist() == prompts[number]
