@@ -243,6 +243,7 @@ def test_what_fails_is_not_published(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == [".locks"]
 
 
+@pytest.mark.slow
 def test_the_command_prepares_and_says_what_it_read(corpus_dir: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "jaxllm.prepare", "--gin_file=base.gin"]
     command += ["--gin_file=data/domains.gin"]
