@@ -82,9 +82,9 @@ def is_first_process() -> bool:
 
 def run(experiment: Experiment, scoring: EvalConfig, mesh: Mesh) -> Outcome:
     """Prepares what is missing, then trains and scores."""
+    import gin
     import jax
 
-    import gin
     from jaxllm.data.loader import Loader, open_source
     from jaxllm.report.tensorboard import TensorBoardWriter
     from jaxllm.training.loop import train

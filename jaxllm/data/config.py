@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 
 import gin
+
 from jaxllm.errors import UserError
 
 LAYOUTS = ("concat", "concat_masked", "pack")

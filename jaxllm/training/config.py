@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import gin
+
 from jaxllm.errors import UserError
 
 
