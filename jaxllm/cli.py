@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib
-import importlib.util  # gin uses it without importing it
 import logging
 import os
 import re
@@ -86,7 +85,8 @@ def load_gin(args: argparse.Namespace, files: Iterable[str] = ()) -> None:
     paths = [p for p in args.gin_search_paths.split(",") if p] + packaged_gin_directories()
     for path in paths:
         gin.add_config_file_search_path(path)
-    gin.config.register_file_reader(_open_remote, _is_remote_file)
+    # gin's own list also looks into Python packages, and a directory runs/ passes for one.
+    gin.config._FILE_READERS[:] = [(open, os.path.isfile), (_open_remote, _is_remote_file)]
     logging.disable(logging.ERROR)  # gin logs every directory that a file is not in
     try:
         gin.parse_config_files_and_bindings(

@@ -38,6 +38,16 @@ def test_files_are_found_by_bare_name_and_later_bindings_win(tmp_path: Path) -> 
     assert TrainConfig().steps == 7
 
 
+def test_a_directory_called_runs_does_not_hide_the_packaged_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    load("--gin_file=openllama.gin")
+    assert TrainConfig().steps == 250_000
+
+
 @pytest.mark.parametrize("value", ["/a/path with space", "gs://bucket/run", "wsd", "a=b"])
 def test_text_that_is_no_gin_value_is_a_string(value: str) -> None:
     load(f"--gin.TrainConfig.model_dir={value}")
