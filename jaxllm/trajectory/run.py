@@ -68,11 +68,11 @@ class Run:
 
     @functools.cached_property
     def _metrics(self) -> tuple[pd.DataFrame, tuple[str, ...]]:
-        return _read_jsonl(self.path / "metrics.jsonl")
+        return read_jsonl(self.path / "metrics.jsonl")
 
     @functools.cached_property
     def _checkpoints(self) -> tuple[pd.DataFrame, tuple[str, ...]]:
-        return _read_jsonl(self.path / "checkpoints.jsonl")
+        return read_jsonl(self.path / "checkpoints.jsonl")
 
 
 def _is_run(path: epath.Path, parts: tuple[str, ...]) -> bool:
@@ -83,7 +83,7 @@ def _either(parts: tuple[str, ...]) -> str:
     return f"{', '.join(parts[:-1])} or {parts[-1]}"
 
 
-def _read_jsonl(path: epath.Path) -> tuple[pd.DataFrame, tuple[str, ...]]:
+def read_jsonl(path: epath.Path) -> tuple[pd.DataFrame, tuple[str, ...]]:
     """Rows of a JSON-lines file with an integer `step`; of equal steps the last line holds.
 
     A writer that was killed leaves half a last line: it is counted and reported, not fatal.

@@ -1,0 +1,84 @@
+"""What published results leave out: the domain of a task and the value of a guess.
+
+lm-evaluation-harness files say neither. The table holds widely used benchmarks; a task that is
+not in it gets the domain "other" and no chance level, and the importer says so.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+OTHER = "other"
+
+
+@dataclasses.dataclass(frozen=True)
+class KnownTask:
+    """Facts of a benchmark; `chance` is that of its accuracy, NaN where options vary in number."""
+
+    domain: str
+    chance: float
+
+
+_FOUR, _NONE = 0.25, math.nan
+
+# A key stands for the task of that name and for its parts: "mmlu" is mmlu_anatomy's too.
+_TABLE: dict[str, dict[str, float]] = {
+    "examination": {"mmlu": _FOUR, "cmmlu": _FOUR, "ceval-valid": _FOUR, "ceval": _FOUR,
+                    "agieval": _NONE, "mmlu_pro": 0.1},
+    "knowledge": {"arc_easy": _FOUR, "arc_challenge": _FOUR, "openbookqa": _FOUR, "sciq": _FOUR,
+                  "triviaqa": 0.0, "nq_open": 0.0, "webqs": 0.0, "headqa": _FOUR,
+                  "pubmedqa": 1 / 3, "truthfulqa_mc1": _NONE},
+    "reading": {"lambada": 0.0, "boolq": 0.5, "race": _FOUR, "squad": 0.0, "drop": 0.0,
+                "coqa": 0.0, "record": _NONE, "multirc": 0.5},
+    "commonsense": {"piqa": 0.5, "hellaswag": _FOUR, "winogrande": 0.5, "wsc": 0.5, "wsc273": 0.5,
+                    "copa": 0.5, "siqa": 1 / 3, "social_iqa": 1 / 3, "commonsense_qa": 0.2,
+                    "swag": _FOUR, "storycloze": 0.5, "prost": _FOUR, "mc_taco": 0.5},
+    "reasoning": {"logiqa": _FOUR, "logiqa2": _FOUR, "bbh": _NONE, "bigbench": _NONE,
+                  "anli": 1 / 3, "cb": 1 / 3, "rte": 0.5, "wnli": 0.5, "mnli": 1 / 3, "qnli": 0.5},
+    "math": {"gsm8k": 0.0, "mathqa": 0.2, "arithmetic": 0.0, "minerva_math": 0.0,
+             "hendrycks_math": 0.0, "asdiv": 0.0},
+    "code": {"humaneval": 0.0, "mbpp": 0.0},
+    "language": {"wikitext": _NONE, "pile": _NONE, "c4": _NONE, "paloma": _NONE, "blimp": 0.5,
+                 "wic": 0.5, "cola": 0.5, "mrpc": 0.5, "qqp": 0.5, "sst": 0.5, "sst2": 0.5},
+    "bias": {"crows_pairs": 0.5, "toxigen": 0.5, "winogender": 0.5},
+}  # fmt: skip
+_TASKS = {
+    name: KnownTask(domain, chance)
+    for domain, tasks in _TABLE.items()
+    for name, chance in tasks.items()
+}
+
+
+def canonical(task: str) -> str:
+    """One name for one task: the harness' old and new names of MMLU's parts are the same."""
+    return "mmlu_" + task.removeprefix("hendrycksTest-") if task.startswith("hendrycksT") else task
+
+
+def lookup(task: str) -> KnownTask:
+    """The facts of a task by its name, or by that of the benchmark that it is a part of."""
+    name = canonical(task)
+    while name:
+        if name in _TASKS:
+            return _TASKS[name]
+        name = name[: max(name.rfind("_"), name.rfind("-"), 0)]
+    return KnownTask(OTHER, math.nan)
+
+
+# lm-evaluation-harness' metric -> ours. Its acc_norm divides by the option's length in characters.
+METRICS = {
+    "acc": "accuracy",
+    "acc_norm": "accuracy_per_char",
+    "acc_bytes": "accuracy_per_byte",
+    "ppl": "perplexity",
+    "em": "exact_match",
+    "brier_score": "brier",
+}
+
+# What stands for a task, best first; else the first metric of the file.
+PRIMARY = ("accuracy", "exact_match", "bits_per_byte", "f1", "pct_stereotype", "perplexity")
+
+
+def has_chance(metric: str) -> bool:
+    """Whether the chance level of the table is that of `metric`."""
+    return metric.startswith(("accuracy", "exact_match", "pct_stereotype", "f1"))
