@@ -86,8 +86,8 @@ class Checkpoints:
         self._model_dir = epath.Path(model_dir)
         self._report = report
         self._keep = _Keep(config, {e.step for e in _preempted(manifest.read(model_dir))})
-        # Orbax logs its progress as warnings through absl; what matters comes back as errors.
-        logging.getLogger("absl").setLevel(logging.ERROR)
+        # Orbax logs its progress and every failure; what matters comes back as exceptions.
+        logging.getLogger("absl").addFilter(_not_from_orbax)
         self._manager = ocp.CheckpointManager(
             _directory(model_dir),
             item_names=(MODEL, TRAINING),
@@ -165,15 +165,13 @@ class Checkpoints:
         with self._disk_errors():
             self._manager.wait_until_finished()
 
-    def check(self) -> None:
-        """Raises UserError if a save has failed in the background."""
-        with self._disk_errors():
-            self._manager.check_for_errors()
-
     def close(self) -> None:
         """Waits for the last save and frees Orbax's threads."""
         with self._disk_errors():
-            self._manager.close()
+            try:
+                self._manager.wait_until_finished()
+            finally:
+                self._manager.close()
 
     def _try(self, entry: Entry, model: Any, training: Any) -> Restored | None:
         path = self._manager.directory / str(entry.step)
@@ -228,13 +226,15 @@ class _DiskErrors:
         pass
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        disk_words = ("space left", "quota", "permission", "read-only", "i/o error", "input/output")
         if error is None or isinstance(error, UserError):
             return
-        if isinstance(error, OSError) or any(w in str(error).lower() for w in disk_words):
+        text = str(error).lower()
+        full = any(words in text for words in ("space left", "resource_exhausted", "quota"))
+        denied = any(words in text for words in ("permission", "read-only", "input/output error"))
+        if full or denied or isinstance(error, OSError):
+            reason = "no space is left on the disk" if full else _first_line(error)
             raise UserError(
-                f"cannot save to {self._directory}: {_first_line(error)}; "
-                "the checkpoints before it are whole"
+                f"cannot save to {self._directory}: {reason}; the checkpoints before it are whole"
             ) from error
 
 
@@ -261,8 +261,8 @@ def check_writable(model_dir: epath.PathLike, bytes_needed: int) -> None:
     free = shutil.disk_usage(path).free
     if free < bytes_needed:
         raise UserError(
-            f"MODEL_DIR {path} has {free / 1e9:.2f} GB free, and the run's checkpoints will need "
-            f"{bytes_needed / 1e9:.2f} GB: use another disk, or set CheckpointConfig.keep = 'last'"
+            f"MODEL_DIR {path} has {free / 1e6:,.0f} MB free, and the run's checkpoints will need "
+            f"{bytes_needed / 1e6:,.0f} MB: use another disk, or set CheckpointConfig.keep = 'last'"
         )
 
 
@@ -318,6 +318,10 @@ def _on_every_process(success: bool) -> bool:
     if jax.process_count() == 1:
         return success
     return bool(np.all(multihost_utils.process_allgather(np.array(success))))
+
+
+def _not_from_orbax(record: logging.LogRecord) -> bool:
+    return "orbax" not in record.pathname
 
 
 def _preempted(entries: Sequence[Entry]) -> list[Entry]:
