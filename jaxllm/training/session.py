@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from etils import epath
 from jaxllm.checkpoints import jsonl
 from jaxllm.checkpoints.manager import Checkpoints, available, check_writable
 from jaxllm.checkpoints.manifest import Entry, code_version
+from jaxllm.errors import UserError
 from jaxllm.evaluation.scoring import Interrupted
 from jaxllm.models.decoder import abstract_params
 from jaxllm.training.clock import Clock
@@ -24,6 +26,8 @@ from jaxllm.training.schedule import make_schedule
 from jaxllm.training.state import TrainState, abstract_state, init_state, num_bytes
 from jaxllm.training.step import TrainStep, compile_train_step
 from jaxllm.training.writers import MetricsJsonl, Writer, restarts_before
+
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 
 class Session:
@@ -108,8 +112,20 @@ class Session:
     def __enter__(self) -> Session:
         return self
 
-    def __exit__(self, *error: Any) -> None:
-        self._opened.__exit__(*error)
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        """Closes everything; a disk that fails, in the loop or here, is one line for the user."""
+        failure = error
+        try:
+            self._opened.__exit__(kind, error, trace)
+        except Exception as another:  # what fails on closing may only be an echo
+            failure = error or another
+        if isinstance(failure, OSError) and failure.errno in _DISK_ERRORS:
+            raise UserError(
+                f"cannot write to MODEL_DIR {self._experiment.model_dir}: {failure.strerror}; "
+                "the checkpoints that were saved are whole"
+            ) from failure
+        if failure is not None and failure is not error:
+            raise failure
 
     def write_config(self, text: str | None) -> None:
         """Writes MODEL_DIR/config.gin, from which the run can be repeated and scored."""

@@ -1,6 +1,7 @@
 """The loop in one process: cadence, bookkeeping, resuming, and what stops it."""
 
 import dataclasses
+import errno
 import json
 import os
 import signal
@@ -238,6 +239,22 @@ def test_a_vocabulary_that_the_model_has_no_room_for_is_refused(tmp_path: Path) 
     narrow = experiment(tmp_path, model=dataclasses.replace(MODEL, vocab_size=31))
     with pytest.raises(UserError, match="vocab_size = 31 is too small"):
         go(narrow)
+
+
+def test_a_disk_that_fills_up_during_the_run_is_one_line(tmp_path: Path) -> None:
+    class Full(Memory):
+        def write_metrics(self, step: int, metrics: Any) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        def close(self) -> None:
+            self.closed = True
+            raise OSError(errno.ENOSPC, "No space left on device, again")
+
+    writer = Full()
+    with pytest.raises(UserError, match=r"cannot write to MODEL_DIR .*: No space left on device;"):
+        go(experiment(tmp_path), writers=[writer])
+    assert writer.closed
+    assert [e.step for e in available(tmp_path)][:3] == [0, 1, 2], "what was saved stays"
 
 
 def test_a_full_disk_is_an_error_before_training(
