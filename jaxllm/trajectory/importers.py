@@ -1,7 +1,7 @@
 """Results that others published, and runs of ours, as one trajectory table.
 
-    open_source("pythia:evals/")                    the Pythia repository's evals/, or its JSONL form
-    open_source("harness:results/?tokens_per_step=4194304")      lm-evaluation-harness, 0.3 and 0.4
+    open_source("pythia:evals/")             the Pythia repository's evals/, or its JSONL form
+    open_source("harness:results/?tokens_per_step=4194304")   lm-evaluation-harness, 0.3 and 0.4
     open_source("csv:table.csv?run=Model&tokens=Tokens (T)*1e12&values=MMLU,ARC")
     open_source("tensorboard:logs/?tokens_per_step=524288")
     open_source("metrics:run/metrics.jsonl")
@@ -35,7 +35,10 @@ from jaxllm.trajectory.run import Run, read_jsonl
 _KINDS = {
     "pythia": "importers_pythia",
     "harness": "importers_harness",
+    "csv": "importers_csv",
+    "tensorboard": "importers_tensorboard",
 }
+_TEXTS = ("run", "family", "task", "domain", "metric", "task_version", "status")
 _INTEGERS = ("params", "step", "tokens", "shots", "n")
 
 
@@ -140,6 +143,8 @@ def to_frame(rows: Iterable[Mapping[str, Any]], problems: list[str]) -> pd.DataF
             frame[field.name] = frame[field.name].where(frame[field.name].notna(), default)
     for name in ("value", "stderr", "chance", "flops", "seconds"):
         frame[name] = pd.to_numeric(frame[name], errors="coerce").astype("float64")
+    frame = frame.astype(dict.fromkeys(_TEXTS, str))
+    frame["primary"] = frame["primary"].astype(bool)
     frame["n"] = _examples(frame)
     for name in _INTEGERS:
         numbers = pd.to_numeric(frame[name], errors="coerce")

@@ -27,6 +27,7 @@ from jaxllm.trajectory.importers import COMMON, NO_METRICS, Settings, Source, na
 _STEP = re.compile(r"(?:step|checkpoint|ckpt|iter)[-_=]?(\d+)", re.IGNORECASE)
 _TOKENS = re.compile(r"tokens?[-_=]?(\d+(?:\.\d+)?)([MBT])", re.IGNORECASE)
 _SIZE = re.compile(r"(?<![a-zA-Z0-9.])(\d+(?:\.\d+)?)([mb])(\d?)(?![a-zA-Z0-9])", re.IGNORECASE)
+_NO_METRICS = ("alias", "name", "samples", "sample_len", "sample_count")
 _UNITS = {"k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
 
 Row = dict[str, Any]
@@ -98,19 +99,18 @@ def task_rows(result: dict[str, Any], shots: int | None, problems: list[str]) ->
       shots: Replaces what the result says; None to believe it.
       problems: Receives a line for every value that is no number.
     """
-    config = result.get("config") or {}
     for task, metrics in result["results"].items():
         if not isinstance(metrics, dict):
             continue
         known = known_tasks.lookup(task)
-        given = (result.get("n-shot") or {}).get(task, config.get("num_fewshot"))
-        of_task = _count(given) if shots is None else shots
-        samples = ((result.get("n-samples") or {}).get(task) or {}).get("effective", math.nan)
+        of_task = _shots(result, task) if shots is None else shots
+        samples = ((result.get("n-samples") or {}).get(task) or {}).get("effective")
+        samples = metrics.get("sample_len", math.nan) if samples is None else samples
         version = (result.get("versions") or {}).get(task, 1)
         measured: dict[str, Row] = {}
         for key, value in metrics.items():
             name, _, variant = key.partition(",")
-            if name.endswith("_stderr") or name in ("alias", "samples", "sample_len"):
+            if name.endswith("_stderr") or name in _NO_METRICS:
                 continue
             if not isinstance(value, int | float) or isinstance(value, bool):
                 problems.append(f"{task}: {key} is no number ({value!r})")
@@ -127,11 +127,12 @@ def task_rows(result: dict[str, Any], shots: int | None, problems: list[str]) ->
                 "primary": False,
             }  # fmt: skip
         if measured:
-            measured[_primary(list(measured))]["primary"] = True
+            measured[primary_metric(list(measured))]["primary"] = True
         yield from measured.values()
 
 
-def _primary(metrics: list[str]) -> str:
+def primary_metric(metrics: list[str]) -> str:
+    """The metric that stands for a task, of those that were measured."""
     for prefix in known_tasks.PRIMARY:
         for exact in (True, False):
             for metric in metrics:
@@ -140,8 +141,15 @@ def _primary(metrics: list[str]) -> str:
     return metrics[0]
 
 
-def _count(shots: Any) -> int:
-    return shots if isinstance(shots, int) else 0
+def _shots(result: dict[str, Any], task: str) -> int:
+    """Worked examples in the prompts of a task; a group has those of its parts."""
+    by_task = result.get("n-shot") or {}
+    parts = (result.get("group_subtasks") or {}).get(task) or [task]
+    for name in (task, *parts):
+        if isinstance(by_task.get(name), int):
+            return by_task[name]
+    given = (result.get("config") or {}).get("num_fewshot")
+    return given if isinstance(given, int) else 0
 
 
 def _rows(result: dict[str, Any], where: str, settings: Settings, problems: list[str]) -> list[Row]:

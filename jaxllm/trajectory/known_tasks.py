@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 
 OTHER = "other"
 
@@ -50,9 +51,21 @@ _TASKS = {
 }
 
 
+# Spellings of tables and papers, in lower case.
+_ALIASES = {"arc_c": "arc_challenge", "arc_e": "arc_easy", "csqa": "commonsense_qa",
+            "naturalquestions": "nq_open", "math": "hendrycks_math"}  # fmt: skip
+
+
 def canonical(task: str) -> str:
-    """One name for one task: the harness' old and new names of MMLU's parts are the same."""
-    return "mmlu_" + task.removeprefix("hendrycksTest-") if task.startswith("hendrycksT") else task
+    """One name for one task: "hendrycksTest-anatomy" and "mmlu_anatomy", "ARC-C" and its kin.
+
+    Only names that are known under another spelling change.
+    """
+    if task.startswith("hendrycksTest-"):
+        return "mmlu_" + task.removeprefix("hendrycksTest-")
+    plain = re.sub(r"[-\s]+", "_", task.strip().lower())
+    plain = _ALIASES.get(plain, plain)
+    return plain if plain in _TASKS else task
 
 
 def lookup(task: str) -> KnownTask:
@@ -72,6 +85,9 @@ METRICS = {
     "acc_bytes": "accuracy_per_byte",
     "ppl": "perplexity",
     "em": "exact_match",
+    "f1": "f1",
+    "mc1": "mc1",
+    "mc2": "mc2",
     "brier_score": "brier",
 }
 
