@@ -65,6 +65,38 @@ def matrix(
     return jnp.asarray(weights, config.dtype)
 
 
+@jax.custom_vjp
+def linear(x: jax.Array, weights: jax.Array) -> jax.Array:
+    """x [..., D] times weights [D, F] -> [..., F].
+
+    The gradients are stated as plain products: autodiff gives the weights' transposed, which makes
+    XLA on CPUs transpose the wide activations.
+    """
+    return jnp.einsum("...d,df->...f", x, weights)
+
+
+def _linear_forward(
+    x: jax.Array, weights: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return linear(x, weights), (x, weights)
+
+
+def _linear_backward(
+    residuals: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    x, weights = residuals
+    rows = tuple(range(x.ndim - 1))
+    # the product's left side is what gets transposed: let it be the narrow one
+    if x.shape[-1] > gradient.shape[-1]:
+        weights_gradient = jax.lax.dot_general(gradient, x, ((rows, rows), ((), ()))).T
+    else:
+        weights_gradient = jax.lax.dot_general(x, gradient, ((rows, rows), ((), ())))
+    return jnp.einsum("...f,df->...d", gradient, weights), weights_gradient
+
+
+linear.defvjp(_linear_forward, _linear_backward)
+
+
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + eps) * scale, in float32 (Zhang & Sennrich 2019)."""
 
@@ -96,18 +128,15 @@ class Attention(nn.Module):
         embed, heads, groups, width = (
             config.embed_dim, config.num_heads, config.kv_heads, config.head_width
         )  # fmt: skip
-        query = jnp.einsum(
-            "btd,dhk->bthk", x,
-            matrix(self, "query", (embed, heads, width), ("embed", "heads", "head_dim")),
-        )  # fmt: skip
-        key = jnp.einsum(
-            "btd,dgk->btgk", x,
-            matrix(self, "key", (embed, groups, width), ("embed", "kv_heads", "head_dim")),
-        )  # fmt: skip
-        value = jnp.einsum(
-            "btd,dgk->btgk", x,
-            matrix(self, "value", (embed, groups, width), ("embed", "kv_heads", "head_dim")),
-        )  # fmt: skip
+
+        def project(name: str, count: int, axis: str) -> jax.Array:
+            weights = matrix(self, name, (embed, count, width), ("embed", axis, "head_dim"))
+            flat = linear(x, weights.reshape(embed, count * width))
+            return flat.reshape(*x.shape[:2], count, width)
+
+        query = project("query", heads, "heads")
+        key = project("key", groups, "kv_heads")
+        value = project("value", groups, "kv_heads")
         query = checkpoint_name(constrain(query, "batch", "length", "heads", "head_dim"), "query")
         key = checkpoint_name(constrain(key, "batch", "length", "kv_heads", "head_dim"), "key")
         value = checkpoint_name(
@@ -121,7 +150,8 @@ class Attention(nn.Module):
             mixed, cache = _cached_attention(query, key, value, context, cache)
         mixed = checkpoint_name(constrain(mixed, "batch", "length", "heads", "head_dim"), "context")
         output = matrix(self, "output", (heads, width, embed), ("heads", "head_dim", "embed"))
-        return jnp.einsum("bthk,hkd->btd", mixed, output), cache
+        flat = mixed.reshape(*x.shape[:2], heads * width)
+        return linear(flat, output.reshape(heads * width, embed)), cache
 
 
 def _cached_attention(
@@ -149,11 +179,12 @@ class GatedMLP(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """x [B, T, D] -> [B, T, D]."""
         embed, hidden = self.config.embed_dim, self.config.mlp_dim
-        gate = x @ matrix(self, "gate", (embed, hidden), ("embed", "mlp"))
-        up = x @ matrix(self, "up", (embed, hidden), ("embed", "mlp"))
+        gate = linear(x, matrix(self, "gate", (embed, hidden), ("embed", "mlp")))
+        up = linear(x, matrix(self, "up", (embed, hidden), ("embed", "mlp")))
         gate = checkpoint_name(constrain(gate, "batch", "length", "mlp"), "gate")
         up = checkpoint_name(constrain(up, "batch", "length", "mlp"), "up")
-        return (nn.silu(gate) * up) @ matrix(self, "down", (hidden, embed), ("mlp", "embed"))
+        down = matrix(self, "down", (hidden, embed), ("mlp", "embed"))
+        return linear(nn.silu(gate) * up, down)
 
 
 class Block(nn.Module):

@@ -1,0 +1,75 @@
+"""Tiny models and batches that the model tests share."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxllm.models.batch import Batch
+from jaxllm.models.config import ModelConfig
+from jaxllm.models.decoder import init_params
+
+TINY = ModelConfig(
+    vocab_size=97,
+    num_layers=2,
+    embed_dim=48,
+    mlp_dim=80,
+    num_heads=6,
+    num_kv_heads=2,
+    max_length=64,
+    attention_block=16,
+    loss_chunk_tokens=20,
+    init_stddev=0.15,
+)
+
+
+def random_params(config: ModelConfig, seed: int = 0) -> Any:
+    """Random matrices, and norm scales away from 1, so that a forgotten scale shows."""
+    params = nn.unbox(init_params(config, jax.random.key(seed)))
+
+    def shake(path: Any, x: jax.Array) -> jax.Array:
+        if "norm" not in jax.tree_util.keystr(path):
+            return x
+        return x + 0.3 * jax.random.normal(jax.random.key(x.size), x.shape)
+
+    return jax.tree_util.tree_map_with_path(shake, params)
+
+
+def random_batch(config: ModelConfig, rows: int, length: int, seed: int = 0) -> Batch:
+    """One document per row, every target counted."""
+    tokens = np.random.default_rng(seed).integers(0, config.vocab_size, (rows, length + 1))
+    return one_document_rows(tokens.astype(np.int32))
+
+
+def one_document_rows(tokens: np.ndarray) -> Batch:
+    """int32 [B, T + 1] -> a Batch of one document per row."""
+    rows, length = tokens.shape[0], tokens.shape[1] - 1
+    return Batch(
+        inputs=jnp.asarray(tokens[:, :-1]),
+        targets=jnp.asarray(tokens[:, 1:]),
+        weights=jnp.ones((rows, length), jnp.float32),
+        positions=jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (rows, length)),
+        segment_ids=jnp.ones((rows, length), jnp.int32),
+        domains=jnp.zeros(rows, jnp.int32),
+    )
+
+
+def pack(documents: list[np.ndarray], length: int) -> Batch:
+    """Documents (each int32 [n + 1]) one after the other in a single row, then padding."""
+    row = {
+        name: np.zeros((1, length), np.int32)
+        for name in ("inputs", "targets", "positions", "segment_ids")
+    }
+    weights = np.zeros((1, length), np.float32)
+    start = 0
+    for segment, document in enumerate(documents, start=1):
+        span = slice(start, start + len(document) - 1)
+        row["inputs"][0, span] = document[:-1]
+        row["targets"][0, span] = document[1:]
+        row["positions"][0, span] = np.arange(len(document) - 1)
+        row["segment_ids"][0, span] = segment
+        weights[0, span] = 1
+        start = span.stop
+    return Batch(**row, weights=weights, domains=np.zeros(1, np.int32))
