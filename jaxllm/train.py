@@ -32,15 +32,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Until the loop has something to save, a preempted machine may take the process at once.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 
-    import evals
     from jaxllm.checkpoints.manager import check_writable
     from jaxllm.evaluation.config import EvalConfig
+    from jaxllm.evaluation.resolve import resolve
     from jaxllm.sharding.mesh import MeshConfig, make_mesh
     from jaxllm.training.experiment import Experiment
 
     # All mistakes that can be seen without data come before the data are prepared.
     experiment, scoring, mesh_config = Experiment.configured(), EvalConfig(), MeshConfig()
-    evals.load(scoring.tasks)
+    resolve(scoring)
     check_writable(experiment.model_dir, 0)
     join_hosts(experiment.train.coordinator)
     mesh = make_mesh(mesh_config)
@@ -85,11 +85,15 @@ def run(experiment: Experiment, scoring: EvalConfig, mesh: Mesh) -> Outcome:
     import gin
     import jax
 
+    from jaxllm.data import kept
     from jaxllm.data.loader import Loader, open_source
     from jaxllm.report.tensorboard import TensorBoardWriter
     from jaxllm.training.loop import train
 
     source = open_source(experiment.data)
+    kept.check(experiment.model_dir, source.fingerprint)
+    if is_first_process():
+        kept.keep(experiment.model_dir, source.fingerprint, experiment.data)
 
     def open_batches(start: int) -> Loader:
         return Loader(
@@ -113,6 +117,7 @@ def run(experiment: Experiment, scoring: EvalConfig, mesh: Mesh) -> Outcome:
 
 def make_evaluator(experiment: Experiment, mesh: Mesh, config: EvalConfig) -> Evaluator:
     """Scores the run's tasks with its vocabulary, into its trajectory store."""
+    from jaxllm.data import kept
     from jaxllm.data.vocabularies import build_vocabulary
     from jaxllm.evaluation.evaluator import Evaluator
     from jaxllm.trajectory.store import TrajectoryStore
@@ -120,7 +125,7 @@ def make_evaluator(experiment: Experiment, mesh: Mesh, config: EvalConfig) -> Ev
     return Evaluator(
         config,
         experiment.model,
-        build_vocabulary(experiment.data),
+        build_vocabulary(kept.with_kept_vocabulary(experiment.model_dir, experiment.data)),
         mesh,
         TrajectoryStore(experiment.model_dir),
         experiment.run_info,

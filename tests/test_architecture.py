@@ -23,7 +23,7 @@ ALLOWED = {
     "analysis": {"trajectory"},
     "report": {"analysis", "trajectory"},
 }
-SHARED = {"errors"}
+SHARED = {"errors", "imports"}
 
 
 def python_files(root: Path) -> list[Path]:
