@@ -5,7 +5,7 @@ Their contexts are generated items whose hash puts them into the test split of
 
     induction        "… b c d e ; c" -> "d"      chance 1/4: the options are words of the row
     row_copy         the next three words, each the model's first choice        chance 0
-    recall           "fox is red , … . fox is" -> "red"     chance 1/4: colors of the context
+    fact_recall      "jar is red , … . jar is" -> "red"     chance 1/4: colors of the context
     few_shot_labels  "fox : A , red : B , … cow :" -> "A"   chance 1/2: a word not shown before
 """
 
@@ -18,8 +18,8 @@ from evals.probe_tools import COUNT, choice
 from jaxllm.data import generated
 from jaxllm.evaluation.tasks import Choice, Prompt, cloze, multiple_choice
 
-_ROW = 8
-_FACTS = 6
+_ROW = len(generated.WORDS)
+_FACTS = len(generated.COLORS)
 _SHOTS = 10
 
 
@@ -27,7 +27,7 @@ def induction() -> Iterator[Choice]:
     """Which word followed this word before? The options are equally frequent in the context."""
     for number in range(COUNT):
         rng = random.Random(f"induction/{number}")
-        row = generated.draw_row(rng, "test", _ROW).words
+        row = generated.draw_row(rng, "test").words
         at = rng.randrange(_ROW - 1)
         others = [word for word in row if word not in row[at : at + 2]]
         context = f"{generated.ROW_START} {' '.join(row)} ; {row[at]}"
@@ -39,17 +39,17 @@ def row_copy() -> Iterator[Prompt]:
     """The three words after this word."""
     for number in range(COUNT // 2):
         rng = random.Random(f"row_copy/{number}")
-        row = generated.draw_row(rng, "test", _ROW).words
+        row = generated.draw_row(rng, "test").words
         at = rng.randrange(_ROW - 3)
         context = f"{generated.ROW_START} {' '.join(row)} ; {row[at]}"
         yield Prompt(context, (f" {' '.join(row[at + 1 : at + 4])}",), id=str(number))
 
 
-def recall() -> Iterator[Choice]:
+def fact_recall() -> Iterator[Choice]:
     """Which color was this word? The other options are the colors of other words."""
     for number in range(COUNT):
-        rng = random.Random(f"recall/{number}")
-        facts = generated.draw_facts(rng, "test", _FACTS)
+        rng = random.Random(f"fact_recall/{number}")
+        facts = generated.draw_facts(rng, "test")
         word, color = facts.pairs[number % _FACTS]
         wrong = [f" {other}" for _, other in facts.pairs if other != color]
         yield choice(f"{facts.text} . {word} is", f" {color}", rng.sample(wrong, 3), number, rng)
@@ -72,5 +72,5 @@ def few_shot_labels() -> Iterator[Choice]:
 
 multiple_choice("induction", induction, domain="reasoning")
 cloze("row_copy", row_copy, domain="reasoning")
-multiple_choice("recall", recall, domain="reasoning")
+multiple_choice("fact_recall", fact_recall, domain="reasoning")
 multiple_choice("few_shot_labels", few_shot_labels, domain="reasoning", shots=_SHOTS)

@@ -1,8 +1,10 @@
 """Probes of arithmetic on numbers that training never added or counted through (domain: math).
 
-counting        "12,15,18,21," -> "24"      chance 1/4: the others are 1, 2 or 10 off
-addition        "37+45=" -> "82"                chance 1/4: the others are 1, 2 or 10 off
-addition_exact  the same sums, answered by greedy generation                  chance 0
+    counting        "12,15,18,21,24," -> "27"       chance 1/4: the others are 1 to 11 off
+    addition        "37+45=" -> "82"                chance 1/4: the others are 1, 2 or 10 off
+    addition_exact  the same sums, answered by greedy generation                  chance 0
+
+The right number is the lowest, the second, … of the four equally often.
 """
 
 from __future__ import annotations

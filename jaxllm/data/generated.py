@@ -1,7 +1,7 @@
 """Generated text: small worlds whose rules a model can only learn by learning a mechanism.
 
     arithmetic   lines of two-digit additions and of counting in equal steps
-    copying      a row of random words, then stretches of it again, from random places
+    copying      a ring of random words, then stretches of it again, from random places
     recall       "fox is red": facts true of this document only, then the same facts asked again
     labels       words and the letters that stand for their categories, new letters every time
 
@@ -24,10 +24,10 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(text.split())
 
 
-WORDS = _words(
-    "arm bag bed bell boat book bowl box bus cake card chair clock cloud coat cup desk door drum"
-    " farm flag fork gate hat hill house jar key king lamp leaf map"
-)
+# Few words, and all of them in every document: how often a word occurs in a document tells
+# nothing about what comes next, so a model does not settle for counting (Edelman et al., "The
+# Evolution of Statistical Induction Heads", 2024, section 4).
+WORDS = _words("bell boat card cloud door flag hill jar king lamp")
 COLORS = _words("black blue brown gray green pink red white")
 CATEGORIES = {
     "animal": _words("ant bat bee bird cat cow dog duck fish fox frog goat horse lion"),
@@ -37,7 +37,7 @@ CATEGORIES = {
         "one two three four five six seven eight nine ten eleven twelve twenty thirty"
     ),
 }
-LABELS = _words("A B C D E F G H")
+LABELS = _words("A B")
 ROW_START = "row:"
 
 _DOCUMENTS = {"arithmetic": 6000, "copying": 5000, "recall": 5000, "labels": 5000}
@@ -78,18 +78,18 @@ def additions(split: str) -> list[tuple[int, int]]:
 
 
 def progressions(split: str) -> list[tuple[int, int]]:
-    """The (start, step) of the rows of five terms in `split`, all terms below 100."""
+    """The (start, step) of the rows of six numbers below 100 in `split`, with steps from 1 to 5."""
     return [
         (start, step)
-        for step in range(1, 10)
-        for start in range(100 - 4 * step)
-        if split_of(("progression", start, step), test_share=0.3) == split
+        for step in range(1, 6)
+        for start in range(100 - 5 * step)
+        if split_of(("progression", start, step), test_share=0.4) == split
     ]
 
 
 def progression(start: int, step: int) -> list[int]:
-    """Five terms: start, start + step, …"""
-    return [start + i * step for i in range(5)]
+    """Six numbers: start, start + step, …"""
+    return [start + i * step for i in range(6)]
 
 
 class Row(NamedTuple):
@@ -98,9 +98,9 @@ class Row(NamedTuple):
     words: tuple[str, ...]
 
 
-def draw_row(rng: random.Random, split: str, length: int) -> Row:
-    """A row of `length` distinct words that belongs to `split`."""
-    return _draw(rng, split, lambda: Row(tuple(rng.sample(WORDS, length))))
+def draw_row(rng: random.Random, split: str) -> Row:
+    """All the words in an order that belongs to `split`."""
+    return _draw(rng, split, lambda: Row(tuple(rng.sample(WORDS, len(WORDS)))))
 
 
 class Facts(NamedTuple):
@@ -114,13 +114,14 @@ class Facts(NamedTuple):
         return "facts: " + " , ".join(f"{word} is {color}" for word, color in self.pairs)
 
 
-def draw_facts(rng: random.Random, split: str, count: int) -> Facts:
-    """`count` facts that belong to `split` together."""
-    return _draw(
-        rng,
-        split,
-        lambda: Facts(tuple(zip(rng.sample(WORDS, count), rng.sample(COLORS, count), strict=True))),
-    )
+def draw_facts(rng: random.Random, split: str) -> Facts:
+    """A fact for each color, in an order and with words that belong to `split` together."""
+
+    def draw() -> Facts:
+        words, colors = rng.sample(WORDS, len(COLORS)), rng.sample(COLORS, len(COLORS))
+        return Facts(tuple(zip(words, colors, strict=True)))
+
+    return _draw(rng, split, draw)
 
 
 class Mapping(NamedTuple):
@@ -161,26 +162,25 @@ def _draw(rng: random.Random, split: str, draw: Callable[[], NamedTuple]):  # ty
 
 
 def _write_arithmetic(rng: random.Random, split: str) -> str:
-    lines = []
-    for _ in range(5):
-        a, b = rng.choice(_ADDITIONS[split])
-        lines.append(f"{a}+{b}={a + b}")
-        lines.append(",".join(map(str, progression(*rng.choice(_PROGRESSIONS[split])))))
+    sums = [rng.choice(_ADDITIONS[split]) for _ in range(5)]
+    rows = [rng.choice(_PROGRESSIONS[split]) for _ in range(4)]
+    lines = [f"{a}+{b}={a + b}" for a, b in sums]
+    lines += [",".join(map(str, progression(*row))) for row in rows]
     rng.shuffle(lines)
     return "\n".join(lines) + "\n"
 
 
 def _write_copying(rng: random.Random, split: str) -> str:
-    row = draw_row(rng, split, rng.randrange(3, 13)).words  # short rows are where it can begin
-    stretches = [" ".join(row)]
-    while sum(stretch.count(" ") + 2 for stretch in stretches) < rng.randrange(50, 110):
-        start = rng.randrange(len(row) - 1)
-        stretches.append(" ".join(row[start : start + rng.randrange(2, 9)]))
-    return f"{ROW_START} {' ; '.join(stretches)} .\n"
+    row = draw_row(rng, split).words
+    text = f"{ROW_START} {' '.join(row)}"
+    for _ in range(13):
+        start = rng.randrange(len(row))  # around the end, so that no word comes more often
+        text += f" ; {' '.join((row + row)[start : start + rng.randrange(5, 9)])}"
+    return f"{text} .\n"
 
 
 def _write_recall(rng: random.Random, split: str) -> str:
-    facts = draw_facts(rng, split, rng.randrange(2, 8))
+    facts = draw_facts(rng, split)
     asked = (rng.choice(facts.pairs) for _ in range(24 - len(facts.pairs)))
     return f"{facts.text} . {' , '.join(f'{word} is {color}' for word, color in asked)} .\n"
 
