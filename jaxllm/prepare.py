@@ -22,10 +22,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = cli.parse(flags, argv)
     cli.load_gin(args)
 
+    from jaxllm.data import corpora
     from jaxllm.data.config import DataConfig
     from jaxllm.data.prepare import prepare, summary
 
     config = DataConfig()
+    corpora.resolve(config)
     for split in args.split or ["train"]:
         print(f"{split}\n{summary(prepare(config, split))}")
     return 0

@@ -33,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 
     from jaxllm.checkpoints.manager import check_writable
+    from jaxllm.data import corpora
     from jaxllm.evaluation.config import EvalConfig
     from jaxllm.evaluation.resolve import resolve
     from jaxllm.sharding.mesh import MeshConfig, make_mesh
@@ -41,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # All mistakes that can be seen without data come before the data are prepared.
     experiment, scoring, mesh_config = Experiment.configured(), EvalConfig(), MeshConfig()
     resolve(scoring)
+    corpora.resolve(experiment.data)
     check_writable(experiment.model_dir, 0)
     join_hosts(experiment.train.coordinator)
     mesh = make_mesh(mesh_config)

@@ -29,7 +29,7 @@ from etils import epath
 from jaxllm.data.config import DataConfig
 from jaxllm.data.readers import OnBad, file_format, read_documents, refuse
 from jaxllm.errors import UserError
-from jaxllm.imports import import_quietly
+from jaxllm.imports import import_seqio
 
 SPLITS = {"train": ("train",), "validation": ("valid", "dev"), "test": ("test",)}
 MODULES = ("jaxllm.data.embedded", "jaxllm.data.generated")
@@ -124,7 +124,7 @@ def resolve(config: DataConfig) -> tuple[Domain, ...]:
     if own is not None:
         _weighted(config, own)  # a mistake need not wait for TensorFlow's import
 
-    seqio = import_quietly("seqio")
+    seqio = import_seqio()
     register(config)
     known = [*seqio.MixtureRegistry.names(), *seqio.TaskRegistry.names()]
     if name not in known:
