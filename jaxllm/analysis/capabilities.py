@@ -8,9 +8,10 @@ provisional.
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 
-from jaxllm.trajectory.records import COLUMNS, OK
+from jaxllm.trajectory.records import OK
 
 STANDARD_ERRORS = 2.0
 
@@ -42,34 +43,37 @@ def charted(records: pd.DataFrame) -> pd.DataFrame:
     or the task failed, a row without a value says so in `status`, so that nothing is dropped. A
     task none of whose metrics is primary shows the first in alphabetical order.
     """
-    rows = []
-    for run, of_run in records.groupby("run", sort=False):
-        clocks = of_run.groupby("step")[["tokens", "flops"]].max()
-        for task, of_task in of_run.groupby("task", sort=False):
-            succeeded = of_task[of_task.status == OK]
-            primary = succeeded[succeeded.primary]
-            metrics = (primary if len(primary) else succeeded)["metric"]
-            metric = metrics.mode()[0] if len(metrics) else of_task.metric.iloc[0]
-            shown = succeeded[succeeded.metric == metric]
-            failed = of_task[(of_task.status != OK) & ~of_task.step.isin(shown.step)]
-            failed = failed.drop_duplicates("step").assign(metric=metric, value=float("nan"))
-            missing = clocks.index.difference(of_task.step)
-            like = of_task.iloc[-1]
-            gaps = pd.DataFrame(
-                [
-                    {**like, "step": step, "tokens": clocks.tokens[step], "metric": metric,
-                     "flops": clocks.flops[step], "value": float("nan"), "n": 0,
-                     "stderr": float("nan"), "status": "no record", "run": run, "task": task}
-                    for step in missing
-                ],
-                columns=COLUMNS,
-            )  # fmt: skip
-            rows += [part for part in (shown, failed, gaps) if len(part)]
-    if not rows:
-        return records.iloc[:0]
-    frame = pd.concat(rows).drop_duplicates(["run", "task", "step", "task_version"])
+    if records.empty:
+        return records
+    key = ["run", "task"]
+    records = records.reset_index(drop=True)
+    ok = records.status == OK
+    main = records[ok & records.primary].drop_duplicates(key)[key].assign(has_main=True)
+    has_main = records[key].merge(main, how="left").has_main.notna()
+    counted = records[ok & (records.primary | ~has_main)].groupby([*key, "metric"]).size()
+    counted = counted.rename("count").reset_index()
+    usual = counted.sort_values(["count", "metric"], ascending=[False, True])
+    failed_only = records.drop_duplicates(key)[[*key, "metric"]]
+    chosen = pd.concat([usual[[*key, "metric"]], failed_only]).drop_duplicates(key)
+    metric = records[key].merge(chosen, how="left").metric
+    shown = records[ok & (records.metric == metric)]
+    failed = records[~ok].assign(metric=metric[~ok], value=float("nan"))
+    failed = failed.drop_duplicates([*key, "step"])
+    failed = failed[_not_in(failed, shown, [*key, "step"])]
+    clocks = records.groupby(["run", "step"], as_index=False)[["tokens", "flops"]].max()
+    last = records.assign(metric=metric).drop_duplicates(key, keep="last")
+    gaps = last.drop(columns=["step", "tokens", "flops"]).merge(clocks, on="run")
+    gaps = gaps[_not_in(gaps, records, [*key, "step"])]
+    gaps = gaps.assign(value=float("nan"), stderr=float("nan"), n=0, status="no record")
+    parts = [part for part in (shown, failed, gaps[list(records)]) if len(part)]
+    frame = pd.concat(parts).drop_duplicates([*key, "step", "task_version"])
     frame.loc[~frame.value.abs().lt(float("inf")), "value"] = float("nan")
     return frame.sort_values(["run", "domain", "task", "step"], ignore_index=True)
+
+
+def _not_in(rows: pd.DataFrame, others: pd.DataFrame, key: list[str]) -> np.ndarray:
+    """Per row, whether `others` has none of the same key."""
+    return ~pd.MultiIndex.from_frame(rows[key]).isin(pd.MultiIndex.from_frame(others[key]))
 
 
 def above_chance(frame: pd.DataFrame) -> pd.Series:

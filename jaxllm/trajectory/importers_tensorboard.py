@@ -95,10 +95,10 @@ def _task(tag: str, prefix: str, domains: Mapping[str, str]) -> Row | None:
     if not prefix or not tag.startswith(prefix):
         return None
     inner = tag.removeprefix(prefix).strip("/").split("/")
-    metric = _METRICS.get(inner[-1]) if len(inner) > 1 else None
-    task = "/".join(inner[:-1] if metric else inner)
-    main = metric in (None, "accuracy")
-    return _row(task, known_tasks.lookup(task).domain, metric or "accuracy", main)
+    said = _METRICS.get(inner[-1]) if len(inner) > 1 else None
+    task = "/".join(inner[:-1] if said else inner)
+    main = said in (None, "accuracy")
+    return _row(task, known_tasks.lookup(task).domain, said or "accuracy", main)
 
 
 def _row(task: str, domain: str, metric: str, primary: bool) -> Row:
