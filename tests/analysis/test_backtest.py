@@ -1,0 +1,120 @@
+"""The backtest reads nothing it should not, is calibrated, and reaches its target on Pythia."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from jaxllm.analysis.backtest import OTHER_TASKS, Backtest, backtest, benchmarks
+from jaxllm.analysis.forecast import ALONE
+from jaxllm.trajectory.importers import open_source
+from tests.analysis.simulated_suite import TOKENS, suite
+
+MADE = ["run", "task", "last", "log_linear", "forecast", "low", "high", "stderr", "finished_runs"]
+
+
+@pytest.fixture(scope="module")
+def simulated() -> Backtest:
+    return backtest(suite(2, tasks=25), fractions=(0.1, 0.3, 0.5))
+
+
+def test_the_forecast_beats_both_baselines_and_its_intervals_hold(simulated: Backtest) -> None:
+    at = simulated.summary(["fraction"]).set_index("fraction")
+    assert (at.reduction > 0.25).all()
+    assert at.coverage.between(0.85, 0.97).all()
+    assert at.mae.is_monotonic_decreasing
+    assert (at["sign"] > 0.85).all() and (at.ranking > at.ranking_last - 0.02).all()
+
+
+@pytest.mark.parametrize("mode", ["other runs", ALONE])
+def test_nothing_after_the_cut_and_no_twin_is_read(mode: str) -> None:
+    records = suite(3, tasks=5)
+    held_out = records.run.isin(["1000m-0", "1000m-1"])
+    later = held_out & (records.tokens > 0.3 * TOKENS)
+    changed = records.copy()
+    changed.loc[later, "value"] = np.random.default_rng(0).uniform(size=later.sum())
+    changed.loc[later, "stderr"] *= 7
+    before, after = (
+        found.points[found.points.run.isin(["1000m-0", "1000m-1"])]
+        for found in (backtest(each, fractions=(0.3,), mode=mode) for each in (records, changed))
+    )
+    pd.testing.assert_frame_equal(before[MADE], after[MADE])
+    assert not np.allclose(before.truth, after.truth)
+
+
+def test_a_twin_adds_nothing() -> None:
+    records = suite(4, tasks=5)
+    without = records[records.run != "1000m-1"]
+    both, one = (
+        found.points[found.points.run == "1000m-0"].reset_index(drop=True)
+        for found in (backtest(each, fractions=(0.3,)) for each in (records, without))
+    )
+    pd.testing.assert_frame_equal(both[MADE], one[MADE])
+
+
+def test_of_pure_noise_nothing_is_foretold() -> None:
+    found = backtest(suite(5, growth=0.0, tasks=40), fractions=(0.3,))
+    points = found.points
+    chance = points.task.map(suite(5, growth=0.0, tasks=40).groupby("task").chance.first())
+    claimed = (points.low > points["last"]) | (points.high < points["last"])
+    assert claimed.mean() < 0.1
+    assert (points.forecast - chance).abs().mean() < 0.5 * (points["last"] - chance).abs().mean()
+    assert 0.86 < found.summary(["metric"]).coverage[0] < 0.94
+
+
+def test_intervals_hold_at_other_levels() -> None:
+    for level in (0.5, 0.8):
+        found = backtest(suite(6, tasks=25), fractions=(0.3,), level=level)
+        assert abs(found.summary(["metric"]).coverage[0] - level) < 0.09
+
+
+def test_scores_by_hand() -> None:
+    points = pd.DataFrame(
+        {
+            "fraction": 0.3, "run": ["a", "b", "c"], "task": "t", "shots": 0, "metric": "accuracy",
+            "task_version": "1", "last": [0.3, 0.4, 0.5], "log_linear": [0.5, 0.5, 0.5],
+            "forecast": [0.5, 0.4, 0.6], "low": [0.4, 0.3, 0.5], "high": [0.6, 0.5, 0.7],
+            "truth": [0.5, 0.6, 0.7], "stderr": 0.01, "method": "other runs",
+        }
+    )  # fmt: skip
+    scores = Backtest(points, 0.9).summary(["metric"]).iloc[0]
+    assert scores.mae == pytest.approx(0.1) and scores.mae_last == pytest.approx(0.2)
+    assert scores.mae_log_linear == pytest.approx(0.1)
+    assert scores.reduction == pytest.approx(0.0, abs=1e-9)
+    assert scores.coverage == pytest.approx(2 / 3)
+    assert scores["sign"] == pytest.approx(2 / 3)  # b was foretold to stay
+    assert scores.ranking == pytest.approx(2 / 3) and scores.ranking_last == 1
+    assert scores.ranking_log_linear == 0.5  # ties
+
+
+def test_benchmarks_are_found_by_their_names() -> None:
+    tasks = [f"mmlu_{i} 5-shot" for i in range(5)] + ["arc_easy", "arc_challenge"]
+    found = benchmarks(tasks)
+    assert {found[task] for task in tasks[:5]} == {"mmlu"}
+    assert found["arc_easy"] == OTHER_TASKS
+
+
+def test_what_cannot_be_tested_is_refused() -> None:
+    ends = suite(0, tasks=2)
+    ends = ends[ends.tokens == TOKENS]
+    found = backtest(ends)
+    assert "early enough" in found.sentence and found.table.empty
+    assert "one point" in found.notes[-1]
+    assert backtest(ends.iloc[:0]).refused
+
+
+@pytest.fixture(scope="module")
+def pythia(shared_data: Path) -> Backtest:
+    records = open_source(f"pythia:{shared_data / 'reference' / 'pythia'}").records
+    return backtest(records[records.metric == "accuracy"], fractions=(0.3,))
+
+
+def test_pythia_is_foretold_a_quarter_better_than_by_the_baselines(pythia: Backtest) -> None:
+    by = pythia.summary(["benchmark"]).set_index("benchmark")
+    assert by.reduction[OTHER_TASKS] > 0.5  # the eight tasks outside MMLU and BLiMP
+    assert by.reduction["mmlu"] > 0.18
+    assert by.reduction["blimp"] > 0
+    assert by.coverage.between(0.85, 0.96).all()
+    assert pythia.summary(["metric"]).coverage.between(0.85, 0.95).all()
+    assert (by["sign"] > by["sign_log_linear"]).all()
