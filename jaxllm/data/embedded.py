@@ -205,8 +205,10 @@ def _docstrings_below(
 
 
 def _reference(split: str) -> Iterator[tuple[str, str]]:
-    built_in = {getattr(part, "__name__", name): part for name, part in vars(builtins).items()}
-    texts = {f"builtins.{name}": _all_about(name, part) for name, part in built_in.items()}
+    built_in = [
+        part for part in vars(builtins).values() if inspect.isclass(part) or inspect.isbuiltin(part)
+    ]
+    texts = {f"builtins.{part.__name__}": _all_about(part.__name__, part) for part in built_in}
     try:
         from pydoc_data.topics import topics
 
