@@ -26,6 +26,7 @@ from jaxllm.models.batch import Batch
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.decoder import init_params
 from jaxllm.models.scoring import token_loss
+from jaxllm.sharding.host import keep_freed_memory
 
 
 def jaxllm_step(config: ModelConfig, tokens: np.ndarray) -> Callable[[], float]:
@@ -104,6 +105,7 @@ def main() -> None:
     flags.add_argument("--loss_chunk_tokens", type=int, default=1024)
     flags.add_argument("--attention_block", type=int, default=256)
     args = flags.parse_args()
+    keep_freed_memory()  # as the commands do
 
     config = ModelConfig(
         vocab_size=32_000, num_layers=8, embed_dim=512, mlp_dim=1408, num_heads=8,
@@ -123,8 +125,8 @@ def main() -> None:
             elapsed = time.perf_counter() - start
             if step:  # the first step compiles
                 seconds[name].append(elapsed)
-            print(f"{'warm-up' if not step else step:>7} {name:13} {elapsed:6.2f} s  loss {loss:.4f}",
-                  flush=True)  # fmt: skip
+            label = step if step else "warm-up"
+            print(f"{label:>7} {name:13} {elapsed:6.2f} s  loss {loss:.4f}", flush=True)
     speed = {name: 8 * 512 / statistics.median(times) for name, times in seconds.items()}
     for name, value in speed.items():
         print(f"{name:13} {value:8.0f} tokens/s")

@@ -70,7 +70,9 @@ def prefill(
     )
     last = hidden[jnp.arange(rows), lengths - 1]  # [B, D]
     logits = jnp.dot(last, head_kernel(config, params), preferred_element_type=jnp.float32)
-    return Cache(layers, segment_ids, cache.slot + width, cache.lengths + lengths), logits
+    return Cache(
+        LayerCache(*layers), segment_ids, cache.slot + width, cache.lengths + lengths
+    ), logits
 
 
 def decode_step(
