@@ -1,0 +1,117 @@
+"""Two-step ladders: planted truth, refusals, and published runs above the ladder."""
+
+import gzip
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from jaxllm.analysis.scaling_ladder import ladder
+
+
+def soft(n, d):
+    return 0.4 + 40 / n**0.25 + 90 / d**0.25
+
+
+def accuracy(x):
+    return 0.25 + 0.7 / (1 + np.exp(4 * (x - 1.0)))
+
+
+def rungs(seed=0, noise=0.01, checkpoints=6):
+    """Sizes x token counts as in the paper, with the checkpoints of each run."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for n in (1.9e8, 3.7e8, 7.6e8, 1.3e9):
+        for multiple in (1, 2, 5, 10):
+            for part in np.linspace(0.3, 1, checkpoints):
+                d = 20 * n * multiple * part
+                x = soft(n, d) * math.exp(rng.normal(0, noise / 3))
+                y = accuracy(x) + rng.normal(0, noise)
+                rows.append((f"{n:.0f} x{multiple}", n, d, x, y))
+    return pd.DataFrame(rows, columns=["run", "params", "tokens", "soft", "accuracy"])
+
+
+def test_the_run_above_the_ladder_is_predicted_within_its_interval() -> None:
+    """7B on 4T tokens, from at most 1.3B; 15 simulations, each with an accuracy of its own."""
+    hits, errors = [], []
+    for seed in range(15):
+        rng = np.random.default_rng(1000 + seed)
+        ahead = ladder(rungs(seed), chance=0.25, draws=100, seed=seed).at(6.9e9, 3.9e12)
+        truth = accuracy(soft(6.9e9, 3.9e12)) + rng.normal(0, 0.01)
+        hits.append(ahead.accuracy.covers(truth))
+        errors.append(abs(ahead.accuracy.value - truth))
+    assert np.mean(hits) >= 0.8
+    assert np.mean(errors) < 0.025
+
+
+def test_without_noise_both_steps_come_back() -> None:
+    found = ladder(rungs(noise=0), chance=0.25, draws=30)
+    values = {name: estimate.value for name, estimate in found.parameters.items()}
+    assert values["bottom"] == 0.25
+    assert values["top"] == pytest.approx(0.95, abs=0.01)
+    assert values["steepness"] == pytest.approx(4, rel=0.02)
+    assert values["middle"] == pytest.approx(1.0, abs=0.02)
+    at = found.at(6.9e9, 3.9e12)
+    assert at.soft.value == pytest.approx(soft(6.9e9, 3.9e12), rel=0.01)
+    assert "expected at an accuracy" in found.sentence
+
+
+def test_chance_for_ever_is_no_ladder() -> None:
+    rng = np.random.default_rng(5)
+    found = 0
+    for seed in range(12):
+        data = rungs(seed)
+        data["accuracy"] = 0.25 + rng.normal(0, 0.01, len(data))
+        found += not ladder(data, chance=0.25, draws=40).refused
+    assert found <= 2  # 5 % nominal; 2 of 12 is its 98 % quantile
+
+
+def test_refusals_name_the_step() -> None:
+    one_multiple = rungs()[lambda t: t.run.str.endswith("x1")]
+    refused = ladder(one_multiple, chance=0.25, draws=30)
+    assert refused.refused.startswith("step 1") and refused.refused in refused.sentence
+    assert math.isnan(refused.at(1e9, 1e10).accuracy.value)
+    silent = ladder(rungs().assign(accuracy=math.nan), draws=30)
+    assert "both metrics" in silent.refused
+    assert ladder(rungs().assign(accuracy=0.3), draws=30).refused
+    assert ladder(rungs().head(0), draws=30).refused
+
+
+def test_published_runs_above_the_ladder(shared_data) -> None:
+    """Gadre et al. (arXiv 2403.08540): from runs of at most 0.4B parameters, the loss and the
+    accuracies of their 1.4B and 7B runs, up to 32 times over-trained."""
+    path = shared_data / "reference" / "scaling_overtraining"
+    with gzip.open(path / "models.jsonl.gz", "rt") as lines:
+        models = [json.loads(line) for line in lines]
+    with gzip.open(path / "evals.jsonl.gz", "rt") as lines:
+        results = [json.loads(line) for line in lines]
+    scores = {r["file"].split("evaluation_")[1].split("_heavy")[0]: r for r in results}
+    rows = []
+    for model in models:
+        losses = [r["loss"] for r in model["results"] if "/c4_val/" in r["val_data"][0]]
+        metrics = scores[model["name"]]["eval_metrics"]["icl"]
+        rows.append(
+            {"run": model["name"], "data": model["dataset_name"], "soft": losses[0],
+             "params": model["hyperparameters"]["params"],
+             "tokens": model["hyperparameters"]["tokens"], **metrics}
+        )  # fmt: skip
+    table = pd.DataFrame(rows)
+    chances = {"hellaswag_zeroshot": 0.25, "lambada_openai": 0.0, "arc_easy": 0.25, "piqa": 0.5}
+    hits, errors, last, loss_errors = [], [], [], []
+    for _, runs in table.groupby("data"):
+        small, large = runs[runs.params < 5e8], runs[runs.params > 5e8]
+        for task, chance in chances.items():
+            found = ladder(small.assign(accuracy=small[task]), chance=chance, draws=120)
+            for run in large.itertuples():
+                ahead = found.at(run.params, run.tokens)
+                truth = getattr(run, task)
+                hits.append(ahead.accuracy.covers(truth))
+                errors.append(abs(ahead.accuracy.value - truth))
+                last.append(abs(small[task].max() - truth))
+                loss_errors.append(abs(ahead.soft.value / run.soft - 1))
+    assert len(errors) == 24
+    assert np.mean(loss_errors) < 0.03
+    assert np.mean(errors) < 0.05 and np.mean(errors) < 0.6 * np.mean(last)
+    assert np.mean(hits) >= 0.75
