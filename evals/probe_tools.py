@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from jaxllm.data import embedded
 from jaxllm.evaluation.tasks import Choice
 
-COUNT = 240  # examples of a task: a standard error of about 3 %, and a second for all tasks
+COUNT = 200  # examples of a task: a standard error of about 3 %, at a few seconds for all tasks
 
 
 @functools.cache

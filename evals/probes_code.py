@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from evals.probe_tools import COUNT, choice, held_out
 from jaxllm.evaluation.tasks import Choice, multiple_choice
 
-_CONTEXT = 90  # characters of code before the question, and the rest of that line
+_CONTEXT = 60  # characters of code before the question, and the rest of that line
 _BRACKETS = {"(": ")", "[": "]"}
 _KEYWORDS = ("in", "is", "import", "as")
 _SKIPPED = {tokenize.COMMENT, tokenize.NL, tokenize.ENCODING}
