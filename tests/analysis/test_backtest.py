@@ -114,7 +114,9 @@ def test_pythia_is_foretold_a_quarter_better_than_by_the_baselines(pythia: Backt
     by = pythia.summary(["benchmark"]).set_index("benchmark")
     assert by.reduction[OTHER_TASKS] > 0.5  # the eight tasks outside MMLU and BLiMP
     assert by.reduction["mmlu"] > 0.18
-    assert by.reduction["blimp"] > 0
+    assert by.reduction["blimp"] > 0  # of v0 alone, where small models forget late
+    suite_v1 = pythia.points[~pythia.points.run.str.endswith("-v0")]
+    assert Backtest(suite_v1, 0.9).summary(["metric"]).reduction[0] > 0.25
     assert by.coverage.between(0.85, 0.96).all()
     assert pythia.summary(["metric"]).coverage.between(0.85, 0.95).all()
     assert (by["sign"] > by["sign_log_linear"]).all()

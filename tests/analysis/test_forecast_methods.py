@@ -84,8 +84,7 @@ def test_methods_that_fit_the_world_foretell_it_exactly() -> None:
 
     same_gain = cut(recent=start, log_params=sizes, final=start + 0.1)
     made = guess(target, same_gain, "accuracy")
-    assert made["mean gain of others"] == pytest.approx(0.5)
-    assert made["gain of near sizes"] == pytest.approx(0.5)
+    assert made["gain by size"] == pytest.approx(0.5)
     assert made["gain by level and size"] == pytest.approx(0.5)
 
     half_way = cut(recent=start, log_params=sizes, final=start + (1 - start) / 2)
