@@ -1,0 +1,355 @@
+"""Alarms ring for planted faults, and for healthy runs no more often than they say."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from jaxllm.analysis import capabilities, checks_loss, checks_tasks, health
+from jaxllm.analysis.checks import ALPHA, discoveries, trend
+from jaxllm.trajectory.importers import open_source
+from tests.simulated_run import simulate
+
+STEPS = 2000
+
+
+def logged(seed: int, *, fall: float = 0.1, growth: float = 1.0, noise: float = 0.03, steps=STEPS):
+    """A log whose loss falls by `fall` in a doubling of tokens, its gradient norm by `growth`."""
+    rng = np.random.default_rng(seed)
+    step = np.arange(1, steps + 1)
+    doublings = np.log2(step / steps)
+    return pd.DataFrame(
+        {"step": step, "tokens": step * 1000,
+         "loss": 3 - fall * doublings + rng.normal(0, noise, steps),
+         "grad_norm": growth**doublings * rng.lognormal(0, 0.2, steps)}
+    )  # fmt: skip
+
+
+def table(seed: int, gains: dict[str, float], runs: dict[str, float], noise=0.01, points=16):
+    """Charted records: value 0.5 at the end, `gains` per doubling, 0.02 per size doubling."""
+    rng = np.random.default_rng(seed)
+    rows = [
+        {"run": run, "family": "f", "params": params, "step": k, "tokens": k * 1000, "flops": 1.0,
+         "task": task, "domain": "d", "shots": 0, "metric": "accuracy", "stderr": noise, "n": 1000,
+         "value": 0.5 + gain * math.log2(k / points) + 0.02 * math.log2(params / 1e8)
+         + rng.normal(0, noise),
+         "chance": 0.25, "task_version": "1", "seconds": 1.0, "primary": True, "status": "ok"}
+        for run, params in runs.items() for task, gain in gains.items()
+        for k in range(1, points + 1)
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def check(found: health.Health, name: str):
+    return next(c for c in found.checks if c.name == name)
+
+
+def share(raised) -> float:
+    return float(np.mean(list(raised)))
+
+
+# What so many tries show with probability 0.999 when each rings at ALPHA.
+TRIES = 200
+AT_MOST = float(stats.binom.ppf(0.999, TRIES, ALPHA)) / TRIES
+
+
+def test_loss_spikes_are_found_where_they_are() -> None:
+    metrics = logged(0)
+    metrics.loc[1000:1004, "loss"] += [0.5, 1.0, 0.8, 0.6, 0.4]
+    metrics.loc[1500, "loss"] += 0.7
+    metrics.loc[1700, "loss"] += 0.7
+    found = checks_loss.spikes(metrics, "r")
+    assert found.raised and found.number == 3  # more than two in two thousand steps
+    assert found.table.step.tolist() == [1001, 1501, 1701]
+    assert found.table.peak_step.tolist() == [1002, 1501, 1701]
+    assert found.table.steps_to_recover.tolist() == [5, 1, 1]
+    assert "step 1,002" in found.sentence and "all recovered" in found.sentence
+    metrics = logged(1)
+    metrics.loc[1990:, "loss"] += 1.0
+    assert "not come back" in checks_loss.spikes(metrics, "r").sentence
+    calm = logged(2)
+    calm.loc[1200, "loss"] += 0.7
+    assert not checks_loss.spikes(calm, "r").raised  # one that recovers is bad luck
+
+
+def test_spike_score_is_the_published_definition() -> None:
+    """Against a plain statement of it: six population deviations above the 128 values before."""
+    rng = np.random.default_rng(3)
+    noise = {name: rng.standard_t(3, 900) for name in ("loss", "grad_norm")}
+    metrics = pd.DataFrame({"step": range(900), "tokens": range(900), **noise})
+    metrics.loc[600:800, "grad_norm"] = 0.25  # a deviation of zero makes no spike
+    spikes = 0
+    for at in range(900):
+        hit = False
+        for name in ("loss", "grad_norm"):
+            before = metrics[name].to_numpy()[max(at - 128, 0) : at]
+            if len(before) == 128 and before.std() >= 1e-10:
+                hit |= metrics[name][at] > before.mean() + 6 * before.std()
+        spikes += hit
+    assert spikes > 0
+    found = checks_loss.spike_score(metrics, "r", rolling=500)
+    assert found.number == pytest.approx(spikes / 900)
+    assert found.table.running.iloc[-1] == pytest.approx(found.table.spike.iloc[-500:].mean())
+    assert checks_loss.spike_score(metrics.iloc[:128], "r").refused
+
+
+def test_healthy_logs_ring_no_alarm() -> None:
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        metrics = logged(seed)
+        metrics["loss"] += 0.02 * (rng.gamma(2, 1, STEPS) - 2)  # skewed, as batches are
+        found = health.examine(pd.DataFrame(), metrics.assign(run="r"))[0]
+        assert not found.alarms, found.sentence
+
+
+def test_plateau() -> None:
+    flat = [checks_loss.plateau(logged(seed, fall=0.0), "r") for seed in range(40)]
+    assert share(found.raised for found in flat) > 0.8
+    assert not any(checks_loss.plateau(logged(seed), "r").raised for seed in range(40))
+    # At the edge of the null hypothesis, a fall of just 0.5% of the loss, it rings at ALPHA.
+    edge = 3 * checks_loss.PLATEAU_SHARE
+    at_edge = [
+        checks_loss.plateau(logged(s, fall=edge, steps=400), "r").raised for s in range(TRIES)
+    ]
+    assert share(at_edge) <= AT_MOST
+    estimates = [checks_loss.plateau(logged(seed), "r").number for seed in range(50)]
+    assert np.mean(estimates) == pytest.approx(0.1, abs=0.002)
+    rising = checks_loss.plateau(logged(0, fall=-0.1), "r")
+    assert rising.raised and "rose by" in rising.sentence and "rising" in rising.advice
+
+
+def test_diminishing_returns() -> None:
+    metrics = logged(0, fall=0.01, noise=0.005)
+    found = checks_loss.returns(metrics, "r", budget_tokens=4 * STEPS * 1000)
+    assert found.number == pytest.approx(0.02, abs=0.004) and found.raised
+    assert "300% more" in found.sentence
+    metrics["learning_rate"] = 1e-3  # never decayed: the trend does not know what a decay brings
+    waiting = checks_loss.returns(metrics, "r")
+    assert not waiting.raised and "not decayed yet" in waiting.reason
+    assert not checks_loss.returns(logged(0), "r").raised
+    edge = 3 * checks_loss.WORTH_SHARE
+    raised = [
+        checks_loss.returns(logged(s, fall=edge, steps=400), "r").raised for s in range(TRIES)
+    ]
+    assert share(raised) <= AT_MOST
+    assert "spent" in checks_loss.returns(metrics, "r", budget_tokens=5.0).refused
+
+
+def test_gradient_norm_drift() -> None:
+    found = checks_loss.gradient_drift(logged(0, growth=2.0), "r")
+    assert found.raised and found.number == pytest.approx(2.0, rel=0.1)
+    edge = [
+        checks_loss.gradient_drift(
+            logged(s, growth=checks_loss.DRIFT_FACTOR, steps=400), "r"
+        ).raised
+        for s in range(TRIES)
+    ]
+    assert share(edge) <= AT_MOST
+    assert checks_loss.gradient_drift(logged(0).drop(columns="grad_norm"), "r").refused
+
+
+def test_warmup_is_not_judged() -> None:
+    metrics = logged(0, fall=0.0)
+    metrics["learning_rate"] = metrics.step * 1e-6
+    assert "warming up" in checks_loss.plateau(metrics, "r").refused
+
+
+def test_without_tokens_steps_are_the_clock() -> None:
+    known, unknown = logged(0), logged(0).assign(tokens=math.nan)
+    assert checks_loss.plateau(unknown, "r").number == pytest.approx(
+        checks_loss.plateau(known, "r").number
+    )
+    assert checks_loss.plateau(known.assign(tokens=5), "r").refused
+
+
+def test_loss_that_is_no_number() -> None:
+    metrics = logged(0)
+    metrics.loc[[500, 600], "loss"] = [math.nan, math.inf]
+    found = checks_loss.finite(metrics, "r")
+    assert found.raised and found.number == 2 and found.step == 501
+    assert not checks_loss.plateau(metrics, "r").refused
+
+
+def test_falling_capability() -> None:
+    gains = {f"task{k}": 0.01 for k in range(30)} | {"lost": -0.12}
+    records = table(0, gains, {"r": 1e8})
+    records["chance"] = records.chance.where(records.task != "task0", 0.6)
+    found = check(health.examine(records, logged(0).assign(run="r"))[0], "falling capabilities")
+    assert found.raised and found.number == 1
+    assert found.table[found.table.found].task.tolist() == ["lost"]
+    assert "while the loss falls: lost" in found.reason
+    assert "task0" not in set(found.table.task)  # at chance: nothing to lose
+    alone = check(health.examine(records, pd.DataFrame())[0], "falling capabilities")
+    assert "not known" in alone.reason
+
+
+def test_steady_capabilities_ring_at_the_nominal_rate() -> None:
+    gains = {f"task{k}": 0.0 for k in range(10)}
+    found = [
+        checks_tasks.falling(checks_tasks.curves(table(seed, gains, {"r": 1e8})), "r", True).raised
+        for seed in range(TRIES)
+    ]
+    assert share(found) <= AT_MOST
+
+
+SUITE = {f"s{k}": 1e8 * 2**k for k in range(6)}
+
+
+def test_reference_band() -> None:
+    records = table(0, {f"task{k}": 0.03 for k in range(10)}, SUITE)
+    behind = (records.run == "s3") & (records.task == "task4")
+    records.loc[behind, "value"] -= 0.2
+    found = {h.run: check(h, "reference band") for h in health.examine(records, pd.DataFrame())}
+    assert [run for run, c in found.items() if c.raised] == ["s3"]
+    worst = found["s3"].table.iloc[0]
+    assert worst.task == "task4" and worst.expected == pytest.approx(0.5 + 0.06, abs=0.03)
+    assert "equal tokens: task4" in found["s3"].reason
+    few = health.examine(records[records.run.isin(["s0", "s1"])], pd.DataFrame())[0]
+    assert "4 runs" in check(few, "reference band").refused
+    # At half its tokens a run is held against the others at half of theirs.
+    early = records[(records.run != "s1") | (records.step <= 8)]
+    early = next(h for h in health.examine(early, pd.DataFrame()) if h.run == "s1")
+    assert not check(early, "reference band").raised
+
+
+def test_logged_losses_are_compared_too() -> None:
+    logs = [logged(k).assign(run=f"s{k}") for k in range(6)]
+    logs[2]["loss"] += 0.5
+    metrics = pd.concat(logs)
+    found = {h.run: check(h, "reference band") for h in health.examine(pd.DataFrame(), metrics)}
+    assert [run for run, c in found.items() if c.raised] == ["s2"]
+    row = found["s2"].table.iloc[0]
+    assert (row.task, row.runs) == ("logged loss", 5)
+    assert row.value == pytest.approx(-3.5, abs=0.1)
+
+
+def test_runs_of_one_kind_leave_their_band_at_the_nominal_rate() -> None:
+    raised = []
+    for seed in range(TRIES):
+        every = checks_tasks.curves(table(seed, {f"t{k}": 0.03 for k in range(5)}, SUITE, points=6))
+        raised.append(checks_tasks.outside_band([c for c in every if c.run == "s5"], "s5", every))
+    assert share(found.raised for found in raised) <= AT_MOST
+
+
+def test_false_alarms_on_published_runs(shared_data) -> None:
+    """31 finished Pythia runs. The one fall is no false one: small Pythia models saturate late in
+    training (Godey et al. 2024, arXiv 2404.07647), and its perplexity rises as well."""
+    records = open_source(f"pythia:{shared_data / 'reference' / 'pythia'}").records
+    records = records[records.family.str.startswith("pythia") & (records.domain != "bias")]
+    found = health.examine(records, pd.DataFrame())
+    falling = {h.run for h in found if check(h, "falling capabilities").raised}
+    outside = {h.run for h in found if check(h, "reference band").raised}
+    assert len(found) == 31 and not any(check(h, "falling capabilities").refused for h in found)
+    assert falling == {"pythia-70m-deduped"}
+    assert len(outside) <= 2
+    big = records[records.params > 9e8].run.unique()
+    assert len(big) == 18 and not (falling | outside) & set(big)
+
+
+def test_expected_gains_cover_what_came(shared_data) -> None:
+    """At half of their tokens, what the other half brings to each task lies in the interval."""
+    records = open_source(f"pythia:{shared_data / 'reference' / 'pythia' / 'v1'}").records
+    records = records[records.domain != "bias"]
+    end = records.tokens.max()
+    final = records[records.tokens == end]
+    came = {(c.run, c.task): c.better[-1] for c in checks_tasks.curves(capabilities.charted(final))}
+    inside = []
+    for advice in health.advise(
+        records[records.tokens <= end / 2], pd.DataFrame(), budget_tokens=end
+    ):
+        for row in advice.table.itertuples():
+            if (advice.run, row.task) in came:
+                gain = came[advice.run, row.task] - row.now
+                inside.append(row.low <= gain <= row.high)
+    assert len(inside) > 1500
+    assert 0.87 < np.mean(inside) < 0.98  # stated: 0.90
+
+
+def test_advice() -> None:
+    gains = {f"task{k}": 0.05 for k in range(8)}
+    records = table(0, gains, {"r": 1e8})
+    growing = health.advise(records, pd.DataFrame())[0]
+    assert growing.verdict == health.GO_ON and growing.tasks == 8
+    assert growing.mean_gain[0] == pytest.approx(0.05, abs=0.01)
+    assert growing.mean_gain[1] < 0.05 < growing.mean_gain[2]
+    assert "100% more tokens" in growing.sentence and "worth going on" in growing.sentence
+    still = table(0, dict.fromkeys(gains, 0.0), {"r": 1e8}, noise=0.003)
+    stopped = health.advise(still, logged(0, fall=0.003).assign(run="r"), budget_tokens=3.2e6)[0]
+    assert stopped.verdict == health.STOP and "stopping costs little" in stopped.sentence
+    # ... but not while the loss still falls.
+    falling = health.advise(still, logged(0, fall=0.2).assign(run="r"), budget_tokens=4e6)[0]
+    assert falling.verdict == health.GO_ON
+    assert falling.loss_gain[0] == pytest.approx(0.2 / 3, rel=0.2)
+    unsure = health.advise(table(0, {"a": 0.0}, {"r": 1e8}, noise=0.05), pd.DataFrame())[0]
+    assert unsure.verdict == health.UNCLEAR
+    assert "spent" in health.advise(records, pd.DataFrame(), budget_tokens=1.0)[0].refused
+
+
+def test_simulated_run_is_healthy(tmp_path) -> None:
+    source = open_source(simulate(tmp_path / "run"))
+    (found,) = health.examine(source.records, source.metrics, budget_tokens=2e7)
+    assert not found.alarms and not found.refused, found.table.says.tolist()
+    assert "looks healthy" in found.sentence and "1 could not be made" in found.sentence
+    assert found.table.state.value_counts().to_dict() == {"fine": 7, "refused": 1}
+    (advice,) = health.advise(source.records, source.metrics)
+    assert not advice.refused and len(advice.table) == 12
+
+
+def bad_inputs() -> dict[str, pd.DataFrame]:
+    good = table(0, {"a": 0.01, "b": 0.01}, {"r": 1e8})
+    return {
+        "nothing": good.iloc[:0],
+        "one checkpoint": good[good.step == 16],
+        "no values": good.assign(value=math.nan),
+        "infinite": good.assign(value=math.inf),
+        "twice": pd.concat([good, good], ignore_index=True),
+        "no doubt": good.assign(stderr=math.nan, n=0),
+        "no clock": good.assign(tokens=math.nan, params=math.nan),
+        "unknown chance": good.assign(chance=math.nan),
+        "unknown direction": good.assign(metric="score"),
+        "failed": good.assign(status="out of memory"),
+        "holes": good[(good.step % 3 > 0) | (good.task == "a")],
+    }
+
+
+@pytest.mark.parametrize("name", bad_inputs())
+def test_bad_input_is_refused_and_said(name) -> None:
+    records = bad_inputs()[name]
+    for metrics in (
+        pd.DataFrame(),
+        logged(0, steps=3).assign(run="r"),
+        pd.DataFrame({"run": ["r"]}),
+    ):
+        for found in health.examine(records, metrics, runs=["r"]):
+            assert not found.alarms
+            assert all(c.refused or c.reason for c in found.checks)
+            assert found.sentence and len(found.table) == 8
+        for advice in health.advise(records, metrics, runs=["r"]):
+            assert advice.sentence
+    needs_values = ("one checkpoint", "no values", "infinite", "no clock", "failed", "nothing")
+    found = health.examine(records, pd.DataFrame(), runs=["r"])[0]
+    assert bool(found.refused) == (name in (*needs_values, "unknown direction"))
+
+
+def test_trend_is_least_squares() -> None:
+    rng = np.random.default_rng(5)
+    x, y = rng.normal(size=20), rng.normal(size=20)
+    line = trend(x, np.where(np.arange(20) == 7, np.nan, y))
+    keep = np.arange(20) != 7
+    (slope, _), covariance = np.polyfit(x[keep], y[keep], 1, cov="unscaled")
+    assert line is not None and line.slope == pytest.approx(slope)
+    assert line.stderr == pytest.approx(line.scatter * math.sqrt(covariance[0, 0]))
+    assert line.p_below(0) + line.p_above(0) == pytest.approx(1)
+    assert trend(np.arange(3.0), np.arange(3.0)) is None
+    assert trend(np.ones(9), np.arange(9.0)) is None
+
+
+def test_discoveries_hold_their_rate() -> None:
+    rng = np.random.default_rng(6)
+    found = [discoveries(rng.uniform(size=50)).any() for _ in range(2000)]
+    assert np.mean(found) < 0.018  # 0.01 + 3.5 standard errors
+    mixed = discoveries(np.array([1e-9, math.nan, 0.5, 1e-8]))
+    assert mixed.tolist() == [True, False, False, True]
+    assert ALPHA == 0.01
