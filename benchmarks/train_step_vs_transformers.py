@@ -16,6 +16,10 @@ import time
 from collections.abc import Callable
 from functools import partial
 
+from jaxllm.sharding.host import keep_freed_memory
+
+keep_freed_memory()  # as the commands do; it has to come before JAX
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -26,7 +30,6 @@ from jaxllm.models.batch import Batch
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.decoder import init_params
 from jaxllm.models.scoring import token_loss
-from jaxllm.sharding.host import keep_freed_memory
 
 
 def jaxllm_step(config: ModelConfig, tokens: np.ndarray) -> Callable[[], float]:
@@ -105,7 +108,6 @@ def main() -> None:
     flags.add_argument("--loss_chunk_tokens", type=int, default=1024)
     flags.add_argument("--attention_block", type=int, default=256)
     args = flags.parse_args()
-    keep_freed_memory()  # as the commands do
 
     config = ModelConfig(
         vocab_size=32_000, num_layers=8, embed_dim=512, mlp_dim=1408, num_heads=8,

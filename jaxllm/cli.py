@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from jaxllm.errors import UserError
+from jaxllm.sharding.host import keep_freed_memory
 
 # Every module with gin-bindable configurations: gin must know them before it parses.
 CONFIG_MODULES = (
@@ -112,6 +113,7 @@ def run(main: Callable[[Sequence[str] | None], int | None]) -> None:
     """Runs a command and exits: 0, 2 with one `error:` line for a user's mistake, 130 on Ctrl-C."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    keep_freed_memory()
     try:
         code = main(None)
     except UserError as error:
