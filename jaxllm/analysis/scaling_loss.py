@@ -102,7 +102,7 @@ def power_law(points: pd.DataFrame, variable: str, notes: tuple[str, ...] = ()) 
     if distinct < _MIN_POINTS:
         reason = f"{distinct} different values of X are too few, {_MIN_POINTS} are needed"
         return _refuse(variable, reason, len(frame), notes)
-    span = frame[variable].max() / frame[variable].min()
+    span = math.exp(min(700.0, np.ptp(np.log(frame[variable]))))
     if span < _MIN_RANGE:
         reason = f"X spans a factor of {span:.2g} only, {_MIN_RANGE:.0f} are needed"
         return _refuse(variable, reason, len(frame), notes)

@@ -146,7 +146,7 @@ def _families(score: pd.Series, flops: pd.Series | None, family: pd.Series | Non
     joined = pd.DataFrame({"score": score})
     joined["flops"] = flops[~flops.index.duplicated()].reindex(score.index)
     joined["family"] = family[~family.index.duplicated()].reindex(score.index)
-    joined = joined[joined.flops > 0].dropna()
+    joined = joined[(joined.flops > 0) & (joined.flops < math.inf)].dropna()
     for name, members in joined.groupby("family"):
         x = np.log10(members.flops.to_numpy("float64"))
         if len(np.unique(x)) < _MIN_FAMILY:

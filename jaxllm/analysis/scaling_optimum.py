@@ -69,8 +69,9 @@ class ComputeOptimal:
             nothing = Estimate(math.nan)
             return Allocation(flops, nothing, nothing, nothing)
         log_n = self.draws[:, 0] + self.draws[:, 1] * math.log(flops)
-        n, d = np.exp(log_n), flops / 6 / np.exp(log_n)
-        values = self.loss_draws(n, d)
+        with np.errstate(all="ignore"):  # far outside the data a draw may leave the floats
+            n, d = np.exp(log_n), flops / 6 / np.exp(log_n)
+            values = self.loss_draws(n, d)
         loss = Estimate.of(values[0], values[1:])
         return Allocation(flops, Estimate.of(n[0], n[1:]), Estimate.of(d[0], d[1:]), loss)
 
@@ -240,6 +241,13 @@ def isoflop(
             x, noisy = x[near], noisy[:, near]
         optima[:, i], lowest_loss[:, i] = _minima(curve, x, noisy)
     log_c = np.log([flops for flops, *_ in budgets])
+    sure = np.isfinite(optima[0]) & (np.isfinite(optima[1:]).mean(axis=0) > 0.5)
+    if not sure.all():
+        notes += (f"{int((~sure).sum())} budgets lose their minimum in the noise",)
+    if sure.sum() < _MIN_SIZES:
+        reason = f"{int(sure.sum())} budgets have a minimum above the noise, {_MIN_SIZES} needed"
+        return _refuse(approach, reason, notes, len(frame))
+    optima, lowest_loss, log_c = optima[:, sure], lowest_loss[:, sure], log_c[sure]
     spread = np.nanstd(optima[1:], axis=0)
     weights = 1 / np.maximum(spread, 1e-6) ** 2
     extra = _extra_variance(log_c, optima[0], weights)
@@ -247,9 +255,11 @@ def isoflop(
     weights = 1 / (1 / weights + extra)
     lines = _finite(_line(log_c, optima, np.broadcast_to(weights, optima.shape)))
     low, high = np.nanquantile(optima[1:], [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
-    n, flops = np.exp(optima[0]), np.exp(log_c)
+    with np.errstate(over="ignore"):
+        n, low, high = np.exp(optima[0]), np.exp(low), np.exp(high)
+    flops = np.exp(log_c)
     table = pd.DataFrame(
-        {"flops": flops, "params": n, "low": np.exp(low), "high": np.exp(high),
+        {"flops": flops, "params": n, "low": low, "high": high,
          "tokens": flops / 6 / n, "loss": np.exp(lowest_loss[0])}
     )  # fmt: skip
     return _found(approach, lines, table, table.flops, len(frame), notes)

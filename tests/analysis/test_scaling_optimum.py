@@ -143,6 +143,16 @@ def test_broken_points_are_left_out_and_said() -> None:
     assert finding.params_exponent == scaling_optimum.isoflop(data, draws=60).params_exponent
 
 
+def test_a_budget_without_a_minimum_is_left_out_and_said() -> None:
+    data = isoflops(1)
+    first = data.flops == data.flops.min()
+    falling = data.assign(loss=np.where(first, 5 * data.params**-0.02, data.loss))
+    found = scaling_optimum.isoflop(falling, draws=60)
+    assert len(found.table) == 8
+    assert found.notes == ("1 budgets have no minimum between their smallest and largest size",)
+    assert found.params_exponent.covers(EXPONENT)
+
+
 def test_budgets_nearly_equal_are_one() -> None:
     data = isoflops(1)
     shaken = data.assign(flops=data.flops * np.tile([0.99, 1.0, 1.01], 27))
