@@ -1,0 +1,229 @@
+"""Does a capability come suddenly, and if so, is it the model or the metric?
+
+BIG-bench (Srivastava et al. 2022, App. B) calls a task linear or breakthrough by
+
+    I(y) = sign(argmax_i y_i - argmin_i y_i) (max y - min y)
+    L = I / sqrt(mean_i z_i^2),   B = I / sqrt(median_i z_i^2),   z_i = y_(i+1) - y_i
+
+(later papers misprint the sign as argmax - argmax and leave z undefined). B / L is 1 for equal
+steps and large where most steps are small and a few are large. Whether it is *too* large for a
+steady gain is tested against straight lines over the logarithm of scale with the sampling noise of
+the points. Accuracy and exact match can jump because they only see the best answer while the
+probability of the right one rises all along (Schaeffer et al. 2023, arXiv 2304.15004); so a jump
+is the metric's where a continuous metric of the same task had gained before it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pandas as pd
+
+from jaxllm.analysis.dynamics import Array, Finding, clean, false_discovery, refusal
+from jaxllm.analysis.dynamics_milestones import guess_score, onset_at
+
+GRADUAL = "gradual"
+METRIC = "sudden in the metric"
+MODEL = "sudden in the model"
+UNCLEAR = "sudden, cause unclear"
+NO_GAIN = "no gain"
+
+_FEWEST = 5
+_EARLY = 0.1
+_HARD = ("accuracy", "exact_match")
+_COLUMNS = (
+    "run", "task", "domain", "metric", "hard", "n", "gain", "linearity", "breakthroughness",
+    "suddenness", "p", "q", "onset", "early_share", "early_low", "early_high", "verdict",
+)  # fmt: skip
+
+
+def improvement(y: Array) -> float:
+    """I(y): the range of `y`, negative where the largest comes before the smallest."""
+    return float(np.sign(int(np.argmax(y)) - int(np.argmin(y))) * np.ptp(y))
+
+
+def linearity(y: Array) -> float:
+    """L of scores in order of scale; NaN for fewer than two scores or where all are equal."""
+    z = np.diff(y)
+    return improvement(y) / math.sqrt(np.mean(z**2)) if len(z) and np.any(z) else math.nan
+
+
+def breakthroughness(y: Array, resolution: float = 0.0) -> float:
+    """B of scores in order of scale; NaN where it is not defined.
+
+    Args:
+      y: Scores, at least two.
+      resolution: The smallest step that can be told from none (one example: 1/n). It bounds the
+        median from below; without it B has no value where more than half of the steps are 0.
+    """
+    z = np.diff(y)
+    middle = max(math.sqrt(np.median(z**2)), resolution) if len(z) else 0.0
+    return improvement(y) / middle if middle > 0 else math.nan
+
+
+@dataclasses.dataclass(frozen=True)
+class Emergence(Finding):
+    """Which tasks come suddenly under which metric, and why.
+
+    The table has a row per run (or family, over sizes), task and metric, scores in the direction
+    in which more is better: L, B and `suddenness` B / L with `p` against a straight line over log
+    scale (`q` adjusted over the hard ones); `hard` marks the metric that is judged, which sees only
+    the best answer. `onset` is the scale (tokens or parameters) where that metric durably leaves
+    chance, `early_share` the part of a continuous metric's gain that lies before it, with a 95 %
+    interval from redraws of the sampling noise. `verdict` is the task's: "gradual" unless its hard
+    metric is sudden at q < 0.05; then "sudden in the metric" where demonstrably more than a tenth
+    of a continuous metric's gain came before the onset; "sudden in the model" where demonstrably
+    less did and the continuous metrics are sudden too (p < 0.05); else, and without a continuous
+    metric, its cause is unclear.
+    """
+
+
+def emergence(
+    records: pd.DataFrame, *, over: str = "tokens", draws: int = 500, seed: int = 0
+) -> Emergence:
+    """Tests every task of every run under all its metrics.
+
+    Args:
+      records: The trajectory table with all metrics (not only the charted ones).
+      over: "tokens" for the checkpoints of a run, "params" for the last checkpoints of the sizes
+        of a family (of one size the mean).
+      draws: Simulated lines and redraws.
+      seed: Of the draws.
+
+    Raises:
+      ValueError: `over` is neither.
+    """
+    if over not in ("tokens", "params"):
+        raise ValueError(f"over={over!r}: tokens or params")
+    rng = np.random.default_rng(seed)
+    parts, notes = [], []
+    for _, of_metric in records.groupby("metric", sort=False):
+        cleaned, said = clean(of_metric)
+        parts.append(_last_of_sizes(cleaned) if over == "params" else cleaned)
+        notes += [note for note in said if note not in notes]
+    frame = pd.concat(parts) if parts else records.assign(score=math.nan)
+    rows: list[dict] = []
+    short = 0
+    for (run, task), points in frame[frame[over] > 0].groupby(["run", "task"], sort=False):
+        curves = {str(m): p.sort_values(over) for m, p in points.groupby("metric", sort=False)}
+        curves = {metric: p for metric, p in curves.items() if len(p) >= _FEWEST}
+        short += not curves
+        rows += _of_task(str(run), str(task), curves, over, draws, rng)
+    if not rows:
+        reason = f"needs {_FEWEST} {'checkpoints' if over == 'tokens' else 'sizes'} of a task"
+        return Emergence(**vars(refusal(reason, _COLUMNS, tuple(notes))))
+    if short:
+        notes.append(f"{short} trajectories have fewer than {_FEWEST} points: not tested.")
+    table = pd.DataFrame(rows, columns=list(_COLUMNS))
+    table["q"] = false_discovery(table.p.where(table.hard))
+    sudden = table[table.hard & (table.q < 0.05)].set_index(["run", "task"]).index
+    marked = pd.MultiIndex.from_frame(table[["run", "task"]]).isin(sudden)
+    table["verdict"] = np.where(marked | (table.verdict == NO_GAIN), table.verdict, GRADUAL)
+    counts = table[table.hard].drop_duplicates(["run", "task"]).verdict.value_counts()
+    order = (METRIC, MODEL, UNCLEAR, GRADUAL, NO_GAIN)
+    found = ", ".join(f"{counts[v]} {v}" for v in order if v in counts)
+    many = int(counts.sum())
+    kind = "trajectories" if over == "tokens" else "tasks"
+    sentence = f"Of {many:,} {kind} over log {over}: {found}."
+    if not many:
+        sentence = "No task has an accuracy or an exact match whose suddenness could be judged."
+    return Emergence(sentence, table, "", tuple(notes))
+
+
+def _last_of_sizes(cleaned: pd.DataFrame) -> pd.DataFrame:
+    """One point per family, task and size: the last checkpoints, under the family's name."""
+    last = cleaned.sort_values("tokens").drop_duplicates(["run", "task"], keep="last")
+    grouped = last.groupby(["family", "task", "params"], as_index=False, sort=False)
+    means = grouped.agg(
+        score=("score", "mean"), doubt=("doubt", lambda d: d.mean() / len(d) ** 0.5)
+    )
+    rest = last.drop(columns=["score", "doubt"]).drop_duplicates(["family", "task", "params"])
+    merged = rest.merge(means, on=["family", "task", "params"])
+    return merged.assign(run=merged.family)
+
+
+def _of_task(
+    run: str, task: str, curves: dict[str, pd.DataFrame], over: str, draws: int,
+    rng: np.random.Generator,
+) -> list[dict]:  # fmt: skip
+    """Rows of one task; their verdict holds if its hard metric proves sudden."""
+    hard = [m for m in curves if m.startswith(_HARD)]
+    main = next((m for m in _HARD if m in hard), hard[0] if hard else None)
+    onset, gained = math.nan, main is None
+    if main is not None:
+        points = curves[main]
+        score, doubt = points.score.to_numpy(float), points.doubt.to_numpy(float)
+        scale = points[over].to_numpy(float)
+        floor = float(points.floor.iloc[-1])
+        at = onset_at(score, doubt, guess_score(scale, score, floor))
+        gained = at is not None or not math.isfinite(floor)
+        onset = scale[at] if at is not None else math.nan
+    rows = []
+    for metric, points in curves.items():
+        scale, score = points[over].to_numpy(float), points.score.to_numpy(float)
+        doubt = np.nan_to_num(points.doubt.to_numpy(float))
+        n = float(points.n.iloc[-1]) if points.n.iloc[-1] > 0 else math.nan
+        resolution = 1 / n if metric in hard and math.isfinite(n) else 0.0
+        early = (math.nan,) * 3
+        if metric not in hard and math.isfinite(onset):
+            early = _early_share(score, doubt, int((scale < onset).sum()), draws, rng)
+        rows.append({
+            "run": run, "task": task, "domain": points.domain.iloc[-1], "metric": metric,
+            "hard": metric == main, "n": len(points), "gain": improvement(score),
+            "linearity": linearity(score),
+            "breakthroughness": breakthroughness(score, resolution),
+            "suddenness": _suddenness(score[None], resolution)[0],
+            "p": _pvalue(np.log(scale), score, doubt, resolution, draws, rng), "q": math.nan,
+            "onset": onset, "early_share": early[0], "early_low": early[1], "early_high": early[2],
+        })  # fmt: skip
+    soft = [row for row in rows if math.isfinite(row["early_low"])]
+    verdict = UNCLEAR
+    if not gained:
+        verdict = NO_GAIN
+    elif any(row["early_low"] > _EARLY for row in soft):
+        verdict = METRIC
+    elif soft and all(row["early_high"] < _EARLY and row["p"] < 0.05 for row in soft):
+        verdict = MODEL
+    return [{**row, "verdict": verdict} for row in rows]
+
+
+def _suddenness(y: Array, resolution: float) -> Array:
+    """[draws] B / L of the rows of y; NaN where a step's median is 0 and nothing bounds it."""
+    z2 = np.diff(y, axis=1) ** 2
+    middle = np.maximum(np.median(z2, axis=1), resolution**2)
+    with np.errstate(all="ignore"):
+        return np.where(middle > 0, np.sqrt(z2.mean(axis=1) / middle), math.nan)
+
+
+def _pvalue(
+    x: Array, y: Array, doubt: Array, resolution: float, draws: int, rng: np.random.Generator
+) -> float:
+    """Share of noisy straight lines over x, from the first to the last score, as sudden as y."""
+    observed = _suddenness(y[None], resolution)[0]
+    if not math.isfinite(observed) or not doubt.any():
+        return math.nan
+    line = y[0] + (x - x[0]) / (x[-1] - x[0]) * (y[-1] - y[0])
+    # The noise of a point that happens to be 0 or 1 is unknown, not none.
+    noise = np.where(doubt > 0, doubt, np.median(doubt[doubt > 0]))
+    null = _suddenness(line + noise * rng.standard_normal((draws, len(y))), resolution)
+    return float((1 + (null >= observed).sum()) / (1 + draws))
+
+
+def _early_share(
+    score: Array, doubt: Array, before: int, draws: int, rng: np.random.Generator
+) -> tuple[float, float, float]:
+    """Share of the gain made at the last of the first `before` points, with its interval."""
+    if before < 1:
+        return math.nan, math.nan, math.nan
+    last = max(1, min(3, len(score) - before))
+    noisy = score + doubt * rng.standard_normal((draws, len(score)))
+    noisy = np.vstack([score, noisy])
+    with np.errstate(all="ignore"):
+        total = noisy[:, -last:].mean(axis=1) - noisy[:, 0]
+        share = (noisy[:, before - 1] - noisy[:, 0]) / total
+    if not (total[0] > 0 and np.isfinite(share).all()):
+        return math.nan, math.nan, math.nan
+    low, high = np.quantile(share[1:], (0.025, 0.975))
+    return float(share[0]), float(low), float(high)
