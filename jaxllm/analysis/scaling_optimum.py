@@ -42,8 +42,8 @@ class ComputeOptimal:
       approach: "envelope", "isoFLOP parabolas" or "parametric loss".
       params_exponent: a; `tokens_exponent` is 1 - a.
       parameters: Parametric loss only: A, B, E, alpha, beta.
-      table: The optimum of each budget (envelope, isoFLOP: with its `low`, `high`), or each
-        run's `loss`, `fitted` loss and log `residual` (parametric loss).
+      table: The optimum of each budget (envelope, isoFLOP; the latter with `low`, `high` and the
+        log `residual` of N), or each run's `loss`, `fitted` and log `residual` (parametric).
       n: Points that the fit stands on.
       flops_range: Smallest and largest budget seen; beyond it is extrapolation.
       refused: Why there is no fit, "" where there is one.
@@ -260,7 +260,8 @@ def isoflop(
     flops = np.exp(log_c)
     table = pd.DataFrame(
         {"flops": flops, "params": n, "low": low, "high": high,
-         "tokens": flops / 6 / n, "loss": np.exp(lowest_loss[0])}
+         "tokens": flops / 6 / n, "loss": np.exp(lowest_loss[0]),
+         "residual": optima[0] - lines[0, 0] - lines[0, 1] * log_c}
     )  # fmt: skip
     return _found(approach, lines, table, table.flops, len(frame), notes)
 

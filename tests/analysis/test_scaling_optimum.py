@@ -98,7 +98,6 @@ def test_envelope_intervals_hold_the_truth_as_often_as_they_say() -> None:
     assert largest.value == pytest.approx(optimal_size(1e21), rel=0.15)
 
 
-@pytest.mark.slow
 def test_parametric_intervals_hold_the_truth_as_often_as_they_say() -> None:
     found = [scaling_optimum.parametric(isoflops(s), draws=80, seed=s) for s in range(40)]
     truth = {"A": A, "B": B, "E": E, "alpha": ALPHA, "beta": BETA}
@@ -140,6 +139,11 @@ def test_broken_points_are_left_out_and_said() -> None:
     broken = pd.concat([data, data.head(3).assign(loss=math.nan), data.head(1)])
     finding = scaling_optimum.isoflop(broken, draws=60)
     assert any("3 of 85" in note for note in finding.notes)
+    law = finding.draws[0]
+    np.testing.assert_allclose(
+        finding.table.residual,
+        np.log(finding.table.params) - law[0] - law[1] * np.log(finding.table.flops),
+    )
     assert finding.params_exponent == scaling_optimum.isoflop(data, draws=60).params_exponent
 
 
@@ -210,5 +214,10 @@ def test_approaches_agree_on_measured_runs(porian) -> None:
     parametric = scaling_optimum.parametric(runs, draws=100)
     assert parametric.params_exponent.covers(published["n_exponent"])
     assert "C^a with a = 0.5" in parametric.sentence
-    optimum = scaling_optimum.isoflop(runs).at(1e19).params
+    isoflop = scaling_optimum.isoflop(runs)
+    # Chinchilla itself: 70B parameters on 1.4T tokens, 20,000 times beyond the largest budget.
+    assert isoflop.at(5.76e23).params.covers(7e10) and isoflop.at(5.76e23).tokens.covers(1.4e12)
+    envelope = scaling_optimum.envelope(runs.assign(run=runs.params.astype(str)))
+    assert envelope.params_exponent.covers(published["n_exponent"])
+    optimum = isoflop.at(1e19).params
     assert parametric.at(1e19).params.value == pytest.approx(optimum.value, rel=0.35)
