@@ -18,9 +18,10 @@ from scipy import stats
 from jaxllm.analysis import capabilities
 from jaxllm.analysis.checks import Check, Trend, discoveries, trend
 
-# Of a run's checkpoints the last half counts as the present, and so many of them are the least.
+# The last doubling of tokens counts as the present, and so many checkpoints are the least.
 FEWEST = 5
 FEWEST_REFERENCES = 4
+_UNTRAINED = 0.01
 _TOGETHER = 3  # checkpoints that are averaged where single ones would be too noisy
 
 
@@ -55,19 +56,32 @@ class Curve:
     @property
     def recent(self) -> int:
         """How many of the last points count as the present."""
-        return max(FEWEST, (len(self.tokens) + 1) // 2)
+        return recent(self.tokens)
 
     def recent_trend(self) -> Trend | None:
-        """The trend of the last half, per doubling of tokens; None for fewer than `FEWEST`."""
+        """The trend of the recent points, per doubling of tokens; None for fewer than `FEWEST`."""
         if len(self.tokens) < FEWEST:
             return None
         last = slice(-self.recent, None)
         return trend(np.log2(self.tokens[last]), self.better[last], self.noise)
 
     def is_learned(self) -> bool:
-        """Whether the run was above chance before its last half: else there is nothing to lose."""
+        """Whether the run was above chance before its recent points: else there is nothing to lose.
+
+        What it scored in the first hundredth of its tokens counts as chance too: a model that
+        always names the more frequent label has learned nothing.
+        """
         before = self.better[: -self.recent][-_TOGETHER:]
-        return not self.chance >= (before.mean() if len(before) else -math.inf) - 2 * self.noise
+        if not len(before):
+            return True
+        untrained = self.better[self.tokens <= _UNTRAINED * self.tokens[-1]]
+        floor = np.fmax(self.chance, np.median(untrained) if len(untrained) else math.nan)
+        return not before.mean() - 2 * self.noise <= floor
+
+
+def recent(tokens: npt.NDArray[np.float64]) -> int:
+    """How many of the increasing `tokens` are in the last doubling, `FEWEST` at least."""
+    return max(FEWEST, int(np.sum(tokens >= tokens[-1] / 2)))
 
 
 def curves(points: pd.DataFrame) -> list[Curve]:
@@ -115,7 +129,7 @@ def curves(points: pd.DataFrame) -> list[Curve]:
 
 
 def falling(mine: Sequence[Curve], run: str, loss_falls: bool | None) -> Check:
-    """Which capabilities get worse over the last half of a run while its loss falls.
+    """Which capabilities get worse over the last doubling of tokens while the loss falls.
 
     Null hypothesis for each task: its trend does not fall. The scatter counts as no less than the
     sampling error, and the fall must exceed it. Tasks that were at chance before have nothing to
@@ -146,7 +160,7 @@ def falling(mine: Sequence[Curve], run: str, loss_falls: bool | None) -> Check:
     table["found"] = discoveries(table.p_value.to_numpy())
     found = table[table.found]
     if found.empty:
-        reason = f"None of {len(table)} tasks above chance falls over the last half of the run."
+        reason = f"None of {len(table)} tasks above chance falls in the last doubling of tokens."
         return Check(name, run, number=0, reason=reason, p_value=float(table.p_value.min()),
                      table=table)  # fmt: skip
     names = ", ".join(f"{row.task} (by {row.fall:.3g})" for row in found.iloc[:3].itertuples())

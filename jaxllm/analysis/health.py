@@ -193,11 +193,11 @@ def advise(
 ) -> tuple[Advice, ...]:
     """Whether the rest of the budget is worth spending, for each run.
 
-    Extends the trend of each task's last half of checkpoints, a straight line in log tokens, to
-    the end of the budget (NaN: twice the tokens seen). Curves flatten, so the line promises rather
-    too much. "stop" needs the upper ends of the intervals of both the mean over tasks and the loss
-    (whichever there are) below `WORTH_GAIN` and `checks_loss.WORTH_SHARE`; "go on" needs one of
-    the lower ends above it. Arguments as of `examine`.
+    Extends the trend of each task in the last doubling of tokens, a straight line in log tokens,
+    to the end of the budget (NaN: twice the tokens seen). Curves flatten, so the line promises
+    rather too much. "stop" needs the upper ends of the intervals of both the mean over tasks and
+    the loss (whichever there are) below `WORTH_GAIN` and `checks_loss.WORTH_SHARE`; "go on" needs
+    one of the lower ends above it. Arguments as of `examine`.
     """
     by_run: dict[str, list[checks_tasks.Curve]] = {}
     for curve in checks_tasks.curves(capabilities.charted(records)):
@@ -259,9 +259,9 @@ def _mean_gain(
     if not shares:
         return _UNKNOWN, 0
     mean = pd.concat(shares, axis=1).dropna().mean(axis=1)
-    late = mean.iloc[-max(checks_tasks.FEWEST, (len(mean) + 1) // 2) :]
-    if len(late) < checks_tasks.FEWEST:
+    if len(mean) < checks_tasks.FEWEST:
         return _UNKNOWN, 0
+    late = mean.iloc[-checks_tasks.recent(mean.index.to_numpy(np.float64)) :]
     line = trend(np.log2(late.index.to_numpy(np.float64)), late.to_numpy())
     return (line.gain(doublings, LEVEL), len(shares)) if line is not None else (_UNKNOWN, 0)
 

@@ -48,7 +48,10 @@ PARAMS: Mapping[str, tuple[int, int]] = {
 # (arXiv 2211.05100, table 3, its sizes below 176B).
 _FINISHED = {"opt": 300e9, "bloom": 341e9}
 
-_RUN = re.compile(r"pythia-(?:v[\d.]+-)?(?P<size>[\d.]+[mb])(?P<rest>(?:-[\w.]+?)?)(?=[/_,\s:]|$)")
+_RUN = re.compile(
+    r"pythia-(?:v[\d.]+-)?(?P<size>[\d.]+[mb])(?P<rest>(?:-[\w.]+?)?)"
+    r"(?=[/_,\s:]|\.(?:zero|five|root|json)|$)"
+)
 _STEP = re.compile(r"step_?(\d+)")
 _SHOTS = {"zero": 0, "five": 5}
 

@@ -1,5 +1,6 @@
 """Alarms ring for planted faults, and for healthy runs no more often than they say."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -185,6 +186,18 @@ def test_falling_capability() -> None:
     assert "not known" in alone.reason
 
 
+def test_constant_answers_are_no_capability() -> None:
+    """Always naming the frequent label scores above chance from the first step, and may stop."""
+    records = table(0, {"labels": 0.0}, {"r": 1e8}, noise=0.001)
+    records["tokens"] = [int(10 * 2**k) for k in records.step]
+    records.loc[records.step > 12, "value"] -= 0.05 * (records.step - 12)
+    curve = checks_tasks.curves(records)[0]
+    assert not curve.is_learned()
+    assert "left chance" in checks_tasks.falling([curve], "r", True).refused
+    grown = dataclasses.replace(curve, better=curve.better + 0.1 * (curve.tokens > 6000))
+    assert grown.is_learned() and checks_tasks.falling([grown], "r", True).raised
+
+
 def test_steady_capabilities_ring_at_the_nominal_rate() -> None:
     gains = {f"task{k}": 0.0 for k in range(10)}
     found = [
@@ -234,18 +247,27 @@ def test_runs_of_one_kind_leave_their_band_at_the_nominal_rate() -> None:
 
 
 def test_false_alarms_on_published_runs(shared_data) -> None:
-    """31 finished Pythia runs. The one fall is no false one: small Pythia models saturate late in
-    training (Godey et al. 2024, arXiv 2404.07647), and its perplexity rises as well."""
+    """31 Pythia runs, finished and half way.
+
+    The falls are no false alarms: small Pythia models saturate late in training (Godey et al. 2024,
+    arXiv 2404.07647), here from 40% to 33% on LAMBADA with a standard error of 0.7%.
+    """
     records = open_source(f"pythia:{shared_data / 'reference' / 'pythia'}").records
     records = records[records.family.str.startswith("pythia") & (records.domain != "bias")]
-    found = health.examine(records, pd.DataFrame())
-    falling = {h.run for h in found if check(h, "falling capabilities").raised}
-    outside = {h.run for h in found if check(h, "reference band").raised}
-    assert len(found) == 31 and not any(check(h, "falling capabilities").refused for h in found)
-    assert falling == {"pythia-70m-deduped"}
-    assert len(outside) <= 2
-    big = records[records.params > 9e8].run.unique()
-    assert len(big) == 18 and not (falling | outside) & set(big)
+    raised = {}
+    for share_seen in (0.5, 1.0):
+        seen = records[records.tokens <= share_seen * records.tokens.max()]
+        for found in health.examine(seen, pd.DataFrame()):
+            for c in found.checks:
+                if not c.refused:
+                    raised[share_seen, c.name, found.run] = c.raised
+    assert len(raised) == 2 * 2 * 31  # the other checks read logged metrics: none were published
+    alarms = {key for key, is_raised in raised.items() if is_raised}
+    falls = {key for key in alarms if key[1] == "falling capabilities"}
+    assert falls == {(1.0, "falling capabilities", f"pythia-{size}") for size in ("70m", "160m")}
+    assert len(alarms - falls) / len(raised) < 0.03
+    big = set(records[records.params > 2e8].run)
+    assert len(big) == 21 and not {run for _, _, run in alarms} & big
 
 
 def test_expected_gains_cover_what_came(shared_data) -> None:
