@@ -78,7 +78,8 @@ def _not_in(rows: pd.DataFrame, others: pd.DataFrame, key: list[str]) -> np.ndar
 
 def above_chance(frame: pd.DataFrame) -> pd.Series:
     """Per row, whether the value is beyond chance by `STANDARD_ERRORS` (no doubt, no claim)."""
-    sign = frame.metric.map(lambda metric: -1.0 if lower_is_better(metric) else 1.0)
+    signs = {metric: -1.0 if lower_is_better(metric) else 1.0 for metric in frame.metric.unique()}
+    sign = frame.metric.map(signs).astype("float64")
     return sign * (frame.value - frame.chance) > STANDARD_ERRORS * frame.stderr
 
 
@@ -94,21 +95,23 @@ def onsets(trajectories: pd.DataFrame) -> pd.DataFrame:
       `tokens`, `flops` are those of the onset and missing where there is none.
     """
     rows = []
-    for (run, task), all_points in trajectories.groupby(["run", "task"], sort=False):
-        points = all_points.dropna(subset="value").sort_values("step")
-        last = (points if len(points) else all_points).iloc[-1]
-        state, at = _onset(points)
+    table = trajectories.assign(above=above_chance(trajectories))
+    columns = {name: table[name].to_numpy() for name in table}
+    groups = table.groupby(["run", "task"], sort=False).ngroup().to_numpy()
+    order = np.lexsort((columns["step"], groups))
+    bounds = np.flatnonzero(np.diff(groups[order])) + 1
+    for every in np.split(order, bounds) if len(order) else []:
+        points = every[~np.isnan(columns["value"][every])]
+        last = {name: values[(points if len(points) else every)[-1]]
+                for name, values in columns.items()}  # fmt: skip
+        state, at = _onset(*(columns[name][points] for name in ("chance", "stderr", "above")))
+        onset = {} if at is None else {name: columns[name][points[at]] for name in _CLOCKS}
         rows.append(
             {
-                "run": run, "task": task, "domain": last.domain, "metric": last.metric,
-                "state": state,
-                "step": points.step.iloc[at] if at is not None else float("nan"),
-                "tokens": points.tokens.iloc[at] if at is not None else float("nan"),
-                "flops": points.flops.iloc[at] if at is not None else float("nan"),
-                "first": points.value.iloc[0] if len(points) else float("nan"),
-                "final": last.value, "stderr": last.stderr, "n": int(last.n),
-                "chance": last.chance, "shots": int(last.shots),
-                "task_version": last.task_version,
+                **{name: onset.get(name, float("nan")) for name in _CLOCKS},
+                **{name: last[name] for name in _OF_LAST}, "state": state,
+                "first": columns["value"][points[0]] if len(points) else float("nan"),
+                "final": last["value"], "n": int(last["n"]), "shots": int(last["shots"]),
             }
         )  # fmt: skip
     frame = pd.DataFrame(rows, columns=_ONSET_COLUMNS)
@@ -148,24 +151,24 @@ def gain_share(trajectories: pd.DataFrame, findings: pd.DataFrame) -> pd.DataFra
     return pd.concat(parts, ignore_index=True) if parts else empty
 
 
+_CLOCKS = ("step", "tokens", "flops")
+_OF_LAST = ("run", "task", "domain", "metric", "stderr", "chance", "task_version")
 _ONSET_COLUMNS = (
     "run", "task", "domain", "metric", "state", "step", "tokens", "flops", "first", "final",
     "stderr", "n", "chance", "shots", "task_version",
 )  # fmt: skip
 
 
-def _onset(points: pd.DataFrame) -> tuple[str, int | None]:
-    """The state of one task, and the position of its onset among its valid points."""
-    if points.empty:
+def _onset(chance: np.ndarray, stderr: np.ndarray, above: np.ndarray) -> tuple[str, int | None]:
+    """The state of one task, and the position of its onset among its valid points, by step."""
+    if not len(above):
         return NO_VALUE, None
-    if points.chance.isna().all():
+    if np.isnan(chance).all():
         return NO_CHANCE_LEVEL, None
-    if points.stderr.isna().all():
+    if np.isnan(stderr).all():
         return NO_STANDARD_ERROR, None
-    above = list(above_chance(points))
-    for at, is_above in enumerate(above):
-        if is_above and at + 1 == len(above):
-            return PROVISIONAL, at
-        if is_above and above[at + 1]:
-            return LEFT, at
-    return AT_CHANCE, None
+    durable = above & np.append(above[1:], True)
+    if not durable.any():
+        return AT_CHANCE, None
+    at = int(np.argmax(durable))
+    return (PROVISIONAL if at + 1 == len(above) else LEFT), at
