@@ -98,9 +98,9 @@ def onsets(trajectories: pd.DataFrame) -> pd.DataFrame:
     table = trajectories.assign(above=above_chance(trajectories))
     columns = {name: table[name].to_numpy() for name in table}
     groups = table.groupby(["run", "task"], sort=False).ngroup().to_numpy()
-    order = np.lexsort((columns["step"], groups))
-    bounds = np.flatnonzero(np.diff(groups[order])) + 1
-    for every in np.split(order, bounds) if len(order) else []:
+    by_step = np.lexsort((columns["step"], groups))
+    bounds = np.flatnonzero(np.diff(groups[by_step])) + 1
+    for every in np.split(by_step, bounds) if len(by_step) else []:
         points = every[~np.isnan(columns["value"][every])]
         last = {name: values[(points if len(points) else every)[-1]]
                 for name, values in columns.items()}  # fmt: skip
@@ -134,21 +134,21 @@ def gain_share(trajectories: pd.DataFrame, findings: pd.DataFrame) -> pd.DataFra
     Returns:
       `trajectories` with the columns `share` (0 to 1; missing where the value is) and `state`.
     """
-    parts = []
-    for (_, task), points in trajectories.groupby(["run", "task"], sort=False):
-        state = findings[(findings.task == task) & (findings.run == points.run.iloc[0])].state
-        first = points.value.dropna()
-        start = points.chance.iloc[-1]
-        if pd.isna(start) and len(first):
-            start = first.iloc[0]
-        sign = -1.0 if lower_is_better(points.metric.iloc[0]) else 1.0
-        gain = sign * (points.value - start)
-        share = (gain / gain.max()).clip(0, 1) if gain.max() > 0 else gain * 0.0
-        if state.iloc[0] == AT_CHANCE:
-            share = gain * 0.0
-        parts.append(points.assign(share=share, state=state.iloc[0]))
-    empty = trajectories.assign(share=float("nan"), state="")
-    return pd.concat(parts, ignore_index=True) if parts else empty
+    key = ["run", "task"]
+    last = trajectories.drop_duplicates(key, keep="last")[[*key, "chance"]]
+    states = findings.drop_duplicates(key)[[*key, "state"]]
+    known = trajectories[key].merge(last, how="left").merge(states, how="left")
+    known = known.set_index(trajectories.index)
+    grouped = trajectories.groupby(key, sort=False)
+    start = known.chance.fillna(grouped.value.transform("first"))
+    lower = {metric: lower_is_better(metric) for metric in trajectories.metric.unique()}
+    gain = (trajectories.value - start).where(
+        ~grouped.metric.transform("first").map(lower).astype(bool), start - trajectories.value
+    )
+    most = gain.groupby([trajectories.run, trajectories.task], sort=False).transform("max")
+    grew = (most > 0) & (known.state != AT_CHANCE)
+    share = (gain / most.where(grew)).clip(0, 1).where(grew, gain * 0.0)
+    return trajectories.assign(share=share, state=known.state).reset_index(drop=True)
 
 
 _CLOCKS = ("step", "tokens", "flops")
