@@ -17,7 +17,7 @@ from jaxllm.analysis.capabilities import is_share, lower_is_better
 from jaxllm.analysis.dynamics import Array, Finding, amount, clean, false_discovery, refusal
 
 AXES = ("tokens", "flops", "loss")
-# What may stand for the loss of a run, the first that is there.
+# What may stand for the loss of a run: what most checkpoints have, of equals the first.
 _LOSSES = ("loss", "bits_per_byte", "perplexity")
 _WIDTHS = (0.03, 0.06, 0.12, 0.25)
 _COLLAPSE = ("task", "domain", "axis", "sizes", "n", "error", "noise", "best")
@@ -50,8 +50,8 @@ def collapse(records: pd.DataFrame, losses: pd.DataFrame | None = None) -> Colla
     Args:
       records: The trajectory table, with all its metrics where losses are to come from it.
       losses: Columns `run, tokens, loss` (metrics.jsonl has them); without it, the mean over tasks
-        of the first of the metrics loss, bits per byte and log perplexity that the records hold.
-        A task that its own metric would predict is left out.
+        of the loss, bits per byte or log perplexity, whichever most checkpoints have. A task that
+        its own metric would predict is left out.
 
     The curve is a local linear regression with a Gaussian kernel (Fan and Gijbels 1996, §2.3), its
     width for each task and axis the best of four. Sizes are told apart by their parameters.
@@ -64,6 +64,8 @@ def collapse(records: pd.DataFrame, losses: pd.DataFrame | None = None) -> Colla
     if not len(losses):
         notes += ("No loss in the records: only tokens and FLOPs are compared.",)
     frame = cleaned[(cleaned.tokens > 0) & (cleaned.flops > 0) & cleaned.params.notna()]
+    if len(lost := cleaned[(cleaned.tokens > 0) & ~cleaned.index.isin(frame.index)]):
+        notes += (f"{len(lost):,} records say no size or no FLOPs: left out.",)
     if own & set(frame.task):
         notes += (f"The loss is measured on {', '.join(sorted(own & set(frame.task)))}: left out.",)
     frame = _with_loss(frame[~frame.task.isin(own)], losses) if "loss" in axes else frame
@@ -98,12 +100,13 @@ def collapse(records: pd.DataFrame, losses: pd.DataFrame | None = None) -> Colla
 
 def _losses(records: pd.DataFrame) -> tuple[pd.DataFrame, set[str]]:
     """Loss per run and checkpoint from the records, and the tasks that it is measured on."""
+    best, tasks = pd.DataFrame({"run": [], "tokens": [], "loss": []}), set()
     for metric in _LOSSES:
         named, _ = clean(records[records.metric == metric])
-        if len(named):
-            loss = (-named.score).groupby([named.run, named.tokens]).mean().rename("loss")
-            return loss.reset_index(), set(named.task)
-    return pd.DataFrame({"run": [], "tokens": [], "loss": []}), set()
+        loss = (-named.score).groupby([named.run, named.tokens]).mean().rename("loss")
+        if len(loss) > len(best):
+            best, tasks = loss.reset_index(), set(named.task)
+    return best, tasks
 
 
 def _with_loss(frame: pd.DataFrame, losses: pd.DataFrame) -> pd.DataFrame:

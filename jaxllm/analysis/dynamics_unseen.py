@@ -73,12 +73,12 @@ def unseen_tasks(records: pd.DataFrame) -> UnseenTasks:
         reason = "no domain has two tasks with ten common points in three sizes"
         return UnseenTasks(reason[0].upper() + reason[1:] + ".", table, reason, notes)
     naive = tested[["same_tokens", "constant"]].min(axis=1)
-    overall = [
-        _saved(np.mean([r[key] for r in ratios if key in r and np.isfinite(r[key]).all()], axis=0))
-        if any(key in r and np.isfinite(r[key]).all() for r in ratios)
-        else (math.nan,) * 4
-        for key in ("inside", "outside")
-    ]
+    overall = []
+    for key in ("inside", "outside"):
+        by_task = np.array([r[key] for r in ratios if r])
+        known = np.isfinite(by_task)
+        mean = np.where(known, by_task, 0.0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
+        overall.append(_saved(np.where(known.any(axis=0), mean, math.nan)))
     sentence = (
         f"Of an unseen task the others of its domain save {_percent(overall[0])} of a naive "
         f"guess's error on held-out sizes, tasks of other domains {_percent(overall[1])}; "
@@ -142,17 +142,20 @@ def _row(
     naive = errors[min(("tokens", "constant"), key=lambda key: mean[key])]
     ratios = {}
     for key in ("inside", "outside"):
-        pairs = [(naive[group == g].mean(), errors[key][group == g].mean()) for g in found]
-        ratios[key] = np.array([math.log(max(e, 1e-9) / max(n, 1e-9)) for n, e in pairs])
+        ratios[key] = np.full(len(groups), math.nan)
+        for g in found:
+            error, usual = errors[key][group == g].mean(), naive[group == g].mean()
+            ratios[key][g] = math.log(max(error, 1e-9) / max(usual, 1e-9))
     gain, low, high, p = _saved(ratios["inside"])
     noise = math.sqrt(2 / math.pi) * _mean(data.stderr[run, at, target])
     row = (*blank, mean["inside"], mean["outside"], mean["tokens"], mean["constant"], noise, gain,
            low, high, p, math.nan, False, "")  # fmt: skip
-    return row, ratios if len(found) == len(set(groups)) else {}
+    return row, ratios
 
 
 def _saved(ratios: Array) -> tuple[float, float, float, float]:
     """Share of the error saved, its 95 % t-interval and p, from log error ratios of the sizes."""
+    ratios = ratios[np.isfinite(ratios)]
     if len(ratios) < 3:
         return math.nan, math.nan, math.nan, math.nan
     mean, error = ratios.mean(), max(stats.sem(ratios), 1e-12)
