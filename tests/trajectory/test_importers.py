@@ -139,9 +139,9 @@ def test_pythia_directory_and_lines_agree(tmp_path) -> None:
 
 
 def test_whole_published_set_is_quick_and_complete(shared_data) -> None:
-    began = time.monotonic()
+    began = time.process_time()  # not of the clock: other tests may run beside this one
     source = open_source(f"pythia:{shared_data / 'reference' / 'pythia'}")
-    assert time.monotonic() - began < 10
+    assert time.process_time() - began < 10
     records = source.records
     assert (records.status == "ok").all() and records.value.notna().all()
     trained = records[records.family.str.startswith("pythia")]
