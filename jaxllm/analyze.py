@@ -1,52 +1,78 @@
-"""python -m jaxllm.analyze RUN_DIR…: one page on what a run, or several, learned and when.
+"""python -m jaxllm.analyze SOURCE…: one page on what runs learned, when, and what is to come.
 
-Writes RUN_DIR/report/index.html, or OUTPUT/index.html: a self-contained page with the capability
-trajectories, losses and health of the runs, readable on a phone and without a network. It can be
-run at any time, also while a run is still going.
+A source is a run directory, or results of others: pythia:PATH, harness:PATH, csv:PATH?columns,
+tensorboard:PATH or metrics:PATH; several are compared. Writes RUN_DIR/report/index.html, or
+OUTPUT/index.html: a self-contained page that answers whether the runs are healthy, what they can
+do and will be able to do, which tasks tell early and how sizes compare, readable on a phone and
+without a network. It can be run at any time, also while a run is still going.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
+import sys
+import time
 from collections.abc import Sequence
 
 from jaxllm import cli
 from jaxllm.errors import UserError
 
+_MOST_NOTES = 20
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Builds the report, or exports its main figure, and says where it is."""
+    """Builds the report, or exports its figures or tables, and says where they are."""
     flags = argparse.ArgumentParser(
         prog="python -m jaxllm.analyze",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    flags.add_argument("run_dirs", nargs="+", metavar="RUN_DIR", help="directory of a run")
+    flags.add_argument("sources", nargs="+", metavar="SOURCE", help="run directory or KIND:PATH")
     flags.add_argument(
         "--output", metavar="DIR", help="where to write; default: report/ in the run's directory"
     )
     flags.add_argument(
-        "--format", choices=("html", "png"), default="html",
-        help="html: the page; png: the trajectories as one picture, trajectories.png",
+        "--backtest", action="store_true",
+        help="also score the forecasts over the finished runs, each size left out in turn",
+    )  # fmt: skip
+    flags.add_argument(
+        "--tokens", type=float, default=math.nan, metavar="N",
+        help="tokens at the end of the runs in progress; default: what their config.gin plans",
+    )  # fmt: skip
+    flags.add_argument(
+        "--format", choices=("html", "png", "pdf", "csv"), default="html",
+        help="html: the page; png, pdf: a figure per finding; csv: a table per finding",
     )  # fmt: skip
     args = flags.parse_args(argv)
+    began = time.monotonic()
 
-    from jaxllm.report import page, tables, terminal
+    def progress(line: str) -> None:
+        print(f"[{time.monotonic() - began:5.1f} s] {line}", file=sys.stderr, flush=True)
+
+    from jaxllm.report import export, page, questions, tables, terminal
 
     try:
-        runs, output = page.open_runs(args.run_dirs, args.output)
-        report = tables.gather(runs)
-        for run in report.overviews:
-            print(terminal.capability_table(report, run.run), end="\n\n")
-        for note in report.notes:
+        sources, output = page.open_sources(args.sources, args.output)
+        report = tables.gather(sources, args.tokens)
+        runs = len(report.overviews)
+        progress(f"read {len(report.all_records):,} records of {runs} run{'s' * (runs != 1)}")
+        found = questions.answers(report, backtested=args.backtest, progress=progress)
+        if not report.many_runs:
+            for run in report.overviews:
+                print(terminal.capability_table(report, run.run), end="\n\n")
+        for note in report.notes[:_MOST_NOTES]:
             print(f"note: {note}")
-        if args.format == "png":
-            path = page.write(output / "trajectories.png", page.main_figure(report))
+        if len(report.notes) > _MOST_NOTES:
+            print(f"note: {len(report.notes) - _MOST_NOTES} more notes stand in the report")
+        if args.format == "html":
+            path = page.write(output / "index.html", page.render(report, found).encode())
         else:
-            path = page.write(output / "index.html", page.render(report).encode())
+            path = export.write(output, report, found, args.format)
     except OSError as error:
         raise UserError(f"{error.filename or args.output}: {error.strerror or error}") from error
-    print(f"{'Report' if args.format == 'html' else 'Picture'}: {path}")
+    progress("written")
+    print(f"{'Report' if args.format == 'html' else 'Files'}: {path}")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The three clocks of a run as chart axes, shared by every chart of a page."""
+"""The clocks of a run, and its loss, as chart axes, shared by every chart of a page."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Any
 import pandas as pd
 
 CLOCKS = {"tokens": "Training tokens", "flops": "Training FLOPs", "step": "Step"}
+LOSS = "loss"
+TITLES = {**CLOCKS, LOSS: "Training loss"}
 
 # "10G" tokens are 10B, and "1e+18" FLOPs are 1e18.
 _LABELS = {
@@ -30,7 +32,7 @@ class Axis:
     @property
     def title(self) -> str:
         """The axis title."""
-        return CLOCKS[self.field]
+        return TITLES[self.field]
 
 
 def axes(points: pd.DataFrame, metrics: pd.DataFrame) -> dict[str, dict[str, Axis]]:
@@ -54,6 +56,13 @@ def axes(points: pd.DataFrame, metrics: pd.DataFrame) -> dict[str, dict[str, Axi
                 {"type": "linear", "domain": [0, high], "nice": False},
                 {**label, "tickMinStep": 1},
             ),
+        }
+    if losses := [*_positive(points, LOSS)]:
+        # A run goes from a high loss to a low one, and so does the axis, from left to right.
+        ends = [max(losses) * 1.01, min(losses) / 1.01]
+        result[LOSS] = {
+            name: Axis(LOSS, {"type": name, "domain": ends, "nice": False, "zero": False}, {})
+            for name in ("log", "linear")
         }
     return result
 

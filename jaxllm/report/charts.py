@@ -17,13 +17,13 @@ import pandas as pd
 from jaxllm.analysis.capabilities import is_share
 from jaxllm.report.axes import Axis
 from jaxllm.report.numbers import metric_name, with_error
-from jaxllm.report.theme import chart_config
+from jaxllm.report.theme import DISTINCT, chart_config
 
 Chart = alt.LayerChart | alt.FacetChart
 
 _CHART_COLUMNS = [
-    "run", "task", "step", "tokens", "flops", "metric", "value", "stderr", "low", "high", "n",
-    "chance", "left_chance", "series", "task_version",
+    "run", "task", "step", "tokens", "flops", "loss", "metric", "value", "stderr", "low", "high",
+    "n", "chance", "left_chance", "series", "task_version",
 ]  # fmt: skip
 
 
@@ -41,11 +41,13 @@ def capability(points: pd.DataFrame, axis: Axis, series: Sequence[str]) -> Chart
     y_axis = alt.Axis(format=".0%" if share else "~g", title=None)
     base = alt.Chart().encode(x=_x(axis), color=_colour(series), detail=["run:N", "task_version:N"])
     y = alt.Y("value:Q", scale=y_scale, axis=y_axis)
+    many = points.run.nunique() > DISTINCT  # their bands would hide each other
     band = base.mark_area(opacity=0.16, clip=True).encode(
         y=alt.Y("low:Q", scale=y_scale, axis=y_axis), y2="high:Q"
     )
-    line = base.mark_line(strokeWidth=2, interpolate="linear", clip=True).encode(y=y)
-    dots = base.mark_circle(size=22, opacity=1).encode(y=y)
+    width = 1.1 if many else 2
+    line = base.mark_line(strokeWidth=width, interpolate="linear", clip=True).encode(y=y)
+    dots = base.mark_circle(size=9 if many else 22, opacity=1).encode(y=y)
     onset = (
         base.mark_point(style="onset", size=110, filled=False)
         .transform_filter("datum.left_chance")
@@ -69,12 +71,12 @@ def capability(points: pd.DataFrame, axis: Axis, series: Sequence[str]) -> Chart
         )
         .add_params(nearest)
     )
-    layers = [band, line, dots, onset, hover]
+    layers = [line, dots, hover] if many else [band, line, dots, onset, hover]
     chance = points.chance.dropna()
     if len(chance):
         rule = alt.Chart(alt.InlineData(values=[{"chance": float(chance.iloc[-1])}]))
         layers.insert(0, rule.mark_rule(style="chance").encode(y=alt.Y("chance:Q", axis=y_axis)))
-    return alt.layer(*layers, data=_inline(points[_CHART_COLUMNS])).properties(
+    return alt.layer(*layers, data=inline(points[_CHART_COLUMNS])).properties(
         width="container", height=150, description=_describe(points, metric)
     )
 
@@ -88,9 +90,9 @@ def gains(shares: pd.DataFrame, order: Sequence[str], axis: Axis) -> Chart:
     y = alt.Y("task:N", sort=list(order), title=None,
               axis=alt.Axis(labelLimit=150, domain=False, labelFontSize=12),
               scale=alt.Scale(paddingInner=0.14))  # fmt: skip
-    columns = ["run", "task", "domain", "step", "tokens", "flops", "value", "stderr", "share",
-               "state", "left_chance", "final_text", "is_last", "step_from", "tokens_from",
-               "flops_from"]  # fmt: skip
+    columns = ["run", "task", "domain", "step", "tokens", "flops", "loss", "value", "stderr",
+               "share", "state", "left_chance", "final_text", "is_last", "step_from",
+               "tokens_from", "flops_from", "loss_from"]  # fmt: skip
     base = alt.Chart().encode(y=y)
     cells = base.mark_rect(cornerRadius=1).encode(
         x=_x(axis, f"{axis.field}_from"),
@@ -116,7 +118,7 @@ def gains(shares: pd.DataFrame, order: Sequence[str], axis: Axis) -> Chart:
         .encode(x=_x(axis), text="final_text:N")
     )
     tasks = shares.task.nunique()
-    return alt.layer(cells, dots, final, data=_inline(shares[columns])).properties(
+    return alt.layer(cells, dots, final, data=inline(shares[columns])).properties(
         width="container",
         height=max(26 * tasks, 60),
         description=f"Share of the gain above chance of {tasks} tasks against {axis.title}.",
@@ -125,7 +127,7 @@ def gains(shares: pd.DataFrame, order: Sequence[str], axis: Axis) -> Chart:
 
 def curve(points: pd.DataFrame, axis: Axis, series: Sequence[str], name: str) -> Chart:
     """A logged quantity (`value`, by `series`) against the clock."""
-    columns = ["run", "series", "step", "tokens", "flops", "value"]
+    columns = ["run", "series", "step", "tokens", "flops", "loss", "value"]
     base = alt.Chart().encode(x=_x(axis), color=_colour(series))
     largest = points.value.abs().max()
     number = "~s" if largest >= 1000 else "~e" if largest < 0.01 else "~g"
@@ -153,7 +155,7 @@ def curve(points: pd.DataFrame, axis: Axis, series: Sequence[str], name: str) ->
         )
         .add_params(nearest)
     )
-    return alt.layer(line, hover, data=_inline(points[columns])).properties(
+    return alt.layer(line, hover, data=inline(points[columns])).properties(
         width="container", height=170, description=f"{name} against {axis.title}."
     )
 
@@ -168,14 +170,18 @@ def figure(charts: Sequence[tuple[str, Chart]], columns: int) -> alt.ConcatChart
     return alt.concat(*panels, columns=columns, spacing=spacing, bounds="flush")
 
 
-def png(chart: alt.TopLevelMixin, theme: str = "light", scale: float = 2.0) -> bytes:
-    """The chart as a PNG picture on the card colour of `theme`."""
+def picture(
+    chart: alt.TopLevelMixin, theme: str = "light", scale: float = 2.0, kind: str = "png"
+) -> bytes:
+    """The chart as a PNG or PDF picture on the card colour of `theme`."""
     import vl_convert
 
     spec = specification(chart)
     if spec.get("width") == "container":
         spec["width"] = 560
     config = chart_config(theme) | {"padding": 20}
+    if kind == "pdf":
+        return vl_convert.vegalite_to_pdf(json.dumps(spec), config=config)
     return vl_convert.vegalite_to_png(json.dumps(spec), config=config, scale=scale)
 
 
@@ -226,7 +232,7 @@ def _clock_tooltips() -> list[alt.Tooltip]:
     ]
 
 
-def _inline(frame: pd.DataFrame) -> alt.InlineData:
+def inline(frame: pd.DataFrame) -> alt.InlineData:
     """The rows as plain JSON values: NaN becomes null, and floats keep six digits."""
     rows = json.loads(frame.to_json(orient="records", double_precision=10))
     return alt.InlineData(values=rows)

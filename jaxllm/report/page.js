@@ -4,6 +4,25 @@ const controls = document.getElementById("controls");
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const views = new Map();
 
+// Tables travel by columns, with every text of a column once.
+function unfold(table) {
+  const columns = Object.entries(table).map(([name, values]) => [
+    name,
+    values.words ? values.at.map((i) => values.words[i]) : values,
+  ]);
+  const rows = columns.length ? columns[0][1].length : 0;
+  return Array.from({ length: rows }, (_, i) =>
+    Object.fromEntries(columns.map(([name, values]) => [name, values[i]])),
+  );
+}
+for (const chart of Object.values(report.charts)) {
+  if (!chart.spec) continue;
+  chart.spec.datasets = Object.fromEntries(
+    Object.entries(chart.data).map(([name, table]) => [name, unfold(table)]),
+  );
+  delete chart.data;
+}
+
 function chosen() {
   const form = new FormData(controls);
   return report.axes[form.get("clock")][form.get("scale")];
@@ -39,7 +58,8 @@ async function draw(key) {
   const plot = document.querySelector(`#${key} .plot`);
   const axis = chosen();
   try {
-    const result = await vegaEmbed(plot, withAxis(report.charts[key].spec, axis), {
+    const { spec, clock } = report.charts[key];
+    const result = await vegaEmbed(plot, clock ? withAxis(spec, axis) : spec, {
       actions: false,
       renderer: "svg",
       patch: patchTooltips,
@@ -63,7 +83,8 @@ async function redraw() {
     const box = document.getElementById(key).getBoundingClientRect();
     return Math.abs((box.top + box.bottom) / 2 - middle);
   };
-  const keys = Object.keys(report.charts).map((key) => [distance(key), key]);
+  const drawn = Object.keys(report.charts).filter((key) => report.charts[key].spec);
+  const keys = drawn.map((key) => [distance(key), key]);
   for (const [, key] of keys.sort(([a], [b]) => a - b)) {
     if (pass !== latest) return;
     await draw(key);
@@ -104,10 +125,10 @@ const fileName = (name) => name.toLowerCase().replace(/[^a-z0-9]+/g, "-").replac
 document.addEventListener("click", async ({ target }) => {
   const { csv: table, png, all } = target.dataset ?? {};
   if (table) {
-    const { name, spec } = report.charts[table];
-    downloadCsv(fileName(name), spec.data.values ?? spec.datasets[spec.data.name]);
+    const { name, spec, table: numbers } = report.charts[table];
+    downloadCsv(fileName(name), numbers ? unfold(numbers) : spec.datasets[spec.data.name]);
   } else if (png) {
     const href = await views.get(png).view.toImageURL("png", 2);
     download(`${fileName(report.charts[png].name)}.png`, href);
-  } else if (all !== undefined) downloadCsv("records", report.records);
+  } else if (all !== undefined) downloadCsv("records", unfold(report.records));
 });

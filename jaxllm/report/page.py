@@ -21,10 +21,12 @@ import pandas as pd
 from altair.utils.schemapi import debug_mode
 from etils import epath
 
-from jaxllm.report import charts, numbers, sections
-from jaxllm.report.axes import axes, preferred_scale
-from jaxllm.report.tables import HEALTH, Tables, gather
-from jaxllm.report.theme import COLOURS, chart_config, style_variables
+from jaxllm.report import charts, numbers, questions, sections, summary
+from jaxllm.report.axes import LOSS, axes, preferred_scale
+from jaxllm.report.questions import Answer, answers
+from jaxllm.report.tables import HEALTH, Overview, Tables, gather
+from jaxllm.report.theme import COLOURS, DISTINCT, chart_config, style_variables
+from jaxllm.trajectory.importers import Source, is_import, open_source
 from jaxllm.trajectory.run import Run
 
 
@@ -34,25 +36,29 @@ def build(
     """Writes the report of one or several runs and returns the path of its index.html.
 
     Args:
-      run_dirs: Run directories, local or `gs://`.
+      run_dirs: Run directories, local or `gs://`, and other sources as
+        `jaxllm.trajectory.importers` names them.
       output: The directory for index.html; default: report/ in the run's directory, or in the
-        working directory when there are several runs.
+        working directory when there are several runs or they are imported.
 
     Raises:
       UserError: a directory is no run.
     """
-    runs, folder = open_runs(run_dirs, output)
-    return write(folder / "index.html", render(gather(runs)).encode())
+    sources, folder = open_sources(run_dirs, output)
+    tables = gather(sources)
+    return write(folder / "index.html", render(tables, answers(tables)).encode())
 
 
-def open_runs(
-    run_dirs: Sequence[str | os.PathLike[str]], output: str | os.PathLike[str] | None
-) -> tuple[list[Run], epath.Path]:
-    """The runs of `run_dirs` and the directory for their report; arguments as of `build`."""
-    runs = [Run(directory) for directory in run_dirs]
+def open_sources(
+    specs: Sequence[str | os.PathLike[str]], output: str | os.PathLike[str] | None
+) -> tuple[list[Run | Source], epath.Path]:
+    """What `specs` name, and the directory for their report; arguments as of `build`."""
+    sources = [open_source(spec) if is_import(spec) else Run(spec) for spec in specs]
     if output is None:
-        output = runs[0].path / "report" if len(runs) == 1 else "report"
-    return runs, epath.Path(output)
+        first = sources[0]
+        alone = isinstance(first, Run) and len(sources) == 1
+        output = first.path / "report" if isinstance(first, Run) and alone else "report"
+    return sources, epath.Path(output)
 
 
 def write(path: epath.Path, content: bytes) -> epath.Path:
@@ -63,38 +69,48 @@ def write(path: epath.Path, content: bytes) -> epath.Path:
 
 
 @debug_mode(False)  # the tests validate the charts; here it would cost most of the time
-def render(tables: Tables) -> str:
-    """The whole page as HTML."""
+def render(tables: Tables, found: Sequence[Answer] = ()) -> str:
+    """The whole page as HTML, with the findings in the order of a reader's questions."""
     book = _Charts(tables)
-    body = "\n".join(
-        [
-            sections.glance(tables),
-            sections.section("growth", "Which capability grew when", _growth(book)),
-            sections.section("trajectories", "Capability trajectories", _trajectories(book)),
-            sections.section("loss", "Loss", _loss(book)),
-            sections.section("health", "Health of the run", _health(book)),
-            sections.section("table", "Final values", sections.final_table(tables)),
-            sections.data_notes(tables),
-        ]
-    )
-    names = [overview.run for overview in tables.overviews]
+    more = {
+        questions.HEALTH: [("loss", "Loss", _loss), ("curves", "Gradients and speed", _health)],
+        questions.NOW: [("growth", "Which capability grew when", _growth),
+                        ("trajectories", "Capability trajectories", _trajectories)],
+        questions.AHEAD: [], questions.EARLY: [], questions.SIZES: [],
+    }  # fmt: skip
+    parts = [sections.glance(tables)]
+    for question, title in questions.QUESTIONS.items():
+        mine = [answer for answer in found if answer.question == question]
+        cards = [book.answer(answer) for answer in mine if not answer.refused]
+        content = [sections.part(name, text, made(book)) for name, text, made in more[question]]
+        if question == questions.NOW:
+            content.append(sections.part("table", "Final values", sections.final_table(tables)))
+        if cards:  # what the charts show comes before what was computed, but for alarms
+            at = 0 if question == questions.HEALTH else len(content)
+            content.insert(at, sections.grid(cards, "medium"))
+        content.append(sections.unanswered([answer for answer in mine if answer.refused]))
+        if any(content):
+            parts.append(sections.section(question, title, "".join(content)))
+    body = "\n".join([*parts, sections.data_notes(tables)])
+    palette = "sizes" if tables.many_runs else "series"
     page = Template(_asset("page.html"))
     data = {
-        "charts": book.specifications,
+        "charts": {key: _compact(chart) for key, chart in book.specifications.items()},
         "axes": {
             clock: {kind: dataclasses.asdict(axis) | {"title": axis.title}
                     for kind, axis in of_clock.items()}
             for clock, of_clock in book.axes.items()
         },
-        "themes": {theme: chart_config(theme) for theme in COLOURS},
-        "records": json.loads(tables.points.to_json(orient="records", double_precision=10)),
+        "themes": {theme: chart_config(theme, palette) for theme in COLOURS},
+        "records": _columns(tables.points),
     }  # fmt: skip
     return page.substitute(
-        title=html.escape(f"{numbers.join(names)} · jaxllm report"),
-        style=style_variables() + _asset("page.css"),
+        title=html.escape(f"{sections.heading(tables)} · jaxllm report"),
+        style=style_variables(palette) + _asset("page.css"),
         legend=sections.legend(list(tables.series)) if tables.several_runs else "",
         log="checked" if preferred_scale(tables.points) == "log" else "",
         linear="checked" if preferred_scale(tables.points) == "linear" else "",
+        loss="" if LOSS in book.axes else "disabled",
         body=body,
         data=_script_safe(json.dumps(data, separators=(",", ":"), allow_nan=False)),
         libraries=_script_safe(_libraries()),
@@ -102,14 +118,15 @@ def render(tables: Tables) -> str:
     )
 
 
-def main_figure(tables: Tables, theme: str = "light") -> bytes:
-    """The capability trajectories of all tasks as one PNG, for a README or a slide."""
-    return charts.png(_figure(tables, list(tables.findings.task.unique())), theme)
+def main_figure(tables: Tables, theme: str = "light", kind: str = "png") -> bytes:
+    """The capability trajectories of all tasks as one PNG or PDF, for a README or a slide."""
+    figure = _figure(tables, list(tables.findings.task.unique()))
+    return charts.picture(figure, theme, kind=kind)
 
 
 def domain_figure(tables: Tables, domain: str) -> bytes:
     """The capability trajectories of one domain as a PNG."""
-    return charts.png(_figure(tables, tables.domains[domain]), scale=1.5)
+    return charts.picture(_figure(tables, tables.domains[domain]), scale=1.5)
 
 
 @debug_mode(False)
@@ -132,24 +149,82 @@ class _Charts:
         self.specifications: dict[str, dict[str, Any]] = {}
 
     def figure(self, name: str, chart: charts.Chart, **parts: str) -> str:
-        """The HTML of one chart; `parts` as in `sections.figure`."""
-        key = f"chart-{len(self.specifications) + 1}"
-        self.specifications[key] = {"name": name, "spec": charts.specification(chart)}
+        """The HTML of one chart against a clock; `parts` as in `sections.figure`."""
+        spec = charts.specification(chart)
+        key = self._keep({"name": name, "spec": spec, "clock": True})
         return sections.figure(key, name, height=int(chart.height), **parts)
+
+    def answer(self, found: Answer) -> str:
+        """The HTML of one finding."""
+        kept = {"name": found.title, "table": _columns(found.table)}
+        if found.chart is not None:
+            kept["spec"] = charts.specification(found.chart)
+        return sections.answer(self._keep(kept), found)
+
+    def _keep(self, chart: dict[str, Any]) -> str:
+        key = f"chart-{len(self.specifications) + 1}"
+        self.specifications[key] = chart
+        return key
+
+
+def _columns(table: pd.DataFrame) -> dict[str, Any]:
+    """A table by columns, every text of a column once, and numbers to ten digits."""
+    made = json.loads(table.to_json(orient="split", double_precision=10, index=False))
+    return _by_columns(made["columns"], made["data"])
+
+
+def _by_columns(names: list[str], rows: list[list[Any]]) -> dict[str, Any]:
+    columns: dict[str, Any] = {}
+    for name, values in zip(names, zip(*rows, strict=True), strict=bool(rows)):
+        if any(isinstance(value, str) for value in values):
+            at = {value: number for number, value in enumerate(dict.fromkeys(values))}
+            columns[name] = {"words": list(at), "at": [at[value] for value in values]}
+        else:
+            columns[name] = [
+                float(f"{value:.10g}") if isinstance(value, float) else value for value in values
+            ]
+    return columns
+
+
+def _compact(chart: dict[str, Any]) -> dict[str, Any]:
+    """A chart whose data take a fraction of the place; the page's script unfolds them."""
+    if "spec" not in chart:
+        return chart
+    spec = dict(chart["spec"])
+    data = {}
+    for name, rows in spec.pop("datasets", {}).items():
+        names = list(rows[0]) if rows else []
+        data[name] = _by_columns(names, [[row[column] for column in names] for row in rows])
+    return {**chart, "spec": spec, "data": data}
 
 
 def _growth(book: _Charts) -> str:
     tables = book.tables
     if tables.points.value.notna().sum() == 0:
         return sections.nothing("No checkpoint has been scored yet.")
-    order = list(dict.fromkeys(tables.findings.task))
     figures = []
-    for overview in tables.overviews:
+    for overview in _typical(tables):
         shares = tables.shares[tables.shares.run == overview.run]
         if len(shares):
             name = overview.run if tables.several_runs else "Share of the gain"
-            figures.append(book.figure(name, charts.gains(shares, order, book.axis)))
-    return sections.GROWTH_INTRODUCTION + sections.grid(figures, "wide")
+            of_run = tables.findings[tables.findings.run == overview.run]
+            order = list(dict.fromkeys([*of_run.task, *tables.findings.task]))
+            chart = charts.gains(shares, order, book.axis)
+            figures.append(book.figure(name, chart, sentence=summary.headline(of_run)))
+    size = "medium" if tables.many_runs else "wide"
+    few = sections.FEW_RUNS if tables.many_runs else ""
+    return sections.GROWTH_INTRODUCTION + few + sections.grid(figures, size)
+
+
+def _typical(tables: Tables) -> list[Overview]:
+    """All runs; of many the largest of each family that has a trajectory."""
+    if not tables.many_runs:
+        return list(tables.overviews)
+    largest: dict[str, Overview] = {}
+    for overview in sorted(tables.overviews, key=lambda o: o.params if o.params > 0 else 0.0):
+        if overview.checkpoints > 1:
+            largest[overview.family] = overview
+    return list(largest.values())[-DISTINCT:]
 
 
 def _trajectories(book: _Charts) -> str:
@@ -183,7 +258,10 @@ def _loss(book: _Charts) -> str:
         chart = charts.curve(by_domain, book.axis, tables.series, "loss")
         labels = list(by_domain.series.unique())
         legend = sections.legend(labels, [tables.series.index(label) for label in labels])
-        figures.append(book.figure("Training loss by domain", chart, extra=legend))
+        sentence = summary.of_curve(by_domain, "Loss")
+        figures.append(
+            book.figure("Training loss by domain", chart, extra=legend, sentence=sentence)
+        )
     else:
         figures.append(sections.nothing("No loss per domain was logged."))
     return sections.grid(figures, "medium")
@@ -199,13 +277,15 @@ def _health(book: _Charts) -> str:
 def _curves(book: _Charts, names: dict[str, str], height: int = 170) -> Iterator[str]:
     """A chart per logged quantity; one colour per run."""
     tables = book.tables
-    runs = [overview.run for overview in tables.overviews]
     for name, title in names.items():
         points = tables.metrics[tables.metrics.name == name]
         if len(points):
-            points = points.assign(series=points.run)
-            chart = charts.curve(points, book.axis, runs, title).properties(height=height)
-            yield book.figure(title, chart, final=_last_values(points))
+            series = tables.series
+            if not tables.several_runs:
+                points, series = points.assign(series=points.run), (tables.overviews[0].run,)
+            chart = charts.curve(points, book.axis, series, title).properties(height=height)
+            sentence = summary.of_curve(points, title)
+            yield book.figure(title, chart, final=_last_values(points), sentence=sentence)
 
 
 def _last_values(points: pd.DataFrame) -> str:

@@ -8,6 +8,7 @@ from html import escape
 
 from jaxllm.analysis import capabilities as analysis
 from jaxllm.report import numbers, summary
+from jaxllm.report.questions import Answer
 from jaxllm.report.tables import Overview, Tables
 from jaxllm.trajectory.records import OK
 
@@ -17,10 +18,16 @@ there is no chance level) to its best value. <i class="dot"></i> marks where it 
 first of two checkpoints in a row more than two standard errors above it. The final value stands at
 the right.</p>"""
 
+FEW_RUNS = """<p class="intro">Of each family its largest run; all runs stand in the trajectories
+below and in the table.</p>"""
+
 TRAJECTORY_INTRODUCTION = """<p class="intro">Each task's main metric with its 95% band
 (±1.96&nbsp;SE). <span class="key"><i class="dash"></i>chance</span> <span class="key"><i
 class="ring"></i>left chance</span></p>"""
 
+
+# So many sentences are read at a glance; more stand behind a click.
+_AT_A_GLANCE = 12
 
 _TABLE_HEAD = ("Final ± SE", "Chance", "Left chance at", "Metric", "n", "Shots")
 _NUMERIC = {"Final ± SE", "Chance", "n", "Shots"}
@@ -31,18 +38,38 @@ def section(name: str, title: str, content: str) -> str:
     return f'<section id="{name}"><h2>{escape(title)}</h2>\n{content}</section>'
 
 
+def part(name: str, title: str, content: str) -> str:
+    """A titled part of a section."""
+    return f'<h3 id="{name}">{escape(title)}</h3>\n{content}'
+
+
+def heading(tables: Tables) -> str:
+    """What the report is on: the names of the runs, or of their families."""
+    names = [overview.run for overview in tables.overviews]
+    if not tables.many_runs:
+        return numbers.join(names)
+    families = list(dict.fromkeys(overview.family for overview in tables.overviews))
+    named = numbers.join(families) if len(families) <= 6 else f"{len(families)} families"
+    return f"{len(names)} runs of {named}"
+
+
 def glance(tables: Tables) -> str:
     """The top: names, sizes, and what left chance when."""
-    names = [overview.run for overview in tables.overviews]
-    if tables.several_runs:
-        facts = _overview_table(tables.overviews)
+    if tables.many_runs:
+        facts = _folded("All runs: size, tokens, cost", _overview_table(tables))
+    elif tables.several_runs:
+        facts = _overview_table(tables)
     else:
         facts = _tiles(tables.overviews[0])
-    parts = [f"<h1>{escape(numbers.join(names))}</h1>", facts]
+    parts = [f"<h1>{escape(heading(tables))}</h1>"]
+    if tables.many_runs:
+        parts.append(f'<p class="lead">{escape(summary.of_many(tables.findings))}</p>{facts}')
+        return _with_notes(tables, parts)
+    parts.append(facts)
     for overview in tables.overviews:
         findings = tables.findings[tables.findings.run == overview.run]
-        heading = f"<h3>{_swatch(tables, overview.run)}{escape(overview.run)}</h3>"
-        parts.append(heading if tables.several_runs else "")
+        name = f"<h3>{_swatch(tables, overview.run)}{escape(overview.run)}</h3>"
+        parts.append(name if tables.several_runs else "")
         parts.append(f'<p class="lead">{escape(summary.headline(findings))}</p>')
         items = "".join(
             f"<li><b>{_name(task)}</b><span>{escape(when)}</span><em>{escape(how)}</em></li>"
@@ -53,6 +80,10 @@ def glance(tables: Tables) -> str:
             listed = f"<summary>In the order of leaving chance</summary><ol>{items}</ol>"
             parts.append(f'<details class="milestones"{opened}>{listed}</details>')
         parts += [f"<p>{escape(text)}</p>" for text in summary.remainder(findings)]
+    return _with_notes(tables, parts)
+
+
+def _with_notes(tables: Tables, parts: list[str]) -> str:
     if tables.notes:
         notes = "1 note" if len(tables.notes) == 1 else f"{len(tables.notes)} notes"
         parts.append(f'<p class="warn"><a href="#notes">{notes} on the data</a> below.</p>')
@@ -63,8 +94,7 @@ def data_notes(tables: Tables) -> str:
     """What is missing or wrong in the data."""
     if not tables.notes:
         return ""
-    items = "".join(f"<li>{escape(note)}</li>" for note in tables.notes)
-    return section("notes", "Notes on the data", f'<ul class="notes">{items}</ul>')
+    return section("notes", "Notes on the data", _listed(tables.notes, "notes"))
 
 
 def final_table(tables: Tables) -> str:
@@ -85,14 +115,15 @@ def final_table(tables: Tables) -> str:
             rows += [_table_row(tables, row, several) for row in found.itertuples()]
     table = f"<table><thead><tr>{cells}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
     button = '<button type="button" data-all>All charted records as CSV</button>'
-    return f'{_scrolling("Final values", table)}<p class="tools">{button}</p>'
+    content = f'{_scrolling("Final values", table)}<p class="tools">{button}</p>'
+    return _folded(f"{len(rows):,} final values", content) if tables.many_runs else content
 
 
 def figure(
     key: str, name: str, height: int, meta: str = "", final: str = "", warning: str = "",
-    extra: str = "",
+    extra: str = "", sentence: str = "",
 ) -> str:  # fmt: skip
-    """A chart's card: name and final value, what was measured, the plot, and its downloads."""
+    """A chart's card: name and final value, what it shows, the plot, and its downloads."""
     quoted = escape(name, quote=True)
     tools = "".join(
         f'<button type="button" data-{kind}="{key}" aria-label="{quoted} as {kind.upper()}">'
@@ -101,10 +132,42 @@ def figure(
     )
     return (
         f'<figure id="{key}"><figcaption><h4>{_name(name)}</h4><span class="final">{escape(final)}'
-        f'</span><p class="meta">{escape(meta)}</p>{extra}</figcaption>'
+        f'</span><p class="meta">{escape(meta)}</p>{_sentence(sentence)}{extra}</figcaption>'
         f'<div class="plot" style="min-height:{height + 38}px"></div>'
         f'{_warning(warning)}<div class="tools">{tools}</div></figure>'
     )
+
+
+def answer(key: str, found: Answer) -> str:
+    """A finding's card: its sentence, its chart, what else it says, and its downloads."""
+    quoted = escape(found.title, quote=True)
+    kinds = [*(["csv"] if len(found.table) else []), *(["png"] if found.chart is not None else [])]
+    tools = "".join(
+        f'<button type="button" data-{kind}="{key}" aria-label="{quoted} as {kind.upper()}">'
+        f"{kind.upper()}</button>"
+        for kind in kinds
+    )
+    plot = ""
+    if found.chart is not None:
+        plot = f'<div class="plot" style="min-height:{int(found.chart.height) + 38}px"></div>'
+    return (
+        f'<figure id="{key}" class="answer"><figcaption><h4>{escape(found.title)}</h4>'
+        f'<p class="sentence">{escape(found.sentence)}</p></figcaption>{plot}'
+        f"{_listed(found.lines, 'lines')}{_listed(found.notes, 'notes', shown=3)}"
+        f'<div class="tools">{tools}</div></figure>'
+    )
+
+
+def unanswered(refused: Sequence[Answer]) -> str:
+    """Which questions have no answer, and why."""
+    if not refused:
+        return ""
+    items = "".join(
+        f"<li><b>{escape(found.title)}.</b> {escape(found.sentence)}"
+        f"{_listed(found.lines, 'lines', shown=3)}</li>"
+        for found in refused
+    )
+    return f'<div class="nothing"><ul class="lines">{items}</ul></div>'
 
 
 def capability_texts(tables: Tables, task: str) -> dict[str, str]:
@@ -126,7 +189,10 @@ def capability_texts(tables: Tables, task: str) -> dict[str, str]:
         reason = f": {failed.status.iloc[-1]}" if len(failed) else ""
         warning = f"No value at {len(bad)} of {len(rows)} checkpoints (step {steps}){reason}"
     value = "" if len(found) > 1 else numbers.value(last.final, last.metric)
-    return {"meta": " · ".join(parts), "final": value, "warning": warning}
+    sentence = summary.of_task(found)
+    return {
+        "meta": " · ".join(parts), "final": value, "warning": warning, "sentence": sentence,
+    }  # fmt: skip
 
 
 def legend(labels: Sequence[str], colours: Sequence[int] | None = None) -> str:
@@ -163,15 +229,14 @@ def _tiles(overview: Overview) -> str:
     return f'<dl class="tiles">{tiles}</dl>'
 
 
-def _overview_table(overviews: Sequence[Overview]) -> str:
-    names = [name for name, _ in _facts(overviews[0])]
+def _overview_table(tables: Tables) -> str:
+    names = [name for name, _ in _facts(tables.overviews[0])]
     head = "".join(f'<th scope="col" class="right">{name}</th>' for name in names)
     rows = "".join(
-        f'<tr><th scope="row"><i class="swatch" style="background:var(--series-{number % 8})"></i>'
-        f"{escape(overview.run)}</th>"
+        f'<tr><th scope="row">{_swatch(tables, overview.run)}{escape(overview.run)}</th>'
         + "".join(f'<td class="right">{escape(text)}</td>' for _, text in _facts(overview))
         + "</tr>"
-        for number, overview in enumerate(overviews)
+        for overview in tables.overviews
     )
     table = f"<table><thead><tr><th>Run</th>{head}</tr></thead><tbody>{rows}</tbody></table>"
     return _scrolling("Runs", table)
@@ -208,13 +273,37 @@ def _table_row(tables: Tables, row, several: bool) -> str:  # type: ignore[no-un
 
 
 def _swatch(tables: Tables, run: str) -> str:
-    number = [overview.run for overview in tables.overviews].index(run)
+    if run not in tables.colour_of:
+        return ""
+    number = tables.series.index(tables.colour_of[run])
     return f'<i class="swatch" style="background:var(--series-{number % 8})"></i>'
 
 
 def _name(name: str) -> str:
     """A task's name, which may break after an underscore where it must."""
     return escape(name).replace("_", "_<wbr>")
+
+
+def _sentence(text: str) -> str:
+    return f'<p class="sentence">{escape(text)}</p>' if text else ""
+
+
+def _listed(texts: Sequence[str], kind: str, shown: int = _AT_A_GLANCE) -> str:
+    """Sentences as a list; what is too much to read at a glance stands behind a click."""
+    if not texts:
+        return ""
+    items = [f"<li>{escape(text)}</li>" for text in texts]
+    first, rest = items[:shown], items[shown:]
+    if len(rest) == 1:
+        first, rest = items, []
+    more = f'<ul class="{kind}">{"".join(rest)}</ul>' if rest else ""
+    return f'<ul class="{kind}">{"".join(first)}</ul>' + (
+        _folded(f"{len(rest)} more", more) if rest else ""
+    )
+
+
+def _folded(title: str, content: str) -> str:
+    return f"<details><summary>{escape(title)}</summary>{content}</details>"
 
 
 def _warning(text: str) -> str:

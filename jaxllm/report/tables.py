@@ -1,9 +1,10 @@
-"""Run directories -> the tidy tables of a report, and a note for everything that they lack."""
+"""Run directories and imported results -> the tidy tables of a report, and what they lack."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -11,8 +12,11 @@ import numpy as np
 import pandas as pd
 
 from jaxllm.analysis import capabilities as analysis
+from jaxllm.analysis.benchmarks import pooled
 from jaxllm.report import numbers
 from jaxllm.report.axes import CLOCKS
+from jaxllm.report.theme import DISTINCT
+from jaxllm.trajectory.importers import Source
 from jaxllm.trajectory.records import OK
 from jaxllm.trajectory.run import Run
 
@@ -39,6 +43,13 @@ class Overview:
     final_loss: float
     checkpoints: int
     restarts: int
+    family: str = ""
+    planned_tokens: float = math.nan
+
+    @property
+    def in_progress(self) -> bool:
+        """Whether the plan of the run says that it has more tokens to see."""
+        return self.tokens < 0.999 * self.planned_tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,12 +58,18 @@ class Tables:
 
     Attributes:
       overviews: One per run, in the order given.
-      points: The charted trajectories with `low`, `high` (±1.96 SE), `left_chance`, `series`.
+      points: The charted trajectories with `low`, `high` (±1.96 SE), `left_chance`, `series`, and
+        the training `loss` at the checkpoint.
       findings: When each task left chance; see `jaxllm.analysis.capabilities.onsets`.
       shares: `points` with the share of each task's gain and the cells of the gain chart.
-      metrics: metrics.jsonl in long form: `run, step, tokens, flops, name, value, series`.
-      series: Names that the colours stand for: runs if there are several, else domains.
+      metrics: metrics.jsonl in long form: `run, step, tokens, flops, loss, name, value, series`.
+      series: Names that the colours stand for: runs if there are several, classes of sizes where
+        those are more than the colours, else domains.
       notes: What is missing or wrong in the data, one sentence each.
+      records: All metrics of the tasks (or benchmarks) that are shown.
+      all_records: The trajectory table as it was read.
+      logged: The rows of metrics.jsonl with the column `run`.
+      colour_of: The series of each run, where there are several.
     """
 
     overviews: tuple[Overview, ...]
@@ -62,11 +79,25 @@ class Tables:
     metrics: pd.DataFrame
     series: tuple[str, ...]
     notes: tuple[str, ...]
+    records: pd.DataFrame
+    all_records: pd.DataFrame
+    logged: pd.DataFrame
+    colour_of: dict[str, str]
 
     @property
     def several_runs(self) -> bool:
-        """Whether colours stand for runs."""
+        """Whether colours stand for runs, or for their sizes."""
         return len(self.overviews) > 1
+
+    @property
+    def many_runs(self) -> bool:
+        """Whether there are more runs than colours, which then stand for classes of sizes."""
+        return len(self.overviews) > DISTINCT
+
+    @property
+    def sizes(self) -> int:
+        """Number of model sizes."""
+        return len({overview.params for overview in self.overviews if overview.params > 0})
 
     @functools.cached_property
     def domains(self) -> dict[str, list[str]]:
@@ -78,63 +109,146 @@ class Tables:
         return grouped
 
 
-def gather(runs: Sequence[Run]) -> Tables:
-    """Reads `runs` into the tables of one report; runs of the same name are numbered."""
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """One run of one source."""
+
+    label: str
+    records: pd.DataFrame
+    metrics: pd.DataFrame
+    checkpoints: pd.DataFrame
+    planned_tokens: float = math.nan
+
+
+def gather(sources: Sequence[Run | Source], budget_tokens: float = math.nan) -> Tables:
+    """Reads `sources` into the tables of one report; runs of the same name are numbered.
+
+    Args:
+      sources: Run directories, and what `jaxllm.trajectory.importers.open_source` returns.
+      budget_tokens: Tokens at the end of the runs of directories, where their config is not to
+        be believed.
+    """
     notes: list[str] = []
-    overviews, all_records, all_metrics = [], [], []
-    for run, label in zip(runs, _labels(runs), strict=True):
-        records = run.records().assign(run=label)
-        metrics = run.metrics()
-        notes += [problem.replace(f"{run.path}/", f"{label}: ", 1) for problem in run.problems()]
+    parts: list[_Part] = []
+    for source in sources:
+        parts += _parts(source, parts, notes, budget_tokens)
+    overviews = [_overview(part) for part in parts]
+    long = [_long(part.label, part.metrics, notes) for part in parts]
+    all_records = pd.concat([part.records for part in parts], ignore_index=True)
+    logged = pd.concat([p.metrics.assign(run=p.label) for p in parts], ignore_index=True)
+    records, pooling = pooled(all_records)
+    metrics = pd.concat(long, ignore_index=True)
+    points = analysis.charted(records)
+    findings = analysis.onsets(points)
+    notes += pooling
+    notes += _trajectory_notes(records, points, findings, len(parts))
+    of_run: dict[str, str] = {}
+    if len(parts) > 1:
+        of_run, series = _run_series(overviews)
+        points = points.assign(series=points.run.map(of_run))
+        metrics = metrics.assign(series=metrics.run.map(of_run))
+    else:
+        domains = metrics.name[metrics.name.str.startswith("loss/")].str.removeprefix("loss/")
+        series = list(dict.fromkeys([*findings.domain, *domains]))
+        points = points.assign(series=points.domain)
+        metrics = metrics.assign(series=metrics.name.str.removeprefix("loss/"))
+    points = _with_bands(_with_loss(points, metrics), findings)
+    shares = _cells(analysis.gain_share(points, findings))
+    return Tables(
+        tuple(overviews), points, findings, shares, metrics, tuple(series), tuple(notes), records,
+        all_records, logged, of_run,
+    )  # fmt: skip
+
+
+def _parts(
+    source: Run | Source, before: Sequence[_Part], notes: list[str], budget_tokens: float
+) -> list[_Part]:
+    """The runs of a source under names that no run `before` has."""
+    names = [part.label.split(" (")[0] for part in before]
+    if isinstance(source, Run):
+        label = _numbered(source.name, names)
+        records, metrics = source.records().assign(run=label), source.metrics()
+        notes += [p.replace(f"{source.path}/", f"{label}: ", 1) for p in source.problems()]
         if records.empty:
             notes.append(f"{label}: no checkpoint has been scored yet.")
         if metrics.empty:
             notes.append(
                 f"{label}: metrics.jsonl is missing or empty, so no loss and no health is shown."
             )
-        overviews.append(_overview(label, run, records, metrics))
-        all_records.append(records)
-        all_metrics.append(_long(label, metrics, notes))
-    records = pd.concat(all_records, ignore_index=True)
-    metrics = pd.concat(all_metrics, ignore_index=True)
-    points = analysis.charted(records)
-    findings = analysis.onsets(points)
-    notes += _trajectory_notes(records, points, findings, several=len(runs) > 1)
-    if len(runs) > 1:
-        series = [overview.run for overview in overviews]
-        points, metrics = points.assign(series=points.run), metrics.assign(series=metrics.run)
-    else:
-        domains = metrics.name[metrics.name.str.startswith("loss/")].str.removeprefix("loss/")
-        series = list(dict.fromkeys([*findings.domain, *domains]))
-        points = points.assign(series=points.domain)
-        metrics = metrics.assign(series=metrics.name.str.removeprefix("loss/"))
-    points = _with_bands(points, findings)
-    shares = _cells(analysis.gain_share(points, findings))
-    return Tables(tuple(overviews), points, findings, shares, metrics, tuple(series), tuple(notes))
+        planned = budget_tokens if budget_tokens > 0 else source.planned_tokens()
+        return [_Part(label, records, metrics, source.checkpoints(), planned)]
+    notes += source.problems
+    parts = []
+    for (name, _, _), records in source.records.groupby(
+        ["run", "family", "params"], sort=False, dropna=False
+    ):
+        label = _numbered(name, names)
+        if label != name:
+            notes.append(f"{label}: another run is called {name} too; they are kept apart.")
+        names.append(name)
+        metrics = source.metrics[source.metrics.run == name].drop(columns="run")
+        parts.append(_Part(label, records.assign(run=label), metrics, pd.DataFrame()))
+    for name, metrics in source.metrics.groupby("run", sort=False):
+        if name not in set(source.records.run):
+            label = _numbered(str(name), names)
+            names.append(str(name))
+            empty = source.records.iloc[:0]
+            parts.append(_Part(label, empty, metrics.drop(columns="run"), pd.DataFrame()))
+    return parts
 
 
-def _labels(runs: Sequence[Run]) -> list[str]:
-    labels: list[str] = []
-    for run in runs:
-        number = 1 + sum(label.split(" (")[0] == run.name for label in labels)
-        labels.append(run.name if number == 1 else f"{run.name} ({number})")
-    return labels
+def _numbered(name: str, taken: Sequence[str]) -> str:
+    number = 1 + taken.count(name)
+    return name if number == 1 else f"{name} ({number})"
 
 
-def _overview(label: str, run: Run, records: pd.DataFrame, metrics: pd.DataFrame) -> Overview:
+def _run_series(overviews: Sequence[Overview]) -> tuple[dict[str, str], list[str]]:
+    """What the colour of each run stands for, and all of these, the smaller sizes first."""
+    if len(overviews) <= DISTINCT:
+        names = [overview.run for overview in overviews]
+        return dict(zip(names, names, strict=True)), names
+    known = sorted({o.params for o in overviews if o.params > 0})
+    classes = [[params] for params in known]
+    room = DISTINCT - (len(known) < len({o.params for o in overviews}))
+    while len(classes) > room:  # the two that are nearest become one
+        spans = [math.log(b[-1] / a[0]) for a, b in itertools.pairwise(classes)]
+        at = spans.index(min(spans))
+        classes[at : at + 2] = [classes[at] + classes[at + 1]]
+    names_of = {}
+    for of_class in classes:
+        ends = dict.fromkeys(numbers.count(float(f"{p:.2g}")) for p in (of_class[0], of_class[-1]))
+        names_of |= dict.fromkeys(of_class, "–".join(ends))
+    of_run = {o.run: names_of.get(o.params, "size unknown") for o in overviews}
+    order = list(dict.fromkeys([*names_of.values(), *of_run.values()]))
+    return of_run, [name for name in order if name in of_run.values()]
+
+
+def _with_loss(points: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
+    """The training loss at each checkpoint, between its logged steps; NaN where none is logged."""
+    losses = pd.Series(math.nan, index=points.index)
+    for run, logged in metrics[metrics.name == "loss"].dropna(subset="value").groupby("run"):
+        mine = points.run == run
+        known = logged.sort_values("step")
+        losses[mine] = np.interp(points.step[mine], known.step, known.value)
+    return points.assign(loss=losses)
+
+
+def _overview(part: _Part) -> Overview:
+    records, metrics = part.records, part.metrics
+
     def last(column: str) -> float:
         values = _numbers(metrics, column).dropna()
         return float(values.iloc[-1]) if len(values) else math.nan
 
     def largest(column: str) -> float:
-        tables = (records, metrics, run.checkpoints())
+        tables = (records, metrics, part.checkpoints)
         values = [_numbers(table, column).max() for table in tables]
         return float(np.nanmax(values)) if not np.isnan(values).all() else math.nan
 
     scoring = records.groupby(["step", "task"])["seconds"].max().sum()
     wall = last("wall_seconds")
     return Overview(
-        run=label,
+        run=part.label,
         params=largest("params"),
         tokens=largest("tokens"),
         flops=largest("flops"),
@@ -143,6 +257,8 @@ def _overview(label: str, run: Run, records: pd.DataFrame, metrics: pd.DataFrame
         final_loss=last("loss"),
         checkpoints=records.step.nunique(),
         restarts=int(last("restarts")) if last("restarts") >= 0 else 0,
+        family=str(records.family.iloc[-1]) if len(records) else "",
+        planned_tokens=part.planned_tokens,
     )
 
 
@@ -157,10 +273,10 @@ def _numbers(frame: pd.DataFrame, column: str) -> pd.Series:
 def _long(label: str, metrics: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
     """The charted columns of metrics.jsonl as rows of (name, value), thinned where dense."""
     names = [c for c in metrics if c == "loss" or c.startswith("loss/") or c in HEALTH]
-    rows = [pd.DataFrame(columns=["run", *CLOCKS, "name", "value"])]
+    rows = [pd.DataFrame(columns=["run", *CLOCKS, "loss", "name", "value"])]
     for name in names:
         given = metrics[name].notna() | (name == "loss")
-        logged = pd.DataFrame({clock: _numbers(metrics, clock) for clock in CLOCKS})
+        logged = pd.DataFrame({clock: _numbers(metrics, clock) for clock in [*CLOCKS, "loss"]})
         logged["value"] = _numbers(metrics, name)
         logged = logged[given]
         wrong = logged.step[logged.value.isna()]
@@ -211,22 +327,32 @@ def _cells(shares: pd.DataFrame) -> pd.DataFrame:
     shares = shares.sort_values("step", ignore_index=True)
     grouped = shares.groupby(["run", "task"], sort=False)
     cells = {f"{clock}_from": grouped[clock].shift().fillna(0.0) for clock in CLOCKS}
+    cells["loss_from"] = grouped["loss"].shift().fillna(grouped["loss"].transform("max"))
     final = grouped["step"].transform("max")
     text = [numbers.value(v, m) for v, m in zip(shares.value, shares.metric, strict=True)]
     return shares.assign(**cells, is_last=shares.step == final, final_text=text)
 
 
 def _trajectory_notes(
-    records: pd.DataFrame, points: pd.DataFrame, findings: pd.DataFrame, several: bool
+    records: pd.DataFrame, points: pd.DataFrame, findings: pd.DataFrame, runs: int
 ) -> list[str]:
     notes = []
+    several, many = runs > 1, runs > DISTINCT
+    if many:  # a line each would hide the others
+        missing = points[points.status == "no record"]
+        for task, rows in missing.groupby("task", sort=False):
+            notes.append(
+                f"{task} has no record at {len(rows):,} checkpoints of {rows.run.nunique()} runs."
+            )
+    main = records[(records.status == OK) & records.primary.astype(bool)]
+    has_main = set(zip(main.run, main.task, strict=True))
     for (run, task), rows in points.groupby(["run", "task"], sort=False):
         name = f"{run}: {task}" if several else str(task)
         failed = rows[~rows.status.isin([OK, "no record"])]
         if len(failed):
             notes.append(f"{name} failed at {_steps(failed)}: {failed.status.iloc[-1]}")
         missing = rows[rows.status == "no record"]
-        if len(missing):
+        if len(missing) and not many:
             notes.append(f"{name} has no record at {_steps(missing)}.")
         wrong = rows[(rows.status == OK) & rows.value.isna()]
         if len(wrong):
@@ -241,8 +367,7 @@ def _trajectory_notes(
         if rows.task_version.nunique() > 1:
             versions = numbers.join(sorted(rows.task_version.unique()))
             notes.append(f"{name} was scored as versions {versions}, which are not comparable.")
-        mine = records[(records.run == run) & (records.task == task) & (records.status == OK)]
-        if len(mine) and not mine.primary.any():
+        if (run, task) not in has_main and (rows.status == OK).any():
             notes.append(f"{name} has no primary metric; {rows.metric.iloc[0]} is shown.")
     for task, rows in findings.groupby("task", sort=False):
         for column in ("task_version", "metric", "domain"):

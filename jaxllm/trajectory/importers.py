@@ -102,6 +102,11 @@ NO_METRICS = pd.DataFrame({"run": pd.Series(dtype=str), "step": pd.Series(dtype=
 COMMON = ("run", "family", "params", "tokens_per_step")
 
 
+def is_import(spec: str | os.PathLike[str]) -> bool:
+    """Whether `spec` names results of others, and not a run directory."""
+    return os.fspath(spec).partition(":")[0] in (*_KINDS, "metrics") and ":" in os.fspath(spec)
+
+
 def open_source(spec: str | os.PathLike[str]) -> Source:
     """Reads `KIND:PATH?settings` or a run directory; see the module's text for the kinds.
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import os
+import re
 from typing import Any
 
 import pandas as pd
@@ -57,6 +59,20 @@ class Run:
     def checkpoints(self) -> pd.DataFrame:
         """A row per checkpoint of checkpoints.jsonl, ordered by step; empty when there is none."""
         return self._checkpoints[0]
+
+    def planned_tokens(self) -> float:
+        """Tokens at the end of the run as its config plans it; NaN where it does not say."""
+        config = self.path / "config.gin"
+        text = config.read_text() if config.exists() else ""
+        steps = re.search(r"^TrainConfig\.steps = (\S+)", text, re.MULTILINE)
+        if steps and steps[1].startswith("%"):
+            steps = re.search(rf"^{steps[1][1:]} = (\S+)", text, re.MULTILINE)
+        tables = [t for t in (self.checkpoints(), self.metrics()) if "tokens" in t]
+        rows = pd.concat(tables)[["step", "tokens"]] if tables else pd.DataFrame({"step": []})
+        rows = rows[rows.step > 0]
+        if not (steps and steps[1].isdigit() and len(rows)):
+            return math.nan
+        return int(steps[1]) * float(rows.tokens.iloc[-1] / rows.step.iloc[-1])
 
     def problems(self) -> tuple[str, ...]:
         """A line for everything in the directory that could not be read."""

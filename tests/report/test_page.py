@@ -62,7 +62,25 @@ def rendered(run_dir) -> str:
 
 def data_of(text: str) -> dict:
     found = re.search(r'<script type="application/json" id="report-data">(.*?)</script>', text)
-    return json.loads(found[1])
+    data = json.loads(found[1])
+    data["records"] = unfold(data["records"])
+    for chart in data["charts"].values():
+        if "spec" in chart:
+            datasets = chart.pop("data").items()
+            chart["spec"]["datasets"] = {name: unfold(table) for name, table in datasets}
+    return data
+
+
+def unfold(table: dict) -> list[dict]:
+    """The rows of a table, as the page's script makes them."""
+    columns = [
+        [c["words"][i] for i in c["at"]] if isinstance(c, dict) else c for c in table.values()
+    ]
+    return [dict(zip(table, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def charts_of(text: str) -> dict:
+    return {c["name"]: c["spec"] for c in data_of(text)["charts"].values() if "spec" in c}
 
 
 def test_the_page_needs_nothing_from_elsewhere(rendered) -> None:
@@ -84,8 +102,7 @@ def test_charts_are_valid_vega_lite(rendered) -> None:
     """Against the JSON schema of Vega-Lite, and through its compiler."""
     import vl_convert
 
-    for chart in data_of(rendered)["charts"].values():
-        spec = chart["spec"]
+    for spec in charts_of(rendered).values():
         alt.LayerChart.from_dict(spec)  # validates
         compiled = vl_convert.vegalite_to_vega(spec | {"width": 200})
         assert compiled["marks"]
@@ -93,7 +110,7 @@ def test_charts_are_valid_vega_lite(rendered) -> None:
 
 def test_a_capability_chart_holds_the_stored_records(run_dir, rendered) -> None:
     stored = Run(run_dir).records()
-    charts = {chart["name"]: chart["spec"] for chart in data_of(rendered)["charts"].values()}
+    charts = charts_of(rendered)
     for task in ("copying", "docs_text"):
         spec = charts[task]
         rows = spec["datasets"][spec["data"]["name"]]
@@ -121,7 +138,7 @@ def test_the_text_states_sizes_onsets_and_final_values(run_dir, rendered) -> Non
 def test_several_runs_differ_in_colour_and_share_the_charts(run_dir, tmp_path) -> None:
     larger = simulate(tmp_path / "larger", run="larger", seed=1, params=12_000_000, skill=1.8)
     text = page.build([run_dir, larger], tmp_path / "both").read_text()
-    charts = {chart["name"]: chart["spec"] for chart in data_of(text)["charts"].values()}
+    charts = charts_of(text)
     rows = next(v for v in charts["copying"]["datasets"].values() if "series" in v[0])
     assert {row["series"] for row in rows} == {"simulated", "larger"}
     assert {f"Loss on {domain}" for domain in DOMAINS} <= set(charts)
@@ -230,7 +247,7 @@ def test_a_browser_draws_every_chart(run_dir, tmp_path) -> None:
         "--window-size=360,740", "--enable-logging=stderr", "--dump-dom", f"file://{index}",
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    charts = len(data_of(index.read_text())["charts"])
+    charts = len(charts_of(index.read_text()))
     assert len(re.findall(r'<svg[^>]*class="marks"', done.stdout)) == charts
     assert "could not be drawn" not in Page(done.stdout).text
     assert "CONSOLE" not in done.stderr, done.stderr

@@ -1,0 +1,117 @@
+"""Three charts for all findings: values with intervals, a matrix, and points along a law."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import altair as alt
+import pandas as pd
+
+from jaxllm.report.charts import Chart, inline
+
+_ROW = 21
+
+
+def dots(
+    table: pd.DataFrame, y: str, x: str, title: str, *, low: str = "", high: str = "",
+    series: str = "", order: Sequence[str] = (), number: str = ".3~f", log: bool = False,
+    reference: float | None = None,
+) -> Chart:  # fmt: skip
+    """A row per `y` with its value `x`, the interval `low` to `high`, coloured by `series`.
+
+    `order` is the order of the colours, `reference` where a line stands for no effect.
+    """
+    columns = [name for name in dict.fromkeys((y, x, low, high, series)) if name]
+    shown = table[columns].dropna(subset=x)
+    scale = alt.Scale(type="log") if log else alt.Scale(zero=False, nice=True)
+    label = "replace(replace(format(datum.value, '~s'), 'G', 'B'), 'k', 'K')"
+    axis = alt.Axis(labelExpr=label) if log else alt.Axis(format="~s" if number == "d" else number)
+    rows = alt.Y(
+        f"{y}:N", sort=list(dict.fromkeys(shown[y])), title=None,
+        axis=alt.Axis(labelLimit=150, domain=False, grid=True, ticks=False),
+    )  # fmt: skip
+    colour = alt.Undefined
+    if series:
+        names = list(order) or list(dict.fromkeys(shown[series]))
+        legend = alt.Legend(orient="top", title=None, columns=2, labelLimit=300)
+        colour = alt.Color(f"{series}:N", scale=alt.Scale(domain=names), legend=legend)
+    base = alt.Chart().encode(y=rows, color=colour)
+    value = alt.X(f"{x}:Q", scale=scale, axis=axis, title=title)
+    tooltip = [alt.Tooltip(f"{name}:Q", format=".4~g") for name in (x, low, high) if name]
+    named = [alt.Tooltip(f"{name}:N") for name in (y, series) if name]
+    points = base.mark_circle(size=60, opacity=0.9).encode(x=value, tooltip=[*named, *tooltip])
+    layers = [points]
+    if low:
+        spans = base.mark_rule(style="interval")
+        layers.insert(0, spans.encode(x=alt.X(f"{low}:Q", scale=scale, axis=axis), x2=f"{high}:Q"))
+    if reference is not None:
+        line = alt.Chart(alt.InlineData(values=[{"reference": reference}]))
+        layers.insert(0, line.mark_rule(style="chance").encode(x=alt.X("reference:Q", axis=axis)))
+    return alt.layer(*layers, data=inline(shown)).properties(
+        width="container", height=max(_ROW * shown[y].nunique(), 60), description=title
+    )
+
+
+def matrix(
+    table: pd.DataFrame, x: str, y: str, value: str, title: str, *, text: str = "",
+    domain: tuple[float, float] | None = None,
+) -> Chart:  # fmt: skip
+    """A cell per `x` and `y`, darker for larger `value` over `domain`; or blank."""
+    columns = [name for name in dict.fromkeys((x, y, value, text)) if name]
+    shown = table[columns]
+    low, high = domain or (float(shown[value].min()), float(shown[value].max()))
+    base = alt.Chart().encode(
+        x=alt.X(f"{x}:N", sort=list(dict.fromkeys(shown[x])), title=None,
+                axis=alt.Axis(labelLimit=120, domain=False, labelAngle=_angle(shown[x]))),
+        y=alt.Y(f"{y}:N", sort=list(dict.fromkeys(shown[y])), title=None,
+                axis=alt.Axis(labelLimit=150, domain=False)),
+    )  # fmt: skip
+    cells = (
+        base.transform_filter(f"isValid(datum['{value}'])")
+        .mark_rect(cornerRadius=1)
+        .encode(
+            color=alt.Color(
+                f"{value}:Q", scale=alt.Scale(domain=[low, high], clamp=True), legend=None
+            ),
+            tooltip=[alt.Tooltip(f"{y}:N"), alt.Tooltip(f"{x}:N"),
+                     alt.Tooltip(f"{text or value}:{'N' if text else 'Q'}", title=title)],
+        )
+    )  # fmt: skip
+    layers = [cells]
+    if text:
+        half = low + 0.55 * (high - low)
+        for style, test in (("cell-text", "<"), ("cell-text-on-dark", ">=")):
+            words = base.transform_filter(f"datum['{value}'] {test} {half}").mark_text(style=style)
+            layers.append(words.encode(text=f"{text}:N"))
+    return alt.layer(*layers, data=inline(shown)).properties(
+        width="container", height=max(_ROW * shown[y].nunique(), 60), description=title
+    )
+
+
+def law(table: pd.DataFrame, x: str, y: str, fitted: str, titles: tuple[str, str]) -> Chart:
+    """Points `y` over `x` and the law `fitted` through them, both axes logarithmic."""
+    shown = table[list(dict.fromkeys((x, y, fitted)))].sort_values(x)
+    label = "replace(replace(format(datum.value, '~s'), 'G', 'B'), 'k', 'K')"
+    if shown[x].max() > 1e15:
+        label = "replace(format(datum.value, '~e'), 'e+', 'e')"
+    scale = alt.Scale(type="log", nice=False, padding=8)
+    base = alt.Chart().encode(
+        x=alt.X(f"{x}:Q", scale=scale, title=titles[0], axis=alt.Axis(labelExpr=label))
+    )
+    y_axis = alt.Axis(format="~g")
+    points = base.mark_circle(size=45, opacity=0.75).encode(
+        y=alt.Y(f"{y}:Q", scale=scale, title=titles[1], axis=y_axis),
+        tooltip=[alt.Tooltip(f"{name}:Q", format=".4~g") for name in (x, y, fitted)],
+    )
+    line = base.mark_line(style="chance").encode(
+        y=alt.Y(f"{fitted}:Q", scale=scale, title=titles[1], axis=y_axis)
+    )
+    return alt.layer(line, points, data=inline(shown)).properties(
+        width="container", height=190, description=f"{titles[1]} against {titles[0]}."
+    )
+
+
+def _angle(names: pd.Series) -> int:
+    """Long or many names stand at an angle, so that none is left out."""
+    words = names.astype(str).drop_duplicates()
+    return -50 if len(words) > 6 or words.str.len().max() > 14 else 0

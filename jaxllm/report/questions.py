@@ -1,0 +1,377 @@
+"""The five questions of a reader, and the findings that answer them, each with its chart.
+
+An analysis that refuses says why in its place; one that fails is reported there too, so that no
+finding costs the page. Analyses that compare runs or sizes are made where there are several.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pandas as pd
+
+from jaxllm.analysis import (
+    backtest,
+    dynamics_bends,
+    dynamics_informative,
+    dynamics_leads,
+    dynamics_milestones,
+    dynamics_relations,
+    dynamics_sizes,
+    dynamics_unseen,
+    emergence,
+    forecast,
+    health,
+    scaling_tokens,
+)
+from jaxllm.analysis.capabilities import is_share
+from jaxllm.report import charts_findings as charts
+from jaxllm.report import numbers
+from jaxllm.report.charts import Chart
+from jaxllm.report.tables import Tables
+
+HEALTH, NOW, AHEAD, EARLY, SIZES = "health", "now", "ahead", "early", "sizes"
+QUESTIONS = {
+    HEALTH: "Is the run healthy?",
+    NOW: "What can it do now?",
+    AHEAD: "What will it be able to do?",
+    EARLY: "Which tasks tell me early?",
+    SIZES: "How does it compare across sizes?",
+}
+_MOST_ROWS = 40
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """One finding as the report shows it.
+
+    Attributes:
+      question: One of `QUESTIONS`.
+      title: What was looked at.
+      sentence: What was found, or why nothing was.
+      table: The numbers, offered as CSV.
+      chart: Their picture, if one says more than the sentence.
+      refused: Whether there is no answer.
+      lines: More sentences, such as a check each.
+      notes: What was left out of the data.
+    """
+
+    question: str
+    title: str
+    sentence: str
+    table: pd.DataFrame = dataclasses.field(default_factory=pd.DataFrame)
+    chart: Chart | None = None
+    refused: bool = False
+    lines: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+Study = tuple[str, str, Callable[[Tables], Answer | list[Answer]]]
+
+
+def answers(
+    tables: Tables, *, backtested: bool = False, progress: Callable[[str], None] = lambda _: None
+) -> list[Answer]:
+    """All findings on the runs, in the order of the questions.
+
+    Args:
+      tables: What `jaxllm.report.tables.gather` returns.
+      backtested: Whether to score the forecaster over the finished runs, too.
+      progress: Called with a line when an analysis has ended.
+    """
+    if tables.points.value.notna().sum() == 0 and tables.logged.empty:
+        return []
+    made: list[Answer] = []
+    for question, title, study in _studies(tables, backtested):
+        began = time.monotonic()
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                found = study(tables)
+            made += found if isinstance(found, list) else [found]
+        except Exception as error:  # one analysis is not worth the report
+            logging.exception("the analysis %s failed", title)
+            reason = f"This analysis failed: {type(error).__name__}: {error}."
+            made.append(Answer(question, title, reason, refused=True))
+        progress(f"{title}: {time.monotonic() - began:.1f} s")
+    return sorted(made, key=lambda one: list(QUESTIONS).index(one.question))
+
+
+def _studies(tables: Tables, backtested: bool) -> Iterator[Study]:
+    yield HEALTH, "Checks", _checks
+    yield NOW, "Sudden or gradual", _emergence
+    yield AHEAD, "The rest of the budget", _advice
+    if any(overview.in_progress for overview in tables.overviews):
+        yield AHEAD, "Forecast", _forecasts
+    if backtested:
+        yield AHEAD, "Backtest of the forecasts", _backtest
+    yield AHEAD, "Laws of the token count", _token_laws
+    yield EARLY, "Telling tasks", _informative
+    yield EARLY, "Share of the final gain", _milestones
+    yield EARLY, "Bends", _bends
+    yield EARLY, "Gains that come together", _correlations
+    yield EARLY, "Domains that lead", _leads
+    if tables.several_runs:
+        yield EARLY, "Unseen tasks", _unseen
+        yield SIZES, "Efficiency at equal tokens", _efficiency
+    if tables.sizes > 2:
+        from jaxllm.report import questions_sizes
+
+        yield from questions_sizes.studies(tables)
+
+
+def answer(
+    question: str, title: str, finding: object, chart: Callable[[pd.DataFrame], Chart | None],
+    lines: tuple[str, ...] = (),
+) -> Answer:  # fmt: skip
+    """A finding as an answer; a refused one, and one without numbers, has no chart."""
+    table: pd.DataFrame = finding.table  # type: ignore[attr-defined]
+    refused = bool(finding.refused)  # type: ignore[attr-defined]
+    drawn = None if refused or table.empty else chart(table)
+    notes = tuple(getattr(finding, "notes", ()))
+    return Answer(
+        question, title, finding.sentence, table, drawn, refused, lines, notes  # type: ignore[attr-defined]
+    )  # fmt: skip
+
+
+def _checks(tables: Tables) -> Answer:
+    found = health.examine(tables.records, tables.logged, budget_tokens=_budget(tables))
+    table = pd.concat([one.table for one in found], ignore_index=True)
+    made = table[table.state != "refused"]
+    if made.empty:
+        return Answer(HEALTH, "Checks", "Nothing could be checked.", table, refused=True,
+                      lines=tuple(table.says.unique()[:8]))  # fmt: skip
+    if len(found) == 1:
+        return Answer(HEALTH, "Checks", found[0].sentence, table, lines=tuple(table.says))
+    alarmed = [one for one in found if one.alarms]
+    lines = tuple(f"{c.run}: {c.sentence}" for one in alarmed for c in one.alarms)
+    named = f": {numbers.join([one.run for one in alarmed[:6]])}" if alarmed else ""
+    more = " and others" if len(alarmed) > 6 else ""
+    sentence = (
+        f"{len(alarmed)} of {len(found)} runs raise an alarm in one of {len(made):,} checks"
+        f"{named}{more}. At the tests' level, about {health.checks_loss.ALPHA * len(made):.1f} "
+        "alarms would be raised if all were healthy."
+    )
+    cells = made.assign(level=(made.state == "alarm").astype(float))
+    cells = cells[cells.run.isin(cells.run.unique()[:_MOST_ROWS])]
+    chart = charts.matrix(cells, "check", "run", "level", "alarm", text="state", domain=(0, 1))
+    return Answer(HEALTH, "Checks", sentence, table, chart, lines=lines)
+
+
+def _advice(tables: Tables) -> Answer:
+    found = health.advise(tables.records, tables.logged, budget_tokens=_budget(tables))
+    given = [one for one in found if not one.refused]
+    title = "The rest of the budget"
+    if not math.isfinite(_budget(tables)):
+        title = "What twice the tokens would bring"
+    if not given:
+        return Answer(AHEAD, title, found[0].sentence, refused=True)
+    axis = "expected gain, with its 90% interval (up is better)"
+    if len(given) == 1:
+        table = given[0].table
+        shares = table[[is_share(metric) for metric in table.metric]].sort_values("gain")[::-1]
+        chart = charts.dots(shares, "task", "gain", axis, low="low", high="high", reference=0.0)
+        return Answer(AHEAD, title, given[0].sentence, table, chart if len(shares) else None)
+    rows = [
+        {"run": one.run, "verdict": one.verdict, "seen_tokens": one.seen_tokens,
+         "budget_tokens": one.budget_tokens, "tasks": one.tasks,
+         **dict(zip(("gain", "low", "high"), one.mean_gain, strict=True))}
+        for one in given
+    ]  # fmt: skip
+    table = pd.DataFrame(rows).sort_values("gain", ascending=False, ignore_index=True)
+    counts = table.verdict.value_counts()
+    verdicts = numbers.join([f"{count} {verdict}" for verdict, count in counts.items()])
+    sentence = (
+        f"Of {len(table)} runs: {verdicts}. The mean over a run's tasks is expected to change by "
+        f"{100 * table.gain.min():+.2f} to {100 * table.gain.max():+.2f} points."
+    )
+    chart = charts.dots(table.head(_MOST_ROWS), "run", "gain", axis, low="low", high="high",
+                        series="verdict", reference=0.0)  # fmt: skip
+    return Answer(AHEAD, title, sentence, table, chart)
+
+
+def _forecasts(tables: Tables) -> list[Answer]:
+    going = {o.run: o.planned_tokens for o in tables.overviews if o.in_progress}
+    finished = [o.run for o in tables.overviews if o.run not in going]
+    made = []
+    for run, total in going.items():
+        found = forecast.forecast(tables.records, run, total_tokens=total, finished=finished)
+        title = f"Forecast for {run}" if tables.several_runs else "Forecast"
+        made.append(answer(AHEAD, title, found, _forecast_chart))
+    return made
+
+
+def _forecast_chart(table: pd.DataFrame) -> Chart | None:
+    shares = table[[is_share(metric) for metric in table.metric]].sort_values("forecast")[::-1]
+    if shares.empty:
+        return None
+    kinds = ("now", "at the end, with its 90% interval")
+    now = shares.assign(value=shares["last"], low=shares["last"], high=shares["last"], at=kinds[0])
+    end = shares.assign(value=shares.forecast, at=kinds[1])
+    both = pd.concat([now, end], ignore_index=True)
+    return charts.dots(both, "task", "value", "value", low="low", high="high", series="at",
+                       order=kinds)  # fmt: skip
+
+
+def _backtest(tables: Tables) -> Answer:
+    found = backtest.backtest(tables.all_records)
+
+    def chart(_: pd.DataFrame) -> Chart | None:
+        shares = found.points[[is_share(metric) for metric in found.points.metric]]
+        scores = dataclasses.replace(found, points=shares if len(shares) else found.points)
+        table = scores.summary(["fraction"])
+        names = {"mae": "forecast", "mae_last": "last value", "mae_log_linear": "log-linear line"}
+        long = table.melt("fraction", list(names), "by", "error")
+        long = long.assign(by=long.by.map(names), after=long.fraction.map("after {:.0%}".format))
+        title = "mean absolute error of the final value"
+        return charts.dots(long, "after", "error", title, series="by", reference=0.0)
+
+    return answer(AHEAD, "Backtest of the forecasts", found, chart)
+
+
+def _token_laws(tables: Tables) -> Answer:
+    found = scaling_tokens.token_laws(tables.points)
+
+    def chart(_: pd.DataFrame) -> Chart:
+        rows = found.summary.sort_values("late_error")
+        title = "mean absolute error on held-out late checkpoints"
+        return charts.dots(rows, "law", "late_error", title, number=".3~g")
+
+    return answer(AHEAD, "Laws of the token count", found, chart)
+
+
+def _emergence(tables: Tables) -> Answer:
+    def chart(table: pd.DataFrame) -> Chart | None:
+        tested = table[table.hard & table.suddenness.notna() & (table.suddenness > 0)]
+        tested = tested[tested.verdict != emergence.NO_GAIN].sort_values(["q", "p"])
+        tested = tested.assign(name=tested.task)
+        if tables.several_runs:
+            tested = tested.assign(name=tested.run + " · " + tested.task)
+        if tested.empty:
+            return None
+        title = "suddenness B/L: 1 for equal steps; the 15 clearest"
+        return charts.dots(tested.head(15), "name", "suddenness", title, series="verdict", log=True)
+
+    return answer(NOW, "Sudden or gradual", emergence.emergence(tables.records), chart)
+
+
+def _informative(tables: Tables) -> Answer:
+    def chart(table: pd.DataFrame) -> Chart:
+        strength = table[["gain", "spread"]].max(axis=1)
+        cells = table.assign(
+            tokens=table.phase + " of the tokens",
+            signal=np.log10(strength.where(table.informs).clip(lower=1.0)),
+            said=strength.map(lambda s: f"{s:.0f}" if s >= 10 else f"{s:.1f}" if s == s else ""),
+        )
+        order = cells.groupby("task").signal.max().sort_values(ascending=False).index
+        cells = cells.set_index("task").loc[order[:_MOST_ROWS]].reset_index()
+        title = "signal in standard deviations of the noise"
+        return charts.matrix(cells, "phase", "task", "signal", title, text="said")
+
+    found = dynamics_informative.informative_tasks(tables.records)
+    return answer(EARLY, "Telling tasks", found, chart)
+
+
+def _milestones(tables: Tables) -> Answer:
+    def chart(table: pd.DataFrame) -> Chart | None:
+        mean = table.groupby(["task", "fraction"], as_index=False).share.mean().dropna()
+        if mean.empty:
+            return None
+        order = mean.groupby("task").share.mean().sort_values(ascending=False).index
+        mean = mean.set_index("task").loc[order[:_MOST_ROWS]].reset_index()
+        mean = mean.assign(
+            said=mean.share.map("{:.0%}".format), at=mean.fraction.map("{:.0%} of tokens".format)
+        )
+        title = "share of the final gain"
+        return charts.matrix(mean, "at", "task", "share", title, text="said", domain=(0, 1))
+
+    found = dynamics_milestones.milestones(tables.records)
+    return answer(EARLY, "Share of the final gain", found, chart)
+
+
+def _bends(tables: Tables) -> Answer:
+    def chart(table: pd.DataFrame) -> Chart | None:
+        first = table.sort_values("tokens").drop_duplicates(["run", "task"])
+        grouped = first.groupby("task").agg(
+            tokens=("tokens", "median"), low=("low", "median"), high=("high", "median")
+        )
+        rows = grouped[grouped.low > 0].sort_values("tokens").head(_MOST_ROWS).reset_index()
+        kind = "tokens at the first bend, with its 95% interval"
+        kind += " (medians over runs)" if tables.several_runs else ""
+        return charts.dots(rows, "task", "tokens", kind, low="low", high="high", log=True)
+
+    return answer(EARLY, "Bends", dynamics_bends.change_points(tables.records), chart)
+
+
+def _correlations(tables: Tables) -> Answer:
+    def chart(table: pd.DataFrame) -> Chart:
+        turned = table.rename(columns={"task_a": "task_b", "task_b": "task_a"})
+        cells = pd.concat([table, turned], ignore_index=True)
+        tasks = cells.groupby("task_a").gain.mean().sort_values(ascending=False).index[:_MOST_ROWS]
+        cells = cells[cells.task_a.isin(tasks) & cells.task_b.isin(tasks)]
+        rank = {task: at for at, task in enumerate(tasks)}
+        cells = cells.sort_values(["task_a", "task_b"], key=lambda column: column.map(rank))
+        cells = cells.assign(mark=np.where(cells.gain_q <= 0.05, "•", ""))
+        title = "correlation of gains; • at 5% false discoveries"
+        low, high = min(float(cells.gain.min()), 0.0), max(float(cells.gain.max()), 0.3)
+        return charts.matrix(cells, "task_b", "task_a", "gain", title, text="mark",
+                             domain=(low, high))  # fmt: skip
+
+    found = dynamics_relations.correlations(tables.records)
+    return answer(EARLY, "Gains that come together", found, chart)
+
+
+def _leads(tables: Tables) -> Answer:
+    def chart(table: pd.DataFrame) -> Chart:
+        rows = table.assign(
+            pair=table["first"] + " → " + table.second,
+            proof=np.where(table.leads, "demonstrably first", "not told from chance"),
+        )
+        title = "lead: best correlation ahead minus best behind"
+        return charts.dots(rows.head(15), "pair", "lead", title, series="proof", reference=0.0)
+
+    return answer(EARLY, "Domains that lead", dynamics_leads.lead_lag(tables.records), chart)
+
+
+def _unseen(tables: Tables) -> Answer:
+    def chart(table: pd.DataFrame) -> Chart:
+        tested = table[table.why == ""].sort_values("gain", ascending=False).head(_MOST_ROWS)
+        names = {"error": "from its domain", "other_domains": "from other domains",
+                 "naive": "naive guess", "noise": "sampling noise alone"}  # fmt: skip
+        tested = tested.assign(naive=tested[["same_tokens", "constant"]].min(axis=1))
+        long = tested.melt("task", list(names), "by", "off").replace({"by": names})
+        title = "mean absolute error on held-out sizes"
+        return charts.dots(long, "task", "off", title, series="by", reference=0.0)
+
+    return answer(EARLY, "Unseen tasks", dynamics_unseen.unseen_tasks(tables.records), chart)
+
+
+def _efficiency(tables: Tables) -> Answer:
+    params = pd.Series([o.params for o in tables.overviews if o.params > 0])
+    low, high = 5e9, 9e9
+    if params.between(low, high).sum() < 2 and len(params):
+        crowd = [params.between(0.7 * size, 1.4 * size).sum() for size in params]
+        usual = params.iloc[int(np.argmax(crowd))]
+        low, high = 0.7 * usual, 1.4 * usual
+
+    def chart(table: pd.DataFrame) -> Chart:
+        last = table[table.tokens == table.tokens.max()]
+        half = 1.96 * last.stderr
+        last = last.assign(low=last.score - half, high=last.score + half)
+        title = f"mean score from chance (0) to perfect (1) at {numbers.count(table.tokens.max())}"
+        return charts.dots(last, "run", "score", f"{title} tokens", low="low", high="high")
+
+    found = dynamics_sizes.efficiency(tables.records, params=(low, high))
+    return answer(SIZES, "Efficiency at equal tokens", found, chart)
+
+
+def _budget(tables: Tables) -> float:
+    """Tokens at the end of the plan, where all runs in progress have the same."""
+    plans = {o.planned_tokens for o in tables.overviews if o.in_progress}
+    return plans.pop() if len(plans) == 1 and len(tables.overviews) == 1 else math.nan
