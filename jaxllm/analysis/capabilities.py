@@ -4,6 +4,9 @@ A task has left chance at the first checkpoint whose value is more than two stan
 its chance level, if the next scored checkpoint is too: one lucky checkpoint is expected among
 forty, two in a row among 1,600. At the last checkpoint there is no next one, and the finding is
 provisional.
+
+An untrained model that is already beyond chance, by the same margin, answers by the form of the
+options (their length, say): leaving chance then means leaving what the untrained model scored.
 """
 
 from __future__ import annotations
@@ -77,10 +80,18 @@ def _not_in(rows: pd.DataFrame, others: pd.DataFrame, key: list[str]) -> np.ndar
 
 
 def above_chance(frame: pd.DataFrame) -> pd.Series:
-    """Per row, whether the value is beyond chance by `STANDARD_ERRORS` (no doubt, no claim)."""
+    """Per row, whether the value is beyond a guess by `STANDARD_ERRORS` (no doubt, no claim).
+
+    A guess is the chance level, or the untrained model's value where that is beyond chance itself.
+    """
     signs = {metric: -1.0 if lower_is_better(metric) else 1.0 for metric in frame.metric.unique()}
     sign = frame.metric.map(signs).astype("float64")
-    return sign * (frame.value - frame.chance) > STANDARD_ERRORS * frame.stderr
+    doubt = STANDARD_ERRORS * frame.stderr
+    head_start = sign * (frame.value - frame.chance)
+    untrained = head_start.where((frame.step == 0) & (head_start > doubt))
+    keys = [frame.run, frame.task, frame.metric]
+    bar = untrained.groupby(keys, sort=False).transform("max").fillna(0.0)
+    return head_start - bar > doubt
 
 
 def onsets(trajectories: pd.DataFrame) -> pd.DataFrame:

@@ -38,6 +38,8 @@ def finding(frame):
         ([0.25, 0.24, 0.26, 0.40], analysis.PROVISIONAL, 30),
         ([0.25, 0.24, 0.26, 0.28], analysis.AT_CHANCE, math.nan),
         ([0.25, 0.10, 0.05, 0.01], analysis.AT_CHANCE, math.nan),  # below chance is not above it
+        ([0.40, 0.41, 0.40, 0.42], analysis.AT_CHANCE, math.nan),  # so was the untrained model
+        ([0.40, 0.41, 0.46, 0.47], analysis.LEFT, 20),
         ([math.nan] * 3, analysis.NO_VALUE, math.nan),
     ],
 )
