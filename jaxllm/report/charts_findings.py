@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import altair as alt
 import pandas as pd
@@ -30,7 +31,7 @@ def dots(
         f"{y}:N", sort=list(dict.fromkeys(shown[y])), title=None,
         axis=alt.Axis(labelLimit=150, domain=False, grid=True, ticks=False),
     )  # fmt: skip
-    colour = alt.Undefined
+    colour: Any = alt.Undefined
     if series:
         names = list(order) or list(dict.fromkeys(shown[series]))
         legend = alt.Legend(orient="top", title=None, columns=2, labelLimit=300)
@@ -91,14 +92,11 @@ def matrix(
 def law(table: pd.DataFrame, x: str, y: str, fitted: str, titles: tuple[str, str]) -> Chart:
     """Points `y` over `x` and the law `fitted` through them, both axes logarithmic."""
     shown = table[list(dict.fromkeys((x, y, fitted)))].sort_values(x)
-    label = "replace(replace(format(datum.value, '~s'), 'G', 'B'), 'k', 'K')"
-    if shown[x].max() > 1e15:
-        label = "replace(format(datum.value, '~e'), 'e+', 'e')"
     scale = alt.Scale(type="log", nice=False, padding=8)
     base = alt.Chart().encode(
-        x=alt.X(f"{x}:Q", scale=scale, title=titles[0], axis=alt.Axis(labelExpr=label))
+        x=alt.X(f"{x}:Q", scale=scale, title=titles[0], axis=_amounts(shown[x]))
     )
-    y_axis = alt.Axis(format="~g")
+    y_axis = _amounts(shown[y])
     points = base.mark_circle(size=45, opacity=0.75).encode(
         y=alt.Y(f"{y}:Q", scale=scale, title=titles[1], axis=y_axis),
         tooltip=[alt.Tooltip(f"{name}:Q", format=".4~g") for name in (x, y, fitted)],
@@ -109,6 +107,15 @@ def law(table: pd.DataFrame, x: str, y: str, fitted: str, titles: tuple[str, str
     return alt.layer(line, points, data=inline(shown)).properties(
         width="container", height=190, description=f"{titles[1]} against {titles[0]}."
     )
+
+
+def _amounts(values: pd.Series) -> alt.Axis:
+    """An axis that counts in K, M, B, and large FLOPs as powers of ten."""
+    if values.max() > 1e15:
+        return alt.Axis(labelExpr="replace(format(datum.value, '~e'), 'e+', 'e')")
+    if values.max() < 1000:
+        return alt.Axis(format="~g")
+    return alt.Axis(labelExpr="replace(replace(format(datum.value, '~s'), 'G', 'B'), 'k', 'K')")
 
 
 def _angle(names: pd.Series) -> int:

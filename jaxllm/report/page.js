@@ -63,7 +63,7 @@ async function draw(key) {
       actions: false,
       renderer: "svg",
       patch: patchTooltips,
-      config: report.themes[dark.matches ? "dark" : "light"],
+      config: report.themes[dark.matches ? "dark" : "light"][clock ? "clock" : "finding"],
       tooltip: { theme: "custom" },
     });
     views.get(key)?.finalize();

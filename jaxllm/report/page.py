@@ -72,8 +72,10 @@ def write(path: epath.Path, content: bytes) -> epath.Path:
 def render(tables: Tables, found: Sequence[Answer] = ()) -> str:
     """The whole page as HTML, with the findings in the order of a reader's questions."""
     book = _Charts(tables)
+    logged = [("loss", "Loss", _loss), ("curves", "Gradients and speed", _health)]
+    imported = tables.logged.empty and tables.points.value.notna().any()
     more = {
-        questions.HEALTH: [("loss", "Loss", _loss), ("curves", "Gradients and speed", _health)],
+        questions.HEALTH: [] if imported else logged,
         questions.NOW: [("growth", "Which capability grew when", _growth),
                         ("trajectories", "Capability trajectories", _trajectories)],
         questions.AHEAD: [], questions.EARLY: [], questions.SIZES: [],
@@ -101,7 +103,8 @@ def render(tables: Tables, found: Sequence[Answer] = ()) -> str:
                     for kind, axis in of_clock.items()}
             for clock, of_clock in book.axes.items()
         },
-        "themes": {theme: chart_config(theme, palette) for theme in COLOURS},
+        "themes": {theme: {"clock": chart_config(theme, palette), "finding": chart_config(theme)}
+                   for theme in COLOURS},
         "records": _columns(tables.points),
     }  # fmt: skip
     return page.substitute(
@@ -240,7 +243,8 @@ def _trajectories(book: _Charts) -> str:
             figures.append(book.figure(task, chart, **sections.capability_texts(tables, task)))
         colour = None if tables.several_runs else tables.series.index(domain)
         parts.append(sections.domain_group(domain, colour, figures))
-    introduction = sections.TRAJECTORY_INTRODUCTION
+    many = tables.many_runs
+    introduction = sections.MANY_INTRODUCTION if many else sections.TRAJECTORY_INTRODUCTION
     return f'{introduction}<div class="domains">{"".join(parts)}</div>'
 
 

@@ -29,6 +29,9 @@ class="ring"></i>left chance</span></p>"""
 # So many sentences are read at a glance; more stand behind a click.
 _AT_A_GLANCE = 12
 
+MANY_INTRODUCTION = """<p class="intro">Each task's main metric, a line per run in the colour of its
+size; its name stands under the pointer. <span class="key"><i class="dash"></i>chance</span></p>"""
+
 _TABLE_HEAD = ("Final ± SE", "Chance", "Left chance at", "Metric", "n", "Shots")
 _NUMERIC = {"Final ± SE", "Chance", "n", "Shots"}
 
@@ -179,7 +182,7 @@ def capability_texts(tables: Tables, task: str) -> dict[str, str]:
         parts.append(f"chance {numbers.value(last.chance, last.metric).replace('.0%', '%')}")
     elif not analysis.lower_is_better(last.metric):
         parts.append("chance unknown")
-    parts += [f"n {last.n:,}"] + ([f"{last.shots}-shot"] if last.shots else [])
+    parts += ([f"n {last.n:,}"] if last.n else []) + ([f"{last.shots}-shot"] if last.shots else [])
     rows = tables.points[tables.points.task == task]
     bad = rows[rows.value.isna()]
     warning = ""

@@ -214,7 +214,7 @@ def _run_series(overviews: Sequence[Overview]) -> tuple[dict[str, str], list[str
         spans = [math.log(b[-1] / a[0]) for a, b in itertools.pairwise(classes)]
         at = spans.index(min(spans))
         classes[at : at + 2] = [classes[at] + classes[at + 1]]
-    names_of = {}
+    names_of: dict[float, str] = {}
     for of_class in classes:
         ends = dict.fromkeys(numbers.count(float(f"{p:.2g}")) for p in (of_class[0], of_class[-1]))
         names_of |= dict.fromkeys(of_class, "–".join(ends))
