@@ -74,8 +74,8 @@ def train(
             update = run.compile_update()
         while run.step < steps and not preemption.requested():
             with run.clock.measure("data"):
-                batch = device_batch(next(batches), mesh)
-            state, metrics = update(state, batch)
+                rows = next(batches)
+            state, metrics = update(state, device_batch(rows, mesh))
             run.step += 1
             run.log.add(run.step, metrics)
             if run.step in run.scheduled:
