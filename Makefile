@@ -10,7 +10,7 @@ TAG := $(shell $(PYTHON) -c 'import sys; print("py%d%d" % sys.version_info[:2])'
 CONSTRAINTS := $(wildcard constraints/$(TAG).txt)
 INSTALL := $(VENV)/bin/python -m pip install --disable-pip-version-check -q $(addprefix -c ,$(CONSTRAINTS))
 
-.PHONY: quickstart test lint clean help
+.PHONY: quickstart test lint pytest clean help
 
 help:
 	@echo "make quickstart   install, train a small LLaMA, watch its capabilities grow (about 5 minutes)"
@@ -20,7 +20,9 @@ help:
 quickstart: $(VENV)/.installed
 	$(VENV)/bin/python -m jaxllm.train --gin_file=quickstart.gin --gin.MODEL_DIR=$(RUN_DIR)
 
-test: lint
+test: lint pytest
+
+pytest: $(VENV)/.installed-dev
 	$(VENV)/bin/python -m pytest -n auto --dist loadfile $(PYTEST_FLAGS)
 
 lint: $(VENV)/.installed-dev
