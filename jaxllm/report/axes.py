@@ -61,8 +61,8 @@ def axes(points: pd.DataFrame, metrics: pd.DataFrame) -> dict[str, dict[str, Axi
         # A run goes from a high loss to a low one, and so does the axis, from left to right.
         ends = [max(losses) * 1.01, min(losses) / 1.01]
         result[LOSS] = {
-            name: Axis(LOSS, {"type": name, "domain": ends, "nice": False, "zero": False}, {})
-            for name in ("log", "linear")
+            name: Axis(LOSS, {"type": name, "domain": ends, "nice": False} | zero, {})
+            for name, zero in (("log", {}), ("linear", {"zero": False}))
         }
     return result
 

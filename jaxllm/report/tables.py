@@ -134,10 +134,10 @@ def gather(sources: Sequence[Run | Source], budget_tokens: float = math.nan) -> 
         parts += _parts(source, parts, notes, budget_tokens)
     overviews = [_overview(part) for part in parts]
     long = [_long(part.label, part.metrics, notes) for part in parts]
-    all_records = pd.concat([part.records for part in parts], ignore_index=True)
-    logged = pd.concat([p.metrics.assign(run=p.label) for p in parts], ignore_index=True)
+    all_records = _joined([part.records for part in parts])
+    logged = _joined([part.metrics.assign(run=part.label) for part in parts])
     records, pooling = pooled(all_records)
-    metrics = pd.concat(long, ignore_index=True)
+    metrics = _joined(long)
     points = analysis.charted(records)
     findings = analysis.onsets(points)
     notes += pooling
@@ -195,6 +195,11 @@ def _parts(
             empty = source.records.iloc[:0]
             parts.append(_Part(label, empty, metrics.drop(columns="run"), pd.DataFrame()))
     return parts
+
+
+def _joined(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """All rows; frames without any have no say in the types of the columns."""
+    return pd.concat([frame for frame in frames if len(frame)] or frames[:1], ignore_index=True)
 
 
 def _numbered(name: str, taken: Sequence[str]) -> str:
@@ -291,7 +296,7 @@ def _long(label: str, metrics: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
                 f"means of neighbouring steps, {_POINTS_PER_CURVE:,} at most."
             )
         rows.append(_thinned(logged).assign(run=label, name=name))
-    return pd.concat([part for part in rows if len(part)] or rows, ignore_index=True)
+    return _joined(rows)
 
 
 def _thinned(logged: pd.DataFrame) -> pd.DataFrame:

@@ -195,6 +195,7 @@ def test_wrong_and_missing_data_is_stated(tmp_path) -> None:
         "No value at 2 of 12 checkpoints (step 80, 200)",
     ):
         assert statement in parsed.text, statement
+    assert "This analysis failed" not in parsed.text
     assert "img" not in parsed.tags  # what the data says is text, never markup
     assert "b" in parsed.tags and '<b>"run"</b> & more' in parsed.text
     rows = data_of(text)["records"]

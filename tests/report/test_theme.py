@@ -19,7 +19,7 @@ def contrast(one: str, other: str) -> float:
 @pytest.mark.parametrize("theme", sorted(COLOURS))
 def test_contrast(theme) -> None:
     colours = COLOURS[theme]
-    for colour in colours["series"]:
+    for colour in (*colours["series"], *colours["sizes"]):
         assert contrast(colour, colours["card"]) >= 3, colour
     for text in ("ink", "soft", "warn", "accent"):
         for background in ("card", "paper"):
