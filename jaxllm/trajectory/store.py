@@ -26,6 +26,12 @@ _TYPES = {"str": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": 
 SCHEMA = pa.schema([(f.name, _TYPES[str(f.type)]) for f in dataclasses.fields(Record)])
 _RECORDS, _EXAMPLES = ".parquet", ".examples.parquet"
 
+# Of a few rows, what saves space in large tables takes space, and five times as long to read.
+_OF_FEW_ROWS: dict[str, Any] = {
+    "compression": "none", "use_dictionary": False, "write_statistics": False,
+    "store_schema": False,
+}  # fmt: skip
+
 
 class TrajectoryStore:
     """The trajectory table of one run directory, local or `gs://`."""
@@ -50,9 +56,10 @@ class TrajectoryStore:
                 raise ValueError(f"a record of {record.task}@{record.step} in {task}@{step}")
         if examples is not None:
             table = pa.Table.from_pandas(examples, preserve_index=False)
-            _write_atomically(self._file(step, task, _EXAMPLES), table)
+            _write_atomically(self._file(step, task, _EXAMPLES), table, compression="zstd")
         rows = [dataclasses.asdict(record) for record in records]
-        _write_atomically(self._file(step, task, _RECORDS), pa.Table.from_pylist(rows, SCHEMA))
+        table = pa.Table.from_pylist(rows, SCHEMA)
+        _write_atomically(self._file(step, task, _RECORDS), table, **_OF_FEW_ROWS)
 
     def has(self, step: int, task: str) -> bool:
         """Whether the records of `task` at `step` are stored, be it as failed."""
@@ -79,7 +86,10 @@ class TrajectoryStore:
         files = [self._file(step, t, _RECORDS) for step in self.steps() for t in self.tasks(step)]
         problems, tables = [], [SCHEMA.empty_table()]
         with ThreadPoolExecutor(8) as pool:
-            for file, result in zip(files, pool.map(_try_read, files), strict=True):
+            # Threads hide the latency of object stores; where there is none they only cost.
+            contents = (pool.map if "://" in str(self.path) else map)(_try_bytes, files)
+            for file, content in zip(files, contents, strict=True):
+                result = _try_read(content) if isinstance(content, bytes) else content
                 if isinstance(result, pa.Table):
                     tables.append(result)
                 else:
@@ -106,23 +116,35 @@ def _is_records(name: str) -> bool:
     return name.endswith(_RECORDS) and not name.endswith(_EXAMPLES) and not name.startswith(".")
 
 
-def _try_read(file: epath.Path) -> pa.Table | str:
-    """The records of one file in today's columns, or why it could not be read."""
+def _try_bytes(file: epath.Path) -> bytes | str:
+    """A file's content, or why it could not be read."""
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        return _reason(error)
+
+
+def _try_read(content: bytes) -> pa.Table | str:
+    """The records of a file in today's columns, or why it could not be read."""
     try:
         # Files are small and many: `pq.read_table` would set up a data set scan for each.
-        table = pq.ParquetFile(pa.BufferReader(file.read_bytes())).read(use_threads=False)
+        table = pq.ParquetFile(pa.BufferReader(content)).read(use_threads=False)
         missing = [name for name in COLUMNS if name not in table.column_names]
         if missing:
             return f"no column {missing[0]}"
-        return table.select(COLUMNS).cast(SCHEMA)
+        return table if table.schema.equals(SCHEMA) else table.select(COLUMNS).cast(SCHEMA)
     except (OSError, pa.ArrowException) as error:
-        return str(error).splitlines()[0] if str(error) else type(error).__name__
+        return _reason(error)
 
 
-def _write_atomically(file: epath.Path, table: pa.Table) -> None:
+def _reason(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def _write_atomically(file: epath.Path, table: pa.Table, **options: Any) -> None:
     """The whole file or none of it: locally by a rename, in object stores a write is atomic."""
     buffer: Any = pa.BufferOutputStream()
-    pq.write_table(table, buffer, compression="zstd")
+    pq.write_table(table, buffer, **options)
     data = buffer.getvalue().to_pybytes()
     file.parent.mkdir(parents=True, exist_ok=True)
     if "://" in str(file):
