@@ -13,10 +13,12 @@ import argparse
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from os import PathLike
 
 from jaxllm import cli
 from jaxllm.errors import UserError
+from jaxllm.report import libraries
 
 _MOST_NOTES = 20
 
@@ -50,30 +52,41 @@ def main(argv: Sequence[str] | None = None) -> int:
     def progress(line: str) -> None:
         print(f"[{time.monotonic() - began:5.1f} s] {line}", file=sys.stderr, flush=True)
 
-    from jaxllm.report import export, page, questions, tables, terminal
+    if args.format == "html":
+        libraries.begin()
+    import pandas as pd
 
+    # Runs and tasks are grouped by name over and over, which takes longer in Arrow's texts.
+    texts = pd.option_context("mode.string_storage", "python")
     try:
-        sources, output = page.open_sources(args.sources, args.output)
-        report = tables.gather(sources, args.tokens)
-        runs = len(report.overviews)
-        progress(f"read {len(report.all_records):,} records of {runs} run{'s' * (runs != 1)}")
-        found = questions.answers(report, backtested=args.backtest, progress=progress)
-        if not report.many_runs:
-            for run in report.overviews:
-                print(terminal.capability_table(report, run.run), end="\n\n")
-        for note in report.notes[:_MOST_NOTES]:
-            print(f"note: {note}")
-        if len(report.notes) > _MOST_NOTES:
-            print(f"note: {len(report.notes) - _MOST_NOTES} more notes stand in the report")
-        if args.format == "html":
-            path = page.write(output / "index.html", page.render(report, found).encode())
-        else:
-            path = export.write(output, report, found, args.format)
+        with texts:
+            path = _write(args, progress)
     except OSError as error:
         raise UserError(f"{error.filename or args.output}: {error.strerror or error}") from error
     progress("written")
     print(f"{'Report' if args.format == 'html' else 'Files'}: {path}")
     return 0
+
+
+def _write(args: argparse.Namespace, progress: Callable[[str], None]) -> PathLike[str]:
+    """What the flags ask for, and where it is."""
+    from jaxllm.report import export, page, questions, tables, terminal
+
+    sources, output = page.open_sources(args.sources, args.output)
+    report = tables.gather(sources, args.tokens)
+    runs = len(report.overviews)
+    progress(f"read {len(report.all_records):,} records of {runs} run{'s' * (runs != 1)}")
+    found = questions.answers(report, backtested=args.backtest, progress=progress)
+    if not report.many_runs:
+        for run in report.overviews:
+            print(terminal.capability_table(report, run.run), end="\n\n")
+    for note in report.notes[:_MOST_NOTES]:
+        print(f"note: {note}")
+    if len(report.notes) > _MOST_NOTES:
+        print(f"note: {len(report.notes) - _MOST_NOTES} more notes stand in the report")
+    if args.format == "html":
+        return page.write(output / "index.html", page.render(report, found).encode())
+    return export.write(output, report, found, args.format)
 
 
 if __name__ == "__main__":

@@ -39,11 +39,15 @@ def capability(points: pd.DataFrame, axis: Axis, series: Sequence[str]) -> Chart
     low, high = value_range(points, share)
     y_scale = alt.Scale(domain=[low, high], nice=False, zero=False)
     y_axis = alt.Axis(format=".0%" if share else "~g", title=None)
-    base = alt.Chart().encode(x=_x(axis), color=_colour(series), detail=["run:N", "task_version:N"])
+    base = alt.Chart().encode(
+        x=_x(axis),
+        color=_colour(series),
+        detail=[alt.Detail("run:N"), alt.Detail("task_version:N")],
+    )
     y = alt.Y("value:Q", scale=y_scale, axis=y_axis)
     many = points.run.nunique() > DISTINCT  # their bands would hide each other
     band = base.mark_area(opacity=0.16, clip=True).encode(
-        y=alt.Y("low:Q", scale=y_scale, axis=y_axis), y2="high:Q"
+        y=alt.Y("low:Q", scale=y_scale, axis=y_axis), y2=alt.Y2("high:Q")
     )
     width = 1.1 if many else 2
     line = base.mark_line(strokeWidth=width, interpolate="linear", clip=True).encode(y=y)
@@ -59,7 +63,7 @@ def capability(points: pd.DataFrame, axis: Axis, series: Sequence[str]) -> Chart
         .mark_circle(style="hover", size=90)
         .encode(
             y=y,
-            opacity=alt.condition(nearest, alt.value(1), alt.value(0)),
+            opacity=_where(nearest),
             tooltip=[
                 alt.Tooltip("run:N"),
                 *_clock_tooltips(),
@@ -76,8 +80,12 @@ def capability(points: pd.DataFrame, axis: Axis, series: Sequence[str]) -> Chart
     if len(chance):
         rule = alt.Chart(alt.InlineData(values=[{"chance": float(chance.iloc[-1])}]))
         layers.insert(0, rule.mark_rule(style="chance").encode(y=alt.Y("chance:Q", axis=y_axis)))
-    return alt.layer(*layers, data=inline(points[_CHART_COLUMNS])).properties(
-        width="container", height=150, description=_describe(points, metric)
+    return alt.layer(
+        *layers,
+        data=points[_CHART_COLUMNS],
+        width="container",
+        height=150,
+        description=_describe(points, metric),
     )
 
 
@@ -96,7 +104,7 @@ def gains(shares: pd.DataFrame, order: Sequence[str], axis: Axis) -> Chart:
     base = alt.Chart().encode(y=y)
     cells = base.mark_rect(cornerRadius=1).encode(
         x=_x(axis, f"{axis.field}_from"),
-        x2=f"{axis.field}:Q",
+        x2=alt.X2(f"{axis.field}:Q"),
         color=alt.Color("share:Q", scale=alt.Scale(domain=[0, 1]), legend=None),
         tooltip=[
             alt.Tooltip("task:N"),
@@ -115,10 +123,14 @@ def gains(shares: pd.DataFrame, order: Sequence[str], axis: Axis) -> Chart:
     final = (
         base.transform_filter("datum.is_last")
         .mark_text(style="row-value", align="left", dx=7)
-        .encode(x=_x(axis), text="final_text:N")
+        .encode(x=_x(axis), text=alt.Text("final_text:N"))
     )
     tasks = shares.task.nunique()
-    return alt.layer(cells, dots, final, data=inline(shares[columns])).properties(
+    return alt.layer(
+        cells,
+        dots,
+        final,
+        data=shares[columns],
         width="container",
         height=max(26 * tasks, 60),
         description=f"Share of the gain above chance of {tasks} tasks against {axis.title}.",
@@ -139,14 +151,14 @@ def curve(points: pd.DataFrame, axis: Axis, series: Sequence[str], name: str) ->
     few = len(points) < 20 * points.series.nunique()  # one point alone is no line
     dots: Any = alt.OverlayMarkDef(size=20) if few else False
     line = base.mark_line(strokeWidth=width, clip=True, point=dots).encode(
-        y=y, detail=["run:N", "series:N"]
+        y=y, detail=[alt.Detail("run:N"), alt.Detail("series:N")]
     )
     hover = (
         base.transform_filter("isValid(datum.value)")
         .mark_circle(style="hover", size=80)
         .encode(
             y=y,
-            opacity=alt.condition(nearest, alt.value(1), alt.value(0)),
+            opacity=_where(nearest),
             tooltip=[
                 alt.Tooltip("series:N", title="series"),
                 *_clock_tooltips(),
@@ -155,8 +167,13 @@ def curve(points: pd.DataFrame, axis: Axis, series: Sequence[str], name: str) ->
         )
         .add_params(nearest)
     )
-    return alt.layer(line, hover, data=inline(points[columns])).properties(
-        width="container", height=170, description=f"{name} against {axis.title}."
+    return alt.layer(
+        line,
+        hover,
+        data=points[columns],
+        width="container",
+        height=170,
+        description=f"{name} against {axis.title}.",
     )
 
 
@@ -187,9 +204,28 @@ def picture(
 
 def specification(chart: alt.TopLevelMixin) -> dict[str, Any]:
     """The chart as a Vega-Lite specification without configuration, which the theme gives."""
-    spec = chart.to_dict(validate=False)
-    spec.pop("config", None)
+    spec, tables = parts(chart)
+    spec["datasets"] = {**spec.get("datasets", {}), **{k: _rows(t) for k, t in tables.items()}}
     return spec
+
+
+def parts(chart: alt.TopLevelMixin) -> tuple[dict[str, Any], dict[str, pd.DataFrame]]:
+    """The specification without the chart's rows, and these by the name that it has for them.
+
+    Altair copies what a specification holds many times over, so rows of any number stay outside.
+    """
+    panels = chart.concat if isinstance(chart, alt.ConcatChart) else []
+    owners = [owner for owner in (chart, *panels) if isinstance(owner.data, pd.DataFrame)]
+    tables = {f"rows-{number}": owner.data for number, owner in enumerate(owners)}
+    try:
+        for owner, name in zip(owners, tables, strict=True):
+            owner.data = alt.NamedData(name=name)
+        spec = chart.to_dict(validate=False)
+    finally:
+        for owner, table in zip(owners, tables.values(), strict=True):
+            owner.data = table
+    spec.pop("config", None)
+    return spec, tables
 
 
 def value_range(points: pd.DataFrame, share: bool) -> tuple[float, float]:
@@ -212,6 +248,11 @@ def _nearest(name: str, fields: list[str]) -> alt.Parameter:
     )  # fmt: skip
 
 
+def _where(selection: alt.Parameter) -> alt.OpacityValue:
+    """Seen where the selection is, and nowhere else."""
+    return alt.OpacityValue(0, condition={"param": selection.name, "empty": False, "value": 1})
+
+
 def _x(axis: Axis, field: str | None = None) -> alt.X:
     return alt.X(
         f"{field or axis.field}:Q",
@@ -232,10 +273,9 @@ def _clock_tooltips() -> list[alt.Tooltip]:
     ]
 
 
-def inline(frame: pd.DataFrame) -> alt.InlineData:
-    """The rows as plain JSON values: NaN becomes null, and floats keep six digits."""
-    rows = json.loads(frame.to_json(orient="records", double_precision=10))
-    return alt.InlineData(values=rows)
+def _rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows as plain JSON values: NaN becomes null, and floats keep ten digits."""
+    return json.loads(frame.to_json(orient="records", double_precision=10))
 
 
 def _describe(points: pd.DataFrame, metric: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import altair as alt
 import pandas as pd
 
-from jaxllm.report.charts import Chart, inline
+from jaxllm.report.charts import Chart
 
 _ROW = 21
 
@@ -44,12 +44,18 @@ def dots(
     layers = [points]
     if low:
         spans = base.mark_rule(style="interval")
-        layers.insert(0, spans.encode(x=alt.X(f"{low}:Q", scale=scale, axis=axis), x2=f"{high}:Q"))
+        layers.insert(
+            0, spans.encode(x=alt.X(f"{low}:Q", scale=scale, axis=axis), x2=alt.X2(f"{high}:Q"))
+        )
     if reference is not None:
         line = alt.Chart(alt.InlineData(values=[{"reference": reference}]))
         layers.insert(0, line.mark_rule(style="chance").encode(x=alt.X("reference:Q", axis=axis)))
-    return alt.layer(*layers, data=inline(shown)).properties(
-        width="container", height=max(_ROW * shown[y].nunique(), 60), description=title
+    return alt.layer(
+        *layers,
+        data=shown,
+        width="container",
+        height=max(_ROW * shown[y].nunique(), 60),
+        description=title,
     )
 
 
@@ -83,9 +89,13 @@ def matrix(
         half = low + 0.55 * (high - low)
         for style, test in (("cell-text", "<"), ("cell-text-on-dark", ">=")):
             words = base.transform_filter(f"datum['{value}'] {test} {half}").mark_text(style=style)
-            layers.append(words.encode(text=f"{text}:N"))
-    return alt.layer(*layers, data=inline(shown)).properties(
-        width="container", height=max(_ROW * shown[y].nunique(), 60), description=title
+            layers.append(words.encode(text=alt.Text(f"{text}:N")))
+    return alt.layer(
+        *layers,
+        data=shown,
+        width="container",
+        height=max(_ROW * shown[y].nunique(), 60),
+        description=title,
     )
 
 
@@ -104,8 +114,13 @@ def law(table: pd.DataFrame, x: str, y: str, fitted: str, titles: tuple[str, str
     line = base.mark_line(style="chance").encode(
         y=alt.Y(f"{fitted}:Q", scale=scale, title=titles[1], axis=y_axis)
     )
-    return alt.layer(line, points, data=inline(shown)).properties(
-        width="container", height=190, description=f"{titles[1]} against {titles[0]}."
+    return alt.layer(
+        line,
+        points,
+        data=shown,
+        width="container",
+        height=190,
+        description=f"{titles[1]} against {titles[0]}.",
     )
 
 

@@ -17,9 +17,9 @@ function unfold(table) {
 }
 for (const chart of Object.values(report.charts)) {
   if (!chart.spec) continue;
-  chart.spec.datasets = Object.fromEntries(
-    Object.entries(chart.data).map(([name, table]) => [name, unfold(table)]),
-  );
+  chart.spec.datasets ??= {};
+  for (const [name, table] of Object.entries(chart.data))
+    chart.spec.datasets[name] = unfold(table);
   delete chart.data;
 }
 

@@ -8,7 +8,6 @@ readable without scripts too.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import html
 import json
 import os
@@ -21,7 +20,7 @@ import pandas as pd
 from altair.utils.schemapi import debug_mode
 from etils import epath
 
-from jaxllm.report import charts, numbers, questions, sections, summary
+from jaxllm.report import charts, libraries, numbers, questions, sections, summary
 from jaxllm.report.axes import LOSS, axes, preferred_scale
 from jaxllm.report.questions import Answer, answers
 from jaxllm.report.tables import HEALTH, Overview, Tables, gather
@@ -45,6 +44,7 @@ def build(
       UserError: a directory is no run.
     """
     sources, folder = open_sources(run_dirs, output)
+    libraries.begin()
     tables = gather(sources)
     return write(folder / "index.html", render(tables, answers(tables)).encode())
 
@@ -97,7 +97,7 @@ def render(tables: Tables, found: Sequence[Answer] = ()) -> str:
     palette = "sizes" if tables.many_runs else "series"
     page = Template(_asset("page.html"))
     data = {
-        "charts": {key: _compact(chart) for key, chart in book.specifications.items()},
+        "charts": book.specifications,
         "axes": {
             clock: {kind: dataclasses.asdict(axis) | {"title": axis.title}
                     for kind, axis in of_clock.items()}
@@ -116,7 +116,7 @@ def render(tables: Tables, found: Sequence[Answer] = ()) -> str:
         loss="" if LOSS in book.axes else "disabled",
         body=body,
         data=_script_safe(json.dumps(data, separators=(",", ":"), allow_nan=False)),
-        libraries=_script_safe(_libraries()),
+        libraries=_script_safe(libraries.script()),
         script=_asset("page.js"),
     )
 
@@ -153,15 +153,14 @@ class _Charts:
 
     def figure(self, name: str, chart: charts.Chart, **parts: str) -> str:
         """The HTML of one chart against a clock; `parts` as in `sections.figure`."""
-        spec = charts.specification(chart)
-        key = self._keep({"name": name, "spec": spec, "clock": True})
+        key = self._keep({"name": name, "clock": True, **_drawn(chart)})
         return sections.figure(key, name, height=int(chart.height), **parts)
 
     def answer(self, found: Answer) -> str:
         """The HTML of one finding."""
         kept = {"name": found.title, "table": _columns(found.table)}
         if found.chart is not None:
-            kept["spec"] = charts.specification(found.chart)
+            kept |= _drawn(found.chart)
         return sections.answer(self._keep(kept), found)
 
     def _keep(self, chart: dict[str, Any]) -> str:
@@ -173,12 +172,10 @@ class _Charts:
 def _columns(table: pd.DataFrame) -> dict[str, Any]:
     """A table by columns, every text of a column once, and numbers to ten digits."""
     made = json.loads(table.to_json(orient="split", double_precision=10, index=False))
-    return _by_columns(made["columns"], made["data"])
-
-
-def _by_columns(names: list[str], rows: list[list[Any]]) -> dict[str, Any]:
     columns: dict[str, Any] = {}
-    for name, values in zip(names, zip(*rows, strict=True), strict=bool(rows)):
+    for name, values in zip(
+        made["columns"], zip(*made["data"], strict=True), strict=len(table) > 0
+    ):
         if any(isinstance(value, str) for value in values):
             at = {value: number for number, value in enumerate(dict.fromkeys(values))}
             columns[name] = {"words": list(at), "at": [at[value] for value in values]}
@@ -189,16 +186,10 @@ def _by_columns(names: list[str], rows: list[list[Any]]) -> dict[str, Any]:
     return columns
 
 
-def _compact(chart: dict[str, Any]) -> dict[str, Any]:
-    """A chart whose data take a fraction of the place; the page's script unfolds them."""
-    if "spec" not in chart:
-        return chart
-    spec = dict(chart["spec"])
-    data = {}
-    for name, rows in spec.pop("datasets", {}).items():
-        names = list(rows[0]) if rows else []
-        data[name] = _by_columns(names, [[row[column] for column in names] for row in rows])
-    return {**chart, "spec": spec, "data": data}
+def _drawn(chart: charts.Chart) -> dict[str, Any]:
+    """A chart and its data, which take a fraction of the place; the page's script unfolds them."""
+    spec, tables = charts.parts(chart)
+    return {"spec": spec, "data": {name: _columns(table) for name, table in tables.items()}}
 
 
 def _growth(book: _Charts) -> str:
@@ -298,14 +289,6 @@ def _last_values(points: pd.DataFrame) -> str:
         return ""
     last = float(values.iloc[0])
     return numbers.count(last) if last >= 1000 else f"{last:.3g}"
-
-
-@functools.cache
-def _libraries() -> str:
-    """Vega, Vega-Lite and Vega-Embed as one script."""
-    import vl_convert
-
-    return vl_convert.javascript_bundle()  # type: ignore[call-arg]
 
 
 def _asset(name: str) -> str:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import pandas as pd
+from altair.utils.schemapi import debug_mode
 
 from jaxllm.analysis import (
     backtest,
@@ -75,6 +76,7 @@ class Answer:
 Study = tuple[str, str, Callable[[Tables], Answer | list[Answer]]]
 
 
+@debug_mode(False)  # as in `page.render`
 def answers(
     tables: Tables, *, backtested: bool = False, progress: Callable[[str], None] = lambda _: None
 ) -> list[Answer]:

@@ -129,10 +129,10 @@ def _try_read(content: bytes) -> pa.Table | str:
     try:
         # Files are small and many: `pq.read_table` would set up a data set scan for each.
         table = pq.ParquetFile(pa.BufferReader(content)).read(use_threads=False)
-        missing = [name for name in COLUMNS if name not in table.column_names]
-        if missing:
-            return f"no column {missing[0]}"
-        return table if table.schema.equals(SCHEMA) else table.select(COLUMNS).cast(SCHEMA)
+        if table.schema.equals(SCHEMA):
+            return table
+        missing = [name for name in COLUMNS if name not in table.schema.names]
+        return f"no column {missing[0]}" if missing else table.select(COLUMNS).cast(SCHEMA)
     except (OSError, pa.ArrowException) as error:
         return _reason(error)
 

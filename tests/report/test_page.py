@@ -67,7 +67,8 @@ def data_of(text: str) -> dict:
     for chart in data["charts"].values():
         if "spec" in chart:
             datasets = chart.pop("data").items()
-            chart["spec"]["datasets"] = {name: unfold(table) for name, table in datasets}
+            unfolded = {name: unfold(table) for name, table in datasets}
+            chart["spec"]["datasets"] = unfolded | chart["spec"].get("datasets", {})
     return data
 
 
