@@ -32,6 +32,7 @@ class Check:
       p_value: Of the null hypothesis that the run is healthy; NaN where none is computed.
       table: The numbers behind it.
       refused: Why the check could not be made; empty when it was.
+      subjects: What an alarm is about, where it can be several things: tasks, or a spike.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Check:
     p_value: float = math.nan
     table: pd.DataFrame = dataclasses.field(default_factory=pd.DataFrame)
     refused: str = ""
+    subjects: tuple[str, ...] = ()
 
     @property
     def sentence(self) -> str:

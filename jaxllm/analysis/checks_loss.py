@@ -15,6 +15,8 @@ from jaxllm.analysis.checks import ALPHA, Check, Trend, trend
 
 WINDOW, _SHORTEST = 128, 32
 SPIKE_SIGMAS = 6.0
+# A spike that is not over counts once it has lasted for so many logged steps.
+LASTING = 5
 BLOCKS = 10
 # A loss that falls by less than this share of itself in a doubling of tokens stands still.
 PLATEAU_SHARE = 0.005
@@ -22,8 +24,11 @@ PLATEAU_SHARE = 0.005
 WORTH_SHARE = 0.01
 # A gradient norm that grows by less than this factor in a doubling of tokens is not drifting.
 DRIFT_FACTOR = 1.2
+# A rest of the budget below this share of the tokens seen brings little by its size alone.
+LITTLE_REST = 0.25
 # More spikes than one in so many logged steps are more than bad luck with a batch.
 TOLERATED_SPIKES = 1 / 1000
+_UNITS = ((1e3, "thousand"), (1e6, "million"), (1e9, "billion"), (1e12, "trillion"))
 
 
 def finite(metrics: pd.DataFrame, run: str) -> Check:
@@ -43,60 +48,66 @@ def finite(metrics: pd.DataFrame, run: str) -> Check:
     )  # fmt: skip
 
 
-def spikes(metrics: pd.DataFrame, run: str, window: int = WINDOW) -> Check:
+def spikes(metrics: pd.DataFrame, run: str) -> Check:
     """Losses far above those just before, by a robust z-score.
 
-    z = (loss - median) / (1.4826 MAD), with median and median absolute deviation of the `window`
-    values before (half of the log if that is fewer). Values above `SPIKE_SIGMAS` in a row are one
-    spike; it is over once the loss is back within three of those deviations. The alarm is raised
-    when a spike is not over at the end of the log or there are more than `TOLERATED_SPIKES`.
+    z = (loss - median) / (1.4826 MAD), with median and median absolute deviation of the `WINDOW`
+    values before (of `_SHORTEST` while there are not so many). Values above `SPIKE_SIGMAS` in a
+    row are one spike; it is over once the loss is back within three of those deviations. The alarm
+    is raised when a spike has lasted for `LASTING` lines to the end of the log or there are more
+    than `TOLERATED_SPIKES`.
     """
     name = "loss spikes"
     entries = logged(metrics, "loss")
     if len(entries) < 2 * _SHORTEST:
         return Check(name, run, refused=f"it takes {2 * _SHORTEST} logged losses")
-    median, deviation = _running_medians(entries.value.to_numpy(), min(window, len(entries) // 2))
-    z = (entries.value - median) / deviation
-    events = []
-    at, last = 0, len(entries)
-    high, level = (z > SPIKE_SIGMAS).to_numpy(), median + 3 * deviation
     values, steps = entries.value.to_numpy(), entries.step.to_numpy()
+    median, deviation = _running_medians(values, WINDOW)
+    z, level = (values - median) / deviation, median + 3 * deviation
+    events, lasting = [], 0
+    at, last = 0, len(entries)
     while at < last:
-        if not high[at]:
+        if not z[at] > SPIKE_SIGMAS:
             at += 1
             continue
         below = np.flatnonzero(values[at:] <= level[at])
         end = at + int(below[0]) if len(below) else last
+        lasting = last - at if end == last else 0
         peak = at + int(np.argmax(values[at:end]))
         events.append(
             {"step": steps[at], "peak_step": steps[peak], "loss": values[peak],
-             "before": median[at], "sigmas": float(z.iloc[at:end].max()),
+             "before": median[at], "sigmas": float(z[at:end].max()),
              "steps_to_recover": float(steps[end] - steps[at]) if end < last else math.nan}
         )  # fmt: skip
         at = end
     columns = ["step", "peak_step", "loss", "before", "sigmas", "steps_to_recover"]
     table = pd.DataFrame(events, columns=columns)
     if table.empty:
-        reason = f"No loss among {len(entries):,} stands more than {SPIKE_SIGMAS:.0f} robust "
+        reason = f"No loss among {last:,} stands more than {SPIKE_SIGMAS:.0f} robust "
         return Check(name, run, number=0, reason=reason + "deviations above those before it.",
                      table=table)  # fmt: skip
-    worst = table.loc[table.sigmas.idxmax()]
-    open_end = bool(table.steps_to_recover.isna().iloc[-1])
-    many = len(table) > max(1.0, TOLERATED_SPIKES * len(entries))
+    worst, newest = table.loc[table.sigmas.idxmax()], table.iloc[-1]
+    many = len(table) > max(1.0, TOLERATED_SPIKES * last)
     plural = "spikes" if len(table) > 1 else "spike"
     reason = (
         f"{len(table)} loss {plural}, the largest at step {worst.peak_step:,.0f} to "
         f"{worst.loss:.3g} ({worst.sigmas:.0f} robust deviations above {worst.before:.3g})"
     )
-    reason += ", and the loss has not come back since." if open_end else ", all recovered."
+    if lasting >= LASTING:
+        reason += f", and since step {newest.step:,.0f} the loss has not come back."
+        advice = (
+            "Go back to the checkpoint before it, skip the data in between, and lower the learning "
+            "rate if it happens again."
+        )
+        return Check(name, run, True, float(len(table)), reason, advice, float(newest.step),
+                     table=table, subjects=(f"since {newest.step:.0f}",))  # fmt: skip
+    reason += ", the newest just begun." if lasting else ", all recovered."
     advice = (
-        "Go back to the checkpoint before it, skip the data in between, and lower the learning "
-        "rate if it happens again." if open_end else
         "Look at the gradient norm and the data at those steps; a lower learning rate, longer "
         "warmup or z-loss makes spikes rarer."
-    )  # fmt: skip
-    return Check(name, run, open_end or many, float(len(table)), reason, advice,
-                 float(worst.step), table=table)  # fmt: skip
+    )
+    return Check(name, run, many, float(len(table)), reason, advice, float(worst.step),
+                 table=table, subjects=("many",))  # fmt: skip
 
 
 def spike_score(
@@ -128,7 +139,7 @@ def spike_score(
     return Check(name, run, raised, score, reason, advice, last, table=table)
 
 
-def plateau(metrics: pd.DataFrame, run: str) -> Check:
+def plateau(metrics: pd.DataFrame, run: str, alpha: float = ALPHA) -> Check:
     """Whether the loss has stopped falling.
 
     Null hypothesis: in a doubling of tokens it still falls by `PLATEAU_SHARE` of itself. The alarm
@@ -141,7 +152,7 @@ def plateau(metrics: pd.DataFrame, run: str) -> Check:
     line, table = found
     fall = -line.slope
     p = line.p_above(-PLATEAU_SHARE * line.end)
-    raised = p < ALPHA
+    raised = p < alpha
     reason = (
         f"In the last doubling of tokens the loss "
         f"{'fell' if fall >= 0 else 'rose'} by {abs(fall):.3g} (now {line.end:.3f}; less than "
@@ -155,18 +166,21 @@ def plateau(metrics: pd.DataFrame, run: str) -> Check:
     return Check(name, run, raised, fall, reason, advice, p_value=p, table=table)
 
 
-def returns(metrics: pd.DataFrame, run: str, budget_tokens: float = math.nan) -> Check:
+def returns(
+    metrics: pd.DataFrame, run: str, budget_tokens: float = math.nan, alpha: float = ALPHA
+) -> Check:
     """What the tokens that are left will bring, at the rate of the last doubling.
 
     A loss curve flattens against log tokens, so the straight line promises too much: the alarm
     (null hypothesis: the rest brings at least `WORTH_SHARE` of the loss) is on the safe side,
     except that a learning rate yet to decay brings a fall that no trend foresees; the reason says
-    so then and no alarm is raised.
+    so then and no alarm is raised. Nor is one when less than `LITTLE_REST` is left.
 
     Args:
       metrics: The logged steps of one run.
       run: Its name.
       budget_tokens: Tokens at the end of the planned run; NaN for twice those seen.
+      alpha: Level of the test.
     """
     name = "diminishing returns"
     found = _recent(metrics, "loss")
@@ -182,20 +196,23 @@ def returns(metrics: pd.DataFrame, run: str, budget_tokens: float = math.nan) ->
     p = line.p_above(-WORTH_SHARE * line.end / doublings)
     table = table.assign(per_billion_tokens=-table.value.diff() / table.tokens.diff() * 1e9)
     planned = "the remaining budget" if budget_tokens > 0 else "twice the tokens"
+    unit, word = max(u for u in _UNITS if u[0] <= max(budget - now, 1e3))
+    next_unit = -line.slope * math.log2(1 + unit / now)
     reason = (
-        f"At the present rate {planned} ({(budget - now) / now:.0%} more) lowers the loss by "
-        f"{fall:.3g} or {fall / line.end:.1%}, {fall / (budget - now) * 1e9:.2g} per billion tokens"
+        f"At the present rate {planned} ({(budget - now) / now:.0%} more) "
+        f"{'lowers' if fall >= 0 else 'raises'} the loss by {abs(fall):.3g} or "
+        f"{abs(fall) / line.end:.1%}, one more {word} tokens by {abs(next_unit):.2g}"
     )
     rates = logged(metrics, "learning_rate").value
     waiting = len(rates) > 0 and rates.iloc[-1] > 0.5 * rates.max() > 0
     if waiting:
         reason += "; the learning rate has not decayed yet, which usually lowers it further"
     advice = "Consider stopping here: the rest buys little. See the expected gains of the tasks."
-    return Check(name, run, p < ALPHA and not waiting, fall, reason + ".", advice,
-                 p_value=p, table=table)  # fmt: skip
+    raised = p < alpha and not waiting and budget - now >= LITTLE_REST * now
+    return Check(name, run, raised, fall, reason + ".", advice, p_value=p, table=table)
 
 
-def gradient_drift(metrics: pd.DataFrame, run: str) -> Check:
+def gradient_drift(metrics: pd.DataFrame, run: str, alpha: float = ALPHA) -> Check:
     """Whether the gradient norm is growing.
 
     Null hypothesis: in a doubling of tokens it grows by no more than `DRIFT_FACTOR`. A norm that
@@ -214,7 +231,7 @@ def gradient_drift(metrics: pd.DataFrame, run: str) -> Check:
         f"doubling of tokens, to {2.0**line.end:.3g} (p = {p:.2g})."
     )
     advice = "Lower the learning rate or clip tighter before it diverges; check weight decay."
-    return Check(name, run, p < ALPHA, factor, reason, advice, p_value=p,
+    return Check(name, run, p < alpha, factor, reason, advice, p_value=p,
                  table=table.assign(value=2.0**table.value))  # fmt: skip
 
 
@@ -223,38 +240,49 @@ def logged(metrics: pd.DataFrame, column: str) -> pd.DataFrame:
     if column not in metrics:
         return pd.DataFrame({"step": [], "tokens": [], "value": []}, dtype="float64")
     known = "tokens" in metrics and metrics["tokens"].notna().any()
-    tokens = metrics["tokens" if known else "step"]
-    frame = pd.DataFrame({"step": metrics["step"], "tokens": tokens, "value": metrics[column]})
-    frame = frame.apply(pd.to_numeric, errors="coerce").astype("float64")
-    frame = frame[np.isfinite(frame).all(axis=1)]
-    return frame.drop_duplicates("step", keep="last").sort_values("step", ignore_index=True)
+    names = ("step", "tokens" if known else "step", column)
+    rows = np.column_stack([_floats(metrics[name]) for name in names])
+    rows = rows[np.isfinite(rows).all(axis=1)]
+    if not (np.diff(rows[:, 0]) > 0).all():  # of equal steps the last one holds
+        rows = rows[np.argsort(rows[:, 0], kind="stable")]
+        rows = rows[np.append(np.diff(rows[:, 0]) > 0, True)]
+    return pd.DataFrame(rows, columns=["step", "tokens", "value"])
+
+
+def _floats(column: pd.Series) -> np.ndarray:
+    if column.dtype.kind not in "fiu":
+        column = pd.to_numeric(column, errors="coerce")
+    return column.to_numpy(np.float64, na_value=math.nan)
 
 
 def _recent(
     metrics: pd.DataFrame, column: str, log: bool = False
 ) -> tuple[Trend, pd.DataFrame] | str:
     """The trend of the last doubling of tokens and its blocks, or why there is none."""
-    entries = logged(metrics, column)
-    entries = entries[entries.tokens > 0]
+    entries = logged(metrics, column).to_numpy()
+    entries = entries[entries[:, 1] > 0]
     if log:
-        entries = entries[entries.value > 0].assign(value=lambda rows: np.log2(rows.value))
-    if entries.empty:
+        entries = entries[entries[:, 2] > 0]
+        entries[:, 2] = np.log2(entries[:, 2])
+    if not len(entries):
         return f"no {column} was logged"
-    recent = entries[entries.tokens >= entries.tokens.max() / 2]
-    if len(recent) < 3 * BLOCKS or recent.tokens.min() == recent.tokens.max():
+    start = entries[:, 1].max() / 2
+    recent = entries[entries[:, 1] >= start]
+    span = np.ptp(recent[:, 1])
+    if len(recent) < 3 * BLOCKS or span == 0:
         return f"it takes {3 * BLOCKS} logged steps in the last doubling of tokens"
-    rates = logged(metrics, "learning_rate")
-    if len(rates) and rates.value.iloc[-1] == rates.value.max() > rates.value[
-        rates.tokens >= entries.tokens.max() / 2
-    ].min() * 1.01:  # fmt: skip
+    _, clock, rates = logged(metrics, "learning_rate").to_numpy().T
+    if len(rates) and rates[-1] == rates.max() > rates[clock >= start].min() * 1.01:
         return "the learning rate is still warming up"
-    doublings = np.log2(recent.tokens)
-    bins = np.minimum((doublings - doublings.min()) / np.ptp(doublings) * BLOCKS, BLOCKS - 0.5)
-    blocks = recent.assign(x=doublings).groupby(bins.astype(int)).mean()
-    line = trend(blocks.x.to_numpy(), blocks.value.to_numpy())
+    doublings = np.log2(recent[:, 1])
+    bins = ((doublings - doublings.min()) / np.ptp(doublings) * BLOCKS).clip(max=BLOCKS - 0.5)
+    rows = np.column_stack([doublings, recent])
+    of_block = bins.astype(int)
+    blocks = np.array([rows[of_block == block].mean(axis=0) for block in np.unique(of_block)])
+    line = trend(blocks[:, 0], blocks[:, 3])
     if line is None:
         return f"it takes {3 * BLOCKS} logged steps in the last doubling of tokens"
-    return line, blocks[["step", "tokens", "value"]].reset_index(drop=True)
+    return line, pd.DataFrame(blocks[:, 1:], columns=["step", "tokens", "value"])
 
 
 def _above_six_sigma(metrics: pd.DataFrame, column: str, window: int) -> np.ndarray:
@@ -268,13 +296,20 @@ def _above_six_sigma(metrics: pd.DataFrame, column: str, window: int) -> np.ndar
 
 
 def _running_medians(values: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray]:
-    """Median and 1.4826 MAD of the `window` values before each; NaN for the first `window`."""
+    """Median and 1.4826 MAD of the `window` values before each, of `_SHORTEST` for the first.
+
+    They depend on nothing else, so that a spike is the same one whenever it is looked at.
+    """
     median, deviation = np.full(len(values), np.nan), np.full(len(values), np.nan)
-    before = np.lib.stride_tricks.sliding_window_view(values, window)[:-1]
-    for at in range(0, len(before), 8192):  # bounds the memory of long logs
-        part = before[at : at + 8192]
-        middle = np.median(part, axis=1)
-        spread = 1.4826 * np.median(np.abs(part - middle[:, None]), axis=1)
-        rows = slice(window + at, window + at + len(part))
-        median[rows], deviation[rows] = middle, np.maximum(spread, 1e-6 * np.abs(middle))
+    for width in (_SHORTEST, window):
+        if len(values) <= width:
+            break
+        before = np.lib.stride_tricks.sliding_window_view(values, width)[:-1]
+        until = window - _SHORTEST if width < window else len(before)
+        for at in range(0, min(until, len(before)), 8192):  # bounds the memory of long logs
+            part = before[at : min(at + 8192, until)]
+            middle = np.median(part, axis=1)
+            spread = 1.4826 * np.median(np.abs(part - middle[:, None]), axis=1)
+            rows = slice(width + at, width + at + len(part))
+            median[rows], deviation[rows] = middle, np.maximum(spread, 1e-6 * np.abs(middle))
     return median, deviation

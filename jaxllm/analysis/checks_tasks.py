@@ -16,11 +16,11 @@ import pandas as pd
 from scipy import stats
 
 from jaxllm.analysis import capabilities
-from jaxllm.analysis.checks import Check, Trend, discoveries, trend
+from jaxllm.analysis.checks import ALPHA, Check, Trend, discoveries, trend
 
 # The last doubling of tokens counts as the present, and so many checkpoints are the least.
 FEWEST = 5
-FEWEST_REFERENCES = 4
+FEWEST_REFERENCES = 3
 _UNTRAINED = 0.01
 _TOGETHER = 3  # checkpoints that are averaged where single ones would be too noisy
 
@@ -128,17 +128,20 @@ def curves(points: pd.DataFrame) -> list[Curve]:
     return found
 
 
-def falling(mine: Sequence[Curve], run: str, loss_falls: bool | None) -> Check:
+def falling(
+    mine: Sequence[Curve], run: str, loss_falls: bool | None, alpha: float = ALPHA
+) -> Check:
     """Which capabilities get worse over the last doubling of tokens while the loss falls.
 
     Null hypothesis for each task: its trend does not fall. The scatter counts as no less than the
     sampling error, and the fall must exceed it. Tasks that were at chance before have nothing to
-    lose and are not asked. Over all others the false-discovery rate is held at `ALPHA`.
+    lose and are not asked. Over all others the false-discovery rate is held at `alpha`.
 
     Args:
       mine: The curves of the run.
       run: Its name.
       loss_falls: Whether its loss falls in that time; None when that is not known.
+      alpha: False-discovery rate.
     """
     name = "falling capabilities"
     rows, at_chance = [], 0
@@ -157,7 +160,7 @@ def falling(mine: Sequence[Curve], run: str, loss_falls: bool | None) -> Check:
         few = f"it takes {FEWEST} scored checkpoints of a task"
         return Check(name, run, refused="no task has left chance" if at_chance else few)
     table = pd.DataFrame(rows).sort_values("p_value", ignore_index=True)
-    table["found"] = discoveries(table.p_value.to_numpy())
+    table["found"] = discoveries(table.p_value.to_numpy(), alpha)
     found = table[table.found]
     if found.empty:
         reason = f"None of {len(table)} tasks above chance falls in the last doubling of tokens."
@@ -175,21 +178,25 @@ def falling(mine: Sequence[Curve], run: str, loss_falls: bool | None) -> Check:
         "that were lost; if the model is small, it may be giving up rare skills for frequent text."
     )
     return Check(name, run, True, float(len(found)), reason, advice,
-                 p_value=float(found.p_value.max()), table=table)  # fmt: skip
+                 p_value=float(found.p_value.max()), table=table,
+                 subjects=tuple(found.task))  # fmt: skip
 
 
-def outside_band(mine: Sequence[Curve], run: str, others: Sequence[Curve]) -> Check:
+def outside_band(
+    mine: Sequence[Curve], run: str, others: Sequence[Curve], alpha: float = ALPHA
+) -> Check:
     """Which tasks are worse than other runs were after as many tokens.
 
     The band is the prediction interval of a line in log parameters through the reference runs
     (through their mean where they have fewer than three sizes), all read at the run's last three
     checkpoints by interpolation in log tokens and averaged over them. Null hypothesis for each
-    task: the run is drawn from the same line. The false-discovery rate over tasks is `ALPHA`.
+    task: the run is drawn from the same line. The false-discovery rate over tasks is `alpha`.
 
     Args:
       mine: The curves of the run.
       run: Its name.
       others: The curves of the runs to compare with, of `FEWEST_REFERENCES` or more.
+      alpha: False-discovery rate.
     """
     name = "reference band"
     by_task: dict[tuple[str, str, str], list[Curve]] = {}
@@ -206,7 +213,7 @@ def outside_band(mine: Sequence[Curve], run: str, others: Sequence[Curve]) -> Ch
     if not rows:
         return Check(name, run, refused="no task was scored on enough other runs at these tokens")
     table = pd.DataFrame(rows).sort_values("p_value", ignore_index=True)
-    table["found"] = discoveries(table.p_value.to_numpy())
+    table["found"] = discoveries(table.p_value.to_numpy(), alpha)
     found = table[table.found]
     where = f"the band of {int(table.runs.max())} other runs at equal tokens"
     if found.empty:
@@ -220,7 +227,8 @@ def outside_band(mine: Sequence[Curve], run: str, others: Sequence[Curve]) -> Ch
     reason = f"{len(found)} of {len(table)} tasks are below {where}: {names}{more}."
     advice = "Check tokenizer, data order and learning rate against those runs before going on."
     return Check(name, run, True, float(len(found)), reason, advice,
-                 p_value=float(found.p_value.max()), table=table)  # fmt: skip
+                 p_value=float(found.p_value.max()), table=table,
+                 subjects=tuple(found.task))  # fmt: skip
 
 
 def _against(mine: Curve, others: Sequence[Curve]) -> dict[str, float] | None:

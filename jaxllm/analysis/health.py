@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from jaxllm.analysis import capabilities, checks_loss, checks_tasks
-from jaxllm.analysis.checks import Check, trend
+from jaxllm.analysis.checks import ALPHA, Check, trend
 
 GO_ON, STOP, UNCLEAR = "go on", "stop", "unclear"
 # A mean gain over the tasks below this, half a point of accuracy, is not worth a budget.
@@ -140,7 +140,10 @@ def examine(
     """
     all_curves = checks_tasks.curves(capabilities.charted(records))
     names = _names(records, metrics)
-    all_curves += [loss for run in names if (loss := _logged_loss(records, metrics, run))]
+    all_curves += [
+        loss for run in names
+        if (loss := logged_loss(_of_run(metrics, run), run, _params(records, run)))
+    ]  # fmt: skip
     by_run: dict[str, list[checks_tasks.Curve]] = {}
     for curve in all_curves:
         by_run.setdefault(curve.run, []).append(curve)
@@ -164,24 +167,47 @@ def _examine(
     everyone: Sequence[checks_tasks.Curve],
     budget_tokens: float,
 ) -> Health:
-    plateau = checks_loss.plateau(logged, run)
+    of_loss = loss_checks(logged, run, budget_tokens)
     slopes = [line.slope > 0 for curve in losses if (line := curve.recent_trend()) is not None]
-    loss_falls = bool(np.mean(slopes) >= 0.5) if slopes else None
-    if not plateau.refused:
-        loss_falls = plateau.number > 0
-    return Health(
-        run,
-        (
-            checks_loss.finite(logged, run),
-            checks_loss.spikes(logged, run),
-            checks_loss.spike_score(logged, run),
-            checks_loss.gradient_drift(logged, run),
-            plateau,
-            checks_loss.returns(logged, run, budget_tokens),
-            checks_tasks.falling([c for c in mine if c.metric != "loss"], run, loss_falls),
-            checks_tasks.outside_band(mine, run, everyone),
-        ),
+    loss_falls = falls(of_loss)
+    if loss_falls is None and slopes:
+        loss_falls = bool(np.mean(slopes) >= 0.5)
+    shares = [curve for curve in mine if curve.metric != "loss"]
+    band = checks_tasks.outside_band(mine, run, everyone)
+    return Health(run, (*of_loss, checks_tasks.falling(shares, run, loss_falls), band))
+
+
+def loss_checks(
+    logged: pd.DataFrame,
+    run: str,
+    budget_tokens: float = math.nan,
+    alpha: float = ALPHA,
+    newest: int | None = None,
+) -> tuple[Check, ...]:
+    """The checks of the logged metrics of one run.
+
+    Args:
+      logged: Its logged steps.
+      run: Its name.
+      budget_tokens: Tokens at the end of its plan; NaN when unknown.
+      alpha: Level of each test.
+      newest: Spikes are looked for among so many of the last steps; None for all.
+    """
+    late = logged if newest is None else logged.tail(newest)
+    return (
+        checks_loss.finite(late, run),
+        checks_loss.spikes(late, run),
+        checks_loss.spike_score(late, run),
+        checks_loss.gradient_drift(logged, run, alpha),
+        checks_loss.plateau(logged, run, alpha),
+        checks_loss.returns(logged, run, budget_tokens, alpha),
     )
+
+
+def falls(checks: Sequence[Check]) -> bool | None:
+    """Whether the loss falls, by the plateau among `checks`; None where that was refused."""
+    plateau = next(check for check in checks if check.name == "plateau")
+    return None if plateau.refused else plateau.number > 0
 
 
 def advise(
@@ -266,19 +292,21 @@ def _mean_gain(
     return (line.gain(doublings, LEVEL), len(shares)) if line is not None else (_UNKNOWN, 0)
 
 
-def _logged_loss(
-    records: pd.DataFrame, metrics: pd.DataFrame, run: str
-) -> checks_tasks.Curve | None:
-    """The logged loss as a curve, so that runs are compared by it too: means in log tokens."""
-    logged = checks_loss.logged(_of_run(metrics, run), "loss")
+def logged_loss(metrics: pd.DataFrame, run: str, params: float) -> checks_tasks.Curve | None:
+    """The logged loss as a curve, so that runs are compared by it too: means in log tokens.
+
+    Args:
+      metrics: The logged steps of one run.
+      run: Its name.
+      params: Its parameters; NaN when unknown.
+    """
+    logged = checks_loss.logged(metrics, "loss")
     logged = logged[logged.tokens > 0]
     if logged.empty:
         return None
     blocks = logged.groupby((4 * np.log2(logged.tokens)).astype(int)).mean()
-    params = records.params[records.run == run] if len(records) else pd.Series(dtype="float64")
     return checks_tasks.Curve(
-        run, "logged loss", "loss", "", False,
-        float(params.iloc[0]) if len(params) else math.nan,
+        run, "logged loss", "loss", "", False, params,
         blocks.tokens.to_numpy(), -blocks.value.to_numpy(), 0.0, math.nan,
     )  # fmt: skip
 
@@ -290,6 +318,11 @@ def _scored_losses(records: pd.DataFrame) -> list[checks_tasks.Curve]:
     scored = records[records.metric.str.contains("perplexity|bits_per_byte|loss")]
     named = scored.assign(task=scored.task + "/" + scored.metric)
     return checks_tasks.curves(named)
+
+
+def _params(records: pd.DataFrame, run: str) -> float:
+    params = records.params[records.run == run].to_list() if len(records) else []
+    return float(params[0]) if params else math.nan
 
 
 def _names(records: pd.DataFrame, metrics: pd.DataFrame) -> list[str]:

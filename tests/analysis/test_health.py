@@ -71,6 +71,10 @@ def test_loss_spikes_are_found_where_they_are() -> None:
     metrics.loc[1990:, "loss"] += 1.0
     assert "not come back" in checks_loss.spikes(metrics, "r").sentence
     calm = logged(2)
+    calm.loc[1996:, "loss"] += 1.0  # four lines may still be over with the fifth
+    assert "just begun" in checks_loss.spikes(calm, "r").sentence
+    assert not checks_loss.spikes(calm, "r").raised
+    calm = logged(2)
     calm.loc[1200, "loss"] += 0.7
     assert not checks_loss.spikes(calm, "r").raised  # one that recovers is bad luck
 
@@ -136,6 +140,15 @@ def test_diminishing_returns() -> None:
     ]
     assert share(raised) <= AT_MOST
     assert "spent" in checks_loss.returns(metrics, "r", budget_tokens=5.0).refused
+    last_lap = checks_loss.returns(metrics.drop(columns="learning_rate"), "r", 1.2 * STEPS * 1000)
+    assert last_lap.p_value < ALPHA and not last_lap.raised  # little is left, so it brings little
+
+
+def test_returns_are_told_in_a_unit_of_the_rest() -> None:
+    """The line falls by 0.1 in a doubling; two million tokens are seen."""
+    found = checks_loss.returns(logged(0, noise=0.001), "r", budget_tokens=8e6)
+    assert "the remaining budget (300% more) lowers the loss by 0.2 or 6.7%" in found.reason
+    assert "one more million tokens by 0.059" in found.reason  # 0.1 log2(1.5)
 
 
 def test_gradient_norm_drift() -> None:
@@ -220,7 +233,7 @@ def test_reference_band() -> None:
     assert worst.task == "task4" and worst.expected == pytest.approx(0.5 + 0.06, abs=0.03)
     assert "equal tokens: task4" in found["s3"].reason
     few = health.examine(records[records.run.isin(["s0", "s1"])], pd.DataFrame())[0]
-    assert "4 runs" in check(few, "reference band").refused
+    assert "3 runs" in check(few, "reference band").refused
     # At half its tokens a run is held against the others at half of theirs.
     early = records[(records.run != "s1") | (records.step <= 8)]
     early = next(h for h in health.examine(early, pd.DataFrame()) if h.run == "s1")
@@ -334,6 +347,15 @@ def bad_inputs() -> dict[str, pd.DataFrame]:
         "failed": good.assign(status="out of memory"),
         "holes": good[(good.step % 3 > 0) | (good.task == "a")],
     }
+
+
+def test_a_spike_is_the_same_whenever_it_is_looked_at() -> None:
+    metrics = logged(4, steps=400)
+    metrics.loc[99:, "loss"] += 2.0
+    for seen in (70, 104, 120, 200, 400):
+        found = checks_loss.spikes(metrics.iloc[:seen], "r")
+        assert found.raised == (seen >= 104)
+        assert not found.raised or found.subjects == ("since 100",)
 
 
 @pytest.mark.parametrize("name", bad_inputs())
