@@ -1,0 +1,310 @@
+"""Our decoder as a t5x model: t5x's own `main` trains, evaluates and infers with it.
+
+    python -m t5x.main --run_mode=train --gin_search_paths=gin --gin_file=t5x/pretrain.gin …
+
+t5x is not on the package index; docs/t5x.md says what to install. What t5x calls are the functions
+of `jaxllm.models`: the loss never holds the logits of a whole batch, decoding uses our cache, and a
+checkpoint holds our tree of parameters, which `read_checkpoint` and `write_checkpoint` exchange.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+import orbax.checkpoint as ocp
+from etils import epath
+from flax.linen.partitioning import AxisMetadata
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.interpreters import pxla
+
+from jaxllm.errors import UserError
+from jaxllm.models.batch import Batch
+from jaxllm.models.config import ModelConfig
+from jaxllm.models.decoder import Decoder, Params, abstract_params, init_params, logits
+from jaxllm.models.generation import Cache, decode_step, init_cache, prefill
+from jaxllm.models.scoring import score_tokens, token_loss
+from jaxllm.sharding.rules import LOGICAL_AXIS_RULES, param_shardings
+from jaxllm.training.config import OptimizerConfig
+from jaxllm.training.optimizer import make_optimizer
+
+try:
+    from t5x import checkpoints, decoding, losses, models, optimizers, partitioning
+    from t5x.train_state import InferenceState
+except ModuleNotFoundError as error:
+    raise UserError(f"the t5x bridge cannot import {error.name}: docs/t5x.md says how") from error
+
+_flat = partial(flatten_dict, sep="/")
+_nested = partial(unflatten_dict, sep="/")
+Features = Mapping[str, jax.Array]  # what seqio.DecoderFeatureConverter makes, [B, T] each
+
+# t5x's mesh has two axes. Everything that our rules shard over another one stays whole.
+_MESH_AXES = {"data": "data", "fsdp": "data", "tensor": "model"}
+
+
+class DecoderModel(models.DecoderOnlyModel):
+    """A `t5x.models.DecoderOnlyModel` whose module is ours.
+
+    Token 0 is padding to t5x. Attention over `inputs` is causal; there is no label smoothing.
+
+    Args:
+      config: the decoder.
+      vocabulary: of inputs and targets, a `seqio.Vocabulary`.
+      optimizer_def: in t5x's wrapper, as `adamw` makes it; None to evaluate or infer.
+      decode_fn: `t5x.decoding.temperature_sample`, or what takes its arguments.
+      feature_converter_cls: in place of `seqio.DecoderFeatureConverter`.
+      z_loss: coefficient of log²(Z).
+      loss_normalizing_factor: what t5x divides the summed loss by: a number, the name of one of
+        its special factors, or None.
+
+    Raises:
+      UserError: the vocabulary has more tokens than the decoder.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        vocabulary: Any,
+        optimizer_def: optimizers.OptimizerDefType | None,
+        decode_fn: Callable[..., tuple[jax.Array, jax.Array]] = decoding.temperature_sample,
+        feature_converter_cls: Callable[..., Any] | None = None,
+        z_loss: float = 0.0,
+        loss_normalizing_factor: float | str | None = "NUM_REAL_TARGET_TOKENS",
+    ) -> None:
+        if vocabulary.vocab_size > config.vocab_size:
+            raise UserError(
+                f"ModelConfig.vocab_size = {config.vocab_size}: the vocabulary has "
+                f"{vocabulary.vocab_size} tokens"
+            )
+        super().__init__(
+            module=Decoder(config),
+            vocabulary=vocabulary,
+            optimizer_def=optimizer_def,
+            # batch is the second axis of everything in our cache, as `_packed` gives it
+            decode_fn=lambda **given: decode_fn(**{**given, "cache_offset": 1}),
+            feature_converter_cls=feature_converter_cls,
+            z_loss=z_loss,
+            loss_normalizing_factor=loss_normalizing_factor,
+        )
+        self.config = config
+
+    def get_initial_variables(
+        self, rng: jax.Array, input_shapes: Any, input_types: Any = None
+    ) -> flax.core.FrozenDict:
+        """Fresh parameters, and beside them the names of their axes where t5x looks for them."""
+        del input_shapes, input_types
+        return _variables(init_params(self.config, rng))
+
+    def loss_fn(
+        self, params: Params, batch: Features, dropout_rng: jax.Array | None
+    ) -> tuple[jax.Array, models.MetricsMap]:
+        """`token_loss` over t5x's normalising factor, and t5x's metrics."""
+        del dropout_rng
+        factor, weights = losses.get_loss_normalizing_factor_and_weights(
+            self._loss_normalizing_factor, batch
+        )
+        factor = 1.0 if factor is None else factor
+        rows = _rows(batch, weights)
+        with _activations_sharded():
+            total, scores = token_loss(self.config, params, rows, self._z_loss)
+        z_loss = self._z_loss * jnp.sum(rows.weights * jnp.square(scores.log_z))
+        segments = {"decoder": batch.get("decoder_segment_ids", rows.targets != 0)}
+        # t5x wants logits for its accuracy: with one token to choose from, 0 is right and 1 wrong
+        metrics = self._compute_metrics(
+            logits=jnp.zeros((*rows.targets.shape, 1)),
+            targets=1 - scores.correct.astype(jnp.int32),
+            mask=rows.weights,
+            loss=total / factor,
+            z_loss=z_loss / factor,
+            segment_ids=segments,
+        )
+        return total / factor, metrics
+
+    def score_batch(
+        self, params: Params, batch: Features, return_intermediates: bool = False
+    ) -> jax.Array | tuple[jax.Array, Mapping[str, Any]]:
+        """Summed log-likelihood of the weighted targets, float32 [B]."""
+        rows = _rows(batch, batch["decoder_loss_weights"])
+        with _activations_sharded():
+            scores = score_tokens(self.config, params, rows).log_likelihood * rows.weights
+        if not return_intermediates:
+            return jnp.sum(scores, axis=-1)
+        tokens = {"target_tokens": (rows.targets,), "loss_weights": (rows.weights,)}
+        return jnp.sum(scores, axis=-1), {"decoder": {**tokens, "token_scores": (scores,)}}
+
+    def _compute_logits(
+        self, params: Params, batch: Features, *unused: Any, **unused_too: Any
+    ) -> jax.Array:
+        with _activations_sharded():
+            return logits(self.config, params, _rows(batch, batch.get("decoder_loss_weights")))
+
+    def _compute_kv_cache(
+        self, params: Params, inputs: jax.Array, causal_attention_mask: jax.Array
+    ) -> tuple[dict[str, Any], jax.Array]:
+        """Reads all of each prompt but its last token, which t5x reads first when it decodes."""
+        del causal_attention_mask
+        rows, width = inputs.shape
+        lengths = jnp.sum(inputs[:, 1:] != 0, axis=-1)
+        cache = init_cache(self.config, rows, 2 * width)
+        with _activations_sharded():
+            cache, _ = prefill(self.config, params, cache, inputs, lengths)
+        return _packed(cache), lengths
+
+    def _compute_logits_from_slice(
+        self, decoding_state: decoding.DecodingState, params: Params, max_decode_length: int
+    ) -> tuple[jax.Array, dict[str, Any]]:
+        del max_decode_length
+        cache = _unpacked(decoding_state.cache)
+        with _activations_sharded():
+            cache, values = decode_step(self.config, params, cache, decoding_state.cur_token[:, 0])
+        return values, _packed(cache)
+
+
+def adamw(
+    config: ModelConfig, optimizer: OptimizerConfig, schedule: optax.Schedule
+) -> optimizers.OptimizerDef:
+    """The optimizer of `jaxllm.train` in t5x's wrapper: clipping, AdamW, decay as configured."""
+    boxed = flax.core.freeze(abstract_params(config))
+    return optimizers.OptaxWrapper(make_optimizer(optimizer, schedule, boxed))
+
+
+def logical_axis_rules(
+    first: Sequence[tuple[str, str | None]] = (),
+) -> list[tuple[str, str | None]]:
+    """Our rules for `t5x.partitioning.PjitPartitioner`, whose mesh is `data` x `model`.
+
+    Rows are cut over data, and parameters over both: over data along `embed`, as in FSDP. t5x
+    refuses a dimension that its part of the mesh does not divide. The rules in `first` win:
+    ("vocab", None) leaves an odd vocabulary whole.
+    """
+
+    def axis(ours: str | tuple[str, ...] | None) -> str | None:
+        names = (ours,) if isinstance(ours, str) else ours or ()
+        return next((_MESH_AXES[name] for name in names if name in _MESH_AXES), None)
+
+    return [*first, *((name, axis(ours)) for name, ours in LOGICAL_AXIS_RULES)]
+
+
+def read_checkpoint(
+    directory: epath.PathLike, step: int, config: ModelConfig, mesh: jax.sharding.Mesh
+) -> Params:
+    """The parameters of DIRECTORY/checkpoint_STEP on our mesh, bit for bit as t5x kept them.
+
+    Reads the format of Orbax and t5x's older own.
+
+    Returns:
+      The tree of `init_params` without boxes, in the types of the checkpoint.
+
+    Raises:
+      UserError: no such checkpoint, or a parameter is missing, unknown or of another shape.
+    """
+    path = epath.Path(directory).absolute() / f"checkpoint_{step}"
+    boxed = abstract_params(config)
+    wanted, shardings = _flat(nn.unbox(boxed)), _flat(param_shardings(mesh, boxed))
+    if (path / "state").is_dir():
+        checkpointer = ocp.PyTreeCheckpointer()
+        _check(path, _flat(checkpointer.metadata(path / "state").item_metadata.tree), wanted)
+        places = {name: ocp.ArrayRestoreArgs(sharding=shardings[name]) for name in wanted}
+        restore = ocp.args.PyTreeRestore(
+            {"target": _nested(wanted)}, {"target": _nested(places)}, partial_restore=True
+        )
+        return checkpointer.restore(path / "state", restore)["target"]
+    if not (path / "checkpoint").exists():
+        raise UserError(f"{path}: no t5x checkpoint")
+    lazy = _flat(checkpoints.load_t5x_checkpoint(str(path), lazy_parameters=True))
+    _check(path, lazy, wanted)
+    return _nested(
+        {name: jax.device_put(lazy[f"target/{name}"].get(), shardings[name]) for name in wanted}
+    )
+
+
+def write_checkpoint(
+    directory: epath.PathLike, step: int, config: ModelConfig, params: Params
+) -> None:
+    """Writes parameters, plain or boxed, bit for bit as DIRECTORY/checkpoint_STEP.
+
+    t5x evaluates and infers from it, and trains on from it with a fresh optimizer
+    (`utils.RestoreCheckpointConfig.fallback_to_scratch = True`).
+    """
+    path = epath.Path(directory).absolute()
+    path.mkdir(parents=True, exist_ok=True)
+    axes = _variables(abstract_params(config))["params_axes"]
+    state = InferenceState(
+        step=jnp.asarray(step), params=flax.core.freeze(nn.unbox(params)), params_axes=axes
+    )
+    partitioner = partitioning.PjitPartitioner(
+        num_partitions=1, logical_axis_rules=logical_axis_rules()
+    )
+    manager = checkpoints.OrbaxCheckpointManagerInterface(str(path), state, partitioner)
+    manager.save(state)
+    manager.wait_until_finished()
+    manager.close()
+
+
+def _rows(batch: Features, weights: jax.Array | None) -> Batch:
+    """t5x's features as our batch; a row that is not packed is one document."""
+    tokens = batch["decoder_input_tokens"]
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
+    return Batch(
+        inputs=tokens,
+        targets=batch["decoder_target_tokens"],
+        weights=jnp.ones(tokens.shape) if weights is None else weights.astype(jnp.float32),
+        positions=batch.get("decoder_positions", positions),
+        segment_ids=batch.get("decoder_segment_ids", jnp.ones_like(tokens)),
+        domains=jnp.zeros(tokens.shape[0], jnp.int32),
+    )
+
+
+def _variables(boxed: Params) -> flax.core.FrozenDict:
+    """Boxed parameters as the two collections that t5x knows."""
+    axes = {
+        (*path[:-1], f"{path[-1]}_axes"): AxisMetadata(names=tuple(box.names))
+        for path, box in flatten_dict(boxed).items()
+    }
+    return flax.core.freeze({"params": nn.unbox(boxed), "params_axes": unflatten_dict(axes)})
+
+
+def _packed(cache: Cache) -> dict[str, Any]:
+    """The cache as a dictionary of arrays [?, B, ...], which t5x repeats for several decodes."""
+    slot = jnp.broadcast_to(cache.slot, cache.lengths.shape)
+    return {
+        "layers": cache.layers,
+        "segment_ids": cache.segment_ids[None],
+        "slot": slot[None],
+        "lengths": cache.lengths[None],
+    }
+
+
+def _unpacked(packed: Mapping[str, Any]) -> Cache:
+    return Cache(
+        packed["layers"], packed["segment_ids"][0], packed["slot"][0, 0], packed["lengths"][0]
+    )
+
+
+@contextlib.contextmanager
+def _activations_sharded() -> Iterator[None]:
+    """Shows our sharding constraints the mesh that t5x entered with the older `with mesh:`."""
+    legacy = getattr(pxla, "thread_resources", None)
+    if legacy is None or legacy.env.physical_mesh.empty:
+        yield
+        return
+    with jax.sharding.use_abstract_mesh(legacy.env.physical_mesh.abstract_mesh):
+        yield
+
+
+def _check(path: epath.Path, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    found = {n.removeprefix("target/"): x for n, x in saved.items() if n.startswith("target/")}
+    for name in sorted(wanted.keys() ^ found.keys()):
+        where = "missing in it" if name in wanted else "unknown to the model"
+        raise UserError(f"{path}: parameter {name} is {where}")
+    for name, array in wanted.items():
+        there, here = list(found[name].shape), list(array.shape)
+        if there != here:
+            raise UserError(f"{path}: {name} has shape {there} in it, and {here} in the model")
