@@ -8,10 +8,28 @@ and where a product needs the scores transposed, the small factor is transposed 
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
 MASKED = -1e30  # finite, so that a row with nothing to attend to is not NaN
+
+
+class Distance(NamedTuple):
+    """What makes scores depend on how many tokens back a key is.
+
+    Attributes:
+      queries: int32 [B, Q], positions of the queries.
+      keys: int32 [B, S], positions of the keys.
+      window: int32 [], only keys less than this far back are seen; None sees all.
+      slopes: float32 [H], what a score of each head loses per token of distance (ALiBi), or None.
+    """
+
+    queries: jax.Array
+    keys: jax.Array
+    window: jax.Array | None
+    slopes: jax.Array | None
 
 
 def causal_attention(
@@ -20,6 +38,8 @@ def causal_attention(
     value: jax.Array,
     segment_ids: jax.Array,
     block: int,
+    scale: float | None = None,
+    distance: Distance | None = None,
 ) -> jax.Array:
     """Attention of every token to the tokens of its own segment up to itself.
 
@@ -32,6 +52,8 @@ def causal_attention(
       value: [B, T, G, K].
       segment_ids: int32 [B, T].
       block: queries per block.
+      scale: factor of the scores; None means K ** -0.5.
+      distance: of the tokens, where it counts.
 
     Returns:
       [B, T, H, K] in query's dtype. Softmax is float32.
@@ -42,13 +64,25 @@ def causal_attention(
         end = min(start + block, length)
         causal = jnp.arange(end)[None, :] <= jnp.arange(start, end)[:, None]
         same = segment_ids[:, start:end, None] == segment_ids[:, None, :end]
+        here = distance and distance._replace(
+            queries=distance.queries[:, start:end], keys=distance.keys[:, :end]
+        )
         outputs.append(
-            attend(query[:, start:end], key[:, :end], value[:, :end], causal[None] & same)
+            attend(
+                query[:, start:end], key[:, :end], value[:, :end], causal[None] & same, scale, here
+            )
         )
     return outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=1)
 
 
-def attend(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array) -> jax.Array:
+def attend(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    mask: jax.Array,
+    scale: float | None = None,
+    distance: Distance | None = None,
+) -> jax.Array:
     """Softmax attention where `mask` (bool [B, Q, S]) allows it.
 
     Args:
@@ -56,29 +90,46 @@ def attend(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array) 
       key: [B, S, G, K].
       value: [B, S, G, K].
       mask: bool [B, Q, S].
+      scale: factor of the scores; None means K ** -0.5.
+      distance: of the keys from the queries, where it counts.
 
     Returns:
       [B, Q, H, K] in query's dtype.
     """
     batch, queries, heads, width = query.shape
     groups = key.shape[2]
-    query = (query * width**-0.5).reshape(batch, queries, groups, heads // groups, width)
+    bias = None
+    if distance is not None:
+        back = distance.queries[:, :, None] - distance.keys[:, None, :]  # [B, Q, S]
+        if distance.window is not None:
+            mask &= back < distance.window
+        if distance.slopes is not None:
+            slopes = distance.slopes.reshape(1, groups, heads // groups, 1, 1)
+            bias = -slopes * back[:, None, None]  # [B, G, R, Q, S]
+    query = (query * (scale or width**-0.5)).reshape(batch, queries, groups, heads // groups, width)
     mixed = _attend(
-        query.transpose(0, 2, 3, 1, 4), key.swapaxes(1, 2), value.swapaxes(1, 2), mask
+        query.transpose(0, 2, 3, 1, 4), key.swapaxes(1, 2), value.swapaxes(1, 2), mask, bias
     )  # [B, G, R, Q, K]
     return mixed.transpose(0, 3, 1, 2, 4).reshape(batch, queries, heads, width)
 
 
 @jax.custom_vjp
-def _attend(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array) -> jax.Array:
-    """Scaled query [B, G, R, Q, K], key and value [B, G, S, K], mask [B, Q, S]."""
-    return _attend_forward(query, key, value, mask)[0]
+def _attend(
+    query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array, bias: jax.Array | None
+) -> jax.Array:
+    """Scaled query [B, G, R, Q, K], key and value [B, G, S, K], mask [B, Q, S].
+
+    The bias [B, G, R, Q, S] is added to the scores and gets no gradient.
+    """
+    return _attend_forward(query, key, value, mask, bias)[0]
 
 
 def _attend_forward(
-    query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array
+    query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array, bias: jax.Array | None
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     scores = jnp.einsum("bgrqk,bgsk->bgrqs", query, key, preferred_element_type=jnp.float32)
+    if bias is not None:
+        scores += bias
     scores = jnp.where(mask[:, None, None], scores, MASKED)
     exponentials = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
     inverse = 1.0 / jnp.sum(exponentials, axis=-1, keepdims=True)  # [B, G, R, Q, 1]
@@ -90,7 +141,7 @@ def _attend_forward(
 
 def _attend_backward(
     residuals: tuple[jax.Array, ...], gradient: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array, None]:
+) -> tuple[jax.Array, jax.Array, jax.Array, None, None]:
     query, key, value, exponentials, inverse, mixed = residuals
     wide = gradient.astype(jnp.float32) * inverse
     scaled = wide.astype(gradient.dtype)
@@ -101,7 +152,7 @@ def _attend_backward(
     query_gradient = jnp.einsum("bgrqs,bgsk->bgrqk", score_gradient, key)
     key_gradient = jnp.einsum("bgrqk,bgrqs->bgrks", query, score_gradient).sum(axis=2)
     value_gradient = jnp.einsum("bgrqk,bgrqs->bgrks", scaled, exponentials).sum(axis=2)
-    return query_gradient, key_gradient.swapaxes(2, 3), value_gradient.swapaxes(2, 3), None
+    return query_gradient, key_gradient.swapaxes(2, 3), value_gradient.swapaxes(2, 3), None, None
 
 
 _attend.defvjp(_attend_forward, _attend_backward)

@@ -9,10 +9,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxllm.errors import UserError
+from jaxllm.models.attention import Distance
 from jaxllm.models.batch import Batch
 from jaxllm.models.config import ModelConfig
-from jaxllm.models.layers import Block, Context, LayerCache, RMSNorm, matrix, rotations
+from jaxllm.models.layers import Block, Context, LayerCache, linear, matrix
+from jaxllm.models.norms import Norm
 from jaxllm.models.partitioning import constrain
+from jaxllm.models.positions import alibi_slopes, rotations
 
 Params = Any  # the tree of parameters, boxed with logical axis names or plain
 
@@ -51,34 +55,63 @@ class Decoder(nn.Module):
           slot: int32, the slot of the cache where `tokens` begin.
 
         Returns:
-          Normed hidden states [B, T, D] in the compute dtype, and the new cache (None without one).
+          Hidden states [B, T, E] that the head multiplies, in the compute dtype (E is the token
+          width), and the new cache (None without one).
+
+        Raises:
+          UserError: when T is beyond the table of learned positions.
         """
         config = self.config
-        table = matrix(self, "embedding", (config.vocab_size, config.embed_dim), ("vocab", "embed"))
+        embed, token_width = config.embed_dim, config.token_width
+        table = matrix(self, "embedding", (config.vocab_size, token_width), ("vocab", "embed"))
         table = constrain(table, "vocab", None)  # gathered over fsdp before the look-up
-        x = constrain(jnp.take(table, tokens, axis=0), "batch", "length", "embed_activation")
-        context = Context(*rotations(config, positions), segment_ids, cache_segment_ids, slot)
+        x = jnp.take(table, tokens, axis=0)
+        if token_width != embed:
+            x = linear(x, matrix(self, "project_in", (token_width, embed), (None, "embed")))
+        if config.position == "learned":
+            if tokens.shape[1] > config.max_length:
+                raise UserError(
+                    f"rows of {tokens.shape[1]} tokens: the model has learned "
+                    f"{config.max_length} positions (ModelConfig.max_length)"
+                )
+            rows = config.max_length + config.position_offset
+            table = matrix(self, "position_embedding", (rows, embed), (None, "embed"))
+            # a row beyond the table can only be padding's, and must not be NaN in a cache
+            places = jnp.clip(positions + config.position_offset, 0, rows - 1)
+            x += jnp.take(constrain(table, None, None), places, axis=0)
+        x = constrain(x, "batch", "length", "embed_activation")
+        context = Context(
+            segment_ids,
+            rotations(config, positions) if config.position == "rotary" else None,
+            _distance(config, positions, cache_segment_ids),
+            cache_segment_ids,
+            slot,
+        )
         layers = nn.scan(
             _rematted(config.remat),
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(0, nn.broadcast),
+            in_axes=(0, 0, nn.broadcast),
             length=config.num_layers,
             unroll=1 if config.scan_layers else config.num_layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
-        x, cache = layers(config, name="layers")(x, cache, context)
+        x, cache = layers(config, name="layers")(x, cache, _windows(config), context)
         if not config.tied_head:
-            matrix(self, "head", (config.embed_dim, config.vocab_size), ("embed", "vocab"))
-        return RMSNorm(config, name="final_norm")(x), cache
+            matrix(self, "head", (token_width, config.vocab_size), ("embed", "vocab"))
+        if config.final_norm:
+            x = Norm(config, name="final_norm")(x)
+        if token_width != embed:
+            x = linear(x, matrix(self, "project_out", (embed, token_width), ("embed", None)))
+        return x, cache
 
 
 def init_params(config: ModelConfig, key: jax.Array) -> Params:
     """Fresh parameters, boxed with their logical axis names (`nn.LogicallyPartitioned`).
 
-    Every matrix is N(0, config.init_stddev), every norm 1. Under `jax.jit` with output shardings
-    each device makes only its own part. `nn.unbox` gives plain arrays; every function here takes
-    either.
+    Every matrix is N(0, config.init_stddev), every norm 1, every bias 0. Under `jax.jit` with
+    output shardings each device makes only its own part. `nn.unbox` gives plain arrays; every
+    function here takes either.
     """
     one = jnp.zeros((1, 1), jnp.int32)
     return Decoder(config).init(key, one, one, one)["params"]
@@ -90,7 +123,7 @@ def abstract_params(config: ModelConfig) -> Params:
 
 
 def hidden_states(config: ModelConfig, params: Params, batch: Batch) -> jax.Array:
-    """Final hidden states [B, T, D], in the compute dtype."""
+    """Hidden states [B, T, E] that the head multiplies, in the compute dtype."""
     hidden, _ = Decoder(config).apply(
         {"params": params}, batch.inputs, batch.positions, batch.segment_ids
     )
@@ -98,8 +131,11 @@ def hidden_states(config: ModelConfig, params: Params, batch: Batch) -> jax.Arra
 
 
 def head_kernel(config: ModelConfig, params: Params) -> jax.Array:
-    """The output head [D, V] in the compute dtype."""
+    """The output head [E, V] in the compute dtype."""
     kernel = nn.unbox(params["embedding"]).T if config.tied_head else nn.unbox(params["head"])
+    if config.head_norm:
+        length = jnp.linalg.norm(kernel.astype(jnp.float32), axis=0, keepdims=True)
+        kernel = kernel / jnp.maximum(length, 1e-12)
     return kernel.astype(config.dtype)
 
 
@@ -118,3 +154,24 @@ def _rematted(policy: str) -> Callable[..., nn.Module]:
         return Block
     saveable = jax.checkpoint_policies.save_only_these_names(*_SAVED[policy])
     return nn.remat(Block, policy=saveable, prevent_cse=False)
+
+
+def _distance(
+    config: ModelConfig, positions: jax.Array, cache_segment_ids: jax.Array | None
+) -> Distance | None:
+    if config.position != "alibi" and not config.attention_windows:
+        return None
+    keys = positions
+    if cache_segment_ids is not None:  # each row of a cache holds one document, with gaps
+        keys = jnp.cumsum(cache_segment_ids > 0, axis=1) - 1
+    slopes = alibi_slopes(config.num_heads) if config.position == "alibi" else None
+    return Distance(positions, keys, None, None if slopes is None else jnp.asarray(slopes))
+
+
+def _windows(config: ModelConfig) -> jax.Array | None:
+    """The window of every layer, int32 [L]; None where all see everything."""
+    cycle = config.attention_windows
+    if not any(cycle):
+        return None
+    windows = [cycle[i % len(cycle)] for i in range(config.num_layers)]
+    return jnp.asarray([window or jnp.iinfo(jnp.int32).max for window in windows], jnp.int32)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -9,24 +11,27 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from jaxllm.models.attention import attend, causal_attention
+from jaxllm.models.attention import Distance, attend, causal_attention
 from jaxllm.models.config import ModelConfig
+from jaxllm.models.norms import Norm
 from jaxllm.models.partitioning import constrain
+from jaxllm.models.positions import rotate
 
 
 class Context(NamedTuple):
     """What every layer needs to know of the tokens.
 
     Attributes:
-      cosine, sine: float32 [B, T, 1, head_dim / 2], the rotations of the tokens' positions.
       segment_ids: int32 [B, T] of the tokens.
+      rotations: cosine and sine of the tokens' positions, where they are rotary.
+      distance: positions and slopes, where the distance of a key counts (a layer adds its window).
       cache_segment_ids: int32 [B, S] of the cache's slots, or None without a cache.
       slot: int32, the cache slot of the first token, or None.
     """
 
-    cosine: jax.Array
-    sine: jax.Array
     segment_ids: jax.Array
+    rotations: tuple[jax.Array, jax.Array] | None = None
+    distance: Distance | None = None
     cache_segment_ids: jax.Array | None = None
     slot: jax.Array | None = None
 
@@ -38,31 +43,24 @@ class LayerCache(NamedTuple):
     value: jax.Array
 
 
-def rotations(config: ModelConfig, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """cos and sin of position x frequency, float32 [B, T, 1, head_dim / 2] (Su et al. 2021)."""
-    half = config.head_width // 2
-    frequencies = config.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angles = positions[..., None, None].astype(jnp.float32) * frequencies
-    return jnp.cos(angles), jnp.sin(angles)
-
-
-def rotate(x: jax.Array, cosine: jax.Array, sine: jax.Array) -> jax.Array:
-    """Rotates the pairs (i, i + K/2) of x [B, T, H, K]: the layout of LLaMA in Transformers."""
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    rotated = jnp.concatenate(
-        [first * cosine - second * sine, second * cosine + first * sine], axis=-1
-    )
-    return rotated.astype(x.dtype)
-
-
 def matrix(
-    module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str, ...]
+    module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str | None, ...]
 ) -> jax.Array:
     """A weight matrix of `module`, initialised from N(0, init_stddev), in the compute dtype."""
     config: ModelConfig = module.config
     initializer = nn.with_logical_partitioning(nn.initializers.normal(config.init_stddev), axes)
     weights = module.param(name, initializer, shape, jnp.dtype(config.param_dtype))
     return jnp.asarray(weights, config.dtype)
+
+
+def bias(
+    module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str | None, ...]
+) -> jax.Array:
+    """A bias of `module`, 0 at first, in the compute dtype."""
+    config: ModelConfig = module.config
+    initializer = nn.with_logical_partitioning(nn.initializers.zeros, axes)
+    values = module.param(name, initializer, shape, jnp.dtype(config.param_dtype))
+    return jnp.asarray(values, config.dtype)
 
 
 @jax.custom_vjp
@@ -97,31 +95,18 @@ def _linear_backward(
 linear.defvjp(_linear_forward, _linear_backward)
 
 
-class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * scale, in float32 (Zhang & Sennrich 2019)."""
-
-    config: ModelConfig
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """x [..., D] -> [..., D] in x's dtype."""
-        ones = nn.with_logical_partitioning(nn.initializers.ones, ("norm",))
-        scale = self.param("scale", ones, x.shape[-1:], jnp.dtype(self.config.param_dtype))
-        wide = x.astype(jnp.float32)
-        inverse = jax.lax.rsqrt(
-            jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.config.norm_eps
-        )
-        return (wide * inverse * jnp.asarray(scale, jnp.float32)).astype(x.dtype)
-
-
 class Attention(nn.Module):
-    """Grouped-query attention with rotary positions."""
+    """Grouped-query attention."""
 
     config: ModelConfig
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, context: Context, cache: LayerCache | None
+        self,
+        x: jax.Array,
+        context: Context,
+        cache: LayerCache | None,
+        window: jax.Array | None,
     ) -> tuple[jax.Array, LayerCache | None]:
         """x [B, T, D] -> [B, T, D], and the cache with these tokens' keys and values."""
         config = self.config
@@ -132,7 +117,12 @@ class Attention(nn.Module):
         def project(name: str, count: int, axis: str) -> jax.Array:
             weights = matrix(self, name, (embed, count, width), ("embed", axis, "head_dim"))
             flat = linear(x, weights.reshape(embed, count * width))
-            return flat.reshape(*x.shape[:2], count, width)
+            heads = flat.reshape(*x.shape[:2], count, width)
+            if config.attention_bias:
+                heads += bias(self, f"{name}_bias", (count, width), (axis, "head_dim"))
+            if config.clip_qkv is not None:
+                heads = jnp.clip(heads, -config.clip_qkv, config.clip_qkv)
+            return heads
 
         query = project("query", heads, "heads")
         key = project("key", groups, "kv_heads")
@@ -142,65 +132,138 @@ class Attention(nn.Module):
         value = checkpoint_name(
             constrain(value, "batch", "length", "kv_heads", "head_dim"), "value"
         )
-        query = rotate(query, context.cosine, context.sine)
-        key = rotate(key, context.cosine, context.sine)
+        if config.qk_norm:
+            query = self._norm_flat(query, "query_norm")
+            key = self._norm_flat(key, "key_norm")
+        if context.rotations is not None:
+            query = rotate(query, *context.rotations)
+            key = rotate(key, *context.rotations)
+        distance = context.distance and context.distance._replace(window=window)
+        scale = config.attention_scale
         if cache is None:
-            mixed = causal_attention(query, key, value, context.segment_ids, config.attention_block)
+            mixed = causal_attention(
+                query, key, value, context.segment_ids, config.attention_block, scale, distance
+            )
         else:
-            mixed, cache = _cached_attention(query, key, value, context, cache)
+            mask, cache = _write_cache(key, value, context, cache)
+            mixed = attend(query, cache.key, cache.value, mask, scale, distance)
         mixed = checkpoint_name(constrain(mixed, "batch", "length", "heads", "head_dim"), "context")
         output = matrix(self, "output", (heads, width, embed), ("heads", "head_dim", "embed"))
         flat = mixed.reshape(*x.shape[:2], heads * width)
-        return linear(flat, output.reshape(heads * width, embed)), cache
+        mixed = linear(flat, output.reshape(heads * width, embed))
+        if config.attention_output_bias:
+            mixed += bias(self, "output_bias", (embed,), ("norm",))
+        return mixed, cache
+
+    def _norm_flat(self, x: jax.Array, name: str) -> jax.Array:
+        """Norms x [B, T, H, K] over H and K together (OLMo 2)."""
+        return Norm(self.config, name=name)(x.reshape(*x.shape[:2], -1)).reshape(x.shape)
 
 
-def _cached_attention(
-    query: jax.Array, key: jax.Array, value: jax.Array, context: Context, cache: LayerCache
+def _write_cache(
+    key: jax.Array, value: jax.Array, context: Context, cache: LayerCache
 ) -> tuple[jax.Array, LayerCache]:
-    """Writes the keys and values at `context.slot` and attends over the cache."""
+    """Writes the keys and values at `context.slot`: what a token may see [B, T, S], the cache."""
     assert context.slot is not None and context.cache_segment_ids is not None
     start = (0, context.slot, 0, 0)
     cache = LayerCache(
         jax.lax.dynamic_update_slice(cache.key, key.astype(cache.key.dtype), start),
         jax.lax.dynamic_update_slice(cache.value, value.astype(cache.value.dtype), start),
     )
-    slots = context.slot + jnp.arange(query.shape[1])
+    slots = context.slot + jnp.arange(key.shape[1])
     causal = jnp.arange(cache.key.shape[1])[None, :] <= slots[:, None]
     same = context.segment_ids[:, :, None] == context.cache_segment_ids[:, None, :]
-    return attend(query, cache.key, cache.value, causal[None] & same), cache
+    return causal[None] & same, cache
 
 
-class GatedMLP(nn.Module):
-    """SwiGLU: (silu(x W_gate) * x W_up) W_down (Shazeer 2020)."""
+class MLP(nn.Module):
+    """act(x W_up) W_down, or gated (act(x W_gate) * x W_up) W_down (SwiGLU, Shazeer 2020)."""
 
     config: ModelConfig
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """x [B, T, D] -> [B, T, D]."""
-        embed, hidden = self.config.embed_dim, self.config.mlp_dim
-        gate = linear(x, matrix(self, "gate", (embed, hidden), ("embed", "mlp")))
-        up = linear(x, matrix(self, "up", (embed, hidden), ("embed", "mlp")))
-        gate = checkpoint_name(constrain(gate, "batch", "length", "mlp"), "gate")
+        config = self.config
+        embed, hidden = config.embed_dim, config.mlp_dim
+
+        def widen(name: str) -> jax.Array:
+            wide = linear(x, matrix(self, name, (embed, hidden), ("embed", "mlp")))
+            if config.mlp_bias:
+                wide += bias(self, f"{name}_bias", (hidden,), ("mlp",))
+            return wide
+
+        activation = _ACTIVATIONS[config.activation]
+        gate = widen("gate") if config.mlp == "gated" else None
+        up = widen("up")
+        if gate is not None:
+            gate = checkpoint_name(constrain(gate, "batch", "length", "mlp"), "gate")
         up = checkpoint_name(constrain(up, "batch", "length", "mlp"), "up")
         down = matrix(self, "down", (hidden, embed), ("mlp", "embed"))
-        return linear(nn.silu(gate) * up, down)
+        narrow = linear(activation(up) if gate is None else activation(gate) * up, down)
+        if config.mlp_bias:
+            narrow += bias(self, "down_bias", (embed,), ("norm",))
+        return narrow
+
+
+_ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "silu": nn.silu,
+    "gelu": partial(nn.gelu, approximate=False),
+    "gelu_tanh": nn.gelu,
+    "relu": nn.relu,
+}
 
 
 class Block(nn.Module):
-    """One pre-norm transformer block, shaped as the body of a scan over layers."""
+    """One transformer block, shaped as the body of a scan over layers."""
 
     config: ModelConfig
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, cache: LayerCache | None, context: Context
+        self,
+        x: jax.Array,
+        cache: LayerCache | None,
+        window: jax.Array | None,
+        context: Context,
     ) -> tuple[jax.Array, LayerCache | None]:
-        """x [B, T, D] -> [B, T, D], and the layer's new cache."""
+        """x [B, T, D] -> [B, T, D], and the layer's new cache.
+
+        Args:
+          x: the residual stream.
+          cache: of this layer, or None.
+          window: int32 [], of this layer, or None where no layer has one.
+          context: of the tokens.
+        """
+        config = self.config
+        attention = Attention(config, name="attention")
+        mlp = MLP(config, name="mlp")
+        attention_norm = Norm(config, name="attention_norm")
+        mlp_norm = Norm(config, name="mlp_norm")
+
+        def attend(x: jax.Array) -> jax.Array:
+            nonlocal cache
+            attended, cache = attention(x, context, cache, window)
+            return checkpoint_name(attended, "attention_output")
+
+        def feed(x: jax.Array) -> jax.Array:
+            return checkpoint_name(mlp(x), "mlp_output")
+
         x = constrain(x, "batch", "length", "embed_activation")
-        normed = RMSNorm(self.config, name="attention_norm")(x)
-        attended, cache = Attention(self.config, name="attention")(normed, context, cache)
-        x = x + checkpoint_name(attended, "attention_output")
-        normed = RMSNorm(self.config, name="mlp_norm")(x)
-        x = x + checkpoint_name(GatedMLP(self.config, name="mlp")(normed), "mlp_output")
+        if config.block == "parallel":
+            x = x + attend(attention_norm(x)) + feed(mlp_norm(x))
+        else:
+            x = _residual(config.norm_placement, x, attention_norm, attend)
+            x = _residual(config.norm_placement, x, mlp_norm, feed)
         return constrain(x, "batch", "length", "embed_activation"), cache
+
+
+_Function = Callable[[jax.Array], jax.Array]
+
+
+def _residual(placement: str, x: jax.Array, norm: _Function, sublayer: _Function) -> jax.Array:
+    if placement == "pre":
+        return x + sublayer(norm(x))
+    if placement == "post":
+        return norm(x + sublayer(x))
+    return x + norm(sublayer(x))
