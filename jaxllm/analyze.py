@@ -43,8 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="tokens at the end of the runs in progress; default: what their config.gin plans",
     )  # fmt: skip
     flags.add_argument(
-        "--format", choices=("html", "png", "pdf", "csv"), default="html",
-        help="html: the page; png, pdf: a figure per finding; csv: a table per finding",
+        "--format", choices=("html", "png", "pdf", "csv", "tensorboard"), default="html",
+        help="html: the page; png, pdf: a file per figure; csv: a file per table; tensorboard: "
+        "the figures as images in the run's tensorboard/",
     )  # fmt: skip
     args = flags.parse_args(argv)
     began = time.monotonic()
@@ -70,7 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _write(args: argparse.Namespace, progress: Callable[[str], None]) -> PathLike[str]:
     """What the flags ask for, and where it is."""
-    from jaxllm.report import export, page, questions, tables, terminal
+    from jaxllm.report import export, page, questions, tables, tensorboard, terminal
+    from jaxllm.trajectory.run import Run
 
     sources, output = page.open_sources(args.sources, args.output)
     report = tables.gather(sources, args.tokens)
@@ -86,6 +88,11 @@ def _write(args: argparse.Namespace, progress: Callable[[str], None]) -> PathLik
         print(f"note: {len(report.notes) - _MOST_NOTES} more notes stand in the report")
     if args.format == "html":
         return page.write(output / "index.html", page.render(report, found).encode())
+    if args.format == "tensorboard":
+        if not args.output and len(sources) == 1 and isinstance(sources[0], Run):
+            output = sources[0].path / "tensorboard"
+        tensorboard.write_report(output, report, found)
+        return output
     return export.write(output, report, found, args.format)
 
 

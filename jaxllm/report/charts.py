@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import altair as alt
@@ -19,7 +20,10 @@ from jaxllm.report.axes import Axis
 from jaxllm.report.numbers import metric_name, with_error
 from jaxllm.report.theme import DISTINCT, chart_config
 
-Chart = alt.LayerChart | alt.FacetChart
+Chart = alt.LayerChart | alt.FacetChart | alt.ConcatChart
+
+# So many letters of a subtitle stand above a chart.
+_LINE = 105
 
 _CHART_COLUMNS = [
     "run", "task", "step", "tokens", "flops", "loss", "metric", "value", "stderr", "low", "high",
@@ -137,7 +141,9 @@ def gains(shares: pd.DataFrame, order: Sequence[str], axis: Axis) -> Chart:
     )
 
 
-def curve(points: pd.DataFrame, axis: Axis, series: Sequence[str], name: str) -> Chart:
+def curve(
+    points: pd.DataFrame, axis: Axis, series: Sequence[str], name: str, height: int = 170
+) -> Chart:
     """A logged quantity (`value`, by `series`) against the clock."""
     columns = ["run", "series", "step", "tokens", "flops", "loss", "value"]
     base = alt.Chart().encode(x=_x(axis), color=_colour(series))
@@ -172,12 +178,12 @@ def curve(points: pd.DataFrame, axis: Axis, series: Sequence[str], name: str) ->
         hover,
         data=points[columns],
         width="container",
-        height=170,
+        height=height,
         description=f"{name} against {axis.title}.",
     )
 
 
-def figure(charts: Sequence[tuple[str, Chart]], columns: int) -> alt.ConcatChart:
+def figure(charts: Sequence[tuple[str, Chart]], columns: int) -> Chart:
     """Titled charts as one picture, `columns` wide."""
     panels = [
         chart.properties(title=alt.TitleParams(name, frame="group"), width=250, height=140)
@@ -188,18 +194,52 @@ def figure(charts: Sequence[tuple[str, Chart]], columns: int) -> alt.ConcatChart
 
 
 def picture(
-    chart: alt.TopLevelMixin, theme: str = "light", scale: float = 2.0, kind: str = "png"
-) -> bytes:
-    """The chart as a PNG or PDF picture on the card colour of `theme`."""
+    chart: alt.TopLevelMixin, title: str = "", sentence: str = "", *, theme: str = "light",
+    palette: str = "series", scale: float = 2.0, kind: str = "png",
+) -> bytes:  # fmt: skip
+    """The chart under its title and sentence, as a PNG or PDF on the card colour of `theme`."""
     import vl_convert
 
     spec = specification(chart)
     if spec.get("width") == "container":
         spec["width"] = 560
-    config = chart_config(theme) | {"padding": 20}
+    _add_legend(spec)
+    if title:
+        lines = textwrap.wrap(sentence, _LINE)
+        spec["title"] = {"text": title, "subtitle": lines, "frame": "bounds", "offset": 12}
+    config = chart_config(theme, palette) | {"padding": 20}
     if kind == "pdf":
         return vl_convert.vegalite_to_pdf(json.dumps(spec), config=config)
     return vl_convert.vegalite_to_png(json.dumps(spec), config=config, scale=scale)
+
+
+def series(spec: Mapping[str, Any]) -> tuple[str, list[str]]:
+    """The field that the colours of a specification stand for and its values, in their order."""
+    for layer in _layers(spec):
+        colour = layer.get("encoding", {}).get("color", {})
+        if colour.get("type") == "nominal" and colour.get("scale", {}).get("domain"):
+            return colour["field"], colour["scale"]["domain"]
+    return "", []
+
+
+def _add_legend(spec: dict[str, Any]) -> None:
+    """What the colours stand for; the page says so outside of its charts, in buttons."""
+    field, names = series(spec)
+    rows = (row for table in spec["datasets"].values() for row in table)
+    seen = {row.get(field) for row in rows}
+    values = [name for name in names if name in seen]
+    if len(values) < 2:
+        return
+    legend = {"orient": "bottom", "title": None, "columns": 4, "labelLimit": 300, "values": values}
+    for layer in _layers(spec):
+        if "legend" in (colour := layer.get("encoding", {}).get("color", {})):
+            colour["legend"] = legend
+    spec.setdefault("resolve", {})["scale"] = {"color": "shared"}
+
+
+def _layers(spec: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    for panel in spec.get("concat", [spec]):
+        yield from panel.get("layer", [panel])
 
 
 def specification(chart: alt.TopLevelMixin) -> dict[str, Any]:

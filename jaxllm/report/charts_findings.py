@@ -34,8 +34,7 @@ def dots(
     colour: Any = alt.Undefined
     if series:
         names = list(order) or list(dict.fromkeys(shown[series]))
-        legend = alt.Legend(orient="top", title=None, columns=2, labelLimit=300)
-        colour = alt.Color(f"{series}:N", scale=alt.Scale(domain=names), legend=legend)
+        colour = alt.Color(f"{series}:N", scale=alt.Scale(domain=names), legend=None)
     base = alt.Chart().encode(y=rows, color=colour)
     value = alt.X(f"{x}:Q", scale=scale, axis=axis, title=title)
     tooltip = [alt.Tooltip(f"{name}:Q", format=".4~g") for name in (x, low, high) if name]

@@ -7,17 +7,18 @@ from collections.abc import Sequence
 
 from etils import epath
 
-from jaxllm.report import charts, page
+from jaxllm.report import figures, page
 from jaxllm.report.questions import Answer
 from jaxllm.report.tables import Tables
 
 
 def write(output: epath.Path, tables: Tables, found: Sequence[Answer], kind: str) -> epath.Path:
-    """Writes a file per finding, and one of the trajectories, into the directory `output`.
+    """Writes a file per figure or table of the report into the directory `output`.
 
     Args:
       output: Made where it does not exist.
-      tables: The trajectories: `trajectories.png`, `trajectories.pdf` or `records.csv`.
+      tables: The trajectories: `trajectories-<domain>.png`, all tasks in `trajectories.png`, or as
+        tables `records.csv` and `metrics.csv`.
       found: The findings; those without a chart, or for "csv" without a table, give no file.
       kind: "png", "pdf" or "csv".
 
@@ -25,13 +26,20 @@ def write(output: epath.Path, tables: Tables, found: Sequence[Answer], kind: str
       The directory.
     """
     if kind == "csv":
-        page.write(output / "records.csv", tables.records.to_csv(index=False).encode())
-    else:
+        given = [("records", tables.records), ("metrics", tables.metrics)]
+        for name, table in [*given, *((answer.title, answer.table) for answer in found)]:
+            if len(table):
+                content = table.to_csv(index=False).encode()
+                page.write(output / f"{file_name(name)}.csv", content)
+        return output
+    if not tables.findings.empty:
         page.write(output / f"trajectories.{kind}", page.main_figure(tables, kind=kind))
-    for answer in found:
-        path = output / f"{re.sub('[^a-z0-9]+', '-', answer.title.lower()).strip('-')}.{kind}"
-        if kind == "csv" and len(answer.table):
-            page.write(path, answer.table.to_csv(index=False).encode())
-        elif kind != "csv" and answer.chart is not None:
-            page.write(path, charts.picture(answer.chart, kind=kind))
+    for group, figure in figures.every(tables, found):
+        name = f"{group} {figure.name}" if group == "trajectories" else figure.name
+        page.write(output / f"{file_name(name)}.{kind}", figures.picture(tables, figure, kind))
     return output
+
+
+def file_name(title: str) -> str:
+    """ "Telling tasks" -> "telling-tasks"."""
+    return re.sub("[^a-z0-9]+", "-", title.lower()).strip("-")

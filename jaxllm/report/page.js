@@ -29,7 +29,7 @@ function chosen() {
 }
 
 // The specification with the chosen clock as the x axis of every layer.
-function withAxis(spec, axis) {
+function withAxis({ datasets, ...spec }, axis) {
   const copy = structuredClone(spec);
   for (const layer of copy.layer ?? [copy]) {
     const { x, x2 } = layer.encoding ?? {};
@@ -54,12 +54,25 @@ function patchTooltips(vegaSpec) {
   return vegaSpec;
 }
 
+// Names of series that are hidden: in all charts against a clock, and in one chart.
+const hidden = new Map([["", new Set()]]);
+
+function visible(key) {
+  const { spec, series, clock } = report.charts[key];
+  const off = [...(hidden.get(key) ?? []), ...(clock ? hidden.get("") : [])];
+  if (!off.length) return spec.datasets;
+  const seen = (rows) => rows.filter((row) => !off.includes(row[series]));
+  return Object.fromEntries(Object.entries(spec.datasets).map(([name, rows]) => [name, seen(rows)]));
+}
+
 async function draw(key) {
   const plot = document.querySelector(`#${key} .plot`);
   const axis = chosen();
   try {
     const { spec, clock } = report.charts[key];
-    const result = await vegaEmbed(plot, clock ? withAxis(spec, axis) : spec, {
+    const whole = { ...(clock ? withAxis(spec, axis) : spec) };
+    whole.datasets = visible(key);
+    const result = await vegaEmbed(plot, whole, {
       actions: false,
       renderer: "svg",
       patch: patchTooltips,
@@ -123,8 +136,16 @@ function downloadCsv(name, rows) {
 const fileName = (name) => name.toLowerCase().replace(/[^a-z0-9]+/g, "-").replace(/^-|-$/g, "");
 
 document.addEventListener("click", async ({ target }) => {
-  const { csv: table, png, all } = target.dataset ?? {};
-  if (table) {
+  const button = target.closest("button");
+  const { csv: table, png, all, toggle } = button?.dataset ?? {};
+  if (toggle !== undefined) {
+    const key = button.closest("figure")?.id ?? "";
+    const shown = button.getAttribute("aria-pressed") === "false";
+    button.setAttribute("aria-pressed", shown);
+    if (!hidden.has(key)) hidden.set(key, new Set());
+    hidden.get(key)[shown ? "delete" : "add"](toggle);
+    await (key ? draw(key) : redraw());
+  } else if (table) {
     const { name, spec, table: numbers } = report.charts[table];
     downloadCsv(fileName(name), numbers ? unfold(numbers) : spec.datasets[spec.data.name]);
   } else if (png) {

@@ -11,7 +11,7 @@ import dataclasses
 import html
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib import resources
 from string import Template
 from typing import Any
@@ -20,11 +20,12 @@ import pandas as pd
 from altair.utils.schemapi import debug_mode
 from etils import epath
 
-from jaxllm.report import charts, libraries, numbers, questions, sections, summary
+from jaxllm.report import charts, figures, libraries, numbers, questions, sections
 from jaxllm.report.axes import LOSS, axes, preferred_scale
+from jaxllm.report.figures import Figure
 from jaxllm.report.questions import Answer, answers
-from jaxllm.report.tables import HEALTH, Overview, Tables, gather
-from jaxllm.report.theme import COLOURS, DISTINCT, chart_config, style_variables
+from jaxllm.report.tables import HEALTH, Tables, gather
+from jaxllm.report.theme import COLOURS, chart_config, style_variables
 from jaxllm.trajectory.importers import Source, is_import, open_source
 from jaxllm.trajectory.run import Run
 
@@ -72,7 +73,7 @@ def write(path: epath.Path, content: bytes) -> epath.Path:
 def render(tables: Tables, found: Sequence[Answer] = ()) -> str:
     """The whole page as HTML, with the findings in the order of a reader's questions."""
     book = _Charts(tables)
-    logged = [("loss", "Loss", _loss), ("curves", "Gradients and speed", _health)]
+    logged = [("loss", "Loss", _loss), ("curves", "Gradients and speed", _vitals)]
     imported = tables.logged.empty and tables.points.value.notna().any()
     more = {
         questions.HEALTH: [] if imported else logged,
@@ -94,7 +95,7 @@ def render(tables: Tables, found: Sequence[Answer] = ()) -> str:
         if any(content):
             parts.append(sections.section(question, title, "".join(content)))
     body = "\n".join([*parts, sections.data_notes(tables)])
-    palette = "sizes" if tables.many_runs else "series"
+    palette = tables.palette
     page = Template(_asset("page.html"))
     data = {
         "charts": book.specifications,
@@ -110,7 +111,9 @@ def render(tables: Tables, found: Sequence[Answer] = ()) -> str:
     return page.substitute(
         title=html.escape(f"{sections.heading(tables)} · jaxllm report"),
         style=style_variables(palette) + _asset("page.css"),
-        legend=sections.legend(list(tables.series)) if tables.several_runs else "",
+        legend=sections.legend([(name, at) for at, name in enumerate(tables.series)])
+        if tables.several_runs
+        else "",
         log="checked" if preferred_scale(tables.points) == "log" else "",
         linear="checked" if preferred_scale(tables.points) == "linear" else "",
         loss="" if LOSS in book.axes else "disabled",
@@ -121,25 +124,10 @@ def render(tables: Tables, found: Sequence[Answer] = ()) -> str:
     )
 
 
-def main_figure(tables: Tables, theme: str = "light", kind: str = "png") -> bytes:
+def main_figure(tables: Tables, kind: str = "png") -> bytes:
     """The capability trajectories of all tasks as one PNG or PDF, for a README or a slide."""
-    figure = _figure(tables, list(tables.findings.task.unique()))
-    return charts.picture(figure, theme, kind=kind)
-
-
-def domain_figure(tables: Tables, domain: str) -> bytes:
-    """The capability trajectories of one domain as a PNG."""
-    return charts.picture(_figure(tables, tables.domains[domain]), scale=1.5)
-
-
-@debug_mode(False)
-def _figure(tables: Tables, tasks: Sequence[str]) -> Any:
-    axis = axes(tables.points, tables.metrics)["tokens"][preferred_scale(tables.points)]
-    panels = []
-    for task in tasks:
-        points = tables.points[tables.points.task == task]
-        panels.append((task, charts.capability(points, axis, tables.series)))
-    return charts.figure(panels, columns=min(len(panels), 4) if len(panels) != 4 else 2)
+    figure = Figure("", figures.trajectories(tables, list(tables.findings.task.unique())))
+    return figures.picture(tables, figure, kind)
 
 
 class _Charts:
@@ -148,20 +136,25 @@ class _Charts:
     def __init__(self, tables: Tables):
         self.tables = tables
         self.axes = axes(tables.points, tables.metrics)
-        self.axis = self.axes["tokens"][preferred_scale(tables.points)]
+        self.axis = figures.first_axis(tables)
         self.specifications: dict[str, dict[str, Any]] = {}
 
-    def figure(self, name: str, chart: charts.Chart, **parts: str) -> str:
-        """The HTML of one chart against a clock; `parts` as in `sections.figure`."""
-        key = self._keep({"name": name, "clock": True, **_drawn(chart)})
-        return sections.figure(key, name, height=int(chart.height), **parts)
+    def figure(self, figure: Figure, **texts: str) -> str:
+        """The HTML of one chart against a clock; `texts` as in `sections.figure`."""
+        drawn = _drawn(figure)
+        key = self._keep({"name": figure.name, "clock": True, **drawn})
+        legend = "" if self.tables.several_runs else _legend(drawn)
+        texts = {"final": figure.final, "sentence": figure.sentence, "extra": legend, **texts}
+        return sections.figure(key, figure.name, int(figure.chart.height), **texts)
 
     def answer(self, found: Answer) -> str:
         """The HTML of one finding."""
-        kept = {"name": found.title, "table": _columns(found.table)}
+        kept: dict[str, Any] = {"name": found.title, "table": _columns(found.table)}
+        legend = ""
         if found.chart is not None:
-            kept |= _drawn(found.chart)
-        return sections.answer(self._keep(kept), found)
+            kept |= _drawn(figures.of_answer(found))
+            legend = _legend(kept, "finding")
+        return sections.answer(self._keep(kept), found, legend)
 
     def _keep(self, chart: dict[str, Any]) -> str:
         key = f"chart-{len(self.specifications) + 1}"
@@ -186,39 +179,30 @@ def _columns(table: pd.DataFrame) -> dict[str, Any]:
     return columns
 
 
-def _drawn(chart: charts.Chart) -> dict[str, Any]:
+def _drawn(figure: Figure) -> dict[str, Any]:
     """A chart and its data, which take a fraction of the place; the page's script unfolds them."""
-    spec, tables = charts.parts(chart)
-    return {"spec": spec, "data": {name: _columns(table) for name, table in tables.items()}}
+    spec, tables = charts.parts(figure.chart)
+    data = {name: _columns(table) for name, table in tables.items()}
+    return {"spec": spec, "data": data, "series": charts.series(spec)[0]}
+
+
+def _legend(drawn: dict[str, Any], palette: str = "series") -> str:
+    """What the colours of one chart stand for, where there are several."""
+    field, names = charts.series(drawn["spec"])
+    columns = [table[field] for table in drawn["data"].values() if field in table]
+    seen = {word for column in columns for word in column.get("words", ())}
+    shown = [(name, number) for number, name in enumerate(names) if name in seen]
+    return sections.legend(shown, palette) if len(shown) > 1 else ""
 
 
 def _growth(book: _Charts) -> str:
     tables = book.tables
     if tables.points.value.notna().sum() == 0:
         return sections.nothing("No checkpoint has been scored yet.")
-    figures = []
-    for overview in _typical(tables):
-        shares = tables.shares[tables.shares.run == overview.run]
-        if len(shares):
-            name = overview.run if tables.several_runs else "Share of the gain"
-            of_run = tables.findings[tables.findings.run == overview.run]
-            order = list(dict.fromkeys([*of_run.task, *tables.findings.task]))
-            chart = charts.gains(shares, order, book.axis)
-            figures.append(book.figure(name, chart, sentence=summary.headline(of_run)))
+    drawn = [book.figure(figure) for figure in figures.growth(tables, book.axis)]
     size = "medium" if tables.many_runs else "wide"
     few = sections.FEW_RUNS if tables.many_runs else ""
-    return sections.GROWTH_INTRODUCTION + few + sections.grid(figures, size)
-
-
-def _typical(tables: Tables) -> list[Overview]:
-    """All runs; of many the largest of each family that has a trajectory."""
-    if not tables.many_runs:
-        return list(tables.overviews)
-    largest: dict[str, Overview] = {}
-    for overview in sorted(tables.overviews, key=lambda o: o.params if o.params > 0 else 0.0):
-        if overview.checkpoints > 1:
-            largest[overview.family] = overview
-    return list(largest.values())[-DISTINCT:]
+    return sections.GROWTH_INTRODUCTION + few + sections.grid(drawn, size)
 
 
 def _trajectories(book: _Charts) -> str:
@@ -227,68 +211,31 @@ def _trajectories(book: _Charts) -> str:
         return sections.nothing("No checkpoint has been scored yet.")
     parts = []
     for domain, tasks in tables.domains.items():
-        figures = []
+        drawn = []
         for task in tasks:
-            points = tables.points[tables.points.task == task]
-            chart = charts.capability(points, book.axis, tables.series)
-            figures.append(book.figure(task, chart, **sections.capability_texts(tables, task)))
+            figure = figures.trajectory(tables, book.axis, task)
+            drawn.append(book.figure(figure, **sections.capability_texts(tables, task)))
         colour = None if tables.several_runs else tables.series.index(domain)
-        parts.append(sections.domain_group(domain, colour, figures))
+        parts.append(sections.domain_group(domain, colour, drawn))
     many = tables.many_runs
     introduction = sections.MANY_INTRODUCTION if many else sections.TRAJECTORY_INTRODUCTION
     return f'{introduction}<div class="domains">{"".join(parts)}</div>'
 
 
 def _loss(book: _Charts) -> str:
-    tables = book.tables
-    losses = tables.metrics[tables.metrics.name == "loss"]
-    by_domain = tables.metrics[tables.metrics.name.str.startswith("loss/")]
-    if losses.empty and by_domain.empty:
+    drawn = [book.figure(figure) for figure in figures.losses(book.tables, book.axis)]
+    if not drawn:
         return sections.nothing("metrics.jsonl has no loss.")
-    figures = list(_curves(book, {"loss": "Training loss"}))
-    if tables.several_runs:
-        names = {name: f"Loss on {name.removeprefix('loss/')}" for name in by_domain.name.unique()}
-        figures += list(_curves(book, names))
-    elif len(by_domain):
-        chart = charts.curve(by_domain, book.axis, tables.series, "loss")
-        labels = list(by_domain.series.unique())
-        legend = sections.legend(labels, [tables.series.index(label) for label in labels])
-        sentence = summary.of_curve(by_domain, "Loss")
-        figures.append(
-            book.figure("Training loss by domain", chart, extra=legend, sentence=sentence)
-        )
-    else:
-        figures.append(sections.nothing("No loss per domain was logged."))
-    return sections.grid(figures, "medium")
+    if len(drawn) == 1 and not book.tables.several_runs:
+        drawn.append(sections.nothing("No loss per domain was logged."))
+    return sections.grid(drawn, "medium")
 
 
-def _health(book: _Charts) -> str:
-    figures = list(_curves(book, HEALTH, height=120))
-    if not figures:
+def _vitals(book: _Charts) -> str:
+    drawn = [book.figure(figure) for figure in figures.vitals(book.tables, book.axis)]
+    if not drawn:
         return sections.nothing(f"metrics.jsonl has none of {numbers.join(list(HEALTH))}.")
-    return sections.grid(figures, "small")
-
-
-def _curves(book: _Charts, names: dict[str, str], height: int = 170) -> Iterator[str]:
-    """A chart per logged quantity; one colour per run."""
-    tables = book.tables
-    for name, title in names.items():
-        points = tables.metrics[tables.metrics.name == name]
-        if len(points):
-            series = tables.series
-            if not tables.several_runs:
-                points, series = points.assign(series=points.run), (tables.overviews[0].run,)
-            chart = charts.curve(points, book.axis, series, title).properties(height=height)
-            sentence = summary.of_curve(points, title)
-            yield book.figure(title, chart, final=_last_values(points), sentence=sentence)
-
-
-def _last_values(points: pd.DataFrame) -> str:
-    values = points.dropna(subset="value").groupby("run", sort=False)["value"].last()
-    if len(values) != 1:
-        return ""
-    last = float(values.iloc[0])
-    return numbers.count(last) if last >= 1000 else f"{last:.3g}"
+    return sections.grid(drawn, "small")
 
 
 def _asset(name: str) -> str:

@@ -142,6 +142,11 @@ def answer(
     )  # fmt: skip
 
 
+def shares_of(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows whose metric is a share, which have one scale; maybe none."""
+    return table[table.metric.map(is_share).astype(bool)]
+
+
 def _checks(tables: Tables) -> Answer:
     found = health.examine(tables.records, tables.logged, budget_tokens=_budget(tables))
     table = pd.concat([one.table for one in found], ignore_index=True)
@@ -180,7 +185,7 @@ def _advice(tables: Tables) -> Answer:
     axis = "expected gain, with its 90% interval (up is better)"
     if len(given) == 1:
         table = given[0].table
-        shares = table[[is_share(metric) for metric in table.metric]].sort_values("gain")[::-1]
+        shares = shares_of(table).sort_values("gain")[::-1]
         chart = charts.dots(shares, "task", "gain", axis, low="low", high="high", reference=0.0)
         return Answer(AHEAD, title, given[0].sentence, table, chart if len(shares) else None)
     rows = [
@@ -213,7 +218,7 @@ def _forecasts(tables: Tables) -> list[Answer]:
 
 
 def _forecast_chart(table: pd.DataFrame) -> Chart | None:
-    shares = table[[is_share(metric) for metric in table.metric]].sort_values("forecast")[::-1]
+    shares = shares_of(table).sort_values("forecast")[::-1]
     if shares.empty:
         return None
     kinds = ("now", "at the end, with its 90% interval")
@@ -228,7 +233,7 @@ def _backtest(tables: Tables) -> Answer:
     found = backtest.backtest(tables.all_records)
 
     def chart(_: pd.DataFrame) -> Chart | None:
-        shares = found.points[[is_share(metric) for metric in found.points.metric]]
+        shares = shares_of(found.points)
         scores = dataclasses.replace(found, points=shares if len(shares) else found.points)
         table = scores.summary(["fraction"])
         names = {"mae": "forecast", "mae_last": "last value", "mae_log_linear": "log-linear line"}

@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 
 from jaxllm.analysis import (
-    capabilities,
     dynamics_sizes,
     emergence,
     scaling_ladder,
@@ -19,7 +18,7 @@ from jaxllm.analysis import (
 )
 from jaxllm.report import charts_findings as charts
 from jaxllm.report.charts import Chart
-from jaxllm.report.questions import NOW, SIZES, Answer, Study, answer
+from jaxllm.report.questions import NOW, SIZES, Answer, Study, answer, shares_of
 from jaxllm.report.tables import Tables
 
 _TITLES = {"params": "parameters", "tokens": "training tokens", "flops": "training FLOPs"}
@@ -145,7 +144,7 @@ def _ladder_chart(table: pd.DataFrame) -> Chart:
 
 
 def _observational(tables: Tables) -> Answer:
-    shares = tables.points[[capabilities.is_share(metric) for metric in tables.points.metric]]
+    shares = shares_of(tables.points)
     last = shares.dropna(subset="value").sort_values("tokens")
     last = last.drop_duplicates(["run", "task"], keep="last")
     wide = last.pivot_table("value", "run", "task")

@@ -141,7 +141,7 @@ def figure(
     )
 
 
-def answer(key: str, found: Answer) -> str:
+def answer(key: str, found: Answer, legend: str = "") -> str:
     """A finding's card: its sentence, its chart, what else it says, and its downloads."""
     quoted = escape(found.title, quote=True)
     kinds = [*(["csv"] if len(found.table) else []), *(["png"] if found.chart is not None else [])]
@@ -155,7 +155,7 @@ def answer(key: str, found: Answer) -> str:
         plot = f'<div class="plot" style="min-height:{int(found.chart.height) + 38}px"></div>'
     return (
         f'<figure id="{key}" class="answer"><figcaption><h4>{escape(found.title)}</h4>'
-        f'<p class="sentence">{escape(found.sentence)}</p></figcaption>{plot}'
+        f'<p class="sentence">{escape(found.sentence)}</p>{legend}</figcaption>{plot}'
         f"{_listed(found.lines, 'lines')}{_listed(found.notes, 'notes', shown=3)}"
         f'<div class="tools">{tools}</div></figure>'
     )
@@ -192,20 +192,18 @@ def capability_texts(tables: Tables, task: str) -> dict[str, str]:
         reason = f": {failed.status.iloc[-1]}" if len(failed) else ""
         warning = f"No value at {len(bad)} of {len(rows)} checkpoints (step {steps}){reason}"
     value = "" if len(found) > 1 else numbers.value(last.final, last.metric)
-    sentence = summary.of_task(found)
-    return {
-        "meta": " · ".join(parts), "final": value, "warning": warning, "sentence": sentence,
-    }  # fmt: skip
+    return {"meta": " · ".join(parts), "final": value, "warning": warning}
 
 
-def legend(labels: Sequence[str], colours: Sequence[int] | None = None) -> str:
-    """What the colours stand for; `colours` are their numbers in the palette."""
+def legend(labels: Sequence[tuple[str, int]], palette: str = "series") -> str:
+    """What the colours, by their numbers in the palette, stand for; pressed to hide the series."""
     items = "".join(
-        f'<li><i class="swatch" style="background:var(--series-{colour % 8})"></i>{escape(label)}'
-        "</li>"
-        for label, colour in zip(labels, colours or range(len(labels)), strict=True)
+        f'<li><button type="button" aria-pressed="true" data-toggle="{escape(label, quote=True)}">'
+        f'<i class="swatch" style="background:var(--{palette}-{colour % 8})"></i>{escape(label)}'
+        "</button></li>"
+        for label, colour in labels
     )
-    return f'<ul class="legend">{items}</ul>'
+    return f'<ul class="legend" aria-label="Series; press to hide one">{items}</ul>'
 
 
 def domain_group(domain: str, colour: int | None, figures: Sequence[str]) -> str:

@@ -95,6 +95,11 @@ class Tables:
         return len(self.overviews) > DISTINCT
 
     @property
+    def palette(self) -> str:
+        """The colours of the runs: in the order of their sizes, or to be told apart."""
+        return "sizes" if self.many_runs else "series"
+
+    @property
     def sizes(self) -> int:
         """Number of model sizes."""
         return len({overview.params for overview in self.overviews if overview.params > 0})

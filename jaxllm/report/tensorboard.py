@@ -4,6 +4,8 @@
     capability/<domain>/<task>     the main metric of every task, a point per checkpoint
     evaluation/<task>/<metric>     its other metrics
     trajectories/<domain>          the report's trajectory charts as images
+    health/…, now/…, ahead/…       its other charts, by the question that they answer; when the run
+    early/…, sizes/…               has ended, or by `analyze --format tensorboard`
 
 The custom-scalars dashboard overlays the tasks of each domain, and the domains' losses. Local
 event files are written without TensorFlow, whose import takes longer than a small run's steps.
@@ -17,12 +19,17 @@ import re
 import socket
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from absl import logging
 from etils import epath
 
 from jaxllm.trajectory.records import OK, Record
+
+if TYPE_CHECKING:
+    from jaxllm.report.figures import Figure
+    from jaxllm.report.questions import Answer
+    from jaxllm.report.tables import Tables
 
 # Drawing the trajectory images may take this share of a run's wall time while it is going; the
 # first time they are expected to take a few seconds.
@@ -80,28 +87,16 @@ class TensorBoardWriter:
 
     def write_figures(self, step: int) -> None:
         """Draws the trajectories of every domain, as far as they are stored, as images."""
-        from tensorboard.compat.proto import summary_pb2
-        from tensorboard.plugins.image import metadata
-        from tensorboard.util import tensor_util
-
-        from jaxllm.report import page, tables
+        from jaxllm.report import figures, tables
         from jaxllm.trajectory.run import Run
 
         if not (epath.Path(self._model_dir) / "trajectory").exists():
             return
         began = time.monotonic()
         report = tables.gather([Run(self._model_dir)])
-        for domain in report.domains:
-            picture = page.domain_figure(report, domain)
-            width, height = (int.from_bytes(picture[at : at + 4], "big") for at in (16, 20))
-            content = [str(width).encode(), str(height).encode(), picture]
-            summary = summary_pb2.Summary()
-            summary.value.add(
-                tag=f"trajectories/{domain}",
-                metadata=metadata.create_summary_metadata(None, None),
-                tensor=tensor_util.make_tensor_proto(content),
-            )
-            self._add(step, summary=summary)
+        for domain, tasks in report.domains.items():
+            figure = figures.Figure(domain, figures.trajectories(report, tasks))
+            self._add(step, summary=_image(report, "trajectories", figure))
         self._events.flush()
         self._next_drawing_seconds = time.monotonic() - began
         self._drawing_seconds += self._next_drawing_seconds
@@ -162,6 +157,46 @@ def _tag(record: Record) -> str:
     if record.primary:
         return f"capability/{record.domain}/{record.task}"
     return f"evaluation/{record.task}/{record.metric}"
+
+
+def write_report(folder: str | os.PathLike[str], report: Tables, found: Sequence[Answer]) -> None:
+    """Writes every figure of a report as an image, at the step of the last checkpoint.
+
+    Args:
+      folder: The directory of the event file, local or `gs://`.
+      report: The trajectories.
+      found: The findings on them.
+    """
+    from tensorboard.compat.proto import event_pb2
+
+    from jaxllm.report import figures
+
+    step = int(report.points.step.max()) if len(report.points) else 0
+    events = _open_events(epath.Path(folder))
+    for group, figure in figures.every(report, found):
+        summary = _image(report, group, figure)
+        events.add_event(event_pb2.Event(wall_time=time.time(), step=step, summary=summary))
+    events.close()
+
+
+def _image(report: Tables, group: str, figure: Figure) -> Any:
+    """A figure as TensorBoard's summary of an image; its sentence is the description."""
+    from tensorboard.compat.proto import summary_pb2
+    from tensorboard.plugins.image import metadata
+    from tensorboard.util import tensor_util
+
+    from jaxllm.report import figures
+
+    picture = figures.picture(report, figure, scale=1.5)
+    width, height = (int.from_bytes(picture[at : at + 4], "big") for at in (16, 20))
+    content = [str(width).encode(), str(height).encode(), picture]
+    summary = summary_pb2.Summary()
+    summary.value.add(
+        tag=f"{group}/{figure.name}",
+        metadata=metadata.create_summary_metadata(figure.name, figure.sentence),
+        tensor=tensor_util.make_tensor_proto(content),
+    )
+    return summary
 
 
 class _Events(Protocol):

@@ -62,7 +62,7 @@ def chart_config(theme: str, palette: str = "series") -> dict[str, Any]:
         "legend": {"labelColor": colour["soft"], "titleColor": colour["soft"],
                    "titleFontWeight": "normal", "labelFontSize": 11, "titleFontSize": 11},
         "title": {"color": colour["ink"], "fontSize": 12, "fontWeight": 600, "anchor": "start",
-                  "subtitleColor": colour["soft"]},
+                  "subtitleColor": colour["soft"], "subtitleFontSize": 11},
         "style": {
             "chance": {"color": colour["soft"], "strokeDash": [4, 4], "strokeWidth": 1.2},
             "onset": {"color": colour["ink"], "strokeWidth": 1.5},
@@ -83,7 +83,8 @@ def style_variables(palette: str = "series") -> str:
         colour = COLOURS[theme]
         names = [k for k in colour if isinstance(colour[k], str)]
         pairs = [f"--{name}:{colour[name]}" for name in names]
-        pairs += [f"--series-{i}:{c}" for i, c in enumerate(colour[palette])]
+        for name, of in (("series", palette), ("finding", "series")):
+            pairs += [f"--{name}-{i}:{c}" for i, c in enumerate(colour[of])]
         return f":root{{color-scheme:{theme};{';'.join(pairs)}}}"
 
     return f"{block('light')}\n@media (prefers-color-scheme:dark){{{block('dark')}}}"

@@ -1,18 +1,23 @@
 """TensorBoard's own reader finds the scalars, the layout and the images; a restart forgets."""
 
+import io
 import math
 import re
 import subprocess
 import sys
 
 import pytest
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.util import tensor_util
 
+from jaxllm.analyze import main as analyze
+from jaxllm.report import page
 from jaxllm.report.tensorboard import TensorBoardWriter
 from jaxllm.trajectory.records import Record
 from jaxllm.trajectory.run import Run
+from tests.report.test_page import Page, charts_of
 from tests.simulated_run import TASKS, simulate
 
 
@@ -115,7 +120,7 @@ def test_images_are_drawn_while_the_run_goes_but_cost_little(run_dir, monkeypatc
     writer = TensorBoardWriter(run_dir)
     monkeypatch.setattr("jaxllm.report.tensorboard.time.monotonic", lambda: clock[0])
     writer._began = 0.0
-    monkeypatch.setattr("jaxllm.report.page.domain_figure", lambda *_: draw(step) or b"\0" * 24)
+    monkeypatch.setattr("jaxllm.report.figures.picture", lambda *_, **__: draw(step) or b"\0" * 24)
     records = scored(run_dir, 100)
     for step in range(0, 20_000, 100):
         clock[0] += 100.0
@@ -123,6 +128,28 @@ def test_images_are_drawn_while_the_run_goes_but_cost_little(run_dir, monkeypatc
     writer.close()
     assert drawn
     assert 20.0 * len(drawn) <= 0.02 * clock[0]
+
+
+def test_every_chart_of_the_report_is_an_image(tmp_path) -> None:
+    run_dir = simulate(tmp_path / "run")
+    index = page.build([run_dir])
+    assert analyze([str(run_dir), "--format", "tensorboard"]) == 0
+    events = read(run_dir)
+    tags = events.Tags()["tensors"]
+    questions = {"health", "now", "ahead", "early", "trajectories"}
+    assert {tag.split("/")[0] for tag in tags} == questions
+    shown = {tag.split("/", 1)[1] for tag in tags}
+    tasks = {task.name for task in TASKS}
+    assert set(charts_of(index.read_text())) - tasks == shown - {task.domain for task in TASKS}
+    for tag in tags:
+        (event,) = events.Tensors(tag)
+        assert event.step == 1000
+        width, height, picture = tensor_util.make_ndarray(event.tensor_proto)
+        drawn = Image.open(io.BytesIO(picture))
+        assert drawn.size == (int(width), int(height))
+        assert len(drawn.convert("RGB").getcolors(1 << 24)) > 20, tag  # not a blank card
+    told = events.SummaryMetadata("early/Telling tasks").summary_description
+    assert told in Page(index.read_text()).text
 
 
 def test_the_events_are_written_without_tensorflow(run_dir) -> None:
