@@ -18,6 +18,7 @@ from jaxllm.models.norms import Norm
 from jaxllm.models.partitioning import constrain
 from jaxllm.models.positions import alibi_slopes, rotations
 
+LayerCaches = LayerCache | tuple[LayerCache, ...]
 Params = Any  # the tree of parameters, boxed with logical axis names or plain
 
 _SAVED: dict[str, tuple[str, ...]] = {
@@ -40,17 +41,17 @@ class Decoder(nn.Module):
         tokens: jax.Array,
         positions: jax.Array,
         segment_ids: jax.Array,
-        cache: LayerCache | None = None,
+        cache: LayerCaches | None = None,
         cache_segment_ids: jax.Array | None = None,
         slot: jax.Array | None = None,
-    ) -> tuple[jax.Array, LayerCache | None]:
-        """Runs the blocks.
+    ) -> tuple[jax.Array, LayerCaches | None]:
+        """Runs the blocks: one loop over them, or one after the other where `unstack` cut them.
 
         Args:
           tokens: int32 [B, T].
           positions: int32 [B, T].
           segment_ids: int32 [B, T].
-          cache: keys and values of all layers, [L, B, S, G, K].
+          cache: keys and values of all layers, [L, B, S, G, K]; of each layer where unstacked.
           cache_segment_ids: int32 [B, S], already holding the segments of `tokens`.
           slot: int32, the slot of the cache where `tokens` begin.
 
@@ -87,16 +88,26 @@ class Decoder(nn.Module):
             cache_segment_ids,
             slot,
         )
-        layers = nn.scan(
-            _rematted(config.remat),
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=(0, 0, nn.broadcast),
-            length=config.num_layers,
-            unroll=1 if config.scan_layers else config.num_layers,
-            metadata_params={nn.PARTITION_NAME: "layers"},
-        )
-        x, cache = layers(config, name="layers")(x, cache, _windows(config), context)
+        windows = _windows(config)
+        if self.has_variable("params", "layers_0"):
+            written = []
+            for i in range(config.num_layers):
+                window = None if windows is None else windows[i]
+                block = Block(config, name=f"layers_{i}")
+                x, layer = block(x, cache[i] if cache else None, window, context)
+                written.append(layer)
+            cache = tuple(written) if cache else None
+        else:
+            layers = nn.scan(
+                _rematted(config.remat),
+                variable_axes={"params": 0},
+                split_rngs={"params": True},
+                in_axes=(0, 0, nn.broadcast),
+                length=config.num_layers,
+                unroll=1 if config.scan_layers else config.num_layers,
+                metadata_params={nn.PARTITION_NAME: "layers"},
+            )
+            x, cache = layers(config, name="layers")(x, cache, windows, context)
         if not config.tied_head:
             matrix(self, "head", (token_width, config.vocab_size), ("embed", "vocab"))
         if config.final_norm:
@@ -115,6 +126,25 @@ def init_params(config: ModelConfig, key: jax.Array) -> Params:
     """
     one = jnp.zeros((1, 1), jnp.int32)
     return Decoder(config).init(key, one, one, one)["params"]
+
+
+def unstack(params: Params) -> Params:
+    """Unboxed parameters with `layers` [L, ...] cut into `layers_0`, `layers_1`, …; consumes them.
+
+    A loop over stacked layers copies each layer's weights before it uses them, at every step. That
+    is nothing against a batch of long rows, and most of the time of decoding single tokens.
+    """
+    params = dict(params)
+    cut: dict[str, Any] = {}
+    leaves, tree = jax.tree.flatten(params.pop("layers"))
+    columns = []
+    for leaf in leaves:  # one at a time, so that two copies of one of them is all that there is
+        columns.append(jax.jit(lambda leaf: [leaf[i] for i in range(len(leaf))])(leaf))
+        jax.block_until_ready(columns[-1])
+        leaf.delete()
+    for i, layer in enumerate(zip(*columns, strict=True)):
+        cut[f"layers_{i}"] = jax.tree.unflatten(tree, layer)
+    return params | cut
 
 
 def abstract_params(config: ModelConfig) -> Params:

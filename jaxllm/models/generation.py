@@ -1,4 +1,8 @@
-"""Greedy continuation with a cache of keys and values."""
+"""Continuation of prompts with a cache of keys and values.
+
+`start` reads the prompts, `advance` makes tokens, and `generate` is one after the other. Whoever
+wants to see tokens as they come calls `advance` for a few at a time.
+"""
 
 from __future__ import annotations
 
@@ -9,32 +13,37 @@ import jax
 import jax.numpy as jnp
 
 from jaxllm.models.config import ModelConfig
-from jaxllm.models.decoder import Decoder, Params, head_kernel
+from jaxllm.models.decoder import Decoder, LayerCaches, Params, head_kernel
 from jaxllm.models.layers import LayerCache
+from jaxllm.models.sampling import GREEDY, Sampling, choose
 
 
 class Cache(NamedTuple):
     """Keys and values of the tokens read so far. S slots.
 
     Attributes:
-      layers: keys and values [L, B, S, G, K] in the compute dtype.
+      layers: keys and values [L, B, S, G, K] in the compute dtype, or [B, S, G, K] of each layer
+        where the parameters are unstacked.
       segment_ids: int32 [B, S], 1 where a slot holds a token, 0 where it is empty or padding.
       slot: int32, the next free slot, the same for every row.
       lengths: int32 [B], tokens read of each row, which is the position of the next one.
     """
 
-    layers: LayerCache
+    layers: LayerCaches
     segment_ids: jax.Array
     slot: jax.Array
     lengths: jax.Array
 
 
-def init_cache(config: ModelConfig, batch: int, length: int) -> Cache:
+def init_cache(config: ModelConfig, batch: int, length: int, stacked: bool = True) -> Cache:
     """An empty cache for `batch` rows of up to `length` tokens."""
-    shape = (config.num_layers, batch, length, config.kv_heads, config.head_width)
-    empty = jnp.zeros(shape, config.dtype)
+    shape = (batch, length, config.kv_heads, config.head_width)
+
+    def empty(*layers: int) -> LayerCache:
+        return LayerCache(*(jnp.zeros((*layers, *shape), config.dtype) for _ in range(2)))
+
     return Cache(
-        LayerCache(empty, empty),
+        empty(config.num_layers) if stacked else tuple(empty() for _ in range(config.num_layers)),
         jnp.zeros((batch, length), jnp.int32),
         jnp.zeros((), jnp.int32),
         jnp.zeros((batch,), jnp.int32),
@@ -70,9 +79,7 @@ def prefill(
     )
     last = hidden[jnp.arange(rows), lengths - 1]  # [B, D]
     logits = jnp.dot(last, head_kernel(config, params), preferred_element_type=jnp.float32)
-    return Cache(
-        LayerCache(*layers), segment_ids, cache.slot + width, cache.lengths + lengths
-    ), logits
+    return Cache(layers, segment_ids, cache.slot + width, cache.lengths + lengths), logits
 
 
 def decode_step(
@@ -82,6 +89,82 @@ def decode_step(
     return prefill(config, params, cache, tokens[:, None], jnp.ones_like(tokens))
 
 
+class State(NamedTuple):
+    """Rows under way.
+
+    Attributes:
+      cache: what they have read.
+      logits: float32 [B, V], of the next token.
+      done: bool [B], whether the row has ended.
+      step: int32, tokens made so far.
+    """
+
+    cache: Cache
+    logits: jax.Array
+    done: jax.Array
+    step: jax.Array
+
+
+def start(
+    config: ModelConfig,
+    params: Params,
+    prompts: jax.Array,
+    lengths: jax.Array,
+    max_new_tokens: int,
+) -> State:
+    """Reads prompts into a new cache with room for `max_new_tokens`; see `generate`."""
+    rows, width = prompts.shape
+    cache = init_cache(config, rows, width + max_new_tokens, stacked="layers" in params)
+    cache, logits = prefill(config, params, cache, prompts, lengths)
+    return State(cache, logits, jnp.zeros(rows, bool), jnp.zeros((), jnp.int32))
+
+
+def advance(
+    config: ModelConfig,
+    params: Params,
+    state: State,
+    count: int,
+    stop_ids: Sequence[int] = (),
+    sampling: Sampling = GREEDY,
+    keys: jax.Array | None = None,
+) -> tuple[State, jax.Array]:
+    """Makes up to `count` tokens of each row (static, as `stop_ids` and `sampling`).
+
+    Args:
+      config: the model.
+      params: its parameters.
+      state: rows under way, with room for `count` more tokens.
+      count: tokens to make, at most.
+      stop_ids: a row ends with the first of these.
+      sampling: how tokens are chosen.
+      keys: a random key of each row [B], for anything but the most likely token. Token n of a row
+        depends on its key and n only, not on the batch that the row is in.
+
+    Returns:
+      The state after them, and int32 [B, count]: the new tokens, with the one that ended the row,
+      then zeros. The loop ends when every row has.
+    """
+    rows = state.done.shape[0]
+    stops = jnp.asarray(tuple(stop_ids), jnp.int32)
+    keys = jax.random.split(jax.random.key(0), rows) if keys is None else keys
+    first = state.step
+
+    def unfinished(carry: tuple[State, jax.Array]) -> jax.Array:
+        return (carry[0].step < first + count) & ~jnp.all(carry[0].done)
+
+    def advance_one(carry: tuple[State, jax.Array]) -> tuple[State, jax.Array]:
+        (cache, logits, done, step), output = carry
+        drawn = choose(sampling, logits, jax.vmap(jax.random.fold_in, (0, None))(keys, step))
+        token = jnp.where(done, 0, drawn)
+        output = jax.lax.dynamic_update_slice(output, token[:, None], (0, step - first))
+        done |= jnp.any(token[:, None] == stops, axis=-1)
+        cache, logits = decode_step(config, params, cache, token)
+        return State(cache, logits, done, step + 1), output
+
+    output = jnp.zeros((rows, count), jnp.int32)
+    return jax.lax.while_loop(unfinished, advance_one, (state, output))
+
+
 def generate(
     config: ModelConfig,
     params: Params,
@@ -89,41 +172,23 @@ def generate(
     lengths: jax.Array,
     max_new_tokens: int,
     stop_ids: Sequence[int] = (),
+    sampling: Sampling = GREEDY,
+    keys: jax.Array | None = None,
 ) -> jax.Array:
-    """The most likely continuation, one token at a time.
+    """Continues prompts.
 
     Args:
       config: the model.
-      params: its parameters.
+      params: its parameters, stacked over layers or (faster) from `decoder.unstack`.
       prompts: int32 [B, P], padded on the right; what the padding holds does not matter.
       lengths: int32 [B], tokens of each prompt, at least 1.
       max_new_tokens: tokens to make, at most; static under `jax.jit`.
-      stop_ids: a row ends with the first of these; static under `jax.jit`.
+      stop_ids: see `advance`.
+      sampling: see `advance`.
+      keys: see `advance`.
 
     Returns:
-      int32 [B, max_new_tokens]: the new tokens, with the one that ended the row, then zeros.
-      The loop ends when every row has.
+      int32 [B, max_new_tokens], as `advance`.
     """
-    rows, width = prompts.shape
-    stops = jnp.asarray(tuple(stop_ids), jnp.int32)
-    cache, logits = prefill(
-        config, params, init_cache(config, rows, width + max_new_tokens), prompts, lengths
-    )
-
-    State = tuple[jax.Array, Cache, jax.Array, jax.Array, jax.Array]
-
-    def unfinished(state: State) -> jax.Array:
-        step, _, _, done, _ = state
-        return (step < max_new_tokens) & ~jnp.all(done)
-
-    def advance(state: State) -> State:
-        step, cache, logits, done, output = state
-        token = jnp.where(done, 0, jnp.argmax(logits, axis=-1).astype(jnp.int32))
-        output = jax.lax.dynamic_update_slice(output, token[:, None], (0, step))
-        done |= jnp.any(token[:, None] == stops, axis=-1)
-        cache, logits = decode_step(config, params, cache, token)
-        return step + 1, cache, logits, done, output
-
-    output = jnp.zeros((rows, max_new_tokens), jnp.int32)
-    start = (jnp.zeros((), jnp.int32), cache, logits, jnp.zeros(rows, bool), output)
-    return jax.lax.while_loop(unfinished, advance, start)[-1]
+    state = start(config, params, prompts, lengths, max_new_tokens)
+    return advance(config, params, state, max_new_tokens, stop_ids, sampling, keys)[1]

@@ -1,13 +1,15 @@
 """Decoding through the cache gives what the uncached forward gives."""
 
+import dataclasses
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxllm.models.decoder import logits
-from jaxllm.models.generation import decode_step, generate, init_cache, prefill
+from jaxllm.models.decoder import logits, unstack
+from jaxllm.models.generation import advance, decode_step, generate, init_cache, prefill, start
+from jaxllm.models.sampling import Sampling
 from tests.models.helpers import TINY, one_document_rows, random_params
 
 
@@ -56,3 +58,39 @@ def test_generation_stops_row_by_row_and_ignores_padding() -> None:
         end = [*without, stop].index(stop) + 1
         np.testing.assert_array_equal(with_stop[:end], without[:end])
         assert not with_stop[end:].any()
+
+
+def test_unstacked_layers_and_pieces_make_the_same_tokens() -> None:
+    """One loop over stacked layers, layers one by one, and a few tokens at a time."""
+    config = dataclasses.replace(TINY, attention_windows=(0, 4), position="alibi")
+    prompts = jnp.asarray(np.random.default_rng(5).integers(1, 97, (3, 6)), jnp.int32)
+    lengths = jnp.array([6, 3, 1])
+    for sampling in (Sampling(), Sampling(temperature=0.8, top_k=20, top_p=0.9)):
+        params = random_params(config)
+        keys = jax.random.split(jax.random.key(7), 3)
+        whole = jax.jit(partial(generate, config, max_new_tokens=9, sampling=sampling))
+        stacked = np.asarray(whole(params, prompts, lengths, keys=keys))
+        params = unstack(params)
+        assert "layers" not in params
+        np.testing.assert_array_equal(whole(params, prompts, lengths, keys=keys), stacked)
+        state = jax.jit(partial(start, config, max_new_tokens=9))(params, prompts, lengths)
+        step = jax.jit(partial(advance, config, count=3, sampling=sampling))
+        pieces = []
+        for _ in range(3):
+            state, tokens = step(params, state, keys=keys)
+            pieces.append(tokens)
+        np.testing.assert_array_equal(np.concatenate(pieces, axis=1), stacked)
+
+
+def test_a_row_is_drawn_alike_in_any_batch() -> None:
+    params = random_params(TINY)
+    prompts = jnp.asarray(np.random.default_rng(6).integers(1, 97, (4, 6)), jnp.int32)
+    lengths, keys = jnp.array([6, 3, 1, 5]), jax.random.split(jax.random.key(3), 4)
+    draw = jax.jit(partial(generate, TINY, max_new_tokens=8, sampling=Sampling(temperature=1.0)))
+    together = np.asarray(draw(params, prompts, lengths, keys=keys))
+    for rows in (slice(0, 1), slice(1, 4)):
+        alone = draw(params, prompts[rows], lengths[rows], keys=keys[rows])
+        np.testing.assert_array_equal(alone, together[rows])
+    assert len({tuple(row) for row in together}) == 4
+    again = draw(params, prompts, lengths, keys=jax.random.split(jax.random.key(4), 4))
+    assert (np.asarray(again) != together).any()

@@ -1,0 +1,149 @@
+"""Decoding speed on the CPU against Hugging Face Transformers' `generate`, side by side.
+
+The same LLaMA shape of 100M parameters (d 640, 12 layers, 10 heads, ffn 1728, vocabulary 32000),
+float32, greedy, both with their cache of keys and values, on the same prompts, in turn in one
+process, so that a busy machine slows both. Prints tokens/s of each pair and, per batch size, the
+ratio of the medians; the goal is a ratio of at least 1 at batch 1 and at batch 16.
+
+    python benchmarks/decode_vs_transformers.py [--new_tokens 64] [--pairs 5] [--threads 2]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import time
+from collections.abc import Callable
+
+from jaxllm.sharding.host import keep_freed_memory
+
+keep_freed_memory()  # as the commands do; it has to come before JAX
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxllm.models.config import ModelConfig
+from jaxllm.models.decoder import Params, init_params, unstack
+from jaxllm.models.generation import generate
+
+MODEL = ModelConfig(
+    vocab_size=32_000, num_layers=12, embed_dim=640, mlp_dim=1728, num_heads=10, max_length=1024
+)  # fmt: skip
+
+
+def jaxllm_side(params: Params, prompts: np.ndarray, new_tokens: int) -> Callable[[], np.ndarray]:
+    """A function that continues the prompts and returns the new tokens [B, new_tokens]."""
+    lengths = jnp.full(len(prompts), prompts.shape[1], jnp.int32)
+    run = jax.jit(lambda params, prompts: generate(MODEL, params, prompts, lengths, new_tokens))
+    return lambda: np.asarray(run(params, jnp.asarray(prompts)))
+
+
+def transformers_model(params: Params) -> object:
+    """Transformers' LLaMA with the same weights."""
+    import torch
+    import transformers
+
+    model = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            vocab_size=MODEL.vocab_size,
+            hidden_size=MODEL.embed_dim,
+            intermediate_size=MODEL.mlp_dim,
+            num_hidden_layers=MODEL.num_layers,
+            num_attention_heads=MODEL.num_heads,
+            rms_norm_eps=MODEL.norm_eps,
+            max_position_embeddings=MODEL.max_length,
+            tie_word_embeddings=False,
+        )
+    ).float()
+    layers, width = params["layers"], MODEL.embed_dim
+    state = {
+        "model.embed_tokens.weight": params["embedding"],
+        "model.norm.weight": params["final_norm"]["scale"],
+        "lm_head.weight": params["head"].T,
+    }
+    for i in range(MODEL.num_layers):
+        attention, mlp, prefix = layers["attention"], layers["mlp"], f"model.layers.{i}."
+        for ours, theirs in (("query", "q"), ("key", "k"), ("value", "v")):
+            flat = attention[ours][i].reshape(width, -1)
+            state[f"{prefix}self_attn.{theirs}_proj.weight"] = flat.T
+        state[f"{prefix}self_attn.o_proj.weight"] = attention["output"][i].reshape(-1, width).T
+        for name in ("gate", "up", "down"):
+            state[f"{prefix}mlp.{name}_proj.weight"] = mlp[name][i].T
+        state[f"{prefix}input_layernorm.weight"] = layers["attention_norm"]["scale"][i]
+        state[f"{prefix}post_attention_layernorm.weight"] = layers["mlp_norm"]["scale"][i]
+    tensors = {name: torch.tensor(np.array(value)) for name, value in state.items()}
+    model.load_state_dict(tensors)
+    return model.eval()
+
+
+def transformers_side(model: object, prompts: np.ndarray, new_tokens: int) -> Callable:
+    """The same with Transformers' `generate`, its default attention and its default cache."""
+    import torch
+
+    inputs = torch.tensor(prompts, dtype=torch.long)
+
+    def run() -> np.ndarray:
+        with torch.inference_mode():
+            output = model.generate(  # type: ignore[attr-defined]
+                inputs,
+                attention_mask=torch.ones_like(inputs),
+                max_new_tokens=new_tokens,
+                min_new_tokens=new_tokens,
+                do_sample=False,
+                use_cache=True,
+                pad_token_id=0,
+            )
+        return output[:, prompts.shape[1] :].numpy()
+
+    return run
+
+
+def main() -> None:
+    flags = argparse.ArgumentParser(description=__doc__)
+    flags.add_argument("--batches", type=int, nargs="+", default=[1, 16])
+    flags.add_argument("--prompt_tokens", type=int, default=64)
+    flags.add_argument("--new_tokens", type=int, default=64)
+    flags.add_argument("--pairs", type=int, default=5)
+    flags.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    args = flags.parse_args()
+
+    import torch
+
+    torch.set_num_threads(args.threads)
+    params = nn.unbox(jax.jit(lambda key: init_params(MODEL, key))(jax.random.key(0)))
+    model = transformers_model(params)
+    params = unstack(params)
+    print(f"{MODEL.num_params / 1e6:.1f}M parameters, {args.threads} threads")
+    for batch in args.batches:
+        random = np.random.default_rng(batch)
+        prompts = random.integers(0, MODEL.vocab_size, (batch, args.prompt_tokens)).astype(np.int32)
+        sides = {
+            "jaxllm": jaxllm_side(params, prompts, args.new_tokens),
+            "transformers": transformers_side(model, prompts, args.new_tokens),
+        }
+        found = {name: run() for name, run in sides.items()}  # the first call compiles
+        same = float(np.mean(found["jaxllm"] == found["transformers"]))
+        seconds: dict[str, list[float]] = {name: [] for name in sides}
+        for pair in range(args.pairs):
+            for name in list(sides)[:: 1 if pair % 2 == 0 else -1]:
+                start = time.perf_counter()
+                sides[name]()
+                seconds[name].append(time.perf_counter() - start)
+        speed = {
+            name: [batch * args.new_tokens / s for s in times] for name, times in seconds.items()
+        }
+        for ours, theirs in zip(*speed.values(), strict=True):
+            print(f"batch {batch:3} jaxllm {ours:7.1f}  transformers {theirs:7.1f} tokens/s")
+        medians = [statistics.median(values) for values in speed.values()]
+        print(
+            f"batch {batch:3}: {same:.1%} of the tokens equal, "
+            f"ratio jaxllm / transformers: {medians[0] / medians[1]:.2f}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
