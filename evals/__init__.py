@@ -35,22 +35,24 @@ def names() -> tuple[str, ...]:
 
 
 def load(wanted: Sequence[str]) -> tuple[TaskDefinition, ...]:
-    """The definitions of the tasks called `wanted`.
+    """The definitions of the tasks called `wanted`; `<task>_5shot` is `<task>` at 5 shots.
 
     Raises:
       UserError: no task has that name; the message offers the nearest ones.
     """
-    families = _families()
-    found = []
-    for name in wanted:
-        known = tasks.definitions()
-        prefix = next((p for p in families if name.startswith(p) and name != p), None)
-        if name in known:
-            found.append(known[name])
-        elif prefix:
-            found.append(families[prefix](name))
-        else:
-            near = difflib.get_close_matches(name, [*known, *families], n=3)
-            offer = f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(names())}"
-            raise UserError(f"no evaluation task is called {name}; {offer}")
-    return tuple(found)
+    return tuple(_find(name) for name in wanted)
+
+
+def _find(name: str) -> TaskDefinition:
+    families, known = _families(), tasks.definitions()
+    if name in known:
+        return known[name]
+    base, shots = tasks.split_shots(name)
+    if shots is not None:
+        return tasks.with_shots(_find(base), shots)
+    prefix = next((p for p in families if name.startswith(p) and name != p), None)
+    if prefix:
+        return families[prefix](name)
+    near = difflib.get_close_matches(name, [*known, *families], n=3)
+    offer = f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(names())}"
+    raise UserError(f"no evaluation task is called {name}; {offer}")

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 from evals.probe_tools import COUNT, choice, numbers_near
 from jaxllm.data import generated
-from jaxllm.evaluation.tasks import Choice, Prompt, exact_match, multiple_choice
+from jaxllm.evaluation.tasks import Choice, Prompt, generation, multiple_choice
 
 
 def _sums() -> list[tuple[int, int]]:
@@ -50,4 +50,4 @@ def counting() -> Iterator[Choice]:
 
 multiple_choice("counting", counting, domain="math")
 multiple_choice("addition", addition, domain="math")
-exact_match("addition_exact", addition_exact, domain="math", max_new_tokens=4)
+generation("addition_exact", addition_exact, domain="math", max_new_tokens=4)

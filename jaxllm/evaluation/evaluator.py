@@ -192,8 +192,8 @@ class Evaluator:
 
     def _predict(
         self, name: str, params: Params, should_stop: ShouldStop, dataset: Any
-    ) -> list[tuple[int, str]]:
-        """SeqIO's predict function: (index, generated text)."""
+    ) -> list[tuple[int, list[str]]]:
+        """SeqIO's predict function: (index, generated texts)."""
         del dataset
         end = self._vocabulary.eos_id
         stops = () if end is None or end < 0 else (end,)
@@ -205,7 +205,7 @@ class Evaluator:
             should_stop,
         )
         texts = [self._vocabulary.decode([t for t in ids if t not in stops]) for ids in answers]
-        return list(enumerate(texts))
+        return [(number, [text]) for number, text in enumerate(texts)]
 
     def _log(
         self,
@@ -221,6 +221,10 @@ class Evaluator:
             "truncated": Measurement(float(work.truncated.mean()), math.nan, work.examples),
             "padding": Measurement(work.padding, math.nan, work.examples),
         }
+        if task.shots:
+            measured["shots_dropped"] = Measurement(
+                float(work.dropped.mean()), math.nan, work.examples
+            )
         seconds = self._seconds()
         self._records = [self._record(task, k, m, seconds) for k, m in measured.items()]
         names = [example.id or str(number) for number, example in enumerate(examples)]
@@ -246,7 +250,7 @@ class Evaluator:
             step=self._moment.step,
             tokens=self._moment.tokens,
             flops=self._moment.flops,
-            task=task.name,
+            task=task.base or task.name,
             domain=task.domain,
             shots=task.shots,
             metric=metric,

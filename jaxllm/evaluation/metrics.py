@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from jaxllm.evaluation.tasks import Choice, Document, Prompt
+from jaxllm.evaluation.tasks import Choice, Document, Prompt, TaskDefinition
 
 Columns = Mapping[str, Sequence]
 
@@ -67,10 +67,17 @@ def multiple_choice(
     accuracy: the most likely option is the answer (ties go to the first).
     accuracy_per_token, _per_char, _per_byte: the same after division by the option's length; one
       leading space does not count in characters and bytes, as in the harness' acc_norm.
-    probability_correct: p(answer) / sum of p over the options.
+    probability_correct: p(answer) / sum of p over the options; with several correct options the
+      sum of theirs (TruthfulQA's mc2).
+    probability_raw: p(answer).
     brier: sum over options of (that share - [is the answer])^2; 0 is perfect.
-    margin: log p(answer) - log p(best other option), in nats.
+    margin: log p(answer) - log p(best wrong option), in nats.
     answer_bits_per_byte: -log2 p(answer) / bytes of the answer.
+    perplexity_correct, perplexity_incorrect: exp of the mean loss per token of the answer, and of
+      the wrong options ("Training Trajectories", section 4).
+
+    With several correct options, each of them counts as the answer of an accuracy; p(answer) is
+    the first one's.
 
     Args:
       examples: n questions.
@@ -97,26 +104,37 @@ def multiple_choice(
     predictions = {name: np.argmax(ll / length, axis=1) for name, length in lengths.items()}
     share = np.exp(ll - ll.max(axis=1, keepdims=True))
     share /= share.sum(axis=1, keepdims=True)
-    is_answer = np.zeros_like(ll)
-    is_answer[of_answer] = 1
-    brier = np.sum(np.square(share - is_answer), axis=1)
-    margin = ll[of_answer] - np.max(np.where(is_answer == 1, -np.inf, ll), axis=1)
+    is_answer = np.zeros(ll.shape, bool)
+    for row, example in enumerate(examples):
+        is_answer[row, [example.answer, *example.also_correct]] = True
+    wrong = exists & ~is_answer
+    brier = np.sum(np.square(share - is_answer / is_answer.sum(axis=1, keepdims=True)), axis=1)
+    margin = np.max(np.where(is_answer, ll, -np.inf), axis=1)
+    margin = margin - np.max(np.where(wrong, ll, -np.inf), axis=1)
     bits = -ll[of_answer] / math.log(2) / size[of_answer]
+    per_token = -ll / np.maximum(tokens, 1)
+    wrong_loss = np.sum(np.where(wrong, per_token, 0.0), axis=1) / wrong.sum(axis=1)
     guess = 1 / exists.sum(axis=1)
     guessed = float(guess.mean()) if chance is None else chance
 
-    measured = {name: mean(p == answer, guessed) for name, p in predictions.items()}
-    measured["probability_correct"] = mean(share[of_answer], float(guess.mean()))
-    measured["brier"] = mean(brier, float(np.mean(1 - guess)))
+    rows = np.arange(n)
+    right = {name: is_answer[rows, p] for name, p in predictions.items()}
+    probability = np.sum(np.where(is_answer, share, 0.0), axis=1)
+    measured = {name: mean(hits, guessed) for name, hits in right.items()}
+    measured["probability_correct"] = mean(probability, float(np.mean(is_answer.sum(1) * guess)))
+    measured["probability_raw"] = mean(np.exp(ll[of_answer]))
+    measured["brier"] = mean(brier, float(np.mean(1 / is_answer.sum(1) - guess)))
     measured["margin"] = mean(margin)
     measured["answer_bits_per_byte"] = mean(bits)
+    measured["perplexity_correct"] = _exp(mean(per_token[of_answer]))
+    measured["perplexity_incorrect"] = _exp(mean(wrong_loss))
     columns = {
         "target": answer.tolist(),
         "prediction": predictions["accuracy"].tolist(),
-        "correct": (predictions["accuracy"] == answer).tolist(),
+        "correct": right["accuracy"].tolist(),
         "log_likelihoods": [row[e].tolist() for row, e in zip(ll, exists, strict=True)],
         "tokens": [row[e].tolist() for row, e in zip(tokens, exists, strict=True)],
-        "probability_correct": share[of_answer].tolist(),
+        "probability_correct": probability.tolist(),
         "brier": brier.tolist(),
         "margin": margin.tolist(),
     }
@@ -161,10 +179,9 @@ def perplexity(
     """
     size = np.asarray([len(d.text.encode()) for d in documents])
     loss = ratio(-log_likelihood, tokens)
-    value = math.exp(min(loss.value, 700.0))
     measured = {
         "bits_per_byte": ratio(-log_likelihood / math.log(2), size),
-        "perplexity": Measurement(value, value * loss.stderr, loss.n),
+        "perplexity": _exp(loss),
         "loss": loss,
     }
     columns = {
@@ -175,23 +192,52 @@ def perplexity(
     return measured, columns
 
 
-def exact_match(
-    examples: Sequence[Prompt],
-    predictions: Sequence[str],
-    stop: Sequence[str],
-    chance: float | None = None,
+def generation(
+    task: TaskDefinition, examples: Sequence[Prompt], answers: Sequence[Sequence[str]]
 ) -> Result:
-    """exact_match: the text up to the first of `stop`, stripped, is one of the targets."""
-    ends = [min((p.find(s) for s in stop if s in p), default=len(p)) for p in predictions]
-    answers = [p[:end].strip() for p, end in zip(predictions, ends, strict=True)]
-    correct = [
-        answer in {target.strip() for target in example.targets}
-        for answer, example in zip(answers, examples, strict=True)
+    """What `task.score` makes of the texts up to the first of `task.stop`.
+
+    A metric called `pass` becomes pass@k: the chance that one of k answers passes, by the unbiased
+    estimator 1 - C(n - c, k) / C(n, k) for c of n (Chen et al. 2021, equation 1). Others are the
+    mean over the answers of an example.
+
+    Args:
+      task: how answers are cut and scored.
+      examples: the prompts.
+      answers: for each of them `task.samples` texts.
+    """
+    texts = [[_cut(text, task.stop) for text in several] for several in answers]
+    scores = [
+        [task.score(text, example) for text in several]
+        for several, example in zip(texts, examples, strict=True)
     ]
-    columns: Columns = {
+    chance = math.nan if task.chance is None else task.chance
+    measured: dict[str, Measurement] = {}
+    columns: dict[str, Sequence] = {
         "target": [e.targets[0] for e in examples],
-        "prediction": answers,
-        "correct": correct,
+        "prediction": [several[0] for several in texts],
     }
-    guessed = math.nan if chance is None else chance
-    return {"exact_match": mean(np.asarray(correct), guessed)}, columns
+    for name in scores[0][0]:
+        values = np.asarray([[float(score[name]) for score in several] for several in scores])
+        columns[name] = values.mean(axis=1).tolist()
+        if name != "pass":
+            measured[name] = mean(values.mean(axis=1), chance)
+            continue
+        n, passed = values.shape[1], values.sum(axis=1).astype(int)
+        for k in (k for k in (1, 10, 100) if k <= n):
+            estimates = [1 - math.comb(n - int(c), k) / math.comb(n, k) for c in passed]
+            measured[f"pass@{k}"] = mean(np.asarray(estimates), chance)
+    if "exact_match" in columns:
+        columns["correct"] = [value == 1.0 for value in columns["exact_match"]]
+    return measured, columns
+
+
+def _cut(text: str, stop: Sequence[str]) -> str:
+    """The text before the first of `stop`."""
+    return text[: min((text.find(s) for s in stop if s in text), default=len(text))]
+
+
+def _exp(loss: Measurement) -> Measurement:
+    """exp of a mean loss, with the delta method's standard error."""
+    value = math.exp(min(loss.value, 700.0))
+    return Measurement(value, value * loss.stderr, loss.n)

@@ -1,9 +1,14 @@
-"""Many spans in few rows: fixed shapes, little padding, no attention between spans.
+"""Many spans in few rows: fixed shapes, little padding, nothing encoded twice.
 
-Padding every example to the longest is why evaluation harnesses are slow. Here the spans of a
-task share rows, kept apart by segment ids. Attention costs length², so short spans go into
-shorter rows; there are only a few row lengths, each with one batch shape, so that the model is
-compiled once per length and not once per task.
+Padding every example to the longest, and reading a context again for each of its options, is why
+evaluation harnesses are slow. Here the spans of a task are sorted, so that those which begin alike
+are neighbours, and laid out as a tree: tokens that a span shares with the one before it are not
+repeated. `visible_until` says for every token up to where the row may see it, which keeps branches
+and neighbours apart. The options of a question share its context, and the questions of a subject
+their solved examples.
+
+Attention costs length², so short trees go into shorter rows; there are only a few row lengths,
+each with one batch shape, so that the model is compiled once per shape and not once per task.
 """
 
 from __future__ import annotations
@@ -15,20 +20,37 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxllm.evaluation.spans import Span
-from jaxllm.models.batch import Batch
+from jaxllm.models.batch import TreeBatch
+
+SHARED = 4  # a span joins a tree that holds at least one fourth of what it reads
+
+
+@dataclasses.dataclass(frozen=True)
+class Tree:
+    """Neighbouring spans of the sorted order that share a row.
+
+    Attributes:
+      spans: numbers of the spans, each sharing with the one before it.
+      shared: how many of its leading tokens each takes from the one before it; the first none.
+      size: positions of the tree in a row.
+    """
+
+    spans: tuple[int, ...]
+    shared: tuple[int, ...]
+    size: int
 
 
 @dataclasses.dataclass(frozen=True)
 class PackedBatch:
-    """One batch for the device, and where the spans lie in it.
+    """One batch for the device, and where the spans lie in its scores.
 
     Attributes:
-      batch: NumPy arrays [rows, length].
+      batch: NumPy arrays; [rows, length] and [rows, slots].
       spans: int64 [S], which span each of the next two is about.
-      starts, ends: int64 [S], the scored targets of a span in the flattened [rows * length].
+      starts, ends: int64 [S], the scored targets of a span in the flattened [rows * slots].
     """
 
-    batch: Batch
+    batch: TreeBatch
     spans: np.ndarray
     starts: np.ndarray
     ends: np.ndarray
@@ -41,12 +63,14 @@ class Packed:
     Attributes:
       batches: what to run.
       num_spans: number of spans packed.
-      tokens: positions that hold a token of a span.
+      read: tokens of all spans, each read by itself.
+      tokens: positions that hold a token: fewer, where spans share.
       slots: all positions, padding included.
     """
 
     batches: tuple[PackedBatch, ...]
     num_spans: int
+    read: int
     tokens: int
     slots: int
 
@@ -54,6 +78,11 @@ class Packed:
     def padding(self) -> float:
         """Share of the positions that is computed for nothing."""
         return 1 - self.tokens / self.slots if self.slots else 0.0
+
+    @property
+    def sharing(self) -> float:
+        """Share of the spans' tokens that need not be computed again."""
+        return 1 - self.tokens / self.read if self.read else 0.0
 
 
 def row_lengths(max_length: int, shortest: int) -> tuple[int, ...]:
@@ -64,23 +93,53 @@ def row_lengths(max_length: int, shortest: int) -> tuple[int, ...]:
     return tuple(reversed(lengths))
 
 
-def assign_rows(lengths: Sequence[int], available: Sequence[int]) -> list[tuple[int, list[int]]]:
-    """Which spans share a row: best-fit decreasing.
+def slot_counts(length: int) -> tuple[int, ...]:
+    """How many positions of a row can be scored: few answers, some, or every token."""
+    return tuple(sorted({max(1, length // 16), max(1, length // 4), length}))
 
-    A span goes into the fullest row that still holds it. If there is none, it opens a row of the
+
+def trees(spans: Sequence[Span], longest: int) -> list[Tree]:
+    """Sorts the spans and joins neighbours that begin alike, up to `longest` positions.
+
+    What is shared ends before a span's first scored target, because a position predicts one
+    target only.
+    """
+    order = sorted(range(len(spans)), key=lambda i: spans[i].tokens.astype(">i4").tobytes())
+    found: list[Tree] = []
+    members: list[int] = []
+    shares: list[int] = []
+    size = 0
+    for place, number in enumerate(order):
+        span = spans[number]
+        share = _common(spans[order[place - 1]], span) if members else 0
+        if members and (share * SHARED < span.length or size + span.length - share > longest):
+            found.append(Tree(tuple(members), tuple(shares), size))
+            members, shares, size, share = [], [], 0, 0
+        members.append(number)
+        shares.append(share)
+        size += span.length - share
+    if members:
+        found.append(Tree(tuple(members), tuple(shares), size))
+    return found
+
+
+def assign_rows(sizes: Sequence[int], available: Sequence[int]) -> list[tuple[int, list[int]]]:
+    """Which trees share a row: best-fit decreasing.
+
+    A tree goes into the fullest row that still holds it. If there is none, it opens a row of the
     smallest length that would hold it twice, so that what is left is useful to others.
 
     Args:
-      lengths: positions that each span takes; none above the largest of `available`.
+      sizes: positions that each tree takes; none above the largest of `available`.
       available: row lengths, ascending.
 
     Returns:
-      For each row its length and the numbers of its spans.
+      For each row its length and the numbers of its trees.
     """
     rows: list[tuple[int, list[int]]] = []
     room: list[tuple[int, int]] = []  # (positions left, number of the row), sorted
-    for span in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        need = lengths[span]
+    for tree in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+        need = sizes[tree]
         place = bisect.bisect_left(room, (need, -1))
         if place < len(room):
             left, row = room.pop(place)
@@ -88,7 +147,7 @@ def assign_rows(lengths: Sequence[int], available: Sequence[int]) -> list[tuple[
             left = next((size for size in available if size >= 2 * need), available[-1])
             row = len(rows)
             rows.append((left, []))
-        rows[row][1].append(span)
+        rows[row][1].append(tree)
         if left > need:
             bisect.insort(room, (left - need, row))
     return rows
@@ -103,44 +162,64 @@ def pack(spans: Sequence[Span], *, lengths: Sequence[int], tokens_per_batch: int
       tokens_per_batch: a multiple of the largest length; a batch of rows of length l has
         tokens_per_batch // l rows.
     """
-    rows = assign_rows([span.length for span in spans], lengths)
+    grown = trees(spans, lengths[-1])
+    rows = assign_rows([tree.size for tree in grown], lengths)
     batches = []
     for length in lengths:
-        contents = [members for size, members in rows if size == length]
+        contents = [[grown[i] for i in members] for size, members in rows if size == length]
         per_batch = tokens_per_batch // length
+        # rows with as many scored targets together, so that few batches need all their slots
+        contents.sort(key=lambda row: -_scored(spans, row))
         for first in range(0, len(contents), per_batch):
             batches.append(_batch(spans, contents[first : first + per_batch], per_batch, length))
     return Packed(
         batches=tuple(batches),
         num_spans=len(spans),
-        tokens=sum(span.length for span in spans),
+        read=sum(span.length for span in spans),
+        tokens=sum(tree.size for tree in grown),
         slots=sum(batch.batch.inputs.size for batch in batches),
     )
 
 
+def _common(before: Span, span: Span) -> int:
+    """Leading tokens that `span` can take from the one before it."""
+    limit = min(before.length, span.length - span.scored)
+    differ = before.tokens[:limit] != span.tokens[:limit]
+    return int(differ.argmax()) if differ.any() else limit
+
+
+def _scored(spans: Sequence[Span], trees: Sequence[Tree]) -> int:
+    return sum(spans[number].scored for tree in trees for number in tree.spans)
+
+
 def _batch(
-    spans: Sequence[Span], contents: Sequence[Sequence[int]], rows: int, length: int
+    spans: Sequence[Span], contents: Sequence[Sequence[Tree]], rows: int, length: int
 ) -> PackedBatch:
-    inputs, targets, positions, segments = (np.zeros((rows, length), np.int32) for _ in range(4))
-    weights = np.zeros((rows, length), np.float32)
+    most = max(_scored(spans, row) for row in contents)
+    width = next(count for count in slot_counts(length) if count >= most)
+    inputs, positions = np.zeros((2, rows, length), np.int32)
+    visible_until = np.tile(np.arange(1, length + 1, dtype=np.int32), (rows, 1))
+    slots, targets = np.zeros((2, rows, width), np.int32)
     numbers, starts, ends = [], [], []
     for row, members in enumerate(contents):
-        offset = 0
-        for segment, number in enumerate(members, start=1):
-            span = spans[number]
-            here = slice(offset, offset + span.length)
-            inputs[row, here] = span.tokens[:-1]
-            targets[row, here] = span.tokens[1:]
-            positions[row, here] = np.arange(span.length)
-            segments[row, here] = segment
-            weights[row, here.stop - span.scored : here.stop] = 1
-            numbers.append(number)
-            starts.append(row * length + here.stop - span.scored)
-            ends.append(row * length + here.stop)
-            offset = here.stop
-    domains = np.zeros(rows, np.int32)
-    batch = Batch(
-        inputs=inputs, targets=targets, weights=weights,
-        positions=positions, segment_ids=segments, domains=domains,
-    )  # fmt: skip
+        offset, slot = 0, 0
+        for tree in members:
+            path = np.zeros(0, np.int64)  # where the tokens of the span at hand lie
+            for number, share in zip(tree.spans, tree.shared, strict=True):
+                span = spans[number]
+                visible_until[row, path[share:]] = offset
+                fresh = np.arange(offset, offset + span.length - share)
+                path = np.concatenate([path[:share], fresh])
+                inputs[row, fresh] = span.tokens[share:-1]
+                positions[row, fresh] = np.arange(share, span.length)
+                offset += len(fresh)
+                here = slice(slot, slot + span.scored)
+                slots[row, here] = path[-span.scored :]
+                targets[row, here] = span.tokens[-span.scored :]
+                numbers.append(number)
+                starts.append(row * width + here.start)
+                ends.append(row * width + here.stop)
+                slot = here.stop
+            visible_until[row, path] = offset
+    batch = TreeBatch(inputs, positions, visible_until, slots, targets)
     return PackedBatch(batch, np.asarray(numbers), np.asarray(starts), np.asarray(ends))

@@ -23,19 +23,20 @@ def resolve(config: EvalConfig) -> dict[str, tuple[TaskDefinition, tuple[epath.P
 
 
 def files(task: TaskDefinition, config: EvalConfig) -> tuple[epath.Path, ...]:
-    """Where the files of a task are.
+    """Where the files of a task are: those that it reads, then those of its solved examples.
 
     Raises:
       UserError: the directory is not set, or a file is not there.
     """
-    if not task.reads:
+    names = task.reads + (task.few_shot.reads if task.few_shot and task.shots else ())
+    if not names:
         return ()
     if config.data_dir is None:
         raise UserError(
-            f"task {task.name} reads {task.reads[0]}: set EvalConfig.data_dir (macro EVAL_DIR) "
+            f"task {task.name} reads {names[0]}: set EvalConfig.data_dir (macro EVAL_DIR) "
             "to the directory with the evaluation data"
         )
-    paths = tuple(epath.Path(config.data_dir) / name for name in task.reads)
+    paths = tuple(epath.Path(config.data_dir) / name for name in names)
     for path in paths:
         if not path.exists():
             raise UserError(f"task {task.name}: no file {path}; is EVAL_DIR the right directory?")

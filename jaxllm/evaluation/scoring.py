@@ -17,11 +17,11 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from jaxllm.evaluation.packing import Packed, row_lengths
-from jaxllm.models.batch import Batch
+from jaxllm.models.batch import TreeBatch
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.decoder import Params
 from jaxllm.models.generation import generate
-from jaxllm.models.scoring import score_tokens
+from jaxllm.models.scoring import score_slots
 from jaxllm.sharding.rules import batch_sharding, partitioning, replicated
 
 In = TypeVar("In")
@@ -137,9 +137,9 @@ class Scorer:
                 found[number] = row[: ends[0] + 1 if len(ends) else None].tolist()
         return [found[number] for number in sorted(found)]
 
-    def _traced_score(self, params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    def _traced_score(self, params: Params, batch: TreeBatch) -> tuple[jax.Array, jax.Array]:
         with partitioning(self._mesh):
-            scores = score_tokens(self._model, params, batch)
+            scores = score_slots(self._model, params, batch)
         return scores.log_likelihood, scores.correct
 
     def _traced_generate(

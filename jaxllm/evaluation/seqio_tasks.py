@@ -18,6 +18,7 @@ from etils import epath
 from jaxllm.errors import UserError
 from jaxllm.evaluation import metrics
 from jaxllm.evaluation.metrics import Columns, Measurement, Result
+from jaxllm.evaluation.shots import with_solved_examples
 from jaxllm.evaluation.tasks import Choice, Document, Example, Prompt, TaskDefinition
 
 SPLIT = "validation"
@@ -26,7 +27,8 @@ Sink = Callable[[str, Mapping[str, Measurement], Sequence[Example], Columns], No
 _SPEC = {
     "inputs": tf.TensorSpec([None], tf.string),
     "targets": tf.TensorSpec([None], tf.string),
-    "answer": tf.TensorSpec([], tf.int32),
+    "answer": tf.TensorSpec([None], tf.int32),
+    "shots": tf.TensorSpec([None], tf.string),
     "id": tf.TensorSpec([], tf.string),
 }
 
@@ -36,7 +38,7 @@ class EvalTask(seqio.Task):
 
     Args:
       definition: the declared task.
-      files: where the definition's `reads` are.
+      files: where the files of the definition are (`resolve.files`).
       max_examples: at most so many examples, drawn once and for all; None is all.
     """
 
@@ -50,7 +52,7 @@ class EvalTask(seqio.Task):
 
         def dataset(split: str, shuffle_files: bool, seed: int | None = None) -> tf.data.Dataset:
             del split, shuffle_files, seed
-            examples = _subset(list(definition.examples(*files)), max_examples)
+            examples = _subset(_examples(definition, files), max_examples)
             return tf.data.Dataset.from_generator(
                 lambda: map(_features, examples), output_signature=_SPEC
             )
@@ -88,15 +90,21 @@ def examples_of(task: TaskDefinition, dataset: Iterable[Mapping[str, Any]]) -> l
     """The examples in a dataset with the features of an `EvalTask`."""
     found: list[Example] = []
     for row in dataset:
-        context = "".join(text.decode() for text in row["inputs"])
-        targets = tuple(text.decode() for text in row["targets"])
-        name = row["id"].decode()
-        if task.kind == "multiple_choice":
-            found.append(Choice(context, targets, int(row["answer"]), name))
-        elif task.kind == "perplexity":
+        texts = lambda key, row=row: tuple(text.decode() for text in row[key])
+        contexts, targets, name = texts("inputs"), texts("targets"), row["id"].decode()
+        if task.kind == "perplexity":
             found.append(Document(targets[0], name))
+            continue
+        preamble, *shots = texts("shots")
+        before = {"preamble": preamble, "shots": tuple(shots)}
+        if task.kind == "multiple_choice":
+            answer, *others = (int(number) for number in row["answer"])
+            several = contexts if len(contexts) > 1 else ()
+            found.append(
+                Choice(contexts[0], targets, answer, name, several, tuple(others), **before)
+            )
         else:
-            found.append(Prompt(context, targets, name))
+            found.append(Prompt(contexts[0], targets, name, **before))
     return found
 
 
@@ -137,19 +145,35 @@ class Measured(seqio.metrics.Scalar):
 
 
 def _features(example: Example) -> dict[str, Any]:
-    inputs: tuple[str, ...] = () if isinstance(example, Document) else (example.context,)
+    contexts: tuple[str, ...] = ()
+    shots: tuple[str, ...] = ()
+    answers: tuple[int, ...] = ()
     if isinstance(example, Document):
         targets: tuple[str, ...] = (example.text,)
     else:
-        targets = example.options if isinstance(example, Choice) else example.targets
-    answer = example.answer if isinstance(example, Choice) else 0
+        shots = (example.preamble, *example.shots)
+        if isinstance(example, Choice):
+            contexts = example.contexts or (example.context,)
+            targets, answers = example.options, (example.answer, *example.also_correct)
+        else:
+            contexts, targets = (example.context,), example.targets
     strings = lambda texts: np.asarray([text.encode() for text in texts], object)
     return {
-        "inputs": strings(inputs),
+        "inputs": strings(contexts),
         "targets": strings(targets),
-        "answer": np.int32(answer),
+        "answer": np.asarray(answers, np.int32),
+        "shots": strings(shots),
         "id": example.id.encode(),
     }
+
+
+def _examples(task: TaskDefinition, files: Sequence[epath.Path]) -> list[Example]:
+    """All examples of a task, with their solved examples before them."""
+    own, shared = files[: len(task.reads)], files[len(task.reads) :]
+    pool = task.few_shot.pool if task.few_shot and task.shots else None
+    return with_solved_examples(
+        task, list(task.examples(*own)), list(pool(*shared)) if pool else []
+    )
 
 
 def _subset(examples: list[Example], limit: int | None) -> list[Example]:
@@ -166,7 +190,7 @@ def _metric(task: TaskDefinition) -> seqio.metrics.CollectingMetric:
     Scores come as (log-likelihoods, {"tokens": …, "greedy": …}), predictions as texts.
     """
     types = seqio.metrics.ModelOutputType
-    output_type = types.PREDICTION if task.kind == "exact_match" else types.SCORE
+    output_type = types.PREDICTION if task.kind == "generation" else types.SCORE
 
     @flax.struct.dataclass
     class TaskMetric(seqio.metrics.CollectingMetric):
@@ -195,8 +219,8 @@ def _metric(task: TaskDefinition) -> seqio.metrics.CollectingMetric:
 
 
 def _measure(task: TaskDefinition, examples: list[Any], output: Any) -> Result:
-    if task.kind == "exact_match":
-        return metrics.exact_match(examples, [str(p) for p in output], task.stop, task.chance)
+    if task.kind == "generation":
+        return metrics.generation(task, examples, output)
     log_likelihood, auxiliary = output
     tokens = auxiliary["tokens"]
     if task.kind == "multiple_choice":

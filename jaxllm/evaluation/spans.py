@@ -64,8 +64,10 @@ def start_token(vocabulary: Tokenizer) -> int:
     raise ValueError("a vocabulary without BOS and EOS cannot score the first token of a text")
 
 
-def continuation(vocabulary: Tokenizer, context: str, text: str, max_length: int) -> Span:
-    """The span that scores `text` after `context`.
+def continuations(
+    vocabulary: Tokenizer, context: str, texts: Sequence[str], max_length: int
+) -> list[Span]:
+    """The spans that score each of `texts` after `context`.
 
     Both are encoded together and split where the context alone would end; spaces at the end of
     the context go to the continuation, because tokens begin with a space and do not end in one.
@@ -73,19 +75,24 @@ def continuation(vocabulary: Tokenizer, context: str, text: str, max_length: int
     last token) that last token is scored. A context that does not fit is cut on the left.
 
     Raises:
-      ValueError: the continuation alone is longer than `max_length`.
+      ValueError: a continuation alone is longer than `max_length`.
     """
     stripped = context.rstrip()
-    whole = vocabulary.encode(context + text)
-    boundary = min(len(vocabulary.encode(stripped)) if stripped else 0, len(whole) - 1)
-    tokens = np.asarray([start_token(vocabulary), *whole], np.int32)
-    scored = len(whole) - boundary
-    if scored > max_length:
-        raise ValueError(
-            f"a continuation of {scored} tokens does not fit a context length of {max_length}: "
-            f"{text[:40]!r}…"
-        )
-    return Span(tokens[-(max_length + 1) :], scored, truncated=len(tokens) > max_length + 1)
+    before = len(vocabulary.encode(stripped)) if stripped else 0
+    start = start_token(vocabulary)
+    spans = []
+    for text in texts:
+        whole = vocabulary.encode(context + text)
+        scored = len(whole) - min(before, len(whole) - 1)
+        if scored > max_length:
+            raise ValueError(
+                f"a continuation of {scored} tokens does not fit a context length of "
+                f"{max_length}: {text[:40]!r}…"
+            )
+        tokens = np.asarray([start, *whole], np.int32)
+        cut = len(tokens) > max_length + 1
+        spans.append(Span(tokens[-(max_length + 1) :], scored, truncated=cut))
+    return spans
 
 
 def windows(vocabulary: Tokenizer, text: str, max_length: int) -> Iterator[Span]:

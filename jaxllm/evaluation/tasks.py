@@ -10,7 +10,8 @@ neither SeqIO nor TensorFlow is imported:
 
 `examples` runs once, when the task is first scored. A task that lives in files names them
 (`reads`, relative to EvalConfig.data_dir); they are looked for before training starts, and
-`examples` is then called with their paths. `jaxllm.evaluation.seqio_tasks` makes the SeqIO task.
+`examples` is then called with their paths. A task that has a `FewShot` is there at any number of
+shots: `capitals_5shot`. `jaxllm.evaluation.seqio_tasks` makes the SeqIO task.
 
 Domains in use: examination, knowledge, reading, commonsense, reasoning, math, code, language.
 """
@@ -20,17 +21,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Iterable
-from typing import Literal
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal
 
-Kind = Literal["multiple_choice", "cloze", "perplexity", "exact_match"]
-PRIMARY_METRICS: dict[Kind, str] = {
-    "multiple_choice": "accuracy",
-    "cloze": "exact_match",
-    "perplexity": "bits_per_byte",
-    "exact_match": "exact_match",
-}
+from jaxllm.errors import UserError
+
+Kind = Literal["multiple_choice", "cloze", "perplexity", "generation"]
 _NAME = re.compile(r"^[A-Za-z0-9_.]+$")
+_SHOTS = re.compile(r"^(?P<base>.+)_(?P<shots>\d+)shot$")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,18 +40,35 @@ class Choice:
       options: the continuations, each with its leading space where it needs one.
       answer: index of the correct option.
       id: names the example in the per-example results; its number where empty.
+      contexts: the text before each option, where they differ in that (WinoGrande's blank);
+        `context` is not read then.
+      also_correct: indices of further correct options (TruthfulQA's mc2).
+      preamble: text before the solved examples.
+      shots: solved examples, each with what separates it from the next.
     """
 
     context: str
     options: tuple[str, ...]
     answer: int
     id: str = ""
+    contexts: tuple[str, ...] = ()
+    also_correct: tuple[int, ...] = ()
+    preamble: str = ""
+    shots: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.options) < 2 or not 0 <= self.answer < len(self.options):
             raise ValueError(f"{self}: needs two options or more, and an answer among them")
         if not all(self.options):
             raise ValueError(f"{self}: an option is empty")
+        if self.contexts and len(self.contexts) != len(self.options):
+            raise ValueError(f"{self}: needs a context for each option")
+
+    @property
+    def solved(self) -> str:
+        """The question with its answer, as a shot shows it."""
+        context = self.contexts[self.answer] if self.contexts else self.context
+        return context + self.options[self.answer]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,19 +81,63 @@ class Document:
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """A prompt and the texts that answer it (`cloze` scores the first, `exact_match` takes any)."""
+    """A prompt and the texts that answer it.
+
+    Attributes:
+      context: the prompt.
+      targets: what answers it: `cloze` scores the first, `generation` may take any.
+      id: names the example in the per-example results; its number where empty.
+      solution: what a shot shows after the prompt (a chain of thought); the first target if empty.
+      preamble: text before the solved examples.
+      shots: solved examples, each with what separates it from the next.
+    """
 
     context: str
     targets: tuple[str, ...]
     id: str = ""
+    solution: str = ""
+    preamble: str = ""
+    shots: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.targets or not all(self.targets):
             raise ValueError(f"{self}: needs at least one target, none of them empty")
 
+    @property
+    def solved(self) -> str:
+        """The prompt with its solution, as a shot shows it."""
+        return self.context + (self.solution or self.targets[0])
+
 
 Example = Choice | Document | Prompt
+Question = Choice | Prompt
 Examples = Callable[..., Iterable[Example]]
+Score = Callable[[str, Prompt], Mapping[str, float]]
+
+
+def exact(prediction: str, example: Prompt) -> Mapping[str, float]:
+    """exact_match: the stripped text is one of the targets."""
+    targets = {target.strip() for target in example.targets}
+    return {"exact_match": float(prediction.strip() in targets)}
+
+
+@dataclasses.dataclass(frozen=True)
+class FewShot:
+    """Where a task's solved examples come from.
+
+    Attributes:
+      pool: gives them; called with the paths of `reads`. None: the task's own examples, of which
+        the one that is asked is left out.
+      reads: files, relative to the evaluation data directory.
+      order: `sampled` draws anew for every question, in the order of lm-evaluation-harness 0.4
+        (one random.Random(1234) for the task); `first` takes the first of the pool.
+      separator: what follows each of them.
+    """
+
+    pool: Examples | None = None
+    reads: tuple[str, ...] = ()
+    order: Literal["sampled", "first"] = "sampled"
+    separator: str = "\n\n"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,21 +154,35 @@ class TaskDefinition:
       version: raise it when examples or scoring change, so that old records are not mixed in.
       primary_metric: the metric that stands for the task in tables and charts.
       reads: files, relative to the evaluation data directory.
-      max_new_tokens: longest answer of an exact_match task.
-      stop: texts that end an answer of an exact_match task.
+      few_shot: where solved examples come from; None: the task has none.
+      preamble: text before the first solved example (or the question).
+      max_new_tokens: longest answer of a generation task.
+      stop: texts that end an answer of a generation task.
+      score: metrics of one answer (its text up to the first of `stop`) of a generation task.
+      samples: answers to each prompt of a generation task; more than one are sampled.
+      temperature: of the sampling; 0 is greedy.
+      runs_code: whether `score` runs what the model wrote (in the sandbox, and only if allowed).
+      base: name of the task at any number of shots; what records call it. Empty: `name`.
     """
 
     name: str
     kind: Kind
     examples: Examples
     domain: str
-    shots: int
-    chance: float | None
-    version: str
-    primary_metric: str
+    shots: int = 0
+    chance: float | None = None
+    version: str = "1"
+    primary_metric: str = ""
     reads: tuple[str, ...] = ()
+    few_shot: FewShot | None = None
+    preamble: str = ""
     max_new_tokens: int = 0
     stop: tuple[str, ...] = ()
+    score: Score = exact
+    samples: int = 1
+    temperature: float = 0.0
+    runs_code: bool = False
+    base: str = ""
 
 
 _DEFINITIONS: dict[str, TaskDefinition] = {}
@@ -125,76 +198,84 @@ def multiple_choice(
     examples: Callable[..., Iterable[Choice]],
     *,
     domain: str,
-    chance: float | None = None,
-    version: str = "1",
-    shots: int = 0,
     primary_metric: str = "accuracy",
-    reads: tuple[str, ...] = (),
+    **details: Any,
 ) -> TaskDefinition:
-    """Declares a multiple-choice task. `chance=None`: the mean of 1 / number of options."""
+    """Declares a multiple-choice task.
+
+    Args:
+      name: of the task.
+      examples: gives its questions.
+      domain: that it is reported under.
+      primary_metric: one of `jaxllm.evaluation.metrics.multiple_choice`.
+      details: further fields of `TaskDefinition`.
+    """
     return _declare(
         TaskDefinition(
-            name, "multiple_choice", examples, domain, shots, chance, version, primary_metric, reads
+            name, "multiple_choice", examples, domain, primary_metric=primary_metric, **details
         )
     )
 
 
 def cloze(
-    name: str,
-    examples: Callable[..., Iterable[Prompt]],
-    *,
-    domain: str,
-    chance: float | None = 0.0,
-    version: str = "1",
-    shots: int = 0,
-    reads: tuple[str, ...] = (),
+    name: str, examples: Callable[..., Iterable[Prompt]], *, domain: str, **details: Any
 ) -> TaskDefinition:
     """Declares a completion task: is every token of the target the model's first choice?
 
     One forward pass answers what greedy decoding would, as lm-evaluation-harness does for
-    LAMBADA; the log-likelihood of the target comes with it.
+    LAMBADA; the log-likelihood of the target comes with it. `details`: see `TaskDefinition`.
     """
-    metric = PRIMARY_METRICS["cloze"]
-    return _declare(
-        TaskDefinition(name, "cloze", examples, domain, shots, chance, version, metric, reads)
-    )
+    details = {"primary_metric": "exact_match", "chance": 0.0, **details}
+    return _declare(TaskDefinition(name, "cloze", examples, domain, **details))
 
 
 def perplexity(
-    name: str,
-    documents: Callable[..., Iterable[Document]],
-    *,
-    domain: str,
-    version: str = "1",
-    reads: tuple[str, ...] = (),
+    name: str, documents: Callable[..., Iterable[Document]], *, domain: str, **details: Any
 ) -> TaskDefinition:
     """Declares a task that scores whole documents: bits per byte and token perplexity."""
-    metric = PRIMARY_METRICS["perplexity"]
-    return _declare(
-        TaskDefinition(name, "perplexity", documents, domain, 0, None, version, metric, reads)
-    )
+    details = {"primary_metric": "bits_per_byte", **details}
+    return _declare(TaskDefinition(name, "perplexity", documents, domain, **details))
 
 
-def exact_match(
+def generation(
     name: str,
     examples: Callable[..., Iterable[Prompt]],
     *,
     domain: str,
     max_new_tokens: int,
     stop: tuple[str, ...] = ("\n",),
-    chance: float | None = 0.0,
-    version: str = "1",
-    shots: int = 0,
-    reads: tuple[str, ...] = (),
+    **details: Any,
 ) -> TaskDefinition:
-    """Declares a task answered by greedy generation, up to `stop` or `max_new_tokens`."""
-    metric = PRIMARY_METRICS["exact_match"]
+    """Declares a task answered by generation, up to `stop` or `max_new_tokens`.
+
+    `details`: see `TaskDefinition`; `score` makes the metrics, `primary_metric` is one of them.
+    """
+    details = {"primary_metric": "exact_match", "chance": 0.0, **details}
     return _declare(
         TaskDefinition(
-            name, "exact_match", examples, domain, shots, chance, version, metric, reads,
-            max_new_tokens, stop,
+            name, "generation", examples, domain,
+            max_new_tokens=max_new_tokens, stop=stop, **details,
         )
     )  # fmt: skip
+
+
+def split_shots(name: str) -> tuple[str, int | None]:
+    """`arc_easy_5shot` -> (`arc_easy`, 5); a name that does not end so -> (name, None)."""
+    match = _SHOTS.match(name)
+    return (match["base"], int(match["shots"])) if match else (name, None)
+
+
+def with_shots(task: TaskDefinition, shots: int) -> TaskDefinition:
+    """`task` at another number of shots, called `<task>_<shots>shot`.
+
+    Raises:
+      UserError: the task has nowhere to take solved examples from.
+    """
+    if shots and task.few_shot is None:
+        raise UserError(f"task {task.name} has no solved examples: it is there at 0 shots only")
+    return dataclasses.replace(
+        task, name=f"{task.name}_{shots}shot", shots=shots, base=task.base or task.name
+    )
 
 
 def _declare(definition: TaskDefinition) -> TaskDefinition:

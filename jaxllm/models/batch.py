@@ -28,3 +28,24 @@ class Batch(NamedTuple):
     positions: Array
     segment_ids: Array
     domains: Array
+
+
+class TreeBatch(NamedTuple):
+    """Rows of token trees, to be scored: texts that begin alike share their beginning.
+
+    B rows, T tokens each, of which at most S are followed by a target that counts.
+
+    Attributes:
+      inputs: int32 [B, T], the tokens that are read, a text and its branches one after another.
+      positions: int32 [B, T], the position of each token in its text.
+      visible_until: int32 [B, T]. A token is seen by itself and by the tokens of its row after it
+        that lie before this index: the end of what goes on from it.
+      slots: int32 [B, S], where in the row the scored targets are predicted.
+      targets: int32 [B, S], those targets.
+    """
+
+    inputs: Array
+    positions: Array
+    visible_until: Array
+    slots: Array
+    targets: Array

@@ -19,9 +19,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxllm.models.batch import Array, Batch
+from jaxllm.models.batch import Array, Batch, TreeBatch
 from jaxllm.models.config import ModelConfig
-from jaxllm.models.decoder import Params, head_kernel, hidden_states
+from jaxllm.models.decoder import Params, head_kernel, hidden_states, tree_states
 from jaxllm.models.partitioning import constrain, num_shards
 
 
@@ -44,17 +44,14 @@ def score_tokens(config: ModelConfig, params: Params, batch: Batch) -> TokenScor
 
     Differentiable in `log_likelihood` and `log_z`.
     """
-    hidden = hidden_states(config, params, batch)
-    kernel = head_kernel(config, params)
-    length = hidden.shape[1]
-    size = _chunk_length(config, *batch.targets.shape)
+    return _score_hidden(config, params, hidden_states(config, params, batch), batch.targets)
 
-    @jax.checkpoint
-    def score(chunk: tuple[jax.Array, jax.Array]) -> TokenScores:
-        return _scores(_logits(chunk[0], kernel), chunk[1])
 
-    scores = jax.lax.map(score, (_split(hidden, size), _split(batch.targets, size)))
-    return jax.tree.map(lambda x: _join(x, length), scores)
+def score_slots(config: ModelConfig, params: Params, batch: TreeBatch) -> TokenScores:
+    """Scores the targets of token trees, [B, S]; only their logits are made."""
+    hidden = tree_states(config, params, batch)
+    scored = jnp.take_along_axis(hidden, jnp.asarray(batch.slots)[..., None], axis=1)  # [B, S, E]
+    return _score_hidden(config, params, scored, batch.targets)
 
 
 def token_loss(
@@ -77,6 +74,21 @@ def token_loss(
     kernel = head_kernel(config, params)
     size = _chunk_length(config, *batch.targets.shape)
     return _head_loss(size, z_loss, hidden, kernel, batch.targets, batch.weights)
+
+
+def _score_hidden(
+    config: ModelConfig, params: Params, hidden: jax.Array, targets: Array
+) -> TokenScores:
+    """Scores of targets [B, S] after hidden states [B, S, E]."""
+    kernel = head_kernel(config, params)
+    size = _chunk_length(config, *targets.shape)
+
+    @jax.checkpoint
+    def score(chunk: tuple[jax.Array, jax.Array]) -> TokenScores:
+        return _scores(_logits(chunk[0], kernel), chunk[1])
+
+    scores = jax.lax.map(score, (_split(hidden, size), _split(targets, size)))
+    return jax.tree.map(lambda x: _join(x, targets.shape[1]), scores)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))

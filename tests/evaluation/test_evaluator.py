@@ -51,7 +51,7 @@ def broken():
 CHOICE = tasks.multiple_choice("unit_choice", questions, domain="reading", shots=3, version="7")
 tasks.perplexity("unit_text", documents, domain="language")
 tasks.cloze("unit_cloze", prompts, domain="language")
-tasks.exact_match("unit_generate", prompts, domain="math", max_new_tokens=5)
+tasks.generation("unit_generate", prompts, domain="math", max_new_tokens=5)
 tasks.multiple_choice("unit_broken", broken, domain="code")
 tasks.multiple_choice("unit_empty", lambda: [], domain="code")
 ALL = ("unit_choice", "unit_text", "unit_cloze", "unit_generate")
@@ -196,7 +196,7 @@ def test_a_name_that_seqio_uses_for_something_else_is_refused():
 
 
 def test_generation_needs_room_for_the_prompt(tmp_path, scored):
-    tasks.exact_match("unit_wide", prompts, domain="math", max_new_tokens=64)
+    tasks.generation("unit_wide", prompts, domain="math", max_new_tokens=64)
     (record,) = evaluator(tmp_path, mesh(), ("unit_wide",)).evaluate(scored[2], 1, 2, 3.0)
     assert "64 new tokens leave no room for a prompt in a context of 64" in record.status
 

@@ -1,5 +1,6 @@
 """Metrics against hand-worked examples and SciPy's standard errors."""
 
+import itertools
 import math
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from scipy import special, stats
 
 from jaxllm.evaluation import metrics
-from jaxllm.evaluation.tasks import Choice, Document, Prompt
+from jaxllm.evaluation.tasks import Choice, Document, Prompt, TaskDefinition
 
 
 def test_mean_has_the_sample_standard_error():
@@ -102,6 +103,33 @@ def test_cloze_and_exact_match():
     )
     assert measured["exact_match"].value == 0.5
     assert measured["target_bits_per_byte"].value == pytest.approx(1.5)
-    measured, columns = metrics.exact_match(prompts, [" two\n3", "44"], stop=("\n",))
+    task = TaskDefinition("unit", "generation", lambda: prompts, "math", stop=("\n",))
+    measured, columns = metrics.generation(task, prompts, [[" two\n3"], ["44"]])
     assert measured["exact_match"].value == 0.5
     assert columns["prediction"] == ["two", "44"]
+
+
+def test_pass_at_k_is_the_chance_that_one_of_k_drawn_answers_passes():
+    prompts = [Prompt("a", ("yes",)), Prompt("b", ("yes",))]
+    answers = [["yes"] * 3 + ["no"] * 7, ["no"] * 10]
+    score = lambda text, example: {"pass": float(text == "yes")}
+    task = TaskDefinition("unit", "generation", lambda: prompts, "code", score=score)
+    measured, _ = metrics.generation(task, prompts, answers)
+    assert measured["pass@1"].value == pytest.approx(np.mean([0.3, 0.0]))
+    assert measured["pass@10"].value == pytest.approx(np.mean([1.0, 0.0]))
+    # every pair of ten answers, three of which pass
+    pairs = list(itertools.combinations([1] * 3 + [0] * 7, 2))
+    assert 1 - math.comb(7, 2) / math.comb(10, 2) == np.mean([max(pair) for pair in pairs])
+
+
+def test_several_correct_options_share_their_probability():
+    choice = Choice("q", (" a", " b", " c"), answer=0, also_correct=(2,))
+    ll = np.log([[0.2, 0.5, 0.1]])
+    measured, _ = metrics.multiple_choice([choice], ll, np.ones((1, 3), int))
+    assert measured["probability_correct"].value == pytest.approx(0.3 / 0.8)  # mc2
+    assert measured["probability_correct"].chance == pytest.approx(2 / 3)
+    assert measured["accuracy"].value == 0.0
+    assert measured["margin"].value == pytest.approx(math.log(0.2 / 0.5))
+    assert measured["probability_raw"].value == pytest.approx(0.2)
+    assert measured["perplexity_correct"].value == pytest.approx(5.0)
+    assert measured["perplexity_incorrect"].value == pytest.approx(2.0)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxllm.evaluation.packing import assign_rows, pack, row_lengths
+from jaxllm.evaluation.packing import assign_rows, pack, row_lengths, slot_counts
 from jaxllm.evaluation.spans import Span
 
 
@@ -17,30 +17,66 @@ def make(lengths, seed=0):
     ]
 
 
-@given(st.lists(st.integers(1, 64), max_size=60), st.integers(0, 99))
-def test_every_span_is_there_once_and_alone_in_its_segment(lengths, seed):
-    spans = make(lengths, seed)
-    packed = pack(spans, lengths=(16, 64), tokens_per_batch=128)
-    seen = []
+@st.composite
+def questions(draw):
+    """Spans over an alphabet of two tokens, so that they begin alike in every way there is."""
+    lengths = draw(st.lists(st.integers(1, 30), max_size=40))
+    return [
+        Span(
+            np.asarray(draw(st.lists(st.integers(3, 4), min_size=n + 1, max_size=n + 1)), np.int32),
+            draw(st.integers(1, n)),
+        )
+        for n in lengths
+    ]
+
+
+def seen_from(batch, row, place):
+    """The tokens that the one at `place` attends to, in order: what TreeBatch says."""
+    before = np.arange(place + 1)
+    before = before[batch.visible_until[row, : place + 1] > place]
+    return before, batch.inputs[row, before]
+
+
+@given(questions(), st.sampled_from([(32,), (8, 32)]))
+def test_every_scored_target_is_predicted_from_exactly_what_comes_before_it(spans, lengths):
+    packed = pack(spans, lengths=lengths, tokens_per_batch=64)
+    found = []
     for item in packed.batches:
         b = item.batch
-        assert b.inputs.shape in {(8, 16), (2, 64)}
+        rows, width = b.slots.shape
+        assert b.inputs.shape in {(64 // n, n) for n in lengths}
+        assert width in slot_counts(b.inputs.shape[1])
+        slots, targets = b.slots.reshape(-1), b.targets.reshape(-1)
         for number, start, end in zip(item.spans, item.starts, item.ends, strict=True):
             span = spans[number]
-            row, column = divmod(int(end) - 1, b.inputs.shape[1])
-            here = slice(column + 1 - span.length, column + 1)
-            np.testing.assert_array_equal(b.inputs[row, here], span.tokens[:-1])
-            np.testing.assert_array_equal(b.targets[row, here], span.tokens[1:])
-            np.testing.assert_array_equal(b.positions[row, here], np.arange(span.length))
-            segment = b.segment_ids[row, column]
-            assert segment > 0
-            assert np.sum(b.segment_ids[row] == segment) == span.length
-            assert end - start == span.scored
-            seen.append(number)
-        scored = sum(spans[n].scored for n in item.spans)
-        assert b.weights.sum() == scored
-    assert sorted(seen) == list(range(len(spans)))
-    assert packed.tokens == sum(lengths)
+            assert end - start == span.scored and start // width == (end - 1) // width
+            row = start // width
+            for k, slot in enumerate(range(start, end)):
+                read = span.length - span.scored + k + 1
+                places, tokens = seen_from(b, row, slots[slot])
+                np.testing.assert_array_equal(tokens, span.tokens[:read])
+                np.testing.assert_array_equal(b.positions[row, places], np.arange(read))
+                assert targets[slot] == span.tokens[read]
+            found.append(number)
+    assert sorted(found) == list(range(len(spans)))
+    assert packed.read == sum(span.length for span in spans)
+    assert packed.tokens <= packed.read and packed.tokens <= packed.slots
+
+
+def test_what_options_and_questions_share_is_read_once():
+    rng = np.random.RandomState(0)
+    shots = rng.randint(3, 1000, 400)
+    spans = []
+    for _ in range(10):
+        question = rng.randint(3, 1000, 50)
+        for letter in (3, 4, 5, 6):
+            spans.append(Span(np.append(np.append(shots, question), letter).astype(np.int32), 1))
+    packed = pack(spans, lengths=(1024,), tokens_per_batch=1024)
+    # every span's last token is its target: the shots, the questions, and the place before the
+    # letter once for each option
+    assert packed.tokens == 400 + 10 * (50 - 1) + 40
+    assert packed.sharing > 0.94
+    assert len(packed.batches) == 1
 
 
 def test_padding_is_small_for_many_short_spans():

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxllm.evaluation.spans import continuation, start_token, windows
+from jaxllm.evaluation.spans import continuations, start_token, windows
 from tests.evaluation.helpers import Bytes
 
 
@@ -59,7 +59,7 @@ def test_every_token_of_a_document_is_scored_once_in_order(text, max_length):
 def test_continuation_takes_the_spaces_at_the_end_of_the_context():
     # TemplateLM._encode_pair: the tokens after those of the context without its last spaces.
     words = Words()
-    span = continuation(words, "the ", "cat", 20)
+    (span,) = continuations(words, "the ", ("cat",), 20)
     assert span.tokens.tolist() == [1, *words.encode("the cat")]
     assert span.scored == len(words.encode(" cat")) == 1
     assert not span.truncated
@@ -67,13 +67,13 @@ def test_continuation_takes_the_spaces_at_the_end_of_the_context():
 
 def test_continuation_that_merges_into_the_context_still_has_a_token():
     words = Words()
-    span = continuation(words, "a", "b", 20)
+    (span,) = continuations(words, "a", ("b",), 20)
     assert (span.tokens.tolist(), span.scored) == ([1, *words.encode("ab")], 1)
 
 
 @given(st.text(max_size=30), st.text(min_size=1, max_size=10), st.integers(40, 80))
 def test_bytes_split_where_the_text_does(context, text, max_length):
-    span = continuation(Bytes(), context, text, max_length)
+    (span,) = continuations(Bytes(), context, (text,), max_length)
     expected = len((context[len(context.rstrip()) :] + text).encode())
     assert span.scored == expected
     assert pair(span)[1] == Bytes().encode(context + text)[-expected:]
@@ -82,13 +82,13 @@ def test_bytes_split_where_the_text_does(context, text, max_length):
 
 
 def test_empty_context_reads_the_document_start():
-    span = continuation(Bytes(), "", "ab", 8)
+    (span,) = continuations(Bytes(), "", ("ab",), 8)
     assert pair(span) == ([1, 100], [100, 101])
 
 
 def test_option_longer_than_the_context_length_is_refused():
     with pytest.raises(ValueError, match="9 tokens does not fit a context length of 8"):
-        continuation(Bytes(), "x", "123456789", 8)
+        continuations(Bytes(), "x", ("123456789",), 8)
 
 
 def test_vocabulary_without_a_document_start_uses_its_end_or_is_refused():

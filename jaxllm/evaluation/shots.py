@@ -1,0 +1,79 @@
+"""Solved examples before a question.
+
+Which examples a question gets follows lm-evaluation-harness 0.4 (`api/samplers.py`), so that its
+k-shot numbers can be compared with ours: one `random.Random(1234)` serves the questions of a task
+in their order.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Sequence
+
+from jaxllm.errors import UserError
+from jaxllm.evaluation.tasks import Document, Example, Question, TaskDefinition
+
+HARNESS_SEED = 1234
+
+
+def with_solved_examples(
+    task: TaskDefinition, examples: Sequence[Example], pool: Sequence[Example]
+) -> list[Example]:
+    """The examples of `task`, each with its preamble and its shots.
+
+    Args:
+      task: says how many, and how they are chosen.
+      examples: all of the task's examples, in their order.
+      pool: what to choose from; empty where the task's own examples are the pool.
+
+    Raises:
+      UserError: there are fewer than `task.shots` to choose from.
+    """
+    chosen = _choose(task, len(examples), len(pool))
+    source = pool or examples
+    solved = [_solved(example) for example in source] if task.shots else []
+    separator = task.few_shot.separator if task.few_shot else ""
+    return [
+        example
+        if isinstance(example, Document)
+        else dataclasses.replace(
+            example,
+            preamble=task.preamble,
+            shots=tuple(solved[i] + separator for i in numbers),
+        )
+        for example, numbers in zip(examples, chosen, strict=True)
+    ]
+
+
+def _choose(task: TaskDefinition, count: int, pool: int) -> list[list[int]]:
+    """For each of `count` questions the numbers of its solved examples in the pool."""
+    if not task.shots:
+        return [[] for _ in range(count)]
+    assert task.few_shot is not None
+    own = not pool
+    available = count - 1 if own else pool
+    if available < task.shots:
+        raise UserError(
+            f"task {task.name}: {task.shots} shots, and only {available} solved examples to "
+            "choose from"
+        )
+    if task.few_shot.order == "first":
+        return [
+            [i for i in range(task.shots + 1) if not own or i != question][: task.shots]
+            for question in range(count)
+        ]
+    rng = random.Random(HARNESS_SEED)
+    if not own:
+        return [rng.sample(range(pool), task.shots) for _ in range(count)]
+    # one more is drawn, in case the question itself is among them
+    return [
+        [i for i in rng.sample(range(count), task.shots + 1) if i != question][: task.shots]
+        for question in range(count)
+    ]
+
+
+def _solved(example: Example) -> str:
+    assert not isinstance(example, Document), "documents have no solution to show"
+    question: Question = example
+    return question.solved
