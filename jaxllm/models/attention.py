@@ -40,6 +40,7 @@ def causal_attention(
     block: int,
     scale: float | None = None,
     distance: Distance | None = None,
+    visible_until: jax.Array | None = None,
 ) -> jax.Array:
     """Attention of every token to the tokens of its own segment up to itself.
 
@@ -54,6 +55,8 @@ def causal_attention(
       block: queries per block.
       scale: factor of the scores; None means K ** -0.5.
       distance: of the tokens, where it counts.
+      visible_until: int32 [B, T], in place of segments: a token is seen by itself and by the
+        tokens after it that lie before this index (`batch.TreeBatch`).
 
     Returns:
       [B, T, H, K] in query's dtype. Softmax is float32.
@@ -62,8 +65,12 @@ def causal_attention(
     outputs = []
     for start in range(0, length, block):
         end = min(start + block, length)
-        causal = jnp.arange(end)[None, :] <= jnp.arange(start, end)[:, None]
-        same = segment_ids[:, start:end, None] == segment_ids[:, None, :end]
+        places = jnp.arange(start, end)
+        causal = jnp.arange(end)[None, :] <= places[:, None]
+        if visible_until is None:
+            same = segment_ids[:, start:end, None] == segment_ids[:, None, :end]
+        else:
+            same = places[None, :, None] < visible_until[:, None, :end]
         here = distance and distance._replace(
             queries=distance.queries[:, start:end], keys=distance.keys[:, :end]
         )

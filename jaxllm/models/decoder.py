@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from jaxllm.errors import UserError
 from jaxllm.models.attention import Distance
-from jaxllm.models.batch import Batch
+from jaxllm.models.batch import Batch, TreeBatch
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.layers import Block, Context, LayerCache, linear, matrix
 from jaxllm.models.norms import Norm
@@ -44,6 +44,7 @@ class Decoder(nn.Module):
         cache: LayerCaches | None = None,
         cache_segment_ids: jax.Array | None = None,
         slot: jax.Array | None = None,
+        visible_until: jax.Array | None = None,
     ) -> tuple[jax.Array, LayerCaches | None]:
         """Runs the blocks: one loop over them, or one after the other where `unstack` cut them.
 
@@ -54,6 +55,7 @@ class Decoder(nn.Module):
           cache: keys and values of all layers, [L, B, S, G, K]; of each layer where unstacked.
           cache_segment_ids: int32 [B, S], already holding the segments of `tokens`.
           slot: int32, the slot of the cache where `tokens` begin.
+          visible_until: int32 [B, T], in place of segments (`batch.TreeBatch`).
 
         Returns:
           Hidden states [B, T, E] that the head multiplies, in the compute dtype (E is the token
@@ -87,6 +89,7 @@ class Decoder(nn.Module):
             _distance(config, positions, cache_segment_ids),
             cache_segment_ids,
             slot,
+            visible_until,
         )
         windows = _windows(config)
         if self.has_variable("params", "layers_0"):
@@ -156,6 +159,18 @@ def hidden_states(config: ModelConfig, params: Params, batch: Batch) -> jax.Arra
     """Hidden states [B, T, E] that the head multiplies, in the compute dtype."""
     hidden, _ = Decoder(config).apply(
         {"params": params}, batch.inputs, batch.positions, batch.segment_ids
+    )
+    return hidden
+
+
+def tree_states(config: ModelConfig, params: Params, batch: TreeBatch) -> jax.Array:
+    """`hidden_states` of token trees."""
+    hidden, _ = Decoder(config).apply(
+        {"params": params},
+        batch.inputs,
+        batch.positions,
+        jnp.zeros_like(batch.inputs),
+        visible_until=jnp.asarray(batch.visible_until),
     )
     return hidden
 

@@ -27,6 +27,7 @@ class Context(NamedTuple):
       distance: positions and slopes, where the distance of a key counts (a layer adds its window).
       cache_segment_ids: int32 [B, S] of the cache's slots, or None without a cache.
       slot: int32, the cache slot of the first token, or None.
+      visible_until: int32 [B, T], in place of segments, or None (`batch.TreeBatch`).
     """
 
     segment_ids: jax.Array
@@ -34,6 +35,7 @@ class Context(NamedTuple):
     distance: Distance | None = None
     cache_segment_ids: jax.Array | None = None
     slot: jax.Array | None = None
+    visible_until: jax.Array | None = None
 
 
 class LayerCache(NamedTuple):
@@ -142,8 +144,9 @@ class Attention(nn.Module):
         scale = config.attention_scale
         if cache is None:
             mixed = causal_attention(
-                query, key, value, context.segment_ids, config.attention_block, scale, distance
-            )
+                query, key, value, context.segment_ids, config.attention_block, scale, distance,
+                context.visible_until,
+            )  # fmt: skip
         else:
             mask, cache = _write_cache(key, value, context, cache)
             mixed = attend(query, cache.key, cache.value, mask, scale, distance)
