@@ -12,7 +12,7 @@ import random
 from collections.abc import Sequence
 
 from jaxllm.errors import UserError
-from jaxllm.evaluation.tasks import Document, Example, Question, TaskDefinition
+from jaxllm.evaluation.tasks import Document, Example, FewShot, Question, TaskDefinition
 
 HARNESS_SEED = 1234
 
@@ -30,10 +30,10 @@ def with_solved_examples(
     Raises:
       UserError: there are fewer than `task.shots` to choose from.
     """
-    chosen = _choose(task, len(examples), len(pool))
-    source = pool or examples
-    solved = [_solved(example) for example in source] if task.shots else []
-    separator = task.few_shot.separator if task.few_shot else ""
+    few_shot = task.few_shot if task.shots else None
+    chosen = _choose(task, few_shot, len(examples), len(pool))
+    solved = [_solved(example) for example in pool or examples] if few_shot else []
+    separator = few_shot.separator if few_shot else ""
     return [
         example
         if isinstance(example, Document)
@@ -46,11 +46,12 @@ def with_solved_examples(
     ]
 
 
-def _choose(task: TaskDefinition, count: int, pool: int) -> list[list[int]]:
+def _choose(
+    task: TaskDefinition, few_shot: FewShot | None, count: int, pool: int
+) -> list[list[int]]:
     """For each of `count` questions the numbers of its solved examples in the pool."""
-    if not task.shots:
+    if few_shot is None:  # none, or the task writes them into its contexts
         return [[] for _ in range(count)]
-    assert task.few_shot is not None
     own = not pool
     available = count - 1 if own else pool
     if available < task.shots:
@@ -58,7 +59,7 @@ def _choose(task: TaskDefinition, count: int, pool: int) -> list[list[int]]:
             f"task {task.name}: {task.shots} shots, and only {available} solved examples to "
             "choose from"
         )
-    if task.few_shot.order == "first":
+    if few_shot.order == "first":
         return [
             [i for i in range(task.shots + 1) if not own or i != question][: task.shots]
             for question in range(count)

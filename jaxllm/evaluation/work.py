@@ -12,7 +12,7 @@ from jaxllm.errors import UserError
 from jaxllm.evaluation.packing import Packed, pack
 from jaxllm.evaluation.scoring import PromptBatch, Scorer
 from jaxllm.evaluation.spans import Span, Tokenizer, continuations, start_token, windows
-from jaxllm.evaluation.tasks import Choice, Document, Example, Prompt, Question, TaskDefinition
+from jaxllm.evaluation.tasks import Document, Example, Prompt, Question, TaskDefinition
 
 _log = logging.getLogger(__name__)
 
@@ -115,9 +115,7 @@ def prepare(
     return work
 
 
-def spans_of(
-    example: Example, vocabulary: Tokenizer, max_length: int
-) -> tuple[list[Span], int]:
+def spans_of(example: Example, vocabulary: Tokenizer, max_length: int) -> tuple[list[Span], int]:
     """The spans of an example, and how many of its shots they leave out.
 
     One span for each option, one for a cloze, or a document's windows. Solved examples are left

@@ -106,7 +106,7 @@ def test_cloze_and_exact_match():
     task = TaskDefinition("unit", "generation", lambda: prompts, "math", stop=("\n",))
     measured, columns = metrics.generation(task, prompts, [[" two\n3"], ["44"]])
     assert measured["exact_match"].value == 0.5
-    assert columns["prediction"] == ["two", "44"]
+    assert columns["prediction"] == [" two", "44"]
 
 
 def test_pass_at_k_is_the_chance_that_one_of_k_drawn_answers_passes():
