@@ -31,13 +31,14 @@ def make_optimizer(
 
 
 def decay_mask(boxed_params: Any) -> Any:
-    """True for matrices, False for vectors such as norms: what weight decay acts on.
+    """True for matrices, False for vectors such as norms and biases: what weight decay acts on.
 
-    Layers are stacked, so it is the logical axes other than 'layers' that count, not `ndim`.
+    It is the logical axes that count, not `ndim`: layers are stacked, and heads and head_dim are
+    one axis of a matrix.
     """
 
     def is_matrix(box: nn.LogicallyPartitioned) -> bool:
-        return len([name for name in box.names if name != "layers"]) >= 2
+        return len([name for name in box.names if name not in ("layers", "head_dim")]) >= 2
 
     boxed = lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)
     return jax.tree.map(is_matrix, boxed_params, is_leaf=boxed)

@@ -92,14 +92,14 @@ def test_generation_stops_at_a_stop_token_and_keeps_the_order_of_prompts():
 def test_scores_are_transformers_log_softmax():
     torch = pytest.importorskip("torch")
     pytest.importorskip("transformers")
-    from tests.models.test_transformers_parity import reference
+    from tests.models.transformers_families import reference
 
     on, spans = mesh(), make_spans(20)
     params = sharded_params(TINY, on)
     scorer = Scorer(TINY, on, rows_per_batch=2, shortest_row=16)
     packed = pack(spans, lengths=scorer.row_lengths, tokens_per_batch=scorer.tokens_per_batch)
     scores = scorer.score(params, packed, never)
-    twin = reference(TINY, jax.device_get(params))
+    twin = reference("Llama", TINY, jax.device_get(params))
     for span, found in zip(spans, scores.log_likelihood, strict=True):
         tokens = torch.tensor(span.tokens.astype(np.int64))
         with torch.no_grad():
