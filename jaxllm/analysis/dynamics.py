@@ -156,7 +156,7 @@ def least_squares(design: Array, y: Array) -> tuple[Array, float]:
 
 def amount(number: float) -> str:
     """Tokens, FLOPs or parameters as people say them: 300B, 2.1M."""
-    for size, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+    for size, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
         if abs(number) >= size:
             return f"{number / size:.3g}{suffix}"
     return f"{number:.3g}"

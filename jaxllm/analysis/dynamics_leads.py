@@ -101,14 +101,14 @@ def lead_lag(
     else:
         related = int((table.related_q <= 0.05).sum())
         sentence = (
-            f"Of {len(table)} pairs of domains {related} gain at related times; in none does one "
-            "domain's gain demonstrably come first."
+            f"{related or 'None'} of {len(table)} pairs of domains gain at related times; in no "
+            "pair does one domain's gain demonstrably come first."
         )
     middle = dict(zip(domains, _middle(halves), strict=True))
     order = sorted((d for d in domains if math.isfinite(middle[d])), key=middle.__getitem__)
     if len(order) > 1:
         said = ", ".join(f"{domain} {amount(middle[domain])}" for domain in order)
-        sentence += f" Half of their gain was made at so many tokens: {said} (medians)."
+        sentence += f" Half of the gain was made at {said} tokens (medians over runs)."
     return LeadLag(sentence, table, "", notes)
 
 

@@ -80,8 +80,9 @@ def unseen_tasks(records: pd.DataFrame) -> UnseenTasks:
         mean = np.where(known, by_task, 0.0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
         overall.append(_saved(np.where(known.any(axis=0), mean, math.nan)))
     sentence = (
-        f"Of an unseen task the others of its domain save {_percent(overall[0])} of a naive "
-        f"guess's error on held-out sizes, tasks of other domains {_percent(overall[1])}; "
+        f"From the others of its domain an unseen task is predicted with {_percent(overall[0])} "
+        "less error than by a naive guess, on sizes held out; from those of other domains with "
+        f"{_percent(overall[1])} less; "
         f"{int(tested.predicts.sum())} of {len(tested)} tasks are predicted demonstrably better "
         f"by their domain (5% false discoveries). Mean error {tested.error.mean():.3f} against "
         f"{naive.mean():.3f}; sampling noise alone is {tested.noise.mean():.3f}."
@@ -91,7 +92,7 @@ def unseen_tasks(records: pd.DataFrame) -> UnseenTasks:
 
 def _percent(saved: tuple[float, float, float, float]) -> str:
     if not math.isfinite(saved[0]):
-        return "an unknown share"
+        return "an unknown part"
     return f"{saved[0]:.0%} (95% interval {saved[1]:.0%} to {saved[2]:.0%})"
 
 

@@ -123,10 +123,11 @@ def emergence(
     table["verdict"] = np.where(marked | (table.verdict == NO_GAIN), table.verdict, GRADUAL)
     counts = table[table.hard].drop_duplicates(["run", "task"]).verdict.value_counts()
     order = (METRIC, MODEL, UNCLEAR, GRADUAL, NO_GAIN)
-    found = ", ".join(f"{counts[v]} {v}" for v in order if v in counts)
+    found = "; ".join(f"{counts[v]:,} {v}" for v in order if v in counts)
     many = int(counts.sum())
     kind = "trajectories" if over == "tokens" else "tasks"
-    sentence = f"Of {many:,} {kind} over log {over}: {found}."
+    axis = {"tokens": "the tokens", "params": "the sizes"}[over]
+    sentence = f"The gains of {many:,} {kind} over {axis}: {found}."
     if not many:
         sentence = "No task has an accuracy or an exact match whose suddenness could be judged."
     return Emergence(sentence, table, "", tuple(notes))

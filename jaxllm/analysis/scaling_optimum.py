@@ -16,6 +16,7 @@ import pandas as pd
 from scipy import interpolate, stats
 
 from jaxllm.analysis import scaling_fit
+from jaxllm.analysis.dynamics import amount
 from jaxllm.analysis.scaling_fit import DRAWS, LEVEL, Estimate
 
 DELTA = 1e-3
@@ -92,7 +93,7 @@ class ComputeOptimal:
         return (
             f"From {self.approach} ({self.n} points), the compute-optimal size grows as C^a with "
             f"a = {self.params_exponent}; at {self.flops_range[1]:.2g} FLOPs it is "
-            f"{largest.params.value:.2g} parameters on {largest.tokens.value:.2g} tokens."
+            f"{amount(largest.params.value)} parameters on {amount(largest.tokens.value)} tokens."
         )
 
 

@@ -24,7 +24,9 @@ def dots(
     """
     columns = [name for name in dict.fromkeys((y, x, low, high, series)) if name]
     shown = table[columns].dropna(subset=x)
-    scale = alt.Scale(type="log") if log else alt.Scale(zero=False, nice=True)
+    scale = (
+        alt.Scale(type="log", nice=False, padding=8) if log else alt.Scale(zero=False, nice=True)
+    )
     label = "replace(replace(format(datum.value, '~s'), 'G', 'B'), 'k', 'K')"
     axis = alt.Axis(labelExpr=label) if log else alt.Axis(format="~s" if number == "d" else number)
     rows = alt.Y(
@@ -60,16 +62,19 @@ def dots(
 
 def matrix(
     table: pd.DataFrame, x: str, y: str, value: str, title: str, *, text: str = "",
-    domain: tuple[float, float] | None = None,
+    domain: tuple[float, float] | None = None, order: Sequence[str] = (),
 ) -> Chart:  # fmt: skip
-    """A cell per `x` and `y`, darker for larger `value` over `domain`; or blank."""
+    """A cell per `x` and `y`, darker for larger `value` over `domain`; or blank.
+
+    `order` is that of both axes where they stand for the same; else that of the rows.
+    """
     columns = [name for name in dict.fromkeys((x, y, value, text)) if name]
     shown = table[columns]
     low, high = domain or (float(shown[value].min()), float(shown[value].max()))
     base = alt.Chart().encode(
-        x=alt.X(f"{x}:N", sort=list(dict.fromkeys(shown[x])), title=None,
+        x=alt.X(f"{x}:N", sort=list(order or dict.fromkeys(shown[x])), title=None,
                 axis=alt.Axis(labelLimit=120, domain=False, labelAngle=_angle(shown[x]))),
-        y=alt.Y(f"{y}:N", sort=list(dict.fromkeys(shown[y])), title=None,
+        y=alt.Y(f"{y}:N", sort=list(order or dict.fromkeys(shown[y])), title=None,
                 axis=alt.Axis(labelLimit=150, domain=False)),
     )  # fmt: skip
     cells = (

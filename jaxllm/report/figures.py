@@ -66,7 +66,10 @@ def losses(tables: Tables, axis: Axis) -> Iterator[Figure]:
         names = {name: f"Loss on {name.removeprefix('loss/')}" for name in by_domain.name.unique()}
         yield from _curves(tables, axis, names)
     elif len(by_domain):
-        chart = charts.curve(by_domain, axis, tables.series, "loss")
+        colours = tables.series  # as the tasks of the domain, where there are colours for all
+        if len(colours) > DISTINCT:
+            colours = tuple(by_domain.series.unique())
+        chart = charts.curve(by_domain, axis, colours, "loss")
         sentence = summary.of_curve(by_domain, "Loss")
         yield Figure("Training loss by domain", chart, sentence)
 

@@ -136,7 +136,8 @@ def answer(
     table: pd.DataFrame = finding.table  # type: ignore[attr-defined]
     refused = bool(finding.refused)  # type: ignore[attr-defined]
     drawn = None if refused or table.empty else chart(table)
-    notes = tuple(getattr(finding, "notes", ()))
+    # Records without a value stand in the notes on the data, by task and checkpoint.
+    notes = tuple(n for n in getattr(finding, "notes", ()) if "records have no value" not in n)
     return Answer(
         question, title, finding.sentence, table, drawn, refused, lines, notes  # type: ignore[attr-defined]
     )  # fmt: skip
@@ -325,13 +326,11 @@ def _correlations(tables: Tables) -> Answer:
         cells = pd.concat([table, turned], ignore_index=True)
         tasks = cells.groupby("task_a").gain.mean().sort_values(ascending=False).index[:_MOST_ROWS]
         cells = cells[cells.task_a.isin(tasks) & cells.task_b.isin(tasks)]
-        rank = {task: at for at, task in enumerate(tasks)}
-        cells = cells.sort_values(["task_a", "task_b"], key=lambda column: column.map(rank))
         cells = cells.assign(mark=np.where(cells.gain_q <= 0.05, "•", ""))
         title = "correlation of gains; • at 5% false discoveries"
         low, high = min(float(cells.gain.min()), 0.0), max(float(cells.gain.max()), 0.3)
         return charts.matrix(cells, "task_b", "task_a", "gain", title, text="mark",
-                             domain=(low, high))  # fmt: skip
+                             domain=(low, high), order=list(tasks))  # fmt: skip
 
     found = dynamics_relations.correlations(tables.records)
     return answer(EARLY, "Gains that come together", found, chart)

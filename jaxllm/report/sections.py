@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from html import escape
 
 from jaxllm.analysis import capabilities as analysis
-from jaxllm.report import numbers, summary
+from jaxllm.report import numbers, readings, summary
 from jaxllm.report.questions import Answer
 from jaxllm.report.tables import Overview, Tables
 from jaxllm.trajectory.records import OK
@@ -150,12 +150,14 @@ def answer(key: str, found: Answer, legend: str = "") -> str:
         f"{kind.upper()}</button>"
         for kind in kinds
     )
+    read = readings.of(found.title)
+    reading = f'<p class="meta">{escape(read)}</p>' if read else ""
     plot = ""
     if found.chart is not None:
         plot = f'<div class="plot" style="min-height:{int(found.chart.height) + 38}px"></div>'
     return (
         f'<figure id="{key}" class="answer"><figcaption><h4>{escape(found.title)}</h4>'
-        f'<p class="sentence">{escape(found.sentence)}</p>{legend}</figcaption>{plot}'
+        f'<p class="sentence">{escape(found.sentence)}</p>{reading}{legend}</figcaption>{plot}'
         f"{_listed(found.lines, 'lines')}{_listed(found.notes, 'notes', shown=3)}"
         f'<div class="tools">{tools}</div></figure>'
     )

@@ -348,12 +348,14 @@ def _trajectory_notes(
 ) -> list[str]:
     notes = []
     several, many = runs > 1, runs > DISTINCT
-    if many:  # a line each would hide the others
-        missing = points[points.status == "no record"]
-        for task, rows in missing.groupby("task", sort=False):
-            notes.append(
-                f"{task} has no record at {len(rows):,} checkpoints of {rows.run.nunique()} runs."
-            )
+    if many:  # a line for each run would hide the others
+        unsure = points.value.notna() & points.stderr.isna()
+        for kind, told in ((points.status == "no record", "record"), (unsure, "standard error")):
+            for task, rows in points[kind].groupby("task", sort=False):
+                notes.append(
+                    f"{task} has no {told} at {len(rows):,} checkpoints of "
+                    f"{rows.run.nunique()} runs."
+                )
     main = records[(records.status == OK) & records.primary.astype(bool)]
     has_main = set(zip(main.run, main.task, strict=True))
     for (run, task), rows in points.groupby(["run", "task"], sort=False):
@@ -368,7 +370,7 @@ def _trajectory_notes(
         if len(wrong):
             notes.append(f"{name} is not a finite number at {_steps(wrong)}.")
         good = rows.dropna(subset="value")
-        if len(good) and good.stderr.isna().any():
+        if not many and good.stderr.isna().any():
             notes.append(f"{name} has no standard error at {_steps(good[good.stderr.isna()])}.")
         if len(good) and good.chance.isna().all() and not analysis.lower_is_better(
             good.metric.iloc[0]

@@ -1,0 +1,91 @@
+"""How each chart of a finding is to be read, and what it rests on: a line beside it."""
+
+from __future__ import annotations
+
+_READINGS = {
+    "Checks": "p: how often a healthy run would look at least as bad by chance.",
+    "Sudden or gradual": (
+        "Right is sudden: most of the gain came at few checkpoints (B/L as in BIG-bench; 1 for "
+        "equal steps). It is the metric's doing where a smoother metric of the task rose before."
+    ),
+    "Sudden or gradual over sizes": "The last checkpoints of the sizes of a family, as points.",
+    "The rest of the budget": (
+        "The trend of the run's last doublings of tokens, drawn on; a coming fall of the learning "
+        "rate, which lowers the loss further, is not counted."
+    ),
+    "What twice the tokens would bring": (
+        "The trend of the run's last doublings of tokens, drawn on, as if its learning rate were "
+        "kept or stretched to the new length."
+    ),
+    "Forecast": (
+        "Filled from the run's own past and from finished runs, if there are any; the interval "
+        "holds the value of the final checkpoint, its sampling noise included."
+    ),
+    "Backtest of the forecasts": (
+        "Of a tested run only its first part is known, and no run of its size; the others are "
+        "known to their end."
+    ),
+    "Laws of the token count": (
+        "Fitted to the early checkpoints of a run and scored on its late ones; left is better."
+    ),
+    "Telling tasks": (
+        "How far a task moves, or runs differ on it, in standard deviations of its noise; coloured "
+        "where that is beyond chance, empty where the phase has too few checkpoints."
+    ),
+    "Share of the final gain": (
+        "Of the gain from chance, or from the first checkpoint, to the end; above 100% where a "
+        "task has fallen since."
+    ),
+    "Bends": (
+        "Where a straight line over log tokens needs another slope: often the start or the end of "
+        "a rise. The bar reaches over the checkpoints that would fit about as well."
+    ),
+    "Gains that come together": (
+        "Rank correlations of what each checkpoint adds to the one before it: two rising curves "
+        "always correlate, their gains need not. White: not compared."
+    ),
+    "Domains that lead": (
+        "Right of the line the first domain's gains precede the second's. It is order in time, "
+        "and no proof that the one brings the other."
+    ),
+    "Unseen tasks": (
+        "A task predicted from others by a regression that never saw its size; the naive guess "
+        "knows the same tokens of other sizes, and no other task."
+    ),
+    "Efficiency at equal tokens": (
+        "Mean over the tasks that all of these runs have. Equal tokens are not equal FLOPs where "
+        "sizes differ, and better data, longer schedules and scoring rules all count as efficiency."
+    ),
+    "One curve for all sizes": (
+        "How well the curve of the other sizes predicts a size left out, over each axis; left is "
+        "better."
+    ),
+    "Loss and parameters": (
+        "Each size at the most tokens that it saw; sizes that saw fewer lie higher."
+    ),
+    "Loss and training tokens": (
+        "Checkpoints of one size, at which the learning rate had not fallen yet: runs that end "
+        "there lie lower."
+    ),
+    "Loss and training FLOPs": "The runs that no cheaper one beats.",
+    "Compute-optimal": (
+        "Unfinished runs stand for finished ones of that budget, though their learning rate had "
+        "not fallen yet, which biases the optimum (Hoffmann et al. 2022, §2); C = 6ND."
+    ),
+    "Task ladder": (
+        "Assumes that the soft metric follows a power law of parameters and tokens, and accuracy "
+        "one sigmoid of it at every size; beyond the largest size neither is tested."
+    ),
+    "Common capabilities": (
+        "Weights of the tasks in the direction in which the models differ most; models of one "
+        "family are no independent evidence."
+    ),
+}
+
+
+def of(title: str) -> str:
+    """The line beside the finding `title`; empty where it needs none."""
+    for start in (title, title.partition(":")[0], title.partition(" for ")[0]):
+        if start in _READINGS:
+            return _READINGS[start]
+    return ""
