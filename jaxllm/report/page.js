@@ -72,6 +72,10 @@ async function draw(key) {
     const { spec, clock } = report.charts[key];
     const whole = { ...(clock ? withAxis(spec, axis) : spec) };
     whole.datasets = visible(key);
+    if (!whole.datasets["rows-0"].length && spec.datasets["rows-0"].length) {
+      plot.textContent = "All that it shows is hidden.";
+      return;
+    }
     const result = await vegaEmbed(plot, whole, {
       actions: false,
       renderer: "svg",
