@@ -22,6 +22,7 @@ from jaxllm.trajectory.run import Run
 
 BAND = 1.96
 _POINTS_PER_CURVE = 1200
+_ALSO = "another run is called {} too; they are kept apart."
 HEALTH = {
     "grad_norm": "Gradient norm",
     "learning_rate": "Learning rate",
@@ -172,7 +173,10 @@ def _parts(
     names = [part.label.split(" (")[0] for part in before]
     if isinstance(source, Run):
         label = _numbered(source.name, names)
-        records, metrics = source.records().assign(run=label), source.metrics()
+        if label != source.name:
+            notes.append(f"{label} is {source.path}: {_ALSO.format(source.name)}")
+        records = _last_of_repeated(source.records().assign(run=label), label, notes)
+        metrics = source.metrics()
         notes += [p.replace(f"{source.path}/", f"{label}: ", 1) for p in source.problems()]
         if records.empty:
             notes.append(f"{label}: no checkpoint has been scored yet.")
@@ -189,7 +193,7 @@ def _parts(
     ):
         label = _numbered(name, names)
         if label != name:
-            notes.append(f"{label}: another run is called {name} too; they are kept apart.")
+            notes.append(f"{label}: {_ALSO.format(name)}")
         names.append(name)
         metrics = source.metrics[source.metrics.run == name].drop(columns="run")
         parts.append(_Part(label, records.assign(run=label), metrics, pd.DataFrame()))
@@ -200,6 +204,20 @@ def _parts(
             empty = source.records.iloc[:0]
             parts.append(_Part(label, empty, metrics.drop(columns="run"), pd.DataFrame()))
     return parts
+
+
+def _last_of_repeated(records: pd.DataFrame, label: str, notes: list[str]) -> pd.DataFrame:
+    """One record per task, checkpoint and metric; importers see to that themselves."""
+    key = ["task", "step", "shots", "metric", "task_version"]
+    repeated = records.duplicated(key, keep="last")
+    if repeated.any():
+        first = records[repeated].iloc[0]
+        many = "1 record is" if repeated.sum() == 1 else f"{repeated.sum():,} records are"
+        notes.append(
+            f"{label}: {many} repeated (first: {first.task} at step {first.step:,}); the last one "
+            "is used."
+        )
+    return records[~repeated]
 
 
 def _joined(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:

@@ -159,10 +159,12 @@ def to_frame(rows: Iterable[Mapping[str, Any]], problems: list[str]) -> pd.DataF
     if repeated.any():
         again = frame[repeated].groupby(key, sort=False, dropna=False).value
         first = frame[repeated].iloc[0]
+        count = int(frame.duplicated(key).sum())
         problems.append(
-            f"{int(frame.duplicated(key).sum()):,} records are repeated (first: {first.task} of "
-            f"{first.run} at step {first.step:,.0f}), {int((again.nunique() > 1).sum()):,} of "
-            "them with another value; the last one read is used"
+            f"{count:,} {'record is' if count == 1 else 'records are'} repeated (first: "
+            f"{first.task} of {first.run} at step {first.step:,.0f}), "
+            f"{int((again.nunique() > 1).sum()):,} of them with another value; the last one read "
+            "is used"
         )
         frame = frame.drop_duplicates(key, keep="last")
     unknown = sorted(frame.task[frame.domain == known_tasks.OTHER].unique())

@@ -1,5 +1,6 @@
 """The report answers a reader's questions from any mix of sources, and says what it cannot."""
 
+import dataclasses
 import json
 import math
 import re
@@ -11,7 +12,9 @@ from jaxllm.analysis import health
 from jaxllm.analyze import main as analyze
 from jaxllm.report import page, questions, tables
 from jaxllm.trajectory.importers import Source, open_source
+from jaxllm.trajectory.records import Record
 from jaxllm.trajectory.run import Run
+from jaxllm.trajectory.store import TrajectoryStore
 from tests.analysis.simulated_suite import suite
 from tests.report.test_page import Page, charts_of, data_of
 from tests.simulated_run import TOKENS_PER_STEP, simulate
@@ -111,6 +114,20 @@ def test_sources_mix_and_equal_names_are_kept_apart(tmp_path, capsys) -> None:
     assert names == {"simulated", "simulated (2)", "other"}
     lines = capsys.readouterr().err
     assert "read 254 records of 3 runs" in lines  # progress goes to stderr
+
+
+def test_directories_of_one_name_are_kept_apart_and_repeated_records_told(tmp_path) -> None:
+    runs = [simulate(tmp_path / "one"), simulate(tmp_path / "two", seed=1)]
+    store = TrajectoryStore(runs[1])
+    frame = store.read().query("step == 120 and task == 'copying'")
+    records = [Record(**row) for row in frame.to_dict("records")]
+    halved = [dataclasses.replace(record, value=record.value / 2) for record in records]
+    store.write(120, "copying", records + halved)
+    report = tables.gather([Run(run) for run in runs])
+    assert f"simulated (2) is {runs[1]}: another run is called simulated too" in report.notes[0]
+    assert "simulated (2): 2 records are repeated (first: copying at step 120)" in report.notes[1]
+    points = report.points.query("run == 'simulated (2)' and task == 'copying' and step == 120")
+    assert list(points.value) == [halved[0].value]
 
 
 def test_a_run_in_progress_is_forecast_to_the_end_of_its_plan(tmp_path) -> None:

@@ -155,7 +155,7 @@ def test_whole_published_set_is_quick_and_complete(shared_data) -> None:
         assert examples[task] == examples.get(f"{task} 5-shot", n) == n
     key = ["run", "task", "step", "metric", "task_version"]
     assert not records.duplicated(key).any()
-    assert any("451 records are repeated" in p and " 0 of them" in p for p in source.problems)
+    assert any("451 record is repeated" in p and " 0 of them" in p for p in source.problems)
     # Untrained models guess: 16 runs' first checkpoints against the chance levels of the table.
     untrained = trained[(trained.step == 0) & trained.primary & trained.domain.ne("bias")]
     z = (untrained.value - untrained.chance) / untrained.stderr
@@ -177,7 +177,7 @@ def test_repeated_records(first, second, contradictions) -> None:
     problems: list[str] = []
     frame = to_frame([row | {"value": first}, row | {"value": second}], problems)
     assert frame.value.tolist() == [second]
-    assert "1 records are repeated" in problems[0] and contradictions in problems[0]
+    assert "1 record is repeated" in problems[0] and contradictions in problems[0]
 
 
 def test_csv_with_a_column_map(tmp_path) -> None:
