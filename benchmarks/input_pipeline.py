@@ -26,6 +26,7 @@ from jaxllm.data.loader import Loader, open_source
 from jaxllm.data.packing import ConcatRows, empty_rows
 from jaxllm.data.store import TokenStore, TokenWriter
 from jaxllm.data.tokenise import Encoder
+from jaxllm.data.tokenizer_files import TokenizerFiles
 
 TOKENISE_MB_PER_SECOND, OPEN_SECONDS, WAIT_SHARE = 3.0, 1.0, 0.01
 
@@ -37,7 +38,7 @@ def tokenising(config: DataConfig) -> None:
         began = time.perf_counter()
         model = vocabularies.train_sentencepiece(VocabularyConfig(size=size), domains)
         trained = time.perf_counter() - began
-        encoder = Encoder(model)
+        encoder = Encoder(TokenizerFiles("sentencepiece", model))
         text_bytes = tokens = 0
         seconds = 0.0
         for name in domains:

@@ -11,7 +11,7 @@ import gin
 from jaxllm.errors import UserError
 
 LAYOUTS = ("concat", "concat_masked", "pack")
-VOCABULARY_KINDS = ("sentencepiece", "bytes")
+VOCABULARY_KINDS = ("sentencepiece", "huggingface", "bytes")
 
 
 @gin.configurable
@@ -20,9 +20,11 @@ class VocabularyConfig:
     """How text becomes token ids.
 
     Attributes:
-      kind: `sentencepiece`, or `bytes` (UTF-8 bytes as in ByT5, and a BOS).
-      path: a SentencePiece model file, local or gs://. None trains one on the run's corpora and
-        keeps it in the cache.
+      kind: `sentencepiece`; `huggingface`, the tokenizer of a published model; or `bytes` (UTF-8
+        bytes as in ByT5, and a BOS).
+      path: local or gs://: a SentencePiece model file, a tokenizer.json, or the directory of a
+        published model. Special tokens are those that the JSON files beside it name. Without a
+        path, a SentencePiece model is trained on the run's corpora and kept in the cache.
       size: tokens in a vocabulary that is trained here.
       sample_mb: megabytes of text that training reads, an equal share of each domain.
     """
@@ -35,6 +37,8 @@ class VocabularyConfig:
     def __post_init__(self) -> None:
         if self.kind not in VOCABULARY_KINDS:
             raise UserError(f"VocabularyConfig.kind = {self.kind!r}: one of {VOCABULARY_KINDS}")
+        if self.kind == "huggingface" and self.path is None:
+            raise UserError("VocabularyConfig.path is not set: kind huggingface needs a directory")
         if self.kind == "sentencepiece" and self.path is None and self.size < 512:
             raise UserError(
                 f"VocabularyConfig.size = {self.size}: bytes and special tokens need 512 or more"

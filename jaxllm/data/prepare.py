@@ -20,6 +20,7 @@ from jaxllm.data.cache import publishing, remove_abandoned
 from jaxllm.data.config import DataConfig
 from jaxllm.data.store import FORMAT_VERSION, TokenStore, TokenWriter
 from jaxllm.data.tokenise import Encoder, Tokens, encode_batches
+from jaxllm.data.tokenizer_files import TokenizerFiles
 from jaxllm.errors import UserError
 
 BATCH_CHARS = 1 << 18
@@ -55,15 +56,14 @@ def prepare(config: DataConfig, split: str = "train") -> tuple[PreparedDomain, .
     with _disk_errors(config.cache):
         Path(config.cache, "corpora").mkdir(parents=True, exist_ok=True)
         remove_abandoned(Path(config.cache, "corpora"))
-        model = vocabularies.model_bytes(config)
-        identity = hashlib.sha256(model).hexdigest() if model is not None else "bytes"
+        files = vocabularies.tokenizer_files(config)
         prepared = []
         for domain in domains:
-            parts = (FORMAT_VERSION, identity, corpora.fingerprint(domain.name, split))
+            parts = (FORMAT_VERSION, files.identity, corpora.fingerprint(domain.name, split))
             key = hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
             directory = Path(config.cache, "corpora", f"{domain.name}-{split}-{key}")
             if not TokenStore.is_complete(directory):
-                prepare_domain(config, domain.name, split, model, directory)
+                prepare_domain(config, domain.name, split, files, directory)
             store = TokenStore(directory)
             _check_bad(config, domain.name, store.counts.documents, store.counts.bad, "")
             prepared.append(PreparedDomain(domain.name, domain.weight, store))
@@ -71,7 +71,7 @@ def prepare(config: DataConfig, split: str = "train") -> tuple[PreparedDomain, .
 
 
 def prepare_domain(
-    config: DataConfig, domain: str, split: str, model: bytes | None, directory: Path
+    config: DataConfig, domain: str, split: str, files: TokenizerFiles, directory: Path
 ) -> None:
     """Tokenises one split of one domain into a store at `directory`, which appears complete."""
     from tqdm import tqdm
@@ -81,7 +81,7 @@ def prepare_domain(
             return
         began = time.monotonic()
         reading = _Reading(config, domain, split)
-        encoder = Encoder(model)
+        encoder = Encoder(files)
         writer = TokenWriter(partial, encoder.dtype)
         text_bytes = 0
         bar = tqdm(desc=f"prepare {domain} {split}", unit="B", unit_scale=True, disable=None)
@@ -168,7 +168,7 @@ def _encode(batches: Iterator[list[str]], encoder: Encoder, workers: int) -> Ite
             return
         chars += sum(map(len, batch))
         yield encoder(batch)
-    yield from encode_batches(batches, encoder.model, workers)
+    yield from encode_batches(batches, encoder.files, workers)
 
 
 def _check_bad(config: DataConfig, domain: str, documents: int, bad: int, first: str) -> None:

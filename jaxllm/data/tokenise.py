@@ -1,4 +1,4 @@
-"""Text to token ids in plain processes that load nothing but NumPy and SentencePiece.
+"""Text to token ids in plain processes that load little more than NumPy and a tokenizer.
 
 Workers are `python -m jaxllm.data.tokenise` children that talk through their pipes. Unlike a
 forked child they share no threads with JAX or TensorFlow, unlike a spawned one they do not import
@@ -17,9 +17,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
+
+from jaxllm.data.tokenizer_files import TokenizerFiles
 
 BYTE_OFFSET = 3  # ids 0, 1, 2 are padding, EOS and unknown, as in ByT5
 BYTE_EOS, BYTE_BOS, BYTE_VOCAB_SIZE = 1, 259, 260
@@ -27,7 +29,7 @@ BYTE_EOS, BYTE_BOS, BYTE_VOCAB_SIZE = 1, 259, 260
 
 @dataclasses.dataclass(frozen=True)
 class Tokens:
-    """A batch of tokenised documents, each as BOS, text, EOS.
+    """A batch of tokenised documents, each as BOS, text, EOS (see `Encoder`).
 
     Attributes:
       ids: uint16 or uint32, the documents' tokens one after the other.
@@ -41,34 +43,36 @@ class Tokens:
 
 
 class Encoder:
-    """Encodes batches of documents with a SentencePiece model, or as bytes where it is None.
+    """Encodes batches of documents, each as BOS, its tokens, EOS.
+
+    A vocabulary without a BOS, or with one token for both (GPT-2, GPT-NeoX, OPT), ends documents
+    with EOS only, as those models were trained: it stands before the next document as well.
 
     Attributes:
-      bos: id that opens a document, -1 if the model has none.
-      eos: id that ends it, -1 if the model has none.
+      bos: id that opens a document, -1 if none does.
+      eos: id that ends it, -1 if the vocabulary has none.
       size: ids are below this.
       dtype: the smallest unsigned integer that holds them.
     """
 
-    def __init__(self, model: bytes | None) -> None:
-        self.model = model
-        self._processor: Any = None
+    def __init__(self, files: TokenizerFiles) -> None:
+        self.files = files
         self.bos, self.eos, self.size = BYTE_BOS, BYTE_EOS, BYTE_VOCAB_SIZE
-        if model is not None:
-            from sentencepiece import SentencePieceProcessor
-
-            self._processor = SentencePieceProcessor(model_proto=model)
-            self.bos, self.eos = self._processor.bos_id(), self._processor.eos_id()
-            self.size = self._processor.get_piece_size()
+        if files.kind != "bytes":
+            codec = files.codec
+            self.bos, self.eos, self.size = codec.bos, codec.eos, codec.size
+        if self.bos == self.eos:
+            self.bos = -1
         self.dtype = np.dtype("<u2" if self.size <= 1 << 16 else "<u4")
 
     def __call__(self, texts: Sequence[str]) -> Tokens:
-        """Encodes each text as BOS, its tokens, EOS (BOS or EOS left out if the model has none)."""
+        """Encodes each text by itself."""
         raw = [text.encode() for text in texts]
-        if self._processor is None:
-            encoded: list[Any] = [np.frombuffer(b, np.uint8) + np.uint16(BYTE_OFFSET) for b in raw]
+        encoded: Sequence[Sequence[int] | np.ndarray]
+        if self.files.kind == "bytes":
+            encoded = [np.frombuffer(b, np.uint8) + np.uint16(BYTE_OFFSET) for b in raw]
         else:
-            encoded = self._processor.encode(list(texts), num_threads=1)
+            encoded = self.files.codec.encode(texts)
         begin = [self.bos] if self.bos >= 0 else []
         end = [self.eos] if self.eos >= 0 else []
         rows = [np.concatenate([begin, ids, end]).astype(self.dtype) for ids in encoded]
@@ -80,14 +84,14 @@ class Encoder:
 
 
 def encode_batches(
-    batches: Iterable[Sequence[str]], model: bytes | None, workers: int
+    batches: Iterable[Sequence[str]], files: TokenizerFiles, workers: int
 ) -> Iterator[Tokens]:
     """Encodes batches in `workers` processes (0: in this one), in order."""
     if workers == 0:
-        yield from map(Encoder(model), batches)
+        yield from map(Encoder(files), batches)
         return
     pipes: SimpleQueue[subprocess.Popen] = SimpleQueue()
-    processes = [_start(model) for _ in range(workers)]
+    processes = [_start(files) for _ in range(workers)]
     for process in processes:
         pipes.put(process)
 
@@ -120,17 +124,17 @@ def encode_batches(
             process.wait()
 
 
-def _start(model: bytes | None) -> subprocess.Popen:
+def _start(files: TokenizerFiles) -> subprocess.Popen:
     root = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     process = subprocess.Popen(
         [sys.executable, "-m", "jaxllm.data.tokenise"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        env=os.environ | {"PYTHONPATH": path},
+        env=os.environ | {"PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false"},
     )
     assert process.stdin
-    _send(process.stdin, model)
+    _send(process.stdin, files)
     return process
 
 

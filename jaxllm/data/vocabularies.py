@@ -1,4 +1,4 @@
-"""The vocabulary of a run: a SentencePiece model that is given or trained, or bytes.
+"""The vocabulary of a run: one that is given or trained here, or bytes.
 
 A trained model is lossless: no normalisation, no dummy prefix, every run of spaces kept, newline
 and tab as tokens, digits one by one (as LLaMA), and bytes for characters it does not know. Ids are
@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import seqio
@@ -22,6 +23,7 @@ from jaxllm.data.cache import publishing
 from jaxllm.data.config import DataConfig, VocabularyConfig
 from jaxllm.data.permutation import derive_key
 from jaxllm.data.tokenise import BYTE_BOS, BYTE_VOCAB_SIZE
+from jaxllm.data.tokenizer_files import TokenizerFiles, read
 from jaxllm.errors import UserError
 
 PIECE_CHARS = 2_000
@@ -42,33 +44,107 @@ class ByteVocabulary(seqio.ByteVocabulary):
         return BYTE_VOCAB_SIZE
 
 
+class TokenizerVocabulary(seqio.Vocabulary):
+    """A tokenizer out of its files, with the special ids that these name.
+
+    `bos_id` is what a document begins with: None where the files say that none is added. Special
+    tokens in a text are spelt out, and leave nothing when they are decoded.
+    """
+
+    def __init__(self, files: TokenizerFiles) -> None:
+        super().__init__()
+        self.files = files
+
+    @property
+    def bos_id(self) -> int | None:
+        """Id of the beginning of a document."""
+        return _id_or_none(self.files.codec.bos)
+
+    @property
+    def eos_id(self) -> int | None:
+        """Id of its end."""
+        return _id_or_none(self.files.codec.eos)
+
+    @property
+    def unk_id(self) -> int | None:
+        """Id of what the tokenizer cannot spell."""
+        return _id_or_none(self.files.codec.unk)
+
+    @property
+    def pad_id(self) -> int:
+        """The tokenizer's own padding, or SeqIO's 0."""
+        return max(self.files.codec.pad, seqio.PAD_ID)
+
+    @property
+    def _base_vocab_size(self) -> int:
+        return self.files.codec.size
+
+    def _encode(self, s: str) -> Sequence[int]:
+        return self.files.codec.encode([s])[0]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of `ids` up to the first EOS; a BOS before it may be the same token."""
+        kept = list(ids)
+        return super().decode(kept[1:] if kept and kept[0] == self.bos_id else kept)
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return self.files.codec.decode([i for i in ids if i < self.vocab_size])
+
+    def _encode_tf(self, s: Any) -> Any:
+        import tensorflow as tf
+
+        def encode(text: Any) -> np.ndarray:
+            return np.asarray(self._encode(text.numpy().decode()), np.int32)
+
+        ids = tf.py_function(encode, [s], tf.int32)
+        ids.set_shape([None])
+        return ids
+
+    def _decode_tf(self, ids: Any) -> Any:
+        import tensorflow as tf
+
+        return tf.py_function(lambda ids: self._decode(ids.numpy().tolist()), [ids], tf.string)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, TokenizerVocabulary) and self.files == other.files
+
+
+def _id_or_none(number: int) -> int | None:
+    return None if number < 0 else number
+
+
+def from_directory(path: epath.PathLike) -> seqio.Vocabulary:
+    """The vocabulary of a published model, from the tokenizer files in its directory.
+
+    Raises:
+      UserError: see `tokenizer_files.read`.
+    """
+    return TokenizerVocabulary(read(path))
+
+
 def build_vocabulary(config: DataConfig) -> seqio.Vocabulary:
     """The vocabulary of a run; trains it on the run's corpora if it has to, once.
 
     Raises:
       UserError: the model file is missing or damaged, or a corpus cannot be read.
     """
-    model = model_file(config)
-    if model is None:
-        return ByteVocabulary()
-    vocabulary = seqio.SentencePieceVocabulary(str(model))
-    try:
-        vocabulary.load_model()
-    except Exception as error:  # SentencePiece and its C++ status have no common type
-        raise UserError(f"{model}: not a SentencePiece model ({error})") from error
-    return vocabulary
+    files = tokenizer_files(config)
+    return ByteVocabulary() if files.kind == "bytes" else TokenizerVocabulary(files)
+
+
+def tokenizer_files(config: DataConfig) -> TokenizerFiles:
+    """The tokenizer of a run, trained if it has to be."""
+    path = model_file(config)
+    return TokenizerFiles("bytes") if path is None else read(path)
 
 
 def model_file(config: DataConfig) -> epath.Path | None:
-    """The SentencePiece model file of a run, trained if it is not there; None for bytes."""
+    """The tokenizer of a run, a file or a directory, trained if it is not there; None for bytes."""
     vocabulary = config.vocabulary
     if vocabulary.kind == "bytes":
         return None
     if vocabulary.path is not None:
-        path = epath.Path(vocabulary.path)
-        if not path.exists():
-            raise UserError(f"VocabularyConfig.path: no file {path}")
-        return path
+        return epath.Path(vocabulary.path)
     domains = [domain.name for domain in corpora.resolve(config)]
     sources = [corpora.fingerprint(name, "train") for name in domains]
     key = hashlib.sha256(repr((TRAINER_VERSION, vocabulary, sources)).encode()).hexdigest()[:16]
@@ -79,12 +155,6 @@ def model_file(config: DataConfig) -> epath.Path | None:
                 model = train_sentencepiece(vocabulary, domains)
                 (partial / "tokenizer.model").write_bytes(model)
     return epath.Path(directory / "tokenizer.model")
-
-
-def model_bytes(config: DataConfig) -> bytes | None:
-    """The SentencePiece model of a run; None for bytes."""
-    path = model_file(config)
-    return None if path is None else path.read_bytes()
 
 
 def train_sentencepiece(config: VocabularyConfig, domains: list[str]) -> bytes:

@@ -17,6 +17,7 @@ from jaxllm.data.config import DataConfig, VocabularyConfig
 from jaxllm.data.prepare import PreparedDomain, prepare
 from jaxllm.data.store import TokenStore
 from jaxllm.data.tokenise import BYTE_BOS, BYTE_EOS, BYTE_OFFSET, encode_batches
+from jaxllm.data.tokenizer_files import TokenizerFiles
 from jaxllm.errors import UserError
 from tests.conftest import REPOSITORY
 from tests.data.conftest import texts, write_jsonl
@@ -87,7 +88,7 @@ def test_workers_give_the_same_bytes(config: DataConfig, tmp_path: Path, monkeyp
 
 def test_workers_load_neither_jax_nor_tensorflow() -> None:
     code = (
-        "import sys, jaxllm.data.tokenise as t; t.Encoder(None)(['a'])\n"
+        "import sys, jaxllm.data.tokenise as t; t.Encoder(t.TokenizerFiles('bytes'))(['a'])\n"
         "import sentencepiece\n"
         "assert not {'jax', 'tensorflow', 'seqio', 'grain'} & set(sys.modules)"
     )
@@ -100,7 +101,7 @@ def test_a_failing_reader_ends_the_workers() -> None:
         raise UserError("f.jsonl:2: broken")
 
     with pytest.raises(UserError, match="broken"):
-        list(encode_batches(broken(), None, workers=2))
+        list(encode_batches(broken(), TokenizerFiles("bytes"), workers=2))
     children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
     for child in children:
         assert "jaxllm.data.tokenise" not in Path(f"/proc/{child}/cmdline").read_text()
@@ -149,7 +150,8 @@ corpora.documents = lambda *_: iter([{"text": noise}])
 config = DataConfig("task", num_workers=0, cache_dir=sys.argv[1])
 try:
     with prepare._disk_errors(config.cache):
-        prepare.prepare_domain(config, "prose", "train", None, Path(sys.argv[1], "store"))
+        files = prepare.TokenizerFiles("bytes")
+        prepare.prepare_domain(config, "prose", "train", files, Path(sys.argv[1], "store"))
 except prepare.UserError as error:
     print(error)
 """
@@ -176,10 +178,11 @@ from pathlib import Path
 from jaxllm.data import corpora
 from jaxllm.data.config import DataConfig
 from jaxllm.data.prepare import prepare_domain
+from jaxllm.data.tokenizer_files import TokenizerFiles
 corpora.documents = lambda *_: ({"text": "all work and no play " * 500} for _ in itertools.count())
 target = Path(sys.argv[1])
 config = DataConfig("task", num_workers=2, cache_dir=str(target.parent))
-prepare_domain(config, "prose", "train", None, target)
+prepare_domain(config, "prose", "train", TokenizerFiles("bytes"), target)
 """
 
 

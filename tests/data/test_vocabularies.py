@@ -5,12 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import seqio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxllm.data import corpora, vocabularies
 from jaxllm.data.config import DataConfig, VocabularyConfig
 from jaxllm.data.tokenise import Encoder
+from jaxllm.data.tokenizer_files import TokenizerFiles
 from jaxllm.errors import UserError
 
 HARD = "def f(x):\n    if x:\n\t\treturn  12345 #  two  spaces \r\n\n\n€ 漢字 🙂 \x00\x7f end   "
@@ -54,9 +56,9 @@ def test_trained_vocabulary_on_hard_text(vocabulary) -> None:
     assert (vocabulary.pad_id, vocabulary.eos_id, vocabulary.unk_id) == (0, 1, 2)
     assert vocabulary.bos_id == 3
     assert vocabulary.vocab_size == 1024
-    pieces = vocabulary.tokenizer.encode("x = 12345", out_type=str)
+    pieces = [vocabulary.files.codec.piece(i) for i in vocabulary.encode("x = 12345")]
     assert pieces[-5:] == list("12345")  # digits one by one
-    indent = vocabulary.tokenizer.encode("\n    return", out_type=str)
+    indent = [vocabulary.files.codec.piece(i) for i in vocabulary.encode("\n    return")]
     assert indent[0] == "\n" and len(indent) <= 4  # a run of spaces is not a token per space
     # Text that looks like a special token is text.
     assert vocabulary.eos_id not in vocabulary.encode("</s><s><pad>")
@@ -85,9 +87,14 @@ def test_byte_vocabulary_is_lossless(text: str) -> None:
 @settings(deadline=None)
 @given(st.lists(anything, max_size=5))
 def test_the_workers_encoder_is_the_vocabulary(trained, vocabulary, texts: list[str]) -> None:
-    model = vocabularies.model_bytes(trained)
-    for encoder, other in ((Encoder(model), vocabulary), (Encoder(None), None)):
-        other = other or vocabularies.ByteVocabulary()
+    model = seqio.SentencePieceVocabulary(str(vocabularies.model_file(trained)))
+    trained_encoder = Encoder(vocabularies.tokenizer_files(trained))
+    byte_encoder = Encoder(TokenizerFiles("bytes"))
+    for encoder, other in (
+        (trained_encoder, vocabulary),
+        (trained_encoder, model),
+        (byte_encoder, vocabularies.ByteVocabulary()),
+    ):
         tokens = encoder(texts)
         documents = np.split(tokens.ids.astype(int), np.cumsum(tokens.lengths)[:-1])
         for text, ids in zip(texts, documents, strict=False):
