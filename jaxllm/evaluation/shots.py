@@ -31,7 +31,10 @@ def with_solved_examples(
       UserError: there are fewer than `task.shots` to choose from.
     """
     few_shot = task.few_shot if task.shots else None
-    chosen = _choose(task, few_shot, len(examples), len(pool))
+    if few_shot is None:  # none, or the task writes them into its contexts
+        chosen: list[list[int]] = [[] for _ in examples]
+    else:
+        chosen = _choose(task, few_shot, examples, pool)
     solved = [_solved(example) for example in pool or examples] if few_shot else []
     separator = few_shot.separator if few_shot else ""
     return [
@@ -47,13 +50,12 @@ def with_solved_examples(
 
 
 def _choose(
-    task: TaskDefinition, few_shot: FewShot | None, count: int, pool: int
+    task: TaskDefinition, few_shot: FewShot, examples: Sequence[Example], pool: Sequence[Example]
 ) -> list[list[int]]:
-    """For each of `count` questions the numbers of its solved examples in the pool."""
-    if few_shot is None:  # none, or the task writes them into its contexts
-        return [[] for _ in range(count)]
-    own = not pool
-    available = count - 1 if own else pool
+    """For each question the numbers of its solved examples in the pool."""
+    own, pool = not pool, pool or examples
+    spare = own or few_shot.spare
+    available = len(pool) - spare
     if available < task.shots:
         raise UserError(
             f"task {task.name}: {task.shots} shots, and only {available} solved examples to "
@@ -62,16 +64,19 @@ def _choose(
     if few_shot.order == "first":
         return [
             [i for i in range(task.shots + 1) if not own or i != question][: task.shots]
-            for question in range(count)
+            for question in range(len(examples))
         ]
     rng = random.Random(HARNESS_SEED)
-    if not own:
-        return [rng.sample(range(pool), task.shots) for _ in range(count)]
-    # one more is drawn, in case the question itself is among them
-    return [
-        [i for i in rng.sample(range(count), task.shots + 1) if i != question][: task.shots]
-        for question in range(count)
-    ]
+    numbers = range(len(pool))
+    if not spare:
+        return [rng.sample(numbers, task.shots) for _ in examples]
+    chosen = []
+    for question in examples:
+        drawn = [i for i in rng.sample(numbers, task.shots + 1) if pool[i] != question]
+        if len(drawn) < task.shots:  # it is in the pool several times, and was drawn more than once
+            drawn = rng.sample([i for i in numbers if pool[i] != question], task.shots)
+        chosen.append(drawn[: task.shots])
+    return chosen
 
 
 def _solved(example: Example) -> str:

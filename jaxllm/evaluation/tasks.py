@@ -132,12 +132,15 @@ class FewShot:
       order: `sampled` draws anew for every question, in the order of lm-evaluation-harness 0.4
         (one random.Random(1234) for the task); `first` takes the first of the pool.
       separator: what follows each of them.
+      spare: draw one more, and leave out the question itself if it is among them: what the harness
+        does where a task has no test split (always so where the pool is the task's own examples).
     """
 
     pool: Examples | None = None
     reads: tuple[str, ...] = ()
     order: Literal["sampled", "first"] = "sampled"
     separator: str = "\n\n"
+    spare: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -42,6 +42,17 @@ def test_a_question_is_never_its_own_shot_and_the_rest_are_the_harness_ones():
     assert all(q.solved + "\n\n" not in q.shots for q in found)
 
 
+@pytest.mark.parametrize("copies", [1, 3])
+def test_with_a_spare_a_question_that_is_in_the_pool_is_left_out(copies):
+    samplers = pytest.importorskip("lm_eval.api.samplers")
+    asked = questions(6, "test")
+    pool = questions(3, "pool") + asked[:2] * copies
+    sampler = samplers.ContextSampler(pool, rnd=1234)
+    expected = [[p.solved + "\n\n" for p in sampler.sample(3, eval_doc=q)] for q in asked]
+    found = with_solved_examples(task(3, spare=True), asked, pool)
+    assert [list(example.shots) for example in found] == expected
+
+
 def test_first_shots_are_the_first_of_the_pool():
     found = with_solved_examples(
         task(2, order="first", separator="\n"), questions(2, "test"), questions(9, "pool")
