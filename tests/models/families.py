@@ -6,6 +6,7 @@ from jaxllm.models.config import ModelConfig
 from tests.models.helpers import TINY
 
 _ODD = {"embed_dim": 60, "num_heads": 3, "num_kv_heads": None}
+_ODD_GROUPS = {"num_heads": 9, "num_kv_heads": 3, "tied_head": True}
 _GPT = {
     **_ODD, "position": "learned", "norm": "layer", "norm_eps": 1e-5, "mlp": "plain",
     "activation": "gelu_tanh", "attention_bias": True, "attention_output_bias": True,
@@ -20,6 +21,7 @@ _NEO = {
     **_GPT, "attention_bias": False, "attention_scale": 1.0, "attention_windows": (0, 5),
     "init_stddev": 0.08,
 }  # fmt: skip
+_OLMO = {"norm": "layer_plain", "norm_eps": 1e-5}
 _OLMO2 = {"norm_placement": "sublayer", "qk_norm": True, "rope_theta": 500_000.0}
 
 # name -> (class in Transformers, config)
@@ -27,18 +29,12 @@ FAMILIES: dict[str, tuple[str, ModelConfig]] = {
     name: (kind, dataclasses.replace(TINY, **options))
     for name, (kind, options) in {
         "llama": ("Llama", {}),
-        "llama_tied_multi_head": ("Llama", {"num_kv_heads": 6, "tied_head": True}),
-        "llama_odd_heads": (
-            "Llama",
-            {"num_heads": 9, "num_kv_heads": 3, "head_dim": 10, "rope_theta": 500.0},
-        ),
-        "llama_one_key_head": ("Llama", {"num_heads": 5, "num_kv_heads": 1, "head_dim": 6}),
+        "llama_tied_odd_heads": ("Llama", {**_ODD_GROUPS, "head_dim": 10, "rope_theta": 500.0}),
         "opt": ("OPT", _OPT),
         "opt_350m": (
             "OPT",
             {**_OPT, "token_dim": 28, "norm_placement": "post", "final_norm": False},
         ),
-        "opt_untied": ("OPT", {**_OPT, "token_dim": 28, "tied_head": False}),
         "neox_parallel": ("GPTNeoX", _NEOX),
         "neox_serial_tied": (
             "GPTNeoX",
@@ -46,10 +42,9 @@ FAMILIES: dict[str, tuple[str, ModelConfig]] = {
         ),
         "gpt2": ("GPT2", _GPT),
         "gpt_neo": ("GPTNeo", _NEO),
-        "olmo": ("Olmo", {"norm": "layer_plain", "norm_eps": 1e-5, "clip_qkv": 0.5}),
-        "olmo_tied": ("Olmo", {"norm": "layer_plain", "norm_eps": 1e-5, "tied_head": True}),
-        "olmo2": ("Olmo2", _OLMO2),
-        "olmo2_tied": ("Olmo2", {**_OLMO2, "num_heads": 9, "num_kv_heads": 3, "head_dim": 6}),
+        "olmo_tied": ("Olmo", {**_OLMO, "tied_head": True}),
+        "olmo_1_7": ("Olmo", {**_OLMO, "clip_qkv": 0.5}),
+        "olmo2": ("Olmo2", {**_OLMO2, **_ODD_GROUPS, "head_dim": 6, "tied_head": False}),
     }.items()
 }
 
@@ -64,6 +59,4 @@ BAICHUAN = {
     ),
 }
 
-EVERY_CONFIG = {
-    **{name: config for name, (_, config) in FAMILIES.items()}, **BAICHUAN
-}  # fmt: skip
+EVERY_CONFIG = {**{name: config for name, (_, config) in FAMILIES.items()}, **BAICHUAN}
