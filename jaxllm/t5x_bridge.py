@@ -230,8 +230,7 @@ def write_checkpoint(
 ) -> None:
     """Writes parameters, plain or boxed, bit for bit as DIRECTORY/checkpoint_STEP.
 
-    t5x evaluates and infers from it, and trains on from it with a fresh optimizer
-    (`utils.RestoreCheckpointConfig.fallback_to_scratch = True`).
+    t5x evaluates and infers from it, and trains on from it with a fresh optimizer (docs/t5x.md).
     """
     path = epath.Path(directory).absolute()
     path.mkdir(parents=True, exist_ok=True)
