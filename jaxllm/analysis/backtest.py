@@ -8,20 +8,18 @@ learns from the other sizes, by leaving out each of them in turn.
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
 from jaxllm.analysis import forecast_curves
+from jaxllm.analysis.benchmarks import benchmarks
 from jaxllm.analysis.capabilities import is_share
 from jaxllm.analysis.forecast import COLUMNS, TRANSFER, predict
 from jaxllm.analysis.forecast_curves import KEY_COLUMNS
 
 FRACTIONS = (0.1, 0.2, 0.3, 0.5)
-ENOUGH_TASKS = 5
-OTHER_TASKS = "single tasks"
 VISIBLE = 2.0
 """A change is real, and its sign counts, beyond this many standard errors."""
 
@@ -128,15 +126,6 @@ def backtest(
     return Backtest(
         points.assign(truth=[truths[key] for key in keys], benchmark=names), level, notes
     )
-
-
-def benchmarks(tasks: Sequence[str]) -> dict[str, str]:
-    """The benchmark of each task: the first word of its name, where five or more tasks share it."""
-    words = {task: re.split(r"[_\-:. ]", task)[0] for task in tasks}
-    counts = pd.Series(list(words.values()), dtype=object).value_counts()
-    return {
-        task: word if counts[word] >= ENOUGH_TASKS else OTHER_TASKS for task, word in words.items()
-    }
 
 
 def _scores(points: pd.DataFrame) -> dict[str, float]:

@@ -6,12 +6,16 @@ benchmark is known far better than any of its parts.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 
-from jaxllm.analysis.backtest import OTHER_TASKS, benchmarks
 from jaxllm.trajectory.records import OK
 
+ENOUGH_TASKS = 5
+OTHER_TASKS = "single tasks"
 READABLE = 60
 """So many tasks are shown one by one."""
 
@@ -21,7 +25,7 @@ def pooled(records: pd.DataFrame, most: int = READABLE) -> tuple[pd.DataFrame, t
 
     A benchmark's value is the mean over its tasks at checkpoints that have all that the run was
     scored on; its standard error takes the tasks' examples as different ones. Benchmarks are told
-    by the first word of the tasks' names (`jaxllm.analysis.backtest.benchmarks`).
+    by the first word of the tasks' names (`benchmarks`).
 
     Returns:
       Records, and a note for the reader on what became of them.
@@ -61,3 +65,12 @@ def pooled(records: pd.DataFrame, most: int = READABLE) -> tuple[pd.DataFrame, t
         )
     rest = records[alone]
     return pd.concat([rest, pool[list(records)]], ignore_index=True), tuple(notes)
+
+
+def benchmarks(tasks: Sequence[str]) -> dict[str, str]:
+    """The benchmark of each task: the first word of its name, where five or more tasks share it."""
+    words = {task: re.split(r"[_\-:. ]", task)[0] for task in tasks}
+    counts = pd.Series(list(words.values()), dtype=object).value_counts()
+    return {
+        task: word if counts[word] >= ENOUGH_TASKS else OTHER_TASKS for task, word in words.items()
+    }

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from jaxllm.analysis import forecast_curves, forecast_methods
+from jaxllm.analysis.benchmarks import benchmarks
 from jaxllm.analysis.capabilities import is_share
 from jaxllm.analysis.forecast_alone import forecast_alone
 from jaxllm.analysis.forecast_curves import KEY_COLUMNS, Curve
@@ -146,6 +147,7 @@ def _transferred(
     for i, target in enumerate(targets):
         moments = target.before(cut)[-forecast_curves.RECENT :]
         groups.setdefault((target.key, *moments.round(6)), []).append(i)
+    names = benchmarks(sorted({target.key[0] for target in targets}))
     places, trials, guessed = [], [], []
     for group in groups.values():
         like = targets[group[0]]
@@ -160,24 +162,24 @@ def _transferred(
         if len(np.unique(held)) < ENOUGH_UNITS:
             continue
         known = forecast_curves.cut_at(usable, positions)
-        metric = like.key[2]
         errors = np.empty((len(usable), len(forecast_methods.METHODS)))
         edge = np.zeros(len(usable), dtype=bool)
         for unit in np.unique(held):
             own, rest = known.take(held == unit), known.take(held != unit)
-            errors[held == unit] = forecast_methods.guesses(own, rest, metric) - own.final[:, None]
+            errors[held == unit] = forecast_methods.guesses(own, rest) - own.final[:, None]
             edge[held == unit] = _outside(own, rest)
         noise = np.nan_to_num(np.nanmean(known.variance)) if _any(known.variance) else 0.0
-        trials.append(forecast_methods.Trials(errors, held, edge, float(noise)))
+        luck, benchmark = known.final - known.settled, names[like.key[0]]
+        trials.append(forecast_methods.Trials(errors, luck, held, edge, float(noise), benchmark))
         seen = forecast_curves.cut_at([targets[i] for i in group], positions)
-        guessed.append(forecast_methods.guesses(seen, known, metric))
+        guessed.append(forecast_methods.guesses(seen, known))
         places.append((group, len(usable), _outside(seen, known)))
     if not trials:
         return {}
     learned = forecast_methods.combine(trials)
     rows = {}
     for j, (group, count, outside) in enumerate(places):
-        radius = learned.radius(level, outside)
+        radius = learned.radius(level, outside, trials[j].benchmark)
         for i, guess in zip(group, guessed[j] @ learned.weights[j], strict=True):
             # A target scored on fewer examples than the finished runs ends noisier than they did.
             stderr = targets[i].stderr[len(targets[i].before(cut)) - 1]

@@ -22,6 +22,8 @@ KEY_COLUMNS = ["task", "shots", "metric", "task_version"]
 SAME_SIZE = 0.10
 """Runs whose parameter counts differ by less than this share are one size: twins of each other."""
 RECENT = 3
+LATER = 4
+"""At so many moments between a forecast and the end finished runs are looked at."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,34 +119,47 @@ def curves(
 class Cut:
     """What some runs looked like at one moment of training, and how they ended; one key.
 
-    Arrays are [runs]. `recent` is the mean of the last `RECENT` moments, which is less noisy
-    than `last`; `log_linear` the least-squares line in the log of tokens, drawn to the end.
+    Attributes:
+      log_params: Natural logarithms of the parameter counts, [runs].
+      values: At the last `RECENT` moments before the cut and, of runs that went on, at `LATER`
+        moments from there to the end, [runs, times].
+      log_linear: The least-squares line in the log of tokens, drawn to the end, [runs].
+      final: The last value, [runs].
+      settled: The mean of the last `RECENT` values: what a run comes to but for the noise of its
+        last checkpoint, and so the better thing to learn from, [runs].
+      variance: Sampling variance of the last value; NaN where unknown, [runs].
+      times: Shares of training, [times].
+      early: How many of them lie before the cut.
     """
 
-    size: np.ndarray
     log_params: np.ndarray
-    last: np.ndarray
-    recent: np.ndarray
+    values: np.ndarray
     log_linear: np.ndarray
     final: np.ndarray
+    settled: np.ndarray
     variance: np.ndarray
+    times: np.ndarray
+    early: int
 
     def take(self, chosen: np.ndarray) -> Cut:
         """The runs where `chosen` (a mask or positions)."""
-        return Cut(*(getattr(self, field.name)[chosen] for field in dataclasses.fields(self)))
+        names = ("log_params", "values", "log_linear", "final", "settled", "variance")
+        return dataclasses.replace(self, **{name: getattr(self, name)[chosen] for name in names})
 
 
 def cut_at(some: list[Curve], positions: np.ndarray) -> Cut:
     """All of `some` at the moments `positions` (ascending shares of training), cut at the last."""
-    recent = [curve.at(positions[-RECENT:]) for curve in some]
+    recent = positions[-RECENT:]
+    times = np.concatenate([recent, np.linspace(recent[-1], 1.0, LATER + 1)[1:]])
     return Cut(
-        size=np.array([curve.size for curve in some]),
         log_params=np.array([curve.log_params for curve in some]),
-        last=np.array([values[-1] for values in recent]),
-        recent=np.array([values.mean() for values in recent]),
+        values=np.array([curve.at(times) for curve in some]),
         log_linear=np.array([log_linear(curve, positions[-1]) for curve in some]),
         final=np.array([curve.final for curve in some]),
+        settled=np.array([curve.values[-RECENT:].mean() for curve in some]),
         variance=np.array([curve.stderr[-1] ** 2 for curve in some]),
+        times=times,
+        early=len(recent),
     )
 
 

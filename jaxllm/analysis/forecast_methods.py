@@ -1,16 +1,13 @@
-"""Eight ways to guess a final value, and how to weigh them by their errors on finished runs.
+"""Ways to guess a final value, and how to weigh them by their errors on finished runs.
 
-Three ways look at the run alone (last value, recent mean, log-linear line). The others carry over
-what finished runs did from the same moment of training on: their share of the gain that was left,
-their gain regressed on size or on level and size, or their final level. None of them is best for
-every task: where a task never leaves chance the level of the other runs says most, where it grows
-steadily their gain does. So each forecast is a convex combination (Bates and Granger 1969, "The
-combination of forecasts"), whose weights minimise the mean squared error that the ways made when
-each size of the finished runs was forecast from the other sizes. A task has few finished runs, so
-its error matrix is shrunk toward the mean of all tasks, each scaled to the same size.
-
-The constants below are no task's own; the mean error over all tasks of Pythia moves by less than
-2 % when `NEAR` is halved or doubled or `PRIOR_RUNS` is 5 or 80 instead.
+Three ways look at the run alone (last value, recent mean, log-linear line); the others carry over
+what finished runs did, by kriging under several assumptions about how much of a task's values is
+noise (`forecast_kriging`). None of them is best for every task, so each forecast is a convex
+combination (Bates and Granger 1969, "The combination of forecasts"), whose weights minimise the
+mean squared error that the ways made when each size of the finished runs was forecast from the
+other sizes. A task has few finished runs, so its error matrix is shrunk toward the mean of its
+benchmark's tasks, and that toward the mean of all tasks, each scaled to the same size. The weights
+are learned on settled values, without the noise of one last checkpoint; the intervals are not.
 """
 
 from __future__ import annotations
@@ -20,81 +17,32 @@ import dataclasses
 import numpy as np
 from scipy.optimize import nnls
 
-from jaxllm.analysis.capabilities import is_share, lower_is_better
 from jaxllm.analysis.forecast_curves import Cut
+from jaxllm.analysis.forecast_kriging import KERNELS, kriged
 
-METHODS = (
-    "last value", "recent mean", "log-linear",
-    "share of remaining gain", "gain by size", "gain by level and size", "level and slope",
-    "final level of others",
-)  # fmt: skip
-NEAR = 1.0
-"""Runs count by exp(-|log(params ratio)| / NEAR): a run e times larger counts 0.37."""
-PRIOR_RUNS = 20.0
+METHODS = ("last value", "recent mean", "log-linear", *(f"kriging {k}" for k in KERNELS))
+PRIOR_RUNS = 80.0
 """The pooled error matrix weighs as much as this many finished runs of the task itself."""
+PRIOR_TASKS = 3.0
+"""All tasks' mean error matrix weighs as much as this many tasks of the benchmark."""
 PRIOR_SCALE_RUNS = 2.0
 """Likewise for the interval's width, which is one number per task and so needs less help."""
 ENOUGH_SCORES = 20
 _TINY = 1e-12
 
 
-def guesses(target: Cut, others: Cut, metric: str) -> np.ndarray:
+def guesses(target: Cut, others: Cut) -> np.ndarray:
     """Final values by every method, [targets, methods].
 
     Args:
-      target: Runs of one size, cut at the moment of the forecast; their `final` is not read.
+      target: Runs of one size, cut at the moment of the forecast; nothing later of them is read.
       others: Finished runs at the same moment, at least one.
-      metric: Its name tells the best possible value (1 for shares, 0 for losses).
     """
-    size = target.log_params.mean()
-    near = np.exp(-np.abs(others.log_params - size) / NEAR)
-    near /= near.sum()
-    noise = float(np.nanmean(others.variance)) if np.isfinite(others.variance).any() else 0.0
-    gain = others.final - others.recent
-    x = target.recent
-    best = 1.0 if is_share(metric) else 0.0 if lower_is_better(metric) else np.nan
-    share = np.full_like(x, near @ gain)
-    if np.isfinite(best):
-        left = near @ (best - others.recent)
-        share = (best - x) * (near @ gain) / left if abs(left) > 0.01 else share
-    sizes = others.log_params - others.log_params.mean()
-    by_size = sizes @ (gain - gain.mean()) / (sizes @ sizes + 3.0)
-    # Slope of the final value on the level, shrunk toward 1 (a pure gain) by the level's noise.
-    level = others.recent - near @ others.recent
-    prior = 0.2 * noise + _TINY
-    slope = (near @ (level * (others.final - near @ others.final)) + prior) / (
-        near @ level**2 + prior
-    )
-    features = np.stack([others.recent, others.log_params], 1)
-    wanted = np.stack([x, target.log_params], 1)
-    return np.stack(
-        [
-            target.last,
-            x,
-            target.log_linear,
-            x + share,
-            x + gain.mean() + by_size * (target.log_params - others.log_params.mean()),
-            x + _ridge(features, gain, near, wanted, np.array([12.0 * noise + _TINY, 2.0])),
-            near @ others.final + slope * (x - near @ others.recent),
-            np.full_like(x, near @ others.final),
-        ],
-        axis=1,
-    )
-
-
-def _ridge(
-    features: np.ndarray,
-    target: np.ndarray,
-    weights: np.ndarray,
-    at: np.ndarray,
-    penalty: np.ndarray,
-) -> np.ndarray:
-    """Weighted ridge regression about the weighted mean, at the points `at`."""
-    centre, mean = weights @ features, weights @ target
-    x = features - centre
-    weighted = (x * (weights * len(x))[:, None]).T
-    slopes = np.linalg.solve(weighted @ x + np.diag(penalty), weighted @ (target - mean))
-    return mean + (at - centre) @ slopes
+    own = target.values[:, : target.early]
+    alone = np.stack([own[:, -1], own.mean(axis=1), target.log_linear], axis=1)
+    size = float(target.log_params.mean())
+    carried = kriged(own, size, others.values, others.log_params, others.times)
+    return np.concatenate([alone, carried], axis=1)
 
 
 def convex_weights(errors: np.ndarray) -> np.ndarray:
@@ -117,15 +65,19 @@ class Trials:
 
     Attributes:
       errors: Guess minus truth, [trials, methods].
+      luck: Final minus settled value, [trials]: the last checkpoint's noise.
       held: Which held-out unit (size or run) each trial belongs to, [trials].
       edge: Whether the trial's model was smaller or larger than all it was forecast from, [trials].
       noise: Mean sampling variance of the final values; 0 where unknown.
+      benchmark: Name of the tasks that belong together.
     """
 
     errors: np.ndarray
+    luck: np.ndarray
     held: np.ndarray
     edge: np.ndarray
     noise: float
+    benchmark: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,22 +89,28 @@ class Combination:
       scales: Per task the expected size of an error, [tasks].
       scores: Errors / scales of trials that neither weights nor scales had seen, [scores].
       edge: Whether these trials were at the edge of the sizes, [scores].
+      benchmarks: Their tasks' benchmarks, [scores].
     """
 
     weights: np.ndarray
     scales: np.ndarray
     scores: np.ndarray
     edge: np.ndarray
+    benchmarks: np.ndarray
 
-    def radius(self, level: float, edge: bool) -> float:
+    def radius(self, level: float, edge: bool, benchmark: str = "") -> float:
         """Half width of the interval in scales: the split-conformal quantile of the scores.
 
         Lei et al. 2018, "Distribution-free predictive inference for regression", section 2.2;
         within one category (Mondrian: Vovk et al. 2005, section 4.5), because a model outside the
-        range of the finished ones is harder to forecast than one within.
+        range of the finished ones is harder to forecast than one within, and because benchmarks
+        differ in how far runs stray from their neighbours.
         """
-        alike = self.scores[self.edge == edge]
-        return quantile(alike if len(alike) >= ENOUGH_SCORES else self.scores, level)
+        alike = self.edge == edge
+        for chosen in (alike & (self.benchmarks == benchmark), alike):
+            if chosen.sum() >= ENOUGH_SCORES:
+                return quantile(self.scores[chosen], level)
+        return quantile(self.scores, level)
 
 
 def quantile(scores: np.ndarray, level: float) -> float:
@@ -168,37 +126,44 @@ def combine(trials: list[Trials]) -> Combination:
     """
     units = np.unique(np.concatenate([one.held for one in trials]))
     moments = np.stack([_moments(one, None) for one in trials])
-    weights, _ = _weights(moments, np.array([len(one.errors) for one in trials]))
+    groups = np.array([one.benchmark for one in trials])
+    weights, _ = _weights(moments, np.array([len(one.errors) for one in trials]), groups)
     unseen = [np.full(len(one.errors), np.nan) for one in trials]
     for unit in units:
         kept = np.array([int((one.held != unit).sum()) for one in trials])
         without = np.stack([_moments(one, unit) for one in trials])
-        fitted, usable = _weights(without, kept)
+        fitted, usable = _weights(without, kept, groups)
         if not usable:
             continue
         for one, errors, task_weights in zip(trials, unseen, fitted, strict=True):
             chosen = one.held == unit
             errors[chosen] = one.errors[chosen] @ task_weights
     noise = np.array([one.noise for one in trials])
-    scores, edges = [], []
+    scores, edges, owners = [], [], []
     for unit in units:
         scales = _scales(trials, unseen, noise, unit)
         for one, errors, scale in zip(trials, unseen, scales, strict=True):
             scores.append(np.abs(errors[one.held == unit]) / scale)
             edges.append(one.edge[one.held == unit])
-    joined, edge = np.concatenate(scores), np.concatenate(edges)
+            owners += [one.benchmark] * len(edges[-1])
+    joined, edge, owner = np.concatenate(scores), np.concatenate(edges), np.array(owners)
     fine = np.isfinite(joined)
-    return Combination(weights, _scales(trials, unseen, noise, None), joined[fine], edge[fine])
+    return Combination(
+        weights, _scales(trials, unseen, noise, None), joined[fine], edge[fine], owner[fine]
+    )
 
 
 def _moments(one: Trials, without: object) -> np.ndarray:
     """Sum of the outer products of the errors, [methods, methods]."""
-    kept = one.errors if without is None else one.errors[one.held != without]
+    kept = one.errors + one.luck[:, None]
+    kept = kept if without is None else kept[one.held != without]
     return kept.T @ kept
 
 
-def _weights(moments: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, bool]:
-    """Weights per task from its own errors and the mean of all tasks' [tasks, methods]."""
+def _weights(
+    moments: np.ndarray, counts: np.ndarray, groups: np.ndarray
+) -> tuple[np.ndarray, bool]:
+    """Weights per task from its own errors, its benchmark's and all tasks' [tasks, methods]."""
     traces = np.trace(moments, axis1=1, axis2=2)
     seen = (counts > 0) & (traces > 0)
     methods = moments.shape[1]
@@ -206,7 +171,11 @@ def _weights(moments: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, bool]
         return np.full((len(moments), methods), 1 / methods), False
     scaled = np.zeros_like(moments)
     scaled[seen] = moments[seen] / traces[seen, None, None]
-    pooled = scaled[seen].mean(axis=0)
+    everything, pooled = scaled[seen].mean(axis=0), np.empty_like(scaled)
+    for group in np.unique(groups):
+        mine = groups == group
+        own = scaled[mine & seen]
+        pooled[mine] = (own.sum(axis=0) + PRIOR_TASKS * everything) / (len(own) + PRIOR_TASKS)
     share = (counts / (counts + PRIOR_RUNS))[:, None, None]
     return np.stack([convex_weights(each) for each in share * scaled + (1 - share) * pooled]), True
 

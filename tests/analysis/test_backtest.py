@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from jaxllm.analysis.backtest import OTHER_TASKS, Backtest, backtest, benchmarks
+from jaxllm.analysis.backtest import Backtest, backtest
+from jaxllm.analysis.benchmarks import OTHER_TASKS, benchmarks
 from jaxllm.analysis.forecast import ALONE
 from jaxllm.trajectory.importers import open_source
 from tests.analysis.simulated_suite import TOKENS, suite
@@ -111,12 +112,18 @@ def pythia(shared_data: Path) -> Backtest:
 
 
 def test_pythia_is_foretold_a_quarter_better_than_by_the_baselines(pythia: Backtest) -> None:
+    exams = pythia.points[pythia.points.benchmark != "blimp"]  # the tasks that all runs were given
+    assert exams.task.str.removesuffix(" 5-shot").nunique() == 65
+    older = exams.run.str.endswith("-v0")
+    twice = exams.run.str.contains("deduped")
+    parts = [exams, exams[older], exams[~older], exams[exams.shots == 0], exams[exams.shots == 5]]
+    for part in [*parts, exams[twice], exams[~twice]]:
+        scores = Backtest(part, 0.9).summary(["metric"]).iloc[0]
+        assert scores.reduction > 0.25
+        assert 0.85 < scores.coverage < 0.95
     by = pythia.summary(["benchmark"]).set_index("benchmark")
-    assert by.reduction[OTHER_TASKS] > 0.5  # the eight tasks outside MMLU and BLiMP
-    assert by.reduction["mmlu"] > 0.18
-    assert by.reduction["blimp"] > 0  # of v0 alone, where small models forget late
-    suite_v1 = pythia.points[~pythia.points.run.str.endswith("-v0")]
-    assert Backtest(suite_v1, 0.9).summary(["metric"]).reduction[0] > 0.25
+    assert by.reduction[OTHER_TASKS] > 0.55  # the eight tasks outside MMLU and BLiMP
+    assert by.reduction["mmlu"] > 0.22  # where noise between checkpoints is half of what is left
+    assert by.reduction["blimp"] > 0.05  # of v0 alone, where small models forget late
     assert by.coverage.between(0.85, 0.96).all()
-    assert pythia.summary(["metric"]).coverage.between(0.85, 0.95).all()
-    assert (by["sign"] > by["sign_log_linear"]).all()
+    assert (by["sign"] > by["sign_log_linear"]).all() and (by.ranking > by.ranking_last).all()
