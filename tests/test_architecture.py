@@ -68,7 +68,7 @@ def test_gin_folder_does_not_hide_the_gin_library() -> None:
     subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True)
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "analyze", "prepare"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "analyze", "prepare", "generate"])
 def test_help_does_not_wait_for_heavy_imports(command: str) -> None:
     """`--help` stays under two seconds because neither JAX nor TensorFlow is imported for it."""
     code = (

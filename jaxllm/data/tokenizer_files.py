@@ -96,7 +96,7 @@ class Codec:
 
         `add_bos_token: false` says that documents begin without BOS (Yi, Baichuan).
         """
-        ids = {}
+        ids: dict[str, Any] = {}
         for name in SPECIAL:
             found = self.piece_id(config.get(name) or "")
             ids[name.removesuffix("_token")] = -1 if found is None else found

@@ -93,11 +93,12 @@ class Decoder(nn.Module):
         )
         windows = _windows(config)
         if self.has_variable("params", "layers_0"):
-            written = []
+            caches: Any = cache or [None] * config.num_layers
+            written: list[Any] = []
             for i in range(config.num_layers):
                 window = None if windows is None else windows[i]
                 block = Block(config, name=f"layers_{i}")
-                x, layer = block(x, cache[i] if cache else None, window, context)
+                x, layer = block(x, caches[i], window, context)
                 written.append(layer)
             cache = tuple(written) if cache else None
         else:

@@ -7,7 +7,7 @@ wants to see tokens as they come calls `advance` for a few at a time.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -68,7 +68,7 @@ def prefill(
     rows, width = prompts.shape
     valid = (jnp.arange(width) < lengths[:, None]).astype(jnp.int32)
     segment_ids = jax.lax.dynamic_update_slice(cache.segment_ids, valid, (0, cache.slot))
-    hidden, layers = Decoder(config).apply(
+    read: Any = Decoder(config).apply(
         {"params": params},
         prompts,
         cache.lengths[:, None] + jnp.arange(width),
@@ -77,6 +77,7 @@ def prefill(
         cache_segment_ids=segment_ids,
         slot=cache.slot,
     )
+    hidden, layers = read
     last = hidden[jnp.arange(rows), lengths - 1]  # [B, D]
     logits = jnp.dot(last, head_kernel(config, params), preferred_element_type=jnp.float32)
     return Cache(layers, segment_ids, cache.slot + width, cache.lengths + lengths), logits

@@ -1,0 +1,173 @@
+"""Continues prompts with the model of a run or of a Hugging Face directory.
+
+    python -m jaxllm.generate --model_dir=runs/mine --prompt="Once upon a time"
+    python -m jaxllm.generate --model_dir=hf:DIR --prompts_file=prompts.txt --temperature=0.8 \\
+        --top_p=0.95 --seed=1 --output=answers.jsonl
+
+A single prompt streams to the terminal. Prompts of a file (a line each, or the `prompt` of JSON
+lines) are continued in batches. As in training and evaluation, a prompt begins with the token
+that begins a document, and as in evaluation, spaces at its end are left out.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from jaxllm import cli
+from jaxllm.errors import UserError
+
+if TYPE_CHECKING:
+    import seqio
+    from jax.sharding import Mesh
+
+    from jaxllm.evaluation.generating import Generator
+
+HF = "hf:"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Flags and prompts in, continuations out."""
+    flags = cli.parser(__doc__ or "")
+    flags.add_argument("--model_dir", required=True, metavar="DIR", help="the run, or hf:DIR")
+    flags.add_argument("--step", type=int, metavar="STEP", help="the checkpoint (default: newest)")
+    asked = flags.add_mutually_exclusive_group(required=True)
+    asked.add_argument("--prompt", metavar="TEXT", help="one prompt")
+    asked.add_argument("--prompts_file", metavar="FILE", help="a prompt per line, or JSON lines")
+    flags.add_argument("--output", metavar="FILE", help="write JSON lines here, not the terminal")
+    flags.add_argument("--max_new_tokens", type=int, default=128, metavar="N")
+    flags.add_argument("--batch_size", type=int, default=8, metavar="ROWS")
+    flags.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token")
+    flags.add_argument("--top_k", type=int, default=0, metavar="K", help="0 leaves all tokens")
+    flags.add_argument("--top_p", type=float, default=1.0, metavar="P")
+    flags.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT",
+        help="ends before this text, as the end of a document does; repeatable",
+    )  # fmt: skip
+    flags.add_argument("--seed", type=int, default=0, help="same seed, same prompt, same text")
+    args = cli.parse(flags, argv)
+    if args.max_new_tokens < 1 or args.batch_size < 1:
+        raise UserError("--max_new_tokens and --batch_size need 1 or more")
+    if "" in args.stop:
+        raise UserError("--stop needs a text that is not empty")
+    prompts = [args.prompt] if args.prompt is not None else read_prompts(args.prompts_file)
+    generator = make_generator(args)
+    if args.prompt is not None and not args.output:
+        for piece in generator.stream(args.prompt):
+            print(piece, end="", flush=True)
+        print()
+        return 0
+    answers = generator.generate(prompts, args.batch_size)
+    write(zip(prompts, answers, strict=True), args.output)
+    return 0
+
+
+def read_prompts(name: str) -> list[str]:
+    """The prompts of a file: a line each, or the `prompt` of each JSON line of a .jsonl file.
+
+    Raises:
+      UserError: there is no such file, it holds none, or a line has no `prompt`.
+    """
+    from etils import epath
+
+    path = epath.Path(name)
+    try:
+        lines = [line for line in path.read_text().split("\n") if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--prompts_file={name}: {error}") from error
+    if path.suffix == ".jsonl":
+        lines = [_prompt_of(line, f"{name}:{number}") for number, line in enumerate(lines, 1)]
+    if not lines:
+        raise UserError(f"--prompts_file={name}: has no prompts")
+    return lines
+
+
+def _prompt_of(line: str, place: str) -> str:
+    try:
+        prompt = json.loads(line)["prompt"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{place}: no JSON object with a prompt") from error
+    if not isinstance(prompt, str):
+        raise UserError(f"{place}: the prompt is no text")
+    return prompt
+
+
+def write(answers: Iterator[tuple[str, str]], output: str | None) -> None:
+    """Prints prompts with their continuations, or writes them to `output` as JSON lines."""
+    if output is None:
+        for prompt, text in answers:
+            print(f"{prompt}{text}\n{'-' * 20}")
+        return
+    from etils import epath
+
+    lines = [json.dumps({"prompt": p, "text": t}, ensure_ascii=False) for p, t in answers]
+    try:
+        epath.Path(output).write_text("\n".join(lines) + "\n")
+    except OSError as error:
+        raise UserError(f"--output={output}: {error}") from error
+    print(f"wrote {len(lines)} continuations to {output}", file=sys.stderr)
+
+
+def make_generator(args: Any) -> Generator:
+    """The model that the flags name, on the mesh, with its vocabulary."""
+    published = args.model_dir.startswith(HF)
+    if published:
+        cli.load_gin(args)
+    else:
+        from jaxllm.evaluate import load_run
+
+        load_run(args)
+
+    from jaxllm.models.sampling import Sampling
+    from jaxllm.sharding.mesh import MeshConfig, make_mesh
+
+    sampling = Sampling(args.temperature, args.top_k, args.top_p)  # mistakes before the model
+
+    from jaxllm.evaluation.generating import Generator
+
+    mesh = make_mesh(MeshConfig())
+    model, params, vocabulary = (from_huggingface if published else from_run)(args, mesh)
+    return Generator(
+        model, params, vocabulary, mesh, args.max_new_tokens, sampling, args.stop, args.seed
+    )
+
+
+def from_run(args: Any, mesh: Mesh) -> tuple[Any, Any, seqio.Vocabulary]:
+    """The model, parameters and vocabulary of a run's checkpoint."""
+    import logging
+
+    from jaxllm.checkpoints.manager import available, restore_model
+    from jaxllm.data import corpora, kept
+    from jaxllm.data.config import DataConfig
+    from jaxllm.data.vocabularies import build_vocabulary
+    from jaxllm.evaluate import abstract_params, select
+    from jaxllm.models.config import ModelConfig
+
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax's; errors come as errors
+    entries = available(args.model_dir)
+    if not entries:
+        raise UserError(f"{args.model_dir} has no checkpoints")
+    if args.step is not None:
+        entries = select(entries, str(args.step), args.model_dir)
+    model, data = ModelConfig(), kept.with_kept_vocabulary(args.model_dir, DataConfig())
+    if data.vocabulary.path is None:
+        corpora.resolve(data)
+    params = restore_model(args.model_dir, entries[-1].step, abstract_params(model, mesh))
+    return model, params, build_vocabulary(data)
+
+
+def from_huggingface(args: Any, mesh: Mesh) -> tuple[Any, Any, seqio.Vocabulary]:
+    """The model, parameters and vocabulary of a Hugging Face directory."""
+    from jaxllm.checkpoints import huggingface
+    from jaxllm.data.vocabularies import from_directory
+
+    directory = args.model_dir.removeprefix(HF)
+    vocabulary = from_directory(directory)
+    model, params = huggingface.load(directory, mesh)
+    return model, params, vocabulary
+
+
+if __name__ == "__main__":
+    cli.run(main)

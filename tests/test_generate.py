@@ -1,0 +1,184 @@
+"""`python -m jaxllm.generate` gives the texts of Transformers' `generate`, whole and in pieces."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gin
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxllm import convert, generate
+from jaxllm.data.vocabularies import ByteVocabulary, from_directory
+from jaxllm.errors import UserError
+from jaxllm.evaluation.generating import Detokenizer, Generator, Text
+from jaxllm.models.sampling import Sampling
+from tests.data.test_published_tokenizers import byte_level, llama
+from tests.evaluation.helpers import TINY, mesh, sharded_params
+
+PROMPTS = ["def f(x):\n    return", "class", "import numpy as np ", "", "四 🙂", "a = 1"]
+MESH = ("--gin.MeshConfig.fsdp=4", "--gin.MeshConfig.tensor=2")
+
+
+@pytest.fixture(autouse=True)
+def fresh_gin() -> Iterator[None]:
+    gin.clear_config()
+    yield
+    gin.clear_config()
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory) -> Path:
+    """A random LLaMA and a tokenizer, as Transformers saves them."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    directory = llama(tmp_path_factory.mktemp("published") / "model")
+    size = from_directory(directory).vocab_size
+    config = transformers.LlamaConfig(
+        vocab_size=size, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128,
+        bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.2 * torch.randn_like(parameter)
+    model.save_pretrained(directory)
+    return directory
+
+
+def their_texts(directory: Path, prompts: list[str], new_tokens: int) -> list[str]:
+    import torch
+    import transformers
+
+    model = transformers.LlamaForCausalLM.from_pretrained(directory).eval()
+    vocabulary = from_directory(directory)
+    texts = []
+    for prompt in prompts:
+        ids = [1, *vocabulary.encode(prompt.rstrip(" "))]
+        out = model.generate(
+            torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+            max_new_tokens=new_tokens, do_sample=False, pad_token_id=0,
+        )[0].tolist()  # fmt: skip
+        new = [token for token in out[len(ids) :] if token != 2]
+        before = vocabulary.decode(ids[1:])
+        texts.append(vocabulary.decode([*ids[1:], *new])[len(before) :])
+    return texts
+
+
+def test_texts_are_those_of_transformers(published: Path, tmp_path: Path, capsys) -> None:
+    expected = their_texts(published, PROMPTS, 20)
+    assert len(set(expected)) > 3
+    file, output = tmp_path / "prompts.jsonl", tmp_path / "answers.jsonl"
+    file.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in PROMPTS))
+    common = (f"--model_dir=hf:{published}", "--max_new_tokens=20", *MESH)
+    generate.main([*common, f"--prompts_file={file}", "--batch_size=4", f"--output={output}"])
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [row["prompt"] for row in rows] == PROMPTS
+    assert [row["text"] for row in rows] == expected
+
+    gin.clear_config()
+    capsys.readouterr()
+    generate.main([*common, f"--prompt={PROMPTS[0]}"])
+    assert capsys.readouterr().out == expected[0] + "\n"
+
+
+def test_a_run_answers_as_the_directory_that_it_came_from(
+    published: Path, tmp_path: Path, capsys
+) -> None:
+    convert.main([f"--from=hf:{published}", f"--to={tmp_path / 'run'}"])
+    gin.clear_config()
+    capsys.readouterr()
+    generate.main(
+        [f"--model_dir={tmp_path / 'run'}", "--max_new_tokens=12", f"--prompt={PROMPTS[0]}", *MESH]
+    )
+    assert capsys.readouterr().out == their_texts(published, PROMPTS[:1], 12)[0] + "\n"
+
+
+def generator(stop: tuple[str, ...] = (), sampling: Any = None, **axes: int) -> Generator:
+    on = mesh(**axes)
+    sampling = sampling or Sampling(temperature=1.0, top_p=0.95)
+    params = sharded_params(TINY, on)
+    return Generator(TINY, params, ByteVocabulary258(), on, 24, sampling, stop, seed=3)
+
+
+class ByteVocabulary258(ByteVocabulary):
+    """Bytes within the 259 ids of the tiny model."""
+
+    @property
+    def bos_id(self) -> int:
+        return 2
+
+
+def test_batches_and_meshes_do_not_change_what_is_drawn() -> None:
+    prompts = ["one", "a longer prompt", "", "x"]
+    alone = generator().generate(prompts, batch_size=1)
+    assert generator().generate(prompts, batch_size=3) == alone
+    assert generator(fsdp=2, tensor=2).generate(prompts, batch_size=4) == alone
+    assert "".join(generator().stream(prompts[0])) == alone[0]
+    assert len(set(alone)) == 4
+
+
+def test_a_text_ends_before_its_stop_string() -> None:
+    whole = generator().generate(["one"], 1)[0]
+    stop = whole[5:8]
+    stopping = generator(stop=(stop, "never this"))
+    assert stopping.generate(["one"], 1)[0] == whole[: whole.index(stop)]
+    assert "".join(generator(stop=(stop,)).stream("one")) == whole[: whole.index(stop)]
+
+
+@pytest.fixture(scope="module")
+def vocabularies(tmp_path_factory) -> list[Any]:
+    root = tmp_path_factory.mktemp("tokenizers")
+    directories = [llama(root / "llama"), byte_level(root / "gpt2")]
+    return [*map(from_directory, directories), ByteVocabulary()]
+
+
+@given(st.data())
+def test_streamed_pieces_are_whole_characters_and_add_up(vocabularies, data) -> None:
+    vocabulary = data.draw(st.sampled_from(vocabularies))
+    text = st.text(st.sampled_from(" \nab1é中🙂👩\u200d"), max_size=12)
+    prompt, continuation = data.draw(text), data.draw(text)
+    before, tokens = vocabulary.encode(prompt), vocabulary.encode(prompt + continuation)
+    tokens = tokens[len(before) :] if tokens[: len(before)] == before else tokens
+    detokenizer = Detokenizer(vocabulary, before)
+    pieces = []
+    while tokens:
+        count = data.draw(st.integers(1, 3))
+        pieces.append(detokenizer.add(tokens[:count]))
+        tokens = tokens[count:]
+        assert "\ufffd" not in pieces[-1]
+    whole = vocabulary.decode([*before, *detokenizer._tokens[len(before) :]])
+    assert "".join(pieces) + detokenizer.rest() == whole[len(vocabulary.decode(before)) :]
+
+
+@given(st.text("ab", max_size=12), st.lists(st.text("ab", min_size=1, max_size=3), max_size=2))
+def test_stop_strings_cut_at_the_first_wherever_pieces_end(text: str, stop: list[str]) -> None:
+    vocabulary = ByteVocabulary()
+    growing = Text(Detokenizer(vocabulary, []), stop, (vocabulary.eos_id,))
+    tokens = [*vocabulary.encode(text), vocabulary.eos_id]
+    pieces = [growing.add([token], last=False) for token in tokens]
+    # the first to be complete ends it, and of those that are at once the earliest
+    ends = [(text.find(s) + len(s), text.find(s)) for s in stop if s in text]
+    expected = text[: min(ends)[1]] if ends else text
+    assert "".join(pieces) == growing.text == expected and growing.done
+
+
+def test_mistakes_are_named(published: Path, tmp_path: Path) -> None:
+    common = [f"--model_dir=hf:{published}", "--prompt=a"]
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "a"}\n{"text": "b"}\n')
+    for arguments, named in (
+        ([*common, "--max_new_tokens=500"], "leave no room for a prompt in a context of 128"),
+        ([*common, "--top_p=2"], "top_p 2.0"),
+        ([*common, "--stop="], "--stop needs"),
+        ([f"--model_dir={tmp_path}", "--prompt=a"], "is no run"),
+        ([common[0], f"--prompts_file={tmp_path / 'bad.jsonl'}"], r"bad\.jsonl:2: no JSON object"),
+        ([common[0], f"--prompts_file={tmp_path / 'none'}"], "none"),
+        ([common[0], "--prompt=" + "word " * 200, "--max_new_tokens=8"], "do not fit the context"),
+    ):
+        gin.clear_config()
+        with pytest.raises(UserError, match=named):
+            generate.main(arguments)
