@@ -28,10 +28,12 @@ def dots(
         alt.Scale(type="log", nice=False, padding=8) if log else alt.Scale(zero=False, nice=True)
     )
     label = "replace(replace(format(datum.value, '~s'), 'G', 'B'), 'k', 'K')"
-    axis = alt.Axis(labelExpr=label) if log else alt.Axis(format="~s" if number == "d" else number)
+    axis = alt.Axis(format="~s" if number == "d" else number, titleAnchor="end")
+    if log:
+        axis = alt.Axis(labelExpr=label, titleAnchor="end")
     rows = alt.Y(
         f"{y}:N", sort=list(dict.fromkeys(shown[y])), title=None,
-        axis=alt.Axis(labelLimit=150, domain=False, grid=True, ticks=False),
+        axis=alt.Axis(labelLimit=190, domain=False, grid=True, ticks=False),
     )  # fmt: skip
     colour: Any = alt.Undefined
     if series:

@@ -42,7 +42,7 @@ _READINGS = {
     ),
     "Gains that come together": (
         "Rank correlations of what each checkpoint adds to the one before it: two rising curves "
-        "always correlate, their gains need not. White: not compared."
+        "always correlate, their gains need not. An empty cell was not compared."
     ),
     "Domains that lead": (
         "Right of the line the first domain's gains precede the second's. It is order in time, "

@@ -13,10 +13,10 @@ from jaxllm.report.tables import Overview, Tables
 from jaxllm.trajectory.records import OK
 
 GROWTH_INTRODUCTION = """<p class="intro">A row per task, in the order in which they left chance.
-The darker, the more of its gain a task has made: from chance (or from the first checkpoint, where
-there is no chance level) to its best value. <i class="dot"></i> marks where it left chance: the
-first of two checkpoints in a row more than two standard errors above it. The final value stands at
-the right.</p>"""
+The stronger the colour, the more of its gain a task has made: from chance (or from the first
+checkpoint, where there is no chance level) to its best value. <i class="dot"></i> marks where it
+left chance: the first of two checkpoints in a row more than two standard errors above it. The final
+value stands at the right.</p>"""
 
 FEW_RUNS = """<p class="intro">Of each family its largest run; all runs stand in the trajectories
 below and in the table.</p>"""

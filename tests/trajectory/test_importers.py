@@ -155,7 +155,7 @@ def test_whole_published_set_is_quick_and_complete(shared_data) -> None:
         assert examples[task] == examples.get(f"{task} 5-shot", n) == n
     key = ["run", "task", "step", "metric", "task_version"]
     assert not records.duplicated(key).any()
-    assert any("451 record is repeated" in p and " 0 of them" in p for p in source.problems)
+    assert any("451 records are repeated" in p and " 0 of them" in p for p in source.problems)
     # Untrained models guess: 16 runs' first checkpoints against the chance levels of the table.
     untrained = trained[(trained.step == 0) & trained.primary & trained.domain.ne("bias")]
     z = (untrained.value - untrained.chance) / untrained.stderr
