@@ -18,7 +18,7 @@ _READINGS = {
         "kept or stretched to the new length."
     ),
     "Forecast": (
-        "Filled from the run's own past and from finished runs, if there are any; the interval "
+        "Made from the run's own past and from finished runs, if there are any; the interval "
         "holds the value of the final checkpoint, its sampling noise included."
     ),
     "Backtest of the forecasts": (
