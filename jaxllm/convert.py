@@ -27,6 +27,7 @@ from jaxllm import cli
 from jaxllm.errors import UserError
 
 if TYPE_CHECKING:
+    from jaxllm.checkpoints.huggingface.source import Source
     from jaxllm.models.config import ModelConfig
 
 PREFIX = "hf:"
@@ -84,9 +85,31 @@ def import_series(args: Any) -> None:
     with whole(args.target) as partial:
         begin_run(partial, Path(args.target).absolute(), sources[-1].directory, model)
         for source, revision in zip(sources, revisions, strict=True):
-            entry = run_import.write(partial, source, revision, model.param_dtype)
-            print(f"step {entry.step}  {entry.tokens:,} tokens  from {source.directory}")
+            run_import.write(partial, source, revision, model.param_dtype)
+            print(f"step {revision.step}  {revision.tokens:,} tokens  from {source.directory}")
     print(f"{args.target}: {model.num_params:,} parameters in {model.param_dtype}")
+
+
+def open_run(model_dir: Path, source: Source) -> None:
+    """Makes a run directory for a published model, or sees that it is this model's.
+
+    Raises:
+      UserError: it is another's.
+    """
+    from jaxllm.checkpoints.huggingface.fields import differences, to_model
+    from jaxllm.checkpoints.huggingface.source import read_json
+    from jaxllm.checkpoints.huggingface.whole import whole
+
+    if not (model_dir / "config.gin").exists():
+        with whole(model_dir) as partial:
+            begin_run(partial, model_dir, source.directory, source.model)
+    elif not (model_dir / CONFIG).exists():
+        raise UserError(f"{model_dir} is a run of its own: name another directory with --output")
+    for field in differences(source.model, to_model(read_json(model_dir / CONFIG))):
+        raise UserError(
+            f"{model_dir} is of another model than {source.directory}, by its {field}: "
+            "name another directory with --output"
+        )
 
 
 def begin_run(directory: Path, model_dir: Path, source: Path, model: ModelConfig) -> None:

@@ -3,17 +3,23 @@
     python -m jaxllm.evaluate --model_dir=runs/mine
     python -m jaxllm.evaluate --model_dir=runs/mine --steps=100,200 --tasks=lambada,piqa \\
         --gin.EvalConfig.data_dir=data/evals
+    python -m jaxllm.evaluate --model_dir=hf:DIR --tasks=lambada --output=runs/theirs --step=1000 \\
+        --tokens=2e9
+    python -m jaxllm.evaluate --model_dir=hf:series.csv --tasks=lambada --output=runs/theirs
 
 The model, the data and the tasks are those of MODEL_DIR/config.gin, unless gin flags say
 otherwise. Records go to MODEL_DIR/trajectory, in place of earlier ones of the same checkpoint and
-task; for the run's own tasks they are bitwise the same.
+task; for the run's own tasks they are bitwise the same. A Hugging Face directory, or a series of
+them (see jaxllm.convert), is scored without converting it; its records go to --output.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxllm import cli
@@ -30,7 +36,9 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     """Flags and gin in, records and the table of capabilities out."""
     flags = cli.parser(__doc__ or "")
-    flags.add_argument("--model_dir", required=True, metavar="DIR", help="the run")
+    flags.add_argument(
+        "--model_dir", required=True, metavar="DIR", help="the run, hf:DIR or hf:FILE"
+    )
     flags.add_argument(
         "--steps", metavar="STEP,STEP",
         help="the checkpoints to score (default: all but those saved by a preemption)",
@@ -41,7 +49,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags.add_argument(
         "--missing", action="store_true", help="leave out what has been scored already"
     )
+    flags.add_argument("--output", metavar="DIR",
+                       help="of hf:DIR: where its records go (default: runs/<DIR>)")  # fmt: skip
+    flags.add_argument("--step", type=int, default=0, help="of hf:DIR: its step")
+    flags.add_argument("--tokens", type=float, default=0, help="of hf:DIR: tokens it has seen")
     args = cli.parse(flags, argv)
+    published = open_published(args) if args.model_dir.startswith("hf:") else None
     load_run(args)
 
     from jaxllm.checkpoints.manager import available
@@ -56,7 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not config.tasks:
         raise UserError("the run has no evaluation tasks: name some with --tasks=TASK,TASK")
     resolve(config)
-    entries = select(available(args.model_dir), args.steps, args.model_dir)
+    saved = published.entries if published else available(args.model_dir)
+    entries = select(saved, args.steps, args.model_dir)
 
     from jaxllm.train import join_hosts
 
@@ -64,7 +78,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("absl").setLevel(logging.ERROR)
     join_hosts(TrainConfig().coordinator)
     mesh = make_mesh(MeshConfig())
-    failed = score(args.model_dir, entries, config, mesh, missing_only=args.missing)
+    read = published.read if published else None
+    failed = score(args.model_dir, entries, config, mesh, args.missing, read)
 
     from jaxllm.report import terminal
 
@@ -84,6 +99,40 @@ def load_run(args: Any) -> None:
     if not path.exists():
         raise UserError(f"{args.model_dir} is no run: it has no config.gin")
     cli.load_gin(args, [str(path)])
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """Checkpoints in the Hugging Face format, by step."""
+
+    entries: Sequence[Entry]
+    sources: Mapping[int, Any]
+
+    def read(self, entry: Entry, model: ModelConfig, mesh: Mesh) -> Any:
+        """The parameters of one of them on `mesh`."""
+        from jaxllm.checkpoints.huggingface.load import place
+
+        return place(self.sources[entry.step], model, mesh)
+
+
+def open_published(args: Any) -> Published:
+    """Opens hf:DIR or a series, and sets args.model_dir to the run directory of its records.
+
+    Raises:
+      UserError: something is wrong with it, or that directory belongs to another model.
+    """
+    from jaxllm.checkpoints.huggingface import run_import
+    from jaxllm.convert import open_run
+
+    where = args.model_dir.removeprefix("hf:")
+    revisions = run_import.series(where, args.step, int(args.tokens))
+    sources = run_import.open_series(revisions)
+    args.model_dir = args.output or os.path.join("runs", Path(where).absolute().stem)
+    open_run(Path(args.model_dir).absolute(), sources[-1])
+    return Published(
+        [run_import.entry(s, r) for s, r in zip(sources, revisions, strict=True)],
+        {revision.step: source for revision, source in zip(revisions, sources, strict=True)},
+    )
 
 
 def select(entries: Sequence[Entry], steps: str | None, model_dir: str) -> list[Entry]:
@@ -110,9 +159,17 @@ def select(entries: Sequence[Entry], steps: str | None, model_dir: str) -> list[
 
 
 def score(
-    model_dir: str, entries: Sequence[Entry], config: Any, mesh: Mesh, missing_only: bool
+    model_dir: str,
+    entries: Sequence[Entry],
+    config: Any,
+    mesh: Mesh,
+    missing_only: bool,
+    read: Callable[[Entry, ModelConfig, Mesh], Any] | None = None,
 ) -> int:
-    """Scores checkpoints on the tasks of `config`; returns how many (checkpoint, task) failed."""
+    """Scores checkpoints on the tasks of `config`; returns how many (checkpoint, task) failed.
+
+    `read` brings a checkpoint that is not in the run directory.
+    """
     from jaxllm.checkpoints.manager import restore_model
     from jaxllm.models.config import ModelConfig
 
@@ -124,7 +181,10 @@ def score(
         tasks = evaluator.missing(entry.step) if missing_only else config.tasks
         if not tasks:
             continue
-        params = restore_model(model_dir, entry.step, abstract)
+        if read:
+            params = read(entry, model, mesh)
+        else:
+            params = restore_model(model_dir, entry.step, abstract)
         for task in tasks:
             records = evaluator.evaluate(
                 params, entry.step, entry.tokens, entry.flops, tasks=(task,)

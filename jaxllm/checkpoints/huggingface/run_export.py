@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -86,18 +86,23 @@ def _write_parameter(
 ) -> None:
     theirs, layout = names[name]
     stacked = name.startswith("layers/")
-    pieces: Iterator[tuple[int | None, np.ndarray]]
-    pieces = saved.layers(name) if stacked else iter([(None, saved.whole(name))])
-    for layer, array in pieces:
+
+    def into(layer: int | None, rows: slice, array: np.ndarray) -> None:
         place = places[their_name(theirs, layer)]
         # Mapped one at a time, so that what is written does not stay in this process.
         tensor = np.asarray(np.memmap(place.file, kind, "r+", place.offset, place.shape))
         try:
             with np.errstate(over="raise"):
-                copy(layout.view(tensor, shape[stacked:]), array)
+                copy(layout.view(tensor, shape[stacked:])[rows], array)
         except FloatingPointError as error:
             raise UserError(f"parameter {name} is too large for {kind}: use another") from error
-        del tensor
+
+    for start, piece in saved.pieces(name):
+        if stacked:
+            for layer, array in enumerate(piece, start):
+                into(layer, slice(None), array)
+        else:
+            into(None, slice(start, start + len(piece)), piece)
 
 
 def _lay_out(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from jaxllm.checkpoints.huggingface.layouts import copy
 from jaxllm.checkpoints.huggingface.source import Source, open_source, parameter_shapes, read_json
 from jaxllm.checkpoints.manifest import Entry
 from jaxllm.errors import UserError
+
+PIECE_BYTES = 64 * 2**20  # of what is not stacked over layers, held at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,8 +102,19 @@ def open_series(revisions: Sequence[Revision]) -> list[Source]:
     return sources
 
 
-def write(model_dir: Path, source: Source, revision: Revision, param_dtype: str) -> Entry:
-    """Adds one checkpoint to a run directory, a layer at a time; returns its manifest entry."""
+def entry(source: Source, revision: Revision, param_dtype: str | None = None) -> Entry:
+    """What a manifest can say of a published checkpoint."""
+    model = source.model
+    return Entry(
+        step=revision.step, tokens=revision.tokens, flops=6.0 * model.num_params * revision.tokens,
+        learning_rate=None, loss=None, data_position=0, dtype=param_dtype or model.param_dtype,
+        wall_time=time.time(), wall_seconds=0.0, code_version=manifest.code_version(), restarts=0,
+        kind="scheduled",
+    )  # fmt: skip
+
+
+def write(model_dir: Path, source: Source, revision: Revision, param_dtype: str) -> None:
+    """Adds one checkpoint to a run directory, a layer at a time."""
     from flax.traverse_util import unflatten_dict
 
     from jaxllm.checkpoints.huggingface.stream import Streamed, save
@@ -110,32 +123,24 @@ def write(model_dir: Path, source: Source, revision: Revision, param_dtype: str)
 
     def streamed(name: str, shape: tuple[int, ...]) -> Streamed:
         stacked = name.startswith("layers/")
+        row_bytes = int(np.prod(shape[1:])) * dtype.itemsize
+        rows = 1 if stacked else min(shape[0], max(1, PIECE_BYTES // row_bytes))
 
-        def piece(part: tuple[int, ...], layer: int | None) -> np.ndarray:
-            array = np.empty(part, dtype)
-            copy(array, source.parameter(name, part, layer))
+        def piece(start: int) -> np.ndarray:
+            if stacked:
+                view = source.parameter(name, shape[1:], start)[None]
+            else:
+                view = source.parameter(name, shape)[start : start + rows]
+            array = np.empty(view.shape, dtype)
+            copy(array, view)
             return array
 
-        def pieces() -> Iterator[tuple[Any, np.ndarray]]:
-            if not stacked:
-                yield ..., piece(shape, None)
-                return
-            for layer in range(shape[0]):
-                yield layer, piece(shape[1:], layer)
-
-        return Streamed(shape, dtype, stacked, pieces)
+        return Streamed(shape, dtype, rows, piece)
 
     shapes = parameter_shapes(source.model)
     tree = unflatten_dict({name: streamed(name, shape) for name, shape in shapes.items()}, sep="/")
-    entry = Entry(
-        step=revision.step, tokens=revision.tokens,
-        flops=6.0 * source.model.num_params * revision.tokens,
-        learning_rate=None, loss=None, data_position=0, dtype=param_dtype, wall_time=time.time(),
-        wall_seconds=0.0, code_version=manifest.code_version(), restarts=0, kind="scheduled",
-    )  # fmt: skip
-    manifest.append(model_dir, entry)
+    manifest.append(model_dir, entry(source, revision, param_dtype))
     save(model_dir / "checkpoints" / str(revision.step), tree)
-    return entry
 
 
 def _bfloat16() -> Any:

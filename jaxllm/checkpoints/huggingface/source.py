@@ -83,7 +83,8 @@ def open_source(directory: str | Path) -> Source:
         model = to_model(config)
         tensors = family_of(config).tensors
     except UserError as error:
-        raise UserError(f"{directory / 'config.json'}: {error}") from error
+        line = str(error).splitlines()[0]  # gin adds where it was called from
+        raise UserError(f"{directory / 'config.json'}: {line}") from error
     found = _without_buffers(_tensors(directory))
     found = _with_base(found, tensors)
     wanted = expected(model, tensors.names, str(directory / "config.json"))

@@ -1,7 +1,7 @@
-"""Orbax checkpoints written and read a layer at a time.
+"""Orbax checkpoints written and read in pieces: a layer, or some rows of what is not stacked.
 
 Orbax itself wants every array whole. Here a leaf of the tree it saves only knows how to make its
-layers; they are written one after the other, each into its own chunk, and Orbax does the rest
+pieces; they are written one after the other, each into its own chunk, and Orbax does the rest
 (names, metadata, the commit). Reading goes to TensorStore directly, chunk by chunk.
 """
 
@@ -28,13 +28,14 @@ class Streamed:
     Attributes:
       shape: of the whole.
       dtype: of the whole.
-      pieces: what goes where, in order; each is made when the one before it is written.
+      rows: of its first axis in a piece.
+      piece: makes the piece that begins at a row, when the one before it is written.
     """
 
     shape: tuple[int, ...]
     dtype: Any
-    stacked: bool
-    pieces: Callable[[], Iterator[tuple[Any, np.ndarray]]]
+    rows: int
+    piece: Callable[[int], np.ndarray]
 
     @property
     def size(self) -> int:
@@ -54,12 +55,13 @@ class _Handler(ocp.type_handlers.NumpyHandler):
         super().__init__(deepcopy_host_arrays=False)
 
     async def _open_and_write(self, value: Any, tspec: dict[str, Any], ts_context: Any) -> None:
-        if value.stacked:
-            tspec = tspec | {"metadata": tspec["metadata"] | {"chunks": [1, *value.shape[1:]]}}
+        chunk = [value.rows, *value.shape[1:]]
+        tspec = tspec | {"metadata": tspec["metadata"] | {"chunks": chunk}}
         store = ts.open(ts.Spec(tspec), create=True, open=True, context=ts_context).result()
-        for where, piece in value.pieces():
+        for start in range(0, value.shape[0], value.rows):
+            rows = store[start : start + value.rows]
             # Waiting here, and not in the event loop, keeps it to one piece of one array.
-            store[where].write(piece, can_reference_source_data_indefinitely=True).result()
+            rows.write(value.piece(start), can_reference_source_data_indefinitely=True).result()
 
 
 def save(directory: Path, tree: Any) -> None:
@@ -107,17 +109,15 @@ class Checkpoint:
         except ValueError as error:
             raise UserError(f"checkpoint {self._path.parent}: no parameter {name} in it") from error
 
-    def layers(self, name: str) -> Iterator[tuple[int, np.ndarray]]:
-        """The layers of a stacked parameter, in order; never more than a chunk of it in memory."""
+    def pieces(self, name: str) -> Iterator[tuple[int, np.ndarray]]:
+        """A parameter by consecutive rows of its first axis, with the first row's number.
+
+        Never more than a chunk of it is in memory.
+        """
         store = self.open(name)
         chunk = (store.chunk_layout.read_chunk.shape or (1,))[0] or 1
         for start in range(0, store.shape[0], chunk):
-            block = self._read(store[start : start + chunk], name)
-            yield from enumerate(block, start)
-
-    def whole(self, name: str) -> np.ndarray:
-        """A parameter that is not stacked."""
-        return self._read(self.open(name), name)
+            yield start, self._read(store[start : start + chunk], name)
 
     def _read(self, store: ts.TensorStore, name: str) -> np.ndarray:
         try:
