@@ -6,7 +6,7 @@ from jaxllm.models.config import ModelConfig
 from tests.models.helpers import TINY
 
 _ODD = {"embed_dim": 60, "num_heads": 3, "num_kv_heads": None}
-_ODD_GROUPS = {"num_heads": 9, "num_kv_heads": 3, "tied_head": True}
+_ODD_GROUPS = {"embed_dim": 54, "num_heads": 9, "num_kv_heads": 3, "tied_head": True}
 _GPT = {
     **_ODD, "position": "learned", "norm": "layer", "norm_eps": 1e-5, "mlp": "plain",
     "activation": "gelu_tanh", "attention_bias": True, "attention_output_bias": True,
