@@ -33,6 +33,7 @@ CONFIG_MODULES = (
     "jaxllm.training.config",
     "jaxllm.checkpoints.config",
     "jaxllm.evaluation.config",
+    "jaxllm.health",
 )
 
 _GIN_FLAG = re.compile(r"^--gin\.([^=]+)=(.*)$", re.DOTALL)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from jaxllm.evaluation.evaluator import Evaluator
     from jaxllm.training.experiment import Experiment
     from jaxllm.training.loop import Outcome
+    from jaxllm.trajectory.run import Run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from jaxllm.data import corpora
     from jaxllm.evaluation.config import EvalConfig
     from jaxllm.evaluation.resolve import resolve
+    from jaxllm.health import HealthConfig
     from jaxllm.sharding.mesh import MeshConfig, make_mesh
     from jaxllm.training.experiment import Experiment
 
@@ -44,17 +46,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     resolve(scoring)
     corpora.resolve(experiment.data)
     check_writable(experiment.model_dir, 0)
+    references = HealthConfig().open()
     join_hosts(experiment.train.coordinator)
     mesh = make_mesh(mesh_config)
     experiment.check(mesh)
 
-    outcome = run(experiment, scoring, mesh)
+    outcome, advice = run(experiment, scoring, mesh, references)
     if is_first_process():
         print(timing(outcome))
         if outcome.finished:
-            show(experiment.model_dir, outcome.step, scored=bool(scoring.tasks))
+            show(experiment.model_dir, scored=bool(scoring.tasks))
         else:
             print(f"stopped at step {outcome.step} and saved: the same command goes on from there")
+            if advice:
+                print(advice)
     return 0
 
 
@@ -82,15 +87,24 @@ def is_first_process() -> bool:
     return jax.process_index() == 0
 
 
-def run(experiment: Experiment, scoring: EvalConfig, mesh: Mesh) -> Outcome:
-    """Prepares what is missing, then trains and scores."""
+def run(
+    experiment: Experiment, scoring: EvalConfig, mesh: Mesh, references: Sequence[Run] = ()
+) -> tuple[Outcome, str]:
+    """Prepares what is missing, then trains, scores and watches.
+
+    Returns:
+      How it ended, and what the rest of the budget is expected to bring.
+    """
     import gin
     import jax
 
     from jaxllm.data import kept
     from jaxllm.data.loader import Loader, open_source
+    from jaxllm.health import HealthWriter
     from jaxllm.report.tensorboard import TensorBoardWriter
     from jaxllm.training.loop import train
+    from jaxllm.training.progress import Progress
+    from jaxllm.training.writers import Writer
 
     source = open_source(experiment.data)
     kept.check(experiment.model_dir, source.fingerprint)
@@ -106,15 +120,25 @@ def run(experiment: Experiment, scoring: EvalConfig, mesh: Mesh) -> Outcome:
             process_count=jax.process_count(),
         )
 
-    return train(
+    e = experiment
+    progress = Progress(e.train.steps, e.train.progress_seconds)
+    writers: list[Writer] = []
+    health = None
+    if is_first_process():
+        budget = e.train.steps * e.tokens_per_step
+        health = HealthWriter(e.model_dir, e.run_info, budget, references, progress.say)
+        writers = [TensorBoardWriter(e.model_dir), health]
+    outcome = train(
         experiment,
         mesh,
         source,
         open_batches,
         evaluator=make_evaluator(experiment, mesh, scoring) if scoring.tasks else None,
-        writers=[TensorBoardWriter(experiment.model_dir)] if is_first_process() else [],
+        writers=writers,
         config_text=gin.operative_config_str(),
+        progress=progress,
     )
+    return outcome, health.advice() if health and not outcome.finished else ""
 
 
 def make_evaluator(experiment: Experiment, mesh: Mesh, config: EvalConfig) -> Evaluator:
@@ -150,17 +174,20 @@ def timing(outcome: Outcome) -> str:
     return f"step {outcome.step} after {duration(seconds.wall)}: {shares}"
 
 
-def show(model_dir: str, step: int, scored: bool) -> None:
+def show(model_dir: str, scored: bool) -> None:
     """Prints the capabilities over the checkpoints, and where to see more of the run."""
-    from jaxllm.report import page, terminal
-    from jaxllm.report.tensorboard import TensorBoardWriter
+    from jaxllm.report import libraries, page, questions, tables, tensorboard, terminal
+    from jaxllm.trajectory.run import Run
 
+    libraries.begin()
+    run = Run(model_dir)
+    report = tables.gather([run])
+    found = questions.answers(report)
+    tensorboard.write_report(run.path / "tensorboard", report, found)
     if scored:
-        pictures = TensorBoardWriter(model_dir)
-        pictures.write_figures(step)
-        pictures.close()
-        print(f"\n{terminal.of_run(model_dir)}\n")
-    print(f"report       {page.build([model_dir])}")
+        print(f"\n{terminal.capability_table(report, report.overviews[0].run)}\n")
+    path = page.write(run.path / "report" / "index.html", page.render(report, found).encode())
+    print(f"report       {path}")
     print(f"TensorBoard  tensorboard --logdir {model_dir}/tensorboard")
 
 

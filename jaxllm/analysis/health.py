@@ -196,8 +196,8 @@ def loss_checks(
     late = logged if newest is None else logged.tail(newest)
     return (
         checks_loss.finite(late, run),
-        checks_loss.spikes(late, run),
-        checks_loss.spike_score(late, run),
+        checks_loss.spikes(late, run, alpha),
+        checks_loss.spike_score(late, run, alpha=alpha),
         checks_loss.gradient_drift(logged, run, alpha),
         checks_loss.plateau(logged, run, alpha),
         checks_loss.returns(logged, run, budget_tokens, alpha),

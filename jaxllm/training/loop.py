@@ -15,6 +15,7 @@ import jax
 from jaxllm.training.clock import Lap
 from jaxllm.training.experiment import Batches, Evaluator, Experiment, Source
 from jaxllm.training.preemption import Preemption
+from jaxllm.training.progress import Progress
 from jaxllm.training.session import Session
 from jaxllm.training.step import device_batch
 from jaxllm.training.writers import Writer
@@ -42,6 +43,7 @@ def train(
     evaluator: Evaluator | None = None,
     writers: Sequence[Writer] = (),
     config_text: str | None = None,
+    progress: Progress | None = None,
 ) -> Outcome:
     """Trains to the last step, from the newest checkpoint if there is one.
 
@@ -55,6 +57,7 @@ def train(
       evaluator: scores every scheduled checkpoint; None scores nothing.
       writers: receive metrics and records besides metrics.jsonl; closed at the end.
       config_text: what MODEL_DIR/config.gin shall say, once the run is taken up.
+      progress: where lines are shown, when a writer shows some too.
 
     Raises:
       UserError: the configs do not fit the machine, the data or the checkpoints; the disk fails;
@@ -64,7 +67,9 @@ def train(
     steps = experiment.train.steps
     with (
         Preemption() as preemption,
-        Session(experiment, mesh, source, evaluator, writers, preemption.requested) as run,
+        Session(
+            experiment, mesh, source, evaluator, writers, preemption.requested, progress
+        ) as run,
         contextlib.closing(open_batches(run.position.sequences)) as batches,
     ):
         run.write_config(config_text)

@@ -51,6 +51,7 @@ class Session:
         evaluator: Evaluator | None,
         writers: Sequence[Writer],
         should_stop: Callable[[], bool],
+        progress: Progress | None = None,
     ) -> None:
         """Opens MODEL_DIR and reads the newest checkpoint.
 
@@ -63,7 +64,7 @@ class Session:
         self.clock = Clock()
         self.scheduled = frozenset(e.scheduled_steps)
         with self.clock.measure("setup"), contextlib.ExitStack() as opened:
-            self._progress = Progress(e.train.steps, e.train.progress_seconds)
+            self._progress = progress or Progress(e.train.steps, e.train.progress_seconds)
             opened.enter_context(contextlib.closing(self._progress))
             for writer in writers:
                 opened.enter_context(contextlib.closing(writer))
