@@ -8,6 +8,10 @@ mean squared error that the ways made when each size of the finished runs was fo
 other sizes. A task has few finished runs, so its error matrix is shrunk toward the mean of its
 benchmark's tasks, and that toward the mean of all tasks, each scaled to the same size. The weights
 are learned on settled values, without the noise of one last checkpoint; the intervals are not.
+
+There is no way through the loss: on Pythia the language-modelling loss (Lambada's perplexity) at
+30 % of training, as far as the model's size does not explain it, correlates with what these
+forecasts miss by less than 0.08; even the final loss would explain 5 % of it.
 """
 
 from __future__ import annotations
