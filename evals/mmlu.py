@@ -1,0 +1,63 @@
+"""MMLU, `mmlu_<subject>`: 57 exams, four options each (Hendrycks et al. 2021, arXiv 2009.03300).
+
+Files: EVAL_DIR/mmlu/{dev,test}/<subject>_{dev,test}.csv, as in data.tar of hendrycks/test (the
+link is in its README at commit 4450500f923c49f1fb1dd3d99108a0bd9717b660); MIT.
+Prompt: "The following are multiple choice questions (with answers) about …", the question, the
+options listed as "A. …", "Answer:"; scored on the letters. 5 shots: the first of dev.
+Metric: accuracy; chance 1/4. As lm-evaluation-harness' `mmlu_<subject>` with --num_fewshot 5; the
+mixture `mmlu` names all of them. The paper's mean is over questions, not over subjects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from etils import epath
+
+from evals._letters import LETTERS, lettered, letters
+from evals._rows import field, place, question, read_csv
+from jaxllm.evaluation.tasks import Choice, FewShot, multiple_choice
+
+SUBJECTS = tuple(
+    """
+    abstract_algebra, anatomy, astronomy, business_ethics, clinical_knowledge, college_biology,
+    college_chemistry, college_computer_science, college_mathematics, college_medicine,
+    college_physics, computer_security, conceptual_physics, econometrics,
+    electrical_engineering, elementary_mathematics, formal_logic, global_facts,
+    high_school_biology, high_school_chemistry, high_school_computer_science,
+    high_school_european_history, high_school_geography, high_school_government_and_politics,
+    high_school_macroeconomics, high_school_mathematics, high_school_microeconomics,
+    high_school_physics, high_school_psychology, high_school_statistics, high_school_us_history,
+    high_school_world_history, human_aging, human_sexuality, international_law, jurisprudence,
+    logical_fallacies, machine_learning, management, marketing, medical_genetics, miscellaneous,
+    moral_disputes, moral_scenarios, nutrition, philosophy, prehistory, professional_accounting,
+    professional_law, professional_medicine, professional_psychology, public_relations,
+    security_studies, sociology, us_foreign_policy, virology, world_religions,
+    """.replace(",", " ").split()
+)
+OPTIONS = tuple(LETTERS[:4])
+COLUMNS = ("question", *OPTIONS, "answer")
+
+
+def examples(path: epath.Path) -> Iterator[Choice]:
+    """The questions of one file."""
+    for row in read_csv(path, COLUMNS):
+        options = [field(row, letter) for letter in OPTIONS]
+        context = lettered(field(row, "question"), options, "Answer:")
+        yield question(row, context, letters(4), place(row, "answer", OPTIONS))
+
+
+for subject in SUBJECTS:
+    multiple_choice(
+        f"mmlu_{subject}",
+        examples,
+        domain="examination",
+        reads=(f"mmlu/test/{subject}_test.csv",),
+        few_shot=FewShot(examples, (f"mmlu/dev/{subject}_dev.csv",), order="first"),
+        shots=5,
+        chance=1 / 4,
+        preamble=(
+            "The following are multiple choice questions (with answers) about "
+            f"{subject.replace('_', ' ')}.\n\n"
+        ),
+    )
