@@ -1,0 +1,52 @@
+"""ARC (Clark et al. 2018, 1803.05457) and OpenBookQA (Mihaylov et al. 2018, 1809.02789).
+
+`arc_easy`, `arc_challenge`: EVAL_DIR/arc/ARC-{Easy,Challenge}-{Train,Test}.jsonl of AI2's release
+ARC-V1-Feb2018-2; CC BY-SA 4.0. Prompt: "Question: …", "Answer:".
+`openbookqa`: EVAL_DIR/openbookqa/{train,test}.jsonl, the folder Data/Main of AI2's release
+OpenBookQA-V1-Sep2018; Apache-2.0. Prompt: the question alone, without the fact it rests on.
+Both are scored on the texts of the options, not on their letters; the test split, shots drawn from
+train. Metrics: accuracy, and accuracy_per_char (the harness' acc_norm); chance: 1 / options, which
+are four but in a few questions of ARC. As lm-evaluation-harness' tasks of these names.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+
+from etils import epath
+
+from evals._rows import field, objects, place, question, read_rows
+from jaxllm.evaluation.tasks import Choice, FewShot, multiple_choice
+
+
+def examples(path: epath.Path, *, prompt: str) -> Iterator[Choice]:
+    """The questions of one file, each put into `prompt`."""
+    for row in read_rows(path):
+        asked = field(row, "question", dict)
+        choices = objects(asked, "choices")
+        answer = place(row, "answerKey", [field(choice, "label") for choice in choices])
+        options = [f" {field(choice, 'text')}" for choice in choices]
+        context = prompt.format(field(asked, "stem"))
+        yield question(row, context, options, answer, id=field(row, "id"))
+
+
+_arc = functools.partial(examples, prompt="Question: {}\nAnswer:")
+_openbookqa = functools.partial(examples, prompt="{}")
+
+for level in ("Easy", "Challenge"):
+    multiple_choice(
+        f"arc_{level.lower()}",
+        _arc,
+        domain="commonsense",
+        reads=(f"arc/ARC-{level}-Test.jsonl",),
+        few_shot=FewShot(_arc, (f"arc/ARC-{level}-Train.jsonl",)),
+    )
+multiple_choice(
+    "openbookqa",
+    _openbookqa,
+    domain="commonsense",
+    reads=("openbookqa/test.jsonl",),
+    few_shot=FewShot(_openbookqa, ("openbookqa/train.jsonl",)),
+    version="2",
+)

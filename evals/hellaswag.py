@@ -1,0 +1,49 @@
+"""HellaSwag, `hellaswag`: how a description goes on (Zellers et al. 2019, arXiv 1905.07830).
+
+Files: EVAL_DIR/hellaswag/hellaswag_{train,val}.jsonl, the folder data/ of rowanz/hellaswag at
+commit a29ff8e9a04bba4bd6588223785ce105328adc57; MIT.
+Prompt: "<activity>: " and the beginning, without the marks of WikiHow ("[title]" becomes ". ");
+scored on four endings. The val split, shots drawn from train. Metrics: accuracy, and
+accuracy_per_char (the harness' acc_norm, which is what is usually quoted); chance 1/4.
+As lm-evaluation-harness' `hellaswag`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from etils import epath
+
+from evals._rows import field, place, question, read_rows, texts
+from jaxllm.evaluation.tasks import Choice, FewShot, multiple_choice
+
+
+def clean(text: str) -> str:
+    """Without the marks that WikiHow's articles left."""
+    text = re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". "))
+    return text.replace("  ", " ")
+
+
+def examples(path: epath.Path) -> Iterator[Choice]:
+    """The descriptions of one file."""
+    for row in read_rows(path):
+        beginning = f"{field(row, 'ctx_a')} {field(row, 'ctx_b').capitalize()}"
+        yield question(
+            row,
+            clean(f"{field(row, 'activity_label')}: {beginning}"),
+            [f" {clean(ending)}" for ending in texts(row, "endings")],
+            place(row, "label", range(4)),
+            id=str(row.get("ind", "")),
+        )
+
+
+multiple_choice(
+    "hellaswag",
+    examples,
+    domain="commonsense",
+    reads=("hellaswag/hellaswag_val.jsonl",),
+    few_shot=FewShot(examples, ("hellaswag/hellaswag_train.jsonl",), spare=True),
+    chance=1 / 4,
+    version="2",
+)

@@ -1,0 +1,35 @@
+"""PIQA, `piqa`: which of two ways reaches a goal (Bisk et al. 2020, arXiv 1911.11641).
+
+Files: EVAL_DIR/piqa/{train,valid}.jsonl and {train,valid}-labels.lst of the authors' release
+physicaliqa-train-dev; AFL-3.0.
+Prompt: "Question: …", "Answer:"; scored on the texts of the two ways. The valid split, shots drawn
+from train. Metrics: accuracy, and accuracy_per_char (the harness' acc_norm); chance 1/2.
+As lm-evaluation-harness' `piqa`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from etils import epath
+
+from evals._rows import field, place, question, read_labelled
+from jaxllm.evaluation.tasks import Choice, FewShot, multiple_choice
+
+
+def examples(path: epath.Path, labels: epath.Path) -> Iterator[Choice]:
+    """The questions of one file, with the answers of the other."""
+    for row in read_labelled(path, labels):
+        options = [f" {field(row, name)}" for name in ("sol1", "sol2")]
+        context = f"Question: {field(row, 'goal')}\nAnswer:"
+        yield question(row, context, options, place(row, "label", ("0", "1")))
+
+
+multiple_choice(
+    "piqa",
+    examples,
+    domain="commonsense",
+    reads=("piqa/valid.jsonl", "piqa/valid-labels.lst"),
+    few_shot=FewShot(examples, ("piqa/train.jsonl", "piqa/train-labels.lst"), spare=True),
+    chance=1 / 2,
+)

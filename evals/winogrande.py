@@ -1,0 +1,45 @@
+"""WinoGrande, `winogrande`: which of two names fills a blank (Sakaguchi et al. 2019, 1907.10641).
+
+Files: EVAL_DIR/winogrande/{train_xl,dev}.jsonl of the authors' release winogrande_1.1; CC BY 4.0.
+Partial evaluation (Trinh and Le 2018): each name is put into the blank, and what follows it is
+scored, so that the contexts differ and the continuation is the same. The dev split, shots drawn
+from train_xl. Metric: accuracy; chance 1/2. As lm-evaluation-harness' `winogrande`; the paper
+fine-tunes classifiers instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from etils import epath
+
+from evals._rows import field, place, question, read_rows
+from jaxllm.errors import UserError
+from jaxllm.evaluation.tasks import Choice, FewShot, multiple_choice
+
+
+def examples(path: epath.Path) -> Iterator[Choice]:
+    """The sentences of one file."""
+    for row in read_rows(path):
+        before, blank, after = field(row, "sentence").partition("_")
+        if not blank:
+            raise UserError(f"{row.where}: field 'sentence' has no blank (_)")
+        names = field(row, "option1"), field(row, "option2")
+        yield question(
+            row,
+            "",
+            [f" {after.strip()}"] * 2,
+            place(row, "answer", ("1", "2")),
+            id=row.get("qID", ""),
+            contexts=tuple(before + name for name in names),
+        )
+
+
+multiple_choice(
+    "winogrande",
+    examples,
+    domain="commonsense",
+    reads=("winogrande/dev.jsonl",),
+    few_shot=FewShot(examples, ("winogrande/train_xl.jsonl",), spare=True),
+    chance=1 / 2,
+)
