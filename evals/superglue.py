@@ -1,0 +1,100 @@
+"""Four tasks of SuperGLUE (Wang et al. 2019, 1905.00537): `copa`, `rte`, `wic`, `record`.
+
+Files: EVAL_DIR/superglue/{COPA,RTE,WiC,ReCoRD}/{train,val}.jsonl, as the authors' archives of
+version 2 hold them. Licences: COPA BSD-2-Clause, WiC CC BY-NC 4.0, the others by their sources.
+The val split, shots drawn from train; scored on the texts of the options.
+
+copa: which of two sentences is the cause or the effect of the first; the premise, "because" or
+  "therefore". Chance 1/2. Two spaces stand before an option, as in the harness.
+rte: does the second sentence follow; "Question: … True or False?", "Answer:". Chance 1/2.
+wic: has a word one meaning in two sentences; "Question: Is the word '…' used in the same way …",
+  no or yes. Chance 1/2.
+record: which entity of a news story fills the blank of a sentence; the story, its highlights, and
+  the sentence with each entity. Its accuracy is the harness' em (any of several right entities
+  counts); the harness' token f1 is not computed.
+As lm-evaluation-harness' `copa`, `sglue_rte`, `wic` and `record`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from etils import epath
+
+from evals._rows import Row, field, objects, place, question, read_rows
+from jaxllm.errors import UserError
+from jaxllm.evaluation.tasks import Choice, FewShot, multiple_choice
+
+
+def copa(path: epath.Path) -> Iterator[Choice]:
+    """Causes and effects."""
+    links = ("because", "therefore")
+    for row in read_rows(path):
+        link = links[place(row, "question", ("cause", "effect"))]
+        endings = (field(row, "choice1"), field(row, "choice2"))
+        options = [f"  {text[:1].lower()}{text[1:]}" for text in endings]
+        context = f"{field(row, 'premise').strip()[:-1]} {link}"
+        yield question(row, context, options, place(row, "label", (0, 1)))
+
+
+def rte(path: epath.Path) -> Iterator[Choice]:
+    """Entailments."""
+    for row in read_rows(path):
+        asked = f"Question: {field(row, 'hypothesis')} True or False?"
+        answer = place(row, "label", ("entailment", "not_entailment"))
+        context = f"{field(row, 'premise')}\n{asked}\nAnswer:"
+        yield question(row, context, (" True", " False"), answer)
+
+
+def wic(path: epath.Path) -> Iterator[Choice]:
+    """Words in two sentences."""
+    for row in read_rows(path):
+        first, second = field(row, "sentence1"), field(row, "sentence2")
+        word = first[field(row, "start1", int) : field(row, "end1", int)]
+        context = (
+            f"Sentence 1: {first}\nSentence 2: {second}\nQuestion: Is the word '{word}' used in "
+            "the same way in the two sentences above?\nAnswer:"
+        )
+        yield question(row, context, (" no", " yes"), place(row, "label", (False, True)))
+
+
+def record(path: epath.Path) -> Iterator[Choice]:
+    """Blanks in sentences about a news story; a story has several."""
+    for row in read_rows(path):
+        passage = field(row, "passage", dict)
+        text = field(passage, "text")
+        marks = objects(passage, "entities")  # `end` is the last character, not the one after
+        entities = sorted({text[field(m, "start", int) : field(m, "end", int) + 1] for m in marks})
+        story, *highlights = text.strip().split("\n@highlight\n")
+        context = story + "\n\n" + "".join(f"  - {line}.\n" for line in highlights)
+        for asked in objects(row, "qas"):
+            yield _blank(asked, context, entities)
+
+
+def _blank(row: Row, context: str, entities: list[str]) -> Choice:
+    answers = sorted({field(answer, "text") for answer in objects(row, "answers")})
+    right = [entities.index(answer) for answer in answers if answer in entities]
+    if not right:
+        raise UserError(f"{row.where}: field 'answers' has none of the passage's entities")
+    sentence = field(row, "query")
+    options = [f"   - {sentence}".replace("@placeholder", entity) for entity in entities]
+    return question(row, context, options, right[0], also_correct=tuple(right[1:]))
+
+
+TASKS: dict[str, tuple[str, Callable[[epath.Path], Iterator[Choice]], str, float | None]] = {
+    "copa": ("COPA", copa, "commonsense", 1 / 2),
+    "rte": ("RTE", rte, "reasoning", 1 / 2),
+    "wic": ("WiC", wic, "language", 1 / 2),
+    "record": ("ReCoRD", record, "reading", None),
+}
+
+for name, (folder, examples, domain, chance) in TASKS.items():
+    multiple_choice(
+        name,
+        examples,
+        domain=domain,
+        reads=(f"superglue/{folder}/val.jsonl",),
+        few_shot=FewShot(examples, (f"superglue/{folder}/train.jsonl",), spare=True),
+        chance=chance,
+        version="2",
+    )
