@@ -1,0 +1,100 @@
+"""Questions answered from memory: `triviaqa` and `nq_open`, without a text to read.
+
+triviaqa (Joshi et al. 2017, 1705.03551): EVAL_DIR/triviaqa/qa/{web,wikipedia}-{train,dev}.json of
+  the authors' release triviaqa-rc 1.0 (mandarjoshi90/triviaqa at commit
+  ca43b5820b107f3970cf4b7d67f7db7a98117b79 has the form); Apache-2.0. 17,944 questions. Prompt:
+  "Question: …?", "Answer:" (so that questions end in "??", as in the harness).
+nq_open (Kwiatkowski et al. 2019; Lee et al. 2019, 1906.00300): EVAL_DIR/nq_open/
+  NQ-open.{train,dev}.jsonl, the folder nq_open/ of google-research-datasets/natural-questions at
+  commit fb26a3073b1fe636c97302890a27b491d6530130; CC BY-SA 3.0. Prompt: "Answer these questions:",
+  "Q: …?", "A:"; shots follow each other on single lines.
+
+Both are generated greedily up to a line end, a full stop or a comma. Metric: exact_match, the
+answer is one of the targets but for case and punctuation (and articles, nq_open); chance 0.
+0 shots; papers use 5 or 64, drawn from train. As lm-evaluation-harness' tasks of these names, which
+generate up to 256 tokens where we stop at 64: no target is as long.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import string
+from collections.abc import Callable, Iterator, Mapping
+
+from etils import epath
+
+from evals._rows import Row, field, objects, read_json, read_rows, texts
+from jaxllm.errors import UserError
+from jaxllm.evaluation.tasks import FewShot, Prompt, generation
+
+_UNPUNCTUATED = str.maketrans("", "", string.punctuation)
+_ARTICLES = re.compile(r"\b(?:The |the |An |A |The |a |an )")
+
+
+def triviaqa(*paths: epath.Path) -> Iterator[Prompt]:
+    """The questions of several files, one after the other."""
+    for path in paths:
+        whole = read_json(path)
+        if not isinstance(whole, dict):
+            raise UserError(f"{path}: not an object with field 'Data'")
+        for number, row in enumerate(objects(Row(whole, str(path)), "Data")):
+            row.where = f"{path}: Data[{number}]"
+            aliases = texts(field(row, "Answer", dict), "Aliases")
+            name = field(row, "QuestionId")
+            yield _prompt(row, f"Question: {field(row, 'Question')}?\nAnswer:", aliases, name)
+
+
+def nq_open(path: epath.Path) -> Iterator[Prompt]:
+    """The questions of one file."""
+    for row in read_rows(path):
+        yield _prompt(row, f"Q: {field(row, 'question')}?\nA:", texts(row, "answer"))
+
+
+def _prompt(row: Row, context: str, answers: tuple[str, ...], name: str = "") -> Prompt:
+    if not answers or not all(answers):
+        raise UserError(f"{row.where}: no answer, or an empty one")
+    return Prompt(context, answers, name, solution=f" {answers[0]}")
+
+
+def plain(text: str) -> str:
+    """Without case and punctuation."""
+    return text.lower().translate(_UNPUNCTUATED)
+
+
+def without_articles(text: str) -> str:
+    """Without articles (where a word follows), case and punctuation."""
+    return plain(_ARTICLES.sub("", text))
+
+
+def score(
+    prediction: str, example: Prompt, *, normalise: Callable[[str], str]
+) -> Mapping[str, float]:
+    """exact_match: the answer and one of the targets are the same once normalised."""
+    answer = normalise(prediction.strip())
+    return {"exact_match": float(answer in {normalise(target) for target in example.targets})}
+
+
+generation(
+    "triviaqa",
+    triviaqa,
+    domain="knowledge",
+    max_new_tokens=64,
+    stop=("\n", ".", ","),
+    reads=("triviaqa/qa/web-dev.json", "triviaqa/qa/wikipedia-dev.json"),
+    few_shot=FewShot(
+        triviaqa, ("triviaqa/qa/web-train.json", "triviaqa/qa/wikipedia-train.json"), spare=True
+    ),
+    score=functools.partial(score, normalise=plain),
+)
+generation(
+    "nq_open",
+    nq_open,
+    domain="knowledge",
+    max_new_tokens=64,
+    stop=("\n", ".", ","),
+    reads=("nq_open/NQ-open.dev.jsonl",),
+    few_shot=FewShot(nq_open, ("nq_open/NQ-open.train.jsonl",), separator="\n", spare=True),
+    preamble="Answer these questions:\n\n",
+    score=functools.partial(score, normalise=without_articles),
+)
