@@ -3,6 +3,7 @@
 Add a benchmark by adding a module here; its tasks are found by name. Importing the modules reads
 no data and needs neither SeqIO nor TensorFlow. A module that can make a task for any name with a
 prefix (`bigbench_…`, `heldout_…`) has a dictionary FAMILIES: prefix -> function that declares it.
+`evals.mixtures` has names for several tasks at once.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ import difflib
 import functools
 import importlib
 import pkgutil
+import sys
 from collections.abc import Callable, Mapping, Sequence
 
+from evals.mixtures import expand
 from jaxllm.errors import UserError
 from jaxllm.evaluation import tasks
 from jaxllm.evaluation.tasks import TaskDefinition
@@ -34,13 +37,26 @@ def names() -> tuple[str, ...]:
     return (*sorted(tasks.definitions()), *(f"{prefix}…" for prefix in sorted(families)))
 
 
+@functools.cache
+def mixtures() -> Mapping[str, tuple[str, ...]]:
+    """The tasks, or further mixtures, that a name stands for."""
+    _families()
+    found: dict[str, tuple[str, ...]] = {}
+    for module in pkgutil.iter_modules(__path__):
+        found |= getattr(sys.modules[f"{__name__}.{module.name}"], "MIXTURES", {})
+    return found
+
+
 def load(wanted: Sequence[str]) -> tuple[TaskDefinition, ...]:
-    """The definitions of the tasks called `wanted`; `<task>_5shot` is `<task>` at 5 shots.
+    """The definitions of the tasks called `wanted`, each once.
+
+    `<task>_5shot` is `<task>` at 5 shots; the name of a mixture stands for all of its tasks.
 
     Raises:
       UserError: no task has that name; the message offers the nearest ones.
     """
-    return tuple(_find(name) for name in wanted)
+    names = (name for each in wanted for name in expand(each, mixtures()))
+    return tuple(_find(name) for name in dict.fromkeys(names))
 
 
 def _find(name: str) -> TaskDefinition:
@@ -53,6 +69,7 @@ def _find(name: str) -> TaskDefinition:
     prefix = next((p for p in families if name.startswith(p) and name != p), None)
     if prefix:
         return families[prefix](name)
-    near = difflib.get_close_matches(name, [*known, *families], n=3)
-    offer = f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(names())}"
+    near = difflib.get_close_matches(name, [*known, *families, *mixtures()], n=3)
+    several = f"there are {len(known)}, and the mixtures {', '.join(sorted(mixtures()))}"
+    offer = f"did you mean {', '.join(near)}?" if near else several
     raise UserError(f"no evaluation task is called {name}; {offer}")
