@@ -24,16 +24,6 @@ SIZES = {
     "basic_skills_logical_reasoning": 1118,
     "basic_skills_pattern": 534,
     "basic_skills_string_operations": 1219,
-    "arc_easy": 2376,
-    "arc_challenge": 1172,
-    "openbookqa": 500,
-    "copycolors": 1000,
-    "commonsense_qa": 1221,
-    "siqa": 1954,
-    "piqa": 1838,
-    "copa": 100,
-    "hellaswag": 10042,
-    "boolq": 3270,
     "lambada": 5153,
     "bigbench_implicatures": 492,
     "bigbench_date_understanding": 369,
@@ -65,15 +55,6 @@ def test_answers_are_the_right_ones(shared_data):
     skill = read("basic_skills_arithmetic", data)[0]
     assert (skill.context, skill.options[skill.answer]) == ("4 * 8 =", " 32")
     assert read("simple_arithmetic_withspaces", data)[0] == Prompt("25 - 759 =", (" -734",))
-    copa = read("copa", data)[0]
-    assert copa.context + copa.options[copa.answer] == (
-        "The man turned on the faucet therefore water flowed from the spout."
-    )
-    roof = read("hellaswag", data)[0]
-    assert roof.context == "Roof shingle removal: A man is sitting on a roof. he"
-    assert roof.options[roof.answer] == " starts pulling up roofing on a roof."
-    color = read("copycolors", data)[0]
-    assert color.options[color.answer] == " H"
 
 
 def test_bigbench_prompt_is_put_together_as_bigbench_does(shared_data):
@@ -116,9 +97,9 @@ def test_bigbench_task_of_another_kind_is_refused(tmp_path, example, message):
 
 def test_missing_directory_and_file_are_named():
     (task,) = evals.load(["arc_easy"])
-    with pytest.raises(UserError, match=r"arc_easy/test.jsonl.gz: set EvalConfig.data_dir"):
+    with pytest.raises(UserError, match=r"arc/ARC-Easy-Test.jsonl: set EvalConfig.data_dir"):
         files(task, EvalConfig())
-    with pytest.raises(UserError, match=r"no file /nowhere/arc_easy/test.jsonl.gz"):
+    with pytest.raises(UserError, match=r"no file /nowhere/arc/ARC-Easy-Test.jsonl"):
         resolve(EvalConfig(tasks=("arc_easy",), data_dir="/nowhere"))
 
 
