@@ -178,7 +178,7 @@ def score(
     abstract = abstract_params(model, mesh)
     failed = 0
     for entry in entries:
-        tasks = evaluator.missing(entry.step) if missing_only else tuple(evaluator.definitions)
+        tasks = evaluator.missing(entry.step) if missing_only else config.tasks
         if not tasks:
             continue
         if read:

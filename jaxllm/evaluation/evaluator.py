@@ -84,6 +84,11 @@ class Evaluator:
         self._records: list[Record] = []
         self._failed: set[str] = set()
 
+    def due(self, scheduled: Sequence[int]) -> tuple[int, ...]:
+        """Which of a run's scheduled checkpoints it scores: every k-th, and the last."""
+        every = self._config.every
+        return tuple(sorted({*scheduled[::every], *scheduled[-1:]})) if every else ()
+
     def missing(self, step: int) -> tuple[str, ...]:
         """The tasks without records at `step`."""
         return tuple(name for name in self.definitions if not self._store.has(step, name))

@@ -133,5 +133,8 @@ class Evaluator(Protocol):
     ) -> Sequence[Any]:
         """Scores `tasks` and stores the records; raises Interrupted when `should_stop`."""
 
+    def due(self, scheduled: Sequence[int]) -> Sequence[int]:
+        """The checkpoints to score among the steps `scheduled`."""
+
     def missing(self, step: int) -> Sequence[str]:
         """The tasks that have no records at `step`."""

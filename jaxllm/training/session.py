@@ -63,6 +63,7 @@ class Session:
         self._num_domains = len(source.domains)
         self.clock = Clock()
         self.scheduled = frozenset(e.scheduled_steps)
+        self._scored = frozenset(evaluator.due(e.scheduled_steps) if evaluator else ())
         with self.clock.measure("setup"), contextlib.ExitStack() as opened:
             self._progress = progress or Progress(e.train.steps, e.train.progress_seconds)
             opened.enter_context(contextlib.closing(self._progress))
@@ -165,7 +166,7 @@ class Session:
             if self.step in self.scheduled:
                 self.save(state, "scheduled")
                 self.score(state)
-        elif self._restored.entry.kind != "preempted" and self._evaluator is not None:
+        elif self._evaluator is not None and self.step in self._scored:
             missing = self._evaluator.missing(self.step)
             if missing:
                 self._progress.say(f"scoring {len(missing)} tasks that step {self.step} lacks")
@@ -188,7 +189,7 @@ class Session:
 
         When a signal comes in between, the tasks that are left are done at the next start.
         """
-        if self._evaluator is None:
+        if self._evaluator is None or self.step not in self._scored:
             return
         position, began = self.position.at(self.step), time.perf_counter()
         records: list[Any] = []

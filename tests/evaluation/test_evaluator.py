@@ -212,3 +212,10 @@ def test_generation_needs_room_for_the_prompt(tmp_path, scored):
 def test_impossible_configs_are_refused(config, message):
     with pytest.raises(UserError, match=message):
         EvalConfig(**config)
+
+
+@pytest.mark.parametrize(
+    ("every", "due"), [(1, (0, 1, 2, 4, 8, 9)), (2, (0, 2, 8, 9)), (4, (0, 8, 9)), (0, ())]
+)
+def test_a_run_scores_every_kth_checkpoint_and_the_last(tmp_path, every, due):
+    assert evaluator(tmp_path, mesh(), every=every).due((0, 1, 2, 4, 8, 9)) == due

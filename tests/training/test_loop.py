@@ -57,6 +57,9 @@ class Evaluator:
             self.scored[step, task] = float(np.sum(np.abs(np.asarray(params["embedding"]))))
         return [(step, task) for task in tasks or ()]
 
+    def due(self, scheduled: Sequence[int]) -> Sequence[int]:
+        return scheduled
+
     def missing(self, step: int) -> tuple[str, ...]:
         return tuple(task for task in self.definitions if (step, task) not in self.scored)
 
