@@ -3,6 +3,7 @@
     python -m jaxllm.evaluate --model_dir=runs/mine
     python -m jaxllm.evaluate --model_dir=runs/mine --steps=100,200 --tasks=lambada,piqa \\
         --gin.EvalConfig.data_dir=data/evals
+    python -m jaxllm.evaluate --model_dir=runs/mine --follow
     python -m jaxllm.evaluate --model_dir=hf:DIR --tasks=lambada --output=runs/theirs --step=1000 \\
         --tokens=2e9
     python -m jaxllm.evaluate --model_dir=hf:series.csv --tasks=lambada --output=runs/theirs
@@ -11,6 +12,9 @@ The model, the data and the tasks are those of MODEL_DIR/config.gin, unless gin 
 otherwise. Records go to MODEL_DIR/trajectory, in place of earlier ones of the same checkpoint and
 task; for the run's own tasks they are bitwise the same. A Hugging Face directory, or a series of
 them (see jaxllm.convert), is scored without converting it; its records go to --output.
+
+--follow scores what has no records yet and then waits for new checkpoints, until the run has
+saved its last one; a run that leaves its scoring to a follower has EvalConfig.every = 0.
 """
 
 from __future__ import annotations
@@ -18,7 +22,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +54,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags.add_argument(
         "--missing", action="store_true", help="leave out what has been scored already"
     )
+    flags.add_argument(
+        "--follow", action="store_true", help="score new checkpoints until the run has ended"
+    )
+    flags.add_argument(
+        "--poll_seconds", type=float, default=30, help="of --follow: how often to look"
+    )
     flags.add_argument("--output", metavar="DIR",
                        help="of hf:DIR: where its records go (default: runs/<DIR>)")  # fmt: skip
     flags.add_argument("--step", type=int, default=0, help="of hf:DIR: its step")
@@ -68,9 +79,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = dataclasses.replace(config, tasks=tuple(args.tasks.split(",")))
     if not config.tasks:
         raise UserError("the run has no evaluation tasks: name some with --tasks=TASK,TASK")
-    resolve(config)
+    config = dataclasses.replace(config, tasks=tuple(resolve(config)))
+    if args.follow and (published or args.steps):
+        raise UserError("--follow is for a run that goes on: leave out --steps, and give no hf:")
     saved = published.entries if published else available(args.model_dir)
-    entries = select(saved, args.steps, args.model_dir)
+    entries = [] if args.follow else select(saved, args.steps, args.model_dir)
 
     from jaxllm.train import join_hosts
 
@@ -78,8 +91,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("absl").setLevel(logging.ERROR)
     join_hosts(TrainConfig().coordinator)
     mesh = make_mesh(MeshConfig())
-    read = published.read if published else None
-    failed = score(args.model_dir, entries, config, mesh, args.missing, read)
+    scorer = CheckpointScorer(args.model_dir, config, mesh, published)
+    failed = (
+        scorer.follow(args.poll_seconds) if args.follow else scorer.score(entries, args.missing)
+    )
 
     from jaxllm.report import terminal
 
@@ -158,41 +173,86 @@ def select(entries: Sequence[Entry], steps: str | None, model_dir: str) -> list[
     return [by_step[step] for step in wanted]
 
 
-def score(
-    model_dir: str,
-    entries: Sequence[Entry],
-    config: Any,
-    mesh: Mesh,
-    missing_only: bool,
-    read: Callable[[Entry, ModelConfig, Mesh], Any] | None = None,
-) -> int:
-    """Scores checkpoints on the tasks of `config`; returns how many (checkpoint, task) failed.
+class CheckpointScorer:
+    """Scores saved checkpoints on the tasks of `config`, into the trajectory of `model_dir`.
 
-    `read` brings a checkpoint that is not in the run directory.
+    `published` brings checkpoints that are not in the run directory.
     """
-    from jaxllm.checkpoints.manager import restore_model
-    from jaxllm.models.config import ModelConfig
 
-    model = ModelConfig()
-    evaluator = make_evaluator(model_dir, model, config, mesh)
-    abstract = abstract_params(model, mesh)
-    failed = 0
-    for entry in entries:
-        tasks = evaluator.missing(entry.step) if missing_only else config.tasks
-        if not tasks:
-            continue
-        if read:
-            params = read(entry, model, mesh)
-        else:
-            params = restore_model(model_dir, entry.step, abstract)
-        for task in tasks:
-            records = evaluator.evaluate(
-                params, entry.step, entry.tokens, entry.flops, tasks=(task,)
-            )
-            main = next(record for record in records if record.primary)
-            failed += main.status != "ok"
-            print(describe(main))
-    return failed
+    def __init__(
+        self, model_dir: str, config: Any, mesh: Mesh, published: Published | None = None
+    ) -> None:
+        from jaxllm.models.config import ModelConfig
+
+        self._model_dir, self._tasks, self._mesh = model_dir, config.tasks, mesh
+        self._model, self._published = ModelConfig(), published
+        self._evaluator = make_evaluator(model_dir, self._model, config, mesh)
+        self._abstract = abstract_params(self._model, mesh)
+
+    def score(self, entries: Sequence[Entry], missing_only: bool) -> int:
+        """Scores checkpoints, with a bar; returns how many (checkpoint, task) failed."""
+        import tqdm
+
+        todo = [
+            (entry, self._evaluator.missing(entry.step) if missing_only else self._tasks)
+            for entry in entries
+        ]
+        failed = 0
+        total = sum(len(tasks) for _, tasks in todo)
+        with tqdm.tqdm(total=total, unit="task", disable=None, leave=False) as bar:
+            for entry, tasks in todo:
+                params = self._params(entry) if tasks else None
+                for task in tasks:
+                    records = self._evaluator.evaluate(
+                        params, entry.step, entry.tokens, entry.flops, tasks=(task,)
+                    )
+                    main = next(record for record in records if record.primary)
+                    failed += main.status != "ok"
+                    bar.update()
+                    bar.write(describe(main))
+        return failed
+
+    def follow(self, poll_seconds: float) -> int:
+        """Scores what has no records as it is saved, until the run's last checkpoint has its own.
+
+        Returns how many (checkpoint, task) failed; a failure is a record, and not tried again.
+        """
+        from jaxllm.checkpoints.manager import available
+
+        failed, waiting = 0, False
+        while True:
+            saved = [entry for entry in available(self._model_dir) if entry.kind != "preempted"]
+            entry = _agreed([e for e in saved if self._evaluator.missing(e.step)])
+            if entry is not None:
+                failed += self.score([entry], missing_only=True)
+                waiting = False
+            elif any(e.kind == "final" for e in saved):
+                return failed
+            else:
+                if not waiting:
+                    print(f"waiting for the next checkpoint of {self._model_dir}", flush=True)
+                waiting = True
+                time.sleep(poll_seconds)
+
+    def _params(self, entry: Entry) -> Any:
+        from jaxllm.checkpoints.manager import restore_model
+
+        if self._published:
+            return self._published.read(entry, self._model, self._mesh)
+        return restore_model(self._model_dir, entry.step, self._abstract)
+
+
+def _agreed(entries: Sequence[Entry]) -> Entry | None:
+    """The first of `entries` by process 0: what one host sees of a directory, another may not."""
+    import jax
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    if jax.process_count() == 1:
+        return entries[0] if entries else None
+    own = np.asarray(entries[0].step if entries else -1)
+    step = int(multihost_utils.broadcast_one_to_all(own))
+    return next((entry for entry in entries if entry.step == step), None)
 
 
 def describe(record: Any) -> str:

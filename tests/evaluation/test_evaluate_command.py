@@ -4,6 +4,7 @@ import gzip
 import os
 import subprocess
 import sys
+import time
 
 import pandas as pd
 import pytest
@@ -97,10 +98,48 @@ def test_checkpoints_are_scored_bitwise_as_the_run_scored_them(run_dir):
 
 
 @pytest.mark.slow
+def test_a_follower_scores_a_run_that_leaves_it_to_it(run_dir, tmp_path):
+    """It starts first, waits for checkpoints, is killed, and the next one does what is left."""
+    followed = tmp_path / "followed"
+    train = [
+        sys.executable, "-m", "jaxllm.train", f"--gin_file={run_dir.parent}/run.gin",
+        f"--gin.MODEL_DIR={followed}", "--gin.EvalConfig.every=0",
+    ]  # fmt: skip
+    follow = [
+        sys.executable, "-m", "jaxllm.evaluate", f"--model_dir={followed}", "--follow",
+        "--poll_seconds=0.1",
+    ]  # fmt: skip
+    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    with subprocess.Popen(train, env=env, stdout=subprocess.DEVNULL) as run:
+        while not (followed / "config.gin").exists():
+            time.sleep(0.1)
+            assert run.poll() is None
+        with subprocess.Popen(follow, env=env, stdout=subprocess.PIPE, text=True) as first:
+            assert first.stdout is not None
+            while "heldout_letters" not in first.stdout.readline():
+                assert first.poll() is None
+            first.kill()
+        assert run.wait(timeout=300) == 0
+    steps = {0, 2, 4}
+    left = sum(len(TrajectoryStore(followed).tasks(step)) for step in steps)
+    assert 0 < left < 9
+    done = subprocess.run(follow, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("  n ") == 9 - left
+    columns = ["step", "task", "metric", "value"]
+    table = lambda path: TrajectoryStore(path).read()[columns].sort_values(columns[:3])
+    pd.testing.assert_frame_equal(
+        table(followed).reset_index(drop=True), table(run_dir).reset_index(drop=True),
+        check_exact=True,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         (["--steps=3"], "has no checkpoint of step 3; it has 0, 2, 4"),
+        (["--steps=2", "--follow"], "--follow is for a run that goes on"),
         (["--steps=two"], "--steps=two: write numbers"),
         (["--tasks=basic_arithmetik"], "did you mean basic_arithmetic"),
         (["--model_dir=/nowhere"], "/nowhere is no run: it has no config.gin"),
