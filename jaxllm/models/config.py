@@ -17,9 +17,9 @@ BLOCKS = ("serial", "parallel")
 MLPS = ("gated", "plain")
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
 _CHOICES = {
-    "dtype": DTYPES, "param_dtype": (*DTYPES, "float16"), "remat": REMAT_POLICIES, "position": POSITIONS,
-    "norm": NORMS, "norm_placement": NORM_PLACEMENTS, "block": BLOCKS, "mlp": MLPS,
-    "activation": ACTIVATIONS,
+    "dtype": DTYPES, "param_dtype": (*DTYPES, "float16"), "remat": REMAT_POLICIES,
+    "position": POSITIONS, "norm": NORMS, "norm_placement": NORM_PLACEMENTS, "block": BLOCKS,
+    "mlp": MLPS, "activation": ACTIVATIONS,
 }  # fmt: skip
 
 
