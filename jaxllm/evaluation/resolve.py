@@ -36,8 +36,12 @@ def files(task: TaskDefinition, config: EvalConfig) -> tuple[epath.Path, ...]:
             f"task {task.name} reads {names[0]}: set EvalConfig.data_dir (macro EVAL_DIR) "
             "to the directory with the evaluation data"
         )
-    paths = tuple(epath.Path(config.data_dir) / name for name in names)
-    for path in paths:
-        if not path.exists():
-            raise UserError(f"task {task.name}: no file {path}; is EVAL_DIR the right directory?")
-    return paths
+    return tuple(_find(task.name, epath.Path(config.data_dir) / name) for name in names)
+
+
+def _find(task: str, path: epath.Path) -> epath.Path:
+    """`path` as it is named, else packed (.gz)."""
+    for candidate in (path, path.with_name(f"{path.name}.gz")):
+        if candidate.exists():
+            return candidate
+    raise UserError(f"task {task}: no file {path}; is EVAL_DIR the right directory?")
