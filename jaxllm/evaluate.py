@@ -184,9 +184,10 @@ class CheckpointScorer:
     ) -> None:
         from jaxllm.models.config import ModelConfig
 
-        self._model_dir, self._tasks, self._mesh = model_dir, config.tasks, mesh
+        self._model_dir, self._mesh = model_dir, mesh
         self._model, self._published = ModelConfig(), published
         self._evaluator = make_evaluator(model_dir, self._model, config, mesh)
+        self._tasks = tuple(self._evaluator.definitions)  # those of a mixture one by one
         self._abstract = abstract_params(self._model, mesh)
 
     def score(self, entries: Sequence[Entry], missing_only: bool) -> int:
