@@ -126,6 +126,29 @@ def read_json(path: epath.PathLike) -> Any:
     return _parse(read_text(path), str(path))
 
 
+def read_object(path: epath.PathLike) -> Row:
+    """A file that is one JSON object.
+
+    Raises:
+      UserError: it is not there, is damaged, or is another value.
+    """
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: not a JSON object")
+    return Row(value, str(path))
+
+
+def parts(row: Row, name: str) -> Iterator[Row]:
+    """A field that is a list of objects, each of which knows its place in the list.
+
+    Raises:
+      UserError: it is not there, or is something else.
+    """
+    for number, part in enumerate(objects(row, name)):
+        part.where = f"{row.where}: {name}[{number}]"
+        yield part
+
+
 def read_rows(path: epath.PathLike) -> Iterator[Row]:
     """The objects of a JSONL file.
 

@@ -1,4 +1,14 @@
-"""LAMBADA (OpenAI's form): the last word of a passage that only its whole context gives away."""
+"""LAMBADA: the last word of a passage that only its whole context gives away (Paperno et al. 2016).
+
+`lambada_openai`: EVAL_DIR/lambada/lambada_test.jsonl, the 5,153 passages as OpenAI cleaned them for
+  GPT-2 (EleutherAI/lambada_openai, data/lambada_test.jsonl; arXiv 1606.06031).
+`lambada_standard`: EVAL_DIR/lambada/lambada_test_plain_text.txt of the authors' release
+  (zenodo.org/records/2630551), in lower case and with spaces around punctuation.
+CC BY 4.0. Prompt: the passage up to its last word; the word counts as right if each of its tokens
+is the model's first choice. Metric: exact_match (the harness' acc); chance 0. The harness also
+gives exp of the mean loss of the words, which the examples' log-likelihoods hold. As
+lm-evaluation-harness' tasks of these names.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +16,42 @@ from collections.abc import Iterator
 
 from etils import epath
 
-from evals._rows import read_rows
-from jaxllm.evaluation.tasks import Prompt, cloze
+from evals._rows import Row, field, read_rows, read_text
+from jaxllm.errors import UserError
+from jaxllm.evaluation.tasks import FewShot, Prompt, cloze
 
 
-def examples(path: epath.Path) -> Iterator[Prompt]:
-    """The passage without its last word, and the word after a space."""
+def openai(path: epath.Path) -> Iterator[Prompt]:
+    """The passages of a JSONL file."""
     for row in read_rows(path):
-        yield Prompt(row["context"], (f" {row['continuation']}",))
+        yield _last_word(field(row, "text"), row)
 
 
-cloze("lambada", examples, domain="reading", reads=("lambada/lambada_openai.jsonl.gz",))
+def standard(path: epath.Path) -> Iterator[Prompt]:
+    """The passages of a text file, one on a line."""
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if line.strip():
+            yield _last_word(line, Row({}, f"{path}:{number}"))
+
+
+def _last_word(text: str, row: Row) -> Prompt:
+    context, _, word = text.rpartition(" ")
+    if not context or not word:
+        raise UserError(f"{row.where}: a passage of {text[:40]!r} has no last word")
+    return Prompt(context, (f" {word}",))
+
+
+cloze(
+    "lambada_openai",
+    openai,
+    domain="reading",
+    reads=("lambada/lambada_test.jsonl",),
+    few_shot=FewShot(),
+)
+cloze(
+    "lambada_standard",
+    standard,
+    domain="reading",
+    reads=("lambada/lambada_test_plain_text.txt",),
+    few_shot=FewShot(),
+)

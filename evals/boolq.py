@@ -1,0 +1,35 @@
+"""BoolQ, `boolq`: yes or no, as a passage says (Clark et al. 2019, arXiv 1905.10044).
+
+Files: EVAL_DIR/superglue/BoolQ/{train,val}.jsonl, as SuperGLUE's archive of version 2 holds them
+(its passages begin with their title, those of google-research-datasets/boolean-questions do not);
+CC BY-SA 3.0. The val split, 3,270 questions; shots drawn from train.
+Prompt: the passage, "Question: …?", "Answer:"; scored on no and yes. Metric: accuracy; chance 1/2
+(62 % are yes). As lm-evaluation-harness' `boolq`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from etils import epath
+
+from evals._rows import field, place, question, read_rows
+from jaxllm.evaluation.tasks import Choice, FewShot, multiple_choice
+
+
+def examples(path: epath.Path) -> Iterator[Choice]:
+    """The questions of one file."""
+    for row in read_rows(path):
+        context = f"{field(row, 'passage')}\nQuestion: {field(row, 'question')}?\nAnswer:"
+        yield question(row, context, (" no", " yes"), place(row, "label", (False, True)))
+
+
+multiple_choice(
+    "boolq",
+    examples,
+    domain="reading",
+    reads=("superglue/BoolQ/val.jsonl",),
+    few_shot=FewShot(examples, ("superglue/BoolQ/train.jsonl",), spare=True),
+    chance=1 / 2,
+    version="2",
+)

@@ -1,0 +1,69 @@
+"""RACE, `race`: English exams for Chinese high schools (Lai et al. 2017, arXiv 1704.04683).
+
+Files: EVAL_DIR/race/test/high/*.txt, the folder RACE/test of the authors' RACE.tar.gz
+(cs.cmu.edu/~glai1/data/race); for research only. 1,045 articles with 3,498 questions of four
+options.
+Prompt: "Article: …", its questions but the last with their answers, the last question; scored on
+the texts of the options. So there is one question to an article, and the paper's accuracy, over all
+of them without the others' answers, is another number. Metric: accuracy; chance 1/4. As
+lm-evaluation-harness' `race` at 0 shots; at more it may show the article that is asked, we do not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from etils import epath
+
+from evals._rows import Row, field, place, question, read_object, texts
+from jaxllm.errors import UserError
+from jaxllm.evaluation.tasks import Choice, FewShot, multiple_choice
+
+LETTERS = ("A", "B", "C", "D")
+BLANK = "  _  ."  # ends a question that is a sentence to complete
+
+
+def examples(folder: epath.Path) -> Iterator[Choice]:
+    """The last question of every article, by the number of the article.
+
+    Raises:
+      UserError: there are none, or one has the wrong shape.
+    """
+    paths = [path for path in folder.iterdir() if path.name.endswith((".txt", ".txt.gz"))]
+    if not paths:
+        raise UserError(f"{folder}: no articles (*.txt) in this folder")
+    for path in sorted(paths, key=lambda path: (len(path.name), path.name)):
+        yield _article(read_object(path), path.name.split(".")[0])
+
+
+def _article(row: Row, name: str) -> Choice:
+    questions, answers = texts(row, "questions"), texts(row, "answers")
+    lists = field(row, "options", list)
+    if not questions or not len(questions) == len(answers) == len(lists):
+        raise UserError(f"{row.where}: questions, options and answers differ in number")
+    solved = ""
+    for number, (asked, listed) in enumerate(zip(questions, lists, strict=True)):
+        where = f"{row.where}: question {number + 1}"
+        problem = Row({"options": listed, "answer": answers[number]}, where)
+        options = texts(problem, "options")
+        right = place(problem, "answer", LETTERS[: len(options)])
+        if number < len(questions) - 1:
+            solved += _solved(asked, options[right])
+    context = f"Article: {field(row, 'article')}\n\n{solved}{asked}"
+    return question(problem, context, [f" {option}" for option in options], right, id=name)
+
+
+def _solved(text: str, answer: str) -> str:
+    if text.endswith(BLANK):
+        return f"{text[:-5]}{answer}\n"
+    return f"Question: {text}\nAnswer: {answer}\n"
+
+
+multiple_choice(
+    "race",
+    examples,
+    domain="reading",
+    reads=("race/test/high",),
+    few_shot=FewShot(),
+    chance=1 / 4,
+)
