@@ -1,19 +1,31 @@
-"""Any multiple-choice task.json of BIG-bench, as `bigbench_<name>`.
+"""Any multiple-choice task of BIG-bench, `bigbench_<name>` (Srivastava et al. 2022, 2206.04615).
 
-The file is EVAL_DIR/bigbench/multiple_choice/<name>.task.json.gz. Prompts are put together as
-BIG-bench's own `json_task.py` does, zero-shot; choices are listed in the order of the file.
+Files: EVAL_DIR/bigbench/<name>/task.json, the folder bigbench/benchmark_tasks of google/BIG-bench;
+Apache-2.0. A task in parts (<name>/<part>/task.json) is read whole, or one part of it by a full
+stop: `bigbench_<name>.<part>`.
+Prompt: as the fields of the file say, with the defaults of BIG-bench's json_task.py: the task's
+prefix, "Q: …", its choices where the task lists them, "A: "; shots (any of the task's other
+questions) follow each other on new lines. Choices are listed in a random order drawn anew for each
+question, so that their place gives nothing away. Metrics: accuracy (of several best choices any is
+right), and accuracy_per_token; chance 1 / choices.
+
+`bigbench_74` names the tasks of "Training Trajectories of Language Models Across Scales" (arXiv
+2212.09803, table 7) at the paper's 2 shots, drawn anew for each question, to be read by
+accuracy_per_token; `bigbench_linearity` and `bigbench_breakthroughness` are its two subsets.
+lm-evaluation-harness' tasks of BIG-bench read prompts made once by others, without shots.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
-from typing import Any
 
+import numpy as np
 from etils import epath
 
-from evals._rows import read_json
+from evals._rows import Row, field, parts, question, read_object
 from jaxllm.errors import UserError
-from jaxllm.evaluation.tasks import Choice, TaskDefinition, multiple_choice
+from jaxllm.evaluation.tasks import Choice, FewShot, TaskDefinition, multiple_choice
 
 PREFIX = "bigbench_"
 DOMAINS = {
@@ -25,37 +37,98 @@ DOMAINS = {
     "sports_understanding": "knowledge",
     "causal_judgment": "commonsense",
 }
+BIGBENCH_74 = tuple(
+    """
+    anachronisms, analogical_similarity, analytic_entailment, authorship_verification,
+    causal_judgment, cause_and_effect, code_line_description, common_morpheme,
+    conceptual_combinations, crash_blossom, crass_ai, cryobiology_spanish, dark_humor_detection,
+    date_understanding, disambiguation_qa, discourse_marker_prediction, emoji_movie,
+    empirical_judgments, english_russian_proverbs, entailed_polarity, entailed_polarity_hindi,
+    evaluating_information_essentiality, fantasy_reasoning, figure_of_speech_detection,
+    hhh_alignment, hinglish_toxicity, human_organs_senses, identify_math_theorems,
+    identify_odd_metaphor, implicatures, implicit_relations, intent_recognition,
+    international_phonetic_alphabet_nli, irony_identification, kannada, key_value_maps,
+    known_unknowns, logical_args, logical_sequence, mathematical_induction, metaphor_boolean,
+    metaphor_understanding, misconceptions, misconceptions_russian, moral_permissibility,
+    movie_recommendation, nonsense_words_grammar, odd_one_out, penguins_in_a_table,
+    periodic_elements, persian_idioms, phrase_relatedness, physical_intuition, physics,
+    presuppositions_as_nli, riddle_sense, ruin_names, salient_translation_error_detection,
+    sentence_ambiguity, similarities_abstraction, simple_arithmetic_json_multiple_choice,
+    simple_ethical_questions, snarks, social_support, sports_understanding, strange_stories,
+    suicide_risk, swahili_english_proverbs, symbol_interpretation, understanding_fables,
+    undo_permutation, unit_interpretation, what_is_the_tao, which_wiki_edit,
+    """.replace(",", " ").split()
+)
+LINEARITY = (
+    "date_understanding", "fantasy_reasoning", "figure_of_speech_detection", "hhh_alignment",
+    "implicit_relations", "intent_recognition", "misconceptions", "similarities_abstraction",
+    "simple_ethical_questions", "strange_stories", "undo_permutation", "nonsense_words_grammar",
+)  # fmt: skip
+BREAKTHROUGHNESS = (
+    "code_line_description", "human_organs_senses", "phrase_relatedness",
+    "swahili_english_proverbs", "what_is_the_tao", "implicatures",
+)  # fmt: skip
+SEED = 42  # of the order of the choices
 
 
-def examples(path: epath.Path) -> Iterator[Choice]:
-    """The questions of a task.json.
+@dataclasses.dataclass(frozen=True)
+class Question(Choice):
+    """A question whose file says what separates it, solved, from the next."""
+
+    separator: str = "\n"
+
+    @property
+    def solved(self) -> str:
+        """The question, its answer and the separator."""
+        return super().solved + self.separator
+
+
+def examples(folder: epath.Path) -> Iterator[Choice]:
+    """The questions of a task, or of all of its parts.
 
     Raises:
-      UserError: the task is not multiple choice with one best answer.
+      UserError: there is no task.json, or it is not multiple choice.
     """
-    task = read_json(path)
-    for number, example in enumerate(task["examples"]):
-        if "target_scores" not in example:
-            raise UserError(f"{path}: example {number} has no target_scores: not multiple choice")
-        scores = {**example["target_scores"]}
-        best = [choice for choice, score in scores.items() if score == max(scores.values())]
-        if len(best) != 1:
-            raise UserError(f"{path}: example {number} has {len(best)} best answers")
-        yield Choice(
-            context(task, example["input"], tuple(scores)),
-            tuple(scores),
-            tuple(scores).index(best[0]),
-            str(number),
-        )
+    found = _task_files(folder)
+    for part in () if found else sorted(folder.iterdir()):
+        found += _task_files(part) if part.is_dir() else []
+    if not found:
+        raise UserError(f"{folder}: no task.json in this folder or in its folders")
+    for path in found:
+        yield from _questions(read_object(path), path.parent.name if len(found) > 1 else "")
 
 
-def context(task: dict[str, Any], question: str, choices: tuple[str, ...]) -> str:
-    """Task prefix, question, choices where the task lists them, and the cue for the answer."""
-    text = task.get("task_prefix", "") + task.get("example_input_prefix", "\nQ: ") + question
-    if task.get("append_choices_to_input", True):
-        prefix = task.get("choice_prefix", "\n  choice: ")
-        text += "".join(prefix + choice for choice in choices)
-    return text + task.get("example_output_prefix", "\nA: ")
+def _task_files(folder: epath.Path) -> list[epath.Path]:
+    candidates = (folder / name for name in ("task.json", "task.json.gz"))
+    return [path for path in candidates if path.exists()][:1]
+
+
+def _questions(task: Row, part: str) -> Iterator[Choice]:
+    listed = task.get("append_choices_to_input", True)
+    choice_prefix = task.get("choice_prefix", "\n  choice: ")
+    rng = np.random.RandomState(SEED)
+    for number, row in enumerate(parts(task, "examples")):
+        if "target_scores" not in row:
+            raise UserError(f"{row.where} has no target_scores: not multiple choice")
+        scores = field(row, "target_scores", dict)
+        choices = tuple(scores)
+        best = max(scores.values(), default=0)
+        right = [i for i, choice in enumerate(choices) if scores[choice] == best > 0]
+        if not right:
+            raise UserError(f"{row.where}: no choice has a score above 0")
+        text = task.get("example_input_prefix", "\nQ: ") + field(row, "input")
+        if listed:
+            ordered = sorted(choices)
+            text += "".join(choice_prefix + ordered[i] for i in rng.permutation(len(ordered)))
+        text += task.get("example_output_prefix", "\nA: ")
+        checked = question(row, text, choices, right[0])
+        yield Question(
+            checked.context, checked.options, checked.answer,
+            id=f"{part}.{number}" if part else str(number),
+            also_correct=tuple(right[1:]),
+            preamble=task.get("task_prefix", ""),
+            separator=task.get("few_shot_example_separator", "\n"),
+        )  # fmt: skip
 
 
 def declare(name: str) -> TaskDefinition:
@@ -65,8 +138,18 @@ def declare(name: str) -> TaskDefinition:
         name,
         examples,
         domain=DOMAINS.get(task, "reasoning"),
-        reads=(f"bigbench/multiple_choice/{task}.task.json.gz",),
+        reads=(f"bigbench/{task.replace('.', '/')}",),
+        few_shot=FewShot(separator=""),
+        version="2",
     )
 
 
 FAMILIES = {PREFIX: declare}
+MIXTURES = {
+    f"{PREFIX}{name}": tuple(f"{PREFIX}{task}_2shot" for task in tasks)
+    for name, tasks in (
+        ("74", BIGBENCH_74),
+        ("linearity", LINEARITY),
+        ("breakthroughness", BREAKTHROUGHNESS),
+    )
+}

@@ -42,7 +42,7 @@ def with_solved_examples(
         if isinstance(example, Document)
         else dataclasses.replace(
             example,
-            preamble=task.preamble,
+            preamble=example.preamble or task.preamble,
             shots=tuple(solved[i] + separator for i in numbers),
         )
         for example, numbers in zip(examples, chosen, strict=True)
