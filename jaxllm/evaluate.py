@@ -1,12 +1,12 @@
 """Scores the checkpoints that a run has saved, as the run itself does.
 
     python -m jaxllm.evaluate --model_dir=runs/mine
-    python -m jaxllm.evaluate --model_dir=runs/mine --steps=100,200 --tasks=lambada,piqa \\
+    python -m jaxllm.evaluate --model_dir=runs/mine --steps=100,200 --tasks=lambada_openai,piqa \\
         --gin.EvalConfig.data_dir=data/evals
     python -m jaxllm.evaluate --model_dir=runs/mine --follow
-    python -m jaxllm.evaluate --model_dir=hf:DIR --tasks=lambada --output=runs/theirs --step=1000 \\
+    python -m jaxllm.evaluate --model_dir=hf:DIR --tasks=piqa --output=runs/theirs --step=1000 \\
         --tokens=2e9
-    python -m jaxllm.evaluate --model_dir=hf:series.csv --tasks=lambada --output=runs/theirs
+    python -m jaxllm.evaluate --model_dir=hf:series.csv --tasks=piqa --output=runs/theirs
 
 The model, the data and the tasks are those of MODEL_DIR/config.gin, unless gin flags say
 otherwise. Records go to MODEL_DIR/trajectory, in place of earlier ones of the same checkpoint and
