@@ -38,7 +38,7 @@ def names() -> tuple[str, ...]:
 
 
 @functools.cache
-def mixtures() -> Mapping[str, tuple[str, ...]]:
+def groups() -> Mapping[str, tuple[str, ...]]:
     """The tasks, or further mixtures, that a name stands for."""
     _families()
     found: dict[str, tuple[str, ...]] = {}
@@ -55,7 +55,7 @@ def load(wanted: Sequence[str]) -> tuple[TaskDefinition, ...]:
     Raises:
       UserError: no task has that name; the message offers the nearest ones.
     """
-    names = (name for each in wanted for name in expand(each, mixtures()))
+    names = (name for each in wanted for name in expand(each, groups()))
     return tuple(_find(name) for name in dict.fromkeys(names))
 
 
@@ -69,7 +69,7 @@ def _find(name: str) -> TaskDefinition:
     prefix = next((p for p in families if name.startswith(p) and name != p), None)
     if prefix:
         return families[prefix](name)
-    near = difflib.get_close_matches(name, [*known, *families, *mixtures()], n=3)
-    several = f"there are {len(known)}, and the mixtures {', '.join(sorted(mixtures()))}"
+    near = difflib.get_close_matches(name, [*known, *families, *groups()], n=3)
+    several = f"there are {len(known)}, and the mixtures {', '.join(sorted(groups()))}"
     offer = f"did you mean {', '.join(near)}?" if near else several
     raise UserError(f"no evaluation task is called {name}; {offer}")
