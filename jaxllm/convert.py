@@ -59,8 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags.add_argument("--max_shard_size", default="5GB", metavar="SIZE", help="default: 5GB")
     args = cli.parse(flags, argv)
     incoming, outgoing = (x.startswith(PREFIX) for x in (args.source, args.target))
-    # Orbax warns about what it does not find in a checkpoint's item; errors come as errors.
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    # Orbax logs what it does not find in an item, and its errors, which come as exceptions too.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     if incoming == outgoing:
         raise UserError("one of --from and --to is hf:DIR, and the other a run directory")
     if incoming:
@@ -184,20 +184,25 @@ def describe(model_dir: Path, model: ModelConfig, architecture: str | None) -> d
         if same and architecture in (None, config["architectures"][0]):
             dropped = ("dtype", "torch_dtype", "auto_map")  # the code it points to stays behind
             return {name: value for name, value in config.items() if name not in dropped}
-    return to_config(model, architecture) | _special_ids()
+    return to_config(model, architecture) | _special_ids(model_dir)
 
 
-def _special_ids() -> dict[str, int | None]:
+def _special_ids(model_dir: Path) -> dict[str, int | None]:
     """What begins, ends and pads a text of the run, by its vocabulary."""
     from jaxllm.data.config import DataConfig
-    from jaxllm.data.vocabularies import build_vocabulary
+    from jaxllm.data.kept import kept_tokenizer
+    from jaxllm.data.tokenise import BYTE_BOS
+    from jaxllm.data.tokenizer_files import read
 
-    vocabulary = build_vocabulary(DataConfig())
-    return {
-        "bos_token_id": vocabulary.bos_id,
-        "eos_token_id": vocabulary.eos_id,
-        "pad_token_id": vocabulary.pad_id,
-    }
+    path = kept_tokenizer(str(model_dir))
+    if path is not None:
+        codec = read(path).codec
+        ids = {"bos": codec.bos, "eos": codec.eos, "pad": codec.pad}
+    elif DataConfig().vocabulary.kind == "bytes":
+        ids = {"bos": BYTE_BOS, "eos": 1, "pad": 0}
+    else:
+        ids = {"bos": -1, "eos": -1, "pad": -1}
+    return {f"{name}_token_id": None if i < 0 else i for name, i in ids.items()}
 
 
 def _add_small_files(model_dir: Path, directory: Path, config: dict[str, Any]) -> None:
@@ -206,7 +211,31 @@ def _add_small_files(model_dir: Path, directory: Path, config: dict[str, Any]) -
             shutil.copyfile(model_dir / name, directory / name)
     if not (directory / GENERATION).exists():
         ids = {name: config[name] for name in config if name.endswith("_token_id")}
-        (directory / GENERATION).write_text(json.dumps(ids, indent=2) + "\n")
+        _write_json(directory / GENERATION, ids)
+    model, stated = directory / "tokenizer.model", directory / "tokenizer_config.json"
+    if model.exists() and not stated.exists():
+        _write_json(stated, _sentencepiece_config(model))
+    elif stated.exists():
+        about = json.loads(stated.read_text())
+        _write_json(stated, {"tokenizer_class": "PreTrainedTokenizerFast"} | about)
+
+
+def _sentencepiece_config(model: Path) -> dict[str, Any]:
+    """A tokenizer_config.json with which Transformers gives the ids of a SentencePiece model."""
+    from sentencepiece import SentencePieceProcessor
+
+    processor = SentencePieceProcessor(model_file=str(model))
+    ids = {name: getattr(processor, f"{name}_id")() for name in ("bos", "eos", "unk", "pad")}
+    tokens = {f"{name}_token": processor.id_to_piece(i) for name, i in ids.items() if i >= 0}
+    return {
+        "tokenizer_class": "LlamaTokenizer", "legacy": False, "add_eos_token": False,
+        "add_bos_token": "bos_token" in tokens, "clean_up_tokenization_spaces": False,
+        "add_prefix_space": processor.encode("a", out_type=str)[0].startswith("\u2581"), **tokens,
+    }  # fmt: skip
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def _bytes(text: str) -> int:

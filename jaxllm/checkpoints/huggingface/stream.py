@@ -59,7 +59,7 @@ class _Handler(ocp.type_handlers.NumpyHandler):
         tspec = tspec | {"metadata": tspec["metadata"] | {"chunks": chunk}}
         store = ts.open(ts.Spec(tspec), create=True, open=True, context=ts_context).result()
         for start in range(0, value.shape[0], value.rows):
-            rows = store[start : start + value.rows]
+            rows = store[start : min(start + value.rows, value.shape[0])]
             # Waiting here, and not in the event loop, keeps it to one piece of one array.
             rows.write(value.piece(start), can_reference_source_data_indefinitely=True).result()
 
@@ -117,7 +117,7 @@ class Checkpoint:
         store = self.open(name)
         chunk = (store.chunk_layout.read_chunk.shape or (1,))[0] or 1
         for start in range(0, store.shape[0], chunk):
-            yield start, self._read(store[start : start + chunk], name)
+            yield start, self._read(store[start : min(start + chunk, store.shape[0])], name)
 
     def _read(self, store: ts.TensorStore, name: str) -> np.ndarray:
         try:

@@ -29,7 +29,10 @@ def whole(target: str | Path) -> Iterator[Path]:
         partial.mkdir(parents=True)
         yield partial
         os.replace(partial, target)
-    except OSError as error:
-        raise UserError(f"cannot write {target}: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:  # TensorStore's are ValueErrors
+        if not isinstance(error, OSError) and "space left" not in str(error).lower():
+            raise
+        reason = getattr(error, "strerror", None) or "no space is left on the disk"
+        raise UserError(f"cannot write {target}: {reason}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxllm import convert
-from jaxllm.checkpoints.huggingface import load
+from jaxllm.checkpoints.huggingface import load, run_import
 from jaxllm.checkpoints.manager import available, restore_model
 from jaxllm.evaluate import abstract_params
 from jaxllm.models.config import ModelConfig
@@ -48,9 +48,10 @@ def to_hf(run: Path, target: Path, *flags: str) -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_logits_are_those_of_transformers_and_the_export_has_the_same_bytes(
-    name: str, tmp_path: Path
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = save(name, tmp_path / "hf")
+    monkeypatch.setattr(run_import, "PIECE_BYTES", 5000)  # tables in several pieces, unevenly
     to_run(tmp_path / "hf", tmp_path / "run", "--step=7", "--tokens=3e3")
     (entry,) = available(tmp_path / "run")
     assert (entry.step, entry.tokens) == (7, 3000)
@@ -173,3 +174,38 @@ def test_a_checkpoint_of_a_training_run_is_exported(tmp_path: Path) -> None:
         model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf" / f"step{step}")
         check_logits(config, jax.tree.map(lambda x, step=step: x * step, params), model)
     assert (model.generation_config.bos_token_id, model.config.eos_token_id) == (259, 1)
+
+
+def test_the_tokenizer_of_a_run_travels_with_it_and_transformers_agrees(tmp_path: Path) -> None:
+    """A SentencePiece model of our own making, exported for AutoTokenizer."""
+    import sentencepiece
+
+    from jaxllm.data import vocabularies
+    from jaxllm.data.config import DataConfig, VocabularyConfig
+    from jaxllm.data.tokenizer_files import PROBES
+
+    corpus = tmp_path / "corpora" / "plain"
+    corpus.mkdir(parents=True)
+    text = "some words,  some numbers 1 2 345\n\tdef f(x): return naïve 中文\n"
+    corpus.joinpath("train.txt").write_text(text * 2000)
+    config = DataConfig(
+        mixture_or_task_name="corpus_dir",
+        corpus_dir=str(tmp_path / "corpora"),
+        cache_dir=str(tmp_path / "cache"),
+        vocabulary=VocabularyConfig(size=512),
+    )
+    model = vocabularies.model_file(config)
+    save("llama", tmp_path / "hf")
+    shutil.copy(model, tmp_path / "hf" / "tokenizer.model")
+    to_run(tmp_path / "hf", tmp_path / "run")
+    (tmp_path / "run" / "config.json").unlink()
+    (tmp_path / "run" / "generation_config.json").unlink()
+    to_hf(tmp_path / "run", tmp_path / "back", "--step=0")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "back")
+    ours = sentencepiece.SentencePieceProcessor(model_file=str(model))
+    for probe in (*PROBES, text):
+        assert theirs.encode(probe, add_special_tokens=False) == ours.encode(probe), probe
+        assert theirs.decode(ours.encode(probe)) == ours.decode(ours.encode(probe)), probe
+    assert theirs.encode("a")[0] == theirs.bos_token_id == ours.bos_id() == 3
+    stated = transformers.GenerationConfig.from_pretrained(tmp_path / "back")
+    assert (stated.bos_token_id, stated.eos_token_id, stated.pad_token_id) == (3, 1, 0)
