@@ -25,6 +25,7 @@ _EFFICIENCY = (
     "tokens", "run", "params", "tasks", "score", "stderr", "rank", "behind", "behind_p",
     "behind_q", "tokens_of_best", "efficiency",
 )  # fmt: skip
+_EQUAL = 1.01  # tokens that differ by a smaller factor are equal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,7 +176,8 @@ def efficiency(
 ) -> Efficiency:
     """Compares runs with `params` in the given range; `budgets` are tokens (default: last ones).
 
-    Values between checkpoints are linear in log tokens; no run is extrapolated. Standard errors are
+    Values between checkpoints are linear in log tokens; no run is extrapolated, but tokens that
+    differ by less than 1% are equal (OPT's 300B and Pythia's 299.9B). Standard errors are
     those of the tasks' examples, taken as different ones, which overstates the doubt of runs that
     answer the same examples.
     """
@@ -184,7 +186,10 @@ def efficiency(
     useful &= ~cleaned.metric.map(lower_is_better).astype(bool) & cleaned.floor.lt(1)
     frame = cleaned[useful & (cleaned.tokens > 0)]
     last = frame.groupby("run").tokens.max()
-    wanted = budgets if budgets is not None else tuple(sorted(set(last)))
+    ends = sorted(set(last))
+    ends = [end for end, after in zip(ends, [*ends[1:], math.inf], strict=True)
+            if after > end * _EQUAL]  # fmt: skip
+    wanted = budgets if budgets is not None else tuple(ends)
     rows: list[dict] = []
     for budget in wanted:
         at = _at_tokens(frame, budget)
@@ -213,6 +218,9 @@ def efficiency(
         return Efficiency(**vars(refusal(reason, _EFFICIENCY, notes)))
     table = pd.DataFrame(rows, columns=list(_EFFICIENCY))
     table["behind_q"] = false_discovery(table.behind_p)
+    alone = [str(run) for run in last.index if run not in set(table.run)]
+    if alone:
+        notes = (*notes, f"{', '.join(alone)}: no other run has as many tokens to compare with.")
     final = table[table.tokens == table.tokens.max()]
     best, next_best = final.iloc[0], final.iloc[1]
     certain = "" if next_best.behind_q < 0.05 else ", a difference within the noise"
@@ -230,7 +238,7 @@ def _at_tokens(frame: pd.DataFrame, budget: float) -> pd.DataFrame:
     rows = []
     for (run, task), points in frame.groupby(["run", "task"], sort=False):
         tokens = points.tokens.to_numpy(float)
-        if tokens[0] <= budget <= tokens[-1]:
+        if tokens[0] / _EQUAL <= budget <= tokens[-1] * _EQUAL:
             room = 1 - points.floor.iloc[-1]
             value = np.interp(math.log(budget), np.log(tokens), points.score)
             doubt = np.interp(math.log(budget), np.log(tokens), points.doubt.fillna(0.0))

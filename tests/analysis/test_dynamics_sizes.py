@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from jaxllm.analysis.dynamics_sizes import collapse, efficiency
+from jaxllm.trajectory.importers import open_source
 from tests.analysis.planted import sigmoid, table
 
 SIZES = (1e8, 3e8, 1e9, 3e9, 1e10)
@@ -108,6 +109,15 @@ def test_pythia_curves_fall_together_over_loss(pythia_records) -> None:
     errors = found.table.groupby("axis").error.mean()
     assert errors["loss"] < 0.6 * errors[["tokens", "flops"]].min()
     assert "lambada_openai" not in set(found.table.task)
+
+
+def test_suites_at_7b_scale(shared_data) -> None:
+    """OPT's one published checkpoint is held against Pythia's last; BLOOM's tokens no other has."""
+    records = open_source(f"pythia:{shared_data / 'reference' / 'pythia'}").records
+    found = efficiency(records[(records.domain != "bias") & (records.shots == 0)])
+    assert {"opt-6.7b", "pythia-6.9b", "pythia-6.9b-deduped"} <= set(found.table.run)
+    assert (found.table.tasks > 60).all()
+    assert any("bloom-7b1" in note for note in found.notes)
 
 
 def test_pythia_at_7b_scale(pythia) -> None:
