@@ -113,7 +113,7 @@ class Watch:
         return []
 
     def see_scores(self, records: pd.DataFrame, look: bool = True) -> list[Check]:
-        """Takes the records of one checkpoint; returns the new alarms."""
+        """Takes the main metric of each task at one checkpoint; returns the new alarms."""
         if records.empty:
             return []
         self._records.append(records)
@@ -123,7 +123,7 @@ class Watch:
         self._score_look = self.tokens
         if not look or len(self._records) < checks_tasks.FEWEST:
             return []
-        curves = checks_tasks.curves(capabilities.charted(self._scored()))
+        curves = checks_tasks.curves(self._scored())
         falling = checks_tasks.falling(curves, self.run, self._loss_falls, ALPHA / LOOKS)
         return self._new([falling, *([self._band(curves)] if self._references else [])])
 
