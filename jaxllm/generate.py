@@ -55,11 +55,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     prompts = [args.prompt] if args.prompt is not None else read_prompts(args.prompts_file)
     generator = make_generator(args)
     if args.prompt is not None and not args.output:
-        for piece in generator.stream(args.prompt):
+        for piece in generator.stream(args.prompt, args.stop):
             print(piece, end="", flush=True)
         print()
         return 0
-    answers = generator.generate(prompts, args.batch_size)
+    answers = generator.generate(prompts, args.batch_size, args.stop)
     write(zip(prompts, answers, strict=True), args.output)
     return 0
 
@@ -129,9 +129,7 @@ def make_generator(args: Any) -> Generator:
 
     mesh = make_mesh(MeshConfig())
     model, params, vocabulary = (from_huggingface if published else from_run)(args, mesh)
-    return Generator(
-        model, params, vocabulary, mesh, args.max_new_tokens, sampling, args.stop, args.seed
-    )
+    return Generator(model, params, vocabulary, mesh, args.max_new_tokens, sampling, args.seed)
 
 
 def from_run(args: Any, mesh: Mesh) -> tuple[Any, Any, seqio.Vocabulary]:

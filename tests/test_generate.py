@@ -98,11 +98,14 @@ def test_a_run_answers_as_the_directory_that_it_came_from(
     assert capsys.readouterr().out == their_texts(published, PROMPTS[:1], 12)[0] + "\n"
 
 
-def generator(stop: tuple[str, ...] = (), sampling: Any = None, **axes: int) -> Generator:
-    on = mesh(**axes)
-    sampling = sampling or Sampling(temperature=1.0, top_p=0.95)
-    params = sharded_params(TINY, on)
-    return Generator(TINY, params, ByteVocabulary258(), on, 24, sampling, stop, seed=3)
+def generator(**axes: int) -> Generator:
+    on, sampling = mesh(**axes), Sampling(temperature=1.0, top_p=0.95)
+    return Generator(TINY, sharded_params(TINY, on), ByteVocabulary258(), on, 24, sampling, seed=3)
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Generator:
+    return generator()
 
 
 class ByteVocabulary258(ByteVocabulary):
@@ -113,21 +116,21 @@ class ByteVocabulary258(ByteVocabulary):
         return 2
 
 
-def test_batches_and_meshes_do_not_change_what_is_drawn() -> None:
+def test_batches_and_meshes_do_not_change_what_is_drawn(tiny: Generator) -> None:
     prompts = ["one", "a longer prompt", "", "x"]
-    alone = generator().generate(prompts, batch_size=1)
-    assert generator().generate(prompts, batch_size=3) == alone
+    alone = tiny.generate(prompts, batch_size=1)
+    assert tiny.generate(prompts, batch_size=3) == alone
     assert generator(fsdp=2, tensor=2).generate(prompts, batch_size=4) == alone
-    assert "".join(generator().stream(prompts[0])) == alone[0]
+    assert "".join(tiny.stream(prompts[0])) == alone[0]
     assert len(set(alone)) == 4
 
 
-def test_a_text_ends_before_its_stop_string() -> None:
-    whole = generator().generate(["one"], 1)[0]
+def test_a_text_ends_before_its_stop_string(tiny: Generator) -> None:
+    whole = tiny.generate(["one"], 1)[0]
     stop = whole[5:8]
-    stopping = generator(stop=(stop, "never this"))
-    assert stopping.generate(["one"], 1)[0] == whole[: whole.index(stop)]
-    assert "".join(generator(stop=(stop,)).stream("one")) == whole[: whole.index(stop)]
+    expected = whole[: whole.index(stop)]
+    assert tiny.generate(["one"], 1, stop=(stop, "never this")) == [expected]
+    assert "".join(tiny.stream("one", stop=(stop,))) == expected
 
 
 @pytest.fixture(scope="module")

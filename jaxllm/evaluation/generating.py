@@ -118,8 +118,9 @@ class Generator:
       mesh: where the parameters live.
       max_new_tokens: tokens of a continuation, at most.
       sampling: how tokens are chosen.
-      stop: a continuation ends before the first of these texts, or with the vocabulary's EOS.
       seed: of what is drawn.
+
+    A continuation ends with the vocabulary's EOS, or before the first of the texts in `stop`.
     """
 
     def __init__(
@@ -130,7 +131,6 @@ class Generator:
         mesh: Mesh,
         max_new_tokens: int,
         sampling: Sampling,
-        stop: Sequence[str],
         seed: int,
     ) -> None:
         if max_new_tokens >= model.max_length:
@@ -139,8 +139,8 @@ class Generator:
                 f"{model.max_length}"
             )
         self._model, self._params, self._mesh = model, unstack(params), mesh
-        self._vocabulary, self._stop = vocabulary, tuple(stop)
-        self._count, self._key = max_new_tokens, jax.random.key(seed)
+        self._vocabulary, self._count = vocabulary, max_new_tokens
+        self._key = jax.random.key(seed)
         end = vocabulary.eos_id
         ends = () if end is None or end < 0 else (end,)
         self._ends = ends
@@ -163,12 +163,14 @@ class Generator:
 
         self._start, self._advance = start, advance
 
-    def stream(self, prompt: str) -> Iterator[str]:
+    def stream(self, prompt: str, stop: Sequence[str] = ()) -> Iterator[str]:
         """The continuation of one prompt in pieces, as they become certain."""
-        for pieces in self._run([self._tokens(prompt)], [0], 1, 1):
+        for pieces in self._run([self._tokens(prompt)], [0], stop, 1, 1):
             yield pieces[0]
 
-    def generate(self, prompts: Sequence[str], batch_size: int) -> list[str]:
+    def generate(
+        self, prompts: Sequence[str], batch_size: int, stop: Sequence[str] = ()
+    ) -> list[str]:
         """The continuations of prompts, `batch_size` (rounded up to fit the mesh) at a time."""
         tokens = [self._tokens(prompt) for prompt in prompts]
         order = sorted(range(len(prompts)), key=lambda number: -len(tokens[number]))
@@ -176,7 +178,7 @@ class Generator:
         for first in range(0, len(order), batch_size):
             numbers = order[first : first + batch_size]
             rows = [tokens[number] for number in numbers]
-            for pieces in self._run(rows, numbers, batch_size, TOKENS_PER_LOOK):
+            for pieces in self._run(rows, numbers, stop, batch_size, TOKENS_PER_LOOK):
                 for number, piece in zip(numbers, pieces, strict=True):
                     texts[number] += piece
         return texts
@@ -193,7 +195,12 @@ class Generator:
         return tokens
 
     def _run(
-        self, rows: Sequence[list[int]], numbers: Sequence[int], batch_size: int, look: int
+        self,
+        rows: Sequence[list[int]],
+        numbers: Sequence[int],
+        stop: Sequence[str],
+        batch_size: int,
+        look: int,
     ) -> Iterator[list[str]]:
         """New text of each row after every `look` tokens."""
         shards = self._mesh.shape["data"] * self._mesh.shape["fsdp"]
@@ -207,8 +214,7 @@ class Generator:
         keys = jax.vmap(jax.random.fold_in, (None, 0))(self._key, jnp.asarray(padded))
         keys = jax.device_put(keys, replicated(self._mesh))
         texts = [
-            Text(Detokenizer(self._vocabulary, tokens[1:]), self._stop, self._ends)
-            for tokens in rows
+            Text(Detokenizer(self._vocabulary, tokens[1:]), stop, self._ends) for tokens in rows
         ]
         state = self._start(self._params, self._on_devices(prompts), self._on_devices(lengths))
         made = 0
