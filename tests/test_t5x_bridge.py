@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -111,7 +112,7 @@ def initializer(model: models.BaseModel, optimizer: bool = True) -> utils.TrainS
 
 @pytest.fixture(scope="module")
 def params():
-    return nn.unbox(init_params(CONFIG, jax.random.key(3)))
+    return jax.jit(lambda: nn.unbox(init_params(CONFIG, jax.random.key(3))))()
 
 
 def flatten(tree):
@@ -183,11 +184,13 @@ def test_loss_scores_and_metrics_are_t5xs_own(params, pack: bool, factor) -> Non
         wanted_metrics.keys()
     )
 
-    scores = model.score_batch(params, batch)
-    np.testing.assert_allclose(scores, t5xs.score_batch(model, params, batch), rtol=1e-5)
-    own = score_tokens(CONFIG, params, ours(batch))
-    np.testing.assert_array_equal(scores, (own.log_likelihood * ours(batch).weights).sum(-1))
-    _, aux = model.score_batch(params, batch, return_intermediates=True)
+    scores = jax.jit(model.score_batch)(params, batch)
+    np.testing.assert_allclose(
+        scores, jax.jit(partial(t5xs.score_batch, model))(params, batch), rtol=1e-5
+    )
+    own = jax.jit(partial(score_tokens, CONFIG))(params, ours(batch)).log_likelihood
+    np.testing.assert_allclose(scores, (own * ours(batch).weights).sum(-1), rtol=1e-6)
+    _, aux = jax.jit(partial(model.score_batch, return_intermediates=True))(params, batch)
     np.testing.assert_allclose(aux["decoder"]["token_scores"][0].sum(-1), scores, rtol=1e-6)
 
 
@@ -209,7 +212,7 @@ def test_a_train_step_is_ours() -> None:
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6),  # rounding, jitted or not
         before,
-        flatten(init_params(CONFIG, jax.random.PRNGKey(0))),
+        jax.jit(lambda: flatten(init_params(CONFIG, jax.random.PRNGKey(0))))(),
     )
     optimizer = make_optimizer(OPTIMIZER, SCHEDULE, abstract_params(CONFIG))
     rows = ours(batch)
@@ -217,8 +220,12 @@ def test_a_train_step_is_ours() -> None:
     def loss(p):
         return token_loss(CONFIG, p, rows)[0] / rows.weights.sum()
 
-    value, gradients = jax.value_and_grad(loss)(before)
-    updates, _ = optimizer.update(gradients, optimizer.init(before), before)
+    @jax.jit
+    def update(p):
+        value, gradients = jax.value_and_grad(loss)(p)
+        return value, optimizer.update(gradients, optimizer.init(p), p)[0]
+
+    value, updates = update(before)
     np.testing.assert_allclose(metrics["loss"].total, value, rtol=1e-6)
     wanted = jax.tree.map(lambda p, u: p + u, before, updates)
     jax.tree.map(
@@ -247,7 +254,11 @@ def test_greedy_decoding_is_our_generate(params, num_decodes: int) -> None:
     prompts = batch["decoder_input_tokens"] * batch["decoder_causal_attention"]
     lengths = batch["decoder_causal_attention"].sum(-1)  # the BOS counts
     assert len(set(lengths.tolist())) > 3
-    wanted = np.asarray(generate(CONFIG, params, prompts, lengths, 24, stop_ids=(1,)))
+    wanted = np.asarray(
+        jax.jit(lambda p, x, n: generate(CONFIG, p, x, n, 24, stop_ids=(1,)))(
+            params, prompts, lengths
+        )
+    )
     for row, length in enumerate(lengths):
         room = 24 - length + 1
         for predictions in predicted[row]:
@@ -259,18 +270,24 @@ def test_greedy_decoding_is_our_generate(params, num_decodes: int) -> None:
     tokens = np.concatenate([prompts[row, :length], wanted[row, : 24 - length]])[None]
     ones = np.ones_like(tokens)
     whole = Batch(tokens, tokens, ones, np.arange(24)[None], ones, np.zeros(1, np.int32))
-    best = np.asarray(logits(CONFIG, params, whole))[0].argmax(-1)
+    best = np.asarray(jax.jit(partial(logits, CONFIG))(params, whole))[0].argmax(-1)
     np.testing.assert_array_equal(best[length - 1 :], wanted[row, : 24 - length + 1])
 
 
 def test_decoding_reads_the_logits_of_the_uncached_forward(params) -> None:
     model, batch = make_model(), make_batch(pack=False)
     inputs = jnp.asarray(batch["decoder_input_tokens"] * batch["decoder_causal_attention"])
-    cache, index = model._compute_kv_cache(params, inputs, batch["decoder_causal_attention"])
-    last = jnp.take_along_axis(inputs, index[:, None], axis=1)
-    state = models.decoding.DecodingState(index, inputs, last, cache)
-    values, _ = model._compute_logits_from_slice(state, params, 24)
-    whole = logits(CONFIG, params, ours({**batch, "decoder_input_tokens": inputs}))
+
+    @jax.jit
+    def first_step(params):
+        cache, index = model._compute_kv_cache(params, inputs, batch["decoder_causal_attention"])
+        last = jnp.take_along_axis(inputs, index[:, None], axis=1)
+        state = models.decoding.DecodingState(index, inputs, last, cache)
+        return model._compute_logits_from_slice(state, params, 24)[0], index
+
+    values, index = first_step(params)
+    rows = ours({**batch, "decoder_input_tokens": inputs})
+    whole = jax.jit(partial(logits, CONFIG))(params, rows)
     np.testing.assert_allclose(values, whole[np.arange(8), index], rtol=1e-4, atol=1e-4)
 
 
@@ -397,7 +414,8 @@ def test_t5xs_main_trains_evaluates_and_infers(tmp_path) -> None:
         weights[row, len(prompt) : len(prompt) + len(target)] = 1
     inputs, ones = tokens[:, :-1], np.ones((16, 12), np.int32)
     rows = Batch(inputs, tokens[:, 1:], weights, np.arange(12) * ones, ones, np.zeros(16, np.int32))
-    found = (score_tokens(config, trained, rows).log_likelihood * weights).sum(-1)
+    found = jax.jit(partial(score_tokens, config))(trained, rows).log_likelihood
+    found = (found * weights).sum(-1)
     np.testing.assert_allclose([line["score"] for line in lines[:16]], found, rtol=1e-4)
     assert evaluated["log_likelihood"] == pytest.approx(
         np.mean([line["score"] for line in lines]), rel=1e-4
