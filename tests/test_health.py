@@ -29,6 +29,7 @@ def alarms(model_dir: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
+@pytest.mark.slow
 def test_a_wrong_learning_rate_rings_once(home: Path) -> None:
     """Healthy for 150 steps, then on with a hundred times the rate, then on from there."""
     flags = ("--gin.TrainConfig.log_every=1", "--gin.ScheduleConfig.kind=constant",
