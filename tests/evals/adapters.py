@@ -199,7 +199,9 @@ ADAPTERS: tuple[Callable[[Path, Path], None], ...] = (
 
 def eval_dir(shared: Path, into: Path) -> Path:
     """Fills `into` with every set of `shared` in its authors' form; returns it."""
-    for adapt in ADAPTERS:
+    from tests.evals import adapters_passages
+
+    for adapt in (*ADAPTERS, *adapters_passages.ADAPTERS):
         adapt(shared, into)
     return into
 

@@ -1,7 +1,6 @@
 """The benchmarks read the published files: every example, the right answer, the right prompt."""
 
 import gzip
-import json
 
 import pytest
 
@@ -24,12 +23,6 @@ SIZES = {
     "basic_skills_logical_reasoning": 1118,
     "basic_skills_pattern": 534,
     "basic_skills_string_operations": 1219,
-    "lambada": 5153,
-    "bigbench_implicatures": 492,
-    "bigbench_date_understanding": 369,
-    "bigbench_disambiguation_qa": 258,
-    "bigbench_navigate": 1000,
-    "bigbench_ruin_names": 448,
 }
 
 
@@ -55,44 +48,6 @@ def test_answers_are_the_right_ones(shared_data):
     skill = read("basic_skills_arithmetic", data)[0]
     assert (skill.context, skill.options[skill.answer]) == ("4 * 8 =", " 32")
     assert read("simple_arithmetic_withspaces", data)[0] == Prompt("25 - 759 =", (" -734",))
-
-
-def test_bigbench_prompt_is_put_together_as_bigbench_does(shared_data):
-    first = read("bigbench_implicatures", shared_data / "evals")[0]
-    assert first.context == (
-        "Does Speaker 2's answer mean yes or no?\n\n\nQ: Speaker 1: 'But aren't you afraid?' "
-        "Speaker 2: 'Ma'am, sharks never attack anybody.' \nA: "
-    )
-    assert first.options[first.answer] == "no"
-
-
-def task_json(path, examples, **more):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(gzip.compress(json.dumps({"examples": examples, **more}).encode()))
-
-
-def test_bigbench_defaults_list_the_choices(tmp_path):
-    task_json(
-        tmp_path / "bigbench/multiple_choice/made_up.task.json.gz",
-        [{"input": "x?", "target_scores": {"yes": 0.2, "no": 0.9}}],
-        task_prefix="Say it.",
-    )
-    (example,) = read("bigbench_made_up", tmp_path)
-    assert example.context == "Say it.\nQ: x?\n  choice: yes\n  choice: no\nA: "
-    assert (example.options, example.answer) == (("yes", "no"), 1)
-
-
-@pytest.mark.parametrize(
-    ("example", "message"),
-    [
-        ({"input": "x", "target": "y"}, "example 0 has no target_scores"),
-        ({"input": "x", "target_scores": {"a": 1, "b": 1}}, "example 0 has 2 best answers"),
-    ],
-)
-def test_bigbench_task_of_another_kind_is_refused(tmp_path, example, message):
-    task_json(tmp_path / "bigbench/multiple_choice/odd.task.json.gz", [example])
-    with pytest.raises(UserError, match=message):
-        read("bigbench_odd", tmp_path)
 
 
 def test_missing_directory_and_file_are_named():
