@@ -94,7 +94,7 @@ def question(row: Row, context: str, options: Sequence[str], answer: int, **deta
     if len(options) < 2:
         raise UserError(f"{row.where}: {len(options)} options, a question has two or more")
     for number, option in enumerate(options):
-        if not option.strip():
+        if not option.removeprefix(" "):
             raise UserError(f"{row.where}: option {number + 1} is empty")
     if not 0 <= answer < len(options):
         raise UserError(f"{row.where}: the answer is option {answer + 1} of {len(options)}")

@@ -51,7 +51,9 @@ def stories(path):
 
 def table(path):
     pairs = (line.split("\t") for line in path.read_text(encoding="utf-8").splitlines())
-    return [{"question": q, "answer": None, "answer_number": int(n)} for q, n in pairs]
+    return [
+        {"question": q, "answer": None, "answer_number": int(n.replace(",", ""))} for q, n in pairs
+    ]
 
 
 def gsm8k(d):
@@ -92,6 +94,8 @@ SETS = {
 @pytest.mark.parametrize("name", SETS)
 def test_prompts_are_the_harness_ones(name, eval_dir):
     definition, shots, splits = SETS[name]
+    if name.startswith("coqa"):  # the harness' module needs what Transformers 5 has dropped
+        pytest.importorskip("transformers.data.metrics")
     theirs = harness_task(definition, splits(eval_dir))
     for count in shots:
         theirs.set_fewshot_seed(1234)

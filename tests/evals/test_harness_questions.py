@@ -1,17 +1,232 @@
-"""What the exams and HellaSwag ask is what lm-evaluation-harness and its kin ask."""
+"""Each question, with and without solved examples, is letter by letter lm-evaluation-harness' own.
 
+The harness' task definitions are given the same rows in the form of the Hugging Face data sets.
+What no shared file has (solved examples of four sets) is stood in for by questions of the set: the
+harness then leaves the question itself out, and so must we.
+"""
+
+import csv
+import dataclasses
 import itertools
+import json
 from pathlib import Path
 
 import pytest
 
 import evals
-from evals._latex import equivalent
+from jaxllm.evaluation.config import EvalConfig
+from jaxllm.evaluation.resolve import files
 from jaxllm.evaluation.shots import with_solved_examples
-from jaxllm.evaluation.tasks import Choice
-from tests.evals.adapters import rows
+from jaxllm.evaluation.tasks import Choice, with_shots
+from tests.evals.adapters import rows, write_rows
 
 pytestmark = pytest.mark.slow
+QUESTIONS, STANDINS = 24, 40
+
+
+def science(row):
+    asked = row["question"]
+    choices = {key: [c[key] for c in asked["choices"]] for key in ("text", "label")}
+    return {
+        "id": row["id"], "question": asked["stem"], "question_stem": asked["stem"],
+        "choices": choices, "answerKey": row["answerKey"],
+    }  # fmt: skip
+
+
+def jsonl(path, limit=None):
+    with open(path) as file:
+        return [json.loads(line) for line in itertools.islice(file, limit)]
+
+
+def labelled(folder, split, label, kind):
+    labels = (folder / f"{split}-labels.lst").read_text().split()
+    asked = jsonl(folder / f"{split}.jsonl")
+    return [{**row, label: kind(x)} for row, x in zip(asked, labels, strict=True)]
+
+
+def trivia(path):
+    return [
+        {"question": row["Question"], "answer": {"aliases": row["Answer"]["Aliases"]}}
+        for row in json.loads(path.read_text())["Data"]
+    ]
+
+
+def truthful(path):
+    made = []
+    for row in json.loads(path.read_text()):
+        targets = {
+            key: {"choices": list(row[key]), "labels": list(row[key].values())}
+            for key in ("mc1_targets", "mc2_targets")
+        }
+        made.append({"question": row["question"], **targets})
+    return made
+
+
+def mmlu(path, subject):
+    with open(path, newline="") as file:
+        return [
+            {"question": q, "choices": options, "answer": "ABCD".index(answer), "subject": subject}
+            for q, *options, answer in csv.reader(file)
+        ]
+
+
+def table(path, limit=None):
+    text = "\n".join(itertools.islice(_lines(path), limit))
+    return list(csv.DictReader(text.splitlines()))
+
+
+def _lines(path):
+    from tests.evals.adapters import lines
+
+    return iter(lines(path))
+
+
+@pytest.fixture(scope="module")
+def directory(eval_dir):
+    """`eval_dir` with solved examples for the sets that the shared data have none of."""
+    for name, source in (
+        ("superglue/COPA/train.jsonl", "superglue/COPA/val.jsonl"),
+        ("hellaswag/hellaswag_train.jsonl", "hellaswag/hellaswag_val.jsonl"),
+        ("nq_open/NQ-open.train.jsonl", "nq_open/NQ-open.dev.jsonl"),
+        ("siqa/train.jsonl", "siqa/dev.jsonl"),
+    ):
+        write_rows(eval_dir / name, jsonl(eval_dir / source, STANDINS))
+    labels = (eval_dir / "siqa/dev-labels.lst").read_text().split()[:STANDINS]
+    (eval_dir / "siqa/train-labels.lst").write_text("\n".join(labels))
+    for part in ("web", "wikipedia"):
+        data = json.loads((eval_dir / f"triviaqa/qa/{part}-dev.json").read_text())["Data"]
+        text = json.dumps({"Data": data[:STANDINS]})
+        (eval_dir / f"triviaqa/qa/{part}-train.json").write_text(text)
+    return eval_dir
+
+
+# name -> definition below lm_eval/tasks, shots, and the rows of its splits in the Hugging Face form
+SETS = {
+    "mmlu_anatomy": ("mmlu/default/mmlu_anatomy.yaml", (0, 5), lambda d: {
+        "dev": mmlu(d / "mmlu/dev/anatomy_dev.csv", "anatomy"),
+        "test": mmlu(d / "mmlu/test/anatomy_test.csv", "anatomy"),
+    }),
+    "cmmlu_marxist_theory": ("cmmlu/cmmlu_marxist_theory.yaml", (0, 5), lambda d: {
+        "dev": table(d / "cmmlu/dev/marxist_theory.csv.gz"),
+        "test": table(d / "cmmlu/test/marxist_theory.csv.gz"),
+    }),
+    "arc_easy": ("arc/arc_easy.yaml", (0, 3), lambda d: {
+        split: [science(row) for row in jsonl(d / f"arc/ARC-Easy-{split.title()}.jsonl")]
+        for split in ("train", "test")
+    }),
+    "arc_challenge": ("arc/arc_challenge.yaml", (25,), lambda d: {
+        split: [science(row) for row in jsonl(d / f"arc/ARC-Challenge-{split.title()}.jsonl")]
+        for split in ("train", "test")
+    }),
+    "openbookqa": ("openbookqa/openbookqa.yaml", (0, 5), lambda d: {
+        split: [science(row) for row in jsonl(d / f"openbookqa/{split}.jsonl")]
+        for split in ("train", "test")
+    }),
+    "commonsense_qa": ("commonsense_qa/default.yaml", (0, 7), lambda d: {
+        "train": [science(row) for row in jsonl(d / "commonsense_qa/train_rand_split.jsonl")],
+        "validation": [science(row) for row in jsonl(d / "commonsense_qa/dev_rand_split.jsonl")],
+    }),
+    "siqa": ("siqa/siqa.yaml", (0, 5), lambda d: {
+        "train": labelled(d / "siqa", "train", "label", str),
+        "validation": labelled(d / "siqa", "dev", "label", str),
+    }),
+    "piqa": ("piqa/piqa.yaml", (0, 5), lambda d: {
+        "train": labelled(d / "piqa", "train", "label", int),
+        "validation": labelled(d / "piqa", "valid", "label", int),
+    }),
+    "winogrande": ("winogrande/default.yaml", (0, 5), lambda d: {
+        "train": jsonl(d / "winogrande/train_xl.jsonl"),
+        "validation": jsonl(d / "winogrande/dev.jsonl"),
+    }),
+    "copa": ("super_glue/copa/default.yaml", (0, 4), lambda d: {
+        "train": jsonl(d / "superglue/COPA/train.jsonl"),
+        "validation": jsonl(d / "superglue/COPA/val.jsonl"),
+    }),
+    "hellaswag": ("hellaswag/hellaswag.yaml", (0, 10), lambda d: {
+        "train": jsonl(d / "hellaswag/hellaswag_train.jsonl"),
+        "validation": jsonl(d / "hellaswag/hellaswag_val.jsonl", 100),
+    }),
+    "triviaqa": ("triviaqa/default.yaml", (0, 5), lambda d: {
+        split: trivia(d / f"triviaqa/qa/web-{part}.json")
+        + trivia(d / f"triviaqa/qa/wikipedia-{part}.json")
+        for split, part in (("train", "train"), ("validation", "dev"))
+    }),
+    "nq_open": ("nq_open/nq_open.yaml", (0, 5), lambda d: {
+        "train": jsonl(d / "nq_open/NQ-open.train.jsonl"),
+        "validation": jsonl(d / "nq_open/NQ-open.dev.jsonl"),
+    }),
+    "truthfulqa_mc1": ("truthfulqa/truthfulqa_mc1.yaml", (0,), lambda d: {
+        "validation": truthful(d / "truthfulqa/mc_task.json"),
+    }),
+    "truthfulqa_mc2": ("truthfulqa/truthfulqa_mc2.yaml", (0,), lambda d: {
+        "validation": truthful(d / "truthfulqa/mc_task.json"),
+    }),
+}  # fmt: skip
+
+
+def harness_task(definition, splits):
+    pytest.importorskip("lm_eval")
+    import datasets
+    from lm_eval.api.task import ConfigurableTask
+    from lm_eval.tasks import _yaml_loader
+
+    config = _yaml_loader.load_yaml(Path(_yaml_loader.__file__).parent / definition)
+    asked = "test" if "test" in splits else "validation"
+    splits = {**splits, asked: splits[asked][:QUESTIONS]}
+    made = {split: datasets.Dataset.from_list(list(of)) for split, of in splits.items()}
+    config = {k: v for k, v in config.items() if k not in ("dataset_path", "dataset_name", "tag")}
+    if "validation" not in made:
+        config.pop("validation_split", None)
+    return ConfigurableTask(config={**config, "custom_dataset": lambda **_: made})
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_questions_are_the_harness_ones(name, directory):
+    definition, shots, splits = SETS[name]
+    theirs = harness_task(definition, splits(directory))
+    for count in shots:
+        theirs.set_fewshot_seed(1234)
+        (task,) = evals.load([name])
+        task = with_shots(task, count)
+        paths = files(task, EvalConfig(data_dir=str(directory)))
+        own = len(task.reads)
+        asked = list(task.examples(*paths[:own]))[:QUESTIONS]
+        pool = list(task.few_shot.pool(*paths[own:])) if count else []
+        ours = with_solved_examples(task, asked, pool)
+        for example, doc in zip(ours, theirs.eval_docs, strict=False):
+            context = theirs.fewshot_context(doc, num_fewshot=count)
+            requests = theirs.construct_requests(doc, context)
+            before = example.preamble + "".join(example.shots)
+            if isinstance(example, Choice):
+                contexts = example.contexts or (example.context,) * len(example.options)
+                pairs = [(before + c, o) for c, o in zip(contexts, example.options, strict=True)]
+                assert pairs == [request.args for request in requests]
+                check_answer(theirs, doc, example)
+            else:
+                assert before + example.context == requests.args[0]
+                assert tuple(requests.args[1]["until"]) == task.stop
+                check_score(theirs, doc, task, example)
+
+
+def check_answer(theirs, doc, example):
+    """The harness gives points for the options that are right to us, and for no others."""
+    count = len(example.options)
+    for chosen in range(count):
+        results = [(0.0 if i == chosen else -1e4, False) for i in range(count)]
+        right = chosen in (example.answer, *example.also_correct)
+        assert theirs.process_results(doc, results)["acc"] == float(right)
+
+
+def check_score(theirs, doc, task, example):
+    """The harness and we give the same points for texts that are right, nearly so, and wrong."""
+    target = example.targets[-1]
+    answers = (
+        f" {target}", target.upper(), f"The {target}", f"the {target}", f"{target}!", "", "no idea",
+        f"a {target}s", f" An {example.targets[0]} ", f"{target} {target}",
+    )  # fmt: skip
+    for answer in answers:
+        expected = theirs.process_results(doc, [answer.strip()])
+        assert task.score(answer, example)["exact_match"] == expected["exact_match"], answer
 
 
 def test_every_subject_is_introduced_as_in_the_harness():
@@ -31,6 +246,8 @@ def test_every_subject_is_introduced_as_in_the_harness():
 
 def test_answers_of_agieval_are_compared_as_in_the_harness(eval_dir):
     utils = pytest.importorskip("lm_eval.tasks.agieval.utils")
+    from evals._latex import equivalent
+
     answers = [row["answer"] for row in rows(eval_dir / "agieval/gaokao-mathcloze.jsonl.gz")]
     answers += [
         "so $x=\\frac12$", "the answer is \\boxed{\\dfrac{1}{2}}.", "x = 0.5", "1/2", "$1/2$",
@@ -64,5 +281,5 @@ def test_olmes_has_the_same_hellaswag(shared_data, eval_dir):
 
 def test_definitions_without_shots_keep_their_preamble():
     (task,) = evals.load(["mmlu_anatomy_0shot"])
-    (example,) = with_solved_examples(task, [Choice("q", (" A", " B"), 0)], [])
+    (example,) = with_solved_examples(dataclasses.replace(task), [Choice("q", (" A", " B"), 0)], [])
     assert example.preamble == task.preamble and not example.shots
