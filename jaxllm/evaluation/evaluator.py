@@ -255,7 +255,7 @@ class Evaluator:
             step=self._moment.step,
             tokens=self._moment.tokens,
             flops=self._moment.flops,
-            task=task.base or task.name,
+            task=task.name,
             domain=task.domain,
             shots=task.shots,
             metric=metric,

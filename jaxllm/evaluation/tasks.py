@@ -165,7 +165,6 @@ class TaskDefinition:
       samples: answers to each prompt of a generation task; more than one are sampled.
       temperature: of the sampling; 0 is greedy.
       runs_code: whether `score` runs what the model wrote (in the sandbox, and only if allowed).
-      base: name of the task at any number of shots; what records call it. Empty: `name`.
     """
 
     name: str
@@ -185,7 +184,6 @@ class TaskDefinition:
     samples: int = 1
     temperature: float = 0.0
     runs_code: bool = False
-    base: str = ""
 
 
 _DEFINITIONS: dict[str, TaskDefinition] = {}
@@ -276,9 +274,7 @@ def with_shots(task: TaskDefinition, shots: int) -> TaskDefinition:
     """
     if shots and task.few_shot is None:
         raise UserError(f"task {task.name} has no solved examples: it is there at 0 shots only")
-    return dataclasses.replace(
-        task, name=f"{task.name}_{shots}shot", shots=shots, base=task.base or task.name
-    )
+    return dataclasses.replace(task, name=f"{task.name}_{shots}shot", shots=shots)
 
 
 def _declare(definition: TaskDefinition) -> TaskDefinition:
