@@ -51,10 +51,11 @@ def arc(evals: Path, name: str) -> Splits:
 
 def openbookqa(evals: Path, name: str) -> Splits:
     """allenai/openbookqa."""
+    folder = evals / "openbookqa"
     return {
-        split: [_lettered(row, "question_stem") for row in rows(evals / f"openbookqa/{split}.jsonl.gz")]
+        split: [_lettered(row, "question_stem") for row in rows(folder / f"{split}.jsonl.gz")]
         for split in ("train", "validation", "test")
-    }  # fmt: skip
+    }
 
 
 def piqa(evals: Path, name: str | None) -> Splits:
