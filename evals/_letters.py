@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+
+from jaxllm.evaluation.tasks import Choice, FewShot, multiple_choice
 
 LETTERS = "ABCDEFGHIJ"
 
@@ -16,3 +18,27 @@ def lettered(question: str, options: Sequence[str], cue: str) -> str:
 def letters(count: int) -> tuple[str, ...]:
     """The options ` A`, ` B`, …"""
     return tuple(f" {letter}" for letter in LETTERS[:count])
+
+
+def exam(
+    name: str, examples: Callable[..., Iterable[Choice]], asked: str, solved: str, preamble: str
+) -> None:
+    """Declares an exam of four options as MMLU's form has it: 5 shots, the first of `solved`.
+
+    Args:
+      name: of the task.
+      examples: reads a file.
+      asked: the file of the questions.
+      solved: the file of the solved examples.
+      preamble: the line that names the subject.
+    """
+    multiple_choice(
+        name,
+        examples,
+        domain="examination",
+        reads=(asked,),
+        few_shot=FewShot(examples, (solved,), order="first"),
+        shots=5,
+        chance=1 / 4,
+        preamble=f"{preamble}\n\n",
+    )

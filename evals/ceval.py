@@ -15,9 +15,9 @@ from collections.abc import Iterator
 
 from etils import epath
 
-from evals._letters import LETTERS, lettered, letters
+from evals._letters import LETTERS, exam, lettered, letters
 from evals._rows import field, place, question, read_csv
-from jaxllm.evaluation.tasks import Choice, FewShot, multiple_choice
+from jaxllm.evaluation.tasks import Choice
 
 SUBJECTS = {
     "accountant": "注册会计师", "advanced_mathematics": "高等数学", "art_studies": "艺术学",
@@ -60,13 +60,10 @@ def examples(path: epath.Path) -> Iterator[Choice]:
 
 
 for subject, name in SUBJECTS.items():
-    multiple_choice(
+    exam(
         f"ceval_{subject}",
         examples,
-        domain="examination",
-        reads=(f"ceval/val/{subject}_val.csv",),
-        few_shot=FewShot(examples, (f"ceval/dev/{subject}_dev.csv",), order="first"),
-        shots=5,
-        chance=1 / 4,
-        preamble=f"以下是中国关于{name}的单项选择题，请选出其中的正确答案。\n\n",
+        f"ceval/val/{subject}_val.csv",
+        f"ceval/dev/{subject}_dev.csv",
+        f"以下是中国关于{name}的单项选择题，请选出其中的正确答案。",
     )

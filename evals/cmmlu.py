@@ -13,9 +13,9 @@ from collections.abc import Iterator
 
 from etils import epath
 
-from evals._letters import LETTERS, lettered, letters
+from evals._letters import LETTERS, exam, lettered, letters
 from evals._rows import field, place, question, read_csv
-from jaxllm.evaluation.tasks import Choice, FewShot, multiple_choice
+from jaxllm.evaluation.tasks import Choice
 
 SUBJECTS = {
     "agronomy": "农学", "anatomy": "解剖学", "ancient_chinese": "古汉语", "arts": "艺术学",
@@ -59,13 +59,10 @@ def examples(path: epath.Path) -> Iterator[Choice]:
 
 
 for subject, name in SUBJECTS.items():
-    multiple_choice(
+    exam(
         f"cmmlu_{subject}",
         examples,
-        domain="examination",
-        reads=(f"cmmlu/test/{subject}.csv",),
-        few_shot=FewShot(examples, (f"cmmlu/dev/{subject}.csv",), order="first"),
-        shots=5,
-        chance=1 / 4,
-        preamble=f"以下是关于{name}的单项选择题，请直接给出正确答案的选项。\n\n",
+        f"cmmlu/test/{subject}.csv",
+        f"cmmlu/dev/{subject}.csv",
+        f"以下是关于{name}的单项选择题，请直接给出正确答案的选项。",
     )

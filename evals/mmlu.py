@@ -14,9 +14,9 @@ from collections.abc import Iterator
 
 from etils import epath
 
-from evals._letters import LETTERS, lettered, letters
+from evals._letters import LETTERS, exam, lettered, letters
 from evals._rows import field, place, question, read_csv
-from jaxllm.evaluation.tasks import Choice, FewShot, multiple_choice
+from jaxllm.evaluation.tasks import Choice
 
 SUBJECTS = tuple(
     """
@@ -48,16 +48,11 @@ def examples(path: epath.Path) -> Iterator[Choice]:
 
 
 for subject in SUBJECTS:
-    multiple_choice(
+    exam(
         f"mmlu_{subject}",
         examples,
-        domain="examination",
-        reads=(f"mmlu/test/{subject}_test.csv",),
-        few_shot=FewShot(examples, (f"mmlu/dev/{subject}_dev.csv",), order="first"),
-        shots=5,
-        chance=1 / 4,
-        preamble=(
-            "The following are multiple choice questions (with answers) about "
-            f"{subject.replace('_', ' ')}.\n\n"
-        ),
+        f"mmlu/test/{subject}_test.csv",
+        f"mmlu/dev/{subject}_dev.csv",
+        "The following are multiple choice questions (with answers) about "
+        f"{subject.replace('_', ' ')}.",
     )

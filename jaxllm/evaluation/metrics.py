@@ -204,7 +204,7 @@ def generation(
     Args:
       task: how answers are cut and scored.
       examples: the prompts.
-      answers: for each of them `task.samples` texts.
+      answers: for each of them as many texts as were generated.
     """
     texts = [[_cut(text, task.stop) for text in several] for several in answers]
     scores = [

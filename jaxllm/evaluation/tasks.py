@@ -162,9 +162,6 @@ class TaskDefinition:
       max_new_tokens: longest answer of a generation task.
       stop: texts that end an answer of a generation task.
       score: metrics of one answer (its text up to the first of `stop`) of a generation task.
-      samples: answers to each prompt of a generation task; more than one are sampled.
-      temperature: of the sampling; 0 is greedy.
-      runs_code: whether `score` runs what the model wrote (in the sandbox, and only if allowed).
     """
 
     name: str
@@ -181,9 +178,6 @@ class TaskDefinition:
     max_new_tokens: int = 0
     stop: tuple[str, ...] = ()
     score: Score = exact
-    samples: int = 1
-    temperature: float = 0.0
-    runs_code: bool = False
 
 
 _DEFINITIONS: dict[str, TaskDefinition] = {}

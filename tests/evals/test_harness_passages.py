@@ -4,13 +4,9 @@ import json
 
 import pytest
 
-import evals
-from jaxllm.evaluation.config import EvalConfig
-from jaxllm.evaluation.resolve import files
-from jaxllm.evaluation.shots import with_solved_examples
-from jaxllm.evaluation.tasks import Choice, with_shots
+from jaxllm.evaluation.tasks import Choice
 from tests.evals.adapters import lines, rows
-from tests.evals.test_harness_questions import QUESTIONS, harness_task, jsonl
+from tests.evals.test_harness_questions import compared, jsonl
 
 pytestmark = pytest.mark.slow
 
@@ -93,29 +89,14 @@ SETS = {
 
 @pytest.mark.parametrize("name", SETS)
 def test_prompts_are_the_harness_ones(name, eval_dir):
-    definition, shots, splits = SETS[name]
     if name.startswith("coqa"):  # the harness' module needs what Transformers 5 has dropped
         pytest.importorskip("transformers.data.metrics")
-    theirs = harness_task(definition, splits(eval_dir))
-    for count in shots:
-        theirs.set_fewshot_seed(1234)
-        (task,) = evals.load([name])
-        task = with_shots(task, count)
-        paths = files(task, EvalConfig(data_dir=str(eval_dir)))
-        own = len(task.reads)
-        asked = list(task.examples(*paths[:own]))[:QUESTIONS]
-        pool = list(task.few_shot.pool(*paths[own:])) if count else []
-        ours = with_solved_examples(task, asked, pool)
-        for example, doc in zip(ours, theirs.eval_docs, strict=False):
-            context = theirs.fewshot_context(doc, num_fewshot=count)
-            requests = theirs.construct_requests(doc, context)
-            requests = requests if isinstance(requests, list) else [requests]
-            asked_for = "".join([example.preamble, *example.shots, example.context])
-            assert asked_for == requests[0].args[0]
-            if isinstance(example, Choice):
-                assert example.options == tuple(request.args[1] for request in requests)
-                assert example.answer == theirs.doc_to_target(doc)
-            elif task.kind == "cloze":
-                assert example.targets[0] == requests[0].args[1]
-            else:
-                assert tuple(requests[0].args[1]["until"]) == task.stop
+    for task, example, theirs, doc, requests in compared(name, *SETS[name], eval_dir):
+        assert "".join([example.preamble, *example.shots, example.context]) == requests[0][0]
+        if isinstance(example, Choice):
+            assert example.options == tuple(option for _, option in requests)
+            assert example.answer == theirs.doc_to_target(doc)
+        elif task.kind == "cloze":
+            assert example.targets[0] == requests[0][1]
+        else:
+            assert tuple(requests[0][1]["until"]) == task.stop

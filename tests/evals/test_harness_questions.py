@@ -180,9 +180,9 @@ def harness_task(definition, splits):
     return ConfigurableTask(config={**config, "custom_dataset": lambda **_: made})
 
 
-@pytest.mark.parametrize("name", SETS)
-def test_questions_are_the_harness_ones(name, directory):
-    definition, shots, splits = SETS[name]
+def compared(name, definition, shots, splits, directory):
+    """For each number of shots and each question: the task, our example, the harness' task, its
+    row and its requests."""
     theirs = harness_task(definition, splits(directory))
     for count in shots:
         theirs.set_fewshot_seed(1234)
@@ -193,19 +193,27 @@ def test_questions_are_the_harness_ones(name, directory):
         asked = list(task.examples(*paths[:own]))[:QUESTIONS]
         pool = list(task.few_shot.pool(*paths[own:])) if count else []
         ours = with_solved_examples(task, asked, pool)
+        assert ours
         for example, doc in zip(ours, theirs.eval_docs, strict=False):
             context = theirs.fewshot_context(doc, num_fewshot=count)
             requests = theirs.construct_requests(doc, context)
-            before = example.preamble + "".join(example.shots)
-            if isinstance(example, Choice):
-                contexts = example.contexts or (example.context,) * len(example.options)
-                pairs = [(before + c, o) for c, o in zip(contexts, example.options, strict=True)]
-                assert pairs == [request.args for request in requests]
-                check_answer(theirs, doc, example)
-            else:
-                assert before + example.context == requests.args[0]
-                assert tuple(requests.args[1]["until"]) == task.stop
-                check_score(theirs, doc, task, example)
+            several = requests if isinstance(requests, list) else [requests]
+            yield task, example, theirs, doc, [request.args for request in several]
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_questions_are_the_harness_ones(name, directory):
+    for task, example, theirs, doc, requests in compared(name, *SETS[name], directory):
+        before = example.preamble + "".join(example.shots)
+        if isinstance(example, Choice):
+            contexts = example.contexts or (example.context,) * len(example.options)
+            pairs = [(before + c, o) for c, o in zip(contexts, example.options, strict=True)]
+            assert pairs == requests
+            check_answer(theirs, doc, example)
+        else:
+            assert before + example.context == requests[0][0]
+            assert tuple(requests[0][1]["until"]) == task.stop
+            check_score(theirs, doc, task, example)
 
 
 def check_answer(theirs, doc, example):
