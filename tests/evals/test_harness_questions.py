@@ -194,7 +194,7 @@ def compared(name, definition, shots, splits, directory):
         pool = list(task.few_shot.pool(*paths[own:])) if count else []
         ours = with_solved_examples(task, asked, pool)
         assert ours
-        for example, doc in zip(ours, theirs.eval_docs, strict=False):
+        for example, doc in zip(ours, theirs.eval_docs, strict=True):
             context = theirs.fewshot_context(doc, num_fewshot=count)
             requests = theirs.construct_requests(doc, context)
             several = requests if isinstance(requests, list) else [requests]

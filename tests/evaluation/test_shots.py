@@ -76,7 +76,7 @@ def test_shots_that_do_not_fit_are_left_out_whole_from_the_left():
         whole = [f"P: {''.join(shots[dropped:])}q{option}" for option in choice.options]
         fits = max(map(len, whole)) <= room
         assert texts == whole if fits else dropped == 3
-        assert all(span.truncated for span in spans) is False or not fits
+        assert any(span.truncated for span in spans) == (not fits)
         if dropped > 0 and fits:  # and no more than had to go
             assert (
                 max(len(f"P: {''.join(shots[dropped - 1 :])}q{o}") for o in choice.options) > room
