@@ -187,7 +187,7 @@ def efficiency(
     frame = cleaned[useful & (cleaned.tokens > 0)]
     last = frame.groupby("run").tokens.max()
     ends = sorted(set(last))
-    ends = [end for end, after in zip(ends, [*ends[1:], math.inf], strict=True)
+    ends = [end for end, after in zip(ends, [*ends[1:], math.inf], strict=False)
             if after > end * _EQUAL]  # fmt: skip
     wanted = budgets if budgets is not None else tuple(ends)
     rows: list[dict] = []

@@ -53,7 +53,7 @@ def table(path):
 
 
 def gsm8k(d):
-    return {split: list(rows(d / f"gsm8k/{split}.jsonl.gz"))[:200] for split in ("test", "train")}
+    return {split: list(rows(d / f"gsm8k/{split}.jsonl.gz")) for split in ("test", "train")}
 
 
 def bbh(d):
@@ -77,7 +77,7 @@ SETS = {
     "lambada_openai": ("lambada/lambada_openai.yaml", (0,), lambda d: {
         "test": jsonl(d / "lambada/lambada_test.jsonl"),
     }),
-    "gsm8k": ("gsm8k/gsm8k.yaml", (0,), gsm8k),
+    "gsm8k": ("gsm8k/gsm8k.yaml", (0, 5), gsm8k),
     "gsm8k_cot": ("gsm8k/gsm8k-cot.yaml", (0, 8), gsm8k),
     "bbh_fewshot_navigate": ("bbh/fewshot/navigate.yaml", (0, 3), bbh),
     "bbh_cot_fewshot_navigate": ("bbh/cot_fewshot/navigate.yaml", (0, 3), bbh),

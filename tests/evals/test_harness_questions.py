@@ -18,10 +18,10 @@ from jaxllm.evaluation.config import EvalConfig
 from jaxllm.evaluation.resolve import files
 from jaxllm.evaluation.shots import with_solved_examples
 from jaxllm.evaluation.tasks import Choice, with_shots
-from tests.evals.adapters import rows, write_rows
+from tests.evals.adapters import rows
 
 pytestmark = pytest.mark.slow
-QUESTIONS, STANDINS = 24, 40
+QUESTIONS = 24
 
 
 def science(row):
@@ -79,25 +79,6 @@ def _lines(path):
     from tests.evals.adapters import lines
 
     return iter(lines(path))
-
-
-@pytest.fixture(scope="module")
-def directory(eval_dir):
-    """`eval_dir` with solved examples for the sets that the shared data have none of."""
-    for name, source in (
-        ("superglue/COPA/train.jsonl", "superglue/COPA/val.jsonl"),
-        ("hellaswag/hellaswag_train.jsonl", "hellaswag/hellaswag_val.jsonl"),
-        ("nq_open/NQ-open.train.jsonl", "nq_open/NQ-open.dev.jsonl"),
-        ("siqa/train.jsonl", "siqa/dev.jsonl"),
-    ):
-        write_rows(eval_dir / name, jsonl(eval_dir / source, STANDINS))
-    labels = (eval_dir / "siqa/dev-labels.lst").read_text().split()[:STANDINS]
-    (eval_dir / "siqa/train-labels.lst").write_text("\n".join(labels))
-    for part in ("web", "wikipedia"):
-        data = json.loads((eval_dir / f"triviaqa/qa/{part}-dev.json").read_text())["Data"]
-        text = json.dumps({"Data": data[:STANDINS]})
-        (eval_dir / f"triviaqa/qa/{part}-train.json").write_text(text)
-    return eval_dir
 
 
 # name -> definition below lm_eval/tasks, shots, and the rows of its splits in the Hugging Face form
@@ -202,8 +183,8 @@ def compared(name, definition, shots, splits, directory):
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_questions_are_the_harness_ones(name, directory):
-    for task, example, theirs, doc, requests in compared(name, *SETS[name], directory):
+def test_questions_are_the_harness_ones(name, eval_dir_with_shots):
+    for task, example, theirs, doc, requests in compared(name, *SETS[name], eval_dir_with_shots):
         before = example.preamble + "".join(example.shots)
         if isinstance(example, Choice):
             contexts = example.contexts or (example.context,) * len(example.options)

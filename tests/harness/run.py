@@ -9,7 +9,7 @@ from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from tests.harness.hub import DATASETS
+from tests.evals import test_harness_passages, test_harness_questions
 
 
 def harness_model(directory: Path, batch_size: int, max_length: int) -> Any:
@@ -28,30 +28,30 @@ def harness_model(directory: Path, batch_size: int, max_length: int) -> Any:
 
 
 def evaluate(
-    model: Any, tasks: Sequence[str], shots: int | None, limit: int | None, evals: Path
+    model: Any, tasks: Sequence[str], shots: int, limit: int, directory: Path
 ) -> dict[str, Any]:
-    """`lm_eval.simple_evaluate` with `datasets.load_dataset` answered from `evals`.
+    """`lm_eval.simple_evaluate` on the task definitions that the prompt tests compare with.
+
+    Args:
+      model: of `harness_model`.
+      tasks: names of ours.
+      shots: for all of them.
+      limit: the first so many examples of each.
+      directory: the benchmarks' files in their authors' form.
 
     Returns:
-      Its results, with the samples of every task in the order of the examples.
+      Its results, with the samples of every task (by its own name) in the order of the examples.
     """
-    import datasets
     from lm_eval import simple_evaluate
 
-    def load(path: str, name: str | None = None, **_: Any) -> datasets.DatasetDict:
-        splits = DATASETS[path](evals, name)
-        return datasets.DatasetDict(
-            {split: datasets.Dataset.from_list(found) for split, found in splits.items()}
-        )
-
-    original, datasets.load_dataset = datasets.load_dataset, load
-    try:
-        results = simple_evaluate(
-            model=model, tasks=list(tasks), num_fewshot=shots, limit=limit, log_samples=True,
-            bootstrap_iters=0, verbosity="ERROR",
-        )  # fmt: skip
-    finally:
-        datasets.load_dataset = original
+    made = []
+    for name in tasks:
+        definition, _, splits = {**test_harness_questions.SETS, **test_harness_passages.SETS}[name]
+        made.append(test_harness_questions.harness_task(definition, splits(directory)))
+    results = simple_evaluate(
+        model=model, tasks=made, num_fewshot=shots, limit=limit, log_samples=True,
+        bootstrap_iters=0, verbosity="ERROR",
+    )  # fmt: skip
     for found in results["samples"].values():
         found.sort(key=lambda sample: sample["doc_id"])
     return results

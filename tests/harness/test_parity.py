@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 
 from jaxllm.evaluation.config import EvalConfig
-from tests.harness import hub, models
+from jaxllm.evaluation.tasks import split_shots
+from tests.evals.adapters import rows
+from tests.harness import models
 
 pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed")
 pytestmark = pytest.mark.slow
@@ -37,6 +39,8 @@ CHOICES = [
     ("commonsense_qa", "commonsense_qa", 0, ACCURACY),
     ("siqa", "social_iqa", 0, ACCURACY),
     ("mmlu_anatomy", "mmlu_anatomy", 5, ACCURACY),
+    ("truthfulqa_mc1", "truthfulqa_mc1", 0, ACCURACY),
+    ("truthfulqa_mc2", "truthfulqa_mc2", 0, {"acc,none": "probability_correct"}),
 ]
 CLOZES = [("lambada_openai", "lambada_openai", 0)]
 GENERATIONS = [
@@ -55,12 +59,11 @@ GENERATIONS = [
 def texts(evals: Path) -> list[str]:
     """What the tokenizer and the trained model learn from."""
     found = [
-        f"{r['query']} {r['choices'][r['gold']]}"
-        for r in hub.rows(evals / "arc_easy/train.jsonl.gz")
+        f"{r['query']} {r['choices'][r['gold']]}" for r in rows(evals / "arc_easy/train.jsonl.gz")
     ]
     found += [
         f"Question: {r['question']}\nAnswer: {r['answer']}"
-        for r in hub.rows(evals / "gsm8k/train.jsonl.gz")
+        for r in rows(evals / "gsm8k/train.jsonl.gz")
     ]
     return found  # fmt: skip
 
@@ -78,29 +81,31 @@ def model_dir(request, shared_data, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def theirs(model_dir, shared_data):
-    """The harness' results: (task, shots) -> (metrics, samples)."""
+def theirs(model_dir, eval_dir_with_shots):
+    """The harness' results: (its name, shots) -> (metrics, samples)."""
     from tests.harness import run
 
     model = run.harness_model(model_dir, 4, LENGTH)
     found = {}
     by_shots: dict[int, list[str]] = {}
-    for _, name, shots, *_ in (*CHOICES, *CLOZES, *GENERATIONS):
-        by_shots.setdefault(shots, []).append(name)
+    for task, _, shots, *_ in (*CHOICES, *CLOZES, *GENERATIONS):
+        by_shots.setdefault(shots, []).append(split_shots(task)[0])
     for shots, names in by_shots.items():
-        results = run.evaluate(model, names, shots, LIMIT, shared_data / "evals")
-        for name in names:
-            found[name, shots] = results["results"][name], results["samples"][name]
+        results = run.evaluate(model, names, shots, LIMIT, eval_dir_with_shots)
+        for name, samples in results["samples"].items():
+            found[name, shots] = results["results"][name], samples
     return found
 
 
 @pytest.fixture(scope="module")
-def ours(model_dir, eval_dir, tmp_path_factory):
+def ours(model_dir, eval_dir_with_shots, tmp_path_factory):
     """Our records (by task, as it was asked for) and rows of examples."""
     from tests.harness.ours import Scored
 
     names = tuple(task[0] for task in (*CHOICES, *CLOZES, *GENERATIONS))
-    config = EvalConfig(tasks=names, data_dir=str(eval_dir), max_examples=LIMIT, rows_per_batch=2)
+    config = EvalConfig(
+        tasks=names, data_dir=str(eval_dir_with_shots), max_examples=LIMIT, rows_per_batch=2
+    )
     return Scored(model_dir, tmp_path_factory.mktemp("ours"), config, LENGTH).evaluate_by_task()
 
 
