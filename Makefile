@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 RUN_DIR ?= runs/quickstart
-# torch and transformers are what the parity tests compare with; without hf those tests skip.
-TEST_EXTRAS ?= dev,hf
+# torch and transformers are what the parity tests compare with, lm-evaluation-harness what scores
+# are compared with; without hf or harness those tests skip.
+TEST_EXTRAS ?= dev,hf,harness
 PYTEST_FLAGS ?=
 
 TAG := $(shell $(PYTHON) -c 'import sys; print("py%d%d" % sys.version_info[:2])')
