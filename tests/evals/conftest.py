@@ -21,7 +21,7 @@ def eval_dir(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.fixture(scope="session")
 def eval_dir_with_shots(eval_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`eval_dir`, with questions as solved examples of the sets that the shared data have none of."""
+    """`eval_dir`, with questions as solved examples where the shared data have none."""
     into = tmp_path_factory.mktemp("shots") / "evals"
     shutil.copytree(eval_dir, into, copy_function=os.symlink)
     for name, source in (
