@@ -38,7 +38,12 @@ class StepMetrics(NamedTuple):
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]
 
 
-def compile_train_step(
+def compile_train_step(*args: Any, **kwargs: Any) -> TrainStep:
+    """`lower_train_step`, compiled."""
+    return lower_train_step(*args, **kwargs).compile()
+
+
+def lower_train_step(
     model: ModelConfig,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
@@ -50,8 +55,10 @@ def compile_train_step(
     num_domains: int,
     accumulation: int = 1,
     z_loss: float = 0.0,
-) -> TrainStep:
-    """Compiles the update for one batch shape; the old state's memory is reused for the new one.
+) -> jax.stages.Lowered:
+    """The update for one batch shape, to be compiled: a `TrainStep`.
+
+    The old state's memory is reused for the new one.
 
     The loss is the mean over the batch's weighted targets, however many parts it is cut into:
     every part is divided by the weight of the whole batch.
@@ -115,7 +122,7 @@ def compile_train_step(
         out_shardings=(state_shardings, replicated(mesh)),
         donate_argnums=0,
     )
-    return step.lower(abstract, _abstract_batch(batch_size, length)).compile()
+    return step.lower(abstract, _abstract_batch(batch_size, length))
 
 
 def device_batch(batch: Batch, mesh: jax.sharding.Mesh) -> Batch:
