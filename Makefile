@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN_DIR ?= runs/quickstart
 # torch and transformers are what the parity tests compare with, lm-evaluation-harness what scores
-# are compared with; without hf or harness those tests skip.
-TEST_EXTRAS ?= dev,hf,harness
+# are compared with, libtpu compiles for TPUs without one; without hf, harness or tpu those tests skip.
+TEST_EXTRAS ?= dev,hf,harness,tpu
 PYTEST_FLAGS ?=
 
 TAG := $(shell $(PYTHON) -c 'import sys; print("py%d%d" % sys.version_info[:2])')

@@ -14,6 +14,7 @@ from jaxllm.models.batch import Array, Batch
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.scoring import token_loss
 from jaxllm.sharding.rules import batch_sharding, partitioning, replicated
+from jaxllm.sharding.xla_flags import mesh_options
 from jaxllm.training.state import TrainState
 
 
@@ -38,9 +39,17 @@ class StepMetrics(NamedTuple):
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]
 
 
-def compile_train_step(*args: Any, **kwargs: Any) -> TrainStep:
-    """`lower_train_step`, compiled."""
-    return lower_train_step(*args, **kwargs).compile()
+def compile_train_step(
+    model: ModelConfig,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    mesh: jax.sharding.Mesh,
+    *args: Any,
+    **kwargs: Any,
+) -> TrainStep:
+    """`lower_train_step`, compiled with the flags of the mesh's chips."""
+    lowered = lower_train_step(model, optimizer, schedule, mesh, *args, **kwargs)
+    return lowered.compile(compiler_options={**mesh_options(mesh)})
 
 
 def lower_train_step(

@@ -1,0 +1,226 @@
+"""What the TPU compiler is told: one short table of flags per chip generation.
+
+A flag is here for a purpose, and where we have it from. The tests compile with every row; one that
+the installed compiler does not take is left out with a warning that names it, for flags come and
+go between releases of libtpu. `LIBTPU_INIT_ARGS` overrides the table, flag by flag.
+
+Missing on purpose: continuation fusion (`xla_tpu_enable_async_collective_fusion…`) other than on
+v5e, which libtpu 0.0.52 refuses ("incorrect results, hang, SDC"), and the SparseCore's
+reduce-scatter and all-reduce, with which AXLearn saw abnormal losses.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import jax
+
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Flag:
+    """A compiler option that differs from the compiler's default.
+
+    Attributes:
+      name: as in `LIBTPU_INIT_ARGS`, without the dashes.
+      value: as it is written there.
+      purpose: what it is for.
+      source: who recommends it for this generation.
+    """
+
+    name: str
+    value: str
+    purpose: str
+    source: str
+
+
+_AXLEARN = "AXLearn, axlearn/common/compiler_options.py"
+_GUIDANCE = "OpenXLA, https://openxla.org/xla/flags_guidance"
+_LIBRARY = "MaxText, benchmarks/xla_flags_library.py"
+_IRONWOOD = "MaxText, trainers/pre_train/scripts/olmo/run_olmo3_7b_stage1.sh"
+
+
+def _vmem(kib: int, source: str) -> Flag:
+    purpose = "attention blocks of 2048 and larger fusions need more scratch than 16 MiB"
+    return Flag("xla_tpu_scoped_vmem_limit_kib", str(kib), purpose, source)
+
+
+FLAGS: dict[str, tuple[Flag, ...]] = {
+    "v4": (
+        Flag(
+            "xla_enable_async_all_gather", "true",
+            "gathers a layer's parameters while another computes, as later chips do by themselves",
+            f"{_AXLEARN}; MaxText, configs/tpu/v4/22b.sh",
+        ),
+        Flag(
+            "xla_enable_async_collective_permute", "true",
+            "the same for what goes from neighbour to neighbour",
+            _AXLEARN,
+        ),
+    ),
+    "v5e": (
+        Flag(
+            "xla_tpu_enable_async_collective_fusion", "true",
+            "runs collectives inside of the fusions that they overlap with",
+            _GUIDANCE,
+        ),
+        Flag(
+            "xla_tpu_enable_async_collective_fusion_fuse_all_gather", "true",
+            "so for all-gathers, of parameters",
+            _GUIDANCE,
+        ),
+        Flag(
+            "xla_tpu_enable_async_collective_fusion_fuse_all_reduce", "true",
+            "so for all-reduces, of gradients and of activations over the tensor axis",
+            _GUIDANCE,
+        ),
+        Flag(
+            "xla_tpu_enable_async_collective_fusion_multiple_steps", "true",
+            "over several fusions where one is too short",
+            _LIBRARY,
+        ),
+        Flag(
+            "xla_tpu_overlap_compute_collective_tc", "true",
+            "lets the core compute while its collectives travel",
+            _LIBRARY,
+        ),
+    ),
+    "v5p": (
+        _vmem(65536, f"{_AXLEARN} (65472)"),
+        Flag(
+            "xla_tpu_megacore_fusion_allow_ags", "false",
+            "leaves all-gathers out of fusions, free to overlap with them",
+            f"MaxText, configs/tpu/v5p/32b.sh; {_GUIDANCE}",
+        ),
+        Flag(
+            "xla_enable_async_collective_permute", "true",
+            "what goes from neighbour to neighbour overlaps with computation",
+            "MaxText, configs/tpu/v5p/32b.sh",
+        ),
+    ),
+    "v6e": (
+        _vmem(98304, f"{_AXLEARN}; {_LIBRARY}"),
+        Flag(
+            "xla_tpu_use_minor_sharding_for_major_trivial_input", "true",
+            "a reduce-scatter's input is laid out as it is sharded: no copy before it",
+            _LIBRARY,
+        ),
+        Flag(
+            "xla_tpu_relayout_group_size_threshold_for_reduce_scatter", "1",
+            "so for groups of any size",
+            _LIBRARY,
+        ),
+        Flag(
+            "xla_tpu_assign_all_reduce_scatter_layout", "true",
+            "all-reduces followed by a slice become reduce-scatters in that layout",
+            _LIBRARY,
+        ),
+    ),
+    "7x": (
+        _vmem(65536, _IRONWOOD),
+        Flag(
+            "xla_tpu_bf16_emission_mode", "NATIVE_EMISSION",
+            "bf16 arithmetic in the vector unit without a detour over float32",
+            _IRONWOOD,
+        ),
+        Flag(
+            "xla_tpu_enable_sparse_core_collective_offload_all_gather", "true",
+            "the SparseCore gathers parameters while the TensorCore computes",
+            _IRONWOOD,
+        ),
+        Flag(
+            "xla_tpu_enable_async_collective_fusion_fuse_all_gather", "false",
+            "all-gathers go to the SparseCore instead",
+            _IRONWOOD,
+        ),
+    ),
+}  # fmt: skip
+
+SEVERAL_SLICES: tuple[Flag, ...] = (
+    Flag(
+        "xla_tpu_enable_data_parallel_all_reduce_opt", "true",
+        "gradients cross the data centre's network while earlier layers' are computed",
+        _GUIDANCE,
+    ),
+    Flag(
+        "xla_tpu_data_parallel_opt_different_sized_ops", "true",
+        "so also where they are not of one size; takes some memory",
+        _GUIDANCE,
+    ),
+    Flag(
+        "xla_tpu_enable_ag_backward_pipelining", "true",
+        "gathers between slices begin an iteration of the loop over layers early",
+        _GUIDANCE,
+    ),
+)  # fmt: skip
+
+# By the beginning of a device's `device_kind`; the longest that fits counts.
+_KINDS = {
+    "TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5e": "v5e", "TPU v5": "v5p", "TPU v6": "v6e",
+    "TPU v7": "7x", "TPU7x": "7x",
+}  # fmt: skip
+
+
+def generation(device_kind: str) -> str | None:
+    """The name in `FLAGS` of a JAX device's kind; None where there is none, as for GPUs."""
+    fitting = [kind for kind in _KINDS if device_kind.startswith(kind)]
+    return _KINDS[max(fitting, key=len)] if fitting else None
+
+
+def compiler_options(generation: str, slices: int = 1) -> dict[str, str]:
+    """The flags of a generation for `lowered.compile(compiler_options=…)`.
+
+    Those that `LIBTPU_INIT_ARGS` sets are left out: what a user asks for wins.
+    """
+    flags = FLAGS[generation] + (SEVERAL_SLICES if slices > 1 else ())
+    asked = set(re.findall(r"--(\w+)", os.environ.get("LIBTPU_INIT_ARGS", "")))
+    return {flag.name: flag.value for flag in flags if flag.name not in asked}
+
+
+def mesh_options(mesh: jax.sharding.Mesh) -> dict[str, str]:
+    """The options to compile a program for `mesh` with; none but on TPUs."""
+    devices = mesh.devices.flatten()
+    chip = generation(devices[0].device_kind)
+    if chip is None:
+        return {}
+    slices = {getattr(device, "slice_index", 0) for device in devices}
+    return accepted(compiler_options(chip, len(slices)), mesh)
+
+
+def accepted(options: Mapping[str, str], mesh: jax.sharding.Mesh) -> dict[str, str]:
+    """The options that the compiler of the mesh's devices takes, all together.
+
+    They are tried on a program of one addition, which takes a tenth of a second. If it is refused,
+    they are tried again one after the other; each that is refused beside those taken before it is
+    left out, with a warning.
+    """
+    if _refusal(options, mesh) is None:
+        return dict(options)
+    taken: dict[str, str] = {}
+    for name, value in options.items():
+        refusal = _refusal(taken | {name: value}, mesh)
+        if refusal is None:
+            taken[name] = value
+        else:
+            _log.warning("the compiler refuses %s=%s, left out: %s", name, value, refusal)
+    return taken
+
+
+def _refusal(options: Mapping[str, str], mesh: jax.sharding.Mesh) -> str | None:
+    """Why a program cannot be compiled with these options, on one line; None where it can."""
+    import jax
+
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    number = jax.ShapeDtypeStruct((), "float32", sharding=everywhere)
+    try:
+        jax.jit(lambda x: x + 1).lower(number).compile(compiler_options=dict(options))
+    except jax.errors.JaxRuntimeError as error:
+        return " ".join(str(error).split())
+    return None
