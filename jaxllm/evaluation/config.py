@@ -22,6 +22,12 @@ class EvalConfig:
       max_examples: at most so many examples of each task, always the same ones; None is all.
       rows_per_batch: sequences of the model's full context length scored at once. Batches of
         shorter rows hold as many tokens.
+      run_code: allows tasks that run the programs that the model writes (humaneval, mbpp), in the
+        sandbox of `jaxllm.evaluation.sandbox`.
+      samples: programs that such a task asks for each problem; one is written greedily.
+      temperature: that several samples are drawn with, from a nucleus of 0.95 (Chen et al. 2021
+        take 0.2 for pass@1 and 0.8 for pass@100).
+      seed: of what is drawn, with the numbers of the problem and of the sample.
       shortest_row: rows of a quarter, a sixteenth, … of the context length are used for short
         examples, down to this many tokens. Every length is compiled once.
     """
@@ -32,15 +38,24 @@ class EvalConfig:
     max_examples: int | None = None
     rows_per_batch: int = 8
     shortest_row: int = 128
+    run_code: bool = False
+    samples: int = 1
+    temperature: float = 0.8
+    seed: int = 0
 
     def __post_init__(self) -> None:
         if isinstance(self.tasks, str):
             raise UserError(f"EvalConfig.tasks = '{self.tasks}': write a tuple, ('{self.tasks}',)")
         object.__setattr__(self, "tasks", tuple(self.tasks or ()))
-        for name in ("max_examples", "rows_per_batch", "shortest_row"):
+        for name in ("max_examples", "rows_per_batch", "shortest_row", "samples"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"EvalConfig.{name} = {value}: must be 1 or more")
+        if self.samples > 1 and not self.temperature > 0:
+            raise UserError(
+                f"EvalConfig.temperature = {self.temperature}: {self.samples} samples would be "
+                "the same; raise it above 0"
+            )
         if self.every < 0:
             raise UserError(f"EvalConfig.every = {self.every}: must be 0 or more")
         if len(set(self.tasks)) < len(self.tasks):

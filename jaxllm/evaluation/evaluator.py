@@ -21,6 +21,7 @@ import pandas as pd
 from jax.sharding import Mesh
 
 from jaxllm.errors import UserError
+from jaxllm.evaluation import sandbox
 from jaxllm.evaluation.config import EvalConfig
 from jaxllm.evaluation.metrics import Columns, Measurement
 from jaxllm.evaluation.resolve import resolve
@@ -30,10 +31,13 @@ from jaxllm.evaluation.tasks import Example, TaskDefinition
 from jaxllm.evaluation.work import Work, prepare
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.decoder import Params
+from jaxllm.models.sampling import GREEDY, Sampling
 from jaxllm.trajectory.records import Record, RunInfo
 from jaxllm.trajectory.store import TrajectoryStore
 
 __all__ = ["Evaluator", "Interrupted"]
+
+NUCLEUS = 0.95
 
 _log = logging.getLogger(__name__)
 
@@ -60,7 +64,8 @@ class Evaluator:
       run: what all records have in common.
 
     Raises:
-      UserError: a task that does not exist, or a file of one that does not.
+      UserError: a task that does not exist, or a file of one that does not; or a task that runs
+        code, where it may not or cannot.
     """
 
     def __init__(
@@ -77,6 +82,11 @@ class Evaluator:
         self._files = {name: files for name, (_, files) in resolved.items()}
         self._config, self._vocabulary = config, vocabulary
         self._store, self._run = store, run
+        if any(task.runs_code for task in self.definitions.values()) and not sandbox.isolated():
+            _log.warning(
+                "the kernel allows no namespaces here: what the model's programs may do is limited "
+                "by Python and the limits of a process only"
+            )
         self._scorer = Scorer(model, mesh, config.rows_per_batch, config.shortest_row)
         self._drivers: dict[str, Any] = {}
         self._work: dict[str, Work] = {}
@@ -168,8 +178,9 @@ class Evaluator:
                 async_compute_metrics=False,
             )
             rows = driver.cached_task_datasets[name].as_numpy_iterator()
+            examples = seqio_tasks.examples_of(task, rows)
             self._work[name] = prepare(
-                task, seqio_tasks.examples_of(task, rows), self._vocabulary, self._scorer
+                task, examples, self._vocabulary, self._scorer, self._samples(task)
             )
             self._drivers[name] = driver
         return self._drivers[name]
@@ -200,17 +211,22 @@ class Evaluator:
     ) -> list[tuple[int, list[str]]]:
         """SeqIO's predict function: (index, generated texts)."""
         del dataset
-        end = self._vocabulary.eos_id
-        stops = () if end is None or end < 0 else (end,)
-        answers = self._scorer.generate(
+        task, config = self.definitions[name], self._config
+        samples = self._samples(task)
+        texts = self._scorer.generate(
             params,
             self._work[name].prompts,
-            self.definitions[name].max_new_tokens,
-            stops,
+            self._vocabulary,
+            task.max_new_tokens,
+            task.stop,
             should_stop,
+            GREEDY if samples == 1 else Sampling(config.temperature, top_p=NUCLEUS),
+            lambda number: (config.seed, *divmod(number, samples)),
         )
-        texts = [self._vocabulary.decode([t for t in ids if t not in stops]) for ids in answers]
-        return [(number, [text]) for number, text in enumerate(texts)]
+        return [(n // samples, texts[n : n + samples]) for n in range(0, len(texts), samples)]
+
+    def _samples(self, task: TaskDefinition) -> int:
+        return self._config.samples if task.runs_code else 1
 
     def _log(
         self,

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -108,6 +107,97 @@ def _overlap(text: str, stop: str) -> int:
     return next((n for n in lengths if text.endswith(stop[:n])), 0)
 
 
+class Continuer:
+    """Compiled continuation of prompts, for one model on one mesh."""
+
+    def __init__(self, model: ModelConfig, mesh: Mesh) -> None:
+        self._mesh = mesh
+
+        @functools.partial(jax.jit, static_argnums=3)
+        def start(
+            params: Params, prompts: jax.Array, lengths: jax.Array, room: int
+        ) -> generation.State:
+            with partitioning(mesh):
+                return generation.start(model, params, prompts, lengths, room)
+
+        @functools.partial(jax.jit, static_argnums=(4, 5, 6), donate_argnums=1)
+        def advance(
+            params: Params,
+            state: generation.State,
+            done: jax.Array,
+            keys: jax.Array,
+            count: int,
+            ends: tuple[int, ...],
+            sampling: Sampling,
+        ) -> tuple[generation.State, jax.Array]:
+            state = state._replace(done=state.done | done)
+            with partitioning(mesh):
+                state, tokens = generation.advance(
+                    model, params, state, count, ends, sampling, keys
+                )
+            return state, jax.lax.with_sharding_constraint(tokens, replicated(mesh))
+
+        self._start, self._advance = start, advance
+
+    def run(
+        self,
+        params: Params,
+        prompts: np.ndarray,
+        lengths: np.ndarray,
+        texts: Sequence[Text],
+        max_new_tokens: int,
+        ends: tuple[int, ...],
+        sampling: Sampling,
+        seeds: Sequence[Sequence[int]],
+        look: int = TOKENS_PER_LOOK,
+    ) -> Iterator[list[str]]:
+        """New text of each row after every `look` tokens, until all have ended.
+
+        Args:
+          params: parameters on the mesh.
+          prompts: int32 [rows, width], padded on the right.
+          lengths: int32 [rows], tokens of each prompt.
+          texts: of the first rows; rows beyond are padding.
+          max_new_tokens: of each row.
+          ends: tokens that end a row, as its text's.
+          sampling: how tokens are chosen.
+          seeds: for each text the numbers that its random key is made of, alike in length.
+          look: tokens between two looks at the texts.
+        """
+        padding = len(prompts) - len(texts)
+        first, *others = np.asarray([*seeds, *[seeds[0]] * padding], np.uint32).T
+        keys = jax.vmap(jax.random.key)(first)
+        for numbers in others:
+            keys = jax.vmap(jax.random.fold_in)(keys, numbers)
+        keys = jax.device_put(keys, replicated(self._mesh))
+        state = self._start(
+            params, self._on_devices(prompts), self._on_devices(lengths), max_new_tokens
+        )
+        made = 0
+        while made < max_new_tokens and not all(text.done for text in texts):
+            count = min(look, max_new_tokens - made)
+            done = np.asarray([text.done for text in texts] + [True] * padding)
+            state, tokens = self._advance(
+                params, state, self._on_devices(done), keys, count, ends, sampling
+            )
+            made += count
+            yield [
+                text.add(row.tolist(), last=made == max_new_tokens)
+                for text, row in zip(texts, np.asarray(tokens), strict=False)
+            ]
+
+    def _on_devices(self, array: np.ndarray) -> Any:
+        return jax.make_array_from_callback(
+            array.shape, batch_sharding(self._mesh), lambda index: array[index]
+        )
+
+
+def end_ids(vocabulary: Tokenizer) -> tuple[int, ...]:
+    """The tokens that end a text."""
+    end = vocabulary.eos_id
+    return () if end is None or end < 0 else (end,)
+
+
 class Generator:
     """A model that continues texts.
 
@@ -140,28 +230,8 @@ class Generator:
             )
         self._model, self._params, self._mesh = model, unstack(params), mesh
         self._vocabulary, self._count = vocabulary, max_new_tokens
-        self._key = jax.random.key(seed)
-        end = vocabulary.eos_id
-        ends = () if end is None or end < 0 else (end,)
-        self._ends = ends
-
-        @jax.jit
-        def start(params: Params, prompts: jax.Array, lengths: jax.Array) -> generation.State:
-            with partitioning(mesh):
-                return generation.start(model, params, prompts, lengths, max_new_tokens)
-
-        @functools.partial(jax.jit, static_argnums=4, donate_argnums=1)
-        def advance(
-            params: Params, state: generation.State, done: jax.Array, keys: jax.Array, count: int
-        ) -> tuple[generation.State, jax.Array]:
-            state = state._replace(done=state.done | done)
-            with partitioning(mesh):
-                state, tokens = generation.advance(
-                    model, params, state, count, ends, sampling, keys
-                )
-            return state, jax.lax.with_sharding_constraint(tokens, replicated(mesh))
-
-        self._start, self._advance = start, advance
+        self._sampling, self._seed, self._ends = sampling, seed, end_ids(vocabulary)
+        self._continuer = Continuer(model, mesh)
 
     def stream(self, prompt: str, stop: Sequence[str] = ()) -> Iterator[str]:
         """The continuation of one prompt in pieces, as they become certain."""
@@ -210,26 +280,10 @@ class Generator:
         prompts, lengths = np.zeros((batch, width), np.int32), np.ones(batch, np.int32)
         for row, tokens in enumerate(rows):
             prompts[row, : len(tokens)], lengths[row] = tokens, len(tokens)
-        padded = np.asarray([*numbers, *[0] * (batch - len(rows))], np.uint32)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(self._key, jnp.asarray(padded))
-        keys = jax.device_put(keys, replicated(self._mesh))
         texts = [
             Text(Detokenizer(self._vocabulary, tokens[1:]), stop, self._ends) for tokens in rows
         ]
-        state = self._start(self._params, self._on_devices(prompts), self._on_devices(lengths))
-        made = 0
-        while made < self._count and not all(text.done for text in texts):
-            count = min(look, self._count - made)
-            done = np.ones(batch, bool)
-            done[: len(texts)] = [text.done for text in texts]
-            state, tokens = self._advance(self._params, state, self._on_devices(done), keys, count)
-            made += count
-            yield [
-                text.add(row.tolist(), last=made == self._count)
-                for text, row in zip(texts, np.asarray(tokens), strict=False)
-            ]
-
-    def _on_devices(self, array: np.ndarray) -> Any:
-        return jax.make_array_from_callback(
-            array.shape, batch_sharding(self._mesh), lambda index: array[index]
-        )
+        yield from self._continuer.run(
+            self._params, prompts, lengths, texts, self._count, self._ends, self._sampling,
+            [(self._seed, number) for number in numbers], look,
+        )  # fmt: skip

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -207,10 +209,11 @@ def generation(
       answers: for each of them as many texts as were generated.
     """
     texts = [[_cut(text, task.stop) for text in several] for several in answers]
-    scores = [
-        [task.score(text, example) for text in several]
-        for several, example in zip(texts, examples, strict=True)
-    ]
+    asked = [(text, e) for e, several in zip(examples, texts, strict=True) for text in several]
+    # Programs run in processes of their own, which threads only wait for.
+    with ThreadPoolExecutor(os.cpu_count() if task.runs_code else 1) as pool:
+        scored = pool.map(lambda pair: task.score(*pair), asked)
+        scores = [[next(scored) for _ in several] for several in texts]
     chance = math.nan if task.chance is None else task.chance
     measured: dict[str, Measurement] = {}
     columns: dict[str, Sequence] = {
@@ -223,6 +226,7 @@ def generation(
         if name != "pass":
             measured[name] = mean(values.mean(axis=1), chance)
             continue
+        columns["correct"] = [bool(several[0]) for several in values]
         n, passed = values.shape[1], values.sum(axis=1).astype(int)
         for k in (k for k in (1, 10, 100) if k <= n):
             estimates = [1 - math.comb(n - int(c), k) / math.comb(n, k) for c in passed]

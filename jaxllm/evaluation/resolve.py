@@ -17,9 +17,17 @@ def resolve(config: EvalConfig) -> dict[str, tuple[TaskDefinition, tuple[epath.P
     """The tasks of a run by name, each with its files.
 
     Raises:
-      UserError: no such task, with the nearest names; or a file is not there.
+      UserError: no such task, with the nearest names; a file is not there; or a task runs code
+        and must not.
     """
-    return {task.name: (task, files(task, config)) for task in evals.load(config.tasks)}
+    tasks = evals.load(config.tasks)
+    for task in tasks:
+        if task.runs_code and not config.run_code:
+            raise UserError(
+                f"task {task.name} runs programs that the model writes: allow it with "
+                "--gin.EvalConfig.run_code=True"
+            )
+    return {task.name: (task, files(task, config)) for task in tasks}
 
 
 def files(task: TaskDefinition, config: EvalConfig) -> tuple[epath.Path, ...]:

@@ -16,11 +16,13 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from jaxllm.evaluation.generating import Continuer, Detokenizer, Text, end_ids
 from jaxllm.evaluation.packing import Packed, row_lengths
+from jaxllm.evaluation.spans import Tokenizer
 from jaxllm.models.batch import TreeBatch
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.decoder import Params
-from jaxllm.models.generation import generate
+from jaxllm.models.sampling import GREEDY, Sampling
 from jaxllm.models.scoring import score_slots
 from jaxllm.sharding.rules import batch_sharding, partitioning, replicated
 
@@ -73,9 +75,7 @@ class Scorer:
         self.tokens_per_batch = rows * model.max_length
         self._model, self._mesh = model, mesh
         self._score = jax.jit(self._traced_score, out_shardings=replicated(mesh))
-        self._generate = jax.jit(
-            self._traced_generate, static_argnums=(3, 4), out_shardings=replicated(mesh)
-        )
+        self._continuer = Continuer(model, mesh)
 
     def score(self, params: Params, packed: Packed, should_stop: ShouldStop) -> SpanScores:
         """Scores every span of `packed`; sums are float64, so packing order does not show.
@@ -117,41 +117,53 @@ class Scorer:
         self,
         params: Params,
         batches: Sequence[PromptBatch],
+        vocabulary: Tokenizer,
         max_new_tokens: int,
-        stop_ids: tuple[int, ...],
+        stop: Sequence[str],
         should_stop: ShouldStop,
-    ) -> list[list[int]]:
-        """Greedy continuations in the order of the prompts, with the stop token where one came.
+        sampling: Sampling = GREEDY,
+        seeds: Callable[[int], Sequence[int]] = lambda number: (0, number),
+    ) -> list[str]:
+        """Continuations in the order of the prompts, up to EOS or the first text of `stop`.
+
+        Args:
+          params: parameters, boxed or plain, on the mesh.
+          batches: of `prompt_batches`. One ends when all of its rows have.
+          vocabulary: of the prompts.
+          max_new_tokens: tokens of a continuation, at most.
+          stop: texts that end one.
+          should_stop: asked before every batch.
+          sampling: how tokens are chosen.
+          seeds: what the random key of a prompt is made of, from its number.
 
         Raises:
           Interrupted: `should_stop()` was true between two batches.
         """
-        found: dict[int, list[int]] = {}
-        run = lambda item: self._generate(
-            params, self._on_devices(item.prompts), self._on_devices(item.lengths),
-            max_new_tokens, stop_ids,
-        )  # fmt: skip
-        for item, tokens in _pipelined(run, batches, should_stop):
-            for number, row in zip(item.numbers, np.asarray(tokens), strict=False):
-                ends = np.flatnonzero(np.isin(row, stop_ids))
-                found[number] = row[: ends[0] + 1 if len(ends) else None].tolist()
+        found: dict[int, str] = {}
+        ends = end_ids(vocabulary)
+        for batch in batches:
+            if _any_process(should_stop):
+                raise Interrupted
+            contexts = [
+                row[1:length].tolist()
+                for row, length in zip(batch.prompts, batch.lengths, strict=True)
+            ]
+            texts = [
+                Text(Detokenizer(vocabulary, context), stop, ends)
+                for context in contexts[: len(batch.numbers)]
+            ]
+            for _ in self._continuer.run(
+                params, batch.prompts, batch.lengths, texts, max_new_tokens, ends, sampling,
+                [seeds(number) for number in batch.numbers],
+            ):  # fmt: skip
+                pass
+            found |= {n: text.text for n, text in zip(batch.numbers, texts, strict=True)}
         return [found[number] for number in sorted(found)]
 
     def _traced_score(self, params: Params, batch: TreeBatch) -> tuple[jax.Array, jax.Array]:
         with partitioning(self._mesh):
             scores = score_slots(self._model, params, batch)
         return scores.log_likelihood, scores.correct
-
-    def _traced_generate(
-        self,
-        params: Params,
-        prompts: jax.Array,
-        lengths: jax.Array,
-        max_new_tokens: int,
-        stop_ids: tuple[int, ...],
-    ) -> jax.Array:
-        with partitioning(self._mesh):
-            return generate(self._model, params, prompts, lengths, max_new_tokens, stop_ids)
 
     def _on_devices(self, array: Any) -> jax.Array:
         """The global array of which this process holds every row, sharded over the mesh."""

@@ -162,6 +162,8 @@ class TaskDefinition:
       max_new_tokens: longest answer of a generation task.
       stop: texts that end an answer of a generation task.
       score: metrics of one answer (its text up to the first of `stop`) of a generation task.
+      runs_code: `score` runs the answer: EvalConfig.run_code must allow it, and pass@k of
+        EvalConfig.samples answers stands for the task.
     """
 
     name: str
@@ -178,6 +180,7 @@ class TaskDefinition:
     max_new_tokens: int = 0
     stop: tuple[str, ...] = ()
     score: Score = exact
+    runs_code: bool = False
 
 
 _DEFINITIONS: dict[str, TaskDefinition] = {}
@@ -245,7 +248,8 @@ def generation(
 
     `details`: see `TaskDefinition`; `score` makes the metrics, `primary_metric` is one of them.
     """
-    details = {"primary_metric": "exact_match", "chance": 0.0, **details}
+    metric = "pass@1" if details.get("runs_code") else "exact_match"
+    details = {"primary_metric": metric, "chance": 0.0, **details}
     return _declare(
         TaskDefinition(
             name, "generation", examples, domain,

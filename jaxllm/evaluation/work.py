@@ -53,8 +53,9 @@ def prepare(
     examples: Sequence[Example],
     vocabulary: Tokenizer,
     scorer: Scorer,
+    samples: int = 1,
 ) -> Work:
-    """Tokenises and packs the examples of a task.
+    """Tokenises and packs the examples of a task, each prompt as often as it is answered.
 
     Raises:
       UserError: there are none, or they cannot fit the context length.
@@ -96,7 +97,7 @@ def prepare(
         truncated=truncated,
         dropped=np.asarray(dropped, np.int64),
         packed=pack(flat, lengths=scorer.row_lengths, tokens_per_batch=scorer.tokens_per_batch),
-        prompts=scorer.prompt_batches(asked),
+        prompts=scorer.prompt_batches([tokens for tokens in asked for _ in range(samples)]),
     )
     _log.info(
         "task %s: %d examples, %.0f %% padding, %.0f %% of the tokens shared",

@@ -28,6 +28,19 @@ class Bytes:
         return bytes(i - 3 for i in ids if i >= 3).decode(errors="replace")
 
 
+class Signs(Bytes):
+    """One character for each token, so that a text says which tokens it was made of."""
+
+    def __init__(self, eos_id: int = -1):
+        self.eos_id = eos_id
+
+    def encode(self, s: str) -> list[int]:
+        return [ord(sign) - 0x400 for sign in s]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return "".join(chr(0x400 + i) for i in ids)
+
+
 def mesh(**axes: int):
     """A mesh of exactly as many virtual devices as `axes` name (default: one)."""
     config = MeshConfig(**{"fsdp": 1, **axes})

@@ -219,3 +219,35 @@ def test_impossible_configs_are_refused(config, message):
 )
 def test_a_run_scores_every_kth_checkpoint_and_the_last(tmp_path, every, due):
     assert evaluator(tmp_path, mesh(), every=every).due((0, 1, 2, 4, 8, 9)) == due
+
+
+def test_programs_are_drawn_as_often_as_asked(tmp_path, scored):
+    """The score looks at the first letter only: what counts is which texts it is given."""
+    seen = []
+    score = lambda text, example: seen.append((example.id, text)) or {"pass": text < "m"}
+    tasks.generation(
+        "unit_code", lambda: [Prompt("a", ("b",), str(n)) for n in range(3)], domain="code",
+        max_new_tokens=5, stop=(), score=score, runs_code=True,
+    )  # fmt: skip
+    with pytest.raises(UserError, match=r"unit_code runs .*EvalConfig.run_code=True"):
+        evaluator(tmp_path, mesh(), ("unit_code",))
+
+    def texts(name, **config):
+        seen.clear()
+        run = evaluator(tmp_path / name, mesh(), ("unit_code",), run_code=True, **config)
+        records = run.evaluate(scored[2], 1, 2, 3.0)
+        assert {r.metric for r in records if r.primary} == {"pass@1"}
+        return sorted(seen)
+
+    greedy = texts("greedy")
+    assert [name for name, _ in greedy] == ["0", "1", "2"]
+    assert len({text for _, text in greedy}) == 1  # the same prompt
+    drawn = texts("drawn", samples=10)
+    assert [name for name, _ in drawn] == ["0"] * 10 + ["1"] * 10 + ["2"] * 10
+    assert len({text for _, text in drawn}) == 30
+    assert texts("again", samples=10, rows_per_batch=8) == drawn
+    assert texts("other", samples=10, seed=1) != drawn
+    metrics = TrajectoryStore(tmp_path / "drawn").read().metric.tolist()
+    assert {"pass@1", "pass@10"} <= set(metrics)
+    with pytest.raises(UserError, match="10 samples would be the same"):
+        EvalConfig(samples=10, temperature=0.0)

@@ -9,7 +9,8 @@ from jaxllm.evaluation.scoring import Interrupted, Scorer, never
 from jaxllm.evaluation.spans import Span
 from jaxllm.models.batch import Batch
 from jaxllm.models.decoder import logits
-from tests.evaluation.helpers import TINY, mesh, sharded_params
+from jaxllm.models.sampling import Sampling
+from tests.evaluation.helpers import TINY, Signs, mesh, sharded_params
 
 
 def make_spans(count=40, longest=40):
@@ -63,7 +64,7 @@ def test_greedy_is_true_for_what_the_model_would_say():
     scorer = Scorer(TINY, on, rows_per_batch=2, shortest_row=64)
     prompts = [[1, 70, 71, 72], [1, 5], [1, 9, 9, 9, 9, 9, 9]]
     batches = scorer.prompt_batches(prompts)
-    answers = scorer.generate(params, batches, 6, (), never)
+    answers = list(map(Signs().encode, scorer.generate(params, batches, Signs(), 6, (), never)))
     assert [len(a) for a in answers] == [6, 6, 6]
     right = [Span(np.asarray(p + a, np.int32), 6) for p, a in zip(prompts, answers, strict=True)]
     wrong = [Span(np.asarray([*p, *a[:-1], (a[-1] + 1) % 259], np.int32), 6)
@@ -72,21 +73,62 @@ def test_greedy_is_true_for_what_the_model_would_say():
     assert scorer.score(params, packed, never).greedy.tolist() == [True] * 3 + [False] * 3
 
 
-def test_generation_stops_at_a_stop_token_and_keeps_the_order_of_prompts():
+def said(scorer, params, prompts, vocabulary=None, stop=(), **details):
+    batches = scorer.prompt_batches(prompts)
+    return scorer.generate(params, batches, vocabulary or Signs(), 12, stop, never, **details)
+
+
+@pytest.fixture(scope="module")
+def many():
     on = mesh(data=2, fsdp=2)
-    params = sharded_params(TINY, on)
-    scorer = Scorer(TINY, on, rows_per_batch=4, shortest_row=64)
     rng = np.random.RandomState(1)
     prompts = [[1, *rng.randint(3, 259, rng.randint(1, 40)).tolist()] for _ in range(23)]
-    whole = scorer.generate(params, scorer.prompt_batches(prompts), 8, (), never)
-    reverse = scorer.generate(params, scorer.prompt_batches(prompts[::-1]), 8, (), never)
-    assert whole == reverse[::-1]
-    single = scorer.generate(params, scorer.prompt_batches(prompts[3:4]), 8, (), never)
-    assert whole[3:4] == single
-    stop = whole[0][3]
-    cut = scorer.generate(params, scorer.prompt_batches(prompts), 8, (stop,), never)
-    expected = [a[: a.index(stop) + 1] if stop in a else a for a in whole]
-    assert cut == expected
+    scorer = Scorer(TINY, on, rows_per_batch=4, shortest_row=64)
+    return scorer, sharded_params(TINY, on), prompts
+
+
+def test_generation_keeps_the_order_of_prompts(many):
+    scorer, params, prompts = many
+    whole = said(scorer, params, prompts)
+    assert [len(text) for text in whole] == [12] * 23
+    assert said(scorer, params, prompts[::-1]) == whole[::-1]
+    assert said(scorer, params, prompts[3:4]) == whole[3:4]
+
+
+def test_generation_stops_before_eos_and_before_a_stop_text(many):
+    scorer, params, prompts = many
+    whole = said(scorer, params, prompts)
+    end = whole[0][3]
+    expected = [text.split(end)[0] for text in whole]
+    assert said(scorer, params, prompts, Signs(eos_id=ord(end) - 0x400)) == expected
+    assert said(scorer, params, prompts, stop=(end,)) == expected
+    pair = whole[0][3:5]
+    assert said(scorer, params, prompts, stop=("never", pair)) == [t.split(pair)[0] for t in whole]
+
+
+def test_a_batch_ends_when_all_of_its_rows_have(many, monkeypatch):
+    scorer, params, prompts = many
+    advance, counts = scorer._continuer._advance, []
+    monkeypatch.setattr(
+        scorer._continuer, "_advance",
+        lambda *args: counts.append(args[4]) or advance(*args),
+    )  # fmt: skip
+    whole = said(scorer, params, prompts[:2])
+    assert counts == [8, 4]
+    counts.clear()
+    said(scorer, params, prompts[:2], stop=(whole[0][2], whole[1][5]))
+    assert counts == [8]
+
+
+def test_what_is_drawn_depends_on_the_seeds_alone(many):
+    scorer, params, prompts = many
+    drawn = lambda of, seeds: said(scorer, params, of, sampling=Sampling(1.0, top_p=0.95),
+                                   seeds=seeds)  # fmt: skip
+    texts = drawn(prompts, lambda number: (7, number, 0))
+    assert drawn(prompts[::-1], lambda number: (7, 22 - number, 0))[::-1] == texts
+    assert drawn(prompts[5:6], lambda number: (7, 5, 0)) == texts[5:6]
+    for other in ((8, 5, 0), (7, 6, 0), (7, 5, 1)):
+        assert drawn(prompts[5:6], lambda number, other=other: other) != texts[5:6]
 
 
 def test_scores_are_transformers_log_softmax():

@@ -18,8 +18,9 @@ if count > 1:
 from jaxllm.evaluation.packing import pack
 from jaxllm.evaluation.scoring import Interrupted, Scorer, never
 from jaxllm.models.decoder import init_params
+from jaxllm.models.sampling import Sampling
 from jaxllm.sharding.rules import param_shardings
-from tests.evaluation.helpers import TINY, mesh
+from tests.evaluation.helpers import TINY, Signs, mesh
 from tests.evaluation.test_scoring import make_spans
 import flax.linen as nn
 
@@ -33,7 +34,10 @@ scorer = Scorer(TINY, on, rows_per_batch=4, shortest_row=16)
 packed = pack(make_spans(), lengths=scorer.row_lengths, tokens_per_batch=scorer.tokens_per_batch)
 scores = scorer.score(params, packed, never)
 prompts = scorer.prompt_batches([[1, 50, 60], [1, 70]])
-said = scorer.generate(params, prompts, 4, (), never)
+said = [
+    scorer.generate(params, prompts, Signs(), 12, (), never, sampling)
+    for sampling in (Sampling(), Sampling(1.0, top_p=0.9))
+]
 asked = []
 
 def last_host_stops_at_the_second_batch():
