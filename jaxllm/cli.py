@@ -19,9 +19,11 @@ import logging
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from jaxllm import hosts
 from jaxllm.errors import UserError
 from jaxllm.sharding.host import keep_freed_memory
 
@@ -111,7 +113,10 @@ def packaged_gin_directories() -> list[str]:
 
 
 def run(main: Callable[[Sequence[str] | None], int | None]) -> None:
-    """Runs a command and exits: 0, 2 with one `error:` line for a user's mistake, 130 on Ctrl-C."""
+    """Runs a command and exits: 0, 2 with one `error:` line for a user's mistake, 130 on Ctrl-C.
+
+    Any other failure is 1, with its traceback.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     keep_freed_memory()
@@ -123,7 +128,11 @@ def run(main: Callable[[Sequence[str] | None], int | None]) -> None:
         code = 2
     except KeyboardInterrupt:
         code = 130
+    except Exception:
+        traceback.print_exc()
+        code = 1
     sys.stdout.flush()
+    hosts.leave(code or 0)
     sys.exit(code or 0)
 
 

@@ -27,7 +27,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxllm import cli
+from jaxllm import cli, hosts
 from jaxllm.errors import UserError
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                        help="of hf:DIR: where its records go (default: runs/<DIR>)")  # fmt: skip
     flags.add_argument("--step", type=int, default=0, help="of hf:DIR: its step")
     flags.add_argument("--tokens", type=float, default=0, help="of hf:DIR: tokens it has seen")
+    hosts.add_flags(flags)
     args = cli.parse(flags, argv)
     published = open_published(args) if args.model_dir.startswith("hf:") else None
     load_run(args)
@@ -72,7 +73,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     from jaxllm.evaluation.config import EvalConfig
     from jaxllm.evaluation.resolve import resolve
     from jaxllm.sharding.mesh import MeshConfig, make_mesh
-    from jaxllm.training.config import TrainConfig
 
     config = EvalConfig()
     if args.tasks:
@@ -85,11 +85,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     saved = published.entries if published else available(args.model_dir)
     entries = [] if args.follow else select(saved, args.steps, args.model_dir)
 
-    from jaxllm.train import join_hosts
-
     # Orbax warns about what it does not find in a checkpoint's item; errors come as errors.
     logging.getLogger("absl").setLevel(logging.ERROR)
-    join_hosts(TrainConfig().coordinator)
+    hosts.join(args)
     mesh = make_mesh(MeshConfig())
     scorer = CheckpointScorer(args.model_dir, config, mesh, published)
     failed = (
@@ -98,7 +96,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from jaxllm.report import terminal
 
-    print(terminal.of_run(args.model_dir))
+    if hosts.is_first():
+        print(terminal.of_run(args.model_dir))
     return 1 if failed else 0
 
 
@@ -192,15 +191,19 @@ class CheckpointScorer:
 
     def score(self, entries: Sequence[Entry], missing_only: bool) -> int:
         """Scores checkpoints, with a bar; returns how many (checkpoint, task) failed."""
-        import tqdm
-
         todo = [
             (entry, self._evaluator.missing(entry.step) if missing_only else self._tasks)
             for entry in entries
         ]
+        return self._score(todo)
+
+    def _score(self, todo: Sequence[tuple[Entry, Sequence[str]]]) -> int:
+        import tqdm
+
         failed = 0
         total = sum(len(tasks) for _, tasks in todo)
-        with tqdm.tqdm(total=total, unit="task", disable=None, leave=False) as bar:
+        shown = None if hosts.is_first() else True  # on a terminal, of one host
+        with tqdm.tqdm(total=total, unit="task", disable=shown, leave=False) as bar:
             for entry, tasks in todo:
                 params = self._params(entry) if tasks else None
                 for task in tasks:
@@ -210,7 +213,8 @@ class CheckpointScorer:
                     main = next(record for record in records if record.primary)
                     failed += main.status != "ok"
                     bar.update()
-                    bar.write(describe(main))
+                    if hosts.is_first():
+                        bar.write(describe(main))
         return failed
 
     def follow(self, poll_seconds: float) -> int:
@@ -218,22 +222,46 @@ class CheckpointScorer:
 
         Returns how many (checkpoint, task) failed; a failure is a record, and not tried again.
         """
-        from jaxllm.checkpoints.manager import available
-
         failed, waiting = 0, False
         while True:
-            saved = [entry for entry in available(self._model_dir) if entry.kind != "preempted"]
-            entry = _agreed([e for e in saved if self._evaluator.missing(e.step)])
-            if entry is not None:
-                failed += self.score([entry], missing_only=True)
+            step, missing, ended = self._next()
+            if missing:
+                failed += self._score([(self._entry(step), missing)])
                 waiting = False
-            elif any(e.kind == "final" for e in saved):
+            elif ended:
                 return failed
             else:
-                if not waiting:
+                if not waiting and hosts.is_first():
                     print(f"waiting for the next checkpoint of {self._model_dir}", flush=True)
                 waiting = True
                 time.sleep(poll_seconds)
+
+    def _next(self) -> tuple[int, list[str], bool]:
+        """The first checkpoint that lacks records, which, and whether the run has saved its last.
+
+        As process 0 sees the directory: another host may see a file later.
+        """
+        import numpy as np
+        from jax.experimental import multihost_utils
+
+        from jaxllm.checkpoints.manager import available
+
+        saved = [entry for entry in available(self._model_dir) if entry.kind != "preempted"]
+        todo = [(e.step, m) for e in saved if (m := self._evaluator.missing(e.step))]
+        step, missing = todo[0] if todo else (-1, ())
+        seen = [step, any(e.kind == "final" for e in saved), *(t in missing for t in self._tasks)]
+        step, ended, *flags = multihost_utils.broadcast_one_to_all(np.asarray(seen)).tolist()
+        return step, [task for task, flag in zip(self._tasks, flags, strict=True) if flag], ended
+
+    def _entry(self, step: int) -> Entry:
+        """The checkpoint of a step that process 0 sees."""
+        from jaxllm.checkpoints.manager import available
+
+        while True:
+            for entry in available(self._model_dir):
+                if entry.step == step:
+                    return entry
+            time.sleep(0.1)
 
     def _params(self, entry: Entry) -> Any:
         from jaxllm.checkpoints.manager import restore_model
@@ -241,19 +269,6 @@ class CheckpointScorer:
         if self._published:
             return self._published.read(entry, self._model, self._mesh)
         return restore_model(self._model_dir, entry.step, self._abstract)
-
-
-def _agreed(entries: Sequence[Entry]) -> Entry | None:
-    """The first of `entries` by process 0: what one host sees of a directory, another may not."""
-    import jax
-    import numpy as np
-    from jax.experimental import multihost_utils
-
-    if jax.process_count() == 1:
-        return entries[0] if entries else None
-    own = np.asarray(entries[0].step if entries else -1)
-    step = int(multihost_utils.broadcast_one_to_all(own))
-    return next((entry for entry in entries if entry.step == step), None)
 
 
 def describe(record: Any) -> str:

@@ -8,13 +8,13 @@ and ends it with exit code 0.
 
 from __future__ import annotations
 
-import os
+import math
 import signal
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from jaxllm import cli
+from jaxllm import cli, hosts
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Flags and gin in, a trained and scored run out."""
-    args = cli.parse(cli.parser(__doc__ or ""), argv)
+    flags = cli.parser(__doc__ or "")
+    hosts.add_flags(flags)
+    args = cli.parse(flags, argv)
     cli.load_gin(args)
     # Until the loop has something to save, a preempted machine may take the process at once.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
@@ -45,14 +47,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     experiment, scoring, mesh_config = Experiment.configured(), EvalConfig(), MeshConfig()
     resolve(scoring)
     corpora.resolve(experiment.data)
-    check_writable(experiment.model_dir, 0)
     references = HealthConfig().open()
-    join_hosts(experiment.train.coordinator)
+    hosts.join(args, experiment.train.coordinator)
+    check_writable(experiment.model_dir, 0)
     mesh = make_mesh(mesh_config)
     experiment.check(mesh)
 
     outcome, advice = run(experiment, scoring, mesh, references)
-    if is_first_process():
+    if hosts.is_first():
         print(timing(outcome))
         if outcome.finished:
             show(experiment.model_dir, scored=bool(scoring.tasks))
@@ -61,30 +63,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             if advice:
                 print(advice)
     return 0
-
-
-def join_hosts(coordinator: str | None) -> None:
-    """Joins the hosts of a pod: 'auto' on TPU pods and Slurm, or process 0's address:port.
-
-    The address needs the environment's JAX_PROCESS_ID and JAX_NUM_PROCESSES as well.
-    """
-    import jax
-
-    if coordinator == "auto":
-        jax.distributed.initialize()
-    elif coordinator:
-        jax.distributed.initialize(
-            coordinator,
-            num_processes=int(os.environ["JAX_NUM_PROCESSES"]),
-            process_id=int(os.environ["JAX_PROCESS_ID"]),
-        )
-
-
-def is_first_process() -> bool:
-    """Whether this is the host that writes files and prints."""
-    import jax
-
-    return jax.process_index() == 0
 
 
 def run(
@@ -108,7 +86,7 @@ def run(
 
     source = open_source(experiment.data)
     kept.check(experiment.model_dir, source.fingerprint)
-    if is_first_process():
+    if hosts.is_first():
         kept.keep(experiment.model_dir, source.fingerprint, experiment.data)
 
     def open_batches(start: int) -> Loader:
@@ -121,10 +99,10 @@ def run(
         )
 
     e = experiment
-    progress = Progress(e.train.steps, e.train.progress_seconds)
+    progress = Progress(e.train.steps, e.train.progress_seconds if hosts.is_first() else math.inf)
     writers: list[Writer] = []
     health = None
-    if is_first_process():
+    if hosts.is_first():
         budget = e.train.steps * e.tokens_per_step
         health = HealthWriter(e.model_dir, e.run_info, budget, references, progress.say)
         writers = [TensorBoardWriter(e.model_dir), health]

@@ -25,8 +25,8 @@ class TrainConfig:
       z_loss: coefficient of log²(Z), which keeps logits from drifting (PaLM, §5: 1e-4); 0 is off.
       log_every: steps between two lines of metrics.jsonl.
       progress_seconds: where the output is no terminal, seconds between two lines of progress.
-      coordinator: address:port of process 0 to join several hosts; 'auto' lets JAX find it, as
-        on TPU pods; None for one host.
+      coordinator: where no --coordinator_address is given: 'auto' on TPU pods and Slurm, or
+        HOST:PORT of process 0; None for one host. See `jaxllm.hosts`.
     """
 
     model_dir: str | None = None

@@ -19,7 +19,7 @@ from jaxllm.evaluation.scoring import Interrupted
 from jaxllm.models.decoder import abstract_params
 from jaxllm.training.clock import Clock
 from jaxllm.training.experiment import Evaluator, Experiment, Source
-from jaxllm.training.metrics import MetricsLog, Position
+from jaxllm.training.metrics import Diverged, MetricsLog, Position
 from jaxllm.training.optimizer import make_optimizer
 from jaxllm.training.progress import Progress
 from jaxllm.training.schedule import make_schedule
@@ -118,7 +118,9 @@ class Session:
         """Closes everything; a disk that fails, in the loop or here, is one line for the user."""
         failure = error
         try:
-            self._opened.__exit__(kind, error, trace)
+            # to close is to wait for the other hosts, which may be waiting for this one elsewhere
+            if error is None or isinstance(error, Diverged) or jax.process_count() == 1:
+                self._opened.__exit__(kind, error, trace)
         except Exception as another:  # what fails on closing may only be an echo
             failure = error or another
         if isinstance(failure, OSError) and failure.errno in _DISK_ERRORS:

@@ -54,7 +54,11 @@ TrainConfig.progress_seconds = 0.0
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with a config and a corpus."""
-    home = tmp_path_factory.mktemp("survival")
+    return make_home(tmp_path_factory.mktemp("survival"))
+
+
+def make_home(home: Path, more: str = "") -> Path:
+    """Writes tiny.gin, with `more` at its end, and the corpus that it names, into `home`."""
     words = random.Random(0)
     for split, documents in (("train", 300), ("valid", 8)):
         text = "\n\n".join(
@@ -68,6 +72,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         CONFIG
         + f"DataConfig.corpus_dir = '{home}/corpus'\n"
         + f"DataConfig.cache_dir = '{home}/cache'\n"
+        + more
     )
     return home
 
