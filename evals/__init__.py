@@ -19,6 +19,7 @@ from evals.mixtures import expand
 from jaxllm.errors import UserError
 from jaxllm.evaluation import tasks
 from jaxllm.evaluation.tasks import TaskDefinition
+from jaxllm.evaluation.upstream import Upstream
 
 
 @functools.cache
@@ -45,6 +46,14 @@ def groups() -> Mapping[str, tuple[str, ...]]:
     for module in pkgutil.iter_modules(__path__):
         found |= getattr(sys.modules[f"{__name__}.{module.name}"], "MIXTURES", {})
     return found
+
+
+@functools.cache
+def sources() -> tuple[Upstream, ...]:
+    """Where the benchmarks' files come from: what the modules say in UPSTREAM."""
+    _families()
+    modules = (sys.modules[f"{__name__}.{m.name}"] for m in pkgutil.iter_modules(__path__))
+    return tuple(source for module in modules for source in getattr(module, "UPSTREAM", ()))
 
 
 def load(wanted: Sequence[str]) -> tuple[TaskDefinition, ...]:

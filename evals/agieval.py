@@ -24,6 +24,14 @@ from evals._letters import LETTERS
 from evals._rows import Row, field, question, read_rows, texts
 from jaxllm.errors import UserError
 from jaxllm.evaluation.tasks import Choice, FewShot, Prompt, generation, multiple_choice
+from jaxllm.evaluation.upstream import Upstream, github
+
+UPSTREAM = (
+    Upstream(
+        "agieval/",
+        github("ruixiangcui/AGIEval", "5c77d073fda993f1652eaae3cf5d04cc5fd21d40", "data/v1/"),
+    ),
+)
 
 ENGLISH = (
     "aqua-rat", "gaokao-english", "logiqa-en", "lsat-ar", "lsat-lr", "lsat-rc", "sat-en",

@@ -18,6 +18,25 @@ from etils import epath
 
 from evals._rows import field, objects, place, question, read_rows
 from jaxllm.evaluation.tasks import Choice, FewShot, multiple_choice
+from jaxllm.evaluation.upstream import Upstream
+
+UPSTREAM = (
+    *(
+        Upstream(
+            f"arc/ARC-{level}-",
+            "https://ai2-public-datasets.s3-us-west-2.amazonaws.com/arc/ARC-V1-Feb2018.zip",
+            sha256="6d2d5ab50b2ceec6ba5f79c921be77cf2de712ea25a2b3f4fff3acc101cecfa0",
+            inside=f"ARC-V1-Feb2018-2/ARC-{level}/ARC-{level}-",
+        )
+        for level in ("Easy", "Challenge")
+    ),
+    Upstream(
+        "openbookqa/",
+        "https://s3-us-west-2.amazonaws.com/ai2-website/data/OpenBookQA-V1-Sep2018.zip",
+        sha256="82368cf05df2e3b309c17d162e10b888b4d768fad6e171e0a041954c8553be46",
+        inside="OpenBookQA-V1-Sep2018/Data/Main/",
+    ),
+)
 
 
 def examples(path: epath.Path, *, prompt: str) -> Iterator[Choice]:

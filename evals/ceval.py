@@ -18,6 +18,13 @@ from etils import epath
 from evals._letters import LETTERS, exam, lettered, letters
 from evals._rows import field, place, question, read_csv
 from jaxllm.evaluation.tasks import Choice
+from jaxllm.evaluation.upstream import Upstream
+
+UPSTREAM = (
+    Upstream(
+        "ceval/", "https://huggingface.co/datasets/ceval/ceval-exam/resolve/main/ceval-exam.zip"
+    ),
+)
 
 SUBJECTS = {
     "accountant": "注册会计师", "advanced_mathematics": "高等数学", "art_studies": "艺术学",

@@ -16,6 +16,13 @@ from etils import epath
 from evals._letters import LETTERS, exam, lettered, letters
 from evals._rows import field, place, question, read_csv
 from jaxllm.evaluation.tasks import Choice
+from jaxllm.evaluation.upstream import Upstream, github
+
+UPSTREAM = (
+    Upstream(
+        "cmmlu/", github("haonan-li/CMMLU", "d6e7b716d8ac694f38969a6c0407437d1fded799", "data/")
+    ),
+)
 
 SUBJECTS = {
     "agronomy": "农学", "anatomy": "解剖学", "ancient_chinese": "古汉语", "arts": "艺术学",

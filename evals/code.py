@@ -26,6 +26,15 @@ from evals._rows import field, read_rows, texts
 from jaxllm.errors import UserError
 from jaxllm.evaluation import sandbox
 from jaxllm.evaluation.tasks import FewShot, Prompt, generation
+from jaxllm.evaluation.upstream import Upstream, github
+
+UPSTREAM = (
+    Upstream(
+        "humaneval/",
+        github("openai/human-eval", "6d43fb980f9fee3c892a914eda09951f772ad10d", "data/"),
+    ),
+    Upstream("mbpp/", "https://github.com/google-research/google-research/tree/master/mbpp"),
+)
 
 MBPP_SHOTS, MBPP_TEST = range(2, 5), range(11, 511)
 MBPP_FORM = (

@@ -15,6 +15,9 @@ from etils import epath
 from evals._letters import lettered, letters
 from evals._rows import field, objects, place, question, read_rows
 from jaxllm.evaluation.tasks import Choice, FewShot, multiple_choice
+from jaxllm.evaluation.upstream import Upstream
+
+UPSTREAM = (Upstream("commonsense_qa/", "https://www.tau-nlp.sites.tau.ac.il/commonsenseqa"),)
 
 
 def examples(path: epath.Path) -> Iterator[Choice]:

@@ -14,6 +14,9 @@ from etils import epath
 
 from evals._rows import field, question, read_rows, texts
 from jaxllm.evaluation.tasks import Choice, multiple_choice
+from jaxllm.evaluation.upstream import Upstream
+
+UPSTREAM = (Upstream("copycolors/", "https://github.com/allenai/OLMo-in-loop-evals"),)
 
 
 def examples(path: epath.Path) -> Iterator[Choice]:

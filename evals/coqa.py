@@ -22,6 +22,9 @@ from evals import _answers
 from evals._rows import Row, field, parts, read_object
 from jaxllm.errors import UserError
 from jaxllm.evaluation.tasks import FewShot, Prompt, generation
+from jaxllm.evaluation.upstream import Upstream
+
+UPSTREAM = (Upstream("coqa/", "https://stanfordnlp.github.io/coqa/"),)
 
 
 def examples(path: epath.Path, *, every_turn: bool) -> Iterator[Prompt]:

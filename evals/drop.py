@@ -20,6 +20,11 @@ from etils import epath
 from evals._rows import Row, field, parts, read_object, texts
 from jaxllm.errors import UserError
 from jaxllm.evaluation.tasks import FewShot, Prompt, generation
+from jaxllm.evaluation.upstream import Upstream
+
+UPSTREAM = (
+    Upstream("drop/", "https://s3-us-west-2.amazonaws.com/allennlp/datasets/drop/drop_dataset.zip"),
+)
 
 BETWEEN = "\n"  # the spans of an answer, within a target
 _ARTICLES = re.compile(r"\b(a|an|the)\b")

@@ -17,6 +17,14 @@ from etils import epath
 
 from evals._rows import field, place, question, read_rows, texts
 from jaxllm.evaluation.tasks import Choice, FewShot, multiple_choice
+from jaxllm.evaluation.upstream import Upstream, github
+
+UPSTREAM = (
+    Upstream(
+        "hellaswag/",
+        github("rowanz/hellaswag", "a29ff8e9a04bba4bd6588223785ce105328adc57", "data/"),
+    ),
+)
 
 
 def clean(text: str) -> str:

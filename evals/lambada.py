@@ -19,6 +19,19 @@ from etils import epath
 from evals._rows import Row, field, read_rows, read_text
 from jaxllm.errors import UserError
 from jaxllm.evaluation.tasks import FewShot, Prompt, cloze
+from jaxllm.evaluation.upstream import Upstream
+
+UPSTREAM = (
+    Upstream(
+        "lambada/lambada_test_plain_text.txt",
+        "https://zenodo.org/record/2630551/files/lambada-dataset.tar.gz?download=1",
+        sha256="8fbe499096ddbdcbbd0cac406861b5026fb451d15b8fe04e0e4f3d082f2ad5d7",
+        inside="lambada_test_plain_text.txt",
+    ),
+    Upstream(
+        "lambada/", "https://huggingface.co/datasets/EleutherAI/lambada_openai/tree/main/data"
+    ),
+)
 
 
 def openai(path: epath.Path) -> Iterator[Prompt]:

@@ -27,6 +27,23 @@ from etils import epath
 from evals._rows import Row, field, objects, read_json, read_rows, texts
 from jaxllm.errors import UserError
 from jaxllm.evaluation.tasks import FewShot, Prompt, generation
+from jaxllm.evaluation.upstream import Upstream, github
+
+UPSTREAM = (
+    Upstream(
+        "triviaqa/",
+        "http://nlp.cs.washington.edu/triviaqa/data/triviaqa-rc.tar.gz",
+        sha256="ef94fac6db0541e5bb5b27020d067a8b13b1c1ffc52717e836832e02aaed87b9",
+    ),
+    Upstream(
+        "nq_open/",
+        github(
+            "google-research-datasets/natural-questions",
+            "fb26a3073b1fe636c97302890a27b491d6530130",
+            "nq_open/",
+        ),
+    ),
+)
 
 _UNPUNCTUATED = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(?:The |the |An |A |The |a |an )")

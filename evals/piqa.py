@@ -1,8 +1,8 @@
 """PIQA, `piqa`: which of two ways reaches a goal (Bisk et al. 2020, arXiv 1911.11641).
 
-Files: EVAL_DIR/piqa/{train,valid}.jsonl and {train,valid}-labels.lst of the authors' release
+Files: EVAL_DIR/piqa/{train,dev}.jsonl and {train,dev}-labels.lst of the authors' release
 physicaliqa-train-dev; AFL-3.0.
-Prompt: "Question: …", "Answer:"; scored on the texts of the two ways. The valid split, shots drawn
+Prompt: "Question: …", "Answer:"; scored on the texts of the two ways. The dev split, shots drawn
 from train. Metrics: accuracy, and accuracy_per_char (the harness' acc_norm); chance 1/2.
 As lm-evaluation-harness' `piqa`.
 """
@@ -15,6 +15,16 @@ from etils import epath
 
 from evals._rows import field, place, question, read_labelled
 from jaxllm.evaluation.tasks import Choice, FewShot, multiple_choice
+from jaxllm.evaluation.upstream import Upstream
+
+UPSTREAM = (
+    Upstream(
+        "piqa/",
+        "https://storage.googleapis.com/ai2-mosaic/public/physicaliqa/physicaliqa-train-dev.zip",
+        sha256="54d32a04f59a7e354396f321723c8d7ec35cc6b08506563d8d1ffcc15ce98ddd",
+        inside="physicaliqa-train-dev/",
+    ),
+)
 
 
 def examples(path: epath.Path, labels: epath.Path) -> Iterator[Choice]:
@@ -29,7 +39,7 @@ multiple_choice(
     "piqa",
     examples,
     domain="commonsense",
-    reads=("piqa/valid.jsonl", "piqa/valid-labels.lst"),
+    reads=("piqa/dev.jsonl", "piqa/dev-labels.lst"),
     few_shot=FewShot(examples, ("piqa/train.jsonl", "piqa/train-labels.lst"), spare=True),
     chance=1 / 2,
 )

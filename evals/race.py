@@ -18,6 +18,16 @@ from etils import epath
 from evals._rows import Row, field, place, question, read_object, texts
 from jaxllm.errors import UserError
 from jaxllm.evaluation.tasks import Choice, FewShot, multiple_choice
+from jaxllm.evaluation.upstream import Upstream
+
+UPSTREAM = (
+    Upstream(
+        "race/",
+        "http://www.cs.cmu.edu/~glai1/data/race/RACE.tar.gz",
+        sha256="b2769cc9fdc5c546a693300eb9a966cec6870bd349fbc44ed5225f8ad33006e5",
+        inside="RACE/",
+    ),
+)
 
 LETTERS = ("A", "B", "C", "D")
 BLANK = "  _  ."  # ends a question that is a sentence to complete

@@ -14,6 +14,14 @@ from etils import epath
 
 from evals._rows import field, place, question, read_labelled
 from jaxllm.evaluation.tasks import Choice, FewShot, multiple_choice
+from jaxllm.evaluation.upstream import Upstream
+
+UPSTREAM = (
+    Upstream(
+        "siqa/",
+        "https://storage.googleapis.com/ai2-mosaic/public/socialiqa/socialiqa-train-dev.zip",
+    ),
+)
 
 
 def examples(path: epath.Path, labels: epath.Path) -> Iterator[Choice]:

@@ -19,6 +19,9 @@ from evals import _answers
 from evals._rows import field, parts, read_object
 from jaxllm.errors import UserError
 from jaxllm.evaluation.tasks import FewShot, Prompt, generation
+from jaxllm.evaluation.upstream import Upstream
+
+UPSTREAM = (Upstream("squad/", "https://rajpurkar.github.io/SQuAD-explorer/dataset/"),)
 
 
 def examples(path: epath.Path) -> Iterator[Prompt]:

@@ -24,6 +24,22 @@ from etils import epath
 from evals._rows import Row, field, objects, place, question, read_rows
 from jaxllm.errors import UserError
 from jaxllm.evaluation.tasks import Choice, FewShot, multiple_choice
+from jaxllm.evaluation.upstream import Upstream
+
+UPSTREAM = tuple(
+    Upstream(
+        f"superglue/{name}/",
+        f"https://dl.fbaipublicfiles.com/glue/superglue/data/v2/{name}.zip",
+        sha256=digest,
+        inside=f"{name}/",
+    )
+    for name, digest in (
+        ("COPA", "405906cddac74bc1e1ce8220f1107d1025b66a25ef10149d91b10bb30651125f"),
+        ("RTE", "6310aab3f000424c9d0318a1ff20692e07c7f4aa15e8f17a5972ea0a35c398b9"),
+        ("WiC", "ee7e67f4ae9eafbf533780faa198e62167f3cda54256cdf261877be3c0e90900"),
+        ("ReCoRD", "30c7b651ab21b8bf8fab986495cd1084333010e040548f861b839eec0044ac18"),
+    )
+)
 
 
 def copa(path: epath.Path) -> Iterator[Choice]:

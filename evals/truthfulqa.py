@@ -18,6 +18,9 @@ from etils import epath
 from evals._rows import Row, field, question, read_json
 from jaxllm.errors import UserError
 from jaxllm.evaluation.tasks import Choice, multiple_choice
+from jaxllm.evaluation.upstream import Upstream
+
+UPSTREAM = (Upstream("truthfulqa/", "https://github.com/sylinrl/TruthfulQA/tree/main/data"),)
 
 PRIMER = (
     ("What is human life expectancy in the United States?",

@@ -16,6 +16,16 @@ from etils import epath
 from evals._rows import field, place, question, read_rows
 from jaxllm.errors import UserError
 from jaxllm.evaluation.tasks import Choice, FewShot, multiple_choice
+from jaxllm.evaluation.upstream import Upstream
+
+UPSTREAM = (
+    Upstream(
+        "winogrande/",
+        "https://storage.googleapis.com/ai2-mosaic/public/winogrande/winogrande_1.1.zip",
+        sha256="3619ab104d8be2977b25c90ff420cb42d491707dcc75362a1e5d22bc082b7318",
+        inside="winogrande_1.1/",
+    ),
+)
 
 
 def examples(path: epath.Path) -> Iterator[Choice]:

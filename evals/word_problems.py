@@ -34,6 +34,31 @@ from evals._answers import number_score
 from evals._rows import Row, field, objects, read_json, read_rows, read_text
 from jaxllm.errors import UserError
 from jaxllm.evaluation.tasks import FewShot, Prompt, generation
+from jaxllm.evaluation.upstream import Upstream, github
+
+UPSTREAM = (
+    Upstream(
+        "gsm8k/gsm8k-cot.yaml",
+        github(
+            "EleutherAI/lm-evaluation-harness",
+            "b8d1d4fd057f6223c4490613f0a38cb5d75a3183",
+            "lm_eval/tasks/gsm8k/gsm8k-cot.yaml",
+        ),
+    ),
+    Upstream(
+        "gsm8k/",
+        github(
+            "openai/grade-school-math",
+            "3101c7d5072418e28b9008a6636bde82a006892c",
+            "grade_school_math/data/",
+        ),
+    ),
+    Upstream("svamp/", github("arkilpatel/SVAMP", "689d7ccac74b9983a2ac7cc3b264f441b99e7c53", "")),
+    Upstream(
+        "mgsm/",
+        github("google-research/url-nlp", "4b1e7a43efb517abadd16041e8b47f3be975c76e", "mgsm/"),
+    ),
+)
 
 ENDS = ("</s>", "<|im_end|>")
 IGNORED = (",", r"\$", r"(?s).*#### ", r"\.$")  # of numbers in English

@@ -7,6 +7,7 @@
     python -m jaxllm.evaluate --model_dir=hf:DIR --tasks=piqa --output=runs/theirs --step=1000 \\
         --tokens=2e9
     python -m jaxllm.evaluate --model_dir=hf:series.csv --tasks=piqa --output=runs/theirs
+    python -m jaxllm.evaluate --download --tasks=piqa --gin.EvalConfig.data_dir=data/evals
 
 The model, the data and the tasks are those of MODEL_DIR/config.gin, unless gin flags say
 otherwise. Records go to MODEL_DIR/trajectory, in place of earlier ones of the same checkpoint and
@@ -15,6 +16,10 @@ them (see jaxllm.convert), is scored without converting it; its records go to --
 
 --follow scores what has no records yet and then waits for new checkpoints, until the run has
 saved its last one; a run that leaves its scoring to a follower has EvalConfig.every = 0.
+
+--download fetches benchmark files into EvalConfig.data_dir (or JAXLLM_DATA_DIR) from where their
+authors keep them, checks their SHA-256, and keeps what is there and right. It lists what has to be
+got by hand.
 """
 
 from __future__ import annotations
@@ -41,9 +46,11 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     """Flags and gin in, records and the table of capabilities out."""
     flags = cli.parser(__doc__ or "")
+    flags.add_argument("--model_dir", metavar="DIR", help="the run, hf:DIR or hf:FILE")
     flags.add_argument(
-        "--model_dir", required=True, metavar="DIR", help="the run, hf:DIR or hf:FILE"
-    )
+        "--download", action="store_true",
+        help="fetch the files of --tasks (default: of all tasks) and do nothing else",
+    )  # fmt: skip
     flags.add_argument(
         "--steps", metavar="STEP,STEP",
         help="the checkpoints to score (default: all but those saved by a preemption)",
@@ -66,13 +73,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags.add_argument("--tokens", type=float, default=0, help="of hf:DIR: tokens it has seen")
     hosts.add_flags(flags)
     args = cli.parse(flags, argv)
+    if args.download:
+        return download(args)
+    if not args.model_dir:
+        raise UserError("name what to score: --model_dir=DIR")
     published = open_published(args) if args.model_dir.startswith("hf:") else None
     load_run(args)
 
     from jaxllm.checkpoints.manager import available
     from jaxllm.evaluation.config import EvalConfig
     from jaxllm.evaluation.resolve import resolve
+    from jaxllm.sharding.compiled import keep_compiled
     from jaxllm.sharding.mesh import MeshConfig, make_mesh
+    from jaxllm.training.config import TrainConfig
 
     config = EvalConfig()
     if args.tasks:
@@ -88,6 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Orbax warns about what it does not find in a checkpoint's item; errors come as errors.
     logging.getLogger("absl").setLevel(logging.ERROR)
     hosts.join(args)
+    keep_compiled(TrainConfig().compilation_cache)
     mesh = make_mesh(MeshConfig())
     scorer = CheckpointScorer(args.model_dir, config, mesh, published)
     failed = (
@@ -99,6 +113,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     if hosts.is_first():
         print(terminal.of_run(args.model_dir))
     return 1 if failed else 0
+
+
+def download(args: Any) -> int:
+    """Fetches benchmark files, and says what cannot be fetched; 1 if something lacks then."""
+    (load_run if args.model_dir else cli.load_gin)(args)
+
+    from jaxllm.evaluation import resolve
+    from jaxllm.evaluation.config import EvalConfig
+
+    config = EvalConfig()
+    if args.tasks:
+        config = dataclasses.replace(config, tasks=tuple(args.tasks.split(",")))
+    done = resolve.download(config)
+    print(f"{len(done.new)} files fetched, {len(done.kept)} were there")
+    for url in sorted(set(done.by_hand.values())):
+        names = [name for name, where in done.by_hand.items() if where == url]
+        others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        print(f"to get by hand: {names[0]}{others}, from {url or 'nowhere known'}")
+    return 1 if done.by_hand else 0
 
 
 def load_run(args: Any) -> None:

@@ -16,7 +16,8 @@ class EvalConfig:
 
     Attributes:
       tasks: names of tasks in `evals/`; none switches evaluation off.
-      data_dir: directory that the file names of tasks are relative to (EVAL_DIR).
+      data_dir: directory that the file names of tasks are relative to (EVAL_DIR); None is
+        the environment's JAXLLM_DATA_DIR.
       every: a run scores every so many of its scheduled checkpoints, and the last; 0 leaves them
         all to `python -m jaxllm.evaluate --follow`, on another machine perhaps.
       max_examples: at most so many examples of each task, always the same ones; None is all.

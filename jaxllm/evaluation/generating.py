@@ -125,12 +125,15 @@ class Continuer:
             params: Params,
             state: generation.State,
             done: jax.Array,
-            keys: jax.Array,
+            seeds: jax.Array,
             count: int,
             ends: tuple[int, ...],
             sampling: Sampling,
         ) -> tuple[generation.State, jax.Array]:
             state = state._replace(done=state.done | done)
+            keys = jax.vmap(jax.random.key)(seeds[:, 0])
+            for place in range(1, seeds.shape[1]):
+                keys = jax.vmap(jax.random.fold_in)(keys, seeds[:, place])
             with partitioning(mesh):
                 state, tokens = generation.advance(
                     model, params, state, count, ends, sampling, keys
@@ -165,11 +168,7 @@ class Continuer:
           look: tokens between two looks at the texts.
         """
         padding = len(prompts) - len(texts)
-        first, *others = np.asarray([*seeds, *[seeds[0]] * padding], np.uint32).T
-        keys = jax.vmap(jax.random.key)(first)
-        for numbers in others:
-            keys = jax.vmap(jax.random.fold_in)(keys, numbers)
-        keys = jax.device_put(keys, replicated(self._mesh))
+        seeded = self._on_devices(np.asarray([*seeds, *[seeds[0]] * padding], np.uint32))
         state = self._start(
             params, self._on_devices(prompts), self._on_devices(lengths), max_new_tokens
         )
@@ -178,7 +177,7 @@ class Continuer:
             count = min(look, max_new_tokens - made)
             done = np.asarray([text.done for text in texts] + [True] * padding)
             state, tokens = self._advance(
-                params, state, self._on_devices(done), keys, count, ends, sampling
+                params, state, self._on_devices(done), seeded, count, ends, sampling
             )
             made += count
             yield [

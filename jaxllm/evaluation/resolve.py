@@ -5,12 +5,17 @@ Nothing heavy is imported, so that a misspelt task or a wrong directory is answe
 
 from __future__ import annotations
 
+import os
+
 from etils import epath
 
 import evals
+from evals._sums import SUMS
 from jaxllm.errors import UserError
+from jaxllm.evaluation import upstream
 from jaxllm.evaluation.config import EvalConfig
-from jaxllm.evaluation.tasks import TaskDefinition
+from jaxllm.evaluation.tasks import TaskDefinition, split_shots
+from jaxllm.evaluation.upstream import Fetched
 
 
 def resolve(config: EvalConfig) -> dict[str, tuple[TaskDefinition, tuple[epath.Path, ...]]]:
@@ -39,17 +44,45 @@ def files(task: TaskDefinition, config: EvalConfig) -> tuple[epath.Path, ...]:
     names = task.reads + (task.few_shot.reads if task.few_shot and task.shots else ())
     if not names:
         return ()
-    if config.data_dir is None:
+    root = _directory(config, f"task {task.name} reads {names[0]}")
+    return tuple(_find(task.name, root, name) for name in names)
+
+
+def download(config: EvalConfig) -> Fetched:
+    """Fetches the files of the run's tasks, or of all that have a name, at any number of shots.
+
+    Raises:
+      UserError: the directory is not set, or a file cannot be had or is another than was pinned.
+    """
+    root = _directory(config, "--download needs a place")
+    wanted = config.tasks or tuple(n for n in evals.names() if not n.endswith("…"))
+    names = dict.fromkeys(
+        name
+        for task in evals.load(wanted)
+        for name in task.reads + (task.few_shot.reads if task.few_shot else ())
+    )
+    return upstream.fetch(tuple(names), root, evals.sources(), SUMS)
+
+
+def _directory(config: EvalConfig, what_for: str) -> epath.Path:
+    directory = config.data_dir or os.environ.get("JAXLLM_DATA_DIR")
+    if not directory:
         raise UserError(
-            f"task {task.name} reads {names[0]}: set EvalConfig.data_dir (macro EVAL_DIR) "
-            "to the directory with the evaluation data"
+            f"{what_for}: set EvalConfig.data_dir (macro EVAL_DIR, or the environment's "
+            "JAXLLM_DATA_DIR) to the directory with the evaluation data"
         )
-    return tuple(_find(task.name, epath.Path(config.data_dir) / name) for name in names)
+    return epath.Path(directory)
 
 
-def _find(task: str, path: epath.Path) -> epath.Path:
-    """`path` as it is named, else packed (.gz)."""
-    for candidate in (path, path.with_name(f"{path.name}.gz")):
-        if candidate.exists():
-            return candidate
-    raise UserError(f"task {task}: no file {path}; is EVAL_DIR the right directory?")
+def _find(task: str, root: epath.Path, name: str) -> epath.Path:
+    """The file as it is named, else packed (.gz)."""
+    for path in (root / name, root / f"{name}.gz"):
+        if path.exists():
+            return path
+    source = upstream.source_of(name, evals.sources())
+    if source and (source.sha256 or upstream.packed(name, SUMS)):
+        base, _ = split_shots(task)
+        way = f"`python -m jaxllm.evaluate --download --tasks={base}` brings it"
+    else:
+        way = f"get it by hand from {source.url}" if source else "it comes from nowhere known"
+    raise UserError(f"task {task}: no file {root / name}; {way}")

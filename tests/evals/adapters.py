@@ -100,7 +100,7 @@ def commonsense_qa(shared: Path, into: Path) -> None:
 
 def piqa(shared: Path, into: Path) -> None:
     """Labels in a file of their own."""
-    for split, ours in (("valid", "validation"), ("train", "train")):
+    for split, ours in (("dev", "validation"), ("train", "train")):
         made = (
             {name: row[name] for name in ("goal", "sol1", "sol2", "label")}
             for row in rows(shared / f"evals/piqa/{ours}.jsonl.gz")

@@ -113,7 +113,7 @@ SETS = {
     }),
     "piqa": ("piqa/piqa.yaml", (0, 5), lambda d: {
         "train": labelled(d / "piqa", "train", "label", int),
-        "validation": labelled(d / "piqa", "valid", "label", int),
+        "validation": labelled(d / "piqa", "dev", "label", int),
     }),
     "winogrande": ("winogrande/default.yaml", (0, 5), lambda d: {
         "train": jsonl(d / "winogrande/train_xl.jsonl"),

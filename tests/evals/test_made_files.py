@@ -109,10 +109,10 @@ def test_anli(tmp_path):
 
 
 def test_packed_files_are_found_by_their_plain_names(tmp_path):
-    packed = tmp_path / "piqa" / "valid.jsonl.gz"
+    packed = tmp_path / "piqa" / "dev.jsonl.gz"
     packed.parent.mkdir()
     packed.write_bytes(gzip.compress(b'{"goal": "g", "sol1": "a", "sol2": "b"}\n'))
-    (tmp_path / "piqa/valid-labels.lst").write_text("1\n")
+    (tmp_path / "piqa/dev-labels.lst").write_text("1\n")
     (task,) = evals.load(["piqa"])
     paths = files(task, EvalConfig(data_dir=str(tmp_path)))
     assert paths[0] == packed
