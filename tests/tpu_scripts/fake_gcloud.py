@@ -1,0 +1,97 @@
+"""A cloud in a folder: `gcloud` for tests, with hosts that are home directories.
+
+FAKE_CLOUD is the folder. `states` holds what the queued resource answers, a line for each time that
+it is asked; the last one stays. Creating makes two hosts for every node, and a node is taken away,
+with what runs and lies there, by deleting or by the state SUSPENDING. `ssh` and `scp` really run
+and copy, in the hosts' homes. Every call is a line of `calls`.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+CLOUD = Path(os.environ["FAKE_CLOUD"])
+WORKERS = 2
+
+
+def flag(name: str, default: str = "") -> str:
+    values = [a.split("=", 1)[1] for a in sys.argv if a.startswith(f"--{name}=")]
+    return values[0] if values else default
+
+
+def homes(node: str, worker: str) -> list[Path]:
+    chosen = range(WORKERS) if worker == "all" else [int(worker)]
+    found = [CLOUD / "hosts" / f"{node}.{i}" for i in chosen]
+    if not all(home.is_dir() for home in found):
+        sys.exit(f"ERROR: no such host: {node}")
+    return found
+
+
+def take_away() -> None:
+    for home in (CLOUD / "hosts").glob("*"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            os.killpg(int((home / "jaxllm" / "run.pid").read_text()), signal.SIGKILL)
+        shutil.rmtree(home)
+
+
+def create(name: str) -> None:
+    nodes = [flag("node-id")]
+    if flag("node-count"):
+        nodes = [f"{flag('node-prefix')}-{i}" for i in range(int(flag("node-count")))]
+    for node in nodes:
+        for worker in range(WORKERS):
+            (CLOUD / "hosts" / f"{node}.{worker}").mkdir(parents=True)
+
+
+def describe(name: str) -> None:
+    states = (CLOUD / "states").read_text().split()
+    if len(states) > 1:
+        (CLOUD / "states").write_text("\n".join(states[1:]))
+    if states[0] == "SUSPENDING":
+        take_away()
+    if states[0] == "NONE":
+        sys.exit(f"ERROR: (gcloud) NOT_FOUND: Resource '{name}' was not found")
+    print(states[0])
+
+
+def ssh(node: str) -> None:
+    codes = [
+        subprocess.run(
+            ["bash", "-c", flag("command")], cwd=home, env=os.environ | {"HOME": str(home)},
+            check=False,
+        ).returncode
+        for home in homes(node, flag("worker", "0"))
+    ]  # fmt: skip
+    sys.exit(max(codes))
+
+
+def main() -> None:
+    with (CLOUD / "calls").open("a") as calls:
+        calls.write(json.dumps(sys.argv[1:]) + "\n")
+    match sys.argv[1:5]:
+        case ["compute", "tpus", "queued-resources", "create"]:
+            create(sys.argv[5])
+        case ["compute", "tpus", "queued-resources", "describe"]:
+            describe(sys.argv[5])
+        case ["compute", "tpus", "queued-resources", "delete"]:
+            take_away()
+        case ["compute", "tpus", "tpu-vm", "describe"]:
+            lost = CLOUD / "lost"
+            print("PREEMPTED" if lost.exists() else "READY")
+            lost.unlink(missing_ok=True)
+        case ["compute", "tpus", "tpu-vm", "ssh"]:
+            ssh(sys.argv[5])
+        case ["compute", "tpus", "tpu-vm", "scp"]:
+            for home in homes(sys.argv[6].rstrip(":"), flag("worker", "0")):
+                shutil.copy(sys.argv[5], home)
+        case _:
+            sys.exit(f"ERROR: unknown command {sys.argv[1:]}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+#!/usr/bin/env bash
+# What the other scripts do on each host of a TPU, in the folder that setup.sh unpacked there.
+#
+#   on_host.sh install VERSION   makes .venv with that Python and the versions we test with
+#   on_host.sh start ARGUMENTS   stops what runs, then runs jaxllm.train with these; prints to run.log
+#   on_host.sh run ARGUMENTS     runs it in the foreground, for GKE: fails when told to stop, so that
+#                                the job is not taken for done
+#   on_host.sh stop              lets the run save and end
+#   on_host.sh status            none, running, finished, stopped (and saved), or failed CODE
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+running() { [[ -f run.pid ]] && kill -0 -- "-$(<run.pid)" 2>/dev/null; }
+
+stop() {
+  local look
+  running || return 0
+  pkill -TERM -P "$(<run.pid)" # train itself, and not the processes that feed it while it saves
+  for ((look = 0; look < 1500; look++)); do # 5 minutes
+    running || return 0
+    sleep 0.2
+  done
+  kill -KILL -- "-$(<run.pid)"
+}
+
+verb=${1:-}
+shift || true
+case $verb in
+  install)
+    PATH=$PATH:$HOME/.local/bin
+    command -v uv >/dev/null || python3 -m pip install --quiet --user uv
+    [[ -d .venv ]] || uv venv --quiet --python "$1" .venv
+    versions=constraints/py${1/./}.txt
+    uv pip install --quiet --python .venv/bin/python -c "$versions" -e '.[tpu]'
+    ;;
+  start)
+    stop
+    rm -f run.exit
+    # A session of its own outlives ssh. The trap keeps the shell until train has saved and ended.
+    # shellcheck disable=SC2016
+    setsid bash -c 'trap : TERM; "$@" >>run.log 2>&1; echo $? >run.exit' run \
+      .venv/bin/python -m jaxllm.train "$@" </dev/null >/dev/null 2>&1 &
+    echo $! >run.pid
+    ;;
+  run)
+    code=0 told=''
+    .venv/bin/python -m jaxllm.train "$@" &
+    trap 'told=143; kill -TERM %1' TERM
+    while [[ $(jobs -r) ]]; do # a signal interrupts the wait
+      code=0
+      wait %1 || code=$?
+    done
+    exit "${told:-$code}"
+    ;;
+  stop) stop ;;
+  status)
+    if running; then
+      echo running
+    elif [[ ! -f run.pid ]]; then
+      echo none
+    elif [[ ! -f run.exit ]]; then
+      echo failed killed
+    elif [[ $(<run.exit) != 0 ]]; then
+      echo "failed $(<run.exit)"
+    elif tail -n 5 run.log | grep -q '^stopped at step'; then
+      echo stopped
+    else
+      echo finished
+    fi
+    ;;
+  *)
+    echo "error: unknown verb '$verb': install, start, run, stop or status" >&2
+    exit 2
+    ;;
+esac
