@@ -22,6 +22,7 @@ ALLOWED = {
     "training": {"models", "sharding", "data", "checkpoints", "evaluation", "trajectory"},
     "analysis": {"trajectory"},
     "report": {"analysis", "trajectory"},
+    "planning": {"models", "sharding", "data", "training"},
 }
 SHARED = {"errors", "imports"}
 

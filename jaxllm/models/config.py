@@ -70,8 +70,8 @@ class ModelConfig:
         the weight matrices; `attention` all but the outputs of attention's; `full` the whole block.
       scan_layers: compile one block and loop over it, or compile every block on its own
         (slower to compile; parameters are stacked over layers either way).
-      attention_block: attention is computed this many queries at a time, each block against the
-        keys before its end only.
+      attention_block: attention is computed this many tokens at a time; None: as many as suits
+        the platform (`models.attention`).
       loss_chunk_tokens: logits exist for this many tokens (of each device's rows) at a time.
     """
 
@@ -109,7 +109,7 @@ class ModelConfig:
     init_stddev: float = 0.02
     remat: str = "none"
     scan_layers: bool = True
-    attention_block: int = 256
+    attention_block: int | None = None
     loss_chunk_tokens: int = 1024
 
     def __post_init__(self) -> None:
@@ -169,6 +169,12 @@ class ModelConfig:
     def rotary_width(self) -> int:
         """How many dimensions of a head rotary positions turn."""
         return int(self.head_width * self.rotary_fraction)
+
+    @property
+    def uniform_window(self) -> int | None:
+        """The attention window that all layers have; None without one, or if they differ."""
+        (window, *others) = set(self.attention_windows) or {0}
+        return None if others or self.position == "alibi" else window or None
 
     @property
     def token_width(self) -> int:

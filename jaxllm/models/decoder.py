@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxllm.errors import UserError
-from jaxllm.models.attention import Distance
+from jaxllm.models.attention import RESIDUALS, Distance
 from jaxllm.models.batch import Batch, TreeBatch
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.layers import Block, Context, LayerCache, linear, matrix
@@ -21,13 +21,12 @@ from jaxllm.models.positions import alibi_slopes, rotations
 LayerCaches = LayerCache | tuple[LayerCache, ...]
 Params = Any  # the tree of parameters, boxed with logical axis names or plain
 
+_ATTENTION = ("query", "key", "value", "context", RESIDUALS, "attention_output")
 _SAVED: dict[str, tuple[str, ...]] = {
-    "minimal": (
-        "query", "key", "value", "context", "attention_output", "gate", "up", "mlp_output"
-    ),
-    "attention": ("query", "key", "value", "context", "attention_output"),
+    "minimal": (*_ATTENTION, "gate", "up", "mlp_output"),
+    "attention": _ATTENTION,
     "full": (),
-}  # fmt: skip
+}
 
 
 class Decoder(nn.Module):

@@ -144,8 +144,9 @@ class Attention(nn.Module):
         scale = config.attention_scale
         if cache is None:
             mixed = causal_attention(
-                query, key, value, context.segment_ids, config.attention_block, scale, distance,
-                context.visible_until,
+                query, key, value, context.segment_ids, block=config.attention_block, scale=scale,
+                window=config.uniform_window, distance=distance,
+                visible_until=context.visible_until,
             )  # fmt: skip
         else:
             mask, cache = _write_cache(key, value, context, cache)

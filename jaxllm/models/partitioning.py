@@ -19,23 +19,40 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     A mesh axis that does not divide its dimension is left out: an evaluation's last batch or a
     narrow head count is replicated rather than refused.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or not nn.get_logical_axis_rules():
-        return x
+    return jax.lax.with_sharding_constraint(x, fitting_spec(x.shape, *axes)) if _meshed() else x
+
+
+def fitting_spec(shape: tuple[int, ...], *axes: str | None) -> PartitionSpec:
+    """How the rules in force cut an array of `shape` along its logical `axes`."""
+    if not _meshed():
+        return PartitionSpec()
     spec = nn.logical_to_mesh_axes(axes) or ()
     fitting = [
         names if names and size % _mesh_size(names) == 0 else None
-        for names, size in zip(spec, x.shape, strict=True)
+        for names, size in zip(spec, shape, strict=True)
     ]
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(*fitting))
+    return PartitionSpec(*fitting)
+
+
+def device_kind() -> tuple[str, str]:
+    """Platform ('tpu', 'gpu', 'cpu') and kind ('TPU v5') of what is compiled for."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    if device is None:
+        here = jax.devices()[0]
+        return here.platform, here.device_kind
+    return device.platform, device.device_kind
 
 
 def num_shards(axis: str) -> int:
     """Into how many parts the rules in force cut the logical `axis` (1 without rules)."""
-    if jax.sharding.get_abstract_mesh().empty or not nn.get_logical_axis_rules():
+    if not _meshed():
         return 1
     spec = nn.logical_to_mesh_axes((axis,)) or (None,)
     return _mesh_size(spec[0] or ())
+
+
+def _meshed() -> bool:
+    return not jax.sharding.get_abstract_mesh().empty and bool(nn.get_logical_axis_rules())
 
 
 def _mesh_size(names: str | tuple[str, ...]) -> int:

@@ -12,10 +12,11 @@ import numpy as np
 
 from jaxllm.errors import UserError
 from jaxllm.models.config import ModelConfig
-from jaxllm.training.clock import Clock
+from jaxllm.sharding.chips import peak_flops, utilisation
+from jaxllm.training.clock import Clock, Lap
 from jaxllm.training.progress import Progress
 from jaxllm.training.step import StepMetrics
-from jaxllm.training.throughput import peak_flops, utilisation
+from jaxllm.training.watchdog import Watchdog
 from jaxllm.training.writers import Writer
 
 
@@ -107,6 +108,7 @@ class MetricsLog:
         steps: int,
         restarts: int,
         clock: Clock,
+        watchdog: Watchdog,
         progress: Progress,
         writers: Sequence[Writer],
     ) -> None:
@@ -115,7 +117,8 @@ class MetricsLog:
         self.saved: int | None = None
         self._model, self._start, self._domains = model, start, tuple(domains)
         self._every, self._steps, self._restarts = every, steps, restarts
-        self._clock, self._progress, self._writers = clock, progress, writers
+        self._clock, self._watchdog = clock, watchdog
+        self._progress, self._writers = progress, writers
         self._sums = LossSums(domains, carried)
         self._pending: tuple[int, StepMetrics] | None = None
         self._last_line = start.step
@@ -137,6 +140,7 @@ class MetricsLog:
         step, metrics = self._pending
         self._pending = None
         self._read(step, jax.device_get(metrics))
+        self._watchdog.step(step)
 
     def carried(self) -> dict[str, Any]:
         """What a checkpoint must take along so that the next line is exact."""
@@ -152,11 +156,7 @@ class MetricsLog:
         self._progress.update(step, loss, self._speed or self._speed_so_far(step))
 
     def _write_line(self, step: int, metrics: StepMetrics) -> None:
-        lap = self._clock.lap()
-        steps_here = step - self._last_line
-        line = self._line(step, metrics) | self._timing(
-            steps_here, lap.steps, lap.data, lap.checkpoint, lap.evaluation
-        )
+        line = self._line(step, metrics) | self._timing(step - self._last_line, self._clock.lap())
         self._last_line = step
         self._sums = LossSums(self._domains)
         for writer in self._writers:
@@ -174,12 +174,13 @@ class MetricsLog:
             "learning_rate": float(metrics.learning_rate),
         }
 
-    def _timing(
-        self, steps: int, seconds: float, data: float, checkpoint: float, evaluation: float
-    ) -> dict[str, float | int | None]:
-        """What depends on the machine. MFU counts 6N and the full or the causal attention."""
-        length, devices = self._start.length, jax.device_count()
-        speed = self._speed = steps * self._start.batch_size * length / seconds
+    def _timing(self, steps: int, lap: Lap) -> dict[str, float | int | None]:
+        """What depends on the machine. MFU counts 6N and the full or the causal attention.
+
+        Seconds are those since the last line, shares those of the whole run.
+        """
+        length, devices, run = self._start.length, jax.device_count(), self._clock.run()
+        speed = self._speed = steps * self._start.batch_size * length / lap.steps
         peak = peak_flops(jax.devices()[0])
         full = speed * self._model.flops_per_token(length, causal=False)
         causal = speed * self._model.flops_per_token(length, causal=True)
@@ -188,11 +189,13 @@ class MetricsLog:
             "flops_per_second": full,
             "mfu": utilisation(full, devices, peak),
             "mfu_causal": utilisation(causal, devices, peak),
-            "step_seconds": seconds / steps,
-            "data_wait_seconds": data,
-            "checkpoint_seconds": checkpoint,
-            "evaluation_seconds": evaluation,
-            "wall_seconds": self._clock.wall_seconds,
+            "step_seconds": lap.steps / steps,
+            "data_wait_seconds": lap.data,
+            "checkpoint_seconds": lap.checkpoint,
+            "evaluation_seconds": lap.evaluation,
+            "compile_seconds": lap.compile,
+            **run.shares(),
+            "wall_seconds": run.wall,
             "restarts": self._restarts,
         }
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from jaxllm.sharding.chips import peak_flops, utilisation
 from jaxllm.training import progress
 from jaxllm.training.clock import Clock
 from jaxllm.training.progress import Progress, duration
-from jaxllm.training.throughput import peak_flops, utilisation
 
 
 class Terminal(io.StringIO):

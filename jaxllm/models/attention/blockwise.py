@@ -4,16 +4,23 @@ Autodiff of softmax attention passes over the scores more often than it needs to
 transposes them. Here the exponentials are kept as they are and the outputs divided by their sums;
 the backward pass takes sum_s p dp from the outputs (FlashAttention, Dao et al. 2022, section B.2),
 and where a product needs the scores transposed, the small factor is transposed instead.
+
+Where the scores of a whole layer would be large, the blocks go one after another against all keys,
+and each block's scores are made again in the backward pass: twice the work, one block's memory.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from jaxllm.models.partitioning import num_shards
+
 MASKED = -1e30  # finite, so that a row with nothing to attend to is not NaN
+KEPT_BYTES = 2**28  # of one layer's scores on one device, for the backward pass
 
 
 class Distance(NamedTuple):
@@ -32,7 +39,7 @@ class Distance(NamedTuple):
     slopes: jax.Array | None
 
 
-def causal_attention(
+def blockwise_attention(
     query: jax.Array,
     key: jax.Array,
     value: jax.Array,
@@ -61,24 +68,35 @@ def causal_attention(
     Returns:
       [B, T, H, K] in query's dtype. Softmax is float32.
     """
-    length = query.shape[1]
-    outputs = []
-    for start in range(0, length, block):
-        end = min(start + block, length)
-        places = jnp.arange(start, end)
+    rows, length, heads, _ = query.shape
+
+    def of_block(start: Any, size: int, end: int) -> jax.Array:
+        """Of `size` queries from `start` on, all of which lie before `end`."""
+        cut = partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=size, axis=1)
+        places = start + jnp.arange(size)
         causal = jnp.arange(end)[None, :] <= places[:, None]
         if visible_until is None:
-            same = segment_ids[:, start:end, None] == segment_ids[:, None, :end]
+            same = cut(segment_ids)[:, :, None] == segment_ids[:, None, :end]
         else:
             same = places[None, :, None] < visible_until[:, None, :end]
         here = distance and distance._replace(
-            queries=distance.queries[:, start:end], keys=distance.keys[:, :end]
+            queries=cut(distance.queries), keys=distance.keys[:, :end]
         )
-        outputs.append(
-            attend(
-                query[:, start:end], key[:, :end], value[:, :end], causal[None] & same, scale, here
-            )
-        )
+        return attend(cut(query), key[:, :end], value[:, :end], causal[None] & same, scale, here)
+
+    scores = rows * heads * length * length // 2 * query.dtype.itemsize
+    scores //= num_shards("batch") * num_shards("heads")
+    whole = length // block * block
+    starts = range(0, length, block)
+    outputs = []
+    if scores > KEPT_BYTES and whole > block:
+        one = jax.checkpoint(lambda start: of_block(start, block, whole))
+        looped = jax.lax.map(one, jnp.arange(0, whole, block))  # [blocks, B, block, H, K]
+        outputs = [jnp.moveaxis(looped, 0, 1).reshape(rows, whole, *query.shape[2:])]
+        starts = range(whole, length, block)
+    for start in starts:
+        end = min(start + block, length)
+        outputs.append(of_block(start, end - start, end))
     return outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=1)
 
 

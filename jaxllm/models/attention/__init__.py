@@ -1,0 +1,73 @@
+"""Attention of packed rows: one function, and the kernel that suits the platform and the shape."""
+
+from __future__ import annotations
+
+import jax
+
+from jaxllm.models.attention.blockwise import Distance, attend, blockwise_attention
+from jaxllm.models.attention.cudnn import cudnn_attention
+from jaxllm.models.attention.cudnn import fits as fits_cudnn
+from jaxllm.models.attention.splash import LANES, RESIDUALS, splash_attention
+from jaxllm.models.partitioning import device_kind
+
+__all__ = ["RESIDUALS", "Distance", "attend", "causal_attention", "implementation"]
+
+_BLOCK = 256  # queries at a time, where no kernel chooses its own tiles
+
+
+def causal_attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    segment_ids: jax.Array,
+    *,
+    block: int | None = None,
+    scale: float | None = None,
+    window: int | None = None,
+    distance: Distance | None = None,
+    visible_until: jax.Array | None = None,
+) -> jax.Array:
+    """Attention of every token to the tokens of its own segment up to itself.
+
+    Args:
+      query: [B, T, H, K].
+      key: [B, T, G, K], where G divides H; query head h reads key head h // (H / G).
+      value: [B, T, G, K].
+      segment_ids: int32 [B, T].
+      block: tokens that the implementation takes at a time; None leaves it the choice.
+      scale: factor of the scores; None means K ** -0.5.
+      window: `distance.window` as a plain number, where it is known and all that distance does.
+      distance: of the tokens, where it counts: windows, ALiBi.
+      visible_until: int32 [B, T], in place of segments: a token is seen by itself and by the
+        tokens after it that lie before this index (`batch.TreeBatch`).
+
+    Returns:
+      [B, T, H, K] in query's dtype. Softmax is float32.
+    """
+    plain = visible_until is None and (distance is None or window is not None)
+    chosen = implementation(query, plain)
+    if chosen == "splash":
+        return splash_attention(
+            query, key, value, segment_ids, block=block, scale=scale, window=window
+        )
+    if chosen == "cudnn":
+        return cudnn_attention(query, key, value, segment_ids, scale=scale, window=window)
+    return blockwise_attention(
+        query, key, value, segment_ids, block or _BLOCK, scale, distance, visible_until
+    )
+
+
+def implementation(query: jax.Array, plain: bool = True) -> str:
+    """What computes the attention of query [B, T, H, K]: 'splash', 'cudnn' or 'blockwise'.
+
+    Args:
+      query: for its shape and type.
+      plain: that neither ALiBi, nor windows that differ between layers, nor a token tree play a
+        part: kernels do not know these.
+    """
+    platform, _ = device_kind()
+    if platform == "tpu" and plain and query.shape[1] % LANES == 0:
+        return "splash"
+    if platform in ("gpu", "cuda") and plain and fits_cudnn(query):
+        return "cudnn"
+    return "blockwise"

@@ -1,0 +1,160 @@
+"""Causal attention on TPUs: JAX's splash kernel, one call per device of the mesh.
+
+The kernel never holds more than a tile of scores, forward or backward, and skips the tiles that
+the causal mask or a window hides. Where the tokens of a row are cut over devices, each device
+gathers the keys and values of the whole row.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxllm.models.partitioning import device_kind, fitting_spec
+
+LANES = 128  # of a TPU's vector unit: tiles and lengths are multiples of it
+RESIDUALS = "splash_residuals"  # the output and log-sum-exp, by `checkpoint_name`
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiles:
+    """Sizes of the kernel's tiles, in tokens.
+
+    Attributes:
+      query: of queries, in all passes.
+      key: of keys, in all passes.
+      key_compute: of keys that one matrix product takes, a divisor of `key`.
+      fused: whether one backward kernel makes all gradients; else the queries' have their own.
+    """
+
+    query: int
+    key: int
+    key_compute: int
+    fused: bool
+
+
+# By the beginning of a device's kind, the longest that fits. Tests compile each of them.
+TILES: dict[str, Tiles] = {
+    "TPU v4": Tiles(query=512, key=1024, key_compute=512, fused=True),
+    "TPU v5 lite": Tiles(query=1024, key=1024, key_compute=512, fused=True),
+    "TPU v5": Tiles(query=1024, key=1024, key_compute=512, fused=True),
+    "TPU v6 lite": Tiles(query=1024, key=1024, key_compute=512, fused=True),
+    "TPU7x": Tiles(query=1024, key=1024, key_compute=512, fused=True),
+}
+
+
+def tiles_for(kind: str, length: int, block: int | None = None) -> Tiles:
+    """The tiles for rows of `length` tokens on a device of `kind`.
+
+    Args:
+      kind: a device's kind.
+      length: a multiple of 128; tiles must divide it.
+      block: tokens of both sides of a tile, in place of the table's.
+    """
+    fitting = [name for name in TILES if kind.startswith(name)]
+    table = TILES[max(fitting, key=len)] if fitting else TILES["TPU v4"]
+    query, key, compute = table.query, table.key, table.key_compute
+    if block is not None:
+        query = key = compute = block
+    query, key = math.gcd(query, length), math.gcd(key, length)
+    return Tiles(query, key, math.gcd(compute, key), table.fused)
+
+
+def splash_attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    segment_ids: jax.Array,
+    *,
+    block: int | None = None,
+    scale: float | None = None,
+    window: int | None = None,
+    interpret: bool = False,
+) -> jax.Array:
+    """Attention of every token to the tokens of its own segment up to itself.
+
+    Args:
+      query: [B, T, H, K], T a multiple of 128.
+      key: [B, T, G, K], where G divides H.
+      value: [B, T, G, K].
+      segment_ids: int32 [B, T].
+      block: tokens of a tile's side; None takes the chip's from `TILES`.
+      scale: factor of the scores; None means K ** -0.5.
+      window: only keys less than this far back are seen; None sees all.
+      interpret: run the kernel's statements on any platform, slowly, for tests.
+
+    Returns:
+      [B, T, H, K] in query's dtype.
+    """
+    query = query * jnp.asarray(scale or query.shape[-1] ** -0.5, query.dtype)
+    queries = fitting_spec(query.shape, "batch", "length", "heads", "head_dim")
+    keys = fitting_spec(key.shape, "batch", None, "kv_heads", "head_dim")
+    if len(queries) and (queries[2] is not None) and (keys[2] is None):
+        # fewer key heads than devices to cut the heads over: every query head brings its own
+        repeats = query.shape[2] // key.shape[2]
+        key, value = jnp.repeat(key, repeats, axis=2), jnp.repeat(value, repeats, axis=2)
+        keys = fitting_spec(key.shape, "batch", None, "heads", "head_dim")
+    mesh = jax.sharding.get_abstract_mesh()
+    if not len(queries):
+        kernel = _kernel(query.shape, 1, 1, block, window, interpret)
+        return _on_one_device(kernel, query, key, value, segment_ids, segment_ids)
+    heads, lengths = _size(mesh, queries[2]), _size(mesh, queries[1])
+    kernel = _kernel(query.shape, heads, lengths, block, window, interpret)
+    cut = kernel.manual_sharding_spec(NamedSharding(mesh, PartitionSpec(queries[2], queries[1])))
+    return jax.shard_map(
+        _on_one_device,
+        mesh=mesh,
+        in_specs=(
+            cut, queries, keys, keys,
+            PartitionSpec(queries[0], queries[1]), PartitionSpec(queries[0], None),
+        ),
+        out_specs=queries,
+        check_vma=False,
+    )(kernel, query, key, value, segment_ids, segment_ids)  # fmt: skip
+
+
+def _on_one_device(kernel, query, key, value, own, all_of_row):  # type: ignore[no-untyped-def]
+    """query [B, t, h, K] of a part of the tokens and heads; key and value of whole rows."""
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+    by_head = lambda x: x.swapaxes(1, 2)
+    attend = lambda q, k, v, own, row: kernel(q, k, v, splash.SegmentIds(own, row))
+    mixed = jax.vmap(attend)(by_head(query), by_head(key), by_head(value), own, all_of_row)
+    return by_head(mixed).astype(query.dtype)
+
+
+def _kernel(shape, head_shards, length_shards, block, window, interpret):  # type: ignore[no-untyped-def]
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+    _, length, heads, _ = shape
+    whole = (length, length)
+    one = (
+        splash.CausalMask(whole, shard_count=length_shards)
+        if window is None
+        else splash.LocalMask(whole, (window - 1, 0), 0, shard_count=length_shards)
+    )
+    tiles = tiles_for(device_kind()[1], length // length_shards, block)
+    return splash.make_splash_mha(
+        splash.MultiHeadMask([one] * heads),
+        head_shards=head_shards,
+        q_seq_shards=length_shards,
+        block_sizes=splash.BlockSizes(
+            block_q=tiles.query, block_kv=tiles.key, block_kv_compute=tiles.key_compute,
+            block_q_dkv=tiles.query, block_kv_dkv=tiles.key,
+            block_kv_dkv_compute=tiles.key_compute,
+            block_q_dq=None if tiles.fused else tiles.query,
+            block_kv_dq=None if tiles.fused else tiles.key,
+            use_fused_bwd_kernel=tiles.fused,
+        ),
+        residual_checkpoint_name=RESIDUALS,
+        interpret=interpret,
+    )  # fmt: skip
+
+
+def _size(mesh, names) -> int:  # type: ignore[no-untyped-def]
+    names = (names,) if isinstance(names, str) else names or ()
+    return math.prod(mesh.shape[name] for name in names)

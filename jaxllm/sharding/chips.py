@@ -1,0 +1,142 @@
+"""The accelerators, by the vendors' data sheets: what one JAX device of each can do.
+
+A TPU7x chip is two JAX devices, a v4 or v5p chip one. Bandwidths count one direction.
+Sources: docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}; NVIDIA's data sheets (dense bf16).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+
+import jax
+
+from jaxllm.errors import UserError
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One JAX device.
+
+    Attributes:
+      name: as the cloud names the generation: 'v5p'.
+      kind: how its `device_kind` begins.
+      flops: dense bf16 FLOP/s.
+      hbm_bytes: memory.
+      hbm_bandwidth: bytes/s.
+      ici_bandwidth: bytes/s that it sends over all its links to other devices of the slice.
+      dcn_bandwidth: its share of the host's network, bytes/s; None where no figure is published.
+      torus: dimensions of the slice's network; 0 where it is not a torus.
+      per_name: what a cloud name counts for each JAX device: 'v5p-128' is 64 of them.
+      per_chip: JAX devices of a physical chip.
+    """
+
+    name: str
+    kind: str
+    flops: float
+    hbm_bytes: float = 0
+    hbm_bandwidth: float = 0
+    ici_bandwidth: float = 0
+    dcn_bandwidth: float | None = None
+    torus: int = 0
+    per_name: int = 1
+    per_chip: int = 1
+
+
+CHIPS: tuple[Chip, ...] = (
+    Chip("v4", "TPU v4", 275e12, 32 * GIB, 1.2e12, 300e9, None, torus=3, per_name=2),
+    Chip("v5e", "TPU v5 lite", 197e12, 16 * GIB, 819e9, 200e9, 25e9 / 8, torus=2),
+    Chip("v5p", "TPU v5", 459e12, 95 * GIB, 2.765e12, 600e9, 50e9 / 8, torus=3, per_name=2),
+    Chip("v6e", "TPU v6 lite", 918e12, 32 * GIB, 1.638e12, 400e9, 100e9 / 8, torus=2),
+    Chip(
+        "7x", "TPU7x", 1153.5e12, 96 * GIB, 3.69e12, 300e9, 50e9 / 8, torus=3, per_name=1,
+        per_chip=2,
+    ),
+    Chip("v3", "TPU v3", 61.5e12),
+    Chip("t4", "Tesla T4", 65e12, 16e9, 320e9),
+    Chip("v100", "Tesla V100", 125e12, 32e9, 900e9),
+    Chip("l4", "NVIDIA L4", 121e12, 24e9, 300e9),
+    Chip("a100", "NVIDIA A100", 312e12, 80e9, 2.039e12, 300e9),
+    Chip("h100-pcie", "NVIDIA H100 PCIe", 756e12, 80e9, 2e12, 450e9),
+    Chip("h100", "NVIDIA H100", 989e12, 80e9, 3.35e12, 450e9),
+    Chip("h200", "NVIDIA H200", 989e12, 141e9, 4.8e12, 450e9),
+    Chip("b200", "NVIDIA B200", 2250e12, 180e9, 8e12, 900e9),
+)  # fmt: skip
+
+
+def chip_of(device_kind: str) -> Chip | None:
+    """The chip of a `device_kind`; None for one that is not in the table, such as a CPU."""
+    fitting = [chip for chip in CHIPS if device_kind.startswith(chip.kind)]
+    return max(fitting, key=lambda chip: len(chip.kind)) if fitting else None
+
+
+def peak_flops(device: jax.Device) -> float | None:
+    """The peak FLOP/s of a device; None where none is known, as for CPUs."""
+    chip = chip_of(device.device_kind)
+    return chip.flops if chip else None
+
+
+def utilisation(flops_per_second: float, devices: int, peak: float | None) -> float | None:
+    """MFU: achieved over peak FLOP/s of all devices; None where the peak is unknown."""
+    return flops_per_second / (devices * peak) if peak else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Slice:
+    """Devices that a cloud name stands for, in one torus.
+
+    Attributes:
+      chip: the JAX devices.
+      shape: physical chips along each dimension of the torus.
+    """
+
+    chip: Chip
+    shape: tuple[int, ...]
+
+    @property
+    def num_devices(self) -> int:
+        """JAX devices in all."""
+        return math.prod(self.shape) * self.chip.per_chip
+
+
+def slice_of(name: str) -> Slice:
+    """The slice of a cloud name: 'v4-512', 'v5litepod-16', 'v6e-256', 'tpu7x-128', 'v5p:4x4x8'.
+
+    After a hyphen v4, v5p and 7x count TensorCores, two a chip; v5e and v6e count chips. The
+    torus is the most cubic one with so many chips. After a colon it is given, in chips.
+
+    Raises:
+      UserError: an unknown generation, or a number of chips that no slice has.
+    """
+    tpus = {chip.name: chip for chip in CHIPS if chip.torus}
+    generation, separator, size = name.partition(":" if ":" in name else "-")
+    generation = {"v5litepod": "v5e", "tpu7x": "7x", "v7x": "7x"}.get(generation, generation)
+    known = f"write {', '.join(tpus)} with a size, as v5p-128, or a torus, as v5p:4x4x4"
+    if generation not in tpus or not separator:
+        raise UserError(f"unknown topology {name!r}: {known}")
+    chip = tpus[generation]
+    if separator == ":":
+        try:
+            shape = tuple(int(side) for side in size.split("x"))
+        except ValueError:
+            shape = ()
+        if len(shape) != chip.torus or min(shape) < 1:
+            raise UserError(f"topology {name!r}: {generation} is a torus of {chip.torus} sides")
+        return Slice(chip, shape)
+    count = int(size) if size.isdigit() else 0
+    chips, rest = divmod(count, chip.per_name * chip.per_chip)
+    found = _most_cubic(chips, chip.torus) if chips and not rest else None
+    if found is None:
+        raise UserError(f"no {generation} slice is called {name!r}: {known}")
+    return Slice(chip, found)
+
+
+def _most_cubic(chips: int, sides: int) -> tuple[int, ...] | None:
+    """The torus of so many chips with the smallest sum of sides; None if there is none."""
+    allowed = [1, 2, *range(4, 65, 4)]
+    shapes = itertools.combinations_with_replacement(allowed, sides)
+    best = min((s for s in shapes if math.prod(s) == chips), key=sum, default=None)
+    return best[::-1] if best and best[0] == 1 else best  # a host's four chips are 2x2x1

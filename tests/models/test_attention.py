@@ -1,0 +1,132 @@
+"""Every implementation of attention that runs here, against softmax attention spelt out."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxllm.models.attention import implementation
+from jaxllm.models.attention.blockwise import Distance, blockwise_attention
+from jaxllm.models.attention.cudnn import cudnn_attention
+from jaxllm.models.attention.splash import TILES, splash_attention, tiles_for
+
+ROWS, LENGTH, WIDTH = 2, 256, 64
+
+
+def blockwise(query, key, value, segments, window=None, block=96):
+    places = jnp.broadcast_to(jnp.arange(LENGTH), (ROWS, LENGTH))
+    distance = Distance(places, places, jnp.int32(window), None) if window else None
+    return blockwise_attention(query, key, value, segments, block, distance=distance)
+
+
+IMPLEMENTATIONS = {
+    "blockwise": blockwise,
+    "splash": functools.partial(splash_attention, block=128, interpret=True),
+}
+if jax.default_backend() == "gpu":
+    IMPLEMENTATIONS["cudnn"] = cudnn_attention
+
+
+def reference(query, key, value, segments, window=None):
+    """softmax(q k / sqrt K) v over what a token may see, with every matrix in full."""
+    key, value = (np.repeat(x, query.shape[2] // x.shape[2], axis=2) for x in (key, value))
+    scores = jnp.einsum("bqhk,bshk->bhqs", query, key) / np.sqrt(WIDTH)
+    back = np.arange(LENGTH)[:, None] - np.arange(LENGTH)
+    seen = (back >= 0) & (back < (window or LENGTH))
+    seen = seen[None] & (segments[:, :, None] == segments[:, None, :])
+    scores = jnp.where(seen[:, None], scores, -jnp.inf)
+    return jnp.einsum("bhqs,bshk->bqhk", jax.nn.softmax(scores), value)
+
+
+@pytest.fixture(scope="module", params=[(4, 4), (4, 2), (3, 1)], ids=["all", "grouped", "one"])
+def inputs(request):
+    heads, groups = request.param
+    draw = np.random.default_rng(heads * 10 + groups)
+    tensors = [
+        draw.normal(size=(ROWS, LENGTH, count, WIDTH)).astype(np.float32)
+        for count in (heads, groups, groups)
+    ]
+    ends = np.sort(draw.integers(1, LENGTH, (ROWS, 3)), axis=1)
+    segments = 1 + (np.arange(LENGTH)[None, :, None] >= ends[:, None]).sum(-1)
+    return *tensors, segments.astype(np.int32)
+
+
+def kernel(name):
+    if name == "cudnn":
+        return lambda *a, **k: cudnn_attention(*(x.astype(jnp.bfloat16) for x in a[:3]), a[3], **k)
+    return IMPLEMENTATIONS[name]
+
+
+@pytest.mark.parametrize("window", [None, 70])
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+def test_values_and_gradients_are_the_reference_s(name, window, inputs):
+    *tensors, segments = inputs
+    weights = np.random.default_rng(7).normal(size=tensors[0].shape).astype(np.float32)
+
+    def total(attention):
+        def loss(*tensors):
+            mixed = attention(*tensors, segments, window=window)
+            return jnp.sum(mixed * weights), mixed
+
+        (_, mixed), gradients = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(*tensors)
+        return mixed, *gradients
+
+    tolerance = 3e-2 if name == "cudnn" else 3e-5
+    for ours, expected in zip(total(kernel(name)), total(reference), strict=True):
+        np.testing.assert_allclose(ours, expected, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+def test_nothing_leaks_between_documents(name, inputs):
+    """Another document in a row changes no bit of the others' outputs and gradients."""
+    *tensors, segments = inputs
+    changed = [np.where((segments == 2)[..., None, None], x * 3 + 1, x) for x in tensors]
+    assert all((a != b).any() for a, b in zip(tensors, changed, strict=True))
+
+    def both(tensors):
+        mixed, back = jax.vjp(lambda *t: kernel(name)(*t, segments), *tensors)
+        return mixed, *back(jnp.ones_like(mixed))
+
+    others = segments != 2
+    for before, after in zip(both(tensors), both(changed), strict=True):
+        assert np.array_equal(np.asarray(before)[others], np.asarray(after)[others])
+
+
+def test_large_rows_keep_no_scores(monkeypatch):
+    """Beyond KEPT_BYTES a block's scores are made again in the backward pass: less memory."""
+    length = 2048
+    shape = jax.ShapeDtypeStruct((1, length, 2, WIDTH), jnp.float32)
+    segments = jnp.ones((1, length), jnp.int32)
+
+    def temporaries():
+        loss = lambda *t: jnp.sum(jnp.sin(blockwise_attention(*t, segments, 256)))
+        compiled = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(*[shape] * 3).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    kept = temporaries()
+    monkeypatch.setattr("jaxllm.models.attention.blockwise.KEPT_BYTES", 0)
+    assert temporaries() < 0.7 * kept
+
+
+def test_making_scores_again_changes_nothing(monkeypatch, inputs):
+    *tensors, segments = inputs
+    loss = lambda *t: jnp.sum(jnp.sin(blockwise(*t, segments)))
+    kept = jax.grad(loss, argnums=(0, 1, 2))(*tensors)
+    monkeypatch.setattr("jaxllm.models.attention.blockwise.KEPT_BYTES", 0)
+    for a, b in zip(kept, jax.grad(loss, argnums=(0, 1, 2))(*tensors), strict=True):
+        np.testing.assert_allclose(a, b, atol=3e-5, rtol=3e-5)
+
+
+def test_kernels_are_for_their_platforms():
+    query = jnp.zeros((1, 256, 2, 64), jnp.bfloat16)
+    assert implementation(query) == ("cudnn" if jax.default_backend() == "gpu" else "blockwise")
+
+
+@pytest.mark.parametrize("kind", TILES)
+@pytest.mark.parametrize("length", [128, 384, 2048, 32_768])
+def test_tiles_divide_the_row(kind, length):
+    tiles = tiles_for(kind, length)
+    assert length % tiles.query == 0 and length % tiles.key == 0
+    assert tiles.key % tiles.key_compute == 0 and tiles.key_compute % 128 == 0
