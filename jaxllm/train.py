@@ -40,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from jaxllm.evaluation.config import EvalConfig
     from jaxllm.evaluation.resolve import resolve
     from jaxllm.health import HealthConfig
+    from jaxllm.sharding.compiled import keep_compiled
     from jaxllm.sharding.mesh import MeshConfig, make_mesh
     from jaxllm.training.experiment import Experiment
 
@@ -49,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     corpora.resolve(experiment.data)
     references = HealthConfig().open()
     hosts.join(args, experiment.train.coordinator)
+    keep_compiled(experiment.train.compilation_cache)
     check_writable(experiment.model_dir, 0)
     mesh = make_mesh(mesh_config)
     experiment.check(mesh)
@@ -137,19 +139,23 @@ def make_evaluator(experiment: Experiment, mesh: Mesh, config: EvalConfig) -> Ev
 
 
 def timing(outcome: Outcome) -> str:
-    """Where the time of this process went, in one line."""
+    """Where the time of the run went, with all its processes, in one line."""
     from jaxllm.training.progress import duration
 
-    seconds = outcome.seconds
+    run = outcome.run_seconds
+    shares = run.shares()
     parts = {
-        "steps": seconds.steps - seconds.data,
-        "waiting for data": seconds.data,
-        "evaluation": seconds.evaluation,
-        "checkpoints": seconds.checkpoint,
-        "start": seconds.setup,
+        "steps": shares["goodput"],
+        "waiting for data": shares["time/data"],
+        "evaluation": shares["time/evaluation"],
+        "checkpoints": shares["time/checkpoint"],
+        "compilation": shares["time/compile"],
+        "start": shares["time/start"],
     }
-    shares = ", ".join(f"{name} {part / seconds.wall:.1%}" for name, part in parts.items())
-    return f"step {outcome.step} after {duration(seconds.wall)}: {shares}"
+    if outcome.restarts:
+        parts[f"lost to {outcome.restarts} restarts"] = shares["time/lost"]
+    text = ", ".join(f"{name} {share:.1%}" for name, share in parts.items())
+    return f"step {outcome.step} after {duration(run.wall)}: {text}"
 
 
 def show(model_dir: str, scored: bool) -> None:

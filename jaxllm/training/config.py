@@ -27,6 +27,14 @@ class TrainConfig:
       progress_seconds: where the output is no terminal, seconds between two lines of progress.
       coordinator: where no --coordinator_address is given: 'auto' on TPU pods and Slurm, or
         HOST:PORT of process 0; None for one host. See `jaxllm.hosts`.
+      profile_steps: the first and the last step of which `jax.profiler` writes a trace, for
+        TensorBoard; None for no trace.
+      compilation_cache: where compiled programs are kept for the next process: a directory,
+        gs://bucket/path for hosts that come and go, or None. JAX_COMPILATION_CACHE_DIR wins.
+      hang_minutes: without a sign of life for so long, and for hang_medians times the median step,
+        the stacks of all threads are written; None for no such watchdog.
+      hang_medians: see hang_minutes.
+      hang_exit: whether the process then ends, with code 1.
     """
 
     model_dir: str | None = None
@@ -39,12 +47,24 @@ class TrainConfig:
     log_every: int = 10
     progress_seconds: float = 30.0
     coordinator: str | None = None
+    profile_steps: tuple[int, int] | None = None
+    compilation_cache: str | None = "~/.cache/jaxllm/compiled"
+    hang_minutes: float | None = 10.0
+    hang_medians: float = 20.0
+    hang_exit: bool = False
 
     def __post_init__(self) -> None:
         for name in ("steps", "gradient_accumulation", "log_every"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise UserError(f"TrainConfig.{name} = {value!r}: it must be a positive integer")
+        steps = self.profile_steps
+        if steps is not None and not (len(steps) == 2 and 1 <= steps[0] <= steps[1]):
+            raise UserError(f"TrainConfig.profile_steps = {steps!r}: give the first and last step")
+        if self.hang_minutes is not None and self.hang_minutes <= 0:
+            raise UserError(
+                "TrainConfig.hang_minutes: it must be positive, or None for no watchdog"
+            )
         if self.z_loss < 0:
             raise UserError(f"TrainConfig.z_loss = {self.z_loss}: it must not be negative")
 

@@ -28,11 +28,15 @@ class Outcome(NamedTuple):
       step: updates done.
       finished: False when a signal stopped the run, which goes on when it is started again.
       seconds: where the time of this process went.
+      run_seconds: where that of the run went, with all its processes.
+      restarts: how often it has been taken up.
     """
 
     step: int
     finished: bool
     seconds: Lap
+    run_seconds: Lap
+    restarts: int
 
 
 def train(
@@ -91,4 +95,4 @@ def train(
         with run.clock.measure("checkpoint"):
             run.checkpoints.wait()
         finished = run.step >= steps and not preemption.requested()
-        return Outcome(run.step, finished, run.clock.total())
+        return Outcome(run.step, finished, run.clock.total(), run.clock.run(), run.restarts)

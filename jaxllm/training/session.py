@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import time
 from collections.abc import Callable, Sequence
@@ -17,15 +18,18 @@ from jaxllm.checkpoints.manifest import Entry, code_version
 from jaxllm.errors import UserError
 from jaxllm.evaluation.scoring import Interrupted
 from jaxllm.models.decoder import abstract_params
-from jaxllm.training.clock import Clock
+from jaxllm.training.clock import Clock, Lap
 from jaxllm.training.experiment import Evaluator, Experiment, Source
 from jaxllm.training.metrics import Diverged, MetricsLog, Position
 from jaxllm.training.optimizer import make_optimizer
+from jaxllm.training.profile import Profile
 from jaxllm.training.progress import Progress
+from jaxllm.training.restarts import restart
 from jaxllm.training.schedule import make_schedule
 from jaxllm.training.state import TrainState, abstract_state, init_state, num_bytes
 from jaxllm.training.step import TrainStep, compile_train_step
-from jaxllm.training.writers import MetricsJsonl, Writer, restarts_before
+from jaxllm.training.watchdog import Watchdog
+from jaxllm.training.writers import MetricsJsonl, Writer
 
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
@@ -37,6 +41,7 @@ class Session:
       step: updates done; the loop counts it up.
       saved: step of the newest checkpoint; None without one.
       scheduled: the steps at which the loop saves and scores.
+      restarts: how often the run has been taken up.
       position: where the run was when this process took it up.
       clock: where the time of this process goes.
       log: takes the metrics of every step.
@@ -80,6 +85,7 @@ class Session:
                 abstract.params, {"step": abstract.step, "opt_state": abstract.opt_state}
             )
             entry = self._restored.entry if self._restored else None
+            carried = self._restored.carried if self._restored else {}
             self.step = entry.step if entry else 0
             self.saved = self.step if entry else None
             self.position = Position(
@@ -89,26 +95,44 @@ class Session:
                 batch_size=e.data.batch_size,
                 length=e.data.sequence_length,
             )
-            self._restarts = 0
+            self.restarts = 0
             if entry:
-                self._restarts = max(entry.restarts, restarts_before(e.model_dir)) + 1
-                self.clock.before = entry.wall_seconds
+                spent = Lap(**carried.get("time", {"wall": entry.wall_seconds}))
+                again = restart(e.model_dir, self.step, entry.restarts, spent)
+                self.restarts, self.clock.before = again.restarts, again.before
                 self._progress.say(f"resuming {e.model_dir} at step {self.step}")
+                if jax.process_index() == 0:
+                    again.note(e.model_dir)
             own = [MetricsJsonl(e.model_dir, self.step)] if jax.process_index() == 0 else []
             self._writers: list[Writer] = [*own, *writers]
+            self._watchdog = opened.enter_context(
+                Watchdog(
+                    e.model_dir,
+                    minutes=e.train.hang_minutes,
+                    medians=e.train.hang_medians,
+                    exit=e.train.hang_exit,
+                    doing=lambda: self.clock.doing,
+                )
+            )
             self.log = MetricsLog(
                 model=e.model,
                 start=self.position,
                 domains=source.domains,
-                carried=self._restored.carried if self._restored else {},
+                carried=carried,
                 every=e.train.log_every,
                 steps=e.train.steps,
-                restarts=self._restarts,
+                restarts=self.restarts,
                 clock=self.clock,
+                watchdog=self._watchdog,
                 progress=self._progress,
                 writers=self._writers,
             )
             self.log.saved = self.saved
+            self._profile: Profile | None = None
+            if e.train.profile_steps:
+                first, last = e.train.profile_steps
+                self._profile = Profile(e.model_dir, first, last, self._progress.say)
+                opened.enter_context(contextlib.closing(self._profile))
             self._opened = opened.pop_all()
 
     def __enter__(self) -> Session:
@@ -148,8 +172,8 @@ class Session:
     def compile_update(self) -> TrainStep:
         """The compiled update; its compilation is not a part of any step's time."""
         e = self._experiment
-        with self.clock.measure("setup"):
-            return compile_train_step(
+        with self.clock.measure("compile"):
+            update = compile_train_step(
                 e.model,
                 self._optimizer,
                 self._schedule,
@@ -161,6 +185,7 @@ class Session:
                 accumulation=e.train.gradient_accumulation,
                 z_loss=e.train.z_loss,
             )
+        return self._profile.around(update, self.step) if self._profile else update
 
     def catch_up(self, state: TrainState) -> None:
         """Does what is due at the step where this process begins, or was when a kill came."""
@@ -182,7 +207,7 @@ class Session:
                 self._entry(kind),
                 state.params,
                 {"step": state.step, "opt_state": state.opt_state},
-                self.log.carried(),
+                {**self.log.carried(), "time": dataclasses.asdict(self.clock.run())},
             )
         self.saved = self.log.saved = self.step
 
@@ -204,15 +229,20 @@ class Session:
                         position.tokens,
                         self._flops(position),
                         tasks=(task,),
-                        should_stop=self._should_stop,
+                        should_stop=self._alive_and_should_stop,
                     )
             for writer in self._writers:
                 writer.write_records(self.step, records)
+        self._watchdog.alive()
         seconds, total = time.perf_counter() - began, self.clock.total()
         self._progress.say(
             f"step {self.step}: scored in {seconds:.1f} s; "
             f"evaluation is {total.evaluation / total.wall:.0%} of the time so far"
         )
+
+    def _alive_and_should_stop(self) -> bool:
+        self._watchdog.alive()
+        return self._should_stop()
 
     def _entry(self, kind: str) -> Entry:
         position = self.position.at(self.step)
@@ -225,9 +255,9 @@ class Session:
             data_position=position.sequences,
             dtype=self._experiment.model.param_dtype,
             wall_time=time.time(),
-            wall_seconds=self.clock.wall_seconds,
+            wall_seconds=self.clock.run().wall,
             code_version=code_version(),
-            restarts=self._restarts,
+            restarts=self.restarts,
             kind=kind,
         )
 

@@ -42,9 +42,3 @@ class MetricsJsonl:
 
     def close(self) -> None:
         """Nothing: every line is already written."""
-
-
-def restarts_before(model_dir: epath.PathLike) -> int:
-    """The restart count of the newest line of metrics.jsonl, 0 without one."""
-    rows, _ = jsonl.read(epath.Path(model_dir) / FILE_NAME)
-    return max((row.get("restarts", 0) for row in rows), default=0)

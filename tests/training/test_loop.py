@@ -27,7 +27,9 @@ from tests.training.helpers import MODEL, FakeBatches, FakeSource, experiment, m
 
 TIMING = {
     "tokens_per_second", "flops_per_second", "mfu", "mfu_causal", "step_seconds",
-    "data_wait_seconds", "checkpoint_seconds", "evaluation_seconds", "wall_seconds", "restarts",
+    "data_wait_seconds", "checkpoint_seconds", "evaluation_seconds", "compile_seconds",
+    "goodput", "time/data", "time/checkpoint", "time/evaluation", "time/compile", "time/start",
+    "time/lost", "wall_seconds", "restarts",
 }  # fmt: skip
 
 

@@ -1,0 +1,74 @@
+"""A trace of some steps, for the profile page of TensorBoard."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+from etils import epath
+
+from jaxllm.models.batch import Batch
+from jaxllm.training.state import TrainState
+from jaxllm.training.step import StepMetrics, TrainStep
+
+
+class Profile:
+    """Traces the steps `first` to `last` of a run, with what is done between them.
+
+    The trace lies in MODEL_DIR/tensorboard/plugins/profile/, where TensorBoard looks for it (with
+    the plugin `xprof` installed); one per host.
+    """
+
+    def __init__(
+        self, model_dir: epath.PathLike, first: int, last: int, say: Callable[[str], None]
+    ) -> None:
+        self._target = epath.Path(model_dir) / "tensorboard"
+        self._first, self._last, self._say = first, last, say
+        self._opened: contextlib.ExitStack | None = None
+
+    def around(self, update: TrainStep, step: int) -> TrainStep:
+        """`update` that is traced when its turn comes; `step` updates have been done."""
+
+        def traced(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+            nonlocal step
+            step += 1
+            if self._first <= step <= self._last and self._opened is None:
+                jax.block_until_ready(state)
+                self._open()
+            with jax.profiler.StepTraceAnnotation("train", step_num=step):
+                result = update(state, batch)
+            if step == self._last:
+                jax.block_until_ready(result)
+                self.close()
+            return result
+
+        return traced
+
+    def close(self) -> None:
+        """Writes the trace, if one is going on."""
+        if self._opened is not None:
+            self._opened.close()
+            self._opened = None
+            self._say(f"the profile of steps {self._first} to {self._last} is in {self._target}")
+
+    def _open(self) -> None:
+        with contextlib.ExitStack() as opened:
+            local = Path(self._target)
+            if "://" in str(self._target):  # the profiler writes to a disk only
+                local = Path(opened.enter_context(tempfile.TemporaryDirectory()))
+                opened.callback(_copy, local, self._target)
+            jax.profiler.start_trace(local)
+            opened.callback(jax.profiler.stop_trace)
+            self._opened = opened.pop_all()
+
+
+def _copy(source: Path, target: Any) -> None:
+    for path in source.rglob("*"):
+        if path.is_file():
+            copy = target / str(path.relative_to(source))
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(path.read_bytes())
