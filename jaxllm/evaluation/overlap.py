@@ -1,0 +1,165 @@
+"""Which examples of evaluation sets stand in a corpus: overlaps of 13 words.
+
+As in GPT-3's appendix C (Brown et al. 2020, arXiv 2005.14165) a gram is 13 words in a row, without
+case and punctuation. Each Chinese character counts as a word, because no spaces part them.
+
+The grams of the sets are held as sorted 64-bit hashes; a corpus goes by one document at a time. A
+gram that holds a word of no set cannot be one of theirs, so the words of the corpus are never
+kept. (Two grams share a hash once in about 10^12 words against 20 million grams.)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from jaxllm.evaluation.tasks import Choice, Document, Example
+
+GRAM = 13
+SHOWN = 5
+_PUNCTUATION = re.compile(r"[^\w\s]|_")
+_CHINESE = re.compile(r"([\u3400-\u9fff])")
+_FACTORS = np.random.default_rng(13).integers(0, 2**64, GRAM, np.uint64) | np.uint64(1)
+_UNKNOWN = -1
+
+
+def words(text: str) -> list[str]:
+    """The words of a text, without case and punctuation."""
+    plain = _PUNCTUATION.sub("", text.lower())
+    return _CHINESE.sub(r" \1 ", plain).split()
+
+
+def texts(example: Example) -> tuple[str, ...]:
+    """What an example shows: a document, or its question with each of its answers."""
+    if isinstance(example, Document):
+        return (example.text,)
+    if isinstance(example, Choice):
+        contexts = example.contexts or (example.context,) * len(example.options)
+        return tuple(c + o for c, o in zip(contexts, example.options, strict=True))
+    return tuple(f"{example.context} {target}" for target in example.targets)
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """The first place where an example was found.
+
+    Attributes:
+      example: its id, or its number.
+      document: id of the document.
+      gram: the first words that they share.
+    """
+
+    example: str
+    document: str
+    gram: str
+
+
+@dataclasses.dataclass
+class TaskOverlap:
+    """What a corpus holds of a task.
+
+    Attributes:
+      examples: of the task.
+      short: of them, those with fewer than 13 words, which cannot be found.
+      found: those that were, in the order of the corpus.
+    """
+
+    examples: int
+    short: int
+    found: list[Found]
+
+    @property
+    def share(self) -> float:
+        """Share of the examples that were found."""
+        return len(self.found) / self.examples if self.examples else 0.0
+
+
+class Overlap:
+    """Looks for the examples of tasks in documents.
+
+    Args:
+      tasks: name -> examples.
+
+    Attributes:
+      tasks: name -> what has been found so far.
+    """
+
+    def __init__(self, tasks: Mapping[str, Sequence[Example]]) -> None:
+        self._ids: dict[str, int] = {}
+        self._names: list[tuple[str, str]] = []
+        self.tasks: dict[str, TaskOverlap] = {}
+        grams, owners = [np.zeros(0, np.uint64)], [np.zeros(0, np.int32)]
+        for task, examples in tasks.items():
+            short = 0
+            for number, example in enumerate(examples):
+                own = np.unique(np.concatenate([self._learn(t) for t in texts(example)]))
+                short += not own.size
+                grams.append(own)
+                owners.append(np.full(own.size, len(self._names), np.int32))
+                self._names.append((task, example.id or str(number)))
+            self.tasks[task] = TaskOverlap(len(examples), short, [])
+        whole = np.concatenate(grams)
+        order = np.argsort(whole, kind="stable")
+        self._grams, first = np.unique(whole[order], return_index=True)
+        self._owners = np.concatenate(owners)[order]
+        self._bounds = np.append(first, len(order))
+        self._done = np.zeros(len(self._names), bool)
+
+    def read(self, text: str, document: str) -> bool:
+        """Looks at one document; whether it shares a gram with any example."""
+        said = words(text)
+        get = self._ids.get
+        ids = np.fromiter((get(word, _UNKNOWN) for word in said), np.int64, len(said))
+        hashes, starts = _hashes(ids)
+        place = np.searchsorted(self._grams, hashes)
+        place[place == len(self._grams)] = 0
+        hits = np.flatnonzero(self._grams[place] == hashes) if len(self._grams) else []
+        for hit in hits:
+            slot, start = place[hit], starts[hit]
+            for owner in self._owners[self._bounds[slot] : self._bounds[slot + 1]]:
+                if not self._done[owner]:
+                    self._done[owner] = True
+                    task, example = self._names[owner]
+                    gram = " ".join(said[start : start + GRAM])
+                    self.tasks[task].found.append(Found(example, document, gram))
+        return len(hits) > 0
+
+    def _learn(self, text: str) -> np.ndarray:
+        ids = [self._ids.setdefault(word, len(self._ids)) for word in words(text)]
+        return _hashes(np.asarray(ids, np.int64))[0]
+
+
+def _hashes(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """uint64 hashes of the grams without an unknown word, and where each begins."""
+    count = len(ids) - GRAM + 1
+    if count < 1:
+        return np.zeros(0, np.uint64), np.zeros(0, np.int64)
+    unknown = np.concatenate([[0], np.cumsum(ids == _UNKNOWN)])
+    starts = np.flatnonzero(unknown[GRAM:] == unknown[:-GRAM])
+    mixed = _mix(ids.astype(np.uint64))
+    total = np.zeros(len(starts), np.uint64)
+    for place, factor in enumerate(_FACTORS):
+        total += mixed[starts + place] * factor
+    return total, starts
+
+
+def _mix(numbers: np.ndarray) -> np.ndarray:
+    """SplitMix64's finaliser (Steele et al. 2014): neighbours become unlike."""
+    mixed = (numbers + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))
+
+
+def table(tasks: Mapping[str, TaskOverlap]) -> Iterable[str]:
+    """A line for each task, those with most overlap first."""
+    width = max([4, *map(len, tasks)])
+    yield f"{'task':<{width}} {'examples':>9} {'short':>6} {'found':>6} {'share':>7}"
+    for name, task in sorted(tasks.items(), key=lambda item: (-item[1].share, item[0])):
+        yield (
+            f"{name:<{width}} {task.examples:>9,} {task.short:>6,} {len(task.found):>6,} "
+            f"{task.share:>7.2%}"
+        )
