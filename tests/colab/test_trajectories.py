@@ -1,6 +1,5 @@
 """The notebook runs top to bottom on a small cut of the suite it is about."""
 
-import ast
 import gzip
 import json
 
@@ -8,14 +7,9 @@ import altair as alt
 import pandas as pd
 import pytest
 
-from tests.conftest import REPOSITORY
+from tests.colab.notebooks import execute, has_outputs
 
-NOTEBOOK = json.loads((REPOSITORY / "colab" / "trajectories.ipynb").read_text())
 RUNS = ("70m", "160m", "1.4b", "2.8b", "6.9b")
-
-
-def code_cells() -> list[str]:
-    return ["".join(c["source"]) for c in NOTEBOOK["cells"] if c["cell_type"] == "code"]
 
 
 @pytest.fixture
@@ -36,16 +30,7 @@ def cut(shared_data, tmp_path):
 def test_it_runs_top_to_bottom(cut, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("PYTHIA_EVALS", str(cut))
     monkeypatch.setenv("REPORT_DIR", str(tmp_path / "report"))
-    names: dict = {}
-    shown = []
-    for cell in code_cells():
-        tree = ast.parse(cell)
-        last = tree.body[-1]
-        if isinstance(last, ast.Expr):  # what a notebook shows under the cell
-            tree.body.pop()
-        exec(compile(tree, "cell", "exec"), names)
-        if isinstance(last, ast.Expr):
-            shown.append(eval(compile(ast.Expression(last.value), "cell", "eval"), names))
+    names, shown = execute("trajectories")
     frames = [each for each in shown if isinstance(each, pd.DataFrame)]
     assert len(frames) == 6
     assert all(len(frame) for frame in frames)
@@ -63,7 +48,4 @@ def test_it_runs_top_to_bottom(cut, tmp_path, monkeypatch) -> None:
 
 
 def test_it_is_committed_without_outputs() -> None:
-    for cell in NOTEBOOK["cells"]:
-        if cell["cell_type"] == "code":
-            assert cell["outputs"] == []
-            assert cell["execution_count"] is None
+    assert not has_outputs("trajectories")
