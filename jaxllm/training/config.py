@@ -81,6 +81,8 @@ class OptimizerConfig:
       weight_decay: decoupled, times the learning rate; LLaMA's 0.1.
       decay: 'matrices' spares norms and other vectors; 'all' decays everything, as EasyLM does.
       clip: the gradient's global norm is cut to this; None for no clipping.
+      moments_dtype: of both means: 'float32'; or 'bfloat16', which halves their memory, rounded at
+        random (`jaxllm.training.optimizer.kept_in_bfloat16`).
     """
 
     b1: float = 0.9
@@ -89,10 +91,16 @@ class OptimizerConfig:
     weight_decay: float = 0.1
     decay: str = "matrices"
     clip: float | None = 1.0
+    moments_dtype: str = "float32"
 
     def __post_init__(self) -> None:
         if self.decay not in ("matrices", "all"):
             raise UserError(f"OptimizerConfig.decay = {self.decay!r}: choose 'matrices' or 'all'")
+        if self.moments_dtype not in ("float32", "bfloat16"):
+            raise UserError(
+                f"OptimizerConfig.moments_dtype = {self.moments_dtype!r}: "
+                "choose 'float32' or 'bfloat16'"
+            )
 
 
 @gin.configurable

@@ -6,6 +6,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import optax
 
 from jaxllm.training.config import OptimizerConfig
@@ -25,9 +26,57 @@ def make_optimizer(
     adamw = optax.adamw(
         schedule, config.b1, config.b2, config.eps, weight_decay=config.weight_decay, mask=mask
     )
+    if config.moments_dtype == "bfloat16":
+        adamw = kept_in_bfloat16(adamw)
     if config.clip is None:
         return adamw
     return optax.chain(optax.clip_by_global_norm(config.clip), adamw)
+
+
+def kept_in_bfloat16(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """`inner`, computed in float32, with the float32 arrays of its state kept in bfloat16.
+
+    The state is rounded up or down at random, so that it is right on average. The nearest
+    bfloat16, which has 8 bits, would lose every change of a mean below 1/512 of it: with
+    b2 = 0.999 the second mean would never fall. The randomness is a function of the state's own
+    step count and of the array's place in it, so that a resumed run is bitwise the same.
+    """
+
+    def init(params: optax.Params) -> Any:
+        state = inner.init(params)
+        return jax.tree.map(lambda x: x.astype(jnp.bfloat16) if _is_float32(x) else x, state)
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        wide = jax.tree.map(
+            lambda x: x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x, state
+        )
+        updates, new = inner.update(updates, wide, params)
+        key = jax.random.key(optax.tree.get_all_with_path(state, "count")[0][1])
+        leaves, tree = jax.tree.flatten(new)
+        kept = [
+            _round_at_random(x, jax.random.fold_in(key, i)) if _is_float32(x) else x
+            for i, x in enumerate(leaves)
+        ]
+        return updates, jax.tree.unflatten(tree, kept)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _is_float32(x: jax.Array) -> bool:
+    return x.dtype == jnp.float32
+
+
+def _round_at_random(x: jax.Array, key: jax.Array) -> jax.Array:
+    """float32 to one of the two bfloat16 beside it, which is `x` on average.
+
+    bfloat16 is the upper half of a float32: a random lower half is added and then cut off. What is
+    not finite stays so, as the largest float32 below infinity may not.
+    """
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    noise = jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)
+    upper = ((bits + noise) >> 16).astype(jnp.uint16)
+    rounded = jax.lax.bitcast_convert_type(upper, jnp.bfloat16)
+    return jnp.where(jnp.isfinite(x), rounded, x.astype(jnp.bfloat16))
 
 
 def decay_mask(boxed_params: Any) -> Any:

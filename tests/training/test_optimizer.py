@@ -1,5 +1,8 @@
 """AdamW with clipping and mask against PyTorch's."""
 
+import dataclasses
+from pathlib import Path
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -8,12 +11,16 @@ import optax
 import pytest
 import torch
 
+from jaxllm.checkpoints import jsonl
+from jaxllm.checkpoints.config import CheckpointConfig
 from jaxllm.errors import UserError
 from jaxllm.models.decoder import abstract_params
 from jaxllm.training.config import OptimizerConfig, ScheduleConfig
-from jaxllm.training.optimizer import decay_mask, make_optimizer
+from jaxllm.training.loop import train
+from jaxllm.training.optimizer import _round_at_random, decay_mask, make_optimizer
 from jaxllm.training.schedule import make_schedule
-from tests.training.helpers import MODEL
+from jaxllm.training.state import abstract_state, init_state
+from tests.training.helpers import MODEL, FakeBatches, FakeSource, experiment, mesh
 
 
 @pytest.mark.parametrize("decay", ["matrices", "all"])
@@ -61,3 +68,70 @@ def test_matrices_decay_and_norms_do_not() -> None:
 def test_an_unknown_mask_is_refused() -> None:
     with pytest.raises(UserError, match="biases"):
         OptimizerConfig(decay="biases")
+
+
+def test_rounding_at_random_is_right_on_average_and_exact_where_it_can_be() -> None:
+    values = jnp.asarray([1.0, -3.5, 0.0, 1.001, -7.77e-5, jnp.inf, jnp.nan], jnp.float32)
+    rounded = jax.vmap(lambda key: _round_at_random(values, key))(
+        jax.random.split(jax.random.key(0), 10_000)
+    )
+    assert rounded.dtype == jnp.bfloat16
+    wide = np.asarray(rounded, np.float64)
+    np.testing.assert_array_equal(wide[:, :3], np.tile(values[:3], (10_000, 1)))
+    np.testing.assert_array_equal(wide[:, 5:], np.tile(values[5:], (10_000, 1)))
+    for column in (3, 4):
+        assert len(np.unique(wide[:, column])) == 2, "the two neighbours"
+    # the mean of 10,000 roundings is within 4 standard errors: a neighbour is 2**-7 away at most
+    np.testing.assert_allclose(wide[:, 3:5].mean(axis=0), values[3:5], rtol=4 * 2**-8 / 100)
+
+
+def test_second_mean_in_bfloat16_falls_where_the_nearest_one_would_stay() -> None:
+    """1,000 updates without a gradient, b2 = 0.999: it is 0.999 ** 1000 of what it was."""
+    config = OptimizerConfig(b1=0.9, b2=0.999, clip=None, moments_dtype="bfloat16")
+    params = {"w": jnp.ones((64, 64))}
+    boxed = {"w": nn.LogicallyPartitioned(params["w"], ("embed", "mlp"))}
+    optimizer = make_optimizer(config, lambda count: 0.0, boxed)
+    start = optimizer.update({"w": jnp.ones((64, 64))}, optimizer.init(params), params)[1]
+    second = lambda state: float(jnp.mean(optax.tree.get(state, "nu")["w"].astype(jnp.float32)))
+    none = {"w": jnp.zeros((64, 64))}
+    end, _ = jax.lax.scan(
+        lambda state, _: (optimizer.update(none, state, params)[1], None), start, length=1000
+    )
+    assert second(end) / second(start) == pytest.approx(0.999**1000, rel=0.02)
+    assert jnp.bfloat16(second(start)) * jnp.bfloat16(0.999) == jnp.bfloat16(second(start))
+
+
+def test_moments_in_bfloat16_take_half_the_memory_and_learn_alike(tmp_path: Path) -> None:
+    """200 steps of the tiny run; stopped in between, it is bitwise the same."""
+
+    def losses(name: str, dtype: str, *stops: int) -> list[float]:
+        e = experiment(
+            tmp_path / name, steps=200, log_every=20,
+            optimizer=OptimizerConfig(moments_dtype=dtype),
+            schedule=ScheduleConfig(peak=1e-2, final=1e-3, warmup_steps=3, horizon=200),
+            checkpoints=CheckpointConfig(early_first=None, every_steps=50),
+        )  # fmt: skip
+        for steps in (*stops, 200):
+            e = dataclasses.replace(e, train=dataclasses.replace(e.train, steps=steps))
+            train(e, mesh(1), FakeSource(), FakeBatches)
+        return [row["loss"] for row in jsonl.read(tmp_path / name / "metrics.jsonl")[0]]
+
+    full, half = losses("full", "float32"), losses("half", "bfloat16")
+    np.testing.assert_allclose(half, full, rtol=0.01)
+    assert half != full
+    assert losses("stopped", "bfloat16", 100) == half
+
+    on, size = mesh(1), {}
+    for dtype in ("float32", "bfloat16"):
+        optimizer = make_optimizer(
+            OptimizerConfig(moments_dtype=dtype), lambda count: 0.1, abstract_params(MODEL)
+        )
+        state = init_state(MODEL, optimizer, abstract_state(MODEL, optimizer, on), seed=0)
+        size[dtype] = sum(x.nbytes for x in jax.tree.leaves(state.opt_state)) - 2 * 4  # counts
+    assert size["float32"] == 2 * 4 * MODEL.num_params
+    assert size["bfloat16"] == 2 * 2 * MODEL.num_params
+
+
+def test_an_unknown_dtype_of_moments_is_refused() -> None:
+    with pytest.raises(UserError, match="float8"):
+        OptimizerConfig(moments_dtype="float8")
