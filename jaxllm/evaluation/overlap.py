@@ -116,7 +116,9 @@ class Overlap:
         hashes, starts = _hashes(ids)
         place = np.searchsorted(self._grams, hashes)
         place[place == len(self._grams)] = 0
-        hits = np.flatnonzero(self._grams[place] == hashes) if len(self._grams) else []
+        hits: Sequence[int] = ()
+        if len(self._grams):
+            hits = np.flatnonzero(self._grams[place] == hashes).tolist()
         for hit in hits:
             slot, start = place[hit], starts[hit]
             for owner in self._owners[self._bounds[slot] : self._bounds[slot + 1]]:

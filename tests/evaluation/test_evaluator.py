@@ -251,3 +251,37 @@ def test_programs_are_drawn_as_often_as_asked(tmp_path, scored):
     assert {"pass@1", "pass@10"} <= set(metrics)
     with pytest.raises(UserError, match="10 samples would be the same"):
         EvalConfig(samples=10, temperature=0.0)
+
+
+def test_what_does_not_fit_is_said_and_counted(tmp_path, scored):
+    """A context is cut and counted; a continuation that alone is too long fails its task."""
+    long = Choice("a", (" b", " " + "c" * TINY.max_length), 0)
+    tasks.multiple_choice("unit_long_option", lambda: [long], domain="code")
+    asked = [Prompt("x" * n, ("y",)) for n in (10, 58, 59, 200)]  # 64 - 5 hold BOS and 58
+    tasks.generation("unit_long_prompt", lambda: asked, domain="code", max_new_tokens=5)
+    names = ("unit_long_option", "unit_long_prompt")
+    records = evaluator(tmp_path, mesh(), names).evaluate(scored[2], 1, 2, 3.0)
+    status = {r.task: r.status for r in records if r.primary}
+    assert status["unit_long_option"] == (
+        "UserError: task unit_long_option: a continuation of 65 tokens does not fit a context "
+        "length of 64: ' ccccccccccccccccccccccccccccccccccccccc'…"
+    )
+    assert status["unit_long_prompt"] == "ok"
+    assert values(records)["unit_long_prompt", "truncated"] == 0.5
+    rows = TrajectoryStore(tmp_path).read_examples(1, "unit_long_prompt")
+    assert rows.truncated.tolist() == [False, False, True, True]
+
+
+def test_an_example_without_a_continuation_fails_its_task_alone(tmp_path, scored):
+    tasks.multiple_choice(
+        "unit_no_option", lambda: iter([Choice("a", (" b", ""), 0)]), domain="code"
+    )
+    tasks.cloze("unit_no_target", lambda: iter([Prompt("a", ("",))]), domain="code")
+    names = ("unit_no_option", "unit_no_target", "unit_cloze")
+    records = evaluator(tmp_path, mesh(), names).evaluate(scored[2], 1, 2, 3.0)
+    status = {r.task: r.status for r in records if r.primary}
+    assert status["unit_no_option"].startswith("ValueError: Choice(context='a'")
+    assert status["unit_no_option"].endswith("an option is empty")
+    assert status["unit_no_target"].startswith("ValueError: Prompt(context='a'")
+    assert status["unit_no_target"].endswith("none of them empty")
+    assert status["unit_cloze"] == "ok"
