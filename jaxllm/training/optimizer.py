@@ -43,18 +43,15 @@ def kept_in_bfloat16(inner: optax.GradientTransformation) -> optax.GradientTrans
     """
 
     def init(params: optax.Params) -> Any:
-        state = inner.init(params)
-        return jax.tree.map(lambda x: x.astype(jnp.bfloat16) if _is_float32(x) else x, state)
+        return _cast(inner.init(params), jnp.float32, jnp.bfloat16)
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        wide = jax.tree.map(
-            lambda x: x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x, state
-        )
+        wide = _cast(state, jnp.bfloat16, jnp.float32)
         updates, new = inner.update(updates, wide, params)
         key = jax.random.key(optax.tree.get_all_with_path(state, "count")[0][1])
         leaves, tree = jax.tree.flatten(new)
         kept = [
-            _round_at_random(x, jax.random.fold_in(key, i)) if _is_float32(x) else x
+            _round_at_random(x, jax.random.fold_in(key, i)) if x.dtype == jnp.float32 else x
             for i, x in enumerate(leaves)
         ]
         return updates, jax.tree.unflatten(tree, kept)
@@ -62,8 +59,8 @@ def kept_in_bfloat16(inner: optax.GradientTransformation) -> optax.GradientTrans
     return optax.GradientTransformation(init, update)
 
 
-def _is_float32(x: jax.Array) -> bool:
-    return x.dtype == jnp.float32
+def _cast(tree: Any, old: Any, new: Any) -> Any:
+    return jax.tree.map(lambda x: x.astype(new) if x.dtype == old else x, tree)
 
 
 def _round_at_random(x: jax.Array, key: jax.Array) -> jax.Array:
