@@ -111,3 +111,24 @@ def test_a_host_that_fails_ends_the_others(home: Path) -> None:
     assert hosts[1].returncode == 2
     assert "error: cannot write to MODEL_DIR" in output
     ended_by_another(hosts[:1])
+
+
+@pytest.mark.slow
+def test_a_host_that_stands_still_shows_where_the_others_wait(home: Path) -> None:
+    """The watchdog of the other one writes its stacks and, asked to, ends it."""
+    run = home / "still"
+    hosts = start(
+        home, "still", 2, "--gin.TRAIN_STEPS=100000", "--heartbeat_timeout=300",
+        "--gin.TrainConfig.hang_minutes=0.05", "--gin.TrainConfig.hang_exit=True",
+    )  # fmt: skip
+    wait_for(hosts, lambda: steps_logged(run) > 0)
+    hosts[1].send_signal(signal.SIGSTOP)
+    try:
+        output = hosts[0].communicate(timeout=60)[0]
+    finally:
+        hosts[1].kill()
+        hosts[1].communicate()
+    assert hosts[0].returncode == 1
+    assert "watchdog: process 0 shows no sign of life" in output
+    (stacks,) = (run / "stacks").glob("*.process_0.txt")
+    assert "jaxllm/training/loop.py" in stacks.read_text()
