@@ -5,9 +5,8 @@
 `lambada_standard`: EVAL_DIR/lambada/lambada_test_plain_text.txt of the authors' release
   (zenodo.org/records/2630551), in lower case and with spaces around punctuation.
 CC BY 4.0. Prompt: the passage up to its last word; the word counts as right if each of its tokens
-is the model's first choice. Metric: exact_match (the harness' acc); chance 0. The harness also
-gives exp of the mean loss of the words, which the examples' log-likelihoods hold. As
-lm-evaluation-harness' tasks of these names.
+is the model's first choice. Metrics: exact_match (the harness' acc), chance 0; perplexity, exp of
+the mean loss of the words. As lm-evaluation-harness' tasks of these names.
 """
 
 from __future__ import annotations

@@ -9,10 +9,10 @@ nq_open (Kwiatkowski et al. 2019; Lee et al. 2019, 1906.00300): EVAL_DIR/nq_open
   commit fb26a3073b1fe636c97302890a27b491d6530130; CC BY-SA 3.0. Prompt: "Answer these questions:",
   "Q: …?", "A:"; shots follow each other on single lines.
 
-Both are generated greedily up to a line end, a full stop or a comma. Metric: exact_match, the
-answer is one of the targets but for case and punctuation (and articles, nq_open); chance 0.
-0 shots; papers use 5 or 64, drawn from train. As lm-evaluation-harness' tasks of these names, which
-generate up to 256 tokens where we stop at 64: no target is as long.
+Both are generated greedily up to a line end, a full stop or a comma (256 tokens). Metric:
+exact_match, the answer is one of the targets but for case and punctuation (and articles, nq_open);
+chance 0. 0 shots; papers use 5 or 64, drawn from train. As lm-evaluation-harness' tasks of these
+names.
 """
 
 from __future__ import annotations
@@ -96,7 +96,8 @@ generation(
     "triviaqa",
     triviaqa,
     domain="knowledge",
-    max_new_tokens=64,
+    max_new_tokens=256,
+    version="2",
     stop=("\n", ".", ","),
     reads=("triviaqa/qa/web-dev.json", "triviaqa/qa/wikipedia-dev.json"),
     few_shot=FewShot(
@@ -108,7 +109,8 @@ generation(
     "nq_open",
     nq_open,
     domain="knowledge",
-    max_new_tokens=64,
+    max_new_tokens=256,
+    version="2",
     stop=("\n", ".", ","),
     reads=("nq_open/NQ-open.dev.jsonl",),
     few_shot=FewShot(nq_open, ("nq_open/NQ-open.train.jsonl",), separator="\n", spare=True),

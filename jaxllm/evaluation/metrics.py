@@ -154,12 +154,15 @@ def cloze(
 
     exact_match: every token of the target is the model's first choice.
     target_bits_per_byte: -log2 p(target) / bytes of the target, averaged over examples.
+    perplexity: exp of the mean of -log p(target), of whole targets and not of their tokens, as the
+      harness has it for LAMBADA.
     """
     size = np.asarray([len(e.targets[0].encode()) for e in examples])
     bits = -log_likelihood / math.log(2) / size
     measured = {
         "exact_match": mean(greedy, math.nan if chance is None else chance),
         "target_bits_per_byte": mean(bits),
+        "perplexity": _exp(mean(-log_likelihood)),
     }
     columns = {
         "target": [e.targets[0] for e in examples],

@@ -103,6 +103,8 @@ def test_cloze_and_exact_match():
     )
     assert measured["exact_match"].value == 0.5
     assert measured["target_bits_per_byte"].value == pytest.approx(1.5)
+    assert measured["perplexity"].value == pytest.approx(2**1.5)
+    assert measured["perplexity"].stderr == pytest.approx(2**1.5 * math.log(2) / 2)
     task = TaskDefinition("unit", "generation", lambda: prompts, "math", stop=("\n",))
     measured, columns = metrics.generation(task, prompts, [[" two\n3"], ["44"]])
     assert measured["exact_match"].value == 0.5
