@@ -25,7 +25,7 @@ from pathlib import Path
 
 from jaxllm import hosts
 from jaxllm.errors import UserError
-from jaxllm.sharding.host import keep_freed_memory
+from jaxllm.sharding.host import keep_freed_memory, quiet_libtpu
 
 # Every module with gin-bindable configurations: gin must know them before it parses.
 CONFIG_MODULES = (
@@ -120,6 +120,7 @@ def run(main: Callable[[Sequence[str] | None], int | None]) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     keep_freed_memory()
+    quiet_libtpu()
     try:
         code = main(None)
     except UserError as error:

@@ -1,8 +1,10 @@
-"""The host's own memory: what XLA's CPU backend frees after each step is kept for the next."""
+"""What a command tells the host's libraries before JAX is imported."""
 
 from __future__ import annotations
 
 import ctypes
+import os
+from pathlib import Path
 
 # <malloc.h>
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
@@ -27,3 +29,15 @@ def keep_freed_memory() -> bool:
     # from one heap that grows and is never trimmed; not from mappings, nor from other heaps
     options = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1), (_M_ARENA_MAX, 1))
     return all(mallopt(name, value) == 1 for name, value in options)
+
+
+def quiet_libtpu(pci: str = "/sys/bus/pci/devices") -> None:
+    """Where no TPU is, keeps libtpu, installed to plan for one, from complaining about that.
+
+    JAX asks every library that it finds for devices, and libtpu answers with an error of six lines
+    unless its environment looks like a TPU's. A TPU is a PCI device of Google's.
+    """
+    vendors = {file.read_text().strip() for file in Path(pci).glob("*/vendor")}
+    if "0x1ae0" not in vendors:
+        os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v4-8")
+        os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")

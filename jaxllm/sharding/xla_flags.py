@@ -18,6 +18,8 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from jaxllm.sharding.chips import chip_of
+
 if TYPE_CHECKING:
     import jax
 
@@ -161,18 +163,6 @@ SEVERAL_SLICES: tuple[Flag, ...] = (
     ),
 )  # fmt: skip
 
-# By the beginning of a device's `device_kind`; the longest that fits counts.
-_KINDS = {
-    "TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5e": "v5e", "TPU v5": "v5p", "TPU v6": "v6e",
-    "TPU v7": "7x", "TPU7x": "7x",
-}  # fmt: skip
-
-
-def generation(device_kind: str) -> str | None:
-    """The name in `FLAGS` of a JAX device's kind; None where there is none, as for GPUs."""
-    fitting = [kind for kind in _KINDS if device_kind.startswith(kind)]
-    return _KINDS[max(fitting, key=len)] if fitting else None
-
 
 def compiler_options(generation: str, slices: int = 1) -> dict[str, str]:
     """The flags of a generation for `lowered.compile(compiler_options=…)`.
@@ -187,11 +177,11 @@ def compiler_options(generation: str, slices: int = 1) -> dict[str, str]:
 def mesh_options(mesh: jax.sharding.Mesh) -> dict[str, str]:
     """The options to compile a program for `mesh` with; none but on TPUs."""
     devices = mesh.devices.flatten()
-    chip = generation(devices[0].device_kind)
-    if chip is None:
+    chip = chip_of(devices[0].device_kind)
+    if chip is None or chip.name not in FLAGS:
         return {}
     slices = {getattr(device, "slice_index", 0) for device in devices}
-    return accepted(compiler_options(chip, len(slices)), mesh)
+    return accepted(compiler_options(chip.name, len(slices)), mesh)
 
 
 def accepted(options: Mapping[str, str], mesh: jax.sharding.Mesh) -> dict[str, str]:
