@@ -9,10 +9,11 @@ isolated: namespaces of its own for users, network, processes and mounts, so tha
   network, no other process to see and no file to change but in a small tmpfs, the scratch
   directory; and no capabilities. All that it started dies with it.
 guarded: where the kernel does not allow these, a Python audit hook refuses sockets, processes,
-  foreign functions, and files outside the scratch directory. It stops what goes astray, not what
-  sets out to get round it.
+  foreign functions, and files outside the scratch directory; and the kernel starts no other
+  process or thread. It stops what goes astray, not what sets out to get round it.
 """
 
+import contextlib
 import ctypes
 import json
 import os
@@ -44,6 +45,8 @@ def main() -> None:
     report, null = os.dup(1), os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(null, stream)
+    if os.geteuid() == 0:  # the limit on processes does not hold for root's own
+        os.setresuid(NOBODY, 0, 0)
     isolated = bool(job["isolate"]) and _unshare()
     if isolated:
         _wait_for_child()
@@ -52,7 +55,8 @@ def main() -> None:
         _wait_for_child()  # the first process of a namespace heeds no signals
     os.chdir(job["scratch"])
     os.write(report, b"isolated\n" if isolated else b"guarded\n")
-    _limit(job, processes=isolated)
+    _give_up_rights()
+    _limit(job, processes=job["processes"] if isolated else 1)  # there it counts all of the user's
     if not isolated:
         _guard(os.path.realpath(job["scratch"]))
     _run(job["program"], job["token"], report)
@@ -84,8 +88,6 @@ def _unshare() -> bool:
     """Whether this process could leave the namespaces that it was born into."""
     user, group = os.geteuid(), os.getegid()
     try:
-        if user == 0:  # the limit on processes does not hold for root's own
-            os.setresuid(NOBODY, 0, 0)
         if _libc().unshare(USERS | NETWORK | PROCESSES | MOUNTS | IPC):
             return False
         maps = {"uid_map": f"{user} {user} 1", "gid_map": f"{group} {group} 1"}
@@ -109,23 +111,28 @@ def _close_off(job: dict) -> bool:
         or libc.mount(b"tmpfs", b"/run", b"tmpfs", SAFE, b"size=4k")
         or libc.mount(b"tmpfs", scratch, b"tmpfs", SAFE, size)
     )
-    libc.prctl(NO_NEW_PRIVILEGES, 1, 0, 0, 0)
-    for capability in range(64):
-        libc.prctl(DROP_CAPABILITY, capability, 0, 0, 0)
-    libc.capset(struct.pack("Ii", CAPABILITIES_V3, 0), bytes(24))
     return not failed
 
 
-def _limit(job: dict, processes: bool) -> None:
+def _give_up_rights() -> None:
+    """What root may do beyond its own files, and what a program could gain by starting others."""
+    libc = _libc()
+    with contextlib.suppress(AttributeError):  # not Linux
+        libc.prctl(NO_NEW_PRIVILEGES, 1, 0, 0, 0)
+        for capability in range(64):
+            libc.prctl(DROP_CAPABILITY, capability, 0, 0, 0)
+        libc.capset(struct.pack("Ii", CAPABILITIES_V3, 0), bytes(24))
+
+
+def _limit(job: dict, processes: int) -> None:
     limits = {
         resource.RLIMIT_CPU: job["cpu_seconds"],
         resource.RLIMIT_AS: job["memory_bytes"],
         resource.RLIMIT_FSIZE: job["file_bytes"],
         resource.RLIMIT_NOFILE: job["files"],
         resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_NPROC: processes,
     }
-    if processes:  # elsewhere it would count what else the user runs
-        limits[resource.RLIMIT_NPROC] = job["processes"]
     for limit, value in limits.items():
         later = value + (limit == resource.RLIMIT_CPU)  # SIGXCPU comes before SIGKILL
         resource.setrlimit(limit, (value, later))

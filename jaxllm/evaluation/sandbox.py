@@ -37,7 +37,7 @@ class Limits:
       memory_bytes: address space of each of its processes.
       file_bytes: a file's size, and where namespaces are, of all files together.
       files: open ones; and where namespaces are, existing ones.
-      processes: with threads, at one time. Without namespaces only one process is allowed.
+      processes: with threads, at one time. Without namespaces there is one, with one thread.
     """
 
     cpu_seconds: int = 3

@@ -115,6 +115,27 @@ def test_a_fork_bomb_is_bounded(run, isolate):
     assert time.monotonic() - began < 15
 
 
+def test_threads_count_as_processes(run, isolate):
+    program = """
+        import threading, time
+        threads = [threading.Thread(target=time.sleep, args=(5,), daemon=True) for _ in range({})]
+        for thread in threads: thread.start()
+    """
+    assert run(program.format(4)).passed == isolate
+    assert "can't start new thread" in run(program.format(40)).reason
+
+
+def test_processes_cannot_start_behind_the_back_of_python(run, isolate):
+    """multiprocessing's spawn calls the kernel without telling the audit hook."""
+    program = """
+        from multiprocessing import util
+        import os, sys
+        pid = util.spawnv_passfds(sys.executable.encode(), [b"python", b"-c", b"pass"], [])
+        assert os.waitpid(pid, 0)[1] == 0
+    """
+    assert run(program).passed == isolate
+
+
 def test_there_is_no_network(run, isolate):
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(0.2)
