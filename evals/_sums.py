@@ -2,7 +2,8 @@
 """SHA-256 of upstream files, by their name in EVAL_DIR, as `sha256sum` writes them.
 
 Taken from the repositories at the commits that the modules name; those of HellaSwag, SQuAD and
-NQ-open's train split are the ones that TensorFlow Datasets 4.9.10 lists.
+NQ-open's train split, and those of archives in the modules, are what TensorFlow Datasets 4.9.10
+lists for the same addresses.
 """
 
 SUMS = {

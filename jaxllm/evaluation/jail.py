@@ -134,8 +134,10 @@ def _limit(job: dict, processes: int) -> None:
         resource.RLIMIT_NPROC: processes,
     }
     for limit, value in limits.items():
-        later = value + (limit == resource.RLIMIT_CPU)  # SIGXCPU comes before SIGKILL
-        resource.setrlimit(limit, (value, later))
+        highest = resource.getrlimit(limit)[1]
+        if highest == resource.RLIM_INFINITY or highest > value:
+            highest = value + 1  # of seconds: SIGXCPU comes before SIGKILL
+        resource.setrlimit(limit, (min(value, highest), highest))
 
 
 def _guard(scratch: str) -> None:

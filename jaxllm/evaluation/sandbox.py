@@ -41,7 +41,7 @@ class Limits:
     """
 
     cpu_seconds: int = 3
-    wall_seconds: float = 10.0
+    wall_seconds: float = 30.0
     memory_bytes: int = 1 << 30
     file_bytes: int = 1 << 24
     files: int = 64

@@ -169,6 +169,8 @@ def test_the_command_fetches_what_a_task_reads(server, tmp_path, monkeypatch, ca
     monkeypatch.setattr(resolve, "SUMS", {"humaneval/HumanEval.jsonl.gz": digest(packed)})
     with pytest.raises(UserError, match=r"--download needs a place: set EvalConfig.data_dir"):
         evaluate.main(["--download", "--tasks=humaneval"])
+    with pytest.raises(UserError, match="name what to score: --model_dir=DIR"):
+        evaluate.main(["--tasks=humaneval"])
     monkeypatch.setenv("JAXLLM_DATA_DIR", str(tmp_path))
     assert evaluate.main(["--download", "--tasks=humaneval"]) == 0
     assert below(tmp_path) == ["humaneval/HumanEval.jsonl.gz"]
