@@ -16,10 +16,11 @@ NORM_PLACEMENTS = ("pre", "post", "sublayer")
 BLOCKS = ("serial", "parallel")
 MLPS = ("gated", "plain")
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
+QUANTIZATIONS = ("none", "int8", "fp8")
 _CHOICES = {
     "dtype": DTYPES, "param_dtype": (*DTYPES, "float16"), "remat": REMAT_POLICIES,
     "position": POSITIONS, "norm": NORMS, "norm_placement": NORM_PLACEMENTS, "block": BLOCKS,
-    "mlp": MLPS, "activation": ACTIVATIONS,
+    "mlp": MLPS, "activation": ACTIVATIONS, "quantization": QUANTIZATIONS,
 }  # fmt: skip
 
 
@@ -65,6 +66,8 @@ class ModelConfig:
       dtype: in which activations and matrix products are computed. Norms, softmaxes and losses
         are float32 always.
       param_dtype: in which parameters are kept.
+      quantization: of the blocks' matrix products, forward and backward: `none`; `int8`; or `fp8`,
+        e4m3, and e5m2 for gradients. Embedding, head and attention's own products are spared.
       init_stddev: standard deviation of every initial matrix.
       remat: what the backward pass recomputes. `none` nothing; `minimal` all but the outputs of
         the weight matrices; `attention` all but the outputs of attention's; `full` the whole block.
@@ -106,6 +109,7 @@ class ModelConfig:
     head_norm: bool = False
     dtype: str = "float32"
     param_dtype: str = "float32"
+    quantization: str = "none"
     init_stddev: float = 0.02
     remat: str = "none"
     scan_layers: bool = True

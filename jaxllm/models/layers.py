@@ -16,6 +16,7 @@ from jaxllm.models.config import ModelConfig
 from jaxllm.models.norms import Norm
 from jaxllm.models.partitioning import constrain
 from jaxllm.models.positions import rotate
+from jaxllm.models.quantization import quantized_linear
 
 
 class Context(NamedTuple):
@@ -97,6 +98,13 @@ def _linear_backward(
 linear.defvjp(_linear_forward, _linear_backward)
 
 
+def product(config: ModelConfig, x: jax.Array, weights: jax.Array) -> jax.Array:
+    """x [..., D] times weights [D, F] -> [..., F], as `config.quantization` says."""
+    if config.quantization == "none":
+        return linear(x, weights)
+    return quantized_linear(config.quantization, x, weights)
+
+
 class Attention(nn.Module):
     """Grouped-query attention."""
 
@@ -118,7 +126,7 @@ class Attention(nn.Module):
 
         def project(name: str, count: int, axis: str) -> jax.Array:
             weights = matrix(self, name, (embed, count, width), ("embed", axis, "head_dim"))
-            flat = linear(x, weights.reshape(embed, count * width))
+            flat = product(config, x, weights.reshape(embed, count * width))
             heads = flat.reshape(*x.shape[:2], count, width)
             if config.attention_bias:
                 heads += bias(self, f"{name}_bias", (count, width), (axis, "head_dim"))
@@ -154,7 +162,7 @@ class Attention(nn.Module):
         mixed = checkpoint_name(constrain(mixed, "batch", "length", "heads", "head_dim"), "context")
         output = matrix(self, "output", (heads, width, embed), ("heads", "head_dim", "embed"))
         flat = mixed.reshape(*x.shape[:2], heads * width)
-        mixed = linear(flat, output.reshape(heads * width, embed))
+        mixed = product(config, flat, output.reshape(heads * width, embed))
         if config.attention_output_bias:
             mixed += bias(self, "output_bias", (embed,), ("norm",))
         return mixed, cache
@@ -192,7 +200,7 @@ class MLP(nn.Module):
         embed, hidden = config.embed_dim, config.mlp_dim
 
         def widen(name: str) -> jax.Array:
-            wide = linear(x, matrix(self, name, (embed, hidden), ("embed", "mlp")))
+            wide = product(config, x, matrix(self, name, (embed, hidden), ("embed", "mlp")))
             if config.mlp_bias:
                 wide += bias(self, f"{name}_bias", (hidden,), ("mlp",))
             return wide
@@ -204,7 +212,8 @@ class MLP(nn.Module):
             gate = checkpoint_name(constrain(gate, "batch", "length", "mlp"), "gate")
         up = checkpoint_name(constrain(up, "batch", "length", "mlp"), "up")
         down = matrix(self, "down", (hidden, embed), ("mlp", "embed"))
-        narrow = linear(activation(up) if gate is None else activation(gate) * up, down)
+        wide = activation(up) if gate is None else activation(gate) * up
+        narrow = product(config, wide, down)
         if config.mlp_bias:
             narrow += bias(self, "down_bias", (embed,), ("norm",))
         return narrow
