@@ -57,7 +57,8 @@ def test_listing_the_tasks_imports_neither_tensorflow_nor_jax():
 def test_a_task_has_one_domain_whoever_scored_it():
     """Imported results take their domain from a table, ours from the benchmark's module."""
     known = {}
-    for task in evals.load([n for n in evals.names() if not n.endswith("…")]):
+    families = ("bigbench_", "heldout_")  # have domains of their own for each task
+    for task in evals.load([n for n in evals.names() if not n.startswith(families)]):
         known[task.name] = known_tasks.lookup(task.name).domain
         assert known[task.name] in (task.domain, known_tasks.OTHER), task.name
     assert known["arc_easy"] == known["openbookqa"] == "commonsense"
