@@ -1,0 +1,26 @@
+"""What would make a plan fit that does not."""
+
+from __future__ import annotations
+
+from jaxllm.planning.targets import Target
+from jaxllm.training.experiment import Experiment
+
+_MORE_REMAT = {"none": "minimal", "minimal": "attention", "attention": "full"}
+
+
+def what_would_help(experiment: Experiment, shape: dict[str, int], target: Target) -> list[str]:
+    """Bindings to try, the cheapest in time first."""
+    e = experiment
+    rows = e.data.batch_size // (shape["data"] * shape["fsdp"]) // e.train.gradient_accumulation
+    tips = []
+    if e.model.remat in _MORE_REMAT:
+        tips.append(f"--gin.ModelConfig.remat={_MORE_REMAT[e.model.remat]}")
+    if rows > 1:
+        tips.append(f"--gin.TrainConfig.gradient_accumulation={2 * e.train.gradient_accumulation}")
+    if shape["data"] > target.slices:
+        tips.append(f"--gin.MeshConfig.fsdp={2 * shape['fsdp']} (parameters in more parts)")
+    if rows * e.data.sequence_length > 2 * e.model.loss_chunk_tokens > 512:
+        tips.append(f"--gin.ModelConfig.loss_chunk_tokens={e.model.loss_chunk_tokens // 2}")
+    if rows == 1:
+        tips.append(f"--gin.MeshConfig.tensor={2 * shape['tensor']} (layers in more parts)")
+    return [*tips, "a larger slice, or a smaller --gin.BATCH_SIZE"]

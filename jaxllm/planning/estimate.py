@@ -1,0 +1,124 @@
+"""From what the compiler says to step time, MFU, days and chip-hours."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from jaxllm.planning.hlo import total
+from jaxllm.planning.program import Costs, Program
+from jaxllm.planning.targets import Target
+from jaxllm.sharding.chips import utilisation
+from jaxllm.training.experiment import Experiment
+
+HOURS, DAYS = 3600, 86_400
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """What a run would cost. Seconds are of one step.
+
+    `step_seconds` is the longest of what computing, the memory and the links take, as if they
+    overlapped perfectly; a real pod adds input, stragglers and imperfect overlap. None where the
+    target's chip is not in the table.
+
+    Attributes:
+      params: parameters of the model.
+      tokens_per_step: of the global batch.
+      model_flops: of a step, all devices, attention in full (`ModelConfig.flops_per_token`).
+      model_flops_causal: the same with the half of attention that a causal mask leaves.
+      compiler_flops: what the compiled program computes, all devices, without kernels.
+      kernel_flops: what attention kernels compute, all devices, recomputation included.
+      compute_seconds: compiler's and kernels' FLOPs at the chip's peak.
+      hbm_seconds: bytes read and written at the memory's bandwidth.
+      ici_seconds: bytes sent within a slice at the links' bandwidth.
+      dcn_seconds: bytes sent between slices at the network's bandwidth.
+      compiler_seconds: the compiler's estimate of computing and memory, without kernels.
+      step_seconds: see above.
+      mfu: of `step_seconds`, by `model_flops`.
+      mfu_causal: by `model_flops_causal`.
+      tokens_per_second_per_chip: tokens by `step_seconds`, over physical chips.
+      days: of the whole run.
+      chip_hours: of the whole run.
+    """
+
+    params: int
+    tokens_per_step: int
+    model_flops: float
+    model_flops_causal: float
+    compiler_flops: float
+    kernel_flops: float
+    compute_seconds: float | None = None
+    hbm_seconds: float | None = None
+    ici_seconds: float | None = None
+    dcn_seconds: float | None = None
+    compiler_seconds: float | None = None
+    step_seconds: float | None = None
+    mfu: float | None = None
+    mfu_causal: float | None = None
+    tokens_per_second_per_chip: float | None = None
+    days: float | None = None
+    chip_hours: float | None = None
+
+
+def estimate(experiment: Experiment, target: Target, program: Program, costs: Costs) -> Estimate:
+    """The costs of the run that `program` updates."""
+    e, devices = experiment, len(target.devices)
+    tokens, length = e.tokens_per_step, e.data.sequence_length
+    full = e.model.flops_per_token(length) * tokens
+    causal = e.model.flops_per_token(length, causal=True) * tokens
+    known: dict[str, Any] = {
+        "params": e.model.num_params,
+        "tokens_per_step": tokens,
+        "model_flops": full,
+        "model_flops_causal": causal,
+        "compiler_flops": costs.flops * devices,
+        "kernel_flops": _kernel_flops(experiment, target),
+    }
+    chip = target.chip
+    if chip is None or not chip.hbm_bandwidth:
+        return Estimate(**known)
+    kernel_seconds = known["kernel_flops"] / devices / chip.flops
+    compute = costs.flops / chip.flops + kernel_seconds
+    hbm = costs.hbm_bytes / chip.hbm_bandwidth
+    ici = total(program.traffic, "ici") / chip.ici_bandwidth if chip.ici_bandwidth else 0.0
+    between = total(program.traffic, "dcn")
+    dcn = between / chip.dcn_bandwidth if chip.dcn_bandwidth else (None if between else 0.0)
+    compiler = costs.seconds
+    step = max(compute, hbm, ici, dcn or 0.0, (compiler or 0.0) + kernel_seconds)
+    chips = devices / chip.per_chip
+    seconds = step * e.train.steps
+    return Estimate(
+        **known,
+        compute_seconds=compute,
+        hbm_seconds=hbm,
+        ici_seconds=ici,
+        dcn_seconds=dcn,
+        compiler_seconds=compiler,
+        step_seconds=step,
+        mfu=utilisation(full / step, devices, chip.flops),
+        mfu_causal=utilisation(causal / step, devices, chip.flops),
+        tokens_per_second_per_chip=tokens / step / chips,
+        days=seconds / DAYS,
+        chip_hours=seconds / HOURS * chips,
+    )
+
+
+def _kernel_flops(experiment: Experiment, target: Target) -> float:
+    """FLOPs of attention kernels, which the compiler does not see; 0 where there is no kernel.
+
+    Forward 2 products of T x T / 2 scores, backward 5 (the scores are made again); a remat policy
+    that does not keep attention's output runs the forward once more.
+    """
+    if target.devices[0].platform != "tpu":
+        return 0.0
+    model, length = experiment.model, experiment.data.sequence_length
+    plain = model.position != "alibi" and (
+        not any(model.attention_windows) or model.uniform_window is not None
+    )
+    if not plain or length % 128:
+        return 0.0
+    keys = min(model.uniform_window or length, (length + 1) / 2)
+    product = 2 * model.num_layers * model.num_heads * model.head_width * keys
+    products = 7 + (2 if model.remat == "full" else 0)
+    return product * products * experiment.tokens_per_step

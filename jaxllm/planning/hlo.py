@@ -1,0 +1,190 @@
+"""What a compiled program sends over the links, read from its HLO text."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+_BYTES = {"pred": 1, "bf16": 2, "f16": 2, "f32": 4, "f64": 8}
+_KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
+_OPCODE = re.compile(r"([a-z][a-z0-9\-]*)\((?:.*)$")
+_CALLED = re.compile(
+    r"(?:calls|body|to_apply|branch_computations)=\{?%?([\w.\-]+(?:, ?%[\w.\-]+)*)"
+)
+
+
+class Traffic(NamedTuple):
+    """What one kind of collective sends over one kind of link, per device and step.
+
+    Attributes:
+      kind: 'all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all' or 'collective-permute'.
+      link: 'ici' within a slice, 'dcn' between slices.
+      calls: how often.
+      bytes: that a device sends: (n - 1) / n of the whole array in a group of n, and twice that
+        for an all-reduce; an array for a permute.
+    """
+
+    kind: str
+    link: str
+    calls: int
+    bytes: float
+
+
+def traffic(text: str, devices_per_slice: int) -> tuple[Traffic, ...]:
+    """The collectives of a program, loops counted as often as they go round.
+
+    Args:
+      text: `compiled.as_text()`.
+      devices_per_slice: a group with members of several slices is on the 'dcn'.
+    """
+    computations, entry = _computations(text)
+    times = _times(computations, entry)
+    found: dict[tuple[str, str], list[float]] = defaultdict(lambda: [0, 0.0])
+    for name, lines in computations.items():
+        for line in lines:
+            collective = _collective(line)
+            if collective is None or not times[name]:
+                continue
+            kind, size, group = collective
+            members = len(group)
+            slices = {member // devices_per_slice for member in group}
+            if members < 2:
+                continue
+            share = (members - 1) / members
+            per_call = {
+                "all-reduce": 2 * size * share,
+                "collective-permute": size,
+            }.get(kind, size * share)
+            total = found[kind, "dcn" if len(slices) > 1 else "ici"]
+            total[0] += times[name]
+            total[1] += times[name] * per_call
+    return tuple(
+        Traffic(kind, link, int(count), size)
+        for (kind, link), (count, size) in sorted(found.items())
+    )
+
+
+def _computations(text: str) -> tuple[dict[str, list[str]], str]:
+    """The instructions of every computation, and the name of the entry."""
+    computations: dict[str, list[str]] = {}
+    entry, current = "", ""
+    for line in text.splitlines():
+        opened = _COMPUTATION.match(line)
+        if opened:
+            current = opened[2]
+            computations[current] = []
+            entry = current if opened[1] else entry
+        elif line.startswith("}"):
+            current = ""
+        elif current:
+            computations[current].append(line)
+    return computations, entry
+
+
+def _times(computations: Mapping[str, list[str]], entry: str) -> Mapping[str, int]:
+    """How often each computation runs in a step."""
+    calls: dict[str, list[tuple[str, int]]] = defaultdict(list)
+    for name, lines in computations.items():
+        for line in lines:
+            called = _CALLED.search(line)
+            if not called:
+                continue
+            rounds = _rounds(line, computations) if " while(" in line else 1
+            for other in re.findall(r"[\w.\-]+", called[1]):
+                calls[name].append((other, rounds))
+    times: dict[str, int] = defaultdict(int)
+    pending = [(entry, 1)]
+    while pending:
+        name, factor = pending.pop()
+        times[name] += factor
+        pending += [(other, factor * rounds) for other, rounds in calls[name]]
+    return times
+
+
+def _rounds(line: str, computations: Mapping[str, list[str]]) -> int:
+    """How often a loop goes round: as the compiler says, or what its counter is compared with.
+
+    `lax.scan` counts from 0 in steps of 1.
+    """
+    known = re.search(r'known_trip_count[^0-9]*"?n"?:"?(\d+)', line)
+    if known:
+        return int(known[1])
+    condition = re.search(r"condition=%?([\w.\-]+)", line)
+    lines = computations.get(condition[1], []) if condition else []
+    bounds = re.findall(r"s32\[\][^=]* constant\((\d+)\)", "\n".join(lines))
+    return int(bounds[0]) if len(bounds) == 1 else 1
+
+
+def _collective(line: str) -> tuple[str, float, list[int]] | None:
+    """Kind, bytes of the whole array and the first group of devices of an instruction."""
+    instruction = _INSTRUCTION.match(line)
+    if not instruction:
+        return None
+    rest = instruction[2]
+    for kind in _KINDS:
+        place = re.search(rf" {kind}(-start)?\(", rest)
+        if place:
+            break
+    else:
+        return None
+    shapes = _shapes(rest[: place.start()])
+    if place[1] and kind in ("all-gather", "collective-permute"):
+        shapes = shapes[len(shapes) // 2 :]  # a start gives its operands and its results
+    size = math.fsum(shapes)
+    group = _first_group(rest)
+    if kind == "reduce-scatter":
+        size *= len(group)  # what comes out is a part of what goes in
+    if kind == "collective-permute":
+        pairs = re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", rest)
+        group = [int(pairs[1]), int(pairs[2])] if pairs else [0, 1]
+    return kind, size, group
+
+
+def _shapes(text: str) -> list[float]:
+    """Bytes of every array in a type such as (f32[4,2]{1,0}, bf16[8])."""
+    sizes = []
+    for dtype, dims in re.findall(r"([a-z]+\d*\w*)\[([\d,]*)\]", text):
+        width = _BYTES.get(dtype) or int(re.sub(r"\D", "", dtype)[:2] or 8) / 8
+        sizes.append(width * math.prod(int(d) for d in dims.split(",") if d))
+    return sizes
+
+
+def _first_group(text: str) -> list[int]:
+    """The devices of the first replica group, in any of the three ways that HLO writes them."""
+    listed = re.search(r"replica_groups=\{\{([\d,]+)\}", text)
+    if listed:
+        return [int(n) for n in listed[1].split(",")]
+    iota = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
+    if iota:
+        return _numbered(_ints(iota[2]), _ints(iota[3] or ""), _ints(iota[1]))[0].tolist()
+    mesh = re.search(r"replica_groups=mesh\[([^\]]*)\]([^{]*)\{([^}]*)\}", text)
+    if mesh:
+        sizes = {n: int(s) for n, s in re.findall(r"'(\w+)'=(\d+)", mesh[1])}
+        grid = np.arange(math.prod(sizes.values())).reshape(*sizes.values())
+        axes = [list(sizes).index(name) for name in re.findall(r"'(\w+)'", mesh[3])]
+        first = np.moveaxis(grid, axes, range(len(axes))).reshape(
+            math.prod(grid.shape[a] for a in axes), -1
+        )
+        return first[:, 0].tolist()
+    return []
+
+
+def _numbered(shape: list[int], order: list[int], groups: list[int]) -> np.ndarray:
+    grid = np.arange(math.prod(shape)).reshape(shape)
+    return (grid.transpose(order) if order else grid).reshape(groups)
+
+
+def _ints(text: str) -> list[int]:
+    return [int(n) for n in text.split(",") if n]
+
+
+def total(found: Iterable[Traffic], link: str) -> float:
+    """Bytes that a device sends over one kind of link in a step."""
+    return math.fsum(t.bytes for t in found if t.link == link)

@@ -1,0 +1,148 @@
+"""Meshes, remat policies, microbatches and attention blocks, tried and ranked."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from jaxllm.errors import UserError
+from jaxllm.models.config import REMAT_POLICIES
+from jaxllm.planning.estimate import Estimate, estimate
+from jaxllm.planning.program import (
+    GIB,
+    DoesNotFit,
+    Program,
+    compile_update,
+    measure_costs,
+    mesh_of,
+)
+from jaxllm.planning.targets import Target
+from jaxllm.sharding.mesh import MeshConfig
+from jaxllm.training.experiment import Experiment
+
+
+class Candidate(NamedTuple):
+    """One way to run it."""
+
+    mesh: MeshConfig
+    remat: str
+    accumulation: int
+    attention_block: int | None
+
+    def applied(self, experiment: Experiment) -> Experiment:
+        """The experiment, run this way."""
+        return dataclasses.replace(
+            experiment,
+            model=dataclasses.replace(
+                experiment.model, remat=self.remat, attention_block=self.attention_block
+            ),
+            train=dataclasses.replace(experiment.train, gradient_accumulation=self.accumulation),
+        )
+
+    def bindings(self) -> str:
+        """The gin bindings that ask for it."""
+        text = [
+            f"--gin.MeshConfig.{axis}={size}"
+            for axis, size in dataclasses.asdict(self.mesh).items()
+            if size != 1
+        ]
+        text.append(f"--gin.ModelConfig.remat={self.remat}")
+        text.append(f"--gin.TrainConfig.gradient_accumulation={self.accumulation}")
+        if self.attention_block:
+            text.append(f"--gin.ModelConfig.attention_block={self.attention_block}")
+        return " ".join(text)
+
+
+class Result(NamedTuple):
+    """What became of a candidate: an estimate, or why there is none."""
+
+    candidate: Candidate
+    program: Program | None
+    estimate: Estimate | None
+    refused: str = ""
+
+
+def meshes(experiment: Experiment, target: Target) -> list[MeshConfig]:
+    """The meshes that divide devices, heads and batch, the most promising first.
+
+    Those with the least to send come first: no tensor parallelism, then parameters cut over as
+    many devices of a slice as there are.
+    """
+    devices, rows = len(target.devices), experiment.data.batch_size
+    per_slice = devices // target.slices
+    found = []
+    for tensor in (1, 2, 4, 8):
+        if per_slice % tensor or experiment.model.num_heads % tensor:
+            continue
+        for fsdp in reversed(_divisors(per_slice // tensor)):
+            data = devices // (tensor * fsdp)
+            if rows % (data * fsdp) == 0:
+                found.append(MeshConfig(data=data, fsdp=fsdp, tensor=tensor))
+    return found
+
+
+def search(
+    experiment: Experiment,
+    target: Target,
+    tried: Sequence[MeshConfig],
+    report: Callable[[str], None],
+    blocks: Sequence[int] = (512, 2048),
+) -> list[Result]:
+    """Compiles ways to run on each mesh; those that fit come first, the fastest in front.
+
+    On a mesh, remat policies are tried from the one that computes least again to the one that
+    keeps least, until one fits: those after it are slower. Then with the batch in 2 and in 4
+    parts, as long as a lighter policy may fit. Attention blocks are tried on the best of all.
+
+    Args:
+      experiment: the run.
+      target: the devices.
+      tried: meshes, from `meshes`.
+      report: is told what comes next.
+      blocks: sizes of attention blocks besides the platform's own.
+    """
+    results: list[Result] = []
+    for mesh in tried:
+        lightest = len(REMAT_POLICIES)
+        for parts in (1, 2, 4):
+            if experiment.data.batch_size % (parts * mesh.data * mesh.fsdp):
+                continue
+            for place, remat in enumerate(REMAT_POLICIES[:lightest]):
+                candidate = Candidate(mesh, remat, parts, experiment.model.attention_block)
+                report(candidate.bindings())
+                results.append(_tried(experiment, target, candidate))
+                if results[-1].estimate:
+                    lightest = place
+                    break
+    best = min((r for r in results if r.estimate), key=_step, default=None)
+    if best and target.devices[0].platform == "tpu":
+        for block in blocks:
+            candidate = best.candidate._replace(attention_block=block)
+            report(candidate.bindings())
+            results.append(_tried(experiment, target, candidate))
+    return sorted(results, key=_step)
+
+
+def _tried(experiment: Experiment, target: Target, candidate: Candidate) -> Result:
+    way = candidate.applied(experiment)
+    try:
+        mesh = mesh_of(target, candidate.mesh)
+        program = compile_update(way, mesh, target.slices)
+        if target.chip and program.peak > target.chip.hbm_bytes:
+            return Result(candidate, program, None, "does not fit")
+        costs = measure_costs(way, mesh)
+        return Result(candidate, program, estimate(way, target, program, costs))
+    except DoesNotFit as error:
+        by = "" if error.beyond is None else f" by {error.beyond / GIB:.1f} GiB"
+        return Result(candidate, None, None, f"does not fit{by}")
+    except UserError as error:
+        return Result(candidate, None, None, str(error))
+
+
+def _step(result: Result) -> float:
+    return (result.estimate.step_seconds or 0.0) if result.estimate else float("inf")
+
+
+def _divisors(n: int) -> list[int]:
+    return [d for d in range(1, n + 1) if n % d == 0]

@@ -1,0 +1,107 @@
+"""Devices to plan for: a TPU slice that nobody has rented yet, or what is at hand."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from jaxllm.errors import UserError
+from jaxllm.sharding.chips import Chip, Slice, chip_of, slice_of
+
+if TYPE_CHECKING:
+    import jax
+
+_TPU_ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu",  # nothing here runs on a TPU, even where one is at hand
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v4-8",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # it only compiles, so that several may
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """What a plan is for.
+
+    Attributes:
+      name: as it was asked for.
+      devices: the JAX devices, of all slices.
+      slices: how many slices, joined by the data centre's network.
+      chip: what one device can do; None where that is not known, as for CPUs.
+    """
+
+    name: str
+    devices: Sequence[jax.Device]
+    slices: int
+    chip: Chip | None
+
+
+def tpu_target(name: str, slices: int = 1) -> Target:
+    """TPU slices by their cloud name, as libtpu describes them to the compiler.
+
+    Call it before JAX has started: it sets the environment that libtpu reads.
+
+    Raises:
+      UserError: an unknown name, or no libtpu is installed.
+    """
+    wanted = slice_of(name)
+    if slices < 1:
+        raise UserError(f"--slices={slices}: must be at least 1")
+    os.environ.update(_TPU_ENVIRONMENT)
+    import jax
+    from jax.experimental import topologies
+
+    torus = "x".join(map(str, wanted.shape))
+    libtpu_name = {"7x": "tpu7x"}.get(wanted.chip.name, wanted.chip.name)
+    several = {"num_slices": slices} if slices > 1 else {}
+    try:
+        description = topologies.get_topology_desc(
+            platform="tpu", topology_name=f"{libtpu_name}:{torus}", **_host(wanted), **several
+        )
+    except (jax.errors.JaxRuntimeError, RuntimeError) as error:
+        text = " ".join(str(error).split())
+        if "libtpu" in text and "layout" not in text:
+            raise UserError(
+                f"--topology needs the TPU compiler: pip install 'jaxllm[tpu]' ({text[:120]})"
+            ) from error
+        raise UserError(f"libtpu knows no topology {libtpu_name}:{torus}: {text[:200]}") from error
+    return Target(name, description.devices, slices, wanted.chip)
+
+
+def local_target(name: str) -> Target:
+    """'cpu:8', so many virtual CPU devices; or 'gpu' or 'tpu', all that are at hand.
+
+    Raises:
+      UserError: no such devices.
+    """
+    platform, _, count = name.partition(":")
+    if platform not in ("cpu", "gpu", "tpu") or (count and not count.isdigit()):
+        raise UserError(f"--devices={name}: write cpu:8, gpu or tpu")
+    if platform == "cpu":
+        os.environ["JAX_PLATFORMS"] = "cpu"
+        flags = os.environ.get("XLA_FLAGS", "")
+        os.environ["XLA_FLAGS"] = (
+            f"{flags} --xla_force_host_platform_device_count={count or 1}".strip()
+        )
+    import jax
+
+    try:
+        devices = jax.devices(platform)
+    except RuntimeError as error:
+        raise UserError(f"--devices={name}: no {platform} is at hand") from error
+    if count and len(devices) < int(count):
+        raise UserError(f"--devices={name}: {len(devices)} are at hand")
+    devices = devices[: int(count)] if count else devices
+    return Target(name, devices, 1, chip_of(devices[0].device_kind))
+
+
+def _host(wanted: Slice) -> dict[str, object]:
+    """What libtpu must know of a slice's hosts; its defaults fit slices of whole hosts."""
+    if wanted.chip.torus == 3:
+        host = tuple(min(side, most) for side, most in zip(wanted.shape, (2, 2, 1), strict=True))
+        one_device = {"chip_config_name": "megacore"} if wanted.chip.per_chip == 1 else {}
+        return {"chips_per_host_bounds": host, **one_device}
+    return {"chips_per_host_bounds": (1, 1, 1)} if max(wanted.shape) == 1 else {}
