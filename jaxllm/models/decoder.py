@@ -102,7 +102,7 @@ class Decoder(nn.Module):
             cache = tuple(written) if cache else None
         else:
             layers = nn.scan(
-                _rematted(config.remat),
+                _rematted(config),
                 variable_axes={"params": 0},
                 split_rngs={"params": True},
                 in_axes=(0, 0, nn.broadcast),
@@ -194,11 +194,12 @@ def logits(config: ModelConfig, params: Params, batch: Batch) -> jax.Array:
     )
 
 
-def _rematted(policy: str) -> Callable[..., nn.Module]:
-    if policy == "none":
+def _rematted(config: ModelConfig) -> Callable[..., nn.Module]:
+    if config.remat == "none":
         return Block
-    saveable = jax.checkpoint_policies.save_only_these_names(*_SAVED[policy])
-    return nn.remat(Block, policy=saveable, prevent_cse=False)
+    saveable = jax.checkpoint_policies.save_only_these_names(*_SAVED[config.remat])
+    # outside of a loop the compiler would see that the block is computed twice, and keep the first
+    return nn.remat(Block, policy=saveable, prevent_cse=not config.scan_layers)
 
 
 def _distance(

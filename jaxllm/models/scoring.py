@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jaxllm.models.batch import Array, Batch, TreeBatch
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.decoder import Params, head_kernel, hidden_states, tree_states
-from jaxllm.models.partitioning import constrain, num_shards
+from jaxllm.models.partitioning import constrain, device_kind, num_shards
 
 
 class TokenScores(NamedTuple):
@@ -172,7 +172,11 @@ def _logits(hidden: jax.Array, kernel: jax.Array) -> jax.Array:
 def _scores(values: jax.Array, targets: jax.Array) -> TokenScores:
     highest = jnp.max(values, axis=-1)
     log_z = highest + jnp.log(jnp.sum(jnp.exp(values - highest[..., None]), axis=-1))
-    target = jnp.take_along_axis(values, targets[..., None], axis=-1)[..., 0]
+    if device_kind()[0] == "tpu":  # a sum fuses into the passes above, a gather is one of its own
+        hit = jnp.arange(values.shape[-1]) == targets[..., None]
+        target = jnp.sum(jnp.where(hit, values, 0.0), axis=-1)
+    else:
+        target = jnp.take_along_axis(values, targets[..., None], axis=-1)[..., 0]
     # a comparison with the maximum: argmax costs XLA on CPUs more than the softmax
     return TokenScores(target - log_z, target == highest, log_z)
 
