@@ -121,8 +121,9 @@ def run(main: Callable[[Sequence[str] | None], int | None]) -> None:
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     keep_freed_memory()
     quiet_libtpu()
+    failed = True
     try:
-        code = main(None)
+        code, failed = main(None) or 0, False
     except UserError as error:
         sys.stdout.flush()
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -133,8 +134,9 @@ def run(main: Callable[[Sequence[str] | None], int | None]) -> None:
         traceback.print_exc()
         code = 1
     sys.stdout.flush()
-    hosts.leave(code or 0)
-    sys.exit(code or 0)
+    if failed:
+        hosts.leave(code)
+    sys.exit(code)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -91,7 +91,7 @@ def leave(code: int) -> None:
     An ordinary end meets the other processes a last time. They learn of this one's from its
     heartbeat, which stops, and end as well.
     """
-    if code and _joined:
+    if _joined:
         place = _joined[0]
         print(
             f"error: process {place.process} of {place.processes} ends, and the others will. If it "
