@@ -83,9 +83,11 @@ def main() -> None:
         for slices in (1, 2):
             mesh = Mesh(np.array(devices(generation, slices)), ("all",))
             options = xla_flags.compiler_options(generation, slices)
-            lowered(mesh).compile(compiler_options=options)
+            program = lowered(mesh)
+            texts = {program.compile(compiler_options=o).as_text() for o in ({}, options)}
             found[f"{generation} x {slices}"] = {
                 "table": options,
+                "changes the program": len(texts) == 2,
                 "used": xla_flags.mesh_options(mesh),
                 "warnings": list(warnings),
             }
