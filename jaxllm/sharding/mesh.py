@@ -62,14 +62,40 @@ class MeshConfig:
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
     """A mesh with the axes `MESH_AXES` over `devices` (default: all of them).
 
+    Several TPU slices lie along the first axes that they divide, so that what is sent most often
+    stays within a slice.
+
     Raises:
-      UserError: when the axes do not multiply to the number of devices.
+      UserError: when the axes do not multiply to the number of devices, or the slices do not
+        divide them.
     """
     import jax
     from jax.experimental import mesh_utils
 
     devices = jax.devices() if devices is None else devices
     shape = config.shape(len(devices))
-    grid = mesh_utils.create_device_mesh(shape, devices)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices > 1:
+        between = _between_slices(shape, slices)
+        within = tuple(size // part for size, part in zip(shape, between, strict=True))
+        grid = mesh_utils.create_hybrid_device_mesh(within, between, devices)
+    else:
+        grid = mesh_utils.create_device_mesh(shape, devices)
     automatic = (jax.sharding.AxisType.Auto,) * len(MESH_AXES)
     return jax.sharding.Mesh(grid, MESH_AXES, axis_types=automatic)
+
+
+def _between_slices(shape: Sequence[int], slices: int) -> tuple[int, ...]:
+    """Into how many parts each axis is cut by the slices: the first axes take what they can."""
+    parts = []
+    left = slices
+    for size in shape:
+        parts.append(math.gcd(size, left))
+        left //= parts[-1]
+    if left > 1:
+        sizes = ", ".join(f"{a}={n}" for a, n in zip(MESH_AXES, shape, strict=True) if n > 1)
+        raise UserError(
+            f"the mesh ({sizes}) cannot be laid over {slices} slices: "
+            f"make MeshConfig.data a multiple of {slices}"
+        )
+    return tuple(parts)
