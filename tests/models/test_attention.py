@@ -1,6 +1,11 @@
 """Every implementation of attention that runs here, against softmax attention spelt out."""
 
 import functools
+import importlib.util
+import json
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +16,9 @@ from jaxllm.models.attention import implementation
 from jaxllm.models.attention.blockwise import Distance, blockwise_attention
 from jaxllm.models.attention.cudnn import cudnn_attention
 from jaxllm.models.attention.splash import TILES, splash_attention, tiles_for
+from jaxllm.sharding.mesh import MeshConfig, make_mesh
+from jaxllm.sharding.rules import partitioning
+from tests.conftest import REPOSITORY
 
 ROWS, LENGTH, WIDTH = 2, 256, 64
 
@@ -130,3 +138,45 @@ def test_tiles_divide_the_row(kind, length):
     tiles = tiles_for(kind, length)
     assert length % tiles.query == 0 and length % tiles.key == 0
     assert tiles.key % tiles.key_compute == 0 and tiles.key_compute % 128 == 0
+
+
+@pytest.mark.parametrize(
+    "axes", [{"fsdp": 2, "tensor": 4}, {"fsdp": 2, "sequence": 2, "tensor": 2}], ids=str
+)
+def test_splash_on_a_mesh_is_splash_on_one_device(axes):
+    """Rows, heads (fewer keys than devices too) and the tokens of a row are cut over devices."""
+    draw = np.random.default_rng(3)
+    query = draw.normal(size=(ROWS, LENGTH, 4, WIDTH)).astype(np.float32)
+    key, value = (draw.normal(size=(ROWS, LENGTH, 2, WIDTH)).astype(np.float32) for _ in "kv")
+    segments = np.repeat(np.arange(1, 5, dtype=np.int32), LENGTH // 4)[None].repeat(ROWS, 0)
+    mesh = make_mesh(MeshConfig(**axes), jax.devices()[:8])
+
+    def loss(query, key, value):
+        mixed = splash_attention(query, key, value, segments, block=128, interpret=True)
+        return jnp.sum(jnp.sin(mixed))
+
+    def on_the_mesh(*tensors):
+        with partitioning(mesh):
+            return loss(*tensors)
+
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    gradients = jax.jit(
+        jax.value_and_grad(on_the_mesh, argnums=(0, 1, 2)), out_shardings=everywhere
+    )
+    expected = jax.value_and_grad(loss, argnums=(0, 1, 2))(query, key, value)
+    found = gradients(query, key, value)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+def test_every_chip_s_tiles_compile():
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.models.splash_on_tpus"],
+        cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=900, check=True,
+    )  # fmt: skip
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert {kind.rsplit(" ", 1)[0] for kind in found} == set(TILES)
+    assert found == dict.fromkeys(found)
