@@ -62,7 +62,7 @@ class Machine:
         command = [str(self.scripts / f"{script}.sh"), *flags]
         environment = self.environment | variables
         return subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=120, check=False
+            command, env=environment, capture_output=True, text=True, timeout=300, check=False
         )
 
     def states(self, *states: str) -> None:

@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 CLOUD = Path(os.environ["FAKE_CLOUD"])
@@ -30,6 +31,13 @@ def homes(node: str, worker: str) -> list[Path]:
     if not all(home.is_dir() for home in found):
         sys.exit(f"ERROR: no such host: {node}")
     return found
+
+
+def take_away_after_a_step() -> None:
+    end = time.monotonic() + 60
+    while not (CLOUD / "bucket" / "step").exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    take_away()
 
 
 def take_away() -> None:
@@ -53,7 +61,7 @@ def describe(name: str) -> None:
     if len(states) > 1:
         (CLOUD / "states").write_text("\n".join(states[1:]))
     if states[0] == "SUSPENDING":
-        take_away()
+        take_away_after_a_step()
     if states[0] == "NONE":
         sys.exit(f"ERROR: (gcloud) NOT_FOUND: Resource '{name}' was not found")
     print(states[0])
