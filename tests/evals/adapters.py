@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections
 import csv
 import gzip
+import itertools
 import json
 import shutil
 import sys
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 Rows = Iterable[dict[str, Any]]
+STAND_INS = 40
 
 
 def lines(path: Path) -> list[str]:
@@ -206,5 +208,25 @@ def eval_dir(shared: Path, into: Path) -> Path:
     return into
 
 
+def add_stand_ins(into: Path) -> None:
+    """Questions as solved examples of the sets of an EVAL_DIR that the shared data have none of."""
+    for name, source in (
+        ("superglue/COPA/train.jsonl", "superglue/COPA/val.jsonl"),
+        ("hellaswag/hellaswag_train.jsonl", "hellaswag/hellaswag_val.jsonl"),
+        ("nq_open/NQ-open.train.jsonl", "nq_open/NQ-open.dev.jsonl"),
+        ("siqa/train.jsonl", "siqa/dev.jsonl"),
+    ):
+        with open(into / source) as file:
+            write_rows(into / name, map(json.loads, itertools.islice(file, STAND_INS)))
+    labels = (into / "siqa/dev-labels.lst").read_text().split()[:STAND_INS]
+    (into / "siqa/train-labels.lst").write_text("\n".join(labels))
+    for part in ("web", "wikipedia"):
+        data = json.loads((into / f"triviaqa/qa/{part}-dev.json").read_text())["Data"]
+        text = json.dumps({"Data": data[:STAND_INS]})
+        (into / f"triviaqa/qa/{part}-train.json").write_text(text)
+
+
 if __name__ == "__main__":
-    print(eval_dir(Path(sys.argv[1]), Path(sys.argv[2])))
+    made = eval_dir(Path(sys.argv[1]), Path(sys.argv[2]))
+    add_stand_ins(made)
+    print(made)

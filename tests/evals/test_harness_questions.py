@@ -145,7 +145,7 @@ SETS = {
 }  # fmt: skip
 
 
-def harness_task(definition, splits):
+def harness_task(definition, splits, questions=QUESTIONS):
     pytest.importorskip("lm_eval")
     import datasets
     from lm_eval.api.task import ConfigurableTask
@@ -153,7 +153,7 @@ def harness_task(definition, splits):
 
     config = _yaml_loader.load_yaml(Path(_yaml_loader.__file__).parent / definition)
     asked = "test" if "test" in splits else "validation"
-    splits = {**splits, asked: splits[asked][:QUESTIONS]}
+    splits = {**splits, asked: splits[asked][:questions]}
     made = {split: datasets.Dataset.from_list(list(of)) for split, of in splits.items()}
     config = {k: v for k, v in config.items() if k not in ("dataset_path", "dataset_name", "tag")}
     if "validation" not in made:

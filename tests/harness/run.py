@@ -47,7 +47,7 @@ def evaluate(
     made = []
     for name in tasks:
         definition, _, splits = {**test_harness_questions.SETS, **test_harness_passages.SETS}[name]
-        made.append(test_harness_questions.harness_task(definition, splits(directory)))
+        made.append(test_harness_questions.harness_task(definition, splits(directory), limit))
     results = simple_evaluate(
         model=model, tasks=made, num_fewshot=shots, limit=limit, log_samples=True,
         bootstrap_iters=0, verbosity="ERROR",
