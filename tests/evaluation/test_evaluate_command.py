@@ -8,6 +8,7 @@ import time
 
 import pandas as pd
 import pytest
+import sentencepiece
 
 from jaxllm.trajectory.store import TrajectoryStore
 
@@ -23,7 +24,8 @@ EvalConfig.data_dir = "{directory}/evals"
 ScheduleConfig.warmup_steps = 1
 CheckpointConfig.early_first = 2
 DataConfig.vocabulary = @VocabularyConfig()
-VocabularyConfig.kind = "bytes"
+VocabularyConfig.kind = "sentencepiece"
+VocabularyConfig.path = "{directory}/letters.model"
 DataConfig.corpus_dir = "{directory}/corpora"
 DataConfig.cache_dir = "{directory}/cache"
 DataConfig.num_workers = 0
@@ -51,6 +53,10 @@ def run_dir(tmp_path_factory):
     letters.mkdir(parents=True)
     (letters / "train.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 200)
     (letters / "valid.txt").write_text("a lazy dog sleeps\n" * 200)
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(letters / "train.txt"), model_prefix=str(path / "letters"), vocab_size=300,
+        model_type="bpe", byte_fallback=True, minloglevel=2,
+    )  # fmt: skip
     sums = path / "evals" / "basic_arithmetic"
     sums.mkdir(parents=True)
     row = '{"id": "%d", "question": "1 + %d =", "choices": {"text": ["3", "%d"], '
@@ -95,6 +101,33 @@ def test_checkpoints_are_scored_bitwise_as_the_run_scored_them(run_dir):
     for (step, task), table in examples.items():
         again = store.read_examples(step, task)
         pd.testing.assert_frame_equal(again, table, check_exact=True)
+
+
+@pytest.mark.slow
+def test_an_exported_checkpoint_scores_as_the_run_scored_it(run_dir, tmp_path):
+    """Out into the Hugging Face format, and scored from there: the same records and examples."""
+    tasks = ("basic_arithmetic", "simple_arithmetic_nospaces")
+    exported = command(
+        "jaxllm.convert", f"--from={run_dir}", "--step=4", f"--to=hf:{tmp_path}/hf"
+    )  # fmt: skip
+    assert exported.returncode == 0, exported.stderr
+    scored = command(
+        "jaxllm.evaluate", f"--model_dir=hf:{tmp_path}/hf", f"--tasks={','.join(tasks)}",
+        f"--output={tmp_path}/scored", "--step=4", "--tokens=1024",
+        f"--gin.EvalConfig.data_dir={run_dir.parent}/evals", "--gin.EvalConfig.max_examples=4",
+        "--gin.MeshConfig.fsdp=2",
+    )  # fmt: skip
+    assert scored.returncode == 0, scored.stderr
+    ours, theirs = TrajectoryStore(run_dir), TrajectoryStore(tmp_path / "scored")
+    before, after = ours.read(), theirs.read()
+    before = before[(before.step == 4) & before.task.isin(tasks)].reset_index(drop=True)
+    assert len(after) == len(before) > 0
+    same = ["task", "metric", "value", "stderr", "n", "step", "tokens", "params"]
+    pd.testing.assert_frame_equal(after[same], before[same], check_exact=True)
+    for task in tasks:
+        pd.testing.assert_frame_equal(
+            theirs.read_examples(4, task), ours.read_examples(4, task), check_exact=True
+        )
 
 
 @pytest.mark.slow
