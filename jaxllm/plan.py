@@ -10,6 +10,7 @@ need not be there, and nothing is allocated. Exit code 1 if it does not fit.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import sys
@@ -38,6 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags.add_argument("--devices", metavar="NAME", help="or what is at hand: cpu:8, gpu, tpu")
     flags.add_argument("--json", action="store_true", help="print JSON")
     flags.add_argument(
+        "--fit", action="store_true", help="only whether it fits: one compilation, not three"
+    )
+    flags.add_argument(
         "--search", nargs="?", type=int, const=3, metavar="N",
         help="try remat policies, microbatches and attention blocks on the N most promising "
         "meshes (default 3), and rank what fits",
@@ -60,11 +64,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     experiment = Experiment.configured()
     if args.search:
         return searched(experiment, target, args.search, args.json)
-    return planned(experiment, target, MeshConfig(), args.json)
+    return planned(experiment, target, MeshConfig(), args.json, timed=not args.fit)
 
 
-def planned(experiment: Experiment, target: Target, config: MeshConfig, as_json: bool) -> int:
-    """Compiles and prints one plan."""
+def planned(
+    experiment: Experiment, target: Target, config: MeshConfig, as_json: bool, timed: bool
+) -> int:
+    """Compiles and prints one plan; without `timed` only its memory and traffic."""
     from jaxllm.planning.advice import what_would_help
     from jaxllm.planning.estimate import estimate
     from jaxllm.planning.program import DoesNotFit, compile_update, measure_costs, mesh_of
@@ -76,10 +82,12 @@ def planned(experiment: Experiment, target: Target, config: MeshConfig, as_json:
     try:
         program = compile_update(experiment, mesh, target.slices)
         beyond = program.peak - limit if limit and program.peak > limit else None
-        found = estimate(experiment, target, program, measure_costs(experiment, mesh))
     except DoesNotFit as error:
         beyond = error.beyond
-    fits = found is not None and beyond is None
+    if program and timed and not beyond:
+        with contextlib.suppress(DoesNotFit):  # the loss in one piece may be too much
+            found = estimate(experiment, target, program, measure_costs(experiment, mesh))
+    fits = program is not None and beyond is None
     helpful = [] if fits else what_would_help(experiment, shape, target)
     if as_json:
         plan: dict[str, Any] = {
@@ -91,9 +99,12 @@ def planned(experiment: Experiment, target: Target, config: MeshConfig, as_json:
         print(json.dumps(plan, indent=2))
         return 0 if fits else 1
     print(header(experiment, target, shape))
-    if program and found:
+    if program:
         print(memory(program, limit))
+    if program and found:
         print(costs(program, found))
+    elif fits and timed:
+        print("\nno times: two layers with the loss in one piece do not fit, and are what is timed")
     if not fits:
         by = f" by {beyond / GIB:.1f} GiB" if beyond else ""
         print(f"\ndoes not fit{by}. What would help:")

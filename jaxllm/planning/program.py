@@ -138,7 +138,7 @@ class Costs:
 
 
 def measure_costs(
-    experiment: Experiment, mesh: jax.sharding.Mesh, depths: Sequence[int] = (1, 3)
+    experiment: Experiment, mesh: jax.sharding.Mesh, depths: Sequence[int] = (1, 2)
 ) -> Costs:
     """The costs of a step, from two shallow programs.
 
