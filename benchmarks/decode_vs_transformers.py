@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 
@@ -20,14 +21,15 @@ from jaxllm.sharding.host import keep_freed_memory
 
 keep_freed_memory()  # as the commands do; it has to come before JAX
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxllm.checkpoints import huggingface
 from jaxllm.models.config import ModelConfig
-from jaxllm.models.decoder import Params, init_params, unstack
+from jaxllm.models.decoder import Params, unstack
 from jaxllm.models.generation import generate
+from jaxllm.sharding.mesh import MeshConfig, make_mesh
 
 MODEL = ModelConfig(
     vocab_size=32_000, num_layers=12, embed_dim=640, mlp_dim=1728, num_heads=10, max_length=1024
@@ -41,11 +43,12 @@ def jaxllm_side(params: Params, prompts: np.ndarray, new_tokens: int) -> Callabl
     return lambda: np.asarray(run(params, jnp.asarray(prompts)))
 
 
-def transformers_model(params: Params) -> object:
-    """Transformers' LLaMA with the same weights."""
+def transformers_model(directory: str) -> object:
+    """Transformers' LLaMA with random weights, saved into `directory` for ours to load."""
     import torch
     import transformers
 
+    torch.manual_seed(0)
     model = transformers.LlamaForCausalLM(
         transformers.LlamaConfig(
             vocab_size=MODEL.vocab_size,
@@ -58,24 +61,7 @@ def transformers_model(params: Params) -> object:
             tie_word_embeddings=False,
         )
     ).float()
-    layers, width = params["layers"], MODEL.embed_dim
-    state = {
-        "model.embed_tokens.weight": params["embedding"],
-        "model.norm.weight": params["final_norm"]["scale"],
-        "lm_head.weight": params["head"].T,
-    }
-    for i in range(MODEL.num_layers):
-        attention, mlp, prefix = layers["attention"], layers["mlp"], f"model.layers.{i}."
-        for ours, theirs in (("query", "q"), ("key", "k"), ("value", "v")):
-            flat = attention[ours][i].reshape(width, -1)
-            state[f"{prefix}self_attn.{theirs}_proj.weight"] = flat.T
-        state[f"{prefix}self_attn.o_proj.weight"] = attention["output"][i].reshape(-1, width).T
-        for name in ("gate", "up", "down"):
-            state[f"{prefix}mlp.{name}_proj.weight"] = mlp[name][i].T
-        state[f"{prefix}input_layernorm.weight"] = layers["attention_norm"]["scale"][i]
-        state[f"{prefix}post_attention_layernorm.weight"] = layers["mlp_norm"]["scale"][i]
-    tensors = {name: torch.tensor(np.array(value)) for name, value in state.items()}
-    model.load_state_dict(tensors)
+    model.save_pretrained(directory)
     return model.eval()
 
 
@@ -113,8 +99,10 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(args.threads)
-    params = nn.unbox(jax.jit(lambda key: init_params(MODEL, key))(jax.random.key(0)))
-    model = transformers_model(params)
+    with tempfile.TemporaryDirectory() as directory:
+        model = transformers_model(directory)
+        found, params = huggingface.load(directory, make_mesh(MeshConfig(), jax.devices()[:1]))
+    assert found.num_params == MODEL.num_params
     params = unstack(params)
     print(f"{MODEL.num_params / 1e6:.1f}M parameters, {args.threads} threads")
     for batch in args.batches:
@@ -124,8 +112,8 @@ def main() -> None:
             "jaxllm": jaxllm_side(params, prompts, args.new_tokens),
             "transformers": transformers_side(model, prompts, args.new_tokens),
         }
-        found = {name: run() for name, run in sides.items()}  # the first call compiles
-        same = float(np.mean(found["jaxllm"] == found["transformers"]))
+        texts = {name: run() for name, run in sides.items()}  # the first call compiles
+        same = float(np.mean(texts["jaxllm"] == texts["transformers"]))
         seconds: dict[str, list[float]] = {name: [] for name in sides}
         for pair in range(args.pairs):
             for name in list(sides)[:: 1 if pair % 2 == 0 else -1]:
