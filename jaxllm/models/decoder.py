@@ -51,7 +51,7 @@ class Decoder(nn.Module):
           tokens: int32 [B, T].
           positions: int32 [B, T].
           segment_ids: int32 [B, T].
-          cache: keys and values of all layers, [L, B, S, G, K]; of each layer where unstacked.
+          cache: keys and values of all layers, [L, B, G, S, K]; of each layer where unstacked.
           cache_segment_ids: int32 [B, S], already holding the segments of `tokens`.
           slot: int32, the slot of the cache where `tokens` begin.
           visible_until: int32 [B, T], in place of segments (`batch.TreeBatch`).

@@ -22,7 +22,7 @@ class Cache(NamedTuple):
     """Keys and values of the tokens read so far. S slots.
 
     Attributes:
-      layers: keys and values [L, B, S, G, K] in the compute dtype, or [B, S, G, K] of each layer
+      layers: keys and values [L, B, G, S, K] in the compute dtype, or [B, G, S, K] of each layer
         where the parameters are unstacked.
       segment_ids: int32 [B, S], 1 where a slot holds a token, 0 where it is empty or padding.
       slot: int32, the next free slot, the same for every row.
@@ -37,7 +37,7 @@ class Cache(NamedTuple):
 
 def init_cache(config: ModelConfig, batch: int, length: int, stacked: bool = True) -> Cache:
     """An empty cache for `batch` rows of up to `length` tokens."""
-    shape = (batch, length, config.kv_heads, config.head_width)
+    shape = (batch, config.kv_heads, length, config.head_width)
 
     def empty(*layers: int) -> LayerCache:
         return LayerCache(*(jnp.zeros((*layers, *shape), config.dtype) for _ in range(2)))

@@ -40,7 +40,10 @@ class Context(NamedTuple):
 
 
 class LayerCache(NamedTuple):
-    """Keys and values [B, S, G, K] of one layer (or [L, B, S, G, K] of all)."""
+    """Keys and values [B, G, S, K] of one layer (or [L, B, G, S, K] of all).
+
+    A head's tokens are neighbours, as attention reads them: no step transposes the cache.
+    """
 
     key: jax.Array
     value: jax.Array
@@ -158,7 +161,8 @@ class Attention(nn.Module):
             )  # fmt: skip
         else:
             mask, cache = _write_cache(key, value, context, cache)
-            mixed = attend(query, cache.key, cache.value, mask, scale, distance)
+            keys, values = cache.key.swapaxes(1, 2), cache.value.swapaxes(1, 2)
+            mixed = attend(query, keys, values, mask, scale, distance)
         mixed = checkpoint_name(constrain(mixed, "batch", "length", "heads", "head_dim"), "context")
         output = matrix(self, "output", (heads, width, embed), ("heads", "head_dim", "embed"))
         flat = mixed.reshape(*x.shape[:2], heads * width)
@@ -177,13 +181,13 @@ def _write_cache(
 ) -> tuple[jax.Array, LayerCache]:
     """Writes the keys and values at `context.slot`: what a token may see [B, T, S], the cache."""
     assert context.slot is not None and context.cache_segment_ids is not None
-    start = (0, context.slot, 0, 0)
-    cache = LayerCache(
-        jax.lax.dynamic_update_slice(cache.key, key.astype(cache.key.dtype), start),
-        jax.lax.dynamic_update_slice(cache.value, value.astype(cache.value.dtype), start),
+    start = (0, 0, context.slot, 0)
+    write = lambda old, new: jax.lax.dynamic_update_slice(
+        old, new.swapaxes(1, 2).astype(old.dtype), start
     )
+    cache = LayerCache(write(cache.key, key), write(cache.value, value))
     slots = context.slot + jnp.arange(key.shape[1])
-    causal = jnp.arange(cache.key.shape[1])[None, :] <= slots[:, None]
+    causal = jnp.arange(cache.key.shape[2])[None, :] <= slots[:, None]
     same = context.segment_ids[:, :, None] == context.cache_segment_ids[:, None, :]
     return causal[None] & same, cache
 
