@@ -125,7 +125,7 @@ SETS = {
     }),
     "hellaswag": ("hellaswag/hellaswag.yaml", (0, 10), lambda d: {
         "train": jsonl(d / "hellaswag/hellaswag_train.jsonl"),
-        "validation": jsonl(d / "hellaswag/hellaswag_val.jsonl", 100),
+        "validation": jsonl(d / "hellaswag/hellaswag_val.jsonl"),
     }),
     "triviaqa": ("triviaqa/default.yaml", (0, 5), lambda d: {
         split: trivia(d / f"triviaqa/qa/web-{part}.json")
