@@ -10,7 +10,8 @@ import numpy as np
 
 from jaxllm.models.batch import Batch
 from jaxllm.models.config import ModelConfig
-from jaxllm.models.decoder import init_params
+from jaxllm.models.decoder import init_params, logits
+from jaxllm.models.scoring import token_loss
 
 TINY = ModelConfig(
     vocab_size=97,
@@ -75,3 +76,24 @@ def pack(documents: list[np.ndarray], length: int) -> Batch:
         weights[0, span] = 1
         start = span.stop
     return Batch(**row, weights=weights, domains=np.zeros(1, np.int32))
+
+
+def compared_with_torch(config: ModelConfig, params: Any, batch: Batch, theirs: Any) -> Any:
+    """Our logits and mean loss equal PyTorch's logits `theirs` [B, T, V] and their loss.
+
+    Runs PyTorch's backward pass, and returns our gradients.
+    """
+    import torch
+
+    targets = torch.tensor(np.asarray(batch.targets), dtype=torch.long)
+    their_loss = torch.nn.functional.cross_entropy(theirs.flatten(0, 1), targets.flatten())
+    their_loss.backward()
+
+    def mean_loss(params: Any) -> tuple[jax.Array, jax.Array]:
+        total, _ = token_loss(config, params, batch)
+        return total / jnp.sum(batch.weights), logits(config, params, batch)
+
+    (loss, ours), gradients = jax.jit(jax.value_and_grad(mean_loss, has_aux=True))(params)
+    np.testing.assert_allclose(ours, theirs.detach().numpy(), atol=1e-4, rtol=1e-4)
+    np.testing.assert_allclose(loss, their_loss.item(), rtol=1e-5)
+    return gradients

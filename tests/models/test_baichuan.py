@@ -15,12 +15,10 @@ import numpy as np
 import pytest
 
 from jaxllm.models.config import ModelConfig
-from jaxllm.models.decoder import Params, logits
 from jaxllm.models.generation import generate
 from jaxllm.models.positions import alibi_slopes
-from jaxllm.models.scoring import token_loss
 from tests.models.families import BAICHUAN
-from tests.models.helpers import random_batch, random_params
+from tests.models.helpers import compared_with_torch, random_batch, random_params
 
 torch = pytest.importorskip("torch")
 Tensors = dict[str, Any]
@@ -107,17 +105,7 @@ def test_logits_loss_gradients_and_greedy_text(name: str) -> None:
             for row in batch.inputs
         ]
     )
-    targets = torch.tensor(np.asarray(batch.targets), dtype=torch.long)
-    their_loss = torch.nn.functional.cross_entropy(theirs.flatten(0, 1), targets.flatten())
-    their_loss.backward()
-
-    def mean_loss(params: Params) -> tuple[jax.Array, jax.Array]:
-        total, _ = token_loss(config, params, batch)
-        return total / jnp.sum(batch.weights), logits(config, params, batch)
-
-    (loss, ours), gradients = jax.jit(jax.value_and_grad(mean_loss, has_aux=True))(params)
-    np.testing.assert_allclose(ours, theirs.detach().numpy(), atol=1e-4, rtol=1e-4)
-    np.testing.assert_allclose(loss, their_loss.item(), rtol=1e-5)
+    gradients = compared_with_torch(config, params, batch, theirs)
     for name, value in to_published(config, gradients).items():
         np.testing.assert_allclose(value.numpy(), weights[name].grad.numpy(), atol=1e-4)
         assert weights[name].grad.abs().max() > 1e-4, f"{name} has no gradient to compare"

@@ -12,7 +12,12 @@ from jaxllm.models.decoder import Params, logits
 from jaxllm.models.generation import generate
 from jaxllm.models.scoring import score_tokens, token_loss
 from tests.models.families import FAMILIES
-from tests.models.helpers import one_document_rows, random_batch, random_params
+from tests.models.helpers import (
+    compared_with_torch,
+    one_document_rows,
+    random_batch,
+    random_params,
+)
 
 torch = pytest.importorskip("torch")
 families = pytest.importorskip("tests.models.transformers_families")
@@ -26,17 +31,7 @@ def test_logits_loss_and_gradients(name: str) -> None:
     model = families.reference(kind, config, params)
 
     theirs = model(torch.tensor(np.asarray(batch.inputs), dtype=torch.long)).logits
-    targets = torch.tensor(np.asarray(batch.targets), dtype=torch.long)
-    their_loss = torch.nn.functional.cross_entropy(theirs.flatten(0, 1), targets.flatten())
-    their_loss.backward()
-
-    def mean_loss(params: Params) -> tuple[jax.Array, jax.Array]:
-        total, _ = token_loss(config, params, batch)
-        return total / jnp.sum(batch.weights), logits(config, params, batch)
-
-    (loss, ours), gradients = jax.jit(jax.value_and_grad(mean_loss, has_aux=True))(params)
-    np.testing.assert_allclose(ours, theirs.detach().numpy(), atol=1e-4, rtol=1e-4)
-    np.testing.assert_allclose(loss, their_loss.item(), rtol=1e-5)
+    gradients = compared_with_torch(config, params, batch, theirs)
     mapped = families.to_transformers(kind, config, gradients)
     for parameter, weight in model.named_parameters():
         np.testing.assert_allclose(
