@@ -12,6 +12,7 @@ import numpy as np
 
 _BYTES = {"pred": 1, "bf16": 2, "f16": 2, "f32": 4, "f64": 8}
 _KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+BETWEEN = [-1]  # in place of a group: one device of each slice
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
 _OPCODE = re.compile(r"([a-z][a-z0-9\-]*)\((?:.*)$")
@@ -37,23 +38,29 @@ class Traffic(NamedTuple):
     bytes: float
 
 
-def traffic(text: str, devices_per_slice: int) -> tuple[Traffic, ...]:
+def traffic(text: str, devices_per_slice: int, num_slices: int = 1) -> tuple[Traffic, ...]:
     """The collectives of a program, loops counted as often as they go round.
 
     Args:
       text: `compiled.as_text()`.
       devices_per_slice: a group with members of several slices is on the 'dcn'.
+      num_slices: what TPUs send from slice to slice goes through their hosts, and names no group.
     """
     computations, entry = _computations(text)
     times = _times(computations, entry)
     found: dict[tuple[str, str], list[float]] = defaultdict(lambda: [0, 0.0])
+    seen: set[tuple[str, str]] = set()
     for name, lines in computations.items():
         for line in lines:
             collective = _collective(line)
             if collective is None or not times[name]:
                 continue
             kind, size, group = collective
-            members = len(group)
+            channel = re.search(r"channel_id=\d+", line)
+            if channel and (kind, channel[0]) in seen:  # parts of an asynchronous one repeat it
+                continue
+            seen.add((kind, channel[0] if channel else ""))
+            members = num_slices if group == BETWEEN else len(group)
             slices = {member // devices_per_slice for member in group}
             if members < 2:
                 continue
@@ -62,7 +69,8 @@ def traffic(text: str, devices_per_slice: int) -> tuple[Traffic, ...]:
                 "all-reduce": 2 * size * share,
                 "collective-permute": size,
             }.get(kind, size * share)
-            total = found[kind, "dcn" if len(slices) > 1 else "ici"]
+            over_dcn = group == BETWEEN or len(slices) > 1
+            total = found[kind, "dcn" if over_dcn else "ici"]
             total[0] += times[name]
             total[1] += times[name] * per_call
     return tuple(
@@ -81,7 +89,7 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
             current = opened[2]
             computations[current] = []
             entry = current if opened[1] else entry
-        elif line.startswith("}"):
+        elif line.rstrip() == "}":  # a kernel's metadata have lines that begin with one, too
             current = ""
         elif current:
             computations[current].append(line)
@@ -128,6 +136,10 @@ def _collective(line: str) -> tuple[str, float, list[int]] | None:
     if not instruction:
         return None
     rest = instruction[2]
+    between = re.search(r' send\(.*_xla_megascale_transfer_type="([A-Z_]+)"', rest)
+    if between:
+        kind = between[1].lower().replace("_", "-")
+        return kind, _shapes(rest[: between.start()])[0], BETWEEN
     for kind in _KINDS:
         place = re.search(rf" {kind}(-start)?\(", rest)
         if place:

@@ -52,7 +52,8 @@ class Program:
       peak: bytes in use at the worst moment, arguments included.
       flops: by the compiler; kernels count as nothing.
       hbm_bytes: read and written, by the compiler.
-      seconds: the compiler's own estimate of computing and moving these; None on CPUs and GPUs.
+      seconds: the compiler's own estimate of computing and moving these; None on CPUs and GPUs, and
+        of several slices.
       traffic: of the links.
       compile_seconds: how long the compiler took.
     """
@@ -105,6 +106,7 @@ def compile_update(experiment: Experiment, mesh: jax.sharding.Mesh, slices: int 
     seconds = time.perf_counter() - start
     memory: Any = compiled.memory_analysis()
     costs: Any = compiled.cost_analysis() or {}
+    thought = costs.get("optimal_seconds")  # negative where programs span slices
     arguments = memory.argument_size_in_bytes
     beyond = memory.output_size_in_bytes - memory.alias_size_in_bytes
     needed = arguments + memory.temp_size_in_bytes + max(0, beyond)
@@ -114,8 +116,8 @@ def compile_update(experiment: Experiment, mesh: jax.sharding.Mesh, slices: int 
         peak=needed,
         flops=costs.get("flops", 0.0),
         hbm_bytes=costs.get("bytes accessed", 0.0),
-        seconds=costs.get("optimal_seconds"),
-        traffic=traffic(compiled.as_text() or "", mesh.size // slices),
+        seconds=thought if thought and thought > 0 else None,
+        traffic=traffic(compiled.as_text() or "", mesh.size // slices, slices),
         compile_seconds=seconds,
     )
 

@@ -24,8 +24,8 @@ def compiled_text(function, *specs, devices=8, shape=(8,), names=("x",), out=Non
     return jax.jit(whole).lower(*arguments).compile().as_text()
 
 
-def sent(text, per_slice=8):
-    return {(t.kind, t.link): (t.calls, t.bytes) for t in traffic(text, per_slice)}
+def sent(text, per_slice=8, slices=1):
+    return {(t.kind, t.link): (t.calls, t.bytes) for t in traffic(text, per_slice, slices)}
 
 
 def test_all_reduce_sends_twice_its_share():
@@ -74,7 +74,7 @@ def test_groups_over_slices_are_on_the_dcn(axis, link, share):
 
 
 def test_the_forms_that_a_tpu_s_compiler_writes():
-    """Groups as a mesh, and loops whose rounds only their condition tells."""
+    """Groups as a mesh, loops whose rounds only their condition tells, kernels, and slices."""
     text = """HloModule m
 
 %add (a: f32[], b: f32[]) -> f32[] {
@@ -86,6 +86,9 @@ def test_the_forms_that_a_tpu_s_compiler_writes():
 %body (p: (s32[], bf16[64,8])) -> (s32[], bf16[64,8]) {
   %p = (s32[], bf16[64,8]{1,0:T(8,128)(2,1)}) parameter(0)
   %x = bf16[64,8]{1,0} get-tuple-element(%p), index=1
+  %k = bf16[64,8]{1,0} custom-call(%x), frontend_attributes={kernel_metadata={
+"block_q": 128
+}}, metadata={op_name="kernel"}
   %r = bf16[64,8]{1,0} all-reduce(%x), replica_groups=mesh['a'=2,'b'=4] {'b'}, to_apply=%add
   %g = (bf16[16,8], bf16[64,8]) all-gather-start(%x), replica_groups=[2,4]<=[8], dimensions={0}
 }
@@ -97,12 +100,14 @@ def test_the_forms_that_a_tpu_s_compiler_writes():
 }
 
 ENTRY %main (q: (s32[], bf16[64,8])) -> (s32[], bf16[64,8]) {
+  %s = (f32[32], token[]) send(%q), frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}
   %q = (s32[], bf16[64,8]) parameter(0)
   ROOT %w = (s32[], bf16[64,8]) while(%q), condition=%cond, body=%body
 }
 """
     array = 2 * 64 * 8
-    assert sent(text, per_slice=4) == {
+    assert sent(text, per_slice=4, slices=2) == {
+        ("all-reduce", "dcn"): (1, 2 * 4 * 32 / 2),
         ("all-reduce", "ici"): (5, 5 * 2 * array * 3 / 4),
         ("all-gather", "ici"): (5, 5 * array * 3 / 4),
     }
