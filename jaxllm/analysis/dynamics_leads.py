@@ -41,7 +41,8 @@ class LeadLag(Finding):
     at which their gains correlate most, and that `correlation`; `lead` is the best correlation
     with `first` ahead minus the best with `second` ahead; `related_p` tests that they are related
     at any lag and `lead_p` that the lead is 0, both against shuffled times, `…_q` adjusted for the
-    number of pairs; `leads` says whether both hold. `…_half_tokens` is when a domain had made half
+    number of pairs; `leads` says whether both hold and both domains have two tasks or more, since
+    what one task does says nothing of a domain. `…_half_tokens` is when a domain had made half
     of its gain (median of the runs), and `runs_first_earlier` in how many runs `first` did earlier.
     """
 
@@ -89,7 +90,16 @@ def lead_lag(
     table = pd.DataFrame(rows, columns=list(_LEADS))
     table["related_q"] = false_discovery(table.related_p)
     table["lead_q"] = false_discovery(table.lead_p)
-    table["leads"] = table[["related_q", "lead_q"]].max(axis=1, skipna=False) <= 0.05
+    alone = _alone(data)
+    table["leads"] = (
+        (table[["related_q", "lead_q"]].max(axis=1, skipna=False) <= 0.05)
+        & ~table["first"].isin(alone)
+        & ~table.second.isin(alone)
+    )
+    notes += tuple(
+        f"{domain} holds one task, {task}: a lead would be the task's, not the domain's."
+        for domain, task in alone.items()
+    )
     table = table.sort_values(["leads", "lead_p"], ascending=[False, True], ignore_index=True)
     leading = table[table.leads]
     if len(leading):
@@ -110,6 +120,14 @@ def lead_lag(
         said = ", ".join(f"{domain} {amount(middle[domain])}" for domain in order)
         sentence += f" Half of the gain was made at {said} tokens (medians over runs)."
     return LeadLag(sentence, table, "", notes)
+
+
+def _alone(data: Panel) -> dict[str, str]:
+    """The domains of one benchmark, and its name."""
+    names: dict[str, set[str]] = {}
+    for task, domain in zip(data.tasks, data.domains, strict=True):
+        names.setdefault(domain, set()).add(task.split(" ")[0])
+    return {domain: next(iter(tasks)) for domain, tasks in names.items() if len(tasks) == 1}
 
 
 def _middle(values: Array) -> list[float]:

@@ -18,6 +18,12 @@ def related(rng: np.random.Generator, n: int, r: float) -> np.ndarray:
     return 0.01 * np.cumsum(steps, axis=0)
 
 
+def two_domains(first: np.ndarray, second: np.ndarray) -> pd.DataFrame:
+    """Domains x and y of two tasks each, which do the same."""
+    values = {"a": first, "a_too": first, "b": second, "b_too": second}
+    return table(values, domains={"a": "x", "a_too": "x", "b": "y", "b_too": "y"})
+
+
 class TestCorrelations:
     def test_equal_spearman_of_scipy(self) -> None:
         rng = np.random.default_rng(0)
@@ -107,21 +113,23 @@ class TestLeadLag:
     def test_finds_who_comes_first(self) -> None:
         rng = np.random.default_rng(0)
         steps = rng.normal(size=62)
-        values = {
-            "late": np.cumsum(steps[:-2] + 0.3 * rng.normal(size=60)),
-            "early": np.cumsum(steps[2:] + 0.3 * rng.normal(size=60)),
-        }
-        found = lead_lag(table(values, domains={"early": "first", "late": "second"}))
+        late = np.cumsum(steps[:-2] + 0.3 * rng.normal(size=60))
+        early = np.cumsum(steps[2:] + 0.3 * rng.normal(size=60))
+        records = two_domains(early, late)
+        found = lead_lag(records)
         row = found.table.iloc[0]
-        assert row.leads and (row["first"], row.second, row.lag) == ("first", "second", 2)
-        assert found.sentence.startswith("First gains before second")
+        assert row.leads and (row["first"], row.second, row.lag) == ("x", "y", 2)
+        assert found.sentence.startswith("X gains before y")
+        one = lead_lag(records[records.task != "a"])
+        assert one.table.lead_q[0] <= 0.05 and not one.table.leads[0]
+        assert "x holds one task, a_too:" in " ".join(one.notes)
 
     def test_growing_together_leads_nowhere(self) -> None:
         rng = np.random.default_rng(1)
         leads, related_ = [], []
         for seed in range(40):
             pair = related(rng, 40, 0.8)
-            records = table({"a": pair[:, 0], "b": pair[:, 1]}, domains={"a": "x", "b": "y"})
+            records = two_domains(*pair.T)
             row = lead_lag(records, draws=60, seed=seed).table.iloc[0]
             leads.append(row.leads)
             related_.append((row.related_p <= 0.05) and row.lag == 0)
@@ -131,8 +139,7 @@ class TestLeadLag:
         rng = np.random.default_rng(2)
         leads, related_ = [], []
         for seed in range(50):
-            values = {name: rng.normal(size=27) for name in "ab"}
-            records = table(values, domains={"a": "x", "b": "y"})
+            records = two_domains(rng.normal(size=27), rng.normal(size=27))
             row = lead_lag(records, draws=60, seed=seed).table.iloc[0]
             leads.append(row.leads)
             related_.append(row.related_p <= 0.05)

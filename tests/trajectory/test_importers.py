@@ -67,7 +67,7 @@ def test_harness_03(tmp_path) -> None:
     assert tuple(records.columns) == COLUMNS
     arc = one(records, "arc_easy 5-shot")
     # 0.05025 = sqrt(0.5 * 0.5 / 99): a hundred examples
-    assert (arc.n, arc.chance, arc.domain, arc.shots) == (100, 0.25, "knowledge", 5)
+    assert (arc.n, arc.chance, arc.domain, arc.shots) == (100, 0.25, "commonsense", 5)
     assert (arc.run, arc.family, arc.params) == ("tiny-125m", "tiny", 125_000_000)
     assert (arc.step, arc.tokens, arc.flops) == (3000, 3_000_000, 6.0 * 125e6 * 3e6)
     assert one(records, "mmlu_anatomy 5-shot").task_version == "1"
