@@ -9,7 +9,7 @@ import gin
 from jaxllm.errors import UserError
 
 DTYPES = ("float32", "bfloat16")
-REMAT_POLICIES = ("none", "minimal", "attention", "full")
+REMAT_POLICIES = ("none", "minimal", "attention", "residual", "full")
 POSITIONS = ("rotary", "learned", "alibi")
 NORMS = ("rms", "layer", "layer_plain")
 NORM_PLACEMENTS = ("pre", "post", "sublayer")
@@ -70,7 +70,8 @@ class ModelConfig:
         e4m3, and e5m2 for gradients. Embedding, head and attention's own products are spared.
       init_stddev: standard deviation of every initial matrix.
       remat: what the backward pass recomputes. `none` nothing; `minimal` all but the outputs of
-        the weight matrices; `attention` all but the outputs of attention's; `full` the whole block.
+        the weight matrices; `attention` all but the outputs of attention's; `residual` all but what
+        attention adds to the residual stream; `full` the whole block.
       scan_layers: compile one block and loop over it, or compile every block on its own
         (slower to compile; parameters are stacked over layers either way).
       attention_block: attention is computed this many tokens at a time; None: as many as suits

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxllm.errors import UserError
-from jaxllm.models.attention import RESIDUALS, Distance
+from jaxllm.models.attention import CONTEXT, Distance
 from jaxllm.models.batch import Batch, TreeBatch
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.layers import Block, Context, LayerCache, linear, matrix
@@ -21,10 +21,11 @@ from jaxllm.models.positions import alibi_slopes, rotations
 LayerCaches = LayerCache | tuple[LayerCache, ...]
 Params = Any  # the tree of parameters, boxed with logical axis names or plain
 
-_ATTENTION = ("query", "key", "value", "context", RESIDUALS, "attention_output")
+_ATTENTION = ("query", "key", "value", CONTEXT, "attention_output")
 _SAVED: dict[str, tuple[str, ...]] = {
     "minimal": (*_ATTENTION, "gate", "up", "mlp_output"),
     "attention": _ATTENTION,
+    "residual": ("attention_output",),
     "full": (),
 }
 

@@ -163,7 +163,7 @@ class Attention(nn.Module):
             mask, cache = _write_cache(key, value, context, cache)
             keys, values = cache.key.swapaxes(1, 2), cache.value.swapaxes(1, 2)
             mixed = attend(query, keys, values, mask, scale, distance)
-        mixed = checkpoint_name(constrain(mixed, "batch", "length", "heads", "head_dim"), "context")
+        mixed = constrain(mixed, "batch", "length", "heads", "head_dim")
         output = matrix(self, "output", (heads, width, embed), ("heads", "head_dim", "embed"))
         flat = mixed.reshape(*x.shape[:2], heads * width)
         mixed = product(config, flat, output.reshape(heads * width, embed))

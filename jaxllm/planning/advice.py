@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
+from jaxllm.models.config import REMAT_POLICIES
 from jaxllm.planning.targets import Target
 from jaxllm.training.experiment import Experiment
 
-_MORE_REMAT = {"none": "minimal", "minimal": "attention", "attention": "full"}
+_MORE_REMAT = dict(pairwise(REMAT_POLICIES))
 
 
 def what_would_help(experiment: Experiment, shape: dict[str, int], target: Target) -> list[str]:

@@ -120,5 +120,5 @@ def _kernel_flops(experiment: Experiment, target: Target) -> float:
         return 0.0
     keys = min(model.uniform_window or length, (length + 1) / 2)
     product = 2 * model.num_layers * model.num_heads * model.head_width * keys
-    products = 7 + (2 if model.remat == "full" else 0)
+    products = 7 + (2 if model.remat in ("residual", "full") else 0)
     return product * products * experiment.tokens_per_step

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import jax
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxllm.models.attention.blockwise import Distance, attend, blockwise_attention
 from jaxllm.models.attention.cudnn import cudnn_attention
 from jaxllm.models.attention.cudnn import fits as fits_cudnn
-from jaxllm.models.attention.splash import LANES, RESIDUALS, splash_attention
+from jaxllm.models.attention.splash import CONTEXT, LANES, splash_attention
 from jaxllm.models.partitioning import device_kind
 
-__all__ = ["RESIDUALS", "Distance", "attend", "causal_attention", "implementation"]
+__all__ = ["CONTEXT", "Distance", "attend", "causal_attention", "implementation"]
 
 _BLOCK = 256  # queries at a time, where no kernel chooses its own tiles
 
@@ -51,10 +52,12 @@ def causal_attention(
             query, key, value, segment_ids, block=block, scale=scale, window=window
         )
     if chosen == "cudnn":
-        return cudnn_attention(query, key, value, segment_ids, scale=scale, window=window)
-    return blockwise_attention(
-        query, key, value, segment_ids, block or _BLOCK, scale, distance, visible_until
-    )
+        mixed = cudnn_attention(query, key, value, segment_ids, scale=scale, window=window)
+    else:
+        mixed = blockwise_attention(
+            query, key, value, segment_ids, block or _BLOCK, scale, distance, visible_until
+        )
+    return checkpoint_name(mixed, CONTEXT)
 
 
 def implementation(query: jax.Array, plain: bool = True) -> str:

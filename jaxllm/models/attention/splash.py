@@ -16,8 +16,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxllm.models.partitioning import device_kind, fitting_spec
 
+CONTEXT = "context"  # `checkpoint_name` of what attention keeps for the backward pass
 LANES = 128  # of a TPU's vector unit: tiles and lengths are multiples of it
-RESIDUALS = "splash_residuals"  # the output and log-sum-exp, by `checkpoint_name`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,7 +152,7 @@ def _kernel(shape, head_shards, length_shards, block, window, interpret):  # typ
             block_kv_dq=None if tiles.fused else tiles.key,
             use_fused_bwd_kernel=tiles.fused,
         ),
-        residual_checkpoint_name=RESIDUALS,
+        residual_checkpoint_name=CONTEXT,  # the output, head by head, and the log-sum-exp
         interpret=interpret,
     )  # fmt: skip
 
