@@ -159,7 +159,8 @@ def memory(program: Program, limit: float | None) -> str:
     of = f" of {limit / GIB:.0f} GiB ({program.peak / limit:.0%})" if limit else ""
     return (
         f"memory      {program.peak / GIB:.2f} GiB{of}: state and batch "
-        f"{program.arguments / GIB:.2f}, temporaries {program.temporaries / GIB:.2f}"
+        f"{program.arguments / GIB:.2f}, temporaries {program.temporaries / GIB:.2f} "
+        f"(activations {program.activations / GIB:.2f})"
     )
 
 

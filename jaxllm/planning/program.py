@@ -11,16 +11,18 @@ from typing import Any
 import jax
 
 from jaxllm.errors import UserError
-from jaxllm.models.decoder import abstract_params
+from jaxllm.models.batch import Batch
+from jaxllm.models.decoder import abstract_params, hidden_states
 from jaxllm.planning.hlo import Traffic, traffic
 from jaxllm.planning.targets import Target
 from jaxllm.sharding.mesh import MeshConfig, make_mesh
+from jaxllm.sharding.rules import partitioning
 from jaxllm.sharding.xla_flags import mesh_options
 from jaxllm.training.experiment import Experiment
 from jaxllm.training.optimizer import make_optimizer
 from jaxllm.training.schedule import make_schedule
 from jaxllm.training.state import abstract_state
-from jaxllm.training.step import lower_train_step
+from jaxllm.training.step import abstract_batch, lower_train_step
 
 GIB = 2**30
 
@@ -49,6 +51,7 @@ class Program:
     Attributes:
       arguments: bytes of parameters, optimizer state and batch.
       temporaries: bytes that the update needs besides.
+      activations: of these, what `kept_activations` counts.
       peak: bytes in use at the worst moment, arguments included.
       flops: by the compiler; kernels count as nothing.
       hbm_bytes: read and written, by the compiler.
@@ -60,6 +63,7 @@ class Program:
 
     arguments: int
     temporaries: int
+    activations: int
     peak: int
     flops: float
     hbm_bytes: float
@@ -113,6 +117,7 @@ def compile_update(experiment: Experiment, mesh: jax.sharding.Mesh, slices: int 
     return Program(
         arguments=arguments,
         temporaries=memory.temp_size_in_bytes,
+        activations=kept_activations(e, mesh),
         peak=needed,
         flops=costs.get("flops", 0.0),
         hbm_bytes=costs.get("bytes accessed", 0.0),
@@ -120,6 +125,25 @@ def compile_update(experiment: Experiment, mesh: jax.sharding.Mesh, slices: int 
         traffic=traffic(compiled.as_text() or "", mesh.size // slices, slices),
         compile_seconds=seconds,
     )
+
+
+def kept_activations(experiment: Experiment, mesh: jax.sharding.Mesh) -> int:
+    """Bytes per device that the forward pass leaves to the backward pass, layer by layer.
+
+    From the traced program, in a second: what the remat policy keeps, stacked by the loop over
+    layers. An update cannot do with less; 0 without such a loop, where the compiler may choose.
+    """
+    model = experiment.model
+    rows = experiment.data.batch_size // experiment.train.gradient_accumulation
+    batch = abstract_batch(rows, experiment.data.sequence_length)
+
+    def backward_pass(params: Any, batch: Batch) -> Any:
+        return jax.vjp(lambda p: hidden_states(model, p, batch), params)[1]
+
+    with partitioning(mesh):
+        kept = jax.tree.leaves(jax.eval_shape(backward_pass, abstract_params(model), batch))
+    by_layer = [x for x in kept if x.shape[:2] == (model.num_layers, rows)]
+    return sum(x.size * x.dtype.itemsize for x in by_layer) // mesh.size
 
 
 @dataclasses.dataclass(frozen=True)

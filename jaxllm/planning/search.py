@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ from jaxllm.planning.program import (
     DoesNotFit,
     Program,
     compile_update,
+    kept_activations,
     measure_costs,
     mesh_of,
 )
@@ -126,10 +128,14 @@ def search(
 
 def _tried(experiment: Experiment, target: Target, candidate: Candidate) -> Result:
     way = candidate.applied(experiment)
+    limit = (target.chip and target.chip.hbm_bytes) or math.inf
     try:
         mesh = mesh_of(target, candidate.mesh)
+        kept = kept_activations(way, mesh)
+        if kept > limit:
+            return Result(candidate, None, None, f"does not fit: keeps {kept / GIB:.1f} GiB")
         program = compile_update(way, mesh, target.slices)
-        if target.chip and program.peak > target.chip.hbm_bytes:
+        if program.peak > limit:
             return Result(candidate, program, None, "does not fit")
         costs = measure_costs(way, mesh)
         return Result(candidate, program, estimate(way, target, program, costs))

@@ -131,7 +131,7 @@ def lower_train_step(
         out_shardings=(state_shardings, replicated(mesh)),
         donate_argnums=0,
     )
-    return step.lower(abstract, _abstract_batch(batch_size, length))
+    return step.lower(abstract, abstract_batch(batch_size, length))
 
 
 def device_batch(batch: Batch, mesh: jax.sharding.Mesh) -> Batch:
@@ -161,7 +161,8 @@ def _parts(batch: Batch, parts: int, mesh: jax.sharding.Mesh) -> Batch:
     return jax.tree.map(cut, batch)
 
 
-def _abstract_batch(batch_size: int, length: int) -> Batch:
+def abstract_batch(batch_size: int, length: int) -> Batch:
+    """The shapes of a batch of training rows."""
     tokens: Any = jax.ShapeDtypeStruct((batch_size, length), jnp.int32)
     weights: Any = jax.ShapeDtypeStruct((batch_size, length), jnp.float32)
     domains: Any = jax.ShapeDtypeStruct((batch_size,), jnp.int32)

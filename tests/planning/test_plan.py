@@ -44,6 +44,21 @@ def test_cpu_devices_show_memory_and_traffic() -> None:
     assert estimate["step_seconds"] is None
 
 
+def test_activations_are_what_a_policy_keeps() -> None:
+    """Closed forms, in bytes of a device: 5 layers, 16 x 256 tokens on 8 devices, bfloat16."""
+    width = 5 * 16 * 256 // 8 * 256 * 2
+    found = {}
+    for policy in ("residual", "full"):
+        done = plan(
+            *TINY, "--devices=cpu:8", "--fit", "--json", f"--gin.ModelConfig.remat='{policy}'"
+        )
+        assert done.returncode == 0, done.stderr
+        found[policy] = json.loads(done.stdout)["program"]
+        assert found[policy]["activations"] <= found[policy]["temporaries"]
+    assert found["full"]["activations"] == width
+    assert found["residual"]["activations"] == 2 * width
+
+
 @needs_tpu_compiler
 def test_a_slice_is_planned_without_one() -> None:
     done = plan(*TINY, "--topology=v5e-8", "--gin.ModelConfig.remat='minimal'")
