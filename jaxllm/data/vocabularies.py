@@ -218,8 +218,3 @@ def _pieces(domain: str) -> Iterator[str]:
     for document in corpora.documents(domain, "train", on_bad=lambda message: None):
         text = document["text"]
         yield from (text[i : i + PIECE_CHARS] for i in range(0, len(text), PIECE_CHARS))
-
-
-def byte_length(text: str) -> int:
-    """UTF-8 bytes of a text: the denominator of bits per byte."""
-    return len(text.encode())

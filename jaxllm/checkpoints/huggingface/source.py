@@ -15,7 +15,6 @@ import numpy as np
 
 from jaxllm.checkpoints.huggingface.families import Names, Tensors
 from jaxllm.checkpoints.huggingface.fields import family_of, to_model
-from jaxllm.checkpoints.huggingface.layouts import Layout
 from jaxllm.errors import UserError
 from jaxllm.models.config import ModelConfig
 
@@ -281,8 +280,3 @@ def _with_dtype(model: ModelConfig, found: Mapping[str, Tensor]) -> ModelConfig:
     kind = kinds.pop() if len(kinds) == 1 else "float32"
     compute = "bfloat16" if kind == "bfloat16" else "float32"
     return dataclasses.replace(model, param_dtype=kind, dtype=compute)
-
-
-def layout_of(names: Names, name: str) -> Layout:
-    """Where a parameter lies in its tensor."""
-    return names[name][1]
