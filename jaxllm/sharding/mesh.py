@@ -75,12 +75,13 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     devices = jax.devices() if devices is None else devices
     shape = config.shape(len(devices))
     slices = len({getattr(device, "slice_index", 0) for device in devices})
+    split = {"allow_split_physical_axes": True}  # 64 of the 16 x 16 chips of a slice, say
     if slices > 1:
         between = _between_slices(shape, slices)
         within = tuple(size // part for size, part in zip(shape, between, strict=True))
-        grid = mesh_utils.create_hybrid_device_mesh(within, between, devices)
+        grid = mesh_utils.create_hybrid_device_mesh(within, between, devices, **split)
     else:
-        grid = mesh_utils.create_device_mesh(shape, devices)
+        grid = mesh_utils.create_device_mesh(shape, devices, **split)
     automatic = (jax.sharding.AxisType.Auto,) * len(MESH_AXES)
     return jax.sharding.Mesh(grid, MESH_AXES, axis_types=automatic)
 
