@@ -125,7 +125,13 @@ def searched(experiment: Experiment, target: Target, most: int, as_json: bool) -
             bar.set_postfix_str(bindings.replace("--gin.", ""))
             bar.update()
 
-        results = search(experiment, target, tried, report)
+        results = search(
+            experiment,
+            target,
+            tried,
+            report,
+            lambda result: bar.write(way(result), file=sys.stderr),
+        )
     fitting = [result for result in results if result.estimate]
     if as_json:
         print(json.dumps([_result(result) for result in results], indent=2))
@@ -201,18 +207,18 @@ def costs(program: Program, found: Estimate) -> str:
 
 def ranking(results: Sequence[Result]) -> str:
     """A line for each way, the fastest first, then what did not fit."""
-    lines = [f"\n{'step':>8} {'MFU':>6} {'memory':>10}  way"]
-    for result in results:
-        if result.estimate and result.program:
-            step, mfu = result.estimate.step_seconds, result.estimate.mfu
-            lines.append(
-                f"{'' if step is None else f'{step:.3f} s':>8} "
-                f"{'' if mfu is None else f'{mfu:.1%}':>6} "
-                f"{result.program.peak / GIB:6.1f} GiB  {result.candidate.bindings()}"
-            )
-        else:
-            lines.append(f"{'':>26}  {result.candidate.bindings()}: {result.refused}")
-    return "\n".join(lines)
+    return "\n".join([f"\n{'step':>8} {'MFU':>6} {'memory':>10}  way", *map(way, results)])
+
+
+def way(result: Result) -> str:
+    """One line of the ranking."""
+    if not (result.estimate and result.program):
+        return f"{'':>26}  {result.candidate.bindings()}: {result.refused}"
+    step, mfu = result.estimate.step_seconds, result.estimate.mfu
+    return (
+        f"{'' if step is None else f'{step:.3f} s':>8} {'' if mfu is None else f'{mfu:.1%}':>6} "
+        f"{result.program.peak / GIB:6.1f} GiB  {result.candidate.bindings()}"
+    )
 
 
 def _result(result: Result) -> dict[str, Any]:

@@ -89,6 +89,7 @@ def search(
     target: Target,
     tried: Sequence[MeshConfig],
     report: Callable[[str], None],
+    found: Callable[[Result], None],
     blocks: Sequence[int] = (512, 2048),
 ) -> list[Result]:
     """Compiles ways to run on each mesh; those that fit come first, the fastest in front.
@@ -102,27 +103,30 @@ def search(
       target: the devices.
       tried: meshes, from `meshes`.
       report: is told what comes next.
+      found: is told what became of it.
       blocks: sizes of attention blocks besides the platform's own.
     """
     results: list[Result] = []
+
+    def attempt(candidate: Candidate) -> None:
+        report(candidate.bindings())
+        results.append(_tried(experiment, target, candidate))
+        found(results[-1])
+
     for mesh in tried:
         lightest = len(REMAT_POLICIES)
         for parts in (1, 2, 4):
             if experiment.data.batch_size % (parts * mesh.data * mesh.fsdp):
                 continue
             for place, remat in enumerate(REMAT_POLICIES[:lightest]):
-                candidate = Candidate(mesh, remat, parts, experiment.model.attention_block)
-                report(candidate.bindings())
-                results.append(_tried(experiment, target, candidate))
+                attempt(Candidate(mesh, remat, parts, experiment.model.attention_block))
                 if results[-1].estimate:
                     lightest = place
                     break
     best = min((r for r in results if r.estimate), key=_step, default=None)
     if best and target.devices[0].platform == "tpu":
         for block in blocks:
-            candidate = best.candidate._replace(attention_block=block)
-            report(candidate.bindings())
-            results.append(_tried(experiment, target, candidate))
+            attempt(best.candidate._replace(attention_block=block))
     return sorted(results, key=_step)
 
 

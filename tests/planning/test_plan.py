@@ -69,6 +69,23 @@ def test_a_slice_is_planned_without_one() -> None:
 
 @needs_tpu_compiler
 @pytest.mark.slow
+def test_two_slices_take_the_time_of_one_and_what_goes_between() -> None:
+    """Twice the rows on twice the chips; the compiler has no time for what leaves a slice."""
+    found = []
+    for slices, rows in ((1, 16), (2, 32)):
+        done = plan(
+            *TINY, "--topology=v5e-4", f"--slices={slices}", f"--gin.MeshConfig.data={slices}",
+            f"--gin.BATCH_SIZE={rows}", "--json",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        found.append(json.loads(done.stdout)["estimate"])
+    one, two = found
+    assert 0.9 < two["compiler_seconds"] / one["compiler_seconds"] < 1.3
+    assert one["dcn_seconds"] == 0 and two["dcn_seconds"] > 0
+
+
+@needs_tpu_compiler
+@pytest.mark.slow
 def test_what_does_not_fit_says_by_how_much_and_what_would_help() -> None:
     done = plan(
         "--gin_file=openllama.gin", "--topology=v5e-4", "--gin.MeshConfig.fsdp=4",
