@@ -8,6 +8,7 @@ gathers the keys and values of the whole row.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -94,35 +95,40 @@ def splash_attention(
     """
     query = query * jnp.asarray(scale or query.shape[-1] ** -0.5, query.dtype)
     queries = fitting_spec(query.shape, "batch", "length", "heads", "head_dim")
-    keys = fitting_spec(key.shape, "batch", None, "kv_heads", "head_dim")
+    keys = fitting_spec(key.shape, "batch", "length", "kv_heads", "head_dim")
     if len(queries) and (queries[2] is not None) and (keys[2] is None):
         # fewer key heads than devices to cut the heads over: every query head brings its own
         repeats = query.shape[2] // key.shape[2]
         key, value = jnp.repeat(key, repeats, axis=2), jnp.repeat(value, repeats, axis=2)
-        keys = fitting_spec(key.shape, "batch", None, "heads", "head_dim")
+        keys = fitting_spec(key.shape, "batch", "length", "heads", "head_dim")
     mesh = jax.sharding.get_abstract_mesh()
     if not len(queries):
         kernel = _kernel(query.shape, 1, 1, block, window, interpret)
-        return _on_one_device(kernel, query, key, value, segment_ids, segment_ids)
+        return _on_one_device(None, kernel, query, key, value, segment_ids)
     heads, lengths = _size(mesh, queries[2]), _size(mesh, queries[1])
     kernel = _kernel(query.shape, heads, lengths, block, window, interpret)
     cut = kernel.manual_sharding_spec(NamedSharding(mesh, PartitionSpec(queries[2], queries[1])))
     return jax.shard_map(
-        _on_one_device,
+        functools.partial(_on_one_device, queries[1]),
         mesh=mesh,
-        in_specs=(
-            cut, queries, keys, keys,
-            PartitionSpec(queries[0], queries[1]), PartitionSpec(queries[0], None),
-        ),
+        in_specs=(cut, queries, keys, keys, PartitionSpec(*queries[:2])),
         out_specs=queries,
         check_vma=False,
-    )(kernel, query, key, value, segment_ids, segment_ids)  # fmt: skip
+    )(kernel, query, key, value, segment_ids)
 
 
-def _on_one_device(kernel, query, key, value, own, all_of_row):  # type: ignore[no-untyped-def]
-    """query [B, t, h, K] of a part of the tokens and heads; key and value of whole rows."""
+def _on_one_device(axis, kernel, query, key, value, own):  # type: ignore[no-untyped-def]
+    """query, key, value [B, t, h, K] of a part of the tokens and heads.
+
+    Whole rows of keys and values are gathered over the mesh axis here, and not by what calls, so
+    that each device is sent back the gradients of its own part only.
+    """
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
+    all_of_row = own
+    if axis is not None:
+        whole = functools.partial(jax.lax.all_gather, axis_name=axis, axis=1, tiled=True)
+        key, value, all_of_row = whole(key), whole(value), whole(own)
     by_head = lambda x: x.swapaxes(1, 2)
     attend = lambda q, k, v, own, row: kernel(q, k, v, splash.SegmentIds(own, row))
     mixed = jax.vmap(attend)(by_head(query), by_head(key), by_head(value), own, all_of_row)
