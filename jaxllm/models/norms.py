@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -22,20 +24,30 @@ class Norm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """x [..., D] -> [..., D] in x's dtype."""
-        wide = x.astype(jnp.float32)
-        if self.config.norm != "rms":
-            wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
-        inverse = jax.lax.rsqrt(
-            jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.config.norm_eps
-        )
-        normed = wide * inverse
+        scale = bias = None
         if self.config.norm != "layer_plain":
-            normed = normed * self._vector("scale", nn.initializers.ones, x.shape[-1])
+            scale = self._vector("scale", nn.initializers.ones, x.shape[-1])
         if self.config.norm == "layer":
-            normed = normed + self._vector("bias", nn.initializers.zeros, x.shape[-1])
-        return normed.astype(x.dtype)
+            bias = self._vector("bias", nn.initializers.zeros, x.shape[-1])
+        return _normed(self.config.norm != "rms", self.config.norm_eps, x, scale, bias)
 
     def _vector(self, name: str, start: nn.initializers.Initializer, width: int) -> jax.Array:
         initializer = nn.with_logical_partitioning(start, ("norm",))
         values = self.param(name, initializer, (width,), jnp.dtype(self.config.param_dtype))
         return jnp.asarray(values, jnp.float32)
+
+
+# The backward pass reads x again: its float32 forms, three of them twice as large, are not kept.
+@partial(jax.checkpoint, static_argnums=(0, 1), prevent_cse=False)
+def _normed(
+    centred: bool, eps: float, x: jax.Array, scale: jax.Array | None, bias: jax.Array | None
+) -> jax.Array:
+    wide = x.astype(jnp.float32)
+    if centred:
+        wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
+    normed = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + eps)
+    if scale is not None:
+        normed = normed * scale
+    if bias is not None:
+        normed = normed + bias
+    return normed.astype(x.dtype)
