@@ -56,6 +56,8 @@ def traffic(text: str, devices_per_slice: int, num_slices: int = 1) -> tuple[Tra
             if collective is None or not times[name]:
                 continue
             kind, size, group = collective
+            if kind == "all-reduce" and name.startswith("all-reduce-scatter"):
+                kind = "reduce-scatter"  # TPUs write it as a reduction and a slice, fused into one
             channel = re.search(r"channel_id=\d+", line)
             if channel and (kind, channel[0]) in seen:  # parts of an asynchronous one repeat it
                 continue

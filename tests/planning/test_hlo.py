@@ -44,6 +44,22 @@ def test_reduce_scatter_counts_what_goes_in():
     assert found == {("reduce-scatter", "ici"): (1, 4 * N * 7 / 8)}
 
 
+def test_tpus_write_reduce_scatter_as_a_fused_reduction_and_slice():
+    text = """
+%all-reduce-scatter.1 (input: f32[1024]) -> f32[128] {
+  %input = f32[1024]{0} parameter(0)
+  %all-reduce.1 = f32[1024]{0} all-reduce(%input), channel_id=1, replica_groups={{0,1,2,3,4,5,6,7}}
+  ROOT %slice = f32[128]{0} dynamic-slice(%all-reduce.1), dynamic_slice_sizes={128}
+}
+
+ENTRY %main (x: f32[1024]) -> f32[128] {
+  %x = f32[1024]{0} parameter(0)
+  ROOT %fusion = f32[128]{0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter.1
+}
+"""
+    assert sent(text) == {("reduce-scatter", "ici"): (1, 4 * N * 7 / 8)}
+
+
 def test_permute_sends_an_array():
     ring = [(i, (i + 1) % 8) for i in range(8)]
     text = compiled_text(lambda x: jax.lax.ppermute(x, "x", ring), P())
