@@ -23,7 +23,7 @@ from jaxllm.errors import UserError
 if TYPE_CHECKING:
     from jaxllm.planning.estimate import Estimate
     from jaxllm.planning.program import Program
-    from jaxllm.planning.search import Result
+    from jaxllm.planning.search import Candidate, Result
     from jaxllm.planning.targets import Target
     from jaxllm.sharding.mesh import MeshConfig
     from jaxllm.training.experiment import Experiment
@@ -119,19 +119,16 @@ def searched(experiment: Experiment, target: Target, most: int, as_json: bool) -
     from jaxllm.planning.search import meshes, search
 
     tried = meshes(experiment, target)[:most]
-    with tqdm(desc="compiled", unit=" ways", file=sys.stderr) as bar:
+    with tqdm(desc="tried", unit=" ways", file=sys.stderr) as bar:
 
-        def report(bindings: str) -> None:
-            bar.set_postfix_str(bindings.replace("--gin.", ""))
+        def begun(candidate: Candidate) -> None:
+            bar.set_postfix_str(candidate.bindings().replace("--gin.", ""))
+
+        def done(result: Result) -> None:
+            bar.write(way(result), file=sys.stderr)
             bar.update()
 
-        results = search(
-            experiment,
-            target,
-            tried,
-            report,
-            lambda result: bar.write(way(result), file=sys.stderr),
-        )
+        results = search(experiment, target, tried, begun, done)
     fitting = [result for result in results if result.estimate]
     if as_json:
         print(json.dumps([_result(result) for result in results], indent=2))

@@ -88,8 +88,8 @@ def search(
     experiment: Experiment,
     target: Target,
     tried: Sequence[MeshConfig],
-    report: Callable[[str], None],
-    found: Callable[[Result], None],
+    begun: Callable[[Candidate], None],
+    done: Callable[[Result], None],
     blocks: Sequence[int] = (512, 2048),
 ) -> list[Result]:
     """Compiles ways to run on each mesh; those that fit come first, the fastest in front.
@@ -102,16 +102,16 @@ def search(
       experiment: the run.
       target: the devices.
       tried: meshes, from `meshes`.
-      report: is told what comes next.
-      found: is told what became of it.
+      begun: is told what comes next.
+      done: is told what became of it.
       blocks: sizes of attention blocks besides the platform's own.
     """
     results: list[Result] = []
 
     def attempt(candidate: Candidate) -> None:
-        report(candidate.bindings())
+        begun(candidate)
         results.append(_tried(experiment, target, candidate))
-        found(results[-1])
+        done(results[-1])
 
     for mesh in tried:
         lightest = len(REMAT_POLICIES)
