@@ -14,6 +14,7 @@ from jaxllm.errors import UserError
 from jaxllm.models.batch import Batch
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.decoder import Params, abstract_params, logits
+from jaxllm.models.norms import Norm
 from jaxllm.models.scoring import token_loss
 from jaxllm.sharding.mesh import MeshConfig, make_mesh
 from jaxllm.sharding.rules import batch_sharding, param_shardings, partitioning
@@ -103,6 +104,16 @@ def test_a_window_hides_what_is_further_back() -> None:
     run = jax.jit(partial(logits, config, params))
     felt = np.asarray(run(batch) != run(changed)).any(axis=-1)[0]
     np.testing.assert_array_equal(felt, (np.arange(20) >= 7) & (np.arange(20) < 12))
+
+
+@pytest.mark.parametrize("kind", ["rms", "layer", "layer_plain"])
+def test_a_norm_keeps_nothing_wider_than_what_it_reads(kind: str) -> None:
+    norm = Norm(dataclasses.replace(TINY, norm=kind))
+    x = jax.ShapeDtypeStruct((2, 8, 64), jnp.bfloat16)
+    variables = jax.eval_shape(norm.init, jax.random.key(0), x)
+    backward = jax.eval_shape(lambda v, x: jax.vjp(norm.apply, v, x)[1], variables, x)
+    kept = [leaf.dtype for leaf in jax.tree.leaves(backward) if leaf.shape == x.shape]
+    assert kept == [jnp.bfloat16]
 
 
 def test_long_rows_need_learned_positions() -> None:
