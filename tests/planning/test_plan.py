@@ -98,12 +98,38 @@ def test_what_does_not_fit_says_by_how_much_and_what_would_help() -> None:
 @needs_tpu_compiler
 @pytest.mark.slow
 def test_search_ranks_what_fits() -> None:
-    done = plan(*TINY, "--topology=v5e-4", "--search=1", "--json")
+    done = plan(*TINY, "--topology=v5e-4", "--search=2", "--json")
     assert done.returncode == 0, done.stderr
     results = json.loads(done.stdout)
     steps = [r["estimate"]["step_seconds"] for r in results if r["estimate"]]
     assert len(steps) >= 2 and steps == sorted(steps)
-    assert "MeshConfig.fsdp=4" in results[0]["bindings"]
+    assert {"fsdp=4", "fsdp=2"} == {
+        size for r in results for size in re.findall(r"fsdp=\d+", r["bindings"])
+    }
+
+
+@needs_tpu_compiler
+def test_the_recipe_of_openllama_leaves_room_on_the_pod_it_was_trained_on() -> None:
+    """State and activations; compiled, all of it takes 26 to 28 GiB of 32."""
+    code = """
+from jaxllm import cli
+from jaxllm.planning import program, targets
+target = targets.tpu_target("v4-512")
+cli.load_gin(cli.parse(cli.parser(""), ["--gin_file=openllama.gin"]))
+from jaxllm.sharding.mesh import MeshConfig
+from jaxllm.training.experiment import Experiment
+experiment = Experiment.configured()
+mesh = program.mesh_of(target, MeshConfig())
+state = 3 * 4 * experiment.model.num_params / mesh.shape["fsdp"]
+print((state + program.kept_activations(experiment, mesh)) / target.chip.hbm_bytes)
+"""
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert 0.5 < float(done.stdout) < 0.8
 
 
 @pytest.mark.parametrize(
