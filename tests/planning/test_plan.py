@@ -89,7 +89,7 @@ def test_two_slices_take_the_time_of_one_and_what_goes_between() -> None:
 def test_what_does_not_fit_says_by_how_much_and_what_would_help() -> None:
     done = plan(
         "--gin_file=openllama.gin", "--topology=v5e-4", "--gin.MeshConfig.fsdp=4",
-        "--gin.BATCH_SIZE=4",
+        "--gin.BATCH_SIZE=4", "--gin.TrainConfig.gradient_accumulation=1",
     )  # fmt: skip
     assert done.returncode == 1, done.stderr
     assert "does not fit by" in done.stdout and "--gin.ModelConfig.remat" in done.stdout
