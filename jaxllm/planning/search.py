@@ -125,7 +125,7 @@ def search(
                     break
     best = min((r for r in results if r.estimate), key=_step, default=None)
     if best and target.devices[0].platform == "tpu":
-        for block in (b for b in blocks if b < experiment.data.sequence_length):
+        for block in (b for b in blocks if b <= experiment.data.sequence_length):
             attempt(best.candidate._replace(attention_block=block))
     return sorted(results, key=_step)
 
