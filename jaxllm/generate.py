@@ -37,7 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     asked.add_argument("--prompt", metavar="TEXT", help="one prompt")
     asked.add_argument("--prompts_file", metavar="FILE", help="a prompt per line, or JSON lines")
     flags.add_argument("--output", metavar="FILE", help="write JSON lines here, not the terminal")
-    flags.add_argument("--max_new_tokens", type=int, default=128, metavar="N")
+    flags.add_argument(
+        "--max_new_tokens", type=int, metavar="N",
+        help="default: 128, or half of a shorter context",
+    )  # fmt: skip
     flags.add_argument("--batch_size", type=int, default=8, metavar="ROWS")
     flags.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token")
     flags.add_argument("--top_k", type=int, default=0, metavar="K", help="0 leaves all tokens")
@@ -48,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     flags.add_argument("--seed", type=int, default=0, help="same seed, same prompt, same text")
     args = cli.parse(flags, argv)
-    if args.max_new_tokens < 1 or args.batch_size < 1:
+    if args.batch_size < 1 or (args.max_new_tokens is not None and args.max_new_tokens < 1):
         raise UserError("--max_new_tokens and --batch_size need 1 or more")
     if "" in args.stop:
         raise UserError("--stop needs a text that is not empty")
@@ -129,7 +132,8 @@ def make_generator(args: Any) -> Generator:
 
     mesh = make_mesh(MeshConfig())
     model, params, vocabulary = (from_huggingface if published else from_run)(args, mesh)
-    return Generator(model, params, vocabulary, mesh, args.max_new_tokens, sampling, args.seed)
+    count = args.max_new_tokens or min(128, model.max_length // 2)
+    return Generator(model, params, vocabulary, mesh, count, sampling, args.seed)
 
 
 def from_run(args: Any, mesh: Mesh) -> tuple[Any, Any, seqio.Vocabulary]:

@@ -96,6 +96,8 @@ def test_a_run_answers_as_the_directory_that_it_came_from(
         [f"--model_dir={tmp_path / 'run'}", "--max_new_tokens=12", f"--prompt={PROMPTS[0]}", *MESH]
     )
     assert capsys.readouterr().out == their_texts(published, PROMPTS[:1], 12)[0] + "\n"
+    generate.main([f"--model_dir={tmp_path / 'run'}", f"--prompt={PROMPTS[0]}", *MESH])
+    assert capsys.readouterr().out == their_texts(published, PROMPTS[:1], 64)[0] + "\n"
 
 
 def generator(**axes: int) -> Generator:
