@@ -104,7 +104,11 @@ class HealthWriter:
 
     def advice(self) -> str:
         """What the rest of the budget is expected to bring, in one sentence; empty when unknown."""
-        advice = self._watch.advise()
+        try:
+            advice = self._watch.advise()
+        except Exception:  # the run has ended well
+            logging.warning("no advice on the rest of the budget", exc_info=True)
+            return ""
         return "" if advice.refused else advice.sentence
 
     def _safely(self, seen: int, look: Callable[[], list[Check]]) -> None:

@@ -8,10 +8,12 @@ and ends it with exit code 0.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import math
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from jaxllm import cli, hosts
@@ -159,20 +161,37 @@ def timing(outcome: Outcome) -> str:
 
 
 def show(model_dir: str, scored: bool) -> None:
-    """Prints the capabilities over the checkpoints, and where to see more of the run."""
+    """Prints the capabilities over the checkpoints, and where to see more of the run.
+
+    What fails here is said in one line: the run itself has ended well.
+    """
     from jaxllm.report import libraries, page, questions, tables, tensorboard, terminal
     from jaxllm.trajectory.run import Run
 
     libraries.begin()
     run = Run(model_dir)
-    report = tables.gather([run])
-    found = questions.answers(report)
-    tensorboard.write_report(run.path / "tensorboard", report, found)
-    if scored:
-        print(f"\n{terminal.capability_table(report, report.overviews[0].run)}\n")
-    path = page.write(run.path / "report" / "index.html", page.render(report, found).encode())
-    print(f"report       {path}")
+    failed = f"could not be made (`python -m jaxllm.analyze {model_dir}` tries again)"
+    with _told(f"the report {failed}"):
+        report = tables.gather([run])
+        found = questions.answers(report)
+        if scored:
+            with _told("no table of the capabilities"):
+                print(f"\n{terminal.capability_table(report, report.overviews[0].run)}\n")
+        with _told("no images of the report in TensorBoard"):
+            tensorboard.write_report(run.path / "tensorboard", report, found)
+        path = page.write(run.path / "report" / "index.html", page.render(report, found).encode())
+        print(f"report       {path}")
     print(f"TensorBoard  tensorboard --logdir {model_dir}/tensorboard")
+
+
+@contextlib.contextmanager
+def _told(what: str) -> Iterator[None]:
+    """A failure inside is one line that begins with `what`."""
+    try:
+        yield
+    except Exception as error:
+        print(f"{what}: {type(error).__name__}: {' '.join(str(error).split())}")
+        logging.debug(what, exc_info=True)
 
 
 if __name__ == "__main__":

@@ -115,6 +115,17 @@ def test_no_check_is_worth_a_run(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     assert caplog.text.count("no longer watched") == 1
 
 
+def test_no_advice_is_worth_a_stopped_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    writer = HealthWriter(tmp_path, INFO, 1e5)
+    monkeypatch.setattr(writer._watch, "advise", fail)
+    assert writer.advice() == "" and "no advice" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("runs", "message"),
     [(("a", "b"), "it takes 3 runs"), ("runs/a", "write"), (("a", "b", "c"), "no such directory")],

@@ -7,12 +7,14 @@ come from the theme alone; `series` is the list of names that the colours stand 
 from __future__ import annotations
 
 import json
+import logging
 import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import altair as alt
+import numpy as np
 import pandas as pd
 
 from jaxllm.analysis.capabilities import is_share
@@ -80,7 +82,7 @@ def capability(points: pd.DataFrame, axis: Axis, series: Sequence[str]) -> Chart
         .add_params(nearest)
     )
     layers = [line, dots, hover] if many else [band, line, dots, onset, hover]
-    chance = points.chance.dropna()
+    chance = _finite(points.chance)
     if len(chance):
         rule = alt.Chart(alt.InlineData(values=[{"chance": float(chance.iloc[-1])}]))
         layers.insert(0, rule.mark_rule(style="chance").encode(y=alt.Y("chance:Q", axis=y_axis)))
@@ -253,6 +255,9 @@ def parts(chart: alt.TopLevelMixin) -> tuple[dict[str, Any], dict[str, pd.DataFr
     """The specification without the chart's rows, and these by the name that it has for them.
 
     Altair copies what a specification holds many times over, so rows of any number stay outside.
+
+    Raises:
+      ValueError: a number of the specification is not finite, which JSON cannot hold.
     """
     panels = chart.concat if isinstance(chart, alt.ConcatChart) else []
     owners = [owner for owner in (chart, *panels) if isinstance(owner.data, pd.DataFrame)]
@@ -265,12 +270,21 @@ def parts(chart: alt.TopLevelMixin) -> tuple[dict[str, Any], dict[str, pd.DataFr
         for owner, table in zip(owners, tables.values(), strict=True):
             owner.data = table
     spec.pop("config", None)
+    json.dumps(spec, allow_nan=False)
     return spec, tables
+
+
+def failure(name: str, error: Exception) -> str:
+    """One line on a chart that could not be made, for its card; the terminal gets it, too."""
+    reason = f"{type(error).__name__}: {error}"
+    logging.warning("The chart %s could not be drawn: %s", name, reason)
+    logging.debug("Its traceback:", exc_info=error)
+    return f"This chart could not be drawn: {reason}."
 
 
 def value_range(points: pd.DataFrame, share: bool) -> tuple[float, float]:
     """The y range: band and chance with a margin; shares span 10 points or more, within 0 to 1."""
-    bounds = pd.concat([points.low, points.high, points.value, points.chance]).dropna()
+    bounds = _finite(pd.concat([points.low, points.high, points.value, points.chance]))
     if bounds.empty:
         return 0.0, 1.0
     low, high = float(bounds.min()), float(bounds.max())
@@ -278,6 +292,10 @@ def value_range(points: pd.DataFrame, share: bool) -> tuple[float, float]:
     middle = (low + high) / 2
     low, high = middle - 0.56 * span, middle + 0.56 * span
     return (max(low, 0.0), min(high, 1.0)) if share else (low, high)
+
+
+def _finite(values: pd.Series) -> pd.Series:
+    return values[np.isfinite(values)]
 
 
 def _nearest(name: str, fields: list[str]) -> alt.Parameter:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import altair as alt
+import numpy as np
 import pandas as pd
 
 from jaxllm.report.charts import Chart
@@ -66,13 +67,16 @@ def matrix(
     table: pd.DataFrame, x: str, y: str, value: str, title: str, *, text: str = "",
     domain: tuple[float, float] | None = None, order: Sequence[str] = (),
 ) -> Chart:  # fmt: skip
-    """A cell per `x` and `y`, darker for larger `value` over `domain`; or blank.
+    """A cell per `x` and `y`, darker for larger `value` over `domain`; or blank, for no value.
 
     `order` is that of both axes where they stand for the same; else that of the rows.
     """
     columns = [name for name in dict.fromkeys((x, y, value, text)) if name]
     shown = table[columns]
-    low, high = domain or (float(shown[value].min()), float(shown[value].max()))
+    finite = shown[value][np.isfinite(shown[value])]
+    if domain is None:  # where all cells are blank any will do
+        domain = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
+    low, high = domain
     base = alt.Chart().encode(
         x=alt.X(f"{x}:N", sort=list(order or dict.fromkeys(shown[x])), title=None,
                 axis=alt.Axis(labelLimit=120, domain=False, labelAngle=_angle(shown[x]))),

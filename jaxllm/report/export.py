@@ -32,11 +32,13 @@ def write(output: epath.Path, tables: Tables, found: Sequence[Answer], kind: str
                 content = table.to_csv(index=False).encode()
                 page.write(output / f"{file_name(name)}.csv", content)
         return output
+    wanted = list(figures.every(tables, found))
     if not tables.findings.empty:
-        page.write(output / f"trajectories.{kind}", page.main_figure(tables, kind=kind))
-    for group, figure in figures.every(tables, found):
+        everything = figures.trajectories("", tables, list(tables.findings.task.unique()))
+        wanted.insert(0, ("trajectories", everything))
+    for group, figure, content in figures.pictures(tables, wanted, kind):
         name = f"{group} {figure.name}" if group == "trajectories" else figure.name
-        page.write(output / f"{file_name(name)}.{kind}", figures.picture(tables, figure, kind))
+        page.write(output / f"{file_name(name)}.{kind}", content)
     return output
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -20,17 +22,40 @@ class Figure:
 
     Attributes:
       name: What it shows; findings have their title.
-      chart: The chart.
+      chart: The chart; None where it could not be made.
       sentence: What is to be seen on it.
       final: The last value, where there is one.
       clock: Whether it is drawn against a clock, in the colours of the runs.
+      failure: Why there is no chart.
     """
 
     name: str
-    chart: charts.Chart
+    chart: charts.Chart | None
     sentence: str = ""
     final: str = ""
     clock: bool = True
+    failure: str = ""
+
+    @functools.cached_property
+    def parts(self) -> tuple[dict[str, Any], dict[str, pd.DataFrame]]:
+        """The chart's specification and its rows, as of `charts.parts`."""
+        assert self.chart is not None
+        return charts.parts(self.chart)
+
+
+def _guarded(make: Callable[..., Figure]) -> Callable[..., Figure]:
+    """`make`, or a figure of its first argument's name that says why: no chart costs the others."""
+
+    @functools.wraps(make)
+    def guarded(name: str, *args: Any) -> Figure:
+        try:
+            figure = make(name, *args)
+            assert figure.parts
+        except Exception as error:
+            return Figure(name, None, failure=charts.failure(name, error))
+        return figure
+
+    return guarded
 
 
 def first_axis(tables: Tables) -> Axis:
@@ -44,13 +69,18 @@ def growth(tables: Tables, axis: Axis) -> Iterator[Figure]:
         shares = tables.shares[tables.shares.run == overview.run]
         if len(shares):
             name = overview.run if tables.several_runs else "Share of the gain"
-            of_run = tables.findings[tables.findings.run == overview.run]
-            order = list(dict.fromkeys([*of_run.task, *tables.findings.task]))
-            chart = charts.gains(shares, order, axis)
-            yield Figure(name, chart, summary.headline(of_run))
+            yield _gains(name, tables, axis, overview.run, shares)
 
 
-def trajectory(tables: Tables, axis: Axis, task: str) -> Figure:
+@_guarded
+def _gains(name: str, tables: Tables, axis: Axis, run: str, shares: pd.DataFrame) -> Figure:
+    of_run = tables.findings[tables.findings.run == run]
+    order = list(dict.fromkeys([*of_run.task, *tables.findings.task]))
+    return Figure(name, charts.gains(shares, order, axis), summary.headline(of_run))
+
+
+@_guarded
+def trajectory(task: str, tables: Tables, axis: Axis) -> Figure:
     """One task over the checkpoints of all runs."""
     points = tables.points[tables.points.task == task]
     found = tables.findings[tables.findings.task == task]
@@ -66,12 +96,16 @@ def losses(tables: Tables, axis: Axis) -> Iterator[Figure]:
         names = {name: f"Loss on {name.removeprefix('loss/')}" for name in by_domain.name.unique()}
         yield from _curves(tables, axis, names)
     elif len(by_domain):
-        colours = tables.series  # as the tasks of the domain, where there are colours for all
-        if len(colours) > DISTINCT:
-            colours = tuple(by_domain.series.unique())
-        chart = charts.curve(by_domain, axis, colours, "loss")
-        sentence = summary.of_curve(by_domain, "Loss")
-        yield Figure("Training loss by domain", chart, sentence)
+        yield _domain_losses("Training loss by domain", tables, axis, by_domain)
+
+
+@_guarded
+def _domain_losses(name: str, tables: Tables, axis: Axis, by_domain: pd.DataFrame) -> Figure:
+    colours = tables.series  # as the tasks of the domain, where there are colours for all
+    if len(colours) > DISTINCT:
+        colours = tuple(by_domain.series.unique())
+    chart = charts.curve(by_domain, axis, colours, "loss")
+    return Figure(name, chart, summary.of_curve(by_domain, "Loss"))
 
 
 def vitals(tables: Tables, axis: Axis) -> Iterator[Figure]:
@@ -88,36 +122,50 @@ def every(tables: Tables, found: Sequence[Answer]) -> Iterator[tuple[str, Figure
         name = f"Growth of {figure.name}" if tables.several_runs else figure.name
         yield questions.NOW, dataclasses.replace(figure, name=name)
     for domain, tasks in tables.domains.items():
-        yield "trajectories", Figure(domain, trajectories(tables, tasks))
+        yield "trajectories", trajectories(domain, tables, tasks)
     for answer in found:
         if answer.chart is not None:
-            yield answer.question, of_answer(answer)
+            yield answer.question, of_answer(answer.title, answer)
 
 
-def of_answer(answer: Answer) -> Figure:
-    """The chart of a finding.
+@_guarded
+def of_answer(title: str, answer: Answer) -> Figure:
+    """The chart of a finding that has one."""
+    return Figure(title, answer.chart, answer.sentence, clock=False)
 
-    Raises:
-      ValueError: it has none.
-    """
-    if answer.chart is None:
-        raise ValueError(f"{answer.title} has no chart")
-    return Figure(answer.title, answer.chart, answer.sentence, clock=False)
+
+def pictures(
+    tables: Tables, figures: Iterable[tuple[str, Figure]], kind: str = "png", scale: float = 2.0
+) -> Iterator[tuple[str, Figure, bytes]]:
+    """Each figure with its group and its picture; those that fail are left out, and told."""
+    for group, figure in figures:
+        if figure.chart is None:
+            continue
+        try:
+            content = picture(tables, figure, kind, scale)
+        except Exception as error:
+            charts.failure(figure.name, error)
+        else:
+            yield group, figure, content
 
 
 def picture(tables: Tables, figure: Figure, kind: str = "png", scale: float = 2.0) -> bytes:
     """A figure with its name and its sentence as a PNG or PDF."""
+    assert figure.chart is not None
     palette = tables.palette if figure.clock else "series"
     return charts.picture(
         figure.chart, figure.name, figure.sentence, kind=kind, scale=scale, palette=palette
     )
 
 
-def trajectories(tables: Tables, tasks: Sequence[str]) -> charts.Chart:
+@_guarded
+def trajectories(name: str, tables: Tables, tasks: Sequence[str]) -> Figure:
     """The trajectories of `tasks` as one chart with a panel each."""
     axis = first_axis(tables)
-    panels = [(task, trajectory(tables, axis, task).chart) for task in tasks]
-    return charts.figure(panels, columns=min(len(panels), 4) if len(panels) != 4 else 2)
+    made = [trajectory(task, tables, axis) for task in tasks]
+    panels = [(figure.name, figure.chart) for figure in made if figure.chart is not None]
+    columns = min(len(panels), 4) if len(panels) != 4 else 2
+    return Figure(name, charts.figure(panels, columns))
 
 
 def _typical(tables: Tables) -> list[Overview]:
@@ -138,11 +186,16 @@ def _curves(
     for name, title in names.items():
         points = tables.metrics[tables.metrics.name == name]
         if len(points):
-            series: Sequence[str] = tables.series
-            if not tables.several_runs:
-                points, series = points.assign(series=points.run), (tables.overviews[0].run,)
-            chart = charts.curve(points, axis, series, title, height)
-            yield Figure(title, chart, summary.of_curve(points, title), _last_value(points))
+            yield _curve(title, tables, axis, points, height)
+
+
+@_guarded
+def _curve(title: str, tables: Tables, axis: Axis, points: pd.DataFrame, height: int) -> Figure:
+    series: Sequence[str] = tables.series
+    if not tables.several_runs:
+        points, series = points.assign(series=points.run), (tables.overviews[0].run,)
+    chart = charts.curve(points, axis, series, title, height)
+    return Figure(title, chart, summary.of_curve(points, title), _last_value(points))
 
 
 def _last_value(points: pd.DataFrame) -> str:

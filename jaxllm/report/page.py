@@ -124,12 +124,6 @@ def render(tables: Tables, found: Sequence[Answer] = ()) -> str:
     )
 
 
-def main_figure(tables: Tables, kind: str = "png") -> bytes:
-    """The capability trajectories of all tasks as one PNG or PDF, for a README or a slide."""
-    figure = Figure("", figures.trajectories(tables, list(tables.findings.task.unique())))
-    return figures.picture(tables, figure, kind)
-
-
 class _Charts:
     """Numbers the charts of a page and keeps their specifications."""
 
@@ -141,6 +135,8 @@ class _Charts:
 
     def figure(self, figure: Figure, **texts: str) -> str:
         """The HTML of one chart against a clock; `texts` as in `sections.figure`."""
+        if figure.chart is None:
+            return sections.failed(figure.name, figure.failure)
         drawn = _drawn(figure)
         key = self._keep({"name": figure.name, "clock": True, **drawn})
         legend = "" if self.tables.several_runs else _legend(drawn)
@@ -151,8 +147,11 @@ class _Charts:
         """The HTML of one finding."""
         kept: dict[str, Any] = {"name": found.title, "table": _columns(found.table)}
         legend = ""
-        if found.chart is not None:
-            kept |= _drawn(figures.of_answer(found))
+        figure = figures.of_answer(found.title, found) if found.chart is not None else None
+        if figure and figure.failure:
+            found = dataclasses.replace(found, chart=None, notes=(figure.failure, *found.notes))
+        elif figure:
+            kept |= _drawn(figure)
             legend = _legend(kept, "finding")
         return sections.answer(self._keep(kept), found, legend)
 
@@ -181,7 +180,7 @@ def _columns(table: pd.DataFrame) -> dict[str, Any]:
 
 def _drawn(figure: Figure) -> dict[str, Any]:
     """A chart and its data, which take a fraction of the place; the page's script unfolds them."""
-    spec, tables = charts.parts(figure.chart)
+    spec, tables = figure.parts
     data = {name: _columns(table) for name, table in tables.items()}
     return {"spec": spec, "data": data, "series": charts.series(spec)[0]}
 
@@ -213,7 +212,7 @@ def _trajectories(book: _Charts) -> str:
     for domain, tasks in tables.domains.items():
         drawn = []
         for task in tasks:
-            figure = figures.trajectory(tables, book.axis, task)
+            figure = figures.trajectory(task, tables, book.axis)
             drawn.append(book.figure(figure, **sections.capability_texts(tables, task)))
         colour = None if tables.several_runs else tables.series.index(domain)
         parts.append(sections.domain_group(domain, colour, drawn))

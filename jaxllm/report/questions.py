@@ -34,7 +34,7 @@ from jaxllm.analysis import (
 from jaxllm.analysis.capabilities import is_share
 from jaxllm.report import charts_findings as charts
 from jaxllm.report import numbers
-from jaxllm.report.charts import Chart
+from jaxllm.report.charts import Chart, failure
 from jaxllm.report.tables import Tables
 
 HEALTH, NOW, AHEAD, EARLY, SIZES = "health", "now", "ahead", "early", "sizes"
@@ -98,8 +98,10 @@ def answers(
                 found = study(tables)
             made += found if isinstance(found, list) else [found]
         except Exception as error:  # one analysis is not worth the report
-            logging.exception("the analysis %s failed", title)
-            reason = f"This analysis failed: {type(error).__name__}: {error}."
+            reason = f"{type(error).__name__}: {error}"
+            logging.warning("The analysis %s failed: %s", title, reason)
+            logging.debug("Its traceback:", exc_info=error)
+            reason = f"This analysis failed: {reason}."
             made.append(Answer(question, title, reason, refused=True))
         progress(f"{title}: {time.monotonic() - began:.1f} s")
     return sorted(made, key=lambda one: list(QUESTIONS).index(one.question))
@@ -135,9 +137,13 @@ def answer(
     """A finding as an answer; a refused one, and one without numbers, has no chart."""
     table: pd.DataFrame = finding.table  # type: ignore[attr-defined]
     refused = bool(finding.refused)  # type: ignore[attr-defined]
-    drawn = None if refused or table.empty else chart(table)
     # Records without a value stand in the notes on the data, by task and checkpoint.
     notes = tuple(n for n in getattr(finding, "notes", ()) if "records have no value" not in n)
+    drawn = None
+    try:
+        drawn = None if refused or table.empty else chart(table)
+    except Exception as error:  # what was found stands without its picture
+        notes = (failure(title, error), *notes)
     return Answer(
         question, title, finding.sentence, table, drawn, refused, lines, notes  # type: ignore[attr-defined]
     )  # fmt: skip

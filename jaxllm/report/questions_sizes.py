@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 
@@ -21,6 +22,9 @@ from jaxllm.report.charts import Chart
 from jaxllm.report.questions import NOW, SIZES, Answer, Study, answer, shares_of
 from jaxllm.report.tables import Tables
 
+# `loss_points` of the runs, made by the first study that asks.
+LossPoints = Callable[[], tuple[pd.DataFrame, str]]
+
 _TITLES = {"params": "parameters", "tokens": "training tokens", "flops": "training FLOPs"}
 # The warm-up follows no law of the rest.
 _WARM = 0.01
@@ -29,15 +33,15 @@ _WARM = 0.01
 def studies(tables: Tables) -> Iterator[Study]:
     """The analyses that need three sizes."""
     yield SIZES, "One curve for all sizes", _collapse
-    losses, told = loss_points(tables)
+    losses = functools.cache(lambda: loss_points(tables))
     for variable in _TITLES:
-        yield SIZES, f"Loss and {_TITLES[variable]}", _power_law(losses, told, variable)
+        yield SIZES, f"Loss and {_TITLES[variable]}", _power_law(losses, variable)
     for title, approach in (
         ("Compute-optimal: envelope", scaling_optimum.envelope),
         ("Compute-optimal: isoFLOP", scaling_optimum.isoflop),
         ("Compute-optimal: parametric loss", scaling_optimum.parametric),
     ):
-        yield SIZES, title, _optimum(losses, told, title, approach)
+        yield SIZES, title, _optimum(losses, title, approach)
     yield SIZES, "Task ladders", _ladders
     yield SIZES, "Common capabilities", _observational
     yield NOW, "Sudden or gradual over sizes", _over_sizes
@@ -74,8 +78,10 @@ def _noted(answer: Answer, told: str) -> Answer:
     return Answer(**{**vars(answer), "notes": notes})
 
 
-def _power_law(losses: pd.DataFrame, told: str, variable: str) -> Callable[[Tables], Answer]:
+def _power_law(points: LossPoints, variable: str) -> Callable[[Tables], Answer]:
     def study(_: Tables) -> Answer:
+        losses, told = points()
+
         def chart(table: pd.DataFrame) -> Chart:
             return charts.law(table, variable, "loss", "fitted", (_TITLES[variable], "loss"))
 
@@ -86,10 +92,10 @@ def _power_law(losses: pd.DataFrame, told: str, variable: str) -> Callable[[Tabl
 
 
 def _optimum(
-    losses: pd.DataFrame, told: str, title: str,
-    approach: Callable[..., scaling_optimum.ComputeOptimal],
-) -> Callable[[Tables], Answer]:  # fmt: skip
+    points: LossPoints, title: str, approach: Callable[..., scaling_optimum.ComputeOptimal]
+) -> Callable[[Tables], Answer]:
     def study(_: Tables) -> Answer:
+        losses, told = points()
         found = approach(losses)
 
         def chart(table: pd.DataFrame) -> Chart:

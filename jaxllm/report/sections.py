@@ -141,6 +141,11 @@ def figure(
     )
 
 
+def failed(name: str, failure: str) -> str:
+    """The card of a chart that could not be made."""
+    return f"<figure><figcaption><h4>{_name(name)}</h4></figcaption>{_warning(failure)}</figure>"
+
+
 def answer(key: str, found: Answer, legend: str = "") -> str:
     """A finding's card: its sentence, its chart, what else it says, and its downloads."""
     quoted = escape(found.title, quote=True)

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 # Drawing the trajectory images may take this share of a run's wall time while it is going; the
 # first time they are expected to take a few seconds.
+_IMAGE_SCALE = 1.5
 _IMAGE_TIME_SHARE, _FIRST_DRAWING_SECONDS = 0.01, 5.0
 
 
@@ -94,9 +95,12 @@ class TensorBoardWriter:
             return
         began = time.monotonic()
         report = tables.gather([Run(self._model_dir)])
-        for domain, tasks in report.domains.items():
-            figure = figures.Figure(domain, figures.trajectories(report, tasks))
-            self._add(step, summary=_image(report, "trajectories", figure))
+        drawn = [
+            ("trajectories", figures.trajectories(domain, report, tasks))
+            for domain, tasks in report.domains.items()
+        ]
+        for group, figure, content in figures.pictures(report, drawn, scale=_IMAGE_SCALE):
+            self._add(step, summary=_image(group, figure, content))
         self._events.flush()
         self._next_drawing_seconds = time.monotonic() - began
         self._drawing_seconds += self._next_drawing_seconds
@@ -173,21 +177,19 @@ def write_report(folder: str | os.PathLike[str], report: Tables, found: Sequence
 
     step = int(report.points.step.max()) if len(report.points) else 0
     events = _open_events(epath.Path(folder))
-    for group, figure in figures.every(report, found):
-        summary = _image(report, group, figure)
+    wanted = figures.every(report, found)
+    for group, figure, content in figures.pictures(report, wanted, scale=_IMAGE_SCALE):
+        summary = _image(group, figure, content)
         events.add_event(event_pb2.Event(wall_time=time.time(), step=step, summary=summary))
     events.close()
 
 
-def _image(report: Tables, group: str, figure: Figure) -> Any:
+def _image(group: str, figure: Figure, picture: bytes) -> Any:
     """A figure as TensorBoard's summary of an image; its sentence is the description."""
     from tensorboard.compat.proto import summary_pb2
     from tensorboard.plugins.image import metadata
     from tensorboard.util import tensor_util
 
-    from jaxllm.report import figures
-
-    picture = figures.picture(report, figure, scale=1.5)
     width, height = (int.from_bytes(picture[at : at + 4], "big") for at in (16, 20))
     content = [str(width).encode(), str(height).encode(), picture]
     summary = summary_pb2.Summary()

@@ -11,6 +11,7 @@ from html.parser import HTMLParser
 import altair as alt
 import pytest
 
+from jaxllm import train
 from jaxllm.analyze import main as analyze
 from jaxllm.errors import UserError
 from jaxllm.report import page, tables
@@ -253,3 +254,26 @@ def test_a_browser_draws_every_chart(run_dir, tmp_path) -> None:
     assert len(re.findall(r'<svg[^>]*class="marks"', done.stdout)) == charts
     assert "could not be drawn" not in Page(done.stdout).text
     assert "CONSOLE" not in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("broken", "lost", "kept"),
+    [
+        ("questions.answers", "the report could not be made (`python -m jaxllm.analyze ", ()),
+        ("tensorboard.write_report", "no images of the report", ("copying", "report   ")),
+        ("terminal.capability_table", "no table of the capabilities", ("report   ",)),
+        ("page.render", "the report could not be made", ("copying",)),
+    ],
+)
+def test_a_finished_run_never_ends_in_a_traceback(
+    tmp_path, monkeypatch, capsys, broken, lost, kept
+):
+    def fail(*_, **__):
+        raise ZeroDivisionError("no\nsuch number")
+
+    monkeypatch.setattr(f"jaxllm.report.{broken}", fail)
+    train.show(str(simulate(tmp_path / "run")), scored=True)
+    out, err = capsys.readouterr()
+    assert lost in out and "ZeroDivisionError: no such number" in out
+    assert all(text in out for text in (*kept, "tensorboard --logdir"))
+    assert "Traceback" not in out + err

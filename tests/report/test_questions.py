@@ -5,12 +5,14 @@ import json
 import math
 import re
 
+import altair as alt
+import numpy as np
 import pandas as pd
 import pytest
 
 from jaxllm.analysis import health
 from jaxllm.analyze import main as analyze
-from jaxllm.report import page, questions, tables
+from jaxllm.report import charts, charts_findings, page, questions, tables
 from jaxllm.trajectory.importers import Source, open_source
 from jaxllm.trajectory.records import Record
 from jaxllm.trajectory.run import Run
@@ -93,6 +95,81 @@ def test_a_failing_analysis_costs_no_page(many, monkeypatch) -> None:
     text = Page(page.render(many, found)).text
     assert "This analysis failed: ZeroDivisionError: <b>nothing</b>." in text
     assert "Telling tasks" in text
+
+
+@pytest.fixture
+def noise(tmp_path):
+    """Twelve checkpoints of one task that never leave chance."""
+    values = np.random.default_rng(0).normal(0.5, 0.012, 12)
+    rows = [f"a,{n}000000,{n},4e8,{v:.4f}" for n, v in enumerate(values, 1)]
+    path = tmp_path / "noise.csv"
+    path.write_text("\n".join(["run,tokens,step,params,piqa", *rows]))
+    return f"csv:{path}?values=piqa&metric='accuracy'&stderr='0.012'"
+
+
+@pytest.mark.parametrize("kind", ["html", "png", "tensorboard"])
+def test_a_run_that_shows_nothing_but_noise_has_a_report(tmp_path, noise, kind, caplog) -> None:
+    assert analyze([noise, "--output", str(tmp_path / "out"), "--format", kind]) == 0
+    assert "failed" not in caplog.text and "could not be drawn" not in caplog.text
+    if kind == "html":
+        spec = charts_of((tmp_path / "out" / "index.html").read_text())["Telling tasks"]
+        assert spec["layer"][0]["encoding"]["color"]["scale"]["domain"] == [0, 1]
+
+
+def test_a_failing_chart_costs_its_card_only(tmp_path, monkeypatch, caplog) -> None:
+    """A chart that cannot be made, one with a number that JSON cannot hold, one not drawn."""
+    run_dir = simulate(tmp_path / "run")
+    whole = page.build([run_dir]).read_text()
+    real, drawn = charts.capability, charts.picture
+
+    def capability(points, axis, series):
+        if points.task.iloc[0] == "copying":
+            raise ZeroDivisionError("<b>nothing</b>")
+        return real(points, axis, series)
+
+    def picture(chart, title, *args, **more):
+        if title == "Gradient norm":
+            raise ValueError("no such font")
+        return drawn(chart, title, *args, **more)
+
+    def dots(*_, **__):
+        return alt.Chart(pd.DataFrame({"x": [1]})).mark_point(size=math.nan).properties(height=50)
+
+    monkeypatch.setattr(charts, "capability", capability)
+    monkeypatch.setattr(charts, "picture", picture)
+    monkeypatch.setattr(charts_findings, "dots", dots)
+    text = page.build([run_dir]).read_text()
+    assert "This chart could not be drawn: ZeroDivisionError: <b>nothing</b>." in Page(text).text
+    assert "This chart could not be drawn: ValueError: Out of range float" in Page(text).text
+    assert "The chart copying could not be drawn: ZeroDivisionError" in caplog.text
+    lost = set(charts_of(whole)) - set(charts_of(text))
+    assert "copying" in lost and "Telling tasks" in charts_of(text)
+    sentence = next(a.sentence for a in questions.answers(tables.gather([Run(run_dir)]))
+                    if a.title == "Bends")  # fmt: skip
+    assert "Bends" in lost and " ".join(sentence.split()) in Page(text).text
+    analyze([str(run_dir), "--output", str(tmp_path / "files"), "--format", "png"])
+    files = {path.name for path in (tmp_path / "files").iterdir()}
+    assert {"trajectories.png", "training-loss.png"} <= files
+    assert not {"gradient-norm.png", "bends.png"} & files
+    assert analyze([str(run_dir), "--format", "tensorboard"]) == 0
+
+
+def test_a_loss_that_cannot_be_read_costs_the_laws_of_it_only(many, monkeypatch) -> None:
+    def fail(_: object) -> None:
+        raise KeyError("loss")
+
+    monkeypatch.setattr("jaxllm.report.questions_sizes.loss_points", fail)
+    found = {answer.title: answer for answer in questions.answers(many)}
+    assert found["Loss and parameters"].sentence == "This analysis failed: KeyError: 'loss'."
+    assert not found["Common capabilities"].refused
+
+
+def test_a_chance_without_bounds_leaves_its_chart(tmp_path) -> None:
+    report = tables.gather([Run(simulate(tmp_path / "run"))])
+    report.points.loc[report.points.task == "copying", "chance"] = math.inf
+    shown = charts_of(page.render(report))["copying"]
+    scales = [layer["encoding"]["y"].get("scale") for layer in shown["layer"]]
+    assert all(math.isfinite(end) for scale in scales if scale for end in scale["domain"])
 
 
 def test_refusals_say_why(tmp_path) -> None:
