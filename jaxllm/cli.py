@@ -126,7 +126,9 @@ def run(main: Callable[[Sequence[str] | None], int | None]) -> None:
         code, failed = main(None) or 0, False
     except UserError as error:
         sys.stdout.flush()
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        # gin adds "In call to configurable …" on lines of its own: the message names the field.
+        message = str(error).split("\n  In call to configurable")[0]
+        print(f"error: {' '.join(message.split())}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
         code = 130

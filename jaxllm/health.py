@@ -13,10 +13,10 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import gin
 from etils import epath
 
 from jaxllm.checkpoints import jsonl
+from jaxllm.configs import configurable
 from jaxllm.errors import UserError
 from jaxllm.trajectory.records import Record, RunInfo
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 FILE_NAME = "alarms.jsonl"
 
 
-@gin.configurable
+@configurable
 @dataclasses.dataclass(frozen=True)
 class HealthConfig:
     """What a run in progress is held against.
@@ -47,8 +47,6 @@ class HealthConfig:
         """
         if not self.reference_runs:
             return []
-        if isinstance(self.reference_runs, str):
-            raise UserError("HealthConfig.reference_runs: write ('runs/a', 'runs/b', 'runs/c')")
         from jaxllm.analysis.checks_tasks import FEWEST_REFERENCES
         from jaxllm.trajectory.run import Run
 

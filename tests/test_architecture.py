@@ -24,7 +24,7 @@ ALLOWED = {
     "report": {"analysis", "trajectory"},
     "planning": {"models", "sharding", "data", "training"},
 }
-SHARED = {"errors", "imports"}
+SHARED = {"configs", "errors", "imports"}
 
 
 def python_files(root: Path) -> list[Path]:

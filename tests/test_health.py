@@ -128,7 +128,11 @@ def test_no_advice_is_worth_a_stopped_run(
 
 @pytest.mark.parametrize(
     ("runs", "message"),
-    [(("a", "b"), "it takes 3 runs"), ("runs/a", "write"), (("a", "b", "c"), "no such directory")],
+    [
+        (("a", "b"), "it takes 3 runs"),
+        ("runs/a", "it takes 3 runs"),
+        (("a", "b", "c"), "no such directory"),
+    ],
 )
 def test_reference_runs_are_checked_at_the_start(runs: tuple[str, ...], message: str) -> None:
     with pytest.raises(UserError, match=message):

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 
-import gin
-
+from jaxllm.configs import configurable
 from jaxllm.errors import UserError
 
 
-@gin.configurable
+@configurable
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
     """The cadence of a run's checkpoints: dense while capabilities emerge fast, then regular.

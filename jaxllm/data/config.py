@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-import gin
-
+from jaxllm.configs import configurable
 from jaxllm.errors import UserError
 
 LAYOUTS = ("concat", "concat_masked", "pack")
 VOCABULARY_KINDS = ("sentencepiece", "huggingface", "bytes")
 
 
-@gin.configurable
+@configurable
 @dataclasses.dataclass(frozen=True)
 class VocabularyConfig:
     """How text becomes token ids.
@@ -45,7 +44,7 @@ class VocabularyConfig:
             )
 
 
-@gin.configurable
+@configurable
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
     """The corpora of a run and the batches that are made of them.
@@ -86,7 +85,7 @@ class DataConfig:
     corpus_dir: str | None = None
     tfds: Mapping[str, str | Mapping[str, str]] | None = None
     tfds_data_dir: str | None = None
-    modules: Sequence[str] = ()
+    modules: tuple[str, ...] = ()
     vocabulary: VocabularyConfig = dataclasses.field(default_factory=lambda: VocabularyConfig())
     prefetch: int = 4
     num_workers: int = dataclasses.field(default_factory=lambda: os.cpu_count() or 1)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 
-import gin
-
+from jaxllm.configs import configurable
 from jaxllm.errors import UserError
 
 
-@gin.configurable
+@configurable
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
     """The evaluation of a run.
@@ -45,9 +44,6 @@ class EvalConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if isinstance(self.tasks, str):
-            raise UserError(f"EvalConfig.tasks = '{self.tasks}': write a tuple, ('{self.tasks}',)")
-        object.__setattr__(self, "tasks", tuple(self.tasks or ()))
         for name in ("max_examples", "rows_per_batch", "shortest_row", "samples"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-import gin
-
+from jaxllm.configs import configurable
 from jaxllm.errors import UserError
 
 DTYPES = ("float32", "bfloat16")
@@ -24,7 +23,7 @@ _CHOICES = {
 }  # fmt: skip
 
 
-@gin.configurable
+@configurable
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """A decoder. The defaults are LLaMA's: RMSNorm, rotary positions, SwiGLU, grouped queries.
@@ -150,15 +149,11 @@ class ModelConfig:
                 f"ModelConfig.norm_placement = {self.norm_placement!r}: "
                 "a parallel block needs 'pre'"
             )
-        windows = self.attention_windows
-        if not isinstance(windows, (tuple, list)) or not all(
-            isinstance(window, int) and window >= 0 for window in windows
-        ):
+        if any(window < 0 for window in self.attention_windows):
             raise UserError(
-                f"ModelConfig.attention_windows = {windows!r}: must be a tuple of numbers of "
+                f"ModelConfig.attention_windows = {self.attention_windows}: must be numbers of "
                 "tokens, 0 for all"
             )
-        object.__setattr__(self, "attention_windows", tuple(windows))
 
     @property
     def kv_heads(self) -> int:

@@ -7,8 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import gin
-
+from jaxllm.configs import configurable
 from jaxllm.errors import UserError
 
 if TYPE_CHECKING:
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 MESH_AXES = ("pipeline", "data", "fsdp", "sequence", "tensor")
 
 
-@gin.configurable
+@configurable
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
     """Devices along each axis; at most one may be -1, which takes what the others leave.

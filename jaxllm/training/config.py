@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 
-import gin
-
+from jaxllm.configs import configurable
 from jaxllm.errors import UserError
 
 
-@gin.configurable
+@configurable
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """One run.
@@ -56,10 +55,10 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "gradient_accumulation", "log_every"):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise UserError(f"TrainConfig.{name} = {value!r}: it must be a positive integer")
+            if value < 1:
+                raise UserError(f"TrainConfig.{name} = {value}: it must be positive")
         steps = self.profile_steps
-        if steps is not None and not (len(steps) == 2 and 1 <= steps[0] <= steps[1]):
+        if steps is not None and not 1 <= steps[0] <= steps[1]:
             raise UserError(f"TrainConfig.profile_steps = {steps!r}: give the first and last step")
         if self.hang_minutes is not None and self.hang_minutes <= 0:
             raise UserError(
@@ -69,7 +68,7 @@ class TrainConfig:
             raise UserError(f"TrainConfig.z_loss = {self.z_loss}: it must not be negative")
 
 
-@gin.configurable
+@configurable
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
     """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101) behind clipping by global norm.
@@ -101,9 +100,23 @@ class OptimizerConfig:
                 f"OptimizerConfig.moments_dtype = {self.moments_dtype!r}: "
                 "choose 'float32' or 'bfloat16'"
             )
+        for name in ("b1", "b2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(
+                    f"OptimizerConfig.{name} = {getattr(self, name)}: it must be in [0, 1)"
+                )
+        if self.eps < 0 or self.weight_decay < 0:
+            raise UserError(
+                f"OptimizerConfig: eps = {self.eps} and weight_decay = {self.weight_decay} must "
+                "not be negative"
+            )
+        if self.clip is not None and self.clip <= 0:
+            raise UserError(
+                f"OptimizerConfig.clip = {self.clip}: it must be positive, or None for no clipping"
+            )
 
 
-@gin.configurable
+@configurable
 @dataclasses.dataclass(frozen=True)
 class ScheduleConfig:
     """The learning rate over the run; see `jaxllm.training.schedule`.

@@ -204,7 +204,6 @@ def test_generation_needs_room_for_the_prompt(tmp_path, scored):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"tasks": "piqa"}, r"write a tuple, \('piqa',\)"),
         ({"tasks": ("a", "b", "a")}, "names a twice"),
         ({"rows_per_batch": 0}, "rows_per_batch = 0"),
     ],

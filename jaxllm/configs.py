@@ -1,0 +1,135 @@
+"""What makes a dataclass a config: gin may bind its fields, and each value is of its field's type.
+
+Gin takes any value for any field, and a command line gives text where gin reads no value: without
+this check `run_code=false` would be the word 'false', which Python holds to be true.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import gin
+
+from jaxllm.errors import UserError
+
+_Config = TypeVar("_Config")
+
+# Words for a value that Python and gin write otherwise.
+_WORDS: Mapping[str, bool | None] = {
+    "true": True, "yes": True, "on": True, "false": False, "no": False, "off": False,
+    "none": None, "null": None,
+}  # fmt: skip
+_NAMES: Mapping[Any, str] = {
+    bool: "True or False", int: "a whole number", float: "a finite number", str: "text",
+    type(None): "None",
+}  # fmt: skip
+_UNFIT = object()
+
+
+def configurable(cls: type[_Config]) -> type[_Config]:
+    """Lets gin bind the fields of a dataclass, and checks each value against its annotation.
+
+    A whole number serves as a float, a list as a tuple, and text as a tuple of texts, cut at
+    commas. Values are checked before `__post_init__` sees them.
+
+    Raises:
+      UserError: when an instance is made with a value that its field cannot have.
+    """
+    build = cls.__init__
+    signature = inspect.signature(build)
+
+    @functools.wraps(build)
+    def checked(self: Any, *args: Any, **kwargs: Any) -> None:
+        given = signature.bind(self, *args, **kwargs)
+        hints = typing.get_type_hints(cls)
+        for name, value in list(given.arguments.items())[1:]:
+            given.arguments[name] = _checked(f"{cls.__name__}.{name}", value, hints[name])
+        build(*given.args, **given.kwargs)
+
+    cls.__init__ = checked  # type: ignore[method-assign]
+    return gin.configurable(cls)
+
+
+def _checked(name: str, value: Any, hint: Any) -> Any:
+    """`value` as a field with the annotation `hint` keeps it.
+
+    Raises:
+      UserError: the field cannot have it.
+    """
+    fitted = _UNFIT if _meant(value, hint) else _fit(value, hint)
+    if fitted is _UNFIT:
+        raise UserError(f"{name} = {value!r}: must be {_wanted(hint)}{_instead(value, hint)}")
+    return fitted
+
+
+def _fit(value: Any, hint: Any) -> Any:
+    """`value` as one of type `hint`, or `_UNFIT`."""
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin is types.UnionType:
+        return next((f for part in parts if (f := _fit(value, part)) is not _UNFIT), _UNFIT)
+    if origin is tuple:
+        if isinstance(value, str) and parts == (str, ...):
+            value = [word for word in value.split(",") if word]
+        if not isinstance(value, (tuple, list)):
+            return _UNFIT
+        hints = parts if parts[-1] is not ... else parts[:1] * len(value)
+        fitted = tuple(map(_fit, value, hints))
+        return fitted if len(value) == len(hints) and _UNFIT not in fitted else _UNFIT
+    if origin is Mapping:
+        fits = isinstance(value, Mapping) and not any(
+            _fit(part, part_hint) is _UNFIT
+            for item in value.items()
+            for part, part_hint in zip(item, parts, strict=True)
+        )
+    elif isinstance(value, bool):
+        fits = hint is bool
+    elif hint is float:
+        fits = isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
+    else:
+        fits = isinstance(value, hint)
+    return value if fits else _UNFIT
+
+
+def _meant(value: Any, hint: Any) -> str:
+    """What to write for a word of `_WORDS`; empty where `value` is none, or the field wants text.
+
+    Text that a field could take is refused too where the field takes the value that it names.
+    """
+    if not isinstance(value, str) or value.lower() not in _WORDS:
+        return ""
+    meant, allowed = _WORDS[value.lower()], typing.get_args(hint) or (hint,)
+    if meant is not None and bool in allowed:
+        return str(meant)
+    if meant is not True and type(None) in allowed:
+        return "None"
+    return "()" if meant is not True and typing.get_origin(hint) is tuple else ""
+
+
+def _wanted(hint: Any) -> str:
+    """The values of type `hint`, in words."""
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin is types.UnionType:
+        return " or ".join(_wanted(part) for part in parts)
+    if origin is tuple:
+        return f"a tuple, ({', '.join('…' if p is ... else _wanted(p) for p in parts)})"
+    if origin is Mapping:
+        return f"a mapping, {{'name': {_wanted(parts[1])}}}"
+    return _NAMES.get(hint) or f"a {hint.__name__}, @{hint.__name__}()"
+
+
+def _instead(value: Any, hint: Any) -> str:
+    """What to write in place of `value`, where that can be told."""
+    allowed = typing.get_args(hint) or (hint,)
+    if _meant(value, hint):
+        return f"; write {_meant(value, hint)}"
+    if isinstance(value, float) and int in allowed and value.is_integer():
+        return f"; write {int(value)}"
+    if isinstance(value, (bool, int, float)) and str in allowed:
+        return f"; write '{value}' with its quotes (in a shell \"'{value}'\")"
+    return ""
