@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from os import PathLike
 
 from jaxllm import cli
-from jaxllm.errors import UserError
+from jaxllm.errors import UserError, one_line
 from jaxllm.report import libraries
 
 _MOST_NOTES = 20
@@ -83,7 +83,7 @@ def _write(args: argparse.Namespace, progress: Callable[[str], None]) -> PathLik
         for run in report.overviews:
             print(terminal.capability_table(report, run.run), end="\n\n")
     for note in report.notes[:_MOST_NOTES]:
-        print(f"note: {note}")
+        print(f"note: {one_line(note)}")
     if len(report.notes) > _MOST_NOTES:
         print(f"note: {len(report.notes) - _MOST_NOTES} more notes stand in the report")
     if args.format == "html":

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from jaxllm import hosts
-from jaxllm.errors import UserError
+from jaxllm.errors import UserError, one_line
 from jaxllm.sharding.host import keep_freed_memory, quiet_libtpu
 
 # Every module with gin-bindable configurations: gin must know them before it parses.
@@ -128,7 +128,7 @@ def run(main: Callable[[Sequence[str] | None], int | None]) -> None:
         sys.stdout.flush()
         # gin adds "In call to configurable …" on lines of its own: the message names the field.
         message = str(error).split("\n  In call to configurable")[0]
-        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+        print(f"error: {one_line(message)}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
         code = 130

@@ -1,4 +1,4 @@
-"""The one exception for a user's mistake."""
+"""The one exception for a user's mistake, and text of others as a terminal may show it."""
 
 
 class UserError(Exception):
@@ -6,3 +6,13 @@ class UserError(Exception):
 
     Commands print it as `error: …` and exit with code 2, without a stack trace.
     """
+
+
+def printable(text: str) -> str:
+    """`text` with control characters as escapes: a name must not command the terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def one_line(text: object) -> str:
+    """`text`, perhaps an exception, on one line of printable characters."""
+    return printable(" ".join(str(text).split()))

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from jaxllm import cli, hosts
+from jaxllm.errors import one_line
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -190,7 +191,7 @@ def _told(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        print(f"{what}: {type(error).__name__}: {' '.join(str(error).split())}")
+        print(f"{what}: {type(error).__name__}: {one_line(error)}")
         logging.debug(what, exc_info=True)
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from jaxllm.analysis.capabilities import is_share
+from jaxllm.errors import one_line
 from jaxllm.report.axes import Axis
 from jaxllm.report.numbers import metric_name, with_error
 from jaxllm.report.theme import DISTINCT, chart_config
@@ -277,7 +278,7 @@ def parts(chart: alt.TopLevelMixin) -> tuple[dict[str, Any], dict[str, pd.DataFr
 def failure(name: str, error: Exception) -> str:
     """One line on a chart that could not be made, for its card; the terminal gets it, too."""
     reason = f"{type(error).__name__}: {error}"
-    logging.warning("The chart %s could not be drawn: %s", name, reason)
+    logging.warning("The chart %s", one_line(f"{name} could not be drawn: {reason}"))
     logging.debug("Its traceback:", exc_info=error)
     return f"This chart could not be drawn: {reason}."
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+import pandas as pd
 from etils import epath
 
 from jaxllm.report import figures, page
 from jaxllm.report.questions import Answer
 from jaxllm.report.tables import Tables
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def write(output: epath.Path, tables: Tables, found: Sequence[Answer], kind: str) -> epath.Path:
@@ -29,7 +32,7 @@ def write(output: epath.Path, tables: Tables, found: Sequence[Answer], kind: str
         given = [("records", tables.records), ("metrics", tables.metrics)]
         for name, table in [*given, *((answer.title, answer.table) for answer in found)]:
             if len(table):
-                content = table.to_csv(index=False).encode()
+                content = spreadsheet_safe(table).to_csv(index=False).encode()
                 page.write(output / f"{file_name(name)}.csv", content)
         return output
     wanted = list(figures.every(tables, found))
@@ -40,6 +43,17 @@ def write(output: epath.Path, tables: Tables, found: Sequence[Answer], kind: str
         name = f"{group} {figure.name}" if group == "trajectories" else figure.name
         page.write(output / f"{file_name(name)}.{kind}", content)
     return output
+
+
+def spreadsheet_safe(table: pd.DataFrame) -> pd.DataFrame:
+    """`table` with an apostrophe before each text that a spreadsheet would run as a formula."""
+
+    def safe(cell: object) -> object:
+        return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell
+
+    texts = [name for name in table if not pd.api.types.is_numeric_dtype(table[name])]
+    changed = {name: table[name].map(safe) for name in texts}
+    return table.assign(**changed).rename(columns=safe)
 
 
 def file_name(title: str) -> str:

@@ -124,8 +124,10 @@ function download(name, href) {
 function csv(rows) {
   const columns = [...new Set(rows.flatMap(Object.keys))];
   const quote = (value) => {
-    const text = value === null || value === undefined ? "" : String(value);
-    return /[",\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+    let text = value === null || value === undefined ? "" : String(value);
+    // A spreadsheet must not run a name as a formula.
+    if (typeof value === "string" && /^[=+\-@\t\r]/.test(text)) text = `'${text}`;
+    return /[",\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
   };
   const lines = [columns, ...rows.map((row) => columns.map((column) => row[column]))];
   return lines.map((line) => line.map(quote).join(",")).join("\n") + "\n";

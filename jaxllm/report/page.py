@@ -11,6 +11,7 @@ import dataclasses
 import html
 import json
 import os
+import re
 from collections.abc import Sequence
 from importlib import resources
 from string import Template
@@ -118,7 +119,7 @@ def render(tables: Tables, found: Sequence[Answer] = ()) -> str:
         linear="checked" if preferred_scale(tables.points) == "linear" else "",
         loss="" if LOSS in book.axes else "disabled",
         body=body,
-        data=_script_safe(json.dumps(data, separators=(",", ":"), allow_nan=False)),
+        data=_json(data),
         libraries=_script_safe(libraries.script()),
         script=_asset("page.js"),
     )
@@ -241,6 +242,12 @@ def _asset(name: str) -> str:
     return resources.files("jaxllm.report").joinpath(name).read_text(encoding="utf-8")
 
 
-def _script_safe(text: str) -> str:
-    """No `</script` or `<!--` may end or hide the script element that holds `text`."""
-    return text.replace("</script", "<\\/script").replace("<!--", "<\\!--")
+def _json(data: object) -> str:
+    """`data` as JSON without a letter that means something to HTML; all beyond ASCII is escaped."""
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def _script_safe(code: str) -> str:
+    """Our libraries' code, without what ends or hides the script element that holds it."""
+    return re.sub("<(/script|!--)", r"<\\\1", code, flags=re.IGNORECASE)

@@ -32,6 +32,7 @@ from jaxllm.analysis import (
     scaling_tokens,
 )
 from jaxllm.analysis.capabilities import is_share
+from jaxllm.errors import one_line
 from jaxllm.report import charts_findings as charts
 from jaxllm.report import numbers
 from jaxllm.report.charts import Chart, failure
@@ -99,7 +100,7 @@ def answers(
             made += found if isinstance(found, list) else [found]
         except Exception as error:  # one analysis is not worth the report
             reason = f"{type(error).__name__}: {error}"
-            logging.warning("The analysis %s failed: %s", title, reason)
+            logging.warning("The analysis %s failed: %s", title, one_line(reason))
             logging.debug("Its traceback:", exc_info=error)
             reason = f"This analysis failed: {reason}."
             made.append(Answer(question, title, reason, refused=True))

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from jaxllm.analysis.capabilities import AT_CHANCE, above_chance, is_share
+from jaxllm.errors import printable
 from jaxllm.report import numbers
 from jaxllm.report.tables import Tables, gather
 from jaxllm.trajectory.run import Run
@@ -31,7 +32,7 @@ def capability_table(tables: Tables, run: str, width: int = 100) -> str:
     """
     points = tables.points[tables.points.run == run]
     if points.empty:
-        return f"{run}: no checkpoint has been scored yet."
+        return printable(f"{run}: no checkpoint has been scored yet.")
     label = min(max(points.task.str.len().max() + 2, 12), 36)
     clocks = points.groupby("step")["tokens"].max()
     room = max((width - label - 9) // _CELL, 2)
@@ -55,7 +56,8 @@ def capability_table(tables: Tables, run: str, width: int = 100) -> str:
                 cells = [_cell(rows, step) for step in steps]
                 lines.append(_line(name, label, cells) + _chance(rows))
     return "\n".join(
-        line.rstrip() for line in [*lines, *_legend(tables, run, len(steps), len(clocks))]
+        printable(line.rstrip())
+        for line in [*lines, *_legend(tables, run, len(steps), len(clocks))]
     )
 
 

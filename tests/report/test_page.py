@@ -1,5 +1,6 @@
 """The report is one page that stands alone, draws in a browser, and hides nothing that is wrong."""
 
+import csv
 import dataclasses
 import json
 import math
@@ -9,17 +10,22 @@ import subprocess
 from html.parser import HTMLParser
 
 import altair as alt
+import pandas as pd
 import pytest
+from etils import epath
 
 from jaxllm import train
 from jaxllm.analyze import main as analyze
-from jaxllm.errors import UserError
-from jaxllm.report import page, tables
+from jaxllm.errors import UserError, one_line
+from jaxllm.report import export, page, questions, tables, terminal
+from jaxllm.trajectory.importers import Source
 from jaxllm.trajectory.records import Record
 from jaxllm.trajectory.run import Run
 from jaxllm.trajectory.store import TrajectoryStore
+from tests.analysis.simulated_suite import suite
 from tests.simulated_run import DOMAINS, TASKS, simulate
 
+NODE = shutil.which("node")
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 
@@ -146,6 +152,76 @@ def test_several_runs_differ_in_colour_and_share_the_charts(run_dir, tmp_path) -
     assert {f"Loss on {domain}" for domain in DOMAINS} <= set(charts)
     domain = charts["copying"]["layer"][-1]["encoding"]["color"]["scale"]["domain"]
     assert domain == ["simulated", "larger"]
+
+
+EVIL = (
+    "</SCRIPT><SCRIPT>document.title='owned'</SCRIPT>",
+    "<!--<script>",
+    '"><img src=x onerror=alert(1)>&lt;\u2028\u2029\x1b[2J',
+)
+
+
+@pytest.fixture
+def evil() -> tables.Tables:
+    """Two runs whose names, families, domains and tasks are each an attack on the page."""
+    records = suite(1, sizes=(1e8, 1e9), twins=1, tasks=3)
+    records["domain"] = records.task
+    for column in ("run", "family", "task", "domain"):
+        names = dict(zip(records[column].unique(), EVIL, strict=False))
+        records[column] = records[column].map(names)
+    none = pd.DataFrame({"run": pd.Series(dtype=str), "step": pd.Series(dtype="int64")})
+    return tables.gather([Source("evil", records, none)])
+
+
+def test_names_are_text_wherever_they_stand(evil) -> None:
+    text = page.render(evil, questions.answers(evil))
+    parsed = Page(text)
+    assert parsed.tags.count("script") == 3 and "img" not in parsed.tags
+    assert all(name.split("\x1b")[0].split("\u2028")[0] in parsed.text for name in EVIL)
+    between = re.search(r'id="report-data">(.*?)</script>\n<script type="module">', text)[1]
+    assert not set("<>&\u2028\u2029") & set(between)
+    assert {row["task"] for row in data_of(text)["records"]} == set(EVIL)
+    assert f"\n{EVIL[1]}" not in text
+
+
+def test_names_do_not_command_the_terminal(evil, capsys) -> None:
+    for run in evil.overviews:
+        assert "\x1b" not in terminal.capability_table(evil, run.run)
+        assert "\\x1b[2J" in terminal.capability_table(evil, run.run)
+    assert one_line(ValueError("a\x1b[2J\n b\u202e")) == r"a\x1b[2J b\u202e"
+
+
+def test_libraries_cannot_end_their_element(evil, monkeypatch) -> None:
+    code = "x = '</SCRIPT>' + '<!--' + '</script>' + (1 < 2)"
+    monkeypatch.setattr("jaxllm.report.libraries.script", lambda: code)
+    text = page.render(evil)
+    assert r"x = '<\/SCRIPT>' + '<\!--' + '<\/script>' + (1 < 2)" in text
+
+
+def test_no_cell_of_a_csv_file_is_a_formula(tmp_path) -> None:
+    names = ["=1+1", "+x", "-x", "@x", "\tx", "plain", "a-b"]
+    records = suite(1, sizes=(1e8,), twins=1, tasks=len(names))
+    records["task"] = records.task.map(dict(zip(records.task.unique(), names, strict=True)))
+    records["value"] -= 1.0
+    none = pd.DataFrame({"run": pd.Series(dtype=str), "step": pd.Series(dtype="int64")})
+    report = tables.gather([Source("formulas", records, none)])
+    export.write(epath.Path(tmp_path), report, questions.answers(report), "csv")
+    written = pd.read_csv(tmp_path / "records.csv")
+    assert set(written.task) == {"'=1+1", "'+x", "'-x", "'@x", "'\tx", "plain", "a-b"}
+    assert list(written.value) == pytest.approx(list(report.records.value))  # negative ones, too
+    for path in tmp_path.glob("*.csv"):
+        rows = csv.reader(path.open(newline=""))
+        cells = [cell for row in rows for cell in row if cell[:1] in ("=", "+", "-", "@", "\t")]
+        assert all(math.isfinite(float(cell)) for cell in cells), path
+
+
+@pytest.mark.skipif(NODE is None, reason="needs Node.js")
+def test_no_cell_of_the_page_s_own_csv_files_is_a_formula() -> None:
+    script = page._asset("page.js")
+    function = script[script.index("function csv(") : script.index("function downloadCsv(")]
+    call = "process.stdout.write(csv([{'=a': '=1+1', b: -1, c: '-x', d: 'a-b', e: '@\\r'}]))"
+    done = subprocess.run([NODE, "-e", function + call], capture_output=True, check=True)
+    assert done.stdout == b"'=a,b,c,d,e\n'=1+1,-1,'-x,a-b,\"'@\r\"\n"
 
 
 def spoil(run_dir) -> None:
