@@ -21,12 +21,12 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 import numpy as np
 
-from jaxllm.checkpoints.config import CheckpointConfig
-from jaxllm.checkpoints.manager import Checkpoints
-from jaxllm.checkpoints.manifest import Entry
 from jaxllm.models.batch import Batch
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.decoder import abstract_params
+from jaxllm.run.checkpoints import Checkpoints
+from jaxllm.run.config import CheckpointConfig
+from jaxllm.run.manifest import Entry
 from jaxllm.sharding.mesh import MeshConfig, make_mesh
 from jaxllm.training.config import OptimizerConfig, ScheduleConfig
 from jaxllm.training.optimizer import make_optimizer

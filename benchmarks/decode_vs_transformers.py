@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxllm.checkpoints import huggingface
+from jaxllm.interop import huggingface
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.decoder import Params, unstack
 from jaxllm.models.generation import generate

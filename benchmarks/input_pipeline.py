@@ -25,7 +25,7 @@ from jaxllm.data.config import DataConfig, VocabularyConfig
 from jaxllm.data.loader import Loader, open_source
 from jaxllm.data.packing import ConcatRows, empty_rows
 from jaxllm.data.store import TokenStore, TokenWriter
-from jaxllm.data.tokenise import Encoder
+from jaxllm.data.tokenize import Encoder
 from jaxllm.data.tokenizer_files import TokenizerFiles
 
 TOKENISE_MB_PER_SECOND, OPEN_SECONDS, WAIT_SHARE = 3.0, 1.0, 0.01

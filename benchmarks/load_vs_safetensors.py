@@ -4,7 +4,7 @@
 
 Writes a random LLaMA of about that size into a temporary directory (four shards), reads it once so
 that it is in the page cache, and then in turn with `safetensors.numpy.load_file` (every shard) and
-with `jaxllm.checkpoints.huggingface.load` onto a mesh of all devices (on CPUs: 4 virtual ones).
+with `jaxllm.interop.huggingface.load` onto a mesh of all devices (on CPUs: 4 virtual ones).
 Ours reads the same bytes, checks names and shapes, lays matrices out as JAX wants them (transposed
 and stacked over layers) and puts each device's part on it. Medians; the ratio is speed, ours over
 theirs: 1 is as fast, and 0.5 is what we hold ourselves to.
@@ -25,11 +25,11 @@ import jax
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from jaxllm.checkpoints.huggingface import load
-from jaxllm.checkpoints.huggingface.families import LLAMA
-from jaxllm.checkpoints.huggingface.fields import to_config
-from jaxllm.checkpoints.huggingface.run_export import DTYPES
-from jaxllm.checkpoints.huggingface.source import expected
+from jaxllm.interop.huggingface import load
+from jaxllm.interop.huggingface.checkpoint import expected
+from jaxllm.interop.huggingface.families import LLAMA
+from jaxllm.interop.huggingface.fields import to_config
+from jaxllm.interop.huggingface.run_export import DTYPES
 from jaxllm.models.config import ModelConfig
 from jaxllm.sharding.mesh import MeshConfig, make_mesh
 

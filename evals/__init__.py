@@ -3,7 +3,7 @@
 Add a benchmark by adding a module here; its tasks are found by name. Importing the modules reads
 no data and needs neither SeqIO nor TensorFlow. A module that can make a task for any name with a
 prefix (`bigbench_…`, `heldout_…`) has a dictionary FAMILIES: prefix -> function that declares it.
-`evals.mixtures` has names for several tasks at once.
+`jaxllm.evals.mixtures` has names for several tasks at once.
 """
 
 from __future__ import annotations
@@ -12,23 +12,29 @@ import difflib
 import functools
 import importlib
 import pkgutil
-import sys
 from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
 
-from evals.mixtures import expand
 from jaxllm.errors import UserError
+from jaxllm.evals.mixtures import expand
 from jaxllm.evaluation import tasks
+from jaxllm.evaluation.download import Upstream
 from jaxllm.evaluation.tasks import TaskDefinition
-from jaxllm.evaluation.upstream import Upstream
+
+
+@functools.cache
+def _modules() -> tuple[ModuleType, ...]:
+    """Every module here, imported, so that its tasks are declared."""
+    found = pkgutil.walk_packages(__path__, f"{__name__}.")
+    return tuple(importlib.import_module(module.name) for module in found)
 
 
 @functools.cache
 def _families() -> Mapping[str, Callable[[str], TaskDefinition]]:
-    """Imports every module here, so that its tasks are declared; returns their families."""
+    """The families of names that the modules declare."""
     families: dict[str, Callable[[str], TaskDefinition]] = {}
-    for module in pkgutil.iter_modules(__path__):
-        imported = importlib.import_module(f"{__name__}.{module.name}")
-        families |= getattr(imported, "FAMILIES", {})
+    for module in _modules():
+        families |= getattr(module, "FAMILIES", {})
     return families
 
 
@@ -41,19 +47,16 @@ def names() -> tuple[str, ...]:
 @functools.cache
 def groups() -> Mapping[str, tuple[str, ...]]:
     """The tasks, or further mixtures, that a name stands for."""
-    _families()
     found: dict[str, tuple[str, ...]] = {}
-    for module in pkgutil.iter_modules(__path__):
-        found |= getattr(sys.modules[f"{__name__}.{module.name}"], "MIXTURES", {})
+    for module in _modules():
+        found |= getattr(module, "MIXTURES", {})
     return found
 
 
 @functools.cache
 def sources() -> tuple[Upstream, ...]:
     """Where the benchmarks' files come from: what the modules say in UPSTREAM."""
-    _families()
-    modules = (sys.modules[f"{__name__}.{m.name}"] for m in pkgutil.iter_modules(__path__))
-    return tuple(source for module in modules for source in getattr(module, "UPSTREAM", ()))
+    return tuple(source for module in _modules() for source in getattr(module, "UPSTREAM", ()))
 
 
 def load(wanted: Sequence[str]) -> tuple[TaskDefinition, ...]:

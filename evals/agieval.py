@@ -19,12 +19,12 @@ from collections.abc import Iterator, Mapping
 
 from etils import epath
 
-from evals._latex import equivalent
-from evals._letters import LETTERS
-from evals._rows import Row, field, question, read_rows, texts
 from jaxllm.errors import UserError
+from jaxllm.evals._latex import equivalent
+from jaxllm.evals._letters import LETTERS
+from jaxllm.evals._rows import Row, field, question, read_rows, texts
+from jaxllm.evaluation.download import Upstream, github
 from jaxllm.evaluation.tasks import Choice, FewShot, Prompt, generation, multiple_choice
-from jaxllm.evaluation.upstream import Upstream, github
 
 UPSTREAM = (
     Upstream(

@@ -20,11 +20,11 @@ from collections.abc import Iterator, Mapping
 
 from etils import epath
 
-from evals._answers import extract
-from evals._rows import field, parts, read_object, read_text
 from jaxllm.errors import UserError
+from jaxllm.evals._answers import extract
+from jaxllm.evals._rows import field, parts, read_object, read_text
+from jaxllm.evaluation.download import Upstream, github
 from jaxllm.evaluation.tasks import FewShot, Prompt, generation
-from jaxllm.evaluation.upstream import Upstream, github
 
 COMMIT = "9ee07bd481feebf959a6b59d61ea57bdcf30964d"
 UPSTREAM = (

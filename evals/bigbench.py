@@ -23,10 +23,10 @@ from collections.abc import Iterator
 import numpy as np
 from etils import epath
 
-from evals._rows import Row, field, parts, question, read_object
 from jaxllm.errors import UserError
+from jaxllm.evals._rows import Row, field, parts, question, read_object
+from jaxllm.evaluation.download import Upstream
 from jaxllm.evaluation.tasks import Choice, FewShot, TaskDefinition, multiple_choice
-from jaxllm.evaluation.upstream import Upstream
 
 UPSTREAM = (
     Upstream("bigbench/", "https://github.com/google/BIG-bench/tree/main/bigbench/benchmark_tasks"),

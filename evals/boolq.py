@@ -13,9 +13,9 @@ from collections.abc import Iterator
 
 from etils import epath
 
-from evals._rows import field, place, question, read_rows
+from jaxllm.evals._rows import field, place, question, read_rows
+from jaxllm.evaluation.download import Upstream
 from jaxllm.evaluation.tasks import Choice, FewShot, multiple_choice
-from jaxllm.evaluation.upstream import Upstream
 
 UPSTREAM = (
     Upstream(

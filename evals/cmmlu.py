@@ -13,10 +13,10 @@ from collections.abc import Iterator
 
 from etils import epath
 
-from evals._letters import LETTERS, exam, lettered, letters
-from evals._rows import field, place, question, read_csv
+from jaxllm.evals._letters import LETTERS, exam, lettered, letters
+from jaxllm.evals._rows import field, place, question, read_csv
+from jaxllm.evaluation.download import Upstream, github
 from jaxllm.evaluation.tasks import Choice
-from jaxllm.evaluation.upstream import Upstream, github
 
 UPSTREAM = (
     Upstream(

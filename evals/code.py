@@ -22,11 +22,11 @@ from collections.abc import Iterator, Mapping
 
 from etils import epath
 
-from evals._rows import field, read_rows, texts
 from jaxllm.errors import UserError
+from jaxllm.evals._rows import field, read_rows, texts
 from jaxllm.evaluation import sandbox
+from jaxllm.evaluation.download import Upstream, github
 from jaxllm.evaluation.tasks import FewShot, Prompt, generation
-from jaxllm.evaluation.upstream import Upstream, github
 
 UPSTREAM = (
     Upstream(

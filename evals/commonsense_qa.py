@@ -12,10 +12,10 @@ from collections.abc import Iterator
 
 from etils import epath
 
-from evals._letters import lettered, letters
-from evals._rows import field, objects, place, question, read_rows
+from jaxllm.evals._letters import lettered, letters
+from jaxllm.evals._rows import field, objects, place, question, read_rows
+from jaxllm.evaluation.download import Upstream
 from jaxllm.evaluation.tasks import Choice, FewShot, multiple_choice
-from jaxllm.evaluation.upstream import Upstream
 
 UPSTREAM = (Upstream("commonsense_qa/", "https://www.tau-nlp.sites.tau.ac.il/commonsenseqa"),)
 

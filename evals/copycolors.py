@@ -12,9 +12,9 @@ from collections.abc import Iterator
 
 from etils import epath
 
-from evals._rows import field, question, read_rows, texts
+from jaxllm.evals._rows import field, question, read_rows, texts
+from jaxllm.evaluation.download import Upstream
 from jaxllm.evaluation.tasks import Choice, multiple_choice
-from jaxllm.evaluation.upstream import Upstream
 
 UPSTREAM = (Upstream("copycolors/", "https://github.com/allenai/OLMo-in-loop-evals"),)
 

@@ -17,10 +17,10 @@ from collections.abc import Iterator, Mapping
 
 from etils import epath
 
-from evals._rows import Row, field, parts, read_object, texts
 from jaxllm.errors import UserError
+from jaxllm.evals._rows import Row, field, parts, read_object, texts
+from jaxllm.evaluation.download import Upstream
 from jaxllm.evaluation.tasks import FewShot, Prompt, generation
-from jaxllm.evaluation.upstream import Upstream
 
 UPSTREAM = (
     Upstream("drop/", "https://s3-us-west-2.amazonaws.com/allennlp/datasets/drop/drop_dataset.zip"),

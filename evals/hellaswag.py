@@ -15,9 +15,9 @@ from collections.abc import Iterator
 
 from etils import epath
 
-from evals._rows import field, place, question, read_rows, texts
+from jaxllm.evals._rows import field, place, question, read_rows, texts
+from jaxllm.evaluation.download import Upstream, github
 from jaxllm.evaluation.tasks import Choice, FewShot, multiple_choice
-from jaxllm.evaluation.upstream import Upstream, github
 
 UPSTREAM = (
     Upstream(

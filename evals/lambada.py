@@ -15,10 +15,10 @@ from collections.abc import Iterator
 
 from etils import epath
 
-from evals._rows import Row, field, read_rows, read_text
 from jaxllm.errors import UserError
+from jaxllm.evals._rows import Row, field, read_rows, read_text
+from jaxllm.evaluation.download import Upstream
 from jaxllm.evaluation.tasks import FewShot, Prompt, cloze
-from jaxllm.evaluation.upstream import Upstream
 
 UPSTREAM = (
     Upstream(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from evals import agieval, ceval, cmmlu, mmlu
+from jaxllm.evals import agieval, ceval, cmmlu, mmlu
 from jaxllm.evaluation.tasks import split_shots
 
 # The domains of "The Fine Line" (arXiv 2404.01204). The paper's own table of tasks, shots and

@@ -24,10 +24,10 @@ from collections.abc import Callable, Iterator, Mapping
 
 from etils import epath
 
-from evals._rows import Row, field, objects, read_json, read_rows, texts
 from jaxllm.errors import UserError
+from jaxllm.evals._rows import Row, field, objects, read_json, read_rows, texts
+from jaxllm.evaluation.download import Upstream, github
 from jaxllm.evaluation.tasks import FewShot, Prompt, generation
-from jaxllm.evaluation.upstream import Upstream, github
 
 UPSTREAM = (
     Upstream(

@@ -15,11 +15,11 @@ from collections.abc import Iterator, Mapping
 
 from etils import epath
 
-from evals import _answers
-from evals._rows import field, parts, read_object
 from jaxllm.errors import UserError
+from jaxllm.evals import _answers
+from jaxllm.evals._rows import field, parts, read_object
+from jaxllm.evaluation.download import Upstream
 from jaxllm.evaluation.tasks import FewShot, Prompt, generation
-from jaxllm.evaluation.upstream import Upstream
 
 UPSTREAM = (Upstream("squad/", "https://rajpurkar.github.io/SQuAD-explorer/dataset/"),)
 

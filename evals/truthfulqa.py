@@ -15,10 +15,10 @@ from collections.abc import Iterator
 
 from etils import epath
 
-from evals._rows import Row, field, question, read_json
 from jaxllm.errors import UserError
+from jaxllm.evals._rows import Row, field, question, read_json
+from jaxllm.evaluation.download import Upstream
 from jaxllm.evaluation.tasks import Choice, multiple_choice
-from jaxllm.evaluation.upstream import Upstream
 
 UPSTREAM = (Upstream("truthfulqa/", "https://github.com/sylinrl/TruthfulQA/tree/main/data"),)
 

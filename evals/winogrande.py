@@ -13,10 +13,10 @@ from collections.abc import Iterator
 
 from etils import epath
 
-from evals._rows import field, place, question, read_rows
 from jaxllm.errors import UserError
+from jaxllm.evals._rows import field, place, question, read_rows
+from jaxllm.evaluation.download import Upstream
 from jaxllm.evaluation.tasks import Choice, FewShot, multiple_choice
-from jaxllm.evaluation.upstream import Upstream
 
 UPSTREAM = (
     Upstream(

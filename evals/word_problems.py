@@ -30,11 +30,11 @@ from typing import Any
 
 from etils import epath
 
-from evals._answers import number_score
-from evals._rows import Row, field, objects, read_json, read_rows, read_text
 from jaxllm.errors import UserError
+from jaxllm.evals._answers import number_score
+from jaxllm.evals._rows import Row, field, objects, read_json, read_rows, read_text
+from jaxllm.evaluation.download import Upstream, github
 from jaxllm.evaluation.tasks import FewShot, Prompt, generation
-from jaxllm.evaluation.upstream import Upstream, github
 
 UPSTREAM = (
     Upstream(

@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _write(args: argparse.Namespace, progress: Callable[[str], None]) -> PathLike[str]:
     """What the flags ask for, and where it is."""
     from jaxllm.report import export, page, questions, tables, tensorboard, terminal
-    from jaxllm.trajectory.run import Run
+    from jaxllm.run.run import Run
 
     sources, output = page.open_sources(args.sources, args.output)
     report = tables.gather(sources, args.tokens)

@@ -33,9 +33,9 @@ CONFIG_MODULES = (
     "jaxllm.sharding.mesh",
     "jaxllm.data.config",
     "jaxllm.training.config",
-    "jaxllm.checkpoints.config",
+    "jaxllm.run.config",
     "jaxllm.evaluation.config",
-    "jaxllm.health",
+    "jaxllm.report.alarms",
 )
 
 _GIN_FLAG = re.compile(r"^--gin\.([^=]+)=(.*)$", re.DOTALL)

@@ -27,7 +27,7 @@ from jaxllm import cli
 from jaxllm.errors import UserError
 
 if TYPE_CHECKING:
-    from jaxllm.checkpoints.huggingface.source import Source
+    from jaxllm.interop.huggingface.checkpoint import Source
     from jaxllm.models.config import ModelConfig
 
 PREFIX = "hf:"
@@ -72,8 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def import_series(args: Any) -> None:
     """hf:DIR, or a series of them, into a new run directory."""
-    from jaxllm.checkpoints.huggingface import run_import
-    from jaxllm.checkpoints.huggingface.whole import whole
+    from jaxllm.interop.huggingface import run_import
+    from jaxllm.interop.huggingface.whole import whole
 
     revisions = run_import.series(
         args.source.removeprefix(PREFIX), args.step or 0, int(args.tokens)
@@ -96,9 +96,9 @@ def open_run(model_dir: Path, source: Source) -> None:
     Raises:
       UserError: it is another's.
     """
-    from jaxllm.checkpoints.huggingface.fields import differences, to_model
-    from jaxllm.checkpoints.huggingface.source import read_json
-    from jaxllm.checkpoints.huggingface.whole import whole
+    from jaxllm.interop.huggingface.checkpoint import read_json
+    from jaxllm.interop.huggingface.fields import differences, to_model
+    from jaxllm.interop.huggingface.whole import whole
 
     if not (model_dir / "config.gin").exists():
         with whole(model_dir) as partial:
@@ -121,7 +121,7 @@ def begin_run(directory: Path, model_dir: Path, source: Path, model: ModelConfig
       source: the Hugging Face directory.
       model: what it holds.
     """
-    from jaxllm.checkpoints.huggingface.fields import DEFAULTS
+    from jaxllm.interop.huggingface.fields import DEFAULTS
 
     shutil.copyfile(source / CONFIG, directory / CONFIG)
     for name in TOKENIZER_FILES:
@@ -145,11 +145,11 @@ def begin_run(directory: Path, model_dir: Path, source: Path, model: ModelConfig
 
 def export(args: Any) -> None:
     """One checkpoint of a run, or several, into Hugging Face directories."""
-    from jaxllm.checkpoints.huggingface import run_export
-    from jaxllm.checkpoints.huggingface.whole import whole
-    from jaxllm.checkpoints.manager import available
     from jaxllm.evaluate import load_run, select
+    from jaxllm.interop.huggingface import run_export
+    from jaxllm.interop.huggingface.whole import whole
     from jaxllm.models.config import ModelConfig
+    from jaxllm.run.checkpoints import available
 
     if (args.step is None) == (args.steps is None):
         raise UserError("name the checkpoint with --step=N, or several with --steps=all or N,N")
@@ -175,8 +175,8 @@ def export(args: Any) -> None:
 
 def describe(model_dir: Path, model: ModelConfig, architecture: str | None) -> dict[str, Any]:
     """The config.json of a run: the one it came with, if it did and still fits, or a new one."""
-    from jaxllm.checkpoints.huggingface.fields import differences, to_config, to_model
-    from jaxllm.checkpoints.huggingface.source import read_json
+    from jaxllm.interop.huggingface.checkpoint import read_json
+    from jaxllm.interop.huggingface.fields import differences, to_config, to_model
 
     if (model_dir / CONFIG).exists():
         config = read_json(model_dir / CONFIG)
@@ -190,9 +190,9 @@ def describe(model_dir: Path, model: ModelConfig, architecture: str | None) -> d
 def _special_ids(model_dir: Path) -> dict[str, int | None]:
     """What begins, ends and pads a text of the run, by its vocabulary."""
     from jaxllm.data.config import DataConfig
-    from jaxllm.data.kept import kept_tokenizer
-    from jaxllm.data.tokenise import BYTE_BOS
+    from jaxllm.data.tokenize import BYTE_BOS
     from jaxllm.data.tokenizer_files import read
+    from jaxllm.run.data_identity import kept_tokenizer
 
     path = kept_tokenizer(str(model_dir))
     if path is not None:

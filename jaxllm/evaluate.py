@@ -38,9 +38,9 @@ from jaxllm.errors import UserError
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
-    from jaxllm.checkpoints.manifest import Entry
     from jaxllm.evaluation.evaluator import Evaluator
     from jaxllm.models.config import ModelConfig
+    from jaxllm.run.manifest import Entry
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -80,9 +80,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     published = open_published(args) if args.model_dir.startswith("hf:") else None
     load_run(args)
 
-    from jaxllm.checkpoints.manager import available
     from jaxllm.evaluation.config import EvalConfig
     from jaxllm.evaluation.resolve import resolve
+    from jaxllm.run.checkpoints import available
     from jaxllm.sharding.compiled import keep_compiled
     from jaxllm.sharding.mesh import MeshConfig, make_mesh
     from jaxllm.training.config import TrainConfig
@@ -125,7 +125,7 @@ def download(args: Any) -> int:
     config = EvalConfig()
     if args.tasks:
         config = dataclasses.replace(config, tasks=tuple(args.tasks.split(",")))
-    done = resolve.download(config)
+    done = resolve.download_files(config)
     print(f"{len(done.new)} files fetched, {len(done.kept)} were there")
     for url in sorted(set(done.by_hand.values())):
         names = [name for name, where in done.by_hand.items() if where == url]
@@ -157,7 +157,7 @@ class Published:
 
     def read(self, entry: Entry, model: ModelConfig, mesh: Mesh) -> Any:
         """The parameters of one of them on `mesh`."""
-        from jaxllm.checkpoints.huggingface.load import place
+        from jaxllm.interop.huggingface.load import place
 
         return place(self.sources[entry.step], model, mesh)
 
@@ -168,8 +168,8 @@ def open_published(args: Any) -> Published:
     Raises:
       UserError: something is wrong with it, or that directory belongs to another model.
     """
-    from jaxllm.checkpoints.huggingface import run_import
     from jaxllm.convert import open_run
+    from jaxllm.interop.huggingface import run_import
 
     where = args.model_dir.removeprefix("hf:")
     revisions = run_import.series(where, args.step, int(args.tokens))
@@ -277,7 +277,7 @@ class CheckpointScorer:
         import numpy as np
         from jax.experimental import multihost_utils
 
-        from jaxllm.checkpoints.manager import available
+        from jaxllm.run.checkpoints import available
 
         saved = [entry for entry in available(self._model_dir) if entry.kind != "preempted"]
         todo = [(e.step, m) for e in saved if (m := self._evaluator.missing(e.step))]
@@ -288,7 +288,7 @@ class CheckpointScorer:
 
     def _entry(self, step: int) -> Entry:
         """The checkpoint of a step that process 0 sees."""
-        from jaxllm.checkpoints.manager import available
+        from jaxllm.run.checkpoints import available
 
         while True:
             for entry in available(self._model_dir):
@@ -297,7 +297,7 @@ class CheckpointScorer:
             time.sleep(0.1)
 
     def _params(self, entry: Entry) -> Any:
-        from jaxllm.checkpoints.manager import restore_model
+        from jaxllm.run.checkpoints import restore_model
 
         if self._published:
             return self._published.read(entry, self._model, self._mesh)
@@ -317,9 +317,9 @@ def describe(record: Any) -> str:
 
 def make_evaluator(model_dir: str, model: ModelConfig, config: Any, mesh: Mesh) -> Evaluator:
     """The evaluator that the run in `model_dir` has."""
-    from jaxllm.checkpoints.config import CheckpointConfig
     from jaxllm.data import corpora
     from jaxllm.data.config import DataConfig
+    from jaxllm.run.config import CheckpointConfig
     from jaxllm.train import make_evaluator as evaluator_of
     from jaxllm.training.config import OptimizerConfig, ScheduleConfig, TrainConfig
     from jaxllm.training.experiment import Experiment

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import seqio
     from jax.sharding import Mesh
 
-    from jaxllm.evaluation.generating import Generator
+    from jaxllm.evaluation.inference import Generator
 
 HF = "hf:"
 
@@ -128,7 +128,7 @@ def make_generator(args: Any) -> Generator:
 
     sampling = Sampling(args.temperature, args.top_k, args.top_p)  # mistakes before the model
 
-    from jaxllm.evaluation.generating import Generator
+    from jaxllm.evaluation.inference import Generator
 
     mesh = make_mesh(MeshConfig())
     model, params, vocabulary = (from_huggingface if published else from_run)(args, mesh)
@@ -140,12 +140,13 @@ def from_run(args: Any, mesh: Mesh) -> tuple[Any, Any, seqio.Vocabulary]:
     """The model, parameters and vocabulary of a run's checkpoint."""
     import logging
 
-    from jaxllm.checkpoints.manager import available, restore_model
-    from jaxllm.data import corpora, kept
+    from jaxllm.data import corpora
     from jaxllm.data.config import DataConfig
     from jaxllm.data.vocabularies import build_vocabulary
     from jaxllm.evaluate import abstract_params, select
     from jaxllm.models.config import ModelConfig
+    from jaxllm.run import data_identity
+    from jaxllm.run.checkpoints import available, restore_model
 
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax's; errors come as errors
     entries = available(args.model_dir)
@@ -153,7 +154,7 @@ def from_run(args: Any, mesh: Mesh) -> tuple[Any, Any, seqio.Vocabulary]:
         raise UserError(f"{args.model_dir} has no checkpoints")
     if args.step is not None:
         entries = select(entries, str(args.step), args.model_dir)
-    model, data = ModelConfig(), kept.with_kept_vocabulary(args.model_dir, DataConfig())
+    model, data = ModelConfig(), data_identity.with_kept_vocabulary(args.model_dir, DataConfig())
     if data.vocabulary.path is None:
         corpora.resolve(data)
     params = restore_model(args.model_dir, entries[-1].step, abstract_params(model, mesh))
@@ -162,8 +163,8 @@ def from_run(args: Any, mesh: Mesh) -> tuple[Any, Any, seqio.Vocabulary]:
 
 def from_huggingface(args: Any, mesh: Mesh) -> tuple[Any, Any, seqio.Vocabulary]:
     """The model, parameters and vocabulary of a Hugging Face directory."""
-    from jaxllm.checkpoints import huggingface
     from jaxllm.data.vocabularies import from_directory
+    from jaxllm.interop import huggingface
 
     directory = args.model_dir.removeprefix(HF)
     vocabulary = from_directory(directory)

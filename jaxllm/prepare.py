@@ -111,7 +111,7 @@ def evaluation_sets(
     Raises:
       UserError: a task that was named has no file, or a file is damaged.
     """
-    import evals
+    from jaxllm import evals
     from jaxllm.evaluation.config import EvalConfig
     from jaxllm.evaluation.resolve import files
 

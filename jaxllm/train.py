@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
     from jaxllm.evaluation.config import EvalConfig
     from jaxllm.evaluation.evaluator import Evaluator
+    from jaxllm.run.run import Run
     from jaxllm.training.experiment import Experiment
     from jaxllm.training.loop import Outcome
-    from jaxllm.trajectory.run import Run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,11 +38,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Until the loop has something to save, a preempted machine may take the process at once.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 
-    from jaxllm.checkpoints.manager import check_writable
     from jaxllm.data import corpora
     from jaxllm.evaluation.config import EvalConfig
     from jaxllm.evaluation.resolve import resolve
-    from jaxllm.health import HealthConfig
+    from jaxllm.report.alarms import HealthConfig
+    from jaxllm.run.checkpoints import check_writable
     from jaxllm.sharding.compiled import keep_compiled
     from jaxllm.sharding.mesh import MeshConfig, make_mesh
     from jaxllm.training.experiment import Experiment
@@ -81,18 +81,18 @@ def run(
     import gin
     import jax
 
-    from jaxllm.data import kept
     from jaxllm.data.loader import Loader, open_source
-    from jaxllm.health import HealthWriter
+    from jaxllm.report.alarms import HealthWriter
     from jaxllm.report.tensorboard import TensorBoardWriter
+    from jaxllm.run import data_identity
     from jaxllm.training.loop import train
     from jaxllm.training.progress import Progress
     from jaxllm.training.writers import Writer
 
     source = open_source(experiment.data)
-    kept.check(experiment.model_dir, source.fingerprint)
+    data_identity.check(experiment.model_dir, source.fingerprint)
     if hosts.is_first():
-        kept.keep(experiment.model_dir, source.fingerprint, experiment.data)
+        data_identity.keep(experiment.model_dir, source.fingerprint, experiment.data)
 
     def open_batches(start: int) -> Loader:
         return Loader(
@@ -126,15 +126,15 @@ def run(
 
 def make_evaluator(experiment: Experiment, mesh: Mesh, config: EvalConfig) -> Evaluator:
     """Scores the run's tasks with its vocabulary, into its trajectory store."""
-    from jaxllm.data import kept
     from jaxllm.data.vocabularies import build_vocabulary
     from jaxllm.evaluation.evaluator import Evaluator
-    from jaxllm.trajectory.store import TrajectoryStore
+    from jaxllm.run import data_identity
+    from jaxllm.run.trajectory import TrajectoryStore
 
     return Evaluator(
         config,
         experiment.model,
-        build_vocabulary(kept.with_kept_vocabulary(experiment.model_dir, experiment.data)),
+        build_vocabulary(data_identity.with_kept_vocabulary(experiment.model_dir, experiment.data)),
         mesh,
         TrajectoryStore(experiment.model_dir),
         experiment.run_info,
@@ -167,7 +167,7 @@ def show(model_dir: str, scored: bool) -> None:
     What fails here is said in one line: the run itself has ended well.
     """
     from jaxllm.report import libraries, page, questions, tables, tensorboard, terminal
-    from jaxllm.trajectory.run import Run
+    from jaxllm.run.run import Run
 
     libraries.begin()
     run = Run(model_dir)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxllm.trajectory.records import Record
-from jaxllm.trajectory.store import TrajectoryStore
+from jaxllm.run.records import Record
+from jaxllm.run.trajectory import TrajectoryStore
 
 STEPS = (0, 10, 20, 40, 80, 120, 200, 300, 450, 600, 800, 1000)
 TOKENS_PER_STEP = 16384

@@ -11,12 +11,12 @@ import gin
 import pytest
 
 from jaxllm import cli, train
-from jaxllm.checkpoints.config import CheckpointConfig
 from jaxllm.data.config import DataConfig, VocabularyConfig
 from jaxllm.errors import UserError
 from jaxllm.evaluation.config import EvalConfig
-from jaxllm.health import HealthConfig
 from jaxllm.models.config import ModelConfig
+from jaxllm.report.alarms import HealthConfig
+from jaxllm.run.config import CheckpointConfig
 from jaxllm.sharding.mesh import MeshConfig
 from jaxllm.training.config import OptimizerConfig, ScheduleConfig, TrainConfig
 

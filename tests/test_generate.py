@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from jaxllm import convert, generate
 from jaxllm.data.vocabularies import ByteVocabulary, from_directory
 from jaxllm.errors import UserError
-from jaxllm.evaluation.generating import Detokenizer, Generator, Text
+from jaxllm.evaluation.inference import Detokenizer, Generator, Text
 from jaxllm.models.sampling import Sampling
 from tests.data.test_published_tokenizers import byte_level, llama
 from tests.evaluation.helpers import TINY, mesh, sharded_params

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from jaxllm.trajectory.records import OK
+from jaxllm.run.records import OK
 
 ENOUGH_TASKS = 5
 OTHER_TASKS = "single tasks"

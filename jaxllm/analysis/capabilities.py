@@ -14,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from jaxllm.trajectory.records import OK
+from jaxllm.run.records import OK
 
 STANDARD_ERRORS = 2.0
 

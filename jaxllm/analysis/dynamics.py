@@ -15,7 +15,7 @@ import pandas as pd
 from scipy import stats
 
 from jaxllm.analysis.capabilities import charted, lower_is_better
-from jaxllm.trajectory.records import OK
+from jaxllm.run.records import OK
 
 Array = npt.NDArray[np.float64]
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from jaxllm.trajectory.records import OK
+from jaxllm.run.records import OK
 
 Key = tuple[str, int, str, str]
 """Task, shots, metric, task version: what has to agree before two values are comparable."""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pandas as pd
 
-from jaxllm.trajectory.records import OK
+from jaxllm.run.records import OK
 
 LEVEL = 0.95
 DRAWS = 400
@@ -55,7 +55,7 @@ def points(records: pd.DataFrame, task: str, **metrics: str) -> pd.DataFrame:
     """The input of the scaling fits from the records table: a row per run and checkpoint.
 
     Args:
-      records: Columns of `jaxllm.trajectory.records.Record`.
+      records: Columns of `jaxllm.run.records.Record`.
       task: The task whose metrics to take.
       **metrics: Name of the column = name of the metric, e.g. `loss="bits_per_byte"`, or
         `soft="answer_bits_per_byte", accuracy="accuracy"` for a ladder.

@@ -51,8 +51,8 @@ class DataConfig:
 
     Attributes:
       mixture_or_task_name: a SeqIO mixture or task with a `text` feature. The names that exist
-        without further modules: the domains of `jaxllm.data.embedded` and `generated`, those under
-        corpus_dir, those of `tfds`, and the mixtures `embedded`, `corpus_dir` and `tfds` of them.
+        without further modules: the domains of `jaxllm.evals.probes`, those under corpus_dir,
+        those of `tfds`, and the mixtures `embedded`, `corpus_dir` and `tfds` of them.
       sequence_length: tokens of a row.
       batch_size: rows of a global batch, over all hosts.
       weights: domain -> share of the rows (any positive scale), in place of the mixture's rates.

@@ -4,7 +4,7 @@ A SeqIO task says what the text of a domain is: it has one feature, the string `
 vocabulary the text is read with belongs to the run, so tokenising happens in `prepare`. Tasks that
 a user registers (DataConfig.modules) enter in the same way as the ones made here:
 
-    the domains of `jaxllm.data.embedded` and `jaxllm.data.generated`     mixture `embedded`
+    the domains of `embedded` and `generated` in `jaxllm.evals.probes`     mixture `embedded`
     the directories under DataConfig.corpus_dir                           mixture `corpus_dir`
     the TFDS data sets of DataConfig.tfds                                 mixture `tfds`
 
@@ -29,10 +29,10 @@ from etils import epath
 from jaxllm.data.config import DataConfig
 from jaxllm.data.readers import OnBad, file_format, read_documents, refuse
 from jaxllm.errors import UserError
-from jaxllm.imports import import_seqio
+from jaxllm.runtime import import_seqio
 
 SPLITS = {"train": ("train",), "validation": ("valid", "dev"), "test": ("test",)}
-MODULES = ("jaxllm.data.embedded", "jaxllm.data.generated")
+MODULES = ("jaxllm.evals.probes.embedded", "jaxllm.evals.probes.generated")
 
 
 class Corpus(Protocol):

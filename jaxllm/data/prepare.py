@@ -19,7 +19,7 @@ from pathlib import Path
 from jaxllm.data.cache import publishing, remove_abandoned
 from jaxllm.data.config import DataConfig
 from jaxllm.data.store import FORMAT_VERSION, TokenStore, TokenWriter
-from jaxllm.data.tokenise import Encoder, Tokens, encode_batches
+from jaxllm.data.tokenize import Encoder, Tokens, encode_batches
 from jaxllm.data.tokenizer_files import TokenizerFiles
 from jaxllm.errors import UserError
 

@@ -22,7 +22,7 @@ from jaxllm.data import corpora
 from jaxllm.data.cache import publishing
 from jaxllm.data.config import DataConfig, VocabularyConfig
 from jaxllm.data.permutation import derive_key
-from jaxllm.data.tokenise import BYTE_BOS, BYTE_VOCAB_SIZE
+from jaxllm.data.tokenize import BYTE_BOS, BYTE_VOCAB_SIZE
 from jaxllm.data.tokenizer_files import TokenizerFiles, read
 from jaxllm.errors import UserError
 

@@ -32,8 +32,8 @@ from jaxllm.evaluation.work import Work, prepare
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.decoder import Params
 from jaxllm.models.sampling import GREEDY, Sampling
-from jaxllm.trajectory.records import Record, RunInfo
-from jaxllm.trajectory.store import TrajectoryStore
+from jaxllm.run.records import Record, RunInfo
+from jaxllm.run.trajectory import TrajectoryStore
 
 __all__ = ["Evaluator", "Interrupted"]
 
@@ -163,22 +163,22 @@ class Evaluator:
         if name not in self._drivers:
             import seqio
 
-            from jaxllm.evaluation import seqio_tasks
+            from jaxllm.evaluation import seqio_adapter
 
             task = self.definitions[name]
-            seqio_tasks.register(
-                seqio_tasks.EvalTask(task, self._files[name], self._config.max_examples)
+            seqio_adapter.register(
+                seqio_adapter.EvalTask(task, self._files[name], self._config.max_examples)
             )
             driver = seqio.Evaluator(
                 name,
-                seqio_tasks.TextFeatureConverter(),
-                eval_split=seqio_tasks.SPLIT,
-                logger_cls=(functools.partial(seqio_tasks.TrajectoryLogger, sink=self._log),),
+                seqio_adapter.TextFeatureConverter(),
+                eval_split=seqio_adapter.SPLIT,
+                logger_cls=(functools.partial(seqio_adapter.TrajectoryLogger, sink=self._log),),
                 log_dir=str(self._store.path),
                 async_compute_metrics=False,
             )
             rows = driver.cached_task_datasets[name].as_numpy_iterator()
-            examples = seqio_tasks.examples_of(task, rows)
+            examples = seqio_adapter.examples_of(task, rows)
             self._work[name] = prepare(
                 task, examples, self._vocabulary, self._scorer, self._samples(task)
             )

@@ -9,13 +9,13 @@ import os
 
 from etils import epath
 
-import evals
-from evals._sums import SUMS
+from jaxllm import evals
 from jaxllm.errors import UserError
-from jaxllm.evaluation import upstream
+from jaxllm.evals._sums import SUMS
+from jaxllm.evaluation import download
 from jaxllm.evaluation.config import EvalConfig
+from jaxllm.evaluation.download import Fetched
 from jaxllm.evaluation.tasks import TaskDefinition, split_shots
-from jaxllm.evaluation.upstream import Fetched
 
 
 def resolve(config: EvalConfig) -> dict[str, tuple[TaskDefinition, tuple[epath.Path, ...]]]:
@@ -48,7 +48,7 @@ def files(task: TaskDefinition, config: EvalConfig) -> tuple[epath.Path, ...]:
     return tuple(_find(task.name, root, name) for name in names)
 
 
-def download(config: EvalConfig) -> Fetched:
+def download_files(config: EvalConfig) -> Fetched:
     """Fetches the files of the run's tasks, or of all that have a name, at any number of shots.
 
     Raises:
@@ -61,7 +61,7 @@ def download(config: EvalConfig) -> Fetched:
         for task in evals.load(wanted)
         for name in task.reads + (task.few_shot.reads if task.few_shot else ())
     )
-    return upstream.fetch(tuple(names), root, evals.sources(), SUMS)
+    return download.fetch(tuple(names), root, evals.sources(), SUMS)
 
 
 def _directory(config: EvalConfig, what_for: str) -> epath.Path:
@@ -79,8 +79,8 @@ def _find(task: str, root: epath.Path, name: str) -> epath.Path:
     for path in (root / name, root / f"{name}.gz"):
         if path.exists():
             return path
-    source = upstream.source_of(name, evals.sources())
-    if source and (source.sha256 or upstream.packed(name, SUMS)):
+    source = download.source_of(name, evals.sources())
+    if source and (source.sha256 or download.packed(name, SUMS)):
         base, _ = split_shots(task)
         way = f"`python -m jaxllm.evaluate --download --tasks={base}` brings it"
     else:

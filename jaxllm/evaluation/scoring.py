@@ -16,7 +16,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from jaxllm.evaluation.generating import Continuer, Detokenizer, Text, end_ids
+from jaxllm.evaluation.inference import Continuer, Detokenizer, Text, end_ids
 from jaxllm.evaluation.packing import Packed, row_lengths
 from jaxllm.evaluation.spans import Tokenizer
 from jaxllm.models.batch import TreeBatch

@@ -11,7 +11,7 @@ neither SeqIO nor TensorFlow is imported:
 `examples` runs once, when the task is first scored. A task that lives in files names them
 (`reads`, relative to EvalConfig.data_dir); they are looked for before training starts, and
 `examples` is then called with their paths. A task that has a `FewShot` is there at any number of
-shots: `capitals_5shot`. `jaxllm.evaluation.seqio_tasks` makes the SeqIO task.
+shots: `capitals_5shot`. `jaxllm.evaluation.seqio_adapter` makes the SeqIO task.
 
 Domains in use: examination, knowledge, reading, commonsense, reasoning, math, code, language.
 """

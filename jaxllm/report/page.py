@@ -21,14 +21,14 @@ import pandas as pd
 from altair.utils.schemapi import debug_mode
 from etils import epath
 
+from jaxllm.interop.importers import Source, is_import, open_source
 from jaxllm.report import charts, figures, libraries, numbers, questions, sections
 from jaxllm.report.axes import LOSS, axes, preferred_scale
 from jaxllm.report.figures import Figure
 from jaxllm.report.questions import Answer, answers
 from jaxllm.report.tables import HEALTH, Tables, gather
 from jaxllm.report.theme import COLOURS, chart_config, style_variables
-from jaxllm.trajectory.importers import Source, is_import, open_source
-from jaxllm.trajectory.run import Run
+from jaxllm.run.run import Run
 
 
 def build(
@@ -38,7 +38,7 @@ def build(
 
     Args:
       run_dirs: Run directories, local or `gs://`, and other sources as
-        `jaxllm.trajectory.importers` names them.
+        `jaxllm.interop.importers` names them.
       output: The directory for index.html; default: report/ in the run's directory, or in the
         working directory when there are several runs or they are imported.
 

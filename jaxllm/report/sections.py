@@ -10,7 +10,7 @@ from jaxllm.analysis import capabilities as analysis
 from jaxllm.report import numbers, readings, summary
 from jaxllm.report.questions import Answer
 from jaxllm.report.tables import Overview, Tables
-from jaxllm.trajectory.records import OK
+from jaxllm.run.records import OK
 
 GROWTH_INTRODUCTION = """<p class="intro">A row per task, in the order in which they left chance.
 The stronger the colour, the more of its gain a task has made: from chance (or from the first

@@ -13,12 +13,12 @@ import pandas as pd
 
 from jaxllm.analysis import capabilities as analysis
 from jaxllm.analysis.benchmarks import pooled
+from jaxllm.interop.importers import Source
 from jaxllm.report import numbers
 from jaxllm.report.axes import CLOCKS
 from jaxllm.report.theme import DISTINCT
-from jaxllm.trajectory.importers import Source
-from jaxllm.trajectory.records import OK
-from jaxllm.trajectory.run import Run
+from jaxllm.run.records import OK
+from jaxllm.run.run import Run
 
 BAND = 1.96
 _POINTS_PER_CURVE = 1200
@@ -130,7 +130,7 @@ def gather(sources: Sequence[Run | Source], budget_tokens: float = math.nan) -> 
     """Reads `sources` into the tables of one report; runs of the same name are numbered.
 
     Args:
-      sources: Run directories, and what `jaxllm.trajectory.importers.open_source` returns.
+      sources: Run directories, and what `jaxllm.interop.importers.open_source` returns.
       budget_tokens: Tokens at the end of the runs of directories, where their config is not to
         be believed.
     """

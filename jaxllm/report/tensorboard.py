@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from absl import logging
 from etils import epath
 
-from jaxllm.trajectory.records import OK, Record
+from jaxllm.run.records import OK, Record
 
 if TYPE_CHECKING:
     from jaxllm.report.figures import Figure
@@ -89,7 +89,7 @@ class TensorBoardWriter:
     def write_figures(self, step: int) -> None:
         """Draws the trajectories of every domain, as far as they are stored, as images."""
         from jaxllm.report import figures, tables
-        from jaxllm.trajectory.run import Run
+        from jaxllm.run.run import Run
 
         if not (epath.Path(self._model_dir) / "trajectory").exists():
             return

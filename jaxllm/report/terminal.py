@@ -12,7 +12,7 @@ from jaxllm.analysis.capabilities import AT_CHANCE, above_chance, is_share
 from jaxllm.errors import printable
 from jaxllm.report import numbers
 from jaxllm.report.tables import Tables, gather
-from jaxllm.trajectory.run import Run
+from jaxllm.run.run import Run
 
 MARK = "*"
 _CELL = 8

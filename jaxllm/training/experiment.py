@@ -9,16 +9,16 @@ from typing import Any, Protocol
 
 import jax
 
-from jaxllm.checkpoints.config import CheckpointConfig
-from jaxllm.checkpoints.schedule import preserved, scheduled_steps
 from jaxllm.data.config import DataConfig
 from jaxllm.errors import UserError
 from jaxllm.models.batch import Batch
 from jaxllm.models.config import ModelConfig
+from jaxllm.run.config import CheckpointConfig
+from jaxllm.run.records import RunInfo
+from jaxllm.run.schedule import preserved, scheduled_steps
 from jaxllm.sharding.rules import check_batch_divides
 from jaxllm.training.config import OptimizerConfig, ScheduleConfig, TrainConfig
 from jaxllm.training.schedule import make_schedule
-from jaxllm.trajectory.records import RunInfo
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,12 +12,12 @@ from typing import NamedTuple
 
 import jax
 
-from jaxllm.training.clock import Lap
 from jaxllm.training.experiment import Batches, Evaluator, Experiment, Source
 from jaxllm.training.preemption import Preemption
 from jaxllm.training.progress import Progress
-from jaxllm.training.session import Session
 from jaxllm.training.step import device_batch
+from jaxllm.training.timer import Lap
+from jaxllm.training.trainer import Session
 from jaxllm.training.writers import Writer
 
 

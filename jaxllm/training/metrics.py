@@ -13,9 +13,9 @@ import numpy as np
 from jaxllm.errors import UserError
 from jaxllm.models.config import ModelConfig
 from jaxllm.sharding.chips import peak_flops, utilisation
-from jaxllm.training.clock import Clock, Lap
 from jaxllm.training.progress import Progress
 from jaxllm.training.step import StepMetrics
+from jaxllm.training.timer import Clock, Lap
 from jaxllm.training.watchdog import Watchdog
 from jaxllm.training.writers import Writer
 

@@ -7,8 +7,8 @@ import time
 
 from etils import epath
 
-from jaxllm.checkpoints import jsonl
-from jaxllm.training.clock import Lap
+from jaxllm.run import jsonl
+from jaxllm.training.timer import Lap
 from jaxllm.training.writers import FILE_NAME as METRICS
 
 FILE_NAME = "restarts.jsonl"

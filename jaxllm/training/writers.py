@@ -7,13 +7,13 @@ from typing import Any, Protocol
 
 from etils import epath
 
-from jaxllm.checkpoints import jsonl
+from jaxllm.run import jsonl
 
 FILE_NAME = "metrics.jsonl"
 
 
 class Writer(Protocol):
-    """Receives what a run measures. `Sequence[Any]` are `jaxllm.trajectory.records.Record`s."""
+    """Receives what a run measures. `Sequence[Any]` are `jaxllm.run.records.Record`s."""
 
     def write_metrics(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Takes a line of metrics: numbers, or None where there is no value."""

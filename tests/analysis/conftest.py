@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from jaxllm.trajectory.importers import open_source
+from jaxllm.interop.importers import open_source
 
 
 @pytest.fixture(scope="session")

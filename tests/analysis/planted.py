@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from jaxllm.trajectory.records import COLUMNS, Record
+from jaxllm.run.records import COLUMNS, Record
 
 LOG_STEPS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000, 2000, 4000, 8000, 16000, 32000, 64000)
 

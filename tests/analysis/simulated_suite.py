@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from jaxllm.trajectory.records import COLUMNS, Record
+from jaxllm.run.records import COLUMNS, Record
 
 SIZES = (70e6, 160e6, 410e6, 1.0e9, 2.8e9, 6.9e9)
 TOKENS = 300e9

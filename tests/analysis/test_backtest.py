@@ -9,7 +9,7 @@ import pytest
 from jaxllm.analysis.backtest import Backtest, backtest
 from jaxllm.analysis.benchmarks import OTHER_TASKS, benchmarks
 from jaxllm.analysis.forecast import ALONE
-from jaxllm.trajectory.importers import open_source
+from jaxllm.interop.importers import open_source
 from tests.analysis.simulated_suite import TOKENS, suite
 
 MADE = ["run", "task", "last", "log_linear", "forecast", "low", "high", "stderr", "finished_runs"]

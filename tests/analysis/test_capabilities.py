@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxllm.analysis import capabilities as analysis
-from jaxllm.trajectory.records import COLUMNS, Record
-from jaxllm.trajectory.run import Run
+from jaxllm.run.records import COLUMNS, Record
+from jaxllm.run.run import Run
 from tests.simulated_run import STEPS, TASKS, simulate, true_value
 
 

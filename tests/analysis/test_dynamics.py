@@ -13,7 +13,7 @@ from jaxllm.analysis.dynamics_relations import correlations
 from jaxllm.analysis.dynamics_sizes import collapse, efficiency
 from jaxllm.analysis.dynamics_unseen import unseen_tasks
 from jaxllm.analysis.emergence import emergence
-from jaxllm.trajectory.records import COLUMNS
+from jaxllm.run.records import COLUMNS
 from tests.analysis.planted import LOG_STEPS, broken, sigmoid, table
 
 ANALYSES = (

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from jaxllm.analysis.dynamics_sizes import collapse, efficiency
-from jaxllm.trajectory.importers import open_source
+from jaxllm.interop.importers import open_source
 from tests.analysis.planted import sigmoid, table
 
 SIZES = (1e8, 3e8, 1e9, 3e9, 1e10)

@@ -10,7 +10,7 @@ from scipy import stats
 
 from jaxllm.analysis import capabilities, checks_loss, checks_tasks, health
 from jaxllm.analysis.checks import ALPHA, discoveries, trend
-from jaxllm.trajectory.importers import open_source
+from jaxllm.interop.importers import open_source
 from tests.simulated_run import simulate
 
 STEPS = 2000

@@ -10,7 +10,7 @@ from scipy import optimize, special
 
 from jaxllm.analysis import scaling_fit
 from jaxllm.analysis.scaling_fit import Estimate
-from jaxllm.trajectory.records import COLUMNS, Record
+from jaxllm.run.records import COLUMNS, Record
 
 
 def saturating(x):

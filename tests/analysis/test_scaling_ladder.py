@@ -85,7 +85,7 @@ def test_published_runs_above_the_ladder(shared_data) -> None:
     path = shared_data / "reference" / "scaling_overtraining"
     with gzip.open(path / "models.jsonl.gz", "rt") as lines:
         models = [json.loads(line) for line in lines]
-    with gzip.open(path / "evals.jsonl.gz", "rt") as lines:
+    with gzip.open(path / "jaxllm.evals.jsonl.gz", "rt") as lines:
         results = [json.loads(line) for line in lines]
     scores = {r["file"].split("evaluation_")[1].split("_heavy")[0]: r for r in results}
     rows = []

@@ -9,10 +9,11 @@ import seqio
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from jaxllm.data import corpora, embedded, generated
+from jaxllm.data import corpora
 from jaxllm.data.config import DataConfig
 from jaxllm.data.prepare import prepare
 from jaxllm.errors import UserError
+from jaxllm.evals.probes import embedded, generated
 from tests.data.conftest import texts
 
 

@@ -16,7 +16,7 @@ from jaxllm.data.cache import publishing, remove_abandoned
 from jaxllm.data.config import DataConfig, VocabularyConfig
 from jaxllm.data.prepare import PreparedDomain, prepare
 from jaxllm.data.store import TokenStore
-from jaxllm.data.tokenise import BYTE_BOS, BYTE_EOS, BYTE_OFFSET, encode_batches
+from jaxllm.data.tokenize import BYTE_BOS, BYTE_EOS, BYTE_OFFSET, encode_batches
 from jaxllm.data.tokenizer_files import TokenizerFiles
 from jaxllm.errors import UserError
 from tests.conftest import REPOSITORY
@@ -88,7 +88,7 @@ def test_workers_give_the_same_bytes(config: DataConfig, tmp_path: Path, monkeyp
 
 def test_workers_load_neither_jax_nor_tensorflow() -> None:
     code = (
-        "import sys, jaxllm.data.tokenise as t; t.Encoder(t.TokenizerFiles('bytes'))(['a'])\n"
+        "import sys, jaxllm.data.tokenize as t; t.Encoder(t.TokenizerFiles('bytes'))(['a'])\n"
         "import sentencepiece\n"
         "assert not {'jax', 'tensorflow', 'seqio', 'grain'} & set(sys.modules)"
     )
@@ -104,7 +104,7 @@ def test_a_failing_reader_ends_the_workers() -> None:
         list(encode_batches(broken(), TokenizerFiles("bytes"), workers=2))
     children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
     for child in children:
-        assert "jaxllm.data.tokenise" not in Path(f"/proc/{child}/cmdline").read_text()
+        assert "jaxllm.data.tokenize" not in Path(f"/proc/{child}/cmdline").read_text()
 
 
 def test_a_few_bad_lines_are_counted_and_many_are_fatal(

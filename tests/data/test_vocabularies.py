@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from jaxllm.data import corpora, vocabularies
 from jaxllm.data.config import DataConfig, VocabularyConfig
-from jaxllm.data.tokenise import Encoder
+from jaxllm.data.tokenize import Encoder
 from jaxllm.data.tokenizer_files import TokenizerFiles
 from jaxllm.errors import UserError
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from evals import _answers, coqa, drop, squad, word_problems
+from jaxllm.evals import _answers, coqa, drop, squad, word_problems
 from jaxllm.evaluation.tasks import Prompt
 
 

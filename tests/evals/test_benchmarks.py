@@ -4,10 +4,10 @@ import gzip
 
 import pytest
 
-import evals
-from evals import heldout
-from evals._rows import read_json, read_rows
+from jaxllm import evals
 from jaxllm.errors import UserError
+from jaxllm.evals import heldout
+from jaxllm.evals._rows import read_json, read_rows
 from jaxllm.evaluation.config import EvalConfig
 from jaxllm.evaluation.resolve import files, resolve
 from jaxllm.evaluation.tasks import Choice, Prompt

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-import evals
+from jaxllm import evals
 from jaxllm.errors import UserError
 from jaxllm.evaluation import metrics
 from jaxllm.evaluation.config import EvalConfig

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-import evals
+from jaxllm import evals
 from jaxllm.evaluation.config import EvalConfig
 from jaxllm.evaluation.resolve import files
 from jaxllm.evaluation.shots import with_solved_examples
@@ -235,7 +235,7 @@ def test_every_subject_is_introduced_as_in_the_harness():
 
 def test_answers_of_agieval_are_compared_as_in_the_harness(eval_dir):
     utils = pytest.importorskip("lm_eval.tasks.agieval.utils")
-    from evals._latex import equivalent
+    from jaxllm.evals._latex import equivalent
 
     answers = [row["answer"] for row in rows(eval_dir / "agieval/gaokao-mathcloze.jsonl.gz")]
     answers += [

@@ -5,10 +5,10 @@ import json
 
 import pytest
 
-import evals
-from evals import agieval, anli, ceval, hellaswag, superglue, truthfulqa
-from evals._rows import read_csv, read_labelled
+from jaxllm import evals
 from jaxllm.errors import UserError
+from jaxllm.evals import agieval, anli, ceval, hellaswag, superglue, truthfulqa
+from jaxllm.evals._rows import read_csv, read_labelled
 from jaxllm.evaluation.config import EvalConfig
 from jaxllm.evaluation.resolve import files
 from jaxllm.evaluation.tasks import Choice, Prompt

@@ -4,9 +4,9 @@ import collections
 
 import pytest
 
-import evals
-from evals import mixtures
+from jaxllm import evals
 from jaxllm.errors import UserError
+from jaxllm.evals import mixtures
 from jaxllm.evaluation.config import EvalConfig
 from jaxllm.evaluation.resolve import resolve
 

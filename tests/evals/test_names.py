@@ -5,11 +5,11 @@ import sys
 
 import pytest
 
-import evals
+from jaxllm import evals
 from jaxllm.errors import UserError
 from jaxllm.evaluation import tasks
 from jaxllm.evaluation.tasks import Choice, Prompt
-from jaxllm.trajectory import known_tasks
+from jaxllm.interop.importers import known_tasks
 
 
 def _examples():

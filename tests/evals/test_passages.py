@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-import evals
-from evals import bbh, bigbench
-from evals._rows import read_json
+from jaxllm import evals
 from jaxllm.errors import UserError
+from jaxllm.evals import bbh, bigbench
+from jaxllm.evals._rows import read_json
 from jaxllm.evaluation.config import EvalConfig
 from jaxllm.evaluation.resolve import files
 from jaxllm.evaluation.shots import with_solved_examples

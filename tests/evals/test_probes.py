@@ -8,10 +8,9 @@ import re
 import numpy as np
 import pytest
 
-import evals
-from evals import probes_context, probes_math
-from evals.probe_tools import numbers_near
-from jaxllm.data import embedded, generated
+from jaxllm import evals
+from jaxllm.evals.probes import context, embedded, generated, numbers
+from jaxllm.evals.probes.tools import numbers_near
 
 CHOICE = (
     "closing_bracket", "keyword", "indentation", "word_order", "docstring_continuation",
@@ -191,7 +190,7 @@ def test_rows_facts_and_labels_answer_themselves(examples):
         word = asked.removesuffix(" :")
         assert labels[category[word]] == example.options[example.answer].strip()
         assert word not in example.context.rsplit(" , ", 1)[0].split()
-        assert len(shots) == probes_context._SHOTS
+        assert len(shots) == context._SHOTS
 
 
 def test_math_is_right_and_held_out(examples):
@@ -207,7 +206,7 @@ def test_math_is_right_and_held_out(examples):
         step = shown[1] - shown[0]
         assert (shown[0], step) in rows
         assert int(example.options[example.answer]) == shown[-1] + step
-    assert len(list(probes_math.counting())) >= 150
+    assert len(list(numbers.counting())) >= 150
 
 
 @pytest.mark.parametrize("value", [0, 1, 5, 50, 95, 98, 99])

@@ -5,7 +5,7 @@ import dataclasses
 
 import pytest
 
-import evals
+from jaxllm import evals
 from jaxllm.evaluation.config import EvalConfig
 from jaxllm.evaluation.resolve import files
 from jaxllm.evaluation.tasks import Choice, Prompt

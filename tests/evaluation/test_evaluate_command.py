@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import sentencepiece
 
-from jaxllm.trajectory.store import TrajectoryStore
+from jaxllm.run.trajectory import TrajectoryStore
 
 GIN = """
 include "base.gin"

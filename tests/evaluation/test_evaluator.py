@@ -12,10 +12,10 @@ from jaxllm.errors import UserError
 from jaxllm.evaluation import tasks
 from jaxllm.evaluation.config import EvalConfig
 from jaxllm.evaluation.evaluator import Evaluator, Interrupted
-from jaxllm.evaluation.seqio_tasks import EvalTask, examples_of, register
+from jaxllm.evaluation.seqio_adapter import EvalTask, examples_of, register
 from jaxllm.evaluation.tasks import Choice, Document, Prompt
-from jaxllm.trajectory.records import RunInfo
-from jaxllm.trajectory.store import TrajectoryStore
+from jaxllm.run.records import RunInfo
+from jaxllm.run.trajectory import TrajectoryStore
 from tests.evaluation.helpers import TINY, Bytes, mesh, sharded_params
 
 RUN = RunInfo(run="tiny", family="tinies", params=1234)

@@ -6,8 +6,7 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-import evals
-from jaxllm import prepare
+from jaxllm import evals, prepare
 from jaxllm.errors import UserError
 from jaxllm.evaluation import tasks
 from jaxllm.evaluation.overlap import GRAM, Overlap, words

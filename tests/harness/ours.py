@@ -8,14 +8,14 @@ from unittest import mock
 import jax
 import pandas as pd
 
-from jaxllm.checkpoints import huggingface
 from jaxllm.data import vocabularies
-from jaxllm.evaluation import seqio_tasks
+from jaxllm.evaluation import seqio_adapter
 from jaxllm.evaluation.config import EvalConfig
 from jaxllm.evaluation.evaluator import Evaluator
+from jaxllm.interop import huggingface
+from jaxllm.run.records import Record, RunInfo
+from jaxllm.run.trajectory import TrajectoryStore
 from jaxllm.sharding.mesh import MeshConfig, make_mesh
-from jaxllm.trajectory.records import Record, RunInfo
-from jaxllm.trajectory.store import TrajectoryStore
 
 
 class Scored:
@@ -36,7 +36,7 @@ class Scored:
 
     def evaluate(self) -> list[Record]:
         """The records of all tasks."""
-        with mock.patch.object(seqio_tasks, "_subset", lambda examples, limit: examples[:limit]):
+        with mock.patch.object(seqio_adapter, "_subset", lambda examples, limit: examples[:limit]):
             return self.evaluator.evaluate(self.params, step=1, tokens=1, flops=1.0)
 
     def examples(self, task: str) -> pd.DataFrame:
@@ -48,7 +48,7 @@ class Scored:
         found = {}
         for name in self.evaluator.definitions:
             with mock.patch.object(
-                seqio_tasks, "_subset", lambda examples, limit: examples[:limit]
+                seqio_adapter, "_subset", lambda examples, limit: examples[:limit]
             ):
                 records = self.evaluator.evaluate(
                     self.params, step=1, tokens=1, flops=1.0, tasks=(name,)

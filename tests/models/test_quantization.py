@@ -12,11 +12,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from jaxllm.checkpoints import jsonl
 from jaxllm.errors import UserError
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.decoder import Decoder, init_params
 from jaxllm.models.quantization import quantized_linear
+from jaxllm.run import jsonl
 from jaxllm.training.loop import train
 from tests.training.helpers import MODEL, FakeBatches, FakeSource, experiment, mesh
 

@@ -17,11 +17,11 @@ from etils import epath
 from jaxllm import train
 from jaxllm.analyze import main as analyze
 from jaxllm.errors import UserError, one_line
+from jaxllm.interop.importers import Source
 from jaxllm.report import export, page, questions, tables, terminal
-from jaxllm.trajectory.importers import Source
-from jaxllm.trajectory.records import Record
-from jaxllm.trajectory.run import Run
-from jaxllm.trajectory.store import TrajectoryStore
+from jaxllm.run.records import Record
+from jaxllm.run.run import Run
+from jaxllm.run.trajectory import TrajectoryStore
 from tests.analysis.simulated_suite import suite
 from tests.simulated_run import DOMAINS, TASKS, simulate
 

@@ -12,11 +12,11 @@ import pytest
 
 from jaxllm.analysis import health
 from jaxllm.analyze import main as analyze
+from jaxllm.interop.importers import Source, open_source
 from jaxllm.report import charts, charts_findings, page, questions, tables
-from jaxllm.trajectory.importers import Source, open_source
-from jaxllm.trajectory.records import Record
-from jaxllm.trajectory.run import Run
-from jaxllm.trajectory.store import TrajectoryStore
+from jaxllm.run.records import Record
+from jaxllm.run.run import Run
+from jaxllm.run.trajectory import TrajectoryStore
 from tests.analysis.simulated_suite import suite
 from tests.report.test_page import Page, charts_of, data_of
 from tests.simulated_run import TOKENS_PER_STEP, simulate

@@ -15,8 +15,8 @@ from tensorboard.util import tensor_util
 from jaxllm.analyze import main as analyze
 from jaxllm.report import page
 from jaxllm.report.tensorboard import TensorBoardWriter
-from jaxllm.trajectory.records import Record
-from jaxllm.trajectory.run import Run
+from jaxllm.run.records import Record
+from jaxllm.run.run import Run
 from tests.report.test_page import Page, charts_of
 from tests.simulated_run import TASKS, simulate
 

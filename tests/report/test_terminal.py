@@ -6,7 +6,7 @@ import pytest
 
 from jaxllm.report import numbers, terminal
 from jaxllm.report.tables import gather
-from jaxllm.trajectory.run import Run
+from jaxllm.run.run import Run
 from tests.simulated_run import TASKS, simulate
 
 

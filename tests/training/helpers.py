@@ -8,11 +8,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxllm.checkpoints.config import CheckpointConfig
 from jaxllm.data.config import DataConfig
 from jaxllm.errors import UserError
 from jaxllm.models.batch import Batch
 from jaxllm.models.config import ModelConfig
+from jaxllm.run.config import CheckpointConfig
 from jaxllm.sharding.mesh import MeshConfig, make_mesh
 from jaxllm.training.config import OptimizerConfig, ScheduleConfig, TrainConfig
 from jaxllm.training.experiment import Experiment

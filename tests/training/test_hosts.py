@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from jaxllm.checkpoints import jsonl
-from jaxllm.checkpoints.manager import available
+from jaxllm.run import jsonl
+from jaxllm.run.checkpoints import available
 from tests.hosts import Host, finish, start_hosts
 from tests.training.test_survival import make_home, steps_logged
 

@@ -13,11 +13,11 @@ import jax
 import numpy as np
 import pytest
 
-from jaxllm.checkpoints import jsonl, manifest
-from jaxllm.checkpoints.manager import available, restore_model
 from jaxllm.errors import UserError
 from jaxllm.evaluation.scoring import Interrupted
 from jaxllm.models.decoder import abstract_params
+from jaxllm.run import jsonl, manifest
+from jaxllm.run.checkpoints import available, restore_model
 from jaxllm.training.experiment import Experiment
 from jaxllm.training.loop import Outcome, train
 from jaxllm.training.metrics import Diverged

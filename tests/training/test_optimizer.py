@@ -11,10 +11,10 @@ import optax
 import pytest
 import torch
 
-from jaxllm.checkpoints import jsonl
-from jaxllm.checkpoints.config import CheckpointConfig
 from jaxllm.errors import UserError
 from jaxllm.models.decoder import abstract_params
+from jaxllm.run import jsonl
+from jaxllm.run.config import CheckpointConfig
 from jaxllm.training.config import OptimizerConfig, ScheduleConfig
 from jaxllm.training.loop import train
 from jaxllm.training.optimizer import _round_at_random, decay_mask, make_optimizer

@@ -9,8 +9,8 @@ import pytest
 
 from jaxllm.sharding.chips import peak_flops, utilisation
 from jaxllm.training import progress
-from jaxllm.training.clock import Clock
 from jaxllm.training.progress import Progress, duration
+from jaxllm.training.timer import Clock
 
 
 class Terminal(io.StringIO):

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from jaxllm.checkpoints import jsonl
-from jaxllm.checkpoints.manager import available
 from jaxllm.errors import UserError
+from jaxllm.run import jsonl
+from jaxllm.run.checkpoints import available
 from jaxllm.train import timing
-from jaxllm.training.clock import Lap
 from jaxllm.training.config import TrainConfig
 from jaxllm.training.experiment import Experiment
 from jaxllm.training.loop import Outcome, train
+from jaxllm.training.timer import Lap
 from tests.training.helpers import FakeBatches, FakeSource, experiment, mesh
 
 

@@ -20,8 +20,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from jaxllm.checkpoints import jsonl
-from jaxllm.checkpoints.manager import available
+from jaxllm.run import jsonl
+from jaxllm.run.checkpoints import available
 from tests.conftest import REPOSITORY
 from tests.training.test_loop import exact
 

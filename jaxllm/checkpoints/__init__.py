@@ -1,1 +1,0 @@
-"""When to save, how to save, what was saved, and how to get it back."""

@@ -1,0 +1,1 @@
+"""Other systems: Hugging Face checkpoints, t5x, and other people's results."""

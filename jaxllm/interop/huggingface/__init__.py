@@ -1,0 +1,13 @@
+"""Checkpoints in the Hugging Face format, in and out, one tensor at a time.
+
+families      what each architecture calls our parameters, and how it lays them out
+fields        config.json <-> ModelConfig
+source        a directory's tensors as memory maps, checked before anything is read
+load          onto a mesh
+run_import    into a run directory
+run_export    out of one, as a directory that Transformers loads
+"""
+
+from jaxllm.interop.huggingface.load import load
+
+__all__ = ["load"]

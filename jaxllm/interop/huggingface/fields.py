@@ -1,0 +1,381 @@
+"""config.json <-> ModelConfig, for every architecture that we know.
+
+Reading is strict about what changes the logits: a value that the decoder does not implement is
+refused by name. Writing makes the fields that Transformers reads, then reads them back: whatever
+an architecture cannot express is found by that, and named.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from jaxllm.errors import UserError
+from jaxllm.interop.huggingface import families
+from jaxllm.interop.huggingface.families import Tensors
+from jaxllm.models.config import ModelConfig
+
+Json = dict[str, Any]
+_REQUIRED = object()
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """A field of ModelConfig and one of config.json that mean the same.
+
+    Attributes:
+      ours: the one.
+      theirs: the other.
+      default: what Transformers takes (as a value of theirs) where config.json has none.
+      values: their value -> ours, where they are not the same.
+    """
+
+    ours: str
+    theirs: str
+    default: Any = _REQUIRED
+    values: Mapping[Any, Any] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """An architecture: the fields it sets, those it always has, and its tensors.
+
+    Attributes:
+      architecture: as config.json's `architectures` names it.
+      model_type: config.json's `model_type`.
+      tensors: the names of its tensors.
+      fields: what config.json says.
+      always: ModelConfig fields that the architecture fixes.
+      only: config.json fields with the values that we implement, Transformers' default first.
+      read: derives ModelConfig fields that take more than one field of config.json.
+      write: the reverse.
+    """
+
+    architecture: str
+    model_type: str
+    tensors: Tensors
+    fields: tuple[Field, ...]
+    always: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    only: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
+    read: Callable[[Json], Json] = lambda config: {}
+    write: Callable[[ModelConfig], Json] = lambda model: {}
+
+
+_ACTIVATIONS = {
+    "silu": "silu", "swish": "silu", "relu": "relu", "gelu": "gelu", "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh",
+}  # fmt: skip
+_NOWHERE: dict[str, tuple[Any, ...]] = {
+    "quantization_config": (None,), "sliding_window": (None,), "use_sliding_window": (False,),
+    "is_encoder_decoder": (False,), "add_cross_attention": (False,), "logit_scale": (None, 1.0),
+    "attn_logit_softcapping": (None,), "final_logit_softcapping": (None,), "num_experts": (None,),
+    "num_local_experts": (None,), "rope_type": ("default",), "qk_layernorm": (False,),
+}  # fmt: skip
+
+
+def _shape(layers: str, embed: str, heads: str) -> tuple[Field, ...]:
+    return (
+        Field("vocab_size", "vocab_size"),
+        Field("num_layers", layers),
+        Field("embed_dim", embed),
+        Field("num_heads", heads),
+    )
+
+
+def _tied(default: bool) -> Field:
+    return Field("tied_head", "tie_word_embeddings", default)
+
+
+_SHAPE = _shape("num_hidden_layers", "hidden_size", "num_attention_heads")
+_LLAMA_FIELDS = (
+    *_SHAPE,
+    Field("mlp_dim", "intermediate_size"),
+    Field("num_kv_heads", "num_key_value_heads", None),
+    Field("head_dim", "head_dim", None),
+    Field("activation", "hidden_act", "silu", _ACTIVATIONS),
+    Field("rope_theta", "rope_theta", 10_000.0),
+    Field("attention_bias", "attention_bias", False),
+    Field("attention_output_bias", "attention_bias", False),
+    _tied(False),
+)
+_LENGTH = Field("max_length", "max_position_embeddings", 2048)
+_RMS_EPS = Field("norm_eps", "rms_norm_eps", 1e-6)
+_UNTURNED = {"partial_rotary_factor": (1.0,)}
+_LAYER_NORM = {"norm": "layer", "mlp": "plain"}
+_ALL_BIASED = {"attention_bias": True, "attention_output_bias": True, "mlp_bias": True}
+
+
+def _read_opt(config: Json) -> Json:
+    pre = config.get("do_layer_norm_before", True)
+    width = config.get("word_embed_proj_dim")
+    return {
+        "final_norm": bool(pre and not config.get("_remove_final_layer_norm", False)),
+        "token_dim": None if width == config["hidden_size"] else width,
+    }
+
+
+def _write_opt(model: ModelConfig) -> Json:
+    pre = model.norm_placement == "pre"
+    return {
+        "_remove_final_layer_norm": pre and not model.final_norm,
+        "word_embed_proj_dim": model.token_dim or model.embed_dim,
+    }
+
+
+def _read_windows(config: Json) -> Json:
+    kinds = [k for group, n in config["attention_types"] for k in list(group) * n]
+    unknown = set(kinds) - {"global", "local"}
+    if unknown or len(kinds) != config["num_layers"]:
+        raise UserError(f"attention_types = {config['attention_types']!r} is not implemented")
+    count = len(kinds)
+    period = next(p for p in range(1, count + 1) if kinds == (kinds[:p] * count)[:count])
+    window = config.get("window_size", 256)
+    windows = tuple(window if kind == "local" else 0 for kind in kinds[:period])
+    return {"attention_windows": windows if any(windows) else ()}
+
+
+def _write_windows(model: ModelConfig) -> Json:
+    cycle = model.attention_windows or (0,)
+    layers = [cycle[i % len(cycle)] for i in range(model.num_layers)]
+    whole = model.num_layers % len(cycle) == 0
+    groups = [(cycle, model.num_layers // len(cycle))] if whole else [(layers, 1)]
+    types = [[["local" if w else "global" for w in group], n] for group, n in groups]
+    return {"attention_types": types, "window_size": max(cycle) or 256}
+
+
+def _mlp_dim(theirs: str, embed: str) -> Callable[[Json], Json]:
+    return lambda config: {"mlp_dim": config.get(theirs) or 4 * config[embed]}
+
+
+def _read_gpt_neo(config: Json) -> Json:
+    return _read_windows(config) | _mlp_dim("intermediate_size", "hidden_size")(config)
+
+
+def _read_baichuan(config: Json) -> Json:
+    """What Baichuan's code knows and its config.json does not say.
+
+    13B has ALiBi, and no max_position_embeddings; Baichuan 2, whose head is normalised, has a
+    z_loss_weight.
+    """
+    rotary = "max_position_embeddings" in config
+    length = config.get("max_position_embeddings" if rotary else "model_max_length", 4096)
+    return {
+        "position": "rotary" if rotary else "alibi",
+        "max_length": length,
+        "head_norm": "z_loss_weight" in config,
+    }
+
+
+def _write_baichuan(model: ModelConfig) -> Json:
+    length = "max_position_embeddings" if model.position == "rotary" else "model_max_length"
+    return {length: model.max_length} | ({"z_loss_weight": 0} if model.head_norm else {})
+
+
+_BAICHUAN = Family(
+    "BaichuanForCausalLM", "baichuan", families.BAICHUAN,
+    (*_SHAPE, Field("mlp_dim", "intermediate_size"),
+     Field("activation", "hidden_act", "silu", _ACTIVATIONS), _RMS_EPS, _tied(False)),
+    only=_UNTURNED | {"rope_theta": (10_000.0,)},
+    read=_read_baichuan, write=_write_baichuan,
+)  # fmt: skip
+_LLAMA = Family(
+    "LlamaForCausalLM", "llama", families.LLAMA,
+    (*_LLAMA_FIELDS, _LENGTH, _RMS_EPS, Field("mlp_bias", "mlp_bias", False)),
+    only=_UNTURNED,
+)  # fmt: skip
+
+FAMILIES: Mapping[str, Family] = {
+    family.architecture: family
+    for family in (
+        _LLAMA,
+        Family(
+            "OlmoForCausalLM", "olmo", families.LLAMA,
+            (*_LLAMA_FIELDS, _LENGTH, Field("clip_qkv", "clip_qkv", None)),
+            always={"norm": "layer_plain", "norm_eps": 1e-5}, only=_UNTURNED,
+        ),
+        Family(
+            "Olmo2ForCausalLM", "olmo2", families.OLMO2,
+            (*_LLAMA_FIELDS, _LENGTH, Field("norm_eps", "rms_norm_eps", 1e-5)),
+            always={"norm_placement": "sublayer", "qk_norm": True}, only=_UNTURNED,
+        ),
+        Family(
+            "OPTForCausalLM", "opt", families.OPT,
+            (*_SHAPE, Field("mlp_dim", "ffn_dim"), _LENGTH, _tied(True),
+             Field("activation", "activation_function", "relu", _ACTIVATIONS),
+             Field("norm_placement", "do_layer_norm_before", True, {True: "pre", False: "post"}),
+             Field("attention_bias", "enable_bias", True),
+             Field("attention_output_bias", "enable_bias", True),
+             Field("mlp_bias", "enable_bias", True)),
+            always=_LAYER_NORM | {"position": "learned", "position_offset": 2, "norm_eps": 1e-5},
+            only={"layer_norm_elementwise_affine": (True,)},
+            read=_read_opt, write=_write_opt,
+        ),
+        Family(
+            "GPTNeoXForCausalLM", "gpt_neox", families.NEOX,
+            (*_SHAPE, Field("mlp_dim", "intermediate_size"), _LENGTH, _tied(False),
+             Field("activation", "hidden_act", "gelu", _ACTIVATIONS),
+             Field("rope_theta", "rotary_emb_base", 10_000),
+             Field("rotary_fraction", "rotary_pct", 0.25),
+             Field("norm_eps", "layer_norm_eps", 1e-5),
+             Field("attention_bias", "attention_bias", True),
+             Field("attention_output_bias", "attention_bias", True),
+             Field("block", "use_parallel_residual", True, {True: "parallel", False: "serial"})),
+            always=_LAYER_NORM | {"mlp_bias": True},
+        ),
+        Family(
+            "GPT2LMHeadModel", "gpt2", families.GPT2,
+            (*_shape("n_layer", "n_embd", "n_head"), Field("max_length", "n_positions", 1024),
+             Field("activation", "activation_function", "gelu_new", _ACTIVATIONS),
+             Field("norm_eps", "layer_norm_epsilon", 1e-5), _tied(True)),
+            always=_LAYER_NORM | _ALL_BIASED | {"position": "learned"},
+            only={"scale_attn_weights": (True,), "scale_attn_by_inverse_layer_idx": (False,)},
+            read=_mlp_dim("n_inner", "n_embd"), write=lambda model: {"n_inner": model.mlp_dim},
+        ),
+        Family(
+            "GPTNeoForCausalLM", "gpt_neo", families.GPT_NEO,
+            (*_shape("num_layers", "hidden_size", "num_heads"), _LENGTH, _tied(True),
+             Field("activation", "activation_function", "gelu_new", _ACTIVATIONS),
+             Field("norm_eps", "layer_norm_epsilon", 1e-5)),
+            always=_LAYER_NORM | _ALL_BIASED
+            | {"position": "learned", "attention_bias": False, "attention_scale": 1.0},
+            read=_read_gpt_neo,
+            write=lambda model: _write_windows(model) | {"intermediate_size": model.mlp_dim},
+        ),
+        _BAICHUAN,
+        dataclasses.replace(_BAICHUAN, architecture="BaiChuanForCausalLM"),  # the first 7B's
+        dataclasses.replace(
+            _LLAMA, architecture="SkyworkForCausalLM", model_type="skywork", tensors=families.LLAMA
+        ),
+    )
+}  # fmt: skip
+
+DEFAULTS: Json = {field.name: field.default for field in dataclasses.fields(ModelConfig)}
+
+# What is not the shape of a model but how it is run is nobody's business here.
+_RUNNING = {
+    "dtype", "param_dtype", "init_stddev", "remat", "scan_layers", "attention_block",
+    "loss_chunk_tokens",
+}  # fmt: skip
+
+
+def family_of(config: Json) -> Family:
+    """The family that config.json names.
+
+    Raises:
+      UserError: it names none, or one that we do not know.
+    """
+    names = config.get("architectures") or [None]
+    if names[0] not in FAMILIES:
+        known = ", ".join(FAMILIES)
+        raise UserError(f"architectures = {names} is not implemented; known are {known}")
+    return FAMILIES[names[0]]
+
+
+def to_model(config: Json) -> ModelConfig:
+    """The model that config.json describes.
+
+    Raises:
+      UserError: names the field that is missing, or whose value we do not implement.
+    """
+    family = family_of(config)
+    config = _without_rope_parameters(config)
+    for name, values in {**_NOWHERE, **family.only}.items():
+        if config.get(name, values[0]) not in (*values, None):
+            raise UserError(f"{name} = {config[name]!r} is not implemented")
+    # All fields are said: ModelConfig would take what gin binds for those that are not.
+    ours: Json = {**DEFAULTS, **family.always}
+    for field in family.fields:
+        ours[field.ours] = _value(field, config)
+    return ModelConfig(**ours | family.read(config))
+
+
+def to_config(model: ModelConfig, architecture: str | None = None) -> Json:
+    """The config.json of a model, in `architecture` or the first that can express it.
+
+    Raises:
+      UserError: names the architecture, and the field of ModelConfig that it has no place for.
+    """
+    if architecture is not None and architecture not in FAMILIES:
+        raise UserError(f"no architecture {architecture}; known are {', '.join(FAMILIES)}")
+    complaints = []
+    for name in [architecture] if architecture else FAMILIES:
+        config = _written(FAMILIES[name], model)
+        try:
+            different = differences(model, to_model(config))
+        except UserError:  # it cannot even be read back
+            continue
+        if not different:
+            return config
+        complaints.append((len(different), name, different[0]))
+    if not complaints:
+        raise UserError(f"{architecture or 'every architecture'} lacks what this model has")
+    _, name, field = min(complaints, key=lambda complaint: complaint[0])
+    value = getattr(model, field)
+    raise UserError(f"{name}, the nearest architecture, has no ModelConfig.{field} = {value!r}")
+
+
+def differences(a: ModelConfig, b: ModelConfig) -> list[str]:
+    """The fields in which two models differ as functions of their parameters."""
+    a, b = _plain(a), _plain(b)
+    names = [name for name in DEFAULTS if name not in _RUNNING]
+    return [name for name in names if getattr(a, name) != getattr(b, name)]
+
+
+def _plain(model: ModelConfig) -> ModelConfig:
+    """The model with defaults filled in, and what has no effect in it at one value."""
+    changes: Json = {"num_kv_heads": model.kv_heads, "head_dim": model.head_width}
+    if model.attention_scale is None:
+        changes["attention_scale"] = model.head_width**-0.5
+    if model.position != "rotary":
+        changes |= {"rope_theta": 10_000.0, "rotary_fraction": 1.0}
+    else:
+        changes["rotary_fraction"] = model.rotary_width / model.head_width
+    if not any(model.attention_windows):
+        changes["attention_windows"] = ()
+    return dataclasses.replace(model, **changes)
+
+
+def _written(family: Family, model: ModelConfig) -> Json:
+    config: Json = {"architectures": [family.architecture], "model_type": family.model_type}
+    config |= {name: values[0] for name, values in family.only.items() if name not in _UNTURNED}
+    plain = {"num_kv_heads": model.kv_heads, "head_dim": model.head_width}
+    for field in family.fields:
+        value = plain.get(field.ours, getattr(model, field.ours))
+        if field.values is not None:
+            theirs = [key for key, ours in field.values.items() if ours == value]
+            value = theirs[0] if theirs else None
+        config[field.theirs] = value
+    config = {name: value for name, value in config.items() if value is not None}
+    return config | family.write(model)
+
+
+def _value(field: Field, config: Json) -> Any:
+    value = config.get(field.theirs)
+    if value is None:
+        value = field.default
+    if value is _REQUIRED:
+        raise UserError(f"the field {field.theirs} is missing")
+    if field.values is None:
+        return value
+    if value not in field.values:
+        known = ", ".join(map(repr, field.values))
+        raise UserError(f"{field.theirs} = {value!r} is not implemented; known are {known}")
+    return field.values[value]
+
+
+def _without_rope_parameters(config: Json) -> Json:
+    """Both ways of writing rotary positions, Transformers 4's and 5's, as one flat one."""
+    config = dict(config)
+    scaling = config.pop("rope_scaling", None)
+    kind = (scaling or {}).get("rope_type", (scaling or {}).get("type", "default"))
+    if kind != "default":
+        raise UserError(f"rope_scaling = {scaling!r} is not implemented")
+    for name, value in (config.pop("rope_parameters", None) or {}).items():
+        if name == "rope_type" and value != "default":
+            raise UserError(f"rope_parameters: rope_type = {value!r} is not implemented")
+        config[name] = value
+    for old, new in (("rotary_emb_base", "rope_theta"), ("rotary_pct", "partial_rotary_factor")):
+        if new in config:
+            config.setdefault(old, config[new])
+    return config

@@ -1,0 +1,211 @@
+"""Results that others published, and runs of ours, as one trajectory table.
+
+    open_source("pythia:evals/")             the Pythia repository's evals/, or its JSONL form
+    open_source("harness:results/?tokens_per_step=4194304")   lm-evaluation-harness, 0.3 and 0.4
+    open_source("csv:table.csv?run=Model&tokens=Tokens (T)*1e12&values=MMLU,ARC")
+    open_source("tensorboard:logs/?tokens_per_step=524288")
+    open_source("metrics:run/metrics.jsonl")
+    open_source("run_directory")
+
+After `?` stand settings, `name=value` with `&` between. All kinds know `run`, `family`, `params`
+(these replace what the source says) and, where a source counts steps, `tokens_per_step`.
+
+A task with worked examples in its prompt is another task than without: `arc_easy` at five shots is
+called `arc_easy 5-shot`, whatever else is imported.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+from urllib.parse import unquote
+
+import pandas as pd
+from etils import epath
+
+from jaxllm.errors import UserError
+from jaxllm.interop.importers import known_tasks
+from jaxllm.run.records import COLUMNS, Record
+from jaxllm.run.run import Run, read_jsonl
+
+_KINDS = {
+    "pythia": "pythia",
+    "harness": "harness",
+    "csv": "csv_table",
+    "tensorboard": "tensorboard",
+}
+_TEXTS = ("run", "family", "task", "domain", "metric", "task_version", "status")
+_INTEGERS = ("params", "step", "tokens", "shots", "n")
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """What was read from one source.
+
+    Attributes:
+      name: What was opened.
+      records: The trajectory table, the columns of `Record`. Where a source does not say a
+        number of an integer column it is missing, and the column is floating point.
+      metrics: A row per logged step (loss, grad_norm, …) with the column `run`; may be empty.
+      problems: A line for everything that was unreadable, missing, repeated or guessed.
+    """
+
+    name: str
+    records: pd.DataFrame
+    metrics: pd.DataFrame
+    problems: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The settings after `?`, and that each of them is known."""
+
+    values: Mapping[str, str]
+    where: str
+
+    def text(self, name: str, default: str = "") -> str:
+        """A setting as it was written."""
+        return self.values.get(name, default)
+
+    def number(self, name: str) -> float:
+        """A setting as a number; NaN where it is not given.
+
+        Raises:
+          UserError: it is no number.
+        """
+        if name not in self.values:
+            return math.nan
+        try:
+            return float(self.values[name].replace("_", ""))
+        except ValueError:
+            raise UserError(f"{self.where}: {name}={self.values[name]} is not a number") from None
+
+    def check(self, known: Sequence[str]) -> None:
+        """Refuses settings that nothing reads.
+
+        Raises:
+          UserError: there is such a setting.
+        """
+        wrong = [name for name in self.values if name not in known]
+        if wrong:
+            raise UserError(f"{self.where}: no setting {wrong[0]}; known: {', '.join(known)}")
+
+
+# The metrics of a source that has none.
+NO_METRICS = pd.DataFrame({"run": pd.Series(dtype=str), "step": pd.Series(dtype="int64")})
+
+# Settings that every kind knows.
+COMMON = ("run", "family", "params", "tokens_per_step")
+
+
+def is_import(spec: str | os.PathLike[str]) -> bool:
+    """Whether `spec` names results of others, and not a run directory."""
+    return os.fspath(spec).partition(":")[0] in (*_KINDS, "metrics") and ":" in os.fspath(spec)
+
+
+def open_source(spec: str | os.PathLike[str]) -> Source:
+    """Reads `KIND:PATH?settings` or a run directory; see the module's text for the kinds.
+
+    Raises:
+      UserError: no such file, a setting that nothing reads, or nothing in it that can be read.
+    """
+    spec = os.fspath(spec)
+    kind, colon, rest = spec.partition(":")
+    if kind not in _KINDS and not (colon and kind == "metrics"):
+        return _run(spec)
+    path, _, query = rest.partition("?")
+    pairs = [part.partition("=") for part in query.split("&") if part]
+    settings = Settings({unquote(key): unquote(value) for key, _, value in pairs}, spec)
+    location = epath.Path(path)
+    if not path or not location.exists():
+        raise UserError(f"{spec}: there is no {path or 'path'}")
+    if kind == "metrics":
+        return _metrics(location, settings)
+    module = importlib.import_module(f"{__name__}.{_KINDS[kind]}")
+    return module.read(location, settings)
+
+
+def to_frame(rows: Iterable[Mapping[str, Any]], problems: list[str]) -> pd.DataFrame:
+    """Rows of a source as a trajectory table, without repetitions.
+
+    Missing fields of a row become those of `Record`'s defaults; missing n is worked out from the
+    standard error of an accuracy, se² = p(1 - p)/(n - 1), as the harness computes it. Of records
+    that agree in run, task, step, metric and version the last one holds; values that contradict
+    each other are reported.
+    """
+    frame = pd.DataFrame(rows)
+    if frame.empty:
+        return pd.DataFrame(columns=COLUMNS)
+    for field in dataclasses.fields(Record):
+        default = None if field.default is dataclasses.MISSING else field.default
+        if field.name not in frame:
+            frame[field.name] = default
+        elif default is not None:
+            frame[field.name] = frame[field.name].where(frame[field.name].notna(), default)
+    for name in ("value", "stderr", "chance", "flops", "seconds"):
+        frame[name] = pd.to_numeric(frame[name], errors="coerce").astype("float64")
+    frame = frame.astype(dict.fromkeys(_TEXTS, str))
+    frame["primary"] = frame["primary"].astype(bool)
+    frame["n"] = _examples(frame)
+    for name in _INTEGERS:
+        numbers = pd.to_numeric(frame[name], errors="coerce")
+        frame[name] = numbers.astype("float64" if numbers.isna().any() else "int64")
+    key = ["run", "task", "step", "metric", "task_version"]
+    repeated = frame.duplicated(key, keep=False)
+    if repeated.any():
+        again = frame[repeated].groupby(key, sort=False, dropna=False).value
+        first = frame[repeated].iloc[0]
+        count = int(frame.duplicated(key).sum())
+        problems.append(
+            f"{count:,} {'record is' if count == 1 else 'records are'} repeated (first: "
+            f"{first.task} of {first.run} at step {first.step:,.0f}), "
+            f"{int((again.nunique() > 1).sum()):,} of them with another value; the last one read "
+            "is used"
+        )
+        frame = frame.drop_duplicates(key, keep="last")
+    unknown = sorted(frame.task[frame.domain == known_tasks.OTHER].unique())
+    if unknown:
+        more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
+        problems.append(
+            f"no domain and no chance level are known for {', '.join(unknown[:3])}{more}"
+        )
+    return frame[list(COLUMNS)].sort_values(["run", "step", "task", "metric"], ignore_index=True)
+
+
+def named(task: str, shots: int) -> str:
+    """The task's name in the table: with worked examples it is another task."""
+    name = known_tasks.canonical(task)
+    return f"{name} {shots}-shot" if shots > 0 else name
+
+
+def _examples(frame: pd.DataFrame) -> pd.Series:
+    n = pd.to_numeric(frame["n"], errors="coerce").fillna(0)
+    binary = frame.metric.str.startswith("accuracy") & (frame.stderr > 0)
+    variance = (frame.value * (1 - frame.value)).where(binary & (n == 0))
+    derived = (variance / frame.stderr**2 + 1).round()
+    usual = derived.groupby([frame.run, frame.task]).transform("median").round()
+    return n.where(n > 0, derived).fillna(usual.where(n == 0)).fillna(n).clip(lower=0)
+
+
+def _run(directory: str) -> Source:
+    run = Run(directory)
+    records, metrics = run.records(), run.metrics()
+    name = run.name
+    return Source(directory, records, metrics.assign(run=name), run.problems())
+
+
+def _metrics(path: epath.Path, settings: Settings) -> Source:
+    settings.check(COMMON)
+    frame, problems = read_jsonl(path)
+    name = settings.text("run", path.parent.name or path.stem)
+    if math.isfinite(per_step := settings.number("tokens_per_step")):
+        frame["tokens"] = frame["step"] * per_step
+    if math.isfinite(params := settings.number("params")) and "tokens" in frame:
+        frame["flops"] = 6.0 * params * frame["tokens"]
+    return Source(
+        f"metrics:{path}", pd.DataFrame(columns=COLUMNS), frame.assign(run=name), problems
+    )

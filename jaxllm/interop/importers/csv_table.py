@@ -1,0 +1,170 @@
+"""Tables of results, whoever wrote them, by a map of their columns.
+
+    csv:runs.csv                                    the columns are named as those of a record
+    csv:t.csv?run=Model&params=Size (B)*1e9&tokens=Data (T)*1e12&values=MMLU,HellaSwag&shots='5'
+    csv:t.csv?task=task_metric&values=gptj_6b,llama_7b&over=run&tokens='2e11'
+
+A setting named as a column of the trajectory table says where its values come from: a column of
+the file, a column times a number, or a constant in single quotes. `values` lists columns that hold
+one value each (of which `over` says what they differ in: task, run or metric); without it the
+column `value` holds them. `scale` multiplies the values (0.01 for per cent).
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import math
+
+import pandas as pd
+from etils import epath
+
+from jaxllm.errors import UserError
+from jaxllm.interop.importers import (
+    COMMON,
+    NO_METRICS,
+    Settings,
+    Source,
+    known_tasks,
+    named,
+    to_frame,
+)
+from jaxllm.interop.importers.harness import family_of, primary_metric, size_in_name
+from jaxllm.run.records import COLUMNS
+
+_NUMBERS = ("params", "step", "tokens", "flops", "shots", "value", "stderr", "n", "chance")
+_OVER = ("task", "run", "metric")
+
+
+def read(path: epath.Path, settings: Settings) -> Source:
+    """A CSV file, plain or gzip, as a trajectory table.
+
+    What the map does not give is filled in: `family` from the run's name, `params` from a size in
+    it, `flops` as 6 x params x tokens, `step` by counting the checkpoints of a run, `domain` and
+    `chance` from the table of known tasks. A task called `name/acc` gives its metric too.
+
+    Raises:
+      UserError: not a table, or the map names a column that it does not have.
+    """
+    settings.check((*dict.fromkeys([*COLUMNS, *COMMON]), "values", "over", "scale"))
+    problems: list[str] = []
+    table = _table(path)
+    frame = _mapped(table, settings, path)
+    if "task" not in frame or "value" not in frame:
+        lacking = "task" if "task" not in frame else "value"
+        raise UserError(
+            f"{settings.where}: no column {lacking}; say which it is, as ?{lacking}=COLUMN, of "
+            f"{', '.join(map(str, table.columns[:12]))}"
+        )
+    for name in set(_NUMBERS) & set(frame):
+        numbers = pd.to_numeric(frame[name], errors="coerce")
+        wrong = frame[name].notna() & numbers.isna()
+        if wrong.any():
+            problems.append(
+                f"{int(wrong.sum())} entries of {name} are no numbers (first: "
+                f"{frame[name][wrong].iloc[0]!r})"
+            )
+        frame[name] = numbers.astype("float64")
+    if math.isfinite(scale := settings.number("scale")):
+        frame["value"] *= scale
+        if "stderr" in frame:
+            frame["stderr"] *= scale
+    empty = frame.value.isna()
+    if empty.any():
+        problems.append(f"{int(empty.sum())} of {len(frame)} entries have no value")
+    frame = _filled(frame, settings, problems)
+    return Source(
+        settings.where, to_frame(frame.to_dict("records"), problems), NO_METRICS, tuple(problems)
+    )
+
+
+def _table(path: epath.Path) -> pd.DataFrame:
+    data = path.read_bytes()
+    try:
+        text = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
+        table = pd.read_csv(io.BytesIO(text))
+    except (OSError, EOFError, ValueError) as error:
+        raise UserError(f"{path}: not a CSV table ({error})") from None
+    if table.empty:
+        raise UserError(f"{path}: a table without rows")
+    return table
+
+
+def _mapped(table: pd.DataFrame, settings: Settings, path: epath.Path) -> pd.DataFrame:
+    """The table's entries under the names of the trajectory table's columns."""
+    frame = pd.DataFrame(index=table.index)
+    for column in COLUMNS:
+        if expression := settings.text(column):
+            frame[column] = _evaluated(table, expression, path)
+        elif column in table:
+            frame[column] = table[column]
+    if values := settings.text("values"):
+        over = settings.text("over", "task")
+        if over not in _OVER:
+            raise UserError(f"{settings.where}: over={over}; it can be {', '.join(_OVER)}")
+        parts = []
+        for name in values.split(","):
+            part = frame.assign(value=_evaluated(table, name.strip(), path))
+            part[over] = name.strip()
+            parts.append(part)
+        frame = pd.concat(parts, ignore_index=True)
+    if "run" not in frame:
+        frame["run"] = path.name.split(".")[0]
+    return frame
+
+
+def _evaluated(table: pd.DataFrame, expression: str, path: epath.Path) -> pd.Series | str:
+    if expression in table:
+        return table[expression]
+    if len(expression) > 1 and expression[0] == expression[-1] == "'":
+        return expression[1:-1]
+    column, star, factor = expression.rpartition("*")
+    if star and column.strip() in table:
+        try:
+            return pd.to_numeric(table[column.strip()], errors="coerce") * float(factor)
+        except ValueError:
+            raise UserError(f"{path}: {expression}: {factor} is not a number") from None
+    known = ", ".join(map(str, table.columns[:12]))
+    raise UserError(f"{path}: no column {expression}; it has {known}")
+
+
+def _filled(frame: pd.DataFrame, settings: Settings, problems: list[str]) -> pd.DataFrame:
+    """Fills the columns that the table does not have."""
+    frame = frame.assign(run=frame.run.astype(str), task=frame.task.astype(str))
+    if "metric" not in frame:
+        frame["metric"] = "accuracy"
+        split = frame.task.str.rpartition("/")
+        named_metric = split[2].isin(known_tasks.METRICS)
+        frame.loc[named_metric, "metric"] = split[2][named_metric].map(known_tasks.METRICS)
+        frame.loc[named_metric, "task"] = split[0][named_metric]
+    shots = frame["shots"].fillna(0).astype(int) if "shots" in frame else 0
+    known = frame.task.map(known_tasks.lookup)
+    frame = frame.assign(shots=shots)
+    frame["task"] = [named(task, k) for task, k in zip(frame.task, frame.shots, strict=True)]
+    if "domain" not in frame:
+        frame["domain"] = [facts.domain for facts in known]
+    if "chance" not in frame:
+        has = frame.metric.map(known_tasks.has_chance)
+        frame["chance"] = pd.Series([facts.chance for facts in known], frame.index).where(has)
+    if "params" not in frame:
+        frame["params"] = frame.run.map(size_in_name)
+    if "family" not in frame:
+        frame["family"] = frame.run.map(family_of)
+    if "tokens" not in frame:
+        per_step = settings.number("tokens_per_step")
+        frame["tokens"] = frame["step"] * per_step if "step" in frame else math.nan
+    if "flops" not in frame:
+        frame["flops"] = 6.0 * frame.params * frame.tokens
+    if "step" not in frame:
+        frame["step"] = frame.groupby("run").tokens.rank(method="dense").fillna(0).astype(int)
+        problems.append("the table has no step: the checkpoints of a run are counted from 1")
+    for column, setting in (("params", "params"), ("tokens", "tokens")):
+        if frame[column].isna().any():
+            runs = frame.run[frame[column].isna()].unique()
+            problems.append(f"{column} not known for {', '.join(runs[:3])}; map it as ?{setting}=")
+    if "primary" not in frame:
+        main = frame.groupby(["run", "task"]).metric.transform(
+            lambda metrics: primary_metric(list(dict.fromkeys(metrics)))
+        )
+        frame["primary"] = frame.metric == main
+    return frame

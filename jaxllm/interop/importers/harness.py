@@ -1,0 +1,222 @@
+"""Result files of lm-evaluation-harness, in the forms of versions 0.3 and 0.4.
+
+0.3: `{"results": {task: {"acc": …, "acc_stderr": …}}, "versions": …, "config": {"num_fewshot"}}`.
+0.4: `{"results": {task: {"acc,none": …}}, "n-shot": {task: …}, "n-samples": {task: {"effective"}},
+"configs": {task: …}, "config": {"model_args", "model_num_parameters"}}`. Which one a file is, its
+metric names say: those of 0.4 carry the filter after a comma.
+
+Neither says at which step or after how many tokens the model stood: the revision does
+(`revision=step3000`, OLMo's `step1000-tokens4B`), or the settings do.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from etils import epath
+
+from jaxllm.errors import UserError
+from jaxllm.interop.importers import (
+    COMMON,
+    NO_METRICS,
+    Settings,
+    Source,
+    known_tasks,
+    named,
+    to_frame,
+)
+
+_STEP = re.compile(r"(?:step|checkpoint|ckpt|iter)[-_=]?(\d+)", re.IGNORECASE)
+_TOKENS = re.compile(r"tokens?[-_=]?(\d+(?:\.\d+)?)([MBT])", re.IGNORECASE)
+_SIZE = re.compile(r"(?<![a-zA-Z0-9.])(\d+(?:\.\d+)?)([mb])(\d?)(?![a-zA-Z0-9])", re.IGNORECASE)
+_NO_METRICS = ("alias", "name", "samples", "sample_len", "sample_count")
+_UNITS = {"k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
+
+Row = dict[str, Any]
+
+
+def read(path: epath.Path, settings: Settings) -> Source:
+    """One result file, a directory of them, or a JSON-lines file with one result per line.
+
+    Settings: the common ones; `step` and `shots` replace what the files say.
+
+    Raises:
+      UserError: there is no result in it.
+    """
+    settings.check((*COMMON, "step", "shots"))
+    problems: list[str] = []
+    rows: list[Row] = []
+    for where, result in results(path, problems):
+        rows += _rows(result, where, settings, problems)
+    if not rows:
+        raise UserError(f"{settings.where}: no results of lm-evaluation-harness are in it")
+    return Source(settings.where, to_frame(rows, problems), NO_METRICS, tuple(problems))
+
+
+def results(path: epath.Path, problems: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every harness result below `path` with the file it comes from, in the order of names.
+
+    JSON files that hold something else are passed over; what cannot be read is a problem.
+    """
+    for file in _files(path):
+        try:
+            data = file.read_bytes()
+            text = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
+        except (OSError, EOFError) as error:
+            problems.append(f"{file}: unreadable ({error})")
+            continue
+        lines = ".jsonl" in file.name
+        for number, line in enumerate(text.splitlines() if lines else [text], start=1):
+            if not line.strip():
+                continue
+            where = f"{file}:{number}" if lines else str(file)
+            try:
+                result = json.loads(line)
+            except ValueError:
+                problems.append(f"{where}: not readable as JSON")
+                continue
+            if isinstance(result, dict) and isinstance(result.get("results"), dict):
+                yield str(result.get("path", where)), result
+
+
+def _files(path: epath.Path) -> list[epath.Path]:
+    if not path.is_dir():
+        return [path]
+    found: list[epath.Path] = []
+    for entry in sorted(path.iterdir(), key=str):
+        if entry.is_dir():
+            found += _files(entry)
+        elif entry.name.endswith((".json", ".jsonl", ".json.gz", ".jsonl.gz")) and not (
+            entry.name.startswith(("samples_", "."))
+        ):
+            found.append(entry)
+    return found
+
+
+def task_rows(result: dict[str, Any], shots: int | None, problems: list[str]) -> Iterator[Row]:
+    """The records of one result without those of its run: task, metric, value and their doubt.
+
+    Args:
+      result: A harness result of either form.
+      shots: Replaces what the result says; None to believe it.
+      problems: Receives a line for every value that is no number.
+    """
+    for task, metrics in result["results"].items():
+        if not isinstance(metrics, dict):
+            continue
+        known = known_tasks.lookup(task)
+        of_task = _shots(result, task) if shots is None else shots
+        samples = ((result.get("n-samples") or {}).get(task) or {}).get("effective")
+        samples = metrics.get("sample_len", math.nan) if samples is None else samples
+        version = (result.get("versions") or {}).get(task, 1)
+        measured: dict[str, Row] = {}
+        for key, value in metrics.items():
+            name, _, variant = key.partition(",")
+            if name.endswith("_stderr") or name in _NO_METRICS:
+                continue
+            if not isinstance(value, int | float) or isinstance(value, bool):
+                problems.append(f"{task}: {key} is no number ({value!r})")
+                continue
+            stderr = metrics.get(f"{name}_stderr" + (f",{variant}" if variant else ""))
+            metric = known_tasks.METRICS.get(name, name)
+            if variant not in ("", "none"):
+                metric += "_" + variant.replace("-", "_")
+            measured[metric] = {
+                "task": named(task, of_task), "domain": known.domain, "shots": of_task,
+                "metric": metric, "value": value, "n": samples, "task_version": str(version),
+                "stderr": stderr if isinstance(stderr, int | float) else math.nan,
+                "chance": known.chance if known_tasks.has_chance(metric) else math.nan,
+                "primary": False,
+            }  # fmt: skip
+        if measured:
+            measured[primary_metric(list(measured))]["primary"] = True
+        yield from measured.values()
+
+
+def primary_metric(metrics: list[str]) -> str:
+    """The metric that stands for a task, of those that were measured."""
+    for prefix in known_tasks.PRIMARY:
+        for exact in (True, False):
+            for metric in metrics:
+                if metric == prefix if exact else metric.startswith(prefix + "_"):
+                    return metric
+    return metrics[0]
+
+
+def _shots(result: dict[str, Any], task: str) -> int:
+    """Worked examples in the prompts of a task; a group has those of its parts."""
+    by_task = result.get("n-shot") or {}
+    parts = (result.get("group_subtasks") or {}).get(task) or [task]
+    for name in (task, *parts):
+        if isinstance(by_task.get(name), int):
+            return by_task[name]
+    given = (result.get("config") or {}).get("num_fewshot")
+    return given if isinstance(given, int) else 0
+
+
+def _rows(result: dict[str, Any], where: str, settings: Settings, problems: list[str]) -> list[Row]:
+    config = result.get("config") or {}
+    arguments = config.get("model_args") or ""
+    said = arguments if isinstance(arguments, str) else json.dumps(arguments)
+    said = " ".join([said.replace("/", " / "), str(result.get("model_name", "")), where])
+    model = _model(arguments, result, where)
+    run = settings.text("run", model)
+    step = settings.number("step")
+    if math.isnan(step) and (match := _STEP.search(said)):
+        step = float(match[1])
+    params = settings.number("params")
+    if math.isnan(params):
+        params = float(config.get("model_num_parameters") or math.nan)
+    if math.isnan(params):
+        params = size_in_name(model)
+    tokens = settings.number("tokens_per_step") * step
+    if match := _TOKENS.search(said):
+        tokens = float(match[1]) * _UNITS[match[2].lower()]
+    for name, number, setting in (
+        ("the step", step, "step"), ("tokens seen", tokens, "tokens_per_step"),
+        ("the number of parameters", params, "params"),
+    ):  # fmt: skip
+        line = f"{run}: {name} is not known; say it as ?{setting}=NUMBER"
+        if math.isnan(number) and line not in problems:
+            problems.append(line)
+    common = {
+        "run": run, "family": settings.text("family", family_of(run)), "params": params,
+        "step": 0 if math.isnan(step) else step, "tokens": tokens, "flops": 6.0 * params * tokens,
+    }  # fmt: skip
+    shots = settings.number("shots")
+    found: list[str] = []
+    rows = task_rows(result, None if math.isnan(shots) else int(shots), found)
+    filled = [common | row for row in rows]
+    problems += [f"{where}: {problem}" for problem in found]
+    return filled
+
+
+def _model(arguments: Any, result: dict[str, Any], where: str) -> str:
+    """The name of the model: `pretrained=org/NAME`, `model_name`, or that of the file."""
+    if isinstance(arguments, dict):
+        arguments = ",".join(f"{key}={value}" for key, value in arguments.items())
+    match = re.search(r"(?:pretrained|model|path)=([^,]+)", arguments)
+    name = match[1] if match else str(result.get("model_name") or "") or where
+    name = re.split(r"[/\\]", name.rstrip("/"))[-1]
+    name = re.sub(r"\.jsonl?(\.gz)?(:\d+)?$", "", name)
+    return re.sub(r"[-_]?(?:step|checkpoint|ckpt|iter)[-_=]?\d+.*$", "", name) or "model"
+
+
+def size_in_name(name: str) -> float:
+    """The size that a model's name states, "opt-1.3b" -> 1.3e9; NaN where there is none."""
+    match = _SIZE.search(name)
+    if not match:
+        return math.nan
+    number = float(match[1] + ("." + match[3] if match[3] else ""))
+    return number * _UNITS[match[2].lower()]
+
+
+def family_of(run: str) -> str:
+    """A run's name without its size: runs of one suite differ in nothing else."""
+    short = _SIZE.sub("", run)
+    return re.sub(r"([-_])[-_]+", r"\1", short).strip("-_ ") or run

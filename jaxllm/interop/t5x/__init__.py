@@ -1,0 +1,1 @@
+"""t5x: its train.py runs our decoder."""

@@ -1,0 +1,154 @@
+"""Rings while a run is going: each new alarm is a line on the terminal and one of alarms.jsonl.
+
+The checks are those of `jaxllm.analysis.health`, made as the numbers come in; training goes on
+whatever they find. MODEL_DIR/alarms.jsonl has a line per alarm: `step` and `tokens` at which it
+rang, `check`, `subjects` (tasks, a spike), `number`, `p_value`, `at` (the step it is about),
+`reason` and `advice`. `analyze` does not read it: it makes all checks anew.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from etils import epath
+
+from jaxllm.configs import configurable
+from jaxllm.errors import UserError
+from jaxllm.run import jsonl
+from jaxllm.run.records import Record, RunInfo
+
+if TYPE_CHECKING:
+    from jaxllm.analysis.checks import Check
+    from jaxllm.run.run import Run
+
+FILE_NAME = "alarms.jsonl"
+
+
+@configurable
+@dataclasses.dataclass(frozen=True)
+class HealthConfig:
+    """What a run in progress is held against.
+
+    Attributes:
+      reference_runs: Directories of at least three smaller or earlier runs on the same data; an
+        alarm rings where the loss or a task is worse than theirs at equal tokens.
+    """
+
+    reference_runs: tuple[str, ...] = ()
+
+    def open(self) -> list[Run]:
+        """The reference runs.
+
+        Raises:
+          UserError: one is no run directory, or they are too few to tell what is usual.
+        """
+        if not self.reference_runs:
+            return []
+        from jaxllm.analysis.checks_tasks import FEWEST_REFERENCES
+        from jaxllm.run.run import Run
+
+        if len(self.reference_runs) < FEWEST_REFERENCES:
+            raise UserError(
+                f"HealthConfig.reference_runs = {self.reference_runs}: it takes "
+                f"{FEWEST_REFERENCES} runs to know how far healthy runs differ"
+            )
+        return [Run(path) for path in self.reference_runs]
+
+
+class HealthWriter:
+    """Watches one run; a `jaxllm.training.writers.Writer`."""
+
+    def __init__(
+        self,
+        model_dir: epath.PathLike,
+        info: RunInfo,
+        budget_tokens: float,
+        references: Sequence[Run] = (),
+        say: Callable[[str], None] = print,
+    ) -> None:
+        """Begins to watch.
+
+        Args:
+          model_dir: Of the run.
+          info: Of the run.
+          budget_tokens: Tokens at the end of its plan.
+          references: Runs that it is held against at equal tokens.
+          say: Prints a line.
+        """
+        from jaxllm.analysis.watch import Watch
+
+        self._model_dir, self._say = epath.Path(model_dir), say
+        compared = [(run.records(), run.metrics()) for run in references]
+        self._watch = Watch(info.run, info.params, budget_tokens, compared)
+        self._begun = self._broken = False
+
+    def write_metrics(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Looks at a line of metrics."""
+        # This line is in metrics.jsonl already: what an earlier process saw ends before it.
+        self._safely(step - 1, lambda: self._watch.see_line({"step": step, **metrics}))
+
+    def write_records(self, step: int, records: Sequence[Record]) -> None:
+        """Looks at the scores of a checkpoint."""
+        import pandas as pd
+
+        shown = pd.DataFrame([vars(record) for record in records if record.primary])
+        self._safely(step, lambda: self._watch.see_scores(shown))
+
+    def close(self) -> None:
+        """Nothing: every alarm is already written."""
+
+    def advice(self) -> str:
+        """What the rest of the budget is expected to bring, in one sentence; empty when unknown."""
+        try:
+            advice = self._watch.advise()
+        except Exception:  # the run has ended well
+            logging.warning("no advice on the rest of the budget", exc_info=True)
+            return ""
+        return "" if advice.refused else advice.sentence
+
+    def _safely(self, seen: int, look: Callable[[], list[Check]]) -> None:
+        """Reports what `look` finds; no check is worth a run.
+
+        Args:
+          seen: The step up to which the run's files are from processes before this one.
+          look: Gives the new alarms.
+        """
+        if self._broken:
+            return
+        try:
+            if not self._begun:
+                self._catch_up(seen)
+                self._begun = True
+            for check in look():
+                self._report(check)
+        except Exception:
+            logging.exception("the run's health is no longer watched")
+            self._broken = True
+
+    def _catch_up(self, seen: int) -> None:
+        """Takes in what the processes before this one saw; what a kill undid is forgotten."""
+        from jaxllm.run.trajectory import TrajectoryStore
+        from jaxllm.training.writers import FILE_NAME as METRICS
+
+        jsonl.keep_until(self._model_dir / FILE_NAME, seen)
+        for row in jsonl.read(self._model_dir / FILE_NAME)[0]:
+            for subject in row["subjects"] or [""]:
+                self._watch.remember(row["check"], subject, row["tokens"])
+        for row in jsonl.read(self._model_dir / METRICS)[0]:
+            if row["step"] <= seen:
+                self._watch.see_line(row, look=False)
+        stored = TrajectoryStore(self._model_dir).read()
+        for _, records in stored[stored.primary & (stored.step <= seen)].groupby("step"):
+            self._watch.see_scores(records, look=False)
+
+    def _report(self, check: Check) -> None:
+        self._say(f"ALARM at step {self._watch.step:,}: {check.name}. {check.sentence}")
+        row = {
+            "step": self._watch.step, "tokens": self._watch.tokens, "check": check.name,
+            "subjects": check.subjects, "number": check.number, "p_value": check.p_value,
+            "at": check.step, "reason": check.reason, "advice": check.advice,
+        }  # fmt: skip
+        jsonl.append(self._model_dir / FILE_NAME, row)

@@ -1,0 +1,1 @@
+"""The run directory: layout, manifest, checkpoints, metrics, trajectory records, identity."""

@@ -1,0 +1,163 @@
+"""MODEL_DIR/trajectory: one Parquet file per (checkpoint, task), written atomically.
+
+A re-run overwrites its file, so a crash leaves no half record and two writers never clash. The
+examples are written before the records: a task that has its records has its examples too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import uuid
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from urllib.parse import quote, unquote
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from etils import epath
+
+from jaxllm.run.records import COLUMNS, Record
+
+_TYPES = {"str": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
+SCHEMA = pa.schema([(f.name, _TYPES[str(f.type)]) for f in dataclasses.fields(Record)])
+_RECORDS, _EXAMPLES = ".parquet", ".examples.parquet"
+
+# Of a few rows, what saves space in large tables takes space, and five times as long to read.
+_OF_FEW_ROWS: dict[str, Any] = {
+    "compression": "none", "use_dictionary": False, "write_statistics": False,
+    "store_schema": False,
+}  # fmt: skip
+
+
+class TrajectoryStore:
+    """The trajectory table of one run directory, local or `gs://`."""
+
+    def __init__(self, model_dir: str | os.PathLike[str]):
+        self.path = epath.Path(model_dir) / "trajectory"
+
+    def write(
+        self,
+        step: int,
+        task: str,
+        records: Sequence[Record],
+        examples: pd.DataFrame | None = None,
+    ) -> None:
+        """Stores what one task gave at one checkpoint, replacing an earlier result.
+
+        Raises:
+          ValueError: a record of another step or task, which would be found in no other place.
+        """
+        for record in records:
+            if (record.step, record.task) != (step, task):
+                raise ValueError(f"a record of {record.task}@{record.step} in {task}@{step}")
+        if examples is not None:
+            table = pa.Table.from_pandas(examples, preserve_index=False)
+            _write_atomically(self._file(step, task, _EXAMPLES), table, compression="zstd")
+        rows = [dataclasses.asdict(record) for record in records]
+        table = pa.Table.from_pylist(rows, SCHEMA)
+        _write_atomically(self._file(step, task, _RECORDS), table, **_OF_FEW_ROWS)
+
+    def has(self, step: int, task: str) -> bool:
+        """Whether the records of `task` at `step` are stored, be it as failed."""
+        return self._file(step, task, _RECORDS).exists()
+
+    def steps(self) -> tuple[int, ...]:
+        """Steps with stored records, ascending."""
+        if not self.path.exists():
+            return ()
+        return tuple(sorted(int(p.name) for p in self.path.iterdir() if p.name.isdigit()))
+
+    def tasks(self, step: int) -> tuple[str, ...]:
+        """Tasks with stored records at `step`, in alphabetical order."""
+        folder = self.path / str(step)
+        names = [p.name for p in folder.iterdir()] if folder.exists() else []
+        return tuple(sorted(unquote(n.removesuffix(_RECORDS)) for n in names if _is_records(n)))
+
+    def read(self) -> pd.DataFrame:
+        """All records, a row each in the columns of `Record`, ordered by step, task, metric."""
+        return self.read_with_problems()[0]
+
+    def read_with_problems(self) -> tuple[pd.DataFrame, tuple[str, ...]]:
+        """As `read`, and a line for every file that could not be read."""
+        files = [self._file(step, t, _RECORDS) for step in self.steps() for t in self.tasks(step)]
+        problems, tables = [], [SCHEMA.empty_table()]
+        with ThreadPoolExecutor(8) as pool:
+            # Threads hide the latency of object stores; where there is none they only cost.
+            contents = (pool.map if "://" in str(self.path) else map)(_try_bytes, files)
+            for file, content in zip(files, contents, strict=True):
+                result = _try_read(content) if isinstance(content, bytes) else content
+                if isinstance(result, pa.Table):
+                    tables.append(result)
+                else:
+                    problems.append(f"{file}: unreadable ({result})")
+        frame = pa.concat_tables(tables).to_pandas()
+        return frame.sort_values(["step", "task", "metric"], ignore_index=True), tuple(problems)
+
+    def read_examples(self, step: int, task: str) -> pd.DataFrame:
+        """The per-example rows of one task at one checkpoint.
+
+        Raises:
+          FileNotFoundError: none are stored.
+        """
+        return pd.read_parquet(pa.BufferReader(self._file(step, task, _EXAMPLES).read_bytes()))
+
+    def _file(self, step: int, task: str, suffix: str) -> epath.Path:
+        # Quoting keeps names with a slash (harness tasks have them) in one flat folder, and no
+        # name hidden or taken for the examples of another.
+        name = re.sub(r"^\.|\.(?=examples$)", "%2E", quote(task, safe=" :,+="))
+        return self.path / str(step) / (name + suffix)
+
+
+def _is_records(name: str) -> bool:
+    return name.endswith(_RECORDS) and not name.endswith(_EXAMPLES) and not name.startswith(".")
+
+
+def _try_bytes(file: epath.Path) -> bytes | str:
+    """A file's content, or why it could not be read."""
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        return _reason(error)
+
+
+def _try_read(content: bytes) -> pa.Table | str:
+    """The records of a file in today's columns, or why it could not be read."""
+    try:
+        # Files are small and many: `pq.read_table` would set up a data set scan for each.
+        table = pq.ParquetFile(pa.BufferReader(content)).read(use_threads=False)
+        if table.schema.equals(SCHEMA):
+            return table
+        missing = [name for name in COLUMNS if name not in table.schema.names]
+        return f"no column {missing[0]}" if missing else table.select(COLUMNS).cast(SCHEMA)
+    except (OSError, pa.ArrowException) as error:
+        return _reason(error)
+
+
+def _reason(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def _write_atomically(file: epath.Path, table: pa.Table, **options: Any) -> None:
+    """The whole file or none of it: locally by a rename, in object stores a write is atomic."""
+    buffer: Any = pa.BufferOutputStream()
+    pq.write_table(table, buffer, **options)
+    data = buffer.getvalue().to_pybytes()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if "://" in str(file):
+        file.write_bytes(data)
+        return
+    temporary = f"{file.parent}/.{uuid.uuid4().hex}.tmp"
+    try:
+        with open(temporary, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, file)
+    except BaseException:
+        if os.path.exists(temporary):
+            os.remove(temporary)
+        raise

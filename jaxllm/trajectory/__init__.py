@@ -1,1 +1,0 @@
-"""The record store: the one table that every evaluation writes and every report reads."""

@@ -1,0 +1,139 @@
+"""Alarms of real runs: a learning rate gone wrong rings once, in the terminal and in the file."""
+
+import io
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from jaxllm.errors import UserError
+from jaxllm.report.alarms import FILE_NAME, HealthConfig, HealthWriter
+from jaxllm.run.records import Record, RunInfo
+from jaxllm.run.trajectory import TrajectoryStore
+from jaxllm.training.progress import Progress
+from tests.analysis.test_health import logged, table
+from tests.training.test_survival import finish, home, start
+
+__all__ = ["home"]
+INFO = RunInfo("r", "r", 1_000_000)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def alarms(model_dir: Path) -> list[dict[str, object]]:
+    path = model_dir / FILE_NAME
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+@pytest.mark.slow
+def test_a_wrong_learning_rate_rings_once(home: Path) -> None:
+    """Healthy for 150 steps, then on with a hundred times the rate, then on from there."""
+    flags = ("--gin.TrainConfig.log_every=1", "--gin.ScheduleConfig.kind=constant",
+             "--gin.EVAL_TASKS=()", "--gin.CheckpointConfig.every_steps=50")  # fmt: skip
+    healthy = finish(start(home, "rings", *flags, "--gin.TRAIN_STEPS=150"))
+    assert "ALARM" not in healthy and alarms(home / "rings") == []
+    wrong = finish(
+        start(home, "rings", *flags, "--gin.TRAIN_STEPS=200", "--gin.ScheduleConfig.peak=1.0")
+    )
+    (row,) = [row for row in alarms(home / "rings") if row["check"] == "loss spikes"]
+    assert 151 < row["step"] <= 165 and row["subjects"] == [f"since {row['at']:.0f}"]
+    lines = [line for line in wrong.splitlines() if "ALARM" in line]
+    assert len(lines) == len(alarms(home / "rings"))
+    assert lines[0].startswith(f"ALARM at step {row['step']}: loss spikes. ")
+    assert row["reason"] in lines[0] and "Go back to the checkpoint before it" in lines[0]
+    assert "step 200" in wrong  # it went on to the end
+    before = (home / "rings" / FILE_NAME).read_text()
+    same = finish(
+        start(home, "rings", *flags, "--gin.TRAIN_STEPS=205", "--gin.ScheduleConfig.peak=1.0")
+    )
+    assert "ALARM" not in same and (home / "rings" / FILE_NAME).read_text() == before
+
+
+def written(model_dir: Path, steps: int) -> pd.DataFrame:
+    metrics = logged(0, steps=600)
+    metrics.loc[299:, "loss"] += 2.0
+    seen = metrics[metrics.step <= steps]
+    model_dir.mkdir(exist_ok=True)
+    (model_dir / "metrics.jsonl").write_text(seen.to_json(orient="records", lines=True))
+    return metrics
+
+
+def test_the_line_does_not_break_the_progress_display(tmp_path: Path) -> None:
+    out = Terminal()
+    progress = Progress(600, 0.0, out)
+    writer = HealthWriter(tmp_path, INFO, 6e5, say=progress.say)
+    for row in written(tmp_path, 0).to_dict("records"):
+        writer.write_metrics(int(row["step"]), row)
+        progress._shown = 0.0  # the line is due again
+        progress.update(int(row["step"]), row["loss"], 1000.0)
+    writer.close()
+    text = out.getvalue()
+    assert text.count("ALARM at step 304") == 1
+    at = text.index("ALARM at step 304")
+    assert text[at - 1] == "\r" and text[at:].index("\n") < text[at:].index("\r")
+
+
+def test_resume_forgets_what_a_kill_undid_and_nothing_else(tmp_path: Path) -> None:
+    def go(first: int, last: int) -> list[str]:
+        said: list[str] = []
+        metrics = written(tmp_path, first - 1)
+        writer = HealthWriter(tmp_path, INFO, 6e5, say=said.append)
+        for row in metrics[metrics.step.between(first, last)].to_dict("records"):
+            writer.write_metrics(int(row["step"]), row)
+        return [line for line in said if "spikes" in line]
+
+    assert len(go(1, 310)) == 1
+    assert go(311, 350) == []
+    assert len(go(300, 330)) == 1  # from a checkpoint before it
+    assert len([row for row in alarms(tmp_path) if row["check"] == "loss spikes"]) == 1
+
+
+def test_scores_of_before_a_resume_count(tmp_path: Path) -> None:
+    rows = table(0, {f"task{k}": 0.05 for k in range(8)}, {"r": 1e8}, points=30)
+    rows.loc[(rows.task == "task1") & (rows.step > 16), "value"] -= 0.3
+    store, said = TrajectoryStore(tmp_path), []
+    records = [Record(**row) for row in rows.astype({"params": int}).to_dict("records")]
+    for record in records:
+        if record.step <= 20:
+            store.write(record.step, record.task, [record])
+    writer = HealthWriter(tmp_path, INFO, 1e5, say=said.append)
+    for step in range(21, 31):
+        writer.write_records(step, [record for record in records if record.step == step])
+    assert [row["subjects"] for row in alarms(tmp_path)] == [["task1"]]
+    assert len(said) == 1 and "task1" in said[0]
+
+
+def test_no_check_is_worth_a_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / FILE_NAME).write_text('{"step": 1}\n')  # not of this program
+    writer = HealthWriter(tmp_path, INFO, 1e5)
+    writer.write_metrics(2, {"tokens": 2, "loss": 1.0})
+    writer.write_metrics(3, {"tokens": 3, "loss": 1.0})
+    assert caplog.text.count("no longer watched") == 1
+
+
+def test_no_advice_is_worth_a_stopped_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    writer = HealthWriter(tmp_path, INFO, 1e5)
+    monkeypatch.setattr(writer._watch, "advise", fail)
+    assert writer.advice() == "" and "no advice" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("runs", "message"),
+    [
+        (("a", "b"), "it takes 3 runs"),
+        ("runs/a", "it takes 3 runs"),
+        (("a", "b", "c"), "no such directory"),
+    ],
+)
+def test_reference_runs_are_checked_at_the_start(runs: tuple[str, ...], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        HealthConfig(reference_runs=runs).open()

@@ -1,0 +1,72 @@
+"""The cadence against Pythia's published checkpoints and first principles."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxllm.errors import UserError
+from jaxllm.run.config import CheckpointConfig
+from jaxllm.run.schedule import preserved, scheduled_steps
+
+
+def test_default_is_pythias_154_checkpoints() -> None:
+    """Biderman et al. 2023: step 0, 1, 2, 4, …, 512, then every 1000 to 143,000: 154 in all."""
+    steps = scheduled_steps(CheckpointConfig(), steps=143_000, tokens_per_step=2**21)
+    assert len(steps) == 154
+    assert steps[:12] == (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000)
+    assert steps[-2:] == (142_000, 143_000)
+
+
+def test_early_series_is_as_dense_as_asked() -> None:
+    config = CheckpointConfig(
+        initial=False, early_first=8, early_per_doubling=2, early_until=70, every_steps=None
+    )
+    assert scheduled_steps(config, 100, 1) == (8, 11, 16, 23, 32, 45, 64, 100)
+
+
+@given(
+    every=st.floats(50, 5000),
+    tokens_per_step=st.integers(1, 700),
+    steps=st.integers(1, 300),
+)
+def test_every_tokens_saves_at_the_first_step_beyond_each_multiple(
+    every: float, tokens_per_step: int, steps: int
+) -> None:
+    config = CheckpointConfig(initial=False, early_first=None, every_steps=None, every_tokens=every)
+    crossed = {
+        s
+        for s in range(1, steps + 1)
+        if s * tokens_per_step // every > (s - 1) * tokens_per_step // every
+    }
+    assert set(scheduled_steps(config, steps, tokens_per_step)) == crossed | {steps}
+
+
+@given(
+    scheduled=st.sets(st.integers(0, 60), min_size=1),
+    preempted=st.sets(st.integers(0, 60)),
+    last=st.integers(1, 5),
+)
+def test_last_k_and_milestones_stay(scheduled: set[int], preempted: set[int], last: int) -> None:
+    config = CheckpointConfig(keep="last", keep_last=last, milestone_steps=10)
+    preempted = preempted - scheduled
+    steps = sorted(scheduled | preempted)
+    kept = {s for s, keep in zip(steps, preserved(config, steps, preempted), strict=True) if keep}
+    assert steps[-1] in kept
+    assert {s for s in scheduled if s % 10 == 0} <= kept
+    assert set(sorted(scheduled)[-last:]) <= kept
+    assert len({s for s in kept if s % 10} - {steps[-1]}) <= last
+    assert not (kept & preempted) - {steps[-1]}
+
+
+def test_a_preempted_checkpoint_is_replaced_by_the_next() -> None:
+    assert preserved(CheckpointConfig(), [0, 10, 13], {13}) == [True, True, True]
+    assert preserved(CheckpointConfig(), [0, 10, 13, 20], {13}) == [True, True, False, True]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"every_tokens": 1e6}, {"keep": "best"}, {"keep_last": 0}, {"early_first": 0}],
+)
+def test_contradictions_are_refused(wrong: dict) -> None:
+    with pytest.raises(UserError, match=next(iter(wrong))):
+        CheckpointConfig(**wrong)
