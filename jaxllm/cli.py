@@ -76,13 +76,16 @@ def parse(flags: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> 
     return flags.parse_args(rewritten)
 
 
-def load_gin(args: argparse.Namespace, files: Iterable[str] = ()) -> None:
-    """Parses `files`, then the gin files and bindings of the command line.
+def load_gin(args: argparse.Namespace, run: str | None = None) -> None:
+    """Parses the config of the run directory `run`, then the command line's files and bindings.
 
     Raises:
-      UserError: a missing file, a syntax error, or an unknown name, with the nearest known one.
+      UserError: a missing file, a syntax error, an unknown name, with the nearest known one, or
+        a run directory whose config is none, or does more than to bind our configs.
     """
     import gin
+
+    from jaxllm.run import stored_config
 
     for module in CONFIG_MODULES:
         importlib.import_module(module)
@@ -93,9 +96,9 @@ def load_gin(args: argparse.Namespace, files: Iterable[str] = ()) -> None:
     gin.config._FILE_READERS[:] = [(open, os.path.isfile), (_open_remote, _is_remote_file)]
     logging.disable(logging.ERROR)  # gin logs every directory that a file is not in
     try:
-        gin.parse_config_files_and_bindings(
-            [*files, *args.gin_file], args.gin_bindings, finalize_config=False
-        )
+        if run is not None:
+            stored_config.parse(run)
+        gin.parse_config_files_and_bindings(args.gin_file, args.gin_bindings, finalize_config=False)
     except OSError as error:
         raise UserError(_missing_file_message(error, paths)) from error
     except (ValueError, SyntaxError, NameError, AttributeError, ImportError) as error:
@@ -151,21 +154,13 @@ def _gin_value(text: str) -> str:
     """`text` if gin can read it as a value, and otherwise `text` as a gin string."""
     from gin import config_parser
 
+    from jaxllm.run.stored_config import References
+
     try:
-        list(config_parser.ConfigParser(f"x = {text}", _NoReferences()))
+        list(config_parser.ConfigParser(f"x = {text}", References()))
     except (SyntaxError, ValueError):
         return repr(text)
     return text
-
-
-class _NoReferences:
-    """Accepts every reference: only the syntax matters when a flag's value is read."""
-
-    def configurable_reference(self, name: str, evaluate: bool) -> str:
-        return name
-
-    def macro(self, name: str) -> str:
-        return name
 
 
 def _is_remote_file(path: str) -> bool:

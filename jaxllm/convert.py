@@ -145,7 +145,7 @@ def begin_run(directory: Path, model_dir: Path, source: Path, model: ModelConfig
 
 def export(args: Any) -> None:
     """One checkpoint of a run, or several, into Hugging Face directories."""
-    from jaxllm.evaluate import load_run, select
+    from jaxllm.evaluate import select
     from jaxllm.interop.huggingface import run_export
     from jaxllm.interop.huggingface.whole import whole
     from jaxllm.models.config import ModelConfig
@@ -154,8 +154,7 @@ def export(args: Any) -> None:
     if (args.step is None) == (args.steps is None):
         raise UserError("name the checkpoint with --step=N, or several with --steps=all or N,N")
     shard_bytes = _bytes(args.max_shard_size)
-    args.model_dir = args.source
-    load_run(args)
+    cli.load_gin(args, args.source)
     model = ModelConfig()
     steps = str(args.step) if args.steps is None else args.steps
     entries = select(available(args.source), None if steps == "all" else steps, args.source)

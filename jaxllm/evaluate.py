@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not args.model_dir:
         raise UserError("name what to score: --model_dir=DIR")
     published = open_published(args) if args.model_dir.startswith("hf:") else None
-    load_run(args)
+    cli.load_gin(args, args.model_dir)
 
     from jaxllm.evaluation.config import EvalConfig
     from jaxllm.evaluation.resolve import resolve
@@ -117,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def download(args: Any) -> int:
     """Fetches benchmark files, and says what cannot be fetched; 1 if something lacks then."""
-    (load_run if args.model_dir else cli.load_gin)(args)
+    cli.load_gin(args, args.model_dir)
 
     from jaxllm.evaluation import resolve
     from jaxllm.evaluation.config import EvalConfig
@@ -132,20 +132,6 @@ def download(args: Any) -> int:
         others = f" and {len(names) - 1} more" if len(names) > 1 else ""
         print(f"to get by hand: {names[0]}{others}, from {url or 'nowhere known'}")
     return 1 if done.by_hand else 0
-
-
-def load_run(args: Any) -> None:
-    """Parses MODEL_DIR/config.gin, then the gin flags of the command line.
-
-    Raises:
-      UserError: the directory holds no run.
-    """
-    from etils import epath
-
-    path = epath.Path(args.model_dir) / "config.gin"
-    if not path.exists():
-        raise UserError(f"{args.model_dir} is no run: it has no config.gin")
-    cli.load_gin(args, [str(path)])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -116,12 +116,7 @@ def write(answers: Iterator[tuple[str, str]], output: str | None) -> None:
 def make_generator(args: Any) -> Generator:
     """The model that the flags name, on the mesh, with its vocabulary."""
     published = args.model_dir.startswith(HF)
-    if published:
-        cli.load_gin(args)
-    else:
-        from jaxllm.evaluate import load_run
-
-        load_run(args)
+    cli.load_gin(args, None if published else args.model_dir)
 
     from jaxllm.models.sampling import Sampling
     from jaxllm.sharding.mesh import MeshConfig, make_mesh

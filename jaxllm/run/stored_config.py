@@ -1,0 +1,124 @@
+"""Reads the config of a run directory as data: whoever made it cannot have code run here.
+
+A gin file may import modules, include others and call what libraries have registered, and some
+fields of ours name code. A file that a user names with --gin_file is the user's own word; the
+config.gin of a run directory may have come from anywhere, so that it may only bind macros and the
+fields of our configs, and gives no permissions.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+import tokenize
+from typing import Any
+
+from etils import epath
+
+from jaxllm.errors import UserError
+
+# What runs code that a field names, with the value that runs none: a module, the programs that a
+# model writes, machine code from a cache. The command line says it, not the run directory.
+_PERMISSIONS: dict[str, Any] = {
+    "DataConfig.modules": (),
+    "EvalConfig.run_code": False,
+    "TrainConfig.compilation_cache": "~/.cache/jaxllm/compiled",
+}
+
+
+def parse(model_dir: str) -> None:
+    """Binds what MODEL_DIR/config.gin says.
+
+    Raises:
+      UserError: there is none, it is damaged, or a line does more than to bind our configs.
+    """
+    import gin
+
+    path = epath.Path(model_dir) / "config.gin"
+    if not path.exists():
+        raise UserError(f"{model_dir} is no run: it has no config.gin")
+    try:
+        text = path.read_text()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no text ({error})") from error
+    try:
+        _check(text, str(path))
+    except (SyntaxError, tokenize.TokenError, RecursionError, MemoryError) as error:
+        place = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
+        raise UserError(f"{path}{place} is not gin: {error.args[0]}") from error
+    gin.parse_config(_named(text, str(path)))
+    for name, harmless in _PERMISSIONS.items():
+        _withdraw(name, harmless, path)
+
+
+def _check(text: str, path: str) -> None:
+    """Raises UserError at the first statement that does more than to bind our configs."""
+    from gin import config_parser
+
+    references = References()
+    for statement in config_parser.ConfigParser(_named(text, path), references):
+        used = list(references.names)
+        references.names.clear()
+        if isinstance(statement, config_parser.ImportStatement):
+            does = f"imports {statement.module}"
+        elif isinstance(statement, config_parser.IncludeStatement):
+            does = f"includes {statement.filename}"
+        else:
+            if isinstance(statement, config_parser.BlockDeclaration) or statement.arg_name:
+                used.append(statement.selector)
+            foreign = [name for name in used if not _is_ours(name)]
+            does = f"names {foreign[0]}" if foreign else ""
+        if does:
+            raise UserError(
+                f"{path}, line {statement.location.line_num} {does}: the config of a run is data, "
+                "and may only bind macros and our own configs; take the line out, or give what "
+                "you trust of it with --gin_file"
+            )
+
+
+def _is_ours(name: str) -> bool:
+    """Whether gin finds one of our configs under a name, and nothing else."""
+    import gin
+
+    matches = gin.config._REGISTRY.matching_selectors(name)
+    return bool(matches) and all(match.startswith("jaxllm.") for match in matches)
+
+
+def _withdraw(name: str, harmless: Any, path: epath.Path) -> None:
+    """Binds a permission to the value that gives none."""
+    import gin
+
+    try:
+        value = gin.query_parameter(name)
+    except ValueError:  # not bound
+        return
+    if value and value != harmless:
+        gin.bind_parameter(name, harmless)
+        print(
+            f"{path} sets {name} = {value!r}, which is not taken from a run directory: "
+            f"where you trust it, say so with --gin.{name}=…",
+            file=sys.stderr,
+        )
+
+
+class References:
+    """Takes references from gin's parser and notes their names; nothing is looked up or called."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def configurable_reference(self, name: str, evaluate: bool) -> str:
+        """Notes `@scope/name`."""
+        self.names.append(name.rsplit("/", 1)[-1])
+        return name
+
+    def macro(self, name: str) -> str:
+        """Lets `%name` pass."""
+        return name
+
+
+def _named(text: str, name: str) -> io.StringIO:
+    """A text file with the name that gin's errors give."""
+    stream = io.StringIO(text)
+    stream.name = name
+    return stream
