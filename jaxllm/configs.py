@@ -30,6 +30,7 @@ _NAMES: Mapping[Any, str] = {
     type(None): "None",
 }  # fmt: skip
 _UNFIT = object()
+_UNIONS = (types.UnionType, typing.Union)  # the second where a part is a Literal
 
 
 def configurable(cls: type[_Config]) -> type[_Config]:
@@ -71,8 +72,10 @@ def _checked(name: str, value: Any, hint: Any) -> Any:
 def _fit(value: Any, hint: Any) -> Any:
     """`value` as one of type `hint`, or `_UNFIT`."""
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
-    if origin is types.UnionType:
+    if origin in _UNIONS:
         return next((f for part in parts if (f := _fit(value, part)) is not _UNFIT), _UNFIT)
+    if origin is typing.Literal:
+        return value if isinstance(value, str) and value in parts else _UNFIT
     if origin is tuple:
         if isinstance(value, str) and parts == (str, ...):
             value = [word for word in value.split(",") if word]
@@ -114,8 +117,10 @@ def _meant(value: Any, hint: Any) -> str:
 def _wanted(hint: Any) -> str:
     """The values of type `hint`, in words."""
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
-    if origin is types.UnionType:
+    if origin in _UNIONS:
         return " or ".join(_wanted(part) for part in parts)
+    if origin is typing.Literal:
+        return " or ".join(map(repr, parts))
     if origin is tuple:
         return f"a tuple, ({', '.join('…' if p is ... else _wanted(p) for p in parts)})"
     if origin is Mapping:

@@ -35,7 +35,9 @@ def load(*argv: str) -> None:
 @pytest.mark.parametrize(
     ("config", "binding", "message"),
     [
-        (EvalConfig, "run_code=false", r"run_code = 'false': must be True or False; write False$"),
+        (EvalConfig, "run_code=false", r"run_code = 'false': must be .*; write False$"),
+        (EvalConfig, "run_code=isolated", r"must be True or False or 'unisolated'$"),
+        (EvalConfig, "run_code=1", r"must be True or False or 'unisolated'$"),
         (EvalConfig, "run_code=NO", r"; write False$"),
         (TrainConfig, "hang_exit=yes", r"; write True$"),
         (TrainConfig, "hang_exit=1", r"hang_exit = 1: must be True or False$"),
@@ -82,6 +84,7 @@ def test_a_value_of_another_type_is_refused(config: type, binding: str, message:
         (ScheduleConfig, "peak=1", 1),
         (CheckpointConfig, "every_steps=None", None),
         (EvalConfig, "run_code=True", True),
+        (EvalConfig, "run_code=unisolated", "unisolated"),
         (ModelConfig, "remat=none", "none"),
         (ModelConfig, "attention_windows=[0, 256]", (0, 256)),
         (TrainConfig, "profile_steps=(2, 4)", (2, 4)),
@@ -137,5 +140,7 @@ def test_a_command_says_it_in_one_line(
     with pytest.raises(SystemExit, match="2"):
         cli.run(lambda _: train.main(argv))
     error = capsys.readouterr().err
-    assert error == ("error: EvalConfig.run_code = 'false': must be True or False; write False\n")
+    assert error == (
+        "error: EvalConfig.run_code = 'false': must be True or False or 'unisolated'; write False\n"
+    )
     assert not (tmp_path / "run").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 from jaxllm.configs import configurable
 from jaxllm.errors import UserError
@@ -22,8 +23,9 @@ class EvalConfig:
       max_examples: at most so many examples of each task, always the same ones; None is all.
       rows_per_batch: sequences of the model's full context length scored at once. Batches of
         shorter rows hold as many tokens.
-      run_code: allows tasks that run the programs that the model writes (humaneval, mbpp), in the
-        sandbox of `jaxllm.evaluation.sandbox`.
+      run_code: allows tasks that run the programs that the model writes (humaneval, mbpp). True:
+        isolated, or not at all; 'unisolated': behind no wall but Python's, at the risk that they
+        read and change your files and reach the network. See `jaxllm.evaluation.jail`.
       samples: programs that such a task asks for each problem; one is written greedily.
       temperature: that several samples are drawn with, from a nucleus of 0.95 (Chen et al. 2021
         take 0.2 for pass@1 and 0.8 for pass@100).
@@ -38,7 +40,7 @@ class EvalConfig:
     max_examples: int | None = None
     rows_per_batch: int = 8
     shortest_row: int = 128
-    run_code: bool = False
+    run_code: bool | Literal["unisolated"] = False
     samples: int = 1
     temperature: float = 0.8
     seed: int = 0

@@ -82,11 +82,8 @@ class Evaluator:
         self._files = {name: files for name, (_, files) in resolved.items()}
         self._config, self._vocabulary = config, vocabulary
         self._store, self._run = store, run
-        if any(task.runs_code for task in self.definitions.values()) and not sandbox.isolated():
-            _log.warning(
-                "the kernel allows no namespaces here: what the model's programs may do is limited "
-                "by Python and the limits of a process only"
-            )
+        if any(task.runs_code for task in self.definitions.values()):
+            sandbox.choose(isolate=config.run_code != "unisolated")
         self._scorer = Scorer(model, mesh, config.rows_per_batch, config.shortest_row)
         self._drivers: dict[str, Any] = {}
         self._work: dict[str, Work] = {}

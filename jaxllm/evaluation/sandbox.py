@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import json
 import os
 import secrets
@@ -25,6 +24,12 @@ from jaxllm.errors import UserError
 
 _JAIL = Path(__file__).with_name("jail.py")
 _REPORT_BYTES = 4096
+_WAYS = {
+    True: "isolated here (EvalConfig.run_code='unisolated' runs them all the same, at the risk "
+    "that they read and change your files and reach the network)",
+    False: "run here",
+}
+_chosen = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +60,7 @@ class Outcome:
     Attributes:
       passed: it ran to its end without an exception.
       reason: what ended it otherwise, in a few words.
-      isolated: namespaces were there, see `jail.py`.
+      isolated: it ran in namespaces of its own, see `jail.py`.
     """
 
     passed: bool
@@ -63,15 +68,19 @@ class Outcome:
     isolated: bool
 
 
-def run(program: str, limits: Limits | None = None, isolate: bool = True) -> Outcome:
+def run(program: str, limits: Limits | None = None, isolate: bool | None = None) -> Outcome:
     """Runs `program` in an empty scratch directory, and waits for its end.
 
     Args:
       program: Python source.
       limits: what it may use.
-      isolate: use namespaces where the kernel allows them.
+      isolate: whether to use namespaces; None is what `choose` was told last, else True.
+
+    Raises:
+      UserError: the walls cannot be built here; nothing has run.
     """
     limits, token = limits or Limits(), secrets.token_hex(16)
+    isolate = _chosen if isolate is None else isolate
     with tempfile.TemporaryDirectory(prefix="jaxllm-") as scratch, tempfile.TemporaryFile() as job:
         asked = {"program": program, "token": token, "scratch": scratch, "isolate": isolate}
         job.write(json.dumps(asked | dataclasses.asdict(limits)).encode())
@@ -91,6 +100,8 @@ def run(program: str, limits: Limits | None = None, isolate: bool = True) -> Out
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     walls, _, report = said.decode(errors="replace").partition("\n")
+    if walls == "refused":
+        raise UserError(f"programs that a model writes cannot be {_WAYS[isolate]}: {report}")
     isolated = walls == "isolated"
     if report == token:
         return Outcome(True, "passed", isolated)
@@ -102,17 +113,18 @@ def run(program: str, limits: Limits | None = None, isolate: bool = True) -> Out
     return Outcome(False, report or f"left before its end (exit status {code})", isolated)
 
 
-@functools.cache
-def isolated() -> bool:
-    """Whether programs have namespaces of their own on this machine.
+def choose(isolate: bool) -> None:
+    """Says for all programs of this process whether they are isolated, and that it can be done.
 
     Raises:
-      UserError: none can be run at all.
+      UserError: it cannot be done on this machine, and how to go on.
     """
-    outcome = run("pass")
+    global _chosen
+    _chosen = True
+    outcome = run("pass", isolate=isolate)
     if not outcome.passed:
         raise UserError(f"programs cannot be run here: {outcome.reason}")
-    return outcome.isolated
+    _chosen = isolate
 
 
 def _read(process: subprocess.Popen[bytes], deadline: float) -> tuple[bytes, bool]:

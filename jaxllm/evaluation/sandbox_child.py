@@ -3,17 +3,20 @@
 Standard input is a JSON object: `program`, `token`, `scratch`, `isolate` and the fields of
 `sandbox.Limits`. What comes out is "isolated" or "guarded" and a line end, and then `token` if the
 program ran to its end, or else the exception that ended it. A program that leaves by itself
-(`sys.exit`, `os._exit`) leaves nothing.
+(`sys.exit`, `os._exit`) leaves nothing. Where the walls cannot be built, "refused" comes out, and
+on the next line why; then nothing runs.
 
 isolated: namespaces of its own for users, network, processes and mounts, so that there is no
-  network, no other process to see and no file to change but in a small tmpfs, the scratch
-  directory; and no capabilities. All that it started dies with it.
-guarded: where the kernel does not allow these, a Python audit hook refuses sockets, processes,
-  foreign functions, and files outside the scratch directory; and the kernel starts no other
-  process or thread. It stops what goes astray, not what sets out to get round it.
+  network, no other process to see, no device but null, zero and random, and no file to change but
+  in a small tmpfs, the scratch directory; and no capabilities. All that it started dies with it.
+guarded: for who asked for no isolation, a Python audit hook refuses sockets, processes, foreign
+  functions, and files outside the scratch directory; and the kernel starts no other process or
+  thread. It stops what goes astray, not what sets out to get round it.
+
+Root's programs run as a user without rights in both; where Python lies in a directory of root's
+own, they see of that directory Python only.
 """
 
-import contextlib
 import ctypes
 import json
 import os
@@ -24,9 +27,11 @@ import sys
 
 USERS, NETWORK, PROCESSES, MOUNTS, IPC = 0x10000000, 0x40000000, 0x20000000, 0x00020000, 0x08000000
 PRIVATE_BELOW, SAFE = 0x4000 | 0x40000, 0x2 | 0x4  # MS_REC | MS_PRIVATE, MS_NOSUID | MS_NODEV
-MOUNT_SETATTR, BELOW, READ_ONLY = 442, 0x8000, 0x1
+BIND, BIND_BELOW = 0x1000, 0x1000 | 0x4000
+MOUNT_SETATTR, BELOW, READ_ONLY, NO_SETUID, NO_DEVICES = 442, 0x8000, 0x1, 0x2, 0x4
 CAPABILITIES_V3, NOBODY = 0x20080522, 65534
-DIE_WITH_PARENT, NO_NEW_PRIVILEGES, DROP_CAPABILITY = 1, 38, 24  # of prctl
+DIE_WITH_PARENT, OWN_PROC, NO_NEW_PRIVILEGES, DROP_CAPABILITY = 1, 4, 38, 24  # of prctl
+DEVICES = ("null", "zero", "full", "random", "urandom")
 
 REFUSED = (
     "socket.", "subprocess.", "os.exec", "os.fork", "os.posix_spawn", "os.spawn", "os.system",
@@ -42,20 +47,26 @@ WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 def main() -> None:
     """Reads what to run, builds the walls, runs it."""
     job = json.load(sys.stdin)
+    os.umask(0o022)
     report, null = os.dup(1), os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(null, stream)
-    if os.geteuid() == 0:  # the limit on processes does not hold for root's own
-        os.setresuid(NOBODY, 0, 0)
-    isolated = bool(job["isolate"]) and _unshare()
-    if isolated:
-        _wait_for_child()
-        _libc().prctl(DIE_WITH_PARENT, signal.SIGKILL, 0, 0, 0)
-        isolated = _close_off(job)
-        _wait_for_child()  # the first process of a namespace heeds no signals
-    os.chdir(job["scratch"])
+    isolated = bool(job["isolate"])
+    try:
+        if os.geteuid() == 0:
+            _become_nobody(job["scratch"])
+        if isolated:
+            _unshare()
+            _wait_for_child()
+            _libc().prctl(DIE_WITH_PARENT, signal.SIGKILL, 0, 0, 0)
+            _close_off(job)
+            _wait_for_child()  # the first process of a namespace heeds no signals
+        os.chdir(job["scratch"])
+        _give_up_rights()
+    except (OSError, AttributeError) as error:  # AttributeError: not Linux
+        os.write(report, f"refused\n{error}".encode())
+        os._exit(0)
     os.write(report, b"isolated\n" if isolated else b"guarded\n")
-    _give_up_rights()
     _limit(job, processes=job["processes"] if isolated else 1)  # there it counts all of the user's
     if not isolated:
         _guard(os.path.realpath(job["scratch"]))
@@ -84,44 +95,104 @@ def _libc() -> ctypes.CDLL:
     return ctypes.CDLL(None, use_errno=True)
 
 
-def _unshare() -> bool:
-    """Whether this process could leave the namespaces that it was born into."""
+def _check(failed: int, what: str) -> None:
+    if failed:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{what}: {os.strerror(number)}")
+
+
+def _mount(source: str, target: str, kind: str, flags: int, data: str = "") -> None:
+    given = [text.encode() for text in (source, target, kind, data)]
+    failed = _libc().mount(*given[:3], ctypes.c_ulong(flags), given[3])
+    _check(failed, f"mounting {target}")
+
+
+def _set_mount(target: str, below: int = 0, on: int = 0, off: int = 0) -> None:
+    attributes = struct.pack("QQQQ", on, off, 0, 0)
+    size = ctypes.c_size_t(len(attributes))
+    failed = _libc().syscall(MOUNT_SETATTR, -100, target.encode(), below, attributes, size)
+    _check(failed, f"changing the mount {target}")
+
+
+def _become_nobody(scratch: str) -> None:
+    """Gives up being root for good: a user namespace alone leaves root the owner of its files."""
+    needed = {sys.prefix, sys.base_prefix, *filter(os.path.isdir, sys.path), scratch}
+    needed |= {os.path.realpath(path) for path in needed}
+    os.chown(scratch, NOBODY, NOBODY)
+    hidden = {wall for path in needed if (wall := _closed(path))}
+    if hidden:
+        _show_within(hidden, needed)
+    os.setgroups([])
+    os.setresgid(NOBODY, NOBODY, NOBODY)
+    os.setresuid(NOBODY, NOBODY, NOBODY)
+    _libc().prctl(OWN_PROC, 1, 0, 0, 0)
+    for path in sorted(needed):
+        if not os.access(path, os.R_OK | os.X_OK):
+            raise PermissionError(f"programs of root run as user {NOBODY}, who cannot read {path}")
+
+
+def _closed(path: str) -> str | None:
+    """The highest directory above `path` that nobody but its owner may pass."""
+    parts = path.split(os.sep)
+    for end in range(2, len(parts)):
+        above = os.sep.join(parts[:end])
+        if not os.stat(above).st_mode & 0o001:
+            return above
+    return None
+
+
+def _show_within(hidden: set[str], needed: set[str]) -> None:
+    """Lays an empty directory over each of `hidden`, with nothing in it but what is `needed`."""
+    _check(_libc().unshare(MOUNTS), "leaving the mounts")
+    _mount("", "/", "", PRIVATE_BELOW)
+    kept = {
+        path: os.open(path, os.O_PATH)
+        for path in sorted(needed)
+        if _closed(path) and not any(path.startswith(other + os.sep) for other in needed)
+    }
+    for wall in hidden:
+        _mount("tmpfs", wall, "tmpfs", SAFE, "size=64k,mode=755")
+    for path, opened in kept.items():
+        os.makedirs(path, mode=0o755, exist_ok=True)
+        _mount(f"/proc/self/fd/{opened}", path, "", BIND_BELOW)
+        os.close(opened)
+
+
+def _unshare() -> None:
+    """Leaves the namespaces that this process was born into."""
     user, group = os.geteuid(), os.getegid()
-    try:
-        if _libc().unshare(USERS | NETWORK | PROCESSES | MOUNTS | IPC):
-            return False
-        maps = {"uid_map": f"{user} {user} 1", "gid_map": f"{group} {group} 1"}
-        for name, text in ({"setgroups": "deny"} | maps).items():
-            with open(f"/proc/self/{name}", "w") as file:
-                file.write(text)
-    except (OSError, AttributeError):
-        return False
-    return True
+    _check(_libc().unshare(USERS | NETWORK | PROCESSES | MOUNTS | IPC), "leaving the namespaces")
+    maps = {"uid_map": f"{user} {user} 1", "gid_map": f"{group} {group} 1"}
+    for name, text in ({"setgroups": "deny"} | maps).items():
+        with open(f"/proc/self/{name}", "w") as file:
+            file.write(text)
 
 
-def _close_off(job: dict) -> bool:
+def _close_off(job: dict) -> None:
     """Leaves no file to write but in the scratch directory, and nothing to see of the system."""
-    libc, scratch = _libc(), job["scratch"].encode()
-    size = f"size={job['file_bytes']},nr_inodes={job['files']}".encode()
-    read_only = struct.pack("QQQQ", READ_ONLY, 0, 0, 0)
-    failed = (
-        libc.mount(b"", b"/", b"", PRIVATE_BELOW, None)
-        or libc.syscall(MOUNT_SETATTR, -100, b"/", BELOW, read_only, len(read_only))
-        or libc.mount(b"tmpfs", b"/proc", b"tmpfs", SAFE, b"size=4k")
-        or libc.mount(b"tmpfs", b"/run", b"tmpfs", SAFE, b"size=4k")
-        or libc.mount(b"tmpfs", scratch, b"tmpfs", SAFE, size)
-    )
-    return not failed
+    size = f"size={job['file_bytes']},nr_inodes={job['files']}"
+    _mount("", "/", "", PRIVATE_BELOW)
+    devices = {name: os.open(f"/dev/{name}", os.O_PATH) for name in DEVICES}
+    _mount("tmpfs", "/dev", "tmpfs", SAFE, "size=64k,mode=755")
+    for name, opened in devices.items():
+        os.close(os.open(f"/dev/{name}", os.O_CREAT, 0o666))
+        _mount(f"/proc/self/fd/{opened}", f"/dev/{name}", "", BIND)
+        os.close(opened)
+    _set_mount("/", BELOW, on=READ_ONLY | NO_SETUID | NO_DEVICES)
+    for name in DEVICES:
+        _set_mount(f"/dev/{name}", off=NO_DEVICES)
+    _mount("tmpfs", "/proc", "tmpfs", SAFE, "size=4k")
+    _mount("tmpfs", "/run", "tmpfs", SAFE, "size=4k")
+    _mount("tmpfs", job["scratch"], "tmpfs", SAFE, size)
 
 
 def _give_up_rights() -> None:
-    """What root may do beyond its own files, and what a program could gain by starting others."""
+    """What a program could gain by starting others, and what is left of capabilities."""
     libc = _libc()
-    with contextlib.suppress(AttributeError):  # not Linux
-        libc.prctl(NO_NEW_PRIVILEGES, 1, 0, 0, 0)
-        for capability in range(64):
-            libc.prctl(DROP_CAPABILITY, capability, 0, 0, 0)
-        libc.capset(struct.pack("Ii", CAPABILITIES_V3, 0), bytes(24))
+    _check(libc.prctl(NO_NEW_PRIVILEGES, 1, 0, 0, 0), "giving up new privileges")
+    for capability in range(64):
+        libc.prctl(DROP_CAPABILITY, capability, 0, 0, 0)
+    _check(libc.capset(struct.pack("Ii", CAPABILITIES_V3, 0), bytes(24)), "giving up capabilities")
 
 
 def _limit(job: dict, processes: int) -> None:

@@ -3,22 +3,37 @@
 import os
 import re
 import socket
+import sys
+import tempfile
 import textwrap
 import time
 from pathlib import Path
 
 import pytest
 
-from jaxllm.evaluation import sandbox
+from jaxllm.errors import UserError
+from jaxllm.evaluation import jail, sandbox
 from jaxllm.evaluation.sandbox import Limits
 
 SHORT = Limits(cpu_seconds=1, wall_seconds=200.0, memory_bytes=1 << 28)
 WALLS = {"namespaces": True, "guard": False}
 
 
-@pytest.fixture(params=WALLS, autouse=True)
+def can_isolate() -> bool:
+    try:
+        return sandbox.run("pass", isolate=True).passed
+    except UserError:
+        return False
+
+
+CAN_ISOLATE = can_isolate()
+needs_namespaces = pytest.mark.skipif(not CAN_ISOLATE, reason="the kernel allows no namespaces")
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="about root's rights")
+
+
+@pytest.fixture(params=WALLS)
 def isolate(request):
-    if WALLS[request.param] and not sandbox.isolated():
+    if WALLS[request.param] and not CAN_ISOLATE:
         pytest.skip("the kernel allows no namespaces here")
     return WALLS[request.param]
 
@@ -205,3 +220,94 @@ def test_what_it_prints_is_bounded_and_the_same_every_time(run):
     assert len(run("raise ValueError('x' * 10**6)").reason) <= 300
     order = "raise ValueError(list({'a', 'b', 'c', 'd', 'e'}))"
     assert run(order).reason == run(order).reason
+
+
+@needs_root
+def test_programs_of_root_have_none_of_its_rights(run):
+    """Seen by what root's own files let them do, whatever number they are told."""
+    names = "raise ValueError((os.getresuid(), os.getresgid(), os.getgroups()))"
+    assert str(((65534,) * 3, (65534,) * 3, [])) in run(f"import os\n{names}").reason
+    with tempfile.NamedTemporaryFile() as file:  # 0600, of root
+        outcome = run(f"open({file.name!r}).read()")
+    assert outcome.reason.startswith("PermissionError")
+    assert "Error: [Errno" in run("import os\nos.setuid(0)").reason
+    known = ("kmsg", "fuse", "loop-control")
+    for path in Path("/dev").iterdir():
+        if not path.is_block_device() and path.name not in known:
+            continue
+        program = f"import os\nos.close(os.open({str(path)!r}, os.O_WRONLY))"
+        assert re.match("FileNotFound|Permission", run(program).reason), path
+
+
+@needs_namespaces
+def test_there_are_no_devices_but_harmless_ones():
+    def run(program):
+        return sandbox.run(program, SHORT, isolate=True)
+
+    listed = run("import os\nraise ValueError(sorted(os.listdir('/dev')))").reason
+    assert listed == "ValueError: ['full', 'null', 'random', 'urandom', 'zero']"
+    assert run("assert len(open('/dev/urandom', 'rb').read(8)) == 8").passed
+    assert run("assert open('/dev/zero', 'rb').read(2) == bytes(2)").passed
+    assert run("open('/dev/null', 'w').write('x')").passed
+    for change in ("os.mknod('/dev/mine')", "os.mknod('sda', 0o60600, os.makedev(8, 0))",
+                   "os.remove('/dev/null')"):  # fmt: skip
+        assert re.match("PermissionError|OSError", run(f"import os\n{change}").reason), change
+    assert run("import ctypes\nassert ctypes.CDLL(None).prctl(39, 0, 0, 0, 0) == 1").passed
+
+
+@needs_root
+@needs_namespaces
+def test_of_root_s_own_directories_python_alone_is_seen():
+    walls = {wall for path in sys.path if os.path.isdir(path) and (wall := jail._closed(path))}
+    before = os.umask(0o077)
+    try:
+        assert sandbox.run("import decimal, numpy", Limits(), isolate=True).passed
+    finally:
+        os.umask(before)
+    for wall in walls:
+        with tempfile.NamedTemporaryFile(dir=wall) as file:
+            outcome = sandbox.run(f"open({file.name!r})", SHORT, isolate=True)
+        assert outcome.reason.startswith("FileNotFoundError")
+
+
+@pytest.fixture
+def without_namespaces(monkeypatch, tmp_path):
+    """A kernel that refuses to unshare, as a container's filter does."""
+    broken = tmp_path / "jail.py"
+    text = Path(jail.__file__).read_text()
+    broken.write_text(text.replace("USERS | NETWORK |", "-1 |"))
+    assert broken.read_text() != text
+    monkeypatch.setattr(sandbox, "_JAIL", broken)
+
+
+def test_nothing_runs_where_no_walls_can_be_built(without_namespaces):
+    with pytest.raises(UserError, match=r"cannot be isolated here .*run_code='unisolated'.*Inva"):
+        sandbox.run("pass")
+    with pytest.raises(UserError, match="run_code='unisolated'"):
+        sandbox.choose(isolate=True)
+
+
+def test_less_than_isolation_is_for_who_asks_for_it(without_namespaces):
+    try:
+        sandbox.choose(isolate=False)
+        outcome = sandbox.run("pass")
+        assert outcome.passed and not outcome.isolated
+        with pytest.raises(UserError):
+            sandbox.choose(isolate=True)
+        with pytest.raises(UserError):  # what was allowed once is not allowed for good
+            sandbox.run("pass")
+    finally:
+        sandbox._chosen = True
+
+
+@needs_root
+def test_root_is_refused_where_its_rights_cannot_be_given_up(monkeypatch, tmp_path):
+    broken = tmp_path / "jail.py"
+    text = Path(jail.__file__).read_text()
+    call = "    _libc().prctl(OWN_PROC, 1, 0, 0, 0)\n"
+    assert call in text
+    broken.write_text(text.replace(call, f"{call}    needed.add('/proc/1/fd')\n"))
+    monkeypatch.setattr(sandbox, "_JAIL", broken)
+    for isolate in (True, False):
+        with pytest.raises(UserError, match="programs of root run as user 65534, who cannot read"):
+            sandbox.run("pass", isolate=isolate)
