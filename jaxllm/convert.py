@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from jaxllm import cli
 from jaxllm.errors import UserError
+from jaxllm.io import location
 
 if TYPE_CHECKING:
     from jaxllm.interop.huggingface.checkpoint import Source
@@ -44,9 +45,9 @@ _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 def main(argv: Sequence[str] | None = None) -> int:
     """Converts in the direction that the two ends say."""
     flags = cli.parser(__doc__ or "")
-    flags.add_argument("--from", dest="source", required=True, metavar="WHERE",
+    flags.add_argument("--from", dest="source", type=location, required=True, metavar="WHERE",
                        help="hf:DIR, hf:FILE (a series), or a run directory")  # fmt: skip
-    flags.add_argument("--to", dest="target", required=True, metavar="WHERE",
+    flags.add_argument("--to", dest="target", type=location, required=True, metavar="WHERE",
                        help="a run directory, or hf:DIR; it must not exist")  # fmt: skip
     flags.add_argument("--step", type=int, metavar="N", help="the checkpoint; of hf:DIR: default 0")
     flags.add_argument("--steps", metavar="all|N,N", help="several checkpoints of a run")
@@ -74,7 +75,9 @@ def import_series(args: Any) -> None:
     """hf:DIR, or a series of them, into a new run directory."""
     from jaxllm.interop.huggingface import run_import
     from jaxllm.interop.huggingface.whole import whole
+    from jaxllm.run.checkpoints import check_name
 
+    check_name(args.target)
     revisions = run_import.series(
         args.source.removeprefix(PREFIX), args.step or 0, int(args.tokens)
     )

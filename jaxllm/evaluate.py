@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Any
 
 from jaxllm import cli, hosts
 from jaxllm.errors import UserError
+from jaxllm.io import location
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -46,7 +47,9 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     """Flags and gin in, records and the table of capabilities out."""
     flags = cli.parser(__doc__ or "")
-    flags.add_argument("--model_dir", metavar="DIR", help="the run, hf:DIR or hf:FILE")
+    flags.add_argument(
+        "--model_dir", type=location, metavar="DIR", help="the run, hf:DIR or hf:FILE"
+    )
     flags.add_argument(
         "--download", action="store_true",
         help="fetch the files of --tasks (default: of all tasks) and do nothing else",
@@ -67,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags.add_argument(
         "--poll_seconds", type=float, default=30, help="of --follow: how often to look"
     )
-    flags.add_argument("--output", metavar="DIR",
+    flags.add_argument("--output", type=location, metavar="DIR",
                        help="of hf:DIR: where its records go (default: runs/<DIR>)")  # fmt: skip
     flags.add_argument("--step", type=int, default=0, help="of hf:DIR: its step")
     flags.add_argument("--tokens", type=float, default=0, help="of hf:DIR: tokens it has seen")

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from jaxllm import cli
 from jaxllm.errors import UserError
+from jaxllm.io import location
 
 if TYPE_CHECKING:
     import seqio
@@ -31,12 +32,16 @@ HF = "hf:"
 def main(argv: Sequence[str] | None = None) -> int:
     """Flags and prompts in, continuations out."""
     flags = cli.parser(__doc__ or "")
-    flags.add_argument("--model_dir", required=True, metavar="DIR", help="the run, or hf:DIR")
+    flags.add_argument(
+        "--model_dir", type=location, required=True, metavar="DIR", help="the run, or hf:DIR"
+    )
     flags.add_argument("--step", type=int, metavar="STEP", help="the checkpoint (default: newest)")
     asked = flags.add_mutually_exclusive_group(required=True)
     asked.add_argument("--prompt", metavar="TEXT", help="one prompt")
     asked.add_argument("--prompts_file", metavar="FILE", help="a prompt per line, or JSON lines")
-    flags.add_argument("--output", metavar="FILE", help="write JSON lines here, not the terminal")
+    flags.add_argument(
+        "--output", type=location, metavar="FILE", help="write JSON lines here, not the terminal"
+    )
     flags.add_argument(
         "--max_new_tokens", type=int, metavar="N",
         help="default: 128, or half of a shorter context",

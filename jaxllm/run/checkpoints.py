@@ -85,6 +85,7 @@ class Checkpoints:
         """
         self._model_dir = epath.Path(model_dir)
         self._report = report
+        self._proved = False  # whether a checkpoint of this run is known to be readable
         self._keep = _Keep(config, {e.step for e in _preempted(manifest.read(model_dir))})
         # Orbax logs its progress and every failure; what matters comes back as exceptions.
         logging.getLogger("absl").addFilter(_not_from_orbax)
@@ -104,7 +105,8 @@ class Checkpoints:
         is still going on.
 
         Raises:
-          UserError: this save, or the one before it, failed: the disk is full, for instance.
+          UserError: this save, or the one before it, failed: the disk is full, for instance;
+            or the first one of a run cannot be read back.
         """
         if entry.kind == "preempted":
             self._keep.preempted.add(entry.step)
@@ -122,6 +124,8 @@ class Checkpoints:
                 ),
                 custom_metadata=dict(carried),
             )
+        if not self._proved:
+            self._prove(entry.step, model, training)
 
     def resume(self, model: Any, training: Any) -> Restored | None:
         """The newest checkpoint that can be read; None for a run that has none.
@@ -146,6 +150,7 @@ class Checkpoints:
         for entry in reversed(entries):
             restored = self._try(entry, model, training)
             if restored:
+                self._proved = True
                 self._forget_after(entry.step)
                 return restored
         if entries:
@@ -172,6 +177,27 @@ class Checkpoints:
                 self._manager.wait_until_finished()
             finally:
                 self._manager.close()
+
+    def _prove(self, step: int, model: Any, training: Any) -> None:
+        """Reads back what names the arrays of a checkpoint, before the run relies on them.
+
+        Raises:
+          UserError: it cannot be read.
+        """
+        self.wait()
+        path = self._manager.directory / str(step)
+        problem = "another process cannot read it"
+        try:
+            _check_item(path / MODEL, model, "parameter")
+            _check_item(path / TRAINING, training, "optimizer state")
+            self._proved = True
+        except Exception as error:  # what a damaged file raises is not documented, and varies
+            problem = _first_line(error)
+        if not _on_every_process(self._proved):
+            raise UserError(
+                f"the first checkpoint, {path}, cannot be read back ({problem}): "
+                "set MODEL_DIR to another directory"
+            )
 
     def _try(self, entry: Entry, model: Any, training: Any) -> Restored | None:
         path = self._manager.directory / str(entry.step)
@@ -238,6 +264,21 @@ class _DiskErrors:
             ) from error
 
 
+def check_name(model_dir: epath.PathLike) -> None:
+    """Refuses a directory whose path Orbax would take for a pattern, and then not find its files.
+
+    Raises:
+      UserError: the absolute path holds one of `[ ] * ?`.
+    """
+    path = str(_directory(model_dir).parent)
+    for character in "[]*?":
+        if character in path:
+            raise UserError(
+                f"MODEL_DIR {path}: its path holds {character!r}, with which no checkpoint could "
+                "be read: name it without [ ] * ?"
+            )
+
+
 def check_writable(model_dir: epath.PathLike, bytes_needed: int) -> None:
     """Refuses a MODEL_DIR that cannot take the run's checkpoints, before any work is done.
 
@@ -246,8 +287,10 @@ def check_writable(model_dir: epath.PathLike, bytes_needed: int) -> None:
       bytes_needed: what the run will write.
 
     Raises:
-      UserError: it cannot be created or written, or the disk has not that much room.
+      UserError: it cannot be created or written, or the disk has not that much room; or
+        checkpoints could not be read under its name.
     """
+    check_name(model_dir)
     path = epath.Path(model_dir)
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -267,12 +310,17 @@ def check_writable(model_dir: epath.PathLike, bytes_needed: int) -> None:
 
 
 def _restore_item(path: epath.Path, abstract: Any, noun: str) -> Any:
-    checkpointer = ocp.StandardCheckpointer()
-    found = _arrays(checkpointer.metadata(path).item_metadata.tree)
+    _check_item(path, abstract, noun)
+    return ocp.StandardCheckpointer().restore(path, abstract)
+
+
+def _check_item(path: epath.Path, abstract: Any, noun: str) -> None:
+    """Raises UserError where a saved item has other arrays than `abstract`, ValueError for none."""
+    metadata = ocp.StandardCheckpointer().metadata(path).item_metadata
+    found = _arrays(metadata.tree) if metadata else {}
     if not found:
         raise ValueError(f"{path} names no arrays")
     _check_same(path, found, _arrays(abstract), noun)
-    return checkpointer.restore(path, abstract)
 
 
 def _check_same(

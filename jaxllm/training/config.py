@@ -6,6 +6,7 @@ import dataclasses
 
 from jaxllm.configs import configurable
 from jaxllm.errors import UserError
+from jaxllm.io import location
 
 
 @configurable
@@ -53,6 +54,8 @@ class TrainConfig:
     hang_exit: bool = False
 
     def __post_init__(self) -> None:
+        if self.model_dir is not None:
+            object.__setattr__(self, "model_dir", location(self.model_dir))
         for name in ("steps", "gradient_accumulation", "log_every"):
             value = getattr(self, name)
             if value < 1:

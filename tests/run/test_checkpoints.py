@@ -14,7 +14,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxllm.errors import UserError
 from jaxllm.run import checkpoints, manifest
-from jaxllm.run.checkpoints import Checkpoints, available, check_writable, restore_model
+from jaxllm.run.checkpoints import (
+    Checkpoints,
+    available,
+    check_writable,
+    restore_model,
+)
 from jaxllm.run.config import CheckpointConfig
 from jaxllm.run.manifest import Entry
 
@@ -276,3 +281,52 @@ def test_a_disk_that_fails_during_a_save_is_one_line(
         UserError, match=r"cannot save to .*: no space is left.*before it are whole"
     ):
         checkpoints.save(entry(1), model, training, {})
+
+
+@pytest.mark.parametrize("name", ["sweep[lr=1e-3]", "run*", "what?", "a]/run"])
+def test_a_name_that_orbax_takes_for_a_pattern_is_refused(tmp_path: Path, name: str) -> None:
+    """Orbax gathers the parts of a checkpoint with a glob of their path, and would find none."""
+    with pytest.raises(UserError, match=r"MODEL_DIR .*: name it without \[ \] \* \?"):
+        check_writable(tmp_path / name, 0)
+    assert not any(tmp_path.iterdir())
+
+
+def test_the_name_of_a_folder_above_counts_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sweep[1]").mkdir()
+    monkeypatch.chdir(tmp_path / "sweep[1]")
+    with pytest.raises(UserError, match=r"sweep\[1\]/run"):
+        check_writable("run", 0)
+
+
+def test_a_first_checkpoint_that_cannot_be_read_ends_the_run(tmp_path: Path) -> None:
+    """Orbax reports success here; without the look nobody would know before the next start."""
+    checkpoints = Checkpoints(tmp_path / "sweep[1]", CheckpointConfig())
+    model, training = arrays(3, mesh(1, 2))
+    with pytest.raises(
+        UserError, match=r"first checkpoint, .*/3, cannot be read back \(.*names no"
+    ):
+        checkpoints.save(entry(3), model, training, {})
+    checkpoints.close()
+
+
+def test_only_the_first_save_of_a_run_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked = []
+    look = checkpoints._check_item
+    monkeypatch.setattr(
+        checkpoints, "_check_item",
+        lambda path, *rest: (looked.append(f"{path.parent.name}/{path.name}"), look(path, *rest)),
+    )  # fmt: skip
+    save_run(tmp_path, [3, 5])
+    assert looked == ["3/model", "3/training"]
+    looked.clear()
+    again = Checkpoints(tmp_path, CheckpointConfig())
+    model, training = arrays(0, mesh(1, 2))
+    again.resume(abstract(model), abstract(training))
+    looked.clear()
+    again.save(entry(7), model, training, {})
+    again.close()
+    assert looked == []
