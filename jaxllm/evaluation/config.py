@@ -25,7 +25,7 @@ class EvalConfig:
         shorter rows hold as many tokens.
       run_code: allows tasks that run the programs that the model writes (humaneval, mbpp). True:
         isolated, or not at all; 'unisolated': behind no wall but Python's, at the risk that they
-        read and change your files and reach the network. See `jaxllm.evaluation.jail`.
+        read and change your files and reach the network. See `jaxllm.evaluation.sandbox_child`.
       samples: programs that such a task asks for each problem; one is written greedily.
       temperature: that several samples are drawn with, from a nucleus of 0.95 (Chen et al. 2021
         take 0.2 for pass@1 and 0.8 for pass@100).

@@ -1,8 +1,8 @@
 """Runs a program that a model wrote, in a process of its own with limits on what it can do.
 
-The walls are described in `jail.py`, which that process runs. What a program prints is thrown
-away, and it gets an empty environment. It has passed if its last statement was reached: with the
-tests behind it, no way out before them counts.
+The walls are described in `sandbox_child.py`, which that process runs. What a program prints is
+thrown away, and it gets an empty environment. It has passed if its last statement was reached: with
+the tests behind it, no way out before them counts.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 
 from jaxllm.errors import UserError
 
-_JAIL = Path(__file__).with_name("jail.py")
+_CHILD = Path(__file__).with_name("sandbox_child.py")
 _REPORT_BYTES = 4096
 _WAYS = {
     True: "isolated here (EvalConfig.run_code='unisolated' runs them all the same, at the risk "
@@ -60,7 +60,7 @@ class Outcome:
     Attributes:
       passed: it ran to its end without an exception.
       reason: what ended it otherwise, in a few words.
-      isolated: it ran in namespaces of its own, see `jail.py`.
+      isolated: it ran in namespaces of its own, see `sandbox_child.py`.
     """
 
     passed: bool
@@ -86,7 +86,7 @@ def run(program: str, limits: Limits | None = None, isolate: bool | None = None)
         job.write(json.dumps(asked | dataclasses.asdict(limits)).encode())
         job.seek(0)
         process = subprocess.Popen(
-            [sys.executable, "-s", "-P", str(_JAIL)],
+            [sys.executable, "-s", "-P", str(_CHILD)],
             stdin=job, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True,
             env={
                 "PATH": "/usr/bin:/bin", "HOME": scratch, "LANG": "C.UTF-8", "PYTHONHASHSEED": "0",

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from jaxllm.errors import UserError
-from jaxllm.evaluation import jail, sandbox
+from jaxllm.evaluation import sandbox, sandbox_child
 from jaxllm.evaluation.sandbox import Limits
 
 SHORT = Limits(cpu_seconds=1, wall_seconds=200.0, memory_bytes=1 << 28)
@@ -258,7 +258,9 @@ def test_there_are_no_devices_but_harmless_ones():
 @needs_root
 @needs_namespaces
 def test_of_root_s_own_directories_python_alone_is_seen():
-    walls = {wall for path in sys.path if os.path.isdir(path) and (wall := jail._closed(path))}
+    walls = {
+        wall for path in sys.path if os.path.isdir(path) and (wall := sandbox_child._closed(path))
+    }
     before = os.umask(0o077)
     try:
         assert sandbox.run("import decimal, numpy", Limits(), isolate=True).passed
@@ -273,11 +275,11 @@ def test_of_root_s_own_directories_python_alone_is_seen():
 @pytest.fixture
 def without_namespaces(monkeypatch, tmp_path):
     """A kernel that refuses to unshare, as a container's filter does."""
-    broken = tmp_path / "jail.py"
-    text = Path(jail.__file__).read_text()
+    broken = tmp_path / "sandbox_child.py"
+    text = Path(sandbox_child.__file__).read_text()
     broken.write_text(text.replace("USERS | NETWORK |", "-1 |"))
     assert broken.read_text() != text
-    monkeypatch.setattr(sandbox, "_JAIL", broken)
+    monkeypatch.setattr(sandbox, "_CHILD", broken)
 
 
 def test_nothing_runs_where_no_walls_can_be_built(without_namespaces):
@@ -302,12 +304,12 @@ def test_less_than_isolation_is_for_who_asks_for_it(without_namespaces):
 
 @needs_root
 def test_root_is_refused_where_its_rights_cannot_be_given_up(monkeypatch, tmp_path):
-    broken = tmp_path / "jail.py"
-    text = Path(jail.__file__).read_text()
+    broken = tmp_path / "sandbox_child.py"
+    text = Path(sandbox_child.__file__).read_text()
     call = "    _libc().prctl(OWN_PROC, 1, 0, 0, 0)\n"
     assert call in text
     broken.write_text(text.replace(call, f"{call}    needed.add('/proc/1/fd')\n"))
-    monkeypatch.setattr(sandbox, "_JAIL", broken)
+    monkeypatch.setattr(sandbox, "_CHILD", broken)
     for isolate in (True, False):
         with pytest.raises(UserError, match="programs of root run as user 65534, who cannot read"):
             sandbox.run("pass", isolate=isolate)
