@@ -14,7 +14,7 @@ from jaxllm.evaluate import abstract_params
 from jaxllm.interop.huggingface import load, run_import
 from jaxllm.models.config import ModelConfig
 from jaxllm.run.checkpoints import available, restore_model
-from tests.checkpoints.huggingface.helpers import (
+from tests.interop.huggingface.helpers import (
     MODELS,
     check_logits,
     mesh,
