@@ -1,0 +1,300 @@
+"""Records -> curves: the one place where trajectories are cleaned before an analysis reads them.
+
+A curve is one metric of one task of one run, scored with one number of few-shot examples and one
+version of the task; values of two versions are never joined. Every metric is also read as a *score*
+that grows as the model gets better: an accuracy is its own score, bits per byte and Brier scores
+count negatively, a perplexity counts as minus its logarithm.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from jaxllm.run.records import COLUMNS, OK
+
+Array = npt.NDArray[np.float64]
+
+KEY = ["run", "task", "shots", "metric", "task_version"]
+"""What two values have to agree in before they are of one curve."""
+
+_LOWER_IS_BETTER = ("bits_per_byte", "perplexity", "loss", "brier", "nll", "error")
+_SHARES = ("accuracy", "exact_match", "probability", "f1")
+
+
+def lower_is_better(metric: str) -> bool:
+    """Whether a smaller value of `metric` is the better one."""
+    return any(word in metric for word in _LOWER_IS_BETTER)
+
+
+def is_share(metric: str) -> bool:
+    """Whether `metric` is a share or a probability, from 0 to 1."""
+    return not lower_is_better(metric) and any(word in metric for word in _SHARES)
+
+
+def of_metric(test: Callable[[str], bool], metrics: pd.Series) -> pd.Series:
+    """`is_share` or `lower_is_better` of every row, asked once for each metric."""
+    return metrics.map({metric: test(metric) for metric in metrics.unique()}).astype(bool)
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """One curve of P points, by tokens.
+
+    Attributes:
+      run: Name of the run.
+      task: Name of the task.
+      shots: Number of few-shot examples.
+      metric: Name of the metric.
+      task_version: Version of the task.
+      domain: Domain of the task.
+      family: Suite of the run.
+      params: Parameters of the model; NaN where unknown.
+      steps: [P] steps.
+      tokens: [P] tokens seen; ascending, NaN where unknown.
+      flops: [P] training FLOPs.
+      values: [P] the metric, finite.
+      stderr: [P] standard errors of `values`; NaN where unknown.
+      scores: [P] `values` as more-is-better scores.
+      score_stderr: [P] standard errors of `scores`.
+      chance: The value of a guess; NaN where there is none.
+      chance_score: Its score.
+      n: Number of examples.
+    """
+
+    run: str
+    task: str
+    shots: int
+    metric: str
+    task_version: str
+    domain: str
+    family: str
+    params: float
+    steps: Array
+    tokens: Array
+    flops: Array
+    values: Array
+    stderr: Array
+    scores: Array
+    score_stderr: Array
+    chance: float
+    chance_score: float
+    n: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Curves:
+    """Curves as one table, so that what is done to all of them is done at once.
+
+    Attributes:
+      points: A row per point, curve by curve and in each by tokens: the columns of `Record`, and
+        `score`, `score_stderr`, `chance_score` and `curve` (0, 1, ...).
+      notes: What of the records was left out or mended, a sentence each.
+    """
+
+    points: pd.DataFrame
+    notes: tuple[str, ...] = ()
+
+    @functools.cached_property
+    def table(self) -> pd.DataFrame:
+        """A row per curve: its last point, and its number of points as `count`."""
+        count = self.points.groupby("curve").size()
+        last = self.points.drop_duplicates("curve", keep="last").set_index("curve")
+        return last.assign(count=count)
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __iter__(self) -> Iterator[Curve]:
+        ends = np.cumsum(self.table["count"].to_numpy())
+        columns = [
+            self.points[name].to_numpy(np.float64)
+            for name in ("step", "tokens", "flops", "value", "stderr", "score", "score_stderr")
+        ]
+        names = ("run", "task", "shots", "metric", "task_version", "domain", "family", "params")
+        of_curve = zip(*(self.table[name] for name in names), strict=True)
+        tail = zip(*(self.table[name] for name in ("chance", "chance_score", "n")), strict=True)
+        begin = 0
+        for head, (chance, chance_score, n), end in zip(of_curve, tail, ends, strict=True):
+            arrays = (column[begin:end] for column in columns)
+            yield Curve(*head, *arrays, chance, chance_score, int(n) if n > 0 else 0)
+            begin = end
+
+    def select(self, keep: pd.Series | npt.NDArray[np.bool_], *notes: str) -> Curves:
+        """The points where `keep`, and further notes."""
+        return Curves(self.points[np.asarray(keep, bool)], (*self.notes, *notes))
+
+    def main(self) -> Curves:
+        """One curve for every run and task: the one to show, and that most analyses read.
+
+        That is its primary metric (where none is, the most frequent one, then the first in the
+        alphabet), in the version and with the shots that the run was scored with last.
+        """
+        table = self.table.reset_index()
+        table = table.assign(primary=self.points.groupby("curve").primary.any().to_numpy())
+        order = ["primary", "step", "count", "metric", "shots"]
+        ascending = [False, False, False, True, True]
+        best = table.sort_values(order, ascending=ascending, kind="stable")
+        best = best.drop_duplicates(["run", "task"])
+        metrics = table.merge(best[["run", "task", "metric"]])
+        changed = metrics.groupby(["run", "task"]).task_version.nunique().gt(1).sum()
+        note = f"{changed} trajectories change the version of their task: only the last is used."
+        return self.select(self.points.curve.isin(best.curve), *([note] if changed else []))
+
+    def comparable(self) -> Curves:
+        """Curves over known tokens, with tasks of several versions named as the tasks they are."""
+        points, notes = self.points, list(self.notes)
+        unknown = ~np.isfinite(points.tokens.astype(float))
+        if unknown.any():
+            notes.append(f"{int(unknown.sum()):,} records do not say how many tokens were seen.")
+            points = points[~unknown]
+        repeated = points.duplicated(["curve", "tokens"], keep="last")
+        if repeated.any():
+            notes.append(f"{int(repeated.sum()):,} repeated records: the last of each is used.")
+            points = points[~repeated]
+        versions = points.groupby("task").task_version.nunique()
+        several = points.task.isin(versions.index[versions > 1])
+        if several.any():
+            named = points.task + " (version " + points.task_version + ")"
+            points = points.assign(task=points.task.where(~several, named))
+            apart = ", ".join(versions.index[versions > 1])
+            notes.append(f"The runs were scored on different versions of {apart}: kept apart.")
+        return Curves(points, tuple(notes))
+
+
+def curves(records: pd.DataFrame) -> Curves:
+    """All curves of the trajectory table; see `Curves.main` for one per run and task.
+
+    Records without a finite value are left out. Runs of one name that differ in size or family get
+    longer names. Of repeated records the last one counts.
+    """
+    if records.empty:
+        extra = ("score", "score_stderr", "chance_score", "curve")
+        return Curves(pd.DataFrame(columns=[*COLUMNS, *extra]))
+    frame, notes = _told_apart(records)
+    good = (frame.status == OK) & np.isfinite(frame.value.astype(float))
+    if not good.all():
+        notes.append(f"{int((~good).sum()):,} of {len(good):,} records have no value.")
+        frame = frame[good]
+    curve = frame.groupby(KEY, sort=True, dropna=False).ngroup().to_numpy()
+    order = np.lexsort((frame.step.to_numpy(), frame.tokens.to_numpy(), curve))
+    frame = frame.iloc[order].assign(curve=curve[order])
+    repeated = frame.duplicated(["curve", "step", "tokens"], keep="last")
+    if repeated.any():
+        notes.append(f"{int(repeated.sum()):,} repeated records: the last of each is used.")
+        frame = frame[~repeated]
+    sign = np.where(of_metric(lower_is_better, frame.metric), -1.0, 1.0)
+    value, chance = frame.value.to_numpy(float), frame.chance.to_numpy(float)
+    stderr = frame.stderr.to_numpy(float)
+    logged = frame.metric.str.contains("perplexity").to_numpy(bool) & (value > 0)
+    with np.errstate(all="ignore"):
+        frame = frame.assign(
+            score=sign * np.where(logged, np.log(value), value),
+            score_stderr=np.where(logged, stderr / value, stderr),
+            chance_score=sign * np.where(logged, np.log(chance), chance),
+        )
+    return Curves(frame.reset_index(drop=True), tuple(notes))
+
+
+def _told_apart(records: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """The records, with runs of one name but another size or family under longer names."""
+    notes = []
+    named = records.groupby("run", sort=False)[["family", "params"]].nunique(dropna=False)
+    for run in named.index[(named > 1).any(axis=1)]:
+        own = records.run == run
+        size = records.family.astype(str) + ", " + records.params.astype(str)
+        records = records.assign(run=records.run.where(~own, records.run + " (" + size + ")"))
+        count = records.run[own].nunique()
+        notes.append(f"{count} runs are called {run}; they are kept apart.")
+    return records, notes
+
+
+def with_gaps(main: Curves, records: pd.DataFrame) -> pd.DataFrame:
+    """The points of `main` as the charts show them, and what they lack.
+
+    Returns:
+      The columns of a record, by run, domain, task and step. Where a task failed at a checkpoint,
+      or was not scored at one at which its run was, a row without a value says so in `status`.
+    """
+    points = main.points[list(records)]
+    key = ["run", "task"]
+    chosen = main.table[[*key, "metric"]]
+    first = records.drop_duplicates(key)[[*key, "metric"]]
+    chosen = pd.concat([chosen, first]).drop_duplicates(key)
+    bad = records[(records.status != OK) | ~np.isfinite(records.value.astype(float))]
+    bad = bad.drop_duplicates([*key, "step"]).drop(columns="metric").merge(chosen, on=key)
+    failed = bad[_absent(bad, points)].assign(value=math.nan)[list(records)]
+    known = pd.concat([part for part in (points, failed) if len(part)] or [points])
+    checkpoints = records.groupby(["run", "step"], as_index=False)[["tokens", "flops"]].max()
+    last = known.drop_duplicates(key, keep="last").drop(columns=["step", "tokens", "flops"])
+    gaps = last.merge(checkpoints, on="run")
+    gaps = gaps[_absent(gaps, known)][list(records)]
+    gaps = gaps.assign(value=math.nan, stderr=math.nan, n=0, status="no record")
+    frame = pd.concat([part for part in (known, gaps) if len(part)] or [known])
+    return frame.sort_values(["run", "domain", "task", "step"], ignore_index=True)
+
+
+def _absent(rows: pd.DataFrame, others: pd.DataFrame) -> npt.NDArray[np.bool_]:
+    """Whether `others` has no row of the same run, task and step."""
+    key = ["run", "task", "step"]
+    return ~pd.MultiIndex.from_frame(rows[key]).isin(pd.MultiIndex.from_frame(others[key]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Panel:
+    """Curves on one grid; R runs, S checkpoints, T tasks; NaN where there is no record.
+
+    Attributes:
+      runs: R names.
+      params: [R] model sizes; NaN where unknown.
+      tasks: T names.
+      domains: T names.
+      tokens: [S] tokens seen at the checkpoints of any run, ascending.
+      score: [R, S, T] scores, more is better.
+      stderr: [R, S, T] their standard errors.
+    """
+
+    runs: tuple[str, ...]
+    params: Array
+    tasks: tuple[str, ...]
+    domains: tuple[str, ...]
+    tokens: Array
+    score: Array
+    stderr: Array
+
+    @classmethod
+    def of(cls, curves: Curves) -> Panel:
+        """The points of curves that are `comparable`, on the grid of all their checkpoints."""
+        points = curves.points
+        run, runs = pd.factorize(points.run)
+        task, tasks = pd.factorize(points.task)
+        tokens, at = np.unique(points.tokens.to_numpy(float), return_inverse=True)
+        score = np.full((len(runs), len(tokens), len(tasks)), math.nan)
+        stderr = score.copy()
+        score[run, at, task] = points.score
+        stderr[run, at, task] = points.score_stderr
+        domains = points.groupby("task").domain.last().loc[list(tasks)].astype(str)
+        params = points.groupby("run").params.last().loc[list(runs)]
+        return cls(
+            tuple(map(str, runs)), params.to_numpy(float), tuple(map(str, tasks)),
+            tuple(domains), tokens, score, stderr,
+        )  # fmt: skip
+
+    def gains(self) -> Array:
+        """[R, S, T] what each checkpoint adds to the one before it in the same run."""
+        gains = np.full_like(self.score, math.nan)
+        for run, values in enumerate(self.score):
+            scored = np.flatnonzero(np.isfinite(values).any(axis=1))
+            gains[run, scored[1:]] = np.diff(values[scored], axis=0)
+        return gains
+
+
+def same_benchmark(first: str, second: str) -> bool:
+    """Whether two tasks ask the same questions, with other numbers of few-shot examples."""
+    return first.split(" ")[0] == second.split(" ")[0]
