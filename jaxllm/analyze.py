@@ -71,10 +71,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _write(args: argparse.Namespace, progress: Callable[[str], None]) -> PathLike[str]:
     """What the flags ask for, and where it is."""
+    from etils import epath
+
+    from jaxllm.interop.importers import is_import, open_source
     from jaxllm.report import export, page, questions, tables, tensorboard, terminal
     from jaxllm.run.run import Run
 
-    sources, output = page.open_sources(args.sources, args.output)
+    sources = [open_source(spec) if is_import(spec) else Run(spec) for spec in args.sources]
+    alone = sources[0] if len(sources) == 1 and isinstance(sources[0], Run) else None
+    output = epath.Path(args.output or (alone.path / "report" if alone else "report"))
     report = tables.gather(sources, args.tokens)
     runs = len(report.overviews)
     progress(f"read {len(report.all_records):,} records of {runs} run{'s' * (runs != 1)}")
@@ -89,8 +94,8 @@ def _write(args: argparse.Namespace, progress: Callable[[str], None]) -> PathLik
     if args.format == "html":
         return page.write(output / "index.html", page.render(report, found).encode())
     if args.format == "tensorboard":
-        if not args.output and len(sources) == 1 and isinstance(sources[0], Run):
-            output = sources[0].path / "tensorboard"
+        if alone and not args.output:
+            output = alone.path / "tensorboard"
         tensorboard.write_report(output, report, found)
         return output
     return export.write(output, report, found, args.format)

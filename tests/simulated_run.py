@@ -123,5 +123,5 @@ def _metrics(step: int, params: int, skill: float, rng: np.random.Generator) -> 
         "grad_norm": float(0.4 + 3 * decay * rng.lognormal(0, 0.2)), "param_norm": 40 + step / 50,
         "learning_rate": rate, "tokens_per_second": float(rng.normal(61_000, 1_500)),
         "mfu": 0.31, "step_seconds": 0.27, "data_wait_seconds": 0.001, "checkpoint_seconds": 0.2,
-        "evaluation_seconds": 0.05 * step, "wall_seconds": 0.33 * step, "restarts": 0,
+        "time/evaluation": 0.15, "wall_seconds": 0.33 * step, "restarts": 0,
     }  # fmt: skip

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import html
 import json
-import os
 import re
 from collections.abc import Sequence
 from importlib import resources
@@ -21,46 +20,12 @@ import pandas as pd
 from altair.utils.schemapi import debug_mode
 from etils import epath
 
-from jaxllm.interop.importers import Source, is_import, open_source
 from jaxllm.report import charts, figures, libraries, numbers, questions, sections
 from jaxllm.report.axes import LOSS, axes, preferred_scale
 from jaxllm.report.figures import Figure
-from jaxllm.report.questions import Answer, answers
-from jaxllm.report.tables import HEALTH, Tables, gather
+from jaxllm.report.questions import Answer
+from jaxllm.report.tables import HEALTH, Tables
 from jaxllm.report.theme import COLOURS, chart_config, style_variables
-from jaxllm.run.run import Run
-
-
-def build(
-    run_dirs: Sequence[str | os.PathLike[str]], output: str | os.PathLike[str] | None = None
-) -> epath.Path:
-    """Writes the report of one or several runs and returns the path of its index.html.
-
-    Args:
-      run_dirs: Run directories, local or `gs://`, and other sources as
-        `jaxllm.interop.importers` names them.
-      output: The directory for index.html; default: report/ in the run's directory, or in the
-        working directory when there are several runs or they are imported.
-
-    Raises:
-      UserError: a directory is no run.
-    """
-    sources, folder = open_sources(run_dirs, output)
-    libraries.begin()
-    tables = gather(sources)
-    return write(folder / "index.html", render(tables, answers(tables)).encode())
-
-
-def open_sources(
-    specs: Sequence[str | os.PathLike[str]], output: str | os.PathLike[str] | None
-) -> tuple[list[Run | Source], epath.Path]:
-    """What `specs` name, and the directory for their report; arguments as of `build`."""
-    sources = [open_source(spec) if is_import(spec) else Run(spec) for spec in specs]
-    if output is None:
-        first = sources[0]
-        alone = isinstance(first, Run) and len(sources) == 1
-        output = first.path / "report" if isinstance(first, Run) and alone else "report"
-    return sources, epath.Path(output)
 
 
 def write(path: epath.Path, content: bytes) -> epath.Path:

@@ -13,11 +13,10 @@ import pandas as pd
 
 from jaxllm.analysis import capabilities as analysis
 from jaxllm.analysis.benchmarks import pooled
-from jaxllm.interop.importers import Source
 from jaxllm.report import numbers
 from jaxllm.report.axes import CLOCKS
 from jaxllm.report.theme import DISTINCT
-from jaxllm.run.records import OK
+from jaxllm.run.records import OK, Results
 from jaxllm.run.run import Run
 
 BAND = 1.96
@@ -117,7 +116,7 @@ class Tables:
 
 @dataclasses.dataclass(frozen=True)
 class _Part:
-    """One run of one source."""
+    """One run of one source, under a name that no other run has."""
 
     label: str
     records: pd.DataFrame
@@ -126,11 +125,11 @@ class _Part:
     planned_tokens: float = math.nan
 
 
-def gather(sources: Sequence[Run | Source], budget_tokens: float = math.nan) -> Tables:
+def gather(sources: Sequence[Run | Results], budget_tokens: float = math.nan) -> Tables:
     """Reads `sources` into the tables of one report; runs of the same name are numbered.
 
     Args:
-      sources: Run directories, and what `jaxllm.interop.importers.open_source` returns.
+      sources: Run directories, and results of others.
       budget_tokens: Tokens at the end of the runs of directories, where their config is not to
         be believed.
     """
@@ -167,12 +166,12 @@ def gather(sources: Sequence[Run | Source], budget_tokens: float = math.nan) -> 
 
 
 def _parts(
-    source: Run | Source, before: Sequence[_Part], notes: list[str], budget_tokens: float
+    source: Run | Results, before: Sequence[_Part], notes: list[str], budget_tokens: float
 ) -> list[_Part]:
     """The runs of a source under names that no run `before` has."""
-    names = [part.label.split(" (")[0] for part in before]
+    labels = [part.label for part in before]
     if isinstance(source, Run):
-        label = _numbered(source.name, names)
+        label = _numbered(source.name, labels)
         if label != source.name:
             notes.append(f"{label} is {source.path}: {_ALSO.format(source.name)}")
         records = _last_of_repeated(source.records().assign(run=label), label, notes)
@@ -191,16 +190,16 @@ def _parts(
     for (name, _, _), records in source.records.groupby(
         ["run", "family", "params"], sort=False, dropna=False
     ):
-        label = _numbered(name, names)
+        label = _numbered(name, labels)
         if label != name:
             notes.append(f"{label}: {_ALSO.format(name)}")
-        names.append(name)
+        labels.append(label)
         metrics = source.metrics[source.metrics.run == name].drop(columns="run")
         parts.append(_Part(label, records.assign(run=label), metrics, pd.DataFrame()))
     for name, metrics in source.metrics.groupby("run", sort=False):
         if name not in set(source.records.run):
-            label = _numbered(str(name), names)
-            names.append(str(name))
+            label = _numbered(str(name), labels)
+            labels.append(label)
             empty = source.records.iloc[:0]
             parts.append(_Part(label, empty, metrics.drop(columns="run"), pd.DataFrame()))
     return parts
@@ -226,8 +225,8 @@ def _joined(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
 
 
 def _numbered(name: str, taken: Sequence[str]) -> str:
-    number = 1 + taken.count(name)
-    return name if number == 1 else f"{name} ({number})"
+    numbered = (f"{name} ({number})" for number in itertools.count(2))
+    return next(label for label in itertools.chain([name], numbered) if label not in taken)
 
 
 def _run_series(overviews: Sequence[Overview]) -> tuple[dict[str, str], list[str]]:
@@ -273,15 +272,13 @@ def _overview(part: _Part) -> Overview:
         values = [_numbers(table, column).max() for table in tables]
         return float(np.nanmax(values)) if not np.isnan(values).all() else math.nan
 
-    scoring = records.groupby(["step", "task"])["seconds"].max().sum()
-    wall = last("wall_seconds")
     return Overview(
         run=part.label,
         params=largest("params"),
         tokens=largest("tokens"),
         flops=largest("flops"),
-        wall_seconds=wall,
-        evaluation_share=float(scoring / wall) if wall > 0 else math.nan,
+        wall_seconds=last("wall_seconds"),
+        evaluation_share=last("time/evaluation"),
         final_loss=last("loss"),
         checkpoints=records.step.nunique(),
         restarts=int(last("restarts")) if last("restarts") >= 0 else 0,

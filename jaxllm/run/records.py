@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 OK = "ok"
 
@@ -69,3 +73,21 @@ class Record:
 
 
 COLUMNS = tuple(field.name for field in dataclasses.fields(Record))
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """Records of runs from elsewhere, as importers read them.
+
+    Attributes:
+      name: What was opened.
+      records: The trajectory table, the columns of `Record`. Where a source does not state a
+        number of an integer column it is missing, and the column is floating point.
+      metrics: A row per logged step (loss, grad_norm, …) with the column `run`; may be empty.
+      problems: A line for everything that was unreadable, missing, repeated or guessed.
+    """
+
+    name: str
+    records: pd.DataFrame
+    metrics: pd.DataFrame
+    problems: tuple[str, ...] = ()

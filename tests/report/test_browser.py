@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from jaxllm.report import page
+from jaxllm.run.run import Run
 from tests.report.browser import CHROMIUM, Browser
+from tests.report.pages import build
 from tests.simulated_run import STEPS, TASKS, simulate
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
@@ -37,12 +38,12 @@ def runs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def index(runs):
-    return page.build(runs[:1])
+    return build(runs[:1])
 
 
 @pytest.fixture(scope="module")
 def index_of_two(runs, tmp_path_factory):
-    return page.build(runs, tmp_path_factory.mktemp("both"))
+    return build(runs, tmp_path_factory.mktemp("both"))
 
 
 @pytest.fixture
@@ -152,7 +153,7 @@ def test_downloads_hold_the_data(browser, index, runs) -> None:
         return path
 
     table = pd.read_csv(saved("copying.csv", f"{figure('copying')}.querySelector('[data-csv]')"))
-    stored = page.Run(runs[0]).records().query("task == 'copying' and primary")
+    stored = Run(runs[0]).records().query("task == 'copying' and primary")
     assert list(table.step) == list(STEPS)
     assert list(table.value) == pytest.approx(list(stored.value))
     found = pd.read_csv(

@@ -7,7 +7,6 @@ import math
 import re
 import shutil
 import subprocess
-from html.parser import HTMLParser
 
 import altair as alt
 import pandas as pd
@@ -17,44 +16,16 @@ from etils import epath
 from jaxllm import train
 from jaxllm.analyze import main as analyze
 from jaxllm.errors import UserError, one_line
-from jaxllm.interop.importers import Source
 from jaxllm.report import export, page, questions, tables, terminal
-from jaxllm.run.records import Record
+from jaxllm.run.records import Record, Results
 from jaxllm.run.run import Run
 from jaxllm.run.trajectory import TrajectoryStore
 from tests.analysis.simulated_suite import suite
+from tests.report.pages import Page, build, charts_of, data_of
 from tests.simulated_run import DOMAINS, TASKS, simulate
 
 NODE = shutil.which("node")
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-
-
-class Page(HTMLParser):
-    """Collects the addresses, the text outside of scripts, and the headings of the charts."""
-
-    def __init__(self, text: str):
-        super().__init__()
-        self.addresses: list[str] = []
-        self.words: list[str] = []
-        self.tags: list[str] = []
-        self._script = False
-        self.feed(text)
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append(tag)
-        self._script = tag in ("script", "style")
-        self.addresses += [v for k, v in attributes if k in ("src", "href", "srcset", "action")]
-
-    def handle_endtag(self, tag):
-        self._script = False
-
-    def handle_data(self, data):
-        if not self._script:
-            self.words.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join("".join(self.words).split())
 
 
 @pytest.fixture(scope="module")
@@ -64,31 +35,7 @@ def run_dir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def rendered(run_dir) -> str:
-    return page.build([run_dir]).read_text()
-
-
-def data_of(text: str) -> dict:
-    found = re.search(r'<script type="application/json" id="report-data">(.*?)</script>', text)
-    data = json.loads(found[1])
-    data["records"] = unfold(data["records"])
-    for chart in data["charts"].values():
-        if "spec" in chart:
-            datasets = chart.pop("data").items()
-            unfolded = {name: unfold(table) for name, table in datasets}
-            chart["spec"]["datasets"] = unfolded | chart["spec"].get("datasets", {})
-    return data
-
-
-def unfold(table: dict) -> list[dict]:
-    """The rows of a table, as the page's script makes them."""
-    columns = [
-        [c["words"][i] for i in c["at"]] if isinstance(c, dict) else c for c in table.values()
-    ]
-    return [dict(zip(table, row, strict=True)) for row in zip(*columns, strict=True)]
-
-
-def charts_of(text: str) -> dict:
-    return {c["name"]: c["spec"] for c in data_of(text)["charts"].values() if "spec" in c}
+    return build([run_dir]).read_text()
 
 
 def test_the_page_needs_nothing_from_elsewhere(rendered) -> None:
@@ -145,7 +92,7 @@ def test_the_text_states_sizes_onsets_and_final_values(run_dir, rendered) -> Non
 
 def test_several_runs_differ_in_colour_and_share_the_charts(run_dir, tmp_path) -> None:
     larger = simulate(tmp_path / "larger", run="larger", seed=1, params=12_000_000, skill=1.8)
-    text = page.build([run_dir, larger], tmp_path / "both").read_text()
+    text = build([run_dir, larger], tmp_path / "both").read_text()
     charts = charts_of(text)
     rows = next(v for v in charts["copying"]["datasets"].values() if "series" in v[0])
     assert {row["series"] for row in rows} == {"simulated", "larger"}
@@ -170,7 +117,7 @@ def evil() -> tables.Tables:
         names = dict(zip(records[column].unique(), EVIL, strict=False))
         records[column] = records[column].map(names)
     none = pd.DataFrame({"run": pd.Series(dtype=str), "step": pd.Series(dtype="int64")})
-    return tables.gather([Source("evil", records, none)])
+    return tables.gather([Results("evil", records, none)])
 
 
 def test_names_are_text_wherever_they_stand(evil) -> None:
@@ -204,7 +151,7 @@ def test_no_cell_of_a_csv_file_is_a_formula(tmp_path) -> None:
     records["task"] = records.task.map(dict(zip(records.task.unique(), names, strict=True)))
     records["value"] -= 1.0
     none = pd.DataFrame({"run": pd.Series(dtype=str), "step": pd.Series(dtype="int64")})
-    report = tables.gather([Source("formulas", records, none)])
+    report = tables.gather([Results("formulas", records, none)])
     export.write(epath.Path(tmp_path), report, questions.answers(report), "csv")
     written = pd.read_csv(tmp_path / "records.csv")
     assert set(written.task) == {"'=1+1", "'+x", "'-x", "'@x", "'\tx", "plain", "a-b"}
@@ -253,7 +200,7 @@ def spoil(run_dir) -> None:
 def test_wrong_and_missing_data_is_stated(tmp_path) -> None:
     run_dir = simulate(tmp_path / "run", run='<b>"run"</b> & more')
     spoil(run_dir)
-    text = page.build([run_dir]).read_text()
+    text = build([run_dir]).read_text()
     parsed = Page(text)
     for statement in (
         "copying failed at step 120: Killed: </script><img",
@@ -284,7 +231,7 @@ def test_wrong_and_missing_data_is_stated(tmp_path) -> None:
 
 @pytest.mark.parametrize("steps", [(0,), (7,), (0, 10)])
 def test_one_or_two_checkpoints_are_enough(tmp_path, steps) -> None:
-    text = page.build([simulate(tmp_path / "run", steps=steps)]).read_text()
+    text = build([simulate(tmp_path / "run", steps=steps)]).read_text()
     noted = "one checkpoint has been scored" in Page(text).text
     assert noted == (len(steps) == 1)
     assert len(data_of(text)["charts"]) >= 13
@@ -292,7 +239,7 @@ def test_one_or_two_checkpoints_are_enough(tmp_path, steps) -> None:
 
 def test_a_run_without_scores_or_metrics_has_a_page(tmp_path) -> None:
     (tmp_path / "metrics.jsonl").write_text("")
-    text = Page(page.build([tmp_path]).read_text()).text
+    text = Page(build([tmp_path]).read_text()).text
     assert "No checkpoint has been scored yet." in text
     assert "metrics.jsonl is missing or empty" in text
 
@@ -318,7 +265,7 @@ def test_analyze_writes_where_it_says(run_dir, tmp_path, capsys) -> None:
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
 def test_a_browser_draws_every_chart(run_dir, tmp_path) -> None:
-    index = page.build([run_dir], tmp_path)
+    index = build([run_dir], tmp_path)
     command = [
         CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
         "--disable-background-networking", "--disable-component-update", "--disable-sync",

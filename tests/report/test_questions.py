@@ -12,19 +12,19 @@ import pytest
 
 from jaxllm.analysis import health
 from jaxllm.analyze import main as analyze
-from jaxllm.interop.importers import Source, open_source
+from jaxllm.interop.importers import open_source
 from jaxllm.report import charts, charts_findings, page, questions, tables
-from jaxllm.run.records import Record
+from jaxllm.run.records import Record, Results
 from jaxllm.run.run import Run
 from jaxllm.run.trajectory import TrajectoryStore
 from tests.analysis.simulated_suite import suite
-from tests.report.test_page import Page, charts_of, data_of
+from tests.report.pages import Page, build, charts_of, data_of
 from tests.simulated_run import TOKENS_PER_STEP, simulate
 
 
-def source_of(records: pd.DataFrame) -> Source:
+def source_of(records: pd.DataFrame) -> Results:
     metrics = pd.DataFrame({"run": pd.Series(dtype=str), "step": pd.Series(dtype="int64")})
-    return Source("simulated", records, metrics)
+    return Results("simulated", records, metrics)
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +119,7 @@ def test_a_run_that_shows_nothing_but_noise_has_a_report(tmp_path, noise, kind, 
 def test_a_failing_chart_costs_its_card_only(tmp_path, monkeypatch, caplog) -> None:
     """A chart that cannot be made, one with a number that JSON cannot hold, one not drawn."""
     run_dir = simulate(tmp_path / "run")
-    whole = page.build([run_dir]).read_text()
+    whole = build([run_dir]).read_text()
     real, drawn = charts.capability, charts.picture
 
     def capability(points, axis, series):
@@ -138,7 +138,7 @@ def test_a_failing_chart_costs_its_card_only(tmp_path, monkeypatch, caplog) -> N
     monkeypatch.setattr(charts, "capability", capability)
     monkeypatch.setattr(charts, "picture", picture)
     monkeypatch.setattr(charts_findings, "dots", dots)
-    text = page.build([run_dir]).read_text()
+    text = build([run_dir]).read_text()
     assert "This chart could not be drawn: ZeroDivisionError: <b>nothing</b>." in Page(text).text
     assert "This chart could not be drawn: ValueError: Out of range float" in Page(text).text
     assert "The chart copying could not be drawn: ZeroDivisionError" in caplog.text
@@ -173,7 +173,7 @@ def test_a_chance_without_bounds_leaves_its_chart(tmp_path) -> None:
 
 
 def test_refusals_say_why(tmp_path) -> None:
-    text = Page(page.build([simulate(tmp_path / "run", steps=(0, 10))]).read_text()).text
+    text = Page(build([simulate(tmp_path / "run", steps=(0, 10))]).read_text()).text
     assert "No law of the token count could be tested: a series needs 6 early" in text
     assert "no advice on stopping" in text
 
@@ -205,6 +205,28 @@ def test_directories_of_one_name_are_kept_apart_and_repeated_records_told(tmp_pa
     assert "simulated (2): 2 records are repeated (first: copying at step 120)" in report.notes[1]
     points = report.points.query("run == 'simulated (2)' and task == 'copying' and step == 120")
     assert list(points.value) == [halved[0].value]
+
+
+def test_names_with_numbers_of_their_own_are_kept_apart() -> None:
+    """Runs may be called as a numbered one would be, and have brackets in their names."""
+    names = ("llama (a)", "llama (2)", "llama", "llama (a)", "llama")
+    records = suite(1, sizes=(1e8,), twins=1, tasks=1)
+    report = tables.gather([source_of(records.assign(run=name)) for name in names])
+    labels = [overview.run for overview in report.overviews]
+    assert labels == ["llama (a)", "llama (2)", "llama", "llama (a) (2)", "llama (3)"]
+
+
+def test_scoring_after_the_run_takes_none_of_its_time(tmp_path) -> None:
+    """The share is the run's own account of its time, whatever was scored by other processes."""
+    run_dir = simulate(tmp_path / "run")
+    store = TrajectoryStore(run_dir)
+    frame = store.read().query("step == 1000 and task == 'copying'")
+    offline = [
+        Record(**row | {"task": "later", "seconds": 1e6}) for row in frame.to_dict("records")
+    ]
+    store.write(1000, "later", offline)
+    (overview,) = tables.gather([Run(run_dir)]).overviews
+    assert overview.evaluation_share == 0.15
 
 
 def test_a_run_in_progress_is_forecast_to_the_end_of_its_plan(tmp_path) -> None:

@@ -13,11 +13,10 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.util import tensor_util
 
 from jaxllm.analyze import main as analyze
-from jaxllm.report import page
 from jaxllm.report.tensorboard import TensorBoardWriter
 from jaxllm.run.records import Record
 from jaxllm.run.run import Run
-from tests.report.test_page import Page, charts_of
+from tests.report.pages import Page, build, charts_of
 from tests.simulated_run import TASKS, simulate
 
 
@@ -132,7 +131,7 @@ def test_images_are_drawn_while_the_run_goes_but_cost_little(run_dir, monkeypatc
 
 def test_every_chart_of_the_report_is_an_image(tmp_path) -> None:
     run_dir = simulate(tmp_path / "run")
-    index = page.build([run_dir])
+    index = build([run_dir])
     assert analyze([str(run_dir), "--format", "tensorboard"]) == 0
     events = read(run_dir)
     tags = events.Tags()["tensors"]

@@ -29,7 +29,7 @@ from etils import epath
 
 from jaxllm.errors import UserError
 from jaxllm.interop.importers import known_tasks
-from jaxllm.run.records import COLUMNS, Record
+from jaxllm.run.records import COLUMNS, Record, Results
 from jaxllm.run.run import Run, read_jsonl
 
 _KINDS = {
@@ -40,24 +40,6 @@ _KINDS = {
 }
 _TEXTS = ("run", "family", "task", "domain", "metric", "task_version", "status")
 _INTEGERS = ("params", "step", "tokens", "shots", "n")
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """What was read from one source.
-
-    Attributes:
-      name: What was opened.
-      records: The trajectory table, the columns of `Record`. Where a source does not say a
-        number of an integer column it is missing, and the column is floating point.
-      metrics: A row per logged step (loss, grad_norm, …) with the column `run`; may be empty.
-      problems: A line for everything that was unreadable, missing, repeated or guessed.
-    """
-
-    name: str
-    records: pd.DataFrame
-    metrics: pd.DataFrame
-    problems: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +89,7 @@ def is_import(spec: str | os.PathLike[str]) -> bool:
     return os.fspath(spec).partition(":")[0] in (*_KINDS, "metrics") and ":" in os.fspath(spec)
 
 
-def open_source(spec: str | os.PathLike[str]) -> Source:
+def open_source(spec: str | os.PathLike[str]) -> Results:
     """Reads `KIND:PATH?settings` or a run directory; see the module's text for the kinds.
 
     Raises:
@@ -191,14 +173,14 @@ def _examples(frame: pd.DataFrame) -> pd.Series:
     return n.where(n > 0, derived).fillna(usual.where(n == 0)).fillna(n).clip(lower=0)
 
 
-def _run(directory: str) -> Source:
+def _run(directory: str) -> Results:
     run = Run(directory)
     records, metrics = run.records(), run.metrics()
     name = run.name
-    return Source(directory, records, metrics.assign(run=name), run.problems())
+    return Results(directory, records, metrics.assign(run=name), run.problems())
 
 
-def _metrics(path: epath.Path, settings: Settings) -> Source:
+def _metrics(path: epath.Path, settings: Settings) -> Results:
     settings.check(COMMON)
     frame, problems = read_jsonl(path)
     name = settings.text("run", path.parent.name or path.stem)
@@ -206,6 +188,6 @@ def _metrics(path: epath.Path, settings: Settings) -> Source:
         frame["tokens"] = frame["step"] * per_step
     if math.isfinite(params := settings.number("params")) and "tokens" in frame:
         frame["flops"] = 6.0 * params * frame["tokens"]
-    return Source(
+    return Results(
         f"metrics:{path}", pd.DataFrame(columns=COLUMNS), frame.assign(run=name), problems
     )

@@ -24,19 +24,18 @@ from jaxllm.interop.importers import (
     COMMON,
     NO_METRICS,
     Settings,
-    Source,
     known_tasks,
     named,
     to_frame,
 )
 from jaxllm.interop.importers.harness import family_of, primary_metric, size_in_name
-from jaxllm.run.records import COLUMNS
+from jaxllm.run.records import COLUMNS, Results
 
 _NUMBERS = ("params", "step", "tokens", "flops", "shots", "value", "stderr", "n", "chance")
 _OVER = ("task", "run", "metric")
 
 
-def read(path: epath.Path, settings: Settings) -> Source:
+def read(path: epath.Path, settings: Settings) -> Results:
     """A CSV file, plain or gzip, as a trajectory table.
 
     What the map does not give is filled in: `family` from the run's name, `params` from a size in
@@ -73,7 +72,7 @@ def read(path: epath.Path, settings: Settings) -> Source:
     if empty.any():
         problems.append(f"{int(empty.sum())} of {len(frame)} entries have no value")
     frame = _filled(frame, settings, problems)
-    return Source(
+    return Results(
         settings.where, to_frame(frame.to_dict("records"), problems), NO_METRICS, tuple(problems)
     )
 

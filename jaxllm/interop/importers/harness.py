@@ -25,11 +25,11 @@ from jaxllm.interop.importers import (
     COMMON,
     NO_METRICS,
     Settings,
-    Source,
     known_tasks,
     named,
     to_frame,
 )
+from jaxllm.run.records import Results
 
 _STEP = re.compile(r"(?:step|checkpoint|ckpt|iter)[-_=]?(\d+)", re.IGNORECASE)
 _TOKENS = re.compile(r"tokens?[-_=]?(\d+(?:\.\d+)?)([MBT])", re.IGNORECASE)
@@ -40,7 +40,7 @@ _UNITS = {"k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
 Row = dict[str, Any]
 
 
-def read(path: epath.Path, settings: Settings) -> Source:
+def read(path: epath.Path, settings: Settings) -> Results:
     """One result file, a directory of them, or a JSON-lines file with one result per line.
 
     Settings: the common ones; `step` and `shots` replace what the files say.
@@ -55,7 +55,7 @@ def read(path: epath.Path, settings: Settings) -> Source:
         rows += _rows(result, where, settings, problems)
     if not rows:
         raise UserError(f"{settings.where}: no results of lm-evaluation-harness are in it")
-    return Source(settings.where, to_frame(rows, problems), NO_METRICS, tuple(problems))
+    return Results(settings.where, to_frame(rows, problems), NO_METRICS, tuple(problems))
 
 
 def results(path: epath.Path, problems: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -23,8 +23,9 @@ from collections.abc import Mapping
 from etils import epath
 
 from jaxllm.errors import UserError
-from jaxllm.interop.importers import COMMON, NO_METRICS, Settings, Source, to_frame
+from jaxllm.interop.importers import COMMON, NO_METRICS, Settings, to_frame
 from jaxllm.interop.importers.harness import Row, family_of, results, size_in_name, task_rows
+from jaxllm.run.records import Results
 
 TOKENS_PER_STEP = 2_097_152
 _TWICE_THE_BATCH = ("160m", "410m", "1.4b")  # in v0
@@ -56,7 +57,7 @@ _STEP = re.compile(r"step_?(\d+)")
 _SHOTS = {"zero": 0, "five": 5}
 
 
-def read(path: epath.Path, settings: Settings) -> Source:
+def read(path: epath.Path, settings: Settings) -> Results:
     """All runs found at `path`; the settings are the common ones.
 
     Raises:
@@ -81,7 +82,7 @@ def read(path: epath.Path, settings: Settings) -> Source:
         problems += [f"{where}: {problem}" for problem in found]
     if not rows:
         raise UserError(f"{settings.where}: no results of Pythia models are in it")
-    return Source(settings.where, to_frame(rows, problems), NO_METRICS, tuple(problems))
+    return Results(settings.where, to_frame(rows, problems), NO_METRICS, tuple(problems))
 
 
 def _run(

@@ -19,15 +19,16 @@ import pandas as pd
 from etils import epath
 
 from jaxllm.errors import UserError
-from jaxllm.interop.importers import COMMON, Settings, Source, known_tasks, to_frame
+from jaxllm.interop.importers import COMMON, Settings, known_tasks, to_frame
 from jaxllm.interop.importers.harness import Row, family_of, size_in_name
+from jaxllm.run.records import Results
 
 _COLUMNS = ("loss", "grad_norm", "learning_rate", "tokens", "flops", "param_norm")
 # What a tag's last part means that is no name of ours.
 _METRICS = {**known_tasks.METRICS, **{name: name for name in known_tasks.PRIMARY}}
 
 
-def read(path: epath.Path, settings: Settings) -> Source:
+def read(path: epath.Path, settings: Settings) -> Results:
     """The scalars of all event files at `path` or below it, as one run.
 
     Raises:
@@ -76,7 +77,7 @@ def read(path: epath.Path, settings: Settings) -> Source:
             tokens=tokens, flops=per_token * tokens,
         )  # fmt: skip
     records = to_frame(rows, problems)
-    return Source(settings.where, records, metrics.assign(run=run), tuple(problems))
+    return Results(settings.where, records, metrics.assign(run=run), tuple(problems))
 
 
 def _task(tag: str, prefix: str, domains: Mapping[str, str]) -> Row | None:
