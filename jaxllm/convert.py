@@ -194,9 +194,9 @@ def _special_ids(model_dir: Path) -> dict[str, int | None]:
     from jaxllm.data.config import DataConfig
     from jaxllm.data.tokenize import BYTE_BOS
     from jaxllm.data.tokenizer_files import read
-    from jaxllm.run.data_identity import kept_tokenizer
+    from jaxllm.run.data_identity import saved_tokenizer
 
-    path = kept_tokenizer(str(model_dir))
+    path = saved_tokenizer(str(model_dir))
     if path is not None:
         codec = read(path).codec
         ids = {"bos": codec.bos, "eos": codec.eos, "pad": codec.pad}

@@ -142,11 +142,12 @@ def from_run(args: Any, mesh: Mesh) -> tuple[Any, Any, seqio.Vocabulary]:
 
     from jaxllm.data import corpora
     from jaxllm.data.config import DataConfig
+    from jaxllm.data.tokenizer_files import with_saved_tokenizer
     from jaxllm.data.vocabularies import build_vocabulary
     from jaxllm.evaluate import abstract_params, select
     from jaxllm.models.config import ModelConfig
-    from jaxllm.run import data_identity
     from jaxllm.run.checkpoints import available, restore_model
+    from jaxllm.run.data_identity import saved_tokenizer
 
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax's; errors come as errors
     entries = available(args.model_dir)
@@ -154,7 +155,8 @@ def from_run(args: Any, mesh: Mesh) -> tuple[Any, Any, seqio.Vocabulary]:
         raise UserError(f"{args.model_dir} has no checkpoints")
     if args.step is not None:
         entries = select(entries, str(args.step), args.model_dir)
-    model, data = ModelConfig(), data_identity.with_kept_vocabulary(args.model_dir, DataConfig())
+    model = ModelConfig()
+    data = with_saved_tokenizer(DataConfig(), saved_tokenizer(args.model_dir))
     if data.vocabulary.path is None:
         corpora.resolve(data)
     params = restore_model(args.model_dir, entries[-1].step, abstract_params(model, mesh))

@@ -22,6 +22,7 @@ from jaxllm.errors import one_line
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
+    from jaxllm.data.loader import SequenceSource
     from jaxllm.evaluation.config import EvalConfig
     from jaxllm.evaluation.evaluator import Evaluator
     from jaxllm.run.run import Run
@@ -81,18 +82,14 @@ def run(
     import gin
     import jax
 
-    from jaxllm.data.loader import Loader, open_source
+    from jaxllm.data.loader import Loader
     from jaxllm.report.alarms import HealthWriter
     from jaxllm.report.tensorboard import TensorBoardWriter
-    from jaxllm.run import data_identity
     from jaxllm.training.loop import train
     from jaxllm.training.progress import Progress
     from jaxllm.training.writers import Writer
 
-    source = open_source(experiment.data)
-    data_identity.check(experiment.model_dir, source.fingerprint)
-    if hosts.is_first():
-        data_identity.keep(experiment.model_dir, source.fingerprint, experiment.data)
+    source = open_data(experiment)
 
     def open_batches(start: int) -> Loader:
         return Loader(
@@ -124,17 +121,41 @@ def run(
     return outcome, health.advice() if health and not outcome.finished else ""
 
 
+def open_data(experiment: Experiment) -> SequenceSource:
+    """Opens the training sequences of a run, with the vocabulary that it has saved, if any.
+
+    Raises:
+      UserError: they are not those that the run began with, or hosts have different ones.
+    """
+    from jaxllm.data.loader import open_source
+    from jaxllm.data.tokenizer_files import with_saved_tokenizer
+    from jaxllm.data.vocabularies import tokenizer_files
+    from jaxllm.run import data_identity
+
+    model_dir = experiment.model_dir
+    data = with_saved_tokenizer(experiment.data, data_identity.saved_tokenizer(model_dir))
+    source = open_source(data)
+    source.check_hosts_agree()
+    data_identity.verify(model_dir, source.fingerprint)
+    if hosts.is_first():
+        data_identity.save(model_dir, source.fingerprint, tokenizer_files(data).files)
+    return source
+
+
 def make_evaluator(experiment: Experiment, mesh: Mesh, config: EvalConfig) -> Evaluator:
     """Scores the run's tasks with its vocabulary, into its trajectory store."""
+    from jaxllm.data.tokenizer_files import with_saved_tokenizer
     from jaxllm.data.vocabularies import build_vocabulary
     from jaxllm.evaluation.evaluator import Evaluator
-    from jaxllm.run import data_identity
+    from jaxllm.run.data_identity import saved_tokenizer
     from jaxllm.run.trajectory import TrajectoryStore
 
     return Evaluator(
         config,
         experiment.model,
-        build_vocabulary(data_identity.with_kept_vocabulary(experiment.model_dir, experiment.data)),
+        build_vocabulary(
+            with_saved_tokenizer(experiment.data, saved_tokenizer(experiment.model_dir))
+        ),
         mesh,
         TrajectoryStore(experiment.model_dir),
         experiment.run_info,

@@ -34,9 +34,6 @@ KNOWN: set[tuple[str, str]] = {
     ("jaxllm.evaluation.resolve", "jaxllm.evals._sums"),
     ("jaxllm.generate", "jaxllm.evaluate"),
     ("jaxllm.interop.t5x.tasks", "jaxllm.evals.probes.generated"),
-    ("jaxllm.run.data_identity", "jaxllm.data.config"),
-    ("jaxllm.run.data_identity", "jaxllm.data.tokenizer_files"),
-    ("jaxllm.run.data_identity", "jaxllm.data.vocabularies"),
     ("jaxllm.train", "jaxllm.hosts"),
 }
 

@@ -104,6 +104,22 @@ class SequenceSource:
             for index, name in enumerate(self.domains)
         }
 
+    def check_hosts_agree(self) -> None:
+        """Raises a UserError on all hosts of a run if one of them has other rows."""
+        import jax
+        from jax.experimental import multihost_utils
+
+        if jax.process_count() == 1:
+            return
+        own = np.frombuffer(bytes.fromhex(self.fingerprint), np.uint8)
+        every = multihost_utils.process_allgather(own)
+        others = np.flatnonzero((every != every[0]).any(axis=1))
+        if len(others):
+            raise UserError(
+                f"host {', '.join(map(str, others))} has other data than host 0: the corpora, their"
+                " vocabulary, the data settings or the Python version differ; make them equal"
+            )
+
     def check_vocabulary(self, vocab_size: int) -> None:
         """Raises a UserError if a model of `vocab_size` has no room for the vocabulary's ids."""
         if vocab_size < self.vocab_size:

@@ -15,6 +15,7 @@ from typing import Any
 
 from etils import epath
 
+from jaxllm.data.config import DataConfig
 from jaxllm.errors import UserError
 
 SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
@@ -50,6 +51,12 @@ class TokenizerFiles:
     def name(self) -> str:
         """The file that holds `model`."""
         return "tokenizer.json" if self.kind == "huggingface" else "tokenizer.model"
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        """The files to save, by name; none for bytes."""
+        config = {"tokenizer_config.json": self.config.encode()} if self.config else {}
+        return config | ({self.name: self.model} if self.model else {})
 
     @property
     def identity(self) -> str:
@@ -137,6 +144,14 @@ def read(path: epath.PathLike) -> TokenizerFiles:
 def kind_of(path: epath.PathLike) -> str:
     """The kind of a tokenizer's file: a .json is `tokenizers`', others are SentencePiece's."""
     return "huggingface" if epath.Path(path).suffix == ".json" else "sentencepiece"
+
+
+def with_saved_tokenizer(config: DataConfig, path: epath.Path | None) -> DataConfig:
+    """`config` with the tokenizer that its run has saved at `path`, if it has saved one."""
+    if path is None:
+        return config
+    vocabulary = dataclasses.replace(config.vocabulary, kind=kind_of(path), path=str(path))
+    return dataclasses.replace(config, vocabulary=vocabulary)
 
 
 def _with_config(kind: str, model: bytes, path: epath.Path) -> TokenizerFiles:

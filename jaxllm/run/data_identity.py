@@ -1,68 +1,77 @@
-"""What a run keeps of its data, so that it resumes and is scored as it began, wherever it is.
+"""What a run saves of its data, so that it resumes and is scored as it began, wherever it is.
 
-MODEL_DIR/tokenizer.model, or tokenizer.json, is its vocabulary, and tokenizer_config.json names its
-special tokens where others have trained it; MODEL_DIR/data.json identifies its rows. Corpora can
-change under a run (the embedded corpus does with the Python version): going on with other rows
-would look like a resumed run and be none.
+    MODEL_DIR/tokenizer.model or tokenizer.json      its vocabulary
+    MODEL_DIR/tokenizer_config.json                  the special tokens, where others trained it
+    MODEL_DIR/data.json                              a fingerprint of its training sequences
+
+Corpora can change under a run (the embedded ones do with the Python version): going on with other
+sequences would look like a resumed run and be none. A run's vocabulary never changes.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
+import os
+from collections.abc import Mapping
 
 from etils import epath
 
-from jaxllm.data.config import DataConfig
-from jaxllm.data.tokenizer_files import TokenizerFiles, kind_of
 from jaxllm.errors import UserError
 
+TOKENIZERS = ("tokenizer.model", "tokenizer.json")
 
-def check(model_dir: str, fingerprint: str) -> None:
-    """Compares the rows of a source with those that the run began with.
+
+def verify(model_dir: str, fingerprint: str) -> None:
+    """Compares the sequences of a data source with those that the run began with.
 
     Raises:
-      UserError: they differ.
+      UserError: they differ, or the saved fingerprint cannot be read.
     """
     path = epath.Path(model_dir) / "data.json"
-    if path.exists() and json.loads(path.read_text())["fingerprint"] != fingerprint:
+    if not path.exists():
+        return
+    try:
+        saved = json.loads(path.read_text())["fingerprint"]
+    except (ValueError, TypeError, KeyError) as error:
         raise UserError(
-            f"{model_dir} began with other data: its corpora, Python version, vocabulary or data "
-            f"settings have changed; take a new MODEL_DIR, or delete {path} to go on with these"
+            f"{path} is damaged, so that the run's data cannot be verified: restore it from a copy,"
+            " or take a new MODEL_DIR"
+        ) from error
+    if saved != fingerprint:
+        raise UserError(
+            f"{model_dir} began with other data: its corpora, their weights, the layout, the"
+            " sequence length, the seed or the Python version have changed since; restore them, or"
+            " take a new MODEL_DIR"
         )
 
 
-def keep(model_dir: str, fingerprint: str, config: DataConfig) -> None:
-    """Writes these files, where they are not there yet."""
-    from jaxllm.data.vocabularies import tokenizer_files
+def save(model_dir: str, fingerprint: str, tokenizer_files: Mapping[str, bytes]) -> None:
+    """Writes what the run has not saved yet; each file appears complete or not at all.
 
+    Args:
+      tokenizer_files: name -> content, the one of `TOKENIZERS` last; empty for bytes.
+    """
     directory = epath.Path(model_dir)
     directory.mkdir(parents=True, exist_ok=True)
-    identity = directory / "data.json"
-    if kept_tokenizer(model_dir) is None:
-        keep_tokenizer(model_dir, tokenizer_files(config))
-    if not identity.exists():
-        identity.write_text(json.dumps({"fingerprint": fingerprint}) + "\n")
+    if saved_tokenizer(model_dir) is None:
+        for name, content in tokenizer_files.items():
+            _write(directory / name, content)
+    if not (directory / "data.json").exists():
+        identity = json.dumps({"fingerprint": fingerprint}) + "\n"
+        _write(directory / "data.json", identity.encode())
 
 
-def keep_tokenizer(directory: epath.PathLike, files: TokenizerFiles) -> None:
-    """Writes a tokenizer's files; none for bytes."""
-    if files.config:  # first: the other file says that there is a tokenizer
-        (epath.Path(directory) / "tokenizer_config.json").write_text(files.config)
-    if files.model:
-        (epath.Path(directory) / files.name).write_bytes(files.model)
-
-
-def kept_tokenizer(model_dir: str) -> epath.Path | None:
-    """The file that `keep` has written a run's tokenizer to."""
-    paths = (epath.Path(model_dir) / name for name in ("tokenizer.model", "tokenizer.json"))
+def saved_tokenizer(model_dir: str) -> epath.Path | None:
+    """The file of the run's tokenizer; None before a run is saved, and for bytes."""
+    paths = (epath.Path(model_dir) / name for name in TOKENIZERS)
     return next((path for path in paths if path.exists()), None)
 
 
-def with_kept_vocabulary(model_dir: str, config: DataConfig) -> DataConfig:
-    """`config` with the run's own copy of its vocabulary, where there is one."""
-    path = kept_tokenizer(model_dir)
-    if path is None:
-        return config
-    vocabulary = dataclasses.replace(config.vocabulary, kind=kind_of(path), path=str(path))
-    return dataclasses.replace(config, vocabulary=vocabulary)
+def _write(path: epath.Path, content: bytes) -> None:
+    temporary = path.with_name(f"{path.name}.tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        if hasattr(file, "fileno"):  # an object store has none, and is durable when closed
+            os.fsync(file.fileno())
+    temporary.replace(path)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from jaxllm.data import vocabularies
 from jaxllm.data.config import DataConfig, VocabularyConfig
 from jaxllm.data.tokenize import Encoder, encode_batches
-from jaxllm.data.tokenizer_files import PROBES, TokenizerFiles, read
+from jaxllm.data.tokenizer_files import PROBES, TokenizerFiles, read, with_saved_tokenizer
 from jaxllm.data.vocabularies import from_directory
 from jaxllm.errors import UserError
 from jaxllm.run import data_identity
@@ -252,12 +252,12 @@ def test_documents_are_separated_in_every_process(family: str, request) -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "neox", "gpt2"])
-def test_a_run_keeps_its_tokenizer(family: str, request, tmp_path: Path) -> None:
+def test_a_run_saves_its_tokenizer(family: str, request, tmp_path: Path) -> None:
     directory = request.getfixturevalue(f"{family}_dir")
     vocabulary = VocabularyConfig(kind="huggingface", path=str(directory))
     config = DataConfig(mixture_or_task_name="x", vocabulary=vocabulary)
-    data_identity.keep(str(tmp_path), "rows", config)
-    again = data_identity.with_kept_vocabulary(str(tmp_path), config)
+    data_identity.save(str(tmp_path), "rows", read(directory).files)
+    again = with_saved_tokenizer(config, data_identity.saved_tokenizer(str(tmp_path)))
     assert Path(str(again.vocabulary.path)).parent == tmp_path
     one, two = vocabularies.build_vocabulary(config), vocabularies.build_vocabulary(again)
     assert (one.bos_id, one.eos_id, one.unk_id) == (two.bos_id, two.eos_id, two.unk_id)

@@ -1,39 +1,108 @@
-"""A run goes on with the rows and the vocabulary that it began with, or not at all."""
+"""A run goes on with the sequences and the vocabulary that it began with, or not at all."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from jaxllm.data import vocabularies
 from jaxllm.data.config import DataConfig, VocabularyConfig
+from jaxllm.data.tokenizer_files import with_saved_tokenizer
 from jaxllm.errors import UserError
 from jaxllm.run import data_identity
+from jaxllm.run.data_identity import saved_tokenizer
+from jaxllm.train import open_data
+from tests.training.helpers import experiment
+
+TOKENIZER = {"tokenizer_config.json": b"{}", "tokenizer.json": b"{1}"}
 
 
-def test_other_rows_are_refused(tmp_path: Path) -> None:
-    config = DataConfig(mixture_or_task_name="x", vocabulary=VocabularyConfig(kind="bytes"))
-    data_identity.check(str(tmp_path / "new"), "rows")
-    data_identity.keep(str(tmp_path), "rows", config)
-    data_identity.check(str(tmp_path), "rows")
-    with pytest.raises(UserError, match="began with other data"):
-        data_identity.check(str(tmp_path), "other rows")
+def test_other_sequences_are_refused(tmp_path: Path) -> None:
+    data_identity.verify(str(tmp_path / "new"), "a")
+    data_identity.save(str(tmp_path), "a", {})
+    data_identity.verify(str(tmp_path), "a")
+    with pytest.raises(UserError, match=r"began with other data.*take a new MODEL_DIR") as error:
+        data_identity.verify(str(tmp_path), "b")
+    assert "delete" not in str(error.value)
 
 
-def test_the_vocabulary_travels_with_the_run(tmp_path: Path) -> None:
-    corpus = tmp_path / "corpora" / "plain"
-    corpus.mkdir(parents=True)
-    corpus.joinpath("train.txt").write_text("some words, some numbers 1 2 3\n" * 2000)
-    config = DataConfig(
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"finger": 1}'])
+def test_a_damaged_fingerprint_is_one_clear_line(tmp_path: Path, content: str) -> None:
+    (tmp_path / "data.json").write_text(content)
+    with pytest.raises(UserError, match=r"data\.json is damaged.*restore it"):
+        data_identity.verify(str(tmp_path), "a")
+
+
+@pytest.mark.parametrize("moves", range(4))
+def test_a_kill_leaves_each_file_complete_or_absent(tmp_path: Path, monkeypatch, moves) -> None:
+    """Killed after the content of a file is written, before it has its name; then started again."""
+
+    class Killed(BaseException):
+        pass
+
+    done: list[str] = []
+    replace = os.replace
+
+    def killed(source, target) -> None:
+        if len(done) == moves:
+            raise Killed
+        done.append(Path(target).name)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", killed)
+    try:
+        data_identity.save(str(tmp_path), "a", TOKENIZER)
+    except Killed:
+        assert moves < 3
+    monkeypatch.setattr(os, "replace", replace)
+    complete = {p.name for p in tmp_path.iterdir() if p.suffix != ".tmp"}
+    assert complete == set(done)
+    data_identity.save(str(tmp_path), "a", TOKENIZER)
+    data_identity.verify(str(tmp_path), "a")
+    assert saved_tokenizer(str(tmp_path)) == tmp_path / "tokenizer.json"
+    assert {name: (tmp_path / name).read_bytes() for name in TOKENIZER} == TOKENIZER
+
+
+def write_corpus(root: Path, line: str) -> None:
+    (root / "plain").mkdir(parents=True, exist_ok=True)
+    (root / "plain" / "train.txt").write_text(line * 2000)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> DataConfig:
+    write_corpus(tmp_path / "corpora", "some words, some numbers 1 2 3\n")
+    return DataConfig(
         mixture_or_task_name="corpus_dir",
         corpus_dir=str(tmp_path / "corpora"),
         cache_dir=str(tmp_path / "cache"),
         vocabulary=VocabularyConfig(size=512),
     )
+
+
+def test_the_vocabulary_travels_with_the_run(config: DataConfig, tmp_path: Path) -> None:
     trained = vocabularies.build_vocabulary(config)
-    run = tmp_path / "run"
-    assert data_identity.with_kept_vocabulary(str(run), config) == config
-    data_identity.keep(str(run), "rows", config)
+    run = str(tmp_path / "run")
+    assert with_saved_tokenizer(config, saved_tokenizer(run)) == config
+    data_identity.save(run, "a", vocabularies.tokenizer_files(config).files)
     for file in (tmp_path / "cache").rglob("*.model"):
         file.unlink()
-    again = vocabularies.build_vocabulary(data_identity.with_kept_vocabulary(str(run), config))
+    again = vocabularies.build_vocabulary(with_saved_tokenizer(config, saved_tokenizer(run)))
     assert again.encode("some 12") == trained.encode("some 12")
+
+
+def test_changed_corpora_bring_no_new_vocabulary(config: DataConfig, tmp_path: Path) -> None:
+    """Whatever a user deletes to go on with other data, the run's token ids keep their meaning."""
+    run = experiment(tmp_path / "run", data=config)
+    began = open_data(run)
+    saved = (tmp_path / "run" / "tokenizer.model").read_bytes()
+    write_corpus(tmp_path / "corpora", "other text of other letters: qxzj vwyk\n")
+    with pytest.raises(UserError, match="began with other data"):
+        open_data(run)
+    (tmp_path / "run" / "data.json").unlink()
+    went_on = open_data(run)
+    assert went_on.fingerprint != began.fingerprint
+    text = began[0]["inputs"]
+    vocabulary = vocabularies.from_directory(tmp_path / "run" / "tokenizer.model")
+    assert "some words" in vocabulary.decode(text.tolist())
+    assert "qxzj" in vocabulary.decode(went_on[0]["inputs"].tolist())
+    assert (tmp_path / "run" / "tokenizer.model").read_bytes() == saved

@@ -103,6 +103,13 @@ def test_a_host_that_does_not_come_is_named(home: Path) -> None:
 
 
 @pytest.mark.slow
+def test_hosts_with_other_data_are_refused_before_they_train(home: Path) -> None:
+    hosts = start(home, "other_data", 2, last=["--gin.DataConfig.seed=5"])
+    for output in finish(hosts, code=2):
+        assert "error: host 1 has other data than host 0" in output
+    assert not (home / "other_data" / "data.json").exists()
+
+
 def test_a_host_that_fails_ends_the_others(home: Path) -> None:
     """It cannot write, and the other waits for it to compile the first step."""
     (home / "occupied").write_text("")
