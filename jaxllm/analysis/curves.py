@@ -103,28 +103,28 @@ class Curves:
 
     @functools.cached_property
     def table(self) -> pd.DataFrame:
-        """A row per curve: its last point, and its number of points as `count`."""
+        """A row per curve: its last point, and its number of `points`."""
         count = self.points.groupby("curve").size()
         last = self.points.drop_duplicates("curve", keep="last").set_index("curve")
-        return last.assign(count=count)
+        return last.assign(points=count)
 
     def __len__(self) -> int:
         return len(self.table)
 
     def __iter__(self) -> Iterator[Curve]:
-        ends = np.cumsum(self.table["count"].to_numpy())
-        columns = [
+        steps, tokens, flops, values, stderr, scores, score_stderr = (
             self.points[name].to_numpy(np.float64)
             for name in ("step", "tokens", "flops", "value", "stderr", "score", "score_stderr")
-        ]
-        names = ("run", "task", "shots", "metric", "task_version", "domain", "family", "params")
-        of_curve = zip(*(self.table[name] for name in names), strict=True)
-        tail = zip(*(self.table[name] for name in ("chance", "chance_score", "n")), strict=True)
-        begin = 0
-        for head, (chance, chance_score, n), end in zip(of_curve, tail, ends, strict=True):
-            arrays = (column[begin:end] for column in columns)
-            yield Curve(*head, *arrays, chance, chance_score, int(n) if n > 0 else 0)
-            begin = end
+        )
+        end = 0
+        for last in self.table.itertuples():
+            of = slice(end, end := end + last.points)
+            yield Curve(
+                last.run, last.task, last.shots, last.metric, last.task_version, last.domain,
+                last.family, last.params, steps[of], tokens[of], flops[of], values[of], stderr[of],
+                scores[of], score_stderr[of], last.chance, last.chance_score,
+                int(last.n) if last.n > 0 else 0,
+            )  # fmt: skip
 
     def select(self, keep: pd.Series | npt.NDArray[np.bool_], *notes: str) -> Curves:
         """The points where `keep`, and further notes."""
@@ -138,7 +138,7 @@ class Curves:
         """
         table = self.table.reset_index()
         table = table.assign(primary=self.points.groupby("curve").primary.any().to_numpy())
-        order = ["primary", "step", "count", "metric", "shots"]
+        order = ["primary", "step", "points", "metric", "shots"]
         ascending = [False, False, False, True, True]
         best = table.sort_values(order, ascending=ascending, kind="stable")
         best = best.drop_duplicates(["run", "task"])
@@ -219,10 +219,11 @@ def with_gaps(main: Curves, records: pd.DataFrame) -> pd.DataFrame:
     """The points of `main` as the charts show them, and what they lack.
 
     Returns:
-      The columns of a record, by run, domain, task and step. Where a task failed at a checkpoint,
-      or was not scored at one at which its run was, a row without a value says so in `status`.
+      The columns of `main.points`, by run, domain, task and step. Where a task failed at a
+      checkpoint, or was not scored at one at which its run was, a row without a value says so in
+      `status`.
     """
-    points = main.points[list(records)]
+    points = main.points.drop(columns="curve")
     key = ["run", "task"]
     chosen = main.table[[*key, "metric"]]
     first = records.drop_duplicates(key)[[*key, "metric"]]
@@ -237,6 +238,7 @@ def with_gaps(main: Curves, records: pd.DataFrame) -> pd.DataFrame:
     gaps = gaps[_absent(gaps, known)][list(records)]
     gaps = gaps.assign(value=math.nan, stderr=math.nan, n=0, status="no record")
     frame = pd.concat([part for part in (known, gaps) if len(part)] or [known])
+    frame = frame.reindex(columns=list(points))
     return frame.sort_values(["run", "domain", "task", "step"], ignore_index=True)
 
 

@@ -15,6 +15,7 @@ import pandas as pd
 from scipy import stats
 
 from jaxllm.analysis.capabilities import charted, lower_is_better
+from jaxllm.analysis.curves import Panel
 from jaxllm.run.records import OK
 
 Array = npt.NDArray[np.float64]
@@ -35,39 +36,6 @@ class Finding:
     table: pd.DataFrame
     refused: str = ""
     notes: tuple[str, ...] = ()
-
-
-@dataclasses.dataclass(frozen=True)
-class Panel:
-    """Trajectories on one grid; R runs, S checkpoints, T tasks; NaN where there is no record.
-
-    Attributes:
-      runs: R names.
-      params: [R] model sizes; NaN where unknown.
-      tasks: T names.
-      domains: T names.
-      tokens: [S] tokens seen at the checkpoints of any run, ascending.
-      score: [R, S, T] scores, more is better.
-      stderr: [R, S, T] their standard errors.
-      chance: [T] the score of a guess.
-    """
-
-    runs: tuple[str, ...]
-    params: Array
-    tasks: tuple[str, ...]
-    domains: tuple[str, ...]
-    tokens: Array
-    score: Array
-    stderr: Array
-    chance: Array
-
-    def gains(self) -> Array:
-        """[R, S, T] what each checkpoint adds to the one before it in the same run."""
-        gains = np.full_like(self.score, math.nan)
-        for run, values in enumerate(self.score):
-            scored = np.flatnonzero(np.isfinite(values).any(axis=1))
-            gains[run, scored[1:]] = np.diff(values[scored], axis=0)
-        return gains
 
 
 def refusal(reason: str, columns: tuple[str, ...], notes: tuple[str, ...] = ()) -> Finding:
@@ -128,7 +96,6 @@ def panel(cleaned: pd.DataFrame) -> Panel:
     return Panel(
         tuple(map(str, runs)), params.loc[list(runs)].to_numpy(float), tuple(map(str, tasks)),
         tuple(by_task.domain.loc[list(tasks)].astype(str)), tokens, score, stderr,
-        by_task.floor.loc[list(tasks)].to_numpy(float),
     )  # fmt: skip
 
 

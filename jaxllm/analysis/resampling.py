@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from jaxllm.analysis.dynamics import Array, Panel
+from jaxllm.analysis.curves import Array, Panel
 
 LEVEL = 0.95
 # Gains of a run; with fewer no rank correlation reaches p < 0.05 after adjustment for many pairs.

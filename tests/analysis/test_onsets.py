@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxllm.analysis import capabilities as analysis
+from jaxllm.analysis import onsets as analysis
+from jaxllm.analysis.curves import curves
 from jaxllm.run.records import COLUMNS, Record
 from jaxllm.run.run import Run
 from tests.simulated_run import STEPS, TASKS, simulate, true_value
@@ -26,8 +27,12 @@ def points(values, *, chance=0.25, stderr=0.02, metric="accuracy", task="t", **f
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
+def trajectories(frame):
+    return analysis.trajectories(curves(frame).main(), frame)
+
+
 def finding(frame):
-    return analysis.onsets(analysis.charted(frame)).iloc[0]
+    return trajectories(frame)[1].iloc[0]
 
 
 @pytest.mark.parametrize(
@@ -66,13 +71,13 @@ def test_guessing_rarely_leaves_chance() -> None:
         points(row, task=f"t{i}").assign(stderr=np.sqrt(row * (1 - row) / 500))
         for i, row in enumerate(values)
     ]
-    found = analysis.onsets(analysis.charted(pd.concat(frames)))
+    found = trajectories(pd.concat(frames))[1]
     assert (found.state == analysis.LEFT).mean() < 0.02
     assert (found.state == analysis.PROVISIONAL).mean() < 0.06
 
 
 def test_onsets_of_the_simulation_are_where_the_truth_leaves_chance(tmp_path) -> None:
-    found = analysis.onsets(analysis.charted(Run(simulate(tmp_path)).records()))
+    found = trajectories(Run(simulate(tmp_path)).records())[1]
     found = found.set_index("task")
     for task in TASKS:
         if math.isnan(task.chance):
@@ -93,40 +98,39 @@ def _excess(task, step: int) -> float:
     return (p - task.chance) / max(math.sqrt(p * (1 - p) / task.n), 1e-9)
 
 
-def test_missing_records_become_rows_that_say_so() -> None:
-    both = pd.concat([points([0.2, 0.3, 0.4]), points([0.2, 0.3, 0.4], task="u")])
-    lacking = both[~((both.task == "u") & (both.step == 10))]
-    charted = analysis.charted(lacking)
-    row = charted[(charted.task == "u") & (charted.step == 10)].iloc[0]
-    assert row.status == "no record"
-    assert math.isnan(row.value)
-    assert row.tokens == 100
-
-
-def test_failed_checkpoints_stay() -> None:
-    failed = points([math.nan], status="ValueError: no").assign(step=99, tokens=990)
-    charted = analysis.charted(pd.concat([points([0.2, 0.3]), failed]))
-    assert list(charted.step) == [0, 10, 99]
-    assert charted.status.iloc[-1] == "ValueError: no"
-
-
 values = st.lists(st.floats(0, 1) | st.just(math.nan), min_size=1, max_size=8)
 
 
 @settings(max_examples=60, deadline=None)
 @given(values=values, metric=st.sampled_from(["accuracy", "bits_per_byte"]), chance=st.booleans())
 def test_shares_are_shares(values, metric, chance) -> None:
-    charted = analysis.charted(points(values, metric=metric, chance=0.25 if chance else math.nan))
-    shares = analysis.gain_share(charted, analysis.onsets(charted))
+    frame = points(values, metric=metric, chance=0.25 if chance else math.nan)
+    shares = analysis.gain_share(*trajectories(frame))
     assert len(shares) == len(values)
     assert shares.share.dropna().between(0, 1).all()
-    assert list(shares.share.isna()) == list(charted.value.isna())
+    assert list(shares.share.isna()) == list(shares.value.isna())
 
 
 def test_the_best_checkpoint_has_the_whole_gain() -> None:
-    charted = analysis.charted(points([0.25, 0.35, 0.65, 0.45]))
-    shares = analysis.gain_share(charted, analysis.onsets(charted)).share
+    shares = analysis.gain_share(*trajectories(points([0.25, 0.35, 0.65, 0.45]))).share
     np.testing.assert_allclose(shares, [0, 0.25, 1, 0.5])
-    falling = analysis.charted(points([4.0, 3.0, 2.0], metric="bits_per_byte", chance=math.nan))
-    shares = analysis.gain_share(falling, analysis.onsets(falling)).share
-    np.testing.assert_allclose(shares, [0, 0.5, 1])
+    falling = points([4.0, 3.0, 2.0], metric="bits_per_byte", chance=math.nan)
+    np.testing.assert_allclose(analysis.gain_share(*trajectories(falling)).share, [0, 0.5, 1])
+
+
+def test_what_is_shown_is_marked_by_the_same_definition() -> None:
+    frame = points([0.25, 0.30, 0.26, math.nan, 0.40, 0.5])
+    shown, found = trajectories(frame)
+    assert list(shown.above) == [False, True, False, False, True, True]
+    assert list(shown.step[shown.left_chance]) == [40] == list(found.step)
+
+
+def test_a_score_that_falls_back_has_not_left_chance() -> None:
+    assert finding(points([0.25] * 5 + [0.4] * 5 + [0.25] * 5)).state == analysis.AT_CHANCE
+
+
+def test_another_version_of_the_task_is_no_learning() -> None:
+    old = points([0.25, 0.24, 0.26])
+    new = points([0.45, 0.46, 0.45]).assign(step=[30, 40, 50], tokens=[300, 400, 500])
+    found = finding(pd.concat([old, new.assign(task_version="2", chance=0.45)]))
+    assert found.state == analysis.AT_CHANCE and found["first"] == 0.45

@@ -1,0 +1,127 @@
+"""Where does a trajectory change its slope?
+
+Over log tokens a capability is typically flat, then rises, then levels off: straight pieces with
+change points between them. Noise around them is taken as independent between checkpoints; where a
+model hardly changes from one checkpoint to the next it is not, and p-values are then too small.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from jaxllm.analysis.curves import Array
+from jaxllm.analysis.finding import Finding, amount, refusal
+from jaxllm.analysis.registry import EARLY, Study, analysis
+from jaxllm.analysis.stats import least_squares
+
+_COLUMNS = (
+    "run", "task", "domain", "n", "tokens", "low", "high", "slope_before", "slope_after", "p",
+)  # fmt: skip
+_FEWEST = 7
+
+
+@analysis(
+    EARLY,
+    "Change points",
+    place=30,
+    caption="Where a straight line over log tokens needs another slope: often the start or the end "
+    "of a rise. The bar reaches over the checkpoints that would fit about as well.",
+)
+def change_points(study: Study, *, most: int = 3, draws: int = 500, seed: int = 0) -> Finding:
+    """Fits continuous straight pieces over log tokens, adding change points while p < 0.05.
+
+    The p-value of a change point is that of the largest F statistic over all places where it could
+    be, against the same statistic of Gaussian noise around the fit without it (sup-F test, Andrews
+    1993, its null simulated on the checkpoints at hand; ruptures places change points, but tests
+    none). Its interval holds the checkpoints that an F test does not reject in favour of the best
+    one, and reaches to their neighbours, since it may lie between checkpoints. Checkpoints before
+    the first step have no log tokens.
+
+    Returns:
+      A row per change point: `tokens` with a 95 % interval `low` to `high`, the gain per doubling
+      of tokens before and after it, and its p-value.
+    """
+    rng = np.random.default_rng(seed)
+    notes = study.curves.notes
+    rows: list[tuple[object, ...]] = []
+    fitted = 0
+    for curve in study.curves:
+        trained = curve.tokens > 0
+        if trained.sum() < _FEWEST:
+            continue
+        fitted += 1
+        x, y = np.log2(curve.tokens[trained]), curve.scores[trained]
+        head = (curve.run, curve.task, curve.domain, len(x))
+        rows += [(*head, *point) for point in _change_points(x, y, most, draws, rng)]
+    if not fitted:
+        reason = "it takes seven checkpoints with tokens and values"
+        return refusal(reason, _COLUMNS, notes)
+    short = len(study.curves) - fitted
+    if short:
+        notes += (f"{short} trajectories have fewer than seven checkpoints: left out.",)
+    table = pd.DataFrame(rows, columns=list(_COLUMNS))
+    changed = table.groupby(["run", "task"]).tokens.agg(["min", "max"])
+    sentence = f"{len(changed)} of {fitted} trajectories change their slope"
+    if len(changed):
+        first, last = (amount(changed[name].median()) for name in ("min", "max"))
+        sentence += f"; the median first change point is at {first} tokens, the last at {last}"
+    return Finding(sentence + ".", table, "", notes)
+
+
+def _change_points(
+    x: Array, y: Array, most: int, draws: int, rng: np.random.Generator
+) -> list[tuple[float, float, float, float, float, float]]:
+    """Per change point tokens, interval, slope before and after, p; x is log2 tokens, ascending."""
+    knots: list[float] = []
+    pvalues: list[float] = []
+    places = x[2:-2]
+    candidates = np.maximum(0.0, x[:, None] - places[None])
+    while len(knots) < most:
+        design = _pieces(x, knots)
+        statistic, best = _sup_f(design, candidates, y[:, None])
+        null, _ = _sup_f(design, candidates, rng.standard_normal((len(x), draws)))
+        p = float((1 + (null >= statistic[0]).sum()) / (1 + draws))
+        if p >= 0.05 or not np.isfinite(statistic[0]):
+            break
+        knots.append(float(places[best[0]]))
+        pvalues.append(p)
+        for _ in range(2 * (len(knots) > 1)):  # each knot in turn to its best place
+            for at in range(len(knots)):
+                rest = _pieces(x, knots[:at] + knots[at + 1 :])
+                knots[at] = float(places[_sup_f(rest, candidates, y[:, None])[1][0]])
+    points = []
+    for at, knot in sorted(enumerate(knots), key=lambda pair: pair[1]):
+        others = knots[:at] + knots[at + 1 :]
+        rss = np.array([least_squares(_pieces(x, [*others, k]), y)[1] for k in places])
+        freedom = len(x) - len(knots) - 2
+        likely = freedom * (rss / rss.min() - 1) <= stats.f.ppf(0.95, 1, freedom)
+        inside = np.flatnonzero(likely) + 2
+        slopes = least_squares(_pieces(x, knots), y)[0][1:]
+        before = float(slopes[0] + sum(slopes[1 + i] for i, k in enumerate(knots) if k < knot))
+        low, high = x[inside[0] - 1], x[inside[-1] + 1]
+        after = before + float(slopes[1 + at])
+        points.append((2**knot, float(2**low), float(2**high), before, after, pvalues[at]))
+    return points
+
+
+def _pieces(x: Array, knots: list[float]) -> Array:
+    """[n, 2 + knots] columns of a continuous line whose slope may change at the knots."""
+    return np.stack([np.ones_like(x), x, *(np.maximum(0.0, x - k) for k in knots)], axis=1)
+
+
+def _sup_f(design: Array, candidates: Array, y: Array) -> tuple[Array, Array]:
+    """Per column of y the largest F of adding one candidate to the design, and which it is."""
+    basis = np.linalg.qr(design)[0]
+    rest = y - basis @ (basis.T @ y)
+    new = candidates - basis @ (basis.T @ candidates)
+    length = np.sqrt((new * new).sum(axis=0))
+    new = np.where(length > 1e-9, new / np.maximum(length, 1e-9), 0.0)
+    explained = (new.T @ rest) ** 2
+    total = (rest * rest).sum(axis=0)
+    freedom = len(y) - design.shape[1] - 1
+    with np.errstate(all="ignore"):
+        f = freedom * explained / np.maximum(total - explained, 1e-300 + 1e-12 * total)
+    f = np.where(total > 1e-18, f, -np.inf)
+    return f.max(axis=0), f.argmax(axis=0)

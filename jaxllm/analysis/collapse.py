@@ -1,0 +1,160 @@
+"""Over which axis do the curves of different sizes become one curve: tokens, FLOPs or loss?"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from jaxllm.analysis.curves import Array
+from jaxllm.analysis.finding import Finding, refusal
+from jaxllm.analysis.registry import SIZES, Study, analysis
+
+AXES = ("tokens", "flops", "loss")
+# What may stand for the loss of a run: what most checkpoints have, of equals the first.
+_LOSSES = ("loss", "bits_per_byte", "perplexity")
+_WIDTHS = (0.03, 0.06, 0.12, 0.25)
+_COLUMNS = ("task", "domain", "axis", "sizes", "n", "error", "noise", "best")
+
+
+@dataclasses.dataclass(frozen=True)
+class Collapse(Finding):
+    """What `collapse` returns.
+
+    Attributes:
+      best: The axis of the smallest error, relative to the mean of the axes, over all tasks.
+      p: Of a paired t-test over the sizes that it is no better than the next axis.
+    """
+
+    best: str = ""
+    p: float = math.nan
+
+
+@analysis(
+    SIZES,
+    "One curve for all sizes",
+    place=20,
+    needs=Study.several_sizes,
+    caption="How well the curve of the other sizes predicts a size left out, over each axis; left "
+    "is better.",
+)
+def collapse(study: Study) -> Collapse:
+    """Leave-one-size-out errors of smooth curves over log tokens, log FLOPs and loss.
+
+    The loss is the logged one where all runs have it; else the mean over tasks of the loss, bits
+    per byte or log perplexity, whichever most checkpoints have. A task that its own metric would
+    predict is left out. The curve is a local linear regression with a Gaussian kernel (Fan and
+    Gijbels 1996, §2.3), its width for each task and axis the best of four. Sizes are told apart by
+    their parameters.
+
+    Returns:
+      A row per task and axis: the mean absolute `error` of the score of left-out sizes, over the
+      `n` points that lie within the other sizes' range on every axis, beside the `noise` that the
+      tasks' sampling error alone makes.
+    """
+    points, notes = study.curves.points, study.curves.notes
+    losses, own = _losses(study)
+    axes = AXES if len(losses) else AXES[:2]
+    if not len(losses):
+        notes += ("No loss in the records: only tokens and FLOPs are compared.",)
+    trained = points[points.tokens > 0]
+    frame = trained[(trained.flops > 0) & trained.params.notna()]
+    if len(frame) < len(trained):
+        notes += (f"{len(trained) - len(frame):,} records say no size or no FLOPs: left out.",)
+    if own & set(frame.task):
+        notes += (f"The loss is measured on {', '.join(sorted(own & set(frame.task)))}: left out.",)
+    frame = _with_loss(frame[~frame.task.isin(own)], losses) if "loss" in axes else frame
+    parts = [
+        _left_out_errors(of_task, axes).assign(task=task, domain=of_task.domain.iloc[0])
+        for task, of_task in frame.groupby("task", sort=False)
+        if of_task.params.nunique() >= 3
+    ]
+    if not sum(map(len, parts)):
+        reason = "needs a task in three sizes whose ranges overlap"
+        return refusal(reason, _COLUMNS, notes, Collapse)
+    errors = pd.concat(parts, ignore_index=True)
+    grouped = errors.groupby(["task", "domain", "axis"], sort=False)
+    table = grouped.agg(sizes=("params", "nunique"), n=("error", "size"), error=("error", "mean"),
+                        noise=("noise", "mean")).reset_index()  # fmt: skip
+    table["best"] = table.error == table.groupby("task").error.transform("min")
+    relative = errors.error / errors.groupby("task").error.transform("mean")
+    by_size = relative.groupby([errors.params, errors.axis]).mean().unstack()
+    order = list(by_size.mean().sort_values().index)
+    p = math.nan
+    if len(by_size) >= 3:
+        p = float(stats.ttest_rel(by_size[order[1]], by_size[order[0]]).pvalue)
+    mean = table.groupby("axis").error.mean()
+    by_axis = ", ".join(f"{mean[axis]:.4f} over {axis}" for axis in order)
+    certain = "best" if p < 0.05 else "best, but not demonstrably so,"
+    sentence = (
+        f"The curves of {table.task.nunique()} tasks and {len(by_size)} sizes fall together "
+        f"{certain} over {order[0]} (mean error of a left-out size: {by_axis}; p = {p:.2g})."
+    )
+    return Collapse(sentence, table[list(_COLUMNS)], "", notes, best=order[0], p=p)
+
+
+def _losses(study: Study) -> tuple[pd.DataFrame, set[str]]:
+    """`run, tokens, loss`, and the tasks that the loss is measured on."""
+    if len(study.losses) and set(study.losses.run) >= set(study.runs):
+        return study.losses, set()
+    every = study.all_curves.points
+    best, tasks = pd.DataFrame({"run": [], "tokens": [], "loss": []}), set()
+    for metric in _LOSSES:
+        measured = every[(every.metric == metric) & np.isfinite(every.tokens.astype(float))]
+        loss = (-measured.score).groupby([measured.run, measured.tokens]).mean().rename("loss")
+        if len(loss) > len(best):
+            best, tasks = loss.reset_index(), set(measured.task)
+    return best, tasks
+
+
+def _with_loss(frame: pd.DataFrame, losses: pd.DataFrame) -> pd.DataFrame:
+    """The points within the tokens whose loss is known, with that `loss`."""
+    parts = [frame.iloc[:0].assign(loss=math.nan)]
+    for run, points in frame.groupby("run", sort=False):
+        known = losses[(losses.run == run) & np.isfinite(losses.loss)].sort_values("tokens")
+        if len(known):
+            inside = points[points.tokens.between(known.tokens.min(), known.tokens.max())]
+            parts.append(inside.assign(loss=np.interp(inside.tokens, known.tokens, known.loss)))
+    return pd.concat(parts[1:] or parts)
+
+
+def _left_out_errors(points: pd.DataFrame, axes: tuple[str, ...]) -> pd.DataFrame:
+    """`axis, params, error, noise` of every point that all axes can predict."""
+    y, size = points.score.to_numpy(float), points.params.to_numpy(float)
+    at = {a: points[a].to_numpy(float) for a in axes}
+    at = {a: x if a == "loss" else np.log(x) for a, x in at.items()}
+    usable = np.ones(len(y), bool)
+    for left in np.unique(size):
+        own = size == left
+        for x in at.values():
+            usable[own] &= (x[own] >= x[~own].min()) & (x[own] <= x[~own].max())
+    noise = math.sqrt(2 / math.pi) * points.score_stderr.to_numpy(float)
+    parts = []
+    for axis, x in at.items():
+        errors = []
+        for width in _WIDTHS:
+            error = np.full(len(y), math.nan)
+            for left in np.unique(size[usable]):
+                test, train = usable & (size == left), size != left
+                error[test] = np.abs(y[test] - _smooth(x[train], y[train], x[test], width))
+            errors.append(error[usable])
+        best = min(errors, key=lambda error: float(error.sum()))
+        parts.append(pd.DataFrame({"axis": axis, "params": size[usable], "error": best,
+                                   "noise": noise[usable]}))  # fmt: skip
+    return pd.concat(parts, ignore_index=True)
+
+
+def _smooth(x: Array, y: Array, new: Array, width: float) -> Array:
+    """Local linear regression at `new`; `width` is the kernel's, as a share of the range.
+
+    Of all new points at once; statsmodels' KernelReg loops over them.
+    """
+    distance = (x[None] - new[:, None]) / (width * max(float(np.ptp(x)), 1e-12))
+    weight = np.exp(-0.5 * distance**2) + 1e-12
+    s0, s1 = weight.sum(axis=1), (weight * distance).sum(axis=1)
+    s2 = (weight * distance**2).sum(axis=1)
+    t0, t1 = weight @ y, (weight * distance) @ y
+    return np.asarray((s2 * t0 - s1 * t1) / np.maximum(s0 * s2 - s1**2, 1e-12))

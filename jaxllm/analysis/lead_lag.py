@@ -1,0 +1,180 @@
+"""Does one domain of capabilities grow before another?
+
+A domain's gain from one checkpoint to the next is the mean of its tasks' gains, each in units of
+its standard deviation. The gains of two domains are correlated (by ranks, averaged over the runs)
+at lags of some checkpoints in both directions; the null hypothesis is that of
+`jaxllm.analysis.resampling`: gains at unrelated times.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pandas as pd
+
+from jaxllm.analysis import resampling
+from jaxllm.analysis.curves import Array, Panel
+from jaxllm.analysis.finding import Finding, amount, refusal
+from jaxllm.analysis.registry import EARLY, Study, analysis
+from jaxllm.analysis.stats import false_discovery
+
+_COLUMNS = (
+    "first", "second", "lag", "correlation", "related_p", "related_q", "lead", "lead_p", "lead_q",
+    "first_half_tokens", "second_half_tokens", "runs_first_earlier", "leads", "n", "runs",
+)  # fmt: skip
+
+
+@analysis(
+    EARLY,
+    "Lead-lag between domains",
+    place=50,
+    caption="Right of the line the first domain's gains precede the second's. It is order in time, "
+    "and no proof that the one brings the other.",
+)
+def lead_lag(study: Study, *, max_lag: int = 4, draws: int = 300, seed: int = 0) -> Finding:
+    """Lead and lag between domains; a domain's gain is the mean of its tasks' scaled gains.
+
+    Returns:
+      A row per pair of domains: the `lag` of `second` behind `first` (in checkpoints) at which
+      their gains correlate most, and that `correlation`; `lead` is the best correlation with
+      `first` ahead minus the best with `second` ahead; `related_p` tests that they are related at
+      any lag and `lead_p` that the lead is 0, both against shuffled times, `…_q` adjusted for the
+      number of pairs; `leads` says whether both hold and both domains have two tasks or more,
+      since what one task does says nothing of a domain. `…_half_tokens` is when a domain had made
+      half of its gain (median of the runs), `runs_first_earlier` in how many `first` was earlier.
+    """
+    data, notes = Panel.of(study.curves), study.curves.notes
+    domains = tuple(dict.fromkeys(data.domains))
+    series, short = resampling.series(data)
+    notes += short
+    if len(domains) < 2 or not series:
+        reason = "needs two domains" if len(domains) < 2 else resampling.TOO_SHORT
+        return refusal(reason, _COLUMNS, notes)
+    gains = [_by_domain(x, data.domains, domains) for _, x in series]
+    max_lag = min(max_lag, min(len(x) for x in gains) // 3)
+    rng = np.random.default_rng(seed)
+    gains = list(map(resampling.ranks, gains))
+    observed = _lagged(gains, max_lag)
+    widen = np.sqrt(resampling.bartlett(gains))
+    null = np.array([_lagged(s, max_lag) for s in resampling.shuffles(gains, draws, rng)]) * widen
+    related_p = resampling.share(np.abs(null).max(axis=1) >= np.abs(observed).max(axis=0))
+    lead, null_lead = _lead(observed, max_lag), _lead(null, max_lag)
+    lead_p = resampling.share(np.abs(null_lead) >= np.abs(lead))
+    halves = _half_tokens(data, domains)
+    alone = _single_benchmarks(data)
+    rows = []
+    for i, j in itertools.combinations(range(len(domains)), 2):
+        if not np.isfinite(observed[:, i, j]).all():
+            notes += (f"{domains[i]} and {domains[j]} vary too little or share too little.",)
+            continue
+        earlier = (halves[:, i] < halves[:, j]).sum() - (halves[:, i] > halves[:, j]).sum()
+        forward = lead[i, j] >= 0 if lead_p[i, j] <= 0.05 or not earlier else earlier > 0
+        a, b = (i, j) if forward else (j, i)
+        best = int(np.argmax(np.abs(observed[:, a, b])))
+        rows.append((
+            domains[a], domains[b], best - max_lag, observed[best, a, b], related_p[i, j],
+            math.nan, lead[a, b], lead_p[i, j], math.nan, *_medians(halves[:, [a, b]]),
+            int((halves[:, a] < halves[:, b]).sum()), not {domains[a], domains[b]} & alone.keys(),
+            sum(map(len, gains)), len(gains),
+        ))  # fmt: skip
+    table = pd.DataFrame(rows, columns=list(_COLUMNS))
+    table["related_q"] = false_discovery(table.related_p)
+    table["lead_q"] = false_discovery(table.lead_p)
+    table["leads"] &= table[["related_q", "lead_q"]].max(axis=1, skipna=False) <= 0.05
+    notes += tuple(
+        f"{domain} holds one task, {task}: a lead would be the task's, not the domain's."
+        for domain, task in alone.items()
+    )
+    table = table.sort_values(["leads", "lead_p"], ascending=[False, True], ignore_index=True)
+    return Finding(_sentence(table, domains, _medians(halves)), table, "", notes)
+
+
+def _sentence(table: pd.DataFrame, domains: tuple[str, ...], halves: list[float]) -> str:
+    leading = [
+        f"{row.first} gains before {row.second} (p = {row.lead_p:.2g})"
+        for row in table[table.leads].head(3).itertuples()
+    ]
+    related = int((table.related_q <= 0.05).sum())
+    sentence = (
+        f"{related or 'None'} of {len(table)} pairs of domains gain at related times; in no "
+        "pair does one domain's gain demonstrably come first."
+    )
+    if leading:
+        sentence = "; ".join(leading) + "."
+        sentence = sentence[0].upper() + sentence[1:]
+    known = sorted((half, domain) for half, domain in zip(halves, domains, strict=True)
+                   if math.isfinite(half))  # fmt: skip
+    if len(known) > 1:
+        moments = ", ".join(f"{domain} {amount(half)}" for half, domain in known)
+        sentence += f" Half of the gain was made at {moments} tokens (medians over runs)."
+    return sentence
+
+
+def _single_benchmarks(data: Panel) -> dict[str, str]:
+    """The domains of one benchmark, and its name."""
+    names: dict[str, set[str]] = {}
+    for task, domain in zip(data.tasks, data.domains, strict=True):
+        names.setdefault(domain, set()).add(task.split(" ")[0])
+    return {domain: next(iter(tasks)) for domain, tasks in names.items() if len(tasks) == 1}
+
+
+def _medians(values: Array) -> list[float]:
+    """Medians of the columns over their finite values; NaN where there is none."""
+    columns = [column[np.isfinite(column)] for column in values.T]
+    return [float(np.median(column)) if len(column) else math.nan for column in columns]
+
+
+def _by_domain(gains: Array, of_task: tuple[str, ...], domains: tuple[str, ...]) -> Array:
+    """[S, D] mean of the gains of a domain's tasks, each in units of its standard deviation."""
+    frame = pd.DataFrame(gains)
+    spread = frame.std(ddof=0)
+    scaled = frame / spread.where(spread > 0)
+    return scaled.T.groupby(np.array(of_task)).mean().T[list(domains)].to_numpy()
+
+
+def _lagged(series: list[Array], max_lag: int) -> Array:
+    """[2 K + 1, D, D] correlation of column i now with column j `lag` checkpoints later."""
+    lagged = []
+    for lag in range(-max_lag, max_lag + 1):
+        total: Array | float = 0.0
+        weight: Array | float = 0.0
+        for x in series:
+            early, late = x[: len(x) - abs(lag)], x[abs(lag) :]
+            r, n = resampling.correlation(*((early, late) if lag >= 0 else (late, early)))
+            total = total + np.where(np.isfinite(r), r * n, 0.0)
+            weight = weight + np.where(np.isfinite(r), n, 0.0)
+        with np.errstate(all="ignore"):
+            lagged.append(total / weight)
+    return np.stack(lagged)
+
+
+def _lead(lagged: Array, max_lag: int) -> Array:
+    """Best correlation with the first series ahead minus the best with the second ahead."""
+    ahead, behind = lagged[..., max_lag + 1 :, :, :], lagged[..., :max_lag, :, :]
+    return np.asarray(ahead.max(axis=-3) - behind.max(axis=-3))
+
+
+def _half_tokens(data: Panel, domains: tuple[str, ...]) -> Array:
+    """[R, D] tokens at which the mean score of a domain has half of its rise for good.
+
+    The rise is that from the first checkpoint to the mean of the last three; NaN where it is not
+    beyond two standard errors of the first.
+    """
+    halves = np.full((len(data.runs), len(domains)), math.nan)
+    for at, domain in enumerate(domains):
+        own = np.array([d == domain for d in data.domains])
+        for run, values in enumerate(data.score):
+            scored = own & np.isfinite(values).any(axis=0)
+            known = np.flatnonzero(np.isfinite(values[:, scored]).all(axis=1))
+            if not scored.any() or len(known) < 4:
+                continue
+            curve = values[np.ix_(known, scored)].mean(axis=1)
+            error = np.nan_to_num(data.stderr[run, known[0], scored])
+            rise = curve[-3:].mean() - curve[0]
+            if rise <= 2 * math.sqrt((error**2).sum()) / len(error):
+                continue
+            below = np.flatnonzero(curve < curve[0] + rise / 2)
+            halves[run, at] = data.tokens[known[min(below[-1] + 1, len(known) - 1)]]
+    return halves

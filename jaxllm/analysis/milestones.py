@@ -1,0 +1,149 @@
+"""When was a task half way, and has it stopped growing?"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+
+from jaxllm.analysis.curves import Array
+from jaxllm.analysis.finding import Finding, amount, refusal
+from jaxllm.analysis.onsets import (
+    AT_CHANCE,
+    LEFT,
+    NO_CHANCE_LEVEL,
+    STANDARD_ERRORS,
+    guess,
+    held_from,
+    onset,
+)
+from jaxllm.analysis.registry import EARLY, Study, analysis
+from jaxllm.analysis.stats import Line, line_fit
+
+NO_GAIN = "no gain"
+GROWING = "still growing"
+SATURATED = "saturated"
+FALLING = "falling"
+SHORT = "too few checkpoints"
+_STATES = (SATURATED, GROWING, FALLING, AT_CHANCE, NO_GAIN, SHORT)
+
+_FEWEST = 4
+_LATE = 6
+_COLUMNS = (
+    "run", "task", "domain", "n", "final", "chance", "state", "guess", "onset_tokens",
+    "half_tokens", "saturation_tokens", "late_slope", "late_low", "late_high", "late_p",
+    "fraction", "share", "share_low", "share_high",
+)  # fmt: skip
+
+
+@analysis(
+    EARLY,
+    "Share of the final gain",
+    place=20,
+    caption="Of the gain from chance, or from the first checkpoint, to the end; above 100% where a "
+    "task has fallen since.",
+)
+def milestones(
+    study: Study, *, fractions: tuple[float, ...] = (0.1, 0.25, 0.5), seed: int = 0
+) -> Finding:
+    """Onset, half gain and saturation of every run and task; gains count from a guess.
+
+    Where there is no chance level the gain counts from the first checkpoint, and there is no
+    onset. Intervals of shares are from 400 redraws of all values with their standard errors.
+
+    Returns:
+      A row per run, task and `fraction` of the run's tokens: the `share` of the final gain reached
+      there with a 95 % interval. `guess` and `onset_tokens` are those of `jaxllm.analysis.onsets`
+      (an upper bound where the onset is the first checkpoint), `half_tokens` and
+      `saturation_tokens` the first from which half and 90 % of the gain are held. `late_slope` is
+      the gain per doubling of tokens over the last half of them (six checkpoints at least), with a
+      95 % interval; "saturated" is where it shows no trend.
+    """
+    rng = np.random.default_rng(seed)
+    rows: list[dict[str, object]] = []
+    for curve in study.curves:
+        tokens, score = curve.tokens, curve.scores
+        stderr = np.nan_to_num(curve.score_stderr)
+        floor, (state, at) = guess(curve), onset(curve)
+        line = _late_line(tokens, score)
+        has_level = state != NO_CHANCE_LEVEL
+        gained = state == LEFT if has_level else _rises(score, stderr)
+        if len(score) < _FEWEST or (gained and line is None):
+            state = SHORT
+        elif not gained:
+            state = AT_CHANCE if has_level else NO_GAIN
+        elif line is not None:
+            falls = FALLING if line.slope < 0 else GROWING
+            state = falls if line.p_trend() < 0.05 else SATURATED
+        gain = score - (floor if has_level else score[0])
+        slope, half, p = (math.nan,) * 3
+        if line is not None:
+            slope, half, p = line.slope, line.half_interval(), line.p_trend()
+        known = {
+            "run": curve.run, "task": curve.task, "domain": curve.domain, "n": len(score),
+            "final": curve.values[-1], "chance": curve.chance, "state": state, "guess": floor,
+            "onset_tokens": tokens[at] if at is not None and gained else math.nan,
+            "half_tokens": _held_tokens(tokens, gain, 0.5) if gained else math.nan,
+            "saturation_tokens": _held_tokens(tokens, gain, 0.9) if gained else math.nan,
+            "late_slope": slope, "late_low": slope - half, "late_high": slope + half, "late_p": p,
+        }  # fmt: skip
+        noise = stderr * rng.standard_normal((400, len(score)))
+        for fraction in fractions:
+            share = dict.fromkeys(("share", "share_low", "share_high"), math.nan)
+            if gained and len(score) >= _FEWEST and fraction * tokens[-1] >= tokens[0]:
+                low, high = np.quantile(_share(tokens, gain + noise, fraction), (0.025, 0.975))
+                (value,) = _share(tokens, gain[None], fraction)
+                share = {"share": value, "share_low": low, "share_high": high}
+            rows.append({**known, "fraction": fraction, **share})
+    if not rows:
+        return refusal("no record has a value", _COLUMNS, study.curves.notes)
+    table = pd.DataFrame(rows, columns=list(_COLUMNS))
+    return Finding(_sentence(table), table, "", study.curves.notes)
+
+
+def _sentence(table: pd.DataFrame) -> str:
+    each = table.drop_duplicates(["run", "task"])
+    counts = each.state.value_counts()
+    states = ", ".join(f"{counts[s]} {s}" for s in _STATES if s in counts)
+    sentence = f"Of {len(each):,} trajectories: {states}"
+    left = each.dropna(subset="onset_tokens").groupby("task").onset_tokens.median().sort_values()
+    if len(left):
+        sentence += f"; {left.index[0]} left chance first, at {amount(left.iloc[0])} tokens"
+    if len(left) > 1:
+        sentence += f", {left.index[-1]} last, at {amount(left.iloc[-1])} (medians)"
+    return sentence + "."
+
+
+def _rises(score: Array, stderr: Array) -> bool:
+    """Whether the last score is beyond the first by two standard errors of their difference."""
+    error = STANDARD_ERRORS * math.hypot(stderr[0], stderr[-1])
+    return bool(score[-1] - score[0] > error > 0)
+
+
+def _final(gain: Array) -> Array:
+    """The final gain: mean of the last tenth of the checkpoints, three at least."""
+    return np.asarray(gain[..., -max(3, gain.shape[-1] // 10) :].mean(axis=-1))
+
+
+def _held_tokens(tokens: Array, gain: Array, share: float) -> float:
+    """Tokens from which on `share` of the final gain is held."""
+    at = held_from(gain, share * float(_final(gain)))
+    return math.nan if at is None else float(tokens[at])
+
+
+def _share(tokens: Array, gains: Array, fraction: float) -> Array:
+    """Share of the final gain at `fraction` of the tokens, linear between checkpoints."""
+    x = fraction * tokens[-1]
+    right = int(np.clip(np.searchsorted(tokens, x), 1, len(tokens) - 1))
+    weight = (x - tokens[right - 1]) / (tokens[right] - tokens[right - 1])
+    at = (1 - weight) * gains[:, right - 1] + weight * gains[:, right]
+    with np.errstate(all="ignore"):
+        return np.nan_to_num(at / _final(gains), posinf=0.0, neginf=0.0)
+
+
+def _late_line(tokens: Array, score: Array) -> Line | None:
+    """The line of the last half of the tokens over log2 tokens; None for fewer than four points."""
+    late = (tokens >= tokens[-1] / 2) | (np.arange(len(tokens)) >= len(tokens) - _LATE)
+    late &= tokens > 0
+    return line_fit(np.log2(tokens[late]), score[late], fewest=_FEWEST)

@@ -1,0 +1,136 @@
+"""When did a task leave chance? The one definition, for the page, the terminal and the checks.
+
+A task has left chance at the first checkpoint whose score is more than two standard errors above a
+guess, if that of the next one and of nine tenths of all later ones is too: one lucky checkpoint is
+expected among forty, two in a row among 1,600. At the last checkpoint alone it is provisional.
+
+A guess is worth the chance level, or what the untrained model scored where that is more: a model
+that has learned nothing may prefer the answers that happen to be right. Untrained is a model that
+has seen less than a ten-thousandth of the run's tokens.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+
+from jaxllm.analysis.curves import Array, Curve, Curves, with_gaps
+
+STANDARD_ERRORS = 2.0
+_UNTRAINED = 1e-4
+_DURABLE = 0.9
+
+LEFT = "left chance"
+PROVISIONAL = "left chance at the last checkpoint"
+AT_CHANCE = "at chance"
+NO_CHANCE_LEVEL = "no chance level"
+NO_STANDARD_ERROR = "no standard error"
+NO_VALUE = "no value"
+STATES = (LEFT, PROVISIONAL, NO_CHANCE_LEVEL, AT_CHANCE, NO_STANDARD_ERROR, NO_VALUE)
+
+
+def guess(curve: Curve) -> float:
+    """The score of a model that has learned nothing; NaN where there is no chance level."""
+    clock = curve.tokens if np.isfinite(curve.tokens).all() else curve.steps
+    untrained = curve.scores[(clock <= _UNTRAINED * clock[-1]) & (clock[-1] > 0)]
+    return (
+        max(curve.chance_score, float(untrained.mean())) if len(untrained) else curve.chance_score
+    )
+
+
+def above_guess(curve: Curve) -> np.ndarray:
+    """Whether each point is beyond a guess by `STANDARD_ERRORS`; never where these are unknown."""
+    return np.asarray(curve.scores - guess(curve) > STANDARD_ERRORS * curve.score_stderr)
+
+
+def onset(curve: Curve) -> tuple[str, int | None]:
+    """The state of a curve, one of `STATES`, and the position of its onset."""
+    if math.isnan(curve.chance_score):
+        return NO_CHANCE_LEVEL, None
+    if np.isnan(curve.score_stderr).all():
+        return NO_STANDARD_ERROR, None
+    above = above_guess(curve)
+    for at in np.flatnonzero(above[:-1] & above[1:]):
+        if above[at:].mean() >= _DURABLE:
+            return LEFT, int(at)
+    return (PROVISIONAL, len(above) - 1) if above[-1] else (AT_CHANCE, None)
+
+
+def held_from(curve: Array, level: float) -> int | None:
+    """The first position from which on nine tenths of the values are `level` or more."""
+    reached = curve >= level
+    for at in np.flatnonzero(reached):
+        if reached[at:].mean() >= _DURABLE:
+            return int(at)
+    return None
+
+
+def trajectories(main: Curves, records: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """What the charts show, and when each task left chance.
+
+    Args:
+      main: What `Curves.main` returns.
+      records: What it is made from.
+
+    Returns:
+      The rows of `with_gaps` with `above` (whether the point is above a guess) and `left_chance`
+      (whether it is the onset); and a row per run and task, in the order in which
+      they left chance: `run, task, domain, metric, state, step, tokens, flops, first, final,
+      stderr, n, chance, shots, task_version`, with the `step, tokens, flops` of the onset.
+    """
+    rows, above, left = [], [], []
+    for curve in main:
+        state, at = onset(curve)
+        beyond = above_guess(curve)
+        above.append(beyond)
+        left.append(np.arange(len(beyond)) == (-1 if at is None else at))
+        clock = [math.nan] * 3
+        if at is not None:
+            clock = [float(of[at]) for of in (curve.steps, curve.tokens, curve.flops)]
+        rows.append((
+            curve.run, curve.task, curve.domain, curve.metric, state, *clock, curve.values[0],
+            curve.values[-1], curve.stderr[-1], curve.n, curve.chance, curve.shots,
+            curve.task_version,
+        ))  # fmt: skip
+    columns = [
+        "run", "task", "domain", "metric", "state", "step", "tokens", "flops", "first", "final",
+        "stderr", "n", "chance", "shots", "task_version",
+    ]  # fmt: skip
+    table = pd.DataFrame(rows, columns=columns)
+    if rows:
+        marks = {"above": np.concatenate(above), "left_chance": np.concatenate(left)}
+        main = Curves(main.points.assign(**marks))
+    shown = with_gaps(main, records)
+    for mark in ("above", "left_chance"):
+        shown[mark] = shown[mark].eq(True) if mark in shown else False
+    values = shown.groupby(["run", "task"]).value.transform("count")
+    valueless = shown[values == 0].drop_duplicates(["run", "task"], keep="last")
+    unknown = dict.fromkeys(("first", "final", "step", "tokens", "flops"), math.nan)
+    valueless = valueless.assign(state=NO_VALUE, **unknown)[columns]
+    table = pd.concat([part for part in (table, valueless) if len(part)] or [table])
+    table = table.assign(rank=table.state.map(STATES.index))
+    table = table.sort_values(["rank", "tokens", "task"], kind="stable", ignore_index=True)
+    return shown, table.drop(columns="rank")
+
+
+def gain_share(shown: pd.DataFrame, findings: pd.DataFrame) -> pd.DataFrame:
+    """The share of its gain that each task had made at each checkpoint.
+
+    The gain is counted in score from chance, or from the first checkpoint where there is no chance
+    level, to the best value of the run. A task at chance has gained nothing: its noise is not
+    stretched to a curve. Takes what `trajectories` returns.
+
+    Returns:
+      `shown` with the columns `share` (0 to 1; missing where the value is) and `state`.
+    """
+    key = ["run", "task"]
+    state = shown[key].merge(findings[[*key, "state"]], how="left").state.to_numpy()
+    grouped = shown.groupby(key, sort=False)
+    start = grouped.chance_score.transform("last").fillna(grouped.score.transform("first"))
+    gain = shown.score - start
+    most = gain.groupby([shown.run, shown.task], sort=False).transform("max")
+    grew = (most > 0) & (state != AT_CHANCE)
+    share = (gain / most.where(grew)).clip(0, 1).where(grew, gain * 0.0)
+    return shown.assign(share=share, state=state)

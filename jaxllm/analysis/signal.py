@@ -1,0 +1,110 @@
+"""Which tasks tell something in which phase of training?
+
+A task is informative where its signal stands out of the noise around it: because it moves, or
+because it tells runs apart. Noise is taken as independent between checkpoints.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from jaxllm.analysis.finding import Finding, refusal
+from jaxllm.analysis.registry import EARLY, Study, analysis
+from jaxllm.analysis.stats import false_discovery, least_squares
+
+# Shares of a run's tokens between which its phases lie.
+PHASES = (0.0, 0.01, 0.1, 0.5, 1.0)
+_COLUMNS = (
+    "phase", "from_share", "to_share", "task", "domain", "runs", "n", "gain", "gain_p", "spread",
+    "spread_p", "q", "informs", "why",
+)  # fmt: skip
+
+
+@analysis(
+    EARLY,
+    "Most informative tasks",
+    place=10,
+    caption="How far a task moves, or runs differ on it, in standard deviations of its noise; "
+    "coloured where that is beyond chance, empty where the phase has too few checkpoints.",
+)
+def signal_to_noise(study: Study, *, phases: tuple[float, ...] = PHASES) -> Finding:
+    """Tests trend and differences between runs, per task and phase (shares of the run's tokens).
+
+    A phase begins at the last checkpoint before it. Runs have their own level and a common trend
+    over log tokens; p-values are those of the t and the F test of that regression. With several
+    sizes, `spread` says whether the task can rank them.
+
+    Returns:
+      A row per phase and task. `gain` is its mean gain over the phase in standard deviations of
+      the noise around the runs' trends, `gain_p` tests that there is no trend. `spread` is the
+      standard deviation between runs in the same units, `spread_p` tests that the runs are alike.
+      `q` is the smaller p, doubled and adjusted for all rows; `informs` is q < 0.05.
+    """
+    points, notes = study.curves.points, study.curves.notes
+    share = points.tokens / points.groupby("run").tokens.transform("max")
+    domains = points.groupby("task", sort=False).domain.last()
+    rows: list[tuple[object, ...]] = []
+    for low, high in itertools.pairwise(phases):
+        before = share.where(share <= low).groupby(points.run).transform("max").fillna(0.0)
+        inside = points[(share >= before) & (share <= high) & (points.tokens > 0)]
+        by_task = dict(list(inside.groupby("task", sort=False)))
+        for task, domain in domains.items():
+            of_task = by_task.get(task, inside.iloc[:0])
+            runs = of_task.run.nunique()
+            enough = len(of_task) >= runs + 3
+            tested = _trend_and_spread(of_task) if enough else (math.nan,) * 4
+            rows.append((
+                f"{low:.0%} to {high:.0%}", low, high, task, domain, runs, len(of_task), *tested,
+                math.nan, False, "" if enough else "too few checkpoints in this phase",
+            ))  # fmt: skip
+    table = pd.DataFrame(rows, columns=list(_COLUMNS))
+    if table.gain_p.notna().sum() == 0:
+        return refusal("too few checkpoints in every phase", _COLUMNS, notes)
+    smaller = np.fmin(table.gain_p, table.spread_p)
+    both = table.gain_p.notna() & table.spread_p.notna()
+    table["q"] = false_discovery(np.minimum(1.0, smaller * np.where(both, 2.0, 1.0)))
+    table["informs"] = table.q < 0.05
+    trend = np.where(table.gain_p >= 0.05, "", np.where(table.gain > 0, "it grows", "it falls"))
+    ranks = np.where(table.spread_p < 0.05, "it tells runs apart", "")
+    table["why"] = [
+        why or (" and ".join(filter(None, reasons)) if informs else "noise")
+        for why, informs, *reasons in zip(table.why, table.informs, trend, ranks, strict=True)
+    ]
+    strength = table[["gain", "spread"]].max(axis=1)
+    best = table.assign(strength=strength)[table.informs].sort_values("strength", ascending=False)
+    phases_of = [
+        f"from {phase} of the tokens {', '.join(best[best.phase == phase].task.head(3))}"
+        for phase in table.phase.unique()
+        if (best.phase == phase).any()
+    ]
+    sentence = "No task stands out of noise."
+    if phases_of:
+        sentence = f"Most informative are {'; '.join(phases_of)}."
+    return Finding(sentence, table, "", notes)
+
+
+def _trend_and_spread(points: pd.DataFrame) -> tuple[float, float, float, float]:
+    """Gain over the phase and spread of the runs in units of the noise, each with its p-value."""
+    run, names = pd.factorize(points.run)
+    x, y = np.log2(points.tokens.to_numpy(float)), points.score.to_numpy(float)
+    levels = np.eye(len(names))[run]
+    full, common = np.column_stack([levels, x]), np.column_stack([np.ones_like(x), x])
+    coefficients, rss = least_squares(full, y)
+    rss_flat, rss_common = (least_squares(design, y)[1] for design in (levels, common))
+    freedom = len(y) - len(names) - 1
+    variance = rss / freedom
+    if np.ptp(x) == 0 or rss_flat < 1e-18:
+        return math.nan, math.nan, math.nan, math.nan
+    span = np.mean([np.ptp(x[run == number]) for number in range(len(names))])
+    gain = float(coefficients[-1] * span / math.sqrt(variance))
+    gain_p = float(stats.f.sf((rss_flat - rss) / variance, 1, freedom))
+    if len(names) < 2:
+        return gain, gain_p, math.nan, math.nan
+    spread = float(np.std(coefficients[:-1], ddof=1) / math.sqrt(variance))
+    f = (rss_common - rss) / (len(names) - 1) / variance
+    return gain, gain_p, spread, float(stats.f.sf(f, len(names) - 1, freedom))

@@ -1,0 +1,124 @@
+"""Correlated gains against planted truth and noise."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from jaxllm.analysis import resampling
+from jaxllm.analysis.correlations import correlations
+from jaxllm.analysis.registry import Study
+from tests.analysis.planted import table
+
+
+def related(rng: np.random.Generator, n: int, r: float) -> np.ndarray:
+    """[n, 2] sums of steps that correlate at r."""
+    steps = rng.multivariate_normal([0, 0], [[1, r], [r, 1]], n)
+    return 0.01 * np.cumsum(steps, axis=0)
+
+
+def test_equal_spearman_of_scipy() -> None:
+    rng = np.random.default_rng(0)
+    values = {"a": rng.normal(size=20), "b": rng.normal(size=20)}
+    row = correlations(Study(table(values)), draws=20).table.iloc[0]
+    a, b = values["a"], values["b"]
+    assert row.gain == pytest.approx(stats.spearmanr(np.diff(a), np.diff(b)).statistic)
+    assert row.level == pytest.approx(stats.spearmanr(a[1:], b[1:]).statistic)
+    assert row.n == 19
+
+
+def test_interval_covers_the_true_correlation_of_gains() -> None:
+    rng = np.random.default_rng(1)
+    truth = 6 / np.pi * np.arcsin(0.6 / 2)  # Spearman's of a normal pair (Pearson 1907)
+    inside = []
+    for seed in range(80):
+        pair = related(rng, 60, 0.6)
+        found = correlations(Study(table({"a": pair[:, 0], "b": pair[:, 1]})), draws=60, seed=seed)
+        inside.append(found.table.gain_low[0] <= truth <= found.table.gain_high[0])
+    assert 0.88 <= np.mean(inside) <= 1
+
+
+@pytest.mark.parametrize("kind", ["noise", "walks"])
+def test_unrelated_tasks_are_found_at_the_nominal_rate(kind) -> None:
+    """Noise in levels makes gains alternate: without Bartlett's factor 10 % are found."""
+    rng = np.random.default_rng(2)
+    pvalues = []
+    for seed in range(12):
+        values = rng.normal(size=(27, 8))
+        values = np.cumsum(values, axis=0) if kind == "walks" else values
+        found = correlations(Study(table({f"t{i}": values[:, i] for i in range(8)})), draws=100,
+                             seed=seed)  # fmt: skip
+        pvalues += list(found.table.gain_p)
+        assert found.table.level_p.between(0, 1).all()
+    assert 0.01 <= np.mean(np.array(pvalues) <= 0.05) <= 0.075
+
+
+@pytest.mark.parametrize("kind", ["lines", "walks"])
+def test_rising_together_is_not_growing_together(kind) -> None:
+    rng = np.random.default_rng(3)
+    rise = np.linspace(0, 0.5, 40)[:, None]
+    pvalues = []
+    for seed in range(4):
+        noise = rng.normal(0, 0.02, (40, 8))
+        levels = rise + (np.cumsum(noise, axis=0) if kind == "walks" else noise)
+        found = correlations(Study(table({f"t{i}": levels[:, i] for i in range(8)})), draws=100,
+                             seed=seed).table  # fmt: skip
+        assert (found.level > 0.3).all() and found.level_null.mean() > 0.5
+        assert abs(found.gain.mean()) < 0.1
+        pvalues += list(found.level_p)
+    assert np.mean(np.array(pvalues) <= 0.05) <= 0.08
+
+
+def test_common_steps_are_found_and_domains_told_apart() -> None:
+    rng = np.random.default_rng(4)
+    common = rng.normal(size=(60, 2))
+    values, domains = {}, {}
+    for i in range(6):
+        steps = common[:, i % 2] + 0.5 * rng.normal(size=60)
+        values[f"t{i}"], domains[f"t{i}"] = np.cumsum(steps), "xy"[i % 2]
+    found = correlations(Study(table(values, domains=domains)), draws=200)
+    same = found.table.same_domain
+    assert (found.table.gain_q[same] < 0.05).all() and (found.table.gain_q[~same] > 0.05).all()
+    assert found.within > 0.6 > 0.3 > found.across and found.domain_p < 0.12
+
+
+def test_runs_of_a_suite_are_not_independent_witnesses() -> None:
+    """Four copies of one run say what the run says."""
+    rng = np.random.default_rng(5)
+    wrong = []
+    for seed in range(25):
+        values = {"a": np.cumsum(rng.normal(size=25)), "b": np.cumsum(rng.normal(size=25))}
+        copies = [table(values, run=f"r{i}", params=i) for i in range(4)]
+        found = correlations(Study(pd.concat(copies)), draws=40, seed=seed)
+        wrong.append(found.table.gain_p[0] <= 0.05)
+    assert np.mean(wrong) <= 0.16
+
+
+def test_one_task_at_other_shots_is_no_pair() -> None:
+    rng = np.random.default_rng(6)
+    values = {
+        "a": rng.normal(size=20),
+        "a 5-shot": rng.normal(size=20),
+        "b": rng.normal(size=20),
+    }
+    found = correlations(Study(table(values)), draws=20).table
+    assert set(map(frozenset, zip(found.task_a, found.task_b, strict=True))) == {
+        frozenset({"a", "b"}), frozenset({"a 5-shot", "b"})
+    }  # fmt: skip
+
+
+def test_block_bootstrap_keeps_neighbours_and_lengths() -> None:
+    index = next(resampling.blocks([27, 27, 9], 1, np.random.default_rng(0)))
+    assert [len(i) for i in index] == [27, 27, 9]
+    np.testing.assert_array_equal(index[0], index[1])
+    steps = np.diff(index[0]) % 27
+    assert np.mean(steps == 1) > 0.5
+
+
+def test_pythia_tasks_grow_together_and_predict_each_other(pythia) -> None:
+    found = correlations(Study(pythia))
+    pairs = found.table.set_index(["task_a", "task_b"])
+    rising = pairs.loc[[("arc_easy", "sciq"), ("lambada_openai", "piqa"), ("piqa", "sciq")]]
+    assert (rising.gain_q < 0.01).all() and (rising.gain > 0.4).all()
+    flat = pairs[[("logiqa" in pair and "wsc" not in pair) for pair in pairs.index]]
+    assert flat.gain.abs().max() < 0.25

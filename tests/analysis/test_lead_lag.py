@@ -1,0 +1,74 @@
+"""Leads between domains against planted truth and noise."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from jaxllm.analysis.lead_lag import lead_lag
+from jaxllm.analysis.registry import Study
+from tests.analysis.planted import sigmoid, table
+
+
+def related(rng: np.random.Generator, n: int, r: float) -> np.ndarray:
+    """[n, 2] sums of steps that correlate at r."""
+    steps = rng.multivariate_normal([0, 0], [[1, r], [r, 1]], n)
+    return 0.01 * np.cumsum(steps, axis=0)
+
+
+def two_domains(first: np.ndarray, second: np.ndarray) -> pd.DataFrame:
+    """Domains x and y of two tasks each, which do the same."""
+    values = {"a": first, "a_too": first, "b": second, "b_too": second}
+    return table(values, domains={"a": "x", "a_too": "x", "b": "y", "b_too": "y"})
+
+
+def test_finds_who_comes_first() -> None:
+    rng = np.random.default_rng(0)
+    steps = rng.normal(size=62)
+    late = np.cumsum(steps[:-2] + 0.3 * rng.normal(size=60))
+    early = np.cumsum(steps[2:] + 0.3 * rng.normal(size=60))
+    records = two_domains(early, late)
+    found = lead_lag(Study(records))
+    row = found.table.iloc[0]
+    assert row.leads and (row["first"], row.second, row.lag) == ("x", "y", 2)
+    assert found.sentence.startswith("X gains before y")
+    one = lead_lag(Study(records[records.task != "a"]))
+    assert one.table.lead_q[0] <= 0.05 and not one.table.leads[0]
+    assert "x holds one task, a_too:" in " ".join(one.notes)
+
+
+def test_growing_together_leads_nowhere() -> None:
+    rng = np.random.default_rng(1)
+    leads, related_ = [], []
+    for seed in range(40):
+        pair = related(rng, 40, 0.8)
+        records = two_domains(*pair.T)
+        row = lead_lag(Study(records), draws=60, seed=seed).table.iloc[0]
+        leads.append(row.leads)
+        related_.append((row.related_p <= 0.05) and row.lag == 0)
+    assert np.mean(related_) > 0.9 and np.mean(leads) <= 0.12
+
+
+def test_noise_leads_nowhere() -> None:
+    rng = np.random.default_rng(2)
+    leads, related_ = [], []
+    for seed in range(50):
+        records = two_domains(rng.normal(size=27), rng.normal(size=27))
+        row = lead_lag(Study(records), draws=60, seed=seed).table.iloc[0]
+        leads.append(row.leads)
+        related_.append(row.related_p <= 0.05)
+    assert np.mean(leads) <= 0.05 and np.mean(related_) <= 0.12
+
+
+def test_says_when_half_of_the_gain_was_made() -> None:
+    x = np.linspace(0, 10, 41)
+    values = {"a": sigmoid(x, 3, 0.3), "b": sigmoid(x, 7, 0.3)}
+    tokens = (x * 1e6).astype(int)
+    found = lead_lag(Study(table(values, tokens=tokens, domains={"a": "x", "b": "y"})), draws=20)
+    row = found.table.iloc[0]
+    assert row["first"] == "x" and row.runs_first_earlier == 1
+    assert row.first_half_tokens == pytest.approx(3e6, rel=0.1)
+    assert row.second_half_tokens == pytest.approx(7e6, rel=0.1)
+
+
+def test_no_domain_of_pythia_leads(pythia) -> None:
+    assert not lead_lag(Study(pythia)).table.leads.any()
