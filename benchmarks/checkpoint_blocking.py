@@ -24,9 +24,9 @@ import numpy as np
 from jaxllm.models.batch import Batch
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.decoder import abstract_params
-from jaxllm.run.checkpoints import Checkpoints
 from jaxllm.run.config import CheckpointConfig
-from jaxllm.run.manifest import Entry
+from jaxllm.run.manifest import ManifestEntry
+from jaxllm.run.run import Run
 from jaxllm.sharding.mesh import MeshConfig, make_mesh
 from jaxllm.training.config import OptimizerConfig, ScheduleConfig
 from jaxllm.training.optimizer import make_optimizer
@@ -57,7 +57,7 @@ def main() -> None:
     )  # fmt: skip
     batch = device_batch(random_batch(), mesh)
     directory = tempfile.mkdtemp()
-    checkpoints = Checkpoints(directory, CheckpointConfig())
+    checkpoints = Run(directory).checkpoint_writer(CheckpointConfig())
     print(f"{MODEL.num_params:,} parameters, {num_bytes(abstract) / 1e6:.0f} MB per checkpoint")
 
     blocked, between, busy, quiet = [], [], [], []
@@ -99,8 +99,8 @@ def random_batch() -> Batch:
     )
 
 
-def entry(step: int) -> Entry:
-    return Entry(
+def entry(step: int) -> ManifestEntry:
+    return ManifestEntry(
         step=step, tokens=0, flops=0.0, learning_rate=None, loss=None, data_position=0,
         dtype="float32", wall_time=time.time(), wall_seconds=0.0, code_version="", restarts=0,
         kind="scheduled",

@@ -17,9 +17,9 @@ import tempfile
 import time
 from collections.abc import Callable
 
-from jaxllm.sharding.host import keep_freed_memory
+from jaxllm.runtime import tune_malloc
 
-keep_freed_memory()  # as the commands do; it has to come before JAX
+tune_malloc()  # as the commands do; it has to come before JAX
 
 import jax
 import jax.numpy as jnp

@@ -23,7 +23,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import numpy as np
 
-from jaxllm.cli import keep_freed_memory
+from jaxllm.runtime import tune_malloc
 from tests.harness import models, run
 
 ZERO_SHOT = ("arc_easy", "piqa", "hellaswag", "boolq")
@@ -37,7 +37,7 @@ def main() -> None:
     arguments.add_argument("--limit", type=int, default=500, help="examples of each task")
     arguments.add_argument("--batch_sizes", type=int, nargs="+", default=[4, 16, 64])
     args = arguments.parse_args()
-    keep_freed_memory()
+    tune_malloc()
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(folder, "model")
         with (args.eval_dir / "superglue/BoolQ/val.jsonl").open() as lines:

@@ -26,9 +26,9 @@ import sys
 import time
 from typing import NamedTuple
 
-from jaxllm.sharding.host import quiet_libtpu
+from jaxllm.runtime import silence_libtpu
 
-quiet_libtpu()
+silence_libtpu()
 
 from train_steps import jaxllm_step, random_tokens, transformers_step
 

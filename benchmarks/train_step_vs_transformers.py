@@ -14,9 +14,9 @@ import os
 import statistics
 import time
 
-from jaxllm.sharding.host import keep_freed_memory
+from jaxllm.runtime import tune_malloc
 
-keep_freed_memory()  # as the commands do; it has to come before JAX
+tune_malloc()  # as the commands do; it has to come before JAX
 
 import torch
 from train_steps import jaxllm_step, random_tokens, transformers_step

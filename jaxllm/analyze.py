@@ -77,9 +77,9 @@ def _write(args: argparse.Namespace, progress: Callable[[str], None]) -> PathLik
     from jaxllm.report import export, page, questions, tables, tensorboard, terminal
     from jaxllm.run.run import Run
 
-    sources = [open_source(spec) if is_import(spec) else Run(spec) for spec in args.sources]
+    sources = [open_source(spec) if is_import(spec) else Run.open(spec) for spec in args.sources]
     alone = sources[0] if len(sources) == 1 and isinstance(sources[0], Run) else None
-    output = epath.Path(args.output or (alone.path / "report" if alone else "report"))
+    output = epath.Path(args.output or (alone.layout.report if alone else "report"))
     report = tables.gather(sources, args.tokens)
     runs = len(report.overviews)
     progress(f"read {len(report.all_records):,} records of {runs} run{'s' * (runs != 1)}")
@@ -95,7 +95,7 @@ def _write(args: argparse.Namespace, progress: Callable[[str], None]) -> PathLik
         return page.write(output / "index.html", page.render(report, found).encode())
     if args.format == "tensorboard":
         if alone and not args.output:
-            output = alone.path / "tensorboard"
+            output = alone.layout.tensorboard
         tensorboard.write_report(output, report, found)
         return output
     return export.write(output, report, found, args.format)

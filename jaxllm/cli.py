@@ -23,9 +23,8 @@ import traceback
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from jaxllm import hosts
+from jaxllm import runtime
 from jaxllm.errors import UserError, one_line
-from jaxllm.sharding.host import keep_freed_memory, quiet_libtpu
 
 # Every module with gin-bindable configurations: gin must know them before it parses.
 CONFIG_MODULES = (
@@ -122,8 +121,8 @@ def run(main: Callable[[Sequence[str] | None], int | None]) -> None:
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-    keep_freed_memory()
-    quiet_libtpu()
+    runtime.tune_malloc()
+    runtime.silence_libtpu()
     failed = True
     try:
         code, failed = main(None) or 0, False
@@ -140,7 +139,7 @@ def run(main: Callable[[Sequence[str] | None], int | None]) -> None:
         code = 1
     sys.stdout.flush()
     if failed:
-        hosts.leave(code)
+        runtime.abort(code)
     sys.exit(code)
 
 

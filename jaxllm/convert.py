@@ -74,10 +74,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def import_series(args: Any) -> None:
     """hf:DIR, or a series of them, into a new run directory."""
     from jaxllm.interop.huggingface import run_import
-    from jaxllm.interop.huggingface.whole import whole
-    from jaxllm.run.checkpoints import check_name
+    from jaxllm.io import new_directory
+    from jaxllm.run.layout import Layout
 
-    check_name(args.target)
+    Layout(args.target).check_name()
     revisions = run_import.series(
         args.source.removeprefix(PREFIX), args.step or 0, int(args.tokens)
     )
@@ -85,7 +85,7 @@ def import_series(args: Any) -> None:
     model = sources[-1].model
     if args.dtype:
         model = dataclasses.replace(model, param_dtype=args.dtype)
-    with whole(args.target) as partial:
+    with new_directory(args.target) as partial:
         begin_run(partial, Path(args.target).absolute(), sources[-1].directory, model)
         for source, revision in zip(sources, revisions, strict=True):
             run_import.write(partial, source, revision, model.param_dtype)
@@ -101,10 +101,11 @@ def open_run(model_dir: Path, source: Source) -> None:
     """
     from jaxllm.interop.huggingface.checkpoint import read_json
     from jaxllm.interop.huggingface.fields import differences, to_model
-    from jaxllm.interop.huggingface.whole import whole
+    from jaxllm.io import new_directory
+    from jaxllm.run.layout import Layout
 
-    if not (model_dir / "config.gin").exists():
-        with whole(model_dir) as partial:
+    if not Layout(model_dir).config.exists():
+        with new_directory(model_dir) as partial:
             begin_run(partial, model_dir, source.directory, source.model)
     elif not (model_dir / CONFIG).exists():
         raise UserError(f"{model_dir} is a run of its own: name another directory with --output")
@@ -125,6 +126,7 @@ def begin_run(directory: Path, model_dir: Path, source: Path, model: ModelConfig
       model: what it holds.
     """
     from jaxllm.interop.huggingface.fields import DEFAULTS
+    from jaxllm.run.run import Run
 
     shutil.copyfile(source / CONFIG, directory / CONFIG)
     for name in TOKENIZER_FILES:
@@ -143,16 +145,15 @@ def begin_run(directory: Path, model_dir: Path, source: Path, model: ModelConfig
         f"DataConfig.sequence_length = {model.max_length}",
         f"TrainConfig.model_dir = {str(model_dir)!r}",
     ]
-    (directory / "config.gin").write_text("\n".join(lines) + "\n")
+    Run(directory).write_config("\n".join(lines) + "\n")
 
 
 def export(args: Any) -> None:
     """One checkpoint of a run, or several, into Hugging Face directories."""
-    from jaxllm.evaluate import select
     from jaxllm.interop.huggingface import run_export
-    from jaxllm.interop.huggingface.whole import whole
+    from jaxllm.io import new_directory
     from jaxllm.models.config import ModelConfig
-    from jaxllm.run.checkpoints import available
+    from jaxllm.run.run import Run
 
     if (args.step is None) == (args.steps is None):
         raise UserError("name the checkpoint with --step=N, or several with --steps=all or N,N")
@@ -160,15 +161,15 @@ def export(args: Any) -> None:
     cli.load_gin(args, args.source)
     model = ModelConfig()
     steps = str(args.step) if args.steps is None else args.steps
-    entries = select(available(args.source), None if steps == "all" else steps, args.source)
+    entries = Run(args.source).select(None if steps == "all" else steps)
     config = describe(Path(args.source), model, args.architecture)
     dtype = args.dtype or model.param_dtype
     target = args.target.removeprefix(PREFIX)
-    with whole(target) as partial:
+    with new_directory(target) as partial:
         for entry in entries:
             directory = partial if args.steps is None else partial / f"step{entry.step}"
             directory.mkdir(exist_ok=True)
-            checkpoint = Path(args.source) / "checkpoints" / str(entry.step)
+            checkpoint = Path(Run(args.source).layout.checkpoint(entry.step))
             run_export.write(directory, checkpoint, model, config, dtype, shard_bytes)
             _add_small_files(Path(args.source), directory, config)
             print(f"step {entry.step}  {config['architectures'][0]}  {dtype}")

@@ -32,7 +32,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxllm import cli, hosts
+from jaxllm import cli, runtime
 from jaxllm.errors import UserError
 from jaxllm.io import location
 
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from jaxllm.evaluation.evaluator import Evaluator
     from jaxllm.models.config import ModelConfig
-    from jaxllm.run.manifest import Entry
+    from jaxllm.run.manifest import ManifestEntry
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                        help="of hf:DIR: where its records go (default: runs/<DIR>)")  # fmt: skip
     flags.add_argument("--step", type=int, default=0, help="of hf:DIR: its step")
     flags.add_argument("--tokens", type=float, default=0, help="of hf:DIR: tokens it has seen")
-    hosts.add_flags(flags)
+    runtime.add_host_flags(flags)
     args = cli.parse(flags, argv)
     if args.download:
         return download(args)
@@ -85,10 +85,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from jaxllm.evaluation.config import EvalConfig
     from jaxllm.evaluation.resolve import resolve
-    from jaxllm.run.checkpoints import available
-    from jaxllm.sharding.compiled import keep_compiled
+    from jaxllm.run.manifest import select
+    from jaxllm.run.run import Run
     from jaxllm.sharding.mesh import MeshConfig, make_mesh
-    from jaxllm.training.config import TrainConfig
 
     config = EvalConfig()
     if args.tasks:
@@ -98,13 +97,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = dataclasses.replace(config, tasks=tuple(resolve(config)))
     if args.follow and (published or args.steps):
         raise UserError("--follow is for a run that goes on: leave out --steps, and give no hf:")
-    saved = published.entries if published else available(args.model_dir)
+    saved = published.entries if published else Run(args.model_dir).available()
     entries = [] if args.follow else select(saved, args.steps, args.model_dir)
 
     # Orbax warns about what it does not find in a checkpoint's item; errors come as errors.
     logging.getLogger("absl").setLevel(logging.ERROR)
-    hosts.join(args)
-    keep_compiled(TrainConfig().compilation_cache)
+    runtime.join_hosts(args)
+    runtime.enable_compilation_cache()
     mesh = make_mesh(MeshConfig())
     scorer = CheckpointScorer(args.model_dir, config, mesh, published)
     failed = (
@@ -113,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from jaxllm.report import terminal
 
-    if hosts.is_first():
+    if runtime.is_first():
         print(terminal.of_run(args.model_dir))
     return 1 if failed else 0
 
@@ -141,10 +140,10 @@ def download(args: Any) -> int:
 class Published:
     """Checkpoints in the Hugging Face format, by step."""
 
-    entries: Sequence[Entry]
+    entries: Sequence[ManifestEntry]
     sources: Mapping[int, Any]
 
-    def read(self, entry: Entry, model: ModelConfig, mesh: Mesh) -> Any:
+    def read(self, entry: ManifestEntry, model: ModelConfig, mesh: Mesh) -> Any:
         """The parameters of one of them on `mesh`."""
         from jaxllm.interop.huggingface.load import place
 
@@ -171,29 +170,6 @@ def open_published(args: Any) -> Published:
     )
 
 
-def select(entries: Sequence[Entry], steps: str | None, model_dir: str) -> list[Entry]:
-    """The checkpoints to score: those of `steps`, or all that the run itself would score.
-
-    Raises:
-      UserError: there are none, or a step has no checkpoint.
-    """
-    if steps is None:
-        chosen = [entry for entry in entries if entry.kind != "preempted"]
-        if not chosen:
-            raise UserError(f"{model_dir} has no checkpoints to score")
-        return chosen
-    by_step = {entry.step: entry for entry in entries}
-    try:
-        wanted = [int(step) for step in steps.split(",")]
-    except ValueError as error:
-        raise UserError(f"--steps={steps}: write numbers, as --steps=100,200") from error
-    for step in wanted:
-        if step not in by_step:
-            known = ", ".join(str(entry.step) for entry in entries) or "none"
-            raise UserError(f"{model_dir} has no checkpoint of step {step}; it has {known}")
-    return [by_step[step] for step in wanted]
-
-
 class CheckpointScorer:
     """Scores saved checkpoints on the tasks of `config`, into the trajectory of `model_dir`.
 
@@ -204,14 +180,14 @@ class CheckpointScorer:
         self, model_dir: str, config: Any, mesh: Mesh, published: Published | None = None
     ) -> None:
         from jaxllm.models.config import ModelConfig
+        from jaxllm.run.run import Run
 
-        self._model_dir, self._mesh = model_dir, mesh
+        self._run, self._mesh = Run(model_dir), mesh
         self._model, self._published = ModelConfig(), published
-        self._evaluator = make_evaluator(model_dir, self._model, config, mesh)
+        self._evaluator = make_evaluator(model_dir, config, mesh)
         self._tasks = tuple(self._evaluator.definitions)  # those of a mixture one by one
-        self._abstract = abstract_params(self._model, mesh)
 
-    def score(self, entries: Sequence[Entry], missing_only: bool) -> int:
+    def score(self, entries: Sequence[ManifestEntry], missing_only: bool) -> int:
         """Scores checkpoints, with a bar; returns how many (checkpoint, task) failed."""
         todo = [
             (entry, self._evaluator.missing(entry.step) if missing_only else self._tasks)
@@ -219,12 +195,12 @@ class CheckpointScorer:
         ]
         return self._score(todo)
 
-    def _score(self, todo: Sequence[tuple[Entry, Sequence[str]]]) -> int:
+    def _score(self, todo: Sequence[tuple[ManifestEntry, Sequence[str]]]) -> int:
         import tqdm
 
         failed = 0
         total = sum(len(tasks) for _, tasks in todo)
-        shown = None if hosts.is_first() else True  # on a terminal, of one host
+        shown = None if runtime.is_first() else True  # on a terminal, of one host
         with tqdm.tqdm(total=total, unit="task", disable=shown, leave=False) as bar:
             for entry, tasks in todo:
                 params = self._params(entry) if tasks else None
@@ -235,7 +211,7 @@ class CheckpointScorer:
                     main = next(record for record in records if record.primary)
                     failed += main.status != "ok"
                     bar.update()
-                    if hosts.is_first():
+                    if runtime.is_first():
                         bar.write(describe(main))
         return failed
 
@@ -253,8 +229,8 @@ class CheckpointScorer:
             elif ended:
                 return failed
             else:
-                if not waiting and hosts.is_first():
-                    print(f"waiting for the next checkpoint of {self._model_dir}", flush=True)
+                if not waiting and runtime.is_first():
+                    print(f"waiting for the next checkpoint of {self._run.path}", flush=True)
                 waiting = True
                 time.sleep(poll_seconds)
 
@@ -266,31 +242,25 @@ class CheckpointScorer:
         import numpy as np
         from jax.experimental import multihost_utils
 
-        from jaxllm.run.checkpoints import available
-
-        saved = [entry for entry in available(self._model_dir) if entry.kind != "preempted"]
+        saved = [entry for entry in self._run.available() if entry.kind != "preempted"]
         todo = [(e.step, m) for e in saved if (m := self._evaluator.missing(e.step))]
         step, missing = todo[0] if todo else (-1, ())
         seen = [step, any(e.kind == "final" for e in saved), *(t in missing for t in self._tasks)]
         step, ended, *flags = multihost_utils.broadcast_one_to_all(np.asarray(seen)).tolist()
         return step, [task for task, flag in zip(self._tasks, flags, strict=True) if flag], ended
 
-    def _entry(self, step: int) -> Entry:
+    def _entry(self, step: int) -> ManifestEntry:
         """The checkpoint of a step that process 0 sees."""
-        from jaxllm.run.checkpoints import available
-
         while True:
-            for entry in available(self._model_dir):
+            for entry in self._run.available():
                 if entry.step == step:
                     return entry
             time.sleep(0.1)
 
-    def _params(self, entry: Entry) -> Any:
-        from jaxllm.run.checkpoints import restore_model
-
+    def _params(self, entry: ManifestEntry) -> Any:
         if self._published:
             return self._published.read(entry, self._model, self._mesh)
-        return restore_model(self._model_dir, entry.step, self._abstract)
+        return self._run.restore_params(entry.step, self._model, self._mesh)
 
 
 def describe(record: Any) -> str:
@@ -304,41 +274,15 @@ def describe(record: Any) -> str:
     )
 
 
-def make_evaluator(model_dir: str, model: ModelConfig, config: Any, mesh: Mesh) -> Evaluator:
+def make_evaluator(model_dir: str, config: Any, mesh: Mesh) -> Evaluator:
     """The evaluator that the run in `model_dir` has."""
     from jaxllm.data import corpora
-    from jaxllm.data.config import DataConfig
-    from jaxllm.run.config import CheckpointConfig
-    from jaxllm.train import make_evaluator as evaluator_of
-    from jaxllm.training.config import OptimizerConfig, ScheduleConfig, TrainConfig
+    from jaxllm.training.evaluator import make_evaluator as evaluator_of
     from jaxllm.training.experiment import Experiment
 
-    experiment = Experiment(
-        model=model,
-        data=DataConfig(),
-        train=dataclasses.replace(TrainConfig(), model_dir=model_dir),
-        optimizer=OptimizerConfig(),
-        schedule=ScheduleConfig(),
-        checkpoints=CheckpointConfig(),
-    )
+    experiment = Experiment.configured(model_dir)
     corpora.resolve(experiment.data)  # tasks on the run's own corpora look for them there
     return evaluator_of(experiment, mesh, config)
-
-
-def abstract_params(model: ModelConfig, mesh: Mesh) -> Any:
-    """The parameters' shapes with their shardings on `mesh`, without boxes."""
-    import flax.linen as nn
-    import jax
-
-    from jaxllm.models import decoder
-    from jaxllm.sharding.rules import param_shardings
-
-    boxed = decoder.abstract_params(model)
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        nn.unbox(boxed),
-        param_shardings(mesh, boxed),
-    )
 
 
 if __name__ == "__main__":

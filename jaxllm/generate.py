@@ -144,22 +144,22 @@ def from_run(args: Any, mesh: Mesh) -> tuple[Any, Any, seqio.Vocabulary]:
     from jaxllm.data.config import DataConfig
     from jaxllm.data.tokenizer_files import with_saved_tokenizer
     from jaxllm.data.vocabularies import build_vocabulary
-    from jaxllm.evaluate import abstract_params, select
     from jaxllm.models.config import ModelConfig
-    from jaxllm.run.checkpoints import available, restore_model
     from jaxllm.run.data_identity import saved_tokenizer
+    from jaxllm.run.run import Run
 
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax's; errors come as errors
-    entries = available(args.model_dir)
+    run = Run(args.model_dir)
+    entries = run.available()
     if not entries:
         raise UserError(f"{args.model_dir} has no checkpoints")
     if args.step is not None:
-        entries = select(entries, str(args.step), args.model_dir)
+        entries = run.select(str(args.step))
     model = ModelConfig()
     data = with_saved_tokenizer(DataConfig(), saved_tokenizer(args.model_dir))
     if data.vocabulary.path is None:
         corpora.resolve(data)
-    params = restore_model(args.model_dir, entries[-1].step, abstract_params(model, mesh))
+    params = run.restore_params(entries[-1].step, model, mesh)
     return model, params, build_vocabulary(data)
 
 

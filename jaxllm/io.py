@@ -1,8 +1,24 @@
-"""Places where files lie, as a user writes them."""
+"""Files that are whole or absent, whatever kills the process that writes them; local or `gs://`."""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import io
+import json
+import math
 import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from etils import epath
+
+from jaxllm.errors import UserError
+
+PARTIAL = ".partial-"  # prefix of what is not complete yet
 
 
 def location(text: str) -> str:
@@ -12,3 +28,192 @@ def location(text: str) -> str:
     """
     prefix = "hf:" if text.startswith("hf:") else ""
     return prefix + os.path.expanduser(text.removeprefix(prefix).removeprefix("file://"))
+
+
+def is_remote(path: epath.PathLike) -> bool:
+    """Whether a path names an object store: `gs://…`."""
+    return "://" in os.fspath(path)
+
+
+def atomic_write(path: epath.PathLike, data: str | bytes) -> None:
+    """Replaces a file in one move: a reader sees the old content or the new one.
+
+    Raises:
+      OSError: the disk refuses; the old file stays.
+    """
+    path = epath.Path(path)
+    content = data.encode() if isinstance(data, str) else data
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if is_remote(path):  # a write to an object store is atomic
+        path.write_bytes(content)
+        return
+    temporary = f"{path.parent}/.{uuid.uuid4().hex}.tmp"
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            _to_disk(file)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.remove(temporary)
+        raise
+
+
+@contextlib.contextmanager
+def atomic_directory(target: Path) -> Iterator[Path]:
+    """Gives an empty directory that replaces `target` when the block ends without an error."""
+    partial = target.with_name(PARTIAL + target.name)
+    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        for file in partial.rglob("*"):
+            if file.is_file():
+                with open(file, "rb") as written:
+                    os.fsync(written.fileno())
+        if target.exists():
+            shutil.rmtree(target)
+        os.rename(partial, target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def new_directory(target: str | Path) -> Iterator[Path]:
+    """As `atomic_directory`, for a directory that a user names for what is written there.
+
+    Raises:
+      UserError: `target` exists and is not an empty directory, or the disk refuses or is full.
+    """
+    if is_remote(target):
+        raise UserError(f"{target}: name a local directory, and copy it there")
+    target = Path(target).absolute()
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise UserError(f"{target} exists already: name a directory that does not")
+    try:
+        with atomic_directory(target) as partial:
+            yield partial
+    except (OSError, ValueError) as error:  # TensorStore's are ValueErrors
+        if not isinstance(error, OSError) and "space left" not in str(error).lower():
+            raise
+        reason = getattr(error, "strerror", None) or "no space is left on the disk"
+        raise UserError(f"cannot write {target}: {reason}") from error
+
+
+@contextlib.contextmanager
+def made_once(
+    target: Path, is_complete: Callable[[Path], bool] = Path.exists
+) -> Iterator[Path | None]:
+    """As `atomic_directory`, for a directory that many processes may want at once.
+
+    One process at a time makes a target; another that wants it waits, and then finds it made. A
+    killed process releases its lock, and the next one begins afresh.
+
+    Yields:
+      The directory to fill, or None if `target` is there and complete.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(target, wait=True):
+        if is_complete(target):
+            yield None
+            return
+        with atomic_directory(target) as partial:
+            yield partial
+
+
+def remove_abandoned(directory: Path) -> None:
+    """Removes what killed processes left half-made in `directory`."""
+    for partial in directory.glob(f"{PARTIAL}*"):
+        with _locked(directory / partial.name.removeprefix(PARTIAL), wait=False) as locked:
+            if locked:
+                shutil.rmtree(partial, ignore_errors=True)
+
+
+class JsonLines:
+    """A file of one JSON object per line, each with an integer `step`; a kill costs one line.
+
+    Every append of a run goes through `append`, so that a form for object stores, where a file
+    cannot grow, has one place.
+    """
+
+    def __init__(self, path: epath.PathLike) -> None:
+        self.path = epath.Path(path)
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Adds one line and brings it to the disk before returning.
+
+        Numbers that JSON cannot write (NaN, infinities) become null.
+        """
+        with self.path.open("a") as file:
+            file.write(_line(row))
+            _to_disk(file)
+
+    def read(self) -> tuple[list[dict[str, Any]], list[int]]:
+        """The rows, and the numbers of the lines (from 1) that are no complete row.
+
+        A file that does not exist has no rows.
+        """
+        rows: list[dict[str, Any]] = []
+        broken: list[int] = []
+        content = self.path.read_bytes() if self.path.exists() else b""
+        for number, line in enumerate(content.split(b"\n"), start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError:
+                row = None
+            if isinstance(row, dict) and type(row.get("step")) is int:
+                rows.append(row)
+            else:
+                broken.append(number)
+        return rows, broken
+
+    def keep_until(self, step: int) -> int:
+        """Drops the rows beyond `step` and what a kill left half-written; returns how many.
+
+        The file is replaced in one move, so that a kill in here loses nothing.
+        """
+        rows, broken = self.read()
+        kept = [row for row in rows if row["step"] <= step]
+        dropped = len(rows) - len(kept) + len(broken)
+        # The newline may be all that the last line lacks.
+        if dropped or (rows and not self.path.read_bytes().endswith(b"\n")):
+            atomic_write(self.path, "".join(map(_line, kept)))
+        return dropped
+
+
+def finite(value: Any) -> Any:
+    """`value` with numbers that JSON cannot write replaced by None."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        return [finite(item) for item in value]
+    return value
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    return json.dumps(finite(row), allow_nan=False) + "\n"
+
+
+def _to_disk(file: Any) -> None:
+    file.flush()
+    # An object store has no file descriptors, and is durable when the file is closed.
+    with contextlib.suppress(AttributeError, io.UnsupportedOperation):
+        os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def _locked(target: Path, wait: bool) -> Iterator[bool]:
+    """Holds the lock of `target`; the kernel releases it when this process ends in any way."""
+    locks = target.parent / ".locks"
+    locks.mkdir(exist_ok=True)
+    with open(locks / target.name, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True

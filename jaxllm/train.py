@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from jaxllm import cli, hosts
+from jaxllm import cli, runtime
 from jaxllm.errors import one_line
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
     from jaxllm.data.loader import SequenceSource
     from jaxllm.evaluation.config import EvalConfig
-    from jaxllm.evaluation.evaluator import Evaluator
     from jaxllm.run.run import Run
     from jaxllm.training.experiment import Experiment
     from jaxllm.training.loop import Outcome
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     """Flags and gin in, a trained and scored run out."""
     flags = cli.parser(__doc__ or "")
-    hosts.add_flags(flags)
+    runtime.add_host_flags(flags)
     args = cli.parse(flags, argv)
     cli.load_gin(args)
     # Until the loop has something to save, a preempted machine may take the process at once.
@@ -43,8 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from jaxllm.evaluation.config import EvalConfig
     from jaxllm.evaluation.resolve import resolve
     from jaxllm.report.alarms import HealthConfig
-    from jaxllm.run.checkpoints import check_writable
-    from jaxllm.sharding.compiled import keep_compiled
+    from jaxllm.run.run import Run
     from jaxllm.sharding.mesh import MeshConfig, make_mesh
     from jaxllm.training.experiment import Experiment
 
@@ -53,14 +51,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     resolve(scoring)
     corpora.resolve(experiment.data)
     references = HealthConfig().open()
-    hosts.join(args, experiment.train.coordinator)
-    keep_compiled(experiment.train.compilation_cache)
-    check_writable(experiment.model_dir, 0)
+    runtime.join_hosts(args)
+    runtime.enable_compilation_cache()
+    Run.create(experiment.model_dir)
     mesh = make_mesh(mesh_config)
     experiment.check(mesh)
 
     outcome, advice = run(experiment, scoring, mesh, references)
-    if hosts.is_first():
+    if runtime.is_first():
         print(timing(outcome))
         if outcome.finished:
             show(experiment.model_dir, scored=bool(scoring.tasks))
@@ -85,6 +83,7 @@ def run(
     from jaxllm.data.loader import Loader
     from jaxllm.report.alarms import HealthWriter
     from jaxllm.report.tensorboard import TensorBoardWriter
+    from jaxllm.training.evaluator import make_evaluator
     from jaxllm.training.loop import train
     from jaxllm.training.progress import Progress
     from jaxllm.training.writers import Writer
@@ -101,10 +100,10 @@ def run(
         )
 
     e = experiment
-    progress = Progress(e.train.steps, e.train.progress_seconds if hosts.is_first() else math.inf)
+    progress = Progress(e.train.steps, e.train.progress_seconds if runtime.is_first() else math.inf)
     writers: list[Writer] = []
     health = None
-    if hosts.is_first():
+    if runtime.is_first():
         budget = e.train.steps * e.tokens_per_step
         health = HealthWriter(e.model_dir, e.run_info, budget, references, progress.say)
         writers = [TensorBoardWriter(e.model_dir), health]
@@ -137,29 +136,9 @@ def open_data(experiment: Experiment) -> SequenceSource:
     source = open_source(data)
     source.check_hosts_agree()
     data_identity.verify(model_dir, source.fingerprint)
-    if hosts.is_first():
+    if runtime.is_first():
         data_identity.save(model_dir, source.fingerprint, tokenizer_files(data).files)
     return source
-
-
-def make_evaluator(experiment: Experiment, mesh: Mesh, config: EvalConfig) -> Evaluator:
-    """Scores the run's tasks with its vocabulary, into its trajectory store."""
-    from jaxllm.data.tokenizer_files import with_saved_tokenizer
-    from jaxllm.data.vocabularies import build_vocabulary
-    from jaxllm.evaluation.evaluator import Evaluator
-    from jaxllm.run.data_identity import saved_tokenizer
-    from jaxllm.run.trajectory import TrajectoryStore
-
-    return Evaluator(
-        config,
-        experiment.model,
-        build_vocabulary(
-            with_saved_tokenizer(experiment.data, saved_tokenizer(experiment.model_dir))
-        ),
-        mesh,
-        TrajectoryStore(experiment.model_dir),
-        experiment.run_info,
-    )
 
 
 def timing(outcome: Outcome) -> str:
@@ -191,7 +170,7 @@ def show(model_dir: str, scored: bool) -> None:
     from jaxllm.run.run import Run
 
     libraries.begin()
-    run = Run(model_dir)
+    run = Run.open(model_dir)
     failed = f"could not be made (`python -m jaxllm.analyze {model_dir}` tries again)"
     with _told(f"the report {failed}"):
         report = tables.gather([run])
@@ -200,8 +179,8 @@ def show(model_dir: str, scored: bool) -> None:
             with _told("no table of the capabilities"):
                 print(f"\n{terminal.capability_table(report, report.overviews[0].run)}\n")
         with _told("no images of the report in TensorBoard"):
-            tensorboard.write_report(run.path / "tensorboard", report, found)
-        path = page.write(run.path / "report" / "index.html", page.render(report, found).encode())
+            tensorboard.write_report(run.layout.tensorboard, report, found)
+        path = page.write(run.layout.report / "index.html", page.render(report, found).encode())
         print(f"report       {path}")
     print(f"TensorBoard  tensorboard --logdir {model_dir}/tensorboard")
 

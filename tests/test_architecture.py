@@ -15,7 +15,7 @@ PACKAGE = REPOSITORY / "jaxllm"
 # The rooms, bottom first: a module may import rooms below its own, and its own room.
 LAYERS = (
     {"errors"},
-    {"configs", "io", "runtime"},
+    {"configs", "io", "rendezvous", "runtime"},
     {"models", "sharding"},
     {"run"},
     {"evaluation", "data"},
@@ -29,12 +29,8 @@ EVALS_MAY_IMPORT = {"configs", "errors", "io", "evaluation", "data"}
 KNOWN: set[tuple[str, str]] = {
     ("jaxllm.convert", "jaxllm.evaluate"),
     ("jaxllm.evaluate", "jaxllm.convert"),
-    ("jaxllm.evaluate", "jaxllm.hosts"),
-    ("jaxllm.evaluate", "jaxllm.train"),
     ("jaxllm.evaluation.resolve", "jaxllm.evals._sums"),
-    ("jaxllm.generate", "jaxllm.evaluate"),
     ("jaxllm.interop.t5x.tasks", "jaxllm.evals.probes.generated"),
-    ("jaxllm.train", "jaxllm.hosts"),
 }
 
 
@@ -84,6 +80,7 @@ COMMANDS = {p.stem for p in PACKAGE.glob("*.py")} - {
     "configs",
     "errors",
     "io",
+    "rendezvous",
     "runtime",
 }
 

@@ -44,7 +44,7 @@ def load(*argv: str) -> None:
         (ModelConfig, "tied_head=false", r"; write False$"),
         (CheckpointConfig, "initial=off", r"; write False$"),
         (OptimizerConfig, "clip=none", r"must be a finite number or None; write None$"),
-        (TrainConfig, "compilation_cache=none", r"must be text or None; write None$"),
+        (TrainConfig, "family=none", r"must be text or None; write None$"),
         (EvalConfig, "data_dir=false", r"; write None$"),
         (EvalConfig, "tasks=none", r"must be a tuple, \(text, …\); write \(\)$"),
         (EvalConfig, "tasks=('a', 1)", r"must be a tuple, \(text, …\)$"),
@@ -136,7 +136,7 @@ def test_a_command_says_it_in_one_line(
     argv = ["--gin_file=quickstart.gin", f"--gin.MODEL_DIR={tmp_path}/run",
             "--gin.EvalConfig.run_code=false"]  # fmt: skip
     monkeypatch.setattr("signal.signal", lambda *_: None)
-    monkeypatch.setattr("jaxllm.hosts.leave", lambda code: None)
+    monkeypatch.setattr("jaxllm.runtime.abort", lambda code: None)
     with pytest.raises(SystemExit, match="2"):
         cli.run(lambda _: train.main(argv))
     error = capsys.readouterr().err

@@ -14,7 +14,6 @@ from collections.abc import Iterator
 import grain
 import numpy as np
 
-from jaxllm.data.cache import publishing
 from jaxllm.data.config import DataConfig
 from jaxllm.data.mixture import Mixture
 from jaxllm.data.packing import (
@@ -29,6 +28,7 @@ from jaxllm.data.permutation import derive_key, permute
 from jaxllm.data.prepare import PreparedDomain, prepare
 from jaxllm.data.store import TokenStore
 from jaxllm.errors import UserError
+from jaxllm.io import made_once
 from jaxllm.models.batch import Batch
 
 ENDLESS = 1 << 62
@@ -204,7 +204,7 @@ def _packing(store: TokenStore, length: int) -> PackPlan:
     directory = store.directory / f"pack-{length}"
     names = [field.name for field in dataclasses.fields(PackPlan)]
     if not directory.exists():
-        with publishing(directory) as partial:
+        with made_once(directory) as partial:
             if partial is not None:
                 plan = plan_packing(store.starts, length)
                 for name in names:

@@ -16,12 +16,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from jaxllm.data.cache import publishing, remove_abandoned
 from jaxllm.data.config import DataConfig
 from jaxllm.data.store import FORMAT_VERSION, TokenStore, TokenWriter
 from jaxllm.data.tokenize import Encoder, Tokens, encode_batches
 from jaxllm.data.tokenizer_files import TokenizerFiles
 from jaxllm.errors import UserError
+from jaxllm.io import made_once, remove_abandoned
 
 BATCH_CHARS = 1 << 18
 EARLY_BAD = 1000
@@ -76,7 +76,7 @@ def prepare_domain(
     """Tokenises one split of one domain into a store at `directory`, which appears complete."""
     from tqdm import tqdm
 
-    with publishing(directory, TokenStore.is_complete) as partial:
+    with made_once(directory, TokenStore.is_complete) as partial:
         if partial is None:  # another process made it while this one waited
             return
         began = time.monotonic()

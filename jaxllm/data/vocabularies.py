@@ -19,12 +19,12 @@ import seqio
 from etils import epath
 
 from jaxllm.data import corpora
-from jaxllm.data.cache import publishing
 from jaxllm.data.config import DataConfig, VocabularyConfig
 from jaxllm.data.permutation import derive_key
 from jaxllm.data.tokenize import BYTE_BOS, BYTE_VOCAB_SIZE
 from jaxllm.data.tokenizer_files import TokenizerFiles, read
 from jaxllm.errors import UserError
+from jaxllm.io import made_once
 
 PIECE_CHARS = 2_000
 SCAN_FACTOR = 8
@@ -150,7 +150,7 @@ def model_file(config: DataConfig) -> epath.Path | None:
     key = hashlib.sha256(repr((TRAINER_VERSION, vocabulary, sources)).encode()).hexdigest()[:16]
     directory = Path(config.cache, "vocabularies", f"{vocabulary.size}-{key}")
     if not directory.exists():
-        with publishing(directory) as partial:
+        with made_once(directory) as partial:
             if partial is not None:
                 model = train_sentencepiece(vocabulary, domains)
                 (partial / "tokenizer.model").write_bytes(model)

@@ -17,14 +17,11 @@ from etils import epath
 
 from jaxllm.configs import configurable
 from jaxllm.errors import UserError
-from jaxllm.run import jsonl
 from jaxllm.run.records import Record, RunInfo
 
 if TYPE_CHECKING:
     from jaxllm.analysis.checks import Check
     from jaxllm.run.run import Run
-
-FILE_NAME = "alarms.jsonl"
 
 
 @configurable
@@ -55,7 +52,7 @@ class HealthConfig:
                 f"HealthConfig.reference_runs = {self.reference_runs}: it takes "
                 f"{FEWEST_REFERENCES} runs to know how far healthy runs differ"
             )
-        return [Run(path) for path in self.reference_runs]
+        return [Run.open(path) for path in self.reference_runs]
 
 
 class HealthWriter:
@@ -79,8 +76,9 @@ class HealthWriter:
           say: Prints a line.
         """
         from jaxllm.analysis.watch import Watch
+        from jaxllm.run.run import Run
 
-        self._model_dir, self._say = epath.Path(model_dir), say
+        self._run, self._say = Run(model_dir), say
         compared = [(run.records(), run.metrics()) for run in references]
         self._watch = Watch(info.run, info.params, budget_tokens, compared)
         self._begun = self._broken = False
@@ -130,17 +128,14 @@ class HealthWriter:
 
     def _catch_up(self, seen: int) -> None:
         """Takes in what the processes before this one saw; what a kill undid is forgotten."""
-        from jaxllm.run.trajectory import TrajectoryStore
-        from jaxllm.training.writers import FILE_NAME as METRICS
-
-        jsonl.keep_until(self._model_dir / FILE_NAME, seen)
-        for row in jsonl.read(self._model_dir / FILE_NAME)[0]:
+        self._run.alarm_lines.keep_until(seen)
+        for row in self._run.alarm_lines.read()[0]:
             for subject in row["subjects"] or [""]:
                 self._watch.remember(row["check"], subject, row["tokens"])
-        for row in jsonl.read(self._model_dir / METRICS)[0]:
+        for row in self._run.metrics_lines.read()[0]:
             if row["step"] <= seen:
                 self._watch.see_line(row, look=False)
-        stored = TrajectoryStore(self._model_dir).read()
+        stored = self._run.trajectory.read()
         for _, records in stored[stored.primary & (stored.step <= seen)].groupby("step"):
             self._watch.see_scores(records, look=False)
 
@@ -151,4 +146,4 @@ class HealthWriter:
             "subjects": check.subjects, "number": check.number, "p_value": check.p_value,
             "at": check.step, "reason": check.reason, "advice": check.advice,
         }  # fmt: skip
-        jsonl.append(self._model_dir / FILE_NAME, row)
+        self._run.alarm_lines.append(row)

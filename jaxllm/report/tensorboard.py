@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from absl import logging
 from etils import epath
 
+from jaxllm.run.layout import Layout
 from jaxllm.run.records import OK, Record
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class TensorBoardWriter:
 
     def __init__(self, model_dir: str | os.PathLike[str]):
         self._model_dir = model_dir
-        self._events = _open_events(epath.Path(model_dir) / "tensorboard")
+        self._events = _open_events(Layout(model_dir).tensorboard)
         self._in_session = False
         self._domains: set[str] = set()
         self._began = time.monotonic()
@@ -91,10 +92,10 @@ class TensorBoardWriter:
         from jaxllm.report import figures, tables
         from jaxllm.run.run import Run
 
-        if not (epath.Path(self._model_dir) / "trajectory").exists():
+        if not Layout(self._model_dir).trajectory.exists():
             return
         began = time.monotonic()
-        report = tables.gather([Run(self._model_dir)])
+        report = tables.gather([Run.open(self._model_dir)])
         drawn = [
             ("trajectories", figures.trajectories(domain, report, tasks))
             for domain, tasks in report.domains.items()

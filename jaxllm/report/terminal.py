@@ -20,7 +20,7 @@ _CELL = 8
 
 def of_run(model_dir: str | os.PathLike[str], width: int = 100) -> str:
     """The capability table of one run directory; see `capability_table`."""
-    tables = gather([Run(model_dir)])
+    tables = gather([Run.open(model_dir)])
     return capability_table(tables, tables.overviews[0].run, width)
 
 

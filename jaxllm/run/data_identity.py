@@ -11,14 +11,13 @@ sequences would look like a resumed run and be none. A run's vocabulary never ch
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 
 from etils import epath
 
 from jaxllm.errors import UserError
-
-TOKENIZERS = ("tokenizer.model", "tokenizer.json")
+from jaxllm.io import atomic_write
+from jaxllm.run.layout import TOKENIZERS, Layout
 
 
 def verify(model_dir: str, fingerprint: str) -> None:
@@ -27,7 +26,7 @@ def verify(model_dir: str, fingerprint: str) -> None:
     Raises:
       UserError: they differ, or the saved fingerprint cannot be read.
     """
-    path = epath.Path(model_dir) / "data.json"
+    path = Layout(model_dir).data
     if not path.exists():
         return
     try:
@@ -51,27 +50,15 @@ def save(model_dir: str, fingerprint: str, tokenizer_files: Mapping[str, bytes])
     Args:
       tokenizer_files: name -> content, the one of `TOKENIZERS` last; empty for bytes.
     """
-    directory = epath.Path(model_dir)
-    directory.mkdir(parents=True, exist_ok=True)
+    layout = Layout(model_dir)
     if saved_tokenizer(model_dir) is None:
         for name, content in tokenizer_files.items():
-            _write(directory / name, content)
-    if not (directory / "data.json").exists():
-        identity = json.dumps({"fingerprint": fingerprint}) + "\n"
-        _write(directory / "data.json", identity.encode())
+            atomic_write(layout.tokenizer_file(name), content)
+    if not layout.data.exists():
+        atomic_write(layout.data, json.dumps({"fingerprint": fingerprint}) + "\n")
 
 
 def saved_tokenizer(model_dir: str) -> epath.Path | None:
     """The file of the run's tokenizer; None before a run is saved, and for bytes."""
-    paths = (epath.Path(model_dir) / name for name in TOKENIZERS)
+    paths = (Layout(model_dir).tokenizer_file(name) for name in TOKENIZERS)
     return next((path for path in paths if path.exists()), None)
-
-
-def _write(path: epath.Path, content: bytes) -> None:
-    temporary = path.with_name(f"{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        if hasattr(file, "fileno"):  # an object store has none, and is durable when closed
-            os.fsync(file.fileno())
-    temporary.replace(path)

@@ -6,18 +6,17 @@ import dataclasses
 import functools
 import importlib.metadata
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from etils import epath
 
-from jaxllm.run import jsonl
-
-FILE_NAME = "checkpoints.jsonl"
+from jaxllm.errors import UserError
+from jaxllm.io import JsonLines
 
 
 @dataclasses.dataclass(frozen=True)
-class Entry:
+class ManifestEntry:
     """What is known of one checkpoint without opening it.
 
     Attributes:
@@ -49,30 +48,47 @@ class Entry:
     kind: str
 
 
-def append(model_dir: epath.PathLike, entry: Entry) -> None:
-    """Adds the line of a checkpoint whose save begins now.
+def entries(lines: JsonLines) -> list[ManifestEntry]:
+    """The checkpoints in a manifest by step; a step's last line counts.
 
-    The line comes first: a directory without a line is then never one of ours, and a line
-    without a complete directory is a save that a kill cut off (or one that was not kept).
+    Raises:
+      UserError: an older version of jaxllm wrote it.
     """
-    jsonl.append(epath.Path(model_dir) / FILE_NAME, dataclasses.asdict(entry))
+    fields = {field.name for field in dataclasses.fields(ManifestEntry)}
+    found = {}
+    for row in lines.read()[0]:
+        for name in sorted(fields - row.keys()):
+            raise UserError(
+                f"{lines.path} has no {name!r} at step {row['step']}: an older version of jaxllm "
+                f"({row.get('code_version', 'unknown')}) wrote this run, and only it can read it"
+            )
+        found[row["step"]] = ManifestEntry(**{name: row[name] for name in fields})
+    return [found[step] for step in sorted(found)]
 
 
-def read(model_dir: epath.PathLike) -> list[Entry]:
-    """The entries of MODEL_DIR's manifest by step; a step's last line counts."""
-    rows, _ = jsonl.read(epath.Path(model_dir) / FILE_NAME)
-    names = {field.name for field in dataclasses.fields(Entry)}
-    entries = {row["step"]: Entry(**_known(row, names)) for row in rows if names <= set(row)}
-    return [entries[step] for step in sorted(entries)]
+def select(
+    saved: Sequence[ManifestEntry], steps: str | None, model_dir: epath.PathLike
+) -> list[ManifestEntry]:
+    """The checkpoints of `steps`, as '100,200'; None: all but those that a preemption saved.
 
-
-def keep_until(model_dir: epath.PathLike, step: int) -> int:
-    """Forgets the checkpoints beyond `step`; returns how many lines went."""
-    return jsonl.keep_until(epath.Path(model_dir) / FILE_NAME, step)
-
-
-def _known(row: dict[str, Any], names: set[str]) -> dict[str, Any]:
-    return {name: value for name, value in row.items() if name in names}
+    Raises:
+      UserError: there are none, or a step has no checkpoint.
+    """
+    if steps is None:
+        chosen = [entry for entry in saved if entry.kind != "preempted"]
+        if not chosen:
+            raise UserError(f"{model_dir} has no checkpoints to score")
+        return chosen
+    by_step = {entry.step: entry for entry in saved}
+    try:
+        wanted = [int(step) for step in steps.split(",")]
+    except ValueError as error:
+        raise UserError(f"--steps={steps}: write numbers, as --steps=100,200") from error
+    for step in wanted:
+        if step not in by_step:
+            known = ", ".join(map(str, by_step)) or "none"
+            raise UserError(f"{model_dir} has no checkpoint of step {step}; it has {known}")
+    return [by_step[step] for step in wanted]
 
 
 @functools.cache

@@ -16,13 +16,13 @@ from typing import Any
 from etils import epath
 
 from jaxllm.errors import UserError
+from jaxllm.run.layout import Layout
 
 # What runs code that a field names, with the value that runs none: a module, the programs that a
-# model writes, machine code from a cache. The command line says it, not the run directory.
+# model writes. The command line says it, not the run directory.
 _PERMISSIONS: dict[str, Any] = {
     "DataConfig.modules": (),
     "EvalConfig.run_code": False,
-    "TrainConfig.compilation_cache": "~/.cache/jaxllm/compiled",
 }
 
 
@@ -34,7 +34,7 @@ def parse(model_dir: str) -> None:
     """
     import gin
 
-    path = epath.Path(model_dir) / "config.gin"
+    path = Layout(model_dir).config
     if not path.exists():
         raise UserError(f"{model_dir} is no run: it has no config.gin")
     try:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-import uuid
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -20,6 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from etils import epath
 
+from jaxllm.io import atomic_write, is_remote
+from jaxllm.run.layout import Layout
 from jaxllm.run.records import COLUMNS, Record
 
 _TYPES = {"str": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
@@ -37,7 +38,7 @@ class TrajectoryStore:
     """The trajectory table of one run directory, local or `gs://`."""
 
     def __init__(self, model_dir: str | os.PathLike[str]):
-        self.path = epath.Path(model_dir) / "trajectory"
+        self.path = Layout(model_dir).trajectory
 
     def write(
         self,
@@ -56,10 +57,10 @@ class TrajectoryStore:
                 raise ValueError(f"a record of {record.task}@{record.step} in {task}@{step}")
         if examples is not None:
             table = pa.Table.from_pandas(examples, preserve_index=False)
-            _write_atomically(self._file(step, task, _EXAMPLES), table, compression="zstd")
+            _write(self._file(step, task, _EXAMPLES), table, compression="zstd")
         rows = [dataclasses.asdict(record) for record in records]
         table = pa.Table.from_pylist(rows, SCHEMA)
-        _write_atomically(self._file(step, task, _RECORDS), table, **_OF_FEW_ROWS)
+        _write(self._file(step, task, _RECORDS), table, **_OF_FEW_ROWS)
 
     def has(self, step: int, task: str) -> bool:
         """Whether the records of `task` at `step` are stored, be it as failed."""
@@ -87,7 +88,7 @@ class TrajectoryStore:
         problems, tables = [], [SCHEMA.empty_table()]
         with ThreadPoolExecutor(8) as pool:
             # Threads hide the latency of object stores; where there is none they only cost.
-            contents = (pool.map if "://" in str(self.path) else map)(_try_bytes, files)
+            contents = (pool.map if is_remote(self.path) else map)(_try_bytes, files)
             for file, content in zip(files, contents, strict=True):
                 result = _try_read(content) if isinstance(content, bytes) else content
                 if isinstance(result, pa.Table):
@@ -141,23 +142,7 @@ def _reason(error: Exception) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
-def _write_atomically(file: epath.Path, table: pa.Table, **options: Any) -> None:
-    """The whole file or none of it: locally by a rename, in object stores a write is atomic."""
+def _write(file: epath.Path, table: pa.Table, **options: Any) -> None:
     buffer: Any = pa.BufferOutputStream()
     pq.write_table(table, buffer, **options)
-    data = buffer.getvalue().to_pybytes()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    if "://" in str(file):
-        file.write_bytes(data)
-        return
-    temporary = f"{file.parent}/.{uuid.uuid4().hex}.tmp"
-    try:
-        with open(temporary, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, file)
-    except BaseException:
-        if os.path.exists(temporary):
-            os.remove(temporary)
-        raise
+    atomic_write(file, buffer.getvalue().to_pybytes())

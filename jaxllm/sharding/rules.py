@@ -69,6 +69,15 @@ def param_shardings(mesh: Mesh, tree: Any) -> Any:
     return jax.tree.map(sharding, tree, is_leaf=boxed)
 
 
+def abstract_sharded(mesh: Mesh, tree: Any) -> Any:
+    """The arrays of a tree of boxes as `jax.ShapeDtypeStruct`s without boxes, sharded by rule."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        nn.unbox(tree),
+        param_shardings(mesh, tree),
+    )
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Rows over data and fsdp, for every array of a Batch."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))

@@ -25,12 +25,8 @@ class TrainConfig:
       z_loss: coefficient of log²(Z), which keeps logits from drifting (PaLM, §5: 1e-4); 0 is off.
       log_every: steps between two lines of metrics.jsonl.
       progress_seconds: where the output is no terminal, seconds between two lines of progress.
-      coordinator: where no --coordinator_address is given: 'auto' on TPU pods and Slurm, or
-        HOST:PORT of process 0; None for one host. See `jaxllm.hosts`.
       profile_steps: the first and the last step of which `jax.profiler` writes a trace, for
         TensorBoard; None for no trace.
-      compilation_cache: where compiled programs are kept for the next process: a directory,
-        gs://bucket/path for hosts that come and go, or None. JAX_COMPILATION_CACHE_DIR wins.
       hang_minutes: without a sign of life for so long, and for hang_medians times the median step,
         the stacks of all threads are written; None for no such watchdog.
       hang_medians: see hang_minutes.
@@ -46,9 +42,7 @@ class TrainConfig:
     z_loss: float = 0.0
     log_every: int = 10
     progress_seconds: float = 30.0
-    coordinator: str | None = None
     profile_steps: tuple[int, int] | None = None
-    compilation_cache: str | None = "~/.cache/jaxllm/compiled"
     hang_minutes: float | None = 10.0
     hang_medians: float = 20.0
     hang_exit: bool = False

@@ -33,12 +33,13 @@ class Experiment:
     checkpoints: CheckpointConfig
 
     @classmethod
-    def configured(cls) -> Experiment:
-        """The experiment that gin has been told of."""
+    def configured(cls, model_dir: str | None = None) -> Experiment:
+        """The experiment that gin has been told of, in `model_dir` where one is given."""
+        train = TrainConfig()
         return cls(
             model=ModelConfig(),
             data=DataConfig(),
-            train=TrainConfig(),
+            train=dataclasses.replace(train, model_dir=model_dir) if model_dir else train,
             optimizer=OptimizerConfig(),
             schedule=ScheduleConfig(),
             checkpoints=CheckpointConfig(),

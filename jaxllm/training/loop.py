@@ -12,11 +12,11 @@ from typing import NamedTuple
 
 import jax
 
+from jaxllm.run.times import TimeBreakdown
 from jaxllm.training.experiment import Batches, Evaluator, Experiment, Source
 from jaxllm.training.preemption import Preemption
 from jaxllm.training.progress import Progress
 from jaxllm.training.step import device_batch
-from jaxllm.training.timer import Lap
 from jaxllm.training.trainer import Session
 from jaxllm.training.writers import Writer
 
@@ -34,8 +34,8 @@ class Outcome(NamedTuple):
 
     step: int
     finished: bool
-    seconds: Lap
-    run_seconds: Lap
+    seconds: TimeBreakdown
+    run_seconds: TimeBreakdown
     restarts: int
 
 

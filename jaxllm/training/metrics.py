@@ -12,10 +12,11 @@ import numpy as np
 
 from jaxllm.errors import UserError
 from jaxllm.models.config import ModelConfig
+from jaxllm.run.times import TimeBreakdown
 from jaxllm.sharding.chips import peak_flops, utilisation
 from jaxllm.training.progress import Progress
 from jaxllm.training.step import StepMetrics
-from jaxllm.training.timer import Clock, Lap
+from jaxllm.training.timer import Clock
 from jaxllm.training.watchdog import Watchdog
 from jaxllm.training.writers import Writer
 
@@ -174,7 +175,7 @@ class MetricsLog:
             "learning_rate": float(metrics.learning_rate),
         }
 
-    def _timing(self, steps: int, lap: Lap) -> dict[str, float | int | None]:
+    def _timing(self, steps: int, lap: TimeBreakdown) -> dict[str, float | int | None]:
         """What depends on the machine. MFU counts 6N and the full or the causal attention.
 
         Seconds are those since the last line, shares those of the whole run.

@@ -12,6 +12,7 @@ import jax
 from etils import epath
 
 from jaxllm.models.batch import Batch
+from jaxllm.run.layout import Layout
 from jaxllm.training.state import TrainState
 from jaxllm.training.step import StepMetrics, TrainStep
 
@@ -26,7 +27,7 @@ class Profile:
     def __init__(
         self, model_dir: epath.PathLike, first: int, last: int, say: Callable[[str], None]
     ) -> None:
-        self._target = epath.Path(model_dir) / "tensorboard"
+        self._target = Layout(model_dir).tensorboard
         self._first, self._last, self._say = first, last, say
         self._opened: contextlib.ExitStack | None = None
 

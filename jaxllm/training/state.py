@@ -11,7 +11,7 @@ import optax
 
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.decoder import abstract_params, init_params
-from jaxllm.sharding.rules import param_shardings
+from jaxllm.sharding.rules import abstract_sharded
 
 
 class TrainState(NamedTuple):
@@ -37,11 +37,7 @@ def abstract_state(
     params = abstract_params(model)
     opt_state = jax.eval_shape(optimizer.init, params)
     state = TrainState(jax.ShapeDtypeStruct((), jnp.int32), params, opt_state)
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        nn.unbox(state),
-        param_shardings(mesh, state),
-    )
+    return abstract_sharded(mesh, state)
 
 
 def init_state(

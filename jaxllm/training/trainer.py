@@ -10,24 +10,21 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-from etils import epath
 
 from jaxllm.errors import UserError
 from jaxllm.evaluation.scoring import Interrupted
 from jaxllm.models.decoder import abstract_params
-from jaxllm.run import jsonl
-from jaxllm.run.checkpoints import Checkpoints, available, check_writable
-from jaxllm.run.manifest import Entry, code_version
+from jaxllm.run.manifest import ManifestEntry, code_version
+from jaxllm.run.run import Run
 from jaxllm.training.experiment import Evaluator, Experiment, Source
 from jaxllm.training.metrics import Diverged, MetricsLog, Position
 from jaxllm.training.optimizer import make_optimizer
 from jaxllm.training.profile import Profile
 from jaxllm.training.progress import Progress
-from jaxllm.training.restarts import restart
 from jaxllm.training.schedule import make_schedule
 from jaxllm.training.state import TrainState, abstract_state, init_state, num_bytes
 from jaxllm.training.step import TrainStep, compile_train_step
-from jaxllm.training.timer import Clock, Lap
+from jaxllm.training.timer import Clock
 from jaxllm.training.watchdog import Watchdog
 from jaxllm.training.writers import MetricsJsonl, Writer
 
@@ -77,15 +74,18 @@ class Session:
             self._schedule = make_schedule(e.schedule, e.train.steps)
             self._optimizer = make_optimizer(e.optimizer, self._schedule, abstract_params(e.model))
             abstract = self._abstract = abstract_state(e.model, self._optimizer, mesh)
-            newest = max((entry.step for entry in available(e.model_dir)), default=-1)
-            check_writable(e.model_dir, e.bytes_to_come(num_bytes(abstract), newest))
-            self.checkpoints = Checkpoints(e.model_dir, e.checkpoints, self._progress.say)
-            opened.enter_context(contextlib.closing(self.checkpoints))
-            self._restored = self.checkpoints.resume(
-                abstract.params, {"step": abstract.step, "opt_state": abstract.opt_state}
+            self.run = Run.create(e.model_dir)
+            newest = max((entry.step for entry in self.run.available()), default=-1)
+            self.run.check_space(e.bytes_to_come(num_bytes(abstract), newest))
+            self._resumed = self.run.resume(
+                abstract.params,
+                {"step": abstract.step, "opt_state": abstract.opt_state},
+                self._progress.say,
             )
-            entry = self._restored.entry if self._restored else None
-            carried = self._restored.carried if self._restored else {}
+            self.checkpoints = self.run.checkpoint_writer(e.checkpoints)
+            opened.enter_context(contextlib.closing(self.checkpoints))
+            entry = self._resumed.checkpoint.entry if self._resumed else None
+            carried = self._resumed.checkpoint.custom_metadata if self._resumed else {}
             self.step = entry.step if entry else 0
             self.saved = self.step if entry else None
             self.position = Position(
@@ -96,13 +96,10 @@ class Session:
                 length=e.data.sequence_length,
             )
             self.restarts = 0
-            if entry:
-                spent = Lap(**carried.get("time", {"wall": entry.wall_seconds}))
-                again = restart(e.model_dir, self.step, entry.restarts, spent)
-                self.restarts, self.clock.before = again.restarts, again.before
+            if self._resumed:
+                self.restarts = self._resumed.restarts
+                self.clock.before = self._resumed.previous
                 self._progress.say(f"resuming {e.model_dir} at step {self.step}")
-                if jax.process_index() == 0:
-                    again.note(e.model_dir)
             own = [MetricsJsonl(e.model_dir, self.step)] if jax.process_index() == 0 else []
             self._writers: list[Writer] = [*own, *writers]
             self._watchdog = opened.enter_context(
@@ -158,16 +155,16 @@ class Session:
     def write_config(self, text: str | None) -> None:
         """Writes MODEL_DIR/config.gin, from which the run can be repeated and scored."""
         if text is not None and jax.process_index() == 0:
-            jsonl.replace_text(epath.Path(self._experiment.model_dir) / "config.gin", text)
+            self.run.write_config(text)
 
     def restored_or_new_state(self) -> TrainState:
         """The state to begin with."""
-        if self._restored is None:
+        if self._resumed is None:
             e = self._experiment
             with self.clock.measure("setup"):
                 return init_state(e.model, self._optimizer, self._abstract, e.train.seed)
-        training = self._restored.training
-        return TrainState(training["step"], self._restored.model, training["opt_state"])
+        training = self._resumed.checkpoint.training
+        return TrainState(training["step"], self._resumed.checkpoint.params, training["opt_state"])
 
     def compile_update(self) -> TrainStep:
         """The compiled update; its compilation is not a part of any step's time."""
@@ -189,7 +186,7 @@ class Session:
 
     def catch_up(self, state: TrainState) -> None:
         """Does what is due at the step where this process begins, or was when a kill came."""
-        if self._restored is None:
+        if self._resumed is None:
             if self.step in self.scheduled:
                 self.save(state, "scheduled")
                 self.score(state)
@@ -244,9 +241,9 @@ class Session:
         self._watchdog.alive()
         return self._should_stop()
 
-    def _entry(self, kind: str) -> Entry:
+    def _entry(self, kind: str) -> ManifestEntry:
         position = self.position.at(self.step)
-        return Entry(
+        return ManifestEntry(
             step=self.step,
             tokens=position.tokens,
             flops=self._flops(position),

@@ -16,6 +16,8 @@ from typing import Any
 import jax
 from etils import epath
 
+from jaxllm.run.layout import Layout
+
 _BEFORE_THE_FIRST_STEP = ("setup", "compile")  # may take as long as they take
 
 
@@ -37,7 +39,7 @@ class Watchdog:
         exit: bool,
         doing: Callable[[], str],
     ) -> None:
-        self._stacks = epath.Path(model_dir) / "stacks"
+        self._stacks = Layout(model_dir).stacks
         self._minutes, self._medians, self._exit, self._doing = minutes, medians, exit, doing
         self._step, self._alive = 0, time.monotonic()
         self._durations: collections.deque[float] = collections.deque(maxlen=100)

@@ -7,9 +7,7 @@ from typing import Any, Protocol
 
 from etils import epath
 
-from jaxllm.run import jsonl
-
-FILE_NAME = "metrics.jsonl"
+from jaxllm.run.run import Run
 
 
 class Writer(Protocol):
@@ -30,12 +28,12 @@ class MetricsJsonl:
 
     def __init__(self, model_dir: epath.PathLike, step: int) -> None:
         """Continues the file after `step`: what a killed process wrote beyond it is dropped."""
-        self._path = epath.Path(model_dir) / FILE_NAME
-        jsonl.keep_until(self._path, step)
+        self._lines = Run(model_dir).metrics_lines
+        self._lines.keep_until(step)
 
     def write_metrics(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Adds a line."""
-        jsonl.append(self._path, {"step": step, **metrics})
+        self._lines.append({"step": step, **metrics})
 
     def write_records(self, step: int, records: Sequence[Any]) -> None:
         """Nothing: the trajectory store has them."""

@@ -77,7 +77,7 @@ def test_guessing_rarely_leaves_chance() -> None:
 
 
 def test_onsets_of_the_simulation_are_where_the_truth_leaves_chance(tmp_path) -> None:
-    found = trajectories(Run(simulate(tmp_path)).records())[1]
+    found = trajectories(Run.open(simulate(tmp_path)).records())[1]
     found = found.set_index("task")
     for task in TASKS:
         if math.isnan(task.chance):

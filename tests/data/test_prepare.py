@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 from jaxllm.data import prepare as preparing
-from jaxllm.data.cache import publishing, remove_abandoned
 from jaxllm.data.config import DataConfig, VocabularyConfig
 from jaxllm.data.prepare import PreparedDomain, prepare
 from jaxllm.data.store import TokenStore
 from jaxllm.data.tokenize import BYTE_BOS, BYTE_EOS, BYTE_OFFSET, encode_batches
 from jaxllm.data.tokenizer_files import TokenizerFiles
 from jaxllm.errors import UserError
+from jaxllm.io import made_once, remove_abandoned
 from tests.conftest import REPOSITORY
 from tests.data.conftest import texts, write_jsonl
 
@@ -212,15 +212,15 @@ def test_a_killed_prepare_leaves_nothing_that_is_believed(config: DataConfig) ->
 WAITS = """
 import sys
 from pathlib import Path
-from jaxllm.data.cache import publishing
-with publishing(Path(sys.argv[1])) as partial:
+from jaxllm.io import made_once
+with made_once(Path(sys.argv[1])) as partial:
     print("found" if partial is None else "made", flush=True)
 """
 
 
 def test_who_comes_second_waits_and_finds_it_made(tmp_path: Path) -> None:
     target = tmp_path / "target"
-    with publishing(target) as partial:
+    with made_once(target) as partial:
         assert partial is not None
         (partial / "file").write_text("whole")
         second = subprocess.Popen(
@@ -236,7 +236,7 @@ def test_who_comes_second_waits_and_finds_it_made(tmp_path: Path) -> None:
 
 
 def test_what_fails_is_not_published(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError), publishing(tmp_path / "target") as partial:
+    with pytest.raises(RuntimeError), made_once(tmp_path / "target") as partial:
         assert partial is not None
         (partial / "file").write_text("half")
         raise RuntimeError

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from jaxllm.errors import UserError
-from jaxllm.report.alarms import FILE_NAME, HealthConfig, HealthWriter
+from jaxllm.report.alarms import HealthConfig, HealthWriter
 from jaxllm.run.records import Record, RunInfo
 from jaxllm.run.trajectory import TrajectoryStore
 from jaxllm.training.progress import Progress
@@ -25,7 +25,7 @@ class Terminal(io.StringIO):
 
 
 def alarms(model_dir: Path) -> list[dict[str, object]]:
-    path = model_dir / FILE_NAME
+    path = model_dir / "alarms.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
@@ -46,11 +46,11 @@ def test_a_wrong_learning_rate_rings_once(home: Path) -> None:
     assert lines[0].startswith(f"ALARM at step {row['step']}: loss spikes. ")
     assert row["reason"] in lines[0] and "Go back to the checkpoint before it" in lines[0]
     assert "step 200" in wrong  # it went on to the end
-    before = (home / "rings" / FILE_NAME).read_text()
+    before = (home / "rings" / "alarms.jsonl").read_text()
     same = finish(
         start(home, "rings", *flags, "--gin.TRAIN_STEPS=205", "--gin.ScheduleConfig.peak=1.0")
     )
-    assert "ALARM" not in same and (home / "rings" / FILE_NAME).read_text() == before
+    assert "ALARM" not in same and (home / "rings" / "alarms.jsonl").read_text() == before
 
 
 def written(model_dir: Path, steps: int) -> pd.DataFrame:
@@ -108,7 +108,7 @@ def test_scores_of_before_a_resume_count(tmp_path: Path) -> None:
 
 
 def test_no_check_is_worth_a_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (tmp_path / FILE_NAME).write_text('{"step": 1}\n')  # not of this program
+    (tmp_path / "alarms.jsonl").write_text('{"step": 1}\n')  # not of this program
     writer = HealthWriter(tmp_path, INFO, 1e5)
     writer.write_metrics(2, {"tokens": 2, "loss": 1.0})
     writer.write_metrics(3, {"tokens": 3, "loss": 1.0})

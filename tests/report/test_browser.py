@@ -153,7 +153,7 @@ def test_downloads_hold_the_data(browser, index, runs) -> None:
         return path
 
     table = pd.read_csv(saved("copying.csv", f"{figure('copying')}.querySelector('[data-csv]')"))
-    stored = Run(runs[0]).records().query("task == 'copying' and primary")
+    stored = Run.open(runs[0]).records().query("task == 'copying' and primary")
     assert list(table.step) == list(STEPS)
     assert list(table.value) == pytest.approx(list(stored.value))
     found = pd.read_csv(

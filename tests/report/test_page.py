@@ -64,7 +64,7 @@ def test_charts_are_valid_vega_lite(rendered) -> None:
 
 
 def test_a_capability_chart_holds_the_stored_records(run_dir, rendered) -> None:
-    stored = Run(run_dir).records()
+    stored = Run.open(run_dir).records()
     charts = charts_of(rendered)
     for task in ("copying", "docs_text"):
         spec = charts[task]
@@ -81,7 +81,7 @@ def test_a_capability_chart_holds_the_stored_records(run_dir, rendered) -> None:
 
 def test_the_text_states_sizes_onsets_and_final_values(run_dir, rendered) -> None:
     text = Page(rendered).text
-    stored = Run(run_dir).records()
+    stored = Run.open(run_dir).records()
     final = stored[(stored.step == stored.step.max()) & (stored.metric == "accuracy")]
     for row in final.itertuples():
         assert f"{100 * row.value:.1f}% ± {100 * row.stderr:.1f}" in text
@@ -247,7 +247,7 @@ def test_a_run_without_scores_or_metrics_has_a_page(tmp_path) -> None:
 def test_long_runs_are_thinned_and_say_so(tmp_path) -> None:
     rows = [{"step": i, "tokens": 10 * i, "flops": i, "loss": 1 / i} for i in range(1, 20001)]
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    report = tables.gather([Run(tmp_path)])
+    report = tables.gather([Run.open(tmp_path)])
     assert 500 < len(report.metrics) <= 1200
     assert report.metrics.step.iloc[0] == 1  # the early steps stay apart
     assert any("20,000 steps were logged" in note for note in report.notes)

@@ -144,7 +144,7 @@ def test_a_failing_chart_costs_its_card_only(tmp_path, monkeypatch, caplog) -> N
     assert "The chart copying could not be drawn: ZeroDivisionError" in caplog.text
     lost = set(charts_of(whole)) - set(charts_of(text))
     assert "copying" in lost and "Telling tasks" in charts_of(text)
-    sentence = next(a.sentence for a in questions.answers(tables.gather([Run(run_dir)]))
+    sentence = next(a.sentence for a in questions.answers(tables.gather([Run.open(run_dir)]))
                     if a.title == "Bends")  # fmt: skip
     assert "Bends" in lost and " ".join(sentence.split()) in Page(text).text
     analyze([str(run_dir), "--output", str(tmp_path / "files"), "--format", "png"])
@@ -165,7 +165,7 @@ def test_a_loss_that_cannot_be_read_costs_the_laws_of_it_only(many, monkeypatch)
 
 
 def test_a_chance_without_bounds_leaves_its_chart(tmp_path) -> None:
-    report = tables.gather([Run(simulate(tmp_path / "run"))])
+    report = tables.gather([Run.open(simulate(tmp_path / "run"))])
     report.points.loc[report.points.task == "copying", "chance"] = math.inf
     shown = charts_of(page.render(report))["copying"]
     scales = [layer["encoding"]["y"].get("scale") for layer in shown["layer"]]
@@ -200,7 +200,7 @@ def test_directories_of_one_name_are_kept_apart_and_repeated_records_told(tmp_pa
     records = [Record(**row) for row in frame.to_dict("records")]
     halved = [dataclasses.replace(record, value=record.value / 2) for record in records]
     store.write(120, "copying", records + halved)
-    report = tables.gather([Run(run) for run in runs])
+    report = tables.gather([Run.open(run) for run in runs])
     assert f"simulated (2) is {runs[1]}: another run is called simulated too" in report.notes[0]
     assert "simulated (2): 2 records are repeated (first: copying at step 120)" in report.notes[1]
     points = report.points.query("run == 'simulated (2)' and task == 'copying' and step == 120")
@@ -225,26 +225,26 @@ def test_scoring_after_the_run_takes_none_of_its_time(tmp_path) -> None:
         Record(**row | {"task": "later", "seconds": 1e6}) for row in frame.to_dict("records")
     ]
     store.write(1000, "later", offline)
-    (overview,) = tables.gather([Run(run_dir)]).overviews
+    (overview,) = tables.gather([Run.open(run_dir)]).overviews
     assert overview.evaluation_share == 0.15
 
 
 def test_a_run_in_progress_is_forecast_to_the_end_of_its_plan(tmp_path) -> None:
     run_dir = simulate(tmp_path / "run")
-    assert math.isnan(Run(run_dir).planned_tokens())
+    assert math.isnan(Run.open(run_dir).planned_tokens())
     (run_dir / "config.gin").write_text("TRAIN_STEPS = 4000\nTrainConfig.steps = %TRAIN_STEPS\n")
-    assert Run(run_dir).planned_tokens() == 4000 * TOKENS_PER_STEP
-    report = tables.gather([Run(run_dir)])
+    assert Run.open(run_dir).planned_tokens() == 4000 * TOKENS_PER_STEP
+    report = tables.gather([Run.open(run_dir)])
     titles = {answer.title: answer for answer in questions.answers(report)}
     assert titles["Forecast"].sentence.startswith("From 25% of its training")
     assert "300% more tokens" in titles["The rest of the budget"].sentence
-    again = tables.gather([Run(run_dir)], budget_tokens=1000 * TOKENS_PER_STEP)
+    again = tables.gather([Run.open(run_dir)], budget_tokens=1000 * TOKENS_PER_STEP)
     assert "Forecast" not in [answer.title for answer in questions.answers(again)]
 
 
 def test_the_loss_is_an_axis_where_it_was_logged(many, tmp_path) -> None:
     run_dir = simulate(tmp_path / "run")
-    report = tables.gather([Run(run_dir)])
+    report = tables.gather([Run.open(run_dir)])
     data = data_of(page.render(report))
     high, low = data["axes"]["loss"]["log"]["scale"]["domain"]
     assert high > low > 0
@@ -265,7 +265,7 @@ def test_figures_and_tables_as_files(tmp_path, kind, magic) -> None:
     assert (output / main).read_bytes().startswith(magic)
     assert {main, f"telling-tasks.{kind}", f"bends.{kind}"} <= {p.name for p in output.iterdir()}
     if kind == "csv":
-        assert len(pd.read_csv(output / main)) == len(Run(run_dir).records())
+        assert len(pd.read_csv(output / main)) == len(Run.open(run_dir).records())
 
 
 def test_metrics_alone_make_a_page(tmp_path) -> None:

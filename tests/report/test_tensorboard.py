@@ -21,7 +21,7 @@ from tests.simulated_run import TASKS, simulate
 
 
 def scored(run_dir, step: int) -> list[Record]:
-    frame = Run(run_dir).records()
+    frame = Run.open(run_dir).records()
     return [Record(**row) for row in frame[frame.step == step].to_dict("records")]
 
 

@@ -27,7 +27,7 @@ def test_it_fits(run_dir, width) -> None:
 
 def test_values_and_marks_are_those_of_the_records(run_dir) -> None:
     table = terminal.of_run(run_dir, 200)
-    stored = Run(run_dir).records().query("primary")
+    stored = Run.open(run_dir).records().query("primary")
     for task in TASKS:
         line = next(row for row in table.splitlines() if row.split()[:1] == [task.name])
         cells = line.split()[1:13]
@@ -50,7 +50,7 @@ def test_an_unscored_run_says_so(tmp_path) -> None:
 
 
 def test_several_runs_are_headed_by_their_names(run_dir) -> None:
-    both = gather([Run(run_dir), Run(run_dir)])
+    both = gather([Run.open(run_dir), Run.open(run_dir)])
     tables = [terminal.capability_table(both, overview.run) for overview in both.overviews]
     assert [table.splitlines()[0] for table in tables] == ["simulated", "simulated (2)"]
 

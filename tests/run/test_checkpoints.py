@@ -21,7 +21,7 @@ from jaxllm.run.checkpoints import (
     restore_model,
 )
 from jaxllm.run.config import CheckpointConfig
-from jaxllm.run.manifest import Entry
+from jaxllm.run.manifest import ManifestEntry
 
 # A restore that fails half-way leaves TensorStore futures behind that nobody awaits.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -57,8 +57,8 @@ def abstract(tree: Any) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
 
 
-def entry(step: int, kind: str = "scheduled") -> Entry:
-    return Entry(
+def entry(step: int, kind: str = "scheduled") -> ManifestEntry:
+    return ManifestEntry(
         step=step, tokens=step * 32, flops=float(step), learning_rate=1e-3, loss=2.0,
         data_position=step * 4, dtype="float32", wall_time=0.0, wall_seconds=float(step),
         code_version="test", restarts=0, kind=kind,

@@ -19,7 +19,7 @@ import gin
 import pytest
 import yaml
 
-from jaxllm import cli, hosts
+from jaxllm import cli, runtime
 from jaxllm.training.experiment import Experiment
 from tests.conftest import REPOSITORY
 from tests.tpu_scripts.conftest import SCRIPTS, Machine
@@ -100,7 +100,7 @@ def fresh_gin() -> Iterator[None]:
 def parsed(arguments: list[str]) -> argparse.Namespace:
     """As jaxllm.train reads them."""
     flags = cli.parser("")
-    hosts.add_flags(flags)
+    runtime.add_host_flags(flags)
     args = cli.parse(flags, arguments)
     cli.load_gin(args)
     return args

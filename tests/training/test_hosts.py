@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxllm.run import jsonl
-from jaxllm.run.checkpoints import available
+from jaxllm.run.run import Run
 from tests.hosts import Host, finish, start_hosts
 from tests.training.test_survival import make_home, steps_logged
 
@@ -46,7 +45,7 @@ def stop_one(hosts: list[Host], run: Path, after: int) -> int:
     wait_for(hosts, lambda: steps_logged(run) > after)
     hosts[-1].send_signal(signal.SIGTERM)
     finish(hosts)
-    saved = available(run)[-1].step
+    saved = Run(run).available()[-1].step
     assert after < saved < STEPS
     return saved
 
@@ -61,7 +60,7 @@ def ended_by_another(hosts: list[Host]) -> list[str]:
 
 
 def losses(run: Path) -> list[tuple[int, float, float]]:
-    lines = jsonl.read(run / "metrics.jsonl")[0]
+    lines = Run(run).metrics_lines.read()[0]
     return [(line["step"], line["loss"], line["grad_norm"]) for line in lines]
 
 
@@ -82,10 +81,10 @@ def test_a_run_wanders_over_two_one_four_and_two_hosts_and_is_bitwise_the_same(h
         known = "another host failed first" in output or "another task died" in output
         assert index == 2 or known, output
 
-    resumed = f"resuming {run} at step {available(run)[-1].step}"
+    resumed = f"resuming {run} at step {Run(run).available()[-1].step}"
     assert all(resumed in output for output in finish(start(home, "wandering", 2)))
     assert losses(run) == losses(home / "whole")
-    lines = jsonl.read(run / "metrics.jsonl")[0]
+    lines = Run(run).metrics_lines.read()[0]
     assert lines[-1]["restarts"] == 3
 
 

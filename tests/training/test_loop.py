@@ -16,8 +16,9 @@ import pytest
 from jaxllm.errors import UserError
 from jaxllm.evaluation.scoring import Interrupted
 from jaxllm.models.decoder import abstract_params
-from jaxllm.run import jsonl, manifest
-from jaxllm.run.checkpoints import available, restore_model
+from jaxllm.run.layout import Layout
+from jaxllm.run.restore import restore_params
+from jaxllm.run.run import Run
 from jaxllm.training.experiment import Experiment
 from jaxllm.training.loop import Outcome, train
 from jaxllm.training.metrics import Diverged
@@ -89,7 +90,7 @@ def go(e: Experiment, **options: Any) -> Outcome:
 
 
 def lines(model_dir: Path) -> list[dict]:
-    return jsonl.read(model_dir / "metrics.jsonl")[0]
+    return Run(model_dir).metrics_lines.read()[0]
 
 
 def exact(line: dict) -> str:
@@ -99,7 +100,9 @@ def exact(line: dict) -> str:
 
 def params(e: Experiment, step: int) -> Any:
     optimizer = make_optimizer(e.optimizer, lambda count: 0.1, abstract_params(e.model))
-    return restore_model(e.model_dir, step, abstract_state(e.model, optimizer, mesh(1)).params)
+    return restore_params(
+        Layout(e.model_dir), step, abstract_state(e.model, optimizer, mesh(1)).params
+    )
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +116,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Experiment, Evaluat
 
 def test_saves_and_scores_on_schedule(whole: tuple[Experiment, Evaluator, Memory]) -> None:
     e, _, memory = whole
-    entries = available(e.model_dir)
+    entries = Run(e.model_dir).available()
     assert [entry.step for entry in entries] == [0, 1, 2, 4, 8, 10]
     assert [entry.kind for entry in entries] == ["scheduled"] * 5 + ["final"]
     assert [entry.tokens for entry in entries] == [s * 64 for s in (0, 1, 2, 4, 8, 10)]
@@ -171,7 +174,7 @@ def test_interrupted_by_sigterm_and_resumed_is_bitwise_the_same(
     evaluator = Evaluator(interrupt=(8, "b") if stop == 8 else None)
     outcome = go(e, batches=Signalling, evaluator=evaluator)
     assert (outcome.step, outcome.finished) == (stop, False)
-    assert available(tmp_path)[-1].kind == ("preempted" if stop == 5 else "scheduled")
+    assert Run(tmp_path).available()[-1].kind == ("preempted" if stop == 5 else "scheduled")
     assert evaluator.missing(8) == (("b",) if stop == 8 else ("a", "b"))
     # what a kill may leave behind
     with (tmp_path / "metrics.jsonl").open("a") as file:
@@ -183,7 +186,9 @@ def test_interrupted_by_sigterm_and_resumed_is_bitwise_the_same(
     assert evaluator.scored == scored.scored
     assert list(map(exact, lines(tmp_path))) == list(map(exact, lines(Path(reference.model_dir))))
     assert [line["restarts"] for line in lines(tmp_path)][-2:] == [1, 1]
-    for entry, other in zip(available(tmp_path), available(reference.model_dir), strict=True):
+    for entry, other in zip(
+        Run(tmp_path).available(), Run(reference.model_dir).available(), strict=True
+    ):
         assert (entry.step, entry.loss, entry.learning_rate) == (
             other.step, other.loss, other.learning_rate,
         )  # fmt: skip
@@ -218,7 +223,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_a_clear_line(
     assert "last good: step 6 (loss " in text
     assert "newest checkpoint: step 4" in text
     assert memory.closed
-    assert available(tmp_path)[-1].step == 4
+    assert Run(tmp_path).available()[-1].step == 4
     assert lines(tmp_path)[-1]["step"] == 6
 
 
@@ -259,7 +264,7 @@ def test_a_disk_that_fills_up_during_the_run_is_one_line(tmp_path: Path) -> None
     with pytest.raises(UserError, match=r"cannot write to MODEL_DIR .*: No space left on device;"):
         go(experiment(tmp_path), writers=[writer])
     assert writer.closed
-    assert [e.step for e in available(tmp_path)][:3] == [0, 1, 2], "what was saved stays"
+    assert [e.step for e in Run(tmp_path).available()][:3] == [0, 1, 2], "what was saved stays"
 
 
 def test_a_full_disk_is_an_error_before_training(
@@ -271,4 +276,4 @@ def test_a_full_disk_is_an_error_before_training(
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(UserError, match="the run's checkpoints will need"):
         go(experiment(tmp_path))
-    assert not manifest.read(tmp_path)
+    assert not Run(tmp_path).entries()

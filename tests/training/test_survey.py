@@ -11,13 +11,12 @@ from typing import Any
 import pytest
 
 from jaxllm.errors import UserError
-from jaxllm.run import jsonl
-from jaxllm.run.checkpoints import available
+from jaxllm.run.run import Run
+from jaxllm.run.times import TimeBreakdown
 from jaxllm.train import timing
 from jaxllm.training.config import TrainConfig
 from jaxllm.training.experiment import Experiment
 from jaxllm.training.loop import Outcome, train
-from jaxllm.training.timer import Lap
 from tests.training.helpers import FakeBatches, FakeSource, experiment, mesh
 
 
@@ -47,15 +46,15 @@ def test_work_that_is_done_again_is_lost_time(tmp_path: Path) -> None:
     e = experiment(tmp_path, steps=10, log_every=1)
     with pytest.raises(Killed):
         go(e, killed_at(8, seconds=0.1))
-    first = jsonl.read(tmp_path / "metrics.jsonl")[0]
+    first = Run(tmp_path).metrics_lines.read()[0]
     assert first[-1]["step"] == 6  # 7 was under way
-    lost = first[-1]["wall_seconds"] - available(tmp_path)[-1].wall_seconds
+    lost = first[-1]["wall_seconds"] - Run(tmp_path).available()[-1].wall_seconds
     assert lost > 0.2, "two batches, at least"
     with pytest.raises(Killed):
         go(e, killed_at(5, seconds=0.0))
     outcome = go(e)
 
-    one, two = jsonl.read(tmp_path / "restarts.jsonl")[0]
+    one, two = Run(tmp_path).restart_lines.read()[0]
     assert [(row["step"], row["restarts"]) for row in (one, two)] == [(4, 1), (4, 2)]
     assert one["wall_seconds"] == two["wall_seconds"] == first[-1]["wall_seconds"]
     assert one["lost_seconds"] == two["lost_seconds"] == pytest.approx(lost, abs=0.01)
@@ -63,7 +62,7 @@ def test_work_that_is_done_again_is_lost_time(tmp_path: Path) -> None:
     spent, here = outcome.run_seconds, outcome.seconds
     assert spent.lost == pytest.approx(two["lost_seconds"] + here.setup + here.compile)
     assert spent.wall == pytest.approx(two["wall_seconds"] + here.wall, abs=0.01)
-    last = jsonl.read(tmp_path / "metrics.jsonl")[0][-1]
+    last = Run(tmp_path).metrics_lines.read()[0][-1]
     assert last["wall_seconds"] > first[-1]["wall_seconds"]
     assert last["time/lost"] * last["wall_seconds"] > two["lost_seconds"]
     shares = [last[name] for name in ("goodput", *(n for n in last if n.startswith("time/")))]
@@ -72,7 +71,9 @@ def test_work_that_is_done_again_is_lost_time(tmp_path: Path) -> None:
 
 
 def test_parts_of_the_time_sum_to_the_whole() -> None:
-    lap = Lap(wall=10.0, setup=1.0, compile=1.5, checkpoint=0.5, evaluation=2.0, data=1.0, lost=1.0)
+    lap = TimeBreakdown(
+        wall=10.0, setup=1.0, compile=1.5, checkpoint=0.5, evaluation=2.0, data=1.0, lost=1.0
+    )
     assert lap.steps == 4.0
     shares = lap.shares()
     assert shares["goodput"] == pytest.approx(0.3)

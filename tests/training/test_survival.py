@@ -20,8 +20,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from jaxllm.run import jsonl
-from jaxllm.run.checkpoints import available
+from jaxllm.run.run import Run
 from tests.conftest import REPOSITORY
 from tests.training.test_loop import exact
 
@@ -117,11 +116,11 @@ def kill_when(process: subprocess.Popen[str], number: int, ready: Callable[[], b
 
 
 def steps_logged(run: Path) -> int:
-    return max((row["step"] for row in jsonl.read(run / "metrics.jsonl")[0]), default=0)
+    return max((row["step"] for row in Run(run).metrics_lines.read()[0]), default=0)
 
 
 def saved(run: Path) -> list[int]:
-    return [entry.step for entry in available(run)]
+    return [entry.step for entry in Run(run).available()]
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +133,7 @@ def whole(home: Path) -> Path:
 def assert_same_run(run: Path, whole: Path) -> None:
     """Parameters and optimizer state bitwise, metrics and records exactly."""
     assert saved(run) == saved(whole) == [0, 20, 40, 60]
-    metrics, expected = (jsonl.read(path / "metrics.jsonl")[0] for path in (run, whole))
+    metrics, expected = (Run(path).metrics_lines.read()[0] for path in (run, whole))
     assert [exact(line) for line in metrics] == [exact(line) for line in expected]
     assert [line["step"] for line in metrics] == [*range(7, STEPS, 7), STEPS]
     for step in saved(whole):
@@ -178,7 +177,7 @@ def test_killed_twice_and_resumed_is_never_killed(home: Path, whole: Path) -> No
     stopped = saved(run)[-1]
     assert seconds < 20  # on a busy machine; it is one or two on an idle one
     assert f"stopped at step {stopped} and saved" in output
-    assert available(run)[-1].kind == ("scheduled" if stopped in (20, 40) else "preempted")
+    assert Run(run).available()[-1].kind == ("scheduled" if stopped in (20, 40) else "preempted")
 
     process = start(home, "killed")
     kill_when(process, signal.SIGKILL, lambda: steps_logged(run) >= max(stopped + 7, 28))

@@ -15,8 +15,8 @@ from jaxllm.errors import UserError
 from jaxllm.interop.huggingface.checkpoint import Source, open_source, parameter_shapes, read_json
 from jaxllm.interop.huggingface.fields import differences
 from jaxllm.interop.huggingface.layouts import copy
-from jaxllm.run import manifest
-from jaxllm.run.manifest import Entry
+from jaxllm.run.manifest import ManifestEntry, code_version
+from jaxllm.run.run import Run
 
 PIECE_BYTES = 64 * 2**20  # of what is not stacked over layers, held at a time
 
@@ -102,13 +102,13 @@ def open_series(revisions: Sequence[Revision]) -> list[Source]:
     return sources
 
 
-def entry(source: Source, revision: Revision, param_dtype: str | None = None) -> Entry:
+def entry(source: Source, revision: Revision, param_dtype: str | None = None) -> ManifestEntry:
     """What a manifest can say of a published checkpoint."""
     model = source.model
-    return Entry(
+    return ManifestEntry(
         step=revision.step, tokens=revision.tokens, flops=6.0 * model.num_params * revision.tokens,
         learning_rate=None, loss=None, data_position=0, dtype=param_dtype or model.param_dtype,
-        wall_time=time.time(), wall_seconds=0.0, code_version=manifest.code_version(), restarts=0,
+        wall_time=time.time(), wall_seconds=0.0, code_version=code_version(), restarts=0,
         kind="scheduled",
     )  # fmt: skip
 
@@ -139,8 +139,9 @@ def write(model_dir: Path, source: Source, revision: Revision, param_dtype: str)
 
     shapes = parameter_shapes(source.model)
     tree = unflatten_dict({name: streamed(name, shape) for name, shape in shapes.items()}, sep="/")
-    manifest.append(model_dir, entry(source, revision, param_dtype))
-    save(model_dir / "checkpoints" / str(revision.step), tree)
+    run = Run(model_dir)
+    run.manifest_lines.append(dataclasses.asdict(entry(source, revision, param_dtype)))
+    save(Path(run.layout.checkpoint(revision.step)), tree)
 
 
 def _bfloat16() -> Any:

@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 import tensorstore as ts
 
 from jaxllm.errors import UserError
-from jaxllm.run.checkpoints import MODEL
+from jaxllm.run.layout import MODEL
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,8 +29,9 @@ from etils import epath
 
 from jaxllm.errors import UserError
 from jaxllm.interop.importers import known_tasks
+from jaxllm.io import JsonLines
 from jaxllm.run.records import COLUMNS, Record, Results
-from jaxllm.run.run import Run, read_jsonl
+from jaxllm.run.run import Run, lines_table
 
 _KINDS = {
     "pythia": "pythia",
@@ -174,7 +175,7 @@ def _examples(frame: pd.DataFrame) -> pd.Series:
 
 
 def _run(directory: str) -> Results:
-    run = Run(directory)
+    run = Run.open(directory)
     records, metrics = run.records(), run.metrics()
     name = run.name
     return Results(directory, records, metrics.assign(run=name), run.problems())
@@ -182,7 +183,7 @@ def _run(directory: str) -> Results:
 
 def _metrics(path: epath.Path, settings: Settings) -> Results:
     settings.check(COMMON)
-    frame, problems = read_jsonl(path)
+    frame, problems = lines_table(JsonLines(path))
     name = settings.text("run", path.parent.name or path.stem)
     if math.isfinite(per_step := settings.number("tokens_per_step")):
         frame["tokens"] = frame["step"] * per_step

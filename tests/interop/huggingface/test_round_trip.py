@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 
 from jaxllm import convert
-from jaxllm.evaluate import abstract_params
 from jaxllm.interop.huggingface import load, run_import
 from jaxllm.models.config import ModelConfig
-from jaxllm.run.checkpoints import available, restore_model
+from jaxllm.run.run import Run
 from tests.interop.huggingface.helpers import (
     MODELS,
     check_logits,
@@ -53,14 +52,14 @@ def test_logits_are_those_of_transformers_and_the_export_has_the_same_bytes(
     model = save(name, tmp_path / "hf")
     monkeypatch.setattr(run_import, "PIECE_BYTES", 5000)  # tables in several pieces, unevenly
     to_run(tmp_path / "hf", tmp_path / "run", "--step=7", "--tokens=3e3")
-    (entry,) = available(tmp_path / "run")
+    (entry,) = Run(tmp_path / "run").available()
     assert (entry.step, entry.tokens) == (7, 3000)
     assert entry.flops == 6.0 * model.num_parameters() * 3000
 
     config, params = load(tmp_path / "hf", mesh())
     assert config.num_params == model.num_parameters()
     check_logits(config, params, model)
-    restored = restore_model(tmp_path / "run", 7, abstract_params(config, mesh()))
+    restored = Run(tmp_path / "run").restore_params(7, config, mesh())
     jax.tree.map(np.testing.assert_array_equal, restored, params)
 
     to_hf(tmp_path / "run", tmp_path / "back", "--step=7", "--max_shard_size=60KB")
@@ -144,17 +143,16 @@ def test_a_checkpoint_of_a_training_run_is_exported(tmp_path: Path) -> None:
     import flax.linen as nn
 
     from jaxllm.models.decoder import init_params
-    from jaxllm.run.checkpoints import Checkpoints
     from jaxllm.run.config import CheckpointConfig
-    from jaxllm.run.manifest import Entry
+    from jaxllm.run.manifest import ManifestEntry
     from jaxllm.sharding.rules import param_shardings
 
     config = ModelConfig(vocab_size=384, num_layers=3, embed_dim=48, mlp_dim=80, num_heads=6)
     boxed = init_params(config, jax.random.key(0))
     params = jax.tree.map(jax.device_put, nn.unbox(boxed), param_shardings(mesh(), boxed))
-    checkpoints = Checkpoints(tmp_path / "run", CheckpointConfig())
+    checkpoints = Run(tmp_path / "run").checkpoint_writer(CheckpointConfig())
     for step in (1, 4):
-        entry = Entry(
+        entry = ManifestEntry(
             step=step, tokens=step, flops=1.0, learning_rate=None, loss=None, data_position=0,
             dtype="float32", wall_time=0.0, wall_seconds=0.0, code_version="", restarts=0,
             kind="scheduled",

@@ -6,24 +6,25 @@ import time
 
 import pytest
 
-from jaxllm import cli, hosts
+from jaxllm import cli, runtime
 from jaxllm.errors import UserError
+from jaxllm.rendezvous import ProcessSpec, wait_for_hosts
 from tests.hosts import free_port
 
 
 def join(*flags: str) -> None:
     parser = cli.parser("")
-    hosts.add_flags(parser)
-    hosts.join(cli.parse(parser, flags))
+    runtime.add_host_flags(parser)
+    runtime.join_hosts(cli.parse(parser, flags))
 
 
 def meet_all(address: str, count: int, processes: list[int], timeout: float) -> dict[int, str]:
-    """What `meet` says to each of `processes` of `count`; '' where it returns."""
+    """What `wait_for_hosts` says to each of `processes` of `count`; '' where it returns."""
     said = {}
 
     def meet(process: int) -> None:
         try:
-            hosts.meet(hosts.Place(address, count, process), timeout)
+            wait_for_hosts(ProcessSpec(address, count, process), timeout)
             said[process] = ""
         except UserError as error:
             said[process] = str(error)
@@ -49,6 +50,27 @@ def test_all_learn_who_is_missing() -> None:
     assert all("process 1, 3 did not come to localhost:" in text for text in said.values())
     (alone,) = meet_all(f"localhost:{free_port()}", 2, [1], 1).values()
     assert "process 1 of 2: process 0 did not answer at localhost:" in alone
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET / HTTP/1.1\r\n\r\n", b"\xff\x00", b"jaxllm x 2"])
+def test_a_stray_connection_does_not_end_the_rendezvous(sent: bytes) -> None:
+    """A health probe or a port scan connects, says what it says, and closes."""
+    port = free_port()
+    said: dict[int, str] = {}
+    meeting = threading.Thread(
+        target=lambda: said.update(meet_all(f"localhost:{port}", 2, [0], 20))
+    )
+    meeting.start()
+    for _ in range(200):
+        try:
+            with socket.create_connection(("localhost", port)) as probe:
+                probe.sendall(sent)
+            break
+        except OSError:
+            time.sleep(0.05)
+    assert meet_all(f"localhost:{port}", 2, [1], 20) == {1: ""}
+    meeting.join()
+    assert said == {0: ""}
 
 
 def test_a_host_of_another_run_is_not_counted() -> None:
@@ -79,6 +101,6 @@ def test_slurm_names_the_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
     job = {"JOB_ID": "77", "STEP_NODELIST": "node[3-4]", "NTASKS": "2", "PROCID": "1"}
     for name, value in (job | {"LOCALID": "0", "STEP_NUM_NODES": "2"}).items():
         monkeypatch.setenv(f"SLURM_{name}", value)
-    place = hosts._found(1)
-    assert place.address.startswith("node3:")
-    assert (place.processes, place.process) == (2, 1)
+    spec = runtime._detected(1)
+    assert spec.address.startswith("node3:")
+    assert (spec.processes, spec.process) == (2, 1)

@@ -1,0 +1,75 @@
+"""The run directory: where each thing of a run lies, whether on a disk or at `gs://bucket/path`.
+
+No other module joins a path below MODEL_DIR.
+"""
+
+from __future__ import annotations
+
+import os
+
+from etils import epath
+
+from jaxllm.errors import UserError
+from jaxllm.io import is_remote
+
+MODEL, TRAINING = "model", "training"  # the two items of a checkpoint
+TOKENIZERS = ("tokenizer.model", "tokenizer.json")  # a run has at most one of them
+
+
+class Layout:
+    """The paths of one run directory.
+
+    Attributes:
+      root: MODEL_DIR.
+      config: the operative gin config of the newest start.
+      manifest: a line per checkpoint (`jaxllm.run.manifest`).
+      metrics: a line per logged step.
+      restarts: a line per start after the first.
+      alarms: a line per alarm (`jaxllm.report.alarms`).
+      data: identifies the sequences that the run trains on.
+      checkpoints: a directory per step, Orbax's.
+      damaged: checkpoints that could not be read.
+      trajectory: a directory per step with the records of each task.
+      tensorboard: event files and profiles.
+      report: the directory of the HTML report, index.html.
+      stacks: what the watchdog wrote.
+    """
+
+    def __init__(self, model_dir: epath.PathLike) -> None:
+        root = self.root = epath.Path(model_dir)
+        self.config = root / "config.gin"
+        self.manifest = root / "checkpoints.jsonl"
+        self.metrics = root / "metrics.jsonl"
+        self.restarts = root / "restarts.jsonl"
+        self.alarms = root / "alarms.jsonl"
+        self.data = root / "data.json"
+        # Orbax refuses relative paths.
+        absolute = root if is_remote(root) else epath.Path(os.path.abspath(root))
+        self.checkpoints = absolute / "checkpoints"
+        self.damaged = absolute / "damaged_checkpoints"
+        self.trajectory = root / "trajectory"
+        self.tensorboard = root / "tensorboard"
+        self.report = root / "report"
+        self.stacks = root / "stacks"
+
+    def check_name(self) -> None:
+        """Refuses a path that Orbax would take for a pattern, and then not find its files.
+
+        Raises:
+          UserError: the absolute path holds one of `[ ] * ?`.
+        """
+        path = str(self.checkpoints.parent)
+        for character in "[]*?":
+            if character in path:
+                raise UserError(
+                    f"MODEL_DIR {path}: its path holds {character!r}, with which no checkpoint "
+                    "could be read: name it without [ ] * ?"
+                )
+
+    def checkpoint(self, step: int) -> epath.Path:
+        """The directory of a checkpoint, which holds the items MODEL and TRAINING."""
+        return self.checkpoints / str(step)
+
+    def tokenizer_file(self, name: str) -> epath.Path:
+        """One of the saved tokenizer's files."""
+        return self.root / name

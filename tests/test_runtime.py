@@ -1,0 +1,118 @@
+"""What is set before JAX starts: memory, libtpu, and the cache of compiled programs."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jaxllm.runtime import silence_libtpu, tune_malloc
+from tests.conftest import REPOSITORY
+
+CALLS = 16
+PROGRAM = """
+import resource, sys
+if sys.argv[1] == "keep":
+    from jaxllm.runtime import tune_malloc
+    assert tune_malloc()
+import jax, jax.numpy as jnp
+
+f = jax.jit(lambda x: jnp.cumsum(jnp.sin(x) @ jnp.cos(x).T, axis=0).sum())
+x = jnp.ones((4096, 16))  # two temporary buffers of 64 MiB
+f(x).block_until_ready()
+f(x).block_until_ready()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(CALLS):
+    f(x).block_until_ready()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def page_faults(mode: str) -> int:
+    program = PROGRAM.replace("CALLS", str(CALLS))
+    command = [sys.executable, "-c", program, mode]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc")
+def test_later_calls_find_their_pages_in_place() -> None:
+    default = page_faults("default")
+    if default < CALLS * 16_384:
+        pytest.skip("this C library keeps large blocks by itself")
+    assert page_faults("keep") < default / 2
+    assert tune_malloc()
+
+
+def test_libtpu_is_quiet_where_no_tpu_is() -> None:
+    program = (
+        "from jaxllm.runtime import silence_libtpu\n"
+        "silence_libtpu()\nimport jax\nprint(jax.devices()[0].platform)"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "JAX_PLATFORMS"}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert "TPU" not in done.stderr
+
+
+def test_a_tpu_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TPU_ACCELERATOR_TYPE", "")
+    monkeypatch.delenv("TPU_ACCELERATOR_TYPE")
+    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "mine")
+    for slot, vendor in (("0000:00:04.0", "0x8086"), ("0000:00:05.0", "0x1ae0")):
+        (tmp_path / slot).mkdir()
+        (tmp_path / slot / "vendor").write_text(f"{vendor}\n")
+    silence_libtpu(str(tmp_path))
+    assert "TPU_ACCELERATOR_TYPE" not in os.environ
+    silence_libtpu(str(tmp_path / "0000:00:04.0"))
+    assert os.environ["TPU_ACCELERATOR_TYPE"] == "v4-8"
+    assert os.environ["TPU_WORKER_HOSTNAMES"] == "mine"
+
+
+CACHED = """
+import sys
+import jax
+import jax.numpy as jnp
+from jaxllm.runtime import enable_compilation_cache
+
+hits = []
+jax.monitoring.register_event_listener(
+    lambda event, **_: hits.append(event) if event.endswith("/cache_hits") else None
+)
+enable_compilation_cache(sys.argv[1])
+values = jax.jit(lambda x: jnp.tanh(x @ x).sum())(jnp.linspace(0, 0.1, 4096).reshape(64, 64))
+print(len(hits), float(values).hex())
+"""
+
+
+def run_cached(directory: Path, **environment: str) -> list[str]:
+    settings = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "PYTHONPATH": str(REPOSITORY)}
+    known = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
+    done = subprocess.run(
+        [sys.executable, "-c", CACHED, str(directory)],
+        env=known | settings | environment, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "machine" not in done.stderr.lower(), "no warning of other CPU features"
+    return done.stdout.split()
+
+
+def test_a_program_is_compiled_once_and_gives_the_same(tmp_path: Path) -> None:
+    hits, first = run_cached(tmp_path)
+    assert hits == "0"
+    (kind,) = tmp_path.iterdir()
+    assert kind.name.startswith(os.uname().machine)
+    assert list(kind.glob("jit*"))
+    hits, second = run_cached(tmp_path)
+    assert int(hits) > 0
+    assert second == first
+
+
+def test_an_empty_variable_turns_the_cache_off(tmp_path: Path) -> None:
+    run_cached(tmp_path / "ours", JAX_COMPILATION_CACHE_DIR="")
+    assert not (tmp_path / "ours").exists()
+
+
+def test_jaxs_own_variable_wins(tmp_path: Path) -> None:
+    run_cached(tmp_path / "ours", JAX_COMPILATION_CACHE_DIR=str(tmp_path / "theirs"))
+    assert not (tmp_path / "ours").exists()
+    assert list((tmp_path / "theirs").glob("jit*"))
