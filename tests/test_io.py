@@ -1,5 +1,6 @@
-"""Places as users write them."""
+"""Files survive being cut anywhere, and places are those that users mean."""
 
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,9 +8,9 @@ from pathlib import Path
 import gin
 import pytest
 
-from jaxllm import generate
+from jaxllm import generate, io
 from jaxllm.errors import UserError
-from jaxllm.io import location
+from jaxllm.io import JsonLines, atomic_write, location
 from jaxllm.training.config import TrainConfig
 
 
@@ -47,3 +48,53 @@ def test_runs_lie_in_the_home_directory_not_in_a_folder_called_tilde(
         generate.main(["--model_dir=~/run", "--prompt=x"])
     with pytest.raises(UserError, match=r"^/nowhere is no run"):
         generate.main(["--model_dir=file:///nowhere", "--prompt=x"])
+
+
+def test_rows_come_back_exactly(tmp_path: Path) -> None:
+    rows = [{"step": 1, "loss": 0.1 + 0.2}, {"step": 2, "loss": None, "text": "Ω\n"}]
+    for row in rows:
+        JsonLines(tmp_path / "a.jsonl").append(row)
+    assert JsonLines(tmp_path / "a.jsonl").read() == (rows, [])
+
+
+def test_no_number_that_json_cannot_write(tmp_path: Path) -> None:
+    JsonLines(tmp_path / "a.jsonl").append({"step": 1, "mfu": math.nan, "parts": [math.inf, 1.0]})
+    assert JsonLines(tmp_path / "a.jsonl").read()[0] == [
+        {"step": 1, "mfu": None, "parts": [None, 1.0]}
+    ]
+
+
+def test_a_file_cut_at_any_byte_keeps_its_whole_lines(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    for step in range(3):
+        JsonLines(path).append({"step": step, "text": "é"})
+    whole = path.read_bytes()
+    line = len(whole) // 3
+    for cut in range(len(whole) + 1):
+        path.write_bytes(whole[:cut])
+        # a line that lacks only its newline is whole
+        complete = (cut + 1) // line
+        rows, broken = JsonLines(path).read()
+        assert [row["step"] for row in rows] == list(range(complete))
+        assert len(broken) == (1 if cut > complete * line else 0)
+        JsonLines(path).keep_until(1)
+        JsonLines(path).append({"step": 9})
+        expected = [s for s in range(complete) if s <= 1] + [9]
+        rows, broken = JsonLines(path).read()
+        assert ([row["step"] for row in rows], broken) == (expected, []), f"cut at byte {cut}"
+
+
+def test_replacing_a_file_leaves_the_old_one_when_it_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "config.gin"
+    atomic_write(path, "old")
+
+    def full(file: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(io, "_to_disk", full)
+    with pytest.raises(OSError, match="No space"):
+        atomic_write(path, "new")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]

@@ -128,7 +128,8 @@ class CheckpointWriter:
                 raise
             reason = "no space is left on the disk" if full else first_line(error)
             raise UserError(
-                f"cannot save to {self._layout.checkpoints}: {reason}; the checkpoints before it are whole"
+                f"cannot save to {self._layout.checkpoints}: {reason}; "
+                "the checkpoints before it are whole"
             ) from error
 
 

@@ -27,7 +27,7 @@ class Watchdog:
     It barks when none has come for the longer of `minutes` and `medians` times the median step,
     and again each time that the silence has doubled. By default it only barks: a slow disk or a
     large evaluation is no reason to end a run. With `exit` it ends the process with code 1, so that
-    what supervises the hosts starts them again; the other hosts end with it (`jaxllm.hosts`).
+    what supervises the hosts starts them again; the other hosts end with it.
     """
 
     def __init__(

@@ -13,15 +13,13 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxllm.errors import UserError
-from jaxllm.run import checkpoints, manifest
-from jaxllm.run.checkpoints import (
-    Checkpoints,
-    available,
-    check_writable,
-    restore_model,
-)
+from jaxllm.run import checkpoints
+from jaxllm.run import run as run_module
 from jaxllm.run.config import CheckpointConfig
+from jaxllm.run.layout import Layout
 from jaxllm.run.manifest import ManifestEntry
+from jaxllm.run.restore import restore_params
+from jaxllm.run.run import Run
 
 # A restore that fails half-way leaves TensorStore futures behind that nobody awaits.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -71,21 +69,19 @@ def save_run(
     config: CheckpointConfig | None = None,
     kind: str = "scheduled",
 ) -> None:
-    checkpoints = Checkpoints(model_dir, config or CheckpointConfig())
+    writer = Run(model_dir).checkpoint_writer(config or CheckpointConfig())
     for step in steps:
         model, training = arrays(step, mesh(1, 2))
-        checkpoints.save(entry(step, kind), model, training, {"sums": {"code": step + 0.1}})
-    checkpoints.close()
+        writer.save(entry(step, kind), model, training, {"sums": {"code": step + 0.1}})
+    writer.close()
 
 
 def resume(model_dir: Path, on: jax.sharding.Mesh, said: list[str] | None = None) -> Any:
-    checkpoints = Checkpoints(
-        model_dir, CheckpointConfig(), (said if said is not None else []).append
-    )
-    model, training = arrays(0, on)
-    restored = checkpoints.resume(abstract(model), abstract(training))
-    checkpoints.close()
-    return restored
+    """The newest checkpoint, as a trainer finds it."""
+    run, (params, training) = Run(model_dir), map(abstract, arrays(0, on))
+    resumed = run.resume(params, training, (said if said is not None else []).append)
+    run.checkpoint_writer(CheckpointConfig()).close()
+    return resumed.checkpoint if resumed else None
 
 
 def same(a: Any, b: Any) -> bool:
@@ -96,7 +92,7 @@ def same(a: Any, b: Any) -> bool:
 def is_step(restored: Any, step: int, on: jax.sharding.Mesh) -> bool:
     model, training = arrays(step, on)
     return restored.entry.step == step and same(
-        (restored.model, restored.training), (model, training)
+        (restored.params, restored.training), (model, training)
     )
 
 
@@ -106,11 +102,11 @@ def test_restores_exactly_onto_another_mesh(tmp_path: Path, shape: tuple[int, in
     on = mesh(*shape)
     restored = resume(tmp_path, on)
     assert is_step(restored, 5, on)
-    assert restored.carried == {"sums": {"code": 5.1}}
+    assert restored.custom_metadata == {"sums": {"code": 5.1}}
     assert restored.entry == entry(5)
-    assert restored.model["layers"]["query"].sharding == shardings(on)[0]
+    assert restored.params["layers"]["query"].sharding == shardings(on)[0]
     model, _ = arrays(3, on)
-    assert same(restore_model(tmp_path, 3, abstract(model)), model)
+    assert same(restore_params(Layout(tmp_path), 3, abstract(model)), model)
 
 
 def test_a_new_run_has_nothing_to_resume(tmp_path: Path) -> None:
@@ -146,21 +142,18 @@ def test_another_architecture_is_an_error_that_names_the_parameter(
 ) -> None:
     save_run(tmp_path, [1])
     model, training = map(abstract, arrays(0, mesh(1, 1)))
-    checkpoints = Checkpoints(tmp_path, CheckpointConfig())
     with pytest.raises(UserError, match=message):
-        checkpoints.resume(change(model, how), training)
+        Run(tmp_path).resume(change(model, how), training)
     with pytest.raises(UserError, match=message):
-        restore_model(tmp_path, 1, change(model, how))
-    assert [e.step for e in available(tmp_path)] == [1], "nothing may be thrown away"
+        restore_params(Layout(tmp_path), 1, change(model, how))
+    assert [e.step for e in Run(tmp_path).available()] == [1], "nothing may be thrown away"
 
 
 def test_another_optimizer_is_an_error_that_names_the_array(tmp_path: Path) -> None:
     save_run(tmp_path, [1])
     model, training = map(abstract, arrays(0, mesh(1, 1)))
     with pytest.raises(UserError, match="optimizer state opt_state/0/count"):
-        Checkpoints(tmp_path, CheckpointConfig()).resume(
-            model, {"step": training["step"], "opt_state": ()}
-        )
+        Run(tmp_path).resume(model, {"step": training["step"], "opt_state": ()})
 
 
 def test_damage_to_any_file_is_noticed_or_harmless(tmp_path: Path) -> None:
@@ -191,19 +184,15 @@ def test_damage_to_any_file_is_noticed_or_harmless(tmp_path: Path) -> None:
             if step == 1:
                 assert "checkpoints/2 is damaged" in said[0]
                 assert (run / "damaged_checkpoints" / "2").is_dir()
-                assert [e.step for e in manifest.read(run)] == [1]
+                assert [e.step for e in Run(run).entries()] == [1]
     assert outcomes == {1, 2}
 
 
 def test_a_damaged_step_can_be_saved_again(tmp_path: Path) -> None:
     save_run(tmp_path, [1, 2])
     shutil.rmtree(tmp_path / "checkpoints" / "2" / "model")
-    checkpoints = Checkpoints(tmp_path, CheckpointConfig(), [].append)
-    model, training = arrays(2, mesh(1, 2))
-    restored = checkpoints.resume(abstract(model), abstract(training))
-    assert restored and restored.entry.step == 1
-    checkpoints.save(entry(2), model, training, {})
-    checkpoints.close()
+    assert resume(tmp_path, mesh(1, 2)).entry.step == 1
+    save_run(tmp_path, [2])
     assert is_step(resume(tmp_path, mesh(1, 1)), 2, mesh(1, 1))
 
 
@@ -215,22 +204,23 @@ def test_all_damaged_is_an_error_not_a_new_run(tmp_path: Path) -> None:
         resume(tmp_path, mesh(1, 1))
 
 
-def test_only_what_is_complete_and_in_the_manifest_is_believed(tmp_path: Path) -> None:
+def test_only_what_is_complete_and_in_the_manifest_is_valid(tmp_path: Path) -> None:
     save_run(tmp_path, [1, 2, 3])
-    manifest.append(tmp_path, entry(4))  # a save that a kill cut off …
+    Run(tmp_path).manifest_lines.append(vars(entry(4)))  # a save that a kill cut off …
     shutil.copytree(  # … as Orbax leaves it
         tmp_path / "checkpoints" / "3", tmp_path / "checkpoints" / "4.orbax-checkpoint-tmp"
     )
-    assert [e.step for e in available(tmp_path)] == [1, 2, 3]
-    manifest.keep_until(tmp_path, 2)
-    assert [e.step for e in available(tmp_path)] == [1, 2]
+    assert [e.step for e in Run(tmp_path).available()] == [1, 2, 3]
+    Run(tmp_path).manifest_lines.keep_until(2)
+    assert [e.step for e in Run(tmp_path).available()] == [1, 2]
     assert is_step(resume(tmp_path, mesh(1, 1)), 2, mesh(1, 1))
-    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["1", "2"]
+    save_run(tmp_path, [5])
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["1", "2", "5"]
 
 
 def test_checkpoints_without_a_manifest_are_not_thrown_away(tmp_path: Path) -> None:
     save_run(tmp_path, [1])
-    (tmp_path / manifest.FILE_NAME).unlink()
+    (tmp_path / "checkpoints.jsonl").unlink()
     with pytest.raises(UserError, match=r"lists none of the checkpoints \[1\]"):
         resume(tmp_path, mesh(1, 1))
     assert (tmp_path / "checkpoints" / "1").is_dir()
@@ -239,55 +229,55 @@ def test_checkpoints_without_a_manifest_are_not_thrown_away(tmp_path: Path) -> N
 def test_the_last_k_and_milestones_are_kept_on_disk(tmp_path: Path) -> None:
     config = CheckpointConfig(keep="last", keep_last=2, milestone_steps=4)
     save_run(tmp_path, [1, 2, 4, 5, 6, 7], config)
-    assert [e.step for e in available(tmp_path)] == [4, 6, 7]
-    assert len(manifest.read(tmp_path)) == 6, "the manifest remembers what is gone"
+    assert [e.step for e in Run(tmp_path).available()] == [4, 6, 7]
+    assert len(Run(tmp_path).entries()) == 6, "the manifest remembers what is gone"
 
 
 def test_a_preempted_checkpoint_goes_when_the_next_is_saved(tmp_path: Path) -> None:
     save_run(tmp_path, [1])
     save_run(tmp_path, [2], kind="preempted")
-    assert [e.step for e in available(tmp_path)] == [1, 2]
+    assert [e.step for e in Run(tmp_path).available()] == [1, 2]
     save_run(tmp_path, [3])
-    assert [e.step for e in available(tmp_path)] == [1, 3]
+    assert [e.step for e in Run(tmp_path).available()] == [1, 3]
 
 
 def test_an_unwritable_directory_is_an_error_before_training(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write to MODEL_DIR"):
-        check_writable(tmp_path / "file" / "run", 0)
+        Run.create(tmp_path / "file" / "run")
 
 
 def test_too_little_room_is_an_error_before_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil._ntuple_diskusage(10**12, 10**12 - 10**9, 10**9)
-    monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda path: usage)
-    check_writable(tmp_path, 10**9)
+    monkeypatch.setattr(run_module.shutil, "disk_usage", lambda path: usage)
+    Run(tmp_path).check_space(10**9)
     with pytest.raises(UserError, match=r"1,000 MB free.* need 2,500 MB"):
-        check_writable(tmp_path, 25 * 10**8)
+        Run(tmp_path).check_space(25 * 10**8)
 
 
 def test_a_disk_that_fails_during_a_save_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    checkpoints = Checkpoints(tmp_path, CheckpointConfig())
+    writer = Run(tmp_path).checkpoint_writer(CheckpointConfig())
     model, training = arrays(1, mesh(1, 1))
 
     def full(*args: Any, **kwargs: Any) -> None:
         raise ValueError("RESOURCE_EXHAUSTED: write failed: No space left on device [source ...]")
 
-    monkeypatch.setattr(checkpoints._manager, "save", full)
+    monkeypatch.setattr(writer._manager, "save", full)
     with pytest.raises(
         UserError, match=r"cannot save to .*: no space is left.*before it are whole"
     ):
-        checkpoints.save(entry(1), model, training, {})
+        writer.save(entry(1), model, training, {})
 
 
 @pytest.mark.parametrize("name", ["sweep[lr=1e-3]", "run*", "what?", "a]/run"])
 def test_a_name_that_orbax_takes_for_a_pattern_is_refused(tmp_path: Path, name: str) -> None:
     """Orbax gathers the parts of a checkpoint with a glob of their path, and would find none."""
     with pytest.raises(UserError, match=r"MODEL_DIR .*: name it without \[ \] \* \?"):
-        check_writable(tmp_path / name, 0)
+        Run.create(tmp_path / name)
     assert not any(tmp_path.iterdir())
 
 
@@ -297,36 +287,25 @@ def test_the_name_of_a_folder_above_counts_too(
     (tmp_path / "sweep[1]").mkdir()
     monkeypatch.chdir(tmp_path / "sweep[1]")
     with pytest.raises(UserError, match=r"sweep\[1\]/run"):
-        check_writable("run", 0)
+        Run.create("run")
 
 
 def test_a_first_checkpoint_that_cannot_be_read_ends_the_run(tmp_path: Path) -> None:
     """Orbax reports success here; without the look nobody would know before the next start."""
-    checkpoints = Checkpoints(tmp_path / "sweep[1]", CheckpointConfig())
+    writer = Run(tmp_path / "sweep[1]").checkpoint_writer(CheckpointConfig())
     model, training = arrays(3, mesh(1, 2))
     with pytest.raises(
         UserError, match=r"first checkpoint, .*/3, cannot be read back \(.*names no"
     ):
-        checkpoints.save(entry(3), model, training, {})
-    checkpoints.close()
+        writer.save(entry(3), model, training, {})
+    writer.close()
 
 
 def test_only_the_first_save_of_a_run_is_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looked = []
-    look = checkpoints._check_item
-    monkeypatch.setattr(
-        checkpoints, "_check_item",
-        lambda path, *rest: (looked.append(f"{path.parent.name}/{path.name}"), look(path, *rest)),
-    )  # fmt: skip
+    monkeypatch.setattr(checkpoints, "check_readable", lambda path, *_: looked.append(path.name))
     save_run(tmp_path, [3, 5])
-    assert looked == ["3/model", "3/training"]
-    looked.clear()
-    again = Checkpoints(tmp_path, CheckpointConfig())
-    model, training = arrays(0, mesh(1, 2))
-    again.resume(abstract(model), abstract(training))
-    looked.clear()
-    again.save(entry(7), model, training, {})
-    again.close()
-    assert looked == []
+    save_run(tmp_path, [7])
+    assert looked == ["3"]
