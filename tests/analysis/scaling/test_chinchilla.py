@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 from scipy import optimize, special
 
-from jaxllm.analysis import scaling_optimum
+from jaxllm.analysis.scaling import chinchilla
+from tests.analysis.scaling.helpers import covers
 
 # Hoffmann et al. (2022), unrounded as in their LaTeX source.
 A, B, E = math.exp(6.0073404), math.exp(6.0179186), math.exp(0.5267228)
@@ -49,7 +50,7 @@ def curves(seed, noise=0.003, sizes=24):
 
 
 def test_without_noise_the_published_law_comes_back() -> None:
-    law = scaling_optimum.parametric(isoflops(0, noise=0), draws=30)
+    law = chinchilla.parametric(isoflops(0, noise=0), draws=30)
     truth = {"A": A, "B": B, "E": E, "alpha": ALPHA, "beta": BETA}
     for name, value in truth.items():
         assert law.parameters[name].value == pytest.approx(value, rel=0.01)
@@ -62,14 +63,14 @@ def test_without_noise_the_published_law_comes_back() -> None:
 def test_no_other_start_finds_a_lower_objective() -> None:
     """L-BFGS-B on the summed objective, from starts spread over the published grid."""
     data = isoflops(3)
-    law = scaling_optimum.parametric(data, draws=30)
+    law = chinchilla.parametric(data, draws=30)
     log_n, log_d, target = (np.log(data[c].to_numpy()) for c in ("params", "tokens", "loss"))
 
     def objective(p):
         fitted = special.logsumexp(
             [p[0] - p[1] * log_n, p[2] - p[3] * log_d, np.full_like(log_n, p[4])], axis=0
         )
-        return special.huber(scaling_optimum.DELTA, fitted - target).sum() / scaling_optimum.DELTA
+        return special.huber(chinchilla.DELTA, fitted - target).sum() / chinchilla.DELTA
 
     ours = objective(law.law_draws[0])
     rng = np.random.default_rng(0)
@@ -79,31 +80,28 @@ def test_no_other_start_finds_a_lower_objective() -> None:
         assert found.fun >= ours * (1 - 1e-4)
 
 
-@pytest.mark.parametrize("curve", ["akima", "parabola"])
-def test_isoflop_intervals_hold_the_truth_as_often_as_they_say(curve) -> None:
-    found = [
-        scaling_optimum.isoflop(isoflops(s), curve=curve, draws=100, seed=s) for s in range(50)
-    ]
+def test_isoflop_intervals_hold_the_truth_as_often_as_they_say() -> None:
+    found = [chinchilla.isoflop(isoflops(s), draws=100, seed=s) for s in range(50)]
     assert not any(finding.refused for finding in found)
-    hits = [finding.params_exponent.covers(EXPONENT) for finding in found]
+    hits = [covers(finding.params_exponent, EXPONENT) for finding in found]
     assert np.mean(hits) >= 0.86  # 43 of 50 is the 0.6 % quantile at 95 %
     mean = np.mean([finding.params_exponent.value for finding in found])
     assert mean == pytest.approx(EXPONENT, abs=0.015)
 
 
 def test_envelope_intervals_hold_the_truth_as_often_as_they_say() -> None:
-    found = [scaling_optimum.envelope(curves(s), draws=60, seed=s) for s in range(30)]
-    assert np.mean([finding.params_exponent.covers(EXPONENT) for finding in found]) >= 0.8
+    found = [chinchilla.envelope(curves(s), draws=60, seed=s) for s in range(30)]
+    assert np.mean([covers(finding.params_exponent, EXPONENT) for finding in found]) >= 0.8
     largest = found[0].at(1e21).params
     assert largest.value == pytest.approx(optimal_size(1e21), rel=0.15)
 
 
 def test_parametric_intervals_hold_the_truth_as_often_as_they_say() -> None:
-    found = [scaling_optimum.parametric(isoflops(s), draws=80, seed=s) for s in range(40)]
+    found = [chinchilla.parametric(isoflops(s), draws=80, seed=s) for s in range(40)]
     truth = {"A": A, "B": B, "E": E, "alpha": ALPHA, "beta": BETA}
     for name, value in truth.items():
-        assert np.mean([f.parameters[name].covers(value) for f in found]) >= 0.82, name
-    assert np.mean([f.params_exponent.covers(EXPONENT) for f in found]) >= 0.82
+        assert np.mean([covers(f.parameters[name], value) for f in found]) >= 0.82, name
+    assert np.mean([covers(f.params_exponent, EXPONENT) for f in found]) >= 0.82
 
 
 def test_noise_has_no_optimum() -> None:
@@ -112,24 +110,24 @@ def test_noise_has_no_optimum() -> None:
     found = {"isoflop": 0, "parametric": 0}
     for seed in range(30):
         data = isoflops(seed).assign(loss=lambda t: np.exp(rng.normal(1, 0.05, len(t))))
-        found["isoflop"] += not scaling_optimum.isoflop(data, draws=40).refused
+        found["isoflop"] += not chinchilla.isoflop(data, draws=40).refused
         if seed < 10:
-            found["parametric"] += not scaling_optimum.parametric(data, draws=40).refused
+            found["parametric"] += not chinchilla.parametric(data, draws=40).refused
     assert found["isoflop"] <= 5 and found["parametric"] <= 2
 
 
 def test_what_cannot_be_told_apart_is_refused() -> None:
     data = isoflops(0)
     in_step = data.assign(tokens=20 * data.params)
-    assert "in step" in scaling_optimum.parametric(in_step).refused
-    assert "sizes" in scaling_optimum.parametric(data.assign(params=1e8)).refused
-    assert "eight" in scaling_optimum.parametric(data.head(5)).refused
-    assert "budgets" in scaling_optimum.isoflop(data[data.flops < 1e19]).refused
+    assert "in step" in chinchilla.parametric(in_step).refused
+    assert "sizes" in chinchilla.parametric(data.assign(params=1e8)).refused
+    assert "eight" in chinchilla.parametric(data.head(5)).refused
+    assert "budgets" in chinchilla.isoflop(data[data.flops < 1e19]).refused
     falling = data[data.params < data.groupby("flops").params.transform("median")]
-    assert "inside" in scaling_optimum.isoflop(falling).refused
-    assert "sizes" in scaling_optimum.envelope(curves(0, sizes=3)).refused
+    assert "inside" in chinchilla.isoflop(falling).refused
+    assert "sizes" in chinchilla.envelope(curves(0, sizes=3)).refused
     for approach in ("isoflop", "envelope", "parametric"):
-        empty = getattr(scaling_optimum, approach)(data.head(0))
+        empty = getattr(chinchilla, approach)(data.head(0))
         assert empty.refused and empty.refused in empty.sentence
         assert math.isnan(empty.at(1e20).params.value)
 
@@ -137,30 +135,30 @@ def test_what_cannot_be_told_apart_is_refused() -> None:
 def test_broken_points_are_left_out_and_said() -> None:
     data = isoflops(1)
     broken = pd.concat([data, data.head(3).assign(loss=math.nan), data.head(1)])
-    finding = scaling_optimum.isoflop(broken, draws=60)
+    finding = chinchilla.isoflop(broken, draws=60)
     assert any("3 of 85" in note for note in finding.notes)
     law = finding.draws[0]
     np.testing.assert_allclose(
         finding.table.residual,
         np.log(finding.table.params) - law[0] - law[1] * np.log(finding.table.flops),
     )
-    assert finding.params_exponent == scaling_optimum.isoflop(data, draws=60).params_exponent
+    assert finding.params_exponent == chinchilla.isoflop(data, draws=60).params_exponent
 
 
 def test_a_budget_without_a_minimum_is_left_out_and_said() -> None:
     data = isoflops(1)
     first = data.flops == data.flops.min()
     falling = data.assign(loss=np.where(first, 5 * data.params**-0.02, data.loss))
-    found = scaling_optimum.isoflop(falling, draws=60)
+    found = chinchilla.isoflop(falling, draws=60)
     assert len(found.table) == 8
     assert found.notes == ("1 budgets have no minimum between their smallest and largest size",)
-    assert found.params_exponent.covers(EXPONENT)
+    assert covers(found.params_exponent, EXPONENT)
 
 
 def test_budgets_nearly_equal_are_one() -> None:
     data = isoflops(1)
     shaken = data.assign(flops=data.flops * np.tile([0.99, 1.0, 1.01], 27))
-    found, plain = (scaling_optimum.isoflop(d, draws=40) for d in (shaken, data))
+    found, plain = (chinchilla.isoflop(d, draws=40) for d in (shaken, data))
     assert len(found.table) == len(plain.table) == 9
     assert found.params_exponent.value == pytest.approx(plain.params_exponent.value, abs=1e-3)
 
@@ -187,9 +185,9 @@ def test_the_published_isoflop_exponents_come_out(porian) -> None:
     """Six sets of experiments, from Kaplan's 0.84 to Chinchilla's 0.50."""
     assert len(porian) == 6
     for key, (runs, _, published) in porian.items():
-        found = scaling_optimum.isoflop(runs, draws=300)
-        assert found.params_exponent.covers(published["n_exponent"]), key
-        assert found.tokens_exponent.covers(published["t_exponent"]), key
+        found = chinchilla.isoflop(runs, draws=300)
+        assert covers(found.params_exponent, published["n_exponent"]), key
+        assert covers(found.tokens_exponent, published["t_exponent"]), key
         assert found.params_exponent.value == pytest.approx(published["n_exponent"], abs=0.012)
         width = found.params_exponent.high - found.params_exponent.low
         assert width < 0.12  # so that agreement means something
@@ -198,7 +196,7 @@ def test_the_published_isoflop_exponents_come_out(porian) -> None:
 def test_the_published_isoflop_optima_come_out(porian) -> None:
     inside = total = 0
     for runs, optima, _ in porian.values():
-        table = scaling_optimum.isoflop(runs, draws=300).table
+        table = chinchilla.isoflop(runs, draws=300).table
         for row in table.itertuples():
             nearest = np.abs(np.log(optima.flops / row.flops)).argmin()
             published = optima.n.iloc[nearest]
@@ -211,13 +209,14 @@ def test_the_published_isoflop_optima_come_out(porian) -> None:
 def test_approaches_agree_on_measured_runs(porian) -> None:
     """With tuned hyperparameters all of them are near one half, Chinchilla's finding."""
     runs, _, published = porian[("tuned", "short", "const", "standard", "val")]
-    parametric = scaling_optimum.parametric(runs, draws=100)
-    assert parametric.params_exponent.covers(published["n_exponent"])
+    parametric = chinchilla.parametric(runs, draws=100)
+    assert covers(parametric.params_exponent, published["n_exponent"])
     assert "C^a with a = 0.5" in parametric.sentence
-    isoflop = scaling_optimum.isoflop(runs)
+    isoflop = chinchilla.isoflop(runs)
     # Chinchilla itself: 70B parameters on 1.4T tokens, 20,000 times beyond the largest budget.
-    assert isoflop.at(5.76e23).params.covers(7e10) and isoflop.at(5.76e23).tokens.covers(1.4e12)
-    envelope = scaling_optimum.envelope(runs.assign(run=runs.params.astype(str)))
-    assert envelope.params_exponent.covers(published["n_exponent"])
+    assert covers(isoflop.at(5.76e23).params, 7e10)
+    assert covers(isoflop.at(5.76e23).tokens, 1.4e12)
+    envelope = chinchilla.envelope(runs.assign(run=runs.params.astype(str)))
+    assert covers(envelope.params_exponent, published["n_exponent"])
     optimum = isoflop.at(1e19).params
     assert parametric.at(1e19).params.value == pytest.approx(optimum.value, rel=0.35)

@@ -7,8 +7,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from jaxllm.analysis import scaling_mixture
-from jaxllm.analysis.scaling_mixture import mixture_regression
+from jaxllm.analysis.scaling.mixture import Ridge, _kernel, mixture_regression
 
 DOMAINS = ["web", "code", "books", "math"]
 BEST = np.array([0.5, 0.1, 0.3, 0.1])
@@ -46,15 +45,16 @@ def test_intervals_hold_new_runs_as_often_as_they_say() -> None:
 def test_left_out_runs_are_predicted_as_by_fitting_without_them() -> None:
     mixtures, losses, _ = planted(runs=20)
     shares, y = mixtures.to_numpy(), losses.to_numpy()
-    process = scaling_mixture._Process.fit(shares, y)
-    noise = math.exp(process.log_hyper[3])
+    fitted = Ridge.fit(shares, y)
+    kernel = _kernel(shares, shares, fitted.length)
+    ridge = np.mean((y - y.mean() - kernel @ fitted.solved) / fitted.solved)
     for i in (0, 7, 19):
         rest = np.delete(np.arange(20), i)
-        kernel = scaling_mixture._kernel(shares[rest], shares[rest], process.log_hyper)
-        cross = scaling_mixture._kernel(shares[[i]], shares[rest], process.log_hyper)
-        unit = (y[rest] - process.center) / process.scale
-        direct = cross @ np.linalg.solve(kernel + noise * np.eye(19), unit)
-        assert process.left_out()[i] == pytest.approx(process.center + process.scale * direct[0])
+        solved = np.linalg.solve(
+            kernel[np.ix_(rest, rest)] + ridge * np.eye(19), y[rest] - y.mean()
+        )
+        direct = y[i] - y.mean() - kernel[i, rest] @ solved
+        assert fitted.left_out[i] == pytest.approx(direct, rel=1e-4)
 
 
 def test_noise_ranks_nothing() -> None:
@@ -79,7 +79,7 @@ def test_refusals_and_broken_runs() -> None:
     broken.loc[3, "web"] = math.nan
     broken.loc[4] = 0.0
     found = mixture_regression(broken, losses.mask(losses.index == 5))
-    assert found.n == 77 and found.notes == ("3 of 80 runs lack a mixture or a loss",)
+    assert found.count == 77 and found.notes == ("3 of 80 runs lack a mixture or a loss",)
 
 
 def test_weights_need_not_sum_to_one() -> None:
@@ -99,7 +99,7 @@ def test_regmix_ranks_unseen_mixtures_of_larger_models(shared_data) -> None:
 
     target = "metric/the_pile_pile_cc_val_loss"
     found = mixture_regression(read("train_mixture_1m"), read("train_pile_loss_1m")[target])
-    assert found.n == 512 and found.spearman > 0.97
+    assert found.count == 512 and found.spearman > 0.97
     at_60m = found.predict(read("test_mixture_60m")).loss
     assert stats.spearmanr(at_60m, read("test_pile_loss_60m")[target]).statistic >= 0.97
     unseen, losses = found.predict(read("test_mixture_1m")), read("test_pile_loss_1m")[target]

@@ -8,10 +8,26 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from jaxllm.analysis import scaling_tokens as tokens_module
-from jaxllm.analysis.scaling_tokens import LAST_VALUE, predict, token_laws
+from jaxllm.analysis.registry import Study
+from jaxllm.analysis.scaling.tokens import (
+    LAST_VALUE,
+    LAWS,
+    LearningCurveFits,
+    learning_curve_fits,
+    predict,
+)
+from jaxllm.run.records import COLUMNS, Record
 
 TOKENS = np.geomspace(1e9, 1e11, 24)
+
+
+def token_laws(frame: pd.DataFrame, **options) -> LearningCurveFits:
+    """The fits to curves that are told by `run, task, metric, tokens, value` alone."""
+    blank = Record(run="", family="", params=1, step=0, tokens=0, flops=0.0, task="", domain="d",
+                   shots=0, metric="", value=0.0, primary=True)  # fmt: skip
+    rest = {name: getattr(blank, name) for name in COLUMNS if name not in frame}
+    records = frame.assign(**rest).assign(step=frame.tokens)[list(COLUMNS)]
+    return learning_curve_fits(Study(records), **options)
 
 
 def series(curve, seed=0, noise=0.004, tasks=8, metric="accuracy"):
@@ -93,14 +109,14 @@ def test_no_law_is_claimed_for_random_walks() -> None:
 )
 def test_too_few_checkpoints_are_refused(change) -> None:
     found = token_laws(change(series(CURVES["sigmoid"], tasks=1)))
-    assert found.n == 0 and "checkpoints" in found.refused and found.refused in found.sentence
+    assert found.count == 0 and "checkpoints" in found.refused and found.refused in found.sentence
 
 
-def test_short_series_are_counted_and_repeats_averaged() -> None:
+def test_short_curves_are_counted_and_repeats_averaged() -> None:
     whole = series(CURVES["power law"], tasks=3)
     short = whole[(whole.task != "task 2") | (whole.tokens < 3e9)]
     found = token_laws(pd.concat([short, short[short.task == "task 0"]]))
-    assert found.n == 2 and found.notes[0].startswith("1 series")
+    assert found.count == 2 and found.notes[0].startswith("1 curves")
     pd.testing.assert_frame_equal(
         found.table, token_laws(whole[whole.task != "task 2"]).table, check_exact=False
     )
@@ -122,9 +138,9 @@ def test_pythia_saturates_as_a_power_of_tokens(shared_data) -> None:
     records = pd.DataFrame(rows, columns=["run", "task", "tokens", "value"])
     found = token_laws(records.assign(metric="accuracy"), holdout=0.5)
     summary = found.summary.set_index("law")
-    assert found.n >= 100
+    assert found.count >= 100
     assert summary.late_error.idxmin() == "power law"
     assert summary.high["power law"] < 0
     assert summary.high["log-linear"] > 0
     assert summary.late_error[LAST_VALUE] < 0.03
-    assert tokens_module.LAWS == ("power law", "log-linear", "sigmoid")
+    assert LAWS == ("power law", "log-linear", "sigmoid")

@@ -1,0 +1,1 @@
+"""Scaling laws: how losses and scores depend on parameters, tokens, FLOPs and data mixtures."""

@@ -1,0 +1,390 @@
+"""How to split a compute budget between parameters and tokens: Chinchilla's three approaches.
+
+Hoffmann et al., "Training Compute-Optimal Large Language Models" (arXiv 2203.15556), section 3:
+the envelope of training curves, isoFLOP curves, and the parametric loss
+L(N, D) = E + A / N^alpha + B / D^beta. C = 6 N D throughout.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy import interpolate, stats
+
+from jaxllm.analysis.curves import Array
+from jaxllm.analysis.finding import Finding, amount, refusal
+from jaxllm.analysis.registry import SIZES, Study, analysis
+from jaxllm.analysis.scaling.fit import (
+    DRAWS,
+    LEVEL,
+    UNKNOWN,
+    IntervalEstimate,
+    fit,
+    groups_of,
+    loss_points,
+    resamples,
+    usable,
+)
+from jaxllm.analysis.stats import line_fit
+
+DELTA = 1e-3
+_GRID = 300
+_MIN_SIZES = 3
+_WINDOW = 2
+
+
+class Allocation(NamedTuple):
+    """The compute-optimal model for `flops`; `loss` is NaN where the approach gives none."""
+
+    flops: float
+    params: IntervalEstimate
+    tokens: IntervalEstimate
+    loss: IntervalEstimate
+
+
+@dataclasses.dataclass(frozen=True)
+class ComputeOptimal(Finding):
+    """How the compute-optimal N and D grow with C: N = k C^a, D = C / (6 N).
+
+    The table has the optimum of each budget (envelope, isoFLOP; the latter with `low`, `high` and
+    the log `residual` of N, and all with N as `fitted`), or each run's `loss`, `fitted` and log
+    `residual` (parametric).
+
+    Attributes:
+      params_exponent: a.
+      parameters: Parametric loss only: A, B, E, alpha, beta.
+      draws: [B, 2] bootstrap draws of (log k, a), the fit itself first.
+      law_draws: [B, 5] those of (log A, alpha, log B, beta, log E); none for other approaches.
+    """
+
+    params_exponent: IntervalEstimate = UNKNOWN
+    parameters: dict[str, IntervalEstimate] = dataclasses.field(default_factory=dict)
+    draws: Array = dataclasses.field(default_factory=lambda: np.full((1, 2), np.nan), repr=False)
+    law_draws: Array = dataclasses.field(default_factory=lambda: np.empty((0, 5)), repr=False)
+
+    @property
+    def tokens_exponent(self) -> IntervalEstimate:
+        """The exponent of D, 1 - a."""
+        a = self.params_exponent
+        return IntervalEstimate(1 - a.value, 1 - a.high, 1 - a.low)
+
+    def at(self, flops: float) -> Allocation:
+        """The optimum for a budget of `flops`; all NaN where the fit was refused."""
+        with np.errstate(all="ignore"):  # far outside the data a draw may leave the floats
+            n = np.exp(self.draws[:, 0] + self.draws[:, 1] * math.log(flops))
+            values = self.losses(n, flops / 6 / n)
+        return Allocation(flops, *map(IntervalEstimate.of, (n, flops / 6 / n, values)))
+
+    def losses(self, params: Array | float, tokens: Array | float) -> Array:
+        """[B] draws of the parametric loss, the fit first; one NaN for the other approaches."""
+        if not len(self.law_draws):
+            return np.array([math.nan])
+        return np.exp(_log_loss(self.law_draws.T, np.log(params), np.log(tokens)))
+
+
+@analysis(
+    SIZES,
+    "Compute-optimal sizes",
+    needs=Study.several_sizes,
+    place=40,
+    caption="Unfinished runs stand for finished ones of that budget, though their learning rate "
+    "had not fallen yet, which biases the optimum (Hoffmann et al. 2022, §2); C = 6ND.",
+)
+def compute_optimal(study: Study) -> list[Finding]:
+    """The three approaches on the losses of a study, a finding each."""
+    points, note = loss_points(study)
+    approaches = {"envelope": envelope, "isoFLOP": isoflop, "parametric loss": parametric}
+    findings = {name: approach(points) for name, approach in approaches.items()}
+    return [
+        dataclasses.replace(one, title=f"Compute-optimal: {name}", notes=(note, *one.notes))
+        for name, one in findings.items()
+    ]
+
+
+def _refuse(reason: str, notes: tuple[str, ...]) -> ComputeOptimal:
+    return refusal(reason, (), notes, ComputeOptimal)
+
+
+def _finding(
+    approach: str, draws: Array, table: pd.DataFrame, flops: pd.Series, count: int,
+    notes: tuple[str, ...], **more: object,
+) -> ComputeOptimal:  # fmt: skip
+    exponent = IntervalEstimate.of(draws[:, 1])
+    largest = math.exp(draws[0, 0] + draws[0, 1] * math.log(flops.max()))
+    sentence = (
+        f"From {approach} ({count} points), the compute-optimal size grows as C^a with "
+        f"a = {exponent}; at {flops.max():.2g} FLOPs it is {amount(largest)} parameters on "
+        f"{amount(flops.max() / 6 / largest)} tokens."
+    )
+    return ComputeOptimal(
+        sentence, table, notes=notes, params_exponent=exponent, draws=draws,
+        **more,  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def _lines(x: Array, rows: Array, weights: Array | None = None) -> Array:
+    """[B, 2] intercepts and slopes of lines through rows [B, n] over x [n]; NaN has no weight."""
+    lines = [line_fit(x, row, weights) for row in rows]
+    return np.array(
+        [(math.nan,) * 2 if line is None else (line.at(0.0), line.slope) for line in lines], float
+    )
+
+
+def _known(draws: Array) -> Array:
+    """The first row, and those after it that are finite."""
+    return np.vstack([draws[:1], draws[1:][np.isfinite(draws[1:]).all(axis=1)]])
+
+
+def envelope(curves: pd.DataFrame, *, draws: int = DRAWS, seed: int = 0) -> ComputeOptimal:
+    """Approach 1: at each FLOP count, the size whose training curve is lowest there.
+
+    Where the smallest or the largest size wins, the optimum may lie beyond what was trained, so
+    these stretches are left out. The runs are resampled for the interval.
+
+    Args:
+      curves: Several rows per run: `run, params, flops, loss`.
+      draws: Bootstrap draws.
+      seed: Of the bootstrap.
+    """
+    points, notes = usable(curves, ("params", "flops", "loss"))
+    points = points[points.groupby("run").run.transform("size") > 1]
+    if points.params.nunique() < _MIN_SIZES + 2:
+        return _refuse(
+            f"it needs training curves of {_MIN_SIZES + 2} sizes, the outer two as bounds", notes
+        )
+    grid = np.linspace(math.log(points.flops.min()), math.log(points.flops.max()), _GRID)
+    losses, sizes = [], []
+    for _, run in points.groupby("run", sort=False):
+        run = run.sort_values("flops")
+        losses.append(np.interp(grid, np.log(run.flops), run.loss, left=np.inf, right=np.inf))
+        sizes.append(math.log(run.params.iloc[0]))
+    values, size = np.array(losses), np.array(sizes)
+    everything = np.arange(len(size))
+    winners = np.full((draws + 1, _GRID), np.nan)
+    for b, rows in enumerate([everything, *resamples(everything, draws, seed)]):
+        winner = size[rows][np.argmin(values[rows], axis=0)]
+        inner = np.isfinite(values[rows].min(axis=0))
+        inner &= (winner > size[rows].min()) & (winner < size[rows].max())
+        winners[b] = np.where(inner, winner, np.nan)
+    inner_sizes = np.array([len(np.unique(row[np.isfinite(row)])) for row in winners])
+    if inner_sizes[0] < _MIN_SIZES:
+        reason = f"only {inner_sizes[0]} sizes are the best anywhere, {_MIN_SIZES} are needed"
+        return _refuse(reason, notes)
+    lines = _lines(grid, winners)
+    lines[inner_sizes < _MIN_SIZES] = np.nan
+    flops, n = np.exp(grid), np.exp(winners[0])
+    table = pd.DataFrame(
+        {"flops": flops, "params": n, "tokens": flops / 6 / n, "loss": values.min(axis=0),
+         "fitted": np.exp(lines[0, 0] + lines[0, 1] * grid)}
+    ).dropna(ignore_index=True)  # fmt: skip
+    approach = "the envelope of training curves"
+    return _finding(approach, _known(lines), table, table.flops, len(size), notes)
+
+
+def isoflop(points: pd.DataFrame, *, draws: int = DRAWS, seed: int = 0) -> ComputeOptimal:
+    """Approach 2: the minimum of log loss over log N at each budget, then a power law of those.
+
+    Where Chinchilla fits parabolas, an Akima interpolation takes no shape for granted (Porian et
+    al., arXiv 2406.19146). A budget whose lowest point is its smallest or largest size gives no
+    optimum.
+
+    The noise of a loss is the scatter about parabolas through the lowest point and two neighbours
+    on either side (half from the budget's own, half from all) and is drawn anew for the intervals.
+    What the optima scatter about the power law beyond that noise, their shape for instance, is
+    added to every optimum's variance and draws (a random effect by DerSimonian and Laird's moment
+    estimate, 1986).
+
+    Args:
+      points: A row per run: `params, flops, loss`; `flops` within a tenth of each other are
+        one budget. Of several runs of one size and budget the best counts.
+      draws: Draws of the noise.
+      seed: Of the draws.
+    """
+    frame, notes = usable(points, ("params", "flops", "loss"))
+    frame = _same_budgets(frame)
+    budgets = []
+    for flops, group in frame.groupby("flops"):
+        rows = group.groupby("params", as_index=False).loss.min()
+        lowest = int(rows.loss.argmin())
+        if 0 < lowest < len(rows) - 1:
+            x, y = np.log(rows.params.to_numpy()), np.log(rows.loss.to_numpy())
+            near = slice(max(0, lowest - _WINDOW), lowest + _WINDOW + 1)
+            squares = (_residuals(x[near], y[near], 2) ** 2).sum()
+            budgets.append((math.log(flops), x, y, squares, len(x[near]) - 3))
+    lost = frame.flops.nunique() - len(budgets)
+    if lost:
+        notes += (f"{lost} budgets have no minimum between their smallest and largest size",)
+    if len(budgets) < _MIN_SIZES:
+        reason = f"{len(budgets)} budgets have a minimum inside their sizes, {_MIN_SIZES} needed"
+        return _refuse(reason, notes)
+    if not _curved(frame) < 1 - LEVEL:
+        reason = "the losses of a budget are not told apart from a straight line, or from noise"
+        return _refuse(reason, notes)
+    log_c, *_, scatter, spare = (np.array(each, object) for each in zip(*budgets, strict=True))
+    if spare.sum() < 1:
+        return _refuse("three points per budget leave nothing to tell noise from shape", notes)
+    pooled = scatter.sum() / spare.sum()
+    noise = np.sqrt(((2 * pooled + scatter) / (2 + spare)).astype(float))
+    rng = np.random.default_rng(seed)
+    optima, lowest_loss = np.empty((2, draws + 1, len(budgets)))
+    for i, (_, x, y, *_) in enumerate(budgets):
+        noisy = np.vstack([y, y + rng.normal(0, noise[i], (draws, len(x)))])
+        optima[:, i], lowest_loss[:, i] = _minima(x, noisy)
+    sure = np.isfinite(optima[0]) & (np.isfinite(optima[1:]).mean(axis=0) > 0.5)
+    if not sure.all():
+        notes += (f"{int((~sure).sum())} budgets lose their minimum in the noise",)
+    if sure.sum() < _MIN_SIZES:
+        reason = f"{int(sure.sum())} budgets have a minimum above the noise, {_MIN_SIZES} needed"
+        return _refuse(reason, notes)
+    optima, lowest_loss, log_c = optima[:, sure], lowest_loss[:, sure], log_c[sure].astype(float)
+    variance = np.maximum(np.nanstd(optima[1:], axis=0), 1e-6) ** 2
+    extra = _extra_variance(log_c, optima[0], 1 / variance)
+    optima[1:] += rng.normal(0, math.sqrt(extra), optima[1:].shape)
+    lines = _known(_lines(log_c, optima, 1 / (variance + extra)))
+    low, high = np.nanquantile(optima[1:], [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+    fitted = lines[0, 0] + lines[0, 1] * log_c
+    flops, n = np.exp(log_c), np.exp(optima[0])
+    with np.errstate(over="ignore"):
+        table = pd.DataFrame(
+            {"flops": flops, "params": n, "low": np.exp(low), "high": np.exp(high),
+             "tokens": flops / 6 / n, "loss": np.exp(lowest_loss[0]),
+             "residual": optima[0] - fitted, "fitted": np.exp(fitted)}
+        )  # fmt: skip
+    return _finding("isoFLOP curves", lines, table, table.flops, len(frame), notes)
+
+
+def _same_budgets(frame: pd.DataFrame) -> pd.DataFrame:
+    """Budgets within a tenth of each other become one, at their geometric mean."""
+    frame = frame.sort_values("flops", ignore_index=True)
+    log_c = np.log(frame.flops.astype("float64"))
+    budget = (log_c.diff() > math.log(1.1)).cumsum()
+    return frame.assign(flops=np.exp(log_c.groupby(budget).transform("mean")))
+
+
+def _residuals(x: Array, y: Array, degree: int) -> Array:
+    return y - np.polyval(np.polyfit(x - x.mean(), y, degree), x - x.mean())
+
+
+def _curved(frame: pd.DataFrame) -> float:
+    """p-value of lines instead of parabolas through all points of all budgets (F test).
+
+    All points, since those about the lowest of a budget look like a minimum even in noise.
+    """
+    parabola, gain, upward, count, spare = 0.0, 0.0, 0.0, 0, 0
+    for _, rows in frame.groupby("flops"):
+        if rows.params.nunique() < 4:
+            continue
+        x, y = np.log(rows.params.to_numpy()), np.log(rows.loss.to_numpy())
+        squares = float((_residuals(x, y, 2) ** 2).sum())
+        gained = float((_residuals(x, y, 1) ** 2).sum()) - squares
+        upward += math.copysign(gained, np.polyfit(x, y, 2)[0])
+        parabola, gain = parabola + squares, gain + gained
+        count, spare = count + 1, spare + len(x) - 3
+    if not count or not spare or upward <= 0:
+        return 1.0
+    return float(stats.f.sf(gain / count / max(parabola / spare, 1e-300), count, spare))
+
+
+def _minima(x: Array, y: Array) -> tuple[Array, Array]:
+    """Where curves y [B, n] over x [n] have their minimum, and its value; NaN at the ends."""
+    grid = np.linspace(x[0], x[-1], _GRID)
+    values = interpolate.Akima1DInterpolator(x, y, axis=1)(grid)
+    lowest = values.argmin(axis=1)
+    inside = (lowest > 0) & (lowest < _GRID - 1)
+    return np.where(inside, grid[lowest], np.nan), np.where(inside, values.min(axis=1), np.nan)
+
+
+def _extra_variance(x: Array, y: Array, weights: Array) -> float:
+    """Variance about a weighted line beyond 1 / weights (DerSimonian and Laird's moments)."""
+    line = line_fit(x, y, weights)
+    assert line is not None  # three budgets differ
+    excess = float(weights @ (y - line.at(x)) ** 2)
+    design = np.stack([np.ones_like(x), x - x.mean()], axis=1)
+    inverse = np.linalg.inv((design.T * weights) @ design)
+    scale = weights.sum() - np.trace(inverse @ ((design.T * weights**2) @ design))
+    return max(0.0, (excess - (len(x) - 2)) / max(scale, 1e-12))
+
+
+def _log_loss(law: Array, log_n: Array | float, log_d: Array | float) -> Array:
+    """log(E + A / N^alpha + B / D^beta) of laws (log A, alpha, log B, beta, log E)."""
+    a, alpha, b, beta, e = law
+    return np.asarray(np.logaddexp(np.logaddexp(a - alpha * log_n, b - beta * log_d), e))
+
+
+def parametric(points: pd.DataFrame, *, draws: int = DRAWS, seed: int = 0) -> ComputeOptimal:
+    """Approach 3: L(N, D) = E + A / N^alpha + B / D^beta through all runs.
+
+    Minimises the sum over runs of Huber(1e-3) of the error of log L, from the grid of starts of
+    Hoffmann et al. (appendix D.2), bootstrapped over runs. The sum, not the mean: with the mean
+    an optimiser stops early and the published parameters were off (Besiroglu et al., arXiv
+    2404.10102). N_opt = G (C/6)^(beta/(alpha+beta)), G = (alpha A / (beta B))^(1/(alpha+beta)).
+
+    Args:
+      points: A row per run, or several per `run`: `params, tokens, loss`.
+      draws: Bootstrap draws.
+      seed: Of the bootstrap.
+    """
+    frame, notes = usable(points, ("params", "tokens", "loss"))
+    reason = _unidentified(frame)
+    if reason:
+        return _refuse(reason, notes)
+    log_n, log_d = np.log(frame.params.to_numpy()), np.log(frame.tokens.to_numpy())
+    target = np.log(frame.loss.to_numpy())
+    at_n, at_d = log_n.mean(), log_d.mean()  # centred, A and alpha are nearly independent
+    x_n, x_d = log_n - at_n, log_d - at_d
+    power, coefficient = (0.0, 0.5, 1.0, 1.5, 2.0), (0.0, 5.0, 10.0, 15.0, 20.0, 25.0)
+    starts = np.array(
+        list(itertools.product(coefficient, power, coefficient, power, (-1, -0.5, 0, 0.5, 1)))
+    )
+    starts[:, 0] -= starts[:, 1] * at_n
+    starts[:, 2] -= starts[:, 3] * at_d
+    bounds = ((-20.0, 0.0, -20.0, 0.0, -20.0), (20.0, 3.0, 20.0, 3.0, 20.0))
+
+    def model(law: Array) -> Array:
+        return _log_loss(law, x_n, x_d)
+
+    def jacobian(law: Array) -> Array:
+        a, alpha, b, beta, e = law
+        by_n, by_d = (np.exp(u - model(law)) for u in (a - alpha * x_n, b - beta * x_d))
+        return np.stack([by_n, -by_n * x_n, by_d, -by_d * x_d, np.exp(e - model(law))], axis=1)
+
+    samples = resamples(groups_of(frame), draws, seed)
+    laws = fit(
+        model, jacobian, target, np.clip(starts, *bounds), samples, bounds=bounds, delta=DELTA
+    )
+    fitted = np.exp(model(laws[0]))
+    laws[:, 0] += laws[:, 1] * at_n
+    laws[:, 2] += laws[:, 3] * at_d
+    a, alpha, b, beta, e = laws.T
+    floor = 1e-4
+    if min(alpha[0], beta[0]) < floor or np.quantile(np.minimum(alpha, beta), 0.025) < floor:
+        return _refuse("the loss does not fall significantly with size and with tokens", notes)
+    share = beta / (alpha + beta)
+    with np.errstate(divide="ignore"):  # a draw may lack one of the two powers
+        log_g = (np.log(alpha) - np.log(beta) + a - b) / (alpha + beta)
+    lines = np.stack([log_g - share * math.log(6), share], axis=1)
+    values = {"A": np.exp(a), "B": np.exp(b), "E": np.exp(e), "alpha": alpha, "beta": beta}
+    table = frame.assign(fitted=fitted, residual=target - np.log(fitted))
+    return _finding(
+        "the parametric loss", lines, table, 6 * frame.params * frame.tokens, len(frame), notes,
+        parameters={name: IntervalEstimate.of(v) for name, v in values.items()}, law_draws=laws,
+    )  # fmt: skip
+
+
+def _unidentified(frame: pd.DataFrame) -> str:
+    """Why N and D cannot be told apart in `frame`; "" when they can."""
+    if len(frame) < 8:
+        return f"{len(frame)} points do not determine five parameters, eight are needed"
+    for column, name in (("params", "sizes"), ("tokens", "token counts")):
+        values = np.sort(np.log(frame[column].to_numpy()))
+        distinct = 1 + int((np.diff(values) > 0.01).sum())
+        if distinct < _MIN_SIZES:
+            return f"{distinct} different {name} do not show a power law, three are needed"
+    if abs(np.corrcoef(np.log(frame.params), np.log(frame.tokens))[0, 1]) > 0.98:
+        return "tokens grow in step with size, so their effects cannot be told apart"
+    return ""

@@ -1,0 +1,160 @@
+"""What all scaling laws share: cleaned points, interval estimates, and fits with a bootstrap."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import pandas as pd
+from scipy import optimize, special
+
+from jaxllm.analysis.curves import Array
+from jaxllm.analysis.registry import Study
+
+LEVEL = 0.95
+DRAWS = 200
+MIN_DRAWS = 20
+
+_POLISHED = 6
+_WARM_UP = 0.01
+
+
+@dataclasses.dataclass(frozen=True)
+class IntervalEstimate:
+    """A number and its interval at `LEVEL`, whose ends are NaN where they are unknown."""
+
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+
+    def __str__(self) -> str:
+        if math.isnan(self.low):
+            return f"{self.value:.3g} (interval unknown)"
+        return f"{self.value:.3g} ({LEVEL:.0%} interval {self.low:.3g} to {self.high:.3g})"
+
+    @classmethod
+    def of(cls, draws: Array) -> IntervalEstimate:
+        """The first draw, with the percentile interval of the others that are finite."""
+        value, rest = float(draws[0]), draws[1:][np.isfinite(draws[1:])]
+        if len(rest) < MIN_DRAWS:
+            return cls(value)
+        low, high = np.quantile(rest, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        return cls(value, float(low), float(high))
+
+
+UNKNOWN = IntervalEstimate(math.nan)
+
+
+def loss_points(study: Study) -> tuple[pd.DataFrame, str]:
+    """The loss of all runs at all their checkpoints but for the first 1 % of the tokens.
+
+    That is the logged training loss where three sizes have it, else the bits per byte or the
+    logarithm of the perplexity of the task that most runs were scored on.
+
+    Returns:
+      `run, params, tokens, flops, loss`, and a note that says which loss it is.
+    """
+    frame, name = study.losses, "the training loss"
+    if frame.params.nunique() < 3:
+        scored = study.records[study.records.metric.isin(["bits_per_byte", "perplexity"])]
+        scored = scored[np.isfinite(scored.value) & (scored.value > 0)]
+        if scored.empty:
+            return frame.iloc[:0], "No loss is known of three sizes."
+        metric, task = scored.groupby(["metric", "task"]).run.nunique().idxmax()
+        frame = scored[(scored.metric == metric) & (scored.task == task)]
+        loss = np.log(frame.value) if metric == "perplexity" else frame.value
+        frame = frame.assign(loss=loss, params=frame.run.map(study.params))
+        name = f"{'log perplexity' if metric == 'perplexity' else 'bits per byte'} of {task}"
+    late = frame.tokens > _WARM_UP * frame.groupby("run").tokens.transform("max")
+    columns = ["run", "params", "tokens", "flops", "loss"]
+    return frame.loc[late, columns], f"The loss is {name}, at all checkpoints of the runs."
+
+
+def usable(
+    points: pd.DataFrame, positive: Sequence[str], finite: Sequence[str] = ()
+) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """The rows whose columns are `positive` or just `finite` numbers, and notes on the others.
+
+    Repeated measurements of one run at one point are averaged, not counted twice.
+
+    Returns:
+      The named columns and `run` ("" where there is none).
+    """
+    wanted = [*positive, *finite]
+    missing = [column for column in wanted if column not in points]
+    if missing:
+        return pd.DataFrame(columns=[*wanted, "run"]), (f"no column {', '.join(missing)}",)
+    numbers = points[wanted].apply(pd.to_numeric, errors="coerce").astype("float64")
+    good = np.isfinite(numbers).all(axis=1) & (numbers[list(positive)] > 0).all(axis=1)
+    run = points["run"].astype(str) if "run" in points else pd.Series("", index=points.index)
+    keys = ["run", *[column for column in positive if column in ("params", "tokens", "flops")]]
+    frame = numbers.assign(run=run)[good]
+    if len(keys) > 1 and "run" in points:
+        frame = frame.groupby(keys, sort=False, as_index=False).mean()
+    notes = []
+    if not good.all():
+        notes.append(f"{int((~good).sum())} of {len(good)} points lack a valid number")
+    if len(frame) < good.sum():
+        notes.append(f"{int(good.sum()) - len(frame)} repeated points were averaged")
+    return frame.reset_index(drop=True), tuple(notes)
+
+
+def resamples(groups: Sequence[object] | Array, draws: int, seed: int) -> Iterator[Array]:
+    """Row numbers of bootstrap samples, in which rows of one group are drawn together."""
+    _, member = np.unique(np.asarray(groups), return_inverse=True)
+    count = int(member.max()) + 1
+    rng = np.random.default_rng(seed)
+    for times in rng.multinomial(count, np.full(count, 1 / count), size=draws):
+        yield np.repeat(np.arange(len(member)), times[member])
+
+
+def groups_of(frame: pd.DataFrame) -> Array:
+    """What a bootstrap draws together: the points of a run where runs are told apart."""
+    named = bool((frame.run != "").all())
+    return frame.run.to_numpy() if named else np.arange(len(frame))
+
+
+def fit(
+    model: Callable[[Array], Array],
+    jacobian: Callable[[Array], Array],
+    target: Array,
+    starts: Array,
+    samples: Iterator[Array],
+    *,
+    bounds: tuple[Sequence[float], Sequence[float]],
+    delta: float = math.inf,
+) -> Array:
+    """The parameters with the least sum of Huber losses of `model - target`.
+
+    Args:
+      model: Parameters [P] -> predictions [n].
+      jacobian: Parameters [P] -> their derivatives [n, P].
+      target: [n].
+      starts: [S, P], within the bounds; those nearest to the data are tried.
+      samples: Row numbers of bootstrap samples; see `resamples`.
+      bounds: Lower and upper bounds of the parameters.
+      delta: Residual from which the loss is linear; infinite for least squares.
+
+    Returns:
+      [1 + samples, P]: the best fit, then those to the samples, which start from it.
+    """
+
+    def solve(start: Array, rows: Array, **loss: object) -> Array:
+        result = optimize.least_squares(
+            lambda p: model(p)[rows] - target[rows], start, lambda p: jacobian(p)[rows],
+            bounds=bounds, x_scale="jac", **loss,
+        )  # fmt: skip
+        return np.asarray(result.x)
+
+    def error(p: Array) -> float:
+        return float(special.huber(delta, model(p) - target).sum())
+
+    huber = {"loss": "huber", "f_scale": delta} if delta < math.inf else {}
+    everything = np.arange(len(target))
+    order = np.argsort([np.abs(model(start) - target).sum() for start in starts], kind="stable")
+    # From far off, the Huber loss of a small delta stalls: least squares leads to its valley.
+    nearest = min((solve(starts[i], everything) for i in order[:_POLISHED]), key=error)
+    best = solve(nearest, everything, **huber)
+    return np.array([best, *(solve(best, rows, **huber) for rows in samples)])

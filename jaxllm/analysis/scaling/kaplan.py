@@ -1,0 +1,140 @@
+"""Kaplan's power laws of the loss in one quantity: L(N), L(D) and L(C).
+
+Kaplan et al., "Scaling Laws for Neural Language Models" (arXiv 2001.08361), equations 1.1 to 1.3:
+L(X) = (X_c / X)^alpha, a straight line of log L over log X, whose slope has an exact t interval.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from jaxllm.analysis.curves import Array
+from jaxllm.analysis.finding import Finding, refusal
+from jaxllm.analysis.registry import SIZES, Study, analysis
+from jaxllm.analysis.scaling.fit import LEVEL, UNKNOWN, IntervalEstimate, loss_points, usable
+from jaxllm.analysis.stats import least_squares, line_fit
+
+_MIN_POINTS = 4
+_MIN_RANGE = 4.0
+_SAME_TOKENS = 2.0
+_NAMES = {"params": "parameters", "tokens": "tokens", "flops": "FLOPs"}
+_TITLES = {"params": "parameters", "tokens": "training tokens", "flops": "training FLOPs"}
+
+
+@dataclasses.dataclass(frozen=True)
+class PowerLaw(Finding):
+    """L(X) = (X_c / X)^alpha; the table has X, `loss`, `fitted` and the log `residual`.
+
+    Attributes:
+      alpha: The exponent.
+      constant: X_c, where the line would reach a loss of 1.
+      curvature_p: p-value of a curved log-log line; small where the loss follows no power law.
+    """
+
+    alpha: IntervalEstimate = UNKNOWN
+    constant: float = math.nan
+    curvature_p: float = math.nan
+
+    def at(self, x: float) -> float:
+        """The loss at X = `x`; NaN where the law was refused."""
+        return (self.constant / x) ** self.alpha.value
+
+
+@analysis(
+    SIZES,
+    "Laws of the loss",
+    needs=Study.several_sizes,
+    place=30,
+    caption="Over parameters: each size at the most tokens it saw. Over tokens: checkpoints of one "
+    "size, at which the learning rate had not fallen yet; runs that end there lie lower. Over "
+    "FLOPs: the runs that no cheaper one beats.",
+)
+def loss_laws(study: Study) -> list[Finding]:
+    """L(N), L(D) and L(C) of a study, a finding each."""
+    points, note = loss_points(study)
+    return [
+        dataclasses.replace(law, title=f"Loss and {_TITLES[name]}", notes=(note, *law.notes))
+        for name, law in kaplan(points).items()
+    ]
+
+
+def kaplan(points: pd.DataFrame) -> dict[str, PowerLaw]:
+    """L(N), L(D) and L(C), by variable.
+
+    L(N) takes each size at the most tokens it saw, L(D) the largest size that saw enough token
+    counts, L(C) the runs that no cheaper one beats. A law of N needs sizes that saw about the same
+    number of tokens, for otherwise it is a law of both.
+
+    Args:
+      points: A row per run or checkpoint: `params, tokens, flops, loss`.
+    """
+    frame, notes = usable(points, ("params", "tokens", "flops", "loss"))
+    if frame.empty:
+        return {name: refusal("there are no points", (), notes, PowerLaw) for name in _NAMES}
+    longest = frame.sort_values("tokens").groupby("params", as_index=False).last()
+    equal = longest[longest.tokens * _SAME_TOKENS >= longest.tokens.max()]
+    counts = frame.groupby("params").tokens.nunique()
+    enough = counts[counts >= _MIN_POINTS]
+    largest = frame[frame.params == (enough.index.max() if len(enough) else frame.params.max())]
+    by_cost = frame.sort_values(["flops", "loss"])
+    frontier = by_cost[by_cost.loss < by_cost.loss.cummin().shift(fill_value=math.inf)]
+    of_size = notes
+    if len(equal) < len(longest):
+        of_size += (f"{len(longest) - len(equal)} sizes saw less than half the tokens of others",)
+    return {
+        "params": power_law(equal, "params", of_size),
+        "tokens": power_law(largest.groupby("tokens", as_index=False).min(), "tokens", notes),
+        "flops": power_law(frontier, "flops", notes),
+    }
+
+
+def power_law(points: pd.DataFrame, variable: str, notes: tuple[str, ...] = ()) -> PowerLaw:
+    """The power law of `loss` in the column `variable` of `points`."""
+    frame, more = usable(points.drop(columns="run", errors="ignore"), (variable, "loss"))
+    notes += more
+    distinct = frame[variable].nunique()
+    if distinct < _MIN_POINTS:
+        reason = f"{distinct} different values of X are too few, {_MIN_POINTS} are needed"
+        return refusal(reason, (), notes, PowerLaw)
+    x, y = np.log(frame[variable].to_numpy()), np.log(frame.loss.to_numpy())
+    span = math.exp(min(700.0, np.ptp(x)))
+    line = line_fit(x, y)
+    if span < _MIN_RANGE or line is None:
+        reason = f"X spans a factor of {span:.2g} only, {_MIN_RANGE:.0f} are needed"
+        return refusal(reason, (), notes, PowerLaw)
+    half = line.half_interval(LEVEL)
+    alpha = IntervalEstimate(-line.slope, -line.slope - half, -line.slope + half)
+    if not alpha.low > 0:
+        reason = f"the loss does not fall significantly: the exponent is {alpha}"
+        return refusal(reason, (), notes, PowerLaw)
+    fitted = line.at(x)
+    curvature_p = _curvature(x, y)
+    name = _NAMES[variable]
+    sentence = (
+        f"The loss falls as a power of {name} with exponent {alpha}: twice the {name} "
+        f"take {1 - 2**-alpha.value:.1%} off it ({len(x)} points)"
+    )
+    if curvature_p < 1 - LEVEL:
+        sentence += f", but the line is curved (p = {curvature_p:.2g})"
+    table = frame[[variable, "loss"]].assign(fitted=np.exp(fitted), residual=y - fitted)
+    return PowerLaw(
+        f"{sentence}.", table, notes=notes, alpha=alpha, curvature_p=curvature_p,
+        constant=math.exp(float(line.at(0.0)) / alpha.value),
+    )  # fmt: skip
+
+
+def _curvature(x: Array, y: Array) -> float:
+    """p-value of the quadratic term (t test)."""
+    if len(x) < 5:
+        return math.nan
+    u = (x - x.mean()) / x.std()
+    design = np.stack([np.ones_like(u), u, u**2], axis=1)
+    coefficients, squares = least_squares(design, y)
+    noise = squares / (len(x) - 3)
+    stderr = math.sqrt(noise * np.linalg.inv(design.T @ design)[2, 2])
+    return float(2 * stats.t.sf(abs(coefficients[2]) / stderr, len(x) - 3))

@@ -1,0 +1,181 @@
+"""A task's accuracy for a model not yet trained, in two steps up a ladder of small ones.
+
+Bhagia et al., "Establishing Task Scaling Laws via Compute-Efficient Model Ladders" (arXiv
+2412.04403): the finished runs of the ladder give a soft metric (bits per byte of the correct
+answer, or the loss) as E + A / N^alpha + B / D^beta; all their checkpoints give the accuracy as a
+sigmoid of the soft metric, which moves long before the accuracy does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy import special
+
+from jaxllm.analysis.curves import Array
+from jaxllm.analysis.finding import Finding, refusal
+from jaxllm.analysis.registry import SIZES, Study, analysis
+from jaxllm.analysis.scaling.chinchilla import ComputeOptimal, parametric
+from jaxllm.analysis.scaling.fit import (
+    DRAWS,
+    UNKNOWN,
+    IntervalEstimate,
+    fit,
+    groups_of,
+    resamples,
+    usable,
+)
+
+_MIN_POINTS = 8
+_MOST_TASKS = 4
+_SOFT_METRICS = ("bits_per_byte", "perplexity", "brier", "nll")
+
+
+class Prediction(NamedTuple):
+    """What the ladder expects of a new run; the intervals are for the run, not for its mean."""
+
+    soft: IntervalEstimate
+    accuracy: IntervalEstimate
+
+
+@dataclasses.dataclass(frozen=True)
+class Ladder(Finding):
+    """Parameters and tokens -> soft metric -> accuracy.
+
+    The table has the checkpoints of step 2: `soft`, `accuracy`, `fitted`, `residual`.
+
+    Attributes:
+      first: Step 1, the parametric law of the soft metric (its "loss").
+      parameters: Step 2: `bottom`, `top`, `steepness`, `middle` of
+        accuracy = bottom + (top - bottom) / (1 + exp(steepness (soft - middle))).
+      draws: [B, 4] bootstrap draws of these, the fit itself first.
+      seed: Of the draws.
+    """
+
+    first: ComputeOptimal = dataclasses.field(default_factory=lambda: ComputeOptimal(""))
+    parameters: dict[str, IntervalEstimate] = dataclasses.field(default_factory=dict)
+    draws: Array = dataclasses.field(default_factory=lambda: np.empty((0, 4)), repr=False)
+    seed: int = 0
+
+    def at(self, params: float, tokens: float) -> Prediction:
+        """Soft metric and accuracy of a run of `params` on `tokens`; NaN where refused."""
+        if self.refused:
+            return Prediction(UNKNOWN, UNKNOWN)
+        rng = np.random.default_rng(self.seed)
+        soft = self.first.losses(params, tokens)
+        # A new run scatters about both steps as those of the ladder do.
+        noise = rng.choice(self.first.table.residual.to_numpy(), len(soft))
+        soft = soft * np.exp(np.concatenate([[0.0], noise[1:]]))
+        accuracy = _sigmoid(self.draws.T, soft)
+        accuracy[1:] += rng.choice(self.table.residual.to_numpy(), len(accuracy) - 1)
+        return Prediction(IntervalEstimate.of(soft), IntervalEstimate.of(accuracy))
+
+
+@analysis(
+    SIZES,
+    "Task ladders",
+    needs=Study.several_sizes,
+    place=50,
+    caption="Assumes that the soft metric follows a power law of parameters and tokens, and "
+    "accuracy one sigmoid of it at every size; beyond the largest size neither is tested.",
+)
+def task_ladders(study: Study) -> list[Finding]:
+    """The ladders of the first tasks that have a soft metric beside their accuracy."""
+    records = study.records[np.isfinite(study.records.value)]
+    findings: list[Finding] = []
+    for task, rows in records.groupby("task", sort=False):
+        metrics = set(rows.metric)
+        soft = next((metric for metric in _SOFT_METRICS if metric in metrics), None)
+        if soft is None or "accuracy" not in metrics or len(findings) == _MOST_TASKS:
+            continue
+        wide = rows.pivot_table("value", ["run", "params", "tokens"], "metric", aggfunc="last")
+        values = np.log(wide[soft]) if soft == "perplexity" else wide[soft]
+        points = wide.reset_index().assign(soft=values.to_numpy())
+        result = ladder(points, chance=float(rows.chance[rows.metric == "accuracy"].iloc[-1]))
+        findings.append(dataclasses.replace(result, title=f"Task ladder: {task}"))
+    reason = "no task has bits per byte, perplexity or Brier score beside its accuracy"
+    return findings or [refusal(reason)]
+
+
+def ladder(
+    runs: pd.DataFrame, *, chance: float = math.nan, draws: int = DRAWS, seed: int = 0
+) -> Ladder:
+    """Fits both steps and bootstraps the runs through them.
+
+    Args:
+      runs: A row per checkpoint: `run, params, tokens, soft, accuracy`; the soft metric falls as
+        the model gets better. The last checkpoint of each run counts as finished.
+      chance: The bottom of the sigmoid; NaN to fit it.
+      draws: Bootstrap draws.
+      seed: Of the bootstrap.
+    """
+    frame, notes = usable(runs, ("params", "tokens", "soft"))
+    both, _ = usable(runs, ("params", "tokens", "soft"), ("accuracy",))
+    single = (frame.run == "").all()
+    last = frame if single else frame.sort_values("tokens").groupby("run", as_index=False).last()
+    first = parametric(last.rename(columns={"soft": "loss"}), draws=draws, seed=seed)
+
+    def refuse(reason: str) -> Ladder:
+        return refusal(reason, (), notes, Ladder)
+
+    if first.refused:
+        return refuse(f"step 1 cannot be fitted, as {first.refused}")
+    if len(both) < _MIN_POINTS:
+        return refuse(f"{len(both)} points with both metrics, {_MIN_POINTS} are needed")
+    x, y = both.soft.to_numpy(), both.accuracy.to_numpy()
+    if np.ptp(x) == 0 or np.ptp(y) == 0:
+        return refuse("one of the metrics is the same at all points")
+    known = int(math.isfinite(chance))
+    floor, ceiling, width = chance if known else 0.0, max(1.0, y.max() + 1e-3), x.std()
+    low = [floor, y.max(), 0.05 / width, x.min() - 6 * width]
+    high = [y.max(), ceiling, 20 / width, x.max()]
+    starts = itertools.product(
+        [floor] if known else [floor, y.min()], [y.max(), (y.max() + ceiling) / 2, ceiling],
+        np.array([0.5, 1.0, 2.0, 4.0]) / width, x.mean() + width * np.array([-3, -1, 0, 1]),
+    )  # fmt: skip
+
+    def full(free: Array) -> Array:
+        return np.concatenate([[chance], free]) if known else free
+
+    def jacobian(free: Array) -> Array:
+        bottom, top, steepness, middle = full(free)
+        share = special.expit(-steepness * (x - middle))
+        slope = (top - bottom) * share * (1 - share)
+        slopes = [1 - share, share, -slope * (x - middle), slope * steepness]
+        return np.stack(slopes[known:], axis=1)
+
+    free = fit(
+        lambda free: _sigmoid(full(free), x), jacobian, y,
+        np.clip(list(starts), low, high)[:, known:],
+        resamples(groups_of(both), draws, seed), bounds=(low[known:], high[known:]),
+    )  # fmt: skip
+    sigmoids = np.apply_along_axis(full, 1, free)
+    ends = _sigmoid(sigmoids.T[..., None], np.array([x.min(), x.max()]))
+    rise = ends[:, 0] - ends[:, 1]
+    residual = y - _sigmoid(sigmoids[0], x)
+    if rise[0] < 2 * residual.std() or np.quantile(rise[1:], 0.025) <= 0.2 * rise[0]:
+        return refuse("the accuracy does not rise with the soft metric beyond its noise")
+    names = ("bottom", "top", "steepness", "middle")
+    result = Ladder(
+        "", both.assign(fitted=y - residual, residual=residual), notes=notes, first=first,
+        parameters={n: IntervalEstimate.of(v) for n, v in zip(names, sigmoids.T, strict=True)},
+        draws=sigmoids, seed=seed,
+    )  # fmt: skip
+    largest = last.sort_values("params").iloc[-1]
+    params, tokens = 2 * largest.params, 2 * largest.tokens
+    sentence = (
+        f"From {len(last)} runs and {len(both)} checkpoints, a model of {params:.2g} parameters on "
+        f"{tokens:.2g} tokens is expected at an accuracy of {result.at(params, tokens).accuracy}."
+    )
+    return dataclasses.replace(result, sentence=sentence)
+
+
+def _sigmoid(parameters: Array, soft: Array) -> Array:
+    """Accuracies at `soft`; the four parameters are the first axis."""
+    bottom, top, steepness, middle = parameters
+    return np.asarray(bottom + (top - bottom) * special.expit(-steepness * (soft - middle)))

@@ -1,0 +1,196 @@
+"""Which law of the token count extrapolates a task: power law, log-linear or sigmoid.
+
+The laws are fitted to the early checkpoints of a run and compared on its late ones, never by
+their fit to what they have seen: with more parameters that always looks better. All are linear in
+two parameters once their shape is chosen, so that a grid of shapes with a closed form in each
+cell finds the optimum (variable projection, Golub and Pereyra 1973), and the cells that fit about
+as well are the interval of the shape.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pandas as pd
+from scipy import special, stats
+
+from jaxllm.analysis.curves import Array, is_share
+from jaxllm.analysis.finding import Finding, refusal
+from jaxllm.analysis.registry import AHEAD, Study, analysis
+from jaxllm.analysis.scaling.fit import DRAWS, LEVEL, IntervalEstimate
+
+LAWS = ("power law", "log-linear", "sigmoid")
+LAST_VALUE = "last value"
+_MIN_EARLY, _MIN_LATE = 6, 2
+_MIN_TASKS = 5
+_POWERS = np.geomspace(0.05, 3.0, 60)
+_STEEPNESS = np.geomspace(0.3, 6.0, 12)
+_MIDDLES = np.linspace(-7.0, 3.0, 31)  # in ln(tokens / last early tokens)
+_OUTSIDE = 0.02
+"""So far beyond 0 and 1 a share may level off."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LearningCurveFits(Finding):
+    """The laws of every task of every run, and how well they extrapolated.
+
+    The table has a row per run, task and law: value(D) = level + gain * f(D; shape), with D in
+    units of the last early checkpoint (`unit`). f is -D^-shape for the power law, ln D for the
+    log-linear law, 1 / (1 + (D / shape)^-k) for the sigmoid with steepness k = `steepness`. `low`
+    and `high` are the interval of the shape, NaN where the data do not bound it; `early_error` and
+    `late_error` the mean absolute errors on fitted and on held-out checkpoints.
+
+    Attributes:
+      summary: A row per law: mean `late_error`, `difference` to the last value with its interval
+        (bootstrap over tasks), share of curves where it is `best`.
+      count: Curves compared.
+    """
+
+    summary: pd.DataFrame = dataclasses.field(default_factory=pd.DataFrame)
+    count: int = 0
+
+
+@analysis(
+    AHEAD,
+    "Learning-curve fits",
+    place=40,
+    caption="Fitted to the early checkpoints of a run and scored on its late ones; left is better.",
+)
+def learning_curve_fits(
+    study: Study, *, holdout: float = 0.3, skip: float = 0.01, draws: int = DRAWS, seed: int = 0
+) -> LearningCurveFits:
+    """Fits each law to the first part of every curve and scores it on the rest.
+
+    Args:
+      study: Its main curves are read.
+      holdout: The last part of the tokens that is held out.
+      skip: The first part that is left out: warm-up, and checkpoints dense in log tokens at which
+        nothing can be done yet, follow no law of the rest.
+      draws: Bootstrap draws of tasks.
+      seed: Of the bootstrap.
+    """
+    rows, short = [], 0
+    for curve in study.curves:
+        kept = curve.tokens > skip * curve.tokens.max()
+        tokens, values = curve.tokens[kept], curve.values[kept]
+        early = tokens <= (1 - holdout) * tokens.max(initial=0.0)
+        if early.sum() < _MIN_EARLY or (~early).sum() < _MIN_LATE:
+            short += 1
+            continue
+        ends = (0.0, 1.0) if is_share(curve.metric) else (-math.inf, math.inf)
+        fits = _fits(tokens, values, early, ends)
+        rows += [{"run": curve.run, "task": curve.task, **row} for row in fits]
+    few = f"fewer than {_MIN_EARLY} early or {_MIN_LATE} late checkpoints"
+    notes = (f"{short} curves have {few}",) if short else ()
+    if not rows:
+        return refusal(f"all curves have {few}", (), notes, LearningCurveFits)
+    table = pd.DataFrame(rows)
+    errors = table.pivot(index=["run", "task"], columns="law", values="late_error")
+    summary = _summary(errors, draws, seed)
+    best = summary[summary.law != LAST_VALUE].sort_values("late_error").iloc[0]
+    verdict = "is not told apart from"
+    if best.high < 0 or best.low > 0:
+        verdict = "beats" if best.high < 0 else "does worse than"
+    sentence = (
+        f"On held-out late checkpoints of {len(errors)} curves, the best law, the {best.law} "
+        f"(mean absolute error {best.late_error:.3f}), {verdict} staying at the last value "
+        f"({errors[LAST_VALUE].mean():.3f}; difference {best.difference:+.4f}, {LEVEL:.0%} "
+        f"interval {best.low:+.4f} to {best.high:+.4f})."
+    )
+    return LearningCurveFits(sentence, table, notes=notes, summary=summary, count=len(errors))
+
+
+def predict(row: pd.Series, tokens: Array) -> Array:
+    """The value of a law (a row of the table of `LearningCurveFits`) at `tokens`."""
+    d = np.asarray(tokens, "float64") / row.unit
+    if row.law == "power law":
+        shape = -(d ** -row["shape"])
+    elif row.law == "log-linear":
+        shape = np.log(d)
+    elif row.law == "sigmoid":
+        shape = special.expit(row.steepness * np.log(d / row["shape"]))
+    else:
+        shape = np.zeros_like(d)
+    return np.asarray(row.level + row.gain * shape)
+
+
+def _fits(
+    tokens: Array, values: Array, early: Array, ends: tuple[float, float]
+) -> list[dict[str, object]]:
+    """One row per law, the last value among them, for one curve with values between `ends`."""
+    unit = tokens[early][-1]
+    x, y = np.log(tokens[early] / unit), values[early]
+    steepness, middle = (grid.ravel() for grid in np.meshgrid(_STEEPNESS, _MIDDLES, indexing="ij"))
+    sigmoids = special.expit(steepness[:, None] * (x - middle[:, None]))
+    candidates = {  # basis functions [shapes, points], shapes, steepness
+        "power law": (-np.exp(-np.outer(_POWERS, x)), _POWERS, None),
+        "log-linear": (x[None], np.array([math.nan]), None),
+        "sigmoid": (sigmoids, np.exp(middle), steepness),
+    }
+    nan = math.nan
+    found = [{"law": LAST_VALUE, "level": y[-1], "gain": 0.0, "shape": nan, "steepness": nan,
+              "low": nan, "high": nan}]  # fmt: skip
+    for law, (basis, shape, steep) in candidates.items():
+        level, gain, squares = _project(basis, y)
+        if law != "log-linear":
+            # Where the law levels off (in the end; for the sigmoid also before) is a value, too.
+            limits = np.stack([level, level + gain * (law == "sigmoid")])
+            allowed = (limits >= ends[0] - _OUTSIDE) & (limits <= ends[1] + _OUTSIDE)
+            allowed = allowed.all(axis=0)
+            squares = np.where(allowed | ~allowed.any(), squares, math.inf)
+        at = int(squares.argmin())
+        low, high = _interval(squares, shape, len(y), 3 if steep is None else 4)
+        found.append(
+            {"law": law, "level": level[at], "gain": gain[at], "shape": shape[at],
+             "steepness": nan if steep is None else steep[at], "low": low, "high": high}
+        )  # fmt: skip
+    rows = []
+    for row in found:
+        errors = np.abs(predict(pd.Series({**row, "unit": unit}), tokens) - values)
+        rows.append(
+            {**row, "unit": unit, "early_error": errors[early].mean(),
+             "late_error": errors[~early].mean(), "n_early": int(early.sum()),
+             "n_late": int((~early).sum())}
+        )  # fmt: skip
+    return rows
+
+
+def _project(basis: Array, y: Array) -> tuple[Array, Array, Array]:
+    """Least squares y = level + gain * basis for each row [S, n]: level, gain, squares [S]."""
+    centred = basis - basis.mean(axis=1, keepdims=True)
+    spread = (centred**2).sum(axis=1)
+    gain = np.where(spread > 1e-12, centred @ (y - y.mean()) / np.maximum(spread, 1e-12), 0.0)
+    level = y.mean() - gain * basis.mean(axis=1)
+    squares = ((y - level[:, None] - gain[:, None] * basis) ** 2).sum(axis=1)
+    return level, gain, squares
+
+
+def _interval(squares: Array, shape: Array, n: int, count: int) -> tuple[float, float]:
+    """Profile interval of the shape (F test); an end at the border of the grid is NaN."""
+    if n <= count or len(shape) < 2:
+        return math.nan, math.nan
+    limit = squares.min() * (1 + stats.f.ppf(LEVEL, 1, n - count) / (n - count))
+    inside = shape[squares <= limit + 1e-15]
+    low, high = float(inside.min()), float(inside.max())
+    return low if low > shape.min() else math.nan, high if high < shape.max() else math.nan
+
+
+def _summary(errors: pd.DataFrame, draws: int, seed: int) -> pd.DataFrame:
+    """Mean late errors per law, against the last value; tasks are resampled, not curves."""
+    gains = errors.sub(errors[LAST_VALUE], axis=0).groupby("task")
+    sums, counts = gains.sum(), gains.size().to_numpy()
+    drawn = np.random.default_rng(seed).integers(len(sums), size=(draws, len(sums)))
+    best = errors.idxmin(axis=1)
+    rows = []
+    for law in (LAST_VALUE, *LAWS):
+        means = sums[law].to_numpy()[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+        enough = len(sums) >= _MIN_TASKS and law != LAST_VALUE
+        difference = (errors[law] - errors[LAST_VALUE]).mean()
+        estimate = IntervalEstimate.of(np.array([difference, *(means if enough else ())]))
+        rows.append(
+            {"law": law, "late_error": float(errors[law].mean()), "difference": estimate.value,
+             "low": estimate.low, "high": estimate.high, "best": float((best == law).mean())}
+        )  # fmt: skip
+    return pd.DataFrame(rows)
