@@ -29,9 +29,10 @@ from jaxllm.analysis import (
     emergence,
     forecast,
     health,
-    scaling_tokens,
 )
 from jaxllm.analysis.capabilities import is_share
+from jaxllm.analysis.registry import Study as Runs
+from jaxllm.analysis.scaling import tokens
 from jaxllm.errors import one_line
 from jaxllm.report import charts_findings as charts
 from jaxllm.report import numbers
@@ -116,7 +117,7 @@ def _studies(tables: Tables, backtested: bool) -> Iterator[Study]:
         yield AHEAD, "Forecast", _forecasts
     if backtested:
         yield AHEAD, "Backtest of the forecasts", _backtest
-    yield AHEAD, "Laws of the token count", _token_laws
+    yield AHEAD, "Learning-curve fits", _token_laws
     yield EARLY, "Telling tasks", _informative
     yield EARLY, "Share of the final gain", _milestones
     yield EARLY, "Bends", _bends
@@ -254,14 +255,14 @@ def _backtest(tables: Tables) -> Answer:
 
 
 def _token_laws(tables: Tables) -> Answer:
-    found = scaling_tokens.token_laws(tables.points)
+    found = tokens.learning_curve_fits(Runs(tables.records))
 
     def chart(_: pd.DataFrame) -> Chart:
         rows = found.summary.sort_values("late_error")
         title = "mean absolute error on held-out late checkpoints"
         return charts.dots(rows, "law", "late_error", title, number=".3~g")
 
-    return answer(AHEAD, "Laws of the token count", found, chart)
+    return answer(AHEAD, "Learning-curve fits", found, chart)
 
 
 def _emergence(tables: Tables) -> Answer:

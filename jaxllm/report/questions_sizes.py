@@ -12,11 +12,8 @@ import pandas as pd
 from jaxllm.analysis import (
     dynamics_sizes,
     emergence,
-    scaling_ladder,
-    scaling_loss,
-    scaling_observational,
-    scaling_optimum,
 )
+from jaxllm.analysis.scaling import chinchilla, components, kaplan, ladder
 from jaxllm.report import charts_findings as charts
 from jaxllm.report.charts import Chart
 from jaxllm.report.questions import NOW, SIZES, Answer, Study, answer, shares_of
@@ -37,13 +34,13 @@ def studies(tables: Tables) -> Iterator[Study]:
     for variable in _TITLES:
         yield SIZES, f"Loss and {_TITLES[variable]}", _power_law(losses, variable)
     for title, approach in (
-        ("Compute-optimal: envelope", scaling_optimum.envelope),
-        ("Compute-optimal: isoFLOP", scaling_optimum.isoflop),
-        ("Compute-optimal: parametric loss", scaling_optimum.parametric),
+        ("Compute-optimal: envelope", chinchilla.envelope),
+        ("Compute-optimal: isoFLOP", chinchilla.isoflop),
+        ("Compute-optimal: parametric loss", chinchilla.parametric),
     ):
         yield SIZES, title, _optimum(losses, title, approach)
     yield SIZES, "Task ladders", _ladders
-    yield SIZES, "Common capabilities", _observational
+    yield SIZES, "Principal components", _observational
     yield NOW, "Sudden or gradual over sizes", _over_sizes
 
 
@@ -85,21 +82,21 @@ def _power_law(points: LossPoints, variable: str) -> Callable[[Tables], Answer]:
         def chart(table: pd.DataFrame) -> Chart:
             return charts.law(table, variable, "loss", "fitted", (_TITLES[variable], "loss"))
 
-        found = scaling_loss.kaplan(losses)[variable]
+        found = kaplan.kaplan(losses)[variable]
         return _noted(answer(SIZES, f"Loss and {_TITLES[variable]}", found, chart), told)
 
     return study
 
 
 def _optimum(
-    points: LossPoints, title: str, approach: Callable[..., scaling_optimum.ComputeOptimal]
+    points: LossPoints, title: str, approach: Callable[..., chinchilla.ComputeOptimal]
 ) -> Callable[[Tables], Answer]:
     def study(_: Tables) -> Answer:
         losses, told = points()
         found = approach(losses)
 
         def chart(table: pd.DataFrame) -> Chart:
-            if approach is scaling_optimum.parametric:
+            if approach is chinchilla.parametric:
                 return charts.law(table, "fitted", "loss", "fitted", ("fitted loss", "loss"))
             fitted = [found.at(flops).params.value for flops in table.flops]
             titles = (_TITLES["flops"], "optimal parameters")
@@ -139,7 +136,7 @@ def _ladders(tables: Tables) -> list[Answer]:
         if soft == "perplexity":
             wide = wide.assign(soft=np.log(wide.soft))
         chance = float(rows.chance[rows.metric == "accuracy"].iloc[-1])
-        found = scaling_ladder.ladder(wide, chance=chance)
+        found = ladder.ladder(wide, chance=chance)
         made.append(answer(SIZES, f"Task ladder: {task}", found, _ladder_chart))
     told = "No task has bits per byte, perplexity or Brier score beside its accuracy."
     return made[:4] or [Answer(SIZES, "Task ladders", told, refused=True)]
@@ -156,14 +153,14 @@ def _observational(tables: Tables) -> Answer:
     wide = last.pivot_table("value", "run", "task")
     flops = last.groupby("run").flops.max()
     family = last.groupby("run").family.last()
-    found = scaling_observational.capabilities(wide, flops=flops, family=family)
+    found = components.components(wide, flops=flops, family=family)
 
     def chart(_: pd.DataFrame) -> Chart:
         rows = found.loadings[["PC1"]].reset_index(names="task").sort_values("PC1")[::-1]
         title = "weight in the first component"
         return charts.dots(rows, "task", "PC1", title, reference=0.0)
 
-    return answer(SIZES, "Common capabilities", found, chart)
+    return answer(SIZES, "Principal components", found, chart)
 
 
 def _over_sizes(tables: Tables) -> Answer:

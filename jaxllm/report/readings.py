@@ -25,7 +25,7 @@ _READINGS = {
         "Of a tested run only its first part is known, and no run of its size; the others are "
         "known to their end."
     ),
-    "Laws of the token count": (
+    "Learning-curve fits": (
         "Fitted to the early checkpoints of a run and scored on its late ones; left is better."
     ),
     "Telling tasks": (
@@ -76,7 +76,7 @@ _READINGS = {
         "Assumes that the soft metric follows a power law of parameters and tokens, and accuracy "
         "one sigmoid of it at every size; beyond the largest size neither is tested."
     ),
-    "Common capabilities": (
+    "Principal components": (
         "Weights of the tasks in the direction in which the models differ most; models of one "
         "family are no independent evidence."
     ),

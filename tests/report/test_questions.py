@@ -161,7 +161,7 @@ def test_a_loss_that_cannot_be_read_costs_the_laws_of_it_only(many, monkeypatch)
     monkeypatch.setattr("jaxllm.report.questions_sizes.loss_points", fail)
     found = {answer.title: answer for answer in questions.answers(many)}
     assert found["Loss and parameters"].sentence == "This analysis failed: KeyError: 'loss'."
-    assert not found["Common capabilities"].refused
+    assert not found["Principal components"].refused
 
 
 def test_a_chance_without_bounds_leaves_its_chart(tmp_path) -> None:
@@ -174,7 +174,7 @@ def test_a_chance_without_bounds_leaves_its_chart(tmp_path) -> None:
 
 def test_refusals_say_why(tmp_path) -> None:
     text = Page(build([simulate(tmp_path / "run", steps=(0, 10))]).read_text()).text
-    assert "No law of the token count could be tested: a series needs 6 early" in text
+    assert "No answer: all curves have fewer than 6 early" in text
     assert "no advice on stopping" in text
 
 

@@ -101,16 +101,16 @@ def usable(
     return frame.reset_index(drop=True), tuple(notes)
 
 
-def resamples(groups: Sequence[object] | Array, draws: int, seed: int) -> Iterator[Array]:
+def resamples(groups: np.ndarray, draws: int, seed: int) -> Iterator[np.ndarray]:
     """Row numbers of bootstrap samples, in which rows of one group are drawn together."""
-    _, member = np.unique(np.asarray(groups), return_inverse=True)
+    _, member = np.unique(groups, return_inverse=True)
     count = int(member.max()) + 1
     rng = np.random.default_rng(seed)
     for times in rng.multinomial(count, np.full(count, 1 / count), size=draws):
         yield np.repeat(np.arange(len(member)), times[member])
 
 
-def groups_of(frame: pd.DataFrame) -> Array:
+def groups_of(frame: pd.DataFrame) -> np.ndarray:
     """What a bootstrap draws together: the points of a run where runs are told apart."""
     named = bool((frame.run != "").all())
     return frame.run.to_numpy() if named else np.arange(len(frame))
@@ -121,7 +121,7 @@ def fit(
     jacobian: Callable[[Array], Array],
     target: Array,
     starts: Array,
-    samples: Iterator[Array],
+    samples: Iterator[np.ndarray],
     *,
     bounds: tuple[Sequence[float], Sequence[float]],
     delta: float = math.inf,
@@ -141,7 +141,7 @@ def fit(
       [1 + samples, P]: the best fit, then those to the samples, which start from it.
     """
 
-    def solve(start: Array, rows: Array, **loss: object) -> Array:
+    def solve(start: Array, rows: np.ndarray, **loss: object) -> Array:
         result = optimize.least_squares(
             lambda p: model(p)[rows] - target[rows], start, lambda p: jacobian(p)[rows],
             bounds=bounds, x_scale="jac", **loss,

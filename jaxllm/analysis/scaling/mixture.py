@@ -76,8 +76,9 @@ def mixture_regression(
     values = pd.to_numeric(losses.reindex(mixtures.index), errors="coerce").to_numpy("float64")
     good = np.isfinite(weights).all(axis=1) & (weights >= 0).all(axis=1)
     good &= (weights.sum(axis=1) > 0) & np.isfinite(values)
-    notes = (f"{int((~good).sum())} of {len(good)} runs lack a mixture or a loss",)
-    notes = () if good.all() else notes
+    notes: tuple[str, ...] = ()
+    if not good.all():
+        notes = (f"{int((~good).sum())} of {len(good)} runs lack a mixture or a loss",)
     rows, y = mixtures[good], values[good]
 
     def refuse(reason: str) -> MixtureRegression:

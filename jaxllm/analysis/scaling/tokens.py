@@ -13,6 +13,7 @@ import dataclasses
 import math
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from scipy import special, stats
 
@@ -117,7 +118,7 @@ def predict(row: pd.Series, tokens: Array) -> Array:
 
 
 def _fits(
-    tokens: Array, values: Array, early: Array, ends: tuple[float, float]
+    tokens: Array, values: Array, early: npt.NDArray[np.bool_], ends: tuple[float, float]
 ) -> list[dict[str, object]]:
     """One row per law, the last value among them, for one curve with values between `ends`."""
     unit = tokens[early][-1]
@@ -137,8 +138,8 @@ def _fits(
         if law != "log-linear":
             # Where the law levels off (in the end; for the sigmoid also before) is a value, too.
             limits = np.stack([level, level + gain * (law == "sigmoid")])
-            allowed = (limits >= ends[0] - _OUTSIDE) & (limits <= ends[1] + _OUTSIDE)
-            allowed = allowed.all(axis=0)
+            allowed = (limits >= ends[0] - _OUTSIDE).all(axis=0)
+            allowed &= (limits <= ends[1] + _OUTSIDE).all(axis=0)
             squares = np.where(allowed | ~allowed.any(), squares, math.inf)
         at = int(squares.argmin())
         low, high = _interval(squares, shape, len(y), 3 if steep is None else 4)
