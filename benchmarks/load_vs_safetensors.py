@@ -26,10 +26,9 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from jaxllm.interop.huggingface import load
-from jaxllm.interop.huggingface.checkpoint import expected
+from jaxllm.interop.huggingface.checkpoint import DTYPES, tensor_shapes
 from jaxllm.interop.huggingface.families import LLAMA
 from jaxllm.interop.huggingface.fields import to_config
-from jaxllm.interop.huggingface.run_export import DTYPES
 from jaxllm.models.config import ModelConfig
 from jaxllm.sharding.mesh import MeshConfig, make_mesh
 
@@ -43,7 +42,7 @@ def make(directory: Path, gigabytes: float, dtype: np.dtype) -> int:
     rest = LAYER.num_params - layer
     layers = max(1, round((gigabytes * 1e9 / dtype.itemsize - rest) / layer))
     model = ModelConfig(**{**vars(LAYER), "num_layers": layers})
-    shapes = expected(model, LLAMA.names, "")
+    shapes = tensor_shapes(model, LLAMA.names, "")
     names = list(shapes)
     random = np.random.default_rng(0)
     where = {}

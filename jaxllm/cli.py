@@ -75,6 +75,17 @@ def parse(flags: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> 
     return flags.parse_args(rewritten)
 
 
+def refuse_unread(args: argparse.Namespace, names: Sequence[str], mode: str) -> None:
+    """Refuses flags that are given and that a command does not read `mode`.
+
+    Raises:
+      UserError: names the flag.
+    """
+    for name in names:
+        if getattr(args, name) not in (None, False):
+            raise UserError(f"--{name} is not read {mode}: leave it out")
+
+
 def load_gin(args: argparse.Namespace, run: str | None = None) -> None:
     """Parses the config of the run directory `run`, then the command line's files and bindings.
 

@@ -11,19 +11,18 @@ that begins a document, and as in evaluation, spaces at its end are left out.
 
 from __future__ import annotations
 
+import argparse
 import json
+import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from jaxllm import cli
+from jaxllm import cli, runtime
 from jaxllm.errors import UserError
 from jaxllm.io import location
 
 if TYPE_CHECKING:
-    import seqio
-    from jax.sharding import Mesh
-
     from jaxllm.evaluation.inference import Generator
 
 HF = "hf:"
@@ -32,28 +31,23 @@ HF = "hf:"
 def main(argv: Sequence[str] | None = None) -> int:
     """Flags and prompts in, continuations out."""
     flags = cli.parser(__doc__ or "")
-    flags.add_argument(
-        "--model_dir", type=location, required=True, metavar="DIR", help="the run, or hf:DIR"
-    )
-    flags.add_argument("--step", type=int, metavar="STEP", help="the checkpoint (default: newest)")
-    asked = flags.add_mutually_exclusive_group(required=True)
-    asked.add_argument("--prompt", metavar="TEXT", help="one prompt")
-    asked.add_argument("--prompts_file", metavar="FILE", help="a prompt per line, or JSON lines")
-    flags.add_argument(
-        "--output", type=location, metavar="FILE", help="write JSON lines here, not the terminal"
-    )
-    flags.add_argument(
-        "--max_new_tokens", type=int, metavar="N",
-        help="default: 128, or half of a shorter context",
-    )  # fmt: skip
-    flags.add_argument("--batch_size", type=int, default=8, metavar="ROWS")
+    flags.add_argument("--model_dir", type=location, required=True, metavar="DIR",
+                       help="the run, or hf:DIR")  # fmt: skip
+    flags.add_argument("--step", type=int, metavar="N",
+                       help="the checkpoint of a run (default: newest)")  # fmt: skip
+    source = flags.add_mutually_exclusive_group(required=True)
+    source.add_argument("--prompt", metavar="TEXT", help="one prompt")
+    source.add_argument("--prompts_file", metavar="FILE", help="a prompt per line, or JSON lines")
+    flags.add_argument("--output", type=location, metavar="FILE",
+                       help="write JSON lines here, not the terminal")  # fmt: skip
+    flags.add_argument("--max_new_tokens", type=int, metavar="N",
+                       help="default: 128, or half of a shorter context")  # fmt: skip
+    flags.add_argument("--batch_size", type=int, default=8, metavar="PROMPTS")
     flags.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token")
     flags.add_argument("--top_k", type=int, default=0, metavar="K", help="0 leaves all tokens")
     flags.add_argument("--top_p", type=float, default=1.0, metavar="P")
-    flags.add_argument(
-        "--stop", action="append", default=[], metavar="TEXT",
-        help="ends before this text, as the end of a document does; repeatable",
-    )  # fmt: skip
+    flags.add_argument("--stop", action="append", default=[], metavar="TEXT",
+                       help="ends before this text; repeatable")  # fmt: skip
     flags.add_argument("--seed", type=int, default=0, help="same seed, same prompt, same text")
     args = cli.parse(flags, argv)
     if args.batch_size < 1 or (args.max_new_tokens is not None and args.max_new_tokens < 1):
@@ -63,12 +57,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     prompts = [args.prompt] if args.prompt is not None else read_prompts(args.prompts_file)
     generator = make_generator(args)
     if args.prompt is not None and not args.output:
-        for piece in generator.stream(args.prompt, args.stop):
-            print(piece, end="", flush=True)
+        for chunk in generator.stream(args.prompt, args.stop):
+            print(chunk, end="", flush=True)
         print()
         return 0
-    answers = generator.generate(prompts, args.batch_size, args.stop)
-    write(zip(prompts, answers, strict=True), args.output)
+    write(prompts, generator.generate(prompts, args.batch_size, args.stop), args.output)
     return 0
 
 
@@ -82,9 +75,10 @@ def read_prompts(name: str) -> list[str]:
 
     path = epath.Path(name)
     try:
-        lines = [line for line in path.read_text().split("\n") if line.strip()]
+        text = path.read_bytes().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--prompts_file={name}: {error}") from error
+    lines = [line.removesuffix("\r") for line in text.split("\n") if line.strip()]
     if path.suffix == ".jsonl":
         lines = [_prompt_of(line, f"{name}:{number}") for number, line in enumerate(lines, 1)]
     if not lines:
@@ -95,52 +89,54 @@ def read_prompts(name: str) -> list[str]:
 def _prompt_of(line: str, place: str) -> str:
     try:
         prompt = json.loads(line)["prompt"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{place}: no JSON object with a prompt") from error
     if not isinstance(prompt, str):
         raise UserError(f"{place}: the prompt is no text")
     return prompt
 
 
-def write(answers: Iterator[tuple[str, str]], output: str | None) -> None:
+def write(prompts: Sequence[str], texts: Sequence[str], output: str | None) -> None:
     """Prints prompts with their continuations, or writes them to `output` as JSON lines."""
     if output is None:
-        for prompt, text in answers:
-            print(f"{prompt}{text}\n{'-' * 20}")
+        for prompt, text in zip(prompts, texts, strict=True):
+            # a continuation begins after the last word: its spaces are its own
+            print(f"{prompt.rstrip(' ')}{text}\n{'-' * 20}")
         return
-    from etils import epath
+    from jaxllm.io import atomic_write
 
-    lines = [json.dumps({"prompt": p, "text": t}, ensure_ascii=False) for p, t in answers]
+    rows = [{"prompt": p, "text": t} for p, t in zip(prompts, texts, strict=True)]
     try:
-        epath.Path(output).write_text("\n".join(lines) + "\n")
+        atomic_write(output, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
     except OSError as error:
         raise UserError(f"--output={output}: {error}") from error
-    print(f"wrote {len(lines)} continuations to {output}", file=sys.stderr)
+    print(f"wrote {len(rows)} continuations to {output}", file=sys.stderr)
 
 
-def make_generator(args: Any) -> Generator:
+def make_generator(args: argparse.Namespace) -> Generator:
     """The model that the flags name, on the mesh, with its vocabulary."""
-    published = args.model_dir.startswith(HF)
-    cli.load_gin(args, None if published else args.model_dir)
+    hf = args.model_dir.startswith(HF)
+    if hf:
+        cli.refuse_unread(args, ("step",), "of hf:DIR, which is one checkpoint")
+    cli.load_gin(args, None if hf else args.model_dir)
 
     from jaxllm.models.sampling import Sampling
     from jaxllm.sharding.mesh import MeshConfig, make_mesh
 
     sampling = Sampling(args.temperature, args.top_k, args.top_p)  # mistakes before the model
+    runtime.import_seqio()
+    runtime.enable_compilation_cache()
+    mesh = make_mesh(MeshConfig())
+    model, params, vocabulary = (from_huggingface if hf else from_run)(args, mesh)
 
     from jaxllm.evaluation.inference import Generator
 
-    mesh = make_mesh(MeshConfig())
-    model, params, vocabulary = (from_huggingface if published else from_run)(args, mesh)
     count = args.max_new_tokens or min(128, model.max_length // 2)
     return Generator(model, params, vocabulary, mesh, count, sampling, args.seed)
 
 
-def from_run(args: Any, mesh: Mesh) -> tuple[Any, Any, seqio.Vocabulary]:
-    """The model, parameters and vocabulary of a run's checkpoint."""
-    import logging
-
-    from jaxllm.data import corpora
+def from_run(args: argparse.Namespace, mesh: Any) -> tuple[Any, Any, Any]:
+    """The model, parameters and vocabulary of a checkpoint of a run."""
     from jaxllm.data.config import DataConfig
     from jaxllm.data.tokenizer_files import with_saved_tokenizer
     from jaxllm.data.vocabularies import build_vocabulary
@@ -149,21 +145,16 @@ def from_run(args: Any, mesh: Mesh) -> tuple[Any, Any, seqio.Vocabulary]:
     from jaxllm.run.run import Run
 
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax's; errors come as errors
-    run = Run(args.model_dir)
-    entries = run.available()
+    run, model = Run(args.model_dir), ModelConfig()
+    entries = run.available() if args.step is None else run.select(str(args.step))
     if not entries:
         raise UserError(f"{args.model_dir} has no checkpoints")
-    if args.step is not None:
-        entries = run.select(str(args.step))
-    model = ModelConfig()
-    data = with_saved_tokenizer(DataConfig(), saved_tokenizer(args.model_dir))
-    if data.vocabulary.path is None:
-        corpora.resolve(data)
     params = run.restore_params(entries[-1].step, model, mesh)
+    data = with_saved_tokenizer(DataConfig(), saved_tokenizer(args.model_dir))
     return model, params, build_vocabulary(data)
 
 
-def from_huggingface(args: Any, mesh: Mesh) -> tuple[Any, Any, seqio.Vocabulary]:
+def from_huggingface(args: argparse.Namespace, mesh: Any) -> tuple[Any, Any, Any]:
     """The model, parameters and vocabulary of a Hugging Face directory."""
     from jaxllm.data.vocabularies import from_directory
     from jaxllm.interop import huggingface

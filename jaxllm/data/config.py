@@ -50,7 +50,8 @@ class DataConfig:
     """The corpora of a run and the batches that are made of them.
 
     Attributes:
-      mixture_or_task_name: a SeqIO mixture or task with a `text` feature. The names that exist
+      mixture_or_task_name: a SeqIO mixture or task with a `text` feature; empty for a model whose
+        corpora are not known. The names that exist
         without further modules: the domains of `jaxllm.evals.probes`, those under corpus_dir,
         those of `tfds`, and the mixtures `embedded`, `corpus_dir` and `tfds` of them.
       sequence_length: tokens of a row.
@@ -92,8 +93,6 @@ class DataConfig:
     max_bad_documents: float = 0.001
 
     def __post_init__(self) -> None:
-        if not self.mixture_or_task_name:
-            raise UserError("DataConfig.mixture_or_task_name is not set: name a corpus to read")
         if self.layout not in LAYOUTS:
             raise UserError(f"DataConfig.layout = {self.layout!r}: one of {LAYOUTS}")
         if self.sequence_length < 2 or self.batch_size < 1:

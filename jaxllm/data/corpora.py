@@ -114,9 +114,12 @@ def resolve(config: DataConfig) -> tuple[Domain, ...]:
     """Registers what `config` can name, and returns the domains that it does name, by name.
 
     Raises:
-      UserError: an unknown mixture, task or domain, with the nearest names.
+      UserError: no mixture or task is named, or an unknown one, or an unknown domain, with the
+        nearest names.
     """
     name = config.mixture_or_task_name
+    if not name:
+        raise UserError("DataConfig.mixture_or_task_name is not set: name a corpus to read")
     for mixture, setting in (("corpus_dir", config.corpus_dir), ("tfds", config.tfds)):
         if name == mixture and not setting:
             raise UserError(f"the mixture {mixture} needs DataConfig.{mixture}")

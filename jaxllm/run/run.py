@@ -257,18 +257,23 @@ class Run:
         """A row per checkpoint of the manifest, ordered by step; empty when there is none."""
         return self._checkpoints[0]
 
-    def planned_tokens(self) -> float:
-        """Tokens at the end of the run as its config plans it; NaN where it does not say."""
+    def planned_steps(self) -> int | None:
+        """Steps of the run as its config plans it; None where it does not say."""
         text = self.config()
         steps = re.search(r"^TrainConfig\.steps = (\S+)", text, re.MULTILINE)
         if steps and steps[1].startswith("%"):
             steps = re.search(rf"^{steps[1][1:]} = (\S+)", text, re.MULTILINE)
+        return int(steps[1]) if steps and steps[1].isdigit() else None
+
+    def planned_tokens(self) -> float:
+        """Tokens at the end of the run as its config plans it; NaN where it does not say."""
+        steps = self.planned_steps()
         tables = [t for t in (self.checkpoints(), self.metrics()) if "tokens" in t]
         rows = pd.concat(tables)[["step", "tokens"]] if tables else pd.DataFrame({"step": []})
         rows = rows[rows.step > 0]
-        if not (steps and steps[1].isdigit() and len(rows)):
+        if steps is None or not len(rows):
             return math.nan
-        return int(steps[1]) * float(rows.tokens.iloc[-1] / rows.step.iloc[-1])
+        return steps * float(rows.tokens.iloc[-1] / rows.step.iloc[-1])
 
     def problems(self) -> tuple[str, ...]:
         """A line for everything in the directory that could not be read."""

@@ -66,6 +66,20 @@ class TrajectoryStore:
         """Whether the records of `task` at `step` are stored, be it as failed."""
         return self._file(step, task, _RECORDS).exists()
 
+    def scored(self, step: int, since: float = 0.0) -> set[str]:
+        """Tasks with readable records at `step`, written after `since`, in Unix seconds.
+
+        Records older than their checkpoint are those of a branch that a rollback has abandoned.
+        """
+        files = {task: self._file(step, task, _RECORDS) for task in self.tasks(step)}
+        recent = {task: file for task, file in files.items() if _mtime(file) >= int(since)}
+        contents = {task: _try_bytes(file) for task, file in recent.items()}
+        return {
+            task
+            for task, content in contents.items()
+            if isinstance(content, bytes) and isinstance(_try_read(content), pa.Table)
+        }
+
     def steps(self) -> tuple[int, ...]:
         """Steps with stored records, ascending."""
         if not self.path.exists():
@@ -115,6 +129,11 @@ class TrajectoryStore:
 
 def _is_records(name: str) -> bool:
     return name.endswith(_RECORDS) and not name.endswith(_EXAMPLES) and not name.startswith(".")
+
+
+def _mtime(file: epath.Path) -> float:
+    """When a file was written, in Unix seconds; object stores say whole ones."""
+    return file.stat().mtime if is_remote(file) else os.path.getmtime(file)
 
 
 def _try_bytes(file: epath.Path) -> bytes | str:

@@ -146,6 +146,7 @@ def test_a_tfds_data_set_is_read(config: DataConfig, tmp_path: Path) -> None:
     [
         ({"mixture_or_task_name": "corpus_dri"}, "no mixture or task corpus_dri; did you mean cor"),
         ({"weights": {"pros": 1}}, "weights names pros, which corpus_dir does not.*mean prose"),
+        ({"mixture_or_task_name": ""}, "mixture_or_task_name is not set"),
         ({"corpus_dir": None}, r"mixture corpus_dir needs DataConfig\.corpus_dir"),
         ({"corpus_dir": "/no/where"}, "corpus_dir: no directory /no/where"),
         ({"modules": ("no_such_module",)}, "cannot import no_such_module"),
@@ -159,7 +160,6 @@ def test_mistakes_are_named(config: DataConfig, change: dict, message: str) -> N
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"mixture_or_task_name": ""}, "mixture_or_task_name is not set"),
         ({"layout": "stack"}, "layout = 'stack'"),
         ({"weights": {"prose": 0}}, "shares above 0"),
         ({"weights": {}}, "shares above 0"),

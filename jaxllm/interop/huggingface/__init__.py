@@ -2,10 +2,10 @@
 
 families      what each architecture calls our parameters, and how it lays them out
 fields        config.json <-> ModelConfig
-source        a directory's tensors as memory maps, checked before anything is read
+checkpoint    a directory's tensors as memory maps, checked before anything is read
 load          onto a mesh
-run_import    into a run directory
-run_export    out of one, as a directory that Transformers loads
+importing     into a run directory; stream writes the Orbax checkpoints in chunks
+exporting     out of one, as a directory that Transformers loads
 """
 
 from jaxllm.interop.huggingface.load import load

@@ -1,49 +1,59 @@
-"""The tensors of a Hugging Face directory as memory maps, checked before anything is read."""
+"""The tensors of a Hugging Face directory as memory maps, checked before any value is read."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import re
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-from jaxllm.errors import UserError
+from jaxllm.errors import UserError, one_line
 from jaxllm.interop.huggingface.families import Names, Tensors
 from jaxllm.interop.huggingface.fields import family_of, to_model
 from jaxllm.models.config import ModelConfig
 
+CONFIG = "config.json"
 SAFETENSORS_DTYPES = {
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
-# Masks and tables that old checkpoints hold and nothing is learned in.
+DTYPES = {str(dtype): dtype for dtype in SAFETENSORS_DTYPES.values()}
+# Masks and tables that old checkpoints hold and that are not learned.
 _BUFFERS = re.compile(
     r"(.*\.)?(rotary_emb\.inv_freq|(attn|attention)\.(masked_)?bias|attn\.attention\.(masked_)?bias)"
 )
 _COMPARED_ROWS = 1024
+_TILE = 256  # both sides of a float32 tile stay in a core's cache
 
 Shape = tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """A tensor on disk: its shape and type, and how to get at it."""
+    """A tensor on disk.
+
+    Attributes:
+      file: where it is.
+      shape: its shape.
+      dtype: its type; the name of one that we cannot read.
+      open: maps it into memory.
+    """
 
     file: Path
     shape: Shape
-    dtype: Any
-    open: Any  # () -> np.ndarray, a view of a memory map
+    dtype: np.dtype | str
+    open: Callable[[], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class HFCheckpoint:
     """A directory whose tensors are those that its config.json asks for.
 
     Attributes:
@@ -58,41 +68,34 @@ class Source:
     model: ModelConfig
     tensors: Mapping[str, Tensor]
 
-    @property
-    def names(self) -> Names:
-        """The table of the architecture."""
-        return family_of(dict(self.config)).tensors.names
+    @classmethod
+    def open(cls, directory: str | Path) -> HFCheckpoint:
+        """Checks every tensor's name, shape and file, reading no values.
+
+        Raises:
+          UserError: one line that names the file, field or tensor that is missing, unexpected,
+            misshapen, truncated or of an unknown kind.
+        """
+        directory = Path(directory)
+        config = read_json(directory / CONFIG)
+        try:
+            model, family = to_model(config), family_of(config).tensors
+        except UserError as error:
+            line = str(error).splitlines()[0]  # gin adds where it was called from
+            raise UserError(f"{directory / CONFIG}: {line}") from error
+        stored = {n: t for n, t in _tensors(directory).items() if not _BUFFERS.fullmatch(n)}
+        stored = _with_base(stored, family)
+        stored = _without_tied_head(stored, model, family)
+        _check(directory, stored, tensor_shapes(model, family.names, str(directory / CONFIG)))
+        return cls(directory, config, _with_dtype(model, stored), stored)
 
     def parameter(self, name: str, shape: Shape, layer: int | None = None) -> np.ndarray:
-        """One parameter (one layer of it, of shape `shape`), as a view of the memory map."""
-        theirs, layout = self.names[name]
-        return layout.view(self.tensors[their_name(theirs, layer)].open(), shape)
+        """A parameter (one layer of it, of shape `shape`), as a view of the memory map."""
+        hf_name, layout = family_of(dict(self.config)).tensors.names[name]
+        return layout.view(self.tensors[of_layer(hf_name, layer)].open(), shape)
 
 
-def open_source(directory: str | Path) -> Source:
-    """Opens a directory and checks every tensor's name, shape and file, reading no values.
-
-    Raises:
-      UserError: one line that names the file, field or tensor that is missing, unexpected,
-        misshapen, truncated or of a kind that we do not know.
-    """
-    directory = Path(directory)
-    config = read_json(directory / "config.json")
-    try:
-        model = to_model(config)
-        tensors = family_of(config).tensors
-    except UserError as error:
-        line = str(error).splitlines()[0]  # gin adds where it was called from
-        raise UserError(f"{directory / 'config.json'}: {line}") from error
-    found = _without_buffers(_tensors(directory))
-    found = _with_base(found, tensors)
-    wanted = expected(model, tensors.names, str(directory / "config.json"))
-    found = _without_tied_head(found, wanted, model, tensors)
-    _check(directory, found, wanted)
-    return Source(directory, config, _with_dtype(model, found), found)
-
-
-def expected(model: ModelConfig, names: Names, where: str) -> dict[str, Shape]:
+def tensor_shapes(model: ModelConfig, names: Names, where: str) -> dict[str, Shape]:
     """The shapes of an architecture's tensors for a model.
 
     Raises:
@@ -102,15 +105,15 @@ def expected(model: ModelConfig, names: Names, where: str) -> dict[str, Shape]:
     for name, shape in parameter_shapes(model).items():
         if name not in names:
             raise UserError(f"{where}: the architecture has no tensor for the parameter {name}")
-        theirs, layout = names[name]
+        hf_name, layout = names[name]
         stacked = name.startswith("layers/")
         for layer in range(model.num_layers) if stacked else (None,):
-            shapes[their_name(theirs, layer)] = layout.shape(shape[stacked:])
+            shapes[of_layer(hf_name, layer)] = layout.shape(shape[stacked:])
     return shapes
 
 
 def parameter_shapes(model: ModelConfig) -> dict[str, Shape]:
-    """Our parameters by name, as 'layers/attention/query', in the order of the tree."""
+    """The parameters by name, as 'layers/attention/query', in the order of the tree."""
     import flax.linen as nn
     from flax.traverse_util import flatten_dict
 
@@ -120,9 +123,37 @@ def parameter_shapes(model: ModelConfig) -> dict[str, Shape]:
     return {name: tuple(leaf.shape) for name, leaf in flat.items()}
 
 
-def their_name(pattern: str, layer: int | None) -> str:
+def of_layer(hf_name: str, layer: int | None) -> str:
     """The name of a tensor, of one layer where it is one of the layers'."""
-    return pattern if layer is None else pattern.format(layer)
+    return hf_name if layer is None else hf_name.format(layer)
+
+
+def copy(to: np.ndarray, source: np.ndarray, name: str) -> None:
+    """`to[...] = source`, three times as fast as NumPy where one of them is transposed.
+
+    Raises:
+      UserError: a number of the parameter `name` is too large for the type of `to`.
+    """
+    with np.errstate(over="ignore"):
+        _copy(to, source)
+    if to.dtype != source.dtype and np.isinf(to).any() and not np.isinf(source).any():
+        raise UserError(f"parameter {name} is too large for {to.dtype}: use another type")
+
+
+def _copy(to: np.ndarray, source: np.ndarray) -> None:
+    if source.ndim < 2 or source.flags.c_contiguous == to.flags.c_contiguous:
+        to[...] = source
+        return
+    strided = source if to.flags.c_contiguous else to
+    fast = int(np.argmin(strided.strides))  # the axis that is contiguous in the strided one
+    if fast == strided.ndim - 1:
+        to[...] = source
+        return
+    for i in range(0, to.shape[fast], _TILE):
+        rows = (slice(None),) * fast + (slice(i, i + _TILE),)
+        for j in range(0, to.shape[-1], _TILE):
+            tile = (*rows, ..., slice(j, j + _TILE))
+            to[tile] = source[tile]
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -132,10 +163,10 @@ def read_json(path: Path) -> dict[str, Any]:
       UserError: it does not exist, or is something else.
     """
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error})") from error
     if not isinstance(value, dict):
         raise UserError(f"{path}: holds no JSON object")
@@ -143,63 +174,71 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _tensors(directory: Path) -> dict[str, Tensor]:
-    for name, reader in (("model.safetensors", _safetensors), ("pytorch_model.bin", _pickle)):
-        index = directory / f"{name}.index.json"
-        if index.exists():
-            return _indexed(index, reader)
+    """The tensors of the weights that Transformers would take, a single file before an index."""
+    for name, reader in (("model.safetensors", map_safetensors), ("pytorch_model.bin", _pickle)):
         if (directory / name).exists():
             return reader(directory / name)
+        if (index := directory / f"{name}.index.json").exists():
+            return _indexed(index, reader)
     raise UserError(
         f"{directory} has no weights: neither model.safetensors nor pytorch_model.bin, "
         "nor the index of several"
     )
 
 
-def _indexed(index: Path, reader: Any) -> dict[str, Tensor]:
+def _indexed(index: Path, reader: Callable[[Path], dict[str, Tensor]]) -> dict[str, Tensor]:
     where = read_json(index).get("weight_map")
-    if not isinstance(where, dict):
-        raise UserError(f"{index}: has no weight_map")
-    found: dict[str, Tensor] = {}
+    if not isinstance(where, dict) or not all(isinstance(file, str) for file in where.values()):
+        raise UserError(f"{index}: has no weight_map of tensors to files")
+    stored: dict[str, Tensor] = {}
     for file in sorted(set(where.values())):
-        found |= reader(index.parent / file)
-    for name in sorted(where.keys() - found.keys()):
+        stored |= reader(index.parent / file)
+    for name in sorted(where.keys() - stored.keys()):
         raise UserError(
             f"{index.parent / where[name]}: the tensor {name} of {index.name} is missing"
         )
-    return found
+    return stored
 
 
-def _safetensors(file: Path) -> dict[str, Tensor]:
+def map_safetensors(file: Path, mode: str = "r") -> dict[str, Tensor]:
+    """The tensors of a safetensors file, mapped with `mode`: "r", or "r+" to write them.
+
+    The library checks the file, but copies what it reads; a map is transposed straight into place.
+
+    Raises:
+      UserError: it cannot be read, or is no safetensors file.
+    """
     from safetensors import SafetensorError, safe_open
 
+    _refuse_lfs_pointer(file)
     try:
         with safe_open(file, framework="np"):  # it checks that the header and the file agree
             pass
         with open(file, "rb") as opened:
-            length = int.from_bytes(opened.read(8), "little")
-            header = json.loads(opened.read(length))
+            data = 8 + int.from_bytes(opened.read(8), "little")
+            header = json.loads(opened.read(data - 8))
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror or error}") from error
     except (SafetensorError, ValueError) as error:
         raise UserError(f"{file}: truncated, or no safetensors file ({error})") from error
     header.pop("__metadata__", None)
 
-    @functools.cache
-    def mapped() -> np.ndarray:
-        return np.memmap(file, np.uint8, "r", offset=0)
-
-    def tensor(name: str, entry: Mapping[str, Any]) -> Tensor:
-        start, end = (8 + length + offset for offset in entry["data_offsets"])
+    def tensor(entry: Mapping[str, Any]) -> Tensor:
         shape, dtype = tuple(entry["shape"]), SAFETENSORS_DTYPES.get(entry["dtype"], entry["dtype"])
-        return Tensor(
-            file, shape, dtype, lambda: np.asarray(mapped()[start:end]).view(dtype).reshape(shape)
-        )
+        start = data + entry["data_offsets"][0]
 
-    return {name: tensor(name, entry) for name, entry in header.items()}
+        # Mapped one at a time, so that what was written does not stay in this process.
+        def opened() -> np.ndarray:
+            return np.asarray(np.memmap(file, dtype, mode, start, shape))
+
+        return Tensor(file, shape, dtype, opened)
+
+    return {name: tensor(entry) for name, entry in header.items()}
 
 
 def _pickle(file: Path) -> dict[str, Tensor]:
     """PyTorch's own format: read without running code of the file's, and only if torch is there."""
+    _refuse_lfs_pointer(file)
     try:
         import torch
     except ImportError as error:
@@ -207,51 +246,63 @@ def _pickle(file: Path) -> dict[str, Tensor]:
             f"{file} is a PyTorch file: install torch to read it, or convert it to safetensors"
         ) from error
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        # torch cannot map files of before 1.6, which are no zip archives.
+        mmap = zipfile.is_zipfile(file)
+        state = torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # pickle, zip and torch errors have no common type
         lines = str(error).splitlines() or [type(error).__name__]
         raise UserError(f"{file}: torch.load(weights_only=True) refuses it ({lines[0]})") from error
-    bits = {torch.bfloat16: (torch.int16, ml_dtypes.bfloat16)}
+    if not isinstance(state, Mapping):
+        raise UserError(f"{file}: holds a {type(state).__name__}, and no tensors by name")
+    for name, value in state.items():
+        if not isinstance(value, torch.Tensor):
+            kind = type(value).__name__
+            raise UserError(f"{file}: {name} is a {kind}, not a tensor: save a plain state_dict")
 
     def tensor(value: Any) -> Tensor:
-        plain, dtype = bits.get(value.dtype, (value.dtype, None))
         kind = str(value.dtype).removeprefix("torch.")
-        known = {str(d): d for d in SAFETENSORS_DTYPES.values()}
 
         def opened() -> np.ndarray:
-            array = value.view(plain).contiguous().numpy()
-            return array.view(dtype) if dtype else array
+            if value.dtype is torch.bfloat16:
+                return value.view(torch.int16).contiguous().numpy().view(ml_dtypes.bfloat16)
+            return value.contiguous().numpy()
 
-        return Tensor(file, tuple(value.shape), known.get(kind, kind), opened)
+        return Tensor(file, tuple(value.shape), DTYPES.get(kind, kind), opened)
 
     return {name: tensor(value) for name, value in state.items()}
 
 
-def _without_buffers(found: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor for name, tensor in found.items() if not _BUFFERS.fullmatch(name)}
+def _refuse_lfs_pointer(file: Path) -> None:
+    try:
+        with open(file, "rb") as opened:
+            pointer = opened.read(64).startswith(b"version https://git-lfs")
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror or error}") from error
+    if pointer:
+        raise UserError(f"{file}: a git-lfs pointer, not the weights: fetch them by `git lfs pull`")
 
 
-def _with_base(found: dict[str, Tensor], tensors: Tensors) -> dict[str, Tensor]:
+def _with_base(stored: dict[str, Tensor], family: Tensors) -> dict[str, Tensor]:
     """Names as the table has them, for checkpoints that were saved without the head's module."""
-    if any(name.startswith(tensors.base) for name in found):
-        return found
-    return {name if name == tensors.head else tensors.base + name: t for name, t in found.items()}
+    if any(name.startswith(family.base) for name in stored):
+        return stored
+    return {name if name == family.head else family.base + name: t for name, t in stored.items()}
 
 
 def _without_tied_head(
-    found: dict[str, Tensor], wanted: Mapping[str, Shape], model: ModelConfig, tensors: Tensors
+    stored: dict[str, Tensor], model: ModelConfig, family: Tensors
 ) -> dict[str, Tensor]:
-    """A tied head may be written down twice; twice the same, or it is not tied."""
-    table = tensors.names["embedding"][0]
-    if not model.tied_head or tensors.head not in found or table not in found:
-        return found
-    head, embedding = found[tensors.head], found[table]
+    """A tied head may be stored twice; twice the same, or it is not tied."""
+    table = family.names["embedding"][0]
+    if not model.tied_head or family.head not in stored or table not in stored:
+        return stored
+    head, embedding = stored[family.head], stored[table]
     if head.shape != embedding.shape or not _equal(head.open(), embedding.open()):
         raise UserError(
-            f"{head.file}: tensor {tensors.head} differs from {table}, "
+            f"{head.file}: tensor {family.head} differs from {table}, "
             "and config.json says tie_word_embeddings"
         )
-    return {name: tensor for name, tensor in found.items() if name != tensors.head}
+    return {name: tensor for name, tensor in stored.items() if name != family.head}
 
 
 def _equal(a: np.ndarray, b: np.ndarray) -> bool:
@@ -259,24 +310,24 @@ def _equal(a: np.ndarray, b: np.ndarray) -> bool:
     return all(np.array_equal(a[i : i + _COMPARED_ROWS], b[i : i + _COMPARED_ROWS]) for i in rows)
 
 
-def _check(directory: Path, found: Mapping[str, Tensor], wanted: Mapping[str, Shape]) -> None:
-    for name in sorted(wanted.keys() - found.keys()):
+def _check(directory: Path, stored: Mapping[str, Tensor], expected: Mapping[str, Shape]) -> None:
+    for name in sorted(expected.keys() - stored.keys()):
         raise UserError(f"{directory}: the tensor {name} is missing")
-    for name in sorted(found.keys() - wanted.keys()):
-        raise UserError(f"{found[name].file}: unexpected tensor {name}")
-    for name, tensor in found.items():
-        if tensor.shape != wanted[name]:
+    for name in sorted(stored.keys() - expected.keys()):
+        raise UserError(f"{stored[name].file}: unexpected tensor {one_line(name)}")
+    for name, tensor in stored.items():
+        if tensor.shape != expected[name]:
             raise UserError(
                 f"{tensor.file}: tensor {name} has shape {list(tensor.shape)}, "
-                f"and config.json makes it {list(wanted[name])}"
+                f"and config.json makes it {list(expected[name])}"
             )
-        if tensor.dtype not in SAFETENSORS_DTYPES.values():
+        if isinstance(tensor.dtype, str):
             raise UserError(f"{tensor.file}: tensor {name} is {tensor.dtype}: not implemented")
 
 
-def _with_dtype(model: ModelConfig, found: Mapping[str, Tensor]) -> ModelConfig:
+def _with_dtype(model: ModelConfig, stored: Mapping[str, Tensor]) -> ModelConfig:
     """Parameters in the type of the tensors, in float32 where they differ; bfloat16 computes so."""
-    kinds = {str(tensor.dtype) for tensor in found.values()}
+    kinds = {str(tensor.dtype) for tensor in stored.values()}
     kind = kinds.pop() if len(kinds) == 1 else "float32"
     compute = "bfloat16" if kind == "bfloat16" else "float32"
     return dataclasses.replace(model, param_dtype=kind, dtype=compute)

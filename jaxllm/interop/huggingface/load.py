@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxllm.interop.huggingface.checkpoint import Source, open_source
-from jaxllm.interop.huggingface.layouts import copy
+from jaxllm.interop.huggingface.checkpoint import HFCheckpoint, copy
 from jaxllm.models.config import ModelConfig
 
 if TYPE_CHECKING:
@@ -33,30 +32,27 @@ def load(
     Raises:
       UserError: one line that names what is wrong with the directory.
     """
-    source = open_source(directory)
-    model = source.model
+    checkpoint = HFCheckpoint.open(directory)
+    model = checkpoint.model
     if param_dtype:
         model = dataclasses.replace(model, param_dtype=param_dtype)
-    return model, place(source, model, mesh)
+    return model, load_params(checkpoint, model, mesh)
 
 
-def place(source: Source, model: ModelConfig, mesh: Mesh) -> Any:
-    """The parameters of `source` on `mesh`, in the types of `model`: a tree without boxes."""
-    import flax.linen as nn
+def load_params(checkpoint: HFCheckpoint, model: ModelConfig, mesh: Mesh) -> Any:
+    """The parameters on `mesh`, in the types of `model`: a tree without boxes."""
     import jax
     from flax.traverse_util import flatten_dict, unflatten_dict
 
     from jaxllm.models.decoder import abstract_params
-    from jaxllm.sharding.rules import param_shardings
+    from jaxllm.sharding.rules import abstract_sharded
 
-    boxed = abstract_params(model)
-    shardings = flatten_dict(param_shardings(mesh, boxed), sep="/")
-    leaves = flatten_dict(nn.unbox(boxed), sep="/")
+    leaves = flatten_dict(abstract_sharded(mesh, abstract_params(model)), sep="/")
 
     def array(name: str) -> jax.Array:
-        shape, dtype = leaves[name].shape, leaves[name].dtype
+        leaf = leaves[name]
         return jax.make_array_from_callback(
-            shape, shardings[name], lambda index: read(source, name, shape, dtype, index)
+            leaf.shape, leaf.sharding, lambda index: _read(checkpoint, name, leaf, index)
         )
 
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as threads:
@@ -64,14 +60,14 @@ def place(source: Source, model: ModelConfig, mesh: Mesh) -> Any:
     return unflatten_dict(arrays, sep="/")
 
 
-def read(source: Source, name: str, shape: tuple[int, ...], dtype: Any, index: Index) -> np.ndarray:
-    """One device's part of a parameter (of all its layers), as a new array."""
-    index = index or ()
+def _read(checkpoint: HFCheckpoint, name: str, leaf: Any, index: Index) -> np.ndarray:
+    """One device's shard of a parameter (of all its layers), as a new array."""
+    shape, index = leaf.shape, index or ()
     sizes = [len(range(*part.indices(size))) for part, size in zip(index, shape, strict=True)]
-    part = np.empty(sizes, dtype)
+    shard = np.empty(sizes, leaf.dtype)
     if not name.startswith("layers/"):
-        copy(part, source.parameter(name, shape)[index])
-        return part
+        copy(shard, checkpoint.parameter(name, shape)[index], name)
+        return shard
     for i, layer in enumerate(range(*index[0].indices(shape[0]))):
-        copy(part[i], source.parameter(name, shape[1:], layer)[index[1:]])
-    return part
+        copy(shard[i], checkpoint.parameter(name, shape[1:], layer)[index[1:]], name)
+    return shard

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from jaxllm import convert
 from jaxllm.errors import UserError
-from jaxllm.interop.huggingface.checkpoint import expected
+from jaxllm.interop.huggingface.checkpoint import tensor_shapes
 from jaxllm.interop.huggingface.fields import FAMILIES, to_config, to_model
 from jaxllm.models.config import ModelConfig
 
@@ -38,7 +38,7 @@ def make(directory: Path, model: ModelConfig = MODEL, architecture: str | None =
     config = to_config(model, architecture)
     names = FAMILIES[config["architectures"][0]].tensors.names
     random = np.random.default_rng(0)
-    shapes = expected(model, names, "").items()
+    shapes = tensor_shapes(model, names, "").items()
     tensors = {name: random.normal(size=shape).astype(np.float32) for name, shape in shapes}
     where = {name: SHARDS[i % 2] for i, name in enumerate(tensors)} | {UP: SHARDS[0]}
     for shard in SHARDS:
@@ -140,14 +140,14 @@ def test_a_mistake_in_a_directory_is_named(mistake: str, tmp_path: Path) -> None
 
 
 def test_a_failure_half_way_leaves_nothing(tmp_path: Path, monkeypatch: Any) -> None:
-    from jaxllm.interop.huggingface import run_import
+    from jaxllm.interop.huggingface import importing
 
     make(tmp_path / "hf")
 
     def full(*args: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(run_import, "copy", full)
+    monkeypatch.setattr(importing, "copy", full)
     with pytest.raises(UserError, match=r"cannot write .*run: No space left on device"):
         convert.main([f"--from=hf:{tmp_path}/hf", f"--to={tmp_path}/run"])
     assert [p.name for p in tmp_path.iterdir()] == ["hf"]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxllm import convert
-from jaxllm.interop.huggingface import load, run_import
+from jaxllm.interop.huggingface import importing, load
 from jaxllm.models.config import ModelConfig
 from jaxllm.run.run import Run
 from tests.interop.huggingface.helpers import (
@@ -50,7 +50,7 @@ def test_logits_are_those_of_transformers_and_the_export_has_the_same_bytes(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = save(name, tmp_path / "hf")
-    monkeypatch.setattr(run_import, "PIECE_BYTES", 5000)  # tables in several pieces, unevenly
+    monkeypatch.setattr(importing, "CHUNK_BYTES", 5000)  # tables in several chunks, unevenly
     to_run(tmp_path / "hf", tmp_path / "run", "--step=7", "--tokens=3e3")
     (entry,) = Run(tmp_path / "run").available()
     assert (entry.step, entry.tokens) == (7, 3000)

@@ -1,0 +1,139 @@
+"""Scores checkpoints that are saved already: some of them, what is missing, or as they come."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import tqdm
+from jax.experimental import multihost_utils
+
+from jaxllm.errors import UserError
+from jaxllm.evaluation.evaluator import Evaluator
+from jaxllm.run.manifest import ManifestEntry
+from jaxllm.run.records import Record
+from jaxllm.run.run import Run
+
+
+class OfflineScorer:
+    """Scores saved checkpoints into the trajectory of a run, with a line for each task.
+
+    Args:
+      run: where the records go; `follow` waits for its checkpoints.
+      evaluator: of its tasks.
+      restore: reads the parameters of a checkpoint.
+    """
+
+    def __init__(
+        self, run: Run, evaluator: Evaluator, restore: Callable[[ManifestEntry], Any]
+    ) -> None:
+        self._run, self._evaluator, self._restore = run, evaluator, restore
+
+    def score(self, entries: Sequence[ManifestEntry], missing_only: bool = False) -> int:
+        """Scores checkpoints, with a bar; returns how many (checkpoint, task) failed.
+
+        `missing_only` leaves out tasks that have readable records of the very checkpoint.
+        """
+        all_tasks = list(self._evaluator.definitions)
+        todo = [(e, self._missing(e) if missing_only else all_tasks) for e in entries]
+        todo = [(e, _of_first_process(tasks)) for e, tasks in todo]
+        failed = 0
+        hidden = None if jax.process_index() == 0 else True  # a bar on a terminal, of one host
+        total = sum(len(tasks) for _, tasks in todo)
+        with tqdm.tqdm(total=total, unit="task", disable=hidden, leave=False) as bar:
+            for entry, tasks in todo:
+                params = self._restore(entry) if tasks else None
+                for task in tasks:
+                    records = self._evaluator.evaluate(
+                        params, entry.step, entry.tokens, entry.flops, tasks=(task,)
+                    )
+                    main = next((r for r in records if r.primary), records[0])
+                    failed += main.status != "ok"
+                    bar.update()
+                    if jax.process_index() == 0:
+                        bar.write(line_of(main))
+        return failed
+
+    def follow(self, poll_seconds: float) -> int:
+        """Scores what lacks records as it is saved, until the run's last checkpoint has its own.
+
+        Returns how many (checkpoint, task) failed; a failure is a record, and not tried again.
+        """
+        failed, waiting = 0, False
+        settled: set[tuple[int, float]] = set()  # checkpoints that need no further look
+        while True:
+            entry, ended = self._next(settled)
+            if entry:
+                settled.add((entry.step, entry.wall_time))
+                try:
+                    failed += self.score([entry], missing_only=True)
+                except UserError:
+                    if entry in self._run.available():
+                        raise
+                    self._say(f"step {entry.step}  removed by the run before it was scored")
+                waiting = False
+            elif ended:
+                return failed
+            else:
+                if not waiting:
+                    self._say(f"waiting for the next checkpoint of {self._run.path}")
+                waiting = True
+                time.sleep(poll_seconds)
+
+    def _next(self, settled: set[tuple[int, float]]) -> tuple[ManifestEntry | None, bool]:
+        """The first checkpoint that lacks records, and whether the run has saved its last.
+
+        As process 0 sees the directory: another host may see a file later.
+        """
+        seen: Any = None
+        if jax.process_index() == 0:
+            saved = [entry for entry in self._run.available() if entry.kind != "preempted"]
+            planned = self._run.planned_steps() or 0
+            ended = any(entry.kind == "final" and entry.step >= planned for entry in saved)
+            first = None
+            for entry in saved:
+                if (key := (entry.step, entry.wall_time)) in settled:
+                    continue
+                if self._missing(entry):
+                    first = dataclasses.asdict(entry)
+                    break
+                settled.add(key)
+            seen = [first, ended]
+        found, ended = _of_first_process(seen)
+        return found and ManifestEntry(**found), ended
+
+    def _missing(self, entry: ManifestEntry) -> list[str]:
+        """The tasks without readable records of this very checkpoint."""
+        scored = self._run.trajectory.scored(entry.step, since=entry.wall_time)
+        return [task for task in self._evaluator.definitions if task not in scored]
+
+    def _say(self, line: str) -> None:
+        if jax.process_index() == 0:
+            print(line, flush=True)
+
+
+def line_of(record: Record) -> str:
+    """One line for what a task gave at a checkpoint."""
+    head = f"step {record.step}  {record.task}"
+    if record.status != "ok":
+        return f"{head}  failed: {record.status}"
+    return (
+        f"{head}  {record.metric} {record.value:.4f} ± {record.stderr:.4f}  "
+        f"n {record.n}  {record.seconds:.1f} s"
+    )
+
+
+def _of_first_process(value: Any) -> Any:
+    """JSON of process 0, on every process."""
+    if jax.process_count() == 1:
+        return value
+    data = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(data))))
+    buffer = np.zeros(size, np.uint8)
+    buffer[: len(data)] = data[:size]
+    return json.loads(bytes(multihost_utils.broadcast_one_to_all(buffer).astype(np.uint8)).decode())

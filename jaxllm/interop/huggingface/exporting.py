@@ -1,0 +1,265 @@
+"""Checkpoints of a run as directories that Transformers loads, one parameter at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxllm.errors import UserError
+from jaxllm.interop.huggingface.checkpoint import (
+    CONFIG,
+    DTYPES,
+    Tensor,
+    copy,
+    map_safetensors,
+    of_layer,
+    parameter_shapes,
+    read_json,
+    tensor_shapes,
+)
+from jaxllm.interop.huggingface.families import Names
+from jaxllm.interop.huggingface.fields import FAMILIES, differences, to_config, to_model
+from jaxllm.interop.huggingface.importing import GENERATION, TOKENIZER_FILES
+from jaxllm.io import new_directory
+from jaxllm.models.config import ModelConfig
+from jaxllm.run.layout import MODEL
+from jaxllm.run.run import Run
+
+Json = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportOptions:
+    """How a run is written.
+
+    Attributes:
+      architecture: config.json's; None for the one that the run came from, or the first that fits.
+      dtype: of the tensors; None for the parameters' own.
+      max_shard_size: of one file, as '5GB', unless one tensor is larger.
+    """
+
+    architecture: str | None = None
+    dtype: str | None = None
+    max_shard_size: str = "5GB"
+
+
+def export_run(
+    run: Run,
+    target: str,
+    model: ModelConfig,
+    step: int | None,
+    steps: str,
+    options: ExportOptions,
+    report: Callable[[str], None] = print,
+) -> None:
+    """Writes one checkpoint into the new directory `target`, or several to `target`/step<N>.
+
+    Args:
+      run: local or `gs://`.
+      target: a local directory.
+      model: of the run.
+      step: the one checkpoint.
+      steps: else several, 'all' or '100,200'.
+      options: how.
+      report: gets a line per checkpoint.
+
+    Raises:
+      UserError: no such checkpoint; no architecture has a place for the model; a parameter is
+        missing, damaged, misshapen or too large for the type; or the disk refuses.
+    """
+    one = step is not None
+    entries = run.select(str(step) if one else None if steps == "all" else steps)
+    config, dtype = _config(run, model, options.architecture), options.dtype or model.param_dtype
+    with new_directory(target) as partial:
+        for entry in entries:
+            directory = partial if one else partial / f"step{entry.step}"
+            directory.mkdir(exist_ok=True)
+            _write_weights(directory, run, entry.step, model, config, dtype, options.max_shard_size)
+            _write_json(directory / CONFIG, {**config, "torch_dtype": dtype}, sort_keys=True)
+            _add_small_files(run, directory, config)
+            report(f"step {entry.step}  {config['architectures'][0]}  {dtype}")
+    report(f"hf:{target}: {model.num_params:,} parameters each")
+
+
+def _config(run: Run, model: ModelConfig, architecture: str | None) -> Json:
+    """The config.json of a run: the one it came with, if it did and still fits, or a new one."""
+    if (run.path / CONFIG).exists():
+        config = read_json(run.path / CONFIG)
+        same = not differences(model, to_model(config))
+        if same and architecture in (None, config["architectures"][0]):
+            dropped = ("dtype", "torch_dtype", "auto_map")  # the code it points to stays behind
+            return {name: value for name, value in config.items() if name not in dropped}
+    return to_config(model, architecture) | _special_ids(run)
+
+
+def _special_ids(run: Run) -> dict[str, int | None]:
+    """What begins, ends and pads a text of the run, by its vocabulary."""
+    from jaxllm.data.config import DataConfig
+    from jaxllm.data.tokenize import BYTE_BOS
+    from jaxllm.data.tokenizer_files import read
+    from jaxllm.run.data_identity import saved_tokenizer
+
+    path = saved_tokenizer(str(run.path))
+    if path is not None:
+        codec = read(path).codec
+        ids = {"bos": codec.bos, "eos": codec.eos, "pad": codec.pad}
+    elif DataConfig().vocabulary.kind == "bytes":
+        ids = {"bos": BYTE_BOS, "eos": 1, "pad": 0}
+    else:
+        ids = {"bos": -1, "eos": -1, "pad": -1}
+    return {f"{name}_token_id": None if i < 0 else i for name, i in ids.items()}
+
+
+class _Params:
+    """The saved parameters of a checkpoint; each is read when it is asked for."""
+
+    def __init__(self, run: Run, step: int) -> None:
+        import orbax.checkpoint as ocp
+        from flax.traverse_util import flatten_dict
+
+        self._path = run.layout.checkpoint(step) / MODEL
+        self._checkpointer = ocp.PyTreeCheckpointer()
+        try:
+            saved = self._checkpointer.metadata(self._path).item_metadata.tree
+            self._saved = flatten_dict(saved, sep="/")
+        except Exception as error:  # what a damaged file raises is not documented, and varies
+            raise self._damaged(error) from error
+
+    def read(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        """A parameter, of all layers, by its name, as 'layers/attention/query'.
+
+        Raises:
+          UserError: it is missing, of another shape, or damaged.
+        """
+        import orbax.checkpoint as ocp
+        from flax.traverse_util import flatten_dict, unflatten_dict
+
+        if name not in self._saved:
+            raise UserError(f"checkpoint {self._path.parent}: no parameter {name} in it")
+        stored = tuple(self._saved[name].shape)
+        if stored != shape:
+            raise UserError(
+                f"checkpoint {self._path.parent}: parameter {name} has shape {list(stored)} in it, "
+                f"and {list(shape)} in this run's config"
+            )
+        one = {name: self._saved[name]}
+        as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray)}
+        arguments = ocp.args.PyTreeRestore(
+            unflatten_dict(one, sep="/"), unflatten_dict(as_numpy, sep="/"), partial_restore=True
+        )
+        try:
+            return flatten_dict(self._checkpointer.restore(self._path, arguments), sep="/")[name]
+        except Exception as error:  # as above
+            raise self._damaged(error, f"{name} ") from error
+
+    def _damaged(self, error: Exception, what: str = "") -> UserError:
+        line = next(iter(str(error).splitlines()), type(error).__name__)
+        return UserError(f"checkpoint {self._path.parent}: {what}is damaged ({line[:200]})")
+
+
+def _write_weights(
+    directory: Path,
+    run: Run,
+    step: int,
+    model: ModelConfig,
+    config: Json,
+    dtype: str,
+    max_shard_size: str,
+) -> None:
+    names = FAMILIES[config["architectures"][0]].tensors.names
+    shapes = tensor_shapes(model, names, CONFIG)
+    tensors = _new_files(directory, shapes, DTYPES[dtype], max_shard_size)
+    saved = _Params(run, step)
+    for name, shape in parameter_shapes(model).items():
+        _write_parameter(saved.read(name, shape), name, names, tensors)
+
+
+def _write_parameter(
+    array: np.ndarray, name: str, names: Names, tensors: Mapping[str, Tensor]
+) -> None:
+    hf_name, layout = names[name]
+    layers = enumerate(array) if name.startswith("layers/") else ((None, array),)
+    for layer, values in layers:
+        tensor = tensors[of_layer(hf_name, layer)].open()
+        copy(layout.view(tensor, values.shape), values, name)
+
+
+def _new_files(
+    directory: Path, shapes: Mapping[str, tuple[int, ...]], dtype: np.dtype, max_shard_size: str
+) -> dict[str, Tensor]:
+    """Files of zeros, and the tensors in them to write: safetensors itself takes whole shards.
+
+    The zeros take no memory, and a full disk is an error here, not a signal later on.
+    """
+    from huggingface_hub import split_state_dict_into_shards_factory
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    try:
+        split = split_state_dict_into_shards_factory(
+            {name: shapes[name] for name in sorted(shapes, key=_natural)},
+            get_storage_size=lambda shape: math.prod(shape) * dtype.itemsize,
+            filename_pattern="model{suffix}.safetensors",
+            max_shard_size=max_shard_size,
+        )
+    except (ValueError, OverflowError) as error:
+        text = f"--max_shard_size={max_shard_size}: write a size, as 5GB or 500MB"
+        raise UserError(text) from error
+    tensors: dict[str, Tensor] = {}
+    for file, names in split.filename_to_tensors.items():
+        zeros = {name: np.zeros(shapes[name], dtype) for name in names}
+        try:
+            save_file(zeros, directory / file, {"format": "pt"})  # what Transformers asks for
+        except SafetensorError as error:
+            reason = "No space left on device" if "space left" in str(error) else str(error)
+            raise OSError(errno.EIO, reason) from error
+        tensors |= map_safetensors(directory / file, "r+")
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        _write_json(directory / "model.safetensors.index.json", index, sort_keys=True)
+    return tensors
+
+
+def _add_small_files(run: Run, directory: Path, config: Json) -> None:
+    for name in TOKENIZER_FILES:
+        if (run.path / name).exists():
+            (directory / name).write_bytes((run.path / name).read_bytes())
+    if not (directory / GENERATION).exists():
+        ids = {name: config[name] for name in config if name.endswith("_token_id")}
+        _write_json(directory / GENERATION, ids)
+    model, stated = directory / "tokenizer.model", directory / "tokenizer_config.json"
+    if model.exists() and not stated.exists():
+        _write_json(stated, _sentencepiece_config(model))
+    elif stated.exists():
+        _write_json(stated, {"tokenizer_class": "PreTrainedTokenizerFast"} | read_json(stated))
+
+
+def _sentencepiece_config(model: Path) -> Json:
+    """A tokenizer_config.json with which Transformers gives the ids of a SentencePiece model."""
+    from sentencepiece import SentencePieceProcessor
+
+    processor = SentencePieceProcessor(model_file=str(model))
+    ids = {name: getattr(processor, f"{name}_id")() for name in ("bos", "eos", "unk", "pad")}
+    tokens = {f"{name}_token": processor.id_to_piece(i) for name, i in ids.items() if i >= 0}
+    return {
+        "tokenizer_class": "LlamaTokenizer", "legacy": False, "add_eos_token": False,
+        "add_bos_token": "bos_token" in tokens, "clean_up_tokenization_spaces": False,
+        "add_prefix_space": processor.encode("a", out_type=str)[0].startswith("\u2581"), **tokens,
+    }  # fmt: skip
+
+
+def _write_json(path: Path, value: Json, sort_keys: bool = False) -> None:
+    text = json.dumps(value, indent=2, ensure_ascii=False, sort_keys=sort_keys)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Layer 2 before layer 10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]
