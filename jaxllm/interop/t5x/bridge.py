@@ -45,7 +45,7 @@ _flat = partial(flatten_dict, sep="/")
 _nested = partial(unflatten_dict, sep="/")
 Features = Mapping[str, jax.Array]  # what seqio.DecoderFeatureConverter makes, [B, T] each
 
-# t5x's mesh has two axes. Everything that our rules shard over another one stays whole.
+# t5x's mesh has two axes. What our rules shard over another one is replicated.
 _MESH_AXES = {"data": "data", "fsdp": "data", "tensor": "model"}
 
 
@@ -111,16 +111,16 @@ class DecoderModel(models.DecoderOnlyModel):
             self._loss_normalizing_factor, batch
         )
         factor = 1.0 if factor is None else factor
-        rows = _rows(batch, weights)
+        sequences = _as_batch(batch, weights)
         with _activations_sharded():
-            total, scores = token_loss(self.config, params, rows, self._z_loss)
-        z_loss = self._z_loss * jnp.sum(rows.weights * jnp.square(scores.log_z))
-        segments = {"decoder": batch.get("decoder_segment_ids", rows.targets != 0)}
+            total, scores = token_loss(self.config, params, sequences, self._z_loss)
+        z_loss = self._z_loss * jnp.sum(sequences.weights * jnp.square(scores.log_z))
+        segments = {"decoder": batch.get("decoder_segment_ids", sequences.targets != 0)}
         # t5x wants logits for its accuracy: with one token to choose from, 0 is right and 1 wrong
         metrics = self._compute_metrics(
-            logits=jnp.zeros((*rows.targets.shape, 1)),
+            logits=jnp.zeros((*sequences.targets.shape, 1)),
             targets=1 - scores.correct.astype(jnp.int32),
-            mask=rows.weights,
+            mask=sequences.weights,
             loss=total / factor,
             z_loss=z_loss / factor,
             segment_ids=segments,
@@ -131,28 +131,28 @@ class DecoderModel(models.DecoderOnlyModel):
         self, params: Params, batch: Features, return_intermediates: bool = False
     ) -> jax.Array | tuple[jax.Array, Mapping[str, Any]]:
         """Summed log-likelihood of the weighted targets, float32 [B]."""
-        rows = _rows(batch, batch["decoder_loss_weights"])
+        sequences = _as_batch(batch, batch["decoder_loss_weights"])
         with _activations_sharded():
-            scores = score_tokens(self.config, params, rows).log_likelihood * rows.weights
+            scores = score_tokens(self.config, params, sequences).log_likelihood * sequences.weights
         if not return_intermediates:
             return jnp.sum(scores, axis=-1)
-        tokens = {"target_tokens": (rows.targets,), "loss_weights": (rows.weights,)}
+        tokens = {"target_tokens": (sequences.targets,), "loss_weights": (sequences.weights,)}
         return jnp.sum(scores, axis=-1), {"decoder": {**tokens, "token_scores": (scores,)}}
 
     def _compute_logits(
         self, params: Params, batch: Features, *unused: Any, **unused_too: Any
     ) -> jax.Array:
         with _activations_sharded():
-            return logits(self.config, params, _rows(batch, batch.get("decoder_loss_weights")))
+            return logits(self.config, params, _as_batch(batch, batch.get("decoder_loss_weights")))
 
     def _compute_kv_cache(
         self, params: Params, inputs: jax.Array, causal_attention_mask: jax.Array
     ) -> tuple[dict[str, Any], jax.Array]:
         """Reads all of each prompt but its last token, which t5x reads first when it decodes."""
         del causal_attention_mask
-        rows, width = inputs.shape
+        batch, length = inputs.shape
         lengths = jnp.sum(inputs[:, 1:] != 0, axis=-1)
-        cache = init_cache(self.config, rows, 2 * width)
+        cache = init_cache(self.config, batch, 2 * length)
         with _activations_sharded():
             cache, _ = prefill(self.config, params, cache, inputs, lengths)
         return _packed(cache), lengths
@@ -180,9 +180,9 @@ def logical_axis_rules(
 ) -> list[tuple[str, str | None]]:
     """Our rules for `t5x.partitioning.PjitPartitioner`, whose mesh is `data` x `model`.
 
-    Rows are cut over data, and parameters over both: over data along `embed`, as in FSDP. t5x
-    refuses a dimension that its part of the mesh does not divide. The rules in `first` win:
-    ("vocab", None) leaves an odd vocabulary whole.
+    Sequences are sharded over data, and parameters over both: over data along `embed`, as in FSDP.
+    t5x refuses a dimension that its mesh axis does not divide. The rules in `first` win:
+    ("vocab", None) replicates an odd vocabulary.
     """
 
     def axis(ours: str | tuple[str, ...] | None) -> str | None:
@@ -207,21 +207,21 @@ def read_checkpoint(
     """
     path = epath.Path(directory).absolute() / f"checkpoint_{step}"
     boxed = abstract_params(config)
-    wanted, shardings = _flat(nn.unbox(boxed)), _flat(param_shardings(mesh, boxed))
+    expected, shardings = _flat(nn.unbox(boxed)), _flat(param_shardings(mesh, boxed))
     if (path / "state").is_dir():
         checkpointer = ocp.PyTreeCheckpointer()
-        _check(path, _flat(checkpointer.metadata(path / "state").item_metadata.tree), wanted)
-        places = {name: ocp.ArrayRestoreArgs(sharding=shardings[name]) for name in wanted}
+        _check(path, _flat(checkpointer.metadata(path / "state").item_metadata.tree), expected)
+        places = {name: ocp.ArrayRestoreArgs(sharding=shardings[name]) for name in expected}
         restore = ocp.args.PyTreeRestore(
-            {"target": _nested(wanted)}, {"target": _nested(places)}, partial_restore=True
+            {"target": _nested(expected)}, {"target": _nested(places)}, partial_restore=True
         )
         return checkpointer.restore(path / "state", restore)["target"]
     if not (path / "checkpoint").exists():
         raise UserError(f"{path}: no t5x checkpoint")
     lazy = _flat(checkpoints.load_t5x_checkpoint(str(path), lazy_parameters=True))
-    _check(path, lazy, wanted)
+    _check(path, lazy, expected)
     return _nested(
-        {name: jax.device_put(lazy[f"target/{name}"].get(), shardings[name]) for name in wanted}
+        {name: jax.device_put(lazy[f"target/{name}"].get(), shardings[name]) for name in expected}
     )
 
 
@@ -247,8 +247,8 @@ def write_checkpoint(
     manager.close()
 
 
-def _rows(batch: Features, weights: jax.Array | None) -> Batch:
-    """t5x's features as our batch; a row that is not packed is one document."""
+def _as_batch(batch: Features, weights: jax.Array | None) -> Batch:
+    """t5x's features as our batch; a sequence that is not packed is one document."""
     tokens = batch["decoder_input_tokens"]
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
     return Batch(
@@ -298,12 +298,12 @@ def _activations_sharded() -> Iterator[None]:
         yield
 
 
-def _check(path: epath.Path, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    found = {n.removeprefix("target/"): x for n, x in saved.items() if n.startswith("target/")}
-    for name in sorted(wanted.keys() ^ found.keys()):
-        where = "missing in it" if name in wanted else "unknown to the model"
+def _check(path: epath.Path, saved: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    stored = {n.removeprefix("target/"): x for n, x in saved.items() if n.startswith("target/")}
+    for name in sorted(expected.keys() ^ stored.keys()):
+        where = "missing in it" if name in expected else "unknown to the model"
         raise UserError(f"{path}: parameter {name} is {where}")
-    for name, array in wanted.items():
-        there, here = list(found[name].shape), list(array.shape)
+    for name, array in expected.items():
+        there, here = list(stored[name].shape), list(array.shape)
         if there != here:
             raise UserError(f"{path}: {name} has shape {there} in it, and {here} in the model")

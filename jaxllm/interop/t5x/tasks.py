@@ -12,15 +12,19 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
-from jaxllm.evals.probes.generated import SPLITS, additions
-
+SPLITS = {"train": range(2, 10), "validation": range(1, 2), "test": range(1)}
 VOCABULARY = seqio.ByteVocabulary()
 
 
 def sums(split: str, shuffle_files: bool, seed: int | None = None) -> tf.data.Dataset:
-    """The additions of a split, as text."""
+    """The additions of a split with sums below 100, as text; a + b goes where b + a goes."""
     del shuffle_files, seed
-    pairs = additions(split)
+    pairs = [
+        (a, b)
+        for a in range(100)
+        for b in range(100 - a)
+        if (7 * min(a, b) + max(a, b)) % 10 in SPLITS[split]
+    ]
     return tf.data.Dataset.from_tensor_slices(
         {"inputs": [f"{a}+{b}=" for a, b in pairs], "targets": [str(a + b) for a, b in pairs]}
     )
@@ -41,7 +45,7 @@ def log_likelihood(targets: Sequence[str], scores: Sequence[float]) -> dict[str,
 
 seqio.TaskRegistry.add(
     "jaxllm_additions",
-    seqio.FunctionDataSource(sums, splits=SPLITS),
+    seqio.FunctionDataSource(sums, splits=tuple(SPLITS)),
     preprocessors=[seqio.preprocessors.tokenize, seqio.preprocessors.append_eos],
     output_features={
         "inputs": seqio.Feature(VOCABULARY, add_eos=False),
