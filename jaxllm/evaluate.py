@@ -69,11 +69,16 @@ def score_run(args: argparse.Namespace) -> int:
     run = Run.create(args.model_dir)  # it must take records
     mesh = start(args)
 
+    from jaxllm.data import corpora
+    from jaxllm.evals.heldout import PREFIX
     from jaxllm.evaluation.offline import OfflineScorer
+    from jaxllm.evaluation.resolve import resolve
     from jaxllm.training.evaluator import make_evaluator
     from jaxllm.training.experiment import Experiment
 
     experiment = Experiment.configured(args.model_dir)
+    if any(name.startswith(PREFIX) for name in resolve(config)):
+        corpora.resolve(experiment.data)  # they look for the run's own corpora there
     scorer = OfflineScorer(
         run,
         make_evaluator(experiment, mesh, config),
@@ -171,7 +176,7 @@ def _flags() -> argparse.ArgumentParser:
     flags.add_argument("--model_dir", type=location, metavar="DIR",
                        help="the run, hf:DIR or hf:FILE")  # fmt: skip
     flags.add_argument("--download", action="store_true",
-                       help="only fetch the files of --tasks (default: of all)")  # fmt: skip
+                       help="fetch files of --tasks (or all), no more")  # fmt: skip
     flags.add_argument("--steps", metavar="STEP,STEP",
                        help="the checkpoints to score (default: all but a preemption's)")  # fmt: skip
     flags.add_argument("--tasks", metavar="TASK,TASK",
