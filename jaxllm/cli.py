@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib
+import io
 import logging
 import os
 import re
@@ -134,6 +135,9 @@ def run(main: Callable[[Sequence[str] | None], int | None]) -> None:
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     runtime.tune_malloc()
     runtime.silence_libtpu()
+    for stream in (sys.stdout, sys.stderr):  # a terminal without a character shows another
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     failed = True
     try:
         code, failed = main(None) or 0, False

@@ -178,7 +178,7 @@ def _flags() -> argparse.ArgumentParser:
     flags.add_argument("--download", action="store_true",
                        help="fetch files of --tasks (or all), no more")  # fmt: skip
     flags.add_argument("--steps", metavar="STEP,STEP",
-                       help="the checkpoints to score (default: all but a preemption's)")  # fmt: skip
+                       help="the checkpoints to score (default: those the run scores)")  # fmt: skip
     flags.add_argument("--tasks", metavar="TASK,TASK",
                        help="what to score them on (default: the run's tasks)")  # fmt: skip
     flags.add_argument("--missing", action="store_true", help="leave out what has been scored")

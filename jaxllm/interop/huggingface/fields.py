@@ -367,6 +367,9 @@ def _value(field: Field, config: Json) -> Any:
 def _without_rope_parameters(config: Json) -> Json:
     """Both ways of writing rotary positions, Transformers 4's and 5's, as one flat one."""
     config = dict(config)
+    for name in ("rope_scaling", "rope_parameters"):
+        if not isinstance(config.get(name), dict | None):
+            raise UserError(f"{name} = {config[name]!r} is not implemented")
     scaling = config.pop("rope_scaling", None)
     kind = (scaling or {}).get("rope_type", (scaling or {}).get("type", "default"))
     if kind != "default":

@@ -15,8 +15,9 @@ from safetensors.numpy import load_file, save_file
 
 from jaxllm import convert
 from jaxllm.errors import UserError
-from jaxllm.interop.huggingface.checkpoint import tensor_shapes
+from jaxllm.interop.huggingface.checkpoint import HFCheckpoint, tensor_shapes
 from jaxllm.interop.huggingface.fields import FAMILIES, to_config, to_model
+from jaxllm.interop.huggingface.importing import open_published, open_results
 from jaxllm.models.config import ModelConfig
 
 MODEL = ModelConfig(vocab_size=40, num_layers=2, embed_dim=16, mlp_dim=24, num_heads=4, head_dim=4)
@@ -120,6 +121,14 @@ MISTAKES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "quantized": (edit_config(quantization_config={"bits": 4}), "quantization_config = "),
     "no_field": (edit_config(hidden_size=None), "the field hidden_size is missing"),
     "head_count": (edit_config(num_key_value_heads=3), "num_kv_heads = 3 does not divide"),
+    "head_count_text": (
+        edit_config(num_attention_heads="4"), r"config.json: .*num_heads = '4'"
+    ),
+    "rope_scaling_text": (edit_config(rope_scaling="linear"), r"config.json: rope_scaling"),
+    "lfs_pointer": (
+        lambda d: (d / SHARDS[1]).write_text("version https://git-lfs.github.com/spec/v1\noid x\n"),
+        rf"{SHARDS[1]}: a git-lfs pointer, not the weights: fetch them by `git lfs pull`",
+    ),
     "tied_twice": (
         lambda d: (
             edit_config(tie_word_embeddings=True)(d),
@@ -161,6 +170,8 @@ def test_a_failure_half_way_leaves_nothing(tmp_path: Path, monkeypatch: Any) -> 
         (["--from=hf:{0}/none", "--to={0}/new"], "none: no such directory, nor a manifest"),
         (["--from=hf:{0}/hf", "--to={0}/hf"], "hf exists already"),
         (["--from={0}/run", "--to=hf:{0}/new"], "--step=N, or several with --steps=all"),
+        (["--from={0}/run", "--to=hf:{0}/new", "--step=0", "--tokens=5"], "--tokens is not read"),
+        (["--from=hf:{0}/hf", "--to={0}/new", "--steps=5"], "--steps is not read into a run"),
         (["--from={0}/run", "--to=hf:{0}/new", "--step=3"], "no checkpoint of step 3; it has 0"),
         (["--from={0}/none", "--to=hf:{0}/new", "--step=0"], "none is no run"),
         (["--from={0}/run", "--to=hf:{0}/new", "--step=0", "--max_shard_size=2 cm"], "as 5GB"),
@@ -190,6 +201,125 @@ def test_numbers_too_large_for_the_type_are_refused(tmp_path: Path) -> None:
             [f"--from={tmp_path}/run", f"--to=hf:{tmp_path}/new", "--step=0", "--dtype=float16"]
         )
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("kind", ["float32", "bfloat16"])
+def test_an_import_into_a_narrower_type_names_what_does_not_fit(tmp_path: Path, kind: str) -> None:
+    import ml_dtypes
+
+    dtype = np.dtype(getattr(ml_dtypes, kind, kind))
+    widened = lambda t: t.update({name: (x * 1e6).astype(dtype) for name, x in t.items()})
+    edit_tensors(widened)(make(tmp_path / "hf"))
+    with pytest.raises(UserError, match=r"parameter \S+ is too large for float16: use another"):
+        convert.main([f"--from=hf:{tmp_path}/hf", f"--to={tmp_path}/run", "--dtype=float16"])
+    assert [p.name for p in tmp_path.iterdir()] == ["hf"]
+
+
+def test_a_single_file_comes_before_a_stale_index_as_in_transformers(tmp_path: Path) -> None:
+    make(tmp_path / "hf")
+    tensors = {k: v for s in SHARDS for k, v in load_file(tmp_path / "hf" / s).items()}
+    save_file({k: v + 1 for k, v in tensors.items()}, tmp_path / "hf" / "model.safetensors")
+    opened = HFCheckpoint.open(tmp_path / "hf")
+    assert {t.file.name for t in opened.tensors.values()} == {"model.safetensors"}
+    np.testing.assert_array_equal(opened.tensors[UP].open(), tensors[UP] + 1)
+
+
+def test_pytorch_files_of_any_age_are_read_or_refused_in_one_line(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    make(tmp_path / "hf")
+    arrays = {k: v for s in SHARDS for k, v in load_file(tmp_path / "hf" / s).items()}
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    for file in (tmp_path / "hf").glob("model*"):
+        file.unlink()
+    weights = tmp_path / "hf" / "pytorch_model.bin"
+    torch.save(tensors, weights, _use_new_zipfile_serialization=False)  # as before PyTorch 1.6
+    np.testing.assert_array_equal(HFCheckpoint.open(tmp_path / "hf").tensors[UP].open(), arrays[UP])
+    for content, message in (
+        ({**tensors, "step": 5}, "step is a int, not a tensor"),
+        ({"state_dict": tensors}, "state_dict is a dict, not a tensor"),
+        ([1], "holds a list, and no tensors by name"),
+    ):
+        torch.save(content, weights)
+        with pytest.raises(UserError, match=f"pytorch_model.bin: {message}"):
+            HFCheckpoint.open(tmp_path / "hf")
+    weights.write_text("version https://git-lfs.github.com/spec/v1\noid x\n")
+    with pytest.raises(UserError, match="a git-lfs pointer"):
+        HFCheckpoint.open(tmp_path / "hf")
+
+
+def test_published_models_do_not_share_a_run_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names with dots, and the same name in two places; one that is named serves a series."""
+    monkeypatch.chdir(tmp_path)
+    names = ("pythia-1.4b", "pythia-1.4b-deduped", "other/pythia-1.4b")
+    series = {name: open_published(make(tmp_path / name)) for name in names}
+    first, second = (open_results(name, series[name], None).path for name in names[:2])
+    assert (first.name, second.name) == names[:2]
+    assert open_results(names[0], series[names[0]], None).path == first
+    with pytest.raises(UserError, match="by where it came from"):
+        open_results(names[2], series[names[2]], None)
+    assert open_results(names[2], series[names[2]], str(first)).path == first
+
+
+@pytest.fixture
+def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory that stands at gs://bucket."""
+    from etils.epath import backend, gpath
+
+    local = lambda x: str(x).replace("gs://bucket", f"{tmp_path}/bucket")
+
+    class Bucket:
+        def __getattr__(self, name: str) -> Any:
+            return lambda *a, **k: getattr(backend.os_backend, name)(*map(local, a), **k)
+
+    monkeypatch.setitem(gpath._PREFIX_TO_BACKEND, "gs", Bucket())
+    monkeypatch.setattr(gpath, "_is_tf_installed", lambda: False)
+    (tmp_path / "bucket").mkdir()
+    return tmp_path / "bucket"
+
+
+def test_records_of_a_published_model_may_go_to_an_object_store(
+    tmp_path: Path, bucket: Path
+) -> None:
+    published = open_published(make(tmp_path / "hf"))
+    for _ in range(2):  # made, and found again
+        open_results(str(tmp_path / "hf"), published, "gs://bucket/run")
+    config = (bucket / "run" / "config.gin").read_text()
+    assert "TrainConfig.model_dir = 'gs://bucket/run'" in config
+    assert "mixture_or_task_name" not in config, "its corpora are not known"
+
+
+def test_a_run_in_an_object_store_is_exported(
+    tmp_path: Path, bucket: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Orbax reads buckets through TensorStore: here it is given the directory behind this one."""
+    import orbax.checkpoint as ocp
+
+    make(tmp_path / "hf")
+    (tmp_path / "hf" / "tokenizer_config.json").write_text('{"bos_token": "<s>"}')
+    convert.main([f"--from=hf:{tmp_path}/hf", f"--to={bucket}/run"])
+    asked = []
+
+    class Checkpointer(ocp.Checkpointer):
+        def metadata(self, path: Any) -> Any:
+            asked.append(str(path))
+            return super().metadata(str(path).replace("gs://bucket", str(bucket)))
+
+        def restore(self, path: Any, args: Any) -> Any:
+            return super().restore(str(path).replace("gs://bucket", str(bucket)), args)
+
+    monkeypatch.setattr(
+        ocp, "PyTreeCheckpointer", lambda: Checkpointer(ocp.PyTreeCheckpointHandler())
+    )
+    steps = lambda path: [int(p.name) for p in path.iterdir()]
+    monkeypatch.setattr(ocp.path.step, "checkpoint_steps", steps)
+    convert.main(["--from=gs://bucket/run", f"--to=hf:{tmp_path}/back", "--step=0"])
+    assert asked == ["gs://bucket/run/checkpoints/0/model"]
+    there = {k: v for s in SHARDS for k, v in load_file(tmp_path / "hf" / s).items()}
+    back = load_file(tmp_path / "back" / "model.safetensors")
+    assert all(np.array_equal(back[key], there[key]) for key in there)
+    assert "<s>" in (tmp_path / "back" / "tokenizer_config.json").read_text()
 
 
 def test_a_series_comes_in_and_goes_out_in_one_call(tmp_path: Path) -> None:
