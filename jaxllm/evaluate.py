@@ -35,6 +35,8 @@ from jaxllm.errors import UserError
 from jaxllm.io import location
 
 if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
     from jaxllm.evaluation.config import EvalConfig
 
 HF = "hf:"
@@ -130,7 +132,7 @@ def eval_config(args: argparse.Namespace) -> EvalConfig:
     return config
 
 
-def start(args: argparse.Namespace):  # type: ignore[no-untyped-def]
+def start(args: argparse.Namespace) -> Mesh:
     """Joins the other hosts, and returns the mesh."""
     # Orbax warns about what it does not find in a checkpoint's item; errors come as errors.
     logging.getLogger("absl").setLevel(logging.ERROR)

@@ -224,7 +224,8 @@ def map_safetensors(file: Path, mode: str = "r") -> dict[str, Tensor]:
     header.pop("__metadata__", None)
 
     def tensor(entry: Mapping[str, Any]) -> Tensor:
-        shape, dtype = tuple(entry["shape"]), SAFETENSORS_DTYPES.get(entry["dtype"], entry["dtype"])
+        shape = tuple(entry["shape"])
+        dtype: Any = SAFETENSORS_DTYPES.get(entry["dtype"], entry["dtype"])
         start = data + entry["data_offsets"][0]
 
         # Mapped one at a time, so that what was written does not stay in this process.
