@@ -10,8 +10,8 @@
 After `?` stand settings, `name=value` with `&` between. All kinds know `run`, `family`, `params`
 (these replace what the source says) and, where a source counts steps, `tokens_per_step`.
 
-A task with worked examples in its prompt is another task than without: `arc_easy` at five shots is
-called `arc_easy 5-shot`, whatever else is imported.
+A task with few-shot examples is another task than without: `arc_easy` at five shots is called
+`arc_easy 5-shot`, whatever else is imported.
 """
 
 from __future__ import annotations
@@ -54,14 +54,14 @@ class Settings:
         """A setting as it was written."""
         return self.values.get(name, default)
 
-    def number(self, name: str) -> float:
-        """A setting as a number; NaN where it is not given.
+    def number(self, name: str, default: float = math.nan) -> float:
+        """A setting as a number; `default` where it is not given.
 
         Raises:
           UserError: it is no number.
         """
         if name not in self.values:
-            return math.nan
+            return default
         try:
             return float(self.values[name].replace("_", ""))
         except ValueError:
@@ -73,9 +73,18 @@ class Settings:
         Raises:
           UserError: there is such a setting.
         """
-        wrong = [name for name in self.values if name not in known]
-        if wrong:
-            raise UserError(f"{self.where}: no setting {wrong[0]}; known: {', '.join(known)}")
+        for name in self.values.keys() - set(known):
+            raise UserError(f"{self.where}: no setting {name}; known: {', '.join(known)}")
+
+    def checkpoint(
+        self, run: str, family: str, params: float, step: float, tokens: float
+    ) -> dict[str, Any]:
+        """The columns that all records of a checkpoint share; settings replace what is given."""
+        params = self.number("params", params)
+        return {
+            "run": self.text("run", run), "family": self.text("family", family), "params": params,
+            "step": step, "tokens": tokens, "flops": 6.0 * params * tokens,
+        }  # fmt: skip
 
 
 # The metrics of a source that has none.
@@ -159,8 +168,16 @@ def to_frame(rows: Iterable[Mapping[str, Any]], problems: list[str]) -> pd.DataF
     return frame[list(COLUMNS)].sort_values(["run", "step", "task", "metric"], ignore_index=True)
 
 
+def from_rows(
+    settings: Settings, rows: Iterable[Mapping[str, Any]], problems: list[str]
+) -> Results:
+    """What a source without logged metrics holds, by its records."""
+    frame = to_frame(rows, problems)
+    return Results(settings.where, frame, NO_METRICS, tuple(problems))
+
+
 def named(task: str, shots: int) -> str:
-    """The task's name in the table: with worked examples it is another task."""
+    """The task's name in the table: with few-shot examples it is another task."""
     name = known_tasks.canonical(task)
     return f"{name} {shots}-shot" if shots > 0 else name
 

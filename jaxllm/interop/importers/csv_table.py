@@ -22,11 +22,10 @@ from etils import epath
 from jaxllm.errors import UserError
 from jaxllm.interop.importers import (
     COMMON,
-    NO_METRICS,
     Settings,
+    from_rows,
     known_tasks,
     named,
-    to_frame,
 )
 from jaxllm.interop.importers.harness import family_of, primary_metric, size_in_name
 from jaxllm.run.records import COLUMNS, Results
@@ -72,9 +71,7 @@ def read(path: epath.Path, settings: Settings) -> Results:
     if empty.any():
         problems.append(f"{int(empty.sum())} of {len(frame)} entries have no value")
     frame = _filled(frame, settings, problems)
-    return Results(
-        settings.where, to_frame(frame.to_dict("records"), problems), NO_METRICS, tuple(problems)
-    )
+    return from_rows(settings, frame.to_dict("records"), problems)
 
 
 def _table(path: epath.Path) -> pd.DataFrame:

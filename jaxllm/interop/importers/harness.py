@@ -23,11 +23,10 @@ from etils import epath
 from jaxllm.errors import UserError
 from jaxllm.interop.importers import (
     COMMON,
-    NO_METRICS,
     Settings,
+    from_rows,
     known_tasks,
     named,
-    to_frame,
 )
 from jaxllm.run.records import Results
 
@@ -55,7 +54,7 @@ def read(path: epath.Path, settings: Settings) -> Results:
         rows += _rows(result, where, settings, problems)
     if not rows:
         raise UserError(f"{settings.where}: no results of lm-evaluation-harness are in it")
-    return Results(settings.where, to_frame(rows, problems), NO_METRICS, tuple(problems))
+    return from_rows(settings, rows, problems)
 
 
 def results(path: epath.Path, problems: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -99,11 +98,11 @@ def _files(path: epath.Path) -> list[epath.Path]:
 
 
 def task_rows(result: dict[str, Any], shots: int | None, problems: list[str]) -> Iterator[Row]:
-    """The records of one result without those of its run: task, metric, value and their doubt.
+    """The records of one result, without the columns of its run.
 
     Args:
       result: A harness result of either form.
-      shots: Replaces what the result says; None to believe it.
+      shots: Replaces what the result says; None to keep it.
       problems: Receives a line for every value that is no number.
     """
     for task, metrics in result["results"].items():
@@ -149,7 +148,7 @@ def primary_metric(metrics: list[str]) -> str:
 
 
 def _shots(result: dict[str, Any], task: str) -> int:
-    """Worked examples in the prompts of a task; a group has those of its parts."""
+    """Few-shot examples in the prompts of a task; a group has those of its parts."""
     by_task = result.get("n-shot") or {}
     parts = (result.get("group_subtasks") or {}).get(task) or [task]
     for name in (task, *parts):
@@ -166,28 +165,22 @@ def _rows(result: dict[str, Any], where: str, settings: Settings, problems: list
     said = " ".join([said.replace("/", " / "), str(result.get("model_name", "")), where])
     model = _model(arguments, result, where)
     run = settings.text("run", model)
-    step = settings.number("step")
-    if math.isnan(step) and (match := _STEP.search(said)):
-        step = float(match[1])
-    params = settings.number("params")
-    if math.isnan(params):
-        params = float(config.get("model_num_parameters") or math.nan)
-    if math.isnan(params):
-        params = size_in_name(model)
+    match = _STEP.search(said)
+    step = settings.number("step", float(match[1]) if match else math.nan)
+    params = float(config.get("model_num_parameters") or size_in_name(model))
     tokens = settings.number("tokens_per_step") * step
     if match := _TOKENS.search(said):
         tokens = float(match[1]) * _UNITS[match[2].lower()]
+    common = settings.checkpoint(
+        run, family_of(run), params, 0 if math.isnan(step) else step, tokens
+    )
     for name, number, setting in (
         ("the step", step, "step"), ("tokens seen", tokens, "tokens_per_step"),
-        ("the number of parameters", params, "params"),
+        ("the number of parameters", common["params"], "params"),
     ):  # fmt: skip
         line = f"{run}: {name} is not known; say it as ?{setting}=NUMBER"
         if math.isnan(number) and line not in problems:
             problems.append(line)
-    common = {
-        "run": run, "family": settings.text("family", family_of(run)), "params": params,
-        "step": 0 if math.isnan(step) else step, "tokens": tokens, "flops": 6.0 * params * tokens,
-    }  # fmt: skip
     shots = settings.number("shots")
     found: list[str] = []
     rows = task_rows(result, None if math.isnan(shots) else int(shots), found)

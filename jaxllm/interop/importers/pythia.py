@@ -23,7 +23,7 @@ from collections.abc import Mapping
 from etils import epath
 
 from jaxllm.errors import UserError
-from jaxllm.interop.importers import COMMON, NO_METRICS, Settings, to_frame
+from jaxllm.interop.importers import COMMON, Settings, from_rows
 from jaxllm.interop.importers.harness import Row, family_of, results, size_in_name, task_rows
 from jaxllm.run.records import Results
 
@@ -82,7 +82,7 @@ def read(path: epath.Path, settings: Settings) -> Results:
         problems += [f"{where}: {problem}" for problem in found]
     if not rows:
         raise UserError(f"{settings.where}: no results of Pythia models are in it")
-    return Results(settings.where, to_frame(rows, problems), NO_METRICS, tuple(problems))
+    return from_rows(settings, rows, problems)
 
 
 def _run(
@@ -93,28 +93,20 @@ def _run(
     steps = _STEP.search(where.rsplit("/", 1)[-1]) or _STEP.search(arguments)
     step = given if isinstance(given, int) else int(steps[1]) if steps else 0
     if match is None:
-        return _finished(where, step, problems)
+        return _finished(where, step, settings, problems)
     size, rest = match["size"], match["rest"]
     old = "-v0" if "pythia-v0" in where and not rest.endswith("-v0") else ""
-    run = settings.text("run", f"pythia-{size}{rest}{old}")
-    params = settings.number("params")
-    if math.isnan(params):
-        params = PARAMS[size][0] if size in PARAMS else size_in_name(size)
-    per_step = settings.number("tokens_per_step")
-    if math.isnan(per_step):
-        batches = [tokens for name, tokens in _BATCHES.items() if rest == f"-{name}"]
-        twice = (old or rest.endswith("-v0")) and size in _TWICE_THE_BATCH
-        per_step = batches[0] if batches else TOKENS_PER_STEP * (2 if twice else 1)
-    tokens = step * per_step
+    params = PARAMS[size][0] if size in PARAMS else size_in_name(size)
+    batches = [tokens for name, tokens in _BATCHES.items() if rest == f"-{name}"]
+    twice = (old or rest.endswith("-v0")) and size in _TWICE_THE_BATCH
+    per_step = batches[0] if batches else TOKENS_PER_STEP * (2 if twice else 1)
     # pythia-1b itself is the run in bfloat16: float16 diverged at this size.
     family = family_of(f"pythia{rest.replace('-bf16', '')}{old}")
-    return {
-        "run": run, "family": settings.text("family", family), "params": params, "step": step,
-        "tokens": tokens, "flops": 6.0 * params * tokens,
-    }  # fmt: skip
+    tokens = step * settings.number("tokens_per_step", per_step)
+    return settings.checkpoint(f"pythia-{size}{rest}{old}", family, params, step, tokens)
 
 
-def _finished(where: str, step: int, problems: list[str]) -> Row | None:
+def _finished(where: str, step: int, settings: Settings, problems: list[str]) -> Row | None:
     name = re.sub(r"\.jsonl?(\.gz)?(:\d+)?$", "", where.rsplit("/", 1)[-1])
     family = name.split("-")[0]
     params = size_in_name(name)
@@ -123,8 +115,4 @@ def _finished(where: str, step: int, problems: list[str]) -> Row | None:
     line = f"{family}: only the finished models are there; their step is not known and stands as 0"
     if line not in problems:
         problems.append(line)
-    tokens = _FINISHED[family]
-    return {
-        "run": name, "family": family, "params": params, "step": step, "tokens": tokens,
-        "flops": 6.0 * params * tokens,
-    }  # fmt: skip
+    return settings.checkpoint(name, family, params, step, _FINISHED[family])

@@ -47,9 +47,7 @@ def read(path: epath.Path, settings: Settings) -> Results:
         if tag:
             scalars[f"train/{name}"] = scalars.pop(tag)
     run = settings.text("run", path.parent.name if path.name == "tensorboard" else path.name)
-    params = settings.number("params")
-    if math.isnan(params):
-        params = size_in_name(run)
+    params = settings.number("params", size_in_name(run))
     per_step = settings.number("tokens_per_step")
     logged, rows = {}, []
     domains = {p[2]: p[1] for p in (tag.split("/", 2) for tag in scalars) if p[0] == "capability"}
@@ -72,10 +70,8 @@ def read(path: epath.Path, settings: Settings) -> Results:
         tokens = row["step"] * per_step
         if math.isnan(tokens) and len(known := clock[clock.index <= row["step"]]):
             tokens = known.iloc[-1] * (row["step"] / known.index[-1] if known.index[-1] else 1.0)
-        row.update(
-            run=run, family=settings.text("family", family_of(run)), params=params,
-            tokens=tokens, flops=per_token * tokens,
-        )  # fmt: skip
+        row |= settings.checkpoint(run, family_of(run), params, row["step"], tokens)
+        row["flops"] = per_token * tokens
     records = to_frame(rows, problems)
     return Results(settings.where, records, metrics.assign(run=run), tuple(problems))
 
@@ -133,7 +129,8 @@ def _add_scalars(
 ) -> tuple[str, ...]:
     """Adds the scalars of one event file; what is cut short is a problem.
 
-    Read record by record: TensorBoard's own accumulator would import TensorFlow, for seconds.
+    Read record by record: TensorBoard's own accumulator imports TensorFlow (seconds, and lines of
+    its log), and passes over damage without a word.
     """
     from tensorboard.compat.proto import event_pb2
     from tensorboard.compat.tensorflow_stub import errors
