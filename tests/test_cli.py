@@ -1,5 +1,6 @@
 """The flags and the one-line errors that every command shares."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -103,3 +104,12 @@ def test_every_packaged_run_file_loads() -> None:
         gin.clear_config()
         load(f"--gin_file={path.name}")
         assert ModelConfig().num_params > 0
+
+
+def test_a_terminal_that_lacks_a_character_shows_another() -> None:
+    code = "from jaxllm import cli\ncli.run(lambda argv: print('0.5 \u00b1 0.1'))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"}, cwd=REPOSITORY,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "0.5 ? 0.1\n"), done.stderr

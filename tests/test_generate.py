@@ -172,12 +172,33 @@ def test_stop_strings_cut_at_the_first_wherever_pieces_end(text: str, stop: list
     assert "".join(pieces) == growing.text == expected and growing.done
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("bom.txt", b"\xef\xbb\xbfdef main(\nimport os"),
+        ("crlf.txt", b"def main(\r\n\r\nimport os\r\n"),
+        ("bom.jsonl", b'\xef\xbb\xbf{"prompt": "def main("}\r\n{"prompt": "import os"}\n'),
+    ],
+)
+def test_marks_and_ends_of_lines_are_no_text_of_a_prompt(
+    name: str, content: bytes, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert generate.read_prompts(str(tmp_path / name)) == ["def main(", "import os"]
+
+
+def test_a_continuation_replaces_the_spaces_that_a_prompt_ends_with(capsys) -> None:
+    generate.write(["def f(x):\n    return ", "a"], [" x", "b"], None)
+    assert capsys.readouterr().out.split("-" * 20) == ["def f(x):\n    return x\n", "\nab\n", "\n"]
+
+
 def test_mistakes_are_named(published: Path, tmp_path: Path) -> None:
     common = [f"--model_dir=hf:{published}", "--prompt=a"]
     (tmp_path / "bad.jsonl").write_text('{"prompt": "a"}\n{"text": "b"}\n')
     for arguments, named in (
         ([*common, "--max_new_tokens=500"], "leave no room for a prompt in a context of 128"),
         ([*common, "--top_p=2"], "top_p 2.0"),
+        ([*common, "--step=2"], "--step is not read of hf:DIR"),
         ([*common, "--stop="], "--stop needs"),
         ([f"--model_dir={tmp_path}", "--prompt=a"], "is no run"),
         ([common[0], f"--prompts_file={tmp_path / 'bad.jsonl'}"], r"bad\.jsonl:2: no JSON object"),

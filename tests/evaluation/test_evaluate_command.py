@@ -172,7 +172,9 @@ def test_a_follower_scores_a_run_that_leaves_it_to_it(run_dir, tmp_path):
     ("flags", "message"),
     [
         (["--steps=3"], "has no checkpoint of step 3; it has 0, 2, 4"),
-        (["--steps=2", "--follow"], "--follow is for a run that goes on"),
+        (["--steps=2", "--follow"], "--steps is not read with --follow"),
+        (["--output=x"], "--output is not read where the run itself says it"),
+        (["--download", "--steps=2"], "--steps is not read with --download"),
         (["--steps=two"], "--steps=two: write numbers"),
         (["--tasks=basic_arithmetik"], "did you mean basic_arithmetic"),
         (["--model_dir=/nowhere"], "/nowhere is no run: it has no config.gin"),
