@@ -45,13 +45,16 @@ def above_guess(curve: Curve) -> np.ndarray:
     return np.asarray(curve.scores - guess(curve) > STANDARD_ERRORS * curve.score_stderr)
 
 
-def onset(curve: Curve) -> tuple[str, int | None]:
-    """The state of a curve, one of `STATES`, and the position of its onset."""
+def onset(curve: Curve, until: int | None = None) -> tuple[str, int | None]:
+    """The state of a curve, one of `STATES`, and the position of its onset.
+
+    With `until`, as far as the first so many points tell.
+    """
     if math.isnan(curve.chance_score):
         return NO_CHANCE_LEVEL, None
     if np.isnan(curve.score_stderr).all():
         return NO_STANDARD_ERROR, None
-    above = above_guess(curve)
+    above = above_guess(curve)[:until]
     for at in np.flatnonzero(above[:-1] & above[1:]):
         if above[at:].mean() >= _DURABLE:
             return LEFT, int(at)

@@ -80,6 +80,10 @@ class Study:
         known = self.records.groupby("run", sort=False).params.max()
         return {str(run): float(params) for run, params in known[known > 0].items()}
 
+    def log_of(self, run: str) -> pd.DataFrame:
+        """The logged steps of one run."""
+        return self.logged[self.logged.run == run] if "run" in self.logged else self.logged
+
     def several_runs(self) -> bool:
         """Whether runs can be compared."""
         return len(self.runs) > 1

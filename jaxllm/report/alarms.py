@@ -20,7 +20,7 @@ from jaxllm.errors import UserError
 from jaxllm.run.records import Record, RunInfo
 
 if TYPE_CHECKING:
-    from jaxllm.analysis.checks import Check
+    from jaxllm.analysis.health.check import Check
     from jaxllm.run.run import Run
 
 
@@ -44,7 +44,7 @@ class HealthConfig:
         """
         if not self.reference_runs:
             return []
-        from jaxllm.analysis.checks_tasks import FEWEST_REFERENCES
+        from jaxllm.analysis.health.tasks import FEWEST_REFERENCES
         from jaxllm.run.run import Run
 
         if len(self.reference_runs) < FEWEST_REFERENCES:
@@ -75,7 +75,7 @@ class HealthWriter:
           references: Runs that it is held against at equal tokens.
           say: Prints a line.
         """
-        from jaxllm.analysis.watch import Watch
+        from jaxllm.analysis.health.watch import Watch
         from jaxllm.run.run import Run
 
         self._run, self._say = Run(model_dir), say
@@ -86,14 +86,14 @@ class HealthWriter:
     def write_metrics(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Looks at a line of metrics."""
         # This line is in metrics.jsonl already: what an earlier process saw ends before it.
-        self._safely(step - 1, lambda: self._watch.see_line({"step": step, **metrics}))
+        self._safely(step - 1, lambda: self._watch.on_metrics({"step": step, **metrics}))
 
     def write_records(self, step: int, records: Sequence[Record]) -> None:
         """Looks at the scores of a checkpoint."""
         import pandas as pd
 
         shown = pd.DataFrame([vars(record) for record in records if record.primary])
-        self._safely(step, lambda: self._watch.see_scores(shown))
+        self._safely(step, lambda: self._watch.on_scores(shown))
 
     def close(self) -> None:
         """Nothing: every alarm is already written."""
@@ -131,13 +131,13 @@ class HealthWriter:
         self._run.alarm_lines.keep_until(seen)
         for row in self._run.alarm_lines.read()[0]:
             for subject in row["subjects"] or [""]:
-                self._watch.remember(row["check"], subject, row["tokens"])
+                self._watch.restore(row["check"], subject, row["tokens"])
         for row in self._run.metrics_lines.read()[0]:
             if row["step"] <= seen:
-                self._watch.see_line(row, look=False)
+                self._watch.on_metrics(row, check=False)
         stored = self._run.trajectory.read()
         for _, records in stored[stored.primary & (stored.step <= seen)].groupby("step"):
-            self._watch.see_scores(records, look=False)
+            self._watch.on_scores(records, check=False)
 
     def _report(self, check: Check) -> None:
         self._say(f"ALARM at step {self._watch.step:,}: {check.name}. {check.sentence}")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -28,9 +27,11 @@ from jaxllm.analysis import (
     dynamics_unseen,
     emergence,
     forecast,
-    health,
+    registry,
 )
 from jaxllm.analysis.capabilities import is_share
+from jaxllm.analysis.health import advice as health_advice
+from jaxllm.analysis.health import checks as health_checks
 from jaxllm.analysis.registry import Study as Runs
 from jaxllm.analysis.scaling import tokens
 from jaxllm.errors import one_line
@@ -156,63 +157,39 @@ def shares_of(table: pd.DataFrame) -> pd.DataFrame:
     return table[table.metric.map(is_share).astype(bool)]
 
 
+def _study(tables: Tables) -> registry.Study:
+    plans = {o.run: o.planned_tokens for o in tables.overviews if o.in_progress}
+    return registry.Study(tables.records, tables.all_records, tables.logged, planned_tokens=plans)
+
+
 def _checks(tables: Tables) -> Answer:
-    found = health.examine(tables.records, tables.logged, budget_tokens=_budget(tables))
-    table = pd.concat([one.table for one in found], ignore_index=True)
-    made = table[table.state != "refused"]
-    if made.empty:
-        return Answer(HEALTH, "Checks", "Nothing could be checked.", table, refused=True,
-                      lines=tuple(table.says.unique()[:8]))  # fmt: skip
-    if len(found) == 1:
-        return Answer(HEALTH, "Checks", found[0].sentence, table, lines=tuple(table.says))
-    alarmed = [one for one in found if one.alarms]
-    lines = tuple(f"{c.run}: {c.sentence}" for one in alarmed for c in one.alarms)
-    named = f": {numbers.join([one.run for one in alarmed[:6]])}" if alarmed else ""
-    more = " and others" if len(alarmed) > 6 else ""
-    sentence = (
-        f"{len(alarmed)} of {len(found)} runs raise an alarm in one of {len(made):,} checks"
-        f"{named}{more}. At the tests' level, about {health.checks_loss.ALPHA * len(made):.1f} "
-        "alarms would be raised if all were healthy."
-    )
+    found = health_checks.checks(_study(tables))
+    made = found.table[found.table.state != "refused"]
     cells = made.assign(level=(made.state == "alarm").astype(float))
     if tables.many_runs:  # the others are fine in every check that could be made
-        cells = cells[cells.run.isin([one.run for one in alarmed[:_MOST_ROWS]])]
+        alarmed = list(dict.fromkeys(cells.run[cells.level > 0]))
+        cells = cells[cells.run.isin(alarmed[:_MOST_ROWS])]
     chart = None
-    if len(cells):
+    if len(cells) and tables.several_runs:
         chart = charts.matrix(cells, "check", "run", "level", "alarm", text="state", domain=(0, 1))
-    return Answer(HEALTH, "Checks", sentence, table, chart, lines=lines)
+    return Answer(HEALTH, "Checks", found.sentence, found.table, chart, bool(found.refused),
+                  lines=found.lines)  # fmt: skip
 
 
 def _advice(tables: Tables) -> Answer:
-    found = health.advise(tables.records, tables.logged, budget_tokens=_budget(tables))
-    given = [one for one in found if not one.refused]
-    title = "The rest of the budget"
-    if not math.isfinite(_budget(tables)):
-        title = "What twice the tokens would bring"
-    if not given:
-        return Answer(AHEAD, title, found[0].sentence, refused=True)
+    found = health_advice.advice(_study(tables))
     axis = "expected gain, with its 90% interval (up is better)"
-    if len(given) == 1:
-        table = given[0].table
-        shares = shares_of(table).sort_values("gain")[::-1]
-        chart = charts.dots(shares, "task", "gain", axis, low="low", high="high", reference=0.0)
-        return Answer(AHEAD, title, given[0].sentence, table, chart if len(shares) else None)
-    rows = [
-        {"run": one.run, "verdict": one.verdict, "seen_tokens": one.seen_tokens,
-         "budget_tokens": one.budget_tokens, "tasks": one.tasks,
-         **dict(zip(("gain", "low", "high"), one.mean_gain, strict=True))}
-        for one in given
-    ]  # fmt: skip
-    table = pd.DataFrame(rows).sort_values("gain", ascending=False, ignore_index=True)
-    counts = table.verdict.value_counts()
-    verdicts = numbers.join([f"{count} {verdict}" for verdict, count in counts.items()])
-    sentence = (
-        f"Of {len(table)} runs: {verdicts}. The mean over a run's tasks is expected to change by "
-        f"{100 * table.gain.min():+.2f} to {100 * table.gain.max():+.2f} points."
-    )
-    chart = charts.dots(table.head(_MOST_ROWS), "run", "gain", axis, low="low", high="high",
-                        series="verdict", reference=0.0)  # fmt: skip
-    return Answer(AHEAD, title, sentence, table, chart)
+
+    def chart(table: pd.DataFrame) -> Chart | None:
+        by_run = "verdict" in table
+        rows = table if by_run else shares_of(table).sort_values("gain")[::-1]
+        if rows.empty:
+            return None
+        return charts.dots(rows.head(_MOST_ROWS), "run" if by_run else "task", "gain", axis,
+                           low="low", high="high", series="verdict" if by_run else "",
+                           reference=0.0)  # fmt: skip
+
+    return answer(AHEAD, "The rest of the budget", found, chart)
 
 
 def _forecasts(tables: Tables) -> list[Answer]:
@@ -386,9 +363,3 @@ def _efficiency(tables: Tables) -> Answer:
 
     found = dynamics_sizes.efficiency(tables.records, params=(low, high))
     return answer(SIZES, "Efficiency at equal tokens", found, chart)
-
-
-def _budget(tables: Tables) -> float:
-    """Tokens at the end of the plan, where all runs in progress have the same."""
-    plans = {o.planned_tokens for o in tables.overviews if o.in_progress}
-    return plans.pop() if len(plans) == 1 and len(tables.overviews) == 1 else math.nan

@@ -8,8 +8,14 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from jaxllm.analysis import capabilities, checks_loss, checks_tasks, health
-from jaxllm.analysis.checks import ALPHA, discoveries, trend
+from jaxllm.analysis.curves import curves
+from jaxllm.analysis.health import loss as checks_loss
+from jaxllm.analysis.health import tasks as checks_tasks
+from jaxllm.analysis.health.advice import GO_ON, STOP, UNCLEAR, advise
+from jaxllm.analysis.health.check import ALPHA
+from jaxllm.analysis.health.checks import Health, checks, examine
+from jaxllm.analysis.registry import Study
+from jaxllm.analysis.stats import false_discovery
 from jaxllm.interop.importers import open_source
 from tests.simulated_run import simulate
 
@@ -28,6 +34,11 @@ def logged(seed: int, *, fall: float = 0.1, growth: float = 1.0, noise: float = 
     )  # fmt: skip
 
 
+def log(seed: int, **changes) -> pd.DataFrame:
+    """The same of a run called r."""
+    return logged(seed, **changes).assign(run="r")
+
+
 def table(seed: int, gains: dict[str, float], runs: dict[str, float], noise=0.01, points=16):
     """Charted records: value 0.5 at the end, `gains` per doubling, 0.02 per size doubling."""
     rng = np.random.default_rng(seed)
@@ -43,7 +54,7 @@ def table(seed: int, gains: dict[str, float], runs: dict[str, float], noise=0.01
     return pd.DataFrame(rows)
 
 
-def check(found: health.Health, name: str):
+def check(found: Health, name: str):
     return next(c for c in found.checks if c.name == name)
 
 
@@ -97,10 +108,9 @@ def test_spike_score_is_the_published_definition() -> None:
                 hit |= metrics[name][at] > before.mean() + 6 * before.std()
         spikes += hit
     assert spikes > 0
-    found = checks_loss.spike_score(metrics, "r", rolling=500)
-    assert found.number == pytest.approx(spikes / 900)
-    assert found.table.running.iloc[-1] == pytest.approx(found.table.spike.iloc[-500:].mean())
-    assert checks_loss.spike_score(metrics.iloc[:128], "r").refused
+    assert checks_loss.spike_score(metrics) == pytest.approx(spikes / 900)
+    assert math.isnan(checks_loss.spike_score(metrics.iloc[:128]))
+    assert f"SpikeScore {spikes / 900:.3%}" in checks_loss.spikes(metrics, "r").sentence
 
 
 def test_tolerated_spikes_ring_at_the_nominal_rate() -> None:
@@ -118,7 +128,7 @@ def test_healthy_logs_ring_no_alarm() -> None:
         rng = np.random.default_rng(seed)
         metrics = logged(seed)
         metrics["loss"] += 0.02 * (rng.gamma(2, 1, STEPS) - 2)  # skewed, as batches are
-        found = health.examine(pd.DataFrame(), metrics.assign(run="r"))[0]
+        found = examine(Study(pd.DataFrame(), logged=metrics.assign(run="r")))[0]
         assert not found.alarms, found.sentence
 
 
@@ -140,26 +150,29 @@ def test_plateau() -> None:
 
 def test_diminishing_returns() -> None:
     metrics = logged(0, fall=0.01, noise=0.005)
-    found = checks_loss.returns(metrics, "r", budget_tokens=4 * STEPS * 1000)
+    found = checks_loss.diminishing_returns(metrics, "r", budget_tokens=4 * STEPS * 1000)
     assert found.number == pytest.approx(0.02, abs=0.004) and found.raised
     assert "300% more" in found.sentence
     metrics["learning_rate"] = 1e-3  # never decayed: the trend does not know what a decay brings
-    waiting = checks_loss.returns(metrics, "r")
+    waiting = checks_loss.diminishing_returns(metrics, "r")
     assert not waiting.raised and "not decayed yet" in waiting.reason
-    assert not checks_loss.returns(logged(0), "r").raised
+    assert not checks_loss.diminishing_returns(logged(0), "r").raised
     edge = 3 * checks_loss.WORTH_SHARE
     raised = [
-        checks_loss.returns(logged(s, fall=edge, steps=400), "r").raised for s in range(TRIES)
+        checks_loss.diminishing_returns(logged(s, fall=edge, steps=400), "r").raised
+        for s in range(TRIES)
     ]
     assert share(raised) <= AT_MOST
-    assert "spent" in checks_loss.returns(metrics, "r", budget_tokens=5.0).refused
-    last_lap = checks_loss.returns(metrics.drop(columns="learning_rate"), "r", 1.2 * STEPS * 1000)
+    assert "spent" in checks_loss.diminishing_returns(metrics, "r", budget_tokens=5.0).refused
+    last_lap = checks_loss.diminishing_returns(
+        metrics.drop(columns="learning_rate"), "r", 1.2 * STEPS * 1000
+    )
     assert last_lap.p_value < ALPHA and not last_lap.raised  # little is left, so it brings little
 
 
 def test_returns_are_told_in_a_unit_of_the_rest() -> None:
     """The line falls by 0.1 in a doubling; two million tokens are seen."""
-    found = checks_loss.returns(logged(0, noise=0.001), "r", budget_tokens=8e6)
+    found = checks_loss.diminishing_returns(logged(0, noise=0.001), "r", budget_tokens=8e6)
     assert "the remaining budget (300% more) lowers the loss by 0.2 or 6.7%" in found.reason
     assert "one more million tokens by 0.059" in found.reason  # 0.1 log2(1.5)
 
@@ -194,7 +207,7 @@ def test_without_tokens_steps_are_the_clock() -> None:
 def test_loss_that_is_no_number() -> None:
     metrics = logged(0)
     metrics.loc[[500, 600], "loss"] = [math.nan, math.inf]
-    found = checks_loss.finite(metrics, "r")
+    found = checks_loss.non_finite_loss(metrics, "r")
     assert found.raised and found.number == 2 and found.step == 501
     assert not checks_loss.plateau(metrics, "r").refused
 
@@ -203,12 +216,12 @@ def test_falling_capability() -> None:
     gains = {f"task{k}": 0.01 for k in range(30)} | {"lost": -0.12}
     records = table(0, gains, {"r": 1e8})
     records["chance"] = records.chance.where(records.task != "task0", 0.6)
-    found = check(health.examine(records, logged(0).assign(run="r"))[0], "falling capabilities")
+    found = check(examine(Study(records, logged=log(0)))[0], "falling capabilities")
     assert found.raised and found.number == 1
     assert found.table[found.table.found].task.tolist() == ["lost"]
     assert "while the loss falls: lost" in found.reason
     assert "task0" not in set(found.table.task)  # at chance: nothing to lose
-    alone = check(health.examine(records, pd.DataFrame())[0], "falling capabilities")
+    alone = check(examine(Study(records))[0], "falling capabilities")
     assert "not known" in alone.reason
 
 
@@ -217,17 +230,18 @@ def test_constant_answers_are_no_capability() -> None:
     records = table(0, {"labels": 0.0}, {"r": 1e8}, noise=0.001)
     records["tokens"] = [int(10 * 2**k) for k in records.step]
     records.loc[records.step > 12, "value"] -= 0.05 * (records.step - 12)
-    curve = checks_tasks.curves(records)[0]
-    assert not curve.is_learned()
+    (curve,) = curves(records).main()
+    assert checks_tasks.was_at_chance(curve)
     assert "left chance" in checks_tasks.falling([curve], "r", True).refused
-    grown = dataclasses.replace(curve, better=curve.better + 0.1 * (curve.tokens > 6000))
-    assert grown.is_learned() and checks_tasks.falling([grown], "r", True).raised
+    grown = dataclasses.replace(curve, scores=curve.scores + 0.1 * (curve.tokens > 6000))
+    assert not checks_tasks.was_at_chance(grown)
+    assert checks_tasks.falling([grown], "r", True).raised
 
 
 def test_steady_capabilities_ring_at_the_nominal_rate() -> None:
     gains = {f"task{k}": 0.0 for k in range(10)}
     found = [
-        checks_tasks.falling(checks_tasks.curves(table(seed, gains, {"r": 1e8})), "r", True).raised
+        checks_tasks.falling(list(curves(table(seed, gains, {"r": 1e8}))), "r", True).raised
         for seed in range(TRIES)
     ]
     assert share(found) <= AT_MOST
@@ -240,16 +254,16 @@ def test_reference_band() -> None:
     records = table(0, {f"task{k}": 0.03 for k in range(10)}, SUITE)
     behind = (records.run == "s3") & (records.task == "task4")
     records.loc[behind, "value"] -= 0.2
-    found = {h.run: check(h, "reference band") for h in health.examine(records, pd.DataFrame())}
+    found = {h.run: check(h, "reference band") for h in examine(Study(records))}
     assert [run for run, c in found.items() if c.raised] == ["s3"]
     worst = found["s3"].table.iloc[0]
     assert worst.task == "task4" and worst.expected == pytest.approx(0.5 + 0.06, abs=0.03)
     assert "equal tokens: task4" in found["s3"].reason
-    few = health.examine(records[records.run.isin(["s0", "s1"])], pd.DataFrame())[0]
+    few = examine(Study(records[records.run.isin(["s0", "s1"])]))[0]
     assert "3 runs" in check(few, "reference band").refused
     # At half its tokens a run is held against the others at half of theirs.
     early = records[(records.run != "s1") | (records.step <= 8)]
-    early = next(h for h in health.examine(early, pd.DataFrame()) if h.run == "s1")
+    early = next(h for h in examine(Study(early)) if h.run == "s1")
     assert not check(early, "reference band").raised
 
 
@@ -257,7 +271,9 @@ def test_logged_losses_are_compared_too() -> None:
     logs = [logged(k).assign(run=f"s{k}") for k in range(6)]
     logs[2]["loss"] += 0.5
     metrics = pd.concat(logs)
-    found = {h.run: check(h, "reference band") for h in health.examine(pd.DataFrame(), metrics)}
+    found = {
+        h.run: check(h, "reference band") for h in examine(Study(pd.DataFrame(), logged=metrics))
+    }
     assert [run for run, c in found.items() if c.raised] == ["s2"]
     row = found["s2"].table.iloc[0]
     assert (row.task, row.runs) == ("logged loss", 5)
@@ -267,7 +283,7 @@ def test_logged_losses_are_compared_too() -> None:
 def test_runs_of_one_kind_leave_their_band_at_the_nominal_rate() -> None:
     raised = []
     for seed in range(TRIES):
-        every = checks_tasks.curves(table(seed, {f"t{k}": 0.03 for k in range(5)}, SUITE, points=6))
+        every = list(curves(table(seed, {f"t{k}": 0.03 for k in range(5)}, SUITE, points=6)))
         raised.append(checks_tasks.outside_band([c for c in every if c.run == "s5"], "s5", every))
     assert share(found.raised for found in raised) <= AT_MOST
 
@@ -283,7 +299,7 @@ def test_false_alarms_on_published_runs(shared_data) -> None:
     raised = {}
     for share_seen in (0.5, 1.0):
         seen = records[records.tokens <= share_seen * records.tokens.max()]
-        for found in health.examine(seen, pd.DataFrame()):
+        for found in examine(Study(seen)):
             for c in found.checks:
                 if not c.refused:
                     raised[share_seen, c.name, found.run] = c.raised
@@ -302,11 +318,10 @@ def test_expected_gains_cover_what_came(shared_data) -> None:
     records = records[records.domain != "bias"]
     end = records.tokens.max()
     final = records[records.tokens == end]
-    came = {(c.run, c.task): c.better[-1] for c in checks_tasks.curves(capabilities.charted(final))}
+    came = {(c.run, c.task): c.scores[-1] for c in curves(final).main()}
     inside = []
-    for advice in health.advise(
-        records[records.tokens <= end / 2], pd.DataFrame(), budget_tokens=end
-    ):
+    half = records[records.tokens <= end / 2]
+    for advice in advise(Study(half, planned_tokens=dict.fromkeys(half.run, end))):
         for row in advice.table.itertuples():
             if (advice.run, row.task) in came:
                 gain = came[advice.run, row.task] - row.now
@@ -318,30 +333,32 @@ def test_expected_gains_cover_what_came(shared_data) -> None:
 def test_advice() -> None:
     gains = {f"task{k}": 0.05 for k in range(8)}
     records = table(0, gains, {"r": 1e8})
-    growing = health.advise(records, pd.DataFrame())[0]
-    assert growing.verdict == health.GO_ON and growing.tasks == 8
+    growing = advise(Study(records))[0]
+    assert growing.verdict == GO_ON and growing.tasks == 8
     assert growing.mean_gain[0] == pytest.approx(0.05, abs=0.01)
     assert growing.mean_gain[1] < 0.05 < growing.mean_gain[2]
     assert "100% more tokens" in growing.sentence and "worth going on" in growing.sentence
     still = table(0, dict.fromkeys(gains, 0.0), {"r": 1e8}, noise=0.003)
-    stopped = health.advise(still, logged(0, fall=0.003).assign(run="r"), budget_tokens=3.2e6)[0]
-    assert stopped.verdict == health.STOP and "stopping costs little" in stopped.sentence
+    stopped = advise(Study(still, logged=log(0, fall=0.003), planned_tokens={"r": 3.2e6}))[0]
+    assert stopped.verdict == STOP and "stopping costs little" in stopped.sentence
     # ... but not while the loss still falls.
-    falling = health.advise(still, logged(0, fall=0.2).assign(run="r"), budget_tokens=4e6)[0]
-    assert falling.verdict == health.GO_ON
+    falling = advise(Study(still, logged=log(0, fall=0.2), planned_tokens={"r": 4e6}))[0]
+    assert falling.verdict == GO_ON
     assert falling.loss_gain[0] == pytest.approx(0.2 / 3, rel=0.2)
-    unsure = health.advise(table(0, {"a": 0.0}, {"r": 1e8}, noise=0.05), pd.DataFrame())[0]
-    assert unsure.verdict == health.UNCLEAR
-    assert "spent" in health.advise(records, pd.DataFrame(), budget_tokens=1.0)[0].refused
+    unsure = advise(Study(table(0, {"a": 0.0}, {"r": 1e8}, noise=0.05)))[0]
+    assert unsure.verdict == UNCLEAR
+    assert "spent" in advise(Study(records, planned_tokens={"r": 1.0}))[0].refused
 
 
 def test_simulated_run_is_healthy(tmp_path) -> None:
     source = open_source(simulate(tmp_path / "run"))
-    (found,) = health.examine(source.records, source.metrics, budget_tokens=2e7)
+    (found,) = examine(
+        Study(source.records, logged=source.metrics, planned_tokens={source.records.run[0]: 2e7})
+    )
     assert not found.alarms and not found.refused, found.table.says.tolist()
     assert "looks healthy" in found.sentence and "1 could not be made" in found.sentence
-    assert found.table.state.value_counts().to_dict() == {"fine": 7, "refused": 1}
-    (advice,) = health.advise(source.records, source.metrics)
+    assert found.table.state.value_counts().to_dict() == {"fine": 6, "refused": 1}
+    (advice,) = advise(Study(source.records, logged=source.metrics))
     assert not advice.refused and len(advice.table) == 12
 
 
@@ -376,37 +393,23 @@ def test_bad_input_is_refused_and_said(name) -> None:
     records = bad_inputs()[name]
     for metrics in (
         pd.DataFrame(),
-        logged(0, steps=3).assign(run="r"),
+        log(0, steps=3),
         pd.DataFrame({"run": ["r"]}),
     ):
-        for found in health.examine(records, metrics, runs=["r"]):
+        for found in examine(Study(records, logged=metrics)):
             assert not found.alarms
             assert all(c.refused or c.reason for c in found.checks)
-            assert found.sentence and len(found.table) == 8
-        for advice in health.advise(records, metrics, runs=["r"]):
+            assert found.sentence and len(found.table) == 7
+        for advice in advise(Study(records, logged=metrics)):
             assert advice.sentence
+        assert checks(Study(records, logged=metrics)).sentence
     needs_values = ("one checkpoint", "no values", "infinite", "no clock", "failed", "nothing")
-    found = health.examine(records, pd.DataFrame(), runs=["r"])[0]
+    found = checks(Study(records))
     assert bool(found.refused) == (name in (*needs_values, "unknown direction"))
-
-
-def test_trend_is_least_squares() -> None:
-    rng = np.random.default_rng(5)
-    x, y = rng.normal(size=20), rng.normal(size=20)
-    line = trend(x, np.where(np.arange(20) == 7, np.nan, y))
-    keep = np.arange(20) != 7
-    (slope, _), covariance = np.polyfit(x[keep], y[keep], 1, cov="unscaled")
-    assert line is not None and line.slope == pytest.approx(slope)
-    assert line.stderr == pytest.approx(line.scatter * math.sqrt(covariance[0, 0]))
-    assert line.p_below(0) + line.p_above(0) == pytest.approx(1)
-    assert trend(np.arange(3.0), np.arange(3.0)) is None
-    assert trend(np.ones(9), np.arange(9.0)) is None
 
 
 def test_discoveries_hold_their_rate() -> None:
     rng = np.random.default_rng(6)
-    found = [discoveries(rng.uniform(size=50)).any() for _ in range(2000)]
+    found = [(false_discovery(rng.uniform(size=50)) <= ALPHA).any() for _ in range(2000)]
     assert np.mean(found) < 0.018  # 0.01 + 3.5 standard errors
-    mixed = discoveries(np.array([1e-9, math.nan, 0.5, 1e-8]))
-    assert mixed.tolist() == [True, False, False, True]
     assert ALPHA == 0.01

@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from jaxllm.analysis import checks_loss
-from jaxllm.analysis.checks import ALPHA
-from jaxllm.analysis.watch import Watch
+from jaxllm.analysis.health.check import ALPHA
+from jaxllm.analysis.health.loss import PLATEAU_SHARE
+from jaxllm.analysis.health.watch import Watch
 from tests.analysis.test_health import logged, table
 
 
@@ -22,7 +22,7 @@ def follow(watch: Watch, metrics: pd.DataFrame) -> list[tuple[int, str]]:
     return [
         (int(row["step"]), check.name)
         for row in metrics.to_dict("records")
-        for check in watch.see_line(row)
+        for check in watch.on_metrics(row)
     ]
 
 
@@ -53,7 +53,7 @@ def test_healthy_series_are_quiet() -> None:
 
 def test_looking_often_does_not_ring_more_often() -> None:
     """At the edge of the null hypothesis, over two doublings of tokens."""
-    tries, edge = 40, 3 * checks_loss.PLATEAU_SHARE
+    tries, edge = 40, 3 * PLATEAU_SHARE
     raised = [
         any(
             name == "plateau"
@@ -79,10 +79,10 @@ def test_what_an_earlier_process_saw_does_not_ring_again() -> None:
     metrics.loc[299:, "loss"] += 2.0
     first, second = Watch("r", 1e6), Watch("r", 1e6)
     for row in metrics.iloc[:400].to_dict("records"):
-        for check in first.see_line(row):
+        for check in first.on_metrics(row):
             for subject in check.subjects or ("",):
-                second.remember(check.name, subject, row["tokens"])
-        second.see_line(row, look=False)
+                second.restore(check.name, subject, row["tokens"])
+        second.on_metrics(row, check=False)
     assert follow(second, metrics.iloc[400:]) == follow(first, metrics.iloc[400:])
     assert follow(Watch("r", 1e6), metrics.iloc[:400])
 
@@ -96,7 +96,7 @@ def test_a_falling_capability_rings_for_each_task_once() -> None:
     rung = [
         set(check.subjects)
         for _, scored in records.groupby("step")
-        for check in watch.see_scores(scored)
+        for check in watch.on_scores(scored)
     ]
     assert rung[0] == {"task1"} and rung[-1] == {"task1", "task2"} and len(rung) == 2
 
@@ -112,7 +112,7 @@ def test_a_run_behind_its_references_rings_at_equal_tokens() -> None:
     mine = table(7, tasks, {"r": 4e8}, points=16)
     mine.loc[mine.task == "task3", "value"] -= 0.25
     named = [
-        check.subjects for _, scored in mine.groupby("step") for check in behind.see_scores(scored)
+        check.subjects for _, scored in mine.groupby("step") for check in behind.on_scores(scored)
     ]
     assert ("task3",) in named
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from jaxllm.analysis import health
+from jaxllm.analysis.health import checks
 from jaxllm.analyze import main as analyze
 from jaxllm.interop.importers import open_source
 from jaxllm.report import charts, charts_findings, page, questions, tables
@@ -90,7 +90,7 @@ def test_a_failing_analysis_costs_no_page(many, monkeypatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise ZeroDivisionError("<b>nothing</b>")
 
-    monkeypatch.setattr(health, "examine", fail)
+    monkeypatch.setattr(checks, "checks", fail)
     found = questions.answers(many)
     text = Page(page.render(many, found)).text
     assert "This analysis failed: ZeroDivisionError: <b>nothing</b>." in text

@@ -1,0 +1,170 @@
+"""Is the rest of the budget worth spending?"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pandas as pd
+
+from jaxllm.analysis.curves import Curve, is_share
+from jaxllm.analysis.finding import Finding
+from jaxllm.analysis.health import loss, tasks
+from jaxllm.analysis.registry import AHEAD, Study, analysis
+from jaxllm.analysis.stats import line_fit
+
+GO_ON, STOP, UNCLEAR = "go on", "stop", "unclear"
+# A mean gain over the tasks below this, half a point of accuracy, is not worth a budget.
+WORTH_GAIN = 0.005
+LEVEL = 0.9
+Interval = tuple[float, float, float]
+_UNKNOWN: Interval = (math.nan,) * 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Advice(Finding):
+    """What the rest of the budget of one run will bring.
+
+    The table has a row per task: `task, metric, now, gain, low, high`, up is better.
+
+    Attributes:
+      run: Name of the run.
+      verdict: `GO_ON`, `STOP` or `UNCLEAR`.
+      seen_tokens: Tokens so far.
+      budget_tokens: Tokens at the end of the plan.
+      mean_gain: Expected gain of the mean over `tasks` tasks that are shares: estimate, low, high
+        at `LEVEL`.
+      tasks: How many those are.
+      loss_gain: Expected fall of the loss, as the share of it: estimate, low, high; NaN without.
+    """
+
+    run: str = ""
+    verdict: str = UNCLEAR
+    seen_tokens: float = math.nan
+    budget_tokens: float = math.nan
+    mean_gain: Interval = _UNKNOWN
+    tasks: int = 0
+    loss_gain: Interval = _UNKNOWN
+
+
+@analysis(
+    AHEAD,
+    "The rest of the budget",
+    place=10,
+    caption="The trend of the run's last doubling of tokens, extended to the end of its plan, or "
+    "to twice the tokens where there is no plan. A coming decay of the learning rate, which lowers "
+    "the loss further, is not counted.",
+)
+def advice(study: Study) -> Finding:
+    """What more tokens will bring to every run; see `advise`.
+
+    Returns:
+      For one run the table of `Advice`; for several a row per run: `run, verdict, seen_tokens,
+      budget_tokens, tasks, gain, low, high`.
+    """
+    every = advise(study)
+    given = [one for one in every if not one.refused]
+    if not given:
+        return every[0] if every else Finding("No run is known.", refused="no run is known")
+    if len(given) == 1:
+        return given[0]
+    rows = [(one.run, one.verdict, one.seen_tokens, one.budget_tokens, one.tasks, *one.mean_gain)
+            for one in given]  # fmt: skip
+    columns = ["run", "verdict", "seen_tokens", "budget_tokens", "tasks", "gain", "low", "high"]
+    table = pd.DataFrame(rows, columns=columns)
+    table = table.sort_values("gain", ascending=False, ignore_index=True)
+    counts = table.verdict.value_counts()
+    verdicts = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
+    sentence = (
+        f"Of {len(table)} runs: {verdicts}. The mean over a run's tasks is expected to change by "
+        f"{100 * table.gain.min():+.2f} to {100 * table.gain.max():+.2f} points."
+    )
+    return Finding(sentence, table)
+
+
+def advise(study: Study) -> list[Advice]:
+    """Whether the rest of the budget is worth spending, for each run.
+
+    Extends the trend of each task in the last doubling of tokens, a straight line in log tokens,
+    to the end of the plan (without one: twice the tokens seen). Curves flatten, so the line
+    promises rather too much. "stop" needs the upper ends of the intervals of both the mean over
+    tasks and the loss (whichever there are) below `WORTH_GAIN` and `loss.WORTH_SHARE`; "go on"
+    needs one of the lower ends above it.
+    """
+    judged = tasks.judged(study.curves)
+    return [of_run(study, run, [c for c in judged if c.run == run]) for run in study.runs]
+
+
+def of_run(study: Study, run: str, own: list[Curve]) -> Advice:
+    """Whether the rest of the budget of one run is worth spending, by its curves; see `advise`."""
+    log = study.log_of(run)
+    clocks = [curve.tokens[-1] for curve in own] + list(log.get("tokens", []))
+    if not clocks or not np.nanmax(clocks) > 0:
+        return _refused(run, "nothing was scored or logged after a known number of tokens")
+    seen = float(np.nanmax(clocks))
+    planned = study.planned_tokens.get(run, math.nan)
+    budget = planned if planned > 0 else 2 * seen
+    if budget <= seen:
+        return _refused(run, "the budget is spent")
+    doublings = math.log2(budget / seen)
+    rows = [
+        (curve.task, curve.metric, line.end, *line.gain(doublings, LEVEL))
+        for curve in own
+        if (line := tasks.recent_trend(curve)) is not None
+    ]
+    table = pd.DataFrame(rows, columns=["task", "metric", "now", "gain", "low", "high"])
+    mean, count = _mean_gain(own, doublings)
+    fall = _UNKNOWN
+    recent = loss.recent_trend(log, "loss")
+    if not isinstance(recent, str):
+        gain, low, high = recent[0].gain(doublings, LEVEL)
+        end = recent[0].end
+        fall = (-gain / end, -high / end, -low / end)
+    worths = ((mean, WORTH_GAIN), (fall, loss.WORTH_SHARE))
+    known = [(interval, worth) for interval, worth in worths if math.isfinite(interval[0])]
+    if not known:
+        return _refused(run, "too few checkpoints and logged steps for a trend")
+    verdict, words = UNCLEAR, "too uncertain to tell"
+    if all(high < worth for (_, _, high), worth in known):
+        verdict, words = STOP, "stopping costs little"
+    elif any(low > worth for (_, low, _), worth in known):
+        verdict, words = GO_ON, "worth going on"
+    parts = []
+    if math.isfinite(mean[0]):
+        gain, low, high = (100 * value for value in mean)
+        parts.append(
+            f"the mean over {count} tasks by {gain:+.2f} points ({LEVEL:.0%} interval {low:+.2f} "
+            f"to {high:+.2f})"
+        )
+    if math.isfinite(fall[0]):
+        gain, low, high = (-100 * value for value in fall)
+        parts.append(f"the loss by {gain:+.2f}% ({high:+.2f}% to {low:+.2f}%)")
+    sentence = (
+        f"{run}: {budget / seen - 1:.0%} more tokens are expected to change "
+        f"{' and '.join(parts)}: {words}."
+    )
+    return Advice(sentence, table, run=run, verdict=verdict, seen_tokens=seen,
+                  budget_tokens=budget, mean_gain=mean, tasks=count, loss_gain=fall)  # fmt: skip
+
+
+def _refused(run: str, reason: str) -> Advice:
+    return Advice(f"{run}: no advice on stopping: {reason}.", refused=reason, run=run)
+
+
+def _mean_gain(own: list[Curve], doublings: float) -> tuple[Interval, int]:
+    """The gain of the mean over the tasks that are shares, and how many those are.
+
+    Checkpoints that lack one of them are left out, or else the mean would jump there.
+    """
+    shares = [pd.Series(c.scores, c.tokens) for c in own if is_share(c.metric)]
+    shares = [share for share in shares if (share.index > 0).sum() >= 4]
+    if not shares:
+        return _UNKNOWN, 0
+    mean = pd.concat(shares, axis=1).dropna().mean(axis=1)
+    mean = mean[mean.index > 0]
+    if len(mean) < tasks.FEWEST:
+        return _UNKNOWN, 0
+    late = mean.iloc[-tasks.recent(mean.index.to_numpy(np.float64)) :]
+    line = line_fit(np.log2(late.index), late, fewest=4)
+    return (line.gain(doublings, LEVEL), len(shares)) if line is not None else (_UNKNOWN, 0)

@@ -1,0 +1,116 @@
+"""Is the run healthy? Every check that the data allow, of every run."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pandas as pd
+
+from jaxllm.analysis.curves import Curve, lower_is_better
+from jaxllm.analysis.finding import Finding
+from jaxllm.analysis.health import loss, tasks
+from jaxllm.analysis.health.check import ALPHA, Check
+from jaxllm.analysis.registry import HEALTH, Study, analysis
+
+
+@dataclasses.dataclass(frozen=True)
+class Health(Finding):
+    """All checks of one run; the table has a row for each."""
+
+    run: str = ""
+    checks: tuple[Check, ...] = ()
+
+    @property
+    def alarms(self) -> tuple[Check, ...]:
+        """The checks that found cause for alarm."""
+        return tuple(check for check in self.checks if check.raised)
+
+
+@analysis(
+    HEALTH,
+    "Checks",
+    place=10,
+    caption="p: how often a healthy run would look at least as bad by chance.",
+)
+def checks(study: Study) -> Finding:
+    """The checks of all runs; see `examine`.
+
+    Returns:
+      A row per run and check: `run, check, state` (refused, alarm or fine), `number, p_value, step,
+      says`.
+    """
+    every = examine(study)
+    if len(every) == 1:
+        return every[0]
+    table = pd.concat([_table(()), *(one.table for one in every)], ignore_index=True)
+    made = int((table.state != "refused").sum())
+    if not made:
+        reason = "no run has what a check takes"
+        return Finding("Nothing could be checked.", table, reason, lines=tuple(table.says[:8]))
+    alarmed = [one for one in every if one.alarms]
+    names = ", ".join(one.run for one in alarmed[:6]) + " and others" * (len(alarmed) > 6)
+    sentence = (
+        f"{len(alarmed)} of {len(every)} runs raise an alarm in one of {made:,} checks"
+        f"{': ' * bool(alarmed)}{names}. At the tests' level, about {ALPHA * made:.1f} alarms "
+        "would be raised if all were healthy."
+    )
+    lines = tuple(f"{c.run}: {c.sentence}" for one in alarmed for c in one.alarms)
+    return Finding(sentence, table, lines=lines)
+
+
+def examine(study: Study) -> list[Health]:
+    """Makes every check of each run; those that lack data say so.
+
+    A run is compared with all others, at equal tokens. The loss falls where most of the run's
+    perplexities and bits per byte do, if no loss is logged.
+    """
+    of_tasks = tasks.judged(study.curves)
+    of_loss = [curve for run in study.runs if (curve := logged_loss(study, run)) is not None]
+    scored = [c for c in tasks.judged(study.all_curves) if lower_is_better(c.metric)]
+    return [_examine(study, run, of_tasks, of_loss, scored) for run in study.runs]
+
+
+def logged_loss(study: Study, run: str) -> Curve | None:
+    """The logged loss of a run as a curve."""
+    return tasks.logged_loss(study.log_of(run), run, study.params.get(run, math.nan))
+
+
+def _examine(
+    study: Study, run: str, of_tasks: list[Curve], of_loss: list[Curve], scored: list[Curve]
+) -> Health:
+    planned = study.planned_tokens.get(run, math.nan)
+    of_log = loss.loss_checks(study.log_of(run), run, planned)
+    loss_falls = loss.falls(of_log)
+    slopes = [line.slope > 0 for curve in scored
+              if curve.run == run and (line := tasks.recent_trend(curve)) is not None]  # fmt: skip
+    if loss_falls is None and slopes:
+        loss_falls = bool(np.mean(slopes) >= 0.5)
+    own = [curve for curve in of_tasks if curve.run == run]
+    own_loss = [curve for curve in of_loss if curve.run == run]
+    every = (
+        *of_log,
+        tasks.falling(own, run, loss_falls),
+        tasks.outside_band(own + own_loss, run, of_tasks + of_loss),
+    )
+    table = _table(every)
+    made = [check for check in every if not check.refused]
+    alarms = [check.name for check in made if check.raised]
+    left = len(every) - len(made)
+    tail = f"; {left} could not be made" if left else ""
+    refused = ""
+    sentence = f"{run} looks healthy: {len(made)} checks found nothing{tail}."
+    if not made:
+        sentence = f"{run}: nothing could be checked."
+        refused = "; ".join(f"{check.name}: {check.refused}" for check in every)
+    elif alarms:
+        count = f"{len(alarms)} of {len(made)} checks raise alarm"
+        sentence = f"{run}: {count}: {', '.join(alarms)}{tail}."
+    return Health(sentence, table, refused, lines=tuple(table.says), run=run, checks=every)
+
+
+def _table(checks: tuple[Check, ...]) -> pd.DataFrame:
+    columns = ["run", "check", "state", "number", "p_value", "step", "says"]
+    rows = [(c.run, c.name, c.state, c.number, c.p_value, c.step, c.sentence) for c in checks]
+    return pd.DataFrame(rows, columns=columns)
