@@ -1,12 +1,9 @@
 """Which capabilities grow together?
 
-Two rising curves always correlate, so levels alone say nothing. What is tested are the *gains*
-from one checkpoint to the next, by Spearman's rank correlation within each run, averaged over the
-runs, against the null hypothesis that they come at unrelated times: the gains of every task are
-shuffled in time. For levels the shuffled gains are summed up again, so that the null curves rise
-as far as the real ones. That is right for levels that wander; where they rise steadily under noise
-the gains of a monotone fit are shuffled and the residuals beside them. A level has to beat both.
-`jaxllm.analysis.resampling` draws nulls and intervals.
+Two rising curves always correlate, so levels say nothing. What is correlated are the *gains* from
+one checkpoint to the next, by Spearman's rank correlation within each run, averaged over the runs,
+against the null hypothesis that they come at unrelated times: the gains of every task are shuffled
+in time. `jaxllm.analysis.resampling` draws nulls and intervals.
 """
 
 from __future__ import annotations
@@ -18,7 +15,6 @@ import math
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy import optimize
 
 from jaxllm.analysis import resampling
 from jaxllm.analysis.curves import Array, Panel, same_benchmark
@@ -26,11 +22,9 @@ from jaxllm.analysis.finding import Finding, refusal
 from jaxllm.analysis.registry import EARLY, Study, analysis
 from jaxllm.analysis.stats import false_discovery
 
-# Levels are the lesser question and the dearer null: every third draw has one.
-_EVERY = 3
 _COLUMNS = (
-    "task_a", "task_b", "domain_a", "domain_b", "same_domain", "runs", "n", "level", "level_low",
-    "level_high", "level_null", "level_p", "gain", "gain_low", "gain_high", "gain_p", "gain_q",
+    "task_a", "task_b", "domain_a", "domain_b", "same_domain", "runs", "n", "gain", "gain_low",
+    "gain_high", "gain_p", "gain_q",
 )  # fmt: skip
 
 
@@ -60,8 +54,7 @@ def correlations(study: Study, *, draws: int = 300, seed: int = 0) -> Correlatio
     """Correlations of all pairs of tasks; pairs of one benchmark at other shots are left out.
 
     Returns:
-      A row per pair of tasks: Spearman correlations of `level`s and of `gain`s with 95 %
-      intervals; `level_null` is what two unrelated curves that rise as far show on average;
+      A row per pair of tasks: the Spearman correlation of their `gain`s with a 95 % interval;
       `gain_q` is `gain_p` adjusted for the number of pairs; `n` counts gains.
     """
     data, notes = Panel.of(study.curves), study.curves.notes
@@ -70,19 +63,18 @@ def correlations(study: Study, *, draws: int = 300, seed: int = 0) -> Correlatio
     if len(data.tasks) < 2 or not series:
         reason = "needs two tasks" if len(data.tasks) < 2 else resampling.TOO_SHORT
         return refusal(reason, _COLUMNS, notes, Correlations)
-    levels, gains = [s[0] for s in series], [s[1] for s in series]
-    level_ranks, gain_ranks = (list(map(resampling.ranks, of)) for of in (levels, gains))
-    level, _ = resampling.mean_correlation(level_ranks)
-    gain, count = resampling.mean_correlation(gain_ranks)
+    ranks = [resampling.ranks(gains) for _, gains in series]
+    gain, count = resampling.mean_correlation(ranks)
     rng = np.random.default_rng(seed)
-    index = list(resampling.blocks([len(x) for x in gains], draws, rng))
-    low, high = _interval(gain, gain_ranks, index)
-    level_low, level_high = _interval(level, level_ranks, index)
-    walk_null, rise_null, gain_null = _nulls(levels, gains, gain_ranks, draws, rng)
-    gain_null = gain_null * np.sqrt(resampling.bartlett(gain_ranks))
-    level_p = np.maximum(_two_sided(level, walk_null), _two_sided(level, rise_null))
-    level_null = np.fmax(walk_null.mean(axis=0), rise_null.mean(axis=0))
-    gain_p = resampling.tail(np.abs(gain), np.abs(gain_null))
+    drawn = [
+        resampling.mean_correlation([x[i] for x, i in zip(ranks, rows, strict=True)])[0]
+        for rows in resampling.blocks([len(x) for x in ranks], draws, rng)
+    ]
+    low, high = resampling.interval(gain, np.array(drawn))
+    shuffled = resampling.shuffles(ranks, draws, rng)
+    null = np.array([resampling.mean_correlation(of_runs)[0] for of_runs in shuffled])
+    null *= np.sqrt(resampling.bartlett(ranks))
+    gain_p = resampling.tail(np.abs(gain), np.abs(null))
     pairs = [
         (i, j) for i, j in itertools.combinations(range(len(data.tasks)), 2)
         if not same_benchmark(data.tasks[i], data.tasks[j])
@@ -98,10 +90,8 @@ def correlations(study: Study, *, draws: int = 300, seed: int = 0) -> Correlatio
     table = pd.DataFrame(
         {
             "task_a": task[a], "task_b": task[b], "domain_a": domain[a], "domain_b": domain[b],
-            "same_domain": domain[a] == domain[b], "runs": len(gains),
-            "n": count[a, b].astype(int), "level": level[a, b], "level_low": level_low[a, b],
-            "level_high": level_high[a, b], "level_null": level_null[a, b],
-            "level_p": level_p[a, b], "gain": gain[a, b], "gain_low": low[a, b],
+            "same_domain": domain[a] == domain[b], "runs": len(ranks),
+            "n": count[a, b].astype(int), "gain": gain[a, b], "gain_low": low[a, b],
             "gain_high": high[a, b], "gain_p": gain_p[a, b],
             "gain_q": false_discovery(gain_p[a, b]),
         }
@@ -116,7 +106,7 @@ def correlations(study: Study, *, draws: int = 300, seed: int = 0) -> Correlatio
     sentence = (
         f"Of {len(table):,} pairs of tasks, {int((table.gain_q <= 0.05).sum()):,} gain at the same "
         "checkpoints more (or less) often than unrelated curves would (5% false discoveries, "
-        f"{len(gains)} {'runs' if len(gains) > 1 else 'run'})"
+        f"{len(ranks)} {'runs' if len(ranks) > 1 else 'run'})"
     )
     if math.isfinite(domain_p):
         sentence += (
@@ -126,59 +116,6 @@ def correlations(study: Study, *, draws: int = 300, seed: int = 0) -> Correlatio
     return Correlations(
         sentence + ".", table, "", notes, within=within, across=across, domain_p=domain_p
     )
-
-
-def _interval(value: Array, ranks: list[Array], index: list[list[Array]]) -> tuple[Array, Array]:
-    """[T, T] ends of the bootstrap interval, from the rows of each draw."""
-    draws = [
-        resampling.mean_correlation([x[i] for x, i in zip(ranks, rows, strict=True)])[0]
-        for rows in index
-    ]
-    return resampling.interval(value, np.array(draws))
-
-
-def _nulls(
-    levels: list[Array], gains: list[Array], gain_ranks: list[Array], draws: int,
-    rng: np.random.Generator,
-) -> tuple[Array, Array, Array]:  # fmt: skip
-    """Correlations under the null: of levels that wander, of levels that rise, and of gains."""
-    trends = list(map(_trend, levels))
-    stacked = [
-        np.hstack([gain, np.diff(trend, axis=0, prepend=trend[:1]), level - trend, rank])
-        for level, gain, trend, rank in zip(levels, gains, trends, gain_ranks, strict=True)
-    ]
-    walks: list[Array] = []
-    rises: list[Array] = []
-    gain_nulls = []
-    for draw, shuffled in enumerate(resampling.shuffles(stacked, draws, rng)):
-        parts = [np.split(columns, 4, axis=1) for columns in shuffled]
-        gain_nulls.append(resampling.mean_correlation([part[3] for part in parts])[0])
-        if draw % _EVERY:
-            continue
-        walk = [np.nancumsum(part[0], axis=0) for part in parts]
-        rise = [np.nancumsum(part[1], axis=0) + np.nan_to_num(part[2]) for part in parts]
-        for curves, nulls in ((walk, walks), (rise, rises)):
-            drawn = [np.where(np.isnan(x), x, y) for x, y in zip(levels, curves, strict=True)]
-            nulls.append(resampling.mean_correlation(list(map(resampling.ranks, drawn)))[0])
-    return np.array(walks), np.array(rises), np.array(gain_nulls)
-
-
-def _trend(levels: Array) -> Array:
-    """Monotone least-squares fit of each column, rising or falling, whichever fits better."""
-    trend = np.full_like(levels, math.nan)
-    for column in range(levels.shape[1]):
-        at = np.flatnonzero(np.isfinite(levels[:, column]))
-        if len(at):
-            y = levels[at, column]
-            fits = [optimize.isotonic_regression(y, increasing=up).x for up in (True, False)]
-            best = min(fits, key=lambda fit: float(((y - fit) ** 2).sum()))
-            trend[:, column] = np.interp(np.arange(len(levels)), at, best)
-    return trend
-
-
-def _two_sided(value: Array, null: Array) -> Array:
-    above, below = resampling.share(null >= value), resampling.share(null <= value)
-    return np.asarray(np.minimum(1.0, 2 * np.minimum(above, below)))
 
 
 def _means(gain: Array, same: npt.NDArray[np.bool_]) -> tuple[float, float]:

@@ -16,13 +16,13 @@ import pandas as pd
 
 from jaxllm.analysis import resampling
 from jaxllm.analysis.curves import Array, Panel
-from jaxllm.analysis.finding import Finding, amount, refusal
+from jaxllm.analysis.finding import Finding, refusal
 from jaxllm.analysis.registry import EARLY, Study, analysis
 from jaxllm.analysis.stats import false_discovery
 
 _COLUMNS = (
     "first", "second", "lag", "correlation", "related_p", "related_q", "lead", "lead_p", "lead_q",
-    "first_half_tokens", "second_half_tokens", "runs_first_earlier", "leads", "n", "runs",
+    "leads", "n", "runs",
 )  # fmt: skip
 
 
@@ -42,8 +42,7 @@ def lead_lag(study: Study, *, max_lag: int = 4, draws: int = 300, seed: int = 0)
       `first` ahead minus the best with `second` ahead; `related_p` tests that they are related at
       any lag and `lead_p` that the lead is 0, both against shuffled times, `…_q` adjusted for the
       number of pairs; `leads` says whether both hold and both domains have two tasks or more,
-      since what one task does says nothing of a domain. `…_half_tokens` is when a domain had made
-      half of its gain (median of the runs), `runs_first_earlier` in how many `first` was earlier.
+      since what one task does says nothing of a domain.
     """
     data, notes = Panel.of(study.curves), study.curves.notes
     domains = tuple(dict.fromkeys(data.domains))
@@ -62,22 +61,18 @@ def lead_lag(study: Study, *, max_lag: int = 4, draws: int = 300, seed: int = 0)
     related_p = resampling.share(np.abs(null).max(axis=1) >= np.abs(observed).max(axis=0))
     lead, null_lead = _lead(observed, max_lag), _lead(null, max_lag)
     lead_p = resampling.share(np.abs(null_lead) >= np.abs(lead))
-    halves = _half_tokens(data, domains)
     alone = _single_benchmarks(data)
     rows = []
     for i, j in itertools.combinations(range(len(domains)), 2):
         if not np.isfinite(observed[:, i, j]).all():
             notes += (f"{domains[i]} and {domains[j]} vary too little or share too little.",)
             continue
-        earlier = (halves[:, i] < halves[:, j]).sum() - (halves[:, i] > halves[:, j]).sum()
-        forward = lead[i, j] >= 0 if lead_p[i, j] <= 0.05 or not earlier else earlier > 0
-        a, b = (i, j) if forward else (j, i)
+        a, b = (i, j) if lead[i, j] >= 0 else (j, i)
         best = int(np.argmax(np.abs(observed[:, a, b])))
         rows.append((
             domains[a], domains[b], best - max_lag, observed[best, a, b], related_p[i, j],
-            math.nan, lead[a, b], lead_p[i, j], math.nan, *_medians(halves[:, [a, b]]),
-            int((halves[:, a] < halves[:, b]).sum()), not {domains[a], domains[b]} & alone.keys(),
-            sum(map(len, gains)), len(gains),
+            math.nan, lead[a, b], lead_p[i, j], math.nan,
+            not {domains[a], domains[b]} & alone.keys(), sum(map(len, gains)), len(gains),
         ))  # fmt: skip
     table = pd.DataFrame(rows, columns=list(_COLUMNS))
     table["related_q"] = false_discovery(table.related_p)
@@ -88,28 +83,22 @@ def lead_lag(study: Study, *, max_lag: int = 4, draws: int = 300, seed: int = 0)
         for domain, task in alone.items()
     )
     table = table.sort_values(["leads", "lead_p"], ascending=[False, True], ignore_index=True)
-    return Finding(_sentence(table, domains, _medians(halves)), table, "", notes)
+    return Finding(_sentence(table), table, "", notes)
 
 
-def _sentence(table: pd.DataFrame, domains: tuple[str, ...], halves: list[float]) -> str:
+def _sentence(table: pd.DataFrame) -> str:
     leading = [
         f"{row.first} gains before {row.second} (p = {row.lead_p:.2g})"
         for row in table[table.leads].head(3).itertuples()
     ]
+    if leading:
+        sentence = "; ".join(leading) + "."
+        return sentence[0].upper() + sentence[1:]
     related = int((table.related_q <= 0.05).sum())
-    sentence = (
+    return (
         f"{related or 'None'} of {len(table)} pairs of domains gain at related times; in no "
         "pair does one domain's gain demonstrably come first."
     )
-    if leading:
-        sentence = "; ".join(leading) + "."
-        sentence = sentence[0].upper() + sentence[1:]
-    known = sorted((half, domain) for half, domain in zip(halves, domains, strict=True)
-                   if math.isfinite(half))  # fmt: skip
-    if len(known) > 1:
-        moments = ", ".join(f"{domain} {amount(half)}" for half, domain in known)
-        sentence += f" Half of the gain was made at {moments} tokens (medians over runs)."
-    return sentence
 
 
 def _single_benchmarks(data: Panel) -> dict[str, str]:
@@ -118,12 +107,6 @@ def _single_benchmarks(data: Panel) -> dict[str, str]:
     for task, domain in zip(data.tasks, data.domains, strict=True):
         names.setdefault(domain, set()).add(task.split(" ")[0])
     return {domain: next(iter(tasks)) for domain, tasks in names.items() if len(tasks) == 1}
-
-
-def _medians(values: Array) -> list[float]:
-    """Medians of the columns over their finite values; NaN where there is none."""
-    columns = [column[np.isfinite(column)] for column in values.T]
-    return [float(np.median(column)) if len(column) else math.nan for column in columns]
 
 
 def _by_domain(gains: Array, of_task: tuple[str, ...], domains: tuple[str, ...]) -> Array:
@@ -154,27 +137,3 @@ def _lead(lagged: Array, max_lag: int) -> Array:
     """Best correlation with the first series ahead minus the best with the second ahead."""
     ahead, behind = lagged[..., max_lag + 1 :, :, :], lagged[..., :max_lag, :, :]
     return np.asarray(ahead.max(axis=-3) - behind.max(axis=-3))
-
-
-def _half_tokens(data: Panel, domains: tuple[str, ...]) -> Array:
-    """[R, D] tokens at which the mean score of a domain has half of its rise for good.
-
-    The rise is that from the first checkpoint to the mean of the last three; NaN where it is not
-    beyond two standard errors of the first.
-    """
-    halves = np.full((len(data.runs), len(domains)), math.nan)
-    for at, domain in enumerate(domains):
-        own = np.array([d == domain for d in data.domains])
-        for run, values in enumerate(data.score):
-            scored = own & np.isfinite(values).any(axis=0)
-            known = np.flatnonzero(np.isfinite(values[:, scored]).all(axis=1))
-            if not scored.any() or len(known) < 4:
-                continue
-            curve = values[np.ix_(known, scored)].mean(axis=1)
-            error = np.nan_to_num(data.stderr[run, known[0], scored])
-            rise = curve[-3:].mean() - curve[0]
-            if rise <= 2 * math.sqrt((error**2).sum()) / len(error):
-                continue
-            below = np.flatnonzero(curve < curve[0] + rise / 2)
-            halves[run, at] = data.tokens[known[min(below[-1] + 1, len(known) - 1)]]
-    return halves

@@ -23,7 +23,6 @@ def test_equal_spearman_of_scipy() -> None:
     row = correlations(Study(table(values)), draws=20).table.iloc[0]
     a, b = values["a"], values["b"]
     assert row.gain == pytest.approx(stats.spearmanr(np.diff(a), np.diff(b)).statistic)
-    assert row.level == pytest.approx(stats.spearmanr(a[1:], b[1:]).statistic)
     assert row.n == 19
 
 
@@ -49,23 +48,19 @@ def test_unrelated_tasks_are_found_at_the_nominal_rate(kind) -> None:
         found = correlations(Study(table({f"t{i}": values[:, i] for i in range(8)})), draws=100,
                              seed=seed)  # fmt: skip
         pvalues += list(found.table.gain_p)
-        assert found.table.level_p.between(0, 1).all()
     assert 0.01 <= np.mean(np.array(pvalues) <= 0.05) <= 0.075
 
 
-@pytest.mark.parametrize("kind", ["lines", "walks"])
-def test_rising_together_is_not_growing_together(kind) -> None:
+def test_rising_together_is_not_growing_together() -> None:
     rng = np.random.default_rng(3)
     rise = np.linspace(0, 0.5, 40)[:, None]
     pvalues = []
     for seed in range(4):
-        noise = rng.normal(0, 0.02, (40, 8))
-        levels = rise + (np.cumsum(noise, axis=0) if kind == "walks" else noise)
-        found = correlations(Study(table({f"t{i}": levels[:, i] for i in range(8)})), draws=100,
-                             seed=seed).table  # fmt: skip
-        assert (found.level > 0.3).all() and found.level_null.mean() > 0.5
+        levels = rise + rng.normal(0, 0.02, (40, 8))
+        values = {f"t{i}": levels[:, i] for i in range(8)}
+        found = correlations(Study(table(values)), draws=100, seed=seed).table
         assert abs(found.gain.mean()) < 0.1
-        pvalues += list(found.level_p)
+        pvalues += list(found.gain_p)
     assert np.mean(np.array(pvalues) <= 0.05) <= 0.08
 
 

@@ -116,11 +116,10 @@ def of_run(study: Study, run: str, own: list[Curve]) -> Advice:
     table = pd.DataFrame(rows, columns=["task", "metric", "now", "gain", "low", "high"])
     mean, count = _mean_gain(own, doublings)
     fall = _UNKNOWN
-    recent = loss.recent_trend(log, "loss")
-    if not isinstance(recent, str):
-        gain, low, high = recent[0].gain(doublings, LEVEL)
-        end = recent[0].end
-        fall = (-gain / end, -high / end, -low / end)
+    trend = loss.recent_trend(log, "loss")
+    if not isinstance(trend, str):
+        gain, low, high = (change / -trend.end for change in trend.gain(doublings, LEVEL))
+        fall = gain, high, low
     worths = ((mean, WORTH_GAIN), (fall, loss.WORTH_SHARE))
     known = [(interval, worth) for interval, worth in worths if math.isfinite(interval[0])]
     if not known:

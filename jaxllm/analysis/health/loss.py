@@ -6,7 +6,6 @@ blocks: neighbouring steps are correlated, blocks hardly are.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import numpy as np
@@ -181,11 +180,9 @@ def plateau(metrics: pd.DataFrame, run: str, alpha: float = ALPHA) -> Check:
     Null hypothesis: in a doubling of tokens it still falls by `PLATEAU_SHARE` of itself. The alarm
     is raised when the trend of the last doubling rejects that, so a noisy curve raises none.
     """
-    check = Check("plateau", run)
-    recent = recent_trend(metrics, "loss")
-    if isinstance(recent, str):
-        return dataclasses.replace(check, refused=recent)
-    line, table = recent
+    name, line = "plateau", recent_trend(metrics, "loss")
+    if isinstance(line, str):
+        return Check(name, run, refused=line)
     fall = -line.slope
     p = line.p_above(-PLATEAU_SHARE * line.end)
     reason = (
@@ -199,9 +196,7 @@ def plateau(metrics: pd.DataFrame, run: str, alpha: float = ALPHA) -> Check:
             "Let the learning rate decay, or stop; if neither was planned, look for repeated data "
             "or a learning rate that is too high."
         )
-    return dataclasses.replace(
-        check, raised=p < alpha, number=fall, reason=reason, advice=advice, p_value=p, table=table
-    )
+    return Check(name, run, p < alpha, fall, reason, advice, p_value=p)
 
 
 def diminishing_returns(
@@ -220,15 +215,13 @@ def diminishing_returns(
       budget_tokens: Tokens at the end of the planned run; NaN for twice those seen.
       alpha: Level of the test.
     """
-    check = Check("diminishing returns", run)
-    recent = recent_trend(metrics, "loss")
-    if isinstance(recent, str):
-        return dataclasses.replace(check, refused=recent)
-    line, table = recent
+    name, line = "diminishing returns", recent_trend(metrics, "loss")
+    if isinstance(line, str):
+        return Check(name, run, refused=line)
     now = float(logged(metrics, "loss").tokens.max())
     budget = budget_tokens if budget_tokens > 0 else 2 * now
     if budget <= now:
-        return dataclasses.replace(check, refused="the budget is spent")
+        return Check(name, run, refused="the budget is spent")
     doublings = math.log2(budget / now)
     fall = -line.slope * doublings
     p = line.p_above(-WORTH_SHARE * line.end / doublings)
@@ -246,10 +239,7 @@ def diminishing_returns(
         reason += "; the learning rate has not decayed yet, which usually lowers it further"
     advice = "Consider stopping here: the rest buys little. See the expected gains of the tasks."
     raised = p < alpha and not waiting and budget - now >= LITTLE_REST * now
-    return dataclasses.replace(
-        check, raised=raised, number=fall, reason=reason + ".", advice=advice, p_value=p,
-        table=table,
-    )  # fmt: skip
+    return Check(name, run, raised, fall, reason + ".", advice, p_value=p)
 
 
 def gradient_drift(metrics: pd.DataFrame, run: str, alpha: float = ALPHA) -> Check:
@@ -258,11 +248,9 @@ def gradient_drift(metrics: pd.DataFrame, run: str, alpha: float = ALPHA) -> Che
     Null hypothesis: in a doubling of tokens it grows by no more than `DRIFT_FACTOR`. A norm that
     keeps growing goes before many divergences (OLMo 2, arXiv 2501.00656, section 3).
     """
-    check = Check("gradient norm", run)
-    recent = recent_trend(metrics, "grad_norm", log=True)
-    if isinstance(recent, str):
-        return dataclasses.replace(check, refused=recent)
-    line, table = recent
+    name, line = "gradient norm", recent_trend(metrics, "grad_norm", log=True)
+    if isinstance(line, str):
+        return Check(name, run, refused=line)
     factor = 2.0**line.slope
     p = line.p_above(math.log2(DRIFT_FACTOR))
     reason = (
@@ -270,10 +258,8 @@ def gradient_drift(metrics: pd.DataFrame, run: str, alpha: float = ALPHA) -> Che
         f"{max(factor, 1 / factor):.2f} in the last doubling of tokens, to {2.0**line.end:.3g} "
         f"(p = {p:.2g})."
     )
-    return dataclasses.replace(
-        check, raised=p < alpha, number=factor, reason=reason, p_value=p, table=table,
-        advice="Lower the learning rate or clip tighter before it diverges; check weight decay.",
-    )  # fmt: skip
+    advice = "Lower the learning rate or clip tighter before it diverges; check weight decay."
+    return Check(name, run, p < alpha, factor, reason, advice, p_value=p)
 
 
 def logged(metrics: pd.DataFrame, column: str) -> pd.DataFrame:
@@ -297,12 +283,10 @@ def _floats(column: pd.Series) -> np.ndarray:
     return column.to_numpy(np.float64, na_value=math.nan)
 
 
-def recent_trend(
-    metrics: pd.DataFrame, column: str, log: bool = False
-) -> tuple[Line, pd.DataFrame] | str:
-    """The trend of the last doubling of tokens, and `step, tokens, value` of its blocks.
+def recent_trend(metrics: pd.DataFrame, column: str, log: bool = False) -> Line | str:
+    """The trend of a column, with `log` of its log2, over the last doubling of tokens.
 
-    Returns the reason where there is none. The line is per doubling; with `log` values are log2.
+    Where there is no trend, the reason.
     """
     entries = logged(metrics, column)
     entries = entries[(entries.tokens > 0) & ((entries.value > 0) | (not log))]
@@ -310,8 +294,9 @@ def recent_trend(
         return f"no {column} was logged"
     start = entries.tokens.max() / 2
     recent = entries[entries.tokens >= start]
+    few = f"it takes {3 * BLOCKS} logged steps in the last doubling of tokens"
     if len(recent) < 3 * BLOCKS or recent.tokens.nunique() == 1:
-        return f"it takes {3 * BLOCKS} logged steps in the last doubling of tokens"
+        return few
     rates = logged(metrics, "learning_rate")
     rate = rates.value.to_numpy()
     if len(rate) and rate[-1] == rate.max() > rate[rates.tokens >= start].min() * 1.01:
@@ -320,10 +305,7 @@ def recent_trend(
     recent = recent.assign(value=value, doublings=np.log2(recent.tokens))
     place = (recent.doublings - recent.doublings.min()) / np.ptp(recent.doublings)
     blocks = recent.groupby((place * BLOCKS).astype(int).clip(upper=BLOCKS - 1)).mean()
-    line = line_fit(blocks.doublings, blocks.value, fewest=4)
-    if line is None:
-        return f"it takes {3 * BLOCKS} logged steps in the last doubling of tokens"
-    return line, blocks[["step", "tokens", "value"]].reset_index(drop=True)
+    return line_fit(blocks.doublings, blocks.value, fewest=4) or few
 
 
 def _running_medians(values: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray]:
