@@ -10,9 +10,9 @@ import pytest
 
 from jaxllm.analysis import capabilities
 from jaxllm.errors import UserError
-from jaxllm.interop.importers import open_source, to_frame
-from jaxllm.interop.importers.harness import family_of, size_in_name
+from jaxllm.interop.importers import open_source
 from jaxllm.interop.importers.pythia import PARAMS
+from jaxllm.interop.importers.table import family_of, size_in_name, to_frame
 from jaxllm.run.records import COLUMNS
 from tests.simulated_run import simulate
 

@@ -20,14 +20,15 @@ import pandas as pd
 from etils import epath
 
 from jaxllm.errors import UserError
-from jaxllm.interop.importers import (
+from jaxllm.interop.importers import known_tasks
+from jaxllm.interop.importers.table import (
     COMMON,
     Settings,
+    family_of,
     from_rows,
-    known_tasks,
     named,
+    size_in_name,
 )
-from jaxllm.interop.importers.harness import family_of, primary_metric, size_in_name
 from jaxllm.run.records import COLUMNS, Results
 
 _NUMBERS = ("params", "step", "tokens", "flops", "shots", "value", "stderr", "n", "chance")
@@ -160,7 +161,7 @@ def _filled(frame: pd.DataFrame, settings: Settings, problems: list[str]) -> pd.
             problems.append(f"{column} not known for {', '.join(runs[:3])}; map it as ?{setting}=")
     if "primary" not in frame:
         main = frame.groupby(["run", "task"]).metric.transform(
-            lambda metrics: primary_metric(list(dict.fromkeys(metrics)))
+            lambda metrics: known_tasks.primary_metric(list(dict.fromkeys(metrics)))
         )
         frame["primary"] = frame.metric == main
     return frame

@@ -21,22 +21,22 @@ from typing import Any
 from etils import epath
 
 from jaxllm.errors import UserError
-from jaxllm.interop.importers import (
+from jaxllm.interop.importers import known_tasks
+from jaxllm.interop.importers.table import (
     COMMON,
+    UNITS,
+    Row,
     Settings,
+    family_of,
     from_rows,
-    known_tasks,
     named,
+    size_in_name,
 )
 from jaxllm.run.records import Results
 
 _STEP = re.compile(r"(?:step|checkpoint|ckpt|iter)[-_=]?(\d+)", re.IGNORECASE)
 _TOKENS = re.compile(r"tokens?[-_=]?(\d+(?:\.\d+)?)([MBT])", re.IGNORECASE)
-_SIZE = re.compile(r"(?<![a-zA-Z0-9.])(\d+(?:\.\d+)?)([mb])(\d?)(?![a-zA-Z0-9])", re.IGNORECASE)
 _NO_METRICS = ("alias", "name", "samples", "sample_len", "sample_count")
-_UNITS = {"k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
-
-Row = dict[str, Any]
 
 
 def read(path: epath.Path, settings: Settings) -> Results:
@@ -133,18 +133,8 @@ def task_rows(result: dict[str, Any], shots: int | None, problems: list[str]) ->
                 "primary": False,
             }  # fmt: skip
         if measured:
-            measured[primary_metric(list(measured))]["primary"] = True
+            measured[known_tasks.primary_metric(list(measured))]["primary"] = True
         yield from measured.values()
-
-
-def primary_metric(metrics: list[str]) -> str:
-    """The metric that stands for a task, of those that were measured."""
-    for prefix in known_tasks.PRIMARY:
-        for exact in (True, False):
-            for metric in metrics:
-                if metric == prefix if exact else metric.startswith(prefix + "_"):
-                    return metric
-    return metrics[0]
 
 
 def _shots(result: dict[str, Any], task: str) -> int:
@@ -170,7 +160,7 @@ def _rows(result: dict[str, Any], where: str, settings: Settings, problems: list
     params = float(config.get("model_num_parameters") or size_in_name(model))
     tokens = settings.number("tokens_per_step") * step
     if match := _TOKENS.search(said):
-        tokens = float(match[1]) * _UNITS[match[2].lower()]
+        tokens = float(match[1]) * UNITS[match[2].lower()]
     common = settings.checkpoint(
         run, family_of(run), params, 0 if math.isnan(step) else step, tokens
     )
@@ -198,18 +188,3 @@ def _model(arguments: Any, result: dict[str, Any], where: str) -> str:
     name = re.split(r"[/\\]", name.rstrip("/"))[-1]
     name = re.sub(r"\.jsonl?(\.gz)?(:\d+)?$", "", name)
     return re.sub(r"[-_]?(?:step|checkpoint|ckpt|iter)[-_=]?\d+.*$", "", name) or "model"
-
-
-def size_in_name(name: str) -> float:
-    """The size that a model's name states, "opt-1.3b" -> 1.3e9; NaN where there is none."""
-    match = _SIZE.search(name)
-    if not match:
-        return math.nan
-    number = float(match[1] + ("." + match[3] if match[3] else ""))
-    return number * _UNITS[match[2].lower()]
-
-
-def family_of(run: str) -> str:
-    """A run's name without its size: runs of one suite differ in nothing else."""
-    short = _SIZE.sub("", run)
-    return re.sub(r"([-_])[-_]+", r"\1", short).strip("-_ ") or run

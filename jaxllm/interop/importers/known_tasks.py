@@ -98,3 +98,13 @@ PRIMARY = ("accuracy", "exact_match", "bits_per_byte", "f1", "pct_stereotype", "
 def has_chance(metric: str) -> bool:
     """Whether the chance level of the table is that of `metric`."""
     return metric.startswith(("accuracy", "exact_match", "pct_stereotype", "f1"))
+
+
+def primary_metric(metrics: list[str]) -> str:
+    """The metric that stands for a task, of those that were measured."""
+    for prefix in PRIMARY:
+        for exact in (True, False):
+            for metric in metrics:
+                if metric == prefix if exact else metric.startswith(prefix + "_"):
+                    return metric
+    return metrics[0]

@@ -23,8 +23,15 @@ from collections.abc import Mapping
 from etils import epath
 
 from jaxllm.errors import UserError
-from jaxllm.interop.importers import COMMON, Settings, from_rows
-from jaxllm.interop.importers.harness import Row, family_of, results, size_in_name, task_rows
+from jaxllm.interop.importers.harness import results, task_rows
+from jaxllm.interop.importers.table import (
+    COMMON,
+    Row,
+    Settings,
+    family_of,
+    from_rows,
+    size_in_name,
+)
 from jaxllm.run.records import Results
 
 TOKENS_PER_STEP = 2_097_152

@@ -19,8 +19,15 @@ import pandas as pd
 from etils import epath
 
 from jaxllm.errors import UserError
-from jaxllm.interop.importers import COMMON, Settings, known_tasks, to_frame
-from jaxllm.interop.importers.harness import Row, family_of, size_in_name
+from jaxllm.interop.importers import known_tasks
+from jaxllm.interop.importers.table import (
+    COMMON,
+    Row,
+    Settings,
+    family_of,
+    size_in_name,
+    to_frame,
+)
 from jaxllm.run.records import Results
 
 _COLUMNS = ("loss", "grad_norm", "learning_rate", "tokens", "flops", "param_norm")
