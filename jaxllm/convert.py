@@ -59,12 +59,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError("name the checkpoint with --step=N, or several with --steps=all or N,N")
     cli.load_gin(args, source)
 
-    from jaxllm.interop.huggingface.exporting import ExportOptions, export_run
+    from jaxllm.interop.huggingface.exporting import export_run
     from jaxllm.models.config import ModelConfig
     from jaxllm.run.run import Run
 
-    options = ExportOptions(args.architecture, args.dtype, args.max_shard_size or "5GB")
-    export_run(Run(source), target, ModelConfig(), args.step, args.steps, options)
+    export_run(
+        Run(source), target, ModelConfig(), step=args.step, steps=args.steps, dtype=args.dtype,
+        architecture=args.architecture, max_shard_size=args.max_shard_size or "5GB",
+    )  # fmt: skip
     return 0
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,33 +29,22 @@ from jaxllm.interop.huggingface.importing import GENERATION, TOKENIZER_FILES
 from jaxllm.io import new_directory
 from jaxllm.models.config import ModelConfig
 from jaxllm.run.layout import MODEL
+from jaxllm.run.restore import first_line
 from jaxllm.run.run import Run
 
 Json = dict[str, Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class ExportOptions:
-    """How a run is written.
-
-    Attributes:
-      architecture: config.json's; None for the one that the run came from, or the first that fits.
-      dtype: of the tensors; None for the parameters' own.
-      max_shard_size: of one file, as '5GB', unless one tensor is larger.
-    """
-
-    architecture: str | None = None
-    dtype: str | None = None
-    max_shard_size: str = "5GB"
 
 
 def export_run(
     run: Run,
     target: str,
     model: ModelConfig,
-    step: int | None,
-    steps: str,
-    options: ExportOptions,
+    *,
+    step: int | None = None,
+    steps: str | None = None,
+    architecture: str | None = None,
+    dtype: str | None = None,
+    max_shard_size: str = "5GB",
     report: Callable[[str], None] = print,
 ) -> None:
     """Writes one checkpoint into the new directory `target`, or several to `target`/step<N>.
@@ -67,7 +55,9 @@ def export_run(
       model: of the run.
       step: the one checkpoint.
       steps: else several, 'all' or '100,200'.
-      options: how.
+      architecture: config.json's; None for the one that the run came from, or the first that fits.
+      dtype: of the tensors; None for the parameters' own.
+      max_shard_size: of one file, as '5GB', unless one tensor is larger.
       report: gets a line per checkpoint.
 
     Raises:
@@ -76,12 +66,16 @@ def export_run(
     """
     one = step is not None
     entries = run.select(str(step) if one else None if steps == "all" else steps)
-    config, dtype = _config(run, model, options.architecture), options.dtype or model.param_dtype
+    config, dtype = _config(run, model, architecture), dtype or model.param_dtype
     with new_directory(target) as partial:
         for entry in entries:
             directory = partial if one else partial / f"step{entry.step}"
             directory.mkdir(exist_ok=True)
-            _write_weights(directory, run, entry.step, model, config, dtype, options.max_shard_size)
+            names = FAMILIES[config["architectures"][0]].tensors.names
+            shapes = tensor_shapes(model, names, CONFIG)
+            tensors = _new_files(directory, shapes, DTYPES[dtype], max_shard_size)
+            for name, array in _read_params(run, entry.step, parameter_shapes(model)):
+                _write_parameter(array, name, names, tensors)
             _write_json(directory / CONFIG, {**config, "torch_dtype": dtype}, sort_keys=True)
             _add_small_files(run, directory, config)
             report(f"step {entry.step}  {config['architectures'][0]}  {dtype}")
@@ -117,68 +111,36 @@ def _special_ids(run: Run) -> dict[str, int | None]:
     return {f"{name}_token_id": None if i < 0 else i for name, i in ids.items()}
 
 
-class _Params:
-    """The saved parameters of a checkpoint; each is read when it is asked for."""
+def _read_params(
+    run: Run, step: int, shapes: Mapping[str, tuple[int, ...]]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """The saved parameters of a checkpoint, of all layers, one after the other.
 
-    def __init__(self, run: Run, step: int) -> None:
-        import orbax.checkpoint as ocp
-        from flax.traverse_util import flatten_dict
+    Raises:
+      UserError: one is missing, of another shape, or damaged.
+    """
+    import orbax.checkpoint as ocp
+    from flax.traverse_util import flatten_dict, unflatten_dict
 
-        self._path = run.layout.checkpoint(step) / MODEL
-        self._checkpointer = ocp.PyTreeCheckpointer()
-        try:
-            saved = self._checkpointer.metadata(self._path).item_metadata.tree
-            self._saved = flatten_dict(saved, sep="/")
-        except Exception as error:  # what a damaged file raises is not documented, and varies
-            raise self._damaged(error) from error
-
-    def read(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        """A parameter, of all layers, by its name, as 'layers/attention/query'.
-
-        Raises:
-          UserError: it is missing, of another shape, or damaged.
-        """
-        import orbax.checkpoint as ocp
-        from flax.traverse_util import flatten_dict, unflatten_dict
-
-        if name not in self._saved:
-            raise UserError(f"checkpoint {self._path.parent}: no parameter {name} in it")
-        stored = tuple(self._saved[name].shape)
-        if stored != shape:
-            raise UserError(
-                f"checkpoint {self._path.parent}: parameter {name} has shape {list(stored)} in it, "
-                f"and {list(shape)} in this run's config"
-            )
-        one = {name: self._saved[name]}
-        as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray)}
-        arguments = ocp.args.PyTreeRestore(
-            unflatten_dict(one, sep="/"), unflatten_dict(as_numpy, sep="/"), partial_restore=True
-        )
-        try:
-            return flatten_dict(self._checkpointer.restore(self._path, arguments), sep="/")[name]
-        except Exception as error:  # as above
-            raise self._damaged(error, f"{name} ") from error
-
-    def _damaged(self, error: Exception, what: str = "") -> UserError:
-        line = next(iter(str(error).splitlines()), type(error).__name__)
-        return UserError(f"checkpoint {self._path.parent}: {what}is damaged ({line[:200]})")
-
-
-def _write_weights(
-    directory: Path,
-    run: Run,
-    step: int,
-    model: ModelConfig,
-    config: Json,
-    dtype: str,
-    max_shard_size: str,
-) -> None:
-    names = FAMILIES[config["architectures"][0]].tensors.names
-    shapes = tensor_shapes(model, names, CONFIG)
-    tensors = _new_files(directory, shapes, DTYPES[dtype], max_shard_size)
-    saved = _Params(run, step)
-    for name, shape in parameter_shapes(model).items():
-        _write_parameter(saved.read(name, shape), name, names, tensors)
+    path, checkpointer = run.layout.checkpoint(step) / MODEL, ocp.PyTreeCheckpointer()
+    try:
+        saved = flatten_dict(checkpointer.metadata(path).item_metadata.tree, sep="/")
+        for name, shape in shapes.items():
+            if name not in saved:
+                raise UserError(f"checkpoint {path.parent}: no parameter {name} in it")
+            if tuple(saved[name].shape) != shape:
+                raise UserError(
+                    f"checkpoint {path.parent}: parameter {name} has shape "
+                    f"{list(saved[name].shape)} in it, and {list(shape)} in this run's config"
+                )
+            item = unflatten_dict({name: saved[name]}, sep="/")
+            as_numpy = unflatten_dict({name: ocp.RestoreArgs(restore_type=np.ndarray)}, sep="/")
+            arguments = ocp.args.PyTreeRestore(item, as_numpy, partial_restore=True)
+            yield name, flatten_dict(checkpointer.restore(path, arguments), sep="/")[name]
+    except UserError:
+        raise
+    except Exception as error:  # what a damaged file raises is not documented, and varies
+        raise UserError(f"checkpoint {path.parent} is damaged ({first_line(error)})") from error
 
 
 def _write_parameter(

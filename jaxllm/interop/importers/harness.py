@@ -29,8 +29,8 @@ from jaxllm.interop.importers.table import (
     Settings,
     family_of,
     from_rows,
-    named,
     size_in_name,
+    task_columns,
 )
 from jaxllm.run.records import Results
 
@@ -108,7 +108,6 @@ def task_rows(result: dict[str, Any], shots: int | None, problems: list[str]) ->
     for task, metrics in result["results"].items():
         if not isinstance(metrics, dict):
             continue
-        known = known_tasks.lookup(task)
         of_task = _shots(result, task) if shots is None else shots
         samples = ((result.get("n-samples") or {}).get(task) or {}).get("effective")
         samples = metrics.get("sample_len", math.nan) if samples is None else samples
@@ -125,12 +124,9 @@ def task_rows(result: dict[str, Any], shots: int | None, problems: list[str]) ->
             metric = known_tasks.METRICS.get(name, name)
             if variant not in ("", "none"):
                 metric += "_" + variant.replace("-", "_")
-            measured[metric] = {
-                "task": named(task, of_task), "domain": known.domain, "shots": of_task,
-                "metric": metric, "value": value, "n": samples, "task_version": str(version),
+            measured[metric] = task_columns(task, of_task, metric) | {
+                "value": value, "n": samples, "task_version": str(version),
                 "stderr": stderr if isinstance(stderr, int | float) else math.nan,
-                "chance": known.chance if known_tasks.has_chance(metric) else math.nan,
-                "primary": False,
             }  # fmt: skip
         if measured:
             measured[known_tasks.primary_metric(list(measured))]["primary"] = True

@@ -128,6 +128,16 @@ def from_rows(
     return Results(settings.where, frame, _NO_METRICS, tuple(problems))
 
 
+def task_columns(task: str, shots: int, metric: str) -> Row:
+    """What is known of a metric of a task without its value."""
+    known = known_tasks.lookup(task)
+    chance = known.chance if known_tasks.has_chance(metric) else math.nan
+    return {
+        "task": named(task, shots), "domain": known.domain, "shots": shots, "metric": metric,
+        "chance": chance, "primary": False,
+    }  # fmt: skip
+
+
 def named(task: str, shots: int) -> str:
     """The task's name in the table: with few-shot examples it is another task."""
     name = known_tasks.canonical(task)

@@ -26,6 +26,7 @@ from jaxllm.interop.importers.table import (
     Settings,
     family_of,
     size_in_name,
+    task_columns,
     to_frame,
 )
 from jaxllm.run.records import Results
@@ -91,26 +92,17 @@ def _task(tag: str, prefix: str, domains: Mapping[str, str]) -> Row | None:
         known = known_tasks.lookup(task)
         # Our tags of main metrics do not say which metric it is.
         metric = "accuracy" if math.isfinite(known.chance) else "score"
-        return _row(task, parts[1], metric, True)
+        return task_columns(task, 0, metric) | {"domain": parts[1], "primary": True}
     if parts[0] == "evaluation" and len(parts) > 2:
         task = "/".join(parts[1:-1])
-        return _row(task, domains.get(task, known_tasks.lookup(task).domain), parts[-1], False)
+        row = task_columns(task, 0, parts[-1])
+        return row | {"domain": domains.get(task, row["domain"])}
     if not prefix or not tag.startswith(prefix):
         return None
     inner = tag.removeprefix(prefix).strip("/").split("/")
     said = _METRICS.get(inner[-1]) if len(inner) > 1 else None
     task = "/".join(inner[:-1] if said else inner)
-    main = said in (None, "accuracy")
-    return _row(task, known_tasks.lookup(task).domain, said or "accuracy", main)
-
-
-def _row(task: str, domain: str, metric: str, primary: bool) -> Row:
-    known = known_tasks.lookup(task)
-    chance = known.chance if known_tasks.has_chance(metric) else math.nan
-    return {
-        "task": known_tasks.canonical(task), "domain": domain, "metric": metric, "shots": 0,
-        "chance": chance, "primary": primary,
-    }  # fmt: skip
+    return task_columns(task, 0, said or "accuracy") | {"primary": said in (None, "accuracy")}
 
 
 def _scalars(path: epath.Path) -> tuple[dict[str, pd.Series], list[str]]:
