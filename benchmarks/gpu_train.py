@@ -44,7 +44,7 @@ class Size(NamedTuple):
     rows: int
 
 
-_LLAMA = ModelConfig(dtype="bfloat16", loss_chunk_tokens=4096)
+_LLAMA = ModelConfig(dtype="bfloat16")
 
 
 def _size(rows: int, **shape: int | str) -> Size:

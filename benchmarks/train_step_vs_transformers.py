@@ -29,14 +29,11 @@ def main() -> None:
     flags.add_argument("--steps", type=int, default=5)
     flags.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     flags.add_argument("--scan_layers", type=int, default=0)
-    flags.add_argument("--loss_chunk_tokens", type=int, default=1024)
-    flags.add_argument("--attention_block", type=int, default=256)
     args = flags.parse_args()
 
     config = ModelConfig(
         vocab_size=32_000, num_layers=8, embed_dim=512, mlp_dim=1408, num_heads=8,
-        scan_layers=bool(args.scan_layers), loss_chunk_tokens=args.loss_chunk_tokens,
-        attention_block=args.attention_block,
+        scan_layers=bool(args.scan_layers),
     )  # fmt: skip
     torch.set_num_threads(args.threads)
     tokens = random_tokens(config, 8, 512)

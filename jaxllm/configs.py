@@ -6,6 +6,7 @@ this check `run_code=false` would be the word 'false', which Python holds to be 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import math
@@ -34,10 +35,15 @@ _UNIONS = (types.UnionType, typing.Union)  # the second where a part is a Litera
 
 
 def configurable(cls: type[_Config]) -> type[_Config]:
-    """Lets gin bind the fields of a dataclass, and checks each value against its annotation.
+    """Lets gin bind the fields of a dataclass, and checks their values (see `checked`)."""
+    return gin.configurable(checked(cls))
 
-    A whole number serves as a float, a list as a tuple, and text as a tuple of texts, cut at
-    commas. Values are checked before `__post_init__` sees them.
+
+def checked(cls: type[_Config]) -> type[_Config]:
+    """Checks each value that a dataclass is made with against its field's annotation.
+
+    A whole number serves as a float, a list as a tuple, text as a tuple of texts, cut at commas,
+    and a mapping of fields as a dataclass. Values are checked before `__post_init__` sees them.
 
     Raises:
       UserError: when an instance is made with a value that its field cannot have.
@@ -46,15 +52,24 @@ def configurable(cls: type[_Config]) -> type[_Config]:
     signature = inspect.signature(build)
 
     @functools.wraps(build)
-    def checked(self: Any, *args: Any, **kwargs: Any) -> None:
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
         given = signature.bind(self, *args, **kwargs)
         hints = typing.get_type_hints(cls)
         for name, value in list(given.arguments.items())[1:]:
             given.arguments[name] = _checked(f"{cls.__name__}.{name}", value, hints[name])
         build(*given.args, **given.kwargs)
 
-    cls.__init__ = checked  # type: ignore[method-assign]
-    return gin.configurable(cls)
+    cls.__init__ = init  # type: ignore[method-assign]
+    return cls
+
+
+def non_defaults(config: Any) -> dict[str, Any]:
+    """The fields of a config that differ from their defaults; configs in it as mappings, alike."""
+    return {
+        field.name: non_defaults(value) if dataclasses.is_dataclass(value) else value
+        for field in dataclasses.fields(config)
+        if (value := getattr(config, field.name)) != field.default
+    }
 
 
 def _checked(name: str, value: Any, hint: Any) -> Any:
@@ -90,6 +105,11 @@ def _fit(value: Any, hint: Any) -> Any:
             for item in value.items()
             for part, part_hint in zip(item, parts, strict=True)
         )
+    elif isinstance(value, Mapping) and isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        names = [field.name for field in dataclasses.fields(hint)]
+        for name in set(value) - set(names):
+            raise UserError(f"{hint.__name__} has no field {name!r}; it has {', '.join(names)}")
+        return hint(**value)
     elif isinstance(value, bool):
         fits = hint is bool
     elif hint is float:

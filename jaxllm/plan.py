@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     flags.add_argument(
         "--search", nargs="?", type=int, const=3, metavar="N",
-        help="try remat policies, microbatches and attention blocks on the N most promising "
+        help="try remat policies and microbatches on the N most promising "
         "meshes (default 3), and rank what fits",
     )  # fmt: skip
     args = cli.parse(flags, argv)

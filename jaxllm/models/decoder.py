@@ -65,27 +65,27 @@ class Decoder(nn.Module):
           UserError: when T is beyond the table of learned positions.
         """
         config = self.config
-        embed, token_width = config.embed_dim, config.token_width
-        table = matrix(self, "embedding", (config.vocab_size, token_width), ("vocab", "embed"))
+        embed, embedding_dim = config.embed_dim, config.embedding_dim
+        table = matrix(self, "embedding", (config.vocab_size, embedding_dim), ("vocab", "embed"))
         table = constrain(table, "vocab", None)  # gathered over fsdp before the look-up
         x = jnp.take(table, tokens, axis=0)
-        if token_width != embed:
-            x = linear(x, matrix(self, "project_in", (token_width, embed), (None, "embed")))
-        if config.position == "learned":
+        if embedding_dim != embed:
+            x = linear(x, matrix(self, "project_in", (embedding_dim, embed), (None, "embed")))
+        if config.position_embedding == "learned":
             if tokens.shape[1] > config.max_length:
                 raise UserError(
                     f"rows of {tokens.shape[1]} tokens: the model has learned "
                     f"{config.max_length} positions (ModelConfig.max_length)"
                 )
-            rows = config.max_length + config.position_offset
+            rows = config.max_length + config.quirks.position_offset
             table = matrix(self, "position_embedding", (rows, embed), (None, "embed"))
             # a row beyond the table can only be padding's, and must not be NaN in a cache
-            places = jnp.clip(positions + config.position_offset, 0, rows - 1)
+            places = jnp.clip(positions + config.quirks.position_offset, 0, rows - 1)
             x += jnp.take(constrain(table, None, None), places, axis=0)
         x = constrain(x, "batch", "length", "embed_activation")
         context = Context(
             segment_ids,
-            rotations(config, positions) if config.position == "rotary" else None,
+            rotations(config, positions) if config.position_embedding == "rotary" else None,
             _distance(config, positions, cache_segment_ids),
             cache_segment_ids,
             slot,
@@ -112,12 +112,12 @@ class Decoder(nn.Module):
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )
             x, cache = layers(config, name="layers")(x, cache, windows, context)
-        if not config.tied_head:
-            matrix(self, "head", (token_width, config.vocab_size), ("embed", "vocab"))
-        if config.final_norm:
+        if not config.tie_embeddings:
+            matrix(self, "head", (embedding_dim, config.vocab_size), ("embed", "vocab"))
+        if config.quirks.final_norm:
             x = Norm(config, name="final_norm")(x)
-        if token_width != embed:
-            x = linear(x, matrix(self, "project_out", (embed, token_width), ("embed", None)))
+        if embedding_dim != embed:
+            x = linear(x, matrix(self, "project_out", (embed, embedding_dim), ("embed", None)))
         return x, cache
 
 
@@ -178,8 +178,8 @@ def tree_states(config: ModelConfig, params: Params, batch: TreeBatch) -> jax.Ar
 
 def head_kernel(config: ModelConfig, params: Params) -> jax.Array:
     """The output head [E, V] in the compute dtype."""
-    kernel = nn.unbox(params["embedding"]).T if config.tied_head else nn.unbox(params["head"])
-    if config.head_norm:
+    kernel = nn.unbox(params["embedding"]).T if config.tie_embeddings else nn.unbox(params["head"])
+    if config.quirks.normalize_lm_head:
         length = jnp.linalg.norm(kernel.astype(jnp.float32), axis=0, keepdims=True)
         kernel = kernel / jnp.maximum(length, 1e-12)
     return kernel.astype(config.dtype)
@@ -206,18 +206,18 @@ def _rematted(config: ModelConfig) -> Callable[..., nn.Module]:
 def _distance(
     config: ModelConfig, positions: jax.Array, cache_segment_ids: jax.Array | None
 ) -> Distance | None:
-    if config.position != "alibi" and not config.attention_windows:
+    if config.position_embedding != "alibi" and not config.sliding_window_pattern:
         return None
     keys = positions
     if cache_segment_ids is not None:  # each row of a cache holds one document, with gaps
         keys = jnp.cumsum(cache_segment_ids > 0, axis=1) - 1
-    slopes = alibi_slopes(config.num_heads) if config.position == "alibi" else None
+    slopes = alibi_slopes(config.num_heads) if config.position_embedding == "alibi" else None
     return Distance(positions, keys, None, None if slopes is None else jnp.asarray(slopes))
 
 
 def _windows(config: ModelConfig) -> jax.Array | None:
     """The window of every layer, int32 [L]; None where all see everything."""
-    cycle = config.attention_windows
+    cycle = config.sliding_window_pattern
     if not any(cycle):
         return None
     windows = [cycle[i % len(cycle)] for i in range(config.num_layers)]

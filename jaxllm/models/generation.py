@@ -37,7 +37,7 @@ class Cache(NamedTuple):
 
 def init_cache(config: ModelConfig, batch: int, length: int, stacked: bool = True) -> Cache:
     """An empty cache for `batch` rows of up to `length` tokens."""
-    shape = (batch, config.kv_heads, length, config.head_width)
+    shape = (batch, config.kv_heads, length, config.head_size)
 
     def empty(*layers: int) -> LayerCache:
         return LayerCache(*(jnp.zeros((*layers, *shape), config.dtype) for _ in range(2)))

@@ -124,17 +124,17 @@ class Attention(nn.Module):
         """x [B, T, D] -> [B, T, D], and the cache with these tokens' keys and values."""
         config = self.config
         embed, heads, groups, width = (
-            config.embed_dim, config.num_heads, config.kv_heads, config.head_width
+            config.embed_dim, config.num_heads, config.kv_heads, config.head_size
         )  # fmt: skip
 
         def project(name: str, count: int, axis: str) -> jax.Array:
             weights = matrix(self, name, (embed, count, width), ("embed", axis, "head_dim"))
             flat = product(config, x, weights.reshape(embed, count * width))
             heads = flat.reshape(*x.shape[:2], count, width)
-            if config.attention_bias:
+            if "qkv" in config.use_bias:
                 heads += bias(self, f"{name}_bias", (count, width), (axis, "head_dim"))
-            if config.clip_qkv is not None:
-                heads = jnp.clip(heads, -config.clip_qkv, config.clip_qkv)
+            if config.quirks.clip_qkv is not None:
+                heads = jnp.clip(heads, -config.quirks.clip_qkv, config.quirks.clip_qkv)
             return heads
 
         query = project("query", heads, "heads")
@@ -145,19 +145,18 @@ class Attention(nn.Module):
         value = checkpoint_name(
             constrain(value, "batch", "length", "kv_heads", "head_dim"), "value"
         )
-        if config.qk_norm:
+        if config.qk_norm == "all_heads":
             query = self._norm_flat(query, "query_norm")
             key = self._norm_flat(key, "key_norm")
         if context.rotations is not None:
             query = rotate(query, *context.rotations)
             key = rotate(key, *context.rotations)
         distance = context.distance and context.distance._replace(window=window)
-        scale = config.attention_scale
+        scale = config.quirks.attention_scale
         if cache is None:
             mixed = causal_attention(
-                query, key, value, context.segment_ids, block=config.attention_block, scale=scale,
-                window=config.uniform_window, distance=distance,
-                visible_until=context.visible_until,
+                query, key, value, context.segment_ids, scale=scale, distance=distance,
+                window=config.uniform_window, visible_until=context.visible_until,
             )  # fmt: skip
         else:
             mask, cache = _write_cache(key, value, context, cache)
@@ -167,7 +166,7 @@ class Attention(nn.Module):
         output = matrix(self, "output", (heads, width, embed), ("heads", "head_dim", "embed"))
         flat = mixed.reshape(*x.shape[:2], heads * width)
         mixed = product(config, flat, output.reshape(heads * width, embed))
-        if config.attention_output_bias:
+        if "attention_output" in config.use_bias:
             mixed += bias(self, "output_bias", (embed,), ("norm",))
         return mixed, cache
 
@@ -205,11 +204,11 @@ class MLP(nn.Module):
 
         def widen(name: str) -> jax.Array:
             wide = product(config, x, matrix(self, name, (embed, hidden), ("embed", "mlp")))
-            if config.mlp_bias:
+            if "mlp" in config.use_bias:
                 wide += bias(self, f"{name}_bias", (hidden,), ("mlp",))
             return wide
 
-        gate = widen("gate") if config.mlp == "gated" else None
+        gate = widen("gate") if config.mlp_type == "gated" else None
         up = widen("up")
         if gate is not None:
             gate = checkpoint_name(constrain(gate, "batch", "length", "mlp"), "gate")
@@ -218,7 +217,7 @@ class MLP(nn.Module):
         activation = _ACTIVATIONS[config.activation]
         wide = activation(up) if gate is None else gated(config.activation, gate, up)
         narrow = product(config, wide, down)
-        if config.mlp_bias:
+        if "mlp" in config.use_bias:
             narrow += bias(self, "down_bias", (embed,), ("norm",))
         return narrow
 
@@ -295,20 +294,20 @@ class Block(nn.Module):
             return checkpoint_name(mlp(x), "mlp_output")
 
         x = constrain(x, "batch", "length", "embed_activation")
-        if config.block == "parallel":
+        if config.block_type == "parallel":
             x = x + attend(attention_norm(x)) + feed(mlp_norm(x))
         else:
-            x = _residual(config.norm_placement, x, attention_norm, attend)
-            x = _residual(config.norm_placement, x, mlp_norm, feed)
+            x = _residual(config.block_type, x, attention_norm, attend)
+            x = _residual(config.block_type, x, mlp_norm, feed)
         return constrain(x, "batch", "length", "embed_activation"), cache
 
 
 _Function = Callable[[jax.Array], jax.Array]
 
 
-def _residual(placement: str, x: jax.Array, norm: _Function, sublayer: _Function) -> jax.Array:
-    if placement == "pre":
+def _residual(block_type: str, x: jax.Array, norm: _Function, sublayer: _Function) -> jax.Array:
+    if block_type == "pre_norm":
         return x + sublayer(norm(x))
-    if placement == "post":
+    if block_type == "post_norm":
         return norm(x + sublayer(x))
     return x + norm(sublayer(x))

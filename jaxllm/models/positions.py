@@ -11,8 +11,8 @@ from jaxllm.models.partitioning import device_kind
 
 
 def rotations(config: ModelConfig, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """cos and sin of position x frequency, float32 [B, T, 1, rotary_width / 2] (Su et al. 2021)."""
-    half = config.rotary_width // 2
+    """cos and sin of position x frequency, float32 [B, T, 1, rotary_dim / 2] (Su et al. 2021)."""
+    half = config.rotary_dim // 2
     frequencies = config.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
     angles = positions[..., None, None].astype(jnp.float32) * frequencies
     return jnp.cos(angles), jnp.sin(angles)

@@ -24,6 +24,10 @@ from jaxllm.models.config import ModelConfig
 from jaxllm.models.decoder import Params, head_kernel, hidden_states, tree_states
 from jaxllm.models.partitioning import constrain, device_kind, num_shards
 
+# Logits exist for this many tokens of each device at a time; what saturates a GPU is more.
+CHUNK_TOKENS = {"gpu": 4096, "cuda": 4096}
+DEFAULT_CHUNK_TOKENS = 1024
+
 
 class TokenScores(NamedTuple):
     """What the model thought of each target.
@@ -55,7 +59,11 @@ def score_slots(config: ModelConfig, params: Params, batch: TreeBatch) -> TokenS
 
 
 def token_loss(
-    config: ModelConfig, params: Params, batch: Batch, z_loss: float = 0.0
+    config: ModelConfig,
+    params: Params,
+    batch: Batch,
+    z_loss: float = 0.0,
+    chunk_tokens: int | None = None,
 ) -> tuple[jax.Array, TokenScores]:
     """The summed training loss, and the scores it is made of.
 
@@ -64,6 +72,8 @@ def token_loss(
       params: its parameters.
       batch: rows; targets of weight 0 do not count.
       z_loss: coefficient of log_z^2 (PaLM, section 5: 1e-4).
+      chunk_tokens: logits exist for this many tokens of each device at a time; None takes the
+        platform's.
 
     Returns:
       sum(weights * (-log_likelihood + z_loss * log_z^2)), float32, differentiable with respect to
@@ -72,7 +82,7 @@ def token_loss(
     """
     hidden = hidden_states(config, params, batch)
     kernel = head_kernel(config, params)
-    size = _chunk_length(config, *batch.targets.shape)
+    size = _chunk_length(*batch.targets.shape, chunk_tokens)
     return _head_loss(size, z_loss, hidden, kernel, batch.targets, batch.weights)
 
 
@@ -81,7 +91,7 @@ def _score_hidden(
 ) -> TokenScores:
     """Scores of targets [B, S] after hidden states [B, S, E]."""
     kernel = head_kernel(config, params)
-    size = _chunk_length(config, *targets.shape)
+    size = _chunk_length(*targets.shape)
 
     @jax.checkpoint
     def score(chunk: tuple[jax.Array, jax.Array]) -> TokenScores:
@@ -185,10 +195,11 @@ def _weighted_sum(scores: TokenScores, weights: jax.Array, z_loss: float) -> jax
     return jnp.sum(weights * (z_loss * jnp.square(scores.log_z) - scores.log_likelihood))
 
 
-def _chunk_length(config: ModelConfig, rows: int, length: int) -> int:
-    """Tokens per row and chunk: all chunks alike, and as few as `loss_chunk_tokens` allows."""
+def _chunk_length(rows: int, length: int, chunk_tokens: int | None = None) -> int:
+    """Tokens per row and chunk: all chunks alike, and as few as `chunk_tokens` allows."""
     rows_per_device = max(1, rows // num_shards("batch"))
-    limit = max(1, config.loss_chunk_tokens // rows_per_device)
+    tokens = chunk_tokens or CHUNK_TOKENS.get(device_kind()[0], DEFAULT_CHUNK_TOKENS)
+    limit = max(1, tokens // rows_per_device)
     chunks = -(-length // limit)
     return -(-length // chunks)
 

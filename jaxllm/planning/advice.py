@@ -22,8 +22,6 @@ def what_would_help(experiment: Experiment, shape: dict[str, int], target: Targe
         tips.append(f"--gin.TrainConfig.gradient_accumulation={2 * e.train.gradient_accumulation}")
     if shape["data"] > target.slices:
         tips.append(f"--gin.MeshConfig.fsdp={2 * shape['fsdp']} (parameters in more parts)")
-    if rows * e.data.sequence_length > 2 * e.model.loss_chunk_tokens > 512:
-        tips.append(f"--gin.ModelConfig.loss_chunk_tokens={e.model.loss_chunk_tokens // 2}")
     if rows == 1:
         tips.append(f"--gin.MeshConfig.tensor={2 * shape['tensor']} (layers in more parts)")
     return [*tips, "a larger slice, or a smaller --gin.BATCH_SIZE"]

@@ -113,12 +113,12 @@ def _kernel_flops(experiment: Experiment, target: Target) -> float:
     if target.devices[0].platform != "tpu":
         return 0.0
     model, length = experiment.model, experiment.data.sequence_length
-    plain = model.position != "alibi" and (
-        not any(model.attention_windows) or model.uniform_window is not None
+    plain = model.position_embedding != "alibi" and (
+        not any(model.sliding_window_pattern) or model.uniform_window is not None
     )
     if not plain or length % 128:
         return 0.0
     keys = min(model.uniform_window or length, (length + 1) / 2)
-    product = 2 * model.num_layers * model.num_heads * model.head_width * keys
+    product = 2 * model.num_layers * model.num_heads * model.head_size * keys
     products = 7 + (2 if model.remat in ("residual", "full") else 0)
     return product * products * experiment.tokens_per_step

@@ -77,7 +77,12 @@ def mesh_of(target: Target, config: MeshConfig) -> jax.sharding.Mesh:
     return make_mesh(config, target.devices)
 
 
-def compile_update(experiment: Experiment, mesh: jax.sharding.Mesh, slices: int = 1) -> Program:
+def compile_update(
+    experiment: Experiment,
+    mesh: jax.sharding.Mesh,
+    slices: int = 1,
+    loss_chunk_tokens: int | None = None,
+) -> Program:
     """Compiles what `jaxllm.train` would run on `mesh`; allocates nothing.
 
     Raises:
@@ -100,6 +105,7 @@ def compile_update(experiment: Experiment, mesh: jax.sharding.Mesh, slices: int 
         num_domains=1,
         accumulation=e.train.gradient_accumulation,
         z_loss=e.train.z_loss,
+        loss_chunk_tokens=loss_chunk_tokens,
     )
     try:
         compiled = lowered.compile(compiler_options={**mesh_options(mesh)})
@@ -194,13 +200,9 @@ def measure_costs(
     )
 
     def at(depth: int) -> Program:
-        model = dataclasses.replace(
-            cut.model,
-            num_layers=depth,
-            scan_layers=False,
-            loss_chunk_tokens=rows * experiment.data.sequence_length,
-        )
-        return compile_update(dataclasses.replace(cut, model=model), mesh)
+        model = dataclasses.replace(cut.model, num_layers=depth, scan_layers=False)
+        tokens = rows * experiment.data.sequence_length
+        return compile_update(dataclasses.replace(cut, model=model), mesh, loss_chunk_tokens=tokens)
 
     few, more = (at(depth) for depth in depths)
     between = depths[1] - depths[0]

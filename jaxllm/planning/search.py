@@ -1,4 +1,4 @@
-"""Meshes, remat policies, microbatches and attention blocks, tried and ranked."""
+"""Meshes, remat policies and microbatches, tried and ranked."""
 
 from __future__ import annotations
 
@@ -30,15 +30,12 @@ class Candidate(NamedTuple):
     mesh: MeshConfig
     remat: str
     accumulation: int
-    attention_block: int | None
 
     def applied(self, experiment: Experiment) -> Experiment:
         """The experiment, run this way."""
         return dataclasses.replace(
             experiment,
-            model=dataclasses.replace(
-                experiment.model, remat=self.remat, attention_block=self.attention_block
-            ),
+            model=dataclasses.replace(experiment.model, remat=self.remat),
             train=dataclasses.replace(experiment.train, gradient_accumulation=self.accumulation),
         )
 
@@ -51,8 +48,6 @@ class Candidate(NamedTuple):
         ]
         text.append(f"--gin.ModelConfig.remat={self.remat}")
         text.append(f"--gin.TrainConfig.gradient_accumulation={self.accumulation}")
-        if self.attention_block:
-            text.append(f"--gin.ModelConfig.attention_block={self.attention_block}")
         return " ".join(text)
 
 
@@ -90,13 +85,12 @@ def search(
     tried: Sequence[MeshConfig],
     begun: Callable[[Candidate], None],
     done: Callable[[Result], None],
-    blocks: Sequence[int] = (512, 2048),
 ) -> list[Result]:
     """Compiles ways to run on each mesh; those that fit come first, the fastest in front.
 
     On a mesh, remat policies are tried from the one that computes least again to the one that
     keeps least, until one fits: those after it are slower. Then with the batch in 2 and in 4
-    parts, as long as a lighter policy may fit. Attention blocks are tried on the best of all.
+    parts, as long as a lighter policy may fit.
 
     Args:
       experiment: the run.
@@ -104,7 +98,6 @@ def search(
       tried: meshes, from `meshes`.
       begun: is told what comes next.
       done: is told what became of it.
-      blocks: sizes of attention blocks besides the platform's own.
     """
     results: list[Result] = []
 
@@ -119,14 +112,10 @@ def search(
             if experiment.data.batch_size % (parts * mesh.data * mesh.fsdp):
                 continue
             for place, remat in enumerate(REMAT_POLICIES[:lightest]):
-                attempt(Candidate(mesh, remat, parts, experiment.model.attention_block))
+                attempt(Candidate(mesh, remat, parts))
                 if results[-1].estimate:
                     lightest = place
                     break
-    best = min((r for r in results if r.estimate), key=_step, default=None)
-    if best and target.devices[0].platform == "tpu":
-        for block in (b for b in blocks if b <= experiment.data.sequence_length):
-            attempt(best.candidate._replace(attention_block=block))
     return sorted(results, key=_step)
 
 

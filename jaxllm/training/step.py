@@ -64,6 +64,7 @@ def lower_train_step(
     num_domains: int,
     accumulation: int = 1,
     z_loss: float = 0.0,
+    loss_chunk_tokens: int | None = None,
 ) -> jax.stages.Lowered:
     """The update for one batch shape, to be compiled: a `TrainStep`.
 
@@ -83,6 +84,7 @@ def lower_train_step(
       num_domains: number of domains that `Batch.domains` indexes.
       accumulation: parts; divides B.
       z_loss: coefficient of log²(Z).
+      loss_chunk_tokens: see `token_loss`.
 
     Returns:
       (state, batch) -> (state, StepMetrics), for global arrays [B, T] sharded over rows.
@@ -117,7 +119,7 @@ def lower_train_step(
 
     def part_gradients(params: Any, part: Batch, scale: jax.Array) -> tuple[Any, jax.Array]:
         def loss(params: Any) -> tuple[jax.Array, jax.Array]:
-            total, scores = token_loss(model, params, part, z_loss)
+            total, scores = token_loss(model, params, part, z_loss, loss_chunk_tokens)
             losses = -scores.log_likelihood * part.weights
             return total * scale, _by_domain(losses, part.domains, num_domains)
 

@@ -47,7 +47,6 @@ CONFIG = ModelConfig(
     num_kv_heads=2,
     max_length=24,
     init_stddev=0.2,  # far from uniform: a wrong token or mask shows
-    loss_chunk_tokens=16,
 )
 SCHEDULE = make_schedule(ScheduleConfig(peak=1e-2, final=1e-3, warmup_steps=2), 10)
 OPTIMIZER = OptimizerConfig(eps=1e-3)  # smooth where a gradient is nearly 0
@@ -312,7 +311,7 @@ def test_reads_what_t5x_saves_bit_for_bit(tmp_path, legacy: bool) -> None:
 
     with pytest.raises(UserError, match="checkpoint_6: no t5x checkpoint"):
         bridge.read_checkpoint(tmp_path, 6, CONFIG, mesh)
-    tied = dataclasses.replace(CONFIG, tied_head=True)
+    tied = dataclasses.replace(CONFIG, tie_embeddings=True)
     with pytest.raises(UserError, match="parameter head is unknown to the model"):
         bridge.read_checkpoint(tmp_path, 5, tied, mesh)
     wide = dataclasses.replace(CONFIG, mlp_dim=64)

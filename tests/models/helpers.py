@@ -21,8 +21,6 @@ TINY = ModelConfig(
     num_heads=6,
     num_kv_heads=2,
     max_length=64,
-    attention_block=16,
-    loss_chunk_tokens=20,
     init_stddev=0.15,
 )
 

@@ -48,7 +48,7 @@ def published_logits(config: ModelConfig, weights: Tensors, tokens: Any) -> Any:
         return x * angles.cos() + turned * angles.sin()
 
     mask = torch.full((length, length), -torch.inf).triu(1).expand(heads, -1, -1)
-    if config.position == "alibi":
+    if config.position_embedding == "alibi":
         slopes = torch.tensor(published_slopes(heads))
         mask = mask + slopes[:, None, None] * torch.arange(length)[None, None, :]
 
@@ -59,7 +59,7 @@ def published_logits(config: ModelConfig, weights: Tensors, tokens: Any) -> Any:
         query, key, value = (
             part.view(length, heads, -1).transpose(0, 1) for part in packed.chunk(3, dim=-1)
         )
-        if config.position == "rotary":
+        if config.position_embedding == "rotary":
             query, key = rotary(query), rotary(key)
         scores = query @ key.transpose(1, 2) / math.sqrt(query.shape[-1]) + mask
         mixed = (scores.softmax(-1) @ value).transpose(0, 1).reshape(length, -1)
@@ -68,7 +68,7 @@ def published_logits(config: ModelConfig, weights: Tensors, tokens: Any) -> Any:
         gate = torch.nn.functional.silu(inner @ w["gate_proj"].T)
         x = x + (gate * (inner @ w["up_proj"].T)) @ w["down_proj"].T
     head = weights["lm_head"]
-    if config.head_norm:
+    if config.quirks.normalize_lm_head:
         head = torch.nn.functional.normalize(head)
     return norm(x, weights["norm"]) @ head.T
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxllm.models import attention
 from jaxllm.models.config import REMAT_POLICIES, ModelConfig
 from jaxllm.models.decoder import abstract_params, hidden_states, init_params, logits
 from jaxllm.models.scoring import score_tokens, token_loss
@@ -38,12 +39,12 @@ def numpy_logits(config: ModelConfig, params: Any, document: np.ndarray) -> np.n
         inputs = [norm(x, layer["attention_norm"]["scale"]) for x in stream]
         updated = []
         for t, x in enumerate(inputs):
-            mixed = np.zeros((config.num_heads, config.head_width))
+            mixed = np.zeros((config.num_heads, config.head_size))
             for head in range(config.num_heads):
                 group = head // (config.num_heads // config.kv_heads)
                 query = rope(x @ attention["query"][:, head], t)
                 keys = [rope(inputs[s] @ attention["key"][:, group], s) for s in range(t + 1)]
-                scores = np.array([query @ key for key in keys]) / np.sqrt(config.head_width)
+                scores = np.array([query @ key for key in keys]) / np.sqrt(config.head_size)
                 weights = np.exp(scores) / np.exp(scores).sum()
                 for s, weight in enumerate(weights):
                     mixed[head] += weight * (inputs[s] @ attention["value"][:, group])
@@ -54,13 +55,13 @@ def numpy_logits(config: ModelConfig, params: Any, document: np.ndarray) -> np.n
             gate = inner @ mlp["gate"]
             hidden = gate / (1 + np.exp(-gate)) * (inner @ mlp["up"])
             stream.append(x + hidden @ mlp["down"])
-    head = p["embedding"].T if config.tied_head else p["head"]
+    head = p["embedding"].T if config.tie_embeddings else p["head"]
     return np.stack([norm(x, p["final_norm"]["scale"]) @ head for x in stream])
 
 
-@pytest.mark.parametrize("tied_head", [False, True])
-def test_packed_documents_match_numpy(tied_head: bool) -> None:
-    config = dataclasses.replace(TINY, tied_head=tied_head)
+@pytest.mark.parametrize("tie_embeddings", [False, True])
+def test_packed_documents_match_numpy(tie_embeddings: bool) -> None:
+    config = dataclasses.replace(TINY, tie_embeddings=tie_embeddings)
     params = random_params(config)
     documents = _documents(config, 11, 4, 7)
     batch = pack(documents, length=24)
@@ -81,10 +82,11 @@ def test_concatenation_attends_across_documents() -> None:
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
-@pytest.mark.parametrize("attention_block", [5, 64])
-def test_packed_segments_do_not_leak(attention_block: int) -> None:
+@pytest.mark.parametrize("block_size", [5, 64])
+def test_packed_segments_do_not_leak(block_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bitwise: neither scores nor gradients of a document see what its neighbours hold."""
-    config = dataclasses.replace(TINY, attention_block=attention_block)
+    monkeypatch.setattr(attention, "BLOCK_SIZE", block_size)
+    config = TINY
     params = random_params(config)
     before, document, after = _documents(config, 9, 13, 8)
     others = [(d + 1) % config.vocab_size for d in (before, after)]

@@ -62,7 +62,7 @@ def test_generation_stops_row_by_row_and_ignores_padding() -> None:
 
 def test_unstacked_layers_and_pieces_make_the_same_tokens() -> None:
     """One loop over stacked layers, layers one by one, and a few tokens at a time."""
-    config = dataclasses.replace(TINY, attention_windows=(0, 4), position="alibi")
+    config = dataclasses.replace(TINY, sliding_window_pattern=(0, 4), position_embedding="alibi")
     prompts = jnp.asarray(np.random.default_rng(5).integers(1, 97, (3, 6)), jnp.int32)
     lengths = jnp.array([6, 3, 1])
     for sampling in (Sampling(), Sampling(temperature=0.8, top_k=20, top_p=0.9)):

@@ -33,7 +33,7 @@ def loss(config: ModelConfig, params: Params, batch: Batch) -> jax.Array:
 @pytest.mark.parametrize("name", DIVERSE)
 def test_packed_documents_are_as_each_alone(name: str) -> None:
     """Logits, and the gradient of the packed row, which is the sum of theirs."""
-    config = dataclasses.replace(EVERY_CONFIG[name], attention_block=16)
+    config = EVERY_CONFIG[name]
     params = random_params(config)
     generator = np.random.default_rng(7)
     documents = [
@@ -98,7 +98,7 @@ def test_parameters_count_name_their_axes_and_decay_as_matrices(name: str) -> No
 
 def test_a_window_hides_what_is_further_back() -> None:
     """One layer of window 5: a change 5 tokens back is not felt, 4 tokens back it is."""
-    config = dataclasses.replace(EVERY_CONFIG["gpt_neo"], num_layers=1, attention_windows=(5,))
+    config = dataclasses.replace(EVERY_CONFIG["gpt_neo"], num_layers=1, sliding_window_pattern=(5,))
     params, batch = random_params(config), random_batch(config, rows=1, length=20)
     changed = batch._replace(inputs=batch.inputs.at[0, 7].add(1) % config.vocab_size)
     run = jax.jit(partial(logits, config, params))
@@ -136,22 +136,27 @@ def test_bfloat16_keeps_to_float32_scores(name: str) -> None:
 @pytest.mark.parametrize(
     ("options", "culprit"),
     [
-        ({"position": "sinusoidal"}, "position = 'sinusoidal': must be one of rotary, learned"),
+        (
+            {"position_embedding": "sinusoidal"},
+            "position_embedding = 'sinusoidal': must be one of rotary, learned",
+        ),
         ({"norm": "batch"}, "norm = 'batch': must be one of rms, layer"),
-        ({"norm_placement": "both"}, "norm_placement"),
-        ({"block": "round"}, "block"),
-        ({"mlp": "moe"}, "mlp"),
+        ({"block_type": "round"}, "block_type"),
+        ({"mlp_type": "moe"}, "mlp_type"),
+        ({"use_bias": ("qkv", "head")}, "choose from qkv, attention_output, mlp"),
+        ({"qk_norm": "True"}, "qk_norm"),
         ({"activation": "swish"}, "activation"),
-        ({"rotary_fraction": 1.5}, "rotary_fraction = 1.5: must be at most 1"),
-        ({"rotary_fraction": 0.4}, "turns 3 of 8 dimensions"),
-        ({"rotary_fraction": 0.1}, "turns 0 of 8 dimensions"),
-        ({"position_offset": -1}, "position_offset"),
-        ({"clip_qkv": 0.0}, "clip_qkv"),
-        ({"attention_scale": -1.0}, "attention_scale"),
-        ({"attention_windows": (-1,)}, "attention_windows"),
-        ({"attention_windows": 256}, "attention_windows"),
-        ({"token_dim": 0}, "token_dim"),
-        ({"block": "parallel", "norm_placement": "post"}, "parallel block needs 'pre'"),
+        ({"quirks": {"rotary_fraction": 1.5}}, "rotary_fraction = 1.5: must be at most 1"),
+        ({"quirks": {"rotary_fraction": 0.4}}, "leaves it 3 of 8 dimensions"),
+        ({"quirks": {"rotary_fraction": 0.1}}, "leaves it 0 of 8 dimensions"),
+        ({"quirks": {"position_offset": -1}}, "position_offset"),
+        ({"quirks": {"clip_qkv": 0.0}}, "clip_qkv"),
+        ({"quirks": {"clip_qkv": "8"}}, "Quirks.clip_qkv = '8': must be a finite number or None"),
+        ({"quirks": {"attention_scale": -1.0}}, "attention_scale"),
+        ({"quirks": {"embedding_dim": 0}}, "embedding_dim"),
+        ({"quirks": {"clip_kqv": 8.0}}, "Quirks has no field 'clip_kqv'; it has rotary_fraction"),
+        ({"sliding_window_pattern": (-1,)}, "sliding_window_pattern"),
+        ({"sliding_window_pattern": 256}, "sliding_window_pattern"),
     ],
 )
 def test_impossible_options_are_refused(options: Any, culprit: str) -> None:
@@ -160,4 +165,4 @@ def test_impossible_options_are_refused(options: Any, culprit: str) -> None:
 
 
 def test_a_list_of_windows_is_as_good_as_a_tuple() -> None:
-    assert dataclasses.replace(TINY, attention_windows=[0, 5]).attention_windows == (0, 5)
+    assert dataclasses.replace(TINY, sliding_window_pattern=[0, 5]).sliding_window_pattern == (0, 5)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxllm.models import scoring
 from jaxllm.models.batch import Batch
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.decoder import abstract_params, logits
@@ -25,8 +26,9 @@ def plain_loss(config: ModelConfig, params: Any, batch: Batch, z_loss: float) ->
 
 
 @pytest.mark.parametrize("chunk_tokens", [1, 45, 10_000])
-def test_scores_are_the_log_softmax(chunk_tokens: int) -> None:
-    config = dataclasses.replace(TINY, loss_chunk_tokens=chunk_tokens)
+def test_scores_are_the_log_softmax(chunk_tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring, "DEFAULT_CHUNK_TOKENS", chunk_tokens)
+    config = TINY
     params = random_params(config)
     batch = random_batch(config, rows=3, length=23)
     scores, values = jax.jit(lambda p: (score_tokens(config, p, batch), logits(config, p, batch)))(
@@ -41,9 +43,14 @@ def test_scores_are_the_log_softmax(chunk_tokens: int) -> None:
     np.testing.assert_array_equal(scores.correct, values.argmax(-1) == targets)
 
 
-@pytest.mark.parametrize(("chunk_tokens", "tied_head"), [(7, False), (45, True), (10_000, False)])
-def test_gradients_are_those_of_the_plain_loss(chunk_tokens: int, tied_head: bool) -> None:
-    config = dataclasses.replace(TINY, loss_chunk_tokens=chunk_tokens, tied_head=tied_head)
+@pytest.mark.parametrize(
+    ("chunk_tokens", "tie_embeddings"), [(7, False), (45, True), (10_000, False)]
+)
+def test_gradients_are_those_of_the_plain_loss(
+    chunk_tokens: int, tie_embeddings: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scoring, "DEFAULT_CHUNK_TOKENS", chunk_tokens)
+    config = dataclasses.replace(TINY, tie_embeddings=tie_embeddings)
     params = random_params(config)
     batch = random_batch(config, rows=3, length=23)
     weights = np.random.default_rng(0).uniform(0, 2, batch.weights.shape).astype(np.float32)
@@ -74,9 +81,10 @@ def test_gradients_are_those_of_the_plain_loss(chunk_tokens: int, tied_head: boo
 
 
 @pytest.mark.parametrize("function", ["token_loss", "score_tokens"])
-def test_all_logits_never_exist(function: str) -> None:
+def test_all_logits_never_exist(function: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither in the compiled program's text nor in its memory."""
-    config = dataclasses.replace(TINY, vocab_size=32_768, loss_chunk_tokens=64, attention_block=64)
+    monkeypatch.setattr(scoring, "DEFAULT_CHUNK_TOKENS", 64)
+    config = dataclasses.replace(TINY, vocab_size=32_768)
     rows, length = 4, 128
     batch = random_batch(config, rows, length)
 

@@ -30,7 +30,7 @@ def transformers_config(kind: str, config: ModelConfig) -> Any:
     """Our configuration in the words of each class."""
     shared = {
         "vocab_size": config.vocab_size,
-        "tie_word_embeddings": config.tied_head,
+        "tie_word_embeddings": config.tie_embeddings,
         "attn_implementation": "eager",
         "bos_token_id": None,
         "eos_token_id": None,
@@ -39,7 +39,7 @@ def transformers_config(kind: str, config: ModelConfig) -> Any:
     rope = {
         "rope_type": "default",
         "rope_theta": config.rope_theta,
-        "partial_rotary_factor": config.rotary_fraction,
+        "partial_rotary_factor": config.quirks.rotary_fraction,
     }
     shape = {
         "hidden_size": config.embed_dim,
@@ -52,20 +52,20 @@ def transformers_config(kind: str, config: ModelConfig) -> Any:
         **shape,
         "intermediate_size": config.mlp_dim,
         "num_key_value_heads": config.kv_heads,
-        "head_dim": config.head_width,
+        "head_dim": config.head_size,
         "rope_parameters": rope,
         "hidden_act": act,
     }
     own: dict[str, Any] = {
         "Llama": {**llama, "rms_norm_eps": config.norm_eps},
-        "Olmo": {**llama, "clip_qkv": config.clip_qkv},
+        "Olmo": {**llama, "clip_qkv": config.quirks.clip_qkv},
         "Olmo2": {**llama, "rms_norm_eps": config.norm_eps},
         "OPT": {
             **shape,
             "ffn_dim": config.mlp_dim,
-            "word_embed_proj_dim": config.token_width,
-            "do_layer_norm_before": config.norm_placement == "pre",
-            "_remove_final_layer_norm": not config.final_norm,
+            "word_embed_proj_dim": config.embedding_dim,
+            "do_layer_norm_before": config.block_type != "post_norm",
+            "_remove_final_layer_norm": not config.quirks.final_norm,
             "activation_function": act,
             "dropout": 0.0,
         },
@@ -73,7 +73,7 @@ def transformers_config(kind: str, config: ModelConfig) -> Any:
             **shape,
             "intermediate_size": config.mlp_dim,
             "rope_parameters": rope,
-            "use_parallel_residual": config.block == "parallel",
+            "use_parallel_residual": config.block_type == "parallel",
             "hidden_act": act,
             "layer_norm_eps": config.norm_eps,
         },
@@ -97,7 +97,7 @@ def transformers_config(kind: str, config: ModelConfig) -> Any:
             "attention_types": [
                 [["local" if window else "global"], 1] for window in _windows(config)
             ],
-            "window_size": max(config.attention_windows, default=256),
+            "window_size": max(config.sliding_window_pattern, default=256),
             "activation_function": act,
         },
     }
@@ -115,12 +115,12 @@ def to_transformers(kind: str, config: ModelConfig, tree: Any) -> dict[str, torc
             kind, "transformer.h." if kind.startswith("GPT") else "model.layers."
         )
         names |= {f"{prefix}{i}.{name}": value for name, value in per_layer(layer).items()}
-    names["lm_head.weight"] = tree["embedding"] if config.tied_head else tree["head"].T
+    names["lm_head.weight"] = tree["embedding"] if config.tie_embeddings else tree["head"].T
     return {name: torch.tensor(np.ascontiguousarray(value)) for name, value in names.items()}
 
 
 def _windows(config: ModelConfig) -> list[int]:
-    cycle = config.attention_windows or (0,)
+    cycle = config.sliding_window_pattern or (0,)
     return [cycle[i % len(cycle)] for i in range(config.num_layers)]
 
 

@@ -104,8 +104,6 @@ def test_search_ranks_what_fits() -> None:
     steps = [r["estimate"]["step_seconds"] for r in results if r["estimate"]]
     assert len(steps) >= 2 and steps == sorted(steps)
     assert all("MeshConfig.fsdp=4" in r["bindings"] for r in results)
-    assert ["attention_block=512" in r["bindings"] for r in results].count(True) == 1
-    assert "attention_block=2048" not in done.stdout  # longer than a row
 
 
 @needs_tpu_compiler

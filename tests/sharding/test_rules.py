@@ -28,7 +28,7 @@ from tests.models.helpers import random_batch
 
 CONFIG = ModelConfig(
     vocab_size=128, num_layers=4, embed_dim=64, mlp_dim=96, num_heads=4, num_kv_heads=2,
-    attention_block=16, loss_chunk_tokens=32, init_stddev=0.05,
+    init_stddev=0.05,
 )  # fmt: skip
 MESHES = {
     "fsdp": MeshConfig(),

@@ -295,7 +295,7 @@ def _without_tied_head(
 ) -> dict[str, Tensor]:
     """A tied head may be stored twice; twice the same, or it is not tied."""
     table = family.names["embedding"][0]
-    if not model.tied_head or family.head not in stored or table not in stored:
+    if not model.tie_embeddings or family.head not in stored or table not in stored:
         return stored
     head, embedding = stored[family.head], stored[table]
     if head.shape != embedding.shape or not _equal(head.open(), embedding.open()):

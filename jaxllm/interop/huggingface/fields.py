@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from operator import attrgetter
 from typing import Any
 
 from jaxllm.errors import UserError
 from jaxllm.interop.huggingface import families
 from jaxllm.interop.huggingface.families import Tensors
-from jaxllm.models.config import ModelConfig
+from jaxllm.models.config import BIASES, ModelConfig, Quirks
 
 Json = dict[str, Any]
 _REQUIRED = object()
@@ -25,16 +26,18 @@ class Field:
     """A field of ModelConfig and one of config.json that mean the same.
 
     Attributes:
-      ours: the one.
+      ours: the one; 'quirks.NAME' is a field of its quirks.
       theirs: the other.
       default: what Transformers takes (as a value of theirs) where config.json has none.
       values: their value -> ours, where they are not the same.
+      biases: where ours is `use_bias`: what theirs, a bool, adds to it.
     """
 
     ours: str
     theirs: str
     default: Any = _REQUIRED
     values: Mapping[Any, Any] | None = None
+    biases: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +87,7 @@ def _shape(layers: str, embed: str, heads: str) -> tuple[Field, ...]:
 
 
 def _tied(default: bool) -> Field:
-    return Field("tied_head", "tie_word_embeddings", default)
+    return Field("tie_embeddings", "tie_word_embeddings", default)
 
 
 _SHAPE = _shape("num_hidden_layers", "hidden_size", "num_attention_heads")
@@ -95,31 +98,29 @@ _LLAMA_FIELDS = (
     Field("head_dim", "head_dim", None),
     Field("activation", "hidden_act", "silu", _ACTIVATIONS),
     Field("rope_theta", "rope_theta", 10_000.0),
-    Field("attention_bias", "attention_bias", False),
-    Field("attention_output_bias", "attention_bias", False),
+    Field("use_bias", "attention_bias", False, biases=("qkv", "attention_output")),
     _tied(False),
 )
 _LENGTH = Field("max_length", "max_position_embeddings", 2048)
 _RMS_EPS = Field("norm_eps", "rms_norm_eps", 1e-6)
 _UNTURNED = {"partial_rotary_factor": (1.0,)}
-_LAYER_NORM = {"norm": "layer", "mlp": "plain"}
-_ALL_BIASED = {"attention_bias": True, "attention_output_bias": True, "mlp_bias": True}
+_LAYER_NORM = {"norm": "layer", "mlp_type": "plain"}
 
 
 def _read_opt(config: Json) -> Json:
     pre = config.get("do_layer_norm_before", True)
     width = config.get("word_embed_proj_dim")
     return {
-        "final_norm": bool(pre and not config.get("_remove_final_layer_norm", False)),
-        "token_dim": None if width == config["hidden_size"] else width,
+        "quirks.final_norm": bool(pre and not config.get("_remove_final_layer_norm", False)),
+        "quirks.embedding_dim": None if width == config["hidden_size"] else width,
     }
 
 
 def _write_opt(model: ModelConfig) -> Json:
-    pre = model.norm_placement == "pre"
+    pre = model.block_type != "post_norm"
     return {
-        "_remove_final_layer_norm": pre and not model.final_norm,
-        "word_embed_proj_dim": model.token_dim or model.embed_dim,
+        "_remove_final_layer_norm": pre and not model.quirks.final_norm,
+        "word_embed_proj_dim": model.embedding_dim,
     }
 
 
@@ -132,11 +133,11 @@ def _read_windows(config: Json) -> Json:
     period = next(p for p in range(1, count + 1) if kinds == (kinds[:p] * count)[:count])
     window = config.get("window_size", 256)
     windows = tuple(window if kind == "local" else 0 for kind in kinds[:period])
-    return {"attention_windows": windows if any(windows) else ()}
+    return {"sliding_window_pattern": windows if any(windows) else ()}
 
 
 def _write_windows(model: ModelConfig) -> Json:
-    cycle = model.attention_windows or (0,)
+    cycle = model.sliding_window_pattern or (0,)
     layers = [cycle[i % len(cycle)] for i in range(model.num_layers)]
     whole = model.num_layers % len(cycle) == 0
     groups = [(cycle, model.num_layers // len(cycle))] if whole else [(layers, 1)]
@@ -161,15 +162,16 @@ def _read_baichuan(config: Json) -> Json:
     rotary = "max_position_embeddings" in config
     length = config.get("max_position_embeddings" if rotary else "model_max_length", 4096)
     return {
-        "position": "rotary" if rotary else "alibi",
+        "position_embedding": "rotary" if rotary else "alibi",
         "max_length": length,
-        "head_norm": "z_loss_weight" in config,
+        "quirks.normalize_lm_head": "z_loss_weight" in config,
     }
 
 
 def _write_baichuan(model: ModelConfig) -> Json:
-    length = "max_position_embeddings" if model.position == "rotary" else "model_max_length"
-    return {length: model.max_length} | ({"z_loss_weight": 0} if model.head_norm else {})
+    rotary, scaled_head = model.position_embedding == "rotary", model.quirks.normalize_lm_head
+    length = "max_position_embeddings" if rotary else "model_max_length"
+    return {length: model.max_length} | ({"z_loss_weight": 0} if scaled_head else {})
 
 
 _BAICHUAN = Family(
@@ -181,7 +183,7 @@ _BAICHUAN = Family(
 )  # fmt: skip
 _LLAMA = Family(
     "LlamaForCausalLM", "llama", families.LLAMA,
-    (*_LLAMA_FIELDS, _LENGTH, _RMS_EPS, Field("mlp_bias", "mlp_bias", False)),
+    (*_LLAMA_FIELDS, _LENGTH, _RMS_EPS, Field("use_bias", "mlp_bias", False, biases=("mlp",))),
     only=_UNTURNED,
 )  # fmt: skip
 
@@ -191,23 +193,23 @@ FAMILIES: Mapping[str, Family] = {
         _LLAMA,
         Family(
             "OlmoForCausalLM", "olmo", families.LLAMA,
-            (*_LLAMA_FIELDS, _LENGTH, Field("clip_qkv", "clip_qkv", None)),
+            (*_LLAMA_FIELDS, _LENGTH, Field("quirks.clip_qkv", "clip_qkv", None)),
             always={"norm": "layer_plain", "norm_eps": 1e-5}, only=_UNTURNED,
         ),
         Family(
             "Olmo2ForCausalLM", "olmo2", families.OLMO2,
             (*_LLAMA_FIELDS, _LENGTH, Field("norm_eps", "rms_norm_eps", 1e-5)),
-            always={"norm_placement": "sublayer", "qk_norm": True}, only=_UNTURNED,
+            always={"block_type": "reordered_norm", "qk_norm": "all_heads"}, only=_UNTURNED,
         ),
         Family(
             "OPTForCausalLM", "opt", families.OPT,
             (*_SHAPE, Field("mlp_dim", "ffn_dim"), _LENGTH, _tied(True),
              Field("activation", "activation_function", "relu", _ACTIVATIONS),
-             Field("norm_placement", "do_layer_norm_before", True, {True: "pre", False: "post"}),
-             Field("attention_bias", "enable_bias", True),
-             Field("attention_output_bias", "enable_bias", True),
-             Field("mlp_bias", "enable_bias", True)),
-            always=_LAYER_NORM | {"position": "learned", "position_offset": 2, "norm_eps": 1e-5},
+             Field("block_type", "do_layer_norm_before", True,
+                   {True: "pre_norm", False: "post_norm"}),
+             Field("use_bias", "enable_bias", True, biases=BIASES)),
+            always=_LAYER_NORM
+            | {"position_embedding": "learned", "quirks.position_offset": 2, "norm_eps": 1e-5},
             only={"layer_norm_elementwise_affine": (True,)},
             read=_read_opt, write=_write_opt,
         ),
@@ -216,19 +218,19 @@ FAMILIES: Mapping[str, Family] = {
             (*_SHAPE, Field("mlp_dim", "intermediate_size"), _LENGTH, _tied(False),
              Field("activation", "hidden_act", "gelu", _ACTIVATIONS),
              Field("rope_theta", "rotary_emb_base", 10_000),
-             Field("rotary_fraction", "rotary_pct", 0.25),
+             Field("quirks.rotary_fraction", "rotary_pct", 0.25),
              Field("norm_eps", "layer_norm_eps", 1e-5),
-             Field("attention_bias", "attention_bias", True),
-             Field("attention_output_bias", "attention_bias", True),
-             Field("block", "use_parallel_residual", True, {True: "parallel", False: "serial"})),
-            always=_LAYER_NORM | {"mlp_bias": True},
+             Field("use_bias", "attention_bias", True, biases=("qkv", "attention_output")),
+             Field("block_type", "use_parallel_residual", True,
+                   {True: "parallel", False: "pre_norm"})),
+            always=_LAYER_NORM | {"use_bias": ("mlp",)},
         ),
         Family(
             "GPT2LMHeadModel", "gpt2", families.GPT2,
             (*_shape("n_layer", "n_embd", "n_head"), Field("max_length", "n_positions", 1024),
              Field("activation", "activation_function", "gelu_new", _ACTIVATIONS),
              Field("norm_eps", "layer_norm_epsilon", 1e-5), _tied(True)),
-            always=_LAYER_NORM | _ALL_BIASED | {"position": "learned"},
+            always=_LAYER_NORM | {"position_embedding": "learned", "use_bias": BIASES},
             only={"scale_attn_weights": (True,), "scale_attn_by_inverse_layer_idx": (False,)},
             read=_mlp_dim("n_inner", "n_embd"), write=lambda model: {"n_inner": model.mlp_dim},
         ),
@@ -237,8 +239,9 @@ FAMILIES: Mapping[str, Family] = {
             (*_shape("num_layers", "hidden_size", "num_heads"), _LENGTH, _tied(True),
              Field("activation", "activation_function", "gelu_new", _ACTIVATIONS),
              Field("norm_eps", "layer_norm_epsilon", 1e-5)),
-            always=_LAYER_NORM | _ALL_BIASED
-            | {"position": "learned", "attention_bias": False, "attention_scale": 1.0},
+            always=_LAYER_NORM
+            | {"position_embedding": "learned", "use_bias": ("attention_output", "mlp"),
+               "quirks.attention_scale": 1.0},
             read=_read_gpt_neo,
             write=lambda model: _write_windows(model) | {"intermediate_size": model.mlp_dim},
         ),
@@ -250,13 +253,12 @@ FAMILIES: Mapping[str, Family] = {
     )
 }  # fmt: skip
 
-DEFAULTS: Json = {field.name: field.default for field in dataclasses.fields(ModelConfig)}
+DEFAULTS: Json = {
+    field.name: field.default for field in dataclasses.fields(ModelConfig) if field.name != "quirks"
+} | {f"quirks.{field.name}": field.default for field in dataclasses.fields(Quirks)}
 
 # What is not the shape of a model but how it is run is nobody's business here.
-_RUNNING = {
-    "dtype", "param_dtype", "init_stddev", "remat", "scan_layers", "attention_block",
-    "loss_chunk_tokens",
-}  # fmt: skip
+_RUNNING = {"dtype", "param_dtype", "init_stddev", "remat", "scan_layers"}
 
 
 def family_of(config: Json) -> Family:
@@ -286,8 +288,14 @@ def to_model(config: Json) -> ModelConfig:
     # All fields are said: ModelConfig would take what gin binds for those that are not.
     ours: Json = {**DEFAULTS, **family.always}
     for field in family.fields:
-        ours[field.ours] = _value(field, config)
-    return ModelConfig(**ours | family.read(config))
+        value = _value(field, config)
+        if field.biases:
+            ours["use_bias"] += field.biases if value else ()
+        else:
+            ours[field.ours] = value
+    ours |= family.read(config)
+    quirks = {name.split(".")[1]: ours.pop(name) for name in DEFAULTS if name.startswith("quirks.")}
+    return ModelConfig(**ours, quirks=Quirks(**quirks))
 
 
 def to_config(model: ModelConfig, architecture: str | None = None) -> Json:
@@ -311,7 +319,7 @@ def to_config(model: ModelConfig, architecture: str | None = None) -> Json:
     if not complaints:
         raise UserError(f"{architecture or 'every architecture'} lacks what this model has")
     _, name, field = min(complaints, key=lambda complaint: complaint[0])
-    value = getattr(model, field)
+    value = attrgetter(field)(model)
     raise UserError(f"{name}, the nearest architecture, has no ModelConfig.{field} = {value!r}")
 
 
@@ -319,30 +327,38 @@ def differences(a: ModelConfig, b: ModelConfig) -> list[str]:
     """The fields in which two models differ as functions of their parameters."""
     a, b = _plain(a), _plain(b)
     names = [name for name in DEFAULTS if name not in _RUNNING]
-    return [name for name in names if getattr(a, name) != getattr(b, name)]
+    return [name for name in names if attrgetter(name)(a) != attrgetter(name)(b)]
 
 
 def _plain(model: ModelConfig) -> ModelConfig:
     """The model with defaults filled in, and what has no effect in it at one value."""
-    changes: Json = {"num_kv_heads": model.kv_heads, "head_dim": model.head_width}
-    if model.attention_scale is None:
-        changes["attention_scale"] = model.head_width**-0.5
-    if model.position != "rotary":
-        changes |= {"rope_theta": 10_000.0, "rotary_fraction": 1.0}
-    else:
-        changes["rotary_fraction"] = model.rotary_width / model.head_width
-    if not any(model.attention_windows):
-        changes["attention_windows"] = ()
-    return dataclasses.replace(model, **changes)
+    rotary = model.position_embedding == "rotary"
+    quirks = dataclasses.replace(
+        model.quirks,
+        attention_scale=model.quirks.attention_scale or model.head_size**-0.5,
+        rotary_fraction=model.rotary_dim / model.head_size if rotary else 1.0,
+    )
+    pattern = model.sliding_window_pattern
+    return dataclasses.replace(
+        model,
+        num_kv_heads=model.kv_heads,
+        head_dim=model.head_size,
+        rope_theta=model.rope_theta if rotary else 10_000.0,
+        use_bias=tuple(name for name in BIASES if name in model.use_bias),
+        sliding_window_pattern=pattern if any(pattern) else (),
+        quirks=quirks,
+    )
 
 
 def _written(family: Family, model: ModelConfig) -> Json:
     config: Json = {"architectures": [family.architecture], "model_type": family.model_type}
     config |= {name: values[0] for name, values in family.only.items() if name not in _UNTURNED}
-    plain = {"num_kv_heads": model.kv_heads, "head_dim": model.head_width}
+    plain = {"num_kv_heads": model.kv_heads, "head_dim": model.head_size}
     for field in family.fields:
-        value = plain.get(field.ours, getattr(model, field.ours))
-        if field.values is not None:
+        value = plain.get(field.ours, attrgetter(field.ours)(model))
+        if field.biases:
+            value = set(field.biases) <= set(model.use_bias)
+        elif field.values is not None:
             theirs = [key for key, ours in field.values.items() if ours == value]
             value = theirs[0] if theirs else None
         config[field.theirs] = value

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from jaxllm.configs import non_defaults
 from jaxllm.errors import UserError
 from jaxllm.interop.huggingface.checkpoint import (
     CONFIG,
@@ -27,7 +28,7 @@ from jaxllm.interop.huggingface.checkpoint import (
     parameter_shapes,
     read_json,
 )
-from jaxllm.interop.huggingface.fields import DEFAULTS, differences, to_model
+from jaxllm.interop.huggingface.fields import differences, to_model
 from jaxllm.io import is_remote, new_directory
 from jaxllm.models.config import ModelConfig
 from jaxllm.run.manifest import ManifestEntry, code_version
@@ -198,11 +199,10 @@ def _begin(run: Run, model_dir: epath.Path, files: Path, source: str, model: Mod
             (run.path / name).write_bytes((files / name).read_bytes())
     if not is_remote(model_dir):
         model_dir = epath.Path(os.path.abspath(model_dir))
-    changed = {k: v for k, v in dataclasses.asdict(model).items() if v != DEFAULTS[k]}
     sentencepiece = (files / "tokenizer.model").exists()
     tokenizer = model_dir / "tokenizer.model" if sentencepiece else model_dir
     lines = [
-        *(f"ModelConfig.{name} = {value!r}" for name, value in changed.items()),
+        *(f"ModelConfig.{name} = {value!r}" for name, value in non_defaults(model).items()),
         f"VocabularyConfig.kind = {'sentencepiece' if sentencepiece else 'huggingface'!r}",
         f"VocabularyConfig.path = {str(tokenizer)!r}",
         "DataConfig.vocabulary = @VocabularyConfig()",

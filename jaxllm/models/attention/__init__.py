@@ -13,7 +13,7 @@ from jaxllm.models.partitioning import device_kind
 
 __all__ = ["CONTEXT", "Distance", "attend", "causal_attention", "implementation"]
 
-_BLOCK = 256  # queries at a time, where no kernel chooses its own tiles
+BLOCK_SIZE = 256  # queries at a time, where no kernel chooses its own tiles
 
 
 def causal_attention(
@@ -22,7 +22,6 @@ def causal_attention(
     value: jax.Array,
     segment_ids: jax.Array,
     *,
-    block: int | None = None,
     scale: float | None = None,
     window: int | None = None,
     distance: Distance | None = None,
@@ -35,7 +34,6 @@ def causal_attention(
       key: [B, T, G, K], where G divides H; query head h reads key head h // (H / G).
       value: [B, T, G, K].
       segment_ids: int32 [B, T].
-      block: tokens that the implementation takes at a time; None leaves it the choice.
       scale: factor of the scores; None means K ** -0.5.
       window: `distance.window` as a plain number, where it is known and all that distance does.
       distance: of the tokens, where it counts: windows, ALiBi.
@@ -48,14 +46,12 @@ def causal_attention(
     plain = visible_until is None and (distance is None or window is not None)
     chosen = implementation(query, plain)
     if chosen == "splash":
-        return splash_attention(
-            query, key, value, segment_ids, block=block, scale=scale, window=window
-        )
+        return splash_attention(query, key, value, segment_ids, scale=scale, window=window)
     if chosen == "cudnn":
         mixed = cudnn_attention(query, key, value, segment_ids, scale=scale, window=window)
     else:
         mixed = blockwise_attention(
-            query, key, value, segment_ids, block or _BLOCK, scale, distance, visible_until
+            query, key, value, segment_ids, BLOCK_SIZE, scale, distance, visible_until
         )
     return checkpoint_name(mixed, CONTEXT)
 

@@ -180,9 +180,9 @@ def test_a_failure_half_way_leaves_nothing(tmp_path: Path, monkeypatch: Any) -> 
         (["--from={0}/run", "--to=hf:{0}/new", "--step=0", "--gin.ModelConfig.mlp_dim=32",
           "--gin.VocabularyConfig.kind=bytes"],
          "parameter layers/mlp/.* has shape"),
-        (["--from={0}/run", "--to=hf:{0}/new", "--step=0", "--gin.ModelConfig.qk_norm=True",
+        (["--from={0}/run", "--to=hf:{0}/new", "--step=0", "--gin.ModelConfig.qk_norm=all_heads",
           "--gin.VocabularyConfig.kind=bytes"],
-         "LlamaForCausalLM, the nearest architecture, has no ModelConfig.qk_norm = True"),
+         "LlamaForCausalLM, the nearest architecture, has no ModelConfig.qk_norm = 'all_heads'"),
     ],
 )  # fmt: skip
 def test_mistakes_on_the_command_line(flags: list[str], message: str, tmp_path: Path) -> None:
@@ -361,8 +361,12 @@ def test_a_series_comes_in_and_goes_out_in_one_call(tmp_path: Path) -> None:
     ("changes", "architecture", "fields"),
     [
         ({"max_length": 4096}, "BaiChuanForCausalLM", {"max_position_embeddings": 4096}),
-        ({"max_length": 4096, "head_norm": True}, "BaichuanForCausalLM", {"z_loss_weight": 0}),
-        ({"position": "alibi"}, "BaichuanForCausalLM", {"model_max_length": 2048}),
+        (
+            {"max_length": 4096, "quirks": {"normalize_lm_head": True}},
+            "BaichuanForCausalLM",
+            {"z_loss_weight": 0},
+        ),
+        ({"position_embedding": "alibi"}, "BaichuanForCausalLM", {"model_max_length": 2048}),
         ({"num_kv_heads": 2}, "SkyworkForCausalLM", {"num_key_value_heads": 2}),
     ],
 )
@@ -401,7 +405,11 @@ def test_published_configs_are_read_as_they_were_written() -> None:
             "vocab_size": 125696, "z_loss_weight": 0,
         }
     )  # fmt: skip
-    assert (baichuan.head_norm, baichuan.position, baichuan.max_length) == (True, "rotary", 4096)
+    assert (
+        baichuan.quirks.normalize_lm_head,
+        baichuan.position_embedding,
+        baichuan.max_length,
+    ) == (True, "rotary", 4096)
     pythia = to_model(
         {
             "architectures": ["GPTNeoXForCausalLM"], "hidden_act": "gelu", "hidden_size": 512,
@@ -411,7 +419,11 @@ def test_published_configs_are_read_as_they_were_written() -> None:
             "vocab_size": 50304,
         }
     )  # fmt: skip
-    assert (pythia.block, pythia.rotary_fraction, pythia.mlp) == ("parallel", 0.25, "plain")
+    assert (pythia.block_type, pythia.quirks.rotary_fraction, pythia.mlp_type) == (
+        "parallel",
+        0.25,
+        "plain",
+    )
 
 
 def test_the_command_runs_by_itself(tmp_path: Path) -> None:
