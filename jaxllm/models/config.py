@@ -19,7 +19,7 @@ _CHOICES = {
     "block_type": ("pre_norm", "post_norm", "reordered_norm", "parallel"),
     "mlp_type": ("gated", "plain"),
     "activation": ("silu", "gelu", "gelu_tanh", "relu"),
-    "qk_norm": ("none", "all_heads"),
+    "qk_norm": ("none", "all_heads", "per_head"),
     "quantization": ("none", "int8", "fp8"),
     "remat": REMAT_POLICIES,
 }
@@ -88,8 +88,8 @@ class ModelConfig:
       mlp_type: `gated`, (act(x gate) * x up) down, or `plain`, act(x up) down.
       activation: act; `gelu` is exact, `gelu_tanh` its approximation.
       use_bias: linear layers with a bias: `qkv`, `attention_output`, `mlp`.
-      qk_norm: norm of queries and keys: `none`, or `all_heads`, over all heads as one vector
-        (OLMo 2).
+      qk_norm: norm of queries and keys: `none`; `all_heads`, over all heads as one vector (OLMo 2);
+        or `per_head` (Qwen3).
       sliding_window_pattern: tokens that a token attends to, itself included, cycled over the
         layers; 0 is all before it (GPT-Neo: (0, 256)). Empty: all, in every layer.
       tie_embeddings: whether the embedding is the output head too.
@@ -205,6 +205,8 @@ class ModelConfig:
         vectors = sum(biases[name] for name in set(self.use_bias))
         if self.qk_norm == "all_heads":
             vectors += norm * (query + key)
+        elif self.qk_norm == "per_head":
+            vectors += norm * 2 * self.head_size
         layers = self.num_layers * (self._block_matmul_params + vectors)
         return embeddings + norms + layers + self._projection_params
 

@@ -148,6 +148,9 @@ class Attention(nn.Module):
         if config.qk_norm == "all_heads":
             query = self._norm_flat(query, "query_norm")
             key = self._norm_flat(key, "key_norm")
+        elif config.qk_norm == "per_head":
+            query = Norm(config, name="query_norm")(query)
+            key = Norm(config, name="key_norm")(key)
         if context.rotations is not None:
             query = rotate(query, *context.rotations)
             key = rotate(key, *context.rotations)

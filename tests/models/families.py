@@ -21,6 +21,7 @@ _NEO = {
     **_GPT, "use_bias": ("attention_output", "mlp"), "quirks": Quirks(attention_scale=1.0),
     "sliding_window_pattern": (0, 5), "init_stddev": 0.08,
 }  # fmt: skip
+_QKVO = ("qkv", "attention_output")
 _OLMO = {"norm": "layer_plain", "norm_eps": 1e-5}
 _OLMO2 = {"block_type": "reordered_norm", "qk_norm": "all_heads", "rope_theta": 500_000.0}
 
@@ -48,6 +49,7 @@ FAMILIES: dict[str, tuple[str, ModelConfig]] = {
         "gpt_neo": ("GPTNeo", _NEO),
         "olmo_tied": ("Olmo", {**_OLMO, "tie_embeddings": True}),
         "olmo_1_7": ("Olmo", {**_OLMO, "quirks": Quirks(clip_qkv=0.5)}),
+        "qwen3": ("Qwen3", {"qk_norm": "per_head", "head_dim": 10, "use_bias": _QKVO}),
         "olmo2": ("Olmo2", {**_OLMO2, **_ODD_GROUPS, "head_dim": 6, "tie_embeddings": False}),
     }.items()
 }

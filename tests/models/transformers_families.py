@@ -60,6 +60,11 @@ def transformers_config(kind: str, config: ModelConfig) -> Any:
         "Llama": {**llama, "rms_norm_eps": config.norm_eps},
         "Olmo": {**llama, "clip_qkv": config.quirks.clip_qkv},
         "Olmo2": {**llama, "rms_norm_eps": config.norm_eps},
+        "Qwen3": {
+            **llama,
+            "rms_norm_eps": config.norm_eps,
+            "attention_bias": "qkv" in config.use_bias,
+        },
         "OPT": {
             **shape,
             "ffn_dim": config.mlp_dim,
@@ -168,6 +173,14 @@ def _mlp(layer: Any, part: str) -> Names:
     return _linear(f"mlp.{part}_proj", layer["mlp"], part)
 
 
+def _qwen3_layer(layer: Any) -> Names:
+    return {
+        **_llama_layer(layer),
+        **_norm("self_attn.q_norm", layer["attention"]["query_norm"]),
+        **_norm("self_attn.k_norm", layer["attention"]["key_norm"]),
+    }
+
+
 def _olmo2_layer(layer: Any) -> Names:
     names = _llama_layer({"attention": layer["attention"], "mlp": layer["mlp"]})
     return {
@@ -268,6 +281,7 @@ _MAPPINGS = {
     "Llama": (_llama_top, _llama_layer),
     "Olmo": (_llama_top, _llama_layer),
     "Olmo2": (_llama_top, _olmo2_layer),
+    "Qwen3": (_llama_top, _qwen3_layer),
     "OPT": (_opt_top, _opt_layer),
     "GPTNeoX": (_neox_top, _neox_layer),
     "GPT2": (_gpt_top, _gpt2_layer),

@@ -124,16 +124,19 @@ _LLAMA = {
 }
 LLAMA = Tensors(_LLAMA)
 BAICHUAN = Tensors({**_LLAMA, **_fused(_LLAMA_PREFIX + "self_attn.W_pack", LINEAR)})
+_QK_NORMS = {
+    **_norm("layers/attention/query_norm", _LLAMA_PREFIX + "self_attn.q_norm"),
+    **_norm("layers/attention/key_norm", _LLAMA_PREFIX + "self_attn.k_norm"),
+}
+QWEN3 = Tensors({**_LLAMA, **_QK_NORMS})
 OLMO2 = Tensors(
     {
         **_LLAMA,
+        **_QK_NORMS,
         **_norm("layers/attention_norm", _LLAMA_PREFIX + "post_attention_layernorm"),
         **_norm("layers/mlp_norm", _LLAMA_PREFIX + "post_feedforward_layernorm"),
-        **_norm("layers/attention/query_norm", _LLAMA_PREFIX + "self_attn.q_norm"),
-        **_norm("layers/attention/key_norm", _LLAMA_PREFIX + "self_attn.k_norm"),
     }
 )
-
 _OPT_PREFIX = "model.decoder.layers.{}."
 OPT = Tensors(
     {

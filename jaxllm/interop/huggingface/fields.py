@@ -202,6 +202,11 @@ FAMILIES: Mapping[str, Family] = {
             always={"block_type": "reordered_norm", "qk_norm": "all_heads"}, only=_UNTURNED,
         ),
         Family(
+            "Qwen3ForCausalLM", "qwen3", families.QWEN3,
+            (*_LLAMA_FIELDS, Field("head_dim", "head_dim", 128), _LENGTH, _RMS_EPS),
+            always={"qk_norm": "per_head"}, only=_UNTURNED,
+        ),
+        Family(
             "OPTForCausalLM", "opt", families.OPT,
             (*_SHAPE, Field("mlp_dim", "ffn_dim"), _LENGTH, _tied(True),
              Field("activation", "activation_function", "relu", _ACTIVATIONS),

@@ -49,6 +49,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
                            "attention_types": [[["global", "local"], 2]]}),
     "olmo": ("Olmo", {**_LLAMA, "clip_qkv": 0.7}),
     "olmo2": ("Olmo2", _LLAMA),
+    "qwen3": ("Qwen3", {**_LLAMA, "head_dim": 10, "rms_norm_eps": 1e-5}),
 }  # fmt: skip
 
 
