@@ -35,11 +35,45 @@ def _check_positive(config: Any, name: str, may_be_zero: tuple[str, ...]) -> Non
 
 @checked
 @dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """Stretches RoPE beyond the length that a model was first trained at.
+
+    Attributes:
+      kind: `linear` divides all frequencies by factor (Chen et al. 2023); `llama3` only those of
+        long wavelengths (Llama team 2024); `yarn` those of long wavelengths, and multiplies
+        queries and keys by attention_factor (Peng et al. 2023).
+      factor: by how much the context grows.
+      original_length: the context length in tokens before; `linear` does not need it.
+      low_freq_factor: of `llama3`: wavelengths above original_length / this are divided in full.
+      high_freq_factor: of `llama3`: wavelengths below original_length / this are left.
+      beta_slow: of `yarn`: frequencies with fewer rotations in original_length are divided in full.
+      beta_fast: of `yarn`: frequencies with more rotations are left.
+      attention_factor: of `yarn`; None means 0.1 ln(factor) + 1.
+    """
+
+    kind: str
+    factor: float
+    original_length: int = 2048
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    beta_slow: float = 1.0
+    beta_fast: float = 32.0
+    attention_factor: float | None = None
+
+    def __post_init__(self) -> None:
+        _check_positive(self, "RopeScaling", may_be_zero=())
+        if self.kind not in (kinds := ("linear", "llama3", "yarn")):
+            raise UserError(f"RopeScaling.kind = {self.kind!r}: must be one of {', '.join(kinds)}")
+
+
+@checked
+@dataclasses.dataclass(frozen=True)
 class Quirks:
     """Options that a single published family has, and a new model hardly wants.
 
     Attributes:
       rotary_fraction: share of a head's dimensions, from the first, that RoPE rotates (GPT-NeoX).
+      rope_scaling: see `RopeScaling`; None leaves the frequencies.
       position_offset: learned position embeddings before position 0 (OPT: 2).
       embedding_dim: dimension of the embedding and the head, with projections to and from
         embed_dim (OPT 350M); None means embed_dim, without projections.
@@ -50,6 +84,7 @@ class Quirks:
     """
 
     rotary_fraction: float = 1.0
+    rope_scaling: RopeScaling | None = None
     position_offset: int = 0
     embedding_dim: int | None = None
     final_norm: bool = True

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxllm.models.config import ModelConfig
+from jaxllm.models.config import ModelConfig, RopeScaling
 from jaxllm.models.partitioning import device_kind
 
 
@@ -14,8 +16,32 @@ def rotations(config: ModelConfig, positions: jax.Array) -> tuple[jax.Array, jax
     """cos and sin of position x frequency, float32 [B, T, 1, rotary_dim / 2] (Su et al. 2021)."""
     half = config.rotary_dim // 2
     frequencies = config.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    magnitude = 1.0
+    if scaling := config.quirks.rope_scaling:
+        frequencies = frequencies * _scaled_share(scaling, config.rope_theta, half)
+        if scaling.kind == "yarn":
+            magnitude = scaling.attention_factor or 0.1 * math.log(scaling.factor) + 1.0
     angles = positions[..., None, None].astype(jnp.float32) * frequencies
-    return jnp.cos(angles), jnp.sin(angles)
+    return jnp.cos(angles) * magnitude, jnp.sin(angles) * magnitude
+
+
+def _scaled_share(scaling: RopeScaling, theta: float, half: int) -> np.ndarray:
+    """What `RopeScaling` multiplies the frequencies by: 1 / factor, 1, or in between [half]."""
+    if scaling.kind == "linear":
+        return np.full(half, 1.0 / scaling.factor)
+    rotations = scaling.original_length / (2 * np.pi) * theta ** (-np.arange(half) / half)
+    if scaling.kind == "llama3":
+        low, high = scaling.low_freq_factor, scaling.high_freq_factor
+        kept = np.clip((rotations - low) / (high - low), 0.0, 1.0)
+    else:
+        # linear in the index of a frequency, between those that make beta_fast and beta_slow turns
+        index = lambda turns: (
+            half * math.log(scaling.original_length / (2 * math.pi * turns)) / math.log(theta)
+        )
+        first = max(math.floor(index(scaling.beta_fast)), 0)
+        last = min(math.ceil(index(scaling.beta_slow)), 2 * half - 1)
+        kept = 1.0 - np.clip((np.arange(half) - first) / max(last - first, 1e-3), 0.0, 1.0)
+    return kept + (1.0 - kept) / scaling.factor
 
 
 @jax.custom_vjp

@@ -13,7 +13,7 @@ from operator import attrgetter
 from typing import Any
 
 from jaxllm.errors import UserError
-from jaxllm.interop.huggingface import families
+from jaxllm.interop.huggingface import families, rope
 from jaxllm.interop.huggingface.families import Tensors
 from jaxllm.models.config import BIASES, ModelConfig, Quirks
 
@@ -51,6 +51,7 @@ class Family:
       fields: what config.json says.
       always: ModelConfig fields that the architecture fixes.
       only: config.json fields with the values that we implement, Transformers' default first.
+      supported: config.json fields that other families refuse.
       read: derives ModelConfig fields that take more than one field of config.json.
       write: the reverse.
     """
@@ -61,6 +62,7 @@ class Family:
     fields: tuple[Field, ...]
     always: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     only: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
+    supported: tuple[str, ...] = ()
     read: Callable[[Json], Json] = lambda config: {}
     write: Callable[[ModelConfig], Json] = lambda model: {}
 
@@ -73,7 +75,7 @@ _NOWHERE: dict[str, tuple[Any, ...]] = {
     "quantization_config": (None,), "sliding_window": (None,), "use_sliding_window": (False,),
     "is_encoder_decoder": (False,), "add_cross_attention": (False,), "logit_scale": (None, 1.0),
     "attn_logit_softcapping": (None,), "final_logit_softcapping": (None,), "num_experts": (None,),
-    "num_local_experts": (None,), "rope_type": ("default",), "qk_layernorm": (False,),
+    "num_local_experts": (None,), "qk_layernorm": (False,),
 }  # fmt: skip
 
 
@@ -91,6 +93,7 @@ def _tied(default: bool) -> Field:
 
 
 _SHAPE = _shape("num_hidden_layers", "hidden_size", "num_attention_heads")
+_ROPE_SCALING = Field("quirks.rope_scaling", "rope_scaling", None)
 _LLAMA_FIELDS = (
     *_SHAPE,
     Field("mlp_dim", "intermediate_size"),
@@ -98,6 +101,7 @@ _LLAMA_FIELDS = (
     Field("head_dim", "head_dim", None),
     Field("activation", "hidden_act", "silu", _ACTIVATIONS),
     Field("rope_theta", "rope_theta", 10_000.0),
+    _ROPE_SCALING,
     Field("use_bias", "attention_bias", False, biases=("qkv", "attention_output")),
     _tied(False),
 )
@@ -143,6 +147,15 @@ def _write_windows(model: ModelConfig) -> Json:
     groups = [(cycle, model.num_layers // len(cycle))] if whole else [(layers, 1)]
     types = [[["local" if w else "global" for w in group], n] for group, n in groups]
     return {"attention_types": types, "window_size": max(cycle) or 256}
+
+
+def _read_sliding_window(config: Json) -> Json:
+    window = config.get("sliding_window", 4096)
+    return {"sliding_window_pattern": (window,) if window else ()}
+
+
+def _write_sliding_window(model: ModelConfig) -> Json:
+    return {"sliding_window": model.uniform_window}
 
 
 def _mlp_dim(theirs: str, embed: str) -> Callable[[Json], Json]:
@@ -202,6 +215,11 @@ FAMILIES: Mapping[str, Family] = {
             always={"block_type": "reordered_norm", "qk_norm": "all_heads"}, only=_UNTURNED,
         ),
         Family(
+            "MistralForCausalLM", "mistral", families.LLAMA, (*_LLAMA_FIELDS, _LENGTH, _RMS_EPS),
+            only=_UNTURNED | {"attention_bias": (False,)},
+            supported=("sliding_window",), read=_read_sliding_window, write=_write_sliding_window,
+        ),
+        Family(
             "Qwen3ForCausalLM", "qwen3", families.QWEN3,
             (*_LLAMA_FIELDS, Field("head_dim", "head_dim", 128), _LENGTH, _RMS_EPS),
             always={"qk_norm": "per_head"}, only=_UNTURNED,
@@ -222,7 +240,7 @@ FAMILIES: Mapping[str, Family] = {
             "GPTNeoXForCausalLM", "gpt_neox", families.NEOX,
             (*_SHAPE, Field("mlp_dim", "intermediate_size"), _LENGTH, _tied(False),
              Field("activation", "hidden_act", "gelu", _ACTIVATIONS),
-             Field("rope_theta", "rotary_emb_base", 10_000),
+             Field("rope_theta", "rotary_emb_base", 10_000), _ROPE_SCALING,
              Field("quirks.rotary_fraction", "rotary_pct", 0.25),
              Field("norm_eps", "layer_norm_eps", 1e-5),
              Field("use_bias", "attention_bias", True, biases=("qkv", "attention_output")),
@@ -272,7 +290,13 @@ def family_of(config: Json) -> Family:
     Raises:
       UserError: it names none, or one that we do not know.
     """
-    names = config.get("architectures") or [None]
+    names = config.get("architectures")
+    if not names:
+        kind = config.get("model_type")
+        names = [name for name, family in FAMILIES.items() if family.model_type == kind]
+        if not names:
+            known = ", ".join(sorted({family.model_type for family in FAMILIES.values()}))
+            raise UserError(f"model_type = {kind!r} is not implemented; known are {known}")
     if names[0] not in FAMILIES:
         known = ", ".join(FAMILIES)
         raise UserError(f"architectures = {names} is not implemented; known are {known}")
@@ -286,8 +310,12 @@ def to_model(config: Json) -> ModelConfig:
       UserError: names the field that is missing, or whose value we do not implement.
     """
     family = family_of(config)
-    config = _without_rope_parameters(config)
+    config = rope.flattened(config)
+    if config["rope_scaling"] and _ROPE_SCALING not in family.fields:
+        raise UserError(f"rope_scaling of {family.architecture} is not implemented")
     for name, values in {**_NOWHERE, **family.only}.items():
+        if name in family.supported:
+            continue
         if config.get(name, values[0]) not in (*values, None):
             raise UserError(f"{name} = {config[name]!r} is not implemented")
     # All fields are said: ModelConfig would take what gin binds for those that are not.
@@ -368,6 +396,8 @@ def _written(family: Family, model: ModelConfig) -> Json:
             value = theirs[0] if theirs else None
         config[field.theirs] = value
     config = {name: value for name, value in config.items() if value is not None}
+    if scaling := config.get("rope_scaling"):
+        config["rope_scaling"] = rope.written(scaling)
     return config | family.write(model)
 
 
@@ -383,23 +413,3 @@ def _value(field: Field, config: Json) -> Any:
         known = ", ".join(map(repr, field.values))
         raise UserError(f"{field.theirs} = {value!r} is not implemented; known are {known}")
     return field.values[value]
-
-
-def _without_rope_parameters(config: Json) -> Json:
-    """Both ways of writing rotary positions, Transformers 4's and 5's, as one flat one."""
-    config = dict(config)
-    for name in ("rope_scaling", "rope_parameters"):
-        if not isinstance(config.get(name), dict | None):
-            raise UserError(f"{name} = {config[name]!r} is not implemented")
-    scaling = config.pop("rope_scaling", None)
-    kind = (scaling or {}).get("rope_type", (scaling or {}).get("type", "default"))
-    if kind != "default":
-        raise UserError(f"rope_scaling = {scaling!r} is not implemented")
-    for name, value in (config.pop("rope_parameters", None) or {}).items():
-        if name == "rope_type" and value != "default":
-            raise UserError(f"rope_parameters: rope_type = {value!r} is not implemented")
-        config[name] = value
-    for old, new in (("rotary_emb_base", "rope_theta"), ("rotary_pct", "partial_rotary_factor")):
-        if new in config:
-            config.setdefault(old, config[new])
-    return config

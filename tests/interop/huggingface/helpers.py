@@ -20,6 +20,16 @@ _COMMON = {
 }  # fmt: skip
 _IDS = {key: value for key, value in _COMMON.items() if key.endswith("_id")}
 _LLAMA = {**_COMMON, "intermediate_size": 80, "num_key_value_heads": 2}
+_ROPE = {
+    "linear": {"factor": 3.0},
+    "llama3": {
+        "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 16,
+    },
+    "yarn": {
+        "factor": 4.0, "original_max_position_embeddings": 16, "beta_fast": 2.0, "beta_slow": 0.5
+    },
+}  # fmt: skip
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {**_LLAMA, "head_dim": 10, "rms_norm_eps": 1e-5}),
     "llama_biased_tied": (
@@ -49,6 +59,13 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
                            "attention_types": [[["global", "local"], 2]]}),
     "olmo": ("Olmo", {**_LLAMA, "clip_qkv": 0.7}),
     "olmo2": ("Olmo2", _LLAMA),
+    "mistral": ("Mistral", {**_LLAMA, "sliding_window": 7}),
+    **{
+        f"llama_{kind}": (
+            "Llama", {**_LLAMA, "rope_parameters": {"rope_type": kind, "rope_theta": 500.0, **keys}}
+        )
+        for kind, keys in _ROPE.items()
+    },
     "qwen3": ("Qwen3", {**_LLAMA, "head_dim": 10, "rms_norm_eps": 1e-5}),
 }  # fmt: skip
 

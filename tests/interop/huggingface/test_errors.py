@@ -18,7 +18,7 @@ from jaxllm.errors import UserError
 from jaxllm.interop.huggingface.checkpoint import HFCheckpoint, tensor_shapes
 from jaxllm.interop.huggingface.fields import FAMILIES, to_config, to_model
 from jaxllm.interop.huggingface.importing import open_published, open_results
-from jaxllm.models.config import ModelConfig
+from jaxllm.models.config import ModelConfig, RopeScaling
 
 MODEL = ModelConfig(vocab_size=40, num_layers=2, embed_dim=16, mlp_dim=24, num_heads=4, head_dim=4)
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
@@ -103,14 +103,18 @@ MISTAKES: dict[str, tuple[Callable[[Path], Any], str]] = {
         edit_config(architectures=["MambaForCausalLM"]),
         r"config.json: architectures = \['MambaForCausalLM'\] is not implemented; known are Llama",
     ),
-    "no_architecture": (edit_config(architectures=None), r"architectures = \[None\]"),
+    "no_architecture": (edit_config(architectures=None, model_type=None), "model_type = None"),
     "rope_scaling": (
-        edit_config(rope_scaling={"type": "linear", "factor": 2.0}),
-        r"config.json: rope_scaling = \{'type': 'linear', 'factor': 2.0\} is not implemented",
+        edit_config(rope_scaling={"type": "dynamic", "factor": 2.0}),
+        "config.json: rope_scaling: rope_type = 'dynamic' is not implemented",
     ),
-    "rope_type": (
+    "rope_scaling_unknown": (
+        edit_config(rope_scaling={"type": "yarn", "factor": 2.0, "mscale": 0.7}),
+        r"rope_scaling: \['mscale'\] is not implemented",
+    ),
+    "rope_factor": (
         edit_config(rope_parameters={"rope_type": "llama3", "rope_theta": 5e5}),
-        "rope_parameters: rope_type = 'llama3' is not implemented",
+        "rope_scaling: the field factor is missing",
     ),
     "partial_rotary": (
         edit_config(rope_parameters={"rope_type": "default", "partial_rotary_factor": 0.5}),
@@ -424,6 +428,28 @@ def test_published_configs_are_read_as_they_were_written() -> None:
         0.25,
         "plain",
     )
+
+
+def test_model_type_names_the_architecture_where_config_json_lists_none() -> None:
+    """Llama 3.1 8B as Transformers 4 writes it, and a Mistral, both without `architectures`."""
+    shape = {
+        "hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32,
+        "num_hidden_layers": 32, "num_key_value_heads": 8, "vocab_size": 128256,
+        "max_position_embeddings": 131072,
+    }  # fmt: skip
+    scaling = {
+        "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192, "rope_type": "llama3",
+    }  # fmt: skip
+    llama = to_model(
+        {**shape, "model_type": "llama", "rope_scaling": scaling, "rope_theta": 500000.0}
+    )
+    assert llama.quirks.rope_scaling == RopeScaling("llama3", 8.0, 8192)
+    assert llama.rope_theta == 500_000 and llama.num_params == 8_030_261_248
+    mistral = to_model({**shape, "model_type": "mistral", "vocab_size": 32000})
+    assert mistral.sliding_window_pattern == (4096,) and mistral.num_params == 7_241_732_096
+    with pytest.raises(UserError, match=r"model_type = 'mamba' is not implemented; known are bai"):
+        to_model({**shape, "model_type": "mamba"})
 
 
 def test_the_command_runs_by_itself(tmp_path: Path) -> None:
