@@ -18,7 +18,6 @@ from os import PathLike
 
 from jaxllm import cli
 from jaxllm.errors import UserError, one_line
-from jaxllm.report import libraries
 
 _MOST_NOTES = 20
 
@@ -53,8 +52,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     def progress(line: str) -> None:
         print(f"[{time.monotonic() - began:5.1f} s] {line}", file=sys.stderr, flush=True)
 
-    if args.format == "html":
-        libraries.begin()
     import pandas as pd
 
     # Runs and tasks are grouped by name over and over, which takes longer in Arrow's texts.
@@ -74,7 +71,8 @@ def _write(args: argparse.Namespace, progress: Callable[[str], None]) -> PathLik
     from etils import epath
 
     from jaxllm.interop.importers import is_import, open_source
-    from jaxllm.report import export, page, questions, tables, tensorboard, terminal
+    from jaxllm.report import files, page, tables, tensorboard, terminal
+    from jaxllm.report.items import items
     from jaxllm.run.run import Run
 
     sources = [open_source(spec) if is_import(spec) else Run.open(spec) for spec in args.sources]
@@ -83,7 +81,7 @@ def _write(args: argparse.Namespace, progress: Callable[[str], None]) -> PathLik
     report = tables.gather(sources, args.tokens)
     runs = len(report.overviews)
     progress(f"read {len(report.all_records):,} records of {runs} run{'s' * (runs != 1)}")
-    found = questions.answers(report, backtested=args.backtest, progress=progress)
+    found = items(report, backtested=args.backtest, progress=progress)
     if not report.many_runs:
         for run in report.overviews:
             print(terminal.capability_table(report, run.run), end="\n\n")
@@ -98,7 +96,7 @@ def _write(args: argparse.Namespace, progress: Callable[[str], None]) -> PathLik
             output = alone.layout.tensorboard
         tensorboard.write_report(output, report, found)
         return output
-    return export.write(output, report, found, args.format)
+    return files.write(output, report, found, args.format)
 
 
 if __name__ == "__main__":

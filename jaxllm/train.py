@@ -166,15 +166,14 @@ def show(model_dir: str, scored: bool) -> None:
 
     What fails here is said in one line: the run itself has ended well.
     """
-    from jaxllm.report import libraries, page, questions, tables, tensorboard, terminal
+    from jaxllm.report import items, page, tables, tensorboard, terminal
     from jaxllm.run.run import Run
 
-    libraries.begin()
     run = Run.open(model_dir)
     failed = f"could not be made (`python -m jaxllm.analyze {model_dir}` tries again)"
     with _told(f"the report {failed}"):
         report = tables.gather([run])
-        found = questions.answers(report)
+        found = items.items(report)
         if scored:
             with _told("no table of the capabilities"):
                 print(f"\n{terminal.capability_table(report, report.overviews[0].run)}\n")

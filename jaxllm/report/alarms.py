@@ -1,8 +1,8 @@
-"""Rings while a run is going: each new alarm is a line on the terminal and one of alarms.jsonl.
+"""Alarms of a run in progress: each new one is a line on the terminal and one of alarms.jsonl.
 
 The checks are those of `jaxllm.analysis.health`, made as the numbers come in; training goes on
 whatever they find. MODEL_DIR/alarms.jsonl has a line per alarm: `step` and `tokens` at which it
-rang, `check`, `subjects` (tasks, a spike), `number`, `p_value`, `at` (the step it is about),
+was raised, `check`, `subjects` (tasks, a spike), `number`, `p_value`, `at` (the step it is about),
 `reason` and `advice`. `analyze` does not read it: it makes all checks anew.
 """
 
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 @configurable
 @dataclasses.dataclass(frozen=True)
 class HealthConfig:
-    """What a run in progress is held against.
+    """What a run in progress is compared with.
 
     Attributes:
       reference_runs: Directories of at least three smaller or earlier runs on the same data; an
-        alarm rings where the loss or a task is worse than theirs at equal tokens.
+        alarm is raised where the loss or a task is worse than theirs at equal tokens.
     """
 
     reference_runs: tuple[str, ...] = ()
@@ -42,12 +42,10 @@ class HealthConfig:
         Raises:
           UserError: one is no run directory, or they are too few to tell what is usual.
         """
-        if not self.reference_runs:
-            return []
         from jaxllm.analysis.health.tasks import FEWEST_REFERENCES
         from jaxllm.run.run import Run
 
-        if len(self.reference_runs) < FEWEST_REFERENCES:
+        if self.reference_runs and len(self.reference_runs) < FEWEST_REFERENCES:
             raise UserError(
                 f"HealthConfig.reference_runs = {self.reference_runs}: it takes "
                 f"{FEWEST_REFERENCES} runs to know how far healthy runs differ"
@@ -72,7 +70,7 @@ class HealthWriter:
           model_dir: Of the run.
           info: Of the run.
           budget_tokens: Tokens at the end of its plan.
-          references: Runs that it is held against at equal tokens.
+          references: Runs that it is compared with at equal tokens.
           say: Prints a line.
         """
         from jaxllm.analysis.health.watch import Watch
@@ -81,19 +79,19 @@ class HealthWriter:
         self._run, self._say = Run(model_dir), say
         compared = [(run.records(), run.metrics()) for run in references]
         self._watch = Watch(info.run, info.params, budget_tokens, compared)
-        self._begun = self._broken = False
+        self._restored = self._broken = False
 
     def write_metrics(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Looks at a line of metrics."""
+        """Checks a line of metrics."""
         # This line is in metrics.jsonl already: what an earlier process saw ends before it.
-        self._safely(step - 1, lambda: self._watch.on_metrics({"step": step, **metrics}))
+        self._check(step - 1, lambda: self._watch.on_metrics({"step": step, **metrics}))
 
     def write_records(self, step: int, records: Sequence[Record]) -> None:
-        """Looks at the scores of a checkpoint."""
+        """Checks the scores of a checkpoint."""
         import pandas as pd
 
-        shown = pd.DataFrame([vars(record) for record in records if record.primary])
-        self._safely(step, lambda: self._watch.on_scores(shown))
+        primary = pd.DataFrame([vars(record) for record in records if record.primary])
+        self._check(step, lambda: self._watch.on_scores(primary))
 
     def close(self) -> None:
         """Nothing: every alarm is already written."""
@@ -107,26 +105,26 @@ class HealthWriter:
             return ""
         return "" if advice.refused else advice.sentence
 
-    def _safely(self, seen: int, look: Callable[[], list[Check]]) -> None:
-        """Reports what `look` finds; no check is worth a run.
+    def _check(self, seen: int, checks: Callable[[], list[Check]]) -> None:
+        """Reports the new alarms; no check is worth a run.
 
         Args:
           seen: The step up to which the run's files are from processes before this one.
-          look: Gives the new alarms.
+          checks: Gives the new alarms.
         """
         if self._broken:
             return
         try:
-            if not self._begun:
-                self._catch_up(seen)
-                self._begun = True
-            for check in look():
+            if not self._restored:
+                self._restore(seen)
+                self._restored = True
+            for check in checks():
                 self._report(check)
         except Exception:
             logging.exception("the run's health is no longer watched")
             self._broken = True
 
-    def _catch_up(self, seen: int) -> None:
+    def _restore(self, seen: int) -> None:
         """Takes in what the processes before this one saw; what a kill undid is forgotten."""
         self._run.alarm_lines.keep_until(seen)
         for row in self._run.alarm_lines.read()[0]:

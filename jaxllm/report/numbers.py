@@ -51,6 +51,16 @@ def value(number: float, metric: str) -> str:
     return f"{number:.3f}" if abs(number) < 100 else f"{number:.4g}"
 
 
+def chance(number: float, metric: str) -> str:
+    """A chance level, whose shares are round: "25%"."""
+    return value(number, metric).replace(".0%", "%")
+
+
+def short(number: float) -> str:
+    """Any number to three digits."""
+    return count(number) if abs(number) >= 1000 else f"{number:.3g}"
+
+
 def with_error(number: float, stderr: float, metric: str) -> str:
     """The value and its standard error: "62.1% ± 1.4"."""
     if not (math.isfinite(number) and math.isfinite(stderr)):

@@ -6,28 +6,33 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from jaxllm.analysis import capabilities as analysis
 from jaxllm.analysis.benchmarks import pooled
+from jaxllm.analysis.registry import Study
 from jaxllm.report import numbers
-from jaxllm.report.axes import CLOCKS
+from jaxllm.report.charts.axes import CLOCKS
+from jaxllm.report.notes import trajectory_notes
 from jaxllm.report.theme import DISTINCT
-from jaxllm.run.records import OK, Results
+from jaxllm.run.records import Results
 from jaxllm.run.run import Run
 
-BAND = 1.96
-_POINTS_PER_CURVE = 1200
-_ALSO = "another run is called {} too; they are kept apart."
-HEALTH = {
+LOGGED = {
     "grad_norm": "Gradient norm",
     "learning_rate": "Learning rate",
     "tokens_per_second": "Tokens per second",
     "mfu": "Model FLOPs utilisation",
 }
+"""The quantities of metrics.jsonl that are charted beside the losses, and their titles."""
+
+_BAND = 1.96  # standard errors
+_POINTS_PER_CURVE = 1200
+_ALSO = "another run is called {} too; they are kept apart."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,10 +104,31 @@ class Tables:
         """The colours of the runs: in the order of their sizes, or to be told apart."""
         return "sizes" if self.many_runs else "series"
 
+    def study(self, backtested: bool = False) -> Study:
+        """What the analyses read; `backtested` where the forecasts are to be scored, too."""
+        losses = self.metrics[self.metrics.name == "loss"].rename(columns={"value": "loss_"})
+        losses = losses.drop(columns="loss").rename(columns={"loss_": "loss"})
+        params = {overview.run: overview.params for overview in self.overviews}
+        losses = losses.assign(params=losses.run.map(params))
+        return Study(
+            records=self.records,
+            raw_records=self.all_records,
+            logged=self.logged,
+            losses=losses[["run", "params", "tokens", "flops", "loss"]],
+            planned_tokens={o.run: o.planned_tokens for o in self.overviews if o.in_progress},
+            backtested=backtested,
+        )
+
     @property
-    def sizes(self) -> int:
-        """Number of model sizes."""
-        return len({overview.params for overview in self.overviews if overview.params > 0})
+    def legend(self) -> list[tuple[str, int]]:
+        """What the colours stand for, and their numbers."""
+        return [(name, number) for number, name in enumerate(self.series)]
+
+    def finals(self, task: str) -> Iterator[Any]:
+        """The findings on one task, in the order of the runs."""
+        order = [overview.run for overview in self.overviews]
+        rows = self.findings[self.findings.task == task]
+        return rows.sort_values("run", key=lambda run: run.map(order.index)).itertuples()
 
     @functools.cached_property
     def domains(self) -> dict[str, list[str]]:
@@ -121,7 +147,7 @@ class _Part:
     label: str
     records: pd.DataFrame
     metrics: pd.DataFrame
-    checkpoints: pd.DataFrame
+    checkpoints: pd.DataFrame = dataclasses.field(default_factory=pd.DataFrame)
     planned_tokens: float = math.nan
 
 
@@ -146,7 +172,7 @@ def gather(sources: Sequence[Run | Results], budget_tokens: float = math.nan) ->
     points = analysis.charted(records)
     findings = analysis.onsets(points)
     notes += pooling
-    notes += _trajectory_notes(records, points, findings, len(parts))
+    notes += trajectory_notes(records, points, findings, len(parts))
     of_run: dict[str, str] = {}
     if len(parts) > 1:
         of_run, series = _run_series(overviews)
@@ -175,33 +201,29 @@ def _parts(
         if label != source.name:
             notes.append(f"{label} is {source.path}: {_ALSO.format(source.name)}")
         records = _last_of_repeated(source.records().assign(run=label), label, notes)
-        metrics = source.metrics()
         notes += [p.replace(f"{source.path}/", f"{label}: ", 1) for p in source.problems()]
         if records.empty:
             notes.append(f"{label}: no checkpoint has been scored yet.")
-        if metrics.empty:
+        if source.metrics().empty:
             notes.append(
                 f"{label}: metrics.jsonl is missing or empty, so no loss and no health is shown."
             )
         planned = budget_tokens if budget_tokens > 0 else source.planned_tokens()
-        return [_Part(label, records, metrics, source.checkpoints(), planned)]
+        return [_Part(label, records, source.metrics(), source.checkpoints(), planned)]
     notes += source.problems
+    key = ["run", "family", "params"]
+    grouped = source.records.groupby(key, sort=False, dropna=False)
+    runs = [(str(name), records) for (name, _, _), records in grouped]
+    only_logged = dict.fromkeys(source.metrics.run).keys() - {name for name, _ in runs}
+    runs += [(str(name), source.records.iloc[:0]) for name in sorted(only_logged)]
     parts = []
-    for (name, _, _), records in source.records.groupby(
-        ["run", "family", "params"], sort=False, dropna=False
-    ):
+    for name, records in runs:
         label = _numbered(name, labels)
         if label != name:
             notes.append(f"{label}: {_ALSO.format(name)}")
         labels.append(label)
         metrics = source.metrics[source.metrics.run == name].drop(columns="run")
-        parts.append(_Part(label, records.assign(run=label), metrics, pd.DataFrame()))
-    for name, metrics in source.metrics.groupby("run", sort=False):
-        if name not in set(source.records.run):
-            label = _numbered(str(name), labels)
-            labels.append(label)
-            empty = source.records.iloc[:0]
-            parts.append(_Part(label, empty, metrics.drop(columns="run"), pd.DataFrame()))
+        parts.append(_Part(label, records.assign(run=label), metrics))
     return parts
 
 
@@ -269,8 +291,7 @@ def _overview(part: _Part) -> Overview:
 
     def largest(column: str) -> float:
         tables = (records, metrics, part.checkpoints)
-        values = [_numbers(table, column).max() for table in tables]
-        return float(np.nanmax(values)) if not np.isnan(values).all() else math.nan
+        return float(pd.concat([_numbers(table, column) for table in tables]).max())
 
     return Overview(
         run=part.label,
@@ -297,7 +318,7 @@ def _numbers(frame: pd.DataFrame, column: str) -> pd.Series:
 
 def _long(label: str, metrics: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
     """The charted columns of metrics.jsonl as rows of (name, value), thinned where dense."""
-    names = [c for c in metrics if c == "loss" or c.startswith("loss/") or c in HEALTH]
+    names = [c for c in metrics if c == "loss" or c.startswith("loss/") or c in LOGGED]
     rows = [pd.DataFrame(columns=["run", *CLOCKS, "loss", "name", "value"])]
     for name in names:
         given = metrics[name].notna() | (name == "loss")
@@ -336,7 +357,7 @@ def _thinned(logged: pd.DataFrame) -> pd.DataFrame:
 
 def _with_bands(points: pd.DataFrame, findings: pd.DataFrame) -> pd.DataFrame:
     share = points.metric.map(analysis.is_share).astype(bool)
-    low, high = points.value - BAND * points.stderr, points.value + BAND * points.stderr
+    low, high = points.value - _BAND * points.stderr, points.value + _BAND * points.stderr
     onset = findings[["run", "task", "step"]].rename(columns={"step": "onset"})
     onset = onset.assign(onset=onset.onset.astype("float64"))
     merged = points.merge(onset, on=["run", "task"], how="left")
@@ -356,59 +377,3 @@ def _cells(shares: pd.DataFrame) -> pd.DataFrame:
     final = grouped["step"].transform("max")
     text = [numbers.value(v, m) for v, m in zip(shares.value, shares.metric, strict=True)]
     return shares.assign(**cells, is_last=shares.step == final, final_text=text)
-
-
-def _trajectory_notes(
-    records: pd.DataFrame, points: pd.DataFrame, findings: pd.DataFrame, runs: int
-) -> list[str]:
-    notes = []
-    several, many = runs > 1, runs > DISTINCT
-    if many:  # a line for each run would hide the others
-        unsure = points.value.notna() & points.stderr.isna()
-        for kind, told in ((points.status == "no record", "record"), (unsure, "standard error")):
-            for task, rows in points[kind].groupby("task", sort=False):
-                notes.append(
-                    f"{task} has no {told} at {len(rows):,} checkpoints of "
-                    f"{rows.run.nunique()} runs."
-                )
-    main = records[(records.status == OK) & records.primary.astype(bool)]
-    has_main = set(zip(main.run, main.task, strict=True))
-    for (run, task), rows in points.groupby(["run", "task"], sort=False):
-        name = f"{run}: {task}" if several else str(task)
-        failed = rows[~rows.status.isin([OK, "no record"])]
-        if len(failed):
-            notes.append(f"{name} failed at {_steps(failed)}: {failed.status.iloc[-1]}")
-        missing = rows[rows.status == "no record"]
-        if len(missing) and not many:
-            notes.append(f"{name} has no record at {_steps(missing)}.")
-        wrong = rows[(rows.status == OK) & rows.value.isna()]
-        if len(wrong):
-            notes.append(f"{name} is not a finite number at {_steps(wrong)}.")
-        good = rows.dropna(subset="value")
-        if not many and good.stderr.isna().any():
-            notes.append(f"{name} has no standard error at {_steps(good[good.stderr.isna()])}.")
-        if len(good) and good.chance.isna().all() and not analysis.lower_is_better(
-            good.metric.iloc[0]
-        ):  # fmt: skip
-            notes.append(f"{name} states no chance level, so it is not said when it left chance.")
-        if rows.task_version.nunique() > 1:
-            versions = numbers.join(sorted(rows.task_version.unique()))
-            notes.append(f"{name} was scored as versions {versions}, which are not comparable.")
-        if (run, task) not in has_main and (rows.status == OK).any():
-            notes.append(f"{name} has no primary metric; {rows.metric.iloc[0]} is shown.")
-    for task, rows in findings.groupby("task", sort=False):
-        for column in ("task_version", "metric", "domain"):
-            if several and rows[column].nunique() > 1:
-                kinds = numbers.join(sorted(rows[column].astype(str).unique()))
-                notes.append(f"{task} differs between the runs in its {column}: {kinds}.")
-    scored = points.groupby("run", sort=False).step.nunique()
-    for run, count in scored.items():
-        if count == 1:
-            notes.append(f"{run}: one checkpoint has been scored, which shows no growth yet.")
-    return notes
-
-
-def _steps(rows: pd.DataFrame) -> str:
-    steps = sorted(int(step) for step in rows.step)
-    shown = ", ".join(f"{step:,}" for step in steps[:6]) + (", …" if len(steps) > 6 else "")
-    return f"step {shown}" if len(steps) == 1 else f"{len(steps)} checkpoints (steps {shown})"

@@ -16,7 +16,8 @@ from etils import epath
 from jaxllm import train
 from jaxllm.analyze import main as analyze
 from jaxllm.errors import UserError, one_line
-from jaxllm.report import export, page, questions, tables, terminal
+from jaxllm.report import files, page, tables, terminal
+from jaxllm.report.items import items
 from jaxllm.run.records import Record, Results
 from jaxllm.run.run import Run
 from jaxllm.run.trajectory import TrajectoryStore
@@ -121,7 +122,7 @@ def evil() -> tables.Tables:
 
 
 def test_names_are_text_wherever_they_stand(evil) -> None:
-    text = page.render(evil, questions.answers(evil))
+    text = page.render(evil, items(evil))
     parsed = Page(text)
     assert parsed.tags.count("script") == 3 and "img" not in parsed.tags
     assert all(name.split("\x1b")[0].split("\u2028")[0] in parsed.text for name in EVIL)
@@ -140,8 +141,8 @@ def test_names_do_not_command_the_terminal(evil, capsys) -> None:
 
 def test_libraries_cannot_end_their_element(evil, monkeypatch) -> None:
     code = "x = '</SCRIPT>' + '<!--' + '</script>' + (1 < 2)"
-    monkeypatch.setattr("jaxllm.report.libraries.script", lambda: code)
-    text = page.render(evil)
+    monkeypatch.setattr(page, "javascript_libraries", lambda: code)
+    text = page.render(evil, [])
     assert r"x = '<\/SCRIPT>' + '<\!--' + '<\/script>' + (1 < 2)" in text
 
 
@@ -152,7 +153,7 @@ def test_no_cell_of_a_csv_file_is_a_formula(tmp_path) -> None:
     records["value"] -= 1.0
     none = pd.DataFrame({"run": pd.Series(dtype=str), "step": pd.Series(dtype="int64")})
     report = tables.gather([Results("formulas", records, none)])
-    export.write(epath.Path(tmp_path), report, questions.answers(report), "csv")
+    files.write(epath.Path(tmp_path), report, items(report), "csv")
     written = pd.read_csv(tmp_path / "records.csv")
     assert set(written.task) == {"'=1+1", "'+x", "'-x", "'@x", "'\tx", "plain", "a-b"}
     assert list(written.value) == pytest.approx(list(report.records.value))  # negative ones, too
@@ -164,7 +165,7 @@ def test_no_cell_of_a_csv_file_is_a_formula(tmp_path) -> None:
 
 @pytest.mark.skipif(NODE is None, reason="needs Node.js")
 def test_no_cell_of_the_page_s_own_csv_files_is_a_formula() -> None:
-    script = page._asset("page.js")
+    script = page.asset("page.js")
     function = script[script.index("function csv(") : script.index("function downloadCsv(")]
     call = "process.stdout.write(csv([{'=a': '=1+1', b: -1, c: '-x', d: 'a-b', e: '@\\r'}]))"
     done = subprocess.run([NODE, "-e", function + call], capture_output=True, check=True)
@@ -282,7 +283,7 @@ def test_a_browser_draws_every_chart(run_dir, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("broken", "lost", "kept"),
     [
-        ("questions.answers", "the report could not be made (`python -m jaxllm.analyze ", ()),
+        ("items.items", "the report could not be made (`python -m jaxllm.analyze ", ()),
         ("tensorboard.write_report", "no images of the report", ("copying", "report   ")),
         ("terminal.capability_table", "no table of the capabilities", ("report   ",)),
         ("page.render", "the report could not be made", ("copying",)),

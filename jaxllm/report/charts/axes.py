@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
 
 CLOCKS = {"tokens": "Training tokens", "flops": "Training FLOPs", "step": "Step"}
 LOSS = "loss"
-TITLES = {**CLOCKS, LOSS: "Training loss"}
+_TITLES = {**CLOCKS, LOSS: "Training loss"}
 
 # "10G" tokens are 10B, and "1e+18" FLOPs are 1e18.
 _LABELS = {
@@ -32,7 +31,7 @@ class Axis:
     @property
     def title(self) -> str:
         """The axis title."""
-        return TITLES[self.field]
+        return _TITLES[self.field]
 
 
 def axes(points: pd.DataFrame, metrics: pd.DataFrame) -> dict[str, dict[str, Axis]]:
@@ -43,21 +42,17 @@ def axes(points: pd.DataFrame, metrics: pd.DataFrame) -> dict[str, dict[str, Axi
     """
     result = {}
     for clock in CLOCKS:
-        values = [*_positive(points, clock)] or [*_positive(metrics, clock)] or [1.0]
-        high = max([*values, *_positive(metrics, clock)])
-        low = min(values)
+        scored, logged = _positive(points, clock), _positive(metrics, clock)
+        low, high = min(scored or logged or [1.0]), max([*scored, *logged] or [1.0])
         label = {"labelExpr": _LABELS[clock]}
         log = {"type": "symlog", "constant": low, "domain": [0, high], "nice": False}
+        linear = {"type": "linear", "domain": [0, high], "nice": False}
         ticks = [0, *_decades(low, high)]  # tickCount: all of them where there is room
         result[clock] = {
             "log": Axis(clock, log, {**label, "values": ticks, "tickCount": len(ticks)}),
-            "linear": Axis(
-                clock,
-                {"type": "linear", "domain": [0, high], "nice": False},
-                {**label, "tickMinStep": 1},
-            ),
+            "linear": Axis(clock, linear, {**label, "tickMinStep": 1}),
         }
-    if losses := [*_positive(points, LOSS)]:
+    if losses := _positive(points, LOSS):
         # A run goes from a high loss to a low one, and so does the axis, from left to right.
         ends = [max(losses) * 1.01, min(losses) / 1.01]
         result[LOSS] = {
@@ -73,12 +68,17 @@ def preferred_scale(points: pd.DataFrame) -> str:
     return "log" if values and max(values) > 30 * min(values) else "linear"
 
 
+def default_axis(points: pd.DataFrame, metrics: pd.DataFrame) -> Axis:
+    """The axis of charts unless their reader chooses another."""
+    return axes(points, metrics)["tokens"][preferred_scale(points)]
+
+
 def _positive(frame: pd.DataFrame, clock: str) -> list[float]:
     column = frame[clock] if clock in frame else pd.Series(dtype="float64")
     return [float(value) for value in column if 0 < value < math.inf]
 
 
-def _decades(low: float, high: float) -> Iterable[float]:
+def _decades(low: float, high: float) -> list[float]:
     """Powers of ten from `low` to `high`, with 3s (or 2s and 5s) between when they are few."""
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     steps = (1, 2, 5) if last - first < 3 else (1, 3) if last - first < 5 else (1,)

@@ -1,19 +1,25 @@
-"""The report answers a reader's questions from any mix of sources, and says what it cannot."""
+"""The items of a report, from any mix of sources: each finding has its card, or says why not."""
 
 import dataclasses
+import inspect
 import json
 import math
 import re
+from collections.abc import Callable
 
 import altair as alt
 import numpy as np
 import pandas as pd
 import pytest
 
-from jaxllm.analysis.health import checks
+from jaxllm.analysis import registry
+from jaxllm.analysis.finding import Finding
 from jaxllm.analyze import main as analyze
 from jaxllm.interop.importers import open_source
-from jaxllm.report import charts, charts_findings, page, questions, tables
+from jaxllm.report import items as report_items
+from jaxllm.report import page, tables
+from jaxllm.report.charts import findings, marks, specs, trajectories
+from jaxllm.report.items import ReportItem, items
 from jaxllm.run.records import Record, Results
 from jaxllm.run.run import Run
 from jaxllm.run.trajectory import TrajectoryStore
@@ -33,39 +39,64 @@ def many() -> tables.Tables:
 
 
 @pytest.fixture(scope="module")
-def found(many) -> list[questions.Answer]:
-    return questions.answers(many, backtested=True)
+def shown(many) -> list[ReportItem]:
+    return items(many, backtested=True)
 
 
 @pytest.fixture(scope="module")
-def rendered(many, found) -> str:
-    return page.render(many, found)
+def rendered(many, shown) -> str:
+    return page.render(many, shown)
 
 
-def test_the_questions_stand_in_their_order(rendered) -> None:
+def answers(shown: list[ReportItem]) -> dict[str, ReportItem]:
+    return {item.title: item for item in shown if not item.part}
+
+
+def test_every_item_is_on_the_page_under_its_question(shown, rendered) -> None:
     headings = re.findall(r"<h2>(.*?)</h2>", rendered)
-    asked = [text for text in headings if text.endswith("?")]
-    assert asked == list(questions.QUESTIONS.values())
-
-
-def test_no_analysis_fails_and_each_has_its_sentence_and_its_table(found, rendered) -> None:
+    assert [text for text in headings if text.endswith("?")] == list(registry.QUESTIONS.values())
     text = Page(rendered).text
-    assert "This analysis failed" not in text
-    for answer in found:
-        assert " ".join(answer.sentence.split()) in text
-        assert answer.sentence.endswith(".")
-    kept = {chart["name"]: chart for chart in data_of(rendered)["charts"].values()}
-    for answer in found:
-        if not answer.refused:
-            assert (answer.chart is not None) == ("spec" in kept[answer.title])
-            columns = list(kept[answer.title]["table"])
-            assert columns == (list(answer.table) if len(answer.table) else columns)
+    assert "This analysis failed" not in text and "could not be drawn" not in text
+    cards = {chart["name"]: chart for chart in data_of(rendered)["charts"].values()}
+    for item in shown:
+        assert " ".join(item.sentence.split()) in text
+        assert item.sentence.endswith(".")
+        if not item.refused:
+            assert (item.chart is not None) == ("spec" in cards[item.title])
+            table = {} if item.part else cards[item.title]["table"]
+            assert list(table) == (list(item.table) if len(item.table) else list(table))
 
 
-def test_the_backtest_stands_there_only_when_asked(many, found) -> None:
+def test_every_chart_of_a_finding_belongs_to_an_analysis(shown) -> None:
+    """Charts are found by the analysis' name: one that no analysis has would never be drawn."""
+    charts = {name for name, value in vars(findings).items()
+              if inspect.isfunction(value) and value.__module__ == findings.__name__
+              and not name.startswith("_")}  # fmt: skip
+    assert charts <= {analysis.name for analysis in registry.analyses()}
+
+
+def test_an_analysis_is_one_function_and_its_chart(many, monkeypatch) -> None:
+    monkeypatch.setattr(registry, "_REGISTERED", {})
+    monkeypatch.setattr(registry, "walk_packages", lambda *_: [], raising=False)
+
+    @registry.analysis(registry.NOW, "Number of curves", caption="Counted.")
+    def counted(study: registry.Study) -> Finding:
+        return Finding("There are some.", pd.DataFrame({"task": ["a"], "count": [1.0]}))
+
+    def chart(finding: Finding, study: registry.Study) -> specs.Chart:
+        return marks.dots(finding.table, "task", "count", "count")
+
+    monkeypatch.setattr(findings, "counted", chart, raising=False)
+    (analysis,) = registry._REGISTERED.values()
+    (item,) = report_items.answers(analysis, many.study())
+    assert (item.question, item.title, item.caption) == ("now", "Number of curves", "Counted.")
+    assert "Number of curves" in charts_of(page.render(many, [item]))
+
+
+def test_the_backtest_is_made_only_when_asked(many, shown) -> None:
     title = "Backtest of the forecasts"
-    assert title in [answer.title for answer in found if not answer.refused]
-    assert title not in [answer.title for answer in questions.answers(many)]
+    assert not answers(shown)[title].refused
+    assert title not in answers(items(many))
 
 
 def test_many_runs_are_told_apart_by_size(many, rendered) -> None:
@@ -86,15 +117,23 @@ def test_nearby_sizes_share_a_colour() -> None:
     assert report.series[0] == "100M–110M"
 
 
-def test_a_failing_analysis_costs_no_page(many, monkeypatch) -> None:
+def failing(message: str) -> Callable[..., None]:
     def fail(*_: object, **__: object) -> None:
-        raise ZeroDivisionError("<b>nothing</b>")
+        raise ZeroDivisionError(message)
 
-    monkeypatch.setattr(checks, "checks", fail)
-    found = questions.answers(many)
+    return fail
+
+
+def test_a_failing_analysis_costs_its_card_only(many, monkeypatch) -> None:
+    broken = dataclasses.replace(
+        next(one for one in registry.analyses() if one.name == "milestones"),
+        function=failing("<b>nothing</b>"),
+    )
+    monkeypatch.setitem(registry._REGISTERED, broken.name, broken)
+    found = items(many)
     text = Page(page.render(many, found)).text
     assert "This analysis failed: ZeroDivisionError: <b>nothing</b>." in text
-    assert "Telling tasks" in text
+    assert [item.title for item in found if "failed" in item.sentence] == [broken.title]
 
 
 @pytest.fixture
@@ -112,7 +151,7 @@ def test_a_run_that_shows_nothing_but_noise_has_a_report(tmp_path, noise, kind, 
     assert analyze([noise, "--output", str(tmp_path / "out"), "--format", kind]) == 0
     assert "failed" not in caplog.text and "could not be drawn" not in caplog.text
     if kind == "html":
-        spec = charts_of((tmp_path / "out" / "index.html").read_text())["Telling tasks"]
+        spec = charts_of((tmp_path / "out" / "index.html").read_text())["Most informative tasks"]
         assert spec["layer"][0]["encoding"]["color"]["scale"]["domain"] == [0, 1]
 
 
@@ -120,9 +159,10 @@ def test_a_failing_chart_costs_its_card_only(tmp_path, monkeypatch, caplog) -> N
     """A chart that cannot be made, one with a number that JSON cannot hold, one not drawn."""
     run_dir = simulate(tmp_path / "run")
     whole = build([run_dir]).read_text()
-    real, drawn = charts.capability, charts.picture
+    sentence = answers(items(tables.gather([Run.open(run_dir)])))["Change points"].sentence
+    real, drawn = trajectories.trajectory, specs.picture
 
-    def capability(points, axis, series):
+    def trajectory(points, axis, series):
         if points.task.iloc[0] == "copying":
             raise ZeroDivisionError("<b>nothing</b>")
         return real(points, axis, series)
@@ -135,39 +175,27 @@ def test_a_failing_chart_costs_its_card_only(tmp_path, monkeypatch, caplog) -> N
     def dots(*_, **__):
         return alt.Chart(pd.DataFrame({"x": [1]})).mark_point(size=math.nan).properties(height=50)
 
-    monkeypatch.setattr(charts, "capability", capability)
-    monkeypatch.setattr(charts, "picture", picture)
-    monkeypatch.setattr(charts_findings, "dots", dots)
+    monkeypatch.setattr(trajectories, "trajectory", trajectory)
+    monkeypatch.setattr(specs, "picture", picture)
+    monkeypatch.setattr(marks, "dots", dots)
     text = build([run_dir]).read_text()
     assert "This chart could not be drawn: ZeroDivisionError: <b>nothing</b>." in Page(text).text
     assert "This chart could not be drawn: ValueError: Out of range float" in Page(text).text
     assert "The chart copying could not be drawn: ZeroDivisionError" in caplog.text
     lost = set(charts_of(whole)) - set(charts_of(text))
-    assert "copying" in lost and "Telling tasks" in charts_of(text)
-    sentence = next(a.sentence for a in questions.answers(tables.gather([Run.open(run_dir)]))
-                    if a.title == "Bends")  # fmt: skip
-    assert "Bends" in lost and " ".join(sentence.split()) in Page(text).text
+    assert "copying" in lost and "Most informative tasks" in charts_of(text)
+    assert "Change points" in lost and " ".join(sentence.split()) in Page(text).text
     analyze([str(run_dir), "--output", str(tmp_path / "files"), "--format", "png"])
     files = {path.name for path in (tmp_path / "files").iterdir()}
     assert {"trajectories.png", "training-loss.png"} <= files
-    assert not {"gradient-norm.png", "bends.png"} & files
+    assert not {"gradient-norm.png", "change-points.png"} & files
     assert analyze([str(run_dir), "--format", "tensorboard"]) == 0
-
-
-def test_a_loss_that_cannot_be_read_costs_the_laws_of_it_only(many, monkeypatch) -> None:
-    def fail(_: object) -> None:
-        raise KeyError("loss")
-
-    monkeypatch.setattr("jaxllm.report.questions_sizes.loss_points", fail)
-    found = {answer.title: answer for answer in questions.answers(many)}
-    assert found["Loss and parameters"].sentence == "This analysis failed: KeyError: 'loss'."
-    assert not found["Principal components"].refused
 
 
 def test_a_chance_without_bounds_leaves_its_chart(tmp_path) -> None:
     report = tables.gather([Run.open(simulate(tmp_path / "run"))])
     report.points.loc[report.points.task == "copying", "chance"] = math.inf
-    shown = charts_of(page.render(report))["copying"]
+    shown = charts_of(page.render(report, items(report)))["copying"]
     scales = [layer["encoding"]["y"].get("scale") for layer in shown["layer"]]
     assert all(math.isfinite(end) for scale in scales if scale for end in scale["domain"])
 
@@ -235,23 +263,23 @@ def test_a_run_in_progress_is_forecast_to_the_end_of_its_plan(tmp_path) -> None:
     (run_dir / "config.gin").write_text("TRAIN_STEPS = 4000\nTrainConfig.steps = %TRAIN_STEPS\n")
     assert Run.open(run_dir).planned_tokens() == 4000 * TOKENS_PER_STEP
     report = tables.gather([Run.open(run_dir)])
-    titles = {answer.title: answer for answer in questions.answers(report)}
+    titles = answers(items(report))
     assert titles["Forecast"].sentence.startswith("From 25% of its training")
     assert "300% more tokens" in titles["The rest of the budget"].sentence
     again = tables.gather([Run.open(run_dir)], budget_tokens=1000 * TOKENS_PER_STEP)
-    assert "Forecast" not in [answer.title for answer in questions.answers(again)]
+    assert "Forecast" not in answers(items(again))
 
 
-def test_the_loss_is_an_axis_where_it_was_logged(many, tmp_path) -> None:
+def test_the_loss_is_an_axis_where_it_was_logged(rendered, tmp_path) -> None:
     run_dir = simulate(tmp_path / "run")
     report = tables.gather([Run.open(run_dir)])
-    data = data_of(page.render(report))
+    data = data_of(page.render(report, items(report)))
     high, low = data["axes"]["loss"]["log"]["scale"]["domain"]
     assert high > low > 0
     logged = report.metrics[report.metrics.name == "loss"].set_index("step").value
     last = report.points[report.points.step == 1000].loss
     assert last.unique() == pytest.approx([logged[1000]])
-    assert "loss" not in data_of(page.render(many))["axes"]
+    assert "loss" not in data_of(rendered)["axes"]
 
 
 @pytest.mark.parametrize(
@@ -263,7 +291,9 @@ def test_figures_and_tables_as_files(tmp_path, kind, magic) -> None:
     analyze([str(run_dir), "--output", str(output), "--format", kind])
     main = "records.csv" if kind == "csv" else f"trajectories.{kind}"
     assert (output / main).read_bytes().startswith(magic)
-    assert {main, f"telling-tasks.{kind}", f"bends.{kind}"} <= {p.name for p in output.iterdir()}
+    assert {main, f"most-informative-tasks.{kind}", f"change-points.{kind}"} <= {
+        p.name for p in output.iterdir()
+    }
     if kind == "csv":
         assert len(pd.read_csv(output / main)) == len(Run.open(run_dir).records())
 
@@ -273,6 +303,6 @@ def test_metrics_alone_make_a_page(tmp_path) -> None:
     rows = [{"step": i, "tokens": 10 * i, "loss": 3 - i / 100} for i in range(1, 100)]
     path.write_text("\n".join(map(json.dumps, rows)))
     report = tables.gather([open_source(f"metrics:{path}?run=mine")])
-    text = Page(page.render(report, questions.answers(report))).text
+    text = Page(page.render(report, items(report))).text
     assert "Training loss fell from 2.99 to 2.01 over 98 steps." in text
     assert "All 99 logged losses are finite." in text

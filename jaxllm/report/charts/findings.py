@@ -1,0 +1,219 @@
+"""The chart of each analysis, in a function of the analysis' name.
+
+Each takes the finding, which has an answer and a table with rows, and the study that it is of, and
+returns None where the sentence says it all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from jaxllm.analysis.curves import is_share
+from jaxllm.analysis.emergence import NO_GAIN
+from jaxllm.analysis.finding import Finding
+from jaxllm.analysis.registry import Study
+from jaxllm.report import numbers
+from jaxllm.report.charts import marks
+from jaxllm.report.charts.specs import Chart
+from jaxllm.report.theme import DISTINCT
+
+_MOST_ROWS = 40
+
+
+def _shares(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows whose metric is a share, which have one scale; maybe none."""
+    return table[table.metric.map(is_share).astype(bool)]
+
+
+def _by(table: pd.DataFrame, column: str, order: Any) -> pd.DataFrame:
+    """The rows by the first of `_MOST_ROWS` values of `column` in an order."""
+    return table.set_index(column).loc[list(order)[:_MOST_ROWS]].reset_index()
+
+
+def checks(finding: Finding, study: Study) -> Chart | None:
+    """The checks of the runs that raise an alarm, where there are several runs."""
+    made = finding.table[finding.table.state != "refused"]
+    cells = made.assign(level=(made.state == "alarm").astype(float))
+    alarmed = list(dict.fromkeys(cells.run[cells.level > 0]))
+    if len(study.runs) > DISTINCT:  # the others are fine in every check that could be made
+        cells = cells[cells.run.isin(alarmed[:_MOST_ROWS])]
+    if made.run.nunique() < 2 or cells.empty:
+        return None
+    return marks.matrix(cells, "check", "run", "level", "alarm", text="state", domain=(0, 1))
+
+
+def advice(finding: Finding, study: Study) -> Chart | None:
+    """The expected gain of each task, or of each run where there are several."""
+    axis = "expected gain, with its 90% interval (up is better)"
+    by_run = "verdict" in finding.table
+    rows = finding.table if by_run else _shares(finding.table).sort_values("gain")[::-1]
+    if rows.empty:
+        return None
+    return marks.dots(
+        rows.head(_MOST_ROWS), "run" if by_run else "task", "gain", axis, low="low", high="high",
+        series="verdict" if by_run else "", reference=0.0,
+    )  # fmt: skip
+
+
+def forecasts(finding: Finding, study: Study) -> Chart | None:
+    """The last and the final value of each task."""
+    shares = _shares(finding.table).sort_values("forecast")[::-1]
+    if shares.empty:
+        return None
+    kinds = ("now", "at the end, with its 90% interval")
+    now = shares.assign(value=shares["last"], low=shares["last"], high=shares["last"], at=kinds[0])
+    end = shares.assign(value=shares.forecast, at=kinds[1])
+    both = pd.concat([now, end], ignore_index=True)
+    return marks.dots(both, "task", "value", "value", low="low", high="high", series="at",
+                      order=kinds)  # fmt: skip
+
+
+def backtest(finding: Any, study: Study) -> Chart:
+    """The error of the forecast and of two simpler ones, by the fraction of a run that is known."""
+    shares = _shares(finding.points)
+    scores = dataclasses.replace(finding, points=shares if len(shares) else finding.points)
+    names = {"mae": "forecast", "mae_last": "last value", "mae_log_linear": "log-linear line"}
+    long = scores.summary(["fraction"]).melt("fraction", list(names), "by", "error")
+    long = long.assign(by=long.by.map(names), after=long.fraction.map("after {:.0%}".format))
+    title = "mean absolute error of the final value"
+    return marks.dots(long, "after", "error", title, series="by", reference=0.0)
+
+
+def learning_curve_fits(finding: Any, study: Study) -> Chart:
+    """The error of each law on late checkpoints."""
+    rows = finding.summary.sort_values("late_error")
+    title = "mean absolute error on held-out late checkpoints"
+    return marks.dots(rows, "law", "late_error", title, number=".3~g")
+
+
+def emergence(finding: Finding, study: Study) -> Chart | None:
+    """The suddenness of the clearest cases."""
+    table = finding.table
+    tested = table[table.hard & (table.suddenness > 0) & (table.verdict != NO_GAIN)]
+    tested = tested.sort_values(["q", "p"]).head(15)
+    if tested.empty:
+        return None
+    name = tested.run + " · " + tested.task if study.several_runs() else tested.task
+    title = "suddenness B/L: 1 for equal steps; the 15 clearest"
+    return marks.dots(
+        tested.assign(name=name), "name", "suddenness", title, series="verdict", log=True
+    )
+
+
+def signal_to_noise(finding: Finding, study: Study) -> Chart:
+    """The signal of each task in each phase."""
+    strength = finding.table[["gain", "spread"]].max(axis=1)
+    cells = finding.table.assign(
+        signal=np.log10(strength.where(finding.table.informs).clip(lower=1.0)),
+        text=strength.map(lambda s: f"{s:.0f}" if s >= 10 else f"{s:.1f}" if s == s else ""),
+    )
+    order = cells.groupby("task").signal.max().sort_values(ascending=False).index
+    title = "signal in standard deviations of the noise"
+    return marks.matrix(_by(cells, "task", order), "phase", "task", "signal", title, text="text")
+
+
+def milestones(finding: Finding, study: Study) -> Chart | None:
+    """The share of the final gain that each task has made at a share of the tokens."""
+    mean = finding.table.groupby(["task", "fraction"], as_index=False).share.mean().dropna()
+    if mean.empty:
+        return None
+    order = mean.groupby("task").share.mean().sort_values(ascending=False).index
+    mean = _by(mean, "task", order).assign(
+        text=lambda rows: rows.share.map("{:.0%}".format),
+        at=lambda rows: rows.fraction.map("{:.0%} of tokens".format),
+    )
+    title = "share of the final gain"
+    return marks.matrix(mean, "at", "task", "share", title, text="text", domain=(0, 1))
+
+
+def change_points(finding: Finding, study: Study) -> Chart:
+    """The first change point of each task."""
+    first = finding.table.sort_values("tokens").drop_duplicates(["run", "task"])
+    grouped = first.groupby("task")[["tokens", "low", "high"]].median()
+    rows = grouped[grouped.low > 0].sort_values("tokens").head(_MOST_ROWS).reset_index()
+    title = "tokens at the first change point, with its 95% interval"
+    title += " (medians over runs)" if study.several_runs() else ""
+    return marks.dots(rows, "task", "tokens", title, low="low", high="high", log=True)
+
+
+def correlations(finding: Finding, study: Study) -> Chart:
+    """The correlation of the gains of each two tasks."""
+    turned = finding.table.rename(columns={"task_a": "task_b", "task_b": "task_a"})
+    cells = pd.concat([finding.table, turned], ignore_index=True)
+    tasks = cells.groupby("task_a").gain.mean().sort_values(ascending=False).index[:_MOST_ROWS]
+    cells = cells[cells.task_a.isin(tasks) & cells.task_b.isin(tasks)]
+    cells = cells.assign(mark=np.where(cells.gain_q <= 0.05, "•", ""))
+    title = "correlation of gains; • at 5% false discoveries"
+    low, high = min(float(cells.gain.min()), 0.0), max(float(cells.gain.max()), 0.3)
+    return marks.matrix(cells, "task_b", "task_a", "gain", title, text="mark",
+                        domain=(low, high), order=list(tasks))  # fmt: skip
+
+
+def lead_lag(finding: Finding, study: Study) -> Chart:
+    """How far the first of two domains leads."""
+    rows = finding.table.assign(
+        pair=finding.table["first"] + " → " + finding.table.second,
+        proof=np.where(finding.table.leads, "demonstrably first", "not told from chance"),
+    )
+    title = "lead: best correlation ahead minus best behind"
+    return marks.dots(rows.head(15), "pair", "lead", title, series="proof", reference=0.0)
+
+
+def held_out_tasks(finding: Finding, study: Study) -> Chart:
+    """The error of each held-out task, as predicted from others and naively."""
+    table = finding.table
+    tested = table[table.why == ""].sort_values("gain", ascending=False).head(_MOST_ROWS)
+    names = {"error": "from its domain", "other_domains": "from other domains",
+             "naive": "naive guess", "noise": "sampling noise alone"}  # fmt: skip
+    tested = tested.assign(naive=tested[["same_tokens", "constant"]].min(axis=1))
+    long = tested.melt("task", list(names), "by", "off").replace({"by": names})
+    title = "mean absolute error on held-out sizes"
+    return marks.dots(long, "task", "off", title, series="by", reference=0.0)
+
+
+def efficiency(finding: Finding, study: Study) -> Chart:
+    """The mean score of each run at the most tokens that all have seen."""
+    last = finding.table[finding.table.tokens == finding.table.tokens.max()]
+    last = last.assign(low=last.score - 1.96 * last.stderr, high=last.score + 1.96 * last.stderr)
+    at = numbers.count(last.tokens.max())
+    title = f"mean score from chance (0) to perfect (1) at {at} tokens"
+    return marks.dots(last, "run", "score", title, low="low", high="high")
+
+
+def collapse(finding: Finding, study: Study) -> Chart:
+    """The error of a left-out size over each axis."""
+    order = finding.table.groupby("task").error.min().sort_values().index
+    rows = finding.table.set_index("task").loc[order].reset_index()
+    title = "mean absolute error of a left-out size"
+    return marks.dots(rows, "task", "error", title, series="axis", reference=0.0)
+
+
+_AMOUNTS = {"params": "parameters", "tokens": "training tokens", "flops": "training FLOPs"}
+
+
+def loss_laws(finding: Any, study: Study) -> Chart:
+    """The loss over parameters, tokens or FLOPs."""
+    variable = next(name for name in _AMOUNTS if name in finding.table)
+    return marks.law(finding.table, variable, "loss", (_AMOUNTS[variable], "loss"))
+
+
+def compute_optimal(finding: Any, study: Study) -> Chart:
+    """The optimal parameters over FLOPs; of the parametric law the loss over the fitted one."""
+    if finding.parameters:
+        return marks.law(finding.table, "fitted", "loss", ("fitted loss", "loss"))
+    return marks.law(finding.table, "flops", "params", (_AMOUNTS["flops"], "optimal parameters"))
+
+
+def task_ladders(finding: Finding, study: Study) -> Chart:
+    """The accuracy over the soft metric."""
+    return marks.law(finding.table, "soft", "accuracy", ("soft metric", "accuracy"))
+
+
+def principal_components(finding: Any, study: Study) -> Chart:
+    """The weight of each task in the first component."""
+    rows = finding.loadings[["PC1"]].reset_index(names="task").sort_values("PC1")[::-1]
+    return marks.dots(rows, "task", "PC1", "weight in the first component", reference=0.0)

@@ -1,0 +1,109 @@
+"""A chart as Vega-Lite JSON and data for the page, and as a PNG or PDF."""
+
+from __future__ import annotations
+
+import json
+import logging
+import textwrap
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import altair as alt
+import pandas as pd
+
+from jaxllm.errors import one_line
+from jaxllm.report.theme import chart_config
+
+Chart = alt.LayerChart | alt.FacetChart | alt.ConcatChart
+
+_SUBTITLE_WIDTH = 105  # letters
+
+
+def split(chart: alt.TopLevelMixin) -> tuple[dict[str, Any], dict[str, pd.DataFrame]]:
+    """The specification without the chart's rows, and these by the name that it has for them.
+
+    Altair copies what a specification holds many times over, so rows of any number stay outside.
+
+    Raises:
+      ValueError: a number of the specification is not finite, which JSON cannot hold.
+    """
+    panels = chart.concat if isinstance(chart, alt.ConcatChart) else []
+    owners = [owner for owner in (chart, *panels) if isinstance(owner.data, pd.DataFrame)]
+    tables = {f"rows-{number}": owner.data for number, owner in enumerate(owners)}
+    try:
+        for owner, name in zip(owners, tables, strict=True):
+            owner.data = alt.NamedData(name=name)
+        spec = chart.to_dict(validate=False)
+    finally:
+        for owner, table in zip(owners, tables.values(), strict=True):
+            owner.data = table
+    spec.pop("config", None)
+    json.dumps(spec, allow_nan=False)
+    return spec, tables
+
+
+def series(spec: Mapping[str, Any]) -> tuple[str, list[str]]:
+    """The field that the colours of a specification stand for and its values, in their order."""
+    for layer in _layers(spec):
+        colour = layer.get("encoding", {}).get("color", {})
+        if colour.get("type") == "nominal" and colour.get("scale", {}).get("domain"):
+            return colour["field"], colour["scale"]["domain"]
+    return "", []
+
+
+def picture(
+    chart: alt.TopLevelMixin,
+    title: str = "",
+    sentence: str = "",
+    *,
+    palette: str = "series",
+    scale: float = 2.0,
+    kind: str = "png",
+) -> bytes:
+    """The chart under its title and sentence, as a PNG or PDF in the light theme."""
+    import vl_convert
+
+    spec, tables = split(chart)
+    # NaN becomes null, and floats keep ten digits.
+    rows = {
+        name: json.loads(table.to_json(orient="records", double_precision=10))
+        for name, table in tables.items()
+    }
+    spec["datasets"] = {**spec.get("datasets", {}), **rows}
+    if spec.get("width") == "container":
+        spec["width"] = 560
+    _add_legend(spec)
+    if title:
+        lines = textwrap.wrap(sentence, _SUBTITLE_WIDTH)
+        spec["title"] = {"text": title, "subtitle": lines, "frame": "bounds", "offset": 12}
+    config = chart_config("light", palette) | {"padding": 20}
+    if kind == "pdf":
+        return vl_convert.vegalite_to_pdf(json.dumps(spec), config=config)
+    return vl_convert.vegalite_to_png(json.dumps(spec), config=config, scale=scale)
+
+
+def failure(title: str, error: Exception) -> str:
+    """One line on a chart that could not be made, for its card; the terminal gets it, too."""
+    reason = f"{type(error).__name__}: {error}"
+    logging.warning("The chart %s", one_line(f"{title} could not be drawn: {reason}"))
+    logging.debug("Its traceback:", exc_info=error)
+    return f"This chart could not be drawn: {reason}."
+
+
+def _layers(spec: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    for panel in spec.get("concat", [spec]):
+        yield from panel.get("layer", [panel])
+
+
+def _add_legend(spec: dict[str, Any]) -> None:
+    """States what the colours stand for; on the page, buttons outside of the charts do."""
+    field, names = series(spec)
+    seen = {row.get(field) for table in spec["datasets"].values() for row in table}
+    values = [name for name in names if name in seen]
+    if len(values) < 2:
+        return
+    legend = {"orient": "bottom", "title": None, "columns": 4, "labelLimit": 300, "values": values}
+    for layer in _layers(spec):
+        if "legend" in (colour := layer.get("encoding", {}).get("color", {})):
+            colour["legend"] = legend
+    spec.setdefault("resolve", {})["scale"] = {"color": "shared"}

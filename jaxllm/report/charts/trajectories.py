@@ -1,0 +1,205 @@
+"""Charts against a clock: the trajectory of a task, the gains of all, a logged quantity.
+
+Every chart holds its data and has an `Axis` as its x axis, which the page replaces when the reader
+chooses another clock. Colours come from the theme; `series` are the names that they stand for.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import altair as alt
+import numpy as np
+import pandas as pd
+
+from jaxllm.analysis.curves import is_share
+from jaxllm.report.charts.axes import Axis
+from jaxllm.report.charts.specs import Chart
+from jaxllm.report.numbers import metric_name, with_error
+from jaxllm.report.theme import DISTINCT
+
+_CLOCKS = ["step", "tokens", "flops", "loss"]
+
+
+def trajectory(points: pd.DataFrame, axis: Axis, series: Sequence[str]) -> Chart:
+    """One task: value with its ±1.96 SE band against the clock, chance dashed, onset ringed.
+
+    `points` are rows of one task with `low`, `high` (the band), `left_chance` and `series`; a row
+    without a value is a gap in the line.
+    """
+    task, metric = str(points.task.iloc[0]), str(points.metric.iloc[0])
+    share = is_share(metric)
+    number = ".1%" if share else ".3f"
+    y_scale = alt.Scale(domain=_value_range(points, share), nice=False, zero=False)
+    y_axis = alt.Axis(format=".0%" if share else "~g", title=None)
+    y = alt.Y("value:Q", scale=y_scale, axis=y_axis)
+    base = alt.Chart().encode(
+        x=_x(axis),
+        color=_colour(series),
+        detail=[alt.Detail("run:N"), alt.Detail("task_version:N")],
+    )
+    many = points.run.nunique() > DISTINCT  # their bands would hide each other
+    band = base.mark_area(opacity=0.16, clip=True).encode(
+        y=alt.Y("low:Q", scale=y_scale, axis=y_axis), y2=alt.Y2("high:Q")
+    )
+    line = base.mark_line(strokeWidth=1.1 if many else 2, interpolate="linear", clip=True)
+    dots = base.mark_circle(size=9 if many else 22, opacity=1)
+    onset = base.mark_point(style="onset", size=110, filled=False).encode(y=y, color=alt.Undefined)
+    tooltip = [
+        alt.Tooltip("value:Q", title=metric_name(metric), format=number),
+        alt.Tooltip("low:Q", title="95% from", format=number),
+        alt.Tooltip("high:Q", title="to", format=number),
+        alt.Tooltip("n:Q", title="examples"),
+    ]
+    hover = _hover(base, y, task, "run", tooltip)
+    layers = [line.encode(y=y), dots.encode(y=y), hover]
+    if not many:
+        onset = onset.transform_filter("datum.left_chance")
+        layers = [band, *layers[:2], onset, hover]
+    chance = _finite(points.chance)
+    if len(chance):
+        rule = alt.Chart(alt.InlineData(values=[{"chance": float(chance.iloc[-1])}]))
+        layers.insert(0, rule.mark_rule(style="chance").encode(y=alt.Y("chance:Q", axis=y_axis)))
+    columns = ["run", "task", *_CLOCKS, "metric", "value", "stderr", "low", "high", "n", "chance",
+               "left_chance", "series", "task_version"]  # fmt: skip
+    return _chart(layers, points[columns], 150, _description(points, metric))
+
+
+def gains(shares: pd.DataFrame, order: Sequence[str], axis: Axis) -> Chart:
+    """Which capability grew when: a row per task, darker as more of its gain is made.
+
+    `shares` has, beside `share`, the start of each cell on every clock (`step_from`, …) and the
+    final value as `final_text`; rows at chance stay blank. A dot marks where chance was left.
+    """
+    y = alt.Y("task:N", sort=list(order), title=None,
+              axis=alt.Axis(labelLimit=150, domain=False, labelFontSize=12),
+              scale=alt.Scale(paddingInner=0.14))  # fmt: skip
+    base = alt.Chart().encode(y=y)
+    cells = base.mark_rect(cornerRadius=1).encode(
+        x=_x(axis, f"{axis.field}_from"),
+        x2=alt.X2(f"{axis.field}:Q"),
+        color=alt.Color("share:Q", scale=alt.Scale(domain=[0, 1]), legend=None),
+        tooltip=[
+            alt.Tooltip("task:N"),
+            alt.Tooltip("domain:N"),
+            *_clock_tooltips(),
+            alt.Tooltip("share:Q", title="share of its gain", format=".0%"),
+            alt.Tooltip("value:Q", format=".3f"),
+            alt.Tooltip("state:N", title="state"),
+        ],
+    )
+    dots = base.mark_circle(style="onset-tick", size=70, opacity=1, strokeWidth=1.5)
+    dots = dots.encode(x=_x(axis)).transform_filter("datum.left_chance")
+    final = base.mark_text(style="row-value", align="left", dx=7)
+    final = final.encode(x=_x(axis), text=alt.Text("final_text:N"))
+    final = final.transform_filter("datum.is_last")
+    columns = ["run", "task", "domain", *_CLOCKS, "value", "stderr", "share", "state",
+               "left_chance", "final_text", "is_last", *(f"{c}_from" for c in _CLOCKS)]  # fmt: skip
+    tasks = shares.task.nunique()
+    told = f"Share of the gain above chance of {tasks} tasks against {axis.title}."
+    return _chart([cells, dots, final], shares[columns], max(26 * tasks, 60), told)
+
+
+def curve(
+    points: pd.DataFrame, axis: Axis, series: Sequence[str], name: str, height: int = 170
+) -> Chart:
+    """A logged quantity (`value`, by `series`) against the clock."""
+    largest = points.value.abs().max()
+    number = "~s" if largest >= 1000 else "~e" if largest < 0.01 else "~g"
+    label = f"datum.value == 0 ? '0' : format(datum.value, '{number}')"
+    y = alt.Y("value:Q", scale=alt.Scale(zero=False, nice=True),
+              axis=alt.Axis(labelExpr=label, title=None))  # fmt: skip
+    base = alt.Chart().encode(x=_x(axis), color=_colour(series))
+    count = points.series.nunique()
+    # One point alone is no line.
+    dots: Any = alt.OverlayMarkDef(size=20) if len(points) < 20 * count else False
+    line = base.mark_line(strokeWidth=1.6 if count < 3 else 1.2, clip=True, point=dots).encode(
+        y=y, detail=[alt.Detail("run:N"), alt.Detail("series:N")]
+    )
+    tooltip = [alt.Tooltip("value:Q", title=name, format=".4~g")]
+    hover = _hover(base, y, name, "series", tooltip)
+    shown = points[["run", "series", *_CLOCKS, "value"]]
+    return _chart([line, hover], shown, height, f"{name} against {axis.title}.")
+
+
+def side_by_side(charts: Sequence[tuple[str, Chart]], columns: int) -> Chart:
+    """Titled charts as one picture, `columns` wide."""
+    panels = [
+        chart.properties(title=alt.TitleParams(name, frame="group"), width=250, height=140)
+        for name, chart in charts
+    ]
+    spacing = {"row": 76, "column": 56}
+    return alt.concat(*panels, columns=columns, spacing=spacing, bounds="flush")
+
+
+def _chart(layers: Sequence[Any], data: pd.DataFrame, height: int, description: str) -> Chart:
+    return alt.layer(*layers, data=data, width="container", height=height, description=description)
+
+
+def _hover(
+    base: alt.Chart, y: alt.Y, name: str, owner: str, tooltip: list[alt.Tooltip]
+) -> alt.Chart:
+    """The point nearest to the pointer, which alone is seen, with its tooltip.
+
+    Its parameter is named after the chart, so that the panels of a picture stay apart.
+    """
+    nearest = alt.selection_point(
+        name="nearest_" + re.sub(r"\W", "_", name), fields=[owner, "step"], on="pointermove",
+        nearest=True, clear="pointerout", empty=False,
+    )  # fmt: skip
+    seen = {"param": nearest.name, "empty": False, "value": 1}
+    dots = base.transform_filter("isValid(datum.value)").mark_circle(style="hover", size=85)
+    return dots.encode(
+        y=y,
+        opacity=alt.OpacityValue(0, condition=seen),
+        tooltip=[alt.Tooltip(f"{owner}:N"), *_clock_tooltips(), *tooltip],
+    ).add_params(nearest)
+
+
+def _x(axis: Axis, field: str = "") -> alt.X:
+    return alt.X(
+        f"{field or axis.field}:Q",
+        scale=alt.Scale(**axis.scale),
+        axis=alt.Axis(**axis.axis, title=axis.title),
+    )
+
+
+def _colour(series: Sequence[str]) -> alt.Color:
+    return alt.Color("series:N", scale=alt.Scale(domain=list(series)), legend=None)
+
+
+def _clock_tooltips() -> list[alt.Tooltip]:
+    return [
+        alt.Tooltip("step:Q", format=",d"),
+        alt.Tooltip("tokens:Q", format=".3~s"),
+        alt.Tooltip("flops:Q", title="FLOPs", format=".2e"),
+    ]
+
+
+def _value_range(points: pd.DataFrame, share: bool) -> list[float]:
+    """The y range: band and chance with a margin; shares span 10 points or more, within 0 to 1."""
+    bounds = _finite(pd.concat([points.low, points.high, points.value, points.chance]))
+    if bounds.empty:
+        return [0.0, 1.0]
+    low, high = float(bounds.min()), float(bounds.max())
+    half = 0.56 * max(high - low, 0.1 if share else 0.02 * abs(high), 1e-6)
+    least, most = (0.0, 1.0) if share else (-math.inf, math.inf)
+    return [max((low + high) / 2 - half, least), min((low + high) / 2 + half, most)]
+
+
+def _finite(values: pd.Series) -> pd.Series:
+    return values[np.isfinite(values)]
+
+
+def _description(points: pd.DataFrame, metric: str) -> str:
+    valid = points.dropna(subset="value")
+    if valid.empty:
+        return f"{points.task.iloc[0]}: no values."
+    last = valid.iloc[-1]
+    return (
+        f"{last.task}, {metric_name(metric)}, {len(valid)} checkpoints, "
+        f"final {with_error(last.value, last.stderr, metric)}."
+    )

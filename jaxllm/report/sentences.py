@@ -1,0 +1,146 @@
+"""The results of a report as sentences."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import pandas as pd
+
+from jaxllm.analysis import capabilities as analysis
+from jaxllm.report import numbers
+
+_UNJUDGED = "No task with a chance level and a standard error has been scored yet."
+
+
+def headline(findings: pd.DataFrame) -> str:
+    """How many capabilities of a run left chance, and which were the first and the last."""
+    left, judged = _left(findings), _judged(findings)
+    if judged.empty:
+        return _UNJUDGED
+    if left.empty:
+        return f"None of the {len(judged)} capabilities with a chance level has left it yet."
+    capabilities = "capability" if len(judged) == 1 else "capabilities"
+    share = "All" if len(left) == len(judged) > 1 else f"{len(left)} of"
+    text = f"{share} {len(judged)} {capabilities} left chance"
+    first, last = left.iloc[0], left.iloc[-1]
+    if len(left) == 1 or first.step == last.step:
+        return f"{text}, at {moment(first)}: {numbers.join(list(left.task))}."
+    return (
+        f"{text}, from {first.task} at {numbers.count(first.tokens)} tokens to "
+        f"{last.task} at {numbers.count(last.tokens)}."
+    )
+
+
+def of_many(findings: pd.DataFrame) -> str:
+    """How far tasks and runs came, where there are too many runs for a line each."""
+    left, judged = _left(findings), _judged(findings)
+    if judged.empty:
+        return _UNJUDGED
+    text = (
+        f"{len(left):,} of {len(judged):,} trajectories of {judged.task.nunique()} capabilities "
+        "left chance"
+    )
+    first = left.groupby("task").tokens.median().sort_values()
+    if len(first):
+        text += (
+            f", {first.index[0]} the first (median {numbers.count(first.iloc[0])} tokens), "
+            f"{first.index[-1]} the last ({numbers.count(first.iloc[-1])})"
+        )
+    never = sorted(set(judged.task) - set(left.task))
+    return f"{text}; at chance in every run: {numbers.join(never)}." if never else f"{text}."
+
+
+def of_task(findings: pd.DataFrame) -> str:
+    """What became of one task, in all runs."""
+    valued = findings.dropna(subset="final")
+    if valued.empty:
+        return "It has no value."
+    left = _left(findings)
+    if len(findings) == 1:
+        row = findings.iloc[0]
+        if len(left):
+            return f"Left chance at {moment(row)} and stands at {_ending(row)}."
+        if row.state == analysis.AT_CHANCE:
+            return f"Still at chance: {_ending(row)}."
+        text = _change(row)
+        return f"{text[:1].upper()}{text[1:]}."
+    best = valued.sort_values("final", ascending=analysis.lower_is_better(valued.metric.iloc[0]))
+    top = best.iloc[0]
+    text = f"Best: {top.run} with {numbers.with_error(top.final, top.stderr, top.metric)}"
+    judged = len(_judged(findings))
+    return f"{text}; {len(left)} of {judged} runs left chance." if judged else f"{text}."
+
+
+def of_curve(points: pd.DataFrame, name: str) -> str:
+    """How a logged quantity went, run by run where there are few."""
+    by = "run" if points.run.nunique() > 1 else "series"
+    told = {}
+    for key, rows in points.dropna(subset="value").groupby(by, sort=False):
+        first, last = float(rows.value.iloc[0]), float(rows.value.iloc[-1])
+        went = "rose" if last > first else "fell"
+        told[key] = f"{went} from {numbers.short(first)} to {numbers.short(last)}"
+        if first == last:
+            told[key] = f"stayed at {numbers.short(last)}"
+    if not told:
+        return f"{name} has no finite value."
+    if len(told) == 1:
+        steps = rows.step.iloc[-1] - rows.step.iloc[0]
+        return f"{name} {told[key]} over {steps:,.0f} steps."
+    if len(told) > 4:
+        return f"{name} of {len(told)} series."
+    return f"{name}: " + "; ".join(f"{key} {change}" for key, change in told.items()) + "."
+
+
+def milestones(findings: pd.DataFrame) -> list[tuple[str, str, str]]:
+    """(task, when, how it ended) of every capability that left chance, in that order."""
+    return [(row.task, moment(row), _ending(row)) for row in _left(findings).itertuples()]
+
+
+def remainder(findings: pd.DataFrame) -> Iterator[str]:
+    """A sentence each on the tasks still at chance and on those that cannot be judged."""
+
+    def of(state: str) -> pd.DataFrame:
+        return findings[findings.state == state]
+
+    each = {
+        "Still at chance": [
+            f"{row.task} ({_ending(row)})" for row in of(analysis.AT_CHANCE).itertuples()
+        ],
+        "Without a chance level": [
+            f"{row.task} {_change(row)}" for row in of(analysis.NO_CHANCE_LEVEL).itertuples()
+        ],
+        "Not judged, for want of a standard error": list(of(analysis.NO_STANDARD_ERROR).task),
+        "Without any value": list(of(analysis.NO_VALUE).task),
+    }
+    return (f"{text}: {numbers.join(tasks)}." for text, tasks in each.items() if tasks)
+
+
+def moment(row) -> str:  # type: ignore[no-untyped-def]
+    """The onset of a finding: "655K tokens (step 40)"."""
+    return f"{numbers.count(row.tokens)} tokens (step {row.step:,.0f})"
+
+
+def _ending(row) -> str:  # type: ignore[no-untyped-def]
+    """The final value; a single checkpoint above chance is a hint, and is called one."""
+    text = numbers.with_error(row.final, row.stderr, row.metric)
+    if not math.isnan(row.chance):
+        text += f", chance {numbers.chance(row.chance, row.metric)}"
+    if row.state == analysis.PROVISIONAL:
+        text += "; the last checkpoint alone, so provisional"
+    return text
+
+
+def _change(row) -> str:  # type: ignore[no-untyped-def]
+    verb = "rose" if row.final > row.first else "fell"
+    first, final = (numbers.value(value, row.metric) for value in (row.first, row.final))
+    change = f"stayed at {final}" if first == final else f"{verb} from {first} to {final}"
+    return f"{change} {numbers.metric_name(row.metric)}"
+
+
+def _left(findings: pd.DataFrame) -> pd.DataFrame:
+    return findings[findings.state.isin([analysis.LEFT, analysis.PROVISIONAL])]
+
+
+def _judged(findings: pd.DataFrame) -> pd.DataFrame:
+    return findings[findings.state.isin([analysis.LEFT, analysis.PROVISIONAL, analysis.AT_CHANCE])]

@@ -1,0 +1,391 @@
+"""Analyses that are not registered by themselves yet; to be deleted one by one."""
+
+# ruff: noqa
+# mypy: ignore-errors
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+
+from jaxllm.analysis import registry
+from jaxllm.analysis.finding import Finding
+from jaxllm.analysis.registry import AHEAD, EARLY, HEALTH, NOW, SIZES, Study
+from jaxllm.report import numbers
+
+_TITLES = {"params": "parameters", "tokens": "training tokens", "flops": "training FLOPs"}
+
+
+def _finding(found, title: str = "", notes: tuple[str, ...] = ()):
+    """An old result as a finding, which keeps its methods."""
+
+    class Old(type(found)):
+        pass
+
+    made = object.__new__(Old)
+    made.__dict__.update(vars(found))
+    sentence = found.sentence
+    Old.sentence = sentence
+    Old.lines = ()
+    Old.title = title
+    made.__dict__["notes"] = (*notes, *getattr(found, "notes", ()))
+    return made
+
+
+def checks(study: Study) -> Finding:
+    from jaxllm.analysis import health
+
+    found = health.examine(study.records, study.logged, budget_tokens=_budget(study))
+    table = pd.concat([one.table for one in found], ignore_index=True)
+    made = table[table.state != "refused"]
+    if made.empty:
+        return Finding(
+            "Nothing could be checked.", table, "nothing", lines=tuple(table.says.unique()[:8])
+        )
+    if len(found) == 1:
+        return Finding(found[0].sentence, table, lines=tuple(table.says))
+    alarmed = [one for one in found if one.alarms]
+    lines = tuple(f"{c.run}: {c.sentence}" for one in alarmed for c in one.alarms)
+    named = f": {numbers.join([one.run for one in alarmed[:6]])}" if alarmed else ""
+    more = " and others" if len(alarmed) > 6 else ""
+    sentence = (
+        f"{len(alarmed)} of {len(found)} runs raise an alarm in one of {len(made):,} checks"
+        f"{named}{more}. At the tests' level, about {health.checks_loss.ALPHA * len(made):.1f} "
+        "alarms would be raised if all were healthy."
+    )
+    return Finding(sentence, table, lines=lines)
+
+
+def advice(study: Study) -> Finding:
+    from jaxllm.analysis import health
+
+    found = health.advise(study.records, study.logged, budget_tokens=_budget(study))
+    given = [one for one in found if not one.refused]
+    title = (
+        "The rest of the budget"
+        if math.isfinite(_budget(study))
+        else "What twice the tokens would bring"
+    )
+    if not given:
+        return Finding(found[0].sentence, refused="no advice", title=title)
+    if len(given) == 1:
+        return Finding(given[0].sentence, given[0].table, title=title)
+    rows = [
+        {
+            "run": one.run,
+            "verdict": one.verdict,
+            "seen_tokens": one.seen_tokens,
+            "budget_tokens": one.budget_tokens,
+            "tasks": one.tasks,
+            **dict(zip(("gain", "low", "high"), one.mean_gain, strict=True)),
+        }
+        for one in given
+    ]
+    table = pd.DataFrame(rows).sort_values("gain", ascending=False, ignore_index=True)
+    counts = table.verdict.value_counts()
+    verdicts = numbers.join([f"{count} {verdict}" for verdict, count in counts.items()])
+    sentence = (
+        f"Of {len(table)} runs: {verdicts}. The mean over a run's tasks is expected to change by "
+        f"{100 * table.gain.min():+.2f} to {100 * table.gain.max():+.2f} points."
+    )
+    return Finding(sentence, table, title=title)
+
+
+def _budget(study: Study) -> float:
+    plans = set(study.planned_tokens.values())
+    return plans.pop() if len(plans) == 1 and len(study.runs) == 1 else math.nan
+
+
+def forecasts(study: Study) -> list[Finding]:
+    from jaxllm.analysis import forecast
+
+    finished = [run for run in study.runs if run not in study.planned_tokens]
+    return [
+        _finding(
+            forecast.forecast(study.records, run, total_tokens=total, finished=finished),
+            f"Forecast for {run}" if study.several_runs() else "Forecast",
+        )
+        for run, total in study.planned_tokens.items()
+    ]
+
+
+def backtest(study: Study):
+    from jaxllm.analysis import backtest as module
+
+    return _finding(module.backtest(study.raw_records))
+
+
+def learning_curve_fits(study: Study):
+    from jaxllm.analysis import scaling_tokens
+    from jaxllm.analysis.capabilities import charted
+
+    return _finding(scaling_tokens.token_laws(charted(study.records)))
+
+
+def emergence(study: Study):
+    from jaxllm.analysis import emergence as module
+
+    return _finding(module.emergence(study.records))
+
+
+def emergence_over_sizes(study: Study):
+    from jaxllm.analysis import emergence as module
+
+    return _finding(module.emergence(study.records, over="params"))
+
+
+def signal_to_noise(study: Study):
+    from jaxllm.analysis import dynamics_informative
+
+    return _finding(dynamics_informative.informative_tasks(study.records))
+
+
+def milestones(study: Study):
+    from jaxllm.analysis import dynamics_milestones
+
+    return _finding(dynamics_milestones.milestones(study.records))
+
+
+def change_points(study: Study):
+    from jaxllm.analysis import dynamics_bends
+
+    return _finding(dynamics_bends.change_points(study.records))
+
+
+def correlations(study: Study):
+    from jaxllm.analysis import dynamics_relations
+
+    return _finding(dynamics_relations.correlations(study.records))
+
+
+def lead_lag(study: Study):
+    from jaxllm.analysis import dynamics_leads
+
+    return _finding(dynamics_leads.lead_lag(study.records))
+
+
+def held_out_tasks(study: Study):
+    from jaxllm.analysis import dynamics_unseen
+
+    return _finding(dynamics_unseen.unseen_tasks(study.records))
+
+
+def efficiency(study: Study):
+    from jaxllm.analysis import dynamics_sizes
+
+    params = pd.Series(list(study.params.values()))
+    low, high = 5e9, 9e9
+    if params.between(low, high).sum() < 2 and len(params):
+        crowd = [params.between(0.7 * size, 1.4 * size).sum() for size in params]
+        usual = params.iloc[int(np.argmax(crowd))]
+        low, high = 0.7 * usual, 1.4 * usual
+    return _finding(dynamics_sizes.efficiency(study.records, params=(low, high)))
+
+
+def collapse(study: Study):
+    from jaxllm.analysis import dynamics_sizes
+
+    losses = study.losses[["run", "tokens", "loss"]]
+    everyone = losses.run.nunique() == len(study.runs)
+    return _finding(dynamics_sizes.collapse(study.records, losses if everyone else None))
+
+
+def _loss_points(study: Study) -> tuple[pd.DataFrame, str]:
+    frame, told = study.losses, "the training loss"
+    if frame.params.nunique() < 3:
+        scored = study.records[study.records.metric.isin(["bits_per_byte", "perplexity"])]
+        scored = scored[np.isfinite(scored.value) & (scored.value > 0)]
+        if scored.empty:
+            return frame.iloc[:0], "no loss is known of three sizes"
+        counts = scored.groupby(["metric", "task"]).run.nunique()
+        metric, task = counts.idxmax()
+        frame = scored[(scored.metric == metric) & (scored.task == task)]
+        value = np.log(frame.value) if metric == "perplexity" else frame.value
+        frame = frame.assign(loss=value)
+        told = f"{'log perplexity' if metric == 'perplexity' else 'bits per byte'} of {task}"
+    frame = frame.assign(params=frame.run.map(study.params))
+    late = frame.tokens > 0.01 * frame.groupby("run").tokens.transform("max")
+    return frame.loc[late, ["run", "params", "tokens", "flops", "loss"]], told
+
+
+def loss_laws(study: Study):
+    from jaxllm.analysis import scaling_loss
+
+    losses, told = _loss_points(study)
+    note = (f"The loss is {told}, at all checkpoints of the runs.",)
+    found = scaling_loss.kaplan(losses)
+    return [_finding(found[v], f"Loss and {_TITLES[v]}", note) for v in _TITLES]
+
+
+def compute_optimal(study: Study):
+    from jaxllm.analysis import scaling_optimum
+
+    losses, told = _loss_points(study)
+    note = (f"The loss is {told}, at all checkpoints of the runs.",)
+    made = []
+    for title, approach in (
+        ("Compute-optimal: envelope", scaling_optimum.envelope),
+        ("Compute-optimal: isoFLOP", scaling_optimum.isoflop),
+        ("Compute-optimal: parametric loss", scaling_optimum.parametric),
+    ):
+        found = approach(losses)
+        if not found.refused and not found.parameters:
+            found.table["fitted"] = [found.at(flops).params.value for flops in found.table.flops]
+        made.append(_finding(found, title, note))
+    return made
+
+
+def task_ladders(study: Study):
+    from jaxllm.analysis import scaling_ladder
+
+    records = study.records[np.isfinite(study.records.value)]
+    made = []
+    for task, rows in records.groupby("task", sort=False):
+        soft = next(
+            (
+                m
+                for m in ("bits_per_byte", "perplexity", "brier", "nll")
+                if (rows.metric == m).any()
+            ),
+            None,
+        )
+        if soft is None or not (rows.metric == "accuracy").any():
+            continue
+        key = ["run", "params", "tokens"]
+        wide = rows.pivot_table("value", key, "metric", aggfunc="last").reset_index()
+        wide = wide.rename(columns={soft: "soft"})
+        if soft == "perplexity":
+            wide = wide.assign(soft=np.log(wide.soft))
+        chance = float(rows.chance[rows.metric == "accuracy"].iloc[-1])
+        made.append(_finding(scaling_ladder.ladder(wide, chance=chance), f"Task ladder: {task}"))
+    told = "No task has bits per byte, perplexity or Brier score beside its accuracy."
+    return made[:4] or [Finding(told, refused="none", title="Task ladders")]
+
+
+def principal_components(study: Study):
+    from jaxllm.analysis import scaling_observational
+    from jaxllm.analysis.capabilities import charted, is_share
+
+    points = charted(study.records)
+    shares = points[points.metric.map(is_share).astype(bool)]
+    last = shares.dropna(subset="value").sort_values("tokens")
+    last = last.drop_duplicates(["run", "task"], keep="last")
+    wide = last.pivot_table("value", "run", "task")
+    flops = last.groupby("run").flops.max()
+    family = last.groupby("run").family.last()
+    return _finding(scaling_observational.capabilities(wide, flops=flops, family=family))
+
+
+_READINGS = {
+    "Checks": "p: how often a healthy run would look at least as bad by chance.",
+    "Sudden or gradual": (
+        "Right is sudden: most of the gain came at few checkpoints (B/L as in BIG-bench; 1 for "
+        "equal steps). It is the metric's doing where a smoother metric of the task rose before."
+    ),
+    "Sudden or gradual over sizes": "The last checkpoints of the sizes of a family, as points.",
+    "The rest of the budget": (
+        "The trend of the run's last doublings of tokens, drawn on; a coming fall of the learning "
+        "rate, which lowers the loss further, is not counted."
+    ),
+    "What twice the tokens would bring": (
+        "The trend of the run's last doublings of tokens, drawn on, as if its learning rate were "
+        "kept or stretched to the new length."
+    ),
+    "Forecast": (
+        "Made from the run's own past and from finished runs, if there are any; the interval "
+        "holds the value of the final checkpoint, its sampling noise included."
+    ),
+    "Backtest of the forecasts": (
+        "Of a tested run only its first part is known, and no run of its size; the others are "
+        "known to their end."
+    ),
+    "Learning-curve fits": (
+        "Fitted to the early checkpoints of a run and scored on its late ones; left is better."
+    ),
+    "Most informative tasks": (
+        "How far a task moves, or runs differ on it, in standard deviations of its noise; coloured "
+        "where that is beyond chance, empty where the phase has too few checkpoints."
+    ),
+    "Share of the final gain": (
+        "Of the gain from chance, or from the first checkpoint, to the end; above 100% where a "
+        "task has fallen since."
+    ),
+    "Change points": (
+        "Where a straight line over log tokens needs another slope: often the start or the end of "
+        "a rise. The bar reaches over the checkpoints that would fit about as well."
+    ),
+    "Correlated gains": (
+        "Rank correlations of what each checkpoint adds to the one before it: two rising curves "
+        "always correlate, their gains need not. An empty cell was not compared."
+    ),
+    "Lead-lag between domains": (
+        "Right of the line the first domain's gains precede the second's. It is order in time, "
+        "and no proof that the one brings the other."
+    ),
+    "Held-out tasks": (
+        "A task predicted from others by a regression that never saw its size; the naive guess "
+        "knows the same tokens of other sizes, and no other task."
+    ),
+    "Efficiency at equal tokens": (
+        "Mean over the tasks that all of these runs have. Equal tokens are not equal FLOPs where "
+        "sizes differ, and better data, longer schedules and scoring rules all count as efficiency."
+    ),
+    "One curve for all sizes": (
+        "How well the curve of the other sizes predicts a size left out, over each axis; left is "
+        "better."
+    ),
+    "Loss and parameters": (
+        "Each size at the most tokens that it saw; sizes that saw fewer lie higher."
+    ),
+    "Loss and training tokens": (
+        "Checkpoints of one size, at which the learning rate had not fallen yet: runs that end "
+        "there lie lower."
+    ),
+    "Loss and training FLOPs": "The runs that no cheaper one beats.",
+    "Compute-optimal": (
+        "Unfinished runs stand for finished ones of that budget, though their learning rate had "
+        "not fallen yet, which biases the optimum (Hoffmann et al. 2022, §2); C = 6ND."
+    ),
+    "Task ladders": (
+        "Assumes that the soft metric follows a power law of parameters and tokens, and accuracy "
+        "one sigmoid of it at every size; beyond the largest size neither is tested."
+    ),
+    "Principal components": (
+        "Weights of the tasks in the direction in which the models differ most; models of one "
+        "family are no independent evidence."
+    ),
+}
+
+
+def register() -> None:
+    always = lambda study: True
+    known = {one.name for one in registry.analyses()}
+    for place, (question, title, function, needs) in enumerate(
+        (
+            (HEALTH, "Checks", checks, always),
+            (NOW, "Sudden or gradual", emergence, always),
+            (NOW, "Sudden or gradual over sizes", emergence_over_sizes, Study.several_sizes),
+            (AHEAD, "The rest of the budget", advice, always),
+            (AHEAD, "Forecast", forecasts, Study.in_progress),
+            (AHEAD, "Backtest of the forecasts", backtest, lambda study: study.backtested),
+            (AHEAD, "Learning-curve fits", learning_curve_fits, always),
+            (EARLY, "Most informative tasks", signal_to_noise, always),
+            (EARLY, "Share of the final gain", milestones, always),
+            (EARLY, "Change points", change_points, always),
+            (EARLY, "Correlated gains", correlations, always),
+            (EARLY, "Lead-lag between domains", lead_lag, always),
+            (EARLY, "Held-out tasks", held_out_tasks, Study.several_runs),
+            (SIZES, "Efficiency at equal tokens", efficiency, Study.several_runs),
+            (SIZES, "One curve for all sizes", collapse, Study.several_sizes),
+            (SIZES, "Loss", loss_laws, Study.several_sizes),
+            (SIZES, "Compute-optimal", compute_optimal, Study.several_sizes),
+            (SIZES, "Task ladders", task_ladders, Study.several_sizes),
+            (SIZES, "Principal components", principal_components, Study.several_sizes),
+        )
+    ):
+        if function.__name__ not in known:
+            registry.analysis(
+                question, title, needs=needs, place=place, caption=_READINGS.get(title, "")
+            )(function)
