@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from jaxllm.analysis import capabilities as analysis
+from jaxllm.analysis.curves import lower_is_better
 from jaxllm.report import numbers
 from jaxllm.report.theme import DISTINCT
 from jaxllm.run.records import OK
@@ -20,7 +20,9 @@ def trajectory_notes(
 ) -> Iterator[str]:
     """A sentence for everything that the trajectories lack; arguments as of `tables.Tables`."""
     several, many = runs > 1, runs > DISTINCT
-    missing = points.status == NO_RECORD
+    key = ["run", "task", "step"]
+    scored = pd.MultiIndex.from_frame(records[key])
+    missing = ~pd.MultiIndex.from_frame(points[key]).isin(scored)
     unsure = points.value.notna() & points.stderr.isna()
     if many:  # a line for each run would hide the others
         for lacking, what in ((missing, "record"), (unsure, "standard error")):
@@ -29,9 +31,10 @@ def trajectory_notes(
                 yield f"{task} has no {what} at {at}."
     main = records[(records.status == OK) & records.primary.astype(bool)]
     has_main = set(zip(main.run, main.task, strict=True))
+    of_task = records.groupby(["run", "task"]).task_version.unique()
     kinds = (
         ("failed", ~points.status.isin([OK, NO_RECORD])),
-        ("has no record", missing & (not many)),
+        ("has no record", pd.Series(missing & (not many), points.index)),
         ("is not a finite number", (points.status == OK) & points.value.isna()),
         ("has no standard error", unsure & (not many)),
     )
@@ -43,13 +46,13 @@ def trajectory_notes(
                 end = f": {lacking.status.iloc[-1]}" if what == "failed" else "."
                 yield f"{name} {what} at {_steps(lacking)}{end}"
         good = rows.dropna(subset="value")
-        if len(good) and good.chance.isna().all() and not analysis.lower_is_better(
+        if len(good) and good.chance.isna().all() and not lower_is_better(
             good.metric.iloc[0]
         ):  # fmt: skip
             yield f"{name} states no chance level, so it is not said when it left chance."
-        if rows.task_version.nunique() > 1:
-            versions = numbers.join(sorted(rows.task_version.unique()))
-            yield f"{name} was scored as versions {versions}, which are not comparable."
+        if len(versions := of_task.get((run, task), ())) > 1:
+            named = numbers.join(sorted(versions))
+            yield f"{name} was scored as versions {named}, which are not comparable."
         if (run, task) not in has_main and (rows.status == OK).any():
             yield f"{name} has no primary metric; {rows.metric.iloc[0]} is shown."
     for task, rows in findings.groupby("task", sort=False):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from jaxllm.analysis.capabilities import is_share
+from jaxllm.analysis.curves import is_share
 
 _SUPERSCRIPTS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 UNKNOWN = "–"

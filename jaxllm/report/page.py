@@ -23,7 +23,7 @@ from etils import epath
 from markupsafe import Markup, escape
 
 from jaxllm.analysis import registry
-from jaxllm.analysis.capabilities import LEFT, PROVISIONAL
+from jaxllm.analysis.onsets import LEFT, PROVISIONAL
 from jaxllm.report import numbers, sentences
 from jaxllm.report.charts import axes as chart_axes
 from jaxllm.report.charts import specs
@@ -33,6 +33,10 @@ from jaxllm.report.theme import COLOURS, chart_config, style_variables
 
 javascript_libraries = functools.cache(vl_convert.javascript_bundle)
 """Vega, Vega-Lite and Vega-Embed as one script; a second of work."""
+
+
+# Columns of the points that are no part of a record.
+_INTERNAL = ["score", "score_stderr", "chance_score", "above"]
 
 
 class Card(NamedTuple):
@@ -80,7 +84,7 @@ def render(tables: Tables, items: Sequence[ReportItem]) -> str:
             theme: {"clock": chart_config(theme, tables.palette), "finding": chart_config(theme)}
             for theme in COLOURS
         },
-        "records": _columns(tables.points),
+        "records": _columns(tables.points.drop(columns=_INTERNAL)),
     }  # fmt: skip
 
     def select(

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from jaxllm.analysis import capabilities as analysis
+from jaxllm.analysis import onsets
+from jaxllm.analysis.curves import lower_is_better
 from jaxllm.report import numbers
 
 _UNJUDGED = "No task with a chance level and a standard error has been scored yet."
@@ -61,11 +62,11 @@ def of_task(findings: pd.DataFrame) -> str:
         row = findings.iloc[0]
         if len(left):
             return f"Left chance at {moment(row)} and stands at {_ending(row)}."
-        if row.state == analysis.AT_CHANCE:
+        if row.state == onsets.AT_CHANCE:
             return f"Still at chance: {_ending(row)}."
         text = _change(row)
         return f"{text[:1].upper()}{text[1:]}."
-    best = valued.sort_values("final", ascending=analysis.lower_is_better(valued.metric.iloc[0]))
+    best = valued.sort_values("final", ascending=lower_is_better(valued.metric.iloc[0]))
     top = best.iloc[0]
     text = f"Best: {top.run} with {numbers.with_error(top.final, top.stderr, top.metric)}"
     judged = len(_judged(findings))
@@ -105,13 +106,13 @@ def remainder(findings: pd.DataFrame) -> Iterator[str]:
 
     each = {
         "Still at chance": [
-            f"{row.task} ({_ending(row)})" for row in of(analysis.AT_CHANCE).itertuples()
+            f"{row.task} ({_ending(row)})" for row in of(onsets.AT_CHANCE).itertuples()
         ],
         "Without a chance level": [
-            f"{row.task} {_change(row)}" for row in of(analysis.NO_CHANCE_LEVEL).itertuples()
+            f"{row.task} {_change(row)}" for row in of(onsets.NO_CHANCE_LEVEL).itertuples()
         ],
-        "Not judged, for want of a standard error": list(of(analysis.NO_STANDARD_ERROR).task),
-        "Without any value": list(of(analysis.NO_VALUE).task),
+        "Not judged, for want of a standard error": list(of(onsets.NO_STANDARD_ERROR).task),
+        "Without any value": list(of(onsets.NO_VALUE).task),
     }
     return (f"{text}: {numbers.join(tasks)}." for text, tasks in each.items() if tasks)
 
@@ -126,7 +127,7 @@ def _ending(row) -> str:  # type: ignore[no-untyped-def]
     text = numbers.with_error(row.final, row.stderr, row.metric)
     if not math.isnan(row.chance):
         text += f", chance {numbers.chance(row.chance, row.metric)}"
-    if row.state == analysis.PROVISIONAL:
+    if row.state == onsets.PROVISIONAL:
         text += "; the last checkpoint alone, so provisional"
     return text
 
@@ -139,8 +140,8 @@ def _change(row) -> str:  # type: ignore[no-untyped-def]
 
 
 def _left(findings: pd.DataFrame) -> pd.DataFrame:
-    return findings[findings.state.isin([analysis.LEFT, analysis.PROVISIONAL])]
+    return findings[findings.state.isin([onsets.LEFT, onsets.PROVISIONAL])]
 
 
 def _judged(findings: pd.DataFrame) -> pd.DataFrame:
-    return findings[findings.state.isin([analysis.LEFT, analysis.PROVISIONAL, analysis.AT_CHANCE])]
+    return findings[findings.state.isin([onsets.LEFT, onsets.PROVISIONAL, onsets.AT_CHANCE])]

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from jaxllm.analysis import capabilities as analysis
 from jaxllm.analysis.benchmarks import pooled
+from jaxllm.analysis.curves import curves, is_share, of_metric
+from jaxllm.analysis.onsets import gain_share, trajectories
 from jaxllm.analysis.registry import Study
 from jaxllm.report import numbers
 from jaxllm.report.charts.axes import CLOCKS
@@ -65,7 +66,7 @@ class Tables:
       overviews: One per run, in the order given.
       points: The charted trajectories with `low`, `high` (±1.96 SE), `left_chance`, `series`, and
         the training `loss` at the checkpoint.
-      findings: When each task left chance; see `jaxllm.analysis.capabilities.onsets`.
+      findings: When each task left chance; see `jaxllm.analysis.onsets.trajectories`.
       shares: `points` with the share of each task's gain and the cells of the gain chart.
       metrics: metrics.jsonl in long form: `run, step, tokens, flops, loss, name, value, series`.
       series: Names that the colours stand for: runs if there are several, classes of sizes where
@@ -169,8 +170,7 @@ def gather(sources: Sequence[Run | Results], budget_tokens: float = math.nan) ->
     logged = _joined([part.metrics.assign(run=part.label) for part in parts])
     records, pooling = pooled(all_records)
     metrics = _joined(long)
-    points = analysis.charted(records)
-    findings = analysis.onsets(points)
+    points, findings = trajectories(curves(records).main(), records)
     notes += pooling
     notes += trajectory_notes(records, points, findings, len(parts))
     of_run: dict[str, str] = {}
@@ -183,8 +183,8 @@ def gather(sources: Sequence[Run | Results], budget_tokens: float = math.nan) ->
         series = list(dict.fromkeys([*findings.domain, *domains]))
         points = points.assign(series=points.domain)
         metrics = metrics.assign(series=metrics.name.str.removeprefix("loss/"))
-    points = _with_bands(_with_loss(points, metrics), findings)
-    shares = _cells(analysis.gain_share(points, findings))
+    points = _with_bands(_with_loss(points, metrics))
+    shares = _cells(gain_share(points, findings))
     return Tables(
         tuple(overviews), points, findings, shares, metrics, tuple(series), tuple(notes), records,
         all_records, logged, of_run,
@@ -355,16 +355,11 @@ def _thinned(logged: pd.DataFrame) -> pd.DataFrame:
     return logged.groupby(bins).mean()
 
 
-def _with_bands(points: pd.DataFrame, findings: pd.DataFrame) -> pd.DataFrame:
-    share = points.metric.map(analysis.is_share).astype(bool)
+def _with_bands(points: pd.DataFrame) -> pd.DataFrame:
+    share = of_metric(is_share, points.metric)
     low, high = points.value - _BAND * points.stderr, points.value + _BAND * points.stderr
-    onset = findings[["run", "task", "step"]].rename(columns={"step": "onset"})
-    onset = onset.assign(onset=onset.onset.astype("float64"))
-    merged = points.merge(onset, on=["run", "task"], how="left")
     return points.assign(
-        low=low.where(~share, low.clip(0, 1)),
-        high=high.where(~share, high.clip(0, 1)),
-        left_chance=(merged.step == merged.onset).to_numpy(),
+        low=low.where(~share, low.clip(0, 1)), high=high.where(~share, high.clip(0, 1))
     )
 
 

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from jaxllm.analysis.capabilities import AT_CHANCE, above_chance, is_share
+from jaxllm.analysis.curves import is_share
+from jaxllm.analysis.onsets import AT_CHANCE
 from jaxllm.errors import printable
 from jaxllm.report import numbers
 from jaxllm.report.tables import Tables, gather
@@ -43,9 +44,8 @@ def capability_table(tables: Tables, run: str, width: int = 100) -> str:
         + "   chance",
         _line("tokens", label, [numbers.count(clocks[step]) for step in steps]),
     ]
-    marked = points.assign(above=above_chance(points))
     for domain, tasks in tables.domains.items():
-        of_domain = marked[marked.domain == domain]
+        of_domain = points[points.domain == domain]
         if of_domain.empty:
             continue
         lines.append(domain)

@@ -136,62 +136,6 @@ def emergence_over_sizes(study: Study):
     return _finding(module.emergence(study.records, over="params"))
 
 
-def signal_to_noise(study: Study):
-    from jaxllm.analysis import dynamics_informative
-
-    return _finding(dynamics_informative.informative_tasks(study.records))
-
-
-def milestones(study: Study):
-    from jaxllm.analysis import dynamics_milestones
-
-    return _finding(dynamics_milestones.milestones(study.records))
-
-
-def change_points(study: Study):
-    from jaxllm.analysis import dynamics_bends
-
-    return _finding(dynamics_bends.change_points(study.records))
-
-
-def correlations(study: Study):
-    from jaxllm.analysis import dynamics_relations
-
-    return _finding(dynamics_relations.correlations(study.records))
-
-
-def lead_lag(study: Study):
-    from jaxllm.analysis import dynamics_leads
-
-    return _finding(dynamics_leads.lead_lag(study.records))
-
-
-def held_out_tasks(study: Study):
-    from jaxllm.analysis import dynamics_unseen
-
-    return _finding(dynamics_unseen.unseen_tasks(study.records))
-
-
-def efficiency(study: Study):
-    from jaxllm.analysis import dynamics_sizes
-
-    params = pd.Series(list(study.params.values()))
-    low, high = 5e9, 9e9
-    if params.between(low, high).sum() < 2 and len(params):
-        crowd = [params.between(0.7 * size, 1.4 * size).sum() for size in params]
-        usual = params.iloc[int(np.argmax(crowd))]
-        low, high = 0.7 * usual, 1.4 * usual
-    return _finding(dynamics_sizes.efficiency(study.records, params=(low, high)))
-
-
-def collapse(study: Study):
-    from jaxllm.analysis import dynamics_sizes
-
-    losses = study.losses[["run", "tokens", "loss"]]
-    everyone = losses.run.nunique() == len(study.runs)
-    return _finding(dynamics_sizes.collapse(study.records, losses if everyone else None))
-
-
 def _loss_points(study: Study) -> tuple[pd.DataFrame, str]:
     frame, told = study.losses, "the training loss"
     if frame.params.nunique() < 3:
@@ -371,14 +315,6 @@ def register() -> None:
             (AHEAD, "Forecast", forecasts, Study.in_progress),
             (AHEAD, "Backtest of the forecasts", backtest, lambda study: study.backtested),
             (AHEAD, "Learning-curve fits", learning_curve_fits, always),
-            (EARLY, "Most informative tasks", signal_to_noise, always),
-            (EARLY, "Share of the final gain", milestones, always),
-            (EARLY, "Change points", change_points, always),
-            (EARLY, "Correlated gains", correlations, always),
-            (EARLY, "Lead-lag between domains", lead_lag, always),
-            (EARLY, "Held-out tasks", held_out_tasks, Study.several_runs),
-            (SIZES, "Efficiency at equal tokens", efficiency, Study.several_runs),
-            (SIZES, "One curve for all sizes", collapse, Study.several_sizes),
             (SIZES, "Loss", loss_laws, Study.several_sizes),
             (SIZES, "Compute-optimal", compute_optimal, Study.several_sizes),
             (SIZES, "Task ladders", task_ladders, Study.several_sizes),
