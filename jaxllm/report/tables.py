@@ -107,10 +107,10 @@ class Tables:
 
     def study(self, backtested: bool = False) -> Study:
         """What the analyses read; `backtested` where the forecasts are to be scored, too."""
-        losses = self.metrics[self.metrics.name == "loss"].rename(columns={"value": "loss_"})
-        losses = losses.drop(columns="loss").rename(columns={"loss_": "loss"})
         params = {overview.run: overview.params for overview in self.overviews}
-        losses = losses.assign(params=losses.run.map(params))
+        losses = self.metrics[self.metrics.name == "loss"].assign(
+            params=lambda rows: rows.run.map(params), loss=lambda rows: rows.value
+        )
         return Study(
             records=self.records,
             raw_records=self.all_records,
@@ -170,8 +170,10 @@ def gather(sources: Sequence[Run | Results], budget_tokens: float = math.nan) ->
     logged = _joined([part.metrics.assign(run=part.label) for part in parts])
     records, pooling = pooled(all_records)
     metrics = _joined(long)
-    points, findings = trajectories(curves(records).main(), records)
-    notes += pooling
+    main = curves(records).main()
+    points, findings = trajectories(main, records)
+    # Records without a value stand in the notes on the trajectories, by task and checkpoint.
+    notes += [*pooling, *(note for note in main.notes if "have no value" not in note)]
     notes += trajectory_notes(records, points, findings, len(parts))
     of_run: dict[str, str] = {}
     if len(parts) > 1:
@@ -200,7 +202,7 @@ def _parts(
         label = _numbered(source.name, labels)
         if label != source.name:
             notes.append(f"{label} is {source.path}: {_ALSO.format(source.name)}")
-        records = _last_of_repeated(source.records().assign(run=label), label, notes)
+        records = source.records().assign(run=label)
         notes += [p.replace(f"{source.path}/", f"{label}: ", 1) for p in source.problems()]
         if records.empty:
             notes.append(f"{label}: no checkpoint has been scored yet.")
@@ -225,20 +227,6 @@ def _parts(
         metrics = source.metrics[source.metrics.run == name].drop(columns="run")
         parts.append(_Part(label, records.assign(run=label), metrics))
     return parts
-
-
-def _last_of_repeated(records: pd.DataFrame, label: str, notes: list[str]) -> pd.DataFrame:
-    """One record per task, checkpoint and metric; importers see to that themselves."""
-    key = ["task", "step", "shots", "metric", "task_version"]
-    repeated = records.duplicated(key, keep="last")
-    if repeated.any():
-        first = records[repeated].iloc[0]
-        many = "1 record is" if repeated.sum() == 1 else f"{repeated.sum():,} records are"
-        notes.append(
-            f"{label}: {many} repeated (first: {first.task} at step {first.step:,}); the last one "
-            "is used."
-        )
-    return records[~repeated]
 
 
 def _joined(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:

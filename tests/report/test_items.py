@@ -230,7 +230,7 @@ def test_directories_of_one_name_are_kept_apart_and_repeated_records_told(tmp_pa
     store.write(120, "copying", records + halved)
     report = tables.gather([Run.open(run) for run in runs])
     assert f"simulated (2) is {runs[1]}: another run is called simulated too" in report.notes[0]
-    assert "simulated (2): 2 records are repeated (first: copying at step 120)" in report.notes[1]
+    assert "2 repeated records: the last of each is used." in report.notes
     points = report.points.query("run == 'simulated (2)' and task == 'copying' and step == 120")
     assert list(points.value) == [halved[0].value]
 
