@@ -117,13 +117,6 @@ def backtest(study: Study):
     return _finding(module.backtest(study.raw_records))
 
 
-def learning_curve_fits(study: Study):
-    from jaxllm.analysis import scaling_tokens
-    from jaxllm.analysis.capabilities import charted
-
-    return _finding(scaling_tokens.token_laws(charted(study.records)))
-
-
 def emergence(study: Study):
     from jaxllm.analysis import emergence as module
 
@@ -134,92 +127,6 @@ def emergence_over_sizes(study: Study):
     from jaxllm.analysis import emergence as module
 
     return _finding(module.emergence(study.records, over="params"))
-
-
-def _loss_points(study: Study) -> tuple[pd.DataFrame, str]:
-    frame, told = study.losses, "the training loss"
-    if frame.params.nunique() < 3:
-        scored = study.records[study.records.metric.isin(["bits_per_byte", "perplexity"])]
-        scored = scored[np.isfinite(scored.value) & (scored.value > 0)]
-        if scored.empty:
-            return frame.iloc[:0], "no loss is known of three sizes"
-        counts = scored.groupby(["metric", "task"]).run.nunique()
-        metric, task = counts.idxmax()
-        frame = scored[(scored.metric == metric) & (scored.task == task)]
-        value = np.log(frame.value) if metric == "perplexity" else frame.value
-        frame = frame.assign(loss=value)
-        told = f"{'log perplexity' if metric == 'perplexity' else 'bits per byte'} of {task}"
-    frame = frame.assign(params=frame.run.map(study.params))
-    late = frame.tokens > 0.01 * frame.groupby("run").tokens.transform("max")
-    return frame.loc[late, ["run", "params", "tokens", "flops", "loss"]], told
-
-
-def loss_laws(study: Study):
-    from jaxllm.analysis import scaling_loss
-
-    losses, told = _loss_points(study)
-    note = (f"The loss is {told}, at all checkpoints of the runs.",)
-    found = scaling_loss.kaplan(losses)
-    return [_finding(found[v], f"Loss and {_TITLES[v]}", note) for v in _TITLES]
-
-
-def compute_optimal(study: Study):
-    from jaxllm.analysis import scaling_optimum
-
-    losses, told = _loss_points(study)
-    note = (f"The loss is {told}, at all checkpoints of the runs.",)
-    made = []
-    for title, approach in (
-        ("Compute-optimal: envelope", scaling_optimum.envelope),
-        ("Compute-optimal: isoFLOP", scaling_optimum.isoflop),
-        ("Compute-optimal: parametric loss", scaling_optimum.parametric),
-    ):
-        found = approach(losses)
-        if not found.refused and not found.parameters:
-            found.table["fitted"] = [found.at(flops).params.value for flops in found.table.flops]
-        made.append(_finding(found, title, note))
-    return made
-
-
-def task_ladders(study: Study):
-    from jaxllm.analysis import scaling_ladder
-
-    records = study.records[np.isfinite(study.records.value)]
-    made = []
-    for task, rows in records.groupby("task", sort=False):
-        soft = next(
-            (
-                m
-                for m in ("bits_per_byte", "perplexity", "brier", "nll")
-                if (rows.metric == m).any()
-            ),
-            None,
-        )
-        if soft is None or not (rows.metric == "accuracy").any():
-            continue
-        key = ["run", "params", "tokens"]
-        wide = rows.pivot_table("value", key, "metric", aggfunc="last").reset_index()
-        wide = wide.rename(columns={soft: "soft"})
-        if soft == "perplexity":
-            wide = wide.assign(soft=np.log(wide.soft))
-        chance = float(rows.chance[rows.metric == "accuracy"].iloc[-1])
-        made.append(_finding(scaling_ladder.ladder(wide, chance=chance), f"Task ladder: {task}"))
-    told = "No task has bits per byte, perplexity or Brier score beside its accuracy."
-    return made[:4] or [Finding(told, refused="none", title="Task ladders")]
-
-
-def principal_components(study: Study):
-    from jaxllm.analysis import scaling_observational
-    from jaxllm.analysis.capabilities import charted, is_share
-
-    points = charted(study.records)
-    shares = points[points.metric.map(is_share).astype(bool)]
-    last = shares.dropna(subset="value").sort_values("tokens")
-    last = last.drop_duplicates(["run", "task"], keep="last")
-    wide = last.pivot_table("value", "run", "task")
-    flops = last.groupby("run").flops.max()
-    family = last.groupby("run").family.last()
-    return _finding(scaling_observational.capabilities(wide, flops=flops, family=family))
 
 
 _READINGS = {
@@ -314,11 +221,6 @@ def register() -> None:
             (AHEAD, "The rest of the budget", advice, always),
             (AHEAD, "Forecast", forecasts, Study.in_progress),
             (AHEAD, "Backtest of the forecasts", backtest, lambda study: study.backtested),
-            (AHEAD, "Learning-curve fits", learning_curve_fits, always),
-            (SIZES, "Loss", loss_laws, Study.several_sizes),
-            (SIZES, "Compute-optimal", compute_optimal, Study.several_sizes),
-            (SIZES, "Task ladders", task_ladders, Study.several_sizes),
-            (SIZES, "Principal components", principal_components, Study.several_sizes),
         )
     ):
         if function.__name__ not in known:
