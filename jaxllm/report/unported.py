@@ -34,70 +34,6 @@ def _finding(found, title: str = "", notes: tuple[str, ...] = ()):
     return made
 
 
-def checks(study: Study) -> Finding:
-    from jaxllm.analysis import health
-
-    found = health.examine(study.records, study.logged, budget_tokens=_budget(study))
-    table = pd.concat([one.table for one in found], ignore_index=True)
-    made = table[table.state != "refused"]
-    if made.empty:
-        return Finding(
-            "Nothing could be checked.", table, "nothing", lines=tuple(table.says.unique()[:8])
-        )
-    if len(found) == 1:
-        return Finding(found[0].sentence, table, lines=tuple(table.says))
-    alarmed = [one for one in found if one.alarms]
-    lines = tuple(f"{c.run}: {c.sentence}" for one in alarmed for c in one.alarms)
-    named = f": {numbers.join([one.run for one in alarmed[:6]])}" if alarmed else ""
-    more = " and others" if len(alarmed) > 6 else ""
-    sentence = (
-        f"{len(alarmed)} of {len(found)} runs raise an alarm in one of {len(made):,} checks"
-        f"{named}{more}. At the tests' level, about {health.checks_loss.ALPHA * len(made):.1f} "
-        "alarms would be raised if all were healthy."
-    )
-    return Finding(sentence, table, lines=lines)
-
-
-def advice(study: Study) -> Finding:
-    from jaxllm.analysis import health
-
-    found = health.advise(study.records, study.logged, budget_tokens=_budget(study))
-    given = [one for one in found if not one.refused]
-    title = (
-        "The rest of the budget"
-        if math.isfinite(_budget(study))
-        else "What twice the tokens would bring"
-    )
-    if not given:
-        return Finding(found[0].sentence, refused="no advice", title=title)
-    if len(given) == 1:
-        return Finding(given[0].sentence, given[0].table, title=title)
-    rows = [
-        {
-            "run": one.run,
-            "verdict": one.verdict,
-            "seen_tokens": one.seen_tokens,
-            "budget_tokens": one.budget_tokens,
-            "tasks": one.tasks,
-            **dict(zip(("gain", "low", "high"), one.mean_gain, strict=True)),
-        }
-        for one in given
-    ]
-    table = pd.DataFrame(rows).sort_values("gain", ascending=False, ignore_index=True)
-    counts = table.verdict.value_counts()
-    verdicts = numbers.join([f"{count} {verdict}" for verdict, count in counts.items()])
-    sentence = (
-        f"Of {len(table)} runs: {verdicts}. The mean over a run's tasks is expected to change by "
-        f"{100 * table.gain.min():+.2f} to {100 * table.gain.max():+.2f} points."
-    )
-    return Finding(sentence, table, title=title)
-
-
-def _budget(study: Study) -> float:
-    plans = set(study.planned_tokens.values())
-    return plans.pop() if len(plans) == 1 and len(study.runs) == 1 else math.nan
-
-
 def forecasts(study: Study) -> list[Finding]:
     from jaxllm.analysis import forecast
 
@@ -215,10 +151,8 @@ def register() -> None:
     known = {one.name for one in registry.analyses()}
     for place, (question, title, function, needs) in enumerate(
         (
-            (HEALTH, "Checks", checks, always),
             (NOW, "Sudden or gradual", emergence, always),
             (NOW, "Sudden or gradual over sizes", emergence_over_sizes, Study.several_sizes),
-            (AHEAD, "The rest of the budget", advice, always),
             (AHEAD, "Forecast", forecasts, Study.in_progress),
             (AHEAD, "Backtest of the forecasts", backtest, lambda study: study.backtested),
         )
