@@ -21,8 +21,8 @@ from jaxllm.analysis.registry import EARLY, Study, analysis
 from jaxllm.analysis.stats import false_discovery
 
 _COLUMNS = (
-    "task", "domain", "known", "sizes", "runs", "n", "error", "other_domains", "same_tokens",
-    "constant", "noise", "gain", "gain_low", "gain_high", "p", "q", "predicts", "why",
+    "task", "domain", "known", "sizes", "runs", "n", "error", "same_tokens", "constant", "noise",
+    "gain", "gain_low", "gain_high", "p", "q", "predicts", "why",
 )  # fmt: skip
 _FEWEST = 10
 _PENALTIES = np.logspace(-3, 3, 13)
@@ -35,12 +35,10 @@ class HeldOutTasks(Finding):
     """What `held_out_tasks` returns.
 
     Attributes:
-      domain: Over all tasks the share of the error saved, its interval's ends and its p-value.
-      others: The same of predictions from the tasks of all other domains.
+      saved: Over all tasks the share of the error saved, its interval's ends and its p-value.
     """
 
-    domain: Saved = _UNKNOWN
-    others: Saved = _UNKNOWN
+    saved: Saved = _UNKNOWN
 
 
 @analysis(
@@ -52,15 +50,14 @@ class HeldOutTasks(Finding):
     "knows the same tokens of other sizes, and no other task.",
 )
 def held_out_tasks(study: Study) -> HeldOutTasks:
-    """Predicts every task from the others of its domain, and from those of other domains.
+    """Predicts every task from the others of its domain.
 
     Returns:
       A row per task; errors are mean absolute errors of the score on held-out sizes: `error` of
-      the regression on the `known` tasks of the domain, `other_domains` of one on all tasks of
-      other domains, `same_tokens` and `constant` of the naive predictions, `noise` what the
-      sampling error of the task alone costs. `gain` is the share of the better naive one's error
-      that is saved, a geometric mean over sizes with a 95 % t-interval; `predicts` is gain > 0 at
-      `q` < 0.05.
+      the regression on the `known` tasks of the domain, `same_tokens` and `constant` of the naive
+      predictions, `noise` what the sampling error of the task alone costs. `gain` is the share of
+      the better naive one's error that is saved, a geometric mean over sizes with a 95 %
+      t-interval; `predicts` is gain > 0 at `q` < 0.05.
     """
     data, notes = Panel.of(study.curves), study.curves.notes
     params = data.params
@@ -78,36 +75,27 @@ def held_out_tasks(study: Study) -> HeldOutTasks:
     if tested.empty:
         reason = "no domain has two tasks with ten common points in three sizes"
         return HeldOutTasks(f"No answer: {reason}.", table, reason, notes)
-    domain, others = (
-        _saved(pd.DataFrame([r[key] for r in ratios if r]).mean().to_numpy(float))
-        for key in ("inside", "outside")
-    )
+    saved = _saved(np.nanmean([r for r in ratios if r is not None], axis=0))
     naive = tested[["same_tokens", "constant"]].min(axis=1)
+    percent = f"{saved[0]:.0%} (95% interval {saved[1]:.0%} to {saved[2]:.0%}) less error than"
     sentence = (
-        f"From the others of its domain a held-out task is predicted with {_percent(domain)} "
-        "less error than by a naive guess, on sizes held out; from those of other domains with "
-        f"{_percent(others)} less; "
-        f"{int(tested.predicts.sum())} of {len(tested)} tasks are predicted demonstrably better "
-        f"by their domain (5% false discoveries). Mean error {tested.error.mean():.3f} against "
-        f"{naive.mean():.3f}; sampling noise alone is {tested.noise.mean():.3f}."
+        f"From the others of its domain a held-out task is predicted with "
+        f"{percent if math.isfinite(saved[0]) else 'another error than'} by a naive guess, on "
+        f"sizes held out; {int(tested.predicts.sum())} of {len(tested)} tasks are predicted "
+        "demonstrably better by their domain (5% false discoveries). Mean error "
+        f"{tested.error.mean():.3f} against {naive.mean():.3f}; sampling noise alone is "
+        f"{tested.noise.mean():.3f}."
     )
-    return HeldOutTasks(sentence, table, "", notes, domain=domain, others=others)
+    return HeldOutTasks(sentence, table, "", notes, saved=saved)
 
 
-def _percent(saved: Saved) -> str:
-    if not math.isfinite(saved[0]):
-        return "an unknown part"
-    return f"{saved[0]:.0%} (95% interval {saved[1]:.0%} to {saved[2]:.0%})"
-
-
-def _row(
-    data: Panel, sizes: np.ndarray, target: int
-) -> tuple[tuple[object, ...], dict[str, Array]]:
+def _row(data: Panel, sizes: np.ndarray, target: int) -> tuple[tuple[object, ...], Array | None]:
     """The row of one task, and log ratios of its errors to the naive one by size."""
     name, domain = data.tasks[target], data.domains[target]
-    others = [i for i, task in enumerate(data.tasks) if not same_benchmark(task, name)]
-    inside = [i for i in others if data.domains[i] == domain]
-    outside = [i for i in others if data.domains[i] != domain]
+    inside = [
+        i for i, task in enumerate(data.tasks)
+        if data.domains[i] == domain and not same_benchmark(task, name)
+    ]  # fmt: skip
     run, at = np.nonzero(np.isfinite(data.score[:, :, [target, *inside]]).all(axis=2))
     size = sizes[run]
     held = np.unique(size)
@@ -120,16 +108,12 @@ def _row(
     elif len(run) < _FEWEST:
         why = f"fewer than {_FEWEST} common points"
     if why:
-        return (*head, *[math.nan] * 10, False, why), {}
-    y, x_in, x_out = (data.score[run, at][:, of] for of in (target, inside, outside))
-    complete = np.asarray(np.isfinite(x_out).all(axis=1) & bool(outside))
-    errors = {key: np.full(len(y), math.nan) for key in ("inside", "outside", "tokens", "constant")}
+        return (*head, *[math.nan] * 9, False, why), None
+    y, x = (data.score[run, at][:, of] for of in (target, inside))
+    errors = {key: np.full(len(y), math.nan) for key in ("regression", "tokens", "constant")}
     for left in held:
         test, train = size == left, size != left
-        errors["inside"][test] = np.abs(y[test] - _ridge(x_in[train], y[train], x_in[test]))
-        if complete[test].any() and complete[train].sum() > 3:
-            now, then = test & complete, train & complete
-            errors["outside"][now] = np.abs(y[now] - _ridge(x_out[then], y[then], x_out[now]))
+        errors["regression"][test] = np.abs(y[test] - _ridge(x[train], y[train], x[test]))
         same = []
         for other in np.unique(run[train]):
             known = np.isfinite(data.score[other, :, target])
@@ -137,15 +121,14 @@ def _row(
             same.append(np.interp(data.tokens[at[test]], *curve))
         errors["tokens"][test] = np.abs(y[test] - np.mean(same, axis=0))
         errors["constant"][test] = np.abs(y[test] - y[train].mean())
-    mean = {key: float(pd.Series(error).mean()) for key, error in errors.items()}
+    mean = {key: float(error.mean()) for key, error in errors.items()}
     naive = errors[min(("tokens", "constant"), key=lambda key: mean[key])]
-    ratios = {key: np.full(sizes.max() + 1, math.nan) for key in ("inside", "outside")}
-    for key, ratio in ratios.items():
-        for left in held:
-            error, usual = errors[key][size == left].mean(), naive[size == left].mean()
-            ratio[left] = math.log(max(error, 1e-9) / max(usual, 1e-9))
+    ratios = np.full(sizes.max() + 1, math.nan)
+    for left in held:
+        error, usual = errors["regression"][size == left].mean(), naive[size == left].mean()
+        ratios[left] = math.log(max(error, 1e-9) / max(usual, 1e-9))
     noise = math.sqrt(2 / math.pi) * float(pd.Series(data.stderr[run, at, target]).mean())
-    return (*head, *mean.values(), noise, *_saved(ratios["inside"]), math.nan, False, ""), ratios
+    return (*head, *mean.values(), noise, *_saved(ratios), math.nan, False, ""), ratios
 
 
 def _saved(ratios: Array) -> Saved:

@@ -50,7 +50,7 @@ def test_needs_three_sizes_to_learn_and_test() -> None:
 
 def test_pythia_tasks_predict_each_other(pythia) -> None:
     predicted = held_out_tasks(Study(pythia))
-    saved, low, _, p = predicted.others
+    saved, low, _, p = predicted.saved
     assert saved > 0.3 and low > 0 and p < 0.05
     assert (
         predicted.table.why[predicted.table.task == "lambada_openai"].item().startswith("no other")

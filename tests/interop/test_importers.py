@@ -8,7 +8,8 @@ import time
 import pandas as pd
 import pytest
 
-from jaxllm.analysis import capabilities
+from jaxllm.analysis import onsets
+from jaxllm.analysis.curves import curves
 from jaxllm.errors import UserError
 from jaxllm.interop.importers import open_source
 from jaxllm.interop.importers.pythia import PARAMS
@@ -162,10 +163,10 @@ def test_whole_published_set_is_quick_and_complete(shared_data) -> None:
     own = untrained.task.isin(["arc_easy", "piqa", "winogrande", "logiqa", "sciq"])
     assert abs((untrained.value - untrained.chance)[own].mean()) < 0.02
     assert z[own].abs().median() < 2
-    points = capabilities.charted(records[records.run == "pythia-6.9b"])
-    state = capabilities.onsets(points).set_index("task").state
-    assert state["lambada_openai"] == state["arc_easy"] == state["sciq"] == capabilities.LEFT
-    assert state["mmlu_abstract_algebra"] == capabilities.AT_CHANCE
+    of_run = records[records.run == "pythia-6.9b"]
+    state = onsets.trajectories(curves(of_run).main(), of_run)[1].set_index("task").state
+    assert state["lambada_openai"] == state["arc_easy"] == state["sciq"] == onsets.LEFT
+    assert state["mmlu_abstract_algebra"] == onsets.AT_CHANCE
 
 
 @pytest.mark.parametrize(
