@@ -28,8 +28,7 @@ from jaxllm.run.config import CheckpointConfig
 from jaxllm.run.manifest import ManifestEntry
 from jaxllm.run.run import Run
 from jaxllm.sharding.mesh import MeshConfig, make_mesh
-from jaxllm.training.config import OptimizerConfig, ScheduleConfig
-from jaxllm.training.optimizer import make_optimizer
+from jaxllm.training.config import AdamWConfig, ScheduleConfig
 from jaxllm.training.schedule import make_schedule
 from jaxllm.training.state import abstract_state, init_state, num_bytes
 from jaxllm.training.step import compile_train_step, device_batch
@@ -48,7 +47,7 @@ def main() -> None:
 
     mesh = make_mesh(MeshConfig())
     schedule = make_schedule(ScheduleConfig(kind="constant"), 1)
-    optimizer = make_optimizer(OptimizerConfig(), schedule, abstract_params(MODEL))
+    optimizer = AdamWConfig().build(schedule, abstract_params(MODEL))
     abstract = abstract_state(MODEL, optimizer, mesh)
     state = init_state(MODEL, optimizer, abstract, seed=0)
     update = compile_train_step(

@@ -100,7 +100,7 @@ def run(
         )
 
     e = experiment
-    progress = Progress(e.train.steps, e.train.progress_seconds if runtime.is_first() else math.inf)
+    progress = Progress(e.train.steps, 30.0 if runtime.is_first() else math.inf)
     writers: list[Writer] = []
     health = None
     if runtime.is_first():

@@ -56,8 +56,8 @@ def test_text_that_is_no_gin_value_is_a_string(value: str) -> None:
 
 
 def test_gin_values_stay_what_they_are() -> None:
-    load("--gin.ScheduleConfig.peak=3e-4", "--gin.TrainConfig.model_dir='quoted'")
-    assert ScheduleConfig().peak == 3e-4
+    load("--gin.ScheduleConfig.peak_lr=3e-4", "--gin.TrainConfig.model_dir='quoted'")
+    assert ScheduleConfig().peak_lr == 3e-4
     assert TrainConfig().model_dir == "quoted"
 
 

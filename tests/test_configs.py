@@ -18,7 +18,7 @@ from jaxllm.models.config import ModelConfig
 from jaxllm.report.alarms import HealthConfig
 from jaxllm.run.config import CheckpointConfig
 from jaxllm.sharding.mesh import MeshConfig
-from jaxllm.training.config import OptimizerConfig, ScheduleConfig, TrainConfig
+from jaxllm.training.config import AdamWConfig, ScheduleConfig, TrainConfig
 
 
 @pytest.fixture(autouse=True)
@@ -39,11 +39,11 @@ def load(*argv: str) -> None:
         (EvalConfig, "run_code=isolated", r"must be True or False or 'unisolated'$"),
         (EvalConfig, "run_code=1", r"must be True or False or 'unisolated'$"),
         (EvalConfig, "run_code=NO", r"; write False$"),
-        (TrainConfig, "hang_exit=yes", r"; write True$"),
-        (TrainConfig, "hang_exit=1", r"hang_exit = 1: must be True or False$"),
+        (TrainConfig, "exit_on_hang=yes", r"; write True$"),
+        (TrainConfig, "exit_on_hang=1", r"exit_on_hang = 1: must be True or False$"),
         (ModelConfig, "tie_embeddings=false", r"; write False$"),
-        (CheckpointConfig, "initial=off", r"; write False$"),
-        (OptimizerConfig, "clip=none", r"must be a finite number or None; write None$"),
+        (TrainConfig, "exit_on_hang=off", r"; write False$"),
+        (AdamWConfig, "max_grad_norm=none", r"must be a finite number or None; write None$"),
         (TrainConfig, "family=none", r"must be text or None; write None$"),
         (EvalConfig, "data_dir=false", r"; write None$"),
         (EvalConfig, "tasks=none", r"must be a tuple, \(text, …\); write \(\)$"),
@@ -59,9 +59,9 @@ def load(*argv: str) -> None:
         (ModelConfig, "sliding_window_pattern=(0, 'all')", r"a tuple, \(a whole number, …\)"),
         (MeshConfig, "tensor=2.0", r"; write 2$"),
         (CheckpointConfig, "every_steps=1e1", r"must be a whole number or None; write 10$"),
-        (ScheduleConfig, "peak=3e-4x", r"peak = '3e-4x': must be a finite number$"),
-        (ScheduleConfig, "peak=", r"peak = '': must be a finite number$"),
-        (ScheduleConfig, "peak=1e999", r"peak = inf: must be a finite number$"),
+        (ScheduleConfig, "peak_lr=3e-4x", r"peak_lr = '3e-4x': must be a finite number$"),
+        (ScheduleConfig, "peak_lr=", r"peak_lr = '': must be a finite number$"),
+        (ScheduleConfig, "peak_lr=1e999", r"peak_lr = inf: must be a finite number$"),
         (VocabularyConfig, "size='512'", r"size = '512': must be a whole number$"),
         (DataConfig, "weights=a:1,b:2", r"must be a mapping, {'name': a finite number} or None$"),
         (DataConfig, "weights={'a': 'all'}", r"must be a mapping"),
@@ -81,7 +81,7 @@ def test_a_value_of_another_type_is_refused(config: type, binding: str, message:
 @pytest.mark.parametrize(
     ("config", "binding", "value"),
     [
-        (ScheduleConfig, "peak=1", 1),
+        (ScheduleConfig, "peak_lr=1", 1),
         (CheckpointConfig, "every_steps=None", None),
         (EvalConfig, "run_code=True", True),
         (EvalConfig, "run_code=unisolated", "unisolated"),
@@ -105,15 +105,15 @@ def test_no_config_holds_a_number_that_is_none(number: float) -> None:
     with pytest.raises(UserError, match=r"z_loss = .*must be a finite number"):
         TrainConfig(z_loss=number)
     with pytest.raises(UserError, match=r"eps = .*must be a finite number"):
-        dataclasses.replace(OptimizerConfig(), eps=number)
+        dataclasses.replace(AdamWConfig(), eps=number)
     with pytest.raises(UserError, match=r"weights = .*must be a mapping"):
         DataConfig("task", weights={"a": number})
 
 
-@pytest.mark.parametrize("wrong", [{"clip": -1.0}, {"b2": 2.0}, {"weight_decay": -100}])
+@pytest.mark.parametrize("wrong", [{"max_grad_norm": -1.0}, {"b2": 2.0}, {"weight_decay": -100}])
 def test_an_optimizer_that_cannot_work_is_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(UserError, match=next(iter(wrong))):
-        OptimizerConfig(**wrong)
+        AdamWConfig(**wrong)
 
 
 def test_every_config_that_gin_may_bind_is_checked() -> None:

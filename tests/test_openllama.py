@@ -12,7 +12,6 @@ from jaxllm.models.decoder import abstract_params
 from jaxllm.models.scoring import token_loss
 from jaxllm.sharding.mesh import MeshConfig, make_mesh
 from jaxllm.training.experiment import Experiment
-from jaxllm.training.optimizer import make_optimizer
 from jaxllm.training.schedule import make_schedule
 from jaxllm.training.state import abstract_state
 
@@ -40,7 +39,7 @@ def test_openllama_builds_and_traces(size: str, params: int) -> None:
     schedule = make_schedule(experiment.schedule, experiment.train.steps)
     assert schedule(2000) == pytest.approx(3e-4)
     assert schedule(250_000) == pytest.approx(3e-5)
-    optimizer = make_optimizer(experiment.optimizer, schedule, abstract_params(experiment.model))
+    optimizer = experiment.optimizer.build(schedule, abstract_params(experiment.model))
     state = abstract_state(experiment.model, optimizer, make_mesh(MeshConfig()))
     sizes = [leaf.size for leaf in jax.tree.leaves(state.params)]
     assert sum(sizes) == experiment.model.num_params == params

@@ -20,7 +20,6 @@ from jaxllm.sharding.mesh import MeshConfig, make_mesh
 from jaxllm.sharding.rules import partitioning
 from jaxllm.sharding.xla_flags import mesh_options
 from jaxllm.training.experiment import Experiment
-from jaxllm.training.optimizer import make_optimizer
 from jaxllm.training.schedule import make_schedule
 from jaxllm.training.state import abstract_state
 from jaxllm.training.step import abstract_batch, lower_train_step
@@ -92,7 +91,7 @@ def compile_update(
     e = experiment
     e.check(mesh)
     schedule = make_schedule(e.schedule, e.train.steps)
-    optimizer = make_optimizer(e.optimizer, schedule, abstract_params(e.model))
+    optimizer = e.optimizer.build(schedule, abstract_params(e.model))
     start = time.perf_counter()
     lowered = lower_train_step(
         e.model,

@@ -32,7 +32,6 @@ class Layout:
       trajectory: a directory per step with the records of each task.
       tensorboard: event files and profiles.
       report: the directory of the HTML report, index.html.
-      stacks: what the watchdog wrote.
     """
 
     def __init__(self, model_dir: epath.PathLike) -> None:
@@ -50,7 +49,6 @@ class Layout:
         self.trajectory = root / "trajectory"
         self.tensorboard = root / "tensorboard"
         self.report = root / "report"
-        self.stacks = root / "stacks"
 
     def check_name(self) -> None:
         """Refuses a path that Orbax would take for a pattern, and then not find its files.

@@ -134,7 +134,7 @@ class Run:
             raise UserError(
                 f"MODEL_DIR {self.path} has {free / 1e6:,.0f} MB free, and the run's checkpoints "
                 f"will need {num_bytes / 1e6:,.0f} MB: use another disk, or set "
-                "CheckpointConfig.keep = 'last'"
+                "CheckpointConfig.keep_last"
             )
 
     # Config

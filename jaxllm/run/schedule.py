@@ -11,21 +11,18 @@ from jaxllm.run.config import CheckpointConfig
 def scheduled_steps(config: CheckpointConfig, steps: int, tokens_per_step: int) -> tuple[int, ...]:
     """All steps in [0, steps] at which a run of `steps` steps is saved, ascending.
 
-    Early: round(early_first · 2^(k / early_per_doubling)), k = 0, 1, …, below the first regular
-    step or up to `early_until`. Regular: multiples of `every_steps`, or the first step whose
-    tokens reach each multiple of `every_tokens`. The last step is always one of them.
+    Early: 0 and early · 2^k below the first regular step, k = 0, 1, …; or those listed. Regular:
+    multiples of `every_steps`, or the first step whose tokens reach each multiple of
+    `every_tokens`. The last step is always one of them.
     """
-    chosen = {steps}
-    if config.initial:
-        chosen.add(0)
     regular = _regular_steps(config, steps, tokens_per_step)
-    chosen.update(regular)
-    if config.early_first is not None:
-        until = config.early_until
-        if until is None:
-            until = (regular[0] if regular else steps + 1) - 1
-        chosen.update(_early_steps(config, min(until, steps)))
-    return tuple(sorted(chosen))
+    before = regular[0] if regular else steps + 1
+    if isinstance(config.early, int):
+        early = [0, *(config.early << k for k in range(64))]
+        early = [step for step in early if step < before]
+    else:
+        early = [step for step in config.early or () if step <= steps]
+    return tuple(sorted({*early, *regular, steps}))
 
 
 def _regular_steps(config: CheckpointConfig, steps: int, tokens_per_step: int) -> list[int]:
@@ -39,16 +36,6 @@ def _regular_steps(config: CheckpointConfig, steps: int, tokens_per_step: int) -
     )
 
 
-def _early_steps(config: CheckpointConfig, until: int) -> list[int]:
-    assert config.early_first is not None
-    found: list[int] = []
-    k = 0
-    while (step := round(config.early_first * 2 ** (k / config.early_per_doubling))) <= until:
-        found.append(step)
-        k += 1
-    return found
-
-
 def preserved(
     config: CheckpointConfig, steps: Sequence[int], preempted: Collection[int]
 ) -> list[bool]:
@@ -58,11 +45,11 @@ def preserved(
     so that a run that was killed leaves the same checkpoints as one that was not.
     """
     scheduled = [step for step in steps if step not in preempted]
-    if config.keep == "all":
-        kept = set(scheduled)
+    if config.keep_last is None:
+        staying = set(scheduled)
     else:
-        kept = set(scheduled[-config.keep_last :])
+        staying = set(scheduled[-config.keep_last :])
         if config.milestone_steps:
-            kept.update(step for step in scheduled if step % config.milestone_steps == 0)
-    kept.update(steps[-1:])
-    return [step in kept for step in steps]
+            staying.update(step for step in scheduled if step % config.milestone_steps == 0)
+    staying.update(steps[-1:])
+    return [step in staying for step in steps]

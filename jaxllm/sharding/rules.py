@@ -48,15 +48,20 @@ def param_shardings(mesh: Mesh, tree: Any) -> Any:
     """The `NamedSharding` of every array in a tree of boxed (abstract) parameters.
 
     Works on anything that carries the boxes, such as an optimizer state made from boxed
-    parameters. Arrays without a box are replicated. A mesh axis that does not divide its dimension
+    parameters. Arrays without a box, and those of another rank than their box has names (as
+    factored moments), are replicated. A mesh axis that does not divide its dimension
     is left out, so an odd vocabulary is replicated over `tensor` rather than refused.
 
     Returns:
       The tree without boxes, with a `NamedSharding` for each array.
     """
 
-    def sharding(leaf: Any) -> NamedSharding:
+    def sharding(leaf: Any) -> Any:
         if not isinstance(leaf, nn.LogicallyPartitioned):
+            return NamedSharding(mesh, PartitionSpec())
+        if not hasattr(leaf.value, "shape"):  # an optimizer keeps nothing for this parameter
+            return leaf.value
+        if len(leaf.names) != len(leaf.value.shape):
             return NamedSharding(mesh, PartitionSpec())
         spec = nn.logical_to_mesh_axes(leaf.names, LOGICAL_AXIS_RULES) or ()
         fitting = [

@@ -28,7 +28,6 @@ class Experiment:
     model: ModelConfig
     data: DataConfig
     train: TrainConfig
-    optimizer: OptimizerConfig
     schedule: ScheduleConfig
     checkpoints: CheckpointConfig
 
@@ -40,7 +39,6 @@ class Experiment:
             model=ModelConfig(),
             data=DataConfig(),
             train=dataclasses.replace(train, model_dir=model_dir) if model_dir else train,
-            optimizer=OptimizerConfig(),
             schedule=ScheduleConfig(),
             checkpoints=CheckpointConfig(),
         )
@@ -55,6 +53,11 @@ class Experiment:
         if not self.train.model_dir:
             raise UserError("MODEL_DIR is not set: give --gin.MODEL_DIR=<directory or gs://…>")
         return self.train.model_dir
+
+    @property
+    def optimizer(self) -> OptimizerConfig:
+        """What makes the updates."""
+        return self.train.optimizer
 
     @property
     def run_info(self) -> RunInfo:

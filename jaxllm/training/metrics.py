@@ -141,7 +141,7 @@ class MetricsLog:
         step, metrics = self._pending
         self._pending = None
         self._read(step, jax.device_get(metrics))
-        self._watchdog.step(step)
+        self._watchdog.heartbeat()
 
     def carried(self) -> dict[str, Any]:
         """What a checkpoint must take along so that the next line is exact."""
@@ -213,5 +213,6 @@ class MetricsLog:
         saved = f"step {self.saved}" if self.saved is not None else "none"
         raise Diverged(
             f"the {what} is {value} at step {step}; last good: {good}; newest checkpoint: {saved}."
-            " Lower ScheduleConfig.peak, lengthen warmup_steps, or lower OptimizerConfig.clip"
+            " Lower ScheduleConfig.peak_lr, lengthen warmup_steps, or lower the optimizer's"
+            " max_grad_norm"
         )

@@ -1,19 +1,20 @@
-"""Optax's AdamW as the configs say."""
+"""Optax's AdamW as the configs say, and what its state is kept in."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 
-from jaxllm.training.config import OptimizerConfig
+if TYPE_CHECKING:
+    from jaxllm.training.config import AdamWConfig
 
 
-def make_optimizer(
-    config: OptimizerConfig, schedule: optax.Schedule, boxed_params: Any
+def adamw(
+    config: AdamWConfig, schedule: optax.Schedule, boxed_params: Any
 ) -> optax.GradientTransformation:
     """Clipping by global norm, then AdamW.
 
@@ -22,24 +23,46 @@ def make_optimizer(
       schedule: learning rate by updates done.
       boxed_params: (abstract) parameters with their logical axis names, which say what a matrix is.
     """
-    mask = decay_mask(boxed_params) if config.decay == "matrices" else None
-    adamw = optax.adamw(
+    mask = weight_decay_mask(boxed_params) if config.weight_decay_mask == "matrices" else None
+    inner = optax.adamw(
         schedule, config.b1, config.b2, config.eps, weight_decay=config.weight_decay, mask=mask
     )
-    if config.moments_dtype == "bfloat16":
-        adamw = kept_in_bfloat16(adamw)
-    if config.clip is None:
-        return adamw
-    return optax.chain(optax.clip_by_global_norm(config.clip), adamw)
+    return clipped(config, inner)
 
 
-def kept_in_bfloat16(inner: optax.GradientTransformation) -> optax.GradientTransformation:
-    """`inner`, computed in float32, with the float32 arrays of its state kept in bfloat16.
+def clipped(
+    config: AdamWConfig, inner: optax.GradientTransformation
+) -> optax.GradientTransformation:
+    """Clipping by global norm, then `inner`, with its state in `config.state_dtype`."""
+    inner = in_float32(inner)
+    if config.state_dtype == "bfloat16":
+        inner = with_bf16_state(inner)
+    if config.max_grad_norm is None:
+        return inner
+    return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), inner)
 
-    The state is rounded up or down at random, so that it is right on average. The nearest
-    bfloat16, which has 8 bits, would lose every change of a mean below 1/512 of it: with
-    b2 = 0.999 the second mean would never fall. The randomness is a function of the state's own
-    step count and of the array's place in it, so that a resumed run is bitwise the same.
+
+def in_float32(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """`inner` on float32 copies of gradients and parameters, so that its state is float32.
+
+    Optax makes moments in the parameters' dtype; in bfloat16, rounded to nearest, the second one
+    would never fall (see `with_bf16_state`). Of float32 parameters nothing is copied.
+    """
+    widen = lambda tree: _cast(tree, jnp.bfloat16, jnp.float32)
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        return inner.update(widen(updates), state, widen(params))
+
+    return optax.GradientTransformation(lambda params: inner.init(widen(params)), update)
+
+
+def with_bf16_state(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """`inner`, computed in float32, with the float32 arrays of its state stored in bfloat16.
+
+    The state is rounded stochastically, so that it is right on average. The nearest bfloat16,
+    which has 8 bits, would lose every change of a mean below 1/512 of it: with b2 = 0.999 the
+    second mean would never fall. The randomness is a function of the state's own step count and of
+    the array's place in it, so that a resumed run is bitwise the same.
     """
 
     def init(params: optax.Params) -> Any:
@@ -50,11 +73,11 @@ def kept_in_bfloat16(inner: optax.GradientTransformation) -> optax.GradientTrans
         updates, new = inner.update(updates, wide, params)
         key = jax.random.key(optax.tree.get_all_with_path(state, "count")[0][1])
         leaves, tree = jax.tree.flatten(new)
-        kept = [
-            _round_at_random(x, jax.random.fold_in(key, i)) if x.dtype == jnp.float32 else x
+        stored = [
+            _stochastic_round(x, jax.random.fold_in(key, i)) if x.dtype == jnp.float32 else x
             for i, x in enumerate(leaves)
         ]
-        return updates, jax.tree.unflatten(tree, kept)
+        return updates, jax.tree.unflatten(tree, stored)
 
     return optax.GradientTransformation(init, update)
 
@@ -63,7 +86,7 @@ def _cast(tree: Any, old: Any, new: Any) -> Any:
     return jax.tree.map(lambda x: x.astype(new) if x.dtype == old else x, tree)
 
 
-def _round_at_random(x: jax.Array, key: jax.Array) -> jax.Array:
+def _stochastic_round(x: jax.Array, key: jax.Array) -> jax.Array:
     """float32 to one of the two bfloat16 beside it, which is `x` on average.
 
     bfloat16 is the upper half of a float32: a random lower half is added and then cut off. What is
@@ -76,7 +99,7 @@ def _round_at_random(x: jax.Array, key: jax.Array) -> jax.Array:
     return jnp.where(jnp.isfinite(x), rounded, x.astype(jnp.bfloat16))
 
 
-def decay_mask(boxed_params: Any) -> Any:
+def weight_decay_mask(boxed_params: Any) -> Any:
     """True for matrices, False for vectors such as norms and biases: what weight decay acts on.
 
     It is the logical axes that count, not `ndim`: layers are stacked, and heads and head_dim are

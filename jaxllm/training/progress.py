@@ -10,7 +10,7 @@ from typing import TextIO
 class Progress:
     """A line that is renewed in a terminal; elsewhere a new line every `every` seconds."""
 
-    def __init__(self, steps: int, every: float, out: TextIO | None = None) -> None:
+    def __init__(self, steps: int, every: float = 30.0, out: TextIO | None = None) -> None:
         self._steps = steps
         self._out = out or sys.stdout
         self._terminal = self._out.isatty()

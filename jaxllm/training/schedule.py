@@ -12,40 +12,43 @@ from jaxllm.training.config import ScheduleConfig
 def make_schedule(config: ScheduleConfig, steps: int) -> optax.Schedule:
     """The learning rate as a function of the updates done before (Optax's count).
 
-    Update s = count + 1, with w warmup steps and the horizon h (s and h in steps):
+    Update s = count + 1, with w warmup steps and decay_end_step h (s and h in steps):
 
       warmup    s < w        peak · s / w
-      cosine    w <= s <= h  final + (peak - final) · (1 + cos(π (s - w) / (h - w))) / 2
-      wsd       w <= s       peak until h - d, then linear to final at h
+      cosine    w <= s <= h  end + (peak - end) · (1 + cos(π (s - w) / (h - w))) / 2
+      wsd       w <= s       peak until h - d, then linear to end at h
       constant  w <= s       peak
 
-    Beyond the horizon the rate stays at final. The first update already learns, unlike with a
+    Beyond h the rate stays at end_lr. The first update already learns, unlike with a
     schedule that begins at 0; at s = w and s = h both conventions agree.
 
     Raises:
-      UserError: warmup and decay do not fit into the horizon.
+      UserError: warmup and decay do not fit into the steps.
     """
-    horizon = config.horizon or steps
+    end = config.decay_end_step or steps
     warmup = config.warmup_steps
-    decay = config.decay_steps or max(1, horizon // 10)
+    decay = config.decay_steps or max(1, end // 10)
     needed = warmup + (decay if config.kind == "wsd" else 0)
-    if config.kind != "constant" and needed > horizon:
+    if config.kind != "constant" and needed > end:
         raise UserError(
-            f"ScheduleConfig: {needed} steps of warmup and decay do not fit into {horizon} steps"
+            f"ScheduleConfig: {needed} steps of warmup and decay do not fit into {end} steps"
         )
     if config.kind == "constant":
-        after = optax.constant_schedule(config.peak)
+        after = optax.constant_schedule(config.peak_lr)
     elif config.kind == "wsd":
-        stable = horizon - decay - warmup
-        after = optax.linear_schedule(config.peak, config.final, decay, transition_begin=stable)
+        stable = end - decay - warmup
+        linear = optax.linear_schedule(
+            config.peak_lr, config.end_lr, decay, transition_begin=stable
+        )
+        after = lambda count: jnp.maximum(linear(count), config.end_lr)  # not an ulp below
     else:
         after = optax.cosine_decay_schedule(
-            config.peak, max(1, horizon - warmup), alpha=config.final / config.peak
+            config.peak_lr, max(1, end - warmup), alpha=config.end_lr / config.peak_lr
         )
 
     def schedule(count: int) -> jnp.ndarray:
         update = jnp.asarray(count, jnp.int32) + 1
-        rising = config.peak * update / max(1, warmup)
+        rising = config.peak_lr * update / max(1, warmup)
         return jnp.where(update < warmup, rising, after(jnp.maximum(update - warmup, 0)))
 
     return schedule

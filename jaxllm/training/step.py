@@ -75,7 +75,7 @@ def lower_train_step(
 
     Args:
       model: its architecture.
-      optimizer: from `make_optimizer`.
+      optimizer: from `OptimizerConfig.build`.
       schedule: learning rate by updates done; for the metrics.
       mesh: where `abstract` lives.
       abstract: from `abstract_state`.

@@ -18,7 +18,6 @@ from jaxllm.run.manifest import ManifestEntry, code_version
 from jaxllm.run.run import Run
 from jaxllm.training.experiment import Evaluator, Experiment, Source
 from jaxllm.training.metrics import Diverged, MetricsLog, Position
-from jaxllm.training.optimizer import make_optimizer
 from jaxllm.training.profile import Profile
 from jaxllm.training.progress import Progress
 from jaxllm.training.schedule import make_schedule
@@ -67,12 +66,12 @@ class Session:
         self.scheduled = frozenset(e.scheduled_steps)
         self._scored = frozenset(evaluator.due(e.scheduled_steps) if evaluator else ())
         with self.clock.measure("setup"), contextlib.ExitStack() as opened:
-            self._progress = progress or Progress(e.train.steps, e.train.progress_seconds)
+            self._progress = progress or Progress(e.train.steps)
             opened.enter_context(contextlib.closing(self._progress))
             for writer in writers:
                 opened.enter_context(contextlib.closing(writer))
             self._schedule = make_schedule(e.schedule, e.train.steps)
-            self._optimizer = make_optimizer(e.optimizer, self._schedule, abstract_params(e.model))
+            self._optimizer = e.optimizer.build(self._schedule, abstract_params(e.model))
             abstract = self._abstract = abstract_state(e.model, self._optimizer, mesh)
             self.run = Run.create(e.model_dir)
             newest = max((entry.step for entry in self.run.available()), default=-1)
@@ -103,13 +102,7 @@ class Session:
             own = [MetricsJsonl(e.model_dir, self.step)] if jax.process_index() == 0 else []
             self._writers: list[Writer] = [*own, *writers]
             self._watchdog = opened.enter_context(
-                Watchdog(
-                    e.model_dir,
-                    minutes=e.train.hang_minutes,
-                    medians=e.train.hang_medians,
-                    exit=e.train.hang_exit,
-                    doing=lambda: self.clock.doing,
-                )
+                contextlib.closing(Watchdog(e.train.watchdog_minutes, e.train.exit_on_hang))
             )
             self.log = MetricsLog(
                 model=e.model,
@@ -169,6 +162,7 @@ class Session:
     def compile_update(self) -> TrainStep:
         """The compiled update; its compilation is not a part of any step's time."""
         e = self._experiment
+        self._watchdog.pause()
         with self.clock.measure("compile"):
             update = compile_train_step(
                 e.model,
@@ -230,7 +224,7 @@ class Session:
                     )
             for writer in self._writers:
                 writer.write_records(self.step, records)
-        self._watchdog.alive()
+        self._watchdog.heartbeat()
         seconds, total = time.perf_counter() - began, self.clock.total()
         self._progress.say(
             f"step {self.step}: scored in {seconds:.1f} s; "
@@ -238,7 +232,7 @@ class Session:
         )
 
     def _alive_and_should_stop(self) -> bool:
-        self._watchdog.alive()
+        self._watchdog.heartbeat()
         return self._should_stop()
 
     def _entry(self, kind: str) -> ManifestEntry:

@@ -1,99 +1,38 @@
-"""A step that hangs says where: the stacks of all threads, on stderr and in MODEL_DIR/stacks/."""
+"""A run that hangs says where: the stacks of all threads, on stderr."""
 
 from __future__ import annotations
 
-import collections
 import faulthandler
-import os
-import statistics
-import sys
-import tempfile
-import threading
 import time
-from collections.abc import Callable
-from typing import Any
-
-import jax
-from etils import epath
-
-from jaxllm.run.layout import Layout
-
-_BEFORE_THE_FIRST_STEP = ("setup", "compile")  # may take as long as they take
 
 
 class Watchdog:
-    """Waits in a thread of its own for the next sign of life.
+    """Waits for the next sign of life, from the first one on; what comes before may take its time.
 
-    It barks when none has come for the longer of `minutes` and `medians` times the median step,
-    and again each time that the silence has doubled. By default it only barks: a slow disk or a
-    large evaluation is no reason to end a run. With `exit` it ends the process with code 1, so that
-    what supervises the hosts starts them again; the other hosts end with it.
+    Without one for `minutes`, the stacks are written, again after each such time. By default that
+    is all: a slow disk or a large evaluation is no reason to end a run. With `exit` the process
+    then ends with code 1, so that what supervises the hosts starts them again; the others end too.
+
+    `faulthandler` waits and writes in C, without the interpreter's lock, to a descriptor that is
+    open already: it works whatever hangs, MODEL_DIR included.
     """
 
-    def __init__(
-        self,
-        model_dir: epath.PathLike,
-        *,
-        minutes: float | None,
-        medians: float,
-        exit: bool,
-        doing: Callable[[], str],
-    ) -> None:
-        self._stacks = Layout(model_dir).stacks
-        self._minutes, self._medians, self._exit, self._doing = minutes, medians, exit, doing
-        self._step, self._alive = 0, time.monotonic()
-        self._durations: collections.deque[float] = collections.deque(maxlen=100)
-        self._stepped: float | None = None
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+    def __init__(self, minutes: float | None, exit: bool) -> None:
+        self._seconds, self._exit = 60 * (minutes or 0.0), exit
+        self._armed: float | None = None
 
-    def __enter__(self) -> Watchdog:
-        if self._minutes is not None:
-            self._thread.start()
-        return self
+    def heartbeat(self) -> None:
+        """Says that the run goes forward."""
+        now = time.monotonic()
+        due = self._armed is None or now - self._armed > self._seconds / 20
+        if self._seconds and due:  # a thread each time: not at every step
+            self._armed = now
+            faulthandler.dump_traceback_later(self._seconds, repeat=True, file=2, exit=self._exit)
 
-    def __exit__(self, *_: Any) -> None:
-        self._ended.set()
+    def pause(self) -> None:
+        """Stops waiting, until the next heartbeat."""
+        if self._armed is not None:
+            faulthandler.cancel_dump_traceback_later()
+        self._armed = None
 
-    def alive(self) -> None:
-        """Something other than a step has gone forward."""
-        self._alive, self._stepped = time.monotonic(), None
-
-    def step(self, step: int) -> None:
-        """A step has ended."""
-        self._step, self._alive = step, time.monotonic()
-        if self._stepped is not None:
-            self._durations.append(self._alive - self._stepped)
-        self._stepped = self._alive
-
-    @property
-    def limit(self) -> float:
-        """Seconds of silence that are too long."""
-        median = statistics.median(self._durations) if self._durations else 0.0
-        return max(60 * (self._minutes or 0.0), self._medians * median)
-
-    def _watch(self) -> None:
-        barked = 0.0
-        while not self._ended.wait(min(1.0, self.limit / 10)):
-            if self._doing() in _BEFORE_THE_FIRST_STEP:
-                self._alive = time.monotonic()
-            silence = time.monotonic() - self._alive
-            if silence < self.limit:
-                barked = 0.0
-            elif silence >= 2 * barked:
-                barked = silence
-                self._bark(silence)
-                if self._exit:
-                    os._exit(1)
-
-    def _bark(self, silence: float) -> None:
-        process = jax.process_index()
-        name = f"step_{self._step}.process_{process}.txt"
-        after = f"process {process} shows no sign of life {silence:.0f} s after step {self._step}"
-        with tempfile.TemporaryFile("w+") as file:
-            faulthandler.dump_traceback(file, all_threads=True)
-            file.seek(0)
-            text = f"{after}, in: {self._doing()}\n\n{file.read()}"
-        print(f"\nwatchdog: {text}", file=sys.stderr, flush=True)
-        self._stacks.mkdir(parents=True, exist_ok=True)  # last: what hangs may be this very disk
-        (self._stacks / name).write_text(text)
+    close = pause

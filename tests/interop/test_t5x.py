@@ -33,8 +33,7 @@ from jaxllm.models.decoder import abstract_params, init_params, logits
 from jaxllm.models.generation import generate
 from jaxllm.models.scoring import score_tokens, token_loss
 from jaxllm.sharding.mesh import MeshConfig, make_mesh
-from jaxllm.training.config import OptimizerConfig, ScheduleConfig
-from jaxllm.training.optimizer import make_optimizer
+from jaxllm.training.config import AdamWConfig, ScheduleConfig
 from jaxllm.training.schedule import make_schedule
 from tests.conftest import REPOSITORY
 
@@ -48,8 +47,8 @@ CONFIG = ModelConfig(
     max_length=24,
     init_stddev=0.2,  # far from uniform: a wrong token or mask shows
 )
-SCHEDULE = make_schedule(ScheduleConfig(peak=1e-2, final=1e-3, warmup_steps=2), 10)
-OPTIMIZER = OptimizerConfig(eps=1e-3)  # smooth where a gradient is nearly 0
+SCHEDULE = make_schedule(ScheduleConfig(peak_lr=1e-2, end_lr=1e-3, warmup_steps=2), 10)
+OPTIMIZER = AdamWConfig(eps=1e-3)  # smooth where a gradient is nearly 0
 LENGTHS = {"inputs": 12, "targets": 12}
 
 
@@ -213,7 +212,7 @@ def test_a_train_step_is_ours() -> None:
         before,
         jax.jit(lambda: flatten(init_params(CONFIG, jax.random.PRNGKey(0))))(),
     )
-    optimizer = make_optimizer(OPTIMIZER, SCHEDULE, abstract_params(CONFIG))
+    optimizer = OPTIMIZER.build(SCHEDULE, abstract_params(CONFIG))
     rows = ours(batch)
 
     def loss(p):

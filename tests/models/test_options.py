@@ -18,7 +18,7 @@ from jaxllm.models.norms import Norm
 from jaxllm.models.scoring import token_loss
 from jaxllm.sharding.mesh import MeshConfig, make_mesh
 from jaxllm.sharding.rules import batch_sharding, param_shardings, partitioning
-from jaxllm.training.optimizer import decay_mask
+from jaxllm.training.optimizer import weight_decay_mask
 from tests.models.families import EVERY_CONFIG
 from tests.models.helpers import TINY, pack, random_batch, random_params
 
@@ -88,7 +88,7 @@ def test_parameters_count_name_their_axes_and_decay_as_matrices(name: str) -> No
     boxed = lambda x: isinstance(x, nn.LogicallyPartitioned)
     shapes = abstract_params(config)
     leaves = jax.tree_util.tree_leaves_with_path(shapes, is_leaf=boxed)
-    decays = jax.tree.leaves(decay_mask(shapes))
+    decays = jax.tree.leaves(weight_decay_mask(shapes))
     assert config.num_params == sum(leaf.value.size for _, leaf in leaves)
     for (path, leaf), decay in zip(leaves, decays, strict=True):
         last = path[-1].key

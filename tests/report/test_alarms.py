@@ -37,7 +37,7 @@ def test_a_wrong_learning_rate_rings_once(home: Path) -> None:
     healthy = finish(start(home, "rings", *flags, "--gin.TRAIN_STEPS=150"))
     assert "ALARM" not in healthy and alarms(home / "rings") == []
     wrong = finish(
-        start(home, "rings", *flags, "--gin.TRAIN_STEPS=200", "--gin.ScheduleConfig.peak=1.0")
+        start(home, "rings", *flags, "--gin.TRAIN_STEPS=200", "--gin.ScheduleConfig.peak_lr=1.0")
     )
     (row,) = [row for row in alarms(home / "rings") if row["check"] == "loss spikes"]
     assert 151 < row["step"] <= 165 and row["subjects"] == [f"since {row['at']:.0f}"]
@@ -48,7 +48,7 @@ def test_a_wrong_learning_rate_rings_once(home: Path) -> None:
     assert "step 200" in wrong  # it went on to the end
     before = (home / "rings" / "alarms.jsonl").read_text()
     same = finish(
-        start(home, "rings", *flags, "--gin.TRAIN_STEPS=205", "--gin.ScheduleConfig.peak=1.0")
+        start(home, "rings", *flags, "--gin.TRAIN_STEPS=205", "--gin.ScheduleConfig.peak_lr=1.0")
     )
     assert "ALARM" not in same and (home / "rings" / "alarms.jsonl").read_text() == before
 

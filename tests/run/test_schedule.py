@@ -1,5 +1,7 @@
 """The cadence against Pythia's published checkpoints and first principles."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,11 +19,17 @@ def test_default_is_pythias_154_checkpoints() -> None:
     assert steps[-2:] == (142_000, 143_000)
 
 
-def test_early_series_is_as_dense_as_asked() -> None:
-    config = CheckpointConfig(
-        initial=False, early_first=8, early_per_doubling=2, early_until=70, every_steps=None
-    )
-    assert scheduled_steps(config, 100, 1) == (8, 11, 16, 23, 32, 45, 64, 100)
+@pytest.mark.parametrize(
+    ("early", "steps"),
+    [
+        (75, (0, 75, 150, 300, 400)),
+        ((8, 11, 16, 350, 500), (8, 11, 16, 300, 350, 400)),
+        ((), (300, 400)),
+        (None, (300, 400)),
+    ],
+)
+def test_early_steps_double_or_are_listed(early: Any, steps: tuple[int, ...]) -> None:
+    assert scheduled_steps(CheckpointConfig(early=early, every_steps=300), 400, 1) == steps
 
 
 @given(
@@ -32,7 +40,7 @@ def test_early_series_is_as_dense_as_asked() -> None:
 def test_every_tokens_saves_at_the_first_step_beyond_each_multiple(
     every: float, tokens_per_step: int, steps: int
 ) -> None:
-    config = CheckpointConfig(initial=False, early_first=None, every_steps=None, every_tokens=every)
+    config = CheckpointConfig(early=None, every_steps=None, every_tokens=every)
     crossed = {
         s
         for s in range(1, steps + 1)
@@ -47,7 +55,7 @@ def test_every_tokens_saves_at_the_first_step_beyond_each_multiple(
     last=st.integers(1, 5),
 )
 def test_last_k_and_milestones_stay(scheduled: set[int], preempted: set[int], last: int) -> None:
-    config = CheckpointConfig(keep="last", keep_last=last, milestone_steps=10)
+    config = CheckpointConfig(keep_last=last, milestone_steps=10)
     preempted = preempted - scheduled
     steps = sorted(scheduled | preempted)
     kept = {s for s, keep in zip(steps, preserved(config, steps, preempted), strict=True) if keep}
@@ -65,7 +73,7 @@ def test_a_preempted_checkpoint_is_replaced_by_the_next() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"every_tokens": 1e6}, {"keep": "best"}, {"keep_last": 0}, {"early_first": 0}],
+    [{"every_tokens": 1e6}, {"keep_last": 0}, {"early": 0}, {"early": (-1,)}],
 )
 def test_contradictions_are_refused(wrong: dict) -> None:
     with pytest.raises(UserError, match=next(iter(wrong))):

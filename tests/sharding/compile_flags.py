@@ -22,7 +22,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxllm.models.decoder import abstract_params
 from jaxllm.sharding import xla_flags
 from jaxllm.sharding.mesh import MeshConfig, make_mesh
-from jaxllm.training.optimizer import make_optimizer
 from jaxllm.training.schedule import make_schedule
 from jaxllm.training.state import abstract_state
 from jaxllm.training.step import compile_train_step
@@ -54,7 +53,7 @@ def train_step_options(mesh: Mesh) -> dict[str, str]:
     """What `compile_train_step` gives to the compiler; the step itself is compiled, too."""
     e = experiment("unused")
     schedule = make_schedule(e.schedule, 10)
-    optimizer = make_optimizer(e.optimizer, schedule, abstract_params(MODEL))
+    optimizer = e.optimizer.build(schedule, abstract_params(MODEL))
     given = {}
     compile_ = jax.stages.Lowered.compile
 

@@ -14,7 +14,7 @@ from jaxllm.models.batch import Batch
 from jaxllm.models.config import ModelConfig
 from jaxllm.run.config import CheckpointConfig
 from jaxllm.sharding.mesh import MeshConfig, make_mesh
-from jaxllm.training.config import OptimizerConfig, ScheduleConfig, TrainConfig
+from jaxllm.training.config import ScheduleConfig, TrainConfig
 from jaxllm.training.experiment import Experiment
 
 LENGTH, ROWS, VOCABULARY = 8, 8, 32
@@ -32,8 +32,7 @@ def experiment(model_dir: Path | str, **changes: Any) -> Experiment:
     configs = {
         "model": MODEL,
         "data": DataConfig(mixture_or_task_name="fake", sequence_length=LENGTH, batch_size=ROWS),
-        "optimizer": OptimizerConfig(),
-        "schedule": ScheduleConfig(peak=1e-2, final=1e-3, warmup_steps=3),
+        "schedule": ScheduleConfig(peak_lr=1e-2, end_lr=1e-3, warmup_steps=3),
         "checkpoints": CheckpointConfig(every_steps=4),
     }
     configs |= {name: changes.pop(name) for name in tuple(changes) if name in configs}

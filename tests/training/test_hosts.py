@@ -121,11 +121,11 @@ def test_a_host_that_fails_ends_the_others(home: Path) -> None:
 
 @pytest.mark.slow
 def test_a_host_that_stands_still_shows_where_the_others_wait(home: Path) -> None:
-    """The watchdog of the other one writes its stacks and, asked to, ends it."""
+    """The watchdog of the other one shows its stacks and, asked to, ends it."""
     run = home / "still"
     hosts = start(
         home, "still", 2, "--gin.TRAIN_STEPS=100000", "--heartbeat_timeout=300",
-        "--gin.TrainConfig.hang_minutes=0.3", "--gin.TrainConfig.hang_exit=True",
+        "--gin.TrainConfig.watchdog_minutes=0.3", "--gin.TrainConfig.exit_on_hang=True",
     )  # fmt: skip
     wait_for(hosts, lambda: steps_logged(run) > 0)
     hosts[1].send_signal(signal.SIGSTOP)
@@ -135,6 +135,4 @@ def test_a_host_that_stands_still_shows_where_the_others_wait(home: Path) -> Non
         hosts[1].kill()
         hosts[1].communicate()
     assert hosts[0].returncode == 1
-    assert "watchdog: process 0 shows no sign of life" in output
-    (stacks,) = (run / "stacks").glob("*.process_0.txt")
-    assert "jaxllm/training/loop.py" in stacks.read_text()
+    assert "Timeout" in output and "jaxllm/training/loop.py" in output

@@ -22,7 +22,6 @@ from jaxllm.run.run import Run
 from jaxllm.training.experiment import Experiment
 from jaxllm.training.loop import Outcome, train
 from jaxllm.training.metrics import Diverged
-from jaxllm.training.optimizer import make_optimizer
 from jaxllm.training.state import abstract_state
 from tests.training.helpers import MODEL, FakeBatches, FakeSource, experiment, mesh
 
@@ -99,7 +98,7 @@ def exact(line: dict) -> str:
 
 
 def params(e: Experiment, step: int) -> Any:
-    optimizer = make_optimizer(e.optimizer, lambda count: 0.1, abstract_params(e.model))
+    optimizer = e.optimizer.build(lambda count: 0.1, abstract_params(e.model))
     return restore_params(
         Layout(e.model_dir), step, abstract_state(e.model, optimizer, mesh(1)).params
     )

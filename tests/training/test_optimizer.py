@@ -13,11 +13,11 @@ import torch
 
 from jaxllm.errors import UserError
 from jaxllm.models.decoder import abstract_params
-from jaxllm.run import jsonl
 from jaxllm.run.config import CheckpointConfig
-from jaxllm.training.config import OptimizerConfig, ScheduleConfig
+from jaxllm.run.run import Run
+from jaxllm.training.config import AdamWConfig, ScheduleConfig
 from jaxllm.training.loop import train
-from jaxllm.training.optimizer import _round_at_random, decay_mask, make_optimizer
+from jaxllm.training.optimizer import _stochastic_round, weight_decay_mask
 from jaxllm.training.schedule import make_schedule
 from jaxllm.training.state import abstract_state, init_state
 from tests.training.helpers import MODEL, FakeBatches, FakeSource, experiment, mesh
@@ -30,9 +30,11 @@ def test_updates_are_pytorchs(decay: str) -> None:
     values = {"matrix": random.normal(size=(2, 4, 3)), "norm": random.normal(size=(2, 4))}
     names = {"matrix": ("layers", "embed", "mlp"), "norm": ("layers", "norm")}
     boxed = {k: nn.LogicallyPartitioned(jnp.asarray(v), names[k]) for k, v in values.items()}
-    schedule = make_schedule(ScheduleConfig(peak=0.1, final=0.01, warmup_steps=3), 10)
-    config = OptimizerConfig(b1=0.8, b2=0.9, eps=1e-6, weight_decay=0.3, decay=decay, clip=2.0)
-    optimizer = make_optimizer(config, schedule, boxed)
+    schedule = make_schedule(ScheduleConfig(peak_lr=0.1, end_lr=0.01, warmup_steps=3), 10)
+    config = AdamWConfig(
+        b1=0.8, b2=0.9, eps=1e-6, weight_decay=0.3, weight_decay_mask=decay, max_grad_norm=2.0
+    )
+    optimizer = config.build(schedule, boxed)
     params = nn.unbox(boxed)
     state = optimizer.init(params)
 
@@ -57,7 +59,7 @@ def test_updates_are_pytorchs(decay: str) -> None:
 
 
 def test_matrices_decay_and_norms_do_not() -> None:
-    mask = decay_mask(abstract_params(MODEL))
+    mask = weight_decay_mask(abstract_params(MODEL))
     leaves = jax.tree_util.tree_leaves_with_path(mask)
     spared = {jax.tree_util.keystr(path) for path, decays in leaves if not decays}
     assert len(leaves) > len(spared) > 0
@@ -67,12 +69,12 @@ def test_matrices_decay_and_norms_do_not() -> None:
 
 def test_an_unknown_mask_is_refused() -> None:
     with pytest.raises(UserError, match="biases"):
-        OptimizerConfig(decay="biases")
+        AdamWConfig(weight_decay_mask="biases")
 
 
 def test_rounding_at_random_is_right_on_average_and_exact_where_it_can_be() -> None:
     values = jnp.asarray([1.0, -3.5, 0.0, 1.001, -7.77e-5, jnp.inf, jnp.nan], jnp.float32)
-    rounded = jax.vmap(lambda key: _round_at_random(values, key))(
+    rounded = jax.vmap(lambda key: _stochastic_round(values, key))(
         jax.random.split(jax.random.key(0), 10_000)
     )
     assert rounded.dtype == jnp.bfloat16
@@ -87,10 +89,10 @@ def test_rounding_at_random_is_right_on_average_and_exact_where_it_can_be() -> N
 
 def test_second_mean_in_bfloat16_falls_where_the_nearest_one_would_stay() -> None:
     """1,000 updates without a gradient, b2 = 0.999: it is 0.999 ** 1000 of what it was."""
-    config = OptimizerConfig(b1=0.9, b2=0.999, clip=None, moments_dtype="bfloat16")
+    config = AdamWConfig(b1=0.9, b2=0.999, max_grad_norm=None, state_dtype="bfloat16")
     params = {"w": jnp.ones((64, 64))}
     boxed = {"w": nn.LogicallyPartitioned(params["w"], ("embed", "mlp"))}
-    optimizer = make_optimizer(config, lambda count: 0.0, boxed)
+    optimizer = config.build(lambda count: 0.0, boxed)
     start = optimizer.update({"w": jnp.ones((64, 64))}, optimizer.init(params), params)[1]
     second = lambda state: float(jnp.mean(optax.tree.get(state, "nu")["w"].astype(jnp.float32)))
     none = {"w": jnp.zeros((64, 64))}
@@ -107,14 +109,14 @@ def test_moments_in_bfloat16_take_half_the_memory_and_learn_alike(tmp_path: Path
     def losses(name: str, dtype: str, *stops: int) -> list[float]:
         e = experiment(
             tmp_path / name, steps=200, log_every=20,
-            optimizer=OptimizerConfig(moments_dtype=dtype),
-            schedule=ScheduleConfig(peak=1e-2, final=1e-3, warmup_steps=3, horizon=200),
-            checkpoints=CheckpointConfig(early_first=None, every_steps=50),
+            optimizer=AdamWConfig(state_dtype=dtype),
+            schedule=ScheduleConfig(peak_lr=1e-2, end_lr=1e-3, warmup_steps=3, decay_end_step=200),
+            checkpoints=CheckpointConfig(early=(0,), every_steps=50),
         )  # fmt: skip
         for steps in (*stops, 200):
             e = dataclasses.replace(e, train=dataclasses.replace(e.train, steps=steps))
             train(e, mesh(1), FakeSource(), FakeBatches)
-        return [row["loss"] for row in jsonl.read(tmp_path / name / "metrics.jsonl")[0]]
+        return [row["loss"] for row in Run(tmp_path / name).metrics_lines.read()[0]]
 
     full, half = losses("full", "float32"), losses("half", "bfloat16")
     np.testing.assert_allclose(half, full, rtol=0.01)
@@ -123,9 +125,7 @@ def test_moments_in_bfloat16_take_half_the_memory_and_learn_alike(tmp_path: Path
 
     on, size = mesh(1), {}
     for dtype in ("float32", "bfloat16"):
-        optimizer = make_optimizer(
-            OptimizerConfig(moments_dtype=dtype), lambda count: 0.1, abstract_params(MODEL)
-        )
+        optimizer = AdamWConfig(state_dtype=dtype).build(lambda count: 0.1, abstract_params(MODEL))
         state = init_state(MODEL, optimizer, abstract_state(MODEL, optimizer, on), seed=0)
         size[dtype] = sum(x.nbytes for x in jax.tree.leaves(state.opt_state)) - 2 * 4  # counts
     assert size["float32"] == 2 * 4 * MODEL.num_params
@@ -134,4 +134,4 @@ def test_moments_in_bfloat16_take_half_the_memory_and_learn_alike(tmp_path: Path
 
 def test_an_unknown_dtype_of_moments_is_refused() -> None:
     with pytest.raises(UserError, match="float8"):
-        OptimizerConfig(moments_dtype="float8")
+        AdamWConfig(state_dtype="float8")

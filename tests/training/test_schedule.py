@@ -24,7 +24,7 @@ def theirs(make: object, steps: int, **options: int | str | float) -> list[float
 
 
 def test_cosine_is_transformers_cosine() -> None:
-    config = ScheduleConfig(kind="cosine", peak=2e-3, final=0.0, warmup_steps=7)
+    config = ScheduleConfig(kind="cosine", peak_lr=2e-3, end_lr=0.0, warmup_steps=7)
     expected = theirs(
         transformers.get_cosine_schedule_with_warmup, 50, num_warmup_steps=7, num_training_steps=50
     )
@@ -34,7 +34,7 @@ def test_cosine_is_transformers_cosine() -> None:
 @pytest.mark.parametrize("floor", [0.0, 0.1])
 def test_wsd_is_transformers_wsd(floor: float) -> None:
     config = ScheduleConfig(
-        kind="wsd", peak=1e-2, final=1e-2 * floor, warmup_steps=5, decay_steps=12
+        kind="wsd", peak_lr=1e-2, end_lr=1e-2 * floor, warmup_steps=5, decay_steps=12
     )
     expected = theirs(
         transformers.get_wsd_schedule, 40, num_warmup_steps=5, num_decay_steps=12,
@@ -47,21 +47,21 @@ def test_wsd_is_transformers_wsd(floor: float) -> None:
 
 
 def test_constant_after_warmup() -> None:
-    config = ScheduleConfig(kind="constant", peak=1.0, warmup_steps=4)
+    config = ScheduleConfig(kind="constant", peak_lr=1.0, warmup_steps=4)
     assert ours(config, 6) == pytest.approx([0.25, 0.5, 0.75] + [1.0] * 6)
 
 
 @pytest.mark.parametrize("kind", ["cosine", "wsd"])
 def test_ends_at_final_and_stays(kind: str) -> None:
-    config = ScheduleConfig(kind=kind, peak=1.0, final=0.25, warmup_steps=0)
+    config = ScheduleConfig(kind=kind, peak_lr=1.0, end_lr=0.25, warmup_steps=0)
     rates = ours(config, 20)
     assert rates[19:] == pytest.approx([0.25] * 4)
     assert max(rates) <= 1.0
 
 
 def test_a_horizon_beyond_the_run_is_the_longer_runs_schedule() -> None:
-    long = ours(ScheduleConfig(peak=1.0, final=0.1, warmup_steps=2), 40)
-    short = ours(ScheduleConfig(peak=1.0, final=0.1, warmup_steps=2, horizon=40), 10)
+    long = ours(ScheduleConfig(peak_lr=1.0, end_lr=0.1, warmup_steps=2), 40)
+    short = ours(ScheduleConfig(peak_lr=1.0, end_lr=0.1, warmup_steps=2, decay_end_step=40), 10)
     assert short == long[:13]
     assert long[9] == pytest.approx(0.1 + 0.45 * (1 + math.cos(math.pi * 8 / 38)))
 

@@ -9,7 +9,6 @@ import optax
 import pytest
 
 from jaxllm.models.decoder import abstract_params, logits
-from jaxllm.training.optimizer import make_optimizer
 from jaxllm.training.schedule import make_schedule
 from jaxllm.training.state import TrainState, abstract_state, init_state, num_bytes
 from jaxllm.training.step import StepMetrics, compile_train_step, device_batch
@@ -22,7 +21,7 @@ def trained(
     """State before and after some updates, on the host, and the metrics."""
     e = experiment("unused", steps=20)
     schedule = make_schedule(e.schedule, 20)
-    optimizer = make_optimizer(e.optimizer, schedule, abstract_params(MODEL))
+    optimizer = e.optimizer.build(schedule, abstract_params(MODEL))
     abstract = abstract_state(MODEL, optimizer, on)
     state = init_state(MODEL, optimizer, abstract, seed=3)
     before = jax.device_get(state)
@@ -113,9 +112,7 @@ def test_z_loss_acts_on_the_gradient_and_is_not_in_the_loss(one_device: Any) -> 
 
 def test_state_is_sharded_and_its_size_known() -> None:
     on = mesh(8, fsdp=4, tensor=2)
-    optimizer = make_optimizer(
-        experiment("unused").optimizer, lambda count: 0.1, abstract_params(MODEL)
-    )
+    optimizer = experiment("unused").optimizer.build(lambda count: 0.1, abstract_params(MODEL))
     abstract = abstract_state(MODEL, optimizer, on)
     assert num_bytes(abstract) == 3 * 4 * MODEL.num_params + 3 * 4  # params, mu, nu; 3 counters
     state = init_state(MODEL, optimizer, abstract, seed=0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -78,53 +77,6 @@ def test_parts_of_the_time_sum_to_the_whole() -> None:
     shares = lap.shares()
     assert shares["goodput"] == pytest.approx(0.3)
     assert sum(shares.values()) == pytest.approx(1.0)
-
-
-def hanging(step: int, until: threading.Event) -> type[FakeBatches]:
-    class Batches(FakeBatches):
-        def __next__(self) -> Any:
-            if self._next == (step - 1) * 8:
-                assert until.wait(60), "the watchdog did not bark"
-            return super().__next__()
-
-    return Batches
-
-
-def test_a_step_that_hangs_shows_its_stacks_and_goes_on(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """The batch of step 6 comes only when the stacks are on the disk."""
-    e = experiment(tmp_path, hang_minutes=2 / 60, hang_medians=3.0)
-    file = tmp_path / "stacks" / "step_4.process_0.txt"  # 5 is under way when 6 is waited for
-    seen = threading.Event()
-
-    def watch() -> None:
-        while not (file.exists() and file.read_text()):
-            time.sleep(0.01)
-        seen.set()
-
-    threading.Thread(target=watch, daemon=True).start()
-    outcome = go(e, hanging(6, seen))
-    assert outcome.finished
-    text = file.read_text()
-    assert text.splitlines()[0].startswith("process 0 shows no sign of life")
-    assert text.splitlines()[0].endswith("after step 4, in: data")
-    assert "in __next__" in text
-    assert f"{Path(__file__).name}" in text
-    assert text in capfd.readouterr().err
-
-
-def test_slow_steps_are_not_hanging(tmp_path: Path) -> None:
-    """Ten steps of 0.1 s under a limit of 30 medians, however short the minutes are."""
-
-    class Slow(FakeBatches):
-        def __next__(self) -> Any:
-            time.sleep(0.1)
-            return super().__next__()
-
-    go(experiment(tmp_path, hang_minutes=0.001, hang_medians=1e6), Slow)
-    names = [path.name for path in (tmp_path / "stacks").glob("*")]
-    assert all(name.startswith(("step_0.", "step_1.")) for name in names), "no median was known yet"
 
 
 def test_a_profile_is_where_tensorboard_looks(tmp_path: Path) -> None:

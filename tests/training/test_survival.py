@@ -42,11 +42,10 @@ ModelConfig.embed_dim = 16
 ModelConfig.mlp_dim = 32
 ModelConfig.num_heads = 2
 ScheduleConfig.warmup_steps = 5
-ScheduleConfig.peak = 1e-2
-CheckpointConfig.early_first = None
+ScheduleConfig.peak_lr = 1e-2
+CheckpointConfig.early = (0,)
 CheckpointConfig.every_steps = 20
 TrainConfig.log_every = 7
-TrainConfig.progress_seconds = 0.0
 """
 
 

@@ -33,7 +33,6 @@ from jaxllm.models.generation import Cache, decode_step, init_cache, prefill
 from jaxllm.models.scoring import score_tokens, token_loss
 from jaxllm.sharding.rules import LOGICAL_AXIS_RULES, param_shardings
 from jaxllm.training.config import OptimizerConfig
-from jaxllm.training.optimizer import make_optimizer
 
 try:
     from t5x import checkpoints, decoding, losses, models, optimizers, partitioning
@@ -172,7 +171,7 @@ def adamw(
 ) -> optimizers.OptimizerDef:
     """The optimizer of `jaxllm.train` in t5x's wrapper: clipping, AdamW, decay as configured."""
     boxed = flax.core.freeze(abstract_params(config))
-    return optimizers.OptaxWrapper(make_optimizer(optimizer, schedule, boxed))
+    return optimizers.OptaxWrapper(optimizer.build(schedule, boxed))
 
 
 def logical_axis_rules(
