@@ -28,7 +28,7 @@ def load(*argv: str) -> None:
 
 
 def test_files_are_found_by_bare_name_and_later_bindings_win(tmp_path: Path) -> None:
-    (tmp_path / "mine.gin").write_text("include 'models/openllama_7b.gin'\nTrainConfig.steps = 7\n")
+    (tmp_path / "mine.gin").write_text("include 'models/llama.gin'\nTrainConfig.steps = 7\n")
     load(
         "--gin_file=mine.gin",
         f"--gin_search_paths={tmp_path}",

@@ -28,7 +28,7 @@ def fresh_gin() -> Iterator[None]:
 )
 def test_openllama_builds_and_traces(size: str, params: int) -> None:
     argv = (
-        "--gin_file=openllama.gin", f"--gin_file=models/openllama_{size}.gin",
+        "--gin_file=openllama.gin", f"--gin.SIZE={size}",
         "--gin.MODEL_DIR=gs://bucket/run", "--gin.MeshConfig.fsdp=8",
     )  # fmt: skip
     cli.load_gin(cli.parse(cli.parser("test"), argv))

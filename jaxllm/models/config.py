@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
+
+import gin
 
 from jaxllm.configs import checked, configurable
 from jaxllm.errors import UserError
@@ -23,6 +26,28 @@ _CHOICES = {
     "quantization": ("none", "int8", "fp8"),
     "remat": REMAT_POLICIES,
 }
+
+
+@gin.configurable
+def of_size(size: str, fields: tuple[str, ...], sizes: Mapping[str, tuple[Any, ...]]) -> Any:
+    """Look a field of ModelConfig up in a family's table of sizes (see gin/models/sizes.gin).
+
+    In gin `@num_layers/of_size()`: the scope names the field. A field that the table does not have
+    keeps its default.
+
+    Args:
+      size: the row, as 7b.
+      fields: names of the columns.
+      sizes: size -> its row.
+
+    Raises:
+      UserError: no row of that name.
+    """
+    if size not in sizes:
+        raise UserError(f"SIZE = {size!r}: must be one of {', '.join(sizes)}")
+    field = gin.current_scope_str()
+    row = dict(zip(fields, sizes[size], strict=True))
+    return row[field] if field in row else ModelConfig.__dataclass_fields__[field].default
 
 
 def _check_positive(config: Any, name: str, may_be_zero: tuple[str, ...]) -> None:

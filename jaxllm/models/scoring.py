@@ -82,7 +82,8 @@ def token_loss(
     """
     hidden = hidden_states(config, params, batch)
     kernel = head_kernel(config, params)
-    size = _chunk_length(*batch.targets.shape, chunk_tokens)
+    rows, length = batch.targets.shape
+    size = _chunk_length(rows, length, chunk_tokens)
     return _head_loss(size, z_loss, hidden, kernel, batch.targets, batch.weights)
 
 
