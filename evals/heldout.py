@@ -21,16 +21,19 @@ DOMAINS = {"code": "code", "math": "math"}
 
 
 def passages(corpus: str) -> Iterator[Document]:
-    """Evenly spaced passages of the validation split of `corpus`, a registered corpus task.
+    """Evenly spaced passages of the validation split of `corpus`, a corpus task.
+
+    The configured run's corpora are registered for it if they are not yet.
 
     Raises:
       UserError: there is no such corpus, or it has no validation split.
     """
     from jaxllm.data import corpora
 
+    corpora.register_if_unknown(corpus)
     found: list[Document] = []
     read = 0
-    for document in corpora.documents(corpus, "validation", on_bad=lambda message: None):
+    for document in corpora.documents(corpus, "validation", on_error=lambda message: None):
         text, name = document["text"], document["id"]
         found += [
             Document(text[start : start + PASSAGE_CHARS], f"{name}@{start}")

@@ -1,5 +1,8 @@
 """The one exception for a user's mistake, and text of others as a terminal may show it."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class UserError(Exception):
     """A mistake of the user: one line that names the culprit and the way out.
@@ -16,3 +19,9 @@ def printable(text: str) -> str:
 def one_line(text: object) -> str:
     """`text`, perhaps an exception, on one line of printable characters."""
     return printable(" ".join(str(text).split()))
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean A, B?` from the known names closest to `name`, or nothing."""
+    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+    return f"; did you mean {', '.join(close)}?" if close else ""

@@ -71,16 +71,11 @@ def score_run(args: argparse.Namespace) -> int:
     run = Run.create(args.model_dir)  # it must take records
     mesh = start(args)
 
-    from jaxllm.data import corpora
-    from jaxllm.evals.heldout import PREFIX
     from jaxllm.evaluation.offline import OfflineScorer
-    from jaxllm.evaluation.resolve import resolve
     from jaxllm.training.evaluator import make_evaluator
     from jaxllm.training.experiment import Experiment
 
     experiment = Experiment.configured(args.model_dir)
-    if any(name.startswith(PREFIX) for name in resolve(config)):
-        corpora.resolve(experiment.data)  # they look for the run's own corpora there
     scorer = OfflineScorer(
         run,
         make_evaluator(experiment, mesh, config),

@@ -138,7 +138,7 @@ def make_generator(args: argparse.Namespace) -> Generator:
 def from_run(args: argparse.Namespace, mesh: Any) -> tuple[Any, Any, Any]:
     """The model, parameters and vocabulary of a checkpoint of a run."""
     from jaxllm.data.config import DataConfig
-    from jaxllm.data.tokenizer_files import with_saved_tokenizer
+    from jaxllm.data.tokenizer import with_saved_tokenizer
     from jaxllm.data.vocabularies import build_vocabulary
     from jaxllm.models.config import ModelConfig
     from jaxllm.run.data_identity import saved_tokenizer

@@ -1,4 +1,4 @@
-"""Tokenises a run's corpora into the cache, as `jaxllm.train` does by itself when it has to.
+"""Tokenizes a run's corpora into the cache, as `jaxllm.train` does by itself when it has to.
 
     python -m jaxllm.prepare --gin_file=quickstart.gin
     python -m jaxllm.prepare --gin_file=quickstart.gin --report_overlap
@@ -40,18 +40,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = cli.parse(flags, argv)
     cli.load_gin(args)
 
-    from jaxllm.data import corpora
     from jaxllm.data.config import DataConfig
+    from jaxllm.data.corpora import Corpora
     from jaxllm.data.prepare import prepare, summary
+    from jaxllm.data.vocabularies import load_tokenizer
 
     config = DataConfig()
-    domains = corpora.resolve(config)
+    corpora = Corpora.resolve(config)
     splits = args.split or ["train"]
     if args.report_overlap:
-        report_overlap([domain.name for domain in domains], splits, args)
+        report_overlap([domain.name for domain in corpora.domains], splits, args)
         return 0
+    tokenizer = load_tokenizer(config, corpora)
     for split in splits:
-        print(f"{split}\n{summary(prepare(config, split))}")
+        print(f"{split}\n{summary(prepare(config, corpora, tokenizer, split))}")
     return 0
 
 

@@ -22,6 +22,7 @@ from jaxllm.errors import one_line
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
+    from jaxllm.data.corpora import Corpora
     from jaxllm.data.loader import SequenceSource
     from jaxllm.evaluation.config import EvalConfig
     from jaxllm.run.run import Run
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Until the loop has something to save, a preempted machine may take the process at once.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 
-    from jaxllm.data import corpora
+    from jaxllm.data.corpora import Corpora
     from jaxllm.evaluation.config import EvalConfig
     from jaxllm.evaluation.resolve import resolve
     from jaxllm.report.alarms import HealthConfig
@@ -49,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # All mistakes that can be seen without data come before the data are prepared.
     experiment, scoring, mesh_config = Experiment.configured(), EvalConfig(), MeshConfig()
     resolve(scoring)
-    corpora.resolve(experiment.data)
+    corpora = Corpora.resolve(experiment.data)
     references = HealthConfig().open()
     runtime.join_hosts(args)
     runtime.enable_compilation_cache()
@@ -57,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     mesh = make_mesh(mesh_config)
     experiment.check(mesh)
 
-    outcome, advice = run(experiment, scoring, mesh, references)
+    outcome, advice = run(experiment, scoring, mesh, references, corpora)
     if runtime.is_first():
         print(timing(outcome))
         if outcome.finished:
@@ -70,7 +71,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(
-    experiment: Experiment, scoring: EvalConfig, mesh: Mesh, references: Sequence[Run] = ()
+    experiment: Experiment,
+    scoring: EvalConfig,
+    mesh: Mesh,
+    references: Sequence[Run] = (),
+    corpora: Corpora | None = None,
 ) -> tuple[Outcome, str]:
     """Prepares what is missing, then trains, scores and watches.
 
@@ -88,7 +93,7 @@ def run(
     from jaxllm.training.progress import Progress
     from jaxllm.training.writers import Writer
 
-    source = open_data(experiment)
+    source = open_data(experiment, corpora)
 
     def open_batches(start: int) -> Loader:
         return Loader(
@@ -120,24 +125,23 @@ def run(
     return outcome, health.advice() if health and not outcome.finished else ""
 
 
-def open_data(experiment: Experiment) -> SequenceSource:
+def open_data(experiment: Experiment, corpora: Corpora | None = None) -> SequenceSource:
     """Opens the training sequences of a run, with the vocabulary that it has saved, if any.
 
     Raises:
       UserError: they are not those that the run began with, or hosts have different ones.
     """
     from jaxllm.data.loader import open_source
-    from jaxllm.data.tokenizer_files import with_saved_tokenizer
-    from jaxllm.data.vocabularies import tokenizer_files
+    from jaxllm.data.tokenizer import with_saved_tokenizer
     from jaxllm.run import data_identity
 
     model_dir = experiment.model_dir
     data = with_saved_tokenizer(experiment.data, data_identity.saved_tokenizer(model_dir))
-    source = open_source(data)
+    source = open_source(data, corpora)
     source.check_hosts_agree()
     data_identity.verify(model_dir, source.fingerprint)
     if runtime.is_first():
-        data_identity.save(model_dir, source.fingerprint, tokenizer_files(data).files)
+        data_identity.save(model_dir, source.fingerprint, source.tokenizer.files)
     return source
 
 

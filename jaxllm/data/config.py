@@ -25,13 +25,15 @@ class VocabularyConfig:
         published model. Special tokens are those that the JSON files beside it name. Without a
         path, a SentencePiece model is trained on the run's corpora and kept in the cache.
       size: tokens in a vocabulary that is trained here.
-      sample_mb: megabytes of text that training reads, an equal share of each domain.
+      bos_token, eos_token: what begins and ends a document, as `<s>`, where the files at `path`
+        name no token for it or another one.
     """
 
     kind: str = "sentencepiece"
     path: str | None = None
     size: int = 32_000
-    sample_mb: float = 8.0
+    bos_token: str | None = None
+    eos_token: str | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in VOCABULARY_KINDS:
@@ -50,18 +52,17 @@ class DataConfig:
     """The corpora of a run and the batches that are made of them.
 
     Attributes:
-      mixture_or_task_name: a SeqIO mixture or task with a `text` feature; empty for a model whose
-        corpora are not known. The names that exist
-        without further modules: the domains of `jaxllm.evals.probes`, those under corpus_dir,
-        those of `tfds`, and the mixtures `embedded`, `corpus_dir` and `tfds` of them.
-      sequence_length: tokens of a row.
-      batch_size: rows of a global batch, over all hosts.
-      weights: domain -> share of the rows (any positive scale), in place of the mixture's rates.
-        Domains that it does not name are not read.
-      layout: `concat` chunks the concatenated documents, and a row attends across them, as
+      mixture_or_task_name: a SeqIO mixture or task with a `text` feature: a domain under
+        corpus_dir, of `tfds` or of `modules`, or the mixtures `corpus_dir` and `tfds` of them;
+        empty for a model whose corpora are not known.
+      sequence_length: tokens of a sequence.
+      batch_size: sequences of a global batch, over all hosts.
+      weights: domain -> share of the sequences (any positive scale), in place of the mixture's
+        rates. Domains that it does not name are not read.
+      layout: `concat` chunks the concatenated documents, and a sequence attends across them, as
         OpenLLaMA did; `concat_masked` does the same without attention across documents; `pack`
-        puts documents whole into rows as far as they fit, without attention across them.
-      seed: order of documents, rows and domains.
+        puts complete documents into sequences as far as they fit, without attention across them.
+      seed: order of documents, sequences and domains.
       cache_dir: where prepared corpora and trained vocabularies are kept (a local directory).
       corpus_dir: a directory of corpora, `<domain>/[<source>/]{train,valid,test}*.<suffix>` with
         .jsonl or .txt files, plain, .gz or .zst. An unsplit file counts as train.
@@ -69,11 +70,9 @@ class DataConfig:
         and as needed `text` (the name of the text feature) and `train`, `validation`, `test` (the
         TFDS slices that serve as these splits, as `train[1%:]`).
       tfds_data_dir: where TFDS data sets lie, local or gs://; None for TFDS's own default.
-      modules: Python modules that register further SeqIO tasks when imported.
-      vocabulary: how the text is tokenised.
-      prefetch: batches that are made ahead of the loop.
-      num_workers: processes that tokenise; 0 tokenises in this one.
-      max_bad_documents: share of undecodable lines above which a corpus is refused.
+      modules: Python modules that register further SeqIO tasks, when imported or in a function
+        `register()`; the quickstart's corpora are in `jaxllm.evals.probes.corpora`.
+      vocabulary: how the text is tokenized.
     """
 
     mixture_or_task_name: str = ""
@@ -88,9 +87,6 @@ class DataConfig:
     tfds_data_dir: str | None = None
     modules: tuple[str, ...] = ()
     vocabulary: VocabularyConfig = dataclasses.field(default_factory=lambda: VocabularyConfig())
-    prefetch: int = 4
-    num_workers: int = dataclasses.field(default_factory=lambda: os.cpu_count() or 1)
-    max_bad_documents: float = 0.001
 
     def __post_init__(self) -> None:
         if self.layout not in LAYOUTS:

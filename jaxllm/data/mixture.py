@@ -1,14 +1,14 @@
-"""Which domain row i of a run comes from, and which of the domain's rows it is.
+"""Which domain sequence i of a run comes from, and its number among those of the domain.
 
-Row i sits at the point u_i = frac(i / golden ratio + offset) of the unit interval, and the domain
-whose share of the interval holds u_i gives the row. These points are as evenly spread as points
+Sequence i sits at the point u_i = frac(i / golden ratio + offset) of the unit interval, and the
+domain whose share of the interval holds u_i gives it. These points are as evenly spread as points
 can be (a Weyl sequence with the golden ratio: Kuipers and Niederreiter, "Uniform Distribution of
-Sequences", 1974, chapter 2.3), so in *every* stretch of n rows a domain is within O(log n) rows of
+Sequences", 1974, chapter 2.3), so in *every* stretch of n sequences a domain is within O(log n) of
 its share: batches are alike, and the loss per domain is not noisy because the mixture was.
 
-How many of the rows before i a domain gave is a sum of floors of a line, which Euclid's algorithm
-evaluates in O(log i) steps: that is the O(1) seek of a resumed run. All in integers modulo 2^64,
-so it is exact on every machine.
+How many of the sequences before i a domain gave is a sum of floors of a line, which Euclid's
+algorithm evaluates in O(log i) steps: that is the O(1) seek of a resumed run. All in integers
+modulo 2^64, so it is exact on every machine.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ STEP = 0x9E3779B97F4A7C15  # 2^64 / golden ratio, made odd
 
 
 class Mixture:
-    """Rows of several domains, interleaved by weight.
+    """Sequences of several domains, interleaved by weight.
 
     Attributes:
       weights: float64 [D], the share of each domain; they sum to 1.
@@ -38,24 +38,24 @@ class Mixture:
         self._edges = [0, *edges, MODULUS]  # domain d owns [edges[d], edges[d + 1])
         self._inner = np.asarray(edges, dtype=np.uint64)
 
-    def rows(self, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Rows start .. start + count - 1.
+    def sequences(self, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Sequences start .. start + count - 1.
 
         Returns:
-          domains: int64 [count], the domain of each row.
-          indices: int64 [count], its number among the domain's rows, from 0.
+          domains: int64 [count], the domain of each sequence.
+          indices: int64 [count], its number among the domain's sequences, from 0.
         """
         first = np.uint64((start * STEP + self._offset) % MODULUS)
         points = first + np.arange(count, dtype=np.uint64) * np.uint64(STEP)  # modulo 2^64
         domains = np.searchsorted(self._inner, points, side="right").astype(np.int64)
         indices = np.empty(count, dtype=np.int64)
         for domain in np.unique(domains):
-            mine = domains == domain
-            indices[mine] = self.count(int(domain), start) + np.arange(int(mine.sum()))
+            own = domains == domain
+            indices[own] = self.count(int(domain), start) + np.arange(int(own.sum()))
         return domains, indices
 
     def count(self, domain: int, stop: int) -> int:
-        """How many of the rows 0 .. stop - 1 come from `domain`."""
+        """How many of the sequences 0 .. stop - 1 come from `domain`."""
         low, high = self._edges[domain], self._edges[domain + 1]
         return self._points_below(high, stop) - self._points_below(low, stop)
 

@@ -1,4 +1,4 @@
-"""Tokenises the corpora of a run once, into the cache.
+"""Tokenizes the corpora of a run once, into the cache.
 
 A domain's split is one store (`jaxllm.data.store`), named by a hash of what it depends on: the
 documents, the vocabulary and the format. Runs with other weights, layouts or lengths share it. It
@@ -14,27 +14,29 @@ import hashlib
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+from jaxllm.data import corpora
 from jaxllm.data.config import DataConfig
+from jaxllm.data.corpora import Corpora
 from jaxllm.data.store import FORMAT_VERSION, TokenStore, TokenWriter
-from jaxllm.data.tokenize import Encoder, Tokens, encode_batches
-from jaxllm.data.tokenizer_files import TokenizerFiles
+from jaxllm.data.tokenizer import Tokenizer, Tokens
 from jaxllm.errors import UserError
 from jaxllm.io import made_once, remove_abandoned
 
-BATCH_CHARS = 1 << 18
+BATCH_CHARS = 1 << 22  # several of the longest documents, for the tokenizer's threads
+MAX_BAD_SHARE = 0.001  # of unreadable lines, above which a corpus is refused
 EARLY_BAD = 1000
-ONE_PROCESS_CHARS = 1 << 22
 
 
 @dataclasses.dataclass(frozen=True)
 class PreparedDomain:
-    """A domain of a run, tokenised.
+    """A domain of a run, tokenized.
 
     Attributes:
       name: the SeqIO task.
-      weight: its share of the rows; the weights of a run's domains sum to 1.
+      weight: its share of the sequences; the weights of a run's domains sum to 1.
       store: its tokens.
     """
 
@@ -43,74 +45,71 @@ class PreparedDomain:
     store: TokenStore
 
 
-def prepare(config: DataConfig, split: str = "train") -> tuple[PreparedDomain, ...]:
-    """The domains of a run, each tokenised into the cache if it is not there.
+def prepare(
+    config: DataConfig, resolved: Corpora, tokenizer: Tokenizer, split: str = "train"
+) -> tuple[PreparedDomain, ...]:
+    """The domains of a run, each tokenized into the cache if it is not there.
 
     Raises:
-      UserError: a corpus is missing, empty or has too many bad lines, or the cache cannot be
-        written.
+      UserError: a corpus is missing, empty or has too many bad lines, its documents would not be
+        separated, or the cache cannot be written.
     """
-    from jaxllm.data import corpora, vocabularies
-
-    domains = corpora.resolve(config)
+    if not tokenizer.separates:
+        raise UserError(
+            f"{config.vocabulary.path}: no file names a token that ends or begins a document; set"
+            " VocabularyConfig.eos_token (or bos_token) to one, as '<|endoftext|>'"
+        )
+    root = Path(config.cache, "corpora")
+    prepared = []
     with _disk_errors(config.cache):
-        Path(config.cache, "corpora").mkdir(parents=True, exist_ok=True)
-        remove_abandoned(Path(config.cache, "corpora"))
-        files = vocabularies.tokenizer_files(config)
-        prepared = []
-        for domain in domains:
-            parts = (FORMAT_VERSION, files.identity, corpora.fingerprint(domain.name, split))
+        root.mkdir(parents=True, exist_ok=True)
+        remove_abandoned(root)
+        for domain in resolved.domains:
+            parts = (FORMAT_VERSION, tokenizer.identity, corpora.fingerprint(domain.name, split))
             key = hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
-            directory = Path(config.cache, "corpora", f"{domain.name}-{split}-{key}")
+            directory = root / f"{domain.name}-{split}-{key}"
             if not TokenStore.is_complete(directory):
-                prepare_domain(config, domain.name, split, files, directory)
+                prepare_domain(domain.name, split, tokenizer, directory)
             store = TokenStore(directory)
-            _check_bad(config, domain.name, store.counts.documents, store.counts.bad, "")
+            _check_bad(domain.name, store.counts.documents, store.counts.bad, "")
             prepared.append(PreparedDomain(domain.name, domain.weight, store))
     return tuple(prepared)
 
 
-def prepare_domain(
-    config: DataConfig, domain: str, split: str, files: TokenizerFiles, directory: Path
-) -> None:
-    """Tokenises one split of one domain into a store at `directory`, which appears complete."""
+def prepare_domain(domain: str, split: str, tokenizer: Tokenizer, directory: Path) -> None:
+    """Tokenizes one split of one domain into a store at `directory`, which appears complete."""
     from tqdm import tqdm
 
     with made_once(directory, TokenStore.is_complete) as partial:
         if partial is None:  # another process made it while this one waited
             return
         began = time.monotonic()
-        reading = _Reading(config, domain, split)
-        encoder = Encoder(files)
-        writer = TokenWriter(partial, encoder.dtype)
+        reading = _Reading(domain, split)
+        writer = TokenWriter(partial, tokenizer.dtype)
         text_bytes = 0
         bar = tqdm(desc=f"prepare {domain} {split}", unit="B", unit_scale=True, disable=None)
         with contextlib.closing(writer), bar:
-            for tokens in _encode(reading.batches(), encoder, config.num_workers):
+            for tokens in _encoded(reading.batches(), tokenizer):
                 writer.add(tokens.ids, tokens.lengths)
                 text_bytes += tokens.text_bytes
                 bar.update(tokens.text_bytes)
-            _check_bad(config, domain, writer.documents, reading.bad, reading.first_bad)
+            _check_bad(domain, writer.documents, reading.bad, reading.first_bad)
             if not writer.documents:
                 raise UserError(f"corpus {domain} has no text in its split {split}")
             writer.finish(
                 domain=domain,
                 split=split,
-                vocab_size=encoder.size,
+                vocab_size=tokenizer.size,
                 text_bytes=text_bytes,
                 empty=reading.empty,
                 bad=reading.bad,
                 first_bad=reading.first_bad,
             )
-    seconds = time.monotonic() - began
-    left_out = (
-        f", {reading.empty} empty and {reading.bad} bad left out"
-        if (reading.empty or reading.bad)
-        else ""
-    )
+    left_out = f", {reading.empty} empty and {reading.bad} bad left out"
     print(
         f"prepared {domain} {split}: {writer.documents:,} documents, {writer.tokens:,} tokens, "
-        f"{text_bytes / 1e6:.1f} MB in {seconds:.1f} s{left_out}",
+        f"{text_bytes / 1e6:.1f} MB in {time.monotonic() - began:.1f} s"
+        f"{left_out if reading.empty or reading.bad else ''}",
         file=sys.stderr,
     )
     if reading.bad:
@@ -126,19 +125,17 @@ class _Reading:
       first_bad: the first of them, with file and line number.
     """
 
-    def __init__(self, config: DataConfig, domain: str, split: str) -> None:
-        self._config, self._domain, self._split = config, domain, split
+    def __init__(self, domain: str, split: str) -> None:
+        self._domain, self._split = domain, split
         self._documents = 0
         self.empty = self.bad = 0
         self.first_bad = ""
 
     def batches(self) -> Iterator[list[str]]:
         """Lists of texts of about BATCH_CHARS characters in all."""
-        from jaxllm.data import corpora
-
         batch: list[str] = []
         size = 0
-        for document in corpora.documents(self._domain, self._split, self._on_bad):
+        for document in corpora.documents(self._domain, self._split, self._on_error):
             text = document["text"]
             if not text:
                 self.empty += 1
@@ -152,31 +149,32 @@ class _Reading:
         if batch:
             yield batch
 
-    def _on_bad(self, message: str) -> None:
+    def _on_error(self, message: str) -> None:
         self.bad += 1
         self.first_bad = self.first_bad or message
         if self.bad % EARLY_BAD == 0:  # do not read a terabyte of nonsense to its end
-            _check_bad(self._config, self._domain, self._documents, self.bad, self.first_bad)
+            _check_bad(self._domain, self._documents, self.bad, self.first_bad)
 
 
-def _encode(batches: Iterator[list[str]], encoder: Encoder, workers: int) -> Iterator[Tokens]:
-    """Encodes in this process what is done before workers would have started."""
-    chars = 0
-    while workers == 0 or chars < ONE_PROCESS_CHARS:
-        batch = next(batches, None)
-        if batch is None:
-            return
-        chars += sum(map(len, batch))
-        yield encoder(batch)
-    yield from encode_batches(batches, encoder.files, workers)
+def _encoded(batches: Iterator[list[str]], tokenizer: Tokenizer) -> Iterator[Tokens]:
+    """Tokenizes each batch while the next one is read."""
+    with ThreadPoolExecutor(1) as thread:
+        pending: Future[Tokens] | None = None
+        for batch in batches:
+            following = thread.submit(tokenizer.encode_documents, batch)
+            if pending is not None:
+                yield pending.result()
+            pending = following
+        if pending is not None:
+            yield pending.result()
 
 
-def _check_bad(config: DataConfig, domain: str, documents: int, bad: int, first: str) -> None:
-    if bad > config.max_bad_documents * (documents + bad):
+def _check_bad(domain: str, documents: int, bad: int, first: str) -> None:
+    if bad > MAX_BAD_SHARE * (documents + bad):
         raise UserError(
             f"corpus {domain}: {bad} of {documents + bad} documents cannot be read"
-            f"{', first ' + first if first else ''}; mend them, or raise"
-            f" DataConfig.max_bad_documents ({config.max_bad_documents})"
+            f"{', first ' + first if first else ''}; mend them, or take them out"
+            f" (up to {MAX_BAD_SHARE:.1%} are left out)"
         )
 
 

@@ -2,7 +2,7 @@
 
 JSON has an object per line, or is one array of objects; `text` is the document, `id` is optional.
 A text file is cut at line ends into documents of about a megabyte, so that joining them gives the
-file back. A line that cannot be read is handed to `on_bad` as `file:line: reason` and left out.
+file back. A line that cannot be read is handed to `on_error` as `file:line: reason` and left out.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from jaxllm.errors import UserError
 
 COMPRESSIONS = (".gz", ".zst")
 FORMATS = (".jsonl", ".json", ".txt")
-TEXT_PIECE_BYTES = 1 << 20
+TEXT_CHUNK_BYTES = 1 << 20
 
-OnBad = Callable[[str], None]
+OnError = Callable[[str], None]
 
 
-def refuse(message: str) -> None:
-    """The `on_bad` that takes none: the first bad line is the user's error."""
+def raise_on_error(message: str) -> None:
+    """The default `on_error`: the first bad line is the user's error."""
     raise UserError(message)
 
 
@@ -39,7 +39,9 @@ def file_format(path: epath.PathLike) -> str | None:
     return next((suffix for suffix in FORMATS if name.endswith(suffix)), None)
 
 
-def read_documents(path: epath.PathLike, on_bad: OnBad = refuse) -> Iterator[dict[str, str]]:
+def read_documents(
+    path: epath.PathLike, on_error: OnError = raise_on_error
+) -> Iterator[dict[str, str]]:
     """Documents of a file, in order, as dicts with `text` and `id`.
 
     Raises:
@@ -52,9 +54,9 @@ def read_documents(path: epath.PathLike, on_bad: OnBad = refuse) -> Iterator[dic
     try:
         with _open(path) as lines:
             if kind == ".txt":
-                yield from _text_documents(path, lines, on_bad)
+                yield from _text_documents(path, lines, on_error)
             else:
-                yield from _json_documents(path, lines, on_bad)
+                yield from _json_documents(path, lines, on_error)
     except FileNotFoundError as error:
         raise UserError(f"no file {path}") from error
     except (OSError, EOFError, zlib.error) as error:
@@ -77,7 +79,9 @@ def _open(path: epath.Path) -> Iterator[Any]:
             yield raw
 
 
-def _json_documents(path: epath.Path, lines: IO[bytes], on_bad: OnBad) -> Iterator[dict[str, str]]:
+def _json_documents(
+    path: epath.Path, lines: IO[bytes], on_error: OnError
+) -> Iterator[dict[str, str]]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -88,35 +92,37 @@ def _json_documents(path: epath.Path, lines: IO[bytes], on_bad: OnBad) -> Iterat
             else:
                 rows = [json.loads(line)]
         except UnicodeDecodeError as error:
-            on_bad(f"{where}: invalid UTF-8 ({error.reason} at byte {error.start})")
+            on_error(f"{where}: invalid UTF-8 ({error.reason} at byte {error.start})")
         except json.JSONDecodeError as error:
-            on_bad(f"{where}: broken JSON ({error.msg} at column {error.colno})")
+            on_error(f"{where}: broken JSON ({error.msg} at column {error.colno})")
         else:
             for index, row in enumerate(rows):
                 identity = f"{path.name}:{number}" + (f"[{index}]" if len(rows) > 1 else "")
                 if not isinstance(row, dict) or not isinstance(row.get("text"), str):
-                    on_bad(f"{where}: no `text` string in {_shorten(row)}")
+                    on_error(f"{where}: no `text` string in {_shorten(row)}")
                 elif _has_surrogate(row["text"]):
-                    on_bad(f"{where}: half of a surrogate pair, which UTF-8 cannot hold")
+                    on_error(f"{where}: half of a surrogate pair, which UTF-8 cannot hold")
                 else:
                     yield {"text": row["text"], "id": str(row.get("id", identity))}
 
 
-def _text_documents(path: epath.Path, lines: IO[bytes], on_bad: OnBad) -> Iterator[dict[str, str]]:
-    piece: list[str] = []
+def _text_documents(
+    path: epath.Path, lines: IO[bytes], on_error: OnError
+) -> Iterator[dict[str, str]]:
+    chunk: list[str] = []
     size, first = 0, 1
     for number, line in enumerate(lines, 1):
         try:
-            piece.append(line.decode())
+            chunk.append(line.decode())
         except UnicodeDecodeError as error:
-            on_bad(f"{path}:{number}: invalid UTF-8 ({error.reason} at byte {error.start})")
+            on_error(f"{path}:{number}: invalid UTF-8 ({error.reason} at byte {error.start})")
             continue
         size += len(line)
-        if size >= TEXT_PIECE_BYTES:
-            yield {"text": "".join(piece), "id": f"{path.name}:{first}"}
-            piece, size, first = [], 0, number + 1
-    if piece:
-        yield {"text": "".join(piece), "id": f"{path.name}:{first}"}
+        if size >= TEXT_CHUNK_BYTES:
+            yield {"text": "".join(chunk), "id": f"{path.name}:{first}"}
+            chunk, size, first = [], 0, number + 1
+    if chunk:
+        yield {"text": "".join(chunk), "id": f"{path.name}:{first}"}
 
 
 def _has_surrogate(text: str) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import seqio
 import tensorflow as tf
 
-from jaxllm.data.corpora import SPLITS, Corpus
+from jaxllm.data.sources import SPLITS, Corpus
 from jaxllm.errors import UserError
 
 # The vocabulary belongs to the run: at this level the feature is a string that passes through.
@@ -42,7 +42,7 @@ class CorpusSource(seqio.DataSource):
         shard_info: seqio.ShardInfo | None = None,
         **unused: object,
     ) -> tf.data.Dataset:
-        """SeqIO: the documents in their order; rows are shuffled when they are read."""
+        """SeqIO: the documents in their order; sequences are shuffled when they are read."""
         if shard_info and shard_info.num_shards > 1:
             raise ValueError("a corpus has one shard")
 
@@ -76,7 +76,7 @@ class NamedTfdsSource(seqio.TfdsDataSource):
 
 
 def register(mixture: str, corpora: Mapping[str, Corpus], rates: Mapping[str, float]) -> None:
-    """Registers a task per corpus, and a mixture of those that have a rate."""
+    """Registers a task per corpus, and a mixture of those whose rate is not 0."""
     for name, corpus in corpora.items():
         _replace_task(name, CorpusSource(corpus), [])
     _replace_mixture(mixture, rates)
@@ -86,18 +86,19 @@ def register_tfds(
     mixture: str,
     data_sets: Mapping[str, str | Mapping[str, str]],
     data_dir: str | None,
-    rates: Mapping[str, float],
 ) -> None:
-    """Registers TFDS data sets under the names of their domains, and their mixture."""
+    """Registers TFDS data sets under the names of their domains, and their even mixture."""
     for name, data_set in data_sets.items():
         source = NamedTfdsSource(name, data_set, data_dir)
         rename = seqio.map_over_dataset(lambda row, key=source.feature: {"text": row[key]})
         _replace_task(name, source, [rename])
-    _replace_mixture(mixture, rates)
+    _replace_mixture(mixture, dict.fromkeys(data_sets, 1.0))
 
 
-def describe_source(source: seqio.DataSource) -> str:
-    """The settings of a source, without the addresses that Python prints of objects."""
+def fingerprint_of(source: seqio.DataSource, split: str) -> str:
+    """Changes when a corpus does; of other sources, the settings without addresses of objects."""
+    if isinstance(source, CorpusSource):
+        return source.corpus.fingerprint(split)
     if isinstance(source, seqio.TfdsDataSource):
         loader = source.tfds_dataset
         feature = getattr(source, "feature", "")
@@ -121,5 +122,6 @@ def _replace_task(name: str, source: seqio.DataSource, preprocessors: list) -> N
 def _replace_mixture(name: str, rates: Mapping[str, float]) -> None:
     if name in seqio.MixtureRegistry.names():
         seqio.MixtureRegistry.remove(name)
+    rates = {task: float(rate) for task, rate in rates.items() if rate}
     if rates:
         seqio.MixtureRegistry.add(name, sorted(rates.items()))

@@ -33,7 +33,7 @@ class Counts:
     """What a prepared corpus holds, and what was left out of it.
 
     Attributes:
-      documents: documents kept.
+      documents: documents in it.
       tokens: their tokens, BOS and EOS included.
       text_bytes: their UTF-8 bytes.
       empty: documents without text, left out.
@@ -161,7 +161,7 @@ class TokenStore:
 
     @staticmethod
     def is_complete(directory: Path) -> bool:
-        """Whether a store of this format lies there whole: every file present with its size."""
+        """Whether a store of this format lies there complete: every file present with its size."""
         try:
             meta = json.loads((directory / "meta.json").read_text())
             sizes = {directory / name: size for name, size in meta["shards"].items()}

@@ -1,4 +1,4 @@
-"""The vocabulary of a run: one that is given or trained here, or bytes.
+"""The vocabulary of a run, as SeqIO knows it: one that is given or trained here, or bytes.
 
 A trained model is lossless: no normalisation, no dummy prefix, every run of spaces kept, newline
 and tab as tokens, digits one by one (as LLaMA), and bytes for characters it does not know. Ids are
@@ -18,17 +18,17 @@ import numpy as np
 import seqio
 from etils import epath
 
-from jaxllm.data import corpora
-from jaxllm.data.config import DataConfig, VocabularyConfig
+from jaxllm.data import tokenizer
+from jaxllm.data.config import DataConfig
+from jaxllm.data.corpora import Corpora, documents, fingerprint
 from jaxllm.data.permutation import derive_key
-from jaxllm.data.tokenize import BYTE_BOS, BYTE_VOCAB_SIZE
-from jaxllm.data.tokenizer_files import TokenizerFiles, read
+from jaxllm.data.tokenizer import BYTE_BOS, Tokenizer
 from jaxllm.errors import UserError
 from jaxllm.io import made_once
 
-PIECE_CHARS = 2_000
+CHUNK_CHARS = 2_000
 SCAN_FACTOR = 8
-TRAINER_VERSION = 1
+TRAINER_VERSION = 2
 
 
 class ByteVocabulary(seqio.ByteVocabulary):
@@ -41,54 +41,54 @@ class ByteVocabulary(seqio.ByteVocabulary):
 
     @property
     def _base_vocab_size(self) -> int:
-        return BYTE_VOCAB_SIZE
+        return BYTE_BOS + 1
 
 
 class TokenizerVocabulary(seqio.Vocabulary):
-    """A tokenizer out of its files, with the special ids that these name.
+    """A tokenizer with the special ids that its files name.
 
     `bos_id` is what a document begins with: None where the files say that none is added. Special
     tokens in a text are spelt out, and leave nothing when they are decoded.
     """
 
-    def __init__(self, files: TokenizerFiles) -> None:
+    def __init__(self, tokenizer: Tokenizer) -> None:
         super().__init__()
-        self.files = files
+        self.tokenizer = tokenizer
 
     @property
     def bos_id(self) -> int | None:
         """Id of the beginning of a document."""
-        return _id_or_none(self.files.codec.bos)
+        return _id_or_none(self.tokenizer.bos)
 
     @property
     def eos_id(self) -> int | None:
         """Id of its end."""
-        return _id_or_none(self.files.codec.eos)
+        return _id_or_none(self.tokenizer.eos)
 
     @property
     def unk_id(self) -> int | None:
         """Id of what the tokenizer cannot spell."""
-        return _id_or_none(self.files.codec.unk)
+        return _id_or_none(self.tokenizer.unk)
 
     @property
     def pad_id(self) -> int:
         """The tokenizer's own padding, or SeqIO's 0."""
-        return max(self.files.codec.pad, seqio.PAD_ID)
+        return max(self.tokenizer.pad, seqio.PAD_ID)
 
     @property
     def _base_vocab_size(self) -> int:
-        return self.files.codec.size
+        return self.tokenizer.size
 
     def _encode(self, s: str) -> Sequence[int]:
-        return self.files.codec.encode([s])[0]
+        return self.tokenizer.encode([s])[0]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids` up to the first EOS; a BOS before it may be the same token."""
-        kept = list(ids)
-        return super().decode(kept[1:] if kept and kept[0] == self.bos_id else kept)
+        ids = list(ids)
+        return super().decode(ids[1:] if ids and ids[0] == self.bos_id else ids)
 
     def _decode(self, ids: Sequence[int]) -> str:
-        return self.files.codec.decode([i for i in ids if i < self.vocab_size])
+        return self.tokenizer.decode([i for i in ids if i < self.vocab_size])
 
     def _encode_tf(self, s: Any) -> Any:
         import tensorflow as tf
@@ -106,70 +106,78 @@ class TokenizerVocabulary(seqio.Vocabulary):
         return tf.py_function(lambda ids: self._decode(ids.numpy().tolist()), [ids], tf.string)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, TokenizerVocabulary) and self.files == other.files
+        same_class = isinstance(other, TokenizerVocabulary)
+        return same_class and self.tokenizer.identity == other.tokenizer.identity
 
 
 def _id_or_none(number: int) -> int | None:
     return None if number < 0 else number
 
 
+def vocabulary_of(tokenizer: Tokenizer) -> seqio.Vocabulary:
+    """A tokenizer as SeqIO's vocabulary."""
+    return ByteVocabulary() if tokenizer.kind == "bytes" else TokenizerVocabulary(tokenizer)
+
+
 def from_directory(path: epath.PathLike) -> seqio.Vocabulary:
     """The vocabulary of a published model, from the tokenizer files in its directory.
 
     Raises:
-      UserError: see `tokenizer_files.read`.
+      UserError: see `tokenizer.read`.
     """
-    return TokenizerVocabulary(read(path))
+    return TokenizerVocabulary(tokenizer.read(path))
 
 
-def build_vocabulary(config: DataConfig) -> seqio.Vocabulary:
-    """The vocabulary of a run; trains it on the run's corpora if it has to, once.
+def build_vocabulary(config: DataConfig, corpora: Corpora | None = None) -> seqio.Vocabulary:
+    """The vocabulary of a run: `load_tokenizer` as SeqIO's vocabulary."""
+    return vocabulary_of(load_tokenizer(config, corpora))
+
+
+def load_tokenizer(config: DataConfig, corpora: Corpora | None = None) -> Tokenizer:
+    """The tokenizer of a run, trained once on its corpora if it has to be.
+
+    Args:
+      corpora: the run's, resolved; None resolves them where they are needed.
 
     Raises:
       UserError: the model file is missing or damaged, or a corpus cannot be read.
     """
-    files = tokenizer_files(config)
-    return ByteVocabulary() if files.kind == "bytes" else TokenizerVocabulary(files)
-
-
-def tokenizer_files(config: DataConfig) -> TokenizerFiles:
-    """The tokenizer of a run, trained if it has to be."""
-    path = model_file(config)
-    return TokenizerFiles("bytes") if path is None else read(path)
-
-
-def model_file(config: DataConfig) -> epath.Path | None:
-    """The tokenizer of a run, a file or a directory, trained if it is not there; None for bytes."""
     vocabulary = config.vocabulary
     if vocabulary.kind == "bytes":
-        return None
-    if vocabulary.path is not None:
-        return epath.Path(vocabulary.path)
-    domains = [domain.name for domain in corpora.resolve(config)]
-    sources = [corpora.fingerprint(name, "train") for name in domains]
-    key = hashlib.sha256(repr((TRAINER_VERSION, vocabulary, sources)).encode()).hexdigest()[:16]
-    directory = Path(config.cache, "vocabularies", f"{vocabulary.size}-{key}")
+        return Tokenizer("bytes")
+    path = vocabulary.path or trained_model(config, corpora or Corpora.resolve(config))
+    return tokenizer.read(path, vocabulary.bos_token, vocabulary.eos_token)
+
+
+def trained_model(config: DataConfig, corpora: Corpora) -> Path:
+    """The SentencePiece model of a run's corpora, trained if it is not in the cache."""
+    size, domains = config.vocabulary.size, [domain.name for domain in corpora.domains]
+    sources = [fingerprint(domain, "train") for domain in domains]
+    key = hashlib.sha256(repr((TRAINER_VERSION, size, sources)).encode()).hexdigest()[:16]
+    directory = Path(config.cache, "vocabularies", f"{size}-{key}")
     if not directory.exists():
         with made_once(directory) as partial:
             if partial is not None:
-                model = train_sentencepiece(vocabulary, domains)
-                (partial / "tokenizer.model").write_bytes(model)
-    return epath.Path(directory / "tokenizer.model")
+                (partial / "tokenizer.model").write_bytes(train_sentencepiece(size, domains))
+    return directory / "tokenizer.model"
 
 
-def train_sentencepiece(config: VocabularyConfig, domains: list[str]) -> bytes:
-    """Trains a BPE model on an even sample of registered corpora. Same text, same model."""
+def train_sentencepiece(size: int, domains: Sequence[str]) -> bytes:
+    """Trains a BPE model of `size` tokens on registered corpora. Same text, same model.
+
+    It reads 2 MB of text for each 1,024 tokens, 8 MB at most, an equal share of each domain.
+    """
     import sentencepiece
 
-    budget = int(config.sample_mb * 1e6 / len(domains))
-    sample = [piece for name in domains for piece in sample_text(name, budget)]
+    budget = int(min(8e6, 2e6 * size / 1024) / len(domains))
+    sample = [chunk for domain in domains for chunk in sample_text(domain, budget)]
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(sample),
             model_writer=model,
             model_type="bpe",
-            vocab_size=config.size,
+            vocab_size=size,
             hard_vocab_limit=False,
             normalization_rule_name="identity",
             remove_extra_whitespaces=False,
@@ -182,39 +190,39 @@ def train_sentencepiece(config: VocabularyConfig, domains: list[str]) -> bytes:
             eos_id=1,
             unk_id=2,
             bos_id=3,
-            max_sentence_length=8 * PIECE_CHARS,
+            max_sentence_length=8 * CHUNK_CHARS,
             minloglevel=2,
         )
     except RuntimeError as error:
-        raise UserError(f"cannot train a vocabulary of {config.size}: {error}") from error
+        raise UserError(f"cannot train a vocabulary of {size}: {error}") from error
     return model.getvalue()
 
 
 def sample_text(domain: str, budget: int) -> list[str]:
-    """About `budget` characters of a corpus, in pieces drawn evenly from its first 8 x `budget`.
+    """About `budget` characters of a corpus, in chunks drawn evenly from its first 8 x `budget`.
 
     Reservoir sampling (Vitter, "Random Sampling with a Reservoir", 1985, algorithm R), seeded.
     """
-    room = max(1, budget // PIECE_CHARS)
+    room = max(1, budget // CHUNK_CHARS)
     random = np.random.Generator(np.random.PCG64(derive_key("vocabulary", domain)))
-    kept: list[str] = []
+    sample: list[str] = []
     chars = 0
-    for seen, piece in enumerate(_pieces(domain), 1):
-        chars += len(piece)
-        if len(kept) < room:
-            kept.append(piece)
+    for seen, chunk in enumerate(_chunks(domain), 1):
+        chars += len(chunk)
+        if len(sample) < room:
+            sample.append(chunk)
         else:
             slot = int(random.integers(seen))
             if slot < room:
-                kept[slot] = piece
+                sample[slot] = chunk
         if chars > SCAN_FACTOR * budget:
             break
-    if not kept:
+    if not sample:
         raise UserError(f"corpus {domain} has no text to train a vocabulary on")
-    return kept
+    return sample
 
 
-def _pieces(domain: str) -> Iterator[str]:
-    for document in corpora.documents(domain, "train", on_bad=lambda message: None):
+def _chunks(domain: str) -> Iterator[str]:
+    for document in documents(domain, "train", on_error=lambda message: None):
         text = document["text"]
-        yield from (text[i : i + PIECE_CHARS] for i in range(0, len(text), PIECE_CHARS))
+        yield from (text[i : i + CHUNK_CHARS] for i in range(0, len(text), CHUNK_CHARS))

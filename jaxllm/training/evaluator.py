@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from jaxllm.data.tokenizer_files import with_saved_tokenizer
+from jaxllm.data.tokenizer import with_saved_tokenizer
 from jaxllm.data.vocabularies import build_vocabulary
 from jaxllm.evaluation.evaluator import Evaluator
 from jaxllm.run.data_identity import saved_tokenizer

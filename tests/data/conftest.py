@@ -55,5 +55,4 @@ def config(corpus_dir: Path, tmp_path: Path) -> DataConfig:
         batch_size=8,
         weights={"prose": 3, "notes": 2, "plays": 1},
         vocabulary=VocabularyConfig(kind="bytes"),
-        num_workers=0,
     )

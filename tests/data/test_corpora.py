@@ -11,14 +11,17 @@ import tensorflow_datasets as tfds
 
 from jaxllm.data import corpora
 from jaxllm.data.config import DataConfig
-from jaxllm.data.prepare import prepare
+from jaxllm.data.corpora import Corpora, Domain
+from jaxllm.data.loader import open_source
 from jaxllm.errors import UserError
 from jaxllm.evals.probes import embedded, generated
 from tests.data.conftest import texts
 
+MODULE = "jaxllm.evals.probes.corpora"
+
 
 def test_directories_become_domains(config: DataConfig, corpus_dir: Path) -> None:
-    domains = corpora.resolve(dataclasses.replace(config, weights=None))
+    domains = Corpora.resolve(dataclasses.replace(config, weights=None)).domains
     assert [d.name for d in domains] == ["notes", "plays", "prose"]
     assert sum(d.weight for d in domains) == pytest.approx(1)
     sizes = {
@@ -38,7 +41,7 @@ def test_directories_become_domains(config: DataConfig, corpus_dir: Path) -> Non
 
 def test_weights_choose_domains(config: DataConfig) -> None:
     chosen = dataclasses.replace(config, weights={"plays": 1, "prose": 3})
-    assert [(d.name, d.weight) for d in corpora.resolve(chosen)] == [
+    assert [(d.name, d.weight) for d in Corpora.resolve(chosen).domains] == [
         ("plays", 0.25),
         ("prose", 0.75),
     ]
@@ -70,7 +73,7 @@ def test_a_users_task_with_preprocessors_is_a_corpus(config: DataConfig) -> None
     )
     try:
         alone = dataclasses.replace(config, mixture_or_task_name=name, weights=None)
-        assert corpora.resolve(alone) == (corpora.Domain(name, 1.0),)
+        assert Corpora.resolve(alone).domains == (Domain(name, 1.0),)
         assert [d["text"] for d in corpora.documents(name, "train")] == ["ONE", "TWO", "THREE"]
         assert corpora.fingerprint(name, "train") == corpora.fingerprint(name, "train")
     finally:
@@ -79,9 +82,9 @@ def test_a_users_task_with_preprocessors_is_a_corpus(config: DataConfig) -> None
 
 def test_embedded_and_generated_domains_are_there(config: DataConfig) -> None:
     chosen = dataclasses.replace(
-        config, mixture_or_task_name="embedded", corpus_dir=None, weights=None
+        config, mixture_or_task_name="embedded", modules=(MODULE,), corpus_dir=None, weights=None
     )
-    names = [d.name for d in corpora.resolve(chosen)]
+    names = [d.name for d in Corpora.resolve(chosen).domains]
     assert names == sorted(embedded.DOMAINS + generated.DOMAINS)
     for name in names:
         for split in ("train", "validation", "test"):
@@ -101,11 +104,11 @@ def test_tfds_data_sets_register_without_a_network(config: DataConfig) -> None:
         tfds=data_sets,
         tfds_data_dir="gs://nowhere/tfds",
     )
-    assert corpora.resolve(chosen) == (corpora.Domain("c4", 0.9), corpora.Domain("wiki", 0.1))
+    assert Corpora.resolve(chosen).domains == (Domain("c4", 0.9), Domain("wiki", 0.1))
     assert corpora.fingerprint("c4", "train") != corpora.fingerprint("wiki", "train")
     for wrong in ("c4/en", {"name": "c4/en:3.1.0", "valid": "train"}):
         with pytest.raises(UserError, match=r"DataConfig\.tfds: c4"):
-            corpora.resolve(dataclasses.replace(chosen, weights=None, tfds={"c4": wrong}))
+            Corpora.resolve(dataclasses.replace(chosen, weights=None, tfds={"c4": wrong}))
 
 
 def test_a_tfds_data_set_is_read(config: DataConfig, tmp_path: Path) -> None:
@@ -137,13 +140,14 @@ def test_a_tfds_data_set_is_read(config: DataConfig, tmp_path: Path) -> None:
     held_out = [d["text"] for d in corpora.documents("shelf", "validation")]
     assert (len(train), len(held_out)) == (8, 2)
     assert sorted(train + held_out) == sorted(books)
-    assert prepare(chosen)[0].store.counts.documents == 8
+    assert open_source(chosen).prepared[0].store.counts.documents == 8
     assert corpora.fingerprint("shelf", "train") != corpora.fingerprint("shelf", "validation")
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"mixture_or_task_name": ""}, "mixture_or_task_name is not set"),
         ({"mixture_or_task_name": "corpus_dri"}, "no mixture or task corpus_dri; did you mean cor"),
         ({"weights": {"pros": 1}}, "weights names pros, which corpus_dir does not.*mean prose"),
         ({"mixture_or_task_name": ""}, "mixture_or_task_name is not set"),
@@ -154,7 +158,7 @@ def test_a_tfds_data_set_is_read(config: DataConfig, tmp_path: Path) -> None:
 )
 def test_mistakes_are_named(config: DataConfig, change: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        corpora.resolve(dataclasses.replace(config, **change))
+        Corpora.resolve(dataclasses.replace(config, **change))
 
 
 @pytest.mark.parametrize(
@@ -174,7 +178,7 @@ def test_a_wrong_configuration_is_refused(config: DataConfig, change: dict, mess
 def test_an_empty_directory_is_not_a_corpus(config: DataConfig, tmp_path: Path) -> None:
     (tmp_path / "empty" / "domain").mkdir(parents=True)
     with pytest.raises(UserError, match="no <domain>"):
-        corpora.resolve(dataclasses.replace(config, corpus_dir=str(tmp_path / "empty")))
+        Corpora.resolve(dataclasses.replace(config, corpus_dir=str(tmp_path / "empty")))
 
 
 def test_a_missing_split_is_named(config: DataConfig) -> None:

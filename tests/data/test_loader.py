@@ -5,9 +5,12 @@ import dataclasses
 import numpy as np
 import pytest
 
-from jaxllm.data.config import DataConfig
+from jaxllm.data import corpora, sources
+from jaxllm.data.config import DataConfig, VocabularyConfig
 from jaxllm.data.loader import Loader, SequenceSource, open_source
-from jaxllm.data.prepare import prepare
+from jaxllm.data.prepare import PreparedDomain
+from jaxllm.data.store import TokenStore, TokenWriter
+from jaxllm.data.tokenizer import Tokenizer
 from jaxllm.errors import UserError
 from jaxllm.models.batch import Batch
 
@@ -48,19 +51,19 @@ def test_a_run_resumes_anywhere(config: DataConfig, layout: str) -> None:
     again = batches(open_source(chosen), 5, start=15 * size, prefetch=7)
     for a, b in zip(first[15:], again, strict=True):
         assert_equal(a, b)
-    # The position counts rows, so a run may go on with another batch size.
-    row = open_source(chosen)[10 * size + 3]
-    np.testing.assert_array_equal(row["inputs"], first[10].inputs[3])
-    assert row["domains"] == first[10].domains[3]
+    # The position counts sequences, so a run may go on with another batch size.
+    one = open_source(chosen).sequences(10 * size + 3, 1)
+    np.testing.assert_array_equal(one["inputs"][0], first[10].inputs[3])
+    assert one["domains"] == first[10].domains[3]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_each_domain_gives_every_token_once_per_epoch(config: DataConfig, layout: str) -> None:
     source = open_source(dataclasses.replace(config, layout=layout))
-    rows = source.rows(0, 4000)
-    for index, (name, prepared) in enumerate(zip(source.domains, source.prepared, strict=True)):
-        mine = np.flatnonzero(rows["domains"] == index)
-        size = source.rows_per_epoch[name]
+    sequences = source.sequences(0, 4000)
+    for index, prepared in enumerate(source.prepared):
+        mine = np.flatnonzero(sequences["domains"] == index)
+        size = source._layouts[index].count
         assert len(mine) >= 2 * size, "the test reads two epochs of each domain"
         store = prepared.store
         tokens = store.read(0, store.counts.tokens)
@@ -70,31 +73,33 @@ def test_each_domain_gives_every_token_once_per_epoch(config: DataConfig, layout
         orders = []
         for epoch in range(2):
             taken = mine[epoch * size : (epoch + 1) * size]
-            counted = rows["weights"][taken] > 0
-            got = np.bincount(rows["targets"][taken][counted], minlength=260)
+            counted = sequences["weights"][taken] > 0
+            got = np.bincount(sequences["targets"][taken][counted], minlength=260)
             np.testing.assert_array_equal(got, expected)
-            orders.append([row.tobytes() for row in rows["inputs"][taken]])
+            orders.append([one.tobytes() for one in sequences["inputs"][taken]])
         assert sorted(orders[0]) == sorted(orders[1])
         assert size < 5 or orders[0] != orders[1], "each epoch has its own order"
 
 
 def test_the_seed_and_nothing_else_changes_the_order(config: DataConfig) -> None:
     source = open_source(config)
-    same = open_source(dataclasses.replace(config, prefetch=1, batch_size=4))
+    same = open_source(dataclasses.replace(config, batch_size=4))
     other = open_source(dataclasses.replace(config, seed=1))
-    np.testing.assert_array_equal(source.rows(0, 50)["inputs"], same.rows(0, 50)["inputs"])
-    assert not np.array_equal(source.rows(0, 50)["inputs"], other.rows(0, 50)["inputs"])
+    np.testing.assert_array_equal(
+        source.sequences(0, 50)["inputs"], same.sequences(0, 50)["inputs"]
+    )
+    assert not np.array_equal(source.sequences(0, 50)["inputs"], other.sequences(0, 50)["inputs"])
     # Another domain in the mixture does not reorder the ones that were there.
     fewer = open_source(dataclasses.replace(config, weights={"prose": 3, "notes": 2}))
 
-    def prose_rows(of: SequenceSource) -> np.ndarray:
-        rows = of.rows(0, 400)
-        return rows["inputs"][rows["domains"] == of.domains.index("prose")][:100]
+    def prose(of: SequenceSource) -> np.ndarray:
+        sequences = of.sequences(0, 400)
+        return sequences["inputs"][sequences["domains"] == of.domains.index("prose")][:100]
 
-    np.testing.assert_array_equal(prose_rows(source), prose_rows(fewer))
+    np.testing.assert_array_equal(prose(source), prose(fewer))
 
 
-def test_the_fingerprint_tells_whether_rows_are_the_same(config: DataConfig, tmp_path) -> None:
+def test_the_fingerprint_tells_whether_sequences_are_the_same(config: DataConfig, tmp_path) -> None:
     source = open_source(config)
     moved = dataclasses.replace(config, cache_dir=str(tmp_path / "other"), batch_size=2)
     assert open_source(moved).fingerprint == source.fingerprint
@@ -118,10 +123,6 @@ def test_what_a_batch_is(config: DataConfig) -> None:
     assert batch.weights.shape == (8, 64) and batch.weights.dtype == np.float32
     assert batch.domains.shape == (8,) and batch.domains.dtype == np.int32
     np.testing.assert_array_equal(batch.inputs[:, 1:], batch.targets[:, :-1])
-    epochs = source.epochs(4000)
-    for index, name in enumerate(source.domains):
-        rows = np.sum(source.rows(0, 4000)["domains"] == index)
-        assert epochs[name] == pytest.approx(rows / source.rows_per_epoch[name])
 
 
 def test_waits_are_counted(config: DataConfig) -> None:
@@ -135,10 +136,33 @@ def test_waits_are_counted(config: DataConfig) -> None:
 
 
 def test_mistakes_are_named(config: DataConfig) -> None:
-    source = SequenceSource(config, prepare(config))
-    assert source.vocab_size == 260
+    source = open_source(config)
+    assert source.tokenizer.size == 260
     source.check_vocabulary(260)
     with pytest.raises(UserError, match=r"vocab_size = 200 is too small: .* vocabulary of 260"):
         source.check_vocabulary(200)
     with pytest.raises(UserError, match="batch_size = 8 is not divisible by 3 hosts"):
         Loader(source, 8, process_count=3)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_documents_of_a_single_token_are_refused(config: DataConfig, tmp_path, layout) -> None:
+    writer = TokenWriter(tmp_path, np.dtype("<u2"))
+    writer.add(np.ones(5, np.uint16), np.ones(5, np.int64))
+    writer.finish(text_bytes=0, empty=0, bad=0, vocab_size=2, domain="void", split="train")
+    domain = PreparedDomain("void", 1.0, TokenStore(tmp_path))
+    with pytest.raises(UserError, match="corpus void: each of its documents is a single token"):
+        SequenceSource(dataclasses.replace(config, layout=layout), Tokenizer("bytes"), (domain,))
+
+
+def test_a_start_reads_the_corpus_directory_once(config: DataConfig, monkeypatch) -> None:
+    listed: list[str] = []
+
+    def directory_corpora(directory):
+        listed.append(directory)
+        return sources.directory_corpora(directory)
+
+    monkeypatch.setattr(corpora, "directory_corpora", directory_corpora)
+    trained = dataclasses.replace(config, vocabulary=VocabularyConfig(size=512))
+    open_source(trained, corpora.Corpora.resolve(trained))
+    assert listed == [config.corpus_dir]

@@ -20,7 +20,7 @@ def test_floor_sum_is_the_sum(count: int, modulus: int, slope: int, start: int) 
 
 @given(weights, keys)
 def test_rows_follow_the_points_and_number_each_domain_from_zero(shares, key: int) -> None:
-    domains, indices = Mixture(shares, key).rows(0, 500)
+    domains, indices = Mixture(shares, key).sequences(0, 500)
     edges = np.cumsum(np.array(shares) / np.sum(shares))
     seen = dict.fromkeys(range(len(shares)), 0)
     for i, (domain, index) in enumerate(zip(domains.tolist(), indices.tolist(), strict=True)):
@@ -34,8 +34,8 @@ def test_rows_follow_the_points_and_number_each_domain_from_zero(shares, key: in
 @given(weights, keys, st.integers(0, 10**12), st.integers(1, 100))
 def test_any_place_can_be_read_without_the_places_before(shares, key, start, skip) -> None:
     mixture = Mixture(shares, key)
-    whole = mixture.rows(start, skip + 50)
-    part = mixture.rows(start + skip, 50)
+    whole = mixture.sequences(start, skip + 50)
+    part = mixture.sequences(start + skip, 50)
     for a, b in zip(whole, part, strict=True):
         np.testing.assert_array_equal(a[skip:], b)
 
@@ -43,7 +43,7 @@ def test_any_place_can_be_read_without_the_places_before(shares, key, start, ski
 @given(weights, keys, st.integers(0, 10**9), st.integers(1, 4000))
 def test_every_stretch_has_its_share_of_each_domain(shares, key, start, count) -> None:
     mixture = Mixture(shares, key)
-    domains, _ = mixture.rows(start, count)
+    domains, _ = mixture.sequences(start, count)
     got = np.bincount(domains, minlength=len(shares))
     # Discrepancy of the golden ratio's Weyl sequence: below 3 + log2(n) rows (measured: below 4).
     assert np.all(np.abs(got - count * mixture.weights) < 3 + np.log2(count))

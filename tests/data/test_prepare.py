@@ -1,7 +1,6 @@
 """Prepared corpora are made once, whole or not at all, the same by any number of processes."""
 
 import dataclasses
-import os
 import signal
 import subprocess
 import sys
@@ -13,14 +12,20 @@ import pytest
 
 from jaxllm.data import prepare as preparing
 from jaxllm.data.config import DataConfig, VocabularyConfig
-from jaxllm.data.prepare import PreparedDomain, prepare
+from jaxllm.data.corpora import Corpora
+from jaxllm.data.prepare import PreparedDomain
 from jaxllm.data.store import TokenStore
-from jaxllm.data.tokenize import BYTE_BOS, BYTE_EOS, BYTE_OFFSET, encode_batches
-from jaxllm.data.tokenizer_files import TokenizerFiles
+from jaxllm.data.tokenizer import BYTE_BOS, BYTE_EOS, BYTE_OFFSET, Tokenizer
+from jaxllm.data.vocabularies import load_tokenizer
 from jaxllm.errors import UserError
 from jaxllm.io import made_once, remove_abandoned
 from tests.conftest import REPOSITORY
 from tests.data.conftest import texts, write_jsonl
+
+
+def prepare(config: DataConfig) -> tuple[PreparedDomain, ...]:
+    corpora = Corpora.resolve(config)
+    return preparing.prepare(config, corpora, load_tokenizer(config, corpora))
 
 
 def byte_documents(domain: PreparedDomain) -> list[str]:
@@ -74,53 +79,43 @@ def test_the_cache_follows_the_sources_and_the_vocabulary(config: DataConfig, co
     assert prepare(trained)[0].store.directory != changed[0].store.directory
 
 
-def test_workers_give_the_same_bytes(config: DataConfig, tmp_path: Path, monkeypatch) -> None:
+def test_batches_do_not_change_the_bytes(config: DataConfig, tmp_path: Path, monkeypatch) -> None:
+    """However many documents the tokenizer's threads share."""
+    trained = dataclasses.replace(config, vocabulary=VocabularyConfig(size=512))
+    stores = [domain.store for domain in prepare(trained)]
     monkeypatch.setattr(preparing, "BATCH_CHARS", 500)
-    monkeypatch.setattr(preparing, "ONE_PROCESS_CHARS", 0)
-    parallel = dataclasses.replace(config, cache_dir=str(tmp_path / "other"), num_workers=3)
-    for one, many in zip(prepare(config), prepare(parallel), strict=True):
-        assert one.store.meta == many.store.meta
-        for name in ("starts.bin", *one.store.meta["shards"]):
-            assert (one.store.directory / name).read_bytes() == (
-                many.store.directory / name
-            ).read_bytes()
+    again = prepare(dataclasses.replace(trained, cache_dir=str(tmp_path / "other")))
+    for one, many in zip(stores, [domain.store for domain in again], strict=True):
+        assert one.meta == many.meta
+        for name in ("starts.bin", *one.meta["shards"]):
+            assert (one.directory / name).read_bytes() == (many.directory / name).read_bytes()
 
 
-def test_workers_load_neither_jax_nor_tensorflow() -> None:
-    code = (
-        "import sys, jaxllm.data.tokenize as t; t.Encoder(t.TokenizerFiles('bytes'))(['a'])\n"
-        "import sentencepiece\n"
-        "assert not {'jax', 'tensorflow', 'seqio', 'grain'} & set(sys.modules)"
-    )
-    subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True)
-
-
-def test_a_failing_reader_ends_the_workers() -> None:
+def test_a_failing_reader_ends_the_tokenizing() -> None:
     def broken():
         yield ["one"]
         raise UserError("f.jsonl:2: broken")
 
     with pytest.raises(UserError, match="broken"):
-        list(encode_batches(broken(), TokenizerFiles("bytes"), workers=2))
-    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-    for child in children:
-        assert "jaxllm.data.tokenize" not in Path(f"/proc/{child}/cmdline").read_text()
+        list(preparing._encoded(broken(), Tokenizer("bytes")))
 
 
 def test_a_few_bad_lines_are_counted_and_many_are_fatal(
-    config: DataConfig, corpus_dir: Path, capsys
+    config: DataConfig, corpus_dir: Path, capsys, monkeypatch
 ) -> None:
     file = write_jsonl(corpus_dir / "notes" / "train-01.jsonl", ["", "fine"])
     file.write_text(file.read_text() + '{"text": "cut\n')
-    only = dataclasses.replace(config, weights={"notes": 1}, max_bad_documents=0.1)
+    only = dataclasses.replace(config, weights={"notes": 1})
+    monkeypatch.setattr(preparing, "MAX_BAD_SHARE", 0.1)
     (notes,) = prepare(only)
     assert (notes.store.counts.bad, notes.store.counts.empty) == (1, 1)
     assert "1 empty and 1 bad left out" in (told := capsys.readouterr().err)
     assert f"{file}:3: broken JSON" in told
     # A stricter limit is held to the cached corpus, too.
-    with pytest.raises(UserError, match=r"corpus notes: 1 of 42 .*max_bad_documents"):
-        prepare(dataclasses.replace(only, max_bad_documents=0.0))
-    fresh = dataclasses.replace(only, max_bad_documents=0.0, cache_dir=config.cache_dir + "2")
+    monkeypatch.undo()
+    with pytest.raises(UserError, match=r"corpus notes: 1 of 42 documents cannot be read"):
+        prepare(only)
+    fresh = dataclasses.replace(only, cache_dir=config.cache_dir + "2")
     with pytest.raises(UserError, match=r"first .*train-01\.jsonl:3: broken JSON"):
         prepare(fresh)
     assert not list(Path(fresh.cache, "corpora").glob("*notes*"))
@@ -143,15 +138,13 @@ FULL = """
 import random, resource, sys
 from pathlib import Path
 from jaxllm.data import corpora, prepare
-from jaxllm.data.config import DataConfig
 resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 17, 1 << 17))
 noise = "".join(map(chr, random.Random(0).choices(range(32, 126), k=1 << 18)))
 corpora.documents = lambda *_: iter([{"text": noise}])
-config = DataConfig("task", num_workers=0, cache_dir=sys.argv[1])
 try:
-    with prepare._disk_errors(config.cache):
-        files = prepare.TokenizerFiles("bytes")
-        prepare.prepare_domain(config, "prose", "train", files, Path(sys.argv[1], "store"))
+    with prepare._disk_errors(sys.argv[1]):
+        tokenizer = prepare.Tokenizer("bytes")
+        prepare.prepare_domain("prose", "train", tokenizer, Path(sys.argv[1], "store"))
 except prepare.UserError as error:
     print(error)
 """
@@ -176,13 +169,10 @@ KILLED = """
 import itertools, sys
 from pathlib import Path
 from jaxllm.data import corpora
-from jaxllm.data.config import DataConfig
 from jaxllm.data.prepare import prepare_domain
-from jaxllm.data.tokenizer_files import TokenizerFiles
+from jaxllm.data.tokenizer import Tokenizer
 corpora.documents = lambda *_: ({"text": "all work and no play " * 500} for _ in itertools.count())
-target = Path(sys.argv[1])
-config = DataConfig("task", num_workers=2, cache_dir=str(target.parent))
-prepare_domain(config, "prose", "train", TokenizerFiles("bytes"), target)
+prepare_domain("prose", "train", Tokenizer("bytes"), Path(sys.argv[1]))
 """
 
 

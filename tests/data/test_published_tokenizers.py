@@ -1,5 +1,6 @@
 """Published tokenizers give the ids of Transformers' own classes, and give the text back."""
 
+import dataclasses
 import json
 import pickle
 import shutil
@@ -13,9 +14,10 @@ from hypothesis import strategies as st
 
 from jaxllm.data import vocabularies
 from jaxllm.data.config import DataConfig, VocabularyConfig
-from jaxllm.data.tokenize import Encoder, encode_batches
-from jaxllm.data.tokenizer_files import PROBES, TokenizerFiles, read, with_saved_tokenizer
-from jaxllm.data.vocabularies import from_directory
+from jaxllm.data.corpora import Corpora
+from jaxllm.data.prepare import prepare
+from jaxllm.data.tokenizer import AGREEMENT_SAMPLES, Tokenizer, read, with_saved_tokenizer
+from jaxllm.data.vocabularies import from_directory, load_tokenizer
 from jaxllm.errors import UserError
 from jaxllm.run import data_identity
 
@@ -151,9 +153,9 @@ def test_llama_is_transformers_slow_tokenizer(llama_dir: Path) -> None:
     vocabulary, theirs = from_directory(llama_dir), slow(llama_dir)
     assert (vocabulary.unk_id, vocabulary.bos_id, vocabulary.eos_id) == (0, 1, 2)
     assert vocabulary.vocab_size == len(theirs)
-    for text in (*PROBES, *(t for t in HARD if "<" not in t)):
+    for text in (*AGREEMENT_SAMPLES, *(t for t in HARD if "<" not in t)):
         assert list(vocabulary.encode(text)) == theirs.encode(text, add_special_tokens=False), text
-    assert vocabulary.files.codec.piece(vocabulary.encode("word")[0])[0] == "▁"  # dummy prefix
+    assert vocabulary.tokenizer.token(vocabulary.encode("word")[0])[0] == "▁"  # dummy prefix
 
 
 @pytest.mark.parametrize("family", ["neox", "gpt2"])
@@ -164,11 +166,11 @@ def test_byte_level_bpe_is_transformers(family: str, request) -> None:
     else:
         theirs = transformers.GPT2Tokenizer.from_pretrained(str(directory))
     vocabulary = from_directory(directory)
-    for text in (*PROBES, *(t for t in HARD if "<" not in t)):
+    for text in (*AGREEMENT_SAMPLES, *(t for t in HARD if "<" not in t)):
         assert list(vocabulary.encode(text)) == theirs.encode(text, add_special_tokens=False), text
     end = theirs.convert_tokens_to_ids("<|endoftext|>")
     assert vocabulary.bos_id == vocabulary.eos_id == end
-    runs = [vocabulary.files.codec.piece(i) for i in vocabulary.encode("a" + 8 * " " + "b")]
+    runs = [vocabulary.tokenizer.token(i) for i in vocabulary.encode("a" + 8 * " " + "b")]
     assert (" " * 8 in runs) == (family == "neox")
 
 
@@ -192,8 +194,8 @@ def test_a_converted_tokenizer_must_agree(llama_dir: Path, tmp_path: Path) -> No
     assert from_directory(directory).encode(" a  b") == trained.encode(" a  b")
     (directory / "tokenizer.model").unlink()
     alone = from_directory(directory)
-    assert alone.files.kind == "huggingface"
-    for text in PROBES:
+    assert alone.tokenizer.kind == "huggingface"
+    for text in AGREEMENT_SAMPLES:
         assert list(alone.encode(text)) == trained.encode(text)
         assert alone.decode(alone.encode(text)) == trained.decode(trained.encode(text))
 
@@ -201,7 +203,7 @@ def test_a_converted_tokenizer_must_agree(llama_dir: Path, tmp_path: Path) -> No
 def test_openllama_v1_collapses_spaces_as_published(tmp_path: Path) -> None:
     directory = llama(tmp_path / "v1", remove_extra_whitespaces=True)
     vocabulary, theirs = from_directory(directory), slow(directory)
-    for text in PROBES:
+    for text in AGREEMENT_SAMPLES:
         assert list(vocabulary.encode(text)) == theirs.encode(text, add_special_tokens=False)
     assert vocabulary.decode(vocabulary.encode("a    b")) == "a b"
 
@@ -234,20 +236,17 @@ def test_generation_config_comes_before_config(neox_dir: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("family", ["llama", "neox"])
-def test_documents_are_separated_in_every_process(family: str, request) -> None:
+def test_documents_are_separated(family: str, request) -> None:
     """BOS and EOS around documents, and EOS alone where one token is both."""
     directory = request.getfixturevalue(f"{family}_dir")
-    files, vocabulary = read(directory), from_directory(directory)
-    batches = [["one two", "three"], ["四 🙂"]]
-    for workers in (0, 2):
-        ids = [tokens.ids.tolist() for tokens in encode_batches(iter(batches), files, workers)]
-        begin = [vocabulary.bos_id] if family == "llama" else []
-        expected = [
-            [i for text in batch for i in [*begin, *vocabulary.encode(text), vocabulary.eos_id]]
-            for batch in batches
-        ]
-        assert ids == expected
-    assert Encoder(files).size == vocabulary.vocab_size
+    tokenizer, vocabulary = read(directory), from_directory(directory)
+    texts = ["one two", "three", "四 🙂"]
+    begin = [vocabulary.bos_id] if family == "llama" else []
+    expected = [
+        id for text in texts for id in [*begin, *vocabulary.encode(text), vocabulary.eos_id]
+    ]
+    assert tokenizer.encode_documents(texts).ids.tolist() == expected
+    assert tokenizer.size == vocabulary.vocab_size
     assert pickle.loads(pickle.dumps(vocabulary)).encode("one two") == vocabulary.encode("one two")
 
 
@@ -261,8 +260,34 @@ def test_a_run_saves_its_tokenizer(family: str, request, tmp_path: Path) -> None
     assert Path(str(again.vocabulary.path)).parent == tmp_path
     one, two = vocabularies.build_vocabulary(config), vocabularies.build_vocabulary(again)
     assert (one.bos_id, one.eos_id, one.unk_id) == (two.bos_id, two.eos_id, two.unk_id)
-    assert one.files.identity == two.files.identity  # the rows stay the run's
-    assert [one.encode(text) for text in PROBES] == [two.encode(text) for text in PROBES]
+    assert one.tokenizer.identity == two.tokenizer.identity  # the sequences stay the run's
+    assert [one.encode(text) for text in AGREEMENT_SAMPLES] == [
+        two.encode(text) for text in AGREEMENT_SAMPLES
+    ]
+
+
+def test_a_tokenizer_json_alone_separates_documents(tmp_path: Path) -> None:
+    """By a token of a usual name, or by the one that a user names; never not at all."""
+    usual = byte_level(tmp_path / "usual")
+    assert from_directory(usual).eos_id == 0
+    other = byte_level(tmp_path / "other", "<|weiter|>")
+    assert not read(other).separates
+    config = DataConfig(
+        mixture_or_task_name="x", vocabulary=VocabularyConfig("huggingface", str(other))
+    )
+    with pytest.raises(
+        UserError, match=r"no file names a token .* set VocabularyConfig\.eos_token"
+    ):
+        prepare(config, Corpora(()), load_tokenizer(config))
+    named = dataclasses.replace(config.vocabulary, eos_token="<|weiter|>")
+    tokenizer = load_tokenizer(dataclasses.replace(config, vocabulary=named))
+    assert (tokenizer.bos, tokenizer.eos) == (-1, 0)
+    data_identity.save(str(tmp_path), "a", tokenizer.files)  # and the run remembers
+    saved = with_saved_tokenizer(config, data_identity.saved_tokenizer(str(tmp_path)))
+    assert load_tokenizer(saved).identity == tokenizer.identity
+    wrong = dataclasses.replace(config.vocabulary, bos_token="<nope>")
+    with pytest.raises(UserError, match=r"bos_token = '<nope>': .* has no such token"):
+        load_tokenizer(dataclasses.replace(config, vocabulary=wrong))
 
 
 def test_tensorflow_sees_the_same(neox_dir: Path) -> None:
@@ -285,4 +310,4 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
         from_directory(tmp_path)
     with pytest.raises(UserError, match="needs a directory"):
         VocabularyConfig(kind="huggingface")
-    assert TokenizerFiles("bytes").identity == "bytes"
+    assert Tokenizer("bytes").identity == "bytes"

@@ -34,7 +34,7 @@ def test_a_text_file_is_its_documents_joined(tmp_path_factory, text: str) -> Non
     path = tmp_path_factory.mktemp("text") / "f.txt"
     path.write_bytes(text.encode())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(readers, "TEXT_PIECE_BYTES", 40)
+        patch.setattr(readers, "TEXT_CHUNK_BYTES", 40)
         documents = list(readers.read_documents(path))
     assert "".join(d["text"] for d in documents).encode() == text.encode()
     assert len({d["id"] for d in documents}) == len(documents)

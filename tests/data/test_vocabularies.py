@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from jaxllm.data import corpora, vocabularies
 from jaxllm.data.config import DataConfig, VocabularyConfig
-from jaxllm.data.tokenize import Encoder
-from jaxllm.data.tokenizer_files import TokenizerFiles
+from jaxllm.data.corpora import Corpora
+from jaxllm.data.tokenizer import Tokenizer
 from jaxllm.errors import UserError
 
 HARD = "def f(x):\n    if x:\n\t\treturn  12345 #  two  spaces \r\n\n\n€ 漢字 🙂 \x00\x7f end   "
@@ -56,22 +56,22 @@ def test_trained_vocabulary_on_hard_text(vocabulary) -> None:
     assert (vocabulary.pad_id, vocabulary.eos_id, vocabulary.unk_id) == (0, 1, 2)
     assert vocabulary.bos_id == 3
     assert vocabulary.vocab_size == 1024
-    pieces = [vocabulary.files.codec.piece(i) for i in vocabulary.encode("x = 12345")]
+    pieces = [vocabulary.tokenizer.token(i) for i in vocabulary.encode("x = 12345")]
     assert pieces[-5:] == list("12345")  # digits one by one
-    indent = [vocabulary.files.codec.piece(i) for i in vocabulary.encode("\n    return")]
+    indent = [vocabulary.tokenizer.token(i) for i in vocabulary.encode("\n    return")]
     assert indent[0] == "\n" and len(indent) <= 4  # a run of spaces is not a token per space
     # Text that looks like a special token is text.
     assert vocabulary.eos_id not in vocabulary.encode("</s><s><pad>")
 
 
 def test_training_is_deterministic_and_cached(trained: DataConfig, vocabulary) -> None:
-    path = vocabularies.model_file(trained)
-    assert path is not None
-    before = path.stat().mtime
-    assert vocabularies.train_sentencepiece(trained.vocabulary, ["code"]) == path.read_bytes()
-    assert vocabularies.model_file(trained) == path and path.stat().mtime == before
+    corpora = Corpora.resolve(trained)
+    path = vocabularies.trained_model(trained, corpora)
+    before = path.stat().st_mtime
+    assert vocabularies.train_sentencepiece(1024, ["code"]) == path.read_bytes()
+    assert vocabularies.trained_model(trained, corpora) == path and path.stat().st_mtime == before
     other = dataclasses.replace(trained, vocabulary=VocabularyConfig(size=600))
-    assert vocabularies.model_file(other) != path
+    assert vocabularies.trained_model(other, corpora) != path
 
 
 @given(anything)
@@ -86,16 +86,15 @@ def test_byte_vocabulary_is_lossless(text: str) -> None:
 
 @settings(deadline=None)
 @given(st.lists(anything, max_size=5))
-def test_the_workers_encoder_is_the_vocabulary(trained, vocabulary, texts: list[str]) -> None:
-    model = seqio.SentencePieceVocabulary(str(vocabularies.model_file(trained)))
-    trained_encoder = Encoder(vocabularies.tokenizer_files(trained))
-    byte_encoder = Encoder(TokenizerFiles("bytes"))
+def test_documents_are_encoded_as_seqio_does(trained, vocabulary, texts: list[str]) -> None:
+    path = vocabularies.trained_model(trained, Corpora.resolve(trained))
+    tokenizer, byte_tokenizer = vocabulary.tokenizer, Tokenizer("bytes")
     for encoder, other in (
-        (trained_encoder, vocabulary),
-        (trained_encoder, model),
-        (byte_encoder, vocabularies.ByteVocabulary()),
+        (tokenizer, vocabulary),
+        (tokenizer, seqio.SentencePieceVocabulary(str(path))),
+        (byte_tokenizer, vocabularies.ByteVocabulary()),
     ):
-        tokens = encoder(texts)
+        tokens = encoder.encode_documents(texts)
         documents = np.split(tokens.ids.astype(int), np.cumsum(tokens.lengths)[:-1])
         for text, ids in zip(texts, documents, strict=False):
             assert ids.tolist() == [other.bos_id, *other.encode(text), other.eos_id]

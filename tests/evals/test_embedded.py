@@ -125,7 +125,7 @@ def test_facts_of_the_probe_are_trained_on_in_other_words_only(corpus):
 
 def test_reading_imports_no_module_of_the_library():
     code = (
-        "import sys\nfrom jaxllm.data import embedded\nbefore = set(sys.modules)\n"
+        "import sys\nfrom jaxllm.evals.probes import embedded\nbefore = set(sys.modules)\n"
         "for domain in embedded.DOMAINS:\n    list(embedded.documents(domain, 'test'))\n"
         "print(sorted(set(sys.modules) - before))"
     )
@@ -137,7 +137,7 @@ def test_reading_imports_no_module_of_the_library():
 def test_the_same_documents_in_every_process():
     def digest(seed: str) -> str:
         code = (
-            "import hashlib\nfrom jaxllm.data import embedded\n"
+            "import hashlib\nfrom jaxllm.evals.probes import embedded\n"
             "rows = [repr(d) for n in embedded.DOMAINS for d in embedded.documents(n, 'test')]\n"
             "print(hashlib.sha256('\\n'.join(rows).encode()).hexdigest())"
         )

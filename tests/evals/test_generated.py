@@ -91,7 +91,7 @@ def test_documents_fit_a_row_of_the_quickstart(domain):
 
 def test_the_same_documents_in_every_process():
     code = (
-        "import zlib\nfrom jaxllm.data import generated\n"
+        "import zlib\nfrom jaxllm.evals.probes import generated\n"
         "print([zlib.crc32(repr(list(generated.documents(d, 'test'))).encode())"
         " for d in generated.DOMAINS])"
     )

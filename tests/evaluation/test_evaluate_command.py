@@ -28,7 +28,6 @@ VocabularyConfig.kind = "sentencepiece"
 VocabularyConfig.path = "{directory}/letters.model"
 DataConfig.corpus_dir = "{directory}/corpora"
 DataConfig.cache_dir = "{directory}/cache"
-DataConfig.num_workers = 0
 ModelConfig.vocab_size = 384
 ModelConfig.num_layers = 2
 ModelConfig.embed_dim = 32

@@ -7,7 +7,7 @@ import pytest
 
 from jaxllm.data import vocabularies
 from jaxllm.data.config import DataConfig, VocabularyConfig
-from jaxllm.data.tokenizer_files import with_saved_tokenizer
+from jaxllm.data.tokenizer import with_saved_tokenizer
 from jaxllm.errors import UserError
 from jaxllm.run import data_identity
 from jaxllm.run.data_identity import saved_tokenizer
@@ -83,7 +83,7 @@ def test_the_vocabulary_travels_with_the_run(config: DataConfig, tmp_path: Path)
     trained = vocabularies.build_vocabulary(config)
     run = str(tmp_path / "run")
     assert with_saved_tokenizer(config, saved_tokenizer(run)) == config
-    data_identity.save(run, "a", vocabularies.tokenizer_files(config).files)
+    data_identity.save(run, "a", vocabularies.load_tokenizer(config).files)
     for file in (tmp_path / "cache").rglob("*.model"):
         file.unlink()
     again = vocabularies.build_vocabulary(with_saved_tokenizer(config, saved_tokenizer(run)))
@@ -101,8 +101,8 @@ def test_changed_corpora_bring_no_new_vocabulary(config: DataConfig, tmp_path: P
     (tmp_path / "run" / "data.json").unlink()
     went_on = open_data(run)
     assert went_on.fingerprint != began.fingerprint
-    text = began[0]["inputs"]
+    text = began.sequences(0, 1)["inputs"][0]
     vocabulary = vocabularies.from_directory(tmp_path / "run" / "tokenizer.model")
     assert "some words" in vocabulary.decode(text.tolist())
-    assert "qxzj" in vocabulary.decode(went_on[0]["inputs"].tolist())
+    assert "qxzj" in vocabulary.decode(went_on.sequences(0, 1)["inputs"][0].tolist())
     assert (tmp_path / "run" / "tokenizer.model").read_bytes() == saved

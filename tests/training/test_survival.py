@@ -34,7 +34,6 @@ MIXTURE_OR_TASK_NAME = 'corpus_dir'
 EVAL_TASKS = ('heldout_words',)
 EvalConfig.max_examples = 8
 EvalConfig.rows_per_batch = 4
-DataConfig.num_workers = 0
 VocabularyConfig.kind = 'bytes'
 ModelConfig.vocab_size = 320
 ModelConfig.num_layers = 1

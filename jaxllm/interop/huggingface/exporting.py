@@ -96,18 +96,14 @@ def _config(run: Run, model: ModelConfig, architecture: str | None) -> Json:
 def _special_ids(run: Run) -> dict[str, int | None]:
     """What begins, ends and pads a text of the run, by its vocabulary."""
     from jaxllm.data.config import DataConfig
-    from jaxllm.data.tokenize import BYTE_BOS
-    from jaxllm.data.tokenizer_files import read
+    from jaxllm.data.tokenizer import Tokenizer, read
     from jaxllm.run.data_identity import saved_tokenizer
 
     path = saved_tokenizer(str(run.path))
-    if path is not None:
-        codec = read(path).codec
-        ids = {"bos": codec.bos, "eos": codec.eos, "pad": codec.pad}
-    elif DataConfig().vocabulary.kind == "bytes":
-        ids = {"bos": BYTE_BOS, "eos": 1, "pad": 0}
-    else:
-        ids = {"bos": -1, "eos": -1, "pad": -1}
+    ids = {"bos": -1, "eos": -1, "pad": -1}
+    if path is not None or DataConfig().vocabulary.kind == "bytes":
+        tokenizer = Tokenizer("bytes") if path is None else read(path)
+        ids = {"bos": tokenizer.bos, "eos": tokenizer.eos, "pad": tokenizer.pad}
     return {f"{name}_token_id": None if i < 0 else i for name, i in ids.items()}
 
 

@@ -180,7 +180,8 @@ def test_the_tokenizer_of_a_run_travels_with_it_and_transformers_agrees(tmp_path
 
     from jaxllm.data import vocabularies
     from jaxllm.data.config import DataConfig, VocabularyConfig
-    from jaxllm.data.tokenizer_files import PROBES
+    from jaxllm.data.corpora import Corpora
+    from jaxllm.data.tokenizer import AGREEMENT_SAMPLES
 
     corpus = tmp_path / "corpora" / "plain"
     corpus.mkdir(parents=True)
@@ -192,7 +193,7 @@ def test_the_tokenizer_of_a_run_travels_with_it_and_transformers_agrees(tmp_path
         cache_dir=str(tmp_path / "cache"),
         vocabulary=VocabularyConfig(size=512),
     )
-    model = vocabularies.model_file(config)
+    model = vocabularies.trained_model(config, Corpora.resolve(config))
     save("llama", tmp_path / "hf")
     shutil.copy(model, tmp_path / "hf" / "tokenizer.model")
     to_run(tmp_path / "hf", tmp_path / "run")
@@ -201,7 +202,7 @@ def test_the_tokenizer_of_a_run_travels_with_it_and_transformers_agrees(tmp_path
     to_hf(tmp_path / "run", tmp_path / "back", "--step=0")
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "back")
     ours = sentencepiece.SentencePieceProcessor(model_file=str(model))
-    for probe in (*PROBES, text):
+    for probe in (*AGREEMENT_SAMPLES, text):
         assert theirs.encode(probe, add_special_tokens=False) == ours.encode(probe), probe
         assert theirs.decode(ours.encode(probe)) == ours.decode(ours.encode(probe)), probe
     assert theirs.encode("a")[0] == theirs.bos_token_id == ours.bos_id() == 3

@@ -1,0 +1,375 @@
+"""Tokenizers: text to token ids and back, by published files or by bytes.
+
+Text is text: what looks like a special token in it is spelt out, as SentencePiece does and
+`tokenizers` does not by itself. Both libraries encode a batch with threads of their own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from etils import epath
+
+from jaxllm.data.config import DataConfig
+from jaxllm.errors import UserError
+
+SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
+# What a tokenizer.json calls its document separators where nothing beside it says so.
+USUAL_NAMES = {
+    "bos_token": ("<s>", "<bos>", "<|begin_of_text|>", "<|startoftext|>", "[BOS]"),
+    "eos_token": ("</s>", "<eos>", "<|end_of_text|>", "<|endoftext|>", "[EOS]"),
+}
+BYTE_OFFSET, BYTE_EOS, BYTE_UNK, BYTE_BOS = 3, 1, 2, 259  # padding is 0: ByT5's ids, and a BOS
+# What conversions of tokenizers are known to get wrong: spaces, case and form of characters, bytes.
+AGREEMENT_SAMPLES = (
+    "The quick brown fox, 1234.56 times.", " leading space", "trailing space ", "two  spaces",
+    "a" + 5 * " " + "b" + 17 * " " + "c", "line\nline\n\n\nend\n", "\n", "\ttab\t\ttabs", "\r\n",
+    "def f(x):\n    if x:\n\t\treturn 0x1F  # why?\n", "0123456789 007 1e-5 3/4", "don't I'LL",
+    "naïve café, Ärger", "e\u0301 \u00e9 ﬁ Å ½ ①", "ｆｕｌｌ　ｗｉｄｔｈ", "中文字符，没有空格。",
+    "日本語 한국어 العربية", "🙂 👩\u200d👩\u200d👧 🏳️\u200d🌈", "\u200b\u00a0\ufeff.",
+    "\x00\x07\x7f", "\U00012345 ꙮ", "https://a.b/c?d=e&f=g#h", "$x^2 + \\frac{1}{2}$",
+    "!!!??? ... --- ___ ***", 21 * "a", "ALLCAPS camelCase snake_case", "<html><b>x</b>",
+    "▁ is a piece",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokens:
+    """A batch of tokenized documents.
+
+    Attributes:
+      ids: uint16 or uint32, the documents' tokens one after the other.
+      lengths: int64 [documents], tokens of each.
+      text_bytes: UTF-8 bytes of all the texts.
+    """
+
+    ids: np.ndarray
+    lengths: np.ndarray
+    text_bytes: int
+
+
+class Tokenizer:
+    """Text to token ids and back.
+
+    Attributes:
+      kind: `sentencepiece` (tokenizer.model), `huggingface` (tokenizer.json) or `bytes`.
+      model: the content of that file.
+      config: tokenizer_config.json with every special token filled in; "" where a SentencePiece
+        model speaks for itself.
+      size: ids are below this.
+      bos, eos, unk, pad: ids, -1 if there is none. `bos` is what a document begins with.
+      dtype: the smallest unsigned integer that holds the ids.
+    """
+
+    def __init__(self, kind: str, model: bytes = b"", config: str = "") -> None:
+        self.kind, self.model, self.config = kind, model, config
+        self._codec = _CODECS[kind](model)
+        self.size = self._codec.size
+        self.dtype = np.dtype("<u2" if self.size <= 1 << 16 else "<u4")
+        special = self._codec.special
+        if config:
+            stated = json.loads(config)
+            special = {name: self.token_id(stated.get(name) or "") for name in SPECIAL_TOKENS}
+            if stated.get("add_bos_token") is False:  # documents begin without one (Yi, Baichuan)
+                special["bos_token"] = None
+        self.bos, self.eos, self.unk, self.pad = (
+            -1 if (id := special.get(name)) is None else id for name in SPECIAL_TOKENS
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Tokenizer, (self.kind, self.model, self.config)
+
+    @property
+    def name(self) -> str:
+        """The file that holds `model`."""
+        return "tokenizer.json" if self.kind == "huggingface" else "tokenizer.model"
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        """The files to save, by name; none for bytes."""
+        config = {"tokenizer_config.json": self.config.encode()} if self.config else {}
+        return config | ({self.name: self.model} if self.model else {})
+
+    @property
+    def identity(self) -> str:
+        """A hash of what decides the ids of a document."""
+        if self.kind == "bytes":
+            return "bytes"
+        return hashlib.sha256(self.model + self.config.encode()).hexdigest()
+
+    @property
+    def separates(self) -> bool:
+        """Whether documents have a BOS or an EOS."""
+        return max(self.bos, self.eos) >= 0
+
+    def encode(self, texts: Sequence[str]) -> Sequence[Sequence[int] | np.ndarray]:
+        """The ids of each text, without special tokens."""
+        return self._codec.encode(texts)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of `ids`; special tokens leave nothing."""
+        return self._codec.decode(ids)
+
+    def token_id(self, token: str) -> int | None:
+        """The id of a token, None if there is no such token."""
+        return self._codec.token_id(token)
+
+    def token(self, id: int) -> str | None:
+        """The token of an id."""
+        return self._codec.token(id)
+
+    def encode_documents(self, texts: Sequence[str]) -> Tokens:
+        """Each text as BOS, its tokens, EOS.
+
+        A tokenizer without a BOS, or with one token for both (GPT-2, GPT-NeoX, OPT), ends documents
+        with EOS only, as those models were trained: it stands before the next document as well.
+        """
+        begin, end = (
+            np.array([id] if id >= 0 else [], self.dtype)
+            for id in (self.bos if self.bos != self.eos else -1, self.eos)
+        )
+        documents = [
+            np.concatenate([begin, np.asarray(ids, self.dtype), end]) for ids in self.encode(texts)
+        ]
+        return Tokens(
+            ids=np.concatenate(documents) if documents else np.zeros(0, self.dtype),
+            lengths=np.array([len(ids) for ids in documents], np.int64),
+            text_bytes=sum(len(text.encode()) for text in texts),
+        )
+
+
+def read(
+    path: epath.PathLike, bos_token: str | None = None, eos_token: str | None = None
+) -> Tokenizer:
+    """Reads the tokenizer in a Hugging Face directory, or one of its files by path.
+
+    A directory's SentencePiece model is what its network was trained with; a tokenizer.json beside
+    it has been converted from it, and must give the same ids. Without either, vocab.json and
+    merges.txt are GPT-2's byte-level BPE (OPT).
+
+    Args:
+      bos_token, eos_token: in place of those that the files name.
+
+    Raises:
+      UserError: there is none, it is damaged, the two files differ, or it lacks a token.
+    """
+    path = epath.Path(path)
+    stated = {"bos_token": bos_token, "eos_token": eos_token}
+    stated = {name: token for name, token in stated.items() if token is not None}
+    if not path.is_dir():
+        if not path.exists():
+            raise UserError(f"VocabularyConfig.path: no file {path}")
+        return _load(kind_of(path), path.read_bytes(), path, stated)
+    model, converted = path / "tokenizer.model", path / "tokenizer.json"
+    if model.exists():
+        tokenizer = _load("sentencepiece", model.read_bytes(), model, stated)
+        if converted.exists():
+            other = _load("huggingface", converted.read_bytes(), converted, {})
+            _check_agreement(tokenizer, other, path)
+        return tokenizer
+    if converted.exists():
+        return _load("huggingface", converted.read_bytes(), converted, stated)
+    if (path / "vocab.json").exists() and (path / "merges.txt").exists():
+        return _load("huggingface", _byte_level_bpe(path), path / "vocab.json", stated)
+    raise UserError(f"{path} has no tokenizer: neither tokenizer.model nor tokenizer.json")
+
+
+def kind_of(path: epath.PathLike) -> str:
+    """The kind of a tokenizer's file: a .json is `tokenizers`', others are SentencePiece's."""
+    return "huggingface" if epath.Path(path).suffix == ".json" else "sentencepiece"
+
+
+def with_saved_tokenizer(config: DataConfig, path: epath.Path | None) -> DataConfig:
+    """`config` with the tokenizer that its run has saved at `path`, if it has saved one."""
+    if path is None:
+        return config
+    vocabulary = dataclasses.replace(
+        config.vocabulary, kind=kind_of(path), path=str(path), bos_token=None, eos_token=None
+    )
+    return dataclasses.replace(config, vocabulary=vocabulary)
+
+
+def _load(kind: str, model: bytes, path: epath.Path, stated: Mapping[str, str]) -> Tokenizer:
+    """A tokenizer with its special tokens.
+
+    They come from `stated`, then from the files beside `path`: tokenizer_config.json,
+    special_tokens_map.json, the SentencePiece model itself, generation_config.json, config.json.
+    The last ones belong to the network, not the tokenizer, and early conversions of LLaMA have
+    them wrong. Where all are silent, a tokenizer.json may have a token of a usual name.
+    """
+    try:
+        plain = Tokenizer(kind, model)
+    except Exception as error:  # neither library has a type for it
+        what = "a SentencePiece model" if kind == "sentencepiece" else "a tokenizer.json"
+        raise UserError(f"{path}: not {what} ({error})") from error
+    for name, token in stated.items():
+        if plain.token_id(token) is None:
+            raise UserError(f"VocabularyConfig.{name} = {token!r}: {path} has no such token")
+    own = [_json(path.parent / f) for f in ("tokenizer_config.json", "special_tokens_map.json")]
+    numbered = [_json(path.parent / f) for f in ("generation_config.json", "config.json")]
+    if kind == "sentencepiece" and not any([stated, *own, *numbered]):
+        return plain
+    config = dict(own[0])
+    for name in SPECIAL_TOKENS:
+        config[name] = _special_token(name, [stated, *own], numbered, plain)
+    if "bos_token" in stated:
+        config["add_bos_token"] = True
+    return Tokenizer(kind, model, json.dumps(config, ensure_ascii=False, indent=2))
+
+
+def _special_token(
+    name: str, stated: Sequence[Mapping], numbered: Sequence[Mapping], tokenizer: Tokenizer
+) -> str | None:
+    for source in stated:
+        value = source.get(name)
+        token = value.get("content") if isinstance(value, dict) else value
+        if token and tokenizer.token_id(token) is not None:
+            return token
+        if name in source and value is None:  # stated to be none
+            return None
+    own = getattr(tokenizer, name.removesuffix("_token"))
+    if own >= 0:
+        return tokenizer.token(own)
+    for source in numbered:
+        number = source.get(f"{name}_id")
+        number = number[0] if isinstance(number, list) else number
+        if number is not None and (token := tokenizer.token(number)) is not None:
+            return token
+    usual = USUAL_NAMES.get(name, ()) if tokenizer.kind == "huggingface" else ()
+    return next((token for token in usual if tokenizer.token_id(token) is not None), None)
+
+
+def _json(path: epath.Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text()) if path.exists() else {}
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error})") from error
+
+
+def _check_agreement(trained: Tokenizer, converted: Tokenizer, directory: epath.Path) -> None:
+    for text, expected, actual in zip(
+        AGREEMENT_SAMPLES,
+        trained.encode(AGREEMENT_SAMPLES),
+        converted.encode(AGREEMENT_SAMPLES),
+        strict=True,
+    ):
+        if expected != actual:
+            raise UserError(
+                f"{directory}: tokenizer.json does not give the ids of tokenizer.model: for "
+                f"{text!r} {actual[:12]} instead of {expected[:12]}; the network was trained with "
+                "tokenizer.model, so take tokenizer.json away"
+            )
+
+
+class _Codec(Protocol):
+    """Ids without special tokens, by one library; see `Tokenizer` for the methods."""
+
+    size: int
+    special: Mapping[str, int | None]
+
+    def encode(self, texts: Sequence[str]) -> Sequence[Sequence[int] | np.ndarray]: ...
+    def decode(self, ids: Sequence[int]) -> str: ...
+    def token_id(self, token: str) -> int | None: ...
+    def token(self, id: int) -> str | None: ...
+
+
+class _Bytes:
+    """UTF-8 bytes."""
+
+    size = BYTE_BOS + 1
+    special: Mapping[str, int | None] = {
+        "bos_token": BYTE_BOS, "eos_token": BYTE_EOS, "unk_token": BYTE_UNK, "pad_token": 0,
+    }  # fmt: skip
+
+    def __init__(self, model: bytes) -> None:
+        del model
+
+    def encode(self, texts: Sequence[str]) -> Sequence[np.ndarray]:
+        return [np.frombuffer(t.encode(), np.uint8) + np.uint16(BYTE_OFFSET) for t in texts]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        text = bytes(i - BYTE_OFFSET for i in ids if BYTE_OFFSET <= i < BYTE_BOS)
+        return text.decode(errors="ignore")
+
+    def token_id(self, token: str) -> int | None:
+        return None
+
+    def token(self, id: int) -> str | None:
+        return None
+
+
+class _SentencePiece:
+    """A tokenizer.model."""
+
+    def __init__(self, model: bytes) -> None:
+        from sentencepiece import SentencePieceProcessor
+
+        self._processor = SentencePieceProcessor(model_proto=model)
+        self.size = self._processor.get_piece_size()
+        ids = {name: getattr(self._processor, f"{name[:3]}_id")() for name in SPECIAL_TOKENS}
+        self.special = {name: id if id >= 0 else None for name, id in ids.items()}
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        return self._processor.encode(list(texts))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        unknown = self._processor.unk_id()
+        return self._processor.decode([int(i) if i < self.size else unknown for i in ids])
+
+    def token_id(self, token: str) -> int | None:
+        id = self._processor.piece_to_id(token)
+        return id if self.token(id) == token else None
+
+    def token(self, id: int) -> str | None:
+        return self._processor.id_to_piece(id) if 0 <= id < self.size else None
+
+
+class _HuggingFace:
+    """A tokenizer.json."""
+
+    special: Mapping[str, int | None] = {}
+
+    def __init__(self, model: bytes) -> None:
+        import tokenizers
+
+        self._tokenizer = tokenizers.Tokenizer.from_buffer(model)
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        self._tokenizer.encode_special_tokens = True
+        self.size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [one.ids for one in encoded]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
+
+    def token_id(self, token: str) -> int | None:
+        return self._tokenizer.token_to_id(token)
+
+    def token(self, id: int) -> str | None:
+        return self._tokenizer.id_to_token(id)
+
+
+_CODECS = {"bytes": _Bytes, "sentencepiece": _SentencePiece, "huggingface": _HuggingFace}
+
+
+def _byte_level_bpe(directory: epath.Path) -> bytes:
+    """GPT-2's tokenizer (Radford et al. 2019, section 2.2) as a tokenizer.json."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+    vocabulary = _json(directory / "vocab.json")
+    merges = (directory / "merges.txt").read_text().splitlines()
+    pairs = [tuple(line.split()) for line in merges if line and not line.startswith("#version")]
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=pairs))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    known = [t for t in ("<|endoftext|>", "<pad>", "<s>", "</s>", "<unk>") if t in vocabulary]
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in known])
+    return tokenizer.to_str().encode()
