@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -68,7 +68,7 @@ class Tokenizer:
 
     def __init__(self, kind: str, model: bytes = b"", config: str = "") -> None:
         self.kind, self.model, self.config = kind, model, config
-        self._codec = _CODECS[kind](model)
+        self._codec: _Codec = _CODECS[kind](model)
         self.size = self._codec.size
         self.dtype = np.dtype("<u2" if self.size <= 1 << 16 else "<u4")
         special = self._codec.special
@@ -159,8 +159,8 @@ def read(
       UserError: there is none, it is damaged, the two files differ, or it lacks a token.
     """
     path = epath.Path(path)
-    stated = {"bos_token": bos_token, "eos_token": eos_token}
-    stated = {name: token for name, token in stated.items() if token is not None}
+    named = {"bos_token": bos_token, "eos_token": eos_token}
+    stated = {name: token for name, token in named.items() if token is not None}
     if not path.is_dir():
         if not path.exists():
             raise UserError(f"VocabularyConfig.path: no file {path}")
@@ -312,7 +312,9 @@ class _SentencePiece:
         self._processor = SentencePieceProcessor(model_proto=model)
         self.size = self._processor.get_piece_size()
         ids = {name: getattr(self._processor, f"{name[:3]}_id")() for name in SPECIAL_TOKENS}
-        self.special = {name: id if id >= 0 else None for name, id in ids.items()}
+        self.special: Mapping[str, int | None] = {
+            name: id if id >= 0 else None for name, id in ids.items()
+        }
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         return self._processor.encode(list(texts))
@@ -357,7 +359,11 @@ class _HuggingFace:
         return self._tokenizer.id_to_token(id)
 
 
-_CODECS = {"bytes": _Bytes, "sentencepiece": _SentencePiece, "huggingface": _HuggingFace}
+_CODECS: Mapping[str, Callable[[bytes], _Codec]] = {
+    "bytes": _Bytes,
+    "sentencepiece": _SentencePiece,
+    "huggingface": _HuggingFace,
+}
 
 
 def _byte_level_bpe(directory: epath.Path) -> bytes:

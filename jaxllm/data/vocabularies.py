@@ -80,7 +80,7 @@ class TokenizerVocabulary(seqio.Vocabulary):
         return self.tokenizer.size
 
     def _encode(self, s: str) -> Sequence[int]:
-        return self.tokenizer.encode([s])[0]
+        return list(self.tokenizer.encode([s])[0])
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids` up to the first EOS; a BOS before it may be the same token."""
@@ -106,8 +106,9 @@ class TokenizerVocabulary(seqio.Vocabulary):
         return tf.py_function(lambda ids: self._decode(ids.numpy().tolist()), [ids], tf.string)
 
     def __eq__(self, other: object) -> bool:
-        same_class = isinstance(other, TokenizerVocabulary)
-        return same_class and self.tokenizer.identity == other.tokenizer.identity
+        if not isinstance(other, TokenizerVocabulary):
+            return False
+        return self.tokenizer.identity == other.tokenizer.identity
 
 
 def _id_or_none(number: int) -> int | None:
