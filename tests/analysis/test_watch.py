@@ -14,7 +14,7 @@ from scipy import stats
 from jaxllm.analysis.health.check import ALPHA
 from jaxllm.analysis.health.loss import PLATEAU_SHARE
 from jaxllm.analysis.health.watch import Watch
-from tests.analysis.test_health import logged, table
+from tests.analysis.planted_health import logged, table
 
 
 def follow(watch: Watch, metrics: pd.DataFrame) -> list[tuple[int, str]]:

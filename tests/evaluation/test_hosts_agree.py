@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from tests.hosts import finish, start_hosts
-from tests.training.test_survival import make_home
+from tests.training.processes import make_home
 
 TASKS = ("heldout_words", "counting", "addition_exact")  # likelihoods, options, generated text
 CONFIG = f"""

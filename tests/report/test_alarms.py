@@ -12,11 +12,15 @@ from jaxllm.report.alarms import HealthConfig, HealthWriter
 from jaxllm.run.records import Record, RunInfo
 from jaxllm.run.trajectory import TrajectoryStore
 from jaxllm.training.progress import Progress
-from tests.analysis.test_health import logged, table
-from tests.training.test_survival import finish, home, start
+from tests.analysis.planted_health import logged, table
+from tests.training.processes import finish, make_home, start
 
-__all__ = ["home"]
 INFO = RunInfo("r", "r", 1_000_000)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    return make_home(tmp_path)
 
 
 class Terminal(io.StringIO):

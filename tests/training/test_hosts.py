@@ -9,7 +9,7 @@ import pytest
 
 from jaxllm.run.run import Run
 from tests.hosts import Host, finish, start_hosts
-from tests.training.test_survival import make_home, steps_logged
+from tests.training.processes import make_home, steps_logged
 
 STEPS = 60
 CONFIG = """

@@ -7,13 +7,8 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,100 +16,14 @@ import pandas as pd
 import pytest
 
 from jaxllm.run.run import Run
-from tests.conftest import REPOSITORY
+from tests.training.processes import STEPS, finish, kill_when, make_home, start, steps_logged
 from tests.training.test_loop import exact
-
-STEPS = 60
-CONFIG = f"""
-include 'runs/base.gin'
-TRAIN_STEPS = {STEPS}
-SEQUENCE_LENGTH = 16
-BATCH_SIZE = 4
-MIXTURE_OR_TASK_NAME = 'corpus_dir'
-EVAL_TASKS = ('heldout_words',)
-EvalConfig.max_examples = 8
-EvalConfig.rows_per_batch = 4
-VocabularyConfig.kind = 'bytes'
-ModelConfig.vocab_size = 320
-ModelConfig.num_layers = 1
-ModelConfig.embed_dim = 16
-ModelConfig.mlp_dim = 32
-ModelConfig.num_heads = 2
-ScheduleConfig.warmup_steps = 5
-ScheduleConfig.peak_lr = 1e-2
-CheckpointConfig.early = (0,)
-CheckpointConfig.every_steps = 20
-TrainConfig.log_every = 7
-"""
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with a config and a corpus."""
     return make_home(tmp_path_factory.mktemp("survival"))
-
-
-def make_home(home: Path, more: str = "") -> Path:
-    """Writes tiny.gin, with `more` at its end, and the corpus that it names, into `home`."""
-    words = random.Random(0)
-    for split, documents in (("train", 300), ("valid", 8)):
-        text = "\n\n".join(
-            " ".join(words.choice(["the", "cat", "sat", "on", "a", "mat"]) for _ in range(20))
-            for _ in range(documents)
-        )
-        path = home / "corpus" / "words" / f"{split}.txt"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    (home / "tiny.gin").write_text(
-        CONFIG
-        + f"DataConfig.corpus_dir = '{home}/corpus'\n"
-        + f"DataConfig.cache_dir = '{home}/cache'\n"
-        + more
-    )
-    return home
-
-
-def start(home: Path, name: str, *flags: str) -> subprocess.Popen[str]:
-    """A run in a process of its own, with two devices."""
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "JAX_COMPILATION_CACHE_DIR": str(home / "xla"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "PYTHONUNBUFFERED": "1",
-        "PYTHONPATH": str(REPOSITORY),
-    }
-    return subprocess.Popen(
-        [
-            sys.executable, "-m", "jaxllm.train",
-            f"--gin_file={home}/tiny.gin", f"--gin.MODEL_DIR={home}/{name}", *flags,
-        ],
-        env=environment, cwd=home, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-
-
-def finish(process: subprocess.Popen[str], code: int = 0) -> str:
-    """The output of a process that must end with `code`."""
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == code, f"exit code {process.returncode}\n{out}\n{err}"
-    return out + err
-
-
-def kill_when(process: subprocess.Popen[str], number: int, ready: Callable[[], bool]) -> float:
-    """Sends the signal as soon as `ready()`; returns the seconds until the process was gone."""
-    while not ready():
-        assert process.poll() is None, finish(process)
-        time.sleep(0.002)
-    process.send_signal(number)
-    sent = time.perf_counter()
-    process.wait(timeout=120)
-    assert process.returncode in (0, -number), finish(process)
-    return time.perf_counter() - sent
-
-
-def steps_logged(run: Path) -> int:
-    return max((row["step"] for row in Run(run).metrics_lines.read()[0]), default=0)
 
 
 def saved(run: Path) -> list[int]:
