@@ -54,11 +54,13 @@ def rotate(x: jax.Array, cosine: jax.Array, sine: jax.Array) -> jax.Array:
     half = cosine.shape[-1]
     turned, rest = x[..., : 2 * half], x[..., 2 * half :]
     if device_kind()[0] == "tpu":
-        # The other one of each pair by a product with a permutation, which is exact: it fuses into
-        # one pass over x, where slices of half a head would waste half of the lanes of several.
+        # The other of each pair by a matmul with a permutation: it fuses into one pass over x,
+        # where slices of half a head would waste half of the lanes of several. It is exact in
+        # bfloat16; float32 needs all passes of the matrix unit.
         other = jnp.einsum(
             "...i,ij->...j", turned, jnp.asarray(np.roll(np.eye(2 * half), half, 1), x.dtype),
             preferred_element_type=jnp.float32,
+            precision=None if x.dtype == jnp.bfloat16 else jax.lax.Precision.HIGHEST,
         )  # fmt: skip
         rotated = turned * jnp.concatenate([cosine, cosine], axis=-1)
         rotated += other * jnp.concatenate([-sine, sine], axis=-1)

@@ -96,11 +96,6 @@ class Slice:
     chip: Chip
     shape: tuple[int, ...]
 
-    @property
-    def num_devices(self) -> int:
-        """JAX devices in all."""
-        return math.prod(self.shape) * self.chip.per_chip
-
 
 def slice_of(name: str) -> Slice:
     """The slice of a cloud name: 'v4-512', 'v5litepod-16', 'v6e-256', 'tpu7x-128', 'v5p:4x4x8'.

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import jax
 
 # From the slowest links to the fastest: neighbours in the last axis are neighbours in the pod.
-MESH_AXES = ("pipeline", "data", "fsdp", "sequence", "tensor")
+MESH_AXES = ("data", "fsdp", "sequence", "tensor")
 
 
 @configurable
@@ -23,18 +23,16 @@ class MeshConfig:
     """Devices along each axis; at most one may be -1, which takes what the others leave.
 
     Attributes:
-      data: copies of the model, each with its own rows.
-      fsdp: devices that share the rows and also every parameter and optimizer state.
-      sequence: devices that share the tokens of a row.
-      tensor: devices that share the heads, the feed-forward layer and the vocabulary.
-      pipeline: devices that share the layers.
+      data: replicas of the model, each with its own sequences.
+      fsdp: shards of the batch, and of every parameter and optimizer state.
+      sequence: shards of each sequence's tokens.
+      tensor: shards of the heads, the MLP and the vocabulary.
     """
 
     data: int = 1
     fsdp: int = -1
     sequence: int = 1
     tensor: int = 1
-    pipeline: int = 1
 
     def shape(self, num_devices: int) -> tuple[int, ...]:
         """The sizes of `MESH_AXES` on `num_devices` devices.
@@ -61,8 +59,8 @@ class MeshConfig:
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
     """A mesh with the axes `MESH_AXES` over `devices` (default: all of them).
 
-    Several TPU slices lie along the first axes that they divide, so that what is sent most often
-    stays within a slice.
+    Several TPU slices lie along the first axes that they divide, so that the most frequent
+    collectives stay within a slice.
 
     Raises:
       UserError: when the axes do not multiply to the number of devices, or the slices do not
@@ -86,16 +84,16 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
 
 
 def _between_slices(shape: Sequence[int], slices: int) -> tuple[int, ...]:
-    """Into how many parts each axis is cut by the slices: the first axes take what they can."""
-    parts = []
+    """How many slices each axis spans: the first axes take what they can."""
+    spans = []
     left = slices
     for size in shape:
-        parts.append(math.gcd(size, left))
-        left //= parts[-1]
+        spans.append(math.gcd(size, left))
+        left //= spans[-1]
     if left > 1:
         sizes = ", ".join(f"{a}={n}" for a, n in zip(MESH_AXES, shape, strict=True) if n > 1)
         raise UserError(
             f"the mesh ({sizes}) cannot be laid over {slices} slices: "
             f"make MeshConfig.data a multiple of {slices}"
         )
-    return tuple(parts)
+    return tuple(spans)

@@ -19,7 +19,7 @@ LOGICAL_AXIS_RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
     ("length", "sequence"),
     ("embed_activation", None),
     # parameters
-    ("layers", "pipeline"),
+    ("layers", None),
     ("embed", "fsdp"),
     ("norm", None),
     # both
@@ -91,6 +91,21 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def replicated(mesh: Mesh) -> NamedSharding:
     """The whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def check_sequence_divides(mesh: Mesh, length: int) -> None:
+    """Refuses sequences that the mesh cannot shard evenly, or below the tiles of TPU kernels.
+
+    Raises:
+      UserError: when MeshConfig.sequence does not divide `length`, on TPUs into multiples of 128.
+    """
+    shards = mesh.shape["sequence"]
+    tile = 128 if mesh.devices.flat[0].platform == "tpu" else 1
+    if shards > 1 and length % (shards * tile):
+        raise UserError(
+            f"sequence length {length} does not divide over MeshConfig.sequence = {shards}: "
+            f"make it a multiple of {shards * tile}"
+        )
 
 
 def check_batch_divides(mesh: Mesh, batch_size: int) -> None:

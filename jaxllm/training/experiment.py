@@ -16,7 +16,7 @@ from jaxllm.models.config import ModelConfig
 from jaxllm.run.config import CheckpointConfig
 from jaxllm.run.records import RunInfo
 from jaxllm.run.schedule import preserved, scheduled_steps
-from jaxllm.sharding.rules import check_batch_divides
+from jaxllm.sharding.rules import check_batch_divides, check_sequence_divides
 from jaxllm.training.config import OptimizerConfig, ScheduleConfig, TrainConfig
 from jaxllm.training.schedule import make_schedule
 
@@ -93,6 +93,7 @@ class Experiment:
                 f"DataConfig.batch_size = {rows}"
             )
         check_batch_divides(mesh, rows // parts)
+        check_sequence_divides(mesh, self.data.sequence_length)
         if source is not None:
             source.check_vocabulary(self.model.vocab_size)
 

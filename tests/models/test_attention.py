@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxllm.models import attention, positions
 from jaxllm.models.attention import implementation
 from jaxllm.models.attention.blockwise import Distance, blockwise_attention
 from jaxllm.models.attention.cudnn import cudnn_attention
@@ -180,3 +181,24 @@ def test_every_chip_s_tiles_compile():
     found = json.loads(done.stdout.splitlines()[-1])
     assert {kind.rsplit(" ", 1)[0] for kind in found} == set(TILES)
     assert found == dict.fromkeys(found)
+
+
+def test_shards_of_a_sequence_below_a_tile_leave_the_tpu_kernel(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(attention, "device_kind", lambda: ("tpu", "TPU v5"))
+    query = {length: jax.ShapeDtypeStruct((8, length, 4, 128), "bfloat16") for length in (128, 256)}
+    assert attention.implementation(query[128]) == "splash"
+    with partitioning(make_mesh(MeshConfig(fsdp=4, sequence=2))):
+        assert attention.implementation(query[128]) == "blockwise"
+        assert attention.implementation(query[256]) == "splash"
+
+
+@pytest.mark.parametrize(("dtype", "exact"), [("float32", True), ("bfloat16", False)])
+def test_rotation_on_tpus_asks_for_what_makes_it_exact(
+    dtype: str, exact: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(positions, "device_kind", lambda: ("tpu", "TPU v5"))
+    x, angle = jnp.ones((1, 4, 2, 8), dtype), jnp.ones((1, 4, 1, 4))
+    program = str(jax.make_jaxpr(positions.rotate)(x, angle, angle))
+    assert "dot_general" in program and ("HIGHEST" in program) is exact

@@ -16,10 +16,10 @@ from tests.conftest import REPOSITORY
 @pytest.mark.parametrize(
     ("config", "shape"),
     [
-        (MeshConfig(), (1, 1, 8, 1, 1)),
-        (MeshConfig(data=2, tensor=2), (1, 2, 2, 1, 2)),
-        (MeshConfig(data=-1, fsdp=2), (1, 4, 2, 1, 1)),
-        (MeshConfig(fsdp=1, sequence=2, tensor=2, pipeline=2), (2, 1, 1, 2, 2)),
+        (MeshConfig(), (1, 8, 1, 1)),
+        (MeshConfig(data=2, tensor=2), (2, 2, 1, 2)),
+        (MeshConfig(data=-1, fsdp=2), (4, 2, 1, 1)),
+        (MeshConfig(fsdp=2, sequence=2, tensor=2), (1, 2, 2, 2)),
     ],
 )
 def test_sizes(config: MeshConfig, shape: tuple[int, ...]) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import flax.linen as nn
@@ -20,6 +21,7 @@ from jaxllm.sharding.mesh import MeshConfig, make_mesh
 from jaxllm.sharding.rules import (
     batch_sharding,
     check_batch_divides,
+    check_sequence_divides,
     param_shardings,
     partitioning,
     replicated,
@@ -35,7 +37,7 @@ MESHES = {
     "data": MeshConfig(data=8),
     "data_fsdp_tensor": MeshConfig(data=2, tensor=2),
     "fsdp_wide_tensor": MeshConfig(tensor=4),  # two key heads over four devices
-    "sequence_pipeline": MeshConfig(sequence=2, pipeline=2),
+    "sequence_tensor": MeshConfig(sequence=2, tensor=2),
 }
 OPTIMIZER = optax.adamw(1e-2)
 
@@ -91,15 +93,15 @@ def test_twenty_steps_agree_with_one_device(name: str, one_device: np.ndarray) -
 
 
 def test_parameters_are_spread_as_the_table_says() -> None:
-    mesh = make_mesh(MeshConfig(fsdp=2, tensor=2, pipeline=2))
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     shardings = param_shardings(mesh, abstract_params(CONFIG))
     specs = jax.tree.map(lambda s: s.spec, shardings)
     assert specs["embedding"] == P("tensor", "fsdp")
     assert specs["head"] == P("fsdp", "tensor")
-    assert specs["layers"]["attention"]["query"] == P("pipeline", "fsdp", "tensor", None)
-    assert specs["layers"]["attention"]["output"] == P("pipeline", "tensor", None, "fsdp")
-    assert specs["layers"]["mlp"]["down"] == P("pipeline", "tensor", "fsdp")
-    assert specs["layers"]["mlp_norm"]["scale"] == P("pipeline", None)
+    assert specs["layers"]["attention"]["query"] == P(None, "fsdp", "tensor", None)
+    assert specs["layers"]["attention"]["output"] == P(None, "tensor", None, "fsdp")
+    assert specs["layers"]["mlp"]["down"] == P(None, "tensor", "fsdp")
+    assert specs["layers"]["mlp_norm"]["scale"] == P(None, None)
     assert specs["final_norm"]["scale"] == P(None)
 
 
@@ -108,8 +110,8 @@ def test_axes_that_do_not_divide_are_replicated() -> None:
     config = dataclasses.replace(CONFIG, vocab_size=127)
     specs = jax.tree.map(lambda s: s.spec, param_shardings(mesh, abstract_params(config)))
     assert specs["embedding"] == P(None, "fsdp")
-    assert specs["layers"]["attention"]["key"] == P("pipeline", "fsdp", None, None)
-    assert specs["layers"]["attention"]["query"] == P("pipeline", "fsdp", "tensor", None)
+    assert specs["layers"]["attention"]["key"] == P(None, "fsdp", None, None)
+    assert specs["layers"]["attention"]["query"] == P(None, "fsdp", "tensor", None)
 
 
 def test_a_batch_that_does_not_fill_the_mesh_is_still_scored() -> None:
@@ -126,6 +128,17 @@ def test_a_batch_that_does_not_fill_the_mesh_is_still_scored() -> None:
     ours = jax.jit(score)(spread)
     expected = jax.jit(lambda p: score_tokens(CONFIG, p, batch))(params)
     np.testing.assert_allclose(ours.log_likelihood, expected.log_likelihood, atol=1e-5)
+
+
+def test_sequences_must_divide_and_keep_whole_tiles_on_tpus() -> None:
+    mesh = make_mesh(MeshConfig(fsdp=2, sequence=4))
+    check_sequence_divides(mesh, 132)
+    with pytest.raises(UserError, match=r"length 130 .*sequence = 4: make it a multiple of 4$"):
+        check_sequence_divides(mesh, 130)
+    tpu = SimpleNamespace(shape=mesh.shape, devices=np.array([SimpleNamespace(platform="tpu")]))
+    check_sequence_divides(tpu, 1024)
+    with pytest.raises(UserError, match=r"length 768 .*make it a multiple of 512$"):
+        check_sequence_divides(tpu, 768)
 
 
 def test_batches_must_divide() -> None:

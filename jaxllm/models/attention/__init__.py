@@ -9,7 +9,7 @@ from jaxllm.models.attention.blockwise import Distance, attend, blockwise_attent
 from jaxllm.models.attention.cudnn import cudnn_attention
 from jaxllm.models.attention.cudnn import fits as fits_cudnn
 from jaxllm.models.attention.splash import CONTEXT, LANES, splash_attention
-from jaxllm.models.partitioning import device_kind
+from jaxllm.models.partitioning import device_kind, num_shards
 
 __all__ = ["CONTEXT", "Distance", "attend", "causal_attention", "implementation"]
 
@@ -65,7 +65,7 @@ def implementation(query: jax.Array, plain: bool = True) -> str:
         part: kernels do not know these.
     """
     platform, _ = device_kind()
-    if platform == "tpu" and plain and query.shape[1] % LANES == 0:
+    if platform == "tpu" and plain and query.shape[1] % (LANES * num_shards("length")) == 0:
         return "splash"
     if platform in ("gpu", "cuda") and plain and fits_cudnn(query):
         return "cudnn"
