@@ -94,23 +94,21 @@ def render(tables: Tables, items: Sequence[ReportItem]) -> str:
         return [card for card in cards if wanted == (
             card.item.question, card.item.part, card.item.domain, card.item.refused)]  # fmt: skip
 
-    return (
-        _templates()
-        .get_template("page.html")
-        .render(
-            tables=tables,
-            heading=heading(tables),
-            questions=registry.QUESTIONS,
-            select=select,
-            scored=tables.points.value.notna().any(),
-            facts=facts,
-            scale=chart_axes.preferred_scale(tables.points),
-            loss_axis=chart_axes.LOSS in axes,
-            style=Markup(style_variables(tables.palette) + asset("page.css")),
-            data=_json(data),
-            libraries=_script_safe(javascript_libraries()),
-            script=Markup(asset("page.js")),
-        )
+    template = _templates().get_template("page.html")
+    return template.render(
+        tables=tables,
+        heading=heading(tables),
+        series=[(name, number) for number, name in enumerate(tables.series)],
+        questions=registry.QUESTIONS,
+        select=select,
+        scored=tables.points.value.notna().any(),
+        facts=facts,
+        scale=chart_axes.preferred_scale(tables.points),
+        loss_axis=chart_axes.LOSS in axes,
+        style=Markup(style_variables(tables.palette) + asset("page.css")),
+        data=_json(data),
+        libraries=_script_safe(javascript_libraries()),
+        script=Markup(asset("page.js")),
     )
 
 

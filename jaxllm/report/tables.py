@@ -120,11 +120,6 @@ class Tables:
             backtested=backtested,
         )
 
-    @property
-    def legend(self) -> list[tuple[str, int]]:
-        """What the colours stand for, and their numbers."""
-        return [(name, number) for number, name in enumerate(self.series)]
-
     def finals(self, task: str) -> Iterator[Any]:
         """The findings on one task, in the order of the runs."""
         order = [overview.run for overview in self.overviews]
