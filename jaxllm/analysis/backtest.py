@@ -15,7 +15,7 @@ import pandas as pd
 
 from jaxllm.analysis import forecast_curves
 from jaxllm.analysis.benchmarks import benchmarks
-from jaxllm.analysis.capabilities import is_share
+from jaxllm.analysis.curves import is_share
 from jaxllm.analysis.forecast import COLUMNS, TRANSFER, predict
 from jaxllm.analysis.forecast_curves import KEY_COLUMNS
 

@@ -15,14 +15,16 @@ is the metric's where a continuous metric of the same task had gained before it.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import numpy as np
 import pandas as pd
 
-from jaxllm.analysis.dynamics import Array, Finding, clean, false_discovery, refusal
-from jaxllm.analysis.dynamics_milestones import guess_score, onset_at
+from jaxllm.analysis.curves import Array
+from jaxllm.analysis.finding import Finding, refusal
+from jaxllm.analysis.onsets import STANDARD_ERRORS, durable, guess_score
+from jaxllm.analysis.registry import NOW, Study, analysis
+from jaxllm.analysis.stats import false_discovery
 
 GRADUAL = "gradual"
 METRIC = "sudden in the metric"
@@ -63,34 +65,34 @@ def breakthroughness(y: Array, resolution: float = 0.0) -> float:
     return improvement(y) / middle if middle > 0 else math.nan
 
 
-@dataclasses.dataclass(frozen=True)
-class Emergence(Finding):
-    """Which tasks come suddenly under which metric, and why.
-
-    The table has a row per run (or family, over sizes), task and metric, scores in the direction
-    in which more is better: L, B and `suddenness` B / L with `p` against a straight line over log
-    scale (`q` adjusted over the hard ones); `hard` marks the metric that is judged, which sees only
-    the best answer. `onset` is the scale (tokens or parameters) where that metric durably leaves
-    chance, `early_share` the part of a continuous metric's gain that lies before it, with a 95 %
-    interval from redraws of the sampling noise. `verdict` is the task's: "gradual" unless its hard
-    metric is sudden at q < 0.05; then "sudden in the metric" where demonstrably more than a tenth
-    of a continuous metric's gain came before the onset; "sudden in the model" where demonstrably
-    less did and the continuous metrics are sudden too (p < 0.05); else, and without a continuous
-    metric, its cause is unclear.
-    """
-
-
-def emergence(
-    records: pd.DataFrame, *, over: str = "tokens", draws: int = 500, seed: int = 0
-) -> Emergence:
+@analysis(
+    NOW,
+    "Sudden or gradual",
+    place=10,
+    caption="Right is sudden: most of the gain came at few checkpoints (B/L as in BIG-bench; 1 for "
+    "equal steps). It is the metric's doing where a smoother metric of the task rose before.",
+)
+def emergence(study: Study, *, over: str = "tokens", draws: int = 500, seed: int = 0) -> Finding:
     """Tests every task of every run under all its metrics.
 
     Args:
-      records: The trajectory table with all metrics (not only the charted ones).
+      study: Its records hold all metrics, not only the charted ones.
       over: "tokens" for the checkpoints of a run, "params" for the last checkpoints of the sizes
         of a family (of one size the mean).
       draws: Simulated lines and redraws.
       seed: Of the draws.
+
+    Returns:
+      A row per run (or family, over sizes), task and metric, scores in the direction in which more
+      is better: L, B and `suddenness` B / L with `p` against a straight line over log scale (`q`
+      adjusted over the hard ones); `hard` marks the metric that is judged, which sees only the best
+      answer. `onset` is the scale (tokens or parameters) where that metric durably leaves chance,
+      `early_share` the share of a continuous metric's gain that lies before it, with a 95 %
+      interval from redraws of the sampling noise. `verdict` is the task's: "gradual" unless its
+      hard metric is sudden at q < 0.05; then "sudden in the metric" where demonstrably more than a
+      tenth of a continuous metric's gain came before the onset; "sudden in the model" where
+      demonstrably less did and the continuous metrics are sudden too (p < 0.05); else, and without
+      a continuous metric, its cause is unclear.
 
     Raises:
       ValueError: `over` is neither.
@@ -98,12 +100,13 @@ def emergence(
     if over not in ("tokens", "params"):
         raise ValueError(f"over={over!r}: tokens or params")
     rng = np.random.default_rng(seed)
-    parts, notes = [], []
-    for _, of_metric in records.groupby("metric", sort=False):
-        cleaned, said = clean(of_metric)
-        parts.append(_last_of_sizes(cleaned) if over == "params" else cleaned)
-        notes += [note for note in said if note not in notes]
-    frame = pd.concat(parts) if parts else records.assign(score=math.nan)
+    every = study.all_curves.comparable()
+    notes = list(every.notes)
+    metrics = dict.fromkeys(study.records.get("metric", []))
+    parts = [every.points[every.points.metric == metric] for metric in metrics]
+    if over == "params":
+        parts = [_last_of_sizes(part) for part in parts]
+    frame = pd.concat(parts) if parts else every.points
     rows: list[dict] = []
     short = 0
     for (run, task), points in frame[frame[over] > 0].groupby(["run", "task"], sort=False):
@@ -113,7 +116,7 @@ def emergence(
         rows += _of_task(str(run), str(task), curves, over, draws, rng)
     if not rows:
         reason = f"needs {_FEWEST} {'checkpoints' if over == 'tokens' else 'sizes'} of a task"
-        return Emergence(**vars(refusal(reason, _COLUMNS, tuple(notes))))
+        return refusal(reason, _COLUMNS, tuple(notes))
     if short:
         notes.append(f"{short} trajectories have fewer than {_FEWEST} points: not tested.")
     table = pd.DataFrame(rows, columns=list(_COLUMNS))
@@ -123,24 +126,37 @@ def emergence(
     table["verdict"] = np.where(marked | (table.verdict == NO_GAIN), table.verdict, GRADUAL)
     counts = table[table.hard].drop_duplicates(["run", "task"]).verdict.value_counts()
     order = (METRIC, MODEL, UNCLEAR, GRADUAL, NO_GAIN)
-    found = "; ".join(f"{counts[v]:,} {v}" for v in order if v in counts)
+    verdicts = "; ".join(f"{counts[v]:,} {v}" for v in order if v in counts)
     many = int(counts.sum())
     kind = "trajectories" if over == "tokens" else "tasks"
     axis = {"tokens": "the tokens", "params": "the sizes"}[over]
-    sentence = f"The gains of {many:,} {kind} over {axis}: {found}."
+    sentence = f"The gains of {many:,} {kind} over {axis}: {verdicts}."
     if not many:
         sentence = "No task has an accuracy or an exact match whose suddenness could be judged."
-    return Emergence(sentence, table, "", tuple(notes))
+    return Finding(sentence, table, "", tuple(notes))
 
 
-def _last_of_sizes(cleaned: pd.DataFrame) -> pd.DataFrame:
+@analysis(
+    NOW,
+    "Sudden or gradual over sizes",
+    place=20,
+    needs=Study.several_sizes,
+    caption="The last checkpoints of the sizes of a family, as points.",
+)
+def emergence_over_sizes(study: Study) -> Finding:
+    """`emergence` over the parameters of a family."""
+    return emergence(study, over="params")
+
+
+def _last_of_sizes(points: pd.DataFrame) -> pd.DataFrame:
     """One point per family, task and size: the last checkpoints, under the family's name."""
-    last = cleaned.sort_values("tokens").drop_duplicates(["run", "task"], keep="last")
+    last = points.sort_values("tokens").drop_duplicates(["run", "task"], keep="last")
     grouped = last.groupby(["family", "task", "params"], as_index=False, sort=False)
     means = grouped.agg(
-        score=("score", "mean"), doubt=("doubt", lambda d: d.mean() / len(d) ** 0.5)
+        score=("score", "mean"), score_stderr=("score_stderr", lambda e: e.mean() / len(e) ** 0.5)
     )
-    rest = last.drop(columns=["score", "doubt"]).drop_duplicates(["family", "task", "params"])
+    rest = last.drop(columns=["score", "score_stderr"])
+    rest = rest.drop_duplicates(["family", "task", "params"])
     merged = rest.merge(means, on=["family", "task", "params"])
     return merged.assign(run=merged.family)
 
@@ -155,28 +171,29 @@ def _of_task(
     onset, gained = math.nan, main is None
     if main is not None:
         points = curves[main]
-        score, doubt = points.score.to_numpy(float), points.doubt.to_numpy(float)
+        score, stderr = points.score.to_numpy(float), points.score_stderr.to_numpy(float)
         scale = points[over].to_numpy(float)
-        floor = float(points.floor.iloc[-1])
-        at = onset_at(score, doubt, guess_score(scale, score, floor))
-        gained = at is not None or not math.isfinite(floor)
+        chance = float(points.chance_score.iloc[-1])
+        guess = guess_score(scale, score, chance)
+        at = durable(score - guess > STANDARD_ERRORS * stderr)
+        gained = at is not None or not math.isfinite(chance)
         onset = scale[at] if at is not None else math.nan
     rows = []
     for metric, points in curves.items():
         scale, score = points[over].to_numpy(float), points.score.to_numpy(float)
-        doubt = np.nan_to_num(points.doubt.to_numpy(float))
+        stderr = np.nan_to_num(points.score_stderr.to_numpy(float))
         n = float(points.n.iloc[-1]) if points.n.iloc[-1] > 0 else math.nan
         resolution = 1 / n if metric in hard and math.isfinite(n) else 0.0
         early = (math.nan,) * 3
         if metric not in hard and math.isfinite(onset):
-            early = _early_share(score, doubt, int((scale < onset).sum()), draws, rng)
+            early = _early_share(score, stderr, int((scale < onset).sum()), draws, rng)
         rows.append({
             "run": run, "task": task, "domain": points.domain.iloc[-1], "metric": metric,
             "hard": metric == main, "n": len(points), "gain": improvement(score),
             "linearity": linearity(score),
             "breakthroughness": breakthroughness(score, resolution),
             "suddenness": _suddenness(score[None], resolution)[0],
-            "p": _pvalue(np.log(scale), score, doubt, resolution, draws, rng), "q": math.nan,
+            "p": _pvalue(np.log(scale), score, stderr, resolution, draws, rng), "q": math.nan,
             "onset": onset, "early_share": early[0], "early_low": early[1], "early_high": early[2],
         })  # fmt: skip
     soft = [row for row in rows if math.isfinite(row["early_low"])]
@@ -199,27 +216,27 @@ def _suddenness(y: Array, resolution: float) -> Array:
 
 
 def _pvalue(
-    x: Array, y: Array, doubt: Array, resolution: float, draws: int, rng: np.random.Generator
+    x: Array, y: Array, stderr: Array, resolution: float, draws: int, rng: np.random.Generator
 ) -> float:
     """Share of noisy straight lines over x, from the first to the last score, as sudden as y."""
     observed = _suddenness(y[None], resolution)[0]
-    if not math.isfinite(observed) or not doubt.any():
+    if not math.isfinite(observed) or not stderr.any():
         return math.nan
     line = y[0] + (x - x[0]) / (x[-1] - x[0]) * (y[-1] - y[0])
     # The noise of a point that happens to be 0 or 1 is unknown, not none.
-    noise = np.where(doubt > 0, doubt, np.median(doubt[doubt > 0]))
+    noise = np.where(stderr > 0, stderr, np.median(stderr[stderr > 0]))
     null = _suddenness(line + noise * rng.standard_normal((draws, len(y))), resolution)
     return float((1 + (null >= observed).sum()) / (1 + draws))
 
 
 def _early_share(
-    score: Array, doubt: Array, before: int, draws: int, rng: np.random.Generator
+    score: Array, stderr: Array, before: int, draws: int, rng: np.random.Generator
 ) -> tuple[float, float, float]:
     """Share of the gain made at the last of the first `before` points, with its interval."""
     if before < 1:
         return math.nan, math.nan, math.nan
     last = max(1, min(3, len(score) - before))
-    noisy = score + doubt * rng.standard_normal((draws, len(score)))
+    noisy = score + stderr * rng.standard_normal((draws, len(score)))
     noisy = np.vstack([score, noisy])
     with np.errstate(all="ignore"):
         total = noisy[:, -last:].mean(axis=1) - noisy[:, 0]

@@ -15,7 +15,7 @@ import pandas as pd
 
 from jaxllm.analysis import forecast_curves, forecast_methods
 from jaxllm.analysis.benchmarks import benchmarks
-from jaxllm.analysis.capabilities import is_share
+from jaxllm.analysis.curves import is_share
 from jaxllm.analysis.forecast_alone import forecast_alone
 from jaxllm.analysis.forecast_curves import KEY_COLUMNS, Curve
 

@@ -75,7 +75,8 @@ def held_out_tasks(study: Study) -> HeldOutTasks:
     if tested.empty:
         reason = "no domain has two tasks with ten common points in three sizes"
         return HeldOutTasks(f"No answer: {reason}.", table, reason, notes)
-    saved = _saved(np.nanmean([r for r in ratios if r is not None], axis=0))
+    by_size = pd.DataFrame([r for r in ratios if r is not None]).mean()
+    saved = _saved(by_size.to_numpy(float))
     naive = tested[["same_tokens", "constant"]].min(axis=1)
     percent = f"{saved[0]:.0%} (95% interval {saved[1]:.0%} to {saved[2]:.0%}) less error than"
     sentence = (

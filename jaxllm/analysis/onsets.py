@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from jaxllm.analysis.curves import Array, Curve, Curves, with_gaps
@@ -31,18 +32,32 @@ NO_VALUE = "no value"
 STATES = (LEFT, PROVISIONAL, NO_CHANCE_LEVEL, AT_CHANCE, NO_STANDARD_ERROR, NO_VALUE)
 
 
+def guess_score(clock: Array, scores: Array, chance: float) -> float:
+    """The score of a model that has learned nothing; NaN where there is no chance level.
+
+    `clock` is tokens or steps, ascending.
+    """
+    untrained = scores[(clock <= _UNTRAINED * clock[-1]) & (clock[-1] > 0)]
+    return max(chance, float(untrained.mean())) if len(untrained) else chance
+
+
 def guess(curve: Curve) -> float:
-    """The score of a model that has learned nothing; NaN where there is no chance level."""
+    """`guess_score` of a curve."""
     clock = curve.tokens if np.isfinite(curve.tokens).all() else curve.steps
-    untrained = curve.scores[(clock <= _UNTRAINED * clock[-1]) & (clock[-1] > 0)]
-    return (
-        max(curve.chance_score, float(untrained.mean())) if len(untrained) else curve.chance_score
-    )
+    return guess_score(clock, curve.scores, curve.chance_score)
 
 
-def above_guess(curve: Curve) -> np.ndarray:
+def above_guess(curve: Curve) -> npt.NDArray[np.bool_]:
     """Whether each point is beyond a guess by `STANDARD_ERRORS`; never where these are unknown."""
-    return np.asarray(curve.scores - guess(curve) > STANDARD_ERRORS * curve.score_stderr)
+    return curve.scores - guess(curve) > STANDARD_ERRORS * curve.score_stderr
+
+
+def durable(above: npt.NDArray[np.bool_]) -> int | None:
+    """The first position that is above with the next one and nine tenths of all later ones."""
+    for at in np.flatnonzero(above[:-1] & above[1:]):
+        if above[at:].mean() >= _DURABLE:
+            return int(at)
+    return None
 
 
 def onset(curve: Curve, until: int | None = None) -> tuple[str, int | None]:
@@ -55,9 +70,9 @@ def onset(curve: Curve, until: int | None = None) -> tuple[str, int | None]:
     if np.isnan(curve.score_stderr).all():
         return NO_STANDARD_ERROR, None
     above = above_guess(curve)[:until]
-    for at in np.flatnonzero(above[:-1] & above[1:]):
-        if above[at:].mean() >= _DURABLE:
-            return LEFT, int(at)
+    at = durable(above)
+    if at is not None:
+        return LEFT, at
     return (PROVISIONAL, len(above) - 1) if above[-1] else (AT_CHANCE, None)
 
 

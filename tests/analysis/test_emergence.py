@@ -8,6 +8,7 @@ import pytest
 
 from jaxllm.analysis import emergence as analysis
 from jaxllm.analysis.emergence import breakthroughness, emergence, improvement, linearity
+from jaxllm.analysis.registry import Study
 from tests.analysis.planted import sigmoid, table
 
 TOKENS = np.logspace(6, 10, 24).astype(np.int64)
@@ -47,7 +48,7 @@ def task(accuracy, soft, rng, *, stderr=0.01, metric="bits_per_byte", name="t", 
 
 
 def verdicts(records) -> pd.Series:
-    found = emergence(records)
+    found = emergence(Study(records))
     assert found.sentence.endswith(".")
     return found.table[found.table.hard].set_index("task").verdict
 
@@ -69,7 +70,7 @@ class TestVerdicts:
     def test_a_steady_gain_is_gradual_at_the_nominal_rate(self) -> None:
         rng = np.random.default_rng(2)
         rows = [task(0.05 + 0.6 * X, 2 - X, rng, name=f"t{i}") for i in range(60)]
-        found = emergence(pd.concat(rows)).table
+        found = emergence(Study(pd.concat(rows))).table
         assert (found.verdict == analysis.GRADUAL).mean() >= 0.95
         assert (found.p[found.hard] <= 0.05).mean() <= 0.13
 
@@ -97,18 +98,18 @@ def test_over_sizes_the_last_checkpoints_count() -> None:
             run = table({"t": [0.0, final]}, tokens=[1, 2], run=f"{size}{copy}", params=size,
                         chance=0.0)  # fmt: skip
             parts.append(run)
-    found = emergence(pd.concat(parts), over="params")
+    found = emergence(Study(pd.concat(parts)), over="params")
     row = found.table.iloc[0]
     assert (row.run, row.n, row.onset) == ("f", 6, 1.6e9)
     assert row.gain == pytest.approx(0.8) and row.breakthroughness == pytest.approx(800)
     assert row.p < 0.05 and row.verdict == analysis.UNCLEAR
     with pytest.raises(ValueError, match="tokens or params"):
-        emergence(pd.concat(parts), over="steps")
+        emergence(Study(pd.concat(parts)), over="steps")
 
 
 def test_pythias_lambada_is_a_mirage(pythia_records) -> None:
     """Its accuracy leaves 0 after a quarter of the gain in log perplexity is made."""
-    found = emergence(pythia_records)
+    found = emergence(Study(pythia_records))
     hard = found.table[found.table.hard]
     lambada = hard[hard.task == "lambada_openai"]
     assert len(lambada) == 13 and lambada.verdict.eq(analysis.METRIC).all()

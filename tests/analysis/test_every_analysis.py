@@ -8,6 +8,7 @@ from jaxllm.analysis.change_points import change_points
 from jaxllm.analysis.collapse import collapse
 from jaxllm.analysis.correlations import correlations
 from jaxllm.analysis.efficiency import efficiency
+from jaxllm.analysis.emergence import emergence
 from jaxllm.analysis.held_out_tasks import held_out_tasks
 from jaxllm.analysis.lead_lag import lead_lag
 from jaxllm.analysis.milestones import milestones
@@ -18,7 +19,7 @@ from tests.analysis.planted import LOG_STEPS, broken, sigmoid, table
 
 ANALYSES = (
     milestones, change_points, signal_to_noise, correlations, lead_lag, held_out_tasks, collapse,
-    efficiency,
+    efficiency, emergence,
 )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from tests.analysis.planted import table
 
 
 def test_a_decorated_function_is_an_analysis(monkeypatch) -> None:
+    analyses()  # registers those of the package, which a module does once
     monkeypatch.setattr(registry, "_REGISTERED", {})
 
     @analysis(EARLY, "Second", place=20)

@@ -167,8 +167,7 @@ def held_out_tasks(finding: Finding, study: Study) -> Chart:
     """The error of each held-out task, as predicted from others and naively."""
     table = finding.table
     tested = table[table.why == ""].sort_values("gain", ascending=False).head(_MOST_ROWS)
-    names = {"error": "from its domain", "other_domains": "from other domains",
-             "naive": "naive guess", "noise": "sampling noise alone"}  # fmt: skip
+    names = {"error": "from its domain", "naive": "naive guess", "noise": "sampling noise alone"}
     tested = tested.assign(naive=tested[["same_tokens", "constant"]].min(axis=1))
     long = tested.melt("task", list(names), "by", "off").replace({"by": names})
     title = "mean absolute error on held-out sizes"
