@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from jaxllm.errors import UserError
+from jaxllm.interop.huggingface.architectures import FAMILIES
 from jaxllm.interop.huggingface.checkpoint import (
     CONFIG,
     DTYPES,
@@ -24,7 +25,7 @@ from jaxllm.interop.huggingface.checkpoint import (
     tensor_shapes,
 )
 from jaxllm.interop.huggingface.families import Names
-from jaxllm.interop.huggingface.fields import FAMILIES, differences, to_config, to_model
+from jaxllm.interop.huggingface.fields import differences, to_config, to_model
 from jaxllm.interop.huggingface.importing import GENERATION, TOKENIZER_FILES
 from jaxllm.io import new_directory
 from jaxllm.models.config import ModelConfig

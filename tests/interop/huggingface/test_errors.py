@@ -15,8 +15,9 @@ from safetensors.numpy import load_file, save_file
 
 from jaxllm import convert
 from jaxllm.errors import UserError
+from jaxllm.interop.huggingface.architectures import FAMILIES
 from jaxllm.interop.huggingface.checkpoint import HFCheckpoint, tensor_shapes
-from jaxllm.interop.huggingface.fields import FAMILIES, to_config, to_model
+from jaxllm.interop.huggingface.fields import to_config, to_model
 from jaxllm.interop.huggingface.importing import open_published, open_results
 from jaxllm.models.config import ModelConfig, RopeScaling
 
