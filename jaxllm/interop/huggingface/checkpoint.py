@@ -8,7 +8,7 @@ import re
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import ml_dtypes
 import numpy as np
@@ -200,7 +200,7 @@ def _indexed(index: Path, reader: Callable[[Path], dict[str, Tensor]]) -> dict[s
     return stored
 
 
-def map_safetensors(file: Path, mode: str = "r") -> dict[str, Tensor]:
+def map_safetensors(file: Path, mode: Literal["r", "r+"] = "r") -> dict[str, Tensor]:
     """The tensors of a safetensors file, mapped with `mode`: "r", or "r+" to write them.
 
     The library checks the file, but copies what it reads; a map is transposed straight into place.
