@@ -13,7 +13,6 @@ answer at once.
 from __future__ import annotations
 
 import argparse
-import difflib
 import importlib
 import io
 import logging
@@ -21,11 +20,11 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from jaxllm import runtime
-from jaxllm.errors import UserError, one_line
+from jaxllm.errors import UserError, nearest, one_line
 
 # Every module with gin-bindable configurations: gin must know them before it parses.
 CONFIG_MODULES = (
@@ -156,12 +155,6 @@ def run(main: Callable[[Sequence[str] | None], int | None]) -> None:
     if failed:
         runtime.abort(code)
     sys.exit(code)
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """`; did you mean A, B?` from the known names closest to `name`, or nothing."""
-    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
-    return f"; did you mean {', '.join(close)}?" if close else ""
 
 
 def _gin_value(text: str) -> str:

@@ -62,7 +62,7 @@ class Tokenizer:
       config: tokenizer_config.json with every special token filled in; "" where a SentencePiece
         model speaks for itself.
       size: ids are below this.
-      bos, eos, unk, pad: ids, -1 if there is none. `bos` is what a document begins with.
+      bos, eos, unk, pad: ids, None if there is none. `bos` is what a document begins with.
       dtype: the smallest unsigned integer that holds the ids.
     """
 
@@ -77,9 +77,7 @@ class Tokenizer:
             special = {name: self.token_id(stated.get(name) or "") for name in SPECIAL_TOKENS}
             if stated.get("add_bos_token") is False:  # documents begin without one (Yi, Baichuan)
                 special["bos_token"] = None
-        self.bos, self.eos, self.unk, self.pad = (
-            -1 if (id := special.get(name)) is None else id for name in SPECIAL_TOKENS
-        )
+        self.bos, self.eos, self.unk, self.pad = map(special.get, SPECIAL_TOKENS)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Tokenizer, (self.kind, self.model, self.config)
@@ -105,7 +103,7 @@ class Tokenizer:
     @property
     def separates(self) -> bool:
         """Whether documents have a BOS or an EOS."""
-        return max(self.bos, self.eos) >= 0
+        return self.bos is not None or self.eos is not None
 
     def encode(self, texts: Sequence[str]) -> Sequence[Sequence[int] | np.ndarray]:
         """The ids of each text, without special tokens."""
@@ -130,8 +128,8 @@ class Tokenizer:
         with EOS only, as those models were trained: it stands before the next document as well.
         """
         begin, end = (
-            np.array([id] if id >= 0 else [], self.dtype)
-            for id in (self.bos if self.bos != self.eos else -1, self.eos)
+            np.array([] if id is None else [id], self.dtype)
+            for id in (self.bos if self.bos != self.eos else None, self.eos)
         )
         documents = [
             np.concatenate([begin, np.asarray(ids, self.dtype), end]) for ids in self.encode(texts)
@@ -233,7 +231,7 @@ def _special_token(
         if name in source and value is None:  # stated to be none
             return None
     own = getattr(tokenizer, name.removesuffix("_token"))
-    if own >= 0:
+    if own is not None:
         return tokenizer.token(own)
     for source in numbered:
         number = source.get(f"{name}_id")

@@ -58,22 +58,22 @@ class TokenizerVocabulary(seqio.Vocabulary):
     @property
     def bos_id(self) -> int | None:
         """Id of the beginning of a document."""
-        return _id_or_none(self.tokenizer.bos)
+        return self.tokenizer.bos
 
     @property
     def eos_id(self) -> int | None:
         """Id of its end."""
-        return _id_or_none(self.tokenizer.eos)
+        return self.tokenizer.eos
 
     @property
     def unk_id(self) -> int | None:
         """Id of what the tokenizer cannot spell."""
-        return _id_or_none(self.tokenizer.unk)
+        return self.tokenizer.unk
 
     @property
     def pad_id(self) -> int:
         """The tokenizer's own padding, or SeqIO's 0."""
-        return max(self.tokenizer.pad, seqio.PAD_ID)
+        return self.tokenizer.pad or seqio.PAD_ID
 
     @property
     def _base_vocab_size(self) -> int:
@@ -109,10 +109,6 @@ class TokenizerVocabulary(seqio.Vocabulary):
         if not isinstance(other, TokenizerVocabulary):
             return False
         return self.tokenizer.identity == other.tokenizer.identity
-
-
-def _id_or_none(number: int) -> int | None:
-    return None if number < 0 else number
 
 
 def vocabulary_of(tokenizer: Tokenizer) -> seqio.Vocabulary:

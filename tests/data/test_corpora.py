@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+import gin
 import numpy as np
 import pytest
 import seqio
@@ -14,6 +15,7 @@ from jaxllm.data.config import DataConfig
 from jaxllm.data.corpora import Corpora, Domain
 from jaxllm.data.loader import open_source
 from jaxllm.errors import UserError
+from jaxllm.evals import heldout
 from jaxllm.evals.probes import embedded, generated
 from tests.data.conftest import texts
 
@@ -179,6 +181,22 @@ def test_an_empty_directory_is_not_a_corpus(config: DataConfig, tmp_path: Path) 
     (tmp_path / "empty" / "domain").mkdir(parents=True)
     with pytest.raises(UserError, match="no <domain>"):
         Corpora.resolve(dataclasses.replace(config, corpus_dir=str(tmp_path / "empty")))
+
+
+def test_a_task_on_a_corpus_finds_that_of_the_configured_run(corpus_dir: Path) -> None:
+    """`evaluate` resolves no training corpora: one that is scored is looked up when it is read."""
+    folder = corpus_dir / "scored_alone"
+    folder.mkdir()
+    (folder / "valid.txt").write_text("held out\n")
+    with gin.unlock_config():
+        gin.bind_parameter("jaxllm.data.config.DataConfig.corpus_dir", str(corpus_dir))
+    try:
+        (passage,) = heldout.passages("scored_alone")
+    finally:
+        gin.clear_config()
+    assert passage.text == "held out\n"
+    with pytest.raises(UserError, match="no corpus scored_alon; did you mean scored_alone"):
+        next(heldout.passages("scored_alon"))
 
 
 def test_a_missing_split_is_named(config: DataConfig) -> None:

@@ -281,7 +281,7 @@ def test_a_tokenizer_json_alone_separates_documents(tmp_path: Path) -> None:
         prepare(config, Corpora(()), load_tokenizer(config))
     named = dataclasses.replace(config.vocabulary, eos_token="<|weiter|>")
     tokenizer = load_tokenizer(dataclasses.replace(config, vocabulary=named))
-    assert (tokenizer.bos, tokenizer.eos) == (-1, 0)
+    assert (tokenizer.bos, tokenizer.eos) == (None, 0)
     data_identity.save(str(tmp_path), "a", tokenizer.files)  # and the run remembers
     saved = with_saved_tokenizer(config, data_identity.saved_tokenizer(str(tmp_path)))
     assert load_tokenizer(saved).identity == tokenizer.identity

@@ -101,11 +101,11 @@ def _special_ids(run: Run) -> dict[str, int | None]:
     from jaxllm.run.data_identity import saved_tokenizer
 
     path = saved_tokenizer(str(run.path))
-    ids = {"bos": -1, "eos": -1, "pad": -1}
-    if path is not None or DataConfig().vocabulary.kind == "bytes":
-        tokenizer = Tokenizer("bytes") if path is None else read(path)
-        ids = {"bos": tokenizer.bos, "eos": tokenizer.eos, "pad": tokenizer.pad}
-    return {f"{name}_token_id": None if i < 0 else i for name, i in ids.items()}
+    names = ("bos", "eos", "pad")
+    if path is None and DataConfig().vocabulary.kind != "bytes":
+        return {f"{name}_token_id": None for name in names}
+    tokenizer = Tokenizer("bytes") if path is None else read(path)
+    return {f"{name}_token_id": getattr(tokenizer, name) for name in names}
 
 
 def _read_params(
