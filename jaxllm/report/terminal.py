@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
@@ -16,7 +16,8 @@ from jaxllm.report.tables import Tables, gather
 from jaxllm.run.run import Run
 
 MARK = "*"
-_CELL = 8
+_CELL, _CHANCE = 8, 9  # widths of columns
+_UNITS = {"bits_per_byte": "bits/B", "perplexity": "ppl"}
 
 
 def of_run(model_dir: str | os.PathLike[str], width: int = 100) -> str:
@@ -29,70 +30,53 @@ def capability_table(tables: Tables, run: str, width: int = 100) -> str:
     """One run's values over its checkpoints, at most `width` columns wide.
 
     A value is marked where it is more than two standard errors above chance. Checkpoints that do
-    not fit are left out evenly, never the first or the last; the last line says so.
+    not fit are left out evenly, never the first or the last, and a line below says so.
     """
     points = tables.points[tables.points.run == run]
     if points.empty:
         return printable(f"{run}: no checkpoint has been scored yet.")
-    label = min(max(points.task.str.len().max() + 2, 12), 36)
-    clocks = points.groupby("step")["tokens"].max()
-    room = max((width - label - 9) // _CELL, 2)
-    steps = _selection([int(step) for step in clocks.index], room)
     lines = [run] if tables.several_runs else []
-    lines += [
-        _line("step", label, [f"{step:,}" if step < 1e6 else numbers.count(step) for step in steps])
-        + "   chance",
-        _line("tokens", label, [numbers.count(clocks[step]) for step in steps]),
-    ]
+    lines += [*_table(tables, points, width), *_legend(tables, run)]
+    return "\n".join(printable(line.rstrip()) for line in lines)
+
+
+def _table(tables: Tables, points: pd.DataFrame, width: int) -> Iterator[str]:
+    label = min(max(points.task.str.len().max() + 2, 12), 36)
+    tokens = points.groupby("step")["tokens"].max()
+    steps = _selection(tokens.index, max((width - label - _CHANCE) // _CELL, 2))
+
+    def line(name: str, cells: Sequence[str]) -> str:
+        return f"{name:<{label}}" + "".join(f"{cell:>{_CELL}}" for cell in cells)
+
+    shown = [f"{step:,}" if step < 1e6 else numbers.count(step) for step in steps]
+    yield line("step", [f"{step} " for step in shown]) + f"{'chance':>{_CHANCE}}"
+    yield line("tokens", [f"{numbers.count(tokens[step])} " for step in steps])
+    texts = {
+        (row.task, row.step): numbers.value(row.value, row.metric) + (MARK if row.above else " ")
+        for row in points.itertuples()
+    }
+    last = points.drop_duplicates("task", keep="last").set_index("task")
     for domain, tasks in tables.domains.items():
-        of_domain = points[points.domain == domain]
-        if of_domain.empty:
-            continue
-        lines.append(domain)
-        for task in tasks:
-            rows = of_domain[of_domain.task == task].set_index("step")
-            if len(rows):
-                name = f"  {task}" if len(task) + 2 <= label else f"  {task[: label - 3]}…"
-                cells = [_cell(rows, step) for step in steps]
-                lines.append(_line(name, label, cells) + _chance(rows))
-    return "\n".join(
-        printable(line.rstrip())
-        for line in [*lines, *_legend(tables, run, len(steps), len(clocks))]
-    )
+        mine = [task for task in tasks if task in last.index and last.domain[task] == domain]
+        yield from [domain] if mine else []
+        for task in mine:
+            name = f"  {task}" if len(task) + 2 <= label else f"  {task[: label - 3]}…"
+            chance, metric = last.chance[task], last.metric[task]
+            end = numbers.value(chance, metric)
+            if pd.isna(chance):
+                end = "" if is_share(metric) else _UNITS.get(metric, metric)[:_CELL]
+            cells = [texts.get((task, step), f"{numbers.UNKNOWN} ") for step in steps]
+            yield line(name, cells) + f"{end:>{_CHANCE}}"
+    if len(steps) < len(tokens):
+        yield f"{len(steps)} of {len(tokens)} checkpoints shown"
 
 
-def _cell(rows: pd.DataFrame, step: int) -> str:
-    if step not in rows.index:
-        return "– "
-    row = rows.loc[[step]].iloc[-1]
-    return numbers.value(row.value, row.metric) + (MARK if row.above else " ")
-
-
-def _chance(rows: pd.DataFrame) -> str:
-    chance, metric = rows.chance.iloc[-1], rows.metric.iloc[-1]
-    if pd.isna(chance):
-        return "" if is_share(metric) else f"{_unit(metric):>9}"
-    return f"{numbers.value(chance, metric):>9}"
-
-
-def _unit(metric: str) -> str:
-    return {"bits_per_byte": "bits/B", "perplexity": "ppl"}.get(metric, metric)[:8]
-
-
-def _legend(tables: Tables, run: str, shown: int, total: int) -> list[str]:
+def _legend(tables: Tables, run: str) -> Iterator[str]:
     judged = tables.findings[(tables.findings.run == run) & tables.findings.chance.notna()]
-    lines = [f"{MARK} above chance by more than two standard errors"] if len(judged) else []
-    at_chance = int((judged.state == AT_CHANCE).sum())
-    if at_chance:
-        lines.append(f"{at_chance} of {len(judged)} still at chance")
-    if shown < total:
-        lines.append(f"{shown} of {total} checkpoints shown")
-    return lines
-
-
-def _line(name: str, label: int, cells: Sequence[str]) -> str:
-    padded = (cell if cell[-1:] in (MARK, " ") else f"{cell} " for cell in cells)
-    return f"{name:<{label}}" + "".join(f"{cell:>{_CELL}}" for cell in padded)
+    if len(judged):
+        yield f"{MARK} above chance by more than two standard errors"
+    if at_chance := int((judged.state == AT_CHANCE).sum()):
+        yield f"{at_chance} of {len(judged)} still at chance"
 
 
 def _selection(steps: Sequence[int], room: int) -> list[int]:
