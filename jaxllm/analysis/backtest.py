@@ -1,50 +1,43 @@
 """How good the forecasts would have been on runs whose end is known.
 
-Each size is left out in turn, with all its variants: a run trained on the same data in the same
-order is no independent evidence. Everything the forecaster learns (weights, interval widths) it
-learns from the other sizes, by leaving out each of them in turn.
+Each size is left out in turn, with all its runs: a run trained on the same data in the same order
+is no independent evidence. Everything the forecaster learns (weights, interval widths) it learns
+from the other sizes, by leaving out each of them in turn.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
-from jaxllm.analysis import forecast_curves
 from jaxllm.analysis.benchmarks import benchmarks
-from jaxllm.analysis.curves import is_share
-from jaxllm.analysis.forecast import COLUMNS, TRANSFER, predict
-from jaxllm.analysis.forecast_curves import KEY_COLUMNS
+from jaxllm.analysis.curves import is_share, of_metric
+from jaxllm.analysis.finding import Finding, refusal
+from jaxllm.analysis.forecast import COLUMNS, KEY_COLUMNS, TRANSFER, aligned, predict
+from jaxllm.analysis.registry import AHEAD, Study, analysis
 
 FRACTIONS = (0.1, 0.2, 0.3, 0.5)
 VISIBLE = 2.0
 """A change is real, and its sign counts, beyond this many standard errors."""
+_TOLD = 0.3
+"""The sentence is about the fraction nearest to this one."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Backtest:
-    """Forecasts beside what came.
+class Backtest(Finding):
+    """Forecasts beside the final values; the table has their scores per metric, benchmark and
+    fraction (see `summary`).
 
     Attributes:
       points: A row per fraction, run and task: `forecast.COLUMNS`, `fraction`, `benchmark`,
         `truth`.
-      level: Nominal coverage of the intervals.
-      notes: What was left out.
-      refused: Why there is no backtest; empty where there is one.
     """
 
-    points: pd.DataFrame
-    level: float
-    notes: tuple[str, ...] = ()
-    refused: str = ""
-
-    @property
-    def table(self) -> pd.DataFrame:
-        """Per metric, benchmark and fraction: see `summary`."""
-        return self.summary(["metric", "benchmark", "fraction"])
+    points: pd.DataFrame = dataclasses.field(default_factory=pd.DataFrame)
 
     def summary(self, by: Sequence[str]) -> pd.DataFrame:
         """Scores per group of rows that agree in `by`.
@@ -53,8 +46,8 @@ class Backtest:
           `n` forecasts; `mae` of the forecast, of the last value and of the log-linear line;
           `reduction` of the error against the better of these two; `coverage` and median half
           `width` of the interval; `sign`, the share of visible changes (beyond `VISIBLE`
-          standard errors) whose direction was foretold, and `sign_log_linear`; `ranking`, the
-          share of pairs of runs that came in the foretold order in the same task, and the same by
+          standard errors) whose direction was forecast, and `sign_log_linear`; `ranking`, the
+          share of pairs of runs that came in the forecast order in the same task, and the same by
           last value and log-linear line.
         """
         rows = [
@@ -63,75 +56,78 @@ class Backtest:
         ]
         return pd.DataFrame(rows)
 
-    @property
-    def sentence(self) -> str:
-        """One sentence for the report."""
-        if self.refused:
-            return f"No backtest: {self.refused}."
-        shares = self.points[[is_share(metric) for metric in self.points.metric]]
-        points = shares if len(shares) else self.points
-        nearest = min(points.fraction.unique(), key=lambda fraction: abs(fraction - 0.3))
-        at = points[points.fraction == nearest]
-        scores = _scores(at)
-        better = min(scores["mae_last"], scores["mae_log_linear"])
-        verb = "below" if scores["reduction"] >= 0 else "above"
-        basis = (
-            "each model size forecast from the others"
-            if (at.method == TRANSFER).any()
-            else "each run forecast from itself alone"
-        )
-        return (
-            f"From {nearest:.0%} of training, with {basis} "
-            f"({at.run.nunique()} runs, {at.task.nunique()} tasks), the mean error is "
-            f"{scores['mae']:.4f}, {abs(scores['reduction']):.0%} {verb} the better of last value "
-            f"and log-linear line ({better:.4f}); {scores['coverage']:.0%} of the "
-            f"{self.level:.0%} intervals hold the final value."
-        )
 
-
+@analysis(
+    AHEAD,
+    "Backtest of the forecasts",
+    needs=lambda study: study.backtested,
+    place=30,
+    caption="Of a tested run only its first part is known, and no run of its size; the others are "
+    "known to their end.",
+)
 def backtest(
-    records: pd.DataFrame,
+    study: Study,
     *,
     fractions: Sequence[float] = FRACTIONS,
     level: float = 0.9,
     mode: str = TRANSFER,
 ) -> Backtest:
-    """Forecasts every run of the table from its beginning, learning from runs of other sizes.
+    """Forecasts every finished run from its beginning, learning from runs of other sizes.
 
     Args:
-      records: The trajectory table, of finished runs.
+      study: Its tasks are forecast one by one, not pooled to benchmarks.
       fractions: Shares of the training after which to forecast; nothing later is read of a run.
       level: Coverage of the intervals.
       mode: `forecast.TRANSFER`, or `forecast.ALONE` for the method without other runs.
     """
-    all_curves, notes = forecast_curves.curves(records)
-    whole = [curve for curve in all_curves if len(curve.values) > 1 and curve.progress[-1] == 1]
-    if len(whole) < len(all_curves):
-        left = len(all_curves) - len(whole)
+    everything, notes = aligned(study.records if study.raw_records is None else study.raw_records)
+    whole = [one for one in everything if len(one.progress) > 1 and one.progress[-1] == 1]
+    if len(whole) < len(everything):
+        left = len(everything) - len(whole)
         notes += (f"{left} trajectories have one point or stop before their run's end: left out",)
-    truths = {(curve.run, *curve.key): curve.final for curve in whole}
-    parts = []
+    truths = {(one.curve.run, *one.key): one.final for one in whole}
+    parts = [pd.DataFrame(columns=[*COLUMNS, "fraction"])]
     for fraction in fractions:
-        for size in sorted({curve.size for curve in whole}):
-            held_out = [curve for curve in whole if curve.size == size]
-            rest = [curve for curve in whole if curve.size != size]
-            made = predict(held_out, rest, fraction, level, mode)
-            parts.append(made.assign(fraction=fraction))
-    points = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(COLUMNS))
+        for size in sorted({one.size for one in whole}):
+            held_out = [one for one in whole if one.size == size]
+            rest = [one for one in whole if one.size != size]
+            parts.append(predict(held_out, rest, fraction, level, mode).assign(fraction=fraction))
+    points = pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)
     if points.empty:
-        empty = points.assign(fraction=0.0, truth=0.0, benchmark="")
-        return Backtest(empty, level, notes, refused="no run has a checkpoint early enough")
+        return refusal("no run has a checkpoint early enough", (), notes, Backtest)
     keys = zip(*(points[column] for column in ("run", *KEY_COLUMNS)), strict=True)
-    names = points.task.map(benchmarks(points.task.unique()))
-    return Backtest(
-        points.assign(truth=[truths[key] for key in keys], benchmark=names), level, notes
+    points = points.assign(
+        truth=[truths[key] for key in keys],
+        benchmark=points.task.map(benchmarks(points.task.unique())),
+    )
+    result = Backtest(_sentence(points, level), notes=notes, points=points)
+    table = result.summary(["metric", "benchmark", "fraction"])
+    return dataclasses.replace(result, table=table)
+
+
+def _sentence(points: pd.DataFrame, level: float) -> str:
+    shares = points[of_metric(is_share, points.metric)]
+    points = shares if len(shares) else points
+    fraction = min(points.fraction.unique(), key=lambda each: abs(each - _TOLD))
+    at = points[points.fraction == fraction]
+    scores = _scores(at)
+    better = min(scores["mae_last"], scores["mae_log_linear"])
+    verb = "below" if scores["reduction"] >= 0 else "above"
+    transferred = (at.method == TRANSFER).any()
+    basis = "model size forecast from the others" if transferred else "run forecast from itself"
+    return (
+        f"From {fraction:.0%} of training, with each {basis} ({at.run.nunique()} runs, "
+        f"{at.task.nunique()} tasks), the mean error is {scores['mae']:.4f}, "
+        f"{abs(scores['reduction']):.0%} {verb} the better of last value and log-linear line "
+        f"({better:.4f}); {scores['coverage']:.0%} of the {level:.0%} intervals hold the final "
+        "value."
     )
 
 
 def _scores(points: pd.DataFrame) -> dict[str, float]:
-    truth, last, made = points.truth, points["last"], points.forecast
+    truth, last, expected = points.truth, points["last"], points.forecast
     errors = {
-        "mae": float((made - truth).abs().mean()),
+        "mae": float((expected - truth).abs().mean()),
         "mae_last": float((last - truth).abs().mean()),
         "mae_log_linear": float((points.log_linear - truth).abs().mean()),
     }
@@ -141,23 +137,23 @@ def _scores(points: pd.DataFrame) -> dict[str, float]:
     return {
         "n": len(points),
         **errors,
-        "reduction": 1 - errors["mae"] / better if better > 0 else float("nan"),
+        "reduction": 1 - errors["mae"] / better if better > 0 else math.nan,
         "coverage": float(((points.low <= truth) & (truth <= points.high)).mean()),
         "width": float((points.high - points.low).median() / 2),
         "visible": int(visible.sum()),
-        "sign": _agreement(made - last, change, visible),
+        "sign": _agreement(expected - last, change, visible),
         "sign_log_linear": _agreement(points.log_linear - last, change, visible),
         **_rankings(points),
     }
 
 
-def _agreement(foretold: pd.Series, came: pd.Series, counted: pd.Series) -> float:
-    same = np.sign(foretold[counted]) == np.sign(came[counted])
-    return float(same.mean()) if len(same) else float("nan")
+def _agreement(expected: pd.Series, actual: pd.Series, counted: pd.Series) -> float:
+    same = np.sign(expected[counted]) == np.sign(actual[counted])
+    return float(same.mean()) if len(same) else math.nan
 
 
 def _rankings(points: pd.DataFrame) -> dict[str, float]:
-    """The share of pairs of runs in the right order; a foretold tie counts half."""
+    """The share of pairs of runs in the right order; a forecast tie counts half."""
     columns = {"ranking": "forecast", "ranking_last": "last", "ranking_log_linear": "log_linear"}
     right, pairs = dict.fromkeys(columns, 0.0), 0
     for _, group in points.groupby(["fraction", *KEY_COLUMNS], sort=False):
@@ -169,4 +165,4 @@ def _rankings(points: pd.DataFrame) -> dict[str, float]:
             values = group[column].to_numpy()
             product = order * np.sign(values[first] - values[second])
             right[name] += float((product > 0).sum() + 0.5 * ((product == 0) & (order != 0)).sum())
-    return {name: count / pairs if pairs else float("nan") for name, count in right.items()}
+    return {name: count / pairs if pairs else math.nan for name, count in right.items()}

@@ -1,71 +1,127 @@
-"""What a run will be able to do at its end, from what it can do now.
+"""The final value of every task of a run in progress.
 
-With finished runs at hand, their curves are carried over (`forecast_methods`). Without any, the
-run's own past is all there is (`forecast_alone`).
+Runs are aligned by progress (tokens seen / tokens of the whole run), because the learning-rate
+schedule ends with the run: at equal progress two runs of a suite stand at the same point of it.
+How a forecast is made stands in `jaxllm.analysis.forecast_methods`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import pandas as pd
 
-from jaxllm.analysis import forecast_curves, forecast_methods
 from jaxllm.analysis.benchmarks import benchmarks
-from jaxllm.analysis.curves import is_share
-from jaxllm.analysis.forecast_alone import forecast_alone
-from jaxllm.analysis.forecast_curves import KEY_COLUMNS, Curve
+from jaxllm.analysis.curves import Array, Curve, curves, is_share, of_metric
+from jaxllm.analysis.finding import Finding, refusal
+from jaxllm.analysis.forecast_methods import (
+    METHODS,
+    RECENT,
+    CrossValidation,
+    combine,
+    damped_trends,
+    guesses,
+)
+from jaxllm.analysis.registry import AHEAD, Study, analysis
+from jaxllm.analysis.stats import line_fit
 
+KEY_COLUMNS = ["task", "shots", "metric", "task_version"]
+"""What has to agree before two values are comparable."""
 COLUMNS = (
     "run", *KEY_COLUMNS, "domain", "size", "progress", "last", "log_linear", "forecast", "low",
     "high", "stderr", "finished_runs", "method",
 )  # fmt: skip
 TRANSFER, ALONE = "other runs", "this run alone"
-ENOUGH_UNITS = 3
+MIN_FOLDS = 3
 """Sizes (or, of fewer sizes, runs) that must have finished before errors can be learned."""
+_SAME_SIZE = 0.10
+"""Runs whose parameter counts differ by less than this share are of one size."""
+_LATER = 4
+"""At so many moments between a forecast and the end finished runs are looked at."""
+_EPSILON = 1e-9
 
 
 @dataclasses.dataclass(frozen=True)
-class Forecast:
-    """The end of one run, foretold.
+class AlignedCurve:
+    """A curve over the share of its run's tokens.
 
     Attributes:
-      run: Its name.
-      progress: Share of the training seen.
-      level: Nominal coverage of the intervals.
-      table: A row per task: `COLUMNS`. `finished_runs` is how many runs it was learned from.
-      notes: What was left out or guessed.
-      refused: Why there is no forecast; empty where there is one.
+      curve: The curve.
+      key: Its `KEY_COLUMNS`.
+      size: Number of the size that the run is of.
+      progress: [points] shares of the run's tokens, ascending.
     """
 
-    run: str
-    progress: float
-    level: float
-    table: pd.DataFrame
-    notes: tuple[str, ...] = ()
-    refused: str = ""
+    curve: Curve
+    key: tuple[object, ...]
+    size: int
+    progress: Array
 
     @property
-    def sentence(self) -> str:
-        """One sentence for the report."""
-        if self.refused:
-            return f"No forecast for {self.run}: {self.refused}."
-        shares = self.table[[is_share(metric) for metric in self.table.metric]]
-        table = shares if len(shares) else self.table
-        gain = table.forecast - table["last"]
-        best = gain.abs().idxmax()
-        others = int(table.finished_runs.max())
-        basis = f"learned from {others} other runs" if others else "from this run alone"
-        width = (table.high - table.low).median() / 2
-        return (
-            f"From {self.progress:.0%} of its training, {basis}: of {len(table)} tasks, "
-            f"{int((table.low > table['last']).sum())} will end above their present value "
-            f"({self.level:.0%} interval, median ± {width:.3f}); the largest expected change is "
-            f"{table.task[best]}, from {table['last'][best]:.3f} to {table.forecast[best]:.3f}."
+    def log_params(self) -> float:
+        """Natural logarithm of the parameter count; 0 where it is unknown."""
+        return math.log(self.curve.params) if self.curve.params > 0 else 0.0
+
+    @property
+    def final(self) -> float:
+        """The last value."""
+        return float(self.curve.values[-1])
+
+    def before(self, cut: float) -> Array:
+        """Shares of the training at which the run was scored, up to and with `cut`."""
+        return self.progress[self.progress <= cut * (1 + _EPSILON)]
+
+    def recent(self, cut: float) -> Array:
+        """The last `RECENT` values up to and with `cut`."""
+        return self.curve.values[: len(self.before(cut))][-RECENT:]
+
+    def at(self, positions: Array) -> Array:
+        """Values at these shares of the training, linear in its logarithm between points."""
+        return np.interp(np.log(positions), np.log(self.progress), self.curve.values)
+
+    def log_linear(self, cut: float) -> float:
+        """The least-squares line of the values in log tokens up to `cut`, at the end."""
+        x = np.log(self.before(cut))
+        line = line_fit(x, self.curve.values[: len(x)])
+        return float(self.curve.values[len(x) - 1]) if line is None else float(line.at(0.0))
+
+
+@dataclasses.dataclass(frozen=True)
+class Forecast(Finding):
+    """The end of one run, forecast.
+
+    The table has a row per task: `COLUMNS`, of which `finished_runs` is how many runs the forecast
+    was learned from, and `low` and `high` hold the value of the final checkpoint, its sampling
+    noise included.
+
+    Attributes:
+      progress: Share of the training seen.
+    """
+
+    progress: float = math.nan
+
+
+@analysis(
+    AHEAD,
+    "Forecast",
+    needs=Study.in_progress,
+    place=20,
+    caption="Made from the run's own past and from finished runs, if there are any; the interval "
+    "holds the value of the final checkpoint, its sampling noise included.",
+)
+def forecasts(study: Study) -> list[Finding]:
+    """The forecast of every run in progress, from the runs that are finished."""
+    finished = [run for run in study.runs if run not in study.planned_tokens]
+    return [
+        dataclasses.replace(
+            forecast(study.records, run, total_tokens=total, finished=finished),
+            title=f"Forecast for {run}" if study.several_runs() else "Forecast",
         )
+        for run, total in study.planned_tokens.items()
+    ]
 
 
 def forecast(
@@ -84,36 +140,93 @@ def forecast(
       total_tokens: The tokens it will have seen at its end.
       finished: Names of the finished runs to learn from; by default all others in the table.
       level: Coverage of the intervals.
-
-    Returns:
-      The finding; it is refused where no task of the run was scored or the end is not known.
     """
-    empty = pd.DataFrame(columns=list(COLUMNS))
     if total_tokens is None or not total_tokens > 0:
-        reason = "how many tokens it will be trained for is not known"
-        return Forecast(run, math.nan, level, empty, refused=reason)
-    all_curves, notes = forecast_curves.curves(records, {run: total_tokens})
-    names = None if finished is None else set(finished)
-    targets = [curve for curve in all_curves if curve.run == run]
+        reason = f"how many tokens {run} will be trained for is not known"
+        return refusal(reason, COLUMNS, kind=Forecast)
+    everything, notes = aligned(records, {run: total_tokens})
+    targets = [one for one in everything if one.curve.run == run]
     if not targets:
-        return Forecast(run, math.nan, level, empty, notes, refused="none of its tasks has a value")
-    others = [c for c in all_curves if c.run != run and (names is None or c.run in names)]
-    progress = max(curve.progress[-1] for curve in targets)
+        return refusal(f"no task of {run} has a value", COLUMNS, notes, Forecast)
+    names = None if finished is None else set(finished)
+    others = [
+        one
+        for one in everything
+        if one.curve.run != run and (names is None or one.curve.run in names)
+    ]
+    progress = max(float(one.progress[-1]) for one in targets)
     table = predict(targets, others, progress, level)
-    if (table.method == ALONE).any() and others:
-        few = int((table.method == ALONE).sum())
-        notes += (f"{few} tasks: too few finished runs to learn from, forecast from the run alone",)
-    return Forecast(run, float(progress), level, table, notes)
+    alone = int((table.method == ALONE).sum())
+    if alone and others:
+        notes += (f"{alone} tasks have too few finished runs: forecast from the run alone.",)
+    shares = table[of_metric(is_share, table.metric)]
+    shown = shares if len(shares) else table
+    best = (shown.forecast - shown["last"]).abs().idxmax()
+    count = int(shown.finished_runs.max())
+    basis = f"learned from {count} other runs" if count else "from this run alone"
+    sentence = (
+        f"From {progress:.0%} of its training, {basis}: of {len(shown)} tasks, "
+        f"{int((shown.low > shown['last']).sum())} will end above their present value "
+        f"({level:.0%} interval, median ± {(shown.high - shown.low).median() / 2:.3f}); the "
+        f"largest expected change is {shown.task[best]}, from {shown['last'][best]:.3f} to "
+        f"{shown.forecast[best]:.3f}."
+    )
+    return Forecast(sentence, table, notes=notes, progress=progress)
+
+
+def aligned(
+    records: pd.DataFrame, totals: Mapping[str, float] | None = None
+) -> tuple[list[AlignedCurve], tuple[str, ...]]:
+    """The curves of every primary metric, and notes on what was left out.
+
+    Args:
+      records: The trajectory table.
+      totals: Planned training tokens of runs that are not finished; of the others, the largest
+        token count in the table is the end.
+    """
+    primary = records[records.primary.astype(bool)] if records.primary.any() else records
+    known = curves(primary[primary.tokens > 0]).comparable()
+    notes, ends = list(known.notes), known.points.groupby("run").tokens.max().to_dict()
+    for run, total in (totals or {}).items():
+        if total < ends.get(run, 0):
+            notes.append(f"{run} has {ends[run]:,.0f} tokens, more than the {total:,.0f} planned")
+        ends[run] = max(total, ends.get(run, 0))
+    sizes = _sizes(known.table.drop_duplicates("run").set_index("run").params)
+    everything = [
+        AlignedCurve(
+            curve, (curve.task, curve.shots, curve.metric, curve.task_version),
+            sizes[curve.run], curve.tokens / ends[curve.run],
+        )
+        for curve in known
+    ]  # fmt: skip
+    return everything, tuple(notes)
+
+
+def _sizes(params: pd.Series) -> dict[str, int]:
+    """Numbers the model sizes; runs of unknown size are each a size of their own."""
+    sizes: dict[str, int] = {}
+    number, smallest = -1, -math.inf
+    for run, count in params.sort_values(kind="stable").items():
+        log = math.log(count) if count > 0 else -math.inf
+        if not log - smallest < math.log1p(_SAME_SIZE):
+            number, smallest = number + 1, log
+        sizes[str(run)] = number
+    return sizes
 
 
 def predict(
-    targets: list[Curve], others: list[Curve], cut: float, level: float, mode: str = TRANSFER
+    targets: list[AlignedCurve],
+    others: list[AlignedCurve],
+    cut: float,
+    level: float,
+    mode: str = TRANSFER,
 ) -> pd.DataFrame:
     """Final values of `targets` seen up to the share `cut`; nothing later of them is read.
 
     Args:
       targets: Curves of runs of one size.
-      others: Curves of finished runs; empty, too few or `mode` ALONE: the runs' own past decides.
+      others: Curves of finished runs; where they are too few or `mode` is ALONE, the runs' own
+        past decides.
       cut: Share of the training.
       level: Coverage of the intervals.
       mode: TRANSFER or ALONE.
@@ -122,103 +235,89 @@ def predict(
       `COLUMNS`, a row per target that has a point before the cut, in their order.
     """
     seen = [target for target in targets if len(target.before(cut))]
-    rows: dict[int, dict[str, object]] = {}
-    if mode == TRANSFER:
-        rows = _transferred(seen, others, cut, level)
+    rows = _transferred(seen, others, cut, level) if mode == TRANSFER else {}
     by_run: dict[str, list[int]] = {}
     for i, target in enumerate(seen):
         if i not in rows:
-            by_run.setdefault(target.run, []).append(i)
+            by_run.setdefault(target.curve.run, []).append(i)
     for places in by_run.values():
-        alone = forecast_alone([seen[i] for i in places], cut, level)
-        for i, (value, half) in zip(places, alone, strict=True):
+        past = [(np.log(seen[i].before(cut)), seen[i].curve) for i in places]
+        trends = damped_trends(
+            [(x, curve.values[: len(x)], curve.stderr[len(x) - 1]) for x, curve in past], level
+        )
+        for i, (value, half) in zip(places, trends, strict=True):
             rows[i] = _row(seen[i], cut, value, half, 0, ALONE)
     return pd.DataFrame([rows[i] for i in range(len(seen))], columns=list(COLUMNS))
 
 
 def _transferred(
-    targets: list[Curve], others: list[Curve], cut: float, level: float
+    targets: list[AlignedCurve], others: list[AlignedCurve], cut: float, level: float
 ) -> dict[int, dict[str, object]]:
     """Rows by the targets' places, for those whose task enough finished runs have."""
-    by_key: dict[forecast_curves.Key, list[Curve]] = {}
+    finished: dict[tuple[object, ...], list[AlignedCurve]] = {}
     for other in others:
-        by_key.setdefault(other.key, []).append(other)
+        if len(other.progress) > 1 and other.progress[-1] > 1 - _EPSILON:
+            finished.setdefault(other.key, []).append(other)
     groups: dict[tuple[object, ...], list[int]] = {}
     for i, target in enumerate(targets):
-        moments = target.before(cut)[-forecast_curves.RECENT :]
+        moments = target.before(cut)[-RECENT:]
         groups.setdefault((target.key, *moments.round(6)), []).append(i)
-    names = benchmarks(sorted({target.key[0] for target in targets}))
-    places, trials, guessed = [], [], []
-    for group in groups.values():
-        like = targets[group[0]]
-        positions = like.before(cut)
-        usable = [
+    names = benchmarks(sorted({target.curve.task for target in targets}))
+    tasks, forecast_of = [], []
+    for places in groups.values():
+        like = targets[places[0]]
+        recent = like.before(cut)[-RECENT:]
+        known = [
             other
-            for other in by_key.get(like.key, ())
-            if other.progress[0] <= positions[-1] * (1 + 1e-9) and other.progress[-1] > 1 - 1e-9
-            and len(other.progress) > 1
-        ]  # fmt: skip
-        held = _units(usable)
-        if len(np.unique(held)) < ENOUGH_UNITS:
+            for other in finished.get(like.key, ())
+            if other.progress[0] <= recent[-1] * (1 + _EPSILON)
+        ]
+        folds = _folds(known)
+        if len(np.unique(folds)) < MIN_FOLDS:
             continue
-        known = forecast_curves.cut_at(usable, positions)
-        errors = np.empty((len(usable), len(forecast_methods.METHODS)))
-        edge = np.zeros(len(usable), dtype=bool)
-        for unit in np.unique(held):
-            own, rest = known.take(held == unit), known.take(held != unit)
-            errors[held == unit] = forecast_methods.guesses(own, rest) - own.final[:, None]
-            edge[held == unit] = _outside(own, rest)
-        noise = np.nan_to_num(np.nanmean(known.variance)) if _any(known.variance) else 0.0
-        luck, benchmark = known.final - known.settled, names[like.key[0]]
-        trials.append(forecast_methods.Trials(errors, luck, held, edge, float(noise), benchmark))
-        seen = forecast_curves.cut_at([targets[i] for i in group], positions)
-        guessed.append(forecast_methods.guesses(seen, known))
-        places.append((group, len(usable), _outside(seen, known)))
-    if not trials:
+        times = np.concatenate([recent, np.linspace(recent[-1], 1.0, _LATER + 1)[1:]])
+        values = np.array([other.at(times) for other in known])
+        sizes = np.array([other.log_params for other in known])
+
+        early = len(recent)
+        errors = np.empty((len(known), len(METHODS)))
+        for fold in np.unique(folds):
+            own, rest = folds == fold, folds != fold
+            size = float(sizes[own].mean())
+            errors[own] = guesses(values[own, :early], size, values[rest], sizes[rest], times)
+        errors -= values[:, -1:]
+        tasks.append(CrossValidation(errors, folds, names[like.curve.task]))
+        now = np.array([targets[i].recent(cut) for i in places])
+        size = float(np.mean([targets[i].log_params for i in places]))
+        forecast_of.append((places, guesses(now, size, values, sizes, times), len(known)))
+    if not tasks:
         return {}
-    learned = forecast_methods.combine(trials)
     rows = {}
-    for j, (group, count, outside) in enumerate(places):
-        radius = learned.radius(level, outside, trials[j].benchmark)
-        for i, guess in zip(group, guessed[j] @ learned.weights[j], strict=True):
-            # A target scored on fewer examples than the finished runs ends noisier than they did.
-            stderr = targets[i].stderr[len(targets[i].before(cut)) - 1]
-            extra = max(np.nan_to_num(stderr) ** 2 - trials[j].noise, 0.0)
-            half = radius * math.sqrt(learned.scales[j] ** 2 + extra)
-            rows[i] = _row(targets[i], cut, float(guess), half, count, TRANSFER)
+    for own, half, (places, made, count) in zip(*combine(tasks, level), forecast_of, strict=True):
+        for i, value in zip(places, made @ own, strict=True):
+            rows[i] = _row(targets[i], cut, float(value), float(half), count, TRANSFER)
     return rows
 
 
-def _units(some: list[Curve]) -> np.ndarray:
+def _folds(some: list[AlignedCurve]) -> np.ndarray:
     """What to hold out together: sizes where there are enough, else runs."""
-    sizes = np.array([curve.size for curve in some], dtype=int)
-    if len(np.unique(sizes)) >= ENOUGH_UNITS:
+    sizes = np.array([one.size for one in some], dtype=int)
+    if len(np.unique(sizes)) >= MIN_FOLDS:
         return sizes
-    return np.unique([curve.run for curve in some], return_inverse=True)[1]
-
-
-def _outside(own: forecast_curves.Cut, rest: forecast_curves.Cut) -> bool:
-    """Whether a size lies outside the range of the others."""
-    size, margin = own.log_params.mean(), math.log1p(forecast_curves.SAME_SIZE)
-    return bool(size < rest.log_params.min() - margin or size > rest.log_params.max() + margin)
-
-
-def _any(values: np.ndarray) -> bool:
-    return bool(np.isfinite(values).any())
+    return np.unique([one.curve.run for one in some], return_inverse=True)[1]
 
 
 def _row(
-    target: Curve, cut: float, value: float, half: float, count: int, method: str
+    target: AlignedCurve, cut: float, value: float, half: float, count: int, method: str
 ) -> dict[str, object]:
+    curve, seen = target.curve, target.before(cut)
     low, high = value - half, value + half
-    if is_share(target.key[2]):
+    if is_share(curve.metric):
         value, low, high = (min(max(each, 0.0), 1.0) for each in (value, low, high))
-    seen = target.before(cut)
     return {
         **dict(zip(KEY_COLUMNS, target.key, strict=True)),
-        "run": target.run, "domain": target.domain, "size": target.size, "progress": seen[-1],
-        "last": target.values[len(seen) - 1],
-        "log_linear": forecast_curves.log_linear(target, cut),
-        "forecast": value, "low": low, "high": high, "stderr": target.stderr[len(seen) - 1],
+        "run": curve.run, "domain": curve.domain, "size": target.size, "progress": seen[-1],
+        "last": curve.values[len(seen) - 1], "log_linear": target.log_linear(cut),
+        "forecast": value, "low": low, "high": high, "stderr": curve.stderr[len(seen) - 1],
         "finished_runs": count, "method": method,
     }  # fmt: skip

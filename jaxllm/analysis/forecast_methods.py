@@ -1,199 +1,218 @@
-"""Ways to guess a final value, and how to weigh them by their errors on finished runs.
+"""Ways to forecast the end of a run: from finished runs, and from its own past alone.
 
-Three ways look at the run alone (last value, recent mean, log-linear line); the others carry over
-what finished runs did, by kriging under several assumptions about how much of a task's values is
-noise (`forecast_kriging`). None of them is best for every task, so each forecast is a convex
-combination (Bates and Granger 1969, "The combination of forecasts"), whose weights minimise the
-mean squared error that the ways made when each size of the finished runs was forecast from the
-other sizes. A task has few finished runs, so its error matrix is shrunk toward the mean of its
-benchmark's tasks, and that toward the mean of all tasks, each scaled to the same size. The weights
-are learned on settled values, without the noise of one last checkpoint; the intervals are not.
+From finished runs: the last value, the recent mean, and ordinary kriging over model size and time
+with two kernels. None is best for every benchmark, so a forecast is their convex combination
+(Bates and Granger 1969, "The combination of forecasts"), with the weights that would have had the
+least squared error when each size of the finished runs was forecast from the others.
 
-There is no way through the loss: on Pythia the language-modelling loss (Lambada's perplexity) at
-30 % of training, as far as the model's size does not explain it, correlates with what these
-forecasts miss by less than 0.08; even the final loss would explain 5 % of it.
+Kriging takes the values of a task as one Gaussian field over (log parameters, log share of the
+training) about an unknown constant, seen through noise. Its covariance is what runs share:
+
+    course k(t, t') + (size + drift k(t, t')) (range - |s - s'|) + run [same run]
+
+where k = exp(-(t - t')^2 / 2 l^2): the closer two models in size, the more of their level (`size`)
+and of their course (`drift`) they share; runs of one size share all but a constant of their own
+(`run`). Variances are in units of the noise at one point. The final value is the best linear
+unbiased prediction from the run's recent values and from all points of the finished runs
+(Cressie 1993, "Statistics for Spatial Data", section 3.2). The weights of the points depend on
+sizes and times only, so that tasks scored at the same checkpoints share them.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
 
 import numpy as np
 from scipy.optimize import nnls
 
-from jaxllm.analysis.forecast_curves import Cut
-from jaxllm.analysis.forecast_kriging import KERNELS, kriged
+from jaxllm.analysis.curves import Array
+from jaxllm.analysis.stats import line_fit
 
-METHODS = ("last value", "recent mean", "log-linear", *(f"kriging {k}" for k in KERNELS))
-PRIOR_RUNS = 80.0
-"""The pooled error matrix weighs as much as this many finished runs of the task itself."""
-PRIOR_TASKS = 3.0
-"""All tasks' mean error matrix weighs as much as this many tasks of the benchmark."""
-PRIOR_SCALE_RUNS = 2.0
-"""Likewise for the interval's width, which is one number per task and so needs less help."""
-ENOUGH_SCORES = 20
-_TINY = 1e-12
+RECENT = 3
+"""So many values before a forecast are looked at."""
+MIN_SCORES = 20
+_BENCHMARK_RUNS = 80.0
+"""A benchmark's errors weigh as much as those of this many finished runs of the task itself."""
+_DAMPING = 0.5
+_NORMAL = 1.6449
+"""Half width of the normal distribution's 90 % interval, in standard deviations."""
 
 
-def guesses(target: Cut, others: Cut) -> np.ndarray:
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """Variances over the noise's, per unit of log parameters and of a run; `time` in log units."""
+
+    size: float
+    drift: float
+    run: float
+    time: float
+
+
+KERNELS = (Kernel(0.3, 0.2, 0.0, 1.0), Kernel(1e3, 4.0, 10.0, 2.0))
+"""Of tasks that are all noise, whose best forecast is a mean, and of tasks that have hardly any."""
+METHODS = ("last value", "recent mean", *(f"kriging {kernel}" for kernel in KERNELS))
+COURSE = 30.0
+"""Variance of the course that all runs share: so large that the data decide."""
+
+
+def guesses(own: Array, own_size: float, finished: Array, sizes: Array, times: Array) -> Array:
     """Final values by every method, [targets, methods].
 
     Args:
-      target: Runs of one size, cut at the moment of the forecast; nothing later of them is read.
-      others: Finished runs at the same moment, at least one.
+      own: [targets, early] values of runs of one size at the first of `times`.
+      own_size: Their log parameters.
+      finished: [runs, times] values of finished runs.
+      sizes: [runs] their log parameters.
+      times: [times] shares of the training, ascending to 1.
     """
-    own = target.values[:, : target.early]
-    alone = np.stack([own[:, -1], own.mean(axis=1), target.log_linear], axis=1)
-    size = float(target.log_params.mean())
-    carried = kriged(own, size, others.values, others.log_params, others.times)
-    return np.concatenate([alone, carried], axis=1)
+    early = own.shape[1]
+    weights = _weights(round(own_size, 3), early, tuple(sizes.round(3)), tuple(times.round(6)))
+    kriged = own @ weights[:, :early].T + weights[:, early:] @ finished.ravel()
+    return np.concatenate([own[:, -1:], own.mean(axis=1, keepdims=True), kriged], axis=1)
 
 
-def convex_weights(errors: np.ndarray) -> np.ndarray:
-    """Weights (none negative, sum 1) with the least mean squared error.
+@functools.lru_cache(maxsize=4096)
+def _weights(
+    own_size: float, early: int, sizes: tuple[float, ...], times: tuple[float, ...]
+) -> Array:
+    """Weights of the own early points and of the finished runs' points, [kernels, points]."""
+    moments = np.log(times)
+    # The last row is what is wanted: the target's size at the end of training.
+    s = np.concatenate([np.full(early, own_size), np.repeat(sizes, len(times)), [own_size]])
+    t = np.concatenate([moments[:early], np.tile(moments, len(sizes)), [0.0]])
+    run = np.concatenate([np.full(early, -1), np.repeat(np.arange(len(sizes)), len(times)), [-1]])
+    apart = np.abs(s[:, None] - s)
+    nearness, same_run = max(float(apart.max()), 1.0) - apart, run[:, None] == run
+    since, count = (t[:, None] - t) ** 2, len(s) - 1
+    weights = []
+    for kernel in KERNELS:
+        course = np.exp(-since / (2 * kernel.time**2))
+        field = COURSE * course + (kernel.size + kernel.drift * course) * nearness
+        field += kernel.run * same_run
+        # The border of ones makes the weights sum to 1, whatever the constant is.
+        system = np.ones((count + 1, count + 1))
+        system[:count, :count] = field[:count, :count] + np.eye(count)
+        system[count, count] = 0.0
+        weights.append(np.linalg.solve(system, np.append(field[:count, count], 1.0))[:count])
+    return np.stack(weights)
+
+
+def convex_weights(errors: Array) -> Array:
+    """[methods] weights, none negative, of sum 1, with the least mean squared error.
 
     Args:
-      errors: Second moments of the methods' errors, [methods, methods].
+      errors: [methods, methods] second moments of the methods' errors.
     """
-    count, trace = len(errors), float(np.trace(errors)) + _TINY
+    count, trace = len(errors), float(np.trace(errors)) + 1e-12
     root = np.linalg.cholesky(errors / trace + 1e-9 * np.eye(count)).T
-    # The sum is held by a heavy extra row, so that non-negative least squares solves it.
+    # A heavy extra row holds the sum at 1, so that non-negative least squares solves it.
     heavy = 1e3 * np.ones((1, count))
     weights = nnls(np.vstack([root, heavy]), np.append(np.zeros(count), 1e3))[0]
-    return weights / weights.sum()
+    return np.asarray(weights / weights.sum())
 
 
 @dataclasses.dataclass(frozen=True)
-class Trials:
-    """Errors of all methods on one task, made on runs whose end is known.
+class CrossValidation:
+    """Errors of all methods on one task, on finished runs forecast from those of other folds.
 
     Attributes:
-      errors: Guess minus truth, [trials, methods].
-      luck: Final minus settled value, [trials]: the last checkpoint's noise.
-      held: Which held-out unit (size or run) each trial belongs to, [trials].
-      edge: Whether the trial's model was smaller or larger than all it was forecast from, [trials].
-      noise: Mean sampling variance of the final values; 0 where unknown.
-      benchmark: Name of the tasks that belong together.
+      errors: [runs, methods] forecast minus final value.
+      folds: [runs] what was held out together: a size, or a run.
+      benchmark: The tasks that share weights.
     """
 
-    errors: np.ndarray
-    luck: np.ndarray
-    held: np.ndarray
-    edge: np.ndarray
-    noise: float
+    errors: Array
+    folds: np.ndarray
     benchmark: str = ""
 
 
-@dataclasses.dataclass(frozen=True)
-class Combination:
-    """How to combine the methods per task, and how wide to draw the interval.
+def combine(tasks: list[CrossValidation], level: float) -> tuple[Array, Array]:
+    """Weights of the methods and half widths of the interval, [tasks, methods] and [tasks].
 
-    Attributes:
-      weights: Per task, [tasks, methods].
-      scales: Per task the expected size of an error, [tasks].
-      scores: Errors / scales of trials that neither weights nor scales had seen, [scores].
-      edge: Whether these trials were at the edge of the sizes, [scores].
-      benchmarks: Their tasks' benchmarks, [scores].
+    The weights are those of the task's benchmark, in which each task counts alike, moved toward
+    those of the task itself as far as it has finished runs. The width is the
+    root mean squared error of the task times a factor for all tasks: the split-conformal quantile
+    (Lei et al. 2018, "Distribution-free predictive inference for regression", section 2.2) of the
+    errors of each fold over the root mean squared error of the others.
     """
-
-    weights: np.ndarray
-    scales: np.ndarray
-    scores: np.ndarray
-    edge: np.ndarray
-    benchmarks: np.ndarray
-
-    def radius(self, level: float, edge: bool, benchmark: str = "") -> float:
-        """Half width of the interval in scales: the split-conformal quantile of the scores.
-
-        Lei et al. 2018, "Distribution-free predictive inference for regression", section 2.2;
-        within one category (Mondrian: Vovk et al. 2005, section 4.5), because a model outside the
-        range of the finished ones is harder to forecast than one within, and because benchmarks
-        differ in how far runs stray from their neighbours.
-        """
-        alike = self.edge == edge
-        for chosen in (alike & (self.benchmarks == benchmark), alike):
-            if chosen.sum() >= ENOUGH_SCORES:
-                return quantile(self.scores[chosen], level)
-        return quantile(self.scores, level)
+    benchmarks = np.array([task.benchmark for task in tasks])
+    moments = np.stack([task.errors.T @ task.errors for task in tasks])
+    moments /= np.maximum(np.trace(moments, axis1=1, axis2=2), 1e-12)[:, None, None]
+    for benchmark in np.unique(benchmarks):
+        mine = np.flatnonzero(benchmarks == benchmark)
+        runs = np.array([len(tasks[i].errors) for i in mine])[:, None, None]
+        own = runs / (runs + _BENCHMARK_RUNS)
+        moments[mine] = own * moments[mine] + (1 - own) * moments[mine].mean(axis=0)
+    weights = np.stack([convex_weights(each) for each in moments])
+    scores, scales = [], []
+    for task, own in zip(tasks, weights, strict=True):
+        errors = task.errors @ own
+        others = task.folds != task.folds[:, None]
+        squares = (others @ errors**2) / others.sum(axis=1)
+        scores.append(np.abs(errors) / (np.sqrt(squares) + 1e-9))
+        scales.append(math.sqrt(float((errors**2).mean())) + 1e-9)
+    return weights, conformal_quantile(np.concatenate(scores), level) * np.array(scales)
 
 
-def quantile(scores: np.ndarray, level: float) -> float:
-    """The conformal quantile: the score of rank ceil((n + 1) level), or the largest."""
-    rank = min(int(np.ceil((len(scores) + 1) * level)), len(scores))
+def conformal_quantile(scores: Array, level: float) -> float:
+    """The score of rank ceil((n + 1) level), or the largest."""
+    rank = min(math.ceil((len(scores) + 1) * level), len(scores))
     return float(np.sort(scores)[rank - 1])
 
 
-def combine(trials: list[Trials]) -> Combination:
-    """Learns weights and interval widths from trials, task by task with shrinkage to all tasks.
+def damped_trends(
+    curves: list[tuple[Array, Array, float]], level: float
+) -> list[tuple[float, float]]:
+    """The final value of each of a run's tasks from its own past, and half its interval.
 
-    The scores come from weights and scales learned without the trial's unit.
+    The recent trend in log tokens goes on at half its slope (Gardner and McKenzie 1985,
+    "Forecasting trends in time series"), as far as the slope stands out from the sampling noise; a
+    task without a visible trend stays at its recent mean. The interval is split-conformal over
+    forecasts of the run's past, made as far ahead, of values that are known by now. The past of a
+    run is not its future: on Pythia 84 to 97 % of these 90 % intervals hold.
+
+    Args:
+      curves: Logs of the share of the training [points], values [points] and the standard error
+        of the last value, NaN where unknown.
+      level: Coverage of the intervals.
     """
-    units = np.unique(np.concatenate([one.held for one in trials]))
-    moments = np.stack([_moments(one, None) for one in trials])
-    groups = np.array([one.benchmark for one in trials])
-    weights, _ = _weights(moments, np.array([len(one.errors) for one in trials]), groups)
-    unseen = [np.full(len(one.errors), np.nan) for one in trials]
-    for unit in units:
-        kept = np.array([int((one.held != unit).sum()) for one in trials])
-        without = np.stack([_moments(one, unit) for one in trials])
-        fitted, usable = _weights(without, kept, groups)
-        if not usable:
-            continue
-        for one, errors, task_weights in zip(trials, unseen, fitted, strict=True):
-            chosen = one.held == unit
-            errors[chosen] = one.errors[chosen] @ task_weights
-    noise = np.array([one.noise for one in trials])
-    scores, edges, owners = [], [], []
-    for unit in units:
-        scales = _scales(trials, unseen, noise, unit)
-        for one, errors, scale in zip(trials, unseen, scales, strict=True):
-            scores.append(np.abs(errors[one.held == unit]) / scale)
-            edges.append(one.edge[one.held == unit])
-            owners += [one.benchmark] * len(edges[-1])
-    joined, edge, owner = np.concatenate(scores), np.concatenate(edges), np.array(owners)
-    fine = np.isfinite(joined)
-    return Combination(
-        weights, _scales(trials, unseen, noise, None), joined[fine], edge[fine], owner[fine]
-    )
+    now, scores = [], []
+    for x, y, stderr in curves:
+        noise = stderr
+        if not stderr > 0:
+            noise = float(np.abs(np.diff(y, 2)).mean() / 2) if len(y) > 2 else 0.0
+        now.append(_extrapolate(x, y, -x[-1], noise))
+        scores += _past_scores(x, y, noise)
+    radius = _NORMAL * math.sqrt(2.0)
+    if len(scores) >= MIN_SCORES:
+        radius = conformal_quantile(np.array(scores), level)
+    return [(value, radius * scale) for value, scale in now]
 
 
-def _moments(one: Trials, without: object) -> np.ndarray:
-    """Sum of the outer products of the errors, [methods, methods]."""
-    kept = one.errors + one.luck[:, None]
-    kept = kept if without is None else kept[one.held != without]
-    return kept.T @ kept
+def _extrapolate(x: Array, y: Array, ahead: float, noise: float) -> tuple[float, float]:
+    """The value at `x[-1] + ahead`, and the error that is expected of it."""
+    # The past that counts is as long, in log tokens, as what lies ahead.
+    count = min(max(int((x >= x[-1] - ahead).sum()), RECENT), len(x))
+    line = line_fit(x[-count:], y[-count:])
+    if line is None:
+        return float(y[-1]), math.sqrt(2) * noise + 1e-9
+    spread = float(((x[-count:] - line.center[0]) ** 2).sum())
+    # Positive-part James-Stein: no trend is left where noise alone would show as much.
+    signal = max(0.0, 1 - noise**2 / spread / line.slope**2) if line.slope else 0.0
+    value = signal * y[-1] + (1 - signal) * y[-min(count, RECENT) :].mean()
+    change = _DAMPING * line.slope * ahead
+    return float(value + signal * change), math.sqrt(2 * noise**2 + change**2) + 1e-9
 
 
-def _weights(
-    moments: np.ndarray, counts: np.ndarray, groups: np.ndarray
-) -> tuple[np.ndarray, bool]:
-    """Weights per task from its own errors, its benchmark's and all tasks' [tasks, methods]."""
-    traces = np.trace(moments, axis1=1, axis2=2)
-    seen = (counts > 0) & (traces > 0)
-    methods = moments.shape[1]
-    if not seen.any():
-        return np.full((len(moments), methods), 1 / methods), False
-    scaled = np.zeros_like(moments)
-    scaled[seen] = moments[seen] / traces[seen, None, None]
-    everything, pooled = scaled[seen].mean(axis=0), np.empty_like(scaled)
-    for group in np.unique(groups):
-        mine = groups == group
-        own = scaled[mine & seen]
-        pooled[mine] = (own.sum(axis=0) + PRIOR_TASKS * everything) / (len(own) + PRIOR_TASKS)
-    share = (counts / (counts + PRIOR_RUNS))[:, None, None]
-    return np.stack([convex_weights(each) for each in share * scaled + (1 - share) * pooled]), True
-
-
-def _scales(
-    trials: list[Trials], unseen: list[np.ndarray], noise: np.ndarray, without: object
-) -> np.ndarray:
-    """Root mean squared error per task, shrunk toward the usual multiple of its sampling noise."""
-    sums, counts = np.zeros(len(trials)), np.zeros(len(trials))
-    for i, (one, errors) in enumerate(zip(trials, unseen, strict=True)):
-        kept = np.isfinite(errors) & ((one.held != without) if without is not None else True)
-        sums[i], counts[i] = (errors[kept] ** 2).sum(), kept.sum()
-    mean = sums / np.maximum(counts, 1)
-    known = (noise > 0) & (counts > 0)
-    usual = float(np.median(mean[known] / noise[known])) if known.any() else 0.0
-    prior = np.where(noise > 0, usual * noise, np.median(mean[counts > 0]) if counts.any() else 1.0)
-    return np.sqrt((sums + PRIOR_SCALE_RUNS * prior) / (counts + PRIOR_SCALE_RUNS)) + 1e-9
+def _past_scores(x: Array, y: Array, noise: float) -> list[float]:
+    """|error| / expected error of forecasts from earlier checkpoints of the same curve."""
+    ahead, scores = -x[-1], []
+    for count in range(1, len(x)):
+        horizons = x[count:] - x[count - 1]
+        at = int(np.abs(horizons - ahead).argmin())
+        if horizons[at] >= ahead / 2:
+            value, scale = _extrapolate(x[:count], y[:count], float(horizons[at]), noise)
+            scores.append(abs(value - y[count + at]) / scale)
+    return scores

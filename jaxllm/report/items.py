@@ -17,7 +17,7 @@ from altair.utils.schemapi import debug_mode
 from jaxllm.analysis.curves import lower_is_better
 from jaxllm.analysis.registry import HEALTH, NOW, Analysis, Study, analyses
 from jaxllm.errors import one_line
-from jaxllm.report import numbers, sentences, unported
+from jaxllm.report import numbers, sentences
 from jaxllm.report.charts import findings, specs, trajectories
 from jaxllm.report.charts.axes import Axis, default_axis
 from jaxllm.report.charts.specs import Chart
@@ -93,7 +93,6 @@ def items(
     found = [*training_curves(tables, axis), *growth(tables, axis), *all_trajectories(tables, axis)]
     if tables.points.value.notna().any() or not tables.logged.empty:
         study = tables.study(backtested)
-        unported.register()
         for analysis in analyses():
             if analysis.needs(study):
                 began = time.monotonic()

@@ -9,6 +9,7 @@ import pytest
 from jaxllm.analysis.backtest import Backtest, backtest
 from jaxllm.analysis.benchmarks import OTHER_TASKS, benchmarks
 from jaxllm.analysis.forecast import ALONE
+from jaxllm.analysis.registry import Study
 from jaxllm.interop.importers import open_source
 from tests.analysis.simulated_suite import TOKENS, suite
 
@@ -17,7 +18,7 @@ MADE = ["run", "task", "last", "log_linear", "forecast", "low", "high", "stderr"
 
 @pytest.fixture(scope="module")
 def simulated() -> Backtest:
-    return backtest(suite(2, tasks=25), fractions=(0.1, 0.3, 0.5))
+    return backtest(Study(suite(2, tasks=25)), fractions=(0.1, 0.3, 0.5))
 
 
 def test_the_forecast_beats_both_baselines_and_its_intervals_hold(simulated: Backtest) -> None:
@@ -38,7 +39,9 @@ def test_nothing_after_the_cut_and_no_twin_is_read(mode: str) -> None:
     changed.loc[later, "stderr"] *= 7
     before, after = (
         found.points[found.points.run.isin(["1000m-0", "1000m-1"])]
-        for found in (backtest(each, fractions=(0.3,), mode=mode) for each in (records, changed))
+        for found in (
+            backtest(Study(each), fractions=(0.3,), mode=mode) for each in (records, changed)
+        )
     )
     pd.testing.assert_frame_equal(before[MADE], after[MADE])
     assert not np.allclose(before.truth, after.truth)
@@ -49,13 +52,13 @@ def test_a_twin_adds_nothing() -> None:
     without = records[records.run != "1000m-1"]
     both, one = (
         found.points[found.points.run == "1000m-0"].reset_index(drop=True)
-        for found in (backtest(each, fractions=(0.3,)) for each in (records, without))
+        for found in (backtest(Study(each), fractions=(0.3,)) for each in (records, without))
     )
     pd.testing.assert_frame_equal(both[MADE], one[MADE])
 
 
 def test_of_pure_noise_nothing_is_foretold() -> None:
-    found = backtest(suite(5, growth=0.0, tasks=40), fractions=(0.3,))
+    found = backtest(Study(suite(5, growth=0.0, tasks=40)), fractions=(0.3,))
     points = found.points
     chance = points.task.map(suite(5, growth=0.0, tasks=40).groupby("task").chance.first())
     claimed = (points.low > points["last"]) | (points.high < points["last"])
@@ -66,7 +69,7 @@ def test_of_pure_noise_nothing_is_foretold() -> None:
 
 def test_intervals_hold_at_other_levels() -> None:
     for level in (0.5, 0.8):
-        found = backtest(suite(6, tasks=25), fractions=(0.3,), level=level)
+        found = backtest(Study(suite(6, tasks=25)), fractions=(0.3,), level=level)
         assert abs(found.summary(["metric"]).coverage[0] - level) < 0.09
 
 
@@ -79,7 +82,7 @@ def test_scores_by_hand() -> None:
             "truth": [0.5, 0.6, 0.7], "stderr": 0.01, "method": "other runs",
         }
     )  # fmt: skip
-    scores = Backtest(points, 0.9).summary(["metric"]).iloc[0]
+    scores = Backtest("", points=points).summary(["metric"]).iloc[0]
     assert scores.mae == pytest.approx(0.1) and scores.mae_last == pytest.approx(0.2)
     assert scores.mae_log_linear == pytest.approx(0.1)
     assert scores.reduction == pytest.approx(0.0, abs=1e-9)
@@ -99,16 +102,16 @@ def test_benchmarks_are_found_by_their_names() -> None:
 def test_what_cannot_be_tested_is_refused() -> None:
     ends = suite(0, tasks=2)
     ends = ends[ends.tokens == TOKENS]
-    found = backtest(ends)
+    found = backtest(Study(ends))
     assert "early enough" in found.sentence and found.table.empty
     assert "one point" in found.notes[-1]
-    assert backtest(ends.iloc[:0]).refused
+    assert backtest(Study(ends.iloc[:0])).refused
 
 
 @pytest.fixture(scope="module")
 def pythia(shared_data: Path) -> Backtest:
     records = open_source(f"pythia:{shared_data / 'reference' / 'pythia'}").records
-    return backtest(records[records.metric == "accuracy"], fractions=(0.3,))
+    return backtest(Study(records[records.metric == "accuracy"]), fractions=(0.3,))
 
 
 def test_pythia_is_foretold_a_quarter_better_than_by_the_baselines(pythia: Backtest) -> None:
@@ -118,7 +121,7 @@ def test_pythia_is_foretold_a_quarter_better_than_by_the_baselines(pythia: Backt
     twice = exams.run.str.contains("deduped")
     parts = [exams, exams[older], exams[~older], exams[exams.shots == 0], exams[exams.shots == 5]]
     for part in [*parts, exams[twice], exams[~twice]]:
-        scores = Backtest(part, 0.9).summary(["metric"]).iloc[0]
+        scores = Backtest("", points=part).summary(["metric"]).iloc[0]
         assert scores.reduction > 0.25
         assert 0.85 < scores.coverage < 0.95
     by = pythia.summary(["benchmark"]).set_index("benchmark")

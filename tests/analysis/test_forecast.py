@@ -6,9 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from jaxllm.analysis import forecast as analysis
-from jaxllm.analysis import forecast_curves
-from jaxllm.analysis.forecast import ALONE, TRANSFER, forecast
+from jaxllm.analysis.forecast import ALONE, TRANSFER, aligned, forecast
 from tests.analysis.simulated_suite import TOKENS, suite
 
 
@@ -53,7 +51,7 @@ def test_without_other_runs_the_run_s_own_past_decides() -> None:
         found = forecast(seen[seen.run == run], run, total_tokens=TOKENS)
         table = found.table.set_index("task")
         assert (table.method == ALONE).all() and "from this run alone" in found.sentence
-        end = truth(records, run)
+        end = truth(records, run)[table.index]
         inside += list((table.low <= end) & (end <= table.high))
         error += list((table.forecast - end).abs())
         naive += list((table["last"] - end).abs())
@@ -87,7 +85,7 @@ def test_noise_about_a_level_is_no_trend() -> None:
 def test_refusals_are_findings(records: pd.DataFrame) -> None:
     assert "not known" in forecast(records, "1000m-0").refused
     nothing = forecast(records, "nobody", total_tokens=TOKENS)
-    assert nothing.table.empty and "No forecast for nobody" in nothing.sentence
+    assert nothing.table.empty and "no task of nobody" in nothing.sentence
     failed = records.assign(value=math.nan)
     assert "value" in forecast(failed, "1000m-0", total_tokens=TOKENS).refused
 
@@ -110,7 +108,7 @@ def test_bad_rows_are_counted_and_do_not_matter(records: pd.DataFrame) -> None:
     doubled = pd.concat([seen.head(50).assign(value=0.5), spoilt, seen], ignore_index=True)
     found = forecast(doubled, "1000m-0", total_tokens=TOKENS)
     assert any("50 repeated" in note for note in found.notes)
-    assert any(f"{len(spoilt)} records without a value" in note for note in found.notes)
+    assert any(f"{len(spoilt)} of " in note for note in found.notes)
     pd.testing.assert_frame_equal(
         found.table.sort_values("task", ignore_index=True),
         clean.table.sort_values("task", ignore_index=True),
@@ -127,7 +125,7 @@ def test_unknown_sizes_errors_and_chance_levels_are_survived(records: pd.DataFra
 def test_two_runs_under_one_name_are_reported(records: pd.DataFrame) -> None:
     merged = records.replace({"run": {"70m-0": "1000m-0"}})
     found = forecast(begun(merged, "410m-0", 0.3), "410m-0", total_tokens=TOKENS)
-    assert any("1000m-0: records of 2 model sizes" in note for note in found.notes)
+    assert any("2 runs are called 1000m-0" in note for note in found.notes)
 
 
 def test_two_finished_runs_are_too_few_to_learn_from(records: pd.DataFrame) -> None:
@@ -153,11 +151,10 @@ def test_losses_are_foretold_too(records: pd.DataFrame) -> None:
     assert (table.forecast - end).abs().mean() < 0.6 * (table["last"] - end).abs().mean()
 
 
-def test_curves_know_twins_and_planned_ends() -> None:
+def test_curves_know_their_size_and_planned_ends() -> None:
     rows = suite(0, sizes=(1.00e9, 1.05e9, 1.3e9), twins=1, tasks=1)
-    found, _ = forecast_curves.curves(rows, {"1300m-0": 2 * TOKENS})
-    by_run = {curve.run: curve for curve in found}
+    found, _ = aligned(rows, {"1300m-0": 2 * TOKENS})
+    by_run = {one.curve.run: one for one in found}
     assert by_run["1000m-0"].size == by_run["1050m-0"].size != by_run["1300m-0"].size
     assert by_run["1300m-0"].progress[-1] == 0.5
     assert by_run["1000m-0"].progress[-1] == 1
-    assert analysis.COLUMNS[0] == "run"

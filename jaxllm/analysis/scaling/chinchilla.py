@@ -21,6 +21,7 @@ from jaxllm.analysis.finding import Finding, amount, refusal
 from jaxllm.analysis.registry import SIZES, Study, analysis
 from jaxllm.analysis.scaling.fit import (
     DRAWS,
+    FIT_DRAWS,
     LEVEL,
     UNKNOWN,
     IntervalEstimate,
@@ -316,7 +317,7 @@ def _log_loss(law: Array, log_n: Array | float, log_d: Array | float) -> Array:
     return np.asarray(np.logaddexp(np.logaddexp(a - alpha * log_n, b - beta * log_d), e))
 
 
-def parametric(points: pd.DataFrame, *, draws: int = DRAWS, seed: int = 0) -> ComputeOptimal:
+def parametric(points: pd.DataFrame, *, draws: int = FIT_DRAWS, seed: int = 0) -> ComputeOptimal:
     """Approach 3: L(N, D) = E + A / N^alpha + B / D^beta through all runs.
 
     Minimises the sum over runs of Huber(1e-3) of the error of log L, from the grid of starts of

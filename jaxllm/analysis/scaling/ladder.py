@@ -22,7 +22,7 @@ from jaxllm.analysis.finding import Finding, refusal
 from jaxllm.analysis.registry import SIZES, Study, analysis
 from jaxllm.analysis.scaling.chinchilla import ComputeOptimal, parametric
 from jaxllm.analysis.scaling.fit import (
-    DRAWS,
+    FIT_DRAWS,
     UNKNOWN,
     IntervalEstimate,
     fit,
@@ -103,7 +103,7 @@ def task_ladders(study: Study) -> list[Finding]:
 
 
 def ladder(
-    runs: pd.DataFrame, *, chance: float = math.nan, draws: int = DRAWS, seed: int = 0
+    runs: pd.DataFrame, *, chance: float = math.nan, draws: int = FIT_DRAWS, seed: int = 0
 ) -> Ladder:
     """Fits both steps and bootstraps the runs through them.
 
