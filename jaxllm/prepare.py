@@ -43,7 +43,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     from jaxllm.data.config import DataConfig
     from jaxllm.data.corpora import Corpora
     from jaxllm.data.prepare import prepare, summary
-    from jaxllm.data.vocabularies import load_tokenizer
 
     config = DataConfig()
     corpora = Corpora.resolve(config)
@@ -51,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.report_overlap:
         report_overlap([domain.name for domain in corpora.domains], splits, args)
         return 0
+    from jaxllm.data.vocabularies import load_tokenizer  # by now SeqIO is imported, silently
+
     tokenizer = load_tokenizer(config, corpora)
     for split in splits:
         print(f"{split}\n{summary(prepare(config, corpora, tokenizer, split))}")

@@ -12,7 +12,6 @@ import sys
 from collections.abc import Iterator
 from types import ModuleType
 
-from jaxllm.data import seqio_source
 from jaxllm.data.readers import OnError, raise_on_error
 from jaxllm.data.sources import SPLITS
 from jaxllm.evals.probes import embedded, generated
@@ -38,6 +37,8 @@ class ModuleCorpus:
 
 def register() -> None:
     """Registers the domains and their even mixture `embedded`."""
+    from jaxllm.data import seqio_source  # brings TensorFlow, which the tasks do not need
+
     domains = {
         domain: ModuleCorpus(module, domain)
         for module in (embedded, generated)

@@ -1,6 +1,8 @@
 """The benchmarks read the published files: every example, the right answer, the right prompt."""
 
 import gzip
+import subprocess
+import sys
 
 import pytest
 
@@ -11,6 +13,7 @@ from jaxllm.evals._rows import read_json, read_rows
 from jaxllm.evaluation.config import EvalConfig
 from jaxllm.evaluation.resolve import files, resolve
 from jaxllm.evaluation.tasks import Choice, Prompt
+from tests.conftest import REPOSITORY
 
 # name -> examples, as the publishers count them
 SIZES = {
@@ -68,6 +71,14 @@ def test_broken_files_are_named_with_the_line(tmp_path):
         read_json(tmp_path / "cut.json.gz")
     with pytest.raises(UserError, match="no file"):
         read_json(tmp_path / "none.json")
+
+
+def test_declaring_tasks_needs_neither_seqio_nor_tensorflow():
+    code = (
+        "import sys\nfrom jaxllm import evals\nevals.names()\n"
+        "assert not {'seqio', 'tensorflow'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY)
 
 
 def test_heldout_passages_are_even_parts_of_the_validation_text(tmp_path, monkeypatch):
