@@ -1,4 +1,4 @@
-"""A prepared corpus: one domain and split, tokenised, as ArrayRecord shards that any index reads.
+"""A prepared corpus: one domain and split, tokenized, as ArrayRecord shards that any index reads.
 
     tokens-00000.arrayrecord …   blocks of 8192 token ids, uint16 or uint32, little-endian: the
                                  documents one after the other, cut without regard to their ends
@@ -81,10 +81,10 @@ class TokenWriter:
         self._ids_digest.update(ids.astype("<u4").tobytes())
         self._lengths_digest.update(lengths.astype("<u8").tobytes())
         self._rest = np.concatenate([self._rest, ids.astype(self._dtype)])
-        whole = len(self._rest) // BLOCK * BLOCK
-        for block in self._rest[:whole].reshape(-1, BLOCK):
+        full = len(self._rest) // BLOCK * BLOCK
+        for block in self._rest[:full].reshape(-1, BLOCK):
             self._write(block)
-        self._rest = self._rest[whole:].copy()
+        self._rest = self._rest[full:].copy()
 
     def finish(self, **meta: object) -> None:
         """Writes what is left, the end of the index, and `meta.json` with `meta` in it."""
