@@ -27,7 +27,7 @@ import numpy as np
 
 from jaxllm.interop import huggingface
 from jaxllm.models.config import ModelConfig
-from jaxllm.models.decoder import Params, unstack
+from jaxllm.models.decoder import Params, unstack_layers
 from jaxllm.models.generation import generate
 from jaxllm.sharding.mesh import MeshConfig, make_mesh
 
@@ -103,7 +103,7 @@ def main() -> None:
         model = transformers_model(directory)
         found, params = huggingface.load(directory, make_mesh(MeshConfig(), jax.devices()[:1]))
     assert found.num_params == MODEL.num_params
-    params = unstack(params)
+    params = unstack_layers(params)
     print(f"{MODEL.num_params / 1e6:.1f}M parameters, {args.threads} threads")
     for batch in args.batches:
         random = np.random.default_rng(batch)

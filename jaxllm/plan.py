@@ -1,4 +1,4 @@
-"""Says what a run would cost before a pod is rented: does it fit, how fast, how long.
+"""Predict what a run would cost before a pod is rented: does it fit, how fast, how long.
 
     python -m jaxllm.plan --gin_file=openllama.gin --topology=v4-512
     python -m jaxllm.plan --gin_file=openllama.gin --topology=v6e-256 --slices=2 --search
@@ -71,28 +71,28 @@ def planned(
     experiment: Experiment, target: Target, config: MeshConfig, as_json: bool, timed: bool
 ) -> int:
     """Compiles and prints one plan; without `timed` only its memory and traffic."""
-    from jaxllm.planning.advice import what_would_help
+    from jaxllm.planning.advice import suggestions
     from jaxllm.planning.estimate import estimate
-    from jaxllm.planning.program import DoesNotFit, compile_update, measure_costs, mesh_of
+    from jaxllm.planning.program import OutOfDeviceMemory, compile_update, measure_costs, mesh_of
 
     mesh = mesh_of(target, config)
     shape = dict(mesh.shape)
     limit = target.chip.hbm_bytes if target.chip and target.chip.hbm_bytes else None
-    program = found = beyond = None
+    program = found = excess_bytes = None
     try:
         program = compile_update(experiment, mesh, target.slices)
-        beyond = program.peak - limit if limit and program.peak > limit else None
-    except DoesNotFit as error:
-        beyond = error.beyond
-    if program and timed and not beyond:
-        with contextlib.suppress(DoesNotFit):  # the loss in one piece may be too much
+        excess_bytes = program.peak - limit if limit and program.peak > limit else None
+    except OutOfDeviceMemory as error:
+        excess_bytes = error.excess_bytes
+    if program and timed and not excess_bytes:
+        with contextlib.suppress(OutOfDeviceMemory):  # the loss in one piece may be too much
             found = estimate(experiment, target, program, measure_costs(experiment, mesh))
-    fits = program is not None and beyond is None
-    helpful = [] if fits else what_would_help(experiment, shape, target)
+    fits = program is not None and excess_bytes is None
+    helpful = [] if fits else suggestions(experiment, shape, target)
     if as_json:
         plan: dict[str, Any] = {
             "topology": target.name, "devices": len(target.devices), "slices": target.slices,
-            "mesh": shape, "fits": fits, "missing_bytes": beyond, "hbm_bytes": limit,
+            "mesh": shape, "fits": fits, "missing_bytes": excess_bytes, "hbm_bytes": limit,
             "would_help": helpful,
             "program": program and _as_dict(program), "estimate": found and _as_dict(found),
         }  # fmt: skip
@@ -104,9 +104,9 @@ def planned(
     if program and found:
         print(costs(program, found))
     elif fits and timed:
-        print("\nno times: two layers with the loss in one piece do not fit, and are what is timed")
+        print("\nno times: two layers with unchunked loss, which are what is timed, do not fit")
     if not fits:
-        by = f" by {beyond / GIB:.1f} GiB" if beyond else ""
+        by = f" by {excess_bytes / GIB:.1f} GiB" if excess_bytes else ""
         print(f"\ndoes not fit{by}. What would help:")
         print("\n".join(f"  {tip}" for tip in helpful))
     return 0 if fits else 1
@@ -118,17 +118,17 @@ def searched(experiment: Experiment, target: Target, most: int, as_json: bool) -
 
     from jaxllm.planning.search import meshes, search
 
-    tried = meshes(experiment, target)[:most]
-    with tqdm(desc="tried", unit=" ways", file=sys.stderr) as bar:
+    candidates = meshes(experiment, target)[:most]
+    with tqdm(desc="compiled", unit=" candidates", file=sys.stderr) as bar:
 
-        def begun(candidate: Candidate) -> None:
+        def on_start(candidate: Candidate) -> None:
             bar.set_postfix_str(candidate.bindings().replace("--gin.", ""))
 
-        def done(result: Result) -> None:
-            bar.write(way(result), file=sys.stderr)
+        def on_result(result: Result) -> None:
+            bar.write(candidate_line(result), file=sys.stderr)
             bar.update()
 
-        results = search(experiment, target, tried, begun, done)
+        results = search(experiment, target, candidates, on_start, on_result)
     fitting = [result for result in results if result.estimate]
     if as_json:
         print(json.dumps([_result(result) for result in results], indent=2))
@@ -148,7 +148,7 @@ def header(experiment: Experiment, target: Target, shape: dict[str, int] | None)
         f"remat {e.model.remat}",
         f"batch       {e.data.batch_size:,} x {e.data.sequence_length:,} = "
         f"{e.tokens_per_step:,} tokens, {e.train.steps:,} steps, "
-        f"{e.train.gradient_accumulation} part(s) each",
+        f"{e.train.gradient_accumulation} microbatch(es) each",
         f"devices     {target.name}: {len(target.devices)}{chip}{slices}",
     ]
     if shape:
@@ -203,11 +203,13 @@ def costs(program: Program, found: Estimate) -> str:
 
 
 def ranking(results: Sequence[Result]) -> str:
-    """A line for each way, the fastest first, then what did not fit."""
-    return "\n".join([f"\n{'step':>8} {'MFU':>6} {'memory':>10}  way", *map(way, results)])
+    """A line for each candidate, the fastest first, then what did not fit."""
+    return "\n".join(
+        [f"\n{'step':>8} {'MFU':>6} {'memory':>10}  candidate", *map(candidate_line, results)]
+    )
 
 
-def way(result: Result) -> str:
+def candidate_line(result: Result) -> str:
     """One line of the ranking."""
     if not (result.estimate and result.program):
         return f"{'':>26}  {result.candidate.bindings()}: {result.refused}"

@@ -20,7 +20,7 @@ from jaxllm.errors import UserError
 from jaxllm.evaluation.spans import Tokenizer, start_token
 from jaxllm.models import generation
 from jaxllm.models.config import ModelConfig
-from jaxllm.models.decoder import Params, unstack
+from jaxllm.models.decoder import Params, unstack_layers
 from jaxllm.models.sampling import Sampling
 from jaxllm.sharding.rules import batch_sharding, partitioning, replicated
 
@@ -116,26 +116,26 @@ class Continuer:
         @functools.partial(jax.jit, static_argnums=3)
         def start(
             params: Params, prompts: jax.Array, lengths: jax.Array, room: int
-        ) -> generation.State:
+        ) -> generation.DecodeState:
             with partitioning(mesh):
-                return generation.start(model, params, prompts, lengths, room)
+                return generation.start_decoding(model, params, prompts, lengths, room)
 
         @functools.partial(jax.jit, static_argnums=(4, 5, 6), donate_argnums=1)
         def advance(
             params: Params,
-            state: generation.State,
+            state: generation.DecodeState,
             done: jax.Array,
             seeds: jax.Array,
             count: int,
             ends: tuple[int, ...],
             sampling: Sampling,
-        ) -> tuple[generation.State, jax.Array]:
+        ) -> tuple[generation.DecodeState, jax.Array]:
             state = state._replace(done=state.done | done)
             keys = jax.vmap(jax.random.key)(seeds[:, 0])
             for place in range(1, seeds.shape[1]):
                 keys = jax.vmap(jax.random.fold_in)(keys, seeds[:, place])
             with partitioning(mesh):
-                state, tokens = generation.advance(
+                state, tokens = generation.decode_n(
                     model, params, state, count, ends, sampling, keys
                 )
             return state, jax.lax.with_sharding_constraint(tokens, replicated(mesh))
@@ -227,7 +227,7 @@ class Generator:
                 f"{max_new_tokens} new tokens leave no room for a prompt in a context of "
                 f"{model.max_length}"
             )
-        self._model, self._params, self._mesh = model, unstack(params), mesh
+        self._model, self._params, self._mesh = model, unstack_layers(params), mesh
         self._vocabulary, self._count = vocabulary, max_new_tokens
         self._sampling, self._seed, self._ends = sampling, seed, end_ids(vocabulary)
         self._continuer = Continuer(model, mesh)

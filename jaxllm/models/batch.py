@@ -1,4 +1,4 @@
-"""What a model reads: one batch of packed rows."""
+"""The inputs of a model: one batch of packed sequences."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Array = jax.Array | np.ndarray
 
 
 class Batch(NamedTuple):
-    """Rows of packed or concatenated documents. B rows, T tokens each.
+    """Packed or concatenated documents: B sequences of T tokens.
 
     Attributes:
       inputs: int32 [B, T], the tokens that are read.
@@ -19,7 +19,7 @@ class Batch(NamedTuple):
       weights: float32 [B, T], each target's share in the loss; 0 leaves it out.
       positions: int32 [B, T], the position of each token in its document (for rotary embedding).
       segment_ids: int32 [B, T]. A token attends only to tokens of its own segment; 0 is padding.
-      domains: int32 [B], the index of the domain that each row comes from.
+      domains: int32 [B], the index of each sequence's domain.
     """
 
     inputs: Array
@@ -31,16 +31,16 @@ class Batch(NamedTuple):
 
 
 class TreeBatch(NamedTuple):
-    """Rows of token trees, to be scored: texts that begin alike share their beginning.
+    """Token trees, to be scored: texts that begin alike share their beginning.
 
-    B rows, T tokens each, of which at most S are followed by a target that counts.
+    B sequences of T tokens, of which at most S are followed by a target that counts.
 
     Attributes:
       inputs: int32 [B, T], the tokens that are read, a text and its branches one after another.
       positions: int32 [B, T], the position of each token in its text.
-      visible_until: int32 [B, T]. A token is seen by itself and by the tokens of its row after it
-        that lie before this index: the end of what goes on from it.
-      slots: int32 [B, S], where in the row the scored targets are predicted.
+      visible_until: int32 [B, T]. A token is seen by itself and by later tokens of its sequence
+        before this index, the end of its continuations.
+      slots: int32 [B, S], where in the sequence the scored targets are predicted.
       targets: int32 [B, S], those targets.
     """
 

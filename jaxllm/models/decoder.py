@@ -10,18 +10,18 @@ import jax
 import jax.numpy as jnp
 
 from jaxllm.errors import UserError
-from jaxllm.models.attention import CONTEXT, Distance
+from jaxllm.models.attention import ATTENTION_RESIDUALS, PositionBias
 from jaxllm.models.batch import Batch, TreeBatch
 from jaxllm.models.config import ModelConfig
-from jaxllm.models.layers import Block, Context, LayerCache, linear, matrix
+from jaxllm.models.layers import Block, BlockInputs, LayerCache, linear, param
 from jaxllm.models.norms import Norm
-from jaxllm.models.partitioning import constrain
-from jaxllm.models.positions import alibi_slopes, rotations
+from jaxllm.models.partitioning import with_logical_constraint
+from jaxllm.models.positions import alibi_slopes, rope_cos_sin
 
 LayerCaches = LayerCache | tuple[LayerCache, ...]
 Params = Any  # the tree of parameters, boxed with logical axis names or plain
 
-_ATTENTION = ("query", "key", "value", CONTEXT, "attention_output")
+_ATTENTION = ("query", "key", "value", ATTENTION_RESIDUALS, "attention_output")
 _SAVED: dict[str, tuple[str, ...]] = {
     "minimal": (*_ATTENTION, "gate", "up", "mlp_output"),
     "attention": _ATTENTION,
@@ -43,10 +43,10 @@ class Decoder(nn.Module):
         segment_ids: jax.Array,
         cache: LayerCaches | None = None,
         cache_segment_ids: jax.Array | None = None,
-        slot: jax.Array | None = None,
+        cache_index: jax.Array | None = None,
         visible_until: jax.Array | None = None,
     ) -> tuple[jax.Array, LayerCaches | None]:
-        """Runs the blocks: one loop over them, or one after the other where `unstack` cut them.
+        """Run the blocks: as a scan, or one after the other with parameters of `unstack_layers`.
 
         Args:
           tokens: int32 [B, T].
@@ -54,7 +54,7 @@ class Decoder(nn.Module):
           segment_ids: int32 [B, T].
           cache: keys and values of all layers, [L, B, G, S, K]; of each layer where unstacked.
           cache_segment_ids: int32 [B, S], already holding the segments of `tokens`.
-          slot: int32, the slot of the cache where `tokens` begin.
+          cache_index: int32, where in the cache `tokens` begin.
           visible_until: int32 [B, T], in place of segments (`batch.TreeBatch`).
 
         Returns:
@@ -66,29 +66,30 @@ class Decoder(nn.Module):
         """
         config = self.config
         embed, embedding_dim = config.embed_dim, config.embedding_dim
-        table = matrix(self, "embedding", (config.vocab_size, embedding_dim), ("vocab", "embed"))
-        table = constrain(table, "vocab", None)  # gathered over fsdp before the look-up
+        table = param(self, "embedding", (config.vocab_size, embedding_dim), ("vocab", "embed"))
+        # gathered over fsdp before the lookup
+        table = with_logical_constraint(table, "vocab", None)
         x = jnp.take(table, tokens, axis=0)
         if embedding_dim != embed:
-            x = linear(x, matrix(self, "project_in", (embedding_dim, embed), (None, "embed")))
+            x = linear(x, param(self, "project_in", (embedding_dim, embed), (None, "embed")))
         if config.position_embedding == "learned":
             if tokens.shape[1] > config.max_length:
                 raise UserError(
-                    f"rows of {tokens.shape[1]} tokens: the model has learned "
+                    f"sequences of {tokens.shape[1]} tokens: the model has learned "
                     f"{config.max_length} positions (ModelConfig.max_length)"
                 )
             rows = config.max_length + config.quirks.position_offset
-            table = matrix(self, "position_embedding", (rows, embed), (None, "embed"))
+            table = param(self, "position_embedding", (rows, embed), (None, "embed"))
             # a row beyond the table can only be padding's, and must not be NaN in a cache
             places = jnp.clip(positions + config.quirks.position_offset, 0, rows - 1)
-            x += jnp.take(constrain(table, None, None), places, axis=0)
-        x = constrain(x, "batch", "length", "embed_activation")
-        context = Context(
+            x += jnp.take(with_logical_constraint(table, None, None), places, axis=0)
+        x = with_logical_constraint(x, "batch", "length", "embed_activation")
+        inputs = BlockInputs(
             segment_ids,
-            rotations(config, positions) if config.position_embedding == "rotary" else None,
-            _distance(config, positions, cache_segment_ids),
+            rope_cos_sin(config, positions) if config.position_embedding == "rotary" else None,
+            _position_bias(config, positions, cache_segment_ids),
             cache_segment_ids,
-            slot,
+            cache_index,
             visible_until,
         )
         windows = _windows(config)
@@ -98,7 +99,7 @@ class Decoder(nn.Module):
             for i in range(config.num_layers):
                 window = None if windows is None else windows[i]
                 block = Block(config, name=f"layers_{i}")
-                x, layer = block(x, caches[i], window, context)
+                x, layer = block(x, caches[i], window, inputs)
                 written.append(layer)
             cache = tuple(written) if cache else None
         else:
@@ -111,13 +112,13 @@ class Decoder(nn.Module):
                 unroll=1 if config.scan_layers else config.num_layers,
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )
-            x, cache = layers(config, name="layers")(x, cache, windows, context)
+            x, cache = layers(config, name="layers")(x, cache, windows, inputs)
         if not config.tie_embeddings:
-            matrix(self, "head", (embedding_dim, config.vocab_size), ("embed", "vocab"))
+            param(self, "head", (embedding_dim, config.vocab_size), ("embed", "vocab"))
         if config.quirks.final_norm:
             x = Norm(config, name="final_norm")(x)
         if embedding_dim != embed:
-            x = linear(x, matrix(self, "project_out", (embed, embedding_dim), ("embed", None)))
+            x = linear(x, param(self, "project_out", (embed, embedding_dim), ("embed", None)))
         return x, cache
 
 
@@ -132,7 +133,7 @@ def init_params(config: ModelConfig, key: jax.Array) -> Params:
     return Decoder(config).init(key, one, one, one)["params"]
 
 
-def unstack(params: Params) -> Params:
+def unstack_layers(params: Params) -> Params:
     """Unboxed parameters with `layers` [L, ...] cut into `layers_0`, `layers_1`, …; consumes them.
 
     A loop over stacked layers copies each layer's weights before it uses them, at every step. That
@@ -203,16 +204,16 @@ def _rematted(config: ModelConfig) -> Callable[..., nn.Module]:
     return nn.remat(Block, policy=saveable, prevent_cse=not config.scan_layers)
 
 
-def _distance(
+def _position_bias(
     config: ModelConfig, positions: jax.Array, cache_segment_ids: jax.Array | None
-) -> Distance | None:
+) -> PositionBias | None:
     if config.position_embedding != "alibi" and not config.sliding_window_pattern:
         return None
     keys = positions
     if cache_segment_ids is not None:  # each row of a cache holds one document, with gaps
         keys = jnp.cumsum(cache_segment_ids > 0, axis=1) - 1
     slopes = alibi_slopes(config.num_heads) if config.position_embedding == "alibi" else None
-    return Distance(positions, keys, None, None if slopes is None else jnp.asarray(slopes))
+    return PositionBias(positions, keys, None, None if slopes is None else jnp.asarray(slopes))
 
 
 def _windows(config: ModelConfig) -> jax.Array | None:

@@ -1,7 +1,7 @@
 """Continuation of prompts with a cache of keys and values.
 
-`start` reads the prompts, `advance` makes tokens, and `generate` is one after the other. Whoever
-wants to see tokens as they come calls `advance` for a few at a time.
+`start_decoding` reads the prompts, `decode_n` generates tokens, and `generate` does both. To stream
+tokens, call `decode_n` for a few at a time.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.decoder import Decoder, LayerCaches, Params, head_kernel
 from jaxllm.models.layers import LayerCache
-from jaxllm.models.sampling import GREEDY, Sampling, choose
+from jaxllm.models.sampling import GREEDY, Sampling, sample
 
 
 class Cache(NamedTuple):
@@ -24,14 +24,14 @@ class Cache(NamedTuple):
     Attributes:
       layers: keys and values [L, B, G, S, K] in the compute dtype, or [B, G, S, K] of each layer
         where the parameters are unstacked.
-      segment_ids: int32 [B, S], 1 where a slot holds a token, 0 where it is empty or padding.
-      slot: int32, the next free slot, the same for every row.
+      segment_ids: int32 [B, S], 1 at tokens, 0 where empty or padding.
+      cache_index: int32, the next free index, the same for every sequence.
       lengths: int32 [B], tokens read of each row, which is the position of the next one.
     """
 
     layers: LayerCaches
     segment_ids: jax.Array
-    slot: jax.Array
+    cache_index: jax.Array
     lengths: jax.Array
 
 
@@ -67,7 +67,7 @@ def prefill(
     """
     rows, width = prompts.shape
     valid = (jnp.arange(width) < lengths[:, None]).astype(jnp.int32)
-    segment_ids = jax.lax.dynamic_update_slice(cache.segment_ids, valid, (0, cache.slot))
+    segment_ids = jax.lax.dynamic_update_slice(cache.segment_ids, valid, (0, cache.cache_index))
     read: Any = Decoder(config).apply(
         {"params": params},
         prompts,
@@ -75,12 +75,12 @@ def prefill(
         valid,
         cache=cache.layers,
         cache_segment_ids=segment_ids,
-        slot=cache.slot,
+        cache_index=cache.cache_index,
     )
     hidden, layers = read
     last = hidden[jnp.arange(rows), lengths - 1]  # [B, D]
     logits = jnp.dot(last, head_kernel(config, params), preferred_element_type=jnp.float32)
-    return Cache(layers, segment_ids, cache.slot + width, cache.lengths + lengths), logits
+    return Cache(layers, segment_ids, cache.cache_index + width, cache.lengths + lengths), logits
 
 
 def decode_step(
@@ -90,7 +90,7 @@ def decode_step(
     return prefill(config, params, cache, tokens[:, None], jnp.ones_like(tokens))
 
 
-class State(NamedTuple):
+class DecodeState(NamedTuple):
     """Rows under way.
 
     Attributes:
@@ -106,29 +106,29 @@ class State(NamedTuple):
     step: jax.Array
 
 
-def start(
+def start_decoding(
     config: ModelConfig,
     params: Params,
     prompts: jax.Array,
     lengths: jax.Array,
     max_new_tokens: int,
-) -> State:
+) -> DecodeState:
     """Reads prompts into a new cache with room for `max_new_tokens`; see `generate`."""
     rows, width = prompts.shape
     cache = init_cache(config, rows, width + max_new_tokens, stacked="layers" in params)
     cache, logits = prefill(config, params, cache, prompts, lengths)
-    return State(cache, logits, jnp.zeros(rows, bool), jnp.zeros((), jnp.int32))
+    return DecodeState(cache, logits, jnp.zeros(rows, bool), jnp.zeros((), jnp.int32))
 
 
-def advance(
+def decode_n(
     config: ModelConfig,
     params: Params,
-    state: State,
+    state: DecodeState,
     count: int,
     stop_ids: Sequence[int] = (),
     sampling: Sampling = GREEDY,
     keys: jax.Array | None = None,
-) -> tuple[State, jax.Array]:
+) -> tuple[DecodeState, jax.Array]:
     """Makes up to `count` tokens of each row (static, as `stop_ids` and `sampling`).
 
     Args:
@@ -150,20 +150,20 @@ def advance(
     keys = jax.random.split(jax.random.key(0), rows) if keys is None else keys
     first = state.step
 
-    def unfinished(carry: tuple[State, jax.Array]) -> jax.Array:
+    def unfinished(carry: tuple[DecodeState, jax.Array]) -> jax.Array:
         return (carry[0].step < first + count) & ~jnp.all(carry[0].done)
 
-    def advance_one(carry: tuple[State, jax.Array]) -> tuple[State, jax.Array]:
+    def decode_one(carry: tuple[DecodeState, jax.Array]) -> tuple[DecodeState, jax.Array]:
         (cache, logits, done, step), output = carry
-        drawn = choose(sampling, logits, jax.vmap(jax.random.fold_in, (0, None))(keys, step))
+        drawn = sample(sampling, logits, jax.vmap(jax.random.fold_in, (0, None))(keys, step))
         token = jnp.where(done, 0, drawn)
         output = jax.lax.dynamic_update_slice(output, token[:, None], (0, step - first))
         done |= jnp.any(token[:, None] == stops, axis=-1)
         cache, logits = decode_step(config, params, cache, token)
-        return State(cache, logits, done, step + 1), output
+        return DecodeState(cache, logits, done, step + 1), output
 
     output = jnp.zeros((rows, count), jnp.int32)
-    return jax.lax.while_loop(unfinished, advance_one, (state, output))
+    return jax.lax.while_loop(unfinished, decode_one, (state, output))
 
 
 def generate(
@@ -180,16 +180,16 @@ def generate(
 
     Args:
       config: the model.
-      params: its parameters, stacked over layers or (faster) from `decoder.unstack`.
+      params: its parameters, stacked over layers or (faster) from `decoder.unstack_layers`.
       prompts: int32 [B, P], padded on the right; what the padding holds does not matter.
       lengths: int32 [B], tokens of each prompt, at least 1.
       max_new_tokens: tokens to make, at most; static under `jax.jit`.
-      stop_ids: see `advance`.
-      sampling: see `advance`.
-      keys: see `advance`.
+      stop_ids: see `decode_n`.
+      sampling: see `decode_n`.
+      keys: see `decode_n`.
 
     Returns:
-      int32 [B, max_new_tokens], as `advance`.
+      int32 [B, max_new_tokens], as `decode_n`.
     """
-    state = start(config, params, prompts, lengths, max_new_tokens)
-    return advance(config, params, state, max_new_tokens, stop_ids, sampling, keys)[1]
+    state = start_decoding(config, params, prompts, lengths, max_new_tokens)
+    return decode_n(config, params, state, max_new_tokens, stop_ids, sampling, keys)[1]

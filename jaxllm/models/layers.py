@@ -1,4 +1,4 @@
-"""The parts of a decoder block."""
+"""Attention, MLP, and the block of both."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from jaxllm.models.attention import Distance, attend, causal_attention
+from jaxllm.models.attention import PositionBias, attend, causal_attention
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.norms import Norm
-from jaxllm.models.partitioning import constrain
-from jaxllm.models.positions import rotate
+from jaxllm.models.partitioning import with_logical_constraint
+from jaxllm.models.positions import apply_rope
 from jaxllm.models.quantization import quantized_linear
 
 
-class Context(NamedTuple):
-    """What every layer needs to know of the tokens.
+class BlockInputs(NamedTuple):
+    """Inputs that all blocks share.
 
     Attributes:
       segment_ids: int32 [B, T] of the tokens.
-      rotations: cosine and sine of the tokens' positions, where they are rotary.
-      distance: positions and slopes, where the distance of a key counts (a layer adds its window).
-      cache_segment_ids: int32 [B, S] of the cache's slots, or None without a cache.
-      slot: int32, the cache slot of the first token, or None.
+      rope: cosine and sine of the tokens' positions, where they are rotary.
+      position_bias: positions and slopes, with windows or ALiBi (a layer adds its window).
+      cache_segment_ids: int32 [B, S] of the cache, or None without one.
+      cache_index: int32, where in the cache the first token goes, or None.
       visible_until: int32 [B, T], in place of segments, or None (`batch.TreeBatch`).
     """
 
     segment_ids: jax.Array
-    rotations: tuple[jax.Array, jax.Array] | None = None
-    distance: Distance | None = None
+    rope: tuple[jax.Array, jax.Array] | None = None
+    position_bias: PositionBias | None = None
     cache_segment_ids: jax.Array | None = None
-    slot: jax.Array | None = None
+    cache_index: jax.Array | None = None
     visible_until: jax.Array | None = None
 
 
@@ -49,7 +49,7 @@ class LayerCache(NamedTuple):
     value: jax.Array
 
 
-def matrix(
+def param(
     module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str | None, ...]
 ) -> jax.Array:
     """A weight matrix of `module`, initialised from N(0, init_stddev), in the compute dtype."""
@@ -73,8 +73,8 @@ def bias(
 def linear(x: jax.Array, weights: jax.Array) -> jax.Array:
     """x [..., D] times weights [D, F] -> [..., F].
 
-    The gradients are stated as plain products: autodiff gives the weights' transposed, which makes
-    XLA on CPUs transpose the wide activations.
+    The gradients are written as plain matmuls: autodiff transposes the weights' gradient, which
+    makes XLA on CPUs transpose the larger activations.
     """
     return jnp.einsum("...d,df->...f", x, weights)
 
@@ -90,7 +90,7 @@ def _linear_backward(
 ) -> tuple[jax.Array, jax.Array]:
     x, weights = residuals
     rows = tuple(range(x.ndim - 1))
-    # the product's left side is what gets transposed: let it be the narrow one
+    # XLA transposes the left operand: let it be the smaller one
     if x.shape[-1] > gradient.shape[-1]:
         weights_gradient = jax.lax.dot_general(gradient, x, ((rows, rows), ((), ()))).T
     else:
@@ -101,7 +101,7 @@ def _linear_backward(
 linear.defvjp(_linear_forward, _linear_backward)
 
 
-def product(config: ModelConfig, x: jax.Array, weights: jax.Array) -> jax.Array:
+def matmul(config: ModelConfig, x: jax.Array, weights: jax.Array) -> jax.Array:
     """x [..., D] times weights [D, F] -> [..., F], as `config.quantization` says."""
     if config.quantization == "none":
         return linear(x, weights)
@@ -117,33 +117,37 @@ class Attention(nn.Module):
     def __call__(
         self,
         x: jax.Array,
-        context: Context,
+        inputs: BlockInputs,
         cache: LayerCache | None,
         window: jax.Array | None,
     ) -> tuple[jax.Array, LayerCache | None]:
         """x [B, T, D] -> [B, T, D], and the cache with these tokens' keys and values."""
         config = self.config
-        embed, heads, groups, width = (
+        embed, heads, num_kv_heads, head_dim = (
             config.embed_dim, config.num_heads, config.kv_heads, config.head_size
         )  # fmt: skip
 
         def project(name: str, count: int, axis: str) -> jax.Array:
-            weights = matrix(self, name, (embed, count, width), ("embed", axis, "head_dim"))
-            flat = product(config, x, weights.reshape(embed, count * width))
-            heads = flat.reshape(*x.shape[:2], count, width)
+            weights = param(self, name, (embed, count, head_dim), ("embed", axis, "head_dim"))
+            flat = matmul(config, x, weights.reshape(embed, count * head_dim))
+            heads = flat.reshape(*x.shape[:2], count, head_dim)
             if "qkv" in config.use_bias:
-                heads += bias(self, f"{name}_bias", (count, width), (axis, "head_dim"))
+                heads += bias(self, f"{name}_bias", (count, head_dim), (axis, "head_dim"))
             if config.quirks.clip_qkv is not None:
                 heads = jnp.clip(heads, -config.quirks.clip_qkv, config.quirks.clip_qkv)
             return heads
 
         query = project("query", heads, "heads")
-        key = project("key", groups, "kv_heads")
-        value = project("value", groups, "kv_heads")
-        query = checkpoint_name(constrain(query, "batch", "length", "heads", "head_dim"), "query")
-        key = checkpoint_name(constrain(key, "batch", "length", "kv_heads", "head_dim"), "key")
+        key = project("key", num_kv_heads, "kv_heads")
+        value = project("value", num_kv_heads, "kv_heads")
+        query = checkpoint_name(
+            with_logical_constraint(query, "batch", "length", "heads", "head_dim"), "query"
+        )
+        key = checkpoint_name(
+            with_logical_constraint(key, "batch", "length", "kv_heads", "head_dim"), "key"
+        )
         value = checkpoint_name(
-            constrain(value, "batch", "length", "kv_heads", "head_dim"), "value"
+            with_logical_constraint(value, "batch", "length", "kv_heads", "head_dim"), "value"
         )
         if config.qk_norm == "all_heads":
             query = self._norm_flat(query, "query_norm")
@@ -151,27 +155,27 @@ class Attention(nn.Module):
         elif config.qk_norm == "per_head":
             query = Norm(config, name="query_norm")(query)
             key = Norm(config, name="key_norm")(key)
-        if context.rotations is not None:
-            query = rotate(query, *context.rotations)
-            key = rotate(key, *context.rotations)
-        distance = context.distance and context.distance._replace(window=window)
+        if inputs.rope is not None:
+            query = apply_rope(query, *inputs.rope)
+            key = apply_rope(key, *inputs.rope)
+        position_bias = inputs.position_bias and inputs.position_bias._replace(window=window)
         scale = config.quirks.attention_scale
         if cache is None:
-            mixed = causal_attention(
-                query, key, value, context.segment_ids, scale=scale, distance=distance,
-                window=config.uniform_window, visible_until=context.visible_until,
+            attn_out = causal_attention(
+                query, key, value, inputs.segment_ids, scale=scale, position_bias=position_bias,
+                window=config.uniform_window, visible_until=inputs.visible_until,
             )  # fmt: skip
         else:
-            mask, cache = _write_cache(key, value, context, cache)
+            mask, cache = _write_cache(key, value, inputs, cache)
             keys, values = cache.key.swapaxes(1, 2), cache.value.swapaxes(1, 2)
-            mixed = attend(query, keys, values, mask, scale, distance)
-        mixed = constrain(mixed, "batch", "length", "heads", "head_dim")
-        output = matrix(self, "output", (heads, width, embed), ("heads", "head_dim", "embed"))
-        flat = mixed.reshape(*x.shape[:2], heads * width)
-        mixed = product(config, flat, output.reshape(heads * width, embed))
+            attn_out = attend(query, keys, values, mask, scale, position_bias)
+        attn_out = with_logical_constraint(attn_out, "batch", "length", "heads", "head_dim")
+        output = param(self, "output", (heads, head_dim, embed), ("heads", "head_dim", "embed"))
+        flat = attn_out.reshape(*x.shape[:2], heads * head_dim)
+        attn_out = matmul(config, flat, output.reshape(heads * head_dim, embed))
         if "attention_output" in config.use_bias:
-            mixed += bias(self, "output_bias", (embed,), ("norm",))
-        return mixed, cache
+            attn_out += bias(self, "output_bias", (embed,), ("norm",))
+        return attn_out, cache
 
     def _norm_flat(self, x: jax.Array, name: str) -> jax.Array:
         """Norms x [B, T, H, K] over H and K together (OLMo 2)."""
@@ -179,18 +183,18 @@ class Attention(nn.Module):
 
 
 def _write_cache(
-    key: jax.Array, value: jax.Array, context: Context, cache: LayerCache
+    key: jax.Array, value: jax.Array, inputs: BlockInputs, cache: LayerCache
 ) -> tuple[jax.Array, LayerCache]:
-    """Writes the keys and values at `context.slot`: what a token may see [B, T, S], the cache."""
-    assert context.slot is not None and context.cache_segment_ids is not None
-    start = (0, 0, context.slot, 0)
+    """Writes keys and values at `inputs.cache_index`: the mask [B, T, S], and the new cache."""
+    assert inputs.cache_index is not None and inputs.cache_segment_ids is not None
+    start = (0, 0, inputs.cache_index, 0)
     write = lambda old, new: jax.lax.dynamic_update_slice(
         old, new.swapaxes(1, 2).astype(old.dtype), start
     )
     cache = LayerCache(write(cache.key, key), write(cache.value, value))
-    slots = context.slot + jnp.arange(key.shape[1])
+    slots = inputs.cache_index + jnp.arange(key.shape[1])
     causal = jnp.arange(cache.key.shape[2])[None, :] <= slots[:, None]
-    same = context.segment_ids[:, :, None] == context.cache_segment_ids[:, None, :]
+    same = inputs.segment_ids[:, :, None] == inputs.cache_segment_ids[:, None, :]
     return causal[None] & same, cache
 
 
@@ -203,34 +207,34 @@ class MLP(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """x [B, T, D] -> [B, T, D]."""
         config = self.config
-        embed, hidden = config.embed_dim, config.mlp_dim
+        embed, mlp_dim = config.embed_dim, config.mlp_dim
 
-        def widen(name: str) -> jax.Array:
-            wide = product(config, x, matrix(self, name, (embed, hidden), ("embed", "mlp")))
+        def project(name: str) -> jax.Array:
+            y = matmul(config, x, param(self, name, (embed, mlp_dim), ("embed", "mlp")))
             if "mlp" in config.use_bias:
-                wide += bias(self, f"{name}_bias", (hidden,), ("mlp",))
-            return wide
+                y += bias(self, f"{name}_bias", (mlp_dim,), ("mlp",))
+            return y
 
-        gate = widen("gate") if config.mlp_type == "gated" else None
-        up = widen("up")
+        gate = project("gate") if config.mlp_type == "gated" else None
+        up = project("up")
         if gate is not None:
-            gate = checkpoint_name(constrain(gate, "batch", "length", "mlp"), "gate")
-        up = checkpoint_name(constrain(up, "batch", "length", "mlp"), "up")
-        down = matrix(self, "down", (hidden, embed), ("mlp", "embed"))
+            gate = checkpoint_name(with_logical_constraint(gate, "batch", "length", "mlp"), "gate")
+        up = checkpoint_name(with_logical_constraint(up, "batch", "length", "mlp"), "up")
+        down = param(self, "down", (mlp_dim, embed), ("mlp", "embed"))
         activation = _ACTIVATIONS[config.activation]
-        wide = activation(up) if gate is None else gated(config.activation, gate, up)
-        narrow = product(config, wide, down)
+        hidden = activation(up) if gate is None else gated(config.activation, gate, up)
+        out = matmul(config, hidden, down)
         if "mlp" in config.use_bias:
-            narrow += bias(self, "down_bias", (embed,), ("norm",))
-        return narrow
+            out += bias(self, "down_bias", (embed,), ("norm",))
+        return out
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def gated(activation: str, gate: jax.Array, up: jax.Array) -> jax.Array:
     """act(gate) * up.
 
-    Its gradients are written down before they are used: left to itself, XLA on TPUs makes them
-    again, from three arrays, inside each of the four products that read them.
+    Its gradients are materialized before they are used: otherwise XLA on TPUs recomputes them,
+    from three arrays, inside each of the four matmuls that read them.
     """
     return _ACTIVATIONS[activation](gate) * up
 
@@ -272,7 +276,7 @@ class Block(nn.Module):
         x: jax.Array,
         cache: LayerCache | None,
         window: jax.Array | None,
-        context: Context,
+        inputs: BlockInputs,
     ) -> tuple[jax.Array, LayerCache | None]:
         """x [B, T, D] -> [B, T, D], and the layer's new cache.
 
@@ -280,7 +284,7 @@ class Block(nn.Module):
           x: the residual stream.
           cache: of this layer, or None.
           window: int32 [], of this layer, or None where no layer has one.
-          context: of the tokens.
+          inputs: of the tokens.
         """
         config = self.config
         attention = Attention(config, name="attention")
@@ -290,19 +294,19 @@ class Block(nn.Module):
 
         def attend(x: jax.Array) -> jax.Array:
             nonlocal cache
-            attended, cache = attention(x, context, cache, window)
+            attended, cache = attention(x, inputs, cache, window)
             return checkpoint_name(attended, "attention_output")
 
-        def feed(x: jax.Array) -> jax.Array:
+        def apply_mlp(x: jax.Array) -> jax.Array:
             return checkpoint_name(mlp(x), "mlp_output")
 
-        x = constrain(x, "batch", "length", "embed_activation")
+        x = with_logical_constraint(x, "batch", "length", "embed_activation")
         if config.block_type == "parallel":
-            x = x + attend(attention_norm(x)) + feed(mlp_norm(x))
+            x = x + attend(attention_norm(x)) + apply_mlp(mlp_norm(x))
         else:
             x = _residual(config.block_type, x, attention_norm, attend)
-            x = _residual(config.block_type, x, mlp_norm, feed)
-        return constrain(x, "batch", "length", "embed_activation"), cache
+            x = _residual(config.block_type, x, mlp_norm, apply_mlp)
+        return with_logical_constraint(x, "batch", "length", "embed_activation"), cache
 
 
 _Function = Callable[[jax.Array], jax.Array]

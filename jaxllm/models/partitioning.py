@@ -1,4 +1,4 @@
-"""Activations say their axes by name; the rules and the mesh come from the caller's context.
+"""Sharding of activations by logical axes; rules and mesh come from the caller's context.
 
 `jaxllm.sharding.rules.partitioning` sets both. Without it every constraint is a no-op, so the
 model runs unchanged on one device.
@@ -13,17 +13,17 @@ import jax
 from jax.sharding import PartitionSpec
 
 
-def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+def with_logical_constraint(x: jax.Array, *axes: str | None) -> jax.Array:
     """Shards `x` as the rules in force say for its logical `axes`.
 
     A mesh axis that does not divide its dimension is left out: an evaluation's last batch or a
     narrow head count is replicated rather than refused.
     """
-    return jax.lax.with_sharding_constraint(x, fitting_spec(x.shape, *axes)) if _meshed() else x
+    return jax.lax.with_sharding_constraint(x, divisible_spec(x.shape, *axes)) if _meshed() else x
 
 
-def fitting_spec(shape: tuple[int, ...], *axes: str | None) -> PartitionSpec:
-    """How the rules in force cut an array of `shape` along its logical `axes`."""
+def divisible_spec(shape: tuple[int, ...], *axes: str | None) -> PartitionSpec:
+    """The spec of an array of `shape` with logical `axes`, without axes that do not divide it."""
     if not _meshed():
         return PartitionSpec()
     spec = nn.logical_to_mesh_axes(axes) or ()
@@ -44,7 +44,7 @@ def device_kind() -> tuple[str, str]:
 
 
 def num_shards(axis: str) -> int:
-    """Into how many parts the rules in force cut the logical `axis` (1 without rules)."""
+    """The number of shards of the logical `axis` (1 without rules)."""
     if not _meshed():
         return 1
     spec = nn.logical_to_mesh_axes((axis,)) or (None,)

@@ -1,4 +1,4 @@
-"""Where a token is: rotations of queries and keys, and ALiBi's slopes."""
+"""RoPE, its scaling, and the slopes of ALiBi."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jaxllm.models.config import ModelConfig, RopeScaling
 from jaxllm.models.partitioning import device_kind
 
 
-def rotations(config: ModelConfig, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+def rope_cos_sin(config: ModelConfig, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
     """cos and sin of position x frequency, float32 [B, T, 1, rotary_dim / 2] (Su et al. 2021)."""
     half = config.rotary_dim // 2
     frequencies = config.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
@@ -34,9 +34,9 @@ def _scaled_share(scaling: RopeScaling, theta: float, half: int) -> np.ndarray:
         low, high = scaling.low_freq_factor, scaling.high_freq_factor
         kept = np.clip((rotations - low) / (high - low), 0.0, 1.0)
     else:
-        # linear in the index of a frequency, between those that make beta_fast and beta_slow turns
-        index = lambda turns: (
-            half * math.log(scaling.original_length / (2 * math.pi * turns)) / math.log(theta)
+        # linear in the index, between the frequencies of beta_fast and beta_slow rotations
+        index = lambda rotations: (
+            half * math.log(scaling.original_length / (2 * math.pi * rotations)) / math.log(theta)
         )
         first = max(math.floor(index(scaling.beta_fast)), 0)
         last = min(math.ceil(index(scaling.beta_slow)), 2 * half - 1)
@@ -45,27 +45,27 @@ def _scaled_share(scaling: RopeScaling, theta: float, half: int) -> np.ndarray:
 
 
 @jax.custom_vjp
-def rotate(x: jax.Array, cosine: jax.Array, sine: jax.Array) -> jax.Array:
+def apply_rope(x: jax.Array, cosine: jax.Array, sine: jax.Array) -> jax.Array:
     """Rotates the pairs (i, i + R/2) of the first R of x [B, T, H, K], R twice cosine's width.
 
     The layout of LLaMA and GPT-NeoX in Transformers. The gradient of x is rotated back; cosine and
     sine get none.
     """
     half = cosine.shape[-1]
-    turned, rest = x[..., : 2 * half], x[..., 2 * half :]
+    rotary, rest = x[..., : 2 * half], x[..., 2 * half :]
     if device_kind()[0] == "tpu":
         # The other of each pair by a matmul with a permutation: it fuses into one pass over x,
         # where slices of half a head would waste half of the lanes of several. It is exact in
         # bfloat16; float32 needs all passes of the matrix unit.
         other = jnp.einsum(
-            "...i,ij->...j", turned, jnp.asarray(np.roll(np.eye(2 * half), half, 1), x.dtype),
+            "...i,ij->...j", rotary, jnp.asarray(np.roll(np.eye(2 * half), half, 1), x.dtype),
             preferred_element_type=jnp.float32,
             precision=None if x.dtype == jnp.bfloat16 else jax.lax.Precision.HIGHEST,
         )  # fmt: skip
-        rotated = turned * jnp.concatenate([cosine, cosine], axis=-1)
+        rotated = rotary * jnp.concatenate([cosine, cosine], axis=-1)
         rotated += other * jnp.concatenate([-sine, sine], axis=-1)
     else:
-        first, second = jnp.split(turned.astype(jnp.float32), 2, axis=-1)
+        first, second = jnp.split(rotary.astype(jnp.float32), 2, axis=-1)
         rotated = jnp.concatenate(
             [first * cosine - second * sine, second * cosine + first * sine], axis=-1
         )
@@ -73,20 +73,20 @@ def rotate(x: jax.Array, cosine: jax.Array, sine: jax.Array) -> jax.Array:
     return jnp.concatenate([rotated, rest], axis=-1) if rest.shape[-1] else rotated
 
 
-def _rotate_forward(
+def _rope_forward(
     x: jax.Array, cosine: jax.Array, sine: jax.Array
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return rotate(x, cosine, sine), (cosine, sine)
+    return apply_rope(x, cosine, sine), (cosine, sine)
 
 
-def _rotate_backward(
+def _rope_backward(
     angles: tuple[jax.Array, jax.Array], gradient: jax.Array
 ) -> tuple[jax.Array, None, None]:
     cosine, sine = angles
-    return rotate(gradient, cosine, -sine), None, None
+    return apply_rope(gradient, cosine, -sine), None, None
 
 
-rotate.defvjp(_rotate_forward, _rotate_backward)
+apply_rope.defvjp(_rope_forward, _rope_backward)
 
 
 def alibi_slopes(heads: int) -> np.ndarray:

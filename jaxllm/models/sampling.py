@@ -38,16 +38,16 @@ class Sampling:
 GREEDY = Sampling()
 
 
-def choose(sampling: Sampling, logits: jax.Array, keys: jax.Array) -> jax.Array:
+def sample(sampling: Sampling, logits: jax.Array, keys: jax.Array) -> jax.Array:
     """One token of each row, int32 [B], from logits [B, V] with a random key of each row [B]."""
     if sampling.temperature == 0:
         return greedy(logits)
     logits = logits / sampling.temperature
     if 0 < sampling.top_k < logits.shape[-1]:  # the rest need not be sorted or drawn from
         values, tokens = jax.lax.top_k(logits, sampling.top_k)
-        place = jax.vmap(jax.random.categorical)(keys, keep_top_p(values, sampling.top_p))
+        place = jax.vmap(jax.random.categorical)(keys, top_p_filter(values, sampling.top_p))
         return jnp.take_along_axis(tokens, place[:, None], axis=-1)[:, 0].astype(jnp.int32)
-    drawn = jax.vmap(jax.random.categorical)(keys, keep_top_p(logits, sampling.top_p))
+    drawn = jax.vmap(jax.random.categorical)(keys, top_p_filter(logits, sampling.top_p))
     return drawn.astype(jnp.int32)
 
 
@@ -62,7 +62,7 @@ def greedy(logits: jax.Array) -> jax.Array:
     return jnp.min(place, axis=-1)
 
 
-def keep_top_p(logits: jax.Array, top_p: float) -> jax.Array:
+def top_p_filter(logits: jax.Array, top_p: float) -> jax.Array:
     """Logits [B, V] with -inf outside the nucleus: the fewest tokens whose sum reaches `top_p`."""
     if top_p == 1:
         return logits

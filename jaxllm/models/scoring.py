@@ -1,7 +1,7 @@
 """Log-likelihoods and losses, without ever holding the logits of the whole batch.
 
-Rows are cut along their length into chunks, and a loop makes the logits of one chunk at a time.
-Cutting the length keeps the batch dimension whole, so its sharding over devices stays as it is.
+Sequences are split into chunks along their length, and a loop computes the logits of one chunk at a
+time. Splitting the length leaves the batch dimension, and so its sharding, as it is.
 
 Two ways in:
 
@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jaxllm.models.batch import Array, Batch, TreeBatch
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.decoder import Params, head_kernel, hidden_states, tree_states
-from jaxllm.models.partitioning import constrain, device_kind, num_shards
+from jaxllm.models.partitioning import device_kind, num_shards, with_logical_constraint
 
 # Logits exist for this many tokens of each device at a time; what saturates a GPU is more.
 CHUNK_TOKENS = {"gpu": 4096, "cuda": 4096}
@@ -30,7 +30,7 @@ DEFAULT_CHUNK_TOKENS = 1024
 
 
 class TokenScores(NamedTuple):
-    """What the model thought of each target.
+    """Scores of each target.
 
     Attributes:
       log_likelihood: float32 [B, T], log p(target).
@@ -70,7 +70,7 @@ def token_loss(
     Args:
       config: the model.
       params: its parameters.
-      batch: rows; targets of weight 0 do not count.
+      batch: sequences; targets of weight 0 do not count.
       z_loss: coefficient of log_z^2 (PaLM, section 5: 1e-4).
       chunk_tokens: logits exist for this many tokens of each device at a time; None takes the
         platform's.
@@ -82,8 +82,8 @@ def token_loss(
     """
     hidden = hidden_states(config, params, batch)
     kernel = head_kernel(config, params)
-    rows, length = batch.targets.shape
-    size = _chunk_length(rows, length, chunk_tokens)
+    batch_size, length = batch.targets.shape
+    size = _chunk_length(batch_size, length, chunk_tokens)
     return _head_loss(size, z_loss, hidden, kernel, batch.targets, batch.weights)
 
 
@@ -138,8 +138,8 @@ def _head_loss_forward(
         # d(-ll)/d logits = p - onehot, d(log_z^2)/d logits = 2 log_z p
         probability_factor = weight * (1.0 + 2.0 * z_loss * scores.log_z)
         probability = jnp.exp(values - scores.log_z[..., None])
-        hit = jnp.arange(values.shape[-1]) == target[..., None]
-        gradient = probability * probability_factor[..., None] - hit * weight[..., None]
+        one_hot = jnp.arange(values.shape[-1]) == target[..., None]
+        gradient = probability * probability_factor[..., None] - one_hot * weight[..., None]
         gradient = gradient.astype(kernel.dtype)
         hidden_gradient = jnp.einsum("bcv,dv->bcd", gradient, kernel)
         kernel_gradient += jnp.einsum(
@@ -177,15 +177,15 @@ _head_loss.defvjp(_head_loss_forward, _head_loss_backward)
 
 def _logits(hidden: jax.Array, kernel: jax.Array) -> jax.Array:
     values = jnp.einsum("bcd,dv->bcv", hidden, kernel, preferred_element_type=jnp.float32)
-    return constrain(values, "batch", "length", "vocab")
+    return with_logical_constraint(values, "batch", "length", "vocab")
 
 
 def _scores(values: jax.Array, targets: jax.Array) -> TokenScores:
     highest = jnp.max(values, axis=-1)
     log_z = highest + jnp.log(jnp.sum(jnp.exp(values - highest[..., None]), axis=-1))
     if device_kind()[0] == "tpu":  # a sum fuses into the passes above, a gather is one of its own
-        hit = jnp.arange(values.shape[-1]) == targets[..., None]
-        target = jnp.sum(jnp.where(hit, values, 0.0), axis=-1)
+        one_hot = jnp.arange(values.shape[-1]) == targets[..., None]
+        target = jnp.sum(jnp.where(one_hot, values, 0.0), axis=-1)
     else:
         target = jnp.take_along_axis(values, targets[..., None], axis=-1)[..., 0]
     # a comparison with the maximum: argmax costs XLA on CPUs more than the softmax
@@ -196,11 +196,11 @@ def _weighted_sum(scores: TokenScores, weights: jax.Array, z_loss: float) -> jax
     return jnp.sum(weights * (z_loss * jnp.square(scores.log_z) - scores.log_likelihood))
 
 
-def _chunk_length(rows: int, length: int, chunk_tokens: int | None = None) -> int:
-    """Tokens per row and chunk: all chunks alike, and as few as `chunk_tokens` allows."""
-    rows_per_device = max(1, rows // num_shards("batch"))
+def _chunk_length(batch_size: int, length: int, chunk_tokens: int | None = None) -> int:
+    """Tokens per sequence and chunk: all chunks alike, and as few as `chunk_tokens` allows."""
+    sequences = max(1, batch_size // num_shards("batch"))  # of each device
     tokens = chunk_tokens or CHUNK_TOKENS.get(device_kind()[0], DEFAULT_CHUNK_TOKENS)
-    limit = max(1, tokens // rows_per_device)
+    limit = max(1, tokens // sequences)
     chunks = -(-length // limit)
     return -(-length // chunks)
 

@@ -1,4 +1,4 @@
-"""What would make a plan fit that does not."""
+"""Suggestions for a plan that does not fit."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ from jaxllm.training.experiment import Experiment
 _MORE_REMAT = dict(pairwise(REMAT_POLICIES))
 
 
-def what_would_help(experiment: Experiment, shape: dict[str, int], target: Target) -> list[str]:
+def suggestions(experiment: Experiment, shape: dict[str, int], target: Target) -> list[str]:
     """Bindings to try, the cheapest in time first."""
     e = experiment
-    rows = e.data.batch_size // (shape["data"] * shape["fsdp"]) // e.train.gradient_accumulation
+    sequences = (
+        e.data.batch_size // (shape["data"] * shape["fsdp"]) // e.train.gradient_accumulation
+    )
     tips = []
     if e.model.remat in _MORE_REMAT:
         tips.append(f"--gin.ModelConfig.remat={_MORE_REMAT[e.model.remat]}")
-    if rows > 1:
+    if sequences > 1:
         tips.append(f"--gin.TrainConfig.gradient_accumulation={2 * e.train.gradient_accumulation}")
     if shape["data"] > target.slices:
-        tips.append(f"--gin.MeshConfig.fsdp={2 * shape['fsdp']} (parameters in more parts)")
-    if rows == 1:
-        tips.append(f"--gin.MeshConfig.tensor={2 * shape['tensor']} (layers in more parts)")
+        tips.append(f"--gin.MeshConfig.fsdp={2 * shape['fsdp']} (more shards of the parameters)")
+    if sequences == 1:
+        tips.append(f"--gin.MeshConfig.tensor={2 * shape['tensor']} (more shards of each layer)")
     return [*tips, "a larger slice, or a smaller --gin.BATCH_SIZE"]

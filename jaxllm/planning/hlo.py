@@ -12,7 +12,7 @@ import numpy as np
 
 _BYTES = {"pred": 1, "bf16": 2, "f16": 2, "f32": 4, "f64": 8}
 _KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-BETWEEN = [-1]  # in place of a group: one device of each slice
+CROSS_SLICE = [-1]  # in place of a group: one device of each slice
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
 _CALLED = re.compile(
@@ -46,13 +46,13 @@ def traffic(text: str, devices_per_slice: int, num_slices: int = 1) -> tuple[Tra
       num_slices: what TPUs send from slice to slice goes through their hosts, and names no group.
     """
     computations, entry = _computations(text)
-    times = _times(computations, entry)
+    trip_counts = _trip_counts(computations, entry)
     found: dict[tuple[str, str], list[float]] = defaultdict(lambda: [0, 0.0])
     seen: set[tuple[str, str]] = set()
     for name, lines in computations.items():
         for line in lines:
             collective = _collective(line)
-            if collective is None or not times[name]:
+            if collective is None or not trip_counts[name]:
                 continue
             kind, size, group = collective
             if kind == "all-reduce" and name.startswith("all-reduce-scatter"):
@@ -61,7 +61,7 @@ def traffic(text: str, devices_per_slice: int, num_slices: int = 1) -> tuple[Tra
             if channel and (kind, channel[0]) in seen:  # parts of an asynchronous one repeat it
                 continue
             seen.add((kind, channel[0] if channel else ""))
-            members = num_slices if group == BETWEEN else len(group)
+            members = num_slices if group == CROSS_SLICE else len(group)
             slices = {member // devices_per_slice for member in group}
             if members < 2:
                 continue
@@ -70,10 +70,10 @@ def traffic(text: str, devices_per_slice: int, num_slices: int = 1) -> tuple[Tra
                 "all-reduce": 2 * size * share,
                 "collective-permute": size,
             }.get(kind, size * share)
-            over_dcn = group == BETWEEN or len(slices) > 1
+            over_dcn = group == CROSS_SLICE or len(slices) > 1
             total = found[kind, "dcn" if over_dcn else "ici"]
-            total[0] += times[name]
-            total[1] += times[name] * per_call
+            total[0] += trip_counts[name]
+            total[1] += trip_counts[name] * per_call
     return tuple(
         Traffic(kind, link, int(count), size)
         for (kind, link), (count, size) in sorted(found.items())
@@ -97,7 +97,7 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
     return computations, entry
 
 
-def _times(computations: Mapping[str, list[str]], entry: str) -> Mapping[str, int]:
+def _trip_counts(computations: Mapping[str, list[str]], entry: str) -> Mapping[str, int]:
     """How often each computation runs in a step."""
     calls: dict[str, list[tuple[str, int]]] = defaultdict(list)
     for name, lines in computations.items():
@@ -105,19 +105,19 @@ def _times(computations: Mapping[str, list[str]], entry: str) -> Mapping[str, in
             called = _CALLED.search(line)
             if not called:
                 continue
-            rounds = _rounds(line, computations) if " while(" in line else 1
+            trips = _trip_count(line, computations) if " while(" in line else 1
             for other in re.findall(r"[\w.\-]+", called[1]):
-                calls[name].append((other, rounds))
-    times: dict[str, int] = defaultdict(int)
+                calls[name].append((other, trips))
+    trip_counts: dict[str, int] = defaultdict(int)
     pending = [(entry, 1)]
     while pending:
         name, factor = pending.pop()
-        times[name] += factor
-        pending += [(other, factor * rounds) for other, rounds in calls[name]]
-    return times
+        trip_counts[name] += factor
+        pending += [(other, factor * trips) for other, trips in calls[name]]
+    return trip_counts
 
 
-def _rounds(line: str, computations: Mapping[str, list[str]]) -> int:
+def _trip_count(line: str, computations: Mapping[str, list[str]]) -> int:
     """How often a loop goes round: as the compiler says, or what its counter is compared with.
 
     `lax.scan` counts from 0 in steps of 1.
@@ -140,7 +140,7 @@ def _collective(line: str) -> tuple[str, float, list[int]] | None:
     between = re.search(r' send\(.*_xla_megascale_transfer_type="([A-Z_]+)"', rest)
     if between:
         kind = between[1].lower().replace("_", "-")
-        return kind, _shapes(rest[: between.start()])[0], BETWEEN
+        return kind, _shapes(rest[: between.start()])[0], CROSS_SLICE
     for kind in _KINDS:
         place = re.search(rf" {kind}(-start)?\(", rest)
         if place:

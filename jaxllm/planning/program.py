@@ -27,17 +27,17 @@ from jaxllm.training.step import abstract_batch, lower_train_step
 GIB = 2**30
 
 
-class DoesNotFit(Exception):
+class OutOfDeviceMemory(Exception):
     """The compiler found no way to fit the program into the memory of a device.
 
     Attributes:
-      beyond: bytes that are missing; None where the compiler did not say.
+      excess_bytes: bytes that are missing; None where the compiler did not say.
     """
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
         amounts = [float(n) * 1024 ** " KMGT".index(unit) for n, unit in _AMOUNT.findall(message)]
-        self.beyond = amounts[0] - amounts[1] if len(amounts) > 1 else None
+        self.excess_bytes = amounts[0] - amounts[1] if len(amounts) > 1 else None
 
 
 # "Used 21.3G of 15.75G hbm", "HLO temporaries (34.41G) exceeds available HBM (15.75G)"
@@ -51,7 +51,7 @@ class Program:
     Attributes:
       arguments: bytes of parameters, optimizer state and batch.
       temporaries: bytes that the update needs besides.
-      activations: of these, what `kept_activations` counts.
+      activations: of these, what `saved_activations` counts.
       peak: bytes in use at the worst moment, arguments included.
       flops: by the compiler; kernels count as nothing.
       hbm_bytes: read and written, by the compiler.
@@ -85,7 +85,7 @@ def compile_update(
     """Compiles what `jaxllm.train` would run on `mesh`; allocates nothing.
 
     Raises:
-      DoesNotFit: the compiler says that it needs more memory than a device has.
+      OutOfDeviceMemory: the compiler says that it needs more memory than a device has.
       UserError: the configs do not fit each other or the mesh.
     """
     e = experiment
@@ -110,18 +110,18 @@ def compile_update(
         compiled = lowered.compile(compiler_options={**mesh_options(mesh)})
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" in str(error):
-            raise DoesNotFit(str(error)) from error
+            raise OutOfDeviceMemory(str(error)) from error
         raise UserError(f"the compiler refuses: {' '.join(str(error).split())[:300]}") from error
     seconds = time.perf_counter() - start
     memory: Any = compiled.memory_analysis()
     costs: Any = compiled.cost_analysis() or {}
     arguments = memory.argument_size_in_bytes
-    beyond = memory.output_size_in_bytes - memory.alias_size_in_bytes
-    needed = arguments + memory.temp_size_in_bytes + max(0, beyond)
+    excess_bytes = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    needed = arguments + memory.temp_size_in_bytes + max(0, excess_bytes)
     return Program(
         arguments=arguments,
         temporaries=memory.temp_size_in_bytes,
-        activations=kept_activations(e, mesh),
+        activations=saved_activations(e, mesh),
         peak=needed,
         flops=costs.get("flops", 0.0),
         hbm_bytes=costs.get("bytes accessed", 0.0),
@@ -142,7 +142,7 @@ def known_seconds(thought: float | None) -> float | None:
     return thought - math.floor(thought)
 
 
-def kept_activations(experiment: Experiment, mesh: jax.sharding.Mesh) -> int:
+def saved_activations(experiment: Experiment, mesh: jax.sharding.Mesh) -> int:
     """Bytes per device that the forward pass leaves to the backward pass, layer by layer.
 
     From the traced program, in a second: what the remat policy keeps, stacked by the loop over
@@ -168,7 +168,7 @@ class Costs:
     Attributes:
       flops: without what kernels compute.
       hbm_bytes: read and written.
-      seconds: of computing and moving them, overlapped as the compiler thinks; None if it is mute.
+      seconds: of computing and moving them, overlapped by the compiler's estimate, or None.
       layer_seconds: of these, each layer's.
     """
 
@@ -185,10 +185,10 @@ def measure_costs(
 
     The compiler counts a loop's body once. So two depths are compiled without a loop over layers
     and with the loss in one piece; their difference is what layers cost, and the rest is the
-    same at any depth. Gradient accumulation is left out: parts cost what the whole batch does.
+    same at any depth. Gradient accumulation is left out: it costs what one batch does.
 
     Raises:
-      DoesNotFit: not even so few layers fit.
+      OutOfDeviceMemory: not even so few layers fit.
     """
     parts = experiment.train.gradient_accumulation
     rows = experiment.data.batch_size // parts

@@ -12,12 +12,12 @@ from jaxllm.models.config import REMAT_POLICIES
 from jaxllm.planning.estimate import Estimate, estimate
 from jaxllm.planning.program import (
     GIB,
-    DoesNotFit,
+    OutOfDeviceMemory,
     Program,
     compile_update,
-    kept_activations,
     measure_costs,
     mesh_of,
+    saved_activations,
 )
 from jaxllm.planning.targets import Target
 from jaxllm.sharding.mesh import MeshConfig
@@ -25,7 +25,7 @@ from jaxllm.training.experiment import Experiment
 
 
 class Candidate(NamedTuple):
-    """One way to run it."""
+    """One configuration of mesh, remat policy and microbatches."""
 
     mesh: MeshConfig
     remat: str
@@ -52,7 +52,7 @@ class Candidate(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What became of a candidate: an estimate, or why there is none."""
+    """The estimate of a candidate, or why there is none."""
 
     candidate: Candidate
     program: Program | None
@@ -63,7 +63,7 @@ class Result(NamedTuple):
 def meshes(experiment: Experiment, target: Target) -> list[MeshConfig]:
     """The meshes that divide devices, heads and batch, the most promising first.
 
-    Those with the least to send come first: no tensor parallelism, then parameters cut over as
+    Those with the least to send come first: no tensor parallelism, then parameters sharded over as
     many devices of a slice as there are.
     """
     devices, rows = len(target.devices), experiment.data.batch_size
@@ -82,58 +82,58 @@ def meshes(experiment: Experiment, target: Target) -> list[MeshConfig]:
 def search(
     experiment: Experiment,
     target: Target,
-    tried: Sequence[MeshConfig],
-    begun: Callable[[Candidate], None],
-    done: Callable[[Result], None],
+    candidates: Sequence[MeshConfig],
+    on_start: Callable[[Candidate], None],
+    on_result: Callable[[Result], None],
 ) -> list[Result]:
-    """Compiles ways to run on each mesh; those that fit come first, the fastest in front.
+    """Compile candidates on each mesh; those that fit come first, the fastest in front.
 
     On a mesh, remat policies are tried from the one that computes least again to the one that
-    keeps least, until one fits: those after it are slower. Then with the batch in 2 and in 4
-    parts, as long as a lighter policy may fit.
+    keeps least, until one fits: those after it are slower. Then with 2 and 4
+    microbatches, as long as a lighter policy may fit.
 
     Args:
       experiment: the run.
       target: the devices.
-      tried: meshes, from `meshes`.
-      begun: is told what comes next.
-      done: is told what became of it.
+      candidates: meshes, from `meshes`.
+      on_start: called with each candidate before it is compiled.
+      on_result: called with its result.
     """
     results: list[Result] = []
 
     def attempt(candidate: Candidate) -> None:
-        begun(candidate)
-        results.append(_tried(experiment, target, candidate))
-        done(results[-1])
+        on_start(candidate)
+        results.append(_try(experiment, target, candidate))
+        on_result(results[-1])
 
-    for mesh in tried:
+    for mesh in candidates:
         lightest = len(REMAT_POLICIES)
-        for parts in (1, 2, 4):
-            if experiment.data.batch_size % (parts * mesh.data * mesh.fsdp):
+        for microbatches in (1, 2, 4):
+            if experiment.data.batch_size % (microbatches * mesh.data * mesh.fsdp):
                 continue
             for place, remat in enumerate(REMAT_POLICIES[:lightest]):
-                attempt(Candidate(mesh, remat, parts))
+                attempt(Candidate(mesh, remat, microbatches))
                 if results[-1].estimate:
                     lightest = place
                     break
     return sorted(results, key=_step)
 
 
-def _tried(experiment: Experiment, target: Target, candidate: Candidate) -> Result:
-    way = candidate.applied(experiment)
+def _try(experiment: Experiment, target: Target, candidate: Candidate) -> Result:
+    applied = candidate.applied(experiment)
     limit = (target.chip and target.chip.hbm_bytes) or math.inf
     try:
         mesh = mesh_of(target, candidate.mesh)
-        kept = kept_activations(way, mesh)
+        kept = saved_activations(applied, mesh)
         if kept > limit:
             return Result(candidate, None, None, f"does not fit: keeps {kept / GIB:.1f} GiB")
-        program = compile_update(way, mesh, target.slices)
+        program = compile_update(applied, mesh, target.slices)
         if program.peak > limit:
             return Result(candidate, program, None, "does not fit")
-        costs = measure_costs(way, mesh)
-        return Result(candidate, program, estimate(way, target, program, costs))
-    except DoesNotFit as error:
-        by = "" if error.beyond is None else f" by {error.beyond / GIB:.1f} GiB"
+        costs = measure_costs(applied, mesh)
+        return Result(candidate, program, estimate(applied, target, program, costs))
+    except OutOfDeviceMemory as error:
+        by = "" if error.excess_bytes is None else f" by {error.excess_bytes / GIB:.1f} GiB"
         return Result(candidate, None, None, f"does not fit{by}")
     except UserError as error:
         return Result(candidate, None, None, str(error))

@@ -1,4 +1,4 @@
-"""One table says which mesh axis cuts which axis of the model."""
+"""The table of logical axes and the mesh axes that shard them."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def abstract_sharded(mesh: Mesh, tree: Any) -> Any:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows over data and fsdp, for every array of a Batch."""
+    """Sequences over data and fsdp, for every array of a Batch."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from jaxllm.models import attention, positions
 from jaxllm.models.attention import implementation
-from jaxllm.models.attention.blockwise import Distance, blockwise_attention
+from jaxllm.models.attention.blockwise import PositionBias, blockwise_attention
 from jaxllm.models.attention.cudnn import cudnn_attention
 from jaxllm.models.attention.splash import TILES, splash_attention, tiles_for
 from jaxllm.sharding.mesh import MeshConfig, make_mesh
@@ -26,8 +26,8 @@ ROWS, LENGTH, WIDTH = 2, 256, 64
 
 def blockwise(query, key, value, segments, window=None, block=96):
     places = jnp.broadcast_to(jnp.arange(LENGTH), (ROWS, LENGTH))
-    distance = Distance(places, places, jnp.int32(window), None) if window else None
-    return blockwise_attention(query, key, value, segments, block, distance=distance)
+    distance = PositionBias(places, places, jnp.int32(window), None) if window else None
+    return blockwise_attention(query, key, value, segments, block, position_bias=distance)
 
 
 IMPLEMENTATIONS = {
@@ -104,7 +104,7 @@ def test_nothing_leaks_between_documents(name, inputs):
 
 
 def test_large_rows_keep_no_scores(monkeypatch):
-    """Beyond KEPT_BYTES a block's scores are made again in the backward pass: less memory."""
+    """Beyond MAX_SAVED_SCORE_BYTES the backward pass recomputes a block's scores: less memory."""
     length = 2048
     shape = jax.ShapeDtypeStruct((1, length, 2, WIDTH), jnp.float32)
     segments = jnp.ones((1, length), jnp.int32)
@@ -115,7 +115,7 @@ def test_large_rows_keep_no_scores(monkeypatch):
         return compiled.memory_analysis().temp_size_in_bytes
 
     kept = temporaries()
-    monkeypatch.setattr("jaxllm.models.attention.blockwise.KEPT_BYTES", 0)
+    monkeypatch.setattr("jaxllm.models.attention.blockwise.MAX_SAVED_SCORE_BYTES", 0)
     assert temporaries() < 0.7 * kept
 
 
@@ -123,7 +123,7 @@ def test_making_scores_again_changes_nothing(monkeypatch, inputs):
     *tensors, segments = inputs
     loss = lambda *t: jnp.sum(jnp.sin(blockwise(*t, segments)))
     kept = jax.grad(loss, argnums=(0, 1, 2))(*tensors)
-    monkeypatch.setattr("jaxllm.models.attention.blockwise.KEPT_BYTES", 0)
+    monkeypatch.setattr("jaxllm.models.attention.blockwise.MAX_SAVED_SCORE_BYTES", 0)
     for a, b in zip(kept, jax.grad(loss, argnums=(0, 1, 2))(*tensors), strict=True):
         np.testing.assert_allclose(a, b, atol=3e-5, rtol=3e-5)
 
@@ -200,5 +200,5 @@ def test_rotation_on_tpus_asks_for_what_makes_it_exact(
 ) -> None:
     monkeypatch.setattr(positions, "device_kind", lambda: ("tpu", "TPU v5"))
     x, angle = jnp.ones((1, 4, 2, 8), dtype), jnp.ones((1, 4, 1, 4))
-    program = str(jax.make_jaxpr(positions.rotate)(x, angle, angle))
+    program = str(jax.make_jaxpr(positions.apply_rope)(x, angle, angle))
     assert "dot_general" in program and ("HIGHEST" in program) is exact

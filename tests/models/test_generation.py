@@ -7,8 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxllm.models.decoder import logits, unstack
-from jaxllm.models.generation import advance, decode_step, generate, init_cache, prefill, start
+from jaxllm.models.decoder import logits, unstack_layers
+from jaxllm.models.generation import (
+    decode_n,
+    decode_step,
+    generate,
+    init_cache,
+    prefill,
+    start_decoding,
+)
 from jaxllm.models.sampling import Sampling
 from tests.models.helpers import TINY, one_document_rows, random_params
 
@@ -70,11 +77,11 @@ def test_unstacked_layers_and_pieces_make_the_same_tokens() -> None:
         keys = jax.random.split(jax.random.key(7), 3)
         whole = jax.jit(partial(generate, config, max_new_tokens=9, sampling=sampling))
         stacked = np.asarray(whole(params, prompts, lengths, keys=keys))
-        params = unstack(params)
+        params = unstack_layers(params)
         assert "layers" not in params
         np.testing.assert_array_equal(whole(params, prompts, lengths, keys=keys), stacked)
-        state = jax.jit(partial(start, config, max_new_tokens=9))(params, prompts, lengths)
-        step = jax.jit(partial(advance, config, count=3, sampling=sampling))
+        state = jax.jit(partial(start_decoding, config, max_new_tokens=9))(params, prompts, lengths)
+        step = jax.jit(partial(decode_n, config, count=3, sampling=sampling))
         pieces = []
         for _ in range(3):
             state, tokens = step(params, state, keys=keys)

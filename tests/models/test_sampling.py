@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxllm.errors import UserError
-from jaxllm.models.sampling import Sampling, choose, greedy, keep_top_p
+from jaxllm.models.sampling import Sampling, greedy, sample, top_p_filter
 
 VOCABULARY = 50
 
@@ -29,7 +29,7 @@ def test_the_nucleus_is_that_of_transformers(seed: int, top_p: float, spread: fl
     if np.abs(sums - top_p).min() < 1e-5:
         return
     theirs = process.TopPLogitsWarper(top_p)(None, torch.tensor(values)).numpy()
-    np.testing.assert_array_equal(keep_top_p(jnp.asarray(values), top_p), theirs)
+    np.testing.assert_array_equal(top_p_filter(jnp.asarray(values), top_p), theirs)
 
 
 @pytest.mark.parametrize("sampling", [
@@ -47,7 +47,7 @@ def test_tokens_are_drawn_from_the_distribution_of_transformers(sampling: Sampli
     draws = 20_000
     keys = jax.random.split(jax.random.key(0), draws)
     rows = jnp.broadcast_to(jnp.asarray(values), (draws, VOCABULARY))
-    tokens = np.asarray(jax.jit(lambda rows, keys: choose(sampling, rows, keys))(rows, keys))
+    tokens = np.asarray(jax.jit(lambda rows, keys: sample(sampling, rows, keys))(rows, keys))
     counts = np.bincount(tokens, minlength=VOCABULARY) / draws
     assert not counts[expected == 0].any()
     error = np.sqrt(expected * (1 - expected) / draws)
@@ -58,7 +58,7 @@ def test_temperature_zero_is_greedy_and_takes_the_first_of_equals() -> None:
     values = logits(2)
     values[1, [7, 30]] = values.max() + 1
     keys = jax.random.split(jax.random.key(0), 3)
-    for tokens in (greedy(values), choose(Sampling(), jnp.asarray(values), keys)):
+    for tokens in (greedy(values), sample(Sampling(), jnp.asarray(values), keys)):
         np.testing.assert_array_equal(tokens, values.argmax(-1))
 
 

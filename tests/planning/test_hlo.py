@@ -66,19 +66,19 @@ def test_permute_sends_an_array():
     assert sent(text) == {("collective-permute", "ici"): (1, 4 * N)}
 
 
-@pytest.mark.parametrize("rounds", [3, 11])
-def test_loops_count_as_often_as_they_go_round(rounds):
+@pytest.mark.parametrize("trips", [3, 11])
+def test_loops_count_as_often_as_they_go_round(trips):
     def function(x):
         def body(x, _):
             return jnp.sin(jax.lax.psum(x, "x")), None
 
         def outer(x, _):
-            return jax.lax.scan(body, x, None, rounds)[0], None
+            return jax.lax.scan(body, x, None, trips)[0], None
 
         return jax.lax.scan(outer, x, None, 2)[0]
 
     found = sent(compiled_text(function, P()))
-    assert found == {("all-reduce", "ici"): (2 * rounds, 2 * rounds * 2 * 4 * N * 7 / 8)}
+    assert found == {("all-reduce", "ici"): (2 * trips, 2 * trips * 2 * 4 * N * 7 / 8)}
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_groups_over_slices_are_on_the_dcn(axis, link, share):
 
 
 def test_the_forms_that_a_tpu_s_compiler_writes():
-    """Groups as a mesh, loops whose rounds only their condition tells, kernels, and slices."""
+    """Groups as a mesh, loops whose trips only their condition tells, kernels, and slices."""
     text = """HloModule m
 
 %add (a: f32[], b: f32[]) -> f32[] {

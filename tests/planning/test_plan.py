@@ -119,7 +119,7 @@ from jaxllm.training.experiment import Experiment
 experiment = Experiment.configured()
 mesh = program.mesh_of(target, MeshConfig())
 state = 3 * 4 * experiment.model.num_params / mesh.shape["fsdp"]
-print((state + program.kept_activations(experiment, mesh)) / target.chip.hbm_bytes)
+print((state + program.saved_activations(experiment, mesh)) / target.chip.hbm_bytes)
 """
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     done = subprocess.run(

@@ -1,17 +1,17 @@
-"""Attention of packed rows: one function, and the kernel that suits the platform and the shape."""
+"""Attention of packed sequences: one function, and the kernel for the platform and the shape."""
 
 from __future__ import annotations
 
 import jax
 from jax.ad_checkpoint import checkpoint_name
 
-from jaxllm.models.attention.blockwise import Distance, attend, blockwise_attention
+from jaxllm.models.attention.blockwise import PositionBias, attend, blockwise_attention
 from jaxllm.models.attention.cudnn import cudnn_attention
 from jaxllm.models.attention.cudnn import fits as fits_cudnn
-from jaxllm.models.attention.splash import CONTEXT, LANES, splash_attention
+from jaxllm.models.attention.splash import ATTENTION_RESIDUALS, LANES, splash_attention
 from jaxllm.models.partitioning import device_kind, num_shards
 
-__all__ = ["CONTEXT", "Distance", "attend", "causal_attention", "implementation"]
+__all__ = ["ATTENTION_RESIDUALS", "PositionBias", "attend", "causal_attention", "implementation"]
 
 BLOCK_SIZE = 256  # queries at a time, where no kernel chooses its own tiles
 
@@ -24,7 +24,7 @@ def causal_attention(
     *,
     scale: float | None = None,
     window: int | None = None,
-    distance: Distance | None = None,
+    position_bias: PositionBias | None = None,
     visible_until: jax.Array | None = None,
 ) -> jax.Array:
     """Attention of every token to the tokens of its own segment up to itself.
@@ -35,25 +35,25 @@ def causal_attention(
       value: [B, T, G, K].
       segment_ids: int32 [B, T].
       scale: factor of the scores; None means K ** -0.5.
-      window: `distance.window` as a plain number, where it is known and all that distance does.
-      distance: of the tokens, where it counts: windows, ALiBi.
+      window: the sliding window as a plain number, where all layers share it and there is no ALiBi.
+      position_bias: with sliding windows or ALiBi.
       visible_until: int32 [B, T], in place of segments: a token is seen by itself and by the
         tokens after it that lie before this index (`batch.TreeBatch`).
 
     Returns:
       [B, T, H, K] in query's dtype. Softmax is float32.
     """
-    plain = visible_until is None and (distance is None or window is not None)
+    plain = visible_until is None and (position_bias is None or window is not None)
     chosen = implementation(query, plain)
     if chosen == "splash":
         return splash_attention(query, key, value, segment_ids, scale=scale, window=window)
     if chosen == "cudnn":
-        mixed = cudnn_attention(query, key, value, segment_ids, scale=scale, window=window)
+        attn_out = cudnn_attention(query, key, value, segment_ids, scale=scale, window=window)
     else:
-        mixed = blockwise_attention(
-            query, key, value, segment_ids, BLOCK_SIZE, scale, distance, visible_until
+        attn_out = blockwise_attention(
+            query, key, value, segment_ids, BLOCK_SIZE, scale, position_bias, visible_until
         )
-    return checkpoint_name(mixed, CONTEXT)
+    return checkpoint_name(attn_out, ATTENTION_RESIDUALS)
 
 
 def implementation(query: jax.Array, plain: bool = True) -> str:

@@ -19,18 +19,18 @@ import jax.numpy as jnp
 
 from jaxllm.models.partitioning import num_shards
 
-MASKED = -1e30  # finite, so that a row with nothing to attend to is not NaN
-KEPT_BYTES = 2**28  # of one layer's scores on one device, for the backward pass
+MASKED = -1e30  # finite, so that a query with no visible key is not NaN
+MAX_SAVED_SCORE_BYTES = 2**28  # of one layer's scores on one device, for the backward pass
 
 
-class Distance(NamedTuple):
-    """What makes scores depend on how many tokens back a key is.
+class PositionBias(NamedTuple):
+    """A sliding window or ALiBi: how scores depend on the distance of a key.
 
     Attributes:
       queries: int32 [B, Q], positions of the queries.
       keys: int32 [B, S], positions of the keys.
       window: int32 [], only keys less than this far back are seen; None sees all.
-      slopes: float32 [H], what a score of each head loses per token of distance (ALiBi), or None.
+      slopes: float32 [H], decrease of a head's scores per token of distance (ALiBi), or None.
     """
 
     queries: jax.Array
@@ -46,7 +46,7 @@ def blockwise_attention(
     segment_ids: jax.Array,
     block: int,
     scale: float | None = None,
-    distance: Distance | None = None,
+    position_bias: PositionBias | None = None,
     visible_until: jax.Array | None = None,
 ) -> jax.Array:
     """Attention of every token to the tokens of its own segment up to itself.
@@ -61,7 +61,7 @@ def blockwise_attention(
       segment_ids: int32 [B, T].
       block: queries per block.
       scale: factor of the scores; None means K ** -0.5.
-      distance: of the tokens, where it counts.
+      position_bias: with sliding windows or ALiBi.
       visible_until: int32 [B, T], in place of segments: a token is seen by itself and by the
         tokens after it that lie before this index (`batch.TreeBatch`).
 
@@ -70,17 +70,17 @@ def blockwise_attention(
     """
     rows, length, heads, _ = query.shape
 
-    def of_block(start: Any, size: int, end: int) -> jax.Array:
+    def attend_block(start: Any, size: int, end: int) -> jax.Array:
         """Of `size` queries from `start` on, all of which lie before `end`."""
         cut = partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=size, axis=1)
-        places = start + jnp.arange(size)
-        causal = jnp.arange(end)[None, :] <= places[:, None]
+        indices = start + jnp.arange(size)
+        causal = jnp.arange(end)[None, :] <= indices[:, None]
         if visible_until is None:
             same = cut(segment_ids)[:, :, None] == segment_ids[:, None, :end]
         else:
-            same = places[None, :, None] < visible_until[:, None, :end]
-        here = distance and distance._replace(
-            queries=cut(distance.queries), keys=distance.keys[:, :end]
+            same = indices[None, :, None] < visible_until[:, None, :end]
+        here = position_bias and position_bias._replace(
+            queries=cut(position_bias.queries), keys=position_bias.keys[:, :end]
         )
         return attend(cut(query), key[:, :end], value[:, :end], causal[None] & same, scale, here)
 
@@ -89,14 +89,14 @@ def blockwise_attention(
     whole = length // block * block
     starts = range(0, length, block)
     outputs = []
-    if scores > KEPT_BYTES and whole > block:
-        one = jax.checkpoint(lambda start: of_block(start, block, whole))
+    if scores > MAX_SAVED_SCORE_BYTES and whole > block:
+        one = jax.checkpoint(lambda start: attend_block(start, block, whole))
         looped = jax.lax.map(one, jnp.arange(0, whole, block))  # [blocks, B, block, H, K]
         outputs = [jnp.moveaxis(looped, 0, 1).reshape(rows, whole, *query.shape[2:])]
         starts = range(whole, length, block)
     for start in starts:
         end = min(start + block, length)
-        outputs.append(of_block(start, end - start, end))
+        outputs.append(attend_block(start, end - start, end))
     return outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=1)
 
 
@@ -106,7 +106,7 @@ def attend(
     value: jax.Array,
     mask: jax.Array,
     scale: float | None = None,
-    distance: Distance | None = None,
+    position_bias: PositionBias | None = None,
 ) -> jax.Array:
     """Softmax attention where `mask` (bool [B, Q, S]) allows it.
 
@@ -116,26 +116,28 @@ def attend(
       value: [B, S, G, K].
       mask: bool [B, Q, S].
       scale: factor of the scores; None means K ** -0.5.
-      distance: of the keys from the queries, where it counts.
+      position_bias: with sliding windows or ALiBi.
 
     Returns:
       [B, Q, H, K] in query's dtype.
     """
-    batch, queries, heads, width = query.shape
-    groups = key.shape[2]
+    batch, queries, heads, head_dim = query.shape
+    num_kv_heads = key.shape[2]
     bias = None
-    if distance is not None:
-        back = distance.queries[:, :, None] - distance.keys[:, None, :]  # [B, Q, S]
-        if distance.window is not None:
-            mask &= back < distance.window
-        if distance.slopes is not None:
-            slopes = distance.slopes.reshape(1, groups, heads // groups, 1, 1)
+    if position_bias is not None:
+        back = position_bias.queries[:, :, None] - position_bias.keys[:, None, :]  # [B, Q, S]
+        if position_bias.window is not None:
+            mask &= back < position_bias.window
+        if position_bias.slopes is not None:
+            slopes = position_bias.slopes.reshape(1, num_kv_heads, heads // num_kv_heads, 1, 1)
             bias = -slopes * back[:, None, None]  # [B, G, R, Q, S]
-    query = (query * (scale or width**-0.5)).reshape(batch, queries, groups, heads // groups, width)
-    mixed = _attend(
+    query = (query * (scale or head_dim**-0.5)).reshape(
+        batch, queries, num_kv_heads, heads // num_kv_heads, head_dim
+    )
+    attn_out = _attend(
         query.transpose(0, 2, 3, 1, 4), key.swapaxes(1, 2), value.swapaxes(1, 2), mask, bias
     )  # [B, G, R, Q, K]
-    return mixed.transpose(0, 3, 1, 2, 4).reshape(batch, queries, heads, width)
+    return attn_out.transpose(0, 3, 1, 2, 4).reshape(batch, queries, heads, head_dim)
 
 
 @jax.custom_vjp
@@ -159,21 +161,25 @@ def _attend_forward(
     exponentials = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
     inverse = 1.0 / jnp.sum(exponentials, axis=-1, keepdims=True)  # [B, G, R, Q, 1]
     exponentials = exponentials.astype(value.dtype)
-    mixed = jnp.einsum("bgrqs,bgsk->bgrqk", exponentials, value, preferred_element_type=jnp.float32)
-    mixed = (mixed * inverse).astype(query.dtype)
-    return mixed, (query, key, value, exponentials, inverse, mixed)
+    attn_out = jnp.einsum(
+        "bgrqs,bgsk->bgrqk", exponentials, value, preferred_element_type=jnp.float32
+    )
+    attn_out = (attn_out * inverse).astype(query.dtype)
+    return attn_out, (query, key, value, exponentials, inverse, attn_out)
 
 
 def _attend_backward(
     residuals: tuple[jax.Array, ...], gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array, None, None]:
-    query, key, value, exponentials, inverse, mixed = residuals
-    wide = gradient.astype(jnp.float32) * inverse
-    scaled = wide.astype(gradient.dtype)
+    query, key, value, exponentials, inverse, attn_out = residuals
+    scaled_f32 = gradient.astype(jnp.float32) * inverse
+    scaled = scaled_f32.astype(gradient.dtype)
     # sum_s p dp of each query, over its sum of exponentials
-    shared = jnp.sum(wide * mixed.astype(jnp.float32), axis=-1, keepdims=True)
-    products = jnp.einsum("bgrqk,bgsk->bgrqs", scaled, value, preferred_element_type=jnp.float32)
-    score_gradient = (exponentials * (products - shared)).astype(query.dtype)
+    shared = jnp.sum(scaled_f32 * attn_out.astype(jnp.float32), axis=-1, keepdims=True)
+    prob_gradient = jnp.einsum(
+        "bgrqk,bgsk->bgrqs", scaled, value, preferred_element_type=jnp.float32
+    )
+    score_gradient = (exponentials * (prob_gradient - shared)).astype(query.dtype)
     query_gradient = jnp.einsum("bgrqs,bgsk->bgrqk", score_gradient, key)
     key_gradient = jnp.einsum("bgrqk,bgrqs->bgrks", query, score_gradient).sum(axis=2)
     value_gradient = jnp.einsum("bgrqk,bgrqs->bgrks", scaled, exponentials).sum(axis=2)

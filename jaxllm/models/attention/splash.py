@@ -1,8 +1,8 @@
 """Causal attention on TPUs: JAX's splash kernel, one call per device of the mesh.
 
 The kernel never holds more than a tile of scores, forward or backward, and skips the tiles that
-the causal mask or a window hides. Where the tokens of a row are cut over devices, each device
-gathers the keys and values of the whole row.
+the causal mask or a window hides. Where sequences are sharded, each device gathers the keys and
+values of whole sequences.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxllm.models.partitioning import device_kind, fitting_spec
+from jaxllm.models.partitioning import device_kind, divisible_spec
 
-CONTEXT = "context"  # `checkpoint_name` of what attention keeps for the backward pass
+ATTENTION_RESIDUALS = "attention_residuals"  # `checkpoint_name`: saved for the backward pass
 LANES = 128  # of a TPU's vector unit: tiles and lengths are multiples of it
 
 
@@ -94,13 +94,13 @@ def splash_attention(
       [B, T, H, K] in query's dtype.
     """
     query = query * jnp.asarray(scale or query.shape[-1] ** -0.5, query.dtype)
-    queries = fitting_spec(query.shape, "batch", "length", "heads", "head_dim")
-    keys = fitting_spec(key.shape, "batch", "length", "kv_heads", "head_dim")
+    queries = divisible_spec(query.shape, "batch", "length", "heads", "head_dim")
+    keys = divisible_spec(key.shape, "batch", "length", "kv_heads", "head_dim")
     if len(queries) and (queries[2] is not None) and (keys[2] is None):
         # fewer key heads than devices to cut the heads over: every query head brings its own
         repeats = query.shape[2] // key.shape[2]
         key, value = jnp.repeat(key, repeats, axis=2), jnp.repeat(value, repeats, axis=2)
-        keys = fitting_spec(key.shape, "batch", "length", "heads", "head_dim")
+        keys = divisible_spec(key.shape, "batch", "length", "heads", "head_dim")
     mesh = jax.sharding.get_abstract_mesh()
     if not len(queries):
         kernel = _kernel(query.shape, 1, 1, block, window, interpret)
@@ -118,10 +118,10 @@ def splash_attention(
 
 
 def _on_one_device(axis, kernel, query, key, value, own):  # type: ignore[no-untyped-def]
-    """query, key, value [B, t, h, K] of a part of the tokens and heads.
+    """query, key, value [B, t, h, K] of a shard of the tokens and heads.
 
-    Whole rows of keys and values are gathered over the mesh axis here, and not by what calls, so
-    that each device is sent back the gradients of its own part only.
+    Keys and values are gathered over the mesh axis here, and not by the caller, so that each device
+    receives the gradients of its own shard only.
     """
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
@@ -131,8 +131,8 @@ def _on_one_device(axis, kernel, query, key, value, own):  # type: ignore[no-unt
         key, value, all_of_row = whole(key), whole(value), whole(own)
     by_head = lambda x: x.swapaxes(1, 2)
     attend = lambda q, k, v, own, row: kernel(q, k, v, splash.SegmentIds(own, row))
-    mixed = jax.vmap(attend)(by_head(query), by_head(key), by_head(value), own, all_of_row)
-    return by_head(mixed).astype(query.dtype)
+    attn_out = jax.vmap(attend)(by_head(query), by_head(key), by_head(value), own, all_of_row)
+    return by_head(attn_out).astype(query.dtype)
 
 
 def _kernel(shape, head_shards, length_shards, block, window, interpret):  # type: ignore[no-untyped-def]
@@ -158,7 +158,7 @@ def _kernel(shape, head_shards, length_shards, block, window, interpret):  # typ
             block_kv_dq=None if tiles.fused else tiles.key,
             use_fused_bwd_kernel=tiles.fused,
         ),
-        residual_checkpoint_name=CONTEXT,  # the output, head by head, and the log-sum-exp
+        residual_checkpoint_name=ATTENTION_RESIDUALS,  # output and log-sum-exp
         interpret=interpret,
     )  # fmt: skip
 
