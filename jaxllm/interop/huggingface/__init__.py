@@ -2,7 +2,7 @@
 
 families       what each architecture calls our parameters, and how it lays them out
 architectures  what each config.json means
-fields         config.json <-> ModelConfig
+fields         config.json <-> ModelConfig; rope does so for rotary positions
 checkpoint     a directory's tensors as memory maps, checked before anything is read
 load           onto a mesh
 importing      into a run directory; stream writes the Orbax checkpoints in chunks
