@@ -203,8 +203,8 @@ def _indexed(index: Path, reader: Callable[[Path], dict[str, Tensor]]) -> dict[s
 def map_safetensors(file: Path, mode: Literal["r", "r+"] = "r") -> dict[str, Tensor]:
     """The tensors of a safetensors file, mapped with `mode`: "r", or "r+" to write them.
 
-    The library checks the file, but copies what it reads: a map goes straight into place, 1.3 times as
-    fast (benchmarks/load_vs_safetensors.py).
+    The library checks the file, but copies what it reads: a map goes straight into place, 1.3
+    times as fast (benchmarks/load_vs_safetensors.py).
 
     Raises:
       UserError: it cannot be read, or is no safetensors file.
