@@ -32,6 +32,7 @@ CONFIG_MODULES = (
     "jaxllm.sharding.mesh",
     "jaxllm.data.config",
     "jaxllm.training.config",
+    "jaxllm.training.muon",
     "jaxllm.run.config",
     "jaxllm.evaluation.config",
     "jaxllm.report.alarms",
