@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from jaxllm import cli, runtime
 from jaxllm.errors import one_line
+from jaxllm.training.timer import GoodputTimer
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Flags and gin in, a trained and scored run out."""
+    timer = GoodputTimer()
     flags = cli.parser(__doc__ or "")
     runtime.add_host_flags(flags)
     args = cli.parse(flags, argv)
@@ -58,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     mesh = make_mesh(mesh_config)
     experiment.check(mesh)
 
-    outcome, advice = run(experiment, scoring, mesh, references, corpora)
+    outcome, advice = run(experiment, scoring, mesh, references, corpora, timer)
     if runtime.is_first():
         print(timing(outcome))
         if outcome.finished:
@@ -76,6 +78,7 @@ def run(
     mesh: Mesh,
     references: Sequence[Run] = (),
     corpora: Corpora | None = None,
+    timer: GoodputTimer | None = None,
 ) -> tuple[Outcome, str]:
     """Prepares what is missing, then trains, scores and watches.
 
@@ -110,7 +113,7 @@ def run(
     health = None
     if runtime.is_first():
         budget = e.train.steps * e.tokens_per_step
-        health = HealthWriter(e.model_dir, e.run_info, budget, references, progress.say)
+        health = HealthWriter(e.model_dir, e.run_info, budget, references, progress.log)
         writers = [TensorBoardWriter(e.model_dir), health]
     outcome = train(
         experiment,
@@ -121,6 +124,7 @@ def run(
         writers=writers,
         config_text=gin.operative_config_str(),
         progress=progress,
+        timer=timer,
     )
     return outcome, health.advice() if health and not outcome.finished else ""
 

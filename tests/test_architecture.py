@@ -144,3 +144,25 @@ def test_help_does_not_wait_for_heavy_imports(command: str) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "usage:" in done.stdout
+
+
+RUN_FILES = {
+    "checkpoints.jsonl", "metrics.jsonl", "restarts.jsonl", "alarms.jsonl", "config.gin",
+    "data.json", "trajectory", "tensorboard", "checkpoints",
+}  # fmt: skip
+
+
+def joined_names(path: Path) -> set[str]:
+    """The texts that a file joins to a path: `… / "name"`, `joinpath` and `join`."""
+    names: list[ast.expr] = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
+            names.append(node.right)
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            names += node.args if node.func.attr in ("joinpath", "join") else []
+    return {str(name.value) for name in names if isinstance(name, ast.Constant)}
+
+
+def test_only_the_run_room_joins_paths_of_a_run_directory() -> None:
+    outside = [path for name, path in MODULES.items() if room(name) not in ("run", "evals")]
+    assert not {f"{p}: {n}" for p in outside for n in joined_names(p) & RUN_FILES}

@@ -44,7 +44,7 @@ class CheckpointWriter:
         self._retention = RetentionPolicy(config, preempted)
         # Orbax logs its progress and every failure; what matters comes back as exceptions.
         logging.getLogger("absl").addFilter(_not_from_orbax)
-        self._manager = ocp.CheckpointManager(
+        self._manager = _Manager(
             self._layout.checkpoints,
             item_names=(MODEL, TRAINING),
             options=ocp.CheckpointManagerOptions(
@@ -131,6 +131,18 @@ class CheckpointWriter:
                 f"cannot save to {self._layout.checkpoints}: {reason}; "
                 "the checkpoints before it are whole"
             ) from error
+
+
+class _Manager(ocp.CheckpointManager):
+    """Orbax's manager, which leaves preemption to `jaxllm.training.preemption`.
+
+    JAX's preemption service has one counter: Orbax would ask it with the step where ours counts
+    calls, and a SIGTERM in between could be missed.
+    """
+
+    def reached_preemption(self, step: int) -> bool:
+        """Not for this manager to know."""
+        return False
 
 
 @dataclasses.dataclass

@@ -30,6 +30,7 @@ class Layout:
       checkpoints: a directory per step, Orbax's.
       damaged: checkpoints that could not be read.
       trajectory: a directory per step with the records of each task.
+      abandoned: records of steps that were done again.
       tensorboard: event files and profiles.
       report: the directory of the HTML report, index.html.
     """
@@ -47,8 +48,13 @@ class Layout:
         self.checkpoints = absolute / "checkpoints"
         self.damaged = absolute / "damaged_checkpoints"
         self.trajectory = root / "trajectory"
+        self.abandoned = root / "abandoned_records"
         self.tensorboard = root / "tensorboard"
         self.report = root / "report"
+
+    def config_until(self, step: int) -> epath.Path:
+        """The config of the starts before the one at `step` that changed it."""
+        return self.root / f"config_until_{step}.gin"
 
     def check_name(self) -> None:
         """Refuses a path that Orbax would take for a pattern, and then not find its files.

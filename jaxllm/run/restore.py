@@ -101,6 +101,22 @@ def restore_newest(
     return None
 
 
+def check_model(layout: Layout, saved: RestoredCheckpoint, model: Mapping[str, Any]) -> None:
+    """Refuses to go on with another model than the one that was trained.
+
+    Raises:
+      UserError: a field of the config that does not show in the parameters' shapes has changed.
+    """
+    trained: Mapping[str, Any] = saved.custom_metadata.get("model", model)
+    for name in sorted(model):
+        if trained.get(name) != model[name]:
+            raise UserError(
+                f"checkpoint {layout.checkpoint(saved.entry.step)} is of a model with {name} = "
+                f"{trained.get(name)!r}, and this run's config says {model[name]!r}: set it back, "
+                "or take another MODEL_DIR"
+            )
+
+
 def check_readable(path: epath.Path, params: Any, training: Any) -> None:
     """Reads what names the arrays of a checkpoint, to see that it can be found again.
 

@@ -18,7 +18,7 @@ import math
 import re
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -26,10 +26,10 @@ from etils import epath
 
 from jaxllm.errors import UserError
 from jaxllm.io import JsonLines, atomic_write, is_remote
-from jaxllm.run import manifest
+from jaxllm.run import manifest, stored_config
 from jaxllm.run.layout import Layout
 from jaxllm.run.manifest import ManifestEntry
-from jaxllm.run.times import TimeBreakdown, restart
+from jaxllm.run.times import TimeBreakdown, restart, stop_line
 from jaxllm.run.trajectory import TrajectoryStore
 
 if TYPE_CHECKING:
@@ -143,9 +143,25 @@ class Run:
         """The operative gin config of the newest start; empty where there is none."""
         return self.layout.config.read_text() if self.layout.config.exists() else ""
 
-    def write_config(self, text: str) -> None:
-        """Writes config.gin, from which the run can be repeated and scored."""
+    def write_config(self, text: str, step: int = 0) -> list[str]:
+        """Writes config.gin, from which the run can be repeated and scored.
+
+        The one before, where it differs, stays as config_until_<step>.gin.
+
+        Returns:
+          The bindings that change, as 'TRAIN_STEPS = 200 (was 100)'.
+        """
+        before = self.config()
+        changes = stored_config.changes(before, text) if before else []
+        earlier = self.layout.config_until(step)
+        if changes and not earlier.exists():
+            atomic_write(earlier, before)
         atomic_write(self.layout.config, text)
+        return changes
+
+    def note_stop(self, step: int, spent: TimeBreakdown) -> None:
+        """Notes what the run has taken, as a process ends in order at a checkpoint."""
+        self.restart_lines.append(stop_line(step, spent))
 
     # Checkpoints
 
@@ -182,7 +198,11 @@ class Run:
         return restore_params(self.layout, step, abstract_sharded(mesh, abstract_params(model)))
 
     def resume(
-        self, params: Any, training: Any, report: Callable[[str], None] = print
+        self,
+        params: Any,
+        training: Any,
+        model: Mapping[str, Any] | None = None,
+        report: Callable[[str], None] = print,
     ) -> Resumed | None:
         """Brings the run back to its newest valid checkpoint; None where it has none.
 
@@ -193,6 +213,7 @@ class Run:
         Args:
           params: tree of `jax.ShapeDtypeStruct` with shardings, of the parameters.
           training: the same of the step and the optimizer state.
+          model: what the model computes, by field; None is not compared.
           report: gets a line for the user about each checkpoint that cannot be used.
 
         Raises:
@@ -201,10 +222,12 @@ class Run:
         import jax
         from jax.experimental import multihost_utils
 
-        from jaxllm.run.restore import restore_newest
+        from jaxllm.run.restore import check_model, restore_newest
 
         found = restore_newest(self.layout, self.available(), params, training, report)
         entry = found.entry if found else None
+        if found and model is not None:
+            check_model(self.layout, found, model)
         resumed = None
         if found and entry:
             files = (self.metrics_lines, self.restart_lines)
@@ -236,6 +259,10 @@ class Run:
         for later in sorted(committed_steps(self.layout)):
             if later > step:
                 move_away(self.layout.checkpoint(later), self.layout.damaged / str(later))
+        for later in self.trajectory.steps():
+            if later > step:
+                folder = self.layout.trajectory / str(later)
+                move_away(folder, self.layout.abandoned / str(later))
 
     # Tables
 

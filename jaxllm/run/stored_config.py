@@ -51,6 +51,21 @@ def parse(model_dir: str) -> None:
         _withdraw(name, harmless, path)
 
 
+def changes(before: str, after: str) -> list[str]:
+    """The bindings of a config that differ from those of another, as 'a.b = 2 (was 1)'."""
+    old, new = _bindings(before), _bindings(after)
+    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    return [f"{n} = {new.get(n, 'its default')} (was {old.get(n, 'its default')})" for n in names]
+
+
+def _bindings(text: str) -> dict[str, str]:
+    from gin import config_parser
+
+    statements = config_parser.ConfigParser(text, References())
+    named = [s for s in statements if isinstance(s, config_parser.BindingStatement)]
+    return {".".join(filter(None, (s.selector, s.arg_name))): repr(s.value) for s in named}
+
+
 def _check(text: str, path: str) -> None:
     """Raises UserError at the first statement that does more than to bind our configs."""
     from gin import config_parser

@@ -55,6 +55,20 @@ class TimeBreakdown:
         return {name: value / max(self.wall, 1e-9) for name, value in seconds.items()}
 
 
+def added(previous: TimeBreakdown | None, now: TimeBreakdown) -> TimeBreakdown:
+    """The time of a run's earlier processes and of this one, whose setup and compile are lost."""
+    if previous is None:
+        return now
+    now = dataclasses.replace(now, setup=0.0, compile=0.0, lost=now.setup + now.compile)
+    both = zip(dataclasses.astuple(previous), dataclasses.astuple(now), strict=True)
+    return TimeBreakdown(*(before + here for before, here in both))
+
+
+def stop_line(step: int, spent: TimeBreakdown) -> dict[str, Any]:
+    """The line of restarts.jsonl of a process that ends in order at the checkpoint of `step`."""
+    return {"step": step, "stopped": dataclasses.asdict(spent), "wall_seconds": spent.wall}
+
+
 @dataclasses.dataclass(frozen=True)
 class Restart:
     """A start of a process at a checkpoint.
@@ -92,6 +106,9 @@ def restart(files: Sequence[JsonLines], step: int, restarts: int, saved: TimeBre
       saved: what the run had spent when the checkpoint was saved.
     """
     rows = [row for file in files for row in file.read()[0]]
+    # A process that ended in order has told what it spent after the checkpoint: nothing is lost.
+    stops = [TimeBreakdown(**r["stopped"]) for r in rows if r["step"] == step and "stopped" in r]
+    saved = max([saved, *stops], key=lambda spent: spent.wall)
     restarts = max([restarts, *(row.get("restarts", 0) for row in rows)]) + 1
     wall = max([saved.wall, *(row.get("wall_seconds", 0.0) for row in rows)])
     lost = wall - saved.wall

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -19,6 +20,11 @@ from jaxllm.run.schedule import preserved, scheduled_steps
 from jaxllm.sharding.rules import check_batch_divides, check_sequence_divides
 from jaxllm.training.config import OptimizerConfig, ScheduleConfig, TrainConfig
 from jaxllm.training.schedule import make_schedule
+
+# What may change while a run goes on: how a model is run, not what it computes.
+EXECUTION_FIELDS = frozenset(
+    {"dtype", "param_dtype", "quantization", "init_stddev", "remat", "scan_layers", "max_length"}
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +70,13 @@ class Experiment:
         """What all records of the run have in common."""
         name = self.train.run_name or os.path.basename(os.path.abspath(self.model_dir))
         return RunInfo(name, self.train.family or name, self.model.num_params)
+
+    def saved_model(self) -> dict[str, Any]:
+        """What the model computes, as JSON: its config without what only says how it is run."""
+        fields = dataclasses.asdict(self.model)
+        return json.loads(
+            json.dumps({k: v for k, v in fields.items() if k not in EXECUTION_FIELDS})
+        )
 
     @property
     def tokens_per_step(self) -> int:

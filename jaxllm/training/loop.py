@@ -7,18 +7,30 @@ starting it again goes on from the newest checkpoint and gives bitwise what it w
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+import errno
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, Protocol
 
 import jax
 
+from jaxllm.errors import UserError
 from jaxllm.run.times import TimeBreakdown
 from jaxllm.training.experiment import Batches, Evaluator, Experiment, Source
 from jaxllm.training.preemption import Preemption
 from jaxllm.training.progress import Progress
 from jaxllm.training.step import device_batch
-from jaxllm.training.trainer import Session
+from jaxllm.training.timer import GoodputTimer
+from jaxllm.training.trainer import Trainer
 from jaxllm.training.writers import Writer
+
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+
+
+class SupportsClose(Protocol):
+    """Has to be closed."""
+
+    def close(self) -> object:
+        """Brings everything to its place."""
 
 
 class Outcome(NamedTuple):
@@ -29,7 +41,7 @@ class Outcome(NamedTuple):
       finished: False when a signal stopped the run, which goes on when it is started again.
       seconds: where the time of this process went.
       run_seconds: where that of the run went, with all its processes.
-      restarts: how often it has been taken up.
+      restarts: how often it has been resumed.
     """
 
     step: int
@@ -48,6 +60,7 @@ def train(
     writers: Sequence[Writer] = (),
     config_text: str | None = None,
     progress: Progress | None = None,
+    timer: GoodputTimer | None = None,
 ) -> Outcome:
     """Trains to the last step, from the newest checkpoint if there is one.
 
@@ -60,31 +73,37 @@ def train(
       open_batches: gives this host's rows of the batches, from a global sequence index on.
       evaluator: scores every scheduled checkpoint; None scores nothing.
       writers: receive metrics and records besides metrics.jsonl; closed at the end.
-      config_text: what MODEL_DIR/config.gin shall say, once the run is taken up.
+      config_text: what config.gin shall say, once the run is resumed.
       progress: where lines are shown, when a writer shows some too.
+      timer: began with the process; None: the time before this call is not the run's.
 
     Raises:
       UserError: the configs do not fit the machine, the data or the checkpoints; the disk fails;
         or the loss is not a finite number any more.
     """
+    timer = timer or GoodputTimer()
     experiment.check(mesh, source)
     steps = experiment.train.steps
+    progress = progress or Progress(steps)
     with (
+        _disk_errors(experiment.model_dir),
         Preemption() as preemption,
-        Session(
-            experiment, mesh, source, evaluator, writers, preemption.requested, progress
+        _closing(progress, *writers),
+        Trainer(
+            experiment, mesh, source, evaluator, writers, preemption.requested, progress, timer
         ) as run,
         contextlib.closing(open_batches(run.position.sequences)) as batches,
     ):
         run.write_config(config_text)
         state = run.restored_or_new_state()
-        run.catch_up(state)
+        run.score_missing(state)
         if run.step < steps:
             update = run.compile_update()
+        timer.begin_steps()
         while run.step < steps and not preemption.requested():
-            with run.clock.measure("data"):
-                rows = next(batches)
-            state, metrics = update(state, device_batch(rows, mesh))
+            with timer.measure("data"):
+                batch = next(batches)
+            state, metrics = update(state, device_batch(batch, mesh))
             run.step += 1
             run.log.add(run.step, metrics)
             if run.step in run.scheduled:
@@ -92,7 +111,29 @@ def train(
                 run.score(state)
         if run.saved != run.step:
             run.save(state, "preempted")
-        with run.clock.measure("checkpoint"):
-            run.checkpoints.wait()
+        run.finish()
         finished = run.step >= steps and not preemption.requested()
-        return Outcome(run.step, finished, run.clock.total(), run.clock.run(), run.restarts)
+        return Outcome(run.step, finished, timer.total(), timer.run(), run.restarts)
+
+
+@contextlib.contextmanager
+def _closing(*things: SupportsClose) -> Iterator[None]:
+    """Closes all `things` at the end, whatever one of them raises."""
+    with contextlib.ExitStack() as opened:
+        for thing in things:
+            opened.enter_context(contextlib.closing(thing))
+        yield
+
+
+@contextlib.contextmanager
+def _disk_errors(model_dir: str) -> Iterator[None]:
+    """A disk that fails is one line for the user."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        raise UserError(
+            f"cannot write to MODEL_DIR {model_dir}: {error.strerror}; "
+            "the checkpoints that were saved are whole"
+        ) from error

@@ -11,12 +11,13 @@ import jax
 import numpy as np
 
 from jaxllm.errors import UserError
+from jaxllm.io import JsonLines
 from jaxllm.models.config import ModelConfig
 from jaxllm.run.times import TimeBreakdown
 from jaxllm.sharding.chips import peak_flops, utilisation
 from jaxllm.training.progress import Progress
 from jaxllm.training.step import StepMetrics
-from jaxllm.training.timer import Clock
+from jaxllm.training.timer import GoodputTimer
 from jaxllm.training.watchdog import Watchdog
 from jaxllm.training.writers import Writer
 
@@ -60,11 +61,11 @@ class LossSums:
     They travel with a checkpoint, so that the line after a resume is the one that would have been.
     """
 
-    def __init__(self, domains: Sequence[str], carried: Mapping[str, Any] | None = None) -> None:
-        carried = carried or {}
+    def __init__(self, domains: Sequence[str], saved: Mapping[str, Any] | None = None) -> None:
+        saved = saved or {}
         self._domains = tuple(domains)
-        self._losses = [float(carried.get("loss_sums", {}).get(d, 0.0)) for d in domains]
-        self._weights = [float(carried.get("weight_sums", {}).get(d, 0.0)) for d in domains]
+        self._losses = [float(saved.get("loss_sums", {}).get(d, 0.0)) for d in domains]
+        self._weights = [float(saved.get("weight_sums", {}).get(d, 0.0)) for d in domains]
 
     def add(self, losses: np.ndarray, weights: np.ndarray) -> None:
         """Adds the sums of one step: [domains] each."""
@@ -78,7 +79,7 @@ class LossSums:
         seen = zip(self._domains, self._losses, self._weights, strict=True)
         return total | {f"loss/{d}": loss / weight for d, loss, weight in seen if weight > 0}
 
-    def carried(self) -> dict[str, Any]:
+    def custom_metadata(self) -> dict[str, Any]:
         """The sums as JSON."""
         return {
             "loss_sums": dict(zip(self._domains, self._losses, strict=True)),
@@ -103,34 +104,36 @@ class MetricsLog:
         *,
         model: ModelConfig,
         start: Position,
+        saved: int | None,
         domains: Sequence[str],
-        carried: Mapping[str, Any],
+        custom_metadata: Mapping[str, Any],
         every: int,
         steps: int,
         restarts: int,
-        clock: Clock,
+        timer: GoodputTimer,
         watchdog: Watchdog,
         progress: Progress,
+        lines: JsonLines | None,
         writers: Sequence[Writer],
     ) -> None:
         self.loss: float | None = None
         self.learning_rate: float | None = None
-        self.saved: int | None = None
+        self.saved = saved
         self._model, self._start, self._domains = model, start, tuple(domains)
         self._every, self._steps, self._restarts = every, steps, restarts
-        self._clock, self._watchdog = clock, watchdog
-        self._progress, self._writers = progress, writers
-        self._sums = LossSums(domains, carried)
+        self._timer, self._watchdog = timer, watchdog
+        self._progress, self._lines, self._writers = progress, lines, writers
+        self._sums = LossSums(domains, custom_metadata)
         self._pending: tuple[int, StepMetrics] | None = None
         self._last_line = start.step
         self._speed = 0.0
 
     def add(self, step: int, metrics: StepMetrics) -> None:
         """Takes the metrics of a step that was just sent to the device."""
-        self.settle()
+        self.flush()
         self._pending = (step, metrics)
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         """Waits for the step that is under way and reads it.
 
         Raises:
@@ -143,9 +146,9 @@ class MetricsLog:
         self._read(step, jax.device_get(metrics))
         self._watchdog.heartbeat()
 
-    def carried(self) -> dict[str, Any]:
+    def custom_metadata(self) -> dict[str, Any]:
         """What a checkpoint must take along so that the next line is exact."""
-        return self._sums.carried()
+        return self._sums.custom_metadata()
 
     def _read(self, step: int, metrics: StepMetrics) -> None:
         loss = float(np.sum(metrics.loss_sums) / max(np.sum(metrics.weight_sums), 1e-30))
@@ -157,9 +160,11 @@ class MetricsLog:
         self._progress.update(step, loss, self._speed or self._speed_so_far(step))
 
     def _write_line(self, step: int, metrics: StepMetrics) -> None:
-        line = self._line(step, metrics) | self._timing(step - self._last_line, self._clock.lap())
+        line = self._line(step, metrics) | self._timing(step - self._last_line, self._timer.lap())
         self._last_line = step
         self._sums = LossSums(self._domains)
+        if self._lines:
+            self._lines.append({"step": step, **line})
         for writer in self._writers:
             writer.write_metrics(step, line)
 
@@ -180,7 +185,7 @@ class MetricsLog:
 
         Seconds are those since the last line, shares those of the whole run.
         """
-        length, devices, run = self._start.length, jax.device_count(), self._clock.run()
+        length, devices, run = self._start.length, jax.device_count(), self._timer.run()
         speed = self._speed = steps * self._start.batch_size * length / lap.steps
         peak = peak_flops(jax.devices()[0])
         full = speed * self._model.flops_per_token(length, causal=False)
@@ -202,7 +207,7 @@ class MetricsLog:
 
     def _speed_so_far(self, step: int) -> float:
         steps = step - self._start.step
-        return steps * self._start.batch_size * self._start.length / self._clock.total().steps
+        return steps * self._start.batch_size * self._start.length / self._timer.total().steps
 
     def _check_finite(self, step: int, loss: float, grad_norm: float) -> None:
         if math.isfinite(loss) and math.isfinite(grad_norm):

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from etils import epath
 
 from jaxllm.models.batch import Batch
 from jaxllm.run.layout import Layout
@@ -18,21 +17,24 @@ from jaxllm.training.step import StepMetrics, TrainStep
 
 
 class Profile:
-    """Traces the steps `first` to `last` of a run, with what is done between them.
+    """Traces the first to the last of `steps` of a run, with what is done between them.
 
     The trace lies in MODEL_DIR/tensorboard/plugins/profile/, where TensorBoard looks for it (with
     the plugin `xprof` installed); one per host.
     """
 
     def __init__(
-        self, model_dir: epath.PathLike, first: int, last: int, say: Callable[[str], None]
+        self, layout: Layout, steps: tuple[int, int] | None, log: Callable[[str], None]
     ) -> None:
-        self._target = Layout(model_dir).tensorboard
-        self._first, self._last, self._say = first, last, say
+        self._target, self._log = layout.tensorboard, log
+        self._first, self._last = steps or (0, 0)
         self._opened: contextlib.ExitStack | None = None
 
     def around(self, update: TrainStep, step: int) -> TrainStep:
         """`update` that is traced when its turn comes; `step` updates have been done."""
+
+        if not self._last:
+            return update
 
         def traced(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
             nonlocal step
@@ -54,7 +56,7 @@ class Profile:
         if self._opened is not None:
             self._opened.close()
             self._opened = None
-            self._say(f"the profile of steps {self._first} to {self._last} is in {self._target}")
+            self._log(f"the profile of steps {self._first} to {self._last} is in {self._target}")
 
     def _open(self) -> None:
         with contextlib.ExitStack() as opened:

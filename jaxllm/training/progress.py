@@ -34,7 +34,7 @@ class Progress:
             f"{tokens_per_second:,.0f} tokens/s  {known}"
         )
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """Prints a line that stays."""
         self._clear()
         print(text, file=self._out, flush=True)

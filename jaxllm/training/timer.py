@@ -3,60 +3,66 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import time
 from collections.abc import Iterator
 
-from jaxllm.run.times import TimeBreakdown
+from jaxllm.run.times import TimeBreakdown, added
 
-ASIDE = ("setup", "compile", "checkpoint", "evaluation")  # not a part of step time
-PURPOSES = (*ASIDE, "data")
+NON_STEP_PHASES = ("setup", "compile", "checkpoint", "evaluation")
+PHASES = (*NON_STEP_PHASES, "data", "step")
 
 
-class Clock:
-    """A stopwatch for one process of a run.
+class GoodputTimer:
+    """A stopwatch for one process of a run, from its first instruction on; a phase at a time.
 
     Attributes:
-      before: what the processes before spent; None in a run's first.
-      doing: the purpose that is being measured, or `step`.
+      previous: what the processes before spent; None in a run's first.
+      phase: what the time is counted as now; `setup` until `begin_steps`.
     """
 
     def __init__(self) -> None:
-        self.before: TimeBreakdown | None = None
-        self.doing = "step"
-        self._began = self._lap_began = time.perf_counter()
-        self._total = dict.fromkeys(PURPOSES, 0.0)
-        self._lap = dict.fromkeys(PURPOSES, 0.0)
+        self.previous: TimeBreakdown | None = None
+        self.phase = "setup"
+        self._since = time.perf_counter()
+        self._total = dict.fromkeys(PHASES, 0.0)
+        self._last_lap = dict(self._total)
+
+    def begin_steps(self) -> None:
+        """What is no other phase is a step, from now on."""
+        self._enter("step")
 
     @contextlib.contextmanager
-    def measure(self, purpose: str) -> Iterator[None]:
-        """Counts the time inside as `purpose`, one of PURPOSES."""
-        began, around, self.doing = time.perf_counter(), self.doing, purpose
+    def measure(self, phase: str) -> Iterator[None]:
+        """Counts the time inside as `phase`, one of PHASES, and as no other."""
+        around = self.phase
+        self._enter(phase)
         try:
             yield
         finally:
-            self.doing = around
-            spent = time.perf_counter() - began
-            self._lap[purpose] += spent
-            self._total[purpose] += spent
+            self._enter(around)
 
     def lap(self) -> TimeBreakdown:
         """What happened since the last lap; starts a new one."""
-        now = time.perf_counter()
-        lap = TimeBreakdown(now - self._lap_began, **self._lap)
-        self._lap_began = now
-        self._lap = dict.fromkeys(PURPOSES, 0.0)
-        return lap
+        self._enter(self.phase)
+        spent = {phase: self._total[phase] - self._last_lap[phase] for phase in PHASES}
+        self._last_lap = dict(self._total)
+        return _breakdown(spent)
 
     def total(self) -> TimeBreakdown:
         """What happened since this process began."""
-        return TimeBreakdown(time.perf_counter() - self._began, **self._total)
+        self._enter(self.phase)
+        return _breakdown(self._total)
 
     def run(self) -> TimeBreakdown:
         """What happened in all processes of the run."""
-        now = self.total()
-        if self.before is None:
-            return now
-        now = dataclasses.replace(now, setup=0.0, compile=0.0, lost=now.setup + now.compile)
-        both = zip(dataclasses.astuple(self.before), dataclasses.astuple(now), strict=True)
-        return TimeBreakdown(*(before + here for before, here in both))
+        return added(self.previous, self.total())
+
+    def _enter(self, phase: str) -> None:
+        now = time.perf_counter()
+        self._total[self.phase] += now - self._since
+        self._since, self.phase = now, phase
+
+
+def _breakdown(seconds: dict[str, float]) -> TimeBreakdown:
+    named = {phase: value for phase, value in seconds.items() if phase != "step"}
+    return TimeBreakdown(sum(seconds.values()), **named)

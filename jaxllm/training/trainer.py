@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 
-from jaxllm.errors import UserError
 from jaxllm.evaluation.scoring import Interrupted
 from jaxllm.models.decoder import abstract_params
 from jaxllm.run.manifest import ManifestEntry, code_version
@@ -23,25 +21,24 @@ from jaxllm.training.progress import Progress
 from jaxllm.training.schedule import make_schedule
 from jaxllm.training.state import TrainState, abstract_state, init_state, num_bytes
 from jaxllm.training.step import TrainStep, compile_train_step
-from jaxllm.training.timer import Clock
+from jaxllm.training.timer import GoodputTimer
 from jaxllm.training.watchdog import Watchdog
-from jaxllm.training.writers import MetricsJsonl, Writer
-
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+from jaxllm.training.writers import Writer
 
 
-class Session:
-    """A run taken up where its newest checkpoint left it.
+class Trainer:
+    """A run, resumed where its newest checkpoint left it.
 
     Attributes:
+      run: its directory.
       step: updates done; the loop counts it up.
       saved: step of the newest checkpoint; None without one.
       scheduled: the steps at which the loop saves and scores.
-      restarts: how often the run has been taken up.
-      position: where the run was when this process took it up.
-      clock: where the time of this process goes.
+      restarts: how often the run has been resumed.
+      position: where the run was when this process resumed it.
+      timer: where the time of this process goes.
       log: takes the metrics of every step.
-      checkpoints: the run's checkpoints.
+      checkpoints: saves the run's checkpoints.
     """
 
     def __init__(
@@ -52,7 +49,8 @@ class Session:
         evaluator: Evaluator | None,
         writers: Sequence[Writer],
         should_stop: Callable[[], bool],
-        progress: Progress | None = None,
+        progress: Progress,
+        timer: GoodputTimer,
     ) -> None:
         """Opens MODEL_DIR and reads the newest checkpoint.
 
@@ -61,109 +59,67 @@ class Session:
         """
         e = self._experiment = experiment
         self._mesh, self._evaluator, self._should_stop = mesh, evaluator, should_stop
-        self._num_domains = len(source.domains)
-        self.clock = Clock()
+        self._writers, self._progress, self.timer = writers, progress, timer
+        self._domains = source.domains
         self.scheduled = frozenset(e.scheduled_steps)
         self._scored = frozenset(evaluator.due(e.scheduled_steps) if evaluator else ())
-        with self.clock.measure("setup"), contextlib.ExitStack() as opened:
-            self._progress = progress or Progress(e.train.steps)
-            opened.enter_context(contextlib.closing(self._progress))
-            for writer in writers:
-                opened.enter_context(contextlib.closing(writer))
-            self._schedule = make_schedule(e.schedule, e.train.steps)
-            self._optimizer = e.optimizer.build(self._schedule, abstract_params(e.model))
-            abstract = self._abstract = abstract_state(e.model, self._optimizer, mesh)
-            self.run = Run.create(e.model_dir)
-            newest = max((entry.step for entry in self.run.available()), default=-1)
-            self.run.check_space(e.bytes_to_come(num_bytes(abstract), newest))
-            self._resumed = self.run.resume(
-                abstract.params,
-                {"step": abstract.step, "opt_state": abstract.opt_state},
-                self._progress.say,
-            )
-            self.checkpoints = self.run.checkpoint_writer(e.checkpoints)
-            opened.enter_context(contextlib.closing(self.checkpoints))
-            entry = self._resumed.checkpoint.entry if self._resumed else None
-            carried = self._resumed.checkpoint.custom_metadata if self._resumed else {}
-            self.step = entry.step if entry else 0
-            self.saved = self.step if entry else None
-            self.position = Position(
-                step=self.step,
-                tokens=entry.tokens if entry else 0,
-                sequences=entry.data_position if entry else 0,
-                batch_size=e.data.batch_size,
-                length=e.data.sequence_length,
-            )
-            self.restarts = 0
-            if self._resumed:
-                self.restarts = self._resumed.restarts
-                self.clock.before = self._resumed.previous
-                self._progress.say(f"resuming {e.model_dir} at step {self.step}")
-            own = [MetricsJsonl(e.model_dir, self.step)] if jax.process_index() == 0 else []
-            self._writers: list[Writer] = [*own, *writers]
-            self._watchdog = opened.enter_context(
-                contextlib.closing(Watchdog(e.train.watchdog_minutes, e.train.exit_on_hang))
-            )
-            self.log = MetricsLog(
-                model=e.model,
-                start=self.position,
-                domains=source.domains,
-                carried=carried,
-                every=e.train.log_every,
-                steps=e.train.steps,
-                restarts=self.restarts,
-                clock=self.clock,
-                watchdog=self._watchdog,
-                progress=self._progress,
-                writers=self._writers,
-            )
-            self.log.saved = self.saved
-            self._profile: Profile | None = None
-            if e.train.profile_steps:
-                first, last = e.train.profile_steps
-                self._profile = Profile(e.model_dir, first, last, self._progress.say)
-                opened.enter_context(contextlib.closing(self._profile))
-            self._opened = opened.pop_all()
+        self._schedule = make_schedule(e.schedule, e.train.steps)
+        self._optimizer = e.optimizer.build(self._schedule, abstract_params(e.model))
+        self._abstract = abstract_state(e.model, self._optimizer, mesh)
+        self.run = Run.create(e.model_dir)
+        self.step, self.saved = 0, None  # type: int, int | None
+        self._resume()
+        self._watchdog = Watchdog(e.train.watchdog_minutes, e.train.exit_on_hang)
+        self._profile = Profile(self.run.layout, e.train.profile_steps, progress.log)
+        self.log = self._metrics_log()
+        self.checkpoints = self.run.checkpoint_writer(e.checkpoints)
 
-    def __enter__(self) -> Session:
+    def __enter__(self) -> Trainer:
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        """Closes everything; a disk that fails, in the loop or here, is one line for the user."""
-        failure = error
-        try:
-            # to close is to wait for the other hosts, which may be waiting for this one elsewhere
-            if error is None or isinstance(error, Diverged) or jax.process_count() == 1:
-                self._opened.__exit__(kind, error, trace)
-        except Exception as another:  # what fails on closing may only be an echo
-            failure = error or another
-        if isinstance(failure, OSError) and failure.errno in _DISK_ERRORS:
-            raise UserError(
-                f"cannot write to MODEL_DIR {self._experiment.model_dir}: {failure.strerror}; "
-                "the checkpoints that were saved are whole"
-            ) from failure
-        if failure is not None and failure is not error:
-            raise failure
+        """Closes everything; where a step failed, what fails here may only be an echo of it."""
+        self._watchdog.close()
+        # To close is to wait for the other hosts, which may be waiting for this one elsewhere.
+        if error is not None and not isinstance(error, Diverged) and jax.process_count() > 1:
+            return
+        echoes = () if error is None else (Exception,)
+        with contextlib.suppress(*echoes), contextlib.closing(self.checkpoints):
+            self._profile.close()
 
     def write_config(self, text: str | None) -> None:
-        """Writes MODEL_DIR/config.gin, from which the run can be repeated and scored."""
+        """Writes config.gin, and says what it changes for the steps to come."""
+        if self._resumed:
+            rate = float(self._schedule(self.step - 1))
+            saved = self._resumed.checkpoint.entry.learning_rate
+            if saved is not None and abs(rate - saved) > 1e-6 * saved and self.step > 0:
+                self._progress.log(
+                    f"the learning rate goes on from {rate:.3g}: it was {saved:.3g} at step "
+                    f"{self.step}, by the settings of that time"
+                )
+            if self.step >= self._experiment.train.steps:
+                self._progress.log(
+                    f"nothing to train: the run is at step {self.step}, and TrainConfig.steps = "
+                    f"{self._experiment.train.steps}"
+                )
         if text is not None and jax.process_index() == 0:
-            self.run.write_config(text)
+            for change in self.run.write_config(text, self.step):
+                self._progress.log(f"changed since the last start: {change}")
 
     def restored_or_new_state(self) -> TrainState:
         """The state to begin with."""
         if self._resumed is None:
             e = self._experiment
-            with self.clock.measure("setup"):
-                return init_state(e.model, self._optimizer, self._abstract, e.train.seed)
-        training = self._resumed.checkpoint.training
-        return TrainState(training["step"], self._resumed.checkpoint.params, training["opt_state"])
+            return init_state(e.model, self._optimizer, self._abstract, e.train.seed)
+        checkpoint = self._resumed.checkpoint
+        training = checkpoint.training
+        return TrainState(training["step"], checkpoint.params, training["opt_state"])
 
     def compile_update(self) -> TrainStep:
         """The compiled update; its compilation is not a part of any step's time."""
         e = self._experiment
         self._watchdog.pause()
-        with self.clock.measure("compile"):
+        with self.timer.measure("compile"):
             update = compile_train_step(
                 e.model,
                 self._optimizer,
@@ -172,13 +128,13 @@ class Session:
                 self._abstract,
                 batch_size=e.data.batch_size,
                 length=e.data.sequence_length,
-                num_domains=self._num_domains,
+                num_domains=len(self._domains),
                 accumulation=e.train.gradient_accumulation,
                 z_loss=e.train.z_loss,
             )
-        return self._profile.around(update, self.step) if self._profile else update
+        return self._profile.around(update, self.step)
 
-    def catch_up(self, state: TrainState) -> None:
+    def score_missing(self, state: TrainState) -> None:
         """Does what is due at the step where this process begins, or was when a kill came."""
         if self._resumed is None:
             if self.step in self.scheduled:
@@ -187,18 +143,22 @@ class Session:
         elif self._evaluator is not None and self.step in self._scored:
             missing = self._evaluator.missing(self.step)
             if missing:
-                self._progress.say(f"scoring {len(missing)} tasks that step {self.step} lacks")
+                self._progress.log(f"scoring {len(missing)} tasks that step {self.step} lacks")
                 self.score(state, missing)
 
     def save(self, state: TrainState, kind: str) -> None:
         """Begins to save; the loop goes on while it is written."""
-        self.log.settle()
-        with self.clock.measure("checkpoint"):
+        self.log.flush()
+        with self.timer.measure("checkpoint"):
             self.checkpoints.save(
                 self._entry(kind),
                 state.params,
                 {"step": state.step, "opt_state": state.opt_state},
-                {**self.log.carried(), "time": dataclasses.asdict(self.clock.run())},
+                {
+                    **self.log.custom_metadata(),
+                    "time": dataclasses.asdict(self.timer.run()),
+                    "model": self._experiment.saved_model(),
+                },
             )
         self.saved = self.log.saved = self.step
 
@@ -211,7 +171,7 @@ class Session:
             return
         position, began = self.position.at(self.step), time.perf_counter()
         records: list[Any] = []
-        with self.clock.measure("evaluation"):
+        with self.timer.measure("evaluation"):
             with contextlib.suppress(Interrupted):
                 for task in self._evaluator.definitions if tasks is None else tasks:
                     records += self._evaluator.evaluate(
@@ -220,18 +180,67 @@ class Session:
                         position.tokens,
                         self._flops(position),
                         tasks=(task,),
-                        should_stop=self._alive_and_should_stop,
+                        should_stop=self._heartbeat_and_should_stop,
                     )
             for writer in self._writers:
                 writer.write_records(self.step, records)
         self._watchdog.heartbeat()
-        seconds, total = time.perf_counter() - began, self.clock.total()
-        self._progress.say(
+        seconds, total = time.perf_counter() - began, self.timer.total()
+        self._progress.log(
             f"step {self.step}: scored in {seconds:.1f} s; "
             f"evaluation is {total.evaluation / total.wall:.0%} of the time so far"
         )
 
-    def _alive_and_should_stop(self) -> bool:
+    def finish(self) -> None:
+        """Waits for the last save, and notes how long the run has taken until now."""
+        with self.timer.measure("checkpoint"):
+            self.checkpoints.wait()
+        if jax.process_index() == 0:
+            self.run.note_stop(self.step, self.timer.run())
+
+    def _resume(self) -> None:
+        """Brings the run back to its newest checkpoint, if it has one."""
+        e, abstract = self._experiment, self._abstract
+        newest = max((entry.step for entry in self.run.available()), default=-1)
+        self.run.check_space(e.bytes_to_come(num_bytes(abstract), newest))
+        training = {"step": abstract.step, "opt_state": abstract.opt_state}
+        self._resumed = self.run.resume(
+            abstract.params, training, e.saved_model(), self._progress.log
+        )
+        entry = self._resumed.checkpoint.entry if self._resumed else None
+        self.saved = entry.step if entry else None
+        self.step = entry.step if entry else 0
+        self.restarts = self._resumed.restarts if self._resumed else 0
+        self.timer.previous = self._resumed.previous if self._resumed else None
+        self.position = Position(
+            step=self.step,
+            tokens=entry.tokens if entry else 0,
+            sequences=entry.data_position if entry else 0,
+            batch_size=e.data.batch_size,
+            length=e.data.sequence_length,
+        )
+        if entry:
+            self._progress.log(f"resuming {e.model_dir} at step {self.step}")
+
+    def _metrics_log(self) -> MetricsLog:
+        e, first = self._experiment, jax.process_index() == 0
+        return MetricsLog(
+            model=e.model,
+            start=self.position,
+            saved=self.saved,
+            domains=self._domains,
+            custom_metadata=self._resumed.checkpoint.custom_metadata if self._resumed else {},
+            every=e.train.log_every,
+            steps=e.train.steps,
+            restarts=self.restarts,
+            timer=self.timer,
+            watchdog=self._watchdog,
+            progress=self._progress,
+            lines=self.run.metrics_lines if first else None,
+            writers=self._writers,
+        )
+
+    def _heartbeat_and_should_stop(self) -> bool:
         self._watchdog.heartbeat()
         return self._should_stop()
 
@@ -246,7 +255,7 @@ class Session:
             data_position=position.sequences,
             dtype=self._experiment.model.param_dtype,
             wall_time=time.time(),
-            wall_seconds=self.clock.run().wall,
+            wall_seconds=self.timer.run().wall,
             code_version=code_version(),
             restarts=self.restarts,
             kind=kind,

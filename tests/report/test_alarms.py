@@ -69,7 +69,7 @@ def written(model_dir: Path, steps: int) -> pd.DataFrame:
 def test_the_line_does_not_break_the_progress_display(tmp_path: Path) -> None:
     out = Terminal()
     progress = Progress(600, 0.0, out)
-    writer = HealthWriter(tmp_path, INFO, 6e5, say=progress.say)
+    writer = HealthWriter(tmp_path, INFO, 6e5, say=progress.log)
     for row in written(tmp_path, 0).to_dict("records"):
         writer.write_metrics(int(row["step"]), row)
         progress._shown = 0.0  # the line is due again

@@ -79,7 +79,7 @@ def save_run(
 def resume(model_dir: Path, on: jax.sharding.Mesh, said: list[str] | None = None) -> Any:
     """The newest checkpoint, as a trainer finds it."""
     run, (params, training) = Run(model_dir), map(abstract, arrays(0, on))
-    resumed = run.resume(params, training, (said if said is not None else []).append)
+    resumed = run.resume(params, training, report=(said if said is not None else []).append)
     run.checkpoint_writer(CheckpointConfig()).close()
     return resumed.checkpoint if resumed else None
 
@@ -309,3 +309,15 @@ def test_only_the_first_save_of_a_run_is_waited_for(
     save_run(tmp_path, [3, 5])
     save_run(tmp_path, [7])
     assert looked == ["3"]
+
+
+def test_a_save_asks_nobody_for_a_preemption(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """JAX's preemption service knows one counter, and the trainer counts its own calls."""
+    asked: list[int] = []
+    monkeypatch.setattr(
+        "jax.experimental.multihost_utils.reached_preemption_sync_point", asked.append
+    )
+    save_run(tmp_path, [1, 2])
+    assert asked == []

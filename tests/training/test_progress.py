@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
+from jaxllm.run.times import TimeBreakdown
 from jaxllm.sharding.chips import peak_flops, utilisation
-from jaxllm.training import progress
+from jaxllm.training import progress, timer
 from jaxllm.training.progress import Progress, duration
-from jaxllm.training.timer import Clock
+from jaxllm.training.timer import GoodputTimer
 
 
 class Terminal(io.StringIO):
@@ -21,7 +22,8 @@ class Terminal(io.StringIO):
 @pytest.fixture
 def now(monkeypatch: pytest.MonkeyPatch) -> Any:
     clock = SimpleNamespace(seconds=0.0)
-    monkeypatch.setattr(progress.time, "perf_counter", lambda: clock.seconds)
+    for module in (progress, timer):
+        monkeypatch.setattr(module.time, "perf_counter", lambda: clock.seconds)
     return clock
 
 
@@ -31,7 +33,7 @@ def show(out: io.StringIO, now: Any, every: float) -> str:
     for step in range(51):
         now.seconds = float(step)
         line.update(step, 2.5, 1000.0)
-    line.say("hello")
+    line.log("hello")
     line.close()
     return out.getvalue()
 
@@ -60,15 +62,24 @@ def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
-def test_what_is_set_aside_is_not_step_time() -> None:
-    clock = Clock()
-    clock._lap_began -= 10.0  # ten seconds ago
-    for purpose, spent in (("checkpoint", 1.0), ("evaluation", 2.0), ("setup", 3.0), ("data", 0.5)):
-        clock._lap[purpose] = spent
+def test_every_moment_is_of_one_phase(now: Any) -> None:
+    clock = GoodputTimer()
+    for phase, inside in (("checkpoint", 1.0), ("evaluation", 2.0)):
+        now.seconds += 3.0  # what is before the first step is setup
+        with clock.measure(phase):
+            now.seconds += inside
+    clock.begin_steps()
+    with clock.measure("data"):
+        now.seconds += 0.5
+        with clock.measure("compile"):
+            now.seconds += 4.0
+    now.seconds += 10.0
     lap = clock.lap()
-    assert lap.steps == pytest.approx(4.0, abs=0.1)
-    assert (lap.data, lap.evaluation) == (0.5, 2.0)
-    assert clock.lap().steps < 0.1
+    assert (lap.wall, lap.setup, lap.checkpoint, lap.evaluation) == (23.5, 6.0, 1.0, 2.0)
+    assert (lap.compile, lap.data, lap.steps) == (4.0, 0.5, 10.5), "steps wait for data"
+    now.seconds += 1.0
+    assert clock.lap() == TimeBreakdown(wall=1.0)
+    assert clock.total().wall == clock.run().wall == 24.5
 
 
 @pytest.mark.parametrize(

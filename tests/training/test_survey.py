@@ -53,7 +53,7 @@ def test_work_that_is_done_again_is_lost_time(tmp_path: Path) -> None:
         go(e, killed_at(5, seconds=0.0))
     outcome = go(e)
 
-    one, two = Run(tmp_path).restart_lines.read()[0]
+    one, two = (row for row in Run(tmp_path).restart_lines.read()[0] if "restarts" in row)
     assert [(row["step"], row["restarts"]) for row in (one, two)] == [(4, 1), (4, 2)]
     assert one["wall_seconds"] == two["wall_seconds"] == first[-1]["wall_seconds"]
     assert one["lost_seconds"] == two["lost_seconds"] == pytest.approx(lost, abs=0.01)
