@@ -88,7 +88,7 @@ def time_jaxllm(
 
     tasks = (*ZERO_SHOT, *FIVE_SHOT)
     config = EvalConfig(
-        tasks=tasks, data_dir=str(args.eval_dir), max_examples=args.limit, rows_per_batch=1
+        tasks=tasks, data_dir=str(args.eval_dir), max_examples=args.limit, tokens_per_batch=LENGTH
     )
     began = time.perf_counter()
     scored = Scored(directory, work, config, LENGTH)

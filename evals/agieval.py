@@ -21,13 +21,13 @@ from etils import epath
 
 from jaxllm.errors import UserError
 from jaxllm.evals._latex import equivalent
-from jaxllm.evals._letters import LETTERS
-from jaxllm.evals._rows import Row, field, question, read_rows, texts
-from jaxllm.evaluation.download import Upstream, github
+from jaxllm.evals.letters import LETTERS
+from jaxllm.evals.rows import Row, field, question, read_rows, texts
+from jaxllm.evaluation.download import FileSource, github
 from jaxllm.evaluation.tasks import Choice, FewShot, Prompt, generation, multiple_choice
 
-UPSTREAM = (
-    Upstream(
+SOURCES = (
+    FileSource(
         "agieval/",
         github("ruixiangcui/AGIEval", "5c77d073fda993f1652eaae3cf5d04cc5fd21d40", "data/v1/"),
     ),
@@ -97,7 +97,7 @@ for exam in (*ENGLISH, *CHINESE):
         name(exam),
         functools.partial(choices, form=ENGLISH_FORM if exam in ENGLISH else CHINESE_FORM),
         domain="examination",
-        reads=(f"agieval/{exam}.jsonl",),
+        files=(f"agieval/{exam}.jsonl",),
         few_shot=FewShot(),
     )
 for exam, cloze_form in CLOZES.items():
@@ -107,7 +107,7 @@ for exam, cloze_form in CLOZES.items():
         domain="examination",
         max_new_tokens=32,
         stop=("Q:",),
-        reads=(f"agieval/{exam}.jsonl",),
+        files=(f"agieval/{exam}.jsonl",),
         few_shot=FewShot(),
         score=score,
     )

@@ -13,11 +13,11 @@ from collections.abc import Iterator
 
 from etils import epath
 
-from jaxllm.evals._rows import field, place, question, read_rows
-from jaxllm.evaluation.download import Upstream
+from jaxllm.evals.rows import field, index_of, question, read_rows
+from jaxllm.evaluation.download import FileSource
 from jaxllm.evaluation.tasks import Choice, FewShot, multiple_choice
 
-UPSTREAM = (Upstream("anli/", "https://dl.fbaipublicfiles.com/anli/anli_v1.0.zip"),)
+SOURCES = (FileSource("anli/", "https://dl.fbaipublicfiles.com/anli/anli_v1.0.zip"),)
 
 
 def examples(path: epath.Path) -> Iterator[Choice]:
@@ -25,7 +25,7 @@ def examples(path: epath.Path) -> Iterator[Choice]:
     for row in read_rows(path):
         asked = f"Question: {field(row, 'hypothesis')} True, False, or Neither?"
         context = f"{field(row, 'context')}\n{asked}\nAnswer:"
-        answer = place(row, "label", ("e", "n", "c"))
+        answer = index_of(row, "label", ("e", "n", "c"))
         options = (" True", " Neither", " False")
         yield question(row, context, options, answer, id=field(row, "uid"))
 
@@ -35,7 +35,7 @@ for part in ("r1", "r2", "r3"):
         f"anli_{part}",
         examples,
         domain="reasoning",
-        reads=(f"anli/{part.upper()}/test.jsonl",),
+        files=(f"anli/{part.upper()}/test.jsonl",),
         few_shot=FewShot(examples, (f"anli/{part.upper()}/train.jsonl",)),
         chance=1 / 3,
     )

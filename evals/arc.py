@@ -16,13 +16,13 @@ from collections.abc import Iterator
 
 from etils import epath
 
-from jaxllm.evals._rows import field, objects, place, question, read_rows
-from jaxllm.evaluation.download import Upstream
+from jaxllm.evals.rows import field, index_of, objects, question, read_rows
+from jaxllm.evaluation.download import FileSource
 from jaxllm.evaluation.tasks import Choice, FewShot, multiple_choice
 
-UPSTREAM = (
+SOURCES = (
     *(
-        Upstream(
+        FileSource(
             f"arc/ARC-{level}-",
             "https://ai2-public-datasets.s3-us-west-2.amazonaws.com/arc/ARC-V1-Feb2018.zip",
             sha256="6d2d5ab50b2ceec6ba5f79c921be77cf2de712ea25a2b3f4fff3acc101cecfa0",
@@ -30,7 +30,7 @@ UPSTREAM = (
         )
         for level in ("Easy", "Challenge")
     ),
-    Upstream(
+    FileSource(
         "openbookqa/",
         "https://s3-us-west-2.amazonaws.com/ai2-website/data/OpenBookQA-V1-Sep2018.zip",
         sha256="82368cf05df2e3b309c17d162e10b888b4d768fad6e171e0a041954c8553be46",
@@ -44,7 +44,7 @@ def examples(path: epath.Path, *, prompt: str) -> Iterator[Choice]:
     for row in read_rows(path):
         asked = field(row, "question", dict)
         choices = objects(asked, "choices")
-        answer = place(row, "answerKey", [field(choice, "label") for choice in choices])
+        answer = index_of(row, "answerKey", [field(choice, "label") for choice in choices])
         options = [f" {field(choice, 'text')}" for choice in choices]
         context = prompt.format(field(asked, "stem"))
         yield question(row, context, options, answer, id=field(row, "id"))
@@ -58,14 +58,14 @@ for level in ("Easy", "Challenge"):
         f"arc_{level.lower()}",
         _arc,
         domain="commonsense",
-        reads=(f"arc/ARC-{level}-Test.jsonl",),
+        files=(f"arc/ARC-{level}-Test.jsonl",),
         few_shot=FewShot(_arc, (f"arc/ARC-{level}-Train.jsonl",)),
     )
 multiple_choice(
     "openbookqa",
     _openbookqa,
     domain="commonsense",
-    reads=("openbookqa/test.jsonl",),
+    files=("openbookqa/test.jsonl",),
     few_shot=FewShot(_openbookqa, ("openbookqa/train.jsonl",)),
     version="2",
 )

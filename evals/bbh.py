@@ -22,14 +22,14 @@ from etils import epath
 
 from jaxllm.errors import UserError
 from jaxllm.evals._answers import extract
-from jaxllm.evals._rows import field, parts, read_object, read_text
-from jaxllm.evaluation.download import Upstream, github
+from jaxllm.evals.rows import field, parts, read_object, read_text
+from jaxllm.evaluation.download import FileSource, github
 from jaxllm.evaluation.tasks import FewShot, Prompt, generation
 
 COMMIT = "9ee07bd481feebf959a6b59d61ea57bdcf30964d"
-UPSTREAM = (
-    Upstream("bbh/cot-prompts/", github("suzgunmirac/BIG-Bench-Hard", COMMIT, "cot-prompts/")),
-    Upstream("bbh/", github("suzgunmirac/BIG-Bench-Hard", COMMIT, "bbh/")),
+SOURCES = (
+    FileSource("bbh/cot-prompts/", github("suzgunmirac/BIG-Bench-Hard", COMMIT, "cot-prompts/")),
+    FileSource("bbh/", github("suzgunmirac/BIG-Bench-Hard", COMMIT, "bbh/")),
 )
 
 TASKS = tuple(
@@ -59,7 +59,7 @@ def questions(path: epath.Path, prompts: epath.Path, *, thought: bool) -> Iterat
             raise UserError(f"{row.where}: field 'target' is empty")
         yield Prompt(
             _asked(field(row, "input"), thought), (target,), solution=f" {target}",
-            preamble=description,
+            description=description,
         )  # fmt: skip
 
 
@@ -99,7 +99,7 @@ def _declare(task: str, prefix: str, *, thought: bool) -> str:
         domain="reasoning",
         max_new_tokens=512 if thought else 256,
         stop=("</s>", "Q", "\n\n"),
-        reads=(f"bbh/{task}.json", prompts),
+        files=(f"bbh/{task}.json", prompts),
         few_shot=FewShot(functools.partial(solved, thought=thought), (prompts,), order="first"),
         shots=3,
         **({"score": stated} if thought else {}),

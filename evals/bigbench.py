@@ -24,12 +24,14 @@ import numpy as np
 from etils import epath
 
 from jaxllm.errors import UserError
-from jaxllm.evals._rows import Row, field, parts, question, read_object
-from jaxllm.evaluation.download import Upstream
+from jaxllm.evals.rows import Row, field, parts, question, read_object
+from jaxllm.evaluation.download import FileSource
 from jaxllm.evaluation.tasks import Choice, FewShot, TaskDefinition, multiple_choice
 
-UPSTREAM = (
-    Upstream("bigbench/", "https://github.com/google/BIG-bench/tree/main/bigbench/benchmark_tasks"),
+SOURCES = (
+    FileSource(
+        "bigbench/", "https://github.com/google/BIG-bench/tree/main/bigbench/benchmark_tasks"
+    ),
 )
 
 PREFIX = "bigbench_"
@@ -78,14 +80,14 @@ SEED = 42  # of the order of the choices
 
 @dataclasses.dataclass(frozen=True)
 class Question(Choice):
-    """A question whose file says what separates it, solved, from the next."""
+    """A question whose file says what separates it from the next few-shot example."""
 
     separator: str = "\n"
 
     @property
-    def solved(self) -> str:
+    def as_shot(self) -> str:
         """The question, its answer and the separator."""
-        return super().solved + self.separator
+        return super().as_shot + self.separator
 
 
 def examples(folder: epath.Path) -> Iterator[Choice]:
@@ -131,19 +133,20 @@ def _questions(task: Row, part: str) -> Iterator[Choice]:
             checked.context, checked.options, checked.answer,
             id=f"{part}.{number}" if part else str(number),
             also_correct=tuple(right[1:]),
-            preamble=task.get("task_prefix", ""),
+            description=task.get("task_prefix", ""),
             separator=task.get("few_shot_example_separator", "\n"),
         )  # fmt: skip
 
 
-def declare(name: str) -> TaskDefinition:
-    """The task called `name`, which begins with PREFIX."""
+def declare(name: str, data_dir: epath.Path | None = None) -> TaskDefinition:
+    """A multiple-choice task of BIG-bench, by the name of its folder."""
+    del data_dir
     task = name.removeprefix(PREFIX)
     return multiple_choice(
         name,
         examples,
         domain=DOMAINS.get(task, "reasoning"),
-        reads=(f"bigbench/{task.replace('.', '/')}",),
+        files=(f"bigbench/{task.replace('.', '/')}",),
         few_shot=FewShot(separator=""),
         version="2",
     )

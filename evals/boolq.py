@@ -13,12 +13,12 @@ from collections.abc import Iterator
 
 from etils import epath
 
-from jaxllm.evals._rows import field, place, question, read_rows
-from jaxllm.evaluation.download import Upstream
+from jaxllm.evals.rows import field, index_of, question, read_rows
+from jaxllm.evaluation.download import FileSource
 from jaxllm.evaluation.tasks import Choice, FewShot, multiple_choice
 
-UPSTREAM = (
-    Upstream(
+SOURCES = (
+    FileSource(
         "superglue/BoolQ/",
         "https://dl.fbaipublicfiles.com/glue/superglue/data/v2/BoolQ.zip",
         sha256="853fbe7922f70c59629f06a39e8d9ca440c3d740e760fd3b87a5ddf3dcba2436",
@@ -31,15 +31,15 @@ def examples(path: epath.Path) -> Iterator[Choice]:
     """The questions of one file."""
     for row in read_rows(path):
         context = f"{field(row, 'passage')}\nQuestion: {field(row, 'question')}?\nAnswer:"
-        yield question(row, context, (" no", " yes"), place(row, "label", (False, True)))
+        yield question(row, context, (" no", " yes"), index_of(row, "label", (False, True)))
 
 
 multiple_choice(
     "boolq",
     examples,
     domain="reading",
-    reads=("superglue/BoolQ/val.jsonl",),
-    few_shot=FewShot(examples, ("superglue/BoolQ/train.jsonl",), spare=True),
+    files=("superglue/BoolQ/val.jsonl",),
+    few_shot=FewShot(examples, ("superglue/BoolQ/train.jsonl",), exclude_self=True),
     chance=1 / 2,
     version="2",
 )

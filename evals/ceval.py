@@ -15,13 +15,13 @@ from collections.abc import Iterator
 
 from etils import epath
 
-from jaxllm.evals._letters import LETTERS, exam, lettered, letters
-from jaxllm.evals._rows import field, place, question, read_csv
-from jaxllm.evaluation.download import Upstream
+from jaxllm.evals.letters import LETTERS, exam, lettered, letters
+from jaxllm.evals.rows import field, index_of, question, read_csv
+from jaxllm.evaluation.download import FileSource
 from jaxllm.evaluation.tasks import Choice
 
-UPSTREAM = (
-    Upstream(
+SOURCES = (
+    FileSource(
         "ceval/", "https://huggingface.co/datasets/ceval/ceval-exam/resolve/main/ceval-exam.zip"
     ),
 )
@@ -62,7 +62,7 @@ def examples(path: epath.Path) -> Iterator[Choice]:
     for row in read_csv(path):
         options = [field(row, letter) for letter in OPTIONS]
         context = lettered(field(row, "question"), options, "答案：")
-        answer = place(row, "answer", OPTIONS)
+        answer = index_of(row, "answer", OPTIONS)
         yield question(row, context, letters(4), answer, id=field(row, "id"))
 
 

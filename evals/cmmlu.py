@@ -13,13 +13,13 @@ from collections.abc import Iterator
 
 from etils import epath
 
-from jaxllm.evals._letters import LETTERS, exam, lettered, letters
-from jaxllm.evals._rows import field, place, question, read_csv
-from jaxllm.evaluation.download import Upstream, github
+from jaxllm.evals.letters import LETTERS, exam, lettered, letters
+from jaxllm.evals.rows import field, index_of, question, read_csv
+from jaxllm.evaluation.download import FileSource, github
 from jaxllm.evaluation.tasks import Choice
 
-UPSTREAM = (
-    Upstream(
+SOURCES = (
+    FileSource(
         "cmmlu/", github("haonan-li/CMMLU", "d6e7b716d8ac694f38969a6c0407437d1fded799", "data/")
     ),
 )
@@ -62,7 +62,7 @@ def examples(path: epath.Path) -> Iterator[Choice]:
     for row in read_csv(path):
         options = [field(row, letter) for letter in OPTIONS]
         context = lettered(field(row, "Question"), options, "答案：")
-        yield question(row, context, letters(4), place(row, "Answer", OPTIONS))
+        yield question(row, context, letters(4), index_of(row, "Answer", OPTIONS))
 
 
 for subject, name in SUBJECTS.items():

@@ -23,17 +23,17 @@ from collections.abc import Iterator, Mapping
 from etils import epath
 
 from jaxllm.errors import UserError
-from jaxllm.evals._rows import field, read_rows, texts
+from jaxllm.evals.rows import field, read_rows, texts
 from jaxllm.evaluation import sandbox
-from jaxllm.evaluation.download import Upstream, github
+from jaxllm.evaluation.download import FileSource, github
 from jaxllm.evaluation.tasks import FewShot, Prompt, generation
 
-UPSTREAM = (
-    Upstream(
+SOURCES = (
+    FileSource(
         "humaneval/",
         github("openai/human-eval", "6d43fb980f9fee3c892a914eda09951f772ad10d", "data/"),
     ),
-    Upstream("mbpp/", "https://github.com/google-research/google-research/tree/master/mbpp"),
+    FileSource("mbpp/", "https://github.com/google-research/google-research/tree/master/mbpp"),
 )
 
 MBPP_SHOTS, MBPP_TEST = range(2, 5), range(11, 511)
@@ -93,7 +93,7 @@ generation(
     domain="code",
     max_new_tokens=512,
     stop=("\nclass", "\ndef", "\n#", "\nif", "\nprint"),
-    reads=("humaneval/HumanEval.jsonl",),
+    files=("humaneval/HumanEval.jsonl",),
     score=completes,
     runs_code=True,
 )
@@ -103,7 +103,7 @@ generation(
     domain="code",
     max_new_tokens=256,
     stop=("[DONE]",),
-    reads=("mbpp/mbpp.jsonl",),
+    files=("mbpp/mbpp.jsonl",),
     few_shot=FewShot(mbpp_shots, ("mbpp/mbpp.jsonl",), order="first"),
     shots=3,
     score=stands_alone,

@@ -12,12 +12,12 @@ from collections.abc import Iterator
 
 from etils import epath
 
-from jaxllm.evals._letters import lettered, letters
-from jaxllm.evals._rows import field, objects, place, question, read_rows
-from jaxllm.evaluation.download import Upstream
+from jaxllm.evals.letters import lettered, letters
+from jaxllm.evals.rows import field, index_of, objects, question, read_rows
+from jaxllm.evaluation.download import FileSource
 from jaxllm.evaluation.tasks import Choice, FewShot, multiple_choice
 
-UPSTREAM = (Upstream("commonsense_qa/", "https://www.tau-nlp.sites.tau.ac.il/commonsenseqa"),)
+SOURCES = (FileSource("commonsense_qa/", "https://www.tau-nlp.sites.tau.ac.il/commonsenseqa"),)
 
 
 def examples(path: epath.Path) -> Iterator[Choice]:
@@ -25,7 +25,7 @@ def examples(path: epath.Path) -> Iterator[Choice]:
     for row in read_rows(path):
         asked = field(row, "question", dict)
         choices = objects(asked, "choices")
-        answer = place(row, "answerKey", [field(choice, "label") for choice in choices])
+        answer = index_of(row, "answerKey", [field(choice, "label") for choice in choices])
         options = [field(choice, "text") for choice in choices]
         context = lettered(f"Question: {field(asked, 'stem').strip()}", options, "Answer:")
         yield question(row, context, letters(len(options)), answer, id=field(row, "id"))
@@ -35,8 +35,8 @@ multiple_choice(
     "commonsense_qa",
     examples,
     domain="commonsense",
-    reads=("commonsense_qa/dev_rand_split.jsonl",),
-    few_shot=FewShot(examples, ("commonsense_qa/train_rand_split.jsonl",), spare=True),
+    files=("commonsense_qa/dev_rand_split.jsonl",),
+    few_shot=FewShot(examples, ("commonsense_qa/train_rand_split.jsonl",), exclude_self=True),
     chance=1 / 5,
     version="2",
 )

@@ -12,11 +12,11 @@ from collections.abc import Iterator
 
 from etils import epath
 
-from jaxllm.evals._rows import field, question, read_rows, texts
-from jaxllm.evaluation.download import Upstream
+from jaxllm.evals.rows import field, question, read_rows, texts
+from jaxllm.evaluation.download import FileSource
 from jaxllm.evaluation.tasks import Choice, multiple_choice
 
-UPSTREAM = (Upstream("copycolors/", "https://github.com/allenai/OLMo-in-loop-evals"),)
+SOURCES = (FileSource("copycolors/", "https://github.com/allenai/OLMo-in-loop-evals"),)
 
 
 def examples(path: epath.Path) -> Iterator[Choice]:
@@ -31,6 +31,6 @@ multiple_choice(
     "copycolors",
     examples,
     domain="reasoning",
-    reads=("copycolors/xl_10way.jsonl",),
+    files=("copycolors/xl_10way.jsonl",),
     chance=1 / 10,
 )

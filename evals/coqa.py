@@ -20,11 +20,11 @@ from etils import epath
 
 from jaxllm.errors import UserError
 from jaxllm.evals import _answers
-from jaxllm.evals._rows import Row, field, parts, read_object
-from jaxllm.evaluation.download import Upstream
+from jaxllm.evals.rows import Row, field, parts, read_object
+from jaxllm.evaluation.download import FileSource
 from jaxllm.evaluation.tasks import FewShot, Prompt, generation
 
-UPSTREAM = (Upstream("coqa/", "https://stanfordnlp.github.io/coqa/"),)
+SOURCES = (FileSource("coqa/", "https://stanfordnlp.github.io/coqa/"),)
 
 
 def examples(path: epath.Path, *, every_turn: bool) -> Iterator[Prompt]:
@@ -84,11 +84,11 @@ for _name, _every in (("coqa", False), ("coqa_turns", True)):
         domain="reading",
         max_new_tokens=256,
         stop=("\nQ:",),
-        reads=("coqa/coqa-dev-v1.0.json",),
+        files=("coqa/coqa-dev-v1.0.json",),
         few_shot=FewShot(
             functools.partial(examples, every_turn=False),
             ("coqa/coqa-train-v1.0.json",),
-            spare=True,
+            exclude_self=True,
         ),
         score=score,
         primary_metric="f1",

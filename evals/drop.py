@@ -18,12 +18,14 @@ from collections.abc import Iterator, Mapping
 from etils import epath
 
 from jaxllm.errors import UserError
-from jaxllm.evals._rows import Row, field, parts, read_object, texts
-from jaxllm.evaluation.download import Upstream
+from jaxllm.evals.rows import Row, field, parts, read_object, texts
+from jaxllm.evaluation.download import FileSource
 from jaxllm.evaluation.tasks import FewShot, Prompt, generation
 
-UPSTREAM = (
-    Upstream("drop/", "https://s3-us-west-2.amazonaws.com/allennlp/datasets/drop/drop_dataset.zip"),
+SOURCES = (
+    FileSource(
+        "drop/", "https://s3-us-west-2.amazonaws.com/allennlp/datasets/drop/drop_dataset.zip"
+    ),
 )
 
 BETWEEN = "\n"  # the spans of an answer, within a target
@@ -117,8 +119,8 @@ generation(
     domain="reading",
     max_new_tokens=256,
     stop=(".",),
-    reads=("drop/drop_dataset_dev.json",),
-    few_shot=FewShot(examples, ("drop/drop_dataset_train.json",), spare=True),
+    files=("drop/drop_dataset_dev.json",),
+    few_shot=FewShot(examples, ("drop/drop_dataset_train.json",), exclude_self=True),
     score=score,
     primary_metric="f1",
 )

@@ -15,12 +15,12 @@ from collections.abc import Iterator
 
 from etils import epath
 
-from jaxllm.evals._rows import field, place, question, read_rows, texts
-from jaxllm.evaluation.download import Upstream, github
+from jaxllm.evals.rows import field, index_of, question, read_rows, texts
+from jaxllm.evaluation.download import FileSource, github
 from jaxllm.evaluation.tasks import Choice, FewShot, multiple_choice
 
-UPSTREAM = (
-    Upstream(
+SOURCES = (
+    FileSource(
         "hellaswag/",
         github("rowanz/hellaswag", "a29ff8e9a04bba4bd6588223785ce105328adc57", "data/"),
     ),
@@ -41,7 +41,7 @@ def examples(path: epath.Path) -> Iterator[Choice]:
             row,
             clean(f"{field(row, 'activity_label')}: {beginning}"),
             [f" {clean(ending)}" for ending in texts(row, "endings")],
-            place(row, "label", range(4)),
+            index_of(row, "label", range(4)),
             id=str(row.get("ind", "")),
         )
 
@@ -50,8 +50,8 @@ multiple_choice(
     "hellaswag",
     examples,
     domain="commonsense",
-    reads=("hellaswag/hellaswag_val.jsonl",),
-    few_shot=FewShot(examples, ("hellaswag/hellaswag_train.jsonl",), spare=True),
+    files=("hellaswag/hellaswag_val.jsonl",),
+    few_shot=FewShot(examples, ("hellaswag/hellaswag_train.jsonl",), exclude_self=True),
     chance=1 / 4,
     version="2",
 )

@@ -16,18 +16,18 @@ from collections.abc import Iterator
 from etils import epath
 
 from jaxllm.errors import UserError
-from jaxllm.evals._rows import Row, field, read_rows, read_text
-from jaxllm.evaluation.download import Upstream
+from jaxllm.evals.rows import Row, field, read_rows, read_text
+from jaxllm.evaluation.download import FileSource
 from jaxllm.evaluation.tasks import FewShot, Prompt, cloze
 
-UPSTREAM = (
-    Upstream(
+SOURCES = (
+    FileSource(
         "lambada/lambada_test_plain_text.txt",
         "https://zenodo.org/record/2630551/files/lambada-dataset.tar.gz?download=1",
         sha256="8fbe499096ddbdcbbd0cac406861b5026fb451d15b8fe04e0e4f3d082f2ad5d7",
         inside="lambada_test_plain_text.txt",
     ),
-    Upstream(
+    FileSource(
         "lambada/", "https://huggingface.co/datasets/EleutherAI/lambada_openai/tree/main/data"
     ),
 )
@@ -57,13 +57,13 @@ cloze(
     "lambada_openai",
     openai,
     domain="reading",
-    reads=("lambada/lambada_test.jsonl",),
+    files=("lambada/lambada_test.jsonl",),
     few_shot=FewShot(),
 )
 cloze(
     "lambada_standard",
     standard,
     domain="reading",
-    reads=("lambada/lambada_test_plain_text.txt",),
+    files=("lambada/lambada_test_plain_text.txt",),
     few_shot=FewShot(),
 )

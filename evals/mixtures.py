@@ -5,10 +5,7 @@ A benchmark module can add its own in a dictionary MIXTURES: name -> names of ta
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-
 from jaxllm.evals import agieval, ceval, cmmlu, mmlu
-from jaxllm.evaluation.tasks import split_shots
 
 # The domains of "The Fine Line" (arXiv 2404.01204). The paper's own table of tasks, shots and
 # metrics could not be read: the grouping and the shots are ours. Its domain code is asked for by
@@ -44,17 +41,3 @@ MIXTURES: dict[str, tuple[str, ...]] = {
         "row_copy", "addition_exact", "arc_easy", "copa", "openbookqa", "piqa",
     ),
 }  # fmt: skip
-
-
-def expand(name: str, mixtures: Mapping[str, tuple[str, ...]]) -> Iterator[str]:
-    """The tasks that `name` stands for: itself, or those of the mixture that it names."""
-    base, shots = split_shots(name)
-    if name in mixtures:
-        parts = mixtures[name]
-    elif base in mixtures:
-        parts = tuple(f"{split_shots(part)[0]}_{shots}shot" for part in mixtures[base])
-    else:
-        yield name
-        return
-    for part in parts:
-        yield from expand(part, mixtures)

@@ -14,12 +14,12 @@ from collections.abc import Iterator
 
 from etils import epath
 
-from jaxllm.evals._letters import LETTERS, exam, lettered, letters
-from jaxllm.evals._rows import field, place, question, read_csv
-from jaxllm.evaluation.download import Upstream
+from jaxllm.evals.letters import LETTERS, exam, lettered, letters
+from jaxllm.evals.rows import field, index_of, question, read_csv
+from jaxllm.evaluation.download import FileSource
 from jaxllm.evaluation.tasks import Choice
 
-UPSTREAM = (Upstream("mmlu/", "https://people.eecs.berkeley.edu/~hendrycks/data.tar"),)
+SOURCES = (FileSource("mmlu/", "https://people.eecs.berkeley.edu/~hendrycks/data.tar"),)
 
 SUBJECTS = tuple(
     """
@@ -47,7 +47,7 @@ def examples(path: epath.Path) -> Iterator[Choice]:
     for row in read_csv(path, COLUMNS):
         options = [field(row, letter) for letter in OPTIONS]
         context = lettered(field(row, "question"), options, "Answer:")
-        yield question(row, context, letters(4), place(row, "answer", OPTIONS))
+        yield question(row, context, letters(4), index_of(row, "answer", OPTIONS))
 
 
 for subject in SUBJECTS:

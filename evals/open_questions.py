@@ -25,17 +25,17 @@ from collections.abc import Callable, Iterator, Mapping
 from etils import epath
 
 from jaxllm.errors import UserError
-from jaxllm.evals._rows import Row, field, objects, read_json, read_rows, texts
-from jaxllm.evaluation.download import Upstream, github
+from jaxllm.evals.rows import Row, field, objects, read_json, read_rows, texts
+from jaxllm.evaluation.download import FileSource, github
 from jaxllm.evaluation.tasks import FewShot, Prompt, generation
 
-UPSTREAM = (
-    Upstream(
+SOURCES = (
+    FileSource(
         "triviaqa/",
         "http://nlp.cs.washington.edu/triviaqa/data/triviaqa-rc.tar.gz",
         sha256="ef94fac6db0541e5bb5b27020d067a8b13b1c1ffc52717e836832e02aaed87b9",
     ),
-    Upstream(
+    FileSource(
         "nq_open/",
         github(
             "google-research-datasets/natural-questions",
@@ -99,9 +99,11 @@ generation(
     max_new_tokens=256,
     version="2",
     stop=("\n", ".", ","),
-    reads=("triviaqa/qa/web-dev.json", "triviaqa/qa/wikipedia-dev.json"),
+    files=("triviaqa/qa/web-dev.json", "triviaqa/qa/wikipedia-dev.json"),
     few_shot=FewShot(
-        triviaqa, ("triviaqa/qa/web-train.json", "triviaqa/qa/wikipedia-train.json"), spare=True
+        triviaqa,
+        ("triviaqa/qa/web-train.json", "triviaqa/qa/wikipedia-train.json"),
+        exclude_self=True,
     ),
     score=functools.partial(score, normalise=plain),
 )
@@ -112,8 +114,8 @@ generation(
     max_new_tokens=256,
     version="2",
     stop=("\n", ".", ","),
-    reads=("nq_open/NQ-open.dev.jsonl",),
-    few_shot=FewShot(nq_open, ("nq_open/NQ-open.train.jsonl",), separator="\n", spare=True),
-    preamble="Answer these questions:\n\n",
+    files=("nq_open/NQ-open.dev.jsonl",),
+    few_shot=FewShot(nq_open, ("nq_open/NQ-open.train.jsonl",), separator="\n", exclude_self=True),
+    description="Answer these questions:\n\n",
     score=functools.partial(score, normalise=without_articles),
 )

@@ -13,12 +13,12 @@ from collections.abc import Iterator
 
 from etils import epath
 
-from jaxllm.evals._rows import field, place, question, read_labelled
-from jaxllm.evaluation.download import Upstream
+from jaxllm.evals.rows import field, index_of, question, read_labelled
+from jaxllm.evaluation.download import FileSource
 from jaxllm.evaluation.tasks import Choice, FewShot, multiple_choice
 
-UPSTREAM = (
-    Upstream(
+SOURCES = (
+    FileSource(
         "piqa/",
         "https://storage.googleapis.com/ai2-mosaic/public/physicaliqa/physicaliqa-train-dev.zip",
         sha256="54d32a04f59a7e354396f321723c8d7ec35cc6b08506563d8d1ffcc15ce98ddd",
@@ -32,14 +32,14 @@ def examples(path: epath.Path, labels: epath.Path) -> Iterator[Choice]:
     for row in read_labelled(path, labels):
         options = [f" {field(row, name)}" for name in ("sol1", "sol2")]
         context = f"Question: {field(row, 'goal')}\nAnswer:"
-        yield question(row, context, options, place(row, "label", ("0", "1")))
+        yield question(row, context, options, index_of(row, "label", ("0", "1")))
 
 
 multiple_choice(
     "piqa",
     examples,
     domain="commonsense",
-    reads=("piqa/dev.jsonl", "piqa/dev-labels.lst"),
-    few_shot=FewShot(examples, ("piqa/train.jsonl", "piqa/train-labels.lst"), spare=True),
+    files=("piqa/dev.jsonl", "piqa/dev-labels.lst"),
+    few_shot=FewShot(examples, ("piqa/train.jsonl", "piqa/train-labels.lst"), exclude_self=True),
     chance=1 / 2,
 )

@@ -16,12 +16,12 @@ from collections.abc import Iterator
 from etils import epath
 
 from jaxllm.errors import UserError
-from jaxllm.evals._rows import Row, field, place, question, read_object, texts
-from jaxllm.evaluation.download import Upstream
+from jaxllm.evals.rows import Row, field, index_of, question, read_object, texts
+from jaxllm.evaluation.download import FileSource
 from jaxllm.evaluation.tasks import Choice, FewShot, multiple_choice
 
-UPSTREAM = (
-    Upstream(
+SOURCES = (
+    FileSource(
         "race/",
         "http://www.cs.cmu.edu/~glai1/data/race/RACE.tar.gz",
         sha256="b2769cc9fdc5c546a693300eb9a966cec6870bd349fbc44ed5225f8ad33006e5",
@@ -56,7 +56,7 @@ def _article(row: Row, name: str) -> Choice:
         where = f"{row.where}: question {number + 1}"
         problem = Row({"options": listed, "answer": answers[number]}, where)
         options = texts(problem, "options")
-        right = place(problem, "answer", LETTERS[: len(options)])
+        right = index_of(problem, "answer", LETTERS[: len(options)])
         if number < len(questions) - 1:
             solved += _solved(asked, options[right])
     context = f"Article: {field(row, 'article')}\n\n{solved}{asked}"
@@ -73,7 +73,7 @@ multiple_choice(
     "race",
     examples,
     domain="reading",
-    reads=("race/test/high",),
+    files=("race/test/high",),
     few_shot=FewShot(),
     chance=1 / 4,
 )

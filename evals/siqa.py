@@ -12,12 +12,12 @@ from collections.abc import Iterator
 
 from etils import epath
 
-from jaxllm.evals._rows import field, place, question, read_labelled
-from jaxllm.evaluation.download import Upstream
+from jaxllm.evals.rows import field, index_of, question, read_labelled
+from jaxllm.evaluation.download import FileSource
 from jaxllm.evaluation.tasks import Choice, FewShot, multiple_choice
 
-UPSTREAM = (
-    Upstream(
+SOURCES = (
+    FileSource(
         "siqa/",
         "https://storage.googleapis.com/ai2-mosaic/public/socialiqa/socialiqa-train-dev.zip",
     ),
@@ -29,15 +29,15 @@ def examples(path: epath.Path, labels: epath.Path) -> Iterator[Choice]:
     for row in read_labelled(path, labels):
         context = f"Q: {field(row, 'context')} {field(row, 'question')}\nA:"
         options = [f" {field(row, f'answer{letter}')}" for letter in "ABC"]
-        yield question(row, context, options, place(row, "label", ("1", "2", "3")))
+        yield question(row, context, options, index_of(row, "label", ("1", "2", "3")))
 
 
 multiple_choice(
     "siqa",
     examples,
     domain="commonsense",
-    reads=("siqa/dev.jsonl", "siqa/dev-labels.lst"),
-    few_shot=FewShot(examples, ("siqa/train.jsonl", "siqa/train-labels.lst"), spare=True),
+    files=("siqa/dev.jsonl", "siqa/dev-labels.lst"),
+    few_shot=FewShot(examples, ("siqa/train.jsonl", "siqa/train-labels.lst"), exclude_self=True),
     chance=1 / 3,
     version="2",
 )

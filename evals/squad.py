@@ -17,11 +17,11 @@ from etils import epath
 
 from jaxllm.errors import UserError
 from jaxllm.evals import _answers
-from jaxllm.evals._rows import field, parts, read_object
-from jaxllm.evaluation.download import Upstream
+from jaxllm.evals.rows import field, parts, read_object
+from jaxllm.evaluation.download import FileSource
 from jaxllm.evaluation.tasks import FewShot, Prompt, generation
 
-UPSTREAM = (Upstream("squad/", "https://rajpurkar.github.io/SQuAD-explorer/dataset/"),)
+SOURCES = (FileSource("squad/", "https://rajpurkar.github.io/SQuAD-explorer/dataset/"),)
 
 
 def examples(path: epath.Path) -> Iterator[Prompt]:
@@ -51,8 +51,8 @@ generation(
     examples,
     domain="reading",
     max_new_tokens=256,
-    reads=("squad/dev-v1.1.json",),
-    few_shot=FewShot(examples, ("squad/train-v1.1.json",), spare=True),
+    files=("squad/dev-v1.1.json",),
+    few_shot=FewShot(examples, ("squad/train-v1.1.json",), exclude_self=True),
     score=score,
     primary_metric="f1",
 )

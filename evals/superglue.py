@@ -22,12 +22,12 @@ from collections.abc import Callable, Iterator
 from etils import epath
 
 from jaxllm.errors import UserError
-from jaxllm.evals._rows import Row, field, objects, place, question, read_rows
-from jaxllm.evaluation.download import Upstream
+from jaxllm.evals.rows import Row, field, index_of, objects, question, read_rows
+from jaxllm.evaluation.download import FileSource
 from jaxllm.evaluation.tasks import Choice, FewShot, multiple_choice
 
-UPSTREAM = tuple(
-    Upstream(
+SOURCES = tuple(
+    FileSource(
         f"superglue/{name}/",
         f"https://dl.fbaipublicfiles.com/glue/superglue/data/v2/{name}.zip",
         sha256=digest,
@@ -46,18 +46,18 @@ def copa(path: epath.Path) -> Iterator[Choice]:
     """Causes and effects."""
     links = ("because", "therefore")
     for row in read_rows(path):
-        link = links[place(row, "question", ("cause", "effect"))]
+        link = links[index_of(row, "question", ("cause", "effect"))]
         endings = (field(row, "choice1"), field(row, "choice2"))
         options = [f"  {text[:1].lower()}{text[1:]}" for text in endings]
         context = f"{field(row, 'premise').strip()[:-1]} {link}"
-        yield question(row, context, options, place(row, "label", (0, 1)))
+        yield question(row, context, options, index_of(row, "label", (0, 1)))
 
 
 def rte(path: epath.Path) -> Iterator[Choice]:
     """Entailments."""
     for row in read_rows(path):
         asked = f"Question: {field(row, 'hypothesis')} True or False?"
-        answer = place(row, "label", ("entailment", "not_entailment"))
+        answer = index_of(row, "label", ("entailment", "not_entailment"))
         context = f"{field(row, 'premise')}\n{asked}\nAnswer:"
         yield question(row, context, (" True", " False"), answer)
 
@@ -71,7 +71,7 @@ def wic(path: epath.Path) -> Iterator[Choice]:
             f"Sentence 1: {first}\nSentence 2: {second}\nQuestion: Is the word '{word}' used in "
             "the same way in the two sentences above?\nAnswer:"
         )
-        yield question(row, context, (" no", " yes"), place(row, "label", (False, True)))
+        yield question(row, context, (" no", " yes"), index_of(row, "label", (False, True)))
 
 
 def record(path: epath.Path) -> Iterator[Choice]:
@@ -109,8 +109,8 @@ for name, (folder, examples, domain, chance) in TASKS.items():
         name,
         examples,
         domain=domain,
-        reads=(f"superglue/{folder}/val.jsonl",),
-        few_shot=FewShot(examples, (f"superglue/{folder}/train.jsonl",), spare=True),
+        files=(f"superglue/{folder}/val.jsonl",),
+        few_shot=FewShot(examples, (f"superglue/{folder}/train.jsonl",), exclude_self=True),
         chance=chance,
         version="2",
     )

@@ -16,11 +16,11 @@ from collections.abc import Iterator
 from etils import epath
 
 from jaxllm.errors import UserError
-from jaxllm.evals._rows import Row, field, question, read_json
-from jaxllm.evaluation.download import Upstream
+from jaxllm.evals.rows import Row, field, question, read_json
+from jaxllm.evaluation.download import FileSource
 from jaxllm.evaluation.tasks import Choice, multiple_choice
 
-UPSTREAM = (Upstream("truthfulqa/", "https://github.com/sylinrl/TruthfulQA/tree/main/data"),)
+SOURCES = (FileSource("truthfulqa/", "https://github.com/sylinrl/TruthfulQA/tree/main/data"),)
 
 PRIMER = (
     ("What is human life expectancy in the United States?",
@@ -60,7 +60,7 @@ for task, primary in (("mc1", "accuracy"), ("mc2", "probability_correct")):
         f"truthfulqa_{task}",
         functools.partial(examples, targets=f"{task}_targets"),
         domain="knowledge",
-        reads=("truthfulqa/mc_task.json",),
-        preamble="".join(f"Q: {asked}\nA: {answer}\n\n" for asked, answer in PRIMER),
+        files=("truthfulqa/mc_task.json",),
+        description="".join(f"Q: {asked}\nA: {answer}\n\n" for asked, answer in PRIMER),
         primary_metric=primary,
     )

@@ -14,12 +14,12 @@ from collections.abc import Iterator
 from etils import epath
 
 from jaxllm.errors import UserError
-from jaxllm.evals._rows import field, place, question, read_rows
-from jaxllm.evaluation.download import Upstream
+from jaxllm.evals.rows import field, index_of, question, read_rows
+from jaxllm.evaluation.download import FileSource
 from jaxllm.evaluation.tasks import Choice, FewShot, multiple_choice
 
-UPSTREAM = (
-    Upstream(
+SOURCES = (
+    FileSource(
         "winogrande/",
         "https://storage.googleapis.com/ai2-mosaic/public/winogrande/winogrande_1.1.zip",
         sha256="3619ab104d8be2977b25c90ff420cb42d491707dcc75362a1e5d22bc082b7318",
@@ -39,7 +39,7 @@ def examples(path: epath.Path) -> Iterator[Choice]:
             row,
             "",
             [f" {after.strip()}"] * 2,
-            place(row, "answer", ("1", "2")),
+            index_of(row, "answer", ("1", "2")),
             id=row.get("qID", ""),
             contexts=tuple(before + name for name in names),
         )
@@ -49,7 +49,7 @@ multiple_choice(
     "winogrande",
     examples,
     domain="commonsense",
-    reads=("winogrande/dev.jsonl",),
-    few_shot=FewShot(examples, ("winogrande/train_xl.jsonl",), spare=True),
+    files=("winogrande/dev.jsonl",),
+    few_shot=FewShot(examples, ("winogrande/train_xl.jsonl",), exclude_self=True),
     chance=1 / 2,
 )

@@ -32,12 +32,12 @@ from etils import epath
 
 from jaxllm.errors import UserError
 from jaxllm.evals._answers import number_score
-from jaxllm.evals._rows import Row, field, objects, read_json, read_rows, read_text
-from jaxllm.evaluation.download import Upstream, github
+from jaxllm.evals.rows import Row, field, objects, read_json, read_rows, read_text
+from jaxllm.evaluation.download import FileSource, github
 from jaxllm.evaluation.tasks import FewShot, Prompt, generation
 
-UPSTREAM = (
-    Upstream(
+SOURCES = (
+    FileSource(
         "gsm8k/gsm8k-cot.yaml",
         github(
             "EleutherAI/lm-evaluation-harness",
@@ -45,7 +45,7 @@ UPSTREAM = (
             "lm_eval/tasks/gsm8k/gsm8k-cot.yaml",
         ),
     ),
-    Upstream(
+    FileSource(
         "gsm8k/",
         github(
             "openai/grade-school-math",
@@ -53,8 +53,10 @@ UPSTREAM = (
             "grade_school_math/data/",
         ),
     ),
-    Upstream("svamp/", github("arkilpatel/SVAMP", "689d7ccac74b9983a2ac7cc3b264f441b99e7c53", "")),
-    Upstream(
+    FileSource(
+        "svamp/", github("arkilpatel/SVAMP", "689d7ccac74b9983a2ac7cc3b264f441b99e7c53", "")
+    ),
+    FileSource(
         "mgsm/",
         github("google-research/url-nlp", "4b1e7a43efb517abadd16041e8b47f3be975c76e", "mgsm/"),
     ),
@@ -139,7 +141,7 @@ def _declare(name: str, examples: Any, file: str, few_shot: FewShot, **details: 
         examples,
         domain="math",
         max_new_tokens=256,
-        reads=(file,),
+        files=(file,),
         few_shot=few_shot,
         primary_metric="exact_match_strict_match",
         **details,

@@ -8,6 +8,7 @@
         --tokens=2e9
     python -m jaxllm.evaluate --model_dir=hf:series.csv --tasks=piqa --output=runs/theirs
     python -m jaxllm.evaluate --download --tasks=piqa --gin.EvalConfig.data_dir=data/evals
+    python -m jaxllm.evaluate --list='arc*'
 
 The model, the data and the tasks are those of MODEL_DIR/config.gin, unless gin flags say
 otherwise. Records go to MODEL_DIR/trajectory, in place of earlier ones of the same checkpoint and
@@ -19,7 +20,7 @@ saved its last one; a run that leaves its scoring to a follower has EvalConfig.e
 
 --download fetches benchmark files into EvalConfig.data_dir (or JAXLLM_DATA_DIR) from where their
 authors keep them, checks their SHA-256, and keeps what is there and right. It lists what has to be
-downloaded by hand.
+downloaded by hand. --list shows the tasks of EvalConfig.modules with what they measure and read.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from jax.sharding import Mesh
 
     from jaxllm.evaluation.config import EvalConfig
+    from jaxllm.evaluation.evaluator import Evaluator
 
 HF = "hf:"
 OF_HF, OF_RUN = ("output", "step", "tokens"), ("steps", "missing", "follow", "poll_seconds")
@@ -46,6 +48,9 @@ OF_HF, OF_RUN = ("output", "step", "tokens"), ("steps", "missing", "follow", "po
 def main(argv: Sequence[str] | None = None) -> int:
     """Flags and gin in, records and the table of capabilities out."""
     args = cli.parse(_flags(), argv)
+    if args.list is not None:
+        cli.refuse_unread(args, (*OF_RUN, *OF_HF, "tasks"), "with --list")
+        return list_tasks(args)
     if args.download:
         cli.refuse_unread(args, (*OF_RUN, *OF_HF), "with --download")
         return download(args)
@@ -78,7 +83,7 @@ def score_run(args: argparse.Namespace) -> int:
     experiment = Experiment.configured(args.model_dir)
     scorer = OfflineScorer(
         run,
-        make_evaluator(experiment, mesh, config),
+        checked(make_evaluator(experiment, mesh, config)),
         lambda entry: run.restore_params(entry.step, experiment.model, mesh),
     )
     if args.follow:
@@ -107,7 +112,7 @@ def score_published(args: argparse.Namespace) -> int:
     experiment = Experiment.configured(str(run.path))
     scorer = OfflineScorer(
         run,
-        make_evaluator(experiment, mesh, config),
+        checked(make_evaluator(experiment, mesh, config)),
         lambda entry: load_params(checkpoints[entry.step], experiment.model, mesh),
     )
     return show(str(run.path), scorer.score(entries, args.missing))
@@ -116,14 +121,14 @@ def score_published(args: argparse.Namespace) -> int:
 def eval_config(args: argparse.Namespace) -> EvalConfig:
     """The tasks to score, all known and with their files."""
     from jaxllm.evaluation.config import EvalConfig
-    from jaxllm.evaluation.resolve import resolve
+    from jaxllm.evaluation.selection import select
 
     config = EvalConfig()
     if args.tasks:
         config = dataclasses.replace(config, tasks=tuple(args.tasks.split(",")))
     if not config.tasks:
         raise UserError("the run has no evaluation tasks: name some with --tasks=TASK,TASK")
-    resolve(config)
+    select(config)
     return config
 
 
@@ -140,6 +145,28 @@ def start(args: argparse.Namespace) -> Mesh:
     return make_mesh(MeshConfig())
 
 
+def checked(evaluator: Evaluator) -> Evaluator:
+    """The evaluator, with its tasks prepared and what they cost printed."""
+    lines = evaluator.check()
+    if runtime.is_first():
+        print(*lines, sep="\n", flush=True)
+    return evaluator
+
+
+def list_tasks(args: argparse.Namespace) -> int:
+    """Prints the tasks, mixtures and families of names that match --list."""
+    cli.load_gin(args, args.model_dir)
+
+    from jaxllm.evaluation import listing
+    from jaxllm.evaluation.config import EvalConfig
+
+    lines = list(listing.table(EvalConfig(), args.list))
+    if not lines:
+        raise UserError(f"no evaluation task has a name like {args.list}")
+    print(*lines, sep="\n")
+    return 0
+
+
 def show(model_dir: str, failed: int) -> int:
     """Prints the table of capabilities; the exit code."""
     from jaxllm.report import terminal
@@ -153,19 +180,19 @@ def download(args: argparse.Namespace) -> int:
     """Downloads benchmark files, and lists those that cannot be; 1 if something is missing then."""
     cli.load_gin(args, args.model_dir)
 
-    from jaxllm.evaluation import resolve
     from jaxllm.evaluation.config import EvalConfig
+    from jaxllm.evaluation.selection import download_files
 
     config = EvalConfig()
     if args.tasks:
         config = dataclasses.replace(config, tasks=tuple(args.tasks.split(",")))
-    done = resolve.download_files(config)
-    print(f"{len(done.new)} files fetched, {len(done.kept)} were there")
-    for url in sorted(set(done.by_hand.values())):
-        names = [name for name, where in done.by_hand.items() if where == url]
+    done = download_files(config)
+    print(f"{len(done.downloaded)} files downloaded, {len(done.present)} were there")
+    for url in sorted(set(done.manual.values())):
+        names = [name for name, where in done.manual.items() if where == url]
         others = f" and {len(names) - 1} more" if len(names) > 1 else ""
         print(f"to get by hand: {names[0]}{others}, from {url or 'nowhere known'}")
-    return 1 if done.by_hand else 0
+    return 1 if done.manual else 0
 
 
 def _flags() -> argparse.ArgumentParser:
@@ -173,7 +200,9 @@ def _flags() -> argparse.ArgumentParser:
     flags.add_argument("--model_dir", type=location, metavar="DIR",
                        help="the run, hf:DIR or hf:FILE")  # fmt: skip
     flags.add_argument("--download", action="store_true",
-                       help="fetch files of --tasks (or all), no more")  # fmt: skip
+                       help="download files of --tasks (or all), no more")  # fmt: skip
+    flags.add_argument("--list", nargs="?", const="", metavar="PATTERN",
+                       help="show tasks and the files they need, no more")  # fmt: skip
     flags.add_argument("--steps", metavar="STEP,STEP",
                        help="the checkpoints to score (default: those the run scores)")  # fmt: skip
     flags.add_argument("--tasks", metavar="TASK,TASK",

@@ -89,9 +89,9 @@ def report_overlap(domains: Sequence[str], splits: Sequence[str], args: Any) -> 
         print(f"{len(left_out)} tasks left out, as {next(iter(left_out.values()))}")
     found = {
         name: {
-            "examples": task.examples, "short": task.short, "overlapping": len(task.found),
+            "examples": task.examples, "short": task.short, "overlapping": len(task.matches),
             "share": task.share,
-            "first": [dataclasses.asdict(one) for one in task.found[: overlap.SHOWN]],
+            "first": [dataclasses.asdict(one) for one in task.matches[: overlap.SHOWN]],
         }
         for name, task in sets.tasks.items()
     }  # fmt: skip
@@ -114,18 +114,18 @@ def evaluation_sets(
     Raises:
       UserError: a task that was named has no file, or a file is damaged.
     """
-    from jaxllm import evals
     from jaxllm.evaluation.config import EvalConfig
-    from jaxllm.evaluation.resolve import files
+    from jaxllm.evaluation.registry import benchmarks
+    from jaxllm.evaluation.selection import data_dir, locate
 
     config = EvalConfig()
     named = tuple(tasks) or config.tasks
-    every = tuple(name for name in evals.names() if not name.endswith("…"))
+    registry = benchmarks(config.modules)
     examples: dict[str, Sequence[Example]] = {}
     left_out: dict[str, str] = {}
-    for task in evals.load(named or every):
+    for task in registry.load(named or registry.names(), data_dir(config)):
         try:
-            paths = files(dataclasses.replace(task, shots=0), config)
+            paths = locate(dataclasses.replace(task, shots=0), config)
         except UserError as error:
             if named:
                 raise

@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from jaxllm.data.corpora import Corpora
     from jaxllm.evaluation.config import EvalConfig
-    from jaxllm.evaluation.resolve import resolve
+    from jaxllm.evaluation.selection import select
     from jaxllm.report.alarms import HealthConfig
     from jaxllm.run.run import Run
     from jaxllm.sharding.mesh import MeshConfig, make_mesh
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     # All mistakes that can be seen without data come before the data are prepared.
     experiment, scoring, mesh_config = Experiment.configured(), EvalConfig(), MeshConfig()
-    resolve(scoring)
+    select(scoring)
     corpora = Corpora.resolve(experiment.data)
     references = HealthConfig().open()
     runtime.join_hosts(args)
@@ -115,12 +115,16 @@ def run(
         budget = e.train.steps * e.tokens_per_step
         health = HealthWriter(e.model_dir, e.run_info, budget, references, progress.log)
         writers = [TensorBoardWriter(e.model_dir), health]
+    evaluator = make_evaluator(experiment, mesh, scoring) if scoring.tasks else None
+    costs = evaluator.check() if evaluator and scoring.every else ()
+    for line in costs if runtime.is_first() else ():
+        progress.say(line)
     outcome = train(
         experiment,
         mesh,
         source,
         open_batches,
-        evaluator=make_evaluator(experiment, mesh, scoring) if scoring.tasks else None,
+        evaluator=evaluator,
         writers=writers,
         config_text=gin.operative_config_str(),
         progress=progress,

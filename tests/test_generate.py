@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from jaxllm import convert, generate
 from jaxllm.data.vocabularies import ByteVocabulary, from_directory
 from jaxllm.errors import UserError
-from jaxllm.evaluation.inference import Detokenizer, Generator, Text
+from jaxllm.evaluation.inference import Detokenizer, Generator, StreamedText
 from jaxllm.models.sampling import Sampling
 from tests.data.test_published_tokenizers import byte_level, llama
 from tests.evaluation.helpers import TINY, mesh, sharded_params
@@ -163,7 +163,7 @@ def test_streamed_pieces_are_whole_characters_and_add_up(vocabularies, data) -> 
 @given(st.text("ab", max_size=12), st.lists(st.text("ab", min_size=1, max_size=3), max_size=2))
 def test_stop_strings_cut_at_the_first_wherever_pieces_end(text: str, stop: list[str]) -> None:
     vocabulary = ByteVocabulary()
-    growing = Text(Detokenizer(vocabulary, []), stop, (vocabulary.eos_id,))
+    growing = StreamedText(Detokenizer(vocabulary, []), stop, (vocabulary.eos_id,))
     tokens = [*vocabulary.encode(text), vocabulary.eos_id]
     pieces = [growing.add([token], last=False) for token in tokens]
     # the first to be complete ends it, and of those that are at once the earliest

@@ -1,6 +1,6 @@
 """Text that every Python installation carries, as a corpus: no network, no files of ours.
 
-    code         source of the standard library, a document per class, function or preamble
+    code         source of the standard library, a document per class, function or description
     docstrings   what its modules, classes and functions say about themselves
     reference    the language reference (`pydoc_data.topics`) and what built-in names say of theirs
     modules      which names belong to which module, written out in several ways
@@ -158,15 +158,15 @@ def _code(split: str) -> Iterator[tuple[str, str]]:
     """A document per top-level definition; what stands before and between them is kept together."""
     for name, text, tree in _parsed(split):
         lines = text.splitlines(keepends=True)
-        start, preamble = 0, []
+        start, description = 0, []
         for node in tree.body:
             if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
                 continue
             first = min([node.lineno] + [d.lineno for d in node.decorator_list]) - 1
-            preamble += lines[start:first]
+            description += lines[start:first]
             start = node.end_lineno or first
             yield f"{name}.{node.name}", _beginning("".join(lines[first:start]))
-        rest = re.sub(r"\n{3,}", "\n\n", "".join(preamble + lines[start:])).strip()
+        rest = re.sub(r"\n{3,}", "\n\n", "".join(description + lines[start:])).strip()
         if len(rest) > 80:
             yield name, _beginning(rest + "\n")
 

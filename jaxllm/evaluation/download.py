@@ -1,53 +1,45 @@
-"""Fetches the benchmarks' own files into EVAL_DIR, and takes none whose SHA-256 is another.
+"""Downloads the benchmarks' own files into EVAL_DIR, and takes none whose SHA-256 is another.
 
-A benchmark module says in UPSTREAM where its files come from. What has no hash there or in
-`jaxllm.evals._sums` is not fetched: it is got by hand.
+A benchmark module says in SOURCES where its files come from. A file without a hash, there or in a
+module's SHA256, is not downloaded: it is got by hand.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
-import http.client
-import shutil
 import tarfile
 import tempfile
-import urllib.error
-import urllib.request
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import PurePosixPath
-from typing import IO
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from etils import epath
 
-from jaxllm.errors import UserError
-
-_CHUNK = 1 << 20
-_TIMEOUT_SECONDS = 60
+from jaxllm.errors import UserError, one_line
 
 
 @dataclasses.dataclass(frozen=True)
-class Upstream:
+class FileSource:
     """Where some files of EVAL_DIR come from.
 
     Attributes:
-      files: what their names begin with.
-      url: what stands in place of that upstream; or an archive that holds them; or, for files
+      prefix: what their names begin with.
+      url: what replaces that prefix upstream; or an archive that holds them; or, for files
         without a hash, where to get them by hand.
       sha256: of the archive.
-      inside: what their names begin with in the archive, in place of `files`.
+      inside: what replaces the prefix in the archive.
     """
 
-    files: str
+    prefix: str
     url: str
     sha256: str = ""
     inside: str = ""
 
-    def place(self, name: str) -> str:
-        """Where the file or folder `name` of EVAL_DIR is: its URL, or its name in the archive."""
-        return (self.inside if self.sha256 else self.url) + name.removeprefix(self.files)
+    def location(self, name: str) -> str:
+        """The URL of the file `name`, or the path of that file or folder in the archive."""
+        return (self.inside if self.sha256 else self.url) + name.removeprefix(self.prefix)
 
 
 def github(repository: str, commit: str, folder: str) -> str:
@@ -55,67 +47,72 @@ def github(repository: str, commit: str, folder: str) -> str:
     return f"https://raw.githubusercontent.com/{repository}/{commit}/{folder}"
 
 
-def source_of(name: str, sources: Iterable[Upstream]) -> Upstream | None:
-    """The one of `sources` that says most about the file `name`."""
-    known = [source for source in sources if name.startswith(source.files)]
-    return max(known, key=lambda source: len(source.files), default=None)
+def source_of(name: str, sources: Iterable[FileSource]) -> FileSource | None:
+    """The source of the file `name`: the one with the longest matching prefix."""
+    matching = [source for source in sources if name.startswith(source.prefix)]
+    return max(matching, key=lambda source: len(source.prefix), default=None)
 
 
-def packed(name: str, sums: Mapping[str, str]) -> str | None:
+def pinned(name: str, sha256: Mapping[str, str]) -> str | None:
     """`name`, or it with .gz, whichever has a hash."""
-    return next((each for each in (name, f"{name}.gz") if each in sums), None)
+    return next((each for each in (name, f"{name}.gz") if each in sha256), None)
 
 
 @dataclasses.dataclass
-class Fetched:
-    """What `fetch` did.
+class DownloadResult:
+    """Files of a download.
 
     Attributes:
-      new: files that were fetched.
-      kept: files that were there already and right (those of an archive: that were there).
-      by_hand: files that are not there and have no hash -> where to get them; "" if unknown.
+      downloaded: new files.
+      present: files that were there already and right (of an archive: that were there).
+      manual: absent files without a hash -> where to get them; "" if unknown.
     """
 
-    new: list[str]
-    kept: list[str]
-    by_hand: dict[str, str]
+    downloaded: list[str]
+    present: list[str]
+    manual: dict[str, str]
 
 
-def fetch(
+def download(
     names: Sequence[str],
     directory: epath.PathLike,
-    sources: Sequence[Upstream],
-    sums: Mapping[str, str],
-) -> Fetched:
-    """Brings the files `names` into `directory`, each whole or not at all.
+    sources: Sequence[FileSource],
+    sha256: Mapping[str, str],
+) -> DownloadResult:
+    """Brings the files `names` into `directory`, each complete or not at all.
 
     Raises:
       UserError: a file cannot be had, or is not the one that was pinned.
     """
-    root, done = epath.Path(directory), Fetched([], [], {})
-    archives: dict[str, list[tuple[str, Upstream]]] = {}
-    for name in names:
-        source, file = source_of(name, sources), packed(name, sums)
-        there = [path for each in (name, f"{name}.gz") if (path := root / each).exists()]
-        if source and file and not source.sha256:
-            if (root / file).exists() and _digest(root / file) == sums[file]:
-                done.kept.append(file)
-                continue
-            with _download(source.place(file), sums[file], file) as (content, _):
-                _write(root / file, content)
-            done.new.append(file)
-        elif there:
-            done.kept.append(name)
-        elif source and source.sha256:
-            archives.setdefault(source.url, []).append((name, source))
-        else:
-            done.by_hand[name] = source.url if source else ""
-    for url, wanted in archives.items():
-        with _download(url, wanted[0][1].sha256, url.rsplit("/", 1)[-1]) as (content, where):
-            for name, source in wanted:
-                _extract(content, where, source.place(name), root / name)
-                done.new.append(name)
-    return done
+    root, result = epath.Path(directory), DownloadResult([], [], {})
+    archives: dict[str, list[tuple[str, FileSource]]] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in names:
+            source, file = source_of(name, sources), pinned(name, sha256)
+            present = any((root / each).exists() for each in (name, f"{name}.gz"))
+            if source and file and not source.sha256:
+                if (root / file).exists() and _digest(root / file) == sha256[file]:
+                    result.present.append(file)
+                    continue
+                _move(_retrieve(source.location(file), sha256[file], file, scratch), root / file)
+                result.downloaded.append(file)
+            elif present:
+                result.present.append(name)
+            elif source and source.sha256:
+                archives.setdefault(source.url, []).append((name, source))
+            else:
+                result.manual[name] = source.url if source else ""
+        for number, (url, members) in enumerate(archives.items()):
+            label = url.rsplit("/", 1)[-1]
+            archive = _retrieve(url, members[0][1].sha256, label, scratch)
+            unpacked = _unpack(archive, Path(scratch, f"unpacked-{number}"), label)
+            for name, source in members:
+                member = unpacked / source.location(name)
+                if not member.exists():
+                    raise UserError(f"{name}: {url} holds no {source.location(name)}")
+                _move(member, root / name)
+                result.downloaded.append(name)
+    return result
 
 
 def _digest(path: epath.Path) -> str:
@@ -123,61 +120,48 @@ def _digest(path: epath.Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-@contextlib.contextmanager
-def _download(url: str, sha256: str, name: str) -> Iterator[tuple[IO[bytes], str]]:
-    """The content of `url`, once it has proved to be the right one."""
-    found, size = hashlib.sha256(), 0
-    with tempfile.TemporaryFile() as content:
-        try:
-            with urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as response:
-                expected = int(response.headers.get("Content-Length") or -1)
-                while chunk := response.read(_CHUNK):
-                    found.update(chunk)
-                    size += len(chunk)
-                    content.write(chunk)
-        except urllib.error.HTTPError as error:
-            raise UserError(f"{name}: {url} answers {error.code} {error.reason}") from error
-        except (OSError, http.client.HTTPException) as error:
-            raise UserError(f"{name}: {url} cannot be read ({error}); try again") from error
-        if 0 <= size < expected:
-            raise UserError(f"{name}: {url} broke off after {size} of {expected} bytes; try again")
-        if found.hexdigest() != sha256:
-            raise UserError(
-                f"{name}: expected SHA-256 {sha256}, found {found.hexdigest()} at {url}; "
-                "nothing was written"
-            )
-        content.seek(0)
-        yield content, url
+def _retrieve(url: str, sha256: str, name: str, folder: str) -> Path:
+    """The verified content of `url` as a file below `folder`."""
+    import pooch
+    import requests
+
+    pooch.get_logger().setLevel("ERROR")
+    store = pooch.create(
+        folder, base_url="", registry={name: f"sha256:{sha256}"}, urls={name: url},
+        retry_if_failed=1,
+    )  # fmt: skip
+    try:
+        return Path(store.fetch(name, downloader=pooch.HTTPDownloader(timeout=60)))
+    except requests.HTTPError as error:
+        response: Any = error.response
+        answer = f"{response.status_code} {response.reason}"
+        raise UserError(f"{name}: {url} answers {answer}") from error
+    except ValueError as error:
+        raise UserError(
+            f"{name}: {url} is not the pinned file, nothing was written: {one_line(error)}"
+        ) from error
+    except OSError as error:
+        raise UserError(f"{name}: {url} cannot be read ({one_line(error)}); try again") from error
 
 
-def _write(path: epath.Path, content: IO[bytes]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".partial-{path.name}")
-    with partial.open("wb") as file:
-        shutil.copyfileobj(content, file)
-    partial.replace(path)
-
-
-def _extract(archive: IO[bytes], url: str, inside: str, path: epath.Path) -> None:
-    """One file of an archive, or all below a folder of it."""
-    archive.seek(0)
-    found, folder = False, path.with_name(f".partial-{path.name}")
-    with contextlib.ExitStack() as stack:
-        members: Iterator[tuple[str, IO[bytes] | None]]
+def _unpack(archive: Path, into: Path, name: str) -> Path:
+    try:
         if zipfile.is_zipfile(archive):
-            opened = stack.enter_context(zipfile.ZipFile(archive))
-            members = ((name, opened.open(name)) for name in opened.namelist()
-                       if not name.endswith("/"))  # fmt: skip
+            with zipfile.ZipFile(archive) as opened:
+                opened.extractall(into)
         else:
-            archive.seek(0)
-            tar = stack.enter_context(tarfile.open(fileobj=archive))
-            members = ((member.name, tar.extractfile(member)) for member in tar if member.isfile())
-        for name, content in members:
-            name = str(PurePosixPath(name))  # some begin with ./
-            if content and ".." not in name and (name == inside or name.startswith(f"{inside}/")):
-                _write(folder / name[len(inside) + 1 :] if name != inside else path, content)
-                found = True
-    if folder.exists():
-        folder.replace(path)
-    if not found:
-        raise UserError(f"{path.name}: {url} holds no {inside}")
+            with tarfile.open(archive) as tar:
+                tar.extractall(into, filter="data")
+    except (OSError, tarfile.TarError, zipfile.BadZipFile) as error:
+        raise UserError(f"{name} cannot be unpacked ({one_line(error)})") from error
+    return into
+
+
+def _move(local: Path, target: epath.Path) -> None:
+    """Moves a file or a folder to `target`, which may be in a bucket, complete or not at all."""
+    partial = target.with_name(f".partial-{target.name}")
+    for file in [local] if local.is_file() else sorted(p for p in local.rglob("*") if p.is_file()):
+        place = partial / file.relative_to(local) if file != local else partial
+        place.parent.mkdir(parents=True, exist_ok=True)
+        epath.Path(file).copy(place, overwrite=True)
+    partial.replace(target)

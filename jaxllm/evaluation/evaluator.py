@@ -1,55 +1,51 @@
 """Scores the tasks of a run on live parameters and writes their records.
 
-`seqio.Evaluator` drives: it holds each task's examples, asks for model outputs in their order,
-computes the metrics and calls the logger. What is ours is how the outputs are made: the token
-spans of a task are packed into device batches once, and kept for the run.
+Data flow in one direction: a task's examples are tokenised and packed once per run; at each
+checkpoint the model scores or answers them, `measure` computes metrics of its outputs, and the
+store writes records and examples. `jaxllm.evaluation.seqio_adapter` lets SeqIO's evaluator do so.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
-import numpy as np
 import pandas as pd
 from jax.sharding import Mesh
 
-from jaxllm.errors import UserError
-from jaxllm.evaluation import sandbox
+from jaxllm.errors import UserError, one_line
+from jaxllm.evaluation import cost, sandbox
 from jaxllm.evaluation.config import EvalConfig
-from jaxllm.evaluation.metrics import Columns, Measurement
-from jaxllm.evaluation.resolve import resolve
+from jaxllm.evaluation.metrics import Columns, Measurement, measure
+from jaxllm.evaluation.prepared import PreparedTask, TaskRunner
 from jaxllm.evaluation.scoring import Interrupted, Scorer, ShouldStop, never
+from jaxllm.evaluation.selection import select
 from jaxllm.evaluation.spans import Tokenizer
-from jaxllm.evaluation.tasks import Example, TaskDefinition
-from jaxllm.evaluation.work import Work, prepare
+from jaxllm.evaluation.tasks import TaskDefinition
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.decoder import Params
-from jaxllm.models.sampling import GREEDY, Sampling
 from jaxllm.run.records import Record, RunInfo
 from jaxllm.run.trajectory import TrajectoryStore
 
 __all__ = ["Evaluator", "Interrupted"]
 
-NUCLEUS = 0.95
+WRITE_ATTEMPTS = 3
+RETRY_SECONDS = 1.0  # before the second attempt; twice as long before each further one
 
 _log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Moment:
-    """Which checkpoint is being scored, and since when the task at hand."""
+class CheckpointInfo:
+    """The checkpoint that is scored: its step, training tokens seen and training FLOPs spent."""
 
     step: int
     tokens: int
     flops: float
-    began: float
 
 
 class Evaluator:
@@ -62,6 +58,9 @@ class Evaluator:
       mesh: the mesh that the parameters are on.
       store: where records go (written by process 0).
       run: what all records have in common.
+
+    Attributes:
+      definitions: the run's tasks by name, those of mixtures one by one.
 
     Raises:
       UserError: a task that does not exist, or a file of one that does not; or a task that runs
@@ -77,19 +76,49 @@ class Evaluator:
         store: TrajectoryStore,
         run: RunInfo,
     ):
-        resolved = resolve(config)
-        self.definitions = {name: task for name, (task, _) in resolved.items()}
-        self._files = {name: files for name, (_, files) in resolved.items()}
-        self._config, self._vocabulary = config, vocabulary
+        self._tasks = select(config)
+        self.definitions = {name: task.definition for name, task in self._tasks.items()}
+        self._config, self._model, self._mesh = config, model, mesh
         self._store, self._run = store, run
         if any(task.runs_code for task in self.definitions.values()):
             sandbox.choose(isolate=config.run_code != "unisolated")
-        self._scorer = Scorer(model, mesh, config.rows_per_batch, config.shortest_row)
-        self._drivers: dict[str, Any] = {}
-        self._work: dict[str, Work] = {}
-        self._moment = _Moment(0, 0, 0.0, 0.0)
-        self._records: list[Record] = []
-        self._failed: set[str] = set()
+        scorer = Scorer(model, mesh, config.tokens_per_batch)
+        self._runner = TaskRunner(scorer, vocabulary, config.samples, config.temperature)
+        self._prepared: dict[str, PreparedTask] = {}
+        self._traced: set[str] = set()
+
+    def check(self) -> tuple[str, ...]:
+        """Prepares every task before the first checkpoint, and estimates the cost of scoring one.
+
+        Tasks that cannot be scored end this, or leave the run's tasks: EvalConfig.on_unrunnable.
+
+        Returns:
+          A line for each name in EvalConfig.tasks, and for what was cut or left out.
+
+        Raises:
+          UserError: there are tasks that cannot be scored; the message lists them.
+        """
+        failures: dict[str, str] = {}
+        for name in self._tasks:
+            try:
+                self._prepare(name)
+            except Exception as error:
+                failures[name] = one_line(error if isinstance(error, UserError) else repr(error))
+        if failures and self._config.on_unrunnable == "refuse":
+            raise UserError(
+                f"{len(failures)} of {len(self._tasks)} evaluation tasks cannot be scored (go on "
+                "without them: --gin.EvalConfig.on_unrunnable=\"'skip'\"): "
+                + "; ".join(f"{name}: {reason}" for name, reason in failures.items())
+            )
+        for name in failures:
+            del self._tasks[name], self.definitions[name]
+        groups: dict[str, list[PreparedTask]] = {}
+        for name, task in self._tasks.items():
+            groups.setdefault(task.group, []).append(self._prepared[name])
+        return (
+            *(f"skipped task {name}: {reason}" for name, reason in failures.items()),
+            *cost.describe(groups, self._model, self._mesh),
+        )
 
     def due(self, scheduled: Sequence[int]) -> tuple[int, ...]:
         """Which of a run's scheduled checkpoints it scores: every k-th, and the last."""
@@ -126,148 +155,65 @@ class Evaluator:
           All records, in the order of the tasks.
 
         Raises:
-          Interrupted: `should_stop()` was true; the task at hand left nothing behind.
+          Interrupted: `should_stop()` was true; the current task left nothing behind.
         """
-        found: list[Record] = []
-        for name in self.definitions if tasks is None else tasks:
-            self._moment = _Moment(step, tokens, flops, time.perf_counter())
-            self._records = []
-            try:
-                self._evaluate(name, params, should_stop)
-            except Interrupted:
-                raise
-            except Exception as error:
-                self._fail(name, error)
-            found += self._records
-        return found
+        checkpoint = CheckpointInfo(step, tokens, flops)
+        names = self.definitions if tasks is None else tasks
+        return [r for n in names for r in self._evaluate(n, params, checkpoint, should_stop)]
 
-    def _evaluate(self, name: str, params: Params, should_stop: ShouldStop) -> None:
-        import seqio
+    def _evaluate(
+        self, name: str, params: Params, checkpoint: CheckpointInfo, should_stop: ShouldStop
+    ) -> list[Record]:
+        """One task at one checkpoint: examples, outputs, metrics, records."""
+        task, began = self.definitions[name], time.perf_counter()
+        try:
+            prepared = self._prepare(name)
+            outputs = self._runner.run(params, prepared, should_stop)
+            measured, columns = measure(task, prepared.examples, outputs)
+            if task.primary_metric not in measured:
+                raise UserError(f"{name} has no metric {task.primary_metric}, but {list(measured)}")
+            measured = {**measured, **_of_preparation(prepared)}
+            table: pd.DataFrame | None = _table(prepared, columns)
+            status = "ok"
+        except Interrupted:
+            raise
+        except Exception as error:
+            measured = {task.primary_metric: Measurement(math.nan, math.nan, 0)}
+            table, status = None, self._failure(name, error)
+        seconds = time.perf_counter() - began
+        records = [
+            self._record(task, metric, measurement, checkpoint, seconds, status)
+            for metric, measurement in measured.items()
+        ]
+        return self._write(checkpoint.step, name, records, table)
 
-        driver = self._driver(name)
-        types = seqio.metrics.ModelOutputType
-        driver.evaluate(
-            compute_metrics=True,
-            step=self._moment.step,
-            model_fns={
-                types.SCORE: functools.partial(self._score, name, params, should_stop),
-                types.PREDICTION: functools.partial(self._predict, name, params, should_stop),
-            },
-        )
+    def _prepare(self, name: str) -> PreparedTask:
+        """The batches of a task; its examples are read on the first call."""
+        if name not in self._prepared:
+            examples = self._tasks[name].read_examples()
+            self._prepared[name] = self._runner.prepare(self.definitions[name], examples)
+        return self._prepared[name]
 
-    def _driver(self, name: str) -> Any:
-        """The `seqio.Evaluator` of a task; reads its examples on the first call."""
-        if name not in self._drivers:
-            import seqio
-
-            from jaxllm.evaluation import seqio_adapter
-
-            task = self.definitions[name]
-            seqio_adapter.register(
-                seqio_adapter.EvalTask(task, self._files[name], self._config.max_examples)
-            )
-            driver = seqio.Evaluator(
-                name,
-                seqio_adapter.TextFeatureConverter(),
-                eval_split=seqio_adapter.SPLIT,
-                logger_cls=(functools.partial(seqio_adapter.TrajectoryLogger, sink=self._log),),
-                log_dir=str(self._store.path),
-                async_compute_metrics=False,
-            )
-            rows = driver.cached_task_datasets[name].as_numpy_iterator()
-            examples = seqio_adapter.examples_of(task, rows)
-            self._work[name] = prepare(
-                task, examples, self._vocabulary, self._scorer, self._samples(task)
-            )
-            self._drivers[name] = driver
-        return self._drivers[name]
-
-    def _score(
-        self, name: str, params: Params, should_stop: ShouldStop, dataset: Any
-    ) -> tuple[list[tuple[int, Any]], dict[str, list]]:
-        """SeqIO's score function: (index, log-likelihoods) and what goes with them."""
-        del dataset  # its spans are in self._work
-        work = self._work[name]
-        scores = self._scorer.score(params, work.packed, should_stop)
-        if self.definitions[name].kind == "multiple_choice":
-            first = np.searchsorted(work.owners, np.arange(work.examples))
-            column = np.arange(len(work.owners)) - first[work.owners]
-            shape = (work.examples, int(column.max()) + 1)
-            log_likelihood, tokens = np.full(shape, np.nan), np.zeros(shape, np.int64)
-            log_likelihood[work.owners, column] = scores.log_likelihood
-            tokens[work.owners, column] = work.scored
-        else:
-            count = work.examples
-            log_likelihood = np.bincount(work.owners, scores.log_likelihood, count)
-            tokens = np.bincount(work.owners, work.scored, count).astype(np.int64)
-        greedy = np.bincount(work.owners, ~scores.greedy, work.examples) == 0
-        return list(enumerate(log_likelihood)), {"tokens": list(tokens), "greedy": list(greedy)}
-
-    def _predict(
-        self, name: str, params: Params, should_stop: ShouldStop, dataset: Any
-    ) -> list[tuple[int, list[str]]]:
-        """SeqIO's predict function: (index, generated texts)."""
-        del dataset
-        task, config = self.definitions[name], self._config
-        samples = self._samples(task)
-        texts = self._scorer.generate(
-            params,
-            self._work[name].prompts,
-            self._vocabulary,
-            task.max_new_tokens,
-            task.stop,
-            should_stop,
-            GREEDY if samples == 1 else Sampling(config.temperature, top_p=NUCLEUS),
-            lambda number: (config.seed, *divmod(number, samples)),
-        )
-        return [(n // samples, texts[n : n + samples]) for n in range(0, len(texts), samples)]
-
-    def _samples(self, task: TaskDefinition) -> int:
-        return self._config.samples if task.runs_code else 1
-
-    def _log(
-        self,
-        name: str,
-        measured: Mapping[str, Measurement],
-        examples: Sequence[Example],
-        columns: Columns,
-    ) -> None:
-        """The logger's sink: records and per-example rows go to the store."""
-        work, task = self._work[name], self.definitions[name]
-        measured = {
-            **measured,
-            "truncated": Measurement(float(work.truncated.mean()), math.nan, work.examples),
-            "padding": Measurement(work.padding, math.nan, work.examples),
-        }
-        if task.shots:
-            measured["shots_dropped"] = Measurement(
-                float(work.dropped.mean()), math.nan, work.examples
-            )
-        seconds = self._seconds()
-        self._records = [self._record(task, k, m, seconds) for k, m in measured.items()]
-        names = [example.id or str(number) for number, example in enumerate(examples)]
-        table = pd.DataFrame({"id": names, **columns, "truncated": work.truncated})
-        self._write(name, table)
-
-    def _fail(self, name: str, error: Exception) -> None:
-        task = self.definitions[name]
-        nothing = Measurement(math.nan, math.nan, 0)
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
-        known = isinstance(error, UserError) or name in self._failed
-        _log.error("task %s failed: %s", name, reason, exc_info=None if known else error)
-        self._failed.add(name)
-        record = self._record(task, task.primary_metric, nothing, self._seconds())
-        self._records = [dataclasses.replace(record, status=reason)]
-        self._write(name, None)
+    def _failure(self, name: str, error: Exception) -> str:
+        """Logs why a task failed, with a stack trace the first time; the status of its record."""
+        status = f"{type(error).__name__}: {one_line(error)}"[:500]
+        known = isinstance(error, UserError) or name in self._traced
+        _log.error("task %s failed: %s", name, status, exc_info=None if known else error)
+        self._traced.add(name)
+        return status
 
     def _record(
-        self, task: TaskDefinition, metric: str, measured: Measurement, seconds: float
+        self,
+        task: TaskDefinition,
+        metric: str,
+        measured: Measurement,
+        checkpoint: CheckpointInfo,
+        seconds: float,
+        status: str,
     ) -> Record:
         return Record(
             **dataclasses.asdict(self._run),
-            step=self._moment.step,
-            tokens=self._moment.tokens,
-            flops=self._moment.flops,
+            **dataclasses.asdict(checkpoint),
             task=task.name,
             domain=task.domain,
             shots=task.shots,
@@ -276,11 +222,44 @@ class Evaluator:
             task_version=task.version,
             seconds=seconds,
             primary=metric == task.primary_metric,
+            status=status,
         )
 
-    def _seconds(self) -> float:
-        return time.perf_counter() - self._moment.began
+    def _write(
+        self, step: int, name: str, records: list[Record], examples: pd.DataFrame | None
+    ) -> list[Record]:
+        """Stores records on process 0; those that the store does not take say so.
 
-    def _write(self, name: str, examples: pd.DataFrame | None) -> None:
-        if jax.process_index() == 0:
-            self._store.write(self._moment.step, name, self._records, examples)
+        A store that fails must not end the run on this host, which the others would wait for: the
+        task stays missing, and is scored again at the next start or by `evaluate --missing`.
+        """
+        if jax.process_index() != 0:
+            return records
+        for attempt in range(WRITE_ATTEMPTS):
+            try:
+                self._store.write(step, name, records, examples)
+                return records
+            except Exception as error:
+                failure = f"not stored ({type(error).__name__}: {one_line(error)})"[:500]
+                if attempt + 1 < WRITE_ATTEMPTS:
+                    time.sleep(RETRY_SECONDS * 2**attempt)
+        _log.error("records of task %s at step %d: %s", name, step, failure)
+        return [dataclasses.replace(record, status=failure) for record in records]
+
+
+def _of_preparation(prepared: PreparedTask) -> Mapping[str, Measurement]:
+    """How the examples fit the context length and the batches."""
+    n = len(prepared.examples)
+    measured = {
+        "truncated": Measurement(float(prepared.truncated.mean()), math.nan, n),
+        "padding": Measurement(prepared.padding, math.nan, n),
+    }
+    if prepared.definition.shots:
+        measured["shots_dropped"] = Measurement(float(prepared.shots_dropped.mean()), math.nan, n)
+    return measured
+
+
+def _table(prepared: PreparedTask, columns: Columns) -> pd.DataFrame:
+    """A row for each example."""
+    ids = [example.id or str(number) for number, example in enumerate(prepared.examples)]
+    return pd.DataFrame({"id": ids, **columns, "truncated": prepared.truncated})

@@ -1,18 +1,20 @@
-"""Prompts in, texts out: batches on the mesh, stop strings, and text as it comes.
+"""Generation: prompts in batches on the mesh, stop strings, and streamed text.
 
-Tokens are made a few at a time under `jit`; between, the host looks for what ends a text. A
-token is drawn with a key of the seed, the number of the prompt and its place in the continuation,
-so that the size of a batch does not change a text (but for sums that devices round differently in
-batches of other shapes).
+Tokens are decoded in chunks under `jit`; between chunks the host looks for stop strings. A token is
+sampled with a key of the seed, the number of the prompt and its place in the continuation, so that
+the size of a batch does not change a text (but for sums that devices round differently in batches
+of other shapes).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -24,21 +26,22 @@ from jaxllm.models.decoder import Params, unstack_layers
 from jaxllm.models.sampling import Sampling
 from jaxllm.sharding.rules import batch_sharding, partitioning, replicated
 
-TOKENS_PER_LOOK = 8  # made between two looks at the texts of a batch
+DECODE_CHUNK = 8  # tokens between two looks at the texts of a batch
 WIDTH_MULTIPLE = 64  # prompts are padded to it, so that few programs are compiled
 UNFINISHED = "\ufffd"  # what decoders put in place of half a character
 
 
 class Detokenizer:
-    """Text of tokens that come one after the other, in whole characters.
+    """Incremental decoding of tokens to complete characters.
 
-    The text of tokens is not the sum of theirs: bytes make characters together, and SentencePiece
-    drops the space before the first. So a window of tokens is decoded with and without the new
-    ones, and what is more is new; a window begins anew where a text was whole.
+    The text of a sequence is not the concatenation of its tokens' texts: bytes make characters
+    together, and SentencePiece drops the space before the first. So a window of tokens is decoded
+    with and without the new ones, and the difference is new; the window moves on where a text was
+    complete.
 
     Args:
       vocabulary: of the tokens.
-      context: tokens that come before; their text is not given out.
+      context: the tokens before; their text is not returned.
     """
 
     def __init__(self, vocabulary: Tokenizer, context: Sequence[int]) -> None:
@@ -47,7 +50,7 @@ class Detokenizer:
         self._window, self._read = max(0, len(context) - 5), len(context)
 
     def add(self, tokens: Sequence[int]) -> str:
-        """The text that `tokens` complete, without a character of which bytes are missing."""
+        """Returns the text that `tokens` complete, up to the last complete character."""
         self._tokens += tokens
         old, new = self._texts()
         if len(new) <= len(old) or new.endswith(UNFINISHED):
@@ -56,7 +59,7 @@ class Detokenizer:
         return new[len(old) :]
 
     def rest(self) -> str:
-        """What is left at the end, with U+FFFD for half a character."""
+        """Returns the remaining text, with U+FFFD for half a character."""
         old, new = self._texts()
         self._window = self._read = len(self._tokens)
         return new[len(old) :]
@@ -69,31 +72,33 @@ class Detokenizer:
         )
 
 
-class Text:
-    """A continuation as it grows, up to the first stop string.
+class StreamedText:
+    """A growing continuation, up to the first stop string.
 
     Attributes:
-      text: what is certain to belong to it.
+      text: the part that no stop string can take back.
       done: whether it has ended.
     """
 
-    def __init__(self, detokenizer: Detokenizer, stop: Sequence[str], ends: Sequence[int]) -> None:
-        self._detokenizer, self._stop, self._ends = detokenizer, stop, ends
+    def __init__(
+        self, detokenizer: Detokenizer, stop: Sequence[str], eos_ids: Sequence[int]
+    ) -> None:
+        self._detokenizer, self._stop, self._eos_ids = detokenizer, stop, eos_ids
         self._held = ""  # might be the beginning of a stop string
         self.text, self.done = "", False
 
     def add(self, tokens: Sequence[int], last: bool) -> str:
-        """Takes new tokens, `last` if no more will come; the text that is certain now."""
+        """Adds new tokens, `last` if there will be no more, and returns the text that is final."""
         if self.done:
             return ""
-        cut = next((i for i, token in enumerate(tokens) if token in self._ends), None)
+        cut = next((i for i, token in enumerate(tokens) if token in self._eos_ids), None)
         self.done = last or cut is not None
         new = self._held + self._detokenizer.add(tokens[:cut])
         if self.done:
             new += self._detokenizer.rest()
-        found = [(new.find(stop) + len(stop), new.find(stop)) for stop in self._stop if stop in new]
-        if found:  # the first to be whole, however many tokens came at once
-            new, self.done = new[: min(found)[1]], True
+        stops = [(new.find(stop) + len(stop), new.find(stop)) for stop in self._stop if stop in new]
+        if stops:  # the first to be complete, however many tokens came at once
+            new, self.done = new[: min(stops)[1]], True
         held = 0 if self.done else max((_overlap(new, stop) for stop in self._stop), default=0)
         self._held = new[len(new) - held :]
         new = new[: len(new) - held]
@@ -107,8 +112,33 @@ def _overlap(text: str, stop: str) -> int:
     return next((n for n in lengths if text.endswith(stop[:n])), 0)
 
 
-class Continuer:
-    """Compiled continuation of prompts, for one model on one mesh."""
+@dataclasses.dataclass(frozen=True)
+class PromptBatch:
+    """Prompts of one device batch.
+
+    Attributes:
+      prompts: int32 [rows, width], padded on the right; rows beyond `numbers` are padding.
+      lengths: int32 [rows], tokens of each prompt.
+      numbers: the number of each prompt among all.
+    """
+
+    prompts: np.ndarray
+    lengths: np.ndarray
+    numbers: Sequence[int]
+
+    @classmethod
+    def of(
+        cls, prompts: Sequence[Sequence[int]], numbers: Sequence[int], rows: int, width: int
+    ) -> PromptBatch:
+        """The batch of `prompts`, whose numbers are `numbers`."""
+        tokens, lengths = np.zeros((rows, width), np.int32), np.ones(rows, np.int32)
+        for row, prompt in enumerate(prompts):
+            tokens[row, : len(prompt)], lengths[row] = prompt, len(prompt)
+        return cls(tokens, lengths, numbers)
+
+
+class DecodeLoop:
+    """Compiled prefill and decoding, for one model on one mesh."""
 
     def __init__(self, model: ModelConfig, mesh: Mesh) -> None:
         self._mesh = mesh
@@ -127,59 +157,63 @@ class Continuer:
             done: jax.Array,
             seeds: jax.Array,
             count: int,
-            ends: tuple[int, ...],
+            eos_ids: tuple[int, ...],
             sampling: Sampling,
-        ) -> tuple[generation.DecodeState, jax.Array]:
+        ) -> tuple[generation.DecodeState, jax.Array, jax.Array]:
             state = state._replace(done=state.done | done)
             keys = jax.vmap(jax.random.key)(seeds[:, 0])
             for place in range(1, seeds.shape[1]):
                 keys = jax.vmap(jax.random.fold_in)(keys, seeds[:, place])
             with partitioning(mesh):
                 state, tokens = generation.decode_n(
-                    model, params, state, count, ends, sampling, keys
+                    model, params, state, count, eos_ids, sampling, keys
                 )
-            return state, jax.lax.with_sharding_constraint(tokens, replicated(mesh))
+            invalid = jnp.any(jnp.isnan(state.logits), axis=-1)
+            return state, *jax.lax.with_sharding_constraint((tokens, invalid), replicated(mesh))
 
         self._start, self._advance = start, advance
 
     def run(
         self,
         params: Params,
-        prompts: np.ndarray,
-        lengths: np.ndarray,
-        texts: Sequence[Text],
+        batch: PromptBatch,
+        vocabulary: Tokenizer,
         max_new_tokens: int,
-        ends: tuple[int, ...],
+        stop: Sequence[str],
         sampling: Sampling,
         seeds: Sequence[Sequence[int]],
-        look: int = TOKENS_PER_LOOK,
+        chunk: int = DECODE_CHUNK,
     ) -> Iterator[list[str]]:
-        """New text of each row after every `look` tokens, until all have ended.
+        """Yields the new text of each prompt after every `chunk` tokens, until all have ended.
 
         Args:
           params: parameters on the mesh.
-          prompts: int32 [rows, width], padded on the right.
-          lengths: int32 [rows], tokens of each prompt.
-          texts: of the first rows; rows beyond are padding.
-          max_new_tokens: of each row.
-          ends: tokens that end a row, as its text's.
+          batch: the prompts.
+          vocabulary: of the prompts; its EOS ends a text.
+          max_new_tokens: of each prompt, at most.
+          stop: texts that end a text before them.
           sampling: how tokens are chosen.
-          seeds: for each text the numbers that its random key is made of, alike in length.
-          look: tokens between two looks at the texts.
+          seeds: for each prompt the numbers that its random key is made of, alike in length.
+          chunk: tokens between two looks at the texts.
+
+        Raises:
+          UserError: the model's logits are NaN.
         """
-        padding = len(prompts) - len(texts)
+        count, ends = len(batch.numbers), eos_ids(vocabulary)
+        padding = len(batch.prompts) - count
+        contexts = [batch.prompts[i, 1 : batch.lengths[i]].tolist() for i in range(count)]
+        texts = [StreamedText(Detokenizer(vocabulary, c), stop, ends) for c in contexts]
         seeded = self._on_devices(np.asarray([*seeds, *[seeds[0]] * padding], np.uint32))
-        state = self._start(
-            params, self._on_devices(prompts), self._on_devices(lengths), max_new_tokens
-        )
+        prompts, lengths = self._on_devices(batch.prompts), self._on_devices(batch.lengths)
+        state = self._start(params, prompts, lengths, max_new_tokens)
         made = 0
         while made < max_new_tokens and not all(text.done for text in texts):
-            count = min(look, max_new_tokens - made)
-            done = np.asarray([text.done for text in texts] + [True] * padding)
-            state, tokens = self._advance(
-                params, state, self._on_devices(done), seeded, count, ends, sampling
-            )
-            made += count
+            new = min(chunk, max_new_tokens - made)
+            done = self._on_devices(np.asarray([t.done for t in texts] + [True] * padding))
+            state, tokens, invalid = self._advance(params, state, done, seeded, new, ends, sampling)
+            if wrong := int(np.asarray(invalid)[:count].sum()):
+                raise UserError(f"the model's logits are NaN for {wrong} of {count} prompts")
+            made += new
             yield [
                 text.add(row.tolist(), last=made == max_new_tokens)
                 for text, row in zip(texts, np.asarray(tokens), strict=False)
@@ -191,14 +225,14 @@ class Continuer:
         )
 
 
-def end_ids(vocabulary: Tokenizer) -> tuple[int, ...]:
-    """The tokens that end a text."""
+def eos_ids(vocabulary: Tokenizer) -> tuple[int, ...]:
+    """The tokens that end a text: EOS, where the vocabulary has it."""
     end = vocabulary.eos_id
     return () if end is None or end < 0 else (end,)
 
 
 class Generator:
-    """A model that continues texts.
+    """Text generation for one model.
 
     Args:
       model: the model.
@@ -207,7 +241,7 @@ class Generator:
       mesh: where the parameters live.
       max_new_tokens: tokens of a continuation, at most.
       sampling: how tokens are chosen.
-      seed: of what is drawn.
+      seed: of sampling.
 
     A continuation ends with the vocabulary's EOS, or before the first of the texts in `stop`.
     """
@@ -222,32 +256,33 @@ class Generator:
         sampling: Sampling,
         seed: int,
     ) -> None:
-        if max_new_tokens >= model.max_length:
+        self._room = model.max_length - max_new_tokens
+        if self._room < 1:
             raise UserError(
                 f"{max_new_tokens} new tokens leave no room for a prompt in a context of "
                 f"{model.max_length}"
             )
-        self._model, self._params, self._mesh = model, unstack_layers(params), mesh
-        self._vocabulary, self._count = vocabulary, max_new_tokens
-        self._sampling, self._seed, self._ends = sampling, seed, end_ids(vocabulary)
-        self._continuer = Continuer(model, mesh)
+        self._params, self._vocabulary = unstack_layers(params), vocabulary
+        self._max_new_tokens, self._sampling, self._seed = max_new_tokens, sampling, seed
+        self._multiple = mesh.shape["data"] * mesh.shape["fsdp"]
+        self._decode_loop = DecodeLoop(model, mesh)
 
     def stream(self, prompt: str, stop: Sequence[str] = ()) -> Iterator[str]:
-        """The continuation of one prompt in pieces, as they become certain."""
+        """Yields the continuation of one prompt in pieces, as they become final."""
         for pieces in self._run([self._tokens(prompt)], [0], stop, 1, 1):
             yield pieces[0]
 
     def generate(
         self, prompts: Sequence[str], batch_size: int, stop: Sequence[str] = ()
     ) -> list[str]:
-        """The continuations of prompts, `batch_size` (rounded up to fit the mesh) at a time."""
+        """Continues prompts, `batch_size` (rounded up to fit the mesh) at a time."""
         tokens = [self._tokens(prompt) for prompt in prompts]
         order = sorted(range(len(prompts)), key=lambda number: -len(tokens[number]))
         texts = [""] * len(prompts)
         for first in range(0, len(order), batch_size):
             numbers = order[first : first + batch_size]
             rows = [tokens[number] for number in numbers]
-            for pieces in self._run(rows, numbers, stop, batch_size, TOKENS_PER_LOOK):
+            for pieces in self._run(rows, numbers, stop, batch_size, DECODE_CHUNK):
                 for number, piece in zip(numbers, pieces, strict=True):
                     texts[number] += piece
         return texts
@@ -255,11 +290,10 @@ class Generator:
     def _tokens(self, prompt: str) -> list[int]:
         encoded = self._vocabulary.encode(prompt.rstrip(" "))
         tokens = [start_token(self._vocabulary), *encoded]
-        room = self._model.max_length - self._count
-        if len(tokens) > room:
+        if len(tokens) > self._room:
             raise UserError(
-                f"a prompt of {len(tokens)} tokens and {self._count} new ones do not fit the "
-                f"context of {self._model.max_length}: {prompt[:40]!r}…"
+                f"a prompt of {len(tokens)} tokens and {self._max_new_tokens} new ones do not fit "
+                f"the context of {self._room + self._max_new_tokens}: {prompt[:40]!r}…"
             )
         return tokens
 
@@ -269,20 +303,14 @@ class Generator:
         numbers: Sequence[int],
         stop: Sequence[str],
         batch_size: int,
-        look: int,
+        chunk: int,
     ) -> Iterator[list[str]]:
-        """New text of each row after every `look` tokens."""
-        shards = self._mesh.shape["data"] * self._mesh.shape["fsdp"]
-        batch = -(-batch_size // shards) * shards
+        """Yields the new text of each row after every `chunk` tokens."""
+        size = -(-batch_size // self._multiple) * self._multiple
         width = -(-max(map(len, rows)) // WIDTH_MULTIPLE) * WIDTH_MULTIPLE
-        width = min(width, self._model.max_length - self._count)
-        prompts, lengths = np.zeros((batch, width), np.int32), np.ones(batch, np.int32)
-        for row, tokens in enumerate(rows):
-            prompts[row, : len(tokens)], lengths[row] = tokens, len(tokens)
-        texts = [
-            Text(Detokenizer(self._vocabulary, tokens[1:]), stop, self._ends) for tokens in rows
-        ]
-        yield from self._continuer.run(
-            self._params, prompts, lengths, texts, self._count, self._ends, self._sampling,
-            [(self._seed, number) for number in numbers], look,
+        batch = PromptBatch.of(rows, numbers, size, min(width, self._room))
+        seeds = [(self._seed, number) for number in numbers]
+        yield from self._decode_loop.run(
+            self._params, batch, self._vocabulary, self._max_new_tokens, stop, self._sampling,
+            seeds, chunk,
         )  # fmt: skip

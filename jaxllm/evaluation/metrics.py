@@ -12,17 +12,18 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 
-from jaxllm.evaluation.tasks import Choice, Document, Prompt, TaskDefinition
+from jaxllm.evaluation.tasks import Choice, Document, Example, Prompt, TaskDefinition
 
 Columns = Mapping[str, Sequence]
 
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
-    """A metric's value with its doubt.
+    """A metric's value with its standard error.
 
     Attributes:
       value: the metric.
@@ -38,6 +39,45 @@ class Measurement:
 
 
 Result = tuple[Mapping[str, Measurement], Columns]
+
+
+@dataclasses.dataclass(frozen=True)
+class Likelihoods:
+    """Model outputs of a task that is scored, for n examples.
+
+    Attributes:
+      log_likelihood: float64 [n]; [n, m] of multiple choice, NaN beyond an example's options.
+      tokens: int64, as many as `log_likelihood`: the scored tokens.
+      greedy: bool [n], whether every scored token was the model's first choice.
+    """
+
+    log_likelihood: np.ndarray
+    tokens: np.ndarray
+    greedy: np.ndarray
+
+
+Texts = Sequence[Sequence[str]]  # model outputs of generation: the answers to each example
+
+
+def measure(
+    task: TaskDefinition, examples: Sequence[Example], outputs: Likelihoods | Texts
+) -> Result:
+    """The metrics of a task, and a column for each value of its examples.
+
+    Args:
+      task: says which metrics.
+      examples: all of its examples.
+      outputs: the model's outputs for each of them, in their order.
+    """
+    of: Any = examples  # of the type that the task's kind has
+    if not isinstance(outputs, Likelihoods):
+        return generation(task, of, outputs)
+    log_likelihood, tokens = outputs.log_likelihood, outputs.tokens
+    if task.kind == "multiple_choice":
+        return multiple_choice(of, log_likelihood, tokens, task.chance)
+    if task.kind == "perplexity":
+        return perplexity(of, log_likelihood, tokens)
+    return cloze(of, log_likelihood, tokens, outputs.greedy, task.chance)
 
 
 def mean(values: np.ndarray, chance: float = math.nan) -> Measurement:

@@ -4,8 +4,8 @@ As in GPT-3's appendix C (Brown et al. 2020, arXiv 2005.14165) a gram is 13 word
 case and punctuation. Each Chinese character counts as a word, because no spaces part them.
 
 The grams of the sets are held as sorted 64-bit hashes; a corpus goes by one document at a time. A
-gram that holds a word of no set cannot be one of theirs, so the words of the corpus are never
-kept. (Two grams share a hash once in about 10^12 words against 20 million grams.)
+gram that holds a word of no set cannot match, so the words of the corpus are not stored. (Two grams
+share a hash once in about 10^12 words against 20 million grams.)
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ def texts(example: Example) -> tuple[str, ...]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
-    """The first place where an example was found.
+class Match:
+    """The first overlap of an example with a document.
 
     Attributes:
       example: its id, or its number.
       document: id of the document.
-      gram: the first words that they share.
+      gram: the first common words.
     """
 
     example: str
@@ -59,22 +59,22 @@ class Found:
 
 @dataclasses.dataclass
 class TaskOverlap:
-    """What a corpus holds of a task.
+    """Overlap of a corpus with a task.
 
     Attributes:
-      examples: of the task.
-      short: of them, those with fewer than 13 words, which cannot be found.
-      found: those that were, in the order of the corpus.
+      examples: number of the task's examples.
+      short: number of those with fewer than 13 words, which cannot match.
+      matches: of the others, in the order of the corpus.
     """
 
     examples: int
     short: int
-    found: list[Found]
+    matches: list[Match]
 
     @property
     def share(self) -> float:
-        """Share of the examples that were found."""
-        return len(self.found) / self.examples if self.examples else 0.0
+        """Share of the examples that match."""
+        return len(self.matches) / self.examples if self.examples else 0.0
 
 
 class Overlap:
@@ -84,7 +84,7 @@ class Overlap:
       tasks: name -> examples.
 
     Attributes:
-      tasks: name -> what has been found so far.
+      tasks: name -> the overlap so far.
     """
 
     def __init__(self, tasks: Mapping[str, Sequence[Example]]) -> None:
@@ -101,18 +101,20 @@ class Overlap:
                 owners.append(np.full(own.size, len(self._names), np.int32))
                 self._names.append((task, example.id or str(number)))
             self.tasks[task] = TaskOverlap(len(examples), short, [])
-        whole = np.concatenate(grams)
-        order = np.argsort(whole, kind="stable")
-        self._grams, first = np.unique(whole[order], return_index=True)
+        joined = np.concatenate(grams)
+        order = np.argsort(joined, kind="stable")
+        self._grams, first = np.unique(joined[order], return_index=True)
         self._owners = np.concatenate(owners)[order]
         self._bounds = np.append(first, len(order))
         self._done = np.zeros(len(self._names), bool)
 
     def read(self, text: str, document: str) -> bool:
         """Looks at one document; whether it shares a gram with any example."""
-        said = words(text)
+        document_words = words(text)
         get = self._ids.get
-        ids = np.fromiter((get(word, _UNKNOWN) for word in said), np.int64, len(said))
+        ids = np.fromiter(
+            (get(word, _UNKNOWN) for word in document_words), np.int64, len(document_words)
+        )
         hashes, starts = _hashes(ids)
         place = np.searchsorted(self._grams, hashes)
         place[place == len(self._grams)] = 0
@@ -125,8 +127,8 @@ class Overlap:
                 if not self._done[owner]:
                     self._done[owner] = True
                     task, example = self._names[owner]
-                    gram = " ".join(said[start : start + GRAM])
-                    self.tasks[task].found.append(Found(example, document, gram))
+                    gram = " ".join(document_words[start : start + GRAM])
+                    self.tasks[task].matches.append(Match(example, document, gram))
         return len(hits) > 0
 
     def _learn(self, text: str) -> np.ndarray:
@@ -162,6 +164,6 @@ def table(tasks: Mapping[str, TaskOverlap]) -> Iterable[str]:
     yield f"{'task':<{width}} {'examples':>9} {'short':>6} {'found':>6} {'share':>7}"
     for name, task in sorted(tasks.items(), key=lambda item: (-item[1].share, item[0])):
         yield (
-            f"{name:<{width}} {task.examples:>9,} {task.short:>6,} {len(task.found):>6,} "
+            f"{name:<{width}} {task.examples:>9,} {task.short:>6,} {len(task.matches):>6,} "
             f"{task.share:>7.2%}"
         )

@@ -1,13 +1,13 @@
-"""Many spans in few rows: fixed shapes, little padding, nothing encoded twice.
+"""Many spans in few sequences: fixed shapes, little padding, nothing encoded twice.
 
 Padding every example to the longest, and reading a context again for each of its options, is why
-evaluation harnesses are slow. Here the spans of a task are sorted, so that those which begin alike
-are neighbours, and laid out as a tree: tokens that a span shares with the one before it are not
-repeated. `visible_until` says for every token up to where the row may see it, which keeps branches
-and neighbours apart. The options of a question share its context, and the questions of a subject
-their solved examples.
+evaluation harnesses are slow. Here the spans of a task are sorted, so that those with a common
+prefix are neighbours, and laid out as a tree: tokens that a span shares with the one before it are
+not repeated. `visible_until` says for every token up to where the row may see it, which keeps
+branches and neighbours apart. The options of a question share its context, and the questions of a
+subject their few-shot examples.
 
-Attention costs length², so short trees go into shorter rows; there are only a few row lengths,
+Attention costs length², so short groups go into shorter rows; there are only a few row lengths,
 each with one batch shape, so that the model is compiled once per shape and not once per task.
 """
 
@@ -22,17 +22,17 @@ import numpy as np
 from jaxllm.evaluation.spans import Span
 from jaxllm.models.batch import TreeBatch
 
-SHARED = 4  # a span joins a tree that holds at least one fourth of what it reads
+MIN_SHARED = 4  # a span joins a group that holds at least one fourth of its tokens
 
 
 @dataclasses.dataclass(frozen=True)
-class Tree:
-    """Neighbouring spans of the sorted order that share a row.
+class PrefixGroup:
+    """Spans that are neighbours in sorted order, and share a row and their prefixes.
 
     Attributes:
       spans: numbers of the spans, each sharing with the one before it.
       shared: how many of its leading tokens each takes from the one before it; the first none.
-      size: positions of the tree in a row.
+      size: positions of the group in a row.
     """
 
     spans: tuple[int, ...]
@@ -61,28 +61,27 @@ class Packed:
     """All batches of a task.
 
     Attributes:
-      batches: what to run.
-      num_spans: number of spans packed.
-      read: tokens of all spans, each read by itself.
-      tokens: positions that hold a token: fewer, where spans share.
+      batches: device batches.
+      spans: the spans in them, by number.
+      tokens: positions that hold a token; fewer than the spans' tokens, where spans share.
       slots: all positions, padding included.
     """
 
     batches: tuple[PackedBatch, ...]
-    num_spans: int
-    read: int
+    spans: tuple[Span, ...]
     tokens: int
     slots: int
 
     @property
     def padding(self) -> float:
-        """Share of the positions that is computed for nothing."""
+        """Share of the positions without a token."""
         return 1 - self.tokens / self.slots if self.slots else 0.0
 
     @property
     def sharing(self) -> float:
         """Share of the spans' tokens that need not be computed again."""
-        return 1 - self.tokens / self.read if self.read else 0.0
+        alone = sum(span.length for span in self.spans)
+        return 1 - self.tokens / alone if alone else 0.0
 
 
 def row_lengths(max_length: int, shortest: int) -> tuple[int, ...]:
@@ -98,48 +97,48 @@ def slot_counts(length: int) -> tuple[int, ...]:
     return tuple(sorted({max(1, length // 16), max(1, length // 4), length}))
 
 
-def trees(spans: Sequence[Span], longest: int) -> list[Tree]:
-    """Sorts the spans and joins neighbours that begin alike, up to `longest` positions.
+def prefix_groups(spans: Sequence[Span], longest: int) -> list[PrefixGroup]:
+    """Sorts the spans and joins neighbours with a common prefix, up to `longest` positions.
 
-    What is shared ends before a span's first scored target, because a position predicts one
+    The shared prefix ends before a span's first scored target, because a position predicts one
     target only.
     """
     order = sorted(range(len(spans)), key=lambda i: spans[i].tokens.astype(">i4").tobytes())
-    found: list[Tree] = []
+    groups: list[PrefixGroup] = []
     members: list[int] = []
     shares: list[int] = []
     size = 0
     for place, number in enumerate(order):
         span = spans[number]
         share = _common(spans[order[place - 1]], span) if members else 0
-        if members and (share * SHARED < span.length or size + span.length - share > longest):
-            found.append(Tree(tuple(members), tuple(shares), size))
+        if members and (share * MIN_SHARED < span.length or size + span.length - share > longest):
+            groups.append(PrefixGroup(tuple(members), tuple(shares), size))
             members, shares, size, share = [], [], 0, 0
         members.append(number)
         shares.append(share)
         size += span.length - share
     if members:
-        found.append(Tree(tuple(members), tuple(shares), size))
-    return found
+        groups.append(PrefixGroup(tuple(members), tuple(shares), size))
+    return groups
 
 
-def assign_rows(sizes: Sequence[int], available: Sequence[int]) -> list[tuple[int, list[int]]]:
-    """Which trees share a row: best-fit decreasing.
+def bin_pack(sizes: Sequence[int], available: Sequence[int]) -> list[tuple[int, list[int]]]:
+    """Assigns groups to rows: best-fit decreasing.
 
-    A tree goes into the fullest row that still holds it. If there is none, it opens a row of the
-    smallest length that would hold it twice, so that what is left is useful to others.
+    A group goes into the fullest row that still holds it. If there is none, it opens a row of the
+    smallest length that would hold it twice, so that the rest is useful to others.
 
     Args:
-      sizes: positions that each tree takes; none above the largest of `available`.
+      sizes: positions of each group; none above the largest of `available`.
       available: row lengths, ascending.
 
     Returns:
-      For each row its length and the numbers of its trees.
+      For each row its length and the numbers of its groups.
     """
     rows: list[tuple[int, list[int]]] = []
     room: list[tuple[int, int]] = []  # (positions left, number of the row), sorted
-    for tree in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
-        need = sizes[tree]
+    for group in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+        need = sizes[group]
         place = bisect.bisect_left(room, (need, -1))
         if place < len(room):
             left, row = room.pop(place)
@@ -147,26 +146,33 @@ def assign_rows(sizes: Sequence[int], available: Sequence[int]) -> list[tuple[in
             left = next((size for size in available if size >= 2 * need), available[-1])
             row = len(rows)
             rows.append((left, []))
-        rows[row][1].append(tree)
+        rows[row][1].append(group)
         if left > need:
             bisect.insort(room, (left - need, row))
     return rows
 
 
-def pack(spans: Sequence[Span], *, lengths: Sequence[int], tokens_per_batch: int) -> Packed:
+def pack(
+    spans: Sequence[Span], *, lengths: Sequence[int], tokens_per_batch: int, isolate: bool = False
+) -> Packed:
     """Packs `spans` into batches of `tokens_per_batch` positions, in rows of `lengths`.
 
     Args:
-      spans: what to score.
+      spans: the spans to score.
       lengths: row lengths, ascending; the last holds every span.
       tokens_per_batch: a multiple of the largest length; a batch of rows of length l has
         tokens_per_batch // l rows.
+      isolate: gives each span a row of its own.
     """
-    grown = trees(spans, lengths[-1])
-    rows = assign_rows([tree.size for tree in grown], lengths)
+    if isolate:
+        groups = [PrefixGroup((i,), (0,), span.length) for i, span in enumerate(spans)]
+        rows = [(lengths[bisect.bisect_left(lengths, g.size)], [i]) for i, g in enumerate(groups)]
+    else:
+        groups = prefix_groups(spans, lengths[-1])
+        rows = bin_pack([group.size for group in groups], lengths)
     batches = []
     for length in lengths:
-        contents = [[grown[i] for i in members] for size, members in rows if size == length]
+        contents = [[groups[i] for i in members] for size, members in rows if size == length]
         per_batch = tokens_per_batch // length
         # rows with as many scored targets together, so that few batches need all their slots
         contents.sort(key=lambda row: -_scored(spans, row))
@@ -174,9 +180,8 @@ def pack(spans: Sequence[Span], *, lengths: Sequence[int], tokens_per_batch: int
             batches.append(_batch(spans, contents[first : first + per_batch], per_batch, length))
     return Packed(
         batches=tuple(batches),
-        num_spans=len(spans),
-        read=sum(span.length for span in spans),
-        tokens=sum(tree.size for tree in grown),
+        spans=tuple(spans),
+        tokens=sum(group.size for group in groups),
         slots=sum(batch.batch.inputs.size for batch in batches),
     )
 
@@ -188,12 +193,12 @@ def _common(before: Span, span: Span) -> int:
     return int(differ.argmax()) if differ.any() else limit
 
 
-def _scored(spans: Sequence[Span], trees: Sequence[Tree]) -> int:
-    return sum(spans[number].scored for tree in trees for number in tree.spans)
+def _scored(spans: Sequence[Span], groups: Sequence[PrefixGroup]) -> int:
+    return sum(spans[number].scored for group in groups for number in group.spans)
 
 
 def _batch(
-    spans: Sequence[Span], contents: Sequence[Sequence[Tree]], rows: int, length: int
+    spans: Sequence[Span], contents: Sequence[Sequence[PrefixGroup]], rows: int, length: int
 ) -> PackedBatch:
     most = max(_scored(spans, row) for row in contents)
     width = next(count for count in slot_counts(length) if count >= most)
@@ -203,9 +208,9 @@ def _batch(
     numbers, starts, ends = [], [], []
     for row, members in enumerate(contents):
         offset, slot = 0, 0
-        for tree in members:
-            path = np.zeros(0, np.int64)  # where the tokens of the span at hand lie
-            for number, share in zip(tree.spans, tree.shared, strict=True):
+        for group in members:
+            path = np.zeros(0, np.int64)  # where the tokens of the current span lie
+            for number, share in zip(group.spans, group.shared, strict=True):
                 span = spans[number]
                 visible_until[row, path[share:]] = offset
                 fresh = np.arange(offset, offset + span.length - share)

@@ -1,8 +1,8 @@
 """Runs a program that a model wrote, in a process of its own with limits on what it can do.
 
-The walls are described in `sandbox_child.py`, which that process runs. What a program prints is
-thrown away, and it gets an empty environment. It has passed if its last statement was reached: with
-the tests behind it, no way out before them counts.
+`sandbox_child.py`, which that process runs, describes the isolation. A program's output is
+discarded and its environment is empty. It has passed if its last statement was reached: with the
+tests behind it, leaving before them does not count.
 """
 
 from __future__ import annotations
@@ -74,10 +74,10 @@ def run(program: str, limits: Limits | None = None, isolate: bool | None = None)
     Args:
       program: Python source.
       limits: what it may use.
-      isolate: whether to use namespaces; None is what `choose` was told last, else True.
+      isolate: whether to use namespaces; None is the last `choose`, else True.
 
     Raises:
-      UserError: the walls cannot be built here; nothing has run.
+      UserError: the isolation cannot be set up here; nothing has run.
     """
     limits, token = limits or Limits(), secrets.token_hex(16)
     isolate = _chosen if isolate is None else isolate
@@ -94,15 +94,15 @@ def run(program: str, limits: Limits | None = None, isolate: bool | None = None)
             },
         )  # fmt: skip
         try:
-            said, in_time = _read(process, time.monotonic() + limits.wall_seconds)
+            output, in_time = _read(process, time.monotonic() + limits.wall_seconds)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-    walls, _, report = said.decode(errors="replace").partition("\n")
-    if walls == "refused":
+    mode, _, report = output.decode(errors="replace").partition("\n")
+    if mode == "refused":
         raise UserError(f"programs that a model writes cannot be {_WAYS[isolate]}: {report}")
-    isolated = walls == "isolated"
+    isolated = mode == "isolated"
     if report == token:
         return Outcome(True, "passed", isolated)
     if not in_time:
@@ -114,7 +114,7 @@ def run(program: str, limits: Limits | None = None, isolate: bool | None = None)
 
 
 def choose(isolate: bool) -> None:
-    """Says for all programs of this process whether they are isolated, and that it can be done.
+    """Sets whether the programs of this process are isolated, and checks that it can be done.
 
     Raises:
       UserError: it cannot be done on this machine, and how to go on.
@@ -128,19 +128,19 @@ def choose(isolate: bool) -> None:
 
 
 def _read(process: subprocess.Popen[bytes], deadline: float) -> tuple[bytes, bool]:
-    """What the process writes until it ends, a few kilobytes at most; and whether it ended."""
+    """The output of the process until it ends, a few kilobytes at most; and whether it ended."""
     assert process.stdout is not None
-    said, output = b"", process.stdout.fileno()
+    output, descriptor = b"", process.stdout.fileno()
     poll = select.poll()
-    poll.register(output)
+    poll.register(descriptor)
     with process.stdout:
-        while len(said) < _REPORT_BYTES:
+        while len(output) < _REPORT_BYTES:
             if not poll.poll(1000 * max(0.0, deadline - time.monotonic())):
-                return said, False
-            new = os.read(output, _REPORT_BYTES)
+                return output, False
+            new = os.read(descriptor, _REPORT_BYTES)
             if not new:
                 break
-            said += new
+            output += new
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(max(0.0, deadline - time.monotonic()))
-    return said, process.returncode is not None
+    return output, process.returncode is not None

@@ -1,17 +1,17 @@
-"""One program behind walls. `sandbox.py` starts this file as a process of its own.
+"""One program in isolation. `sandbox.py` starts this file as a process of its own.
 
 Standard input is a JSON object: `program`, `token`, `scratch`, `isolate` and the fields of
-`sandbox.Limits`. What comes out is "isolated" or "guarded" and a line end, and then `token` if the
-program ran to its end, or else the exception that ended it. A program that leaves by itself
-(`sys.exit`, `os._exit`) leaves nothing. Where the walls cannot be built, "refused" comes out, and
-on the next line why; then nothing runs.
+`sandbox.Limits`. The output is a line "isolated" or "restricted", and then `token` if the program
+ran to its end, or else the exception that ended it. A program that leaves by itself (`sys.exit`,
+`os._exit`) adds nothing. Where the isolation cannot be set up, the output is a line "refused" and
+the reason; then nothing runs.
 
 isolated: namespaces of its own for users, network, processes and mounts, so that there is no
   network, no other process to see, no device but null, zero and random, and no file to change but
   in a small tmpfs, the scratch directory; and no capabilities. All that it started dies with it.
-guarded: for who asked for no isolation, a Python audit hook refuses sockets, processes, foreign
-  functions, and files outside the scratch directory; and the kernel starts no other process or
-  thread. It stops what goes astray, not what sets out to get round it.
+restricted: without isolation, by an explicit setting, a Python audit hook refuses sockets,
+  processes, foreign functions, and files outside the scratch directory; and the kernel starts no
+  other process or thread. It stops accidents, not attacks.
 
 Root's programs run as a user without rights in both; where Python lies in a directory of root's
 own, they see of that directory Python only.
@@ -45,7 +45,7 @@ WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
 def main() -> None:
-    """Reads what to run, builds the walls, runs it."""
+    """Reads the job, isolates this process, runs the program."""
     job = json.load(sys.stdin)
     os.umask(0o022)
     report, null = os.dup(1), os.open(os.devnull, os.O_RDWR)
@@ -66,20 +66,20 @@ def main() -> None:
     except (OSError, AttributeError) as error:  # AttributeError: not Linux
         os.write(report, f"refused\n{error}".encode())
         os._exit(0)
-    os.write(report, b"isolated\n" if isolated else b"guarded\n")
+    os.write(report, b"isolated\n" if isolated else b"restricted\n")
     _limit(job, processes=job["processes"] if isolated else 1)  # there it counts all of the user's
     if not isolated:
-        _guard(os.path.realpath(job["scratch"]))
+        _restrict(os.path.realpath(job["scratch"]))
     _run(job["program"], job["token"], report)
 
 
 def _run(program: str, token: str, report: int) -> None:
     try:
         exec(compile(program, "<program>", "exec"), {})
-        said = token
+        outcome = token
     except BaseException as error:
-        said = f"{type(error).__name__}: {error}"[:300]
-    os.write(report, said.encode(errors="replace"))
+        outcome = f"{type(error).__name__}: {error}"[:300]
+    os.write(report, outcome.encode(errors="replace"))
     os._exit(0)
 
 
@@ -115,11 +115,11 @@ def _set_mount(target: str, below: int = 0, on: int = 0, off: int = 0) -> None:
 
 
 def _become_nobody(scratch: str) -> None:
-    """Gives up being root for good: a user namespace alone leaves root the owner of its files."""
+    """Gives up root for good: a user namespace alone leaves root the owner of its files."""
     needed = {sys.prefix, sys.base_prefix, *filter(os.path.isdir, sys.path), scratch}
     needed |= {os.path.realpath(path) for path in needed}
     os.chown(scratch, NOBODY, NOBODY)
-    hidden = {wall for path in needed if (wall := _closed(path))}
+    hidden = {closed for path in needed if (closed := _closed(path))}
     if hidden:
         _show_within(hidden, needed)
     os.setgroups([])
@@ -145,17 +145,17 @@ def _show_within(hidden: set[str], needed: set[str]) -> None:
     """Lays an empty directory over each of `hidden`, with nothing in it but what is `needed`."""
     _check(_libc().unshare(MOUNTS), "leaving the mounts")
     _mount("", "/", "", PRIVATE_BELOW)
-    kept = {
+    opened = {
         path: os.open(path, os.O_PATH)
         for path in sorted(needed)
         if _closed(path) and not any(path.startswith(other + os.sep) for other in needed)
     }
-    for wall in hidden:
-        _mount("tmpfs", wall, "tmpfs", SAFE, "size=64k,mode=755")
-    for path, opened in kept.items():
+    for directory in hidden:
+        _mount("tmpfs", directory, "tmpfs", SAFE, "size=64k,mode=755")
+    for path, descriptor in opened.items():
         os.makedirs(path, mode=0o755, exist_ok=True)
-        _mount(f"/proc/self/fd/{opened}", path, "", BIND_BELOW)
-        os.close(opened)
+        _mount(f"/proc/self/fd/{descriptor}", path, "", BIND_BELOW)
+        os.close(descriptor)
 
 
 def _unshare() -> None:
@@ -187,7 +187,7 @@ def _close_off(job: dict) -> None:
 
 
 def _give_up_rights() -> None:
-    """What a program could gain by starting others, and what is left of capabilities."""
+    """Drops the capabilities, and the privileges that a program could gain by starting others."""
     libc = _libc()
     _check(libc.prctl(NO_NEW_PRIVILEGES, 1, 0, 0, 0), "giving up new privileges")
     for capability in range(64):
@@ -211,10 +211,10 @@ def _limit(job: dict, processes: int) -> None:
         resource.setrlimit(limit, (min(value, highest), highest))
 
 
-def _guard(scratch: str) -> None:
+def _restrict(scratch: str) -> None:
     def inside(path: object) -> bool:
-        whole = os.path.realpath(os.fsdecode(path))  # type: ignore[arg-type]
-        return whole == scratch or whole.startswith(scratch + os.sep)
+        real = os.path.realpath(os.fsdecode(path))  # type: ignore[arg-type]
+        return real == scratch or real.startswith(scratch + os.sep)
 
     def allowed(event: str, args: tuple) -> bool:
         if event == "ctypes.dlopen":  # None is what Python itself opens

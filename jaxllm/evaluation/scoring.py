@@ -16,9 +16,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from jaxllm.evaluation.inference import Continuer, Detokenizer, Text, end_ids
-from jaxllm.evaluation.packing import Packed, row_lengths
-from jaxllm.evaluation.spans import Tokenizer
+from jaxllm.evaluation.inference import DecodeLoop, PromptBatch
+from jaxllm.evaluation.packing import Packed, pack, row_lengths
+from jaxllm.evaluation.spans import Span, Tokenizer
 from jaxllm.models.batch import TreeBatch
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.decoder import Params
@@ -29,6 +29,7 @@ from jaxllm.sharding.rules import batch_sharding, partitioning, replicated
 In = TypeVar("In")
 Out = TypeVar("Out")
 ShouldStop = Callable[[], bool]
+SHORTEST_ROW = 128
 
 
 class Interrupted(Exception):
@@ -37,7 +38,7 @@ class Interrupted(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class SpanScores:
-    """What the model thought of each span.
+    """Scores of each span.
 
     Attributes:
       log_likelihood: float64 [S], the sum of log p over the scored targets, in nats.
@@ -48,43 +49,65 @@ class SpanScores:
     greedy: np.ndarray
 
 
-@dataclasses.dataclass(frozen=True)
-class PromptBatch:
-    """Prompts of one device batch: int32 [rows, width] padded on the right, and int32 [rows]."""
-
-    prompts: np.ndarray
-    lengths: np.ndarray
-    numbers: Sequence[int]
-
-
 class Scorer:
     """Compiled scoring and generation for one model on one mesh.
 
     Args:
       model: the model; `model.max_length` is the longest span.
       mesh: where the parameters live.
-      rows_per_batch: rows of `max_length` in a batch, rounded up to what the mesh divides.
+      tokens_per_batch: positions of a batch, rounded up to rows of `max_length` that the mesh
+        divides.
       shortest_row: see `packing.row_lengths`.
     """
 
-    def __init__(self, model: ModelConfig, mesh: Mesh, rows_per_batch: int, shortest_row: int):
-        shards = mesh.shape["data"] * mesh.shape["fsdp"]
-        rows = -(-rows_per_batch // shards) * shards
-        self.max_length = model.max_length
+    def __init__(
+        self,
+        model: ModelConfig,
+        mesh: Mesh,
+        tokens_per_batch: int,
+        shortest_row: int = SHORTEST_ROW,
+    ):
+        multiple = mesh.shape["data"] * mesh.shape["fsdp"] * model.max_length
+        self.tokens_per_batch = -(-tokens_per_batch // multiple) * multiple
+        self.max_length, self.vocab_size = model.max_length, model.vocab_size
         self.row_lengths = row_lengths(model.max_length, shortest_row)
-        self.tokens_per_batch = rows * model.max_length
         self._model, self._mesh = model, mesh
         self._score = jax.jit(self._traced_score, out_shardings=replicated(mesh))
-        self._continuer = Continuer(model, mesh)
+        self._decode_loop = DecodeLoop(model, mesh)
 
     def score(self, params: Params, packed: Packed, should_stop: ShouldStop) -> SpanScores:
         """Scores every span of `packed`; sums are float64, so packing order does not show.
 
+        A span that gives NaN spoils its neighbours in the row, whose attention multiplies it by
+        zero: spans without a finite score are scored again, each in a row of its own.
+
         Raises:
           Interrupted: `should_stop()` was true between two batches.
         """
-        log_likelihood = np.full(packed.num_spans, np.nan)
-        greedy = np.zeros(packed.num_spans, bool)
+        scores = self._score_batches(params, packed, should_stop)
+        spoilt = np.flatnonzero(~np.isfinite(scores.log_likelihood))
+        if spoilt.size:
+            alone = self._score_batches(
+                params, self.pack([packed.spans[i] for i in spoilt], isolate=True), should_stop
+            )
+            scores.log_likelihood[spoilt], scores.greedy[spoilt] = (
+                alone.log_likelihood,
+                alone.greedy,
+            )
+        return scores
+
+    def pack(self, spans: Sequence[Span], isolate: bool = False) -> Packed:
+        """Packs `spans` for `score`; see `packing.pack`."""
+        return pack(
+            spans,
+            lengths=self.row_lengths,
+            tokens_per_batch=self.tokens_per_batch,
+            isolate=isolate,
+        )
+
+    def _score_batches(self, params: Params, packed: Packed, should_stop: ShouldStop) -> SpanScores:
+        log_likelihood = np.full(len(packed.spans), np.nan)
+        greedy = np.zeros(len(packed.spans), bool)
         run = lambda item: self._score(params, jax.tree.map(self._on_devices, item.batch))
         for item, (tokens, correct) in _pipelined(run, packed.batches, should_stop):
             # reduceat sums [start, end) at even places and the gaps at odd ones; the zero at the
@@ -106,11 +129,8 @@ class Scorer:
             rows = self.tokens_per_batch // width
             members = [i for i in order[:rows] if len(prompts[i]) <= width]
             order = order[len(members) :]
-            tokens, lengths = np.zeros((rows, width), np.int32), np.ones(rows, np.int32)
-            for row, number in enumerate(members):
-                lengths[row] = len(prompts[number])
-                tokens[row, : lengths[row]] = prompts[number]
-            batches.append(PromptBatch(tokens, lengths, members))
+            batch = PromptBatch.of([prompts[i] for i in members], members, rows, width)
+            batches.append(batch)
         return tuple(batches)
 
     def generate(
@@ -139,26 +159,18 @@ class Scorer:
         Raises:
           Interrupted: `should_stop()` was true between two batches.
         """
-        found: dict[int, str] = {}
-        ends = end_ids(vocabulary)
+        continuations: dict[int, str] = {}
         for batch in batches:
             if _any_process(should_stop):
                 raise Interrupted
-            contexts = [
-                row[1:length].tolist()
-                for row, length in zip(batch.prompts, batch.lengths, strict=True)
-            ]
-            texts = [
-                Text(Detokenizer(vocabulary, context), stop, ends)
-                for context in contexts[: len(batch.numbers)]
-            ]
-            for _ in self._continuer.run(
-                params, batch.prompts, batch.lengths, texts, max_new_tokens, ends, sampling,
-                [seeds(number) for number in batch.numbers],
-            ):  # fmt: skip
-                pass
-            found |= {n: text.text for n, text in zip(batch.numbers, texts, strict=True)}
-        return [found[number] for number in sorted(found)]
+            seeded = [seeds(number) for number in batch.numbers]
+            streamed = self._decode_loop.run(
+                params, batch, vocabulary, max_new_tokens, stop, sampling, seeded
+            )
+            for pieces in streamed:
+                for number, piece in zip(batch.numbers, pieces, strict=True):
+                    continuations[number] = continuations.get(number, "") + piece
+        return [continuations[number] for number in sorted(continuations)]
 
     def _traced_score(self, params: Params, batch: TreeBatch) -> tuple[jax.Array, jax.Array]:
         with partitioning(self._mesh):

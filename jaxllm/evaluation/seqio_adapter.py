@@ -1,7 +1,11 @@
-"""A declared task as a SeqIO task: a text data source, a metric, and a logger for its results.
+"""Our tasks and models as SeqIO sees them: `seqio.Evaluator` can run every task.
+
+    select(config) -> EvalTask, registered -> seqio.Evaluator(name, TextFeatureConverter(), …)
+        .evaluate(model_fns=model_functions(runner, params), …)
 
 Features stay text (`inputs`, `targets`): a SeqIO task says what is asked, and the run that scores
-it brings its own vocabulary and context length.
+it brings its own vocabulary and context length. `Evaluator` measures the same tasks without this
+detour.
 """
 
 from __future__ import annotations
@@ -13,18 +17,18 @@ import flax.struct
 import numpy as np
 import seqio
 import tensorflow as tf
-from etils import epath
 
 from jaxllm.errors import UserError
-from jaxllm.evaluation import metrics
-from jaxllm.evaluation.metrics import Columns, Measurement, Result
-from jaxllm.evaluation.shots import with_solved_examples
+from jaxllm.evaluation.metrics import Likelihoods, Measurement, Texts, measure
+from jaxllm.evaluation.prepared import TaskRunner
+from jaxllm.evaluation.selection import SelectedTask
 from jaxllm.evaluation.tasks import Choice, Document, Example, Prompt, TaskDefinition
+from jaxllm.models.decoder import Params
 
 SPLIT = "validation"
-Sink = Callable[[str, Mapping[str, Measurement], Sequence[Example], Columns], None]
 
 _SPEC = {
+    "task": tf.TensorSpec([], tf.string),
     "inputs": tf.TensorSpec([None], tf.string),
     "targets": tf.TensorSpec([None], tf.string),
     "answer": tf.TensorSpec([None], tf.int32),
@@ -34,42 +38,36 @@ _SPEC = {
 
 
 class EvalTask(seqio.Task):
-    """A SeqIO task with what a trajectory record says about it.
+    """A SeqIO task with a text data source and one metric object.
 
     Args:
-      definition: the declared task.
-      files: where the files of the definition are (`resolve.files`).
-      max_examples: at most so many examples, drawn once and for all; None is all.
+      selected: the task, its files and its limit.
     """
 
-    def __init__(
-        self,
-        definition: TaskDefinition,
-        files: Sequence[epath.Path] = (),
-        max_examples: int | None = None,
-    ):
-        self.definition = definition
+    def __init__(self, selected: SelectedTask):
+        self.definition = selected.definition
+        name = self.definition.name
 
         def dataset(split: str, shuffle_files: bool, seed: int | None = None) -> tf.data.Dataset:
             del split, shuffle_files, seed
-            examples = _subset(_examples(definition, files), max_examples)
+            examples = selected.read_examples()
             return tf.data.Dataset.from_generator(
-                lambda: map(_features, examples), output_signature=_SPEC
+                lambda: (_features(name, example) for example in examples), output_signature=_SPEC
             )
 
         # Text needs no vocabulary here, and SeqIO asks for one.
         text = seqio.Feature(seqio.PassThroughVocabulary(0), add_eos=False, dtype=tf.string)
         super().__init__(
-            definition.name,
+            name,
             source=seqio.FunctionDataSource(dataset, splits=(SPLIT,)),
             output_features={"inputs": text, "targets": text},
             preprocessors=(),
-            metric_objs=(_metric(definition),),
+            metric_objs=(_metric(self.definition),),
             shuffle_buffer_size=None,
         )
 
 
-def register(task: EvalTask) -> EvalTask:
+def add_to_seqio(task: EvalTask) -> EvalTask:
     """Puts `task` into SeqIO's registry, in place of an earlier one of its kind.
 
     Raises:
@@ -86,28 +84,6 @@ def register(task: EvalTask) -> EvalTask:
     return task
 
 
-def examples_of(task: TaskDefinition, dataset: Iterable[Mapping[str, Any]]) -> list[Example]:
-    """The examples in a dataset with the features of an `EvalTask`."""
-    found: list[Example] = []
-    for row in dataset:
-        texts = lambda key, row=row: tuple(text.decode() for text in row[key])
-        contexts, targets, name = texts("inputs"), texts("targets"), row["id"].decode()
-        if task.kind == "perplexity":
-            found.append(Document(targets[0], name))
-            continue
-        preamble, *shots = texts("shots")
-        before = {"preamble": preamble, "shots": tuple(shots)}
-        if task.kind == "multiple_choice":
-            answer, *others = (int(number) for number in row["answer"])
-            several = contexts if len(contexts) > 1 else ()
-            found.append(
-                Choice(contexts[0], targets, answer, name, several, tuple(others), **before)
-            )
-        else:
-            found.append(Prompt(contexts[0], targets, name, **before))
-    return found
-
-
 class TextFeatureConverter(seqio.PassThroughFeatureConverter):
     """Leaves the text alone; the scorer turns it into token spans."""
 
@@ -115,43 +91,70 @@ class TextFeatureConverter(seqio.PassThroughFeatureConverter):
     _pack = False
 
 
-class TrajectoryLogger(seqio.loggers.Logger):
-    """Hands a task's measurements and per-example columns to `sink`."""
+def model_functions(
+    runner: TaskRunner, params: Params
+) -> Mapping[seqio.metrics.ModelOutputType, Callable[[tf.data.Dataset], Any]]:
+    """The `model_fns` of `seqio.Evaluator.evaluate` for registered `EvalTask`s.
 
-    def __init__(self, output_dir: str, sink: Sink):
-        super().__init__(output_dir)
-        self._sink = sink
+    Scores come as (index, log-likelihoods) with {"tokens": …, "greedy": …} beside them, predictions
+    as (index, texts), both in the order of the examples.
+    """
 
-    def __call__(
-        self,
-        task_name: str,
-        step: int | None,
-        metrics: Mapping[str, seqio.metrics.MetricValue],
-        dataset: tf.data.Dataset | None,
-        inferences: Mapping[str, Sequence[Any]] | None,
-        targets: Sequence[Any] | None,
-    ) -> None:
-        """Passes on what SeqIO computed."""
-        measured = {k: v.measurement for k, v in metrics.items() if isinstance(v, Measured)}
-        self._sink(task_name, measured, list(targets or ()), inferences or {})
+    def outputs(dataset: tf.data.Dataset) -> Likelihoods | Texts:
+        rows = [row for _, row in dataset.as_numpy_iterator()]
+        task = seqio.TaskRegistry.get(rows[0]["task"].decode()).definition
+        return runner.run(params, runner.prepare(task, examples_of(task, rows)))
+
+    def score(dataset: tf.data.Dataset) -> tuple[list[tuple[int, Any]], dict[str, list]]:
+        result = outputs(dataset)
+        assert isinstance(result, Likelihoods)
+        auxiliary = {"tokens": list(result.tokens), "greedy": list(result.greedy)}
+        return list(enumerate(result.log_likelihood)), auxiliary
+
+    def predict(dataset: tf.data.Dataset) -> list[tuple[int, Sequence[str]]]:
+        result = outputs(dataset)
+        assert not isinstance(result, Likelihoods)
+        return list(enumerate(result))
+
+    types = seqio.metrics.ModelOutputType
+    return {types.SCORE: score, types.PREDICTION: predict}
+
+
+def examples_of(task: TaskDefinition, rows: Iterable[Mapping[str, Any]]) -> list[Example]:
+    """The examples in rows with the features of an `EvalTask`."""
+    return [_example(task, row) for row in rows]
 
 
 class Measured(seqio.metrics.Scalar):
-    """A SeqIO scalar that keeps its standard error, n and chance level."""
+    """A SeqIO scalar with its standard error, n and chance level."""
 
     def __init__(self, measurement: Measurement):
         super().__init__(measurement.value)
         self.measurement = measurement
 
 
-def _features(example: Example) -> dict[str, Any]:
+def _example(task: TaskDefinition, row: Mapping[str, Any]) -> Example:
+    texts = lambda key: tuple(text.decode() for text in row[key])
+    contexts, targets, name = texts("inputs"), texts("targets"), row["id"].decode()
+    if task.kind == "perplexity":
+        return Document(targets[0], name)
+    description, *shots = texts("shots")
+    before = {"description": description, "shots": tuple(shots)}
+    if task.kind != "multiple_choice":
+        return Prompt(contexts[0], targets, name, **before)
+    answer, *others = (int(number) for number in row["answer"])
+    several = contexts if len(contexts) > 1 else ()
+    return Choice(contexts[0], targets, answer, name, several, tuple(others), **before)
+
+
+def _features(task: str, example: Example) -> dict[str, Any]:
     contexts: tuple[str, ...] = ()
     shots: tuple[str, ...] = ()
     answers: tuple[int, ...] = ()
     if isinstance(example, Document):
         targets: tuple[str, ...] = (example.text,)
     else:
-        shots = (example.preamble, *example.shots)
+        shots = (example.description, *example.shots)
         if isinstance(example, Choice):
             contexts = example.contexts or (example.context,)
             targets, answers = example.options, (example.answer, *example.also_correct)
@@ -159,6 +162,7 @@ def _features(example: Example) -> dict[str, Any]:
             contexts, targets = (example.context,), example.targets
     strings = lambda texts: np.asarray([text.encode() for text in texts], object)
     return {
+        "task": task.encode(),
         "inputs": strings(contexts),
         "targets": strings(targets),
         "answer": np.asarray(answers, np.int32),
@@ -167,28 +171,8 @@ def _features(example: Example) -> dict[str, Any]:
     }
 
 
-def _examples(task: TaskDefinition, files: Sequence[epath.Path]) -> list[Example]:
-    """All examples of a task, with their solved examples before them."""
-    own, shared = files[: len(task.reads)], files[len(task.reads) :]
-    pool = task.few_shot.pool if task.few_shot and task.shots else None
-    return with_solved_examples(
-        task, list(task.examples(*own)), list(pool(*shared)) if pool else []
-    )
-
-
-def _subset(examples: list[Example], limit: int | None) -> list[Example]:
-    """The same random `limit` examples every time, in their own order (files are often sorted)."""
-    if limit is None or limit >= len(examples):
-        return examples
-    chosen = np.random.RandomState(0).permutation(len(examples))[:limit]
-    return [examples[i] for i in sorted(chosen)]
-
-
 def _metric(task: TaskDefinition) -> seqio.metrics.CollectingMetric:
-    """The metric object that SeqIO asks for: what it needs of the model, and what it makes of it.
-
-    Scores come as (log-likelihoods, {"tokens": …, "greedy": …}), predictions as texts.
-    """
+    """SeqIO's metric object: which model output it needs, and `measure`."""
     types = seqio.metrics.ModelOutputType
     output_type = types.PREDICTION if task.kind == "generation" else types.SCORE
 
@@ -212,19 +196,12 @@ def _metric(task: TaskDefinition) -> seqio.metrics.CollectingMetric:
         ) -> tuple[dict[str, Measured], dict[str, Any]]:
             del task_output_features, target_field_name
             examples = cached_targets or examples_of(task, task_dataset_as_numpy)
-            measured, columns = _measure(task, examples, self.values["model_output"])
+            outputs = self.values["model_output"]
+            if output_type == types.SCORE:
+                log_likelihood, auxiliary = outputs
+                arrays = (log_likelihood, auxiliary["tokens"], auxiliary["greedy"])
+                outputs = Likelihoods(*(np.asarray(array) for array in arrays))
+            measured, columns = measure(task, examples, outputs)
             return {k: Measured(m) for k, m in measured.items()}, {"targets": examples, **columns}
 
     return TaskMetric.empty()
-
-
-def _measure(task: TaskDefinition, examples: list[Any], output: Any) -> Result:
-    if task.kind == "generation":
-        return metrics.generation(task, examples, output)
-    log_likelihood, auxiliary = output
-    tokens = auxiliary["tokens"]
-    if task.kind == "multiple_choice":
-        return metrics.multiple_choice(examples, log_likelihood, tokens, task.chance)
-    if task.kind == "perplexity":
-        return metrics.perplexity(examples, log_likelihood, tokens)
-    return metrics.cloze(examples, log_likelihood, tokens, auxiliary["greedy"], task.chance)

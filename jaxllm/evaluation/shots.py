@@ -1,4 +1,4 @@
-"""Solved examples before a question.
+"""Few-shot examples before a question.
 
 Which examples a question gets follows lm-evaluation-harness 0.4 (`api/samplers.py`), so that its
 k-shot numbers can be compared with ours: one `random.Random(1234)` serves the questions of a task
@@ -17,10 +17,10 @@ from jaxllm.evaluation.tasks import Document, Example, FewShot, Question, TaskDe
 HARNESS_SEED = 1234
 
 
-def with_solved_examples(
+def add_few_shot(
     task: TaskDefinition, examples: Sequence[Example], pool: Sequence[Example]
 ) -> list[Example]:
-    """The examples of `task`, each with its preamble and its shots.
+    """The examples of `task`, each with its description and its shots.
 
     Args:
       task: says how many, and how they are chosen.
@@ -35,15 +35,15 @@ def with_solved_examples(
         chosen: list[list[int]] = [[] for _ in examples]
     else:
         chosen = _choose(task, few_shot, examples, pool)
-    solved = [_solved(example) for example in pool or examples] if few_shot else []
+    shown = [_as_shot(example) for example in pool or examples] if few_shot else []
     separator = few_shot.separator if few_shot else ""
     return [
         example
         if isinstance(example, Document)
         else dataclasses.replace(
             example,
-            preamble=example.preamble or task.preamble,
-            shots=tuple(solved[i] + separator for i in numbers),
+            description=example.description or task.description,
+            shots=tuple(shown[i] + separator for i in numbers),
         )
         for example, numbers in zip(examples, chosen, strict=True)
     ]
@@ -52,13 +52,13 @@ def with_solved_examples(
 def _choose(
     task: TaskDefinition, few_shot: FewShot, examples: Sequence[Example], pool: Sequence[Example]
 ) -> list[list[int]]:
-    """For each question the numbers of its solved examples in the pool."""
+    """For each question the numbers of its few-shot examples in the pool."""
     own, pool = not pool, pool or examples
-    spare = own or few_shot.spare
-    available = len(pool) - spare
+    exclude_self = own or few_shot.exclude_self
+    available = len(pool) - exclude_self
     if available < task.shots:
         raise UserError(
-            f"task {task.name}: {task.shots} shots, and only {available} solved examples to "
+            f"task {task.name}: {task.shots} shots, and only {available} few-shot examples to "
             "choose from"
         )
     if few_shot.order == "first":
@@ -68,7 +68,7 @@ def _choose(
         ]
     rng = random.Random(HARNESS_SEED)
     numbers = range(len(pool))
-    if not spare:
+    if not exclude_self:
         return [rng.sample(numbers, task.shots) for _ in examples]
     chosen = []
     for question in examples:
@@ -79,7 +79,7 @@ def _choose(
     return chosen
 
 
-def _solved(example: Example) -> str:
+def _as_shot(example: Example) -> str:
     assert not isinstance(example, Document), "documents have no solution to show"
     question: Question = example
-    return question.solved
+    return question.as_shot

@@ -13,6 +13,8 @@ from typing import Protocol
 
 import numpy as np
 
+from jaxllm.errors import UserError
+
 
 class Tokenizer(Protocol):
     """What is used of a `seqio.Vocabulary`."""
@@ -56,12 +58,12 @@ def start_token(vocabulary: Tokenizer) -> int:
     """The token before every text: BOS, or EOS in vocabularies without one.
 
     Raises:
-      ValueError: the vocabulary has neither.
+      UserError: the vocabulary has neither.
     """
     for token in (vocabulary.bos_id, vocabulary.eos_id):
         if token is not None and token >= 0:
             return token
-    raise ValueError("a vocabulary without BOS and EOS cannot score the first token of a text")
+    raise UserError("a vocabulary without BOS and EOS cannot score the first token of a text")
 
 
 def continuations(
@@ -72,10 +74,8 @@ def continuations(
     Both are encoded together and split where the context alone would end; spaces at the end of
     the context go to the continuation, because tokens begin with a space and do not end in one.
     When that leaves the continuation without a token (its characters merged into the context's
-    last token) that last token is scored. A context that does not fit is cut on the left.
-
-    Raises:
-      ValueError: a continuation alone is longer than `max_length`.
+    last token) that last token is scored. What does not fit is cut on the left: of the context,
+    and where the continuation alone is longer than `max_length` of that, too.
     """
     stripped = context.rstrip()
     before = len(vocabulary.encode(stripped)) if stripped else 0
@@ -83,19 +83,14 @@ def continuations(
     spans = []
     for text in texts:
         whole = vocabulary.encode(context + text)
-        scored = len(whole) - min(before, len(whole) - 1)
-        if scored > max_length:
-            raise ValueError(
-                f"a continuation of {scored} tokens does not fit a context length of "
-                f"{max_length}: {text[:40]!r}…"
-            )
+        scored = min(len(whole) - min(before, len(whole) - 1), max_length)
         tokens = np.asarray([start, *whole], np.int32)
         cut = len(tokens) > max_length + 1
         spans.append(Span(tokens[-(max_length + 1) :], scored, truncated=cut))
     return spans
 
 
-def windows(vocabulary: Tokenizer, text: str, max_length: int) -> Iterator[Span]:
+def rolling_windows(vocabulary: Tokenizer, text: str, max_length: int) -> Iterator[Span]:
     """The spans that together score every token of a document exactly once.
 
     The first window reads BOS and scores the first `max_length` tokens; each further one reads

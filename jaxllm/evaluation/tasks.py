@@ -8,10 +8,10 @@ neither SeqIO nor TensorFlow is imported:
     def examples() -> Iterator[Choice]:
         yield Choice("The capital of France is", (" Paris", " Rome"), answer=0, id="france")
 
-`examples` runs once, when the task is first scored. A task that lives in files names them
-(`reads`, relative to EvalConfig.data_dir); they are looked for before training starts, and
-`examples` is then called with their paths. A task that has a `FewShot` is there at any number of
-shots: `capitals_5shot`. `jaxllm.evaluation.seqio_adapter` makes the SeqIO task.
+`examples` runs once, before the first checkpoint is scored. A task that lives in files names them
+(`files`, relative to EvalConfig.data_dir); `examples` is then called with their paths. A task that
+has a `FewShot` exists at any number of shots: `capitals_5shot`. `jaxllm.evaluation.seqio_adapter`
+makes the SeqIO task.
 
 Domains in use: examination, knowledge, reading, commonsense, reasoning, math, code, language.
 """
@@ -27,7 +27,16 @@ from typing import Any, Literal
 from jaxllm.errors import UserError
 
 Kind = Literal["multiple_choice", "cloze", "perplexity", "generation"]
-_NAME = re.compile(r"^[A-Za-z0-9_.]+$")
+METRICS: Mapping[Kind, tuple[str, ...]] = {
+    "multiple_choice": (
+        "accuracy", "accuracy_per_token", "accuracy_per_char", "accuracy_per_byte",
+        "probability_correct", "probability_raw", "brier", "margin", "answer_bits_per_byte",
+        "perplexity_correct", "perplexity_incorrect",
+    ),
+    "cloze": ("exact_match", "target_bits_per_byte", "perplexity"),
+    "perplexity": ("bits_per_byte", "perplexity", "loss"),
+}  # fmt: skip
+_NAME = re.compile(r"^[A-Za-z0-9_.:]+$")
 _SHOTS = re.compile(r"^(?P<base>.+)_(?P<shots>\d+)shot$")
 
 
@@ -43,8 +52,8 @@ class Choice:
       contexts: the text before each option, where they differ in that (WinoGrande's blank);
         `context` is not read then.
       also_correct: indices of further correct options (TruthfulQA's mc2).
-      preamble: text before the solved examples.
-      shots: solved examples, each with what separates it from the next.
+      description: text before the few-shot examples.
+      shots: few-shot examples, each with what separates it from the next.
     """
 
     context: str
@@ -53,7 +62,7 @@ class Choice:
     id: str = ""
     contexts: tuple[str, ...] = ()
     also_correct: tuple[int, ...] = ()
-    preamble: str = ""
+    description: str = ""
     shots: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -65,8 +74,8 @@ class Choice:
             raise ValueError(f"{self}: needs a context for each option")
 
     @property
-    def solved(self) -> str:
-        """The question with its answer, as a shot shows it."""
+    def as_shot(self) -> str:
+        """The question with its answer, as a few-shot example."""
         context = self.contexts[self.answer] if self.contexts else self.context
         return context + self.options[self.answer]
 
@@ -87,16 +96,17 @@ class Prompt:
       context: the prompt.
       targets: what answers it: `cloze` scores the first, `generation` may take any.
       id: names the example in the per-example results; its number where empty.
-      solution: what a shot shows after the prompt (a chain of thought); the first target if empty.
-      preamble: text before the solved examples.
-      shots: solved examples, each with what separates it from the next.
+      solution: what follows the prompt in a few-shot example (a chain of thought); the first target
+        if empty.
+      description: text before the few-shot examples.
+      shots: few-shot examples, each with what separates it from the next.
     """
 
     context: str
     targets: tuple[str, ...]
     id: str = ""
     solution: str = ""
-    preamble: str = ""
+    description: str = ""
     shots: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -104,8 +114,8 @@ class Prompt:
             raise ValueError(f"{self}: needs at least one target, none of them empty")
 
     @property
-    def solved(self) -> str:
-        """The prompt with its solution, as a shot shows it."""
+    def as_shot(self) -> str:
+        """The prompt with its solution, as a few-shot example."""
         return self.context + (self.solution or self.targets[0])
 
 
@@ -123,24 +133,24 @@ def exact(prediction: str, example: Prompt) -> Mapping[str, float]:
 
 @dataclasses.dataclass(frozen=True)
 class FewShot:
-    """Where a task's solved examples come from.
+    """Where a task's few-shot examples come from.
 
     Attributes:
-      pool: gives them; called with the paths of `reads`. None: the task's own examples, of which
-        the one that is asked is left out.
-      reads: files, relative to the evaluation data directory.
+      pool: gives them; called with the paths of `files`. None: the task's own examples without
+        the question itself.
+      files: relative to the evaluation data directory.
       order: `sampled` draws anew for every question, in the order of lm-evaluation-harness 0.4
         (one random.Random(1234) for the task); `first` takes the first of the pool.
       separator: what follows each of them.
-      spare: draw one more, and leave out the question itself if it is among them: what the harness
-        does where a task has no test split (always so where the pool is the task's own examples).
+      exclude_self: draw one more, and leave out the question itself if it is among them, as the
+        harness does where a task has no test split (implied where the pool is None).
     """
 
     pool: Examples | None = None
-    reads: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
     order: Literal["sampled", "first"] = "sampled"
     separator: str = "\n\n"
-    spare: bool = False
+    exclude_self: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,15 +160,15 @@ class TaskDefinition:
     Attributes:
       name: unique; also the file name of its records.
       kind: how it is scored.
-      examples: gives the examples; called with the paths of `reads`.
+      examples: gives the examples; called with the paths of `files`.
       domain: the capability domain that it is reported under.
-      shots: solved examples in each context.
+      shots: number of few-shot examples in each context.
       chance: value of the primary metric for guessing; None is the mean of 1 / options.
       version: raise it when examples or scoring change, so that old records are not mixed in.
       primary_metric: the metric that stands for the task in tables and charts.
-      reads: files, relative to the evaluation data directory.
-      few_shot: where solved examples come from; None: the task has none.
-      preamble: text before the first solved example (or the question).
+      files: relative to the evaluation data directory.
+      few_shot: where few-shot examples come from; None: there are none.
+      description: text before the first few-shot example (or the question).
       max_new_tokens: longest answer of a generation task.
       stop: texts that end an answer of a generation task.
       score: metrics of one answer (its text up to the first of `stop`) of a generation task.
@@ -174,9 +184,9 @@ class TaskDefinition:
     chance: float | None = None
     version: str = "1"
     primary_metric: str = ""
-    reads: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
     few_shot: FewShot | None = None
-    preamble: str = ""
+    description: str = ""
     max_new_tokens: int = 0
     stop: tuple[str, ...] = ()
     score: Score = exact
@@ -205,7 +215,7 @@ def multiple_choice(
       name: of the task.
       examples: gives its questions.
       domain: that it is reported under.
-      primary_metric: one of `jaxllm.evaluation.metrics.multiple_choice`.
+      primary_metric: one of METRICS["multiple_choice"].
       details: further fields of `TaskDefinition`.
     """
     return _declare(
@@ -268,16 +278,22 @@ def with_shots(task: TaskDefinition, shots: int) -> TaskDefinition:
     """`task` at another number of shots, called `<task>_<shots>shot`.
 
     Raises:
-      UserError: the task has nowhere to take solved examples from.
+      UserError: the task has nowhere to take few-shot examples from.
     """
     if shots and task.few_shot is None:
-        raise UserError(f"task {task.name} has no solved examples: it is there at 0 shots only")
+        raise UserError(f"task {task.name} has no few-shot examples: it exists at 0 shots only")
     return dataclasses.replace(task, name=f"{task.name}_{shots}shot", shots=shots)
 
 
 def _declare(definition: TaskDefinition) -> TaskDefinition:
     if not _NAME.match(definition.name):
-        raise ValueError(f"task name {definition.name!r}: only letters, digits, '_' and '.'")
+        raise ValueError(f"task name {definition.name!r}: only letters, digits, '_', '.' and ':'")
+    metrics = METRICS.get(definition.kind)
+    if metrics and definition.primary_metric not in metrics:
+        raise ValueError(
+            f"task {definition.name}: primary_metric {definition.primary_metric!r} is not one of "
+            f"{', '.join(metrics)}"
+        )
     known = _DEFINITIONS.get(definition.name)
     if known and _origin(known.examples) != _origin(definition.examples):
         raise ValueError(f"two tasks are called {definition.name}")

@@ -6,12 +6,12 @@ import sys
 
 import pytest
 
-from jaxllm import evals
 from jaxllm.errors import UserError
 from jaxllm.evals import heldout
-from jaxllm.evals._rows import read_json, read_rows
+from jaxllm.evals.rows import read_json, read_rows
 from jaxllm.evaluation.config import EvalConfig
-from jaxllm.evaluation.resolve import files, resolve
+from jaxllm.evaluation.registry import benchmarks
+from jaxllm.evaluation.selection import locate, select
 from jaxllm.evaluation.tasks import Choice, Prompt
 from tests.conftest import REPOSITORY
 
@@ -30,8 +30,8 @@ SIZES = {
 
 
 def read(name, data_dir):
-    (task,) = evals.load([name])
-    return list(task.examples(*files(task, EvalConfig(data_dir=str(data_dir)))))
+    (task,) = benchmarks().load([name])
+    return list(task.examples(*locate(task, EvalConfig(data_dir=str(data_dir)))))
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -54,11 +54,11 @@ def test_answers_are_the_right_ones(shared_data):
 
 
 def test_missing_directory_and_file_are_named():
-    (task,) = evals.load(["arc_easy"])
+    (task,) = benchmarks().load(["arc_easy"])
     with pytest.raises(UserError, match=r"arc/ARC-Easy-Test.jsonl: set EvalConfig.data_dir"):
-        files(task, EvalConfig())
+        locate(task, EvalConfig())
     with pytest.raises(UserError, match=r"no file /nowhere/arc/ARC-Easy-Test.jsonl"):
-        resolve(EvalConfig(tasks=("arc_easy",), data_dir="/nowhere"))
+        select(EvalConfig(tasks=("arc_easy",), data_dir="/nowhere"))
 
 
 def test_broken_files_are_named_with_the_line(tmp_path):
@@ -92,6 +92,6 @@ def test_heldout_passages_are_even_parts_of_the_validation_text(tmp_path, monkey
     text = "".join(chr(97 + i % 26) * 1024 for i in range(8))
     (folder / "valid.txt").write_text(text)
     corpora.register(DataConfig("letters", corpus_dir=str(tmp_path)))
-    (task,) = evals.load(["heldout_letters"])
+    (task,) = benchmarks().load(["heldout_letters"])
     assert [d.text[0] for d in task.examples()] == ["a", "c", "e", "g"]
     assert all(len(d.text) == 1024 for d in task.examples())

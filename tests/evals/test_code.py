@@ -7,20 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from jaxllm import evals
 from jaxllm.errors import UserError
 from jaxllm.evaluation import metrics
 from jaxllm.evaluation.config import EvalConfig
-from jaxllm.evaluation.resolve import files, resolve
-from jaxllm.evaluation.shots import with_solved_examples
+from jaxllm.evaluation.registry import benchmarks
+from jaxllm.evaluation.selection import locate, select
+from jaxllm.evaluation.shots import add_few_shot
 from jaxllm.evaluation.tasks import Prompt
 
 
 def read(name, directory):
-    (task,) = evals.load([name])
-    paths = files(task, EvalConfig(data_dir=str(directory)))
-    own = list(task.examples(*paths[: len(task.reads)]))
-    pool = list(task.few_shot.pool(*paths[len(task.reads) :])) if task.few_shot else []
+    (task,) = benchmarks().load([name])
+    paths = locate(task, EvalConfig(data_dir=str(directory)))
+    own = list(task.examples(*paths[: len(task.files)]))
+    pool = list(task.few_shot.pool(*paths[len(task.files) :])) if task.few_shot else []
     return task, own, pool
 
 
@@ -92,10 +92,10 @@ def test_prompts_and_shots_of_mbpp_are_the_harness(shared_data):
     theirs = [text.render(**row) + "\n" + target.render(**row) for row in samples]
 
     task, examples, pool = read("mbpp", shared_data / "evals")
-    assert [shot.solved for shot in pool] == theirs
+    assert [shot.as_shot for shot in pool] == theirs
     assert tuple(said["generation_kwargs"]["until"]) == task.stop
     assert (said["num_fewshot"], said["target_delimiter"]) == (task.shots, "")
-    first = with_solved_examples(task, examples, pool)[0]
+    first = add_few_shot(task, examples, pool)[0]
     assert "".join(first.shots) == "".join(f"{solved}\n\n" for solved in theirs)
     assert examples[0].id == "11"
 
@@ -103,7 +103,7 @@ def test_prompts_and_shots_of_mbpp_are_the_harness(shared_data):
 def test_programs_do_not_run_unless_asked_for(shared_data):
     config = EvalConfig(tasks=("humaneval",), data_dir=str(shared_data / "evals"))
     with pytest.raises(UserError, match=r"humaneval runs .*--gin.EvalConfig.run_code=True"):
-        resolve(config)
+        select(config)
 
 
 def test_files_of_the_wrong_shape_are_named(tmp_path):
@@ -118,14 +118,14 @@ def test_files_of_the_wrong_shape_are_named(tmp_path):
         path = tmp_path / name
         path.parent.mkdir()
         path.write_text(line)
-        (task,) = evals.load([path.parent.name])
+        (task,) = benchmarks().load([path.parent.name])
         with pytest.raises(UserError, match=message):
             list(task.examples(path))
 
 
 def test_pass_at_k_counts_programs():
     """Two of four programs pass: 1 - C(2, k) / C(4, k), here for k = 1."""
-    (task,) = evals.load(["mbpp"])
+    (task,) = benchmarks().load(["mbpp"])
     example = Prompt("…", ("\nassert f() == 1",))
     right, wrong = "def f(): return 1", "def f(): return 2"
     answers = [[right, wrong, f"{right}[DONE]nonsense", wrong], [wrong] * 4]

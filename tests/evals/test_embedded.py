@@ -95,7 +95,7 @@ def test_code_is_source_that_compiles(corpus):
     for text in documents.values():
         try:
             compile(text, "document", "exec", dont_inherit=True)
-        except SyntaxError:  # a preamble whose `if` lost the definition in it
+        except SyntaxError:  # a description whose `if` lost the definition in it
             broken += 1
     assert broken < 0.02 * len(documents)
 

@@ -92,7 +92,7 @@ def test_prompts_are_the_harness_ones(name, eval_dir):
     if name.startswith("coqa"):  # the harness' module needs what Transformers 5 has dropped
         pytest.importorskip("transformers.data.metrics")
     for task, example, theirs, doc, requests in compared(name, *SETS[name], eval_dir):
-        assert "".join([example.preamble, *example.shots, example.context]) == requests[0][0]
+        assert "".join([example.description, *example.shots, example.context]) == requests[0][0]
         if isinstance(example, Choice):
             assert example.options == tuple(option for _, option in requests)
             assert example.answer == theirs.doc_to_target(doc)

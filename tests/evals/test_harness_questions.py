@@ -1,8 +1,8 @@
-"""Each question, with and without solved examples, is letter by letter lm-evaluation-harness' own.
+"""Each question, at 0 shots and more, is letter by letter lm-evaluation-harness' own.
 
 The harness' task definitions are given the same rows in the form of the Hugging Face data sets.
-What no shared file has (solved examples of four sets) is stood in for by questions of the set: the
-harness then leaves the question itself out, and so must we.
+What no shared file has (few-shot examples of four sets) is stood in for by questions of the set:
+the harness then leaves the question itself out, and so must we.
 """
 
 import csv
@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from jaxllm import evals
 from jaxllm.evaluation.config import EvalConfig
-from jaxllm.evaluation.resolve import files
-from jaxllm.evaluation.shots import with_solved_examples
+from jaxllm.evaluation.registry import benchmarks
+from jaxllm.evaluation.selection import locate
+from jaxllm.evaluation.shots import add_few_shot
 from jaxllm.evaluation.tasks import Choice, with_shots
 from tests.evals.adapters import rows
 
@@ -167,13 +167,13 @@ def compared(name, definition, shots, splits, directory):
     theirs = harness_task(definition, splits(directory))
     for count in shots:
         theirs.set_fewshot_seed(1234)
-        (task,) = evals.load([name])
+        (task,) = benchmarks().load([name])
         task = with_shots(task, count)
-        paths = files(task, EvalConfig(data_dir=str(directory)))
-        own = len(task.reads)
+        paths = locate(task, EvalConfig(data_dir=str(directory)))
+        own = len(task.files)
         asked = list(task.examples(*paths[:own]))[:QUESTIONS]
         pool = list(task.few_shot.pool(*paths[own:])) if count else []
-        ours = with_solved_examples(task, asked, pool)
+        ours = add_few_shot(task, asked, pool)
         assert ours
         for example, doc in zip(ours, theirs.eval_docs, strict=True):
             context = theirs.fewshot_context(doc, num_fewshot=count)
@@ -185,7 +185,7 @@ def compared(name, definition, shots, splits, directory):
 @pytest.mark.parametrize("name", SETS)
 def test_questions_are_the_harness_ones(name, eval_dir_with_shots):
     for task, example, theirs, doc, requests in compared(name, *SETS[name], eval_dir_with_shots):
-        before = example.preamble + "".join(example.shots)
+        before = example.description + "".join(example.shots)
         if isinstance(example, Choice):
             contexts = example.contexts or (example.context,) * len(example.options)
             pairs = [(before + c, o) for c, o in zip(contexts, example.options, strict=True)]
@@ -230,7 +230,7 @@ def test_every_subject_is_introduced_as_in_the_harness():
         for path in (folder / where).glob(f"{prefix}*.yaml"):
             config = _yaml_loader.load_yaml(path, resolve_func=False)
             preambles[path.stem.replace(prefix, f"{name}_")] = config["description"]
-        assert {task.name: task.preamble for task in evals.load([name])} == preambles
+        assert {task.name: task.description for task in benchmarks().load([name])} == preambles
 
 
 def test_answers_of_agieval_are_compared_as_in_the_harness(eval_dir):
@@ -257,7 +257,7 @@ def test_olmes_has_the_same_hellaswag(shared_data, eval_dir):
     def letters(text):
         return "".join(filter(str.isalnum, text.lower()))
 
-    (task,) = evals.load(["hellaswag"])
+    (task,) = benchmarks().load(["hellaswag"])
     by_options = {
         tuple(map(letters, example.options)): example
         for example in task.examples(eval_dir / "hellaswag/hellaswag_val.jsonl")
@@ -269,6 +269,6 @@ def test_olmes_has_the_same_hellaswag(shared_data, eval_dir):
 
 
 def test_definitions_without_shots_keep_their_preamble():
-    (task,) = evals.load(["mmlu_anatomy_0shot"])
-    (example,) = with_solved_examples(dataclasses.replace(task), [Choice("q", (" A", " B"), 0)], [])
-    assert example.preamble == task.preamble and not example.shots
+    (task,) = benchmarks().load(["mmlu_anatomy_0shot"])
+    (example,) = add_few_shot(dataclasses.replace(task), [Choice("q", (" A", " B"), 0)], [])
+    assert example.description == task.description and not example.shots

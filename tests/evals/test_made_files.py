@@ -5,12 +5,12 @@ import json
 
 import pytest
 
-from jaxllm import evals
 from jaxllm.errors import UserError
 from jaxllm.evals import agieval, anli, ceval, hellaswag, superglue, truthfulqa
-from jaxllm.evals._rows import read_csv, read_labelled
+from jaxllm.evals.rows import read_csv, read_labelled
 from jaxllm.evaluation.config import EvalConfig
-from jaxllm.evaluation.resolve import files
+from jaxllm.evaluation.registry import benchmarks
+from jaxllm.evaluation.selection import locate
 from jaxllm.evaluation.tasks import Choice, Prompt
 
 
@@ -28,7 +28,7 @@ def test_ceval(tmp_path):
         "甲, 乙\nA. 一\nB. 二\nC. 三\nD. 四\n答案：", (" A", " B", " C", " D"), 2, "0"
     )
     (solved,) = ceval.examples(_dev(tmp_path))
-    assert solved.solved.endswith("答案： B")
+    assert solved.as_shot.endswith("答案： B")
 
 
 def _dev(tmp_path):
@@ -113,8 +113,8 @@ def test_packed_files_are_found_by_their_plain_names(tmp_path):
     packed.parent.mkdir()
     packed.write_bytes(gzip.compress(b'{"goal": "g", "sol1": "a", "sol2": "b"}\n'))
     (tmp_path / "piqa/dev-labels.lst").write_text("1\n")
-    (task,) = evals.load(["piqa"])
-    paths = files(task, EvalConfig(data_dir=str(tmp_path)))
+    (task,) = benchmarks().load(["piqa"])
+    paths = locate(task, EvalConfig(data_dir=str(tmp_path)))
     assert paths[0] == packed
     assert list(task.examples(*paths)) == [Choice("Question: g\nAnswer:", (" a", " b"), 1)]
 
@@ -139,7 +139,7 @@ ARC = {"id": "1", "answerKey": "A", "question": {"stem": "?", "choices": OPTIONS
 )  # fmt: skip
 def test_a_row_of_the_wrong_shape_is_named_with_its_field(row, message, tmp_path):
     path = write(tmp_path / "ARC-Easy-Test.jsonl", ARC, row)
-    (task,) = evals.load(["arc_easy"])
+    (task,) = benchmarks().load(["arc_easy"])
     with pytest.raises(UserError, match=message):
         list(task.examples(path))
 
@@ -147,7 +147,7 @@ def test_a_row_of_the_wrong_shape_is_named_with_its_field(row, message, tmp_path
 def test_tables_and_labels_of_the_wrong_length_are_named(tmp_path):
     table = tmp_path / "anatomy_test.csv"
     table.write_text("q,a,b,c,d,A\nq,a,b,c,d\n")
-    (task,) = evals.load(["mmlu_anatomy"])
+    (task,) = benchmarks().load(["mmlu_anatomy"])
     with pytest.raises(UserError, match=r"anatomy_test.csv:2: 5 columns, not 6"):
         list(task.examples(table))
     assert not list(read_csv(write(tmp_path / "empty.csv")))
@@ -166,7 +166,7 @@ def test_truthfulqa_without_a_true_answer_is_refused(tmp_path):
 
 
 def test_winogrande_without_a_blank_is_refused(tmp_path):
-    (task,) = evals.load(["winogrande"])
+    (task,) = benchmarks().load(["winogrande"])
     row = {"sentence": "no blank", "option1": "a", "option2": "b", "answer": "1"}
     with pytest.raises(UserError, match=r"dev.jsonl:1: field 'sentence' has no blank"):
         list(task.examples(write(tmp_path / "dev.jsonl", row)))

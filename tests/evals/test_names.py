@@ -5,9 +5,9 @@ import sys
 
 import pytest
 
-from jaxllm import evals
 from jaxllm.errors import UserError
 from jaxllm.evaluation import tasks
+from jaxllm.evaluation.registry import benchmarks
 from jaxllm.evaluation.tasks import Choice, Prompt
 from jaxllm.interop.importers import known_tasks
 
@@ -18,13 +18,13 @@ def _examples():
 
 def test_declared_task_is_found_by_name():
     definition = tasks.multiple_choice("names_test.task", _examples, domain="language")
-    assert evals.load(["names_test.task"]) == (definition,)
+    assert benchmarks().load(["names_test.task"]) == (definition,)
 
 
 def test_unknown_name_offers_the_nearest():
     tasks.multiple_choice("names_test.task", _examples, domain="language")
     with pytest.raises(UserError, match=r"names_test.taks; did you mean names_test.task"):
-        evals.load(["names_test.taks"])
+        benchmarks().load(["names_test.taks"])
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "a b"])
@@ -49,7 +49,10 @@ def test_impossible_examples_are_refused(make):
 
 def test_listing_the_tasks_imports_neither_tensorflow_nor_jax():
     heavy = "{'tensorflow', 'seqio', 'jax'}"
-    code = f"import sys, evals; evals.names(); print(sorted({heavy} & set(sys.modules)))"
+    code = (
+        "import sys; from jaxllm.evaluation.registry import benchmarks; benchmarks().names();"
+        f"print(sorted({heavy} & set(sys.modules)))"
+    )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
 
@@ -58,7 +61,7 @@ def test_a_task_has_one_domain_whoever_scored_it():
     """Imported results take their domain from a table, ours from the benchmark's module."""
     known = {}
     families = ("bigbench_", "heldout_")  # have domains of their own for each task
-    for task in evals.load([n for n in evals.names() if not n.startswith(families)]):
+    for task in benchmarks().load([n for n in benchmarks().names() if not n.startswith(families)]):
         known[task.name] = known_tasks.lookup(task.name).domain
         assert known[task.name] in (task.domain, known_tasks.OTHER), task.name
     assert known["arc_easy"] == known["openbookqa"] == "commonsense"

@@ -7,24 +7,24 @@ from pathlib import Path
 
 import pytest
 
-from jaxllm import evals
 from jaxllm.errors import UserError
 from jaxllm.evals import bbh, bigbench
-from jaxllm.evals._rows import read_json
+from jaxllm.evals.rows import read_json
 from jaxllm.evaluation.config import EvalConfig
-from jaxllm.evaluation.resolve import files
-from jaxllm.evaluation.shots import with_solved_examples
+from jaxllm.evaluation.registry import benchmarks
+from jaxllm.evaluation.selection import locate
+from jaxllm.evaluation.shots import add_few_shot
 from tests.evals.test_question_sets import read_all
 
 
 def asked(name, directory):
-    """The text before each question of a task, solved examples and all."""
-    (task,) = evals.load([name])
-    found = files(task, EvalConfig(data_dir=str(directory)))
-    own = len(task.reads)
+    """The text before each question of a task, few-shot examples and all."""
+    (task,) = benchmarks().load([name])
+    found = locate(task, EvalConfig(data_dir=str(directory)))
+    own = len(task.files)
     pool = list(task.few_shot.pool(*found[own:])) if task.few_shot.pool else []
-    examples = with_solved_examples(task, list(task.examples(*found[:own])), pool)
-    return ["".join([e.preamble, *e.shots, e.context]) for e in examples]
+    examples = add_few_shot(task, list(task.examples(*found[:own])), pool)
+    return ["".join([e.description, *e.shots, e.context]) for e in examples]
 
 
 ANSWERS = {
@@ -206,7 +206,7 @@ def test_drop_takes_numbers_spans_and_dates(tmp_path):
     write_json(tmp_path / "drop/drop_dataset_dev.json", story)
     (example,) = read_all("drop", tmp_path)
     assert example.targets == ("Ann\nBob", "3", "May 1901")
-    assert example.solved == "A story. Who? Ann, Bob"
+    assert example.as_shot == "A story. Who? Ann, Bob"
     row["answer"], row["validated_answers"] = nothing, []
     write_json(tmp_path / "drop/drop_dataset_dev.json", story)
     with pytest.raises(UserError, match=r"s: qa_pairs\[0\]: field 'answer' has no number"):
@@ -226,7 +226,7 @@ def test_lambada_standard_is_a_passage_on_each_line(tmp_path):
 
 def test_bigbench_prompt_is_put_together_as_bigbench_does(eval_dir):
     first = read_all("bigbench_implicatures", eval_dir)[0]
-    assert first.preamble + first.context == (
+    assert first.description + first.context == (
         "Does Speaker 2's answer mean yes or no?\n\n\nQ: Speaker 1: 'But aren't you afraid?' "
         "Speaker 2: 'Ma'am, sharks never attack anybody.' \nA: "
     )
@@ -234,14 +234,14 @@ def test_bigbench_prompt_is_put_together_as_bigbench_does(eval_dir):
 
 
 def test_two_shots_are_other_questions_of_the_task(eval_dir):
-    (task,) = evals.load(["bigbench_dyck_languages_2shot"])
+    (task,) = benchmarks().load(["bigbench_dyck_languages_2shot"])
     examples = read_all("bigbench_dyck_languages", eval_dir)[:50]
-    solved = with_solved_examples(task, examples, [])
+    solved = add_few_shot(task, examples, [])
     for example in solved:
         assert len(example.shots) == 2 and len(set(example.shots)) == 2
         assert all(shot.endswith("\n ") for shot in example.shots)  # the separator of its file
         assert all(example.context not in shot for shot in example.shots)
-        assert example.preamble.startswith("Complete the rest of the sequence")
+        assert example.description.startswith("Complete the rest of the sequence")
     assert len({example.shots for example in solved}) > 40
 
 
@@ -251,7 +251,7 @@ def test_bigbench_defaults_list_the_choices_in_any_order(tmp_path):
         tmp_path / "bigbench/made_up/task.json", {"examples": rows, "task_prefix": "Say it."}
     )
     found = read_all("bigbench_made_up", tmp_path)
-    counted = collections.Counter(e.preamble + e.context for e in found)
+    counted = collections.Counter(e.description + e.context for e in found)
     beginning, end = "Say it.\nQ: x?", "\nA: "
     assert set(counted) == {
         f"{beginning}\n  choice: yes\n  choice: no{end}",
@@ -293,15 +293,15 @@ def test_the_74_tasks_of_training_trajectories_have_names():
     subsets = (bigbench.LINEARITY, bigbench.BREAKTHROUGHNESS)
     assert [len(set(subset)) for subset in subsets] == [12, 6]
     assert set().union(*subsets) <= set(bigbench.BIGBENCH_74)
-    loaded = evals.load(["bigbench_74"])
+    loaded = benchmarks().load(["bigbench_74"])
     assert (len(loaded), {task.shots for task in loaded}) == (74, {2})
-    assert {task.shots for task in evals.load(["bigbench_linearity_0shot"])} == {0}
+    assert {task.shots for task in benchmarks().load(["bigbench_linearity_0shot"])} == {0}
 
 
 @pytest.mark.parametrize(
     "name", ["coqa", "drop", "squad", "boolq", "gsm8k", "race", "bigbench_x", "bbh_fewshot_snarks"]
 )
 def test_missing_files_are_named(name, tmp_path):
-    (task,) = evals.load([name])
+    (task,) = benchmarks().load([name])
     with pytest.raises(UserError, match=f"task {name}: no file"):
-        files(dataclasses.replace(task, few_shot=None), EvalConfig(data_dir=str(tmp_path)))
+        locate(dataclasses.replace(task, few_shot=None), EvalConfig(data_dir=str(tmp_path)))

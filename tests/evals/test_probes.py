@@ -8,9 +8,9 @@ import re
 import numpy as np
 import pytest
 
-from jaxllm import evals
 from jaxllm.evals.probes import context, embedded, generated, numbers
 from jaxllm.evals.probes.tools import numbers_near
+from jaxllm.evaluation.registry import benchmarks
 
 CHOICE = (
     "closing_bracket", "keyword", "indentation", "word_order", "docstring_continuation",
@@ -28,7 +28,7 @@ CORPUS = {
 
 @pytest.fixture(scope="module")
 def examples():
-    return {d.name: list(d.examples()) for d in evals.load([*CHOICE, *PROMPTS])}
+    return {d.name: list(d.examples()) for d in benchmarks().load([*CHOICE, *PROMPTS])}
 
 
 @pytest.fixture(scope="module")
@@ -42,11 +42,11 @@ def train_texts():
 
 
 def chance(name: str) -> float:
-    return {2: 1 / 2, 4: 1 / 4}[len(next(iter(evals.load([name])[0].examples())).options)]
+    return {2: 1 / 2, 4: 1 / 4}[len(next(iter(benchmarks().load([name])[0].examples())).options)]
 
 
 def test_eight_tasks_in_four_domains_at_least():
-    definitions = evals.load([*CHOICE, *PROMPTS])
+    definitions = benchmarks().load([*CHOICE, *PROMPTS])
     assert len({d.domain for d in definitions}) >= 4
     assert {d.domain for d in definitions} == set(CORPUS)
 
@@ -92,7 +92,7 @@ def shortcuts(frequency: collections.Counter[str]):
 @pytest.mark.parametrize("name", CHOICE)
 def test_no_shortcut_beats_chance(examples, train_texts, name):
     """Length, frequency in training, order, and place in the context all score at chance."""
-    (definition,) = evals.load([name])
+    (definition,) = benchmarks().load([name])
     texts = [text for domain in CORPUS[definition.domain] for text in train_texts[domain]]
     frequency = collections.Counter(word for text in texts[:2000] for word in words(text))
     guess, n = chance(name), len(examples[name])
@@ -131,7 +131,7 @@ def test_docstrings_of_the_probes_are_not_in_training(examples, train_texts, nam
 @pytest.mark.parametrize("domain", ["code", "docstrings", "reference"])
 def test_held_out_passages_are_not_in_training(domain):
     seen = "\n".join(d["text"] for d in embedded.documents(domain, "train"))
-    passages = [d.text for d in evals.load([f"held_out_{domain}"])[0].examples()]
+    passages = [d.text for d in benchmarks().load([f"held_out_{domain}"])[0].examples()]
     assert len(passages) == len(set(passages)) == 48
     assert sum(text in seen for text in passages) <= 1
 

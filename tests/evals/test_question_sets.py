@@ -5,20 +5,20 @@ import dataclasses
 
 import pytest
 
-from jaxllm import evals
 from jaxllm.evaluation.config import EvalConfig
-from jaxllm.evaluation.resolve import files
+from jaxllm.evaluation.registry import benchmarks
+from jaxllm.evaluation.selection import locate
 from jaxllm.evaluation.tasks import Choice, Prompt
 
 
 def read(task, directory):
-    """The questions of a task, without its solved examples."""
+    """The questions of a task, without its few-shot examples."""
     alone = dataclasses.replace(task, few_shot=None)
-    return list(task.examples(*files(alone, EvalConfig(data_dir=str(directory)))))
+    return list(task.examples(*locate(alone, EvalConfig(data_dir=str(directory)))))
 
 
 def read_all(name, directory):
-    return [example for task in evals.load([name]) for example in read(task, directory)]
+    return [example for task in benchmarks().load([name]) for example in read(task, directory)]
 
 
 # name -> how often each option is the answer; the sums are the sizes that the publishers state
@@ -101,7 +101,7 @@ FIRST = {
 def test_first_question_is_asked_as_published(name, eval_dir):
     first = read_all(name, eval_dir)[0]
     context, answer = FIRST[name]
-    assert (first.context, first.solved) == (context, context + answer)
+    assert (first.context, first.as_shot) == (context, context + answer)
 
 
 def test_blank_of_winogrande_is_in_the_context(eval_dir):
@@ -160,7 +160,7 @@ def test_solved_examples_come_from_the_files_for_them(eval_dir):
         ("arc_challenge_25shot", 1119), ("openbookqa_5shot", 2000), ("piqa_5shot", 2000),
         ("winogrande_5shot", 2000), ("commonsense_qa_5shot", 2000),
     ):  # fmt: skip
-        (task,) = evals.load([name])
-        own = len(task.reads)
-        pool = list(task.few_shot.pool(*files(task, config)[own:]))
+        (task,) = benchmarks().load([name])
+        own = len(task.files)
+        pool = list(task.few_shot.pool(*locate(task, config)[own:]))
         assert len(pool) == size, name

@@ -1,18 +1,21 @@
-"""The SeqIO evaluator: its records, what a failure or a stop leaves, what changes nothing."""
+"""The evaluator: its records, what a failure or a stop leaves, what changes nothing."""
 
 import dataclasses
+import functools
 import math
+import re
 
+import jax
 import numpy as np
 import pytest
-import seqio
-import tensorflow as tf
 
 from jaxllm.errors import UserError
-from jaxllm.evaluation import tasks
+from jaxllm.evaluation import evaluator as evaluator_module
+from jaxllm.evaluation import selection, tasks
 from jaxllm.evaluation.config import EvalConfig
 from jaxllm.evaluation.evaluator import Evaluator, Interrupted
-from jaxllm.evaluation.seqio_adapter import EvalTask, examples_of, register
+from jaxllm.evaluation.registry import benchmarks
+from jaxllm.evaluation.scoring import Scorer
 from jaxllm.evaluation.tasks import Choice, Document, Prompt
 from jaxllm.run.records import RunInfo
 from jaxllm.run.trajectory import TrajectoryStore
@@ -57,8 +60,16 @@ tasks.multiple_choice("unit_empty", lambda: [], domain="code")
 ALL = ("unit_choice", "unit_text", "unit_cloze", "unit_generate")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def short_rows():
+    """Two row lengths, as longer contexts have."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluator_module, "Scorer", functools.partial(Scorer, shortest_row=16))
+        yield
+
+
 def evaluator(path, on, names=ALL, **config):
-    config = {"rows_per_batch": 2, "shortest_row": 16, **config}
+    config = {"tokens_per_batch": 2 * 64, **config}
     return Evaluator(
         EvalConfig(tasks=names, **config), TINY, Bytes(), on, TrajectoryStore(path), RUN
     )
@@ -126,9 +137,10 @@ def test_contexts_that_do_not_fit_are_counted(scored):
 
 
 @pytest.mark.parametrize("axes", [{}, {"data": 2, "fsdp": 2, "tensor": 2}])
-def test_neither_mesh_nor_packing_changes_a_value(axes, scored, tmp_path):
+def test_neither_mesh_nor_packing_changes_a_value(axes, scored, tmp_path, monkeypatch):
     on = mesh(**axes)
-    other = evaluator(tmp_path, on, rows_per_batch=5, shortest_row=64)
+    monkeypatch.setattr(evaluator_module, "Scorer", Scorer)  # one row length
+    other = evaluator(tmp_path, on, tokens_per_batch=5 * 64)
     again = other.evaluate(sharded_params(TINY, on), 5, 600, 7e9)
     expected = values(scored[1])
     assert values(again).keys() == expected.keys()
@@ -179,22 +191,6 @@ def test_max_examples_takes_the_same_few(tmp_path, scored):
     assert tables[0].id.tolist() == sorted(tables[0].id, key=lambda i: int(i[1:]))
 
 
-def test_the_task_is_a_seqio_task_at_text_level():
-    task = register(EvalTask(CHOICE))
-    assert seqio.TaskRegistry.get("unit_choice") is task
-    rows = task.get_dataset(None, "validation", shuffle=False).as_numpy_iterator()
-    assert examples_of(CHOICE, rows) == list(questions())
-
-
-def test_a_name_that_seqio_uses_for_something_else_is_refused():
-    text = seqio.Feature(seqio.PassThroughVocabulary(0), dtype=tf.string)
-    source = seqio.FunctionDataSource(lambda split, shuffle_files: None, splits=("train",))
-    seqio.TaskRegistry.add("unit_corpus", source, output_features={"text": text})
-    clash = dataclasses.replace(CHOICE, name="unit_corpus")
-    with pytest.raises(UserError, match="SeqIO has another task of that name"):
-        register(EvalTask(clash))
-
-
 def test_generation_needs_room_for_the_prompt(tmp_path, scored):
     tasks.generation("unit_wide", prompts, domain="math", max_new_tokens=64)
     (record,) = evaluator(tmp_path, mesh(), ("unit_wide",)).evaluate(scored[2], 1, 2, 3.0)
@@ -205,7 +201,7 @@ def test_generation_needs_room_for_the_prompt(tmp_path, scored):
     ("config", "message"),
     [
         ({"tasks": ("a", "b", "a")}, "names a twice"),
-        ({"rows_per_batch": 0}, "rows_per_batch = 0"),
+        ({"tokens_per_batch": 0}, "tokens_per_batch = 0"),
     ],
 )
 def test_impossible_configs_are_refused(config, message):
@@ -244,31 +240,129 @@ def test_programs_are_drawn_as_often_as_asked(tmp_path, scored):
     drawn = texts("drawn", samples=10)
     assert [name for name, _ in drawn] == ["0"] * 10 + ["1"] * 10 + ["2"] * 10
     assert len({text for _, text in drawn}) == 30
-    assert texts("again", samples=10, rows_per_batch=8) == drawn
-    assert texts("other", samples=10, seed=1) != drawn
+    assert texts("again", samples=10, tokens_per_batch=8 * 64) == drawn
     metrics = TrajectoryStore(tmp_path / "drawn").read().metric.tolist()
     assert {"pass@1", "pass@10"} <= set(metrics)
     with pytest.raises(UserError, match="10 samples would be the same"):
         EvalConfig(samples=10, temperature=0.0)
 
 
-def test_what_does_not_fit_is_said_and_counted(tmp_path, scored):
-    """A context is cut and counted; a continuation that alone is too long fails its task."""
+def test_what_does_not_fit_is_cut_and_counted(tmp_path, scored):
+    """Contexts, and an option that alone is longer than the model's context."""
     long = Choice("a", (" b", " " + "c" * TINY.max_length), 0)
-    tasks.multiple_choice("unit_long_option", lambda: [long], domain="code")
+    short = Choice("a", (" b", " c"), 0)
+    tasks.multiple_choice("unit_long_option", lambda: [long, short], domain="code")
     asked = [Prompt("x" * n, ("y",)) for n in (10, 58, 59, 200)]  # 64 - 5 hold BOS and 58
     tasks.generation("unit_long_prompt", lambda: asked, domain="code", max_new_tokens=5)
     names = ("unit_long_option", "unit_long_prompt")
     records = evaluator(tmp_path, mesh(), names).evaluate(scored[2], 1, 2, 3.0)
-    status = {r.task: r.status for r in records if r.primary}
-    assert status["unit_long_option"] == (
-        "UserError: task unit_long_option: a continuation of 65 tokens does not fit a context "
-        "length of 64: ' ccccccccccccccccccccccccccccccccccccccc'…"
-    )
-    assert status["unit_long_prompt"] == "ok"
+    assert {r.status for r in records} == {"ok"}
+    assert values(records)["unit_long_option", "truncated"] == 0.5
     assert values(records)["unit_long_prompt", "truncated"] == 0.5
+    options = TrajectoryStore(tmp_path).read_examples(1, "unit_long_option")
+    assert [list(row) for row in options.tokens] == [[2, TINY.max_length], [2, 2]]
     rows = TrajectoryStore(tmp_path).read_examples(1, "unit_long_prompt")
     assert rows.truncated.tolist() == [False, False, True, True]
+
+
+def test_a_model_that_gives_nan_fails_its_tasks(tmp_path, scored):
+    """NaN would otherwise be an option that does not exist, and generation the token 0."""
+    broken = jax.tree.map(lambda x: x * np.nan, scored[2])
+    records = evaluator(tmp_path, mesh()).evaluate(broken, 1, 2, 3.0)
+    assert [r.task for r in records] == list(ALL)  # one failed record each
+    status = {r.task: r.status for r in records}
+    assert status["unit_choice"].startswith(
+        "UserError: log-likelihoods of 12 of 12 examples are not finite, first of example q0"
+    )
+    assert "5 of 5 examples are not finite" in status["unit_text"]
+    assert "the model's logits are NaN for" in status["unit_generate"]
+
+
+def test_a_token_id_beyond_the_model_is_found_once_and_before(tmp_path, scored):
+    class Beyond(Bytes):
+        def encode(self, s):
+            return [300 if byte == ord("t") else byte + 3 for byte in s.encode()]
+
+    config = EvalConfig(tasks=("unit_choice",))
+    run = Evaluator(config, TINY, Beyond(), mesh(), TrajectoryStore(tmp_path), RUN)
+    message = "task unit_choice: the vocabulary gives token id 300, and the model has 259"
+    with pytest.raises(UserError, match=message):
+        run.check()
+    (record,) = run.evaluate(scored[2], 1, 2, 3.0)
+    assert message in record.status
+
+
+def test_tasks_that_cannot_run_are_found_before_the_first_checkpoint(tmp_path, scored):
+    tasks.generation("unit_wide", prompts, domain="math", max_new_tokens=64)
+    names = ("unit_wide", "unit_cloze", "unit_empty", "heldout_nowhere")
+    with pytest.raises(UserError, match=r"3 of 4 evaluation tasks cannot be scored .*'skip'") as no:
+        evaluator(tmp_path, mesh(), names).check()
+    for part in ("unit_wide: task unit_wide: 64 new tokens leave no room", "unit_empty has no exam",
+                 "heldout_nowhere: no corpus nowhere"):  # fmt: skip
+        assert part in str(no.value)
+    run = evaluator(tmp_path, mesh(), names, on_unrunnable="skip")
+    lines = run.check()
+    assert [line.split(":")[0] for line in lines[:3]] == [
+        "skipped task unit_wide", "skipped task unit_empty", "skipped task heldout_nowhere",
+    ]  # fmt: skip
+    assert re.fullmatch(
+        r"unit_cloze: 7 examples in \d+ sequences, about .* s a checkpoint", lines[3]
+    )
+    assert {r.task for r in run.evaluate(scored[2], 1, 2, 3.0)} == {"unit_cloze"}
+
+
+def test_what_is_cut_of_many_tasks_takes_one_line(tmp_path, monkeypatch):
+    long = lambda: [Choice("x" * n, (" a", " b"), 0) for n in (10, 80, 90)]
+    for number in range(5):
+        tasks.multiple_choice(f"unit_long_{number}", long, domain="code")
+    registry = dataclasses.replace(
+        benchmarks(), mixtures={"unit_exams": tuple(f"unit_long_{n}" for n in range(5))}
+    )
+    monkeypatch.setattr(selection, "benchmarks", lambda modules: registry)
+    lines = evaluator(tmp_path, mesh(), ("unit_exams", "unit_choice")).check()
+    assert lines[0].startswith("unit_exams (5 tasks): 15 examples in ")
+    assert sum("cut on the left" in line for line in lines) == 1
+    assert "examples of 6 tasks, first unit_long_0, do not fit 64 tokens" in lines[-1]
+
+
+def test_a_store_that_fails_does_not_end_the_run(tmp_path, scored, monkeypatch):
+    """A transient failure is tried again; one that stays leaves the task missing, and says so."""
+    monkeypatch.setattr(evaluator_module, "RETRY_SECONDS", 0.0)
+    run = evaluator(tmp_path, mesh(), ("unit_cloze", "unit_choice"))
+    write, calls = run._store.write, []
+
+    def flaky(step, task, *args):
+        calls.append(task)
+        if task == "unit_choice" or len(calls) == 1:
+            raise OSError("503 Slow Down")
+        write(step, task, *args)
+
+    monkeypatch.setattr(run._store, "write", flaky)
+    status = {r.task: r.status for r in run.evaluate(scored[2], 1, 2, 3.0)}
+    assert status == {"unit_cloze": "ok", "unit_choice": "not stored (OSError: 503 Slow Down)"}
+    assert calls == ["unit_cloze"] * 2 + ["unit_choice"] * 3
+    assert run.missing(1) == ("unit_choice",)
+
+
+def test_a_primary_metric_that_is_not_measured_is_found_early(tmp_path, scored):
+    with pytest.raises(ValueError, match=r"primary_metric 'acc' is not one of accuracy, "):
+        tasks.multiple_choice("unit_acc", questions, domain="code", primary_metric="acc")
+    tasks.generation(
+        "unit_acc", prompts, domain="code", max_new_tokens=2, primary_metric="acc",
+        score=lambda text, example: {"f1": 0.0},
+    )  # fmt: skip
+    run = evaluator(tmp_path, mesh(), ("unit_acc",))
+    with pytest.raises(UserError, match="primary_metric 'acc' is not one of f1"):
+        run.check()
+
+
+def test_ids_are_places_in_the_file_whatever_is_drawn(tmp_path, scored):
+    run = evaluator(tmp_path, mesh(), ("unit_text",), max_examples=2)
+    run.evaluate(scored[2], 1, 2, 3.0)
+    rows = TrajectoryStore(tmp_path).read_examples(1, "unit_text")
+    every = [len(d.text.encode()) for d in documents()]
+    assert rows.bytes.tolist() == [every[int(place)] for place in rows.id]
+    assert rows.id.tolist() != ["0", "1"]
 
 
 def test_an_example_without_a_continuation_fails_its_task_alone(tmp_path, scored):

@@ -16,7 +16,7 @@ EVAL_TASKS = {TASKS}
 SEQUENCE_LENGTH = 64
 BATCH_SIZE = 8
 ScheduleConfig.warmup_steps = 1
-EvalConfig.rows_per_batch = 8
+EvalConfig.tokens_per_batch = 512
 MeshConfig.data = 2
 MeshConfig.fsdp = 4
 """

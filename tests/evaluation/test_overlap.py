@@ -6,10 +6,11 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from jaxllm import evals, prepare
+from jaxllm import prepare
 from jaxllm.errors import UserError
 from jaxllm.evaluation import tasks
 from jaxllm.evaluation.overlap import GRAM, Overlap, words
+from jaxllm.evaluation.registry import Registry
 from jaxllm.evaluation.tasks import Choice, Document, Prompt
 
 TEXT = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen"
@@ -53,9 +54,9 @@ def test_it_finds_what_comparing_word_by_word_finds(examples, documents):
         shared = [n for n, text in enumerate(documents) if naive(text) & gram]
         if shared:
             expected[f"e{number}"] = f"d{shared[0]}"
-    assert {one.example: one.document for one in sets.tasks["t"].found} == expected
+    assert {one.example: one.document for one in sets.tasks["t"].matches} == expected
     assert sets.tasks["t"].short == sum(not gram for gram in grams)
-    for one in sets.tasks["t"].found:
+    for one in sets.tasks["t"].matches:
         assert tuple(one.gram.split()) in grams[int(one.example[1:])]
 
 
@@ -65,10 +66,10 @@ def test_a_question_is_looked_for_with_each_of_its_answers():
     blank = Choice("", (" " + TEXT.split(" ", 1)[1],) * 2, 0, contexts=("One", "Two"))
     sets = Overlap({"choice": [question], "prompt": [prompt], "blank": [blank], "none": []})
     assert sets.read(f"Before. {TEXT.title()}! After.", "doc")
-    assert {name: len(task.found) for name, task in sets.tasks.items()} == {
+    assert {name: len(task.matches) for name, task in sets.tasks.items()} == {
         "choice": 1, "prompt": 1, "blank": 1, "none": 0,
     }  # fmt: skip
-    assert sets.tasks["choice"].found[0].gram == " ".join(TEXT.split()[:13])
+    assert sets.tasks["choice"].matches[0].gram == " ".join(TEXT.split()[:13])
     assert not sets.read(" ".join(TEXT.split()[:12]), "twelve words")
     assert not Overlap({}).read(TEXT, "doc")
 
@@ -115,7 +116,7 @@ def test_sets_without_files_are_left_out_and_said(corpus, tmp_path, capsys, monk
     with pytest.raises(UserError, match=r"piqa reads piqa/dev.jsonl: set EvalConfig.data_dir"):
         prepare.main([*corpus, f"--report_overlap={tmp_path / 'r.json'}", "--tasks=piqa"])
     assert not (tmp_path / "r.json").exists()
-    monkeypatch.setattr(evals, "names", lambda: ("piqa", "addition", "bigbench_…"))
+    monkeypatch.setattr(Registry, "names", lambda self: ("piqa", "addition"))
     assert prepare.main([*corpus, f"--report_overlap={tmp_path / 'r.json'}"]) == 0
     whole = json.loads((tmp_path / "r.json").read_text())
     assert list(whole["tasks"]) == ["addition"]

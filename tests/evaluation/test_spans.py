@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxllm.evaluation.spans import continuations, start_token, windows
+from jaxllm.errors import UserError
+from jaxllm.evaluation.spans import continuations, rolling_windows, start_token
 from tests.evaluation.helpers import Bytes
 
 
@@ -40,7 +41,7 @@ def pair(span):
 def test_windows_are_the_harness_rolling_windows():
     # tests/test_utils.py::test_get_rolling_token_windows_v1 of lm-evaluation-harness
     text = " ".join(str(i) for i in range(34))
-    assert [pair(span) for span in windows(Numbers(), text, 10)] == [
+    assert [pair(span) for span in rolling_windows(Numbers(), text, 10)] == [
         ([100, 0, 1, 2, 3, 4, 5, 6, 7, 8], [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]),
         ([9, 10, 11, 12, 13, 14, 15, 16, 17, 18], [10, 11, 12, 13, 14, 15, 16, 17, 18, 19]),
         ([19, 20, 21, 22, 23, 24, 25, 26, 27, 28], [20, 21, 22, 23, 24, 25, 26, 27, 28, 29]),
@@ -50,7 +51,7 @@ def test_windows_are_the_harness_rolling_windows():
 
 @given(st.text(max_size=200), st.integers(1, 40))
 def test_every_token_of_a_document_is_scored_once_in_order(text, max_length):
-    spans = list(windows(Bytes(), text, max_length))
+    spans = list(rolling_windows(Bytes(), text, max_length))
     scored = [t for span in spans for t in pair(span)[1]]
     assert scored == Bytes().encode(text)
     assert all(span.length <= max_length for span in spans)
@@ -86,9 +87,10 @@ def test_empty_context_reads_the_document_start():
     assert pair(span) == ([1, 100], [100, 101])
 
 
-def test_option_longer_than_the_context_length_is_refused():
-    with pytest.raises(ValueError, match="9 tokens does not fit a context length of 8"):
-        continuations(Bytes(), "x", ("123456789",), 8)
+def test_option_longer_than_the_context_length_is_cut():
+    (span,) = continuations(Bytes(), "x", ("123456789",), 8)
+    assert pair(span)[1] == Bytes().encode("23456789")
+    assert (span.scored, span.length, span.truncated) == (8, 8, True)
 
 
 def test_vocabulary_without_a_document_start_uses_its_end_or_is_refused():
@@ -96,9 +98,9 @@ def test_vocabulary_without_a_document_start_uses_its_end_or_is_refused():
     vocabulary.bos_id = -1  # what SentencePiece says when there is none
     assert start_token(vocabulary) == vocabulary.eos_id
     vocabulary.eos_id = None
-    with pytest.raises(ValueError, match="without BOS and EOS"):
+    with pytest.raises(UserError, match="without BOS and EOS"):
         start_token(vocabulary)
 
 
 def test_tokens_are_int32():
-    assert all(s.tokens.dtype == np.int32 for s in windows(Bytes(), "abc", 2))
+    assert all(s.tokens.dtype == np.int32 for s in rolling_windows(Bytes(), "abc", 2))

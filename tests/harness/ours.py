@@ -9,7 +9,7 @@ import jax
 import pandas as pd
 
 from jaxllm.data import vocabularies
-from jaxllm.evaluation import seqio_adapter
+from jaxllm.evaluation import selection
 from jaxllm.evaluation.config import EvalConfig
 from jaxllm.evaluation.evaluator import Evaluator
 from jaxllm.interop import huggingface
@@ -36,7 +36,7 @@ class Scored:
 
     def evaluate(self) -> list[Record]:
         """The records of all tasks."""
-        with mock.patch.object(seqio_adapter, "_subset", lambda examples, limit: examples[:limit]):
+        with mock.patch.object(selection, "_subset", lambda examples, limit: examples[:limit]):
             return self.evaluator.evaluate(self.params, step=1, tokens=1, flops=1.0)
 
     def examples(self, task: str) -> pd.DataFrame:
@@ -47,9 +47,7 @@ class Scored:
         """For each task as it was asked for, its metrics and its rows of examples."""
         found = {}
         for name in self.evaluator.definitions:
-            with mock.patch.object(
-                seqio_adapter, "_subset", lambda examples, limit: examples[:limit]
-            ):
+            with mock.patch.object(selection, "_subset", lambda examples, limit: examples[:limit]):
                 records = self.evaluator.evaluate(
                     self.params, step=1, tokens=1, flops=1.0, tasks=(name,)
                 )

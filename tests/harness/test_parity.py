@@ -104,7 +104,10 @@ def ours(model_dir, eval_dir_with_shots, tmp_path_factory):
 
     names = tuple(task[0] for task in (*CHOICES, *CLOZES, *GENERATIONS))
     config = EvalConfig(
-        tasks=names, data_dir=str(eval_dir_with_shots), max_examples=LIMIT, rows_per_batch=2
+        tasks=names,
+        data_dir=str(eval_dir_with_shots),
+        max_examples=LIMIT,
+        tokens_per_batch=2 * LENGTH,
     )
     return Scored(model_dir, tmp_path_factory.mktemp("ours"), config, LENGTH).evaluate_by_task()
 

@@ -72,7 +72,7 @@ def objects(row: Row, name: str) -> list[Row]:
     return [Row(value, row.where) for value in values]
 
 
-def place(row: Row, name: str, among: Sequence[Any]) -> int:
+def index_of(row: Row, name: str, among: Sequence[Any]) -> int:
     """Where the value of a field (the answer's label) stands in `among` (the options' labels).
 
     Raises:

@@ -21,24 +21,28 @@ def letters(count: int) -> tuple[str, ...]:
 
 
 def exam(
-    name: str, examples: Callable[..., Iterable[Choice]], asked: str, solved: str, preamble: str
+    name: str,
+    examples: Callable[..., Iterable[Choice]],
+    file: str,
+    few_shot_file: str,
+    description: str,
 ) -> None:
-    """Declares an exam of four options as MMLU's form has it: 5 shots, the first of `solved`.
+    """Declares an exam of four options in MMLU's form, at the first 5 of `few_shot_file`.
 
     Args:
       name: of the task.
       examples: reads a file.
-      asked: the file of the questions.
-      solved: the file of the solved examples.
-      preamble: the line that names the subject.
+      file: of the questions.
+      few_shot_file: of the few-shot examples.
+      description: the line that names the subject.
     """
     multiple_choice(
         name,
         examples,
         domain="examination",
-        reads=(asked,),
-        few_shot=FewShot(examples, (solved,), order="first"),
+        files=(file,),
+        few_shot=FewShot(examples, (few_shot_file,), order="first"),
         shots=5,
         chance=1 / 4,
-        preamble=f"{preamble}\n\n",
+        description=f"{description}\n\n",
     )

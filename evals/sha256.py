@@ -6,7 +6,7 @@ NQ-open's train split, and those of archives in the modules, are what TensorFlow
 lists for the same addresses.
 """
 
-SUMS = {
+SHA256 = {
     name: digest
     for digest, name in (
         line.split()

@@ -1,0 +1,97 @@
+"""Your own benchmark, `jsonl_<file>`: EVAL_DIR/<file>.jsonl (or .jsonl.gz), a question a line.
+
+The fields of the first line say what the file is:
+
+    query, choices, gold          which choice goes on from the query; gold: its index
+    question, choices, answer     "Question: …", "Answer:"; answer: index, letter or the text itself
+    context, continuation         is every token of the continuation the model's first choice?
+
+A field `id` names a line in the per-example results. Choices and continuations begin with a space
+where neither they nor the context have one. Shots (`jsonl_<file>_5shot`) are other questions of the
+file. Metrics: accuracy (chance 1 / choices), or exact_match; domain `own`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from etils import epath
+
+from jaxllm.errors import UserError
+from jaxllm.evals.letters import LETTERS
+from jaxllm.evals.rows import Row, field, question, read_rows, texts
+from jaxllm.evaluation.tasks import Choice, FewShot, Prompt, TaskDefinition, cloze, multiple_choice
+
+PREFIX = "jsonl_"
+DOMAIN = "own"
+
+
+def choices(path: epath.Path, *, asked: str, answer: str, form: str) -> Iterator[Choice]:
+    """The questions of a file, each put into `form`."""
+    for row in read_rows(path):
+        context = form.format(field(row, asked))
+        options = texts(row, "choices")
+        spaced = [_spaced(context, option) for option in options]
+        right = _index(row, answer, options)
+        yield question(row, context, spaced, right, id=str(row.get("id", "")))
+
+
+def clozes(path: epath.Path) -> Iterator[Prompt]:
+    """The contexts of a file with their continuations."""
+    for row in read_rows(path):
+        context, target = field(row, "context"), field(row, "continuation")
+        if not target.strip():
+            raise UserError(f"{row.where}: field 'continuation' is empty")
+        yield Prompt(context, (_spaced(context, target),), str(row.get("id", "")))
+
+
+FORMS: dict[tuple[str, ...], tuple[Callable[..., TaskDefinition], Callable[..., Iterator[Any]]]] = {
+    ("query", "choices", "gold"): (
+        multiple_choice,
+        functools.partial(choices, asked="query", answer="gold", form="{}"),
+    ),
+    ("question", "choices", "answer"): (
+        multiple_choice,
+        functools.partial(choices, asked="question", answer="answer", form="Question: {}\nAnswer:"),
+    ),
+    ("context", "continuation"): (cloze, clozes),
+}
+
+
+def declare(name: str, data_dir: epath.Path | None) -> TaskDefinition:
+    """Your own file EVAL_DIR/<file>.jsonl; see `jaxllm.evals.jsonl` for its forms."""
+    file = f"{name.removeprefix(PREFIX)}.jsonl"
+    if data_dir is None:
+        raise UserError(f"task {name} reads {file}: set EvalConfig.data_dir to its directory")
+    paths = [path for path in (data_dir / file, data_dir / f"{file}.gz") if path.exists()]
+    if not paths:
+        raise UserError(f"task {name}: no file {data_dir / file}")
+    first = next(read_rows(paths[0]), None)
+    for fields, (kind, examples) in FORMS.items():
+        if first is not None and all(part in first for part in fields):
+            return kind(name, examples, domain=DOMAIN, files=(file,), few_shot=FewShot())
+    forms = "; ".join(", ".join(fields) for fields in FORMS)
+    raise UserError(f"{paths[0]}:1: fields {', '.join(first or ())}, not one of: {forms}")
+
+
+def _spaced(context: str, text: str) -> str:
+    """`text` with the space that separates it from `context`."""
+    apart = not context or context[-1].isspace() or text[:1].isspace()
+    return text if apart else f" {text}"
+
+
+def _index(row: Row, name: str, options: tuple[str, ...]) -> int:
+    """Which option a field names: by its index, its letter or its text."""
+    value = field(row, name, (int, str))
+    if isinstance(value, int):
+        return value
+    if value in options:
+        return options.index(value)
+    if len(value) == 1 and value in LETTERS[: len(options)]:
+        return LETTERS.index(value)
+    raise UserError(f"{row.where}: field '{name}' is {value[:40]!r}, none of its choices")
+
+
+FAMILIES = {PREFIX: declare}

@@ -1,0 +1,128 @@
+"""The benchmarks by name: what the modules of `EvalConfig.modules` declare.
+
+A module declares its tasks when it is imported, with the helpers of `jaxllm.evaluation.tasks`, and
+may have these constants:
+
+    FAMILIES   prefix -> function (name, data_dir) that declares the task of any name with it
+    MIXTURES   name -> names of tasks or further mixtures
+    SOURCES    where its files come from (`download.FileSource`)
+    SHA256     name of a file -> its hash
+
+A package stands for all of its modules. Neither SeqIO nor TensorFlow is imported, and no data are
+read, but by a family that must look into a file to know what its task is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import ModuleType
+
+from etils import epath
+
+from jaxllm.errors import UserError, one_line
+from jaxllm.evaluation import tasks
+from jaxllm.evaluation.config import MODULES
+from jaxllm.evaluation.download import FileSource
+from jaxllm.evaluation.tasks import TaskDefinition
+
+Family = Callable[[str, epath.Path | None], TaskDefinition]
+
+
+@dataclasses.dataclass(frozen=True)
+class Registry:
+    """The tasks, mixtures and files of the imported modules; see the module's docstring."""
+
+    families: Mapping[str, Family]
+    mixtures: Mapping[str, tuple[str, ...]]
+    sources: tuple[FileSource, ...]
+    sha256: Mapping[str, str]
+
+    def names(self) -> tuple[str, ...]:
+        """Every task name, ascending, but those that families make."""
+        families = tuple(self.families)
+        return tuple(sorted(n for n in tasks.definitions() if not n.startswith(families)))
+
+    def expand(self, name: str) -> Iterator[str]:
+        """The tasks that `name` stands for: itself, or those of the mixture of that name.
+
+        `mmlu_0shot` is every task of `mmlu` at 0 shots.
+        """
+        base, shots = tasks.split_shots(name)
+        if name in self.mixtures:
+            members = self.mixtures[name]
+        elif base in self.mixtures:
+            members = tuple(f"{tasks.split_shots(m)[0]}_{shots}shot" for m in self.mixtures[base])
+        else:
+            yield name
+            return
+        for member in members:
+            yield from self.expand(member)
+
+    def load(
+        self, names: Sequence[str], data_dir: epath.Path | None = None
+    ) -> tuple[TaskDefinition, ...]:
+        """The definitions of tasks and of the members of mixtures, each once.
+
+        `<task>_5shot` is `<task>` at 5 shots.
+
+        Args:
+          names: of tasks and mixtures.
+          data_dir: the evaluation data, for families that read a file to declare a task.
+
+        Raises:
+          UserError: no task has a name; the message offers the nearest ones.
+        """
+        expanded = (task for name in names for task in self.expand(name))
+        return tuple(self._find(name, data_dir) for name in dict.fromkeys(expanded))
+
+    def _find(self, name: str, data_dir: epath.Path | None) -> TaskDefinition:
+        known, (base, shots) = tasks.definitions(), tasks.split_shots(name)
+        prefix = next((p for p in self.families if name.startswith(p) and name != p), None)
+        if name in known and not prefix:
+            return known[name]
+        if shots is not None:
+            return tasks.with_shots(self._find(base, data_dir), shots)
+        if prefix:  # also when declared before: its file may be another now
+            return self.families[prefix](name, data_dir)
+        near = difflib.get_close_matches(name, [*known, *self.families, *self.mixtures], n=3)
+        offer = (
+            f"did you mean {', '.join(near)}?"
+            if near
+            else "`python -m jaxllm.evaluate --list` shows all names"
+        )
+        raise UserError(f"no evaluation task is called {name}; {offer}")
+
+
+@functools.cache
+def benchmarks(modules: tuple[str, ...] = MODULES) -> Registry:
+    """Imports `modules` and gathers what they declare.
+
+    Raises:
+      UserError: a module cannot be imported.
+    """
+    registry = Registry({}, {}, (), {})
+    for module in (m for name in modules for m in _with_submodules(name)):
+        registry = Registry(
+            {**registry.families, **getattr(module, "FAMILIES", {})},
+            {**registry.mixtures, **getattr(module, "MIXTURES", {})},
+            (*registry.sources, *getattr(module, "SOURCES", ())),
+            {**registry.sha256, **getattr(module, "SHA256", {})},
+        )
+    return registry
+
+
+def _with_submodules(name: str) -> Iterator[ModuleType]:
+    try:
+        module = importlib.import_module(name)
+        yield module
+        for found in pkgutil.walk_packages(getattr(module, "__path__", ()), f"{name}."):
+            yield importlib.import_module(found.name)
+    except Exception as error:
+        raise UserError(
+            f"EvalConfig.modules: cannot import {name} ({type(error).__name__}: {one_line(error)})"
+        ) from error
