@@ -118,7 +118,7 @@ def run(
     evaluator = make_evaluator(experiment, mesh, scoring) if scoring.tasks else None
     costs = evaluator.check() if evaluator and scoring.every else ()
     for line in costs if runtime.is_first() else ():
-        progress.say(line)
+        progress.log(line)
     outcome = train(
         experiment,
         mesh,

@@ -271,18 +271,21 @@ def _variables(boxed: Params) -> flax.core.FrozenDict:
 
 def _packed(cache: Cache) -> dict[str, Any]:
     """The cache as a dictionary of arrays [?, B, ...], which t5x repeats for several decodes."""
-    slot = jnp.broadcast_to(cache.slot, cache.lengths.shape)
+    index = jnp.broadcast_to(cache.cache_index, cache.lengths.shape)
     return {
         "layers": cache.layers,
         "segment_ids": cache.segment_ids[None],
-        "slot": slot[None],
+        "cache_index": index[None],
         "lengths": cache.lengths[None],
     }
 
 
 def _unpacked(packed: Mapping[str, Any]) -> Cache:
     return Cache(
-        packed["layers"], packed["segment_ids"][0], packed["slot"][0, 0], packed["lengths"][0]
+        packed["layers"],
+        packed["segment_ids"][0],
+        packed["cache_index"][0, 0],
+        packed["lengths"][0],
     )
 
 
