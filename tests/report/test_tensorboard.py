@@ -3,6 +3,7 @@
 import io
 import math
 import re
+import time
 
 import pytest
 from PIL import Image
@@ -32,6 +33,12 @@ def read(run_dir) -> EventAccumulator:
 
 def points(events: EventAccumulator, tag: str) -> list[tuple[int, float]]:
     return [(event.step, event.value) for event in events.Scalars(tag)]
+
+
+def restarted(run_dir) -> TensorBoardWriter:
+    """The writer of a later process: files are read in the order of the seconds in their names."""
+    time.sleep(1.1)
+    return TensorBoardWriter(run_dir)
 
 
 @pytest.fixture
@@ -86,7 +93,7 @@ def test_a_restart_forgets_the_lost_steps(run_dir) -> None:
         first.write_metrics(step, {"loss": 1.0 * step})
     first.write_records(20, scored(run_dir, 100))
     first._events.flush()  # killed: never closed, nor with more scores than these
-    second = TensorBoardWriter(run_dir)  # resumed from step 20
+    second = restarted(run_dir)  # resumed from step 20
     second.write_metrics(30, {"loss": 0.5})
     second.close()
     events = read(run_dir)
@@ -161,7 +168,7 @@ def test_scores_that_a_killed_process_did_not_hand_on_are_written(run_dir) -> No
         first.write_metrics(step, {"loss": 1.0})
     first.close()
     lacking = scored(run_dir, 100)[:2]
-    resumed = TensorBoardWriter(run_dir)
+    resumed = restarted(run_dir)
     resumed.write_records(100, lacking)
     resumed.write_metrics(110, {"loss": 0.5})
     resumed.close()
