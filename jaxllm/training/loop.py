@@ -118,11 +118,18 @@ def train(
 
 @contextlib.contextmanager
 def _closing(*things: SupportsClose) -> Iterator[None]:
-    """Closes all `things` at the end, whatever one of them raises."""
+    """Closes all `things` at the end; after an error, what closing raises may only be its echo."""
     with contextlib.ExitStack() as opened:
         for thing in things:
             opened.enter_context(contextlib.closing(thing))
-        yield
+        try:
+            yield
+        except BaseException:
+            for thing in things:
+                with contextlib.suppress(Exception):
+                    thing.close()
+            opened.pop_all()
+            raise
 
 
 @contextlib.contextmanager
