@@ -1,0 +1,131 @@
+"""Every `python -m jaxllm…` line of the README and of docs/ works as it stands there.
+
+Placeholders (CORPORA, EVALS, DIR, …) are small files of those names, and a few overrides keep a run
+to seconds. What needs a TPU, a bucket, a download or minutes of compilation is read and not run:
+its flags, gin files and bindings must exist.
+"""
+
+import importlib
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator
+from pathlib import Path
+
+import gin
+import pytest
+
+from jaxllm import cli
+from tests.conftest import REPOSITORY
+from tests.docs import workplace
+
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+NOT_RUN = ("gs://", "--topology", "--download", "--coordinator_address", "humaneval")
+FEW_STEPS = ("--gin.TRAIN_STEPS=4", "--gin.ScheduleConfig.warmup_steps=1")
+SMALL = {
+    "quickstart.gin": (*FEW_STEPS, "--gin.EVAL_TASKS=counting"),
+    "domains.gin": (*FEW_STEPS, "--gin.EVAL_TASKS=heldout_wiki", "--gin.VOCABULARY_SIZE=512"),
+    "mine.gin": (*FEW_STEPS, "--gin.VocabularyConfig.size=512"),
+    "RUN.gin": (*FEW_STEPS, "--gin.VocabularyConfig.size=512"),
+}
+RENAMED = {
+    "--step=2700": "--step=4", "--devices=gpu": "--devices=cpu:1", '"(20, 24)"': '"(2, 3)"',
+    "TABLE.csv?run": "MAPPED.csv?run",
+}  # fmt: skip
+
+
+def commands() -> list[str]:
+    """Every line in a code block that starts one of ours, once, its continuation lines joined."""
+    found = []
+    for page in PAGES:
+        text = page.read_text().replace("\\\n", " ")
+        blocks = re.findall(r"^```(?:\w*)\n(.*?)^```|((?:^    .*\n)+)", text, re.M | re.S)
+        for line in "\n".join(fenced or indented for fenced, indented in blocks).splitlines():
+            if line.strip().startswith("python -m jaxllm."):
+                found.append(re.sub(r"\s+", " ", line.strip().partition("  #")[0]))
+    return list(dict.fromkeys(found))
+
+
+def is_run(command: str) -> bool:
+    return not any(word in command for word in NOT_RUN)
+
+
+def test_the_pages_show_commands() -> None:
+    assert len(commands()) > 20
+    assert {c.split()[2].removeprefix("jaxllm.") for c in commands()} == {
+        "train", "evaluate", "generate", "analyze", "plan", "prepare", "convert",
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory in which the commands find what they name."""
+    root = tmp_path_factory.mktemp("docs")
+    workplace.make(root)
+    run("python -m jaxllm.train --gin_file=quickstart.gin --gin.MODEL_DIR=runs/quickstart", root)
+    shutil.copytree(root / "runs" / "quickstart", root / "runs" / "other")
+    run("python -m jaxllm.convert --from=runs/quickstart --step=4 --to=hf:DIR", root)
+    return root
+
+
+def run(command: str, root: Path) -> None:
+    for old, new in RENAMED.items():
+        command = command.replace(old, new)
+    words = shlex.split(command)[1:]
+    files = [w.removeprefix("--gin_file=") for w in words if w.startswith("--gin_file=")]
+    words += [flag for name in files for flag in SMALL.get(name, ())]
+    environment = os.environ | {
+        "PYTHONPATH": str(REPOSITORY), "XDG_CACHE_HOME": str(root / "cache"),
+        "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu",
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, *words], cwd=root, env=environment, capture_output=True, text=True,
+        timeout=600, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [c for c in commands() if is_run(c)])
+def test_commands_run(place: Path, command: str) -> None:
+    run(command, place)
+
+
+class Read(Exception):
+    """A command has read its flags, and its gin files where it has any."""
+
+
+@pytest.fixture
+def stopped_when_read(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    load, parse = cli.load_gin, ArgumentParser.parse_args
+
+    def load_and_stop(args: Namespace, run: str | None = None) -> None:
+        load(args)  # the run of a placeholder has no config
+        raise Read
+
+    def parse_and_stop(self: ArgumentParser, argv: list[str]) -> object:
+        parsed = parse(self, argv)
+        if not hasattr(parsed, "gin_file"):
+            raise Read
+        return parsed
+
+    monkeypatch.setattr(cli, "load_gin", load_and_stop)
+    monkeypatch.setattr(ArgumentParser, "parse_args", parse_and_stop)
+    yield
+    gin.clear_config()
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if not is_run(c)])
+def test_other_commands_can_be_read(
+    stopped_when_read: None, command: str, monkeypatch, tmp_path
+) -> None:
+    module = importlib.import_module(shlex.split(command)[2])
+    if "--model_dir=RUN" in command:
+        pytest.skip("reads its run's config")
+    words = [w for w in shlex.split(command)[3:] if w != "&"]
+    with pytest.raises(Read):
+        module.main([word.replace("$i", "0") for word in words])

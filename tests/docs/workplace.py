@@ -1,0 +1,83 @@
+"""The small files that the documentation's placeholders stand for."""
+
+import json
+import random
+import shutil
+from pathlib import Path
+
+from tests.conftest import REPOSITORY
+
+DOMAINS = ("wiki", "books", "code", "math", "qa", "web")
+PROSE = "the of a model reads text and learns what comes next in every line it has seen before"
+WORDS = tuple(PROSE.split())
+
+
+def prose(seed: int, words: int = 120) -> str:
+    """Text that is no text, the same for a seed."""
+    draw = random.Random(seed)
+    return " ".join(draw.choice(WORDS) for _ in range(words)) + "."
+
+
+def write(path: Path, content: object) -> None:
+    """Text as it is, anything else as JSON lines."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = content if isinstance(content, str) else "\n".join(map(json.dumps, content)) + "\n"
+    path.write_text(lines)
+
+
+def corpora(root: Path) -> None:
+    """A directory per domain, each with two splits."""
+    for number, domain in enumerate(DOMAINS):
+        for split, documents in (("train", 60), ("valid", 12)):
+            texts = [{"text": prose(1000 * number + i + len(split))} for i in range(documents)]
+            write(root / domain / f"{split}.jsonl", texts)
+
+
+def benchmarks(root: Path) -> None:
+    """Four questions of two benchmarks, as their authors lay them out."""
+    choices = [{"label": label, "text": word} for label, word in zip("ABCD", WORDS, strict=False)]
+    questions = [
+        {"id": f"q{i}", "question": {"stem": prose(i, 8), "choices": choices}, "answerKey": "B"}
+        for i in range(4)
+    ]
+    passages = [
+        {"passage": prose(i, 20), "question": prose(i, 6), "label": bool(i % 2), "idx": i}
+        for i in range(4)
+    ]
+    for split in ("Train", "Test"):
+        write(root / "arc" / f"ARC-Easy-{split}.jsonl", questions)
+    for split in ("train", "val"):
+        write(root / "superglue" / "BoolQ" / f"{split}.jsonl", passages)
+
+
+def results(path: Path, pythia: Path, table: Path, mapped: Path) -> None:
+    """Results of others: the harness' files, Pythia's folder, two tables."""
+    for step in (0, 512, 1000, 3000, 8000):
+        accuracy = 0.25 + step / 20_000
+        scores = {
+            "arc_easy": {"acc": accuracy, "acc_stderr": 0.01},
+            "piqa": {"acc": accuracy + 0.25},
+        }
+        result = {
+            "results": scores, "versions": {"arc_easy": 0, "piqa": 0},
+            "config": {"model": "hf", "num_fewshot": 0,
+                       "model_args": f"pretrained=org/tiny-125m,revision=step{step}"},
+        }  # fmt: skip
+        write(path / f"step{step}.json", json.dumps(result))
+        for size in ("70m", "160m"):
+            folder = pythia / "pythia-v1" / f"pythia-{size}" / "zero-shot"
+            write(folder / f"{size}_step{step}.json", json.dumps(result))
+    rows = [f"a,1e8,{100 * 2**n}e6,{0.5 + n / 40},0.01" for n in range(8)]
+    write(table, "\n".join(["run,params,tokens,piqa,stderr", *rows]) + "\n")
+    rows = [f"b-{n}B,{n},{n * 20},{0.25 + n / 20},{0.3 + n / 30}" for n in (1, 3, 7)]
+    write(mapped, "\n".join(["Model,Size (B),Tokens (B),MMLU,ARC", *rows]) + "\n")
+
+
+def make(root: Path) -> None:
+    """All of it below `root`, and the gin file of docs/data.md."""
+    corpora(root / "CORPORA")
+    benchmarks(root / "EVALS")
+    results(root / "RESULTS", root / "PATH", root / "TABLE.csv", root / "MAPPED.csv")
+    page = (REPOSITORY / "docs" / "data.md").read_text()
+    write(root / "mine.gin", page.partition("```gin\n")[2].partition("```")[0])
+    shutil.copy(root / "mine.gin", root / "RUN.gin")
