@@ -26,8 +26,6 @@ LAYERS = (
 # Benchmarks declare tasks: they may import what tasks are declared with, and nothing imports them
 # but through the registry.
 EVALS_MAY_IMPORT = {"configs", "errors", "io", "evaluation", "data"}
-# Steps up that stand from before the layers were drawn; the list only shrinks.
-KNOWN: set[tuple[str, str]] = set()
 
 
 def python_files(root: Path) -> list[Path]:
@@ -81,7 +79,6 @@ COMMANDS = {p.stem for p in PACKAGE.glob("*.py")} - {
 }
 
 
-@pytest.mark.xfail(strict=True, reason="circles among commands, corpora and questions")
 def test_no_import_cycle() -> None:
     """Late imports count: a cycle is a cycle."""
     list(graphlib.TopologicalSorter(GRAPH).static_order())
@@ -106,7 +103,7 @@ def test_imports_step_down() -> None:
                 allowed = there in level and level[there] < level[here]
             if not allowed:
                 wrong.add((module, other))
-    assert wrong == KNOWN
+    assert not wrong
 
 
 def test_every_room_has_its_place() -> None:
@@ -115,10 +112,10 @@ def test_every_room_has_its_place() -> None:
 
 
 def test_files_stay_small() -> None:
-    for root in ("jaxllm", "evals", "tests", "benchmarks"):
+    for root, most in {"jaxllm": 400, "evals": 400, "benchmarks": 400, "tests": 500}.items():
         for path in python_files(REPOSITORY / root):
             lines = len(path.read_text().splitlines())
-            assert lines <= 500, f"{path.relative_to(REPOSITORY)} has {lines} lines"
+            assert lines <= most, f"{path.relative_to(REPOSITORY)} has {lines} lines"
 
 
 def test_gin_folder_does_not_hide_the_gin_library() -> None:

@@ -131,9 +131,15 @@ class AdamWConfig(OptimizerConfig):
 
     def build(self, schedule: optax.Schedule, boxed_params: Any) -> optax.GradientTransformation:
         """Clipping by global norm, then AdamW."""
-        from jaxllm.training.optimizer import adamw
+        import optax
 
-        return adamw(self, schedule, boxed_params)
+        from jaxllm.training.optimizer import clipped, weight_decay_mask
+
+        mask = weight_decay_mask(boxed_params) if self.weight_decay_mask == "matrices" else None
+        adamw = optax.adamw(
+            schedule, self.b1, self.b2, self.eps, weight_decay=self.weight_decay, mask=mask
+        )
+        return clipped(adamw, self.max_grad_norm, self.state_dtype)
 
 
 @configurable

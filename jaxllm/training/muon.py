@@ -41,4 +41,4 @@ class MuonConfig(AdamWConfig):
             schedule, beta=self.momentum, adam_b1=self.b1, adam_b2=self.b2, eps=self.eps,
             weight_decay=self.weight_decay, consistent_rms=0.2, muon_weight_dimension_numbers=dims,
         )  # fmt: skip
-        return clipped(self, muon)
+        return clipped(muon, self.max_grad_norm, self.state_dtype)

@@ -1,45 +1,25 @@
-"""Optax's AdamW as the configs say, and what its state is kept in."""
+"""What the optimizers share: clipping, the dtype of their state, what weight decay acts on."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 
-if TYPE_CHECKING:
-    from jaxllm.training.config import AdamWConfig
-
-
-def adamw(
-    config: AdamWConfig, schedule: optax.Schedule, boxed_params: Any
-) -> optax.GradientTransformation:
-    """Clipping by global norm, then AdamW.
-
-    Args:
-      config: its numbers.
-      schedule: learning rate by updates done.
-      boxed_params: (abstract) parameters with their logical axis names, which say what a matrix is.
-    """
-    mask = weight_decay_mask(boxed_params) if config.weight_decay_mask == "matrices" else None
-    inner = optax.adamw(
-        schedule, config.b1, config.b2, config.eps, weight_decay=config.weight_decay, mask=mask
-    )
-    return clipped(config, inner)
-
 
 def clipped(
-    config: AdamWConfig, inner: optax.GradientTransformation
+    inner: optax.GradientTransformation, max_grad_norm: float | None, state_dtype: str
 ) -> optax.GradientTransformation:
-    """Clipping by global norm, then `inner`, with its state in `config.state_dtype`."""
+    """Clipping by global norm, if any, then `inner` with its state in `state_dtype`."""
     inner = in_float32(inner)
-    if config.state_dtype == "bfloat16":
+    if state_dtype == "bfloat16":
         inner = with_bf16_state(inner)
-    if config.max_grad_norm is None:
+    if max_grad_norm is None:
         return inner
-    return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), inner)
+    return optax.chain(optax.clip_by_global_norm(max_grad_norm), inner)
 
 
 def in_float32(inner: optax.GradientTransformation) -> optax.GradientTransformation:
