@@ -1,10 +1,10 @@
-"""How long a save keeps the loop waiting, at the quickstart's size.
+"""Time for which a checkpoint save blocks the train loop, at the quickstart's size.
 
     python benchmarks/checkpoint_blocking.py [--checkpoints=6] [--seconds=20]
 
 Trains a LLaMA of a few million parameters on the CPU for `--seconds` between two checkpoints, and
-prints the blocked time as a share of the time between them; the aim is less than 1 %. What the
-background writing takes from the steps is shown as well: steps during a save against the others.
+prints the blocked time as a share of the time between them; the target is less than 1 %. Also
+prints the slowdown of steps during a background save.
 """
 
 from __future__ import annotations

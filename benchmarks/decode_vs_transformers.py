@@ -1,9 +1,9 @@
 """Decoding speed on the CPU against Hugging Face Transformers' `generate`, side by side.
 
 The same LLaMA shape of 100M parameters (d 640, 12 layers, 10 heads, ffn 1728, vocabulary 32000),
-float32, greedy, both with their cache of keys and values, on the same prompts, in turn in one
-process, so that a busy machine slows both. Prints tokens/s of each pair and, per batch size, the
-ratio of the medians; the goal is a ratio of at least 1 at batch 1 and at batch 16.
+float32, greedy, both with a KV cache, on the same prompts, in turn in one process, so that a busy
+machine slows both. Prints tokens/s of each pair and, per batch size, the ratio of the medians; the
+goal is a ratio of at least 1 at batch 1 and at batch 16.
 
     python benchmarks/decode_vs_transformers.py [--new_tokens 64] [--pairs 5] [--threads 2]
 """
@@ -19,7 +19,7 @@ from collections.abc import Callable
 
 from jaxllm.runtime import tune_malloc
 
-tune_malloc()  # as the commands do; it has to come before JAX
+tune_malloc()  # as the commands do, before importing JAX
 
 import jax
 import jax.numpy as jnp
@@ -37,14 +37,14 @@ MODEL = ModelConfig(
 
 
 def jaxllm_side(params: Params, prompts: np.ndarray, new_tokens: int) -> Callable[[], np.ndarray]:
-    """A function that continues the prompts and returns the new tokens [B, new_tokens]."""
+    """Build a function that continues the prompts and returns the new tokens [B, new_tokens]."""
     lengths = jnp.full(len(prompts), prompts.shape[1], jnp.int32)
     run = jax.jit(lambda params, prompts: generate(MODEL, params, prompts, lengths, new_tokens))
     return lambda: np.asarray(run(params, jnp.asarray(prompts)))
 
 
 def transformers_model(directory: str) -> object:
-    """Transformers' LLaMA with random weights, saved into `directory` for ours to load."""
+    """Transformers' LLaMA with random weights, saved into `directory` for jaxllm to load."""
     import torch
     import transformers
 

@@ -4,7 +4,7 @@
 
 A random LLaMA of 20M parameters (float32, CPU) is saved in the Hugging Face format and scored on
 ARC-easy, PIQA, HellaSwag and BoolQ (0 shots) and MMLU's anatomy (5 shots) by both. The harness
-runs at the best of a few batch sizes. jaxllm is timed twice: cold, with reading, tokenising and
+runs at the best of a few batch sizes. jaxllm is timed twice: cold, with reading, tokenizing and
 compilation, and warm, as at every later checkpoint of a run. Every option's log-likelihood and the
 accuracies are compared. Needs the extra `harness`, and the benchmarks' own files.
 """
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def time_harness(directory: Path, args: argparse.Namespace) -> tuple[float, dict[str, Any]]:
-    """The harness' time at its best batch size, and its samples by task."""
+    """Seconds of the harness at its best batch size, and its samples by task."""
     trials = {
         size: _harness(directory, size, args.limit // 10, args)[0] for size in args.batch_sizes
     }
@@ -82,7 +82,7 @@ def _harness(
 def time_jaxllm(
     directory: Path, work: Path, args: argparse.Namespace
 ) -> tuple[float, float, dict[str, Any], int]:
-    """Seconds cold and warm, rows of the examples by task, and how many examples there are."""
+    """Seconds cold and warm, a table of examples by task, and the number of examples."""
     from jaxllm.evaluation.config import EvalConfig
     from tests.harness.ours import Scored
 
@@ -105,7 +105,7 @@ def time_jaxllm(
 
 
 def compare(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
-    """Stops where an option's log-likelihood differs by more than 1e-3 of a nat."""
+    """Fail where an option's log-likelihood differs by more than 1e-3 nats."""
     for task, rows in ours.items():
         expected = [[float(r[0]) for r in sample["filtered_resps"]] for sample in theirs[task]]
         found = rows["log_likelihoods"].tolist()

@@ -3,15 +3,15 @@
     python benchmarks/gpu_train.py [--sizes=125m,1.3b,7b] [--steps=20] [--set remat=full]
     python benchmarks/gpu_train.py --tiny          on a CPU, in a minute: does it still run?
 
-Random tokens in rows of 2048; forward, backward and AdamW on both sides, PyTorch with SDPA and
-torch.compile. 125M and 1.3B keep float32 parameters, 7B bfloat16 ones. Each side has the GPU to
-itself, in a process of its own; of its steps after two to warm up, the median counts.
+Random tokens in sequences of 2048; forward, backward and AdamW on both sides, PyTorch with SDPA and
+torch.compile. 125M and 1.3B have float32 parameters, 7B bfloat16 ones. Each side runs alone on the
+GPU, in its own process; the median of its steps after two warm-up steps counts.
 
-MFU counts model FLOPs (6 per matrix parameter and token, plus attention over all keys; in brackets
+MFU counts model FLOPs (6 per matmul parameter and token, plus attention over all keys; in brackets
 over the half that causal attention needs) against the dense bf16 peak of the data sheet.
 
-Goals on an H200: at least 50 % MFU at 1.3B and 7B, and a ratio (PyTorch's time / ours) above 1.
-Results: none yet; no GPU was at hand when this was written. Put yours into docs/performance.md.
+Goals on an H200: at least 50 % MFU at 1.3B and 7B, and a ratio of speeds (jaxllm / PyTorch) above
+1. Results: none yet, for lack of a GPU. Put yours into docs/performance.md.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ WARM_UP = 2
 
 
 class Size(NamedTuple):
-    """A model and the rows of a step."""
+    """A model and the number of sequences per step."""
 
     config: ModelConfig
     rows: int
@@ -62,7 +62,7 @@ SIZES = {
 
 
 class Timing(NamedTuple):
-    """What a side measured: seconds of a step, its first and last loss, and where it ran."""
+    """Measurements of one side: median seconds per step, losses and device."""
 
     seconds: float
     first_loss: float
@@ -72,7 +72,7 @@ class Timing(NamedTuple):
 
 
 def measure(side: str, size: Size, steps: int, backend: str) -> Timing:
-    """Times one side in this process."""
+    """Time one side in this process."""
     import jax
 
     from jaxllm.sharding.chips import peak_flops
@@ -94,7 +94,7 @@ def measure(side: str, size: Size, steps: int, backend: str) -> Timing:
 
 
 def in_a_process(side: str, name: str, args: argparse.Namespace) -> Timing:
-    """Times one side where the other one's memory is not in its way."""
+    """Time one side in its own process, with the other's memory freed."""
     command = [sys.executable, __file__, f"--side={side}", f"--sizes={name}"]
     command += [f"--steps={args.steps}", f"--torch_backend={args.torch_backend}"]
     command += [word for change in args.set for word in ("--set", change)]

@@ -1,13 +1,13 @@
-"""What the input costs: tokenizing, opening a prepared corpus, and the loop's wait for batches.
+"""Cost of the input pipeline: tokenizing, opening a prepared corpus, waiting for batches.
 
     python -m benchmarks.input_pipeline [CORPUS_DIR]
 
 CORPUS_DIR is laid out as DataConfig.corpus_dir; without it the quickstart's corpora are read.
-Prints one line per measurement with the ratio to its target, so that 1.00 or more is met:
+Prints one line per measurement with the ratio to its target; 1.00 or more meets it:
 
-    tokenizing        megabytes of text per second, BPE of 8192 and of 32,000: of one core (the
-                      target's), and of wall time with the tokenizer's threads
-    opening           a prepared corpus of a million documents, and a first sequence of it
+    tokenizing        MB of text per second with BPE of 8192 and of 32,000, per core (the target)
+                      and per wall time with the tokenizer's threads
+    opening           a prepared corpus of a million documents, and reading one sequence
     waiting           share of the time that a loop waits, with steps that compute in JAX
 """
 
@@ -32,7 +32,7 @@ TOKENIZE_MB_PER_SECOND, OPEN_SECONDS, WAIT_SHARE = 3.0, 1.0, 0.01
 
 
 def tokenizing(config: DataConfig) -> None:
-    """Each domain's text; processor time, as other work may share the cores."""
+    """Tokenize each domain's text; CPU time, as other processes may share the cores."""
     domains = [domain.name for domain in corpora.Corpora.resolve(config).domains]
     for size in (8_192, 32_000):
         began = time.perf_counter()
@@ -63,7 +63,7 @@ def tokenizing(config: DataConfig) -> None:
 
 
 def opening(directory: Path, documents: int = 1_000_000, length: int = 300) -> None:
-    """Opens a corpus of `documents` documents of 300 tokens on average, and reads a sequence."""
+    """Open a corpus of `documents` documents of `length` tokens on average, and read a sequence."""
     random = np.random.default_rng(0)
     writer = TokenWriter(directory, np.dtype("<u2"))
     for _ in range(documents // 10_000):
@@ -84,7 +84,7 @@ def opening(directory: Path, documents: int = 1_000_000, length: int = 300) -> N
 
 
 def waiting(config: DataConfig, step_seconds: float = 0.15, steps: int = 60) -> None:
-    """A loop whose steps keep every core busy in JAX, as training does."""
+    """Load batches in a loop whose steps keep every core busy in JAX, as training does."""
     import jax
     import jax.numpy as jnp
 

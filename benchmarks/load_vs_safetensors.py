@@ -5,9 +5,9 @@
 Writes a random LLaMA of about that size into a temporary directory (four shards), reads it once so
 that it is in the page cache, and then in turn with `safetensors.numpy.load_file` (every shard) and
 with `jaxllm.interop.huggingface.load` onto a mesh of all devices (on CPUs: 4 virtual ones).
-Ours reads the same bytes, checks names and shapes, lays matrices out as JAX wants them (transposed
-and stacked over layers) and puts each device's part on it. Medians; the ratio is speed, ours over
-theirs: 1 is as fast, and 0.5 is what we hold ourselves to.
+jaxllm reads the same bytes, checks names and shapes, transposes matrices, stacks them over layers
+and puts each device's shard on it. The ratio of median speeds is jaxllm's over safetensors': 1 is
+as fast, and 0.5 is the target.
 """
 
 import argparse
@@ -37,7 +37,7 @@ LAYER = ModelConfig(vocab_size=32_000, num_layers=1, embed_dim=2048, mlp_dim=563
 
 
 def make(directory: Path, gigabytes: float, dtype: np.dtype) -> int:
-    """Writes the checkpoint; returns its bytes."""
+    """Write the checkpoint; return its size in bytes."""
     layer = LAYER.num_params - 2 * LAYER.vocab_size * LAYER.embed_dim
     rest = LAYER.num_params - layer
     layers = max(1, round((gigabytes * 1e9 / dtype.itemsize - rest) / layer))

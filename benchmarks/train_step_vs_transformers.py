@@ -16,7 +16,7 @@ import time
 
 from jaxllm.runtime import tune_malloc
 
-tune_malloc()  # as the commands do; it has to come before JAX
+tune_malloc()  # as the commands do, before importing JAX
 
 import torch
 from train_steps import jaxllm_step, random_tokens, transformers_step

@@ -1,7 +1,7 @@
-"""One training step of ours and of Hugging Face Transformers', for the benchmarks that time them.
+"""One training step of jaxllm and of Hugging Face Transformers, for benchmarks that time them.
 
-Forward, backward and AdamW of the same LLaMA on the same tokens; nothing else. Both keep parameters
-in `config.param_dtype` and compute in `config.dtype`, and recompute if `config.remat` says so.
+Forward, backward and AdamW of the same LLaMA on the same tokens; nothing else. Both have parameters
+in `config.param_dtype`, compute in `config.dtype`, and use remat unless `config.remat` is 'none'.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ Step = Callable[[], float]
 
 
 def random_tokens(config: ModelConfig, rows: int, length: int) -> np.ndarray:
-    """int32 [rows, length + 1]."""
+    """Random tokens, int32 [rows, length + 1]."""
     return np.random.default_rng(0).integers(0, config.vocab_size, (rows, length + 1), np.int32)
 
 
 def jaxllm_step(config: ModelConfig, tokens: np.ndarray) -> Step:
-    """A function that makes one training step on JAX's default device and returns its loss."""
+    """Build a function that runs one training step on JAX's default device and returns its loss."""
     import flax.linen as nn
     import jax
     import jax.numpy as jnp
@@ -76,10 +76,10 @@ def transformers_step(
     """The same with Transformers' LLaMA, SDPA attention, and PyTorch's fused AdamW.
 
     Args:
-      config: of LLaMA's kind.
+      config: of a LLaMA.
       tokens: int32 [rows, length + 1].
-      device: PyTorch's name of it.
-      backend: of torch.compile; empty runs it eagerly.
+      device: PyTorch's name of the device.
+      backend: of torch.compile; empty runs the model eagerly.
     """
     import torch
     import transformers

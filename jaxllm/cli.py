@@ -1,4 +1,4 @@
-"""What every command shares: t5x's gin flags, and one clear line for a user's mistake.
+"""Shared by all commands: t5x's gin flags, and one-line messages for user errors.
 
     --gin_file=openllama.gin        a gin file (repeatable, later ones win); a bare name is
                                     found in the packaged `gin/` and in its `runs/`
@@ -6,8 +6,7 @@
                                     (a path, a word) is taken as a string
     --gin_search_paths=DIR,DIR      where else to look for gin files and their includes
 
-Only the light configuration modules are imported here, so that `--help` and a misspelt name
-answer at once.
+Only light config modules are imported here, so that `--help` and misspelt names respond at once.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from pathlib import Path
 from jaxllm import runtime
 from jaxllm.errors import UserError, nearest, one_line
 
-# Every module with gin-bindable configurations: gin must know them before it parses.
+# Modules with gin configurables, to be imported before gin parses.
 CONFIG_MODULES = (
     "jaxllm.models.config",
     "jaxllm.sharding.mesh",
@@ -63,7 +62,7 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 
 def parse(flags: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parses `argv`, with `--gin.NAME=VALUE` rewritten to gin bindings as t5x does."""
+    """Parse `argv`, with `--gin.NAME=VALUE` rewritten to gin bindings as in t5x."""
     rewritten = []
     for argument in sys.argv[1:] if argv is None else argv:
         match = _GIN_FLAG.match(argument)
@@ -77,10 +76,10 @@ def parse(flags: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> 
 
 
 def refuse_unread(args: argparse.Namespace, names: Sequence[str], mode: str) -> None:
-    """Refuses flags that are given and that a command does not read `mode`.
+    """Check that flags which a command does not read in this `mode` are not given.
 
     Raises:
-      UserError: names the flag.
+      UserError: one is given; the message names it.
     """
     for name in names:
         if getattr(args, name) not in (None, False):
@@ -88,11 +87,11 @@ def refuse_unread(args: argparse.Namespace, names: Sequence[str], mode: str) -> 
 
 
 def load_gin(args: argparse.Namespace, run: str | None = None) -> None:
-    """Parses the config of the run directory `run`, then the command line's files and bindings.
+    """Parse the config of the run directory `run`, then the command line's files and bindings.
 
     Raises:
-      UserError: a missing file, a syntax error, an unknown name, with the nearest known one, or
-        a run directory whose config is none, or does more than to bind our configs.
+      UserError: a missing file, a syntax error, an unknown name (with the nearest known one), or
+        a run directory whose config is invalid, or does more than bind jaxllm's configs.
     """
     import gin
 
@@ -103,7 +102,7 @@ def load_gin(args: argparse.Namespace, run: str | None = None) -> None:
     paths = [p for p in args.gin_search_paths.split(",") if p] + packaged_gin_directories()
     for path in paths:
         gin.add_config_file_search_path(path)
-    # gin's own list also looks into Python packages, and a directory runs/ passes for one.
+    # gin's default readers also search Python packages, and mistake a directory runs/ for one.
     gin.config._FILE_READERS[:] = [(open, os.path.isfile), (_open_remote, _is_remote_file)]
     logging.disable(logging.ERROR)  # gin logs every directory that a file is not in
     try:
@@ -120,22 +119,23 @@ def load_gin(args: argparse.Namespace, run: str | None = None) -> None:
 
 
 def packaged_gin_directories() -> list[str]:
-    """Directories of the gin files that come with jaxllm: a checkout's, or a wheel's copy."""
+    """Directories of jaxllm's own gin files: a checkout's, or a wheel's copy."""
     package = Path(__file__).resolve().parent
     roots = [d for d in (package.parent / "gin", package / "gin") if (d / "runs").is_dir()]
     return [str(directory) for root in roots[:1] for directory in (root, root / "runs")]
 
 
 def run(main: Callable[[Sequence[str] | None], int | None]) -> None:
-    """Runs a command and exits: 0, 2 with one `error:` line for a user's mistake, 130 on Ctrl-C.
+    """Run a command and exit with its code.
 
-    Any other failure is 1, with its traceback.
+    2, with one `error:` line, for a user error; 130 for Ctrl-C; 1, with a traceback, for any other
+    exception.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     runtime.tune_malloc()
     runtime.silence_libtpu()
-    for stream in (sys.stdout, sys.stderr):  # a terminal without a character shows another
+    for stream in (sys.stdout, sys.stderr):  # for characters that a terminal lacks
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     failed = True
@@ -159,7 +159,7 @@ def run(main: Callable[[Sequence[str] | None], int | None]) -> None:
 
 
 def _gin_value(text: str) -> str:
-    """`text` if gin can read it as a value, and otherwise `text` as a gin string."""
+    """`text` if it parses as a gin value, otherwise `text` as a gin string."""
     from gin import config_parser
 
     from jaxllm.run.stored_config import References
@@ -196,7 +196,7 @@ def _missing_file_message(error: OSError, paths: Sequence[str]) -> str:
 
 
 def _parse_message(error: Exception) -> str:
-    """gin's own message on one line, with the nearest name when a name is unknown."""
+    """gin's message on one line, with the nearest known name where one is unknown."""
     import gin
 
     text = " ".join(str(error).split())
@@ -228,7 +228,7 @@ def _where(text: str) -> str:
 
 
 def _check_macros(config: str) -> None:
-    """Refuses a macro that nothing reads: it is a misspelt name, and would change nothing."""
+    """Check that every macro is read: an unread one is misspelt, and would have no effect."""
     defined = set(re.findall(r"^([A-Za-z_][\w/]*) = ", config, re.MULTILINE))
     read = set(re.findall(r"%([A-Za-z_][\w/]*)", config))
     for name in sorted(defined - read):

@@ -1,7 +1,7 @@
-"""What makes a dataclass a config: gin may bind its fields, and each value is of its field's type.
+"""Config dataclasses: fields bound by gin, values checked against their types.
 
-Gin takes any value for any field, and a command line gives text where gin reads no value: without
-this check `run_code=false` would be the word 'false', which Python holds to be true.
+Gin accepts any value for any field, and command-line text that it cannot parse becomes a string:
+without this check `run_code=false` would be the string 'false', which is truthy.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from jaxllm.errors import UserError
 
 _Config = TypeVar("_Config")
 
-# Words for a value that Python and gin write otherwise.
+# Other spellings of Python's and gin's literals.
 _WORDS: Mapping[str, bool | None] = {
     "true": True, "yes": True, "on": True, "false": False, "no": False, "off": False,
     "none": None, "null": None,
@@ -35,18 +35,18 @@ _UNIONS = (types.UnionType, typing.Union)  # the second where a part is a Litera
 
 
 def configurable(cls: type[_Config]) -> type[_Config]:
-    """Lets gin bind the fields of a dataclass, and checks their values (see `checked`)."""
+    """Make a dataclass gin-configurable, with checked values (see `checked`)."""
     return gin.configurable(checked(cls))
 
 
 def checked(cls: type[_Config]) -> type[_Config]:
-    """Checks each value that a dataclass is made with against its field's annotation.
+    """Check the values of a dataclass's fields against their annotations, on instantiation.
 
-    A whole number serves as a float, a list as a tuple, text as a tuple of texts, cut at commas,
-    and a mapping of fields as a dataclass. Values are checked before `__post_init__` sees them.
+    An int is accepted as a float, a list as a tuple, a string as a tuple of strings (split at
+    commas) and a mapping of fields as a dataclass. Checks run before `__post_init__`.
 
     Raises:
-      UserError: when an instance is made with a value that its field cannot have.
+      UserError: on instantiation with a value that does not fit its field.
     """
     build = cls.__init__
     signature = inspect.signature(build)
@@ -64,7 +64,7 @@ def checked(cls: type[_Config]) -> type[_Config]:
 
 
 def non_defaults(config: Any) -> dict[str, Any]:
-    """The fields of a config that differ from their defaults; configs in it as mappings, alike."""
+    """Fields of a config that differ from their defaults; nested configs become mappings."""
     return {
         field.name: non_defaults(value) if dataclasses.is_dataclass(value) else value
         for field in dataclasses.fields(config)
@@ -73,10 +73,10 @@ def non_defaults(config: Any) -> dict[str, Any]:
 
 
 def _checked(name: str, value: Any, hint: Any) -> Any:
-    """`value` as a field with the annotation `hint` keeps it.
+    """`value` converted to the annotation `hint` of field `name`.
 
     Raises:
-      UserError: the field cannot have it.
+      UserError: the value does not fit.
     """
     fitted = _UNFIT if _meant(value, hint) else _fit(value, hint)
     if fitted is _UNFIT:
@@ -85,7 +85,7 @@ def _checked(name: str, value: Any, hint: Any) -> Any:
 
 
 def _fit(value: Any, hint: Any) -> Any:
-    """`value` as one of type `hint`, or `_UNFIT`."""
+    """`value` converted to type `hint`, or `_UNFIT`."""
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
     if origin in _UNIONS:
         return next((f for part in parts if (f := _fit(value, part)) is not _UNFIT), _UNFIT)
@@ -120,9 +120,9 @@ def _fit(value: Any, hint: Any) -> Any:
 
 
 def _meant(value: Any, hint: Any) -> str:
-    """What to write for a word of `_WORDS`; empty where `value` is none, or the field wants text.
+    """The literal to write for a word of `_WORDS`; empty for other values and pure text fields.
 
-    Text that a field could take is refused too where the field takes the value that it names.
+    A field that takes both a string and the literal refuses the word, too.
     """
     if not isinstance(value, str) or value.lower() not in _WORDS:
         return ""
@@ -135,7 +135,7 @@ def _meant(value: Any, hint: Any) -> str:
 
 
 def _wanted(hint: Any) -> str:
-    """The values of type `hint`, in words."""
+    """Description of the values of type `hint`."""
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
     if origin in _UNIONS:
         return " or ".join(_wanted(part) for part in parts)
@@ -149,7 +149,7 @@ def _wanted(hint: Any) -> str:
 
 
 def _instead(value: Any, hint: Any) -> str:
-    """What to write in place of `value`, where that can be told."""
+    """Suggested replacement of `value`; empty where there is none."""
     allowed = typing.get_args(hint) or (hint,)
     if _meant(value, hint):
         return f"; write {_meant(value, hint)}"

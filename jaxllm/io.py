@@ -1,4 +1,4 @@
-"""Files that are whole or absent, whatever kills the process that writes them; local or `gs://`."""
+"""Atomic writes of files and directories, and JSON lines; local or `gs://`."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from etils import epath
 
 from jaxllm.errors import UserError
 
-PARTIAL = ".partial-"  # prefix of what is not complete yet
+PARTIAL = ".partial-"  # prefix of incomplete directories
 
 
 def location(text: str) -> str:
-    """A path with `~` filled in and without `file://`; other addresses, as gs://, stay.
+    """A path with `~` expanded and without `file://`; other URLs, as gs://, are unchanged.
 
-    A prefix that says what lies there, as in `hf:~/model`, is kept.
+    The prefix `hf:`, as in `hf:~/model`, is kept.
     """
     prefix = "hf:" if text.startswith("hf:") else ""
     return prefix + os.path.expanduser(text.removeprefix(prefix).removeprefix("file://"))
@@ -36,10 +36,10 @@ def is_remote(path: epath.PathLike) -> bool:
 
 
 def atomic_write(path: epath.PathLike, data: str | bytes) -> None:
-    """Replaces a file in one move: a reader sees the old content or the new one.
+    """Replace a file atomically: a reader sees the old content or the new.
 
     Raises:
-      OSError: the disk refuses; the old file stays.
+      OSError: the write failed; the old file stays.
     """
     path = epath.Path(path)
     content = data.encode() if isinstance(data, str) else data
@@ -61,9 +61,9 @@ def atomic_write(path: epath.PathLike, data: str | bytes) -> None:
 
 @contextlib.contextmanager
 def atomic_directory(target: Path) -> Iterator[Path]:
-    """Gives an empty directory that replaces `target` when the block ends without an error."""
+    """Yield an empty directory that replaces `target` when the block ends without an error."""
     partial = target.with_name(PARTIAL + target.name)
-    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+    shutil.rmtree(partial, ignore_errors=True)  # left by a killed process
     partial.mkdir(parents=True)
     try:
         yield partial
@@ -80,10 +80,10 @@ def atomic_directory(target: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def new_directory(target: str | Path) -> Iterator[Path]:
-    """As `atomic_directory`, for a directory that a user names for what is written there.
+    """`atomic_directory` for an output directory that a user names.
 
     Raises:
-      UserError: `target` exists and is not an empty directory, or the disk refuses or is full.
+      UserError: `target` is remote, or exists and is not an empty directory, or a write failed.
     """
     if is_remote(target):
         raise UserError(f"{target}: name a local directory, and copy it there")
@@ -104,13 +104,13 @@ def new_directory(target: str | Path) -> Iterator[Path]:
 def made_once(
     target: Path, is_complete: Callable[[Path], bool] = Path.exists
 ) -> Iterator[Path | None]:
-    """As `atomic_directory`, for a directory that many processes may want at once.
+    """`atomic_directory` for a directory that several processes may need at once.
 
-    One process at a time makes a target; another that wants it waits, and then finds it made. A
-    killed process releases its lock, and the next one begins afresh.
+    One process at a time creates it; the others wait, and then find it complete. A killed process
+    releases its lock, and the next one starts over.
 
     Yields:
-      The directory to fill, or None if `target` is there and complete.
+      The directory to fill, or None if `target` is complete.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     with _locked(target, wait=True):
@@ -122,7 +122,7 @@ def made_once(
 
 
 def remove_abandoned(directory: Path) -> None:
-    """Removes what killed processes left half-made in `directory`."""
+    """Remove incomplete directories of killed processes from `directory`."""
     for partial in directory.glob(f"{PARTIAL}*"):
         with _locked(directory / partial.name.removeprefix(PARTIAL), wait=False) as locked:
             if locked:
@@ -132,26 +132,25 @@ def remove_abandoned(directory: Path) -> None:
 class JsonLines:
     """A file of one JSON object per line, each with an integer `step`; a kill costs one line.
 
-    Every append of a run goes through `append`, so that a form for object stores, where a file
-    cannot grow, has one place.
+    `append` is the one place to adapt for object stores, where a file cannot grow.
     """
 
     def __init__(self, path: epath.PathLike) -> None:
         self.path = epath.Path(path)
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Adds one line and brings it to the disk before returning.
+        """Append one line, on disk before returning.
 
-        Numbers that JSON cannot write (NaN, infinities) become null.
+        Non-finite numbers become null, as JSON has none.
         """
         with self.path.open("a") as file:
             file.write(_line(row))
             _to_disk(file)
 
     def read(self) -> tuple[list[dict[str, Any]], list[int]]:
-        """The rows, and the numbers of the lines (from 1) that are no complete row.
+        """The rows, and the 1-based numbers of lines without a complete row.
 
-        A file that does not exist has no rows.
+        A missing file has no rows.
         """
         rows: list[dict[str, Any]] = []
         broken: list[int] = []
@@ -170,21 +169,21 @@ class JsonLines:
         return rows, broken
 
     def keep_until(self, step: int) -> int:
-        """Drops the rows beyond `step` and what a kill left half-written; returns how many.
+        """Drop rows after `step` and incomplete lines; return how many.
 
-        The file is replaced in one move, so that a kill in here loses nothing.
+        The file is replaced atomically, so that a kill loses nothing.
         """
         rows, broken = self.read()
         kept = [row for row in rows if row["step"] <= step]
         dropped = len(rows) - len(kept) + len(broken)
-        # The newline may be all that the last line lacks.
+        # A complete last line may still lack its newline.
         if dropped or (rows and not self.path.read_bytes().endswith(b"\n")):
             atomic_write(self.path, "".join(map(_line, kept)))
         return dropped
 
 
 def finite(value: Any) -> Any:
-    """`value` with numbers that JSON cannot write replaced by None."""
+    """`value` with non-finite numbers replaced by None, for JSON."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):
@@ -207,7 +206,7 @@ def _to_disk(file: Any) -> None:
 
 @contextlib.contextmanager
 def _locked(target: Path, wait: bool) -> Iterator[bool]:
-    """Holds the lock of `target`; the kernel releases it when this process ends in any way."""
+    """Hold the lock of `target`, released even if the process dies; yield False if it is taken."""
     locks = target.parent / ".locks"
     locks.mkdir(exist_ok=True)
     with open(locks / target.name, "w") as file:

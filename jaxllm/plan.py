@@ -1,11 +1,11 @@
-"""Predict what a run would cost before a pod is rented: does it fit, how fast, how long.
+"""Predict memory, speed and cost of a run before a pod is rented.
 
     python -m jaxllm.plan --gin_file=openllama.gin --topology=v4-512
     python -m jaxllm.plan --gin_file=openllama.gin --topology=v6e-256 --slices=2 --search
     python -m jaxllm.plan --gin_file=quickstart.gin --devices=cpu:8
 
-The compiler is asked: the update that `jaxllm.train` would run is compiled for the devices, which
-need not be there, and nothing is allocated. Exit code 1 if it does not fit.
+The train step of `jaxllm.train` is compiled for the devices, which need not exist, and nothing is
+allocated. Exit code 1 if it does not fit.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ GIB = 2**30
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Flags and gin in, a plan out."""
+    """Parse flags and gin, and print a plan."""
     flags = cli.parser(__doc__ or "")
     flags.add_argument("--topology", metavar="NAME", help="TPUs: v4-512, v5p-128, v6e-256, …")
     flags.add_argument("--slices", type=int, default=1, help="how many such slices (default 1)")
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def planned(
     experiment: Experiment, target: Target, config: MeshConfig, as_json: bool, timed: bool
 ) -> int:
-    """Compiles and prints one plan; without `timed` only its memory and traffic."""
+    """Compile and print one plan; without `timed` only its memory."""
     from jaxllm.planning.advice import suggestions
     from jaxllm.planning.estimate import estimate
     from jaxllm.planning.program import OutOfDeviceMemory, compile_update, measure_costs, mesh_of
@@ -85,7 +85,7 @@ def planned(
     except OutOfDeviceMemory as error:
         excess_bytes = error.excess_bytes
     if program and timed and not excess_bytes:
-        with contextlib.suppress(OutOfDeviceMemory):  # the loss in one piece may be too much
+        with contextlib.suppress(OutOfDeviceMemory):  # unchunked loss may not fit
             found = estimate(experiment, target, program, measure_costs(experiment, mesh))
     fits = program is not None and excess_bytes is None
     helpful = [] if fits else suggestions(experiment, shape, target)
@@ -113,7 +113,7 @@ def planned(
 
 
 def searched(experiment: Experiment, target: Target, most: int, as_json: bool) -> int:
-    """Tries and prints many, the fastest that fits first."""
+    """Try and print many candidates, the fastest that fits first."""
     from tqdm import tqdm
 
     from jaxllm.planning.search import meshes, search
@@ -139,7 +139,7 @@ def searched(experiment: Experiment, target: Target, most: int, as_json: bool) -
 
 
 def header(experiment: Experiment, target: Target, shape: dict[str, int] | None) -> str:
-    """What is planned, and on what."""
+    """Model, batch, devices and mesh, a line each."""
     e = experiment
     chip = f" {target.chip.name}" if target.chip else ""
     slices = f" in {target.slices} slices" if target.slices > 1 else ""
@@ -158,7 +158,7 @@ def header(experiment: Experiment, target: Target, shape: dict[str, int] | None)
 
 
 def memory(program: Program, limit: float | None) -> str:
-    """Bytes per device."""
+    """Memory per device, in one line."""
     of = f" of {limit / GIB:.0f} GiB ({program.peak / limit:.0%})" if limit else ""
     return (
         f"memory      {program.peak / GIB:.2f} GiB{of}: state and batch "
@@ -168,7 +168,7 @@ def memory(program: Program, limit: float | None) -> str:
 
 
 def costs(program: Program, found: Estimate) -> str:
-    """FLOPs, bytes, and the time that each would take."""
+    """FLOPs, bytes and the time of each, then step time and the whole run."""
 
     def took(seconds: float | None) -> str:
         return "" if seconds is None else f"{seconds:9.4f} s"
@@ -203,7 +203,7 @@ def costs(program: Program, found: Estimate) -> str:
 
 
 def ranking(results: Sequence[Result]) -> str:
-    """A line for each candidate, the fastest first, then what did not fit."""
+    """A line per candidate, the fastest first, then those that do not fit."""
     return "\n".join(
         [f"\n{'step':>8} {'MFU':>6} {'memory':>10}  candidate", *map(candidate_line, results)]
     )

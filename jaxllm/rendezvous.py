@@ -1,7 +1,7 @@
-"""Processes of one run wait for each other, so that those who came can name those who did not.
+"""Start-up barrier of the processes of a run, with an error that names missing ones.
 
-JAX has its own start-up timeout, but ends every process from C++, with a stack trace and no name,
-where one does not come; so they meet first on the port that JAX will use.
+JAX has its own start-up timeout, but aborts every process from C++, with a stack trace and no name,
+if one is missing. So the processes connect first, on the port that JAX will use.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _GO = "go"
 
 
 class ProcessSpec(NamedTuple):
-    """A process among `processes`, of which the first listens at `address`, HOST:PORT."""
+    """One of `processes` processes; the first listens at `address`, HOST:PORT."""
 
     address: str
     processes: int
@@ -27,10 +27,10 @@ class ProcessSpec(NamedTuple):
 
 
 def wait_for_hosts(spec: ProcessSpec, timeout: float) -> None:
-    """Returns in every process when all have come.
+    """Return in every process once all have connected.
 
     Raises:
-      UserError: they have not after `timeout` seconds.
+      UserError: some have not within `timeout` seconds.
     """
     if spec.processes > 1:
         deadline = time.monotonic() + timeout
@@ -41,7 +41,7 @@ def wait_for_hosts(spec: ProcessSpec, timeout: float) -> None:
 
 
 def _accept(spec: ProcessSpec, deadline: float) -> str:
-    """Process 0: waits for the others and answers them all at once."""
+    """Process 0: wait for the others, then answer all of them."""
     port = int(spec.address.rpartition(":")[2])
     missing = set(range(1, spec.processes))
     dual = socket.has_dualstack_ipv6()
@@ -72,14 +72,14 @@ def _accept(spec: ProcessSpec, deadline: float) -> str:
 
 
 def _connect(spec: ProcessSpec, deadline: float) -> str:
-    """Another process: says that it is here, as often as needed, and waits for the answer."""
+    """Other processes: connect to process 0, with retries, and wait for its answer."""
     host, _, port = spec.address.rpartition(":")
     hello = f"jaxllm {spec.process} {spec.processes}".encode()
     while (left := deadline - time.monotonic()) > 0:
         with contextlib.suppress(OSError):
             with socket.create_connection((host.strip("[]"), int(port)), timeout=left) as server:
                 server.sendall(hello)
-                server.settimeout(left + 5.0)  # process 0 may have begun to wait later
+                server.settimeout(left + 5.0)  # process 0 may have started later
                 answer = server.recv(200).decode(errors="replace")
             if answer == _GO or answer.startswith("process "):
                 return answer

@@ -1,4 +1,4 @@
-"""The process and its hosts: what is set before JAX starts, and how several hosts join.
+"""Process setup before JAX starts, and joining several hosts.
 
 --coordinator_address=auto                 on every host of a TPU pod or a Slurm job
 --coordinator_address=HOST:PORT --num_processes=4 --process_id=0     elsewhere: 0, 1, 2, 3
@@ -26,11 +26,11 @@ COMPILATION_CACHE = "~/.cache/jaxllm/compiled"
 # <malloc.h>
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
-_joined: list[ProcessSpec] = []  # this process, once it has joined others
+_joined: list[ProcessSpec] = []  # of this process, once it has joined others
 
 
 def add_host_flags(flags: argparse.ArgumentParser) -> None:
-    """The flags with which a command is started on several hosts."""
+    """Add the flags for starting a command on several hosts."""
     group = flags.add_argument_group("several hosts")
     group.add_argument("--coordinator_address", metavar="HOST:PORT",
                        help="of process 0, or 'auto' on TPU pods and Slurm")  # fmt: skip
@@ -44,10 +44,10 @@ def add_host_flags(flags: argparse.ArgumentParser) -> None:
 
 
 def join_hosts(args: argparse.Namespace) -> None:
-    """Joins the hosts that the flags name; does nothing where they name none.
+    """Join the hosts that the flags name; without flags do nothing.
 
     Raises:
-      UserError: a flag is missing or wrong, or a host does not come in time: all say which.
+      UserError: a flag is missing or wrong, or a host is not there in time (named on every host).
     """
     address, timeout = args.coordinator_address, args.initialization_timeout
     if address is None:
@@ -69,17 +69,17 @@ def join_hosts(args: argparse.Namespace) -> None:
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes files and prints."""
+    """Whether this process, the first, writes files and prints."""
     import jax
 
     return jax.process_index() == 0
 
 
 def abort(code: int) -> None:
-    """Ends a process that failed at once, where others could wait for it, and it for them.
+    """Exit a failed process of several at once, without waiting for the others.
 
-    An ordinary exit meets the other processes a last time. They learn of this one's end from its
-    heartbeat, which stops, and end as well.
+    An ordinary exit has a barrier with the other processes. These detect this one's end by its
+    missing heartbeat, and exit as well.
     """
     if _joined:
         spec = _joined[0]
@@ -93,10 +93,10 @@ def abort(code: int) -> None:
 
 
 def enable_compilation_cache(directory: str = COMPILATION_CACHE) -> None:
-    """Turns on JAX's persistent compilation cache, unless JAX_COMPILATION_CACHE_DIR is set.
+    """Turn on JAX's persistent compilation cache, unless JAX_COMPILATION_CACHE_DIR is set.
 
-    Code for CPUs is for one kind of CPU, so that each kind has a directory of its own: a home that
-    several machines share never gives one of them instructions that it lacks.
+    Programs for CPUs are specific to a CPU model, so each model has its own directory: a home
+    directory shared by several machines never gives one of them instructions that it lacks.
     """
     import jax
 
@@ -109,11 +109,11 @@ def enable_compilation_cache(directory: str = COMPILATION_CACHE) -> None:
 
 
 def tune_malloc() -> bool:
-    """Tells glibc to keep freed memory in the process instead of giving it back to the kernel.
+    """Keep freed memory in the process instead of returning it to the kernel (glibc's mallopt).
 
-    XLA on CPUs allocates a program's buffers anew at every call, and glibc maps blocks above
-    32 MiB afresh each time: a page fault per 4 KiB, a fifth of a small model's step. Call it before
-    JAX is imported. The price is a larger process (1.6 instead of 0.9 GiB where a step needs 0.4).
+    XLA on CPUs allocates a program's buffers in every call, and glibc maps blocks above 32 MiB anew
+    each time: a page fault per 4 KiB, a fifth of a small model's step. Call it before importing
+    JAX. The cost is a larger process (1.6 instead of 0.9 GiB where a step needs 0.4).
 
     Returns:
       Whether it took effect; False where the C library is not glibc.
@@ -122,15 +122,15 @@ def tune_malloc() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return False
-    # one heap that grows and is never trimmed; no mappings, no other heaps
+    # one growing heap, never trimmed; no mmap, no other arenas
     options = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1), (_M_ARENA_MAX, 1))
     return all(mallopt(name, value) == 1 for name, value in options)
 
 
 def silence_libtpu(pci: str = "/sys/bus/pci/devices") -> None:
-    """Where no TPU is, keeps libtpu, installed to plan for one, from an error of six lines.
+    """Suppress libtpu's six-line error where it is installed for planning and there is no TPU.
 
-    JAX asks every library that it finds for devices. A TPU is a PCI device of Google's.
+    JAX initializes every backend that is installed. A TPU is a PCI device of vendor Google.
     """
     vendors = {file.read_text().strip() for file in Path(pci).glob("*/vendor")}
     if "0x1ae0" not in vendors:
@@ -139,7 +139,7 @@ def silence_libtpu(pci: str = "/sys/bus/pci/devices") -> None:
 
 
 def import_seqio() -> ModuleType:
-    """`import seqio`, in a process whose accelerators belong to JAX. Takes 4 to 8 s once."""
+    """Import SeqIO, with the GPUs hidden from TensorFlow; takes 4 to 8 s the first time."""
     if "seqio" not in sys.modules:
         with _stderr_held_back():
             import seqio
@@ -162,7 +162,7 @@ def _given(address: str, processes: int | None, process: int | None) -> ProcessS
 
 
 def _detected(timeout: int) -> ProcessSpec:
-    """What `jax.distributed.initialize()` would find: it does not tell."""
+    """The cluster that `jax.distributed.initialize()` would detect, but not return."""
     from jax._src.clusters import ClusterEnv
 
     address, processes, process, devices = ClusterEnv.auto_detect_unset_distributed_params(
@@ -177,7 +177,7 @@ def _detected(timeout: int) -> ProcessSpec:
 
 
 def _cpu_model() -> str:
-    """The machine's name and a digest of what its CPU can do."""
+    """The architecture and a digest of the CPU's model and features."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -189,7 +189,7 @@ def _cpu_model() -> str:
 
 @contextlib.contextmanager
 def _stderr_held_back() -> Iterator[None]:
-    """Drops what C++ code logs before any setting can stop it; shows it if something fails."""
+    """Drop what C++ code logs before any setting takes effect; print it if the block fails."""
     sys.stderr.flush()
     terminal = os.dup(2)
     with tempfile.TemporaryFile() as log:

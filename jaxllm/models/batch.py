@@ -14,12 +14,12 @@ class Batch(NamedTuple):
     """Packed or concatenated documents: B sequences of T tokens.
 
     Attributes:
-      inputs: int32 [B, T], the tokens that are read.
-      targets: int32 [B, T], the token that follows each of them.
-      weights: float32 [B, T], each target's share in the loss; 0 leaves it out.
-      positions: int32 [B, T], the position of each token in its document (for rotary embedding).
-      segment_ids: int32 [B, T]. A token attends only to tokens of its own segment; 0 is padding.
-      domains: int32 [B], the index of each sequence's domain.
+      inputs: int32 [B, T], input tokens.
+      targets: int32 [B, T], next token of each input.
+      weights: float32 [B, T], loss weight of each target; 0 masks it.
+      positions: int32 [B, T], position of each token in its document.
+      segment_ids: int32 [B, T], document of each token, which attends to no other; 0 is padding.
+      domains: int32 [B], domain index of each sequence.
     """
 
     inputs: Array
@@ -31,17 +31,17 @@ class Batch(NamedTuple):
 
 
 class TreeBatch(NamedTuple):
-    """Token trees, to be scored: texts that begin alike share their beginning.
+    """Token trees for scoring: texts with a common prefix share its tokens.
 
-    B sequences of T tokens, of which at most S are followed by a target that counts.
+    B sequences of T tokens, with at most S scored targets each.
 
     Attributes:
-      inputs: int32 [B, T], the tokens that are read, a text and its branches one after another.
-      positions: int32 [B, T], the position of each token in its text.
-      visible_until: int32 [B, T]. A token is seen by itself and by later tokens of its sequence
+      inputs: int32 [B, T], input tokens, each prefix followed by its branches.
+      positions: int32 [B, T], position of each token in its text.
+      visible_until: int32 [B, T]. A token is visible to itself and to later tokens of its sequence
         before this index, the end of its continuations.
-      slots: int32 [B, S], where in the sequence the scored targets are predicted.
-      targets: int32 [B, S], those targets.
+      slots: int32 [B, S], indices into the sequence at which the targets are predicted.
+      targets: int32 [B, S], the scored targets.
     """
 
     inputs: Array

@@ -1,4 +1,4 @@
-"""The shape of a decoder, and what follows from it: parameter count and FLOPs."""
+"""The model config, its parameter count and its FLOPs."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ _CHOICES = {
 
 @gin.configurable
 def of_size(size: str, fields: tuple[str, ...], sizes: Mapping[str, tuple[Any, ...]]) -> Any:
-    """Look a field of ModelConfig up in a family's table of sizes (see gin/models/sizes.gin).
+    """Look up a field of ModelConfig in a family's table of sizes (gin/models/sizes.gin).
 
-    In gin `@num_layers/of_size()`: the scope names the field. A field that the table does not have
-    keeps its default.
+    In gin `@num_layers/of_size()`: the scope names the field. Fields without a column keep their
+    default.
 
     Args:
-      size: the row, as 7b.
+      size: key of `sizes`, such as 7b.
       fields: names of the columns.
       sizes: size -> its row.
 
     Raises:
-      UserError: no row of that name.
+      UserError: `sizes` has no such key.
     """
     if size not in sizes:
         raise UserError(f"SIZE = {size!r}: must be one of {', '.join(sizes)}")
@@ -61,19 +61,22 @@ def _check_positive(config: Any, name: str, may_be_zero: tuple[str, ...]) -> Non
 @checked
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
-    """Stretches RoPE beyond the length that a model was first trained at.
+    """Extension of RoPE beyond the context length of pretraining.
 
     Attributes:
-      kind: `linear` divides all frequencies by factor (Chen et al. 2023); `llama3` only those of
-        long wavelengths (Llama team 2024); `yarn` those of long wavelengths, and multiplies
-        queries and keys by attention_factor (Peng et al. 2023).
-      factor: by how much the context grows.
-      original_length: the context length in tokens before; `linear` does not need it.
-      low_freq_factor: of `llama3`: wavelengths above original_length / this are divided in full.
-      high_freq_factor: of `llama3`: wavelengths below original_length / this are left.
-      beta_slow: of `yarn`: frequencies with fewer rotations in original_length are divided in full.
-      beta_fast: of `yarn`: frequencies with more rotations are left.
-      attention_factor: of `yarn`; None means 0.1 ln(factor) + 1.
+      kind: `linear` divides all frequencies by factor (Chen et al. 2023); `llama3` only low ones
+        (Llama team 2024); `yarn` low ones, and multiplies queries and keys by attention_factor
+        (Peng et al. 2023).
+      factor: ratio of the extended context length to original_length.
+      original_length: context length before the extension, in tokens; unused by `linear`.
+      low_freq_factor: `llama3` divides frequencies with wavelengths above original_length /
+        low_freq_factor by the full factor.
+      high_freq_factor: `llama3` leaves frequencies with wavelengths below original_length /
+        high_freq_factor unchanged.
+      beta_slow: `yarn` divides frequencies with fewer rotations per original_length by the full
+        factor.
+      beta_fast: `yarn` leaves frequencies with more rotations per original_length unchanged.
+      attention_factor: multiplier of queries and keys in `yarn`; None means 0.1 ln(factor) + 1.
     """
 
     kind: str
@@ -94,18 +97,19 @@ class RopeScaling:
 @checked
 @dataclasses.dataclass(frozen=True)
 class Quirks:
-    """Options that a single published family has, and a new model hardly wants.
+    """Options specific to one published family, rarely wanted in a new model.
 
     Attributes:
-      rotary_fraction: share of a head's dimensions, from the first, that RoPE rotates (GPT-NeoX).
-      rope_scaling: see `RopeScaling`; None leaves the frequencies.
-      position_offset: learned position embeddings before position 0 (OPT: 2).
-      embedding_dim: dimension of the embedding and the head, with projections to and from
+      rotary_fraction: fraction of each head's dimensions, the first ones, with RoPE (GPT-NeoX).
+      rope_scaling: see `RopeScaling`; None means unscaled.
+      position_offset: index of position 0 in the learned position embeddings (OPT: 2).
+      embedding_dim: dimension of the embedding and the output head, with projections to and from
         embed_dim (OPT 350M); None means embed_dim, without projections.
-      final_norm: whether the last block's output is normalized (OPT 350M: not).
-      normalize_lm_head: whether each token's head vector is scaled to length 1 (Baichuan 2).
-      attention_scale: factor of the scores (GPT-Neo: 1); None means head_dim ** -0.5.
-      clip_qkv: queries, keys and values are clipped to [-clip_qkv, clip_qkv] (OLMo 1.7).
+      final_norm: whether a norm follows the last block (OPT 350M: none).
+      normalize_lm_head: whether output head vectors are scaled to unit length (Baichuan 2).
+      attention_scale: scale of the attention scores (GPT-Neo: 1); None means head_dim ** -0.5.
+      clip_qkv: queries, keys and values are clipped to [-clip_qkv, clip_qkv] (OLMo 1.7); None
+        means no clipping.
     """
 
     rotary_fraction: float = 1.0
@@ -126,44 +130,46 @@ class Quirks:
 @configurable
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """A decoder. The defaults are LLaMA's: RMSNorm, RoPE, SwiGLU, grouped-query attention.
+    """A decoder-only transformer. The defaults are LLaMA 7B's: RMSNorm, RoPE, SwiGLU, no biases.
 
     Attributes:
-      vocab_size: number of token ids.
+      vocab_size: number of tokens in the vocabulary.
       num_layers: number of transformer blocks.
       embed_dim: dimension of the residual stream.
       mlp_dim: hidden dimension of the MLP.
       num_heads: number of query heads.
       num_kv_heads: number of key and value heads, a divisor of num_heads; None means num_heads.
-      head_dim: dimension of a head; None means embed_dim / num_heads.
+      head_dim: dimension of an attention head; None means embed_dim / num_heads.
       max_length: context length in tokens.
-      position_embedding: `rotary` (RoPE), `learned` (max_length vectors that are added to the
-        embeddings) or `alibi` (scores fall linearly with the distance).
-      rope_theta: base of the rotary frequencies.
-      norm: `rms`; `layer`, LayerNorm with scale and bias; `layer_plain`, without either.
-      norm_eps: added to the mean square or the variance in norms.
+      position_embedding: `rotary` (RoPE), `learned` (max_length vectors, added to the embeddings)
+        or `alibi` (attention scores decrease linearly with distance).
+      rope_theta: base of the RoPE frequencies.
+      norm: `rms` (RMSNorm), `layer` (LayerNorm with scale and bias) or `layer_plain` (LayerNorm
+        without).
+      norm_eps: epsilon added to the mean square or variance.
       block_type: for a sublayer f, `pre_norm` x + f(norm x), `post_norm` norm(x + f x) (OPT 350M),
         `reordered_norm` x + norm(f x) (OLMo 2); or `parallel`, x + attention(norm x) +
         mlp(norm' x) (GPT-NeoX).
       mlp_type: `gated`, (act(x gate) * x up) down, or `plain`, act(x up) down.
-      activation: act; `gelu` is exact, `gelu_tanh` its approximation.
-      use_bias: linear layers with a bias: `qkv`, `attention_output`, `mlp`.
-      qk_norm: norm of queries and keys: `none`; `all_heads`, over all heads as one vector (OLMo 2);
+      activation: act of the MLP; `gelu` is exact, `gelu_tanh` its tanh approximation.
+      use_bias: linear layers with a bias, any of `qkv`, `attention_output`, `mlp`.
+      qk_norm: norm of queries and keys: `none`, `all_heads` (over all heads as one vector, OLMo 2)
         or `per_head` (Qwen3).
-      sliding_window_pattern: tokens that a token attends to, itself included, cycled over the
-        layers; 0 is all before it (GPT-Neo: (0, 256)). Empty: all, in every layer.
-      tie_embeddings: whether the embedding is the output head too.
-      dtype: dtype of activations and matmuls. Norms, softmaxes and losses are float32 always.
+      sliding_window_pattern: attention windows in tokens, the token itself included, cycled over
+        the layers; 0 is full causal attention (GPT-Neo: (0, 256)). Empty means full everywhere.
+      tie_embeddings: whether the output head shares the embedding's weights.
+      dtype: dtype of activations and matmuls. Norms, softmaxes and losses are always float32.
       param_dtype: dtype of the parameters.
-      quantization: of the blocks' matmuls, forward and backward: `none`; `int8`; or `fp8`, e4m3,
-        and e5m2 for gradients. Embedding, head and attention scores are not quantized.
-      init_stddev: standard deviation of every initial weight matrix.
-      remat: activations that the backward pass recomputes. `none` nothing; `minimal` all but the
-        outputs of the linear layers; `attention` all but the outputs of attention's linear layers;
-        `residual` all but the output of attention; `full` the whole block.
-      scan_layers: compile one block and loop over it, or compile every block on its own (slower to
-        compile; parameters are stacked over layers either way).
-      quirks: options of single published families, as {'clip_qkv': 8.0}.
+      quantization: of the blocks' matmuls, forward and backward: `none`, `int8` or `fp8` (e4m3,
+        gradients e5m2). Embedding, output head and attention scores are not quantized.
+      init_stddev: standard deviation of the initial weight matrices.
+      remat: activations of a block saved for the backward pass, besides its input; the others are
+        recomputed. `none` recomputes nothing; `minimal` saves the outputs of attention and all
+        linear layers; `attention` those of attention and its linear layers; `residual` only the
+        attention sublayer's output; `full` nothing.
+      scan_layers: whether to compile one block and scan over the layers, or to unroll them (slower
+        to compile). Parameters are stacked over layers either way.
+      quirks: options specific to one published family, as {'clip_qkv': 8.0}.
     """
 
     vocab_size: int = 32_000
@@ -234,27 +240,27 @@ class ModelConfig:
 
     @property
     def rotary_dim(self) -> int:
-        """Dimensions of each head that RoPE rotates."""
+        """Dimensions of each head with RoPE."""
         return int(self.head_size * self.quirks.rotary_fraction)
 
     @property
     def embedding_dim(self) -> int:
-        """Dimension of the embedding and the head."""
+        """Dimension of the embedding and the output head."""
         return self.quirks.embedding_dim or self.embed_dim
 
     @property
     def uniform_window(self) -> int | None:
-        """The sliding window that all layers share; None without one, or if they differ."""
+        """Sliding window of all layers; None without one, where they differ, or with ALiBi."""
         (window, *others) = set(self.sliding_window_pattern) or {0}
         return None if others or self.position_embedding == "alibi" else window or None
 
     @property
     def num_params(self) -> int:
-        """The exact number of parameters."""
+        """Exact number of parameters."""
         embeddings = (1 if self.tie_embeddings else 2) * self.vocab_size * self.embedding_dim
         if self.position_embedding == "learned":
             embeddings += (self.max_length + self.quirks.position_offset) * self.embed_dim
-        norm = {"rms": 1, "layer": 2, "layer_plain": 0}[self.norm]  # vectors of each
+        norm = {"rms": 1, "layer": 2, "layer_plain": 0}[self.norm]  # vectors per norm
         norms = norm * (2 * self.num_layers + self.quirks.final_norm) * self.embed_dim
         query, key = self.num_heads * self.head_size, self.kv_heads * self.head_size
         biases = {
@@ -273,11 +279,10 @@ class ModelConfig:
     def flops_per_token(self, length: int, causal: bool = False) -> float:
         """Training FLOPs (forward and backward) per token, in sequences of `length` tokens.
 
-        6 N + 12 L H K T, as in PaLM (Chowdhery et al. 2022, appendix B): N counts the parameters
-        of every matmul, which leaves out the embeddings (but not the head, tied or not), the norms
-        and the biases. The attention term counts all T keys of a query, or with `causal` only the
-        (T + 1) / 2 that it sees on average; sliding windows take nothing off, as scores outside of
-        them are computed and masked. Rematerialization is not counted.
+        6 N + 12 L H K T, as in PaLM (Chowdhery et al. 2022, appendix B). N counts the parameters
+        of matmuls: the output head (tied or not), but no embeddings, norms or biases. The attention
+        term counts all T keys per query, or with `causal` the (T + 1) / 2 visible on average.
+        Sliding windows and rematerialization are ignored.
         """
         matmul_params = self.num_layers * self._block_matmul_params + self._projection_params
         matmul_params += self.vocab_size * self.embedding_dim

@@ -1,4 +1,4 @@
-"""The decoder, and the functions that everything else calls."""
+"""The decoder and its public functions."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _SAVED: dict[str, tuple[str, ...]] = {
 
 
 class Decoder(nn.Module):
-    """Tokens to the final hidden states. The head is applied where the logits are used."""
+    """Tokens to final hidden states; the output head is applied where logits are used."""
 
     config: ModelConfig
 
@@ -46,28 +46,28 @@ class Decoder(nn.Module):
         cache_index: jax.Array | None = None,
         visible_until: jax.Array | None = None,
     ) -> tuple[jax.Array, LayerCaches | None]:
-        """Run the blocks: as a scan, or one after the other with parameters of `unstack_layers`.
+        """Run the blocks as a scan, or one by one with parameters from `unstack_layers`.
 
         Args:
           tokens: int32 [B, T].
           positions: int32 [B, T].
           segment_ids: int32 [B, T].
-          cache: keys and values of all layers, [L, B, G, S, K]; of each layer where unstacked.
-          cache_segment_ids: int32 [B, S], already holding the segments of `tokens`.
-          cache_index: int32, where in the cache `tokens` begin.
-          visible_until: int32 [B, T], in place of segments (`batch.TreeBatch`).
+          cache: keys and values of all layers, [L, B, G, S, K], or of each layer where unstacked.
+          cache_segment_ids: int32 [B, S], those of `tokens` included.
+          cache_index: int32, index of the first of `tokens` in the cache.
+          visible_until: int32 [B, T], replaces segments (`batch.TreeBatch`).
 
         Returns:
-          Hidden states [B, T, E] that the head multiplies, in the compute dtype (E is the token
-          width), and the new cache (None without one).
+          Inputs of the output head [B, T, E] in the compute dtype, where E is embedding_dim, and
+          the new cache (None without one).
 
         Raises:
-          UserError: when T is beyond the table of learned positions.
+          UserError: T exceeds the learned position embeddings.
         """
         config = self.config
         embed, embedding_dim = config.embed_dim, config.embedding_dim
         table = param(self, "embedding", (config.vocab_size, embedding_dim), ("vocab", "embed"))
-        # gathered over fsdp before the lookup
+        # all-gathered over fsdp before the lookup
         table = with_logical_constraint(table, "vocab", None)
         x = jnp.take(table, tokens, axis=0)
         if embedding_dim != embed:
@@ -80,7 +80,7 @@ class Decoder(nn.Module):
                 )
             rows = config.max_length + config.quirks.position_offset
             table = param(self, "position_embedding", (rows, embed), (None, "embed"))
-            # a row beyond the table can only be padding's, and must not be NaN in a cache
+            # only padding can exceed the table, where jnp.take would put NaNs into a cache
             places = jnp.clip(positions + config.quirks.position_offset, 0, rows - 1)
             x += jnp.take(with_logical_constraint(table, None, None), places, axis=0)
         x = with_logical_constraint(x, "batch", "length", "embed_activation")
@@ -123,27 +123,27 @@ class Decoder(nn.Module):
 
 
 def init_params(config: ModelConfig, key: jax.Array) -> Params:
-    """Fresh parameters, boxed with their logical axis names (`nn.LogicallyPartitioned`).
+    """Initial parameters, boxed with logical axis names (`nn.LogicallyPartitioned`).
 
-    Every matrix is N(0, config.init_stddev), every norm 1, every bias 0. Under `jax.jit` with
-    output shardings each device makes only its own part. `nn.unbox` gives plain arrays; every
-    function here takes either.
+    Matrices are normal with standard deviation config.init_stddev, norm scales 1, biases 0. Under
+    `jax.jit` with output shardings each device creates only its own shard. `nn.unbox` gives plain
+    arrays; every function here takes either.
     """
     one = jnp.zeros((1, 1), jnp.int32)
     return Decoder(config).init(key, one, one, one)["params"]
 
 
 def unstack_layers(params: Params) -> Params:
-    """Unboxed parameters with `layers` [L, ...] cut into `layers_0`, `layers_1`, …; consumes them.
+    """Split unboxed `layers` [L, ...] into `layers_0`, `layers_1`, …; deletes the stacked arrays.
 
-    A loop over stacked layers copies each layer's weights before it uses them, at every step. That
-    is nothing against a batch of long rows, and most of the time of decoding single tokens.
+    A scan over stacked layers copies each layer's weights before use: negligible for a batch of
+    long sequences, but most of the time of a decoding step.
     """
     params = dict(params)
     cut: dict[str, Any] = {}
     leaves, tree = jax.tree.flatten(params.pop("layers"))
     columns = []
-    for leaf in leaves:  # one at a time, so that two copies of one of them is all that there is
+    for leaf in leaves:  # one at a time, so that only one is ever in memory twice
         columns.append(jax.jit(lambda leaf: [leaf[i] for i in range(len(leaf))])(leaf))
         jax.block_until_ready(columns[-1])
         leaf.delete()
@@ -153,12 +153,12 @@ def unstack_layers(params: Params) -> Params:
 
 
 def abstract_params(config: ModelConfig) -> Params:
-    """The tree of `init_params` as `jax.ShapeDtypeStruct`s, boxed; costs no memory."""
+    """The tree of `init_params` as `jax.ShapeDtypeStruct`s, boxed; allocates nothing."""
     return jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
 
 
 def hidden_states(config: ModelConfig, params: Params, batch: Batch) -> jax.Array:
-    """Hidden states [B, T, E] that the head multiplies, in the compute dtype."""
+    """Inputs of the output head [B, T, E], in the compute dtype."""
     hidden, _ = Decoder(config).apply(
         {"params": params}, batch.inputs, batch.positions, batch.segment_ids
     )
@@ -187,7 +187,7 @@ def head_kernel(config: ModelConfig, params: Params) -> jax.Array:
 
 
 def logits(config: ModelConfig, params: Params, batch: Batch) -> jax.Array:
-    """All logits, float32 [B, T, V]: for tests and small use (`score_tokens` never holds them)."""
+    """All logits, float32 [B, T, V], for small inputs; `score_tokens` needs less memory."""
     return jnp.einsum(
         "btd,dv->btv",
         hidden_states(config, params, batch),
@@ -200,7 +200,7 @@ def _rematted(config: ModelConfig) -> Callable[..., nn.Module]:
     if config.remat == "none":
         return Block
     saveable = jax.checkpoint_policies.save_only_these_names(*_SAVED[config.remat])
-    # outside of a loop the compiler would see that the block is computed twice, and keep the first
+    # without a loop, common subexpression elimination would undo the rematerialization
     return nn.remat(Block, policy=saveable, prevent_cse=not config.scan_layers)
 
 
@@ -210,14 +210,14 @@ def _position_bias(
     if config.position_embedding != "alibi" and not config.sliding_window_pattern:
         return None
     keys = positions
-    if cache_segment_ids is not None:  # each row of a cache holds one document, with gaps
+    if cache_segment_ids is not None:  # a cached sequence is one document, with gaps
         keys = jnp.cumsum(cache_segment_ids > 0, axis=1) - 1
     slopes = alibi_slopes(config.num_heads) if config.position_embedding == "alibi" else None
     return PositionBias(positions, keys, None, None if slopes is None else jnp.asarray(slopes))
 
 
 def _windows(config: ModelConfig) -> jax.Array | None:
-    """The window of every layer, int32 [L]; None where all see everything."""
+    """Sliding window of each layer, int32 [L]; None where all have full attention."""
     cycle = config.sliding_window_pattern
     if not any(cycle):
         return None

@@ -1,7 +1,7 @@
-"""Continuation of prompts with a cache of keys and values.
+"""Generation with a KV cache.
 
-`start_decoding` reads the prompts, `decode_n` generates tokens, and `generate` does both. To stream
-tokens, call `decode_n` for a few at a time.
+`start_decoding` prefills the prompts, `decode_n` generates tokens, and `generate` does both. To
+stream, call `decode_n` for a few tokens at a time.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from jaxllm.models.sampling import GREEDY, Sampling, sample
 
 
 class Cache(NamedTuple):
-    """Keys and values of the tokens read so far. S slots.
+    """KV cache of the tokens so far, with room for S.
 
     Attributes:
       layers: keys and values [L, B, G, S, K] in the compute dtype, or [B, G, S, K] of each layer
         where the parameters are unstacked.
       segment_ids: int32 [B, S], 1 at tokens, 0 where empty or padding.
-      cache_index: int32, the next free index, the same for every sequence.
-      lengths: int32 [B], tokens read of each row, which is the position of the next one.
+      cache_index: int32, next free index, the same for every sequence.
+      lengths: int32 [B], tokens of each sequence so far, the position of its next one.
     """
 
     layers: LayerCaches
@@ -36,7 +36,7 @@ class Cache(NamedTuple):
 
 
 def init_cache(config: ModelConfig, batch: int, length: int, stacked: bool = True) -> Cache:
-    """An empty cache for `batch` rows of up to `length` tokens."""
+    """An empty cache for `batch` sequences of up to `length` tokens."""
     shape = (batch, config.kv_heads, length, config.head_size)
 
     def empty(*layers: int) -> LayerCache:
@@ -53,17 +53,17 @@ def init_cache(config: ModelConfig, batch: int, length: int, stacked: bool = Tru
 def prefill(
     config: ModelConfig, params: Params, cache: Cache, prompts: jax.Array, lengths: jax.Array
 ) -> tuple[Cache, jax.Array]:
-    """Reads prompts into the cache.
+    """Prefill the cache with prompts.
 
     Args:
       config: the model.
       params: its parameters.
-      cache: with at least P free slots.
-      prompts: int32 [B, P], padded on the right with anything.
+      cache: with room for P more tokens.
+      prompts: int32 [B, P], padded on the right with any token.
       lengths: int32 [B], tokens of each prompt, at least 1.
 
     Returns:
-      The new cache, and the logits after each prompt's last token, float32 [B, V].
+      The new cache, and the logits after each prompt, float32 [B, V].
     """
     rows, width = prompts.shape
     valid = (jnp.arange(width) < lengths[:, None]).astype(jnp.int32)
@@ -86,18 +86,18 @@ def prefill(
 def decode_step(
     config: ModelConfig, params: Params, cache: Cache, tokens: jax.Array
 ) -> tuple[Cache, jax.Array]:
-    """Reads one token of each row (int32 [B]): the new cache, and the logits after it [B, V]."""
+    """Append one token per sequence (int32 [B]); return the new cache and next logits [B, V]."""
     return prefill(config, params, cache, tokens[:, None], jnp.ones_like(tokens))
 
 
 class DecodeState(NamedTuple):
-    """Rows under way.
+    """State of a batch during decoding.
 
     Attributes:
-      cache: what they have read.
+      cache: KV cache.
       logits: float32 [B, V], of the next token.
-      done: bool [B], whether the row has ended.
-      step: int32, tokens made so far.
+      done: bool [B], whether the sequence has ended.
+      step: int32, tokens generated so far.
     """
 
     cache: Cache
@@ -113,7 +113,7 @@ def start_decoding(
     lengths: jax.Array,
     max_new_tokens: int,
 ) -> DecodeState:
-    """Reads prompts into a new cache with room for `max_new_tokens`; see `generate`."""
+    """Prefill a new cache with room for `max_new_tokens` more; see `generate`."""
     rows, width = prompts.shape
     cache = init_cache(config, rows, width + max_new_tokens, stacked="layers" in params)
     cache, logits = prefill(config, params, cache, prompts, lengths)
@@ -129,21 +129,21 @@ def decode_n(
     sampling: Sampling = GREEDY,
     keys: jax.Array | None = None,
 ) -> tuple[DecodeState, jax.Array]:
-    """Makes up to `count` tokens of each row (static, as `stop_ids` and `sampling`).
+    """Generate up to `count` tokens per sequence (static, as `stop_ids` and `sampling`).
 
     Args:
       config: the model.
       params: its parameters.
-      state: rows under way, with room for `count` more tokens.
-      count: tokens to make, at most.
-      stop_ids: a row ends with the first of these.
-      sampling: how tokens are chosen.
-      keys: a random key of each row [B], for anything but the most likely token. Token n of a row
-        depends on its key and n only, not on the batch that the row is in.
+      state: with room for `count` more tokens in its cache.
+      count: maximum number of new tokens.
+      stop_ids: tokens that end a sequence.
+      sampling: how tokens are sampled.
+      keys: random key of each sequence [B], unused by greedy decoding. Token n of a sequence
+        depends on its key and n, not on the rest of the batch.
 
     Returns:
-      The state after them, and int32 [B, count]: the new tokens, with the one that ended the row,
-      then zeros. The loop ends when every row has.
+      The new state, and the new tokens, int32 [B, count], a sequence's stop token included and
+      zeros after it. Decoding ends early once every sequence has.
     """
     rows = state.done.shape[0]
     stops = jnp.asarray(tuple(stop_ids), jnp.int32)
@@ -176,14 +176,14 @@ def generate(
     sampling: Sampling = GREEDY,
     keys: jax.Array | None = None,
 ) -> jax.Array:
-    """Continues prompts.
+    """Generate continuations of prompts.
 
     Args:
       config: the model.
       params: its parameters, stacked over layers or (faster) from `decoder.unstack_layers`.
-      prompts: int32 [B, P], padded on the right; what the padding holds does not matter.
+      prompts: int32 [B, P], padded on the right with any token.
       lengths: int32 [B], tokens of each prompt, at least 1.
-      max_new_tokens: tokens to make, at most; static under `jax.jit`.
+      max_new_tokens: maximum number of new tokens; static under `jax.jit`.
       stop_ids: see `decode_n`.
       sampling: see `decode_n`.
       keys: see `decode_n`.

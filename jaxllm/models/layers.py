@@ -1,4 +1,4 @@
-"""Attention, MLP, and the block of both."""
+"""Attention, MLP and the transformer block."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class BlockInputs(NamedTuple):
 
     Attributes:
       segment_ids: int32 [B, T] of the tokens.
-      rope: cosine and sine of the tokens' positions, where they are rotary.
-      position_bias: positions and slopes, with windows or ALiBi (a layer adds its window).
+      rope: cos and sin of `rope_cos_sin`, with RoPE.
+      position_bias: positions and slopes, with windows or ALiBi; each layer adds its window.
       cache_segment_ids: int32 [B, S] of the cache, or None without one.
-      cache_index: int32, where in the cache the first token goes, or None.
-      visible_until: int32 [B, T], in place of segments, or None (`batch.TreeBatch`).
+      cache_index: int32, index of the first token in the cache, or None.
+      visible_until: int32 [B, T], replaces segments, or None (`batch.TreeBatch`).
     """
 
     segment_ids: jax.Array
@@ -42,7 +42,7 @@ class BlockInputs(NamedTuple):
 class LayerCache(NamedTuple):
     """Keys and values [B, G, S, K] of one layer (or [L, B, G, S, K] of all).
 
-    A head's tokens are neighbours, as attention reads them: no step transposes the cache.
+    The tokens of a head are contiguous, as attention reads them: no step transposes the cache.
     """
 
     key: jax.Array
@@ -62,7 +62,7 @@ def param(
 def bias(
     module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str | None, ...]
 ) -> jax.Array:
-    """A bias of `module`, 0 at first, in the compute dtype."""
+    """A bias of `module`, initialised to 0, in the compute dtype."""
     config: ModelConfig = module.config
     initializer = nn.with_logical_partitioning(nn.initializers.zeros, axes)
     values = module.param(name, initializer, shape, jnp.dtype(config.param_dtype))
@@ -71,9 +71,9 @@ def bias(
 
 @jax.custom_vjp
 def linear(x: jax.Array, weights: jax.Array) -> jax.Array:
-    """x [..., D] times weights [D, F] -> [..., F].
+    """Matmul x [..., D] @ weights [D, F] -> [..., F].
 
-    The gradients are written as plain matmuls: autodiff transposes the weights' gradient, which
+    The gradients are written as plain matmuls: autodiff transposes the weight gradient, which
     makes XLA on CPUs transpose the larger activations.
     """
     return jnp.einsum("...d,df->...f", x, weights)
@@ -90,7 +90,7 @@ def _linear_backward(
 ) -> tuple[jax.Array, jax.Array]:
     x, weights = residuals
     rows = tuple(range(x.ndim - 1))
-    # XLA transposes the left operand: let it be the smaller one
+    # XLA transposes the left operand, so the smaller one goes there
     if x.shape[-1] > gradient.shape[-1]:
         weights_gradient = jax.lax.dot_general(gradient, x, ((rows, rows), ((), ()))).T
     else:
@@ -102,7 +102,7 @@ linear.defvjp(_linear_forward, _linear_backward)
 
 
 def matmul(config: ModelConfig, x: jax.Array, weights: jax.Array) -> jax.Array:
-    """x [..., D] times weights [D, F] -> [..., F], as `config.quantization` says."""
+    """Matmul x [..., D] @ weights [D, F] -> [..., F], quantized as in `config.quantization`."""
     if config.quantization == "none":
         return linear(x, weights)
     return quantized_linear(config.quantization, x, weights)
@@ -121,7 +121,7 @@ class Attention(nn.Module):
         cache: LayerCache | None,
         window: jax.Array | None,
     ) -> tuple[jax.Array, LayerCache | None]:
-        """x [B, T, D] -> [B, T, D], and the cache with these tokens' keys and values."""
+        """x [B, T, D] -> [B, T, D], and the cache with the new keys and values."""
         config = self.config
         embed, heads, num_kv_heads, head_dim = (
             config.embed_dim, config.num_heads, config.kv_heads, config.head_size
@@ -178,14 +178,14 @@ class Attention(nn.Module):
         return attn_out, cache
 
     def _norm_flat(self, x: jax.Array, name: str) -> jax.Array:
-        """Norms x [B, T, H, K] over H and K together (OLMo 2)."""
+        """Normalize x [B, T, H, K] over H and K together (OLMo 2)."""
         return Norm(self.config, name=name)(x.reshape(*x.shape[:2], -1)).reshape(x.shape)
 
 
 def _write_cache(
     key: jax.Array, value: jax.Array, inputs: BlockInputs, cache: LayerCache
 ) -> tuple[jax.Array, LayerCache]:
-    """Writes keys and values at `inputs.cache_index`: the mask [B, T, S], and the new cache."""
+    """Write keys and values at `inputs.cache_index`; return the mask [B, T, S] and new cache."""
     assert inputs.cache_index is not None and inputs.cache_segment_ids is not None
     start = (0, 0, inputs.cache_index, 0)
     write = lambda old, new: jax.lax.dynamic_update_slice(
@@ -233,8 +233,8 @@ class MLP(nn.Module):
 def gated(activation: str, gate: jax.Array, up: jax.Array) -> jax.Array:
     """act(gate) * up.
 
-    Its gradients are materialized before they are used: otherwise XLA on TPUs recomputes them,
-    from three arrays, inside each of the four matmuls that read them.
+    Its gradients are materialized: otherwise XLA on TPUs recomputes them from three arrays inside
+    each of the four matmuls that read them.
     """
     return _ACTIVATIONS[activation](gate) * up
 
@@ -266,7 +266,7 @@ _ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 class Block(nn.Module):
-    """One transformer block, shaped as the body of a scan over layers."""
+    """One transformer block, with the signature of a scan body."""
 
     config: ModelConfig
 
@@ -284,7 +284,7 @@ class Block(nn.Module):
           x: the residual stream.
           cache: of this layer, or None.
           window: int32 [], of this layer, or None where no layer has one.
-          inputs: of the tokens.
+          inputs: shared by all blocks.
         """
         config = self.config
         attention = Attention(config, name="attention")

@@ -12,7 +12,7 @@ from jaxllm.models.config import ModelConfig
 
 
 class Norm(nn.Module):
-    """The norm that the config names.
+    """The norm of `config.norm`.
 
     `rms` is x / sqrt(mean(x^2) + eps) * scale (Zhang & Sennrich 2019). `layer` is
     (x - mean(x)) / sqrt(var(x) + eps) * scale + bias (Ba et al. 2016), `layer_plain` the same
@@ -37,7 +37,7 @@ class Norm(nn.Module):
         return jnp.asarray(values, jnp.float32)
 
 
-# The backward pass reads x again: its float32 forms, three of them twice as large, are not kept.
+# Rematerialized from x in the backward pass: the three float32 intermediates are twice as large.
 @partial(jax.checkpoint, static_argnums=(0, 1), prevent_cse=False)
 def _normed(
     centred: bool, eps: float, x: jax.Array, scale: jax.Array | None, bias: jax.Array | None

@@ -14,16 +14,16 @@ from jax.sharding import PartitionSpec
 
 
 def with_logical_constraint(x: jax.Array, *axes: str | None) -> jax.Array:
-    """Shards `x` as the rules in force say for its logical `axes`.
+    """Constrain `x` to the sharding of its logical `axes` by the current rules.
 
-    A mesh axis that does not divide its dimension is left out: an evaluation's last batch or a
-    narrow head count is replicated rather than refused.
+    A mesh axis that does not divide its dimension is dropped: an evaluation's last batch or a
+    small number of heads is replicated rather than refused.
     """
     return jax.lax.with_sharding_constraint(x, divisible_spec(x.shape, *axes)) if _meshed() else x
 
 
 def divisible_spec(shape: tuple[int, ...], *axes: str | None) -> PartitionSpec:
-    """The spec of an array of `shape` with logical `axes`, without axes that do not divide it."""
+    """PartitionSpec of logical `axes` for `shape`, without mesh axes that do not divide it."""
     if not _meshed():
         return PartitionSpec()
     spec = nn.logical_to_mesh_axes(axes) or ()
@@ -35,7 +35,7 @@ def divisible_spec(shape: tuple[int, ...], *axes: str | None) -> PartitionSpec:
 
 
 def device_kind() -> tuple[str, str]:
-    """Platform ('tpu', 'gpu', 'cpu') and kind ('TPU v5') of what is compiled for."""
+    """Platform ('tpu', 'gpu', 'cpu') and kind ('TPU v5') of the devices compiled for."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     if device is None:
         here = jax.devices()[0]

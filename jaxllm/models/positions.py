@@ -1,4 +1,4 @@
-"""RoPE, its scaling, and the slopes of ALiBi."""
+"""RoPE, its scaling, and ALiBi slopes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def rope_cos_sin(config: ModelConfig, positions: jax.Array) -> tuple[jax.Array, 
 
 
 def _scaled_share(scaling: RopeScaling, theta: float, half: int) -> np.ndarray:
-    """What `RopeScaling` multiplies the frequencies by: 1 / factor, 1, or in between [half]."""
+    """Multipliers of the RoPE frequencies [half], from 1 / factor to 1 (`RopeScaling`)."""
     if scaling.kind == "linear":
         return np.full(half, 1.0 / scaling.factor)
     rotations = scaling.original_length / (2 * np.pi) * theta ** (-np.arange(half) / half)
@@ -46,17 +46,17 @@ def _scaled_share(scaling: RopeScaling, theta: float, half: int) -> np.ndarray:
 
 @jax.custom_vjp
 def apply_rope(x: jax.Array, cosine: jax.Array, sine: jax.Array) -> jax.Array:
-    """Rotates the pairs (i, i + R/2) of the first R of x [B, T, H, K], R twice cosine's width.
+    """Rotate the pairs (i, i + R/2) of the first R dimensions of x [B, T, H, K].
 
-    The layout of LLaMA and GPT-NeoX in Transformers. The gradient of x is rotated back; cosine and
-    sine get none.
+    R is twice the last dimension of cosine and sine. The layout is that of LLaMA and GPT-NeoX in
+    Transformers. The gradient of x is rotated back; cosine and sine get none.
     """
     half = cosine.shape[-1]
     rotary, rest = x[..., : 2 * half], x[..., 2 * half :]
     if device_kind()[0] == "tpu":
-        # The other of each pair by a matmul with a permutation: it fuses into one pass over x,
-        # where slices of half a head would waste half of the lanes of several. It is exact in
-        # bfloat16; float32 needs all passes of the matrix unit.
+        # Swap each pair by a matmul with a permutation: it fuses into one pass over x, where
+        # slices of half a head take several passes with half of the lanes idle. It is exact in
+        # bfloat16; float32 needs all passes of the MXU.
         other = jnp.einsum(
             "...i,ij->...j", rotary, jnp.asarray(np.roll(np.eye(2 * half), half, 1), x.dtype),
             preferred_element_type=jnp.float32,
@@ -90,10 +90,10 @@ apply_rope.defvjp(_rope_forward, _rope_backward)
 
 
 def alibi_slopes(heads: int) -> np.ndarray:
-    """float32 [heads]: how much a head's score falls per token of distance (Press et al. 2022).
+    """float32 [heads]: decrease of a head's scores per token of distance (Press et al. 2022).
 
-    For a power of two n, 2^(-8 i / n) for i = 1 ... n; otherwise those of the power of two below,
-    and then every other one of the power of two above, as the paper's code has it.
+    2^(-8 i / n), i = 1 ... n, for a power of two n; otherwise the slopes of the power of two below,
+    then every other slope of the power of two above, as in the paper's code.
     """
     below = 2 ** int(np.log2(heads))
     first = 2.0 ** (-8.0 / below * np.arange(1, below + 1))

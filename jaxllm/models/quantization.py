@@ -1,8 +1,8 @@
-"""Matrix products in 8 bits, forward and backward, by qwix.
+"""8-bit matmuls, forward and backward, by qwix.
 
-Each row of an operand is scaled by its largest magnitude along the summed axis, so that what a
-token becomes depends on no other token of the batch. Scales and sums stay in higher precision, and
-so do the parameters that the optimizer updates.
+Operands are scaled by their largest magnitude along the contracted axis, so that a token's result
+depends on no other token of the batch. Scales, sums and the parameters that the optimizer updates
+stay in higher precision.
 """
 
 from __future__ import annotations
@@ -12,17 +12,16 @@ import jax.numpy as jnp
 
 from jaxllm.errors import UserError
 
-# dtypes of activations and weights, and of the gradients that come back, which need more range
+# dtypes of activations and weights, and of gradients, which need more range
 # (Micikevicius et al. 2022, arXiv 2209.05433, section 3)
 _DTYPES = {"int8": ("int8", "int8"), "fp8": ("float8_e4m3fn", "float8_e5m2")}
 
 
 def quantized_linear(kind: str, x: jax.Array, weights: jax.Array) -> jax.Array:
-    """x [..., D] times weights [D, F] -> [..., F], all three products of it and its gradients.
+    """Matmul x [..., D] @ weights [D, F] -> [..., F], quantized, as are its gradient matmuls.
 
-    qwix' provider, which wraps a whole model, sees the forward products only: the backward ones of
-    our own gradient (`layers.linear`) come when it has gone. Its product with a gradient of its own
-    is therefore called here.
+    qwix' provider, which wraps a whole model, quantizes forward matmuls only: it is inactive when
+    the custom gradient of `layers.linear` is traced. So qwix' differentiable matmul is called here.
 
     Raises:
       UserError: qwix is not installed.

@@ -1,4 +1,4 @@
-"""The next token from its logits: the most likely one, or one drawn from a cut distribution."""
+"""The next token from its logits: greedy, or sampled with temperature, top-k and top-p."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from jaxllm.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How a token is chosen. The cuts are made in this order, as in Transformers' `generate`.
+    """Sampling parameters, applied in this order, as in Transformers' `generate`.
 
     Attributes:
-      temperature: divides the logits; 0 takes the most likely token.
-      top_k: only this many tokens can be drawn; 0 leaves all.
-      top_p: only the most likely tokens can be drawn whose probabilities reach this sum (nucleus
+      temperature: divisor of the logits; 0 is greedy.
+      top_k: sample from this many of the most likely tokens; 0 means all.
+      top_p: sample from the fewest most likely tokens whose probabilities reach this sum (nucleus
         sampling, Holtzman et al. 2020, section 3.1).
     """
 
@@ -39,11 +39,11 @@ GREEDY = Sampling()
 
 
 def sample(sampling: Sampling, logits: jax.Array, keys: jax.Array) -> jax.Array:
-    """One token of each row, int32 [B], from logits [B, V] with a random key of each row [B]."""
+    """Sample one token per sequence, int32 [B], from logits [B, V] with random keys [B]."""
     if sampling.temperature == 0:
         return greedy(logits)
     logits = logits / sampling.temperature
-    if 0 < sampling.top_k < logits.shape[-1]:  # the rest need not be sorted or drawn from
+    if 0 < sampling.top_k < logits.shape[-1]:  # no need to sort or sample the rest
         values, tokens = jax.lax.top_k(logits, sampling.top_k)
         place = jax.vmap(jax.random.categorical)(keys, top_p_filter(values, sampling.top_p))
         return jnp.take_along_axis(tokens, place[:, None], axis=-1)[:, 0].astype(jnp.int32)
@@ -52,9 +52,9 @@ def sample(sampling: Sampling, logits: jax.Array, keys: jax.Array) -> jax.Array:
 
 
 def greedy(logits: jax.Array) -> jax.Array:
-    """The most likely token of each row, the first among equals: int32 [B] from [B, V].
+    """The most likely token per sequence, int32 [B], from logits [B, V]; ties go to the lowest id.
 
-    XLA on CPUs takes two reductions in a fraction of the time of its argmax.
+    On CPUs, two reductions take XLA a fraction of the time of its argmax.
     """
     vocab = logits.shape[-1]
     highest = jnp.max(logits, axis=-1, keepdims=True)
@@ -63,7 +63,7 @@ def greedy(logits: jax.Array) -> jax.Array:
 
 
 def top_p_filter(logits: jax.Array, top_p: float) -> jax.Array:
-    """Logits [B, V] with -inf outside the nucleus: the fewest tokens whose sum reaches `top_p`."""
+    """Set logits [B, V] to -inf outside the nucleus, the fewest tokens that reach `top_p`."""
     if top_p == 1:
         return logits
     ordered = jnp.sort(logits, axis=-1, descending=True)

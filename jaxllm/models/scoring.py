@@ -1,14 +1,14 @@
-"""Log-likelihoods and losses, without ever holding the logits of the whole batch.
+"""Log-likelihoods and losses, without the logits of the whole batch in memory.
 
 Sequences are split into chunks along their length, and a loop computes the logits of one chunk at a
-time. Splitting the length leaves the batch dimension, and so its sharding, as it is.
+time. The batch dimension, and so its sharding, is unchanged.
 
-Two ways in:
+Two entry points:
 
-- `score_tokens` gives every token's log-likelihood and is differentiable in the ordinary way: its
-  backward pass makes the logits a second time.
-- `token_loss` is the training loss. Its weights are known in the forward pass, so it computes the
-  gradients there, while it holds each chunk's logits: they are made once.
+- `score_tokens` gives every token's log-likelihood and is differentiated by autodiff: its backward
+  pass recomputes the logits.
+- `token_loss` is the training loss. Its weights are known in the forward pass, which computes the
+  gradients too, from each chunk's logits: these are computed once.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from jaxllm.models.config import ModelConfig
 from jaxllm.models.decoder import Params, head_kernel, hidden_states, tree_states
 from jaxllm.models.partitioning import device_kind, num_shards, with_logical_constraint
 
-# Logits exist for this many tokens of each device at a time; what saturates a GPU is more.
+# Tokens per device whose logits are in memory at a time; saturating a GPU takes more.
 CHUNK_TOKENS = {"gpu": 4096, "cuda": 4096}
 DEFAULT_CHUNK_TOKENS = 1024
 
@@ -35,7 +35,7 @@ class TokenScores(NamedTuple):
     Attributes:
       log_likelihood: float32 [B, T], log p(target).
       correct: bool [B, T], whether no token was more likely than the target.
-      log_z: float32 [B, T], log of the softmax's normaliser (for z-loss).
+      log_z: float32 [B, T], log of the softmax's denominator (for z-loss).
     """
 
     log_likelihood: jax.Array
@@ -44,7 +44,7 @@ class TokenScores(NamedTuple):
 
 
 def score_tokens(config: ModelConfig, params: Params, batch: Batch) -> TokenScores:
-    """Scores every target of the batch; weights are not applied.
+    """Score every target of the batch; weights are not applied.
 
     Differentiable in `log_likelihood` and `log_z`.
     """
@@ -52,7 +52,7 @@ def score_tokens(config: ModelConfig, params: Params, batch: Batch) -> TokenScor
 
 
 def score_slots(config: ModelConfig, params: Params, batch: TreeBatch) -> TokenScores:
-    """Scores the targets of token trees, [B, S]; only their logits are made."""
+    """Score the targets of token trees, [B, S]; only their logits are computed."""
     hidden = tree_states(config, params, batch)
     scored = jnp.take_along_axis(hidden, jnp.asarray(batch.slots)[..., None], axis=1)  # [B, S, E]
     return _score_hidden(config, params, scored, batch.targets)
@@ -65,19 +65,19 @@ def token_loss(
     z_loss: float = 0.0,
     chunk_tokens: int | None = None,
 ) -> tuple[jax.Array, TokenScores]:
-    """The summed training loss, and the scores it is made of.
+    """Summed training loss, and the token scores.
 
     Args:
       config: the model.
       params: its parameters.
       batch: sequences; targets of weight 0 do not count.
       z_loss: coefficient of log_z^2 (PaLM, section 5: 1e-4).
-      chunk_tokens: logits exist for this many tokens of each device at a time; None takes the
-        platform's.
+      chunk_tokens: tokens per device whose logits are in memory at a time; None means the
+        platform's default.
 
     Returns:
       sum(weights * (-log_likelihood + z_loss * log_z^2)), float32, differentiable with respect to
-      `params`; divide it by sum(weights) for the mean. And the TokenScores, for metrics only:
+      `params` (divide it by sum(weights) for the mean); and the TokenScores, for metrics only:
       no gradient flows through them.
     """
     hidden = hidden_states(config, params, batch)
@@ -183,12 +183,12 @@ def _logits(hidden: jax.Array, kernel: jax.Array) -> jax.Array:
 def _scores(values: jax.Array, targets: jax.Array) -> TokenScores:
     highest = jnp.max(values, axis=-1)
     log_z = highest + jnp.log(jnp.sum(jnp.exp(values - highest[..., None]), axis=-1))
-    if device_kind()[0] == "tpu":  # a sum fuses into the passes above, a gather is one of its own
+    if device_kind()[0] == "tpu":  # a sum fuses with the passes above, a gather does not
         one_hot = jnp.arange(values.shape[-1]) == targets[..., None]
         target = jnp.sum(jnp.where(one_hot, values, 0.0), axis=-1)
     else:
         target = jnp.take_along_axis(values, targets[..., None], axis=-1)[..., 0]
-    # a comparison with the maximum: argmax costs XLA on CPUs more than the softmax
+    # compared with the maximum, since XLA's argmax on CPUs costs more than the softmax
     return TokenScores(target - log_z, target == highest, log_z)
 
 
@@ -197,8 +197,8 @@ def _weighted_sum(scores: TokenScores, weights: jax.Array, z_loss: float) -> jax
 
 
 def _chunk_length(batch_size: int, length: int, chunk_tokens: int | None = None) -> int:
-    """Tokens per sequence and chunk: all chunks alike, and as few as `chunk_tokens` allows."""
-    sequences = max(1, batch_size // num_shards("batch"))  # of each device
+    """Tokens per sequence and chunk, for the fewest equal chunks that `chunk_tokens` allows."""
+    sequences = max(1, batch_size // num_shards("batch"))  # per device
     tokens = chunk_tokens or CHUNK_TOKENS.get(device_kind()[0], DEFAULT_CHUNK_TOKENS)
     limit = max(1, tokens // sequences)
     chunks = -(-length // limit)

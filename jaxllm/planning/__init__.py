@@ -1,1 +1,1 @@
-"""What a run would cost, told by the compiler before a pod is rented."""
+"""Memory, time and cost of a run, from the compiler, before a pod is rented."""

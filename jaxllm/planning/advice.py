@@ -12,7 +12,7 @@ _MORE_REMAT = dict(pairwise(REMAT_POLICIES))
 
 
 def suggestions(experiment: Experiment, shape: dict[str, int], target: Target) -> list[str]:
-    """Bindings to try, the cheapest in time first."""
+    """Gin bindings to try, the least slowdown first."""
     e = experiment
     sequences = (
         e.data.batch_size // (shape["data"] * shape["fsdp"]) // e.train.gradient_accumulation

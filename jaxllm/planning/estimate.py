@@ -1,4 +1,4 @@
-"""From what the compiler says to step time, MFU, days and chip-hours."""
+"""Step time, MFU, days and chip-hours from the compiler's costs."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ HOURS, DAYS = 3600, 86_400
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """What a run would cost. Seconds are of one step.
+    """Estimated cost of a run. FLOPs and seconds are per step, FLOPs over all devices.
 
-    `step_seconds` is the longest of what computing, the memory and the links take, as if they
-    overlapped perfectly; a real pod adds input, stragglers and imperfect overlap. None where the
+    `step_seconds` is the longest of the compute, memory and link times, as if they overlapped
+    perfectly; a real pod adds input, stragglers and imperfect overlap. Times are None where the
     target's chip is not in the table.
 
     Attributes:
       params: parameters of the model.
-      tokens_per_step: of the global batch.
-      model_flops: of a step, all devices, attention in full (`ModelConfig.flops_per_token`).
-      model_flops_causal: the same with the half of attention that a causal mask leaves.
-      compiler_flops: what the compiled program computes, all devices, without kernels.
-      kernel_flops: what attention kernels compute, all devices, recomputation included.
-      compute_seconds: compiler's and kernels' FLOPs at the chip's peak.
-      hbm_seconds: bytes read and written at the memory's bandwidth.
-      ici_seconds: bytes sent within a slice at the links' bandwidth.
-      dcn_seconds: bytes sent between slices at the network's bandwidth.
-      compiler_seconds: the compiler's estimate of computing and memory, without kernels.
+      tokens_per_step: tokens of the global batch.
+      model_flops: model FLOPs with full attention (`ModelConfig.flops_per_token`).
+      model_flops_causal: model FLOPs with causal attention.
+      compiler_flops: FLOPs of the compiled program, without kernels.
+      kernel_flops: FLOPs of attention kernels, recomputation included.
+      compute_seconds: compiler and kernel FLOPs at the chip's peak.
+      hbm_seconds: bytes read and written at the memory bandwidth.
+      ici_seconds: bytes sent within a slice at the link bandwidth.
+      dcn_seconds: bytes sent between slices at the network bandwidth.
+      compiler_seconds: the compiler's estimate of compute and memory time, without kernels.
       step_seconds: see above.
-      mfu: of `step_seconds`, by `model_flops`.
-      mfu_causal: by `model_flops_causal`.
-      tokens_per_second_per_chip: tokens by `step_seconds`, over physical chips.
+      mfu: model FLOPs utilization at `step_seconds`, from `model_flops`.
+      mfu_causal: the same from `model_flops_causal`.
+      tokens_per_second_per_chip: per physical chip, at `step_seconds`.
       days: of the whole run.
       chip_hours: of the whole run.
     """
@@ -62,7 +62,7 @@ class Estimate:
 
 
 def estimate(experiment: Experiment, target: Target, program: Program, costs: Costs) -> Estimate:
-    """The costs of the run that `program` updates."""
+    """Estimate the cost of a run from its compiled update and its cost per step."""
     e, devices = experiment, len(target.devices)
     tokens, length = e.tokens_per_step, e.data.sequence_length
     full = e.model.flops_per_token(length) * tokens
@@ -105,10 +105,10 @@ def estimate(experiment: Experiment, target: Target, program: Program, costs: Co
 
 
 def _kernel_flops(experiment: Experiment, target: Target) -> float:
-    """FLOPs of attention kernels, which the compiler does not see; 0 where there is no kernel.
+    """FLOPs of attention kernels, which the compiler does not count; 0 where no kernel runs.
 
-    Forward 2 products of T x T / 2 scores, backward 5 (the scores are made again); a remat policy
-    that does not keep attention's output runs the forward once more.
+    Forward 2 matmuls over T x T / 2 scores, backward 5 (the scores are recomputed); a remat policy
+    that does not save the kernel's output runs the forward once more.
     """
     if target.devices[0].platform != "tpu":
         return 0.0

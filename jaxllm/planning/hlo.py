@@ -1,4 +1,4 @@
-"""What a compiled program sends over the links, read from its HLO text."""
+"""Bytes that a compiled program sends over the links, from its HLO text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 _BYTES = {"pred": 1, "bf16": 2, "f16": 2, "f32": 4, "f64": 8}
 _KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-CROSS_SLICE = [-1]  # in place of a group: one device of each slice
+CROSS_SLICE = [-1]  # stands for a group of one device per slice
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
 _CALLED = re.compile(
@@ -21,14 +21,14 @@ _CALLED = re.compile(
 
 
 class Traffic(NamedTuple):
-    """What one kind of collective sends over one kind of link, per device and step.
+    """Traffic of one kind of collective over one kind of link, per device and step.
 
     Attributes:
       kind: 'all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all' or 'collective-permute'.
       link: 'ici' within a slice, 'dcn' between slices.
-      calls: how often.
-      bytes: that a device sends: (n - 1) / n of the whole array in a group of n, and twice that
-        for an all-reduce; an array for a permute.
+      calls: number of calls.
+      bytes: bytes sent: (n - 1) / n of the whole array in a group of n, twice that for an
+        all-reduce; the whole array for a permute.
     """
 
     kind: str
@@ -38,12 +38,12 @@ class Traffic(NamedTuple):
 
 
 def traffic(text: str, devices_per_slice: int, num_slices: int = 1) -> tuple[Traffic, ...]:
-    """The collectives of a program, loops counted as often as they go round.
+    """Sum the collectives of a program, with loops multiplied by their trip counts.
 
     Args:
       text: `compiled.as_text()`.
-      devices_per_slice: a group with members of several slices is on the 'dcn'.
-      num_slices: what TPUs send from slice to slice goes through their hosts, and names no group.
+      devices_per_slice: a group that spans slices is on the 'dcn'.
+      num_slices: size of the groups that HLO does not name, of sends between TPU slices.
     """
     computations, entry = _computations(text)
     trip_counts = _trip_counts(computations, entry)
@@ -56,9 +56,9 @@ def traffic(text: str, devices_per_slice: int, num_slices: int = 1) -> tuple[Tra
                 continue
             kind, size, group = collective
             if kind == "all-reduce" and name.startswith("all-reduce-scatter"):
-                kind = "reduce-scatter"  # TPUs write it as a reduction and a slice, fused into one
+                kind = "reduce-scatter"  # on TPUs, an all-reduce fused with a slice
             channel = re.search(r"channel_id=\d+", line)
-            if channel and (kind, channel[0]) in seen:  # parts of an asynchronous one repeat it
+            if channel and (kind, channel[0]) in seen:  # repeated in parts of an async one
                 continue
             seen.add((kind, channel[0] if channel else ""))
             members = num_slices if group == CROSS_SLICE else len(group)
@@ -81,7 +81,7 @@ def traffic(text: str, devices_per_slice: int, num_slices: int = 1) -> tuple[Tra
 
 
 def _computations(text: str) -> tuple[dict[str, list[str]], str]:
-    """The instructions of every computation, and the name of the entry."""
+    """Instructions of every computation, and the name of the entry."""
     computations: dict[str, list[str]] = {}
     entry, current = "", ""
     for line in text.splitlines():
@@ -90,7 +90,7 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
             current = opened[2]
             computations[current] = []
             entry = current if opened[1] else entry
-        elif line.rstrip() == "}":  # a kernel's metadata have lines that begin with one, too
+        elif line.rstrip() == "}":  # lines of a kernel's metadata begin with a brace, too
             current = ""
         elif current:
             computations[current].append(line)
@@ -98,7 +98,7 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
 
 
 def _trip_counts(computations: Mapping[str, list[str]], entry: str) -> Mapping[str, int]:
-    """How often each computation runs in a step."""
+    """Number of runs of each computation per step."""
     calls: dict[str, list[tuple[str, int]]] = defaultdict(list)
     for name, lines in computations.items():
         for line in lines:
@@ -118,7 +118,7 @@ def _trip_counts(computations: Mapping[str, list[str]], entry: str) -> Mapping[s
 
 
 def _trip_count(line: str, computations: Mapping[str, list[str]]) -> int:
-    """How often a loop goes round: as the compiler says, or what its counter is compared with.
+    """Trip count of a loop: the compiler's, or the bound of its counter.
 
     `lax.scan` counts from 0 in steps of 1.
     """
@@ -132,7 +132,7 @@ def _trip_count(line: str, computations: Mapping[str, list[str]]) -> int:
 
 
 def _collective(line: str) -> tuple[str, float, list[int]] | None:
-    """Kind, bytes of the whole array and the first group of devices of an instruction."""
+    """Kind, bytes of the whole array and first device group of a collective; None for others."""
     instruction = _INSTRUCTION.match(line)
     if not instruction:
         return None
@@ -149,11 +149,11 @@ def _collective(line: str) -> tuple[str, float, list[int]] | None:
         return None
     shapes = _shapes(rest[: place.start()])
     if place[1] and kind in ("all-gather", "collective-permute"):
-        shapes = shapes[len(shapes) // 2 :]  # a start gives its operands and its results
+        shapes = shapes[len(shapes) // 2 :]  # a start lists operands, then results
     size = math.fsum(shapes)
     group = _first_group(rest)
     if kind == "reduce-scatter":
-        size *= len(group)  # what comes out is a part of what goes in
+        size *= len(group)  # its result is one shard
     if kind == "collective-permute":
         pairs = re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", rest)
         group = [int(pairs[1]), int(pairs[2])] if pairs else [0, 1]
@@ -161,7 +161,7 @@ def _collective(line: str) -> tuple[str, float, list[int]] | None:
 
 
 def _shapes(text: str) -> list[float]:
-    """Bytes of every array in a type such as (f32[4,2]{1,0}, bf16[8])."""
+    """Bytes of each array in an HLO type such as (f32[4,2]{1,0}, bf16[8])."""
     sizes = []
     for dtype, dims in re.findall(r"([a-z]+\d*\w*)\[([\d,]*)\]", text):
         width = _BYTES.get(dtype) or int(re.sub(r"\D", "", dtype)[:2] or 8) / 8
@@ -170,7 +170,7 @@ def _shapes(text: str) -> list[float]:
 
 
 def _first_group(text: str) -> list[int]:
-    """The devices of the first replica group, in any of the three ways that HLO writes them."""
+    """Devices of the first replica group, in any of HLO's three notations."""
     listed = re.search(r"replica_groups=\{\{([\d,]+)\}", text)
     if listed:
         return [int(n) for n in listed[1].split(",")]
@@ -199,5 +199,5 @@ def _ints(text: str) -> list[int]:
 
 
 def total(found: Iterable[Traffic], link: str) -> float:
-    """Bytes that a device sends over one kind of link in a step."""
+    """Bytes sent per device and step over one kind of link."""
     return math.fsum(t.bytes for t in found if t.link == link)

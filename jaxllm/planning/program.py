@@ -1,4 +1,4 @@
-"""The real update of a run, compiled for a target, and what the compiler says of it."""
+"""The train step of a run compiled for a target: its memory, costs and traffic."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ GIB = 2**30
 
 
 class OutOfDeviceMemory(Exception):
-    """The compiler found no way to fit the program into the memory of a device.
+    """The program does not fit into a device's memory.
 
     Attributes:
-      excess_bytes: bytes that are missing; None where the compiler did not say.
+      excess_bytes: missing bytes; None where the compiler's message has no amounts.
     """
 
     def __init__(self, message: str) -> None:
@@ -46,18 +46,18 @@ _AMOUNT = re.compile(r"([\d.]+)([KMGT])\b")
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """One compiled update, per device. Loops count once in the compiler's costs, except `traffic`.
+    """One compiled update, per device. The compiler counts loops once; `traffic` counts them fully.
 
     Attributes:
       arguments: bytes of parameters, optimizer state and batch.
-      temporaries: bytes that the update needs besides.
-      activations: of these, what `saved_activations` counts.
-      peak: bytes in use at the worst moment, arguments included.
-      flops: by the compiler; kernels count as nothing.
-      hbm_bytes: read and written, by the compiler.
-      seconds: the compiler's own estimate of computing and moving these; None on CPUs and GPUs.
-      traffic: of the links.
-      compile_seconds: how long the compiler took.
+      temporaries: bytes of temporary buffers.
+      activations: bytes of saved activations among these (`saved_activations`).
+      peak: peak bytes in use, arguments included.
+      flops: the compiler's count; kernels count as 0.
+      hbm_bytes: bytes read and written, by the compiler's count.
+      seconds: the compiler's estimate of compute and memory time; None on CPUs and GPUs.
+      traffic: bytes sent over the links.
+      compile_seconds: compilation time.
     """
 
     arguments: int
@@ -82,10 +82,10 @@ def compile_update(
     slices: int = 1,
     loss_chunk_tokens: int | None = None,
 ) -> Program:
-    """Compiles what `jaxllm.train` would run on `mesh`; allocates nothing.
+    """Compile the train step that `jaxllm.train` would run on `mesh`; allocates nothing.
 
     Raises:
-      OutOfDeviceMemory: the compiler says that it needs more memory than a device has.
+      OutOfDeviceMemory: the program needs more memory than a device has.
       UserError: the configs do not fit each other or the mesh.
     """
     e = experiment
@@ -132,10 +132,10 @@ def compile_update(
 
 
 def known_seconds(thought: float | None) -> float | None:
-    """The compiler's `optimal_seconds` without what it does not know.
+    """The compiler's `optimal_seconds` without instructions of unknown time.
 
-    An instruction that it has no time for counts as -1 s: what goes between slices, and all-reduces
-    on v4. What is left of a shallow program is less than a second, the fraction.
+    Each of these counts as -1 s: transfers between slices, and all-reduces on v4. A shallow program
+    takes less than a second, so the fractional part is its known time.
     """
     if not thought or thought > 0:
         return thought or None
@@ -143,10 +143,10 @@ def known_seconds(thought: float | None) -> float | None:
 
 
 def saved_activations(experiment: Experiment, mesh: jax.sharding.Mesh) -> int:
-    """Bytes per device that the forward pass leaves to the backward pass, layer by layer.
+    """Bytes per device of activations saved for the backward pass, over all layers.
 
-    From the traced program, in a second: what the remat policy keeps, stacked by the loop over
-    layers. An update cannot do with less; 0 without such a loop, where the compiler may choose.
+    From the traced program, in a second: residuals that the remat policy saves, stacked by the
+    scan over layers. A lower bound on the update's memory; 0 where no scan stacks them.
     """
     model = experiment.model
     rows = experiment.data.batch_size // experiment.train.gradient_accumulation
@@ -163,13 +163,13 @@ def saved_activations(experiment: Experiment, mesh: jax.sharding.Mesh) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Costs:
-    """What the compiler says that a step costs each device, every loop counted in full.
+    """The compiler's cost of a step per device, loops counted in full.
 
     Attributes:
-      flops: without what kernels compute.
-      hbm_bytes: read and written.
-      seconds: of computing and moving them, overlapped by the compiler's estimate, or None.
-      layer_seconds: of these, each layer's.
+      flops: FLOPs without kernels.
+      hbm_bytes: bytes read and written.
+      seconds: the compiler's estimate of compute and memory time, overlapped, or None.
+      layer_seconds: the part of each layer.
     """
 
     flops: float
@@ -181,14 +181,14 @@ class Costs:
 def measure_costs(
     experiment: Experiment, mesh: jax.sharding.Mesh, depths: Sequence[int] = (1, 2)
 ) -> Costs:
-    """The costs of a step, from two shallow programs.
+    """Measure the cost of a step from two shallow programs.
 
     The compiler counts a loop's body once. So two depths are compiled without a loop over layers
-    and with the loss in one piece; their difference is what layers cost, and the rest is the
-    same at any depth. Gradient accumulation is left out: it costs what one batch does.
+    and with unchunked loss; their difference is the cost of the layers, and the rest is the same at
+    any depth. One microbatch is measured, and multiplied by their number.
 
     Raises:
-      OutOfDeviceMemory: not even so few layers fit.
+      OutOfDeviceMemory: not even these few layers fit.
     """
     parts = experiment.train.gradient_accumulation
     rows = experiment.data.batch_size // parts

@@ -1,4 +1,4 @@
-"""Meshes, remat policies and microbatches, tried and ranked."""
+"""Search over meshes, remat policies and microbatches, ranked by step time."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Candidate(NamedTuple):
     accumulation: int
 
     def applied(self, experiment: Experiment) -> Experiment:
-        """The experiment, run this way."""
+        """The experiment with this configuration."""
         return dataclasses.replace(
             experiment,
             model=dataclasses.replace(experiment.model, remat=self.remat),
@@ -40,7 +40,7 @@ class Candidate(NamedTuple):
         )
 
     def bindings(self) -> str:
-        """The gin bindings that ask for it."""
+        """Its gin bindings, as command-line flags."""
         text = [
             f"--gin.MeshConfig.{axis}={size}"
             for axis, size in dataclasses.asdict(self.mesh).items()
@@ -61,10 +61,10 @@ class Result(NamedTuple):
 
 
 def meshes(experiment: Experiment, target: Target) -> list[MeshConfig]:
-    """The meshes that divide devices, heads and batch, the most promising first.
+    """Meshes that divide devices, heads and batch, the most promising first.
 
-    Those with the least to send come first: no tensor parallelism, then parameters sharded over as
-    many devices of a slice as there are.
+    Those with the least communication come first: no tensor parallelism, then parameters sharded
+    over as many devices of a slice as possible.
     """
     devices, rows = len(target.devices), experiment.data.batch_size
     per_slice = devices // target.slices
@@ -88,9 +88,9 @@ def search(
 ) -> list[Result]:
     """Compile candidates on each mesh; those that fit come first, the fastest in front.
 
-    On a mesh, remat policies are tried from the one that computes least again to the one that
-    keeps least, until one fits: those after it are slower. Then with 2 and 4
-    microbatches, as long as a lighter policy may fit.
+    On a mesh, remat policies are tried from the least recomputation to the least memory until one
+    fits, as later ones are slower; then again with 2 and 4 microbatches, as long as a policy with
+    less recomputation may fit.
 
     Args:
       experiment: the run.

@@ -1,4 +1,4 @@
-"""Devices to plan for: a TPU slice that nobody has rented yet, or what is at hand."""
+"""Target devices of a plan: TPU slices that need not exist, or local devices."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ if TYPE_CHECKING:
     import jax
 
 _TPU_ENVIRONMENT = {
-    "JAX_PLATFORMS": "cpu",  # nothing here runs on a TPU, even where one is at hand
+    "JAX_PLATFORMS": "cpu",  # nothing here runs on a TPU, even where there is one
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_ACCELERATOR_TYPE": "v4-8",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # it only compiles, so that several may
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # several processes may compile
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """What a plan is for.
+    """The devices of a plan.
 
     Attributes:
-      name: as it was asked for.
-      devices: the JAX devices, of all slices.
-      slices: how many slices, joined by the data centre's network.
-      chip: what one device can do; None where that is not known, as for CPUs.
+      name: as requested.
+      devices: JAX devices of all slices.
+      slices: number of slices, joined by the data-center network.
+      chip: specifications of one device; None where unknown, as for CPUs.
     """
 
     name: str
@@ -40,12 +40,12 @@ class Target:
 
 
 def tpu_target(name: str, slices: int = 1) -> Target:
-    """TPU slices by their cloud name, as libtpu describes them to the compiler.
+    """TPU slices by their cloud name, from libtpu's topology descriptions.
 
-    Call it before JAX has started: it sets the environment that libtpu reads.
+    Call it before JAX starts, as it sets environment variables that libtpu reads.
 
     Raises:
-      UserError: an unknown name, or no libtpu is installed.
+      UserError: the name is unknown, or libtpu is not installed.
     """
     wanted = slice_of(name)
     if slices < 1:
@@ -72,10 +72,10 @@ def tpu_target(name: str, slices: int = 1) -> Target:
 
 
 def local_target(name: str) -> Target:
-    """'cpu:8', so many virtual CPU devices; or 'gpu' or 'tpu', all that are at hand.
+    """Local devices: 'cpu:8' virtual CPU devices, all of 'gpu' or 'tpu', or the first of 'gpu:4'.
 
     Raises:
-      UserError: no such devices.
+      UserError: there are no such devices, or too few.
     """
     platform, _, count = name.partition(":")
     if platform not in ("cpu", "gpu", "tpu") or (count and not count.isdigit()):
@@ -99,7 +99,7 @@ def local_target(name: str) -> Target:
 
 
 def _host(wanted: Slice) -> dict[str, object]:
-    """What libtpu must know of a slice's hosts; its defaults fit slices of whole hosts."""
+    """libtpu's options for the hosts of a slice; its defaults fit slices of whole hosts."""
     if wanted.chip.torus == 3:
         host = tuple(min(side, most) for side, most in zip(wanted.shape, (2, 2, 1), strict=True))
         one_device = {"chip_config_name": "megacore"} if wanted.chip.per_chip == 1 else {}

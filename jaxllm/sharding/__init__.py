@@ -1,1 +1,1 @@
-"""Where every array lives: the device mesh, and the one table of logical axis rules."""
+"""Device meshes, logical axis rules, and per-chip tables."""

@@ -1,4 +1,4 @@
-"""The accelerators, by the vendors' data sheets: what one JAX device of each can do.
+"""Accelerators and their specifications per JAX device, from the vendors' data sheets.
 
 A TPU7x chip is two JAX devices, a v4 or v5p chip one. Bandwidths count one direction.
 Sources: docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}; NVIDIA's data sheets (dense bf16).
@@ -22,16 +22,16 @@ class Chip:
     """One JAX device.
 
     Attributes:
-      name: as the cloud names the generation: 'v5p'.
-      kind: how its `device_kind` begins.
-      flops: dense bf16 FLOP/s.
-      hbm_bytes: memory.
+      name: cloud name of the generation, such as 'v5p'.
+      kind: prefix of its `device_kind`.
+      flops: peak dense bf16 FLOP/s.
+      hbm_bytes: memory capacity in bytes.
       hbm_bandwidth: bytes/s.
-      ici_bandwidth: bytes/s that it sends over all its links to other devices of the slice.
-      dcn_bandwidth: its share of the host's network, bytes/s; None where no figure is published.
-      torus: dimensions of the slice's network; 0 where it is not a torus.
-      per_name: what a cloud name counts for each JAX device: 'v5p-128' is 64 of them.
-      per_chip: JAX devices of a physical chip.
+      ici_bandwidth: bytes/s sent over all links to other devices of the slice.
+      dcn_bandwidth: its share of the host's network, bytes/s; None where not published.
+      torus: dimensions of the slice's torus; 0 for other networks.
+      per_name: units per JAX device in a cloud name: 'v5p-128' is 64 devices.
+      per_chip: JAX devices per physical chip.
     """
 
     name: str
@@ -68,13 +68,13 @@ CHIPS: tuple[Chip, ...] = (
 
 
 def chip_of(device_kind: str) -> Chip | None:
-    """The chip of a `device_kind`; None for one that is not in the table, such as a CPU."""
+    """Look up the chip of a `device_kind`; None where it is not in the table, as for CPUs."""
     fitting = [chip for chip in CHIPS if device_kind.startswith(chip.kind)]
     return max(fitting, key=lambda chip: len(chip.kind)) if fitting else None
 
 
 def peak_flops(device: jax.Device) -> float | None:
-    """The peak FLOP/s of a device; None where none is known, as for CPUs."""
+    """Peak FLOP/s of a device; None where unknown, as for CPUs."""
     chip = chip_of(device.device_kind)
     return chip.flops if chip else None
 
@@ -86,7 +86,7 @@ def utilisation(flops_per_second: float, devices: int, peak: float | None) -> fl
 
 @dataclasses.dataclass(frozen=True)
 class Slice:
-    """Devices that a cloud name stands for, in one torus.
+    """A TPU slice: devices in one torus.
 
     Attributes:
       chip: the JAX devices.
@@ -98,10 +98,10 @@ class Slice:
 
 
 def slice_of(name: str) -> Slice:
-    """The slice of a cloud name: 'v4-512', 'v5litepod-16', 'v6e-256', 'tpu7x-128', 'v5p:4x4x8'.
+    """Parse a cloud name: 'v4-512', 'v5litepod-16', 'v6e-256', 'tpu7x-128', 'v5p:4x4x8'.
 
-    After a hyphen v4, v5p and 7x count TensorCores, two a chip; v5e and v6e count chips. The
-    torus is the most cubic one with so many chips. After a colon it is given, in chips.
+    After a hyphen, v4, v5p and 7x count TensorCores, two per chip, and v5e and v6e chips; the torus
+    is the most cubic one of that many chips. After a colon stand the sides of the torus in chips.
 
     Raises:
       UserError: an unknown generation, or a number of chips that no slice has.
@@ -130,7 +130,7 @@ def slice_of(name: str) -> Slice:
 
 
 def _most_cubic(chips: int, sides: int) -> tuple[int, ...] | None:
-    """The torus of so many chips with the smallest sum of sides; None if there is none."""
+    """The torus of `chips` chips with the smallest sum of sides; None if there is none."""
     allowed = [1, 2, *range(4, 65, 4)]
     shapes = itertools.combinations_with_replacement(allowed, sides)
     best = min((s for s in shapes if math.prod(s) == chips), key=sum, default=None)

@@ -1,4 +1,4 @@
-"""The mesh: how many devices share each kind of work."""
+"""The device mesh and the sizes of its axes."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from jaxllm.errors import UserError
 if TYPE_CHECKING:
     import jax
 
-# From the slowest links to the fastest: neighbours in the last axis are neighbours in the pod.
+# Slowest links first: neighbours along the last axis are neighbours in the pod.
 MESH_AXES = ("data", "fsdp", "sequence", "tensor")
 
 
 @configurable
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each axis; at most one may be -1, which takes what the others leave.
+    """Devices along each mesh axis; one of them may be -1, for all remaining devices.
 
     Attributes:
       data: replicas of the model, each with its own sequences.
       fsdp: shards of the batch, and of every parameter and optimizer state.
-      sequence: shards of each sequence's tokens.
-      tensor: shards of the heads, the MLP and the vocabulary.
+      sequence: shards along each sequence's length.
+      tensor: shards of the attention heads, the MLP and the vocabulary.
     """
 
     data: int = 1
@@ -35,10 +35,10 @@ class MeshConfig:
     tensor: int = 1
 
     def shape(self, num_devices: int) -> tuple[int, ...]:
-        """The sizes of `MESH_AXES` on `num_devices` devices.
+        """Sizes of `MESH_AXES` on `num_devices` devices.
 
         Raises:
-          UserError: when the axes do not multiply to `num_devices`.
+          UserError: the axes do not multiply to `num_devices`.
         """
         sizes = {axis: getattr(self, axis) for axis in MESH_AXES}
         text = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
@@ -57,14 +57,14 @@ class MeshConfig:
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
-    """A mesh with the axes `MESH_AXES` over `devices` (default: all of them).
+    """Create a mesh with the axes `MESH_AXES` over `devices` (default: all of them).
 
-    Several TPU slices lie along the first axes that they divide, so that the most frequent
-    collectives stay within a slice.
+    Several TPU slices span the first axes that they divide, so that the most frequent collectives
+    stay within a slice.
 
     Raises:
-      UserError: when the axes do not multiply to the number of devices, or the slices do not
-        divide them.
+      UserError: the axes do not multiply to the number of devices, or the slices do not divide
+        them.
     """
     import jax
     from jax.experimental import mesh_utils
@@ -84,7 +84,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
 
 
 def _between_slices(shape: Sequence[int], slices: int) -> tuple[int, ...]:
-    """How many slices each axis spans: the first axes take what they can."""
+    """Number of slices that each axis spans; the first axes take as many as they can."""
     spans = []
     left = slices
     for size in shape:

@@ -1,4 +1,4 @@
-"""The table of logical axes and the mesh axes that shard them."""
+"""Logical axis rules, and the shardings of parameters and batches."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ LOGICAL_AXIS_RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
 
 @contextlib.contextmanager
 def partitioning(mesh: Mesh) -> Iterator[None]:
-    """Inside, the model's activations are sharded over `mesh` by the rules.
+    """Context that shards the model's activations over `mesh` by the rules.
 
     Enter it where the function is traced: inside the jitted function, or around its calls.
     """
@@ -45,12 +45,12 @@ def partitioning(mesh: Mesh) -> Iterator[None]:
 
 
 def param_shardings(mesh: Mesh, tree: Any) -> Any:
-    """The `NamedSharding` of every array in a tree of boxed (abstract) parameters.
+    """Shardings of a tree of boxed (abstract) parameters.
 
-    Works on anything that carries the boxes, such as an optimizer state made from boxed
-    parameters. Arrays without a box, and those of another rank than their box has names (as
-    factored moments), are replicated. A mesh axis that does not divide its dimension
-    is left out, so an odd vocabulary is replicated over `tensor` rather than refused.
+    Works on any tree with the boxes, such as an optimizer state initialized from boxed parameters.
+    Arrays without a box, and those of another rank than their box (as factored moments), are
+    replicated. A mesh axis that does not divide its dimension is dropped, so an odd vocabulary is
+    replicated over `tensor` rather than refused.
 
     Returns:
       The tree without boxes, with a `NamedSharding` for each array.
@@ -59,7 +59,7 @@ def param_shardings(mesh: Mesh, tree: Any) -> Any:
     def sharding(leaf: Any) -> Any:
         if not isinstance(leaf, nn.LogicallyPartitioned):
             return NamedSharding(mesh, PartitionSpec())
-        if not hasattr(leaf.value, "shape"):  # an optimizer keeps nothing for this parameter
+        if not hasattr(leaf.value, "shape"):  # no optimizer state for this parameter
             return leaf.value
         if len(leaf.names) != len(leaf.value.shape):
             return NamedSharding(mesh, PartitionSpec())
@@ -75,7 +75,7 @@ def param_shardings(mesh: Mesh, tree: Any) -> Any:
 
 
 def abstract_sharded(mesh: Mesh, tree: Any) -> Any:
-    """The arrays of a tree of boxes as `jax.ShapeDtypeStruct`s without boxes, sharded by rule."""
+    """Unbox a tree into `jax.ShapeDtypeStruct`s with the shardings of `param_shardings`."""
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         nn.unbox(tree),
@@ -84,20 +84,20 @@ def abstract_sharded(mesh: Mesh, tree: Any) -> Any:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Sequences over data and fsdp, for every array of a Batch."""
+    """Sharding of every array of a Batch: sequences over data and fsdp."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The whole array on every device."""
+    """Sharding with the whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def check_sequence_divides(mesh: Mesh, length: int) -> None:
-    """Refuses sequences that the mesh cannot shard evenly, or below the tiles of TPU kernels.
+    """Check that the mesh shards sequences evenly, on TPUs into whole kernel tiles.
 
     Raises:
-      UserError: when MeshConfig.sequence does not divide `length`, on TPUs into multiples of 128.
+      UserError: MeshConfig.sequence does not divide `length`, on TPUs into multiples of 128.
     """
     shards = mesh.shape["sequence"]
     tile = 128 if mesh.devices.flat[0].platform == "tpu" else 1
@@ -109,10 +109,10 @@ def check_sequence_divides(mesh: Mesh, length: int) -> None:
 
 
 def check_batch_divides(mesh: Mesh, batch_size: int) -> None:
-    """Refuses a global batch that the mesh cannot share evenly.
+    """Check that the mesh shards the global batch evenly.
 
     Raises:
-      UserError: when data x fsdp does not divide `batch_size`.
+      UserError: data x fsdp does not divide `batch_size`.
     """
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     if batch_size % shards:

@@ -1,11 +1,11 @@
-"""What the TPU compiler is told: one short table of flags per chip generation.
+"""XLA flags for TPUs: one short table per chip generation.
 
-A flag is here for a purpose, and where we have it from. The tests compile with every row; one that
-the installed compiler does not take is left out with a warning that names it, for flags come and
-go between releases of libtpu. `LIBTPU_INIT_ARGS` overrides the table, flag by flag.
+Each flag states its purpose and its source. The tests compile with every row; a flag that the
+installed compiler rejects is left out with a warning, as flags come and go between releases of
+libtpu. `LIBTPU_INIT_ARGS` overrides the table, flag by flag.
 
-Missing on purpose: what published lists set but libtpu does by itself, as 0.0.42 compiles the same
-program with and without it (asynchronous permutes; on v5e the rest of continuation fusion,
+Left out on purpose: flags of published lists that are libtpu's defaults, as 0.0.42 compiles the
+same program with and without them (asynchronous permutes; on v5e the rest of continuation fusion,
 `xla_tpu_enable_async_collective_fusion…`); continuation fusion elsewhere, which libtpu 0.0.52
 refuses ("incorrect results, hang, SDC"); and the SparseCore's reduce-scatter and all-reduce, with
 which AXLearn saw abnormal losses.
@@ -34,8 +34,8 @@ class Flag:
 
     Attributes:
       name: as in `LIBTPU_INIT_ARGS`, without the dashes.
-      value: as it is written there.
-      purpose: what it is for.
+      value: as written there.
+      purpose: its effect.
       source: who recommends it for this generation.
     """
 
@@ -137,9 +137,9 @@ SEVERAL_SLICES: tuple[Flag, ...] = (
 
 
 def compiler_options(generation: str, slices: int = 1) -> dict[str, str]:
-    """The flags of a generation for `lowered.compile(compiler_options=…)`.
+    """Flags of a generation for `lowered.compile(compiler_options=…)`.
 
-    Those that `LIBTPU_INIT_ARGS` sets are left out: what a user asks for wins.
+    Flags in `LIBTPU_INIT_ARGS` are left out: the user's values win.
     """
     flags = FLAGS[generation] + (SEVERAL_SLICES if slices > 1 else ())
     asked = set(re.findall(r"--(\w+)", os.environ.get("LIBTPU_INIT_ARGS", "")))
@@ -147,7 +147,7 @@ def compiler_options(generation: str, slices: int = 1) -> dict[str, str]:
 
 
 def mesh_options(mesh: jax.sharding.Mesh) -> dict[str, str]:
-    """The options to compile a program for `mesh` with; none but on TPUs."""
+    """Compiler options for programs on `mesh`; empty except on TPUs."""
     devices = mesh.devices.flatten()
     chip = chip_of(devices[0].device_kind)
     if chip is None or chip.name not in FLAGS:
@@ -157,11 +157,10 @@ def mesh_options(mesh: jax.sharding.Mesh) -> dict[str, str]:
 
 
 def accepted(options: Mapping[str, str], mesh: jax.sharding.Mesh) -> dict[str, str]:
-    """The options that the compiler of the mesh's devices takes, all together.
+    """Filter options to those that the compiler of the mesh's devices accepts together.
 
-    They are tried on a program of one addition, which takes a tenth of a second. If it is refused,
-    they are tried again one after the other; each that is refused beside those taken before it is
-    left out, with a warning.
+    They are tried on a program of one addition, in a tenth of a second. If that fails, they are
+    tried one by one; each that fails beside those accepted before it is left out, with a warning.
     """
     if _refusal(options, mesh) is None:
         return dict(options)
@@ -176,7 +175,7 @@ def accepted(options: Mapping[str, str], mesh: jax.sharding.Mesh) -> dict[str, s
 
 
 def _refusal(options: Mapping[str, str], mesh: jax.sharding.Mesh) -> str | None:
-    """Why a program cannot be compiled with these options, on one line; None where it can."""
+    """The compiler's error with these options, on one line; None if there is none."""
     import jax
 
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())

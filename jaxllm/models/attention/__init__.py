@@ -1,4 +1,4 @@
-"""Attention of packed sequences: one function, and the kernel for the platform and the shape."""
+"""Attention over packed sequences, dispatched to the kernel for the platform and shape."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jaxllm.models.partitioning import device_kind, num_shards
 
 __all__ = ["ATTENTION_RESIDUALS", "PositionBias", "attend", "causal_attention", "implementation"]
 
-BLOCK_SIZE = 256  # queries at a time, where no kernel chooses its own tiles
+BLOCK_SIZE = 256  # queries per block of `blockwise_attention`
 
 
 def causal_attention(
@@ -27,18 +27,18 @@ def causal_attention(
     position_bias: PositionBias | None = None,
     visible_until: jax.Array | None = None,
 ) -> jax.Array:
-    """Attention of every token to the tokens of its own segment up to itself.
+    """Causal attention within segments.
 
     Args:
       query: [B, T, H, K].
       key: [B, T, G, K], where G divides H; query head h reads key head h // (H / G).
       value: [B, T, G, K].
       segment_ids: int32 [B, T].
-      scale: factor of the scores; None means K ** -0.5.
-      window: the sliding window as a plain number, where all layers share it and there is no ALiBi.
+      scale: scale of the scores; None means K ** -0.5.
+      window: sliding window as a Python int, where all layers share it and there is no ALiBi.
       position_bias: with sliding windows or ALiBi.
-      visible_until: int32 [B, T], in place of segments: a token is seen by itself and by the
-        tokens after it that lie before this index (`batch.TreeBatch`).
+      visible_until: int32 [B, T], replaces segments: a token is visible to itself and to later
+        tokens before this index (`batch.TreeBatch`).
 
     Returns:
       [B, T, H, K] in query's dtype. Softmax is float32.
@@ -57,12 +57,12 @@ def causal_attention(
 
 
 def implementation(query: jax.Array, plain: bool = True) -> str:
-    """What computes the attention of query [B, T, H, K]: 'splash', 'cudnn' or 'blockwise'.
+    """Choose the implementation for query [B, T, H, K]: 'splash', 'cudnn' or 'blockwise'.
 
     Args:
-      query: for its shape and type.
-      plain: that neither ALiBi, nor windows that differ between layers, nor a token tree play a
-        part: kernels do not know these.
+      query: for its shape and dtype.
+      plain: whether there are neither ALiBi, nor windows that differ between layers, nor token
+        trees, which the kernels do not support.
     """
     platform, _ = device_kind()
     if platform == "tpu" and plain and query.shape[1] % (LANES * num_shards("length")) == 0:

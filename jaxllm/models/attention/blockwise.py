@@ -1,12 +1,12 @@
-"""Causal attention in blocks of queries, with a backward pass written by hand.
+"""Causal attention in blocks of queries, with a hand-written backward pass.
 
-Autodiff of softmax attention passes over the scores more often than it needs to, and on CPUs it
-transposes them. Here the exponentials are kept as they are and the outputs divided by their sums;
+Autodiff of softmax attention makes more passes over the scores than necessary, and on CPUs it
+transposes them. Here the unnormalized exponentials are saved and the outputs divided by their sums;
 the backward pass takes sum_s p dp from the outputs (FlashAttention, Dao et al. 2022, section B.2),
-and where a product needs the scores transposed, the small factor is transposed instead.
+and where a matmul needs transposed scores, the smaller operand is transposed instead.
 
-Where the scores of a whole layer would be large, the blocks go one after another against all keys,
-and each block's scores are made again in the backward pass: twice the work, one block's memory.
+Where the scores of a whole layer would be large, blocks run one after another against all keys, and
+the backward pass recomputes each block's scores: twice the work, the memory of one block.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ import jax.numpy as jnp
 from jaxllm.models.partitioning import num_shards
 
 MASKED = -1e30  # finite, so that a query with no visible key is not NaN
-MAX_SAVED_SCORE_BYTES = 2**28  # of one layer's scores on one device, for the backward pass
+MAX_SAVED_SCORE_BYTES = 2**28  # scores per layer and device, saved for the backward pass
 
 
 class PositionBias(NamedTuple):
-    """A sliding window or ALiBi: how scores depend on the distance of a key.
+    """Dependence of the scores on distance: a sliding window or ALiBi.
 
     Attributes:
       queries: int32 [B, Q], positions of the queries.
       keys: int32 [B, S], positions of the keys.
-      window: int32 [], only keys less than this far back are seen; None sees all.
+      window: int32 [], number of visible keys, the query's own included; None means all.
       slopes: float32 [H], decrease of a head's scores per token of distance (ALiBi), or None.
     """
 
@@ -49,9 +49,9 @@ def blockwise_attention(
     position_bias: PositionBias | None = None,
     visible_until: jax.Array | None = None,
 ) -> jax.Array:
-    """Attention of every token to the tokens of its own segment up to itself.
+    """Causal attention within segments.
 
-    Each block of queries meets only the keys before the block's end, so that about half of the
+    Each block of queries attends only to keys before the block's end, so that about half of the
     score matrix is never computed.
 
     Args:
@@ -60,10 +60,10 @@ def blockwise_attention(
       value: [B, T, G, K].
       segment_ids: int32 [B, T].
       block: queries per block.
-      scale: factor of the scores; None means K ** -0.5.
+      scale: scale of the scores; None means K ** -0.5.
       position_bias: with sliding windows or ALiBi.
-      visible_until: int32 [B, T], in place of segments: a token is seen by itself and by the
-        tokens after it that lie before this index (`batch.TreeBatch`).
+      visible_until: int32 [B, T], replaces segments: a token is visible to itself and to later
+        tokens before this index (`batch.TreeBatch`).
 
     Returns:
       [B, T, H, K] in query's dtype. Softmax is float32.
@@ -71,7 +71,7 @@ def blockwise_attention(
     rows, length, heads, _ = query.shape
 
     def attend_block(start: Any, size: int, end: int) -> jax.Array:
-        """Of `size` queries from `start` on, all of which lie before `end`."""
+        """Attention of `size` queries from `start` on, all of them before `end`."""
         cut = partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=size, axis=1)
         indices = start + jnp.arange(size)
         causal = jnp.arange(end)[None, :] <= indices[:, None]
@@ -108,14 +108,14 @@ def attend(
     scale: float | None = None,
     position_bias: PositionBias | None = None,
 ) -> jax.Array:
-    """Softmax attention where `mask` (bool [B, Q, S]) allows it.
+    """Masked softmax attention.
 
     Args:
       query: [B, Q, H, K].
       key: [B, S, G, K].
       value: [B, S, G, K].
-      mask: bool [B, Q, S].
-      scale: factor of the scores; None means K ** -0.5.
+      mask: bool [B, Q, S], True where a query attends to a key.
+      scale: scale of the scores; None means K ** -0.5.
       position_bias: with sliding windows or ALiBi.
 
     Returns:
@@ -144,7 +144,7 @@ def attend(
 def _attend(
     query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array, bias: jax.Array | None
 ) -> jax.Array:
-    """Scaled query [B, G, R, Q, K], key and value [B, G, S, K], mask [B, Q, S].
+    """Attention of scaled query [B, G, R, Q, K], key and value [B, G, S, K], mask [B, Q, S].
 
     The bias [B, G, R, Q, S] is added to the scores and gets no gradient.
     """

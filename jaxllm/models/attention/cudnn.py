@@ -15,18 +15,18 @@ def cudnn_attention(
     scale: float | None = None,
     window: int | None = None,
 ) -> jax.Array:
-    """Attention of every token to the tokens of its own segment up to itself.
+    """Causal attention within segments.
 
-    cuDNN knows causal masks and windows, not segments: they go in as a mask [B, 1, T, T], without
-    which documents of one row would see each other.
+    cuDNN supports causal masks and windows, but no segments: these become a mask [B, 1, T, T],
+    without which documents packed into one sequence would attend to each other.
 
     Args:
       query: [B, T, H, K] in bfloat16 or float16, K a multiple of 8 up to 128.
       key: [B, T, G, K], where G divides H.
       value: [B, T, G, K].
       segment_ids: int32 [B, T].
-      scale: factor of the scores; None means K ** -0.5.
-      window: only keys less than this far back are seen; None sees all.
+      scale: scale of the scores; None means K ** -0.5.
+      window: number of visible keys, the query's own included; None means all.
 
     Returns:
       [B, T, H, K] in query's dtype.
@@ -45,6 +45,6 @@ def cudnn_attention(
 
 
 def fits(query: jax.Array) -> bool:
-    """Whether cuDNN has a kernel for heads of this width and type."""
+    """Whether cuDNN has a kernel for this head dimension and dtype."""
     half = query.dtype in (jnp.bfloat16, jnp.float16)
     return half and query.shape[-1] % 8 == 0 and query.shape[-1] <= 128

@@ -1,8 +1,8 @@
-"""Causal attention on TPUs: JAX's splash kernel, one call per device of the mesh.
+"""Causal attention on TPUs: JAX's splash kernel, under shard_map.
 
-The kernel never holds more than a tile of scores, forward or backward, and skips the tiles that
-the causal mask or a window hides. Where sequences are sharded, each device gathers the keys and
-values of whole sequences.
+The kernel holds one tile of scores at a time, forward and backward, and skips tiles that the causal
+mask or a window hides. Where sequences are sharded, each device all-gathers the keys and values of
+whole sequences.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxllm.models.partitioning import device_kind, divisible_spec
 
 ATTENTION_RESIDUALS = "attention_residuals"  # `checkpoint_name`: saved for the backward pass
-LANES = 128  # of a TPU's vector unit: tiles and lengths are multiples of it
+LANES = 128  # of a TPU's vector unit; tiles and lengths are multiples
 
 
 @dataclasses.dataclass(frozen=True)
 class Tiles:
-    """Sizes of the kernel's tiles, in tokens.
+    """Tile sizes of the kernel, in tokens.
 
     Attributes:
-      query: of queries, in all passes.
-      key: of keys, in all passes.
-      key_compute: of keys that one matrix product takes, a divisor of `key`.
-      fused: whether one backward kernel makes all gradients; else the queries' have their own.
+      query: queries per tile, in all passes.
+      key: keys per tile, in all passes.
+      key_compute: keys per matmul, a divisor of `key`.
+      fused: whether one backward kernel computes all gradients, or a second one the queries'.
     """
 
     query: int
@@ -38,9 +38,9 @@ class Tiles:
     fused: bool
 
 
-# By the beginning of a device's kind, the longest that fits. Tests compile each of them.
-# The fused backward kernel leaves a part of the queries' gradient for each tile of keys, to be
-# summed: it pays where one tile holds the keys of a row, for which v4 and v5e lack the memory.
+# By prefix of the device kind, the longest match. Tests compile each of them.
+# The fused backward kernel writes a partial gradient of the queries per key tile, to be summed: it
+# pays where one tile holds the keys of a sequence, for which v4 and v5e lack the memory.
 TILES: dict[str, Tiles] = {
     "TPU v4": Tiles(query=1024, key=1024, key_compute=512, fused=False),
     "TPU v5 lite": Tiles(query=1024, key=1024, key_compute=512, fused=False),
@@ -51,12 +51,12 @@ TILES: dict[str, Tiles] = {
 
 
 def tiles_for(kind: str, length: int, block: int | None = None) -> Tiles:
-    """The tiles for rows of `length` tokens on a device of `kind`.
+    """Tiles for sequences of `length` tokens on a device of `kind`.
 
     Args:
-      kind: a device's kind.
+      kind: a `device_kind`.
       length: a multiple of 128; tiles must divide it.
-      block: tokens of both sides of a tile, in place of the table's.
+      block: side of square tiles in tokens; None means the table's.
     """
     fitting = [name for name in TILES if kind.startswith(name)]
     table = TILES[max(fitting, key=len)] if fitting else TILES["TPU v4"]
@@ -78,17 +78,17 @@ def splash_attention(
     window: int | None = None,
     interpret: bool = False,
 ) -> jax.Array:
-    """Attention of every token to the tokens of its own segment up to itself.
+    """Causal attention within segments.
 
     Args:
       query: [B, T, H, K], T a multiple of 128.
       key: [B, T, G, K], where G divides H.
       value: [B, T, G, K].
       segment_ids: int32 [B, T].
-      block: tokens of a tile's side; None takes the chip's from `TILES`.
-      scale: factor of the scores; None means K ** -0.5.
-      window: only keys less than this far back are seen; None sees all.
-      interpret: run the kernel's statements on any platform, slowly, for tests.
+      block: side of square tiles in tokens; None means the chip's in `TILES`.
+      scale: scale of the scores; None means K ** -0.5.
+      window: number of visible keys, the query's own included; None means all.
+      interpret: run the kernel in interpret mode, on any platform but slowly, for tests.
 
     Returns:
       [B, T, H, K] in query's dtype.
@@ -97,7 +97,7 @@ def splash_attention(
     queries = divisible_spec(query.shape, "batch", "length", "heads", "head_dim")
     keys = divisible_spec(key.shape, "batch", "length", "kv_heads", "head_dim")
     if len(queries) and (queries[2] is not None) and (keys[2] is None):
-        # fewer key heads than devices to cut the heads over: every query head brings its own
+        # the kv heads cannot be sharded like the query heads: repeat them for each of these
         repeats = query.shape[2] // key.shape[2]
         key, value = jnp.repeat(key, repeats, axis=2), jnp.repeat(value, repeats, axis=2)
         keys = divisible_spec(key.shape, "batch", "length", "heads", "head_dim")
@@ -118,10 +118,10 @@ def splash_attention(
 
 
 def _on_one_device(axis, kernel, query, key, value, own):  # type: ignore[no-untyped-def]
-    """query, key, value [B, t, h, K] of a shard of the tokens and heads.
+    """Run the kernel on query, key, value [B, t, h, K], a shard of the tokens and heads.
 
-    Keys and values are gathered over the mesh axis here, and not by the caller, so that each device
-    receives the gradients of its own shard only.
+    Keys and values are all-gathered here, not by the caller, so that each device receives the
+    gradients of its own shard only.
     """
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
