@@ -1,15 +1,15 @@
-"""Converts checkpoints between run directories and the Hugging Face format, a tensor at a time.
+"""Convert checkpoints between run directories and the Hugging Face format, a tensor at a time.
 
     python -m jaxllm.convert --from=hf:DIR --to=MODEL_DIR
     python -m jaxllm.convert --from=hf:series.csv --to=MODEL_DIR
     python -m jaxllm.convert --from=MODEL_DIR --step=1000 --to=hf:DIR
     python -m jaxllm.convert --from=MODEL_DIR --steps=all --to=hf:DIR
 
-DIR holds config.json, safetensors (or PyTorch) files and a tokenizer. series.csv names a whole
-series: the columns `directory` and `step`, and if known `tokens` and `revision`; or the same as
-JSON, {"checkpoints": [{"directory": …, "step": …}, …]}. MODEL_DIR is then a run that
-jaxllm.evaluate, generate and analyze read. With --steps the export makes one directory per step,
-DIR/step<N>. Nothing is left behind where a conversion fails.
+DIR holds config.json, safetensors (or PyTorch) files and a tokenizer. series.csv lists a series of
+checkpoints: the columns `directory` and `step`, and optionally `tokens` and `revision`; or the same
+as JSON, {"checkpoints": [{"directory": …, "step": …}, …]}. jaxllm.evaluate, generate and analyze
+read the resulting MODEL_DIR as a run. With --steps the export writes one directory per step,
+DIR/step<N>. A failed conversion leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PREFIX = "hf:"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Converts in the direction that the two ends state."""
+    """Convert in the direction that --from and --to state."""
     flags = cli.parser(__doc__ or "")
     flags.add_argument("--from", dest="source", type=location, required=True, metavar="WHERE",
                        help="hf:DIR, hf:FILE (a series), or a run directory")  # fmt: skip
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     incoming, outgoing = (x.startswith(PREFIX) for x in (args.source, args.target))
     if incoming == outgoing:
         raise UserError("one of --from and --to is hf:DIR, and the other a run directory")
-    # Orbax logs what it does not find in an item, and its errors, which come as exceptions too.
+    # Orbax logs missing parts of an item, and its errors, which are raised as well.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     source, target = args.source.removeprefix(PREFIX), args.target.removeprefix(PREFIX)
     if incoming:

@@ -1,12 +1,12 @@
-"""Continues prompts with the model of a run or of a Hugging Face directory.
+"""Continue prompts with the model of a run or of a Hugging Face directory.
 
     python -m jaxllm.generate --model_dir=runs/mine --prompt="Once upon a time"
     python -m jaxllm.generate --model_dir=hf:DIR --prompts_file=prompts.txt --temperature=0.8 \\
         --top_p=0.95 --seed=1 --output=answers.jsonl
 
 A single prompt streams to the terminal. Prompts of a file (a line each, or the `prompt` of JSON
-lines) are continued in batches. As in training and evaluation, a prompt begins with the token
-that begins a document, and as in evaluation, spaces at its end are left out.
+lines) are continued in batches. As in training and evaluation, a prompt begins with the token that
+begins a document; as in evaluation, trailing spaces are removed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ HF = "hf:"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Flags and prompts in, continuations out."""
+    """Continue the prompts of the flags."""
     flags = cli.parser(__doc__ or "")
     flags.add_argument("--model_dir", type=location, required=True, metavar="DIR",
                        help="the run, or hf:DIR")  # fmt: skip
@@ -97,10 +97,10 @@ def _prompt_of(line: str, place: str) -> str:
 
 
 def write(prompts: Sequence[str], texts: Sequence[str], output: str | None) -> None:
-    """Prints prompts with their continuations, or writes them to `output` as JSON lines."""
+    """Print prompts with their continuations, or write them to `output` as JSON lines."""
     if output is None:
         for prompt, text in zip(prompts, texts, strict=True):
-            # a continuation begins after the last word: its spaces are its own
+            # a continuation begins after the last word, and includes the spaces
             print(f"{prompt.rstrip(' ')}{text}\n{'-' * 20}")
         return
     from jaxllm.io import atomic_write
@@ -114,7 +114,7 @@ def write(prompts: Sequence[str], texts: Sequence[str], output: str | None) -> N
 
 
 def make_generator(args: argparse.Namespace) -> Generator:
-    """The model that the flags name, on the mesh, with its vocabulary."""
+    """The generator for the flags: model, vocabulary, mesh and sampling."""
     hf = args.model_dir.startswith(HF)
     if hf:
         cli.refuse_unread(args, ("step",), "of hf:DIR, which is one checkpoint")
@@ -123,7 +123,7 @@ def make_generator(args: argparse.Namespace) -> Generator:
     from jaxllm.models.sampling import Sampling
     from jaxllm.sharding.mesh import MeshConfig, make_mesh
 
-    sampling = Sampling(args.temperature, args.top_k, args.top_p)  # mistakes before the model
+    sampling = Sampling(args.temperature, args.top_k, args.top_p)  # checked before the model
     runtime.import_seqio()
     runtime.enable_compilation_cache()
     mesh = make_mesh(MeshConfig())
@@ -144,7 +144,7 @@ def from_run(args: argparse.Namespace, mesh: Any) -> tuple[Any, Any, Any]:
     from jaxllm.run.data_identity import saved_tokenizer
     from jaxllm.run.run import Run
 
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax's; errors come as errors
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax's; its errors are raised as well
     run, model = Run(args.model_dir), ModelConfig()
     entries = run.available() if args.step is None else run.select(str(args.step))
     if not entries:

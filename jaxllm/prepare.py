@@ -1,14 +1,14 @@
-"""Tokenizes a run's corpora into the cache, as `jaxllm.train` does by itself when it has to.
+"""Tokenize a run's corpora into the cache, as `jaxllm.train` does if necessary.
 
     python -m jaxllm.prepare --gin_file=quickstart.gin
     python -m jaxllm.prepare --gin_file=quickstart.gin --report_overlap
 
-It takes the gin files and bindings of a run, and prints what each domain holds.
+Takes the gin files and bindings of a run, and prints the size of each domain.
 
---report_overlap looks for evaluation sets in the corpora instead: it prints for each task how many
-examples share 13 words in a row with a document (see jaxllm.evaluation.overlap), and writes the
-first of them to a JSON file. The tasks are those of --tasks or EvalConfig.tasks, or all whose files
-are in EvalConfig.data_dir.
+--report_overlap searches the corpora for evaluation sets instead: it prints for each task how many
+examples share 13 consecutive words with a document (see jaxllm.evaluation.overlap), and writes the
+first of them to a JSON file. The tasks are those of --tasks or EvalConfig.tasks, or all with files
+in EvalConfig.data_dir.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prepares the splits that were asked for, or looks for evaluation sets in them."""
+    """Prepare the requested splits, or search them for evaluation sets."""
     flags = cli.parser(__doc__ or "")
     flags.add_argument(
         "--split", action="append", choices=("train", "validation", "test"),
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def report_overlap(domains: Sequence[str], splits: Sequence[str], args: Any) -> None:
-    """Prints and writes what `domains` share with evaluation sets."""
+    """Print and write the overlap of `domains` with evaluation sets."""
     from etils import epath
     from tqdm import tqdm
 
@@ -109,10 +109,10 @@ def report_overlap(domains: Sequence[str], splits: Sequence[str], args: Any) -> 
 def evaluation_sets(
     tasks: Sequence[str],
 ) -> tuple[dict[str, Sequence[Example]], dict[str, str]]:
-    """The examples of tasks, and why a task has none here.
+    """The examples of tasks, and the reasons for tasks left out.
 
     Raises:
-      UserError: a task that was named has no file, or a file is damaged.
+      UserError: a named task has no file, or a file is damaged.
     """
     from jaxllm.evaluation.config import EvalConfig
     from jaxllm.evaluation.registry import benchmarks

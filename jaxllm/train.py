@@ -1,9 +1,9 @@
-"""Trains a model, scores every checkpoint, and shows how its capabilities grew.
+"""Train a model, score its checkpoints, and show how its capabilities grow.
 
     python -m jaxllm.train --gin_file=quickstart.gin --gin.MODEL_DIR=runs/mine
 
-Start it again after whatever stopped it, and it goes on from the newest checkpoint. SIGTERM saves
-and ends it with exit code 0.
+The same command resumes an interrupted run from its newest checkpoint. SIGTERM saves and exits with
+code 0.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Flags and gin in, a trained and scored run out."""
+    """Train and score the run that flags and gin define."""
     timer = GoodputTimer()
     flags = cli.parser(__doc__ or "")
     runtime.add_host_flags(flags)
     args = cli.parse(flags, argv)
     cli.load_gin(args)
-    # Until the loop has something to save, a preempted machine may take the process at once.
+    # Before the loop there is nothing to save: SIGTERM exits at once.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 
     from jaxllm.data.corpora import Corpora
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from jaxllm.sharding.mesh import MeshConfig, make_mesh
     from jaxllm.training.experiment import Experiment
 
-    # All mistakes that can be seen without data come before the data are prepared.
+    # Report every mistake that does not depend on data before preparing the data.
     experiment, scoring, mesh_config = Experiment.configured(), EvalConfig(), MeshConfig()
     select(scoring)
     corpora = Corpora.resolve(experiment.data)
@@ -80,10 +80,10 @@ def run(
     corpora: Corpora | None = None,
     timer: GoodputTimer | None = None,
 ) -> tuple[Outcome, str]:
-    """Prepares what is missing, then trains, scores and watches.
+    """Prepare missing data, then train, score and monitor.
 
     Returns:
-      How it ended, and what the rest of the budget is expected to bring.
+      The outcome, and for an unfinished run what the rest of the budget is expected to bring.
     """
     import gin
     import jax
@@ -134,10 +134,10 @@ def run(
 
 
 def open_data(experiment: Experiment, corpora: Corpora | None = None) -> SequenceSource:
-    """Opens the training sequences of a run, with the vocabulary that it has saved, if any.
+    """Open the training sequences of a run, with its saved vocabulary, if any.
 
     Raises:
-      UserError: they are not those that the run began with, or hosts have different ones.
+      UserError: they differ from those that the run began with, or between hosts.
     """
     from jaxllm.data.loader import open_source
     from jaxllm.data.tokenizer import with_saved_tokenizer
@@ -154,7 +154,7 @@ def open_data(experiment: Experiment, corpora: Corpora | None = None) -> Sequenc
 
 
 def timing(outcome: Outcome) -> str:
-    """Where the time of the run went, with all its processes, in one line."""
+    """The wall time of the run by phase, over all its processes, in one line."""
     from jaxllm.training.progress import duration
 
     run = outcome.run_seconds
@@ -174,9 +174,9 @@ def timing(outcome: Outcome) -> str:
 
 
 def show(model_dir: str, scored: bool) -> None:
-    """Prints the capabilities over the checkpoints, and where to see more of the run.
+    """Print the capabilities over the checkpoints, and the paths of the report and TensorBoard.
 
-    What fails here is said in one line: the run itself has ended well.
+    A failure here is reported in one line: the run itself has ended well.
     """
     from jaxllm.report import items, page, tables, tensorboard, terminal
     from jaxllm.run.run import Run
@@ -198,7 +198,7 @@ def show(model_dir: str, scored: bool) -> None:
 
 @contextlib.contextmanager
 def _told(what: str) -> Iterator[None]:
-    """A failure inside is one line that begins with `what`."""
+    """Report a failure inside as one line that begins with `what`."""
     try:
         yield
     except Exception as error:

@@ -1,6 +1,6 @@
 """From corpora to packed token batches, by global index.
 
 SeqIO tasks name the corpora (`corpora`), `prepare` tokenizes them once into ArrayRecord shards
-(`store`), and `loader` reads sequence i of a run as a pure function of (seed, i): `mixture` says
-which domain it comes from, `permutation` which of the domain's, `packing` what is in it.
+(`store`), and `loader` reads sequence i of a run as a pure function of (seed, i): `mixture` gives
+its domain, `permutation` its index in the domain, `packing` its tokens.
 """

@@ -1,4 +1,4 @@
-"""What a run reads, and how: the gin-bindable configurations of the data."""
+"""Gin-bindable configurations of the data: corpora, vocabulary, batches."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ VOCABULARY_KINDS = ("sentencepiece", "huggingface", "bytes")
 @configurable
 @dataclasses.dataclass(frozen=True)
 class VocabularyConfig:
-    """How text becomes token ids.
+    """The vocabulary of a run: how text becomes token ids.
 
     Attributes:
-      kind: `sentencepiece`; `huggingface`, the tokenizer of a published model; or `bytes` (UTF-8
-        bytes as in ByT5, and a BOS).
-      path: local or gs://: a SentencePiece model file, a tokenizer.json, or the directory of a
-        published model. Special tokens are those that the JSON files beside it name. Without a
-        path, a SentencePiece model is trained on the run's corpora and kept in the cache.
-      size: tokens in a vocabulary that is trained here.
-      bos_token, eos_token: what begins and ends a document, as `<s>`, where the files at `path`
-        name no token for it or another one.
+      kind: `sentencepiece`; `huggingface`, the tokenizer of a published model; or `bytes`, UTF-8
+        bytes with ByT5's ids and a BOS.
+      path: local or gs:// path of a SentencePiece model, a tokenizer.json, or the directory of a
+        published model, with special tokens from the JSON files beside it. None trains a
+        SentencePiece model on the run's corpora and caches it.
+      size: tokens of a trained vocabulary.
+      bos_token, eos_token: tokens that begin and end a document, such as `<s>`, in place of those
+        that the files at `path` name.
     """
 
     kind: str = "sentencepiece"
@@ -49,28 +49,29 @@ class VocabularyConfig:
 @configurable
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """The corpora of a run and the batches that are made of them.
+    """The corpora and batches of a run.
 
     Attributes:
-      mixture_or_task_name: a SeqIO mixture or task with a `text` feature: a domain under
-        corpus_dir, of `tfds` or of `modules`, or the mixtures `corpus_dir` and `tfds` of them;
-        empty for a model whose corpora are not known.
-      sequence_length: tokens of a sequence.
-      batch_size: sequences of a global batch, over all hosts.
+      mixture_or_task_name: SeqIO task or mixture with a `text` feature: a domain of corpus_dir or
+        tfds, the mixture `corpus_dir` or `tfds` of all of them, or one that `modules` register;
+        empty for a model with unknown corpora.
+      sequence_length: tokens per sequence.
+      batch_size: sequences per global batch, over all hosts.
       weights: domain -> share of the sequences (any positive scale), in place of the mixture's
-        rates. Domains that it does not name are not read.
-      layout: `concat` chunks the concatenated documents, and a sequence attends across them, as
-        OpenLLaMA did; `concat_masked` does the same without attention across documents; `pack`
-        puts complete documents into sequences as far as they fit, without attention across them.
-      seed: order of documents, sequences and domains.
-      cache_dir: where prepared corpora and trained vocabularies are kept (a local directory).
-      corpus_dir: a directory of corpora, `<domain>/[<source>/]{train,valid,test}*.<suffix>` with
-        .jsonl or .txt files, plain, .gz or .zst. An unsplit file counts as train.
-      tfds: domain -> TFDS data set with its version, as `c4/en:3.1.0`; or a mapping with `name`,
-        and as needed `text` (the name of the text feature) and `train`, `validation`, `test` (the
-        TFDS slices that serve as these splits, as `train[1%:]`).
-      tfds_data_dir: where TFDS data sets lie, local or gs://; None for TFDS's own default.
-      modules: Python modules that register further SeqIO tasks, when imported or in a function
+        rates. Domains without a weight are not read.
+      layout: `concat` splits the concatenated documents into sequences, with attention across
+        documents, as OpenLLaMA did; `concat_masked` does so without attention across documents;
+        `pack` packs whole documents (split only if longer than a sequence), without attention
+        across them.
+      seed: seed of the order of sequences and the interleaving of domains.
+      cache_dir: local directory of prepared corpora and trained vocabularies.
+      corpus_dir: directory of corpora, `<domain>/[<source>/]{train,valid,test}*.<suffix>`: .jsonl,
+        .json or .txt files, plain, .gz or .zst. A file of any other name counts as train.
+      tfds: domain -> TFDS data set with its version, such as `c4/en:3.1.0`; or a mapping with
+        `name`, and optionally `text` (name of the text feature) and `train`, `validation`, `test`
+        (TFDS slices for these splits, such as `train[1%:]`).
+      tfds_data_dir: directory of TFDS data sets, local or gs://; None for TFDS's default.
+      modules: Python modules that register further SeqIO tasks, on import or in a function
         `register()`; the quickstart's corpora are in `jaxllm.evals.probes.corpora`.
       vocabulary: how the text is tokenized.
     """
@@ -102,5 +103,5 @@ class DataConfig:
 
     @property
     def cache(self) -> str:
-        """`cache_dir` with ~ and variables filled in."""
+        """`cache_dir` with ~ and environment variables expanded."""
         return os.path.expandvars(os.path.expanduser(self.cache_dir))

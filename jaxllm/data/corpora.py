@@ -1,9 +1,8 @@
-"""The corpora of a run, as SeqIO tasks and mixtures at text level.
+"""The corpora of a run, as SeqIO tasks and mixtures of untokenized text.
 
-A SeqIO task says what the text of a domain is: it has one feature, the string `text`. Which
-vocabulary the text is read with belongs to the run, so tokenizing happens in `prepare`. The tasks
-that the modules of DataConfig.modules register, as `jaxllm.evals.probes.corpora` does the
-quickstart's, enter in the same way as those that are made here:
+A corpus task has one feature, the string `text`; the vocabulary belongs to the run, so tokenizing
+happens in `prepare`. Besides the tasks that DataConfig.modules register
+(`jaxllm.evals.probes.corpora` registers the quickstart's), tasks are created here for
 
     the directories under DataConfig.corpus_dir       mixture `corpus_dir`, rates by bytes
     the TFDS data sets of DataConfig.tfds             mixture `tfds`, equal rates
@@ -33,7 +32,7 @@ class Domain:
     """A SeqIO task as part of a run.
 
     Attributes:
-      name: the task's name.
+      name: name of the task.
       weight: its share of the sequences; the weights of a run's domains sum to 1.
     """
 
@@ -46,14 +45,14 @@ class Corpora:
     """The corpora of a run, registered and weighted: `resolve` them once per start.
 
     Attributes:
-      domains: by name.
+      domains: the domains, sorted by name.
     """
 
     domains: tuple[Domain, ...]
 
     @classmethod
     def resolve(cls, config: DataConfig) -> Corpora:
-        """Registers what `config` can name, and finds the domains that it does name.
+        """Register the corpora of `config`, and resolve the domains of its mixture or task.
 
         Raises:
           UserError: an unknown mixture, task or domain, with the nearest names.
@@ -89,7 +88,7 @@ class Corpora:
 
 
 def register(config: DataConfig) -> None:
-    """Registers the corpora that `config` gives access to, in place of earlier ones of the name."""
+    """Register the corpora of `config`, replacing those of the same name."""
     import_seqio()
     from jaxllm.data import seqio_source
 
@@ -108,9 +107,9 @@ def register(config: DataConfig) -> None:
 
 
 def register_if_unknown(task: str) -> None:
-    """Registers the corpora of the configured run if there is no `task` yet.
+    """Register the corpora of the configured run unless `task` is registered.
 
-    A command that trains nothing needs them only where it scores a task on them.
+    Commands that do not train need the corpora only for tasks that are scored on them.
     """
     if task not in import_seqio().TaskRegistry.names():
         register(DataConfig())
@@ -121,8 +120,8 @@ def documents(
 ) -> Iterator[dict[str, str]]:
     """The documents of a registered corpus task in order, as dicts with `text` and `id`.
 
-    A task made here without preprocessors is read directly, which gives the same documents as its
-    `get_dataset`, and any mistake in them as the reader words it; any other goes through SeqIO.
+    A `CorpusSource` without preprocessors is read directly, for the reader's error messages; the
+    documents are those of its `get_dataset`. Any other task goes through SeqIO.
 
     Raises:
       UserError: the task is unknown or lacks the split.
@@ -148,10 +147,10 @@ def documents(
 
 
 def fingerprint(task: str, split: str) -> str:
-    """A hash that changes when the documents of a task's split do.
+    """A hash that changes with the documents of a task's split.
 
-    Of a task made elsewhere it knows the source's settings and the preprocessors' code, not the
-    data behind them: a data set that changes under the same name needs a new cache directory.
+    Unless the source is a `CorpusSource`, it covers the source's settings and the preprocessors'
+    code, not the data: a data set that changes under the same name needs a new cache directory.
 
     Raises:
       UserError: the task lacks the split.
@@ -169,7 +168,7 @@ def fingerprint(task: str, split: str) -> str:
 
 
 def _code(function: Any) -> str:
-    """A function's source, as far as it can be had, with what is bound to it."""
+    """A function's source, if available, and its bound arguments."""
     while isinstance(function, functools.partial):
         return f"{_code(function.func)} {function.args} {function.keywords}"
     try:

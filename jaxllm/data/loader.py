@@ -1,9 +1,8 @@
-"""Sequence i of a run, and the batches of sequences: pure functions of (seed, global index).
+"""Sequence i of a run, and batches of sequences: pure functions of (seed, global index).
 
-Sequence i is number k of domain d (`mixture`); k falls into epoch e of the domain, whose order is a
-permutation of its own (`permutation`), and the layout says what is in the sequence (`packing`).
-Nothing is replayed to get there: the position of a run is one integer, and any host can compute any
-sequence.
+`mixture` maps i to a domain and an index in it; the index falls into an epoch of the domain, which
+has its own `permutation`; `packing` gives the tokens. Nothing is replayed: the data position of a
+run is one integer, and any host can compute any sequence.
 """
 
 from __future__ import annotations
@@ -36,16 +35,16 @@ from jaxllm.io import made_once
 from jaxllm.models.batch import Batch
 
 ENDLESS = 1 << 62
-PREFETCH = 4  # batches that are made ahead of the loop
+PREFETCH = 4  # batches read ahead of the loop
 
 
 def open_source(
     config: DataConfig, corpora: Corpora | None = None, split: str = "train"
 ) -> SequenceSource:
-    """Opens the sequences of a run. Prepares its corpora if they are not in the cache.
+    """Open the sequences of a run, preparing corpora that are not in the cache.
 
     Args:
-      corpora: the run's, resolved; None resolves them.
+      corpora: the run's resolved corpora; None resolves them.
     """
     corpora = corpora or Corpora.resolve(config)
     tokenizer = load_tokenizer(config, corpora)
@@ -53,14 +52,14 @@ def open_source(
 
 
 class SequenceSource:
-    """An endless table of training sequences.
+    """Training sequences by global index, without end.
 
     Attributes:
-      tokenizer: what their token ids mean.
-      domains: names, in the order of a batch's domain indices.
-      weights: float64 [D], their shares of the sequences.
-      fingerprint: the same for two sources exactly when their sequences are the same: of the
-        tokens, the shares, the layout, the length and the seed, wherever the files lie.
+      tokenizer: the tokenizer of the token ids.
+      domains: domain names, indexed by a batch's domain indices.
+      weights: float64 [D], share of the sequences per domain.
+      fingerprint: hash of the tokens, weights, layout, sequence length and seed, but not of file
+        locations: equal for two sources exactly when their sequences are.
     """
 
     def __init__(
@@ -95,7 +94,7 @@ class SequenceSource:
         return arrays | {"domains": domains.astype(np.int32)}
 
     def _order(self, domain: int, numbers: np.ndarray) -> list[int]:
-        """Which sequences of the layout come as `numbers`: each epoch has an order of its own."""
+        """Layout indices of the domain's sequences `numbers`; each epoch has its own order."""
         size = self._layouts[domain].count
         epochs, indices = np.divmod(numbers, size)
         for epoch in np.unique(epochs):
@@ -104,7 +103,7 @@ class SequenceSource:
         return indices.tolist()
 
     def check_vocabulary(self, vocab_size: int) -> None:
-        """Raises a UserError if a model of `vocab_size` has no room for the vocabulary's ids."""
+        """Raise UserError if `vocab_size` does not cover the tokenizer's ids."""
         if vocab_size < self.tokenizer.size:
             raise UserError(
                 f"ModelConfig.vocab_size = {vocab_size} is too small: the corpora are tokenized"
@@ -112,7 +111,7 @@ class SequenceSource:
             )
 
     def check_hosts_agree(self) -> None:
-        """Raises a UserError on all hosts of a run if one of them has other sequences."""
+        """Raise UserError on all hosts if the sequences of one of them differ."""
         import jax
         from jax.experimental import multihost_utils
 
@@ -129,10 +128,10 @@ class SequenceSource:
 
 
 class Loader:
-    """The local sequences of each global batch, from sequence `start` on, made ahead by threads.
+    """An iterator over this host's sequences of each global batch, read ahead by threads.
 
-    Host p of P has sequences p * B/P .. (p + 1) * B/P - 1 of each batch of B, so the hosts'
-    sequences in order are the batch that one host would have. Iterate it; `close` it when done.
+    The first batch begins at sequence `start`. Host p of P has sequences [p * B/P, (p + 1) * B/P)
+    of each batch of B, so the hosts' sequences in order are the global batch. `close` it when done.
 
     Attributes:
       wait_seconds: time spent waiting for batches so far.
@@ -167,12 +166,12 @@ class Loader:
         return batch
 
     def close(self) -> None:
-        """Stops reading ahead."""
+        """Stop reading ahead."""
         self._iterator.close()
 
 
 class _LocalBatches:
-    """This host's part of batch j of a run, as a table, which is what Grain reads from."""
+    """This host's part of each batch of a run, as a random-access table for Grain."""
 
     def __init__(
         self, source: SequenceSource, batch_size: int, start: int, process: int, processes: int
@@ -203,7 +202,7 @@ def _lay_out(config: DataConfig, domain: PreparedDomain) -> ConcatSequences | Pa
 
 
 def _packing(store: TokenStore, length: int) -> PackPlan:
-    """The packing of a store, saved beside it: made once, then memory-mapped."""
+    """The packing of a store: computed once, saved beside it, then memory-mapped."""
     directory = store.directory / f"packing-{length}"
     names = [field.name for field in dataclasses.fields(PackPlan)]
     if not directory.exists():

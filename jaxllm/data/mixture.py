@@ -1,14 +1,14 @@
-"""Which domain sequence i of a run comes from, and its number among those of the domain.
+"""The domain of sequence i of a run, and its index among the domain's sequences.
 
-Sequence i sits at the point u_i = frac(i / golden ratio + offset) of the unit interval, and the
-domain whose share of the interval holds u_i gives it. These points are as evenly spread as points
-can be (a Weyl sequence with the golden ratio: Kuipers and Niederreiter, "Uniform Distribution of
-Sequences", 1974, chapter 2.3), so in *every* stretch of n sequences a domain is within O(log n) of
-its share: batches are alike, and the loss per domain is not noisy because the mixture was.
+Sequence i has the point u_i = frac(i / golden ratio + offset), and comes from the domain whose
+share of the unit interval contains u_i. These points are as evenly spread as possible (a Weyl
+sequence with the golden ratio: Kuipers and Niederreiter, "Uniform Distribution of Sequences", 1974,
+chapter 2.3), so in *every* window of n sequences a domain is within O(log n) of its share: batches
+are alike, and the mixture adds no noise to the loss per domain.
 
-How many of the sequences before i a domain gave is a sum of floors of a line, which Euclid's
-algorithm evaluates in O(log i) steps: that is the O(1) seek of a resumed run. All in integers
-modulo 2^64, so it is exact on every machine.
+The number of a domain's sequences before i is a sum of floors of a line, which Euclid's algorithm
+evaluates in O(log i) steps: a resumed run seeks without a replay. All arithmetic is in integers
+modulo 2^64, hence exact on every machine.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Mixture:
 
         Returns:
           domains: int64 [count], the domain of each sequence.
-          indices: int64 [count], its number among the domain's sequences, from 0.
+          indices: int64 [count], its index among the domain's sequences, from 0.
         """
         first = np.uint64((start * STEP + self._offset) % MODULUS)
         points = first + np.arange(count, dtype=np.uint64) * np.uint64(STEP)  # modulo 2^64
@@ -55,12 +55,12 @@ class Mixture:
         return domains, indices
 
     def count(self, domain: int, stop: int) -> int:
-        """How many of the sequences 0 .. stop - 1 come from `domain`."""
+        """Number of the sequences 0 .. stop - 1 that come from `domain`."""
         low, high = self._edges[domain], self._edges[domain + 1]
         return self._points_below(high, stop) - self._points_below(low, stop)
 
     def _points_below(self, edge: int, stop: int) -> int:
-        """How many of the first `stop` points lie in [0, edge).
+        """Number of the first `stop` points in [0, edge).
 
         x mod m < edge exactly where floor(x / m) - floor((x - edge) / m) is 1.
         """

@@ -1,10 +1,10 @@
-"""How documents become sequences of T inputs and the T targets that follow them.
+"""From documents to sequences of T inputs and T next-token targets.
 
-`concat` and `concat_masked` cut the concatenated documents: sequence k reads tokens kT .. kT+T-1
-and predicts kT+1 .. kT+T, so each token but the very first is a target once. `pack` puts complete
-documents into sequences as far as they fit. In each layout a document's BOS, which nothing can
-predict, has weight 0, and a sequence that is not full is padded: no token is dropped, and each
-other token of a domain is a target with weight 1 exactly once per epoch.
+`concat` and `concat_masked` split the concatenated documents: sequence k has inputs kT .. kT+T-1
+and targets kT+1 .. kT+T, so each token but the very first is a target once. `pack` packs whole
+documents, and splits those longer than T. In each layout the first token of a document (its BOS),
+which cannot be predicted, has weight 0, and incomplete sequences are padded: no token is dropped,
+and each other token of a domain is a target with weight 1 exactly once per epoch.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ def empty_sequences(count: int, length: int) -> SequenceArrays:
 
 
 class ConcatSequences:
-    """Stretches of the concatenated documents; masked, a sequence does not attend across them.
+    """Chunks of the concatenated documents; `masked` disables attention across documents.
 
     Attributes:
-      count: sequences of an epoch.
+      count: sequences per epoch.
     """
 
     def __init__(self, store: TokenStore, length: int, masked: bool) -> None:
@@ -38,7 +38,7 @@ class ConcatSequences:
         self.count = max(1, -(-(store.counts.tokens - 1) // length))
 
     def fill(self, out: SequenceArrays, index: int) -> None:
-        """Writes sequence `index` into the (zeroed) arrays [T] of `out`."""
+        """Write sequence `index` into the (zeroed) arrays [T] of `out`."""
         start = index * self._length
         stop = min(start + self._length + 1, self._store.counts.tokens)
         tokens = self._store.read(start, stop)
@@ -62,11 +62,11 @@ class ConcatSequences:
 
 @dataclasses.dataclass(frozen=True)
 class PackPlan:
-    """Which chunks of documents lie in which sequence.
+    """The assignment of document chunks to sequences.
 
     Attributes:
-      starts: int64 [chunks], where each chunk starts among the store's tokens.
-      lengths: int32 [chunks], its inputs (it spans one token more, its last target).
+      starts: int64 [chunks], offset of each chunk in the store's tokens.
+      lengths: int32 [chunks], inputs per chunk (it spans one token more, its last target).
       edges: int64 [sequences + 1]; sequence s holds chunks edges[s] .. edges[s + 1] - 1.
     """
 
@@ -76,10 +76,10 @@ class PackPlan:
 
 
 class PackedSequences:
-    """Sequences of complete documents, as planned; none attends to another.
+    """Sequences of packed documents, as planned, without attention across documents.
 
     Attributes:
-      count: sequences of an epoch.
+      count: sequences per epoch.
     """
 
     def __init__(self, store: TokenStore, plan: PackPlan) -> None:
@@ -87,7 +87,7 @@ class PackedSequences:
         self.count = len(plan.edges) - 1
 
     def fill(self, out: SequenceArrays, index: int) -> None:
-        """Writes sequence `index` into the (zeroed) arrays [T] of `out`."""
+        """Write sequence `index` into the (zeroed) arrays [T] of `out`."""
         at = 0
         low, high = int(self._plan.edges[index]), int(self._plan.edges[index + 1])
         for segment, chunk in enumerate(range(low, high), 1):
@@ -102,19 +102,19 @@ class PackedSequences:
 
 
 def plan_packing(starts: np.ndarray, length: int, window: int = PACK_WINDOW) -> PackPlan:
-    """Packs documents into sequences of `length` inputs by best-fit decreasing.
+    """Pack documents into sequences of `length` inputs by best-fit decreasing.
 
-    A longer document is cut into chunks of `length` and a rest. Chunks are packed in windows of
-    `window` that follow the corpus, so memory stays bounded and a sequence's chunks lie near each
-    other. Best-fit decreasing after Ding et al., "Fewer Truncations Improve Language Modeling",
-    2024, section 3.
+    Longer documents are split into chunks of `length` and a remainder. Each window of `window`
+    chunks, in corpus order, is packed on its own, so memory stays bounded and the chunks of a
+    sequence lie near each other. Best-fit decreasing after Ding et al., "Fewer Truncations Improve
+    Language Modeling", 2024, section 3.
 
     Args:
-      starts: integer [documents + 1], where each document starts, and the end of the last.
+      starts: integer [documents + 1], offset of each document, and the end of the last.
     """
     edges = np.asarray(starts, dtype=np.int64)
     inputs = np.diff(edges) - 1  # the last token of a document is only a target
-    chunks = -(-inputs // length)  # none for a document of one token: it has nothing to predict
+    chunks = -(-inputs // length)  # 0 for a document of one token, which has no target
     number = np.arange(chunks.sum()) - np.repeat(np.cumsum(chunks) - chunks, chunks)
     chunk_starts = np.repeat(edges[:-1], chunks) + number * length
     chunk_lengths = np.minimum(np.repeat(inputs, chunks) - number * length, length)
@@ -132,7 +132,7 @@ def plan_packing(starts: np.ndarray, length: int, window: int = PACK_WINDOW) -> 
 
 
 def _best_fit(lengths: np.ndarray, capacity: int) -> list[list[int]]:
-    """Bins of chunk numbers: longest chunk first, each into the fullest bin that has room."""
+    """Bins of chunk indices: longest chunk first, each into the fullest bin with room."""
     bins: list[list[int]] = []
     by_room: list[list[int]] = [[] for _ in range(capacity + 1)]
     rooms = 0  # bit r is set while a bin with room r is open: the fullest is one bit scan away

@@ -1,10 +1,10 @@
-"""A pseudo-random permutation of range(n) that is evaluated one index at a time.
+"""A pseudo-random permutation of range(n), evaluated one index at a time.
 
-A shuffle of a trillion tokens must not need an array of their indices, and resuming must not
-need the shuffle to be replayed. A Feistel network on the smallest even number of bits that holds
-n is a bijection of [0, 2^bits); indices that land outside [0, n) are sent through it again
-("cycle walking") until they fall inside, which keeps it a bijection of [0, n).
-Black and Rogaway, "Ciphers with Arbitrary Finite Domains", CT-RSA 2002, sections 3 and 5.
+Shuffling a trillion tokens must not need an array of their indices, nor resuming a replay of the
+shuffle. A Feistel network on the smallest even number of bits that holds n is a bijection of [0,
+2^bits); indices that land outside [0, n) pass through it again ("cycle walking") until they fall
+inside, which keeps it a bijection of [0, n). Black and Rogaway, "Ciphers with Arbitrary Finite
+Domains", CT-RSA 2002, sections 3 and 5.
 """
 
 from __future__ import annotations
@@ -17,16 +17,19 @@ ROUNDS = 6
 
 
 def derive_key(*parts: object) -> int:
-    """A 64-bit key from any printable parts: the same on every machine and Python."""
+    """A 64-bit key from printable parts: the same on every machine and Python version."""
     text = "\0".join(str(part) for part in parts).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
 
 
 def permute(index: np.ndarray | int, size: int, key: int) -> np.ndarray:
-    """The images of `index` (integers in [0, size)) under the permutation that `key` picks.
+    """The images of `index` (integers in [0, size)) under the permutation of `key`.
 
     Returns:
-      int64, of the shape of `index`.
+      int64, in the shape of `index`.
+
+    Raises:
+      IndexError: an index is outside [0, size).
     """
     values = np.atleast_1d(np.asarray(index, dtype=np.uint64))
     if values.size and (size < 1 or int(values.max()) >= size):
@@ -56,7 +59,7 @@ def _feistel(values: np.ndarray, half: np.uint64, keys: np.ndarray) -> np.ndarra
 
 
 def _mix(values: np.ndarray) -> np.ndarray:
-    """SplitMix64's finaliser: every input bit changes every output bit (wraps around at 2^64)."""
+    """SplitMix64's finalizer: every input bit changes every output bit (wraps around at 2^64)."""
     with np.errstate(over="ignore"):
         values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

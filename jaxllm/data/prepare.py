@@ -1,9 +1,9 @@
-"""Tokenizes the corpora of a run once, into the cache.
+"""Tokenize the corpora of a run once, into the cache.
 
-A domain's split is one store (`jaxllm.data.store`), named by a hash of what it depends on: the
-documents, the vocabulary and the format. Runs with other weights, layouts or lengths share it. It
-is written under another name and renamed when complete, so what a killed prepare leaves is never
-taken for a corpus; the next prepare removes it.
+A domain's split is one store (`jaxllm.data.store`), named by a hash of its documents, vocabulary
+and format. Runs with other weights, layouts or sequence lengths share it. It is written under a
+temporary name and renamed when complete, so a partial store is never read; the next prepare removes
+it.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ EARLY_BAD = 1000
 
 @dataclasses.dataclass(frozen=True)
 class PreparedDomain:
-    """A domain of a run, tokenized.
+    """A tokenized domain of a run.
 
     Attributes:
-      name: the SeqIO task.
+      name: name of the SeqIO task.
       weight: its share of the sequences; the weights of a run's domains sum to 1.
       store: its tokens.
     """
@@ -48,11 +48,11 @@ class PreparedDomain:
 def prepare(
     config: DataConfig, resolved: Corpora, tokenizer: Tokenizer, split: str = "train"
 ) -> tuple[PreparedDomain, ...]:
-    """The domains of a run, each tokenized into the cache if it is not there.
+    """The tokenized domains of a run; those not in the cache are tokenized into it.
 
     Raises:
-      UserError: a corpus is missing, empty or has too many bad lines, its documents would not be
-        separated, or the cache cannot be written.
+      UserError: a corpus is missing, empty or has too many bad lines, the tokenizer has neither BOS
+        nor EOS, or the cache cannot be written.
     """
     if not tokenizer.separates:
         raise UserError(
@@ -77,11 +77,11 @@ def prepare(
 
 
 def prepare_domain(domain: str, split: str, tokenizer: Tokenizer, directory: Path) -> None:
-    """Tokenizes one split of one domain into a store at `directory`, which appears complete."""
+    """Tokenize one split of one domain into a store at `directory`, atomically."""
     from tqdm import tqdm
 
     with made_once(directory, TokenStore.is_complete) as partial:
-        if partial is None:  # another process made it while this one waited
+        if partial is None:  # another process created it while this one waited
             return
         began = time.monotonic()
         reading = _Reading(domain, split)
@@ -117,12 +117,12 @@ def prepare_domain(domain: str, split: str, tokenizer: Tokenizer, directory: Pat
 
 
 class _Reading:
-    """Documents in batches of text, with a count of what is left out.
+    """Document texts in batches, with counts of the omitted ones.
 
     Attributes:
       empty: documents without text so far.
-      bad: lines that could not be read so far.
-      first_bad: the first of them, with file and line number.
+      bad: unreadable lines so far.
+      first_bad: error of the first of them, with file and line number.
     """
 
     def __init__(self, domain: str, split: str) -> None:
@@ -132,7 +132,7 @@ class _Reading:
         self.first_bad = ""
 
     def batches(self) -> Iterator[list[str]]:
-        """Lists of texts of about BATCH_CHARS characters in all."""
+        """Lists of texts of about BATCH_CHARS characters in total."""
         batch: list[str] = []
         size = 0
         for document in corpora.documents(self._domain, self._split, self._on_error):
@@ -157,7 +157,7 @@ class _Reading:
 
 
 def _encoded(batches: Iterator[list[str]], tokenizer: Tokenizer) -> Iterator[Tokens]:
-    """Tokenizes each batch while the next one is read."""
+    """Tokenize each batch while the next one is read."""
     with ThreadPoolExecutor(1) as thread:
         pending: Future[Tokens] | None = None
         for batch in batches:
@@ -188,7 +188,7 @@ def _disk_errors(cache: str) -> Iterator[None]:
 
 
 def summary(domains: tuple[PreparedDomain, ...]) -> str:
-    """A table of what the domains hold."""
+    """A table of the documents, tokens and bytes of each domain."""
     lines = [
         f"{'domain':<16} {'share':>6} {'documents':>10} {'tokens':>14} {'MB':>9} {'B/token':>8}"
     ]

@@ -1,8 +1,8 @@
-"""Documents out of files: .jsonl, .json and .txt, plain or compressed with .gz or .zst.
+"""Documents from files: .jsonl, .json and .txt, plain or compressed with .gz or .zst.
 
-JSON has an object per line, or is one array of objects; `text` is the document, `id` is optional.
-A text file is cut at line ends into documents of about a megabyte, so that joining them gives the
-file back. A line that cannot be read is handed to `on_error` as `file:line: reason` and left out.
+JSON has an object per line, or is one array of objects; `text` is the document, `id` is optional. A
+text file is split at line ends into documents of about a megabyte, whose concatenation is the file.
+Unreadable lines are reported to `on_error` as `file:line: reason` and left out.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ OnError = Callable[[str], None]
 
 
 def raise_on_error(message: str) -> None:
-    """The default `on_error`: the first bad line is the user's error."""
+    """The default `on_error`: raise UserError at the first unreadable line."""
     raise UserError(message)
 
 
 def file_format(path: epath.PathLike) -> str | None:
-    """`.jsonl`, `.json` or `.txt`, from under a compression suffix; None for anything else."""
+    """`.jsonl`, `.json` or `.txt`, before any compression suffix; None for other formats."""
     name = epath.Path(path).name
     for suffix in COMPRESSIONS:
         name = name.removesuffix(suffix)
@@ -72,7 +72,7 @@ def _open(path: epath.Path) -> Iterator[Any]:
         elif path.suffix == ".zst":
             import pyarrow
 
-            # zstandard's own reader takes a truncated file for a complete one; Arrow's does not.
+            # zstandard's own reader accepts truncated files; Arrow's raises.
             with pyarrow.CompressedInputStream(pyarrow.PythonFile(raw, "r"), "zstd") as stream:
                 yield io.BufferedReader(stream, 1 << 20)
         else:

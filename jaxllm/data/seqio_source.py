@@ -10,7 +10,7 @@ import tensorflow as tf
 from jaxllm.data.sources import SPLITS, Corpus
 from jaxllm.errors import UserError
 
-# The vocabulary belongs to the run: at this level the feature is a string that passes through.
+# The vocabulary belongs to the run: here the feature is an untokenized string.
 TEXT = {
     "text": seqio.Feature(
         seqio.PassThroughVocabulary(size=0), add_eos=False, dtype=tf.string, rank=0
@@ -19,7 +19,7 @@ TEXT = {
 
 
 class CorpusSource(seqio.DataSource):
-    """A SeqIO source over documents that Python reads."""
+    """A SeqIO source over a `Corpus`, which is read in Python."""
 
     def __init__(self, corpus: Corpus) -> None:
         self.corpus = corpus
@@ -27,11 +27,11 @@ class CorpusSource(seqio.DataSource):
 
     @property
     def supports_arbitrary_sharding(self) -> bool:
-        """SeqIO: there is one shard."""
+        """False: a corpus has one shard."""
         return False
 
     def list_shards(self, split: str) -> Sequence[str]:
-        """SeqIO: there is one shard."""
+        """The single shard of a split."""
         return [split]
 
     def get_dataset(
@@ -42,7 +42,7 @@ class CorpusSource(seqio.DataSource):
         shard_info: seqio.ShardInfo | None = None,
         **unused: object,
     ) -> tf.data.Dataset:
-        """SeqIO: the documents in their order; sequences are shuffled when they are read."""
+        """The documents in order; the loader shuffles sequences, not documents."""
         if shard_info and shard_info.num_shards > 1:
             raise ValueError("a corpus has one shard")
 
@@ -55,10 +55,10 @@ class CorpusSource(seqio.DataSource):
 
 
 class NamedTfdsSource(seqio.TfdsDataSource):
-    """A TFDS data set, one of whose features is the text.
+    """A TFDS data set with one feature as its text.
 
     Attributes:
-      feature: the name of that feature.
+      feature: name of the text feature.
     """
 
     def __init__(self, domain: str, data_set: str | Mapping[str, str], data_dir: str | None):
@@ -76,7 +76,7 @@ class NamedTfdsSource(seqio.TfdsDataSource):
 
 
 def register(mixture: str, corpora: Mapping[str, Corpus], rates: Mapping[str, float]) -> None:
-    """Registers a task per corpus, and a mixture of those whose rate is not 0."""
+    """Register a task per corpus, and the mixture of those with a rate above 0."""
     for name, corpus in corpora.items():
         _replace_task(name, CorpusSource(corpus), [])
     _replace_mixture(mixture, rates)
@@ -87,7 +87,7 @@ def register_tfds(
     data_sets: Mapping[str, str | Mapping[str, str]],
     data_dir: str | None,
 ) -> None:
-    """Registers TFDS data sets under the names of their domains, and their even mixture."""
+    """Register TFDS data sets under their domains' names, and their mixture with equal rates."""
     for name, data_set in data_sets.items():
         source = NamedTfdsSource(name, data_set, data_dir)
         rename = seqio.map_over_dataset(lambda row, key=source.feature: {"text": row[key]})
@@ -96,7 +96,7 @@ def register_tfds(
 
 
 def fingerprint_of(source: seqio.DataSource, split: str) -> str:
-    """Changes when a corpus does; of other sources, the settings without addresses of objects."""
+    """A string that changes with a corpus; for other sources, their plain-valued settings."""
     if isinstance(source, CorpusSource):
         return source.corpus.fingerprint(split)
     if isinstance(source, seqio.TfdsDataSource):

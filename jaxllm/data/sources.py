@@ -1,4 +1,4 @@
-"""Corpora as Python reads them: documents by split, and a fingerprint that changes when they do."""
+"""Corpora that are read in Python: documents by split, and a fingerprint that changes with them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from etils import epath
 from jaxllm.data.readers import OnError, file_format, raise_on_error, read_documents
 from jaxllm.errors import UserError
 
-# The splits that corpora have, and how the names of their files begin.
+# Splits of corpora, and the prefixes of their file names.
 SPLITS = {"train": ("train",), "validation": ("valid", "dev"), "test": ("test",)}
 
 
 class Corpus(Protocol):
-    """Documents that Python reads; `jaxllm.data.seqio_source` makes a SeqIO source of it."""
+    """Documents that are read in Python; `seqio_source.CorpusSource` is their SeqIO source."""
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -26,7 +26,7 @@ class Corpus(Protocol):
         """The documents of a split in order, as dicts with `text` and `id`."""
 
     def fingerprint(self, split: str) -> str:
-        """Changes when the documents do."""
+        """A string that changes with the documents."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +42,7 @@ class FileCorpus:
         return tuple(self.files)
 
     def documents(self, split: str, on_error: OnError = raise_on_error) -> Iterator[dict[str, Any]]:
-        """The documents of the files, file by file in the order of their names."""
+        """The documents of the files, in the order of the file names."""
         for file in self.files[split]:
             yield from read_documents(file, on_error)
 
@@ -55,7 +55,7 @@ class FileCorpus:
         return repr(stats)
 
     def size(self, split: str) -> int:
-        """Bytes of the files as they lie there."""
+        """Total size of the files in bytes, as stored."""
         return sum(epath.Path(file).stat().length for file in self.files.get(split, ()))
 
 
@@ -63,7 +63,7 @@ def directory_corpora(directory: epath.PathLike) -> dict[str, FileCorpus]:
     """The domains of a corpus directory: `<domain>/[<source>/]<split>*.<suffix>`.
 
     Raises:
-      UserError: there is no such directory, or nothing to train on in it.
+      UserError: there is no such directory, or no training file in it.
     """
     root = epath.Path(directory)
     if not root.is_dir():

@@ -1,13 +1,13 @@
-"""A prepared corpus: one domain and split, tokenized, as ArrayRecord shards that any index reads.
+"""A prepared corpus: one domain and split, tokenized, in ArrayRecord shards with random access.
 
-    tokens-00000.arrayrecord …   blocks of 8192 token ids, uint16 or uint32, little-endian: the
-                                 documents one after the other, cut without regard to their ends
-    starts.bin                   uint64, where each document starts in them, and the total
+    tokens-00000.arrayrecord …   the concatenated documents in blocks of 8192 token ids, uint16 or
+                                 uint32, little-endian; blocks ignore document boundaries
+    starts.bin                   uint64, offset of each document in the tokens, and the total
     meta.json                    counts, shard sizes, a digest of the tokens; written last
 
-Any stretch of n tokens costs n / 8192 + 2 block reads at most, whether it lies in a novel or spans
-a hundred tweets. Opening maps `starts.bin` and reads the shards' footers; it is not read through.
-A store is written under another name and renamed when it is complete.
+Reading n tokens takes at most n / 8192 + 2 block reads, whether they lie in a novel or span a
+hundred tweets. Opening maps `starts.bin` and reads only the shards' footers. A store is written
+under a temporary name and renamed when complete.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ FORMAT_VERSION = 3
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
-    """What a prepared corpus holds, and what was left out of it.
+    """The size of a prepared corpus, with counts of omissions.
 
     Attributes:
-      documents: documents in it.
-      tokens: their tokens, BOS and EOS included.
-      text_bytes: their UTF-8 bytes.
+      documents: number of documents.
+      tokens: number of tokens, BOS and EOS included.
+      text_bytes: UTF-8 bytes of the texts.
       empty: documents without text, left out.
-      bad: lines that could not be read, left out.
+      bad: unreadable lines, left out.
       max_id: the largest token id.
-      vocab_size: ids of the vocabulary are below this.
+      vocab_size: size of the vocabulary; all ids are below it.
     """
 
     documents: int
@@ -52,7 +52,7 @@ class Counts:
 
 
 class TokenWriter:
-    """Writes documents into a store at `directory`, which must exist and be empty."""
+    """The writer of a store at `directory`, which must exist and be empty."""
 
     def __init__(self, directory: Path, dtype: np.dtype) -> None:
         self._directory = directory
@@ -62,7 +62,7 @@ class TokenWriter:
         self._writer = None
         self._shards: list[str] = []
         self._blocks = 0
-        # Of all tokens and of all lengths, so that it does not depend on how they were batched.
+        # Digests of all tokens and of all lengths, independent of how they were batched.
         self._ids_digest = hashlib.blake2b(digest_size=16)
         self._lengths_digest = hashlib.blake2b(digest_size=16)
         self.tokens = 0
@@ -70,7 +70,7 @@ class TokenWriter:
         self.max_id = -1
 
     def add(self, ids: np.ndarray, lengths: np.ndarray) -> None:
-        """Appends documents of `lengths` tokens that lie one after the other in `ids`."""
+        """Append documents of `lengths` tokens, concatenated in `ids`."""
         if not len(ids):
             return
         ends = self.tokens + np.cumsum(lengths)
@@ -87,7 +87,7 @@ class TokenWriter:
         self._rest = self._rest[full:].copy()
 
     def finish(self, **meta: object) -> None:
-        """Writes what is left, the end of the index, and `meta.json` with `meta` in it."""
+        """Write the last block, the end of the index, and `meta.json` with `meta` in it."""
         if len(self._rest):
             self._write(self._rest)
         self.close()
@@ -107,7 +107,7 @@ class TokenWriter:
         (self._directory / "meta.json").write_text(json.dumps(described, indent=1) + "\n")
 
     def close(self) -> None:
-        """Closes the files; the store is unfinished unless `finish` was called."""
+        """Close the files; the store is incomplete unless `finish` was called."""
         self._starts.close()
         self._close_shard()
 
@@ -129,12 +129,12 @@ class TokenWriter:
         if self._writer is not None:
             writer, self._writer = self._writer, None
             with _disk_errors():
-                writer.close()  # writes what is left, and here is where a full disk is noticed
+                writer.close()  # flushes, so that a full disk raises here
 
 
 @contextlib.contextmanager
 def _disk_errors() -> Iterator[None]:
-    """ArrayRecord's errors are RuntimeErrors; these are the disk's."""
+    """Convert ArrayRecord's RuntimeErrors, which are disk errors here, to OSErrors."""
     try:
         yield
     except RuntimeError as error:
@@ -146,8 +146,8 @@ class TokenStore:
 
     Attributes:
       meta: the contents of meta.json.
-      counts: what it holds.
-      starts: uint64 [documents + 1], a memory map.
+      counts: size of the corpus.
+      starts: uint64 [documents + 1], document offsets and the total; memory-mapped.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -161,7 +161,7 @@ class TokenStore:
 
     @staticmethod
     def is_complete(directory: Path) -> bool:
-        """Whether a store of this format lies there complete: every file present with its size."""
+        """Whether `directory` holds a complete store of this format: every file, with its size."""
         try:
             meta = json.loads((directory / "meta.json").read_text())
             sizes = {directory / name: size for name, size in meta["shards"].items()}
@@ -188,13 +188,13 @@ class TokenStore:
         return ids[start - first * BLOCK : stop - first * BLOCK].astype(np.int32)
 
     def _reader(self, shard: int) -> Any:
-        """The reader of a shard, opened when first asked for; its reads are thread-safe."""
+        """The reader of a shard, opened on first use; its reads are thread-safe."""
         from array_record.python.array_record_module import ArrayRecordReader
 
         with self._lock:
             if shard not in self._readers:
                 path = self.directory / list(self.meta["shards"])[shard]
-                # Read what is asked for, in the calling thread: Grain's threads are enough.
+                # No read-ahead and no further threads: Grain's threads are enough.
                 options = "readahead_buffer_size:0,max_parallelism:0"
                 self._readers[shard] = ArrayRecordReader(str(path), options)
             return self._readers[shard]

@@ -1,7 +1,7 @@
-"""Tokenizers: text to token ids and back, by published files or by bytes.
+"""Tokenizers: text to token ids and back, from published files or by bytes.
 
-Text is text: what looks like a special token in it is spelt out, as SentencePiece does and
-`tokenizers` does not by itself. Both libraries encode a batch with threads of their own.
+Special tokens that occur in a text are encoded as plain text, as SentencePiece does and
+`tokenizers` does not by default. Both libraries encode a batch in their own threads.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from jaxllm.data.config import DataConfig
 from jaxllm.errors import UserError
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
-# What a tokenizer.json calls its document separators where nothing beside it says so.
+# Usual document separators, for a tokenizer.json without further files.
 USUAL_NAMES = {
     "bos_token": ("<s>", "<bos>", "<|begin_of_text|>", "<|startoftext|>", "[BOS]"),
     "eos_token": ("</s>", "<eos>", "<|end_of_text|>", "<|endoftext|>", "[EOS]"),
 }
 BYTE_OFFSET, BYTE_EOS, BYTE_UNK, BYTE_BOS = 3, 1, 2, 259  # padding is 0: ByT5's ids, and a BOS
-# What conversions of tokenizers are known to get wrong: spaces, case and form of characters, bytes.
+# Texts that converted tokenizers often get wrong: spaces, case, Unicode forms, bytes.
 AGREEMENT_SAMPLES = (
     "The quick brown fox, 1234.56 times.", " leading space", "trailing space ", "two  spaces",
     "a" + 5 * " " + "b" + 17 * " " + "c", "line\nline\n\n\nend\n", "\n", "\ttab\t\ttabs", "\r\n",
@@ -43,9 +43,9 @@ class Tokens:
     """A batch of tokenized documents.
 
     Attributes:
-      ids: uint16 or uint32, the documents' tokens one after the other.
-      lengths: int64 [documents], tokens of each.
-      text_bytes: UTF-8 bytes of all the texts.
+      ids: uint16 or uint32 [tokens], the concatenated documents.
+      lengths: int64 [documents], tokens per document.
+      text_bytes: UTF-8 bytes of all texts.
     """
 
     ids: np.ndarray
@@ -58,12 +58,12 @@ class Tokenizer:
 
     Attributes:
       kind: `sentencepiece` (tokenizer.model), `huggingface` (tokenizer.json) or `bytes`.
-      model: the content of that file.
-      config: tokenizer_config.json with every special token filled in; "" where a SentencePiece
-        model speaks for itself.
-      size: ids are below this.
-      bos, eos, unk, pad: ids, None if there is none. `bos` is what a document begins with.
-      dtype: the smallest unsigned integer that holds the ids.
+      model: content of that file.
+      config: tokenizer_config.json with every special token filled in; "" if a SentencePiece model
+        suffices.
+      size: size of the vocabulary; all ids are below it.
+      bos, eos, unk, pad: ids, None if there is none; `bos` is None if documents begin without one.
+      dtype: smallest of uint16 and uint32 that holds the ids.
     """
 
     def __init__(self, kind: str, model: bytes = b"", config: str = "") -> None:
@@ -84,7 +84,7 @@ class Tokenizer:
 
     @property
     def name(self) -> str:
-        """The file that holds `model`."""
+        """File name of `model`."""
         return "tokenizer.json" if self.kind == "huggingface" else "tokenizer.model"
 
     @property
@@ -95,7 +95,7 @@ class Tokenizer:
 
     @property
     def identity(self) -> str:
-        """A hash of what decides the ids of a document."""
+        """A hash of everything that determines the ids of a document."""
         if self.kind == "bytes":
             return "bytes"
         return hashlib.sha256(self.model + self.config.encode()).hexdigest()
@@ -110,22 +110,22 @@ class Tokenizer:
         return self._codec.encode(texts)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of `ids`; special tokens leave nothing."""
+        """The text of `ids`, without special tokens."""
         return self._codec.decode(ids)
 
     def token_id(self, token: str) -> int | None:
-        """The id of a token, None if there is no such token."""
+        """The id of a token; None if there is no such token."""
         return self._codec.token_id(token)
 
     def token(self, id: int) -> str | None:
-        """The token of an id."""
+        """The token of an id; None if there is no such id."""
         return self._codec.token(id)
 
     def encode_documents(self, texts: Sequence[str]) -> Tokens:
-        """Each text as BOS, its tokens, EOS.
+        """Encode each text as BOS, its tokens, EOS.
 
         A tokenizer without a BOS, or with one token for both (GPT-2, GPT-NeoX, OPT), ends documents
-        with EOS only, as those models were trained: it stands before the next document as well.
+        with EOS only, as those models were trained: it then also precedes the next document.
         """
         begin, end = (
             np.array([] if id is None else [id], self.dtype)
@@ -144,17 +144,17 @@ class Tokenizer:
 def read(
     path: epath.PathLike, bos_token: str | None = None, eos_token: str | None = None
 ) -> Tokenizer:
-    """Reads the tokenizer in a Hugging Face directory, or one of its files by path.
+    """Read the tokenizer in a Hugging Face directory, or one of its files by path.
 
-    A directory's SentencePiece model is what its network was trained with; a tokenizer.json beside
-    it has been converted from it, and must give the same ids. Without either, vocab.json and
-    merges.txt are GPT-2's byte-level BPE (OPT).
+    A directory's SentencePiece model is the original tokenizer; a tokenizer.json beside it is a
+    conversion and must give the same ids. Without either, vocab.json and merges.txt are GPT-2's
+    byte-level BPE (OPT).
 
     Args:
       bos_token, eos_token: in place of those that the files name.
 
     Raises:
-      UserError: there is none, it is damaged, the two files differ, or it lacks a token.
+      UserError: there is no tokenizer, it is damaged, the two files differ, or it lacks a token.
     """
     path = epath.Path(path)
     named = {"bos_token": bos_token, "eos_token": eos_token}
@@ -178,12 +178,12 @@ def read(
 
 
 def kind_of(path: epath.PathLike) -> str:
-    """The kind of a tokenizer's file: a .json is `tokenizers`', others are SentencePiece's."""
+    """The kind of a tokenizer file: `huggingface` for .json, `sentencepiece` for others."""
     return "huggingface" if epath.Path(path).suffix == ".json" else "sentencepiece"
 
 
 def with_saved_tokenizer(config: DataConfig, path: epath.Path | None) -> DataConfig:
-    """`config` with the tokenizer that its run has saved at `path`, if it has saved one."""
+    """`config` with the run's saved tokenizer at `path`; unchanged if `path` is None."""
     if path is None:
         return config
     vocabulary = dataclasses.replace(
@@ -195,14 +195,14 @@ def with_saved_tokenizer(config: DataConfig, path: epath.Path | None) -> DataCon
 def _load(kind: str, model: bytes, path: epath.Path, stated: Mapping[str, str]) -> Tokenizer:
     """A tokenizer with its special tokens.
 
-    They come from `stated`, then from the files beside `path`: tokenizer_config.json,
+    They come from `stated`, then the files beside `path`: tokenizer_config.json,
     special_tokens_map.json, the SentencePiece model itself, generation_config.json, config.json.
-    The last ones belong to the network, not the tokenizer, and early conversions of LLaMA have
-    them wrong. Where all are silent, a tokenizer.json may have a token of a usual name.
+    The last two belong to the network, not the tokenizer, and are wrong in early conversions of
+    LLaMA. Failing all, a tokenizer.json may have a token of a usual name.
     """
     try:
         plain = Tokenizer(kind, model)
-    except Exception as error:  # neither library has a type for it
+    except Exception as error:  # neither library has an exception type for it
         what = "a SentencePiece model" if kind == "sentencepiece" else "a tokenizer.json"
         raise UserError(f"{path}: not {what} ({error})") from error
     for name, token in stated.items():
@@ -228,7 +228,7 @@ def _special_token(
         token = value.get("content") if isinstance(value, dict) else value
         if token and tokenizer.token_id(token) is not None:
             return token
-        if name in source and value is None:  # stated to be none
+        if name in source and value is None:  # explicitly none
             return None
     own = getattr(tokenizer, name.removesuffix("_token"))
     if own is not None:
@@ -265,7 +265,7 @@ def _check_agreement(trained: Tokenizer, converted: Tokenizer, directory: epath.
 
 
 class _Codec(Protocol):
-    """Ids without special tokens, by one library; see `Tokenizer` for the methods."""
+    """Ids without special tokens, by one library; methods as in `Tokenizer`."""
 
     size: int
     special: Mapping[str, int | None]

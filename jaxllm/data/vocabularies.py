@@ -1,9 +1,9 @@
-"""The vocabulary of a run, as SeqIO knows it: one that is given or trained here, or bytes.
+"""The SeqIO vocabulary of a run: from files, trained on its corpora, or bytes.
 
-A trained model is lossless: no normalisation, no dummy prefix, every run of spaces kept, newline
-and tab as tokens, digits one by one (as LLaMA), and bytes for characters it does not know. Ids are
-SeqIO's (0 padding, 1 EOS, 2 unknown) and 3 for BOS. One character cannot be kept: SentencePiece
-writes spaces as U+2581, so that character itself comes back as a space.
+A trained model is lossless: no normalization, no dummy prefix, every run of spaces kept, newline
+and tab as tokens, digits split (as LLaMA), and byte fallback for unknown characters. Ids are
+SeqIO's (0 padding, 1 EOS, 2 unknown), and 3 for BOS. One exception: SentencePiece writes spaces as
+U+2581, so that character decodes to a space.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class ByteVocabulary(seqio.ByteVocabulary):
 
     @property
     def bos_id(self) -> int:
-        """Id of the beginning of a document."""
+        """Id of the BOS token."""
         return BYTE_BOS
 
     @property
@@ -45,10 +45,10 @@ class ByteVocabulary(seqio.ByteVocabulary):
 
 
 class TokenizerVocabulary(seqio.Vocabulary):
-    """A tokenizer with the special ids that its files name.
+    """A `Tokenizer` as a SeqIO vocabulary, with the special ids that its files name.
 
-    `bos_id` is what a document begins with: None where the files say that none is added. Special
-    tokens in a text are spelt out, and leave nothing when they are decoded.
+    `bos_id` is None if documents begin without a BOS. Special tokens in a text are encoded as plain
+    text; special ids are omitted in decoding.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -57,22 +57,22 @@ class TokenizerVocabulary(seqio.Vocabulary):
 
     @property
     def bos_id(self) -> int | None:
-        """Id of the beginning of a document."""
+        """Id of the BOS token, if documents begin with one."""
         return self.tokenizer.bos
 
     @property
     def eos_id(self) -> int | None:
-        """Id of its end."""
+        """Id of the EOS token, if any."""
         return self.tokenizer.eos
 
     @property
     def unk_id(self) -> int | None:
-        """Id of what the tokenizer cannot spell."""
+        """Id of the unknown token, if any."""
         return self.tokenizer.unk
 
     @property
     def pad_id(self) -> int:
-        """The tokenizer's own padding, or SeqIO's 0."""
+        """The tokenizer's padding id, or SeqIO's 0."""
         return self.tokenizer.pad or seqio.PAD_ID
 
     @property
@@ -83,7 +83,7 @@ class TokenizerVocabulary(seqio.Vocabulary):
         return list(self.tokenizer.encode([s])[0])
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids` up to the first EOS; a BOS before it may be the same token."""
+        """The text of `ids` up to the first EOS after a BOS, which may be the same token."""
         ids = list(ids)
         return super().decode(ids[1:] if ids and ids[0] == self.bos_id else ids)
 
@@ -112,7 +112,7 @@ class TokenizerVocabulary(seqio.Vocabulary):
 
 
 def vocabulary_of(tokenizer: Tokenizer) -> seqio.Vocabulary:
-    """A tokenizer as SeqIO's vocabulary."""
+    """The SeqIO vocabulary of a tokenizer."""
     return ByteVocabulary() if tokenizer.kind == "bytes" else TokenizerVocabulary(tokenizer)
 
 
@@ -131,10 +131,10 @@ def build_vocabulary(config: DataConfig, corpora: Corpora | None = None) -> seqi
 
 
 def load_tokenizer(config: DataConfig, corpora: Corpora | None = None) -> Tokenizer:
-    """The tokenizer of a run, trained once on its corpora if it has to be.
+    """The tokenizer of a run, trained once on its corpora if no path is set.
 
     Args:
-      corpora: the run's, resolved; None resolves them where they are needed.
+      corpora: the run's resolved corpora; None resolves them if needed.
 
     Raises:
       UserError: the model file is missing or damaged, or a corpus cannot be read.
@@ -160,9 +160,12 @@ def trained_model(config: DataConfig, corpora: Corpora) -> Path:
 
 
 def train_sentencepiece(size: int, domains: Sequence[str]) -> bytes:
-    """Trains a BPE model of `size` tokens on registered corpora. Same text, same model.
+    """Train a BPE model of `size` tokens on registered corpora, deterministically.
 
-    It reads 2 MB of text for each 1,024 tokens, 8 MB at most, an equal share of each domain.
+    The training text is 2 MB per 1,024 tokens, 8 MB at most, with an equal share of each domain.
+
+    Raises:
+      UserError: a corpus has no text, or SentencePiece cannot train on it.
     """
     import sentencepiece
 
@@ -199,6 +202,9 @@ def sample_text(domain: str, budget: int) -> list[str]:
     """About `budget` characters of a corpus, in chunks drawn evenly from its first 8 x `budget`.
 
     Reservoir sampling (Vitter, "Random Sampling with a Reservoir", 1985, algorithm R), seeded.
+
+    Raises:
+      UserError: the corpus has no text.
     """
     room = max(1, budget // CHUNK_CHARS)
     random = np.random.Generator(np.random.PCG64(derive_key("vocabulary", domain)))

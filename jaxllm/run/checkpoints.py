@@ -1,6 +1,6 @@
-"""Checkpoints saved while a run goes on.
+"""Saving the checkpoints of a run, in the background.
 
-A checkpoint's directory holds two items, so that the model can be read without the rest:
+A checkpoint's directory holds two items, so that the model can be read alone:
 
     checkpoints/<step>/model/      the parameters
     checkpoints/<step>/training/   the optimizer state and the step
@@ -28,21 +28,21 @@ from jaxllm.run.schedule import preserved
 
 
 class CheckpointWriter:
-    """Saves the checkpoints of one run in the background, and removes those that need not stay."""
+    """The writer of a run's checkpoints; saves in the background, deletes by retention policy."""
 
     def __init__(self, layout: Layout, config: CheckpointConfig, proven: bool) -> None:
-        """Opens the directory of checkpoints, which need not exist; removes uncommitted ones.
+        """Open the checkpoint directory, which need not exist, and remove uncommitted checkpoints.
 
         Args:
-          layout: of the run.
-          config: which checkpoints stay.
+          layout: the run's paths.
+          config: which checkpoints are kept.
           proven: whether a checkpoint of this run is known to be readable.
         """
         self._layout, self._manifest = layout, JsonLines(layout.manifest)
         self._proven = proven
         preempted = {e.step for e in manifest.entries(self._manifest) if e.kind == "preempted"}
         self._retention = RetentionPolicy(config, preempted)
-        # Orbax logs its progress and every failure; what matters comes back as exceptions.
+        # Orbax logs its progress and every failure; those that matter are raised as well.
         logging.getLogger("absl").addFilter(_not_from_orbax)
         self._manager = _Manager(
             self._layout.checkpoints,
@@ -60,21 +60,21 @@ class CheckpointWriter:
         training: Any,
         custom_metadata: Mapping[str, Any],
     ) -> None:
-        """Starts to save a checkpoint, and returns when the arrays may be overwritten.
+        """Start saving a checkpoint; returns once the arrays may be overwritten.
 
-        Waits first for a save that is still going on. The manifest line comes first: a directory
-        without a line is then never one of ours, and a line without a committed directory is a
-        save that a kill cut off (or a checkpoint that was removed).
+        Waits for the previous save first. The manifest line is written before the directory: a
+        directory without a line is never one of ours, and a line without a committed directory is
+        an interrupted save (or a removed checkpoint).
 
         Args:
           entry: the checkpoint's manifest line.
           params: the parameters.
           training: the step and the optimizer state.
-          custom_metadata: small JSON that comes back with the checkpoint.
+          custom_metadata: small JSON, saved with the checkpoint.
 
         Raises:
-          UserError: this save, or the one before it, failed: the disk is full, for instance; or
-            the run's first checkpoint cannot be read back.
+          UserError: this save or the previous one failed, on a full disk for instance; or the run's
+            first checkpoint cannot be read back.
         """
         if entry.kind == "preempted":
             self._retention.preempted.add(entry.step)
@@ -97,7 +97,7 @@ class CheckpointWriter:
             self._proven = True
 
     def wait(self) -> None:
-        """Waits until the save that is going on is committed.
+        """Wait until the current save is committed.
 
         Raises:
           UserError: it failed.
@@ -106,7 +106,7 @@ class CheckpointWriter:
             self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits for the last save and frees Orbax's threads."""
+        """Wait for the last save and free Orbax's threads."""
         with self._disk_errors():
             try:
                 self._manager.wait_until_finished()
@@ -115,7 +115,7 @@ class CheckpointWriter:
 
     @contextlib.contextmanager
     def _disk_errors(self) -> Iterator[None]:
-        """Turns what a failed write raises into one line."""
+        """Convert disk errors to a one-line UserError."""
         try:
             yield
         except UserError:
@@ -134,26 +134,26 @@ class CheckpointWriter:
 
 
 class _Manager(ocp.CheckpointManager):
-    """Orbax's manager, which leaves preemption to `jaxllm.training.preemption`.
+    """Orbax's manager, with preemption left to `jaxllm.training.preemption`.
 
-    JAX's preemption service has one counter: Orbax would ask it with the step where ours counts
-    calls, and a SIGTERM in between could be missed.
+    JAX's preemption service has one counter: Orbax counts it in steps, ours in calls, and using
+    both could miss a SIGTERM.
     """
 
     def reached_preemption(self, step: int) -> bool:
-        """Not for this manager to know."""
+        """False: `jaxllm.training.preemption` handles it."""
         return False
 
 
 @dataclasses.dataclass
 class RetentionPolicy(ocp.checkpoint_managers.PreservationPolicy):
-    """Which checkpoints stay, as Orbax asks for it (`jaxllm.run.schedule.preserved`)."""
+    """`jaxllm.run.schedule.preserved` as Orbax's preservation policy."""
 
     config: CheckpointConfig
     preempted: set[int]
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
-        """Whether each of `checkpoints`, oldest first, stays."""
+        """Whether to keep each of `checkpoints`, oldest first."""
         return preserved(self.config, [info.step for info in checkpoints], self.preempted)
 
 

@@ -11,19 +11,19 @@ from jaxllm.errors import UserError
 @configurable
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    """The cadence of a run's checkpoints: dense while capabilities emerge fast, then regular.
+    """The checkpoint schedule of a run: dense while capabilities emerge fast, then regular.
 
-    The defaults with `every_steps=1000` are Pythia's: 0, 1, 2, 4, …, 512, 1000, 2000, …
-    (Biderman et al. 2023, arXiv 2304.01373, §2.1).
+    The defaults with `every_steps=1000` are Pythia's: 0, 1, 2, 4, …, 512, 1000, 2000, … (Biderman
+    et al. 2023, arXiv 2304.01373, §2.1).
 
     Attributes:
-      early: the first of the early checkpoints, which double up to the first regular one: 0, early,
-        2·early, …; or a tuple of all early steps; None for none of them, not even step 0.
-      every_steps: a checkpoint at every multiple of this many steps.
-      every_tokens: the same in tokens: the first step at or beyond each multiple. Set at most
-        one of the two; with neither only the early ones and the last step are saved.
-      keep_last: only so many of the newest stay, and the milestones; None: all stay.
-      milestone_steps: with keep_last, multiples of this step stay for ever.
+      early: first early checkpoint; the steps double up to the first regular one: 0, early,
+        2·early, …. A tuple lists all early steps; None means none, not even step 0.
+      every_steps: steps between regular checkpoints.
+      every_tokens: the same in tokens: the first step at or beyond each multiple. Set at most one
+        of the two; with neither, only the early checkpoints and the last step are saved.
+      keep_last: number of newest checkpoints to keep, besides the milestones; None keeps all.
+      milestone_steps: with keep_last, checkpoints at multiples of this step are kept forever.
     """
 
     early: int | tuple[int, ...] | None = 1

@@ -1,11 +1,11 @@
-"""What a run saves of its data, so that it resumes and is scored as it began, wherever it is.
+"""The data identity of a run: it resumes and is scored with the data that it began with.
 
-    MODEL_DIR/tokenizer.model or tokenizer.json      its vocabulary
-    MODEL_DIR/tokenizer_config.json                  the special tokens, where others trained it
-    MODEL_DIR/data.json                              a fingerprint of its training sequences
+    MODEL_DIR/tokenizer.model or tokenizer.json      the vocabulary
+    MODEL_DIR/tokenizer_config.json                  its special tokens, for published tokenizers
+    MODEL_DIR/data.json                              a fingerprint of the training sequences
 
-Corpora can change under a run (the embedded ones do with the Python version): going on with other
-sequences would look like a resumed run and be none. A run's vocabulary never changes.
+Corpora can change under a run (the embedded ones do with the Python version), and training on other
+sequences would pass for a resumed run. A run's vocabulary never changes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from jaxllm.run.layout import TOKENIZERS, Layout
 
 
 def verify(model_dir: str, fingerprint: str) -> None:
-    """Compares the sequences of a data source with those that the run began with.
+    """Compare the sequences of a data source with those that the run began with.
 
     Raises:
       UserError: they differ, or the saved fingerprint cannot be read.
@@ -45,7 +45,7 @@ def verify(model_dir: str, fingerprint: str) -> None:
 
 
 def save(model_dir: str, fingerprint: str, tokenizer_files: Mapping[str, bytes]) -> None:
-    """Writes what the run has not saved yet; each file appears complete or not at all.
+    """Write what the run has not saved yet, each file atomically.
 
     Args:
       tokenizer_files: name -> content, the one of `TOKENIZERS` last; empty for bytes.
@@ -59,6 +59,6 @@ def save(model_dir: str, fingerprint: str, tokenizer_files: Mapping[str, bytes])
 
 
 def saved_tokenizer(model_dir: str) -> epath.Path | None:
-    """The file of the run's tokenizer; None before a run is saved, and for bytes."""
+    """The file of the run's tokenizer; None before it is saved, and for bytes."""
     paths = (Layout(model_dir).tokenizer_file(name) for name in TOKENIZERS)
     return next((path for path in paths if path.exists()), None)

@@ -1,4 +1,4 @@
-"""The run directory: where each thing of a run lies, whether on a disk or at `gs://bucket/path`.
+"""The layout of a run directory, on a disk or at `gs://bucket/path`.
 
 No other module joins a path below MODEL_DIR.
 """
@@ -26,11 +26,11 @@ class Layout:
       metrics: a line per logged step.
       restarts: a line per start after the first.
       alarms: a line per alarm (`jaxllm.report.alarms`).
-      data: identifies the sequences that the run trains on.
-      checkpoints: a directory per step, Orbax's.
+      data: the fingerprint of the training sequences.
+      checkpoints: Orbax's directory per step.
       damaged: checkpoints that could not be read.
       trajectory: a directory per step with the records of each task.
-      abandoned: records of steps that were done again.
+      abandoned: records of steps that were trained again.
       tensorboard: event files and profiles.
       report: the directory of the HTML report, index.html.
     """
@@ -43,7 +43,7 @@ class Layout:
         self.restarts = root / "restarts.jsonl"
         self.alarms = root / "alarms.jsonl"
         self.data = root / "data.json"
-        # Orbax refuses relative paths.
+        # Orbax needs absolute paths.
         absolute = root if is_remote(root) else epath.Path(os.path.abspath(root))
         self.checkpoints = absolute / "checkpoints"
         self.damaged = absolute / "damaged_checkpoints"
@@ -53,14 +53,14 @@ class Layout:
         self.report = root / "report"
 
     def config_until(self, step: int) -> epath.Path:
-        """The config of the starts before the one at `step` that changed it."""
+        """The config in force before the start at `step` that changed it."""
         return self.root / f"config_until_{step}.gin"
 
     def check_name(self) -> None:
-        """Refuses a path that Orbax would take for a pattern, and then not find its files.
+        """Reject a path that Orbax would treat as a glob pattern.
 
         Raises:
-          UserError: the absolute path holds one of `[ ] * ?`.
+          UserError: the absolute path contains one of `[ ] * ?`.
         """
         path = str(self.checkpoints.parent)
         for character in "[]*?":
@@ -71,9 +71,9 @@ class Layout:
                 )
 
     def checkpoint(self, step: int) -> epath.Path:
-        """The directory of a checkpoint, which holds the items MODEL and TRAINING."""
+        """The directory of a checkpoint, with the items MODEL and TRAINING."""
         return self.checkpoints / str(step)
 
     def tokenizer_file(self, name: str) -> epath.Path:
-        """One of the saved tokenizer's files."""
+        """The path of a saved tokenizer file."""
         return self.root / name

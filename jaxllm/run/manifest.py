@@ -17,7 +17,7 @@ from jaxllm.io import JsonLines
 
 @dataclasses.dataclass(frozen=True)
 class ManifestEntry:
-    """What is known of one checkpoint without opening it.
+    """The metadata of one checkpoint, readable without opening it.
 
     Attributes:
       step: updates done.
@@ -25,12 +25,12 @@ class ManifestEntry:
       flops: training FLOPs so far, 6 · parameters · tokens.
       learning_rate: of the last update; None at step 0.
       loss: mean over the tokens of the last update; None at step 0.
-      data_position: global index of the next sequence: where the input goes on.
-      dtype: of the saved parameters.
-      wall_time: when the save began, in Unix seconds.
-      wall_seconds: time that the run's processes have spent on it until then, restarts included.
-      code_version: version of jaxllm, with the commit where it is a git checkout.
-      restarts: how often the run had been restarted.
+      data_position: global index of the next sequence.
+      dtype: dtype of the saved parameters.
+      wall_time: start of the save, in Unix seconds.
+      wall_seconds: time spent by all processes of the run until then.
+      code_version: version of jaxllm, with the commit in a git checkout.
+      restarts: number of restarts before the save.
       kind: 'scheduled', 'final', or 'preempted' (saved to resume from; not scored).
     """
 
@@ -49,7 +49,7 @@ class ManifestEntry:
 
 
 def entries(lines: JsonLines) -> list[ManifestEntry]:
-    """The checkpoints in a manifest by step; a step's last line counts.
+    """The checkpoints of a manifest by step; of repeated steps, the last line counts.
 
     Raises:
       UserError: an older version of jaxllm wrote it.
@@ -69,10 +69,10 @@ def entries(lines: JsonLines) -> list[ManifestEntry]:
 def select(
     saved: Sequence[ManifestEntry], steps: str | None, model_dir: epath.PathLike
 ) -> list[ManifestEntry]:
-    """The checkpoints of `steps`, as '100,200'; None: all but those that a preemption saved.
+    """The checkpoints of `steps`, such as '100,200'; None selects all but preempted ones.
 
     Raises:
-      UserError: there are none, or a step has no checkpoint.
+      UserError: there are none, `steps` is malformed, or a step has no checkpoint.
     """
     if steps is None:
         chosen = [entry for entry in saved if entry.kind != "preempted"]

@@ -14,12 +14,12 @@ OK = "ok"
 
 @dataclasses.dataclass(frozen=True)
 class RunInfo:
-    """What every record of a run has in common.
+    """The fields that all records of a run share.
 
     Attributes:
-      run: The run's name; runs compared in one report need different names.
-      family: Runs of one family differ only in size (a suite).
-      params: Number of parameters.
+      run: name of the run; runs compared in one report need different names.
+      family: suite of the run; runs of one family differ only in size.
+      params: number of parameters.
     """
 
     run: str
@@ -32,24 +32,24 @@ class Record:
     """One tidy row of the trajectory table.
 
     Attributes:
-      run: Name of the run.
-      family: Name of its suite.
-      params: Number of parameters of the model.
-      step: Training step of the checkpoint.
-      tokens: Training tokens seen so far.
-      flops: Training FLOPs spent so far.
-      task: Name of the SeqIO task.
-      domain: What the task is about: reading, math, code, …
-      shots: Number of worked examples in the prompt.
-      metric: Name of the metric; `primary` marks the one that stands for the task.
-      value: Value of the metric; NaN when the task failed or has no such value.
-      stderr: Standard error of `value` over the examples; NaN when unknown.
-      n: Number of examples.
-      chance: Value of a guess; NaN where there is none (perplexity).
-      task_version: Records of different versions of a task are not comparable.
-      seconds: Wall time of scoring the task at this checkpoint.
-      primary: Whether this is the task's main metric, the one that is charted.
-      status: "ok", or one line that says why the task gave no value.
+      run: name of the run.
+      family: name of its suite.
+      params: number of parameters of the model.
+      step: training step of the checkpoint.
+      tokens: training tokens seen so far.
+      flops: training FLOPs spent so far.
+      task: name of the SeqIO task.
+      domain: domain of the task: reading, math, code, ….
+      shots: number of few-shot examples in the prompt.
+      metric: name of the metric; `primary` marks the task's main one.
+      value: value of the metric; NaN when the task failed or has no such value.
+      stderr: standard error of `value` over the examples; NaN when unknown.
+      n: number of examples.
+      chance: chance level; NaN where there is none (perplexity).
+      task_version: version of the task; records of different versions are not comparable.
+      seconds: wall time of scoring the task at this checkpoint.
+      primary: whether this is the task's main metric, the one that is charted.
+      status: "ok", or one line with the reason why there is no value.
     """
 
     run: str
@@ -80,11 +80,11 @@ class Results:
     """Records of runs from elsewhere, as importers read them.
 
     Attributes:
-      name: What was opened.
-      records: The trajectory table, the columns of `Record`. Where a source does not state a
-        number of an integer column it is missing, and the column is floating point.
-      metrics: A row per logged step (loss, grad_norm, …) with the column `run`; may be empty.
-      problems: A line for everything that was unreadable, missing, repeated or guessed.
+      name: name of the source.
+      records: the trajectory table, with the columns of `Record`. Numbers that a source does not
+        state are missing, and their integer columns are floating point.
+      metrics: a row per logged step (loss, grad_norm, …) with the column `run`; may be empty.
+      problems: a line per unreadable, missing, repeated or guessed item.
     """
 
     name: str

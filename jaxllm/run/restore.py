@@ -1,4 +1,4 @@
-"""Checkpoints read back: strictly, onto any mesh, and around damage.
+"""Restoring checkpoints: with strict shapes, onto any mesh, skipping damaged ones.
 
 A checkpoint is valid when Orbax has committed its directory, the manifest lists it, and it can be
 read.
@@ -23,13 +23,13 @@ from jaxllm.run.manifest import ManifestEntry
 
 @dataclasses.dataclass(frozen=True)
 class RestoredCheckpoint:
-    """A checkpoint brought back.
+    """A restored checkpoint.
 
     Attributes:
       entry: its manifest line.
       params: the parameters.
       training: the step and the optimizer state.
-      custom_metadata: small JSON that was saved with it.
+      custom_metadata: small JSON, saved with the checkpoint.
     """
 
     entry: ManifestEntry
@@ -44,15 +44,16 @@ def committed_steps(layout: Layout) -> set[int]:
 
 
 def restore_params(layout: Layout, step: int, abstract: Any) -> Any:
-    """The parameters of one checkpoint, on the mesh that the shardings in `abstract` name.
+    """The parameters of one checkpoint, sharded as in `abstract`.
 
     Args:
-      layout: of the run.
-      step: of a valid checkpoint.
+      layout: the run's paths.
+      step: step of a valid checkpoint.
       abstract: tree of `jax.ShapeDtypeStruct` with shardings.
 
     Raises:
-      UserError: a parameter is missing, extra or of another shape; or the checkpoint is damaged.
+      UserError: a parameter is missing, extra or of another shape or dtype; or the checkpoint is
+        damaged.
     """
     path = layout.checkpoint(step)
     try:
@@ -70,18 +71,18 @@ def restore_newest(
     training: Any,
     report: Callable[[str], None],
 ) -> RestoredCheckpoint | None:
-    """The newest checkpoint of `entries` that can be read; None where there are none.
+    """The newest readable checkpoint of `entries`; None if there are no entries.
 
     Args:
-      layout: of the run.
+      layout: the run's paths.
       entries: the committed checkpoints, by step.
       params: tree of `jax.ShapeDtypeStruct` with shardings.
-      training: the same of the step and the optimizer state.
-      report: gets a line about each checkpoint that cannot be read.
+      training: likewise, of the step and the optimizer state.
+      report: called with a line for each unreadable checkpoint.
 
     Raises:
       UserError: the checkpoint is of another model or optimizer; all are damaged; or the manifest
-        lists none of those that are there.
+        lists none of the existing checkpoints.
     """
     unlisted = committed_steps(layout) - {entry.step for entry in entries}
     if unlisted and not entries:
@@ -102,10 +103,10 @@ def restore_newest(
 
 
 def check_model(layout: Layout, saved: RestoredCheckpoint, model: Mapping[str, Any]) -> None:
-    """Refuses to go on with another model than the one that was trained.
+    """Check that the run's model is the one that was trained.
 
     Raises:
-      UserError: a field of the config that does not show in the parameters' shapes has changed.
+      UserError: a config field that parameter shapes do not reveal has changed.
     """
     trained: Mapping[str, Any] = saved.custom_metadata.get("model", model)
     for name in sorted(model):
@@ -118,16 +119,16 @@ def check_model(layout: Layout, saved: RestoredCheckpoint, model: Mapping[str, A
 
 
 def check_readable(path: epath.Path, params: Any, training: Any) -> None:
-    """Reads what names the arrays of a checkpoint, to see that it can be found again.
+    """Read the array metadata of a checkpoint, to verify that it can be restored.
 
     Raises:
-      UserError: it cannot be read, here or on another host.
+      UserError: it cannot be read, on this or another host.
     """
     problem = ""
     try:
         _check_item(path / MODEL, params, "parameter")
         _check_item(path / TRAINING, training, "optimizer state")
-    except Exception as error:  # what a damaged file raises is not documented, and varies
+    except Exception as error:  # exceptions of damaged files are undocumented, and vary
         problem = first_line(error)
     if not _on_every_process(not problem):
         raise UserError(
@@ -137,7 +138,7 @@ def check_readable(path: epath.Path, params: Any, training: Any) -> None:
 
 
 def move_away(path: epath.Path, target: epath.Path) -> None:
-    """Moves a directory to `target`, or to `target.2`, `.3`, … where that exists."""
+    """Move a directory to `target`, or to `target.2`, `.3`, … if that exists."""
     target.parent.mkdir(parents=True, exist_ok=True)
     name, number = target.name, 1
     while target.exists():
@@ -147,7 +148,7 @@ def move_away(path: epath.Path, target: epath.Path) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text."""
+    """The first line of an error's text, at most 200 characters."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines or [type(error).__name__])[0][:200]
 
@@ -170,7 +171,7 @@ def _try(
         )
     except UserError:
         raise
-    except Exception as error:  # what a damaged file raises is not documented, and varies
+    except Exception as error:  # exceptions of damaged files are undocumented, and vary
         report(f"checkpoint {path} is damaged and not used ({first_line(error)})")
         restored = None
     return restored if _on_every_process(restored is not None) else None
@@ -182,7 +183,7 @@ def _restore_item(path: epath.Path, abstract: Any, noun: str) -> Any:
 
 
 def _check_item(path: epath.Path, abstract: Any, noun: str) -> None:
-    """Raises UserError where a saved item has other arrays than `abstract`, ValueError for none."""
+    """Raise UserError if a saved item has other arrays than `abstract`, ValueError if none."""
     metadata = ocp.StandardCheckpointer().metadata(path).item_metadata
     saved = _arrays(metadata.tree) if metadata else {}
     if not saved:
@@ -193,7 +194,7 @@ def _check_item(path: epath.Path, abstract: Any, noun: str) -> None:
 def _check_same(
     path: epath.Path, saved: Mapping[str, Any], expected: Mapping[str, Any], noun: str
 ) -> None:
-    """Raises UserError that names the first array in which checkpoint and model differ."""
+    """Raise UserError for the first array in which checkpoint and model differ."""
     for name in sorted(expected.keys() - saved.keys()):
         raise UserError(f"checkpoint {path}: {noun} {name} of this run's config is missing in it")
     for name in sorted(saved.keys() - expected.keys()):
@@ -213,13 +214,13 @@ def _check_same(
 
 
 def _arrays(tree: Any) -> dict[str, Any]:
-    """The arrays of a tree by the name that Orbax gives them, as 'layers/attention/query'."""
+    """The arrays of a tree by Orbax's names, such as 'layers/attention/query'."""
     flat = ocp.tree.to_flat_dict(ocp.tree.serialize_tree(tree, keep_empty_nodes=True))
     return {"/".join(map(str, k)): leaf for k, leaf in flat.items() if hasattr(leaf, "shape")}
 
 
 def _on_every_process(success: bool) -> bool:
-    """Whether all processes succeeded: one host's unreadable file is every host's."""
+    """Whether all processes succeeded; a file unreadable on one host is unusable on all."""
     if jax.process_count() == 1:
         return success
     return bool(np.all(multihost_utils.process_allgather(np.array(success))))

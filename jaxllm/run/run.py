@@ -1,13 +1,13 @@
-"""The run directory: everything that is written of a run, and its way back.
+"""The run directory: writing, reading and resuming a run.
 
-    run = Run.create(model_dir)             of a trainer: made where it is missing
-    run = Run.open(model_dir)               of a reader: must be a run
+    run = Run.create(model_dir)             for a trainer: created if missing
+    run = Run.open(model_dir)               for a reader: must be a run
     run.resume(params, training)            the newest valid checkpoint, with its times
     run.checkpoint_writer(config)           saves the next ones
     run.restore_params(step, model, mesh)   the parameters of one
     run.records(), run.metrics(), run.checkpoints()   tables
 
-Paths are in `run.layout`, records in `run.trajectory`, files of lines in `run.*_lines`.
+Paths are in `run.layout`, records in `run.trajectory`, JSON-lines files in `run.*_lines`.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Resumed:
-    """A run as a process finds it.
+    """A resumed run.
 
     Attributes:
       checkpoint: the newest valid one.
-      restarts: how often the run has been resumed, with this time.
-      previous: what its earlier processes have spent, with what they lost.
+      restarts: number of restarts, this one included.
+      previous: time of the earlier processes, lost time included.
     """
 
     checkpoint: RestoredCheckpoint
@@ -57,19 +57,19 @@ class Resumed:
 
 
 class Run:
-    """One run directory, local or `gs://`; a run that is still going is read as far as it got.
+    """One run directory, local or `gs://`; a run in progress can be read.
 
     Attributes:
       layout: the paths.
       trajectory: the records of its scored checkpoints.
-      manifest_lines: the manifest, as a file.
-      metrics_lines: the logged metrics, as a file.
-      restart_lines: the restarts, as a file.
-      alarm_lines: the alarms, as a file.
+      manifest_lines: the manifest file.
+      metrics_lines: the file of logged metrics.
+      restart_lines: the file of restarts.
+      alarm_lines: the file of alarms.
     """
 
     def __init__(self, model_dir: epath.PathLike) -> None:
-        """Names a run directory without looking at it; see `create` and `open`."""
+        """Name a run directory without accessing it; see `create` and `open`."""
         self.layout = Layout(model_dir)
         self.trajectory = TrajectoryStore(model_dir)
         self.manifest_lines = JsonLines(self.layout.manifest)
@@ -79,10 +79,11 @@ class Run:
 
     @classmethod
     def create(cls, model_dir: epath.PathLike) -> Run:
-        """Makes the directory, where it is missing, and tries to write there.
+        """Create the directory if it is missing, and check that it is writable.
 
         Raises:
-          UserError: it cannot be made or written, or checkpoints could not be read under its name.
+          UserError: it cannot be created or written, or Orbax could not read checkpoints at its
+            path.
         """
         run = cls(model_dir)
         run.layout.check_name()
@@ -98,10 +99,10 @@ class Run:
 
     @classmethod
     def open(cls, model_dir: epath.PathLike) -> Run:
-        """Opens a run directory to read it.
+        """Open a run directory for reading.
 
         Raises:
-          UserError: there is no such directory, or nothing in it comes from a run.
+          UserError: there is no such directory, or it holds no run.
         """
         run = cls(model_dir)
         if not run.path.exists():
@@ -122,10 +123,10 @@ class Run:
         return self.layout.root
 
     def check_space(self, num_bytes: int) -> None:
-        """Refuses a disk without room for what the run will write, before any work is done.
+        """Check the free disk space before any work is done.
 
         Raises:
-          UserError: the disk has not that much room.
+          UserError: fewer than `num_bytes` are free.
         """
         if is_remote(self.path):
             return
@@ -140,16 +141,16 @@ class Run:
     # Config
 
     def config(self) -> str:
-        """The operative gin config of the newest start; empty where there is none."""
+        """The operative gin config of the newest start; empty if there is none."""
         return self.layout.config.read_text() if self.layout.config.exists() else ""
 
     def write_config(self, text: str, step: int = 0) -> list[str]:
-        """Writes config.gin, from which the run can be repeated and scored.
+        """Write config.gin, from which the run can be repeated and scored.
 
-        The one before, where it differs, stays as config_until_<step>.gin.
+        The previous one, if it differs, is kept as config_until_<step>.gin.
 
         Returns:
-          The bindings that change, as 'TRAIN_STEPS = 200 (was 100)'.
+          The changed bindings, as 'TRAIN_STEPS = 200 (was 100)'.
         """
         before = self.config()
         changes = stored_config.changes(before, text) if before else []
@@ -160,32 +161,32 @@ class Run:
         return changes
 
     def note_stop(self, step: int, spent: TimeBreakdown) -> None:
-        """Notes what the run has taken, as a process ends in order at a checkpoint."""
+        """Record the time of the run so far, as a process ends in order at a checkpoint."""
         self.restart_lines.append(stop_line(step, spent))
 
     # Checkpoints
 
     def entries(self) -> list[ManifestEntry]:
-        """The manifest by step: all checkpoints that were begun, also removed ones."""
+        """The manifest by step: every checkpoint begun, removed ones included."""
         return manifest.entries(self.manifest_lines)
 
     def available(self) -> list[ManifestEntry]:
-        """The valid checkpoints by step: committed, and in the manifest."""
+        """The valid checkpoints by step: committed and in the manifest."""
         from jaxllm.run.restore import committed_steps
 
         committed = committed_steps(self.layout)
         return [entry for entry in self.entries() if entry.step in committed]
 
     def select(self, steps: str | None) -> list[ManifestEntry]:
-        """The checkpoints of `steps`, as '100,200'; None: all but those that a preemption saved.
+        """The checkpoints of `steps`, such as '100,200'; None selects all but preempted ones.
 
         Raises:
-          UserError: there are none, or a step has no checkpoint.
+          UserError: there are none, `steps` is malformed, or a step has no checkpoint.
         """
         return manifest.select(self.available(), steps, self.path)
 
     def restore_params(self, step: int, model: ModelConfig, mesh: Mesh) -> Any:
-        """The parameters of a checkpoint, without boxes, sharded over `mesh`.
+        """The parameters of a checkpoint, unboxed, sharded over `mesh`.
 
         Raises:
           UserError: there is no such checkpoint; it is of another model; or it is damaged.
@@ -204,17 +205,16 @@ class Run:
         model: Mapping[str, Any] | None = None,
         report: Callable[[str], None] = print,
     ) -> Resumed | None:
-        """Brings the run back to its newest valid checkpoint; None where it has none.
+        """Restore the newest valid checkpoint; None if there is none.
 
-        What lies beyond it will be done again and goes: lines of the manifest and the metrics.
-        Checkpoints that cannot be read, and records of steps beyond, are moved away. On several
-        hosts all call it.
+        Later steps will be trained again: their lines in the manifest and the metrics are dropped,
+        their records and unreadable checkpoints moved away. All hosts must call it.
 
         Args:
           params: tree of `jax.ShapeDtypeStruct` with shardings, of the parameters.
-          training: the same of the step and the optimizer state.
-          model: what the model computes, by field; None is not compared.
-          report: gets a line for the user about each checkpoint that cannot be used.
+          training: likewise, of the step and the optimizer state.
+          model: config fields that determine what the model computes; None skips the comparison.
+          report: called with a line for each unusable checkpoint.
 
         Raises:
           UserError: the checkpoint is of another model or optimizer, or all are damaged.
@@ -245,13 +245,13 @@ class Run:
         return resumed
 
     def checkpoint_writer(self, config: CheckpointConfig) -> CheckpointWriter:
-        """Saves checkpoints from now on, after `resume`."""
+        """The writer of further checkpoints; call it after `resume`."""
         from jaxllm.run.checkpoints import CheckpointWriter
 
         return CheckpointWriter(self.layout, config, proven=bool(self.available()))
 
     def _forget_after(self, step: int) -> None:
-        """Makes room for the steps after `step`, which will be done again."""
+        """Drop or move away later lines, checkpoints and records, to be produced again."""
         from jaxllm.run.restore import committed_steps, move_away
 
         self.manifest_lines.keep_until(step)
@@ -268,7 +268,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """The run's name in its records, or else the directory's."""
+        """The run's name in its records, if unique, or else the directory's."""
         names = self.records()["run"].unique()
         return str(names[0]) if len(names) == 1 else self.path.name
 
@@ -285,7 +285,7 @@ class Run:
         return self._checkpoints[0]
 
     def planned_steps(self) -> int | None:
-        """Steps of the run as its config plans it; None where it does not say."""
+        """Total steps in the run's config; None if it does not state them."""
         text = self.config()
         steps = re.search(r"^TrainConfig\.steps = (\S+)", text, re.MULTILINE)
         if steps and steps[1].startswith("%"):
@@ -293,7 +293,7 @@ class Run:
         return int(steps[1]) if steps and steps[1].isdigit() else None
 
     def planned_tokens(self) -> float:
-        """Tokens at the end of the run as its config plans it; NaN where it does not say."""
+        """Tokens at the end of the run by its config; NaN if unknown."""
         steps = self.planned_steps()
         tables = [t for t in (self.checkpoints(), self.metrics()) if "tokens" in t]
         rows = pd.concat(tables)[["step", "tokens"]] if tables else pd.DataFrame({"step": []})
@@ -303,7 +303,7 @@ class Run:
         return steps * float(rows.tokens.iloc[-1] / rows.step.iloc[-1])
 
     def problems(self) -> tuple[str, ...]:
-        """A line for everything in the directory that could not be read."""
+        """A line per unreadable or partly unreadable file."""
         return self._records[1] + self._metrics[1] + self._checkpoints[1]
 
     @functools.cached_property
@@ -326,7 +326,7 @@ class Run:
 
 
 def lines_table(lines: JsonLines) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    """A row per step, ordered, of equal steps the last one; and a line about what is unreadable."""
+    """A row per step, ordered, the last of repeated steps; and a line about unreadable lines."""
     rows, broken = lines.read()
     by_step = {row["step"]: row for row in rows}
     if by_step:

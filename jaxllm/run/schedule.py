@@ -1,4 +1,4 @@
-"""The steps at which a run is saved, and the checkpoints that stay."""
+"""The steps at which a run is saved, and the checkpoints that are kept."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def scheduled_steps(config: CheckpointConfig, steps: int, tokens_per_step: int) 
 
     Early: 0 and early · 2^k below the first regular step, k = 0, 1, …; or those listed. Regular:
     multiples of `every_steps`, or the first step whose tokens reach each multiple of
-    `every_tokens`. The last step is always one of them.
+    `every_tokens`. The last step is always included.
     """
     regular = _regular_steps(config, steps, tokens_per_step)
     before = regular[0] if regular else steps + 1
@@ -39,10 +39,10 @@ def _regular_steps(config: CheckpointConfig, steps: int, tokens_per_step: int) -
 def preserved(
     config: CheckpointConfig, steps: Sequence[int], preempted: Collection[int]
 ) -> list[bool]:
-    """Which of the existing checkpoints (`steps`, ascending) stay once the newest is saved.
+    """Whether to keep each existing checkpoint (`steps`, ascending) once the newest is saved.
 
-    A checkpoint that a preemption forced is only there to resume from: a newer one replaces it,
-    so that a run that was killed leaves the same checkpoints as one that was not.
+    A preemption checkpoint only serves to resume: a newer one replaces it, so that an interrupted
+    run leaves the same checkpoints as an uninterrupted one.
     """
     scheduled = [step for step in steps if step not in preempted]
     if config.keep_last is None:

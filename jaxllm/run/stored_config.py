@@ -1,9 +1,8 @@
-"""Reads the config of a run directory as data: whoever made it cannot have code run here.
+"""The config of a run directory, read as data, without running code from it.
 
-A gin file may import modules, include others and call what libraries have registered, and some
-fields of ours name code. A file that a user names with --gin_file is the user's own word; the
-config.gin of a run directory may have come from anywhere, so that it may only bind macros and the
-fields of our configs, and gives no permissions.
+A gin file may import modules, include others and call registered functions, and some of our fields
+name code. A file named with --gin_file is trusted; the config.gin of a run directory may come from
+anywhere, so it may only bind macros and our configs, and grants no permissions.
 """
 
 from __future__ import annotations
@@ -18,8 +17,8 @@ from etils import epath
 from jaxllm.errors import UserError
 from jaxllm.run.layout import Layout
 
-# What runs code that a field names, with the value that runs none: a module, the programs that a
-# model writes. The command line says it, not the run directory.
+# Fields that run code (modules, programs that a model writes), with the value that runs none. Only
+# the command line can grant them, not the run directory.
 _PERMISSIONS: dict[str, Any] = {
     "DataConfig.modules": (),
     "EvalConfig.run_code": False,
@@ -27,10 +26,10 @@ _PERMISSIONS: dict[str, Any] = {
 
 
 def parse(model_dir: str) -> None:
-    """Binds what MODEL_DIR/config.gin says.
+    """Bind the settings of MODEL_DIR/config.gin.
 
     Raises:
-      UserError: there is none, it is damaged, or a line does more than to bind our configs.
+      UserError: there is none, it is damaged, or a line does more than bind our configs.
     """
     import gin
 
@@ -52,7 +51,7 @@ def parse(model_dir: str) -> None:
 
 
 def changes(before: str, after: str) -> list[str]:
-    """The bindings of a config that differ from those of another, as 'a.b = 2 (was 1)'."""
+    """The bindings that differ between two configs, as 'a.b = 2 (was 1)'."""
     old, new = _bindings(before), _bindings(after)
     names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
     return [f"{n} = {new.get(n, 'its default')} (was {old.get(n, 'its default')})" for n in names]
@@ -67,7 +66,7 @@ def _bindings(text: str) -> dict[str, str]:
 
 
 def _check(text: str, path: str) -> None:
-    """Raises UserError at the first statement that does more than to bind our configs."""
+    """Raise UserError at the first statement that does more than bind our configs."""
     from gin import config_parser
 
     references = References()
@@ -92,7 +91,7 @@ def _check(text: str, path: str) -> None:
 
 
 def _is_ours(name: str) -> bool:
-    """Whether gin finds one of our configs under a name, and nothing else."""
+    """Whether gin resolves a name to our configs only."""
     import gin
 
     matches = gin.config._REGISTRY.matching_selectors(name)
@@ -100,7 +99,7 @@ def _is_ours(name: str) -> bool:
 
 
 def _withdraw(name: str, harmless: Any, path: epath.Path) -> None:
-    """Binds a permission to the value that gives none."""
+    """Reset a permission to its harmless value."""
     import gin
 
     try:
@@ -117,23 +116,23 @@ def _withdraw(name: str, harmless: Any, path: epath.Path) -> None:
 
 
 class References:
-    """Takes references from gin's parser and notes their names; nothing is looked up or called."""
+    """A delegate of gin's parser that records references, without look-ups or calls."""
 
     def __init__(self) -> None:
         self.names: list[str] = []
 
     def configurable_reference(self, name: str, evaluate: bool) -> str:
-        """Notes `@scope/name`."""
+        """Record `@scope/name`."""
         self.names.append(name.rsplit("/", 1)[-1])
         return name
 
     def macro(self, name: str) -> str:
-        """Lets `%name` pass."""
+        """Accept `%name`."""
         return name
 
 
 def _named(text: str, name: str) -> io.StringIO:
-    """A text file with the name that gin's errors give."""
+    """A text stream with the name that gin's errors state."""
     stream = io.StringIO(text)
     stream.name = name
     return stream

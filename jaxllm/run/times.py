@@ -1,4 +1,4 @@
-"""Where the wall time of a run goes, over all its processes."""
+"""The wall time of a run by phase, over all its processes."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from jaxllm.io import JsonLines
 
 @dataclasses.dataclass(frozen=True)
 class TimeBreakdown:
-    """Seconds by phase; `steps` is all that is no phase of its own.
+    """Seconds by phase; `steps` is the remainder.
 
     Attributes:
-      wall: all of them.
-      setup: from the begin of a process to its first step.
-      compile: of the step.
-      checkpoint: the loop waited for a save.
+      wall: total.
+      setup: from the start of a process to its first step.
+      compile: compilation of the step.
+      checkpoint: waiting for a save.
       evaluation: scoring, with its own compilation.
-      data: the loop waited for a batch; a part of `steps`.
-      lost: to restarts: work that was done again, and the setup and compile of later processes.
+      data: waiting for a batch; a part of `steps`.
+      lost: lost to restarts: repeated work, and the setup and compilation of later processes.
     """
 
     wall: float = 0.0
@@ -34,14 +34,15 @@ class TimeBreakdown:
 
     @property
     def steps(self) -> float:
-        """Seconds of training steps, with the waiting for data that they contain."""
+        """Seconds of training steps, with their waiting for data."""
         others = self.setup + self.compile + self.checkpoint + self.evaluation + self.lost
         return max(self.wall - others, 1e-9)
 
     def shares(self) -> dict[str, float]:
-        """Shares of the wall time, which sum to 1; `goodput` is that of steps without waiting.
+        """Shares of the wall time, which sum to 1.
 
-        Goodput is the share of the time that trains the model, as large clusters report it.
+        `goodput` is the share of steps without waiting: of time that trains the model, as large
+        clusters report it.
         """
         seconds = {
             "goodput": self.steps - self.data,
@@ -56,7 +57,7 @@ class TimeBreakdown:
 
 
 def added(previous: TimeBreakdown | None, now: TimeBreakdown) -> TimeBreakdown:
-    """The time of a run's earlier processes and of this one, whose setup and compile are lost."""
+    """The time of a run's earlier processes and this one, whose setup and compile are lost."""
     if previous is None:
         return now
     now = dataclasses.replace(now, setup=0.0, compile=0.0, lost=now.setup + now.compile)
@@ -74,10 +75,10 @@ class Restart:
     """A start of a process at a checkpoint.
 
     Attributes:
-      step: of the checkpoint.
-      restarts: how often the run has been resumed, with this time.
-      previous: what the run's earlier processes have spent, with what they lost.
-      lost_seconds: what they spent after the checkpoint, as far as a file tells.
+      step: step of the checkpoint.
+      restarts: number of restarts, this one included.
+      previous: time of the run's earlier processes, lost time included.
+      lost_seconds: time spent after the checkpoint, as far as recorded.
     """
 
     step: int
@@ -86,7 +87,7 @@ class Restart:
     lost_seconds: float
 
     def line(self) -> dict[str, Any]:
-        """Its line of restarts.jsonl, which the next restart reads."""
+        """Its line of restarts.jsonl, for the next restart."""
         return {
             "step": self.step,
             "restarts": self.restarts,
@@ -97,16 +98,16 @@ class Restart:
 
 
 def restart(files: Sequence[JsonLines], step: int, restarts: int, saved: TimeBreakdown) -> Restart:
-    """A restart at a checkpoint that says `restarts` and `saved`, by what came after it.
+    """The restart at a checkpoint, with the time lost after it.
 
     Args:
       files: the metrics and the restarts of the run.
-      step: of the checkpoint.
-      restarts: resumptions before the checkpoint.
-      saved: what the run had spent when the checkpoint was saved.
+      step: step of the checkpoint.
+      restarts: number of restarts before the checkpoint.
+      saved: time of the run when the checkpoint was saved.
     """
     rows = [row for file in files for row in file.read()[0]]
-    # A process that ended in order has told what it spent after the checkpoint: nothing is lost.
+    # A process that ended in order has recorded its time after the checkpoint: nothing is lost.
     stops = [TimeBreakdown(**r["stopped"]) for r in rows if r["step"] == step and "stopped" in r]
     saved = max([saved, *stops], key=lambda spent: spent.wall)
     restarts = max([restarts, *(row.get("restarts", 0) for row in rows)]) + 1

@@ -1,7 +1,7 @@
 """MODEL_DIR/trajectory: one Parquet file per (checkpoint, task), written atomically.
 
-A re-run overwrites its file, so a crash leaves no half record and two writers never clash. The
-examples are written before the records: a task that has its records has its examples too.
+Rescoring replaces the file, so a crash leaves no partial records and two writers never conflict.
+Examples are written before records: a task with records has its examples.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ _TYPES = {"str": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": 
 SCHEMA = pa.schema([(f.name, _TYPES[str(f.type)]) for f in dataclasses.fields(Record)])
 _RECORDS, _EXAMPLES = ".parquet", ".examples.parquet"
 
-# Of a few rows, what saves space in large tables takes space, and five times as long to read.
+# With few rows, compression, dictionaries and statistics cost space, and reading takes five times
+# as long.
 _OF_FEW_ROWS: dict[str, Any] = {
     "compression": "none", "use_dictionary": False, "write_statistics": False,
     "store_schema": False,
@@ -47,10 +48,10 @@ class TrajectoryStore:
         records: Sequence[Record],
         examples: pd.DataFrame | None = None,
     ) -> None:
-        """Stores what one task gave at one checkpoint, replacing an earlier result.
+        """Store the records of one task at one checkpoint, replacing earlier ones.
 
         Raises:
-          ValueError: a record of another step or task, which would be found in no other place.
+          ValueError: a record is of another step or task, under which it could not be found.
         """
         for record in records:
             if (record.step, record.task) != (step, task):
@@ -63,13 +64,13 @@ class TrajectoryStore:
         _write(self._file(step, task, _RECORDS), table, **_OF_FEW_ROWS)
 
     def has(self, step: int, task: str) -> bool:
-        """Whether the records of `task` at `step` are stored, be it as failed."""
+        """Whether records of `task` at `step` are stored, failed ones included."""
         return self._file(step, task, _RECORDS).exists()
 
     def scored(self, step: int, since: float = 0.0) -> set[str]:
         """Tasks with readable records at `step`, written after `since`, in Unix seconds.
 
-        Records older than their checkpoint are those of a branch that a rollback has abandoned.
+        Records older than their checkpoint are from a branch that a rollback has abandoned.
         """
         files = {task: self._file(step, task, _RECORDS) for task in self.tasks(step)}
         recent = {task: file for task, file in files.items() if _mtime(file) >= int(since)}
@@ -93,15 +94,15 @@ class TrajectoryStore:
         return tuple(sorted(unquote(n.removesuffix(_RECORDS)) for n in names if _is_records(n)))
 
     def read(self) -> pd.DataFrame:
-        """All records, a row each in the columns of `Record`, ordered by step, task, metric."""
+        """All records, with the columns of `Record`, ordered by step, task, metric."""
         return self.read_with_problems()[0]
 
     def read_with_problems(self) -> tuple[pd.DataFrame, tuple[str, ...]]:
-        """As `read`, and a line for every file that could not be read."""
+        """As `read`, with a line for each unreadable file."""
         files = [self._file(step, t, _RECORDS) for step in self.steps() for t in self.tasks(step)]
         problems, tables = [], [SCHEMA.empty_table()]
         with ThreadPoolExecutor(8) as pool:
-            # Threads hide the latency of object stores; where there is none they only cost.
+            # Threads hide the latency of object stores; on a disk they only cost time.
             contents = (pool.map if is_remote(self.path) else map)(_try_bytes, files)
             for file, content in zip(files, contents, strict=True):
                 result = _try_read(content) if isinstance(content, bytes) else content
@@ -121,8 +122,8 @@ class TrajectoryStore:
         return pd.read_parquet(pa.BufferReader(self._file(step, task, _EXAMPLES).read_bytes()))
 
     def _file(self, step: int, task: str, suffix: str) -> epath.Path:
-        # Quoting keeps names with a slash (harness tasks have them) in one flat folder, and no
-        # name hidden or taken for the examples of another.
+        # Quoting keeps names with a slash (harness tasks) in one flat folder, and avoids hidden
+        # files and clashes with another task's examples.
         name = re.sub(r"^\.|\.(?=examples$)", "%2E", quote(task, safe=" :,+="))
         return self.path / str(step) / (name + suffix)
 
@@ -132,12 +133,12 @@ def _is_records(name: str) -> bool:
 
 
 def _mtime(file: epath.Path) -> float:
-    """When a file was written, in Unix seconds; object stores say whole ones."""
+    """Modification time in Unix seconds; whole seconds in object stores."""
     return file.stat().mtime if is_remote(file) else os.path.getmtime(file)
 
 
 def _try_bytes(file: epath.Path) -> bytes | str:
-    """A file's content, or why it could not be read."""
+    """The content of a file, or the reason why it cannot be read."""
     try:
         return file.read_bytes()
     except OSError as error:
@@ -145,7 +146,7 @@ def _try_bytes(file: epath.Path) -> bytes | str:
 
 
 def _try_read(content: bytes) -> pa.Table | str:
-    """The records of a file in today's columns, or why it could not be read."""
+    """The records of a file, with the current columns, or the reason why they cannot be read."""
     try:
         # Files are small and many: `pq.read_table` would set up a data set scan for each.
         table = pq.ParquetFile(pa.BufferReader(content)).read(use_threads=False)

@@ -1,1 +1,1 @@
-"""The state of a run, one step of it, and the loop."""
+"""Training: the state of a run, one update of it, and the loop."""

@@ -1,4 +1,4 @@
-"""The settings of training: how long, how fast, with which optimizer, and what is logged."""
+"""Gin-bindable configurations of training: the run, its optimizer and its learning rate."""
 
 from __future__ import annotations
 
@@ -16,23 +16,24 @@ if TYPE_CHECKING:
 @configurable
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """One run.
+    """A training run.
 
     Attributes:
-      model_dir: where everything of the run is written: a directory or gs://bucket/path.
-      run_name: the name of its records; None: the last part of model_dir.
-      family: runs of one family differ only in size; None: the run's name.
-      steps: updates in the whole run.
-      seed: of the initial parameters (the data have their own, usually the same).
-      gradient_accumulation: microbatches of a batch, computed one after another; the update is
-        that of the whole batch.
-      z_loss: coefficient of log²(Z), which keeps logits from drifting (PaLM, §5: 1e-4); 0 is off.
-      log_every: steps between two lines of metrics.jsonl.
-      profile_steps: the first and the last step of which `jax.profiler` writes a trace, for
-        TensorBoard; None for no trace.
-      watchdog_minutes: without a step or a scored batch for so long, the stacks of all threads are
-        written to stderr; None for no watchdog.
-      exit_on_hang: whether the process then ends, with code 1.
+      model_dir: the run directory: a local path or gs://bucket/path.
+      run_name: name of the run in its records; None: the last part of model_dir.
+      family: suite of the run, whose runs differ only in size; None: the run's name.
+      steps: number of updates in the whole run.
+      seed: seed of the initial parameters (DataConfig.seed, usually the same, is the data's).
+      gradient_accumulation: microbatches per batch, computed one after another; the update is that
+        of the whole batch.
+      z_loss: coefficient of log²(Z), which keeps logits from drifting (PaLM, §5: 1e-4); 0 disables
+        it.
+      log_every: steps between lines of metrics.jsonl.
+      profile_steps: first and last step of a `jax.profiler` trace for TensorBoard; None for no
+        trace.
+      watchdog_minutes: minutes without a step or a scored batch after which the stacks of all
+        threads are written to stderr; None for no watchdog.
+      exit_on_hang: whether the process then exits, with code 1.
       optimizer: `@AdamWConfig()` or another (`@MuonConfig()`).
     """
 
@@ -68,13 +69,13 @@ class TrainConfig:
 
 
 class OptimizerConfig:
-    """Builds an optimizer. Its subclasses are what `TrainConfig.optimizer` refers to."""
+    """Base class of the optimizers that `TrainConfig.optimizer` refers to."""
 
     def build(self, schedule: optax.Schedule, boxed_params: Any) -> optax.GradientTransformation:
         """The optimizer of a run.
 
         Args:
-          schedule: learning rate by updates done.
+          schedule: learning rate as a function of the updates done.
           boxed_params: (abstract) parameters with their logical axis names.
         """
         raise NotImplementedError
@@ -83,18 +84,18 @@ class OptimizerConfig:
 @configurable
 @dataclasses.dataclass(frozen=True)
 class AdamWConfig(OptimizerConfig):
-    """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101) behind clipping by global norm.
+    """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101) with clipping by global norm.
 
     Attributes:
-      b1: decay of the mean of gradients.
-      b2: decay of the mean of their squares.
-      eps: added to the root of the second mean.
-      weight_decay: decoupled, times the learning rate; LLaMA's 0.1.
-      weight_decay_mask: 'matrices' spares norms and other vectors; 'all' decays everything, as
-        EasyLM does.
-      max_grad_norm: the gradient's global norm is clipped to this; None for no clipping.
-      state_dtype: of both means: 'float32'; or 'bfloat16', which halves their memory, rounded
-        stochastically (`jaxllm.training.optimizer.with_bf16_state`).
+      b1: decay of the first moment.
+      b2: decay of the second moment.
+      eps: added to the root of the second moment.
+      weight_decay: decoupled weight decay, times the learning rate; LLaMA's is 0.1.
+      weight_decay_mask: 'matrices' excludes norms and other vectors; 'all' decays all parameters,
+        as EasyLM does.
+      max_grad_norm: global norm to which gradients are clipped; None for no clipping.
+      state_dtype: dtype of both moments: 'float32'; or 'bfloat16', which halves their memory, with
+        stochastic rounding (`jaxllm.training.optimizer.with_bf16_state`).
     """
 
     b1: float = 0.9
@@ -145,16 +146,16 @@ class AdamWConfig(OptimizerConfig):
 @configurable
 @dataclasses.dataclass(frozen=True)
 class ScheduleConfig:
-    """The learning rate over the run; see `jaxllm.training.schedule`.
+    """The learning-rate schedule; see `jaxllm.training.schedule`.
 
     Attributes:
       kind: 'cosine'; 'wsd': warmup, stable, decay (arXiv 2404.06395, §4.2); or 'constant'.
-      peak_lr: reached at the end of the warmup.
-      end_lr: at the last step (not for 'constant').
-      warmup_steps: linear from 0; the first step already learns.
-      decay_steps: length of the decay of 'wsd'; None: a tenth of the run.
-      decay_end_step: where `end_lr` is reached; None: the run's last step. A run that stops early
-        on the schedule of a longer one sets it.
+      peak_lr: learning rate at the end of the warmup.
+      end_lr: learning rate at the end of the decay (not for 'constant').
+      warmup_steps: steps of linear warmup from 0; the first update has a rate above 0.
+      decay_steps: length of the decay of 'wsd'; None: a tenth of decay_end_step.
+      decay_end_step: step at which `end_lr` is reached; None: the run's last step. Set it for a run
+        that stops early on the schedule of a longer one.
     """
 
     kind: str = "cosine"

@@ -1,4 +1,4 @@
-"""The evaluator of a run: its tasks, with its vocabulary, into its trajectory."""
+"""The evaluator of a run, with the run's vocabulary and trajectory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def make_evaluator(experiment: Experiment, mesh: Mesh, config: EvalConfig) -> Evaluator:
-    """Scores the tasks of `config` as the run itself does.
+    """The evaluator of `config`'s tasks, as used during training.
 
     Raises:
       UserError: a task is unknown, lacks its files, or does not fit the model.

@@ -1,4 +1,4 @@
-"""A run as its configs define it, and what it needs from the data and the evaluation."""
+"""The definition of a run by its configs, and the protocols of its data and evaluation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from jaxllm.sharding.rules import check_batch_divides, check_sequence_divides
 from jaxllm.training.config import OptimizerConfig, ScheduleConfig, TrainConfig
 from jaxllm.training.schedule import make_schedule
 
-# What may change while a run goes on: how a model is run, not what it computes.
+# Fields that may change during a run: they affect how a model is run, not what it computes.
 EXECUTION_FIELDS = frozenset(
     {"dtype", "param_dtype", "quantization", "init_stddev", "remat", "scan_layers", "max_length"}
 )
@@ -39,7 +39,7 @@ class Experiment:
 
     @classmethod
     def configured(cls, model_dir: str | None = None) -> Experiment:
-        """The experiment that gin has been told of, in `model_dir` where one is given."""
+        """The experiment that gin binds, in `model_dir` if given."""
         train = TrainConfig()
         return cls(
             model=ModelConfig(),
@@ -51,7 +51,7 @@ class Experiment:
 
     @property
     def model_dir(self) -> str:
-        """Where the run lives.
+        """The run directory.
 
         Raises:
           UserError: it is not set.
@@ -62,17 +62,17 @@ class Experiment:
 
     @property
     def optimizer(self) -> OptimizerConfig:
-        """What makes the updates."""
+        """The config of the optimizer."""
         return self.train.optimizer
 
     @property
     def run_info(self) -> RunInfo:
-        """What all records of the run have in common."""
+        """The fields that all records of the run share."""
         name = self.train.run_name or os.path.basename(os.path.abspath(self.model_dir))
         return RunInfo(name, self.train.family or name, self.model.num_params)
 
     def saved_model(self) -> dict[str, Any]:
-        """What the model computes, as JSON: its config without what only says how it is run."""
+        """The model config as JSON, without the execution fields."""
         fields = dataclasses.asdict(self.model)
         return json.loads(
             json.dumps({k: v for k, v in fields.items() if k not in EXECUTION_FIELDS})
@@ -89,15 +89,15 @@ class Experiment:
         return scheduled_steps(self.checkpoints, self.train.steps, self.tokens_per_step)
 
     def bytes_to_come(self, checkpoint_bytes: int, step: int) -> int:
-        """What the checkpoints after `step` will take of the disk, at most."""
+        """Upper bound on the bytes that the checkpoints after `step` will need."""
         steps = self.scheduled_steps
         kept = preserved(self.checkpoints, steps, ())
         to_come = sum(keep for s, keep in zip(steps, kept, strict=True) if s > step)
-        # the next one is written before an old one goes
+        # the next one is written before an old one is deleted
         return checkpoint_bytes * (to_come + 1 if to_come < len(steps) else to_come)
 
     def check(self, mesh: jax.sharding.Mesh, source: Source | None = None) -> None:
-        """Raises UserError where the configs do not fit each other, the devices or the data."""
+        """Raise UserError if the configs do not fit each other, the devices or the data."""
         make_schedule(self.schedule, self.train.steps)
         parts, rows = self.train.gradient_accumulation, self.data.batch_size
         if rows % parts:
@@ -112,28 +112,28 @@ class Experiment:
 
 
 class Source(Protocol):
-    """What the loop must know of the data."""
+    """The data, as the loop depends on them."""
 
     @property
     def domains(self) -> Sequence[str]:
-        """The names that `Batch.domains` indexes."""
+        """Domain names, indexed by `Batch.domains`."""
 
     def check_vocabulary(self, vocab_size: int) -> None:
-        """Raises UserError if a model of `vocab_size` has no room for its token ids."""
+        """Raise UserError if `vocab_size` does not cover the token ids."""
 
 
 class Batches(Protocol):
-    """This host's rows of the global batches, as NumPy arrays, in the order of the run."""
+    """This host's sequences of the global batches, as NumPy arrays, in the order of the run."""
 
     def __next__(self) -> Batch:
-        """The rows of the next batch."""
+        """This host's sequences of the next batch."""
 
     def close(self) -> None:
-        """Stops what runs ahead."""
+        """Stop reading ahead."""
 
 
 class Evaluator(Protocol):
-    """Scores live parameters; `jaxllm.evaluation.evaluator.Evaluator` is one."""
+    """An evaluator of live parameters, such as `jaxllm.evaluation.evaluator.Evaluator`."""
 
     @property
     def definitions(self) -> Mapping[str, Any]:
@@ -149,7 +149,7 @@ class Evaluator(Protocol):
         tasks: Sequence[str] | None = None,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> Sequence[Any]:
-        """Scores `tasks` and stores the records; raises Interrupted when `should_stop`."""
+        """Score `tasks` and store the records; raise Interrupted if `should_stop()`."""
 
     def due(self, scheduled: Sequence[int]) -> Sequence[int]:
         """The checkpoints to score among the steps `scheduled`."""

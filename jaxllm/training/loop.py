@@ -1,7 +1,7 @@
-"""The loop: train, save at the scheduled steps, score what was saved, go on.
+"""The training loop: train, save at the scheduled steps, score the saved parameters.
 
-A run is a function of its configs: whatever stops it (a signal, a crash, the end of a machine),
-starting it again goes on from the newest checkpoint and gives bitwise what it would have given.
+A run is a function of its configs: whatever interrupts it (a signal, a crash, a lost machine), a
+restart resumes from the newest checkpoint, with bitwise the same result.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPE
 
 
 class SupportsClose(Protocol):
-    """Has to be closed."""
+    """An object that must be closed."""
 
     def close(self) -> object:
-        """Brings everything to its place."""
+        """Flush and release everything."""
 
 
 class Outcome(NamedTuple):
-    """How a call of `train` ended.
+    """The result of `train`.
 
     Attributes:
       step: updates done.
-      finished: False when a signal stopped the run, which goes on when it is started again.
-      seconds: where the time of this process went.
-      run_seconds: where that of the run went, with all its processes.
-      restarts: how often it has been resumed.
+      finished: False if a signal stopped the run; a restart resumes it.
+      seconds: time of this process by phase.
+      run_seconds: time of all processes of the run by phase.
+      restarts: number of restarts.
     """
 
     step: int
@@ -62,24 +62,24 @@ def train(
     progress: Progress | None = None,
     timer: GoodputTimer | None = None,
 ) -> Outcome:
-    """Trains to the last step, from the newest checkpoint if there is one.
+    """Train to the last step, from the newest checkpoint if there is one.
 
-    SIGTERM ends the step or the evaluation under way, saves, and returns with `finished=False`.
+    SIGTERM ends the current step or evaluation, saves, and returns with `finished=False`.
 
     Args:
       experiment: the run.
       mesh: the devices.
       source: the domains and the vocabulary of the data.
-      open_batches: gives this host's rows of the batches, from a global sequence index on.
-      evaluator: scores every scheduled checkpoint; None scores nothing.
+      open_batches: opens this host's sequences of the batches, from a global sequence index on.
+      evaluator: scores the scheduled checkpoints; None scores nothing.
       writers: receive metrics and records besides metrics.jsonl; closed at the end.
-      config_text: what config.gin shall say, once the run is resumed.
-      progress: where lines are shown, when a writer shows some too.
-      timer: began with the process; None: the time before this call is not the run's.
+      config_text: content of config.gin, written once the run is resumed.
+      progress: the progress display, if a writer shares it.
+      timer: started with the process; None excludes the time before this call.
 
     Raises:
-      UserError: the configs do not fit the machine, the data or the checkpoints; the disk fails;
-        or the loss is not a finite number any more.
+      UserError: the configs do not fit the machine, the data or the checkpoints; the disk fails; or
+        the loss or gradient norm is not finite.
     """
     timer = timer or GoodputTimer()
     experiment.check(mesh, source)
@@ -118,7 +118,7 @@ def train(
 
 @contextlib.contextmanager
 def _closing(*things: SupportsClose) -> Iterator[None]:
-    """Closes all `things` at the end; after an error, what closing raises may only be its echo."""
+    """Close all `things` at the end; after an error, suppress further errors of closing."""
     with contextlib.ExitStack() as opened:
         for thing in things:
             opened.enter_context(contextlib.closing(thing))
@@ -134,7 +134,7 @@ def _closing(*things: SupportsClose) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _disk_errors(model_dir: str) -> Iterator[None]:
-    """A disk that fails is one line for the user."""
+    """Convert disk errors to a one-line UserError."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""From the device's sums to the lines of metrics.jsonl."""
+"""Training metrics: from sums on the device to lines of metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from jaxllm.training.writers import Writer
 
 
 class Diverged(UserError):
-    """The loss or the gradient is not a finite number: training cannot go on."""
+    """The loss or the gradient norm is not finite: training cannot continue."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Position:
-    """How far a run is.
+    """The progress of a run.
 
     Attributes:
       step: updates done.
@@ -56,9 +56,9 @@ class Position:
 
 
 class LossSums:
-    """Loss and weight summed by domain since the last line, in float64.
+    """Loss and weight sums by domain since the last line, in float64.
 
-    They travel with a checkpoint, so that the line after a resume is the one that would have been.
+    They are saved with a checkpoint, so that the first line after a resume is exact.
     """
 
     def __init__(self, domains: Sequence[str], saved: Mapping[str, Any] | None = None) -> None:
@@ -68,13 +68,13 @@ class LossSums:
         self._weights = [float(saved.get("weight_sums", {}).get(d, 0.0)) for d in domains]
 
     def add(self, losses: np.ndarray, weights: np.ndarray) -> None:
-        """Adds the sums of one step: [domains] each."""
+        """Add the sums of one step, [domains] each."""
         for i, (loss, weight) in enumerate(zip(losses, weights, strict=True)):
             self._losses[i] += float(loss)
             self._weights[i] += float(weight)
 
     def means(self) -> dict[str, float]:
-        """`loss`, and `loss/<domain>` of the domains that were seen; nats per token."""
+        """`loss`, and `loss/<domain>` for each domain with targets; nats per token."""
         total = {"loss": sum(self._losses) / max(sum(self._weights), 1e-30)}
         seen = zip(self._domains, self._losses, self._weights, strict=True)
         return total | {f"loss/{d}": loss / weight for d, loss, weight in seen if weight > 0}
@@ -88,15 +88,15 @@ class LossSums:
 
 
 class MetricsLog:
-    """Reads each step's metrics when the next one is under way, and writes a line now and then.
+    """The log of a run's metrics: reads each step while the next one runs, writes some as lines.
 
-    Reading one step late keeps the device busy; reading every step finds a loss that is not a
-    number before anything more is saved.
+    Reading one step late keeps the device busy; reading every step detects a non-finite loss before
+    anything more is saved.
 
     Attributes:
-      loss: of the last step that was read, None before the first.
-      learning_rate: of the same step.
-      saved: step of the newest checkpoint, for the message when training breaks.
+      loss: loss of the last step read; None before the first.
+      learning_rate: learning rate of the same step.
+      saved: step of the newest checkpoint, for the error message.
     """
 
     def __init__(
@@ -129,12 +129,12 @@ class MetricsLog:
         self._speed = 0.0
 
     def add(self, step: int, metrics: StepMetrics) -> None:
-        """Takes the metrics of a step that was just sent to the device."""
+        """Take the metrics of a step just dispatched to the device."""
         self.flush()
         self._pending = (step, metrics)
 
     def flush(self) -> None:
-        """Waits for the step that is under way and reads it.
+        """Wait for the pending step and read its metrics.
 
         Raises:
           Diverged: its loss or gradient norm is not finite.
@@ -147,7 +147,7 @@ class MetricsLog:
         self._watchdog.heartbeat()
 
     def custom_metadata(self) -> dict[str, Any]:
-        """What a checkpoint must take along so that the next line is exact."""
+        """The sums that a checkpoint must save for the next line to be exact."""
         return self._sums.custom_metadata()
 
     def _read(self, step: int, metrics: StepMetrics) -> None:
@@ -169,7 +169,7 @@ class MetricsLog:
             writer.write_metrics(step, line)
 
     def _line(self, step: int, metrics: StepMetrics) -> dict[str, float | int | None]:
-        """What depends on seed and step alone."""
+        """The metrics that depend on seed and step alone."""
         tokens = self._start.at(step).tokens
         return {
             "tokens": tokens,
@@ -181,9 +181,10 @@ class MetricsLog:
         }
 
     def _timing(self, steps: int, lap: TimeBreakdown) -> dict[str, float | int | None]:
-        """What depends on the machine. MFU counts 6N and the full or the causal attention.
+        """The metrics that depend on the machine.
 
-        Seconds are those since the last line, shares those of the whole run.
+        MFU counts 6N and full attention, `mfu_causal` 6N and causal attention. Seconds are those
+        since the last line, shares those of the whole run.
         """
         length, devices, run = self._start.length, jax.device_count(), self._timer.run()
         speed = self._speed = steps * self._start.batch_size * length / lap.steps

@@ -17,10 +17,10 @@ from jaxllm.training.optimizer import clipped
 @configurable
 @dataclasses.dataclass(frozen=True)
 class MuonConfig(AdamWConfig):
-    """Momentum, orthogonalized (Jordan 2024), scaled to AdamW's RMS (arXiv 2502.16982, §2.2).
+    """Orthogonalized momentum (Jordan 2024), scaled to AdamW's RMS (arXiv 2502.16982, §2.2).
 
     Attributes:
-      momentum: decay of the mean of a matrix's gradients.
+      momentum: decay of the momentum of a matrix's gradients.
     """
 
     momentum: float = 0.95

@@ -1,4 +1,4 @@
-"""What the optimizers share: clipping, the dtype of their state, what weight decay acts on."""
+"""Shared parts of the optimizers: clipping, state dtype, weight-decay mask."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def clipped(
 def in_float32(inner: optax.GradientTransformation) -> optax.GradientTransformation:
     """`inner` on float32 copies of gradients and parameters, so that its state is float32.
 
-    Optax makes moments in the parameters' dtype; in bfloat16, rounded to nearest, the second one
-    would never fall (see `with_bf16_state`). Of float32 parameters nothing is copied.
+    Optax creates moments in the parameters' dtype; in bfloat16, rounded to nearest, the second
+    moment would never fall (see `with_bf16_state`). float32 parameters are not copied.
     """
     widen = lambda tree: _cast(tree, jnp.bfloat16, jnp.float32)
 
@@ -39,10 +39,10 @@ def in_float32(inner: optax.GradientTransformation) -> optax.GradientTransformat
 def with_bf16_state(inner: optax.GradientTransformation) -> optax.GradientTransformation:
     """`inner`, computed in float32, with the float32 arrays of its state stored in bfloat16.
 
-    The state is rounded stochastically, so that it is right on average. The nearest bfloat16,
-    which has 8 bits, would lose every change of a mean below 1/512 of it: with b2 = 0.999 the
-    second mean would never fall. The randomness is a function of the state's own step count and of
-    the array's place in it, so that a resumed run is bitwise the same.
+    Stochastic rounding keeps the state unbiased. Rounding to nearest, with bfloat16's 8 bits, would
+    lose every change of a moment below 1/512 of it: with b2 = 0.999 the second moment would never
+    fall. The random key is a function of the state's own step count and the array's index, so that
+    a resumed run is bitwise the same.
     """
 
     def init(params: optax.Params) -> Any:
@@ -67,10 +67,10 @@ def _cast(tree: Any, old: Any, new: Any) -> Any:
 
 
 def _stochastic_round(x: jax.Array, key: jax.Array) -> jax.Array:
-    """float32 to one of the two bfloat16 beside it, which is `x` on average.
+    """Round float32 to one of the two adjacent bfloat16 values, with `x` as the expectation.
 
-    bfloat16 is the upper half of a float32: a random lower half is added and then cut off. What is
-    not finite stays so, as the largest float32 below infinity may not.
+    bfloat16 is the upper half of a float32: a random lower half is added, then truncated.
+    Non-finite values stay so; the largest finite ones may overflow.
     """
     bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
     noise = jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)
@@ -80,10 +80,10 @@ def _stochastic_round(x: jax.Array, key: jax.Array) -> jax.Array:
 
 
 def weight_decay_mask(boxed_params: Any) -> Any:
-    """True for matrices, False for vectors such as norms and biases: what weight decay acts on.
+    """True for matrices, False for vectors such as norms and biases.
 
-    It is the logical axes that count, not `ndim`: layers are stacked, and heads and head_dim are
-    one axis of a matrix.
+    Counts logical axes, not `ndim`: layers are stacked, and heads and head_dim are one axis of a
+    matrix.
     """
 
     def is_matrix(box: nn.LogicallyPartitioned) -> bool:

@@ -1,4 +1,4 @@
-"""A polite end: SIGTERM is what a preempted machine gets before it goes."""
+"""Graceful preemption: a preempted machine gets SIGTERM before it is taken away."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jax.experimental import multihost_utils
 
 
 class Preemption:
-    """Remembers that this process, or another host's, was asked to stop.
+    """Whether this process, or another host's, has received SIGTERM.
 
     On one host the signal sets a flag. On several, JAX's preemption service agrees on a call of
     `requested` at which every host sees it: all hosts must call it equally often.

@@ -1,4 +1,4 @@
-"""A trace of some steps, for the profile page of TensorBoard."""
+"""A profiler trace of some steps, for the profile page of TensorBoard."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from jaxllm.training.step import StepMetrics, TrainStep
 
 
 class Profile:
-    """Traces the first to the last of `steps` of a run, with what is done between them.
+    """A trace from the first to the last of `steps`, with everything between them.
 
-    The trace lies in MODEL_DIR/tensorboard/plugins/profile/, where TensorBoard looks for it (with
-    the plugin `xprof` installed); one per host.
+    It is written to MODEL_DIR/tensorboard/plugins/profile/, where TensorBoard's plugin `xprof`
+    looks for it; one per host.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class Profile:
         self._opened: contextlib.ExitStack | None = None
 
     def around(self, update: TrainStep, step: int) -> TrainStep:
-        """`update` that is traced when its turn comes; `step` updates have been done."""
+        """Wrap `update` to trace the configured steps; `step` updates have been done."""
 
         if not self._last:
             return update
@@ -52,7 +52,7 @@ class Profile:
         return traced
 
     def close(self) -> None:
-        """Writes the trace, if one is going on."""
+        """Write the trace, if one is active."""
         if self._opened is not None:
             self._opened.close()
             self._opened = None
@@ -61,7 +61,7 @@ class Profile:
     def _open(self) -> None:
         with contextlib.ExitStack() as opened:
             local = Path(self._target)
-            if "://" in str(self._target):  # the profiler writes to a disk only
+            if "://" in str(self._target):  # the profiler writes only to a disk
                 local = Path(opened.enter_context(tempfile.TemporaryDirectory()))
                 opened.callback(_copy, local, self._target)
             jax.profiler.start_trace(local)

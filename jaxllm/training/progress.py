@@ -1,4 +1,4 @@
-"""How far the run is, on one line."""
+"""The progress of a run, on one line."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TextIO
 
 
 class Progress:
-    """A line that is renewed in a terminal; elsewhere a new line every `every` seconds."""
+    """A line updated in place in a terminal; elsewhere a new line every `every` seconds."""
 
     def __init__(self, steps: int, every: float = 30.0, out: TextIO | None = None) -> None:
         self._steps = steps
@@ -20,7 +20,7 @@ class Progress:
         self._first: int | None = None
 
     def update(self, step: int, loss: float, tokens_per_second: float) -> None:
-        """Shows that `step` is done, unless the line is still fresh."""
+        """Show that `step` is done, unless the line is recent."""
         now = time.perf_counter()
         if self._first is None:
             self._first, self._began = step, now
@@ -35,12 +35,12 @@ class Progress:
         )
 
     def log(self, text: str) -> None:
-        """Prints a line that stays."""
+        """Print a permanent line."""
         self._clear()
         print(text, file=self._out, flush=True)
 
     def close(self) -> None:
-        """Leaves the terminal at the beginning of a line."""
+        """Clear the line in a terminal."""
         self._clear()
 
     def _write(self, line: str) -> None:
@@ -59,7 +59,7 @@ class Progress:
 
 
 def duration(seconds: float) -> str:
-    """`3 s`, `2:05 min`, `1:02 h`, `3 d 4 h`."""
+    """A duration as `3 s`, `2:05 min`, `1:02 h` or `3 d 4 h`."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

@@ -1,4 +1,4 @@
-"""The learning rate of each update."""
+"""The learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ def make_schedule(config: ScheduleConfig, steps: int) -> optax.Schedule:
 
     Update s = count + 1, with w warmup steps and decay_end_step h (s and h in steps):
 
-      warmup    s < w        peak · s / w
-      cosine    w <= s <= h  end + (peak - end) · (1 + cos(π (s - w) / (h - w))) / 2
-      wsd       w <= s       peak until h - d, then linear to end at h
-      constant  w <= s       peak
+        warmup    s < w        peak · s / w
+        cosine    w <= s <= h  end + (peak - end) · (1 + cos(π (s - w) / (h - w))) / 2
+        wsd       w <= s       peak until h - d, then linear to end at h
+        constant  w <= s       peak
 
-    Beyond h the rate stays at end_lr. The first update already learns, unlike with a
-    schedule that begins at 0; at s = w and s = h both conventions agree.
+    Beyond h the rate stays at end_lr. The first update has a rate above 0, unlike in schedules that
+    begin at 0; at s = w and s = h both conventions agree.
 
     Raises:
       UserError: warmup and decay do not fit into the steps.
@@ -40,7 +40,7 @@ def make_schedule(config: ScheduleConfig, steps: int) -> optax.Schedule:
         linear = optax.linear_schedule(
             config.peak_lr, config.end_lr, decay, transition_begin=stable
         )
-        after = lambda count: jnp.maximum(linear(count), config.end_lr)  # not an ulp below
+        after = lambda count: jnp.maximum(linear(count), config.end_lr)  # never an ulp below end_lr
     else:
         after = optax.cosine_decay_schedule(
             config.peak_lr, max(1, end - warmup), alpha=config.end_lr / config.peak_lr

@@ -1,4 +1,4 @@
-"""What an update changes: parameters, optimizer state, step."""
+"""The train state: parameters, optimizer state, step."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from jaxllm.sharding.rules import abstract_sharded
 class TrainState(NamedTuple):
     """The state of a run, sharded over the mesh.
 
-    There is no random state: everything random is a function of the seed and the step.
+    It has no random state: all randomness is a function of the seed and the step.
 
     Attributes:
       step: int32 [], updates done.
-      params: tree of parameters, without boxes.
-      opt_state: Optax's state; its moments are sharded as the parameters they belong to.
+      params: tree of unboxed parameters.
+      opt_state: Optax's state; its moments are sharded as their parameters.
     """
 
     step: Any
@@ -33,7 +33,7 @@ class TrainState(NamedTuple):
 def abstract_state(
     model: ModelConfig, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh
 ) -> TrainState:
-    """The state as `jax.ShapeDtypeStruct`s with their shardings on `mesh`; costs no memory."""
+    """The state as `jax.ShapeDtypeStruct`s with their shardings on `mesh`; allocates nothing."""
     params = abstract_params(model)
     opt_state = jax.eval_shape(optimizer.init, params)
     state = TrainState(jax.ShapeDtypeStruct((), jnp.int32), params, opt_state)
@@ -46,7 +46,7 @@ def init_state(
     abstract: TrainState,
     seed: int,
 ) -> TrainState:
-    """A fresh state; each device makes its own part."""
+    """A new state; each device initializes its own shards."""
 
     def init(key: jax.Array) -> TrainState:
         params = nn.unbox(init_params(model, key))
@@ -57,5 +57,5 @@ def init_state(
 
 
 def num_bytes(abstract: Any) -> int:
-    """Bytes of all arrays of the tree, over all devices."""
+    """Total bytes of the arrays in a tree, over all devices."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract))

@@ -1,4 +1,4 @@
-"""One update: gradients of a batch, in parts if asked, then the optimizer."""
+"""One update: gradients of a batch, optionally in microbatches, then the optimizer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from jaxllm.training.state import TrainState
 
 
 class StepMetrics(NamedTuple):
-    """What one update measured. Sums and counts merge exactly, over parts, steps and hosts.
+    """Measurements of one update. Sums merge exactly over microbatches, steps and hosts.
 
     Attributes:
       loss_sums: float32 [domains], negative log-likelihood in nats, summed over weighted targets.
@@ -66,28 +66,28 @@ def lower_train_step(
     z_loss: float = 0.0,
     loss_chunk_tokens: int | None = None,
 ) -> jax.stages.Lowered:
-    """The update for one batch shape, to be compiled: a `TrainStep`.
+    """Lower the update for one batch shape; compiled, it is a `TrainStep`.
 
-    The old state's memory is reused for the new one.
+    The old state is donated.
 
-    The loss is the mean over the batch's weighted targets, however many parts it is cut into:
-    every part is divided by the weight of the whole batch.
+    The loss is the mean over the batch's weighted targets, for any number of microbatches: each is
+    divided by the weight of the whole batch.
 
     Args:
-      model: its architecture.
+      model: the architecture.
       optimizer: from `OptimizerConfig.build`.
-      schedule: learning rate by updates done; for the metrics.
-      mesh: where `abstract` lives.
+      schedule: learning rate as a function of the updates done; for the metrics.
+      mesh: the mesh of `abstract`.
       abstract: from `abstract_state`.
-      batch_size: rows of the global batch, B.
-      length: tokens per row, T.
+      batch_size: sequences per global batch, B.
+      length: tokens per sequence, T.
       num_domains: number of domains that `Batch.domains` indexes.
-      accumulation: parts; divides B.
+      accumulation: number of microbatches; divides B.
       z_loss: coefficient of log²(Z).
       loss_chunk_tokens: see `token_loss`.
 
     Returns:
-      (state, batch) -> (state, StepMetrics), for global arrays [B, T] sharded over rows.
+      (state, batch) -> (state, StepMetrics), for global arrays [B, T] sharded over sequences.
     """
 
     def update(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
@@ -137,7 +137,7 @@ def lower_train_step(
 
 
 def device_batch(batch: Batch, mesh: jax.sharding.Mesh) -> Batch:
-    """This host's rows of a batch as its part of the global arrays."""
+    """This host's sequences of a batch as its shards of the global arrays."""
     sharding = batch_sharding(mesh)
     return jax.tree.map(
         lambda rows: jax.make_array_from_process_local_data(sharding, np.asarray(rows)), batch
@@ -145,14 +145,15 @@ def device_batch(batch: Batch, mesh: jax.sharding.Mesh) -> Batch:
 
 
 def _by_domain(values: Array, domains: Array, num_domains: int) -> jax.Array:
-    """Sums [B, T] values over the rows of each domain: [num_domains]."""
+    """Sum values [B, T] over the sequences of each domain: [num_domains]."""
     return jax.ops.segment_sum(jnp.sum(values, axis=1), domains, num_domains)
 
 
 def _parts(batch: Batch, parts: int, mesh: jax.sharding.Mesh) -> Batch:
-    """[B, ...] -> [parts, B / parts, ...]: row r goes to part r mod parts.
+    """[B, ...] -> [microbatches, B / microbatches, ...].
 
-    Every part then takes rows from every device, and no row moves between devices.
+    Sequence b goes to microbatch b mod `parts`: every microbatch takes sequences from every device,
+    and none moves between devices.
     """
     rows = jax.sharding.PartitionSpec(None, *batch_sharding(mesh).spec)
 
@@ -164,7 +165,7 @@ def _parts(batch: Batch, parts: int, mesh: jax.sharding.Mesh) -> Batch:
 
 
 def abstract_batch(batch_size: int, length: int) -> Batch:
-    """The shapes of a batch of training rows."""
+    """The shapes of a batch of training sequences, [B, T]."""
     tokens: Any = jax.ShapeDtypeStruct((batch_size, length), jnp.int32)
     weights: Any = jax.ShapeDtypeStruct((batch_size, length), jnp.float32)
     domains: Any = jax.ShapeDtypeStruct((batch_size,), jnp.int32)

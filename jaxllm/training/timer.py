@@ -1,4 +1,4 @@
-"""Where the wall time goes: steps, and what is not a step."""
+"""Wall time by phase: steps, and everything else."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ PHASES = (*NON_STEP_PHASES, "data", "step")
 
 
 class GoodputTimer:
-    """A stopwatch for one process of a run, from its first instruction on; a phase at a time.
+    """A stopwatch for one process of a run, from its start, with one phase at a time.
 
     Attributes:
-      previous: what the processes before spent; None in a run's first.
-      phase: what the time is counted as now; `setup` until `begin_steps`.
+      previous: time of the earlier processes; None in a run's first.
+      phase: the current phase; `setup` until `begin_steps`.
     """
 
     def __init__(self) -> None:
@@ -28,12 +28,12 @@ class GoodputTimer:
         self._last_lap = dict(self._total)
 
     def begin_steps(self) -> None:
-        """What is no other phase is a step, from now on."""
+        """Count the time outside other phases as steps from now on."""
         self._enter("step")
 
     @contextlib.contextmanager
     def measure(self, phase: str) -> Iterator[None]:
-        """Counts the time inside as `phase`, one of PHASES, and as no other."""
+        """Count the time inside as `phase`, one of PHASES, and as no other."""
         around = self.phase
         self._enter(phase)
         try:
@@ -42,19 +42,19 @@ class GoodputTimer:
             self._enter(around)
 
     def lap(self) -> TimeBreakdown:
-        """What happened since the last lap; starts a new one."""
+        """The time since the last lap; starts a new one."""
         self._enter(self.phase)
         spent = {phase: self._total[phase] - self._last_lap[phase] for phase in PHASES}
         self._last_lap = dict(self._total)
         return _breakdown(spent)
 
     def total(self) -> TimeBreakdown:
-        """What happened since this process began."""
+        """The time since this process began."""
         self._enter(self.phase)
         return _breakdown(self._total)
 
     def run(self) -> TimeBreakdown:
-        """What happened in all processes of the run."""
+        """The time of all processes of the run."""
         return added(self.previous, self.total())
 
     def _enter(self, phase: str) -> None:

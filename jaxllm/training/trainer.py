@@ -1,4 +1,4 @@
-"""What the loop speaks of: a run as it stands in this process."""
+"""The operations of the training loop on a run."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ from jaxllm.training.writers import Writer
 
 
 class Trainer:
-    """A run, resumed where its newest checkpoint left it.
+    """A run, resumed from its newest checkpoint.
 
     Attributes:
-      run: its directory.
-      step: updates done; the loop counts it up.
+      run: the run directory.
+      step: updates done; the loop increments it.
       saved: step of the newest checkpoint; None without one.
       scheduled: the steps at which the loop saves and scores.
-      restarts: how often the run has been resumed.
-      position: where the run was when this process resumed it.
-      timer: where the time of this process goes.
-      log: takes the metrics of every step.
-      checkpoints: saves the run's checkpoints.
+      restarts: number of restarts.
+      position: the run's position when this process resumed it.
+      timer: time of this process by phase.
+      log: log of the metrics of every step.
+      checkpoints: writer of the run's checkpoints.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Trainer:
         progress: Progress,
         timer: GoodputTimer,
     ) -> None:
-        """Opens MODEL_DIR and reads the newest checkpoint.
+        """Open MODEL_DIR and restore the newest checkpoint.
 
         Raises:
           UserError: MODEL_DIR cannot be written, or the checkpoint does not fit the configs.
@@ -78,9 +78,9 @@ class Trainer:
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        """Closes everything; where a step failed, what fails here may only be an echo of it."""
+        """Close everything; after an error, suppress further errors of closing."""
         self._watchdog.close()
-        # To close is to wait for the other hosts, which may be waiting for this one elsewhere.
+        # Closing waits for the other hosts, which may be waiting for this one elsewhere.
         if error is not None and not isinstance(error, Diverged) and jax.process_count() > 1:
             return
         echoes = () if error is None else (Exception,)
@@ -88,7 +88,7 @@ class Trainer:
             self._profile.close()
 
     def write_config(self, text: str | None) -> None:
-        """Writes config.gin, and says what it changes for the steps to come."""
+        """Write config.gin, and log what it changes for the coming steps."""
         if self._resumed:
             rate = float(self._schedule(self.step - 1))
             saved = self._resumed.checkpoint.entry.learning_rate
@@ -107,7 +107,7 @@ class Trainer:
                 self._progress.log(f"changed since the last start: {change}")
 
     def restored_or_new_state(self) -> TrainState:
-        """The state to begin with."""
+        """The initial state of this process: restored, or new."""
         if self._resumed is None:
             e = self._experiment
             return init_state(e.model, self._optimizer, self._abstract, e.train.seed)
@@ -116,7 +116,7 @@ class Trainer:
         return TrainState(training["step"], checkpoint.params, training["opt_state"])
 
     def compile_update(self) -> TrainStep:
-        """The compiled update; its compilation is not a part of any step's time."""
+        """The compiled update; its compilation counts towards no step."""
         e = self._experiment
         self._watchdog.pause()
         with self.timer.measure("compile"):
@@ -135,7 +135,7 @@ class Trainer:
         return self._profile.around(update, self.step)
 
     def score_missing(self, state: TrainState) -> None:
-        """Does what is due at the step where this process begins, or was when a kill came."""
+        """Save and score step 0 of a new run, or score the tasks that the resumed step lacks."""
         if self._resumed is None:
             if self.step in self.scheduled:
                 self.save(state, "scheduled")
@@ -147,7 +147,7 @@ class Trainer:
                 self.score(state, missing)
 
     def save(self, state: TrainState, kind: str) -> None:
-        """Begins to save; the loop goes on while it is written."""
+        """Start a save; the loop continues while it is written."""
         self.log.flush()
         with self.timer.measure("checkpoint"):
             self.checkpoints.save(
@@ -163,9 +163,9 @@ class Trainer:
         self.saved = self.log.saved = self.step
 
     def score(self, state: TrainState, tasks: Sequence[str] | None = None) -> None:
-        """Scores the live parameters on `tasks` (None: all), and hands the records on.
+        """Score the live parameters on `tasks` (None: all), and pass the records to the writers.
 
-        When a signal comes in between, the tasks that are left are done at the next start.
+        If a signal interrupts it, the remaining tasks are scored at the next start.
         """
         if self._evaluator is None or self.step not in self._scored:
             return
@@ -192,14 +192,14 @@ class Trainer:
         )
 
     def finish(self) -> None:
-        """Waits for the last save, and notes how long the run has taken until now."""
+        """Wait for the last save, and record the time of the run so far."""
         with self.timer.measure("checkpoint"):
             self.checkpoints.wait()
         if jax.process_index() == 0:
             self.run.note_stop(self.step, self.timer.run())
 
     def _resume(self) -> None:
-        """Brings the run back to its newest checkpoint, if it has one."""
+        """Resume the run from its newest checkpoint, if it has one."""
         e, abstract = self._experiment, self._abstract
         newest = max((entry.step for entry in self.run.available()), default=-1)
         self.run.check_space(e.bytes_to_come(num_bytes(abstract), newest))

@@ -1,4 +1,4 @@
-"""A run that hangs says where: the stacks of all threads, on stderr."""
+"""A watchdog: dumps the stacks of all threads to stderr when a run hangs."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import time
 
 
 class Watchdog:
-    """Waits for the next sign of life, from the first one on; what comes before may take its time.
+    """A countdown that starts at the first heartbeat, and restarts at each.
 
-    Without one for `minutes`, the stacks are written, again after each such time. By default that
-    is all: a slow disk or a large evaluation is no reason to end a run. With `exit` the process
-    then ends with code 1, so that what supervises the hosts starts them again; the others end too.
+    After `minutes` without one, the stacks are dumped, and again after each such interval. By
+    default that is all: a slow disk or a large evaluation is no reason to end a run. With `exit`
+    the process exits with code 1, so that a supervisor can restart the hosts; the others end too.
 
-    `faulthandler` waits and writes in C, without the interpreter's lock, to a descriptor that is
-    open already: it works whatever hangs, MODEL_DIR included.
+    `faulthandler` waits and writes in C, without the interpreter's lock, to an open descriptor: it
+    works whatever hangs, MODEL_DIR included.
     """
 
     def __init__(self, minutes: float | None, exit: bool) -> None:
@@ -22,15 +22,15 @@ class Watchdog:
         self._armed: float | None = None
 
     def heartbeat(self) -> None:
-        """Says that the run goes forward."""
+        """Restart the countdown."""
         now = time.monotonic()
         due = self._armed is None or now - self._armed > self._seconds / 20
-        if self._seconds and due:  # a thread each time: not at every step
+        if self._seconds and due:  # each call starts a thread: not at every step
             self._armed = now
             faulthandler.dump_traceback_later(self._seconds, repeat=True, file=2, exit=self._exit)
 
     def pause(self) -> None:
-        """Stops waiting, until the next heartbeat."""
+        """Stop the countdown until the next heartbeat."""
         if self._armed is not None:
             faulthandler.cancel_dump_traceback_later()
         self._armed = None

@@ -1,4 +1,4 @@
-"""Where measurements go besides the run directory's own files."""
+"""Outputs of measurements besides the run directory's own files."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any, Protocol
 
 
 class Writer(Protocol):
-    """Receives what a run measures. `Sequence[Any]` are `jaxllm.run.records.Record`s."""
+    """A receiver of a run's measurements. `Sequence[Any]` are `jaxllm.run.records.Record`s."""
 
     def write_metrics(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Takes a line of metrics: numbers, or None where there is no value."""
+        """Write a line of metrics: numbers, or None where there is no value."""
 
     def write_records(self, step: int, records: Sequence[Any]) -> None:
-        """Takes the scores of a checkpoint."""
+        """Write the records of a scored checkpoint."""
 
     def close(self) -> None:
-        """Brings everything to its place."""
+        """Flush and close."""
