@@ -60,7 +60,7 @@ class CheckpointWriter:
         training: Any,
         custom_metadata: Mapping[str, Any],
     ) -> None:
-        """Start saving a checkpoint; returns once the arrays may be overwritten.
+        """Start saving a checkpoint, and return once the arrays may be overwritten.
 
         Waits for the previous save first. The manifest line is written before the directory: a
         directory without a line is never one of ours, and a line without a committed directory is

@@ -39,7 +39,7 @@ class Record:
       tokens: training tokens seen so far.
       flops: training FLOPs spent so far.
       task: name of the SeqIO task.
-      domain: domain of the task: reading, math, code, ….
+      domain: domain of the task, such as reading, math or code.
       shots: number of few-shot examples in the prompt.
       metric: name of the metric; `primary` marks the task's main one.
       value: value of the metric; NaN when the task failed or has no such value.

@@ -119,7 +119,7 @@ def check_model(layout: Layout, saved: RestoredCheckpoint, model: Mapping[str, A
 
 
 def check_readable(path: epath.Path, params: Any, training: Any) -> None:
-    """Read the array metadata of a checkpoint, to verify that it can be restored.
+    """Verify that the array metadata of a checkpoint can be read back.
 
     Raises:
       UserError: it cannot be read, on this or another host.

@@ -42,7 +42,7 @@ class GoodputTimer:
             self._enter(around)
 
     def lap(self) -> TimeBreakdown:
-        """The time since the last lap; starts a new one."""
+        """Start a new lap, and return the time of the last one."""
         self._enter(self.phase)
         spent = {phase: self._total[phase] - self._last_lap[phase] for phase in PHASES}
         self._last_lap = dict(self._total)

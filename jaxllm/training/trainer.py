@@ -37,7 +37,7 @@ class Trainer:
       restarts: number of restarts.
       position: the run's position when this process resumed it.
       timer: time of this process by phase.
-      log: log of the metrics of every step.
+      log: the metrics log.
       checkpoints: writer of the run's checkpoints.
     """
 
