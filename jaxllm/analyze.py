@@ -1,10 +1,10 @@
-"""python -m jaxllm.analyze SOURCE…: one page on what runs learned, when, and what is to come.
+"""python -m jaxllm.analyze SOURCE…: a report on the capabilities, forecasts and health of runs.
 
-A source is a run directory, or results of others: pythia:PATH, harness:PATH, csv:PATH?columns,
+A source is a run directory, or imported results: pythia:PATH, harness:PATH, csv:PATH?columns,
 tensorboard:PATH or metrics:PATH; several are compared. Writes RUN_DIR/report/index.html, or
-OUTPUT/index.html: a self-contained page that answers whether the runs are healthy, what they can
-do and will be able to do, which tasks tell early and how sizes compare, readable on a phone and
-without a network. It can be run at any time, also while a run is still going.
+OUTPUT/index.html: a self-contained page on the health of the runs, their capabilities and
+forecasts, the most informative tasks and the comparison of sizes, readable offline and on a phone.
+It can be run at any time, also during training.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _MOST_NOTES = 20
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Builds the report, or exports its figures or tables, and says where they are."""
+    """Build the report, or export its figures or tables, and print the path."""
     flags = argparse.ArgumentParser(
         prog="python -m jaxllm.analyze",
         description=__doc__,
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     import pandas as pd
 
-    # Runs and tasks are grouped by name over and over, which takes longer in Arrow's texts.
+    # Grouping by run and task names, which is frequent, is slower with Arrow's strings.
     texts = pd.option_context("mode.string_storage", "python")
     try:
         with texts:
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _write(args: argparse.Namespace, progress: Callable[[str], None]) -> PathLike[str]:
-    """What the flags ask for, and where it is."""
+    """Write the requested format; return its path."""
     from etils import epath
 
     from jaxllm.interop.importers import is_import, open_source

@@ -1,8 +1,8 @@
-"""How good the forecasts would have been on runs whose end is known.
+"""Backtest of the forecasts on finished runs.
 
-Each size is left out in turn, with all its runs: a run trained on the same data in the same order
-is no independent evidence. Everything the forecaster learns (weights, interval widths) it learns
-from the other sizes, by leaving out each of them in turn.
+Each size is held out in turn, with all its runs: a run trained on the same data in the same order
+is not independent evidence. The forecaster's weights and interval widths are estimated from the
+other sizes, again by leave-one-size-out cross-validation.
 """
 
 from __future__ import annotations
@@ -29,26 +29,25 @@ _TOLD = 0.3
 
 @dataclasses.dataclass(frozen=True)
 class Backtest(Finding):
-    """Forecasts beside the final values; the table has their scores per metric, benchmark and
-    fraction (see `summary`).
+    """Forecasts and final values; the table scores them per metric, benchmark and fraction.
 
     Attributes:
-      points: A row per fraction, run and task: `forecast.COLUMNS`, `fraction`, `benchmark`,
+      points: a row per fraction, run and task: `forecast.COLUMNS`, `fraction`, `benchmark`,
         `truth`.
     """
 
     points: pd.DataFrame = dataclasses.field(default_factory=pd.DataFrame)
 
     def summary(self, by: Sequence[str]) -> pd.DataFrame:
-        """Scores per group of rows that agree in `by`.
+        """Score the forecasts, grouped by the columns `by`.
 
         Returns:
-          `n` forecasts; `mae` of the forecast, of the last value and of the log-linear line;
-          `reduction` of the error against the better of these two; `coverage` and median half
-          `width` of the interval; `sign`, the share of visible changes (beyond `VISIBLE`
-          standard errors) whose direction was forecast, and `sign_log_linear`; `ranking`, the
-          share of pairs of runs that came in the forecast order in the same task, and the same by
-          last value and log-linear line.
+          A row per group: number `n` of forecasts; `mae` of the forecast, of the last value and of
+          the log-linear line; `reduction` of the error against the better of these two; `coverage`
+          and median half `width` of the interval; `sign`, the share of changes beyond `VISIBLE`
+          standard errors with the right forecast direction, and `sign_log_linear`; `ranking`, the
+          share of pairs of runs ranked correctly on a task, and the same by last value and
+          log-linear line.
         """
         rows = [
             {**dict(zip(by, key, strict=True)), **_scores(group)}
@@ -72,12 +71,12 @@ def backtest(
     level: float = 0.9,
     mode: str = TRANSFER,
 ) -> Backtest:
-    """Forecasts every finished run from its beginning, learning from runs of other sizes.
+    """Forecast every finished run from its first checkpoints, fitted to runs of other sizes.
 
     Args:
-      study: Its tasks are forecast one by one, not pooled to benchmarks.
-      fractions: Shares of the training after which to forecast; nothing later is read of a run.
-      level: Coverage of the intervals.
+      study: its tasks are forecast one by one, not pooled to benchmarks.
+      fractions: shares of the training after which to forecast; later values are not used.
+      level: coverage of the intervals.
       mode: `forecast.TRANSFER`, or `forecast.ALONE` for the method without other runs.
     """
     everything, notes = aligned(study.records if study.raw_records is None else study.raw_records)
@@ -153,7 +152,7 @@ def _agreement(expected: pd.Series, actual: pd.Series, counted: pd.Series) -> fl
 
 
 def _rankings(points: pd.DataFrame) -> dict[str, float]:
-    """The share of pairs of runs in the right order; a forecast tie counts half."""
+    """Share of pairs of runs in the right order; a tie in the forecast counts half."""
     columns = {"ranking": "forecast", "ranking_last": "last", "ranking_log_linear": "log_linear"}
     right, pairs = dict.fromkeys(columns, 0.0), 0
     for _, group in points.groupby(["fraction", *KEY_COLUMNS], sort=False):

@@ -1,7 +1,7 @@
-"""Tasks that belong together as one: MMLU's 57 exams become the mean `mmlu`.
+"""Benchmark means: MMLU's 57 exams become one task `mmlu`.
 
-A published suite scores hundreds of tasks. A reader wants a page of them, and the mean of a
-benchmark is known far better than any of its parts.
+A published suite scores hundreds of tasks, more than fit a page, and the mean of a benchmark has a
+far smaller standard error than any of its tasks.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ READABLE = 60
 
 
 def pooled(records: pd.DataFrame, most: int = READABLE) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    """The records with the tasks of every benchmark as one task, where there are more than `most`.
+    """Pool the tasks of every benchmark to one task, where there are more than `most` tasks.
 
-    A benchmark's value is the mean over its tasks at checkpoints that have all that the run was
-    scored on; its standard error takes the tasks' examples as different ones. Benchmarks are told
-    by the first word of the tasks' names (`benchmarks`).
+    A benchmark's value is the mean over its tasks, at checkpoints with all tasks that the run was
+    scored on; its standard error assumes that the tasks share no examples. Benchmarks are
+    identified by `benchmarks`.
 
     Returns:
-      Records, and a note for the reader on what became of them.
+      The records, and notes on the pooling for the report.
     """
     tasks = records.task.unique() if len(records) else []
     if len(tasks) <= most:
@@ -68,7 +68,7 @@ def pooled(records: pd.DataFrame, most: int = READABLE) -> tuple[pd.DataFrame, t
 
 
 def benchmarks(tasks: Sequence[str]) -> dict[str, str]:
-    """The benchmark of each task: the first word of its name, where five or more tasks share it."""
+    """Benchmark of each task: the first word of its name, where five or more tasks share it."""
     words = {task: re.split(r"[_\-:. ]", task)[0] for task in tasks}
     counts = pd.Series(list(words.values()), dtype=object).value_counts()
     return {

@@ -1,8 +1,8 @@
-"""Where does a trajectory change its slope?
+"""Change points of trajectories.
 
-Over log tokens a capability is typically flat, then rises, then levels off: straight pieces with
-change points between them. Noise around them is taken as independent between checkpoints; where a
-model hardly changes from one checkpoint to the next it is not, and p-values are then too small.
+Over log tokens a capability is typically flat, then rises, then levels off: linear segments with
+change points between them. Noise is assumed independent between checkpoints; where a model hardly
+changes from one checkpoint to the next it is not, and p-values are then too small.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ _FEWEST = 7
     "of a rise. The bar reaches over the checkpoints that would fit about as well.",
 )
 def change_points(study: Study, *, most: int = 3, draws: int = 500, seed: int = 0) -> Finding:
-    """Fits continuous straight pieces over log tokens, adding change points while p < 0.05.
+    """Fit continuous piecewise linear curves over log tokens, adding change points while p < 0.05.
 
-    The p-value of a change point is that of the largest F statistic over all places where it could
-    be, against the same statistic of Gaussian noise around the fit without it (sup-F test, Andrews
-    1993, its null simulated on the checkpoints at hand; ruptures places change points, but tests
-    none). Its interval holds the checkpoints that an F test does not reject in favour of the best
-    one, and reaches to their neighbours, since it may lie between checkpoints. Checkpoints before
-    the first step have no log tokens.
+    The p-value of a change point is that of the largest F statistic over all candidate positions,
+    against the same statistic of Gaussian noise around the fit without it (sup-F test, Andrews
+    1993, its null simulated on the run's checkpoints; ruptures locates change points without a
+    test). Its interval holds the checkpoints that an F test does not reject in favour of the best
+    one, and extends to their neighbours, since a change may lie between checkpoints. Checkpoints
+    at 0 tokens are left out.
 
     Returns:
       A row per change point: `tokens` with a 95 % interval `low` to `high`, the gain per doubling
@@ -73,7 +73,7 @@ def change_points(study: Study, *, most: int = 3, draws: int = 500, seed: int = 
 def _change_points(
     x: Array, y: Array, most: int, draws: int, rng: np.random.Generator
 ) -> list[tuple[float, float, float, float, float, float]]:
-    """Per change point tokens, interval, slope before and after, p; x is log2 tokens, ascending."""
+    """Tokens, interval, slopes before and after, and p per change point, over ascending x."""
     knots: list[float] = []
     pvalues: list[float] = []
     places = x[2:-2]
@@ -87,7 +87,7 @@ def _change_points(
             break
         knots.append(float(places[best[0]]))
         pvalues.append(p)
-        for _ in range(2 * (len(knots) > 1)):  # each knot in turn to its best place
+        for _ in range(2 * (len(knots) > 1)):  # refine each knot in turn
             for at in range(len(knots)):
                 rest = _pieces(x, knots[:at] + knots[at + 1 :])
                 knots[at] = float(places[_sup_f(rest, candidates, y[:, None])[1][0]])
@@ -107,12 +107,12 @@ def _change_points(
 
 
 def _pieces(x: Array, knots: list[float]) -> Array:
-    """[n, 2 + knots] columns of a continuous line whose slope may change at the knots."""
+    """Design matrix [n, 2 + knots] of a continuous piecewise linear curve."""
     return np.stack([np.ones_like(x), x, *(np.maximum(0.0, x - k) for k in knots)], axis=1)
 
 
 def _sup_f(design: Array, candidates: Array, y: Array) -> tuple[Array, Array]:
-    """Per column of y the largest F of adding one candidate to the design, and which it is."""
+    """Largest F of adding one candidate to the design, per column of y, and its index."""
     basis = np.linalg.qr(design)[0]
     rest = y - basis @ (basis.T @ y)
     new = candidates - basis @ (basis.T @ candidates)

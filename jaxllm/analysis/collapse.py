@@ -1,4 +1,4 @@
-"""Over which axis do the curves of different sizes become one curve: tokens, FLOPs or loss?"""
+"""Which axis collapses the curves of different sizes onto one: tokens, FLOPs or loss?"""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jaxllm.analysis.finding import Finding, refusal
 from jaxllm.analysis.registry import SIZES, Study, analysis
 
 AXES = ("tokens", "flops", "loss")
-# What may stand for the loss of a run: what most checkpoints have, of equals the first.
+# Stand-ins for the loss of a run: the one that most checkpoints have, ties to the first.
 _LOSSES = ("loss", "bits_per_byte", "perplexity")
 _WIDTHS = (0.03, 0.06, 0.12, 0.25)
 _COLUMNS = ("task", "domain", "axis", "sizes", "n", "error", "noise", "best")
@@ -22,11 +22,11 @@ _COLUMNS = ("task", "domain", "axis", "sizes", "n", "error", "noise", "best")
 
 @dataclasses.dataclass(frozen=True)
 class Collapse(Finding):
-    """What `collapse` returns.
+    """Result of `collapse`.
 
     Attributes:
-      best: The axis of the smallest error, relative to the mean of the axes, over all tasks.
-      p: Of a paired t-test over the sizes that it is no better than the next axis.
+      best: axis with the smallest error over all tasks, relative to the mean of the axes.
+      p: p-value of a paired t-test over sizes; null hypothesis: no better than the next axis.
     """
 
     best: str = ""
@@ -45,15 +45,15 @@ def collapse(study: Study) -> Collapse:
     """Leave-one-size-out errors of smooth curves over log tokens, log FLOPs and loss.
 
     The loss is the logged one where all runs have it; else the mean over tasks of the loss, bits
-    per byte or log perplexity, whichever most checkpoints have. A task that its own metric would
-    predict is left out. The curve is a local linear regression with a Gaussian kernel (Fan and
-    Gijbels 1996, §2.3), its width for each task and axis the best of four. Sizes are told apart by
-    their parameters.
+    per byte or log perplexity, whichever most checkpoints have, and the tasks that it is measured
+    on are left out. The curve is a local linear regression with a Gaussian kernel (Fan and Gijbels
+    1996, §2.3), its width for each task and axis the best of four. Sizes are identified by their
+    parameter counts.
 
     Returns:
-      A row per task and axis: the mean absolute `error` of the score of left-out sizes, over the
-      `n` points that lie within the other sizes' range on every axis, beside the `noise` that the
-      tasks' sampling error alone makes.
+      A row per task and axis: the mean absolute `error` of the score of held-out sizes, over the
+      `n` points within the other sizes' range on every axis, and the `noise`, the error expected
+      from sampling alone.
     """
     points, notes = study.curves.points, study.curves.notes
     losses, own = _losses(study)
@@ -97,7 +97,7 @@ def collapse(study: Study) -> Collapse:
 
 
 def _losses(study: Study) -> tuple[pd.DataFrame, set[str]]:
-    """`run, tokens, loss`, and the tasks that the loss is measured on."""
+    """Table of `run, tokens, loss`, and the tasks that the loss is measured on."""
     if len(study.losses) and set(study.losses.run) >= set(study.runs):
         return study.losses, set()
     every = study.all_curves.points
@@ -111,7 +111,7 @@ def _losses(study: Study) -> tuple[pd.DataFrame, set[str]]:
 
 
 def _with_loss(frame: pd.DataFrame, losses: pd.DataFrame) -> pd.DataFrame:
-    """The points within the tokens whose loss is known, with that `loss`."""
+    """Points within the token range of the loss, with a column `loss`."""
     parts = [frame.iloc[:0].assign(loss=math.nan)]
     for run, points in frame.groupby("run", sort=False):
         known = losses[(losses.run == run) & np.isfinite(losses.loss)].sort_values("tokens")
@@ -122,7 +122,7 @@ def _with_loss(frame: pd.DataFrame, losses: pd.DataFrame) -> pd.DataFrame:
 
 
 def _left_out_errors(points: pd.DataFrame, axes: tuple[str, ...]) -> pd.DataFrame:
-    """`axis, params, error, noise` of every point that all axes can predict."""
+    """Table of `axis, params, error, noise`: the points that all axes can predict."""
     y, size = points.score.to_numpy(float), points.params.to_numpy(float)
     at = {a: points[a].to_numpy(float) for a in axes}
     at = {a: x if a == "loss" else np.log(x) for a, x in at.items()}
@@ -148,9 +148,9 @@ def _left_out_errors(points: pd.DataFrame, axes: tuple[str, ...]) -> pd.DataFram
 
 
 def _smooth(x: Array, y: Array, new: Array, width: float) -> Array:
-    """Local linear regression at `new`; `width` is the kernel's, as a share of the range.
+    """Local linear regression at `new`; kernel `width` as a share of the range.
 
-    Of all new points at once; statsmodels' KernelReg loops over them.
+    Vectorized over the new points; statsmodels' KernelReg loops over them.
     """
     distance = (x[None] - new[:, None]) / (width * max(float(np.ptp(x)), 1e-12))
     weight = np.exp(-0.5 * distance**2) + 1e-12

@@ -1,9 +1,9 @@
 """Which capabilities grow together?
 
-Two rising curves always correlate, so levels say nothing. What is correlated are the *gains* from
-one checkpoint to the next, by Spearman's rank correlation within each run, averaged over the runs,
-against the null hypothesis that they come at unrelated times: the gains of every task are shuffled
-in time. `jaxllm.analysis.resampling` draws nulls and intervals.
+Two rising curves always correlate, so levels are uninformative. This correlates the *gains* from
+one checkpoint to the next, by Spearman's rank correlation within each run, averaged over the runs.
+Under the null hypothesis they come at unrelated times: the gains of every task are shuffled in
+time. `jaxllm.analysis.resampling` draws nulls and intervals.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ _COLUMNS = (
 
 @dataclasses.dataclass(frozen=True)
 class Correlations(Finding):
-    """What `correlations` returns.
+    """Result of `correlations`.
 
     Attributes:
-      within: Mean correlation of gains of two tasks of one domain; NaN where there is no pair.
-      across: The same of tasks of different domains.
-      domain_p: Chance of a difference as large when domains are dealt to tasks at random.
+      within: mean correlation of gains over pairs of tasks of one domain; NaN without a pair.
+      across: the same over pairs of different domains.
+      domain_p: p-value of their difference under random permutation of the domain labels.
     """
 
     within: float = math.nan
@@ -51,7 +51,7 @@ class Correlations(Finding):
     "curves always correlate, their gains need not. An empty cell was not compared.",
 )
 def correlations(study: Study, *, draws: int = 300, seed: int = 0) -> Correlations:
-    """Correlations of all pairs of tasks; pairs of one benchmark at other shots are left out.
+    """Correlate the gains of all pairs of tasks, except one task at different shots.
 
     Returns:
       A row per pair of tasks: the Spearman correlation of their `gain`s with a 95 % interval;
@@ -119,6 +119,6 @@ def correlations(study: Study, *, draws: int = 300, seed: int = 0) -> Correlatio
 
 
 def _means(gain: Array, same: npt.NDArray[np.bool_]) -> tuple[float, float]:
-    """Mean over the pairs of one domain, and over those of two."""
+    """Mean over pairs within a domain, and over pairs across domains."""
     return (float(gain[same].mean()) if same.any() else math.nan,
             float(gain[~same].mean()) if not same.all() else math.nan)  # fmt: skip

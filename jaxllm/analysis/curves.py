@@ -1,9 +1,8 @@
-"""Records -> curves: the one place where trajectories are cleaned before an analysis reads them.
+"""Records -> curves: the cleaning of trajectories, shared by all analyses.
 
-A curve is one metric of one task of one run, scored with one number of few-shot examples and one
-version of the task; values of two versions are never joined. Every metric is also read as a *score*
-that grows as the model gets better: an accuracy is its own score, bits per byte and Brier scores
-count negatively, a perplexity counts as minus its logarithm.
+A curve is one metric of one task of one run, at one number of shots and one task version; versions
+are never joined. Every metric also has a *score*, higher is better: an accuracy is its own score,
+bits per byte and Brier scores are negated, and a perplexity becomes minus its logarithm.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ _SHARES = ("accuracy", "exact_match", "probability", "f1")
 
 
 def lower_is_better(metric: str) -> bool:
-    """Whether a smaller value of `metric` is the better one."""
+    """Whether a smaller value of `metric` is better."""
     return any(word in metric for word in _LOWER_IS_BETTER)
 
 
@@ -39,33 +38,33 @@ def is_share(metric: str) -> bool:
 
 
 def of_metric(test: Callable[[str], bool], metrics: pd.Series) -> pd.Series:
-    """`is_share` or `lower_is_better` of every row, asked once for each metric."""
+    """Evaluate `is_share` or `lower_is_better` for every row, once per distinct metric."""
     return metrics.map({metric: test(metric) for metric in metrics.unique()}).astype(bool)
 
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """One curve of P points, by tokens.
+    """One curve of P points, ordered by tokens.
 
     Attributes:
-      run: Name of the run.
-      task: Name of the task.
-      shots: Number of few-shot examples.
-      metric: Name of the metric.
-      task_version: Version of the task.
-      domain: Domain of the task.
-      family: Suite of the run.
-      params: Parameters of the model; NaN where unknown.
+      run: name of the run.
+      task: name of the task.
+      shots: number of few-shot examples.
+      metric: name of the metric.
+      task_version: version of the task.
+      domain: domain of the task.
+      family: suite of the run.
+      params: parameter count of the model; NaN where unknown.
       steps: [P] steps.
       tokens: [P] tokens seen; ascending, NaN where unknown.
       flops: [P] training FLOPs.
       values: [P] the metric, finite.
       stderr: [P] standard errors of `values`; NaN where unknown.
-      scores: [P] `values` as more-is-better scores.
+      scores: [P] scores of `values`, higher is better.
       score_stderr: [P] standard errors of `scores`.
-      chance: The value of a guess; NaN where there is none.
-      chance_score: Its score.
-      n: Number of examples.
+      chance: chance level; NaN where there is none.
+      chance_score: score of the chance level.
+      n: number of examples.
     """
 
     run: str
@@ -90,12 +89,12 @@ class Curve:
 
 @dataclasses.dataclass(frozen=True)
 class Curves:
-    """Curves as one table, so that what is done to all of them is done at once.
+    """Curves as one table, for vectorized operations on all of them.
 
     Attributes:
-      points: A row per point, curve by curve and in each by tokens: the columns of `Record`, and
-        `score`, `score_stderr`, `chance_score` and `curve` (0, 1, ...).
-      notes: What of the records was left out or mended, a sentence each.
+      points: a row per point, ordered by curve and tokens: the columns of `Record`, and `score`,
+        `score_stderr`, `chance_score` and `curve` (0, 1, ...).
+      notes: records left out or corrected, a sentence each.
     """
 
     points: pd.DataFrame
@@ -103,7 +102,7 @@ class Curves:
 
     @functools.cached_property
     def table(self) -> pd.DataFrame:
-        """A row per curve: its last point, and its number of `points`."""
+        """Last point and number of `points`, a row per curve."""
         count = self.points.groupby("curve").size()
         last = self.points.drop_duplicates("curve", keep="last").set_index("curve")
         return last.assign(points=count)
@@ -127,14 +126,14 @@ class Curves:
             )  # fmt: skip
 
     def select(self, keep: pd.Series | npt.NDArray[np.bool_], *notes: str) -> Curves:
-        """The points where `keep`, and further notes."""
+        """Curves of the points where `keep`, with further notes."""
         return Curves(self.points[np.asarray(keep, bool)], (*self.notes, *notes))
 
     def main(self) -> Curves:
-        """One curve for every run and task: the one to show, and that most analyses read.
+        """One curve for every run and task, used by the charts and most analyses.
 
-        That is its primary metric (where none is, the most frequent one, then the first in the
-        alphabet), in the version and with the shots that the run was scored with last.
+        It has the primary metric (else the most frequent one, ties in alphabetical order), at the
+        version and shots of the run's latest scores.
         """
         table = self.table.reset_index()
         table = table.assign(primary=self.points.groupby("curve").primary.any().to_numpy())
@@ -148,7 +147,7 @@ class Curves:
         return self.select(self.points.curve.isin(best.curve), *([note] if changed else []))
 
     def comparable(self) -> Curves:
-        """Curves over known tokens, with tasks of several versions named as the tasks they are."""
+        """Curves over known tokens, with each version of a task as a task of its own."""
         points, notes = self.points, list(self.notes)
         unknown = ~np.isfinite(points.tokens.astype(float))
         if unknown.any():
@@ -171,8 +170,8 @@ class Curves:
 def curves(records: pd.DataFrame) -> Curves:
     """All curves of the trajectory table; see `Curves.main` for one per run and task.
 
-    Records without a finite value are left out. Runs of one name that differ in size or family get
-    longer names. Of repeated records the last one counts.
+    Records without a finite value are dropped; of repeated records the last one is used. Runs of
+    one name that differ in size or family get distinct names.
     """
     if records.empty:
         extra = ("score", "score_stderr", "chance_score", "curve")
@@ -203,7 +202,7 @@ def curves(records: pd.DataFrame) -> Curves:
 
 
 def _told_apart(records: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """The records, with runs of one name but another size or family under longer names."""
+    """Give distinct names to runs of one name that differ in size or family; with notes."""
     notes = []
     named = records.groupby("run", sort=False)[["family", "params"]].nunique(dropna=False)
     for run in named.index[(named > 1).any(axis=1)]:
@@ -216,12 +215,12 @@ def _told_apart(records: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
 
 
 def with_gaps(main: Curves, records: pd.DataFrame) -> pd.DataFrame:
-    """The points of `main` as the charts show them, and what they lack.
+    """Points of `main` for the charts, with a row for every missing value.
 
     Returns:
-      The columns of `main.points`, by run, domain, task and step. Where a task failed at a
-      checkpoint, or was not scored at one at which its run was, a row without a value says so in
-      `status`.
+      The columns of `main.points`, ordered by run, domain, task and step. A task that failed, or
+      was not scored, at one of the run's checkpoints has a row with a NaN value there, and the
+      reason in `status`.
     """
     points = main.points.drop(columns="curve")
     key = ["run", "task"]
@@ -243,14 +242,14 @@ def with_gaps(main: Curves, records: pd.DataFrame) -> pd.DataFrame:
 
 
 def _absent(rows: pd.DataFrame, others: pd.DataFrame) -> npt.NDArray[np.bool_]:
-    """Whether `others` has no row of the same run, task and step."""
+    """Whether `others` has no row of the same run, task and step, per row."""
     key = ["run", "task", "step"]
     return ~pd.MultiIndex.from_frame(rows[key]).isin(pd.MultiIndex.from_frame(others[key]))
 
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
-    """Curves on one grid; R runs, S checkpoints, T tasks; NaN where there is no record.
+    """Curves on one grid of R runs, S checkpoints and T tasks; NaN where there is no record.
 
     Attributes:
       runs: R names.
@@ -272,7 +271,7 @@ class Panel:
 
     @classmethod
     def of(cls, curves: Curves) -> Panel:
-        """The points of curves that are `comparable`, on the grid of all their checkpoints."""
+        """Place `comparable` curves on the grid of all their checkpoints."""
         points = curves.points
         run, runs = pd.factorize(points.run)
         task, tasks = pd.factorize(points.task)
@@ -289,7 +288,7 @@ class Panel:
         )  # fmt: skip
 
     def gains(self) -> Array:
-        """[R, S, T] what each checkpoint adds to the one before it in the same run."""
+        """Differences [R, S, T] between consecutive checkpoints of a run."""
         gains = np.full_like(self.score, math.nan)
         for run, values in enumerate(self.score):
             scored = np.flatnonzero(np.isfinite(values).any(axis=1))
@@ -298,5 +297,5 @@ class Panel:
 
 
 def same_benchmark(first: str, second: str) -> bool:
-    """Whether two tasks ask the same questions, with other numbers of few-shot examples."""
+    """Whether two tasks differ in their number of few-shot examples only."""
     return first.split(" ")[0] == second.split(" ")[0]

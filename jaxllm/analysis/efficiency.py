@@ -1,4 +1,4 @@
-"""Who gets most out of its tokens? Runs of one size class at equal tokens."""
+"""Token efficiency: runs of one size class compared at equal tokens."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _EQUAL = 1.01  # tokens that differ by a smaller factor are equal
 
 
 def size_class(study: Study) -> tuple[float, float]:
-    """The parameters of the runs to compare: the 7B class, or else where most runs are."""
+    """Range of parameter counts to compare: the 7B class, or else the one with most runs."""
     params = np.array(list(study.params.values()))
     low, high = 5e9, 9e9
     if ((params >= low) & (params <= high)).sum() >= 2 or not len(params):
@@ -46,18 +46,17 @@ def efficiency(
     params: tuple[float, float] | None = None,
     budgets: tuple[float, ...] | None = None,
 ) -> Finding:
-    """Compares runs with `params` in the given range; `budgets` are tokens (default: last ones).
+    """Compare runs with `params` in the given range; `budgets` in tokens (default: last ones).
 
-    Values between checkpoints are linear in log tokens; no run is extrapolated, but tokens that
-    differ by less than 1% are equal (OPT's 300B and Pythia's 299.9B). Standard errors are
-    those of the tasks' examples, taken as different ones, which overstates the error of runs that
-    answer the same examples.
+    Values are interpolated linearly in log tokens, never extrapolated; tokens that differ by less
+    than 1% count as equal (OPT's 300B and Pythia's 299.9B). Standard errors treat the examples of
+    two runs as independent, which overstates the error of a difference on the same examples.
 
     Returns:
-      A row per token budget and run: `score`, the mean over the tasks that all runs there share of
-      (value - chance) / (1 - chance), with its standard error; how far it is `behind` the best run
-      and the p-value of that; `tokens_of_best`, at which the best run had this score, and
-      `efficiency`, their share of the budget.
+      A row per token budget and run: `score`, the mean of (value - chance) / (1 - chance) over the
+      tasks shared by all runs at this budget, with its standard error; the difference `behind` the
+      best run and its p-value; `tokens_of_best`, at which the best run had this score, and
+      `efficiency`, their ratio to the budget.
     """
     low, high = params or size_class(study)
     points, notes = study.curves.points, study.curves.notes
@@ -90,7 +89,7 @@ def efficiency(
 
 
 def _at_budget(frame: pd.DataFrame, budget: float) -> list[dict[str, object]]:
-    """The rows of the runs that reach `budget` tokens; none for fewer than two."""
+    """Rows of the runs that reach `budget` tokens; none for fewer than two runs."""
     at = _at_tokens(frame, budget)
     shared = at.groupby("task").run.nunique() == at.run.nunique()
     at = at[at.task.isin(shared.index[shared])]
@@ -120,7 +119,7 @@ def _at_budget(frame: pd.DataFrame, budget: float) -> list[dict[str, object]]:
 
 
 def _at_tokens(frame: pd.DataFrame, budget: float) -> pd.DataFrame:
-    """`run, params, task, relative, stderr` of every trajectory that reaches over the budget."""
+    """Table of `run, params, task, relative, stderr`: trajectories that span the budget."""
     rows = []
     for (run, task), points in frame.groupby(["run", "task"], sort=False):
         tokens = points.tokens.to_numpy(float)
@@ -136,7 +135,7 @@ def _at_tokens(frame: pd.DataFrame, budget: float) -> pd.DataFrame:
 
 
 def _reached(path: pd.Series, value: float, budget: float) -> float:
-    """Tokens at which the running maximum of a path first comes to `value`, at most the budget."""
+    """Tokens at which the running maximum of a path first reaches `value`, at most `budget`."""
     tokens, best = path.index.to_numpy(float), np.maximum.accumulate(path.to_numpy(float))
     at = int(np.searchsorted(best, value))
     if at == 0 or at >= len(best):

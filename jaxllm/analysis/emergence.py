@@ -1,6 +1,6 @@
-"""Does a capability come suddenly, and if so, is it the model or the metric?
+"""Sudden or gradual gains, and whether a sudden one is due to the model or the metric.
 
-BIG-bench (Srivastava et al. 2022, App. B) calls a task linear or breakthrough by
+BIG-bench (Srivastava et al. 2022, App. B) classifies a task as linear or breakthrough by
 
     I(y) = sign(argmax_i y_i - argmin_i y_i) (max y - min y)
     L = I / sqrt(mean_i z_i^2),   B = I / sqrt(median_i z_i^2),   z_i = y_(i+1) - y_i
@@ -8,9 +8,9 @@ BIG-bench (Srivastava et al. 2022, App. B) calls a task linear or breakthrough b
 (later papers misprint the sign as argmax - argmax and leave z undefined). B / L is 1 for equal
 steps and large where most steps are small and a few are large. Whether it is *too* large for a
 steady gain is tested against straight lines over the logarithm of scale with the sampling noise of
-the points. Accuracy and exact match can jump because they only see the best answer while the
-probability of the right one rises all along (Schaeffer et al. 2023, arXiv 2304.15004); so a jump
-is the metric's where a continuous metric of the same task had gained before it.
+the points. Accuracy and exact match can jump because they only depend on the best answer, while
+the probability of the right one rises steadily (Schaeffer et al. 2023, arXiv 2304.15004); so a jump
+is attributed to the metric where a continuous metric of the same task had gained before it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _COLUMNS = (
 
 
 def improvement(y: Array) -> float:
-    """I(y): the range of `y`, negative where the largest comes before the smallest."""
+    """I(y): the range of `y`, negative where the maximum precedes the minimum."""
     return float(np.sign(int(np.argmax(y)) - int(np.argmin(y))) * np.ptp(y))
 
 
@@ -56,9 +56,9 @@ def breakthroughness(y: Array, resolution: float = 0.0) -> float:
     """B of scores in order of scale; NaN where it is not defined.
 
     Args:
-      y: Scores, at least two.
-      resolution: The smallest step that can be told from none (one example: 1/n). It bounds the
-        median from below; without it B has no value where more than half of the steps are 0.
+      y: at least two scores.
+      resolution: smallest step that can be resolved (one example: 1/n), a lower bound of the
+        median; without it B is undefined where more than half of the steps are 0.
     """
     z = np.diff(y)
     middle = max(math.sqrt(np.median(z**2)), resolution) if len(z) else 0.0
@@ -73,29 +73,28 @@ def breakthroughness(y: Array, resolution: float = 0.0) -> float:
     "equal steps). It is the metric's doing where a smoother metric of the task rose before.",
 )
 def emergence(study: Study, *, over: str = "tokens", draws: int = 500, seed: int = 0) -> Finding:
-    """Tests every task of every run under all its metrics.
+    """Test every task of every run under all its metrics.
 
     Args:
-      study: Its records hold all metrics, not only the charted ones.
+      study: its records hold all metrics, not only the charted ones.
       over: "tokens" for the checkpoints of a run, "params" for the last checkpoints of the sizes
-        of a family (of one size the mean).
-      draws: Simulated lines and redraws.
-      seed: Of the draws.
+        of a family (the mean over runs of one size).
+      draws: number of simulated lines, and of draws of the sampling noise.
+      seed: seed of the draws.
 
     Returns:
-      A row per run (or family, over sizes), task and metric, scores in the direction in which more
-      is better: L, B and `suddenness` B / L with `p` against a straight line over log scale (`q`
-      adjusted over the hard ones); `hard` marks the metric that is judged, which sees only the best
-      answer. `onset` is the scale (tokens or parameters) where that metric durably leaves chance,
-      `early_share` the share of a continuous metric's gain that lies before it, with a 95 %
-      interval from redraws of the sampling noise. `verdict` is the task's: "gradual" unless its
-      hard metric is sudden at q < 0.05; then "sudden in the metric" where demonstrably more than a
-      tenth of a continuous metric's gain came before the onset; "sudden in the model" where
-      demonstrably less did and the continuous metrics are sudden too (p < 0.05); else, and without
-      a continuous metric, its cause is unclear.
+      A row per run (or family, over sizes), task and metric; scores, higher is better: L, B and
+      `suddenness` B / L with `p` against a straight line over log scale (`q` adjusted over the hard
+      metrics); `hard` marks the tested metric, accuracy or exact match. `onset` is the scale
+      (tokens or parameters) where that metric durably leaves chance, `early_share` the share of a
+      continuous metric's gain before it, with a 95 % interval from draws of the sampling noise.
+      `verdict` is per task: "gradual" unless its hard metric is sudden at q < 0.05; then "sudden in
+      the metric" where a continuous metric made significantly more than a tenth of its gain before
+      the onset; "sudden in the model" where all made significantly less and are sudden too
+      (p < 0.05); else, and without a continuous metric, the cause is unclear.
 
     Raises:
-      ValueError: `over` is neither.
+      ValueError: `over` is neither "tokens" nor "params".
     """
     if over not in ("tokens", "params"):
         raise ValueError(f"over={over!r}: tokens or params")
@@ -144,12 +143,12 @@ def emergence(study: Study, *, over: str = "tokens", draws: int = 500, seed: int
     caption="The last checkpoints of the sizes of a family, as points.",
 )
 def emergence_over_sizes(study: Study) -> Finding:
-    """`emergence` over the parameters of a family."""
+    """Run `emergence` over the sizes of a family."""
     return emergence(study, over="params")
 
 
 def _last_of_sizes(points: pd.DataFrame) -> pd.DataFrame:
-    """One point per family, task and size: the last checkpoints, under the family's name."""
+    """Mean of the last checkpoints per family, task and size, with the family as the run."""
     last = points.sort_values("tokens").drop_duplicates(["run", "task"], keep="last")
     grouped = last.groupby(["family", "task", "params"], as_index=False, sort=False)
     means = grouped.agg(
@@ -165,7 +164,7 @@ def _of_task(
     run: str, task: str, curves: dict[str, pd.DataFrame], over: str, draws: int,
     rng: np.random.Generator,
 ) -> list[dict]:  # fmt: skip
-    """Rows of one task; their verdict holds if its hard metric proves sudden."""
+    """Rows of one task, with the verdict for the case that its hard metric is sudden."""
     hard = [m for m in curves if m.startswith(_HARD)]
     main = next((m for m in _HARD if m in hard), hard[0] if hard else None)
     onset, gained = math.nan, main is None
@@ -208,7 +207,7 @@ def _of_task(
 
 
 def _suddenness(y: Array, resolution: float) -> Array:
-    """[draws] B / L of the rows of y; NaN where a step's median is 0 and nothing bounds it."""
+    """B / L [draws] of the rows of y; NaN where the median step and `resolution` are 0."""
     z2 = np.diff(y, axis=1) ** 2
     middle = np.maximum(np.median(z2, axis=1), resolution**2)
     with np.errstate(all="ignore"):
@@ -218,12 +217,12 @@ def _suddenness(y: Array, resolution: float) -> Array:
 def _pvalue(
     x: Array, y: Array, stderr: Array, resolution: float, draws: int, rng: np.random.Generator
 ) -> float:
-    """Share of noisy straight lines over x, from the first to the last score, as sudden as y."""
+    """p-value of y against noisy straight lines over x from its first to its last score."""
     observed = _suddenness(y[None], resolution)[0]
     if not math.isfinite(observed) or not stderr.any():
         return math.nan
     line = y[0] + (x - x[0]) / (x[-1] - x[0]) * (y[-1] - y[0])
-    # The noise of a point that happens to be 0 or 1 is unknown, not none.
+    # The estimated stderr of a score of exactly 0 or 1 is 0, its noise is not.
     noise = np.where(stderr > 0, stderr, np.median(stderr[stderr > 0]))
     null = _suddenness(line + noise * rng.standard_normal((draws, len(y))), resolution)
     return float((1 + (null >= observed).sum()) / (1 + draws))
@@ -232,7 +231,7 @@ def _pvalue(
 def _early_share(
     score: Array, stderr: Array, before: int, draws: int, rng: np.random.Generator
 ) -> tuple[float, float, float]:
-    """Share of the gain made at the last of the first `before` points, with its interval."""
+    """Share of the gain made within the first `before` points, with its interval."""
     if before < 1:
         return math.nan, math.nan, math.nan
     last = max(1, min(3, len(score) - before))

@@ -1,4 +1,4 @@
-"""What every analysis returns."""
+"""Finding: the result type of every analysis."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import pandas as pd
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """The answer of an analysis; one with more to say has a subclass whose fields have defaults.
+    """Result of an analysis; subclasses add fields, with defaults.
 
     Attributes:
-      sentence: The result in one plain sentence made from the numbers.
-      table: The numbers, a tidy row each; the analysis says what the columns mean.
-      refused: Why there is no answer; empty where there is one.
-      notes: What of the input was left out or mended, a sentence each.
-      lines: More sentences, such as one for each check.
-      title: Of this answer, where an analysis gives several; else the title of the analysis.
+      sentence: the result in one plain sentence, with its numbers.
+      table: the numbers in tidy form, as documented by the analysis.
+      refused: reason why there is no answer; empty where there is one.
+      notes: input left out or corrected, a sentence each.
+      lines: further sentences, such as one for each check.
+      title: title of this finding; empty for the title of the analysis.
     """
 
     sentence: str
@@ -39,12 +39,12 @@ def refusal(
     notes: tuple[str, ...] = (),
     kind: type[F] = Finding,  # type: ignore[assignment]
 ) -> F:
-    """The finding that there is no answer, and why; its table has `columns` and no rows."""
+    """Finding without an answer, for the given reason; its table has `columns` and no rows."""
     return kind(f"No answer: {reason}.", pd.DataFrame(columns=list(columns)), reason, notes)
 
 
 def amount(number: float) -> str:
-    """Tokens, FLOPs or parameters as people say them: 300B, 2.1M."""
+    """Format tokens, FLOPs or parameters to three digits: 300B, 2.1M."""
     for size, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
         if abs(number) >= size:
             return f"{number / size:.3g}{suffix}"

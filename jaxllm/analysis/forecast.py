@@ -1,8 +1,8 @@
-"""The final value of every task of a run in progress.
+"""Forecasts of the final value of every task of a run in progress.
 
 Runs are aligned by progress (tokens seen / tokens of the whole run), because the learning-rate
-schedule ends with the run: at equal progress two runs of a suite stand at the same point of it.
-How a forecast is made stands in `jaxllm.analysis.forecast_methods`.
+schedule ends with the run: at equal progress two runs of a suite are at the same point of it.
+The forecasting methods are in `jaxllm.analysis.forecast_methods`.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ class AlignedCurve:
     """A curve over the share of its run's tokens.
 
     Attributes:
-      curve: The curve.
-      key: Its `KEY_COLUMNS`.
-      size: Number of the size that the run is of.
+      curve: the curve.
+      key: values of its `KEY_COLUMNS`.
+      size: index of the run's model size.
       progress: [points] shares of the run's tokens, ascending.
     """
 
@@ -71,19 +71,19 @@ class AlignedCurve:
         return float(self.curve.values[-1])
 
     def before(self, cut: float) -> Array:
-        """Shares of the training at which the run was scored, up to and with `cut`."""
+        """Shares of the training at which the run was scored, up to and including `cut`."""
         return self.progress[self.progress <= cut * (1 + _EPSILON)]
 
     def recent(self, cut: float) -> Array:
-        """The last `RECENT` values up to and with `cut`."""
+        """Last `RECENT` values up to and including `cut`."""
         return self.curve.values[: len(self.before(cut))][-RECENT:]
 
     def at(self, positions: Array) -> Array:
-        """Values at these shares of the training, linear in its logarithm between points."""
+        """Values at these shares of the training, interpolated linearly in its logarithm."""
         return np.interp(np.log(positions), np.log(self.progress), self.curve.values)
 
     def log_linear(self, cut: float) -> float:
-        """The least-squares line of the values in log tokens up to `cut`, at the end."""
+        """Final value by a least-squares line in log tokens through the values up to `cut`."""
         x = np.log(self.before(cut))
         line = line_fit(x, self.curve.values[: len(x)])
         return float(self.curve.values[len(x) - 1]) if line is None else float(line.at(0.0))
@@ -91,14 +91,14 @@ class AlignedCurve:
 
 @dataclasses.dataclass(frozen=True)
 class Forecast(Finding):
-    """The end of one run, forecast.
+    """Forecast of the final values of one run.
 
-    The table has a row per task: `COLUMNS`, of which `finished_runs` is how many runs the forecast
-    was learned from, and `low` and `high` hold the value of the final checkpoint, its sampling
-    noise included.
+    The table has the `COLUMNS`, a row per task: `finished_runs` is the number of runs that the
+    forecast was fitted to, `low` and `high` the prediction interval of the final checkpoint's
+    value, including its sampling noise.
 
     Attributes:
-      progress: Share of the training seen.
+      progress: share of the training completed.
     """
 
     progress: float = math.nan
@@ -113,7 +113,7 @@ class Forecast(Finding):
     "holds the value of the final checkpoint, its sampling noise included.",
 )
 def forecasts(study: Study) -> list[Finding]:
-    """The forecast of every run in progress, from the runs that are finished."""
+    """Forecast every run in progress from the finished runs."""
     finished = [run for run in study.runs if run not in study.planned_tokens]
     return [
         dataclasses.replace(
@@ -132,14 +132,14 @@ def forecast(
     finished: Iterable[str] | None = None,
     level: float = 0.9,
 ) -> Forecast:
-    """The value of every task of `run` at the end of its training.
+    """Forecast the value of every task of `run` at the end of its training.
 
     Args:
-      records: The trajectory table, with `run` and as many finished runs as there are.
-      run: The run in progress.
-      total_tokens: The tokens it will have seen at its end.
-      finished: Names of the finished runs to learn from; by default all others in the table.
-      level: Coverage of the intervals.
+      records: trajectory table of `run` and the finished runs.
+      run: the run in progress.
+      total_tokens: tokens at its end.
+      finished: names of the finished runs to fit to; by default all others in the table.
+      level: coverage of the intervals.
     """
     if total_tokens is None or not total_tokens > 0:
         reason = f"how many tokens {run} will be trained for is not known"
@@ -177,12 +177,12 @@ def forecast(
 def aligned(
     records: pd.DataFrame, totals: Mapping[str, float] | None = None
 ) -> tuple[list[AlignedCurve], tuple[str, ...]]:
-    """The curves of every primary metric, and notes on what was left out.
+    """Align the curves of every primary metric; with notes on dropped records.
 
     Args:
-      records: The trajectory table.
-      totals: Planned training tokens of runs that are not finished; of the others, the largest
-        token count in the table is the end.
+      records: the trajectory table.
+      totals: planned training tokens of unfinished runs; the others end at their largest token
+        count in the table.
     """
     primary = records[records.primary.astype(bool)] if records.primary.any() else records
     known = curves(primary[primary.tokens > 0]).comparable()
@@ -203,7 +203,7 @@ def aligned(
 
 
 def _sizes(params: pd.Series) -> dict[str, int]:
-    """Numbers the model sizes; runs of unknown size are each a size of their own."""
+    """Index of each run's model size; runs of unknown size each get their own."""
     sizes: dict[str, int] = {}
     number, smallest = -1, -math.inf
     for run, count in params.sort_values(kind="stable").items():
@@ -221,18 +221,18 @@ def predict(
     level: float,
     mode: str = TRANSFER,
 ) -> pd.DataFrame:
-    """Final values of `targets` seen up to the share `cut`; nothing later of them is read.
+    """Forecast the final values of `targets` from their values up to the share `cut`.
 
     Args:
-      targets: Curves of runs of one size.
-      others: Curves of finished runs; where they are too few or `mode` is ALONE, the runs' own
-        past decides.
-      cut: Share of the training.
-      level: Coverage of the intervals.
+      targets: curves of runs of one size.
+      others: curves of finished runs; where they are too few or `mode` is ALONE, the forecast uses
+        the run's own past only.
+      cut: share of the training.
+      level: coverage of the intervals.
       mode: TRANSFER or ALONE.
 
     Returns:
-      `COLUMNS`, a row per target that has a point before the cut, in their order.
+      `COLUMNS`, a row per target with a point before the cut, in the order of `targets`.
     """
     seen = [target for target in targets if len(target.before(cut))]
     rows = _transferred(seen, others, cut, level) if mode == TRANSFER else {}
@@ -253,7 +253,7 @@ def predict(
 def _transferred(
     targets: list[AlignedCurve], others: list[AlignedCurve], cut: float, level: float
 ) -> dict[int, dict[str, object]]:
-    """Rows by the targets' places, for those whose task enough finished runs have."""
+    """Rows by target index, for tasks with enough finished runs."""
     finished: dict[tuple[object, ...], list[AlignedCurve]] = {}
     for other in others:
         if len(other.progress) > 1 and other.progress[-1] > 1 - _EPSILON:
@@ -300,7 +300,7 @@ def _transferred(
 
 
 def _folds(some: list[AlignedCurve]) -> np.ndarray:
-    """What to hold out together: sizes where there are enough, else runs."""
+    """Cross-validation folds: sizes where there are enough of them, else runs."""
     sizes = np.array([one.size for one in some], dtype=int)
     if len(np.unique(sizes)) >= MIN_FOLDS:
         return sizes

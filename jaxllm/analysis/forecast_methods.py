@@ -1,21 +1,21 @@
-"""Ways to forecast the end of a run: from finished runs, and from its own past alone.
+"""Methods to forecast a run's final values: from finished runs, or from its own past alone.
 
 From finished runs: the last value, the recent mean, and ordinary kriging over model size and time
 with two kernels. None is best for every benchmark, so a forecast is their convex combination
-(Bates and Granger 1969, "The combination of forecasts"), with the weights that would have had the
-least squared error when each size of the finished runs was forecast from the others.
+(Bates and Granger 1969, "The combination of forecasts"), with the weights of least squared error in
+leave-one-size-out cross-validation on the finished runs.
 
-Kriging takes the values of a task as one Gaussian field over (log parameters, log share of the
-training) about an unknown constant, seen through noise. Its covariance is what runs share:
+Kriging models the values of a task as a Gaussian process over (log parameters, log share of the
+training) with an unknown constant mean and observation noise. The covariance of two runs is
 
     course k(t, t') + (size + drift k(t, t')) (range - |s - s'|) + run [same run]
 
-where k = exp(-(t - t')^2 / 2 l^2): the closer two models in size, the more of their level (`size`)
-and of their course (`drift`) they share; runs of one size share all but a constant of their own
-(`run`). Variances are in units of the noise at one point. The final value is the best linear
-unbiased prediction from the run's recent values and from all points of the finished runs
-(Cressie 1993, "Statistics for Spatial Data", section 3.2). The weights of the points depend on
-sizes and times only, so that tasks scored at the same checkpoints share them.
+where k = exp(-(t - t')^2 / 2 l^2): the closer two models in size, the more their levels (`size`)
+and trends (`drift`) covary; runs of one size differ by a constant (`run`). Variances are in units
+of the noise variance at one point. The final value is the best linear unbiased prediction from the
+run's recent values and from all points of the finished runs (Cressie 1993, "Statistics for Spatial
+Data", section 3.2). The weights of the points depend on sizes and times only, so tasks scored at
+the same checkpoints share them.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _NORMAL = 1.6449
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-    """Variances over the noise's, per unit of log parameters and of a run; `time` in log units."""
+    """Covariance terms in units of the noise variance, and length scale `time` in log tokens."""
 
     size: float
     drift: float
@@ -58,13 +58,13 @@ COURSE = 30.0
 
 
 def guesses(own: Array, own_size: float, finished: Array, sizes: Array, times: Array) -> Array:
-    """Final values by every method, [targets, methods].
+    """Forecast final values [targets, methods] by every method.
 
     Args:
       own: [targets, early] values of runs of one size at the first of `times`.
-      own_size: Their log parameters.
+      own_size: log parameters of these runs.
       finished: [runs, times] values of finished runs.
-      sizes: [runs] their log parameters.
+      sizes: [runs] log parameters of the finished runs.
       times: [times] shares of the training, ascending to 1.
     """
     early = own.shape[1]
@@ -77,9 +77,9 @@ def guesses(own: Array, own_size: float, finished: Array, sizes: Array, times: A
 def _weights(
     own_size: float, early: int, sizes: tuple[float, ...], times: tuple[float, ...]
 ) -> Array:
-    """Weights of the own early points and of the finished runs' points, [kernels, points]."""
+    """Kriging weights [kernels, points] of the target's early points and the finished runs'."""
     moments = np.log(times)
-    # The last row is what is wanted: the target's size at the end of training.
+    # The last point is the prediction target: the run's size at the end of training.
     s = np.concatenate([np.full(early, own_size), np.repeat(sizes, len(times)), [own_size]])
     t = np.concatenate([moments[:early], np.tile(moments, len(sizes)), [0.0]])
     run = np.concatenate([np.full(early, -1), np.repeat(np.arange(len(sizes)), len(times)), [-1]])
@@ -91,7 +91,7 @@ def _weights(
         course = np.exp(-since / (2 * kernel.time**2))
         field = COURSE * course + (kernel.size + kernel.drift * course) * nearness
         field += kernel.run * same_run
-        # The border of ones makes the weights sum to 1, whatever the constant is.
+        # The border of ones constrains the weights to sum to 1 (unknown constant mean).
         system = np.ones((count + 1, count + 1))
         system[:count, :count] = field[:count, :count] + np.eye(count)
         system[count, count] = 0.0
@@ -100,14 +100,14 @@ def _weights(
 
 
 def convex_weights(errors: Array) -> Array:
-    """[methods] weights, none negative, of sum 1, with the least mean squared error.
+    """Non-negative weights [methods] of sum 1 with the least mean squared error.
 
     Args:
       errors: [methods, methods] second moments of the methods' errors.
     """
     count, trace = len(errors), float(np.trace(errors)) + 1e-12
     root = np.linalg.cholesky(errors / trace + 1e-9 * np.eye(count)).T
-    # A heavy extra row holds the sum at 1, so that non-negative least squares solves it.
+    # A row with a large weight enforces the sum of 1 in non-negative least squares.
     heavy = 1e3 * np.ones((1, count))
     weights = nnls(np.vstack([root, heavy]), np.append(np.zeros(count), 1e3))[0]
     return np.asarray(weights / weights.sum())
@@ -115,12 +115,12 @@ def convex_weights(errors: Array) -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class CrossValidation:
-    """Errors of all methods on one task, on finished runs forecast from those of other folds.
+    """Cross-validation errors of all methods on one task over the finished runs.
 
     Attributes:
       errors: [runs, methods] forecast minus final value.
-      folds: [runs] what was held out together: a size, or a run.
-      benchmark: The tasks that share weights.
+      folds: [runs] index of the fold: a size, or a run.
+      benchmark: benchmark of the task; its tasks share weights.
     """
 
     errors: Array
@@ -129,13 +129,13 @@ class CrossValidation:
 
 
 def combine(tasks: list[CrossValidation], level: float) -> tuple[Array, Array]:
-    """Weights of the methods and half widths of the interval, [tasks, methods] and [tasks].
+    """Weights [tasks, methods] of the methods, and half widths [tasks] of the intervals.
 
-    The weights are those of the task's benchmark, in which each task counts alike, moved toward
-    those of the task itself as far as it has finished runs. The width is the
-    root mean squared error of the task times a factor for all tasks: the split-conformal quantile
-    (Lei et al. 2018, "Distribution-free predictive inference for regression", section 2.2) of the
-    errors of each fold over the root mean squared error of the others.
+    The weights minimise a mean of the benchmark's error moments (tasks equally weighted) and the
+    task's own, with more weight on its own the more finished runs it has. The width is the root
+    mean squared error of the task times a factor for all tasks: the split-conformal quantile (Lei
+    et al. 2018, "Distribution-free predictive inference for regression", section 2.2) of the errors
+    of each fold over the root mean squared error of the others.
     """
     benchmarks = np.array([task.benchmark for task in tasks])
     moments = np.stack([task.errors.T @ task.errors for task in tasks])
@@ -157,7 +157,7 @@ def combine(tasks: list[CrossValidation], level: float) -> tuple[Array, Array]:
 
 
 def conformal_quantile(scores: Array, level: float) -> float:
-    """The score of rank ceil((n + 1) level), or the largest."""
+    """Score of rank ceil((n + 1) level), or the largest."""
     rank = min(math.ceil((len(scores) + 1) * level), len(scores))
     return float(np.sort(scores)[rank - 1])
 
@@ -165,18 +165,18 @@ def conformal_quantile(scores: Array, level: float) -> float:
 def damped_trends(
     curves: list[tuple[Array, Array, float]], level: float
 ) -> list[tuple[float, float]]:
-    """The final value of each of a run's tasks from its own past, and half its interval.
+    """Forecast each task's final value from the run's own past, with half its interval.
 
-    The recent trend in log tokens goes on at half its slope (Gardner and McKenzie 1985,
-    "Forecasting trends in time series"), as far as the slope stands out from the sampling noise; a
-    task without a visible trend stays at its recent mean. The interval is split-conformal over
-    forecasts of the run's past, made as far ahead, of values that are known by now. The past of a
-    run is not its future: on Pythia 84 to 97 % of these 90 % intervals hold.
+    The recent trend in log tokens is extrapolated at half its slope (Gardner and McKenzie 1985,
+    "Forecasting trends in time series"), shrunk by its signal-to-noise ratio; a task without a
+    visible trend is forecast at its recent mean. The interval is split-conformal over forecasts
+    with a similar horizon within the run's past. Exchangeability of past and future is approximate:
+    on Pythia, coverage of the 90 % intervals is 84 to 97 %.
 
     Args:
-      curves: Logs of the share of the training [points], values [points] and the standard error
+      curves: logs of the share of the training [points], values [points] and the standard error
         of the last value, NaN where unknown.
-      level: Coverage of the intervals.
+      level: coverage of the intervals.
     """
     now, scores = [], []
     for x, y, stderr in curves:
@@ -192,14 +192,14 @@ def damped_trends(
 
 
 def _extrapolate(x: Array, y: Array, ahead: float, noise: float) -> tuple[float, float]:
-    """The value at `x[-1] + ahead`, and the error that is expected of it."""
-    # The past that counts is as long, in log tokens, as what lies ahead.
+    """Value at `x[-1] + ahead`, and its expected error."""
+    # Fit a window as long, in log tokens, as the horizon.
     count = min(max(int((x >= x[-1] - ahead).sum()), RECENT), len(x))
     line = line_fit(x[-count:], y[-count:])
     if line is None:
         return float(y[-1]), math.sqrt(2) * noise + 1e-9
     spread = float(((x[-count:] - line.center[0]) ** 2).sum())
-    # Positive-part James-Stein: no trend is left where noise alone would show as much.
+    # Positive-part James-Stein: a slope within the noise is shrunk to 0.
     signal = max(0.0, 1 - noise**2 / spread / line.slope**2) if line.slope else 0.0
     value = signal * y[-1] + (1 - signal) * y[-min(count, RECENT) :].mean()
     change = _DAMPING * line.slope * ahead

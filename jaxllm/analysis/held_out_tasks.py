@@ -1,9 +1,9 @@
-"""Within a domain, do the tasks that were measured predict one that was not?
+"""Prediction of a held-out task from the other tasks of its domain.
 
 A ridge regression from the scores of the known tasks to the held-out one is fitted on some sizes
-and tested on the checkpoints of another (leave one size out, so that two runs of one size never
-stand on both sides). It has to beat what needs no other task: the mean of the training runs' score
-of the task at the same tokens, or their mean over all checkpoints, whichever is better.
+and tested on the checkpoints of another (leave-one-size-out, so runs of one size are never split).
+Its baselines use no other task: the mean of the training runs' score of the task at the same
+tokens, or their mean over all checkpoints, whichever is better.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ _UNKNOWN: Saved = (math.nan,) * 4
 
 @dataclasses.dataclass(frozen=True)
 class HeldOutTasks(Finding):
-    """What `held_out_tasks` returns.
+    """Result of `held_out_tasks`.
 
     Attributes:
-      saved: Over all tasks the share of the error saved, its interval's ends and its p-value.
+      saved: error reduction over all tasks, as a share, with its interval and p-value.
     """
 
     saved: Saved = _UNKNOWN
@@ -50,20 +50,20 @@ class HeldOutTasks(Finding):
     "knows the same tokens of other sizes, and no other task.",
 )
 def held_out_tasks(study: Study) -> HeldOutTasks:
-    """Predicts every task from the others of its domain.
+    """Predict every task from the others of its domain.
 
     Returns:
       A row per task; errors are mean absolute errors of the score on held-out sizes: `error` of
-      the regression on the `known` tasks of the domain, `same_tokens` and `constant` of the naive
-      predictions, `noise` what the sampling error of the task alone costs. `gain` is the share of
-      the better naive one's error that is saved, a geometric mean over sizes with a 95 %
-      t-interval; `predicts` is gain > 0 at `q` < 0.05.
+      the regression on the `known` tasks of the domain, `same_tokens` and `constant` of the
+      baselines, `noise` the error expected from the task's sampling alone. `gain` is the error
+      reduction against the better baseline, a geometric mean over sizes with a 95 % t-interval;
+      `predicts` is gain > 0 at `q` < 0.05.
     """
     data, notes = Panel.of(study.curves), study.curves.notes
     params = data.params
     sizes = np.unique(params, return_inverse=True)[1]
     if not np.isfinite(params).all() or len(set(params)) < 2:
-        sizes = np.arange(len(params))  # runs of one size are told apart by themselves
+        sizes = np.arange(len(params))  # without known sizes every run is its own fold
     if len(set(sizes)) < 3:
         reason = "needs runs of three sizes, or three runs, to learn on some and test on others"
         return refusal(reason, _COLUMNS, notes, HeldOutTasks)
@@ -91,7 +91,7 @@ def held_out_tasks(study: Study) -> HeldOutTasks:
 
 
 def _row(data: Panel, sizes: np.ndarray, target: int) -> tuple[tuple[object, ...], Array | None]:
-    """The row of one task, and log ratios of its errors to the naive one by size."""
+    """Row of one task, and by size the log ratio of its error to the better baseline's."""
     name, domain = data.tasks[target], data.domains[target]
     inside = [
         i for i, task in enumerate(data.tasks)
@@ -133,7 +133,7 @@ def _row(data: Panel, sizes: np.ndarray, target: int) -> tuple[tuple[object, ...
 
 
 def _saved(ratios: Array) -> Saved:
-    """Share of the error saved, its 95 % t-interval and p, from log error ratios of the sizes."""
+    """Error reduction with its 95 % t-interval and p-value, from log error ratios by size."""
     ratios = ratios[np.isfinite(ratios)]
     if len(ratios) < 3:
         return _UNKNOWN
@@ -145,10 +145,10 @@ def _saved(ratios: Array) -> Saved:
 
 
 def _ridge(x: Array, y: Array, new: Array) -> Array:
-    """Ridge regression on standardised columns, its penalty by generalised cross-validation.
+    """Ridge regression on standardized columns, its penalty by generalized cross-validation.
 
-    GCV as Golub, Heath and Wahba (1979), eq. 1.4: n RSS / (n - degrees of freedom)^2. The same
-    predictions as scikit-learn's RidgeCV over a StandardScaler, eight times as fast.
+    GCV as in Golub, Heath and Wahba (1979), eq. 1.4: n RSS / (n - degrees of freedom)^2. Equal to
+    scikit-learn's RidgeCV over a StandardScaler, and eight times as fast.
     """
     centre, scale = x.mean(axis=0), x.std(axis=0)
     scale = np.where(scale > 1e-12, scale, 1.0)

@@ -1,9 +1,9 @@
 """Does one domain of capabilities grow before another?
 
 A domain's gain from one checkpoint to the next is the mean of its tasks' gains, each in units of
-its standard deviation. The gains of two domains are correlated (by ranks, averaged over the runs)
-at lags of some checkpoints in both directions; the null hypothesis is that of
-`jaxllm.analysis.resampling`: gains at unrelated times.
+its standard deviation. The gains of two domains are cross-correlated (by ranks, averaged over the
+runs) at lags in both directions; the null hypothesis is that of `jaxllm.analysis.resampling`:
+gains at unrelated times.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ _COLUMNS = (
     "and no proof that the one brings the other.",
 )
 def lead_lag(study: Study, *, max_lag: int = 4, draws: int = 300, seed: int = 0) -> Finding:
-    """Lead and lag between domains; a domain's gain is the mean of its tasks' scaled gains.
+    """Test every pair of domains for lead and lag.
 
     Returns:
       A row per pair of domains: the `lag` of `second` behind `first` (in checkpoints) at which
       their gains correlate most, and that `correlation`; `lead` is the best correlation with
-      `first` ahead minus the best with `second` ahead; `related_p` tests that they are related at
-      any lag and `lead_p` that the lead is 0, both against shuffled times, `…_q` adjusted for the
-      number of pairs; `leads` says whether both hold and both domains have two tasks or more,
-      since what one task does says nothing of a domain.
+      `first` ahead minus the best with `second` ahead; `related_p` is the p-value of a correlation
+      at any lag and `lead_p` that of the lead, both against shuffled times, `…_q` adjusted for the
+      number of pairs; `leads` is whether both are significant and both domains have two tasks or
+      more, since a single task does not represent a domain.
     """
     data, notes = Panel.of(study.curves), study.curves.notes
     domains = tuple(dict.fromkeys(data.domains))
@@ -102,7 +102,7 @@ def _sentence(table: pd.DataFrame) -> str:
 
 
 def _single_benchmarks(data: Panel) -> dict[str, str]:
-    """The domains of one benchmark, and its name."""
+    """Domains with a single task, and its name."""
     names: dict[str, set[str]] = {}
     for task, domain in zip(data.tasks, data.domains, strict=True):
         names.setdefault(domain, set()).add(task.split(" ")[0])
@@ -110,7 +110,7 @@ def _single_benchmarks(data: Panel) -> dict[str, str]:
 
 
 def _by_domain(gains: Array, of_task: tuple[str, ...], domains: tuple[str, ...]) -> Array:
-    """[S, D] mean of the gains of a domain's tasks, each in units of its standard deviation."""
+    """Mean gains [S, D] of each domain's tasks, each in units of its standard deviation."""
     frame = pd.DataFrame(gains)
     spread = frame.std(ddof=0)
     scaled = frame / spread.where(spread > 0)
@@ -118,7 +118,7 @@ def _by_domain(gains: Array, of_task: tuple[str, ...], domains: tuple[str, ...])
 
 
 def _lagged(series: list[Array], max_lag: int) -> Array:
-    """[2 K + 1, D, D] correlation of column i now with column j `lag` checkpoints later."""
+    """Correlations [2 K + 1, D, D] of column i with column j `lag` checkpoints later."""
     lagged = []
     for lag in range(-max_lag, max_lag + 1):
         total: Array | float = 0.0

@@ -1,4 +1,4 @@
-"""When was a task half way, and has it stopped growing?"""
+"""Milestones of a task's gain: onset, half gain and saturation."""
 
 from __future__ import annotations
 
@@ -47,18 +47,19 @@ _COLUMNS = (
 def milestones(
     study: Study, *, fractions: tuple[float, ...] = (0.1, 0.25, 0.5), seed: int = 0
 ) -> Finding:
-    """Onset, half gain and saturation of every run and task; gains count from a guess.
+    """Find onset, half gain and saturation of every run and task.
 
-    Where there is no chance level the gain counts from the first checkpoint, and there is no
-    onset. Intervals of shares are from 400 redraws of all values with their standard errors.
+    Gains are relative to a guess (see `jaxllm.analysis.onsets`); without a chance level, to the
+    first checkpoint, and there is no onset. Intervals of shares are from a parametric bootstrap of
+    400 draws with the standard errors of the values.
 
     Returns:
       A row per run, task and `fraction` of the run's tokens: the `share` of the final gain reached
       there with a 95 % interval. `guess` and `onset_tokens` are those of `jaxllm.analysis.onsets`
       (an upper bound where the onset is the first checkpoint), `half_tokens` and
-      `saturation_tokens` the first from which half and 90 % of the gain are held. `late_slope` is
-      the gain per doubling of tokens over the last half of them (six checkpoints at least), with a
-      95 % interval; "saturated" is where it shows no trend.
+      `saturation_tokens` the tokens from which half and 90 % of the gain are durably reached.
+      `late_slope` is the gain per doubling of tokens over the last half of them (six checkpoints at
+      least), with a 95 % interval; the state is "saturated" where it is not significant.
     """
     rng = np.random.default_rng(seed)
     rows: list[dict[str, object]] = []
@@ -116,24 +117,24 @@ def _sentence(table: pd.DataFrame) -> str:
 
 
 def _rises(score: Array, stderr: Array) -> bool:
-    """Whether the last score is beyond the first by two standard errors of their difference."""
+    """Whether the last score exceeds the first by two standard errors of their difference."""
     error = STANDARD_ERRORS * math.hypot(stderr[0], stderr[-1])
     return bool(score[-1] - score[0] > error > 0)
 
 
 def _final(gain: Array) -> Array:
-    """The final gain: mean of the last tenth of the checkpoints, three at least."""
+    """Final gain: mean of the last tenth of the checkpoints, at least three."""
     return np.asarray(gain[..., -max(3, gain.shape[-1] // 10) :].mean(axis=-1))
 
 
 def _held_tokens(tokens: Array, gain: Array, share: float) -> float:
-    """Tokens from which on `share` of the final gain is held."""
+    """Tokens from which `share` of the final gain is durably reached."""
     at = held_from(gain, share * float(_final(gain)))
     return math.nan if at is None else float(tokens[at])
 
 
 def _share(tokens: Array, gains: Array, fraction: float) -> Array:
-    """Share of the final gain at `fraction` of the tokens, linear between checkpoints."""
+    """Share of the final gain at `fraction` of the tokens, by linear interpolation."""
     x = fraction * tokens[-1]
     right = int(np.clip(np.searchsorted(tokens, x), 1, len(tokens) - 1))
     weight = (x - tokens[right - 1]) / (tokens[right] - tokens[right - 1])
@@ -143,7 +144,7 @@ def _share(tokens: Array, gains: Array, fraction: float) -> Array:
 
 
 def _late_line(tokens: Array, score: Array) -> Line | None:
-    """The line of the last half of the tokens over log2 tokens; None for fewer than four points."""
+    """Line over log2 tokens through the last half of the tokens; None for too few points."""
     late = (tokens >= tokens[-1] / 2) | (np.arange(len(tokens)) >= len(tokens) - _LATE)
     late &= tokens > 0
     return line_fit(np.log2(tokens[late]), score[late], fewest=_FEWEST)

@@ -1,12 +1,12 @@
-"""When did a task leave chance? The one definition, for the page, the terminal and the checks.
+"""When a task leaves chance: the definition used by the page, the terminal and the checks.
 
-A task has left chance at the first checkpoint whose score is more than two standard errors above a
-guess, if that of the next one and of nine tenths of all later ones is too: one lucky checkpoint is
-expected among forty, two in a row among 1,600. At the last checkpoint alone it is provisional.
+A task leaves chance at the first checkpoint whose score is more than two standard errors above a
+guess, if those of the next one and of nine tenths of all later ones are too: by chance this holds
+for one checkpoint in 40, for two in a row in 1,600. At the last checkpoint alone it is provisional.
 
-A guess is worth the chance level, or what the untrained model scored where that is more: a model
-that has learned nothing may prefer the answers that happen to be right. Untrained is a model that
-has seen less than a ten-thousandth of the run's tokens.
+A guess scores the chance level, or the untrained model's score where that is higher: an untrained
+model may happen to prefer the right answers. A model is untrained up to a ten-thousandth of the
+run's tokens.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ STATES = (LEFT, PROVISIONAL, NO_CHANCE_LEVEL, AT_CHANCE, NO_STANDARD_ERROR, NO_V
 
 
 def guess_score(clock: Array, scores: Array, chance: float) -> float:
-    """The score of a model that has learned nothing; NaN where there is no chance level.
+    """Score of a guess, by chance or the untrained model; NaN where there is no chance level.
 
     `clock` is tokens or steps, ascending.
     """
@@ -42,18 +42,18 @@ def guess_score(clock: Array, scores: Array, chance: float) -> float:
 
 
 def guess(curve: Curve) -> float:
-    """`guess_score` of a curve."""
+    """Compute `guess_score` of a curve."""
     clock = curve.tokens if np.isfinite(curve.tokens).all() else curve.steps
     return guess_score(clock, curve.scores, curve.chance_score)
 
 
 def above_guess(curve: Curve) -> npt.NDArray[np.bool_]:
-    """Whether each point is beyond a guess by `STANDARD_ERRORS`; never where these are unknown."""
+    """Whether each point is more than `STANDARD_ERRORS` above a guess; False for unknown stderr."""
     return curve.scores - guess(curve) > STANDARD_ERRORS * curve.score_stderr
 
 
 def durable(above: npt.NDArray[np.bool_]) -> int | None:
-    """The first position that is above with the next one and nine tenths of all later ones."""
+    """First position that is above, as are the next and nine tenths of all later ones."""
     for at in np.flatnonzero(above[:-1] & above[1:]):
         if above[at:].mean() >= _DURABLE:
             return int(at)
@@ -61,9 +61,9 @@ def durable(above: npt.NDArray[np.bool_]) -> int | None:
 
 
 def onset(curve: Curve, until: int | None = None) -> tuple[str, int | None]:
-    """The state of a curve, one of `STATES`, and the position of its onset.
+    """State of a curve, one of `STATES`, and the position of its onset.
 
-    With `until`, as far as the first so many points tell.
+    `until` limits the curve to its first points.
     """
     if math.isnan(curve.chance_score):
         return NO_CHANCE_LEVEL, None
@@ -77,7 +77,7 @@ def onset(curve: Curve, until: int | None = None) -> tuple[str, int | None]:
 
 
 def held_from(curve: Array, level: float) -> int | None:
-    """The first position from which on nine tenths of the values are `level` or more."""
+    """First position at `level` from which nine tenths of the values are `level` or more."""
     reached = curve >= level
     for at in np.flatnonzero(reached):
         if reached[at:].mean() >= _DURABLE:
@@ -86,17 +86,17 @@ def held_from(curve: Array, level: float) -> int | None:
 
 
 def trajectories(main: Curves, records: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """What the charts show, and when each task left chance.
+    """Charted points, and when each task left chance.
 
     Args:
-      main: What `Curves.main` returns.
-      records: What it is made from.
+      main: result of `Curves.main`.
+      records: the records that it was built from.
 
     Returns:
       The rows of `with_gaps` with `above` (whether the point is above a guess) and `left_chance`
-      (whether it is the onset); and a row per run and task, in the order in which
-      they left chance: `run, task, domain, metric, state, step, tokens, flops, first, final,
-      stderr, n, chance, shots, task_version`, with the `step, tokens, flops` of the onset.
+      (whether it is the onset); and a row per run and task, ordered by state and onset: `run, task,
+      domain, metric, state, step, tokens, flops, first, final, stderr, n, chance, shots,
+      task_version`, with the `step, tokens, flops` of the onset.
     """
     rows, above, left = [], [], []
     for curve in main:
@@ -134,14 +134,14 @@ def trajectories(main: Curves, records: pd.DataFrame) -> tuple[pd.DataFrame, pd.
 
 
 def gain_share(shown: pd.DataFrame, findings: pd.DataFrame) -> pd.DataFrame:
-    """The share of its gain that each task had made at each checkpoint.
+    """Share of its total gain that each task has reached at each checkpoint.
 
-    The gain is counted in score from chance, or from the first checkpoint where there is no chance
-    level, to the best value of the run. A task at chance has gained nothing: its noise is not
-    stretched to a curve. Takes what `trajectories` returns.
+    The gain is in score, from chance, or from the first checkpoint where there is no chance level,
+    to the best value of the run. Tasks at chance have a share of 0, so that their noise is not
+    scaled up. The arguments are the results of `trajectories`.
 
     Returns:
-      `shown` with the columns `share` (0 to 1; missing where the value is) and `state`.
+      `shown` with the columns `share` (0 to 1; NaN where the value is) and `state`.
     """
     key = ["run", "task"]
     state = shown[key].merge(findings[[*key, "state"]], how="left").state.to_numpy()

@@ -1,10 +1,10 @@
-"""The analyses of the report: each is one function with its question, title and caption.
+"""Registry of the report's analyses: each is a function with a question, title and caption.
 
     @analysis(EARLY, "Change points", caption="Where a line over log tokens needs another slope.")
     def change_points(study: Study) -> Finding: ...
 
-A module of `jaxllm.analysis` that holds such a function is found by itself. `jaxllm.report` draws
-its finding with the chart function of the same name, if there is one.
+Every module of `jaxllm.analysis` is imported, which registers its analyses. `jaxllm.report` draws a
+finding with the chart function of the same name, if there is one.
 """
 
 from __future__ import annotations
@@ -34,16 +34,15 @@ QUESTIONS = {
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """What the analyses read: the runs of one report. `Study(records)` will do for most of them.
+    """Input of the analyses: the runs of one report. Most need `Study(records)` only.
 
     Attributes:
-      records: All metrics of the tasks (or benchmarks) that are shown.
-      raw_records: The trajectory table as it was read, before tasks were pooled to benchmarks; None
-        where it is the same.
-      logged: The rows of metrics.jsonl with the column `run`.
-      losses: `run, params, tokens, flops, loss`: the logged training loss, thinned where dense.
-      planned_tokens: Tokens at the end of the plan of each run that is in progress.
-      backtested: Whether the forecasts are to be scored on finished runs.
+      records: all metrics of the charted tasks (or benchmarks).
+      raw_records: trajectory table before tasks were pooled to benchmarks; None if not pooled.
+      logged: rows of metrics.jsonl, with a column `run`.
+      losses: logged training loss, thinned where dense: `run, params, tokens, flops, loss`.
+      planned_tokens: planned total tokens of each run in progress.
+      backtested: whether to backtest the forecasts on finished runs.
     """
 
     records: pd.DataFrame
@@ -59,7 +58,7 @@ class Study:
 
     @functools.cached_property
     def all_curves(self) -> Curves:
-        """The curves of all metrics of the tasks that are shown."""
+        """Curves of all metrics of the charted tasks."""
         return curves(self.records)
 
     @functools.cached_property
@@ -69,12 +68,12 @@ class Study:
 
     @functools.cached_property
     def runs(self) -> tuple[str, ...]:
-        """The names of all runs, scored or logged, in their order."""
+        """Names of all runs, scored or logged, in order of appearance."""
         return tuple(dict.fromkeys([*self.records.get("run", []), *self.logged.get("run", [])]))
 
     @functools.cached_property
     def params(self) -> dict[str, float]:
-        """The parameters of every run that states them."""
+        """Parameter count of every run where it is known."""
         if self.records.empty:
             return {}
         known = self.records.groupby("run", sort=False).params.max()
@@ -85,15 +84,15 @@ class Study:
         return self.logged[self.logged.run == run] if "run" in self.logged else self.logged
 
     def several_runs(self) -> bool:
-        """Whether runs can be compared."""
+        """Whether there are two or more runs."""
         return len(self.runs) > 1
 
     def several_sizes(self) -> bool:
-        """Whether there are the three sizes that a law over sizes takes."""
+        """Whether there are three sizes, the fewest that a scaling law can be fitted to."""
         return len(set(self.params.values())) > 2
 
     def in_progress(self) -> bool:
-        """Whether a run has tokens left to see."""
+        """Whether any run is in progress."""
         return bool(self.planned_tokens)
 
 
@@ -105,13 +104,13 @@ class Analysis:
     """One analysis of the report.
 
     Attributes:
-      name: Name of the function, and of the chart function in `jaxllm.report`.
-      question: One of `QUESTIONS`.
-      title: Heading of its findings, where they have none of their own.
-      caption: How its chart is read and what it rests on.
-      function: Takes a `Study`; returns a finding, or several with titles of their own.
-      needs: Whether a study has what it takes; else it is left out.
-      place: Its order among those of the question; later ones are higher.
+      name: name of the function, and of the chart function in `jaxllm.report`.
+      question: one of `QUESTIONS`.
+      title: default title of its findings.
+      caption: how to read the chart, and its assumptions.
+      function: maps a `Study` to a finding, or to several with titles.
+      needs: whether a study has the required data; else the analysis is left out.
+      place: sort key within the question.
     """
 
     name: str
@@ -123,7 +122,7 @@ class Analysis:
     place: int
 
     def run(self, study: Study) -> list[Finding]:
-        """The findings on a study."""
+        """Findings on a study, as a list."""
         result = self.function(study)
         return result if isinstance(result, list) else [result]
 
@@ -142,7 +141,7 @@ def analysis(
     needs: Callable[[Study], bool] = lambda study: True,
     place: int = 100,
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Registers a function of a `Study` as an analysis of the report; see `Analysis`."""
+    """Register a function of a `Study` as an analysis of the report; see `Analysis`."""
 
     def register(function: Callable[P, R]) -> Callable[P, R]:
         name = function.__name__
@@ -156,7 +155,7 @@ def analysis(
 
 
 def analyses() -> list[Analysis]:
-    """All analyses, in the order of the questions and of their places."""
+    """All analyses, ordered by question and place."""
     for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
         importlib.import_module(module.name)
     order = list(QUESTIONS)

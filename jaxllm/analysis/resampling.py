@@ -1,4 +1,4 @@
-"""Resampling in time: what trajectories would show by chance.
+"""Resampling in time: null distributions and intervals for correlated gains.
 
 Gains (differences of a level between successive checkpoints) are shuffled in time for the null
 hypothesis that two of them come at unrelated times, in the same way for all runs that share their
@@ -23,13 +23,13 @@ from scipy import stats
 from jaxllm.analysis.curves import Array, Panel
 
 LEVEL = 0.95
-# Gains of a run; with fewer no rank correlation reaches p < 0.05 after adjustment for many pairs.
+# Gains per run; with fewer no rank correlation reaches p < 0.05 after adjustment for many pairs.
 FEWEST = 6
 TOO_SHORT = f"needs a run of {FEWEST + 1} checkpoints"
 
 
 def series(data: Panel) -> tuple[list[tuple[Array, Array]], tuple[str, ...]]:
-    """Per run with enough of them its levels and gains, [S_r, T] each; and which runs have not."""
+    """Levels and gains, [S_r, T] each, of the runs with enough checkpoints; and a note."""
     found = []
     for values, gains in zip(data.score, data.gains(), strict=True):
         at = np.flatnonzero(np.isfinite(values).any(axis=1))[1:]
@@ -41,7 +41,7 @@ def series(data: Panel) -> tuple[list[tuple[Array, Array]], tuple[str, ...]]:
 
 
 def mean_correlation(series: list[Array]) -> tuple[Array, Array]:
-    """[T, T] correlation of ranks over common checkpoints, mean of the runs; and the counts."""
+    """Mean over runs of rank correlations [T, T] over common checkpoints, and the counts."""
     total: Array | float = 0.0
     weight: Array | float = 0.0
     for ranks in series:
@@ -54,13 +54,13 @@ def mean_correlation(series: list[Array]) -> tuple[Array, Array]:
 
 
 def ranks(values: Array) -> Array:
-    """Ranks within each column; what is missing stays missing."""
+    """Ranks within each column; NaN stays NaN."""
     known = np.isfinite(values)
     return np.where(known, stats.rankdata(np.where(known, values, np.inf), axis=0), np.nan)
 
 
 def correlation(x: Array, y: Array) -> tuple[Array, Array]:
-    """[T, U] Pearson correlations of the columns over the rows that both have, and their number."""
+    """Pearson correlations [T, U] of columns over rows finite in both, and their number."""
     mx, my = np.isfinite(x).astype(float), np.isfinite(y).astype(float)
     x, y = np.where(mx > 0, x, 0.0), np.where(my > 0, y, 0.0)
     n = mx.T @ my
@@ -73,7 +73,7 @@ def correlation(x: Array, y: Array) -> tuple[Array, Array]:
 
 
 def bartlett(series: list[Array]) -> Array:
-    """[T, T] by how much serial correlation widens the variance of a correlation, at least 1."""
+    """Bartlett's variance factors [T, T] of correlations of serially correlated series, >= 1."""
     factors, weights = [], []
     for ranks in series:
         known = np.isfinite(ranks)
@@ -89,7 +89,7 @@ def bartlett(series: list[Array]) -> Array:
 
 
 def shuffles(series: list[Array], draws: int, rng: np.random.Generator) -> Iterator[list[Array]]:
-    """Every column in an order of its own, which runs of the same checkpoints share."""
+    """Permute every column independently, alike for runs with the same checkpoints."""
     longest = max(len(x) for x in series)
     for _ in range(draws):
         keys = rng.random((longest, series[0].shape[1]))
@@ -97,7 +97,7 @@ def shuffles(series: list[Array], draws: int, rng: np.random.Generator) -> Itera
 
 
 def blocks(lengths: list[int], draws: int, rng: np.random.Generator) -> Iterator[list[Array]]:
-    """Row numbers of each run for a circular block bootstrap, alike for runs of equal length."""
+    """Row indices of each run for a circular block bootstrap, alike for runs of equal length."""
     size = max(2, round(max(lengths) ** (1 / 3)))
     for _ in range(draws):
         starts = rng.random(math.ceil(max(lengths) / size))
@@ -121,12 +121,12 @@ def interval(value: Array, draws: Array) -> tuple[Array, Array]:
 
 
 def share(extreme: npt.NDArray[Any]) -> Array:
-    """P-value from draws of the null on the first axis; the data are one of the draws."""
+    """Permutation p-value over the first axis, counting the data as one of the draws."""
     return np.asarray((1 + extreme.sum(axis=0)) / (1 + len(extreme)))
 
 
 def tail(value: Array, draws: Array) -> Array:
-    """As `share`; where draws are too few to tell, by the half-normal of their size."""
+    """Permutation p-value; in the far tail, from a half-normal fitted to the draws."""
     counted = share(draws >= value)
     with np.errstate(all="ignore"):
         smooth = 2 * stats.norm.sf(value / np.sqrt((draws**2).mean(axis=0)))

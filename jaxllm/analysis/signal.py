@@ -1,7 +1,7 @@
-"""Which tasks tell something in which phase of training?
+"""Signal-to-noise ratio of each task in each phase of training.
 
-A task is informative where its signal stands out of the noise around it: because it moves, or
-because it tells runs apart. Noise is taken as independent between checkpoints.
+A task is informative where its signal exceeds its noise: a trend, or differences between runs.
+Noise is assumed independent between checkpoints.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from jaxllm.analysis.finding import Finding, refusal
 from jaxllm.analysis.registry import EARLY, Study, analysis
 from jaxllm.analysis.stats import false_discovery, least_squares
 
-# Shares of a run's tokens between which its phases lie.
+# Boundaries of the phases, as shares of a run's tokens.
 PHASES = (0.0, 0.01, 0.1, 0.5, 1.0)
 _COLUMNS = (
     "phase", "from_share", "to_share", "task", "domain", "runs", "n", "gain", "gain_p", "spread",
@@ -33,17 +33,17 @@ _COLUMNS = (
     "coloured where that is beyond chance, empty where the phase has too few checkpoints.",
 )
 def signal_to_noise(study: Study, *, phases: tuple[float, ...] = PHASES) -> Finding:
-    """Tests trend and differences between runs, per task and phase (shares of the run's tokens).
+    """Test trend and differences between runs, per task and phase (shares of the run's tokens).
 
-    A phase begins at the last checkpoint before it. Runs have their own level and a common trend
-    over log tokens; p-values are those of the t and the F test of that regression. With several
-    sizes, `spread` says whether the task can rank them.
+    A phase includes the last checkpoint before it. The regression has a level per run and a common
+    trend over log tokens; p-values are from its t and F tests. With several sizes, `spread` is
+    whether the task can rank them.
 
     Returns:
-      A row per phase and task. `gain` is its mean gain over the phase in standard deviations of
-      the noise around the runs' trends, `gain_p` tests that there is no trend. `spread` is the
-      standard deviation between runs in the same units, `spread_p` tests that the runs are alike.
-      `q` is the smaller p, doubled and adjusted for all rows; `informs` is q < 0.05.
+      A row per phase and task. `gain` is the mean gain over the phase in standard deviations of
+      the residuals, `gain_p` the p-value of no trend. `spread` is the standard deviation between
+      runs in the same units, `spread_p` the p-value of equal runs. `q` is the smaller p, doubled
+      and adjusted for all rows; `informs` is q < 0.05.
     """
     points, notes = study.curves.points, study.curves.notes
     share = points.tokens / points.groupby("run").tokens.transform("max")
@@ -89,7 +89,7 @@ def signal_to_noise(study: Study, *, phases: tuple[float, ...] = PHASES) -> Find
 
 
 def _trend_and_spread(points: pd.DataFrame) -> tuple[float, float, float, float]:
-    """Gain over the phase and spread of the runs in units of the noise, each with its p-value."""
+    """Gain over the phase and spread of the runs in units of the noise, with p-values."""
     run, names = pd.factorize(points.run)
     x, y = np.log2(points.tokens.to_numpy(float)), points.score.to_numpy(float)
     levels = np.eye(len(names))[run]

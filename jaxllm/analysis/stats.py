@@ -1,4 +1,4 @@
-"""The statistics that several analyses share."""
+"""Statistics shared by several analyses."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ class Line:
     """A straight line through points; see `line_fit`.
 
     Attributes:
-      slope: Per unit of x.
-      stderr: Standard error of the slope.
-      scatter: Standard deviation of the points around the line.
-      dof: Degrees of freedom of both.
-      center: The weighted means of x and of y, which the line goes through.
-      end: The line at the largest x.
-      span: Largest x minus the smallest.
+      slope: change of y per unit of x.
+      stderr: standard error of the slope.
+      scatter: standard deviation of the points around the line.
+      dof: degrees of freedom of both.
+      center: weighted means of x and y, a point on the line.
+      end: value of the line at the largest x.
+      span: largest x minus the smallest.
     """
 
     slope: float
@@ -35,7 +35,7 @@ class Line:
     span: float
 
     def at(self, x: npt.ArrayLike) -> Array:
-        """The line at `x`."""
+        """Value of the line at `x`."""
         return self.center[1] + self.slope * (np.asarray(x, np.float64) - self.center[0])
 
     def p_below(self, bound: float) -> float:
@@ -57,7 +57,7 @@ class Line:
     def gain(self, further: float, level: float = 0.9) -> tuple[float, float, float]:
         """Change of the value over `further` units of x: estimate, low, high.
 
-        The interval is for a value that will be measured, at `level`.
+        The interval is a prediction interval of a new measurement, at `level`.
         """
         expected = self.slope * further
         error = math.hypot(self.stderr * further, self.scatter)
@@ -79,21 +79,21 @@ def line_fit(
     fewest: int = 2,
     noise: float = 0.0,
 ) -> Line | None:
-    """The weighted least-squares line through the finite points.
+    """Fit a line to the finite points by weighted least squares.
 
-    A closed form: `scipy.stats.linregress` knows no weights and statsmodels' WLS takes 30 times as
-    long, which the thousands of fits of a large report would feel.
+    In closed form: `scipy.stats.linregress` has no weights, and statsmodels' WLS is 30 times
+    slower, which matters over the thousands of fits of a large report.
 
     Args:
       x: [n].
       y: [n].
-      weights: [n] inverse variances up to a factor, or counts; all alike where None.
-      fewest: Points that it takes.
-      noise: Known standard error of every y; the scatter counts as no less than it.
+      weights: [n] inverse variances up to a factor, or counts; None for equal weights.
+      fewest: minimum number of points.
+      noise: known standard error of every y, a lower bound of the scatter.
 
     Returns:
-      None for fewer points, or where all x are the same. Without degrees of freedom (two points)
-      the errors are NaN.
+      The line; None for fewer points, or where all x are equal. Without degrees of freedom (two
+      points) the errors are NaN.
     """
     points = np.array([x, y, np.ones_like(x, float) if weights is None else weights], np.float64)
     points = points[:, np.isfinite(points).all(axis=0) & (points[2] > 0)]
@@ -115,7 +115,7 @@ def line_fit(
 
 
 def false_discovery(p_values: npt.ArrayLike) -> Array:
-    """P-values adjusted for their number (Benjamini and Hochberg 1995); NaN stays NaN."""
+    """Adjust p-values for multiple tests (Benjamini and Hochberg 1995); NaN stays NaN."""
     values = np.array(p_values, np.float64)
     known = np.isfinite(values)
     if known.any():
@@ -124,6 +124,6 @@ def false_discovery(p_values: npt.ArrayLike) -> Array:
 
 
 def least_squares(design: Array, y: Array) -> tuple[Array, float]:
-    """Coefficients of the columns of `design`, and the sum of squared residuals (above 0)."""
+    """Coefficients of the columns of `design`, and the residual sum of squares, at least 1e-300."""
     coefficients: Array = np.asarray(np.linalg.lstsq(design, y, rcond=None)[0], float)
     return coefficients, max(float(((y - design @ coefficients) ** 2).sum()), 1e-300)

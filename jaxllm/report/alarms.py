@@ -1,9 +1,9 @@
-"""Alarms of a run in progress: each new one is a line on the terminal and one of alarms.jsonl.
+"""Alarms of a run in progress, printed on the terminal and appended to alarms.jsonl.
 
-The checks are those of `jaxllm.analysis.health`, made as the numbers come in; training goes on
-whatever they find. MODEL_DIR/alarms.jsonl has a line per alarm: `step` and `tokens` at which it
-was raised, `check`, `subjects` (tasks, a spike), `number`, `p_value`, `at` (the step it is about),
-`reason` and `advice`. `analyze` does not read it: it makes all checks anew.
+The checks are those of `jaxllm.analysis.health`, run as metrics and scores come in; they never stop
+training. MODEL_DIR/alarms.jsonl has a line per alarm: `step` and `tokens` at which it was raised,
+`check`, `subjects` (tasks, a spike), `number`, `p_value`, `at` (the step concerned), `reason` and
+`advice`. `analyze` does not read it, but repeats all checks.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ if TYPE_CHECKING:
 @configurable
 @dataclasses.dataclass(frozen=True)
 class HealthConfig:
-    """What a run in progress is compared with.
+    """Health checks of a run in progress.
 
     Attributes:
-      reference_runs: Directories of at least three smaller or earlier runs on the same data; an
-        alarm is raised where the loss or a task is worse than theirs at equal tokens.
+      reference_runs: directories of at least three smaller or earlier runs on the same data; an
+        alarm is raised where the loss or a task is worse than in these at equal tokens.
     """
 
     reference_runs: tuple[str, ...] = ()
 
     def open(self) -> list[Run]:
-        """The reference runs.
+        """Open the reference runs.
 
         Raises:
-          UserError: one is no run directory, or they are too few to tell what is usual.
+          UserError: one is not a run directory, or there are only one or two.
         """
         from jaxllm.analysis.health.tasks import FEWEST_REFERENCES
         from jaxllm.run.run import Run
@@ -54,7 +54,7 @@ class HealthConfig:
 
 
 class HealthWriter:
-    """Watches one run; a `jaxllm.training.writers.Writer`."""
+    """Writer that checks the health of one run; a `jaxllm.training.writers.Writer`."""
 
     def __init__(
         self,
@@ -64,14 +64,14 @@ class HealthWriter:
         references: Sequence[Run] = (),
         say: Callable[[str], None] = print,
     ) -> None:
-        """Begins to watch.
+        """Start without alarms; those of earlier processes are restored at the first check.
 
         Args:
-          model_dir: Of the run.
-          info: Of the run.
-          budget_tokens: Tokens at the end of its plan.
-          references: Runs that it is compared with at equal tokens.
-          say: Prints a line.
+          model_dir: directory of the run.
+          info: name and size of the run.
+          budget_tokens: planned total tokens.
+          references: runs to compare with at equal tokens.
+          say: prints a line.
         """
         from jaxllm.analysis.health.watch import Watch
         from jaxllm.run.run import Run
@@ -82,35 +82,35 @@ class HealthWriter:
         self._restored = self._broken = False
 
     def write_metrics(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Checks a line of metrics."""
-        # This line is in metrics.jsonl already: what an earlier process saw ends before it.
+        """Check the logged metrics of a step."""
+        # This step is in metrics.jsonl already; earlier processes logged up to the one before.
         self._check(step - 1, lambda: self._watch.on_metrics({"step": step, **metrics}))
 
     def write_records(self, step: int, records: Sequence[Record]) -> None:
-        """Checks the scores of a checkpoint."""
+        """Check the scores of a checkpoint."""
         import pandas as pd
 
         primary = pd.DataFrame([vars(record) for record in records if record.primary])
         self._check(step, lambda: self._watch.on_scores(primary))
 
     def close(self) -> None:
-        """Nothing: every alarm is already written."""
+        """Do nothing, as every alarm is already written."""
 
     def advice(self) -> str:
-        """What the rest of the budget is expected to bring, in one sentence; empty when unknown."""
+        """Expected gain from the remaining budget, as one sentence; empty when unknown."""
         try:
             advice = self._watch.advise()
-        except Exception:  # the run has ended well
+        except Exception:  # must not fail a finished run
             logging.warning("no advice on the rest of the budget", exc_info=True)
             return ""
         return "" if advice.refused else advice.sentence
 
     def _check(self, seen: int, checks: Callable[[], list[Check]]) -> None:
-        """Reports the new alarms; no check is worth a run.
+        """Report the new alarms; an exception ends the checks, not the run.
 
         Args:
-          seen: The step up to which the run's files are from processes before this one.
-          checks: Gives the new alarms.
+          seen: last step in the run's files from earlier processes.
+          checks: returns the new alarms.
         """
         if self._broken:
             return
@@ -125,7 +125,7 @@ class HealthWriter:
             self._broken = True
 
     def _restore(self, seen: int) -> None:
-        """Takes in what the processes before this one saw; what a kill undid is forgotten."""
+        """Replay metrics, scores and alarms of earlier processes; drop alarms after `seen`."""
         self._run.alarm_lines.keep_until(seen)
         for row in self._run.alarm_lines.read()[0]:
             for subject in row["subjects"] or [""]:

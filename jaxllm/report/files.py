@@ -1,4 +1,4 @@
-"""The report as files for a paper or a slide: PNG or PDF figures, or CSV tables."""
+"""Export of the report as PNG or PDF figures, or CSV tables."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def write(output: epath.Path, tables: Tables, items: Sequence[ReportItem], kind: str) -> epath.Path:
-    """Writes a file for every picture or table of the report into the directory `output`.
+    """Write a file for every figure or table of the report into the directory `output`.
 
     Args:
-      output: Made where it does not exist.
-      tables: The trajectories: `trajectories-<domain>.png`, all tasks in `trajectories.png`, or as
-        tables `records.csv` and `metrics.csv`.
-      items: Those without a chart, or for "csv" without a table, give no file.
+      output: created where it does not exist.
+      tables: the trajectories, written as `trajectories-<domain>.png` and, with all tasks,
+        `trajectories.png`, or as `records.csv` and `metrics.csv`.
+      items: items of the report; those without a chart, or for "csv" a table, are left out.
       kind: "png", "pdf" or "csv".
 
     Returns:
-      The directory.
+      `output`.
     """
     if kind == "csv":
         given = [("records", tables.records), ("metrics", tables.metrics)]
@@ -45,13 +45,13 @@ def write(output: epath.Path, tables: Tables, items: Sequence[ReportItem], kind:
 
 
 def all_figures(items: Sequence[ReportItem]) -> Iterator[ReportItem]:
-    """All items with a chart, the trajectories of each domain as one."""
+    """All items with a chart, with the trajectories of each domain as one item."""
     yield from (item for item in items if item.chart is not None and item.part != TRAJECTORIES)
     yield from domains(items)
 
 
 def domains(items: Sequence[ReportItem]) -> Iterator[ReportItem]:
-    """The trajectories of each domain as one item with a panel for each task."""
+    """Trajectories of each domain, as one item with a panel per task."""
     tasks = [item for item in items if item.part == TRAJECTORIES]
     for domain in dict.fromkeys(item.domain for item in tasks):
         yield _panels(domain, [item for item in tasks if item.domain == domain])
@@ -60,7 +60,7 @@ def domains(items: Sequence[ReportItem]) -> Iterator[ReportItem]:
 def pictures(
     tables: Tables, items: Sequence[ReportItem], kind: str = "png", scale: float = 2.0
 ) -> Iterator[tuple[ReportItem, bytes]]:
-    """Each item with its picture; those that fail are left out, and logged."""
+    """Render each item; failures are logged and left out."""
     for item in items:
         if item.chart is None:
             continue
@@ -76,7 +76,7 @@ def pictures(
 
 
 def spreadsheet_safe(table: pd.DataFrame) -> pd.DataFrame:
-    """`table` with an apostrophe before each text that a spreadsheet would run as a formula."""
+    """Prefix text cells that a spreadsheet would run as a formula with an apostrophe."""
 
     def safe(cell: object) -> object:
         return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell
@@ -87,7 +87,7 @@ def spreadsheet_safe(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def file_name(title: str) -> str:
-    """ "Change points" -> "change-points"."""
+    """File name of a title: "Change points" -> "change-points"."""
     return re.sub("[^a-z0-9]+", "-", title.lower()).strip("-")
 
 

@@ -1,4 +1,4 @@
-"""What a report shows, one item for each chart or finding, for the page, files and TensorBoard."""
+"""Items of a report, one per chart or finding, for the page, files and TensorBoard."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from jaxllm.report.tables import LOGGED, Overview, Tables
 from jaxllm.report.theme import DISTINCT
 from jaxllm.run.records import OK
 
-# Parts of the page's sections; items against a clock are in one, findings in none.
+# Parts of the page's sections, for charts over steps, tokens or FLOPs; findings have no part.
 LOSS, CURVES, GROWTH, TRAJECTORIES = "loss", "curves", "growth", "trajectories"
 
 
@@ -35,18 +35,18 @@ class ReportItem:
     """One chart or finding of the report.
 
     Attributes:
-      question: Key of the question that it answers, of `registry.QUESTIONS`.
-      title: Its heading.
-      sentence: The result, or why there is none.
-      caption: How the chart is read, and what it rests on.
-      chart: The chart, where one says more than the sentence.
-      table: The numbers of a finding, offered as CSV.
-      notes: What is missing, or went wrong.
-      lines: More sentences, such as one for each check.
-      refused: Whether there is no answer.
-      part: The part of its section; empty for a finding.
-      domain: Of a trajectory.
-      final: The last value, where there is one.
+      question: key of `registry.QUESTIONS`.
+      title: heading of the item.
+      sentence: the result, or why there is none.
+      caption: how to read the chart, and its assumptions.
+      chart: the chart, if any.
+      table: numbers of a finding, offered as CSV.
+      notes: missing data and errors.
+      lines: further sentences, such as one for each check.
+      refused: whether there is no answer.
+      part: part of the section; empty for a finding.
+      domain: domain of a trajectory.
+      final: the last value, if there is a single one.
     """
 
     question: str
@@ -64,12 +64,12 @@ class ReportItem:
 
     @functools.cached_property
     def spec(self) -> tuple[dict[str, Any], dict[str, pd.DataFrame]]:
-        """The chart's specification and its rows, as of `specs.split`."""
+        """Specification and data of the chart; see `specs.split`."""
         assert self.chart is not None
         return specs.split(self.chart)
 
     def draw(self, chart: Callable[[], Chart | None]) -> ReportItem:
-        """The item with its chart; one that cannot be made costs a note and nothing else."""
+        """Item with its chart; a chart that fails becomes a note."""
         try:
             drawn = dataclasses.replace(self, chart=chart())
             assert drawn.chart is None or drawn.spec
@@ -78,16 +78,16 @@ class ReportItem:
         return drawn
 
 
-@debug_mode(False)  # the tests validate the charts; here it would cost most of the time
+@debug_mode(False)  # the tests validate the charts; validation here would take most of the time
 def items(
     tables: Tables, *, backtested: bool = False, progress: Callable[[str], None] = lambda _: None
 ) -> list[ReportItem]:
     """All items of a report.
 
     Args:
-      tables: What `jaxllm.report.tables.gather` returns.
-      backtested: Whether to score the forecaster over the finished runs, too.
-      progress: Called with a line when an analysis has ended.
+      tables: result of `jaxllm.report.tables.gather`.
+      backtested: whether to backtest the forecasts on the finished runs.
+      progress: called with a line after each analysis.
     """
     axis = default_axis(tables.points, tables.metrics)
     found = [*training_curves(tables, axis), *growth(tables, axis), *all_trajectories(tables, axis)]
@@ -102,13 +102,13 @@ def items(
 
 
 def answers(analysis: Analysis, study: Study) -> list[ReportItem]:
-    """The findings of one analysis with their charts; one that fails says so in its place."""
+    """Findings of one analysis with their charts; a failure becomes a refused item."""
     chart = getattr(findings, analysis.name, None)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             made = analysis.run(study)
-    except Exception as error:  # one analysis is not worth the report
+    except Exception as error:  # a failed analysis must not fail the report
         reason = f"{type(error).__name__}: {error}"
         logging.warning("The analysis %s failed: %s", analysis.title, one_line(reason))
         logging.debug("Its traceback:", exc_info=error)
@@ -122,7 +122,7 @@ def answers(analysis: Analysis, study: Study) -> list[ReportItem]:
             finding.sentence,
             analysis.caption,
             table=finding.table,
-            # Records without a value stand in the notes on the data, by task and checkpoint.
+            # The notes on the data list records without a value, by task and checkpoint.
             notes=tuple(note for note in finding.notes if "records have no value" not in note),
             lines=finding.lines,
             refused=bool(finding.refused),
@@ -134,14 +134,14 @@ def answers(analysis: Analysis, study: Study) -> list[ReportItem]:
 
 
 def training_curves(tables: Tables, axis: Axis) -> Iterator[ReportItem]:
-    """The training loss, that of every domain, and the other logged quantities."""
+    """Charts of the training loss, total and by domain, and of the other logged quantities."""
     yield from _curves(tables, axis, LOSS, {"loss": "Training loss"})
     by_domain = tables.metrics[tables.metrics.name.str.startswith("loss/")]
     if tables.several_runs:
         names = {name: f"Loss on {name.removeprefix('loss/')}" for name in by_domain.name.unique()}
         yield from _curves(tables, axis, LOSS, names)
     elif len(by_domain):
-        colours = tables.series  # as the tasks of the domain, where there are colours for all
+        colours = tables.series  # those of the domain's tasks, if there are enough
         if len(colours) > DISTINCT:
             colours = tuple(by_domain.series.unique())
         item = ReportItem(HEALTH, "Training loss by domain", part=LOSS)
@@ -153,7 +153,7 @@ def training_curves(tables: Tables, axis: Axis) -> Iterator[ReportItem]:
 def _curves(
     tables: Tables, axis: Axis, part: str, titles: Mapping[str, str], height: int = 170
 ) -> Iterator[ReportItem]:
-    """A chart for each logged quantity; one colour per run."""
+    """Chart of each logged quantity, with a colour per run."""
     for name, title in titles.items():
         points = tables.metrics[tables.metrics.name == name]
         series = tables.series
@@ -169,7 +169,7 @@ def _curves(
 
 
 def growth(tables: Tables, axis: Axis) -> Iterator[ReportItem]:
-    """Which capability grew when, of every run; of many the largest of each family."""
+    """Gain chart of every run; of many runs, of the largest of each family."""
     for overview in _typical(tables):
         shares = tables.shares[tables.shares.run == overview.run]
         if shares.empty:
@@ -182,7 +182,7 @@ def growth(tables: Tables, axis: Axis) -> Iterator[ReportItem]:
 
 
 def all_trajectories(tables: Tables, axis: Axis) -> Iterator[ReportItem]:
-    """Every task over the checkpoints of all runs."""
+    """Trajectory of every task over the checkpoints of all runs."""
     for domain, tasks in tables.domains.items():
         for task in tasks:
             points = tables.points[tables.points.task == task]
@@ -203,7 +203,7 @@ def all_trajectories(tables: Tables, axis: Axis) -> Iterator[ReportItem]:
 
 
 def _typical(tables: Tables) -> list[Overview]:
-    """All runs; of many the largest of each family that has a trajectory."""
+    """All runs; of many, the largest of each family with two or more checkpoints."""
     if not tables.many_runs:
         return list(tables.overviews)
     largest: dict[str, Overview] = {}

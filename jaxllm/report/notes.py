@@ -1,4 +1,4 @@
-"""What is missing or wrong in the data of a report, in sentences."""
+"""Notes on missing or inconsistent data of a report."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ NO_RECORD = "no record"
 def trajectory_notes(
     records: pd.DataFrame, points: pd.DataFrame, findings: pd.DataFrame, runs: int
 ) -> Iterator[str]:
-    """A sentence for everything that the trajectories lack; arguments as of `tables.Tables`."""
+    """A sentence for each gap of the trajectories; arguments as in `tables.Tables`."""
     several, many = runs > 1, runs > DISTINCT
     key = ["run", "task", "step"]
     scored = pd.MultiIndex.from_frame(records[key])
     missing = ~pd.MultiIndex.from_frame(points[key]).isin(scored)
     unsure = points.value.notna() & points.stderr.isna()
-    if many:  # a line for each run would hide the others
+    if many:  # one line per task, not one per run
         for lacking, what in ((missing, "record"), (unsure, "standard error")):
             for task, rows in points[lacking].groupby("task", sort=False):
                 at = f"{len(rows):,} checkpoints of {rows.run.nunique()} runs"

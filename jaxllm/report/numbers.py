@@ -1,4 +1,4 @@
-"""How the report writes numbers: short, with their unit, and never a false digit."""
+"""Number formats of the report: short, with units, and no spurious digits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ UNKNOWN = "–"
 
 
 def count(number: float) -> str:
-    """1234567 -> "1.23M"; tokens and parameters are counted in K, M, B and T."""
+    """Tokens and parameters in K, M, B and T: 1234567 -> "1.23M"."""
     if not math.isfinite(number):
         return UNKNOWN
     if abs(number) < 1000:
@@ -22,7 +22,7 @@ def count(number: float) -> str:
 
 
 def flops(number: float) -> str:
-    """3.4e18 -> "3.4 × 10¹⁸"."""
+    """FLOPs as a power of ten: 3.4e18 -> "3.4 × 10¹⁸"."""
     if not math.isfinite(number):
         return UNKNOWN
     if number == 0:
@@ -43,7 +43,7 @@ def duration(seconds: float) -> str:
 
 
 def value(number: float, metric: str) -> str:
-    """A metric's value: shares as percent, other values with three decimals."""
+    """Value of a metric: shares in percent, other values with three decimals."""
     if not math.isfinite(number):
         return UNKNOWN
     if is_share(metric):
@@ -52,7 +52,7 @@ def value(number: float, metric: str) -> str:
 
 
 def chance(number: float, metric: str) -> str:
-    """A chance level, whose shares are round: "25%"."""
+    """Chance level, with shares in whole percent: "25%"."""
     return value(number, metric).replace(".0%", "%")
 
 
@@ -62,7 +62,7 @@ def short(number: float) -> str:
 
 
 def with_error(number: float, stderr: float, metric: str) -> str:
-    """The value and its standard error: "62.1% ± 1.4"."""
+    """Value and standard error: "62.1% ± 1.4"."""
     if not (math.isfinite(number) and math.isfinite(stderr)):
         return value(number, metric)
     doubt = f"{100 * stderr:.1f}" if is_share(metric) else f"{stderr:.3f}"
@@ -70,10 +70,10 @@ def with_error(number: float, stderr: float, metric: str) -> str:
 
 
 def metric_name(metric: str) -> str:
-    """ "bits_per_byte" -> "bits per byte"."""
+    """Readable name of a metric: "bits_per_byte" -> "bits per byte"."""
     return metric.replace("_", " ")
 
 
 def join(words: list[str]) -> str:
-    """ "a", "a and b", "a, b and c"."""
+    """Enumeration: "a", "a and b", "a, b and c"."""
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)

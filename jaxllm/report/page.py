@@ -1,8 +1,8 @@
-"""report/index.html: one page that holds its charts, its data and the code that draws them.
+"""report/index.html: one self-contained page with charts, data and scripts.
 
-The page needs no network, and its content security policy forbids it any. Charts are Vega-Lite
-specifications drawn in the browser; the sentences and the table are plain HTML, so that they are
-readable without scripts too. Every text from the data is escaped by the templates.
+The page works offline, and its content security policy forbids network access. Charts are Vega-Lite
+specifications drawn in the browser; the sentences and the table are plain HTML, readable without
+scripts. The templates escape all text from the data.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ javascript_libraries = functools.cache(vl_convert.javascript_bundle)
 """Vega, Vega-Lite and Vega-Embed as one script; a second of work."""
 
 
-# Columns of the points that are no part of a record.
+# Columns of the points that are not in a record.
 _INTERNAL = ["score", "score_stderr", "chance_score", "above"]
 
 
 class Card(NamedTuple):
-    """An item as the page shows it.
+    """Card of an item on the page.
 
     Attributes:
-      item: What it shows.
-      key: Of its chart and table in the page's data.
-      legend: Names that colours stand for and their numbers, where there are several.
-      height: Of its chart in pixels; 0 for none.
+      item: the item.
+      key: key of its chart and table in the page's data.
+      legend: names and indices of the colours, where there are several.
+      height: height of its chart in pixels; 0 without a chart.
     """
 
     item: ReportItem
@@ -56,7 +56,7 @@ class Card(NamedTuple):
 
 
 def write(path: epath.Path, content: bytes) -> epath.Path:
-    """Writes a file of the report, with the directories above it."""
+    """Write a file of the report, creating its directory."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
     return path
@@ -64,7 +64,7 @@ def write(path: epath.Path, content: bytes) -> epath.Path:
 
 @debug_mode(False)  # as in `items.items`
 def render(tables: Tables, items: Sequence[ReportItem]) -> str:
-    """The whole page as HTML, with the items in the order of a reader's questions."""
+    """Render the page as HTML, with the items ordered by question."""
     keys = [f"chart-{number}" for number, _ in enumerate(items, start=1)]
     shown = {key: _shown(item) for key, item in zip(keys, items, strict=True)}
     cards = [
@@ -113,7 +113,7 @@ def render(tables: Tables, items: Sequence[ReportItem]) -> str:
 
 
 def heading(tables: Tables) -> str:
-    """What the report is on: the names of the runs, or of their families."""
+    """Heading of the page: the names of the runs, or of their families."""
     names = [overview.run for overview in tables.overviews]
     if not tables.many_runs:
         return numbers.join(names)
@@ -123,7 +123,7 @@ def heading(tables: Tables) -> str:
 
 
 def facts(overview: Overview) -> dict[str, str]:
-    """The figures of one run."""
+    """Key figures of one run."""
     return {
         "Parameters": numbers.count(overview.params),
         "Tokens": numbers.count(overview.tokens),
@@ -137,7 +137,7 @@ def facts(overview: Overview) -> dict[str, str]:
 
 
 def asset(name: str) -> str:
-    """The text of a file beside the templates."""
+    """Text of a file in the template directory."""
     return resources.files("jaxllm.report").joinpath("templates", name).read_text(encoding="utf-8")
 
 
@@ -150,7 +150,7 @@ def _templates() -> jinja2.Environment:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    # A task's name may break after an underscore where it must.
+    # Allow line breaks after the underscores of task names.
     made.filters["name"] = lambda text: escape(text).replace("_", Markup("_<wbr>"))
     made.globals |= {
         "numbers": numbers,
@@ -162,7 +162,7 @@ def _templates() -> jinja2.Environment:
 
 
 def _shown(item: ReportItem) -> dict[str, Any]:
-    """A chart and its data, or the table of a finding; the page's script unfolds them."""
+    """Chart with its data, or table of a finding, for the page's script."""
     shown: dict[str, Any] = {"name": item.title}
     if not item.part and not item.refused:
         shown["table"] = _columns(item.table)
@@ -175,7 +175,7 @@ def _shown(item: ReportItem) -> dict[str, Any]:
 
 
 def _legend(shown: dict[str, Any]) -> list[tuple[str, int]]:
-    """What the colours of one chart stand for, where there are several."""
+    """Legend of one chart, where there are several colours."""
     if "spec" not in shown:
         return []
     field, names = specs.series(shown["spec"])
@@ -186,7 +186,7 @@ def _legend(shown: dict[str, Any]) -> list[tuple[str, int]]:
 
 
 def _columns(table: pd.DataFrame) -> dict[str, Any]:
-    """A table by columns, every text of a column once, and numbers to ten digits."""
+    """Table by columns, with dictionary-encoded text and numbers to ten digits."""
     made = json.loads(table.to_json(orient="split", double_precision=10, index=False))
     columns: dict[str, Any] = {}
     for name, values in zip(
@@ -203,11 +203,11 @@ def _columns(table: pd.DataFrame) -> dict[str, Any]:
 
 
 def _json(data: object) -> Markup:
-    """`data` as JSON without a letter that means something to HTML; all beyond ASCII is escaped."""
+    """JSON of `data` with HTML's special characters and all non-ASCII characters escaped."""
     text = json.dumps(data, separators=(",", ":"), allow_nan=False)
     return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
 
 
 def _script_safe(code: str) -> Markup:
-    """Our libraries' code, without what ends or hides the script element that holds it."""
+    """Code with the sequences escaped that would end or comment out its script element."""
     return Markup(re.sub("<(/script|!--)", r"<\\\1", code, flags=re.IGNORECASE))

@@ -1,4 +1,4 @@
-"""The results of a report as sentences."""
+"""Results of a report as sentences."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _UNJUDGED = "No task with a chance level and a standard error has been scored ye
 
 
 def headline(findings: pd.DataFrame) -> str:
-    """How many capabilities of a run left chance, and which were the first and the last."""
+    """Number of capabilities of a run that left chance, and the first and last of them."""
     left, judged = _left(findings), _judged(findings)
     if judged.empty:
         return _UNJUDGED
@@ -34,7 +34,7 @@ def headline(findings: pd.DataFrame) -> str:
 
 
 def of_many(findings: pd.DataFrame) -> str:
-    """How far tasks and runs came, where there are too many runs for a line each."""
+    """Summary over tasks and runs, for too many runs for a line each."""
     left, judged = _left(findings), _judged(findings)
     if judged.empty:
         return _UNJUDGED
@@ -53,7 +53,7 @@ def of_many(findings: pd.DataFrame) -> str:
 
 
 def of_task(findings: pd.DataFrame) -> str:
-    """What became of one task, in all runs."""
+    """Result of one task in all runs."""
     valued = findings.dropna(subset="final")
     if valued.empty:
         return "It has no value."
@@ -74,7 +74,7 @@ def of_task(findings: pd.DataFrame) -> str:
 
 
 def of_curve(points: pd.DataFrame, name: str) -> str:
-    """How a logged quantity went, run by run where there are few."""
+    """Change of a logged quantity, per run where there are few."""
     by = "run" if points.run.nunique() > 1 else "series"
     told = {}
     for key, rows in points.dropna(subset="value").groupby(by, sort=False):
@@ -94,12 +94,12 @@ def of_curve(points: pd.DataFrame, name: str) -> str:
 
 
 def milestones(findings: pd.DataFrame) -> list[tuple[str, str, str]]:
-    """(task, when, how it ended) of every capability that left chance, in that order."""
+    """Tuples (task, onset, final value) of the capabilities that left chance, by onset."""
     return [(row.task, moment(row), _ending(row)) for row in _left(findings).itertuples()]
 
 
 def remainder(findings: pd.DataFrame) -> Iterator[str]:
-    """A sentence each on the tasks still at chance and on those that cannot be judged."""
+    """A sentence each on tasks still at chance and on tasks that cannot be judged."""
 
     def of(state: str) -> pd.DataFrame:
         return findings[findings.state == state]
@@ -118,12 +118,12 @@ def remainder(findings: pd.DataFrame) -> Iterator[str]:
 
 
 def moment(row) -> str:  # type: ignore[no-untyped-def]
-    """The onset of a finding: "655K tokens (step 40)"."""
+    """Onset of a finding: "655K tokens (step 40)"."""
     return f"{numbers.count(row.tokens)} tokens (step {row.step:,.0f})"
 
 
 def _ending(row) -> str:  # type: ignore[no-untyped-def]
-    """The final value; a single checkpoint above chance is a hint, and is called one."""
+    """Final value, marked provisional where only the last checkpoint is above chance."""
     text = numbers.with_error(row.final, row.stderr, row.metric)
     if not math.isnan(row.chance):
         text += f", chance {numbers.chance(row.chance, row.metric)}"

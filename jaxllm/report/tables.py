@@ -1,4 +1,4 @@
-"""Run directories and imported results -> the tidy tables of a report, and what they lack."""
+"""Run directories and imported results -> the tidy tables of a report, with notes on gaps."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _ALSO = "another run is called {} too; they are kept apart."
 
 @dataclasses.dataclass(frozen=True)
 class Overview:
-    """One run at a glance; NaN where the run directory does not say."""
+    """Key figures of one run; NaN where unknown."""
 
     run: str
     params: float
@@ -54,28 +54,28 @@ class Overview:
 
     @property
     def in_progress(self) -> bool:
-        """Whether the plan of the run says that it has more tokens to see."""
+        """Whether the run has seen fewer tokens than planned."""
         return self.tokens < 0.999 * self.planned_tokens
 
 
 @dataclasses.dataclass(frozen=True)
 class Tables:
-    """What a report shows.
+    """Data of a report.
 
     Attributes:
-      overviews: One per run, in the order given.
-      points: The charted trajectories with `low`, `high` (±1.96 SE), `left_chance`, `series`, and
+      overviews: one per run, in the order of the sources.
+      points: charted trajectories with `low`, `high` (±1.96 stderr), `left_chance`, `series`, and
         the training `loss` at the checkpoint.
-      findings: When each task left chance; see `jaxllm.analysis.onsets.trajectories`.
+      findings: when each task left chance; see `jaxllm.analysis.onsets.trajectories`.
       shares: `points` with the share of each task's gain and the cells of the gain chart.
       metrics: metrics.jsonl in long form: `run, step, tokens, flops, loss, name, value, series`.
-      series: Names that the colours stand for: runs if there are several, classes of sizes where
-        those are more than the colours, else domains.
-      notes: What is missing or wrong in the data, one sentence each.
-      records: All metrics of the tasks (or benchmarks) that are shown.
-      all_records: The trajectory table as it was read.
-      logged: The rows of metrics.jsonl with the column `run`.
-      colour_of: The series of each run, where there are several.
+      series: names of the colours: runs if there are several, size classes if there are more
+        runs than colours, else domains.
+      notes: missing or inconsistent data, one sentence each.
+      records: all metrics of the charted tasks (or benchmarks).
+      all_records: trajectory table before tasks were pooled to benchmarks.
+      logged: rows of metrics.jsonl, with a column `run`.
+      colour_of: series of each run, where there are several runs.
     """
 
     overviews: tuple[Overview, ...]
@@ -92,21 +92,21 @@ class Tables:
 
     @property
     def several_runs(self) -> bool:
-        """Whether colours stand for runs, or for their sizes."""
+        """Whether there are several runs, so that colours stand for runs or sizes."""
         return len(self.overviews) > 1
 
     @property
     def many_runs(self) -> bool:
-        """Whether there are more runs than colours, which then stand for classes of sizes."""
+        """Whether there are more runs than colours, so that colours stand for size classes."""
         return len(self.overviews) > DISTINCT
 
     @property
     def palette(self) -> str:
-        """The colours of the runs: in the order of their sizes, or to be told apart."""
+        """Colour palette: "sizes", in the order of the sizes, or "series", distinct."""
         return "sizes" if self.many_runs else "series"
 
     def study(self, backtested: bool = False) -> Study:
-        """What the analyses read; `backtested` where the forecasts are to be scored, too."""
+        """Input of the analyses; `backtested` to backtest the forecasts."""
         params = {overview.run: overview.params for overview in self.overviews}
         losses = self.metrics[self.metrics.name == "loss"].assign(
             params=lambda rows: rows.run.map(params), loss=lambda rows: rows.value
@@ -121,14 +121,14 @@ class Tables:
         )
 
     def finals(self, task: str) -> Iterator[Any]:
-        """The findings on one task, in the order of the runs."""
+        """Findings on one task, in the order of the runs."""
         order = [overview.run for overview in self.overviews]
         rows = self.findings[self.findings.task == task]
         return rows.sort_values("run", key=lambda run: run.map(order.index)).itertuples()
 
     @functools.cached_property
     def domains(self) -> dict[str, list[str]]:
-        """Tasks by domain, both in the order in which they first left chance."""
+        """Tasks by domain, both ordered by when they left chance."""
         grouped: dict[str, list[str]] = {}
         for task, domain in zip(self.findings.task, self.findings.domain, strict=True):
             if task not in grouped.setdefault(domain, []):
@@ -138,7 +138,7 @@ class Tables:
 
 @dataclasses.dataclass(frozen=True)
 class _Part:
-    """One run of one source, under a name that no other run has."""
+    """One run of one source, under a unique name."""
 
     label: str
     records: pd.DataFrame
@@ -148,12 +148,11 @@ class _Part:
 
 
 def gather(sources: Sequence[Run | Results], budget_tokens: float = math.nan) -> Tables:
-    """Reads `sources` into the tables of one report; runs of the same name are numbered.
+    """Read `sources` into the tables of one report; runs of the same name are numbered.
 
     Args:
-      sources: Run directories, and results of others.
-      budget_tokens: Tokens at the end of the runs of directories, where their config is not to
-        be believed.
+      sources: run directories and imported results.
+      budget_tokens: total tokens of the run directories, in place of those of their configs.
     """
     notes: list[str] = []
     parts: list[_Part] = []
@@ -167,7 +166,7 @@ def gather(sources: Sequence[Run | Results], budget_tokens: float = math.nan) ->
     metrics = _joined(long)
     main = curves(records).main()
     points, findings = trajectories(main, records)
-    # Records without a value stand in the notes on the trajectories, by task and checkpoint.
+    # The notes on the trajectories list records without a value, by task and checkpoint.
     notes += [*pooling, *(note for note in main.notes if "have no value" not in note)]
     notes += trajectory_notes(records, points, findings, len(parts))
     of_run: dict[str, str] = {}
@@ -191,7 +190,7 @@ def gather(sources: Sequence[Run | Results], budget_tokens: float = math.nan) ->
 def _parts(
     source: Run | Results, before: Sequence[_Part], notes: list[str], budget_tokens: float
 ) -> list[_Part]:
-    """The runs of a source under names that no run `before` has."""
+    """Runs of a source, under names distinct from those of `before`."""
     labels = [part.label for part in before]
     if isinstance(source, Run):
         label = _numbered(source.name, labels)
@@ -225,7 +224,7 @@ def _parts(
 
 
 def _joined(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """All rows; frames without any have no say in the types of the columns."""
+    """Concatenate frames, ignoring the column types of empty ones."""
     return pd.concat([frame for frame in frames if len(frame)] or frames[:1], ignore_index=True)
 
 
@@ -235,14 +234,14 @@ def _numbered(name: str, taken: Sequence[str]) -> str:
 
 
 def _run_series(overviews: Sequence[Overview]) -> tuple[dict[str, str], list[str]]:
-    """What the colour of each run stands for, and all of these, the smaller sizes first."""
+    """Series (run or size class) of each run, and all series, smaller sizes first."""
     if len(overviews) <= DISTINCT:
         names = [overview.run for overview in overviews]
         return dict(zip(names, names, strict=True)), names
     known = sorted({o.params for o in overviews if o.params > 0})
     classes = [[params] for params in known]
     room = DISTINCT - (len(known) < len({o.params for o in overviews}))
-    while len(classes) > room:  # the two that are nearest become one
+    while len(classes) > room:  # merge the two nearest
         spans = [math.log(b[-1] / a[0]) for a, b in itertools.pairwise(classes)]
         at = spans.index(min(spans))
         classes[at : at + 2] = [classes[at] + classes[at + 1]]
@@ -256,7 +255,7 @@ def _run_series(overviews: Sequence[Overview]) -> tuple[dict[str, str], list[str
 
 
 def _with_loss(points: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
-    """The training loss at each checkpoint, between its logged steps; NaN where none is logged."""
+    """Training loss at each checkpoint, interpolated; NaN where none is logged."""
     losses = pd.Series(math.nan, index=points.index)
     for run, logged in metrics[metrics.name == "loss"].dropna(subset="value").groupby("run"):
         mine = points.run == run
@@ -292,7 +291,7 @@ def _overview(part: _Part) -> Overview:
 
 
 def _numbers(frame: pd.DataFrame, column: str) -> pd.Series:
-    """A column as finite floats; empty when there is no such column."""
+    """Finite floats of a column; empty for a missing column."""
     if column not in frame:
         return pd.Series(dtype="float64")
     values = pd.to_numeric(frame[column], errors="coerce").astype("float64")
@@ -300,7 +299,7 @@ def _numbers(frame: pd.DataFrame, column: str) -> pd.Series:
 
 
 def _long(label: str, metrics: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
-    """The charted columns of metrics.jsonl as rows of (name, value), thinned where dense."""
+    """Charted columns of metrics.jsonl in long form (name, value), thinned where dense."""
     names = [c for c in metrics if c == "loss" or c.startswith("loss/") or c in LOGGED]
     rows = [pd.DataFrame(columns=["run", *CLOCKS, "loss", "name", "value"])]
     for name in names:
@@ -324,7 +323,7 @@ def _long(label: str, metrics: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
 
 
 def _thinned(logged: pd.DataFrame) -> pd.DataFrame:
-    """Means over bins, half of them equal in steps and half in log steps, early ones finer."""
+    """Thin by means over bins, half of them equal in steps and half in log steps."""
     total = len(logged)
     if total <= _POINTS_PER_CURVE:
         return logged
@@ -347,7 +346,7 @@ def _with_bands(points: pd.DataFrame) -> pd.DataFrame:
 
 
 def _cells(shares: pd.DataFrame) -> pd.DataFrame:
-    """The gain chart's cells: each checkpoint's colour fills the time since the one before."""
+    """Cells of the gain chart, each from the previous checkpoint to its own."""
     shares = shares.sort_values("step", ignore_index=True)
     grouped = shares.groupby(["run", "task"], sort=False)
     cells = {f"{clock}_from": grouped[clock].shift().fillna(0.0) for clock in CLOCKS}

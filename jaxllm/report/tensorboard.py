@@ -1,15 +1,15 @@
-"""MODEL_DIR/tensorboard: the run as TensorBoard shows it while it is going.
+"""MODEL_DIR/tensorboard: TensorBoard events of a run, during training.
 
-    train/…                        what the loop logs
-    capability/<domain>/<task>     the main metric of every task, a point per checkpoint
-    evaluation/<task>/<metric>     its other metrics
-    trajectories/<domain>          the report's trajectory charts as images
-    health/…, now/…, ahead/…       its other charts, by the question that they answer; when the run
-    early/…, sizes/…               has ended, or by `analyze --format tensorboard`
+    train/…                        metrics of the training loop
+    capability/<domain>/<task>     primary metric of every task, a point per checkpoint
+    evaluation/<task>/<metric>     other metrics
+    trajectories/<domain>          trajectory charts of the report, as images
+    health/…, now/…, ahead/…       other charts of the report, by question; at the end of the run,
+    early/…, sizes/…               or by `analyze --format tensorboard`
 
-The custom-scalars dashboard overlays the tasks of each domain, and the domains' losses. Events go
-through TensorBoard's own writer: `clu.metric_writers` cannot write the session log by which
-TensorBoard forgets the steps that a killed process had logged beyond its last checkpoint.
+The custom-scalars dashboard overlays the tasks of each domain, and the domains' losses. Events are
+written by TensorBoard's own writer, since `clu.metric_writers` cannot write the session log by
+which TensorBoard discards the steps that a killed process had logged beyond its last checkpoint.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ if TYPE_CHECKING:
     from jaxllm.report.tables import Tables
 
 _IMAGE_SCALE = 1.5
-# Drawing the trajectory images may take this share of a run's wall time while it is going; the
-# first time they are expected to take a few seconds.
+# Maximum share of a run's wall time for drawing trajectory images, and the assumed duration of the
+# first drawing.
 _IMAGE_TIME_SHARE, _FIRST_DRAWING_SECONDS = 0.01, 5.0
 
 
 class TensorBoardWriter:
-    """Writes metrics and records of one run as TensorBoard events.
+    """Writer of the metrics and records of one run as TensorBoard events.
 
-    A process begins a session at its first step, which makes TensorBoard forget what an earlier
-    process had logged from there on. The stored scores of the newest checkpoint follow: an earlier
-    process may have been killed before it handed them on.
+    A process starts a session at its first step, at which TensorBoard discards later steps of
+    earlier processes. It then writes the stored scores of the newest checkpoint, since an earlier
+    process may have been killed before it wrote them as events.
     """
 
     def __init__(self, model_dir: str | os.PathLike[str]):
@@ -53,7 +53,7 @@ class TensorBoardWriter:
         self._drawing_seconds, self._next_drawing_seconds = 0.0, _FIRST_DRAWING_SECONDS
 
     def write_metrics(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Writes every number of `metrics` under train/."""
+        """Write every number in `metrics` under train/."""
         if unseen := self._begin_session(step):
             self._write_scores(unseen[0].step, unseen)
         self._events.add_scalars(
@@ -66,8 +66,8 @@ class TensorBoardWriter:
         )
 
     def write_records(self, step: int, records: Sequence[Record]) -> None:
-        """Writes the scores of a checkpoint; a failed task leaves a gap, as in the report."""
-        # The metrics of this step are from before: the session begins after it.
+        """Write the scores of a checkpoint; a failed task leaves a gap, as in the report."""
+        # The metrics of this step are already written, so the session starts after it.
         unseen = [record for record in self._begin_session(step + 1) if record.step == step]
         scores = {(record.task, record.metric): record for record in (*unseen, *records)}
         self._write_scores(step, [*scores.values()])
@@ -75,12 +75,12 @@ class TensorBoardWriter:
         if self._drawing_seconds + self._next_drawing_seconds <= allowed:
             try:
                 self.write_figures(step)
-            except Exception:  # a picture is never worth a run
+            except Exception:  # an image must not fail the run
                 logging.exception("the trajectory images of step %d were not drawn", step)
                 self._drawing_seconds = math.inf
 
     def write_figures(self, step: int) -> None:
-        """Draws the trajectories of every domain, as far as they are stored, as images."""
+        """Write images of the stored trajectories of every domain."""
         from jaxllm.report import files, items, tables
         from jaxllm.report.charts.axes import default_axis
 
@@ -97,11 +97,11 @@ class TensorBoardWriter:
         self._drawing_seconds += self._next_drawing_seconds
 
     def close(self) -> None:
-        """Brings everything to the disk."""
+        """Flush and close the event file."""
         self._events.close()
 
     def _begin_session(self, step: int) -> list[Record]:
-        """Begins the session of this process; the stored scores of the newest checkpoint so far."""
+        """Start the session, once; return the stored scores of the checkpoint before `step`."""
         from tensorboard.compat.proto import event_pb2
 
         if self._in_session:
@@ -125,12 +125,12 @@ class TensorBoardWriter:
 def write_report(
     folder: str | os.PathLike[str], tables: Tables, items: Sequence[ReportItem]
 ) -> None:
-    """Writes every chart of a report as an image, at the step of the last checkpoint.
+    """Write every chart of a report as an image, at the step of the last checkpoint.
 
     Args:
-      folder: The directory of the event file, local or `gs://`.
-      tables: The trajectories.
-      items: All items of the report.
+      folder: directory of the event file, local or `gs://`.
+      tables: the trajectories.
+      items: all items of the report.
     """
     from jaxllm.report import files
 
@@ -170,7 +170,7 @@ class _Events:
         self.flush()
 
     def add_image(self, step: int, item: ReportItem, picture: bytes) -> None:
-        """The PNG of an item, under its question or part; its sentence is the description."""
+        """Add the PNG of an item, by question or part, with its sentence as the description."""
         from tensorboard.plugins.image import metadata
 
         width, height = (str(int.from_bytes(picture[at : at + 4], "big")) for at in (16, 20))
@@ -180,7 +180,7 @@ class _Events:
         self._add_tensor(step, f"{group}/{item.title}", about, content)
 
     def add_layout(self, step: int, domains: Sequence[str]) -> None:
-        """One overlaid chart for each domain; the last layout written is the one that counts."""
+        """Add a custom-scalars layout with a chart per domain; TensorBoard uses the last one."""
         from tensorboard.plugins.custom_scalar import layout_pb2, metadata
 
         def category(title: str, patterns: Mapping[str, str]) -> layout_pb2.Category:

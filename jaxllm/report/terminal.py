@@ -1,4 +1,4 @@
-"""The capability table for the terminal: tasks by domain against a selection of checkpoints."""
+"""Capability table for the terminal: tasks by domain x a selection of checkpoints."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from jaxllm.report.tables import Tables, gather
 from jaxllm.run.run import Run
 
 MARK = "*"
-_CELL, _CHANCE = 8, 9  # widths of columns
+_CELL, _CHANCE = 8, 9  # column widths
 _UNITS = {"bits_per_byte": "bits/B", "perplexity": "ppl"}
 
 
 def of_run(model_dir: str | os.PathLike[str], width: int = 100) -> str:
-    """The capability table of one run directory; see `capability_table`."""
+    """Capability table of one run directory; see `capability_table`."""
     tables = gather([Run.open(model_dir)])
     return capability_table(tables, tables.overviews[0].run, width)
 
 
 def capability_table(tables: Tables, run: str, width: int = 100) -> str:
-    """One run's values over its checkpoints, at most `width` columns wide.
+    """Capability table of one run, at most `width` characters wide.
 
-    A value is marked where it is more than two standard errors above chance. Checkpoints that do
-    not fit are left out evenly, never the first or the last, and a line below says so.
+    Values more than two standard errors above chance are marked. Of too many checkpoints an even
+    selection is shown, with the first and the last, and a line below gives their number.
     """
     points = tables.points[tables.points.run == run]
     if points.empty:
@@ -80,7 +80,7 @@ def _legend(tables: Tables, run: str) -> Iterator[str]:
 
 
 def _selection(steps: Sequence[int], room: int) -> list[int]:
-    """At most `room` of `steps`, evenly spread over their order, with the first and the last."""
+    """Select at most `room` of `steps` at even positions, with the first and the last."""
     if len(steps) <= room:
         return list(steps)
     positions = np.unique(np.linspace(0, len(steps) - 1, room).round().astype(int))

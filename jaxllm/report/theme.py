@@ -1,8 +1,8 @@
-"""Light and dark: one set of colours for the page, the charts and the exported pictures.
+"""Light and dark colours of the page, the charts and the exported figures.
 
-The series colours are Okabe and Ito's, which stay apart for colour-blind readers, with the
-yellow and black replaced and the lightness adapted to the background. Every colour keeps a
-contrast of at least 3:1 with its background.
+The series colours are Okabe and Ito's, which colour-blind readers can distinguish, with yellow and
+black replaced and the lightness adapted to the background. Every colour has a contrast of at least
+3:1 with its background.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', sans-serif"
 
-# So many runs can be told apart by colour.
+# Number of runs that can be distinguished by colour.
 DISTINCT = 8
 
 COLOURS: dict[str, dict[str, Any]] = {
@@ -37,11 +37,11 @@ COLOURS: dict[str, dict[str, Any]] = {
 
 
 def chart_config(theme: str, palette: str = "series") -> dict[str, Any]:
-    """Vega-Lite's `config` in the colours of `theme`: quiet axes, no frame, the data in front.
+    """Vega-Lite `config` in the colours of `theme`, with light axes and no frame.
 
     Args:
       theme: "light" or "dark".
-      palette: What tells lines apart: "series", or "sizes" where they are in an order.
+      palette: colours of the lines: "series", or "sizes" for ordered ones.
     """
     colour = COLOURS[theme]
     return {
@@ -77,7 +77,7 @@ def chart_config(theme: str, palette: str = "series") -> dict[str, Any]:
 
 
 def style_variables(palette: str = "series") -> str:
-    """The same colours as CSS custom properties, dark where the reader prefers it."""
+    """CSS custom properties of the same colours, dark where the reader prefers it."""
 
     def block(theme: str) -> str:
         colour = COLOURS[theme]

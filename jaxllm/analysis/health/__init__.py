@@ -1,1 +1,1 @@
-"""Is a run healthy, finished or in progress, and is the rest of its budget worth spending?"""
+"""Health checks of finished runs and runs in progress, and the value of the remaining budget."""

@@ -1,4 +1,4 @@
-"""Is the rest of the budget worth spending?"""
+"""Expected gain from the remaining budget, and whether to go on or stop."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ _UNKNOWN: Interval = (math.nan,) * 3
 
 @dataclasses.dataclass(frozen=True)
 class Advice(Finding):
-    """What the rest of the budget of one run will bring.
+    """Expected gain from the remaining budget of one run.
 
-    The table has a row per task: `task, metric, now, gain, low, high`, up is better.
+    The table has a row per task: `task, metric, now, gain, low, high`, higher is better.
 
     Attributes:
-      run: Name of the run.
+      run: name of the run.
       verdict: `GO_ON`, `STOP` or `UNCLEAR`.
-      seen_tokens: Tokens so far.
-      budget_tokens: Tokens at the end of the plan.
-      mean_gain: Expected gain of the mean over `tasks` tasks that are shares: estimate, low, high
-        at `LEVEL`.
-      tasks: How many those are.
-      loss_gain: Expected fall of the loss, as the share of it: estimate, low, high; NaN without.
+      seen_tokens: tokens so far.
+      budget_tokens: planned total tokens.
+      mean_gain: expected gain of the mean over the tasks that are shares: estimate, low, high at
+        `LEVEL`.
+      tasks: number of these tasks.
+      loss_gain: expected relative decrease of the loss: estimate, low, high; NaN where unknown.
     """
 
     run: str = ""
@@ -57,11 +57,11 @@ class Advice(Finding):
     "the loss further, is not counted.",
 )
 def advice(study: Study) -> Finding:
-    """What more tokens will bring to every run; see `advise`.
+    """Expected gain from more tokens, for every run; see `advise`.
 
     Returns:
-      For one run the table of `Advice`; for several a row per run: `run, verdict, seen_tokens,
-      budget_tokens, tasks, gain, low, high`.
+      The `Advice` of a single run; else a row per run: `run, verdict, seen_tokens, budget_tokens,
+      tasks, gain, low, high`.
     """
     every = advise(study)
     given = [one for one in every if not one.refused]
@@ -84,20 +84,20 @@ def advice(study: Study) -> Finding:
 
 
 def advise(study: Study) -> list[Advice]:
-    """Whether the rest of the budget is worth spending, for each run.
+    """Judge whether the remaining budget is worth spending, for each run.
 
-    Extends the trend of each task in the last doubling of tokens, a straight line in log tokens,
-    to the end of the plan (without one: twice the tokens seen). Curves flatten, so the line
-    promises rather too much. "stop" needs the upper ends of the intervals of both the mean over
-    tasks and the loss (whichever there are) below `WORTH_GAIN` and `loss.WORTH_SHARE`; "go on"
-    needs one of the lower ends above it.
+    Extrapolates the trend of each task in the last doubling of tokens, a straight line in log
+    tokens, to the planned total (without a plan: twice the tokens seen). Curves flatten, so this
+    rather overestimates the gain. "stop" requires the upper bounds for the mean over tasks and the
+    loss (where known) to be below `WORTH_GAIN` and `loss.WORTH_SHARE`; "go on" requires one of the
+    lower bounds to be above.
     """
     judged = tasks.judged(study.curves)
     return [of_run(study, run, [c for c in judged if c.run == run]) for run in study.runs]
 
 
 def of_run(study: Study, run: str, own: list[Curve]) -> Advice:
-    """Whether the rest of the budget of one run is worth spending, by its curves; see `advise`."""
+    """Judge the remaining budget of one run by its curves; see `advise`."""
     log = study.log_of(run)
     clocks = [curve.tokens[-1] for curve in own] + list(log.get("tokens", []))
     if not clocks or not np.nanmax(clocks) > 0:
@@ -152,9 +152,9 @@ def _refused(run: str, reason: str) -> Advice:
 
 
 def _mean_gain(own: list[Curve], doublings: float) -> tuple[Interval, int]:
-    """The gain of the mean over the tasks that are shares, and how many those are.
+    """Gain of the mean over the tasks that are shares, and their number.
 
-    Checkpoints that lack one of them are left out, or else the mean would jump there.
+    Checkpoints without all of these tasks are left out, since the mean would jump there.
     """
     shares = [pd.Series(c.scores, c.tokens) for c in own if is_share(c.metric)]
     shares = [share for share in shares if (share.index > 0).sum() >= 4]

@@ -1,7 +1,7 @@
-"""What a check of a run's health returns.
+"""Check: the result type of a health check.
 
-Every check states a null hypothesis under which the run is healthy and raises its alarm when that
-is rejected at `ALPHA`: of a hundred healthy runs one raises it.
+Every check has a null hypothesis under which the run is healthy, and raises an alarm when that is
+rejected at level `ALPHA`: a false alarm in one of a hundred healthy runs.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ class Check:
     """One check of one run.
 
     Attributes:
-      name: What is checked.
-      run: Name of the run.
-      raised: Whether there is cause for alarm.
-      number: The figure that it was judged by; NaN when refused.
-      reason: What was seen, with its number: one sentence.
-      advice: What to do, when raised.
-      step: Where it was seen; NaN when it is no single place.
-      p_value: Of the null hypothesis that the run is healthy; NaN where none is computed.
-      table: The numbers behind it.
-      refused: Why the check could not be made; empty when it was.
-      subjects: What an alarm is about, where it can be several things: tasks, or a spike.
+      name: name of the check.
+      run: name of the run.
+      raised: whether the check raises an alarm.
+      number: test quantity; NaN when refused.
+      reason: the observation with its number, one sentence.
+      advice: suggested action for an alarm.
+      step: step of the observation; NaN where it is not a single one.
+      p_value: p-value of the null hypothesis that the run is healthy; NaN where none is computed.
+      table: the numbers behind it.
+      refused: reason why the check was not possible; empty when it was.
+      subjects: subjects of an alarm, where there can be several: tasks, or a spike.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Check:
 
     @property
     def sentence(self) -> str:
-        """The check in one line, or two when there is something to do."""
+        """Result as one sentence, with the advice for an alarm."""
         if self.refused:
             name = self.name[:1].upper() + self.name[1:]
             return f"{name} could not be checked: {self.refused}."

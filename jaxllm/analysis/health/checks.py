@@ -1,4 +1,4 @@
-"""Is the run healthy? Every check that the data allow, of every run."""
+"""All health checks of all runs, as far as the data allow."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Health(Finding):
 
     @property
     def alarms(self) -> tuple[Check, ...]:
-        """The checks that found cause for alarm."""
+        """Checks that raise an alarm."""
         return tuple(check for check in self.checks if check.raised)
 
 
@@ -35,7 +35,7 @@ class Health(Finding):
     caption="p: how often a healthy run would look at least as bad by chance.",
 )
 def checks(study: Study) -> Finding:
-    """The checks of all runs; see `examine`.
+    """Run the health checks of all runs; see `examine`.
 
     Returns:
       A row per run and check: `run, check, state` (refused, alarm or fine), `number, p_value, step,
@@ -61,10 +61,10 @@ def checks(study: Study) -> Finding:
 
 
 def examine(study: Study) -> list[Health]:
-    """Makes every check of each run; those that lack data say so.
+    """Run every check of each run; checks without enough data are refused.
 
-    A run is compared with all others, at equal tokens. The loss falls where most of the run's
-    perplexities and bits per byte do, if no loss is logged.
+    A run is compared with all others, at equal tokens. Without a logged loss, the loss counts as
+    falling where most of the run's perplexities and bits per byte do.
     """
     of_tasks = tasks.judged(study.curves)
     of_loss = [curve for run in study.runs if (curve := logged_loss(study, run)) is not None]

@@ -1,7 +1,7 @@
-"""The checks that read the logged metrics: spikes, plateau, diminishing returns, gradient norm.
+"""Checks of the logged metrics: spikes, plateau, diminishing returns, gradient norm.
 
-Trends are those of the last doubling of tokens, against log2 tokens, through means of `BLOCKS`
-blocks: neighbouring steps are correlated, blocks hardly are.
+Trends are lines over log2 tokens in the last doubling of tokens, through means of `BLOCKS` blocks:
+neighbouring steps are correlated, blocks hardly are.
 """
 
 from __future__ import annotations
@@ -17,21 +17,20 @@ from jaxllm.analysis.stats import Line, line_fit
 
 WINDOW, _SHORTEST = 128, 32
 SPIKE_SIGMAS = 6.0
-# A spike that is not over counts once it has lasted for so many logged steps.
+# Logged steps after which a spike without recovery raises an alarm.
 LASTING = 5
-SINCE = "since"  # begins the subject of an alarm about a spike that lasts
+SINCE = "since"  # prefix of the alarm subject of a spike without recovery
 BLOCKS = 10
-# A loss that falls by less than this share of itself in a doubling of tokens stands still.
+# Relative decrease of the loss per doubling of tokens below which it is on a plateau.
 PLATEAU_SHARE = 0.005
-# The rest of a budget is hardly worth it when it brings less than this share of the loss.
+# Relative decrease of the loss below which the remaining budget is hardly worth spending.
 WORTH_SHARE = 0.01
-# A gradient norm that grows by less than this factor in a doubling of tokens is not drifting.
+# Growth factor of the gradient norm per doubling of tokens up to which it is not drifting.
 DRIFT_FACTOR = 1.2
-# A rest of the budget below this share of the tokens seen brings little by its size alone.
+# A remaining budget below this share of the tokens seen gains little by its size alone.
 LITTLE_REST = 0.25
-# Healthy runs have up to so many spikes in a logged step, from batches of odd text: the share in
-# the published logs of the modded-nanogpt records, where each step is a line, is 0.1% to 0.45% (in
-# 74 of 75; 0.7% in one).
+# Spikes per logged step in healthy runs, from outlier batches: in the published logs of the
+# modded-nanogpt records, which log every step, 0.1% to 0.45% (in 74 of 75; 0.7% in one).
 TOLERATED_SPIKES = 1 / 200
 _UNITS = ((1e3, "thousand"), (1e6, "million"), (1e9, "billion"), (1e12, "trillion"))
 
@@ -43,14 +42,14 @@ def loss_checks(
     alpha: float = ALPHA,
     newest: int | None = None,
 ) -> tuple[Check, ...]:
-    """The checks of the logged metrics of one run.
+    """Run the checks of the logged metrics of one run.
 
     Args:
-      metrics: Its logged steps.
-      run: Its name.
-      budget_tokens: Tokens at the end of its plan; NaN when unknown.
-      alpha: Level of each test.
-      newest: Spikes are looked for among so many of the last steps; None for all.
+      metrics: logged steps of the run.
+      run: name of the run.
+      budget_tokens: planned total tokens; NaN when unknown.
+      alpha: level of each test.
+      newest: number of last steps that are searched for spikes; None for all.
     """
     late = metrics if newest is None else metrics.tail(newest)
     return (
@@ -63,7 +62,7 @@ def loss_checks(
 
 
 def falls(checks: tuple[Check, ...]) -> bool | None:
-    """Whether the loss falls, by the plateau among `checks`; None where that was refused."""
+    """Whether the loss falls, by the plateau check in `checks`; None where that was refused."""
     check = next(check for check in checks if check.name == "plateau")
     return None if check.refused else check.number > 0
 
@@ -86,13 +85,13 @@ def non_finite_loss(metrics: pd.DataFrame, run: str) -> Check:
 
 
 def spikes(metrics: pd.DataFrame, run: str, alpha: float = ALPHA) -> Check:
-    """Losses far above those just before, by a robust z-score.
+    """Detect loss spikes by a robust z-score.
 
-    z = (loss - median) / (1.4826 MAD), with median and median absolute deviation of the `WINDOW`
-    values before (of `_SHORTEST` while there are not so many). Values above `SPIKE_SIGMAS` in a
-    row are one spike; it is over once the loss is back within three of those deviations. The alarm
-    is raised when a spike has lasted for `LASTING` lines to the end of the log, or when there are
-    more than chance gives at `TOLERATED_SPIKES`: a batch of odd text makes a spike in every run.
+    z = (loss - median) / (1.4826 MAD), with median and median absolute deviation of the preceding
+    `WINDOW` values (`_SHORTEST` at the start). A spike begins at z above `SPIKE_SIGMAS` and ends
+    once the loss is back within three of those deviations. The alarm is raised when a spike has
+    lasted for `LASTING` logged steps to the end of the log, or when there are significantly more
+    than `TOLERATED_SPIKES`, since outlier batches cause spikes in every run.
     """
     name = "loss spikes"
     entries = logged(metrics, "loss")
@@ -135,7 +134,7 @@ def spikes(metrics: pd.DataFrame, run: str, alpha: float = ALPHA) -> Check:
 
 
 def _spikes(entries: pd.DataFrame) -> tuple[pd.DataFrame, int]:
-    """A row per spike, and for how many entries the last one has lasted to the end."""
+    """Table with a row per spike, and the length of one that lasts to the end (else 0)."""
     values, steps = entries.value.to_numpy(), entries.step.to_numpy()
     median, deviation = _running_medians(values, WINDOW)
     z, level = (values - median) / deviation, median + 3 * deviation
@@ -154,13 +153,13 @@ def _spikes(entries: pd.DataFrame) -> tuple[pd.DataFrame, int]:
 
 
 def spike_score(metrics: pd.DataFrame, window: int = WINDOW) -> float:
-    """The share of steps at which loss or gradient norm spikes, as OLMo-core counts it.
+    """Share of steps at which loss or gradient norm spikes (OLMo-core's SpikeScore).
 
-    A value is a spike when it exceeds the mean of the `window` values before it by more than six
-    of their standard deviations (of the population; none below 1e-10); spikes are not taken out
-    of the window. The score is the count by all steps, the first `window` included; NaN when there
-    are no more. Source: OLMo-core, train/callbacks/stability_monitor.py. It counts logged lines,
-    so it is OLMo-core's number when every step is logged.
+    A value is a spike when it exceeds the mean of the preceding `window` values by more than six of
+    their population standard deviations (at least 1e-10); spikes are not removed from the window.
+    The score is the count over all steps, including the first `window`; NaN when there are no more.
+    Source: OLMo-core, train/callbacks/stability_monitor.py. It counts logged steps, so it equals
+    OLMo-core's number when every step is logged.
     """
     if len(logged(metrics, "loss")) <= window:
         return math.nan
@@ -177,7 +176,7 @@ def spike_score(metrics: pd.DataFrame, window: int = WINDOW) -> float:
 def plateau(metrics: pd.DataFrame, run: str, alpha: float = ALPHA) -> Check:
     """Whether the loss has stopped falling.
 
-    Null hypothesis: in a doubling of tokens it still falls by `PLATEAU_SHARE` of itself. The alarm
+    Null hypothesis: it still falls by the share `PLATEAU_SHARE` per doubling of tokens. The alarm
     is raised when the trend of the last doubling rejects that, so a noisy curve raises none.
     """
     name, line = "plateau", recent_trend(metrics, "loss")
@@ -202,18 +201,18 @@ def plateau(metrics: pd.DataFrame, run: str, alpha: float = ALPHA) -> Check:
 def diminishing_returns(
     metrics: pd.DataFrame, run: str, budget_tokens: float = math.nan, alpha: float = ALPHA
 ) -> Check:
-    """What the tokens that are left will bring, at the rate of the last doubling.
+    """Whether the remaining tokens are still worth it, at the rate of the last doubling.
 
-    A loss curve flattens against log tokens, so the straight line promises too much: the alarm
-    (null hypothesis: the rest brings at least `WORTH_SHARE` of the loss) is on the safe side,
-    except that a learning rate yet to decay brings a fall that no trend foresees; the reason says
-    so then and no alarm is raised. Nor is one when less than `LITTLE_REST` is left.
+    Null hypothesis: they lower the loss by at least the share `WORTH_SHARE`. A loss curve flattens
+    over log tokens, so the straight line overestimates the decrease and the alarm is conservative,
+    except for a learning rate yet to decay, whose effect no trend predicts: then no alarm is
+    raised, nor when less than `LITTLE_REST` is left.
 
     Args:
-      metrics: The logged steps of one run.
-      run: Its name.
-      budget_tokens: Tokens at the end of the planned run; NaN for twice those seen.
-      alpha: Level of the test.
+      metrics: logged steps of one run.
+      run: name of the run.
+      budget_tokens: planned total tokens; NaN for twice those seen.
+      alpha: level of the test.
     """
     name, line = "diminishing returns", recent_trend(metrics, "loss")
     if isinstance(line, str):
@@ -245,8 +244,8 @@ def diminishing_returns(
 def gradient_drift(metrics: pd.DataFrame, run: str, alpha: float = ALPHA) -> Check:
     """Whether the gradient norm is growing.
 
-    Null hypothesis: in a doubling of tokens it grows by no more than `DRIFT_FACTOR`. A norm that
-    keeps growing goes before many divergences (OLMo 2, arXiv 2501.00656, section 3).
+    Null hypothesis: it grows by at most the factor `DRIFT_FACTOR` per doubling of tokens. A growing
+    gradient norm precedes many divergences (OLMo 2, arXiv 2501.00656, section 3).
     """
     name, line = "gradient norm", recent_trend(metrics, "grad_norm", log=True)
     if isinstance(line, str):
@@ -263,7 +262,7 @@ def gradient_drift(metrics: pd.DataFrame, run: str, alpha: float = ALPHA) -> Che
 
 
 def logged(metrics: pd.DataFrame, column: str) -> pd.DataFrame:
-    """`step, tokens, value` of the finite entries of a column, by step."""
+    """Table of `step, tokens, value`: the finite entries of a column, by step."""
     names = ["step", "tokens", "value"]
     if column not in metrics:
         return pd.DataFrame(columns=names, dtype="float64")
@@ -271,7 +270,7 @@ def logged(metrics: pd.DataFrame, column: str) -> pd.DataFrame:
     columns = [metrics[name] for name in ("step", "tokens" if known else "step", column)]
     rows = np.column_stack([_floats(values) for values in columns])
     rows = rows[np.isfinite(rows).all(axis=1)]
-    if not (np.diff(rows[:, 0]) > 0).all():  # of equal steps the last one counts
+    if not (np.diff(rows[:, 0]) > 0).all():  # of repeated steps the last one is used
         rows = rows[np.argsort(rows[:, 0], kind="stable")]
         rows = rows[np.append(np.diff(rows[:, 0]) > 0, True)]
     return pd.DataFrame(rows, columns=names)
@@ -284,9 +283,9 @@ def _floats(column: pd.Series) -> np.ndarray:
 
 
 def recent_trend(metrics: pd.DataFrame, column: str, log: bool = False) -> Line | str:
-    """The trend of a column, with `log` of its log2, over the last doubling of tokens.
+    """Trend of a column, or of its log2 with `log`, over the last doubling of tokens.
 
-    Where there is no trend, the reason.
+    Without enough data, the reason as a string.
     """
     entries = logged(metrics, column)
     entries = entries[(entries.tokens > 0) & ((entries.value > 0) | (not log))]
@@ -309,9 +308,9 @@ def recent_trend(metrics: pd.DataFrame, column: str, log: bool = False) -> Line 
 
 
 def _running_medians(values: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray]:
-    """Median and 1.4826 MAD of the `window` values before each, of `_SHORTEST` for the first.
+    """Median and 1.4826 MAD of the `window` values before each, of `_SHORTEST` at the start.
 
-    They depend on nothing else, so that a spike is the same one whenever it is looked at.
+    They depend on preceding values only, so a spike is the same at every later check.
     """
     median, deviation = np.full(len(values), np.nan), np.full(len(values), np.nan)
     for width in (_SHORTEST, window):

@@ -1,7 +1,7 @@
-"""The checks that read the records: capabilities that fall, and runs that leave a band of others.
+"""Checks of the records: falling capabilities, and runs below the band of reference runs.
 
-Only metrics whose better direction is known are judged: shares (up), perplexity, bits per byte and
-their kin (down).
+Only metrics with a known direction are tested: shares (higher is better), perplexity, bits per byte
+and the like (lower is better).
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from jaxllm.analysis.health.loss import logged
 from jaxllm.analysis.onsets import AT_CHANCE, PROVISIONAL, onset
 from jaxllm.analysis.stats import Line, false_discovery, least_squares, line_fit
 
-# The last doubling of tokens counts as recent, and so many checkpoints are the least.
+# Checkpoints in the last doubling of tokens, at least.
 FEWEST = 5
 FEWEST_REFERENCES = 3
-_TOGETHER = 3  # checkpoints that are averaged where single ones would be too noisy
+_TOGETHER = 3  # checkpoints averaged to reduce noise
 
 
 def judged(curves: Iterable[Curve]) -> list[Curve]:
-    """The curves whose better direction is known."""
+    """Curves of metrics with a known direction."""
     return [c for c in curves if is_share(c.metric) or lower_is_better(c.metric)]
 
 
 def recent(tokens: Array) -> int:
-    """How many of the increasing `tokens` are in the last doubling, `FEWEST` at least."""
+    """Number of the ascending `tokens` in the last doubling, at least `FEWEST`."""
     return max(FEWEST, int(np.sum(tokens >= tokens[-1] / 2)))
 
 
 def noise(curve: Curve) -> float:
-    """Standard error of a late score, at least that of one example more or less; 0 if unknown."""
+    """Median standard error of the late scores, at least one example; 0 if unknown."""
     one_example = 1.0 / curve.n if curve.n and is_share(curve.metric) else 0.0
     errors = np.fmax(curve.score_stderr, one_example if curve.n else math.nan)
     late = errors[-max(_TOGETHER, len(errors) // 2) :]
@@ -45,7 +45,7 @@ def noise(curve: Curve) -> float:
 
 
 def recent_trend(curve: Curve) -> Line | None:
-    """The trend of the recent points, per doubling of tokens; None for fewer than `FEWEST`."""
+    """Trend per doubling of tokens in the last doubling; None for fewer than `FEWEST` points."""
     trained = curve.tokens > 0
     tokens, scores = curve.tokens[trained], curve.scores[trained]
     if len(tokens) < FEWEST:
@@ -55,13 +55,13 @@ def recent_trend(curve: Curve) -> Line | None:
 
 
 def was_at_chance(curve: Curve) -> bool:
-    """Whether the run had not left chance before its recent points, and has nothing to lose."""
+    """Whether the task had not left chance before the last doubling of tokens."""
     before = len(curve.tokens) - recent(curve.tokens)
     return before > 0 and onset(curve, before)[0] in (AT_CHANCE, PROVISIONAL)
 
 
 def logged_loss(metrics: pd.DataFrame, run: str, params: float) -> Curve | None:
-    """The logged loss of a run as a curve, so that runs are compared by it: means in log tokens."""
+    """Logged loss of a run as a curve, in means over bins of log tokens."""
     entries = logged(metrics, "loss")
     entries = entries[entries.tokens > 0]
     if entries.empty:
@@ -76,17 +76,17 @@ def logged_loss(metrics: pd.DataFrame, run: str, params: float) -> Curve | None:
 
 
 def falling(own: Sequence[Curve], run: str, loss_falls: bool | None, alpha: float = ALPHA) -> Check:
-    """Which capabilities get worse over the last doubling of tokens while the loss falls.
+    """Find capabilities that get worse over the last doubling of tokens while the loss falls.
 
-    Null hypothesis for each task: its trend does not fall. The scatter counts as no less than the
-    sampling error, and the fall must exceed it. Tasks that were at chance before have nothing to
-    lose and are not tested. Over all others the false-discovery rate is at most `alpha`.
+    Null hypothesis for each task: its trend does not fall. The scatter is at least the sampling
+    error, and the fall must exceed it. Tasks that were at chance before are not tested. The
+    false-discovery rate over all others is at most `alpha`.
 
     Args:
-      own: The curves of the run.
-      run: Its name.
-      loss_falls: Whether its loss falls in that time; None when that is not known.
-      alpha: False-discovery rate.
+      own: curves of the run.
+      run: name of the run.
+      loss_falls: whether its loss falls in that time; None if unknown.
+      alpha: false-discovery rate.
     """
     name = "falling capabilities"
     lines = {curve.task: line for curve in own if (line := recent_trend(curve)) is not None}
@@ -118,18 +118,18 @@ def falling(own: Sequence[Curve], run: str, loss_falls: bool | None, alpha: floa
 def outside_band(
     own: Sequence[Curve], run: str, others: Sequence[Curve], alpha: float = ALPHA
 ) -> Check:
-    """Which tasks are worse than other runs were after as many tokens.
+    """Find tasks that are worse than in reference runs at equal tokens.
 
     The band is the prediction interval of a line in log parameters through the reference runs
-    (through their mean where they have fewer than three sizes), all read at the run's last three
-    checkpoints by interpolation in log tokens and averaged over them. Null hypothesis for each
-    task: the run is drawn from the same line. The false-discovery rate over tasks is `alpha`.
+    (of their mean where they have fewer than three sizes), all interpolated in log tokens at the
+    run's last three checkpoints and averaged over them. Null hypothesis for each task: the run is
+    drawn from the same line. The false-discovery rate over tasks is `alpha`.
 
     Args:
-      own: The curves of the run.
-      run: Its name.
-      others: The curves of the runs to compare with, of `FEWEST_REFERENCES` or more.
-      alpha: False-discovery rate.
+      own: curves of the run.
+      run: name of the run.
+      others: curves of the reference runs, `FEWEST_REFERENCES` or more.
+      alpha: false-discovery rate.
     """
     name = "reference band"
     by_task: dict[tuple[str, str, str], list[Curve]] = {}
@@ -159,9 +159,9 @@ def outside_band(
 def _verdict(
     check: Check, alpha: float, *, fine: str, bad: str, items: Sequence[str], advice: str
 ) -> Check:
-    """The check of a table of tasks by `p_value`: which ones are found, and in which words."""
+    """Check with an alarm for the tasks that are significant by their `p_value`."""
     table = check.table.assign(found=false_discovery(check.table.p_value) <= alpha)
-    count = int(table.found.sum())  # the first rows: they are sorted
+    count = int(table.found.sum())  # the first rows, as they are sorted
     if not count:
         return Check(check.name, check.run, number=0, reason=fine,
                      p_value=float(table.p_value.min()), table=table)  # fmt: skip
@@ -179,7 +179,7 @@ def _comparable(curve: Curve) -> tuple[str, str, str]:
 
 
 def _against(own: Curve, others: Sequence[Curve]) -> dict[str, float] | None:
-    """One task of the run against its reference runs; None where there are too few."""
+    """Compare one task of the run with the reference runs; None where there are too few."""
     clock = np.log(own.tokens[own.tokens > 0][-_TOGETHER:])
     values, params = [], []
     for other in others:

@@ -1,9 +1,9 @@
-"""Watches a run in progress: the checks of a run's health, made when something can have changed.
+"""Health checks of a run in progress, repeated as its metrics and scores come in.
 
-A test that is repeated raises a false alarm some time. So the trends are tested `LOOKS` times in a
-doubling of tokens, each time at the level `ALPHA / LOOKS`: a run on the very edge of its null
-hypothesis raises one in at most one of a hundred doublings. Spikes need no such care and are seen
-at once. Between the tests a logged step costs a median of `loss.WINDOW` numbers.
+Repeated tests inflate the false-alarm rate. So the trends are tested `LOOKS` times per doubling of
+tokens, each at the level `ALPHA / LOOKS`: a run at the boundary of its null hypothesis raises a
+false alarm in at most one of a hundred doublings. Spikes need no correction and are reported at
+once. Between the tests a logged step costs a median of `loss.WINDOW` numbers.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from jaxllm.analysis.registry import Study
 
 LOOKS = 4
 _COLUMNS = ("step", "tokens", "loss", "grad_norm", "learning_rate")
-_FEWEST_LINES = 64  # below these every check of the metrics refuses
-_NEWEST = 10_000  # steps that are searched for spikes at a test
-_RECENT = 3 * loss.WINDOW  # and between two tests
+_FEWEST_LINES = 64  # with fewer every check of the metrics is refused
+_NEWEST = 10_000  # steps searched for spikes at a test
+_RECENT = 3 * loss.WINDOW  # the same between two tests
 
 
 class Watch:
-    """Takes what a run logs and scores, and returns the alarms that are new.
+    """Checks the metrics and scores of a run as they come in, and returns new alarms.
 
-    An alarm is new for each of its subjects (a task, a spike), and again after it has been quiet
-    for a doubling of tokens. It keeps five numbers for a logged step.
+    An alarm is new once for each of its subjects (a task, a spike), and again after a doubling of
+    tokens without it. Memory: five numbers per logged step.
 
     Attributes:
-      run: Name of the run.
-      step: Of the newest line or checkpoint.
-      tokens: Tokens seen there.
+      run: name of the run.
+      step: step of the newest logged metrics or scores.
+      tokens: tokens seen at that step.
     """
 
     def __init__(
@@ -48,13 +48,13 @@ class Watch:
         budget_tokens: float = math.nan,
         references: Sequence[tuple[pd.DataFrame, pd.DataFrame]] = (),
     ) -> None:
-        """Begins with nothing seen.
+        """Start with no data.
 
         Args:
-          run: Name of the run.
-          params: Its parameters.
-          budget_tokens: Tokens at the end of its plan.
-          references: Records and logged metrics of runs that it is compared with at equal tokens.
+          run: name of the run.
+          params: parameter count.
+          budget_tokens: planned total tokens.
+          references: records and logged metrics of the reference runs.
         """
         self.run, self.step, self.tokens = run, 0, 0.0
         self._params, self._budget = params, budget_tokens
@@ -71,15 +71,15 @@ class Watch:
             self._references += tasks.judged(study.curves) + ([logged] if logged else [])
 
     def restore(self, check: str, subject: str, tokens: float) -> None:
-        """Takes an alarm that was raised before, in another process: it is not new."""
+        """Restore an alarm raised by an earlier process, so that it is not new."""
         self._active[check, subject] = tokens
 
     def on_metrics(self, line: Mapping[str, Any], check: bool = True) -> list[Check]:
-        """Takes a line of metrics.jsonl with its `step`; returns the new alarms.
+        """Add a line of metrics.jsonl; return the new alarms.
 
         Args:
-          line: The metrics by name; numbers, or None.
-          check: Whether to test: not at lines that an earlier process has tested.
+          line: metrics by name, `step` among them; numbers, or None.
+          check: whether to test; False for lines tested by an earlier process.
         """
         row = [math.nan if line.get(name) is None else float(line[name]) for name in _COLUMNS]
         self._lines.extend(row)
@@ -104,13 +104,13 @@ class Watch:
         if check and enough and self._stays_high():
             spike = loss.spikes(self._logged(_RECENT), self.run)
             since = tuple(s for s in spike.subjects if s.startswith(loss.SINCE))
-            # One that began before these lines is known from the tests.
+            # A spike that began before these lines was reported by the tests.
             if since and spike.step > self._logged(loss.WINDOW).step.iloc[0]:
                 return self._new([dataclasses.replace(spike, subjects=since)], closing=False)
         return []
 
     def on_scores(self, records: pd.DataFrame, check: bool = True) -> list[Check]:
-        """Takes the main metric of each task at one checkpoint; returns the new alarms."""
+        """Add the primary metric of each task at one checkpoint; return the new alarms."""
         if records.empty:
             return []
         self._records.append(records)
@@ -125,7 +125,7 @@ class Watch:
         return self._new([falling, *([self._band(curves)] if self._references else [])])
 
     def advise(self) -> advice.Advice:
-        """What the rest of the budget would bring."""
+        """Expected gain from the remaining budget."""
         study = self._study()
         return advice.of_run(study, self.run, tasks.judged(study.curves))
 
@@ -133,7 +133,7 @@ class Watch:
         return tasks.outside_band(curves, self.run, self._references, ALPHA / LOOKS)
 
     def _new(self, checks: Sequence[Check], closing: bool = True) -> list[Check]:
-        """The checks with an alarm about something new; forgets what is quiet if `closing`."""
+        """Checks with a new alarm; with `closing`, clear alarms that ended a doubling ago."""
         new = []
         for check in checks:
             active = {(check.name, subject) for subject in check.subjects or ("",)}
@@ -149,7 +149,7 @@ class Watch:
         return new
 
     def _stays_high(self) -> bool:
-        """Whether the last few losses are all far above those before: what a spike begins with."""
+        """Whether the last `LASTING` losses are all far above those before: a candidate spike."""
         count = min(loss.WINDOW, len(self._losses) - loss.LASTING)
         last = np.array(self._losses[-count - loss.LASTING :])
         before, now = last[:count], last[count:]
@@ -157,7 +157,7 @@ class Watch:
         return bool(now.min() > median + 3 * 1.4826 * np.median(np.abs(before - median)))
 
     def _logged(self, newest: int = 0) -> pd.DataFrame:
-        """The last `newest` lines, all for 0."""
+        """Last `newest` logged lines as a table; 0 for all."""
         lines = np.array(self._lines[-newest * len(_COLUMNS) :]).reshape(-1, len(_COLUMNS))
         return pd.DataFrame(lines, columns=_COLUMNS)
 

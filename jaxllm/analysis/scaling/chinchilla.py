@@ -1,4 +1,4 @@
-"""How to split a compute budget between parameters and tokens: Chinchilla's three approaches.
+"""Compute-optimal parameters and tokens: Chinchilla's three approaches.
 
 Hoffmann et al., "Training Compute-Optimal Large Language Models" (arXiv 2203.15556), section 3:
 the envelope of training curves, isoFLOP curves, and the parametric loss
@@ -40,7 +40,7 @@ _WINDOW = 2
 
 
 class Allocation(NamedTuple):
-    """The compute-optimal model for `flops`; `loss` is NaN where the approach gives none."""
+    """Compute-optimal model for `flops`; `loss` is NaN for approaches without one."""
 
     flops: float
     params: IntervalEstimate
@@ -50,17 +50,17 @@ class Allocation(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ComputeOptimal(Finding):
-    """How the compute-optimal N and D grow with C: N = k C^a, D = C / (6 N).
+    """Compute-optimal N and D as power laws of C: N = k C^a, D = C / (6 N).
 
-    The table has the optimum of each budget (envelope, isoFLOP; the latter with `low`, `high` and
-    the log `residual` of N, and all with N as `fitted`), or each run's `loss`, `fitted` and log
+    The table has the optimum of each budget with the `fitted` N (envelope, isoFLOP; the latter also
+    with `low`, `high` and the log `residual` of N), or each run's `loss`, `fitted` and log
     `residual` (parametric).
 
     Attributes:
       params_exponent: a.
-      parameters: Parametric loss only: A, B, E, alpha, beta.
+      parameters: A, B, E, alpha, beta of the parametric loss; else empty.
       draws: [B, 2] bootstrap draws of (log k, a), the fit itself first.
-      law_draws: [B, 5] those of (log A, alpha, log B, beta, log E); none for other approaches.
+      law_draws: [B, 5] draws of (log A, alpha, log B, beta, log E); empty for other approaches.
     """
 
     params_exponent: IntervalEstimate = UNKNOWN
@@ -70,19 +70,19 @@ class ComputeOptimal(Finding):
 
     @property
     def tokens_exponent(self) -> IntervalEstimate:
-        """The exponent of D, 1 - a."""
+        """Exponent of D, 1 - a."""
         a = self.params_exponent
         return IntervalEstimate(1 - a.value, 1 - a.high, 1 - a.low)
 
     def at(self, flops: float) -> Allocation:
-        """The optimum for a budget of `flops`; all NaN where the fit was refused."""
-        with np.errstate(all="ignore"):  # far outside the data a draw may leave the floats
+        """Optimum for a budget of `flops`; all NaN where the fit was refused."""
+        with np.errstate(all="ignore"):  # far extrapolation may overflow
             n = np.exp(self.draws[:, 0] + self.draws[:, 1] * math.log(flops))
             values = self.losses(n, flops / 6 / n)
         return Allocation(flops, *map(IntervalEstimate.of, (n, flops / 6 / n, values)))
 
     def losses(self, params: Array | float, tokens: Array | float) -> Array:
-        """[B] draws of the parametric loss, the fit first; one NaN for the other approaches."""
+        """Draws [B] of the parametric loss, the fit first; one NaN for the other approaches."""
         if not len(self.law_draws):
             return np.array([math.nan])
         return np.exp(_log_loss(self.law_draws.T, np.log(params), np.log(tokens)))
@@ -97,7 +97,7 @@ class ComputeOptimal(Finding):
     "had not fallen yet, which biases the optimum (Hoffmann et al. 2022, §2); C = 6ND.",
 )
 def compute_optimal(study: Study) -> list[Finding]:
-    """The three approaches on the losses of a study, a finding each."""
+    """Apply the three approaches to the losses of a study, with a finding each."""
     points, note = loss_points(study)
     approaches = {"envelope": envelope, "isoFLOP": isoflop, "parametric loss": parametric}
     findings = {name: approach(points) for name, approach in approaches.items()}
@@ -129,7 +129,7 @@ def _finding(
 
 
 def _lines(x: Array, rows: Array, weights: Array | None = None) -> Array:
-    """[B, 2] intercepts and slopes of lines through rows [B, n] over x [n]; NaN has no weight."""
+    """Intercepts and slopes [B, 2] of lines through rows [B, n] over x [n], ignoring NaN."""
     lines = [line_fit(x, row, weights) for row in rows]
     return np.array(
         [(math.nan,) * 2 if line is None else (line.at(0.0), line.slope) for line in lines], float
@@ -137,20 +137,20 @@ def _lines(x: Array, rows: Array, weights: Array | None = None) -> Array:
 
 
 def _known(draws: Array) -> Array:
-    """The first row, and those after it that are finite."""
+    """First draw, and the finite ones after it."""
     return np.vstack([draws[:1], draws[1:][np.isfinite(draws[1:]).all(axis=1)]])
 
 
 def envelope(curves: pd.DataFrame, *, draws: int = DRAWS, seed: int = 0) -> ComputeOptimal:
     """Approach 1: at each FLOP count, the size whose training curve is lowest there.
 
-    Where the smallest or the largest size wins, the optimum may lie beyond what was trained, so
-    these stretches are left out. The runs are resampled for the interval.
+    Ranges where the smallest or the largest size is best are left out, since the optimum may lie
+    beyond the trained sizes. Intervals are from a bootstrap over runs.
 
     Args:
-      curves: Several rows per run: `run, params, flops, loss`.
-      draws: Bootstrap draws.
-      seed: Of the bootstrap.
+      curves: several rows per run: `run, params, flops, loss`.
+      draws: bootstrap draws.
+      seed: of the bootstrap.
     """
     points, notes = usable(curves, ("params", "flops", "loss"))
     points = points[points.groupby("run").run.transform("size") > 1]
@@ -190,21 +190,21 @@ def envelope(curves: pd.DataFrame, *, draws: int = DRAWS, seed: int = 0) -> Comp
 def isoflop(points: pd.DataFrame, *, draws: int = DRAWS, seed: int = 0) -> ComputeOptimal:
     """Approach 2: the minimum of log loss over log N at each budget, then a power law of those.
 
-    Where Chinchilla fits parabolas, an Akima interpolation takes no shape for granted (Porian et
-    al., arXiv 2406.19146). A budget whose lowest point is its smallest or largest size gives no
-    optimum.
+    The minimum is that of an Akima interpolation, which assumes no shape (Porian et al., arXiv
+    2406.19146), where Chinchilla fits parabolas. A budget whose lowest point is its smallest or
+    largest size gives no optimum.
 
     The noise of a loss is the scatter about parabolas through the lowest point and two neighbours
-    on either side (half from the budget's own, half from all) and is drawn anew for the intervals.
-    What the optima scatter about the power law beyond that noise, their shape for instance, is
+    on either side (the budget's own, shrunk toward that of all budgets); intervals are from a
+    parametric bootstrap with it. Scatter of the optima about the power law beyond that noise is
     added to every optimum's variance and draws (a random effect by DerSimonian and Laird's moment
     estimate, 1986).
 
     Args:
-      points: A row per run: `params, flops, loss`; `flops` within a tenth of each other are
-        one budget. Of several runs of one size and budget the best counts.
-      draws: Draws of the noise.
-      seed: Of the draws.
+      points: a row per run: `params, flops, loss`; `flops` within a tenth of each other are one
+        budget. Of several runs of one size and budget the best is used.
+      draws: number of draws of the noise.
+      seed: seed of the draws.
     """
     frame, notes = usable(points, ("params", "flops", "loss"))
     frame = _same_budgets(frame)
@@ -260,7 +260,7 @@ def isoflop(points: pd.DataFrame, *, draws: int = DRAWS, seed: int = 0) -> Compu
 
 
 def _same_budgets(frame: pd.DataFrame) -> pd.DataFrame:
-    """Budgets within a tenth of each other become one, at their geometric mean."""
+    """Merge budgets within a tenth of each other into their geometric mean."""
     frame = frame.sort_values("flops", ignore_index=True)
     log_c = np.log(frame.flops.astype("float64"))
     budget = (log_c.diff() > math.log(1.1)).cumsum()
@@ -274,7 +274,7 @@ def _residuals(x: Array, y: Array, degree: int) -> Array:
 def _curved(frame: pd.DataFrame) -> float:
     """p-value of lines instead of parabolas through all points of all budgets (F test).
 
-    All points, since those about the lowest of a budget look like a minimum even in noise.
+    Over all points, since those about the lowest of a budget look like a minimum even in noise.
     """
     parabola, gain, upward, count, spare = 0.0, 0.0, 0.0, 0, 0
     for _, rows in frame.groupby("flops"):
@@ -292,7 +292,7 @@ def _curved(frame: pd.DataFrame) -> float:
 
 
 def _minima(x: Array, y: Array) -> tuple[Array, Array]:
-    """Where curves y [B, n] over x [n] have their minimum, and its value; NaN at the ends."""
+    """Positions and values of the minima of curves y [B, n] over x [n]; NaN at the ends."""
     grid = np.linspace(x[0], x[-1], _GRID)
     values = interpolate.Akima1DInterpolator(x, y, axis=1)(grid)
     lowest = values.argmin(axis=1)
@@ -320,15 +320,15 @@ def _log_loss(law: Array, log_n: Array | float, log_d: Array | float) -> Array:
 def parametric(points: pd.DataFrame, *, draws: int = FIT_DRAWS, seed: int = 0) -> ComputeOptimal:
     """Approach 3: L(N, D) = E + A / N^alpha + B / D^beta through all runs.
 
-    Minimises the sum over runs of Huber(1e-3) of the error of log L, from the grid of starts of
-    Hoffmann et al. (appendix D.2), bootstrapped over runs. The sum, not the mean: with the mean
-    an optimiser stops early and the published parameters were off (Besiroglu et al., arXiv
+    Minimizes the sum over runs of the Huber loss (delta 1e-3) of the error of log L, from the grid
+    of starts of Hoffmann et al. (appendix D.2), bootstrapped over runs. The sum, not the mean: with
+    the mean an optimizer stops early and the published parameters were off (Besiroglu et al., arXiv
     2404.10102). N_opt = G (C/6)^(beta/(alpha+beta)), G = (alpha A / (beta B))^(1/(alpha+beta)).
 
     Args:
-      points: A row per run, or several per `run`: `params, tokens, loss`.
-      draws: Bootstrap draws.
-      seed: Of the bootstrap.
+      points: a row per run, or several per `run`: `params, tokens, loss`.
+      draws: bootstrap draws.
+      seed: of the bootstrap.
     """
     frame, notes = usable(points, ("params", "tokens", "loss"))
     reason = _unidentified(frame)
@@ -336,7 +336,7 @@ def parametric(points: pd.DataFrame, *, draws: int = FIT_DRAWS, seed: int = 0) -
         return _refuse(reason, notes)
     log_n, log_d = np.log(frame.params.to_numpy()), np.log(frame.tokens.to_numpy())
     target = np.log(frame.loss.to_numpy())
-    at_n, at_d = log_n.mean(), log_d.mean()  # centred, A and alpha are nearly independent
+    at_n, at_d = log_n.mean(), log_d.mean()  # centered, A and alpha are nearly independent
     x_n, x_d = log_n - at_n, log_d - at_d
     power, coefficient = (0.0, 0.5, 1.0, 1.5, 2.0), (0.0, 5.0, 10.0, 15.0, 20.0, 25.0)
     starts = np.array(
@@ -378,7 +378,7 @@ def parametric(points: pd.DataFrame, *, draws: int = FIT_DRAWS, seed: int = 0) -
 
 
 def _unidentified(frame: pd.DataFrame) -> str:
-    """Why N and D cannot be told apart in `frame`; "" when they can."""
+    """Reason why the terms of N and D are not identifiable from `frame`; "" if they are."""
     if len(frame) < 8:
         return f"{len(frame)} points do not determine five parameters, eight are needed"
     for column, name in (("params", "sizes"), ("tokens", "token counts")):

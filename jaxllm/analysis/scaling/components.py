@@ -1,8 +1,8 @@
-"""Observational scaling: what tasks have in common over the models of many families.
+"""Observational scaling: principal components of benchmark scores over many model families.
 
 Ruan et al., "Observational Scaling Laws and the Predictability of Language Model Performance"
-(arXiv 2405.10938): a few principal components of a table of models and benchmarks stand for
-capability, and within a family they are linear in log C.
+(arXiv 2405.10938): a few principal components of a table of models and benchmarks explain most of
+its variance, and within a family they are linear in log C.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ _MAX_MISSING = 0.5
 
 @dataclasses.dataclass(frozen=True)
 class Components(Finding):
-    """Principal components of a table of models and benchmarks; the table has the models' scores.
+    """Principal components of models x benchmarks; the finding's table has the models' scores.
 
     Attributes:
-      loadings: Benchmarks x components; the sign makes the mean benchmark rise with the first.
-      explained: Share of the variance of each component.
-      families: A row per family with enough models: slope of the first component per tenfold
-        compute, with `low`, `high` (95 %) and `r2`. Empty without families and compute.
+      loadings: benchmarks x components; signed so that the mean loading of the first is positive.
+      explained: share of the variance of each component.
+      families: a row per family with enough models: slope of the first component per tenfold
+        compute, with `low`, `high` (95 %) and `r2`; empty without families and compute.
     """
 
     loadings: pd.DataFrame = dataclasses.field(default_factory=pd.DataFrame)
@@ -49,7 +49,7 @@ class Components(Finding):
     "family are no independent evidence.",
 )
 def principal_components(study: Study) -> Components:
-    """The components of the last values of all runs in the tasks that are shares."""
+    """Compute the components of the last values of all runs on tasks that are shares."""
     table = study.curves.table
     last = table[of_metric(is_share, table.metric)]
     by_run = last.groupby("run")
@@ -64,13 +64,13 @@ def components(
     flops: pd.Series | None = None,
     family: pd.Series | None = None,
 ) -> Components:
-    """Centred, unscaled principal components; gaps are filled by a one-component fit.
+    """Compute centered, unscaled principal components, imputing gaps by a one-component fit.
 
     Args:
-      table: Models x benchmarks, shares from 0 to 1; NaN where a model was not scored.
-      count: How many components to keep.
-      flops: Training compute of the models, same index.
-      family: Family of the models, same index.
+      table: models x benchmarks, shares from 0 to 1; NaN where a model was not scored.
+      count: number of components.
+      flops: training compute of the models, same index.
+      family: family of the models, same index.
     """
     values = table.apply(pd.to_numeric, errors="coerce").astype("float64")
     values = values.where(np.isfinite(values))
@@ -118,7 +118,7 @@ def components(
 
 
 def _impute(values: Array, iterations: int = 200) -> Array:
-    """Fills NaN with the rank-one fit of the centred table, repeated until it converges."""
+    """Fill NaN with the rank-one fit of the centered table, iterated until convergence."""
     gaps = np.isnan(values)
     full = np.where(gaps, np.nanmean(values, axis=0), values)
     for _ in range(iterations if gaps.any() else 0):

@@ -1,4 +1,4 @@
-"""What all scaling laws share: cleaned points, interval estimates, and fits with a bootstrap."""
+"""Shared by all scaling laws: cleaned points, interval estimates and bootstrapped fits."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _WARM_UP = 0.01
 
 @dataclasses.dataclass(frozen=True)
 class IntervalEstimate:
-    """A number and its interval at `LEVEL`, whose ends are NaN where they are unknown."""
+    """A number and its interval at `LEVEL`; unknown ends are NaN."""
 
     value: float
     low: float = math.nan
@@ -38,7 +38,7 @@ class IntervalEstimate:
 
     @classmethod
     def of(cls, draws: Array) -> IntervalEstimate:
-        """The first draw, with the percentile interval of the others that are finite."""
+        """First draw, with the percentile interval of the other finite ones."""
         value, rest = float(draws[0]), draws[1:][np.isfinite(draws[1:])]
         if len(rest) < MIN_DRAWS:
             return cls(value)
@@ -50,13 +50,13 @@ UNKNOWN = IntervalEstimate(math.nan)
 
 
 def loss_points(study: Study) -> tuple[pd.DataFrame, str]:
-    """The loss of all runs at all their checkpoints but for the first 1 % of the tokens.
+    """Losses of all runs, without the first 1 % of the tokens.
 
-    That is the logged training loss where three sizes have it, else the bits per byte or the
-    logarithm of the perplexity of the task that most runs were scored on.
+    The loss is the logged training loss where three sizes have it, else bits per byte or log
+    perplexity of the task that most runs were scored on.
 
     Returns:
-      `run, params, tokens, flops, loss`, and a note that says which loss it is.
+      `run, params, tokens, flops, loss`, and a note that names the loss.
     """
     frame, name = study.losses, "the training loss"
     if frame.params.nunique() < 3:
@@ -77,12 +77,12 @@ def loss_points(study: Study) -> tuple[pd.DataFrame, str]:
 def usable(
     points: pd.DataFrame, positive: Sequence[str], finite: Sequence[str] = ()
 ) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    """The rows whose columns are `positive` or just `finite` numbers, and notes on the others.
+    """Select rows whose columns are `positive` or `finite` numbers; with notes on the others.
 
-    Repeated measurements of one run at one point are averaged, not counted twice.
+    Repeated measurements of one run at one point are averaged.
 
     Returns:
-      The named columns and `run` ("" where there is none).
+      The given columns and `run` ("" where there is none).
     """
     wanted = [*positive, *finite]
     missing = [column for column in wanted if column not in points]
@@ -104,7 +104,7 @@ def usable(
 
 
 def resamples(groups: np.ndarray, draws: int, seed: int) -> Iterator[np.ndarray]:
-    """Row numbers of bootstrap samples, in which rows of one group are drawn together."""
+    """Row indices of cluster bootstrap samples: rows of one group are drawn together."""
     _, member = np.unique(groups, return_inverse=True)
     count = int(member.max()) + 1
     rng = np.random.default_rng(seed)
@@ -113,7 +113,7 @@ def resamples(groups: np.ndarray, draws: int, seed: int) -> Iterator[np.ndarray]
 
 
 def groups_of(frame: pd.DataFrame) -> np.ndarray:
-    """What a bootstrap draws together: the points of a run where runs are told apart."""
+    """Bootstrap group of each row: its run, or the row itself where runs are unnamed."""
     named = bool((frame.run != "").all())
     return frame.run.to_numpy() if named else np.arange(len(frame))
 
@@ -128,19 +128,19 @@ def fit(
     bounds: tuple[Sequence[float], Sequence[float]],
     delta: float = math.inf,
 ) -> Array:
-    """The parameters with the least sum of Huber losses of `model - target`.
+    """Fit parameters by the least sum of Huber losses of `model - target`.
 
     Args:
-      model: Parameters [P] -> predictions [n].
-      jacobian: Parameters [P] -> their derivatives [n, P].
+      model: parameters [P] -> predictions [n].
+      jacobian: parameters [P] -> derivatives of the predictions [n, P].
       target: [n].
-      starts: [S, P], within the bounds; those nearest to the data are tried.
-      samples: Row numbers of bootstrap samples; see `resamples`.
-      bounds: Lower and upper bounds of the parameters.
-      delta: Residual from which the loss is linear; infinite for least squares.
+      starts: [S, P], within the bounds; those with the lowest error are tried.
+      samples: row indices of bootstrap samples; see `resamples`.
+      bounds: lower and upper bounds of the parameters.
+      delta: residual from which the loss is linear; infinite for least squares.
 
     Returns:
-      [1 + samples, P]: the best fit, then those to the samples, which start from it.
+      [1 + samples, P]: the best fit, then the fits to the samples, which start from it.
     """
 
     def solve(start: Array, rows: np.ndarray, **loss: object) -> Array:
@@ -156,7 +156,7 @@ def fit(
     huber = {"loss": "huber", "f_scale": delta} if delta < math.inf else {}
     everything = np.arange(len(target))
     order = np.argsort([np.abs(model(start) - target).sum() for start in starts], kind="stable")
-    # From far off, the Huber loss of a small delta stalls: least squares leads to its valley.
+    # Far from the optimum a Huber loss with a small delta stalls, so start with least squares.
     nearest = min((solve(starts[i], everything) for i in order[:_POLISHED]), key=error)
     best = solve(nearest, everything, **huber)
     return np.array([best, *(solve(best, rows, **huber) for rows in samples)])

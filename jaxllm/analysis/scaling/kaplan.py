@@ -1,7 +1,7 @@
 """Kaplan's power laws of the loss in one quantity: L(N), L(D) and L(C).
 
 Kaplan et al., "Scaling Laws for Neural Language Models" (arXiv 2001.08361), equations 1.1 to 1.3:
-L(X) = (X_c / X)^alpha, a straight line of log L over log X, whose slope has an exact t interval.
+L(X) = (X_c / X)^alpha, a straight line of log L over log X; the slope has an exact t-interval.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class PowerLaw(Finding):
     """L(X) = (X_c / X)^alpha; the table has X, `loss`, `fitted` and the log `residual`.
 
     Attributes:
-      alpha: The exponent.
-      constant: X_c, where the line would reach a loss of 1.
+      alpha: the exponent.
+      constant: X_c, where the fitted loss is 1.
       curvature_p: p-value of a curved log-log line; small where the loss follows no power law.
     """
 
@@ -41,7 +41,7 @@ class PowerLaw(Finding):
     curvature_p: float = math.nan
 
     def at(self, x: float) -> float:
-        """The loss at X = `x`; NaN where the law was refused."""
+        """Loss at X = `x`; NaN where the law was refused."""
         return (self.constant / x) ** self.alpha.value
 
 
@@ -55,7 +55,7 @@ class PowerLaw(Finding):
     "FLOPs: the runs that no cheaper one beats.",
 )
 def loss_laws(study: Study) -> list[Finding]:
-    """L(N), L(D) and L(C) of a study, a finding each."""
+    """Fit L(N), L(D) and L(C) to a study, with a finding each."""
     points, note = loss_points(study)
     return [
         dataclasses.replace(law, title=f"Loss and {_TITLES[name]}", notes=(note, *law.notes))
@@ -64,14 +64,14 @@ def loss_laws(study: Study) -> list[Finding]:
 
 
 def kaplan(points: pd.DataFrame) -> dict[str, PowerLaw]:
-    """L(N), L(D) and L(C), by variable.
+    """Fit L(N), L(D) and L(C); keyed by variable.
 
-    L(N) takes each size at the most tokens it saw, L(D) the largest size that saw enough token
-    counts, L(C) the runs that no cheaper one beats. A law of N needs sizes that saw about the same
-    number of tokens, for otherwise it is a law of both.
+    L(N) is fitted to each size at its most tokens, L(D) to the largest size with enough token
+    counts, L(C) to the Pareto front of loss and compute. L(N) requires sizes with about the same
+    number of tokens, since it would otherwise depend on both.
 
     Args:
-      points: A row per run or checkpoint: `params, tokens, flops, loss`.
+      points: a row per run or checkpoint: `params, tokens, flops, loss`.
     """
     frame, notes = usable(points, ("params", "tokens", "flops", "loss"))
     if frame.empty:
@@ -94,7 +94,7 @@ def kaplan(points: pd.DataFrame) -> dict[str, PowerLaw]:
 
 
 def power_law(points: pd.DataFrame, variable: str, notes: tuple[str, ...] = ()) -> PowerLaw:
-    """The power law of `loss` in the column `variable` of `points`."""
+    """Fit a power law of `loss` in the column `variable` of `points`."""
     frame, more = usable(points.drop(columns="run", errors="ignore"), (variable, "loss"))
     notes += more
     distinct = frame[variable].nunique()
@@ -129,7 +129,7 @@ def power_law(points: pd.DataFrame, variable: str, notes: tuple[str, ...] = ()) 
 
 
 def _curvature(x: Array, y: Array) -> float:
-    """p-value of the quadratic term (t test)."""
+    """p-value of the quadratic term (t-test)."""
     if len(x) < 5:
         return math.nan
     u = (x - x.mean()) / x.std()

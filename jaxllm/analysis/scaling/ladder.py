@@ -1,9 +1,10 @@
-"""A task's accuracy for a model not yet trained, in two steps up a ladder of small ones.
+"""Task accuracy of a model not yet trained, from a ladder of small models in two steps.
 
 Bhagia et al., "Establishing Task Scaling Laws via Compute-Efficient Model Ladders" (arXiv
-2412.04403): the finished runs of the ladder give a soft metric (bits per byte of the correct
-answer, or the loss) as E + A / N^alpha + B / D^beta; all their checkpoints give the accuracy as a
-sigmoid of the soft metric, which moves long before the accuracy does.
+2412.04403): step 1 fits a soft metric (bits per byte of the correct answer, or the loss) as
+E + A / N^alpha + B / D^beta to the finished runs of the ladder; step 2 fits the accuracy as a
+sigmoid of the soft metric to all their checkpoints. The soft metric improves long before the
+accuracy.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ _SOFT_METRICS = ("bits_per_byte", "perplexity", "brier", "nll")
 
 
 class Prediction(NamedTuple):
-    """What the ladder expects of a new run; the intervals are for the run, not for its mean."""
+    """Prediction for a new run; prediction intervals of the run, not of the mean."""
 
     soft: IntervalEstimate
     accuracy: IntervalEstimate
@@ -50,11 +51,11 @@ class Ladder(Finding):
     The table has the checkpoints of step 2: `soft`, `accuracy`, `fitted`, `residual`.
 
     Attributes:
-      first: Step 1, the parametric law of the soft metric (its "loss").
-      parameters: Step 2: `bottom`, `top`, `steepness`, `middle` of
+      first: step 1, the parametric law of the soft metric (its "loss").
+      parameters: step 2: `bottom`, `top`, `steepness`, `middle` of
         accuracy = bottom + (top - bottom) / (1 + exp(steepness (soft - middle))).
-      draws: [B, 4] bootstrap draws of these, the fit itself first.
-      seed: Of the draws.
+      draws: [B, 4] bootstrap draws of `parameters`, the fit itself first.
+      seed: seed of the draws.
     """
 
     first: ComputeOptimal = dataclasses.field(default_factory=lambda: ComputeOptimal(""))
@@ -63,12 +64,12 @@ class Ladder(Finding):
     seed: int = 0
 
     def at(self, params: float, tokens: float) -> Prediction:
-        """Soft metric and accuracy of a run of `params` on `tokens`; NaN where refused."""
+        """Predict soft metric and accuracy of a run of `params` on `tokens`; NaN where refused."""
         if self.refused:
             return Prediction(UNKNOWN, UNKNOWN)
         rng = np.random.default_rng(self.seed)
         soft = self.first.losses(params, tokens)
-        # A new run scatters about both steps as those of the ladder do.
+        # Add the residual scatter of both steps for a new run.
         noise = rng.choice(self.first.table.residual.to_numpy(), len(soft))
         soft = soft * np.exp(np.concatenate([[0.0], noise[1:]]))
         accuracy = _sigmoid(self.draws.T, soft)
@@ -85,7 +86,7 @@ class Ladder(Finding):
     "accuracy one sigmoid of it at every size; beyond the largest size neither is tested.",
 )
 def task_ladders(study: Study) -> list[Finding]:
-    """The ladders of the first tasks that have a soft metric beside their accuracy."""
+    """Fit ladders for the first tasks with both an accuracy and a soft metric."""
     records = study.records[np.isfinite(study.records.value)]
     findings: list[Finding] = []
     for task, rows in records.groupby("task", sort=False):
@@ -105,14 +106,14 @@ def task_ladders(study: Study) -> list[Finding]:
 def ladder(
     runs: pd.DataFrame, *, chance: float = math.nan, draws: int = FIT_DRAWS, seed: int = 0
 ) -> Ladder:
-    """Fits both steps and bootstraps the runs through them.
+    """Fit both steps, with a bootstrap over runs.
 
     Args:
-      runs: A row per checkpoint: `run, params, tokens, soft, accuracy`; the soft metric falls as
-        the model gets better. The last checkpoint of each run counts as finished.
-      chance: The bottom of the sigmoid; NaN to fit it.
-      draws: Bootstrap draws.
-      seed: Of the bootstrap.
+      runs: a row per checkpoint: `run, params, tokens, soft, accuracy`; lower is better for the
+        soft metric. The last checkpoint of each run counts as finished.
+      chance: lower asymptote of the sigmoid; NaN to fit it.
+      draws: bootstrap draws.
+      seed: of the bootstrap.
     """
     frame, notes = usable(runs, ("params", "tokens", "soft"))
     both, _ = usable(runs, ("params", "tokens", "soft"), ("accuracy",))
@@ -176,6 +177,6 @@ def ladder(
 
 
 def _sigmoid(parameters: Array, soft: Array) -> Array:
-    """Accuracies at `soft`; the four parameters are the first axis."""
+    """Accuracies at `soft`; the first axis of `parameters` has the four parameters."""
     bottom, top, steepness, middle = parameters
     return np.asarray(bottom + (top - bottom) * special.expit(-steepness * (soft - middle)))

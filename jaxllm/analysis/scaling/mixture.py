@@ -1,11 +1,10 @@
-"""Which data mixture gives the lowest loss: a regression over small runs, as in RegMix.
+"""Data mixture with the lowest predicted loss: a regression over small runs, as in RegMix.
 
 RegMix (Liu et al., arXiv 2407.01492) trains many small models on random mixtures, regresses the
-loss on the mixture and takes the mean of the best simulated mixtures. Its regressor is LightGBM;
-this is a kernel ridge regression on the square roots of the weights (the loss of a domain falls
-steeply with its first per cent), whose leave-one-out errors are a closed form (Rasmussen and
-Williams, Gaussian Processes for Machine Learning, 5.4.2): they choose the kernel and give the
-interval of a prediction.
+loss on the mixture and takes the mean of the best simulated mixtures. RegMix uses LightGBM; here it
+is a kernel ridge regression on the square roots of the weights (the loss of a domain falls steeply
+with its first per cent). Its leave-one-out errors, in closed form (Rasmussen and Williams, Gaussian
+Processes for Machine Learning, 5.4.2), select the kernel and give the prediction interval.
 """
 
 from __future__ import annotations
@@ -30,19 +29,19 @@ _RIDGES = np.geomspace(1e-6, 10.0, 22)
 
 @dataclasses.dataclass(frozen=True)
 class MixtureRegression(Finding):
-    """A loss as a function of the mixture.
+    """Loss as a function of the mixture.
 
-    The table has a row per domain: `domain`, `best` weight, its `low` and `high` among the best of
-    the simulated mixtures, and `effect`, the change of the loss when its weight grows by 0.01 at
-    the expense of all others (at the mean mixture).
+    The table has a row per domain: `domain`, `best` weight, its `low` and `high` among the best
+    simulated mixtures, and `effect`, the change of the loss when 0.01 of the weight moves to it
+    from all others (at the mean mixture).
 
     Attributes:
-      spearman: Rank correlation of leave-one-out predictions with the losses.
-      p_value: That mixtures say nothing about the loss: a fit on half of the runs ranks the other
-        half by chance.
-      best_loss: Predicted loss of the best mixture.
-      count: Number of runs.
-      ridge: The regression; None where refused.
+      spearman: rank correlation of leave-one-out predictions with the losses.
+      p_value: p-value of the null hypothesis that the loss does not depend on the mixture, from
+        ranking one half of the runs by a fit to the other.
+      best_loss: predicted loss of the best mixture.
+      count: number of runs.
+      ridge: the regression; None where refused.
     """
 
     spearman: float = math.nan
@@ -52,7 +51,7 @@ class MixtureRegression(Finding):
     ridge: Ridge | None = dataclasses.field(default=None, repr=False)
 
     def predict(self, mixtures: pd.DataFrame) -> pd.DataFrame:
-        """`loss`, `low` and `high` of runs on `mixtures` (columns as fitted); NaN if refused."""
+        """Predict `loss`, `low`, `high` for `mixtures` (columns as fitted); NaN if refused."""
         loss, half = np.full(len(mixtures), math.nan), math.nan
         if self.ridge is not None:
             loss = self.ridge.predict(_shares(mixtures[list(self.table.domain)]))
@@ -63,14 +62,14 @@ class MixtureRegression(Finding):
 def mixture_regression(
     mixtures: pd.DataFrame, losses: pd.Series, *, prior: pd.Series | None = None, seed: int = 0
 ) -> MixtureRegression:
-    """Regresses `losses` on `mixtures` and finds the mixture with the lowest predicted loss.
+    """Regress `losses` on `mixtures` and find the mixture with the lowest predicted loss.
 
     Args:
-      mixtures: A row per run, a column per domain: weights, scaled to a sum of 1.
-      losses: The loss of each run, same index; its name is the target.
-      prior: Mean of the mixtures that are simulated for the optimum, e.g. the shares of the
-        corpus; default the mean of `mixtures`.
-      seed: Of the simulation.
+      mixtures: weights, a row per run and a column per domain; rows are scaled to a sum of 1.
+      losses: loss of each run, same index; its name is the target.
+      prior: mean of the simulated mixtures, e.g. the shares of the corpus; default the mean of
+        `mixtures`.
+      seed: seed of the simulation.
     """
     weights = mixtures.apply(pd.to_numeric, errors="coerce").to_numpy("float64")
     values = pd.to_numeric(losses.reindex(mixtures.index), errors="coerce").to_numpy("float64")
@@ -125,9 +124,9 @@ def _shares(mixtures: pd.DataFrame) -> Array:
 
 
 def _half_by_half(shares: Array, y: Array, seed: int) -> float:
-    """p-value that a fit on one half of the runs ranks the other half by chance, one-sided.
+    """One-sided p-value that a fit to one half of the runs ranks the other half by chance.
 
-    Leave-one-out ranks will not do: the kernel was chosen with the run that is left out.
+    Leave-one-out ranks would be biased: the kernel was selected with the run that is left out.
     """
     order = np.random.default_rng(seed).permutation(len(y))
     train, test = order[: len(y) // 2], order[len(y) // 2 :]
@@ -138,7 +137,7 @@ def _half_by_half(shares: Array, y: Array, seed: int) -> float:
 
 
 def _best_mixtures(ridge: Ridge, center: Array, seed: int) -> Array:
-    """The `_BEST` of the simulated mixtures: Dirichlet with mean `center`."""
+    """The `_BEST` mixtures of those simulated from a Dirichlet with mean `center`."""
     rng = np.random.default_rng(seed)
     simulated = rng.dirichlet(np.maximum(center, 1e-4) * len(center), size=_SIMULATED)
     batches = np.split(simulated, range(_BATCH, _SIMULATED, _BATCH))
@@ -157,9 +156,9 @@ class Ridge:
 
     Attributes:
       shares: [runs, domains].
-      mean: Of the losses.
-      length: Length scale of the kernel.
-      solved: [runs] coefficients.
+      mean: mean of the losses.
+      length: length scale of the kernel.
+      solved: [runs] dual coefficients.
       left_out: [runs] leave-one-out errors, loss minus prediction.
     """
 
@@ -171,7 +170,7 @@ class Ridge:
 
     @classmethod
     def fit(cls, shares: Array, y: Array) -> Ridge:
-        """The length scale and ridge with the least squared leave-one-out error."""
+        """Fit with the length scale and ridge of least squared leave-one-out error."""
         fits = []
         for length in _LENGTHS:
             values, vectors = np.linalg.eigh(_kernel(shares, shares, length))
@@ -184,11 +183,11 @@ class Ridge:
         return min(fits, key=lambda one: float((one.left_out**2).sum()))
 
     def predict(self, shares: Array) -> Array:
-        """Expected losses [n] of mixtures [n, domains]."""
+        """Predict losses [n] of mixtures [n, domains]."""
         return self.mean + _kernel(shares, self.shares, self.length) @ self.solved
 
     def half_interval(self) -> float:
-        """Half the width of the interval of a new run, from the leave-one-out errors."""
+        """Half width of the prediction interval of a new run, from leave-one-out errors."""
         return float(np.quantile(np.abs(self.left_out), LEVEL, method="higher"))
 
 

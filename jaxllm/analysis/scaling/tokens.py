@@ -1,10 +1,9 @@
-"""Which law of the token count extrapolates a task: power law, log-linear or sigmoid.
+"""Extrapolation of learning curves in tokens by a power law, log-linear law or sigmoid.
 
-The laws are fitted to the early checkpoints of a run and compared on its late ones, never by
-their fit to what they have seen: with more parameters that always looks better. All are linear in
-two parameters once their shape is chosen, so that a grid of shapes with a closed form in each
-cell finds the optimum (variable projection, Golub and Pereyra 1973), and the cells that fit about
-as well are the interval of the shape.
+The laws are fitted to the early checkpoints of a run and compared on its late ones, since in-sample
+errors favour laws with more parameters. All are linear in two parameters given their shape, so the
+optimum is found by a grid of shapes with a closed form in each cell (variable projection, Golub and
+Pereyra 1973), and the cells that an F test does not reject are the interval of the shape.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ _OUTSIDE = 0.02
 
 @dataclasses.dataclass(frozen=True)
 class LearningCurveFits(Finding):
-    """The laws of every task of every run, and how well they extrapolated.
+    """Fitted laws of every task of every run, with their extrapolation errors.
 
     The table has a row per run, task and law: value(D) = level + gain * f(D; shape), with D in
     units of the last early checkpoint (`unit`). f is -D^-shape for the power law, ln D for the
@@ -44,9 +43,9 @@ class LearningCurveFits(Finding):
     `late_error` the mean absolute errors on fitted and on held-out checkpoints.
 
     Attributes:
-      summary: A row per law: mean `late_error`, `difference` to the last value with its interval
-        (bootstrap over tasks), share of curves where it is `best`.
-      count: Curves compared.
+      summary: a row per law: mean `late_error`, `difference` to that of the last value with its
+        interval (bootstrap over tasks), and share of curves where it is `best`.
+      count: number of curves.
     """
 
     summary: pd.DataFrame = dataclasses.field(default_factory=pd.DataFrame)
@@ -62,15 +61,15 @@ class LearningCurveFits(Finding):
 def learning_curve_fits(
     study: Study, *, holdout: float = 0.3, skip: float = 0.01, draws: int = DRAWS, seed: int = 0
 ) -> LearningCurveFits:
-    """Fits each law to the first part of every curve and scores it on the rest.
+    """Fit each law to the early checkpoints of every curve and score it on the late ones.
 
     Args:
-      study: Its main curves are read.
-      holdout: The last part of the tokens that is held out.
-      skip: The first part that is left out: warm-up, and checkpoints dense in log tokens at which
-        nothing can be done yet, follow no law of the rest.
-      draws: Bootstrap draws of tasks.
-      seed: Of the bootstrap.
+      study: its main curves are used.
+      holdout: share of the tokens held out at the end.
+      skip: share of the tokens left out at the start: warm-up, and the many early checkpoints at
+        chance, do not follow the law of the rest.
+      draws: bootstrap draws of tasks.
+      seed: seed of the bootstrap.
     """
     rows, short = [], 0
     for curve in study.curves:
@@ -104,7 +103,7 @@ def learning_curve_fits(
 
 
 def predict(row: pd.Series, tokens: Array) -> Array:
-    """The value of a law (a row of the table of `LearningCurveFits`) at `tokens`."""
+    """Value of a law (a row of the table of `LearningCurveFits`) at `tokens`."""
     d = np.asarray(tokens, "float64") / row.unit
     if row.law == "power law":
         shape = -(d ** -row["shape"])
@@ -120,7 +119,7 @@ def predict(row: pd.Series, tokens: Array) -> Array:
 def _fits(
     tokens: Array, values: Array, early: npt.NDArray[np.bool_], ends: tuple[float, float]
 ) -> list[dict[str, object]]:
-    """One row per law, the last value among them, for one curve with values between `ends`."""
+    """Fit one curve with values between `ends`; a row per law, and one for the last value."""
     unit = tokens[early][-1]
     x, y = np.log(tokens[early] / unit), values[early]
     steepness, middle = (grid.ravel() for grid in np.meshgrid(_STEEPNESS, _MIDDLES, indexing="ij"))
@@ -136,7 +135,7 @@ def _fits(
     for law, (basis, shape, steep) in candidates.items():
         level, gain, squares = _project(basis, y)
         if law != "log-linear":
-            # Where the law levels off (in the end; for the sigmoid also before) is a value, too.
+            # Asymptotes (for the sigmoid both) have to be possible values, too.
             limits = np.stack([level, level + gain * (law == "sigmoid")])
             allowed = (limits >= ends[0] - _OUTSIDE).all(axis=0)
             allowed &= (limits <= ends[1] + _OUTSIDE).all(axis=0)
@@ -159,7 +158,7 @@ def _fits(
 
 
 def _project(basis: Array, y: Array) -> tuple[Array, Array, Array]:
-    """Least squares y = level + gain * basis for each row [S, n]: level, gain, squares [S]."""
+    """Least-squares level, gain and squares [S] of y = level + gain * basis, per row [S, n]."""
     centred = basis - basis.mean(axis=1, keepdims=True)
     spread = (centred**2).sum(axis=1)
     gain = np.where(spread > 1e-12, centred @ (y - y.mean()) / np.maximum(spread, 1e-12), 0.0)
@@ -169,7 +168,7 @@ def _project(basis: Array, y: Array) -> tuple[Array, Array, Array]:
 
 
 def _interval(squares: Array, shape: Array, n: int, count: int) -> tuple[float, float]:
-    """Profile interval of the shape (F test); an end at the border of the grid is NaN."""
+    """Profile interval of the shape (F test); NaN for an end at the edge of the grid."""
     if n <= count or len(shape) < 2:
         return math.nan, math.nan
     limit = squares.min() * (1 + stats.f.ppf(LEVEL, 1, n - count) / (n - count))
@@ -179,7 +178,7 @@ def _interval(squares: Array, shape: Array, n: int, count: int) -> tuple[float, 
 
 
 def _summary(errors: pd.DataFrame, draws: int, seed: int) -> pd.DataFrame:
-    """Mean late errors per law, against the last value; tasks are resampled, not curves."""
+    """Mean late errors per law and against the last value, with a bootstrap over tasks."""
     gains = errors.sub(errors[LAST_VALUE], axis=0).groupby("task")
     sums, counts = gains.sum(), gains.size().to_numpy()
     drawn = np.random.default_rng(seed).integers(len(sums), size=(draws, len(sums)))
