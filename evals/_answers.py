@@ -1,7 +1,7 @@
-"""How generated answers are compared with the right ones.
+"""Comparison of generated answers with their targets.
 
-The normalisations are the ones that the benchmarks' own scripts define; `extract` and `same` do
-what the filter `regex` and the metric `exact_match` of lm-evaluation-harness do.
+Normalizations are those of the benchmarks' own scripts; `extract` and `same` reimplement the filter
+`regex` and the metric `exact_match` of lm-evaluation-harness.
 """
 
 from __future__ import annotations
@@ -13,26 +13,26 @@ from collections.abc import Mapping, Sequence
 
 from jaxllm.evaluation.tasks import Prompt
 
-INVALID = "[invalid]"  # what an extraction without a match yields, as in the harness
+INVALID = "[invalid]"  # the result of an extraction without a match, as in the harness
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _UNPUNCTUATED = str.maketrans("", "", string.punctuation)
 _LAST_NUMBER = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
 
 
 def plain(text: str) -> str:
-    """Without case, punctuation, articles and superfluous spaces (SQuAD's evaluate-v1.1.py)."""
+    """Lower-case a text and strip punctuation, articles and extra spaces (evaluate-v1.1.py)."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_UNPUNCTUATED)).split())
 
 
 def exact_match(prediction: str, target: str) -> float:
-    """1 if both are the same but for what `plain` takes away."""
+    """1 if both are equal after `plain`."""
     return float(plain(prediction) == plain(target))
 
 
 def f1(prediction: str, target: str) -> float:
-    """Harmonic mean of the precision and the recall of words, after `plain`.
+    """F1 of the bags of words, after `plain`.
 
-    Where one has no words left, it is 1 if the other has none either.
+    If one of them is empty, 1 if both are.
     """
     found, wanted = plain(prediction).split(), plain(target).split()
     if not found or not wanted:
@@ -42,7 +42,7 @@ def f1(prediction: str, target: str) -> float:
 
 
 def extract(pattern: re.Pattern[str], text: str, which: int = 0) -> str:
-    """The first group that is not empty of the first match (`which` = -1: the last), stripped."""
+    """The first non-empty group of the first match (`which` = -1: the last match), stripped."""
     matches = pattern.findall(text)
     if not matches:
         return INVALID
@@ -55,12 +55,12 @@ def extract(pattern: re.Pattern[str], text: str, which: int = 0) -> str:
 def same(
     prediction: str, target: str, *, ignore: Sequence[str] = (), punctuation: bool = True
 ) -> float:
-    """1 if both are the same but for case and what matches `ignore`.
+    """1 if both are equal, ignoring case and matches of `ignore`.
 
     Args:
-      prediction: what was extracted of an answer.
-      target: the right one.
-      ignore: regular expressions of what does not count, taken away one after the other.
+      prediction: the extracted answer.
+      target: the target.
+      ignore: regular expressions, whose matches are removed one after the other.
       punctuation: whether punctuation counts.
     """
     texts = [prediction, target]
@@ -80,9 +80,9 @@ def number_score(
     ignore: Sequence[str] = (),
     punctuation: bool = True,
 ) -> Mapping[str, float]:
-    """Is the number that answers a word problem right?
+    """Compare the number in an answer to a word problem with the target.
 
-    exact_match_strict_match: the first number after the phrase that `strict` looks for.
+    exact_match_strict_match: the first number after the phrase in `strict`.
     exact_match_flexible_extract: the last number of the text.
     `ignore` and `punctuation`: see `same`.
     """

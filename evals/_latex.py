@@ -1,7 +1,7 @@
-"""Whether two mathematical answers are the same text once LaTeX's spellings are evened out.
+"""Equivalence of mathematical answers, up to LaTeX spelling.
 
-The rules are those of AGIEval and MATH (Hendrycks et al. 2021, 2103.03874), as
-lm-evaluation-harness applies them to the answer and to the target alike.
+The rules are those of AGIEval and MATH (Hendrycks et al. 2021, 2103.03874), applied to answer and
+target as in lm-evaluation-harness.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ _NUMBER = re.compile(r"\$?\d+(?:\.\d+)?(?!\w)")
 
 
 def equivalent(answer: str, target: str) -> bool:
-    """Whether the answers found in two texts are the same."""
+    """Whether the final answers in two texts are equal after normalization."""
     return _found_text(answer) == _found_text(target)
 
 
@@ -23,8 +23,8 @@ def _found_text(text: str) -> str | None:
 
 
 def final(text: str) -> str | None:
-    """The answer in a text: the last \\boxed{…}, else between the first and the last $ of its last
-    such line, else what follows the last =, else the last number; None without any."""
+    """The final answer in a text: the last \\boxed{…}, else the text between the first and last $
+    of the last line with $, else after the last =, else the last number; None without any."""
     if "\\boxed" in text:
         return _boxed(text)
     dollars = re.findall(r"\$(.*)\$", text)
@@ -37,7 +37,7 @@ def final(text: str) -> str | None:
 
 
 def _boxed(text: str) -> str | None:
-    """What the last \\boxed{…} holds, with the braces inside it; None where it does not close."""
+    """The content of the last \\boxed{…}, nested braces included; None if it is not closed."""
     start = text.rfind("\\boxed{")
     if start < 0:
         return None
@@ -51,13 +51,13 @@ def _boxed(text: str) -> str | None:
 
 
 def normalise(text: str) -> str:
-    """One spelling for fractions, roots, decimals and units."""
+    """Normalize the spelling of fractions, roots, decimals and units."""
     for mark in _REMOVED[:2]:
         text = text.replace(mark, "")
     text = text.replace("\\\\", "\\").replace("tfrac", "frac").replace("dfrac", "frac")
     for mark in _REMOVED[2:]:
         text = text.replace(mark, "")
-    text = text.split("\\text{ ")[0]  # units stand last
+    text = text.split("\\text{ ")[0]  # units come last
     text = text.replace(" .", " 0.").replace("{.", "{0.")
     text = f"0{text}" if text.startswith(".") else text
     name, equals, value = text.partition("=")

@@ -5,11 +5,11 @@ Files: EVAL_DIR/agieval/<set>.jsonl, the folder data/v1 of ruixiangcui/AGIEval a
 Gaokao, SAT and LSAT MIT, AQuA-RAT Apache-2.0, LogiQA CC BY-NC-SA 4.0, JEC-QA academic research
 only, MATH unclear.
 Prompt: the authors' zero-shot one (passage, "Q: … Answer Choices: …", "A: Among A through D, the
-answer is", or the same in Chinese); scored on the texts of the options, where any of several right
-ones counts. Metrics: accuracy, accuracy_per_char (the harness' acc_norm); chance 1 / options.
-`agieval_math` and `agieval_gaokao_mathcloze` are generated (32 tokens, up to "Q:") and count as
-right where `_latex.equivalent` says so. As lm-evaluation-harness' tasks of these names at 0 shots;
-at more it may show a question among its own examples, which we do not.
+answer is", or the same in Chinese); scored on the texts of the options; with several correct ones,
+any counts. Metrics: accuracy, accuracy_per_char (the harness' acc_norm); chance 1 / options.
+`agieval_math` and `agieval_gaokao_mathcloze` are generated (32 tokens, up to "Q:") and compared by
+`_latex.equivalent`. As lm-evaluation-harness' tasks of these names at 0 shots; with few-shot
+examples, the harness may include the question itself, which we exclude.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ CLOZES = {"math": "{}Q: {}\nA: The answer is", "gaokao-mathcloze": "{}问题：{
 
 
 def choices(path: epath.Path, *, form: str) -> Iterator[Choice]:
-    """The questions of one file, each put into `form`."""
+    """The questions of one file, formatted with `form`."""
     for row in read_rows(path):
         options = texts(row, "options")
         right = _right(row, len(options))
@@ -64,7 +64,7 @@ def _passage(row: Row) -> str:
 
 
 def _right(row: Row, options: int) -> list[int]:
-    """The right options: `B`, `A C`, `ACD` or a list of letters."""
+    """Indices of the correct options, from `B`, `A C`, `ACD` or a list of letters."""
     label = field(row, "label", (str, list))
     right = sorted({LETTERS.find(str(letter)) for letter in label if letter != " "})
     if not right or right[0] < 0 or right[-1] >= options:
@@ -83,12 +83,12 @@ def clozes(path: epath.Path, *, form: str) -> Iterator[Prompt]:
 
 
 def score(prediction: str, example: Prompt) -> Mapping[str, float]:
-    """exact_match: the answer found in the text is the target but for its spelling."""
+    """exact_match: 1 if the final answer in the text is equivalent to the target."""
     return {"exact_match": float(equivalent(prediction, example.targets[0]))}
 
 
 def name(exam: str) -> str:
-    """The task of a set."""
+    """The task name of a set."""
     return f"agieval_{exam.replace('-', '_')}"
 
 

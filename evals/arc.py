@@ -3,10 +3,10 @@
 `arc_easy`, `arc_challenge`: EVAL_DIR/arc/ARC-{Easy,Challenge}-{Train,Test}.jsonl of AI2's release
 ARC-V1-Feb2018-2; CC BY-SA 4.0. Prompt: "Question: …", "Answer:".
 `openbookqa`: EVAL_DIR/openbookqa/{train,test}.jsonl, the folder Data/Main of AI2's release
-OpenBookQA-V1-Sep2018; Apache-2.0. Prompt: the question alone, without the fact it rests on.
+OpenBookQA-V1-Sep2018; Apache-2.0. Prompt: the question alone, without its supporting fact.
 Both are scored on the texts of the options, not on their letters; the test split, shots drawn from
-train. Metrics: accuracy, and accuracy_per_char (the harness' acc_norm); chance: 1 / options, which
-are four but in a few questions of ARC. As lm-evaluation-harness' tasks of these names.
+train. Metrics: accuracy, and accuracy_per_char (the harness' acc_norm); chance: 1 / options (four,
+except in a few questions of ARC). As lm-evaluation-harness' tasks of these names.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ SOURCES = (
 
 
 def examples(path: epath.Path, *, prompt: str) -> Iterator[Choice]:
-    """The questions of one file, each put into `prompt`."""
+    """The questions of one file, formatted with `prompt`."""
     for row in read_rows(path):
         asked = field(row, "question", dict)
         choices = objects(asked, "choices")

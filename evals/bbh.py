@@ -3,13 +3,13 @@
 Files: EVAL_DIR/bbh/<task>.json and EVAL_DIR/bbh/cot-prompts/<task>.txt, the folders bbh and
 cot-prompts of suzgunmirac/BIG-Bench-Hard at commit 9ee07bd481feebf959a6b59d61ea57bdcf30964d (arXiv
 2210.09261); MIT. 27 tasks, 6,511 questions.
-Prompt: the task in a sentence, three solved questions, "Q: …", "A:"; the second form adds "Let's
+Prompt: the task in a sentence, three few-shot examples, "Q: …", "A:"; the second form adds "Let's
 think step by step." and has its reasoning before the answers. All are in cot-prompts; the first
-form shows what follows "So the answer is" there. Generated up to an empty line or a "Q".
-Metric: exact_match of the text, or of what follows "the answer is" up to the last character of that
-line, which is a full stop; chance 0. As lm-evaluation-harness' tasks of these names, but that
-spaces around an answer do not count, and that a chain of thought has up to 512 tokens, where the
-harness keeps 1,024 for it, half of a context of 2,048.
+form shows only the text after "So the answer is". Generated up to an empty line or a "Q".
+Metric: exact_match of the text, or of the text between "the answer is" and the full stop that ends
+its line; chance 0. As lm-evaluation-harness' tasks of these names, except that spaces around an
+answer do not count, and that a chain of thought has up to 512 tokens (the harness reserves 1,024,
+half of a context of 2,048).
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _STATED = re.compile(r"(?<=the answer is )(.*)(?=.)")
 
 
 def questions(path: epath.Path, prompts: epath.Path, *, thought: bool) -> Iterator[Prompt]:
-    """The questions of a task, with or without the cue to think."""
+    """The questions of a task, with or without the chain-of-thought cue."""
     description = _parts(prompts)[0] + "\n\n"
     for row in parts(read_object(path), "examples"):
         target = field(row, "target")
@@ -64,7 +64,7 @@ def questions(path: epath.Path, prompts: epath.Path, *, thought: bool) -> Iterat
 
 
 def solved(prompts: epath.Path, *, thought: bool) -> Iterator[Prompt]:
-    """The solved questions of a file of cot-prompts."""
+    """The few-shot examples of a file in cot-prompts."""
     for number, text in enumerate(_parts(prompts)[1:], 1):
         shot = _SHOT.fullmatch(text)
         answer = _ANSWER.search(shot["thought"]) if shot else None
@@ -79,7 +79,7 @@ def _asked(question: str, thought: bool) -> str:
 
 
 def _parts(path: epath.Path) -> list[str]:
-    """The task in a sentence, and its solved questions; a note on contamination comes before."""
+    """The task description and its few-shot examples, without the contamination note above."""
     _, line, text = read_text(path).partition("-----\n")
     if not line:
         raise UserError(f"{path}: no line of dashes before the prompt")
@@ -87,7 +87,7 @@ def _parts(path: epath.Path) -> list[str]:
 
 
 def stated(text: str, example: Prompt) -> Mapping[str, float]:
-    """exact_match of what the text says that the answer is."""
+    """exact_match of the answer stated in the text."""
     return {"exact_match": float(extract(_STATED, text) == example.targets[0])}
 
 

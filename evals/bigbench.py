@@ -1,18 +1,18 @@
 """Any multiple-choice task of BIG-bench, `bigbench_<name>` (Srivastava et al. 2022, 2206.04615).
 
 Files: EVAL_DIR/bigbench/<name>/task.json, the folder bigbench/benchmark_tasks of google/BIG-bench;
-Apache-2.0. A task in parts (<name>/<part>/task.json) is read whole, or one part of it by a full
-stop: `bigbench_<name>.<part>`.
-Prompt: as the fields of the file say, with the defaults of BIG-bench's json_task.py: the task's
-prefix, "Q: …", its choices where the task lists them, "A: "; shots (any of the task's other
-questions) follow each other on new lines. Choices are listed in a random order drawn anew for each
-question, so that their place gives nothing away. Metrics: accuracy (of several best choices any is
-right), and accuracy_per_token; chance 1 / choices.
+Apache-2.0. A task with subtasks (<name>/<part>/task.json) is read whole; `bigbench_<name>.<part>`
+is one of them.
+Prompt: set by the fields of the file, with the defaults of BIG-bench's json_task.py: the task's
+prefix, "Q: …", the choices if the task lists them, "A: "; shots (any of the task's other
+questions) follow each other on new lines. Listed choices are shuffled anew for each question, so
+that their position is uninformative. Metrics: accuracy (any of several best choices is correct),
+and accuracy_per_token; chance 1 / choices.
 
 `bigbench_74` names the tasks of "Training Trajectories of Language Models Across Scales" (arXiv
-2212.09803, table 7) at the paper's 2 shots, drawn anew for each question, to be read by
-accuracy_per_token; `bigbench_linearity` and `bigbench_breakthroughness` are its two subsets.
-lm-evaluation-harness' tasks of BIG-bench read prompts made once by others, without shots.
+2212.09803, table 7) at the paper's 2 shots, drawn anew for each question; its metric is
+accuracy_per_token. `bigbench_linearity` and `bigbench_breakthroughness` are its two subsets.
+lm-evaluation-harness' tasks of BIG-bench use fixed published prompts, without shots.
 """
 
 from __future__ import annotations
@@ -75,23 +75,23 @@ BREAKTHROUGHNESS = (
     "code_line_description", "human_organs_senses", "phrase_relatedness",
     "swahili_english_proverbs", "what_is_the_tao", "implicatures",
 )  # fmt: skip
-SEED = 42  # of the order of the choices
+SEED = 42  # of the shuffled choices
 
 
 @dataclasses.dataclass(frozen=True)
 class Question(Choice):
-    """A question whose file says what separates it from the next few-shot example."""
+    """A question with its file's separator between few-shot examples."""
 
     separator: str = "\n"
 
     @property
     def as_shot(self) -> str:
-        """The question, its answer and the separator."""
+        """The question, its answer and the separator, as a few-shot example."""
         return super().as_shot + self.separator
 
 
 def examples(folder: epath.Path) -> Iterator[Choice]:
-    """The questions of a task, or of all of its parts.
+    """The questions of a task, or of all of its subtasks.
 
     Raises:
       UserError: there is no task.json, or it is not multiple choice.

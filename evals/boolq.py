@@ -1,7 +1,7 @@
-"""BoolQ, `boolq`: yes or no, as a passage says (Clark et al. 2019, arXiv 1905.10044).
+"""BoolQ, `boolq`: yes/no questions about a passage (Clark et al. 2019, arXiv 1905.10044).
 
-Files: EVAL_DIR/superglue/BoolQ/{train,val}.jsonl, as SuperGLUE's archive of version 2 holds them
-(its passages begin with their title, those of google-research-datasets/boolean-questions do not);
+Files: EVAL_DIR/superglue/BoolQ/{train,val}.jsonl, from SuperGLUE's archive of version 2 (its
+passages begin with their title, unlike those of google-research-datasets/boolean-questions);
 CC BY-SA 3.0. The val split, 3,270 questions; shots drawn from train.
 Prompt: the passage, "Question: …?", "Answer:"; scored on no and yes. Metric: accuracy; chance 1/2
 (62 % are yes). As lm-evaluation-harness' `boolq`.

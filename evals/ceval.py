@@ -1,9 +1,9 @@
 """C-Eval, `ceval_<subject>`: 52 Chinese exams, four options each (Huang et al. 2023, 2305.08322).
 
-Files: EVAL_DIR/ceval/{dev,val}/<subject>_{dev,val}.csv, as ceval-exam.zip holds them (the link is
-in the README of hkust-nlp/ceval at commit cba65ae93bcf189149ced9f66ae0c958201faed9, whose
-subject_mapping.json has the names below); CC BY-NC-SA 4.0 (not for commercial use). The answers of
-its test split are not published: what is scored is val.
+Files: EVAL_DIR/ceval/{dev,val}/<subject>_{dev,val}.csv, from ceval-exam.zip (the link is in the
+README of hkust-nlp/ceval at commit cba65ae93bcf189149ced9f66ae0c958201faed9, whose
+subject_mapping.json has the names below); CC BY-NC-SA 4.0 (not for commercial use). The val split,
+because the answers of test are not published.
 Prompt: a line that names the subject, the question, the options listed as "A. …", "答案：";
 scored on the letters. 5 shots: the first of dev. Metric: accuracy; chance 1/4.
 As lm-evaluation-harness' `ceval-valid_<subject>` with --num_fewshot 5.
@@ -58,7 +58,7 @@ OPTIONS = tuple(LETTERS[:4])
 
 
 def examples(path: epath.Path) -> Iterator[Choice]:
-    """The questions of one file; dev has explanations too, which are not used."""
+    """The questions of one file; the explanations in dev are ignored."""
     for row in read_csv(path):
         options = [field(row, letter) for letter in OPTIONS]
         context = lettered(field(row, "question"), options, "答案：")

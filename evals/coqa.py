@@ -3,12 +3,12 @@
 Files: EVAL_DIR/coqa/coqa-{train,dev}-v1.0.json of stanfordnlp.github.io/coqa; licences by source
 (Wikipedia and literature CC BY-SA 4.0, others by their own terms). The dev split: 500
 conversations with 7,983 turns; shots are conversations drawn from train.
-Prompt: the story, "Q: …" and "A: …" of the earlier turns with the right answers, the question,
-"A:"; generated up to "Q:" on a new line (256 tokens), of which the first line is the answer.
-Metrics: exact_match (the harness' em) and f1 of words, normalised as SQuAD's; with several answers
-the mean over leaving each of them out, as the authors' script does; chance 0.
-`coqa` asks the last question of each conversation, as lm-evaluation-harness' task of this name;
-`coqa_turns` asks every one, as the paper does.
+Prompt: the story, "Q: …" and "A: …" of the earlier turns with the reference answers, the question,
+"A:"; generated up to "Q:" on a new line (256 tokens); the first line is the answer.
+Metrics: exact_match (the harness' em) and f1 of words, normalized as in SQuAD; with several
+references, the mean over leaving each of them out, as in the authors' script; chance 0.
+`coqa` has the last question of each conversation, as lm-evaluation-harness' task of this name;
+`coqa_turns` has all of them, as in the paper.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SOURCES = (FileSource("coqa/", "https://stanfordnlp.github.io/coqa/"),)
 
 
 def examples(path: epath.Path, *, every_turn: bool) -> Iterator[Prompt]:
-    """The last, or every, turn of the conversations of one file."""
+    """The last turn, or every turn, of the conversations in one file."""
     for row in parts(read_object(path), "data"):
         questions = [field(turn, "input_text") for turn in parts(row, "questions")]
         answers = _answers_of(row, "answers", len(questions))
@@ -45,7 +45,7 @@ def examples(path: epath.Path, *, every_turn: bool) -> Iterator[Prompt]:
 
 
 def _answers_of(row: Row, name: str, turns: int) -> list[str]:
-    """What one person answered, turn by turn."""
+    """One annotator's answers, turn by turn."""
     answers = [field(answer, "input_text") for answer in parts(row, name)]
     if len(answers) != turns or not all(answers):
         raise UserError(f"{row.where}: {len(answers)} {name} to {turns} questions, or an empty one")
@@ -53,13 +53,13 @@ def _answers_of(row: Row, name: str, turns: int) -> list[str]:
 
 
 def _distinct(answers: list[str]) -> tuple[str, ...]:
-    """Those that differ but for case, in their order."""
+    """Drop duplicates, ignoring case, and keep the order."""
     first = {answer.lower(): answer for answer in reversed(answers)}
     return tuple(first[key] for key in dict.fromkeys(map(str.lower, answers)))
 
 
 def score(text: str, example: Prompt) -> Mapping[str, float]:
-    """exact_match and f1 of the first line."""
+    """exact_match and f1 of the first line of the text."""
     prediction = text.strip().split("\n")[0]
     return {
         "exact_match": _leaving_one_out(_answers.exact_match, prediction, example.targets),
@@ -70,7 +70,7 @@ def score(text: str, example: Prompt) -> Mapping[str, float]:
 def _leaving_one_out(
     metric: Callable[[str, str], float], prediction: str, targets: tuple[str, ...]
 ) -> float:
-    """Mean over the targets of the best against the others, as people are compared with people."""
+    """Mean over the targets of the best score against the others, as for human performance."""
     values = [metric(prediction, target) for target in targets]
     if len(values) == 1:
         return values[0]

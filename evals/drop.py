@@ -1,12 +1,12 @@
-"""DROP, `drop`: counting, adding and comparing what a passage says (Dua et al. 2019).
+"""DROP, `drop`: discrete reasoning over a passage: count, add, compare (Dua et al. 2019).
 
 Files: EVAL_DIR/drop/drop_dataset_{train,dev}.json of AI2's drop_dataset.zip (arXiv 1903.00161);
 CC BY-SA 4.0. The dev split, 9,536 questions; shots drawn from train.
 Prompt: the passage and the question; generated up to a full stop (256 tokens). Metrics: exact_match
-(the harness' em) and f1 of bags of words, the best over the answers of several people, normalised
-as the authors' drop_eval.py does, where the text counts as one span; chance 0.
-As lm-evaluation-harness' `drop` at 0 shots. Its shots show the names of the answer's fields in
-place of the answer; ours show its spans, with commas between.
+(the harness' em) and f1 of bags of words, the best over the annotators' answers, normalized as in
+the authors' drop_eval.py, with the text as one span; chance 0.
+As lm-evaluation-harness' `drop` at 0 shots. Its few-shot examples show the field names of the
+answer instead of the answer; ours show its spans, separated by commas.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SOURCES = (
     ),
 )
 
-BETWEEN = "\n"  # the spans of an answer, within a target
+BETWEEN = "\n"  # separates the spans of an answer within a target
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 
@@ -55,7 +55,7 @@ def examples(path: epath.Path) -> Iterator[Prompt]:
 
 
 def spans(answer: Row) -> tuple[str, ...]:
-    """An answer is a number, spans or a date."""
+    """The spans of an answer, which is a number, spans or a date."""
     if number := str(answer.get("number", "")):
         return (number,)
     if answer.get("spans"):
@@ -65,15 +65,15 @@ def spans(answer: Row) -> tuple[str, ...]:
 
 
 def score(text: str, example: Prompt) -> Mapping[str, float]:
-    """exact_match and f1, each the best over the answers."""
+    """exact_match and f1, each the best over the references."""
     pairs = [_compare(text, target.split(BETWEEN)) for target in example.targets]
     return {"exact_match": max(em for em, _ in pairs), "f1": max(f1 for _, f1 in pairs)}
 
 
 def _compare(text: str, gold: list[str]) -> tuple[float, float]:
-    """exact_match and f1 of one span against those of an answer.
+    """exact_match and f1 of the text, as one span, against the spans of an answer.
 
-    Each span can be matched once, so one of them counts and the others are missed.
+    A predicted span matches at most one; the others count as missed.
     """
     found, wanted = normalise(text), [normalise(span) for span in gold]
     exact = float(wanted == [found])
@@ -82,7 +82,7 @@ def _compare(text: str, gold: list[str]) -> tuple[float, float]:
 
 
 def _f1(found: set[str], wanted: set[str]) -> float:
-    """Of sets of words; 0 where the numbers that are wanted are not found."""
+    """F1 of two sets of words; 0 if the expected numbers are missing."""
     numbers = {word for word in wanted if _is_number(word)}
     if numbers and not numbers & found:
         return 0.0
@@ -92,7 +92,7 @@ def _f1(found: set[str], wanted: set[str]) -> float:
 
 
 def normalise(text: str) -> str:
-    """Word by word (split at hyphens too) without case, punctuation and articles, numbers alike."""
+    """Normalize words (split at hyphens too): case, punctuation, articles, number format."""
     words = (_word(word) for word in re.split(r" |-", text.lower()))
     return " ".join(word for word in words if word)
 

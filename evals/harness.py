@@ -1,10 +1,10 @@
 """Any task of lm-evaluation-harness, `harness:<name>`, through its own loader (`jaxllm[harness]`).
 
-The harness reads the YAML file of the task (its own, or one below EVAL_DIR) and the data set, makes
-the prompts with the file's number of shots, and scores generated answers. Likelihoods are ours:
-its `acc`, `acc_norm` and `acc_bytes` are accuracy, accuracy_per_char and accuracy_per_byte here.
-Groups are refused: name their tasks. Data sets come from where the harness has them; with
-HF_HUB_OFFLINE=1 they must be there already.
+The harness reads the YAML file of the task (its own, or one below EVAL_DIR) and the data set,
+builds prompts with the file's number of shots, and scores generated answers. Log-likelihoods are
+computed by jaxllm: `acc`, `acc_norm` and `acc_bytes` are accuracy, accuracy_per_char and
+accuracy_per_byte here. Groups are not supported: name their tasks. The harness downloads its data
+sets; with HF_HUB_OFFLINE=1 they must be in the local cache.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ MAX_NEW_TOKENS = 256  # the harness' default
 
 @functools.cache
 def load(name: str, data_dir: str | None) -> Any:
-    """The harness' task.
+    """Load a task of the harness.
 
     Raises:
-      UserError: the harness is not installed, or does not load a single task of the name.
+      UserError: the harness is not installed, or cannot load exactly one task of that name.
     """
     try:
         from lm_eval.tasks import TaskManager
@@ -57,7 +57,7 @@ def load(name: str, data_dir: str | None) -> Any:
 
 
 def examples(task: Any) -> Iterator[Example]:
-    """The examples of a task of the harness, each with the number of its document as id."""
+    """The examples of a harness task; an id is the index of the document."""
     task.set_fewshot_seed(1234)
     task.build_all_requests()
     for number, group in itertools.groupby(task.instances, key=lambda instance: instance.doc_id):
@@ -84,7 +84,7 @@ def examples(task: Any) -> Iterator[Example]:
 
 
 def score(text: str, example: Prompt, *, task: Any) -> Mapping[str, float]:
-    """The metrics of one answer, after the task's first chain of filters."""
+    """The metrics of one answer, after the task's first filter pipeline."""
     instance = copy.copy(task.instances[int(example.id)])
     instance.resps, instance.filtered_resps = [text], {}
     chain = task._filters[0]
@@ -101,7 +101,7 @@ def declare(name: str, data_dir: epath.Path | None) -> TaskDefinition:
         "shots": task.config.num_fewshot or 0,
         "version": str(task.VERSION),
     }
-    read: Any = functools.partial(examples, task)  # of the type that the kind has
+    read: Any = functools.partial(examples, task)  # its type depends on the kind
     if task.OUTPUT_TYPE != "generate_until":
         kinds: Mapping[str, Any] = {"multiple_choice": multiple_choice, "loglikelihood": cloze}
         return kinds.get(task.OUTPUT_TYPE, perplexity)(name, read, **details)

@@ -1,8 +1,8 @@
 """Bits per byte on the held-out text of a run's own corpora, as `heldout_<domain>`.
 
-The validation split of the corpus is cut into passages of 1,024 characters (the first
-16 million characters of it), and 128 of them are taken at even distances: enough for a standard
-error near 1.5 per cent, whatever the size of the corpus. Each passage is scored as a document.
+The first 16 million characters of the validation split are divided into passages of 1,024
+characters, of which 128 evenly spaced ones are scored as documents: enough for a standard error
+near 1.5 per cent, whatever the size of the corpus.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ DOMAINS = {"code": "code", "math": "math"}
 
 
 def passages(corpus: str) -> Iterator[Document]:
-    """Evenly spaced passages of the validation split of `corpus`, a corpus task.
+    """Yield evenly spaced passages of the validation split of `corpus`, a corpus task.
 
-    The configured run's corpora are registered for it if they are not yet.
+    Registers the corpora of the configured run first, if necessary.
 
     Raises:
-      UserError: there is no such corpus, or it has no validation split.
+      UserError: the corpus is unknown, or has no validation split.
     """
     from jaxllm.data import corpora
 

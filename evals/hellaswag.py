@@ -1,10 +1,10 @@
-"""HellaSwag, `hellaswag`: how a description goes on (Zellers et al. 2019, arXiv 1905.07830).
+"""HellaSwag, `hellaswag`: continuing a description (Zellers et al. 2019, arXiv 1905.07830).
 
 Files: EVAL_DIR/hellaswag/hellaswag_{train,val}.jsonl, the folder data/ of rowanz/hellaswag at
 commit a29ff8e9a04bba4bd6588223785ce105328adc57; MIT.
-Prompt: "<activity>: " and the beginning, without the marks of WikiHow ("[title]" becomes ". ");
-scored on four endings. The val split, shots drawn from train. Metrics: accuracy, and
-accuracy_per_char (the harness' acc_norm, which is what is usually quoted); chance 1/4.
+Prompt: "<activity>: " and the beginning, without WikiHow's markup ("[title]" becomes ". "); scored
+on four endings. The val split, shots drawn from train. Metrics: accuracy, and accuracy_per_char
+(the harness' acc_norm, the usually reported one); chance 1/4.
 As lm-evaluation-harness' `hellaswag`.
 """
 
@@ -28,7 +28,7 @@ SOURCES = (
 
 
 def clean(text: str) -> str:
-    """Without the marks that WikiHow's articles left."""
+    """Strip WikiHow's markup."""
     text = re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". "))
     return text.replace("  ", " ")
 

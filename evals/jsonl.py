@@ -1,14 +1,14 @@
 """Your own benchmark, `jsonl_<file>`: EVAL_DIR/<file>.jsonl (or .jsonl.gz), a question a line.
 
-The fields of the first line say what the file is:
+The fields of the first line determine the format:
 
-    query, choices, gold          which choice goes on from the query; gold: its index
+    query, choices, gold          which choice continues the query; gold: its index
     question, choices, answer     "Question: …", "Answer:"; answer: index, letter or the text itself
-    context, continuation         is every token of the continuation the model's first choice?
+    context, continuation         is every token of the continuation the argmax?
 
-A field `id` names a line in the per-example results. Choices and continuations begin with a space
-where neither they nor the context have one. Shots (`jsonl_<file>_5shot`) are other questions of the
-file. Metrics: accuracy (chance 1 / choices), or exact_match; domain `own`.
+A field `id` names a line in the per-example results. A space is inserted before choices and
+continuations unless they begin, or the context ends, with one. Shots (`jsonl_<file>_5shot`) are
+other questions of the file. Metrics: accuracy (chance 1 / choices), or exact_match; domain `own`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ DOMAIN = "own"
 
 
 def choices(path: epath.Path, *, asked: str, answer: str, form: str) -> Iterator[Choice]:
-    """The questions of a file, each put into `form`."""
+    """The questions of a file, formatted with `form`."""
     for row in read_rows(path):
         context = form.format(field(row, asked))
         options = texts(row, "choices")
@@ -61,7 +61,7 @@ FORMS: dict[tuple[str, ...], tuple[Callable[..., TaskDefinition], Callable[..., 
 
 
 def declare(name: str, data_dir: epath.Path | None) -> TaskDefinition:
-    """Your own file EVAL_DIR/<file>.jsonl; see `jaxllm.evals.jsonl` for its forms."""
+    """Your own file EVAL_DIR/<file>.jsonl; see `jaxllm.evals.jsonl` for its formats."""
     file = f"{name.removeprefix(PREFIX)}.jsonl"
     if data_dir is None:
         raise UserError(f"task {name} reads {file}: set EvalConfig.data_dir to its directory")
@@ -83,7 +83,7 @@ def _spaced(context: str, text: str) -> str:
 
 
 def _index(row: Row, name: str, options: tuple[str, ...]) -> int:
-    """Which option a field names: by its index, its letter or its text."""
+    """The index of the option that a field names by index, letter or text."""
     value = field(row, name, (int, str))
     if isinstance(value, int):
         return value

@@ -1,12 +1,12 @@
-"""LAMBADA: the last word of a passage that only its whole context gives away (Paperno et al. 2016).
+"""LAMBADA: the last word of a passage, predictable only from broad context (Paperno et al. 2016).
 
-`lambada_openai`: EVAL_DIR/lambada/lambada_test.jsonl, the 5,153 passages as OpenAI cleaned them for
+`lambada_openai`: EVAL_DIR/lambada/lambada_test.jsonl, the 5,153 passages cleaned by OpenAI for
   GPT-2 (EleutherAI/lambada_openai, data/lambada_test.jsonl; arXiv 1606.06031).
 `lambada_standard`: EVAL_DIR/lambada/lambada_test_plain_text.txt of the authors' release
   (zenodo.org/records/2630551), in lower case and with spaces around punctuation.
-CC BY 4.0. Prompt: the passage up to its last word; the word counts as right if each of its tokens
-is the model's first choice. Metrics: exact_match (the harness' acc), chance 0; perplexity, exp of
-the mean loss of the words. As lm-evaluation-harness' tasks of these names.
+CC BY 4.0. Prompt: the passage up to its last word; the word is correct if each of its tokens is the
+argmax. Metrics: exact_match (the harness' acc), chance 0; perplexity, exp of the mean loss per
+word. As lm-evaluation-harness' tasks of these names.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def openai(path: epath.Path) -> Iterator[Prompt]:
 
 
 def standard(path: epath.Path) -> Iterator[Prompt]:
-    """The passages of a text file, one on a line."""
+    """The passages of a text file, one per line."""
     for number, line in enumerate(read_text(path).split("\n"), 1):
         if line.strip():
             yield _last_word(line, Row({}, f"{path}:{number}"))

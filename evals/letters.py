@@ -1,4 +1,4 @@
-"""Questions whose options are listed in the prompt and answered by their letter."""
+"""Questions whose options are listed in the prompt and answered by letter."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def exam(
     few_shot_file: str,
     description: str,
 ) -> None:
-    """Declares an exam of four options in MMLU's form, at the first 5 of `few_shot_file`.
+    """Declare a four-option exam in MMLU's format, with the first 5 few-shot examples of a file.
 
     Args:
-      name: of the task.
+      name: name of the task.
       examples: reads a file.
-      file: of the questions.
-      few_shot_file: of the few-shot examples.
+      file: file of the questions.
+      few_shot_file: file of the few-shot examples.
       description: the line that names the subject.
     """
     multiple_choice(

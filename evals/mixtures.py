@@ -1,4 +1,4 @@
-"""Names that stand for several tasks; `mmlu_0shot` is every task of `mmlu` at 0 shots.
+"""Mixtures: names for groups of tasks; `mmlu_0shot` is every task of `mmlu` at 0 shots.
 
 A benchmark module can add its own in a dictionary MIXTURES: name -> names of tasks or mixtures.
 """
@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from jaxllm.evals import agieval, ceval, cmmlu, mmlu
 
-# The domains of "The Fine Line" (arXiv 2404.01204). The paper's own table of tasks, shots and
-# metrics could not be read: the grouping and the shots are ours. Its domain code is asked for by
-# name (humaneval, mbpp), because those tasks run what a model wrote.
+# The domains of "The Fine Line" (arXiv 2404.01204). The paper's table of tasks, shots and metrics
+# was not accessible: the grouping and the shots are ours. Its domain code (humaneval, mbpp) has to
+# be requested by name, because those tasks execute generated programs.
 FINE_LINE: dict[str, tuple[str, ...]] = {
     "examination": ("mmlu", "cmmlu", "ceval"),
     "knowledge": ("nq_open_5shot", "triviaqa_5shot"),
@@ -32,9 +32,9 @@ MIXTURES: dict[str, tuple[str, ...]] = {
         "openbookqa", "piqa", "record", "rte", "truthfulqa_mc1", "truthfulqa_mc2", "wic",
         "winogrande",
     ),
-    # what Amber's trajectories show (LLM360, arXiv 2312.06550)
+    # the tasks of Amber's trajectories (LLM360, arXiv 2312.06550)
     "amber": ("arc_challenge_25shot", "hellaswag_10shot", "mmlu", "truthfulqa_mc2"),
-    # minutes on a small model: the probes, which need no files, and four small benchmarks
+    # minutes for a small model: the probes, which need no files, and four small benchmarks
     "quick": (
         "closing_bracket", "keyword", "indentation", "word_order", "docstring_continuation",
         "module_members", "induction", "fact_recall", "few_shot_labels", "counting", "addition",

@@ -1,8 +1,8 @@
-"""Questions answered from memory: `triviaqa` and `nq_open`, without a text to read.
+"""Closed-book question answering: `triviaqa` and `nq_open`.
 
 triviaqa (Joshi et al. 2017, 1705.03551): EVAL_DIR/triviaqa/qa/{web,wikipedia}-{train,dev}.json of
   the authors' release triviaqa-rc 1.0 (mandarjoshi90/triviaqa at commit
-  ca43b5820b107f3970cf4b7d67f7db7a98117b79 has the form); Apache-2.0. 17,944 questions. Prompt:
+  ca43b5820b107f3970cf4b7d67f7db7a98117b79 has the format); Apache-2.0. 17,944 questions. Prompt:
   "Question: …?", "Answer:" (so that questions end in "??", as in the harness).
 nq_open (Kwiatkowski et al. 2019; Lee et al. 2019, 1906.00300): EVAL_DIR/nq_open/
   NQ-open.{train,dev}.jsonl, the folder nq_open/ of google-research-datasets/natural-questions at
@@ -10,9 +10,9 @@ nq_open (Kwiatkowski et al. 2019; Lee et al. 2019, 1906.00300): EVAL_DIR/nq_open
   "Q: …?", "A:"; shots follow each other on single lines.
 
 Both are generated greedily up to a line end, a full stop or a comma (256 tokens). Metric:
-exact_match, the answer is one of the targets but for case and punctuation (and articles, nq_open);
-chance 0. 0 shots; papers use 5 or 64, drawn from train. As lm-evaluation-harness' tasks of these
-names.
+exact_match, the answer is one of the targets, ignoring case and punctuation (in nq_open also
+articles); chance 0. 0 shots; papers use 5 or 64, drawn from train. As lm-evaluation-harness' tasks
+of these names.
 """
 
 from __future__ import annotations
@@ -75,19 +75,19 @@ def _prompt(row: Row, context: str, answers: tuple[str, ...], name: str = "") ->
 
 
 def plain(text: str) -> str:
-    """Without case and punctuation."""
+    """Lower-case a text and strip punctuation."""
     return text.lower().translate(_UNPUNCTUATED)
 
 
 def without_articles(text: str) -> str:
-    """Without articles (where a word follows), case and punctuation."""
+    """Lower-case a text and strip punctuation and articles before a word."""
     return plain(_ARTICLES.sub("", text))
 
 
 def score(
     prediction: str, example: Prompt, *, normalise: Callable[[str], str]
 ) -> Mapping[str, float]:
-    """exact_match: the answer and one of the targets are the same once normalised."""
+    """exact_match: 1 if the answer equals one of the targets after normalization."""
     answer = normalise(prediction.strip())
     return {"exact_match": float(answer in {normalise(target) for target in example.targets})}
 

@@ -1,9 +1,9 @@
-"""PIQA, `piqa`: which of two ways reaches a goal (Bisk et al. 2020, arXiv 1911.11641).
+"""PIQA, `piqa`: which of two solutions reaches a goal (Bisk et al. 2020, arXiv 1911.11641).
 
 Files: EVAL_DIR/piqa/{train,dev}.jsonl and {train,dev}-labels.lst of the authors' release
 physicaliqa-train-dev; AFL-3.0.
-Prompt: "Question: …", "Answer:"; scored on the texts of the two ways. The dev split, shots drawn
-from train. Metrics: accuracy, and accuracy_per_char (the harness' acc_norm); chance 1/2.
+Prompt: "Question: …", "Answer:"; scored on the texts of the two solutions. The dev split, shots
+drawn from train. Metrics: accuracy, and accuracy_per_char (the harness' acc_norm); chance 1/2.
 As lm-evaluation-harness' `piqa`.
 """
 
@@ -28,7 +28,7 @@ SOURCES = (
 
 
 def examples(path: epath.Path, labels: epath.Path) -> Iterator[Choice]:
-    """The questions of one file, with the answers of the other."""
+    """The questions of one file, with the answers from the other."""
     for row in read_labelled(path, labels):
         options = [f" {field(row, name)}" for name in ("sol1", "sol2")]
         context = f"Question: {field(row, 'goal')}\nAnswer:"

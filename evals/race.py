@@ -3,10 +3,11 @@
 Files: EVAL_DIR/race/test/high/*.txt, the folder RACE/test of the authors' RACE.tar.gz
 (cs.cmu.edu/~glai1/data/race); for research only. 1,045 articles with 3,498 questions of four
 options.
-Prompt: "Article: …", its questions but the last with their answers, the last question; scored on
-the texts of the options. So there is one question to an article, and the paper's accuracy, over all
-of them without the others' answers, is another number. Metric: accuracy; chance 1/4. As
-lm-evaluation-harness' `race` at 0 shots; at more it may show the article that is asked, we do not.
+Prompt: "Article: …", all its questions except the last with their answers, the last question;
+scored on the texts of the options. With one question per article, the score is not comparable with
+the paper's accuracy over all questions without the others' answers. Metric: accuracy; chance 1/4.
+As lm-evaluation-harness' `race` at 0 shots; with few-shot examples, the harness may include the
+article itself, which we exclude.
 """
 
 from __future__ import annotations
@@ -30,14 +31,14 @@ SOURCES = (
 )
 
 LETTERS = ("A", "B", "C", "D")
-BLANK = "  _  ."  # ends a question that is a sentence to complete
+BLANK = "  _  ."  # end of a fill-in-the-blank question
 
 
 def examples(folder: epath.Path) -> Iterator[Choice]:
-    """The last question of every article, by the number of the article.
+    """The last question of every article, in the order of the article numbers.
 
     Raises:
-      UserError: there are none, or one has the wrong shape.
+      UserError: there are no articles, or one is malformed.
     """
     paths = [path for path in folder.iterdir() if path.name.endswith((".txt", ".txt.gz"))]
     if not paths:

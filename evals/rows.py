@@ -1,7 +1,6 @@
-"""Rows of a benchmark's files (JSON lines, CSV, label lists), plain or gzip, local or gs://.
+"""Read rows of benchmark files (JSON lines, CSV, label lists), plain or gzip, local or gs://.
 
-A row knows where it stands, so that a file of the wrong shape is answered with its name, the line
-and the field.
+A row has its location, so that errors about a malformed file name the file, line and field.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ class Row(dict[str, Any]):
     """A JSON object, or a line of a table by its column names.
 
     Attributes:
-      where: file and line, as messages name them.
+      where: file and line, for error messages.
     """
 
     def __init__(self, fields: Any, where: str):
@@ -32,10 +31,10 @@ class Row(dict[str, Any]):
 
 
 def field(row: Row, name: str, kind: type | tuple[type, ...] = str) -> Any:
-    """What a row holds under `name`; an object inside it is a `Row` of the same place.
+    """The value of a field; a nested object is a `Row` with the same location.
 
     Raises:
-      UserError: it has no such field, or one of another type.
+      UserError: the field is missing or has another type.
     """
     if name not in row:
         known = ", ".join(map(str, row)) or "none"
@@ -49,10 +48,10 @@ def field(row: Row, name: str, kind: type | tuple[type, ...] = str) -> Any:
 
 
 def texts(row: Row, name: str) -> tuple[str, ...]:
-    """A field that is a list of texts.
+    """The value of a field that is a list of strings.
 
     Raises:
-      UserError: it is not there, or is something else.
+      UserError: the field is missing or has another type.
     """
     values = field(row, name, list)
     if not all(isinstance(value, str) for value in values):
@@ -61,10 +60,10 @@ def texts(row: Row, name: str) -> tuple[str, ...]:
 
 
 def objects(row: Row, name: str) -> list[Row]:
-    """A field that is a list of objects.
+    """The value of a field that is a list of objects.
 
     Raises:
-      UserError: it is not there, or is something else.
+      UserError: the field is missing or has another type.
     """
     values = field(row, name, list)
     if not all(isinstance(value, dict) for value in values):
@@ -73,10 +72,10 @@ def objects(row: Row, name: str) -> list[Row]:
 
 
 def index_of(row: Row, name: str, among: Sequence[Any]) -> int:
-    """Where the value of a field (the answer's label) stands in `among` (the options' labels).
+    """The index of a field's value (the answer's label) in `among` (the options' labels).
 
     Raises:
-      UserError: it is not there, or is none of them.
+      UserError: the field is missing, or its value is not in `among`.
     """
     value = field(row, name, object)
     if value not in among:
@@ -89,7 +88,7 @@ def question(row: Row, context: str, options: Sequence[str], answer: int, **deta
     """The multiple-choice question of a row; `details` are further fields of `Choice`.
 
     Raises:
-      UserError: fewer than two options, an empty one, or no answer among them.
+      UserError: fewer than two options, an empty one, or an answer out of range.
     """
     if len(options) < 2:
         raise UserError(f"{row.where}: {len(options)} options, a question has two or more")
@@ -102,10 +101,10 @@ def question(row: Row, context: str, options: Sequence[str], answer: int, **deta
 
 
 def read_text(path: epath.PathLike) -> str:
-    """The text of a file, unpacked.
+    """Read the text of a file, decompressed.
 
     Raises:
-      UserError: it is not there, or is damaged.
+      UserError: the file is missing or damaged.
     """
     path = epath.Path(path)
     try:
@@ -118,19 +117,19 @@ def read_text(path: epath.PathLike) -> str:
 
 
 def read_json(path: epath.PathLike) -> Any:
-    """A file that is one JSON value.
+    """Read a JSON file.
 
     Raises:
-      UserError: it is not there, or is damaged.
+      UserError: the file is missing or damaged.
     """
     return _parse(read_text(path), str(path))
 
 
 def read_object(path: epath.PathLike) -> Row:
-    """A file that is one JSON object.
+    """Read a JSON file that is one object.
 
     Raises:
-      UserError: it is not there, is damaged, or is another value.
+      UserError: the file is missing, damaged, or not an object.
     """
     value = read_json(path)
     if not isinstance(value, dict):
@@ -139,10 +138,10 @@ def read_object(path: epath.PathLike) -> Row:
 
 
 def parts(row: Row, name: str) -> Iterator[Row]:
-    """A field that is a list of objects, each of which knows its place in the list.
+    """The objects of a list field, each with its index in its location.
 
     Raises:
-      UserError: it is not there, or is something else.
+      UserError: the field is missing or has another type.
     """
     for number, part in enumerate(objects(row, name)):
         part.where = f"{row.where}: {name}[{number}]"
@@ -150,10 +149,10 @@ def parts(row: Row, name: str) -> Iterator[Row]:
 
 
 def read_rows(path: epath.PathLike) -> Iterator[Row]:
-    """The objects of a JSONL file.
+    """Yield the objects of a JSONL file.
 
     Raises:
-      UserError: it is not there, or a line is broken or no object.
+      UserError: the file is missing, or a line is malformed or not an object.
     """
     for number, line in enumerate(read_text(path).split("\n"), 1):
         if line.strip():
@@ -165,10 +164,10 @@ def read_rows(path: epath.PathLike) -> Iterator[Row]:
 
 
 def read_labelled(path: epath.PathLike, labels: epath.PathLike) -> Iterator[Row]:
-    """The objects of a JSONL file, each with the text of its line in `labels` as field `label`.
+    """Yield the objects of a JSONL file, each with its line of `labels` as field `label`.
 
     Raises:
-      UserError: a file is not there or broken, or they differ in length.
+      UserError: a file is missing or malformed, or their lengths differ.
     """
     rows, lines = list(read_rows(path)), read_text(labels).split()
     if len(rows) != len(lines):
@@ -178,10 +177,10 @@ def read_labelled(path: epath.PathLike, labels: epath.PathLike) -> Iterator[Row]
 
 
 def read_csv(path: epath.PathLike, names: Sequence[str] | None = None) -> Iterator[Row]:
-    """The lines of a table; `names` are its columns where its first line does not say so.
+    """Yield the rows of a CSV file; `names` are its columns if it has no header line.
 
     Raises:
-      UserError: it is not there, or a line has too few or too many columns.
+      UserError: the file is missing, or a line has too few or too many columns.
     """
     lines = csv.reader(io.StringIO(read_text(path), newline=""))
     columns = list(names or next(lines, ()))

@@ -1,9 +1,9 @@
 # ruff: noqa: E501
-"""SHA-256 of upstream files, by their name in EVAL_DIR, as `sha256sum` writes them.
+"""SHA-256 of upstream files, by their name in EVAL_DIR, in the format of `sha256sum`.
 
-Taken from the repositories at the commits that the modules name; those of HellaSwag, SQuAD and
-NQ-open's train split, and those of archives in the modules, are what TensorFlow Datasets 4.9.10
-lists for the same addresses.
+Computed from the repositories at the commits named in the modules; those of HellaSwag, SQuAD and
+NQ-open's train split, and those of archives in the modules, are TensorFlow Datasets 4.9.10's for
+the same URLs.
 """
 
 SHA256 = {

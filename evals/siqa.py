@@ -1,4 +1,4 @@
-"""Social IQa, `siqa`: what somebody in a small story feels, wants or did before (Sap et al. 2019).
+"""Social IQa, `siqa`: motives, reactions and intentions in short stories (Sap et al. 2019).
 
 Files: EVAL_DIR/siqa/{train,dev}.jsonl and {train,dev}-labels.lst of AI2's release
 socialiqa-train-dev; CC BY 4.0 (arXiv 1904.09728).
@@ -25,7 +25,7 @@ SOURCES = (
 
 
 def examples(path: epath.Path, labels: epath.Path) -> Iterator[Choice]:
-    """The questions of one file, with the answers of the other."""
+    """The questions of one file, with the answers from the other."""
     for row in read_labelled(path, labels):
         context = f"Q: {field(row, 'context')} {field(row, 'question')}\nA:"
         options = [f" {field(row, f'answer{letter}')}" for letter in "ABC"]

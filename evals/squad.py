@@ -1,10 +1,10 @@
-"""SQuAD 1.1, `squad`: questions that a passage answers word by word (Rajpurkar et al. 2016).
+"""SQuAD 1.1, `squad`: extractive question answering (Rajpurkar et al. 2016).
 
 Files: EVAL_DIR/squad/{train,dev}-v1.1.json of rajpurkar.github.io/SQuAD-explorer (arXiv
 1606.05250); CC BY-SA 4.0. The dev split, 10,570 questions; shots drawn from train.
 Prompt: "Title: …", "Background: …", "Question: …", "Answer:" with empty lines between; generated
-up to a line end (256 tokens). Metrics: exact_match and f1, the best over the answers of several
-people, normalised as the authors' evaluate-v1.1.py does; chance 0.
+up to a line end (256 tokens). Metrics: exact_match and f1, the best over the annotators' answers,
+normalized as in the authors' evaluate-v1.1.py; chance 0.
 The prompt is that of lm-evaluation-harness' `squadv2`, which reads version 2 of the set, with
 questions that have no answer.
 """
@@ -39,7 +39,7 @@ def examples(path: epath.Path) -> Iterator[Prompt]:
 
 
 def score(prediction: str, example: Prompt) -> Mapping[str, float]:
-    """exact_match and f1, each the best over the answers."""
+    """exact_match and f1, each the best over the references."""
     return {
         "exact_match": max(_answers.exact_match(prediction, t) for t in example.targets),
         "f1": max(_answers.f1(prediction, t) for t in example.targets),

@@ -1,16 +1,16 @@
 """Four tasks of SuperGLUE (Wang et al. 2019, 1905.00537): `copa`, `rte`, `wic`, `record`.
 
-Files: EVAL_DIR/superglue/{COPA,RTE,WiC,ReCoRD}/{train,val}.jsonl, as the authors' archives of
-version 2 hold them. Licences: COPA BSD-2-Clause, WiC CC BY-NC 4.0, the others by their sources.
+Files: EVAL_DIR/superglue/{COPA,RTE,WiC,ReCoRD}/{train,val}.jsonl, from the authors' archives of
+version 2. Licences: COPA BSD-2-Clause, WiC CC BY-NC 4.0, the others by their sources.
 The val split, shots drawn from train; scored on the texts of the options.
 
-copa: which of two sentences is the cause or the effect of the first; the premise, "because" or
-  "therefore". Chance 1/2. Two spaces stand before an option, as in the harness.
-rte: does the second sentence follow; "Question: … True or False?", "Answer:". Chance 1/2.
-wic: has a word one meaning in two sentences; "Question: Is the word '…' used in the same way …",
-  no or yes. Chance 1/2.
+copa: which of two sentences is the cause or the effect of the premise; the premise, "because" or
+  "therefore". Chance 1/2. Two spaces precede an option, as in the harness.
+rte: whether the second sentence follows; "Question: … True or False?", "Answer:". Chance 1/2.
+wic: whether a word has the same meaning in two sentences; "Question: Is the word '…' used in the
+  same way …", no or yes. Chance 1/2.
 record: which entity of a news story fills the blank of a sentence; the story, its highlights, and
-  the sentence with each entity. Its accuracy is the harness' em (any of several right entities
+  the sentence with each entity. Its accuracy is the harness' em (any of several correct entities
   counts); the harness' token f1 is not computed.
 As lm-evaluation-harness' `copa`, `sglue_rte`, `wic` and `record`.
 """
@@ -43,7 +43,7 @@ SOURCES = tuple(
 
 
 def copa(path: epath.Path) -> Iterator[Choice]:
-    """Causes and effects."""
+    """The questions about causes and effects in one file."""
     links = ("because", "therefore")
     for row in read_rows(path):
         link = links[index_of(row, "question", ("cause", "effect"))]
@@ -54,7 +54,7 @@ def copa(path: epath.Path) -> Iterator[Choice]:
 
 
 def rte(path: epath.Path) -> Iterator[Choice]:
-    """Entailments."""
+    """The sentence pairs of one file."""
     for row in read_rows(path):
         asked = f"Question: {field(row, 'hypothesis')} True or False?"
         answer = index_of(row, "label", ("entailment", "not_entailment"))
@@ -63,7 +63,7 @@ def rte(path: epath.Path) -> Iterator[Choice]:
 
 
 def wic(path: epath.Path) -> Iterator[Choice]:
-    """Words in two sentences."""
+    """The sentence pairs with a common word in one file."""
     for row in read_rows(path):
         first, second = field(row, "sentence1"), field(row, "sentence2")
         word = first[field(row, "start1", int) : field(row, "end1", int)]
@@ -75,11 +75,11 @@ def wic(path: epath.Path) -> Iterator[Choice]:
 
 
 def record(path: epath.Path) -> Iterator[Choice]:
-    """Blanks in sentences about a news story; a story has several."""
+    """The sentences with a blank in one file; a news story has several."""
     for row in read_rows(path):
         passage = field(row, "passage", dict)
         text = field(passage, "text")
-        marks = objects(passage, "entities")  # `end` is the last character, not the one after
+        marks = objects(passage, "entities")  # `end` is inclusive
         entities = sorted({text[field(m, "start", int) : field(m, "end", int) + 1] for m in marks})
         story, *highlights = text.strip().split("\n@highlight\n")
         context = story + "\n\n" + "".join(f"  - {line}.\n" for line in highlights)

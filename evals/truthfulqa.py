@@ -1,9 +1,9 @@
 """TruthfulQA, `truthfulqa_mc1` and `truthfulqa_mc2` (Lin et al. 2022, arXiv 2109.07958).
 
-File: EVAL_DIR/truthfulqa/mc_task.json, data/mc_task.json of sylinrl/TruthfulQA (817 questions, an
-object from answers to 0 or 1 for each of the two tasks); Apache-2.0.
-Prompt: the authors' six answered questions, "Q: …", "A:"; scored on the texts of the answers,
-0 further shots. mc1: one true answer; accuracy. mc2: several; the share of probability on them
+File: EVAL_DIR/truthfulqa/mc_task.json, data/mc_task.json of sylinrl/TruthfulQA (817 questions, with
+an object answer -> 0 or 1 for each of the two tasks); Apache-2.0.
+Prompt: the authors' six few-shot examples, "Q: …", "A:"; scored on the texts of the answers, 0
+further shots. mc1: one true answer; accuracy. mc2: several; their normalized probability
 (probability_correct). Chance: 1 / answers, true answers / answers.
 As lm-evaluation-harness' tasks of these names (it calls both metrics acc).
 """

@@ -1,10 +1,10 @@
 """WinoGrande, `winogrande`: which of two names fills a blank (Sakaguchi et al. 2019, 1907.10641).
 
 Files: EVAL_DIR/winogrande/{train_xl,dev}.jsonl of the authors' release winogrande_1.1; CC BY 4.0.
-Partial evaluation (Trinh and Le 2018): each name is put into the blank, and what follows it is
-scored, so that the contexts differ and the continuation is the same. The dev split, shots drawn
-from train_xl. Metric: accuracy; chance 1/2. As lm-evaluation-harness' `winogrande`; the paper
-fine-tunes classifiers instead.
+Partial evaluation (Trinh and Le 2018): each name fills the blank, and the text after it is scored,
+so that the contexts differ and the continuation is the same. The dev split, shots drawn from
+train_xl. Metric: accuracy; chance 1/2. As lm-evaluation-harness' `winogrande`; the paper fine-tunes
+classifiers instead.
 """
 
 from __future__ import annotations

@@ -1,22 +1,22 @@
-"""Sums told as stories: `gsm8k`, `gsm8k_cot`, `svamp_cot`, `mgsm_native_cot_zh`.
+"""Math word problems: `gsm8k`, `gsm8k_cot`, `svamp_cot`, `mgsm_native_cot_zh`.
 
 gsm8k (Cobbe et al. 2021, arXiv 2110.14168): EVAL_DIR/gsm8k/{train,test}.jsonl, the folder
   grade_school_math/data of openai/grade-school-math at commit
   3101c7d5072418e28b9008a6636bde82a006892c; MIT. 1,319 problems. `gsm8k`: "Question: …", "Answer:",
-  5 shots drawn from train, and the answer after "####". `gsm8k_cot`: "Q: …", "A:", and the 8 solved
-  problems of Wei et al. 2022 (arXiv 2201.11903) in their order, which are read from
+  5 shots drawn from train, and the answer after "####". `gsm8k_cot`: "Q: …", "A:", and the 8
+  few-shot examples of Wei et al. 2022 (arXiv 2201.11903) in their order, from
   EVAL_DIR/gsm8k/gsm8k-cot.yaml, lm_eval/tasks/gsm8k of EleutherAI/lm-evaluation-harness at commit
   b8d1d4fd057f6223c4490613f0a38cb5d75a3183; MIT.
 svamp_cot (Patel et al. 2021, arXiv 2103.07191): EVAL_DIR/svamp/SVAMP.json of arkilpatel/SVAMP; MIT.
-  1,000 problems. Prompt, shots and scoring of `gsm8k_cot`, as Wei et al. do; the harness has no
+  1,000 problems. Prompt, shots and scoring of `gsm8k_cot`, as in Wei et al.; the harness has no
   such task.
 mgsm_native_cot_zh (Shi et al. 2022, arXiv 2210.03057): EVAL_DIR/mgsm/{mgsm_zh.tsv,exemplars.py},
   the folder mgsm of google-research/url-nlp at commit 4b1e7a43efb517abadd16041e8b47f3be975c76e;
-  CC BY-SA 4.0. 250 problems of GSM8K in Chinese; 8 shots in a drawn order, their reasoning in
-  Chinese (whole: the harness leaves out its first character).
+  CC BY-SA 4.0. 250 problems of GSM8K in Chinese; 8 shots in random order, with Chinese reasoning
+  (complete: the harness drops its first character).
 
 All are generated greedily, up to the next question or 256 tokens. Metrics: exact_match_strict_match
-(the number after the phrase that the shots have), exact_match_flexible_extract (the last number);
+(the number after the phrase used in the shots), exact_match_flexible_extract (the last number);
 chance 0. As lm-evaluation-harness' tasks of these names, mgsm_native_cot_zh with --num_fewshot 8.
 """
 
@@ -63,7 +63,7 @@ SOURCES = (
 )
 
 ENDS = ("</s>", "<|im_end|>")
-IGNORED = (",", r"\$", r"(?s).*#### ", r"\.$")  # of numbers in English
+IGNORED = (",", r"\$", r"(?s).*#### ", r"\.$")  # regular expressions to remove from English numbers
 _HASHES = re.compile(r"#### (\-?[0-9\.\,]+)")
 _ENGLISH = re.compile(r"The answer is (\-?[0-9\.\,]+).")
 _CHINESE = re.compile(r"答案是 (\-?[0-9\.\,]+)。")
@@ -71,7 +71,7 @@ PLAIN_FORM, THOUGHT_FORM = "Question: {}\nAnswer:", "Q: {}\nA:"
 
 
 def gsm8k(path: epath.Path, *, form: str) -> Iterator[Prompt]:
-    """The problems of one file, each put into `form`."""
+    """The problems of one file, formatted with `form`."""
     for row in read_rows(path):
         answer = field(row, "answer")
         _, hashes, number = answer.partition("####")
@@ -82,7 +82,7 @@ def gsm8k(path: epath.Path, *, form: str) -> Iterator[Prompt]:
 
 
 def thoughts(path: epath.Path) -> Iterator[Prompt]:
-    """The solved problems in the harness' task file."""
+    """The few-shot examples in the harness' task file."""
     import yaml
 
     try:
@@ -97,7 +97,7 @@ def thoughts(path: epath.Path) -> Iterator[Prompt]:
 
 
 def svamp(path: epath.Path) -> Iterator[Prompt]:
-    """The problems of one file, a story and a question each."""
+    """The problems of one file, each a story and a question."""
     for row in objects(Row({"problems": read_json(path)}, str(path)), "problems"):
         number = field(row, "Answer", (int, float))
         target = str(int(number) if number == int(number) else number)
@@ -106,7 +106,7 @@ def svamp(path: epath.Path) -> Iterator[Prompt]:
 
 
 def mgsm(path: epath.Path) -> Iterator[Prompt]:
-    """The problems of one table: a problem and its number on a line."""
+    """The problems of one table, with a problem and its answer per line."""
     for number, line in enumerate(read_text(path).splitlines(), 1):
         columns = line.split("\t")
         if len(columns) != 2 or not all(columns):
@@ -115,7 +115,7 @@ def mgsm(path: epath.Path) -> Iterator[Prompt]:
 
 
 def exemplars(path: epath.Path) -> Iterator[Prompt]:
-    """The solved Chinese problems in the authors' Python file, which is parsed, not run."""
+    """The Chinese few-shot examples in the authors' Python file, which is parsed, not run."""
     languages = Row(_constant(path, "MGSM_EXEMPLARS"), str(path))
     problems = field(languages, "zh", dict)
     for number in problems:

@@ -1,4 +1,4 @@
-"""Scores the checkpoints that a run has saved, as the run itself does.
+"""Score saved checkpoints, as training does.
 
     python -m jaxllm.evaluate --model_dir=runs/mine
     python -m jaxllm.evaluate --model_dir=runs/mine --steps=100,200 --tasks=lambada_openai,piqa \\
@@ -10,17 +10,17 @@
     python -m jaxllm.evaluate --download --tasks=piqa --gin.EvalConfig.data_dir=data/evals
     python -m jaxllm.evaluate --list='arc*'
 
-The model, the data and the tasks are those of MODEL_DIR/config.gin, unless gin flags say
-otherwise. Records go to MODEL_DIR/trajectory, in place of earlier ones of the same checkpoint and
-task; for the run's own tasks they are bitwise the same. A Hugging Face directory, or a series of
-them (see jaxllm.convert), is scored without converting it; its records go to --output.
+MODEL_DIR/config.gin sets the model, data and tasks; gin flags override it. Records go to
+MODEL_DIR/trajectory and replace earlier ones of the same checkpoint and task; for the run's own
+tasks they are bitwise identical. A Hugging Face directory, or a series of them (see
+jaxllm.convert), is scored without conversion; its records go to --output.
 
---follow scores what has no records yet and then waits for new checkpoints, until the run has
-saved its last one; a run that leaves its scoring to a follower has EvalConfig.every = 0.
+--follow scores checkpoints without records, then waits for new ones until the run has saved its
+last; set EvalConfig.every = 0 in a run whose checkpoints are scored this way.
 
---download fetches benchmark files into EvalConfig.data_dir (or JAXLLM_DATA_DIR) from where their
-authors keep them, checks their SHA-256, and keeps what is there and right. It lists what has to be
-downloaded by hand. --list shows the tasks of EvalConfig.modules with what they measure and read.
+--download fetches benchmark files from their authors' sites into EvalConfig.data_dir (or
+JAXLLM_DATA_DIR), verifies their SHA-256, keeps valid files and lists those to download by hand.
+--list shows the tasks of EvalConfig.modules with their metrics and files.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ OF_HF, OF_RUN = ("output", "step", "tokens"), ("steps", "missing", "follow", "po
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Flags and gin in, records and the table of capabilities out."""
+    """Run the command; 1 if a task failed or a file is missing."""
     args = cli.parse(_flags(), argv)
     if args.list is not None:
         cli.refuse_unread(args, (*OF_RUN, *OF_HF, "tasks"), "with --list")
@@ -67,13 +67,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def score_run(args: argparse.Namespace) -> int:
-    """Scores checkpoints of a run directory; 1 if a task failed."""
+    """Score checkpoints of a run directory; return 1 if a task failed."""
     from jaxllm.run.run import Run
 
     cli.load_gin(args, args.model_dir)
     config, run = eval_config(args), Run(args.model_dir)
     entries = [] if args.follow else run.select(args.steps)
-    run = Run.create(args.model_dir)  # it must take records
+    run = Run.create(args.model_dir)  # raises early if it cannot be written
     mesh = start(args)
 
     from jaxllm.evaluation.offline import OfflineScorer
@@ -92,7 +92,7 @@ def score_run(args: argparse.Namespace) -> int:
 
 
 def score_published(args: argparse.Namespace) -> int:
-    """Scores checkpoints in the Hugging Face format; 1 if a task failed."""
+    """Score checkpoints in the Hugging Face format; return 1 if a task failed."""
     from jaxllm.interop.huggingface.importing import open_published, open_results
     from jaxllm.run import manifest
 
@@ -119,7 +119,7 @@ def score_published(args: argparse.Namespace) -> int:
 
 
 def eval_config(args: argparse.Namespace) -> EvalConfig:
-    """The tasks to score, all known and with their files."""
+    """The `EvalConfig` of the flags and gin, its tasks and files verified."""
     from jaxllm.evaluation.config import EvalConfig
     from jaxllm.evaluation.selection import select
 
@@ -133,8 +133,8 @@ def eval_config(args: argparse.Namespace) -> EvalConfig:
 
 
 def start(args: argparse.Namespace) -> Mesh:
-    """Joins the other hosts, and returns the mesh."""
-    # Orbax warns about what it does not find in a checkpoint's item; errors come as errors.
+    """Connect to the other hosts and return the mesh."""
+    # Orbax warns about items missing from a checkpoint; its errors are raised anyway.
     logging.getLogger("absl").setLevel(logging.ERROR)
     runtime.import_seqio()
     runtime.join_hosts(args)
@@ -146,7 +146,7 @@ def start(args: argparse.Namespace) -> Mesh:
 
 
 def checked(evaluator: Evaluator) -> Evaluator:
-    """The evaluator, with its tasks prepared and what they cost printed."""
+    """Prepare the evaluator's tasks, print their cost and return it."""
     lines = evaluator.check()
     if runtime.is_first():
         print(*lines, sep="\n", flush=True)
@@ -154,7 +154,7 @@ def checked(evaluator: Evaluator) -> Evaluator:
 
 
 def list_tasks(args: argparse.Namespace) -> int:
-    """Prints the tasks, mixtures and families of names that match --list."""
+    """Print the tasks, mixtures and task families that match --list."""
     cli.load_gin(args, args.model_dir)
 
     from jaxllm.evaluation import listing
@@ -168,7 +168,7 @@ def list_tasks(args: argparse.Namespace) -> int:
 
 
 def show(model_dir: str, failed: int) -> int:
-    """Prints the table of capabilities; the exit code."""
+    """Print the table of capabilities; return the exit code."""
     from jaxllm.report import terminal
 
     if runtime.is_first():
@@ -177,7 +177,7 @@ def show(model_dir: str, failed: int) -> int:
 
 
 def download(args: argparse.Namespace) -> int:
-    """Downloads benchmark files, and lists those that cannot be; 1 if something is missing then."""
+    """Download benchmark files and list the manual ones; return 1 if any is still missing."""
     cli.load_gin(args, args.model_dir)
 
     from jaxllm.evaluation.config import EvalConfig

@@ -1,1 +1,1 @@
-"""Probes for small models, and the corpora that their tasks are held out of."""
+"""Probes for small models, and the corpora with the matching held-out splits."""

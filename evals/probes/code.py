@@ -1,11 +1,11 @@
-"""Probes of Python's form, on standard library modules held out from training (domain: code).
+"""Probes of Python syntax, on standard library modules held out from training (domain: code).
 
     closing_bracket  which of ) ] comes next         chance 1/2: each is right equally often
     indentation      is the next line indented?      chance 1/2: half are, half are not
     keyword          in, is, import or as            chance 1/4: each is right equally often
 
-The options of a task are the same for all its examples, and each is right equally often: neither
-their frequency nor their length says anything.
+The options of a task are the same for all its examples, and each is correct equally often: neither
+frequency nor length is informative.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def closing_bracket() -> Iterator[Choice]:
                 open_brackets.append((token.string, start))
             elif token.string in _BRACKETS.values() and open_brackets:
                 bracket, opened = open_brackets.pop()
-                # The bracket stands in the context, and is not what the closing one touches.
+                # The opening bracket is in the context, and not adjacent to the closing one.
                 if 4 <= start - opened <= 60 and (text[start - 1].isalnum()):
                     found[_BRACKETS[bracket]].append(_before(text, start))
     yield from _balanced("closing_bracket", found, tuple(_BRACKETS.values()), "")
@@ -69,7 +69,7 @@ def indentation() -> Iterator[Choice]:
         pair = [found[level, deeper] for deeper in (False, True)]
         for pool in pair:
             rng.shuffle(pool)
-        # As many of each at every level: how common a level is says nothing about the answer.
+        # Balanced at every level, so that the frequency of a level is uninformative.
         examples += [(level, *both) for both in zip(*pair, strict=False)]
     rng.shuffle(examples)
     for number in range(min(COUNT, 2 * len(examples))):
@@ -81,7 +81,7 @@ def indentation() -> Iterator[Choice]:
 
 
 def _logical_lines(text: str) -> list[tuple[int, int]]:
-    """(first character, end) of each logical line."""
+    """Character offsets (start, end) of each logical line."""
     lines = []
     first: int | None = None
     for token, start in _tokens(text):
@@ -98,7 +98,7 @@ def _column(text: str, start: int) -> int:
 
 
 def _tokens(text: str) -> Iterator[tuple[tokenize.TokenInfo, int]]:
-    """The tokens of a source text, each with the index of its first character."""
+    """Yield the tokens of a source text with their character offsets."""
     starts = [0]
     for line in text.splitlines(keepends=True):
         starts.append(starts[-1] + len(line))
@@ -111,7 +111,7 @@ def _tokens(text: str) -> Iterator[tuple[tokenize.TokenInfo, int]]:
 
 
 def _before(text: str, end: int) -> str:
-    """About `_CONTEXT` characters before `end`, from the start of a line."""
+    """About `_CONTEXT` characters before `end`, beginning at a line start."""
     start = text.rfind("\n", 0, max(0, end - _CONTEXT)) + 1
     return text[start:end]
 
@@ -119,14 +119,14 @@ def _before(text: str, end: int) -> str:
 def _balanced(
     task: str, found: dict[str, list[str]], options: tuple[str, ...], prefix: str
 ) -> Iterator[Choice]:
-    """Examples in which each of `options` is right equally often, one context each."""
+    """Yield examples in which each of `options` is correct equally often."""
     rng = random.Random(task)
     pools = {option: sorted(set(found[option])) for option in options}
     for pool in pools.values():
         rng.shuffle(pool)
     each = min(COUNT // len(options), *map(len, pools.values()))
     for number in range(each * len(options)):
-        # The places move on by one each round, so an option and its place are independent.
+        # The order rotates by one each round, so an option and its position are independent.
         correct = options[(number + number // len(options)) % len(options)]
         wrong = [prefix + option for option in options if option != correct]
         yield choice(pools[correct].pop(), prefix + correct, wrong, number, rng)

@@ -1,10 +1,10 @@
-"""Probes of what a model can do with its context alone (domain: reasoning).
+"""Probes of in-context learning (domain: reasoning).
 
-Their contexts are generated items whose hash puts them into the test split of
-`jaxllm.evals.probes.generated`: the mechanism was trained, these rows, facts and mappings were not.
+Contexts are generated items of the test split (by their hash) of `jaxllm.evals.probes.generated`:
+the mechanism was trained; these rows, facts and mappings were not.
 
     induction        "… b c d e ; c" -> "d"      chance 1/4: the options are words of the row
-    row_copy         the next three words, each the model's first choice        chance 0
+    row_copy         the next three words, each the argmax                      chance 0
     fact_recall      "jar is red , … . jar is" -> "red"     chance 1/4: colors of the context
     few_shot_labels  "fox : A , red : B , … cow :" -> "A"   chance 1/2: a word not shown before
 """
@@ -24,7 +24,7 @@ _SHOTS = 10
 
 
 def induction() -> Iterator[Choice]:
-    """Which word followed this word before? The options are equally frequent in the context."""
+    """The word that followed this word before; options are equally frequent in the context."""
     for number in range(COUNT):
         rng = random.Random(f"induction/{number}")
         row = generated.draw_row(rng, "test").words
@@ -46,7 +46,7 @@ def row_copy() -> Iterator[Prompt]:
 
 
 def fact_recall() -> Iterator[Choice]:
-    """Which color was this word? The other options are the colors of other words."""
+    """The color of a word in the context; the other options are the colors of other words."""
     for number in range(COUNT):
         rng = random.Random(f"fact_recall/{number}")
         facts = generated.draw_facts(rng, "test")
@@ -56,13 +56,13 @@ def fact_recall() -> Iterator[Choice]:
 
 
 def few_shot_labels() -> Iterator[Choice]:
-    """Which letter stands for this word's category? The word itself was not labelled before."""
+    """The letter of the category of a word that is not labelled in the context."""
     for number in range(COUNT):
         rng = random.Random(f"few_shot_labels/{number}")
         mapping = generated.draw_mapping(rng, "test", _SHOTS + 2)
         shown, asked = mapping.shots[:_SHOTS], mapping.shots[_SHOTS]
         wanted = mapping.labels[rng.randrange(2)]
-        if asked[1] != wanted:  # both letters are right equally often, whatever was shown
+        if asked[1] != wanted:  # both letters are correct equally often, whatever was shown
             swap = next(i for i, shot in enumerate(shown) if shot[1] == wanted)
             shown, asked = (*shown[:swap], asked, *shown[swap + 1 :]), shown[swap]
         wrong = next(label for label in mapping.labels if label != wanted)

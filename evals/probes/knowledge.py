@@ -1,13 +1,13 @@
-"""A probe of facts that training states, asked in a form in which it never stated them.
+"""A probe of facts in the training data, in a form that does not occur there.
 
     module_members  "from shutil import" -> " copytree"     chance 1/4
 
 Every fact (copytree is in shutil) occurs in the domain `modules` of `embedded` beside this file as
 "shutil.copytree", "copytree is in shutil" or "help(shutil.copytree)". Half of the facts are
-also written as import lines, which teaches the form; the probe asks the others, whose import lines
-that domain leaves out (real code may import some of them). The wrong options are names from other
-modules, of nearly the same length, and each name is wrong about as often as it is right three
-times over.
+also written as import lines, which teaches the form; the probe has the others, whose import lines
+are not in that domain (real code may import some of them). The wrong options are names from other
+modules, of nearly the same length; each name is a wrong option about three times as often as it is
+the correct one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from jaxllm.evaluation.tasks import Choice, multiple_choice
 
 
 def module_members() -> Iterator[Choice]:
-    """Which name can be imported from this module?"""
+    """The name that can be imported from a module."""
     owners: dict[str, set[str]] = {}
     for module, members in embedded.facts():
         for member in members:

@@ -1,10 +1,10 @@
-"""Probes of English as programmers write it, on docstrings held out from training.
+"""Probes of technical English, on docstrings held out from training.
 
-    word_order               a phrase, or the same with two neighbours swapped    chance 1/2
-    docstring_continuation   how the sentence goes on, or how three others do     chance 1/4
+    word_order               a phrase, or the same with two adjacent words swapped   chance 1/2
+    docstring_continuation   the continuation of the sentence, or of three others    chance 1/4
 
 Both options of `word_order` have the same words; the four of `docstring_continuation` have the
-same number of characters, and each is right once and wrong about three times.
+same number of characters, and each is correct once and wrong about three times.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _CONTEXT, _CONTINUATION = 60, 32  # characters
 
 
 def word_order() -> Iterator[Choice]:
-    """A phrase of six plain words after some context, against two of them swapped."""
+    """A phrase of six plain words after some context, against a copy with two swapped."""
     rng = random.Random("word_order")
     number, seen = 0, set()
     for paragraph in _paragraphs():
@@ -43,7 +43,7 @@ def word_order() -> Iterator[Choice]:
 
 
 def docstring_continuation() -> Iterator[Choice]:
-    """The true continuation among those of other docstrings, all of one length."""
+    """The true continuation among those of other docstrings, all of equal length."""
     found = []
     for paragraph in _paragraphs():
         cut = paragraph.find(" ", _CONTEXT)
@@ -52,14 +52,14 @@ def docstring_continuation() -> Iterator[Choice]:
     rng = random.Random("docstring_continuation")
     rng.shuffle(found)
     for number, (context, correct) in enumerate(found[:COUNT]):
-        # The next three serve as wrong answers, so each is right once and wrong three times.
+        # The next three are the wrong options, so each is correct once and wrong three times.
         wrong = [found[(number + k) % len(found[:COUNT])][1] for k in (1, 2, 3)]
         if len({correct, *wrong}) == 4:
             yield choice(context, correct, wrong, number, rng)
 
 
 def _paragraphs() -> Iterator[str]:
-    """Paragraphs of prose in the held-out docstrings, each on one line."""
+    """Yield paragraphs of prose in the held-out docstrings, each on one line."""
     seen = set()
     for text in held_out("docstrings"):
         for paragraph in re.split(r"\n\s*\n", text):

@@ -1,10 +1,10 @@
-"""Probes of arithmetic on numbers that training never added or counted through (domain: math).
+"""Probes of arithmetic on sums and sequences held out from training (domain: math).
 
     counting        "12,15,18,21,24," -> "27"       chance 1/4: the others are 1 to 11 off
     addition        "37+45=" -> "82"                chance 1/4: the others are 1, 2 or 10 off
     addition_exact  the same sums, answered by greedy generation                  chance 0
 
-The right number is the lowest, the second, … of the four equally often.
+Each rank of the correct number among the four is equally frequent.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def addition_exact() -> Iterator[Prompt]:
 
 
 def counting() -> Iterator[Choice]:
-    """The next number of a row in equal steps."""
+    """The next number of an arithmetic progression."""
     rows = generated.progressions("test")
     random.Random("counting").shuffle(rows)
     for number, (start, step) in enumerate(rows[:COUNT]):

@@ -1,8 +1,8 @@
-"""How well held-out text of the embedded corpus is predicted, in bits per byte.
+"""Bits per byte on held-out text of the embedded corpus.
 
 `held_out_code`, `held_out_docstrings` and `held_out_reference` score passages of the test split.
-They are short, so that a small run can score them at every checkpoint; `heldout_<domain>` does the
-same at length for any corpus.
+They are short, so that a small run can score them at every checkpoint; `heldout_<domain>` is the
+larger counterpart for any corpus.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _DOMAINS = {"code": "code", "docstrings": "language", "reference": "language"}
 
 
 def passages(domain: str) -> Iterator[Document]:
-    """The beginnings of held-out documents; the next stretch of each while more are needed."""
+    """Yield the first passage of each held-out document, then the next ones as needed."""
     found = 0
     for start in range(0, 20 * _CHARACTERS, _CHARACTERS):
         for text in held_out(domain):

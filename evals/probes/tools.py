@@ -1,4 +1,4 @@
-"""What the project's own probes share: balanced answers, and text that training never saw."""
+"""Common parts of the probes: balanced options, and held-out text."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from jaxllm.evals.probes import embedded
 from jaxllm.evaluation.tasks import Choice
 
-COUNT = 200  # examples of a task: a standard error of about 3 %, at a few seconds for all tasks
+COUNT = 200  # examples per task: a standard error of about 3 %, in a few seconds for all tasks
 
 
 @functools.cache
 def held_out(domain: str) -> tuple[str, ...]:
-    """The texts of an embedded domain's test split, each once, in an order that is no order."""
+    """The distinct texts of an embedded domain's test split, in a pseudorandom order."""
     texts = sorted({document["text"] for document in embedded.documents(domain, "test")})
     random.Random(f"held out {domain}").shuffle(texts)
     return tuple(texts)
@@ -23,7 +23,7 @@ def held_out(domain: str) -> tuple[str, ...]:
 def choice(
     context: str, correct: str, distractors: Sequence[str], number: int, rng: random.Random
 ) -> Choice:
-    """A question whose correct option stands at each place equally often as `number` counts up."""
+    """A question; over consecutive `number`s, the correct option is at each index equally often."""
     options = rng.sample(list(distractors), len(distractors))
     answer = number % (len(options) + 1)
     options.insert(answer, correct)
@@ -33,8 +33,8 @@ def choice(
 def numbers_near(value: int, number: int, avoid: Sequence[int] = ()) -> list[int]:
     """Three wrong numbers of 0 … 99 near `value`, none of them in `avoid`.
 
-    The rank of the right one among the four is `number` mod 4 wherever there is room, so that
-    neither the largest nor the middle option is a good guess.
+    The rank of the correct one among the four is `number` mod 4 if possible, so that neither the
+    largest nor the middle option is a good guess.
     """
     near = (1, 10, 2, 3, 11)
     below = [value - d for d in near if value - d >= 0 and value - d not in avoid]

@@ -1,1 +1,1 @@
-"""Scoring a model on SeqIO tasks: log-likelihoods, generation, and the records they give."""
+"""Evaluation of a model on SeqIO tasks: log-likelihoods, generation and records."""

@@ -1,4 +1,4 @@
-"""What to score at a checkpoint, and with how much of the machine."""
+"""The evaluation settings of a run: tasks, limits, batch size, code execution."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ class EvalConfig:
     """The evaluation of a run.
 
     Attributes:
-      tasks: names of tasks and mixtures (`python -m jaxllm.evaluate --list` shows them); none
-        switches evaluation off.
+      tasks: names of tasks and mixtures (`python -m jaxllm.evaluate --list` shows them); empty
+        disables evaluation.
       modules: Python modules or packages that declare tasks; add your own to jaxllm's.
-      data_dir: directory that the file names of tasks are relative to (EVAL_DIR); None is
-        the environment's JAXLLM_DATA_DIR.
-      every: a run scores every so many of its scheduled checkpoints, and the last; 0 leaves them
-        all to `python -m jaxllm.evaluate --follow`, on another machine perhaps.
-      max_examples: at most so many examples of each task, always the same ones; None is all.
-      max_mixture_examples: at most so many examples of each mixture in `tasks`, as many of each
-        of its tasks (one at least); None is all.
-      tokens_per_batch: tokens scored at once, rounded up to sequences of the model's full context
-        length that the mesh divides.
-      on_unrunnable: what becomes of tasks that are found before training to fail (no data, more
-        new tokens than the context holds): 'refuse' ends the command, 'skip' goes on without.
-      run_code: allows tasks that run the programs that the model writes (humaneval, mbpp). True:
-        isolated, or not at all; 'unisolated': restricted by Python only, at the risk that they
+      data_dir: directory of the benchmark files (EVAL_DIR); None reads the environment variable
+        JAXLLM_DATA_DIR.
+      every: the run scores every N-th scheduled checkpoint, and the last; 0 scores none, and
+        leaves them to `python -m jaxllm.evaluate --follow`, which may run on another machine.
+      max_examples: maximum number of examples of each task, a fixed random subset; None is all.
+      max_mixture_examples: maximum number of examples of each mixture in `tasks`, divided equally
+        among its tasks (at least one each); None is all.
+      tokens_per_batch: tokens in a device batch, rounded up to a number of full-context sequences
+        that is divisible by the mesh.
+      on_unrunnable: treatment of tasks that fail the check before training (no data, more new
+        tokens than the context length): 'refuse' raises an error, 'skip' omits them.
+      run_code: whether tasks may execute programs that the model generates (humaneval, mbpp).
+        True: only in isolation; 'unisolated': restricted by Python only, at the risk that they
         read and change your files and reach the network. See `jaxllm.evaluation.sandbox_child`.
-      samples: programs that such a task asks for each problem; one is written greedily.
-      temperature: that several samples are drawn with, from a nucleus of 0.95 (Chen et al. 2021
-        take 0.2 for pass@1 and 0.8 for pass@100).
+      samples: programs generated per problem of such a task; a single one is decoded greedily.
+      temperature: sampling temperature where samples > 1, with top-p 0.95 (Chen et al. 2021 use
+        0.2 for pass@1 and 0.8 for pass@100).
     """
 
     tasks: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""Estimates the cost of scoring a checkpoint, in sequences and seconds."""
+"""Estimate the cost of scoring a checkpoint, in sequences and seconds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from jaxllm.evaluation.prepared import PreparedTask
 from jaxllm.models.config import ModelConfig
 
-_SIDE = {"cpu": 1024}  # of the matrices that a device multiplies to show its speed
+_SIDE = {"cpu": 1024}  # side of the matrices in the timed matmul
 _LARGE = 4096
 _TRIALS = 3
 
@@ -21,10 +21,10 @@ _TRIALS = 3
 def describe(
     groups: Mapping[str, Sequence[PreparedTask]], model: ModelConfig, mesh: Mesh
 ) -> Iterator[str]:
-    """Yields a line for each group of tasks, and one for each way in which examples do not fit.
+    """Yield a line per group of tasks, then the numbers of shortened examples.
 
-    Seconds are 2 FLOPs per parameter and position, at the speed at which the devices multiply
-    matrices: attention, compilation and the steps of decoding come on top.
+    Seconds are 2 FLOPs per parameter and position at the measured matmul throughput; attention,
+    compilation and decoding steps are not included.
     """
     speed = device_flops(model) * mesh.size
     for name, tasks in groups.items():
@@ -47,7 +47,7 @@ def describe(
 
 
 def device_flops(model: ModelConfig) -> float:
-    """FLOP/s of one device in matrix products of the model's dtype."""
+    """Matmul throughput of one device in the model's dtype, in FLOP/s."""
     side = _SIDE.get(jax.default_backend(), _LARGE)
     x = jnp.ones((side, side), model.dtype)
     product = jax.jit(jnp.dot)
@@ -61,7 +61,7 @@ def device_flops(model: ModelConfig) -> float:
 
 
 def _shortened(examples: Mapping[str, np.ndarray], what: str) -> Iterator[str]:
-    """One line for all tasks that have such examples."""
+    """Yield one line that counts the marked examples over all tasks, if there are any."""
     counts = {name: int(which.sum()) for name, which in examples.items() if which.any()}
     if counts:
         first = next(iter(counts))

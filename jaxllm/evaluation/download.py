@@ -1,7 +1,7 @@
-"""Downloads the benchmarks' own files into EVAL_DIR, and takes none whose SHA-256 is another.
+"""Download the benchmarks' original files into EVAL_DIR and verify their SHA-256.
 
-A benchmark module says in SOURCES where its files come from. A file without a hash, there or in a
-module's SHA256, is not downloaded: it is got by hand.
+SOURCES of a benchmark module names the origin of its files. A file without a hash, there or in a
+module's SHA256, has to be downloaded by hand.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from jaxllm.errors import UserError, one_line
 
 @dataclasses.dataclass(frozen=True)
 class FileSource:
-    """Where some files of EVAL_DIR come from.
+    """The origin of some files of EVAL_DIR.
 
     Attributes:
-      prefix: what their names begin with.
-      url: what replaces that prefix upstream; or an archive that holds them; or, for files
-        without a hash, where to get them by hand.
-      sha256: of the archive.
-      inside: what replaces the prefix in the archive.
+      prefix: common prefix of their names.
+      url: upstream replacement of that prefix; or the archive of the files; or, for files
+        without a hash, the page to download them from by hand.
+      sha256: hash of the archive.
+      inside: replacement of the prefix in the archive.
     """
 
     prefix: str
@@ -43,29 +43,29 @@ class FileSource:
 
 
 def github(repository: str, commit: str, folder: str) -> str:
-    """The URL that the files of a folder of a repository have in common."""
+    """The base URL of the files in a folder of a repository."""
     return f"https://raw.githubusercontent.com/{repository}/{commit}/{folder}"
 
 
 def source_of(name: str, sources: Iterable[FileSource]) -> FileSource | None:
-    """The source of the file `name`: the one with the longest matching prefix."""
+    """The source of file `name`: the one with the longest matching prefix."""
     matching = [source for source in sources if name.startswith(source.prefix)]
     return max(matching, key=lambda source: len(source.prefix), default=None)
 
 
 def pinned(name: str, sha256: Mapping[str, str]) -> str | None:
-    """`name`, or it with .gz, whichever has a hash."""
+    """`name` or `name`.gz, whichever has a hash."""
     return next((each for each in (name, f"{name}.gz") if each in sha256), None)
 
 
 @dataclasses.dataclass
 class DownloadResult:
-    """Files of a download.
+    """The outcome of a download.
 
     Attributes:
       downloaded: new files.
-      present: files that were there already and right (of an archive: that were there).
-      manual: absent files without a hash -> where to get them; "" if unknown.
+      present: existing valid files (for those from an archive: existing files).
+      manual: missing files without a hash -> their URL; "" if unknown.
     """
 
     downloaded: list[str]
@@ -79,10 +79,10 @@ def download(
     sources: Sequence[FileSource],
     sha256: Mapping[str, str],
 ) -> DownloadResult:
-    """Brings the files `names` into `directory`, each complete or not at all.
+    """Download the files `names` into `directory`, each atomically.
 
     Raises:
-      UserError: a file cannot be had, or is not the one that was pinned.
+      UserError: a download fails, or a file's hash is not the pinned one.
     """
     root, result = epath.Path(directory), DownloadResult([], [], {})
     archives: dict[str, list[tuple[str, FileSource]]] = {}
@@ -121,7 +121,7 @@ def _digest(path: epath.Path) -> str:
 
 
 def _retrieve(url: str, sha256: str, name: str, folder: str) -> Path:
-    """The verified content of `url` as a file below `folder`."""
+    """Download `url` to a verified file below `folder`."""
     import pooch
     import requests
 
@@ -158,7 +158,7 @@ def _unpack(archive: Path, into: Path, name: str) -> Path:
 
 
 def _move(local: Path, target: epath.Path) -> None:
-    """Moves a file or a folder to `target`, which may be in a bucket, complete or not at all."""
+    """Move a file or folder to `target`, which may be in a bucket, atomically."""
     partial = target.with_name(f".partial-{target.name}")
     for file in [local] if local.is_file() else sorted(p for p in local.rglob("*") if p.is_file()):
         place = partial / file.relative_to(local) if file != local else partial

@@ -1,8 +1,8 @@
-"""Scores the tasks of a run on live parameters and writes their records.
+"""Score the tasks of a run on live parameters and write their records.
 
-Data flow in one direction: a task's examples are tokenised and packed once per run; at each
-checkpoint the model scores or answers them, `measure` computes metrics of its outputs, and the
-store writes records and examples. `jaxllm.evaluation.seqio_adapter` lets SeqIO's evaluator do so.
+A task's examples are tokenized and packed once per run; at each checkpoint the model scores or
+answers them, `measure` computes metrics from its outputs, and the store writes records and
+per-example results. `jaxllm.evaluation.seqio_adapter` runs the same tasks in SeqIO's evaluator.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from jaxllm.run.trajectory import TrajectoryStore
 __all__ = ["Evaluator", "Interrupted"]
 
 WRITE_ATTEMPTS = 3
-RETRY_SECONDS = 1.0  # before the second attempt; twice as long before each further one
+RETRY_SECONDS = 1.0  # before the second attempt; doubles with each further one
 
 _log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointInfo:
-    """The checkpoint that is scored: its step, training tokens seen and training FLOPs spent."""
+    """The checkpoint being scored: step, training tokens seen, training FLOPs."""
 
     step: int
     tokens: int
@@ -49,22 +49,22 @@ class CheckpointInfo:
 
 
 class Evaluator:
-    """Evaluation of one run, held for its whole life.
+    """Evaluation of one run; create it once, to prepare each task once.
 
     Args:
-      config: which tasks.
-      model: the model's shape.
+      config: tasks and limits.
+      model: the model's configuration.
       vocabulary: the run's `seqio.Vocabulary`.
-      mesh: the mesh that the parameters are on.
-      store: where records go (written by process 0).
-      run: what all records have in common.
+      mesh: mesh of the parameters.
+      store: store of the records (process 0 writes).
+      run: fields shared by all records.
 
     Attributes:
-      definitions: the run's tasks by name, those of mixtures one by one.
+      definitions: the run's tasks by name, mixtures expanded.
 
     Raises:
-      UserError: a task that does not exist, or a file of one that does not; or a task that runs
-        code, where it may not or cannot.
+      UserError: an unknown task, a missing file, or a task that executes code where that is not
+        allowed or not possible.
     """
 
     def __init__(
@@ -88,15 +88,15 @@ class Evaluator:
         self._traced: set[str] = set()
 
     def check(self) -> tuple[str, ...]:
-        """Prepares every task before the first checkpoint, and estimates the cost of scoring one.
+        """Prepare all tasks before the first checkpoint, and estimate the cost of scoring one.
 
-        Tasks that cannot be scored end this, or leave the run's tasks: EvalConfig.on_unrunnable.
+        EvalConfig.on_unrunnable decides whether unscorable tasks raise an error or are dropped.
 
         Returns:
-          A line for each name in EvalConfig.tasks, and for what was cut or left out.
+          A line for each name in EvalConfig.tasks, and for shortened examples and dropped tasks.
 
         Raises:
-          UserError: there are tasks that cannot be scored; the message lists them.
+          UserError: some tasks cannot be scored; the message lists them.
         """
         failures: dict[str, str] = {}
         for name in self._tasks:
@@ -121,7 +121,7 @@ class Evaluator:
         )
 
     def due(self, scheduled: Sequence[int]) -> tuple[int, ...]:
-        """Which of a run's scheduled checkpoints it scores: every k-th, and the last."""
+        """The scheduled checkpoints to score: every `EvalConfig.every`-th, and the last."""
         every = self._config.every
         return tuple(sorted({*scheduled[::every], *scheduled[-1:]})) if every else ()
 
@@ -139,23 +139,23 @@ class Evaluator:
         tasks: Sequence[str] | None = None,
         should_stop: ShouldStop = never,
     ) -> list[Record]:
-        """Scores `tasks` (default: all) and stores each one's records as soon as it is done.
+        """Score `tasks` (default: all) and store the records of each as soon as it is done.
 
-        A task that fails leaves a record whose status says why, and the others go on.
+        A failed task gives a record with the error as its status; the others continue.
 
         Args:
           params: parameters, boxed or plain, on the mesh.
-          step: the checkpoint.
-          tokens: training tokens that it has seen.
-          flops: training FLOPs that it has cost.
+          step: step of the checkpoint.
+          tokens: training tokens seen.
+          flops: training FLOPs.
           tasks: names among the run's tasks.
-          should_stop: asked between device batches.
+          should_stop: checked between device batches.
 
         Returns:
           All records, in the order of the tasks.
 
         Raises:
-          Interrupted: `should_stop()` was true; the current task left nothing behind.
+          Interrupted: `should_stop()` was true; the current task has written nothing.
         """
         checkpoint = CheckpointInfo(step, tokens, flops)
         names = self.definitions if tasks is None else tasks
@@ -164,7 +164,7 @@ class Evaluator:
     def _evaluate(
         self, name: str, params: Params, checkpoint: CheckpointInfo, should_stop: ShouldStop
     ) -> list[Record]:
-        """One task at one checkpoint: examples, outputs, metrics, records."""
+        """Score one task at one checkpoint: examples, outputs, metrics, records."""
         task, began = self.definitions[name], time.perf_counter()
         try:
             prepared = self._prepare(name)
@@ -188,14 +188,14 @@ class Evaluator:
         return self._write(checkpoint.step, name, records, table)
 
     def _prepare(self, name: str) -> PreparedTask:
-        """The batches of a task; its examples are read on the first call."""
+        """The device batches of a task, cached from the first call."""
         if name not in self._prepared:
             examples = self._tasks[name].read_examples()
             self._prepared[name] = self._runner.prepare(self.definitions[name], examples)
         return self._prepared[name]
 
     def _failure(self, name: str, error: Exception) -> str:
-        """Logs why a task failed, with a stack trace the first time; the status of its record."""
+        """Log a task's failure, with a stack trace the first time; return its record's status."""
         status = f"{type(error).__name__}: {one_line(error)}"[:500]
         known = isinstance(error, UserError) or name in self._traced
         _log.error("task %s failed: %s", name, status, exc_info=None if known else error)
@@ -228,10 +228,10 @@ class Evaluator:
     def _write(
         self, step: int, name: str, records: list[Record], examples: pd.DataFrame | None
     ) -> list[Record]:
-        """Stores records on process 0; those that the store does not take say so.
+        """Store records on process 0; set their status if that fails.
 
-        A store that fails must not end the run on this host, which the others would wait for: the
-        task stays missing, and is scored again at the next start or by `evaluate --missing`.
+        A failed write must not end process 0, for which the other hosts would wait: the task stays
+        missing, and is scored again at the next start or by `evaluate --missing`.
         """
         if jax.process_index() != 0:
             return records
@@ -248,7 +248,7 @@ class Evaluator:
 
 
 def _of_preparation(prepared: PreparedTask) -> Mapping[str, Measurement]:
-    """How the examples fit the context length and the batches."""
+    """Metrics of the preparation: truncation, dropped few-shot examples, padding."""
     n = len(prepared.examples)
     measured = {
         "truncated": Measurement(float(prepared.truncated.mean()), math.nan, n),
@@ -260,6 +260,6 @@ def _of_preparation(prepared: PreparedTask) -> Mapping[str, Measurement]:
 
 
 def _table(prepared: PreparedTask, columns: Columns) -> pd.DataFrame:
-    """A row for each example."""
+    """The per-example results, a row for each example."""
     ids = [example.id or str(number) for number, example in enumerate(prepared.examples)]
     return pd.DataFrame({"id": ids, **columns, "truncated": prepared.truncated})

@@ -1,9 +1,9 @@
-"""Generation: prompts in batches on the mesh, stop strings, and streamed text.
+"""Generation: batched prompts on the mesh, stop strings, and streamed text.
 
-Tokens are decoded in chunks under `jit`; between chunks the host looks for stop strings. A token is
-sampled with a key of the seed, the number of the prompt and its place in the continuation, so that
-the size of a batch does not change a text (but for sums that devices round differently in batches
-of other shapes).
+Tokens are decoded in chunks under `jit`; between chunks the host searches for stop strings. The
+sampling key of a token is derived from the seed, the prompt's index and the token's position in
+the continuation, so that the batch size does not change a text (except through rounding, which
+depends on the batch shape).
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from jaxllm.models.decoder import Params, unstack_layers
 from jaxllm.models.sampling import Sampling
 from jaxllm.sharding.rules import batch_sharding, partitioning, replicated
 
-DECODE_CHUNK = 8  # tokens between two looks at the texts of a batch
-WIDTH_MULTIPLE = 64  # prompts are padded to it, so that few programs are compiled
-UNFINISHED = "\ufffd"  # what decoders put in place of half a character
+DECODE_CHUNK = 8  # tokens decoded between two checks for stop strings
+WIDTH_MULTIPLE = 64  # prompts are padded to a multiple of it, to compile few programs
+UNFINISHED = "\ufffd"  # a decoder's replacement for an incomplete character
 
 
 class Detokenizer:
     """Incremental decoding of tokens to complete characters.
 
-    The text of a sequence is not the concatenation of its tokens' texts: bytes make characters
-    together, and SentencePiece drops the space before the first. So a window of tokens is decoded
-    with and without the new ones, and the difference is new; the window moves on where a text was
-    complete.
+    The text of a sequence is not the concatenation of its tokens' texts: several byte tokens form
+    one character, and SentencePiece drops a leading space. So a window of tokens is decoded with
+    and without the new ones, and the difference is the new text; the window advances when the text
+    ends in a complete character.
 
     Args:
-      vocabulary: of the tokens.
-      context: the tokens before; their text is not returned.
+      vocabulary: vocabulary of the tokens.
+      context: preceding tokens, whose text is not returned.
     """
 
     def __init__(self, vocabulary: Tokenizer, context: Sequence[int]) -> None:
@@ -50,7 +50,7 @@ class Detokenizer:
         self._window, self._read = max(0, len(context) - 5), len(context)
 
     def add(self, tokens: Sequence[int]) -> str:
-        """Returns the text that `tokens` complete, up to the last complete character."""
+        """Append `tokens` and return the new text, up to the last complete character."""
         self._tokens += tokens
         old, new = self._texts()
         if len(new) <= len(old) or new.endswith(UNFINISHED):
@@ -59,7 +59,7 @@ class Detokenizer:
         return new[len(old) :]
 
     def rest(self) -> str:
-        """Returns the remaining text, with U+FFFD for half a character."""
+        """The remaining text, with U+FFFD for an incomplete character."""
         old, new = self._texts()
         self._window = self._read = len(self._tokens)
         return new[len(old) :]
@@ -76,19 +76,19 @@ class StreamedText:
     """A growing continuation, up to the first stop string.
 
     Attributes:
-      text: the part that no stop string can take back.
-      done: whether it has ended.
+      text: the final part: no stop string can begin in it any more.
+      done: whether the continuation has ended.
     """
 
     def __init__(
         self, detokenizer: Detokenizer, stop: Sequence[str], eos_ids: Sequence[int]
     ) -> None:
         self._detokenizer, self._stop, self._eos_ids = detokenizer, stop, eos_ids
-        self._held = ""  # might be the beginning of a stop string
+        self._held = ""  # a possible beginning of a stop string
         self.text, self.done = "", False
 
     def add(self, tokens: Sequence[int], last: bool) -> str:
-        """Adds new tokens, `last` if there will be no more, and returns the text that is final."""
+        """Append tokens (`last`: the final ones) and return the newly final text."""
         if self.done:
             return ""
         cut = next((i for i, token in enumerate(tokens) if token in self._eos_ids), None)
@@ -97,7 +97,7 @@ class StreamedText:
         if self.done:
             new += self._detokenizer.rest()
         stops = [(new.find(stop) + len(stop), new.find(stop)) for stop in self._stop if stop in new]
-        if stops:  # the first to be complete, however many tokens came at once
+        if stops:  # the one that ends first, whatever the chunk size
             new, self.done = new[: min(stops)[1]], True
         held = 0 if self.done else max((_overlap(new, stop) for stop in self._stop), default=0)
         self._held = new[len(new) - held :]
@@ -107,7 +107,7 @@ class StreamedText:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Characters at the end of `text` that `stop` begins with."""
+    """Length of the longest suffix of `text` that is a proper prefix of `stop`."""
     lengths = range(min(len(text), len(stop) - 1), 0, -1)
     return next((n for n in lengths if text.endswith(stop[:n])), 0)
 
@@ -117,9 +117,9 @@ class PromptBatch:
     """Prompts of one device batch.
 
     Attributes:
-      prompts: int32 [rows, width], padded on the right; rows beyond `numbers` are padding.
-      lengths: int32 [rows], tokens of each prompt.
-      numbers: the number of each prompt among all.
+      prompts: int32 [B, T], padded on the right; sequences beyond `numbers` are padding.
+      lengths: int32 [B], number of tokens of each prompt.
+      numbers: index of each prompt among all prompts.
     """
 
     prompts: np.ndarray
@@ -130,7 +130,7 @@ class PromptBatch:
     def of(
         cls, prompts: Sequence[Sequence[int]], numbers: Sequence[int], rows: int, width: int
     ) -> PromptBatch:
-        """The batch of `prompts`, whose numbers are `numbers`."""
+        """Pad the prompts with indices `numbers` to a batch [rows, width]."""
         tokens, lengths = np.zeros((rows, width), np.int32), np.ones(rows, np.int32)
         for row, prompt in enumerate(prompts):
             tokens[row, : len(prompt)], lengths[row] = prompt, len(prompt)
@@ -184,17 +184,17 @@ class DecodeLoop:
         seeds: Sequence[Sequence[int]],
         chunk: int = DECODE_CHUNK,
     ) -> Iterator[list[str]]:
-        """Yields the new text of each prompt after every `chunk` tokens, until all have ended.
+        """Yield the new text of each prompt after every `chunk` tokens, until all have ended.
 
         Args:
           params: parameters on the mesh.
           batch: the prompts.
-          vocabulary: of the prompts; its EOS ends a text.
-          max_new_tokens: of each prompt, at most.
-          stop: texts that end a text before them.
-          sampling: how tokens are chosen.
-          seeds: for each prompt the numbers that its random key is made of, alike in length.
-          chunk: tokens between two looks at the texts.
+          vocabulary: vocabulary of the prompts; its EOS ends a text.
+          max_new_tokens: maximum number of new tokens of each prompt.
+          stop: stop strings, excluded from the text.
+          sampling: the sampling method.
+          seeds: for each prompt the integers of its random key, equal in number.
+          chunk: tokens decoded between two checks for stop strings.
 
         Raises:
           UserError: the model's logits are NaN.
@@ -226,7 +226,7 @@ class DecodeLoop:
 
 
 def eos_ids(vocabulary: Tokenizer) -> tuple[int, ...]:
-    """The tokens that end a text: EOS, where the vocabulary has it."""
+    """The ids that end a text: EOS, if the vocabulary has one."""
     end = vocabulary.eos_id
     return () if end is None or end < 0 else (end,)
 
@@ -238,12 +238,12 @@ class Generator:
       model: the model.
       params: its parameters on `mesh`, unboxed; they are consumed.
       vocabulary: its vocabulary.
-      mesh: where the parameters live.
-      max_new_tokens: tokens of a continuation, at most.
-      sampling: how tokens are chosen.
-      seed: of sampling.
+      mesh: mesh of the parameters.
+      max_new_tokens: maximum length of a continuation, in tokens.
+      sampling: the sampling method.
+      seed: seed of the sampling keys.
 
-    A continuation ends with the vocabulary's EOS, or before the first of the texts in `stop`.
+    A continuation ends with the vocabulary's EOS, or before the first stop string.
     """
 
     def __init__(
@@ -268,14 +268,14 @@ class Generator:
         self._decode_loop = DecodeLoop(model, mesh)
 
     def stream(self, prompt: str, stop: Sequence[str] = ()) -> Iterator[str]:
-        """Yields the continuation of one prompt in pieces, as they become final."""
+        """Yield the continuation of one prompt in pieces, as they become final."""
         for pieces in self._run([self._tokens(prompt)], [0], stop, 1, 1):
             yield pieces[0]
 
     def generate(
         self, prompts: Sequence[str], batch_size: int, stop: Sequence[str] = ()
     ) -> list[str]:
-        """Continues prompts, `batch_size` (rounded up to fit the mesh) at a time."""
+        """Generate continuations, `batch_size` (rounded up to fit the mesh) at a time."""
         tokens = [self._tokens(prompt) for prompt in prompts]
         order = sorted(range(len(prompts)), key=lambda number: -len(tokens[number]))
         texts = [""] * len(prompts)
@@ -305,7 +305,7 @@ class Generator:
         batch_size: int,
         chunk: int,
     ) -> Iterator[list[str]]:
-        """Yields the new text of each row after every `chunk` tokens."""
+        """Yield the new text of each prompt after every `chunk` tokens."""
         size = -(-batch_size // self._multiple) * self._multiple
         width = -(-max(map(len, rows)) // WIDTH_MULTIPLE) * WIDTH_MULTIPLE
         batch = PromptBatch.of(rows, numbers, size, min(width, self._room))

@@ -1,4 +1,4 @@
-"""The table of `python -m jaxllm.evaluate --list`: every task with what it measures and reads."""
+"""The table of `python -m jaxllm.evaluate --list`: every task with its metrics and files."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ COLUMNS = ("task", "domain", "metric", "chance", "shots", "files")
 
 
 def table(config: EvalConfig, pattern: str = "") -> Iterator[str]:
-    """Yields the lines of the table, then mixtures and families of names.
+    """Yield the lines of the table, then mixtures and task families.
 
     Args:
-      config: whose modules are listed.
-      pattern: a part of a name, or a shell pattern (`mmlu_*`); empty lists all.
+      config: its modules are listed.
+      pattern: a substring of a name, or a shell pattern (`mmlu_*`); empty lists all.
     """
     registry = benchmarks(config.modules)
     matches = lambda name: fnmatch.fnmatch(name, pattern if "*" in pattern else f"*{pattern}*")
@@ -47,7 +47,7 @@ def _row(task: TaskDefinition, registry: Registry) -> tuple[str, ...]:
 
 
 def _files(task: TaskDefinition, registry: Registry) -> str:
-    """The files of a task with the way to get them: by --download, or by hand from an address."""
+    """The files of a task and their origin: --download, or a URL for a manual download."""
     names = file_names(task, every=True)
     if not names:
         return "none"

@@ -1,8 +1,8 @@
-"""From log-likelihoods to numbers with a standard error, and a row for every example.
+"""Metrics with standard errors, and per-example results, from log-likelihoods and answers.
 
-A mean over examples carries the standard error s / sqrt(n) with the sample standard deviation
-(ddof = 1), as in lm-evaluation-harness. Ratios of sums (bits per byte) carry the delta-method
-standard error over documents (Cochran, Sampling Techniques, 6.3).
+The standard error of a mean over examples is s / sqrt(n), with the sample standard deviation s
+(ddof = 1), as in lm-evaluation-harness. That of a ratio of sums (bits per byte) is the
+delta-method standard error over documents (Cochran, Sampling Techniques, 6.3).
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ class Measurement:
     """A metric's value with its standard error.
 
     Attributes:
-      value: the metric.
+      value: value of the metric.
       stderr: standard error over the examples; NaN for fewer than two.
       n: number of examples.
-      chance: the value of a guess, NaN where there is none.
+      chance: expected value of a guess; NaN if undefined.
     """
 
     value: float
@@ -43,12 +43,13 @@ Result = tuple[Mapping[str, Measurement], Columns]
 
 @dataclasses.dataclass(frozen=True)
 class Likelihoods:
-    """Model outputs of a task that is scored, for n examples.
+    """Model outputs of a log-likelihood task, for n examples.
 
     Attributes:
-      log_likelihood: float64 [n]; [n, m] of multiple choice, NaN beyond an example's options.
-      tokens: int64, as many as `log_likelihood`: the scored tokens.
-      greedy: bool [n], whether every scored token was the model's first choice.
+      log_likelihood: float64 [n], in nats; [n, m] for multiple choice, NaN beyond an example's
+        options.
+      tokens: int64, shaped as `log_likelihood`: number of scored tokens.
+      greedy: bool [n], whether every scored token was the argmax.
     """
 
     log_likelihood: np.ndarray
@@ -56,20 +57,20 @@ class Likelihoods:
     greedy: np.ndarray
 
 
-Texts = Sequence[Sequence[str]]  # model outputs of generation: the answers to each example
+Texts = Sequence[Sequence[str]]  # generated answers to each example
 
 
 def measure(
     task: TaskDefinition, examples: Sequence[Example], outputs: Likelihoods | Texts
 ) -> Result:
-    """The metrics of a task, and a column for each value of its examples.
+    """Compute the metrics of a task, and the columns of its per-example results.
 
     Args:
-      task: says which metrics.
+      task: the task; its kind selects the metrics.
       examples: all of its examples.
-      outputs: the model's outputs for each of them, in their order.
+      outputs: model outputs, in the order of the examples.
     """
-    of: Any = examples  # of the type that the task's kind has
+    of: Any = examples  # their type depends on the task's kind
     if not isinstance(outputs, Likelihoods):
         return generation(task, of, outputs)
     log_likelihood, tokens = outputs.log_likelihood, outputs.tokens
@@ -81,14 +82,14 @@ def measure(
 
 
 def mean(values: np.ndarray, chance: float = math.nan) -> Measurement:
-    """The mean of `values` over examples, and its standard error."""
+    """The mean over examples, with its standard error."""
     values = np.asarray(values, np.float64)
     stderr = float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
     return Measurement(float(np.mean(values)), stderr, len(values), chance)
 
 
 def ratio(numerators: np.ndarray, denominators: np.ndarray) -> Measurement:
-    """sum(numerators) / sum(denominators), and its delta-method standard error."""
+    """sum(numerators) / sum(denominators), with its delta-method standard error."""
     x, y = np.asarray(numerators, np.float64), np.asarray(denominators, np.float64)
     value, n = float(x.sum() / y.sum()), len(x)
     if n < 2:
@@ -107,24 +108,23 @@ def multiple_choice(
     """Metrics of options scored as log p(option | context).
 
     accuracy: the most likely option is the answer (ties go to the first).
-    accuracy_per_token, _per_char, _per_byte: the same after division by the option's length; one
-      leading space does not count in characters and bytes, as in the harness' acc_norm.
-    probability_correct: p(answer) / sum of p over the options; with several correct options the
-      sum of theirs (TruthfulQA's mc2).
+    accuracy_per_token, _per_char, _per_byte: the same with log p divided by the option's length;
+      one leading space does not count in characters and bytes, as in the harness' acc_norm.
+    probability_correct: p normalized over the options, summed over the correct ones (TruthfulQA's
+      mc2).
     probability_raw: p(answer).
-    brier: sum over options of (that share - [is the answer])^2; 0 is perfect.
+    brier: sum over options of (normalized p - [is the answer])^2; 0 is perfect.
     margin: log p(answer) - log p(best wrong option), in nats.
     answer_bits_per_byte: -log2 p(answer) / bytes of the answer.
     perplexity_correct, perplexity_incorrect: exp of the mean loss per token of the answer, and of
       the wrong options ("Training Trajectories", section 4).
 
-    With several correct options, each of them counts as the answer of an accuracy; p(answer) is
-    the first one's.
+    With several correct options, an accuracy accepts any of them; p(answer) is that of the first.
 
     Args:
       examples: n questions.
-      log_likelihood: [n, m], NaN beyond the options of an example.
-      tokens: [n, m], scored tokens of each option.
+      log_likelihood: [n, m] in nats, NaN beyond an example's options.
+      tokens: [n, m], number of scored tokens of each option.
       chance: accuracy of a guess; None is the mean of 1 / number of options.
     """
     n = len(examples)
@@ -192,10 +192,10 @@ def cloze(
 ) -> Result:
     """Metrics of one continuation per prompt.
 
-    exact_match: every token of the target is the model's first choice.
+    exact_match: every token of the target is the argmax.
     target_bits_per_byte: -log2 p(target) / bytes of the target, averaged over examples.
-    perplexity: exp of the mean of -log p(target), of whole targets and not of their tokens, as the
-      harness has it for LAMBADA.
+    perplexity: exp of the mean of -log p(target) per target, not per token, as the harness computes
+      it for LAMBADA.
     """
     size = np.asarray([len(e.targets[0].encode()) for e in examples])
     bits = -log_likelihood / math.log(2) / size
@@ -218,8 +218,8 @@ def perplexity(
 ) -> Result:
     """Metrics of whole documents.
 
-    bits_per_byte: -log2 p(all documents) / their UTF-8 bytes; vocabularies can be compared by it.
-    perplexity: exp of the mean loss per token; they cannot be compared by this.
+    bits_per_byte: -log2 p(all documents) / their UTF-8 bytes; comparable between tokenizers.
+    perplexity: exp of the mean loss per token; not comparable between tokenizers.
     loss: the mean loss per token, in nats.
     """
     size = np.asarray([len(d.text.encode()) for d in documents])
@@ -240,20 +240,20 @@ def perplexity(
 def generation(
     task: TaskDefinition, examples: Sequence[Prompt], answers: Sequence[Sequence[str]]
 ) -> Result:
-    """What `task.score` makes of the texts up to the first of `task.stop`.
+    """Metrics of generated answers, by `task.score` of each text up to its first stop string.
 
-    A metric called `pass` becomes pass@k: the chance that one of k answers passes, by the unbiased
-    estimator 1 - C(n - c, k) / C(n, k) for c of n (Chen et al. 2021, equation 1). Others are the
-    mean over the answers of an example.
+    A metric called `pass` becomes pass@k: the probability that one of k answers passes, by the
+    unbiased estimator 1 - C(n - c, k) / C(n, k) for c passes of n (Chen et al. 2021, equation 1).
+    Other metrics are averaged over the answers of an example.
 
     Args:
-      task: how answers are cut and scored.
+      task: its `stop` and `score`.
       examples: the prompts.
-      answers: for each of them as many texts as were generated.
+      answers: generated texts of each prompt.
     """
     texts = [[_cut(text, task.stop) for text in several] for several in answers]
     asked = [(text, e) for e, several in zip(examples, texts, strict=True) for text in several]
-    # Programs run in processes of their own, which threads only wait for.
+    # Programs run in their own processes; the threads only wait.
     with ThreadPoolExecutor(os.cpu_count() if task.runs_code else 1) as pool:
         scored = pool.map(lambda pair: task.score(*pair), asked)
         scores = [[next(scored) for _ in several] for several in texts]
@@ -280,11 +280,11 @@ def generation(
 
 
 def _cut(text: str, stop: Sequence[str]) -> str:
-    """The text before the first of `stop`."""
+    """The text before the first stop string."""
     return text[: min((text.find(s) for s in stop if s in text), default=len(text))]
 
 
 def _exp(loss: Measurement) -> Measurement:
-    """exp of a mean loss, with the delta method's standard error."""
+    """exp of a mean loss, with its delta-method standard error."""
     value = math.exp(min(loss.value, 700.0))
     return Measurement(value, value * loss.stderr, loss.n)

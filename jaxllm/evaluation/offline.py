@@ -1,4 +1,4 @@
-"""Scores checkpoints that are saved already: some of them, what is missing, or as they come."""
+"""Score saved checkpoints: selected ones, unscored ones, or new ones as a run saves them."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from jaxllm.run.run import Run
 
 
 class OfflineScorer:
-    """Scores saved checkpoints into the trajectory of a run, with a line for each task.
+    """Score saved checkpoints into the trajectory of a run, and print a line for each task.
 
     Args:
-      run: where the records go; `follow` waits for its checkpoints.
-      evaluator: of its tasks.
-      restore: reads the parameters of a checkpoint.
+      run: the run directory of the records; `follow` waits for its checkpoints.
+      evaluator: evaluator of the tasks.
+      restore: restores the parameters of a checkpoint.
     """
 
     def __init__(
@@ -35,15 +35,15 @@ class OfflineScorer:
         self._run, self._evaluator, self._restore = run, evaluator, restore
 
     def score(self, entries: Sequence[ManifestEntry], missing_only: bool = False) -> int:
-        """Scores checkpoints, with a bar; returns how many (checkpoint, task) failed.
+        """Score checkpoints, with a progress bar; return the number of failed (checkpoint, task).
 
-        `missing_only` leaves out tasks that have readable records of the very checkpoint.
+        `missing_only` omits tasks that have readable records of this checkpoint.
         """
         all_tasks = list(self._evaluator.definitions)
         todo = [(e, self._missing(e) if missing_only else all_tasks) for e in entries]
         todo = [(e, _of_first_process(tasks)) for e, tasks in todo]
         failed = 0
-        hidden = None if jax.process_index() == 0 else True  # a bar on a terminal, of one host
+        hidden = None if jax.process_index() == 0 else True  # one bar, and only on a terminal
         total = sum(len(tasks) for _, tasks in todo)
         with tqdm.tqdm(total=total, unit="task", disable=hidden, leave=False) as bar:
             for entry, tasks in todo:
@@ -60,12 +60,12 @@ class OfflineScorer:
         return failed
 
     def follow(self, poll_seconds: float) -> int:
-        """Scores what lacks records as it is saved, until the run's last checkpoint has its own.
+        """Score checkpoints without records as they are saved, up to the run's last one.
 
-        Returns how many (checkpoint, task) failed; a failure is a record, and not tried again.
+        Return the number of failed (checkpoint, task); failures are recorded and not retried.
         """
         failed, waiting = 0, False
-        settled: set[tuple[int, float]] = set()  # checkpoints that need no further look
+        settled: set[tuple[int, float]] = set()  # checkpoints known to be complete
         while True:
             entry, ended = self._next(settled)
             if entry:
@@ -86,9 +86,9 @@ class OfflineScorer:
                 time.sleep(poll_seconds)
 
     def _next(self, settled: set[tuple[int, float]]) -> tuple[ManifestEntry | None, bool]:
-        """The first checkpoint that lacks records, and whether the run has saved its last.
+        """The first checkpoint without records, and whether the run has saved its last.
 
-        As process 0 sees the directory: another host may see a file later.
+        Process 0 reads the directory for all: a new file may reach other hosts later.
         """
         seen: Any = None
         if jax.process_index() == 0:
@@ -108,7 +108,7 @@ class OfflineScorer:
         return found and ManifestEntry(**found), ended
 
     def _missing(self, entry: ManifestEntry) -> list[str]:
-        """The tasks without readable records of this very checkpoint."""
+        """The tasks without readable records of this checkpoint."""
         scored = self._run.trajectory.scored(entry.step, since=entry.wall_time)
         return [task for task in self._evaluator.definitions if task not in scored]
 
@@ -118,7 +118,7 @@ class OfflineScorer:
 
 
 def line_of(record: Record) -> str:
-    """One line for what a task gave at a checkpoint."""
+    """One line for the result of a task at a checkpoint."""
     head = f"step {record.step}  {record.task}"
     if record.status != "ok":
         return f"{head}  failed: {record.status}"
@@ -129,7 +129,7 @@ def line_of(record: Record) -> str:
 
 
 def _of_first_process(value: Any) -> Any:
-    """JSON of process 0, on every process."""
+    """Broadcast a JSON value from process 0 to every process."""
     if jax.process_count() == 1:
         return value
     data = np.frombuffer(json.dumps(value).encode(), np.uint8)

@@ -1,11 +1,12 @@
-"""Which examples of evaluation sets stand in a corpus: overlaps of 13 words.
+"""Contamination check: 13-gram overlap between evaluation examples and a corpus.
 
-As in GPT-3's appendix C (Brown et al. 2020, arXiv 2005.14165) a gram is 13 words in a row, without
-case and punctuation. Each Chinese character counts as a word, because no spaces part them.
+As in GPT-3's appendix C (Brown et al. 2020, arXiv 2005.14165), a gram is 13 consecutive words,
+ignoring case and punctuation. Each Chinese character counts as a word, because no spaces separate
+them.
 
-The grams of the sets are held as sorted 64-bit hashes; a corpus goes by one document at a time. A
-gram that holds a word of no set cannot match, so the words of the corpus are not stored. (Two grams
-share a hash once in about 10^12 words against 20 million grams.)
+The grams of the examples are held as sorted 64-bit hashes; a corpus is streamed one document at a
+time. A gram with a word that occurs in no example cannot match, so the corpus' vocabulary is not
+stored. (Expect one hash collision in about 10^12 words against 20 million grams.)
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ _UNKNOWN = -1
 
 
 def words(text: str) -> list[str]:
-    """The words of a text, without case and punctuation."""
+    """The words of a text, in lower case and without punctuation."""
     plain = _PUNCTUATION.sub("", text.lower())
     return _CHINESE.sub(r" \1 ", plain).split()
 
 
 def texts(example: Example) -> tuple[str, ...]:
-    """What an example shows: a document, or its question with each of its answers."""
+    """The texts of an example: a document, or its question with each of its answers."""
     if isinstance(example, Document):
         return (example.text,)
     if isinstance(example, Choice):
@@ -47,9 +48,9 @@ class Match:
     """The first overlap of an example with a document.
 
     Attributes:
-      example: its id, or its number.
+      example: id of the example, or its index.
       document: id of the document.
-      gram: the first common words.
+      gram: the first common gram.
     """
 
     example: str
@@ -63,8 +64,8 @@ class TaskOverlap:
 
     Attributes:
       examples: number of the task's examples.
-      short: number of those with fewer than 13 words, which cannot match.
-      matches: of the others, in the order of the corpus.
+      short: number of examples with fewer than 13 words, which cannot match.
+      matches: the matching examples, in the order of the corpus.
     """
 
     examples: int
@@ -78,13 +79,13 @@ class TaskOverlap:
 
 
 class Overlap:
-    """Looks for the examples of tasks in documents.
+    """Search for the examples of tasks in documents.
 
     Args:
-      tasks: name -> examples.
+      tasks: task name -> examples.
 
     Attributes:
-      tasks: name -> the overlap so far.
+      tasks: task name -> overlap so far.
     """
 
     def __init__(self, tasks: Mapping[str, Sequence[Example]]) -> None:
@@ -109,7 +110,7 @@ class Overlap:
         self._done = np.zeros(len(self._names), bool)
 
     def read(self, text: str, document: str) -> bool:
-        """Looks at one document; whether it shares a gram with any example."""
+        """Check one document; return whether it shares a gram with any example."""
         document_words = words(text)
         get = self._ids.get
         ids = np.fromiter(
@@ -137,7 +138,7 @@ class Overlap:
 
 
 def _hashes(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """uint64 hashes of the grams without an unknown word, and where each begins."""
+    """uint64 hashes of the grams without unknown words, and the start index of each."""
     count = len(ids) - GRAM + 1
     if count < 1:
         return np.zeros(0, np.uint64), np.zeros(0, np.int64)
@@ -151,7 +152,7 @@ def _hashes(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _mix(numbers: np.ndarray) -> np.ndarray:
-    """SplitMix64's finaliser (Steele et al. 2014): neighbours become unlike."""
+    """SplitMix64's finalizer (Steele et al. 2014), which decorrelates consecutive integers."""
     mixed = (numbers + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -159,7 +160,7 @@ def _mix(numbers: np.ndarray) -> np.ndarray:
 
 
 def table(tasks: Mapping[str, TaskOverlap]) -> Iterable[str]:
-    """A line for each task, those with most overlap first."""
+    """Yield a line for each task, by descending overlap."""
     width = max([4, *map(len, tasks)])
     yield f"{'task':<{width}} {'examples':>9} {'short':>6} {'found':>6} {'share':>7}"
     for name, task in sorted(tasks.items(), key=lambda item: (-item[1].share, item[0])):

@@ -1,14 +1,14 @@
-"""Many spans in few sequences: fixed shapes, little padding, nothing encoded twice.
+"""Pack spans into few sequences: fixed shapes, little padding, shared prefixes.
 
-Padding every example to the longest, and reading a context again for each of its options, is why
-evaluation harnesses are slow. Here the spans of a task are sorted, so that those with a common
-prefix are neighbours, and laid out as a tree: tokens that a span shares with the one before it are
-not repeated. `visible_until` says for every token up to where the row may see it, which keeps
-branches and neighbours apart. The options of a question share its context, and the questions of a
-subject their few-shot examples.
+Evaluation harnesses are slow because they pad every example to the longest and encode a context
+again for each of its options. Here the spans of a task are sorted, so that those with a common
+prefix are adjacent, and laid out as a tree: tokens that a span shares with the previous one are not
+repeated. `visible_until` is the position up to which a token may be attended to, which isolates
+branches and groups. The options of a question share its context, and the questions of a subject
+their few-shot examples.
 
-Attention costs length², so short groups go into shorter rows; there are only a few row lengths,
-each with one batch shape, so that the model is compiled once per shape and not once per task.
+Attention costs length², so short groups go into shorter sequences; there are only a few sequence
+lengths, each with one batch shape, so that the model is compiled once per shape, not per task.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ import numpy as np
 from jaxllm.evaluation.spans import Span
 from jaxllm.models.batch import TreeBatch
 
-MIN_SHARED = 4  # a span joins a group that holds at least one fourth of its tokens
+MIN_SHARED = 4  # a span joins a group if it shares at least 1/4 of its tokens
 
 
 @dataclasses.dataclass(frozen=True)
 class PrefixGroup:
-    """Spans that are neighbours in sorted order, and share a row and their prefixes.
+    """Adjacent spans in sorted order, packed into one sequence with shared prefixes.
 
     Attributes:
-      spans: numbers of the spans, each sharing with the one before it.
-      shared: how many of its leading tokens each takes from the one before it; the first none.
-      size: positions of the group in a row.
+      spans: indices of the spans, each sharing a prefix with the previous one.
+      shared: number of leading tokens that each shares with the previous one; 0 for the first.
+      size: positions of the group in its sequence.
     """
 
     spans: tuple[int, ...]
@@ -42,12 +42,12 @@ class PrefixGroup:
 
 @dataclasses.dataclass(frozen=True)
 class PackedBatch:
-    """One batch for the device, and where the spans lie in its scores.
+    """One device batch, and the location of each span in its scores.
 
     Attributes:
-      batch: NumPy arrays; [rows, length] and [rows, slots].
-      spans: int64 [S], which span each of the next two is about.
-      starts, ends: int64 [S], the scored targets of a span in the flattened [rows * slots].
+      batch: NumPy arrays; [B, T] and [B, slots].
+      spans: int64 [S], indices of the spans.
+      starts, ends: int64 [S], bounds of a span's scored targets in the flattened [B * slots].
     """
 
     batch: TreeBatch
@@ -62,8 +62,8 @@ class Packed:
 
     Attributes:
       batches: device batches.
-      spans: the spans in them, by number.
-      tokens: positions that hold a token; fewer than the spans' tokens, where spans share.
+      spans: all spans, by index.
+      tokens: positions with a token; shared prefixes count once.
       slots: all positions, padding included.
     """
 
@@ -74,18 +74,18 @@ class Packed:
 
     @property
     def padding(self) -> float:
-        """Share of the positions without a token."""
+        """Fraction of the positions without a token."""
         return 1 - self.tokens / self.slots if self.slots else 0.0
 
     @property
     def sharing(self) -> float:
-        """Share of the spans' tokens that need not be computed again."""
+        """Fraction of the spans' tokens saved by shared prefixes."""
         alone = sum(span.length for span in self.spans)
         return 1 - self.tokens / alone if alone else 0.0
 
 
 def row_lengths(max_length: int, shortest: int) -> tuple[int, ...]:
-    """Row lengths in use, ascending: `max_length` and its quarters, down to `shortest`."""
+    """Sequence lengths, ascending: `max_length`, a fourth of it, and so on down to `shortest`."""
     lengths = [max_length]
     while lengths[-1] // 4 >= shortest:
         lengths.append(lengths[-1] // 4)
@@ -93,15 +93,15 @@ def row_lengths(max_length: int, shortest: int) -> tuple[int, ...]:
 
 
 def slot_counts(length: int) -> tuple[int, ...]:
-    """How many positions of a row can be scored: few answers, some, or every token."""
+    """Allowed numbers of scored positions per sequence: length / 16, length / 4, length."""
     return tuple(sorted({max(1, length // 16), max(1, length // 4), length}))
 
 
 def prefix_groups(spans: Sequence[Span], longest: int) -> list[PrefixGroup]:
-    """Sorts the spans and joins neighbours with a common prefix, up to `longest` positions.
+    """Sort the spans and group adjacent ones with a common prefix, up to `longest` positions.
 
-    The shared prefix ends before a span's first scored target, because a position predicts one
-    target only.
+    The shared prefix ends before a span's first scored target, because a position predicts only
+    one target.
     """
     order = sorted(range(len(spans)), key=lambda i: spans[i].tokens.astype(">i4").tobytes())
     groups: list[PrefixGroup] = []
@@ -123,20 +123,20 @@ def prefix_groups(spans: Sequence[Span], longest: int) -> list[PrefixGroup]:
 
 
 def bin_pack(sizes: Sequence[int], available: Sequence[int]) -> list[tuple[int, list[int]]]:
-    """Assigns groups to rows: best-fit decreasing.
+    """Assign groups to sequences by best-fit decreasing bin packing.
 
-    A group goes into the fullest row that still holds it. If there is none, it opens a row of the
-    smallest length that would hold it twice, so that the rest is useful to others.
+    A group goes into the fullest sequence with room for it. If there is none, it opens a sequence
+    of the smallest length that would hold it twice, so that the remainder is useful.
 
     Args:
-      sizes: positions of each group; none above the largest of `available`.
-      available: row lengths, ascending.
+      sizes: positions of each group; at most `available[-1]`.
+      available: sequence lengths, ascending.
 
     Returns:
-      For each row its length and the numbers of its groups.
+      For each sequence its length and the indices of its groups.
     """
     rows: list[tuple[int, list[int]]] = []
-    room: list[tuple[int, int]] = []  # (positions left, number of the row), sorted
+    room: list[tuple[int, int]] = []  # (free positions, sequence index), sorted
     for group in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
         need = sizes[group]
         place = bisect.bisect_left(room, (need, -1))
@@ -155,14 +155,14 @@ def bin_pack(sizes: Sequence[int], available: Sequence[int]) -> list[tuple[int, 
 def pack(
     spans: Sequence[Span], *, lengths: Sequence[int], tokens_per_batch: int, isolate: bool = False
 ) -> Packed:
-    """Packs `spans` into batches of `tokens_per_batch` positions, in rows of `lengths`.
+    """Pack `spans` into batches of `tokens_per_batch` positions, in sequences of `lengths`.
 
     Args:
       spans: the spans to score.
-      lengths: row lengths, ascending; the last holds every span.
-      tokens_per_batch: a multiple of the largest length; a batch of rows of length l has
-        tokens_per_batch // l rows.
-      isolate: gives each span a row of its own.
+      lengths: sequence lengths, ascending; no span is longer than the last.
+      tokens_per_batch: a multiple of the largest length; a batch of length T has
+        tokens_per_batch // T sequences.
+      isolate: whether each span gets its own sequence.
     """
     if isolate:
         groups = [PrefixGroup((i,), (0,), span.length) for i, span in enumerate(spans)]
@@ -174,7 +174,7 @@ def pack(
     for length in lengths:
         contents = [[groups[i] for i in members] for size, members in rows if size == length]
         per_batch = tokens_per_batch // length
-        # rows with as many scored targets together, so that few batches need all their slots
+        # sequences with similarly many targets share a batch, so that few batches need all slots
         contents.sort(key=lambda row: -_scored(spans, row))
         for first in range(0, len(contents), per_batch):
             batches.append(_batch(spans, contents[first : first + per_batch], per_batch, length))
@@ -187,7 +187,7 @@ def pack(
 
 
 def _common(before: Span, span: Span) -> int:
-    """Leading tokens that `span` can take from the one before it."""
+    """Number of leading tokens that `span` can share with the previous one."""
     limit = min(before.length, span.length - span.scored)
     differ = before.tokens[:limit] != span.tokens[:limit]
     return int(differ.argmax()) if differ.any() else limit
@@ -209,7 +209,7 @@ def _batch(
     for row, members in enumerate(contents):
         offset, slot = 0, 0
         for group in members:
-            path = np.zeros(0, np.int64)  # where the tokens of the current span lie
+            path = np.zeros(0, np.int64)  # positions of the current span's tokens
             for number, share in zip(group.spans, group.shared, strict=True):
                 span = spans[number]
                 visible_until[row, path[share:]] = offset

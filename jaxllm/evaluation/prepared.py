@@ -1,4 +1,4 @@
-"""From a task's examples to device batches, made once, and from those to model outputs."""
+"""Device batches of a task, prepared once from its examples, and model outputs for them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from jaxllm.models.decoder import Params
 from jaxllm.models.sampling import GREEDY, Sampling
 
 NUCLEUS = 0.95
-SEED = 0  # of sampled answers, with the numbers of the example and of the answer
+SEED = 0  # of sampling keys, beside the indices of the example and of the answer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,13 +33,13 @@ class PreparedTask:
 
     Attributes:
       definition: the task.
-      examples: its examples.
+      examples: its n examples.
       example_index: int64 [S], the example of each span, ascending; empty for generation.
-      scored: int64 [S], scored tokens of each span.
-      truncated: bool [examples], whether it was cut to fit the context length.
-      shots_dropped: int64 [examples], few-shot examples left out to make it fit.
-      packed: the spans in batches; empty for generation.
-      prompts: the prompts in batches; empty for scoring.
+      scored: int64 [S], number of scored tokens of each span.
+      truncated: bool [n], whether the example was truncated to fit the context length.
+      shots_dropped: int64 [n], number of few-shot examples dropped to make it fit.
+      packed: the packed spans; empty for generation.
+      prompts: the batched prompts; empty for scoring.
     """
 
     definition: TaskDefinition
@@ -53,7 +53,7 @@ class PreparedTask:
 
     @property
     def padding(self) -> float:
-        """Share of the computed positions without a token."""
+        """Fraction of the computed positions without a token."""
         if not self.prompts:
             return self.packed.padding
         used = sum(int(b.lengths[: len(b.numbers)].sum()) for b in self.prompts)
@@ -61,13 +61,13 @@ class PreparedTask:
 
     @property
     def sequences(self) -> int:
-        """Rows of all device batches."""
+        """Number of sequences in all device batches."""
         packed = sum(len(batch.batch.inputs) for batch in self.packed.batches)
         return packed + sum(len(batch.prompts) for batch in self.prompts)
 
     @property
     def positions(self) -> int:
-        """Token positions that the model computes for all rows, at most."""
+        """Upper bound of the token positions that the model computes for all sequences."""
         new = self.definition.max_new_tokens
         return self.packed.slots + sum(
             batch.prompts.size + len(batch.prompts) * new for batch in self.prompts
@@ -76,13 +76,13 @@ class PreparedTask:
 
 @dataclasses.dataclass(frozen=True)
 class TaskRunner:
-    """Prepares tasks for one model, and asks it for what they measure.
+    """Prepare tasks for one model, and compute its outputs for them.
 
     Attributes:
-      scorer: of the model on its mesh.
-      vocabulary: the model's.
-      samples: answers to each example of a task that runs code.
-      temperature: of several answers.
+      scorer: scorer of the model on its mesh.
+      vocabulary: the model's vocabulary.
+      samples: answers per example of a task that executes code.
+      temperature: sampling temperature of several answers.
     """
 
     scorer: Scorer
@@ -91,11 +91,11 @@ class TaskRunner:
     temperature: float = 0.8
 
     def prepare(self, task: TaskDefinition, examples: Sequence[Example]) -> PreparedTask:
-        """Tokenises and packs the examples of a task, each prompt as often as it is answered.
+        """Tokenize and pack the examples of a task, with a copy of each prompt per answer.
 
         Raises:
-          UserError: there are none, they leave no room for an answer, or the vocabulary has ids
-            that the model has not.
+          UserError: there are no examples, no room for an answer, or token ids outside the model's
+            vocabulary.
         """
         if not examples:
             raise UserError(f"task {task.name} has no examples")
@@ -120,7 +120,7 @@ class TaskRunner:
     def run(
         self, params: Params, prepared: PreparedTask, should_stop: ShouldStop = never
     ) -> Likelihoods | Texts:
-        """The model's outputs for every example of a task.
+        """Compute the model's outputs for every example of a task.
 
         Raises:
           Interrupted: `should_stop()` was true between two batches.
@@ -186,7 +186,7 @@ class TaskRunner:
         return self.samples if task.runs_code else 1
 
     def _check_ids(self, task: TaskDefinition, texts: Iterable[Sequence[int] | np.ndarray]) -> None:
-        """Raises UserError for a token id that the model has no embedding for."""
+        """Raise UserError for a token id without an embedding in the model."""
         ids, size = np.concatenate([np.asarray(tokens) for tokens in texts]), self.scorer.vocab_size
         unknown = ids[(ids < 0) | (ids >= size)]
         if unknown.size:
@@ -197,7 +197,7 @@ class TaskRunner:
 
 
 def _check_finite(prepared: PreparedTask, log_likelihood: np.ndarray) -> None:
-    """Raises UserError for log-likelihoods that are NaN or infinite."""
+    """Raise UserError for log-likelihoods that are NaN or infinite."""
     wrong = np.unique(prepared.example_index[~np.isfinite(log_likelihood)])
     if wrong.size:
         first = prepared.examples[wrong[0]].id or wrong[0]
@@ -208,9 +208,9 @@ def _check_finite(prepared: PreparedTask, log_likelihood: np.ndarray) -> None:
 
 
 def _check_primary_metric(task: TaskDefinition, example: Example) -> None:
-    """Raises UserError where `task.score` does not give the primary metric."""
+    """Raise UserError if `task.score` does not return the primary metric."""
     assert isinstance(example, Prompt)
-    if task.runs_code:  # scoring runs programs; they give pass@k
+    if task.runs_code:  # scoring would execute programs; the metric is pass@k
         return
     metrics = tuple(task.score("", example))
     if task.primary_metric not in metrics:
@@ -221,11 +221,11 @@ def _check_primary_metric(task: TaskDefinition, example: Example) -> None:
 
 
 def spans_of(example: Example, vocabulary: Tokenizer, max_length: int) -> tuple[list[Span], int]:
-    """The spans of an example, and how many of its few-shot examples they leave out.
+    """The spans of an example, and the number of dropped few-shot examples.
 
-    One span for each option, one for a cloze, or a document's windows. Whole few-shot examples are
-    left out from the left until all options fit; a question that does not fit without any is cut
-    on the left.
+    One span for each option, one for a cloze, or a document's rolling windows. Whole few-shot
+    examples are dropped from the left until all options fit; a question that still does not fit is
+    truncated on the left.
     """
     if isinstance(example, Document):
         return list(rolling_windows(vocabulary, example.text, max_length)), 0
@@ -249,9 +249,9 @@ def spans_of(example: Example, vocabulary: Tokenizer, max_length: int) -> tuple[
 
 
 def prompt_tokens(example: Example, vocabulary: Tokenizer, room: int) -> tuple[list[int], int]:
-    """The tokens of a prompt, and how many few-shot examples are left out to fit `room` tokens.
+    """The tokens of a prompt, and the number of few-shot examples dropped to fit `room` tokens.
 
-    A space at the end would be half of the next token, so it is not read.
+    Trailing spaces are stripped, because a space belongs to the token that follows it.
     """
     assert isinstance(example, Prompt)
     for dropped in range(len(example.shots) + 1):

@@ -1,15 +1,15 @@
-"""The benchmarks by name: what the modules of `EvalConfig.modules` declare.
+"""Registry of the benchmarks that the modules of `EvalConfig.modules` declare.
 
 A module declares its tasks when it is imported, with the helpers of `jaxllm.evaluation.tasks`, and
 may have these constants:
 
-    FAMILIES   prefix -> function (name, data_dir) that declares the task of any name with it
+    FAMILIES   prefix -> function (name, data_dir) that declares the task of a name with it
     MIXTURES   name -> names of tasks or further mixtures
-    SOURCES    where its files come from (`download.FileSource`)
-    SHA256     name of a file -> its hash
+    SOURCES    origins of its files (`download.FileSource`)
+    SHA256     file name -> hash
 
-A package stands for all of its modules. Neither SeqIO nor TensorFlow is imported, and no data are
-read, but by a family that must look into a file to know what its task is.
+A package includes all of its modules. Neither SeqIO nor TensorFlow is imported, and no data are
+read, except by families that need a file to declare a task.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ class Registry:
     sha256: Mapping[str, str]
 
     def names(self) -> tuple[str, ...]:
-        """Every task name, ascending, but those that families make."""
+        """All task names, ascending, without those of families."""
         families = tuple(self.families)
         return tuple(sorted(n for n in tasks.definitions() if not n.startswith(families)))
 
     def expand(self, name: str) -> Iterator[str]:
-        """The tasks that `name` stands for: itself, or those of the mixture of that name.
+        """Yield the task `name`, or the tasks of the mixture of that name.
 
         `mmlu_0shot` is every task of `mmlu` at 0 shots.
         """
@@ -71,11 +71,11 @@ class Registry:
         `<task>_5shot` is `<task>` at 5 shots.
 
         Args:
-          names: of tasks and mixtures.
-          data_dir: the evaluation data, for families that read a file to declare a task.
+          names: names of tasks and mixtures.
+          data_dir: evaluation data directory, for families that read a file to declare a task.
 
         Raises:
-          UserError: no task has a name; the message offers the nearest ones.
+          UserError: a name is unknown; the message suggests the closest ones.
         """
         expanded = (task for name in names for task in self.expand(name))
         return tuple(self._find(name, data_dir) for name in dict.fromkeys(expanded))
@@ -87,7 +87,7 @@ class Registry:
             return known[name]
         if shots is not None:
             return tasks.with_shots(self._find(base, data_dir), shots)
-        if prefix:  # also when declared before: its file may be another now
+        if prefix:  # even if already declared: its file may have changed
             return self.families[prefix](name, data_dir)
         near = difflib.get_close_matches(name, [*known, *self.families, *self.mixtures], n=3)
         offer = (
@@ -100,7 +100,7 @@ class Registry:
 
 @functools.cache
 def benchmarks(modules: tuple[str, ...] = MODULES) -> Registry:
-    """Imports `modules` and gathers what they declare.
+    """Import `modules` and collect their declarations.
 
     Raises:
       UserError: a module cannot be imported.

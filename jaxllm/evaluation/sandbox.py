@@ -1,8 +1,8 @@
-"""Runs a program that a model wrote, in a process of its own with limits on what it can do.
+"""Run a model-generated program in a separate, restricted process.
 
-`sandbox_child.py`, which that process runs, describes the isolation. A program's output is
-discarded and its environment is empty. It has passed if its last statement was reached: with the
-tests behind it, leaving before them does not count.
+`sandbox_child.py`, the script of that process, describes the isolation. A program's output is
+discarded and its environment is empty. It has passed if its last statement was reached: an exit
+before the appended tests is a failure.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ _chosen = True
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What a program may use.
+    """Resource limits of a program.
 
     Attributes:
-      cpu_seconds: of each of its processes; Chen et al. (2021) allow 3 seconds.
-      wall_seconds: from start to end; longer, so that a busy machine fails no program.
-      memory_bytes: address space of each of its processes.
-      file_bytes: a file's size, and where namespaces are, of all files together.
-      files: open ones; and where namespaces are, existing ones.
-      processes: with threads, at one time. Without namespaces there is one, with one thread.
+      cpu_seconds: CPU time per process; Chen et al. (2021) allow 3 seconds.
+      wall_seconds: wall time; longer, so that a busy machine fails no program.
+      memory_bytes: address space per process.
+      file_bytes: size of a file; with namespaces also the total size of all files.
+      files: number of open files; with namespaces also of existing files.
+      processes: number of concurrent processes and threads; without namespaces always 1.
     """
 
     cpu_seconds: int = 3
@@ -55,12 +55,12 @@ class Limits:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How a program ended.
+    """The result of a program.
 
     Attributes:
-      passed: it ran to its end without an exception.
-      reason: what ended it otherwise, in a few words.
-      isolated: it ran in namespaces of its own, see `sandbox_child.py`.
+      passed: whether it ran to its end without an exception.
+      reason: the cause of a failure, in a few words.
+      isolated: whether it ran in its own namespaces, see `sandbox_child.py`.
     """
 
     passed: bool
@@ -69,15 +69,15 @@ class Outcome:
 
 
 def run(program: str, limits: Limits | None = None, isolate: bool | None = None) -> Outcome:
-    """Runs `program` in an empty scratch directory, and waits for its end.
+    """Run `program` in an empty scratch directory, and wait for its end.
 
     Args:
       program: Python source.
-      limits: what it may use.
+      limits: resource limits.
       isolate: whether to use namespaces; None is the last `choose`, else True.
 
     Raises:
-      UserError: the isolation cannot be set up here; nothing has run.
+      UserError: isolation is not available here; nothing has run.
     """
     limits, token = limits or Limits(), secrets.token_hex(16)
     isolate = _chosen if isolate is None else isolate
@@ -114,10 +114,10 @@ def run(program: str, limits: Limits | None = None, isolate: bool | None = None)
 
 
 def choose(isolate: bool) -> None:
-    """Sets whether the programs of this process are isolated, and checks that it can be done.
+    """Set whether this process isolates programs, and test it with an empty one.
 
     Raises:
-      UserError: it cannot be done on this machine, and how to go on.
+      UserError: the mode is not available on this machine; the message suggests alternatives.
     """
     global _chosen
     _chosen = True
@@ -128,7 +128,7 @@ def choose(isolate: bool) -> None:
 
 
 def _read(process: subprocess.Popen[bytes], deadline: float) -> tuple[bytes, bool]:
-    """The output of the process until it ends, a few kilobytes at most; and whether it ended."""
+    """Read the process' output, at most a few kilobytes; return it, and whether it has ended."""
     assert process.stdout is not None
     output, descriptor = b"", process.stdout.fileno()
     poll = select.poll()

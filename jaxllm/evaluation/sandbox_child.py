@@ -1,20 +1,20 @@
-"""One program in isolation. `sandbox.py` starts this file as a process of its own.
+"""Run one program in isolation; the script of the processes that `sandbox.py` starts.
 
 Standard input is a JSON object: `program`, `token`, `scratch`, `isolate` and the fields of
 `sandbox.Limits`. The output is a line "isolated" or "restricted", and then `token` if the program
-ran to its end, or else the exception that ended it. A program that leaves by itself (`sys.exit`,
-`os._exit`) adds nothing. Where the isolation cannot be set up, the output is a line "refused" and
-the reason; then nothing runs.
+ran to its end, or else the exception that ended it. A program that exits (`sys.exit`, `os._exit`)
+adds nothing. If isolation is not available, the output is a line "refused" and the reason, and
+nothing runs.
 
-isolated: namespaces of its own for users, network, processes and mounts, so that there is no
-  network, no other process to see, no device but null, zero and random, and no file to change but
-  in a small tmpfs, the scratch directory; and no capabilities. All that it started dies with it.
-restricted: without isolation, by an explicit setting, a Python audit hook refuses sockets,
-  processes, foreign functions, and files outside the scratch directory; and the kernel starts no
-  other process or thread. It stops accidents, not attacks.
+isolated: own namespaces for users, network, processes and mounts: no network, no visible other
+  processes, no devices except null, zero and random, no writable files except in a small tmpfs,
+  the scratch directory; and no capabilities. Its child processes die with it.
+restricted: no isolation, only by an explicit setting. A Python audit hook blocks sockets,
+  processes, foreign functions, and files outside the scratch directory; a resource limit blocks
+  other processes and threads. It stops accidents, not attacks.
 
-Root's programs run as a user without rights in both; where Python lies in a directory of root's
-own, they see of that directory Python only.
+In both modes, root's programs run as an unprivileged user; if Python is installed in a directory
+private to root, nothing else of that directory is visible to them.
 """
 
 import ctypes
@@ -45,7 +45,7 @@ WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
 def main() -> None:
-    """Reads the job, isolates this process, runs the program."""
+    """Read the job, isolate this process, run the program."""
     job = json.load(sys.stdin)
     os.umask(0o022)
     report, null = os.dup(1), os.open(os.devnull, os.O_RDWR)
@@ -60,14 +60,14 @@ def main() -> None:
             _wait_for_child()
             _libc().prctl(DIE_WITH_PARENT, signal.SIGKILL, 0, 0, 0)
             _close_off(job)
-            _wait_for_child()  # the first process of a namespace heeds no signals
+            _wait_for_child()  # PID 1 of a namespace ignores default-action signals
         os.chdir(job["scratch"])
         _give_up_rights()
     except (OSError, AttributeError) as error:  # AttributeError: not Linux
         os.write(report, f"refused\n{error}".encode())
         os._exit(0)
     os.write(report, b"isolated\n" if isolated else b"restricted\n")
-    _limit(job, processes=job["processes"] if isolated else 1)  # there it counts all of the user's
+    _limit(job, processes=job["processes"] if isolated else 1)  # else NPROC counts per user
     if not isolated:
         _restrict(os.path.realpath(job["scratch"]))
     _run(job["program"], job["token"], report)
@@ -84,7 +84,7 @@ def _run(program: str, token: str, report: int) -> None:
 
 
 def _wait_for_child() -> None:
-    """Goes on in a new process; this one waits for its end, and ends as it did."""
+    """Fork and continue in the child; the parent waits for it and exits with its status."""
     child = os.fork()
     if child:
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -115,7 +115,7 @@ def _set_mount(target: str, below: int = 0, on: int = 0, off: int = 0) -> None:
 
 
 def _become_nobody(scratch: str) -> None:
-    """Gives up root for good: a user namespace alone leaves root the owner of its files."""
+    """Drop root permanently: in a user namespace alone, root still owns its files."""
     needed = {sys.prefix, sys.base_prefix, *filter(os.path.isdir, sys.path), scratch}
     needed |= {os.path.realpath(path) for path in needed}
     os.chown(scratch, NOBODY, NOBODY)
@@ -132,7 +132,7 @@ def _become_nobody(scratch: str) -> None:
 
 
 def _closed(path: str) -> str | None:
-    """The highest directory above `path` that nobody but its owner may pass."""
+    """The topmost parent directory of `path` that other users cannot traverse."""
     parts = path.split(os.sep)
     for end in range(2, len(parts)):
         above = os.sep.join(parts[:end])
@@ -142,7 +142,7 @@ def _closed(path: str) -> str | None:
 
 
 def _show_within(hidden: set[str], needed: set[str]) -> None:
-    """Lays an empty directory over each of `hidden`, with nothing in it but what is `needed`."""
+    """Mount an empty directory over each of `hidden`, and bind-mount only `needed` into it."""
     _check(_libc().unshare(MOUNTS), "leaving the mounts")
     _mount("", "/", "", PRIVATE_BELOW)
     opened = {
@@ -159,7 +159,7 @@ def _show_within(hidden: set[str], needed: set[str]) -> None:
 
 
 def _unshare() -> None:
-    """Leaves the namespaces that this process was born into."""
+    """Move this process into new namespaces, with its user and group mapped to themselves."""
     user, group = os.geteuid(), os.getegid()
     _check(_libc().unshare(USERS | NETWORK | PROCESSES | MOUNTS | IPC), "leaving the namespaces")
     maps = {"uid_map": f"{user} {user} 1", "gid_map": f"{group} {group} 1"}
@@ -169,7 +169,7 @@ def _unshare() -> None:
 
 
 def _close_off(job: dict) -> None:
-    """Leaves no file to write but in the scratch directory, and nothing to see of the system."""
+    """Make all files outside the scratch directory read-only, and hide /dev, /proc and /run."""
     size = f"size={job['file_bytes']},nr_inodes={job['files']}"
     _mount("", "/", "", PRIVATE_BELOW)
     devices = {name: os.open(f"/dev/{name}", os.O_PATH) for name in DEVICES}
@@ -187,7 +187,7 @@ def _close_off(job: dict) -> None:
 
 
 def _give_up_rights() -> None:
-    """Drops the capabilities, and the privileges that a program could gain by starting others."""
+    """Drop all capabilities, and forbid gaining privileges through execve."""
     libc = _libc()
     _check(libc.prctl(NO_NEW_PRIVILEGES, 1, 0, 0, 0), "giving up new privileges")
     for capability in range(64):
@@ -207,7 +207,7 @@ def _limit(job: dict, processes: int) -> None:
     for limit, value in limits.items():
         highest = resource.getrlimit(limit)[1]
         if highest == resource.RLIM_INFINITY or highest > value:
-            highest = value + 1  # of seconds: SIGXCPU comes before SIGKILL
+            highest = value + 1  # one more second: SIGXCPU comes before SIGKILL
         resource.setrlimit(limit, (min(value, highest), highest))
 
 
@@ -217,7 +217,7 @@ def _restrict(scratch: str) -> None:
         return real == scratch or real.startswith(scratch + os.sep)
 
     def allowed(event: str, args: tuple) -> bool:
-        if event == "ctypes.dlopen":  # None is what Python itself opens
+        if event == "ctypes.dlopen":  # None: Python's own handle
             return args[0] is None
         if event.startswith(CHANGES):
             return all(inside(arg) for arg in args if isinstance(arg, str | bytes | os.PathLike))

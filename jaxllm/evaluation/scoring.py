@@ -1,8 +1,8 @@
-"""Runs packed spans and prompts through the live, sharded parameters.
+"""Score packed spans and prompts with live, sharded parameters.
 
-The same code scores inside the train loop and offline, on one host or many: every process walks
-through the same batches in the same order, hands its devices their rows, and gets the whole
-result. Only one number per token leaves the device.
+The same code scores inside the train loop and offline, on one host or many: every process iterates
+over the same batches in the same order, feeds its devices their sequences, and receives the whole
+result. Only per-token scores leave the devices.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SHORTEST_ROW = 128
 
 
 class Interrupted(Exception):
-    """The run has been asked to stop in the middle of an evaluation."""
+    """Raised when the run is stopped during an evaluation."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +42,7 @@ class SpanScores:
 
     Attributes:
       log_likelihood: float64 [S], the sum of log p over the scored targets, in nats.
-      greedy: bool [S], whether every scored target was the model's first choice.
+      greedy: bool [S], whether every scored target was the argmax.
     """
 
     log_likelihood: np.ndarray
@@ -53,10 +53,10 @@ class Scorer:
     """Compiled scoring and generation for one model on one mesh.
 
     Args:
-      model: the model; `model.max_length` is the longest span.
-      mesh: where the parameters live.
-      tokens_per_batch: positions of a batch, rounded up to rows of `max_length` that the mesh
-        divides.
+      model: the model; `model.max_length` bounds the span length.
+      mesh: mesh of the parameters.
+      tokens_per_batch: positions of a batch, rounded up to a number of sequences of `max_length`
+        that is divisible by the mesh.
       shortest_row: see `packing.row_lengths`.
     """
 
@@ -76,10 +76,10 @@ class Scorer:
         self._decode_loop = DecodeLoop(model, mesh)
 
     def score(self, params: Params, packed: Packed, should_stop: ShouldStop) -> SpanScores:
-        """Scores every span of `packed`; sums are float64, so packing order does not show.
+        """Score every span of `packed`; sums are float64, so packing order does not matter.
 
-        A span that gives NaN spoils its neighbours in the row, whose attention multiplies it by
-        zero: spans without a finite score are scored again, each in a row of its own.
+        A NaN span spoils the others of its sequence, whose attention multiplies it by zero: spans
+        without a finite score are scored again, each in its own sequence.
 
         Raises:
           Interrupted: `should_stop()` was true between two batches.
@@ -97,7 +97,7 @@ class Scorer:
         return scores
 
     def pack(self, spans: Sequence[Span], isolate: bool = False) -> Packed:
-        """Packs `spans` for `score`; see `packing.pack`."""
+        """Pack `spans` for `score`; see `packing.pack`."""
         return pack(
             spans,
             lengths=self.row_lengths,
@@ -110,8 +110,8 @@ class Scorer:
         greedy = np.zeros(len(packed.spans), bool)
         run = lambda item: self._score(params, jax.tree.map(self._on_devices, item.batch))
         for item, (tokens, correct) in _pipelined(run, packed.batches, should_stop):
-            # reduceat sums [start, end) at even places and the gaps at odd ones; the zero at the
-            # end gives the last span an end to stop at.
+            # reduceat gives the sum of [start, end) at even indices and that of the gap at odd
+            # ones; the appended zero makes the last `end` a valid index.
             bounds = np.stack([item.starts, item.ends], axis=1).ravel()
             padded = np.append(np.asarray(tokens, np.float64).ravel(), 0.0)
             log_likelihood[item.spans] = np.add.reduceat(padded, bounds)[::2]
@@ -120,7 +120,7 @@ class Scorer:
         return SpanScores(log_likelihood, greedy)
 
     def prompt_batches(self, prompts: Sequence[Sequence[int]]) -> tuple[PromptBatch, ...]:
-        """Prompts by length, in batches of a few fixed widths and `tokens_per_batch` positions."""
+        """Batch prompts by length: a few fixed widths, `tokens_per_batch` positions each."""
         batches = []
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         while order:
@@ -144,17 +144,17 @@ class Scorer:
         sampling: Sampling = GREEDY,
         seeds: Callable[[int], Sequence[int]] = lambda number: (0, number),
     ) -> list[str]:
-        """Continuations in the order of the prompts, up to EOS or the first text of `stop`.
+        """Generate continuations up to EOS or the first stop string, in the order of the prompts.
 
         Args:
           params: parameters, boxed or plain, on the mesh.
-          batches: of `prompt_batches`. One ends when all of its rows have.
-          vocabulary: of the prompts.
-          max_new_tokens: tokens of a continuation, at most.
-          stop: texts that end one.
-          should_stop: asked before every batch.
-          sampling: how tokens are chosen.
-          seeds: what the random key of a prompt is made of, from its number.
+          batches: from `prompt_batches`; a batch ends when all of its continuations have.
+          vocabulary: vocabulary of the prompts.
+          max_new_tokens: maximum length of a continuation, in tokens.
+          stop: stop strings.
+          should_stop: checked before every batch.
+          sampling: the sampling method.
+          seeds: prompt index -> integers of its random key.
 
         Raises:
           Interrupted: `should_stop()` was true between two batches.
@@ -178,7 +178,7 @@ class Scorer:
         return scores.log_likelihood, scores.correct
 
     def _on_devices(self, array: Any) -> jax.Array:
-        """The global array of which this process holds every row, sharded over the mesh."""
+        """The global array, sharded over the mesh, from this process' full copy."""
         sharding = batch_sharding(self._mesh)
         return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
@@ -186,7 +186,7 @@ class Scorer:
 def _pipelined(
     run: Callable[[In], Out], items: Iterable[In], should_stop: ShouldStop
 ) -> Iterable[tuple[In, Out]]:
-    """Keeps the device one batch ahead of the host, and asks before each whether to stop."""
+    """Keep the device one batch ahead of the host, and check `should_stop` before each."""
     waiting: tuple[In, Out] | None = None
     for item in items:
         if _any_process(should_stop):
@@ -200,7 +200,7 @@ def _pipelined(
 
 
 def _any_process(should_stop: ShouldStop) -> bool:
-    """Whether one process has been asked to stop: all of them must leave at the same batch."""
+    """Whether any process should stop: all of them must leave at the same batch."""
     if jax.process_count() == 1:
         return should_stop()
     return bool(np.any(multihost_utils.process_allgather(np.asarray(should_stop()))))

@@ -1,6 +1,6 @@
 """The tasks of an EvalConfig: definitions, files and limits.
 
-Nothing heavy is imported, so that a misspelt task or a wrong directory is answered at once.
+Nothing heavy is imported, so that a misspelt task or a wrong directory fails immediately.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class SelectedTask:
     Attributes:
       definition: the declared task.
       files: its files, then those of its few-shot examples.
-      max_examples: at most so many examples; None is all.
-      group: the name in `EvalConfig.tasks` that it comes from: its own, or a mixture's.
+      max_examples: maximum number of examples; None is all.
+      group: its name in `EvalConfig.tasks`: its own, or that of a mixture.
     """
 
     definition: TaskDefinition
@@ -36,7 +36,7 @@ class SelectedTask:
     group: str = ""
 
     def read_examples(self) -> list[Example]:
-        """The examples with their few-shot examples; an id that is empty becomes its number."""
+        """Read the examples and add their few-shot examples; an empty id becomes the index."""
         task = self.definition
         own, shared = self.files[: len(task.files)], self.files[len(task.files) :]
         pool = task.few_shot.pool if task.few_shot and task.shots else None
@@ -54,8 +54,8 @@ def select(config: EvalConfig) -> dict[str, SelectedTask]:
     """The tasks of a run by name.
 
     Raises:
-      UserError: no such task, with the nearest names; a file is not there; or a task runs code
-        and must not.
+      UserError: an unknown task (the message suggests the closest names), a missing file, or a
+        task that executes code where that is not allowed.
     """
     registry, directory = benchmarks(config.modules), data_dir(config)
     selected: dict[str, SelectedTask] = {}
@@ -77,9 +77,9 @@ def select(config: EvalConfig) -> dict[str, SelectedTask]:
 
 
 def file_names(task: TaskDefinition, every: bool = False) -> tuple[str, ...]:
-    """The files that a task reads, relative to the evaluation data directory.
+    """The files of a task, relative to the evaluation data directory.
 
-    With `every` also those of few-shot examples that its number of shots does not ask for.
+    With `every`, those of few-shot examples are included even at 0 shots.
     """
     few_shot = task.few_shot if task.shots or every else None
     return task.files + (few_shot.files if few_shot else ())
@@ -89,7 +89,7 @@ def locate(task: TaskDefinition, config: EvalConfig) -> tuple[epath.Path, ...]:
     """The files of a task: its own, then those of its few-shot examples.
 
     Raises:
-      UserError: the directory is not set, or a file is not there.
+      UserError: the directory is not set, or a file is missing.
     """
     names = file_names(task)
     if not names:
@@ -99,10 +99,10 @@ def locate(task: TaskDefinition, config: EvalConfig) -> tuple[epath.Path, ...]:
 
 
 def download_files(config: EvalConfig) -> download.DownloadResult:
-    """Downloads the files of the run's tasks, or of all that have a name, at any number of shots.
+    """Download the files of the run's tasks, or else of all named tasks, at any number of shots.
 
     Raises:
-      UserError: the directory is not set, or a file cannot be had or is another than was pinned.
+      UserError: the directory is not set, a download fails, or a hash is not the pinned one.
     """
     registry = benchmarks(config.modules)
     root = _required_data_dir(config, "--download needs a place")
@@ -112,7 +112,7 @@ def download_files(config: EvalConfig) -> download.DownloadResult:
 
 
 def data_dir(config: EvalConfig) -> epath.Path | None:
-    """The evaluation data directory, where one is set."""
+    """The evaluation data directory, if set."""
     directory = config.data_dir or os.environ.get("JAXLLM_DATA_DIR")
     return epath.Path(directory) if directory else None
 
@@ -128,7 +128,7 @@ def _required_data_dir(config: EvalConfig, purpose: str) -> epath.Path:
 
 
 def _find(task: str, root: epath.Path, name: str, registry: Registry) -> epath.Path:
-    """The file as it is named, else compressed (.gz)."""
+    """The path of the file, else of its compressed form (.gz)."""
     for path in (root / name, root / f"{name}.gz"):
         if path.exists():
             return path
@@ -142,7 +142,7 @@ def _find(task: str, root: epath.Path, name: str, registry: Registry) -> epath.P
 
 
 def _subset(examples: list[Example], limit: int | None) -> list[Example]:
-    """The same random `limit` examples every time, in their own order (files are often sorted)."""
+    """A fixed random subset, in the file's order (random, because files are often sorted)."""
     if limit is None or limit >= len(examples):
         return examples
     chosen = np.random.RandomState(0).permutation(len(examples))[:limit]

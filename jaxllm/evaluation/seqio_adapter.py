@@ -1,11 +1,10 @@
-"""Our tasks and models as SeqIO sees them: `seqio.Evaluator` can run every task.
+"""Adapter to SeqIO: `seqio.Evaluator` can run every task.
 
     select(config) -> EvalTask, registered -> seqio.Evaluator(name, TextFeatureConverter(), …)
         .evaluate(model_fns=model_functions(runner, params), …)
 
-Features stay text (`inputs`, `targets`): a SeqIO task says what is asked, and the run that scores
-it brings its own vocabulary and context length. `Evaluator` measures the same tasks without this
-detour.
+Features stay text (`inputs`, `targets`): a SeqIO task defines the questions, and the scoring run
+has its own vocabulary and context length. `Evaluator` runs the same tasks without SeqIO.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ class EvalTask(seqio.Task):
     """A SeqIO task with a text data source and one metric object.
 
     Args:
-      selected: the task, its files and its limit.
+      selected: the task, its files and maximum number of examples.
     """
 
     def __init__(self, selected: SelectedTask):
@@ -55,7 +54,7 @@ class EvalTask(seqio.Task):
                 lambda: (_features(name, example) for example in examples), output_signature=_SPEC
             )
 
-        # Text needs no vocabulary here, and SeqIO asks for one.
+        # SeqIO requires a vocabulary, even for text.
         text = seqio.Feature(seqio.PassThroughVocabulary(0), add_eos=False, dtype=tf.string)
         super().__init__(
             name,
@@ -68,10 +67,10 @@ class EvalTask(seqio.Task):
 
 
 def add_to_seqio(task: EvalTask) -> EvalTask:
-    """Puts `task` into SeqIO's registry, in place of an earlier one of its kind.
+    """Add `task` to SeqIO's registry, in place of an earlier `EvalTask` of its name.
 
     Raises:
-      UserError: another SeqIO task or mixture has the name.
+      UserError: the name belongs to another SeqIO task or mixture.
     """
     registry = seqio.TaskRegistry
     if task.name in seqio.MixtureRegistry.names() or (
@@ -85,9 +84,9 @@ def add_to_seqio(task: EvalTask) -> EvalTask:
 
 
 class TextFeatureConverter(seqio.PassThroughFeatureConverter):
-    """Leaves the text alone; the scorer turns it into token spans."""
+    """Pass text through; the scorer tokenizes it."""
 
-    TASK_FEATURES: ClassVar[dict] = {}  # SeqIO's evaluator looks here for sequence dimensions
+    TASK_FEATURES: ClassVar[dict] = {}  # SeqIO's evaluator reads sequence dimensions from it
     _pack = False
 
 
@@ -96,8 +95,8 @@ def model_functions(
 ) -> Mapping[seqio.metrics.ModelOutputType, Callable[[tf.data.Dataset], Any]]:
     """The `model_fns` of `seqio.Evaluator.evaluate` for registered `EvalTask`s.
 
-    Scores come as (index, log-likelihoods) with {"tokens": …, "greedy": …} beside them, predictions
-    as (index, texts), both in the order of the examples.
+    Scores are (index, log-likelihoods), plus {"tokens": …, "greedy": …}; predictions are
+    (index, texts); both in the order of the examples.
     """
 
     def outputs(dataset: tf.data.Dataset) -> Likelihoods | Texts:
@@ -121,7 +120,7 @@ def model_functions(
 
 
 def examples_of(task: TaskDefinition, rows: Iterable[Mapping[str, Any]]) -> list[Example]:
-    """The examples in rows with the features of an `EvalTask`."""
+    """Rebuild the examples from dataset elements of an `EvalTask`."""
     return [_example(task, row) for row in rows]
 
 
@@ -172,7 +171,7 @@ def _features(task: str, example: Example) -> dict[str, Any]:
 
 
 def _metric(task: TaskDefinition) -> seqio.metrics.CollectingMetric:
-    """SeqIO's metric object: which model output it needs, and `measure`."""
+    """The SeqIO metric object of a task: its model output type, and `measure`."""
     types = seqio.metrics.ModelOutputType
     output_type = types.PREDICTION if task.kind == "generation" else types.SCORE
 
@@ -184,7 +183,7 @@ def _metric(task: TaskDefinition) -> seqio.metrics.CollectingMetric:
         def from_model_output(
             cls, inputs: Any, model_output: Any, *args: Any, **kwargs: Any
         ) -> TaskMetric:
-            del inputs, args, kwargs  # actual_compute gets them too
+            del inputs, args, kwargs  # also passed to actual_compute
             return cls(values={"model_output": model_output})
 
         def actual_compute(

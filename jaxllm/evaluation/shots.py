@@ -1,8 +1,7 @@
-"""Few-shot examples before a question.
+"""Few-shot examples of prompts.
 
-Which examples a question gets follows lm-evaluation-harness 0.4 (`api/samplers.py`), so that its
-k-shot numbers can be compared with ours: one `random.Random(1234)` serves the questions of a task
-in their order.
+They are drawn as in lm-evaluation-harness 0.4 (`api/samplers.py`), so that k-shot scores are
+comparable: one `random.Random(1234)` per task, for its questions in their order.
 """
 
 from __future__ import annotations
@@ -20,18 +19,18 @@ HARNESS_SEED = 1234
 def add_few_shot(
     task: TaskDefinition, examples: Sequence[Example], pool: Sequence[Example]
 ) -> list[Example]:
-    """The examples of `task`, each with its description and its shots.
+    """Add the description and few-shot examples to each example of `task`.
 
     Args:
-      task: says how many, and how they are chosen.
+      task: the task; sets their number and selection.
       examples: all of the task's examples, in their order.
-      pool: what to choose from; empty where the task's own examples are the pool.
+      pool: candidates; empty if the task's own examples are the pool.
 
     Raises:
-      UserError: there are fewer than `task.shots` to choose from.
+      UserError: the pool has fewer than `task.shots` examples.
     """
     few_shot = task.few_shot if task.shots else None
-    if few_shot is None:  # none, or the task writes them into its contexts
+    if few_shot is None:  # 0 shots, or they are part of the task's contexts
         chosen: list[list[int]] = [[] for _ in examples]
     else:
         chosen = _choose(task, few_shot, examples, pool)
@@ -52,7 +51,7 @@ def add_few_shot(
 def _choose(
     task: TaskDefinition, few_shot: FewShot, examples: Sequence[Example], pool: Sequence[Example]
 ) -> list[list[int]]:
-    """For each question the numbers of its few-shot examples in the pool."""
+    """For each question the indices of its few-shot examples in the pool."""
     own, pool = not pool, pool or examples
     exclude_self = own or few_shot.exclude_self
     available = len(pool) - exclude_self
@@ -73,7 +72,7 @@ def _choose(
     chosen = []
     for question in examples:
         drawn = [i for i in rng.sample(numbers, task.shots + 1) if pool[i] != question]
-        if len(drawn) < task.shots:  # it is in the pool several times, and was drawn more than once
+        if len(drawn) < task.shots:  # duplicates of the question, drawn more than once
             drawn = rng.sample([i for i in numbers if pool[i] != question], task.shots)
         chosen.append(drawn[: task.shots])
     return chosen

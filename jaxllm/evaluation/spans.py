@@ -1,8 +1,8 @@
-"""Text to the token spans whose log-likelihood a task asks for.
+"""Tokenize text into the spans whose log-likelihoods a task needs.
 
 Contexts and continuations are split as in lm-evaluation-harness (`TemplateLM._encode_pair`,
-`utils.get_rolling_token_windows`), so that scores can be compared with published ones. Every
-text starts with the token that starts a document in training.
+`utils.get_rolling_token_windows`), so that scores are comparable with published ones. Every text
+starts with the token that starts a document in training.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from jaxllm.errors import UserError
 
 
 class Tokenizer(Protocol):
-    """What is used of a `seqio.Vocabulary`."""
+    """The part of the `seqio.Vocabulary` interface in use."""
 
     @property
     def bos_id(self) -> int | None:
@@ -36,12 +36,12 @@ class Tokenizer(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Span:
-    """A sequence to score by itself.
+    """A token span that is scored independently of others.
 
     Attributes:
-      tokens: int32 [L + 1]; the model reads tokens[:-1] and is scored on tokens[1:].
-      scored: how many of the last targets count, 1 <= scored <= L.
-      truncated: whether tokens were cut off on the left to fit the context length.
+      tokens: int32 [L + 1]; inputs are tokens[:-1], targets tokens[1:].
+      scored: number of trailing targets that are scored, 1 <= scored <= L.
+      truncated: whether the span was truncated on the left to fit the context length.
     """
 
     tokens: np.ndarray
@@ -50,12 +50,12 @@ class Span:
 
     @property
     def length(self) -> int:
-        """Positions that the span takes in a row."""
+        """Number of positions L."""
         return len(self.tokens) - 1
 
 
 def start_token(vocabulary: Tokenizer) -> int:
-    """The token before every text: BOS, or EOS in vocabularies without one.
+    """The token before every text: BOS, or EOS in vocabularies without BOS.
 
     Raises:
       UserError: the vocabulary has neither.
@@ -71,11 +71,11 @@ def continuations(
 ) -> list[Span]:
     """The spans that score each of `texts` after `context`.
 
-    Both are encoded together and split where the context alone would end; spaces at the end of
-    the context go to the continuation, because tokens begin with a space and do not end in one.
-    When that leaves the continuation without a token (its characters merged into the context's
-    last token) that last token is scored. What does not fit is cut on the left: of the context,
-    and where the continuation alone is longer than `max_length` of that, too.
+    Both are encoded together and split at the token length of the context alone; trailing spaces
+    of the context move to the continuation, because tokens begin with a space and do not end in
+    one. If that leaves the continuation without a token (its characters merged into the context's
+    last token), that last token is scored. Spans are truncated on the left to `max_length`, even
+    within a continuation that is longer.
     """
     stripped = context.rstrip()
     before = len(vocabulary.encode(stripped)) if stripped else 0
@@ -91,11 +91,11 @@ def continuations(
 
 
 def rolling_windows(vocabulary: Tokenizer, text: str, max_length: int) -> Iterator[Span]:
-    """The spans that together score every token of a document exactly once.
+    """Yield the spans that together score every token of a document exactly once.
 
-    The first window reads BOS and scores the first `max_length` tokens; each further one reads
-    from the last token before it and scores the next `max_length`; the last one, with fewer
-    left, reads as much before them as fits (the harness' rolling windows, context_len=1).
+    The first window starts with BOS and scores the first `max_length` tokens; each further one
+    starts with the last token before it and scores the next `max_length`; the last one, with fewer
+    left, has as much context as fits (the harness' rolling windows, context_len=1).
     """
     tokens = np.asarray([start_token(vocabulary), *vocabulary.encode(text)], np.int32)
     scored = 0

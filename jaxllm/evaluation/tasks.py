@@ -1,17 +1,16 @@
-"""What an evaluation task is: its examples as text, and what its numbers mean.
+"""Definition of an evaluation task: its examples as text, and its metrics.
 
-A benchmark module declares its tasks with the four helpers below; nothing is read yet and
-neither SeqIO nor TensorFlow is imported:
+A benchmark module declares its tasks with the four helpers below, which read no data and import
+neither SeqIO nor TensorFlow:
 
     multiple_choice("capitals", examples, domain="knowledge")
 
     def examples() -> Iterator[Choice]:
         yield Choice("The capital of France is", (" Paris", " Rome"), answer=0, id="france")
 
-`examples` runs once, before the first checkpoint is scored. A task that lives in files names them
-(`files`, relative to EvalConfig.data_dir); `examples` is then called with their paths. A task that
-has a `FewShot` exists at any number of shots: `capitals_5shot`. `jaxllm.evaluation.seqio_adapter`
-makes the SeqIO task.
+`examples` is called once, before the first checkpoint is scored; with the paths of `files`
+(relative to EvalConfig.data_dir), if the task has any. A task with a `FewShot` is available at any
+number of shots: `capitals_5shot`. `jaxllm.evaluation.seqio_adapter` creates the SeqIO task.
 
 Domains in use: examination, knowledge, reading, commonsense, reasoning, math, code, language.
 """
@@ -46,14 +45,14 @@ class Choice:
 
     Attributes:
       context: the text before the options; may be empty.
-      options: the continuations, each with its leading space where it needs one.
+      options: the continuations, each with its leading space if it needs one.
       answer: index of the correct option.
-      id: names the example in the per-example results; its number where empty.
-      contexts: the text before each option, where they differ in that (WinoGrande's blank);
-        `context` is not read then.
+      id: name of the example in the per-example results; its index if empty.
+      contexts: the text before each option, if it differs between options (WinoGrande's blank);
+        replaces `context`.
       also_correct: indices of further correct options (TruthfulQA's mc2).
       description: text before the few-shot examples.
-      shots: few-shot examples, each with what separates it from the next.
+      shots: few-shot examples, each with its separator from the next.
     """
 
     context: str
@@ -75,7 +74,7 @@ class Choice:
 
     @property
     def as_shot(self) -> str:
-        """The question with its answer, as a few-shot example."""
+        """The question with its answer, for use as a few-shot example."""
         context = self.contexts[self.answer] if self.contexts else self.context
         return context + self.options[self.answer]
 
@@ -90,16 +89,16 @@ class Document:
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """A prompt and the texts that answer it.
+    """A prompt and its reference answers.
 
     Attributes:
       context: the prompt.
-      targets: what answers it: `cloze` scores the first, `generation` may take any.
-      id: names the example in the per-example results; its number where empty.
-      solution: what follows the prompt in a few-shot example (a chain of thought); the first target
-        if empty.
+      targets: reference answers: `cloze` scores the first, `generation` may accept any.
+      id: name of the example in the per-example results; its index if empty.
+      solution: the text after the prompt in a few-shot example (a chain of thought); the first
+        target if empty.
       description: text before the few-shot examples.
-      shots: few-shot examples, each with what separates it from the next.
+      shots: few-shot examples, each with its separator from the next.
     """
 
     context: str
@@ -115,7 +114,7 @@ class Prompt:
 
     @property
     def as_shot(self) -> str:
-        """The prompt with its solution, as a few-shot example."""
+        """The prompt with its solution, for use as a few-shot example."""
         return self.context + (self.solution or self.targets[0])
 
 
@@ -126,24 +125,24 @@ Score = Callable[[str, Prompt], Mapping[str, float]]
 
 
 def exact(prediction: str, example: Prompt) -> Mapping[str, float]:
-    """exact_match: the stripped text is one of the targets."""
+    """exact_match: 1 if the stripped text is one of the targets."""
     targets = {target.strip() for target in example.targets}
     return {"exact_match": float(prediction.strip() in targets)}
 
 
 @dataclasses.dataclass(frozen=True)
 class FewShot:
-    """Where a task's few-shot examples come from.
+    """Source and selection of a task's few-shot examples.
 
     Attributes:
-      pool: gives them; called with the paths of `files`. None: the task's own examples without
-        the question itself.
-      files: relative to the evaluation data directory.
-      order: `sampled` draws anew for every question, in the order of lm-evaluation-harness 0.4
-        (one random.Random(1234) for the task); `first` takes the first of the pool.
-      separator: what follows each of them.
-      exclude_self: draw one more, and leave out the question itself if it is among them, as the
-        harness does where a task has no test split (implied where the pool is None).
+      pool: returns the candidates; called with the paths of `files`. None: the task's own
+        examples except the question itself.
+      files: paths relative to the evaluation data directory.
+      order: `sampled` draws anew for every question, as lm-evaluation-harness 0.4 does (one
+        random.Random(1234) per task); `first` takes the first of the pool.
+      separator: text after each few-shot example.
+      exclude_self: draw one more, and drop the question itself if it was drawn, as the harness
+        does for tasks without a test split (implied where the pool is None).
     """
 
     pool: Examples | None = None
@@ -158,22 +157,22 @@ class TaskDefinition:
     """A declared task.
 
     Attributes:
-      name: unique; also the file name of its records.
-      kind: how it is scored.
-      examples: gives the examples; called with the paths of `files`.
-      domain: the capability domain that it is reported under.
+      name: unique name; also the file name of its records.
+      kind: scoring method.
+      examples: returns the examples; called with the paths of `files`.
+      domain: the task's domain in the report.
       shots: number of few-shot examples in each context.
-      chance: value of the primary metric for guessing; None is the mean of 1 / options.
-      version: raise it when examples or scoring change, so that old records are not mixed in.
-      primary_metric: the metric that stands for the task in tables and charts.
-      files: relative to the evaluation data directory.
-      few_shot: where few-shot examples come from; None: there are none.
+      chance: chance level of the primary metric; None is the mean of 1 / options.
+      version: increment it when examples or scoring change, to separate old records.
+      primary_metric: the task's metric in tables and charts.
+      files: paths relative to the evaluation data directory.
+      few_shot: source of few-shot examples; None: there are none.
       description: text before the first few-shot example (or the question).
-      max_new_tokens: longest answer of a generation task.
-      stop: texts that end an answer of a generation task.
-      score: metrics of one answer (its text up to the first of `stop`) of a generation task.
-      runs_code: `score` runs the answer: EvalConfig.run_code must allow it, and pass@k of
-        EvalConfig.samples answers stands for the task.
+      max_new_tokens: maximum length of a generated answer, in tokens.
+      stop: stop strings of generated answers.
+      score: metrics of one generated answer (its text up to the first stop string).
+      runs_code: whether `score` executes the answer: EvalConfig.run_code must allow it, and the
+        primary metric is pass@k of EvalConfig.samples answers.
     """
 
     name: str
@@ -209,12 +208,12 @@ def multiple_choice(
     primary_metric: str = "accuracy",
     **details: Any,
 ) -> TaskDefinition:
-    """Declares a multiple-choice task.
+    """Declare a multiple-choice task.
 
     Args:
-      name: of the task.
-      examples: gives its questions.
-      domain: that it is reported under.
+      name: name of the task.
+      examples: returns its questions.
+      domain: domain of the task.
       primary_metric: one of METRICS["multiple_choice"].
       details: further fields of `TaskDefinition`.
     """
@@ -228,10 +227,10 @@ def multiple_choice(
 def cloze(
     name: str, examples: Callable[..., Iterable[Prompt]], *, domain: str, **details: Any
 ) -> TaskDefinition:
-    """Declares a completion task: is every token of the target the model's first choice?
+    """Declare a completion task: is every token of the target the argmax?
 
-    One forward pass answers what greedy decoding would, as lm-evaluation-harness does for
-    LAMBADA; the log-likelihood of the target comes with it. `details`: see `TaskDefinition`.
+    One forward pass gives the result of greedy decoding, as in lm-evaluation-harness' LAMBADA, and
+    the log-likelihood of the target. `details`: see `TaskDefinition`.
     """
     details = {"primary_metric": "exact_match", "chance": 0.0, **details}
     return _declare(TaskDefinition(name, "cloze", examples, domain, **details))
@@ -240,7 +239,7 @@ def cloze(
 def perplexity(
     name: str, documents: Callable[..., Iterable[Document]], *, domain: str, **details: Any
 ) -> TaskDefinition:
-    """Declares a task that scores whole documents: bits per byte and token perplexity."""
+    """Declare a task that scores whole documents: bits per byte and token perplexity."""
     details = {"primary_metric": "bits_per_byte", **details}
     return _declare(TaskDefinition(name, "perplexity", documents, domain, **details))
 
@@ -254,9 +253,9 @@ def generation(
     stop: tuple[str, ...] = ("\n",),
     **details: Any,
 ) -> TaskDefinition:
-    """Declares a task answered by generation, up to `stop` or `max_new_tokens`.
+    """Declare a task answered by generation, up to `stop` or `max_new_tokens`.
 
-    `details`: see `TaskDefinition`; `score` makes the metrics, `primary_metric` is one of them.
+    `details`: see `TaskDefinition`; `score` returns the metrics, `primary_metric` is one of them.
     """
     metric = "pass@1" if details.get("runs_code") else "exact_match"
     details = {"primary_metric": metric, "chance": 0.0, **details}
@@ -269,16 +268,16 @@ def generation(
 
 
 def split_shots(name: str) -> tuple[str, int | None]:
-    """`arc_easy_5shot` -> (`arc_easy`, 5); a name that does not end so -> (name, None)."""
+    """`arc_easy_5shot` -> (`arc_easy`, 5); a name without such a suffix -> (name, None)."""
     match = _SHOTS.match(name)
     return (match["base"], int(match["shots"])) if match else (name, None)
 
 
 def with_shots(task: TaskDefinition, shots: int) -> TaskDefinition:
-    """`task` at another number of shots, called `<task>_<shots>shot`.
+    """`task` at another number of shots, named `<task>_<shots>shot`.
 
     Raises:
-      UserError: the task has nowhere to take few-shot examples from.
+      UserError: the task has no source of few-shot examples.
     """
     if shots and task.few_shot is None:
         raise UserError(f"task {task.name} has no few-shot examples: it exists at 0 shots only")
@@ -302,7 +301,7 @@ def _declare(definition: TaskDefinition) -> TaskDefinition:
 
 
 def _origin(examples: Examples) -> str:
-    """The module that a task comes from, which may declare it again (when it is reloaded)."""
+    """The module of a task, which may declare it again (when it is reloaded)."""
     while isinstance(examples, functools.partial):
         examples = examples.func
     return examples.__module__

@@ -1,1 +1,1 @@
-"""Other systems: Hugging Face checkpoints, t5x, and other people's results."""
+"""Interoperability: Hugging Face checkpoints, t5x, and published results."""

@@ -1,12 +1,12 @@
-"""Checkpoints in the Hugging Face format, in and out, one tensor at a time.
+"""Import and export of checkpoints in the Hugging Face format, one tensor at a time.
 
-families       what each architecture calls our parameters, and how it lays them out
-architectures  what each config.json means
+families       tensor names and layouts of each architecture
+architectures  the config.json fields of each architecture
 fields         config.json <-> ModelConfig; rope does so for rotary positions
-checkpoint     a directory's tensors as memory maps, checked before anything is read
-load           onto a mesh
-importing      into a run directory; stream writes the Orbax checkpoints in chunks
-exporting      out of one, as a directory that Transformers loads
+checkpoint     memory-mapped tensors of a directory, validated before any is read
+load           loading onto a mesh
+importing      import into a run directory; stream writes the Orbax checkpoints in chunks
+exporting      export from a run directory to one that Transformers loads
 """
 
 from jaxllm.interop.huggingface.load import load

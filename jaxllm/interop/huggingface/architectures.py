@@ -1,7 +1,7 @@
-"""Every architecture of the Hugging Face hub that we know: what its config.json means.
+"""The supported architectures of the Hugging Face hub: the fields of their config.json.
 
-A family is data where it can be: pairs of fields, fixed values, and the values that the decoder
-implements of what it has no field for.
+A family is mostly data: pairs of fields, fixed values, and the supported values of config.json
+fields without a counterpart in ModelConfig.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ REQUIRED = object()
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """A field of ModelConfig and one of config.json that mean the same.
+    """A field of ModelConfig and its counterpart in config.json.
 
     Attributes:
-      name: ModelConfig's; 'quirks.NAME' is a field of its quirks.
-      hf_name: config.json's.
-      default: what Transformers takes where config.json has none.
-      values: config.json's value -> ModelConfig's, where they are not the same.
-      biases: where the field is `use_bias`: what config.json's, a bool, adds to it.
+      name: name in ModelConfig; 'quirks.NAME' is a field of its quirks.
+      hf_name: name in config.json.
+      default: Transformers' default if config.json has no value.
+      values: value in config.json -> value in ModelConfig, if they differ.
+      biases: for `use_bias`: the entries that a true value in config.json adds to it.
     """
 
     name: str
@@ -40,18 +40,18 @@ class Field:
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """An architecture: the fields it sets, those it always has, and its tensors.
+    """An architecture: its config.json fields, fixed ModelConfig fields, and tensors.
 
     Attributes:
-      architecture: as config.json's `architectures` names it.
+      architecture: its name in config.json's `architectures`.
       model_type: config.json's `model_type`.
-      tensors: the names of its tensors.
-      fields: what config.json says.
+      tensors: its tensor names and layouts.
+      fields: one-to-one fields.
       fixed: ModelConfig fields that the architecture fixes.
-      supported: config.json fields with the values that we implement, Transformers' default first.
-      implements: config.json fields that other families refuse.
-      read: derives ModelConfig fields that take more than one field of config.json.
-      write: the reverse.
+      supported: config.json field -> supported values, Transformers' default first.
+      implements: config.json fields that are refused for other families.
+      read: derives the ModelConfig fields that are not one-to-one.
+      write: the inverse of `read`.
     """
 
     architecture: str
@@ -159,9 +159,9 @@ def _read_gpt_neo(config: Json) -> Json:
 
 
 def _read_baichuan(config: Json) -> Json:
-    """What Baichuan's code knows and its config.json does not say.
+    """Derive the fields that Baichuan's code fixes and its config.json lacks.
 
-    13B has ALiBi, and no max_position_embeddings; Baichuan 2, whose head is normalised, has a
+    13B has ALiBi, and no max_position_embeddings; Baichuan 2, with a normalized LM head, has a
     z_loss_weight.
     """
     rotary = "max_position_embeddings" in config
@@ -261,7 +261,7 @@ FAMILIES: Mapping[str, Family] = {
             write=lambda model: _write_windows(model) | {"intermediate_size": model.mlp_dim},
         ),
         _BAICHUAN,
-        dataclasses.replace(_BAICHUAN, architecture="BaiChuanForCausalLM"),  # the first 7B's
+        dataclasses.replace(_BAICHUAN, architecture="BaiChuanForCausalLM"),  # the first 7B
         dataclasses.replace(
             _LLAMA, architecture="SkyworkForCausalLM", model_type="skywork", tensors=families.LLAMA
         ),

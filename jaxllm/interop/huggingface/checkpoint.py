@@ -1,4 +1,4 @@
-"""The tensors of a Hugging Face directory as memory maps, checked before any value is read."""
+"""Memory-mapped tensors of a Hugging Face directory, validated before any value is read."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ SAFETENSORS_DTYPES = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
 DTYPES = {str(dtype): dtype for dtype in SAFETENSORS_DTYPES.values()}
-# Masks and tables that old checkpoints hold and that are not learned.
+# Masks and tables in old checkpoints that are not parameters.
 _BUFFERS = re.compile(
     r"(.*\.)?(rotary_emb\.inv_freq|(attn|attention)\.(masked_)?bias|attn\.attention\.(masked_)?bias)"
 )
 _COMPARED_ROWS = 1024
-_TILE = 256  # both sides of a float32 tile stay in a core's cache
+_TILE = 256  # float32 source and target tiles fit a core's cache
 
 Shape = tuple[int, ...]
 
@@ -40,9 +40,9 @@ class Tensor:
     """A tensor on disk.
 
     Attributes:
-      file: where it is.
-      shape: its shape.
-      dtype: its type; the name of one that we cannot read.
+      file: file with its values.
+      shape: shape of the tensor.
+      dtype: dtype of the tensor; the name of an unsupported one.
       open: maps it into memory.
     """
 
@@ -54,13 +54,13 @@ class Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class HFCheckpoint:
-    """A directory whose tensors are those that its config.json asks for.
+    """A Hugging Face directory whose tensors match its config.json.
 
     Attributes:
-      directory: where it is.
+      directory: path of the directory.
       config: its config.json.
-      model: what that describes, with parameters in the directory's own type.
-      tensors: the tensors by the names of the architecture's table.
+      model: the model of config.json, with the stored parameter dtype.
+      tensors: the tensors by their names in the architecture's table.
     """
 
     directory: Path
@@ -70,18 +70,18 @@ class HFCheckpoint:
 
     @classmethod
     def open(cls, directory: str | Path) -> HFCheckpoint:
-        """Checks every tensor's name, shape and file, reading no values.
+        """Check every tensor's name, shape and file without reading values.
 
         Raises:
-          UserError: one line that names the file, field or tensor that is missing, unexpected,
-            misshapen, truncated or of an unknown kind.
+          UserError: a missing, unexpected, misshapen, truncated or unsupported file, field or
+            tensor; one line that names it.
         """
         directory = Path(directory)
         config = read_json(directory / CONFIG)
         try:
             model, family = to_model(config), family_of(config).tensors
         except UserError as error:
-            line = str(error).splitlines()[0]  # gin adds where it was called from
+            line = str(error).splitlines()[0]  # gin appends the call site
             raise UserError(f"{directory / CONFIG}: {line}") from error
         stored = {n: t for n, t in _tensors(directory).items() if not _BUFFERS.fullmatch(n)}
         stored = _with_base(stored, family)
@@ -90,13 +90,13 @@ class HFCheckpoint:
         return cls(directory, config, _with_dtype(model, stored), stored)
 
     def parameter(self, name: str, shape: Shape, layer: int | None = None) -> np.ndarray:
-        """A parameter (one layer of it, of shape `shape`), as a view of the memory map."""
+        """One parameter, or one layer of it, of shape `shape`, as a view of the memory map."""
         hf_name, layout = family_of(dict(self.config)).tensors.names[name]
         return layout.view(self.tensors[of_layer(hf_name, layer)].open(), shape)
 
 
 def tensor_shapes(model: ModelConfig, names: Names, where: str) -> dict[str, Shape]:
-    """The shapes of an architecture's tensors for a model.
+    """The tensor shapes of a model in an architecture.
 
     Raises:
       UserError: the architecture has no tensor for a parameter of the model.
@@ -113,7 +113,7 @@ def tensor_shapes(model: ModelConfig, names: Names, where: str) -> dict[str, Sha
 
 
 def parameter_shapes(model: ModelConfig) -> dict[str, Shape]:
-    """The parameters by name, as 'layers/attention/query', in the order of the tree."""
+    """Parameter name, as 'layers/attention/query', -> shape, in the order of the tree."""
     import flax.linen as nn
     from flax.traverse_util import flatten_dict
 
@@ -124,15 +124,15 @@ def parameter_shapes(model: ModelConfig) -> dict[str, Shape]:
 
 
 def of_layer(hf_name: str, layer: int | None) -> str:
-    """The name of a tensor, of one layer where it is one of the layers'."""
+    """The name of a tensor, with the layer index filled in if it has one."""
     return hf_name if layer is None else hf_name.format(layer)
 
 
 def copy(to: np.ndarray, source: np.ndarray, name: str) -> None:
-    """`to[...] = source`, three times as fast as NumPy where one of them is transposed.
+    """Assign `to[...] = source`, three times as fast as NumPy if one of them is transposed.
 
     Raises:
-      UserError: a number of the parameter `name` is too large for the type of `to`.
+      UserError: a value of the parameter `name` overflows the dtype of `to`.
     """
     with np.errstate(over="ignore"):
         _copy(to, source)
@@ -157,10 +157,10 @@ def _copy(to: np.ndarray, source: np.ndarray) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file that holds an object.
+    """Read a JSON object from a file.
 
     Raises:
-      UserError: it does not exist, or is something else.
+      UserError: the file is missing, or is not a JSON object.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8-sig"))
@@ -174,7 +174,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _tensors(directory: Path) -> dict[str, Tensor]:
-    """The tensors of the weights that Transformers would take, a single file before an index."""
+    """The tensors of the weights file or index that Transformers would load; a file goes first."""
     for name, reader in (("model.safetensors", map_safetensors), ("pytorch_model.bin", _pickle)):
         if (directory / name).exists():
             return reader(directory / name)
@@ -203,17 +203,17 @@ def _indexed(index: Path, reader: Callable[[Path], dict[str, Tensor]]) -> dict[s
 def map_safetensors(file: Path, mode: Literal["r", "r+"] = "r") -> dict[str, Tensor]:
     """The tensors of a safetensors file, mapped with `mode`: "r", or "r+" to write them.
 
-    The library checks the file, but copies what it reads: a map goes straight into place, 1.3
-    times as fast (benchmarks/load_vs_safetensors.py).
+    The library checks the file, but it copies the values it reads; a memory map avoids that copy
+    and is 1.3 times as fast (benchmarks/load_vs_safetensors.py).
 
     Raises:
-      UserError: it cannot be read, or is no safetensors file.
+      UserError: the file cannot be read, or is not a safetensors file.
     """
     from safetensors import SafetensorError, safe_open
 
     _refuse_lfs_pointer(file)
     try:
-        with safe_open(file, framework="np"):  # it checks that the header and the file agree
+        with safe_open(file, framework="np"):  # checks the header against the file size
             pass
         with open(file, "rb") as opened:
             data = 8 + int.from_bytes(opened.read(8), "little")
@@ -229,7 +229,7 @@ def map_safetensors(file: Path, mode: Literal["r", "r+"] = "r") -> dict[str, Ten
         dtype: Any = SAFETENSORS_DTYPES.get(entry["dtype"], entry["dtype"])
         start = data + entry["data_offsets"][0]
 
-        # Mapped one at a time, so that what was written does not stay in this process.
+        # One map per tensor, so that written pages do not stay in this process.
         def opened() -> np.ndarray:
             return np.asarray(np.memmap(file, dtype, mode, start, shape))
 
@@ -239,7 +239,7 @@ def map_safetensors(file: Path, mode: Literal["r", "r+"] = "r") -> dict[str, Ten
 
 
 def _pickle(file: Path) -> dict[str, Tensor]:
-    """PyTorch's own format: read without running code of the file's, and only if torch is there."""
+    """The tensors of a PyTorch pickle, read without executing its code; requires torch."""
     _refuse_lfs_pointer(file)
     try:
         import torch
@@ -248,7 +248,7 @@ def _pickle(file: Path) -> dict[str, Tensor]:
             f"{file} is a PyTorch file: install torch to read it, or convert it to safetensors"
         ) from error
     try:
-        # torch cannot map files of before 1.6, which are no zip archives.
+        # torch cannot map files from before 1.6, which are not zip archives.
         mmap = zipfile.is_zipfile(file)
         state = torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # pickle, zip and torch errors have no common type
@@ -285,7 +285,7 @@ def _refuse_lfs_pointer(file: Path) -> None:
 
 
 def _with_base(stored: dict[str, Tensor], family: Tensors) -> dict[str, Tensor]:
-    """Names as the table has them, for checkpoints that were saved without the head's module."""
+    """Add the prefix `family.base` to the names of checkpoints saved from the headless model."""
     if any(name.startswith(family.base) for name in stored):
         return stored
     return {name if name == family.head else family.base + name: t for name, t in stored.items()}
@@ -294,7 +294,7 @@ def _with_base(stored: dict[str, Tensor], family: Tensors) -> dict[str, Tensor]:
 def _without_tied_head(
     stored: dict[str, Tensor], model: ModelConfig, family: Tensors
 ) -> dict[str, Tensor]:
-    """A tied head may be stored twice; twice the same, or it is not tied."""
+    """Drop a redundant copy of a tied head; raise UserError if it differs from the embedding."""
     table = family.names["embedding"][0]
     if not model.tie_embeddings or family.head not in stored or table not in stored:
         return stored
@@ -328,7 +328,7 @@ def _check(directory: Path, stored: Mapping[str, Tensor], expected: Mapping[str,
 
 
 def _with_dtype(model: ModelConfig, stored: Mapping[str, Tensor]) -> ModelConfig:
-    """Parameters in the type of the tensors, in float32 where they differ; bfloat16 computes so."""
+    """Set param_dtype to that of the tensors (float32 if mixed); compute in bfloat16 if it is."""
     kinds = {str(tensor.dtype) for tensor in stored.values()}
     kind = kinds.pop() if len(kinds) == 1 else "float32"
     compute = "bfloat16" if kind == "bfloat16" else "float32"

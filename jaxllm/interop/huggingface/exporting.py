@@ -1,4 +1,4 @@
-"""Checkpoints of a run as directories that Transformers loads, one parameter at a time."""
+"""Export checkpoints of a run to directories that Transformers loads, a parameter at a time."""
 
 from __future__ import annotations
 
@@ -48,22 +48,23 @@ def export_run(
     max_shard_size: str = "5GB",
     report: Callable[[str], None] = print,
 ) -> None:
-    """Writes one checkpoint into the new directory `target`, or several to `target`/step<N>.
+    """Write one checkpoint into the new directory `target`, or several to `target`/step<N>.
 
     Args:
-      run: local or `gs://`.
+      run: the run, local or `gs://`.
       target: a local directory.
-      model: of the run.
-      step: the one checkpoint.
-      steps: else several, 'all' or '100,200'.
-      architecture: config.json's; None for the one that the run came from, or the first that fits.
-      dtype: of the tensors; None for the parameters' own.
-      max_shard_size: of one file, as '5GB', unless one tensor is larger.
-      report: gets a line per checkpoint.
+      model: model of the run.
+      step: step of a single checkpoint.
+      steps: several steps instead, 'all' or '100,200'.
+      architecture: Hugging Face architecture; None for that of an imported run, or the first that
+        can express the model.
+      dtype: dtype of the tensors; None for that of the parameters.
+      max_shard_size: maximum file size, as '5GB', unless one tensor is larger.
+      report: called with a line per checkpoint.
 
     Raises:
-      UserError: no such checkpoint; no architecture has a place for the model; a parameter is
-        missing, damaged, misshapen or too large for the type; or the disk refuses.
+      UserError: no such checkpoint; no architecture can express the model; a parameter is
+        missing, damaged, misshapen or overflows the dtype; or a write fails.
     """
     one = step is not None
     entries = run.select(str(step) if one else None if steps == "all" else steps)
@@ -84,18 +85,18 @@ def export_run(
 
 
 def _config(run: Run, model: ModelConfig, architecture: str | None) -> Json:
-    """The config.json of a run: the one it came with, if it did and still fits, or a new one."""
+    """The config.json of a run: the imported one if it still matches the model, or a new one."""
     if (run.path / CONFIG).exists():
         config = read_json(run.path / CONFIG)
         same = not differences(model, to_model(config))
         if same and architecture in (None, config["architectures"][0]):
-            dropped = ("dtype", "torch_dtype", "auto_map")  # the code it points to stays behind
+            dropped = ("dtype", "torch_dtype", "auto_map")  # auto_map: its code is not exported
             return {name: value for name, value in config.items() if name not in dropped}
     return to_config(model, architecture) | _special_ids(run)
 
 
 def _special_ids(run: Run) -> dict[str, int | None]:
-    """What begins, ends and pads a text of the run, by its vocabulary."""
+    """The BOS, EOS and padding ids of the run's vocabulary."""
     from jaxllm.data.config import DataConfig
     from jaxllm.data.tokenizer import Tokenizer, read
     from jaxllm.run.data_identity import saved_tokenizer
@@ -111,10 +112,10 @@ def _special_ids(run: Run) -> dict[str, int | None]:
 def _read_params(
     run: Run, step: int, shapes: Mapping[str, tuple[int, ...]]
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """The saved parameters of a checkpoint, of all layers, one after the other.
+    """Yield the saved parameters of a checkpoint by name, layers stacked.
 
     Raises:
-      UserError: one is missing, of another shape, or damaged.
+      UserError: a parameter is missing, misshapen or damaged.
     """
     import orbax.checkpoint as ocp
     from flax.traverse_util import flatten_dict, unflatten_dict
@@ -136,7 +137,7 @@ def _read_params(
             yield name, flatten_dict(checkpointer.restore(path, arguments), sep="/")[name]
     except UserError:
         raise
-    except Exception as error:  # what a damaged file raises is not documented, and varies
+    except Exception as error:  # the exception types of damaged files are undocumented
         raise UserError(f"checkpoint {path.parent} is damaged ({first_line(error)})") from error
 
 
@@ -153,9 +154,10 @@ def _write_parameter(
 def _new_files(
     directory: Path, shapes: Mapping[str, tuple[int, ...]], dtype: np.dtype, max_shard_size: str
 ) -> dict[str, Tensor]:
-    """Files of zeros, and the tensors in them to write: safetensors itself takes whole shards.
+    """Create zero-filled files and map their tensors for writing.
 
-    The zeros take no memory, and a full disk is an error here, not a signal later on.
+    safetensors would need whole shards in memory; the zeros take none. A full disk is an error
+    here, not a signal later.
     """
     from huggingface_hub import split_state_dict_into_shards_factory
     from safetensors import SafetensorError
@@ -175,7 +177,7 @@ def _new_files(
     for file, names in split.filename_to_tensors.items():
         zeros = {name: np.zeros(shapes[name], dtype) for name in names}
         try:
-            save_file(zeros, directory / file, {"format": "pt"})  # what Transformers asks for
+            save_file(zeros, directory / file, {"format": "pt"})  # required by Transformers
         except SafetensorError as error:
             reason = "No space left on device" if "space left" in str(error) else str(error)
             raise OSError(errno.EIO, reason) from error
@@ -201,7 +203,7 @@ def _add_small_files(run: Run, directory: Path, config: Json) -> None:
 
 
 def _sentencepiece_config(model: Path) -> Json:
-    """A tokenizer_config.json with which Transformers gives the ids of a SentencePiece model."""
+    """A tokenizer_config.json with which Transformers reproduces a SentencePiece model's ids."""
     from sentencepiece import SentencePieceProcessor
 
     processor = SentencePieceProcessor(model_file=str(model))
@@ -220,5 +222,5 @@ def _write_json(path: Path, value: Json, sort_keys: bool = False) -> None:
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """Layer 2 before layer 10."""
+    """A sort key that puts layer 2 before layer 10."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]

@@ -1,7 +1,7 @@
-"""What each architecture of the Hugging Face hub calls our parameters, and how it lays them out.
+"""Tensor names and layouts of our parameters in each Hugging Face architecture.
 
-A family that trains with the block of another shares its table. Names hold `{}` where the number of
-the layer stands. Parameters that a config does not have (a bias, a tied head) are skipped.
+Families with the same block share a table. `{}` in a name is the layer index. Entries for absent
+parameters (a bias, a tied head) are ignored.
 """
 
 from __future__ import annotations
@@ -15,16 +15,17 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Where one parameter (one layer of it) lies in a tensor of the checkpoint.
+    """The layout of one parameter (of one layer) in a checkpoint tensor.
 
     Attributes:
-      inputs: leading axes of the parameter that a matmul sums over; the others are its outputs.
-        Without inputs it is a vector.
-      transposed: [outputs, inputs], as torch.nn.Linear; else [inputs, outputs], as GPT-2's Conv1D.
-      part: which of the `parts` that the tensor holds along its outputs.
-      parts: how many.
-      by_head: the parts alternate with every head, (head, part, head_dim), instead of following
-        each other.
+      inputs: number of leading axes that the matmul contracts; the others are outputs. A vector
+        has none.
+      transposed: whether the tensor is [outputs, inputs], as in torch.nn.Linear, instead of
+        [inputs, outputs], as in GPT-2's Conv1D.
+      part: index of the parameter among the `parts` fused along the outputs.
+      parts: number of fused parameters.
+      by_head: whether they are interleaved by head, [head, part, head_dim], instead of
+        concatenated.
     """
 
     inputs: int = 1
@@ -34,7 +35,7 @@ class Layout:
     by_head: bool = False
 
     def shape(self, param: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape of the tensor, from that of the parameter."""
+        """The tensor shape for a parameter of shape `param`."""
         inputs = math.prod(param[: self.inputs])
         outputs = math.prod(param[self.inputs :]) * self.parts
         if not self.inputs:
@@ -42,7 +43,7 @@ class Layout:
         return (outputs, inputs) if self.transposed else (inputs, outputs)
 
     def view(self, tensor: np.ndarray, param: tuple[int, ...]) -> np.ndarray:
-        """The parameter, of shape `param`, as a view of a contiguous tensor, to read or write."""
+        """A writable view, of shape `param`, of the parameter in a contiguous tensor."""
         if self.transposed and self.inputs:
             tensor = tensor.T
         inputs, outputs = param[: self.inputs], param[self.inputs :]
@@ -72,9 +73,9 @@ class Tensors:
     """The tensors of one architecture.
 
     Attributes:
-      names: parameter -> the name of the tensor, and where in it the parameter lies.
-      head: the tensor of the output head, which a tied model may repeat.
-      base: what a checkpoint saved without its head leaves out of the names.
+      names: parameter -> tensor name and layout.
+      head: tensor of the LM head, which a tied model may store as well.
+      base: name prefix that is absent from checkpoints of the headless model.
     """
 
     names: Names
@@ -83,7 +84,7 @@ class Tensors:
 
 
 def _linear(param: str, hf: str, layout: Layout) -> dict[str, tuple[str, Layout]]:
-    """A matrix and its bias."""
+    """A linear layer: kernel and bias."""
     bias = dataclasses.replace(layout, inputs=0)
     return {param: (f"{hf}.weight", layout), f"{param}_bias": (f"{hf}.bias", bias)}
 
@@ -93,7 +94,7 @@ def _norm(param: str, hf: str) -> dict[str, tuple[str, Layout]]:
 
 
 def _fused(hf: str, layout: Layout) -> dict[str, tuple[str, Layout]]:
-    """Query, key and value in one tensor."""
+    """Query, key and value fused in one tensor."""
     names: dict[str, tuple[str, Layout]] = {}
     for part, param in enumerate(("query", "key", "value")):
         place = dataclasses.replace(layout, part=part, parts=3)
@@ -102,7 +103,7 @@ def _fused(hf: str, layout: Layout) -> dict[str, tuple[str, Layout]]:
 
 
 def _separate(hf: str) -> dict[str, tuple[str, Layout]]:
-    """Query, key and value in tensors of their own."""
+    """Query, key and value in separate tensors."""
     names: dict[str, tuple[str, Layout]] = {}
     for param in ("query", "key", "value"):
         names |= _linear(f"layers/attention/{param}", hf.format(param[0]), LINEAR)

@@ -1,8 +1,8 @@
-"""config.json <-> ModelConfig, for every architecture that we know.
+"""Conversion config.json <-> ModelConfig for the supported architectures.
 
-Reading is strict about what changes the logits: a value that the decoder does not implement is
-refused by name. Writing makes the fields that Transformers reads, then reads them back: whatever
-an architecture cannot express is found by that, and named.
+Reading is strict about fields that change the logits: an unsupported value is an error that names
+it. Writing reads the new config.json back, which finds and names any field that the architecture
+cannot express.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ DEFAULTS: Json = {
     field.name: field.default for field in dataclasses.fields(ModelConfig) if field.name != "quirks"
 } | {f"quirks.{field.name}": field.default for field in dataclasses.fields(Quirks)}
 
-# How a model is run, and not what it computes.
+# These do not change the function that a model computes.
 _EXECUTION_FIELDS = {"dtype", "param_dtype", "init_stddev", "remat", "scan_layers"}
 
 
 def family_of(config: Json) -> Family:
-    """The family that config.json names.
+    """The family of config.json's architecture.
 
     Raises:
-      UserError: it names none, or one that we do not know.
+      UserError: the architecture is missing or not supported.
     """
     names = config.get("architectures")
     if not names:
@@ -58,10 +58,10 @@ def family_of(config: Json) -> Family:
 
 
 def to_model(config: Json) -> ModelConfig:
-    """The model that config.json describes.
+    """The ModelConfig of a config.json.
 
     Raises:
-      UserError: names the field that is missing, or whose value we do not implement.
+      UserError: a field is missing or has an unsupported value; the message names it.
     """
     family = family_of(config)
     config = rope.flattened(config)
@@ -72,7 +72,7 @@ def to_model(config: Json) -> ModelConfig:
             continue
         if config.get(name, values[0]) not in (*values, None):
             raise UserError(f"{name} = {config[name]!r} is not implemented")
-    # All fields are said: ModelConfig would take what gin binds for those that are not.
+    # All fields are set explicitly, because gin bindings apply to the others.
     fields: Json = {**DEFAULTS, **family.fixed}
     for field in family.fields:
         value = _value(field, config)
@@ -88,10 +88,10 @@ def to_model(config: Json) -> ModelConfig:
 
 
 def to_config(model: ModelConfig, architecture: str | None = None) -> Json:
-    """The config.json of a model, in `architecture` or the first that can express it.
+    """The config.json of a model, for `architecture` or the first that can express it.
 
     Raises:
-      UserError: names the architecture, and the field of ModelConfig that it has no place for.
+      UserError: it cannot express a field of ModelConfig; the message names both.
     """
     if architecture is not None and architecture not in FAMILIES:
         raise UserError(f"no architecture {architecture}; known are {', '.join(FAMILIES)}")
@@ -100,7 +100,7 @@ def to_config(model: ModelConfig, architecture: str | None = None) -> Json:
         config = _written(FAMILIES[name], model)
         try:
             different = differences(model, to_model(config))
-        except UserError:  # it cannot even be read back
+        except UserError:  # cannot be read back
             continue
         if not different:
             return config
@@ -113,14 +113,14 @@ def to_config(model: ModelConfig, architecture: str | None = None) -> Json:
 
 
 def differences(a: ModelConfig, b: ModelConfig) -> list[str]:
-    """The fields in which two models differ as functions of their parameters."""
+    """The names of differing fields that change the function of the parameters."""
     a, b = _plain(a), _plain(b)
     names = [name for name in DEFAULTS if name not in _EXECUTION_FIELDS]
     return [name for name in names if attrgetter(name)(a) != attrgetter(name)(b)]
 
 
 def _plain(model: ModelConfig) -> ModelConfig:
-    """The model with defaults filled in, and what has no effect in it at one value."""
+    """The canonical form of a model: defaults filled in, fields without effect reset."""
     rotary = model.position_embedding == "rotary"
     quirks = dataclasses.replace(
         model.quirks,

@@ -1,8 +1,8 @@
-"""Hugging Face directories into a run directory, which every command reads as any run.
+"""Import Hugging Face directories into a run directory that all commands can read.
 
 A published model is one directory, or a series: a CSV file with a header line, or a JSON object
-`{"checkpoints": [{…}, …]}`, that names the `directory` and `step`, and if known the `tokens`, of
-each checkpoint. Directories are relative to that file. With `revision` a directory is a `models--…`
+`{"checkpoints": [{…}, …]}`, with the `directory` and `step`, and optionally the `tokens`, of each
+checkpoint. Directories are relative to that file. With `revision`, a directory is a `models--…`
 folder of the Hugging Face cache, and the revision a branch, tag or commit in it.
 """
 
@@ -34,9 +34,9 @@ from jaxllm.models.config import ModelConfig
 from jaxllm.run.manifest import ManifestEntry, code_version
 from jaxllm.run.run import Run
 
-CHUNK_BYTES = 64 * 2**20  # of what is not stacked over layers, held at a time
+CHUNK_BYTES = 64 * 2**20  # chunk size of unstacked parameters
 GENERATION = "generation_config.json"
-# What belongs to a tokenizer, whoever reads it.
+# Files of any tokenizer format.
 TOKENIZER_FILES = (
     "tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
     "added_tokens.json", "vocab.json", "merges.txt", GENERATION,
@@ -48,9 +48,9 @@ class Published:
     """One checkpoint of a published model.
 
     Attributes:
-      checkpoint: its files.
-      step: updates done.
-      tokens: tokens seen.
+      checkpoint: its tensors and config.json.
+      step: training step.
+      tokens: training tokens seen.
     """
 
     checkpoint: HFCheckpoint
@@ -58,7 +58,7 @@ class Published:
     tokens: int
 
     def entry(self, param_dtype: str | None = None) -> ManifestEntry:
-        """What a manifest can say of it; its time is that of the newest file."""
+        """Its manifest entry; the wall time is the newest file's modification time."""
         model, files = self.checkpoint.model, {t.file for t in self.checkpoint.tensors.values()}
         return ManifestEntry(
             step=self.step, tokens=self.tokens, flops=6.0 * model.num_params * self.tokens,
@@ -69,11 +69,11 @@ class Published:
 
 
 def open_published(path: str | Path, step: int = 0, tokens: int = 0) -> list[Published]:
-    """The checkpoints of a directory (one, of `step` and `tokens`) or of a series, by step.
+    """Open the checkpoint of a directory, with `step` and `tokens`, or those of a series, by step.
 
     Raises:
-      UserError: the series cannot be read, or lacks a column or directory; something is wrong with
-        a checkpoint; or two differ in a field of their models.
+      UserError: the series cannot be read, or lacks a column or directory; a checkpoint is
+        invalid; or two have different models.
     """
     path = Path(path)
     if path.is_dir():
@@ -102,7 +102,7 @@ def open_published(path: str | Path, step: int = 0, tokens: int = 0) -> list[Pub
 
 
 def _place(path: Path, number: int, row: dict[str, Any]) -> tuple[int, int, Path]:
-    """Step, tokens and directory of a row of a series."""
+    """Step, tokens and directory of a row of the series file."""
     try:
         directory = path.parent / row["directory"]
         step, tokens = (int(float(row.get(name) or 0)) for name in ("step", "tokens"))
@@ -128,11 +128,11 @@ def import_run(
     param_dtype: str | None = None,
     report: Callable[[str], None] = print,
 ) -> None:
-    """Converts a published model into the new run directory `target`, a layer at a time.
+    """Convert a published model into the new run directory `target`, a layer at a time.
 
     Raises:
-      UserError: as `open_published`; `target` exists or cannot be written; or `param_dtype` cannot
-        hold a parameter.
+      UserError: as `open_published`; `target` exists or cannot be written; or a value overflows
+        `param_dtype`.
     """
     run = Run(target)
     run.layout.check_name()
@@ -152,17 +152,17 @@ def import_run(
 
 
 def default_output(source: str) -> str:
-    """Where the records of a published model go: runs/<name of its directory or series>."""
+    """The default records directory of a published model: runs/<directory or series name>."""
     path = Path(source).absolute()
     return os.path.join("runs", path.name if path.is_dir() else path.stem)
 
 
 def open_results(source: str, series: Sequence[Published], output: str | None) -> Run:
-    """The run directory for the records of a published model, made where it is missing.
+    """The run directory for the records of a published model, created if missing.
 
     Raises:
-      UserError: it is another model's, by its config or, without `output`, by where it came from;
-        or it cannot be written.
+      UserError: it belongs to another model, by its config or (without `output`) by its source; or
+        it cannot be written.
     """
     model_dir = output or default_output(source)
     run = Run.create(model_dir)
@@ -185,14 +185,14 @@ def _origin(source: str) -> str:
 
 
 def _begin(run: Run, model_dir: epath.Path, files: Path, source: str, model: ModelConfig) -> None:
-    """Writes what a run has beside checkpoints: the model's small files, and last config.gin.
+    """Write the run's files except checkpoints: config.json, tokenizer, and last config.gin.
 
     Args:
-      run: where to write.
-      model_dir: where the run will be.
+      run: run directory to write to.
+      model_dir: final location of the run.
       files: a Hugging Face directory of the model.
-      source: what the user named.
-      model: what it holds.
+      source: the path given by the user.
+      model: the model of `files`.
     """
     for name in (CONFIG, *TOKENIZER_FILES):
         if (files / name).exists():
@@ -213,7 +213,7 @@ def _begin(run: Run, model_dir: epath.Path, files: Path, source: str, model: Mod
 
 
 def _write_checkpoint(run: Run, published: Published, param_dtype: str) -> None:
-    """Adds a checkpoint to a run directory, a chunk at a time."""
+    """Write a checkpoint into a run directory, a chunk at a time."""
     from flax.traverse_util import unflatten_dict
 
     from jaxllm.interop.huggingface.stream import Streamed, save

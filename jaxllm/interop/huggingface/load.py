@@ -1,4 +1,4 @@
-"""A Hugging Face directory onto a mesh, each host reading only what its devices hold."""
+"""Load a Hugging Face directory onto a mesh; each host reads only the shards of its devices."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ Index = tuple[slice, ...] | None
 def load(
     directory: str | Path, mesh: Mesh, param_dtype: str | None = None
 ) -> tuple[ModelConfig, Any]:
-    """The model of a Hugging Face directory, and its parameters sharded over `mesh`.
+    """Load the model of a Hugging Face directory, with its parameters sharded over `mesh`.
 
     Args:
-      directory: with config.json and weights.
-      mesh: from `jaxllm.sharding.mesh.make_mesh`.
-      param_dtype: of the parameters; None keeps the directory's.
+      directory: directory with config.json and weights.
+      mesh: mesh from `jaxllm.sharding.mesh.make_mesh`.
+      param_dtype: dtype of the parameters; None keeps the stored one.
 
     Raises:
-      UserError: one line that names what is wrong with the directory.
+      UserError: the directory is invalid; one line that names the file, field or tensor.
     """
     checkpoint = HFCheckpoint.open(directory)
     model = checkpoint.model
@@ -40,7 +40,7 @@ def load(
 
 
 def load_params(checkpoint: HFCheckpoint, model: ModelConfig, mesh: Mesh) -> Any:
-    """The parameters on `mesh`, in the types of `model`: a tree without boxes."""
+    """The parameters on `mesh`, in `model.param_dtype`: an unboxed tree."""
     import jax
     from flax.traverse_util import flatten_dict, unflatten_dict
 
@@ -61,7 +61,7 @@ def load_params(checkpoint: HFCheckpoint, model: ModelConfig, mesh: Mesh) -> Any
 
 
 def _read(checkpoint: HFCheckpoint, name: str, leaf: Any, index: Index) -> np.ndarray:
-    """One device's shard of a parameter (of all its layers), as a new array."""
+    """Copy one device's shard of a parameter, layers stacked, into a new array."""
     shape, index = leaf.shape, index or ()
     sizes = [len(range(*part.indices(size))) for part, size in zip(index, shape, strict=True)]
     shard = np.empty(sizes, leaf.dtype)

@@ -1,4 +1,4 @@
-"""RoPE in config.json, as Transformers 4 and 5 write it, and the scaling of its frequencies."""
+"""RoPE and its frequency scaling in config.json, in the formats of Transformers 4 and 5."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jaxllm.models.config import RopeScaling
 Json = dict[str, Any]
 
 _LENGTHS = {"factor": "factor", "original_max_position_embeddings": "original_length"}
-_KEYS: Mapping[str, Mapping[str, str]] = {  # rope_type -> its keys, and those of RopeScaling
+_KEYS: Mapping[str, Mapping[str, str]] = {  # rope_type -> its keys -> RopeScaling's
     "linear": {"factor": "factor"},
     "llama3": _LENGTHS | {name: name for name in ("low_freq_factor", "high_freq_factor")},
     "yarn": _LENGTHS | {name: name for name in ("beta_fast", "beta_slow", "attention_factor")},
@@ -19,9 +19,9 @@ _KEYS: Mapping[str, Mapping[str, str]] = {  # rope_type -> its keys, and those o
 
 
 def flattened(config: Json) -> Json:
-    """Both ways of writing RoPE, Transformers 4's and 5's, as one flat one.
+    """Convert the RoPE fields of Transformers 4 and 5 to one flat form.
 
-    `rope_scaling` is a RopeScaling then, or None.
+    Its `rope_scaling` is a RopeScaling or None.
     """
     config = dict(config)
     parts = [config.pop(name, None) or {} for name in ("rope_parameters", "rope_scaling")]
@@ -47,7 +47,7 @@ def _rope_scaling(kind: str, rope: Json, config: Json) -> RopeScaling:
     unknown = sorted(set(rope) - set(keys)) if keys else []
     if keys is None or unknown:
         raise UserError(f"rope_scaling: {unknown or f'rope_type = {kind!r}'} is not implemented")
-    if "original_length" in keys.values():  # which Transformers takes for the context length
+    if "original_length" in keys.values():  # Transformers' default: the context length
         length = config.get("max_position_embeddings")
         rope = {"original_max_position_embeddings": length} | rope
     given = {keys[key]: value for key, value in rope.items() if value is not None}
@@ -57,7 +57,7 @@ def _rope_scaling(kind: str, rope: Json, config: Json) -> RopeScaling:
 
 
 def written(scaling: RopeScaling) -> Json:
-    """The object that config.json has for a scaling."""
+    """The `rope_scaling` object of config.json."""
     keys = {key: getattr(scaling, name) for key, name in _KEYS[scaling.kind].items()}
     set_keys = {key: value for key, value in keys.items() if value is not None}
     return {"rope_type": scaling.kind, **set_keys}

@@ -1,7 +1,7 @@
-"""Orbax checkpoints written in chunks: a layer, or some rows of what is not stacked over layers.
+"""Write Orbax checkpoints in chunks: one layer, or some rows of an unstacked parameter.
 
-Orbax itself wants every array whole. Here a leaf of the tree it saves makes its chunks when they
-are written, one after the other; Orbax does the rest (names, metadata, the commit).
+Orbax itself needs every array in memory. Here each leaf of the saved tree creates its chunks one
+at a time, as they are written; Orbax does the rest (names, metadata, the commit).
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from jaxllm.run.layout import MODEL
 
 @dataclasses.dataclass(frozen=True)
 class Streamed:
-    """An array that is made in chunks while it is saved.
+    """An array that is created in chunks while it is saved.
 
     Attributes:
-      shape: of the array.
-      dtype: of the array.
-      rows: of its first axis in a chunk.
-      chunk: makes the chunk that begins at a row, when the one before it is written.
+      shape: shape of the array.
+      dtype: dtype of the array.
+      rows: chunk size along the first axis.
+      chunk: first row -> chunk; called after the previous chunk has been written.
     """
 
     shape: tuple[int, ...]
@@ -36,17 +36,17 @@ class Streamed:
 
     @property
     def size(self) -> int:
-        """Number of elements; Orbax asks."""
+        """Number of elements; required by Orbax."""
         return int(np.prod(self.shape))
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the array; Orbax asks."""
+        """Size in bytes; required by Orbax."""
         return self.size * np.dtype(self.dtype).itemsize
 
 
 class _Handler(ocp.type_handlers.NumpyHandler):
-    """Writes `Streamed` leaves as Orbax writes NumPy arrays."""
+    """Type handler that writes `Streamed` leaves as NumPy arrays."""
 
     def __init__(self) -> None:
         super().__init__(deepcopy_host_arrays=False)
@@ -57,12 +57,12 @@ class _Handler(ocp.type_handlers.NumpyHandler):
         store = ts.open(ts.Spec(tspec), create=True, open=True, context=ts_context).result()
         for start in range(0, value.shape[0], value.rows):
             rows = store[start : min(start + value.rows, value.shape[0])]
-            # Waiting here, and not in the event loop, keeps it to one chunk of one array.
+            # Waiting here, not in the event loop, holds only one chunk of one array in memory.
             rows.write(value.chunk(start), can_reference_source_data_indefinitely=True).result()
 
 
 def save(directory: Path, tree: Any) -> None:
-    """Saves a tree of `Streamed` as the model of a checkpoint directory, which must not exist."""
+    """Save a tree of `Streamed` as the model of a checkpoint directory, which must not exist."""
     handlers = ocp.type_handlers.create_type_handler_registry((Streamed, _Handler()))
     model = ocp.PyTreeCheckpointHandler(type_handler_registry=handlers)
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler(**{MODEL: model})) as checkpointer:

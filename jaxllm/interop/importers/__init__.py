@@ -1,4 +1,4 @@
-"""Results that others published, and runs of ours, as one trajectory table.
+"""Import published results and our own runs as one trajectory table.
 
     open_source("pythia:evals/")             the Pythia repository's evals/, or its JSONL form
     open_source("harness:results/?tokens_per_step=4194304")   lm-evaluation-harness, 0.3 and 0.4
@@ -7,11 +7,10 @@
     open_source("metrics:run/metrics.jsonl")
     open_source("run_directory")
 
-After `?` stand settings, `name=value` with `&` between. All kinds know `run`, `family`, `params`
-(these replace what the source says) and, where a source counts steps, `tokens_per_step`.
+Settings follow `?` as `name=value`, separated by `&`. All kinds accept `run`, `family` and `params`
+(which override the source) and, if the source counts steps, `tokens_per_step`.
 
-A task with few-shot examples is another task than without: `arc_easy` at five shots is called
-`arc_easy 5-shot`, whatever else is imported.
+Each number of shots is a separate task: `arc_easy` at five shots is named `arc_easy 5-shot`.
 """
 
 from __future__ import annotations
@@ -32,16 +31,16 @@ from jaxllm.run.run import Run, lines_table
 
 
 def is_import(spec: str | os.PathLike[str]) -> bool:
-    """Whether `spec` names results of others, and not a run directory."""
+    """Whether `spec` names results to import, not a run directory."""
     kind, colon, _ = os.fspath(spec).partition(":")
     return bool(colon) and kind in _READERS
 
 
 def open_source(spec: str | os.PathLike[str]) -> Results:
-    """Reads `KIND:PATH?settings` or a run directory; see the module's text for the kinds.
+    """Read `KIND:PATH?settings` or a run directory; see the module docstring for the kinds.
 
     Raises:
-      UserError: no such file, a setting that nothing reads, or nothing in it that can be read.
+      UserError: no such file, an unknown setting, or no readable results.
     """
     spec = os.fspath(spec)
     if not is_import(spec):

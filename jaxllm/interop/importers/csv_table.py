@@ -1,13 +1,13 @@
-"""Tables of results, whoever wrote them, by a map of their columns.
+"""Import any CSV table of results through a mapping of its columns.
 
-    csv:runs.csv                                    the columns are named as those of a record
+    csv:runs.csv                                    the columns have the names of record fields
     csv:t.csv?run=Model&params=Size (B)*1e9&tokens=Data (T)*1e12&values=MMLU,HellaSwag&shots='5'
     csv:t.csv?task=task_metric&values=gptj_6b,llama_7b&over=run&tokens='2e11'
 
-A setting named as a column of the trajectory table says where its values come from: a column of
-the file, a column times a number, or a constant in single quotes. `values` lists columns that hold
-one value each (of which `over` says what they differ in: task, run or metric); without it the
-column `value` holds them. `scale` multiplies the values (0.01 for per cent).
+A setting with the name of a trajectory column is the source of its values: a column of the file, a
+column times a number, or a constant in single quotes. `values` lists the value columns of a wide
+table, and `over` their dimension: task, run or metric; without it the values are in the column
+`value`. `scale` multiplies the values (0.01 for per cent).
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ _OVER = ("task", "run", "metric")
 
 
 def read(path: epath.Path, settings: Settings) -> Results:
-    """A CSV file, plain or gzip, as a trajectory table.
+    """Read a CSV file, plain or gzip, as a trajectory table.
 
-    What the map does not give is filled in: `family` from the run's name, `params` from a size in
-    it, `flops` as 6 x params x tokens, `step` by counting the checkpoints of a run, `domain` and
-    `chance` from the table of known tasks. A task called `name/acc` gives its metric too.
+    Unmapped columns are filled in: `family` from the run's name, `params` from the size in that
+    name, `flops` as 6 x params x tokens, `step` by counting the checkpoints of a run, `domain` and
+    `chance` from the table of known tasks. A task named `name/acc` also sets its metric.
 
     Raises:
-      UserError: not a table, or the map names a column that it does not have.
+      UserError: not a table, or the mapping names a column that it does not have.
     """
     settings.check((*dict.fromkeys([*COLUMNS, *COMMON]), "values", "over", "scale"))
     problems: list[str] = []
@@ -88,7 +88,7 @@ def _table(path: epath.Path) -> pd.DataFrame:
 
 
 def _mapped(table: pd.DataFrame, settings: Settings, path: epath.Path) -> pd.DataFrame:
-    """The table's entries under the names of the trajectory table's columns."""
+    """The table with the column names of the trajectory table."""
     frame = pd.DataFrame(index=table.index)
     for column in COLUMNS:
         if expression := settings.text(column):
@@ -126,7 +126,7 @@ def _evaluated(table: pd.DataFrame, expression: str, path: epath.Path) -> pd.Ser
 
 
 def _filled(frame: pd.DataFrame, settings: Settings, problems: list[str]) -> pd.DataFrame:
-    """Fills the columns that the table does not have."""
+    """Fill in missing columns."""
     frame = frame.assign(run=frame.run.astype(str), task=frame.task.astype(str))
     if "metric" not in frame:
         frame["metric"] = "accuracy"

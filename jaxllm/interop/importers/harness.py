@@ -1,12 +1,12 @@
-"""Result files of lm-evaluation-harness, in the forms of versions 0.3 and 0.4.
+"""Import result files of lm-evaluation-harness, in the formats of versions 0.3 and 0.4.
 
 0.3: `{"results": {task: {"acc": …, "acc_stderr": …}}, "versions": …, "config": {"num_fewshot"}}`.
 0.4: `{"results": {task: {"acc,none": …}}, "n-shot": {task: …}, "n-samples": {task: {"effective"}},
-"configs": {task: …}, "config": {"model_args", "model_num_parameters"}}`. Which one a file is, its
-metric names say: those of 0.4 carry the filter after a comma.
+"configs": {task: …}, "config": {"model_args", "model_num_parameters"}}`. The metric names identify
+the format: those of 0.4 include the filter after a comma.
 
-Neither says at which step or after how many tokens the model stood: the revision does
-(`revision=step3000`, OLMo's `step1000-tokens4B`), or the settings do.
+Neither has the step or tokens of the checkpoint: they come from the revision (`revision=step3000`,
+OLMo's `step1000-tokens4B`) or from the settings.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ _NO_METRICS = ("alias", "name", "samples", "sample_len", "sample_count")
 
 
 def read(path: epath.Path, settings: Settings) -> Results:
-    """One result file, a directory of them, or a JSON-lines file with one result per line.
+    """Read a result file, a directory of them, or a JSON-lines file with one result per line.
 
-    Settings: the common ones; `step` and `shots` replace what the files say.
+    Settings: the common ones; `step` and `shots` override the files.
 
     Raises:
-      UserError: there is no result in it.
+      UserError: there are no results.
     """
     settings.check((*COMMON, "step", "shots"))
     problems: list[str] = []
@@ -58,9 +58,9 @@ def read(path: epath.Path, settings: Settings) -> Results:
 
 
 def results(path: epath.Path, problems: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every harness result below `path` with the file it comes from, in the order of names.
+    """Yield every harness result below `path` with its file, in the order of file names.
 
-    JSON files that hold something else are passed over; what cannot be read is a problem.
+    Other JSON files are skipped; unreadable ones are added to `problems`.
     """
     for file in _files(path):
         try:
@@ -101,9 +101,9 @@ def task_rows(result: dict[str, Any], shots: int | None, problems: list[str]) ->
     """The records of one result, without the columns of its run.
 
     Args:
-      result: A harness result of either form.
-      shots: Replaces what the result says; None to keep it.
-      problems: Receives a line for every value that is no number.
+      result: a harness result of either format.
+      shots: number of shots; None is that of the result.
+      problems: list to which a line is added for every value that is not a number.
     """
     for task, metrics in result["results"].items():
         if not isinstance(metrics, dict):
@@ -134,7 +134,7 @@ def task_rows(result: dict[str, Any], shots: int | None, problems: list[str]) ->
 
 
 def _shots(result: dict[str, Any], task: str) -> int:
-    """Few-shot examples in the prompts of a task; a group has those of its parts."""
+    """Number of few-shot examples of a task; that of its subtasks for a group."""
     by_task = result.get("n-shot") or {}
     parts = (result.get("group_subtasks") or {}).get(task) or [task]
     for name in (task, *parts):
@@ -176,7 +176,7 @@ def _rows(result: dict[str, Any], where: str, settings: Settings, problems: list
 
 
 def _model(arguments: Any, result: dict[str, Any], where: str) -> str:
-    """The name of the model: `pretrained=org/NAME`, `model_name`, or that of the file."""
+    """The model's name: `pretrained=org/NAME`, `model_name`, or the file name."""
     if isinstance(arguments, dict):
         arguments = ",".join(f"{key}={value}" for key, value in arguments.items())
     match = re.search(r"(?:pretrained|model|path)=([^,]+)", arguments)

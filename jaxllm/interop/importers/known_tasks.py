@@ -1,7 +1,7 @@
-"""What published results leave out: the domain of a task and the value of a guess.
+"""Domains and chance levels of well-known tasks, which published results lack.
 
-lm-evaluation-harness files say neither. The table holds widely used benchmarks; a task that is
-not in it gets the domain "other" and no chance level, and the importer says so.
+lm-evaluation-harness files have neither. A task that is not in the table gets the domain "other"
+and no chance level, and the importer reports it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ OTHER = "other"
 
 @dataclasses.dataclass(frozen=True)
 class KnownTask:
-    """Facts of a benchmark; `chance` is that of its accuracy, NaN where options vary in number."""
+    """Facts of a benchmark; `chance` is that of its accuracy, NaN if the option count varies."""
 
     domain: str
     chance: float
@@ -23,7 +23,7 @@ class KnownTask:
 
 _FOUR, _NONE = 0.25, math.nan
 
-# A key stands for the task of that name and for its parts: "mmlu" is mmlu_anatomy's too.
+# A key applies to the task of that name and to its subtasks: "mmlu" also to mmlu_anatomy.
 _TABLE: dict[str, dict[str, float]] = {
     "examination": {"mmlu": _FOUR, "cmmlu": _FOUR, "ceval-valid": _FOUR, "ceval": _FOUR,
                     "agieval": _NONE, "mmlu_pro": 0.1},
@@ -51,13 +51,13 @@ _TASKS = {
 }
 
 
-# Spellings of tables and papers, in lower case.
+# Spellings in tables and papers, in lower case.
 _ALIASES = {"arc_c": "arc_challenge", "arc_e": "arc_easy", "csqa": "commonsense_qa",
             "naturalquestions": "nq_open", "math": "hendrycks_math"}  # fmt: skip
 
 
 def canonical(task: str) -> str:
-    """One name for one task: "hendrycksTest-anatomy" and "mmlu_anatomy", "ARC-C" and its kin.
+    """The canonical name of a task: "hendrycksTest-anatomy" -> "mmlu_anatomy".
 
     Only names that are known under another spelling change.
     """
@@ -69,7 +69,7 @@ def canonical(task: str) -> str:
 
 
 def lookup(task: str) -> KnownTask:
-    """The facts of a task by its name, or by that of the benchmark that it is a part of."""
+    """The facts of a task, by its name or that of its benchmark."""
     name = canonical(task)
     while name:
         if name in _TASKS:
@@ -91,17 +91,17 @@ METRICS = {
     "brier_score": "brier",
 }
 
-# What stands for a task, best first; else the first metric of the file.
+# Primary metrics in the order of preference; else the first metric of the file.
 PRIMARY = ("accuracy", "exact_match", "bits_per_byte", "f1", "pct_stereotype", "perplexity")
 
 
 def has_chance(metric: str) -> bool:
-    """Whether the chance level of the table is that of `metric`."""
+    """Whether the table's chance level applies to `metric`."""
     return metric.startswith(("accuracy", "exact_match", "pct_stereotype", "f1"))
 
 
 def primary_metric(metrics: list[str]) -> str:
-    """The metric that stands for a task, of those that were measured."""
+    """The primary metric of a task, among the measured ones."""
     for prefix in PRIMARY:
         for exact in (True, False):
             for metric in metrics:

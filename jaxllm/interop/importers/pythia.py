@@ -1,13 +1,14 @@
-"""The published results of the Pythia suite (Biderman et al. 2023, arXiv 2304.01373).
+"""Import the published results of the Pythia suite (Biderman et al. 2023, arXiv 2304.01373).
 
 Reads the `evals/` directory of the Pythia repository or any part of it: a file per checkpoint,
 `pythia-v1/pythia-160m/zero-shot/160m_step3000.json`, or all files of a run as lines of one
-`.jsonl` or `.jsonl.gz`, where `path` says where each was. A line without a step (the finished OPT
-and BLOOM models beside them) is a run with one checkpoint.
+`.jsonl` or `.jsonl.gz`, where `path` is the original path of each. A line without a step (the
+finished OPT and BLOOM models in the same directory) is a run with one checkpoint.
 
-Shots come from the folder, for the v0 files' own `num_fewshot` is 0 throughout. Runs are called as
-on Hugging Face: `pythia-160m-deduped`, `pythia-160m-deduped-v0`, `pythia-1b-0.5MtokBS`; families
-differ in nothing but size: `pythia`, `pythia-deduped`, `pythia-v0`, `pythia-0.5MtokBS`.
+Shots come from the folder name, because `num_fewshot` is always 0 in the v0 files. Runs have their
+Hugging Face names: `pythia-160m-deduped`, `pythia-160m-deduped-v0`, `pythia-1b-0.5MtokBS`; the
+members of a family differ only in size: `pythia`, `pythia-deduped`, `pythia-v0`,
+`pythia-0.5MtokBS`.
 
 Tokens are steps x 2,097,152, except in the batch-size runs (`0.25MtokBS` is an eighth of it) and
 in the v0 runs of 160M, 410M and 1.4B, which took twice as many tokens in half the steps. Params
@@ -38,7 +39,7 @@ TOKENS_PER_STEP = 2_097_152
 _TWICE_THE_BATCH = ("160m", "410m", "1.4b")  # in v0
 _BATCHES = {"0.25MtokBS": 2**18, "0.5MtokBS": 2**19, "1MtokBS": 2**20}
 
-# Parameters in all and without the two embedding matrices: the Pythia README's table.
+# Total and non-embedding parameters, from the Pythia README.
 PARAMS: Mapping[str, tuple[int, int]] = {
     "14m": (14_067_712, 1_189_888),
     "31m": (30_494_720, 4_739_072),
@@ -65,10 +66,10 @@ _SHOTS = {"zero": 0, "five": 5}
 
 
 def read(path: epath.Path, settings: Settings) -> Results:
-    """All runs found at `path`; the settings are the common ones.
+    """Read all runs at `path`; the settings are the common ones.
 
     Raises:
-      UserError: there is no result in it.
+      UserError: there are no results.
     """
     settings.check(COMMON)
     problems: list[str] = []
@@ -95,7 +96,7 @@ def read(path: epath.Path, settings: Settings) -> Results:
 def _run(
     where: str, arguments: str, given: object, settings: Settings, problems: list[str]
 ) -> Row | None:
-    """The columns that all records of one file share; None for a model that is not of the suite."""
+    """The columns shared by all records of one file; None for a model outside the suite."""
     match = _RUN.search(where) or _RUN.search(arguments)
     steps = _STEP.search(where.rsplit("/", 1)[-1]) or _STEP.search(arguments)
     step = given if isinstance(given, int) else int(steps[1]) if steps else 0
@@ -107,7 +108,7 @@ def _run(
     batches = [tokens for name, tokens in _BATCHES.items() if rest == f"-{name}"]
     twice = (old or rest.endswith("-v0")) and size in _TWICE_THE_BATCH
     per_step = batches[0] if batches else TOKENS_PER_STEP * (2 if twice else 1)
-    # pythia-1b itself is the run in bfloat16: float16 diverged at this size.
+    # The published pythia-1b is the bfloat16 run: float16 diverged at this size.
     family = family_of(f"pythia{rest.replace('-bf16', '')}{old}")
     tokens = step * settings.number("tokens_per_step", per_step)
     return settings.checkpoint(f"pythia-{size}{rest}{old}", family, params, step, tokens)

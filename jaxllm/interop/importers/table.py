@@ -1,4 +1,4 @@
-"""What every importer needs: its settings, and rows of a source as a trajectory table."""
+"""Common parts of the importers: settings, and conversion of rows to a trajectory table."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ Row = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """The settings after `?`, and that each of them is known."""
+    """The settings after `?`."""
 
     values: Mapping[str, str]
     where: str
 
     def text(self, name: str, default: str = "") -> str:
-        """A setting as it was written."""
+        """A setting as text."""
         return self.values.get(name, default)
 
     def number(self, name: str, default: float = math.nan) -> float:
-        """A setting as a number; `default` where it is not given.
+        """A setting as a number; `default` if it is not set.
 
         Raises:
-          UserError: it is no number.
+          UserError: it is not a number.
         """
         if name not in self.values:
             return default
@@ -47,10 +47,10 @@ class Settings:
             raise UserError(f"{self.where}: {name}={self.values[name]} is not a number") from None
 
     def check(self, known: Sequence[str]) -> None:
-        """Refuses settings that nothing reads.
+        """Check that all settings are known.
 
         Raises:
-          UserError: there is such a setting.
+          UserError: a setting is unknown.
         """
         for name in self.values.keys() - set(known):
             raise UserError(f"{self.where}: no setting {name}; known: {', '.join(known)}")
@@ -58,7 +58,7 @@ class Settings:
     def checkpoint(
         self, run: str, family: str, params: float, step: float, tokens: float
     ) -> dict[str, Any]:
-        """The columns that all records of a checkpoint share; settings replace what is given."""
+        """The columns shared by all records of a checkpoint; settings override the arguments."""
         params = self.number("params", params)
         return {
             "run": self.text("run", run), "family": self.text("family", family), "params": params,
@@ -66,20 +66,19 @@ class Settings:
         }  # fmt: skip
 
 
-# The metrics of a source that has none.
+# The training metrics of a source without any.
 _NO_METRICS = pd.DataFrame({"run": pd.Series(dtype=str), "step": pd.Series(dtype="int64")})
 
-# Settings that every kind knows.
+# Settings of every kind.
 COMMON = ("run", "family", "params", "tokens_per_step")
 
 
 def to_frame(rows: Iterable[Mapping[str, Any]], problems: list[str]) -> pd.DataFrame:
-    """Rows of a source as a trajectory table, without repetitions.
+    """Convert rows of a source to a trajectory table without duplicates.
 
-    Missing fields of a row become those of `Record`'s defaults; missing n is worked out from the
-    standard error of an accuracy, se² = p(1 - p)/(n - 1), as the harness computes it. Of records
-    that agree in run, task, step, metric and version the last one holds; values that contradict
-    each other are reported.
+    Missing fields get the defaults of `Record`; a missing n is derived from the standard error of
+    an accuracy, se² = p(1 - p)/(n - 1), the harness' formula. Of records that agree in run, task,
+    step, metric and version the last one wins; contradictory values are reported.
     """
     frame = pd.DataFrame(rows)
     if frame.empty:
@@ -123,13 +122,13 @@ def to_frame(rows: Iterable[Mapping[str, Any]], problems: list[str]) -> pd.DataF
 def from_rows(
     settings: Settings, rows: Iterable[Mapping[str, Any]], problems: list[str]
 ) -> Results:
-    """What a source without logged metrics holds, by its records."""
+    """The results of a source without training metrics, from its records."""
     frame = to_frame(rows, problems)
     return Results(settings.where, frame, _NO_METRICS, tuple(problems))
 
 
 def task_columns(task: str, shots: int, metric: str) -> Row:
-    """What is known of a metric of a task without its value."""
+    """The columns of a task and metric, except the value."""
     known = known_tasks.lookup(task)
     chance = known.chance if known_tasks.has_chance(metric) else math.nan
     return {
@@ -139,7 +138,7 @@ def task_columns(task: str, shots: int, metric: str) -> Row:
 
 
 def named(task: str, shots: int) -> str:
-    """The task's name in the table: with few-shot examples it is another task."""
+    """The task's name in the table, which includes the number of shots unless it is 0."""
     name = known_tasks.canonical(task)
     return f"{name} {shots}-shot" if shots > 0 else name
 
@@ -154,7 +153,7 @@ def _examples(frame: pd.DataFrame) -> pd.Series:
 
 
 def size_in_name(name: str) -> float:
-    """The size that a model's name states, "opt-1.3b" -> 1.3e9; NaN where there is none."""
+    """The size in a model's name, "opt-1.3b" -> 1.3e9; NaN if there is none."""
     match = _SIZE.search(name)
     if not match:
         return math.nan
@@ -163,6 +162,6 @@ def size_in_name(name: str) -> float:
 
 
 def family_of(run: str) -> str:
-    """A run's name without its size: runs of one suite differ in nothing else."""
+    """A run's name without its size: the runs of a suite differ only in that."""
     short = _SIZE.sub("", run)
     return re.sub(r"([-_])[-_]+", r"\1", short).strip("-_ ") or run

@@ -1,12 +1,12 @@
-"""TensorBoard event files, ours and those of other trainers.
+"""Import TensorBoard event files, ours and those of other trainers.
 
     tensorboard:run/tensorboard
     tensorboard:logs?loss=train_loss&tokens_per_step=524288&tasks=eval/
 
-Our own tags are known: `train/…` are logged metrics, `capability/<domain>/<task>` the records of
-tasks, `evaluation/<task>/<metric>` their other metrics. Else every scalar is a logged metric under
-its tag; `NAME=TAG` gives a tag the name that the analyses know (loss, grad_norm, learning_rate,
-tokens), and tags below `tasks` are records of tasks. Values in event files carry no standard error.
+In our own files, `train/…` are training metrics, `capability/<domain>/<task>` the records of tasks,
+`evaluation/<task>/<metric>` their other metrics. In others every scalar is a training metric named
+by its tag; `NAME=TAG` maps a tag to a name that the analyses use (loss, grad_norm, learning_rate,
+tokens), and tags below `tasks` are records of tasks. Event files have no standard errors.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from jaxllm.interop.importers.table import (
 from jaxllm.run.records import Results
 
 _COLUMNS = ("loss", "grad_norm", "learning_rate", "tokens", "flops", "param_norm")
-# What a tag's last part means that is no name of ours.
+# Last component of a tag -> our metric.
 _METRICS = {**known_tasks.METRICS, **{name: name for name in known_tasks.PRIMARY}}
 
 
 def read(path: epath.Path, settings: Settings) -> Results:
-    """The scalars of all event files at `path` or below it, as one run.
+    """Read the scalars of all event files at or below `path`, as one run.
 
     Raises:
-      UserError: there are no scalars, or a setting names a tag that is not there.
+      UserError: there are no scalars, or a setting names a missing tag.
     """
     settings.check((*COMMON, *_COLUMNS, "tasks"))
     scalars, problems = _scalars(path)
@@ -74,7 +74,7 @@ def read(path: epath.Path, settings: Settings) -> Results:
     per_token = float((metrics["flops"] / metrics["tokens"]).median())
     clock = metrics.dropna(subset="tokens").set_index("step")["tokens"]
     for row in rows:
-        # A checkpoint is scored at a logged step or a little after it.
+        # A checkpoint is scored at a logged step or slightly after it.
         tokens = row["step"] * per_step
         if math.isnan(tokens) and len(known := clock[clock.index <= row["step"]]):
             tokens = known.iloc[-1] * (row["step"] / known.index[-1] if known.index[-1] else 1.0)
@@ -85,12 +85,12 @@ def read(path: epath.Path, settings: Settings) -> Results:
 
 
 def _task(tag: str, prefix: str, domains: Mapping[str, str]) -> Row | None:
-    """What a tag says of the task it is about; None for a logged metric."""
+    """The task columns of a tag; None for a training metric."""
     parts = tag.split("/")
     if parts[0] == "capability" and len(parts) > 2:
         task = "/".join(parts[2:])
         known = known_tasks.lookup(task)
-        # Our tags of main metrics do not say which metric it is.
+        # Our tags of primary metrics do not name the metric.
         metric = "accuracy" if math.isfinite(known.chance) else "score"
         return task_columns(task, 0, metric) | {"domain": parts[1], "primary": True}
     if parts[0] == "evaluation" and len(parts) > 2:
@@ -106,9 +106,9 @@ def _task(tag: str, prefix: str, domains: Mapping[str, str]) -> Row | None:
 
 
 def _scalars(path: epath.Path) -> tuple[dict[str, pd.Series], list[str]]:
-    """Every scalar tag as a series over steps; of values at one step the last holds.
+    """Every scalar tag as a series over steps; of several values at a step the last one wins.
 
-    A session that starts at a step forgets what was logged from there on, as in TensorBoard.
+    A session that starts at a step discards values logged from that step on, as in TensorBoard.
     """
     problems: list[str] = []
     found: dict[str, dict[int, float]] = {}
@@ -126,10 +126,10 @@ def _scalars(path: epath.Path) -> tuple[dict[str, pd.Series], list[str]]:
 def _add_scalars(
     file: epath.Path, folder: str, found: dict[str, dict[int, float]]
 ) -> tuple[str, ...]:
-    """Adds the scalars of one event file; what is cut short is a problem.
+    """Add the scalars of one event file; return problems such as truncation.
 
-    Read record by record: TensorBoard's own accumulator imports TensorFlow (seconds, and lines of
-    its log), and passes over damage without a word.
+    Records are read one by one, because TensorBoard's own accumulator imports TensorFlow (seconds,
+    and log lines) and silently skips damage.
     """
     from tensorboard.compat.proto import event_pb2
     from tensorboard.compat.tensorflow_stub import errors
@@ -137,7 +137,7 @@ def _add_scalars(
     from tensorboard.util import tensor_util
 
     reader = PyRecordReader_New(str(file))
-    typed: set[str] = set()  # tags of tensors that are scalars: only the first one says so
+    typed: set[str] = set()  # scalar tags stored as tensors: only their first record has the type
     while True:
         try:
             reader.GetNext()

@@ -1,1 +1,1 @@
-"""t5x: its train.py runs our decoder."""
+"""t5x bridge: its train.py runs our decoder."""

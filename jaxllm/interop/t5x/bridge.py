@@ -1,10 +1,11 @@
-"""Our decoder as a t5x model: t5x's own `main` trains, evaluates and infers with it.
+"""Our decoder as a t5x model: t5x's `main` trains, evaluates and infers with it.
 
     python -m t5x.main --run_mode=train --gin_search_paths=gin --gin_file=t5x/pretrain.gin …
 
-t5x is not on the package index; docs/t5x.md says what to install. What t5x calls are the functions
-of `jaxllm.models`: the loss never holds the logits of a whole batch, decoding uses our cache, and a
-checkpoint holds our tree of parameters, which `read_checkpoint` and `write_checkpoint` exchange.
+t5x is not on the package index; docs/t5x.md has the installation. The model wraps the functions of
+`jaxllm.models`: the loss never materializes the logits of a whole batch, decoding uses our KV
+cache, and checkpoints store our parameter tree, which `read_checkpoint` and `write_checkpoint`
+exchange.
 """
 
 from __future__ import annotations
@@ -42,29 +43,29 @@ except ModuleNotFoundError as error:
 
 _flat = partial(flatten_dict, sep="/")
 _nested = partial(unflatten_dict, sep="/")
-Features = Mapping[str, jax.Array]  # what seqio.DecoderFeatureConverter makes, [B, T] each
+Features = Mapping[str, jax.Array]  # from seqio.DecoderFeatureConverter, [B, T] each
 
-# t5x's mesh has two axes. What our rules shard over another one is replicated.
+# t5x's mesh has two axes. Dimensions that our rules shard over others are replicated.
 _MESH_AXES = {"data": "data", "fsdp": "data", "tensor": "model"}
 
 
 class DecoderModel(models.DecoderOnlyModel):
-    """A `t5x.models.DecoderOnlyModel` whose module is ours.
+    """A `t5x.models.DecoderOnlyModel` with our decoder as its module.
 
-    Token 0 is padding to t5x. Attention over `inputs` is causal; there is no label smoothing.
+    Token 0 is padding in t5x. Attention over `inputs` is causal; there is no label smoothing.
 
     Args:
-      config: the decoder.
-      vocabulary: of inputs and targets, a `seqio.Vocabulary`.
-      optimizer_def: in t5x's wrapper, as `adamw` makes it; None to evaluate or infer.
-      decode_fn: `t5x.decoding.temperature_sample`, or what takes its arguments.
-      feature_converter_cls: in place of `seqio.DecoderFeatureConverter`.
+      config: the decoder's configuration.
+      vocabulary: the `seqio.Vocabulary` of inputs and targets.
+      optimizer_def: optimizer in t5x's wrapper, from `adamw`; None to evaluate or infer.
+      decode_fn: `t5x.decoding.temperature_sample`, or a function with its arguments.
+      feature_converter_cls: replacement of `seqio.DecoderFeatureConverter`.
       z_loss: coefficient of log²(Z).
-      loss_normalizing_factor: what t5x divides the summed loss by: a number, the name of one of
-        its special factors, or None.
+      loss_normalizing_factor: divisor of the summed loss: a number, the name of one of t5x's
+        special factors, or None.
 
     Raises:
-      UserError: the vocabulary has more tokens than the decoder.
+      UserError: the vocabulary is larger than the decoder's.
     """
 
     def __init__(
@@ -86,7 +87,7 @@ class DecoderModel(models.DecoderOnlyModel):
             module=Decoder(config),
             vocabulary=vocabulary,
             optimizer_def=optimizer_def,
-            # batch is the second axis of everything in our cache, as `_packed` gives it
+            # batch is the second axis of all arrays from `_packed`
             decode_fn=lambda **given: decode_fn(**{**given, "cache_offset": 1}),
             feature_converter_cls=feature_converter_cls,
             z_loss=z_loss,
@@ -97,14 +98,14 @@ class DecoderModel(models.DecoderOnlyModel):
     def get_initial_variables(
         self, rng: jax.Array, input_shapes: Any, input_types: Any = None
     ) -> flax.core.FrozenDict:
-        """Fresh parameters, and beside them the names of their axes where t5x looks for them."""
+        """Initial parameters, and their logical axis names in t5x's format."""
         del input_shapes, input_types
         return _variables(init_params(self.config, rng))
 
     def loss_fn(
         self, params: Params, batch: Features, dropout_rng: jax.Array | None
     ) -> tuple[jax.Array, models.MetricsMap]:
-        """`token_loss` over t5x's normalising factor, and t5x's metrics."""
+        """`token_loss` divided by t5x's normalizing factor, and t5x's metrics."""
         del dropout_rng
         factor, weights = losses.get_loss_normalizing_factor_and_weights(
             self._loss_normalizing_factor, batch
@@ -115,7 +116,7 @@ class DecoderModel(models.DecoderOnlyModel):
             total, scores = token_loss(self.config, params, sequences, self._z_loss)
         z_loss = self._z_loss * jnp.sum(sequences.weights * jnp.square(scores.log_z))
         segments = {"decoder": batch.get("decoder_segment_ids", sequences.targets != 0)}
-        # t5x wants logits for its accuracy: with one token to choose from, 0 is right and 1 wrong
+        # t5x's accuracy needs logits: with one class, target 0 is correct and target 1 wrong
         metrics = self._compute_metrics(
             logits=jnp.zeros((*sequences.targets.shape, 1)),
             targets=1 - scores.correct.astype(jnp.int32),
@@ -147,7 +148,7 @@ class DecoderModel(models.DecoderOnlyModel):
     def _compute_kv_cache(
         self, params: Params, inputs: jax.Array, causal_attention_mask: jax.Array
     ) -> tuple[dict[str, Any], jax.Array]:
-        """Reads all of each prompt but its last token, which t5x reads first when it decodes."""
+        """Prefill all of each prompt except the last token, which starts t5x's decoding."""
         del causal_attention_mask
         batch, length = inputs.shape
         lengths = jnp.sum(inputs[:, 1:] != 0, axis=-1)
@@ -169,7 +170,7 @@ class DecoderModel(models.DecoderOnlyModel):
 def adamw(
     config: ModelConfig, optimizer: OptimizerConfig, schedule: optax.Schedule
 ) -> optimizers.OptimizerDef:
-    """The optimizer of `jaxllm.train` in t5x's wrapper: clipping, AdamW, decay as configured."""
+    """The optimizer of `jaxllm.train` in t5x's wrapper: clipping, AdamW, weight decay."""
     boxed = flax.core.freeze(abstract_params(config))
     return optimizers.OptaxWrapper(optimizer.build(schedule, boxed))
 
@@ -177,11 +178,11 @@ def adamw(
 def logical_axis_rules(
     first: Sequence[tuple[str, str | None]] = (),
 ) -> list[tuple[str, str | None]]:
-    """Our rules for `t5x.partitioning.PjitPartitioner`, whose mesh is `data` x `model`.
+    """Our sharding rules for `t5x.partitioning.PjitPartitioner`, whose mesh is `data` x `model`.
 
     Sequences are sharded over data, and parameters over both: over data along `embed`, as in FSDP.
-    t5x refuses a dimension that its mesh axis does not divide. The rules in `first` win:
-    ("vocab", None) replicates an odd vocabulary.
+    t5x rejects a dimension that is not divisible by its mesh axis. The rules in `first` take
+    precedence: ("vocab", None) replicates an odd vocabulary.
     """
 
     def axis(ours: str | tuple[str, ...] | None) -> str | None:
@@ -194,15 +195,15 @@ def logical_axis_rules(
 def read_checkpoint(
     directory: epath.PathLike, step: int, config: ModelConfig, mesh: jax.sharding.Mesh
 ) -> Params:
-    """The parameters of DIRECTORY/checkpoint_STEP on our mesh, bit for bit as t5x kept them.
+    """Read the parameters of DIRECTORY/checkpoint_STEP onto our mesh, bitwise identical.
 
-    Reads the format of Orbax and t5x's older own.
+    Reads Orbax' format and t5x's older one.
 
     Returns:
-      The tree of `init_params` without boxes, in the types of the checkpoint.
+      The tree of `init_params`, unboxed, in the checkpoint's dtypes.
 
     Raises:
-      UserError: no such checkpoint, or a parameter is missing, unknown or of another shape.
+      UserError: no such checkpoint, or a parameter is missing, unknown or misshapen.
     """
     path = epath.Path(directory).absolute() / f"checkpoint_{step}"
     boxed = abstract_params(config)
@@ -227,9 +228,9 @@ def read_checkpoint(
 def write_checkpoint(
     directory: epath.PathLike, step: int, config: ModelConfig, params: Params
 ) -> None:
-    """Writes parameters, plain or boxed, bit for bit as DIRECTORY/checkpoint_STEP.
+    """Write parameters, plain or boxed, to DIRECTORY/checkpoint_STEP, bitwise identical.
 
-    t5x evaluates and infers from it, and trains on from it with a fresh optimizer (docs/t5x.md).
+    t5x can evaluate and infer from it, or train on from it with a fresh optimizer (docs/t5x.md).
     """
     path = epath.Path(directory).absolute()
     path.mkdir(parents=True, exist_ok=True)
@@ -247,7 +248,7 @@ def write_checkpoint(
 
 
 def _as_batch(batch: Features, weights: jax.Array | None) -> Batch:
-    """t5x's features as our batch; a sequence that is not packed is one document."""
+    """Convert t5x's features to our `Batch`; an unpacked sequence is one document."""
     tokens = batch["decoder_input_tokens"]
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
     return Batch(
@@ -261,7 +262,7 @@ def _as_batch(batch: Features, weights: jax.Array | None) -> Batch:
 
 
 def _variables(boxed: Params) -> flax.core.FrozenDict:
-    """Boxed parameters as the two collections that t5x knows."""
+    """Split boxed parameters into t5x's collections `params` and `params_axes`."""
     axes = {
         (*path[:-1], f"{path[-1]}_axes"): AxisMetadata(names=tuple(box.names))
         for path, box in flatten_dict(boxed).items()
@@ -270,7 +271,7 @@ def _variables(boxed: Params) -> flax.core.FrozenDict:
 
 
 def _packed(cache: Cache) -> dict[str, Any]:
-    """The cache as a dictionary of arrays [?, B, ...], which t5x repeats for several decodes."""
+    """The cache as a dictionary of arrays [?, B, ...], which t5x tiles for several decodes."""
     index = jnp.broadcast_to(cache.cache_index, cache.lengths.shape)
     return {
         "layers": cache.layers,
@@ -291,7 +292,7 @@ def _unpacked(packed: Mapping[str, Any]) -> Cache:
 
 @contextlib.contextmanager
 def _activations_sharded() -> Iterator[None]:
-    """Shows our sharding constraints the mesh that t5x entered with the older `with mesh:`."""
+    """Make t5x's mesh, entered with the older `with mesh:`, apply to our sharding constraints."""
     legacy = getattr(pxla, "thread_resources", None)
     if legacy is None or legacy.env.physical_mesh.empty:
         yield

@@ -1,7 +1,7 @@
-"""A SeqIO task that t5x trains, evaluates and infers on without a network: `jaxllm_additions`.
+"""A SeqIO task for t5x training, evaluation and inference offline: `jaxllm_additions`.
 
 Inputs are `17+25=`, targets `42`, in bytes (ByT5's ids). A gin file that imports this module can
-name the task in MIXTURE_OR_TASK_NAME.
+use it as MIXTURE_OR_TASK_NAME.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ VOCABULARY = seqio.ByteVocabulary()
 
 
 def sums(split: str, shuffle_files: bool, seed: int | None = None) -> tf.data.Dataset:
-    """The additions of a split with sums below 100, as text; a + b goes where b + a goes."""
+    """The additions of a split with sums below 100, as text; a + b and b + a share a split."""
     del shuffle_files, seed
     pairs = [
         (a, b)
@@ -31,7 +31,7 @@ def sums(split: str, shuffle_files: bool, seed: int | None = None) -> tf.data.Da
 
 
 def exact_match(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
-    """The share of predictions that are the target, for t5x's `predict_batch`."""
+    """The fraction of predictions that equal the target, for t5x's `predict_batch`."""
     return {
         "exact_match": float(np.mean([t == p for t, p in zip(targets, predictions, strict=True)]))
     }
