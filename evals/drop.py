@@ -82,7 +82,7 @@ def _compare(text: str, gold: list[str]) -> tuple[float, float]:
 
 
 def _f1(found: set[str], wanted: set[str]) -> float:
-    """F1 of two sets of words; 0 if the expected numbers are missing."""
+    """F1 of two sets of words; 0 if `wanted` has numbers and `found` has none of them."""
     numbers = {word for word in wanted if _is_number(word)}
     if numbers and not numbers & found:
         return 0.0

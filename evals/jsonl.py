@@ -77,7 +77,7 @@ def declare(name: str, data_dir: epath.Path | None) -> TaskDefinition:
 
 
 def _spaced(context: str, text: str) -> str:
-    """`text` with the space that separates it from `context`."""
+    """Prepend a space to `text`, unless `context` is empty or already separated from it."""
     apart = not context or context[-1].isspace() or text[:1].isspace()
     return text if apart else f" {text}"
 

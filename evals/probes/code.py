@@ -27,7 +27,7 @@ _SKIPPED = {tokenize.COMMENT, tokenize.NL, tokenize.ENCODING}
 
 
 def closing_bracket() -> Iterator[Choice]:
-    """Which bracket was opened last?"""
+    """The bracket that closes the last opened one."""
     found: dict[str, list[str]] = defaultdict(list)
     for text in held_out("code"):
         open_brackets: list[tuple[str, int]] = []
@@ -43,7 +43,7 @@ def closing_bracket() -> Iterator[Choice]:
 
 
 def keyword() -> Iterator[Choice]:
-    """for … in, if … is, from … import, with … as."""
+    """The keyword after its partner: for … in, if … is, from … import, with … as."""
     found: dict[str, list[str]] = defaultdict(list)
     for text in held_out("code"):
         for token, start in _tokens(text):
@@ -54,7 +54,7 @@ def keyword() -> Iterator[Choice]:
 
 
 def indentation() -> Iterator[Choice]:
-    """Is the next line one level deeper, or at the level of this one?"""
+    """The indentation of the next line: one level deeper, or unchanged."""
     found: dict[tuple[int, bool], list[tuple[str, str]]] = defaultdict(list)
     for text in held_out("code"):
         for (start, end), (following, last) in itertools.pairwise(_logical_lines(text)):
