@@ -75,7 +75,7 @@ def test_broken_files_are_named_with_the_line(tmp_path):
 
 def test_declaring_tasks_needs_neither_seqio_nor_tensorflow():
     code = (
-        "import sys\nfrom jaxllm import evals\nevals.names()\n"
+        "import sys\nfrom jaxllm.evaluation.registry import benchmarks\nbenchmarks().names()\n"
         "assert not {'seqio', 'tensorflow'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY)
