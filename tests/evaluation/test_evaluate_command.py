@@ -148,7 +148,7 @@ def test_a_follower_scores_a_run_that_leaves_it_to_it(run_dir, tmp_path):
             assert run.poll() is None
         with subprocess.Popen(follow, env=env, stdout=subprocess.PIPE, text=True) as first:
             assert first.stdout is not None
-            while "heldout_letters" not in first.stdout.readline():
+            while "  n " not in first.stdout.readline():  # a scored task; costs come before
                 assert first.poll() is None
             first.kill()
         assert run.wait(timeout=300) == 0
