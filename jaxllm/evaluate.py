@@ -4,9 +4,9 @@
     python -m jaxllm.evaluate --model_dir=runs/mine --steps=100,200 --tasks=lambada_openai,piqa \\
         --gin.EvalConfig.data_dir=data/evals
     python -m jaxllm.evaluate --model_dir=runs/mine --follow
-    python -m jaxllm.evaluate --model_dir=hf:DIR --tasks=piqa --output=runs/theirs --step=1000 \\
+    python -m jaxllm.evaluate --model_dir=hf:DIR --tasks=piqa --output=runs/published --step=1000 \\
         --tokens=2e9
-    python -m jaxllm.evaluate --model_dir=hf:series.csv --tasks=piqa --output=runs/theirs
+    python -m jaxllm.evaluate --model_dir=hf:series.csv --tasks=piqa --output=runs/published
     python -m jaxllm.evaluate --download --tasks=piqa --gin.EvalConfig.data_dir=data/evals
     python -m jaxllm.evaluate --list='arc*'
 

@@ -174,11 +174,11 @@ class JsonLines:
         The file is replaced atomically, so that a kill loses nothing.
         """
         rows, broken = self.read()
-        kept = [row for row in rows if row["step"] <= step]
-        dropped = len(rows) - len(kept) + len(broken)
+        remaining = [row for row in rows if row["step"] <= step]
+        dropped = len(rows) - len(remaining) + len(broken)
         # A complete last line may still lack its newline.
         if dropped or (rows and not self.path.read_bytes().endswith(b"\n")):
-            atomic_write(self.path, "".join(map(_line, kept)))
+            atomic_write(self.path, "".join(map(_line, remaining)))
         return dropped
 
 

@@ -32,7 +32,7 @@ def _scaled_share(scaling: RopeScaling, theta: float, half: int) -> np.ndarray:
     rotations = scaling.original_length / (2 * np.pi) * theta ** (-np.arange(half) / half)
     if scaling.kind == "llama3":
         low, high = scaling.low_freq_factor, scaling.high_freq_factor
-        kept = np.clip((rotations - low) / (high - low), 0.0, 1.0)
+        unscaled = np.clip((rotations - low) / (high - low), 0.0, 1.0)
     else:
         # linear in the index, between the frequencies of beta_fast and beta_slow rotations
         index = lambda rotations: (
@@ -40,8 +40,8 @@ def _scaled_share(scaling: RopeScaling, theta: float, half: int) -> np.ndarray:
         )
         first = max(math.floor(index(scaling.beta_fast)), 0)
         last = min(math.ceil(index(scaling.beta_slow)), 2 * half - 1)
-        kept = 1.0 - np.clip((np.arange(half) - first) / max(last - first, 1e-3), 0.0, 1.0)
-    return kept + (1.0 - kept) / scaling.factor
+        unscaled = 1.0 - np.clip((np.arange(half) - first) / max(last - first, 1e-3), 0.0, 1.0)
+    return unscaled + (1.0 - unscaled) / scaling.factor
 
 
 @jax.custom_vjp

@@ -156,8 +156,8 @@ def saved_activations(experiment: Experiment, mesh: jax.sharding.Mesh) -> int:
         return jax.vjp(lambda p: hidden_states(model, p, batch), params)[1]
 
     with partitioning(mesh):
-        kept = jax.tree.leaves(jax.eval_shape(backward_pass, abstract_params(model), batch))
-    by_layer = [x for x in kept if x.shape[:2] == (model.num_layers, rows)]
+        saved = jax.tree.leaves(jax.eval_shape(backward_pass, abstract_params(model), batch))
+    by_layer = [x for x in saved if x.shape[:2] == (model.num_layers, rows)]
     return sum(x.size * x.dtype.itemsize for x in by_layer) // mesh.size
 
 

@@ -124,9 +124,9 @@ def _try(experiment: Experiment, target: Target, candidate: Candidate) -> Result
     limit = (target.chip and target.chip.hbm_bytes) or math.inf
     try:
         mesh = mesh_of(target, candidate.mesh)
-        kept = saved_activations(applied, mesh)
-        if kept > limit:
-            return Result(candidate, None, None, f"does not fit: keeps {kept / GIB:.1f} GiB")
+        saved = saved_activations(applied, mesh)
+        if saved > limit:
+            return Result(candidate, None, None, f"does not fit: saves {saved / GIB:.1f} GiB")
         program = compile_update(applied, mesh, target.slices)
         if program.peak > limit:
             return Result(candidate, program, None, "does not fit")

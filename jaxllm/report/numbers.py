@@ -65,8 +65,8 @@ def with_error(number: float, stderr: float, metric: str) -> str:
     """Value and standard error: "62.1% ± 1.4"."""
     if not (math.isfinite(number) and math.isfinite(stderr)):
         return value(number, metric)
-    doubt = f"{100 * stderr:.1f}" if is_share(metric) else f"{stderr:.3f}"
-    return f"{value(number, metric)} ± {doubt}"
+    error = f"{100 * stderr:.1f}" if is_share(metric) else f"{stderr:.3f}"
+    return f"{value(number, metric)} ± {error}"
 
 
 def metric_name(metric: str) -> str:

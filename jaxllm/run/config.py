@@ -1,4 +1,4 @@
-"""When checkpoints are saved and which of them are kept."""
+"""When checkpoints are saved and which of them stay."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class CheckpointConfig:
       every_tokens: the same in tokens: the first step at or beyond each multiple. Set at most one
         of the two; with neither, only the early checkpoints and the last step are saved.
       keep_last: number of newest checkpoints to keep, besides the milestones; None keeps all.
-      milestone_steps: with keep_last, checkpoints at multiples of this step are kept forever.
+      milestone_steps: with keep_last, checkpoints at multiples of this step stay forever.
     """
 
     early: int | tuple[int, ...] | None = 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
@@ -68,17 +69,17 @@ class TrainConfig:
             raise UserError(f"TrainConfig.z_loss = {self.z_loss}: it must not be negative")
 
 
-class OptimizerConfig:
+class OptimizerConfig(abc.ABC):
     """Base class of the optimizers that `TrainConfig.optimizer` refers to."""
 
+    @abc.abstractmethod
     def build(self, schedule: optax.Schedule, boxed_params: Any) -> optax.GradientTransformation:
-        """The optimizer of a run.
+        """Build the optimizer of a run.
 
         Args:
           schedule: learning rate as a function of the updates done.
           boxed_params: (abstract) parameters with their logical axis names.
         """
-        raise NotImplementedError
 
 
 @configurable

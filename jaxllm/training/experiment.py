@@ -91,8 +91,8 @@ class Experiment:
     def bytes_to_come(self, checkpoint_bytes: int, step: int) -> int:
         """Upper bound on the bytes that the checkpoints after `step` will need."""
         steps = self.scheduled_steps
-        kept = preserved(self.checkpoints, steps, ())
-        to_come = sum(keep for s, keep in zip(steps, kept, strict=True) if s > step)
+        keep = preserved(self.checkpoints, steps, ())
+        to_come = sum(stays for s, stays in zip(steps, keep, strict=True) if s > step)
         # the next one is written before an old one is deleted
         return checkpoint_bytes * (to_come + 1 if to_come < len(steps) else to_come)
 

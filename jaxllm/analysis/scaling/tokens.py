@@ -73,8 +73,8 @@ def learning_curve_fits(
     """
     rows, short = [], 0
     for curve in study.curves:
-        kept = curve.tokens > skip * curve.tokens.max()
-        tokens, values = curve.tokens[kept], curve.values[kept]
+        late = curve.tokens > skip * curve.tokens.max()
+        tokens, values = curve.tokens[late], curve.values[late]
         early = tokens <= (1 - holdout) * tokens.max(initial=0.0)
         if early.sum() < _MIN_EARLY or (~early).sum() < _MIN_LATE:
             short += 1
