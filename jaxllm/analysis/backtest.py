@@ -16,7 +16,7 @@ import pandas as pd
 
 from jaxllm.analysis.benchmarks import benchmarks
 from jaxllm.analysis.curves import is_share, of_metric
-from jaxllm.analysis.finding import Finding, refusal
+from jaxllm.analysis.finding import Finding
 from jaxllm.analysis.forecast import COLUMNS, KEY_COLUMNS, TRANSFER, aligned, predict
 from jaxllm.analysis.registry import AHEAD, Study, analysis
 
@@ -93,7 +93,7 @@ def backtest(
             parts.append(predict(held_out, rest, fraction, level, mode).assign(fraction=fraction))
     points = pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)
     if points.empty:
-        return refusal("no run has a checkpoint early enough", (), notes, Backtest)
+        return Backtest.refuse("no run has a checkpoint early enough", notes)
     keys = zip(*(points[column] for column in ("run", *KEY_COLUMNS)), strict=True)
     points = points.assign(
         truth=[truths[key] for key in keys],

@@ -12,7 +12,7 @@ import pandas as pd
 from scipy import stats
 
 from jaxllm.analysis.curves import Array
-from jaxllm.analysis.finding import Finding, amount, refusal
+from jaxllm.analysis.finding import Finding, amount
 from jaxllm.analysis.registry import EARLY, Study, analysis
 from jaxllm.analysis.stats import least_squares
 
@@ -57,7 +57,7 @@ def change_points(study: Study, *, most: int = 3, draws: int = 500, seed: int = 
         rows += [(*head, *point) for point in _change_points(x, y, most, draws, rng)]
     if not fitted:
         reason = "it takes seven checkpoints with tokens and values"
-        return refusal(reason, _COLUMNS, notes)
+        return Finding.refuse(reason, notes)
     short = len(study.curves) - fitted
     if short:
         notes += (f"{short} trajectories have fewer than seven checkpoints: left out.",)

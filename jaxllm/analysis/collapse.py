@@ -10,7 +10,7 @@ import pandas as pd
 from scipy import stats
 
 from jaxllm.analysis.curves import Array
-from jaxllm.analysis.finding import Finding, refusal
+from jaxllm.analysis.finding import Finding
 from jaxllm.analysis.registry import SIZES, Study, analysis
 
 AXES = ("tokens", "flops", "loss")
@@ -74,7 +74,7 @@ def collapse(study: Study) -> Collapse:
     ]
     if not sum(map(len, parts)):
         reason = "needs a task in three sizes whose ranges overlap"
-        return refusal(reason, _COLUMNS, notes, Collapse)
+        return Collapse.refuse(reason, notes)
     errors = pd.concat(parts, ignore_index=True)
     grouped = errors.groupby(["task", "domain", "axis"], sort=False)
     table = grouped.agg(sizes=("params", "nunique"), n=("error", "size"), error=("error", "mean"),

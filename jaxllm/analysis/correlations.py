@@ -18,7 +18,7 @@ import pandas as pd
 
 from jaxllm.analysis import resampling
 from jaxllm.analysis.curves import Array, Panel, same_benchmark
-from jaxllm.analysis.finding import Finding, refusal
+from jaxllm.analysis.finding import Finding
 from jaxllm.analysis.registry import EARLY, Study, analysis
 from jaxllm.analysis.stats import false_discovery
 
@@ -62,7 +62,7 @@ def correlations(study: Study, *, draws: int = 300, seed: int = 0) -> Correlatio
     notes += short
     if len(data.tasks) < 2 or not series:
         reason = "needs two tasks" if len(data.tasks) < 2 else resampling.TOO_SHORT
-        return refusal(reason, _COLUMNS, notes, Correlations)
+        return Correlations.refuse(reason, notes)
     ranks = [resampling.ranks(gains) for _, gains in series]
     gain, count = resampling.mean_correlation(ranks)
     rng = np.random.default_rng(seed)
@@ -84,7 +84,7 @@ def correlations(study: Study, *, draws: int = 300, seed: int = 0) -> Correlatio
         lost = len(pairs) - len(known)
         notes += (f"{lost:,} pairs of tasks vary too little or share too few checkpoints.",)
     if not known:
-        return refusal("no two tasks share enough checkpoints", _COLUMNS, notes, Correlations)
+        return Correlations.refuse("no two tasks share enough checkpoints", notes)
     a, b = np.array(known).T
     task, domain = np.array(data.tasks), np.array(data.domains)
     table = pd.DataFrame(

@@ -9,7 +9,7 @@ import pandas as pd
 from scipy import stats
 
 from jaxllm.analysis.curves import is_share, of_metric
-from jaxllm.analysis.finding import Finding, amount, refusal
+from jaxllm.analysis.finding import Finding, amount
 from jaxllm.analysis.registry import SIZES, Study, analysis
 from jaxllm.analysis.stats import false_discovery
 
@@ -71,7 +71,7 @@ def efficiency(
         rows += _at_budget(frame, budget)
     if not rows:
         sizes = f"{amount(low)} to {amount(high)} parameters"
-        return refusal(f"no two runs of {sizes} share a task at equal tokens", _COLUMNS, notes)
+        return Finding.refuse(f"no two runs of {sizes} share a task at equal tokens", notes)
     table = pd.DataFrame(rows, columns=list(_COLUMNS))
     table["behind_q"] = false_discovery(table.behind_p)
     alone = [str(run) for run in last.index if run not in set(table.run)]

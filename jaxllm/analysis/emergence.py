@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 
 from jaxllm.analysis.curves import Array
-from jaxllm.analysis.finding import Finding, refusal
+from jaxllm.analysis.finding import Finding
 from jaxllm.analysis.onsets import STANDARD_ERRORS, durable, guess_score
 from jaxllm.analysis.registry import NOW, Study, analysis
 from jaxllm.analysis.stats import false_discovery
@@ -115,7 +115,7 @@ def emergence(study: Study, *, over: str = "tokens", draws: int = 500, seed: int
         rows += _of_task(str(run), str(task), curves, over, draws, rng)
     if not rows:
         reason = f"needs {_FEWEST} {'checkpoints' if over == 'tokens' else 'sizes'} of a task"
-        return refusal(reason, _COLUMNS, tuple(notes))
+        return Finding.refuse(reason, tuple(notes))
     if short:
         notes.append(f"{short} trajectories have fewer than {_FEWEST} points: not tested.")
     table = pd.DataFrame(rows, columns=list(_COLUMNS))

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import TypeVar
+from typing import Self
 
 import pandas as pd
 
@@ -29,18 +28,10 @@ class Finding:
     lines: tuple[str, ...] = ()
     title: str = ""
 
-
-F = TypeVar("F", bound=Finding)
-
-
-def refusal(
-    reason: str,
-    columns: Sequence[str] = (),
-    notes: tuple[str, ...] = (),
-    kind: type[F] = Finding,  # type: ignore[assignment]
-) -> F:
-    """Finding without an answer, for the given reason; its table has `columns` and no rows."""
-    return kind(f"No answer: {reason}.", pd.DataFrame(columns=list(columns)), reason, notes)
+    @classmethod
+    def refuse(cls, reason: str, notes: tuple[str, ...] = ()) -> Self:
+        """Finding without an answer, for the given reason."""
+        return cls(f"No answer: {reason}.", refused=reason, notes=notes)
 
 
 def amount(number: float) -> str:

@@ -16,7 +16,7 @@ import pandas as pd
 
 from jaxllm.analysis.benchmarks import benchmarks
 from jaxllm.analysis.curves import Array, Curve, curves, is_share, of_metric
-from jaxllm.analysis.finding import Finding, refusal
+from jaxllm.analysis.finding import Finding
 from jaxllm.analysis.forecast_methods import (
     METHODS,
     RECENT,
@@ -143,11 +143,11 @@ def forecast(
     """
     if total_tokens is None or not total_tokens > 0:
         reason = f"how many tokens {run} will be trained for is not known"
-        return refusal(reason, COLUMNS, kind=Forecast)
+        return Forecast.refuse(reason)
     everything, notes = aligned(records, {run: total_tokens})
     targets = [one for one in everything if one.curve.run == run]
     if not targets:
-        return refusal(f"no task of {run} has a value", COLUMNS, notes, Forecast)
+        return Forecast.refuse(f"no task of {run} has a value", notes)
     names = None if finished is None else set(finished)
     others = [
         one

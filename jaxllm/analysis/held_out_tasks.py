@@ -16,7 +16,7 @@ import pandas as pd
 from scipy import stats
 
 from jaxllm.analysis.curves import Array, Panel, same_benchmark
-from jaxllm.analysis.finding import Finding, refusal
+from jaxllm.analysis.finding import Finding
 from jaxllm.analysis.registry import EARLY, Study, analysis
 from jaxllm.analysis.stats import false_discovery
 
@@ -66,7 +66,7 @@ def held_out_tasks(study: Study) -> HeldOutTasks:
         sizes = np.arange(len(params))  # without known sizes every run is its own fold
     if len(set(sizes)) < 3:
         reason = "needs runs of three sizes, or three runs, to learn on some and test on others"
-        return refusal(reason, _COLUMNS, notes, HeldOutTasks)
+        return HeldOutTasks.refuse(reason, notes)
     rows, ratios = zip(*(_row(data, sizes, t) for t in range(len(data.tasks))), strict=True)
     table = pd.DataFrame(list(rows), columns=list(_COLUMNS))
     table["q"] = false_discovery(table.p)

@@ -16,7 +16,7 @@ import pandas as pd
 
 from jaxllm.analysis import resampling
 from jaxllm.analysis.curves import Array, Panel
-from jaxllm.analysis.finding import Finding, refusal
+from jaxllm.analysis.finding import Finding
 from jaxllm.analysis.registry import EARLY, Study, analysis
 from jaxllm.analysis.stats import false_discovery
 
@@ -50,7 +50,7 @@ def lead_lag(study: Study, *, max_lag: int = 4, draws: int = 300, seed: int = 0)
     notes += short
     if len(domains) < 2 or not series:
         reason = "needs two domains" if len(domains) < 2 else resampling.TOO_SHORT
-        return refusal(reason, _COLUMNS, notes)
+        return Finding.refuse(reason, notes)
     gains = [_by_domain(x, data.domains, domains) for _, x in series]
     max_lag = min(max_lag, min(len(x) for x in gains) // 3)
     rng = np.random.default_rng(seed)

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from jaxllm.analysis.curves import Array
-from jaxllm.analysis.finding import Finding, amount, refusal
+from jaxllm.analysis.finding import Finding, amount
 from jaxllm.analysis.onsets import (
     AT_CHANCE,
     LEFT,
@@ -98,7 +98,7 @@ def milestones(
                 share = {"share": value, "share_low": low, "share_high": high}
             rows.append({**known, "fraction": fraction, **share})
     if not rows:
-        return refusal("no record has a value", _COLUMNS, study.curves.notes)
+        return Finding.refuse("no record has a value", study.curves.notes)
     table = pd.DataFrame(rows, columns=list(_COLUMNS))
     return Finding(_sentence(table), table, "", study.curves.notes)
 

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from jaxllm.analysis.finding import Finding, refusal
+from jaxllm.analysis.finding import Finding
 from jaxllm.analysis.registry import EARLY, Study, analysis
 from jaxllm.analysis.stats import false_discovery, least_squares
 
@@ -64,7 +64,7 @@ def signal_to_noise(study: Study, *, phases: tuple[float, ...] = PHASES) -> Find
             ))  # fmt: skip
     table = pd.DataFrame(rows, columns=list(_COLUMNS))
     if table.gain_p.notna().sum() == 0:
-        return refusal("too few checkpoints in every phase", _COLUMNS, notes)
+        return Finding.refuse("too few checkpoints in every phase", notes)
     smaller = np.fmin(table.gain_p, table.spread_p)
     both = table.gain_p.notna() & table.spread_p.notna()
     table["q"] = false_discovery(np.minimum(1.0, smaller * np.where(both, 2.0, 1.0)))

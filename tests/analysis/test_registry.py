@@ -1,7 +1,7 @@
 """An analysis is found by its decorator, and a study gives it what it reads."""
 
 from jaxllm.analysis import registry
-from jaxllm.analysis.finding import Finding, refusal
+from jaxllm.analysis.finding import Finding
 from jaxllm.analysis.registry import EARLY, HEALTH, QUESTIONS, Study, analyses, analysis
 from tests.analysis.planted import table
 
@@ -36,8 +36,8 @@ def test_every_analysis_has_a_question_and_a_title_of_its_own() -> None:
     assert len({one.title for one in every}) == len(every)
 
 
-def test_a_refusal_has_the_columns_and_no_rows() -> None:
-    found = refusal("it takes two runs", ("run", "gain"), ("a note",))
-    assert found.sentence == "No answer: it takes two runs." and found.refused
-    assert list(found.table) == ["run", "gain"] and found.table.empty
-    assert found.notes == ("a note",)
+def test_a_refusal_has_a_reason_and_no_table() -> None:
+    refused = Finding.refuse("it takes two runs", ("a note",))
+    assert refused.sentence == "No answer: it takes two runs."
+    assert refused.refused == "it takes two runs"
+    assert refused.table.empty and refused.notes == ("a note",)

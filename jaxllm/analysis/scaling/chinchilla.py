@@ -17,7 +17,7 @@ import pandas as pd
 from scipy import interpolate, stats
 
 from jaxllm.analysis.curves import Array
-from jaxllm.analysis.finding import Finding, amount, refusal
+from jaxllm.analysis.finding import Finding, amount
 from jaxllm.analysis.registry import SIZES, Study, analysis
 from jaxllm.analysis.scaling.fit import (
     DRAWS,
@@ -108,7 +108,7 @@ def compute_optimal(study: Study) -> list[Finding]:
 
 
 def _refuse(reason: str, notes: tuple[str, ...]) -> ComputeOptimal:
-    return refusal(reason, (), notes, ComputeOptimal)
+    return ComputeOptimal.refuse(reason, notes)
 
 
 def _finding(

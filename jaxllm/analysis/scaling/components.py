@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from jaxllm.analysis.curves import Array, is_share, of_metric
-from jaxllm.analysis.finding import Finding, refusal
+from jaxllm.analysis.finding import Finding
 from jaxllm.analysis.registry import SIZES, Study, analysis
 from jaxllm.analysis.scaling.fit import LEVEL
 from jaxllm.analysis.stats import line_fit
@@ -92,7 +92,7 @@ def components(
             f"{len(values)} models and {len(values.columns)} benchmarks are too few, "
             f"{_MIN_MODELS} and 2 are needed"
         )
-        return refusal(reason, (), tuple(notes), Components)
+        return Components.refuse(reason, tuple(notes))
     gaps = int(values.isna().sum().sum())
     if gaps:
         notes.append(f"{gaps} missing values were filled in from one component")

@@ -14,7 +14,7 @@ import pandas as pd
 from scipy import stats
 
 from jaxllm.analysis.curves import Array
-from jaxllm.analysis.finding import Finding, refusal
+from jaxllm.analysis.finding import Finding
 from jaxllm.analysis.registry import SIZES, Study, analysis
 from jaxllm.analysis.scaling.fit import LEVEL, UNKNOWN, IntervalEstimate, loss_points, usable
 from jaxllm.analysis.stats import least_squares, line_fit
@@ -75,7 +75,7 @@ def kaplan(points: pd.DataFrame) -> dict[str, PowerLaw]:
     """
     frame, notes = usable(points, ("params", "tokens", "flops", "loss"))
     if frame.empty:
-        return {name: refusal("there are no points", (), notes, PowerLaw) for name in _NAMES}
+        return {name: PowerLaw.refuse("there are no points", notes) for name in _NAMES}
     longest = frame.sort_values("tokens").groupby("params", as_index=False).last()
     equal = longest[longest.tokens * _SAME_TOKENS >= longest.tokens.max()]
     counts = frame.groupby("params").tokens.nunique()
@@ -100,18 +100,18 @@ def power_law(points: pd.DataFrame, variable: str, notes: tuple[str, ...] = ()) 
     distinct = frame[variable].nunique()
     if distinct < _MIN_POINTS:
         reason = f"{distinct} different values of X are too few, {_MIN_POINTS} are needed"
-        return refusal(reason, (), notes, PowerLaw)
+        return PowerLaw.refuse(reason, notes)
     x, y = np.log(frame[variable].to_numpy()), np.log(frame.loss.to_numpy())
     span = math.exp(min(700.0, np.ptp(x)))
     line = line_fit(x, y)
     if span < _MIN_RANGE or line is None:
         reason = f"X spans a factor of {span:.2g} only, {_MIN_RANGE:.0f} are needed"
-        return refusal(reason, (), notes, PowerLaw)
+        return PowerLaw.refuse(reason, notes)
     half = line.half_interval(LEVEL)
     alpha = IntervalEstimate(-line.slope, -line.slope - half, -line.slope + half)
     if not alpha.low > 0:
         reason = f"the loss does not fall significantly: the exponent is {alpha}"
-        return refusal(reason, (), notes, PowerLaw)
+        return PowerLaw.refuse(reason, notes)
     fitted = line.at(x)
     curvature_p = _curvature(x, y)
     name = _NAMES[variable]

@@ -19,7 +19,7 @@ import pandas as pd
 from scipy import special
 
 from jaxllm.analysis.curves import Array
-from jaxllm.analysis.finding import Finding, refusal
+from jaxllm.analysis.finding import Finding
 from jaxllm.analysis.registry import SIZES, Study, analysis
 from jaxllm.analysis.scaling.chinchilla import ComputeOptimal, parametric
 from jaxllm.analysis.scaling.fit import (
@@ -100,7 +100,7 @@ def task_ladders(study: Study) -> list[Finding]:
         result = ladder(points, chance=float(rows.chance[rows.metric == "accuracy"].iloc[-1]))
         findings.append(dataclasses.replace(result, title=f"Task ladder: {task}"))
     reason = "no task has bits per byte, perplexity or Brier score beside its accuracy"
-    return findings or [refusal(reason)]
+    return findings or [Finding.refuse(reason)]
 
 
 def ladder(
@@ -122,7 +122,7 @@ def ladder(
     first = parametric(last.rename(columns={"soft": "loss"}), draws=draws, seed=seed)
 
     def refuse(reason: str) -> Ladder:
-        return refusal(reason, (), notes, Ladder)
+        return Ladder.refuse(reason, notes)
 
     if first.refused:
         return refuse(f"step 1 cannot be fitted, as {first.refused}")

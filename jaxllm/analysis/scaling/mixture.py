@@ -17,7 +17,7 @@ import pandas as pd
 from scipy import stats
 
 from jaxllm.analysis.curves import Array
-from jaxllm.analysis.finding import Finding, refusal
+from jaxllm.analysis.finding import Finding
 from jaxllm.analysis.scaling.fit import LEVEL
 
 _MIN_RUNS = 12
@@ -81,9 +81,7 @@ def mixture_regression(
     rows, y = mixtures[good], values[good]
 
     def refuse(reason: str) -> MixtureRegression:
-        return refusal(
-            reason, ("domain", "best", "low", "high", "effect"), notes, MixtureRegression
-        )
+        return MixtureRegression.refuse(reason, notes)
 
     if len(y) < _MIN_RUNS:
         return refuse(f"{len(y)} runs are too few, {_MIN_RUNS} are needed")

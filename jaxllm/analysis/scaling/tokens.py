@@ -17,7 +17,7 @@ import pandas as pd
 from scipy import special, stats
 
 from jaxllm.analysis.curves import Array, is_share
-from jaxllm.analysis.finding import Finding, refusal
+from jaxllm.analysis.finding import Finding
 from jaxllm.analysis.registry import AHEAD, Study, analysis
 from jaxllm.analysis.scaling.fit import DRAWS, LEVEL, IntervalEstimate
 
@@ -85,7 +85,7 @@ def learning_curve_fits(
     few = f"fewer than {_MIN_EARLY} early or {_MIN_LATE} late checkpoints"
     notes = (f"{short} curves have {few}",) if short else ()
     if not rows:
-        return refusal(f"all curves have {few}", (), notes, LearningCurveFits)
+        return LearningCurveFits.refuse(f"all curves have {few}", notes)
     table = pd.DataFrame(rows)
     errors = table.pivot(index=["run", "task"], columns="law", values="late_error")
     summary = _summary(errors, draws, seed)
