@@ -12,12 +12,20 @@ stored. (Expect one hash collision in about 10^12 words against 20 million grams
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
+from jaxllm.errors import UserError
+from jaxllm.evaluation.config import EvalConfig
+from jaxllm.evaluation.registry import benchmarks
+from jaxllm.evaluation.selection import data_dir, locate
 from jaxllm.evaluation.tasks import Choice, Document, Example
+from jaxllm.io import atomic_write
 
 GRAM = 13
 SHOWN = 5
@@ -168,3 +176,73 @@ def table(tasks: Mapping[str, TaskOverlap]) -> Iterable[str]:
             f"{name:<{width}} {task.examples:>9,} {task.short:>6,} {len(task.matches):>6,} "
             f"{task.share:>7.2%}"
         )
+
+
+def report(
+    corpora: Mapping[str, Callable[[Callable[[str], None]], Iterable[Mapping[str, str]]]],
+    config: EvalConfig,
+    file: str,
+) -> None:
+    """Search corpora for the examples of the config's tasks, or of all tasks with files.
+
+    Prints a line for each corpus and task, and writes the first matches to `file` as JSON.
+
+    Args:
+      corpora: name -> a function that reads its documents (`text`, `id`) and passes a line for each
+        unreadable one to its argument.
+      config: the tasks, and the directory of their files.
+      file: path of the JSON file.
+
+    Raises:
+      UserError: a named task has no file, or a file is damaged or cannot be written.
+    """
+    examples, left_out = _examples(config)
+    overlap = Overlap(examples)
+    searched: dict[str, dict[str, int]] = {}
+    for name, documents in corpora.items():
+        unreadable: list[str] = []
+        count = overlapping = 0
+        with tqdm(desc=f"read {name}", unit="B", unit_scale=True, disable=None) as bar:
+            for document in documents(unreadable.append):
+                count += 1
+                overlapping += overlap.read(document["text"], document["id"])
+                bar.update(len(document["text"].encode()))
+        searched[name] = {
+            "documents": count, "overlapping": overlapping, "unreadable": len(unreadable),
+        }  # fmt: skip
+        print(f"{name}: {overlapping:,} of {count:,} documents overlap")
+        if unreadable:
+            print(f"  {len(unreadable)} could not be read, first {unreadable[0]}")
+    print(*table(overlap.tasks), sep="\n")
+    if left_out:
+        print(f"{len(left_out)} tasks left out, as {next(iter(left_out.values()))}")
+    tasks: dict[str, Any] = {
+        name: {
+            "examples": task.examples, "short": task.short, "overlapping": len(task.matches),
+            "share": task.share, "first": list(map(dataclasses.asdict, task.matches[:SHOWN])),
+        }
+        for name, task in overlap.tasks.items()
+    }  # fmt: skip
+    content = {"gram": GRAM, "corpora": searched, "tasks": tasks, "left_out": left_out}
+    try:
+        atomic_write(file, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
+    except OSError as error:
+        raise UserError(f"cannot write {file}: {error}") from error
+    print(f"wrote {file}")
+
+
+def _examples(config: EvalConfig) -> tuple[dict[str, Sequence[Example]], dict[str, str]]:
+    """The examples of the tasks without shots, and the reasons for tasks left out."""
+    registry = benchmarks(config.modules)
+    examples: dict[str, Sequence[Example]] = {}
+    left_out: dict[str, str] = {}
+    for task in registry.load(config.tasks or registry.names(), data_dir(config)):
+        try:
+            files = locate(dataclasses.replace(task, shots=0), config)
+        except UserError as error:
+            if config.tasks:
+                raise
+            left_out[task.name] = str(error)
+        else:
+            examples[task.name] = list(task.examples(*files))
+    return examples, left_out
