@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Sequence
 from typing import NamedTuple
+
+from tqdm import tqdm
 
 from jaxllm.errors import UserError
 from jaxllm.models.config import REMAT_POLICIES
@@ -59,6 +62,16 @@ class Result(NamedTuple):
     estimate: Estimate | None
     refused: str = ""
 
+    def line(self) -> str:
+        """One line of the ranking: step time, MFU, memory and bindings."""
+        if not (self.estimate and self.program):
+            return f"{'':>26}  {self.candidate.bindings()}: {self.refused}"
+        step, mfu = self.estimate.step_seconds, self.estimate.mfu
+        return (
+            f"{'' if step is None else f'{step:.3f} s':>8} {'' if mfu is None else f'{mfu:.1%}':>6}"
+            f" {self.program.peak / GIB:6.1f} GiB  {self.candidate.bindings()}"
+        )
+
 
 def meshes(experiment: Experiment, target: Target) -> list[MeshConfig]:
     """Meshes that divide devices, heads and batch, the most promising first.
@@ -80,31 +93,22 @@ def meshes(experiment: Experiment, target: Target) -> list[MeshConfig]:
 
 
 def search(
-    experiment: Experiment,
-    target: Target,
-    candidates: Sequence[MeshConfig],
-    on_start: Callable[[Candidate], None],
-    on_result: Callable[[Result], None],
+    experiment: Experiment, target: Target, candidates: Sequence[MeshConfig]
 ) -> list[Result]:
-    """Compile candidates on each mesh; those that fit come first, the fastest in front.
+    """Compile configurations on each mesh; those that fit come first, the fastest in front.
 
     On a mesh, remat policies are tried from the least recomputation to the least memory until one
     fits, as later ones are slower; then again with 2 and 4 microbatches, as long as a policy with
-    less recomputation may fit.
-
-    Args:
-      experiment: the run.
-      target: the devices.
-      candidates: meshes, from `meshes`.
-      on_start: called with each candidate before it is compiled.
-      on_result: called with its result.
+    less recomputation may fit. Results are logged on stderr as they come.
     """
     results: list[Result] = []
+    bar = tqdm(desc="compiled", unit=" candidates", file=sys.stderr)
 
     def attempt(candidate: Candidate) -> None:
-        on_start(candidate)
+        bar.set_postfix_str(candidate.bindings().replace("--gin.", ""))
         results.append(_try(experiment, target, candidate))
-        on_result(results[-1])
+        bar.write(results[-1].line(), file=sys.stderr)
+        bar.update()
 
     for mesh in candidates:
         lightest = len(REMAT_POLICIES)
@@ -116,6 +120,7 @@ def search(
                 if results[-1].estimate:
                     lightest = place
                     break
+    bar.close()
     return sorted(results, key=_step)
 
 

@@ -1,0 +1,188 @@
+"""A plan, and a ranking of candidates, as text and as JSON."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from jaxllm.planning.advice import suggestions
+from jaxllm.planning.estimate import Estimate, estimate
+from jaxllm.planning.program import (
+    GIB,
+    OutOfDeviceMemory,
+    Program,
+    compile_update,
+    measure_costs,
+    mesh_of,
+)
+from jaxllm.planning.search import Result
+from jaxllm.planning.targets import Target
+from jaxllm.sharding.mesh import MeshConfig
+from jaxllm.training.experiment import Experiment
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The cost of a run on a target.
+
+    Attributes:
+      experiment: the run.
+      target: the devices.
+      shape: mesh axis -> size.
+      program: the compiled update; None if the compiler ran out of device memory.
+      estimate: its times; None if it does not fit, or times were not requested.
+      excess_bytes: bytes that do not fit; None where it fits, or the amount is unknown.
+    """
+
+    experiment: Experiment
+    target: Target
+    shape: dict[str, int]
+    program: Program | None
+    estimate: Estimate | None
+    excess_bytes: float | None
+
+    @classmethod
+    def of(cls, experiment: Experiment, target: Target, config: MeshConfig, timed: bool) -> Plan:
+        """Compile the update of a run; without `timed` only for its memory."""
+        mesh = mesh_of(target, config)
+        program = times = excess = None
+        try:
+            program = compile_update(experiment, mesh, target.slices)
+            limit = target.chip and target.chip.hbm_bytes
+            excess = program.peak - limit if limit and program.peak > limit else None
+        except OutOfDeviceMemory as error:
+            excess = error.excess_bytes
+        if program and timed and not excess:
+            with contextlib.suppress(OutOfDeviceMemory):  # unchunked loss may not fit
+                times = estimate(experiment, target, program, measure_costs(experiment, mesh))
+        return cls(experiment, target, dict(mesh.shape), program, times, excess)
+
+    @property
+    def fits(self) -> bool:
+        """Whether the update fits into the memory of a device."""
+        return self.program is not None and self.excess_bytes is None
+
+    @property
+    def hbm_bytes(self) -> float | None:
+        """Memory of a device; None if unknown."""
+        return (self.target.chip and self.target.chip.hbm_bytes) or None
+
+    @property
+    def suggestions(self) -> list[str]:
+        """Gin bindings to try if the plan does not fit."""
+        return [] if self.fits else suggestions(self.experiment, self.shape, self.target)
+
+    def json(self) -> str:
+        """The plan as JSON."""
+        plan = {
+            "topology": self.target.name, "devices": len(self.target.devices),
+            "slices": self.target.slices, "mesh": self.shape, "fits": self.fits,
+            "missing_bytes": self.excess_bytes, "hbm_bytes": self.hbm_bytes,
+            "would_help": self.suggestions,
+            "program": _as_dict(self.program), "estimate": _as_dict(self.estimate),
+        }  # fmt: skip
+        return json.dumps(plan, indent=2)
+
+    def text(self, timed: bool) -> str:
+        """The plan for a terminal."""
+        lines = [header(self.experiment, self.target, self.shape)]
+        if self.program:
+            lines.append(_memory(self.program, self.hbm_bytes))
+        if self.program and self.estimate:
+            lines += ["", *_costs(self.program, self.estimate)]
+        elif self.fits and timed:
+            lines.append("\nno times: two layers with unchunked loss, which are timed, do not fit")
+        if not self.fits:
+            by = f" by {self.excess_bytes / GIB:.1f} GiB" if self.excess_bytes else ""
+            lines.append(f"\ndoes not fit{by}. What would help:")
+            lines += [f"  {tip}" for tip in self.suggestions]
+        return "\n".join(lines)
+
+
+def ranking_json(results: Sequence[Result]) -> str:
+    """The results of a search as JSON."""
+    rows = [
+        {
+            "bindings": result.candidate.bindings(), "refused": result.refused,
+            "program": _as_dict(result.program), "estimate": _as_dict(result.estimate),
+        }
+        for result in results
+    ]  # fmt: skip
+    return json.dumps(rows, indent=2)
+
+
+def ranking_text(results: Sequence[Result]) -> str:
+    """A line per candidate, the fastest first, then those that do not fit."""
+    lines = [f"\n{'step':>8} {'MFU':>6} {'memory':>10}  candidate"]
+    return "\n".join(lines + [result.line() for result in results])
+
+
+def header(experiment: Experiment, target: Target, shape: dict[str, int] | None = None) -> str:
+    """Model, batch, devices and mesh, a line each."""
+    e = experiment
+    chip = f" {target.chip.name}" if target.chip else ""
+    slices = f" in {target.slices} slices" if target.slices > 1 else ""
+    lines = [
+        f"model       {e.model.num_params:,} parameters, {e.model.num_layers} layers, "
+        f"remat {e.model.remat}",
+        f"batch       {e.data.batch_size:,} x {e.data.sequence_length:,} = "
+        f"{e.tokens_per_step:,} tokens, {e.train.steps:,} steps, "
+        f"{e.train.gradient_accumulation} microbatch(es) each",
+        f"devices     {target.name}: {len(target.devices)}{chip}{slices}",
+    ]
+    if shape:
+        sizes = " x ".join(f"{axis} {size}" for axis, size in shape.items() if size > 1)
+        lines.append(f"mesh        {sizes or 'one device'}")
+    return "\n".join(lines)
+
+
+def _memory(program: Program, limit: float | None) -> str:
+    of = f" of {limit / GIB:.0f} GiB ({program.peak / limit:.0%})" if limit else ""
+    return (
+        f"memory      {program.peak / GIB:.2f} GiB{of}: state and batch "
+        f"{program.arguments / GIB:.2f}, temporaries {program.temporaries / GIB:.2f} "
+        f"(activations {program.activations / GIB:.2f})"
+    )
+
+
+def _costs(program: Program, cost: Estimate) -> list[str]:
+    """FLOPs, bytes and the time of each, then step time and the whole run."""
+
+    def line(name: str, text: str, seconds: float | None) -> str:
+        return f"{name:<12}{text:56}" + ("" if seconds is None else f"{seconds:14.4f} s")
+
+    ratio = (cost.compiler_flops + cost.kernel_flops) / cost.model_flops_causal
+    flops = f"{cost.model_flops:.3e} model FLOPs a step ({cost.model_flops_causal:.3e} causal); "
+    lines = [
+        line("compute", f"{flops}compiled {ratio:.2f} x these", cost.compute_seconds),
+        line("HBM", "", cost.hbm_seconds),
+    ]
+    for link, seconds in (("ici", cost.ici_seconds), ("dcn", cost.dcn_seconds)):
+        sent = [t for t in program.traffic if t.link == link]
+        text = ", ".join(f"{t.kind} {t.bytes / 1e9:.2f} GB ({t.calls}x)" for t in sent)
+        if sent:
+            lines.append(line(link.upper(), text, seconds))
+    if cost.compiler_seconds is not None:
+        text = "the compiler's estimate of computing and memory, no kernels"
+        lines.append(line("", text, cost.compiler_seconds))
+    if cost.step_seconds is None:
+        return [*lines, "", "no peak figures of these devices: no times"]
+    return [
+        *lines,
+        "",
+        f"step        {cost.step_seconds:.3f} s if all of it overlaps: MFU {cost.mfu:.1%} "
+        f"({cost.mfu_causal:.1%} causal), {cost.tokens_per_second_per_chip:,.0f} tokens/s/chip",
+        f"run         {cost.days:.1f} days, {cost.chip_hours:,.0f} chip-hours",
+    ]
+
+
+def _as_dict(value: Program | Estimate | None) -> dict[str, Any] | None:
+    if value is None:
+        return None
+    fields = dataclasses.asdict(value)
+    if isinstance(value, Program):
+        fields["traffic"] = [t._asdict() for t in value.traffic]
+    return fields
