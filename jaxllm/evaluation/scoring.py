@@ -23,7 +23,7 @@ from jaxllm.models.batch import TreeBatch
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.decoder import Params
 from jaxllm.models.sampling import GREEDY, Sampling
-from jaxllm.models.scoring import score_slots
+from jaxllm.models.scoring import score_targets
 from jaxllm.sharding.rules import batch_sharding, partitioning, replicated
 
 In = TypeVar("In")
@@ -174,7 +174,7 @@ class Scorer:
 
     def _traced_score(self, params: Params, batch: TreeBatch) -> tuple[jax.Array, jax.Array]:
         with partitioning(self._mesh):
-            scores = score_slots(self._model, params, batch)
+            scores = score_targets(self._model, params, batch)
         return scores.log_likelihood, scores.correct
 
     def _on_devices(self, array: Any) -> jax.Array:

@@ -40,12 +40,12 @@ class TreeBatch(NamedTuple):
       positions: int32 [B, T], position of each token in its text.
       visible_until: int32 [B, T]. A token is visible to itself and to later tokens of its sequence
         before this index, the end of its continuations.
-      slots: int32 [B, S], indices into the sequence at which the targets are predicted.
+      target_index: int32 [B, S], indices into the sequence at which targets are predicted.
       targets: int32 [B, S], the scored targets.
     """
 
     inputs: Array
     positions: Array
     visible_until: Array
-    slots: Array
+    target_index: Array
     targets: Array

@@ -43,10 +43,10 @@ def test_every_scored_target_is_predicted_from_exactly_what_comes_before_it(span
     found = []
     for item in packed.batches:
         b = item.batch
-        width = b.slots.shape[1]
+        width = b.target_index.shape[1]
         assert b.inputs.shape in {(64 // n, n) for n in lengths}
         assert width in slot_counts(b.inputs.shape[1])
-        slots, targets = b.slots.reshape(-1), b.targets.reshape(-1)
+        slots, targets = b.target_index.reshape(-1), b.targets.reshape(-1)
         for number, start, end in zip(item.spans, item.starts, item.ends, strict=True):
             span = spans[number]
             assert end - start == span.scored and start // width == (end - 1) // width
