@@ -26,8 +26,8 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from jaxllm.interop.huggingface import load
+from jaxllm.interop.huggingface.architectures import FAMILIES
 from jaxllm.interop.huggingface.checkpoint import DTYPES, tensor_shapes
-from jaxllm.interop.huggingface.families import LLAMA
 from jaxllm.interop.huggingface.fields import to_config
 from jaxllm.models.config import ModelConfig
 from jaxllm.sharding.mesh import MeshConfig, make_mesh
@@ -42,7 +42,7 @@ def make(directory: Path, gigabytes: float, dtype: np.dtype) -> int:
     rest = LAYER.num_params - layer
     layers = max(1, round((gigabytes * 1e9 / dtype.itemsize - rest) / layer))
     model = ModelConfig(**{**vars(LAYER), "num_layers": layers})
-    shapes = tensor_shapes(model, LLAMA.names, "")
+    shapes = tensor_shapes(model, FAMILIES["LlamaForCausalLM"].tensors, "")
     names = list(shapes)
     random = np.random.default_rng(0)
     where = {}

@@ -1,11 +1,10 @@
 """Import and export of checkpoints in the Hugging Face format, one tensor at a time.
 
-families       tensor names and layouts of each architecture
-architectures  the config.json fields of each architecture
-fields         config.json <-> ModelConfig; rope does so for rotary positions
+architectures  tensors and config.json fields of each architecture
+fields         config.json <-> ModelConfig
 checkpoint     memory-mapped tensors of a directory, validated before any is read
 load           loading onto a mesh
-importing      import into a run directory; stream writes the Orbax checkpoints in chunks
+importing      import into a run directory
 exporting      export from a run directory to one that Transformers loads
 """
 

@@ -1,18 +1,19 @@
-"""The supported architectures of the Hugging Face hub: the fields of their config.json.
+"""The supported architectures: their tensors, and the fields of their config.json.
 
-A family is mostly data: pairs of fields, fixed values, and the supported values of config.json
-fields without a counterpart in ModelConfig.
+An architecture is mostly data: names of modules, pairs of fields, fixed values, and the supported
+values of config.json fields without a counterpart in ModelConfig.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+
 from jaxllm.errors import UserError
-from jaxllm.interop.huggingface import families
-from jaxllm.interop.huggingface.families import Tensors
 from jaxllm.models.config import BIASES, ModelConfig
 
 Json = dict[str, Any]
@@ -20,12 +21,158 @@ REQUIRED = object()
 
 
 @dataclasses.dataclass(frozen=True)
-class Field:
-    """A field of ModelConfig and its counterpart in config.json.
+class Layout:
+    """The layout of one parameter (of one layer) in a checkpoint tensor.
 
     Attributes:
-      name: name in ModelConfig; 'quirks.NAME' is a field of its quirks.
-      hf_name: name in config.json.
+      inputs: number of leading axes that the matmul contracts; the others are outputs. A vector
+        has none.
+      transposed: whether the tensor is [outputs, inputs], as in torch.nn.Linear, instead of
+        [inputs, outputs], as in GPT-2's Conv1D.
+      part: index of the parameter among the `parts` fused along the outputs.
+      parts: number of fused parameters.
+      by_head: whether they are interleaved by head, [head, part, head_dim], instead of
+        concatenated.
+    """
+
+    inputs: int = 1
+    transposed: bool = False
+    part: int = 0
+    parts: int = 1
+    by_head: bool = False
+
+    def shape(self, param: tuple[int, ...]) -> tuple[int, ...]:
+        """The tensor shape for a parameter of shape `param`."""
+        inputs = math.prod(param[: self.inputs])
+        outputs = math.prod(param[self.inputs :]) * self.parts
+        if not self.inputs:
+            return (outputs,)
+        return (outputs, inputs) if self.transposed else (inputs, outputs)
+
+    def view(self, tensor: np.ndarray, param: tuple[int, ...]) -> np.ndarray:
+        """A writable view, of shape `param`, of the parameter in a contiguous tensor."""
+        if self.transposed and self.inputs:
+            tensor = tensor.T
+        inputs, outputs = param[: self.inputs], param[self.inputs :]
+        fused = [*outputs[:1], self.parts, *outputs[1:]] if self.by_head else [self.parts, *outputs]
+        view = np.moveaxis(tensor.reshape(*inputs, *fused), len(inputs) + self.by_head, 0)[
+            self.part
+        ]
+        assert np.shares_memory(view, tensor)
+        return view
+
+
+# Parameter -> tensor name, with `{}` for the layer index, and layout.
+Names = Mapping[str, tuple[str, Layout]]
+
+
+def _tensors(modules: Mapping[str, str], conv: bool = False, by_head: bool = False) -> Names:
+    """The weights and biases of modules; entries of absent parameters are ignored.
+
+    Args:
+      modules: parameter -> module; `layers/attention/qkv` is query, key and value in one.
+      conv: whether the layers' matrices are GPT-2's Conv1D.
+      by_head: whether query, key and value are interleaved by head.
+    """
+    names: dict[str, tuple[str, Layout]] = {}
+    for param, module in modules.items():
+        weight, bias = f"{module}.weight", f"{module}.bias"
+        if param.endswith("norm"):
+            names[f"{param}/scale"] = weight, Layout(inputs=0)
+            names[f"{param}/bias"] = bias, Layout(inputs=0)
+            continue
+        if param.endswith("embedding"):
+            names[param] = weight, Layout()
+            continue
+        fused = ("query", "key", "value") if param.endswith("qkv") else ("qkv",)
+        for part, name in enumerate(param.replace("qkv", name) for name in fused):
+            transposed = not (conv and param.startswith("layers/"))
+            inputs = 2 if name.endswith("attention/output") else 1
+            layout = Layout(inputs, transposed, part, len(fused), by_head and len(fused) > 1)
+            names[name] = weight, layout
+            names[f"{name}_bias"] = bias, dataclasses.replace(layout, inputs=0)
+    return names
+
+
+_LLAMA_MODULES = {
+    "embedding": "model.embed_tokens",
+    "head": "lm_head",
+    "final_norm": "model.norm",
+    "layers/attention_norm": "model.layers.{}.input_layernorm",
+    "layers/mlp_norm": "model.layers.{}.post_attention_layernorm",
+    "layers/attention/query": "model.layers.{}.self_attn.q_proj",
+    "layers/attention/key": "model.layers.{}.self_attn.k_proj",
+    "layers/attention/value": "model.layers.{}.self_attn.v_proj",
+    "layers/attention/output": "model.layers.{}.self_attn.o_proj",
+    "layers/mlp/gate": "model.layers.{}.mlp.gate_proj",
+    "layers/mlp/up": "model.layers.{}.mlp.up_proj",
+    "layers/mlp/down": "model.layers.{}.mlp.down_proj",
+}
+_QWEN3_MODULES = _LLAMA_MODULES | {
+    "layers/attention/query_norm": "model.layers.{}.self_attn.q_norm",
+    "layers/attention/key_norm": "model.layers.{}.self_attn.k_norm",
+}
+_OLMO2_MODULES = _QWEN3_MODULES | {
+    "layers/attention_norm": "model.layers.{}.post_attention_layernorm",
+    "layers/mlp_norm": "model.layers.{}.post_feedforward_layernorm",
+}
+_BAICHUAN_MODULES = _LLAMA_MODULES | {
+    "layers/attention/qkv": "model.layers.{}.self_attn.W_pack",
+}
+_OPT_MODULES = {
+    "embedding": "model.decoder.embed_tokens",
+    "position_embedding": "model.decoder.embed_positions",
+    "project_in": "model.decoder.project_in",
+    "project_out": "model.decoder.project_out",
+    "head": "lm_head",
+    "final_norm": "model.decoder.final_layer_norm",
+    "layers/attention_norm": "model.decoder.layers.{}.self_attn_layer_norm",
+    "layers/mlp_norm": "model.decoder.layers.{}.final_layer_norm",
+    "layers/attention/query": "model.decoder.layers.{}.self_attn.q_proj",
+    "layers/attention/key": "model.decoder.layers.{}.self_attn.k_proj",
+    "layers/attention/value": "model.decoder.layers.{}.self_attn.v_proj",
+    "layers/attention/output": "model.decoder.layers.{}.self_attn.out_proj",
+    "layers/mlp/up": "model.decoder.layers.{}.fc1",
+    "layers/mlp/down": "model.decoder.layers.{}.fc2",
+}
+_NEOX_MODULES = {
+    "embedding": "gpt_neox.embed_in",
+    "head": "embed_out",
+    "final_norm": "gpt_neox.final_layer_norm",
+    "layers/attention_norm": "gpt_neox.layers.{}.input_layernorm",
+    "layers/mlp_norm": "gpt_neox.layers.{}.post_attention_layernorm",
+    "layers/attention/qkv": "gpt_neox.layers.{}.attention.query_key_value",
+    "layers/attention/output": "gpt_neox.layers.{}.attention.dense",
+    "layers/mlp/up": "gpt_neox.layers.{}.mlp.dense_h_to_4h",
+    "layers/mlp/down": "gpt_neox.layers.{}.mlp.dense_4h_to_h",
+}
+_GPT_MODULES = {
+    "embedding": "transformer.wte",
+    "position_embedding": "transformer.wpe",
+    "head": "lm_head",
+    "final_norm": "transformer.ln_f",
+    "layers/attention_norm": "transformer.h.{}.ln_1",
+    "layers/mlp_norm": "transformer.h.{}.ln_2",
+    "layers/mlp/up": "transformer.h.{}.mlp.c_fc",
+    "layers/mlp/down": "transformer.h.{}.mlp.c_proj",
+}
+_GPT2_MODULES = _GPT_MODULES | {
+    "layers/attention/qkv": "transformer.h.{}.attn.c_attn",
+    "layers/attention/output": "transformer.h.{}.attn.c_proj",
+}
+_GPT_NEO_MODULES = _GPT_MODULES | {
+    "layers/attention/query": "transformer.h.{}.attn.attention.q_proj",
+    "layers/attention/key": "transformer.h.{}.attn.attention.k_proj",
+    "layers/attention/value": "transformer.h.{}.attn.attention.v_proj",
+    "layers/attention/output": "transformer.h.{}.attn.attention.out_proj",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """A field `name` of ModelConfig, or 'quirks.NAME', and its counterpart in config.json.
+
+    Attributes:
       default: Transformers' default if config.json has no value.
       values: value in config.json -> value in ModelConfig, if they differ.
       biases: for `use_bias`: the entries that a true value in config.json adds to it.
@@ -40,13 +187,13 @@ class Field:
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """An architecture: its config.json fields, fixed ModelConfig fields, and tensors.
+    """An architecture.
 
     Attributes:
       architecture: its name in config.json's `architectures`.
       model_type: config.json's `model_type`.
       tensors: its tensor names and layouts.
-      fields: one-to-one fields.
+      fields: pairs of fields.
       fixed: ModelConfig fields that the architecture fixes.
       supported: config.json field -> supported values, Transformers' default first.
       implements: config.json fields that are refused for other families.
@@ -56,7 +203,7 @@ class Family:
 
     architecture: str
     model_type: str
-    tensors: Tensors
+    tensors: Names
     fields: tuple[Field, ...]
     fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     supported: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
@@ -71,13 +218,9 @@ _ACTIVATIONS = {
 }  # fmt: skip
 
 
-def _shape(layers: str, embed: str, heads: str) -> tuple[Field, ...]:
-    return (
-        Field("vocab_size", "vocab_size"),
-        Field("num_layers", layers),
-        Field("embed_dim", embed),
-        Field("num_heads", heads),
-    )
+def _shape(*hf_names: str) -> tuple[Field, ...]:
+    names = ("vocab_size", "num_layers", "embed_dim", "num_heads")
+    return tuple(map(Field, names, ("vocab_size", *hf_names)))
 
 
 def _tied(default: bool) -> Field:
@@ -99,8 +242,8 @@ _LLAMA_FIELDS = (
 )
 _LENGTH = Field("max_length", "max_position_embeddings", 2048)
 _RMS_EPS = Field("norm_eps", "rms_norm_eps", 1e-6)
-FULL_ROTARY = {"partial_rotary_factor": (1.0,)}
 _LAYER_NORM = {"norm": "layer", "mlp_type": "plain"}
+_LEARNED = _LAYER_NORM | {"position_embedding": "learned"}
 
 
 def _read_opt(config: Json) -> Json:
@@ -120,42 +263,35 @@ def _write_opt(model: ModelConfig) -> Json:
     }
 
 
-def _read_windows(config: Json) -> Json:
+def _read_gpt_neo(config: Json) -> Json:
     kinds = [k for group, n in config["attention_types"] for k in list(group) * n]
-    unknown = set(kinds) - {"global", "local"}
-    if unknown or len(kinds) != config["num_layers"]:
+    if set(kinds) - {"global", "local"} or len(kinds) != config["num_layers"]:
         raise UserError(f"attention_types = {config['attention_types']!r} is not implemented")
     count = len(kinds)
     period = next(p for p in range(1, count + 1) if kinds == (kinds[:p] * count)[:count])
     window = config.get("window_size", 256)
     windows = tuple(window if kind == "local" else 0 for kind in kinds[:period])
-    return {"sliding_window_pattern": windows if any(windows) else ()}
+    return {
+        "sliding_window_pattern": windows if any(windows) else (),
+        "mlp_dim": config.get("intermediate_size") or 4 * config["hidden_size"],
+    }
 
 
-def _write_windows(model: ModelConfig) -> Json:
+def _write_gpt_neo(model: ModelConfig) -> Json:
     cycle = model.sliding_window_pattern or (0,)
-    layers = [cycle[i % len(cycle)] for i in range(model.num_layers)]
-    whole = model.num_layers % len(cycle) == 0
-    groups = [(cycle, model.num_layers // len(cycle))] if whole else [(layers, 1)]
-    types = [[["local" if w else "global" for w in group], n] for group, n in groups]
-    return {"attention_types": types, "window_size": max(cycle) or 256}
+    kinds = ["local" if window else "global" for window in cycle]
+    repeats, rest = divmod(model.num_layers, len(cycle))
+    groups = [[kinds, repeats]] if not rest else [[kinds * repeats + kinds[:rest], 1]]
+    return {
+        "attention_types": groups,
+        "window_size": max(cycle) or 256,
+        "intermediate_size": model.mlp_dim,
+    }
 
 
-def _read_sliding_window(config: Json) -> Json:
+def _read_mistral(config: Json) -> Json:
     window = config.get("sliding_window", 4096)
     return {"sliding_window_pattern": (window,) if window else ()}
-
-
-def _write_sliding_window(model: ModelConfig) -> Json:
-    return {"sliding_window": model.uniform_window}
-
-
-def _mlp_dim(hf_name: str, embed: str) -> Callable[[Json], Json]:
-    return lambda config: {"mlp_dim": config.get(hf_name) or 4 * config[embed]}
-
-
-def _read_gpt_neo(config: Json) -> Json:
-    return _read_windows(config) | _mlp_dim("intermediate_size", "hidden_size")(config)
 
 
 def _read_baichuan(config: Json) -> Json:
@@ -179,57 +315,54 @@ def _write_baichuan(model: ModelConfig) -> Json:
     return {length: model.max_length} | ({"z_loss_weight": 0} if scaled_head else {})
 
 
+_LLAMA = Family(
+    "LlamaForCausalLM", "llama", _tensors(_LLAMA_MODULES),
+    (*_LLAMA_FIELDS, _LENGTH, _RMS_EPS, Field("use_bias", "mlp_bias", False, biases=("mlp",))),
+)  # fmt: skip
 _BAICHUAN = Family(
-    "BaichuanForCausalLM", "baichuan", families.BAICHUAN,
+    "BaichuanForCausalLM", "baichuan", _tensors(_BAICHUAN_MODULES),
     (*_SHAPE, Field("mlp_dim", "intermediate_size"),
      Field("activation", "hidden_act", "silu", _ACTIVATIONS), _RMS_EPS, _tied(False)),
-    supported=FULL_ROTARY | {"rope_theta": (10_000.0,)},
-    read=_read_baichuan, write=_write_baichuan,
-)  # fmt: skip
-_LLAMA = Family(
-    "LlamaForCausalLM", "llama", families.LLAMA,
-    (*_LLAMA_FIELDS, _LENGTH, _RMS_EPS, Field("use_bias", "mlp_bias", False, biases=("mlp",))),
-    supported=FULL_ROTARY,
+    supported={"rope_theta": (10_000.0,)}, read=_read_baichuan, write=_write_baichuan,
 )  # fmt: skip
 
-FAMILIES: Mapping[str, Family] = {
+FAMILIES: dict[str, Family] = {
     family.architecture: family
     for family in (
         _LLAMA,
         Family(
-            "OlmoForCausalLM", "olmo", families.LLAMA,
+            "OlmoForCausalLM", "olmo", _LLAMA.tensors,
             (*_LLAMA_FIELDS, _LENGTH, Field("quirks.clip_qkv", "clip_qkv", None)),
-            fixed={"norm": "layer_plain", "norm_eps": 1e-5}, supported=FULL_ROTARY,
+            fixed={"norm": "layer_plain", "norm_eps": 1e-5},
         ),
         Family(
-            "Olmo2ForCausalLM", "olmo2", families.OLMO2,
+            "Olmo2ForCausalLM", "olmo2", _tensors(_OLMO2_MODULES),
             (*_LLAMA_FIELDS, _LENGTH, Field("norm_eps", "rms_norm_eps", 1e-5)),
-            fixed={"block_type": "reordered_norm", "qk_norm": "all_heads"}, supported=FULL_ROTARY,
+            fixed={"block_type": "reordered_norm", "qk_norm": "all_heads"},
         ),
         Family(
-            "MistralForCausalLM", "mistral", families.LLAMA, (*_LLAMA_FIELDS, _LENGTH, _RMS_EPS),
-            supported=FULL_ROTARY | {"attention_bias": (False,)},
-            implements=("sliding_window",), read=_read_sliding_window, write=_write_sliding_window,
+            "MistralForCausalLM", "mistral", _LLAMA.tensors, (*_LLAMA_FIELDS, _LENGTH, _RMS_EPS),
+            supported={"attention_bias": (False,)}, implements=("sliding_window",),
+            read=_read_mistral, write=lambda model: {"sliding_window": model.uniform_window},
         ),
         Family(
-            "Qwen3ForCausalLM", "qwen3", families.QWEN3,
+            "Qwen3ForCausalLM", "qwen3", _tensors(_QWEN3_MODULES),
             (*_LLAMA_FIELDS, Field("head_dim", "head_dim", 128), _LENGTH, _RMS_EPS),
-            fixed={"qk_norm": "per_head"}, supported=FULL_ROTARY,
+            fixed={"qk_norm": "per_head"},
         ),
         Family(
-            "OPTForCausalLM", "opt", families.OPT,
+            "OPTForCausalLM", "opt", _tensors(_OPT_MODULES),
             (*_SHAPE, Field("mlp_dim", "ffn_dim"), _LENGTH, _tied(True),
              Field("activation", "activation_function", "relu", _ACTIVATIONS),
              Field("block_type", "do_layer_norm_before", True,
                    {True: "pre_norm", False: "post_norm"}),
              Field("use_bias", "enable_bias", True, biases=BIASES)),
-            fixed=_LAYER_NORM
-            | {"position_embedding": "learned", "quirks.position_offset": 2, "norm_eps": 1e-5},
+            fixed=_LEARNED | {"quirks.position_offset": 2, "norm_eps": 1e-5},
             supported={"layer_norm_elementwise_affine": (True,)},
             read=_read_opt, write=_write_opt,
         ),
         Family(
-            "GPTNeoXForCausalLM", "gpt_neox", families.NEOX,
+            "GPTNeoXForCausalLM", "gpt_neox", _tensors(_NEOX_MODULES, by_head=True),
             (*_SHAPE, Field("mlp_dim", "intermediate_size"), _LENGTH, _tied(False),
              Field("activation", "hidden_act", "gelu", _ACTIVATIONS),
              Field("rope_theta", "rotary_emb_base", 10_000), ROPE_SCALING,
@@ -238,32 +371,29 @@ FAMILIES: Mapping[str, Family] = {
              Field("use_bias", "attention_bias", True, biases=("qkv", "attention_output")),
              Field("block_type", "use_parallel_residual", True,
                    {True: "parallel", False: "pre_norm"})),
-            fixed=_LAYER_NORM | {"use_bias": ("mlp",)},
+            fixed=_LAYER_NORM | {"use_bias": ("mlp",)}, implements=("partial_rotary_factor",),
         ),
         Family(
-            "GPT2LMHeadModel", "gpt2", families.GPT2,
+            "GPT2LMHeadModel", "gpt2", _tensors(_GPT2_MODULES, conv=True),
             (*_shape("n_layer", "n_embd", "n_head"), Field("max_length", "n_positions", 1024),
              Field("activation", "activation_function", "gelu_new", _ACTIVATIONS),
              Field("norm_eps", "layer_norm_epsilon", 1e-5), _tied(True)),
-            fixed=_LAYER_NORM | {"position_embedding": "learned", "use_bias": BIASES},
+            fixed=_LEARNED | {"use_bias": BIASES},
             supported={"scale_attn_weights": (True,), "scale_attn_by_inverse_layer_idx": (False,)},
-            read=_mlp_dim("n_inner", "n_embd"), write=lambda model: {"n_inner": model.mlp_dim},
+            read=lambda config: {"mlp_dim": config.get("n_inner") or 4 * config["n_embd"]},
+            write=lambda model: {"n_inner": model.mlp_dim},
         ),
         Family(
-            "GPTNeoForCausalLM", "gpt_neo", families.GPT_NEO,
+            "GPTNeoForCausalLM", "gpt_neo", _tensors(_GPT_NEO_MODULES),
             (*_shape("num_layers", "hidden_size", "num_heads"), _LENGTH, _tied(True),
              Field("activation", "activation_function", "gelu_new", _ACTIVATIONS),
              Field("norm_eps", "layer_norm_epsilon", 1e-5)),
-            fixed=_LAYER_NORM
-            | {"position_embedding": "learned", "use_bias": ("attention_output", "mlp"),
-               "quirks.attention_scale": 1.0},
-            read=_read_gpt_neo,
-            write=lambda model: _write_windows(model) | {"intermediate_size": model.mlp_dim},
+            fixed=_LEARNED
+            | {"use_bias": ("attention_output", "mlp"), "quirks.attention_scale": 1.0},
+            read=_read_gpt_neo, write=_write_gpt_neo,
         ),
         _BAICHUAN,
         dataclasses.replace(_BAICHUAN, architecture="BaiChuanForCausalLM"),  # the first 7B
-        dataclasses.replace(
-            _LLAMA, architecture="SkyworkForCausalLM", model_type="skywork", tensors=families.LLAMA
-        ),
+        dataclasses.replace(_LLAMA, architecture="SkyworkForCausalLM", model_type="skywork"),
     )
 }  # fmt: skip

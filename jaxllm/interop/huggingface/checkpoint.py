@@ -14,22 +14,21 @@ import ml_dtypes
 import numpy as np
 
 from jaxllm.errors import UserError, one_line
-from jaxllm.interop.huggingface.families import Names, Tensors
+from jaxllm.interop.huggingface.architectures import Names
 from jaxllm.interop.huggingface.fields import family_of, to_model
 from jaxllm.models.config import ModelConfig
 
 CONFIG = "config.json"
-SAFETENSORS_DTYPES = {
+_SAFETENSORS_DTYPES = {
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
-DTYPES = {str(dtype): dtype for dtype in SAFETENSORS_DTYPES.values()}
+DTYPES = {str(dtype): dtype for dtype in _SAFETENSORS_DTYPES.values()}
 # Masks and tables in old checkpoints that are not parameters.
 _BUFFERS = re.compile(
     r"(.*\.)?(rotary_emb\.inv_freq|(attn|attention)\.(masked_)?bias|attn\.attention\.(masked_)?bias)"
 )
-_COMPARED_ROWS = 1024
 _TILE = 256  # float32 source and target tiles fit a core's cache
 
 Shape = tuple[int, ...]
@@ -37,14 +36,7 @@ Shape = tuple[int, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """A tensor on disk.
-
-    Attributes:
-      file: file with its values.
-      shape: shape of the tensor.
-      dtype: dtype of the tensor; the name of an unsupported one.
-      open: maps it into memory.
-    """
+    """A tensor in a file, which `open` maps; `dtype` is the name of an unsupported one."""
 
     file: Path
     shape: Shape
@@ -58,14 +50,14 @@ class HFCheckpoint:
 
     Attributes:
       directory: path of the directory.
-      config: its config.json.
       model: the model of config.json, with the stored parameter dtype.
-      tensors: the tensors by their names in the architecture's table.
+      names: tensor names and layouts of its architecture.
+      tensors: the tensors by their names in the architecture.
     """
 
     directory: Path
-    config: Mapping[str, Any]
     model: ModelConfig
+    names: Names
     tensors: Mapping[str, Tensor]
 
     @classmethod
@@ -79,24 +71,22 @@ class HFCheckpoint:
         directory = Path(directory)
         config = read_json(directory / CONFIG)
         try:
-            model, family = to_model(config), family_of(config).tensors
+            model, names = to_model(config), family_of(config).tensors
         except UserError as error:
             line = str(error).splitlines()[0]  # gin appends the call site
             raise UserError(f"{directory / CONFIG}: {line}") from error
-        stored = {n: t for n, t in _tensors(directory).items() if not _BUFFERS.fullmatch(n)}
-        stored = _with_base(stored, family)
-        stored = _without_tied_head(stored, model, family)
-        _check(directory, stored, tensor_shapes(model, family.names, str(directory / CONFIG)))
-        return cls(directory, config, _with_dtype(model, stored), stored)
+        tensors = _parameters(_tensors(directory), model, names)
+        _check(directory, tensors, tensor_shapes(model, names, str(directory / CONFIG)))
+        return cls(directory, _with_dtype(model, tensors), names, tensors)
 
     def parameter(self, name: str, shape: Shape, layer: int | None = None) -> np.ndarray:
         """One parameter, or one layer of it, of shape `shape`, as a view of the memory map."""
-        hf_name, layout = family_of(dict(self.config)).tensors.names[name]
+        hf_name, layout = self.names[name]
         return layout.view(self.tensors[of_layer(hf_name, layer)].open(), shape)
 
 
 def tensor_shapes(model: ModelConfig, names: Names, where: str) -> dict[str, Shape]:
-    """The tensor shapes of a model in an architecture.
+    """The tensor shapes of a model in an architecture; `where` begins the error.
 
     Raises:
       UserError: the architecture has no tensor for a parameter of the model.
@@ -141,12 +131,9 @@ def copy(to: np.ndarray, source: np.ndarray, name: str) -> None:
 
 
 def _copy(to: np.ndarray, source: np.ndarray) -> None:
-    if source.ndim < 2 or source.flags.c_contiguous == to.flags.c_contiguous:
-        to[...] = source
-        return
     strided = source if to.flags.c_contiguous else to
-    fast = int(np.argmin(strided.strides))  # the axis that is contiguous in the strided one
-    if fast == strided.ndim - 1:
+    fast = int(np.argmin(strided.strides)) if source.ndim > 1 else 0  # its contiguous axis
+    if source.flags.c_contiguous == to.flags.c_contiguous or fast == source.ndim - 1:
         to[...] = source
         return
     for i in range(0, to.shape[fast], _TILE):
@@ -187,17 +174,16 @@ def _tensors(directory: Path) -> dict[str, Tensor]:
 
 
 def _indexed(index: Path, reader: Callable[[Path], dict[str, Tensor]]) -> dict[str, Tensor]:
-    where = read_json(index).get("weight_map")
-    if not isinstance(where, dict) or not all(isinstance(file, str) for file in where.values()):
+    files = read_json(index).get("weight_map")
+    if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
         raise UserError(f"{index}: has no weight_map of tensors to files")
-    stored: dict[str, Tensor] = {}
-    for file in sorted(set(where.values())):
-        stored |= reader(index.parent / file)
-    for name in sorted(where.keys() - stored.keys()):
-        raise UserError(
-            f"{index.parent / where[name]}: the tensor {name} of {index.name} is missing"
-        )
-    return stored
+    tensors: dict[str, Tensor] = {}
+    for file in sorted(set(files.values())):
+        tensors |= reader(index.parent / file)
+    for name in sorted(files.keys() - tensors.keys()):
+        file = index.parent / files[name]
+        raise UserError(f"{file}: the tensor {name} of {index.name} is missing")
+    return tensors
 
 
 def map_safetensors(file: Path, mode: Literal["r", "r+"] = "r") -> dict[str, Tensor]:
@@ -211,36 +197,31 @@ def map_safetensors(file: Path, mode: Literal["r", "r+"] = "r") -> dict[str, Ten
     """
     from safetensors import SafetensorError, safe_open
 
-    _refuse_lfs_pointer(file)
+    _check_readable(file)
     try:
         with safe_open(file, framework="np"):  # checks the header against the file size
             pass
         with open(file, "rb") as opened:
             data = 8 + int.from_bytes(opened.read(8), "little")
             header = json.loads(opened.read(data - 8))
-    except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror or error}") from error
-    except (SafetensorError, ValueError) as error:
+    except (OSError, SafetensorError, ValueError) as error:
         raise UserError(f"{file}: truncated, or no safetensors file ({error})") from error
     header.pop("__metadata__", None)
 
     def tensor(entry: Mapping[str, Any]) -> Tensor:
-        shape = tuple(entry["shape"])
-        dtype: Any = SAFETENSORS_DTYPES.get(entry["dtype"], entry["dtype"])
-        start = data + entry["data_offsets"][0]
-
+        shape, start = tuple(entry["shape"]), data + entry["data_offsets"][0]
+        dtype: Any = _SAFETENSORS_DTYPES.get(entry["dtype"], entry["dtype"])
         # One map per tensor, so that written pages do not stay in this process.
-        def opened() -> np.ndarray:
-            return np.asarray(np.memmap(file, dtype, mode, start, shape))
-
-        return Tensor(file, shape, dtype, opened)
+        return Tensor(
+            file, shape, dtype, lambda: np.asarray(np.memmap(file, dtype, mode, start, shape))
+        )
 
     return {name: tensor(entry) for name, entry in header.items()}
 
 
 def _pickle(file: Path) -> dict[str, Tensor]:
     """The tensors of a PyTorch pickle, read without executing its code; requires torch."""
-    _refuse_lfs_pointer(file)
+    _check_readable(file)
     try:
         import torch
     except ImportError as error:
@@ -256,25 +237,24 @@ def _pickle(file: Path) -> dict[str, Tensor]:
         raise UserError(f"{file}: torch.load(weights_only=True) refuses it ({lines[0]})") from error
     if not isinstance(state, Mapping):
         raise UserError(f"{file}: holds a {type(state).__name__}, and no tensors by name")
-    for name, value in state.items():
+
+    def tensor(name: str, value: Any) -> Tensor:
         if not isinstance(value, torch.Tensor):
             kind = type(value).__name__
             raise UserError(f"{file}: {name} is a {kind}, not a tensor: save a plain state_dict")
-
-    def tensor(value: Any) -> Tensor:
-        kind = str(value.dtype).removeprefix("torch.")
+        dtype = str(value.dtype).removeprefix("torch.")
 
         def opened() -> np.ndarray:
             if value.dtype is torch.bfloat16:
                 return value.view(torch.int16).contiguous().numpy().view(ml_dtypes.bfloat16)
             return value.contiguous().numpy()
 
-        return Tensor(file, tuple(value.shape), DTYPES.get(kind, kind), opened)
+        return Tensor(file, tuple(value.shape), DTYPES.get(dtype, dtype), opened)
 
-    return {name: tensor(value) for name, value in state.items()}
+    return {name: tensor(name, value) for name, value in state.items()}
 
 
-def _refuse_lfs_pointer(file: Path) -> None:
+def _check_readable(file: Path) -> None:
     try:
         with open(file, "rb") as opened:
             pointer = opened.read(64).startswith(b"version https://git-lfs")
@@ -284,52 +264,50 @@ def _refuse_lfs_pointer(file: Path) -> None:
         raise UserError(f"{file}: a git-lfs pointer, not the weights: fetch them by `git lfs pull`")
 
 
-def _with_base(stored: dict[str, Tensor], family: Tensors) -> dict[str, Tensor]:
-    """Add the prefix `family.base` to the names of checkpoints saved from the headless model."""
-    if any(name.startswith(family.base) for name in stored):
-        return stored
-    return {name if name == family.head else family.base + name: t for name, t in stored.items()}
-
-
-def _without_tied_head(
-    stored: dict[str, Tensor], model: ModelConfig, family: Tensors
+def _parameters(
+    tensors: Mapping[str, Tensor], model: ModelConfig, names: Names
 ) -> dict[str, Tensor]:
-    """Drop a redundant copy of a tied head; raise UserError if it differs from the embedding."""
-    table = family.names["embedding"][0]
-    if not model.tie_embeddings or family.head not in stored or table not in stored:
-        return stored
-    head, embedding = stored[family.head], stored[table]
-    if head.shape != embedding.shape or not _equal(head.open(), embedding.open()):
-        raise UserError(
-            f"{head.file}: tensor {family.head} differs from {table}, "
-            "and config.json says tie_word_embeddings"
-        )
-    return {name: tensor for name, tensor in stored.items() if name != family.head}
+    """The tensors that are parameters, by their names in the architecture.
+
+    Checkpoints of the headless model lack the architecture's prefix; those of a tied model may
+    store the head as well.
+
+    Raises:
+      UserError: the head of a tied model differs from the embedding.
+    """
+    head, table = names["head"][0], names["embedding"][0]
+    prefix = table.split(".")[0] + "."
+    found = {name: tensor for name, tensor in tensors.items() if not _BUFFERS.fullmatch(name)}
+    if not any(name.startswith(prefix) for name in found):
+        found = {name if name == head else prefix + name: t for name, t in found.items()}
+    if model.tie_embeddings and head in found and table in found:
+        copied, embedding = found.pop(head), found[table]
+        if copied.shape != embedding.shape or not np.array_equal(copied.open(), embedding.open()):
+            raise UserError(
+                f"{copied.file}: tensor {head} differs from {table}, "
+                "and config.json says tie_word_embeddings"
+            )
+    return found
 
 
-def _equal(a: np.ndarray, b: np.ndarray) -> bool:
-    rows = range(0, len(a), _COMPARED_ROWS)
-    return all(np.array_equal(a[i : i + _COMPARED_ROWS], b[i : i + _COMPARED_ROWS]) for i in rows)
-
-
-def _check(directory: Path, stored: Mapping[str, Tensor], expected: Mapping[str, Shape]) -> None:
-    for name in sorted(expected.keys() - stored.keys()):
+def _check(directory: Path, tensors: Mapping[str, Tensor], shapes: Mapping[str, Shape]) -> None:
+    for name in sorted(shapes.keys() - tensors.keys()):
         raise UserError(f"{directory}: the tensor {name} is missing")
-    for name in sorted(stored.keys() - expected.keys()):
-        raise UserError(f"{stored[name].file}: unexpected tensor {one_line(name)}")
-    for name, tensor in stored.items():
-        if tensor.shape != expected[name]:
+    for name in sorted(tensors.keys() - shapes.keys()):
+        raise UserError(f"{tensors[name].file}: unexpected tensor {one_line(name)}")
+    for name, tensor in tensors.items():
+        if tensor.shape != shapes[name]:
             raise UserError(
                 f"{tensor.file}: tensor {name} has shape {list(tensor.shape)}, "
-                f"and config.json makes it {list(expected[name])}"
+                f"and config.json makes it {list(shapes[name])}"
             )
         if isinstance(tensor.dtype, str):
             raise UserError(f"{tensor.file}: tensor {name} is {tensor.dtype}: not implemented")
 
 
-def _with_dtype(model: ModelConfig, stored: Mapping[str, Tensor]) -> ModelConfig:
+def _with_dtype(model: ModelConfig, tensors: Mapping[str, Tensor]) -> ModelConfig:
     """Set param_dtype to that of the tensors (float32 if mixed); compute in bfloat16 if it is."""
-    kinds = {str(tensor.dtype) for tensor in stored.values()}
+    kinds = {str(tensor.dtype) for tensor in tensors.values()}
     kind = kinds.pop() if len(kinds) == 1 else "float32"
     compute = "bfloat16" if kind == "bfloat16" else "float32"
     return dataclasses.replace(model, param_dtype=kind, dtype=compute)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,6 @@ from jaxllm.interop.huggingface.checkpoint import (
     read_json,
     tensor_shapes,
 )
-from jaxllm.interop.huggingface.families import Names
 from jaxllm.interop.huggingface.fields import differences, to_config, to_model
 from jaxllm.interop.huggingface.importing import GENERATION, TOKENIZER_FILES
 from jaxllm.io import new_directory
@@ -46,9 +45,8 @@ def export_run(
     architecture: str | None = None,
     dtype: str | None = None,
     max_shard_size: str = "5GB",
-    report: Callable[[str], None] = print,
 ) -> None:
-    """Write one checkpoint into the new directory `target`, or several to `target`/step<N>.
+    """Write checkpoint `step` into the new directory `target`, or several to `target`/step<N>.
 
     Args:
       run: the run, local or `gs://`.
@@ -60,7 +58,6 @@ def export_run(
         can express the model.
       dtype: dtype of the tensors; None for that of the parameters.
       max_shard_size: maximum file size, as '5GB', unless one tensor is larger.
-      report: called with a line per checkpoint.
 
     Raises:
       UserError: no such checkpoint; no architecture can express the model; a parameter is
@@ -69,19 +66,23 @@ def export_run(
     one = step is not None
     entries = run.select(str(step) if one else None if steps == "all" else steps)
     config, dtype = _config(run, model, architecture), dtype or model.param_dtype
+    names = FAMILIES[config["architectures"][0]].tensors
+    shapes = tensor_shapes(model, names, CONFIG)
     with new_directory(target) as partial:
         for entry in entries:
             directory = partial if one else partial / f"step{entry.step}"
             directory.mkdir(exist_ok=True)
-            names = FAMILIES[config["architectures"][0]].tensors.names
-            shapes = tensor_shapes(model, names, CONFIG)
             tensors = _new_files(directory, shapes, DTYPES[dtype], max_shard_size)
             for name, array in _read_params(run, entry.step, parameter_shapes(model)):
-                _write_parameter(array, name, names, tensors)
-            _write_json(directory / CONFIG, {**config, "torch_dtype": dtype}, sort_keys=True)
+                hf_name, layout = names[name]
+                layers = enumerate(array) if name.startswith("layers/") else ((None, array),)
+                for layer, values in layers:
+                    tensor = tensors[of_layer(hf_name, layer)].open()
+                    copy(layout.view(tensor, values.shape), values, name)
+            _write_json(directory / CONFIG, {**config, "torch_dtype": dtype})
             _add_small_files(run, directory, config)
-            report(f"step {entry.step}  {config['architectures'][0]}  {dtype}")
-    report(f"hf:{target}: {model.num_params:,} parameters each")
+            print(f"step {entry.step}  {config['architectures'][0]}  {dtype}")
+    print(f"hf:{target}: {model.num_params:,} parameters each")
 
 
 def _config(run: Run, model: ModelConfig, architecture: str | None) -> Json:
@@ -101,12 +102,12 @@ def _special_ids(run: Run) -> dict[str, int | None]:
     from jaxllm.data.tokenizer import Tokenizer, read
     from jaxllm.run.data_identity import saved_tokenizer
 
-    path = saved_tokenizer(str(run.path))
-    names = ("bos", "eos", "pad")
-    if path is None and DataConfig().vocabulary.kind != "bytes":
-        return {f"{name}_token_id": None for name in names}
-    tokenizer = Tokenizer("bytes") if path is None else read(path)
-    return {f"{name}_token_id": getattr(tokenizer, name) for name in names}
+    tokenizer = None
+    if path := saved_tokenizer(str(run.path)):
+        tokenizer = read(path)
+    elif DataConfig().vocabulary.kind == "bytes":
+        tokenizer = Tokenizer("bytes")
+    return {f"{name}_token_id": getattr(tokenizer, name, None) for name in ("bos", "eos", "pad")}
 
 
 def _read_params(
@@ -141,16 +142,6 @@ def _read_params(
         raise UserError(f"checkpoint {path.parent} is damaged ({first_line(error)})") from error
 
 
-def _write_parameter(
-    array: np.ndarray, name: str, names: Names, tensors: Mapping[str, Tensor]
-) -> None:
-    hf_name, layout = names[name]
-    layers = enumerate(array) if name.startswith("layers/") else ((None, array),)
-    for layer, values in layers:
-        tensor = tensors[of_layer(hf_name, layer)].open()
-        copy(layout.view(tensor, values.shape), values, name)
-
-
 def _new_files(
     directory: Path, shapes: Mapping[str, tuple[int, ...]], dtype: np.dtype, max_shard_size: str
 ) -> dict[str, Tensor]:
@@ -165,7 +156,7 @@ def _new_files(
 
     try:
         split = split_state_dict_into_shards_factory(
-            {name: shapes[name] for name in sorted(shapes, key=_natural)},
+            dict(shapes),
             get_storage_size=lambda shape: math.prod(shape) * dtype.itemsize,
             filename_pattern="model{suffix}.safetensors",
             max_shard_size=max_shard_size,
@@ -179,12 +170,11 @@ def _new_files(
         try:
             save_file(zeros, directory / file, {"format": "pt"})  # required by Transformers
         except SafetensorError as error:
-            reason = "No space left on device" if "space left" in str(error) else str(error)
-            raise OSError(errno.EIO, reason) from error
+            raise OSError(errno.EIO, str(error)) from error
         tensors |= map_safetensors(directory / file, "r+")
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-        _write_json(directory / "model.safetensors.index.json", index, sort_keys=True)
+        _write_json(directory / "model.safetensors.index.json", index)
     return tensors
 
 
@@ -216,11 +206,6 @@ def _sentencepiece_config(model: Path) -> Json:
     }  # fmt: skip
 
 
-def _write_json(path: Path, value: Json, sort_keys: bool = False) -> None:
-    text = json.dumps(value, indent=2, ensure_ascii=False, sort_keys=sort_keys)
+def _write_json(path: Path, value: Json) -> None:
+    text = json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True)
     path.write_text(text + "\n", encoding="utf-8")
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    """A sort key that puts layer 2 before layer 10."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]

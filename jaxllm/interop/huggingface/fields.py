@@ -8,53 +8,60 @@ cannot express.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable, Mapping
 from operator import attrgetter
 from typing import Any
 
 from jaxllm.errors import UserError
-from jaxllm.interop.huggingface import rope
 from jaxllm.interop.huggingface.architectures import (
     FAMILIES,
-    FULL_ROTARY,
     REQUIRED,
     ROPE_SCALING,
     Family,
     Field,
     Json,
 )
-from jaxllm.models.config import BIASES, ModelConfig, Quirks
+from jaxllm.models.config import BIASES, ModelConfig, Quirks, RopeScaling
 
-_UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+# Supported values of fields of any architecture, Transformers' default first.
+_SUPPORTED: dict[str, tuple[Any, ...]] = {
     "quantization_config": (None,), "sliding_window": (None,), "use_sliding_window": (False,),
     "is_encoder_decoder": (False,), "add_cross_attention": (False,), "logit_scale": (None, 1.0),
     "attn_logit_softcapping": (None,), "final_logit_softcapping": (None,), "num_experts": (None,),
-    "num_local_experts": (None,), "qk_layernorm": (False,),
+    "num_local_experts": (None,), "qk_layernorm": (False,), "partial_rotary_factor": (1.0,),
 }  # fmt: skip
-DEFAULTS: Json = {
+_DEFAULTS: Json = {
     field.name: field.default for field in dataclasses.fields(ModelConfig) if field.name != "quirks"
 } | {f"quirks.{field.name}": field.default for field in dataclasses.fields(Quirks)}
 
 # These do not change the function that a model computes.
 _EXECUTION_FIELDS = {"dtype", "param_dtype", "init_stddev", "remat", "scan_layers"}
 
+_LENGTHS = {"factor": "factor", "original_max_position_embeddings": "original_length"}
+_ROPE_KEYS: Mapping[str, Mapping[str, str]] = {  # rope_type -> its keys -> RopeScaling's
+    "linear": {"factor": "factor"},
+    "llama3": _LENGTHS | {name: name for name in ("low_freq_factor", "high_freq_factor")},
+    "yarn": _LENGTHS | {name: name for name in ("beta_fast", "beta_slow", "attention_factor")},
+}
 
-def family_of(config: Json) -> Family:
-    """The family of config.json's architecture.
+
+def family_of(config: Mapping[str, Any]) -> Family:
+    """The family of config.json's architecture, or else of its model type.
 
     Raises:
-      UserError: the architecture is missing or not supported.
+      UserError: it is missing or not supported.
     """
-    names = config.get("architectures")
-    if not names:
-        kind = config.get("model_type")
-        names = [name for name, family in FAMILIES.items() if family.model_type == kind]
-        if not names:
-            known = ", ".join(sorted({family.model_type for family in FAMILIES.values()}))
-            raise UserError(f"model_type = {kind!r} is not implemented; known are {known}")
-    if names[0] not in FAMILIES:
-        known = ", ".join(FAMILIES)
-        raise UserError(f"architectures = {names} is not implemented; known are {known}")
-    return FAMILIES[names[0]]
+    known: Mapping[str, Family] = FAMILIES
+    if names := config.get("architectures"):
+        field, name = f"architectures = {names}", names[0]
+    else:
+        name = config.get("model_type")
+        field = f"model_type = {name!r}"
+        known = {family.model_type: family for family in reversed(FAMILIES.values())}
+    if name not in known:
+        listed = known if names else sorted(known)
+        raise UserError(f"{field} is not implemented; known are {', '.join(listed)}")
+    return known[name]
 
 
 def to_model(config: Json) -> ModelConfig:
@@ -64,16 +71,14 @@ def to_model(config: Json) -> ModelConfig:
       UserError: a field is missing or has an unsupported value; the message names it.
     """
     family = family_of(config)
-    config = rope.flattened(config)
+    config = _flat_rope(config)
     if config["rope_scaling"] and ROPE_SCALING not in family.fields:
         raise UserError(f"rope_scaling of {family.architecture} is not implemented")
-    for name, values in {**_UNSUPPORTED, **family.supported}.items():
-        if name in family.implements:
-            continue
-        if config.get(name, values[0]) not in (*values, None):
-            raise UserError(f"{name} = {config[name]!r} is not implemented")
+    for name, values in {**_SUPPORTED, **family.supported}.items():
+        if name not in family.implements:
+            _check(name, config.get(name), (*values, None))
     # All fields are set explicitly, because gin bindings apply to the others.
-    fields: Json = {**DEFAULTS, **family.fixed}
+    fields: Json = {**_DEFAULTS, **family.fixed}
     for field in family.fields:
         value = _value(field, config)
         if field.biases:
@@ -82,7 +87,7 @@ def to_model(config: Json) -> ModelConfig:
             fields[field.name] = value
     fields |= family.read(config)
     quirks = {
-        name.split(".")[1]: fields.pop(name) for name in DEFAULTS if name.startswith("quirks.")
+        name.split(".")[1]: fields.pop(name) for name in _DEFAULTS if name.startswith("quirks.")
     }
     return ModelConfig(**fields, quirks=Quirks(**quirks))
 
@@ -95,7 +100,7 @@ def to_config(model: ModelConfig, architecture: str | None = None) -> Json:
     """
     if architecture is not None and architecture not in FAMILIES:
         raise UserError(f"no architecture {architecture}; known are {', '.join(FAMILIES)}")
-    complaints = []
+    misfits: list[tuple[int, str, str]] = []
     for name in [architecture] if architecture else FAMILIES:
         config = _written(FAMILIES[name], model)
         try:
@@ -104,23 +109,23 @@ def to_config(model: ModelConfig, architecture: str | None = None) -> Json:
             continue
         if not different:
             return config
-        complaints.append((len(different), name, different[0]))
-    if not complaints:
+        misfits.append((len(different), name, different[0]))
+    if not misfits:
         raise UserError(f"{architecture or 'every architecture'} lacks what this model has")
-    _, name, field = min(complaints, key=lambda complaint: complaint[0])
+    _, name, field = min(misfits, key=lambda misfit: misfit[0])
     value = attrgetter(field)(model)
     raise UserError(f"{name}, the nearest architecture, has no ModelConfig.{field} = {value!r}")
 
 
 def differences(a: ModelConfig, b: ModelConfig) -> list[str]:
     """The names of differing fields that change the function of the parameters."""
-    a, b = _plain(a), _plain(b)
-    names = [name for name in DEFAULTS if name not in _EXECUTION_FIELDS]
+    a, b = _canonical(a), _canonical(b)
+    names = [name for name in _DEFAULTS if name not in _EXECUTION_FIELDS]
     return [name for name in names if attrgetter(name)(a) != attrgetter(name)(b)]
 
 
-def _plain(model: ModelConfig) -> ModelConfig:
-    """The canonical form of a model: defaults filled in, fields without effect reset."""
+def _canonical(model: ModelConfig) -> ModelConfig:
+    """The model with defaults filled in and fields without effect reset."""
     rotary = model.position_embedding == "rotary"
     quirks = dataclasses.replace(
         model.quirks,
@@ -141,21 +146,19 @@ def _plain(model: ModelConfig) -> ModelConfig:
 
 def _written(family: Family, model: ModelConfig) -> Json:
     config: Json = {"architectures": [family.architecture], "model_type": family.model_type}
-    config |= {
-        name: values[0] for name, values in family.supported.items() if name not in FULL_ROTARY
-    }
-    plain = {"num_kv_heads": model.kv_heads, "head_dim": model.head_size}
+    config |= {name: values[0] for name, values in family.supported.items()}
+    explicit = {"num_kv_heads": model.kv_heads, "head_dim": model.head_size}
     for field in family.fields:
-        value = plain.get(field.name, attrgetter(field.name)(model))
+        value = explicit.get(field.name, attrgetter(field.name)(model))
         if field.biases:
             value = set(field.biases) <= set(model.use_bias)
         elif field.values is not None:
             value = next((hf for hf, own in field.values.items() if own == value), None)
         config[field.hf_name] = value
-    config = {name: value for name, value in config.items() if value is not None}
     if scaling := config.get("rope_scaling"):
-        config["rope_scaling"] = rope.written(scaling)
-    return config | family.write(model)
+        keys = {key: getattr(scaling, name) for key, name in _ROPE_KEYS[scaling.kind].items()}
+        config["rope_scaling"] = {"rope_type": scaling.kind, **_without_none(keys)}
+    return _without_none(config) | family.write(model)
 
 
 def _value(field: Field, config: Json) -> Any:
@@ -166,7 +169,54 @@ def _value(field: Field, config: Json) -> Any:
         raise UserError(f"the field {field.hf_name} is missing")
     if field.values is None:
         return value
-    if value not in field.values:
-        known = ", ".join(map(repr, field.values))
-        raise UserError(f"{field.hf_name} = {value!r} is not implemented; known are {known}")
+    _check(field.hf_name, value, field.values)
     return field.values[value]
+
+
+def _check(name: str, value: Any, supported: Iterable[Any]) -> None:
+    if value not in (values := list(supported)):
+        known = ", ".join(repr(known) for known in values if known is not None)
+        hint = f"; known are {known}" if known else ""
+        raise UserError(f"{name} = {value!r} is not implemented{hint}")
+
+
+def _flat_rope(config: Json) -> Json:
+    """Convert the RoPE fields of Transformers 4 and 5 to one form; `rope_scaling` is a RopeScaling.
+
+    Transformers 5 has `rope_theta` and `partial_rotary_factor` in `rope_parameters`.
+    """
+    config = dict(config)
+    parts = [config.pop(name, None) or {} for name in ("rope_parameters", "rope_scaling")]
+    if not all(isinstance(part, Mapping) for part in parts):
+        raise UserError(f"rope_scaling = {parts[1]!r}: must be an object")
+    rope = {**parts[0], **parts[1]}
+    old = rope.pop("type", None)
+    kind = rope.pop("rope_type", None) or old or "default"
+    for name in ("rope_theta", "partial_rotary_factor"):
+        if name in rope:
+            config[name] = rope.pop(name)
+    for neox, name in (("rotary_emb_base", "rope_theta"), ("rotary_pct", "partial_rotary_factor")):
+        if name in config:
+            config.setdefault(neox, config[name])
+    config["rope_scaling"] = None if kind == "default" else _rope_scaling(kind, rope, config)
+    return config
+
+
+def _rope_scaling(kind: str, rope: Json, config: Json) -> RopeScaling:
+    keys = _ROPE_KEYS.get(kind, {})
+    unknown = sorted(set(rope) - set(keys))
+    if not keys or unknown:
+        culprit = unknown if keys else f"rope_type = {kind!r}"
+        raise UserError(f"rope_scaling: {culprit} is not implemented")
+    if "original_length" in keys.values():  # Transformers' default: the context length
+        length = config.get("max_position_embeddings")
+        rope = {"original_max_position_embeddings": length} | rope
+    if rope.get("factor") is None:
+        raise UserError("rope_scaling: the field factor is missing")
+    return RopeScaling(
+        kind=kind, **{keys[key]: value for key, value in _without_none(rope).items()}
+    )
+
+
+def _without_none(values: Json) -> Json:
+    return {name: value for name, value in values.items() if value is not None}

@@ -31,6 +31,7 @@ from jaxllm.interop.huggingface.checkpoint import (
 from jaxllm.interop.huggingface.fields import differences, to_model
 from jaxllm.io import is_remote, new_directory
 from jaxllm.models.config import ModelConfig
+from jaxllm.run.layout import MODEL
 from jaxllm.run.manifest import ManifestEntry, code_version
 from jaxllm.run.run import Run
 
@@ -45,13 +46,7 @@ TOKENIZER_FILES = (
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """One checkpoint of a published model.
-
-    Attributes:
-      checkpoint: its tensors and config.json.
-      step: training step.
-      tokens: training tokens seen.
-    """
+    """One checkpoint of a published model, with its training step and tokens seen."""
 
     checkpoint: HFCheckpoint
     step: int
@@ -87,10 +82,10 @@ def open_published(path: str | Path, step: int = 0, tokens: int = 0) -> list[Pub
             rows = list(csv.DictReader(file))
     if not rows:
         raise UserError(f"{path}: lists no checkpoints")
-    places = sorted((_place(path, number, row) for number, row in enumerate(rows, 1)))
-    if len({step for step, _, _ in places}) < len(places):
+    listed = sorted(_listed(path, number, row) for number, row in enumerate(rows, 1))
+    if len({step for step, _, _ in listed}) < len(listed):
         raise UserError(f"{path}: a step is listed twice")
-    series = [Published(HFCheckpoint.open(where), *clock) for *clock, where in places]
+    series = [Published(HFCheckpoint.open(place), *clock) for *clock, place in listed]
     first = series[0].checkpoint
     for other in (published.checkpoint for published in series[1:]):
         for field in differences(first.model, other.model):
@@ -101,12 +96,11 @@ def open_published(path: str | Path, step: int = 0, tokens: int = 0) -> list[Pub
     return series
 
 
-def _place(path: Path, number: int, row: dict[str, Any]) -> tuple[int, int, Path]:
+def _listed(path: Path, number: int, row: dict[str, Any]) -> tuple[int, int, Path]:
     """Step, tokens and directory of a row of the series file."""
     try:
         directory = path.parent / row["directory"]
-        step, tokens = (int(float(row.get(name) or 0)) for name in ("step", "tokens"))
-        row["step"]
+        step, tokens = int(float(row["step"] or 0)), int(float(row.get("tokens") or 0))
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise UserError(
             f"{path}, checkpoint {number}: needs directory and step, and numbers ({error})"
@@ -121,14 +115,9 @@ def _place(path: Path, number: int, row: dict[str, Any]) -> tuple[int, int, Path
 
 
 def import_run(
-    source: str,
-    target: str,
-    step: int = 0,
-    tokens: int = 0,
-    param_dtype: str | None = None,
-    report: Callable[[str], None] = print,
+    source: str, target: str, step: int = 0, tokens: int = 0, param_dtype: str | None = None
 ) -> None:
-    """Convert a published model into the new run directory `target`, a layer at a time.
+    """Convert a published model into the new run directory `target`, a chunk at a time.
 
     Raises:
       UserError: as `open_published`; `target` exists or cannot be written; or a value overflows
@@ -137,46 +126,43 @@ def import_run(
     run = Run(target)
     run.layout.check_name()
     series = open_published(source, step, tokens)
-    model = series[-1].checkpoint.model
-    if param_dtype:
-        model = dataclasses.replace(model, param_dtype=param_dtype)
+    newest = series[-1].checkpoint
+    model = dataclasses.replace(newest.model, param_dtype=param_dtype or newest.model.param_dtype)
     with new_directory(target) as partial:
+        written = Run(partial)
         for published in series:
-            _write_checkpoint(Run(partial), published, model.param_dtype)
-            report(
+            written.manifest_lines.append(dataclasses.asdict(published.entry(model.param_dtype)))
+            directory = Path(written.layout.checkpoint(published.step))
+            _save(directory, _streamed(published.checkpoint, model))
+            print(
                 f"step {published.step}  {published.tokens:,} tokens  "
                 f"from {published.checkpoint.directory}"
             )
-        _begin(Run(partial), run.path, series[-1].checkpoint.directory, source, model)
-    report(f"{target}: {model.num_params:,} parameters in {model.param_dtype}")
-
-
-def default_output(source: str) -> str:
-    """The default records directory of a published model: runs/<directory or series name>."""
-    path = Path(source).absolute()
-    return os.path.join("runs", path.name if path.is_dir() else path.stem)
+        _write_files(written, run.path, newest.directory, source, model)
+    print(f"{target}: {model.num_params:,} parameters in {model.param_dtype}")
 
 
 def open_results(source: str, series: Sequence[Published], output: str | None) -> Run:
     """The run directory for the records of a published model, created if missing.
 
+    It is `output`, or runs/<name of the directory or series>.
+
     Raises:
       UserError: it belongs to another model, by its config or (without `output`) by its source; or
         it cannot be written.
     """
-    model_dir = output or default_output(source)
-    run = Run.create(model_dir)
-    checkpoint = series[-1].checkpoint
-    another = f"{model_dir} is of another model than {source}"
-    name_another = "name another directory with --output"
+    path = Path(source).absolute()
+    run = Run.create(output or os.path.join("runs", path.name if path.is_dir() else path.stem))
+    checkpoint, elsewhere = series[-1].checkpoint, "name another directory with --output"
+    another = f"{run.path} is of another model than {source}"
     if not run.layout.config.exists():
-        _begin(run, run.path, checkpoint.directory, source, checkpoint.model)
+        _write_files(run, run.path, checkpoint.directory, source, checkpoint.model)
     elif not (run.path / CONFIG).exists():
-        raise UserError(f"{model_dir} is a run of its own: {name_another}")
+        raise UserError(f"{run.path} is a run of its own: {elsewhere}")
     elif output is None and not run.config().startswith(_origin(source)):
-        raise UserError(f"{another}, by where it came from: {name_another}")
+        raise UserError(f"{another}, by where it came from: {elsewhere}")
     for field in differences(checkpoint.model, to_model(read_json(run.path / CONFIG))):
-        raise UserError(f"{another}, by its {field}: {name_another}")
+        raise UserError(f"{another}, by its {field}: {elsewhere}")
     return run
 
 
@@ -184,22 +170,19 @@ def _origin(source: str) -> str:
     return f"# From {Path(source).absolute()}, by jaxllm.\n"
 
 
-def _begin(run: Run, model_dir: epath.Path, files: Path, source: str, model: ModelConfig) -> None:
-    """Write the run's files except checkpoints: config.json, tokenizer, and last config.gin.
+def _write_files(
+    run: Run, model_dir: epath.Path, directory: Path, source: str, model: ModelConfig
+) -> None:
+    """Write config.json, the tokenizer files of the Hugging Face `directory`, and last config.gin.
 
-    Args:
-      run: run directory to write to.
-      model_dir: final location of the run.
-      files: a Hugging Face directory of the model.
-      source: the path given by the user.
-      model: the model of `files`.
+    `run` may be a temporary place, `model_dir` is the final one; `source` is the user's path.
     """
     for name in (CONFIG, *TOKENIZER_FILES):
-        if (files / name).exists():
-            (run.path / name).write_bytes((files / name).read_bytes())
+        if (directory / name).exists():
+            (run.path / name).write_bytes((directory / name).read_bytes())
     if not is_remote(model_dir):
         model_dir = epath.Path(os.path.abspath(model_dir))
-    sentencepiece = (files / "tokenizer.model").exists()
+    sentencepiece = (directory / "tokenizer.model").exists()
     tokenizer = model_dir / "tokenizer.model" if sentencepiece else model_dir
     lines = [
         *(f"ModelConfig.{name} = {value!r}" for name, value in non_defaults(model).items()),
@@ -212,15 +195,38 @@ def _begin(run: Run, model_dir: epath.Path, files: Path, source: str, model: Mod
     run.write_config(_origin(source) + "\n".join(lines) + "\n")
 
 
-def _write_checkpoint(run: Run, published: Published, param_dtype: str) -> None:
-    """Write a checkpoint into a run directory, a chunk at a time."""
+@dataclasses.dataclass(frozen=True)
+class _Streamed:
+    """An array that is created in chunks while Orbax saves it.
+
+    Attributes:
+      shape: shape of the array.
+      dtype: dtype of the array.
+      rows: chunk size along the first axis.
+      chunk: first row -> chunk; called after the previous chunk has been written.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    rows: int
+    chunk: Callable[[int], np.ndarray]
+
+    @property
+    def size(self) -> int:  # Orbax reads both
+        return int(np.prod(self.shape))
+
+    @property
+    def nbytes(self) -> int:
+        return self.size * self.dtype.itemsize
+
+
+def _streamed(checkpoint: HFCheckpoint, model: ModelConfig) -> dict[str, Any]:
+    """The tree of parameters in the dtype of `model`; a chunk is a layer, or some rows."""
     from flax.traverse_util import unflatten_dict
 
-    from jaxllm.interop.huggingface.stream import Streamed, save
+    dtype = DTYPES[model.param_dtype]
 
-    checkpoint, dtype = published.checkpoint, DTYPES[param_dtype]
-
-    def streamed(name: str, shape: tuple[int, ...]) -> Streamed:
+    def leaf(name: str, shape: tuple[int, ...]) -> _Streamed:
         stacked = name.startswith("layers/")
         row_bytes = int(np.prod(shape[1:])) * dtype.itemsize
         rows = 1 if stacked else min(shape[0], max(1, CHUNK_BYTES // row_bytes))
@@ -234,9 +240,35 @@ def _write_checkpoint(run: Run, published: Published, param_dtype: str) -> None:
             copy(array, view, name)
             return array
 
-        return Streamed(shape, dtype, rows, chunk)
+        return _Streamed(shape, dtype, rows, chunk)
 
-    shapes = parameter_shapes(checkpoint.model)
-    tree = unflatten_dict({name: streamed(name, shape) for name, shape in shapes.items()}, sep="/")
-    run.manifest_lines.append(dataclasses.asdict(published.entry(param_dtype)))
-    save(Path(run.layout.checkpoint(published.step)), tree)
+    leaves = {name: leaf(name, shape) for name, shape in parameter_shapes(model).items()}
+    return unflatten_dict(leaves, sep="/")
+
+
+def _save(directory: Path, tree: dict[str, Any]) -> None:
+    """Save a tree of `_Streamed` as the model of a new checkpoint directory.
+
+    Orbax itself needs every array in memory. Here it does the rest: names, metadata, the commit.
+    """
+    import orbax.checkpoint as ocp
+    import tensorstore as ts
+
+    class Handler(ocp.type_handlers.NumpyHandler):
+        def __init__(self) -> None:
+            super().__init__(deepcopy_host_arrays=False)
+
+        async def _open_and_write(self, value: Any, tspec: dict[str, Any], ts_context: Any) -> None:
+            chunk = [value.rows, *value.shape[1:]]
+            tspec = tspec | {"metadata": tspec["metadata"] | {"chunks": chunk}}
+            store = ts.open(ts.Spec(tspec), create=True, open=True, context=ts_context).result()
+            for start in range(0, value.shape[0], value.rows):
+                rows = store[start : min(start + value.rows, value.shape[0])]
+                # Waiting here, not in the event loop, holds only one chunk of one array in memory.
+                rows.write(value.chunk(start), can_reference_source_data_indefinitely=True).result()
+
+    handlers = ocp.type_handlers.create_type_handler_registry((_Streamed, Handler()))
+    model = ocp.PyTreeCheckpointHandler(type_handler_registry=handlers)
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler(**{MODEL: model})) as checkpointer:
+        arguments = ocp.args.Composite(**{MODEL: ocp.args.PyTreeSave(tree)})
+        checkpointer.save(directory.absolute(), args=arguments)

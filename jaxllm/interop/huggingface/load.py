@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,27 +15,15 @@ from jaxllm.models.config import ModelConfig
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
-Index = tuple[slice, ...] | None
 
-
-def load(
-    directory: str | Path, mesh: Mesh, param_dtype: str | None = None
-) -> tuple[ModelConfig, Any]:
-    """Load the model of a Hugging Face directory, with its parameters sharded over `mesh`.
-
-    Args:
-      directory: directory with config.json and weights.
-      mesh: mesh from `jaxllm.sharding.mesh.make_mesh`.
-      param_dtype: dtype of the parameters; None keeps the stored one.
+def load(directory: str | Path, mesh: Mesh) -> tuple[ModelConfig, Any]:
+    """The model of a directory, and its parameters sharded over `mesh`, in their stored dtype.
 
     Raises:
       UserError: the directory is invalid; one line that names the file, field or tensor.
     """
     checkpoint = HFCheckpoint.open(directory)
-    model = checkpoint.model
-    if param_dtype:
-        model = dataclasses.replace(model, param_dtype=param_dtype)
-    return model, load_params(checkpoint, model, mesh)
+    return checkpoint.model, load_params(checkpoint, checkpoint.model, mesh)
 
 
 def load_params(checkpoint: HFCheckpoint, model: ModelConfig, mesh: Mesh) -> Any:
@@ -52,7 +39,7 @@ def load_params(checkpoint: HFCheckpoint, model: ModelConfig, mesh: Mesh) -> Any
     def array(name: str) -> jax.Array:
         leaf = leaves[name]
         return jax.make_array_from_callback(
-            leaf.shape, leaf.sharding, lambda index: _read(checkpoint, name, leaf, index)
+            leaf.shape, leaf.sharding, lambda index: _read(checkpoint, name, leaf, index or ())
         )
 
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as threads:
@@ -60,14 +47,13 @@ def load_params(checkpoint: HFCheckpoint, model: ModelConfig, mesh: Mesh) -> Any
     return unflatten_dict(arrays, sep="/")
 
 
-def _read(checkpoint: HFCheckpoint, name: str, leaf: Any, index: Index) -> np.ndarray:
+def _read(checkpoint: HFCheckpoint, name: str, leaf: Any, index: tuple[slice, ...]) -> np.ndarray:
     """Copy one device's shard of a parameter, layers stacked, into a new array."""
-    shape, index = leaf.shape, index or ()
-    sizes = [len(range(*part.indices(size))) for part, size in zip(index, shape, strict=True)]
+    sizes = [len(range(*part.indices(n))) for part, n in zip(index, leaf.shape, strict=True)]
     shard = np.empty(sizes, leaf.dtype)
     if not name.startswith("layers/"):
-        copy(shard, checkpoint.parameter(name, shape)[index], name)
+        copy(shard, checkpoint.parameter(name, leaf.shape)[index], name)
         return shard
-    for i, layer in enumerate(range(*index[0].indices(shape[0]))):
-        copy(shard[i], checkpoint.parameter(name, shape[1:], layer)[index[1:]], name)
+    for i, layer in enumerate(range(*index[0].indices(leaf.shape[0]))):
+        copy(shard[i], checkpoint.parameter(name, leaf.shape[1:], layer)[index[1:]], name)
     return shard

@@ -38,7 +38,7 @@ def make(directory: Path, model: ModelConfig = MODEL, architecture: str | None =
     """A directory of two shards, written by the safetensors library."""
     directory.mkdir(parents=True, exist_ok=True)
     config = to_config(model, architecture)
-    names = FAMILIES[config["architectures"][0]].tensors.names
+    names = FAMILIES[config["architectures"][0]].tensors
     random = np.random.default_rng(0)
     shapes = tensor_shapes(model, names, "").items()
     tensors = {name: random.normal(size=shape).astype(np.float32) for name, shape in shapes}
