@@ -29,23 +29,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    flags.add_argument("sources", nargs="+", metavar="SOURCE", help="run directory or KIND:PATH")
-    flags.add_argument(
-        "--output", metavar="DIR", help="where to write; default: report/ in the run's directory"
+    add = flags.add_argument
+    add("sources", nargs="+", metavar="SOURCE", help="run directory or KIND:PATH")
+    add("--output", metavar="DIR", help="where to write; default: report/ in the run's directory")
+    backtest = "also score the forecasts over the finished runs, each size left out in turn"
+    add("--backtest", action="store_true", help=backtest)
+    tokens = "tokens at the end of the runs in progress; default: what their config.gin plans"
+    add("--tokens", type=float, default=math.nan, metavar="N", help=tokens)
+    formats = (
+        "html: the page; png, pdf: a file per figure; csv: a file per table; tensorboard: the "
+        "figures as images in the run's tensorboard/"
     )
-    flags.add_argument(
-        "--backtest", action="store_true",
-        help="also score the forecasts over the finished runs, each size left out in turn",
-    )  # fmt: skip
-    flags.add_argument(
-        "--tokens", type=float, default=math.nan, metavar="N",
-        help="tokens at the end of the runs in progress; default: what their config.gin plans",
-    )  # fmt: skip
-    flags.add_argument(
-        "--format", choices=("html", "png", "pdf", "csv", "tensorboard"), default="html",
-        help="html: the page; png, pdf: a file per figure; csv: a file per table; tensorboard: "
-        "the figures as images in the run's tensorboard/",
-    )  # fmt: skip
+    choices = ("html", "png", "pdf", "csv", "tensorboard")
+    add("--format", choices=choices, default="html", help=formats)
     args = flags.parse_args(argv)
     began = time.monotonic()
 
@@ -54,10 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     import pandas as pd
 
-    # Grouping by run and task names, which is frequent, is slower with Arrow's strings.
-    texts = pd.option_context("mode.string_storage", "python")
     try:
-        with texts:
+        # Grouping by run and task names, which is frequent, is slower with Arrow's strings.
+        with pd.option_context("mode.string_storage", "python"):
             path = _write(args, progress)
     except OSError as error:
         raise UserError(f"{error.filename or args.output}: {error.strerror or error}") from error
@@ -76,11 +71,14 @@ def _write(args: argparse.Namespace, progress: Callable[[str], None]) -> PathLik
     from jaxllm.run.run import Run
 
     sources = [open_source(spec) if is_import(spec) else Run.open(spec) for spec in args.sources]
-    alone = sources[0] if len(sources) == 1 and isinstance(sources[0], Run) else None
-    output = epath.Path(args.output or (alone.layout.report if alone else "report"))
+    output = epath.Path(args.output or "report")
+    if isinstance(sources[0], Run) and len(sources) == 1 and not args.output:
+        layout = sources[0].layout
+        output = layout.tensorboard if args.format == "tensorboard" else layout.report
     report = tables.gather(sources, args.tokens)
     runs = len(report.overviews)
-    progress(f"read {len(report.all_records):,} records of {runs} run{'s' * (runs != 1)}")
+    records = len(report.study.raw_records)
+    progress(f"read {records:,} records of {runs} run{'s' * (runs != 1)}")
     found = items(report, backtested=args.backtest, progress=progress)
     if not report.many_runs:
         for run in report.overviews:
@@ -92,8 +90,6 @@ def _write(args: argparse.Namespace, progress: Callable[[str], None]) -> PathLik
     if args.format == "html":
         return page.write(output / "index.html", page.render(report, found).encode())
     if args.format == "tensorboard":
-        if alone and not args.output:
-            output = alone.layout.tensorboard
         tensorboard.write_report(output, report, found)
         return output
     return files.write(output, report, found, args.format)

@@ -64,22 +64,14 @@ class HealthWriter:
         references: Sequence[Run] = (),
         say: Callable[[str], None] = print,
     ) -> None:
-        """Start without alarms; those of earlier processes are restored at the first check.
-
-        Args:
-          model_dir: directory of the run.
-          info: name and size of the run.
-          budget_tokens: planned total tokens.
-          references: runs to compare with at equal tokens.
-          say: prints a line.
-        """
+        """Watch a run of `budget_tokens` in total, compared with `references` at equal tokens."""
         from jaxllm.analysis.health.watch import Watch
         from jaxllm.run.run import Run
 
         self._run, self._say = Run(model_dir), say
         compared = [(run.records(), run.metrics()) for run in references]
         self._watch = Watch(info.run, info.params, budget_tokens, compared)
-        self._restored = self._broken = False
+        self._restored = self._broken = False  # earlier alarms are restored at the first check
 
     def write_metrics(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Check the logged metrics of a step."""
@@ -106,20 +98,25 @@ class HealthWriter:
         return "" if advice.refused else advice.sentence
 
     def _check(self, seen: int, checks: Callable[[], list[Check]]) -> None:
-        """Report the new alarms; an exception ends the checks, not the run.
+        """Report the new alarms of `checks`; an exception ends the checks, not the run.
 
-        Args:
-          seen: last step in the run's files from earlier processes.
-          checks: returns the new alarms.
+        `seen` is the last step in the run's files from earlier processes.
         """
         if self._broken:
             return
+        watch = self._watch
         try:
             if not self._restored:
                 self._restore(seen)
                 self._restored = True
             for check in checks():
-                self._report(check)
+                self._say(f"ALARM at step {watch.step:,}: {check.name}. {check.sentence}")
+                row = {
+                    "step": watch.step, "tokens": watch.tokens, "check": check.name,
+                    "subjects": check.subjects, "number": check.number, "p_value": check.p_value,
+                    "at": check.step, "reason": check.reason, "advice": check.advice,
+                }  # fmt: skip
+                self._run.alarm_lines.append(row)
         except Exception:
             logging.exception("the run's health is no longer watched")
             self._broken = True
@@ -136,12 +133,3 @@ class HealthWriter:
         stored = self._run.trajectory.read()
         for _, records in stored[stored.primary & (stored.step <= seen)].groupby("step"):
             self._watch.on_scores(records, check=False)
-
-    def _report(self, check: Check) -> None:
-        self._say(f"ALARM at step {self._watch.step:,}: {check.name}. {check.sentence}")
-        row = {
-            "step": self._watch.step, "tokens": self._watch.tokens, "check": check.name,
-            "subjects": check.subjects, "number": check.number, "p_value": check.p_value,
-            "at": check.step, "reason": check.reason, "advice": check.advice,
-        }  # fmt: skip
-        self._run.alarm_lines.append(row)

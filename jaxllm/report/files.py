@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import pandas as pd
 from etils import epath
@@ -21,46 +21,36 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 def write(output: epath.Path, tables: Tables, items: Sequence[ReportItem], kind: str) -> epath.Path:
     """Write a file for every figure or table of the report into the directory `output`.
 
-    Args:
-      output: created where it does not exist.
-      tables: the trajectories, written as `trajectories-<domain>.png` and, with all tasks,
-        `trajectories.png`, or as `records.csv` and `metrics.csv`.
-      items: items of the report; those without a chart, or for "csv" a table, are left out.
-      kind: "png", "pdf" or "csv".
-
-    Returns:
-      `output`.
+    `kind` is "png" or "pdf", with the trajectories as `trajectories-<domain>.png` and, with all
+    tasks, `trajectories.png`; or "csv", with the trajectories as `records.csv` and `metrics.csv`.
     """
     if kind == "csv":
-        given = [("records", tables.records), ("metrics", tables.metrics)]
-        for name, table in [*given, *((item.title, item.table) for item in items)]:
+        named = [("records", tables.study.records), ("metrics", tables.metrics)]
+        for name, table in [*named, *((item.title, item.table) for item in items)]:
             if len(table):
                 content = spreadsheet_safe(table).to_csv(index=False).encode()
                 page.write(output / f"{file_name(name)}.csv", content)
         return output
-    for item, content in pictures(tables, [*_everything(items), *all_figures(items)], kind):
+    tasks = [item for item in items if item.part == TRAJECTORIES and item.chart is not None]
+    for item, content in pictures(tables, [*_panels("", tasks), *figures(items)], kind):
         name = f"{item.part} {item.title}" if item.part == TRAJECTORIES else item.title
         page.write(output / f"{file_name(name)}.{kind}", content)
     return output
 
 
-def all_figures(items: Sequence[ReportItem]) -> Iterator[ReportItem]:
+def figures(items: Sequence[ReportItem]) -> Iterator[ReportItem]:
     """All items with a chart, with the trajectories of each domain as one item."""
-    yield from (item for item in items if item.chart is not None and item.part != TRAJECTORIES)
-    yield from domains(items)
-
-
-def domains(items: Sequence[ReportItem]) -> Iterator[ReportItem]:
-    """Trajectories of each domain, as one item with a panel per task."""
-    tasks = [item for item in items if item.part == TRAJECTORIES]
+    charted = [item for item in items if item.chart is not None]
+    yield from (item for item in charted if item.part != TRAJECTORIES)
+    tasks = [item for item in charted if item.part == TRAJECTORIES]
     for domain in dict.fromkeys(item.domain for item in tasks):
-        yield _panels(domain, [item for item in tasks if item.domain == domain])
+        yield from _panels(domain, [item for item in tasks if item.domain == domain])
 
 
 def pictures(
-    tables: Tables, items: Sequence[ReportItem], kind: str = "png", scale: float = 2.0
+    tables: Tables, items: Iterable[ReportItem], kind: str = "png", scale: float = 2.0
 ) -> Iterator[tuple[ReportItem, bytes]]:
-    """Render each item; failures are logged and left out."""
+    """Render the charts of `items`; failures are logged and left out."""
     for item in items:
         if item.chart is None:
             continue
@@ -82,8 +72,7 @@ def spreadsheet_safe(table: pd.DataFrame) -> pd.DataFrame:
         return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell
 
     texts = [name for name in table if not pd.api.types.is_numeric_dtype(table[name])]
-    changed = {name: table[name].map(safe) for name in texts}
-    return table.assign(**changed).rename(columns=safe)
+    return table.assign(**{name: table[name].map(safe) for name in texts}).rename(columns=safe)
 
 
 def file_name(title: str) -> str:
@@ -91,14 +80,10 @@ def file_name(title: str) -> str:
     return re.sub("[^a-z0-9]+", "-", title.lower()).strip("-")
 
 
-def _everything(items: Sequence[ReportItem]) -> Iterator[ReportItem]:
-    tasks = [item for item in items if item.part == TRAJECTORIES]
+def _panels(title: str, tasks: Sequence[ReportItem]) -> Iterator[ReportItem]:
+    """The charts of `tasks`, if any, as one item."""
     if tasks:
-        yield _panels("", tasks)
-
-
-def _panels(title: str, tasks: Sequence[ReportItem]) -> ReportItem:
-    panels = [(item.title, item.chart) for item in tasks if item.chart is not None]
-    columns = 2 if len(panels) == 4 else min(len(panels), 4)
-    item = dataclasses.replace(tasks[0], title=title, sentence="", chart=None)
-    return item.draw(lambda: side_by_side(panels, columns)) if panels else item
+        panels = [(item.title, item.chart) for item in tasks if item.chart is not None]
+        columns = 2 if len(panels) == 4 else min(len(panels), 4)
+        item = dataclasses.replace(tasks[0], title=title, sentence="", chart=None)
+        yield item.draw(lambda: side_by_side(panels, columns))

@@ -8,7 +8,7 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pandas as pd
@@ -26,7 +26,7 @@ from jaxllm.report.tables import LOGGED, Overview, Tables
 from jaxllm.report.theme import DISTINCT
 from jaxllm.run.records import OK
 
-# Parts of the page's sections, for charts over steps, tokens or FLOPs; findings have no part.
+# Parts of the page's sections, for charts over a clock; findings have no part.
 LOSS, CURVES, GROWTH, TRAJECTORIES = "loss", "curves", "growth", "trajectories"
 
 
@@ -36,10 +36,8 @@ class ReportItem:
 
     Attributes:
       question: key of `registry.QUESTIONS`.
-      title: heading of the item.
       sentence: the result, or why there is none.
       caption: how to read the chart, and its assumptions.
-      chart: the chart, if any.
       table: numbers of a finding, offered as CSV.
       notes: missing data and errors.
       lines: further sentences, such as one for each check.
@@ -90,32 +88,34 @@ def items(
       progress: called with a line after each analysis.
     """
     axis = default_axis(tables.points, tables.metrics)
-    found = [*training_curves(tables, axis), *growth(tables, axis), *all_trajectories(tables, axis)]
-    if tables.points.value.notna().any() or not tables.logged.empty:
-        study = tables.study(backtested)
+    result = [
+        *training_curves(tables, axis), *growth(tables, axis), *all_trajectories(tables, axis)
+    ]  # fmt: skip
+    study = dataclasses.replace(tables.study, backtested=backtested)
+    if tables.points.value.notna().any() or not study.logged.empty:
         for analysis in analyses():
             if analysis.needs(study):
                 began = time.monotonic()
-                found += answers(analysis, study)
+                result += answers(analysis, study)
                 progress(f"{analysis.title}: {time.monotonic() - began:.1f} s")
-    return found
+    return result
 
 
-def answers(analysis: Analysis, study: Study) -> list[ReportItem]:
+def answers(analysis: Analysis, study: Study) -> Iterator[ReportItem]:
     """Findings of one analysis with their charts; a failure becomes a refused item."""
     chart = getattr(findings, analysis.name, None)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            made = analysis.run(study)
+            results = analysis.run(study)
     except Exception as error:  # a failed analysis must not fail the report
         reason = f"{type(error).__name__}: {error}"
         logging.warning("The analysis %s failed: %s", analysis.title, one_line(reason))
         logging.debug("Its traceback:", exc_info=error)
-        told = f"This analysis failed: {reason}."
-        return [ReportItem(analysis.question, analysis.title, told, refused=True)]
-    result = []
-    for finding in made:
+        message = f"This analysis failed: {reason}."
+        yield ReportItem(analysis.question, analysis.title, message, refused=True)
+        return
+    for finding in results:
         item = ReportItem(
             analysis.question,
             finding.title or analysis.title,
@@ -129,43 +129,42 @@ def answers(analysis: Analysis, study: Study) -> list[ReportItem]:
         )
         if chart and not finding.refused and len(finding.table):
             item = item.draw(functools.partial(chart, finding, study))
-        result.append(item)
-    return result
+        yield item
 
 
 def training_curves(tables: Tables, axis: Axis) -> Iterator[ReportItem]:
     """Charts of the training loss, total and by domain, and of the other logged quantities."""
-    yield from _curves(tables, axis, LOSS, {"loss": "Training loss"})
-    by_domain = tables.metrics[tables.metrics.name.str.startswith("loss/")]
-    if tables.several_runs:
-        names = {name: f"Loss on {name.removeprefix('loss/')}" for name in by_domain.name.unique()}
-        yield from _curves(tables, axis, LOSS, names)
-    elif len(by_domain):
+    metrics, several = tables.metrics, tables.several_runs
+    by_domain = metrics[metrics.name.str.startswith("loss/")]
+    # A single run has one colour, but in the chart of its domains.
+    single = metrics if several else metrics.assign(series=metrics.run)
+    series = tables.series if several else tuple(overview.run for overview in tables.overviews)
+    yield from _curve(single[single.name == "loss"], axis, series, "Training loss", LOSS)
+    if several:
+        for name, points in by_domain.groupby("name", sort=False):
+            title = f"Loss on {name.removeprefix('loss/')}"
+            yield from _curve(points, axis, series, title, LOSS)
+    else:
         colours = tables.series  # those of the domain's tasks, if there are enough
         if len(colours) > DISTINCT:
             colours = tuple(by_domain.series.unique())
-        item = ReportItem(HEALTH, "Training loss by domain", part=LOSS)
-        item = dataclasses.replace(item, sentence=sentences.of_curve(by_domain, "Loss"))
-        yield item.draw(lambda: trajectories.curve(by_domain, axis, colours, "loss"))
-    yield from _curves(tables, axis, CURVES, LOGGED, height=120)
+        yield from _curve(by_domain, axis, colours, "Training loss by domain", LOSS, "Loss")
+    for name, title in LOGGED.items():
+        yield from _curve(single[single.name == name], axis, series, title, CURVES)
 
 
-def _curves(
-    tables: Tables, axis: Axis, part: str, titles: Mapping[str, str], height: int = 170
+def _curve(
+    points: pd.DataFrame, axis: Axis, series: Sequence[str], title: str, part: str, name: str = ""
 ) -> Iterator[ReportItem]:
-    """Chart of each logged quantity, with a colour per run."""
-    for name, title in titles.items():
-        points = tables.metrics[tables.metrics.name == name]
-        series = tables.series
-        if points.empty:
-            continue
-        if not tables.several_runs:
-            points, series = points.assign(series=points.run), (tables.overviews[0].run,)
-        item = ReportItem(
-            HEALTH, title, sentences.of_curve(points, title), part=part, final=_last_value(points)
-        )
-        draw = functools.partial(trajectories.curve, points, axis, series, title, height)
-        yield item.draw(draw)
+    """Chart of a logged quantity over the clock, where it was logged."""
+    if points.empty:
+        return
+    lines = points.dropna(subset="value").groupby(["run", "series"], sort=False)["value"].last()
+    final = numbers.short(float(lines.iloc[0])) if len(lines) == 1 else ""
+    sentence = sentences.of_curve(points, name or title)
+    item = ReportItem(HEALTH, title, sentence, part=part, final=final)
+    height = 120 if part == CURVES else 170
+    yield item.draw(lambda: trajectories.curve(points, axis, series, name or title, height))
 
 
 def growth(tables: Tables, axis: Axis) -> Iterator[ReportItem]:
@@ -179,6 +178,15 @@ def growth(tables: Tables, axis: Axis) -> Iterator[ReportItem]:
         title = f"Growth of {overview.run}" if tables.several_runs else "Share of the gain"
         item = ReportItem(NOW, title, sentences.headline(of_run), part=GROWTH)
         yield item.draw(functools.partial(trajectories.gains, shares, order, axis))
+
+
+def _typical(tables: Tables) -> list[Overview]:
+    """All runs; of many, the largest of each family with two or more checkpoints."""
+    if not tables.many_runs:
+        return list(tables.overviews)
+    by_size = sorted(tables.overviews, key=lambda o: o.params if o.params > 0 else 0.0)
+    largest = {o.family: o for o in by_size if o.checkpoints > 1}
+    return list(largest.values())[-DISTINCT:]
 
 
 def all_trajectories(tables: Tables, axis: Axis) -> Iterator[ReportItem]:
@@ -200,22 +208,6 @@ def all_trajectories(tables: Tables, axis: Axis) -> Iterator[ReportItem]:
             )
             draw = functools.partial(trajectories.trajectory, points, axis, tables.series)
             yield item.draw(draw)
-
-
-def _typical(tables: Tables) -> list[Overview]:
-    """All runs; of many, the largest of each family with two or more checkpoints."""
-    if not tables.many_runs:
-        return list(tables.overviews)
-    largest: dict[str, Overview] = {}
-    for overview in sorted(tables.overviews, key=lambda o: o.params if o.params > 0 else 0.0):
-        if overview.checkpoints > 1:
-            largest[overview.family] = overview
-    return list(largest.values())[-DISTINCT:]
-
-
-def _last_value(points: pd.DataFrame) -> str:
-    values = points.dropna(subset="value").groupby("run", sort=False)["value"].last()
-    return numbers.short(float(values.iloc[0])) if len(values) == 1 else ""
 
 
 def _task_caption(last: pd.Series) -> str:

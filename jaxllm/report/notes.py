@@ -19,45 +19,40 @@ def trajectory_notes(
     records: pd.DataFrame, points: pd.DataFrame, findings: pd.DataFrame, runs: int
 ) -> Iterator[str]:
     """A sentence for each gap of the trajectories; arguments as in `tables.Tables`."""
-    several, many = runs > 1, runs > DISTINCT
     key = ["run", "task", "step"]
     scored = pd.MultiIndex.from_frame(records[key])
-    missing = ~pd.MultiIndex.from_frame(points[key]).isin(scored)
-    unsure = points.value.notna() & points.stderr.isna()
-    if many:  # one line per task, not one per run
-        for lacking, what in ((missing, "record"), (unsure, "standard error")):
-            for task, rows in points[lacking].groupby("task", sort=False):
-                at = f"{len(rows):,} checkpoints of {rows.run.nunique()} runs"
-                yield f"{task} has no {what} at {at}."
-    main = records[(records.status == OK) & records.primary.astype(bool)]
-    has_main = set(zip(main.run, main.task, strict=True))
-    of_task = records.groupby(["run", "task"]).task_version.unique()
-    kinds = (
-        ("failed", ~points.status.isin([OK, NO_RECORD])),
-        ("has no record", pd.Series(missing & (not many), points.index)),
-        ("is not a finite number", (points.status == OK) & points.value.isna()),
-        ("has no standard error", unsure & (not many)),
-    )
+    unscored = ~pd.MultiIndex.from_frame(points[key]).isin(scored)
+    gaps = {
+        "failed": ~points.status.isin([OK, NO_RECORD]),
+        "has no record": pd.Series(unscored, points.index),
+        "is not a finite number": (points.status == OK) & points.value.isna(),
+        "has no standard error": points.value.notna() & points.stderr.isna(),
+    }
+    if runs > DISTINCT:  # one line per task, not one per run
+        for gap in ("has no record", "has no standard error"):
+            for task, rows in points[gaps.pop(gap)].groupby("task", sort=False):
+                yield f"{task} {gap} at {len(rows):,} checkpoints of {rows.run.nunique()} runs."
+    primary = records[(records.status == OK) & records.primary.astype(bool)]
+    has_primary = set(zip(primary.run, primary.task, strict=True))
+    versions = records.groupby(["run", "task"]).task_version.unique()
     for (run, task), rows in points.groupby(["run", "task"], sort=False):
-        name = f"{run}: {task}" if several else str(task)
-        for what, mask in kinds:
+        name = f"{run}: {task}" if runs > 1 else str(task)
+        for gap, mask in gaps.items():
             lacking = rows[mask[rows.index]]
             if len(lacking):
-                end = f": {lacking.status.iloc[-1]}" if what == "failed" else "."
-                yield f"{name} {what} at {_steps(lacking)}{end}"
-        good = rows.dropna(subset="value")
-        if len(good) and good.chance.isna().all() and not lower_is_better(
-            good.metric.iloc[0]
-        ):  # fmt: skip
+                end = f": {lacking.status.iloc[-1]}" if gap == "failed" else "."
+                yield f"{name} {gap} at {_steps(lacking)}{end}"
+        valued, metric = rows.dropna(subset="value"), rows.metric.iloc[0]
+        if len(valued) and valued.chance.isna().all() and not lower_is_better(metric):
             yield f"{name} states no chance level, so it is not said when it left chance."
-        if len(versions := of_task.get((run, task), ())) > 1:
-            named = numbers.join(sorted(versions))
+        if len(versions[run, task]) > 1:
+            named = numbers.join(sorted(versions[run, task]))
             yield f"{name} was scored as versions {named}, which are not comparable."
-        if (run, task) not in has_main and (rows.status == OK).any():
-            yield f"{name} has no primary metric; {rows.metric.iloc[0]} is shown."
+        if (run, task) not in has_primary and (rows.status == OK).any():
+            yield f"{name} has no primary metric; {metric} is shown."
     for task, rows in findings.groupby("task", sort=False):
         for column in ("task_version", "metric", "domain"):
-            if several and rows[column].nunique() > 1:
+            if rows[column].nunique() > 1:
                 named = numbers.join(sorted(rows[column].astype(str).unique()))
                 yield f"{task} differs between the runs in its {column}: {named}."
     for run, steps in points.groupby("run", sort=False).step.nunique().items():

@@ -14,19 +14,16 @@ def count(number: float) -> str:
     """Tokens and parameters in K, M, B and T: 1234567 -> "1.23M"."""
     if not math.isfinite(number):
         return UNKNOWN
-    if abs(number) < 1000:
-        return f"{number:.0f}" if number == int(number) else f"{number:.3g}"
-    exponent = min(int(math.log10(abs(float(f"{number:.3g}")))) // 3, 4)
-    scaled = float(f"{number / 1000**exponent:.3g}")
-    return f"{scaled:g}{'KMBT'[exponent - 1]}"
+    rounded = max(abs(float(f"{number:.3g}")), 1.0)
+    thousands = min(int(math.log10(rounded)) // 3, 4)
+    scaled = float(f"{number / 1000**thousands:.3g}")
+    return f"{scaled:g}{' KMBT'[thousands].strip()}"
 
 
 def flops(number: float) -> str:
     """FLOPs as a power of ten: 3.4e18 -> "3.4 × 10¹⁸"."""
-    if not math.isfinite(number):
-        return UNKNOWN
-    if number == 0:
-        return "0"
+    if number == 0 or not math.isfinite(number):
+        return UNKNOWN if number else "0"
     mantissa, exponent = f"{number:.1e}".split("e")
     return f"{mantissa} × 10{str(int(exponent)).translate(_SUPERSCRIPTS)}"
 
@@ -36,10 +33,14 @@ def duration(seconds: float) -> str:
     if not math.isfinite(seconds):
         return UNKNOWN
     whole = round(seconds)
-    for unit, size, smaller, part in (("d", 86400, "h", 3600), ("h", 3600, "min", 60)):
+    for unit, size, smaller, part in (
+        ("d", 86400, "h", 3600),
+        ("h", 3600, "min", 60),
+        ("min", 60, "s", 1),
+    ):
         if whole >= size:
             return f"{whole // size} {unit} {whole % size // part} {smaller}"
-    return f"{whole // 60} min {whole % 60} s" if whole >= 60 else f"{whole} s"
+    return f"{whole} s"
 
 
 def value(number: float, metric: str) -> str:

@@ -7,7 +7,6 @@ scripts. The templates escape all text from the data.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 import re
@@ -40,17 +39,19 @@ _INTERNAL = ["score", "score_stderr", "chance_score", "above"]
 
 
 class Card(NamedTuple):
-    """Card of an item on the page.
+    """An item on the page.
 
     Attributes:
       item: the item.
-      key: key of its chart and table in the page's data.
+      key: id of its figure, and key of its data.
+      data: its chart, and the table of a finding, for the page's script.
       legend: names and indices of the colours, where there are several.
       height: height of its chart in pixels; 0 without a chart.
     """
 
     item: ReportItem
     key: str
+    data: dict[str, Any]
     legend: list[tuple[str, int]]
     height: int
 
@@ -65,34 +66,24 @@ def write(path: epath.Path, content: bytes) -> epath.Path:
 @debug_mode(False)  # as in `items.items`
 def render(tables: Tables, items: Sequence[ReportItem]) -> str:
     """Render the page as HTML, with the items ordered by question."""
-    keys = [f"chart-{number}" for number, _ in enumerate(items, start=1)]
-    shown = {key: _shown(item) for key, item in zip(keys, items, strict=True)}
-    cards = [
-        Card(item, key, [] if item.part and tables.several_runs else _legend(shown[key]),
-             int(item.chart.height) if item.chart is not None else 0)
-        for key, item in zip(keys, items, strict=True)
-    ]  # fmt: skip
+    cards = [_card(item, f"chart-{n}", tables) for n, item in enumerate(items, start=1)]
     axes = chart_axes.axes(tables.points, tables.metrics)
     data = {
-        "charts": {key: chart for key, chart in shown.items() if len(chart) > 1},
+        "charts": {card.key: card.data for card in cards if len(card.data) > 1},
         "axes": {
-            clock: {scale: dataclasses.asdict(axis) | {"title": axis.title}
-                    for scale, axis in of_clock.items()}
-            for clock, of_clock in axes.items()
+            clock: {scale: vars(axis) for scale, axis in scales.items()}
+            for clock, scales in axes.items()
         },
         "themes": {
             theme: {"clock": chart_config(theme, tables.palette), "finding": chart_config(theme)}
             for theme in COLOURS
         },
         "records": _columns(tables.points.drop(columns=_INTERNAL)),
-    }  # fmt: skip
+    }
 
-    def select(
-        question: str, part: str = "", domain: str = "", refused: bool = False
-    ) -> list[Card]:
-        wanted = (question, part, domain, refused)
-        return [card for card in cards if wanted == (
-            card.item.question, card.item.part, card.item.domain, card.item.refused)]  # fmt: skip
+    def select(question: str, **fields: Any) -> list[Card]:
+        fields = {"question": question, "part": "", "domain": "", "refused": False} | fields
+        return [c for c in cards if all(getattr(c.item, n) == v for n, v in fields.items())]
 
     template = _templates().get_template("page.html")
     return template.render(
@@ -143,7 +134,7 @@ def asset(name: str) -> str:
 
 @functools.cache
 def _templates() -> jinja2.Environment:
-    made = jinja2.Environment(
+    environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(asset),
         autoescape=True,
         trim_blocks=True,
@@ -151,54 +142,44 @@ def _templates() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
     )
     # Allow line breaks after the underscores of task names.
-    made.filters["name"] = lambda text: escape(text).replace("_", Markup("_<wbr>"))
-    made.globals |= {
+    environment.filters["name"] = lambda text: escape(text).replace("_", Markup("_<wbr>"))
+    environment.globals |= {
         "numbers": numbers,
         "sentences": sentences,
         "left_chance": (LEFT, PROVISIONAL),
         "logged_quantities": numbers.join(list(LOGGED)),
     }
-    return made
+    return environment
 
 
-def _shown(item: ReportItem) -> dict[str, Any]:
-    """Chart with its data, or table of a finding, for the page's script."""
-    shown: dict[str, Any] = {"name": item.title}
+def _card(item: ReportItem, key: str, tables: Tables) -> Card:
+    data: dict[str, Any] = {"name": item.title}
+    legend, height = [], 0
     if not item.part and not item.refused:
-        shown["table"] = _columns(item.table)
+        data["table"] = _columns(item.table)
     if item.chart is not None:
-        spec, tables = item.spec
-        data = {name: _columns(table) for name, table in tables.items()}
-        shown |= {"spec": spec, "data": data, "series": specs.series(spec)[0]}
-        shown |= {"clock": True} if item.part else {}
-    return shown
-
-
-def _legend(shown: dict[str, Any]) -> list[tuple[str, int]]:
-    """Legend of one chart, where there are several colours."""
-    if "spec" not in shown:
-        return []
-    field, names = specs.series(shown["spec"])
-    columns = [table[field] for table in shown["data"].values() if field in table]
-    seen = {word for column in columns for word in column.get("words", ())}
-    labels = [(name, number) for number, name in enumerate(names) if name in seen]
-    return labels if len(labels) > 1 else []
+        spec, tables_of = item.spec
+        rows = {name: _columns(table) for name, table in tables_of.items()}
+        field, names = specs.series(spec)
+        data |= {"spec": spec, "data": rows, "series": field, "clock": bool(item.part)}
+        height = int(item.chart.height)
+        seen = {name for table in rows.values() for name in table.get(field, {}).get("words", ())}
+        legend = [(name, number) for number, name in enumerate(names) if name in seen]
+    if len(legend) == 1 or (item.part and tables.several_runs):
+        legend = []
+    return Card(item, key, data, legend, height)
 
 
 def _columns(table: pd.DataFrame) -> dict[str, Any]:
     """Table by columns, with dictionary-encoded text and numbers to ten digits."""
-    made = json.loads(table.to_json(orient="split", double_precision=10, index=False))
-    columns: dict[str, Any] = {}
-    for name, values in zip(
-        made["columns"], zip(*made["data"], strict=True), strict=len(table) > 0
-    ):
+    columns = json.loads(table.reset_index(drop=True).to_json(double_precision=10))
+    for name, cells in columns.items():
+        values = list(cells.values())
         if any(isinstance(value, str) for value in values):
             at = {value: number for number, value in enumerate(dict.fromkeys(values))}
             columns[name] = {"words": list(at), "at": [at[value] for value in values]}
         else:
-            columns[name] = [
-                float(f"{value:.10g}") if isinstance(value, float) else value for value in values
-            ]
+            columns[name] = [float(f"{v:.10g}") if isinstance(v, float) else v for v in values]
     return columns
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import pandas as pd
 
@@ -23,14 +24,15 @@ def headline(findings: pd.DataFrame) -> str:
         return f"None of the {len(judged)} capabilities with a chance level has left it yet."
     capabilities = "capability" if len(judged) == 1 else "capabilities"
     share = "All" if len(left) == len(judged) > 1 else f"{len(left)} of"
-    text = f"{share} {len(judged)} {capabilities} left chance"
     first, last = left.iloc[0], left.iloc[-1]
-    if len(left) == 1 or first.step == last.step:
-        return f"{text}, at {moment(first)}: {numbers.join(list(left.task))}."
-    return (
-        f"{text}, from {first.task} at {numbers.count(first.tokens)} tokens to "
-        f"{last.task} at {numbers.count(last.tokens)}."
-    )
+    if first.step == last.step:
+        when = f", at {moment(first)}: {numbers.join(list(left.task))}."
+    else:
+        when = (
+            f", from {first.task} at {numbers.count(first.tokens)} tokens to "
+            f"{last.task} at {numbers.count(last.tokens)}."
+        )
+    return f"{share} {len(judged)} {capabilities} left chance{when}"
 
 
 def of_many(findings: pd.DataFrame) -> str:
@@ -57,40 +59,35 @@ def of_task(findings: pd.DataFrame) -> str:
     valued = findings.dropna(subset="final")
     if valued.empty:
         return "It has no value."
-    left = _left(findings)
+    left, judged = _left(findings), _judged(findings)
     if len(findings) == 1:
         row = findings.iloc[0]
         if len(left):
             return f"Left chance at {moment(row)} and stands at {_ending(row)}."
-        if row.state == onsets.AT_CHANCE:
+        if len(judged):
             return f"Still at chance: {_ending(row)}."
-        text = _change(row)
-        return f"{text[:1].upper()}{text[1:]}."
-    best = valued.sort_values("final", ascending=lower_is_better(valued.metric.iloc[0]))
-    top = best.iloc[0]
-    text = f"Best: {top.run} with {numbers.with_error(top.final, top.stderr, top.metric)}"
-    judged = len(_judged(findings))
-    return f"{text}; {len(left)} of {judged} runs left chance." if judged else f"{text}."
+        change = _change(row)
+        return f"{change[:1].upper()}{change[1:]}."
+    best = valued.sort_values("final", ascending=lower_is_better(valued.metric.iloc[0])).iloc[0]
+    text = f"Best: {best.run} with {numbers.with_error(best.final, best.stderr, best.metric)}"
+    return f"{text}; {len(left)} of {len(judged)} runs left chance." if len(judged) else f"{text}."
 
 
 def of_curve(points: pd.DataFrame, name: str) -> str:
     """Change of a logged quantity, per run where there are few."""
     by = "run" if points.run.nunique() > 1 else "series"
-    told = {}
+    changes = {}
     for key, rows in points.dropna(subset="value").groupby(by, sort=False):
         first, last = float(rows.value.iloc[0]), float(rows.value.iloc[-1])
-        went = "rose" if last > first else "fell"
-        told[key] = f"{went} from {numbers.short(first)} to {numbers.short(last)}"
-        if first == last:
-            told[key] = f"stayed at {numbers.short(last)}"
-    if not told:
+        changes[key] = _went(last > first, numbers.short(first), numbers.short(last))
+    if not changes:
         return f"{name} has no finite value."
-    if len(told) == 1:
+    if len(changes) == 1:
         steps = rows.step.iloc[-1] - rows.step.iloc[0]
-        return f"{name} {told[key]} over {steps:,.0f} steps."
-    if len(told) > 4:
-        return f"{name} of {len(told)} series."
-    return f"{name}: " + "; ".join(f"{key} {change}" for key, change in told.items()) + "."
+        return f"{name} {changes[key]} over {steps:,.0f} steps."
+    if len(changes) > 4:
+        return f"{name} of {len(changes)} series."
+    return f"{name}: " + "; ".join(f"{key} {change}" for key, change in changes.items()) + "."
 
 
 def milestones(findings: pd.DataFrame) -> list[tuple[str, str, str]]:
@@ -101,42 +98,45 @@ def milestones(findings: pd.DataFrame) -> list[tuple[str, str, str]]:
 def remainder(findings: pd.DataFrame) -> Iterator[str]:
     """A sentence each on tasks still at chance and on tasks that cannot be judged."""
 
-    def of(state: str) -> pd.DataFrame:
-        return findings[findings.state == state]
+    def rows(state: str) -> Iterator[Any]:
+        return findings[findings.state == state].itertuples()
 
     each = {
-        "Still at chance": [
-            f"{row.task} ({_ending(row)})" for row in of(onsets.AT_CHANCE).itertuples()
-        ],
+        "Still at chance": [f"{row.task} ({_ending(row)})" for row in rows(onsets.AT_CHANCE)],
         "Without a chance level": [
-            f"{row.task} {_change(row)}" for row in of(onsets.NO_CHANCE_LEVEL).itertuples()
+            f"{row.task} {_change(row)}" for row in rows(onsets.NO_CHANCE_LEVEL)
         ],
-        "Not judged, for want of a standard error": list(of(onsets.NO_STANDARD_ERROR).task),
-        "Without any value": list(of(onsets.NO_VALUE).task),
+        "Not judged, for want of a standard error": [
+            row.task for row in rows(onsets.NO_STANDARD_ERROR)
+        ],
+        "Without any value": [row.task for row in rows(onsets.NO_VALUE)],
     }
     return (f"{text}: {numbers.join(tasks)}." for text, tasks in each.items() if tasks)
 
 
-def moment(row) -> str:  # type: ignore[no-untyped-def]
+def moment(row: Any) -> str:
     """Onset of a finding: "655K tokens (step 40)"."""
     return f"{numbers.count(row.tokens)} tokens (step {row.step:,.0f})"
 
 
-def _ending(row) -> str:  # type: ignore[no-untyped-def]
+def _ending(row: Any) -> str:
     """Final value, marked provisional where only the last checkpoint is above chance."""
     text = numbers.with_error(row.final, row.stderr, row.metric)
     if not math.isnan(row.chance):
         text += f", chance {numbers.chance(row.chance, row.metric)}"
-    if row.state == onsets.PROVISIONAL:
-        text += "; the last checkpoint alone, so provisional"
-    return text
+    provisional = "; the last checkpoint alone, so provisional"
+    return text + provisional if row.state == onsets.PROVISIONAL else text
 
 
-def _change(row) -> str:  # type: ignore[no-untyped-def]
-    verb = "rose" if row.final > row.first else "fell"
+def _change(row: Any) -> str:
     first, final = (numbers.value(value, row.metric) for value in (row.first, row.final))
-    change = f"stayed at {final}" if first == final else f"{verb} from {first} to {final}"
-    return f"{change} {numbers.metric_name(row.metric)}"
+    return f"{_went(row.final > row.first, first, final)} {numbers.metric_name(row.metric)}"
+
+
+def _went(up: bool, first: str, last: str) -> str:
+    if first == last:
+        return f"stayed at {last}"
+    return f"{'rose' if up else 'fell'} from {first} to {last}"
 
 
 def _left(findings: pd.DataFrame) -> pd.DataFrame:

@@ -49,21 +49,18 @@ class TensorBoardWriter:
         self._events = _Events(self._run.layout.tensorboard)
         self._in_session = False
         self._domains: set[str] = set()
-        self._began = time.monotonic()
-        self._drawing_seconds, self._next_drawing_seconds = 0.0, _FIRST_DRAWING_SECONDS
+        self._draw_after = time.monotonic() + _FIRST_DRAWING_SECONDS / _IMAGE_TIME_SHARE
 
     def write_metrics(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Write every number in `metrics` under train/."""
         if unseen := self._begin_session(step):
             self._write_scores(unseen[0].step, unseen)
-        self._events.add_scalars(
-            step,
-            {
-                f"train/{name}": float(value)
-                for name, value in metrics.items()
-                if isinstance(value, int | float) and name != "step"
-            },
-        )
+        numbers = {
+            f"train/{name}": float(value)
+            for name, value in metrics.items()
+            if isinstance(value, int | float) and name != "step"
+        }
+        self._events.add_scalars(step, numbers)
 
     def write_records(self, step: int, records: Sequence[Record]) -> None:
         """Write the scores of a checkpoint; a failed task leaves a gap, as in the report."""
@@ -71,30 +68,24 @@ class TensorBoardWriter:
         unseen = [record for record in self._begin_session(step + 1) if record.step == step]
         scores = {(record.task, record.metric): record for record in (*unseen, *records)}
         self._write_scores(step, [*scores.values()])
-        allowed = _IMAGE_TIME_SHARE * (time.monotonic() - self._began)
-        if self._drawing_seconds + self._next_drawing_seconds <= allowed:
+        began = time.monotonic()
+        if began >= self._draw_after:
             try:
                 self.write_figures(step)
+                now = time.monotonic()
+                self._draw_after = now + (now - began) / _IMAGE_TIME_SHARE
             except Exception:  # an image must not fail the run
                 logging.exception("the trajectory images of step %d were not drawn", step)
-                self._drawing_seconds = math.inf
+                self._draw_after = math.inf
 
     def write_figures(self, step: int) -> None:
         """Write images of the stored trajectories of every domain."""
-        from jaxllm.report import files, items, tables
+        from jaxllm.report import items, tables
         from jaxllm.report.charts.axes import default_axis
 
-        if not self._run.layout.trajectory.exists():
-            return
-        began = time.monotonic()
         report = tables.gather([Run(self._run.path)])
         axis = default_axis(report.points, report.metrics)
-        drawn = files.domains([*items.all_trajectories(report, axis)])
-        for item, picture in files.pictures(report, [*drawn], scale=_IMAGE_SCALE):
-            self._events.add_image(step, item, picture)
-        self._events.flush()
-        self._next_drawing_seconds = time.monotonic() - began
-        self._drawing_seconds += self._next_drawing_seconds
+        self._events.add_images(step, report, [*items.all_trajectories(report, axis)])
 
     def close(self) -> None:
         """Flush and close the event file."""
@@ -116,10 +107,10 @@ class TensorBoardWriter:
     def _write_scores(self, step: int, records: Sequence[Record]) -> None:
         good = [record for record in records if record.status == OK and math.isfinite(record.value)]
         self._events.add_scalars(step, {_tag(record): record.value for record in good})
-        known = self._domains | {record.domain for record in good if record.primary}
-        if known != self._domains:
-            self._domains = known
-            self._events.add_layout(step, sorted(known))
+        domains = self._domains | {record.domain for record in good if record.primary}
+        if domains != self._domains:
+            self._domains = domains
+            self._events.add_layout(step, sorted(domains))
 
 
 def write_report(
@@ -127,18 +118,10 @@ def write_report(
 ) -> None:
     """Write every chart of a report as an image, at the step of the last checkpoint.
 
-    Args:
-      folder: directory of the event file, local or `gs://`.
-      tables: the trajectories.
-      items: all items of the report.
+    `folder` is the directory of the event file, local or `gs://`.
     """
-    from jaxllm.report import files
-
-    step = int(tables.points.step.max()) if len(tables.points) else 0
     events = _Events(folder)
-    drawn = [*files.all_figures(items)]
-    for item, picture in files.pictures(tables, drawn, scale=_IMAGE_SCALE):
-        events.add_image(step, item, picture)
+    events.add_images(int(tables.points.step.max()) if len(tables.points) else 0, tables, items)
     events.close()
 
 
@@ -169,15 +152,20 @@ class _Events:
         self.add(step, summary=Summary(value=scalars))
         self.flush()
 
-    def add_image(self, step: int, item: ReportItem, picture: bytes) -> None:
-        """Add the PNG of an item, by question or part, with its sentence as the description."""
+    def add_images(self, step: int, tables: Tables, items: Sequence[ReportItem]) -> None:
+        """Add the charts of a report by question, each with its sentence as the description."""
         from tensorboard.plugins.image import metadata
 
-        width, height = (str(int.from_bytes(picture[at : at + 4], "big")) for at in (16, 20))
-        group = "trajectories" if item.domain else item.question
-        about = metadata.create_summary_metadata(item.title, item.sentence)
-        content = [width.encode(), height.encode(), picture]
-        self._add_tensor(step, f"{group}/{item.title}", about, content)
+        from jaxllm.report import files
+
+        for item, picture in files.pictures(tables, files.figures(items), scale=_IMAGE_SCALE):
+            # A PNG states its width and height in the bytes 16 to 24.
+            width, height = (str(int.from_bytes(picture[at : at + 4])) for at in (16, 20))
+            group = "trajectories" if item.domain else item.question
+            about = metadata.create_summary_metadata(item.title, item.sentence)
+            content = [width.encode(), height.encode(), picture]
+            self._add_tensor(step, f"{group}/{item.title}", about, content)
+        self.flush()
 
     def add_layout(self, step: int, domains: Sequence[str]) -> None:
         """Add a custom-scalars layout with a chart per domain; TensorBoard uses the last one."""

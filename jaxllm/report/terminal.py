@@ -36,52 +36,43 @@ def capability_table(tables: Tables, run: str, width: int = 100) -> str:
     if points.empty:
         return printable(f"{run}: no checkpoint has been scored yet.")
     lines = [run] if tables.several_runs else []
-    lines += [*_table(tables, points, width), *_legend(tables, run)]
+    lines += _table(points, tables.domains, width)
+    judged = tables.findings[(tables.findings.run == run) & tables.findings.chance.notna()]
+    if len(judged):
+        lines.append(f"{MARK} above chance by more than two standard errors")
+    if at_chance := int((judged.state == AT_CHANCE).sum()):
+        lines.append(f"{at_chance} of {len(judged)} still at chance")
     return "\n".join(printable(line.rstrip()) for line in lines)
 
 
-def _table(tables: Tables, points: pd.DataFrame, width: int) -> Iterator[str]:
+def _table(points: pd.DataFrame, domains: dict[str, list[str]], width: int) -> Iterator[str]:
     label = min(max(points.task.str.len().max() + 2, 12), 36)
     tokens = points.groupby("step")["tokens"].max()
-    steps = _selection(tokens.index, max((width - label - _CHANCE) // _CELL, 2))
+    room = min(max((width - label - _CHANCE) // _CELL, 2), len(tokens))
+    steps = tokens.index[np.linspace(0, len(tokens) - 1, room).round().astype(int)]
 
-    def line(name: str, cells: Sequence[str]) -> str:
-        return f"{name:<{label}}" + "".join(f"{cell:>{_CELL}}" for cell in cells)
+    def line(name: str, cells: Sequence[str], end: str = "") -> str:
+        return (
+            f"{name:<{label}}" + "".join(f"{cell:>{_CELL}}" for cell in cells) + f"{end:>{_CHANCE}}"
+        )
 
-    shown = [f"{step:,}" if step < 1e6 else numbers.count(step) for step in steps]
-    yield line("step", [f"{step} " for step in shown]) + f"{'chance':>{_CHANCE}}"
+    shown = [f"{step:,} " if step < 1e6 else f"{numbers.count(step)} " for step in steps]
+    yield line("step", shown, "chance")
     yield line("tokens", [f"{numbers.count(tokens[step])} " for step in steps])
     texts = {
         (row.task, row.step): numbers.value(row.value, row.metric) + (MARK if row.above else " ")
         for row in points.itertuples()
     }
     last = points.drop_duplicates("task", keep="last").set_index("task")
-    for domain, tasks in tables.domains.items():
-        mine = [task for task in tasks if task in last.index and last.domain[task] == domain]
-        yield from [domain] if mine else []
-        for task in mine:
+    for domain, tasks in domains.items():
+        own = [task for task in tasks if task in last.index and last.domain[task] == domain]
+        yield from [domain] if own else []
+        for task in own:
             name = f"  {task}" if len(task) + 2 <= label else f"  {task[: label - 3]}…"
             chance, metric = last.chance[task], last.metric[task]
             end = numbers.value(chance, metric)
             if pd.isna(chance):
                 end = "" if is_share(metric) else _UNITS.get(metric, metric)[:_CELL]
-            cells = [texts.get((task, step), f"{numbers.UNKNOWN} ") for step in steps]
-            yield line(name, cells) + f"{end:>{_CHANCE}}"
+            yield line(name, [texts.get((task, s), f"{numbers.UNKNOWN} ") for s in steps], end)
     if len(steps) < len(tokens):
         yield f"{len(steps)} of {len(tokens)} checkpoints shown"
-
-
-def _legend(tables: Tables, run: str) -> Iterator[str]:
-    judged = tables.findings[(tables.findings.run == run) & tables.findings.chance.notna()]
-    if len(judged):
-        yield f"{MARK} above chance by more than two standard errors"
-    if at_chance := int((judged.state == AT_CHANCE).sum()):
-        yield f"{at_chance} of {len(judged)} still at chance"
-
-
-def _selection(steps: Sequence[int], room: int) -> list[int]:
-    """Select at most `room` of `steps` at even positions, with the first and the last."""
-    if len(steps) <= room:
-        return list(steps)
-    positions = np.unique(np.linspace(0, len(steps) - 1, room).round().astype(int))
-    return [steps[position] for position in positions]

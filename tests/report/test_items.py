@@ -88,7 +88,7 @@ def test_an_analysis_is_one_function_and_its_chart(many, monkeypatch) -> None:
 
     monkeypatch.setattr(findings, "counted", chart, raising=False)
     (analysis,) = registry._REGISTERED.values()
-    (item,) = report_items.answers(analysis, many.study())
+    (item,) = report_items.answers(analysis, many.study)
     assert (item.question, item.title, item.caption) == ("now", "Number of curves", "Counted.")
     assert "Number of curves" in charts_of(page.render(many, [item]))
 

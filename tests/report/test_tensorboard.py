@@ -123,9 +123,8 @@ def test_images_are_drawn_while_the_run_goes_but_cost_little(run_dir, monkeypatc
         drawn.append(step)
         clock[0] += 20.0
 
-    writer = TensorBoardWriter(run_dir)
     monkeypatch.setattr("jaxllm.report.tensorboard.time.monotonic", lambda: clock[0])
-    writer._began = 0.0
+    writer = TensorBoardWriter(run_dir)
     monkeypatch.setattr(
         "jaxllm.report.charts.specs.picture", lambda *_, **__: draw(step) or b"\0" * 24
     )

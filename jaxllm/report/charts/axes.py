@@ -8,21 +8,22 @@ from typing import Any
 
 import pandas as pd
 
-CLOCKS = {"tokens": "Training tokens", "flops": "Training FLOPs", "step": "Step"}
 LOSS = "loss"
-_TITLES = {**CLOCKS, LOSS: "Training loss"}
+CLOCKS = {"tokens": "Training tokens", "flops": "Training FLOPs", "step": "Step"}
 
 # "10G" tokens are 10B, and "1e+18" FLOPs are 1e18.
+COUNT_LABEL = "replace(replace(format(datum.value, '~s'), 'G', 'B'), 'k', 'K')"
+FLOPS_LABEL = "datum.value == 0 ? '0' : replace(format(datum.value, '~e'), 'e+', 'e')"
 _LABELS = {
-    "tokens": "replace(replace(format(datum.value, '~s'), 'G', 'B'), 'k', 'K')",
-    "flops": "datum.value == 0 ? '0' : replace(format(datum.value, '~e'), 'e+', 'e')",
+    "tokens": COUNT_LABEL,
+    "flops": FLOPS_LABEL,
     "step": "datum.value >= 10000 ? format(datum.value, '~s') : format(datum.value, '~r')",
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Axis:
-    """One clock on a logarithmic or linear scale, as Vega-Lite's `scale`, `axis` and `title`."""
+    """One clock on a logarithmic or linear scale, as Vega-Lite's `field`, `scale` and `axis`."""
 
     field: str
     scale: dict[str, Any]
@@ -31,7 +32,7 @@ class Axis:
     @property
     def title(self) -> str:
         """The axis title."""
-        return _TITLES[self.field]
+        return self.axis["title"]
 
 
 def axes(points: pd.DataFrame, metrics: pd.DataFrame) -> dict[str, dict[str, Axis]]:
@@ -41,22 +42,26 @@ def axes(points: pd.DataFrame, metrics: pd.DataFrame) -> dict[str, dict[str, Axi
     c is the first checkpoint after it, so that no checkpoint is squeezed and none is lost.
     """
     result = {}
-    for clock in CLOCKS:
+    for clock, title in CLOCKS.items():
         scored, logged = _positive(points, clock), _positive(metrics, clock)
         low, high = min(scored or logged or [1.0]), max([*scored, *logged] or [1.0])
-        label = {"labelExpr": _LABELS[clock]}
-        log = {"type": "symlog", "constant": low, "domain": [0, high], "nice": False}
-        linear = {"type": "linear", "domain": [0, high], "nice": False}
+        axis = {"title": title, "labelExpr": _LABELS[clock]}
+        scale = {"domain": [0, high], "nice": False}
         ticks = [0, *_decades(low, high)]  # tickCount: all of them where there is room
+        log = axis | {"values": ticks, "tickCount": len(ticks)}
         result[clock] = {
-            "log": Axis(clock, log, {**label, "values": ticks, "tickCount": len(ticks)}),
-            "linear": Axis(clock, linear, {**label, "tickMinStep": 1}),
+            "log": Axis(clock, {"type": "symlog", "constant": low, **scale}, log),
+            "linear": Axis(clock, {"type": "linear", **scale}, axis | {"tickMinStep": 1}),
         }
     if losses := _positive(points, LOSS):
         # A run goes from a high loss to a low one, and so does the axis, from left to right.
         ends = [max(losses) * 1.01, min(losses) / 1.01]
         result[LOSS] = {
-            name: Axis(LOSS, {"type": name, "domain": ends, "nice": False} | zero, {})
+            name: Axis(
+                LOSS,
+                {"type": name, "domain": ends, "nice": False} | zero,
+                {"title": "Training loss"},
+            )
             for name, zero in (("log", {}), ("linear", {"zero": False}))
         }
     return result
@@ -74,8 +79,7 @@ def default_axis(points: pd.DataFrame, metrics: pd.DataFrame) -> Axis:
 
 
 def _positive(frame: pd.DataFrame, clock: str) -> list[float]:
-    column = frame[clock] if clock in frame else pd.Series(dtype="float64")
-    return [float(value) for value in column if 0 < value < math.inf]
+    return [float(value) for value in frame.get(clock, ()) if 0 < value < math.inf]
 
 
 def _decades(low: float, high: float) -> list[float]:

@@ -9,10 +9,10 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from jaxllm.report.charts.specs import Chart
+from jaxllm.report.charts.axes import COUNT_LABEL, FLOPS_LABEL
+from jaxllm.report.charts.specs import Chart, layered, reference_line
 
 _ROW_HEIGHT = 21
-_COUNT = "replace(replace(format(datum.value, '~s'), 'G', 'B'), 'k', 'K')"
 
 
 def dots(
@@ -38,32 +38,24 @@ def dots(
     axis = alt.Axis(format=number, titleAnchor="end")
     if log:
         scale = alt.Scale(type="log", nice=False, padding=8)
-        axis = alt.Axis(labelExpr=_COUNT, titleAnchor="end")
-    rows = alt.Y(
-        f"{y}:N",
-        sort=_distinct(*shown[y]),
-        title=None,
-        axis=alt.Axis(labelLimit=190, domain=False, grid=True, ticks=False),
-    )
-    colour: Any = alt.Undefined
+        axis = alt.Axis(labelExpr=COUNT_LABEL, titleAnchor="end")
+    rows = alt.Axis(labelLimit=190, domain=False, grid=True, ticks=False)
+    base = alt.Chart().encode(y=alt.Y(f"{y}:N", sort=_distinct(*shown[y]), title=None, axis=rows))
     if series:
-        names = list(order) or _distinct(*shown[series])
-        colour = alt.Color(f"{series}:N", scale=alt.Scale(domain=names), legend=None)
-    base = alt.Chart().encode(y=rows, color=colour)
-    named = [alt.Tooltip(f"{name}:N") for name in (y, series) if name]
+        names = alt.Scale(domain=list(order) or _distinct(*shown[series]))
+        base = base.encode(color=alt.Color(f"{series}:N", scale=names, legend=None))
     points = base.mark_circle(size=60, opacity=0.9).encode(
         x=alt.X(f"{x}:Q", scale=scale, axis=axis, title=title),
-        tooltip=[*named, *_numbers(*filter(None, (x, low, high)))],
+        tooltip=[*_tooltips(":N", y, series), *_tooltips(":Q", x, low, high)],
     )
-    layers = [points]
+    layers: list[Any] = [points]
     if low:
         span = alt.X(f"{low}:Q", scale=scale, axis=axis)
         rule = base.mark_rule(style="interval").encode(x=span, x2=alt.X2(f"{high}:Q"))
         layers.insert(0, rule)
     if reference is not None:
-        line = alt.Chart(alt.InlineData(values=[{"reference": reference}]))
-        layers.insert(0, line.mark_rule(style="chance").encode(x=alt.X("reference:Q", axis=axis)))
-    return _by_rows(layers, shown, y, title)
+        layers.insert(0, reference_line("x", "reference", reference, axis))
+    return layered(layers, shown, _height(shown[y]), title)
 
 
 def matrix(
@@ -85,77 +77,62 @@ def matrix(
     finite = shown[value][np.isfinite(shown[value])]
     if domain is None:  # where all cells are blank any will do
         domain = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
-    low, high = domain
-    columns = alt.Axis(labelLimit=120, domain=False, labelAngle=_angle(shown[x]))
+    # Long or many names stand at an angle, so that none is left out.
+    names = shown[x].astype(str).drop_duplicates()
+    angle = -50 if len(names) > 6 or names.str.len().max() > 14 else 0
+    columns = alt.Axis(labelLimit=120, domain=False, labelAngle=angle)
     rows = alt.Axis(labelLimit=150, domain=False)
     base = alt.Chart().encode(
         x=alt.X(f"{x}:N", sort=list(order) or _distinct(*shown[x]), title=None, axis=columns),
         y=alt.Y(f"{y}:N", sort=list(order) or _distinct(*shown[y]), title=None, axis=rows),
     )
-    scale = alt.Scale(domain=[low, high], clamp=True)
-    told = alt.Tooltip(f"{text or value}:{'N' if text else 'Q'}", title=title)
+    described = alt.Tooltip(f"{text or value}:{'N' if text else 'Q'}", title=title)
     cells = base.transform_filter(f"isValid(datum['{value}'])").mark_rect(cornerRadius=1)
+    scale = alt.Scale(domain=list(domain), clamp=True)
     layers = [
         cells.encode(
             color=alt.Color(f"{value}:Q", scale=scale, legend=None),
-            tooltip=[alt.Tooltip(f"{y}:N"), alt.Tooltip(f"{x}:N"), told],
+            tooltip=[*_tooltips(":N", y, x), described],
         )
     ]
-    if text:
-        half = low + 0.55 * (high - low)
-        for style, test in (("cell-text", "<"), ("cell-text-on-dark", ">=")):
-            words = base.transform_filter(f"datum['{value}'] {test} {half}").mark_text(style=style)
-            layers.append(words.encode(text=alt.Text(f"{text}:N")))
-    return _by_rows(layers, shown, y, title)
+    dark = domain[0] + 0.55 * (domain[1] - domain[0])
+    for style, test in (("cell-text", "<"), ("cell-text-on-dark", ">=")) if text else ():
+        words = base.transform_filter(f"datum['{value}'] {test} {dark}").mark_text(style=style)
+        layers.append(words.encode(text=alt.Text(f"{text}:N")))
+    return layered(layers, shown, _height(shown[y]), title)
 
 
 def law(table: pd.DataFrame, x: str, y: str, titles: tuple[str, str]) -> Chart:
     """Points `y` over `x` and the law `fitted` through them, both axes logarithmic."""
     shown = table[_distinct(x, y, "fitted")].sort_values(x)
     scale = alt.Scale(type="log", nice=False, padding=8)
-    base = alt.Chart().encode(
-        x=alt.X(f"{x}:Q", scale=scale, title=titles[0], axis=_amounts(shown[x]))
-    )
 
     def over(field: str) -> alt.Y:
         return alt.Y(f"{field}:Q", scale=scale, title=titles[1], axis=_amounts(shown[y]))
 
+    x_axis = alt.X(f"{x}:Q", scale=scale, title=titles[0], axis=_amounts(shown[x]))
+    base = alt.Chart().encode(x=x_axis)
     line = base.mark_line(style="chance").encode(y=over("fitted"))
     points = base.mark_circle(size=45, opacity=0.75)
-    points = points.encode(y=over(y), tooltip=_numbers(*_distinct(x, y, "fitted")))
-    return alt.layer(
-        line,
-        points,
-        data=shown,
-        width="container",
-        height=190,
-        description=f"{titles[1]} against {titles[0]}.",
-    )
+    points = points.encode(y=over(y), tooltip=_tooltips(":Q", x, y, "fitted"))
+    return layered([line, points], shown, 190, f"{titles[1]} against {titles[0]}.")
 
 
-def _by_rows(layers: Sequence[Any], shown: pd.DataFrame, y: str, title: str) -> Chart:
-    height = max(_ROW_HEIGHT * shown[y].nunique(), 60)
-    return alt.layer(*layers, data=shown, width="container", height=height, description=title)
+def _height(rows: pd.Series) -> int:
+    return max(_ROW_HEIGHT * rows.nunique(), 60)
 
 
 def _distinct(*names: str) -> list[str]:
     return [name for name in dict.fromkeys(names) if name]
 
 
-def _numbers(*fields: str) -> list[alt.Tooltip]:
-    return [alt.Tooltip(f"{field}:Q", format=".4~g") for field in fields]
+def _tooltips(kind: str, *fields: str) -> list[alt.Tooltip]:
+    number = {"format": ".4~g"} if kind == ":Q" else {}
+    return [alt.Tooltip(f"{field}{kind}", **number) for field in _distinct(*fields)]
 
 
 def _amounts(values: pd.Series) -> alt.Axis:
     """An axis that counts in K, M, B, and large FLOPs as powers of ten."""
-    if values.max() > 1e15:
-        return alt.Axis(labelExpr="replace(format(datum.value, '~e'), 'e+', 'e')")
     if values.max() < 1000:
         return alt.Axis(format="~g")
-    return alt.Axis(labelExpr=_COUNT)
-
-
-def _angle(names: pd.Series) -> int:
-    """Long or many names stand at an angle, so that none is left out."""
-    words = names.astype(str).drop_duplicates()
-    return -50 if len(words) > 6 or words.str.len().max() > 14 else 0
+    return alt.Axis(labelExpr=FLOPS_LABEL if values.max() > 1e15 else COUNT_LABEL)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import altair as alt
@@ -17,6 +17,18 @@ from jaxllm.report.theme import chart_config
 Chart = alt.LayerChart | alt.FacetChart | alt.ConcatChart
 
 _SUBTITLE_WIDTH = 105  # letters
+
+
+def layered(layers: Sequence[Any], data: pd.DataFrame, height: int, description: str) -> Chart:
+    """Chart of layers over the same data, as wide as its place on the page."""
+    return alt.layer(*layers, data=data, width="container", height=height, description=description)
+
+
+def reference_line(channel: str, name: str, value: float, axis: alt.Axis) -> alt.Chart:
+    """Dashed line at a `value` of the `channel`, "x" or "y"."""
+    encoding = {"x": alt.X, "y": alt.Y}[channel](f"{name}:Q", axis=axis)
+    rule = alt.Chart(alt.InlineData(values=[{name: value}])).mark_rule(style="chance")
+    return rule.encode(**{channel: encoding})
 
 
 def split(chart: alt.TopLevelMixin) -> tuple[dict[str, Any], dict[str, pd.DataFrame]]:
@@ -44,8 +56,7 @@ def split(chart: alt.TopLevelMixin) -> tuple[dict[str, Any], dict[str, pd.DataFr
 
 def series(spec: Mapping[str, Any]) -> tuple[str, list[str]]:
     """The field that the colours of a specification stand for and its values, in their order."""
-    for layer in _layers(spec):
-        colour = layer.get("encoding", {}).get("color", {})
+    for colour in _colours(spec):
         if colour.get("type") == "nominal" and colour.get("scale", {}).get("domain"):
             return colour["field"], colour["scale"]["domain"]
     return "", []
@@ -53,7 +64,7 @@ def series(spec: Mapping[str, Any]) -> tuple[str, list[str]]:
 
 def picture(
     chart: alt.TopLevelMixin,
-    title: str = "",
+    title: str,
     sentence: str = "",
     *,
     palette: str = "series",
@@ -90,9 +101,10 @@ def failure(title: str, error: Exception) -> str:
     return f"This chart could not be drawn: {reason}."
 
 
-def _layers(spec: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def _colours(spec: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     for panel in spec.get("concat", [spec]):
-        yield from panel.get("layer", [panel])
+        for layer in panel.get("layer", [panel]):
+            yield layer.get("encoding", {}).get("color", {})
 
 
 def _add_legend(spec: dict[str, Any]) -> None:
@@ -100,10 +112,9 @@ def _add_legend(spec: dict[str, Any]) -> None:
     field, names = series(spec)
     seen = {row.get(field) for table in spec["datasets"].values() for row in table}
     values = [name for name in names if name in seen]
-    if len(values) < 2:
-        return
-    legend = {"orient": "bottom", "title": None, "columns": 4, "labelLimit": 300, "values": values}
-    for layer in _layers(spec):
-        if "legend" in (colour := layer.get("encoding", {}).get("color", {})):
-            colour["legend"] = legend
-    spec.setdefault("resolve", {})["scale"] = {"color": "shared"}
+    if len(values) > 1:
+        legend = {"orient": "bottom", "title": None, "columns": 4, "labelLimit": 300}
+        for colour in _colours(spec):
+            if "legend" in colour:
+                colour["legend"] = {**legend, "values": values}
+        spec.setdefault("resolve", {})["scale"] = {"color": "shared"}

@@ -17,11 +17,16 @@ import pandas as pd
 
 from jaxllm.analysis.curves import is_share
 from jaxllm.report.charts.axes import Axis
-from jaxllm.report.charts.specs import Chart
+from jaxllm.report.charts.specs import Chart, layered, reference_line
 from jaxllm.report.numbers import metric_name, with_error
 from jaxllm.report.theme import DISTINCT
 
 _CLOCKS = ["step", "tokens", "flops", "loss"]
+_CLOCK_TOOLTIPS = [
+    alt.Tooltip("step:Q", format=",d"),
+    alt.Tooltip("tokens:Q", format=".3~s"),
+    alt.Tooltip("flops:Q", title="FLOPs", format=".2e"),
+]
 
 
 def trajectory(points: pd.DataFrame, axis: Axis, series: Sequence[str]) -> Chart:
@@ -36,36 +41,37 @@ def trajectory(points: pd.DataFrame, axis: Axis, series: Sequence[str]) -> Chart
     y_scale = alt.Scale(domain=_value_range(points, share), nice=False, zero=False)
     y_axis = alt.Axis(format=".0%" if share else "~g", title=None)
     y = alt.Y("value:Q", scale=y_scale, axis=y_axis)
-    base = alt.Chart().encode(
-        x=_x(axis),
-        color=_colour(series),
-        detail=[alt.Detail("run:N"), alt.Detail("task_version:N")],
-    )
+    base = _base(axis, series, "run", "task_version")
     many = points.run.nunique() > DISTINCT  # their bands would hide each other
-    band = base.mark_area(opacity=0.16, clip=True).encode(
-        y=alt.Y("low:Q", scale=y_scale, axis=y_axis), y2=alt.Y2("high:Q")
-    )
     line = base.mark_line(strokeWidth=1.1 if many else 2, interpolate="linear", clip=True)
     dots = base.mark_circle(size=9 if many else 22, opacity=1)
-    onset = base.mark_point(style="onset", size=110, filled=False).encode(y=y, color=alt.Undefined)
     tooltip = [
         alt.Tooltip("value:Q", title=metric_name(metric), format=number),
         alt.Tooltip("low:Q", title="95% from", format=number),
         alt.Tooltip("high:Q", title="to", format=number),
         alt.Tooltip("n:Q", title="examples"),
     ]
-    hover = _hover(base, y, task, "run", tooltip)
-    layers = [line.encode(y=y), dots.encode(y=y), hover]
+    layers = [line.encode(y=y), dots.encode(y=y), _hover(base, y, task, "run", tooltip)]
     if not many:
-        onset = onset.transform_filter("datum.left_chance")
-        layers = [band, *layers[:2], onset, hover]
+        low = alt.Y("low:Q", scale=y_scale, axis=y_axis)
+        band = base.mark_area(opacity=0.16, clip=True).encode(y=low, y2=alt.Y2("high:Q"))
+        onset = base.mark_point(style="onset", size=110, filled=False)
+        onset = onset.encode(y=y, color=alt.Undefined).transform_filter("datum.left_chance")
+        layers = [band, *layers[:2], onset, *layers[2:]]
     chance = _finite(points.chance)
     if len(chance):
-        rule = alt.Chart(alt.InlineData(values=[{"chance": float(chance.iloc[-1])}]))
-        layers.insert(0, rule.mark_rule(style="chance").encode(y=alt.Y("chance:Q", axis=y_axis)))
+        layers.insert(0, reference_line("y", "chance", float(chance.iloc[-1]), y_axis))
     columns = ["run", "task", *_CLOCKS, "metric", "value", "stderr", "low", "high", "n", "chance",
                "left_chance", "series", "task_version"]  # fmt: skip
-    return _chart(layers, points[columns], 150, _description(points, metric))
+    valued = points.dropna(subset="value")
+    description = f"{task}: no values."
+    if len(valued):
+        last = valued.iloc[-1]
+        description = (
+            f"{task}, {metric_name(metric)}, {len(valued)} checkpoints, "
+            f"final {with_error(last.value, last.stderr, metric)}."
+        )
+    return layered(layers, points[columns], 150, description)
 
 
 def gains(shares: pd.DataFrame, order: Sequence[str], axis: Axis) -> Chart:
@@ -74,10 +80,10 @@ def gains(shares: pd.DataFrame, order: Sequence[str], axis: Axis) -> Chart:
     `shares` has, beside `share`, the start of each cell on every clock (`step_from`, …) and the
     final value as `final_text`; rows at chance stay blank. A dot marks where chance was left.
     """
-    y = alt.Y("task:N", sort=list(order), title=None,
-              axis=alt.Axis(labelLimit=150, domain=False, labelFontSize=12),
-              scale=alt.Scale(paddingInner=0.14))  # fmt: skip
-    base = alt.Chart().encode(y=y)
+    rows = alt.Axis(labelLimit=150, domain=False, labelFontSize=12)
+    spacing = alt.Scale(paddingInner=0.14)
+    y = alt.Y("task:N", sort=list(order), title=None, axis=rows, scale=spacing)
+    base = alt.Chart().encode(x=_x(axis), y=y)
     cells = base.mark_rect(cornerRadius=1).encode(
         x=_x(axis, f"{axis.field}_from"),
         x2=alt.X2(f"{axis.field}:Q"),
@@ -85,22 +91,21 @@ def gains(shares: pd.DataFrame, order: Sequence[str], axis: Axis) -> Chart:
         tooltip=[
             alt.Tooltip("task:N"),
             alt.Tooltip("domain:N"),
-            *_clock_tooltips(),
+            *_CLOCK_TOOLTIPS,
             alt.Tooltip("share:Q", title="share of its gain", format=".0%"),
             alt.Tooltip("value:Q", format=".3f"),
             alt.Tooltip("state:N", title="state"),
         ],
     )
     dots = base.mark_circle(style="onset-tick", size=70, opacity=1, strokeWidth=1.5)
-    dots = dots.encode(x=_x(axis)).transform_filter("datum.left_chance")
+    dots = dots.transform_filter("datum.left_chance")
     final = base.mark_text(style="row-value", align="left", dx=7)
-    final = final.encode(x=_x(axis), text=alt.Text("final_text:N"))
-    final = final.transform_filter("datum.is_last")
+    final = final.encode(text=alt.Text("final_text:N")).transform_filter("datum.is_last")
     columns = ["run", "task", "domain", *_CLOCKS, "value", "stderr", "share", "state",
                "left_chance", "final_text", "is_last", *(f"{c}_from" for c in _CLOCKS)]  # fmt: skip
     tasks = shares.task.nunique()
-    told = f"Share of the gain above chance of {tasks} tasks against {axis.title}."
-    return _chart([cells, dots, final], shares[columns], max(26 * tasks, 60), told)
+    description = f"Share of the gain above chance of {tasks} tasks against {axis.title}."
+    return layered([cells, dots, final], shares[columns], max(26 * tasks, 60), description)
 
 
 def curve(
@@ -109,20 +114,19 @@ def curve(
     """A logged quantity (`value`, by `series`) against the clock."""
     largest = points.value.abs().max()
     number = "~s" if largest >= 1000 else "~e" if largest < 0.01 else "~g"
-    label = f"datum.value == 0 ? '0' : format(datum.value, '{number}')"
-    y = alt.Y("value:Q", scale=alt.Scale(zero=False, nice=True),
-              axis=alt.Axis(labelExpr=label, title=None))  # fmt: skip
-    base = alt.Chart().encode(x=_x(axis), color=_colour(series))
+    labels = alt.Axis(
+        labelExpr=f"datum.value == 0 ? '0' : format(datum.value, '{number}')", title=None
+    )
+    y = alt.Y("value:Q", scale=alt.Scale(zero=False, nice=True), axis=labels)
+    base = _base(axis, series, "run", "series")
     count = points.series.nunique()
     # One point alone is no line.
     dots: Any = alt.OverlayMarkDef(size=20) if len(points) < 20 * count else False
-    line = base.mark_line(strokeWidth=1.6 if count < 3 else 1.2, clip=True, point=dots).encode(
-        y=y, detail=[alt.Detail("run:N"), alt.Detail("series:N")]
-    )
+    line = base.mark_line(strokeWidth=1.6 if count < 3 else 1.2, clip=True, point=dots)
     tooltip = [alt.Tooltip("value:Q", title=name, format=".4~g")]
-    hover = _hover(base, y, name, "series", tooltip)
+    layers = [line.encode(y=y), _hover(base, y, name, "series", tooltip)]
     shown = points[["run", "series", *_CLOCKS, "value"]]
-    return _chart([line, hover], shown, height, f"{name} against {axis.title}.")
+    return layered(layers, shown, height, f"{name} against {axis.title}.")
 
 
 def side_by_side(charts: Sequence[tuple[str, Chart]], columns: int) -> Chart:
@@ -135,8 +139,10 @@ def side_by_side(charts: Sequence[tuple[str, Chart]], columns: int) -> Chart:
     return alt.concat(*panels, columns=columns, spacing=spacing, bounds="flush")
 
 
-def _chart(layers: Sequence[Any], data: pd.DataFrame, height: int, description: str) -> Chart:
-    return alt.layer(*layers, data=data, width="container", height=height, description=description)
+def _base(axis: Axis, series: Sequence[str], *detail: str) -> alt.Chart:
+    colour = alt.Color("series:N", scale=alt.Scale(domain=list(series)), legend=None)
+    lines = [alt.Detail(f"{name}:N") for name in detail]
+    return alt.Chart().encode(x=_x(axis), color=colour, detail=lines)
 
 
 def _hover(
@@ -155,28 +161,13 @@ def _hover(
     return dots.encode(
         y=y,
         opacity=alt.OpacityValue(0, condition=seen),
-        tooltip=[alt.Tooltip(f"{owner}:N"), *_clock_tooltips(), *tooltip],
+        tooltip=[alt.Tooltip(f"{owner}:N"), *_CLOCK_TOOLTIPS, *tooltip],
     ).add_params(nearest)
 
 
 def _x(axis: Axis, field: str = "") -> alt.X:
-    return alt.X(
-        f"{field or axis.field}:Q",
-        scale=alt.Scale(**axis.scale),
-        axis=alt.Axis(**axis.axis, title=axis.title),
-    )
-
-
-def _colour(series: Sequence[str]) -> alt.Color:
-    return alt.Color("series:N", scale=alt.Scale(domain=list(series)), legend=None)
-
-
-def _clock_tooltips() -> list[alt.Tooltip]:
-    return [
-        alt.Tooltip("step:Q", format=",d"),
-        alt.Tooltip("tokens:Q", format=".3~s"),
-        alt.Tooltip("flops:Q", title="FLOPs", format=".2e"),
-    ]
+    scale, labels = alt.Scale(**axis.scale), alt.Axis(**axis.axis)
+    return alt.X(f"{field or axis.field}:Q", scale=scale, axis=labels)
 
 
 def _value_range(points: pd.DataFrame, share: bool) -> list[float]:
@@ -192,14 +183,3 @@ def _value_range(points: pd.DataFrame, share: bool) -> list[float]:
 
 def _finite(values: pd.Series) -> pd.Series:
     return values[np.isfinite(values)]
-
-
-def _description(points: pd.DataFrame, metric: str) -> str:
-    valid = points.dropna(subset="value")
-    if valid.empty:
-        return f"{points.task.iloc[0]}: no values."
-    last = valid.iloc[-1]
-    return (
-        f"{last.task}, {metric_name(metric)}, {len(valid)} checkpoints, "
-        f"final {with_error(last.value, last.stderr, metric)}."
-    )

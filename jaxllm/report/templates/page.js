@@ -36,7 +36,7 @@ function withAxis({ datasets, ...spec }, axis) {
     if (!x?.field) continue;
     x.field = axis.field + (x.field.endsWith("_from") ? "_from" : "");
     x.scale = axis.scale;
-    x.axis = { ...axis.axis, title: axis.title };
+    x.axis = axis.axis;
     if (x2) x2.field = axis.field;
   }
   return copy;
