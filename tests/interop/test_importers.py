@@ -13,7 +13,7 @@ from jaxllm.analysis.curves import curves
 from jaxllm.errors import UserError
 from jaxllm.interop.importers import open_source
 from jaxllm.interop.importers.pythia import PARAMS
-from jaxllm.interop.importers.table import family_of, size_in_name, to_frame
+from jaxllm.interop.importers.table import Settings, family_of, size_in_name, to_results
 from jaxllm.run.records import COLUMNS
 from tests.simulated_run import simulate
 
@@ -135,7 +135,7 @@ def test_pythia_directory_and_lines_agree(tmp_path) -> None:
         "pythia-1b-bf16": "pythia", "pythia-410m-v0": "pythia-v0", "pythia-70m-v0": "pythia-v0",
         "pythia-70m-0.25MtokBS": "pythia-0.25MtokBS",
     }  # fmt: skip
-    assert by_run.params["pythia-12b"] == PARAMS["12b"][0]
+    assert by_run.params["pythia-12b"] == PARAMS["12b"]
     assert by_run.shots["pythia-410m-v0"] == 5  # the folder says so, the file says 0
 
 
@@ -175,10 +175,9 @@ def test_whole_published_set_is_quick_and_complete(shared_data) -> None:
 def test_repeated_records(first, second, contradictions) -> None:
     row = {"run": "r", "family": "f", "params": 1, "step": 1, "tokens": 1, "flops": 6.0,
            "task": "arc_easy", "domain": "knowledge", "shots": 0, "metric": "accuracy"}  # fmt: skip
-    problems: list[str] = []
-    frame = to_frame([row | {"value": first}, row | {"value": second}], problems)
-    assert frame.value.tolist() == [second]
-    assert "1 record is repeated" in problems[0] and contradictions in problems[0]
+    results = to_results(Settings({}, ""), [row | {"value": v} for v in (first, second)], [])
+    assert results.records.value.tolist() == [second]
+    assert "1 record is repeated" in results.problems[0] and contradictions in results.problems[0]
 
 
 def test_csv_with_a_column_map(tmp_path) -> None:

@@ -21,14 +21,7 @@ from etils import epath
 
 from jaxllm.errors import UserError
 from jaxllm.interop.importers import known_tasks
-from jaxllm.interop.importers.table import (
-    COMMON,
-    Settings,
-    family_of,
-    from_rows,
-    named,
-    size_in_name,
-)
+from jaxllm.interop.importers.table import COMMON, Settings, to_results
 from jaxllm.run.records import COLUMNS, Results
 
 _NUMBERS = ("params", "step", "tokens", "flops", "shots", "value", "stderr", "n", "chance")
@@ -71,8 +64,11 @@ def read(path: epath.Path, settings: Settings) -> Results:
     empty = frame.value.isna()
     if empty.any():
         problems.append(f"{int(empty.sum())} of {len(frame)} entries have no value")
-    frame = _filled(frame, settings, problems)
-    return from_rows(settings, frame.to_dict("records"), problems)
+    frame = frame.assign(run=frame.run.astype(str), task=frame.task.astype(str))
+    if "metric" not in frame:
+        frame = _with_metric(frame)
+    frame = _with_clock(frame, settings.number("tokens_per_step"), problems)
+    return to_results(Settings({}, settings.where), frame, problems)  # the settings are applied
 
 
 def _table(path: epath.Path) -> pd.DataFrame:
@@ -125,43 +121,19 @@ def _evaluated(table: pd.DataFrame, expression: str, path: epath.Path) -> pd.Ser
     raise UserError(f"{path}: no column {expression}; it has {known}")
 
 
-def _filled(frame: pd.DataFrame, settings: Settings, problems: list[str]) -> pd.DataFrame:
-    """Fill in missing columns."""
-    frame = frame.assign(run=frame.run.astype(str), task=frame.task.astype(str))
-    if "metric" not in frame:
-        frame["metric"] = "accuracy"
-        split = frame.task.str.rpartition("/")
-        named_metric = split[2].isin(known_tasks.METRICS)
-        frame.loc[named_metric, "metric"] = split[2][named_metric].map(known_tasks.METRICS)
-        frame.loc[named_metric, "task"] = split[0][named_metric]
-    shots = frame["shots"].fillna(0).astype(int) if "shots" in frame else 0
-    known = frame.task.map(known_tasks.lookup)
-    frame = frame.assign(shots=shots)
-    frame["task"] = [named(task, k) for task, k in zip(frame.task, frame.shots, strict=True)]
-    if "domain" not in frame:
-        frame["domain"] = [facts.domain for facts in known]
-    if "chance" not in frame:
-        has = frame.metric.map(known_tasks.has_chance)
-        frame["chance"] = pd.Series([facts.chance for facts in known], frame.index).where(has)
-    if "params" not in frame:
-        frame["params"] = frame.run.map(size_in_name)
-    if "family" not in frame:
-        frame["family"] = frame.run.map(family_of)
+def _with_metric(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with a metric: `acc` of a task named `TASK/acc`, else accuracy."""
+    split = frame.task.str.rpartition("/")
+    named = split[2].isin(known_tasks.METRICS)
+    metric = split[2].map(known_tasks.METRICS).where(named, "accuracy")
+    return frame.assign(metric=metric, task=split[0].where(named, frame.task))
+
+
+def _with_clock(frame: pd.DataFrame, per_step: float, problems: list[str]) -> pd.DataFrame:
+    """The frame with tokens and steps, each from the other if it is missing."""
     if "tokens" not in frame:
-        per_step = settings.number("tokens_per_step")
         frame["tokens"] = frame["step"] * per_step if "step" in frame else math.nan
-    if "flops" not in frame:
-        frame["flops"] = 6.0 * frame.params * frame.tokens
     if "step" not in frame:
         frame["step"] = frame.groupby("run").tokens.rank(method="dense").fillna(0).astype(int)
         problems.append("the table has no step: the checkpoints of a run are counted from 1")
-    for column, setting in (("params", "params"), ("tokens", "tokens")):
-        if frame[column].isna().any():
-            runs = frame.run[frame[column].isna()].unique()
-            problems.append(f"{column} not known for {', '.join(runs[:3])}; map it as ?{setting}=")
-    if "primary" not in frame:
-        main = frame.groupby(["run", "task"]).metric.transform(
-            lambda metrics: known_tasks.primary_metric(list(dict.fromkeys(metrics)))
-        )
-        frame["primary"] = frame.metric == main
     return frame

@@ -15,7 +15,7 @@ import gzip
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from etils import epath
@@ -27,16 +27,19 @@ from jaxllm.interop.importers.table import (
     UNITS,
     Row,
     Settings,
-    family_of,
-    from_rows,
+    files_below,
     size_in_name,
-    task_columns,
+    to_results,
 )
 from jaxllm.run.records import Results
 
 _STEP = re.compile(r"(?:step|checkpoint|ckpt|iter)[-_=]?(\d+)", re.IGNORECASE)
 _TOKENS = re.compile(r"tokens?[-_=]?(\d+(?:\.\d+)?)([MBT])", re.IGNORECASE)
 _NO_METRICS = ("alias", "name", "samples", "sample_len", "sample_count")
+
+Json = dict[str, Any]
+# A result, its file and the settings -> the columns of its checkpoint; None for another model.
+Describe = Callable[[Json, str, Settings], Row | None]
 
 
 def read(path: epath.Path, settings: Settings) -> Results:
@@ -48,21 +51,34 @@ def read(path: epath.Path, settings: Settings) -> Results:
       UserError: there are no results.
     """
     settings.check((*COMMON, "step", "shots"))
+    return read_files(path, settings, _checkpoint, "lm-evaluation-harness")
+
+
+def read_files(path: epath.Path, settings: Settings, describe: Describe, source: str) -> Results:
+    """Read harness results as records, with the columns that `describe` gives for each file.
+
+    Raises:
+      UserError: there are no results of the `source`.
+    """
     problems: list[str] = []
     rows: list[Row] = []
-    for where, result in results(path, problems):
-        rows += _rows(result, where, settings, problems)
+    for where, result in _results(path, problems):
+        checkpoint = describe(result, where, settings)
+        if checkpoint is None:
+            problems.append(f"{where}: neither its path nor its model_args name a {source} model")
+        else:
+            rows += [row | checkpoint for row in _task_rows(result, where, problems)]
     if not rows:
-        raise UserError(f"{settings.where}: no results of lm-evaluation-harness are in it")
-    return from_rows(settings, rows, problems)
+        raise UserError(f"{settings.where}: no results of {source} are in it")
+    return to_results(settings, rows, problems)
 
 
-def results(path: epath.Path, problems: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _results(path: epath.Path, problems: list[str]) -> Iterator[tuple[str, Json]]:
     """Yield every harness result below `path` with its file, in the order of file names.
 
     Other JSON files are skipped; unreadable ones are added to `problems`.
     """
-    for file in _files(path):
+    for file in files_below(path, _is_result):
         try:
             data = file.read_bytes()
             text = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
@@ -83,104 +99,65 @@ def results(path: epath.Path, problems: list[str]) -> Iterator[tuple[str, dict[s
                 yield str(result.get("path", where)), result
 
 
-def _files(path: epath.Path) -> list[epath.Path]:
-    if not path.is_dir():
-        return [path]
-    found: list[epath.Path] = []
-    for entry in sorted(path.iterdir(), key=str):
-        if entry.is_dir():
-            found += _files(entry)
-        elif entry.name.endswith((".json", ".jsonl", ".json.gz", ".jsonl.gz")) and not (
-            entry.name.startswith(("samples_", "."))
-        ):
-            found.append(entry)
-    return found
+def _is_result(name: str) -> bool:
+    suffixes = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
+    return name.endswith(suffixes) and not name.startswith(("samples_", "."))
 
 
-def task_rows(result: dict[str, Any], shots: int | None, problems: list[str]) -> Iterator[Row]:
-    """The records of one result, without the columns of its run.
-
-    Args:
-      result: a harness result of either format.
-      shots: number of shots; None is that of the result.
-      problems: list to which a line is added for every value that is not a number.
-    """
+def _task_rows(result: Json, where: str, problems: list[str]) -> Iterator[Row]:
+    """The rows of one result, without the columns of its checkpoint."""
     for task, metrics in result["results"].items():
         if not isinstance(metrics, dict):
             continue
-        of_task = _shots(result, task) if shots is None else shots
         samples = ((result.get("n-samples") or {}).get(task) or {}).get("effective")
-        samples = metrics.get("sample_len", math.nan) if samples is None else samples
-        version = (result.get("versions") or {}).get(task, 1)
-        measured: dict[str, Row] = {}
+        common = {
+            "task": task, "shots": _shots(result, task),
+            "n": metrics.get("sample_len", math.nan) if samples is None else samples,
+            "task_version": str((result.get("versions") or {}).get(task, 1)),
+        }  # fmt: skip
         for key, value in metrics.items():
             name, _, variant = key.partition(",")
             if name.endswith("_stderr") or name in _NO_METRICS:
                 continue
             if not isinstance(value, int | float) or isinstance(value, bool):
-                problems.append(f"{task}: {key} is no number ({value!r})")
+                problems.append(f"{where}: {task}: {key} is no number ({value!r})")
                 continue
             stderr = metrics.get(f"{name}_stderr" + (f",{variant}" if variant else ""))
             metric = known_tasks.METRICS.get(name, name)
             if variant not in ("", "none"):
                 metric += "_" + variant.replace("-", "_")
-            measured[metric] = task_columns(task, of_task, metric) | {
-                "value": value, "n": samples, "task_version": str(version),
-                "stderr": stderr if isinstance(stderr, int | float) else math.nan,
-            }  # fmt: skip
-        if measured:
-            measured[known_tasks.primary_metric(list(measured))]["primary"] = True
-        yield from measured.values()
+            stderr = stderr if isinstance(stderr, int | float) else math.nan
+            yield common | {"metric": metric, "value": value, "stderr": stderr}
 
 
-def _shots(result: dict[str, Any], task: str) -> int:
+def _shots(result: Json, task: str) -> int:
     """Number of few-shot examples of a task; that of its subtasks for a group."""
     by_task = result.get("n-shot") or {}
-    parts = (result.get("group_subtasks") or {}).get(task) or [task]
-    for name in (task, *parts):
+    subtasks = (result.get("group_subtasks") or {}).get(task) or ()
+    for name in (task, *subtasks):
         if isinstance(by_task.get(name), int):
             return by_task[name]
-    given = (result.get("config") or {}).get("num_fewshot")
-    return given if isinstance(given, int) else 0
+    shots = (result.get("config") or {}).get("num_fewshot")
+    return shots if isinstance(shots, int) else 0
 
 
-def _rows(result: dict[str, Any], where: str, settings: Settings, problems: list[str]) -> list[Row]:
+def _checkpoint(result: Json, where: str, settings: Settings) -> Row:
     config = result.get("config") or {}
     arguments = config.get("model_args") or ""
-    said = arguments if isinstance(arguments, str) else json.dumps(arguments)
-    said = " ".join([said.replace("/", " / "), str(result.get("model_name", "")), where])
-    model = _model(arguments, result, where)
-    run = settings.text("run", model)
-    match = _STEP.search(said)
-    step = settings.number("step", float(match[1]) if match else math.nan)
-    params = float(config.get("model_num_parameters") or size_in_name(model))
-    tokens = settings.number("tokens_per_step") * step
-    if match := _TOKENS.search(said):
-        tokens = float(match[1]) * UNITS[match[2].lower()]
-    common = settings.checkpoint(
-        run, family_of(run), params, 0 if math.isnan(step) else step, tokens
-    )
-    for name, number, setting in (
-        ("the step", step, "step"), ("tokens seen", tokens, "tokens_per_step"),
-        ("the number of parameters", common["params"], "params"),
-    ):  # fmt: skip
-        line = f"{run}: {name} is not known; say it as ?{setting}=NUMBER"
-        if math.isnan(number) and line not in problems:
-            problems.append(line)
-    shots = settings.number("shots")
-    found: list[str] = []
-    rows = task_rows(result, None if math.isnan(shots) else int(shots), found)
-    filled = [common | row for row in rows]
-    problems += [f"{where}: {problem}" for problem in found]
-    return filled
-
-
-def _model(arguments: Any, result: dict[str, Any], where: str) -> str:
-    """The model's name: `pretrained=org/NAME`, `model_name`, or the file name."""
     if isinstance(arguments, dict):
         arguments = ",".join(f"{key}={value}" for key, value in arguments.items())
+    name = str(result.get("model_name") or "")
+    text = " ".join([arguments.replace("/", " / "), name, where])
+    match = _STEP.search(text)
+    step = settings.number("step", float(match[1]) if match else math.nan)
+    tokens = settings.number("tokens_per_step") * step
+    if match := _TOKENS.search(text):
+        tokens = float(match[1]) * UNITS[match[2].lower()]
+    # `pretrained=org/NAME`, `model_name`, or the file name
     match = re.search(r"(?:pretrained|model|path)=([^,]+)", arguments)
-    name = match[1] if match else str(result.get("model_name") or "") or where
-    name = re.split(r"[/\\]", name.rstrip("/"))[-1]
-    name = re.sub(r"\.jsonl?(\.gz)?(:\d+)?$", "", name)
-    return re.sub(r"[-_]?(?:step|checkpoint|ckpt|iter)[-_=]?\d+.*$", "", name) or "model"
+    model = re.split(r"[/\\]", (match[1] if match else name or where).rstrip("/"))[-1]
+    model = re.sub(r"\.jsonl?(\.gz)?(:\d+)?$", "", model)
+    model = re.sub(r"[-_]?(?:step|checkpoint|ckpt|iter)[-_=]?\d+.*$", "", model) or "model"
+    params = float(config.get("model_num_parameters") or size_in_name(model))
+    shots = {"shots": int(settings.number("shots"))} if "shots" in settings.values else {}
+    return {"run": model, "params": params, "step": step, "tokens": tokens, **shots}

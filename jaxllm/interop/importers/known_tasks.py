@@ -7,6 +7,7 @@ and no chance level, and the importer reports it.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
 
@@ -68,6 +69,7 @@ def canonical(task: str) -> str:
     return plain if plain in _TASKS else task
 
 
+@functools.cache
 def lookup(task: str) -> KnownTask:
     """The facts of a task, by its name or that of its benchmark."""
     name = canonical(task)

@@ -20,37 +20,30 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from etils import epath
 
-from jaxllm.errors import UserError
-from jaxllm.interop.importers.harness import results, task_rows
-from jaxllm.interop.importers.table import (
-    COMMON,
-    Row,
-    Settings,
-    family_of,
-    from_rows,
-    size_in_name,
-)
+from jaxllm.interop.importers import harness
+from jaxllm.interop.importers.table import COMMON, Row, Settings, family_of, size_in_name
 from jaxllm.run.records import Results
 
 TOKENS_PER_STEP = 2_097_152
 _TWICE_THE_BATCH = ("160m", "410m", "1.4b")  # in v0
 _BATCHES = {"0.25MtokBS": 2**18, "0.5MtokBS": 2**19, "1MtokBS": 2**20}
 
-# Total and non-embedding parameters, from the Pythia README.
-PARAMS: Mapping[str, tuple[int, int]] = {
-    "14m": (14_067_712, 1_189_888),
-    "31m": (30_494_720, 4_739_072),
-    "70m": (70_426_624, 18_915_328),
-    "160m": (162_322_944, 85_056_000),
-    "410m": (405_334_016, 302_311_424),
-    "1b": (1_011_781_632, 805_736_448),
-    "1.4b": (1_414_647_808, 1_208_602_624),
-    "2.8b": (2_775_208_960, 2_517_652_480),
-    "6.9b": (6_857_302_016, 6_444_163_072),
-    "12b": (11_846_072_320, 11_327_027_200),
+# Parameters, embeddings included, from the Pythia README.
+PARAMS: Mapping[str, int] = {
+    "14m": 14_067_712,
+    "31m": 30_494_720,
+    "70m": 70_426_624,
+    "160m": 162_322_944,
+    "410m": 405_334_016,
+    "1b": 1_011_781_632,
+    "1.4b": 1_414_647_808,
+    "2.8b": 2_775_208_960,
+    "6.9b": 6_857_302_016,
+    "12b": 11_846_072_320,
 }
 
 # Training tokens of the finished models: OPT (arXiv 2205.01068, 2.3 and appendix C), BLOOM
@@ -66,61 +59,48 @@ _SHOTS = {"zero": 0, "five": 5}
 
 
 def read(path: epath.Path, settings: Settings) -> Results:
-    """Read all runs at `path`; the settings are the common ones.
+    """Read all runs at `path`; `step` is that of files that do not state it.
 
     Raises:
       UserError: there are no results.
     """
-    settings.check(COMMON)
-    problems: list[str] = []
-    rows: list[Row] = []
-    for where, result in results(path, problems):
-        config = result.get("config") or {}
-        arguments = str(config.get("model_args") or "")
-        common = _run(where, arguments, result.get("step"), settings, problems)
-        if common is None:
-            problems.append(f"{where}: neither its path nor its settings name a Pythia model")
-            continue
-        match = re.search(r"(zero|five)-shot|\b(\d+)-?shot", where)
-        shots = None
-        if match:
-            shots = _SHOTS[match[1]] if match[1] else int(match[2])
-        found: list[str] = []
-        rows += [common | row for row in task_rows(result, shots, found)]
-        problems += [f"{where}: {problem}" for problem in found]
-    if not rows:
-        raise UserError(f"{settings.where}: no results of Pythia models are in it")
-    return from_rows(settings, rows, problems)
+    settings.check((*COMMON, "step"))
+    return harness.read_files(path, settings, _checkpoint, "Pythia")
 
 
-def _run(
-    where: str, arguments: str, given: object, settings: Settings, problems: list[str]
-) -> Row | None:
-    """The columns shared by all records of one file; None for a model outside the suite."""
-    match = _RUN.search(where) or _RUN.search(arguments)
+def _checkpoint(result: dict[str, Any], where: str, settings: Settings) -> Row | None:
+    arguments = str((result.get("config") or {}).get("model_args") or "")
     steps = _STEP.search(where.rsplit("/", 1)[-1]) or _STEP.search(arguments)
-    step = given if isinstance(given, int) else int(steps[1]) if steps else 0
-    if match is None:
-        return _finished(where, step, settings, problems)
+    step = result.get("step", int(steps[1]) if steps else settings.number("step"))
+    match = _RUN.search(where) or _RUN.search(arguments)
+    row = _trained(match, where, step, settings) if match else _finished(where, step)
+    shots = re.search(r"(zero|five)-shot|\b(\d+)-?shot", where)
+    if row and shots:
+        row["shots"] = _SHOTS[shots[1]] if shots[1] else int(shots[2])
+    return row
+
+
+def _trained(match: re.Match[str], where: str, step: float, settings: Settings) -> Row:
     size, rest = match["size"], match["rest"]
-    old = "-v0" if "pythia-v0" in where and not rest.endswith("-v0") else ""
-    params = PARAMS[size][0] if size in PARAMS else size_in_name(size)
-    batches = [tokens for name, tokens in _BATCHES.items() if rest == f"-{name}"]
-    twice = (old or rest.endswith("-v0")) and size in _TWICE_THE_BATCH
-    per_step = batches[0] if batches else TOKENS_PER_STEP * (2 if twice else 1)
-    # The published pythia-1b is the bfloat16 run: float16 diverged at this size.
-    family = family_of(f"pythia{rest.replace('-bf16', '')}{old}")
-    tokens = step * settings.number("tokens_per_step", per_step)
-    return settings.checkpoint(f"pythia-{size}{rest}{old}", family, params, step, tokens)
+    v0 = "pythia-v0" in where or rest.endswith("-v0")
+    rest = rest.removesuffix("-v0")
+    twice = 2 if v0 and size in _TWICE_THE_BATCH else 1
+    per_step = _BATCHES.get(rest.removeprefix("-"), TOKENS_PER_STEP * twice)
+    suffix = "-v0" if v0 else ""
+    return {
+        "run": f"pythia-{size}{rest}{suffix}",
+        # The published pythia-1b is the bfloat16 run: float16 diverged at this size.
+        "family": family_of(f"pythia{rest.replace('-bf16', '')}{suffix}"),
+        "params": PARAMS.get(size, size_in_name(size)),
+        "step": step,
+        "tokens": step * settings.number("tokens_per_step", per_step),
+    }
 
 
-def _finished(where: str, step: int, settings: Settings, problems: list[str]) -> Row | None:
+def _finished(where: str, step: float) -> Row | None:
     name = re.sub(r"\.jsonl?(\.gz)?(:\d+)?$", "", where.rsplit("/", 1)[-1])
-    family = name.split("-")[0]
-    params = size_in_name(name)
+    family, params = name.split("-")[0], size_in_name(name)
     if family not in _FINISHED or math.isnan(params):
         return None
-    line = f"{family}: only the finished models are there; their step is not known and stands as 0"
-    if line not in problems:
-        problems.append(line)
-    return settings.checkpoint(name, family, params, step, _FINISHED[family])
+    tokens = _FINISHED[family]
+    return {"run": name, "family": family, "params": params, "step": step, "tokens": tokens}

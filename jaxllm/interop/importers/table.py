@@ -1,30 +1,40 @@
-"""Common parts of the importers: settings, and conversion of rows to a trajectory table."""
+"""What the importers share: settings, files, and the completion of rows to a trajectory table."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
+from etils import epath
 
 from jaxllm.errors import UserError
 from jaxllm.interop.importers import known_tasks
 from jaxllm.run.records import COLUMNS, Record, Results
 
-_SIZE = re.compile(r"(?<![a-zA-Z0-9.])(\d+(?:\.\d+)?)([mb])(\d?)(?![a-zA-Z0-9])", re.IGNORECASE)
+COMMON = ("run", "family", "params", "tokens_per_step")  # settings of every kind
+# Column -> the problem of a source that does not state it, for some runs.
+NOT_KNOWN = {
+    "step": "step not known for {}: set ?step=",
+    "tokens": "tokens not known for {}: set ?tokens_per_step=, or ?tokens= of a CSV file",
+    "params": "parameters not known for {}: set ?params=",
+}
 UNITS = {"k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
+_SIZE = re.compile(r"(?<![a-zA-Z0-9.])(\d+(?:\.\d+)?)([mb])(\d?)(?![a-zA-Z0-9])", re.IGNORECASE)
 _TEXTS = ("run", "family", "task", "domain", "metric", "task_version", "status")
 _INTEGERS = ("params", "step", "tokens", "shots", "n")
+_FLOATS = ("value", "stderr", "chance", "flops", "seconds")
 
 Row = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """The settings after `?`."""
+    """The settings `values` of a source; `where` is the source as the user wrote it."""
 
     values: Mapping[str, str]
     where: str
@@ -55,92 +65,97 @@ class Settings:
         for name in self.values.keys() - set(known):
             raise UserError(f"{self.where}: no setting {name}; known: {', '.join(known)}")
 
-    def checkpoint(
-        self, run: str, family: str, params: float, step: float, tokens: float
-    ) -> dict[str, Any]:
-        """The columns shared by all records of a checkpoint; settings override the arguments."""
-        params = self.number("params", params)
-        return {
-            "run": self.text("run", run), "family": self.text("family", family), "params": params,
-            "step": step, "tokens": tokens, "flops": 6.0 * params * tokens,
-        }  # fmt: skip
+
+def files_below(path: epath.Path, matches: Callable[[str], bool]) -> list[epath.Path]:
+    """`path` if it is a file, or the files below it whose names match; a directory's own first."""
+    if not path.is_dir():
+        return [path]
+    entries = sorted(path.iterdir(), key=str)
+    files = [entry for entry in entries if matches(entry.name) and not entry.is_dir()]
+    return files + [f for entry in entries if entry.is_dir() for f in files_below(entry, matches)]
 
 
-# The training metrics of a source without any.
-_NO_METRICS = pd.DataFrame({"run": pd.Series(dtype=str), "step": pd.Series(dtype="int64")})
-
-# Settings of every kind.
-COMMON = ("run", "family", "params", "tokens_per_step")
+def _first(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
 
 
-def to_frame(rows: Iterable[Mapping[str, Any]], problems: list[str]) -> pd.DataFrame:
-    """Convert rows of a source to a trajectory table without duplicates.
+def to_results(
+    settings: Settings,
+    rows: Iterable[Row] | pd.DataFrame,
+    problems: list[str],
+    metrics: pd.DataFrame | None = None,
+) -> Results:
+    """Complete the rows of a source to trajectory records, without duplicates.
 
-    Missing fields get the defaults of `Record`; a missing n is derived from the standard error of
-    an accuracy, se² = p(1 - p)/(n - 1), the harness' formula. Of records that agree in run, task,
-    step, metric and version the last one wins; contradictory values are reported.
+    Rows have a run, step, task, metric and value. The settings run, family and params override
+    theirs; columns that no row has are filled in (`_ABSENT`, then the defaults of `Record`). A
+    missing n is derived from the standard error of an accuracy, se² = p(1 - p)/(n - 1), the
+    harness' formula. Of records that agree in run, task, step, metric and version the last one
+    wins; contradictory values are reported.
     """
+    if metrics is None:
+        metrics = pd.DataFrame({"run": pd.Series(dtype=str), "step": pd.Series(dtype="int64")})
     frame = pd.DataFrame(rows)
     if frame.empty:
-        return pd.DataFrame(columns=COLUMNS)
+        frame = pd.DataFrame(columns=COLUMNS)
+    else:
+        frame = _without_duplicates(_typed(_completed(frame, settings, problems)), problems)
+    return Results(settings.where, frame, metrics, tuple(dict.fromkeys(problems)))
+
+
+def _completed(frame: pd.DataFrame, settings: Settings, problems: list[str]) -> pd.DataFrame:
+    for name in settings.values.keys() & {"run", "family"}:
+        frame[name] = settings.text(name)
+    if "params" in settings.values:
+        frame["params"] = settings.number("params")
+    for name, fill in _ABSENT.items():
+        if name not in frame:
+            frame[name] = fill(frame)
+    shots = frame["shots"].fillna(0).astype(int)
+    frame["task"] = [_named(task, n) for task, n in zip(frame.task, shots, strict=True)]
+    for name, message in NOT_KNOWN.items():
+        if frame[name].isna().any():
+            runs = frame.run[frame[name].isna()].unique()
+            problems.append(message.format(_first(list(runs))))
+    frame["step"] = frame["step"].fillna(0)
+    unknown = sorted(frame.task[frame.domain == known_tasks.OTHER].unique())
+    if unknown:
+        problems.append(f"no domain and no chance level are known for {_first(unknown)}")
+    return frame
+
+
+def _typed(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with every column of `Record`, in its type; integers with NaN become floats."""
     for field in dataclasses.fields(Record):
         default = None if field.default is dataclasses.MISSING else field.default
         if field.name not in frame:
             frame[field.name] = default
         elif default is not None:
             frame[field.name] = frame[field.name].where(frame[field.name].notna(), default)
-    for name in ("value", "stderr", "chance", "flops", "seconds"):
+    for name in _FLOATS:
         frame[name] = pd.to_numeric(frame[name], errors="coerce").astype("float64")
-    frame = frame.astype(dict.fromkeys(_TEXTS, str))
-    frame["primary"] = frame["primary"].astype(bool)
+    frame = frame.astype(dict.fromkeys(_TEXTS, str)).astype({"primary": bool})
     frame["n"] = _examples(frame)
     for name in _INTEGERS:
         numbers = pd.to_numeric(frame[name], errors="coerce")
         frame[name] = numbers.astype("float64" if numbers.isna().any() else "int64")
+    return frame[list(COLUMNS)].copy()
+
+
+def _without_duplicates(frame: pd.DataFrame, problems: list[str]) -> pd.DataFrame:
     key = ["run", "task", "step", "metric", "task_version"]
-    repeated = frame.duplicated(key, keep=False)
-    if repeated.any():
-        again = frame[repeated].groupby(key, sort=False, dropna=False).value
-        first = frame[repeated].iloc[0]
-        count = int(frame.duplicated(key).sum())
+    repeated = frame[frame.duplicated(key, keep=False)]
+    if len(repeated):
+        first, count = repeated.iloc[0], int(frame.duplicated(key).sum())
+        differing = repeated.groupby(key, sort=False, dropna=False).value.nunique() > 1
         problems.append(
             f"{count:,} {'record is' if count == 1 else 'records are'} repeated (first: "
-            f"{first.task} of {first.run} at step {first.step:,.0f}), "
-            f"{int((again.nunique() > 1).sum()):,} of them with another value; the last one read "
-            "is used"
+            f"{first.task} of {first.run} at step {first.step:,.0f}), {int(differing.sum()):,} of "
+            "them with another value; the last one read is used"
         )
         frame = frame.drop_duplicates(key, keep="last")
-    unknown = sorted(frame.task[frame.domain == known_tasks.OTHER].unique())
-    if unknown:
-        more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
-        problems.append(
-            f"no domain and no chance level are known for {', '.join(unknown[:3])}{more}"
-        )
-    return frame[list(COLUMNS)].sort_values(["run", "step", "task", "metric"], ignore_index=True)
-
-
-def from_rows(
-    settings: Settings, rows: Iterable[Mapping[str, Any]], problems: list[str]
-) -> Results:
-    """The results of a source without training metrics, from its records."""
-    frame = to_frame(rows, problems)
-    return Results(settings.where, frame, _NO_METRICS, tuple(problems))
-
-
-def task_columns(task: str, shots: int, metric: str) -> Row:
-    """The columns of a task and metric, except the value."""
-    known = known_tasks.lookup(task)
-    chance = known.chance if known_tasks.has_chance(metric) else math.nan
-    return {
-        "task": named(task, shots), "domain": known.domain, "shots": shots, "metric": metric,
-        "chance": chance, "primary": False,
-    }  # fmt: skip
-
-
-def named(task: str, shots: int) -> str:
-    """The task's name in the table, which includes the number of shots unless it is 0."""
-    name = known_tasks.canonical(task)
-    return f"{name} {shots}-shot" if shots > 0 else name
+    return frame.sort_values(["run", "step", "task", "metric"], ignore_index=True)
 
 
 def _examples(frame: pd.DataFrame) -> pd.Series:
@@ -152,6 +167,40 @@ def _examples(frame: pd.DataFrame) -> pd.Series:
     return n.where(n > 0, derived).fillna(usual.where(n == 0)).fillna(n).clip(lower=0)
 
 
+def _chance(frame: pd.DataFrame) -> pd.Series:
+    chance = frame.task.map(lambda task: known_tasks.lookup(task).chance)
+    return chance.where(frame.metric.map(known_tasks.has_chance))
+
+
+def _primary(frame: pd.DataFrame) -> pd.Series:
+    """Whether a row's metric is the primary one of those measured in its run and task."""
+    keys = ["run", "task", "shots"]
+    metrics = frame[[*keys, "metric"]].drop_duplicates().groupby(keys).metric.agg(list)
+    primary = metrics.map(known_tasks.primary_metric)
+    return frame.metric == primary.reindex(pd.MultiIndex.from_frame(frame[keys])).to_numpy()
+
+
+# Columns that a source may lack -> their values.
+_ABSENT: Mapping[str, Callable[[pd.DataFrame], Any]] = {
+    "shots": lambda frame: 0,
+    "domain": lambda frame: frame.task.map(lambda task: known_tasks.lookup(task).domain),
+    "chance": _chance,
+    "params": lambda frame: frame.run.map(size_in_name),
+    "family": lambda frame: frame.run.map(family_of),
+    "tokens": lambda frame: math.nan,
+    "flops": lambda frame: 6.0 * frame.params * frame.tokens,
+    "primary": _primary,
+}
+
+
+@functools.cache
+def _named(task: str, shots: int) -> str:
+    """The task's name in the table, which includes the number of shots unless it is 0."""
+    name = known_tasks.canonical(task)
+    return f"{name} {shots}-shot" if shots > 0 else name
+
+
+@functools.cache
 def size_in_name(name: str) -> float:
     """The size in a model's name, "opt-1.3b" -> 1.3e9; NaN if there is none."""
     match = _SIZE.search(name)
@@ -161,6 +210,7 @@ def size_in_name(name: str) -> float:
     return number * UNITS[match[2].lower()]
 
 
+@functools.cache
 def family_of(run: str) -> str:
     """A run's name without its size: the runs of a suite differ only in that."""
     short = _SIZE.sub("", run)

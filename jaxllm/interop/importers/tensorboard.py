@@ -22,12 +22,12 @@ from jaxllm.errors import UserError
 from jaxllm.interop.importers import known_tasks
 from jaxllm.interop.importers.table import (
     COMMON,
+    NOT_KNOWN,
     Row,
     Settings,
-    family_of,
+    files_below,
     size_in_name,
-    task_columns,
-    to_frame,
+    to_results,
 )
 from jaxllm.run.records import Results
 
@@ -55,54 +55,54 @@ def read(path: epath.Path, settings: Settings) -> Results:
         if tag:
             scalars[f"train/{name}"] = scalars.pop(tag)
     run = settings.text("run", path.parent.name if path.name == "tensorboard" else path.name)
-    params = settings.number("params", size_in_name(run))
-    per_step = settings.number("tokens_per_step")
-    logged, rows = {}, []
+    logged: dict[str, pd.Series] = {}
+    rows: list[Row] = []
     domains = {p[2]: p[1] for p in (tag.split("/", 2) for tag in scalars) if p[0] == "capability"}
     for tag, series in scalars.items():
         if task := _task(tag, settings.text("tasks"), domains):
-            rows += [task | {"step": step, "value": value} for step, value in series.items()]
+            rows += [task | {"run": run, "step": step, "value": v} for step, v in series.items()]
         else:
             logged[tag.removeprefix("train/")] = series
     metrics = pd.DataFrame(logged).rename_axis("step").reset_index()
+    per_step = settings.number("tokens_per_step")
     if math.isfinite(per_step) or "tokens" not in metrics:
         metrics["tokens"] = metrics["step"] * per_step
     if "flops" not in metrics:
+        params = settings.number("params", size_in_name(run))
         metrics["flops"] = 6.0 * params * metrics["tokens"]
     if metrics["tokens"].isna().all():
-        problems.append(f"{run}: tokens are not known; say ?tokens_per_step=NUMBER")
+        problems.append(NOT_KNOWN["tokens"].format(run))
     per_token = float((metrics["flops"] / metrics["tokens"]).median())
     clock = metrics.dropna(subset="tokens").set_index("step")["tokens"]
     for row in rows:
         # A checkpoint is scored at a logged step or slightly after it.
-        tokens = row["step"] * per_step
-        if math.isnan(tokens) and len(known := clock[clock.index <= row["step"]]):
-            tokens = known.iloc[-1] * (row["step"] / known.index[-1] if known.index[-1] else 1.0)
-        row |= settings.checkpoint(run, family_of(run), params, row["step"], tokens)
-        row["flops"] = per_token * tokens
-    records = to_frame(rows, problems)
-    return Results(settings.where, records, metrics.assign(run=run), tuple(problems))
+        row["tokens"] = row["step"] * per_step
+        known = clock[clock.index <= row["step"]]
+        if math.isnan(per_step) and len(known):
+            last = known.index[-1]
+            row["tokens"] = known.iloc[-1] * (row["step"] / last if last else 1.0)
+        row["flops"] = per_token * row["tokens"]
+    return to_results(settings, rows, problems, metrics.assign(run=run))
 
 
 def _task(tag: str, prefix: str, domains: Mapping[str, str]) -> Row | None:
-    """The task columns of a tag; None for a training metric."""
-    parts = tag.split("/")
-    if parts[0] == "capability" and len(parts) > 2:
-        task = "/".join(parts[2:])
-        known = known_tasks.lookup(task)
+    """The columns of a task and metric that a tag states; None for a training metric."""
+    kind, *names = tag.split("/")
+    if kind == "capability" and len(names) > 1:
+        task = "/".join(names[1:])
         # Our tags of primary metrics do not name the metric.
-        metric = "accuracy" if math.isfinite(known.chance) else "score"
-        return task_columns(task, 0, metric) | {"domain": parts[1], "primary": True}
-    if parts[0] == "evaluation" and len(parts) > 2:
-        task = "/".join(parts[1:-1])
-        row = task_columns(task, 0, parts[-1])
-        return row | {"domain": domains.get(task, row["domain"])}
+        metric = "accuracy" if math.isfinite(known_tasks.lookup(task).chance) else "score"
+        return {"task": task, "metric": metric, "domain": names[0], "primary": True}
+    if kind == "evaluation" and len(names) > 1:
+        task = "/".join(names[:-1])
+        domain = domains.get(task, known_tasks.lookup(task).domain)
+        return {"task": task, "metric": names[-1], "domain": domain, "primary": False}
     if not prefix or not tag.startswith(prefix):
         return None
-    inner = tag.removeprefix(prefix).strip("/").split("/")
-    said = _METRICS.get(inner[-1]) if len(inner) > 1 else None
-    task = "/".join(inner[:-1] if said else inner)
-    return task_columns(task, 0, said or "accuracy") | {"primary": said in (None, "accuracy")}
+    *names, last = tag.removeprefix(prefix).strip("/").split("/")
+    if names and last in _METRICS:
+        return {"task": "/".join(names), "metric": _METRICS[last]}
+    return {"task": "/".join([*names, last]), "metric": "accuracy"}
 
 
 def _scalars(path: epath.Path) -> tuple[dict[str, pd.Series], list[str]]:
@@ -112,7 +112,7 @@ def _scalars(path: epath.Path) -> tuple[dict[str, pd.Series], list[str]]:
     """
     problems: list[str] = []
     found: dict[str, dict[int, float]] = {}
-    for file in _files(path):
+    for file in files_below(path, lambda name: "tfevents" in name):
         parent = os.path.relpath(str(file.parent), str(path)) if path.is_dir() else "."
         folder = "" if parent == "." else f"{parent}/"
         problems += _add_scalars(file, folder, found)
@@ -160,11 +160,3 @@ def _add_scalars(
             else:
                 continue
             found.setdefault(folder + value.tag, {})[event.step] = number
-
-
-def _files(path: epath.Path) -> list[epath.Path]:
-    if not path.is_dir():
-        return [path]
-    entries = sorted(path.iterdir(), key=str)
-    own = [entry for entry in entries if "tfevents" in entry.name and not entry.is_dir()]
-    return own + [file for entry in entries if entry.is_dir() for file in _files(entry)]
