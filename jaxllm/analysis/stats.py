@@ -10,6 +10,8 @@ import numpy.typing as npt
 from scipy import stats
 
 Array = npt.NDArray[np.float64]
+Interval = tuple[float, float, float]
+"""Estimate, low, high."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,21 +50,20 @@ class Line:
 
     def p_trend(self) -> float:
         """p-value of the null hypothesis slope = 0."""
-        return float(2 * stats.t.sf(abs(self._t(0.0)), self.dof))
+        return 2 * min(self.p_below(0.0), self.p_above(0.0))
 
     def half_interval(self, level: float = 0.95) -> float:
         """Half the width of the two-sided interval of the slope."""
-        return float(stats.t.ppf((1 + level) / 2, self.dof)) * self.stderr
+        return self._quantile(level) * self.stderr
 
-    def gain(self, further: float, level: float = 0.9) -> tuple[float, float, float]:
-        """Change of the value over `further` units of x: estimate, low, high.
-
-        The interval is a prediction interval of a new measurement, at `level`.
-        """
+    def gain(self, further: float, level: float = 0.9) -> Interval:
+        """Change over `further` units of x, with the prediction interval of a new y."""
         expected = self.slope * further
-        error = math.hypot(self.stderr * further, self.scatter)
-        half = float(stats.t.ppf((1 + level) / 2, self.dof)) * error
+        half = self._quantile(level) * math.hypot(self.stderr * further, self.scatter)
         return expected, expected - half, expected + half
+
+    def _quantile(self, level: float) -> float:
+        return float(stats.t.ppf((1 + level) / 2, self.dof))
 
     def _t(self, bound: float) -> float:
         difference = self.slope - bound
@@ -79,21 +80,16 @@ def line_fit(
     fewest: int = 2,
     noise: float = 0.0,
 ) -> Line | None:
-    """Fit a line to the finite points by weighted least squares.
+    """Fit a line to the finite ones of n points by weighted least squares.
 
     In closed form: `scipy.stats.linregress` has no weights, and statsmodels' WLS is 30 times
-    slower, which matters over the thousands of fits of a large report.
-
-    Args:
-      x: [n].
-      y: [n].
-      weights: [n] inverse variances up to a factor, or counts; None for equal weights.
-      fewest: minimum number of points.
-      noise: known standard error of every y, a lower bound of the scatter.
+    slower, which matters over the thousands of fits of a large report. `weights` are inverse
+    variances up to a factor, or counts; `noise`, the known standard error of every y, is a lower
+    bound of the scatter.
 
     Returns:
-      The line; None for fewer points, or where all x are equal. Without degrees of freedom (two
-      points) the errors are NaN.
+      The line; None for less than `fewest` points, or where all x are equal. Without degrees of
+      freedom (two points) the errors are NaN.
     """
     points = np.array([x, y, np.ones_like(x, float) if weights is None else weights], np.float64)
     points = points[:, np.isfinite(points).all(axis=0) & (points[2] > 0)]
@@ -107,11 +103,9 @@ def line_fit(
     slope = float(w @ (dx * dy)) / spread
     dof = count - 2
     squares = float(w @ (dy - slope * dx) ** 2)
-    scatter = max(math.sqrt(squares / dof), max(noise, 0.0)) if dof else math.nan
-    return Line(
-        slope, scatter / math.sqrt(spread), scatter, dof, (float(center_x), float(center_y)),
-        end=float(center_y + slope * dx.max()), span=float(np.ptp(dx)),
-    )  # fmt: skip
+    scatter = max(math.sqrt(squares / dof), noise) if dof else math.nan
+    center, end = (float(center_x), float(center_y)), float(center_y + slope * dx.max())
+    return Line(slope, scatter / math.sqrt(spread), scatter, dof, center, end, float(np.ptp(dx)))
 
 
 def false_discovery(p_values: npt.ArrayLike) -> Array:
