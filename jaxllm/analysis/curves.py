@@ -13,16 +13,13 @@ import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
+from jaxllm.analysis.stats import Array
 from jaxllm.run.records import COLUMNS, OK
 
-Array = npt.NDArray[np.float64]
-
-KEY = ["run", "task", "shots", "metric", "task_version"]
-"""What two values have to agree in before they are of one curve."""
-
+_CURVE = ["run", "task", "shots", "metric", "task_version"]
+_REPEATED = "repeated records: the last of each is used."
 _LOWER_IS_BETTER = ("bits_per_byte", "perplexity", "loss", "brier", "nll", "error")
 _SHARES = ("accuracy", "exact_match", "probability", "f1")
 
@@ -44,27 +41,14 @@ def of_metric(test: Callable[[str], bool], metrics: pd.Series) -> pd.Series:
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """One curve of P points, ordered by tokens.
+    """One curve of P points, ordered by tokens; fields as in `Record`.
 
     Attributes:
-      run: name of the run.
-      task: name of the task.
-      shots: number of few-shot examples.
-      metric: name of the metric.
-      task_version: version of the task.
-      domain: domain of the task.
-      family: suite of the run.
-      params: parameter count of the model; NaN where unknown.
-      steps: [P] steps.
-      tokens: [P] tokens seen; ascending, NaN where unknown.
-      flops: [P] training FLOPs.
+      steps, tokens, flops: [P], NaN where unknown.
       values: [P] the metric, finite.
-      stderr: [P] standard errors of `values`; NaN where unknown.
       scores: [P] scores of `values`, higher is better.
-      score_stderr: [P] standard errors of `scores`.
-      chance: chance level; NaN where there is none.
-      chance_score: score of the chance level.
-      n: number of examples.
+      stderr, score_stderr: [P] standard errors of both; NaN where unknown.
+      chance, chance_score: chance level and its score; NaN where there is none.
     """
 
     run: str
@@ -73,8 +57,10 @@ class Curve:
     metric: str
     task_version: str
     domain: str
-    family: str
     params: float
+    chance: float
+    chance_score: float
+    n: int
     steps: Array
     tokens: Array
     flops: Array
@@ -82,9 +68,6 @@ class Curve:
     stderr: Array
     scores: Array
     score_stderr: Array
-    chance: float
-    chance_score: float
-    n: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,23 +94,14 @@ class Curves:
         return len(self.table)
 
     def __iter__(self) -> Iterator[Curve]:
-        steps, tokens, flops, values, stderr, scores, score_stderr = (
-            self.points[name].to_numpy(np.float64)
-            for name in ("step", "tokens", "flops", "value", "stderr", "score", "score_stderr")
-        )
+        names = ["step", "tokens", "flops", "value", "stderr", "score", "score_stderr"]
+        arrays = self.points[names].to_numpy(np.float64).T.copy()
+        fields = self.table[[*_CURVE, "domain", "params", "chance", "chance_score", "n"]]
+        fields = fields.assign(n=fields.n.astype(float).fillna(0).astype(int))
         end = 0
-        for last in self.table.itertuples():
-            of = slice(end, end := end + last.points)
-            yield Curve(
-                last.run, last.task, last.shots, last.metric, last.task_version, last.domain,
-                last.family, last.params, steps[of], tokens[of], flops[of], values[of], stderr[of],
-                scores[of], score_stderr[of], last.chance, last.chance_score,
-                int(last.n) if last.n > 0 else 0,
-            )  # fmt: skip
-
-    def select(self, keep: pd.Series | npt.NDArray[np.bool_], *notes: str) -> Curves:
-        """Curves of the points where `keep`, with further notes."""
-        return Curves(self.points[np.asarray(keep, bool)], (*self.notes, *notes))
+        for row, count in zip(fields.itertuples(index=False), self.table.points, strict=True):
+            start, end = end, end + count
+            yield Curve(*row, *arrays[:, start:end])
 
     def main(self) -> Curves:
         """One curve for every run and task, used by the charts and most analyses.
@@ -137,33 +111,30 @@ class Curves:
         """
         table = self.table.reset_index()
         table = table.assign(primary=self.points.groupby("curve").primary.any().to_numpy())
-        order = ["primary", "step", "points", "metric", "shots"]
-        ascending = [False, False, False, True, True]
-        best = table.sort_values(order, ascending=ascending, kind="stable")
+        order = {"primary": False, "step": False, "points": False, "metric": True, "shots": True}
+        best = table.sort_values(list(order), ascending=list(order.values()), kind="stable")
         best = best.drop_duplicates(["run", "task"])
-        metrics = table.merge(best[["run", "task", "metric"]])
-        changed = metrics.groupby(["run", "task"]).task_version.nunique().gt(1).sum()
+        versions = table.merge(best[["run", "task", "metric"]]).groupby(["run", "task"])
+        changed = int((versions.task_version.nunique() > 1).sum())
         note = f"{changed} trajectories change the version of their task: only the last is used."
-        return self.select(self.points.curve.isin(best.curve), *([note] if changed else []))
+        points = self.points[self.points.curve.isin(best.curve)]
+        return Curves(points, self.notes + ((note,) if changed else ()))
 
     def comparable(self) -> Curves:
         """Curves over known tokens, with each version of a task as a task of its own."""
         points, notes = self.points, list(self.notes)
         unknown = ~np.isfinite(points.tokens.astype(float))
-        if unknown.any():
-            notes.append(f"{int(unknown.sum()):,} records do not say how many tokens were seen.")
-            points = points[~unknown]
+        points = _without(points, unknown, "records do not say how many tokens were seen.", notes)
         repeated = points.duplicated(["curve", "tokens"], keep="last")
-        if repeated.any():
-            notes.append(f"{int(repeated.sum()):,} repeated records: the last of each is used.")
-            points = points[~repeated]
+        points = _without(points, repeated, _REPEATED, notes)
         versions = points.groupby("task").task_version.nunique()
-        several = points.task.isin(versions.index[versions > 1])
-        if several.any():
-            named = points.task + " (version " + points.task_version + ")"
-            points = points.assign(task=points.task.where(~several, named))
-            apart = ", ".join(versions.index[versions > 1])
-            notes.append(f"The runs were scored on different versions of {apart}: kept apart.")
+        several = versions.index[versions > 1]
+        if len(several):
+            apart = points.task.isin(several)
+            names = points.task + " (version " + points.task_version + ")"
+            points = points.assign(task=points.task.where(~apart, names))
+            tasks = ", ".join(several)
+            notes.append(f"The runs were scored on different versions of {tasks}: kept apart.")
         return Curves(points, tuple(notes))
 
 
@@ -176,21 +147,16 @@ def curves(records: pd.DataFrame) -> Curves:
     if records.empty:
         extra = ("score", "score_stderr", "chance_score", "curve")
         return Curves(pd.DataFrame(columns=[*COLUMNS, *extra]))
-    frame, notes = _told_apart(records)
-    good = (frame.status == OK) & np.isfinite(frame.value.astype(float))
-    if not good.all():
-        notes.append(f"{int((~good).sum()):,} of {len(good):,} records have no value.")
-        frame = frame[good]
-    curve = frame.groupby(KEY, sort=True, dropna=False).ngroup().to_numpy()
+    frame, notes = _with_distinct_runs(records)
+    reason = f"of {len(frame):,} records have no value."
+    frame = _without(frame, _valueless(frame), reason, notes)
+    curve = frame.groupby(_CURVE, sort=True, dropna=False).ngroup().to_numpy()
     order = np.lexsort((frame.step.to_numpy(), frame.tokens.to_numpy(), curve))
     frame = frame.iloc[order].assign(curve=curve[order])
     repeated = frame.duplicated(["curve", "step", "tokens"], keep="last")
-    if repeated.any():
-        notes.append(f"{int(repeated.sum()):,} repeated records: the last of each is used.")
-        frame = frame[~repeated]
+    frame = _without(frame, repeated, _REPEATED, notes)
     sign = np.where(of_metric(lower_is_better, frame.metric), -1.0, 1.0)
-    value, chance = frame.value.to_numpy(float), frame.chance.to_numpy(float)
-    stderr = frame.stderr.to_numpy(float)
+    value, stderr, chance = (frame[name].to_numpy(float) for name in ("value", "stderr", "chance"))
     logged = frame.metric.str.contains("perplexity").to_numpy(bool) & (value > 0)
     with np.errstate(all="ignore"):
         frame = frame.assign(
@@ -201,7 +167,18 @@ def curves(records: pd.DataFrame) -> Curves:
     return Curves(frame.reset_index(drop=True), tuple(notes))
 
 
-def _told_apart(records: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+def _valueless(records: pd.DataFrame) -> pd.Series:
+    return (records.status != OK) | ~np.isfinite(records.value.astype(float))
+
+
+def _without(frame: pd.DataFrame, bad: pd.Series, reason: str, notes: list[str]) -> pd.DataFrame:
+    """Drop the rows where `bad`; a note counts them."""
+    if bad.any():
+        notes.append(f"{int(bad.sum()):,} {reason}")
+    return frame[~bad]
+
+
+def _with_distinct_runs(records: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     """Give distinct names to runs of one name that differ in size or family; with notes."""
     notes = []
     named = records.groupby("run", sort=False)[["family", "params"]].nunique(dropna=False)
@@ -223,28 +200,21 @@ def with_gaps(main: Curves, records: pd.DataFrame) -> pd.DataFrame:
       reason in `status`.
     """
     points = main.points.drop(columns="curve")
-    key = ["run", "task"]
-    chosen = main.table[[*key, "metric"]]
-    first = records.drop_duplicates(key)[[*key, "metric"]]
-    chosen = pd.concat([chosen, first]).drop_duplicates(key)
-    bad = records[(records.status != OK) | ~np.isfinite(records.value.astype(float))]
-    bad = bad.drop_duplicates([*key, "step"]).drop(columns="metric").merge(chosen, on=key)
-    failed = bad[_absent(bad, points)].assign(value=math.nan)[list(records)]
-    known = pd.concat([part for part in (points, failed) if len(part)] or [points])
+    failed = records[_valueless(records)].drop_duplicates(["run", "task", "step"])
+    known = _filled(points, failed.assign(value=math.nan))
+    known = known.assign(metric=known.groupby(["run", "task"]).metric.transform("first"))
+    last = known.drop_duplicates(["run", "task"], keep="last")
     checkpoints = records.groupby(["run", "step"], as_index=False)[["tokens", "flops"]].max()
-    last = known.drop_duplicates(key, keep="last").drop(columns=["step", "tokens", "flops"])
-    gaps = last.merge(checkpoints, on="run")
-    gaps = gaps[_absent(gaps, known)][list(records)]
+    gaps = last.drop(columns=["step", "tokens", "flops"]).merge(checkpoints, on="run")
     gaps = gaps.assign(value=math.nan, stderr=math.nan, n=0, status="no record")
-    frame = pd.concat([part for part in (known, gaps) if len(part)] or [known])
-    frame = frame.reindex(columns=list(points))
+    frame = _filled(known, gaps[list(records)]).reindex(columns=list(points))
     return frame.sort_values(["run", "domain", "task", "step"], ignore_index=True)
 
 
-def _absent(rows: pd.DataFrame, others: pd.DataFrame) -> npt.NDArray[np.bool_]:
-    """Whether `others` has no row of the same run, task and step, per row."""
-    key = ["run", "task", "step"]
-    return ~pd.MultiIndex.from_frame(rows[key]).isin(pd.MultiIndex.from_frame(others[key]))
+def _filled(points: pd.DataFrame, missing: pd.DataFrame) -> pd.DataFrame:
+    """`points`, and the rows of `missing` that are of another run, task or step."""
+    frame = pd.concat([part for part in (points, missing) if len(part)] or [points])
+    return frame[frame.value.notna() | ~frame.duplicated(["run", "task", "step"])]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -281,11 +251,8 @@ class Panel:
         score[run, at, task] = points.score
         stderr[run, at, task] = points.score_stderr
         domains = points.groupby("task").domain.last().loc[list(tasks)].astype(str)
-        params = points.groupby("run").params.last().loc[list(runs)]
-        return cls(
-            tuple(map(str, runs)), params.to_numpy(float), tuple(map(str, tasks)),
-            tuple(domains), tokens, score, stderr,
-        )  # fmt: skip
+        params = points.groupby("run").params.last().loc[list(runs)].to_numpy(float)
+        return cls(tuple(runs), params, tuple(tasks), tuple(domains), tokens, score, stderr)
 
     def gains(self) -> Array:
         """Differences [R, S, T] between consecutive checkpoints of a run."""

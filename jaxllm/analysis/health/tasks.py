@@ -69,10 +69,9 @@ def logged_loss(metrics: pd.DataFrame, run: str, params: float) -> Curve | None:
     blocks = entries.groupby((4 * np.log2(entries.tokens)).astype(int)).mean()
     steps, tokens, values = blocks.to_numpy(np.float64).T
     unknown = np.full(len(steps), math.nan)
-    return Curve(
-        run, "logged loss", 0, "loss", "", "", "", params, steps, tokens, unknown, values, unknown,
-        -values, unknown, math.nan, math.nan, 0,
-    )  # fmt: skip
+    arrays = (steps, tokens, unknown, values, unknown, -values, unknown)
+    nan = math.nan
+    return Curve(run, "logged loss", 0, "loss", "", "", params, nan, nan, 0, *arrays)
 
 
 def falling(own: Sequence[Curve], run: str, loss_falls: bool | None, alpha: float = ALPHA) -> Check:
