@@ -15,7 +15,7 @@ from jaxllm.analysis.onsets import (
     NO_CHANCE_LEVEL,
     STANDARD_ERRORS,
     guess,
-    held_from,
+    lasting,
     onset,
 )
 from jaxllm.analysis.registry import EARLY, Study, analysis
@@ -30,11 +30,6 @@ _STATES = (SATURATED, GROWING, FALLING, AT_CHANCE, NO_GAIN, SHORT)
 
 _FEWEST = 4
 _LATE = 6
-_COLUMNS = (
-    "run", "task", "domain", "n", "final", "chance", "state", "guess", "onset_tokens",
-    "half_tokens", "saturation_tokens", "late_slope", "late_low", "late_high", "late_p",
-    "fraction", "share", "share_low", "share_high",
-)  # fmt: skip
 
 
 @analysis(
@@ -62,7 +57,7 @@ def milestones(
       least), with a 95 % interval; the state is "saturated" where it is not significant.
     """
     rng = np.random.default_rng(seed)
-    rows: list[dict[str, object]] = []
+    rows = []
     for curve in study.curves:
         tokens, score = curve.tokens, curve.scores
         stderr = np.nan_to_num(curve.score_stderr)
@@ -78,28 +73,27 @@ def milestones(
             falls = FALLING if line.slope < 0 else GROWING
             state = falls if line.p_trend() < 0.05 else SATURATED
         gain = score - (floor if has_level else score[0])
-        slope, half, p = (math.nan,) * 3
+        level = _final(gain)
+        positions = (at, lasting(gain >= 0.5 * level), lasting(gain >= 0.9 * level))
+        reached = [math.nan if i is None or not gained else float(tokens[i]) for i in positions]
+        slope = half = p = math.nan
         if line is not None:
             slope, half, p = line.slope, line.half_interval(), line.p_trend()
-        known = {
-            "run": curve.run, "task": curve.task, "domain": curve.domain, "n": len(score),
-            "final": curve.values[-1], "chance": curve.chance, "state": state, "guess": floor,
-            "onset_tokens": tokens[at] if at is not None and gained else math.nan,
-            "half_tokens": _held_tokens(tokens, gain, 0.5) if gained else math.nan,
-            "saturation_tokens": _held_tokens(tokens, gain, 0.9) if gained else math.nan,
-            "late_slope": slope, "late_low": slope - half, "late_high": slope + half, "late_p": p,
-        }  # fmt: skip
+        row = {"run": curve.run, "task": curve.task, "domain": curve.domain, "n": len(score)}
+        row |= {"final": curve.values[-1], "chance": curve.chance, "state": state, "guess": floor}
+        row |= dict(zip(("onset_tokens", "half_tokens", "saturation_tokens"), reached, strict=True))
+        row |= {"late_slope": slope, "late_low": slope - half, "late_high": slope + half}
         noise = stderr * rng.standard_normal((400, len(score)))
         for fraction in fractions:
-            share = dict.fromkeys(("share", "share_low", "share_high"), math.nan)
+            share = low = high = math.nan
             if gained and len(score) >= _FEWEST and fraction * tokens[-1] >= tokens[0]:
                 low, high = np.quantile(_share(tokens, gain + noise, fraction), (0.025, 0.975))
-                (value,) = _share(tokens, gain[None], fraction)
-                share = {"share": value, "share_low": low, "share_high": high}
-            rows.append({**known, "fraction": fraction, **share})
+                (share,) = _share(tokens, gain[None], fraction)
+            row |= {"late_p": p, "fraction": fraction, "share": share}
+            rows.append(row | {"share_low": low, "share_high": high})
     if not rows:
         return Finding.refuse("no record has a value", study.curves.notes)
-    table = pd.DataFrame(rows, columns=list(_COLUMNS))
+    table = pd.DataFrame(rows)
     return Finding(_sentence(table), table, "", study.curves.notes)
 
 
@@ -125,12 +119,6 @@ def _rises(score: Array, stderr: Array) -> bool:
 def _final(gain: Array) -> Array:
     """Final gain: mean of the last tenth of the checkpoints, at least three."""
     return np.asarray(gain[..., -max(3, gain.shape[-1] // 10) :].mean(axis=-1))
-
-
-def _held_tokens(tokens: Array, gain: Array, share: float) -> float:
-    """Tokens from which `share` of the final gain is durably reached."""
-    at = held_from(gain, share * float(_final(gain)))
-    return math.nan if at is None else float(tokens[at])
 
 
 def _share(tokens: Array, gains: Array, fraction: float) -> Array:

@@ -31,6 +31,8 @@ NO_STANDARD_ERROR = "no standard error"
 NO_VALUE = "no value"
 STATES = (LEFT, PROVISIONAL, NO_CHANCE_LEVEL, AT_CHANCE, NO_STANDARD_ERROR, NO_VALUE)
 
+Mask = npt.NDArray[np.bool_]
+
 
 def guess_score(clock: Array, scores: Array, chance: float) -> float:
     """Score of a guess, by chance or the untrained model; NaN where there is no chance level.
@@ -47,17 +49,22 @@ def guess(curve: Curve) -> float:
     return guess_score(clock, curve.scores, curve.chance_score)
 
 
-def above_guess(curve: Curve) -> npt.NDArray[np.bool_]:
+def above_guess(curve: Curve) -> Mask:
     """Whether each point is more than `STANDARD_ERRORS` above a guess; False for unknown stderr."""
     return curve.scores - guess(curve) > STANDARD_ERRORS * curve.score_stderr
 
 
-def durable(above: npt.NDArray[np.bool_]) -> int | None:
-    """First position that is above, as are the next and nine tenths of all later ones."""
-    for at in np.flatnonzero(above[:-1] & above[1:]):
-        if above[at:].mean() >= _DURABLE:
+def lasting(reached: Mask, candidates: Mask | None = None) -> int | None:
+    """First position (of `candidates`) that is reached, as are nine tenths of those from it on."""
+    for at in np.flatnonzero(reached if candidates is None else candidates):
+        if reached[at:].mean() >= _DURABLE:
             return int(at)
     return None
+
+
+def durable(above: Mask) -> int | None:
+    """First position that is above, as are the next and nine tenths of all later ones."""
+    return lasting(above, above[:-1] & above[1:])
 
 
 def onset(curve: Curve, until: int | None = None) -> tuple[str, int | None]:
@@ -76,15 +83,6 @@ def onset(curve: Curve, until: int | None = None) -> tuple[str, int | None]:
     return (PROVISIONAL, len(above) - 1) if above[-1] else (AT_CHANCE, None)
 
 
-def held_from(curve: Array, level: float) -> int | None:
-    """First position at `level` from which nine tenths of the values are `level` or more."""
-    reached = curve >= level
-    for at in np.flatnonzero(reached):
-        if reached[at:].mean() >= _DURABLE:
-            return int(at)
-    return None
-
-
 def trajectories(main: Curves, records: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Charted points, and when each task left chance.
 
@@ -98,39 +96,30 @@ def trajectories(main: Curves, records: pd.DataFrame) -> tuple[pd.DataFrame, pd.
       domain, metric, state, step, tokens, flops, first, final, stderr, n, chance, shots,
       task_version`, with the `step, tokens, flops` of the onset.
     """
-    rows, above, left = [], [], []
+    rows, above, left = [], [np.zeros(0, bool)], [np.zeros(0, bool)]
+    same = ["run", "task", "domain", "metric", "n", "chance", "shots", "task_version"]
+    columns = [*same, "state", "step", "tokens", "flops", "first", "final", "stderr"]
     for curve in main:
         state, at = onset(curve)
-        beyond = above_guess(curve)
-        above.append(beyond)
-        left.append(np.arange(len(beyond)) == (-1 if at is None else at))
-        clock = [math.nan] * 3
-        if at is not None:
-            clock = [float(of[at]) for of in (curve.steps, curve.tokens, curve.flops)]
-        rows.append((
-            curve.run, curve.task, curve.domain, curve.metric, state, *clock, curve.values[0],
-            curve.values[-1], curve.stderr[-1], curve.n, curve.chance, curve.shots,
-            curve.task_version,
-        ))  # fmt: skip
-    columns = [
-        "run", "task", "domain", "metric", "state", "step", "tokens", "flops", "first", "final",
-        "stderr", "n", "chance", "shots", "task_version",
-    ]  # fmt: skip
-    table = pd.DataFrame(rows, columns=columns)
-    if rows:
-        marks = {"above": np.concatenate(above), "left_chance": np.concatenate(left)}
-        main = Curves(main.points.assign(**marks))
-    shown = with_gaps(main, records)
-    for mark in ("above", "left_chance"):
-        shown[mark] = shown[mark].eq(True) if mark in shown else False
-    values = shown.groupby(["run", "task"]).value.transform("count")
-    valueless = shown[values == 0].drop_duplicates(["run", "task"], keep="last")
+        above.append(above_guess(curve))
+        left.append(np.arange(len(curve.steps)) == (-1 if at is None else at))
+        clock = [curve.steps, curve.tokens, curve.flops]
+        step, tokens, flops = (math.nan if at is None else float(of[at]) for of in clock)
+        row = {name: getattr(curve, name) for name in same}
+        row |= {"state": state, "step": step, "tokens": tokens, "flops": flops}
+        row |= {"first": curve.values[0], "final": curve.values[-1], "stderr": curve.stderr[-1]}
+        rows.append(row)
+    marks = {"above": np.concatenate(above), "left_chance": np.concatenate(left)}
+    shown = with_gaps(Curves(main.points.assign(**marks)), records)
+    shown = shown.assign(**{mark: shown[mark].eq(True) for mark in marks})
+    scored = shown.groupby(["run", "task"]).value.transform("count") > 0
     unknown = dict.fromkeys(("first", "final", "step", "tokens", "flops"), math.nan)
-    valueless = valueless.assign(state=NO_VALUE, **unknown)[columns]
-    table = pd.concat([part for part in (table, valueless) if len(part)] or [table])
-    table = table.assign(rank=table.state.map(STATES.index))
-    table = table.sort_values(["rank", "tokens", "task"], kind="stable", ignore_index=True)
-    return shown, table.drop(columns="rank")
+    valueless = shown[~scored].drop_duplicates(["run", "task"], keep="last")
+    rows += valueless.assign(state=NO_VALUE, **unknown)[columns].to_dict("records")
+    table = pd.DataFrame(rows, columns=columns)
+    rank = table.state.map(STATES.index)
+    table = table.assign(rank=rank).sort_values(["rank", "tokens", "task"], kind="stable")
+    return shown, table.drop(columns="rank").reset_index(drop=True)
 
 
 def gain_share(shown: pd.DataFrame, findings: pd.DataFrame) -> pd.DataFrame:
