@@ -14,7 +14,7 @@ import functools
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
-from typing import ParamSpec, TypeVar
+from typing import TypeVar
 
 import pandas as pd
 
@@ -30,6 +30,7 @@ QUESTIONS = {
     EARLY: "Which tasks tell me early?",
     SIZES: "How does it compare across sizes?",
 }
+_NO_LOSSES = pd.DataFrame(columns=["run", "params", "tokens", "flops", "loss"], dtype=float)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,11 +49,7 @@ class Study:
     records: pd.DataFrame
     raw_records: pd.DataFrame | None = None
     logged: pd.DataFrame = dataclasses.field(default_factory=pd.DataFrame)
-    losses: pd.DataFrame = dataclasses.field(
-        default_factory=lambda: pd.DataFrame(
-            columns=["run", "params", "tokens", "flops", "loss"], dtype=float
-        )
-    )
+    losses: pd.DataFrame = dataclasses.field(default_factory=lambda: _NO_LOSSES)
     planned_tokens: Mapping[str, float] = dataclasses.field(default_factory=dict)
     backtested: bool = False
 
@@ -96,15 +93,11 @@ class Study:
         return bool(self.planned_tokens)
 
 
-Function = Callable[..., Finding | list[Finding]]
-
-
 @dataclasses.dataclass(frozen=True)
 class Analysis:
     """One analysis of the report.
 
     Attributes:
-      name: name of the function, and of the chart function in `jaxllm.report`.
       question: one of `QUESTIONS`.
       title: default title of its findings.
       caption: how to read the chart, and its assumptions.
@@ -113,13 +106,17 @@ class Analysis:
       place: sort key within the question.
     """
 
-    name: str
     question: str
     title: str
     caption: str
-    function: Function
+    function: Callable[..., Finding | list[Finding]]
     needs: Callable[[Study], bool]
     place: int
+
+    @property
+    def name(self) -> str:
+        """Name of the function, and of the chart function in `jaxllm.report`."""
+        return self.function.__name__
 
     def run(self, study: Study) -> list[Finding]:
         """Findings on a study, as a list."""
@@ -128,9 +125,7 @@ class Analysis:
 
 
 _REGISTERED: dict[str, Analysis] = {}
-
-P = ParamSpec("P")
-R = TypeVar("R", bound=Finding | list[Finding])
+F = TypeVar("F", bound=Callable[..., Finding | list])
 
 
 def analysis(
@@ -140,15 +135,12 @@ def analysis(
     caption: str = "",
     needs: Callable[[Study], bool] = lambda study: True,
     place: int = 100,
-) -> Callable[[Callable[P, R]], Callable[P, R]]:
+) -> Callable[[F], F]:
     """Register a function of a `Study` as an analysis of the report; see `Analysis`."""
 
-    def register(function: Callable[P, R]) -> Callable[P, R]:
-        name = function.__name__
-        known = _REGISTERED.get(name)
-        if known is not None and known.function.__module__ != function.__module__:
-            raise ValueError(f"two analyses are called {name}")
-        _REGISTERED[name] = Analysis(name, question, title, caption, function, needs, place)
+    def register(function: F) -> F:
+        entry = Analysis(question, title, caption, function, needs, place)
+        _REGISTERED[entry.name] = entry
         return function
 
     return register
