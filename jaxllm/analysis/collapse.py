@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import numpy as np
@@ -13,24 +12,9 @@ from jaxllm.analysis.curves import Array
 from jaxllm.analysis.finding import Finding
 from jaxllm.analysis.registry import SIZES, Study, analysis
 
-AXES = ("tokens", "flops", "loss")
 # Stand-ins for the loss of a run: the one that most checkpoints have, ties to the first.
 _LOSSES = ("loss", "bits_per_byte", "perplexity")
 _WIDTHS = (0.03, 0.06, 0.12, 0.25)
-_COLUMNS = ("task", "domain", "axis", "sizes", "n", "error", "noise", "best")
-
-
-@dataclasses.dataclass(frozen=True)
-class Collapse(Finding):
-    """Result of `collapse`.
-
-    Attributes:
-      best: axis with the smallest error over all tasks, relative to the mean of the axes.
-      p: p-value of a paired t-test over sizes; null hypothesis: no better than the next axis.
-    """
-
-    best: str = ""
-    p: float = math.nan
 
 
 @analysis(
@@ -41,14 +25,15 @@ class Collapse(Finding):
     caption="How well the curve of the other sizes predicts a size left out, over each axis; left "
     "is better.",
 )
-def collapse(study: Study) -> Collapse:
+def collapse(study: Study) -> Finding:
     """Leave-one-size-out errors of smooth curves over log tokens, log FLOPs and loss.
 
     The loss is the logged one where all runs have it; else the mean over tasks of the loss, bits
     per byte or log perplexity, whichever most checkpoints have, and the tasks that it is measured
     on are left out. The curve is a local linear regression with a Gaussian kernel (Fan and Gijbels
     1996, §2.3), its width for each task and axis the best of four. Sizes are identified by their
-    parameter counts.
+    parameter counts. The p-value is that of a paired t-test over sizes of the best axis and the
+    next, their errors relative to the mean of the axes.
 
     Returns:
       A row per task and axis: the mean absolute `error` of the score of held-out sizes, over the
@@ -57,28 +42,32 @@ def collapse(study: Study) -> Collapse:
     """
     points, notes = study.curves.points, study.curves.notes
     losses, own = _losses(study)
-    axes = AXES if len(losses) else AXES[:2]
-    if not len(losses):
-        notes += ("No loss in the records: only tokens and FLOPs are compared.",)
     trained = points[points.tokens > 0]
     frame = trained[(trained.flops > 0) & trained.params.notna()]
+    axes = ["tokens", "flops", "loss"] if len(losses) else ["tokens", "flops"]
+    if not len(losses):
+        notes += ("No loss in the records: only tokens and FLOPs are compared.",)
     if len(frame) < len(trained):
         notes += (f"{len(trained) - len(frame):,} records say no size or no FLOPs: left out.",)
     if own & set(frame.task):
         notes += (f"The loss is measured on {', '.join(sorted(own & set(frame.task)))}: left out.",)
-    frame = _with_loss(frame[~frame.task.isin(own)], losses) if "loss" in axes else frame
+        frame = frame[~frame.task.isin(own)]
+    frame = _with_loss(frame, losses) if len(losses) else frame
+    frame = frame.assign(tokens=np.log(frame.tokens), flops=np.log(frame.flops))
     parts = [
-        _left_out_errors(of_task, axes).assign(task=task, domain=of_task.domain.iloc[0])
-        for task, of_task in frame.groupby("task", sort=False)
+        _left_out_errors(of_task, axes)
+        for _, of_task in frame.groupby("task", sort=False)
         if of_task.params.nunique() >= 3
     ]
     if not sum(map(len, parts)):
-        reason = "needs a task in three sizes whose ranges overlap"
-        return Collapse.refuse(reason, notes)
+        return Finding.refuse("needs a task in three sizes whose ranges overlap", notes)
     errors = pd.concat(parts, ignore_index=True)
-    grouped = errors.groupby(["task", "domain", "axis"], sort=False)
-    table = grouped.agg(sizes=("params", "nunique"), n=("error", "size"), error=("error", "mean"),
-                        noise=("noise", "mean")).reset_index()  # fmt: skip
+    table = errors.groupby(["task", "domain", "axis"], sort=False, as_index=False).agg(
+        sizes=("params", "nunique"),
+        n=("error", "size"),
+        error=("error", "mean"),
+        noise=("noise", "mean"),
+    )
     table["best"] = table.error == table.groupby("task").error.transform("min")
     relative = errors.error / errors.groupby("task").error.transform("mean")
     by_size = relative.groupby([errors.params, errors.axis]).mean().unstack()
@@ -93,7 +82,7 @@ def collapse(study: Study) -> Collapse:
         f"The curves of {table.task.nunique()} tasks and {len(by_size)} sizes fall together "
         f"{certain} over {order[0]} (mean error of a left-out size: {by_axis}; p = {p:.2g})."
     )
-    return Collapse(sentence, table[list(_COLUMNS)], "", notes, best=order[0], p=p)
+    return Finding(sentence, table, "", notes)
 
 
 def _losses(study: Study) -> tuple[pd.DataFrame, set[str]]:
@@ -121,30 +110,28 @@ def _with_loss(frame: pd.DataFrame, losses: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(parts[1:] or parts)
 
 
-def _left_out_errors(points: pd.DataFrame, axes: tuple[str, ...]) -> pd.DataFrame:
-    """Table of `axis, params, error, noise`: the points that all axes can predict."""
+def _left_out_errors(points: pd.DataFrame, axes: list[str]) -> pd.DataFrame:
+    """Table of `task, domain, params, noise, axis, error`: the points that all axes can predict."""
     y, size = points.score.to_numpy(float), points.params.to_numpy(float)
-    at = {a: points[a].to_numpy(float) for a in axes}
-    at = {a: x if a == "loss" else np.log(x) for a, x in at.items()}
     usable = np.ones(len(y), bool)
     for left in np.unique(size):
         own = size == left
-        for x in at.values():
+        for axis in axes:
+            x = points[axis].to_numpy(float)
             usable[own] &= (x[own] >= x[~own].min()) & (x[own] <= x[~own].max())
-    noise = math.sqrt(2 / math.pi) * points.score_stderr.to_numpy(float)
+    noise = math.sqrt(2 / math.pi) * points.score_stderr
+    scored = points[["task", "params"]].assign(domain=points.domain.iloc[0], noise=noise)[usable]
     parts = []
-    for axis, x in at.items():
-        errors = []
+    for axis in axes:
+        x, errors = points[axis].to_numpy(float), []
         for width in _WIDTHS:
             error = np.full(len(y), math.nan)
             for left in np.unique(size[usable]):
                 test, train = usable & (size == left), size != left
                 error[test] = np.abs(y[test] - _smooth(x[train], y[train], x[test], width))
             errors.append(error[usable])
-        best = min(errors, key=lambda error: float(error.sum()))
-        parts.append(pd.DataFrame({"axis": axis, "params": size[usable], "error": best,
-                                   "noise": noise[usable]}))  # fmt: skip
-    return pd.concat(parts, ignore_index=True)
+        parts.append(scored.assign(axis=axis, error=min(errors, key=np.sum)))
+    return pd.concat(parts)
 
 
 def _smooth(x: Array, y: Array, new: Array, width: float) -> Array:
