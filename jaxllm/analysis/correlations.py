@@ -8,9 +8,7 @@ time. `jaxllm.analysis.resampling` draws nulls and intervals.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-import math
 
 import numpy as np
 import numpy.typing as npt
@@ -22,26 +20,6 @@ from jaxllm.analysis.finding import Finding
 from jaxllm.analysis.registry import EARLY, Study, analysis
 from jaxllm.analysis.stats import false_discovery
 
-_COLUMNS = (
-    "task_a", "task_b", "domain_a", "domain_b", "same_domain", "runs", "n", "gain", "gain_low",
-    "gain_high", "gain_p", "gain_q",
-)  # fmt: skip
-
-
-@dataclasses.dataclass(frozen=True)
-class Correlations(Finding):
-    """Result of `correlations`.
-
-    Attributes:
-      within: mean correlation of gains over pairs of tasks of one domain; NaN without a pair.
-      across: the same over pairs of different domains.
-      domain_p: p-value of their difference under random permutation of the domain labels.
-    """
-
-    within: float = math.nan
-    across: float = math.nan
-    domain_p: float = math.nan
-
 
 @analysis(
     EARLY,
@@ -50,19 +28,20 @@ class Correlations(Finding):
     caption="Rank correlations of what each checkpoint adds to the one before it: two rising "
     "curves always correlate, their gains need not. An empty cell was not compared.",
 )
-def correlations(study: Study, *, draws: int = 300, seed: int = 0) -> Correlations:
+def correlations(study: Study, *, draws: int = 300, seed: int = 0) -> Finding:
     """Correlate the gains of all pairs of tasks, except one task at different shots.
 
     Returns:
       A row per pair of tasks: the Spearman correlation of their `gain`s with a 95 % interval;
-      `gain_q` is `gain_p` adjusted for the number of pairs; `n` counts gains.
+      `gain_q` is `gain_p` adjusted for the number of pairs; `n` counts gains. The p-value of the
+      difference within and across domains, in the sentence, is from randomly permuted labels.
     """
     data, notes = Panel.of(study.curves), study.curves.notes
     series, short = resampling.series(data)
     notes += short
     if len(data.tasks) < 2 or not series:
         reason = "needs two tasks" if len(data.tasks) < 2 else resampling.TOO_SHORT
-        return Correlations.refuse(reason, notes)
+        return Finding.refuse(reason, notes)
     ranks = [resampling.ranks(gains) for _, gains in series]
     gain, count = resampling.mean_correlation(ranks)
     rng = np.random.default_rng(seed)
@@ -76,49 +55,42 @@ def correlations(study: Study, *, draws: int = 300, seed: int = 0) -> Correlatio
     null *= np.sqrt(resampling.bartlett(ranks))
     gain_p = resampling.tail(np.abs(gain), np.abs(null))
     pairs = [
-        (i, j) for i, j in itertools.combinations(range(len(data.tasks)), 2)
-        if not same_benchmark(data.tasks[i], data.tasks[j])
-    ]  # fmt: skip
+        (a, b)
+        for a, b in itertools.combinations(range(len(data.tasks)), 2)
+        if not same_benchmark(data.tasks[a], data.tasks[b])
+    ]
     known = [pair for pair in pairs if np.isfinite(gain[pair])]
     if len(known) < len(pairs):
         lost = len(pairs) - len(known)
         notes += (f"{lost:,} pairs of tasks vary too little or share too few checkpoints.",)
     if not known:
-        return Correlations.refuse("no two tasks share enough checkpoints", notes)
-    a, b = np.array(known).T
+        return Finding.refuse("no two tasks share enough checkpoints", notes)
+    pair = a, b = tuple(np.array(known).T)
     task, domain = np.array(data.tasks), np.array(data.domains)
-    table = pd.DataFrame(
-        {
-            "task_a": task[a], "task_b": task[b], "domain_a": domain[a], "domain_b": domain[b],
-            "same_domain": domain[a] == domain[b], "runs": len(ranks),
-            "n": count[a, b].astype(int), "gain": gain[a, b], "gain_low": low[a, b],
-            "gain_high": high[a, b], "gain_p": gain_p[a, b],
-            "gain_q": false_discovery(gain_p[a, b]),
-        }
-    )  # fmt: skip
-    within, across = _means(gain[a, b], domain[a] == domain[b])
-    domain_p = math.nan
-    if math.isfinite(within) and math.isfinite(across):
-        dealt = [rng.permutation(domain) for _ in range(draws)]
-        means = [_means(gain[a, b], of[a] == of[b]) for of in dealt]
-        domain_p = float(resampling.share(np.array([w - x >= within - across for w, x in means])))
-    table = table.sort_values(["gain_p", "gain"], ascending=[True, False], ignore_index=True)
+    same = domain[a] == domain[b]
+    table = pd.DataFrame({"task_a": task[a], "task_b": task[b]})
+    table = table.assign(domain_a=domain[a], domain_b=domain[b], same_domain=same, runs=len(ranks))
+    table = table.assign(n=count[pair].astype(int), gain=gain[pair], gain_low=low[pair])
+    table = table.assign(gain_high=high[pair], gain_p=gain_p[pair])
+    table["gain_q"] = false_discovery(table.gain_p)
     sentence = (
         f"Of {len(table):,} pairs of tasks, {int((table.gain_q <= 0.05).sum()):,} gain at the same "
         "checkpoints more (or less) often than unrelated curves would (5% false discoveries, "
         f"{len(ranks)} {'runs' if len(ranks) > 1 else 'run'})"
     )
-    if math.isfinite(domain_p):
+    if same.any() and not same.all():
+        within, across = _means(gain[pair], same)
+        permuted = [rng.permutation(domain) for _ in range(draws)]
+        means = [_means(gain[pair], of[a] == of[b]) for of in permuted]
+        p = resampling.share(np.array([w - x >= within - across for w, x in means]))
         sentence += (
             f"; gains correlate at {within:.2f} within a domain and {across:.2f} across domains "
-            f"(p = {domain_p:.2g})"
+            f"(p = {p:.2g})"
         )
-    return Correlations(
-        sentence + ".", table, "", notes, within=within, across=across, domain_p=domain_p
-    )
+    table = table.sort_values(["gain_p", "gain"], ascending=[True, False], ignore_index=True)
+    return Finding(sentence + ".", table, "", notes)
 
 
 def _means(gain: Array, same: npt.NDArray[np.bool_]) -> tuple[float, float]:
     """Mean over pairs within a domain, and over pairs across domains."""
-    return (float(gain[same].mean()) if same.any() else math.nan,
-            float(gain[~same].mean()) if not same.all() else math.nan)  # fmt: skip
+    return float(gain[same].mean()), float(gain[~same].mean())
