@@ -16,9 +16,6 @@ from jaxllm.analysis.finding import Finding, amount
 from jaxllm.analysis.registry import EARLY, Study, analysis
 from jaxllm.analysis.stats import least_squares
 
-_COLUMNS = (
-    "run", "task", "domain", "n", "tokens", "low", "high", "slope_before", "slope_after", "p",
-)  # fmt: skip
 _FEWEST = 7
 
 
@@ -45,34 +42,35 @@ def change_points(study: Study, *, most: int = 3, draws: int = 500, seed: int = 
     """
     rng = np.random.default_rng(seed)
     notes = study.curves.notes
-    rows: list[tuple[object, ...]] = []
-    fitted = 0
+    rows, fitted = [], 0
     for curve in study.curves:
         trained = curve.tokens > 0
         if trained.sum() < _FEWEST:
             continue
         fitted += 1
         x, y = np.log2(curve.tokens[trained]), curve.scores[trained]
-        head = (curve.run, curve.task, curve.domain, len(x))
-        rows += [(*head, *point) for point in _change_points(x, y, most, draws, rng)]
+        head = {"run": curve.run, "task": curve.task, "domain": curve.domain, "n": len(x)}
+        rows += [head | point for point in _change_points(x, y, most, draws, rng)]
     if not fitted:
-        reason = "it takes seven checkpoints with tokens and values"
-        return Finding.refuse(reason, notes)
+        return Finding.refuse("it takes seven checkpoints with tokens and values", notes)
     short = len(study.curves) - fitted
     if short:
         notes += (f"{short} trajectories have fewer than seven checkpoints: left out.",)
-    table = pd.DataFrame(rows, columns=list(_COLUMNS))
+    if not rows:
+        return Finding(f"None of {fitted} trajectories changes its slope.", notes=notes)
+    table = pd.DataFrame(rows)
     changed = table.groupby(["run", "task"]).tokens.agg(["min", "max"])
-    sentence = f"{len(changed)} of {fitted} trajectories change their slope"
-    if len(changed):
-        first, last = (amount(changed[name].median()) for name in ("min", "max"))
-        sentence += f"; the median first change point is at {first} tokens, the last at {last}"
-    return Finding(sentence + ".", table, "", notes)
+    first, last = map(amount, changed.median())
+    sentence = (
+        f"{len(changed)} of {fitted} trajectories change their slope; the median first change "
+        f"point is at {first} tokens, the last at {last}."
+    )
+    return Finding(sentence, table, "", notes)
 
 
 def _change_points(
     x: Array, y: Array, most: int, draws: int, rng: np.random.Generator
-) -> list[tuple[float, float, float, float, float, float]]:
+) -> list[dict[str, float]]:
     """Tokens, interval, slopes before and after, and p per change point, over ascending x."""
     knots: list[float] = []
     pvalues: list[float] = []
@@ -98,11 +96,11 @@ def _change_points(
         freedom = len(x) - len(knots) - 2
         likely = freedom * (rss / rss.min() - 1) <= stats.f.ppf(0.95, 1, freedom)
         inside = np.flatnonzero(likely) + 2
+        tokens, low, high = (2**k for k in (knot, x[inside[0] - 1], x[inside[-1] + 1]))
         slopes = least_squares(_pieces(x, knots), y)[0][1:]
-        before = float(slopes[0] + sum(slopes[1 + i] for i, k in enumerate(knots) if k < knot))
-        low, high = x[inside[0] - 1], x[inside[-1] + 1]
-        after = before + float(slopes[1 + at])
-        points.append((2**knot, float(2**low), float(2**high), before, after, pvalues[at]))
+        before = slopes[0] + sum(slopes[1 + i] for i, k in enumerate(knots) if k < knot)
+        point = {"tokens": tokens, "low": low, "high": high, "slope_before": before}
+        points.append(point | {"slope_after": before + slopes[1 + at], "p": pvalues[at]})
     return points
 
 

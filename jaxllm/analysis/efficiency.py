@@ -13,14 +13,10 @@ from jaxllm.analysis.finding import Finding, amount
 from jaxllm.analysis.registry import SIZES, Study, analysis
 from jaxllm.analysis.stats import false_discovery
 
-_COLUMNS = (
-    "tokens", "run", "params", "tasks", "score", "stderr", "rank", "behind", "behind_p",
-    "behind_q", "tokens_of_best", "efficiency",
-)  # fmt: skip
 _EQUAL = 1.01  # tokens that differ by a smaller factor are equal
 
 
-def size_class(study: Study) -> tuple[float, float]:
+def _size_class(study: Study) -> tuple[float, float]:
     """Range of parameter counts to compare: the 7B class, or else the one with most runs."""
     params = np.array(list(study.params.values()))
     low, high = 5e9, 9e9
@@ -58,24 +54,26 @@ def efficiency(
       best run and its p-value; `tokens_of_best`, at which the best run had this score, and
       `efficiency`, their ratio to the budget.
     """
-    low, high = params or size_class(study)
+    low, high = params or _size_class(study)
     points, notes = study.curves.points, study.curves.notes
     useful = points.params.between(low, high) & (points.tokens > 0) & points.chance_score.lt(1)
     frame = points[useful & of_metric(is_share, points.metric)]
+    frame = frame.assign(
+        relative=(frame.score - frame.chance_score) / (1 - frame.chance_score),
+        error=frame.score_stderr.fillna(0.0) / (1 - frame.chance_score),
+    )
     last = frame.groupby("run").tokens.max()
     if budgets is None:
         ends = np.sort(last.unique())
         budgets = tuple(ends[np.append(ends[1:] > ends[:-1] * _EQUAL, True)[: len(ends)]])
-    rows: list[dict[str, object]] = []
-    for budget in budgets:
-        rows += _at_budget(frame, budget)
-    if not rows:
+    tables = [at for budget in budgets if (at := _at_budget(frame, budget)) is not None]
+    if not tables:
         sizes = f"{amount(low)} to {amount(high)} parameters"
         return Finding.refuse(f"no two runs of {sizes} share a task at equal tokens", notes)
-    table = pd.DataFrame(rows, columns=list(_COLUMNS))
+    table = pd.concat(tables, ignore_index=True)
     table["behind_q"] = false_discovery(table.behind_p)
-    alone = [str(run) for run in last.index if run not in set(table.run)]
-    if alone:
+    alone = last.index.difference(table.run)
+    if len(alone):
         notes += (f"{', '.join(alone)}: no other run has as many tokens to compare with.",)
     best, second = table[table.tokens == table.tokens.max()].iloc[:2].itertuples()
     certain = "" if second.behind_q < 0.05 else ", a difference within the noise"
@@ -88,50 +86,37 @@ def efficiency(
     return Finding(sentence + ".", table, "", notes)
 
 
-def _at_budget(frame: pd.DataFrame, budget: float) -> list[dict[str, object]]:
-    """Rows of the runs that reach `budget` tokens; none for fewer than two runs."""
-    at = _at_tokens(frame, budget)
-    shared = at.groupby("task").run.nunique() == at.run.nunique()
-    at = at[at.task.isin(shared.index[shared])]
-    if at.run.nunique() < 2:
-        return []
-    grouped = at.groupby("run")
-    score = grouped.relative.mean().sort_values(ascending=False)
-    error = grouped.stderr.agg(lambda stderr: math.sqrt((stderr**2).sum()) / len(stderr))
-    best, tasks = score.index[0], at.task.nunique()
-    # The best run's mean at the checkpoints that have all of the tasks.
-    own = frame[(frame.run == best) & frame.task.isin(at.task)]
-    relative = (own.score - own.chance_score) / (1 - own.chance_score)
-    path = relative.groupby(own.tokens).agg(["mean", "size"])
-    path = path["mean"][path["size"] == tasks]
-    rows: list[dict[str, object]] = []
-    for rank, (run, value) in enumerate(score.items(), start=1):
-        behind = score[best] - value
-        spent = budget if run == best else _reached(path, value, budget)
-        p = 2 * stats.norm.sf(behind / max(math.hypot(error[run], error[best]), 1e-300))
-        rows.append({
-            "tokens": budget, "run": run, "params": grouped.params.last()[run], "tasks": tasks,
-            "score": value, "stderr": error[run], "rank": rank, "behind": behind,
-            "behind_p": math.nan if run == best else float(p), "tokens_of_best": spent,
-            "efficiency": spent / budget,
-        })  # fmt: skip
-    return rows
-
-
-def _at_tokens(frame: pd.DataFrame, budget: float) -> pd.DataFrame:
-    """Table of `run, params, task, relative, stderr`: trajectories that span the budget."""
-    rows = []
-    for (run, task), points in frame.groupby(["run", "task"], sort=False):
+def _at_budget(frame: pd.DataFrame, budget: float) -> pd.DataFrame | None:
+    """Rows of the runs that reach `budget` tokens, best first; None for fewer than two runs."""
+    reached = []
+    for key, points in frame.groupby(["run", "params", "task"], sort=False):
         tokens = points.tokens.to_numpy(float)
         if tokens[0] / _EQUAL <= budget <= tokens[-1] * _EQUAL:
-            chance = points.chance_score.iloc[-1]
-            value, stderr = (
-                np.interp(math.log(budget), np.log(tokens), column)
-                for column in (points.score, points.score_stderr.fillna(0.0))
-            )
-            relative, error = (value - chance) / (1 - chance), stderr / (1 - chance)
-            rows.append((run, points.params.iloc[-1], task, relative, error))
-    return pd.DataFrame(rows, columns=["run", "params", "task", "relative", "stderr"])
+            at = math.log(budget), np.log(tokens)
+            reached.append((*key, np.interp(*at, points.relative), np.interp(*at, points.error)))
+    scores = pd.DataFrame(reached, columns=["run", "params", "task", "score", "stderr"])
+    scores = scores[scores.groupby("task").run.transform("nunique") == scores.run.nunique()]
+    if scores.run.nunique() < 2:
+        return None
+    table = scores.groupby(["run", "params"], as_index=False).agg(
+        tasks=("task", "nunique"),
+        score=("score", "mean"),
+        stderr=("stderr", lambda stderr: math.sqrt((stderr**2).sum()) / len(stderr)),
+    )
+    table = table.sort_values("score", ascending=False, ignore_index=True)
+    best = table.iloc[0]
+    table["rank"] = np.arange(1, len(table) + 1)
+    table["behind"] = best.score - table.score
+    error = np.hypot(table.stderr, best.stderr).clip(lower=1e-300)
+    table["behind_p"] = np.where(table["rank"] > 1, 2 * stats.norm.sf(table.behind / error), np.nan)
+    # The best run's mean at the checkpoints that have all of the tasks.
+    own = frame[(frame.run == best.run) & frame.task.isin(scores.task)]
+    path = own.groupby("tokens").relative.agg(["mean", "size"])
+    path = path["mean"][path["size"] == best.tasks]
+    table["tokens_of_best"] = [budget, *(_reached(path, s, budget) for s in table.score[1:])]
+    table["efficiency"] = table.tokens_of_best / budget
+    table.insert(0, "tokens", budget)
+    return table
 
 
 def _reached(path: pd.Series, value: float, budget: float) -> float:

@@ -9,7 +9,6 @@ gains at unrelated times.
 from __future__ import annotations
 
 import itertools
-import math
 
 import numpy as np
 import pandas as pd
@@ -19,11 +18,6 @@ from jaxllm.analysis.curves import Array, Panel
 from jaxllm.analysis.finding import Finding
 from jaxllm.analysis.registry import EARLY, Study, analysis
 from jaxllm.analysis.stats import false_discovery
-
-_COLUMNS = (
-    "first", "second", "lag", "correlation", "related_p", "related_q", "lead", "lead_p", "lead_q",
-    "leads", "n", "runs",
-)  # fmt: skip
 
 
 @analysis(
@@ -51,10 +45,10 @@ def lead_lag(study: Study, *, max_lag: int = 4, draws: int = 300, seed: int = 0)
     if len(domains) < 2 or not series:
         reason = "needs two domains" if len(domains) < 2 else resampling.TOO_SHORT
         return Finding.refuse(reason, notes)
-    gains = [_by_domain(x, data.domains, domains) for _, x in series]
-    max_lag = min(max_lag, min(len(x) for x in gains) // 3)
+    gains = [resampling.ranks(_by_domain(x, data.domains, domains)) for _, x in series]
+    n = sum(map(len, gains))
+    max_lag = min(max_lag, min(map(len, gains)) // 3)
     rng = np.random.default_rng(seed)
-    gains = list(map(resampling.ranks, gains))
     observed = _lagged(gains, max_lag)
     widen = np.sqrt(resampling.bartlett(gains))
     null = np.array([_lagged(s, max_lag) for s in resampling.shuffles(gains, draws, rng)]) * widen
@@ -69,12 +63,13 @@ def lead_lag(study: Study, *, max_lag: int = 4, draws: int = 300, seed: int = 0)
             continue
         a, b = (i, j) if lead[i, j] >= 0 else (j, i)
         best = int(np.argmax(np.abs(observed[:, a, b])))
-        rows.append((
-            domains[a], domains[b], best - max_lag, observed[best, a, b], related_p[i, j],
-            math.nan, lead[a, b], lead_p[i, j], math.nan,
-            not {domains[a], domains[b]} & alone.keys(), sum(map(len, gains)), len(gains),
-        ))  # fmt: skip
-    table = pd.DataFrame(rows, columns=list(_COLUMNS))
+        row = {"first": domains[a], "second": domains[b], "lag": best - max_lag}
+        row |= {"correlation": observed[best, a, b], "related_p": related_p[i, j]}
+        row |= {"lead": lead[a, b], "lead_p": lead_p[i, j], "n": n, "runs": len(gains)}
+        rows.append(row | {"leads": not {domains[a], domains[b]} & alone.keys()})
+    if not rows:
+        return Finding.refuse("no two domains share enough checkpoints", notes)
+    table = pd.DataFrame(rows)
     table["related_q"] = false_discovery(table.related_p)
     table["lead_q"] = false_discovery(table.lead_p)
     table["leads"] &= table[["related_q", "lead_q"]].max(axis=1, skipna=False) <= 0.05
@@ -119,18 +114,14 @@ def _by_domain(gains: Array, of_task: tuple[str, ...], domains: tuple[str, ...])
 
 def _lagged(series: list[Array], max_lag: int) -> Array:
     """Correlations [2 K + 1, D, D] of column i with column j `lag` checkpoints later."""
-    lagged = []
-    for lag in range(-max_lag, max_lag + 1):
-        total: Array | float = 0.0
-        weight: Array | float = 0.0
-        for x in series:
-            early, late = x[: len(x) - abs(lag)], x[abs(lag) :]
-            r, n = resampling.correlation(*((early, late) if lag >= 0 else (late, early)))
-            total = total + np.where(np.isfinite(r), r * n, 0.0)
-            weight = weight + np.where(np.isfinite(r), n, 0.0)
+    ahead = []
+    for lag in range(max_lag + 1):
+        pairs = [resampling.correlation(x[: len(x) - lag], x[lag:]) for x in series]
+        r, n = np.array(pairs).swapaxes(0, 1)
+        weight = np.where(np.isfinite(r), n, 0.0)
         with np.errstate(all="ignore"):
-            lagged.append(total / weight)
-    return np.stack(lagged)
+            ahead.append(np.nansum(r * weight, axis=0) / weight.sum(axis=0))
+    return np.stack([*(r.T for r in ahead[:0:-1]), *ahead])
 
 
 def _lead(lagged: Array, max_lag: int) -> Array:

@@ -19,10 +19,6 @@ from jaxllm.analysis.stats import false_discovery, least_squares
 
 # Boundaries of the phases, as shares of a run's tokens.
 PHASES = (0.0, 0.01, 0.1, 0.5, 1.0)
-_COLUMNS = (
-    "phase", "from_share", "to_share", "task", "domain", "runs", "n", "gain", "gain_p", "spread",
-    "spread_p", "q", "informs", "why",
-)  # fmt: skip
 
 
 @analysis(
@@ -47,64 +43,62 @@ def signal_to_noise(study: Study, *, phases: tuple[float, ...] = PHASES) -> Find
     """
     points, notes = study.curves.points, study.curves.notes
     share = points.tokens / points.groupby("run").tokens.transform("max")
-    domains = points.groupby("task", sort=False).domain.last()
-    rows: list[tuple[object, ...]] = []
+    rows = []
     for low, high in itertools.pairwise(phases):
         before = share.where(share <= low).groupby(points.run).transform("max").fillna(0.0)
-        inside = points[(share >= before) & (share <= high) & (points.tokens > 0)]
-        by_task = dict(list(inside.groupby("task", sort=False)))
-        for task, domain in domains.items():
-            of_task = by_task.get(task, inside.iloc[:0])
-            runs = of_task.run.nunique()
-            enough = len(of_task) >= runs + 3
-            tested = _trend_and_spread(of_task) if enough else (math.nan,) * 4
-            rows.append((
-                f"{low:.0%} to {high:.0%}", low, high, task, domain, runs, len(of_task), *tested,
-                math.nan, False, "" if enough else "too few checkpoints in this phase",
-            ))  # fmt: skip
-    table = pd.DataFrame(rows, columns=list(_COLUMNS))
-    if table.gain_p.notna().sum() == 0:
+        inside = (share >= before) & (share <= high) & (points.tokens > 0)
+        for task, every in points.groupby("task", sort=False):
+            of_task = every[inside[every.index]]
+            row = {"phase": f"{low:.0%} to {high:.0%}", "from_share": low, "to_share": high}
+            row |= {"task": task, "domain": every.domain.iloc[-1], "runs": of_task.run.nunique()}
+            rows.append(row | {"n": len(of_task), **_trend_and_spread(of_task)})
+    table = pd.DataFrame(rows)
+    if table.empty or table.gain_p.isna().all():
         return Finding.refuse("too few checkpoints in every phase", notes)
+    enough = table.n >= table.runs + 3
     smaller = np.fmin(table.gain_p, table.spread_p)
     both = table.gain_p.notna() & table.spread_p.notna()
     table["q"] = false_discovery(np.minimum(1.0, smaller * np.where(both, 2.0, 1.0)))
     table["informs"] = table.q < 0.05
     trend = np.where(table.gain_p >= 0.05, "", np.where(table.gain > 0, "it grows", "it falls"))
     ranks = np.where(table.spread_p < 0.05, "it tells runs apart", "")
-    table["why"] = [
-        why or (" and ".join(filter(None, reasons)) if informs else "noise")
-        for why, informs, *reasons in zip(table.why, table.informs, trend, ranks, strict=True)
-    ]
+    reasons = [" and ".join(filter(None, pair)) for pair in zip(trend, ranks, strict=True)]
+    few = "too few checkpoints in this phase"
+    table["why"] = np.where(enough, np.where(table.informs, reasons, "noise"), few)
     strength = table[["gain", "spread"]].max(axis=1)
     best = table.assign(strength=strength)[table.informs].sort_values("strength", ascending=False)
-    phases_of = [
+    informative = [
         f"from {phase} of the tokens {', '.join(best[best.phase == phase].task.head(3))}"
         for phase in table.phase.unique()
         if (best.phase == phase).any()
     ]
-    sentence = "No task stands out of noise."
-    if phases_of:
-        sentence = f"Most informative are {'; '.join(phases_of)}."
-    return Finding(sentence, table, "", notes)
+    sentence = f"Most informative are {'; '.join(informative)}."
+    return Finding(sentence if informative else "No task stands out of noise.", table, "", notes)
 
 
-def _trend_and_spread(points: pd.DataFrame) -> tuple[float, float, float, float]:
-    """Gain over the phase and spread of the runs in units of the noise, with p-values."""
+def _trend_and_spread(points: pd.DataFrame) -> dict[str, float]:
+    """Gain over the phase and spread of the runs in units of the noise, with p-values.
+
+    NaN where there are too few points, no variation, or, for the spread, one run.
+    """
+    result = dict.fromkeys(("gain", "gain_p", "spread", "spread_p"), math.nan)
     run, names = pd.factorize(points.run)
+    freedom = len(points) - len(names) - 1
+    if freedom < 2:
+        return result
     x, y = np.log2(points.tokens.to_numpy(float)), points.score.to_numpy(float)
     levels = np.eye(len(names))[run]
     full, common = np.column_stack([levels, x]), np.column_stack([np.ones_like(x), x])
     coefficients, rss = least_squares(full, y)
     rss_flat, rss_common = (least_squares(design, y)[1] for design in (levels, common))
-    freedom = len(y) - len(names) - 1
     variance = rss / freedom
     if np.ptp(x) == 0 or rss_flat < 1e-18:
-        return math.nan, math.nan, math.nan, math.nan
+        return result
     span = np.mean([np.ptp(x[run == number]) for number in range(len(names))])
-    gain = float(coefficients[-1] * span / math.sqrt(variance))
-    gain_p = float(stats.f.sf((rss_flat - rss) / variance, 1, freedom))
-    if len(names) < 2:
-        return gain, gain_p, math.nan, math.nan
-    spread = float(np.std(coefficients[:-1], ddof=1) / math.sqrt(variance))
-    f = (rss_common - rss) / (len(names) - 1) / variance
-    return gain, gain_p, spread, float(stats.f.sf(f, len(names) - 1, freedom))
+    result["gain"] = float(coefficients[-1] * span / math.sqrt(variance))
+    result["gain_p"] = float(stats.f.sf((rss_flat - rss) / variance, 1, freedom))
+    if len(names) > 1:
+        result["spread"] = float(np.std(coefficients[:-1], ddof=1) / math.sqrt(variance))
+        f = (rss_common - rss) / (len(names) - 1) / variance
+        result["spread_p"] = float(stats.f.sf(f, len(names) - 1, freedom))
+    return result
