@@ -1,18 +1,14 @@
 """Definition of an evaluation task: its examples as text, and its metrics.
 
-A benchmark module declares its tasks with the four helpers below, which read no data and import
-neither SeqIO nor TensorFlow:
+A benchmark module declares its tasks with the four helpers below:
 
     multiple_choice("capitals", examples, domain="knowledge")
 
     def examples() -> Iterator[Choice]:
         yield Choice("The capital of France is", (" Paris", " Rome"), answer=0, id="france")
 
-`examples` is called once, before the first checkpoint is scored; with the paths of `files`
-(relative to EvalConfig.data_dir), if the task has any. A task with a `FewShot` is available at any
-number of shots: `capitals_5shot`. `jaxllm.evaluation.seqio_adapter` creates the SeqIO task.
-
-Domains in use: examination, knowledge, reading, commonsense, reasoning, math, code, language.
+`examples` is called once, before the first checkpoint is scored, with the paths of the task's
+`files`. A task with a `FewShot` exists at any number of shots: `capitals_5shot`.
 """
 
 from __future__ import annotations
@@ -26,6 +22,8 @@ from typing import Any, Literal
 from jaxllm.errors import UserError
 
 Kind = Literal["multiple_choice", "cloze", "perplexity", "generation"]
+
+# The metrics of a kind (see `metrics`), by default the first as primary metric.
 METRICS: Mapping[Kind, tuple[str, ...]] = {
     "multiple_choice": (
         "accuracy", "accuracy_per_token", "accuracy_per_char", "accuracy_per_byte",
@@ -35,8 +33,7 @@ METRICS: Mapping[Kind, tuple[str, ...]] = {
     "cloze": ("exact_match", "target_bits_per_byte", "perplexity"),
     "perplexity": ("bits_per_byte", "perplexity", "loss"),
 }  # fmt: skip
-_NAME = re.compile(r"^[A-Za-z0-9_.:]+$")
-_SHOTS = re.compile(r"^(?P<base>.+)_(?P<shots>\d+)shot$")
+_SHOTS = re.compile(r"(?P<base>.+)_(?P<shots>\d+)shot")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +45,7 @@ class Choice:
       options: the continuations, each with its leading space if it needs one.
       answer: index of the correct option.
       id: name of the example in the per-example results; its index if empty.
-      contexts: the text before each option, if it differs between options (WinoGrande's blank);
-        replaces `context`.
+      contexts: replaces `context` where it differs between options (WinoGrande's blank).
       also_correct: indices of further correct options (TruthfulQA's mc2).
       description: text before the few-shot examples.
       shots: few-shot examples, each with its separator from the next.
@@ -94,11 +90,9 @@ class Prompt:
     Attributes:
       context: the prompt.
       targets: reference answers: `cloze` scores the first, `generation` may accept any.
-      id: name of the example in the per-example results; its index if empty.
+      id, description, shots: as of `Choice`.
       solution: the text after the prompt in a few-shot example (a chain of thought); the first
         target if empty.
-      description: text before the few-shot examples.
-      shots: few-shot examples, each with its separator from the next.
     """
 
     context: str
@@ -118,8 +112,8 @@ class Prompt:
         return self.context + (self.solution or self.targets[0])
 
 
-Example = Choice | Document | Prompt
 Question = Choice | Prompt
+Example = Question | Document
 Examples = Callable[..., Iterable[Example]]
 Score = Callable[[str, Prompt], Mapping[str, float]]
 
@@ -160,7 +154,7 @@ class TaskDefinition:
       name: unique name; also the file name of its records.
       kind: scoring method.
       examples: returns the examples; called with the paths of `files`.
-      domain: the task's domain in the report.
+      domain: examination, knowledge, reading, commonsense, reasoning, math, code, language or own.
       shots: number of few-shot examples in each context.
       chance: chance level of the primary metric; None is the mean of 1 / options.
       version: increment it when examples or scoring change, to separate old records.
@@ -187,7 +181,7 @@ class TaskDefinition:
     few_shot: FewShot | None = None
     description: str = ""
     max_new_tokens: int = 0
-    stop: tuple[str, ...] = ()
+    stop: tuple[str, ...] = ("\n",)
     score: Score = exact
     runs_code: bool = False
 
@@ -200,76 +194,46 @@ def definitions() -> dict[str, TaskDefinition]:
     return dict(_DEFINITIONS)
 
 
-def multiple_choice(
-    name: str,
-    examples: Callable[..., Iterable[Choice]],
-    *,
-    domain: str,
-    primary_metric: str = "accuracy",
-    **details: Any,
+def declare(
+    kind: Kind, name: str, examples: Examples, *, domain: str, **details: Any
 ) -> TaskDefinition:
-    """Declare a multiple-choice task.
+    """Declare a task; `details` are further fields of `TaskDefinition`.
 
-    Args:
-      name: name of the task.
-      examples: returns its questions.
-      domain: domain of the task.
-      primary_metric: one of METRICS["multiple_choice"].
-      details: further fields of `TaskDefinition`.
+    multiple_choice: is the most likely option the answer?
+    cloze: is every token of the target the argmax? One forward pass gives the result of greedy
+      decoding, as in lm-evaluation-harness' LAMBADA, and the log-likelihood of the target.
+    perplexity: bits per byte and perplexity of whole documents.
+    generation: generate up to `stop` or `max_new_tokens` (required); `score` gives the metrics.
     """
-    return _declare(
-        TaskDefinition(
-            name, "multiple_choice", examples, domain, primary_metric=primary_metric, **details
+    if not re.fullmatch(r"[A-Za-z0-9_.:]+", name):
+        raise ValueError(f"task name {name!r}: only letters, digits, '_', '.' and ':'")
+    metrics = METRICS.get(kind) or ("pass@1" if details.get("runs_code") else "exact_match",)
+    chance = 0.0 if kind in ("cloze", "generation") else None
+    defaults: dict[str, Any] = {"primary_metric": metrics[0], "chance": chance}
+    definition = TaskDefinition(name, kind, examples, domain, **defaults | details)
+    if kind in METRICS and definition.primary_metric not in metrics:
+        raise ValueError(
+            f"task {name}: primary_metric {definition.primary_metric!r} is not one of "
+            f"{', '.join(metrics)}"
         )
-    )
+    if kind == "generation" and definition.max_new_tokens < 1:
+        raise ValueError(f"task {name}: max_new_tokens must be 1 or more")
+    known = _DEFINITIONS.get(name)
+    if known and _module(known.examples) != _module(examples):
+        raise ValueError(f"two tasks are called {name}")
+    _DEFINITIONS[name] = definition
+    return definition
 
 
-def cloze(
-    name: str, examples: Callable[..., Iterable[Prompt]], *, domain: str, **details: Any
-) -> TaskDefinition:
-    """Declare a completion task: is every token of the target the argmax?
-
-    One forward pass gives the result of greedy decoding, as in lm-evaluation-harness' LAMBADA, and
-    the log-likelihood of the target. `details`: see `TaskDefinition`.
-    """
-    details = {"primary_metric": "exact_match", "chance": 0.0, **details}
-    return _declare(TaskDefinition(name, "cloze", examples, domain, **details))
-
-
-def perplexity(
-    name: str, documents: Callable[..., Iterable[Document]], *, domain: str, **details: Any
-) -> TaskDefinition:
-    """Declare a task that scores whole documents: bits per byte and token perplexity."""
-    details = {"primary_metric": "bits_per_byte", **details}
-    return _declare(TaskDefinition(name, "perplexity", documents, domain, **details))
-
-
-def generation(
-    name: str,
-    examples: Callable[..., Iterable[Prompt]],
-    *,
-    domain: str,
-    max_new_tokens: int,
-    stop: tuple[str, ...] = ("\n",),
-    **details: Any,
-) -> TaskDefinition:
-    """Declare a task answered by generation, up to `stop` or `max_new_tokens`.
-
-    `details`: see `TaskDefinition`; `score` returns the metrics, `primary_metric` is one of them.
-    """
-    metric = "pass@1" if details.get("runs_code") else "exact_match"
-    details = {"primary_metric": metric, "chance": 0.0, **details}
-    return _declare(
-        TaskDefinition(
-            name, "generation", examples, domain,
-            max_new_tokens=max_new_tokens, stop=stop, **details,
-        )
-    )  # fmt: skip
+multiple_choice = functools.partial(declare, "multiple_choice")
+cloze = functools.partial(declare, "cloze")
+perplexity = functools.partial(declare, "perplexity")
+generation = functools.partial(declare, "generation")
 
 
 def split_shots(name: str) -> tuple[str, int | None]:
     """`arc_easy_5shot` -> (`arc_easy`, 5); a name without such a suffix -> (name, None)."""
-    match = _SHOTS.match(name)
+    match = _SHOTS.fullmatch(name)
     return (match["base"], int(match["shots"])) if match else (name, None)
 
 
@@ -284,23 +248,7 @@ def with_shots(task: TaskDefinition, shots: int) -> TaskDefinition:
     return dataclasses.replace(task, name=f"{task.name}_{shots}shot", shots=shots)
 
 
-def _declare(definition: TaskDefinition) -> TaskDefinition:
-    if not _NAME.match(definition.name):
-        raise ValueError(f"task name {definition.name!r}: only letters, digits, '_', '.' and ':'")
-    metrics = METRICS.get(definition.kind)
-    if metrics and definition.primary_metric not in metrics:
-        raise ValueError(
-            f"task {definition.name}: primary_metric {definition.primary_metric!r} is not one of "
-            f"{', '.join(metrics)}"
-        )
-    known = _DEFINITIONS.get(definition.name)
-    if known and _origin(known.examples) != _origin(definition.examples):
-        raise ValueError(f"two tasks are called {definition.name}")
-    _DEFINITIONS[definition.name] = definition
-    return definition
-
-
-def _origin(examples: Examples) -> str:
+def _module(examples: Examples) -> str:
     """The module of a task, which may declare it again (when it is reloaded)."""
     while isinstance(examples, functools.partial):
         examples = examples.func
