@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from jaxllm import convert, generate
 from jaxllm.data.vocabularies import ByteVocabulary, from_directory
 from jaxllm.errors import UserError
-from jaxllm.evaluation.inference import Detokenizer, Generator, StreamedText
+from jaxllm.evaluation.inference import Generator, StreamedText
 from jaxllm.models.sampling import Sampling
 from tests.data.test_published_tokenizers import byte_level, llama
 from tests.evaluation.helpers import TINY, mesh, sharded_params
@@ -149,21 +149,20 @@ def test_streamed_pieces_are_whole_characters_and_add_up(vocabularies, data) -> 
     prompt, continuation = data.draw(text), data.draw(text)
     before, tokens = vocabulary.encode(prompt), vocabulary.encode(prompt + continuation)
     tokens = tokens[len(before) :] if tokens[: len(before)] == before else tokens
-    detokenizer = Detokenizer(vocabulary, before)
-    pieces = []
+    whole = vocabulary.decode([*before, *tokens])[len(vocabulary.decode(before)) :]
+    growing, pieces = StreamedText(vocabulary, before, ()), []
     while tokens:
         count = data.draw(st.integers(1, 3))
-        pieces.append(detokenizer.add(tokens[:count]))
+        pieces.append(growing.add(tokens[:count]))
         tokens = tokens[count:]
         assert "\ufffd" not in pieces[-1]
-    whole = vocabulary.decode([*before, *detokenizer._tokens[len(before) :]])
-    assert "".join(pieces) + detokenizer.rest() == whole[len(vocabulary.decode(before)) :]
+    assert "".join(pieces) + growing.add([], last=True) == whole
 
 
 @given(st.text("ab", max_size=12), st.lists(st.text("ab", min_size=1, max_size=3), max_size=2))
 def test_stop_strings_cut_at_the_first_wherever_pieces_end(text: str, stop: list[str]) -> None:
     vocabulary = ByteVocabulary()
-    growing = StreamedText(Detokenizer(vocabulary, []), stop, (vocabulary.eos_id,))
+    growing = StreamedText(vocabulary, [], stop)
     tokens = [*vocabulary.encode(text), vocabulary.eos_id]
     pieces = [growing.add([token], last=False) for token in tokens]
     # the first to be complete ends it, and of those that are at once the earliest

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
 from jaxllm.evaluation.prepared import PreparedTask
@@ -15,7 +14,6 @@ from jaxllm.models.config import ModelConfig
 
 _SIDE = {"cpu": 1024}  # side of the matrices in the timed matmul
 _LARGE = 4096
-_TRIALS = 3
 
 
 def describe(
@@ -28,42 +26,36 @@ def describe(
     """
     speed = device_flops(model) * mesh.size
     for name, tasks in groups.items():
-        examples = sum(len(task.examples) for task in tasks)
-        seconds = sum(2 * model.num_params * task.positions for task in tasks) / speed
+        shapes = [shape for task in tasks for shape in task.shapes]
+        seconds = 2 * model.num_params * sum(rows * width for rows, width in shapes) / speed
         of = f" ({len(tasks)} tasks)" if len(tasks) > 1 else ""
         yield (
-            f"{name}{of}: {examples:,} examples in {sum(t.sequences for t in tasks):,} sequences, "
-            f"about {seconds:.2g} s a checkpoint"
+            f"{name}{of}: {sum(len(task.examples) for task in tasks):,} examples in "
+            f"{sum(rows for rows, _ in shapes):,} sequences, about {seconds:.2g} s a checkpoint"
         )
     every = [task for tasks in groups.values() for task in tasks]
-    yield from _shortened(
-        {task.definition.name: task.shots_dropped > 0 for task in every},
-        f"hold fewer few-shot examples than asked for, to fit {model.max_length} tokens",
-    )
-    yield from _shortened(
-        {task.definition.name: task.truncated for task in every},
-        f"do not fit {model.max_length} tokens and are cut on the left",
-    )
+    limit = f"{model.max_length} tokens"
+    for field, what in (
+        ("shots_dropped", f"hold fewer few-shot examples than asked for, to fit {limit}"),
+        ("truncated", f"do not fit {limit} and are cut on the left"),
+    ):
+        counts = {t.definition.name: int((getattr(t, field) > 0).sum()) for t in every}
+        counts = {name: count for name, count in counts.items() if count}
+        if counts:
+            first = next(iter(counts))
+            of = f"{len(counts)} tasks, first {first}" if len(counts) > 1 else first
+            yield f"{sum(counts.values()):,} examples of {of}, {what}"
 
 
 def device_flops(model: ModelConfig) -> float:
-    """Matmul throughput of one device in the model's dtype, in FLOP/s."""
+    """Matmul throughput of one device in the model's dtype, in FLOP/s; the best of three."""
     side = _SIDE.get(jax.default_backend(), _LARGE)
     x = jnp.ones((side, side), model.dtype)
     product = jax.jit(jnp.dot)
     product(x, x).block_until_ready()
     seconds = []
-    for _ in range(_TRIALS):
+    for _ in range(3):
         began = time.perf_counter()
         product(x, x).block_until_ready()
         seconds.append(time.perf_counter() - began)
     return 2 * side**3 / min(seconds)
-
-
-def _shortened(examples: Mapping[str, np.ndarray], what: str) -> Iterator[str]:
-    """Yield one line that counts the marked examples over all tasks, if there are any."""
-    counts = {name: int(which.sum()) for name, which in examples.items() if which.any()}
-    if counts:
-        first = next(iter(counts))
-        others = f" of {len(counts)} tasks, first {first}" if len(counts) > 1 else f" of {first}"
-        yield f"{sum(counts.values()):,} examples{others}, {what}"

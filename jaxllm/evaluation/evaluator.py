@@ -11,7 +11,7 @@ import dataclasses
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import jax
 import pandas as pd
@@ -20,15 +20,14 @@ from jax.sharding import Mesh
 from jaxllm.errors import UserError, one_line
 from jaxllm.evaluation import cost, sandbox
 from jaxllm.evaluation.config import EvalConfig
-from jaxllm.evaluation.metrics import Columns, Measurement, measure
+from jaxllm.evaluation.metrics import Measurement, measure
 from jaxllm.evaluation.prepared import PreparedTask, TaskRunner
 from jaxllm.evaluation.scoring import Interrupted, Scorer, ShouldStop, never
 from jaxllm.evaluation.selection import select
 from jaxllm.evaluation.spans import Tokenizer
-from jaxllm.evaluation.tasks import TaskDefinition
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.decoder import Params
-from jaxllm.run.records import Record, RunInfo
+from jaxllm.run.records import OK, Record, RunInfo
 from jaxllm.run.trajectory import TrajectoryStore
 
 __all__ = ["Evaluator", "Interrupted"]
@@ -37,15 +36,6 @@ WRITE_ATTEMPTS = 3
 RETRY_SECONDS = 1.0  # before the second attempt; doubles with each further one
 
 _log = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True)
-class CheckpointInfo:
-    """The checkpoint being scored: step, training tokens seen, training FLOPs."""
-
-    step: int
-    tokens: int
-    flops: float
 
 
 class Evaluator:
@@ -99,9 +89,11 @@ class Evaluator:
           UserError: some tasks cannot be scored; the message lists them.
         """
         failures: dict[str, str] = {}
-        for name in self._tasks:
+        groups: dict[str, list[PreparedTask]] = {}
+        for name, task in self._tasks.items():
             try:
-                self._prepare(name)
+                prepared = self._prepare(name)
+                groups.setdefault(task.group, []).append(prepared)
             except Exception as error:
                 failures[name] = one_line(error if isinstance(error, UserError) else repr(error))
         if failures and self._config.on_unrunnable == "refuse":
@@ -112,9 +104,6 @@ class Evaluator:
             )
         for name in failures:
             del self._tasks[name], self.definitions[name]
-        groups: dict[str, list[PreparedTask]] = {}
-        for name, task in self._tasks.items():
-            groups.setdefault(task.group, []).append(self._prepared[name])
         return (
             *(f"skipped task {name}: {reason}" for name, reason in failures.items()),
             *cost.describe(groups, self._model, self._mesh),
@@ -157,35 +146,56 @@ class Evaluator:
         Raises:
           Interrupted: `should_stop()` was true; the current task has written nothing.
         """
-        checkpoint = CheckpointInfo(step, tokens, flops)
-        names = self.definitions if tasks is None else tasks
-        return [r for n in names for r in self._evaluate(n, params, checkpoint, should_stop)]
+        records: list[Record] = []
+        for name in self.definitions if tasks is None else tasks:
+            task, began, status = self.definitions[name], time.perf_counter(), OK
+            table = None
+            try:
+                measured, table = self._score(params, name, should_stop)
+            except Interrupted:
+                raise
+            except Exception as error:
+                measured = {task.primary_metric: Measurement(math.nan, math.nan, 0)}
+                status = self._failure(name, error)
+            seconds = time.perf_counter() - began
+            scored = [
+                Record(
+                    **dataclasses.asdict(self._run),
+                    step=step,
+                    tokens=tokens,
+                    flops=flops,
+                    task=task.name,
+                    domain=task.domain,
+                    shots=task.shots,
+                    metric=metric,
+                    **dataclasses.asdict(measurement),
+                    task_version=task.version,
+                    seconds=seconds,
+                    primary=metric == task.primary_metric,
+                    status=status,
+                )
+                for metric, measurement in measured.items()
+            ]
+            records += self._write(step, name, scored, table)
+        return records
 
-    def _evaluate(
-        self, name: str, params: Params, checkpoint: CheckpointInfo, should_stop: ShouldStop
-    ) -> list[Record]:
-        """Score one task at one checkpoint: examples, outputs, metrics, records."""
-        task, began = self.definitions[name], time.perf_counter()
-        try:
-            prepared = self._prepare(name)
-            outputs = self._runner.run(params, prepared, should_stop)
-            measured, columns = measure(task, prepared.examples, outputs)
-            if task.primary_metric not in measured:
-                raise UserError(f"{name} has no metric {task.primary_metric}, but {list(measured)}")
-            measured = {**measured, **_of_preparation(prepared)}
-            table: pd.DataFrame | None = _table(prepared, columns)
-            status = "ok"
-        except Interrupted:
-            raise
-        except Exception as error:
-            measured = {task.primary_metric: Measurement(math.nan, math.nan, 0)}
-            table, status = None, self._failure(name, error)
-        seconds = time.perf_counter() - began
-        records = [
-            self._record(task, metric, measurement, checkpoint, seconds, status)
-            for metric, measurement in measured.items()
-        ]
-        return self._write(checkpoint.step, name, records, table)
+    def _score(
+        self, params: Params, name: str, should_stop: ShouldStop
+    ) -> tuple[dict[str, Measurement], pd.DataFrame]:
+        """The metrics of one task, and the per-example results, a row for each example."""
+        task, prepared = self.definitions[name], self._prepare(name)
+        outputs = self._runner.run(params, prepared, should_stop)
+        measured, columns = measure(task, prepared.examples, outputs)
+        if task.primary_metric not in measured:
+            raise UserError(f"{name} has no metric {task.primary_metric}, but {list(measured)}")
+        of_preparation = {"truncated": prepared.truncated.mean(), "padding": prepared.padding}
+        if task.shots:
+            of_preparation["shots_dropped"] = prepared.shots_dropped.mean()
+        n = len(prepared.examples)
+        for metric, value in of_preparation.items():
+            measured[metric] = Measurement(float(value), math.nan, n)
+        ids = [example.id or str(number) for number, example in enumerate(prepared.examples)]
+        return measured, pd.DataFrame({"id": ids, **columns, "truncated": prepared.truncated})
 
     def _prepare(self, name: str) -> PreparedTask:
         """The device batches of a task, cached from the first call."""
@@ -201,29 +211,6 @@ class Evaluator:
         _log.error("task %s failed: %s", name, status, exc_info=None if known else error)
         self._traced.add(name)
         return status
-
-    def _record(
-        self,
-        task: TaskDefinition,
-        metric: str,
-        measured: Measurement,
-        checkpoint: CheckpointInfo,
-        seconds: float,
-        status: str,
-    ) -> Record:
-        return Record(
-            **dataclasses.asdict(self._run),
-            **dataclasses.asdict(checkpoint),
-            task=task.name,
-            domain=task.domain,
-            shots=task.shots,
-            metric=metric,
-            **dataclasses.asdict(measured),
-            task_version=task.version,
-            seconds=seconds,
-            primary=metric == task.primary_metric,
-            status=status,
-        )
 
     def _write(
         self, step: int, name: str, records: list[Record], examples: pd.DataFrame | None
@@ -245,21 +232,3 @@ class Evaluator:
                     time.sleep(RETRY_SECONDS * 2**attempt)
         _log.error("records of task %s at step %d: %s", name, step, failure)
         return [dataclasses.replace(record, status=failure) for record in records]
-
-
-def _of_preparation(prepared: PreparedTask) -> Mapping[str, Measurement]:
-    """Metrics of the preparation: truncation, dropped few-shot examples, padding."""
-    n = len(prepared.examples)
-    measured = {
-        "truncated": Measurement(float(prepared.truncated.mean()), math.nan, n),
-        "padding": Measurement(prepared.padding, math.nan, n),
-    }
-    if prepared.definition.shots:
-        measured["shots_dropped"] = Measurement(float(prepared.shots_dropped.mean()), math.nan, n)
-    return measured
-
-
-def _table(prepared: PreparedTask, columns: Columns) -> pd.DataFrame:
-    """The per-example results, a row for each example."""
-    ids = [example.id or str(number) for number, example in enumerate(prepared.examples)]
-    return pd.DataFrame({"id": ids, **columns, "truncated": prepared.truncated})

@@ -9,9 +9,7 @@ depends on the batch shape).
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -28,80 +26,52 @@ from jaxllm.sharding.rules import batch_sharding, partitioning, replicated
 
 DECODE_CHUNK = 8  # tokens decoded between two checks for stop strings
 WIDTH_MULTIPLE = 64  # prompts are padded to a multiple of it, to compile few programs
+CONTEXT_TOKENS = 5  # of the prompt, decoded with the continuation
 UNFINISHED = "\ufffd"  # a decoder's replacement for an incomplete character
 
-
-class Detokenizer:
-    """Incremental decoding of tokens to complete characters.
-
-    The text of a sequence is not the concatenation of its tokens' texts: several byte tokens form
-    one character, and SentencePiece drops a leading space. So a window of tokens is decoded with
-    and without the new ones, and the difference is the new text; the window advances when the text
-    ends in a complete character.
-
-    Args:
-      vocabulary: vocabulary of the tokens.
-      context: preceding tokens, whose text is not returned.
-    """
-
-    def __init__(self, vocabulary: Tokenizer, context: Sequence[int]) -> None:
-        self._vocabulary = vocabulary
-        self._tokens = list(context)
-        self._window, self._read = max(0, len(context) - 5), len(context)
-
-    def add(self, tokens: Sequence[int]) -> str:
-        """Append `tokens` and return the new text, up to the last complete character."""
-        self._tokens += tokens
-        old, new = self._texts()
-        if len(new) <= len(old) or new.endswith(UNFINISHED):
-            return ""
-        self._window, self._read = self._read, len(self._tokens)
-        return new[len(old) :]
-
-    def rest(self) -> str:
-        """The remaining text, with U+FFFD for an incomplete character."""
-        old, new = self._texts()
-        self._window = self._read = len(self._tokens)
-        return new[len(old) :]
-
-    def _texts(self) -> tuple[str, str]:
-        decode = self._vocabulary.decode
-        return (
-            decode(self._tokens[self._window : self._read]),
-            decode(self._tokens[self._window :]),
-        )
+Tokens = Sequence[int] | np.ndarray
+Seed = Callable[[int], Sequence[int]]  # index of a prompt -> the integers of its random key
 
 
 class StreamedText:
-    """A growing continuation, up to the first stop string.
+    """A growing continuation, up to EOS or the first stop string.
+
+    The text of a sequence is not the concatenation of its tokens' texts: several byte tokens form
+    one character, and SentencePiece drops a leading space. So all tokens are decoded after the last
+    of the prompt.
+
+    Args:
+      vocabulary: vocabulary of the tokens.
+      prompt: tokens of the prompt, whose text is not returned.
+      stop: stop strings, excluded from the text.
 
     Attributes:
-      text: the final part: no stop string can begin in it any more.
+      text: the final part: complete characters in which no stop string can begin any more.
       done: whether the continuation has ended.
     """
 
-    def __init__(
-        self, detokenizer: Detokenizer, stop: Sequence[str], eos_ids: Sequence[int]
-    ) -> None:
-        self._detokenizer, self._stop, self._eos_ids = detokenizer, stop, eos_ids
-        self._held = ""  # a possible beginning of a stop string
+    def __init__(self, vocabulary: Tokenizer, prompt: Sequence[int], stop: Sequence[str]) -> None:
+        self._decode, self._eos_ids, self._stop = vocabulary.decode, eos_ids(vocabulary), stop
+        self._tokens = list(prompt[-CONTEXT_TOKENS:])
+        self._start = len(self._decode(self._tokens))
         self.text, self.done = "", False
 
-    def add(self, tokens: Sequence[int], last: bool) -> str:
+    def add(self, tokens: Sequence[int], last: bool = False) -> str:
         """Append tokens (`last`: the final ones) and return the newly final text."""
         if self.done:
             return ""
-        cut = next((i for i, token in enumerate(tokens) if token in self._eos_ids), None)
-        self.done = last or cut is not None
-        new = self._held + self._detokenizer.add(tokens[:cut])
-        if self.done:
-            new += self._detokenizer.rest()
-        stops = [(new.find(stop) + len(stop), new.find(stop)) for stop in self._stop if stop in new]
-        if stops:  # the one that ends first, whatever the chunk size
-            new, self.done = new[: min(stops)[1]], True
-        held = 0 if self.done else max((_overlap(new, stop) for stop in self._stop), default=0)
-        self._held = new[len(new) - held :]
-        new = new[: len(new) - held]
+        end = next((i for i, t in enumerate(tokens) if t in self._eos_ids), None)
+        self._tokens += tokens[:end]
+        self.done = last or end is not None
+        text = self._decode(self._tokens)[self._start :]
+        if not self.done:
+            text = text.rstrip(UNFINISHED)
+        stops = [(text.find(stop) + len(stop), text.find(stop)) for stop in self._stop]
+        if found := [ends for ends in stops if ends[1] >= 0]:
+            text, self.done = text[: min(found)[1]], True  # the one that ends first
+        elif not self.done:
+            text = text[: len(text) - max((_overlap(text, s) for s in self._stop), default=0)]
+        new = text[len(self.text) :]
         self.text += new
         return new
 
@@ -110,6 +80,12 @@ def _overlap(text: str, stop: str) -> int:
     """Length of the longest suffix of `text` that is a proper prefix of `stop`."""
     lengths = range(min(len(text), len(stop) - 1), 0, -1)
     return next((n for n in lengths if text.endswith(stop[:n])), 0)
+
+
+def eos_ids(vocabulary: Tokenizer) -> tuple[int, ...]:
+    """The ids that end a text: EOS, if the vocabulary has one."""
+    end = vocabulary.eos_id
+    return () if end is None or end < 0 else (end,)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,50 +104,34 @@ class PromptBatch:
 
     @classmethod
     def of(
-        cls, prompts: Sequence[Sequence[int]], numbers: Sequence[int], rows: int, width: int
+        cls, prompts: Sequence[Tokens], numbers: Sequence[int], rows: int, width: int
     ) -> PromptBatch:
         """Pad the prompts with indices `numbers` to a batch [rows, width]."""
         tokens, lengths = np.zeros((rows, width), np.int32), np.ones(rows, np.int32)
-        for row, prompt in enumerate(prompts):
-            tokens[row, : len(prompt)], lengths[row] = prompt, len(prompt)
+        for row, number in enumerate(numbers):
+            lengths[row] = len(prompts[number])
+            tokens[row, : lengths[row]] = prompts[number]
         return cls(tokens, lengths, numbers)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """B and T."""
+        rows, width = self.prompts.shape
+        return rows, width
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens, without padding."""
+        return int(self.lengths[: len(self.numbers)].sum())
 
 
 class DecodeLoop:
     """Compiled prefill and decoding, for one model on one mesh."""
 
     def __init__(self, model: ModelConfig, mesh: Mesh) -> None:
-        self._mesh = mesh
-
-        @functools.partial(jax.jit, static_argnums=3)
-        def start(
-            params: Params, prompts: jax.Array, lengths: jax.Array, room: int
-        ) -> generation.DecodeState:
-            with partitioning(mesh):
-                return generation.start_decoding(model, params, prompts, lengths, room)
-
-        @functools.partial(jax.jit, static_argnums=(4, 5, 6), donate_argnums=1)
-        def advance(
-            params: Params,
-            state: generation.DecodeState,
-            done: jax.Array,
-            seeds: jax.Array,
-            count: int,
-            eos_ids: tuple[int, ...],
-            sampling: Sampling,
-        ) -> tuple[generation.DecodeState, jax.Array, jax.Array]:
-            state = state._replace(done=state.done | done)
-            keys = jax.vmap(jax.random.key)(seeds[:, 0])
-            for place in range(1, seeds.shape[1]):
-                keys = jax.vmap(jax.random.fold_in)(keys, seeds[:, place])
-            with partitioning(mesh):
-                state, tokens = generation.decode_n(
-                    model, params, state, count, eos_ids, sampling, keys
-                )
-            invalid = jnp.any(jnp.isnan(state.logits), axis=-1)
-            return state, *jax.lax.with_sharding_constraint((tokens, invalid), replicated(mesh))
-
-        self._start, self._advance = start, advance
+        self._model, self._mesh = model, mesh
+        self._start = jax.jit(self._traced_start, static_argnums=3)
+        self._advance = jax.jit(self._traced_advance, static_argnums=(4, 5, 6), donate_argnums=1)
 
     def run(
         self,
@@ -181,58 +141,76 @@ class DecodeLoop:
         max_new_tokens: int,
         stop: Sequence[str],
         sampling: Sampling,
-        seeds: Sequence[Sequence[int]],
+        seed: Seed,
         chunk: int = DECODE_CHUNK,
     ) -> Iterator[list[str]]:
         """Yield the new text of each prompt after every `chunk` tokens, until all have ended.
 
-        Args:
-          params: parameters on the mesh.
-          batch: the prompts.
-          vocabulary: vocabulary of the prompts; its EOS ends a text.
-          max_new_tokens: maximum number of new tokens of each prompt.
-          stop: stop strings, excluded from the text.
-          sampling: the sampling method.
-          seeds: for each prompt the integers of its random key, equal in number.
-          chunk: tokens decoded between two checks for stop strings.
-
         Raises:
           UserError: the model's logits are NaN.
         """
-        count, ends = len(batch.numbers), eos_ids(vocabulary)
-        padding = len(batch.prompts) - count
-        contexts = [batch.prompts[i, 1 : batch.lengths[i]].tolist() for i in range(count)]
-        texts = [StreamedText(Detokenizer(vocabulary, c), stop, ends) for c in contexts]
-        seeded = self._on_devices(np.asarray([*seeds, *[seeds[0]] * padding], np.uint32))
-        prompts, lengths = self._on_devices(batch.prompts), self._on_devices(batch.lengths)
-        state = self._start(params, prompts, lengths, max_new_tokens)
-        made = 0
-        while made < max_new_tokens and not all(text.done for text in texts):
-            new = min(chunk, max_new_tokens - made)
-            done = self._on_devices(np.asarray([t.done for t in texts] + [True] * padding))
-            state, tokens, invalid = self._advance(params, state, done, seeded, new, ends, sampling)
+        count, padding = len(batch.numbers), len(batch.prompts) - len(batch.numbers)
+        texts = [
+            StreamedText(vocabulary, prompt[1:length].tolist(), stop)
+            for prompt, length in zip(batch.prompts[:count], batch.lengths, strict=False)
+        ]
+        on_mesh = lambda array: shard_batch(self._mesh, array)
+        numbers = [*batch.numbers, *[batch.numbers[0]] * padding]
+        seeds = on_mesh(np.asarray([seed(number) for number in numbers], np.uint32))
+        state = self._start(params, on_mesh(batch.prompts), on_mesh(batch.lengths), max_new_tokens)
+        decoded = 0
+        while decoded < max_new_tokens and not all(text.done for text in texts):
+            new = min(chunk, max_new_tokens - decoded)
+            done = on_mesh(np.asarray([text.done for text in texts] + [True] * padding))
+            state, tokens, invalid = self._advance(
+                params, state, done, seeds, new, eos_ids(vocabulary), sampling
+            )
             if wrong := int(np.asarray(invalid)[:count].sum()):
                 raise UserError(f"the model's logits are NaN for {wrong} of {count} prompts")
-            made += new
+            decoded += new
             yield [
-                text.add(row.tolist(), last=made == max_new_tokens)
+                text.add(row.tolist(), last=decoded == max_new_tokens)
                 for text, row in zip(texts, np.asarray(tokens), strict=False)
             ]
 
-    def _on_devices(self, array: np.ndarray) -> Any:
-        return jax.make_array_from_callback(
-            array.shape, batch_sharding(self._mesh), lambda index: array[index]
-        )
+    def _traced_start(
+        self, params: Params, prompts: jax.Array, lengths: jax.Array, max_new_tokens: int
+    ) -> generation.DecodeState:
+        with partitioning(self._mesh):
+            return generation.start_decoding(self._model, params, prompts, lengths, max_new_tokens)
+
+    def _traced_advance(
+        self,
+        params: Params,
+        state: generation.DecodeState,
+        done: jax.Array,
+        seeds: jax.Array,
+        count: int,
+        eos_ids: tuple[int, ...],
+        sampling: Sampling,
+    ) -> tuple[generation.DecodeState, jax.Array, jax.Array]:
+        """The next state, tokens [B, count], and whether logits are NaN [B]."""
+        state = state._replace(done=state.done | done)
+        keys = jax.vmap(jax.random.key)(seeds[:, 0])
+        for place in range(1, seeds.shape[1]):
+            keys = jax.vmap(jax.random.fold_in)(keys, seeds[:, place])
+        with partitioning(self._mesh):
+            state, tokens = generation.decode_n(
+                self._model, params, state, count, eos_ids, sampling, keys
+            )
+        invalid = jnp.any(jnp.isnan(state.logits), axis=-1)
+        return state, *jax.lax.with_sharding_constraint((tokens, invalid), replicated(self._mesh))
 
 
-def eos_ids(vocabulary: Tokenizer) -> tuple[int, ...]:
-    """The ids that end a text: EOS, if the vocabulary has one."""
-    end = vocabulary.eos_id
-    return () if end is None or end < 0 else (end,)
+def shard_batch(mesh: Mesh, array: np.ndarray) -> jax.Array:
+    """The global array, its sequences sharded over the mesh, from this process' full copy."""
+    return jax.make_array_from_callback(
+        array.shape, batch_sharding(mesh), lambda index: array[index]
+    )
 
 
 class Generator:
-    """Text generation for one model.
+    """Text generation for one model; a continuation ends with EOS or before a stop string.
 
     Args:
       model: the model.
@@ -242,8 +220,6 @@ class Generator:
       max_new_tokens: maximum length of a continuation, in tokens.
       sampling: the sampling method.
       seed: seed of the sampling keys.
-
-    A continuation ends with the vocabulary's EOS, or before the first stop string.
     """
 
     def __init__(
@@ -269,7 +245,7 @@ class Generator:
 
     def stream(self, prompt: str, stop: Sequence[str] = ()) -> Iterator[str]:
         """Yield the continuation of one prompt in pieces, as they become final."""
-        for pieces in self._run([self._tokens(prompt)], [0], stop, 1, 1):
+        for pieces in self._run([self._tokens(prompt)], [0], stop, batch_size=1, chunk=1):
             yield pieces[0]
 
     def generate(
@@ -281,8 +257,7 @@ class Generator:
         texts = [""] * len(prompts)
         for first in range(0, len(order), batch_size):
             numbers = order[first : first + batch_size]
-            rows = [tokens[number] for number in numbers]
-            for pieces in self._run(rows, numbers, stop, batch_size, DECODE_CHUNK):
+            for pieces in self._run(tokens, numbers, stop, batch_size, DECODE_CHUNK):
                 for number, piece in zip(numbers, pieces, strict=True):
                     texts[number] += piece
         return texts
@@ -299,18 +274,17 @@ class Generator:
 
     def _run(
         self,
-        rows: Sequence[list[int]],
+        prompts: Sequence[list[int]],
         numbers: Sequence[int],
         stop: Sequence[str],
         batch_size: int,
         chunk: int,
     ) -> Iterator[list[str]]:
-        """Yield the new text of each prompt after every `chunk` tokens."""
-        size = -(-batch_size // self._multiple) * self._multiple
-        width = -(-max(map(len, rows)) // WIDTH_MULTIPLE) * WIDTH_MULTIPLE
-        batch = PromptBatch.of(rows, numbers, size, min(width, self._room))
-        seeds = [(self._seed, number) for number in numbers]
+        """`DecodeLoop.run` for the prompts with indices `numbers`."""
+        rows = -(-batch_size // self._multiple) * self._multiple
+        width = -(-max(len(prompts[n]) for n in numbers) // WIDTH_MULTIPLE) * WIDTH_MULTIPLE
+        batch = PromptBatch.of(prompts, numbers, rows, min(width, self._room))
         yield from self._decode_loop.run(
             self._params, batch, self._vocabulary, self._max_new_tokens, stop, self._sampling,
-            seeds, chunk,
+            lambda number: (self._seed, number), chunk,
         )  # fmt: skip

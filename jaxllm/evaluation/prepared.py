@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from jaxllm.errors import UserError
 from jaxllm.evaluation.inference import PromptBatch
 from jaxllm.evaluation.metrics import Likelihoods, Texts
-from jaxllm.evaluation.packing import Packed
+from jaxllm.evaluation.packing import PackedBatch
 from jaxllm.evaluation.scoring import Scorer, ShouldStop, never
-from jaxllm.evaluation.spans import (
-    Span,
-    Tokenizer,
-    continuations,
-    rolling_windows,
-    start_token,
-)
-from jaxllm.evaluation.tasks import Document, Example, Prompt, Question, TaskDefinition
+from jaxllm.evaluation.spans import Span, Tokenizer, prompt_span, scored_spans
+from jaxllm.evaluation.tasks import Example, TaskDefinition
 from jaxllm.models.decoder import Params
 from jaxllm.models.sampling import GREEDY, Sampling
 
-NUCLEUS = 0.95
+Tokenize = Callable[[Any, Tokenizer, int], tuple[list[Span], int]]
+TOP_P = 0.95  # of several answers to an example
 SEED = 0  # of sampling keys, beside the indices of the example and of the answer
 
 
@@ -34,7 +30,7 @@ class PreparedTask:
     Attributes:
       definition: the task.
       examples: its n examples.
-      example_index: int64 [S], the example of each span, ascending; empty for generation.
+      example_index: int64 [S], the example of each span, ascending.
       scored: int64 [S], number of scored tokens of each span.
       truncated: bool [n], whether the example was truncated to fit the context length.
       shots_dropped: int64 [n], number of few-shot examples dropped to make it fit.
@@ -48,30 +44,20 @@ class PreparedTask:
     scored: np.ndarray
     truncated: np.ndarray
     shots_dropped: np.ndarray
-    packed: Packed
+    packed: tuple[PackedBatch, ...]
     prompts: tuple[PromptBatch, ...]
 
     @property
+    def shapes(self) -> list[tuple[int, int]]:
+        """Sequences and their length in each device batch, new tokens included."""
+        shapes = [batch.shape for batch in (*self.packed, *self.prompts)]
+        return [(rows, width + self.definition.max_new_tokens) for rows, width in shapes]
+
+    @property
     def padding(self) -> float:
-        """Fraction of the computed positions without a token."""
-        if not self.prompts:
-            return self.packed.padding
-        used = sum(int(b.lengths[: len(b.numbers)].sum()) for b in self.prompts)
-        return 1 - used / sum(b.prompts.size for b in self.prompts)
-
-    @property
-    def sequences(self) -> int:
-        """Number of sequences in all device batches."""
-        packed = sum(len(batch.batch.inputs) for batch in self.packed.batches)
-        return packed + sum(len(batch.prompts) for batch in self.prompts)
-
-    @property
-    def positions(self) -> int:
-        """Upper bound of the token positions that the model computes for all sequences."""
-        new = self.definition.max_new_tokens
-        return self.packed.slots + sum(
-            batch.prompts.size + len(batch.prompts) * new for batch in self.prompts
-        )
+        """Fraction of the encoded positions without a token."""
+        batches = (*self.packed, *self.prompts)
+        return 1 - sum(b.tokens for b in batches) / sum(b.shape[0] * b.shape[1] for b in batches)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,13 +85,20 @@ class TaskRunner:
         """
         if not examples:
             raise UserError(f"task {task.name} has no examples")
-        if task.kind == "generation":
-            return self._prepare_prompts(task, examples)
-        groups, dropped = zip(
-            *(spans_of(e, self.vocabulary, self.scorer.max_length) for e in examples), strict=True
-        )
+        room = self.scorer.max_length - task.max_new_tokens
+        if room < 1:
+            raise UserError(
+                f"task {task.name}: {task.max_new_tokens} new tokens leave no room for a prompt "
+                f"in a context of {self.scorer.max_length}"
+            )
+        generated = task.kind == "generation"
+        tokenize: Tokenize = prompt_span if generated else scored_spans
+        groups, dropped = zip(*(tokenize(e, self.vocabulary, room) for e in examples), strict=True)
         spans = [span for group in groups for span in group]
-        self._check_ids(task, (span.tokens for span in spans))
+        self._check_ids(task, np.concatenate([span.tokens for span in spans]))
+        if generated:
+            _check_primary_metric(task, examples[0])
+        prompts = [span.tokens for span in spans for _ in range(self._answers(task)) if generated]
         return PreparedTask(
             definition=task,
             examples=examples,
@@ -113,8 +106,8 @@ class TaskRunner:
             scored=np.asarray([span.scored for span in spans], np.int64),
             truncated=np.asarray([any(span.truncated for span in group) for group in groups]),
             shots_dropped=np.asarray(dropped, np.int64),
-            packed=self.scorer.pack(spans),
-            prompts=(),
+            packed=self.scorer.pack([] if generated else spans),
+            prompts=self.scorer.prompt_batches(prompts),
         )
 
     def run(
@@ -127,7 +120,7 @@ class TaskRunner:
           UserError: a log-likelihood is not finite.
         """
         if prepared.prompts:
-            return self._answers(params, prepared, should_stop)
+            return self._generate(params, prepared, should_stop)
         scores = self.scorer.score(params, prepared.packed, should_stop)
         index, count = prepared.example_index, len(prepared.examples)
         _check_finite(prepared, scores.log_likelihood)
@@ -143,33 +136,10 @@ class TaskRunner:
         greedy = np.bincount(index, ~scores.greedy, count) == 0
         return Likelihoods(log_likelihood, tokens, greedy)
 
-    def _prepare_prompts(self, task: TaskDefinition, examples: Sequence[Example]) -> PreparedTask:
-        room = self.scorer.max_length - task.max_new_tokens
-        if room < 1:
-            raise UserError(
-                f"task {task.name}: {task.max_new_tokens} new tokens leave no room for a prompt "
-                f"in a context of {self.scorer.max_length}"
-            )
-        prompts, dropped = zip(
-            *(prompt_tokens(e, self.vocabulary, room) for e in examples), strict=True
-        )
-        self._check_ids(task, prompts)
-        _check_primary_metric(task, examples[0])
-        answers = self._answers_per_example(task)
-        cut = [tokens[-room:] for tokens in prompts for _ in range(answers)]
-        return PreparedTask(
-            definition=task,
-            examples=examples,
-            example_index=np.zeros(0, np.int64),
-            scored=np.zeros(0, np.int64),
-            truncated=np.asarray([len(tokens) > room for tokens in prompts]),
-            shots_dropped=np.asarray(dropped, np.int64),
-            packed=self.scorer.pack([]),
-            prompts=self.scorer.prompt_batches(cut),
-        )
-
-    def _answers(self, params: Params, prepared: PreparedTask, should_stop: ShouldStop) -> Texts:
-        task, answers = prepared.definition, self._answers_per_example(prepared.definition)
+    def _generate(self, params: Params, prepared: PreparedTask, should_stop: ShouldStop) -> Texts:
+        """The answers to each example."""
+        task = prepared.definition
+        answers = self._answers(task)
         texts = self.scorer.generate(
             params,
             prepared.prompts,
@@ -177,17 +147,18 @@ class TaskRunner:
             task.max_new_tokens,
             task.stop,
             should_stop,
-            GREEDY if answers == 1 else Sampling(self.temperature, top_p=NUCLEUS),
+            GREEDY if answers == 1 else Sampling(self.temperature, top_p=TOP_P),
             lambda number: (SEED, *divmod(number, answers)),
         )
-        return [texts[n : n + answers] for n in range(0, len(texts), answers)]
+        return [texts[first : first + answers] for first in range(0, len(texts), answers)]
 
-    def _answers_per_example(self, task: TaskDefinition) -> int:
+    def _answers(self, task: TaskDefinition) -> int:
+        """Number of generated answers per example."""
         return self.samples if task.runs_code else 1
 
-    def _check_ids(self, task: TaskDefinition, texts: Iterable[Sequence[int] | np.ndarray]) -> None:
+    def _check_ids(self, task: TaskDefinition, ids: np.ndarray) -> None:
         """Raise UserError for a token id without an embedding in the model."""
-        ids, size = np.concatenate([np.asarray(tokens) for tokens in texts]), self.scorer.vocab_size
+        size = self.scorer.vocab_size
         unknown = ids[(ids < 0) | (ids >= size)]
         if unknown.size:
             raise UserError(
@@ -207,9 +178,8 @@ def _check_finite(prepared: PreparedTask, log_likelihood: np.ndarray) -> None:
         )
 
 
-def _check_primary_metric(task: TaskDefinition, example: Example) -> None:
+def _check_primary_metric(task: TaskDefinition, example: Any) -> None:
     """Raise UserError if `task.score` does not return the primary metric."""
-    assert isinstance(example, Prompt)
     if task.runs_code:  # scoring would execute programs; the metric is pass@k
         return
     metrics = tuple(task.score("", example))
@@ -218,49 +188,3 @@ def _check_primary_metric(task: TaskDefinition, example: Example) -> None:
             f"task {task.name}: primary_metric {task.primary_metric!r} is not one of "
             f"{', '.join(metrics) or 'its (no) metrics'}"
         )
-
-
-def spans_of(example: Example, vocabulary: Tokenizer, max_length: int) -> tuple[list[Span], int]:
-    """The spans of an example, and the number of dropped few-shot examples.
-
-    One span for each option, one for a cloze, or a document's rolling windows. Whole few-shot
-    examples are dropped from the left until all options fit; a question that still does not fit is
-    truncated on the left.
-    """
-    if isinstance(example, Document):
-        return list(rolling_windows(vocabulary, example.text, max_length)), 0
-    for dropped in range(len(example.shots) + 1):
-        before = _before(example, dropped)
-        if isinstance(example, Prompt):
-            asked = [(example.context, example.targets[:1])]
-        elif example.contexts:
-            pairs = zip(example.contexts, example.options, strict=True)
-            asked = [(context, (option,)) for context, option in pairs]
-        else:
-            asked = [(example.context, example.options)]
-        spans = [
-            span
-            for context, texts in asked
-            for span in continuations(vocabulary, before + context, texts, max_length)
-        ]
-        if not any(span.truncated for span in spans):
-            break
-    return spans, dropped
-
-
-def prompt_tokens(example: Example, vocabulary: Tokenizer, room: int) -> tuple[list[int], int]:
-    """The tokens of a prompt, and the number of few-shot examples dropped to fit `room` tokens.
-
-    Trailing spaces are stripped, because a space belongs to the token that follows it.
-    """
-    assert isinstance(example, Prompt)
-    for dropped in range(len(example.shots) + 1):
-        text = (_before(example, dropped) + example.context).rstrip(" ")
-        tokens = [start_token(vocabulary), *vocabulary.encode(text)]
-        if len(tokens) <= room:
-            break
-    return tokens, dropped
-
-
-def _before(example: Question, dropped: int) -> str:
-    return example.description + "".join(example.shots[dropped:])

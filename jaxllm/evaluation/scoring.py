@@ -8,28 +8,26 @@ result. Only per-token scores leave the devices.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from jaxllm.evaluation.inference import DecodeLoop, PromptBatch
-from jaxllm.evaluation.packing import Packed, pack, row_lengths
+from jaxllm.evaluation.inference import DecodeLoop, PromptBatch, Seed, Tokens, shard_batch
+from jaxllm.evaluation.packing import PackedBatch, pack, sequence_lengths
 from jaxllm.evaluation.spans import Span, Tokenizer
 from jaxllm.models.batch import TreeBatch
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.decoder import Params
 from jaxllm.models.sampling import GREEDY, Sampling
 from jaxllm.models.scoring import score_targets
-from jaxllm.sharding.rules import batch_sharding, partitioning, replicated
+from jaxllm.sharding.rules import partitioning, replicated
 
-In = TypeVar("In")
-Out = TypeVar("Out")
 ShouldStop = Callable[[], bool]
-SHORTEST_ROW = 128
+SHORTEST = 128  # sequence length
 
 
 class Interrupted(Exception):
@@ -57,7 +55,7 @@ class Scorer:
       mesh: mesh of the parameters.
       tokens_per_batch: positions of a batch, rounded up to a number of sequences of `max_length`
         that is divisible by the mesh.
-      shortest_row: see `packing.row_lengths`.
+      shortest: see `packing.sequence_lengths`.
     """
 
     def __init__(
@@ -65,72 +63,68 @@ class Scorer:
         model: ModelConfig,
         mesh: Mesh,
         tokens_per_batch: int,
-        shortest_row: int = SHORTEST_ROW,
+        shortest: int = SHORTEST,
     ):
         multiple = mesh.shape["data"] * mesh.shape["fsdp"] * model.max_length
         self.tokens_per_batch = -(-tokens_per_batch // multiple) * multiple
         self.max_length, self.vocab_size = model.max_length, model.vocab_size
-        self.row_lengths = row_lengths(model.max_length, shortest_row)
+        self.lengths = sequence_lengths(model.max_length, shortest)
         self._model, self._mesh = model, mesh
         self._score = jax.jit(self._traced_score, out_shardings=replicated(mesh))
         self._decode_loop = DecodeLoop(model, mesh)
 
-    def score(self, params: Params, packed: Packed, should_stop: ShouldStop) -> SpanScores:
-        """Score every span of `packed`; sums are float64, so packing order does not matter.
+    def pack(self, spans: Sequence[Span]) -> tuple[PackedBatch, ...]:
+        """Pack `spans` for `score`; see `packing.pack`."""
+        return pack(spans, lengths=self.lengths, tokens_per_batch=self.tokens_per_batch)
 
-        A NaN span spoils the others of its sequence, whose attention multiplies it by zero: spans
-        without a finite score are scored again, each in its own sequence.
+    def score(
+        self, params: Params, batches: Sequence[PackedBatch], should_stop: ShouldStop
+    ) -> SpanScores:
+        """Score every span of `batches`; sums are float64, so packing order does not matter.
 
         Raises:
           Interrupted: `should_stop()` was true between two batches.
         """
-        scores = self._score_batches(params, packed, should_stop)
-        spoilt = np.flatnonzero(~np.isfinite(scores.log_likelihood))
-        if spoilt.size:
-            alone = self._score_batches(
-                params, self.pack([packed.spans[i] for i in spoilt], isolate=True), should_stop
-            )
-            scores.log_likelihood[spoilt], scores.greedy[spoilt] = (
-                alone.log_likelihood,
-                alone.greedy,
-            )
-        return scores
-
-    def pack(self, spans: Sequence[Span], isolate: bool = False) -> Packed:
-        """Pack `spans` for `score`; see `packing.pack`."""
-        return pack(
-            spans,
-            lengths=self.row_lengths,
-            tokens_per_batch=self.tokens_per_batch,
-            isolate=isolate,
-        )
-
-    def _score_batches(self, params: Params, packed: Packed, should_stop: ShouldStop) -> SpanScores:
-        log_likelihood = np.full(len(packed.spans), np.nan)
-        greedy = np.zeros(len(packed.spans), bool)
-        run = lambda item: self._score(params, jax.tree.map(self._on_devices, item.batch))
-        for item, (tokens, correct) in _pipelined(run, packed.batches, should_stop):
+        count = sum(len(batch.spans) for batch in batches)
+        log_likelihood, greedy = np.full(count, np.nan), np.zeros(count, bool)
+        for batch, (tokens, correct) in self._scored_batches(params, batches, should_stop):
             # reduceat gives the sum of [start, end) at even indices and that of the gap at odd
             # ones; the appended zero makes the last `end` a valid index.
-            bounds = np.stack([item.starts, item.ends], axis=1).ravel()
+            bounds = np.stack([batch.starts, batch.ends], axis=1).ravel()
             padded = np.append(np.asarray(tokens, np.float64).ravel(), 0.0)
-            log_likelihood[item.spans] = np.add.reduceat(padded, bounds)[::2]
+            log_likelihood[batch.spans] = np.add.reduceat(padded, bounds)[::2]
             right = np.append(np.asarray(correct).ravel(), True)
-            greedy[item.spans] = np.logical_and.reduceat(right, bounds)[::2]
+            greedy[batch.spans] = np.logical_and.reduceat(right, bounds)[::2]
         return SpanScores(log_likelihood, greedy)
 
-    def prompt_batches(self, prompts: Sequence[Sequence[int]]) -> tuple[PromptBatch, ...]:
+    def _scored_batches(
+        self, params: Params, batches: Sequence[PackedBatch], should_stop: ShouldStop
+    ) -> Iterator[tuple[PackedBatch, Any]]:
+        """Yield each batch with its scores, keeping the devices one batch ahead of the host."""
+        waiting: list[tuple[PackedBatch, Any]] = []
+        for batch in batches:
+            _check_interrupt(should_stop)
+            arrays = jax.tree.map(lambda x: shard_batch(self._mesh, x), batch.batch)
+            waiting.append((batch, self._score(params, arrays)))
+            if len(waiting) > 1:
+                yield waiting.pop(0)
+        yield from waiting
+
+    def _traced_score(self, params: Params, batch: TreeBatch) -> tuple[jax.Array, jax.Array]:
+        with partitioning(self._mesh):
+            scores = score_targets(self._model, params, batch)
+        return scores.log_likelihood, scores.correct
+
+    def prompt_batches(self, prompts: Sequence[Tokens]) -> tuple[PromptBatch, ...]:
         """Batch prompts by length: a few fixed widths, `tokens_per_batch` positions each."""
         batches = []
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         while order:
-            longest_first = len(prompts[order[0]])
-            width = next(size for size in self.row_lengths if size >= longest_first)
+            width = next(size for size in self.lengths if size >= len(prompts[order[0]]))
             rows = self.tokens_per_batch // width
-            members = [i for i in order[:rows] if len(prompts[i]) <= width]
-            order = order[len(members) :]
-            batch = PromptBatch.of([prompts[i] for i in members], members, rows, width)
-            batches.append(batch)
+            numbers = [i for i in order[:rows] if len(prompts[i]) <= width]
+            order = order[len(numbers) :]
+            batches.append(PromptBatch.of(prompts, numbers, rows, width))
         return tuple(batches)
 
     def generate(
@@ -142,7 +136,7 @@ class Scorer:
         stop: Sequence[str],
         should_stop: ShouldStop,
         sampling: Sampling = GREEDY,
-        seeds: Callable[[int], Sequence[int]] = lambda number: (0, number),
+        seed: Seed = lambda number: (0, number),
     ) -> list[str]:
         """Generate continuations up to EOS or the first stop string, in the order of the prompts.
 
@@ -154,56 +148,29 @@ class Scorer:
           stop: stop strings.
           should_stop: checked before every batch.
           sampling: the sampling method.
-          seeds: prompt index -> integers of its random key.
+          seed: index of a prompt -> integers of its random key.
 
         Raises:
           Interrupted: `should_stop()` was true between two batches.
         """
-        continuations: dict[int, str] = {}
+        texts = [""] * sum(len(batch.numbers) for batch in batches)
         for batch in batches:
-            if _any_process(should_stop):
-                raise Interrupted
-            seeded = [seeds(number) for number in batch.numbers]
-            streamed = self._decode_loop.run(
-                params, batch, vocabulary, max_new_tokens, stop, sampling, seeded
-            )
-            for pieces in streamed:
+            _check_interrupt(should_stop)
+            for pieces in self._decode_loop.run(
+                params, batch, vocabulary, max_new_tokens, stop, sampling, seed
+            ):
                 for number, piece in zip(batch.numbers, pieces, strict=True):
-                    continuations[number] = continuations.get(number, "") + piece
-        return [continuations[number] for number in sorted(continuations)]
-
-    def _traced_score(self, params: Params, batch: TreeBatch) -> tuple[jax.Array, jax.Array]:
-        with partitioning(self._mesh):
-            scores = score_targets(self._model, params, batch)
-        return scores.log_likelihood, scores.correct
-
-    def _on_devices(self, array: Any) -> jax.Array:
-        """The global array, sharded over the mesh, from this process' full copy."""
-        sharding = batch_sharding(self._mesh)
-        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+                    texts[number] += piece
+        return texts
 
 
-def _pipelined(
-    run: Callable[[In], Out], items: Iterable[In], should_stop: ShouldStop
-) -> Iterable[tuple[In, Out]]:
-    """Keep the device one batch ahead of the host, and check `should_stop` before each."""
-    waiting: tuple[In, Out] | None = None
-    for item in items:
-        if _any_process(should_stop):
-            raise Interrupted
-        result = run(item)
-        if waiting:
-            yield waiting
-        waiting = (item, result)
-    if waiting:
-        yield waiting
-
-
-def _any_process(should_stop: ShouldStop) -> bool:
-    """Whether any process should stop: all of them must leave at the same batch."""
-    if jax.process_count() == 1:
-        return should_stop()
-    return bool(np.any(multihost_utils.process_allgather(np.asarray(should_stop()))))
+def _check_interrupt(should_stop: ShouldStop) -> None:
+    """Raise Interrupted if any process should stop: all of them must leave at the same batch."""
+    stop = should_stop()
+    if jax.process_count() > 1:
+        stop = bool(np.any(multihost_utils.process_allgather(np.asarray(stop))))
+    if stop:
+        raise Interrupted
 
 
 def never() -> bool:

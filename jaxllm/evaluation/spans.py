@@ -1,4 +1,4 @@
-"""Tokenize text into the spans whose log-likelihoods a task needs.
+"""Tokenize examples into the spans whose log-likelihoods a task needs, or into prompts.
 
 Contexts and continuations are split as in lm-evaluation-harness (`TemplateLM._encode_pair`,
 `utils.get_rolling_token_windows`), so that scores are comparable with published ones. Every text
@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from jaxllm.errors import UserError
+from jaxllm.evaluation.tasks import Document, Example, Prompt, Question
 
 
 class Tokenizer(Protocol):
@@ -36,11 +37,11 @@ class Tokenizer(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Span:
-    """A token span that is scored independently of others.
+    """A token span that is scored independently of others, or a prompt.
 
     Attributes:
       tokens: int32 [L + 1]; inputs are tokens[:-1], targets tokens[1:].
-      scored: number of trailing targets that are scored, 1 <= scored <= L.
+      scored: number of trailing targets that are scored, 1 <= scored <= L; 0 of a prompt.
       truncated: whether the span was truncated on the left to fit the context length.
     """
 
@@ -66,6 +67,56 @@ def start_token(vocabulary: Tokenizer) -> int:
     raise UserError("a vocabulary without BOS and EOS cannot score the first token of a text")
 
 
+def scored_spans(
+    example: Example, vocabulary: Tokenizer, max_length: int
+) -> tuple[list[Span], int]:
+    """The spans of an example, and the number of dropped few-shot examples.
+
+    One span for each option, one for a cloze, or a document's rolling windows. Whole few-shot
+    examples are dropped from the left until all options fit; a question that still does not fit is
+    truncated on the left.
+    """
+    if isinstance(example, Document):
+        return list(rolling_windows(vocabulary, example.text, max_length)), 0
+    if isinstance(example, Prompt):
+        continued = [(example.context, example.targets[:1])]
+    elif example.contexts:
+        pairs = zip(example.contexts, example.options, strict=True)
+        continued = [(context, (option,)) for context, option in pairs]
+    else:
+        continued = [(example.context, example.options)]
+    for dropped in range(len(example.shots) + 1):
+        before = _few_shot_text(example, dropped)
+        spans = [
+            span
+            for context, texts in continued
+            for span in continuations(vocabulary, before + context, texts, max_length)
+        ]
+        if not any(span.truncated for span in spans):
+            break
+    return spans, dropped
+
+
+def prompt_span(
+    example: Question, vocabulary: Tokenizer, max_length: int
+) -> tuple[list[Span], int]:
+    """The tokens of a prompt, and the number of dropped few-shot examples, as of `scored_spans`.
+
+    Trailing spaces are stripped, because a space belongs to the token that follows it.
+    """
+    for dropped in range(len(example.shots) + 1):
+        text = (_few_shot_text(example, dropped) + example.context).rstrip(" ")
+        tokens = np.asarray([start_token(vocabulary), *vocabulary.encode(text)], np.int32)
+        if len(tokens) <= max_length:
+            break
+    return [Span(tokens[-max_length:], 0, truncated=len(tokens) > max_length)], dropped
+
+
+def _few_shot_text(example: Question, dropped: int) -> str:
+    """The text before a question, without its first `dropped` few-shot examples."""
+    return example.description + "".join(example.shots[dropped:])
+
+
 def continuations(
     vocabulary: Tokenizer, context: str, texts: Sequence[str], max_length: int
 ) -> list[Span]:
@@ -82,11 +133,11 @@ def continuations(
     start = start_token(vocabulary)
     spans = []
     for text in texts:
-        whole = vocabulary.encode(context + text)
-        scored = min(len(whole) - min(before, len(whole) - 1), max_length)
-        tokens = np.asarray([start, *whole], np.int32)
-        cut = len(tokens) > max_length + 1
-        spans.append(Span(tokens[-(max_length + 1) :], scored, truncated=cut))
+        ids = vocabulary.encode(context + text)
+        scored = min(len(ids) - min(before, len(ids) - 1), max_length)
+        tokens = np.asarray([start, *ids], np.int32)
+        truncated = len(tokens) > max_length + 1
+        spans.append(Span(tokens[-(max_length + 1) :], scored, truncated))
     return spans
 
 
@@ -98,9 +149,6 @@ def rolling_windows(vocabulary: Tokenizer, text: str, max_length: int) -> Iterat
     left, has as much context as fits (the harness' rolling windows, context_len=1).
     """
     tokens = np.asarray([start_token(vocabulary), *vocabulary.encode(text)], np.int32)
-    scored = 0
-    while scored < len(tokens) - 1:
-        count = min(max_length, len(tokens) - 1 - scored)
-        end = scored + count + 1
-        yield Span(tokens[max(0, end - max_length - 1) : end], count)
-        scored += count
+    for start in range(0, len(tokens) - 1, max_length):
+        end = min(start + max_length, len(tokens) - 1) + 1
+        yield Span(tokens[max(0, end - max_length - 1) : end], end - 1 - start)

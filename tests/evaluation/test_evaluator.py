@@ -64,7 +64,7 @@ ALL = ("unit_choice", "unit_text", "unit_cloze", "unit_generate")
 def short_rows():
     """Two row lengths, as longer contexts have."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluator_module, "Scorer", functools.partial(Scorer, shortest_row=16))
+        patch.setattr(evaluator_module, "Scorer", functools.partial(Scorer, shortest=16))
         yield
 
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxllm.evaluation.packing import bin_pack, pack, row_lengths, slot_counts
+from jaxllm.evaluation.packing import bin_pack, pack, sequence_lengths, target_counts
 from jaxllm.evaluation.spans import Span
 
 
@@ -39,13 +39,13 @@ def seen_from(batch, row, place):
 
 @given(questions(), st.sampled_from([(32,), (8, 32)]))
 def test_every_scored_target_is_predicted_from_exactly_what_comes_before_it(spans, lengths):
-    packed = pack(spans, lengths=lengths, tokens_per_batch=64)
+    batches = pack(spans, lengths=lengths, tokens_per_batch=64)
     found = []
-    for item in packed.batches:
+    for item in batches:
         b = item.batch
         width = b.target_index.shape[1]
         assert b.inputs.shape in {(64 // n, n) for n in lengths}
-        assert width in slot_counts(b.inputs.shape[1])
+        assert width in target_counts(b.inputs.shape[1])
         slots, targets = b.target_index.reshape(-1), b.targets.reshape(-1)
         for number, start, end in zip(item.spans, item.starts, item.ends, strict=True):
             span = spans[number]
@@ -58,8 +58,9 @@ def test_every_scored_target_is_predicted_from_exactly_what_comes_before_it(span
                 np.testing.assert_array_equal(b.positions[row, places], np.arange(read))
                 assert targets[slot] == span.tokens[read]
             found.append(number)
+        assert item.tokens <= b.inputs.size
     assert sorted(found) == list(range(len(spans)))
-    assert packed.tokens <= min(packed.slots, sum(span.length for span in spans))
+    assert sum(item.tokens for item in batches) <= sum(span.length for span in spans)
 
 
 def test_what_options_and_questions_share_is_read_once():
@@ -70,20 +71,19 @@ def test_what_options_and_questions_share_is_read_once():
         question = rng.randint(3, 1000, 50)
         for letter in (3, 4, 5, 6):
             spans.append(Span(np.append(np.append(shots, question), letter).astype(np.int32), 1))
-    packed = pack(spans, lengths=(1024,), tokens_per_batch=1024)
+    (batch,) = pack(spans, lengths=(1024,), tokens_per_batch=1024)
     # every span's last token is its target: the shots, the questions, and the place before the
     # letter once for each option
-    assert packed.tokens == 400 + 10 * (50 - 1) + 40
-    assert packed.sharing > 0.94
-    assert len(packed.batches) == 1
+    assert batch.tokens == 400 + 10 * (50 - 1) + 40
 
 
 def test_padding_is_small_for_many_short_spans():
     lengths = np.random.RandomState(0).randint(10, 60, 1000)
-    packed = pack(make(lengths), lengths=(128, 512), tokens_per_batch=2048)
-    assert packed.padding < 0.05
+    batches = pack(make(lengths), lengths=(128, 512), tokens_per_batch=2048)
+    positions = sum(batch.batch.inputs.size for batch in batches)
+    assert sum(batch.tokens for batch in batches) > 0.95 * positions
     # One example per row, padded to the longest: what this replaces.
-    assert packed.slots < 0.65 * len(lengths) * lengths.max()
+    assert positions < 0.65 * len(lengths) * lengths.max()
 
 
 @given(st.lists(st.integers(1, 100), min_size=1, max_size=80))
@@ -99,5 +99,5 @@ def test_rows_hold_no_more_than_they_can_and_two_are_never_half_empty(lengths):
     ("longest", "shortest", "expected"),
     [(2048, 128, (128, 512, 2048)), (256, 128, (256,)), (512, 128, (128, 512)), (64, 128, (64,))],
 )
-def test_row_lengths_are_few(longest, shortest, expected):
-    assert row_lengths(longest, shortest) == expected
+def test_sequence_lengths_are_few(longest, shortest, expected):
+    assert sequence_lengths(longest, shortest) == expected

@@ -30,8 +30,8 @@ init = jax.jit(
     lambda: nn.unbox(init_params(TINY, jax.random.key(0))), out_shardings=param_shardings(on, boxed)
 )
 params = init()
-scorer = Scorer(TINY, on, tokens_per_batch=4 * 64, shortest_row=16)
-packed = pack(make_spans(), lengths=scorer.row_lengths, tokens_per_batch=scorer.tokens_per_batch)
+scorer = Scorer(TINY, on, tokens_per_batch=4 * 64, shortest=16)
+packed = pack(make_spans(), lengths=scorer.lengths, tokens_per_batch=scorer.tokens_per_batch)
 scores = scorer.score(params, packed, never)
 prompts = scorer.prompt_batches([[1, 50, 60], [1, 70]])
 said = [

@@ -3,8 +3,8 @@
 import pytest
 
 from jaxllm.errors import UserError
-from jaxllm.evaluation.prepared import prompt_tokens, spans_of
 from jaxllm.evaluation.shots import add_few_shot
+from jaxllm.evaluation.spans import prompt_span, scored_spans
 from jaxllm.evaluation.tasks import Choice, FewShot, Prompt, TaskDefinition, with_shots
 from tests.evaluation.helpers import Bytes
 
@@ -71,7 +71,7 @@ def test_shots_that_do_not_fit_are_left_out_whole_from_the_left():
     shots = ("one. ", "two. ", "three. ")
     choice = Choice("q", (" yes", " no"), 0, description="P: ", shots=shots)
     for room in range(5, 30):
-        spans, dropped = spans_of(choice, Bytes(), room)
+        spans, dropped = scored_spans(choice, Bytes(), room)
         texts = [Bytes().decode(span.tokens[1:].tolist()) for span in spans]
         whole = [f"P: {''.join(shots[dropped:])}q{option}" for option in choice.options]
         fits = max(map(len, whole)) <= room
@@ -82,15 +82,15 @@ def test_shots_that_do_not_fit_are_left_out_whole_from_the_left():
                 max(len(f"P: {''.join(shots[dropped - 1 :])}q{o}") for o in choice.options) > room
             )
     prompt = Prompt("q", ("a",), description="P: ", shots=shots)
-    tokens, dropped = prompt_tokens(prompt, Bytes(), 12)
-    assert (Bytes().decode(tokens[1:]), dropped) == ("P: three. q", 2)
+    (span,), dropped = prompt_span(prompt, Bytes(), 12)
+    assert (Bytes().decode(span.tokens[1:].tolist()), dropped) == ("P: three. q", 2)
 
 
 def test_each_option_can_have_its_own_context():
     choice = Choice(
         "", (" end", " end"), 1, contexts=("Ann", "Bob"), description="", shots=("S. ",)
     )
-    spans, _ = spans_of(choice, Bytes(), 64)
+    spans, _ = scored_spans(choice, Bytes(), 64)
     assert [Bytes().decode(span.tokens[1:].tolist()) for span in spans] == [
         "S. Ann end",
         "S. Bob end",
