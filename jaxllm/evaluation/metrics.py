@@ -38,7 +38,7 @@ class Measurement:
     chance: float = math.nan
 
 
-Result = tuple[Mapping[str, Measurement], Columns]
+Result = tuple[dict[str, Measurement], Columns]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,13 +63,7 @@ Texts = Sequence[Sequence[str]]  # generated answers to each example
 def measure(
     task: TaskDefinition, examples: Sequence[Example], outputs: Likelihoods | Texts
 ) -> Result:
-    """Compute the metrics of a task, and the columns of its per-example results.
-
-    Args:
-      task: the task; its kind selects the metrics.
-      examples: all of its examples.
-      outputs: model outputs, in the order of the examples.
-    """
+    """The metrics of a task, and the columns of its per-example results, in their order."""
     of: Any = examples  # their type depends on the task's kind
     if not isinstance(outputs, Likelihoods):
         return generation(task, of, outputs)
@@ -81,11 +75,12 @@ def measure(
     return cloze(of, log_likelihood, tokens, outputs.greedy, task.chance)
 
 
-def mean(values: np.ndarray, chance: float = math.nan) -> Measurement:
+def mean(values: np.ndarray, chance: float | None = None) -> Measurement:
     """The mean over examples, with its standard error."""
     values = np.asarray(values, np.float64)
     stderr = float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
-    return Measurement(float(np.mean(values)), stderr, len(values), chance)
+    guess = math.nan if chance is None else chance
+    return Measurement(float(np.mean(values)), stderr, len(values), guess)
 
 
 def ratio(numerators: np.ndarray, denominators: np.ndarray) -> Measurement:
@@ -99,15 +94,22 @@ def ratio(numerators: np.ndarray, denominators: np.ndarray) -> Measurement:
     return Measurement(value, stderr, n)
 
 
+def _exp(loss: Measurement) -> Measurement:
+    """exp of a mean loss, with its delta-method standard error."""
+    value = math.exp(min(loss.value, 700.0))
+    return Measurement(value, value * loss.stderr, loss.n)
+
+
 def multiple_choice(
     examples: Sequence[Choice],
     log_likelihood: np.ndarray,
     tokens: np.ndarray,
     chance: float | None = None,
 ) -> Result:
-    """Metrics of options scored as log p(option | context).
+    """Metrics of options scored as log p(option | context), arrays [n, m] as of `Likelihoods`.
 
-    accuracy: the most likely option is the answer (ties go to the first).
+    accuracy: the most likely option is the answer (ties go to the first). Its chance level is
+      `chance`; None is the mean of 1 / number of options.
     accuracy_per_token, _per_char, _per_byte: the same with log p divided by the option's length;
       one leading space does not count in characters and bytes, as in the harness' acc_norm.
     probability_correct: p normalized over the options, summed over the correct ones (TruthfulQA's
@@ -120,67 +122,53 @@ def multiple_choice(
       the wrong options ("Training Trajectories", section 4).
 
     With several correct options, an accuracy accepts any of them; p(answer) is that of the first.
-
-    Args:
-      examples: n questions.
-      log_likelihood: [n, m] in nats, NaN beyond an example's options.
-      tokens: [n, m], number of scored tokens of each option.
-      chance: accuracy of a guess; None is the mean of 1 / number of options.
     """
     n = len(examples)
     exists = ~np.isnan(log_likelihood)
     ll = np.where(exists, log_likelihood, -np.inf)
     answer = np.asarray([e.answer for e in examples])
     chars, size = np.ones_like(ll), np.ones_like(ll)
+    is_answer = np.zeros(ll.shape, bool)
     for row, example in enumerate(examples):
+        is_answer[row, [example.answer, *example.also_correct]] = True
         for column, option in enumerate(example.options):
             text = option.removeprefix(" ") or option
             chars[row, column], size[row, column] = len(text), len(text.encode())
     of_answer = (np.arange(n), answer)
-    lengths = {
-        "accuracy": 1.0,
-        "accuracy_per_token": np.maximum(tokens, 1),
-        "accuracy_per_char": chars,
-        "accuracy_per_byte": size,
-    }
-    predictions = {name: np.argmax(ll / length, axis=1) for name, length in lengths.items()}
+    token_counts = np.maximum(tokens, 1)
+    lengths = {"": 1.0, "_per_token": token_counts, "_per_char": chars, "_per_byte": size}
+    predictions = {suffix: np.argmax(ll / length, axis=1) for suffix, length in lengths.items()}
+    correct = {suffix: is_answer[np.arange(n), p] for suffix, p in predictions.items()}
     share = np.exp(ll - ll.max(axis=1, keepdims=True))
     share /= share.sum(axis=1, keepdims=True)
-    is_answer = np.zeros(ll.shape, bool)
-    for row, example in enumerate(examples):
-        is_answer[row, [example.answer, *example.also_correct]] = True
+    probability = np.sum(np.where(is_answer, share, 0.0), axis=1)
     wrong = exists & ~is_answer
     brier = np.sum(np.square(share - is_answer / is_answer.sum(axis=1, keepdims=True)), axis=1)
     margin = np.max(np.where(is_answer, ll, -np.inf), axis=1)
     margin = margin - np.max(np.where(wrong, ll, -np.inf), axis=1)
-    bits = -ll[of_answer] / math.log(2) / size[of_answer]
-    per_token = -ll / np.maximum(tokens, 1)
+    per_token = -ll / token_counts
     wrong_loss = np.sum(np.where(wrong, per_token, 0.0), axis=1) / wrong.sum(axis=1)
     guess = 1 / exists.sum(axis=1)
     guessed = float(guess.mean()) if chance is None else chance
 
-    rows = np.arange(n)
-    right = {name: is_answer[rows, p] for name, p in predictions.items()}
-    probability = np.sum(np.where(is_answer, share, 0.0), axis=1)
-    measured = {name: mean(hits, guessed) for name, hits in right.items()}
+    measured = {f"accuracy{suffix}": mean(hits, guessed) for suffix, hits in correct.items()}
     measured["probability_correct"] = mean(probability, float(np.mean(is_answer.sum(1) * guess)))
     measured["probability_raw"] = mean(np.exp(ll[of_answer]))
     measured["brier"] = mean(brier, float(np.mean(1 / is_answer.sum(1) - guess)))
     measured["margin"] = mean(margin)
-    measured["answer_bits_per_byte"] = mean(bits)
+    measured["answer_bits_per_byte"] = mean(-ll[of_answer] / math.log(2) / size[of_answer])
     measured["perplexity_correct"] = _exp(mean(per_token[of_answer]))
     measured["perplexity_incorrect"] = _exp(mean(wrong_loss))
-    columns = {
+    return measured, {
         "target": answer.tolist(),
-        "prediction": predictions["accuracy"].tolist(),
-        "correct": right["accuracy"].tolist(),
+        "prediction": predictions[""].tolist(),
+        "correct": correct[""].tolist(),
         "log_likelihoods": [row[e].tolist() for row, e in zip(ll, exists, strict=True)],
         "tokens": [row[e].tolist() for row, e in zip(tokens, exists, strict=True)],
         "probability_correct": probability.tolist(),
         "brier": brier.tolist(),
         "margin": margin.tolist(),
     }
-    return measured, columns
 
 
 def cloze(
@@ -190,7 +178,7 @@ def cloze(
     greedy: np.ndarray,
     chance: float | None = None,
 ) -> Result:
-    """Metrics of one continuation per prompt.
+    """Metrics of one continuation per prompt, arrays [n] as of `Likelihoods`.
 
     exact_match: every token of the target is the argmax.
     target_bits_per_byte: -log2 p(target) / bytes of the target, averaged over examples.
@@ -198,25 +186,23 @@ def cloze(
       it for LAMBADA.
     """
     size = np.asarray([len(e.targets[0].encode()) for e in examples])
-    bits = -log_likelihood / math.log(2) / size
     measured = {
-        "exact_match": mean(greedy, math.nan if chance is None else chance),
-        "target_bits_per_byte": mean(bits),
+        "exact_match": mean(greedy, chance),
+        "target_bits_per_byte": mean(-log_likelihood / math.log(2) / size),
         "perplexity": _exp(mean(-log_likelihood)),
     }
-    columns = {
+    return measured, {
         "target": [e.targets[0] for e in examples],
         "correct": greedy.astype(bool).tolist(),
         "log_likelihood": log_likelihood.tolist(),
         "tokens": tokens.tolist(),
     }
-    return measured, columns
 
 
 def perplexity(
     documents: Sequence[Document], log_likelihood: np.ndarray, tokens: np.ndarray
 ) -> Result:
-    """Metrics of whole documents.
+    """Metrics of whole documents, arrays [n] as of `Likelihoods`.
 
     bits_per_byte: -log2 p(all documents) / their UTF-8 bytes; comparable between tokenizers.
     perplexity: exp of the mean loss per token; not comparable between tokenizers.
@@ -229,62 +215,46 @@ def perplexity(
         "perplexity": _exp(loss),
         "loss": loss,
     }
-    columns = {
+    return measured, {
         "log_likelihood": log_likelihood.tolist(),
         "tokens": tokens.tolist(),
         "bytes": size.tolist(),
     }
-    return measured, columns
 
 
-def generation(
-    task: TaskDefinition, examples: Sequence[Prompt], answers: Sequence[Sequence[str]]
-) -> Result:
-    """Metrics of generated answers, by `task.score` of each text up to its first stop string.
+def generation(task: TaskDefinition, examples: Sequence[Prompt], answers: Texts) -> Result:
+    """Metrics of generated answers: `task.score` of each text up to its first stop string.
 
     A metric called `pass` becomes pass@k: the probability that one of k answers passes, by the
     unbiased estimator 1 - C(n - c, k) / C(n, k) for c passes of n (Chen et al. 2021, equation 1).
     Other metrics are averaged over the answers of an example.
-
-    Args:
-      task: its `stop` and `score`.
-      examples: the prompts.
-      answers: generated texts of each prompt.
     """
-    texts = [[_cut(text, task.stop) for text in several] for several in answers]
-    asked = [(text, e) for e, several in zip(examples, texts, strict=True) for text in several]
+    texts = [[_before_stop(text, task.stop) for text in several] for several in answers]
+    pairs = [(text, e) for e, several in zip(examples, texts, strict=True) for text in several]
     # Programs run in their own processes; the threads only wait.
     with ThreadPoolExecutor(os.cpu_count() if task.runs_code else 1) as pool:
-        scored = pool.map(lambda pair: task.score(*pair), asked)
-        scores = [[next(scored) for _ in several] for several in texts]
-    chance = math.nan if task.chance is None else task.chance
+        scores = list(pool.map(task.score, *zip(*pairs, strict=True)))
     measured: dict[str, Measurement] = {}
     columns: dict[str, Sequence] = {
         "target": [e.targets[0] for e in examples],
         "prediction": [several[0] for several in texts],
     }
-    for name in scores[0][0]:
-        values = np.asarray([[float(score[name]) for score in several] for several in scores])
+    for name in scores[0]:
+        values = np.asarray([float(score[name]) for score in scores]).reshape(len(examples), -1)
         columns[name] = values.mean(axis=1).tolist()
         if name != "pass":
-            measured[name] = mean(values.mean(axis=1), chance)
+            measured[name] = mean(values.mean(axis=1), task.chance)
             continue
-        columns["correct"] = [bool(several[0]) for several in values]
+        columns["correct"] = values[:, 0].astype(bool).tolist()
         n, passed = values.shape[1], values.sum(axis=1).astype(int)
         for k in (k for k in (1, 10, 100) if k <= n):
             estimates = [1 - math.comb(n - int(c), k) / math.comb(n, k) for c in passed]
-            measured[f"pass@{k}"] = mean(np.asarray(estimates), chance)
+            measured[f"pass@{k}"] = mean(np.asarray(estimates), task.chance)
     if "exact_match" in columns:
         columns["correct"] = [value == 1.0 for value in columns["exact_match"]]
     return measured, columns
 
 
-def _cut(text: str, stop: Sequence[str]) -> str:
+def _before_stop(text: str, stop: Sequence[str]) -> str:
     """The text before the first stop string."""
     return text[: min((text.find(s) for s in stop if s in text), default=len(text))]
-
-
-def _exp(loss: Measurement) -> Measurement:
-    """exp of a mean loss, with its delta-method standard error."""
-    value = math.exp(min(loss.value, 700.0))
-    return Measurement(value, value * loss.stderr, loss.n)
