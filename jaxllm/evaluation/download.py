@@ -60,13 +60,7 @@ def pinned(name: str, sha256: Mapping[str, str]) -> str | None:
 
 @dataclasses.dataclass
 class DownloadResult:
-    """The outcome of a download.
-
-    Attributes:
-      downloaded: new files.
-      present: existing valid files (for those from an archive: existing files).
-      manual: missing files without a hash -> their URL; "" if unknown.
-    """
+    """New files, existing valid files, and the URL ("" if unknown) of files to get by hand."""
 
     downloaded: list[str]
     present: list[str]
@@ -85,33 +79,25 @@ def download(
       UserError: a download fails, or a file's hash is not the pinned one.
     """
     root, result = epath.Path(directory), DownloadResult([], [], {})
-    archives: dict[str, list[tuple[str, FileSource]]] = {}
     with tempfile.TemporaryDirectory() as scratch:
         for name in names:
-            source, file = source_of(name, sources), pinned(name, sha256)
-            present = any((root / each).exists() for each in (name, f"{name}.gz"))
-            if source and file and not source.sha256:
+            source, file = source_of(name, sources), pinned(name, sha256) or name
+            exists = any((root / each).exists() for each in (name, f"{name}.gz"))
+            if source and file in sha256 and not source.sha256:
                 if (root / file).exists() and _digest(root / file) == sha256[file]:
                     result.present.append(file)
                     continue
-                _move(_retrieve(source.location(file), sha256[file], file, scratch), root / file)
-                result.downloaded.append(file)
-            elif present:
+                new = _retrieve(source.location(file), sha256[file], file, scratch)
+            elif exists:
                 result.present.append(name)
+                continue
             elif source and source.sha256:
-                archives.setdefault(source.url, []).append((name, source))
+                file, new = name, _retrieve_member(source, name, scratch)
             else:
                 result.manual[name] = source.url if source else ""
-        for number, (url, members) in enumerate(archives.items()):
-            label = url.rsplit("/", 1)[-1]
-            archive = _retrieve(url, members[0][1].sha256, label, scratch)
-            unpacked = _unpack(archive, Path(scratch, f"unpacked-{number}"), label)
-            for name, source in members:
-                member = unpacked / source.location(name)
-                if not member.exists():
-                    raise UserError(f"{name}: {url} holds no {source.location(name)}")
-                _move(member, root / name)
-                result.downloaded.append(name)
+                continue
+            _move(new, root / file)
+            result.downloaded.append(file)
     return result
 
 
@@ -121,7 +107,7 @@ def _digest(path: epath.Path) -> str:
 
 
 def _retrieve(url: str, sha256: str, name: str, folder: str) -> Path:
-    """Download `url` to a verified file below `folder`."""
+    """Download `url` to a verified file below `folder`, unless it is there."""
     import pooch
     import requests
 
@@ -134,27 +120,33 @@ def _retrieve(url: str, sha256: str, name: str, folder: str) -> Path:
         return Path(store.fetch(name, downloader=pooch.HTTPDownloader(timeout=60)))
     except requests.HTTPError as error:
         response: Any = error.response
-        answer = f"{response.status_code} {response.reason}"
-        raise UserError(f"{name}: {url} answers {answer}") from error
+        reason = f"answers {response.status_code} {response.reason}"
     except ValueError as error:
-        raise UserError(
-            f"{name}: {url} is not the pinned file, nothing was written: {one_line(error)}"
-        ) from error
+        reason = f"is not the pinned file, nothing was written: {one_line(error)}"
     except OSError as error:
-        raise UserError(f"{name}: {url} cannot be read ({one_line(error)}); try again") from error
+        reason = f"cannot be read ({one_line(error)}); try again"
+    raise UserError(f"{name}: {url} {reason}")
 
 
-def _unpack(archive: Path, into: Path, name: str) -> Path:
-    try:
-        if zipfile.is_zipfile(archive):
-            with zipfile.ZipFile(archive) as opened:
-                opened.extractall(into)
-        else:
-            with tarfile.open(archive) as tar:
-                tar.extractall(into, filter="data")
-    except (OSError, tarfile.TarError, zipfile.BadZipFile) as error:
-        raise UserError(f"{name} cannot be unpacked ({one_line(error)})") from error
-    return into
+def _retrieve_member(source: FileSource, name: str, folder: str) -> Path:
+    """Unpack the file or folder `name` of an archive, downloaded once for all of its files."""
+    label = source.url.rsplit("/", 1)[-1]
+    archive = _retrieve(source.url, source.sha256, label, folder)
+    unpacked = archive.with_name(source.sha256)
+    if not unpacked.exists():
+        try:
+            if zipfile.is_zipfile(archive):
+                with zipfile.ZipFile(archive) as opened:
+                    opened.extractall(unpacked)
+            else:
+                with tarfile.open(archive) as tar:
+                    tar.extractall(unpacked, filter="data")
+        except (OSError, tarfile.TarError, zipfile.BadZipFile) as error:
+            raise UserError(f"{label} cannot be unpacked ({one_line(error)})") from error
+    member = unpacked / source.location(name)
+    if not member.exists():
+        raise UserError(f"{name}: {source.url} holds no {source.location(name)}")
+    return member
 
 
 def _move(local: Path, target: epath.Path) -> None:
