@@ -1,21 +1,14 @@
 """Registry of the benchmarks that the modules of `EvalConfig.modules` declare.
 
 A module declares its tasks when it is imported, with the helpers of `jaxllm.evaluation.tasks`, and
-may have these constants:
-
-    FAMILIES   prefix -> function (name, data_dir) that declares the task of a name with it
-    MIXTURES   name -> names of tasks or further mixtures
-    SOURCES    origins of its files (`download.FileSource`)
-    SHA256     file name -> hash
-
-A package includes all of its modules. Neither SeqIO nor TensorFlow is imported, and no data are
-read, except by families that need a file to declare a task.
+may have the constants of `Registry` in capitals (FAMILIES, MIXTURES, SOURCES, SHA256). A package
+includes all of its modules. Neither SeqIO nor TensorFlow is imported, and no data are read, except
+by families that need a file to declare a task.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import importlib
 import pkgutil
@@ -24,10 +17,10 @@ from types import ModuleType
 
 from etils import epath
 
-from jaxllm.errors import UserError, one_line
+from jaxllm.errors import UserError, nearest, one_line
 from jaxllm.evaluation import tasks
 from jaxllm.evaluation.config import MODULES
-from jaxllm.evaluation.download import FileSource
+from jaxllm.evaluation.download import FileSource, pinned, source_of
 from jaxllm.evaluation.tasks import TaskDefinition
 
 Family = Callable[[str, epath.Path | None], TaskDefinition]
@@ -35,7 +28,14 @@ Family = Callable[[str, epath.Path | None], TaskDefinition]
 
 @dataclasses.dataclass(frozen=True)
 class Registry:
-    """The tasks, mixtures and files of the imported modules; see the module's docstring."""
+    """The tasks, mixtures and files of the imported modules.
+
+    Attributes:
+      families: prefix -> function (name, data_dir) that declares the task of a name with it.
+      mixtures: name -> names of tasks or further mixtures.
+      sources: origins of the files.
+      sha256: file name -> hash.
+    """
 
     families: Mapping[str, Family]
     mixtures: Mapping[str, tuple[str, ...]]
@@ -68,11 +68,7 @@ class Registry:
     ) -> tuple[TaskDefinition, ...]:
         """The definitions of tasks and of the members of mixtures, each once.
 
-        `<task>_5shot` is `<task>` at 5 shots.
-
-        Args:
-          names: names of tasks and mixtures.
-          data_dir: evaluation data directory, for families that read a file to declare a task.
+        `<task>_5shot` is `<task>` at 5 shots. Families may read a file in `data_dir`.
 
         Raises:
           UserError: a name is unknown; the message suggests the closest ones.
@@ -89,13 +85,16 @@ class Registry:
             return tasks.with_shots(self._find(base, data_dir), shots)
         if prefix:  # even if already declared: its file may have changed
             return self.families[prefix](name, data_dir)
-        near = difflib.get_close_matches(name, [*known, *self.families, *self.mixtures], n=3)
-        offer = (
-            f"did you mean {', '.join(near)}?"
-            if near
-            else "`python -m jaxllm.evaluate --list` shows all names"
-        )
-        raise UserError(f"no evaluation task is called {name}; {offer}")
+        near = nearest(name, [*known, *self.families, *self.mixtures])
+        offer = near or "; `python -m jaxllm.evaluate --list` shows all names"
+        raise UserError(f"no evaluation task is called {name}{offer}")
+
+    def origin(self, file: str) -> str:
+        """How to get a file: "--download", "by hand from URL", or nothing if it is unknown."""
+        source = source_of(file, self.sources)
+        if source and (source.sha256 or pinned(file, self.sha256)):
+            return "--download"
+        return f"by hand from {source.url}" if source else ""
 
 
 @functools.cache
@@ -105,15 +104,14 @@ def benchmarks(modules: tuple[str, ...] = MODULES) -> Registry:
     Raises:
       UserError: a module cannot be imported.
     """
-    registry = Registry({}, {}, (), {})
-    for module in (m for name in modules for m in _with_submodules(name)):
-        registry = Registry(
-            {**registry.families, **getattr(module, "FAMILIES", {})},
-            {**registry.mixtures, **getattr(module, "MIXTURES", {})},
-            (*registry.sources, *getattr(module, "SOURCES", ())),
-            {**registry.sha256, **getattr(module, "SHA256", {})},
-        )
-    return registry
+    every = [module for name in modules for module in _with_submodules(name)]
+    constants = lambda name, empty: [getattr(module, name, empty) for module in every]
+    return Registry(
+        {name: family for each in constants("FAMILIES", {}) for name, family in each.items()},
+        {name: tasks for each in constants("MIXTURES", {}) for name, tasks in each.items()},
+        tuple(source for each in constants("SOURCES", ()) for source in each),
+        {name: sha256 for each in constants("SHA256", {}) for name, sha256 in each.items()},
+    )
 
 
 def _with_submodules(name: str) -> Iterator[ModuleType]:

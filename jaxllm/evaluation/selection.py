@@ -14,7 +14,7 @@ from etils import epath
 from jaxllm.errors import UserError
 from jaxllm.evaluation import download
 from jaxllm.evaluation.config import EvalConfig
-from jaxllm.evaluation.registry import Registry, benchmarks
+from jaxllm.evaluation.registry import benchmarks
 from jaxllm.evaluation.shots import add_few_shot
 from jaxllm.evaluation.tasks import Example, TaskDefinition, split_shots
 
@@ -60,19 +60,19 @@ def select(config: EvalConfig) -> dict[str, SelectedTask]:
     registry, directory = benchmarks(config.modules), data_dir(config)
     selected: dict[str, SelectedTask] = {}
     for group in config.tasks:
-        definitions = registry.load([group], directory)
+        members = registry.load([group], directory)
         limits = [config.max_examples]
-        if config.max_mixture_examples and (group,) != tuple(t.name for t in definitions):
-            limits.append(max(1, config.max_mixture_examples // len(definitions)))
+        if config.max_mixture_examples and [group] != [task.name for task in members]:
+            limits.append(max(1, config.max_mixture_examples // len(members)))
         limit = min((n for n in limits if n is not None), default=None)
-        for task in definitions:
+        for task in members:
             if task.runs_code and not config.run_code:
                 raise UserError(
                     f"task {task.name} runs programs that the model writes: allow it with "
                     "--gin.EvalConfig.run_code=True"
                 )
-            found = SelectedTask(task, locate(task, config), limit, group)
-            selected.setdefault(task.name, found)
+            own = SelectedTask(task, locate(task, config), limit, group)
+            selected.setdefault(task.name, own)
     return selected
 
 
@@ -86,16 +86,27 @@ def file_names(task: TaskDefinition, every: bool = False) -> tuple[str, ...]:
 
 
 def locate(task: TaskDefinition, config: EvalConfig) -> tuple[epath.Path, ...]:
-    """The files of a task: its own, then those of its few-shot examples.
+    """The files of a task, or their compressed forms (.gz), in the order of `file_names`.
 
     Raises:
       UserError: the directory is not set, or a file is missing.
     """
-    names = file_names(task)
-    if not names:
-        return ()
-    root = _required_data_dir(config, f"task {task.name} reads {names[0]}")
-    return tuple(_find(task.name, root, name, benchmarks(config.modules)) for name in names)
+    found = []
+    for name in file_names(task):
+        root = _required_data_dir(config, f"task {task.name} reads {name}")
+        paths = [path for path in (root / name, root / f"{name}.gz") if path.exists()]
+        if not paths:
+            origin = benchmarks(config.modules).origin(name)
+            if origin == "--download":
+                base, _ = split_shots(task.name)
+                origin = f"`python -m jaxllm.evaluate --download --tasks={base}` brings it"
+            elif origin:
+                origin = f"get it {origin}"
+            raise UserError(
+                f"task {task.name}: no file {root / name}; {origin or 'its origin is unknown'}"
+            )
+        found.append(paths[0])
+    return tuple(found)
 
 
 def download_files(config: EvalConfig) -> download.DownloadResult:
@@ -118,27 +129,12 @@ def data_dir(config: EvalConfig) -> epath.Path | None:
 
 
 def _required_data_dir(config: EvalConfig, purpose: str) -> epath.Path:
-    directory = data_dir(config)
-    if directory is None:
-        raise UserError(
-            f"{purpose}: set EvalConfig.data_dir (macro EVAL_DIR, or the environment's "
-            "JAXLLM_DATA_DIR) to the directory with the evaluation data"
-        )
-    return directory
-
-
-def _find(task: str, root: epath.Path, name: str, registry: Registry) -> epath.Path:
-    """The path of the file, else of its compressed form (.gz)."""
-    for path in (root / name, root / f"{name}.gz"):
-        if path.exists():
-            return path
-    source = download.source_of(name, registry.sources)
-    if source and (source.sha256 or download.pinned(name, registry.sha256)):
-        base, _ = split_shots(task)
-        way = f"`python -m jaxllm.evaluate --download --tasks={base}` brings it"
-    else:
-        way = f"get it by hand from {source.url}" if source else "it comes from nowhere known"
-    raise UserError(f"task {task}: no file {root / name}; {way}")
+    if directory := data_dir(config):
+        return directory
+    raise UserError(
+        f"{purpose}: set EvalConfig.data_dir (macro EVAL_DIR, or the environment's "
+        "JAXLLM_DATA_DIR) to the directory with the evaluation data"
+    )
 
 
 def _subset(examples: list[Example], limit: int | None) -> list[Example]:
