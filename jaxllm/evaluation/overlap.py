@@ -1,12 +1,10 @@
 """Contamination check: 13-gram overlap between evaluation examples and a corpus.
 
 As in GPT-3's appendix C (Brown et al. 2020, arXiv 2005.14165), a gram is 13 consecutive words,
-ignoring case and punctuation. Each Chinese character counts as a word, because no spaces separate
-them.
+ignoring case and punctuation; each Chinese character counts as a word.
 
-The grams of the examples are held as sorted 64-bit hashes; a corpus is streamed one document at a
-time. A gram with a word that occurs in no example cannot match, so the corpus' vocabulary is not
-stored. (Expect one hash collision in about 10^12 words against 20 million grams.)
+The grams of the examples are held as sorted 64-bit hashes (expect one collision in about 10^12
+words against 20 million grams); a corpus is streamed one document at a time.
 """
 
 from __future__ import annotations
@@ -15,7 +13,6 @@ import dataclasses
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -32,7 +29,6 @@ SHOWN = 5
 _PUNCTUATION = re.compile(r"[^\w\s]|_")
 _CHINESE = re.compile(r"([\u3400-\u9fff])")
 _FACTORS = np.random.default_rng(13).integers(0, 2**64, GRAM, np.uint64) | np.uint64(1)
-_UNKNOWN = -1
 
 
 def words(text: str) -> list[str]:
@@ -51,21 +47,6 @@ def texts(example: Example) -> tuple[str, ...]:
     return tuple(f"{example.context} {target}" for target in example.targets)
 
 
-@dataclasses.dataclass(frozen=True)
-class Match:
-    """The first overlap of an example with a document.
-
-    Attributes:
-      example: id of the example, or its index.
-      document: id of the document.
-      gram: the first common gram.
-    """
-
-    example: str
-    document: str
-    gram: str
-
-
 @dataclasses.dataclass
 class TaskOverlap:
     """Overlap of a corpus with a task.
@@ -73,12 +54,13 @@ class TaskOverlap:
     Attributes:
       examples: number of the task's examples.
       short: number of examples with fewer than 13 words, which cannot match.
-      matches: the matching examples, in the order of the corpus.
+      matches: index of an example -> its id, the first document that overlaps with it, and their
+        first common gram.
     """
 
     examples: int
-    short: int
-    matches: list[Match]
+    short: int = 0
+    matches: dict[int, tuple[str, str, str]] = dataclasses.field(default_factory=dict)
 
     @property
     def share(self) -> float:
@@ -97,66 +79,49 @@ class Overlap:
     """
 
     def __init__(self, tasks: Mapping[str, Sequence[Example]]) -> None:
-        self._ids: dict[str, int] = {}
-        self._names: list[tuple[str, str]] = []
-        self.tasks: dict[str, TaskOverlap] = {}
+        self.tasks = {name: TaskOverlap(len(examples)) for name, examples in tasks.items()}
+        self._ids: dict[str, int] = {}  # words of the examples; a gram with another cannot match
+        self._examples: list[tuple[TaskOverlap, int, str]] = []
         grams, owners = [np.zeros(0, np.uint64)], [np.zeros(0, np.int32)]
-        for task, examples in tasks.items():
-            short = 0
+        for name, examples in tasks.items():
             for number, example in enumerate(examples):
-                own = np.unique(np.concatenate([self._learn(t) for t in texts(example)]))
-                short += not own.size
-                grams.append(own)
-                owners.append(np.full(own.size, len(self._names), np.int32))
-                self._names.append((task, example.id or str(number)))
-            self.tasks[task] = TaskOverlap(len(examples), short, [])
-        joined = np.concatenate(grams)
-        order = np.argsort(joined, kind="stable")
-        self._grams, first = np.unique(joined[order], return_index=True)
-        self._owners = np.concatenate(owners)[order]
-        self._bounds = np.append(first, len(order))
-        self._done = np.zeros(len(self._names), bool)
+                own = [self._grams([self._learn(w) for w in words(t)])[0] for t in texts(example)]
+                grams.append(np.unique(np.concatenate(own)))
+                owners.append(np.full(len(grams[-1]), len(self._examples), np.int32))
+                self.tasks[name].short += not len(grams[-1])
+                self._examples.append((self.tasks[name], number, example.id or str(number)))
+        every = np.concatenate(grams)
+        order = np.argsort(every, kind="stable")
+        self._sorted, self._owners = every[order], np.concatenate(owners)[order]
 
     def read(self, text: str, document: str) -> bool:
         """Check one document; return whether it shares a gram with any example."""
         document_words = words(text)
-        get = self._ids.get
-        ids = np.fromiter(
-            (get(word, _UNKNOWN) for word in document_words), np.int64, len(document_words)
-        )
-        hashes, starts = _hashes(ids)
-        place = np.searchsorted(self._grams, hashes)
-        place[place == len(self._grams)] = 0
-        hits: Sequence[int] = ()
-        if len(self._grams):
-            hits = np.flatnonzero(self._grams[place] == hashes).tolist()
+        grams, starts = self._grams([self._ids.get(word, -1) for word in document_words])
+        first = np.searchsorted(self._sorted, grams, "left")
+        last = np.searchsorted(self._sorted, grams, "right")
+        hits = np.flatnonzero(last > first)
         for hit in hits:
-            slot, start = place[hit], starts[hit]
-            for owner in self._owners[self._bounds[slot] : self._bounds[slot + 1]]:
-                if not self._done[owner]:
-                    self._done[owner] = True
-                    task, example = self._names[owner]
-                    gram = " ".join(document_words[start : start + GRAM])
-                    self.tasks[task].matches.append(Match(example, document, gram))
+            for owner in self._owners[first[hit] : last[hit]]:
+                task, number, example = self._examples[owner]
+                if number not in task.matches:
+                    gram = " ".join(document_words[starts[hit] : starts[hit] + GRAM])
+                    task.matches[number] = (example, document, gram)
         return len(hits) > 0
 
-    def _learn(self, text: str) -> np.ndarray:
-        ids = [self._ids.setdefault(word, len(self._ids)) for word in words(text)]
-        return _hashes(np.asarray(ids, np.int64))[0]
+    def _learn(self, word: str) -> int:
+        return self._ids.setdefault(word, len(self._ids))
 
-
-def _hashes(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """uint64 hashes of the grams without unknown words, and the start index of each."""
-    count = len(ids) - GRAM + 1
-    if count < 1:
-        return np.zeros(0, np.uint64), np.zeros(0, np.int64)
-    unknown = np.concatenate([[0], np.cumsum(ids == _UNKNOWN)])
-    starts = np.flatnonzero(unknown[GRAM:] == unknown[:-GRAM])
-    mixed = _mix(ids.astype(np.uint64))
-    total = np.zeros(len(starts), np.uint64)
-    for place, factor in enumerate(_FACTORS):
-        total += mixed[starts + place] * factor
-    return total, starts
+    @staticmethod
+    def _grams(ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """uint64 hashes of the grams of word ids without unknown words (-1), and their starts."""
+        known = np.append(0, np.cumsum(np.asarray(ids, np.int64) >= 0))
+        starts = np.flatnonzero(known[GRAM:] - known[:-GRAM] == GRAM)
+        mixed = _mix(np.asarray(ids, np.int64).astype(np.uint64))
+        hashes = np.zeros(len(starts), np.uint64)
+        for place, factor in enumerate(_FACTORS):
+            hashes += mixed[starts + place] * factor
+        return hashes, starts
 
 
 def _mix(numbers: np.ndarray) -> np.ndarray:
@@ -170,10 +135,10 @@ def _mix(numbers: np.ndarray) -> np.ndarray:
 def table(tasks: Mapping[str, TaskOverlap]) -> Iterable[str]:
     """Yield a line for each task, by descending overlap."""
     width = max([4, *map(len, tasks)])
-    yield f"{'task':<{width}} {'examples':>9} {'short':>6} {'found':>6} {'share':>7}"
+    yield f"{'task':<{width}} {'examples':>9} {'short':>6} {'overlap':>7} {'share':>7}"
     for name, task in sorted(tasks.items(), key=lambda item: (-item[1].share, item[0])):
         yield (
-            f"{name:<{width}} {task.examples:>9,} {task.short:>6,} {len(task.matches):>6,} "
+            f"{name:<{width}} {task.examples:>9,} {task.short:>6,} {len(task.matches):>7,} "
             f"{task.share:>7.2%}"
         )
 
@@ -216,10 +181,14 @@ def report(
     print(*table(overlap.tasks), sep="\n")
     if left_out:
         print(f"{len(left_out)} tasks left out, as {next(iter(left_out.values()))}")
-    tasks: dict[str, Any] = {
+    tasks = {
         name: {
             "examples": task.examples, "short": task.short, "overlapping": len(task.matches),
-            "share": task.share, "first": list(map(dataclasses.asdict, task.matches[:SHOWN])),
+            "share": task.share,
+            "first": [
+                {"example": example, "document": document, "gram": gram}
+                for example, document, gram in list(task.matches.values())[:SHOWN]
+            ],
         }
         for name, task in overlap.tasks.items()
     }  # fmt: skip
