@@ -3,13 +3,15 @@
     select(config) -> EvalTask, registered -> seqio.Evaluator(name, TextFeatureConverter(), …)
         .evaluate(model_fns=model_functions(runner, params), …)
 
-Features stay text (`inputs`, `targets`): a SeqIO task defines the questions, and the scoring run
-has its own vocabulary and context length. `Evaluator` runs the same tasks without SeqIO.
+Features stay text (`inputs`, `targets`, and `example`, all of it as JSON): a SeqIO task defines the
+questions, and the scoring run has its own vocabulary and context length.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import dataclasses
+import json
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
 import flax.struct
@@ -26,38 +28,31 @@ from jaxllm.models.decoder import Params
 
 SPLIT = "validation"
 
+_TYPES: Mapping[str, Any] = {"multiple_choice": Choice, "perplexity": Document}  # else Prompt
+_OUTPUTS = seqio.metrics.ModelOutputType
 _SPEC = {
     "task": tf.TensorSpec([], tf.string),
     "inputs": tf.TensorSpec([None], tf.string),
     "targets": tf.TensorSpec([None], tf.string),
-    "answer": tf.TensorSpec([None], tf.int32),
-    "shots": tf.TensorSpec([None], tf.string),
-    "id": tf.TensorSpec([], tf.string),
+    "example": tf.TensorSpec([], tf.string),
 }
 
 
 class EvalTask(seqio.Task):
-    """A SeqIO task with a text data source and one metric object.
-
-    Args:
-      selected: the task, its files and maximum number of examples.
-    """
+    """A SeqIO task with a text data source and one metric object."""
 
     def __init__(self, selected: SelectedTask):
         self.definition = selected.definition
-        name = self.definition.name
 
         def dataset(split: str, shuffle_files: bool, seed: int | None = None) -> tf.data.Dataset:
             del split, shuffle_files, seed
-            examples = selected.read_examples()
-            return tf.data.Dataset.from_generator(
-                lambda: (_features(name, example) for example in examples), output_signature=_SPEC
-            )
+            features = [_features(self.name, example) for example in selected.read_examples()]
+            return tf.data.Dataset.from_generator(lambda: features, output_signature=_SPEC)
 
         # SeqIO requires a vocabulary, even for text.
         text = seqio.Feature(seqio.PassThroughVocabulary(0), add_eos=False, dtype=tf.string)
         super().__init__(
-            name,
+            self.definition.name,
             source=seqio.FunctionDataSource(dataset, splits=(SPLIT,)),
             output_features={"inputs": text, "targets": text},
             preprocessors=(),
@@ -99,29 +94,42 @@ def model_functions(
     (index, texts); both in the order of the examples.
     """
 
-    def outputs(dataset: tf.data.Dataset) -> Likelihoods | Texts:
+    def outputs(dataset: tf.data.Dataset) -> Any:
         rows = [row for _, row in dataset.as_numpy_iterator()]
         task = seqio.TaskRegistry.get(rows[0]["task"].decode()).definition
         return runner.run(params, runner.prepare(task, examples_of(task, rows)))
 
     def score(dataset: tf.data.Dataset) -> tuple[list[tuple[int, Any]], dict[str, list]]:
-        result = outputs(dataset)
-        assert isinstance(result, Likelihoods)
+        result: Likelihoods = outputs(dataset)
         auxiliary = {"tokens": list(result.tokens), "greedy": list(result.greedy)}
         return list(enumerate(result.log_likelihood)), auxiliary
 
-    def predict(dataset: tf.data.Dataset) -> list[tuple[int, Sequence[str]]]:
-        result = outputs(dataset)
-        assert not isinstance(result, Likelihoods)
+    def predict(dataset: tf.data.Dataset) -> list[tuple[int, Any]]:
+        result: Texts = outputs(dataset)
         return list(enumerate(result))
 
-    types = seqio.metrics.ModelOutputType
-    return {types.SCORE: score, types.PREDICTION: predict}
+    return {_OUTPUTS.SCORE: score, _OUTPUTS.PREDICTION: predict}
 
 
 def examples_of(task: TaskDefinition, rows: Iterable[Mapping[str, Any]]) -> list[Example]:
     """Rebuild the examples from dataset elements of an `EvalTask`."""
-    return [_example(task, row) for row in rows]
+    build = _TYPES.get(task.kind, Prompt)
+    names = {field.name for field in dataclasses.fields(build)}
+    as_tuple = lambda value: tuple(value) if isinstance(value, list) else value
+    examples = [json.loads(row["example"]) for row in rows]
+    return [build(**{k: as_tuple(v) for k, v in e.items() if k in names}) for e in examples]
+
+
+def _features(task: str, example: Example) -> dict[str, Any]:
+    fields = dataclasses.asdict(example)
+    targets = fields.get("options") or fields.get("targets") or [fields["text"]]
+    strings = lambda texts: np.asarray([text.encode() for text in texts], object)
+    return {
+        "task": task.encode(),
+        "inputs": strings(fields.get("contexts") or [fields.get("context", "")]),
+        "targets": strings(targets),
+        "example": json.dumps(fields).encode(),
+    }
 
 
 class Measured(seqio.metrics.Scalar):
@@ -132,48 +140,9 @@ class Measured(seqio.metrics.Scalar):
         self.measurement = measurement
 
 
-def _example(task: TaskDefinition, row: Mapping[str, Any]) -> Example:
-    texts = lambda key: tuple(text.decode() for text in row[key])
-    contexts, targets, name = texts("inputs"), texts("targets"), row["id"].decode()
-    if task.kind == "perplexity":
-        return Document(targets[0], name)
-    description, *shots = texts("shots")
-    before = {"description": description, "shots": tuple(shots)}
-    if task.kind != "multiple_choice":
-        return Prompt(contexts[0], targets, name, **before)
-    answer, *others = (int(number) for number in row["answer"])
-    several = contexts if len(contexts) > 1 else ()
-    return Choice(contexts[0], targets, answer, name, several, tuple(others), **before)
-
-
-def _features(task: str, example: Example) -> dict[str, Any]:
-    contexts: tuple[str, ...] = ()
-    shots: tuple[str, ...] = ()
-    answers: tuple[int, ...] = ()
-    if isinstance(example, Document):
-        targets: tuple[str, ...] = (example.text,)
-    else:
-        shots = (example.description, *example.shots)
-        if isinstance(example, Choice):
-            contexts = example.contexts or (example.context,)
-            targets, answers = example.options, (example.answer, *example.also_correct)
-        else:
-            contexts, targets = (example.context,), example.targets
-    strings = lambda texts: np.asarray([text.encode() for text in texts], object)
-    return {
-        "task": task.encode(),
-        "inputs": strings(contexts),
-        "targets": strings(targets),
-        "answer": np.asarray(answers, np.int32),
-        "shots": strings(shots),
-        "id": example.id.encode(),
-    }
-
-
 def _metric(task: TaskDefinition) -> seqio.metrics.CollectingMetric:
     """The SeqIO metric object of a task: its model output type, and `measure`."""
-    types = seqio.metrics.ModelOutputType
-    output_type = types.PREDICTION if task.kind == "generation" else types.SCORE
+    output_type = _OUTPUTS.PREDICTION if task.kind == "generation" else _OUTPUTS.SCORE
 
     @flax.struct.dataclass
     class TaskMetric(seqio.metrics.CollectingMetric):
@@ -196,7 +165,7 @@ def _metric(task: TaskDefinition) -> seqio.metrics.CollectingMetric:
             del task_output_features, target_field_name
             examples = cached_targets or examples_of(task, task_dataset_as_numpy)
             outputs = self.values["model_output"]
-            if output_type == types.SCORE:
+            if output_type == _OUTPUTS.SCORE:
                 log_likelihood, auxiliary = outputs
                 arrays = (log_likelihood, auxiliary["tokens"], auxiliary["greedy"])
                 outputs = Likelihoods(*(np.asarray(array) for array in arrays))
