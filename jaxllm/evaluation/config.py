@@ -52,17 +52,16 @@ class EvalConfig:
     temperature: float = 0.8
 
     def __post_init__(self) -> None:
-        for name in ("max_examples", "max_mixture_examples", "tokens_per_batch", "samples"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"EvalConfig.{name} = {value}: must be 1 or more")
+        for name in (
+            "every", "max_examples", "max_mixture_examples", "tokens_per_batch", "samples",
+        ):  # fmt: skip
+            value, least = getattr(self, name), 0 if name == "every" else 1
+            if value is not None and value < least:
+                raise UserError(f"EvalConfig.{name} = {value}: must be {least} or more")
         if self.samples > 1 and not self.temperature > 0:
             raise UserError(
                 f"EvalConfig.temperature = {self.temperature}: {self.samples} samples would be "
                 "the same; raise it above 0"
             )
-        if self.every < 0:
-            raise UserError(f"EvalConfig.every = {self.every}: must be 0 or more")
-        if len(set(self.tasks)) < len(self.tasks):
-            twice = next(t for t in self.tasks if self.tasks.count(t) > 1)
-            raise UserError(f"EvalConfig.tasks names {twice} twice")
+        if repeated := [task for task in self.tasks if self.tasks.count(task) > 1]:
+            raise UserError(f"EvalConfig.tasks names {repeated[0]} twice")

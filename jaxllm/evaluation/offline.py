@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 from jaxllm.errors import UserError
 from jaxllm.evaluation.evaluator import Evaluator
 from jaxllm.run.manifest import ManifestEntry
-from jaxllm.run.records import Record
+from jaxllm.run.records import OK, Record
 from jaxllm.run.run import Run
 
 
@@ -33,18 +33,19 @@ class OfflineScorer:
         self, run: Run, evaluator: Evaluator, restore: Callable[[ManifestEntry], Any]
     ) -> None:
         self._run, self._evaluator, self._restore = run, evaluator, restore
+        self._first = jax.process_index() == 0
+        self._settled: set[tuple[int, float]] = set()  # checkpoints known to be complete
 
     def score(self, entries: Sequence[ManifestEntry], missing_only: bool = False) -> int:
         """Score checkpoints, with a progress bar; return the number of failed (checkpoint, task).
 
         `missing_only` omits tasks that have readable records of this checkpoint.
         """
-        all_tasks = list(self._evaluator.definitions)
-        todo = [(e, self._missing(e) if missing_only else all_tasks) for e in entries]
-        todo = [(e, _of_first_process(tasks)) for e, tasks in todo]
-        failed = 0
-        hidden = None if jax.process_index() == 0 else True  # one bar, and only on a terminal
-        total = sum(len(tasks) for _, tasks in todo)
+        every = lambda entry: list(self._evaluator.definitions)
+        tasks_of = self._missing if missing_only else every
+        todo = [(entry, _of_first_process(tasks_of(entry))) for entry in entries]
+        failed, total = 0, sum(len(tasks) for _, tasks in todo)
+        hidden = None if self._first else True  # one bar, and only on a terminal
         with tqdm.tqdm(total=total, unit="task", disable=hidden, leave=False) as bar:
             for entry, tasks in todo:
                 params = self._restore(entry) if tasks else None
@@ -53,9 +54,9 @@ class OfflineScorer:
                         params, entry.step, entry.tokens, entry.flops, tasks=(task,)
                     )
                     main = next((r for r in records if r.primary), records[0])
-                    failed += main.status != "ok"
+                    failed += main.status != OK
                     bar.update()
-                    if jax.process_index() == 0:
+                    if self._first:
                         bar.write(line_of(main))
         return failed
 
@@ -65,62 +66,60 @@ class OfflineScorer:
         Return the number of failed (checkpoint, task); failures are recorded and not retried.
         """
         failed, waiting = 0, False
-        settled: set[tuple[int, float]] = set()  # checkpoints known to be complete
         while True:
-            entry, ended = self._next(settled)
+            entry, ended = self._next()
             if entry:
-                settled.add((entry.step, entry.wall_time))
+                self._settled.add((entry.step, entry.wall_time))
+                waiting = False
                 try:
                     failed += self.score([entry], missing_only=True)
                 except UserError:
                     if entry in self._run.available():
                         raise
-                    self._say(f"step {entry.step}  removed by the run before it was scored")
-                waiting = False
+                    self._print(f"step {entry.step}  removed by the run before it was scored")
             elif ended:
                 return failed
             else:
                 if not waiting:
-                    self._say(f"waiting for the next checkpoint of {self._run.path}")
+                    self._print(f"waiting for the next checkpoint of {self._run.path}")
                 waiting = True
                 time.sleep(poll_seconds)
 
-    def _next(self, settled: set[tuple[int, float]]) -> tuple[ManifestEntry | None, bool]:
+    def _next(self) -> tuple[ManifestEntry | None, bool]:
         """The first checkpoint without records, and whether the run has saved its last.
 
         Process 0 reads the directory for all: a new file may reach other hosts later.
         """
-        seen: Any = None
-        if jax.process_index() == 0:
+        state: Any = None
+        if self._first:
             saved = [entry for entry in self._run.available() if entry.kind != "preempted"]
             planned = self._run.planned_steps() or 0
             ended = any(entry.kind == "final" and entry.step >= planned for entry in saved)
-            first = None
+            unscored = None
             for entry in saved:
-                if (key := (entry.step, entry.wall_time)) in settled:
-                    continue
-                if self._missing(entry):
-                    first = dataclasses.asdict(entry)
+                key = (entry.step, entry.wall_time)
+                if key not in self._settled and self._missing(entry):
+                    unscored = dataclasses.asdict(entry)
                     break
-                settled.add(key)
-            seen = [first, ended]
-        found, ended = _of_first_process(seen)
-        return found and ManifestEntry(**found), ended
+                self._settled.add(key)
+            state = [unscored, ended]
+        unscored, ended = _of_first_process(state)
+        return unscored and ManifestEntry(**unscored), ended
 
     def _missing(self, entry: ManifestEntry) -> list[str]:
         """The tasks without readable records of this checkpoint."""
         scored = self._run.trajectory.scored(entry.step, since=entry.wall_time)
         return [task for task in self._evaluator.definitions if task not in scored]
 
-    def _say(self, line: str) -> None:
-        if jax.process_index() == 0:
+    def _print(self, line: str) -> None:
+        if self._first:
             print(line, flush=True)
 
 
 def line_of(record: Record) -> str:
     """One line for the result of a task at a checkpoint."""
     head = f"step {record.step}  {record.task}"
-    if record.status != "ok":
+    if record.status != OK:
         return f"{head}  failed: {record.status}"
     return (
         f"{head}  {record.metric} {record.value:.4f} ± {record.stderr:.4f}  "

@@ -11,7 +11,7 @@ import random
 from collections.abc import Sequence
 
 from jaxllm.errors import UserError
-from jaxllm.evaluation.tasks import Document, Example, FewShot, Question, TaskDefinition
+from jaxllm.evaluation.tasks import Document, Example, FewShot, TaskDefinition
 
 HARNESS_SEED = 1234
 
@@ -19,66 +19,60 @@ HARNESS_SEED = 1234
 def add_few_shot(
     task: TaskDefinition, examples: Sequence[Example], pool: Sequence[Example]
 ) -> list[Example]:
-    """Add the description and few-shot examples to each example of `task`.
+    """Add the description and few-shot examples to each of a task's `examples`, in their order.
 
     Args:
-      task: the task; sets their number and selection.
-      examples: all of the task's examples, in their order.
+      task: sets the number and selection of few-shot examples.
+      examples: all of the task's examples.
       pool: candidates; empty if the task's own examples are the pool.
 
     Raises:
       UserError: the pool has fewer than `task.shots` examples.
     """
     few_shot = task.few_shot if task.shots else None
-    if few_shot is None:  # 0 shots, or they are part of the task's contexts
-        chosen: list[list[int]] = [[] for _ in examples]
-    else:
+    chosen = [()] * len(examples)  # at 0 shots, or where they are part of the contexts
+    texts: list[str] = []
+    if few_shot:
         chosen = _choose(task, few_shot, examples, pool)
-    shown = [_as_shot(example) for example in pool or examples] if few_shot else []
-    separator = few_shot.separator if few_shot else ""
+        questions = [e for e in pool or examples if not isinstance(e, Document)]
+        texts = [question.as_shot + few_shot.separator for question in questions]
     return [
         example
         if isinstance(example, Document)
         else dataclasses.replace(
             example,
             description=example.description or task.description,
-            shots=tuple(shown[i] + separator for i in numbers),
+            shots=tuple(texts[i] for i in indices),
         )
-        for example, numbers in zip(examples, chosen, strict=True)
+        for example, indices in zip(examples, chosen, strict=True)
     ]
 
 
 def _choose(
     task: TaskDefinition, few_shot: FewShot, examples: Sequence[Example], pool: Sequence[Example]
-) -> list[list[int]]:
+) -> list[Sequence[int]]:
     """For each question the indices of its few-shot examples in the pool."""
     own, pool = not pool, pool or examples
     exclude_self = own or few_shot.exclude_self
-    available = len(pool) - exclude_self
-    if available < task.shots:
+    if (available := len(pool) - exclude_self) < task.shots:
         raise UserError(
             f"task {task.name}: {task.shots} shots, and only {available} few-shot examples to "
             "choose from"
         )
+    indices = range(len(pool))
     if few_shot.order == "first":
+        firsts = indices[: task.shots + 1]
         return [
-            [i for i in range(task.shots + 1) if not own or i != question][: task.shots]
+            [i for i in firsts if not (own and i == question)][: task.shots]
             for question in range(len(examples))
         ]
     rng = random.Random(HARNESS_SEED)
-    numbers = range(len(pool))
     if not exclude_self:
-        return [rng.sample(numbers, task.shots) for _ in examples]
-    chosen = []
+        return [rng.sample(indices, task.shots) for _ in examples]
+    chosen: list[Sequence[int]] = []
     for question in examples:
-        drawn = [i for i in rng.sample(numbers, task.shots + 1) if pool[i] != question]
+        drawn = [i for i in rng.sample(indices, task.shots + 1) if pool[i] != question]
         if len(drawn) < task.shots:  # duplicates of the question, drawn more than once
-            drawn = rng.sample([i for i in numbers if pool[i] != question], task.shots)
+            drawn = rng.sample([i for i in indices if pool[i] != question], task.shots)
         chosen.append(drawn[: task.shots])
     return chosen
-
-
-def _as_shot(example: Example) -> str:
-    assert not isinstance(example, Document), "documents have no solution to show"
-    question: Question = example
-    return question.as_shot
