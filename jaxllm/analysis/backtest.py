@@ -17,14 +17,14 @@ import pandas as pd
 from jaxllm.analysis.benchmarks import benchmarks
 from jaxllm.analysis.curves import is_share, of_metric
 from jaxllm.analysis.finding import Finding
-from jaxllm.analysis.forecast import COLUMNS, KEY_COLUMNS, TRANSFER, aligned, predict
+from jaxllm.analysis.forecast import KEY_COLUMNS, LEVEL, TRANSFER, aligned, predict
 from jaxllm.analysis.registry import AHEAD, Study, analysis
 
 FRACTIONS = (0.1, 0.2, 0.3, 0.5)
-VISIBLE = 2.0
-"""A change is real, and its sign counts, beyond this many standard errors."""
-_TOLD = 0.3
-"""The sentence is about the fraction nearest to this one."""
+_SENTENCE_FRACTION = 0.3
+"""The sentence reports the fraction nearest to this one."""
+_VISIBLE = 2.0
+"""Standard errors above which a change counts in the share of right signs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,10 +44,10 @@ class Backtest(Finding):
         Returns:
           A row per group: number `n` of forecasts; `mae` of the forecast, of the last value and of
           the log-linear line; `reduction` of the error against the better of these two; `coverage`
-          and median half `width` of the interval; `sign`, the share of changes beyond `VISIBLE`
-          standard errors with the right forecast direction, and `sign_log_linear`; `ranking`, the
-          share of pairs of runs ranked correctly on a task, and the same by last value and
-          log-linear line.
+          and median half `width` of the interval; `sign`, the share of the `visible` changes (more
+          than two standard errors) with the right forecast direction, and `sign_log_linear`;
+          `ranking`, the share of pairs of runs ranked correctly on a task, and the same by last
+          value and log-linear line.
         """
         rows = [
             {**dict(zip(by, key, strict=True)), **_scores(group)}
@@ -65,11 +65,7 @@ class Backtest(Finding):
     "known to their end.",
 )
 def backtest(
-    study: Study,
-    *,
-    fractions: Sequence[float] = FRACTIONS,
-    level: float = 0.9,
-    mode: str = TRANSFER,
+    study: Study, *, fractions: Sequence[float] = FRACTIONS, level: float = LEVEL
 ) -> Backtest:
     """Forecast every finished run from its first checkpoints, fitted to runs of other sizes.
 
@@ -77,26 +73,28 @@ def backtest(
       study: its tasks are forecast one by one, not pooled to benchmarks.
       fractions: shares of the training after which to forecast; later values are not used.
       level: coverage of the intervals.
-      mode: `forecast.TRANSFER`, or `forecast.ALONE` for the method without other runs.
     """
-    everything, notes = aligned(study.records if study.raw_records is None else study.raw_records)
-    whole = [one for one in everything if len(one.progress) > 1 and one.progress[-1] == 1]
-    if len(whole) < len(everything):
-        left = len(everything) - len(whole)
+    aligned_curves, notes = aligned(
+        study.records if study.raw_records is None else study.raw_records
+    )
+    whole = [one for one in aligned_curves if len(one.progress) > 1 and one.progress[-1] == 1]
+    if len(whole) < len(aligned_curves):
+        left = len(aligned_curves) - len(whole)
         notes += (f"{left} trajectories have one point or stop before their run's end: left out",)
-    truths = {(one.curve.run, *one.key): one.final for one in whole}
-    parts = [pd.DataFrame(columns=[*COLUMNS, "fraction"])]
+    tables = []
     for fraction in fractions:
         for size in sorted({one.size for one in whole}):
             held_out = [one for one in whole if one.size == size]
             rest = [one for one in whole if one.size != size]
-            parts.append(predict(held_out, rest, fraction, level, mode).assign(fraction=fraction))
-    points = pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)
-    if points.empty:
+            tables.append(predict(held_out, rest, fraction, level).assign(fraction=fraction))
+    tables = [table for table in tables if len(table)]
+    if not tables:
         return Backtest.refuse("no run has a checkpoint early enough", notes)
+    points = pd.concat(tables, ignore_index=True)
+    finals = {(one.curve.run, *one.key): float(one.values[-1]) for one in whole}
     keys = zip(*(points[column] for column in ("run", *KEY_COLUMNS)), strict=True)
     points = points.assign(
-        truth=[truths[key] for key in keys],
+        truth=[finals[key] for key in keys],
         benchmark=points.task.map(benchmarks(points.task.unique())),
     )
     result = Backtest(_sentence(points, level), notes=notes, points=points)
@@ -107,7 +105,7 @@ def backtest(
 def _sentence(points: pd.DataFrame, level: float) -> str:
     shares = points[of_metric(is_share, points.metric)]
     points = shares if len(shares) else points
-    fraction = min(points.fraction.unique(), key=lambda each: abs(each - _TOLD))
+    fraction = min(points.fraction.unique(), key=lambda each: abs(each - _SENTENCE_FRACTION))
     at = points[points.fraction == fraction]
     scores = _scores(at)
     better = min(scores["mae_last"], scores["mae_log_linear"])
@@ -124,6 +122,7 @@ def _sentence(points: pd.DataFrame, level: float) -> str:
 
 
 def _scores(points: pd.DataFrame) -> dict[str, float]:
+    """Scores of one group of forecasts; see `Backtest.summary`."""
     truth, last, expected = points.truth, points["last"], points.forecast
     errors = {
         "mae": float((expected - truth).abs().mean()),
@@ -132,7 +131,11 @@ def _scores(points: pd.DataFrame) -> dict[str, float]:
     }
     better = min(errors["mae_last"], errors["mae_log_linear"])
     change = truth - last
-    visible = change.abs() > VISIBLE * points.stderr.fillna(0.0)
+    visible = change.abs() > _VISIBLE * points.stderr.fillna(0.0)
+
+    def right_sign(values: pd.Series) -> float:
+        return float((np.sign(values - last) == np.sign(change))[visible].mean())
+
     return {
         "n": len(points),
         **errors,
@@ -140,15 +143,10 @@ def _scores(points: pd.DataFrame) -> dict[str, float]:
         "coverage": float(((points.low <= truth) & (truth <= points.high)).mean()),
         "width": float((points.high - points.low).median() / 2),
         "visible": int(visible.sum()),
-        "sign": _agreement(expected - last, change, visible),
-        "sign_log_linear": _agreement(points.log_linear - last, change, visible),
+        "sign": right_sign(expected),
+        "sign_log_linear": right_sign(points.log_linear),
         **_rankings(points),
     }
-
-
-def _agreement(expected: pd.Series, actual: pd.Series, counted: pd.Series) -> float:
-    same = np.sign(expected[counted]) == np.sign(actual[counted])
-    return float(same.mean()) if len(same) else math.nan
 
 
 def _rankings(points: pd.DataFrame) -> dict[str, float]:

@@ -7,9 +7,10 @@ The forecasting methods are in `jaxllm.analysis.forecast_methods`.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
@@ -29,18 +30,20 @@ from jaxllm.analysis.registry import AHEAD, Study, analysis
 from jaxllm.analysis.stats import line_fit
 
 KEY_COLUMNS = ["task", "shots", "metric", "task_version"]
-"""What has to agree before two values are comparable."""
+"""Columns in which two curves must agree to be comparable."""
 COLUMNS = (
     "run", *KEY_COLUMNS, "domain", "size", "progress", "last", "log_linear", "forecast", "low",
     "high", "stderr", "finished_runs", "method",
 )  # fmt: skip
+LEVEL = 0.9
+"""Coverage of the prediction intervals."""
 TRANSFER, ALONE = "other runs", "this run alone"
-MIN_FOLDS = 3
-"""Sizes (or, of fewer sizes, runs) that must have finished before errors can be learned."""
+_MIN_FOLDS = 3
+"""Minimum number of finished sizes (or, of fewer sizes, runs) to cross-validate on."""
 _SAME_SIZE = 0.10
-"""Runs whose parameter counts differ by less than this share are of one size."""
+"""Relative difference in parameter count below which two runs are of one size."""
 _LATER = 4
-"""At so many moments between a forecast and the end finished runs are looked at."""
+"""Number of points between the cut and the end at which finished runs are interpolated."""
 _EPSILON = 1e-9
 
 
@@ -50,58 +53,47 @@ class AlignedCurve:
 
     Attributes:
       curve: the curve.
-      key: values of its `KEY_COLUMNS`.
       size: index of the run's model size.
       progress: [points] shares of the run's tokens, ascending.
+      values: [points] the metric.
+      stderr: [points] standard errors of `values`; NaN where unknown.
     """
 
     curve: Curve
-    key: tuple[object, ...]
     size: int
     progress: Array
+    values: Array
+    stderr: Array
+
+    @property
+    def key(self) -> tuple[str, int, str, str]:
+        """Values of the `KEY_COLUMNS`."""
+        curve = self.curve
+        return curve.task, curve.shots, curve.metric, curve.task_version
 
     @property
     def log_params(self) -> float:
         """Natural logarithm of the parameter count; 0 where it is unknown."""
         return math.log(self.curve.params) if self.curve.params > 0 else 0.0
 
-    @property
-    def final(self) -> float:
-        """The last value."""
-        return float(self.curve.values[-1])
-
-    def before(self, cut: float) -> Array:
-        """Shares of the training at which the run was scored, up to and including `cut`."""
-        return self.progress[self.progress <= cut * (1 + _EPSILON)]
-
-    def recent(self, cut: float) -> Array:
-        """Last `RECENT` values up to and including `cut`."""
-        return self.curve.values[: len(self.before(cut))][-RECENT:]
+    def until(self, cut: float) -> AlignedCurve:
+        """The points up to and including the share `cut` of the training."""
+        known = self.progress <= cut * (1 + _EPSILON)
+        return dataclasses.replace(
+            self,
+            progress=self.progress[known],
+            values=self.values[known],
+            stderr=self.stderr[known],
+        )
 
     def at(self, positions: Array) -> Array:
         """Values at these shares of the training, interpolated linearly in its logarithm."""
-        return np.interp(np.log(positions), np.log(self.progress), self.curve.values)
+        return np.interp(np.log(positions), np.log(self.progress), self.values)
 
-    def log_linear(self, cut: float) -> float:
-        """Final value by a least-squares line in log tokens through the values up to `cut`."""
-        x = np.log(self.before(cut))
-        line = line_fit(x, self.curve.values[: len(x)])
-        return float(self.curve.values[len(x) - 1]) if line is None else float(line.at(0.0))
-
-
-@dataclasses.dataclass(frozen=True)
-class Forecast(Finding):
-    """Forecast of the final values of one run.
-
-    The table has the `COLUMNS`, a row per task: `finished_runs` is the number of runs that the
-    forecast was fitted to, `low` and `high` the prediction interval of the final checkpoint's
-    value, including its sampling noise.
-
-    Attributes:
-      progress: share of the training completed.
-    """
-
-    progress: float = math.nan
+    def log_linear(self) -> float:
+        """Final value by a least-squares line in log tokens."""
+        line = line_fit(np.log(self.progress), self.values)
+        return float(self.values[-1]) if line is None else float(line.at(0.0))
 
 
 @analysis(
@@ -114,48 +106,34 @@ class Forecast(Finding):
 )
 def forecasts(study: Study) -> list[Finding]:
     """Forecast every run in progress from the finished runs."""
-    finished = [run for run in study.runs if run not in study.planned_tokens]
+    planned = study.planned_tokens
+    titles = {run: f"Forecast for {run}" if study.several_runs() else "" for run in planned}
     return [
-        dataclasses.replace(
-            forecast(study.records, run, total_tokens=total, finished=finished),
-            title=f"Forecast for {run}" if study.several_runs() else "Forecast",
-        )
-        for run, total in study.planned_tokens.items()
+        dataclasses.replace(forecast(study.records, run, planned), title=title)
+        for run, title in titles.items()
     ]
 
 
-def forecast(
-    records: pd.DataFrame,
-    run: str,
-    *,
-    total_tokens: float | None = None,
-    finished: Iterable[str] | None = None,
-    level: float = 0.9,
-) -> Forecast:
+def forecast(records: pd.DataFrame, run: str, planned_tokens: Mapping[str, float]) -> Finding:
     """Forecast the value of every task of `run` at the end of its training.
 
     Args:
-      records: trajectory table of `run` and the finished runs.
+      records: trajectory table.
       run: the run in progress.
-      total_tokens: tokens at its end.
-      finished: names of the finished runs to fit to; by default all others in the table.
-      level: coverage of the intervals.
+      planned_tokens: total tokens of all runs in progress; the forecast is fitted to the others.
+
+    Returns:
+      `COLUMNS`, a row per task: `finished_runs` is the number of runs that the forecast was fitted
+      to, `low` and `high` the prediction interval of the final checkpoint's value, including its
+      sampling noise.
     """
-    if total_tokens is None or not total_tokens > 0:
-        reason = f"how many tokens {run} will be trained for is not known"
-        return Forecast.refuse(reason)
-    everything, notes = aligned(records, {run: total_tokens})
-    targets = [one for one in everything if one.curve.run == run]
+    aligned_curves, notes = aligned(records, planned_tokens)
+    targets = [one for one in aligned_curves if one.curve.run == run]
+    others = [one for one in aligned_curves if one.curve.run not in planned_tokens]
     if not targets:
-        return Forecast.refuse(f"no task of {run} has a value", notes)
-    names = None if finished is None else set(finished)
-    others = [
-        one
-        for one in everything
-        if one.curve.run != run and (names is None or one.curve.run in names)
-    ]
+        return Finding.refuse(f"no task of {run} has a value", notes)
     progress = max(float(one.progress[-1]) for one in targets)
-    table = predict(targets, others, progress, level)
+    table = predict(targets, others, progress)
     alone = int((table.method == ALONE).sum())
     if alone and others:
         notes += (f"{alone} tasks have too few finished runs: forecast from the run alone.",)
@@ -167,39 +145,31 @@ def forecast(
     sentence = (
         f"From {progress:.0%} of its training, {basis}: of {len(shown)} tasks, "
         f"{int((shown.low > shown['last']).sum())} will end above their present value "
-        f"({level:.0%} interval, median ± {(shown.high - shown.low).median() / 2:.3f}); the "
+        f"({LEVEL:.0%} interval, median ± {(shown.high - shown.low).median() / 2:.3f}); the "
         f"largest expected change is {shown.task[best]}, from {shown['last'][best]:.3f} to "
         f"{shown.forecast[best]:.3f}."
     )
-    return Forecast(sentence, table, notes=notes, progress=progress)
+    return Finding(sentence, table, notes=notes)
 
 
 def aligned(
-    records: pd.DataFrame, totals: Mapping[str, float] | None = None
+    records: pd.DataFrame, planned_tokens: Mapping[str, float] | None = None
 ) -> tuple[list[AlignedCurve], tuple[str, ...]]:
     """Align the curves of every primary metric; with notes on dropped records.
 
-    Args:
-      records: the trajectory table.
-      totals: planned training tokens of unfinished runs; the others end at their largest token
-        count in the table.
+    Runs without `planned_tokens` end at their largest token count in the table.
     """
     primary = records[records.primary.astype(bool)] if records.primary.any() else records
     known = curves(primary[primary.tokens > 0]).comparable()
     notes, ends = list(known.notes), known.points.groupby("run").tokens.max().to_dict()
-    for run, total in (totals or {}).items():
+    for run, total in (planned_tokens or {}).items():
         if total < ends.get(run, 0):
             notes.append(f"{run} has {ends[run]:,.0f} tokens, more than the {total:,.0f} planned")
         ends[run] = max(total, ends.get(run, 0))
     sizes = _sizes(known.table.drop_duplicates("run").set_index("run").params)
-    everything = [
-        AlignedCurve(
-            curve, (curve.task, curve.shots, curve.metric, curve.task_version),
-            sizes[curve.run], curve.tokens / ends[curve.run],
-        )
-        for curve in known
-    ]  # fmt: skip
-    return everything, tuple(notes)
+    return [
+        AlignedCurve(c, sizes[c.run], c.tokens / ends[c.run], c.values, c.stderr) for c in known
+    ], tuple(notes)
 
 
 def _sizes(params: pd.Series) -> dict[str, int]:
@@ -215,109 +185,98 @@ def _sizes(params: pd.Series) -> dict[str, int]:
 
 
 def predict(
-    targets: list[AlignedCurve],
-    others: list[AlignedCurve],
-    cut: float,
-    level: float,
-    mode: str = TRANSFER,
+    targets: list[AlignedCurve], others: list[AlignedCurve], cut: float, level: float = LEVEL
 ) -> pd.DataFrame:
-    """Forecast the final values of `targets` from their values up to the share `cut`.
+    """Forecast the final values of `targets`, runs of one size, from their values up to `cut`.
 
     Args:
       targets: curves of runs of one size.
-      others: curves of finished runs; where they are too few or `mode` is ALONE, the forecast uses
-        the run's own past only.
+      others: curves of other runs; where too few of them are finished, the forecast uses the run's
+        own past only.
       cut: share of the training.
       level: coverage of the intervals.
-      mode: TRANSFER or ALONE.
 
     Returns:
       `COLUMNS`, a row per target with a point before the cut, in the order of `targets`.
     """
-    seen = [target for target in targets if len(target.before(cut))]
-    rows = _transferred(seen, others, cut, level) if mode == TRANSFER else {}
-    by_run: dict[str, list[int]] = {}
-    for i, target in enumerate(seen):
-        if i not in rows:
-            by_run.setdefault(target.curve.run, []).append(i)
-    for places in by_run.values():
-        past = [(np.log(seen[i].before(cut)), seen[i].curve) for i in places]
+    known = [past for past in (target.until(cut) for target in targets) if len(past.progress)]
+    expected = _from_others(known, others, level)
+    alone: dict[str, list[int]] = collections.defaultdict(list)
+    for i, past in enumerate(known):
+        if i not in expected:
+            alone[past.curve.run].append(i)
+    for members in alone.values():
         trends = damped_trends(
-            [(x, curve.values[: len(x)], curve.stderr[len(x) - 1]) for x, curve in past], level
+            [(np.log(known[i].progress), known[i].values, known[i].stderr[-1]) for i in members],
+            level,
         )
-        for i, (value, half) in zip(places, trends, strict=True):
-            rows[i] = _row(seen[i], cut, value, half, 0, ALONE)
-    return pd.DataFrame([rows[i] for i in range(len(seen))], columns=list(COLUMNS))
+        expected |= {i: (*trend, 0) for i, trend in zip(members, trends, strict=True)}
+    rows = [_row(past, *expected[i]) for i, past in enumerate(known)]
+    return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def _transferred(
-    targets: list[AlignedCurve], others: list[AlignedCurve], cut: float, level: float
-) -> dict[int, dict[str, object]]:
-    """Rows by target index, for tasks with enough finished runs."""
-    finished: dict[tuple[object, ...], list[AlignedCurve]] = {}
+def _from_others(
+    targets: list[AlignedCurve], others: list[AlignedCurve], level: float
+) -> dict[int, tuple[float, float, int]]:
+    """Final value, half interval and number of runs fitted to, by index of the target.
+
+    Targets with too few finished runs are left out.
+    """
+    finished: dict[tuple[object, ...], list[AlignedCurve]] = collections.defaultdict(list)
     for other in others:
         if len(other.progress) > 1 and other.progress[-1] > 1 - _EPSILON:
-            finished.setdefault(other.key, []).append(other)
-    groups: dict[tuple[object, ...], list[int]] = {}
+            finished[other.key].append(other)
+    groups: dict[tuple[object, ...], list[int]] = collections.defaultdict(list)
     for i, target in enumerate(targets):
-        moments = target.before(cut)[-RECENT:]
-        groups.setdefault((target.key, *moments.round(6)), []).append(i)
+        groups[(target.key, *target.progress[-RECENT:].round(6))].append(i)
     names = benchmarks(sorted({target.curve.task for target in targets}))
-    tasks, forecast_of = [], []
-    for places in groups.values():
-        like = targets[places[0]]
-        recent = like.before(cut)[-RECENT:]
-        known = [
-            other
-            for other in finished.get(like.key, ())
-            if other.progress[0] <= recent[-1] * (1 + _EPSILON)
-        ]
-        folds = _folds(known)
-        if len(np.unique(folds)) < MIN_FOLDS:
+    tasks, made = [], []
+    for members in groups.values():
+        first = targets[members[0]]
+        recent = first.progress[-RECENT:]
+        runs = [o for o in finished[first.key] if o.progress[0] <= recent[-1] * (1 + _EPSILON)]
+        folds = _folds(runs)
+        if len(np.unique(folds)) < _MIN_FOLDS:
             continue
         times = np.concatenate([recent, np.linspace(recent[-1], 1.0, _LATER + 1)[1:]])
-        values = np.array([other.at(times) for other in known])
-        sizes = np.array([other.log_params for other in known])
+        values = np.array([run.at(times) for run in runs])
+        sizes = np.array([run.log_params for run in runs])
 
         early = len(recent)
-        errors = np.empty((len(known), len(METHODS)))
+        errors = np.empty((len(runs), len(METHODS)))
         for fold in np.unique(folds):
             own, rest = folds == fold, folds != fold
             size = float(sizes[own].mean())
             errors[own] = guesses(values[own, :early], size, values[rest], sizes[rest], times)
         errors -= values[:, -1:]
-        tasks.append(CrossValidation(errors, folds, names[like.curve.task]))
-        now = np.array([targets[i].recent(cut) for i in places])
-        size = float(np.mean([targets[i].log_params for i in places]))
-        forecast_of.append((places, guesses(now, size, values, sizes, times), len(known)))
+        tasks.append(CrossValidation(errors, folds, names[first.curve.task]))
+        now = np.array([targets[i].values[-RECENT:] for i in members])
+        size = float(np.mean([targets[i].log_params for i in members]))
+        made.append((members, guesses(now, size, values, sizes, times), len(runs)))
     if not tasks:
         return {}
-    rows = {}
-    for own, half, (places, made, count) in zip(*combine(tasks, level), forecast_of, strict=True):
-        for i, value in zip(places, made @ own, strict=True):
-            rows[i] = _row(targets[i], cut, float(value), float(half), count, TRANSFER)
-    return rows
-
-
-def _folds(some: list[AlignedCurve]) -> np.ndarray:
-    """Cross-validation folds: sizes where there are enough of them, else runs."""
-    sizes = np.array([one.size for one in some], dtype=int)
-    if len(np.unique(sizes)) >= MIN_FOLDS:
-        return sizes
-    return np.unique([one.curve.run for one in some], return_inverse=True)[1]
-
-
-def _row(
-    target: AlignedCurve, cut: float, value: float, half: float, count: int, method: str
-) -> dict[str, object]:
-    curve, seen = target.curve, target.before(cut)
-    low, high = value - half, value + half
-    if is_share(curve.metric):
-        value, low, high = (min(max(each, 0.0), 1.0) for each in (value, low, high))
+    weights, halves = combine(tasks, level)
     return {
-        **dict(zip(KEY_COLUMNS, target.key, strict=True)),
-        "run": curve.run, "domain": curve.domain, "size": target.size, "progress": seen[-1],
-        "last": curve.values[len(seen) - 1], "log_linear": target.log_linear(cut),
-        "forecast": value, "low": low, "high": high, "stderr": curve.stderr[len(seen) - 1],
-        "finished_runs": count, "method": method,
-    }  # fmt: skip
+        i: (float(value), float(half), count)
+        for own, half, (members, forecast, count) in zip(weights, halves, made, strict=True)
+        for i, value in zip(members, forecast @ own, strict=True)
+    }
+
+
+def _folds(runs: list[AlignedCurve]) -> np.ndarray:
+    """Cross-validation folds: sizes where there are enough of them, else runs."""
+    sizes = np.array([run.size for run in runs], dtype=int)
+    if len(np.unique(sizes)) >= _MIN_FOLDS:
+        return sizes
+    return np.unique([run.curve.run for run in runs], return_inverse=True)[1]
+
+
+def _row(past: AlignedCurve, value: float, half: float, count: int) -> tuple[object, ...]:
+    low, high = value - half, value + half
+    if is_share(past.curve.metric):
+        value, low, high = (min(max(each, 0.0), 1.0) for each in (value, low, high))
+    return (
+        past.curve.run, *past.key, past.curve.domain, past.size, past.progress[-1],
+        past.values[-1], past.log_linear(), value, low, high, past.stderr[-1], count,
+        TRANSFER if count else ALONE,
+    )  # fmt: skip

@@ -11,37 +11,34 @@ training) with an unknown constant mean and observation noise. The covariance of
     course k(t, t') + (size + drift k(t, t')) (range - |s - s'|) + run [same run]
 
 where k = exp(-(t - t')^2 / 2 l^2): the closer two models in size, the more their levels (`size`)
-and trends (`drift`) covary; runs of one size differ by a constant (`run`). Variances are in units
-of the noise variance at one point. The final value is the best linear unbiased prediction from the
-run's recent values and from all points of the finished runs (Cressie 1993, "Statistics for Spatial
-Data", section 3.2). The weights of the points depend on sizes and times only, so tasks scored at
-the same checkpoints share them.
+and trends (`drift`) covary; runs of one size differ by a constant (`run`). The prediction is the
+best linear unbiased one from the run's recent values and all points of the finished runs (Cressie
+1993, "Statistics for Spatial Data", section 3.2).
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
+from typing import NamedTuple
 
 import numpy as np
+from scipy import stats
 from scipy.optimize import nnls
 
 from jaxllm.analysis.curves import Array
 from jaxllm.analysis.stats import line_fit
 
 RECENT = 3
-"""So many values before a forecast are looked at."""
-MIN_SCORES = 20
+"""Number of last values that the methods use."""
+_MIN_SCORES = 20
+"""Minimum number of past errors for a conformal quantile; with fewer the interval is normal."""
 _BENCHMARK_RUNS = 80.0
-"""A benchmark's errors weigh as much as those of this many finished runs of the task itself."""
+"""Weight of a benchmark's mean error moments, in finished runs of the task itself."""
 _DAMPING = 0.5
-_NORMAL = 1.6449
-"""Half width of the normal distribution's 90 % interval, in standard deviations."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Kernel:
+class Kernel(NamedTuple):
     """Covariance terms in units of the noise variance, and length scale `time` in log tokens."""
 
     size: float
@@ -51,10 +48,10 @@ class Kernel:
 
 
 KERNELS = (Kernel(0.3, 0.2, 0.0, 1.0), Kernel(1e3, 4.0, 10.0, 2.0))
-"""Of tasks that are all noise, whose best forecast is a mean, and of tasks that have hardly any."""
+"""For tasks that are mostly noise, whose best forecast is a mean, and for tasks with little."""
 METHODS = ("last value", "recent mean", *(f"kriging {kernel}" for kernel in KERNELS))
 COURSE = 30.0
-"""Variance of the course that all runs share: so large that the data decide."""
+"""Variance of the course common to all runs: large, hence uninformative."""
 
 
 def guesses(own: Array, own_size: float, finished: Array, sizes: Array, times: Array) -> Array:
@@ -77,7 +74,10 @@ def guesses(own: Array, own_size: float, finished: Array, sizes: Array, times: A
 def _weights(
     own_size: float, early: int, sizes: tuple[float, ...], times: tuple[float, ...]
 ) -> Array:
-    """Kriging weights [kernels, points] of the target's early points and the finished runs'."""
+    """Kriging weights [kernels, points] of the target's early points and the finished runs'.
+
+    They depend on sizes and times only, so tasks scored at the same checkpoints share them.
+    """
     moments = np.log(times)
     # The last point is the prediction target: the run's size at the end of training.
     s = np.concatenate([np.full(early, own_size), np.repeat(sizes, len(times)), [own_size]])
@@ -102,8 +102,7 @@ def _weights(
 def convex_weights(errors: Array) -> Array:
     """Non-negative weights [methods] of sum 1 with the least mean squared error.
 
-    Args:
-      errors: [methods, methods] second moments of the methods' errors.
+    `errors` are the second moments [methods, methods] of the methods' errors.
     """
     count, trace = len(errors), float(np.trace(errors)) + 1e-12
     root = np.linalg.cholesky(errors / trace + 1e-9 * np.eye(count)).T
@@ -113,8 +112,7 @@ def convex_weights(errors: Array) -> Array:
     return np.asarray(weights / weights.sum())
 
 
-@dataclasses.dataclass(frozen=True)
-class CrossValidation:
+class CrossValidation(NamedTuple):
     """Cross-validation errors of all methods on one task over the finished runs.
 
     Attributes:
@@ -141,10 +139,10 @@ def combine(tasks: list[CrossValidation], level: float) -> tuple[Array, Array]:
     moments = np.stack([task.errors.T @ task.errors for task in tasks])
     moments /= np.maximum(np.trace(moments, axis1=1, axis2=2), 1e-12)[:, None, None]
     for benchmark in np.unique(benchmarks):
-        mine = np.flatnonzero(benchmarks == benchmark)
-        runs = np.array([len(tasks[i].errors) for i in mine])[:, None, None]
+        members = np.flatnonzero(benchmarks == benchmark)
+        runs = np.array([len(tasks[i].errors) for i in members])[:, None, None]
         own = runs / (runs + _BENCHMARK_RUNS)
-        moments[mine] = own * moments[mine] + (1 - own) * moments[mine].mean(axis=0)
+        moments[members] = own * moments[members] + (1 - own) * moments[members].mean(axis=0)
     weights = np.stack([convex_weights(each) for each in moments])
     scores, scales = [], []
     for task, own in zip(tasks, weights, strict=True):
@@ -173,10 +171,8 @@ def damped_trends(
     with a similar horizon within the run's past. Exchangeability of past and future is approximate:
     on Pythia, coverage of the 90 % intervals is 84 to 97 %.
 
-    Args:
-      curves: logs of the share of the training [points], values [points] and the standard error
-        of the last value, NaN where unknown.
-      level: coverage of the intervals.
+    `curves` are log shares of the training [points], values [points] and the standard error of the
+    last value, NaN where unknown.
     """
     now, scores = [], []
     for x, y, stderr in curves:
@@ -185,8 +181,8 @@ def damped_trends(
             noise = float(np.abs(np.diff(y, 2)).mean() / 2) if len(y) > 2 else 0.0
         now.append(_extrapolate(x, y, -x[-1], noise))
         scores += _past_scores(x, y, noise)
-    radius = _NORMAL * math.sqrt(2.0)
-    if len(scores) >= MIN_SCORES:
+    radius = float(stats.norm.ppf((1 + level) / 2)) * math.sqrt(2.0)
+    if len(scores) >= _MIN_SCORES:
         radius = conformal_quantile(np.array(scores), level)
     return [(value, radius * scale) for value, scale in now]
 

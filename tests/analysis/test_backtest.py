@@ -8,7 +8,7 @@ import pytest
 
 from jaxllm.analysis.backtest import Backtest, backtest
 from jaxllm.analysis.benchmarks import OTHER_TASKS, benchmarks
-from jaxllm.analysis.forecast import ALONE
+from jaxllm.analysis.forecast import ALONE, TRANSFER
 from jaxllm.analysis.registry import Study
 from jaxllm.interop.importers import open_source
 from tests.analysis.simulated_suite import TOKENS, suite
@@ -29,20 +29,21 @@ def test_the_forecast_beats_both_baselines_and_its_intervals_hold(simulated: Bac
     assert (at["sign"] > 0.85).all() and (at.ranking > at.ranking_last - 0.02).all()
 
 
-@pytest.mark.parametrize("mode", ["other runs", ALONE])
-def test_nothing_after_the_cut_and_no_twin_is_read(mode: str) -> None:
+@pytest.mark.parametrize("method", [TRANSFER, ALONE])
+def test_nothing_after_the_cut_and_no_twin_is_read(method: str) -> None:
     records = suite(3, tasks=5)
     held_out = records.run.isin(["1000m-0", "1000m-1"])
+    if method == ALONE:  # the two runs of one size have nothing but their own past
+        records, held_out = records[held_out], held_out[held_out]
     later = held_out & (records.tokens > 0.3 * TOKENS)
     changed = records.copy()
     changed.loc[later, "value"] = np.random.default_rng(0).uniform(size=later.sum())
     changed.loc[later, "stderr"] *= 7
     before, after = (
         found.points[found.points.run.isin(["1000m-0", "1000m-1"])]
-        for found in (
-            backtest(Study(each), fractions=(0.3,), mode=mode) for each in (records, changed)
-        )
+        for found in (backtest(Study(each), fractions=(0.3,)) for each in (records, changed))
     )
+    assert (before.method == method).all()
     pd.testing.assert_frame_equal(before[MADE], after[MADE])
     assert not np.allclose(before.truth, after.truth)
 

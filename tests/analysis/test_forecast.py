@@ -25,8 +25,8 @@ def truth(records: pd.DataFrame, run: str) -> pd.Series:
 
 
 def test_a_run_in_progress_is_foretold(records: pd.DataFrame) -> None:
-    found = forecast(begun(records, "1000m-0", 0.3), "1000m-0", total_tokens=TOKENS)
-    assert not found.refused and found.progress == pytest.approx(0.3)
+    found = forecast(begun(records, "1000m-0", 0.3), "1000m-0", {"1000m-0": TOKENS})
+    assert not found.refused and found.sentence.startswith("From 30% of its training")
     table = found.table.set_index("task")
     end = truth(records, "1000m-0")
     assert (table.method == TRANSFER).all() and (table.finished_runs == 11).all()
@@ -36,10 +36,9 @@ def test_a_run_in_progress_is_foretold(records: pd.DataFrame) -> None:
     assert "learned from 11 other runs" in found.sentence
 
 
-def test_only_the_named_runs_count_as_finished(records: pd.DataFrame) -> None:
-    names = {run for run in records.run if run.endswith("-1")}
-    seen = begun(records, "1000m-0", 0.3)
-    found = forecast(seen, "1000m-0", total_tokens=TOKENS, finished=names)
+def test_runs_in_progress_do_not_count_as_finished(records: pd.DataFrame) -> None:
+    planned = {run: TOKENS for run in records.run if run.endswith("-0")}
+    found = forecast(begun(records, "1000m-0", 0.3), "1000m-0", planned)
     assert (found.table.finished_runs == 6).all()
 
 
@@ -48,7 +47,7 @@ def test_without_other_runs_the_run_s_own_past_decides() -> None:
     records = suite(10, tasks=25)
     for run in records.run.unique():
         seen = begun(records, run, 0.3)
-        found = forecast(seen[seen.run == run], run, total_tokens=TOKENS)
+        found = forecast(seen[seen.run == run], run, {run: TOKENS})
         table = found.table.set_index("task")
         assert (table.method == ALONE).all() and "from this run alone" in found.sentence
         end = truth(records, run)[table.index]
@@ -64,7 +63,8 @@ def test_a_straight_line_goes_on_at_half_its_slope() -> None:
     rows = suite(0, sizes=(1e8,), twins=1, tasks=1).iloc[: len(tokens)].copy()
     rows["tokens"], rows["value"] = tokens.astype(int), 0.1 + 0.05 * np.log2(tokens / 1e9)
     rows["stderr"] = 1e-6
-    found = forecast(rows, rows.run.iloc[0], total_tokens=64e9).table.iloc[0]
+    run = rows.run.iloc[0]
+    found = forecast(rows, run, {run: 64e9}).table.iloc[0]
     assert found.forecast == pytest.approx(0.3 + 0.05 * 2 / 2)
     assert found.log_linear == pytest.approx(0.4)
 
@@ -75,7 +75,7 @@ def test_noise_about_a_level_is_no_trend() -> None:
         flat = suite(seed, growth=0.0, twins=1, tasks=30)
         for run in flat.run.unique():
             seen = begun(flat, run, 0.3)
-            table = forecast(seen[seen.run == run], run, total_tokens=TOKENS).table
+            table = forecast(seen[seen.run == run], run, {run: TOKENS}).table
             chance = table.task.map(flat.groupby("task").chance.first())
             errors += list((table.forecast - chance).abs())
             naive += list((table["last"] - chance).abs())
@@ -83,30 +83,27 @@ def test_noise_about_a_level_is_no_trend() -> None:
 
 
 def test_refusals_are_findings(records: pd.DataFrame) -> None:
-    assert "not known" in forecast(records, "1000m-0").refused
-    nothing = forecast(records, "nobody", total_tokens=TOKENS)
+    nothing = forecast(records, "nobody", {"nobody": TOKENS})
     assert nothing.table.empty and "no task of nobody" in nothing.sentence
     failed = records.assign(value=math.nan)
-    assert "value" in forecast(failed, "1000m-0", total_tokens=TOKENS).refused
+    assert "value" in forecast(failed, "1000m-0", {"1000m-0": TOKENS}).refused
 
 
 def test_one_checkpoint_still_gives_a_forecast(records: pd.DataFrame) -> None:
     run = "1000m-0"
     first = records[(records.run == run) & (records.tokens == records.tokens.min())]
-    alone = forecast(first, run, total_tokens=TOKENS).table
+    alone = forecast(first, run, {run: TOKENS}).table
     assert (alone.forecast == alone["last"]).all() and (alone.high > alone.low).all()
-    found = forecast(
-        pd.concat([first, records[records.run != run]]), run, total_tokens=TOKENS
-    ).table
+    found = forecast(pd.concat([first, records[records.run != run]]), run, {run: TOKENS}).table
     assert (found.method == TRANSFER).all() and np.isfinite(found.forecast).all()
 
 
 def test_bad_rows_are_counted_and_do_not_matter(records: pd.DataFrame) -> None:
     seen = begun(records, "1000m-0", 0.3)
-    clean = forecast(seen, "1000m-0", total_tokens=TOKENS)
+    clean = forecast(seen, "1000m-0", {"1000m-0": TOKENS})
     spoilt = seen[seen.task == "task0"].assign(value=math.inf, tokens=lambda rows: rows.tokens + 1)
     doubled = pd.concat([seen.head(50).assign(value=0.5), spoilt, seen], ignore_index=True)
-    found = forecast(doubled, "1000m-0", total_tokens=TOKENS)
+    found = forecast(doubled, "1000m-0", {"1000m-0": TOKENS})
     assert any("50 repeated" in note for note in found.notes)
     assert any(f"{len(spoilt)} of " in note for note in found.notes)
     pd.testing.assert_frame_equal(
@@ -117,35 +114,35 @@ def test_bad_rows_are_counted_and_do_not_matter(records: pd.DataFrame) -> None:
 
 def test_unknown_sizes_errors_and_chance_levels_are_survived(records: pd.DataFrame) -> None:
     bare = records.assign(params=0, stderr=math.nan, chance=math.nan)
-    found = forecast(begun(bare, "1000m-0", 0.3), "1000m-0", total_tokens=TOKENS).table
+    found = forecast(begun(bare, "1000m-0", 0.3), "1000m-0", {"1000m-0": TOKENS}).table
     assert np.isfinite(found[["forecast", "low", "high"]]).all(axis=None)
     assert (found.method == TRANSFER).all()
 
 
 def test_two_runs_under_one_name_are_reported(records: pd.DataFrame) -> None:
     merged = records.replace({"run": {"70m-0": "1000m-0"}})
-    found = forecast(begun(merged, "410m-0", 0.3), "410m-0", total_tokens=TOKENS)
+    found = forecast(begun(merged, "410m-0", 0.3), "410m-0", {"410m-0": TOKENS})
     assert any("2 runs are called 1000m-0" in note for note in found.notes)
 
 
 def test_two_finished_runs_are_too_few_to_learn_from(records: pd.DataFrame) -> None:
     few = begun(records, "1000m-0", 0.3)
     few = few[few.run.isin(["1000m-0", "70m-0", "410m-0"])]
-    found = forecast(few, "1000m-0", total_tokens=TOKENS)
+    found = forecast(few, "1000m-0", {"1000m-0": TOKENS})
     assert (found.table.method == ALONE).all()
     assert any("too few finished runs" in note for note in found.notes)
 
 
 def test_finished_runs_of_one_size_are_held_out_run_by_run() -> None:
     same = suite(1, sizes=(1e9,), twins=6, tasks=8)
-    found = forecast(begun(same, "1000m-0", 0.3), "1000m-0", total_tokens=TOKENS)
+    found = forecast(begun(same, "1000m-0", 0.3), "1000m-0", {"1000m-0": TOKENS})
     assert (found.table.method == TRANSFER).all()
     assert (found.table.finished_runs == 5).all()
 
 
 def test_losses_are_foretold_too(records: pd.DataFrame) -> None:
     losses = records.assign(metric="bits_per_byte", value=2.0 - records.value, chance=math.nan)
-    found = forecast(begun(losses, "1000m-0", 0.3), "1000m-0", total_tokens=TOKENS).table
+    found = forecast(begun(losses, "1000m-0", 0.3), "1000m-0", {"1000m-0": TOKENS}).table
     end = truth(losses, "1000m-0")
     table = found.set_index("task")
     assert (table.forecast - end).abs().mean() < 0.6 * (table["last"] - end).abs().mean()
