@@ -14,63 +14,59 @@ import pandas as pd
 
 from jaxllm.run.records import OK
 
-ENOUGH_TASKS = 5
 OTHER_TASKS = "single tasks"
-READABLE = 60
-"""So many tasks are shown one by one."""
+_MIN_TASKS = 5
+_MAX_SHOWN = 60
+"""Maximum number of tasks that are shown one by one."""
 
 
-def pooled(records: pd.DataFrame, most: int = READABLE) -> tuple[pd.DataFrame, tuple[str, ...]]:
+def pooled(records: pd.DataFrame, most: int = _MAX_SHOWN) -> tuple[pd.DataFrame, tuple[str, ...]]:
     """Pool the tasks of every benchmark to one task, where there are more than `most` tasks.
 
     A benchmark's value is the mean over its tasks, at checkpoints with all tasks that the run was
-    scored on; its standard error assumes that the tasks share no examples. Benchmarks are
-    identified by `benchmarks`.
+    scored on; its standard error assumes that the tasks share no examples.
 
     Returns:
       The records, and notes on the pooling for the report.
     """
-    tasks = records.task.unique() if len(records) else []
-    if len(tasks) <= most:
+    count = records.task.nunique()
+    if count <= most:
         return records, ()
     base = records.task.str.replace(r" \d+-shot$", "", regex=True)
-    names = benchmarks(base.unique())
-    benchmark = base.map(names)
+    benchmark = base.map(benchmarks(base.unique()))
     alone = benchmark == OTHER_TASKS
     ok = (records.status == OK) & np.isfinite(records.value) & ~alone
-    parts = records[ok].assign(benchmark=benchmark[ok], variance=records.stderr[ok] ** 2)
-    parts = parts.drop_duplicates(["run", "task", "step", "metric"], keep="last")
+    tasks = records[ok].assign(benchmark=benchmark[ok], variance=records.stderr[ok] ** 2)
+    tasks = tasks.drop_duplicates(["run", "task", "step", "metric"], keep="last")
     key = ["run", "benchmark", "shots", "metric"]
-    grouped = parts.groupby([*key, "step"], as_index=False, sort=False)
-    pool = grouped.agg(
-        family=("family", "last"), params=("params", "last"), tokens=("tokens", "last"),
-        flops=("flops", "last"), domain=("domain", "last"), value=("value", "mean"),
-        variance=("variance", lambda v: v.sum(skipna=False)), n=("n", "sum"),
-        chance=("chance", "mean"), task_version=("task_version", "max"),
-        seconds=("seconds", "sum"), primary=("primary", "any"), count=("task", "size"),
-    )  # fmt: skip
-    whole = pool["count"] == pool.groupby(key)["count"].transform("max")
-    pool = pool[whole]
-    shots = pool.shots.astype(int)
-    names_of = [
-        b if s == 0 else f"{b} {s}-shot" for b, s in zip(pool.benchmark, shots, strict=True)
-    ]
-    pool = pool.assign(task=names_of, stderr=np.sqrt(pool.variance) / pool["count"], status=OK)
+    by_column = {
+        **dict.fromkeys(("family", "params", "tokens", "flops", "domain"), "last"),
+        **{"value": "mean", "chance": "mean", "task_version": "max", "primary": "any"},
+        **{"variance": lambda v: v.sum(skipna=False), "n": "sum", "seconds": "sum"},
+        "task": "size",
+    }
+    pool = tasks.groupby([*key, "step"], as_index=False, sort=False).agg(by_column)
+    complete = pool.task == pool.groupby(key).task.transform("max")
+    pool = pool[complete]
+    shots = " " + pool.shots.astype(int).astype(str) + "-shot"
+    pool = pool.assign(
+        task=pool.benchmark + shots.where(pool.shots > 0, ""),
+        stderr=np.sqrt(pool.variance) / pool.task,
+        status=OK,
+    )
     sizes = base[~alone].groupby(benchmark[~alone]).nunique()
-    listed = ", ".join(f"{name} ({count} tasks)" for name, count in sizes.items())
-    notes = [f"{len(tasks)} tasks are too many for one page: shown are the means of {listed}."]
-    if not whole.all():
+    listed = ", ".join(f"{name} ({size} tasks)" for name, size in sizes.items())
+    notes = [f"{count} tasks are too many for one page: shown are the means of {listed}."]
+    if not complete.all():
         notes.append(
-            f"{int((~whole).sum()):,} checkpoints of benchmarks lack some of their tasks: left out."
+            f"{int((~complete).sum()):,} checkpoints of benchmarks lack some of their tasks: "
+            "left out."
         )
-    rest = records[alone]
-    return pd.concat([rest, pool[list(records)]], ignore_index=True), tuple(notes)
+    return pd.concat([records[alone], pool[list(records)]], ignore_index=True), tuple(notes)
 
 
 def benchmarks(tasks: Sequence[str]) -> dict[str, str]:
     """Benchmark of each task: the first word of its name, where five or more tasks share it."""
-    words = {task: re.split(r"[_\-:. ]", task)[0] for task in tasks}
-    counts = pd.Series(list(words.values()), dtype=object).value_counts()
-    return {
-        task: word if counts[word] >= ENOUGH_TASKS else OTHER_TASKS for task, word in words.items()
-    }
+    words = pd.Series({task: re.split(r"[_\-:. ]", task)[0] for task in tasks}, dtype=object)
+    shared = words.map(words.value_counts()) >= _MIN_TASKS
+    return words.where(shared, OTHER_TASKS).to_dict()
