@@ -32,8 +32,10 @@ MODEL = "sudden in the model"
 UNCLEAR = "sudden, cause unclear"
 NO_GAIN = "no gain"
 
-_FEWEST = 5
+_DRAWS = 500
+_MIN_POINTS = 5
 _EARLY = 0.1
+"""Share of a continuous metric's gain before the onset beyond which the metric is the cause."""
 _HARD = ("accuracy", "exact_match")
 _COLUMNS = (
     "run", "task", "domain", "metric", "hard", "n", "gain", "linearity", "breakthroughness",
@@ -47,22 +49,24 @@ def improvement(y: Array) -> float:
 
 
 def linearity(y: Array) -> float:
-    """L of scores in order of scale; NaN for fewer than two scores or where all are equal."""
-    z = np.diff(y)
-    return improvement(y) / math.sqrt(np.mean(z**2)) if len(z) and np.any(z) else math.nan
+    """L of scores in order of scale; NaN where all are equal."""
+    mean, _ = _squared_steps(y)
+    return improvement(y) / math.sqrt(mean) if mean > 0 else math.nan
 
 
 def breakthroughness(y: Array, resolution: float = 0.0) -> float:
-    """B of scores in order of scale; NaN where it is not defined.
+    """B of scores in order of scale; NaN where more than half of the steps are 0.
 
-    Args:
-      y: at least two scores.
-      resolution: smallest step that can be resolved (one example: 1/n), a lower bound of the
-        median; without it B is undefined where more than half of the steps are 0.
+    `resolution` is a lower bound of the median step: the smallest that can be resolved (1/n).
     """
-    z = np.diff(y)
-    middle = max(math.sqrt(np.median(z**2)), resolution) if len(z) else 0.0
-    return improvement(y) / middle if middle > 0 else math.nan
+    _, median = _squared_steps(y, resolution)
+    return improvement(y) / math.sqrt(median) if median > 0 else math.nan
+
+
+def _squared_steps(y: Array, resolution: float = 0.0) -> tuple[Array, Array]:
+    """Mean and median (at least resolution^2) of the squared steps along the last axis."""
+    squares = np.diff(y) ** 2
+    return squares.mean(axis=-1), np.maximum(np.median(squares, axis=-1), resolution**2)
 
 
 @analysis(
@@ -72,15 +76,13 @@ def breakthroughness(y: Array, resolution: float = 0.0) -> float:
     caption="Right is sudden: most of the gain came at few checkpoints (B/L as in BIG-bench; 1 for "
     "equal steps). It is the metric's doing where a smoother metric of the task rose before.",
 )
-def emergence(study: Study, *, over: str = "tokens", draws: int = 500, seed: int = 0) -> Finding:
+def emergence(study: Study, *, over: str = "tokens") -> Finding:
     """Test every task of every run under all its metrics.
 
     Args:
       study: its records hold all metrics, not only the charted ones.
       over: "tokens" for the checkpoints of a run, "params" for the last checkpoints of the sizes
         of a family (the mean over runs of one size).
-      draws: number of simulated lines, and of draws of the sampling noise.
-      seed: seed of the draws.
 
     Returns:
       A row per run (or family, over sizes), task and metric; scores, higher is better: L, B and
@@ -92,47 +94,40 @@ def emergence(study: Study, *, over: str = "tokens", draws: int = 500, seed: int
       the metric" where a continuous metric made significantly more than a tenth of its gain before
       the onset; "sudden in the model" where all made significantly less and are sudden too
       (p < 0.05); else, and without a continuous metric, the cause is unclear.
-
-    Raises:
-      ValueError: `over` is neither "tokens" nor "params".
     """
-    if over not in ("tokens", "params"):
-        raise ValueError(f"over={over!r}: tokens or params")
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     every = study.all_curves.comparable()
-    notes = list(every.notes)
-    metrics = dict.fromkeys(study.records.get("metric", []))
-    parts = [every.points[every.points.metric == metric] for metric in metrics]
+    notes, points = every.notes, every.points
+    parts = [points[points.metric == metric] for metric in study.records.metric.unique()]
     if over == "params":
         parts = [_last_of_sizes(part) for part in parts]
-    frame = pd.concat(parts) if parts else every.points
+    frame = pd.concat(parts) if parts else points
     rows: list[dict] = []
     short = 0
-    for (run, task), points in frame[frame[over] > 0].groupby(["run", "task"], sort=False):
-        curves = {str(m): p.sort_values(over) for m, p in points.groupby("metric", sort=False)}
-        curves = {metric: p for metric, p in curves.items() if len(p) >= _FEWEST}
+    for (run, task), of_task in frame[frame[over] > 0].groupby(["run", "task"], sort=False):
+        curves = {str(m): p.sort_values(over) for m, p in of_task.groupby("metric", sort=False)}
+        curves = {metric: p for metric, p in curves.items() if len(p) >= _MIN_POINTS}
         short += not curves
-        rows += _of_task(str(run), str(task), curves, over, draws, rng)
+        rows += [{"run": run, "task": task, **row} for row in _of_task(curves, over, rng)]
     if not rows:
-        reason = f"needs {_FEWEST} {'checkpoints' if over == 'tokens' else 'sizes'} of a task"
-        return Finding.refuse(reason, tuple(notes))
+        reason = f"needs {_MIN_POINTS} {'checkpoints' if over == 'tokens' else 'sizes'} of a task"
+        return Finding.refuse(reason, notes)
     if short:
-        notes.append(f"{short} trajectories have fewer than {_FEWEST} points: not tested.")
+        notes += (f"{short} trajectories have fewer than {_MIN_POINTS} points: not tested.",)
     table = pd.DataFrame(rows, columns=list(_COLUMNS))
     table["q"] = false_discovery(table.p.where(table.hard))
     sudden = table[table.hard & (table.q < 0.05)].set_index(["run", "task"]).index
     marked = pd.MultiIndex.from_frame(table[["run", "task"]]).isin(sudden)
     table["verdict"] = np.where(marked | (table.verdict == NO_GAIN), table.verdict, GRADUAL)
     counts = table[table.hard].drop_duplicates(["run", "task"]).verdict.value_counts()
+    if counts.empty:
+        sentence = "No task has an accuracy or an exact match whose suddenness could be judged."
+        return Finding(sentence, table, notes=notes)
     order = (METRIC, MODEL, UNCLEAR, GRADUAL, NO_GAIN)
     verdicts = "; ".join(f"{counts[v]:,} {v}" for v in order if v in counts)
-    many = int(counts.sum())
-    kind = "trajectories" if over == "tokens" else "tasks"
-    axis = {"tokens": "the tokens", "params": "the sizes"}[over]
-    sentence = f"The gains of {many:,} {kind} over {axis}: {verdicts}."
-    if not many:
-        sentence = "No task has an accuracy or an exact match whose suddenness could be judged."
-    return Finding(sentence, table, "", tuple(notes))
+    kind, axis = ("trajectories", "tokens") if over == "tokens" else ("tasks", "sizes")
+    sentence = f"The gains of {counts.sum():,} {kind} over the {axis}: {verdicts}."
+    return Finding(sentence, table, notes=notes)
 
 
 @analysis(
@@ -150,50 +145,36 @@ def emergence_over_sizes(study: Study) -> Finding:
 def _last_of_sizes(points: pd.DataFrame) -> pd.DataFrame:
     """Mean of the last checkpoints per family, task and size, with the family as the run."""
     last = points.sort_values("tokens").drop_duplicates(["run", "task"], keep="last")
-    grouped = last.groupby(["family", "task", "params"], as_index=False, sort=False)
-    means = grouped.agg(
-        score=("score", "mean"), score_stderr=("score_stderr", lambda e: e.mean() / len(e) ** 0.5)
+    grouped = last.groupby(["family", "task", "params"], sort=False)
+    means = last.assign(
+        run=last.family,
+        score=grouped.score.transform("mean"),
+        score_stderr=grouped.score_stderr.transform("mean")
+        / np.sqrt(grouped.score_stderr.transform("size")),
     )
-    rest = last.drop(columns=["score", "score_stderr"])
-    rest = rest.drop_duplicates(["family", "task", "params"])
-    merged = rest.merge(means, on=["family", "task", "params"])
-    return merged.assign(run=merged.family)
+    return means.drop_duplicates(["family", "task", "params"])
 
 
-def _of_task(
-    run: str, task: str, curves: dict[str, pd.DataFrame], over: str, draws: int,
-    rng: np.random.Generator,
-) -> list[dict]:  # fmt: skip
+def _of_task(curves: dict[str, pd.DataFrame], over: str, rng: np.random.Generator) -> list[dict]:
     """Rows of one task, with the verdict for the case that its hard metric is sudden."""
-    hard = [m for m in curves if m.startswith(_HARD)]
-    main = next((m for m in _HARD if m in hard), hard[0] if hard else None)
-    onset, gained = math.nan, main is None
-    if main is not None:
-        points = curves[main]
-        score, stderr = points.score.to_numpy(float), points.score_stderr.to_numpy(float)
-        scale = points[over].to_numpy(float)
-        chance = float(points.chance_score.iloc[-1])
-        guess = guess_score(scale, score, chance)
-        at = durable(score - guess > STANDARD_ERRORS * stderr)
-        gained = at is not None or not math.isfinite(chance)
-        onset = scale[at] if at is not None else math.nan
+    hard = [metric for metric in curves if metric.startswith(_HARD)]
+    main = next((metric for metric in _HARD if metric in hard), hard[0] if hard else None)
+    onset, gained = (math.nan, True) if main is None else _onset(curves[main], over)
     rows = []
     for metric, points in curves.items():
-        scale, score = points[over].to_numpy(float), points.score.to_numpy(float)
-        stderr = np.nan_to_num(points.score_stderr.to_numpy(float))
-        n = float(points.n.iloc[-1]) if points.n.iloc[-1] > 0 else math.nan
-        resolution = 1 / n if metric in hard and math.isfinite(n) else 0.0
+        scale, score, stderr = _columns(points, over)
+        stderr, n = np.nan_to_num(stderr), points.n.iloc[-1]
+        resolution = 1 / float(n) if metric in hard and n > 0 else 0.0
         early = (math.nan,) * 3
         if metric not in hard and math.isfinite(onset):
-            early = _early_share(score, stderr, int((scale < onset).sum()), draws, rng)
+            early = _early_share(score, stderr, int((scale < onset).sum()), rng)
         rows.append({
-            "run": run, "task": task, "domain": points.domain.iloc[-1], "metric": metric,
-            "hard": metric == main, "n": len(points), "gain": improvement(score),
-            "linearity": linearity(score),
+            "domain": points.domain.iloc[-1], "metric": metric, "hard": metric == main,
+            "n": len(points), "gain": improvement(score), "linearity": linearity(score),
             "breakthroughness": breakthroughness(score, resolution),
-            "suddenness": _suddenness(score[None], resolution)[0],
-            "p": _pvalue(np.log(scale), score, stderr, resolution, draws, rng), "q": math.nan,
-            "onset": onset, "early_share": early[0], "early_low": early[1], "early_high": early[2],
+            "suddenness": float(_suddenness(score, resolution)),
+            "p": _pvalue(np.log(scale), score, stderr, resolution, rng), "onset": onset,
+            "early_share": early[0], "early_low": early[1], "early_high": early[2],
         })  # fmt: skip
     soft = [row for row in rows if math.isfinite(row["early_low"])]
     verdict = UNCLEAR
@@ -206,41 +187,55 @@ def _of_task(
     return [{**row, "verdict": verdict} for row in rows]
 
 
+def _columns(points: pd.DataFrame, over: str) -> tuple[Array, Array, Array]:
+    """Scale, scores and their standard errors, [points] each."""
+    return tuple(points[c].to_numpy(float) for c in (over, "score", "score_stderr"))
+
+
+def _onset(points: pd.DataFrame, over: str) -> tuple[float, bool]:
+    """Scale at which a metric durably leaves chance (NaN if never), and whether it has a gain."""
+    scale, score, stderr = _columns(points, over)
+    chance = float(points.chance_score.iloc[-1])
+    at = durable(score - guess_score(scale, score, chance) > STANDARD_ERRORS * stderr)
+    if at is None:
+        return math.nan, not math.isfinite(chance)
+    return float(scale[at]), True
+
+
 def _suddenness(y: Array, resolution: float) -> Array:
-    """B / L [draws] of the rows of y; NaN where the median step and `resolution` are 0."""
-    z2 = np.diff(y, axis=1) ** 2
-    middle = np.maximum(np.median(z2, axis=1), resolution**2)
+    """B / L along the last axis; NaN where the median step and `resolution` are 0."""
+    mean, median = _squared_steps(y, resolution)
     with np.errstate(all="ignore"):
-        return np.where(middle > 0, np.sqrt(z2.mean(axis=1) / middle), math.nan)
+        return np.where(median > 0, np.sqrt(mean / median), math.nan)
 
 
 def _pvalue(
-    x: Array, y: Array, stderr: Array, resolution: float, draws: int, rng: np.random.Generator
+    x: Array, y: Array, stderr: Array, resolution: float, rng: np.random.Generator
 ) -> float:
     """p-value of y against noisy straight lines over x from its first to its last score."""
-    observed = _suddenness(y[None], resolution)[0]
+    observed = float(_suddenness(y, resolution))
     if not math.isfinite(observed) or not stderr.any():
         return math.nan
     line = y[0] + (x - x[0]) / (x[-1] - x[0]) * (y[-1] - y[0])
     # The estimated stderr of a score of exactly 0 or 1 is 0, its noise is not.
     noise = np.where(stderr > 0, stderr, np.median(stderr[stderr > 0]))
-    null = _suddenness(line + noise * rng.standard_normal((draws, len(y))), resolution)
-    return float((1 + (null >= observed).sum()) / (1 + draws))
+    null = _suddenness(line + noise * rng.standard_normal((_DRAWS, len(y))), resolution)
+    return float((1 + (null >= observed).sum()) / (1 + _DRAWS))
 
 
 def _early_share(
-    score: Array, stderr: Array, before: int, draws: int, rng: np.random.Generator
+    score: Array, stderr: Array, before: int, rng: np.random.Generator
 ) -> tuple[float, float, float]:
     """Share of the gain made within the first `before` points, with its interval."""
+    unknown = (math.nan,) * 3
     if before < 1:
-        return math.nan, math.nan, math.nan
+        return unknown
     last = max(1, min(3, len(score) - before))
-    noisy = score + stderr * rng.standard_normal((draws, len(score)))
-    noisy = np.vstack([score, noisy])
+    noisy = np.vstack([score, score + stderr * rng.standard_normal((_DRAWS, len(score)))])
     with np.errstate(all="ignore"):
         total = noisy[:, -last:].mean(axis=1) - noisy[:, 0]
         share = (noisy[:, before - 1] - noisy[:, 0]) / total
     if not (total[0] > 0 and np.isfinite(share).all()):
-        return math.nan, math.nan, math.nan
+        return unknown
     low, high = np.quantile(share[1:], (0.025, 0.975))
     return float(share[0]), float(low), float(high)
