@@ -25,11 +25,13 @@ LAWS = ("power law", "log-linear", "sigmoid")
 LAST_VALUE = "last value"
 _MIN_EARLY, _MIN_LATE = 6, 2
 _MIN_TASKS = 5
+_WARM_UP = 0.01
+"""Share of the tokens left out at the start: warm-up and checkpoints at chance follow no law."""
 _POWERS = np.geomspace(0.05, 3.0, 60)
 _STEEPNESS = np.geomspace(0.3, 6.0, 12)
 _MIDDLES = np.linspace(-7.0, 3.0, 31)  # in ln(tokens / last early tokens)
 _OUTSIDE = 0.02
-"""So far beyond 0 and 1 a share may level off."""
+"""Distance beyond 0 and 1 at which the asymptote of a share may lie."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,22 +60,14 @@ class LearningCurveFits(Finding):
     place=40,
     caption="Fitted to the early checkpoints of a run and scored on its late ones; left is better.",
 )
-def learning_curve_fits(
-    study: Study, *, holdout: float = 0.3, skip: float = 0.01, draws: int = DRAWS, seed: int = 0
-) -> LearningCurveFits:
+def learning_curve_fits(study: Study, *, holdout: float = 0.3) -> LearningCurveFits:
     """Fit each law to the early checkpoints of every curve and score it on the late ones.
 
-    Args:
-      study: its main curves are used.
-      holdout: share of the tokens held out at the end.
-      skip: share of the tokens left out at the start: warm-up, and the many early checkpoints at
-        chance, do not follow the law of the rest.
-      draws: bootstrap draws of tasks.
-      seed: seed of the bootstrap.
+    `holdout` is the share of the tokens held out at the end.
     """
     rows, short = [], 0
     for curve in study.curves:
-        late = curve.tokens > skip * curve.tokens.max()
+        late = curve.tokens > _WARM_UP * curve.tokens.max()
         tokens, values = curve.tokens[late], curve.values[late]
         early = tokens <= (1 - holdout) * tokens.max(initial=0.0)
         if early.sum() < _MIN_EARLY or (~early).sum() < _MIN_LATE:
@@ -88,7 +82,7 @@ def learning_curve_fits(
         return LearningCurveFits.refuse(f"all curves have {few}", notes)
     table = pd.DataFrame(rows)
     errors = table.pivot(index=["run", "task"], columns="law", values="late_error")
-    summary = _summary(errors, draws, seed)
+    summary = _summary(errors)
     best = summary[summary.law != LAST_VALUE].sort_values("late_error").iloc[0]
     verdict = "is not told apart from"
     if best.high < 0 or best.low > 0:
@@ -102,38 +96,24 @@ def learning_curve_fits(
     return LearningCurveFits(sentence, table, notes=notes, summary=summary, count=len(errors))
 
 
-def predict(row: pd.Series, tokens: Array) -> Array:
-    """Value of a law (a row of the table of `LearningCurveFits`) at `tokens`."""
-    d = np.asarray(tokens, "float64") / row.unit
-    if row.law == "power law":
-        shape = -(d ** -row["shape"])
-    elif row.law == "log-linear":
-        shape = np.log(d)
-    elif row.law == "sigmoid":
-        shape = special.expit(row.steepness * np.log(d / row["shape"]))
-    else:
-        shape = np.zeros_like(d)
-    return np.asarray(row.level + row.gain * shape)
-
-
 def _fits(
     tokens: Array, values: Array, early: npt.NDArray[np.bool_], ends: tuple[float, float]
 ) -> list[dict[str, object]]:
     """Fit one curve with values between `ends`; a row per law, and one for the last value."""
-    unit = tokens[early][-1]
-    x, y = np.log(tokens[early] / unit), values[early]
+    unit, y = tokens[early][-1], values[early]
+    x = np.log(tokens / unit)
     steepness, middle = (grid.ravel() for grid in np.meshgrid(_STEEPNESS, _MIDDLES, indexing="ij"))
     sigmoids = special.expit(steepness[:, None] * (x - middle[:, None]))
-    candidates = {  # basis functions [shapes, points], shapes, steepness
+    candidates = {  # functions [shapes, points], shapes, steepness
         "power law": (-np.exp(-np.outer(_POWERS, x)), _POWERS, None),
         "log-linear": (x[None], np.array([math.nan]), None),
         "sigmoid": (sigmoids, np.exp(middle), steepness),
     }
-    nan = math.nan
-    found = [{"law": LAST_VALUE, "level": y[-1], "gain": 0.0, "shape": nan, "steepness": nan,
-              "low": nan, "high": nan}]  # fmt: skip
-    for law, (basis, shape, steep) in candidates.items():
-        level, gain, squares = _project(basis, y)
+    last = {"law": LAST_VALUE, "level": y[-1], "gain": 0.0}
+    last |= dict.fromkeys(("shape", "steepness", "low", "high"), math.nan)
+    fits = [(last, np.full(len(x), y[-1]))]
+    for law, (functions, shape, steep) in candidates.items():
+        level, gain, squares = _project(functions[:, early], y)
         if law != "log-linear":
             # Asymptotes (for the sigmoid both) have to be possible values, too.
             limits = np.stack([level, level + gain * (law == "sigmoid")])
@@ -142,13 +122,12 @@ def _fits(
             squares = np.where(allowed | ~allowed.any(), squares, math.inf)
         at = int(squares.argmin())
         low, high = _interval(squares, shape, len(y), 3 if steep is None else 4)
-        found.append(
-            {"law": law, "level": level[at], "gain": gain[at], "shape": shape[at],
-             "steepness": nan if steep is None else steep[at], "low": low, "high": high}
-        )  # fmt: skip
+        row = {"law": law, "level": level[at], "gain": gain[at], "shape": shape[at]}
+        row |= {"steepness": math.nan if steep is None else steep[at], "low": low, "high": high}
+        fits.append((row, level[at] + gain[at] * functions[at]))
     rows = []
-    for row in found:
-        errors = np.abs(predict(pd.Series({**row, "unit": unit}), tokens) - values)
+    for row, fitted in fits:
+        errors = np.abs(fitted - values)
         rows.append(
             {**row, "unit": unit, "early_error": errors[early].mean(),
              "late_error": errors[~early].mean(), "n_early": int(early.sum()),
@@ -157,13 +136,13 @@ def _fits(
     return rows
 
 
-def _project(basis: Array, y: Array) -> tuple[Array, Array, Array]:
-    """Least-squares level, gain and squares [S] of y = level + gain * basis, per row [S, n]."""
-    centred = basis - basis.mean(axis=1, keepdims=True)
+def _project(functions: Array, y: Array) -> tuple[Array, Array, Array]:
+    """Least-squares level, gain and squares [S] of y = level + gain * function, per row [S, n]."""
+    centred = functions - functions.mean(axis=1, keepdims=True)
     spread = (centred**2).sum(axis=1)
     gain = np.where(spread > 1e-12, centred @ (y - y.mean()) / np.maximum(spread, 1e-12), 0.0)
-    level = y.mean() - gain * basis.mean(axis=1)
-    squares = ((y - level[:, None] - gain[:, None] * basis) ** 2).sum(axis=1)
+    level = y.mean() - gain * functions.mean(axis=1)
+    squares = ((y - level[:, None] - gain[:, None] * functions) ** 2).sum(axis=1)
     return level, gain, squares
 
 
@@ -177,11 +156,11 @@ def _interval(squares: Array, shape: Array, n: int, count: int) -> tuple[float, 
     return low if low > shape.min() else math.nan, high if high < shape.max() else math.nan
 
 
-def _summary(errors: pd.DataFrame, draws: int, seed: int) -> pd.DataFrame:
+def _summary(errors: pd.DataFrame) -> pd.DataFrame:
     """Mean late errors per law and against the last value, with a bootstrap over tasks."""
     gains = errors.sub(errors[LAST_VALUE], axis=0).groupby("task")
     sums, counts = gains.sum(), gains.size().to_numpy()
-    drawn = np.random.default_rng(seed).integers(len(sums), size=(draws, len(sums)))
+    drawn = np.random.default_rng(0).integers(len(sums), size=(DRAWS, len(sums)))
     best = errors.idxmin(axis=1)
     rows = []
     for law in (LAST_VALUE, *LAWS):

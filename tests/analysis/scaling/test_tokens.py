@@ -14,7 +14,6 @@ from jaxllm.analysis.scaling.tokens import (
     LAWS,
     LearningCurveFits,
     learning_curve_fits,
-    predict,
 )
 from jaxllm.run.records import COLUMNS, Record
 
@@ -70,12 +69,19 @@ def test_shape_intervals_hold_the_truth_as_often_as_they_say() -> None:
     assert rows["shape"].median() == pytest.approx(0.5, rel=0.2)
 
 
-def test_a_row_predicts_what_was_fitted() -> None:
-    found = token_laws(series(CURVES["power law"], noise=0, tasks=1), holdout=0.2)
-    row = found.table[found.table.law == "power law"].iloc[0]
-    errors = np.abs(predict(row, TOKENS) - CURVES["power law"](TOKENS / 1e10))
-    assert errors.max() < 3e-3  # the grid of exponents has steps of 7 %
-    assert row.late_error == pytest.approx(errors[-row.n_late :].mean())
+def test_a_row_has_the_parameters_of_what_was_fitted() -> None:
+    laws = {
+        "power law": lambda row, d: -(d ** -row["shape"]),
+        "log-linear": lambda row, d: np.log(d),
+        "sigmoid": lambda row, d: 1 / (1 + (d / row["shape"]) ** -row.steepness),
+    }
+    for law, shape in laws.items():
+        truth = CURVES[law](TOKENS / 1e10)
+        found = token_laws(series(CURVES[law], noise=0, tasks=1), holdout=0.2)
+        row = found.table.set_index("law").loc[law]
+        errors = np.abs(row.level + row.gain * shape(row, TOKENS / row.unit) - truth)
+        assert errors.max() < 0.02  # the grids of shapes are coarse
+        assert row.late_error == pytest.approx(errors[-row.n_late :].mean())
 
 
 def test_shares_level_off_between_nothing_and_everything() -> None:
@@ -93,7 +99,7 @@ def test_no_law_is_claimed_for_random_walks() -> None:
     for _ in range(30):
         data = series(lambda d: 0 * d, tasks=8, metric="bits_per_byte")
         walks = rng.normal(0, 0.02, (8, len(TOKENS))).cumsum(axis=1).ravel()
-        summary = token_laws(data.assign(value=walks), draws=200).summary
+        summary = token_laws(data.assign(value=walks)).summary
         claims.append((summary.high < 0).any())
     assert sum(claims) <= 6
 
