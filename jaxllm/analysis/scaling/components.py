@@ -19,6 +19,7 @@ from jaxllm.analysis.registry import SIZES, Study, analysis
 from jaxllm.analysis.scaling.fit import LEVEL
 from jaxllm.analysis.stats import line_fit
 
+_COMPONENTS = 3
 _MIN_MODELS = 10
 _MIN_FAMILY = 3
 _MAX_MISSING = 0.5
@@ -58,35 +59,25 @@ def principal_components(study: Study) -> Components:
 
 
 def components(
-    table: pd.DataFrame,
-    *,
-    count: int = 3,
-    flops: pd.Series | None = None,
-    family: pd.Series | None = None,
+    table: pd.DataFrame, *, flops: pd.Series | None = None, family: pd.Series | None = None
 ) -> Components:
     """Compute centered, unscaled principal components, imputing gaps by a one-component fit.
 
     Args:
       table: models x benchmarks, shares from 0 to 1; NaN where a model was not scored.
-      count: number of components.
       flops: training compute of the models, same index.
       family: family of the models, same index.
     """
-    values = table.apply(pd.to_numeric, errors="coerce").astype("float64")
-    values = values.where(np.isfinite(values))
     notes = []
-    sparse = values.columns[values.isna().mean() > _MAX_MISSING]
+    sparse = table.columns[table.isna().mean() > _MAX_MISSING]
     if len(sparse):
         notes.append(f"benchmarks with most values missing are left out: {', '.join(sparse)}")
-    values = values.drop(columns=sparse)
+    values = table.drop(columns=sparse)
     values = values.drop(columns=values.columns[values.std() == 0])
     bad = values.isna().mean(axis=1) > _MAX_MISSING
     if bad.any():
         notes.append(f"{int(bad.sum())} models lack most of their values")
     values = values[~bad]
-    if values.index.has_duplicates:
-        notes.append("models of the same name were averaged")
-        values = values.groupby(level=0, sort=False).mean()
     if len(values) < _MIN_MODELS or len(values.columns) < 2:
         reason = (
             f"{len(values)} models and {len(values.columns)} benchmarks are too few, "
@@ -96,18 +87,19 @@ def components(
     gaps = int(values.isna().sum().sum())
     if gaps:
         notes.append(f"{gaps} missing values were filled in from one component")
-    full = _impute(values.to_numpy())
-    left, size, right = np.linalg.svd(full - full.mean(axis=0), full_matrices=False)
+    left, size, right = _svd(_impute(values.to_numpy("float64")))
     sign = np.where(right.sum(axis=1) < 0, -1.0, 1.0)
-    names = [f"PC{i + 1}" for i in range(min(count, len(size)))]
+    names = [f"PC{i + 1}" for i in range(min(_COMPONENTS, len(size)))]
     scores = pd.DataFrame((left * size * sign)[:, : len(names)], values.index, names)
     loadings = pd.DataFrame((right.T * sign)[:, : len(names)], values.columns, names)
     explained = (size**2 / (size**2).sum())[: len(names)]
-    families = _families(scores.PC1, flops, family)
     sentence = (
         f"Of {len(loadings)} benchmarks over {len(values)} models, one component explains "
         f"{explained[0]:.0%} of the variance and {len(names)} explain {explained.sum():.0%}"
     )
+    families = pd.DataFrame()
+    if flops is not None and family is not None:
+        families = _families(pd.DataFrame({"score": scores.PC1, "flops": flops, "family": family}))
     if len(families):
         sentence += f"; within {len(families)} families it is linear in log compute "
         sentence += f"(median R² {families.r2.median():.2f})"
@@ -117,14 +109,19 @@ def components(
     )  # fmt: skip
 
 
+def _svd(values: Array) -> tuple[Array, Array, Array]:
+    """Singular value decomposition of the centered table."""
+    left, size, right = np.linalg.svd(values - values.mean(axis=0), full_matrices=False)
+    return left, size, right
+
+
 def _impute(values: Array, iterations: int = 200) -> Array:
     """Fill NaN with the rank-one fit of the centered table, iterated until convergence."""
     gaps = np.isnan(values)
     full = np.where(gaps, np.nanmean(values, axis=0), values)
     for _ in range(iterations if gaps.any() else 0):
-        mean = full.mean(axis=0)
-        left, size, right = np.linalg.svd(full - mean, full_matrices=False)
-        guess = np.clip(mean + size[0] * np.outer(left[:, 0], right[0]), 0, 1)
+        left, size, right = _svd(full)
+        guess = np.clip(full.mean(axis=0) + size[0] * np.outer(left[:, 0], right[0]), 0, 1)
         moved = np.abs(guess - full)[gaps].max()
         full = np.where(gaps, guess, values)
         if moved < 1e-6:
@@ -132,18 +129,15 @@ def _impute(values: Array, iterations: int = 200) -> Array:
     return full
 
 
-def _families(score: pd.Series, flops: pd.Series | None, family: pd.Series | None) -> pd.DataFrame:
+def _families(models: pd.DataFrame) -> pd.DataFrame:
+    """Lines of `score` over log10 `flops` of each `family`."""
+    models = models[(models.flops > 0) & (models.flops < math.inf)].dropna()
     rows = []
-    if flops is not None and family is not None:
-        joined = pd.DataFrame({"score": score})
-        joined["flops"] = flops[~flops.index.duplicated()].reindex(score.index)
-        joined["family"] = family[~family.index.duplicated()].reindex(score.index)
-        joined = joined[(joined.flops > 0) & (joined.flops < math.inf)].dropna()
-        for name, members in joined.groupby("family"):
-            x, y = np.log10(members.flops.to_numpy("float64")), members.score.to_numpy()
-            line = line_fit(x, y, fewest=_MIN_FAMILY)
-            if line is not None and len(np.unique(x)) >= _MIN_FAMILY:
-                half = line.half_interval(LEVEL)
-                r2 = np.corrcoef(x, y)[0, 1] ** 2
-                rows.append((name, line.slope, line.slope - half, line.slope + half, r2))
+    for name, members in models.groupby("family"):
+        x, y = np.log10(members.flops.to_numpy("float64")), members.score.to_numpy()
+        line = line_fit(x, y, fewest=_MIN_FAMILY)
+        if line is not None and len(np.unique(x)) >= _MIN_FAMILY:
+            half = line.half_interval(LEVEL)
+            r2 = np.corrcoef(x, y)[0, 1] ** 2
+            rows.append((name, line.slope, line.slope - half, line.slope + half, r2))
     return pd.DataFrame(rows, columns=["family", "slope", "low", "high", "r2"])
