@@ -26,17 +26,19 @@ from jaxllm.analysis.scaling.fit import (
     UNKNOWN,
     IntervalEstimate,
     fit,
-    groups_of,
     loss_points,
     resamples,
+    squared_errors,
     usable,
 )
 from jaxllm.analysis.stats import line_fit
 
 DELTA = 1e-3
+"""Error of log L from which the loss of the parametric fit is linear."""
 _GRID = 300
 _MIN_SIZES = 3
 _WINDOW = 2
+"""Number of neighbours on either side of a budget's lowest point."""
 
 
 class Allocation(NamedTuple):
@@ -112,45 +114,37 @@ def _refuse(reason: str, notes: tuple[str, ...]) -> ComputeOptimal:
 
 
 def _finding(
-    approach: str, draws: Array, table: pd.DataFrame, flops: pd.Series, count: int,
-    notes: tuple[str, ...], **more: object,
+    approach: str, draws: Array, table: pd.DataFrame, flops: float, count: int,
+    notes: tuple[str, ...],
 ) -> ComputeOptimal:  # fmt: skip
+    """Finding with the optimum at `flops`, the largest budget, in its sentence."""
     exponent = IntervalEstimate.of(draws[:, 1])
-    largest = math.exp(draws[0, 0] + draws[0, 1] * math.log(flops.max()))
+    params = math.exp(draws[0, 0] + draws[0, 1] * math.log(flops))
     sentence = (
         f"From {approach} ({count} points), the compute-optimal size grows as C^a with "
-        f"a = {exponent}; at {flops.max():.2g} FLOPs it is {amount(largest)} parameters on "
-        f"{amount(flops.max() / 6 / largest)} tokens."
+        f"a = {exponent}; at {flops:.2g} FLOPs it is {amount(params)} parameters on "
+        f"{amount(flops / 6 / params)} tokens."
     )
-    return ComputeOptimal(
-        sentence, table, notes=notes, params_exponent=exponent, draws=draws,
-        **more,  # type: ignore[arg-type]
-    )  # fmt: skip
+    return ComputeOptimal(sentence, table, notes=notes, params_exponent=exponent, draws=draws)
 
 
 def _lines(x: Array, rows: Array, weights: Array | None = None) -> Array:
-    """Intercepts and slopes [B, 2] of lines through rows [B, n] over x [n], ignoring NaN."""
+    """Intercepts and slopes [B, 2] of lines through rows [B, n] over x [n], ignoring NaN.
+
+    Rows after the first without a line are left out.
+    """
     lines = [line_fit(x, row, weights) for row in rows]
-    return np.array(
-        [(math.nan,) * 2 if line is None else (line.at(0.0), line.slope) for line in lines], float
-    )
-
-
-def _known(draws: Array) -> Array:
-    """First draw, and the finite ones after it."""
-    return np.vstack([draws[:1], draws[1:][np.isfinite(draws[1:]).all(axis=1)]])
+    known = [(float(line.at(0.0)), line.slope) for line in lines[1:] if line is not None]
+    assert lines[0] is not None  # it is checked to have enough points
+    return np.array([(float(lines[0].at(0.0)), lines[0].slope), *known])
 
 
 def envelope(curves: pd.DataFrame, *, draws: int = DRAWS, seed: int = 0) -> ComputeOptimal:
     """Approach 1: at each FLOP count, the size whose training curve is lowest there.
 
     Ranges where the smallest or the largest size is best are left out, since the optimum may lie
-    beyond the trained sizes. Intervals are from a bootstrap over runs.
-
-    Args:
-      curves: several rows per run: `run, params, flops, loss`.
-      draws: bootstrap draws.
-      seed: of the bootstrap.
+    beyond the trained sizes. Intervals are from a bootstrap over runs. `curves` has several rows
+    per run: `run, params, flops, loss`.
     """
     points, notes = usable(curves, ("params", "flops", "loss"))
     points = points[points.groupby("run").run.transform("size") > 1]
@@ -159,32 +153,30 @@ def envelope(curves: pd.DataFrame, *, draws: int = DRAWS, seed: int = 0) -> Comp
             f"it needs training curves of {_MIN_SIZES + 2} sizes, the outer two as bounds", notes
         )
     grid = np.linspace(math.log(points.flops.min()), math.log(points.flops.max()), _GRID)
-    losses, sizes = [], []
-    for _, run in points.groupby("run", sort=False):
-        run = run.sort_values("flops")
-        losses.append(np.interp(grid, np.log(run.flops), run.loss, left=np.inf, right=np.inf))
-        sizes.append(math.log(run.params.iloc[0]))
-    values, size = np.array(losses), np.array(sizes)
-    everything = np.arange(len(size))
+    runs = [run.sort_values("flops") for _, run in points.groupby("run", sort=False)]
+    size = np.log([run.params.iloc[0] for run in runs])
+    values = np.array(
+        [np.interp(grid, np.log(run.flops), run.loss, np.inf, np.inf) for run in runs]
+    )
+    everything = np.arange(len(runs))
     winners = np.full((draws + 1, _GRID), np.nan)
     for b, rows in enumerate([everything, *resamples(everything, draws, seed)]):
         winner = size[rows][np.argmin(values[rows], axis=0)]
         inner = np.isfinite(values[rows].min(axis=0))
         inner &= (winner > size[rows].min()) & (winner < size[rows].max())
         winners[b] = np.where(inner, winner, np.nan)
-    inner_sizes = np.array([len(np.unique(row[np.isfinite(row)])) for row in winners])
-    if inner_sizes[0] < _MIN_SIZES:
-        reason = f"only {inner_sizes[0]} sizes are the best anywhere, {_MIN_SIZES} are needed"
+    counts = np.array([len(np.unique(row[np.isfinite(row)])) for row in winners])
+    if counts[0] < _MIN_SIZES:
+        reason = f"only {counts[0]} sizes are the best anywhere, {_MIN_SIZES} are needed"
         return _refuse(reason, notes)
-    lines = _lines(grid, winners)
-    lines[inner_sizes < _MIN_SIZES] = np.nan
+    lines = _lines(grid, winners[counts >= _MIN_SIZES])
     flops, n = np.exp(grid), np.exp(winners[0])
     table = pd.DataFrame(
         {"flops": flops, "params": n, "tokens": flops / 6 / n, "loss": values.min(axis=0),
          "fitted": np.exp(lines[0, 0] + lines[0, 1] * grid)}
     ).dropna(ignore_index=True)  # fmt: skip
     approach = "the envelope of training curves"
-    return _finding(approach, _known(lines), table, table.flops, len(size), notes)
+    return _finding(approach, lines, table, table.flops.max(), len(runs), notes)
 
 
 def isoflop(points: pd.DataFrame, *, draws: int = DRAWS, seed: int = 0) -> ComputeOptimal:
@@ -200,23 +192,21 @@ def isoflop(points: pd.DataFrame, *, draws: int = DRAWS, seed: int = 0) -> Compu
     added to every optimum's variance and draws (a random effect by DerSimonian and Laird's moment
     estimate, 1986).
 
-    Args:
-      points: a row per run: `params, flops, loss`; `flops` within a tenth of each other are one
-        budget. Of several runs of one size and budget the best is used.
-      draws: number of draws of the noise.
-      seed: seed of the draws.
+    `points` has a row per run: `params, flops, loss`; `flops` within a tenth of each other are one
+    budget. Of several runs of one size and budget the best is used.
     """
     frame, notes = usable(points, ("params", "flops", "loss"))
     frame = _same_budgets(frame)
-    budgets = []
+    budgets, squares, dof = [], [], []
     for flops, group in frame.groupby("flops"):
         rows = group.groupby("params", as_index=False).loss.min()
         lowest = int(rows.loss.argmin())
         if 0 < lowest < len(rows) - 1:
             x, y = np.log(rows.params.to_numpy()), np.log(rows.loss.to_numpy())
             near = slice(max(0, lowest - _WINDOW), lowest + _WINDOW + 1)
-            squares = (_residuals(x[near], y[near], 2) ** 2).sum()
-            budgets.append((math.log(flops), x, y, squares, len(x[near]) - 3))
+            budgets.append((math.log(flops), x, y))
+            squares.append(squared_errors(x[near], y[near], 2))
+            dof.append(len(x[near]) - 3)
     lost = frame.flops.nunique() - len(budgets)
     if lost:
         notes += (f"{lost} budgets have no minimum between their smallest and largest size",)
@@ -226,14 +216,12 @@ def isoflop(points: pd.DataFrame, *, draws: int = DRAWS, seed: int = 0) -> Compu
     if not _curved(frame) < 1 - LEVEL:
         reason = "the losses of a budget are not told apart from a straight line, or from noise"
         return _refuse(reason, notes)
-    log_c, *_, scatter, spare = (np.array(each, object) for each in zip(*budgets, strict=True))
-    if spare.sum() < 1:
+    if sum(dof) < 1:
         return _refuse("three points per budget leave nothing to tell noise from shape", notes)
-    pooled = scatter.sum() / spare.sum()
-    noise = np.sqrt(((2 * pooled + scatter) / (2 + spare)).astype(float))
+    noise = np.sqrt((2 * sum(squares) / sum(dof) + np.array(squares)) / (2 + np.array(dof)))
     rng = np.random.default_rng(seed)
     optima, lowest_loss = np.empty((2, draws + 1, len(budgets)))
-    for i, (_, x, y, *_) in enumerate(budgets):
+    for i, (_, x, y) in enumerate(budgets):
         noisy = np.vstack([y, y + rng.normal(0, noise[i], (draws, len(x)))])
         optima[:, i], lowest_loss[:, i] = _minima(x, noisy)
     sure = np.isfinite(optima[0]) & (np.isfinite(optima[1:]).mean(axis=0) > 0.5)
@@ -242,11 +230,12 @@ def isoflop(points: pd.DataFrame, *, draws: int = DRAWS, seed: int = 0) -> Compu
     if sure.sum() < _MIN_SIZES:
         reason = f"{int(sure.sum())} budgets have a minimum above the noise, {_MIN_SIZES} needed"
         return _refuse(reason, notes)
-    optima, lowest_loss, log_c = optima[:, sure], lowest_loss[:, sure], log_c[sure].astype(float)
+    optima, lowest_loss = optima[:, sure], lowest_loss[:, sure]
+    log_c = np.array([log_c for log_c, *_ in budgets])[sure]
     variance = np.maximum(np.nanstd(optima[1:], axis=0), 1e-6) ** 2
     extra = _extra_variance(log_c, optima[0], 1 / variance)
     optima[1:] += rng.normal(0, math.sqrt(extra), optima[1:].shape)
-    lines = _known(_lines(log_c, optima, 1 / (variance + extra)))
+    lines = _lines(log_c, optima, 1 / (variance + extra))
     low, high = np.nanquantile(optima[1:], [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     fitted = lines[0, 0] + lines[0, 1] * log_c
     flops, n = np.exp(log_c), np.exp(optima[0])
@@ -256,19 +245,15 @@ def isoflop(points: pd.DataFrame, *, draws: int = DRAWS, seed: int = 0) -> Compu
              "tokens": flops / 6 / n, "loss": np.exp(lowest_loss[0]),
              "residual": optima[0] - fitted, "fitted": np.exp(fitted)}
         )  # fmt: skip
-    return _finding("isoFLOP curves", lines, table, table.flops, len(frame), notes)
+    return _finding("isoFLOP curves", lines, table, table.flops.max(), len(frame), notes)
 
 
 def _same_budgets(frame: pd.DataFrame) -> pd.DataFrame:
     """Merge budgets within a tenth of each other into their geometric mean."""
     frame = frame.sort_values("flops", ignore_index=True)
-    log_c = np.log(frame.flops.astype("float64"))
+    log_c = np.log(frame.flops)
     budget = (log_c.diff() > math.log(1.1)).cumsum()
     return frame.assign(flops=np.exp(log_c.groupby(budget).transform("mean")))
-
-
-def _residuals(x: Array, y: Array, degree: int) -> Array:
-    return y - np.polyval(np.polyfit(x - x.mean(), y, degree), x - x.mean())
 
 
 def _curved(frame: pd.DataFrame) -> float:
@@ -276,19 +261,19 @@ def _curved(frame: pd.DataFrame) -> float:
 
     Over all points, since those about the lowest of a budget look like a minimum even in noise.
     """
-    parabola, gain, upward, count, spare = 0.0, 0.0, 0.0, 0, 0
+    fits = []
     for _, rows in frame.groupby("flops"):
-        if rows.params.nunique() < 4:
-            continue
-        x, y = np.log(rows.params.to_numpy()), np.log(rows.loss.to_numpy())
-        squares = float((_residuals(x, y, 2) ** 2).sum())
-        gained = float((_residuals(x, y, 1) ** 2).sum()) - squares
-        upward += math.copysign(gained, np.polyfit(x, y, 2)[0])
-        parabola, gain = parabola + squares, gain + gained
-        count, spare = count + 1, spare + len(x) - 3
-    if not count or not spare or upward <= 0:
+        if rows.params.nunique() >= 4:
+            x, y = np.log(rows.params.to_numpy()), np.log(rows.loss.to_numpy())
+            parabola = squared_errors(x, y, 2)
+            gain = squared_errors(x, y, 1) - parabola
+            fits.append((parabola, gain, math.copysign(gain, np.polyfit(x, y, 2)[0]), len(x) - 3))
+    if not fits:
         return 1.0
-    return float(stats.f.sf(gain / count / max(parabola / spare, 1e-300), count, spare))
+    parabola, gain, upward, dof = np.sum(fits, axis=0)
+    if upward <= 0:
+        return 1.0
+    return float(stats.f.sf(gain / len(fits) / max(parabola / dof, 1e-300), len(fits), dof))
 
 
 def _minima(x: Array, y: Array) -> tuple[Array, Array]:
@@ -325,14 +310,10 @@ def parametric(points: pd.DataFrame, *, draws: int = FIT_DRAWS, seed: int = 0) -
     the mean an optimizer stops early and the published parameters were off (Besiroglu et al., arXiv
     2404.10102). N_opt = G (C/6)^(beta/(alpha+beta)), G = (alpha A / (beta B))^(1/(alpha+beta)).
 
-    Args:
-      points: a row per run, or several per `run`: `params, tokens, loss`.
-      draws: bootstrap draws.
-      seed: of the bootstrap.
+    `points` has a row per run, or several per `run`: `params, tokens, loss`.
     """
     frame, notes = usable(points, ("params", "tokens", "loss"))
-    reason = _unidentified(frame)
-    if reason:
+    if reason := _unidentified(frame):
         return _refuse(reason, notes)
     log_n, log_d = np.log(frame.params.to_numpy()), np.log(frame.tokens.to_numpy())
     target = np.log(frame.loss.to_numpy())
@@ -354,7 +335,7 @@ def parametric(points: pd.DataFrame, *, draws: int = FIT_DRAWS, seed: int = 0) -
         by_n, by_d = (np.exp(u - model(law)) for u in (a - alpha * x_n, b - beta * x_d))
         return np.stack([by_n, -by_n * x_n, by_d, -by_d * x_d, np.exp(e - model(law))], axis=1)
 
-    samples = resamples(groups_of(frame), draws, seed)
+    samples = resamples(frame.run.to_numpy(), draws, seed)
     laws = fit(
         model, jacobian, target, np.clip(starts, *bounds), samples, bounds=bounds, delta=DELTA
     )
@@ -362,8 +343,8 @@ def parametric(points: pd.DataFrame, *, draws: int = FIT_DRAWS, seed: int = 0) -
     laws[:, 0] += laws[:, 1] * at_n
     laws[:, 2] += laws[:, 3] * at_d
     a, alpha, b, beta, e = laws.T
-    floor = 1e-4
-    if min(alpha[0], beta[0]) < floor or np.quantile(np.minimum(alpha, beta), 0.025) < floor:
+    exponent = np.minimum(alpha, beta)
+    if min(exponent[0], np.quantile(exponent, 0.025)) < 1e-4:
         return _refuse("the loss does not fall significantly with size and with tokens", notes)
     share = beta / (alpha + beta)
     with np.errstate(divide="ignore"):  # a draw may lack one of the two powers
@@ -371,10 +352,10 @@ def parametric(points: pd.DataFrame, *, draws: int = FIT_DRAWS, seed: int = 0) -
     lines = np.stack([log_g - share * math.log(6), share], axis=1)
     values = {"A": np.exp(a), "B": np.exp(b), "E": np.exp(e), "alpha": alpha, "beta": beta}
     table = frame.assign(fitted=fitted, residual=target - np.log(fitted))
-    return _finding(
-        "the parametric loss", lines, table, 6 * frame.params * frame.tokens, len(frame), notes,
-        parameters={name: IntervalEstimate.of(v) for name, v in values.items()}, law_draws=laws,
-    )  # fmt: skip
+    flops = float((6 * frame.params * frame.tokens).max())
+    finding = _finding("the parametric loss", lines, table, flops, len(frame), notes)
+    parameters = {name: IntervalEstimate.of(v) for name, v in values.items()}
+    return dataclasses.replace(finding, parameters=parameters, law_draws=laws)
 
 
 def _unidentified(frame: pd.DataFrame) -> str:

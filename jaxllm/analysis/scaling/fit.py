@@ -17,10 +17,11 @@ LEVEL = 0.95
 DRAWS = 400
 FIT_DRAWS = 200
 """Bootstrap draws of a law without a closed form, of which one takes about 10 ms."""
-MIN_DRAWS = 20
-
+_MIN_DRAWS = 20
 _POLISHED = 6
+"""Number of starts that are optimized."""
 _WARM_UP = 0.01
+"""Share of a run's tokens at its start whose losses follow no law."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +41,7 @@ class IntervalEstimate:
     def of(cls, draws: Array) -> IntervalEstimate:
         """First draw, with the percentile interval of the other finite ones."""
         value, rest = float(draws[0]), draws[1:][np.isfinite(draws[1:])]
-        if len(rest) < MIN_DRAWS:
+        if len(rest) < _MIN_DRAWS:
             return cls(value)
         low, high = np.quantile(rest, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
         return cls(value, float(low), float(high))
@@ -82,25 +83,20 @@ def usable(
     Repeated measurements of one run at one point are averaged.
 
     Returns:
-      The given columns and `run` ("" where there is none).
+      These columns and `run`, the number of the row where `points` name no run.
     """
-    wanted = [*positive, *finite]
-    missing = [column for column in wanted if column not in points]
-    if missing:
-        return pd.DataFrame(columns=[*wanted, "run"]), (f"no column {', '.join(missing)}",)
-    numbers = points[wanted].apply(pd.to_numeric, errors="coerce").astype("float64")
+    columns = [*positive, *finite]
+    numbers = points.reindex(columns=columns).apply(pd.to_numeric, errors="coerce").astype(float)
     good = np.isfinite(numbers).all(axis=1) & (numbers[list(positive)] > 0).all(axis=1)
-    run = points["run"].astype(str) if "run" in points else pd.Series("", index=points.index)
-    keys = ["run", *[column for column in positive if column in ("params", "tokens", "flops")]]
-    frame = numbers.assign(run=run)[good]
-    if len(keys) > 1 and "run" in points:
-        frame = frame.groupby(keys, sort=False, as_index=False).mean()
+    run = points.run.astype(str) if "run" in points else np.arange(len(points))
+    keys = ["run", *(column for column in positive if column in ("params", "tokens", "flops"))]
+    frame = numbers.assign(run=run)[good].groupby(keys, sort=False, as_index=False).mean()
     notes = []
     if not good.all():
         notes.append(f"{int((~good).sum())} of {len(good)} points lack a valid number")
     if len(frame) < good.sum():
         notes.append(f"{int(good.sum()) - len(frame)} repeated points were averaged")
-    return frame.reset_index(drop=True), tuple(notes)
+    return frame, tuple(notes)
 
 
 def resamples(groups: np.ndarray, draws: int, seed: int) -> Iterator[np.ndarray]:
@@ -112,10 +108,10 @@ def resamples(groups: np.ndarray, draws: int, seed: int) -> Iterator[np.ndarray]
         yield np.repeat(np.arange(len(member)), times[member])
 
 
-def groups_of(frame: pd.DataFrame) -> np.ndarray:
-    """Bootstrap group of each row: its run, or the row itself where runs are unnamed."""
-    named = bool((frame.run != "").all())
-    return frame.run.to_numpy() if named else np.arange(len(frame))
+def squared_errors(x: Array, y: Array, degree: int) -> float:
+    """Residual sum of squares of the least-squares polynomial."""
+    centered = x - x.mean()
+    return float(((y - np.polyval(np.polyfit(centered, y, degree), centered)) ** 2).sum())
 
 
 def fit(

@@ -16,14 +16,20 @@ from scipy import stats
 from jaxllm.analysis.curves import Array
 from jaxllm.analysis.finding import Finding
 from jaxllm.analysis.registry import SIZES, Study, analysis
-from jaxllm.analysis.scaling.fit import LEVEL, UNKNOWN, IntervalEstimate, loss_points, usable
-from jaxllm.analysis.stats import least_squares, line_fit
+from jaxllm.analysis.scaling.fit import (
+    LEVEL,
+    UNKNOWN,
+    IntervalEstimate,
+    loss_points,
+    squared_errors,
+    usable,
+)
+from jaxllm.analysis.stats import line_fit
 
 _MIN_POINTS = 4
 _MIN_RANGE = 4.0
 _SAME_TOKENS = 2.0
 _NAMES = {"params": "parameters", "tokens": "tokens", "flops": "FLOPs"}
-_TITLES = {"params": "parameters", "tokens": "training tokens", "flops": "training FLOPs"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,8 +63,9 @@ class PowerLaw(Finding):
 def loss_laws(study: Study) -> list[Finding]:
     """Fit L(N), L(D) and L(C) to a study, with a finding each."""
     points, note = loss_points(study)
+    titles = {"params": "parameters", "tokens": "training tokens", "flops": "training FLOPs"}
     return [
-        dataclasses.replace(law, title=f"Loss and {_TITLES[name]}", notes=(note, *law.notes))
+        dataclasses.replace(law, title=f"Loss and {titles[name]}", notes=(note, *law.notes))
         for name, law in kaplan(points).items()
     ]
 
@@ -74,8 +81,6 @@ def kaplan(points: pd.DataFrame) -> dict[str, PowerLaw]:
       points: a row per run or checkpoint: `params, tokens, flops, loss`.
     """
     frame, notes = usable(points, ("params", "tokens", "flops", "loss"))
-    if frame.empty:
-        return {name: PowerLaw.refuse("there are no points", notes) for name in _NAMES}
     longest = frame.sort_values("tokens").groupby("params", as_index=False).last()
     equal = longest[longest.tokens * _SAME_TOKENS >= longest.tokens.max()]
     counts = frame.groupby("params").tokens.nunique()
@@ -95,24 +100,22 @@ def kaplan(points: pd.DataFrame) -> dict[str, PowerLaw]:
 
 def power_law(points: pd.DataFrame, variable: str, notes: tuple[str, ...] = ()) -> PowerLaw:
     """Fit a power law of `loss` in the column `variable` of `points`."""
-    frame, more = usable(points.drop(columns="run", errors="ignore"), (variable, "loss"))
+    frame, more = usable(points, (variable, "loss"))
     notes += more
     distinct = frame[variable].nunique()
     if distinct < _MIN_POINTS:
         reason = f"{distinct} different values of X are too few, {_MIN_POINTS} are needed"
         return PowerLaw.refuse(reason, notes)
     x, y = np.log(frame[variable].to_numpy()), np.log(frame.loss.to_numpy())
-    span = math.exp(min(700.0, np.ptp(x)))
     line = line_fit(x, y)
-    if span < _MIN_RANGE or line is None:
-        reason = f"X spans a factor of {span:.2g} only, {_MIN_RANGE:.0f} are needed"
+    if np.ptp(x) < math.log(_MIN_RANGE) or line is None:
+        reason = f"X spans a factor of {np.exp(np.ptp(x)):.2g} only, {_MIN_RANGE:.0f} are needed"
         return PowerLaw.refuse(reason, notes)
     half = line.half_interval(LEVEL)
     alpha = IntervalEstimate(-line.slope, -line.slope - half, -line.slope + half)
     if not alpha.low > 0:
         reason = f"the loss does not fall significantly: the exponent is {alpha}"
         return PowerLaw.refuse(reason, notes)
-    fitted = line.at(x)
     curvature_p = _curvature(x, y)
     name = _NAMES[variable]
     sentence = (
@@ -121,20 +124,18 @@ def power_law(points: pd.DataFrame, variable: str, notes: tuple[str, ...] = ()) 
     )
     if curvature_p < 1 - LEVEL:
         sentence += f", but the line is curved (p = {curvature_p:.2g})"
-    table = frame[[variable, "loss"]].assign(fitted=np.exp(fitted), residual=y - fitted)
+    residual = y - line.at(x)
+    table = frame[[variable, "loss"]].assign(fitted=np.exp(line.at(x)), residual=residual)
+    constant = math.exp(float(line.at(0.0)) / alpha.value)
     return PowerLaw(
-        f"{sentence}.", table, notes=notes, alpha=alpha, curvature_p=curvature_p,
-        constant=math.exp(float(line.at(0.0)) / alpha.value),
-    )  # fmt: skip
+        f"{sentence}.", table, notes=notes, alpha=alpha, constant=constant, curvature_p=curvature_p
+    )
 
 
 def _curvature(x: Array, y: Array) -> float:
-    """p-value of the quadratic term (t-test)."""
-    if len(x) < 5:
+    """p-value of a line instead of a parabola (F test)."""
+    dof = len(x) - 3
+    if dof < 2:
         return math.nan
-    u = (x - x.mean()) / x.std()
-    design = np.stack([np.ones_like(u), u, u**2], axis=1)
-    coefficients, squares = least_squares(design, y)
-    noise = squares / (len(x) - 3)
-    stderr = math.sqrt(noise * np.linalg.inv(design.T @ design)[2, 2])
-    return float(2 * stats.t.sf(abs(coefficients[2]) / stderr, len(x) - 3))
+    parabola = max(squared_errors(x, y, 2), 1e-300)
+    return float(stats.f.sf((squared_errors(x, y, 1) - parabola) / parabola * dof, 1, dof))

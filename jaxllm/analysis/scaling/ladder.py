@@ -27,7 +27,6 @@ from jaxllm.analysis.scaling.fit import (
     UNKNOWN,
     IntervalEstimate,
     fit,
-    groups_of,
     resamples,
     usable,
 )
@@ -52,14 +51,12 @@ class Ladder(Finding):
 
     Attributes:
       first: step 1, the parametric law of the soft metric (its "loss").
-      parameters: step 2: `bottom`, `top`, `steepness`, `middle` of
-        accuracy = bottom + (top - bottom) / (1 + exp(steepness (soft - middle))).
-      draws: [B, 4] bootstrap draws of `parameters`, the fit itself first.
+      draws: [B, 4] bootstrap draws, the fit itself first, of bottom, top, steepness and middle of
+        step 2: accuracy = bottom + (top - bottom) / (1 + exp(steepness (soft - middle))).
       seed: seed of the draws.
     """
 
     first: ComputeOptimal = dataclasses.field(default_factory=lambda: ComputeOptimal(""))
-    parameters: dict[str, IntervalEstimate] = dataclasses.field(default_factory=dict)
     draws: Array = dataclasses.field(default_factory=lambda: np.empty((0, 4)), repr=False)
     seed: int = 0
 
@@ -117,8 +114,7 @@ def ladder(
     """
     frame, notes = usable(runs, ("params", "tokens", "soft"))
     both, _ = usable(runs, ("params", "tokens", "soft"), ("accuracy",))
-    single = (frame.run == "").all()
-    last = frame if single else frame.sort_values("tokens").groupby("run", as_index=False).last()
+    last = frame.sort_values("tokens").groupby("run", as_index=False).last()
     first = parametric(last.rename(columns={"soft": "loss"}), draws=draws, seed=seed)
 
     def refuse(reason: str) -> Ladder:
@@ -153,7 +149,7 @@ def ladder(
     free = fit(
         lambda free: _sigmoid(full(free), x), jacobian, y,
         np.clip(list(starts), low, high)[:, known:],
-        resamples(groups_of(both), draws, seed), bounds=(low[known:], high[known:]),
+        resamples(both.run.to_numpy(), draws, seed), bounds=(low[known:], high[known:]),
     )  # fmt: skip
     sigmoids = np.apply_along_axis(full, 1, free)
     ends = _sigmoid(sigmoids.T[..., None], np.array([x.min(), x.max()]))
@@ -161,12 +157,8 @@ def ladder(
     residual = y - _sigmoid(sigmoids[0], x)
     if rise[0] < 2 * residual.std() or np.quantile(rise[1:], 0.025) <= 0.2 * rise[0]:
         return refuse("the accuracy does not rise with the soft metric beyond its noise")
-    names = ("bottom", "top", "steepness", "middle")
-    result = Ladder(
-        "", both.assign(fitted=y - residual, residual=residual), notes=notes, first=first,
-        parameters={n: IntervalEstimate.of(v) for n, v in zip(names, sigmoids.T, strict=True)},
-        draws=sigmoids, seed=seed,
-    )  # fmt: skip
+    table = both.assign(fitted=y - residual, residual=residual)
+    result = Ladder("", table, notes=notes, first=first, draws=sigmoids, seed=seed)
     largest = last.sort_values("params").iloc[-1]
     params, tokens = 2 * largest.params, 2 * largest.tokens
     sentence = (

@@ -49,11 +49,11 @@ def test_the_run_above_the_ladder_is_predicted_within_its_interval() -> None:
 
 def test_without_noise_both_steps_come_back() -> None:
     found = ladder(rungs(noise=0), chance=0.25, draws=30)
-    values = {name: estimate.value for name, estimate in found.parameters.items()}
-    assert values["bottom"] == 0.25
-    assert values["top"] == pytest.approx(0.95, abs=0.01)
-    assert values["steepness"] == pytest.approx(4, rel=0.02)
-    assert values["middle"] == pytest.approx(1.0, abs=0.02)
+    bottom, top, steepness, middle = found.draws[0]
+    assert bottom == 0.25
+    assert top == pytest.approx(0.95, abs=0.01)
+    assert steepness == pytest.approx(4, rel=0.02)
+    assert middle == pytest.approx(1.0, abs=0.02)
     at = found.at(6.9e9, 3.9e12)
     assert at.soft.value == pytest.approx(soft(6.9e9, 3.9e12), rel=0.01)
     assert "expected at an accuracy" in found.sentence
