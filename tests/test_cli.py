@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import gin
@@ -14,13 +13,6 @@ from jaxllm.errors import UserError
 from jaxllm.models.config import ModelConfig
 from jaxllm.training.config import ScheduleConfig, TrainConfig
 from tests.conftest import REPOSITORY
-
-
-@pytest.fixture(autouse=True)
-def fresh_gin() -> Iterator[None]:
-    gin.clear_config()
-    yield
-    gin.clear_config()
 
 
 def load(*argv: str) -> None:

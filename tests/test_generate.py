@@ -1,7 +1,6 @@
 """`python -m jaxllm.generate` gives the texts of Transformers' `generate`, whole and in pieces."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +19,6 @@ from tests.evaluation.helpers import TINY, mesh, sharded_params
 
 PROMPTS = ["def f(x):\n    return", "class", "import numpy as np ", "", "四 🙂", "a = 1"]
 MESH = ("--gin.MeshConfig.fsdp=4", "--gin.MeshConfig.tensor=2")
-
-
-@pytest.fixture(autouse=True)
-def fresh_gin() -> Iterator[None]:
-    gin.clear_config()
-    yield
-    gin.clear_config()
 
 
 @pytest.fixture(scope="module")

@@ -2,23 +2,14 @@
 
 import math
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
-import gin
 import pytest
 
 from jaxllm import generate, io
 from jaxllm.errors import UserError
 from jaxllm.io import JsonLines, atomic_write, location
 from jaxllm.training.config import TrainConfig
-
-
-@pytest.fixture(autouse=True)
-def fresh_gin() -> Iterator[None]:
-    gin.clear_config()
-    yield
-    gin.clear_config()
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,5 @@
 """What a pod would run, as far as it goes without one: it builds, traces and counts exactly."""
 
-from collections.abc import Iterator
-
-import gin
 import jax
 import pytest
 
@@ -14,13 +11,6 @@ from jaxllm.sharding.mesh import MeshConfig, make_mesh
 from jaxllm.training.experiment import Experiment
 from jaxllm.training.schedule import make_schedule
 from jaxllm.training.state import abstract_state
-
-
-@pytest.fixture(autouse=True)
-def fresh_gin() -> Iterator[None]:
-    gin.clear_config()
-    yield
-    gin.clear_config()
 
 
 @pytest.mark.parametrize(

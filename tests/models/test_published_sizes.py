@@ -1,7 +1,6 @@
 """Every published size in gin/models: its count is the tree's, Transformers' and the release's."""
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import gin
@@ -69,13 +68,6 @@ CLASSES = {
     "gpt_neo": "GPTNeo", "olmo": "Olmo", "olmo2": "Olmo2", "llama": "Llama", "llama2": "Llama",
     "yi": "Llama", "deepseek_llm": "Llama", "qwen3": "Qwen3",
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def fresh_gin() -> Iterator[None]:
-    gin.clear_config()
-    yield
-    gin.clear_config()
 
 
 def configured(family: str, size: str) -> ModelConfig:

@@ -1,7 +1,7 @@
 """A run directory may come from anywhere: its config.gin is read, and runs nothing."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import gin
@@ -20,13 +20,6 @@ COMMANDS: dict[str, Callable[[Path], int]] = {
     "convert": lambda run: convert.main([f"--from={run}", f"--to=hf:{run}/hf", "--step=0"]),
     "download": lambda run: evaluate.main(["--download", f"--model_dir={run}"]),
 }
-
-
-@pytest.fixture(autouse=True)
-def fresh_gin() -> Iterator[None]:
-    gin.clear_config()
-    yield
-    gin.clear_config()
 
 
 @pytest.fixture

@@ -12,10 +12,9 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import gin
 import pytest
 import yaml
 
@@ -90,13 +89,6 @@ def test_arguments_reach_the_run_as_they_were_given(machine: Machine) -> None:
     assert "--worker=all" in words
 
 
-@pytest.fixture
-def fresh_gin() -> Iterator[None]:
-    gin.clear_config()
-    yield
-    gin.clear_config()
-
-
 def parsed(arguments: list[str]) -> argparse.Namespace:
     """As jaxllm.train reads them."""
     flags = cli.parser("")
@@ -106,13 +98,13 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     return args
 
 
-def test_launch_lets_the_hosts_find_each_other(machine: Machine, fresh_gin: None) -> None:
+def test_launch_lets_the_hosts_find_each_other(machine: Machine) -> None:
     [words] = printed(machine, "launch", "--", "--gin_file=quickstart.gin")
     command = next(word for word in words if word.startswith("--command=")).split("=", 1)[1]
     assert parsed(shlex.split(command)[3:]).coordinator_address == "auto"
 
 
-def test_gke_runs_train_on_every_host(fresh_gin: None) -> None:
+def test_gke_runs_train_on_every_host() -> None:
     job = yaml.safe_load((SCRIPTS / "gke.yaml").read_text())["spec"]["replicatedJobs"][0]
     hosts_of_slice = job["template"]["spec"]
     pod = hosts_of_slice["template"]["spec"]

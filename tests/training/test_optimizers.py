@@ -4,7 +4,6 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import gin
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -66,12 +65,10 @@ def test_muon_orthogonalizes_the_matrices_of_blocks_and_no_others() -> None:
 
 
 def test_gin_refers_to_an_optimizer() -> None:
-    gin.clear_config()
     args = cli.parse(cli.parser(""), ["--gin.TrainConfig.optimizer=@MuonConfig()",
                                       "--gin.MuonConfig.momentum=0.9"])  # fmt: skip
     cli.load_gin(args)
     assert TrainConfig().optimizer == MuonConfig(momentum=0.9)
-    gin.clear_config()
 
 
 @pytest.mark.parametrize("optimizer", [AdamWConfig(), MuonConfig()])

@@ -25,15 +25,6 @@ MODEL = ModelConfig(vocab_size=40, num_layers=2, embed_dim=16, mlp_dim=24, num_h
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
 
 
-@pytest.fixture(autouse=True)
-def fresh_gin() -> Any:
-    import gin
-
-    gin.clear_config()
-    yield
-    gin.clear_config()
-
-
 def make(directory: Path, model: ModelConfig = MODEL, architecture: str | None = None) -> Path:
     """A directory of two shards, written by the safetensors library."""
     directory.mkdir(parents=True, exist_ok=True)
