@@ -24,9 +24,9 @@ import numpy as np
 from jaxllm.models.batch import Batch
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.decoder import abstract_params
-from jaxllm.run.config import CheckpointConfig
 from jaxllm.run.manifest import ManifestEntry
 from jaxllm.run.run import Run
+from jaxllm.run.schedule import CheckpointConfig
 from jaxllm.sharding.mesh import MeshConfig, make_mesh
 from jaxllm.training.config import AdamWConfig, ScheduleConfig
 from jaxllm.training.schedule import make_schedule

@@ -32,7 +32,7 @@ CONFIG_MODULES = (
     "jaxllm.data.config",
     "jaxllm.training.config",
     "jaxllm.training.muon",
-    "jaxllm.run.config",
+    "jaxllm.run.schedule",
     "jaxllm.evaluation.config",
     "jaxllm.report.alarms",
 )

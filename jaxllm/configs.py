@@ -1,4 +1,4 @@
-"""Config dataclasses: fields bound by gin, values checked against their types.
+"""Config dataclasses: fields bound by gin, values checked against their types and ranges.
 
 Gin accepts any value for any field, and command-line text that it cannot parse becomes a string:
 without this check `run_code=false` would be the string 'false', which is truthy.
@@ -12,15 +12,26 @@ import inspect
 import math
 import types
 import typing
-from collections.abc import Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, TypeVar
 
 import gin
 
 from jaxllm.errors import UserError
 
+PositiveInt = Annotated[int, "> 0"]
+NonNegativeInt = Annotated[int, ">= 0"]
+PositiveFloat = Annotated[float, "> 0"]
+NonNegativeFloat = Annotated[float, ">= 0"]
+Fraction = Annotated[float, ">= 0 and < 1"]
+
 _Config = TypeVar("_Config")
 
+_RANGES: Mapping[str, Callable[[float], bool]] = {
+    "> 0": lambda value: value > 0,
+    ">= 0": lambda value: value >= 0,
+    ">= 0 and < 1": lambda value: 0 <= value < 1,
+}
 # Other spellings of Python's and gin's literals.
 _WORDS: Mapping[str, bool | None] = {
     "true": True, "yes": True, "on": True, "false": False, "no": False, "off": False,
@@ -31,7 +42,7 @@ _NAMES: Mapping[Any, str] = {
     type(None): "None",
 }  # fmt: skip
 _UNFIT = object()
-_UNIONS = (types.UnionType, typing.Union)  # the second where a part is a Literal
+_UNIONS = (types.UnionType, typing.Union)  # the second where a part is a Literal or Annotated
 
 
 def configurable(cls: type[_Config]) -> type[_Config]:
@@ -43,21 +54,19 @@ def checked(cls: type[_Config]) -> type[_Config]:
     """Check the values of a dataclass's fields against their annotations, on instantiation.
 
     An int is accepted as a float, a list as a tuple, a string as a tuple of strings (split at
-    commas) and a mapping of fields as a dataclass. Checks run before `__post_init__`.
-
-    Raises:
-      UserError: on instantiation with a value that does not fit its field.
+    commas) and a mapping of fields as a dataclass. Checks run before `__post_init__`, and raise
+    UserError.
     """
     build = cls.__init__
     signature = inspect.signature(build)
 
     @functools.wraps(build)
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
-        given = signature.bind(self, *args, **kwargs)
-        hints = typing.get_type_hints(cls)
-        for name, value in list(given.arguments.items())[1:]:
-            given.arguments[name] = _checked(f"{cls.__name__}.{name}", value, hints[name])
-        build(*given.args, **given.kwargs)
+        bound = signature.bind(self, *args, **kwargs)
+        hints = typing.get_type_hints(cls, include_extras=True)
+        for name, value in list(bound.arguments.items())[1:]:
+            bound.arguments[name] = _checked(f"{cls.__name__}.{name}", value, hints[name])
+        build(*bound.args, **bound.kwargs)
 
     cls.__init__ = init  # type: ignore[method-assign]
     return cls
@@ -73,14 +82,13 @@ def non_defaults(config: Any) -> dict[str, Any]:
 
 
 def _checked(name: str, value: Any, hint: Any) -> Any:
-    """`value` converted to the annotation `hint` of field `name`.
-
-    Raises:
-      UserError: the value does not fit.
-    """
-    fitted = _UNFIT if _meant(value, hint) else _fit(value, hint)
+    """`value` converted to the annotation `hint` of field `name`; UserError if it does not fit."""
+    literal = _literal(value, hint)
+    fitted = _UNFIT if literal else _fit(value, hint)
     if fitted is _UNFIT:
-        raise UserError(f"{name} = {value!r}: must be {_wanted(hint)}{_instead(value, hint)}")
+        better = literal or _suggestion(value, hint)
+        advice = f"; write {better}" if better else ""
+        raise UserError(f"{name} = {value!r}: must be {_described(hint)}{advice}")
     return fitted
 
 
@@ -89,6 +97,9 @@ def _fit(value: Any, hint: Any) -> Any:
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
     if origin in _UNIONS:
         return next((f for part in parts if (f := _fit(value, part)) is not _UNFIT), _UNFIT)
+    if origin is Annotated:
+        fitted = _fit(value, parts[0])
+        return fitted if fitted is not _UNFIT and _RANGES[parts[1]](fitted) else _UNFIT
     if origin is typing.Literal:
         return value if isinstance(value, str) and value in parts else _UNFIT
     if origin is tuple:
@@ -119,42 +130,48 @@ def _fit(value: Any, hint: Any) -> Any:
     return value if fits else _UNFIT
 
 
-def _meant(value: Any, hint: Any) -> str:
-    """The literal to write for a word of `_WORDS`; empty for other values and pure text fields.
+def _types(hint: Any) -> tuple[Any, ...]:
+    """The alternatives of a hint, without their ranges."""
+    parts = typing.get_args(hint) if typing.get_origin(hint) in _UNIONS else (hint,)
+    return tuple(typing.get_args(p)[0] if typing.get_origin(p) is Annotated else p for p in parts)
+
+
+def _literal(value: Any, hint: Any) -> str:
+    """The literal that a word of `_WORDS` stands for in a field that takes it; otherwise empty.
 
     A field that takes both a string and the literal refuses the word, too.
     """
     if not isinstance(value, str) or value.lower() not in _WORDS:
         return ""
-    meant, allowed = _WORDS[value.lower()], typing.get_args(hint) or (hint,)
-    if meant is not None and bool in allowed:
-        return str(meant)
-    if meant is not True and type(None) in allowed:
+    meaning, allowed = _WORDS[value.lower()], _types(hint)
+    if meaning is not None and bool in allowed:
+        return str(meaning)
+    if meaning is not True and type(None) in allowed:
         return "None"
-    return "()" if meant is not True and typing.get_origin(hint) is tuple else ""
+    return "()" if meaning is not True and typing.get_origin(hint) is tuple else ""
 
 
-def _wanted(hint: Any) -> str:
+def _suggestion(value: Any, hint: Any) -> str:
+    """What to write instead of `value`; empty where nothing suggests itself."""
+    allowed = _types(hint)
+    if isinstance(value, float) and int in allowed and value.is_integer():
+        return str(int(value))
+    if isinstance(value, (bool, int, float)) and str in allowed:
+        return f"'{value}' with its quotes (in a shell \"'{value}'\")"
+    return ""
+
+
+def _described(hint: Any) -> str:
     """Description of the values of type `hint`."""
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
     if origin in _UNIONS:
-        return " or ".join(_wanted(part) for part in parts)
+        return " or ".join(_described(part) for part in parts)
+    if origin is Annotated:
+        return f"{_described(parts[0])} {parts[1]}"
     if origin is typing.Literal:
         return " or ".join(map(repr, parts))
     if origin is tuple:
-        return f"a tuple, ({', '.join('…' if p is ... else _wanted(p) for p in parts)})"
+        return f"a tuple, ({', '.join('…' if p is ... else _described(p) for p in parts)})"
     if origin is Mapping:
-        return f"a mapping, {{'name': {_wanted(parts[1])}}}"
+        return f"a mapping, {{'name': {_described(parts[1])}}}"
     return _NAMES.get(hint) or f"a {hint.__name__}, @{hint.__name__}()"
-
-
-def _instead(value: Any, hint: Any) -> str:
-    """Suggested replacement of `value`; empty where there is none."""
-    allowed = typing.get_args(hint) or (hint,)
-    if _meant(value, hint):
-        return f"; write {_meant(value, hint)}"
-    if isinstance(value, float) and int in allowed and value.is_integer():
-        return f"; write {int(value)}"
-    if isinstance(value, (bool, int, float)) and str in allowed:
-        return f"; write '{value}' with its quotes (in a shell \"'{value}'\")"
-    return ""

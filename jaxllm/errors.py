@@ -21,6 +21,12 @@ def one_line(text: object) -> str:
     return printable(" ".join(str(text).split()))
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's text, at most 200 characters."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines or [type(error).__name__])[0][:200]
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """`; did you mean A, B?` from the known names closest to `name`, or nothing."""
     close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)

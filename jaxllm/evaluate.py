@@ -77,8 +77,7 @@ def score_run(args: argparse.Namespace) -> int:
     mesh = start(args)
 
     from jaxllm.evaluation.offline import OfflineScorer
-    from jaxllm.training.evaluator import make_evaluator
-    from jaxllm.training.experiment import Experiment
+    from jaxllm.training.experiment import Experiment, make_evaluator
 
     experiment = Experiment.configured(args.model_dir)
     scorer = OfflineScorer(
@@ -106,8 +105,7 @@ def score_published(args: argparse.Namespace) -> int:
 
     from jaxllm.evaluation.offline import OfflineScorer
     from jaxllm.interop.huggingface.load import load_params
-    from jaxllm.training.evaluator import make_evaluator
-    from jaxllm.training.experiment import Experiment
+    from jaxllm.training.experiment import Experiment, make_evaluator
 
     experiment = Experiment.configured(str(run.path))
     scorer = OfflineScorer(

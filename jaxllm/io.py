@@ -10,15 +10,16 @@ import math
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from etils import epath
 
-from jaxllm.errors import UserError
+from jaxllm.errors import UserError, first_line
 
 PARTIAL = ".partial-"  # prefix of incomplete directories
+_DISK_TEXTS = ("permission denied", "read-only file system", "input/output error")
 
 
 def location(text: str) -> str:
@@ -36,11 +37,7 @@ def is_remote(path: epath.PathLike) -> bool:
 
 
 def atomic_write(path: epath.PathLike, data: str | bytes) -> None:
-    """Replace a file atomically: a reader sees the old content or the new.
-
-    Raises:
-      OSError: the write failed; the old file stays.
-    """
+    """Replace a file atomically: a reader, and a failed write, see the old content or the new."""
     path = epath.Path(path)
     content = data.encode() if isinstance(data, str) else data
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -57,6 +54,30 @@ def atomic_write(path: epath.PathLike, data: str | bytes) -> None:
         with contextlib.suppress(OSError):
             os.remove(temporary)
         raise
+
+
+@contextlib.contextmanager
+def disk_errors(
+    doing: str, consequence: str = "", errnos: Collection[int] | None = None
+) -> Iterator[None]:
+    """Convert a disk's errors inside to a UserError: `cannot <doing>: <reason><consequence>`.
+
+    These are OSErrors, with `errnos` only those, and errors of Orbax and TensorStore, which are
+    known by their text.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason, text = first_line(error), str(error).lower().replace("_", " ")
+        if isinstance(error, OSError) and (errnos is None or error.errno in errnos):
+            reason = error.strerror or reason
+        elif "space left" in text or "quota exceeded" in text:
+            reason = "no space is left on the disk"
+        elif not any(words in text for words in _DISK_TEXTS):
+            raise
+        raise UserError(f"cannot {doing}: {reason}{consequence}") from error
 
 
 @contextlib.contextmanager
@@ -90,14 +111,8 @@ def new_directory(target: str | Path) -> Iterator[Path]:
     target = Path(target).absolute()
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise UserError(f"{target} exists already: name a directory that does not")
-    try:
-        with atomic_directory(target) as partial:
-            yield partial
-    except (OSError, ValueError) as error:  # TensorStore's are ValueErrors
-        if not isinstance(error, OSError) and "space left" not in str(error).lower():
-            raise
-        reason = getattr(error, "strerror", None) or "no space is left on the disk"
-        raise UserError(f"cannot write {target}: {reason}") from error
+    with disk_errors(f"write {target}"), atomic_directory(target) as partial:
+        yield partial
 
 
 @contextlib.contextmanager
@@ -106,11 +121,9 @@ def made_once(
 ) -> Iterator[Path | None]:
     """`atomic_directory` for a directory that several processes may need at once.
 
-    One process at a time creates it; the others wait, and then find it complete. A killed process
-    releases its lock, and the next one starts over.
-
-    Yields:
-      The directory to fill, or None if `target` is complete.
+    One process at a time creates it, and is yielded the directory to fill; the others wait, find
+    `target` complete, and are yielded None. A killed process releases its lock, and the next one
+    starts over.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     with _locked(target, wait=True):

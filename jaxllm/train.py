@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from jaxllm import cli, runtime
 from jaxllm.errors import one_line
-from jaxllm.training.timer import GoodputTimer
+from jaxllm.run.times import GoodputTimer
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -91,10 +91,10 @@ def run(
     from jaxllm.data.loader import Loader
     from jaxllm.report.alarms import HealthWriter
     from jaxllm.report.tensorboard import TensorBoardWriter
-    from jaxllm.training.evaluator import make_evaluator
+    from jaxllm.training.experiment import make_evaluator
     from jaxllm.training.loop import train
+    from jaxllm.training.metrics import Writer
     from jaxllm.training.progress import Progress
-    from jaxllm.training.writers import Writer
 
     source = open_data(experiment, corpora)
 
@@ -183,13 +183,13 @@ def show(model_dir: str, scored: bool) -> None:
 
     run = Run.open(model_dir)
     failed = f"could not be made (`python -m jaxllm.analyze {model_dir}` tries again)"
-    with _told(f"the report {failed}"):
+    with _reported(f"the report {failed}"):
         report = tables.gather([run])
         found = items.items(report)
         if scored:
-            with _told("no table of the capabilities"):
+            with _reported("no table of the capabilities"):
                 print(f"\n{terminal.capability_table(report, report.overviews[0].run)}\n")
-        with _told("no images of the report in TensorBoard"):
+        with _reported("no images of the report in TensorBoard"):
             tensorboard.write_report(run.layout.tensorboard, report, found)
         path = page.write(run.layout.report / "index.html", page.render(report, found).encode())
         print(f"report       {path}")
@@ -197,7 +197,7 @@ def show(model_dir: str, scored: bool) -> None:
 
 
 @contextlib.contextmanager
-def _told(what: str) -> Iterator[None]:
+def _reported(what: str) -> Iterator[None]:
     """Report a failure inside as one line that begins with `what`."""
     try:
         yield

@@ -3,11 +3,9 @@
 import dataclasses
 import importlib
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import gin
 import pytest
 
 from jaxllm import cli, train
@@ -16,16 +14,9 @@ from jaxllm.errors import UserError
 from jaxllm.evaluation.config import EvalConfig
 from jaxllm.models.config import ModelConfig
 from jaxllm.report.alarms import HealthConfig
-from jaxllm.run.config import CheckpointConfig
+from jaxllm.run.schedule import CheckpointConfig
 from jaxllm.sharding.mesh import MeshConfig
 from jaxllm.training.config import AdamWConfig, ScheduleConfig, TrainConfig
-
-
-@pytest.fixture(autouse=True)
-def fresh_gin() -> Iterator[None]:
-    gin.clear_config()
-    yield
-    gin.clear_config()
 
 
 def load(*argv: str) -> None:
@@ -43,7 +34,7 @@ def load(*argv: str) -> None:
         (TrainConfig, "exit_on_hang=1", r"exit_on_hang = 1: must be True or False$"),
         (ModelConfig, "tie_embeddings=false", r"; write False$"),
         (TrainConfig, "exit_on_hang=off", r"; write False$"),
-        (AdamWConfig, "max_grad_norm=none", r"must be a finite number or None; write None$"),
+        (AdamWConfig, "max_grad_norm=none", r"must be a finite number > 0 or None; write None$"),
         (TrainConfig, "family=none", r"must be text or None; write None$"),
         (EvalConfig, "data_dir=false", r"; write None$"),
         (EvalConfig, "tasks=none", r"must be a tuple, \(text, …\); write \(\)$"),
@@ -51,17 +42,17 @@ def load(*argv: str) -> None:
         (EvalConfig, "tasks=None", r"must be a tuple"),
         (HealthConfig, "reference_runs=7", r"must be a tuple"),
         (TrainConfig, "model_dir=2024", r"write '2024' with its quotes \(in a shell"),
-        (TrainConfig, "steps=8.0", r"steps = 8.0: must be a whole number; write 8$"),
-        (TrainConfig, "steps=True", r"steps = True: must be a whole number$"),
+        (TrainConfig, "steps=8.0", r"steps = 8.0: must be a whole number > 0; write 8$"),
+        (TrainConfig, "steps=True", r"steps = True: must be a whole number > 0$"),
         (TrainConfig, "profile_steps=(3,)", r"must be a tuple, \(a whole number, a whole number\)"),
         (TrainConfig, "profile_steps=(1.5, 3)", r"must be a tuple"),
         (ModelConfig, "num_layers=2.5", r"num_layers = 2.5: must be a whole number$"),
         (ModelConfig, "sliding_window_pattern=(0, 'all')", r"a tuple, \(a whole number, …\)"),
         (MeshConfig, "tensor=2.0", r"; write 2$"),
-        (CheckpointConfig, "every_steps=1e1", r"must be a whole number or None; write 10$"),
-        (ScheduleConfig, "peak_lr=3e-4x", r"peak_lr = '3e-4x': must be a finite number$"),
-        (ScheduleConfig, "peak_lr=", r"peak_lr = '': must be a finite number$"),
-        (ScheduleConfig, "peak_lr=1e999", r"peak_lr = inf: must be a finite number$"),
+        (CheckpointConfig, "every_steps=1e1", r"must be a whole number > 0 or None; write 10$"),
+        (ScheduleConfig, "peak_lr=3e-4x", r"peak_lr = '3e-4x': must be a finite number > 0$"),
+        (ScheduleConfig, "peak_lr=", r"peak_lr = '': must be a finite number > 0$"),
+        (ScheduleConfig, "peak_lr=1e999", r"peak_lr = inf: must be a finite number > 0$"),
         (VocabularyConfig, "size='512'", r"size = '512': must be a whole number$"),
         (DataConfig, "weights=a:1,b:2", r"must be a mapping, {'name': a finite number} or None$"),
         (DataConfig, "weights={'a': 'all'}", r"must be a mapping"),

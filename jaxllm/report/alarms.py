@@ -54,7 +54,7 @@ class HealthConfig:
 
 
 class HealthWriter:
-    """Writer that checks the health of one run; a `jaxllm.training.writers.Writer`."""
+    """Writer that checks the health of one run; a `jaxllm.training.metrics.Writer`."""
 
     def __init__(
         self,

@@ -11,24 +11,25 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
-from jaxllm.errors import UserError
-from jaxllm.io import JsonLines
+from jaxllm.io import JsonLines, disk_errors
 from jaxllm.run import manifest
-from jaxllm.run.config import CheckpointConfig
 from jaxllm.run.layout import MODEL, TRAINING, Layout
 from jaxllm.run.manifest import ManifestEntry
-from jaxllm.run.restore import check_readable, first_line
-from jaxllm.run.schedule import preserved
+from jaxllm.run.restore import check_readable
+from jaxllm.run.schedule import CheckpointConfig, preserved
 
 
 class CheckpointWriter:
-    """The writer of a run's checkpoints; saves in the background, deletes by retention policy."""
+    """The writer of a run's checkpoints; saves in the background, deletes by retention policy.
+
+    All of it raises UserError where the disk fails.
+    """
 
     def __init__(self, layout: Layout, config: CheckpointConfig, proven: bool) -> None:
         """Open the checkpoint directory, which need not exist, and remove uncommitted checkpoints.
@@ -45,20 +46,15 @@ class CheckpointWriter:
         # Orbax logs its progress and every failure; those that matter are raised as well.
         logging.getLogger("absl").addFilter(_not_from_orbax)
         self._manager = _Manager(
-            self._layout.checkpoints,
+            layout.checkpoints,
             item_names=(MODEL, TRAINING),
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=self._retention,
-                cleanup_tmp_directories=True,
+                preservation_policy=self._retention, cleanup_tmp_directories=True
             ),
         )
 
     def save(
-        self,
-        entry: ManifestEntry,
-        params: Any,
-        training: Any,
-        custom_metadata: Mapping[str, Any],
+        self, entry: ManifestEntry, params: Any, training: Any, custom_metadata: Mapping[str, Any]
     ) -> None:
         """Start saving a checkpoint, and return once the arrays may be overwritten.
 
@@ -73,8 +69,8 @@ class CheckpointWriter:
           custom_metadata: small JSON, saved with the checkpoint.
 
         Raises:
-          UserError: this save or the previous one failed, on a full disk for instance; or the run's
-            first checkpoint cannot be read back.
+          UserError: this save or the previous one failed; or the run's first checkpoint cannot be
+            read back.
         """
         if entry.kind == "preempted":
             self._retention.preempted.add(entry.step)
@@ -97,40 +93,19 @@ class CheckpointWriter:
             self._proven = True
 
     def wait(self) -> None:
-        """Wait until the current save is committed.
-
-        Raises:
-          UserError: it failed.
-        """
+        """Wait until the current save is committed."""
         with self._disk_errors():
             self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Wait for the last save and free Orbax's threads."""
-        with self._disk_errors():
-            try:
-                self._manager.wait_until_finished()
-            finally:
-                self._manager.close()
+        with self._disk_errors(), contextlib.closing(self._manager):
+            self._manager.wait_until_finished()
 
-    @contextlib.contextmanager
-    def _disk_errors(self) -> Iterator[None]:
-        """Convert disk errors to a one-line UserError."""
-        try:
-            yield
-        except UserError:
-            raise
-        except Exception as error:
-            text = str(error).lower()
-            full = any(words in text for words in ("space left", "resource_exhausted", "quota"))
-            denied = any(w in text for w in ("permission", "read-only", "input/output error"))
-            if not (full or denied or isinstance(error, OSError)):
-                raise
-            reason = "no space is left on the disk" if full else first_line(error)
-            raise UserError(
-                f"cannot save to {self._layout.checkpoints}: {reason}; "
-                "the checkpoints before it are whole"
-            ) from error
+    def _disk_errors(self) -> contextlib.AbstractContextManager[None]:
+        return disk_errors(
+            f"save to {self._layout.checkpoints}", "; the checkpoints before it are whole"
+        )
 
 
 class _Manager(ocp.CheckpointManager):

@@ -21,11 +21,7 @@ from jaxllm.run.layout import TOKENIZERS, Layout
 
 
 def verify(model_dir: str, fingerprint: str) -> None:
-    """Compare the sequences of a data source with those that the run began with.
-
-    Raises:
-      UserError: they differ, or the saved fingerprint cannot be read.
-    """
+    """Raise UserError if the run began with other sequences, or this cannot be told."""
     path = Layout(model_dir).data
     if not path.exists():
         return

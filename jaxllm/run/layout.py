@@ -17,58 +17,28 @@ TOKENIZERS = ("tokenizer.model", "tokenizer.json")  # a run has at most one of t
 
 
 class Layout:
-    """The paths of one run directory.
-
-    Attributes:
-      root: MODEL_DIR.
-      config: the operative gin config of the newest start.
-      manifest: a line per checkpoint (`jaxllm.run.manifest`).
-      metrics: a line per logged step.
-      restarts: a line per start after the first.
-      alarms: a line per alarm (`jaxllm.report.alarms`).
-      data: the fingerprint of the training sequences.
-      checkpoints: Orbax's directory per step.
-      damaged: checkpoints that could not be read.
-      trajectory: a directory per step with the records of each task.
-      abandoned: records of steps that were trained again.
-      tensorboard: event files and profiles.
-      report: the directory of the HTML report, index.html.
-    """
+    """The paths of one run directory."""
 
     def __init__(self, model_dir: epath.PathLike) -> None:
         root = self.root = epath.Path(model_dir)
-        self.config = root / "config.gin"
-        self.manifest = root / "checkpoints.jsonl"
-        self.metrics = root / "metrics.jsonl"
-        self.restarts = root / "restarts.jsonl"
-        self.alarms = root / "alarms.jsonl"
-        self.data = root / "data.json"
+        self.config = root / "config.gin"  # the operative config of the newest start
+        self.manifest = root / "checkpoints.jsonl"  # a line per checkpoint
+        self.metrics = root / "metrics.jsonl"  # a line per logged step
+        self.restarts = root / "restarts.jsonl"  # a line per restart and per stop in order
+        self.alarms = root / "alarms.jsonl"  # a line per alarm (`jaxllm.report.alarms`)
+        self.data = root / "data.json"  # the fingerprint of the training sequences
+        self.trajectory = root / "trajectory"  # a directory per step with each task's records
+        self.abandoned = root / "abandoned_records"  # records of steps that were trained again
+        self.tensorboard = root / "tensorboard"  # event files and profiles
+        self.report = root / "report"  # the HTML report, index.html
         # Orbax needs absolute paths.
         absolute = root if is_remote(root) else epath.Path(os.path.abspath(root))
-        self.checkpoints = absolute / "checkpoints"
-        self.damaged = absolute / "damaged_checkpoints"
-        self.trajectory = root / "trajectory"
-        self.abandoned = root / "abandoned_records"
-        self.tensorboard = root / "tensorboard"
-        self.report = root / "report"
+        self.checkpoints = absolute / "checkpoints"  # Orbax's directory per step
+        self.damaged = absolute / "damaged_checkpoints"  # those that could not be read
 
     def config_until(self, step: int) -> epath.Path:
         """The config in force before the start at `step` that changed it."""
         return self.root / f"config_until_{step}.gin"
-
-    def check_name(self) -> None:
-        """Reject a path that Orbax would treat as a glob pattern.
-
-        Raises:
-          UserError: the absolute path contains one of `[ ] * ?`.
-        """
-        path = str(self.checkpoints.parent)
-        for character in "[]*?":
-            if character in path:
-                raise UserError(
-                    f"MODEL_DIR {path}: its path holds {character!r}, with which no checkpoint "
-                    "could be read: name it without [ ] * ?"
-                )
 
     def checkpoint(self, step: int) -> epath.Path:
         """The directory of a checkpoint, with the items MODEL and TRAINING."""
@@ -77,3 +47,12 @@ class Layout:
     def tokenizer_file(self, name: str) -> epath.Path:
         """The path of a saved tokenizer file."""
         return self.root / name
+
+    def check_name(self) -> None:
+        """Raise UserError for a path that Orbax would treat as a glob pattern."""
+        path = str(self.checkpoints.parent)
+        if patterns := [character for character in "[]*?" if character in path]:
+            raise UserError(
+                f"MODEL_DIR {path}: its path holds {patterns[0]!r}, with which no checkpoint could "
+                "be read: name it without [ ] * ?"
+            )

@@ -17,35 +17,20 @@ from jaxllm.io import JsonLines
 
 @dataclasses.dataclass(frozen=True)
 class ManifestEntry:
-    """The metadata of one checkpoint, readable without opening it.
+    """The metadata of one checkpoint, readable without opening it."""
 
-    Attributes:
-      step: updates done.
-      tokens: tokens seen, padding included.
-      flops: training FLOPs so far, 6 · parameters · tokens.
-      learning_rate: of the last update; None at step 0.
-      loss: mean over the tokens of the last update; None at step 0.
-      data_position: global index of the next sequence.
-      dtype: dtype of the saved parameters.
-      wall_time: start of the save, in Unix seconds.
-      wall_seconds: time spent by all processes of the run until then.
-      code_version: version of jaxllm, with the commit in a git checkout.
-      restarts: number of restarts before the save.
-      kind: 'scheduled', 'final', or 'preempted' (saved to resume from; not scored).
-    """
-
-    step: int
-    tokens: int
-    flops: float
-    learning_rate: float | None
-    loss: float | None
-    data_position: int
-    dtype: str
-    wall_time: float
-    wall_seconds: float
-    code_version: str
-    restarts: int
-    kind: str
+    step: int  # updates done
+    tokens: int  # seen so far, padding included
+    flops: float  # of training so far, 6 · parameters · tokens
+    learning_rate: float | None  # of the last update; None at step 0
+    loss: float | None  # mean over the tokens of the last update; None at step 0
+    data_position: int  # global index of the next sequence
+    dtype: str  # of the saved parameters
+    wall_time: float  # start of the save, in Unix seconds
+    wall_seconds: float  # time spent by all processes of the run until then
+    code_version: str  # version of jaxllm, with the commit in a git checkout
+    restarts: int  # before the save
+    kind: str  # 'scheduled', 'final', or 'preempted' (saved to resume from; not scored)
 
 
 def entries(lines: JsonLines) -> list[ManifestEntry]:
@@ -55,15 +40,16 @@ def entries(lines: JsonLines) -> list[ManifestEntry]:
       UserError: an older version of jaxllm wrote it.
     """
     fields = {field.name for field in dataclasses.fields(ManifestEntry)}
-    found = {}
+    by_step = {}
     for row in lines.read()[0]:
-        for name in sorted(fields - row.keys()):
+        if missing := sorted(fields - row.keys()):
             raise UserError(
-                f"{lines.path} has no {name!r} at step {row['step']}: an older version of jaxllm "
-                f"({row.get('code_version', 'unknown')}) wrote this run, and only it can read it"
+                f"{lines.path} has no {missing[0]!r} at step {row['step']}: an older version of "
+                f"jaxllm ({row.get('code_version', 'unknown')}) wrote this run, and only it can "
+                "read it"
             )
-        found[row["step"]] = ManifestEntry(**{name: row[name] for name in fields})
-    return [found[step] for step in sorted(found)]
+        by_step[row["step"]] = ManifestEntry(**{name: row[name] for name in fields})
+    return [by_step[step] for step in sorted(by_step)]
 
 
 def select(
@@ -81,14 +67,14 @@ def select(
         return chosen
     by_step = {entry.step: entry for entry in saved}
     try:
-        wanted = [int(step) for step in steps.split(",")]
+        numbers = [int(step) for step in steps.split(",")]
     except ValueError as error:
         raise UserError(f"--steps={steps}: write numbers, as --steps=100,200") from error
-    for step in wanted:
+    for step in numbers:
         if step not in by_step:
             known = ", ".join(map(str, by_step)) or "none"
             raise UserError(f"{model_dir} has no checkpoint of step {step}; it has {known}")
-    return [by_step[step] for step in wanted]
+    return [by_step[step] for step in numbers]
 
 
 @functools.cache
@@ -99,13 +85,13 @@ def code_version() -> str:
     except importlib.metadata.PackageNotFoundError:
         version = "0"
     root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
-        return version
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
     try:
-        commit = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--exclude=*"],
-            cwd=root, capture_output=True, text=True, timeout=5, check=True,
-        ).stdout.strip()  # fmt: skip
+        if (root / ".git").exists():
+            commit = subprocess.check_output(
+                command, cwd=root, text=True, timeout=5, stderr=subprocess.DEVNULL
+            )
+            version += f"+{commit.strip()}"
     except (OSError, subprocess.SubprocessError):
-        return version
-    return f"{version}+{commit}"
+        pass
+    return version

@@ -14,62 +14,35 @@ OK = "ok"
 
 @dataclasses.dataclass(frozen=True)
 class RunInfo:
-    """The fields that all records of a run share.
+    """The fields that all records of a run share."""
 
-    Attributes:
-      run: name of the run; runs compared in one report need different names.
-      family: suite of the run; runs of one family differ only in size.
-      params: number of parameters.
-    """
-
-    run: str
-    family: str
-    params: int
+    run: str  # name of the run; runs compared in one report need different names
+    family: str  # suite of the run; runs of one family differ only in size
+    params: int  # number of parameters
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Record:
-    """One tidy row of the trajectory table.
-
-    Attributes:
-      run: name of the run.
-      family: name of its suite.
-      params: number of parameters of the model.
-      step: training step of the checkpoint.
-      tokens: training tokens seen so far.
-      flops: training FLOPs spent so far.
-      task: name of the SeqIO task.
-      domain: domain of the task, such as reading, math or code.
-      shots: number of few-shot examples in the prompt.
-      metric: name of the metric; `primary` marks the task's main one.
-      value: value of the metric; NaN when the task failed or has no such value.
-      stderr: standard error of `value` over the examples; NaN when unknown.
-      n: number of examples.
-      chance: chance level; NaN where there is none (perplexity).
-      task_version: version of the task; records of different versions are not comparable.
-      seconds: wall time of scoring the task at this checkpoint.
-      primary: whether this is the task's main metric, the one that is charted.
-      status: "ok", or one line with the reason why there is no value.
-    """
+    """One tidy row of the trajectory table; NaN where a number is unknown or does not exist."""
 
     run: str
     family: str
     params: int
-    step: int
-    tokens: int
-    flops: float
-    task: str
-    domain: str
-    shots: int
+    step: int  # of the checkpoint
+    tokens: int  # seen so far
+    flops: float  # spent on training so far
+    task: str  # name of the SeqIO task
+    domain: str  # of the task, such as reading, math or code
+    shots: int  # few-shot examples in the prompt
     metric: str
     value: float
-    stderr: float = math.nan
-    n: int = 0
+    stderr: float = math.nan  # of `value`, over the examples
+    n: int = 0  # number of examples
     chance: float = math.nan
-    task_version: str = "1"
-    seconds: float = math.nan
-    primary: bool = False
-    status: str = OK
+    task_version: str = "1"  # records of different versions are not comparable
+    seconds: float = math.nan  # wall time of scoring the task at this checkpoint
+    primary: bool = False  # whether this is the task's main metric, the one that is charted
+    status: str = OK  # or one line with the reason why there is no value
 
 
 COLUMNS = tuple(field.name for field in dataclasses.fields(Record))

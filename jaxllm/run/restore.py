@@ -1,7 +1,8 @@
 """Restoring checkpoints: with strict shapes, onto any mesh, skipping damaged ones.
 
 A checkpoint is valid when Orbax has committed its directory, the manifest lists it, and it can be
-read.
+read. `params` and `training` (the step and the optimizer state) are trees of `jax.ShapeDtypeStruct`
+with shardings wherever they say what is to be restored.
 """
 
 from __future__ import annotations
@@ -16,21 +17,14 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
-from jaxllm.errors import UserError
+from jaxllm.errors import UserError, first_line
 from jaxllm.run.layout import MODEL, TRAINING, Layout
 from jaxllm.run.manifest import ManifestEntry
 
 
 @dataclasses.dataclass(frozen=True)
 class RestoredCheckpoint:
-    """A restored checkpoint.
-
-    Attributes:
-      entry: its manifest line.
-      params: the parameters.
-      training: the step and the optimizer state.
-      custom_metadata: small JSON, saved with the checkpoint.
-    """
+    """A restored checkpoint: its manifest line, its arrays, and small JSON saved with them."""
 
     entry: ManifestEntry
     params: Any
@@ -43,13 +37,8 @@ def committed_steps(layout: Layout) -> set[int]:
     return set(ocp.path.step.checkpoint_steps(layout.checkpoints))
 
 
-def restore_params(layout: Layout, step: int, abstract: Any) -> Any:
-    """The parameters of one checkpoint, sharded as in `abstract`.
-
-    Args:
-      layout: the run's paths.
-      step: step of a valid checkpoint.
-      abstract: tree of `jax.ShapeDtypeStruct` with shardings.
+def restore_params(layout: Layout, step: int, params: Any) -> Any:
+    """The parameters of one valid checkpoint, sharded as in `params`.
 
     Raises:
       UserError: a parameter is missing, extra or of another shape or dtype; or the checkpoint is
@@ -57,10 +46,10 @@ def restore_params(layout: Layout, step: int, abstract: Any) -> Any:
     """
     path = layout.checkpoint(step)
     try:
-        return _restore_item(path / MODEL, abstract, "parameter")
+        return _restore_item(path / MODEL, params, "parameter")
     except UserError:
         raise
-    except Exception as error:
+    except Exception as error:  # exceptions of damaged files are undocumented, and vary
         raise UserError(f"checkpoint {path} is damaged ({first_line(error)})") from error
 
 
@@ -71,14 +60,9 @@ def restore_newest(
     training: Any,
     report: Callable[[str], None],
 ) -> RestoredCheckpoint | None:
-    """The newest readable checkpoint of `entries`; None if there are no entries.
+    """The newest readable checkpoint of `entries`, the committed ones; None if there are none.
 
-    Args:
-      layout: the run's paths.
-      entries: the committed checkpoints, by step.
-      params: tree of `jax.ShapeDtypeStruct` with shardings.
-      training: likewise, of the step and the optimizer state.
-      report: called with a line for each unreadable checkpoint.
+    Calls `report` with a line for each unreadable checkpoint.
 
     Raises:
       UserError: the checkpoint is of another model or optimizer; all are damaged; or the manifest
@@ -91,8 +75,14 @@ def restore_newest(
             f"{sorted(unlisted)} of {layout.checkpoints}: bring it back, or move them away"
         )
     for entry in reversed(entries):
-        restored = _try(layout, entry, params, training, report)
-        if restored:
+        restored, path = None, layout.checkpoint(entry.step)
+        try:
+            restored = _restore(path, entry, params, training)
+        except UserError:
+            raise
+        except Exception as error:
+            report(f"checkpoint {path} is damaged and not used ({first_line(error)})")
+        if _on_every_process(restored is not None):
             return restored
     if entries:
         raise UserError(
@@ -103,11 +93,7 @@ def restore_newest(
 
 
 def check_model(layout: Layout, saved: RestoredCheckpoint, model: Mapping[str, Any]) -> None:
-    """Check that the run's model is the one that was trained.
-
-    Raises:
-      UserError: a config field that parameter shapes do not reveal has changed.
-    """
+    """Raise UserError if a config field that parameter shapes do not reveal has changed."""
     trained: Mapping[str, Any] = saved.custom_metadata.get("model", model)
     for name in sorted(model):
         if trained.get(name) != model[name]:
@@ -119,16 +105,12 @@ def check_model(layout: Layout, saved: RestoredCheckpoint, model: Mapping[str, A
 
 
 def check_readable(path: epath.Path, params: Any, training: Any) -> None:
-    """Verify that the array metadata of a checkpoint can be read back.
-
-    Raises:
-      UserError: it cannot be read, on this or another host.
-    """
+    """Raise UserError if a host cannot read back the array metadata of the first checkpoint."""
     problem = ""
     try:
         _check_item(path / MODEL, params, "parameter")
         _check_item(path / TRAINING, training, "optimizer state")
-    except Exception as error:  # exceptions of damaged files are undocumented, and vary
+    except Exception as error:
         problem = first_line(error)
     if not _on_every_process(not problem):
         raise UserError(
@@ -147,34 +129,16 @@ def move_away(path: epath.Path, target: epath.Path) -> None:
     path.rename(target)
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text, at most 200 characters."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines or [type(error).__name__])[0][:200]
-
-
-def _try(
-    layout: Layout,
-    entry: ManifestEntry,
-    params: Any,
-    training: Any,
-    report: Callable[[str], None],
-) -> RestoredCheckpoint | None:
-    path = layout.checkpoint(entry.step)
+def _restore(
+    path: epath.Path, entry: ManifestEntry, params: Any, training: Any
+) -> RestoredCheckpoint:
     handler = ocp.CompositeCheckpointHandler(MODEL, TRAINING)
-    try:
-        restored = RestoredCheckpoint(
-            entry,
-            _restore_item(path / MODEL, params, "parameter"),
-            _restore_item(path / TRAINING, training, "optimizer state"),
-            ocp.Checkpointer(handler).metadata(path).custom_metadata or {},
-        )
-    except UserError:
-        raise
-    except Exception as error:  # exceptions of damaged files are undocumented, and vary
-        report(f"checkpoint {path} is damaged and not used ({first_line(error)})")
-        restored = None
-    return restored if _on_every_process(restored is not None) else None
+    return RestoredCheckpoint(
+        entry,
+        _restore_item(path / MODEL, params, "parameter"),
+        _restore_item(path / TRAINING, training, "optimizer state"),
+        ocp.Checkpointer(handler).metadata(path).custom_metadata or {},
+    )
 
 
 def _restore_item(path: epath.Path, abstract: Any, noun: str) -> Any:
@@ -185,32 +149,22 @@ def _restore_item(path: epath.Path, abstract: Any, noun: str) -> Any:
 def _check_item(path: epath.Path, abstract: Any, noun: str) -> None:
     """Raise UserError if a saved item has other arrays than `abstract`, ValueError if none."""
     metadata = ocp.StandardCheckpointer().metadata(path).item_metadata
-    saved = _arrays(metadata.tree) if metadata else {}
+    saved, expected = _arrays(metadata.tree) if metadata else {}, _arrays(abstract)
     if not saved:
         raise ValueError(f"{path} names no arrays")
-    _check_same(path, saved, _arrays(abstract), noun)
-
-
-def _check_same(
-    path: epath.Path, saved: Mapping[str, Any], expected: Mapping[str, Any], noun: str
-) -> None:
-    """Raise UserError for the first array in which checkpoint and model differ."""
-    for name in sorted(expected.keys() - saved.keys()):
-        raise UserError(f"checkpoint {path}: {noun} {name} of this run's config is missing in it")
-    for name in sorted(saved.keys() - expected.keys()):
-        raise UserError(f"checkpoint {path}: it holds a {noun} {name} that this run does not have")
-    for name in sorted(expected):
-        there, here = saved[name], expected[name]
-        if tuple(there.shape) != tuple(here.shape):
-            raise UserError(
-                f"checkpoint {path}: {noun} {name} has shape {list(there.shape)} in it, "
-                f"and {list(here.shape)} in this run's config"
-            )
-        if np.dtype(there.dtype) != np.dtype(here.dtype):
-            raise UserError(
-                f"checkpoint {path}: {noun} {name} is {np.dtype(there.dtype)} in it, "
-                f"and {np.dtype(here.dtype)} in this run's config"
-            )
+    for name in sorted(saved.keys() | expected.keys()):
+        there, here = saved.get(name), expected.get(name)
+        if there is None:
+            problem = f"{noun} {name} of this run's config is missing in it"
+        elif here is None:
+            problem = f"it holds a {noun} {name} that this run does not have"
+        elif (shapes := [list(there.shape), list(here.shape)])[0] != shapes[1]:
+            problem = f"{noun} {name} has shape {shapes[0]} in it, and {shapes[1]} in this config"
+        elif (types := [np.dtype(there.dtype), np.dtype(here.dtype)])[0] != types[1]:
+            problem = f"{noun} {name} is {types[0]} in it, and {types[1]} in this run's config"
+        else:
+            continue
+        raise UserError(f"checkpoint {path}: {problem}")
 
 
 def _arrays(tree: Any) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import functools
 import math
 import re
 import shutil
+import time
 import uuid
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -25,11 +26,11 @@ import pandas as pd
 from etils import epath
 
 from jaxllm.errors import UserError
-from jaxllm.io import JsonLines, atomic_write, is_remote
+from jaxllm.io import JsonLines, atomic_write, disk_errors, is_remote
 from jaxllm.run import manifest, stored_config
 from jaxllm.run.layout import Layout
 from jaxllm.run.manifest import ManifestEntry
-from jaxllm.run.times import TimeBreakdown, restart, stop_line
+from jaxllm.run.times import TimeBreakdown, before_restart
 from jaxllm.run.trajectory import TrajectoryStore
 
 if TYPE_CHECKING:
@@ -37,40 +38,26 @@ if TYPE_CHECKING:
 
     from jaxllm.models.config import ModelConfig
     from jaxllm.run.checkpoints import CheckpointWriter
-    from jaxllm.run.config import CheckpointConfig
     from jaxllm.run.restore import RestoredCheckpoint
+    from jaxllm.run.schedule import CheckpointConfig
 
 
 @dataclasses.dataclass(frozen=True)
 class Resumed:
-    """A resumed run.
+    """A resumed run."""
 
-    Attributes:
-      checkpoint: the newest valid one.
-      restarts: number of restarts, this one included.
-      previous: time of the earlier processes, lost time included.
-    """
-
-    checkpoint: RestoredCheckpoint
-    restarts: int
-    previous: TimeBreakdown
+    checkpoint: RestoredCheckpoint  # the newest valid one
+    restarts: int  # this one included
+    previous: TimeBreakdown  # time of the earlier processes, lost time included
 
 
 class Run:
-    """One run directory, local or `gs://`; a run in progress can be read.
-
-    Attributes:
-      layout: the paths.
-      trajectory: the records of its scored checkpoints.
-      manifest_lines: the manifest file.
-      metrics_lines: the file of logged metrics.
-      restart_lines: the file of restarts.
-      alarm_lines: the file of alarms.
-    """
+    """One run directory, local or `gs://`; a run in progress can be read."""
 
     def __init__(self, model_dir: epath.PathLike) -> None:
         """Name a run directory without accessing it; see `create` and `open`."""
         self.layout = Layout(model_dir)
+        self.path = self.layout.root  # MODEL_DIR
         self.trajectory = TrajectoryStore(model_dir)
         self.manifest_lines = JsonLines(self.layout.manifest)
         self.metrics_lines = JsonLines(self.layout.metrics)
@@ -82,19 +69,15 @@ class Run:
         """Create the directory if it is missing, and check that it is writable.
 
         Raises:
-          UserError: it cannot be created or written, or Orbax could not read checkpoints at its
-            path.
+          UserError: it is not, or Orbax could not read checkpoints at its path.
         """
         run = cls(model_dir)
         run.layout.check_name()
-        try:
+        with disk_errors(f"write to MODEL_DIR {run.path}"):
             run.path.mkdir(parents=True, exist_ok=True)
             probe = run.path / f".writable.{uuid.uuid4().hex}"
             probe.write_text("x" * 4096)
             probe.unlink()
-        except OSError as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"cannot write to MODEL_DIR {run.path}: {reason}") from error
         return run
 
     @classmethod
@@ -112,25 +95,15 @@ class Run:
         if not run._holds_a_run():
             runs = [p for p in sorted(run.path.iterdir()) if p.is_dir() and cls(p)._holds_a_run()]
             hint = f"; did you mean {', '.join(map(str, runs[:3]))}?" if runs else ""
-            names = [path.name for path in run._evidence()]
-            either = f"{', '.join(names[:-1])} or {names[-1]}"
-            raise UserError(f"{model_dir}: not a run directory, it has no {either}{hint}")
+            raise UserError(
+                f"{model_dir}: not a run directory, it has no trajectory, metrics.jsonl or "
+                f"checkpoints.jsonl{hint}"
+            )
         return run
 
-    @property
-    def path(self) -> epath.Path:
-        """MODEL_DIR."""
-        return self.layout.root
-
     def check_space(self, num_bytes: int) -> None:
-        """Check the free disk space before any work is done.
-
-        Raises:
-          UserError: fewer than `num_bytes` are free.
-        """
-        if is_remote(self.path):
-            return
-        free = shutil.disk_usage(self.path).free
+        """Raise UserError if fewer than `num_bytes` are free on the disk."""
+        free = math.inf if is_remote(self.path) else shutil.disk_usage(self.path).free
         if free < num_bytes:
             raise UserError(
                 f"MODEL_DIR {self.path} has {free / 1e6:,.0f} MB free, and the run's checkpoints "
@@ -160,10 +133,6 @@ class Run:
         atomic_write(self.layout.config, text)
         return changes
 
-    def note_stop(self, step: int, spent: TimeBreakdown) -> None:
-        """Record the time of the run so far, as a process ends in order at a checkpoint."""
-        self.restart_lines.append(stop_line(step, spent))
-
     # Checkpoints
 
     def entries(self) -> list[ManifestEntry]:
@@ -178,11 +147,7 @@ class Run:
         return [entry for entry in self.entries() if entry.step in committed]
 
     def select(self, steps: str | None) -> list[ManifestEntry]:
-        """The checkpoints of `steps`, such as '100,200'; None selects all but preempted ones.
-
-        Raises:
-          UserError: there are none, `steps` is malformed, or a step has no checkpoint.
-        """
+        """`manifest.select` among the valid checkpoints."""
         return manifest.select(self.available(), steps, self.path)
 
     def restore_params(self, step: int, model: ModelConfig, mesh: Mesh) -> Any:
@@ -220,29 +185,43 @@ class Run:
           UserError: the checkpoint is of another model or optimizer, or all are damaged.
         """
         import jax
-        from jax.experimental import multihost_utils
+        from jax.experimental.multihost_utils import sync_global_devices
 
         from jaxllm.run.restore import check_model, restore_newest
 
-        found = restore_newest(self.layout, self.available(), params, training, report)
-        entry = found.entry if found else None
-        if found and model is not None:
-            check_model(self.layout, found, model)
         resumed = None
-        if found and entry:
-            files = (self.metrics_lines, self.restart_lines)
-            spent = found.custom_metadata.get("time", {"wall": entry.wall_seconds})
-            again = restart(files, entry.step, entry.restarts, TimeBreakdown(**spent))
-            resumed = Resumed(found, again.restarts, again.previous)
+        newest = restore_newest(self.layout, self.available(), params, training, report)
+        if newest:
+            entry = newest.entry
+            if model is not None:
+                check_model(self.layout, newest, model)
+            rows = self.metrics_lines.read()[0] + self.restart_lines.read()[0]
+            restarts = max([entry.restarts, *(row.get("restarts", 0) for row in rows)]) + 1
+            spent = newest.custom_metadata.get("time", {"wall": entry.wall_seconds})
+            previous, lost = before_restart(rows, entry.step, TimeBreakdown(**spent))
+            resumed = Resumed(newest, restarts, previous)
         if jax.process_count() > 1:  # every host has read before one of them writes
-            multihost_utils.sync_global_devices("jaxllm: run read")
+            sync_global_devices("jaxllm: run read")
         if jax.process_index() == 0:
-            self._forget_after(entry.step if entry else -1)
+            self._forget_after(entry.step if resumed else -1)
             if resumed:
-                self.restart_lines.append(again.line())
+                self.restart_lines.append(
+                    {
+                        "step": entry.step,
+                        "restarts": restarts,
+                        "wall_seconds": previous.wall,
+                        "lost_seconds": lost,
+                        "wall_time": time.time(),
+                    }
+                )
         if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("jaxllm: run resumed")
+            sync_global_devices("jaxllm: run resumed")
         return resumed
+
+    def note_stop(self, step: int, spent: TimeBreakdown) -> None:
+        """Record the time of the run so far, as a process ends in order at a checkpoint."""
+        stopped = dataclasses.asdict(spent)
+        self.restart_lines.append({"step": step, "stopped": stopped, "wall_seconds": spent.wall})
 
     def checkpoint_writer(self, config: CheckpointConfig) -> CheckpointWriter:
         """The writer of further checkpoints; call it after `resume`."""
@@ -256,13 +235,13 @@ class Run:
 
         self.manifest_lines.keep_until(step)
         self.metrics_lines.keep_until(step)
-        for later in sorted(committed_steps(self.layout)):
+        layout = self.layout
+        for later in sorted(committed_steps(layout)):
             if later > step:
-                move_away(self.layout.checkpoint(later), self.layout.damaged / str(later))
+                move_away(layout.checkpoint(later), layout.damaged / str(later))
         for later in self.trajectory.steps():
             if later > step:
-                folder = self.layout.trajectory / str(later)
-                move_away(folder, self.layout.abandoned / str(later))
+                move_away(layout.trajectory / str(later), layout.abandoned / str(later))
 
     # Tables
 
@@ -284,6 +263,10 @@ class Run:
         """A row per checkpoint of the manifest, ordered by step; empty when there is none."""
         return self._checkpoints[0]
 
+    def problems(self) -> tuple[str, ...]:
+        """A line per unreadable or partly unreadable file."""
+        return self._records[1] + self._metrics[1] + self._checkpoints[1]
+
     def planned_steps(self) -> int | None:
         """Total steps in the run's config; None if it does not state them."""
         text = self.config()
@@ -302,10 +285,6 @@ class Run:
             return math.nan
         return steps * float(rows.tokens.iloc[-1] / rows.step.iloc[-1])
 
-    def problems(self) -> tuple[str, ...]:
-        """A line per unreadable or partly unreadable file."""
-        return self._records[1] + self._metrics[1] + self._checkpoints[1]
-
     @functools.cached_property
     def _records(self) -> tuple[pd.DataFrame, tuple[str, ...]]:
         return self.trajectory.read_with_problems()
@@ -318,21 +297,18 @@ class Run:
     def _checkpoints(self) -> tuple[pd.DataFrame, tuple[str, ...]]:
         return lines_table(self.manifest_lines)
 
-    def _evidence(self) -> tuple[epath.Path, ...]:
-        return self.layout.trajectory, self.layout.metrics, self.layout.manifest
-
     def _holds_a_run(self) -> bool:
-        return any(path.exists() for path in self._evidence())
+        paths = (self.layout.trajectory, self.layout.metrics, self.layout.manifest)
+        return any(path.exists() for path in paths)
 
 
 def lines_table(lines: JsonLines) -> tuple[pd.DataFrame, tuple[str, ...]]:
     """A row per step, ordered, the last of repeated steps; and a line about unreadable lines."""
     rows, broken = lines.read()
     by_step = {row["step"]: row for row in rows}
+    frame = pd.DataFrame({"step": pd.Series(dtype="int64")})
     if by_step:
         frame = pd.DataFrame([by_step[step] for step in sorted(by_step)])
-    else:
-        frame = pd.DataFrame({"step": pd.Series(dtype="int64")})
     if not broken:
         return frame, ()
     numbers = ", ".join(map(str, broken[:5])) + (", …" if len(broken) > 5 else "")

@@ -1,11 +1,45 @@
-"""The steps at which a run is saved, and the checkpoints that are kept."""
+"""When checkpoints are saved, and which of them stay."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Collection, Sequence
 
-from jaxllm.run.config import CheckpointConfig
+from jaxllm.configs import NonNegativeInt, PositiveFloat, PositiveInt, configurable
+from jaxllm.errors import UserError
+
+
+@configurable
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """The checkpoint schedule of a run: dense while capabilities emerge fast, then regular.
+
+    The defaults with `every_steps=1000` are Pythia's: 0, 1, 2, 4, …, 512, 1000, 2000, … (Biderman
+    et al. 2023, arXiv 2304.01373, §2.1).
+
+    Attributes:
+      early: first early checkpoint; the steps double up to the first regular one: 0, early,
+        2·early, …. A tuple lists all early steps; None means none, not even step 0.
+      every_steps: steps between regular checkpoints.
+      every_tokens: the same in tokens: the first step at or beyond each multiple. Set at most one
+        of the two; with neither, only the early checkpoints and the last step are saved.
+      keep_last: number of newest checkpoints to keep, besides the milestones; None keeps all.
+      milestone_steps: with keep_last, checkpoints at multiples of this step stay forever.
+    """
+
+    early: PositiveInt | tuple[NonNegativeInt, ...] | None = 1
+    every_steps: PositiveInt | None = 1000
+    every_tokens: PositiveFloat | None = None
+    keep_last: PositiveInt | None = None
+    milestone_steps: PositiveInt | None = None
+
+    def __post_init__(self) -> None:
+        if self.every_steps is not None and self.every_tokens is not None:
+            raise UserError(
+                "CheckpointConfig.every_steps and CheckpointConfig.every_tokens are both set;"
+                " set one of them to None"
+            )
 
 
 def scheduled_steps(config: CheckpointConfig, steps: int, tokens_per_step: int) -> tuple[int, ...]:
@@ -15,25 +49,18 @@ def scheduled_steps(config: CheckpointConfig, steps: int, tokens_per_step: int) 
     multiples of `every_steps`, or the first step whose tokens reach each multiple of
     `every_tokens`. The last step is always included.
     """
-    regular = _regular_steps(config, steps, tokens_per_step)
-    before = regular[0] if regular else steps + 1
+    regular: Sequence[int] = ()
+    if config.every_steps is not None:
+        regular = range(config.every_steps, steps + 1, config.every_steps)
+    elif config.every_tokens is not None:
+        multiples = range(1, math.floor(steps * tokens_per_step / config.every_tokens) + 1)
+        regular = [math.ceil(k * config.every_tokens / tokens_per_step) for k in multiples]
     if isinstance(config.early, int):
-        early = [0, *(config.early << k for k in range(64))]
-        early = [step for step in early if step < before]
+        before = regular[0] if regular else steps + 1
+        early = [s for s in (0, *(config.early << k for k in range(64))) if s < before]
     else:
         early = [step for step in config.early or () if step <= steps]
     return tuple(sorted({*early, *regular, steps}))
-
-
-def _regular_steps(config: CheckpointConfig, steps: int, tokens_per_step: int) -> list[int]:
-    if config.every_steps is not None:
-        return list(range(config.every_steps, steps + 1, config.every_steps))
-    if config.every_tokens is None:
-        return []
-    multiples = math.floor(steps * tokens_per_step / config.every_tokens)
-    return sorted(
-        {math.ceil(k * config.every_tokens / tokens_per_step) for k in range(1, multiples + 1)}
-    )
 
 
 def preserved(
@@ -45,11 +72,7 @@ def preserved(
     run leaves the same checkpoints as an uninterrupted one.
     """
     scheduled = [step for step in steps if step not in preempted]
-    if config.keep_last is None:
-        staying = set(scheduled)
-    else:
-        staying = set(scheduled[-config.keep_last :])
-        if config.milestone_steps:
-            staying.update(step for step in scheduled if step % config.milestone_steps == 0)
-    staying.update(steps[-1:])
+    staying = {*scheduled[-(config.keep_last or 0) :], *steps[-1:]}
+    if config.milestone_steps:
+        staying.update(step for step in scheduled if step % config.milestone_steps == 0)
     return [step in staying for step in steps]

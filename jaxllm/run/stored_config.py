@@ -12,17 +12,12 @@ import sys
 import tokenize
 from typing import Any
 
-from etils import epath
-
 from jaxllm.errors import UserError
 from jaxllm.run.layout import Layout
 
 # Fields that run code (modules, programs that a model writes), with the value that runs none. Only
 # the command line can grant them, not the run directory.
-_PERMISSIONS: dict[str, Any] = {
-    "DataConfig.modules": (),
-    "EvalConfig.run_code": False,
-}
+_PERMISSIONS: dict[str, Any] = {"DataConfig.modules": (), "EvalConfig.run_code": False}
 
 
 def parse(model_dir: str) -> None:
@@ -38,16 +33,25 @@ def parse(model_dir: str) -> None:
         raise UserError(f"{model_dir} is no run: it has no config.gin")
     try:
         text = path.read_text()
+        _check(text, str(path))
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is no text ({error})") from error
-    try:
-        _check(text, str(path))
     except (SyntaxError, tokenize.TokenError, RecursionError, MemoryError) as error:
         place = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
         raise UserError(f"{path}{place} is not gin: {error.args[0]}") from error
     gin.parse_config(_named(text, str(path)))
     for name, harmless in _PERMISSIONS.items():
-        _withdraw(name, harmless, path)
+        try:
+            value = gin.query_parameter(name)
+        except ValueError:  # not bound
+            continue
+        if value and value != harmless:
+            gin.bind_parameter(name, harmless)
+            print(
+                f"{path} sets {name} = {value!r}, which is not taken from a run directory: "
+                f"where you trust it, say so with --gin.{name}=…",
+                file=sys.stderr,
+            )
 
 
 def changes(before: str, after: str) -> list[str]:
@@ -55,6 +59,22 @@ def changes(before: str, after: str) -> list[str]:
     old, new = _bindings(before), _bindings(after)
     names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
     return [f"{n} = {new.get(n, 'its default')} (was {old.get(n, 'its default')})" for n in names]
+
+
+class References:
+    """A delegate of gin's parser that records references, without look-ups or calls."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def configurable_reference(self, name: str, evaluate: bool) -> str:
+        """Record `@scope/name`."""
+        self.names.append(name.rsplit("/", 1)[-1])
+        return name
+
+    def macro(self, name: str) -> str:
+        """Accept `%name`."""
+        return name
 
 
 def _bindings(text: str) -> dict[str, str]:
@@ -96,39 +116,6 @@ def _is_ours(name: str) -> bool:
 
     matches = gin.config._REGISTRY.matching_selectors(name)
     return bool(matches) and all(match.startswith("jaxllm.") for match in matches)
-
-
-def _withdraw(name: str, harmless: Any, path: epath.Path) -> None:
-    """Reset a permission to its harmless value."""
-    import gin
-
-    try:
-        value = gin.query_parameter(name)
-    except ValueError:  # not bound
-        return
-    if value and value != harmless:
-        gin.bind_parameter(name, harmless)
-        print(
-            f"{path} sets {name} = {value!r}, which is not taken from a run directory: "
-            f"where you trust it, say so with --gin.{name}=…",
-            file=sys.stderr,
-        )
-
-
-class References:
-    """A delegate of gin's parser that records references, without look-ups or calls."""
-
-    def __init__(self) -> None:
-        self.names: list[str] = []
-
-    def configurable_reference(self, name: str, evaluate: bool) -> str:
-        """Record `@scope/name`."""
-        self.names.append(name.rsplit("/", 1)[-1])
-        return name
-
-    def macro(self, name: str) -> str:
-        """Accept `%name`."""
-        return name
 
 
 def _named(text: str, name: str) -> io.StringIO:

@@ -2,35 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
-
-from jaxllm.io import JsonLines
 
 
 @dataclasses.dataclass(frozen=True)
 class TimeBreakdown:
-    """Seconds by phase; `steps` is the remainder.
-
-    Attributes:
-      wall: total.
-      setup: from the start of a process to its first step.
-      compile: compilation of the step.
-      checkpoint: waiting for a save.
-      evaluation: scoring, with its own compilation.
-      data: waiting for a batch; a part of `steps`.
-      lost: lost to restarts: repeated work, and the setup and compilation of later processes.
-    """
+    """Seconds by phase; `steps` is the remainder."""
 
     wall: float = 0.0
-    setup: float = 0.0
-    compile: float = 0.0
-    checkpoint: float = 0.0
-    evaluation: float = 0.0
-    data: float = 0.0
-    lost: float = 0.0
+    setup: float = 0.0  # from the start of a process to its first step
+    compile: float = 0.0  # compilation of the step
+    checkpoint: float = 0.0  # waiting for a save
+    evaluation: float = 0.0  # scoring, with its own compilation
+    data: float = 0.0  # waiting for a batch; a part of `steps`
+    lost: float = 0.0  # to restarts: repeated work; setup and compilation of later processes
 
     @property
     def steps(self) -> float:
@@ -56,62 +45,85 @@ class TimeBreakdown:
         return {name: value / max(self.wall, 1e-9) for name, value in seconds.items()}
 
 
-def added(previous: TimeBreakdown | None, now: TimeBreakdown) -> TimeBreakdown:
-    """The time of a run's earlier processes and this one, whose setup and compile are lost."""
-    if previous is None:
-        return now
-    now = dataclasses.replace(now, setup=0.0, compile=0.0, lost=now.setup + now.compile)
-    both = zip(dataclasses.astuple(previous), dataclasses.astuple(now), strict=True)
-    return TimeBreakdown(*(before + here for before, here in both))
+PHASES = ("setup", "compile", "checkpoint", "evaluation", "data", "step")
 
 
-def stop_line(step: int, spent: TimeBreakdown) -> dict[str, Any]:
-    """The line of restarts.jsonl of a process that ends in order at the checkpoint of `step`."""
-    return {"step": step, "stopped": dataclasses.asdict(spent), "wall_seconds": spent.wall}
-
-
-@dataclasses.dataclass(frozen=True)
-class Restart:
-    """A start of a process at a checkpoint.
+class GoodputTimer:
+    """A stopwatch for one process of a run, from its start, with one phase at a time.
 
     Attributes:
-      step: step of the checkpoint.
-      restarts: number of restarts, this one included.
-      previous: time of the run's earlier processes, lost time included.
-      lost_seconds: time spent after the checkpoint, as far as recorded.
+      previous: time of the earlier processes; None in a run's first.
+      phase: the current phase; `setup` until `begin_steps`.
     """
 
-    step: int
-    restarts: int
-    previous: TimeBreakdown
-    lost_seconds: float
+    def __init__(self) -> None:
+        self.previous: TimeBreakdown | None = None
+        self.phase = "setup"
+        self._since = time.perf_counter()
+        self._total = dict.fromkeys(PHASES, 0.0)
+        self._last_lap = dict(self._total)
 
-    def line(self) -> dict[str, Any]:
-        """Its line of restarts.jsonl, for the next restart."""
-        return {
-            "step": self.step,
-            "restarts": self.restarts,
-            "wall_seconds": self.previous.wall,
-            "lost_seconds": self.lost_seconds,
-            "wall_time": time.time(),
-        }
+    def begin_steps(self) -> None:
+        """Count the time outside other phases as steps from now on."""
+        self._enter("step")
+
+    @contextlib.contextmanager
+    def measure(self, phase: str) -> Iterator[None]:
+        """Count the time inside as `phase`, one of PHASES, and as no other."""
+        around = self.phase
+        self._enter(phase)
+        try:
+            yield
+        finally:
+            self._enter(around)
+
+    def lap(self) -> TimeBreakdown:
+        """Start a new lap, and return the time of the last one."""
+        self._enter(self.phase)
+        spent = {phase: self._total[phase] - self._last_lap[phase] for phase in PHASES}
+        self._last_lap = dict(self._total)
+        return _breakdown(spent)
+
+    def total(self) -> TimeBreakdown:
+        """The time since this process began."""
+        self._enter(self.phase)
+        return _breakdown(self._total)
+
+    def run(self) -> TimeBreakdown:
+        """The time of all processes of the run; setup and compile of later ones are lost."""
+        now, previous = self.total(), self.previous
+        if previous is None:
+            return now
+        now = dataclasses.replace(now, setup=0.0, compile=0.0, lost=now.setup + now.compile)
+        both = zip(dataclasses.astuple(previous), dataclasses.astuple(now), strict=True)
+        return TimeBreakdown(*(before + here for before, here in both))
+
+    def _enter(self, phase: str) -> None:
+        now = time.perf_counter()
+        self._total[self.phase] += now - self._since
+        self._since, self.phase = now, phase
 
 
-def restart(files: Sequence[JsonLines], step: int, restarts: int, saved: TimeBreakdown) -> Restart:
-    """The restart at a checkpoint, with the time lost after it.
+def before_restart(
+    rows: Sequence[Mapping[str, Any]], step: int, saved: TimeBreakdown
+) -> tuple[TimeBreakdown, float]:
+    """The time of a run's earlier processes, and the seconds of it spent after a checkpoint.
+
+    These are lost. A process that ended in order at the checkpoint has recorded its time after it,
+    which is not.
 
     Args:
-      files: the metrics and the restarts of the run.
+      rows: the rows of metrics.jsonl and restarts.jsonl.
       step: step of the checkpoint.
-      restarts: number of restarts before the checkpoint.
       saved: time of the run when the checkpoint was saved.
     """
-    rows = [row for file in files for row in file.read()[0]]
-    # A process that ended in order has recorded its time after the checkpoint: nothing is lost.
     stops = [TimeBreakdown(**r["stopped"]) for r in rows if r["step"] == step and "stopped" in r]
     saved = max([saved, *stops], key=lambda spent: spent.wall)
-    restarts = max([restarts, *(row.get("restarts", 0) for row in rows)]) + 1
     wall = max([saved.wall, *(row.get("wall_seconds", 0.0) for row in rows)])
     lost = wall - saved.wall
-    previous = dataclasses.replace(saved, wall=wall, lost=saved.lost + lost)
-    return Restart(step, restarts, previous, lost)
+    return dataclasses.replace(saved, wall=wall, lost=saved.lost + lost), lost
+
+
+def _breakdown(seconds: dict[str, float]) -> TimeBreakdown:
+    named = {phase: value for phase, value in seconds.items() if phase != "step"}
+    return TimeBreakdown(sum(seconds.values()), **named)

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from etils import epath
 
+from jaxllm.errors import first_line
 from jaxllm.io import atomic_write, is_remote
 from jaxllm.run.layout import Layout
 from jaxllm.run.records import COLUMNS, Record
@@ -59,8 +60,7 @@ class TrajectoryStore:
         if examples is not None:
             table = pa.Table.from_pandas(examples, preserve_index=False)
             _write(self._file(step, task, _EXAMPLES), table, compression="zstd")
-        rows = [dataclasses.asdict(record) for record in records]
-        table = pa.Table.from_pylist(rows, SCHEMA)
+        table = pa.Table.from_pylist([dataclasses.asdict(record) for record in records], SCHEMA)
         _write(self._file(step, task, _RECORDS), table, **_OF_FEW_ROWS)
 
     def has(self, step: int, task: str) -> bool:
@@ -73,12 +73,10 @@ class TrajectoryStore:
         Records older than their checkpoint are from a branch that a rollback has abandoned.
         """
         files = {task: self._file(step, task, _RECORDS) for task in self.tasks(step)}
-        recent = {task: file for task, file in files.items() if _mtime(file) >= int(since)}
-        contents = {task: _try_bytes(file) for task, file in recent.items()}
         return {
             task
-            for task, content in contents.items()
-            if isinstance(content, bytes) and isinstance(_try_read(content), pa.Table)
+            for task, file in files.items()
+            if _mtime(file) >= int(since) and isinstance(_read(file), pa.Table)
         }
 
     def steps(self) -> tuple[int, ...]:
@@ -103,9 +101,8 @@ class TrajectoryStore:
         problems, tables = [], [SCHEMA.empty_table()]
         with ThreadPoolExecutor(8) as pool:
             # Threads hide the latency of object stores; on a disk they only cost time.
-            contents = (pool.map if is_remote(self.path) else map)(_try_bytes, files)
-            for file, content in zip(files, contents, strict=True):
-                result = _try_read(content) if isinstance(content, bytes) else content
+            results = (pool.map if is_remote(self.path) else map)(_read, files)
+            for file, result in zip(files, results, strict=True):
                 if isinstance(result, pa.Table):
                     tables.append(result)
                 else:
@@ -114,11 +111,7 @@ class TrajectoryStore:
         return frame.sort_values(["step", "task", "metric"], ignore_index=True), tuple(problems)
 
     def read_examples(self, step: int, task: str) -> pd.DataFrame:
-        """The per-example rows of one task at one checkpoint.
-
-        Raises:
-          FileNotFoundError: none are stored.
-        """
+        """The per-example rows of one task at one checkpoint; FileNotFoundError without any."""
         return pd.read_parquet(pa.BufferReader(self._file(step, task, _EXAMPLES).read_bytes()))
 
     def _file(self, step: int, task: str, suffix: str) -> epath.Path:
@@ -137,29 +130,17 @@ def _mtime(file: epath.Path) -> float:
     return file.stat().mtime if is_remote(file) else os.path.getmtime(file)
 
 
-def _try_bytes(file: epath.Path) -> bytes | str:
-    """The content of a file, or the reason why it cannot be read."""
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        return _reason(error)
-
-
-def _try_read(content: bytes) -> pa.Table | str:
+def _read(file: epath.Path) -> pa.Table | str:
     """The records of a file, with the current columns, or the reason why they cannot be read."""
     try:
         # Files are small and many: `pq.read_table` would set up a data set scan for each.
-        table = pq.ParquetFile(pa.BufferReader(content)).read(use_threads=False)
+        table = pq.ParquetFile(pa.BufferReader(file.read_bytes())).read(use_threads=False)
         if table.schema.equals(SCHEMA):
             return table
         missing = [name for name in COLUMNS if name not in table.schema.names]
         return f"no column {missing[0]}" if missing else table.select(COLUMNS).cast(SCHEMA)
     except (OSError, pa.ArrowException) as error:
-        return _reason(error)
-
-
-def _reason(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+        return first_line(error)
 
 
 def _write(file: epath.Path, table: pa.Table, **options: Any) -> None:

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from jaxllm.configs import configurable
+from jaxllm.configs import (
+    Fraction,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    configurable,
+)
 from jaxllm.errors import UserError
 from jaxllm.io import location
 
@@ -41,32 +48,22 @@ class TrainConfig:
     model_dir: str | None = None
     run_name: str | None = None
     family: str | None = None
-    steps: int = 1000
+    steps: PositiveInt = 1000
     seed: int = 0
-    gradient_accumulation: int = 1
-    z_loss: float = 0.0
-    log_every: int = 10
+    gradient_accumulation: PositiveInt = 1
+    z_loss: NonNegativeFloat = 0.0
+    log_every: PositiveInt = 10
     profile_steps: tuple[int, int] | None = None
-    watchdog_minutes: float | None = 10.0
+    watchdog_minutes: PositiveFloat | None = 10.0
     exit_on_hang: bool = False
     optimizer: OptimizerConfig = dataclasses.field(default_factory=lambda: AdamWConfig())
 
     def __post_init__(self) -> None:
         if self.model_dir is not None:
             object.__setattr__(self, "model_dir", location(self.model_dir))
-        for name in ("steps", "gradient_accumulation", "log_every"):
-            value = getattr(self, name)
-            if value < 1:
-                raise UserError(f"TrainConfig.{name} = {value}: it must be positive")
         steps = self.profile_steps
         if steps is not None and not 1 <= steps[0] <= steps[1]:
             raise UserError(f"TrainConfig.profile_steps = {steps!r}: give the first and last step")
-        if self.watchdog_minutes is not None and self.watchdog_minutes <= 0:
-            raise UserError(
-                "TrainConfig.watchdog_minutes: it must be positive, or None for no watchdog"
-            )
-        if self.z_loss < 0:
-            raise UserError(f"TrainConfig.z_loss = {self.z_loss}: it must not be negative")
 
 
 class OptimizerConfig(abc.ABC):
@@ -99,37 +96,13 @@ class AdamWConfig(OptimizerConfig):
         stochastic rounding (`jaxllm.training.optimizer.with_bf16_state`).
     """
 
-    b1: float = 0.9
-    b2: float = 0.95
-    eps: float = 1e-8
-    weight_decay: float = 0.1
-    weight_decay_mask: str = "matrices"
-    max_grad_norm: float | None = 1.0
-    state_dtype: str = "float32"
-
-    def __post_init__(self) -> None:
-        if self.weight_decay_mask not in ("matrices", "all"):
-            raise UserError(
-                f"AdamWConfig.weight_decay_mask = {self.weight_decay_mask!r}: "
-                "choose 'matrices' or 'all'"
-            )
-        if self.state_dtype not in ("float32", "bfloat16"):
-            raise UserError(
-                f"AdamWConfig.state_dtype = {self.state_dtype!r}: choose 'float32' or 'bfloat16'"
-            )
-        for name in ("b1", "b2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"AdamWConfig.{name} = {getattr(self, name)}: it must be in [0, 1)")
-        if self.eps < 0 or self.weight_decay < 0:
-            raise UserError(
-                f"AdamWConfig: eps = {self.eps} and weight_decay = {self.weight_decay} must "
-                "not be negative"
-            )
-        if self.max_grad_norm is not None and self.max_grad_norm <= 0:
-            raise UserError(
-                f"AdamWConfig.max_grad_norm = {self.max_grad_norm}: it must be positive, or None "
-                "for no clipping"
-            )
+    b1: Fraction = 0.9
+    b2: Fraction = 0.95
+    eps: NonNegativeFloat = 1e-8
+    weight_decay: NonNegativeFloat = 0.1
+    weight_decay_mask: Literal["matrices", "all"] = "matrices"
+    max_grad_norm: PositiveFloat | None = 1.0
+    state_dtype: Literal["float32", "bfloat16"] = "float32"
 
     def build(self, schedule: optax.Schedule, boxed_params: Any) -> optax.GradientTransformation:
         """Clipping by global norm, then AdamW."""
@@ -159,20 +132,9 @@ class ScheduleConfig:
         that stops early on the schedule of a longer one.
     """
 
-    kind: str = "cosine"
-    peak_lr: float = 3e-4
-    end_lr: float = 3e-5
-    warmup_steps: int = 100
-    decay_steps: int | None = None
-    decay_end_step: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.kind not in ("cosine", "wsd", "constant"):
-            raise UserError(
-                f"ScheduleConfig.kind = {self.kind!r}: choose 'cosine', 'wsd' or 'constant'"
-            )
-        if self.peak_lr <= 0 or self.end_lr < 0 or self.warmup_steps < 0:
-            raise UserError(
-                f"ScheduleConfig: peak_lr = {self.peak_lr} must be positive, end_lr = "
-                f"{self.end_lr} and warmup_steps = {self.warmup_steps} not negative"
-            )
+    kind: Literal["cosine", "wsd", "constant"] = "cosine"
+    peak_lr: PositiveFloat = 3e-4
+    end_lr: NonNegativeFloat = 3e-5
+    warmup_steps: NonNegativeInt = 100
+    decay_steps: PositiveInt | None = None
+    decay_end_step: PositiveInt | None = None

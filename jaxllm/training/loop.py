@@ -9,53 +9,41 @@ from __future__ import annotations
 import contextlib
 import errno
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 
-from jaxllm.errors import UserError
-from jaxllm.run.times import TimeBreakdown
-from jaxllm.training.experiment import Batches, Evaluator, Experiment, Source
+from jaxllm.io import disk_errors
+from jaxllm.run.times import GoodputTimer, TimeBreakdown
+from jaxllm.training.experiment import Experiment
+from jaxllm.training.metrics import Writer
 from jaxllm.training.preemption import Preemption
 from jaxllm.training.progress import Progress
 from jaxllm.training.step import device_batch
-from jaxllm.training.timer import GoodputTimer
 from jaxllm.training.trainer import Trainer
-from jaxllm.training.writers import Writer
+
+if TYPE_CHECKING:
+    from jaxllm.data.loader import Loader, SequenceSource
+    from jaxllm.evaluation.evaluator import Evaluator
 
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 
-class SupportsClose(Protocol):
-    """An object that must be closed."""
-
-    def close(self) -> object:
-        """Flush and release everything."""
-
-
 class Outcome(NamedTuple):
-    """The result of `train`.
+    """The result of `train`."""
 
-    Attributes:
-      step: updates done.
-      finished: False if a signal stopped the run; a restart resumes it.
-      seconds: time of this process by phase.
-      run_seconds: time of all processes of the run by phase.
-      restarts: number of restarts.
-    """
-
-    step: int
-    finished: bool
-    seconds: TimeBreakdown
-    run_seconds: TimeBreakdown
+    step: int  # updates done
+    finished: bool  # False if a signal stopped the run; a restart resumes it
+    seconds: TimeBreakdown  # of this process
+    run_seconds: TimeBreakdown  # of all processes of the run
     restarts: int
 
 
 def train(
     experiment: Experiment,
     mesh: jax.sharding.Mesh,
-    source: Source,
-    open_batches: Callable[[int], Batches],
+    source: SequenceSource,
+    open_batches: Callable[[int], Loader],
     evaluator: Evaluator | None = None,
     writers: Sequence[Writer] = (),
     config_text: str | None = None,
@@ -82,17 +70,20 @@ def train(
         the loss or gradient norm is not finite.
     """
     timer = timer or GoodputTimer()
-    experiment.check(mesh, source)
-    steps = experiment.train.steps
+    experiment.check(mesh)
+    source.check_vocabulary(experiment.model.vocab_size)
+    steps, model_dir = experiment.train.steps, experiment.model_dir
     progress = progress or Progress(steps)
     with (
-        _disk_errors(experiment.model_dir),
+        disk_errors(
+            f"write to MODEL_DIR {model_dir}", "; the saved checkpoints are whole", _DISK_ERRORS
+        ),
         Preemption() as preemption,
         _closing(progress, *writers),
         Trainer(
             experiment, mesh, source, evaluator, writers, preemption.requested, progress, timer
         ) as run,
-        contextlib.closing(open_batches(run.position.sequences)) as batches,
+        contextlib.closing(open_batches(run.start.sequences)) as batches,
     ):
         run.write_config(config_text)
         state = run.restored_or_new_state()
@@ -117,30 +108,16 @@ def train(
 
 
 @contextlib.contextmanager
-def _closing(*things: SupportsClose) -> Iterator[None]:
-    """Close all `things` at the end; after an error, suppress further errors of closing."""
+def _closing(*outputs: Progress | Writer) -> Iterator[None]:
+    """Close all `outputs` at the end; after an error, suppress further errors of closing."""
     with contextlib.ExitStack() as opened:
-        for thing in things:
-            opened.enter_context(contextlib.closing(thing))
+        for output in outputs:
+            opened.enter_context(contextlib.closing(output))
         try:
             yield
         except BaseException:
-            for thing in things:
+            for output in outputs:
                 with contextlib.suppress(Exception):
-                    thing.close()
+                    output.close()
             opened.pop_all()
             raise
-
-
-@contextlib.contextmanager
-def _disk_errors(model_dir: str) -> Iterator[None]:
-    """Convert disk errors to a one-line UserError."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _DISK_ERRORS:
-            raise
-        raise UserError(
-            f"cannot write to MODEL_DIR {model_dir}: {error.strerror}; "
-            "the checkpoints that were saved are whole"
-        ) from error

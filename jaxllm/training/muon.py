@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import optax
 
-from jaxllm.configs import configurable
+from jaxllm.configs import Fraction, configurable
 from jaxllm.training.config import AdamWConfig
 from jaxllm.training.optimizer import clipped
 
@@ -23,7 +23,7 @@ class MuonConfig(AdamWConfig):
       momentum: decay of the momentum of a matrix's gradients.
     """
 
-    momentum: float = 0.95
+    momentum: Fraction = 0.95
 
     def build(self, schedule: optax.Schedule, boxed_params: Any) -> optax.GradientTransformation:
         """Clipping by global norm, then Muon."""

@@ -18,16 +18,11 @@ class TrainState(NamedTuple):
     """The state of a run, sharded over the mesh.
 
     It has no random state: all randomness is a function of the seed and the step.
-
-    Attributes:
-      step: int32 [], updates done.
-      params: tree of unboxed parameters.
-      opt_state: Optax's state; its moments are sharded as their parameters.
     """
 
-    step: Any
-    params: Any
-    opt_state: Any
+    step: Any  # int32 [], updates done
+    params: Any  # tree of unboxed parameters
+    opt_state: Any  # Optax's state; its moments are sharded as their parameters
 
 
 def abstract_state(
@@ -41,10 +36,7 @@ def abstract_state(
 
 
 def init_state(
-    model: ModelConfig,
-    optimizer: optax.GradientTransformation,
-    abstract: TrainState,
-    seed: int,
+    model: ModelConfig, optimizer: optax.GradientTransformation, abstract: TrainState, seed: int
 ) -> TrainState:
     """A new state; each device initializes its own shards."""
 

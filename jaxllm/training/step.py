@@ -19,18 +19,20 @@ from jaxllm.training.state import TrainState
 
 
 class StepMetrics(NamedTuple):
-    """Measurements of one update. Sums merge exactly over microbatches, steps and hosts.
+    """Measurements of one update, float32; sums merge exactly over microbatches, steps and hosts.
 
     Attributes:
-      loss_sums: float32 [domains], negative log-likelihood in nats, summed over weighted targets.
-      weight_sums: float32 [domains], the weights of those targets.
-      grad_norm: float32 [], global norm before clipping.
-      param_norm: float32 [], global norm after the update.
-      learning_rate: float32 [].
+      loss_sums: [domains], negative log-likelihood in nats, summed over weighted targets.
+      weight_sums: [domains], the weights of those targets.
+      z_loss_sum: [], coefficient · log²(Z), summed likewise; None where it is off.
+      grad_norm: [], global norm before clipping.
+      param_norm: [], global norm after the update.
+      learning_rate: [].
     """
 
     loss_sums: Array
     weight_sums: Array
+    z_loss_sum: Array | None
     grad_norm: Array
     param_norm: Array
     learning_rate: Array
@@ -68,10 +70,9 @@ def lower_train_step(
 ) -> jax.stages.Lowered:
     """Lower the update for one batch shape; compiled, it is a `TrainStep`.
 
-    The old state is donated.
-
-    The loss is the mean over the batch's weighted targets, for any number of microbatches: each is
-    divided by the weight of the whole batch.
+    That is (state, batch) -> (state, StepMetrics), for global arrays [B, T] sharded over sequences;
+    the old state is donated. The loss is the mean over the batch's weighted targets, for any number
+    of microbatches: each is divided by the weight of the whole batch.
 
     Args:
       model: the architecture.
@@ -85,51 +86,54 @@ def lower_train_step(
       accumulation: number of microbatches; divides B.
       z_loss: coefficient of log²(Z).
       loss_chunk_tokens: see `token_loss`.
-
-    Returns:
-      (state, batch) -> (state, StepMetrics), for global arrays [B, T] sharded over sequences.
     """
 
     def update(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         with partitioning(mesh):
-            gradients, loss_sums = gradients_of(state.params, batch)
+            gradients, (loss_sums, z_loss_sum) = gradients_of(state.params, batch)
             updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
         metrics = StepMetrics(
             loss_sums=loss_sums,
             weight_sums=_by_domain(batch.weights, batch.domains, num_domains),
+            z_loss_sum=z_loss_sum,
             grad_norm=optax.global_norm(gradients),
             param_norm=optax.global_norm(params),
             learning_rate=jnp.asarray(schedule(state.step), jnp.float32),
         )
         return TrainState(state.step + 1, params, opt_state), metrics
 
-    def gradients_of(params: Any, batch: Batch) -> tuple[Any, jax.Array]:
+    def gradients_of(params: Any, batch: Batch) -> tuple[Any, Any]:
         scale = 1.0 / jnp.maximum(jnp.sum(batch.weights), 1.0)
         if accumulation == 1:
-            return part_gradients(params, batch, scale)
+            return microbatch_gradients(params, batch, scale)
+
+        def add(total: Any, microbatch: Batch) -> tuple[Any, None]:
+            gradients = microbatch_gradients(params, microbatch, scale)
+            return jax.tree.map(jnp.add, total, gradients), None
+
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), params)
-
-        def add_part(total: Any, part: Batch) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, total, part_gradients(params, part, scale)), None
-
-        start = (zeros, jnp.zeros((num_domains,), jnp.float32))
-        total, _ = jax.lax.scan(add_part, start, _parts(batch, accumulation, mesh))
+        sums = (jnp.zeros((num_domains,), jnp.float32), jnp.float32(0.0) if z_loss else None)
+        total, _ = jax.lax.scan(add, (zeros, sums), _microbatches(batch, accumulation, mesh))
         return total
 
-    def part_gradients(params: Any, part: Batch, scale: jax.Array) -> tuple[Any, jax.Array]:
-        def loss(params: Any) -> tuple[jax.Array, jax.Array]:
-            total, scores = token_loss(model, params, part, z_loss, loss_chunk_tokens)
-            losses = -scores.log_likelihood * part.weights
-            return total * scale, _by_domain(losses, part.domains, num_domains)
+    def microbatch_gradients(params: Any, batch: Batch, scale: jax.Array) -> tuple[Any, Any]:
+        def loss(params: Any) -> tuple[jax.Array, Any]:
+            total, scores = token_loss(model, params, batch, z_loss, loss_chunk_tokens)
+            losses = -scores.log_likelihood * batch.weights
+            squares = jnp.square(scores.log_z) * batch.weights
+            sums = (
+                _by_domain(losses, batch.domains, num_domains),
+                z_loss * jnp.sum(squares) if z_loss else None,
+            )
+            return total * scale, sums
 
         return jax.grad(loss, has_aux=True)(params)
 
-    rows = batch_sharding(mesh)
     state_shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     step = jax.jit(
         update,
-        in_shardings=(state_shardings, rows),
+        in_shardings=(state_shardings, batch_sharding(mesh)),
         out_shardings=(state_shardings, replicated(mesh)),
         donate_argnums=0,
     )
@@ -140,28 +144,8 @@ def device_batch(batch: Batch, mesh: jax.sharding.Mesh) -> Batch:
     """This host's sequences of a batch as its shards of the global arrays."""
     sharding = batch_sharding(mesh)
     return jax.tree.map(
-        lambda rows: jax.make_array_from_process_local_data(sharding, np.asarray(rows)), batch
+        lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch
     )
-
-
-def _by_domain(values: Array, domains: Array, num_domains: int) -> jax.Array:
-    """Sum values [B, T] over the sequences of each domain: [num_domains]."""
-    return jax.ops.segment_sum(jnp.sum(values, axis=1), domains, num_domains)
-
-
-def _parts(batch: Batch, parts: int, mesh: jax.sharding.Mesh) -> Batch:
-    """[B, ...] -> [microbatches, B / microbatches, ...].
-
-    Sequence b goes to microbatch b mod `parts`: every microbatch takes sequences from every device,
-    and none moves between devices.
-    """
-    rows = jax.sharding.PartitionSpec(None, *batch_sharding(mesh).spec)
-
-    def cut(x: jax.Array) -> jax.Array:
-        x = jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0)
-        return jax.lax.with_sharding_constraint(x, jax.sharding.NamedSharding(mesh, rows))
-
-    return jax.tree.map(cut, batch)
 
 
 def abstract_batch(batch_size: int, length: int) -> Batch:
@@ -177,3 +161,23 @@ def abstract_batch(batch_size: int, length: int) -> Batch:
         segment_ids=tokens,
         domains=domains,
     )
+
+
+def _by_domain(values: Array, domains: Array, num_domains: int) -> jax.Array:
+    """Sum values [B, T] over the sequences of each domain: [num_domains]."""
+    return jax.ops.segment_sum(jnp.sum(values, axis=1), domains, num_domains)
+
+
+def _microbatches(batch: Batch, count: int, mesh: jax.sharding.Mesh) -> Batch:
+    """[B, ...] -> [count, B / count, ...].
+
+    Sequence b goes to microbatch b mod `count`: every microbatch takes sequences from every device,
+    and none moves between devices.
+    """
+    spec = jax.sharding.PartitionSpec(None, *batch_sharding(mesh).spec)
+
+    def split(x: jax.Array) -> jax.Array:
+        x = jnp.moveaxis(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 1, 0)
+        return jax.lax.with_sharding_constraint(x, jax.sharding.NamedSharding(mesh, spec))
+
+    return jax.tree.map(split, batch)

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 
@@ -14,38 +14,39 @@ from jaxllm.evaluation.scoring import Interrupted
 from jaxllm.models.decoder import abstract_params
 from jaxllm.run.manifest import ManifestEntry, code_version
 from jaxllm.run.run import Run
-from jaxllm.training.experiment import Evaluator, Experiment, Source
-from jaxllm.training.metrics import Diverged, MetricsLog, Position
+from jaxllm.run.times import GoodputTimer
+from jaxllm.training.experiment import Experiment
+from jaxllm.training.metrics import Diverged, MetricsLog, Position, Writer
 from jaxllm.training.profile import Profile
 from jaxllm.training.progress import Progress
 from jaxllm.training.schedule import make_schedule
 from jaxllm.training.state import TrainState, abstract_state, init_state, num_bytes
 from jaxllm.training.step import TrainStep, compile_train_step
-from jaxllm.training.timer import GoodputTimer
 from jaxllm.training.watchdog import Watchdog
-from jaxllm.training.writers import Writer
+
+if TYPE_CHECKING:
+    from jaxllm.data.loader import SequenceSource
+    from jaxllm.evaluation.evaluator import Evaluator
+    from jaxllm.run.restore import RestoredCheckpoint
 
 
 class Trainer:
     """A run, resumed from its newest checkpoint.
 
     Attributes:
-      run: the run directory.
       step: updates done; the loop increments it.
+      start: position at which this process resumed the run.
       saved: step of the newest checkpoint; None without one.
       scheduled: the steps at which the loop saves and scores.
       restarts: number of restarts.
-      position: the run's position when this process resumed it.
-      timer: time of this process by phase.
       log: the metrics log.
-      checkpoints: writer of the run's checkpoints.
     """
 
     def __init__(
         self,
         experiment: Experiment,
         mesh: jax.sharding.Mesh,
-        source: Source,
+        source: SequenceSource,
         evaluator: Evaluator | None,
         writers: Sequence[Writer],
         should_stop: Callable[[], bool],
@@ -59,20 +60,50 @@ class Trainer:
         """
         e = self._experiment = experiment
         self._mesh, self._evaluator, self._should_stop = mesh, evaluator, should_stop
-        self._writers, self._progress, self.timer = writers, progress, timer
+        self._writers, self._progress, self._timer = writers, progress, timer
         self._domains = source.domains
         self.scheduled = frozenset(e.scheduled_steps)
         self._scored = frozenset(evaluator.due(e.scheduled_steps) if evaluator else ())
         self._schedule = make_schedule(e.schedule, e.train.steps)
         self._optimizer = e.optimizer.build(self._schedule, abstract_params(e.model))
         self._abstract = abstract_state(e.model, self._optimizer, mesh)
-        self.run = Run.create(e.model_dir)
-        self.step, self.saved = 0, None  # type: int, int | None
-        self._resume()
+        self._run = Run.create(e.model_dir)
+        self._restored = self._resume()
         self._watchdog = Watchdog(e.train.watchdog_minutes, e.train.exit_on_hang)
-        self._profile = Profile(self.run.layout, e.train.profile_steps, progress.log)
-        self.log = self._metrics_log()
-        self.checkpoints = self.run.checkpoint_writer(e.checkpoints)
+        self._profile = Profile(self._run.layout, e.train.profile_steps, progress.log)
+        self.log = MetricsLog(
+            e,
+            self.start,
+            self.saved,
+            source.domains,
+            self._restored.custom_metadata if self._restored else {},
+            self.restarts,
+            timer,
+            self._watchdog,
+            progress,
+            self._run.metrics_lines if jax.process_index() == 0 else None,
+            writers,
+        )
+        self._checkpoints = self._run.checkpoint_writer(e.checkpoints)
+
+    def _resume(self) -> RestoredCheckpoint | None:
+        """Resume the run from its newest checkpoint, if it has one."""
+        e, abstract = self._experiment, self._abstract
+        newest = max((entry.step for entry in self._run.available()), default=-1)
+        self._run.check_space(e.bytes_to_come(num_bytes(abstract), newest))
+        training = {"step": abstract.step, "opt_state": abstract.opt_state}
+        log = self._progress.log
+        resumed = self._run.resume(abstract.params, training, e.saved_model(), log)
+        self.step, self.restarts, self.saved = 0, 0, None  # type: int, int, int | None
+        self.start = Position(0, 0, 0)
+        if resumed is None:
+            return None
+        entry, self.restarts = resumed.checkpoint.entry, resumed.restarts
+        self.step = self.saved = entry.step
+        self.start = Position(entry.step, entry.tokens, entry.data_position)
+        self._timer.previous = resumed.previous
+        log(f"resuming {e.model_dir} at step {self.step}")
+        return resumed.checkpoint
 
     def __enter__(self) -> Trainer:
         return self
@@ -84,42 +115,41 @@ class Trainer:
         if error is not None and not isinstance(error, Diverged) and jax.process_count() > 1:
             return
         echoes = () if error is None else (Exception,)
-        with contextlib.suppress(*echoes), contextlib.closing(self.checkpoints):
+        with contextlib.suppress(*echoes), contextlib.closing(self._checkpoints):
             self._profile.close()
 
     def write_config(self, text: str | None) -> None:
         """Write config.gin, and log what it changes for the coming steps."""
-        if self._resumed:
-            rate = float(self._schedule(self.step - 1))
-            saved = self._resumed.checkpoint.entry.learning_rate
+        log, steps = self._progress.log, self._experiment.train.steps
+        if self._restored:
+            rate, saved = float(self._schedule(self.step - 1)), self._restored.entry.learning_rate
             if saved is not None and abs(rate - saved) > 1e-6 * saved and self.step > 0:
-                self._progress.log(
+                log(
                     f"the learning rate goes on from {rate:.3g}: it was {saved:.3g} at step "
                     f"{self.step}, by the settings of that time"
                 )
-            if self.step >= self._experiment.train.steps:
-                self._progress.log(
+            if self.step >= steps:
+                log(
                     f"nothing to train: the run is at step {self.step}, and TrainConfig.steps = "
-                    f"{self._experiment.train.steps}"
+                    f"{steps}"
                 )
         if text is not None and jax.process_index() == 0:
-            for change in self.run.write_config(text, self.step):
-                self._progress.log(f"changed since the last start: {change}")
+            for change in self._run.write_config(text, self.step):
+                log(f"changed since the last start: {change}")
 
     def restored_or_new_state(self) -> TrainState:
-        """The initial state of this process: restored, or new."""
-        if self._resumed is None:
+        """The initial state of this process."""
+        if self._restored is None:
             e = self._experiment
             return init_state(e.model, self._optimizer, self._abstract, e.train.seed)
-        checkpoint = self._resumed.checkpoint
-        training = checkpoint.training
-        return TrainState(training["step"], checkpoint.params, training["opt_state"])
+        training = self._restored.training
+        return TrainState(training["step"], self._restored.params, training["opt_state"])
 
     def compile_update(self) -> TrainStep:
         """The compiled update; its compilation counts towards no step."""
         e = self._experiment
         self._watchdog.pause()
-        with self.timer.measure("compile"):
+        with self._timer.measure("compile"):
             update = compile_train_step(
                 e.model,
                 self._optimizer,
@@ -136,7 +166,7 @@ class Trainer:
 
     def score_missing(self, state: TrainState) -> None:
         """Save and score step 0 of a new run, or score the tasks that the resumed step lacks."""
-        if self._resumed is None:
+        if self._restored is None:
             if self.step in self.scheduled:
                 self.save(state, "scheduled")
                 self.score(state)
@@ -149,14 +179,14 @@ class Trainer:
     def save(self, state: TrainState, kind: str) -> None:
         """Start a save; the loop continues while it is written."""
         self.log.flush()
-        with self.timer.measure("checkpoint"):
-            self.checkpoints.save(
+        with self._timer.measure("checkpoint"):
+            self._checkpoints.save(
                 self._entry(kind),
                 state.params,
                 {"step": state.step, "opt_state": state.opt_state},
                 {
                     **self.log.custom_metadata(),
-                    "time": dataclasses.asdict(self.timer.run()),
+                    "time": dataclasses.asdict(self._timer.run()),
                     "model": self._experiment.saved_model(),
                 },
             )
@@ -169,23 +199,23 @@ class Trainer:
         """
         if self._evaluator is None or self.step not in self._scored:
             return
-        position, began = self.position.at(self.step), time.perf_counter()
+        tokens, began = self._position().tokens, time.perf_counter()
         records: list[Any] = []
-        with self.timer.measure("evaluation"):
+        with self._timer.measure("evaluation"):
             with contextlib.suppress(Interrupted):
                 for task in self._evaluator.definitions if tasks is None else tasks:
                     records += self._evaluator.evaluate(
                         state.params,
                         self.step,
-                        position.tokens,
-                        self._flops(position),
+                        tokens,
+                        self._experiment.flops(tokens),
                         tasks=(task,),
                         should_stop=self._heartbeat_and_should_stop,
                     )
             for writer in self._writers:
                 writer.write_records(self.step, records)
         self._watchdog.heartbeat()
-        seconds, total = time.perf_counter() - began, self.timer.total()
+        seconds, total = time.perf_counter() - began, self._timer.total()
         self._progress.log(
             f"step {self.step}: scored in {seconds:.1f} s; "
             f"evaluation is {total.evaluation / total.wall:.0%} of the time so far"
@@ -193,73 +223,31 @@ class Trainer:
 
     def finish(self) -> None:
         """Wait for the last save, and record the time of the run so far."""
-        with self.timer.measure("checkpoint"):
-            self.checkpoints.wait()
+        with self._timer.measure("checkpoint"):
+            self._checkpoints.wait()
         if jax.process_index() == 0:
-            self.run.note_stop(self.step, self.timer.run())
+            self._run.note_stop(self.step, self._timer.run())
 
-    def _resume(self) -> None:
-        """Resume the run from its newest checkpoint, if it has one."""
-        e, abstract = self._experiment, self._abstract
-        newest = max((entry.step for entry in self.run.available()), default=-1)
-        self.run.check_space(e.bytes_to_come(num_bytes(abstract), newest))
-        training = {"step": abstract.step, "opt_state": abstract.opt_state}
-        self._resumed = self.run.resume(
-            abstract.params, training, e.saved_model(), self._progress.log
-        )
-        entry = self._resumed.checkpoint.entry if self._resumed else None
-        self.saved = entry.step if entry else None
-        self.step = entry.step if entry else 0
-        self.restarts = self._resumed.restarts if self._resumed else 0
-        self.timer.previous = self._resumed.previous if self._resumed else None
-        self.position = Position(
-            step=self.step,
-            tokens=entry.tokens if entry else 0,
-            sequences=entry.data_position if entry else 0,
-            batch_size=e.data.batch_size,
-            length=e.data.sequence_length,
-        )
-        if entry:
-            self._progress.log(f"resuming {e.model_dir} at step {self.step}")
-
-    def _metrics_log(self) -> MetricsLog:
-        e, first = self._experiment, jax.process_index() == 0
-        return MetricsLog(
-            model=e.model,
-            start=self.position,
-            saved=self.saved,
-            domains=self._domains,
-            custom_metadata=self._resumed.checkpoint.custom_metadata if self._resumed else {},
-            every=e.train.log_every,
-            steps=e.train.steps,
-            restarts=self.restarts,
-            timer=self.timer,
-            watchdog=self._watchdog,
-            progress=self._progress,
-            lines=self.run.metrics_lines if first else None,
-            writers=self._writers,
-        )
-
-    def _heartbeat_and_should_stop(self) -> bool:
-        self._watchdog.heartbeat()
-        return self._should_stop()
+    def _position(self) -> Position:
+        return self.start.at(self.step, self._experiment)
 
     def _entry(self, kind: str) -> ManifestEntry:
-        position = self.position.at(self.step)
+        position = self._position()
         return ManifestEntry(
             step=self.step,
             tokens=position.tokens,
-            flops=self._flops(position),
+            flops=self._experiment.flops(position.tokens),
             learning_rate=self.log.learning_rate,
             loss=self.log.loss,
             data_position=position.sequences,
             dtype=self._experiment.model.param_dtype,
             wall_time=time.time(),
-            wall_seconds=self.timer.run().wall,
+            wall_seconds=self._timer.run().wall,
             code_version=code_version(),
             restarts=self.restarts,
             kind=kind,
         )
 
-    def _flops(self, position: Position) -> float:
-        return 6.0 * self._experiment.model.num_params * position.tokens
+    def _heartbeat_and_should_stop(self) -> bool:
+        self._watchdog.heartbeat()
+        return self._should_stop()

@@ -12,7 +12,7 @@ from jaxllm.data.config import DataConfig
 from jaxllm.errors import UserError
 from jaxllm.models.batch import Batch
 from jaxllm.models.config import ModelConfig
-from jaxllm.run.config import CheckpointConfig
+from jaxllm.run.schedule import CheckpointConfig
 from jaxllm.sharding.mesh import MeshConfig, make_mesh
 from jaxllm.training.config import ScheduleConfig, TrainConfig
 from jaxllm.training.experiment import Experiment

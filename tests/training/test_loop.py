@@ -10,20 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxllm.errors import UserError
 from jaxllm.evaluation.scoring import Interrupted
-from jaxllm.models.decoder import abstract_params
+from jaxllm.models.decoder import abstract_params, logits
 from jaxllm.run.layout import Layout
 from jaxllm.run.restore import restore_params
 from jaxllm.run.run import Run
+from jaxllm.training.config import ScheduleConfig
 from jaxllm.training.experiment import Experiment
 from jaxllm.training.loop import Outcome, train
 from jaxllm.training.metrics import Diverged
 from jaxllm.training.state import abstract_state
-from tests.training.helpers import MODEL, FakeBatches, FakeSource, experiment, mesh
+from tests.training.helpers import MODEL, ROWS, FakeBatches, FakeSource, experiment, mesh, rows
 
 TIMING = {
     "tokens_per_second", "flops_per_second", "mfu", "mfu_causal", "step_seconds",
@@ -136,6 +138,21 @@ def test_metrics_say_what_was_agreed(whole: tuple[Experiment, Evaluator, Memory]
     assert set(written[0]) == expected | {"param_norm", "learning_rate"} | TIMING
     assert written[0]["mfu"] is None, "no peak is known of a CPU"
     assert written[-1]["tokens"] == 640
+
+
+def test_z_loss_is_logged_beside_the_loss(tmp_path: Path) -> None:
+    """One step in two microbatches, against NumPy on the saved parameters."""
+    schedule = ScheduleConfig(peak_lr=1e-2, warmup_steps=1)
+    e = experiment(tmp_path, steps=1, schedule=schedule, gradient_accumulation=2, z_loss=0.1)
+    go(e)
+    batch = rows(0, ROWS)
+    values = np.asarray(logits(MODEL, params(e, 0), jax.tree.map(jnp.asarray, batch)), np.float64)
+    log_z = np.log(np.exp(values).sum(-1))
+    chosen = np.take_along_axis(values, batch.targets[..., None], -1)[..., 0]
+    (line,) = lines(tmp_path)
+    for name, losses in {"loss": log_z - chosen, "z_loss": 0.1 * log_z**2}.items():
+        mean = np.sum(losses * batch.weights) / np.sum(batch.weights)
+        assert line[name] == pytest.approx(mean, rel=1e-5)
 
 
 def test_setup_checkpoints_and_evaluation_are_not_step_time(tmp_path: Path) -> None:

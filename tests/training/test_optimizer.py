@@ -13,8 +13,8 @@ import torch
 
 from jaxllm.errors import UserError
 from jaxllm.models.decoder import abstract_params
-from jaxllm.run.config import CheckpointConfig
 from jaxllm.run.run import Run
+from jaxllm.run.schedule import CheckpointConfig
 from jaxllm.training.config import AdamWConfig, ScheduleConfig
 from jaxllm.training.loop import train
 from jaxllm.training.optimizer import _stochastic_round, weight_decay_mask

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from jaxllm.run.times import TimeBreakdown
+from jaxllm.run import times
+from jaxllm.run.times import GoodputTimer, TimeBreakdown
 from jaxllm.sharding.chips import peak_flops, utilisation
-from jaxllm.training import progress, timer
+from jaxllm.training import progress
 from jaxllm.training.progress import Progress, duration
-from jaxllm.training.timer import GoodputTimer
 
 
 class Terminal(io.StringIO):
@@ -22,7 +22,7 @@ class Terminal(io.StringIO):
 @pytest.fixture
 def now(monkeypatch: pytest.MonkeyPatch) -> Any:
     clock = SimpleNamespace(seconds=0.0)
-    for module in (progress, timer):
+    for module in (progress, times):
         monkeypatch.setattr(module.time, "perf_counter", lambda: clock.seconds)
     return clock
 

@@ -104,10 +104,10 @@ def test_a_stop_while_scoring_keeps_the_time_of_that_scoring(
 ) -> None:
     from types import SimpleNamespace
 
-    from jaxllm.training import timer
+    from jaxllm.run import times
 
     now = SimpleNamespace(seconds=0.0)
-    monkeypatch.setattr(timer.time, "perf_counter", lambda: now.seconds)
+    monkeypatch.setattr(times.time, "perf_counter", lambda: now.seconds)
     e = experiment(tmp_path, steps=6)
     outcome = go(e, evaluator=SlowEvaluator(now, stop=True))
     assert (outcome.step, outcome.finished) == (4, False)

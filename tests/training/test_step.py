@@ -1,4 +1,4 @@
-"""One update: parts, meshes and domains against a plain statement of the loss."""
+"""One update: microbatches, meshes and domains against a plain statement of the loss."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ from tests.training.helpers import LENGTH, MODEL, ROWS, experiment, mesh, rows
 
 
 def trained(
-    on: jax.sharding.Mesh, *, steps: int, parts: int = 1, z_loss: float = 0.0
+    on: jax.sharding.Mesh, *, steps: int, accumulation: int = 1, z_loss: float = 0.0
 ) -> tuple[TrainState, TrainState, list[StepMetrics]]:
     """State before and after some updates, on the host, and the metrics."""
     e = experiment("unused", steps=20)
@@ -27,7 +27,7 @@ def trained(
     before = jax.device_get(state)
     update = compile_train_step(
         MODEL, optimizer, schedule, on, abstract,
-        batch_size=ROWS, length=LENGTH, num_domains=2, accumulation=parts, z_loss=z_loss,
+        batch_size=ROWS, length=LENGTH, num_domains=2, accumulation=accumulation, z_loss=z_loss,
     )  # fmt: skip
     seen = []
     for i in range(steps):
@@ -83,14 +83,14 @@ def test_learns(one_device: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("devices", "axes", "parts"),
+    ("devices", "axes", "accumulation"),
     [(1, {}, 4), (4, {"data": 2, "fsdp": 2}, 2), (8, {"fsdp": 4, "tensor": 2}, 1)],
 )
-def test_parts_and_meshes_give_the_same_run(
-    one_device: Any, devices: int, axes: dict[str, int], parts: int
+def test_microbatches_and_meshes_give_the_same_run(
+    one_device: Any, devices: int, axes: dict[str, int], accumulation: int
 ) -> None:
     """20 updates agree with one device and whole batches: losses to 1e-5 relative, in fp32."""
-    _, after, metrics = trained(mesh(devices, **axes), steps=20, parts=parts)
+    _, after, metrics = trained(mesh(devices, **axes), steps=20, accumulation=accumulation)
     _, expected, reference = one_device
     for ours, theirs in zip(metrics, reference, strict=True):
         np.testing.assert_allclose(ours.loss_sums, theirs.loss_sums, rtol=1e-5)

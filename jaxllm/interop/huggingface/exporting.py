@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxllm.errors import UserError
+from jaxllm.errors import UserError, first_line
 from jaxllm.interop.huggingface.architectures import FAMILIES
 from jaxllm.interop.huggingface.checkpoint import (
     CONFIG,
@@ -29,7 +29,6 @@ from jaxllm.interop.huggingface.importing import GENERATION, TOKENIZER_FILES
 from jaxllm.io import new_directory
 from jaxllm.models.config import ModelConfig
 from jaxllm.run.layout import MODEL
-from jaxllm.run.restore import first_line
 from jaxllm.run.run import Run
 
 Json = dict[str, Any]

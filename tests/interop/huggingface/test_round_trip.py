@@ -3,7 +3,6 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -26,15 +25,6 @@ from tests.interop.huggingface.helpers import (
 
 TOKENS = np.arange(40).reshape(2, 20) % 97
 DTYPES = ("float32", "bfloat16", "float16")
-
-
-@pytest.fixture(autouse=True)
-def fresh_gin() -> Any:
-    import gin
-
-    gin.clear_config()
-    yield
-    gin.clear_config()
 
 
 def to_run(source: Path, run: Path, *flags: str) -> None:
@@ -143,8 +133,8 @@ def test_a_checkpoint_of_a_training_run_is_exported(tmp_path: Path) -> None:
     import flax.linen as nn
 
     from jaxllm.models.decoder import init_params
-    from jaxllm.run.config import CheckpointConfig
     from jaxllm.run.manifest import ManifestEntry
+    from jaxllm.run.schedule import CheckpointConfig
     from jaxllm.sharding.rules import param_shardings
 
     config = ModelConfig(vocab_size=384, num_layers=3, embed_dim=48, mlp_dim=80, num_heads=6)
