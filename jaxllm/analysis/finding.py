@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Self
 
 import pandas as pd
@@ -35,8 +36,10 @@ class Finding:
 
 
 def amount(number: float) -> str:
-    """Format tokens, FLOPs or parameters to three digits: 300B, 2.1M."""
-    for size, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
-        if abs(number) >= size:
-            return f"{number / size:.3g}{suffix}"
-    return f"{number:.3g}"
+    """Format tokens, FLOPs or parameters to three digits: 300B, 2.1M; an unknown one as a dash."""
+    if not math.isfinite(number):
+        return "–"
+    rounded = max(abs(float(f"{number:.3g}")), 1.0)
+    thousands = min(int(math.log10(rounded)) // 3, 4)
+    scaled = float(f"{number / 1000**thousands:.3g}")
+    return f"{scaled:g}{' KMBT'[thousands].strip()}"

@@ -80,12 +80,9 @@ class ReportItem:
 def items(
     tables: Tables, *, backtested: bool = False, progress: Callable[[str], None] = lambda _: None
 ) -> list[ReportItem]:
-    """All items of a report.
+    """All items of a report, `backtested` with a backtest of the forecasts on finished runs.
 
-    Args:
-      tables: result of `jaxllm.report.tables.gather`.
-      backtested: whether to backtest the forecasts on the finished runs.
-      progress: called with a line after each analysis.
+    `progress` is called with a line after each analysis.
     """
     axis = default_axis(tables.points, tables.metrics)
     result = [

@@ -5,19 +5,10 @@ from __future__ import annotations
 import math
 
 from jaxllm.analysis.curves import is_share
+from jaxllm.analysis.finding import amount
 
 _SUPERSCRIPTS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 UNKNOWN = "–"
-
-
-def count(number: float) -> str:
-    """Tokens and parameters in K, M, B and T: 1234567 -> "1.23M"."""
-    if not math.isfinite(number):
-        return UNKNOWN
-    rounded = max(abs(float(f"{number:.3g}")), 1.0)
-    thousands = min(int(math.log10(rounded)) // 3, 4)
-    scaled = float(f"{number / 1000**thousands:.3g}")
-    return f"{scaled:g}{' KMBT'[thousands].strip()}"
 
 
 def flops(number: float) -> str:
@@ -59,7 +50,7 @@ def chance(number: float, metric: str) -> str:
 
 def short(number: float) -> str:
     """Any number to three digits."""
-    return count(number) if abs(number) >= 1000 else f"{number:.3g}"
+    return amount(number) if abs(number) >= 1000 else f"{number:.3g}"
 
 
 def with_error(number: float, stderr: float, metric: str) -> str:

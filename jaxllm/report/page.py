@@ -22,6 +22,7 @@ from etils import epath
 from markupsafe import Markup, escape
 
 from jaxllm.analysis import registry
+from jaxllm.analysis.finding import amount
 from jaxllm.analysis.onsets import LEFT, PROVISIONAL
 from jaxllm.report import numbers, sentences
 from jaxllm.report.charts import axes as chart_axes
@@ -116,8 +117,8 @@ def heading(tables: Tables) -> str:
 def facts(overview: Overview) -> dict[str, str]:
     """Key figures of one run."""
     return {
-        "Parameters": numbers.count(overview.params),
-        "Tokens": numbers.count(overview.tokens),
+        "Parameters": amount(overview.params),
+        "Tokens": amount(overview.tokens),
         "FLOPs": numbers.flops(overview.flops),
         "Wall time": numbers.duration(overview.wall_seconds),
         "Final loss": numbers.value(overview.final_loss, "loss"),
@@ -158,14 +159,12 @@ def _card(item: ReportItem, key: str, tables: Tables) -> Card:
     if not item.part and not item.refused:
         data["table"] = _columns(item.table)
     if item.chart is not None:
-        spec, tables_of = item.spec
-        rows = {name: _columns(table) for name, table in tables_of.items()}
-        field, names = specs.series(spec)
-        data |= {"spec": spec, "data": rows, "series": field, "clock": bool(item.part)}
+        spec, rows = item.spec
+        field, legend = specs.legend(spec, rows)
+        data |= {"spec": spec, "series": field, "clock": bool(item.part)}
+        data["data"] = {name: _columns(table) for name, table in rows.items()}
         height = int(item.chart.height)
-        seen = {name for table in rows.values() for name in table.get(field, {}).get("words", ())}
-        legend = [(name, number) for number, name in enumerate(names) if name in seen]
-    if len(legend) == 1 or (item.part and tables.several_runs):
+    if item.part and tables.several_runs:  # the page has one legend of the runs
         legend = []
     return Card(item, key, data, legend, height)
 

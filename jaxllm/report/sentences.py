@@ -10,6 +10,7 @@ import pandas as pd
 
 from jaxllm.analysis import onsets
 from jaxllm.analysis.curves import lower_is_better
+from jaxllm.analysis.finding import amount
 from jaxllm.report import numbers
 
 _UNJUDGED = "No task with a chance level and a standard error has been scored yet."
@@ -29,8 +30,8 @@ def headline(findings: pd.DataFrame) -> str:
         when = f", at {moment(first)}: {numbers.join(list(left.task))}."
     else:
         when = (
-            f", from {first.task} at {numbers.count(first.tokens)} tokens to "
-            f"{last.task} at {numbers.count(last.tokens)}."
+            f", from {first.task} at {amount(first.tokens)} tokens to "
+            f"{last.task} at {amount(last.tokens)}."
         )
     return f"{share} {len(judged)} {capabilities} left chance{when}"
 
@@ -47,8 +48,8 @@ def of_many(findings: pd.DataFrame) -> str:
     first = left.groupby("task").tokens.median().sort_values()
     if len(first):
         text += (
-            f", {first.index[0]} the first (median {numbers.count(first.iloc[0])} tokens), "
-            f"{first.index[-1]} the last ({numbers.count(first.iloc[-1])})"
+            f", {first.index[0]} the first (median {amount(first.iloc[0])} tokens), "
+            f"{first.index[-1]} the last ({amount(first.iloc[-1])})"
         )
     never = sorted(set(judged.task) - set(left.task))
     return f"{text}; at chance in every run: {numbers.join(never)}." if never else f"{text}."
@@ -116,7 +117,7 @@ def remainder(findings: pd.DataFrame) -> Iterator[str]:
 
 def moment(row: Any) -> str:
     """Onset of a finding: "655K tokens (step 40)"."""
-    return f"{numbers.count(row.tokens)} tokens (step {row.step:,.0f})"
+    return f"{amount(row.tokens)} tokens (step {row.step:,.0f})"
 
 
 def _ending(row: Any) -> str:

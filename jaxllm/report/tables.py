@@ -14,6 +14,7 @@ import pandas as pd
 
 from jaxllm.analysis.benchmarks import pooled
 from jaxllm.analysis.curves import curves, is_share, of_metric
+from jaxllm.analysis.finding import amount
 from jaxllm.analysis.onsets import gain_share, trajectories
 from jaxllm.analysis.registry import Study
 from jaxllm.report import numbers
@@ -228,7 +229,7 @@ def _run_series(overviews: Sequence[Overview]) -> tuple[dict[str, str], list[str
         classes[nearest : nearest + 2] = [classes[nearest] + classes[nearest + 1]]
     class_of: dict[float, str] = {}
     for sizes in classes:
-        ends = dict.fromkeys(numbers.count(float(f"{p:.2g}")) for p in (sizes[0], sizes[-1]))
+        ends = dict.fromkeys(amount(float(f"{p:.2g}")) for p in (sizes[0], sizes[-1]))
         class_of |= dict.fromkeys(sizes, "–".join(ends))
     series_of = {o.run: class_of.get(o.params, "size unknown") for o in overviews}
     return series_of, list(dict.fromkeys([*class_of.values(), *series_of.values()]))

@@ -22,6 +22,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from absl import logging
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.custom_scalar import metadata as layout_metadata
+from tensorboard.plugins.image import metadata as image_metadata
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
+from tensorboard.util.tensor_util import make_tensor_proto
 
 from jaxllm.run.records import OK, Record
 from jaxllm.run.run import Run
@@ -93,13 +100,10 @@ class TensorBoardWriter:
 
     def _begin_session(self, step: int) -> list[Record]:
         """Start the session, once; return the stored scores of the checkpoint before `step`."""
-        from tensorboard.compat.proto import event_pb2
-
         if self._in_session:
             return []
         self._in_session = True
-        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-        self._events.add(step, session_log=start)
+        self._events.add(step, session_log=SessionLog(status=SessionLog.START))
         stored = self._run.trajectory.read()
         newest = stored[stored.step == stored.step[stored.step < step].max()]
         return [Record(**row) for row in newest.to_dict("records")]
@@ -135,61 +139,48 @@ class _Events:
     """A new event file."""
 
     def __init__(self, folder: str | os.PathLike[str]):
-        from tensorboard.summary.writer.event_file_writer import EventFileWriter
-
         self._writer = EventFileWriter(os.fspath(folder))
         self.flush, self.close = self._writer.flush, self._writer.close
 
     def add(self, step: int, **content: Any) -> None:
-        from tensorboard.compat.proto import event_pb2
-
-        self._writer.add_event(event_pb2.Event(wall_time=time.time(), step=step, **content))
+        self._writer.add_event(Event(wall_time=time.time(), step=step, **content))
 
     def add_scalars(self, step: int, values: Mapping[str, float]) -> None:
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
         scalars = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
         self.add(step, summary=Summary(value=scalars))
         self.flush()
 
     def add_images(self, step: int, tables: Tables, items: Sequence[ReportItem]) -> None:
         """Add the charts of a report by question, each with its sentence as the description."""
-        from tensorboard.plugins.image import metadata
-
         from jaxllm.report import files
 
         for item, picture in files.pictures(tables, files.figures(items), scale=_IMAGE_SCALE):
             # A PNG states its width and height in the bytes 16 to 24.
             width, height = (str(int.from_bytes(picture[at : at + 4])) for at in (16, 20))
             group = "trajectories" if item.domain else item.question
-            about = metadata.create_summary_metadata(item.title, item.sentence)
+            about = image_metadata.create_summary_metadata(item.title, item.sentence)
             content = [width.encode(), height.encode(), picture]
             self._add_tensor(step, f"{group}/{item.title}", about, content)
         self.flush()
 
     def add_layout(self, step: int, domains: Sequence[str]) -> None:
         """Add a custom-scalars layout with a chart per domain; TensorBoard uses the last one."""
-        from tensorboard.plugins.custom_scalar import layout_pb2, metadata
 
-        def category(title: str, patterns: Mapping[str, str]) -> layout_pb2.Category:
-            lines = layout_pb2.MultilineChartContent
-            charts = [
-                layout_pb2.Chart(title=name, multiline=lines(tag=[pattern]))
-                for name, pattern in patterns.items()
-            ]
-            return layout_pb2.Category(title=title, chart=charts)
+        def charts(tags: Mapping[str, str]) -> list[dict[str, Any]]:
+            return [{"title": name, "multiline": {"tag": [tag]}} for name, tag in tags.items()]
 
         tasks = {domain: f"^capability/{re.escape(domain)}/" for domain in domains}
         losses = {"by domain": "^train/loss(/|$)"}
         layout = layout_pb2.Layout(
-            category=[category("Capabilities", tasks), category("Loss", losses)]
+            category=[
+                {"title": "Capabilities", "chart": charts(tasks)},
+                {"title": "Loss", "chart": charts(losses)},
+            ]
         )
-        about = metadata.create_summary_metadata()
-        self._add_tensor(step, metadata.CONFIG_SUMMARY_TAG, about, layout.SerializeToString())
+        about = layout_metadata.create_summary_metadata()
+        tag, content = layout_metadata.CONFIG_SUMMARY_TAG, layout.SerializeToString()
+        self._add_tensor(step, tag, about, content)
 
-    def _add_tensor(self, step: int, tag: str, about: Any, content: Any) -> None:
-        from tensorboard.compat.proto.summary_pb2 import Summary
-        from tensorboard.util.tensor_util import make_tensor_proto
-
+    def _add_tensor(self, step: int, tag: str, about: SummaryMetadata, content: Any) -> None:
         value = Summary.Value(tag=tag, metadata=about, tensor=make_tensor_proto(content))
         self.add(step, summary=Summary(value=[value]))

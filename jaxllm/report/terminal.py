@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from jaxllm.analysis.curves import is_share
+from jaxllm.analysis.finding import amount
 from jaxllm.analysis.onsets import AT_CHANCE
 from jaxllm.errors import printable
 from jaxllm.report import numbers
@@ -56,9 +57,9 @@ def _table(points: pd.DataFrame, domains: dict[str, list[str]], width: int) -> I
             f"{name:<{label}}" + "".join(f"{cell:>{_CELL}}" for cell in cells) + f"{end:>{_CHANCE}}"
         )
 
-    shown = [f"{step:,} " if step < 1e6 else f"{numbers.count(step)} " for step in steps]
+    shown = [f"{step:,} " if step < 1e6 else f"{amount(step)} " for step in steps]
     yield line("step", shown, "chance")
-    yield line("tokens", [f"{numbers.count(tokens[step])} " for step in steps])
+    yield line("tokens", [f"{amount(tokens[step])} " for step in steps])
     texts = {
         (row.task, row.step): numbers.value(row.value, row.metric) + (MARK if row.above else " ")
         for row in points.itertuples()

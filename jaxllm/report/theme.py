@@ -39,9 +39,7 @@ COLOURS: dict[str, dict[str, Any]] = {
 def chart_config(theme: str, palette: str = "series") -> dict[str, Any]:
     """Vega-Lite `config` in the colours of `theme`, with light axes and no frame.
 
-    Args:
-      theme: "light" or "dark".
-      palette: colours of the lines: "series", or "sizes" for ordered ones.
+    `palette` has the colours of the lines: "series", or "sizes" for ordered ones.
     """
     colour = COLOURS[theme]
     return {

@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from jaxllm.analysis.finding import amount
 from jaxllm.report import numbers, terminal
 from jaxllm.report.tables import gather
 from jaxllm.run.run import Run
@@ -62,8 +63,8 @@ def test_several_runs_are_headed_by_their_names(run_dir) -> None:
         (999_999, "1M"), (6_738_415_616, "6.74B"), (1.5e15, "1500T"), (float("nan"), "–"),
     ],
 )  # fmt: skip
-def test_counts(number, text) -> None:
-    assert numbers.count(number) == text
+def test_amounts(number, text) -> None:
+    assert amount(number) == text
 
 
 def test_other_numbers() -> None:

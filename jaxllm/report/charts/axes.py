@@ -29,11 +29,6 @@ class Axis:
     scale: dict[str, Any]
     axis: dict[str, Any]
 
-    @property
-    def title(self) -> str:
-        """The axis title."""
-        return self.axis["title"]
-
 
 def axes(points: pd.DataFrame, metrics: pd.DataFrame) -> dict[str, dict[str, Axis]]:
     """`{clock: {"log": Axis, "linear": Axis}}`, from 0 to the largest value of all runs.
@@ -55,14 +50,11 @@ def axes(points: pd.DataFrame, metrics: pd.DataFrame) -> dict[str, dict[str, Axi
         }
     if losses := _positive(points, LOSS):
         # A run goes from a high loss to a low one, and so does the axis, from left to right.
-        ends = [max(losses) * 1.01, min(losses) / 1.01]
+        scale = {"domain": [max(losses) * 1.01, min(losses) / 1.01], "nice": False}
+        axis = {"title": "Training loss"}
         result[LOSS] = {
-            name: Axis(
-                LOSS,
-                {"type": name, "domain": ends, "nice": False} | zero,
-                {"title": "Training loss"},
-            )
-            for name, zero in (("log", {}), ("linear", {"zero": False}))
+            "log": Axis(LOSS, {"type": "log", **scale}, axis),
+            "linear": Axis(LOSS, {"type": "linear", "zero": False, **scale}, axis),
         }
     return result
 

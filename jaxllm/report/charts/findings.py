@@ -1,6 +1,6 @@
 """The chart of each analysis, in a function of the analysis' name.
 
-Each takes the finding, which has an answer and a table with rows, and the study that it is of, and
+Each takes the finding, which has an answer and a table with rows, and the study that it is of; it
 returns None where the sentence says it all.
 """
 
@@ -14,9 +14,8 @@ import pandas as pd
 
 from jaxllm.analysis.curves import is_share
 from jaxllm.analysis.emergence import NO_GAIN
-from jaxllm.analysis.finding import Finding
+from jaxllm.analysis.finding import Finding, amount
 from jaxllm.analysis.registry import Study
-from jaxllm.report import numbers
 from jaxllm.report.charts import marks
 from jaxllm.report.charts.specs import Chart
 from jaxllm.report.theme import DISTINCT
@@ -41,7 +40,7 @@ def checks(finding: Finding, study: Study) -> Chart | None:
     alarmed = list(dict.fromkeys(cells.run[cells.level > 0]))
     if len(study.runs) > DISTINCT:  # the others are fine in every check that could be made
         cells = cells[cells.run.isin(alarmed[:_MOST_ROWS])]
-    if made.run.nunique() < 2 or cells.empty:
+    if made.run.nunique() < 2:
         return None
     return marks.matrix(cells, "check", "run", "level", "alarm", text="state", domain=(0, 1))
 
@@ -51,8 +50,6 @@ def advice(finding: Finding, study: Study) -> Chart | None:
     axis = "expected gain, with its 90% interval (up is better)"
     by_run = "verdict" in finding.table
     rows = finding.table if by_run else _shares(finding.table).sort_values("gain")[::-1]
-    if rows.empty:
-        return None
     return marks.dots(
         rows.head(_MOST_ROWS), "run" if by_run else "task", "gain", axis, low="low", high="high",
         series="verdict" if by_run else "", reference=0.0,
@@ -62,8 +59,6 @@ def advice(finding: Finding, study: Study) -> Chart | None:
 def forecasts(finding: Finding, study: Study) -> Chart | None:
     """The last and the final value of each task."""
     shares = _shares(finding.table).sort_values("forecast")[::-1]
-    if shares.empty:
-        return None
     kinds = ("now", "at the end, with its 90% interval")
     now = shares.assign(value=shares["last"], low=shares["last"], high=shares["last"], at=kinds[0])
     end = shares.assign(value=shares.forecast, at=kinds[1])
@@ -72,7 +67,7 @@ def forecasts(finding: Finding, study: Study) -> Chart | None:
                       order=kinds)  # fmt: skip
 
 
-def backtest(finding: Any, study: Study) -> Chart:
+def backtest(finding: Any, study: Study) -> Chart | None:
     """The error of the forecast and of two simpler ones, by the fraction of a run that is known."""
     shares = _shares(finding.points)
     scores = dataclasses.replace(finding, points=shares if len(shares) else finding.points)
@@ -83,7 +78,7 @@ def backtest(finding: Any, study: Study) -> Chart:
     return marks.dots(long, "after", "error", title, series="by", reference=0.0)
 
 
-def learning_curve_fits(finding: Any, study: Study) -> Chart:
+def learning_curve_fits(finding: Any, study: Study) -> Chart | None:
     """The error of each law on late checkpoints."""
     rows = finding.summary.sort_values("late_error")
     title = "mean absolute error on held-out late checkpoints"
@@ -95,8 +90,6 @@ def emergence(finding: Finding, study: Study) -> Chart | None:
     table = finding.table
     tested = table[table.hard & (table.suddenness > 0) & (table.verdict != NO_GAIN)]
     tested = tested.sort_values(["q", "p"]).head(15)
-    if tested.empty:
-        return None
     name = tested.run + " · " + tested.task if study.several_runs() else tested.task
     title = "suddenness B/L: 1 for equal steps; the 15 clearest"
     return marks.dots(
@@ -104,7 +97,7 @@ def emergence(finding: Finding, study: Study) -> Chart | None:
     )
 
 
-def signal_to_noise(finding: Finding, study: Study) -> Chart:
+def signal_to_noise(finding: Finding, study: Study) -> Chart | None:
     """The signal of each task in each phase."""
     strength = finding.table[["gain", "spread"]].max(axis=1)
     cells = finding.table.assign(
@@ -119,8 +112,6 @@ def signal_to_noise(finding: Finding, study: Study) -> Chart:
 def milestones(finding: Finding, study: Study) -> Chart | None:
     """The share of the final gain that each task has made at a share of the tokens."""
     mean = finding.table.groupby(["task", "fraction"], as_index=False).share.mean().dropna()
-    if mean.empty:
-        return None
     order = mean.groupby("task").share.mean().sort_values(ascending=False).index
     mean = _by(mean, "task", order).assign(
         text=lambda rows: rows.share.map("{:.0%}".format),
@@ -130,7 +121,7 @@ def milestones(finding: Finding, study: Study) -> Chart | None:
     return marks.matrix(mean, "at", "task", "share", title, text="text", domain=(0, 1))
 
 
-def change_points(finding: Finding, study: Study) -> Chart:
+def change_points(finding: Finding, study: Study) -> Chart | None:
     """The first change point of each task."""
     first = finding.table.sort_values("tokens").drop_duplicates(["run", "task"])
     grouped = first.groupby("task")[["tokens", "low", "high"]].median()
@@ -140,7 +131,7 @@ def change_points(finding: Finding, study: Study) -> Chart:
     return marks.dots(rows, "task", "tokens", title, low="low", high="high", log=True)
 
 
-def correlations(finding: Finding, study: Study) -> Chart:
+def correlations(finding: Finding, study: Study) -> Chart | None:
     """The correlation of the gains of each two tasks."""
     turned = finding.table.rename(columns={"task_a": "task_b", "task_b": "task_a"})
     cells = pd.concat([finding.table, turned], ignore_index=True)
@@ -153,7 +144,7 @@ def correlations(finding: Finding, study: Study) -> Chart:
                         domain=(low, high), order=list(tasks))  # fmt: skip
 
 
-def lead_lag(finding: Finding, study: Study) -> Chart:
+def lead_lag(finding: Finding, study: Study) -> Chart | None:
     """How far the first of two domains leads."""
     rows = finding.table.assign(
         pair=finding.table["first"] + " → " + finding.table.second,
@@ -163,7 +154,7 @@ def lead_lag(finding: Finding, study: Study) -> Chart:
     return marks.dots(rows.head(15), "pair", "lead", title, series="proof", reference=0.0)
 
 
-def held_out_tasks(finding: Finding, study: Study) -> Chart:
+def held_out_tasks(finding: Finding, study: Study) -> Chart | None:
     """The error of each held-out task, as predicted from others and naively."""
     table = finding.table
     tested = table[table.why == ""].sort_values("gain", ascending=False).head(_MOST_ROWS)
@@ -174,16 +165,15 @@ def held_out_tasks(finding: Finding, study: Study) -> Chart:
     return marks.dots(long, "task", "off", title, series="by", reference=0.0)
 
 
-def efficiency(finding: Finding, study: Study) -> Chart:
+def efficiency(finding: Finding, study: Study) -> Chart | None:
     """The mean score of each run at the most tokens that all have seen."""
     last = finding.table[finding.table.tokens == finding.table.tokens.max()]
     last = last.assign(low=last.score - 1.96 * last.stderr, high=last.score + 1.96 * last.stderr)
-    at = numbers.count(last.tokens.max())
-    title = f"mean score from chance (0) to perfect (1) at {at} tokens"
+    title = f"mean score from chance (0) to perfect (1) at {amount(last.tokens.max())} tokens"
     return marks.dots(last, "run", "score", title, low="low", high="high")
 
 
-def collapse(finding: Finding, study: Study) -> Chart:
+def collapse(finding: Finding, study: Study) -> Chart | None:
     """The error of a left-out size over each axis."""
     order = finding.table.groupby("task").error.min().sort_values().index
     rows = finding.table.set_index("task").loc[order].reset_index()
@@ -194,25 +184,25 @@ def collapse(finding: Finding, study: Study) -> Chart:
 _AMOUNTS = {"params": "parameters", "tokens": "training tokens", "flops": "training FLOPs"}
 
 
-def loss_laws(finding: Any, study: Study) -> Chart:
+def loss_laws(finding: Any, study: Study) -> Chart | None:
     """The loss over parameters, tokens or FLOPs."""
     variable = next(name for name in _AMOUNTS if name in finding.table)
     return marks.law(finding.table, variable, "loss", (_AMOUNTS[variable], "loss"))
 
 
-def compute_optimal(finding: Any, study: Study) -> Chart:
+def compute_optimal(finding: Any, study: Study) -> Chart | None:
     """The optimal parameters over FLOPs; of the parametric law the loss over the fitted one."""
     if finding.parameters:
         return marks.law(finding.table, "fitted", "loss", ("fitted loss", "loss"))
     return marks.law(finding.table, "flops", "params", (_AMOUNTS["flops"], "optimal parameters"))
 
 
-def task_ladders(finding: Finding, study: Study) -> Chart:
+def task_ladders(finding: Finding, study: Study) -> Chart | None:
     """The accuracy over the soft metric."""
     return marks.law(finding.table, "soft", "accuracy", ("soft metric", "accuracy"))
 
 
-def principal_components(finding: Any, study: Study) -> Chart:
+def principal_components(finding: Any, study: Study) -> Chart | None:
     """The weight of each task in the first component."""
     rows = finding.loadings[["PC1"]].reset_index(names="task").sort_values("PC1")[::-1]
     return marks.dots(rows, "task", "PC1", "weight in the first component", reference=0.0)

@@ -28,12 +28,15 @@ def dots(
     number: str = ".3~f",
     log: bool = False,
     reference: float | None = None,
-) -> Chart:
+) -> Chart | None:
     """A row per `y` with its value `x`, the interval `low` to `high`, coloured by `series`.
 
-    `order` is the order of the colours, `reference` where a line stands for no effect.
+    `order` is the order of the colours, `reference` where a line stands for no effect. A table
+    without values has no chart.
     """
     shown = table[_distinct(y, x, low, high, series)].dropna(subset=x)
+    if shown.empty:
+        return None
     scale = alt.Scale(zero=False, nice=True)
     axis = alt.Axis(format=number, titleAnchor="end")
     if log:
@@ -68,12 +71,15 @@ def matrix(
     text: str = "",
     domain: tuple[float, float] | None = None,
     order: Sequence[str] = (),
-) -> Chart:
+) -> Chart | None:
     """A cell per `x` and `y`, darker for larger `value` over `domain`; or blank, for no value.
 
-    `order` is that of both axes where they stand for the same; else that of the rows.
+    `order` is that of both axes where they stand for the same; else that of the rows. A table
+    without rows has no chart.
     """
     shown = table[_distinct(x, y, value, text)]
+    if shown.empty:
+        return None
     finite = shown[value][np.isfinite(shown[value])]
     if domain is None:  # where all cells are blank any will do
         domain = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import textwrap
@@ -17,6 +18,7 @@ from jaxllm.report.theme import chart_config
 Chart = alt.LayerChart | alt.FacetChart | alt.ConcatChart
 
 _SUBTITLE_WIDTH = 105  # letters
+_LEGEND = {"orient": "bottom", "title": None, "columns": 4, "labelLimit": 300}
 
 
 def layered(layers: Sequence[Any], data: pd.DataFrame, height: int, description: str) -> Chart:
@@ -54,11 +56,17 @@ def split(chart: alt.TopLevelMixin) -> tuple[dict[str, Any], dict[str, pd.DataFr
     return spec, tables
 
 
-def series(spec: Mapping[str, Any]) -> tuple[str, list[str]]:
-    """The field that the colours of a specification stand for and its values, in their order."""
+def legend(
+    spec: Mapping[str, Any], tables: Mapping[str, pd.DataFrame]
+) -> tuple[str, list[tuple[str, int]]]:
+    """The field that the colours stand for and, of several values, those of `tables`, numbered."""
     for colour in _colours(spec):
-        if colour.get("type") == "nominal" and colour.get("scale", {}).get("domain"):
-            return colour["field"], colour["scale"]["domain"]
+        if colour.get("type") == "nominal" and (names := colour.get("scale", {}).get("domain")):
+            field = colour["field"]
+            columns = [table[field] for table in tables.values() if field in table]
+            seen = set(itertools.chain.from_iterable(columns))
+            labels = [(name, number) for number, name in enumerate(names) if name in seen]
+            return field, labels if len(labels) > 1 else []
     return "", []
 
 
@@ -83,7 +91,13 @@ def picture(
     spec["datasets"] = {**spec.get("datasets", {}), **rows}
     if spec.get("width") == "container":
         spec["width"] = 560
-    _add_legend(spec)
+    _, labels = legend(spec, tables)
+    if labels:  # on the page, buttons outside of the charts are the legend
+        names = {"values": [name for name, _ in labels]}
+        for colour in _colours(spec):
+            if "legend" in colour:
+                colour["legend"] = {**_LEGEND, **names}
+        spec.setdefault("resolve", {})["scale"] = {"color": "shared"}
     if title:
         lines = textwrap.wrap(sentence, _SUBTITLE_WIDTH)
         spec["title"] = {"text": title, "subtitle": lines, "frame": "bounds", "offset": 12}
@@ -105,16 +119,3 @@ def _colours(spec: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     for panel in spec.get("concat", [spec]):
         for layer in panel.get("layer", [panel]):
             yield layer.get("encoding", {}).get("color", {})
-
-
-def _add_legend(spec: dict[str, Any]) -> None:
-    """States what the colours stand for; on the page, buttons outside of the charts do."""
-    field, names = series(spec)
-    seen = {row.get(field) for table in spec["datasets"].values() for row in table}
-    values = [name for name in names if name in seen]
-    if len(values) > 1:
-        legend = {"orient": "bottom", "title": None, "columns": 4, "labelLimit": 300}
-        for colour in _colours(spec):
-            if "legend" in colour:
-                colour["legend"] = {**legend, "values": values}
-        spec.setdefault("resolve", {})["scale"] = {"color": "shared"}

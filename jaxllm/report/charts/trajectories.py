@@ -104,7 +104,7 @@ def gains(shares: pd.DataFrame, order: Sequence[str], axis: Axis) -> Chart:
     columns = ["run", "task", "domain", *_CLOCKS, "value", "stderr", "share", "state",
                "left_chance", "final_text", "is_last", *(f"{c}_from" for c in _CLOCKS)]  # fmt: skip
     tasks = shares.task.nunique()
-    description = f"Share of the gain above chance of {tasks} tasks against {axis.title}."
+    description = f"Share of the gain above chance of {tasks} tasks against {axis.axis['title']}."
     return layered([cells, dots, final], shares[columns], max(26 * tasks, 60), description)
 
 
@@ -126,7 +126,7 @@ def curve(
     tooltip = [alt.Tooltip("value:Q", title=name, format=".4~g")]
     layers = [line.encode(y=y), _hover(base, y, name, "series", tooltip)]
     shown = points[["run", "series", *_CLOCKS, "value"]]
-    return layered(layers, shown, height, f"{name} against {axis.title}.")
+    return layered(layers, shown, height, f"{name} against {axis.axis['title']}.")
 
 
 def side_by_side(charts: Sequence[tuple[str, Chart]], columns: int) -> Chart:
