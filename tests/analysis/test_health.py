@@ -39,25 +39,25 @@ def test_loss_spikes_are_found_where_they_are() -> None:
     metrics.loc[1000:1004, "loss"] += [0.5, 1.0, 0.8, 0.6, 0.4]
     metrics.loc[1500, "loss"] += 0.7
     metrics.loc[1700, "loss"] += 0.7
-    found = checks_loss.spikes(metrics, "r")
+    found = checks_loss.spikes(metrics)
     assert not found.raised and found.number == 3  # healthy runs have as many
     assert found.table.step.tolist() == [1001, 1501, 1701]
     assert found.table.peak_step.tolist() == [1002, 1501, 1701]
     assert found.table.steps_to_recover.tolist() == [5, 1, 1]
     assert "step 1,002" in found.sentence and "all recovered" in found.sentence
     metrics.loc[210::80, "loss"] += 0.7
-    found = checks_loss.spikes(metrics, "r")
+    found = checks_loss.spikes(metrics)
     assert found.raised and found.number == 3 + 23 and found.subjects == ("many",)
     metrics = logged(1)
     metrics.loc[1990:, "loss"] += 1.0
-    assert "not come back" in checks_loss.spikes(metrics, "r").sentence
+    assert "not come back" in checks_loss.spikes(metrics).sentence
     calm = logged(2)
     calm.loc[1996:, "loss"] += 1.0  # four lines may still be over with the fifth
-    assert "just begun" in checks_loss.spikes(calm, "r").sentence
-    assert not checks_loss.spikes(calm, "r").raised
+    assert "just begun" in checks_loss.spikes(calm).sentence
+    assert not checks_loss.spikes(calm).raised
     calm = logged(2)
     calm.loc[1200, "loss"] += 0.7
-    assert not checks_loss.spikes(calm, "r").raised  # one that recovers is bad luck
+    assert not checks_loss.spikes(calm).raised  # one that recovers is bad luck
 
 
 def test_spike_score_is_the_published_definition() -> None:
@@ -77,7 +77,7 @@ def test_spike_score_is_the_published_definition() -> None:
     assert spikes > 0
     assert checks_loss.spike_score(metrics) == pytest.approx(spikes / 900)
     assert math.isnan(checks_loss.spike_score(metrics.iloc[:128]))
-    assert f"SpikeScore {spikes / 900:.3%}" in checks_loss.spikes(metrics, "r").sentence
+    assert f"SpikeScore {spikes / 900:.3%}" in checks_loss.spikes(metrics).sentence
 
 
 def test_tolerated_spikes_ring_at_the_nominal_rate() -> None:
@@ -86,7 +86,7 @@ def test_tolerated_spikes_ring_at_the_nominal_rate() -> None:
     for seed in range(TRIES):
         metrics = logged(seed, steps=1000)
         hit = rng.random(1000) < checks_loss.TOLERATED_SPIKES
-        raised.append(checks_loss.spikes(metrics.assign(loss=metrics.loss + hit), "r").raised)
+        raised.append(checks_loss.spikes(metrics.assign(loss=metrics.loss + hit)).raised)
     assert share(raised) <= AT_MOST
 
 
@@ -100,83 +100,77 @@ def test_healthy_logs_ring_no_alarm() -> None:
 
 
 def test_plateau() -> None:
-    flat = [checks_loss.plateau(logged(seed, fall=0.0), "r") for seed in range(40)]
+    flat = [checks_loss.plateau(logged(seed, fall=0.0)) for seed in range(40)]
     assert share(found.raised for found in flat) > 0.8
-    assert not any(checks_loss.plateau(logged(seed), "r").raised for seed in range(40))
+    assert not any(checks_loss.plateau(logged(seed)).raised for seed in range(40))
     # At the edge of the null hypothesis, a fall of just 0.5% of the loss, it rings at ALPHA.
     edge = 3 * checks_loss.PLATEAU_SHARE
-    at_edge = [
-        checks_loss.plateau(logged(s, fall=edge, steps=400), "r").raised for s in range(TRIES)
-    ]
+    at_edge = [checks_loss.plateau(logged(s, fall=edge, steps=400)).raised for s in range(TRIES)]
     assert share(at_edge) <= AT_MOST
-    estimates = [checks_loss.plateau(logged(seed), "r").number for seed in range(50)]
+    estimates = [checks_loss.plateau(logged(seed)).number for seed in range(50)]
     assert np.mean(estimates) == pytest.approx(0.1, abs=0.002)
-    rising = checks_loss.plateau(logged(0, fall=-0.1), "r")
+    rising = checks_loss.plateau(logged(0, fall=-0.1))
     assert rising.raised and "rose by" in rising.sentence and "rising" in rising.advice
 
 
 def test_diminishing_returns() -> None:
     metrics = logged(0, fall=0.01, noise=0.005)
-    found = checks_loss.diminishing_returns(metrics, "r", budget_tokens=4 * STEPS * 1000)
+    found = checks_loss.diminishing_returns(metrics, budget_tokens=4 * STEPS * 1000)
     assert found.number == pytest.approx(0.02, abs=0.004) and found.raised
     assert "300% more" in found.sentence
     metrics["learning_rate"] = 1e-3  # never decayed: the trend does not know what a decay brings
-    waiting = checks_loss.diminishing_returns(metrics, "r")
+    waiting = checks_loss.diminishing_returns(metrics)
     assert not waiting.raised and "not decayed yet" in waiting.reason
-    assert not checks_loss.diminishing_returns(logged(0), "r").raised
+    assert not checks_loss.diminishing_returns(logged(0)).raised
     edge = 3 * checks_loss.WORTH_SHARE
     raised = [
-        checks_loss.diminishing_returns(logged(s, fall=edge, steps=400), "r").raised
+        checks_loss.diminishing_returns(logged(s, fall=edge, steps=400)).raised
         for s in range(TRIES)
     ]
     assert share(raised) <= AT_MOST
-    assert "spent" in checks_loss.diminishing_returns(metrics, "r", budget_tokens=5.0).refused
+    assert "spent" in checks_loss.diminishing_returns(metrics, budget_tokens=5.0).refused
     last_lap = checks_loss.diminishing_returns(
-        metrics.drop(columns="learning_rate"), "r", 1.2 * STEPS * 1000
+        metrics.drop(columns="learning_rate"), 1.2 * STEPS * 1000
     )
     assert last_lap.p_value < ALPHA and not last_lap.raised  # little is left, so it brings little
 
 
 def test_returns_are_told_in_a_unit_of_the_rest() -> None:
     """The line falls by 0.1 in a doubling; two million tokens are seen."""
-    found = checks_loss.diminishing_returns(logged(0, noise=0.001), "r", budget_tokens=8e6)
+    found = checks_loss.diminishing_returns(logged(0, noise=0.001), budget_tokens=8e6)
     assert "the remaining budget (300% more) lowers the loss by 0.2 or 6.7%" in found.reason
     assert "one more million tokens by 0.059" in found.reason  # 0.1 log2(1.5)
 
 
 def test_gradient_norm_drift() -> None:
-    found = checks_loss.gradient_drift(logged(0, growth=2.0), "r")
+    found = checks_loss.gradient_drift(logged(0, growth=2.0))
     assert found.raised and found.number == pytest.approx(2.0, rel=0.1)
     edge = [
-        checks_loss.gradient_drift(
-            logged(s, growth=checks_loss.DRIFT_FACTOR, steps=400), "r"
-        ).raised
+        checks_loss.gradient_drift(logged(s, growth=checks_loss.DRIFT_FACTOR, steps=400)).raised
         for s in range(TRIES)
     ]
     assert share(edge) <= AT_MOST
-    assert checks_loss.gradient_drift(logged(0).drop(columns="grad_norm"), "r").refused
+    assert checks_loss.gradient_drift(logged(0).drop(columns="grad_norm")).refused
 
 
 def test_warmup_is_not_judged() -> None:
     metrics = logged(0, fall=0.0)
     metrics["learning_rate"] = metrics.step * 1e-6
-    assert "warming up" in checks_loss.plateau(metrics, "r").refused
+    assert "warming up" in checks_loss.plateau(metrics).refused
 
 
 def test_without_tokens_steps_are_the_clock() -> None:
     known, unknown = logged(0), logged(0).assign(tokens=math.nan)
-    assert checks_loss.plateau(unknown, "r").number == pytest.approx(
-        checks_loss.plateau(known, "r").number
-    )
-    assert checks_loss.plateau(known.assign(tokens=5), "r").refused
+    assert checks_loss.plateau(unknown).number == pytest.approx(checks_loss.plateau(known).number)
+    assert checks_loss.plateau(known.assign(tokens=5)).refused
 
 
 def test_loss_that_is_no_number() -> None:
     metrics = logged(0)
     metrics.loc[[500, 600], "loss"] = [math.nan, math.inf]
-    found = checks_loss.non_finite_loss(metrics, "r")
+    found = checks_loss.non_finite_loss(metrics)
     assert found.raised and found.number == 2 and found.step == 501
-    assert not checks_loss.plateau(metrics, "r").refused
+    assert not checks_loss.plateau(metrics).refused
 
 
 def test_falling_capability() -> None:
@@ -199,16 +193,16 @@ def test_constant_answers_are_no_capability() -> None:
     records.loc[records.step > 12, "value"] -= 0.05 * (records.step - 12)
     (curve,) = curves(records).main()
     assert checks_tasks.was_at_chance(curve)
-    assert "left chance" in checks_tasks.falling([curve], "r", True).refused
+    assert "left chance" in checks_tasks.falling([curve], True).refused
     grown = dataclasses.replace(curve, scores=curve.scores + 0.1 * (curve.tokens > 6000))
     assert not checks_tasks.was_at_chance(grown)
-    assert checks_tasks.falling([grown], "r", True).raised
+    assert checks_tasks.falling([grown], True).raised
 
 
 def test_steady_capabilities_ring_at_the_nominal_rate() -> None:
     gains = {f"task{k}": 0.0 for k in range(10)}
     found = [
-        checks_tasks.falling(list(curves(table(seed, gains, {"r": 1e8}))), "r", True).raised
+        checks_tasks.falling(list(curves(table(seed, gains, {"r": 1e8}))), True).raised
         for seed in range(TRIES)
     ]
     assert share(found) <= AT_MOST
@@ -251,7 +245,7 @@ def test_runs_of_one_kind_leave_their_band_at_the_nominal_rate() -> None:
     raised = []
     for seed in range(TRIES):
         every = list(curves(table(seed, {f"t{k}": 0.03 for k in range(5)}, SUITE, points=6)))
-        raised.append(checks_tasks.outside_band([c for c in every if c.run == "s5"], "s5", every))
+        raised.append(checks_tasks.outside_band([c for c in every if c.run == "s5"], every))
     assert share(found.raised for found in raised) <= AT_MOST
 
 
@@ -350,7 +344,7 @@ def test_a_spike_is_the_same_whenever_it_is_looked_at() -> None:
     metrics = logged(4, steps=400)
     metrics.loc[99:, "loss"] += 2.0
     for seen in (70, 104, 120, 200, 400):
-        found = checks_loss.spikes(metrics.iloc[:seen], "r")
+        found = checks_loss.spikes(metrics.iloc[:seen])
         assert found.raised == (seen >= 104)
         assert not found.raised or found.subjects == ("since 100",)
 

@@ -12,13 +12,12 @@ from jaxllm.analysis.curves import Curve, is_share
 from jaxllm.analysis.finding import Finding
 from jaxllm.analysis.health import loss, tasks
 from jaxllm.analysis.registry import AHEAD, Study, analysis
-from jaxllm.analysis.stats import line_fit
+from jaxllm.analysis.stats import Interval
 
 GO_ON, STOP, UNCLEAR = "go on", "stop", "unclear"
 # A mean gain over the tasks below this, half a point of accuracy, is not worth a budget.
 WORTH_GAIN = 0.005
 LEVEL = 0.9
-Interval = tuple[float, float, float]
 _UNKNOWN: Interval = (math.nan,) * 3
 
 
@@ -161,9 +160,5 @@ def _mean_gain(own: list[Curve], doublings: float) -> tuple[Interval, int]:
     if not shares:
         return _UNKNOWN, 0
     mean = pd.concat(shares, axis=1).dropna().mean(axis=1)
-    mean = mean[mean.index > 0]
-    if len(mean) < tasks.FEWEST:
-        return _UNKNOWN, 0
-    late = mean.iloc[-tasks.recent(mean.index.to_numpy(np.float64)) :]
-    line = line_fit(np.log2(late.index), late, fewest=4)
+    line = tasks.recent_line(mean.index.to_numpy(np.float64), mean.to_numpy())
     return (line.gain(doublings, LEVEL), len(shares)) if line is not None else (_UNKNOWN, 0)

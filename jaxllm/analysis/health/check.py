@@ -20,7 +20,6 @@ class Check:
 
     Attributes:
       name: name of the check.
-      run: name of the run.
       raised: whether the check raises an alarm.
       number: test quantity; NaN when refused.
       reason: the observation with its number, one sentence.
@@ -33,7 +32,6 @@ class Check:
     """
 
     name: str
-    run: str
     raised: bool = False
     number: float = math.nan
     reason: str = ""

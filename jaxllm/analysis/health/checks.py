@@ -8,11 +8,13 @@ import math
 import numpy as np
 import pandas as pd
 
-from jaxllm.analysis.curves import Curve, lower_is_better
+from jaxllm.analysis.curves import lower_is_better
 from jaxllm.analysis.finding import Finding
 from jaxllm.analysis.health import loss, tasks
 from jaxllm.analysis.health.check import ALPHA, Check
 from jaxllm.analysis.registry import HEALTH, Study, analysis
+
+_COLUMNS = ["run", "check", "state", "number", "p_value", "step", "says"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +46,8 @@ def checks(study: Study) -> Finding:
     every = examine(study)
     if len(every) == 1:
         return every[0]
-    table = pd.concat([_table(()), *(one.table for one in every)], ignore_index=True)
+    empty = pd.DataFrame(columns=_COLUMNS)
+    table = pd.concat([empty, *(one.table for one in every)], ignore_index=True)
     made = int((table.state != "refused").sum())
     if not made:
         reason = "no run has what a check takes"
@@ -56,7 +59,7 @@ def checks(study: Study) -> Finding:
         f"{': ' * bool(alarmed)}{names}. At the tests' level, about {ALPHA * made:.1f} alarms "
         "would be raised if all were healthy."
     )
-    lines = tuple(f"{c.run}: {c.sentence}" for one in alarmed for c in one.alarms)
+    lines = tuple(f"{one.run}: {c.sentence}" for one in alarmed for c in one.alarms)
     return Finding(sentence, table, lines=lines)
 
 
@@ -67,50 +70,38 @@ def examine(study: Study) -> list[Health]:
     falling where most of the run's perplexities and bits per byte do.
     """
     of_tasks = tasks.judged(study.curves)
-    of_loss = [curve for run in study.runs if (curve := logged_loss(study, run)) is not None]
+    logs = {run: study.log_of(run) for run in study.runs}
+    curves = list(of_tasks)
+    for run, log in logs.items():
+        curves += tasks.logged_loss(log, run, study.params.get(run, math.nan))
     scored = [c for c in tasks.judged(study.all_curves) if lower_is_better(c.metric)]
-    return [_examine(study, run, of_tasks, of_loss, scored) for run in study.runs]
+    every = []
+    for run, log in logs.items():
+        of_log = loss.loss_checks(log, study.planned_tokens.get(run, math.nan))
+        loss_falls = loss.falls(of_log)
+        lines = [tasks.recent_trend(curve) for curve in scored if curve.run == run]
+        slopes = [line.slope > 0 for line in lines if line is not None]
+        if loss_falls is None and slopes:
+            loss_falls = bool(np.mean(slopes) >= 0.5)
+        falling = tasks.falling([curve for curve in of_tasks if curve.run == run], loss_falls)
+        band = tasks.outside_band([curve for curve in curves if curve.run == run], curves)
+        every.append(_health(run, (*of_log, falling, band)))
+    return every
 
 
-def logged_loss(study: Study, run: str) -> Curve | None:
-    """The logged loss of a run as a curve."""
-    return tasks.logged_loss(study.log_of(run), run, study.params.get(run, math.nan))
-
-
-def _examine(
-    study: Study, run: str, of_tasks: list[Curve], of_loss: list[Curve], scored: list[Curve]
-) -> Health:
-    planned = study.planned_tokens.get(run, math.nan)
-    of_log = loss.loss_checks(study.log_of(run), run, planned)
-    loss_falls = loss.falls(of_log)
-    slopes = [line.slope > 0 for curve in scored
-              if curve.run == run and (line := tasks.recent_trend(curve)) is not None]  # fmt: skip
-    if loss_falls is None and slopes:
-        loss_falls = bool(np.mean(slopes) >= 0.5)
-    own = [curve for curve in of_tasks if curve.run == run]
-    own_loss = [curve for curve in of_loss if curve.run == run]
-    every = (
-        *of_log,
-        tasks.falling(own, run, loss_falls),
-        tasks.outside_band(own + own_loss, run, of_tasks + of_loss),
-    )
-    table = _table(every)
-    made = [check for check in every if not check.refused]
+def _health(run: str, checks: tuple[Check, ...]) -> Health:
+    rows = [(run, c.name, c.state, c.number, c.p_value, c.step, c.sentence) for c in checks]
+    table = pd.DataFrame(rows, columns=_COLUMNS)
+    made = [check for check in checks if not check.refused]
     alarms = [check.name for check in made if check.raised]
-    left = len(every) - len(made)
+    left = len(checks) - len(made)
     tail = f"; {left} could not be made" if left else ""
     refused = ""
     sentence = f"{run} looks healthy: {len(made)} checks found nothing{tail}."
     if not made:
         sentence = f"{run}: nothing could be checked."
-        refused = "; ".join(f"{check.name}: {check.refused}" for check in every)
+        refused = "; ".join(f"{check.name}: {check.refused}" for check in checks)
     elif alarms:
         count = f"{len(alarms)} of {len(made)} checks raise alarm"
         sentence = f"{run}: {count}: {', '.join(alarms)}{tail}."
-    return Health(sentence, table, refused, lines=tuple(table.says), run=run, checks=every)
-
-
-def _table(checks: tuple[Check, ...]) -> pd.DataFrame:
-    columns = ["run", "check", "state", "number", "p_value", "step", "says"]
-    rows = [(c.run, c.name, c.state, c.number, c.p_value, c.step, c.sentence) for c in checks]
-    return pd.DataFrame(rows, columns=columns)
+    return Health(sentence, table, refused, lines=tuple(table.says), run=run, checks=checks)

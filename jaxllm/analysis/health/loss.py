@@ -37,27 +37,22 @@ _UNITS = ((1e3, "thousand"), (1e6, "million"), (1e9, "billion"), (1e12, "trillio
 
 def loss_checks(
     metrics: pd.DataFrame,
-    run: str,
     budget_tokens: float = math.nan,
     alpha: float = ALPHA,
     newest: int | None = None,
 ) -> tuple[Check, ...]:
-    """Run the checks of the logged metrics of one run.
+    """Run the checks of the logged metrics of one run, each at level `alpha`.
 
-    Args:
-      metrics: logged steps of the run.
-      run: name of the run.
-      budget_tokens: planned total tokens; NaN when unknown.
-      alpha: level of each test.
-      newest: number of last steps that are searched for spikes; None for all.
+    `budget_tokens` are the planned total tokens, NaN when unknown; `newest` is the number of last
+    steps that are searched for spikes, None for all.
     """
     late = metrics if newest is None else metrics.tail(newest)
     return (
-        non_finite_loss(late, run),
-        spikes(late, run, alpha),
-        gradient_drift(metrics, run, alpha),
-        plateau(metrics, run, alpha),
-        diminishing_returns(metrics, run, budget_tokens, alpha),
+        non_finite_loss(late),
+        spikes(late, alpha),
+        gradient_drift(metrics, alpha),
+        plateau(metrics, alpha),
+        diminishing_returns(metrics, budget_tokens, alpha),
     )
 
 
@@ -67,24 +62,24 @@ def falls(checks: tuple[Check, ...]) -> bool | None:
     return None if check.refused else check.number > 0
 
 
-def non_finite_loss(metrics: pd.DataFrame, run: str) -> Check:
+def non_finite_loss(metrics: pd.DataFrame) -> Check:
     """Whether every logged loss is a finite number."""
     name = "finite loss"
     if "loss" not in metrics or metrics.empty:
-        return Check(name, run, refused="no loss was logged")
-    bad = metrics[~np.isfinite(pd.to_numeric(metrics.loss, errors="coerce").astype("float64"))]
+        return Check(name, refused="no loss was logged")
+    bad = metrics[~np.isfinite(_floats(metrics.loss))]
     if bad.empty:
-        return Check(name, run, number=0, reason=f"All {len(metrics):,} logged losses are finite.")
-    return Check(
-        name, run, True, float(len(bad)),
-        f"The loss is not a finite number at {len(bad):,} of {len(metrics):,} logged steps.",
+        return Check(name, number=0, reason=f"All {len(metrics):,} logged losses are finite.")
+    reason = f"The loss is not a finite number at {len(bad):,} of {len(metrics):,} logged steps."
+    advice = (
         "Go back to a checkpoint before the first of them and lower the learning rate or skip the "
-        "data there.",
-        step=float(bad.step.iloc[0]), table=bad[["step", "loss"]],
-    )  # fmt: skip
+        "data there."
+    )
+    step, table = float(bad.step.iloc[0]), bad[["step", "loss"]]
+    return Check(name, True, float(len(bad)), reason, advice, step, table=table)
 
 
-def spikes(metrics: pd.DataFrame, run: str, alpha: float = ALPHA) -> Check:
+def spikes(metrics: pd.DataFrame, alpha: float = ALPHA) -> Check:
     """Detect loss spikes by a robust z-score.
 
     z = (loss - median) / (1.4826 MAD), with median and median absolute deviation of the preceding
@@ -97,14 +92,14 @@ def spikes(metrics: pd.DataFrame, run: str, alpha: float = ALPHA) -> Check:
     entries = logged(metrics, "loss")
     count = len(entries)
     if count < 2 * _SHORTEST:
-        return Check(name, run, refused=f"it takes {2 * _SHORTEST} logged losses")
-    table, lasting = _spikes(entries)
+        return Check(name, refused=f"it takes {2 * _SHORTEST} logged losses")
+    table = _spikes(entries)
     if table.empty:
         reason = (
             f"No loss among {count:,} stands more than {SPIKE_SIGMAS:.0f} robust deviations above "
             "those before it."
         )
-        return Check(name, run, number=0, reason=reason, table=table)
+        return Check(name, number=0, reason=reason, table=table)
     worst, newest = table.loc[table.sigmas.idxmax()], table.iloc[-1]
     p = float(stats.poisson.sf(len(table) - 1, TOLERATED_SPIKES * count))
     reason = (
@@ -116,40 +111,40 @@ def spikes(metrics: pd.DataFrame, run: str, alpha: float = ALPHA) -> Check:
         "Look at the gradient norm and the data at those steps; a lower learning rate, longer "
         "warmup or z-loss makes spikes rarer."
     )
-    place, subjects = float(worst.step), ("many",) if p < alpha else ()
-    if lasting >= LASTING:
+    step, subjects = float(worst.step), ("many",) if p < alpha else ()
+    if not math.isnan(newest.steps_to_recover):
+        reason += ", all recovered"
+    elif (entries.step >= newest.step).sum() < LASTING:
+        reason += ", the newest just begun"
+    else:
         reason += f", and since step {newest.step:,.0f} the loss has not come back"
-        place, subjects = float(newest.step), (*subjects, f"{SINCE} {newest.step:.0f}")
+        step, subjects = float(newest.step), (*subjects, f"{SINCE} {newest.step:.0f}")
         advice = (
             "Go back to the checkpoint before it, skip the data in between, and lower the learning "
             "rate if it happens again."
         )
-    else:
-        reason += ", the newest just begun" if lasting else ", all recovered"
     score = spike_score(metrics)
-    if math.isfinite(score):
-        reason += f"; SpikeScore {score:.3%}"
-    return Check(name, run, bool(subjects), float(len(table)), reason + ".", advice, place, p,
-                 table=table, subjects=subjects)  # fmt: skip
+    reason += f"; SpikeScore {score:.3%}." if math.isfinite(score) else "."
+    number = float(len(table))
+    return Check(name, bool(subjects), number, reason, advice, step, p, table, subjects=subjects)
 
 
-def _spikes(entries: pd.DataFrame) -> tuple[pd.DataFrame, int]:
-    """Table with a row per spike, and the length of one that lasts to the end (else 0)."""
+def _spikes(entries: pd.DataFrame) -> pd.DataFrame:
+    """Table with a row per spike; `steps_to_recover` is NaN for one that lasts to the end."""
     values, steps = entries.value.to_numpy(), entries.step.to_numpy()
-    median, deviation = _running_medians(values, WINDOW)
+    median, deviation = _running_medians(values)
     z, level = (values - median) / deviation, median + 3 * deviation
-    events, lasting, at, last = [], 0, 0, len(values)
+    events, at = [], 0
     while len(above := np.flatnonzero(z[at:] > SPIKE_SIGMAS)):
         at += int(above[0])
         below = np.flatnonzero(values[at:] <= level[at])
-        end = at + int(below[0]) if len(below) else last
-        lasting = last - at if end == last else 0
+        end = at + int(below[0]) if len(below) else len(values)
         peak = at + int(np.argmax(values[at:end]))
-        recovery = float(steps[end] - steps[at]) if end < last else math.nan
+        recovery = float(steps[end] - steps[at]) if len(below) else math.nan
         events.append((steps[at], steps[peak], values[peak], median[at], z[at:end].max(), recovery))
         at = end
     columns = ["step", "peak_step", "loss", "before", "sigmas", "steps_to_recover"]
-    return pd.DataFrame(events, columns=columns), lasting
+    return pd.DataFrame(events, columns=columns)
 
 
 def spike_score(metrics: pd.DataFrame, window: int = WINDOW) -> float:
@@ -165,7 +160,7 @@ def spike_score(metrics: pd.DataFrame, window: int = WINDOW) -> float:
         return math.nan
     spike = np.zeros(len(metrics), bool)
     for column in {"loss", "grad_norm"} & set(metrics):
-        values = pd.to_numeric(metrics[column], errors="coerce").astype("float64")
+        values = pd.Series(_floats(metrics[column]))
         before = values.shift(1).rolling(window)
         deviation = before.std(ddof=0)
         above = values > before.mean() + SPIKE_SIGMAS * deviation
@@ -173,7 +168,7 @@ def spike_score(metrics: pd.DataFrame, window: int = WINDOW) -> float:
     return float(spike.mean())
 
 
-def plateau(metrics: pd.DataFrame, run: str, alpha: float = ALPHA) -> Check:
+def plateau(metrics: pd.DataFrame, alpha: float = ALPHA) -> Check:
     """Whether the loss has stopped falling.
 
     Null hypothesis: it still falls by the share `PLATEAU_SHARE` per doubling of tokens. The alarm
@@ -181,7 +176,7 @@ def plateau(metrics: pd.DataFrame, run: str, alpha: float = ALPHA) -> Check:
     """
     name, line = "plateau", recent_trend(metrics, "loss")
     if isinstance(line, str):
-        return Check(name, run, refused=line)
+        return Check(name, refused=line)
     fall = -line.slope
     p = line.p_above(-PLATEAU_SHARE * line.end)
     reason = (
@@ -195,32 +190,26 @@ def plateau(metrics: pd.DataFrame, run: str, alpha: float = ALPHA) -> Check:
             "Let the learning rate decay, or stop; if neither was planned, look for repeated data "
             "or a learning rate that is too high."
         )
-    return Check(name, run, p < alpha, fall, reason, advice, p_value=p)
+    return Check(name, p < alpha, fall, reason, advice, p_value=p)
 
 
 def diminishing_returns(
-    metrics: pd.DataFrame, run: str, budget_tokens: float = math.nan, alpha: float = ALPHA
+    metrics: pd.DataFrame, budget_tokens: float = math.nan, alpha: float = ALPHA
 ) -> Check:
-    """Whether the remaining tokens are still worth it, at the rate of the last doubling.
+    """Whether the rest of `budget_tokens` (NaN: twice those seen) is worth it, at this rate.
 
     Null hypothesis: they lower the loss by at least the share `WORTH_SHARE`. A loss curve flattens
     over log tokens, so the straight line overestimates the decrease and the alarm is conservative,
     except for a learning rate yet to decay, whose effect no trend predicts: then no alarm is
     raised, nor when less than `LITTLE_REST` is left.
-
-    Args:
-      metrics: logged steps of one run.
-      run: name of the run.
-      budget_tokens: planned total tokens; NaN for twice those seen.
-      alpha: level of the test.
     """
     name, line = "diminishing returns", recent_trend(metrics, "loss")
     if isinstance(line, str):
-        return Check(name, run, refused=line)
+        return Check(name, refused=line)
     now = float(logged(metrics, "loss").tokens.max())
     budget = budget_tokens if budget_tokens > 0 else 2 * now
     if budget <= now:
-        return Check(name, run, refused="the budget is spent")
+        return Check(name, refused="the budget is spent")
     doublings = math.log2(budget / now)
     fall = -line.slope * doublings
     p = line.p_above(-WORTH_SHARE * line.end / doublings)
@@ -238,10 +227,10 @@ def diminishing_returns(
         reason += "; the learning rate has not decayed yet, which usually lowers it further"
     advice = "Consider stopping here: the rest buys little. See the expected gains of the tasks."
     raised = p < alpha and not waiting and budget - now >= LITTLE_REST * now
-    return Check(name, run, raised, fall, reason + ".", advice, p_value=p)
+    return Check(name, raised, fall, reason + ".", advice, p_value=p)
 
 
-def gradient_drift(metrics: pd.DataFrame, run: str, alpha: float = ALPHA) -> Check:
+def gradient_drift(metrics: pd.DataFrame, alpha: float = ALPHA) -> Check:
     """Whether the gradient norm is growing.
 
     Null hypothesis: it grows by at most the factor `DRIFT_FACTOR` per doubling of tokens. A growing
@@ -249,7 +238,7 @@ def gradient_drift(metrics: pd.DataFrame, run: str, alpha: float = ALPHA) -> Che
     """
     name, line = "gradient norm", recent_trend(metrics, "grad_norm", log=True)
     if isinstance(line, str):
-        return Check(name, run, refused=line)
+        return Check(name, refused=line)
     factor = 2.0**line.slope
     p = line.p_above(math.log2(DRIFT_FACTOR))
     reason = (
@@ -258,7 +247,7 @@ def gradient_drift(metrics: pd.DataFrame, run: str, alpha: float = ALPHA) -> Che
         f"(p = {p:.2g})."
     )
     advice = "Lower the learning rate or clip tighter before it diverges; check weight decay."
-    return Check(name, run, p < alpha, factor, reason, advice, p_value=p)
+    return Check(name, p < alpha, factor, reason, advice, p_value=p)
 
 
 def logged(metrics: pd.DataFrame, column: str) -> pd.DataFrame:
@@ -277,9 +266,7 @@ def logged(metrics: pd.DataFrame, column: str) -> pd.DataFrame:
 
 
 def _floats(column: pd.Series) -> np.ndarray:
-    if column.dtype.kind not in "fiu":
-        column = pd.to_numeric(column, errors="coerce")
-    return column.to_numpy(np.float64, na_value=math.nan)
+    return pd.to_numeric(column, errors="coerce").to_numpy(np.float64, na_value=math.nan)
 
 
 def recent_trend(metrics: pd.DataFrame, column: str, log: bool = False) -> Line | str:
@@ -307,21 +294,18 @@ def recent_trend(metrics: pd.DataFrame, column: str, log: bool = False) -> Line 
     return line_fit(blocks.doublings, blocks.value, fewest=4) or few
 
 
-def _running_medians(values: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray]:
-    """Median and 1.4826 MAD of the `window` values before each, of `_SHORTEST` at the start.
+def _running_medians(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Median and 1.4826 MAD of the `WINDOW` values before each, of `_SHORTEST` at the start.
 
     They depend on preceding values only, so a spike is the same at every later check.
     """
-    median, deviation = np.full(len(values), np.nan), np.full(len(values), np.nan)
-    for width in (_SHORTEST, window):
-        if len(values) <= width:
-            break
-        before = np.lib.stride_tricks.sliding_window_view(values, width)[:-1]
-        until = window - _SHORTEST if width < window else len(before)
-        for at in range(0, min(until, len(before)), 8192):  # bounds the memory of long logs
-            part = before[at : min(at + 8192, until)]
-            middle = np.median(part, axis=1)
-            spread = 1.4826 * np.median(np.abs(part - middle[:, None]), axis=1)
-            rows = slice(width + at, width + at + len(part))
-            median[rows], deviation[rows] = middle, np.maximum(spread, 1e-6 * np.abs(middle))
+    median, deviation = np.full((2, len(values)), np.nan)
+    for width, last in ((_SHORTEST, WINDOW), (WINDOW, len(values))):
+        last = min(last, len(values))
+        for at in range(width, last, 8192):  # bounds the memory of long logs
+            end = min(at + 8192, last)
+            before = np.lib.stride_tricks.sliding_window_view(values[at - width : end - 1], width)
+            middle = np.median(before, axis=1)
+            spread = 1.4826 * np.median(np.abs(before - middle[:, None]), axis=1)
+            median[at:end], deviation[at:end] = middle, np.maximum(spread, 1e-6 * np.abs(middle))
     return median, deviation

@@ -44,14 +44,21 @@ def noise(curve: Curve) -> float:
     return float(np.median(known)) if len(known) else 0.0
 
 
-def recent_trend(curve: Curve) -> Line | None:
-    """Trend per doubling of tokens in the last doubling; None for fewer than `FEWEST` points."""
-    trained = curve.tokens > 0
-    tokens, scores = curve.tokens[trained], curve.scores[trained]
+def recent_line(tokens: Array, scores: Array, noise: float = 0.0) -> Line | None:
+    """Line per doubling of tokens through the last doubling; None for fewer than `FEWEST` points.
+
+    `tokens` and `scores` are [P]; points at 0 tokens are left out.
+    """
+    tokens, scores = tokens[tokens > 0], scores[tokens > 0]
     if len(tokens) < FEWEST:
         return None
     last = slice(-recent(tokens), None)
-    return line_fit(np.log2(tokens[last]), scores[last], fewest=FEWEST, noise=noise(curve))
+    return line_fit(np.log2(tokens[last]), scores[last], noise=noise)
+
+
+def recent_trend(curve: Curve) -> Line | None:
+    """`recent_line` of a curve, with at least the scatter of its sampling noise."""
+    return recent_line(curve.tokens, curve.scores, noise(curve))
 
 
 def was_at_chance(curve: Curve) -> bool:
@@ -60,117 +67,103 @@ def was_at_chance(curve: Curve) -> bool:
     return before > 0 and onset(curve, before)[0] in (AT_CHANCE, PROVISIONAL)
 
 
-def logged_loss(metrics: pd.DataFrame, run: str, params: float) -> Curve | None:
-    """Logged loss of a run as a curve, in means over bins of log tokens."""
+def logged_loss(metrics: pd.DataFrame, run: str, params: float) -> list[Curve]:
+    """Logged loss of a run as a curve, in means over bins of log tokens; none without a loss."""
     entries = logged(metrics, "loss")
     entries = entries[entries.tokens > 0]
     if entries.empty:
-        return None
+        return []
     blocks = entries.groupby((4 * np.log2(entries.tokens)).astype(int)).mean()
     steps, tokens, values = blocks.to_numpy(np.float64).T
     unknown = np.full(len(steps), math.nan)
     arrays = (steps, tokens, unknown, values, unknown, -values, unknown)
     nan = math.nan
-    return Curve(run, "logged loss", 0, "loss", "", "", params, nan, nan, 0, *arrays)
+    return [Curve(run, "logged loss", 0, "loss", "", "", params, nan, nan, 0, *arrays)]
 
 
-def falling(own: Sequence[Curve], run: str, loss_falls: bool | None, alpha: float = ALPHA) -> Check:
-    """Find capabilities that get worse over the last doubling of tokens while the loss falls.
+def falling(own: Sequence[Curve], loss_falls: bool | None, alpha: float = ALPHA) -> Check:
+    """Find capabilities of a run that get worse over the last doubling of tokens.
 
     Null hypothesis for each task: its trend does not fall. The scatter is at least the sampling
     error, and the fall must exceed it. Tasks that were at chance before are not tested. The
-    false-discovery rate over all others is at most `alpha`.
-
-    Args:
-      own: curves of the run.
-      run: name of the run.
-      loss_falls: whether its loss falls in that time; None if unknown.
-      alpha: false-discovery rate.
+    false-discovery rate over all others is at most `alpha`. `loss_falls` is whether the loss falls
+    in that time, None if unknown.
     """
     name = "falling capabilities"
-    lines = {curve.task: line for curve in own if (line := recent_trend(curve)) is not None}
-    at_chance = {curve.task for curve in own if was_at_chance(curve)}
+    lines = [(curve, line) for curve in own if (line := recent_trend(curve)) is not None]
     rows = [
-        (task, -line.slope * line.span, line.scatter, line.end, line.p_below(0.0))
-        for task, line in lines.items()
-        if task not in at_chance
+        (curve.task, -line.slope * line.span, line.scatter, line.end, line.p_below(0.0))
+        for curve, line in lines
+        if not was_at_chance(curve)
     ]
     if not rows:
         few = f"it takes {FEWEST} scored checkpoints of a task"
-        return Check(name, run, refused="no task has left chance" if lines else few)
+        return Check(name, refused="no task has left chance" if lines else few)
     table = pd.DataFrame(rows, columns=["task", "fall", "scatter", "now", "p_value"])
     table["p_value"] = table.p_value.where(table.fall > table.scatter, 1.0)
-    table = table.sort_values("p_value", ignore_index=True)
-    while_what = {True: ", while the loss falls", False: ", as the loss does not fall either",
-                  None: " (whether the loss falls is not known)"}[loss_falls]  # fmt: skip
+    loss = ", as the loss does not fall either"
+    if loss_falls is not False:
+        loss = ", while the loss falls" if loss_falls else " (whether the loss falls is not known)"
     return _verdict(
-        Check(name, run, table=table), alpha,
+        name,
+        table.assign(item=table.task + table.fall.map(" (by {:.3g})".format)),
+        alpha,
         fine=f"None of {len(table)} tasks above chance falls in the last doubling of tokens.",
-        bad=f"of {len(table)} tasks above chance get worse{while_what}",
-        items=[f"{row.task} (by {row.fall:.3g})" for row in table.itertuples()],
+        bad=f"of {len(table)} tasks above chance get worse{loss}",
         advice="Compare the data of this phase with that of the phase before, and look at the "
         "examples that were lost; if the model is small, it may be giving up rare skills for "
         "frequent text.",
-    )  # fmt: skip
+    )
 
 
-def outside_band(
-    own: Sequence[Curve], run: str, others: Sequence[Curve], alpha: float = ALPHA
-) -> Check:
-    """Find tasks that are worse than in reference runs at equal tokens.
+def outside_band(own: Sequence[Curve], others: Sequence[Curve], alpha: float = ALPHA) -> Check:
+    """Find tasks of a run that are worse than in reference runs at equal tokens.
 
     The band is the prediction interval of a line in log parameters through the reference runs
     (of their mean where they have fewer than three sizes), all interpolated in log tokens at the
     run's last three checkpoints and averaged over them. Null hypothesis for each task: the run is
-    drawn from the same line. The false-discovery rate over tasks is `alpha`.
-
-    Args:
-      own: curves of the run.
-      run: name of the run.
-      others: curves of the reference runs, `FEWEST_REFERENCES` or more.
-      alpha: false-discovery rate.
+    drawn from the same line. The false-discovery rate over tasks is `alpha`. Of the curves in
+    `others` those of the run itself are left out.
     """
-    name = "reference band"
+    name, run = "reference band", {curve.run for curve in own}
+    if len({curve.run for curve in others} - run) < FEWEST_REFERENCES:
+        return Check(name, refused=f"it takes {FEWEST_REFERENCES} runs to compare with")
     by_task: dict[tuple[str, str, str], list[Curve]] = {}
     for curve in others:
-        if curve.run != run:
+        if curve.run not in run:
             by_task.setdefault(_comparable(curve), []).append(curve)
-    if len({curve.run for curve in others} - {run}) < FEWEST_REFERENCES:
-        return Check(name, run, refused=f"it takes {FEWEST_REFERENCES} runs to compare with")
     compared = [(curve.task, _against(curve, by_task.get(_comparable(curve), []))) for curve in own]
     rows = [{"task": task, **row} for task, row in compared if row is not None]
     if not rows:
-        return Check(name, run, refused="no task was scored on enough other runs at these tokens")
-    table = pd.DataFrame(rows).sort_values("p_value", ignore_index=True)
-    where = f"the band of {int(table.runs.max())} other runs at equal tokens"
+        return Check(name, refused="no task was scored on enough other runs at these tokens")
+    table = pd.DataFrame(rows)
+    where = f"the band of {table.runs.max()} other runs at equal tokens"
+    text = "{0.task} ({0.value:.3g}, expected {0.expected:.3g} ± {0.stderr:.2g})".format
     return _verdict(
-        Check(name, run, table=table), alpha,
+        name,
+        table.assign(item=[text(row) for row in table.itertuples()]),
+        alpha,
         fine=f"None of {len(table)} tasks is below {where}.",
         bad=f"of {len(table)} tasks are below {where}",
-        items=[
-            f"{row.task} ({row.value:.3g}, expected {row.expected:.3g} ± {row.stderr:.2g})"
-            for row in table.itertuples()
-        ],
         advice="Check tokenizer, data order and learning rate against those runs before going on.",
-    )  # fmt: skip
+    )
 
 
 def _verdict(
-    check: Check, alpha: float, *, fine: str, bad: str, items: Sequence[str], advice: str
+    name: str, table: pd.DataFrame, alpha: float, *, fine: str, bad: str, advice: str
 ) -> Check:
     """Check with an alarm for the tasks that are significant by their `p_value`."""
-    table = check.table.assign(found=false_discovery(check.table.p_value) <= alpha)
-    count = int(table.found.sum())  # the first rows, as they are sorted
-    if not count:
-        return Check(check.name, check.run, number=0, reason=fine,
-                     p_value=float(table.p_value.min()), table=table)  # fmt: skip
-    more = f" and {count - 3} more" if count > 3 else ""
-    reason = f"{count} {bad}: {', '.join(items[: min(count, 3)])}{more}."
-    found = table[table.found]
-    return Check(
-        check.name, check.run, True, float(count), reason, advice,
-        p_value=float(found.p_value.max()), table=table, subjects=tuple(found.task),
-    )  # fmt: skip
+    table = table.sort_values("p_value", ignore_index=True)
+    table["found"] = false_discovery(table.p_value) <= alpha
+    items = table.pop("item")[table.found]
+    if items.empty:
+        p = float(table.p_value.min())
+        return Check(name, number=0, reason=fine, p_value=p, table=table)
+    more = f" and {len(items) - 3} more" if len(items) > 3 else ""
+    reason = f"{len(items)} {bad}: {', '.join(items[:3])}{more}."
+    p, subjects = float(table.p_value[table.found].max()), tuple(table.task[table.found])
+    number = float(len(items))
+    return Check(name, True, number, reason, advice, p_value=p, table=table, subjects=subjects)
 
 
 def _comparable(curve: Curve) -> tuple[str, str, str]:

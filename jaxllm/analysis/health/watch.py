@@ -48,14 +48,7 @@ class Watch:
         budget_tokens: float = math.nan,
         references: Sequence[tuple[pd.DataFrame, pd.DataFrame]] = (),
     ) -> None:
-        """Start with no data.
-
-        Args:
-          run: name of the run.
-          params: parameter count.
-          budget_tokens: planned total tokens.
-          references: records and logged metrics of the reference runs.
-        """
+        """Start with no data; `references` are records and logged metrics of other runs."""
         self.run, self.step, self.tokens = run, 0, 0.0
         self._params, self._budget = params, budget_tokens
         self._lines, self._losses = array("d"), array("d")
@@ -68,19 +61,14 @@ class Watch:
             name = f"reference {number}"
             study = Study(records.assign(run=name), logged=metrics)
             logged = tasks.logged_loss(metrics, name, study.params.get(name, math.nan))
-            self._references += tasks.judged(study.curves) + ([logged] if logged else [])
+            self._references += [*tasks.judged(study.curves), *logged]
 
     def restore(self, check: str, subject: str, tokens: float) -> None:
         """Restore an alarm raised by an earlier process, so that it is not new."""
         self._active[check, subject] = tokens
 
     def on_metrics(self, line: Mapping[str, Any], check: bool = True) -> list[Check]:
-        """Add a line of metrics.jsonl; return the new alarms.
-
-        Args:
-          line: metrics by name, `step` among them; numbers, or None.
-          check: whether to test; False for lines tested by an earlier process.
-        """
+        """Add a line of metrics.jsonl; return the new alarms, none without `check`."""
         row = [math.nan if line.get(name) is None else float(line[name]) for name in _COLUMNS]
         self._lines.extend(row)
         self.step, self.tokens = int(row[0]), row[1]
@@ -88,21 +76,16 @@ class Watch:
             self._losses.append(row[2])
         enough = len(self._losses) >= _FEWEST_LINES
         due = enough and self.tokens >= self._metrics_tested * 2 ** (1 / LOOKS)
-        if due:
-            self._metrics_tested = self.tokens
+        self._metrics_tested = self.tokens if due else self._metrics_tested
         if check and due:
             logged = self._logged()
-            checks = list(
-                loss.loss_checks(logged, self.run, self._budget, ALPHA / LOOKS, newest=_NEWEST)
-            )
-            self._loss_falls = loss.falls(tuple(checks))
-            curve = tasks.logged_loss(logged, self.run, self._params)
-            if self._references and curve:
-                band = self._band([curve])
-                checks.append(dataclasses.replace(band, name="reference band of the loss"))
-            return self._new(checks)
+            checks = loss.loss_checks(logged, self._budget, ALPHA / LOOKS, newest=_NEWEST)
+            self._loss_falls = loss.falls(checks)
+            band = self._band(tasks.logged_loss(logged, self.run, self._params))
+            named = [dataclasses.replace(one, name="reference band of the loss") for one in band]
+            return self._new([*checks, *named])
         if check and enough and self._stays_high():
-            spike = loss.spikes(self._logged(_RECENT), self.run)
+            spike = loss.spikes(self._logged(_RECENT))
             since = tuple(s for s in spike.subjects if s.startswith(loss.SINCE))
             # A spike that began before these lines was reported by the tests.
             if since and spike.step > self._logged(loss.WINDOW).step.iloc[0]:
@@ -121,24 +104,26 @@ class Watch:
         if not check or len(self._records) < tasks.FEWEST:
             return []
         curves = tasks.judged(self._study().curves)
-        falling = tasks.falling(curves, self.run, self._loss_falls, ALPHA / LOOKS)
-        return self._new([falling, *([self._band(curves)] if self._references else [])])
+        falling = tasks.falling(curves, self._loss_falls, ALPHA / LOOKS)
+        return self._new([falling, *self._band(curves)])
 
     def advise(self) -> advice.Advice:
         """Expected gain from the remaining budget."""
         study = self._study()
         return advice.of_run(study, self.run, tasks.judged(study.curves))
 
-    def _band(self, curves: Sequence[Curve]) -> Check:
-        return tasks.outside_band(curves, self.run, self._references, ALPHA / LOOKS)
+    def _band(self, curves: Sequence[Curve]) -> list[Check]:
+        """Comparison with the reference runs, if there are any."""
+        if not self._references or not curves:
+            return []
+        return [tasks.outside_band(curves, self._references, ALPHA / LOOKS)]
 
     def _new(self, checks: Sequence[Check], closing: bool = True) -> list[Check]:
         """Checks with a new alarm; with `closing`, clear alarms that ended a doubling ago."""
         new = []
         for check in checks:
-            active = {(check.name, subject) for subject in check.subjects or ("",)}
-            if not check.raised:
-                active = set()
+            subjects = (check.subjects or ("",)) if check.raised else ()
+            active = {(check.name, subject) for subject in subjects}
             if active - self._active.keys():
                 new.append(check)
             quiet = {key for key in self._active if key[0] == check.name} - active
@@ -162,9 +147,7 @@ class Watch:
         return pd.DataFrame(lines, columns=_COLUMNS)
 
     def _study(self) -> Study:
-        records = pd.DataFrame()
-        if self._records:
-            records = pd.concat(self._records, ignore_index=True)
+        records = pd.concat(self._records or [pd.DataFrame()], ignore_index=True)
         logged = self._logged().assign(run=self.run)
         plan = {self.run: self._budget} if self._budget > 0 else {}
         return Study(records, logged=logged, planned_tokens=plan)
