@@ -24,7 +24,7 @@ from jaxllm.analysis.forecast_methods import (
     CrossValidation,
     combine,
     damped_trends,
-    guesses,
+    predictions,
 )
 from jaxllm.analysis.registry import AHEAD, Study, analysis
 from jaxllm.analysis.stats import line_fit
@@ -230,7 +230,7 @@ def _from_others(
     for i, target in enumerate(targets):
         groups[(target.key, *target.progress[-RECENT:].round(6))].append(i)
     names = benchmarks(sorted({target.curve.task for target in targets}))
-    tasks, made = [], []
+    tasks, predicted = [], []
     for members in groups.values():
         first = targets[members[0]]
         recent = first.progress[-RECENT:]
@@ -247,18 +247,18 @@ def _from_others(
         for fold in np.unique(folds):
             own, rest = folds == fold, folds != fold
             size = float(sizes[own].mean())
-            errors[own] = guesses(values[own, :early], size, values[rest], sizes[rest], times)
+            errors[own] = predictions(values[own, :early], size, values[rest], sizes[rest], times)
         errors -= values[:, -1:]
         tasks.append(CrossValidation(errors, folds, names[first.curve.task]))
         now = np.array([targets[i].values[-RECENT:] for i in members])
         size = float(np.mean([targets[i].log_params for i in members]))
-        made.append((members, guesses(now, size, values, sizes, times), len(runs)))
+        predicted.append((members, predictions(now, size, values, sizes, times), len(runs)))
     if not tasks:
         return {}
     weights, halves = combine(tasks, level)
     return {
         i: (float(value), float(half), count)
-        for own, half, (members, forecast, count) in zip(weights, halves, made, strict=True)
+        for own, half, (members, forecast, count) in zip(weights, halves, predicted, strict=True)
         for i, value in zip(members, forecast @ own, strict=True)
     }
 

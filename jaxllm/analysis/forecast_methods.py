@@ -54,7 +54,7 @@ COURSE = 30.0
 """Variance of the course common to all runs: large, hence uninformative."""
 
 
-def guesses(own: Array, own_size: float, finished: Array, sizes: Array, times: Array) -> Array:
+def predictions(own: Array, own_size: float, finished: Array, sizes: Array, times: Array) -> Array:
     """Forecast final values [targets, methods] by every method.
 
     Args:

@@ -13,7 +13,7 @@ from jaxllm.analysis.forecast_methods import (
     combine,
     conformal_quantile,
     convex_weights,
-    guesses,
+    predictions,
 )
 
 
@@ -87,7 +87,7 @@ def test_kriging_is_the_gaussian_posterior_with_a_flat_constant() -> None:
     sizes, own_size = np.array([18.0, 18.0, 19.5, 21.0, 22.5]), 20.2
     times = TIMES
     finished, own = rng.normal(0.3, 0.1, (5, 5)), rng.normal(0.3, 0.1, (2, 3))
-    made = guesses(own, own_size, finished, sizes, times)
+    made = predictions(own, own_size, finished, sizes, times)
     for k, kernel in enumerate(KERNELS):
         points = [(own_size, t, -1) for t in times[:3]]
         points += [(s, t, run) for run, s in enumerate(sizes) for t in times]
@@ -109,14 +109,14 @@ def test_kriging_is_the_gaussian_posterior_with_a_flat_constant() -> None:
 def test_kriging_averages_noise_and_follows_what_grows() -> None:
     rng = np.random.default_rng(0)
     sizes = np.array([18.0, 18.0, 19.0, 19.0, 20.0, 20.0, 22.0, 22.0])
-    guessed = np.array([
-        guesses(rng.normal(0.25, 0.03, (1, 3)), 21.0, rng.normal(0.25, 0.03, (8, 5)), sizes, TIMES)
-        for _ in range(200)
-    ])  # fmt: skip
-    last, _, noisy, quiet = np.abs(guessed - 0.25).mean(axis=(0, 1))
+    noise = rng.normal(0.25, 0.03, (200, 9, 5))
+    predicted = np.array([predictions(n[:1, :3], 21.0, n[1:], sizes, TIMES) for n in noise])
+    last, _, noisy, quiet = np.abs(predicted - 0.25).mean(axis=(0, 1))
     assert noisy < 0.6 * last and noisy < quiet
     growth = np.linspace(0, 0.2, 5)
     target, rising = 21.0 * 0.05 - 0.7 + growth, sizes[:, None] * 0.05 - 0.7 + growth
-    made = dict(zip(METHODS, guesses(target[None, :3], 21.0, rising, sizes, TIMES)[0], strict=True))
+    made = dict(
+        zip(METHODS, predictions(target[None, :3], 21.0, rising, sizes, TIMES)[0], strict=True)
+    )
     assert made[METHODS[-1]] == pytest.approx(target[-1], abs=0.01)
     assert abs(made["last value"] - target[-1]) > 0.09
