@@ -165,16 +165,15 @@ def _of_task(curves: dict[str, pd.DataFrame], over: str, rng: np.random.Generato
         scale, score, stderr = _columns(points, over)
         stderr, n = np.nan_to_num(stderr), points.n.iloc[-1]
         resolution = 1 / float(n) if metric in hard and n > 0 else 0.0
-        early = (math.nan,) * 3
-        if metric not in hard and math.isfinite(onset):
-            early = _early_share(score, stderr, int((scale < onset).sum()), rng)
+        before = 0 if metric in hard else int((scale < onset).sum())
+        share, low, high = _early_share(score, stderr, before, rng)
         rows.append({
             "domain": points.domain.iloc[-1], "metric": metric, "hard": metric == main,
             "n": len(points), "gain": improvement(score), "linearity": linearity(score),
             "breakthroughness": breakthroughness(score, resolution),
             "suddenness": float(_suddenness(score, resolution)),
             "p": _pvalue(np.log(scale), score, stderr, resolution, rng), "onset": onset,
-            "early_share": early[0], "early_low": early[1], "early_high": early[2],
+            "early_share": share, "early_low": low, "early_high": high,
         })  # fmt: skip
     soft = [row for row in rows if math.isfinite(row["early_low"])]
     verdict = UNCLEAR

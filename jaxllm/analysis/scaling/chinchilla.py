@@ -62,19 +62,15 @@ class ComputeOptimal(Finding):
       params_exponent: a.
       parameters: A, B, E, alpha, beta of the parametric loss; else empty.
       draws: [B, 2] bootstrap draws of (log k, a), the fit itself first.
-      law_draws: [B, 5] draws of (log A, alpha, log B, beta, log E); empty for other approaches.
+      law_draws: [B, 5] draws of (log A, alpha, log B, beta, log E); NaN for other approaches.
     """
 
     params_exponent: IntervalEstimate = UNKNOWN
     parameters: dict[str, IntervalEstimate] = dataclasses.field(default_factory=dict)
     draws: Array = dataclasses.field(default_factory=lambda: np.full((1, 2), np.nan), repr=False)
-    law_draws: Array = dataclasses.field(default_factory=lambda: np.empty((0, 5)), repr=False)
-
-    @property
-    def tokens_exponent(self) -> IntervalEstimate:
-        """Exponent of D, 1 - a."""
-        a = self.params_exponent
-        return IntervalEstimate(1 - a.value, 1 - a.high, 1 - a.low)
+    law_draws: Array = dataclasses.field(
+        default_factory=lambda: np.full((1, 5), np.nan), repr=False
+    )
 
     def at(self, flops: float) -> Allocation:
         """Optimum for a budget of `flops`; all NaN where the fit was refused."""
@@ -84,9 +80,7 @@ class ComputeOptimal(Finding):
         return Allocation(flops, *map(IntervalEstimate.of, (n, flops / 6 / n, values)))
 
     def losses(self, params: Array | float, tokens: Array | float) -> Array:
-        """Draws [B] of the parametric loss, the fit first; one NaN for the other approaches."""
-        if not len(self.law_draws):
-            return np.array([math.nan])
+        """Draws [B] of the parametric loss, the fit first; NaN for the other approaches."""
         return np.exp(_log_loss(self.law_draws.T, np.log(params), np.log(tokens)))
 
 
@@ -107,10 +101,6 @@ def compute_optimal(study: Study) -> list[Finding]:
         dataclasses.replace(one, title=f"Compute-optimal: {name}", notes=(note, *one.notes))
         for name, one in findings.items()
     ]
-
-
-def _refuse(reason: str, notes: tuple[str, ...]) -> ComputeOptimal:
-    return ComputeOptimal.refuse(reason, notes)
 
 
 def _finding(
@@ -149,7 +139,7 @@ def envelope(curves: pd.DataFrame, *, draws: int = DRAWS, seed: int = 0) -> Comp
     points, notes = usable(curves, ("params", "flops", "loss"))
     points = points[points.groupby("run").run.transform("size") > 1]
     if points.params.nunique() < _MIN_SIZES + 2:
-        return _refuse(
+        return ComputeOptimal.refuse(
             f"it needs training curves of {_MIN_SIZES + 2} sizes, the outer two as bounds", notes
         )
     grid = np.linspace(math.log(points.flops.min()), math.log(points.flops.max()), _GRID)
@@ -158,9 +148,9 @@ def envelope(curves: pd.DataFrame, *, draws: int = DRAWS, seed: int = 0) -> Comp
     values = np.array(
         [np.interp(grid, np.log(run.flops), run.loss, np.inf, np.inf) for run in runs]
     )
-    everything = np.arange(len(runs))
+    all_runs = np.arange(len(runs))
     winners = np.full((draws + 1, _GRID), np.nan)
-    for b, rows in enumerate([everything, *resamples(everything, draws, seed)]):
+    for b, rows in enumerate([all_runs, *resamples(all_runs, draws, seed)]):
         winner = size[rows][np.argmin(values[rows], axis=0)]
         inner = np.isfinite(values[rows].min(axis=0))
         inner &= (winner > size[rows].min()) & (winner < size[rows].max())
@@ -168,7 +158,7 @@ def envelope(curves: pd.DataFrame, *, draws: int = DRAWS, seed: int = 0) -> Comp
     counts = np.array([len(np.unique(row[np.isfinite(row)])) for row in winners])
     if counts[0] < _MIN_SIZES:
         reason = f"only {counts[0]} sizes are the best anywhere, {_MIN_SIZES} are needed"
-        return _refuse(reason, notes)
+        return ComputeOptimal.refuse(reason, notes)
     lines = _lines(grid, winners[counts >= _MIN_SIZES])
     flops, n = np.exp(grid), np.exp(winners[0])
     table = pd.DataFrame(
@@ -212,12 +202,14 @@ def isoflop(points: pd.DataFrame, *, draws: int = DRAWS, seed: int = 0) -> Compu
         notes += (f"{lost} budgets have no minimum between their smallest and largest size",)
     if len(budgets) < _MIN_SIZES:
         reason = f"{len(budgets)} budgets have a minimum inside their sizes, {_MIN_SIZES} needed"
-        return _refuse(reason, notes)
+        return ComputeOptimal.refuse(reason, notes)
     if not _curved(frame) < 1 - LEVEL:
         reason = "the losses of a budget are not told apart from a straight line, or from noise"
-        return _refuse(reason, notes)
+        return ComputeOptimal.refuse(reason, notes)
     if sum(dof) < 1:
-        return _refuse("three points per budget leave nothing to tell noise from shape", notes)
+        return ComputeOptimal.refuse(
+            "three points per budget leave nothing to tell noise from shape", notes
+        )
     noise = np.sqrt((2 * sum(squares) / sum(dof) + np.array(squares)) / (2 + np.array(dof)))
     rng = np.random.default_rng(seed)
     optima, lowest_loss = np.empty((2, draws + 1, len(budgets)))
@@ -229,7 +221,7 @@ def isoflop(points: pd.DataFrame, *, draws: int = DRAWS, seed: int = 0) -> Compu
         notes += (f"{int((~sure).sum())} budgets lose their minimum in the noise",)
     if sure.sum() < _MIN_SIZES:
         reason = f"{int(sure.sum())} budgets have a minimum above the noise, {_MIN_SIZES} needed"
-        return _refuse(reason, notes)
+        return ComputeOptimal.refuse(reason, notes)
     optima, lowest_loss = optima[:, sure], lowest_loss[:, sure]
     log_c = np.array([log_c for log_c, *_ in budgets])[sure]
     variance = np.maximum(np.nanstd(optima[1:], axis=0), 1e-6) ** 2
@@ -314,7 +306,7 @@ def parametric(points: pd.DataFrame, *, draws: int = FIT_DRAWS, seed: int = 0) -
     """
     frame, notes = usable(points, ("params", "tokens", "loss"))
     if reason := _unidentified(frame):
-        return _refuse(reason, notes)
+        return ComputeOptimal.refuse(reason, notes)
     log_n, log_d = np.log(frame.params.to_numpy()), np.log(frame.tokens.to_numpy())
     target = np.log(frame.loss.to_numpy())
     at_n, at_d = log_n.mean(), log_d.mean()  # centered, A and alpha are nearly independent
@@ -345,7 +337,9 @@ def parametric(points: pd.DataFrame, *, draws: int = FIT_DRAWS, seed: int = 0) -
     a, alpha, b, beta, e = laws.T
     exponent = np.minimum(alpha, beta)
     if min(exponent[0], np.quantile(exponent, 0.025)) < 1e-4:
-        return _refuse("the loss does not fall significantly with size and with tokens", notes)
+        return ComputeOptimal.refuse(
+            "the loss does not fall significantly with size and with tokens", notes
+        )
     share = beta / (alpha + beta)
     with np.errstate(divide="ignore"):  # a draw may lack one of the two powers
         log_g = (np.log(alpha) - np.log(beta) + a - b) / (alpha + beta)

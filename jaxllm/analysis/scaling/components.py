@@ -59,7 +59,7 @@ def principal_components(study: Study) -> Components:
 
 
 def components(
-    table: pd.DataFrame, *, flops: pd.Series | None = None, family: pd.Series | None = None
+    table: pd.DataFrame, *, flops: pd.Series | float = math.nan, family: pd.Series | str = ""
 ) -> Components:
     """Compute centered, unscaled principal components, imputing gaps by a one-component fit.
 
@@ -97,9 +97,7 @@ def components(
         f"Of {len(loadings)} benchmarks over {len(values)} models, one component explains "
         f"{explained[0]:.0%} of the variance and {len(names)} explain {explained.sum():.0%}"
     )
-    families = pd.DataFrame()
-    if flops is not None and family is not None:
-        families = _families(pd.DataFrame({"score": scores.PC1, "flops": flops, "family": family}))
+    families = _families(pd.DataFrame({"score": scores.PC1, "flops": flops, "family": family}))
     if len(families):
         sentence += f"; within {len(families)} families it is linear in log compute "
         sentence += f"(median R² {families.r2.median():.2f})"

@@ -150,9 +150,9 @@ def fit(
         return float(special.huber(delta, model(p) - target).sum())
 
     huber = {"loss": "huber", "f_scale": delta} if delta < math.inf else {}
-    everything = np.arange(len(target))
+    all_rows = np.arange(len(target))
     order = np.argsort([np.abs(model(start) - target).sum() for start in starts], kind="stable")
     # Far from the optimum a Huber loss with a small delta stalls, so start with least squares.
-    nearest = min((solve(starts[i], everything) for i in order[:_POLISHED]), key=error)
-    best = solve(nearest, everything, **huber)
+    nearest = min((solve(starts[i], all_rows) for i in order[:_POLISHED]), key=error)
+    best = solve(nearest, all_rows, **huber)
     return np.array([best, *(solve(best, rows, **huber) for rows in samples)])

@@ -65,11 +65,10 @@ class MixtureRegression(Finding):
     """Loss as a function of the mixture; `ridge` is None where refused.
 
     The table has a row per domain: `domain`, `best` weight, and its `low` and `high` among the best
-    simulated mixtures; `spearman` ranks leave-one-out predictions of `count` runs by their losses.
+    simulated mixtures; `spearman` correlates leave-one-out predictions with the losses.
     """
 
     spearman: float = math.nan
-    count: int = 0
     ridge: Ridge | None = dataclasses.field(default=None, repr=False)
 
     def predict(self, mixtures: pd.DataFrame) -> pd.DataFrame:
@@ -109,7 +108,7 @@ def mixture_regression(mixtures: pd.DataFrame, losses: pd.Series) -> MixtureRegr
         {"domain": mixtures.columns, "best": best.mean(axis=0), "low": low, "high": high}
     )
     spearman = float(stats.spearmanr(y - ridge.left_out, y).statistic)
-    result = MixtureRegression("", table, notes=notes, spearman=spearman, count=len(y), ridge=ridge)
+    result = MixtureRegression("", table, notes=notes, spearman=spearman, ridge=ridge)
     predicted = result.predict(table.set_index("domain")[["best"]].T).iloc[0]
     most = table.sort_values("best", ascending=False).head(3)
     sentence = (

@@ -47,11 +47,9 @@ class LearningCurveFits(Finding):
     Attributes:
       summary: a row per law: mean `late_error`, `difference` to that of the last value with its
         interval (bootstrap over tasks), and share of curves where it is `best`.
-      count: number of curves.
     """
 
     summary: pd.DataFrame = dataclasses.field(default_factory=pd.DataFrame)
-    count: int = 0
 
 
 @analysis(
@@ -93,7 +91,7 @@ def learning_curve_fits(study: Study, *, holdout: float = 0.3) -> LearningCurveF
         f"({errors[LAST_VALUE].mean():.3f}; difference {best.difference:+.4f}, {LEVEL:.0%} "
         f"interval {best.low:+.4f} to {best.high:+.4f})."
     )
-    return LearningCurveFits(sentence, table, notes=notes, summary=summary, count=len(errors))
+    return LearningCurveFits(sentence, table, notes=notes, summary=summary)
 
 
 def _fits(

@@ -80,7 +80,9 @@ def test_refusals_and_broken_runs() -> None:
     broken.loc[3, "web"] = math.nan
     broken.loc[4] = 0.0
     found = mixture_regression(broken, losses.mask(losses.index == 5))
-    assert found.count == 77 and found.notes == ("3 of 80 runs lack a mixture or a loss",)
+    assert "(77 runs)" in found.sentence and found.notes == (
+        "3 of 80 runs lack a mixture or a loss",
+    )
 
 
 def test_weights_need_not_sum_to_one() -> None:
@@ -100,7 +102,7 @@ def test_regmix_ranks_unseen_mixtures_of_larger_models(shared_data) -> None:
 
     target = "metric/the_pile_pile_cc_val_loss"
     found = mixture_regression(read("train_mixture_1m"), read("train_pile_loss_1m")[target])
-    assert found.count == 512 and found.spearman > 0.97
+    assert "(512 runs)" in found.sentence and found.spearman > 0.97
     at_60m = found.predict(read("test_mixture_60m")).loss
     assert stats.spearmanr(at_60m, read("test_pile_loss_60m")[target]).statistic >= 0.97
     unseen, losses = found.predict(read("test_mixture_1m")), read("test_pile_loss_1m")[target]

@@ -115,14 +115,14 @@ def test_no_law_is_claimed_for_random_walks() -> None:
 )
 def test_too_few_checkpoints_are_refused(change) -> None:
     found = token_laws(change(series(CURVES["sigmoid"], tasks=1)))
-    assert found.count == 0 and "checkpoints" in found.refused and found.refused in found.sentence
+    assert found.table.empty and "checkpoints" in found.refused and found.refused in found.sentence
 
 
 def test_short_curves_are_counted_and_repeats_averaged() -> None:
     whole = series(CURVES["power law"], tasks=3)
     short = whole[(whole.task != "task 2") | (whole.tokens < 3e9)]
     found = token_laws(pd.concat([short, short[short.task == "task 0"]]))
-    assert found.count == 2 and found.notes[0].startswith("1 curves")
+    assert set(found.table.task) == {"task 0", "task 1"} and found.notes[0].startswith("1 curves")
     pd.testing.assert_frame_equal(
         found.table, token_laws(whole[whole.task != "task 2"]).table, check_exact=False
     )
@@ -144,7 +144,7 @@ def test_pythia_saturates_as_a_power_of_tokens(shared_data) -> None:
     records = pd.DataFrame(rows, columns=["run", "task", "tokens", "value"])
     found = token_laws(records.assign(metric="accuracy"), holdout=0.5)
     summary = found.summary.set_index("law")
-    assert found.count >= 100
+    assert (found.table.law == LAST_VALUE).sum() >= 100
     assert summary.late_error.idxmin() == "power law"
     assert summary.high["power law"] < 0
     assert summary.high["log-linear"] > 0
