@@ -65,7 +65,7 @@ def _run(directory: str) -> Results:
 def _metrics(path: epath.Path, settings: Settings) -> Results:
     settings.check(COMMON)
     frame, problems = lines_table(JsonLines(path))
-    name = settings.text("run", path.parent.name or path.stem)
+    name = settings.values.get("run", path.parent.name or path.stem)
     if math.isfinite(per_step := settings.number("tokens_per_step")):
         frame["tokens"] = frame["step"] * per_step
     if math.isfinite(params := settings.number("params")) and "tokens" in frame:

@@ -87,12 +87,12 @@ def _mapped(table: pd.DataFrame, settings: Settings, path: epath.Path) -> pd.Dat
     """The table with the column names of the trajectory table."""
     frame = pd.DataFrame(index=table.index)
     for column in COLUMNS:
-        if expression := settings.text(column):
+        if expression := settings.values.get(column):
             frame[column] = _evaluated(table, expression, path)
         elif column in table:
             frame[column] = table[column]
-    if values := settings.text("values"):
-        over = settings.text("over", "task")
+    if values := settings.values.get("values"):
+        over = settings.values.get("over", "task")
         if over not in _OVER:
             raise UserError(f"{settings.where}: over={over}; it can be {', '.join(_OVER)}")
         parts = []

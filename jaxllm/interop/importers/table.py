@@ -25,23 +25,17 @@ NOT_KNOWN = {
 }
 UNITS = {"k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
 _SIZE = re.compile(r"(?<![a-zA-Z0-9.])(\d+(?:\.\d+)?)([mb])(\d?)(?![a-zA-Z0-9])", re.IGNORECASE)
-_TEXTS = ("run", "family", "task", "domain", "metric", "task_version", "status")
-_INTEGERS = ("params", "step", "tokens", "shots", "n")
-_FLOATS = ("value", "stderr", "chance", "flops", "seconds")
+_DTYPES = {"str": str, "bool": bool, "int": "float64", "float": "float64"}
 
 Row = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """The settings `values` of a source; `where` is the source as the user wrote it."""
+    """The settings `values` of a source, which the user wrote as `where`."""
 
     values: Mapping[str, str]
     where: str
-
-    def text(self, name: str, default: str = "") -> str:
-        """A setting as text."""
-        return self.values.get(name, default)
 
     def number(self, name: str, default: float = math.nan) -> float:
         """A setting as a number; `default` if it is not set.
@@ -105,10 +99,8 @@ def to_results(
 
 
 def _completed(frame: pd.DataFrame, settings: Settings, problems: list[str]) -> pd.DataFrame:
-    for name in settings.values.keys() & {"run", "family"}:
-        frame[name] = settings.text(name)
-    if "params" in settings.values:
-        frame["params"] = settings.number("params")
+    for name in settings.values.keys() & {"run", "family", "params"}:
+        frame[name] = settings.number(name) if name == "params" else settings.values[name]
     for name, fill in _ABSENT.items():
         if name not in frame:
             frame[name] = fill(frame)
@@ -126,21 +118,18 @@ def _completed(frame: pd.DataFrame, settings: Settings, problems: list[str]) -> 
 
 
 def _typed(frame: pd.DataFrame) -> pd.DataFrame:
-    """The frame with every column of `Record`, in its type; integers with NaN become floats."""
+    """The columns of `Record` in their types; integers with NaN are floats."""
+    typed = pd.DataFrame(index=frame.index)
     for field in dataclasses.fields(Record):
-        default = None if field.default is dataclasses.MISSING else field.default
-        if field.name not in frame:
-            frame[field.name] = default
-        elif default is not None:
-            frame[field.name] = frame[field.name].where(frame[field.name].notna(), default)
-    for name in _FLOATS:
-        frame[name] = pd.to_numeric(frame[name], errors="coerce").astype("float64")
-    frame = frame.astype(dict.fromkeys(_TEXTS, str)).astype({"primary": bool})
-    frame["n"] = _examples(frame)
-    for name in _INTEGERS:
-        numbers = pd.to_numeric(frame[name], errors="coerce")
-        frame[name] = numbers.astype("float64" if numbers.isna().any() else "int64")
-    return frame[list(COLUMNS)].copy()
+        column = frame.get(field.name, pd.Series(math.nan, frame.index))
+        if field.default is not dataclasses.MISSING:
+            column = column.where(column.notna(), field.default)
+        if field.type in ("int", "float"):
+            column = pd.to_numeric(column, errors="coerce")
+        typed[field.name] = column.astype(_DTYPES[field.type])
+    typed["n"] = _examples(typed)
+    integers = [f.name for f in dataclasses.fields(Record) if f.type == "int"]
+    return typed.astype({name: "int64" for name in integers if typed[name].notna().all()})
 
 
 def _without_duplicates(frame: pd.DataFrame, problems: list[str]) -> pd.DataFrame:
@@ -159,7 +148,7 @@ def _without_duplicates(frame: pd.DataFrame, problems: list[str]) -> pd.DataFram
 
 
 def _examples(frame: pd.DataFrame) -> pd.Series:
-    n = pd.to_numeric(frame["n"], errors="coerce").fillna(0)
+    n = frame["n"].fillna(0)
     binary = frame.metric.str.startswith("accuracy") & (frame.stderr > 0)
     variance = (frame.value * (1 - frame.value)).where(binary & (n == 0))
     derived = (variance / frame.stderr**2 + 1).round()

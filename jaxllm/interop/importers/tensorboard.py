@@ -47,19 +47,19 @@ def read(path: epath.Path, settings: Settings) -> Results:
     if not scalars:
         raise UserError(f"{settings.where}: no scalars in event files are there")
     for name in _COLUMNS:
-        tag = settings.text(name)
+        tag = settings.values.get(name)
         if tag and tag not in scalars:
             raise UserError(
                 f"{settings.where}: no tag {tag}; it has {', '.join(list(scalars)[:8])}"
             )
         if tag:
             scalars[f"train/{name}"] = scalars.pop(tag)
-    run = settings.text("run", path.parent.name if path.name == "tensorboard" else path.name)
+    run = settings.values.get("run", path.parent.name if path.name == "tensorboard" else path.name)
     logged: dict[str, pd.Series] = {}
     rows: list[Row] = []
     domains = {p[2]: p[1] for p in (tag.split("/", 2) for tag in scalars) if p[0] == "capability"}
     for tag, series in scalars.items():
-        if task := _task(tag, settings.text("tasks"), domains):
+        if task := _task(tag, settings.values.get("tasks", ""), domains):
             rows += [task | {"run": run, "step": step, "value": v} for step, v in series.items()]
         else:
             logged[tag.removeprefix("train/")] = series
