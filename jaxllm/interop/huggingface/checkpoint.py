@@ -48,11 +48,8 @@ class Tensor:
 class HFCheckpoint:
     """A Hugging Face directory whose tensors match its config.json.
 
-    Attributes:
-      directory: path of the directory.
-      model: the model of config.json, with the stored parameter dtype.
-      names: tensor names and layouts of its architecture.
-      tensors: the tensors by their names in the architecture.
+    `model` has the stored parameter dtype; `names` are the tensor names and layouts of its
+    architecture, and the keys of `tensors`.
     """
 
     directory: Path
@@ -82,7 +79,7 @@ class HFCheckpoint:
     def parameter(self, name: str, shape: Shape, layer: int | None = None) -> np.ndarray:
         """One parameter, or one layer of it, of shape `shape`, as a view of the memory map."""
         hf_name, layout = self.names[name]
-        return layout.view(self.tensors[of_layer(hf_name, layer)].open(), shape)
+        return layout.view(self.tensors[hf_name.format(layer)].open(), shape)
 
 
 def tensor_shapes(model: ModelConfig, names: Names, where: str) -> dict[str, Shape]:
@@ -98,7 +95,7 @@ def tensor_shapes(model: ModelConfig, names: Names, where: str) -> dict[str, Sha
         hf_name, layout = names[name]
         stacked = name.startswith("layers/")
         for layer in range(model.num_layers) if stacked else (None,):
-            shapes[of_layer(hf_name, layer)] = layout.shape(shape[stacked:])
+            shapes[hf_name.format(layer)] = layout.shape(shape[stacked:])
     return shapes
 
 
@@ -113,34 +110,25 @@ def parameter_shapes(model: ModelConfig) -> dict[str, Shape]:
     return {name: tuple(leaf.shape) for name, leaf in flat.items()}
 
 
-def of_layer(hf_name: str, layer: int | None) -> str:
-    """The name of a tensor, with the layer index filled in if it has one."""
-    return hf_name if layer is None else hf_name.format(layer)
-
-
 def copy(to: np.ndarray, source: np.ndarray, name: str) -> None:
     """Assign `to[...] = source`, three times as fast as NumPy if one of them is transposed.
 
     Raises:
       UserError: a value of the parameter `name` overflows the dtype of `to`.
     """
-    with np.errstate(over="ignore"):
-        _copy(to, source)
-    if to.dtype != source.dtype and np.isinf(to).any() and not np.isinf(source).any():
-        raise UserError(f"parameter {name} is too large for {to.dtype}: use another type")
-
-
-def _copy(to: np.ndarray, source: np.ndarray) -> None:
     strided = source if to.flags.c_contiguous else to
     fast = int(np.argmin(strided.strides)) if source.ndim > 1 else 0  # its contiguous axis
-    if source.flags.c_contiguous == to.flags.c_contiguous or fast == source.ndim - 1:
-        to[...] = source
-        return
-    for i in range(0, to.shape[fast], _TILE):
-        rows = (slice(None),) * fast + (slice(i, i + _TILE),)
-        for j in range(0, to.shape[-1], _TILE):
-            tile = (*rows, ..., slice(j, j + _TILE))
-            to[tile] = source[tile]
+    tiled = source.flags.c_contiguous != to.flags.c_contiguous and fast < source.ndim - 1
+    with np.errstate(over="ignore"):
+        for i in range(0, to.shape[fast], _TILE) if tiled else ():
+            rows = (slice(None),) * fast + (slice(i, i + _TILE),)
+            for j in range(0, to.shape[-1], _TILE):
+                tile = (*rows, ..., slice(j, j + _TILE))
+                to[tile] = source[tile]
+        if not tiled:
+            to[...] = source
+    if to.dtype != source.dtype and np.isinf(to).any() and not np.isinf(source).any():
+        raise UserError(f"parameter {name} is too large for {to.dtype}: use another type")
 
 
 def read_json(path: Path) -> dict[str, Any]:

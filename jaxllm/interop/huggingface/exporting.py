@@ -19,7 +19,6 @@ from jaxllm.interop.huggingface.checkpoint import (
     Tensor,
     copy,
     map_safetensors,
-    of_layer,
     parameter_shapes,
     read_json,
     tensor_shapes,
@@ -45,18 +44,11 @@ def export_run(
     dtype: str | None = None,
     max_shard_size: str = "5GB",
 ) -> None:
-    """Write checkpoint `step` into the new directory `target`, or several to `target`/step<N>.
+    """Write checkpoint `step` of `model` into the new local directory `target`.
 
-    Args:
-      run: the run, local or `gs://`.
-      target: a local directory.
-      model: model of the run.
-      step: step of a single checkpoint.
-      steps: several steps instead, 'all' or '100,200'.
-      architecture: Hugging Face architecture; None for that of an imported run, or the first that
-        can express the model.
-      dtype: dtype of the tensors; None for that of the parameters.
-      max_shard_size: maximum file size, as '5GB', unless one tensor is larger.
+    Or those of `steps`, 'all' or '100,200', into `target`/step<N>. The architecture is by default
+    that of an imported run, or the first that can express the model; the dtype that of the
+    parameters. `max_shard_size` is that of a file, as '5GB', unless one tensor is larger.
 
     Raises:
       UserError: no such checkpoint; no architecture can express the model; a parameter is
@@ -76,7 +68,7 @@ def export_run(
                 hf_name, layout = names[name]
                 layers = enumerate(array) if name.startswith("layers/") else ((None, array),)
                 for layer, values in layers:
-                    tensor = tensors[of_layer(hf_name, layer)].open()
+                    tensor = tensors[hf_name.format(layer)].open()
                     copy(layout.view(tensor, values.shape), values, name)
             _write_json(directory / CONFIG, {**config, "torch_dtype": dtype})
             _add_small_files(run, directory, config)

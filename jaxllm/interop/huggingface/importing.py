@@ -12,6 +12,7 @@ import csv
 import dataclasses
 import os
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,7 @@ def open_published(path: str | Path, step: int = 0, tokens: int = 0) -> list[Pub
         for field in differences(first.model, other.model):
             raise UserError(
                 f"{other.directory / CONFIG}: another model than {first.directory.name}'s: {field}"
-                f" = {getattr(other.model, field)!r}, not {getattr(first.model, field)!r}"
+                f" = {attrgetter(field)(other.model)!r}, not {attrgetter(field)(first.model)!r}"
             )
     return series
 

@@ -348,6 +348,10 @@ def test_a_series_comes_in_and_goes_out_in_one_call(tmp_path: Path) -> None:
     edit_config(rms_norm_eps=1e-3)(tmp_path / "a")
     with pytest.raises(UserError, match=r"another model than a's: norm_eps = 1e-06, not 0.001"):
         convert.main([f"--from=hf:{tmp_path}/series.csv", f"--to={tmp_path}/new"])
+    linear = {"rope_type": "linear", "factor": 2.0}
+    edit_config(rms_norm_eps=1e-6, rope_scaling=linear)(tmp_path / "a")
+    with pytest.raises(UserError, match=r"quirks.rope_scaling = None, not RopeScaling"):
+        convert.main([f"--from=hf:{tmp_path}/series.csv", f"--to={tmp_path}/new"])
     (tmp_path / "bad.csv").write_text("directory,tokens\na,5\n")
     with pytest.raises(UserError, match=r"bad.csv, checkpoint 1: needs directory and step"):
         convert.main([f"--from=hf:{tmp_path}/bad.csv", f"--to={tmp_path}/new"])
