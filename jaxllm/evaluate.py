@@ -28,18 +28,17 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from jaxllm import cli, runtime
 from jaxllm.errors import UserError
 from jaxllm.io import location
 
 if TYPE_CHECKING:
-    from jax.sharding import Mesh
-
     from jaxllm.evaluation.config import EvalConfig
-    from jaxllm.evaluation.evaluator import Evaluator
+    from jaxllm.evaluation.offline import OfflineScorer
+    from jaxllm.run.run import Run
 
 HF = "hf:"
 OF_HF, OF_RUN = ("output", "step", "tokens"), ("steps", "missing", "follow", "poll_seconds")
@@ -56,14 +55,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return download(args)
     if not args.model_dir:
         raise UserError("name what to score: --model_dir=DIR")
-    hf = args.model_dir.startswith(HF)
-    if hf:
-        cli.refuse_unread(args, ("follow", "poll_seconds"), "where nothing more comes, as of hf:")
-    else:
-        cli.refuse_unread(args, OF_HF, "where the run itself says it")
     if args.follow:
         cli.refuse_unread(args, ("steps", "missing"), "with --follow")
-    return score_published(args) if hf else score_run(args)
+    if args.model_dir.startswith(HF):
+        cli.refuse_unread(args, ("follow", "poll_seconds"), "where nothing more comes, as of hf:")
+        return score_published(args)
+    cli.refuse_unread(args, OF_HF, "where the run itself says it")
+    return score_run(args)
 
 
 def score_run(args: argparse.Namespace) -> int:
@@ -71,28 +69,18 @@ def score_run(args: argparse.Namespace) -> int:
     from jaxllm.run.run import Run
 
     cli.load_gin(args, args.model_dir)
-    config, run = eval_config(args), Run(args.model_dir)
-    entries = [] if args.follow else run.select(args.steps)
+    entries = [] if args.follow else Run(args.model_dir).select(args.steps)
     run = Run.create(args.model_dir)  # raises early if it cannot be written
-    mesh = start(args)
-
-    from jaxllm.evaluation.offline import OfflineScorer
-    from jaxllm.training.experiment import Experiment, make_evaluator
-
-    experiment = Experiment.configured(args.model_dir)
-    scorer = OfflineScorer(
-        run,
-        checked(make_evaluator(experiment, mesh, config)),
-        lambda entry: run.restore_params(entry.step, experiment.model, mesh),
-    )
+    scorer = make_scorer(args, run, lambda entry, *of: run.restore_params(entry.step, *of))
     if args.follow:
-        return show(args.model_dir, scorer.follow(args.poll_seconds or 30))
-    return show(args.model_dir, scorer.score(entries, args.missing))
+        return show(run, scorer.follow(args.poll_seconds or 30))
+    return show(run, scorer.score(entries, args.missing))
 
 
 def score_published(args: argparse.Namespace) -> int:
     """Score checkpoints in the Hugging Face format; return 1 if a task failed."""
     from jaxllm.interop.huggingface.importing import open_published, open_results
+    from jaxllm.interop.huggingface.load import load_params
     from jaxllm.run import manifest
 
     source = args.model_dir.removeprefix(HF)
@@ -101,54 +89,62 @@ def score_published(args: argparse.Namespace) -> int:
     entries = manifest.select([p.entry() for p in series], args.steps, source)
     run = open_results(source, series, args.output)
     cli.load_gin(args, str(run.path))
-    config, mesh = eval_config(args), start(args)
-
-    from jaxllm.evaluation.offline import OfflineScorer
-    from jaxllm.interop.huggingface.load import load_params
-    from jaxllm.training.experiment import Experiment, make_evaluator
-
-    experiment = Experiment.configured(str(run.path))
-    scorer = OfflineScorer(
-        run,
-        checked(make_evaluator(experiment, mesh, config)),
-        lambda entry: load_params(checkpoints[entry.step], experiment.model, mesh),
-    )
-    return show(str(run.path), scorer.score(entries, args.missing))
+    scorer = make_scorer(args, run, lambda entry, *of: load_params(checkpoints[entry.step], *of))
+    return show(run, scorer.score(entries, args.missing))
 
 
-def eval_config(args: argparse.Namespace) -> EvalConfig:
-    """The `EvalConfig` of the flags and gin, its tasks and files verified."""
-    from jaxllm.evaluation.config import EvalConfig
-    from jaxllm.evaluation.selection import select
+def make_scorer(args: argparse.Namespace, run: Run, read: Callable[..., Any]) -> OfflineScorer:
+    """Connect to the other hosts, prepare the tasks, print their cost and return the scorer.
 
-    config = EvalConfig()
-    if args.tasks:
-        config = dataclasses.replace(config, tasks=tuple(args.tasks.split(",")))
-    if not config.tasks:
-        raise UserError("the run has no evaluation tasks: name some with --tasks=TASK,TASK")
-    select(config)
-    return config
-
-
-def start(args: argparse.Namespace) -> Mesh:
-    """Connect to the other hosts and return the mesh."""
+    `read(entry, model, mesh)` restores the parameters of a checkpoint.
+    """
+    config = selected_tasks(args)
     # Orbax warns about items missing from a checkpoint; its errors are raised anyway.
     logging.getLogger("absl").setLevel(logging.ERROR)
     runtime.import_seqio()
     runtime.join_hosts(args)
     runtime.enable_compilation_cache()
 
+    from jaxllm.evaluation.offline import OfflineScorer
     from jaxllm.sharding.mesh import MeshConfig, make_mesh
+    from jaxllm.training.experiment import Experiment, make_evaluator
 
-    return make_mesh(MeshConfig())
-
-
-def checked(evaluator: Evaluator) -> Evaluator:
-    """Prepare the evaluator's tasks, print their cost and return it."""
+    mesh, experiment = make_mesh(MeshConfig()), Experiment.configured(str(run.path))
+    evaluator = make_evaluator(experiment, mesh, config)
     lines = evaluator.check()
     if runtime.is_first():
         print(*lines, sep="\n", flush=True)
-    return evaluator
+    return OfflineScorer(run, evaluator, lambda entry: read(entry, experiment.model, mesh))
+
+
+def selected_tasks(args: argparse.Namespace) -> EvalConfig:
+    """The `EvalConfig` of the flags and gin, its tasks and files verified."""
+    from jaxllm.evaluation.selection import select
+
+    config = eval_config(args)
+    if not config.tasks:
+        raise UserError("the run has no evaluation tasks: name some with --tasks=TASK,TASK")
+    select(config)
+    return config
+
+
+def eval_config(args: argparse.Namespace) -> EvalConfig:
+    """gin's `EvalConfig` with the tasks of --tasks, if any."""
+    from jaxllm.evaluation.config import EvalConfig
+
+    config = EvalConfig()
+    if args.tasks:
+        config = dataclasses.replace(config, tasks=tuple(args.tasks.split(",")))
+    return config
+
+
+def show(run: Run, failed: int) -> int:
+    """Print the table of capabilities; return the exit code."""
+    from jaxllm.report import terminal
+
+    if runtime.is_first():
+        print(terminal.of_run(str(run.path)))
+    return 1 if failed else 0
 
 
 def list_tasks(args: argparse.Namespace) -> int:
@@ -156,35 +152,21 @@ def list_tasks(args: argparse.Namespace) -> int:
     cli.load_gin(args, args.model_dir)
 
     from jaxllm.evaluation import listing
-    from jaxllm.evaluation.config import EvalConfig
 
-    lines = list(listing.table(EvalConfig(), args.list))
+    lines = list(listing.table(eval_config(args), args.list))
     if not lines:
         raise UserError(f"no evaluation task has a name like {args.list}")
     print(*lines, sep="\n")
     return 0
 
 
-def show(model_dir: str, failed: int) -> int:
-    """Print the table of capabilities; return the exit code."""
-    from jaxllm.report import terminal
-
-    if runtime.is_first():
-        print(terminal.of_run(model_dir))
-    return 1 if failed else 0
-
-
 def download(args: argparse.Namespace) -> int:
     """Download benchmark files and list the manual ones; return 1 if any is still missing."""
     cli.load_gin(args, args.model_dir)
 
-    from jaxllm.evaluation.config import EvalConfig
     from jaxllm.evaluation.selection import download_files
 
-    config = EvalConfig()
-    if args.tasks:
-        config = dataclasses.replace(config, tasks=tuple(args.tasks.split(",")))
-    done = download_files(config)
+    done = download_files(eval_config(args))
     print(f"{len(done.downloaded)} files downloaded, {len(done.present)} were there")
     for url in sorted(set(done.manual.values())):
         names = [name for name, where in done.manual.items() if where == url]

@@ -86,13 +86,13 @@ def read_prompts(name: str) -> list[str]:
     return lines
 
 
-def _prompt_of(line: str, place: str) -> str:
+def _prompt_of(line: str, where: str) -> str:
     try:
         prompt = json.loads(line)["prompt"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"{place}: no JSON object with a prompt") from error
+    except (ValueError, KeyError, TypeError, RecursionError):
+        prompt = None
     if not isinstance(prompt, str):
-        raise UserError(f"{place}: the prompt is no text")
+        raise UserError(f"{where}: no JSON object with a text as its prompt")
     return prompt
 
 
