@@ -33,7 +33,7 @@ TOKENIZE_MB_PER_SECOND, OPEN_SECONDS, WAIT_SHARE = 3.0, 1.0, 0.01
 
 def tokenizing(config: DataConfig) -> None:
     """Tokenize each domain's text; CPU time, as other processes may share the cores."""
-    domains = [domain.name for domain in corpora.Corpora.resolve(config).domains]
+    domains = list(corpora.resolve(config))
     for size in (8_192, 32_000):
         began = time.perf_counter()
         model = vocabularies.train_sentencepiece(size, domains)
@@ -69,7 +69,7 @@ def opening(directory: Path, documents: int = 1_000_000, length: int = 300) -> N
     for _ in range(documents // 10_000):
         lengths = random.integers(length // 2, length * 3 // 2, 10_000)
         writer.add(random.integers(0, 32_000, lengths.sum(), dtype="<u2"), lengths)
-    writer.finish(text_bytes=0, empty=0, bad=0, vocab_size=32_000)
+    writer.finish(text_bytes=0, empty=0, bad=0)
     began = time.perf_counter()
     assert TokenStore.is_complete(directory)
     store = TokenStore(directory)

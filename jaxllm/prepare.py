@@ -36,10 +36,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     cli.load_gin(args)
 
     from jaxllm.data.config import DataConfig
-    from jaxllm.data.corpora import Corpora, documents
+    from jaxllm.data.corpora import documents, resolve
 
     config = DataConfig()
-    corpora = Corpora.resolve(config)
+    weights = resolve(config)
     splits = args.split or ["train"]
     if args.report_overlap:
         from jaxllm.evaluation import overlap
@@ -49,8 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.tasks:
             evaluation = dataclasses.replace(evaluation, tasks=tuple(args.tasks.split(",")))
         sources = {
-            f"{domain.name} {split}": partial(documents, domain.name, split)
-            for domain in corpora.domains
+            f"{domain} {split}": partial(documents, domain, split)
+            for domain in weights
             for split in splits
         }
         overlap.report(sources, evaluation, args.report_overlap)
@@ -59,9 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     from jaxllm.data.prepare import prepare, summary
     from jaxllm.data.vocabularies import load_tokenizer  # by now SeqIO is imported, silently
 
-    tokenizer = load_tokenizer(config, corpora)
+    tokenizer = load_tokenizer(config, weights)
     for split in splits:
-        print(f"{split}\n{summary(prepare(config, corpora, tokenizer, split))}")
+        print(f"{split}\n{summary(prepare(config, weights, tokenizer, split))}")
     return 0
 
 

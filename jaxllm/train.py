@@ -13,7 +13,7 @@ import logging
 import math
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from jaxllm import cli, runtime
@@ -23,7 +23,6 @@ from jaxllm.run.times import GoodputTimer
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
-    from jaxllm.data.corpora import Corpora
     from jaxllm.data.loader import SequenceSource
     from jaxllm.evaluation.config import EvalConfig
     from jaxllm.run.run import Run
@@ -41,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Before the loop there is nothing to save: SIGTERM exits at once.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 
-    from jaxllm.data.corpora import Corpora
+    from jaxllm.data.corpora import resolve
     from jaxllm.evaluation.config import EvalConfig
     from jaxllm.evaluation.selection import select
     from jaxllm.report.alarms import HealthConfig
@@ -52,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Report every mistake that does not depend on data before preparing the data.
     experiment, scoring, mesh_config = Experiment.configured(), EvalConfig(), MeshConfig()
     select(scoring)
-    corpora = Corpora.resolve(experiment.data)
+    weights = resolve(experiment.data)
     references = HealthConfig().open()
     runtime.join_hosts(args)
     runtime.enable_compilation_cache()
@@ -60,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     mesh = make_mesh(mesh_config)
     experiment.check(mesh)
 
-    outcome, advice = run(experiment, scoring, mesh, references, corpora, timer)
+    outcome, advice = run(experiment, scoring, mesh, references, weights, timer)
     if runtime.is_first():
         print(timing(outcome))
         if outcome.finished:
@@ -77,10 +76,13 @@ def run(
     scoring: EvalConfig,
     mesh: Mesh,
     references: Sequence[Run] = (),
-    corpora: Corpora | None = None,
+    weights: Mapping[str, float] | None = None,
     timer: GoodputTimer | None = None,
 ) -> tuple[Outcome, str]:
     """Prepare missing data, then train, score and monitor.
+
+    Args:
+      weights: the domains of the data, from `corpora.resolve`; None resolves them.
 
     Returns:
       The outcome, and for an unfinished run what the rest of the budget is expected to bring.
@@ -96,7 +98,7 @@ def run(
     from jaxllm.training.metrics import Writer
     from jaxllm.training.progress import Progress
 
-    source = open_data(experiment, corpora)
+    source = open_data(experiment, weights)
 
     def open_batches(start: int) -> Loader:
         return Loader(
@@ -133,7 +135,7 @@ def run(
     return outcome, health.advice() if health and not outcome.finished else ""
 
 
-def open_data(experiment: Experiment, corpora: Corpora | None = None) -> SequenceSource:
+def open_data(experiment: Experiment, weights: Mapping[str, float] | None = None) -> SequenceSource:
     """Open the training sequences of a run, with its saved vocabulary, if any.
 
     Raises:
@@ -145,7 +147,7 @@ def open_data(experiment: Experiment, corpora: Corpora | None = None) -> Sequenc
 
     model_dir = experiment.model_dir
     data = with_saved_tokenizer(experiment.data, data_identity.saved_tokenizer(model_dir))
-    source = open_source(data, corpora)
+    source = open_source(data, weights)
     source.check_hosts_agree()
     data_identity.verify(model_dir, source.fingerprint)
     if runtime.is_first():

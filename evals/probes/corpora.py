@@ -12,8 +12,7 @@ import sys
 from collections.abc import Iterator
 from types import ModuleType
 
-from jaxllm.data.readers import OnError, raise_on_error
-from jaxllm.data.sources import SPLITS
+from jaxllm.data.files import SPLITS, OnError, raise_on_error
 from jaxllm.evals.probes import embedded, generated
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Mapping
+from typing import Literal
 
 from jaxllm.configs import configurable
 from jaxllm.errors import UserError
 
-LAYOUTS = ("concat", "concat_masked", "pack")
-VOCABULARY_KINDS = ("sentencepiece", "huggingface", "bytes")
+BYTES = "bytes"
 
 
 @configurable
@@ -19,28 +19,21 @@ class VocabularyConfig:
     """The vocabulary of a run: how text becomes token ids.
 
     Attributes:
-      kind: `sentencepiece`; `huggingface`, the tokenizer of a published model; or `bytes`, UTF-8
-        bytes with ByT5's ids and a BOS.
       path: local or gs:// path of a SentencePiece model, a tokenizer.json, or the directory of a
-        published model, with special tokens from the JSON files beside it. None trains a
-        SentencePiece model on the run's corpora and caches it.
+        published model, with special tokens from the JSON files beside it; `bytes` for UTF-8 bytes
+        with ByT5's ids and a BOS. None trains a SentencePiece model on the run's corpora.
       size: tokens of a trained vocabulary.
       bos_token, eos_token: tokens that begin and end a document, such as `<s>`, in place of those
         that the files at `path` name.
     """
 
-    kind: str = "sentencepiece"
     path: str | None = None
     size: int = 32_000
     bos_token: str | None = None
     eos_token: str | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in VOCABULARY_KINDS:
-            raise UserError(f"VocabularyConfig.kind = {self.kind!r}: one of {VOCABULARY_KINDS}")
-        if self.kind == "huggingface" and self.path is None:
-            raise UserError("VocabularyConfig.path is not set: kind huggingface needs a directory")
-        if self.kind == "sentencepiece" and self.path is None and self.size < 512:
+        if self.path is None and self.size < 512:
             raise UserError(
                 f"VocabularyConfig.size = {self.size}: bytes and special tokens need 512 or more"
             )
@@ -80,7 +73,7 @@ class DataConfig:
     sequence_length: int = 512
     batch_size: int = 8
     weights: Mapping[str, float] | None = None
-    layout: str = "concat"
+    layout: Literal["concat", "concat_masked", "pack"] = "concat"
     seed: int = 0
     cache_dir: str = "~/.cache/jaxllm"
     corpus_dir: str | None = None
@@ -90,8 +83,6 @@ class DataConfig:
     vocabulary: VocabularyConfig = dataclasses.field(default_factory=lambda: VocabularyConfig())
 
     def __post_init__(self) -> None:
-        if self.layout not in LAYOUTS:
-            raise UserError(f"DataConfig.layout = {self.layout!r}: one of {LAYOUTS}")
         if self.sequence_length < 2 or self.batch_size < 1:
             raise UserError("DataConfig: sequence_length needs 2 or more, batch_size 1 or more")
         if self.weights is not None:

@@ -12,7 +12,6 @@ Splits are `train`, `validation` and `test`.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import hashlib
 import importlib
@@ -21,70 +20,48 @@ from collections.abc import Iterator
 from typing import Any
 
 from jaxllm.data.config import DataConfig
-from jaxllm.data.readers import OnError, raise_on_error
-from jaxllm.data.sources import directory_corpora
+from jaxllm.data.files import OnError, directory_corpora, raise_on_error
 from jaxllm.errors import UserError, nearest
 from jaxllm.runtime import import_seqio
 
 
-@dataclasses.dataclass(frozen=True)
-class Domain:
-    """A SeqIO task as part of a run.
+def resolve(config: DataConfig) -> dict[str, float]:
+    """Register the corpora of `config`, and resolve the domains of its mixture or task.
 
-    Attributes:
-      name: name of the task.
-      weight: its share of the sequences; the weights of a run's domains sum to 1.
+    Returns:
+      domain -> share of the sequences, sorted by domain; the shares sum to 1.
+
+    Raises:
+      UserError: an unknown mixture, task or domain, with the nearest names.
     """
-
-    name: str
-    weight: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Corpora:
-    """The corpora of a run, registered and weighted: `resolve` them once per start.
-
-    Attributes:
-      domains: the domains, sorted by name.
-    """
-
-    domains: tuple[Domain, ...]
-
-    @classmethod
-    def resolve(cls, config: DataConfig) -> Corpora:
-        """Register the corpora of `config`, and resolve the domains of its mixture or task.
-
-        Raises:
-          UserError: an unknown mixture, task or domain, with the nearest names.
-        """
-        name = config.mixture_or_task_name
-        if not name:
-            raise UserError("DataConfig.mixture_or_task_name is not set: name a corpus to read")
-        for mixture, setting in (("corpus_dir", config.corpus_dir), ("tfds", config.tfds)):
-            if name == mixture and not setting:
-                raise UserError(f"the mixture {mixture} needs DataConfig.{mixture}")
-        register(config)
-        seqio = import_seqio()
-        known = [*seqio.MixtureRegistry.names(), *seqio.TaskRegistry.names()]
-        if name not in known:
-            raise UserError(f"no mixture or task {name}{nearest(name, known)}")
-        provider = seqio.get_mixture_or_task(name)
-        if isinstance(provider, seqio.Mixture):
-            rates = {task.name: float(provider.get_rate(task)) for task in provider.tasks}
-        else:
-            rates = {name: 1.0}
-        if config.weights is not None:
-            for domain in (d for d in config.weights if d not in rates):
-                raise UserError(
-                    f"DataConfig.weights names {domain}, which {name} does not have"
-                    f"{nearest(domain, rates)}; it has {', '.join(sorted(rates))}"
-                )
-            rates = {domain: float(weight) for domain, weight in config.weights.items()}
-        for domain in rates:
-            if "text" not in seqio.TaskRegistry.get(domain).output_features:
-                raise UserError(f"task {domain} has no feature `text`: it is not a corpus")
-        total = sum(rates.values())
-        return cls(tuple(Domain(domain, rates[domain] / total) for domain in sorted(rates)))
+    name = config.mixture_or_task_name
+    if not name:
+        raise UserError("DataConfig.mixture_or_task_name is not set: name a corpus to read")
+    for mixture, setting in (("corpus_dir", config.corpus_dir), ("tfds", config.tfds)):
+        if name == mixture and not setting:
+            raise UserError(f"the mixture {mixture} needs DataConfig.{mixture}")
+    register(config)
+    seqio = import_seqio()
+    known = [*seqio.MixtureRegistry.names(), *seqio.TaskRegistry.names()]
+    if name not in known:
+        raise UserError(f"no mixture or task {name}{nearest(name, known)}")
+    provider = seqio.get_mixture_or_task(name)
+    if isinstance(provider, seqio.Mixture):
+        rates = {task.name: float(provider.get_rate(task)) for task in provider.tasks}
+    else:
+        rates = {name: 1.0}
+    if config.weights is not None:
+        for domain in (d for d in config.weights if d not in rates):
+            raise UserError(
+                f"DataConfig.weights names {domain}, which {name} does not have"
+                f"{nearest(domain, rates)}; it has {', '.join(sorted(rates))}"
+            )
+        rates = {domain: float(weight) for domain, weight in config.weights.items()}
+    for domain in rates:
+        if "text" not in seqio.TaskRegistry.get(domain).output_features:
+            raise UserError(f"task {domain} has no feature `text`: it is not a corpus")
+    total = sum(rates.values())
+    return {domain: rates[domain] / total for domain in sorted(rates)}
 
 
 def register(config: DataConfig) -> None:
@@ -126,15 +103,9 @@ def documents(
     Raises:
       UserError: the task is unknown or lacks the split.
     """
-    import seqio
-
     from jaxllm.data.seqio_source import CorpusSource
 
-    if task not in seqio.TaskRegistry.names():
-        raise UserError(f"no corpus {task}{nearest(task, seqio.TaskRegistry.names())}")
-    provider = seqio.TaskRegistry.get(task)
-    if split not in provider.splits:
-        raise UserError(f"{task} has no split {split}; it has {', '.join(provider.splits)}")
+    provider = _task(task, split)
     if isinstance(provider.source, CorpusSource) and not provider.preprocessors:
         yield from provider.source.corpus.documents(split, on_error)
         return
@@ -151,20 +122,24 @@ def fingerprint(task: str, split: str) -> str:
 
     Unless the source is a `CorpusSource`, it covers the source's settings and the preprocessors'
     code, not the data: a data set that changes under the same name needs a new cache directory.
-
-    Raises:
-      UserError: the task lacks the split.
     """
-    import seqio
-
     from jaxllm.data.seqio_source import fingerprint_of
 
-    provider = seqio.TaskRegistry.get(task)
-    if split not in provider.splits:
-        raise UserError(f"{task} has no split {split}; it has {', '.join(provider.splits)}")
+    provider = _task(task, split)
     parts = [task, split, fingerprint_of(provider.source, split)]
     parts += [_code(function) for function in provider.preprocessors]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _task(name: str, split: str) -> Any:
+    import seqio
+
+    if name not in seqio.TaskRegistry.names():
+        raise UserError(f"no corpus {name}{nearest(name, seqio.TaskRegistry.names())}")
+    task = seqio.TaskRegistry.get(name)
+    if split not in task.splits:
+        raise UserError(f"{name} has no split {split}; it has {', '.join(task.splits)}")
+    return task
 
 
 def _code(function: Any) -> str:

@@ -7,15 +7,14 @@ run is one integer, and any host can compute any sequence.
 
 from __future__ import annotations
 
-import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import grain
 import numpy as np
 
+from jaxllm.data import corpora
 from jaxllm.data.config import DataConfig
-from jaxllm.data.corpora import Corpora
 from jaxllm.data.mixture import Mixture
 from jaxllm.data.packing import (
     ConcatSequences,
@@ -38,17 +37,15 @@ ENDLESS = 1 << 62
 PREFETCH = 4  # batches read ahead of the loop
 
 
-def open_source(
-    config: DataConfig, corpora: Corpora | None = None, split: str = "train"
-) -> SequenceSource:
-    """Open the sequences of a run, preparing corpora that are not in the cache.
+def open_source(config: DataConfig, weights: Mapping[str, float] | None = None) -> SequenceSource:
+    """Open the training sequences of a run, preparing corpora that are not in the cache.
 
     Args:
-      corpora: the run's resolved corpora; None resolves them.
+      weights: the run's domains, from `corpora.resolve`; None resolves them.
     """
-    corpora = corpora or Corpora.resolve(config)
-    tokenizer = load_tokenizer(config, corpora)
-    return SequenceSource(config, tokenizer, prepare(config, corpora, tokenizer, split))
+    weights = weights or corpora.resolve(config)
+    tokenizer = load_tokenizer(config, weights)
+    return SequenceSource(config, tokenizer, prepare(config, weights, tokenizer))
 
 
 class SequenceSource:
@@ -151,9 +148,15 @@ class Loader:
             raise UserError(
                 f"DataConfig.batch_size = {batch_size} is not divisible by {process_count} hosts"
             )
-        batches = _LocalBatches(source, batch_size, start, process_index, process_count)
+        local = batch_size // process_count
+        first = start + process_index * local
+
+        def batch(index: int) -> Batch:
+            return Batch(**source.sequences(first + index * batch_size, local))
+
+        dataset = grain.MapDataset.range(ENDLESS).map(batch)
         options = grain.ReadOptions(num_threads=min(prefetch, 4), prefetch_buffer_size=prefetch)
-        self._iterator = iter(grain.MapDataset.source(batches).to_iter_dataset(options))
+        self._iterator = iter(dataset.to_iter_dataset(options))
         self.wait_seconds = 0.0
 
     def __iter__(self) -> Iterator[Batch]:
@@ -168,24 +171,6 @@ class Loader:
     def close(self) -> None:
         """Stop reading ahead."""
         self._iterator.close()
-
-
-class _LocalBatches:
-    """This host's part of each batch of a run, as a random-access table for Grain."""
-
-    def __init__(
-        self, source: SequenceSource, batch_size: int, start: int, process: int, processes: int
-    ) -> None:
-        self._source, self._batch_size = source, batch_size
-        self._local = batch_size // processes
-        self._start = start + process * self._local
-
-    def __len__(self) -> int:
-        return ENDLESS
-
-    def __getitem__(self, index: int) -> Batch:
-        start = self._start + index * self._batch_size
-        return Batch(**self._source.sequences(start, self._local))
 
 
 def _lay_out(config: DataConfig, domain: PreparedDomain) -> ConcatSequences | PackedSequences:
@@ -204,11 +189,10 @@ def _lay_out(config: DataConfig, domain: PreparedDomain) -> ConcatSequences | Pa
 def _packing(store: TokenStore, length: int) -> PackPlan:
     """The packing of a store: computed once, saved beside it, then memory-mapped."""
     directory = store.directory / f"packing-{length}"
-    names = [field.name for field in dataclasses.fields(PackPlan)]
     if not directory.exists():
         with made_once(directory) as partial:
             if partial is not None:
                 plan = plan_packing(store.starts, length)
-                for name in names:
-                    np.save(partial / f"{name}.npy", getattr(plan, name))
-    return PackPlan(*(np.load(directory / f"{name}.npy", mmap_mode="r") for name in names))
+                for name, array in plan._asdict().items():
+                    np.save(partial / f"{name}.npy", array)
+    return PackPlan(*(np.load(directory / f"{n}.npy", mmap_mode="r") for n in PackPlan._fields))

@@ -9,7 +9,7 @@ and each other token of a domain is a target with weight 1 exactly once per epoc
 
 from __future__ import annotations
 
-import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 
@@ -60,8 +60,7 @@ class ConcatSequences:
             out["positions"][:n] = np.arange(n)
 
 
-@dataclasses.dataclass(frozen=True)
-class PackPlan:
+class PackPlan(NamedTuple):
     """The assignment of document chunks to sequences.
 
     Attributes:

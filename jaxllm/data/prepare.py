@@ -9,17 +9,16 @@ it.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 from jaxllm.data import corpora
 from jaxllm.data.config import DataConfig
-from jaxllm.data.corpora import Corpora
 from jaxllm.data.store import FORMAT_VERSION, TokenStore, TokenWriter
 from jaxllm.data.tokenizer import Tokenizer, Tokens
 from jaxllm.errors import UserError
@@ -30,15 +29,8 @@ MAX_BAD_SHARE = 0.001  # of unreadable lines, above which a corpus is refused
 EARLY_BAD = 1000
 
 
-@dataclasses.dataclass(frozen=True)
-class PreparedDomain:
-    """A tokenized domain of a run.
-
-    Attributes:
-      name: name of the SeqIO task.
-      weight: its share of the sequences; the weights of a run's domains sum to 1.
-      store: its tokens.
-    """
+class PreparedDomain(NamedTuple):
+    """A tokenized domain of a run: a SeqIO task, its share of the sequences, and its tokens."""
 
     name: str
     weight: float
@@ -46,9 +38,12 @@ class PreparedDomain:
 
 
 def prepare(
-    config: DataConfig, resolved: Corpora, tokenizer: Tokenizer, split: str = "train"
+    config: DataConfig, weights: Mapping[str, float], tokenizer: Tokenizer, split: str = "train"
 ) -> tuple[PreparedDomain, ...]:
     """The tokenized domains of a run; those not in the cache are tokenized into it.
+
+    Args:
+      weights: the run's domains, from `corpora.resolve`.
 
     Raises:
       UserError: a corpus is missing, empty or has too many bad lines, the tokenizer has neither BOS
@@ -64,15 +59,15 @@ def prepare(
     with _disk_errors(config.cache):
         root.mkdir(parents=True, exist_ok=True)
         remove_abandoned(root)
-        for domain in resolved.domains:
-            parts = (FORMAT_VERSION, tokenizer.identity, corpora.fingerprint(domain.name, split))
+        for domain, weight in weights.items():
+            parts = (FORMAT_VERSION, tokenizer.identity, corpora.fingerprint(domain, split))
             key = hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
-            directory = root / f"{domain.name}-{split}-{key}"
+            directory = root / f"{domain}-{split}-{key}"
             if not TokenStore.is_complete(directory):
-                prepare_domain(domain.name, split, tokenizer, directory)
+                prepare_domain(domain, split, tokenizer, directory)
             store = TokenStore(directory)
-            _check_bad(domain.name, store.counts.documents, store.counts.bad, "")
-            prepared.append(PreparedDomain(domain.name, domain.weight, store))
+            _check_bad(domain, store.counts.documents, store.counts.bad)
+            prepared.append(PreparedDomain(domain, weight, store))
     return tuple(prepared)
 
 
@@ -96,15 +91,8 @@ def prepare_domain(domain: str, split: str, tokenizer: Tokenizer, directory: Pat
             _check_bad(domain, writer.documents, reading.bad, reading.first_bad)
             if not writer.documents:
                 raise UserError(f"corpus {domain} has no text in its split {split}")
-            writer.finish(
-                domain=domain,
-                split=split,
-                vocab_size=tokenizer.size,
-                text_bytes=text_bytes,
-                empty=reading.empty,
-                bad=reading.bad,
-                first_bad=reading.first_bad,
-            )
+            counts = {"text_bytes": text_bytes, "empty": reading.empty, "bad": reading.bad}
+            writer.finish(domain=domain, split=split, first_bad=reading.first_bad, **counts)
     left_out = f", {reading.empty} empty and {reading.bad} bad left out"
     print(
         f"prepared {domain} {split}: {writer.documents:,} documents, {writer.tokens:,} tokens, "
@@ -117,19 +105,12 @@ def prepare_domain(domain: str, split: str, tokenizer: Tokenizer, directory: Pat
 
 
 class _Reading:
-    """Document texts in batches, with counts of the omitted ones.
-
-    Attributes:
-      empty: documents without text so far.
-      bad: unreadable lines so far.
-      first_bad: error of the first of them, with file and line number.
-    """
+    """Document texts in batches; counts documents without text and unreadable lines."""
 
     def __init__(self, domain: str, split: str) -> None:
         self._domain, self._split = domain, split
-        self._documents = 0
-        self.empty = self.bad = 0
-        self.first_bad = ""
+        self._documents = self.empty = self.bad = 0
+        self.first_bad = ""  # the first error, with file and line number
 
     def batches(self) -> Iterator[list[str]]:
         """Lists of texts of about BATCH_CHARS characters in total."""
@@ -169,7 +150,7 @@ def _encoded(batches: Iterator[list[str]], tokenizer: Tokenizer) -> Iterator[Tok
             yield pending.result()
 
 
-def _check_bad(domain: str, documents: int, bad: int, first: str) -> None:
+def _check_bad(domain: str, documents: int, bad: int, first: str = "") -> None:
     if bad > MAX_BAD_SHARE * (documents + bad):
         raise UserError(
             f"corpus {domain}: {bad} of {documents + bad} documents cannot be read"
@@ -187,15 +168,14 @@ def _disk_errors(cache: str) -> Iterator[None]:
         raise UserError(f"DataConfig.cache_dir {cache}: {what}") from error
 
 
-def summary(domains: tuple[PreparedDomain, ...]) -> str:
+def summary(domains: Sequence[PreparedDomain]) -> str:
     """A table of the documents, tokens and bytes of each domain."""
-    lines = [
-        f"{'domain':<16} {'share':>6} {'documents':>10} {'tokens':>14} {'MB':>9} {'B/token':>8}"
-    ]
-    for domain in domains:
-        counts = domain.store.counts
+    head = f"{'domain':<16} {'share':>6} {'documents':>10} {'tokens':>14} {'MB':>9} {'B/token':>8}"
+    lines = [head]
+    for name, weight, store in domains:
+        n = store.counts
         lines.append(
-            f"{domain.name:<16} {domain.weight:>6.1%} {counts.documents:>10,} {counts.tokens:>14,}"
-            f" {counts.text_bytes / 1e6:>9.2f} {counts.text_bytes / counts.tokens:>8.2f}"
+            f"{name:<16} {weight:>6.1%} {n.documents:>10,} {n.tokens:>14,}"
+            f" {n.text_bytes / 1e6:>9.2f} {n.text_bytes / n.tokens:>8.2f}"
         )
     return "\n".join(lines)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import seqio
 import tensorflow as tf
 
-from jaxllm.data.sources import SPLITS, Corpus
+from jaxllm.data.files import SPLITS, Corpus
 from jaxllm.errors import UserError
 
 # The vocabulary belongs to the run: here the feature is an untokenized string.
@@ -27,11 +28,11 @@ class CorpusSource(seqio.DataSource):
 
     @property
     def supports_arbitrary_sharding(self) -> bool:
-        """False: a corpus has one shard."""
+        """A corpus has one shard."""
         return False
 
     def list_shards(self, split: str) -> Sequence[str]:
-        """The single shard of a split."""
+        """One shard per split."""
         return [split]
 
     def get_dataset(
@@ -40,7 +41,7 @@ class CorpusSource(seqio.DataSource):
         shuffle: bool = True,
         seed: int | None = None,
         shard_info: seqio.ShardInfo | None = None,
-        **unused: object,
+        **_: object,
     ) -> tf.data.Dataset:
         """The documents in order; the loader shuffles sequences, not documents."""
         if shard_info and shard_info.num_shards > 1:
@@ -55,11 +56,7 @@ class CorpusSource(seqio.DataSource):
 
 
 class NamedTfdsSource(seqio.TfdsDataSource):
-    """A TFDS data set with one feature as its text.
-
-    Attributes:
-      feature: name of the text feature.
-    """
+    """A TFDS data set whose text is in `feature`."""
 
     def __init__(self, domain: str, data_set: str | Mapping[str, str], data_dir: str | None):
         settings = {"name": data_set} if isinstance(data_set, str) else dict(data_set)
@@ -78,20 +75,18 @@ class NamedTfdsSource(seqio.TfdsDataSource):
 def register(mixture: str, corpora: Mapping[str, Corpus], rates: Mapping[str, float]) -> None:
     """Register a task per corpus, and the mixture of those with a rate above 0."""
     for name, corpus in corpora.items():
-        _replace_task(name, CorpusSource(corpus), [])
+        _replace_task(name, CorpusSource(corpus))
     _replace_mixture(mixture, rates)
 
 
 def register_tfds(
-    mixture: str,
-    data_sets: Mapping[str, str | Mapping[str, str]],
-    data_dir: str | None,
+    mixture: str, data_sets: Mapping[str, str | Mapping[str, str]], data_dir: str | None
 ) -> None:
     """Register TFDS data sets under their domains' names, and their mixture with equal rates."""
     for name, data_set in data_sets.items():
         source = NamedTfdsSource(name, data_set, data_dir)
         rename = seqio.map_over_dataset(lambda row, key=source.feature: {"text": row[key]})
-        _replace_task(name, source, [rename])
+        _replace_task(name, source, rename)
     _replace_mixture(mixture, dict.fromkeys(data_sets, 1.0))
 
 
@@ -111,12 +106,12 @@ def fingerprint_of(source: seqio.DataSource, split: str) -> str:
     return f"{type(source).__qualname__} {settings}"
 
 
-def _replace_task(name: str, source: seqio.DataSource, preprocessors: list) -> None:
+def _replace_task(name: str, source: seqio.DataSource, *preprocessors: Any) -> None:
     if name in seqio.TaskRegistry.names():
         if not isinstance(seqio.TaskRegistry.get(name).source, CorpusSource | NamedTfdsSource):
             raise UserError(f"corpus {name}: another SeqIO task has this name; rename the corpus")
         seqio.TaskRegistry.remove(name)
-    seqio.TaskRegistry.add(name, source, preprocessors=preprocessors, output_features=TEXT)
+    seqio.TaskRegistry.add(name, source, preprocessors=list(preprocessors), output_features=TEXT)
 
 
 def _replace_mixture(name: str, rates: Mapping[str, float]) -> None:

@@ -5,21 +5,19 @@
     starts.bin                   uint64, offset of each document in the tokens, and the total
     meta.json                    counts, shard sizes, a digest of the tokens; written last
 
-Reading n tokens takes at most n / 8192 + 2 block reads, whether they lie in a novel or span a
-hundred tweets. Opening maps `starts.bin` and reads only the shards' footers. A store is written
-under a temporary name and renamed when complete.
+Reading n tokens takes at most n / 8192 + 2 block reads. Opening maps `starts.bin` and reads only
+the shards' footers.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
 import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,27 +26,14 @@ SHARD_BLOCKS = 1 << 15  # 268M tokens a shard
 FORMAT_VERSION = 3
 
 
-@dataclasses.dataclass(frozen=True)
-class Counts:
-    """The size of a prepared corpus, with counts of omissions.
-
-    Attributes:
-      documents: number of documents.
-      tokens: number of tokens, BOS and EOS included.
-      text_bytes: UTF-8 bytes of the texts.
-      empty: documents without text, left out.
-      bad: unreadable lines, left out.
-      max_id: the largest token id.
-      vocab_size: size of the vocabulary; all ids are below it.
-    """
+class Counts(NamedTuple):
+    """The size of a prepared corpus, with counts of what was left out."""
 
     documents: int
-    tokens: int
-    text_bytes: int
-    empty: int
-    bad: int
-    max_id: int
-    vocab_size: int
+    tokens: int  # BOS and EOS included
+    text_bytes: int  # UTF-8
+    empty: int  # documents without text
+    bad: int  # unreadable lines
 
 
 class TokenWriter:
@@ -67,7 +52,6 @@ class TokenWriter:
         self._lengths_digest = hashlib.blake2b(digest_size=16)
         self.tokens = 0
         self.documents = 0
-        self.max_id = -1
 
     def add(self, ids: np.ndarray, lengths: np.ndarray) -> None:
         """Append documents of `lengths` tokens, concatenated in `ids`."""
@@ -77,7 +61,6 @@ class TokenWriter:
         self._starts.write((ends - lengths).astype("<u8").tobytes())
         self.tokens = int(ends[-1])
         self.documents += len(lengths)
-        self.max_id = max(self.max_id, int(ids.max()))
         self._ids_digest.update(ids.astype("<u4").tobytes())
         self._lengths_digest.update(lengths.astype("<u8").tobytes())
         self._rest = np.concatenate([self._rest, ids.astype(self._dtype)])
@@ -100,7 +83,6 @@ class TokenWriter:
             "shards": sizes,
             "tokens": self.tokens,
             "documents": self.documents,
-            "max_id": self.max_id,
             "digest": self._ids_digest.hexdigest() + self._lengths_digest.hexdigest(),
             **meta,
         }
@@ -153,7 +135,7 @@ class TokenStore:
     def __init__(self, directory: Path) -> None:
         self.directory = Path(directory)
         self.meta = json.loads((self.directory / "meta.json").read_text())
-        self.counts = Counts(**{f.name: self.meta[f.name] for f in dataclasses.fields(Counts)})
+        self.counts = Counts(*(self.meta[name] for name in Counts._fields))
         self.starts = np.memmap(self.directory / "starts.bin", "<u8", "r")
         self._dtype = np.dtype(self.meta["dtype"])
         self._readers: dict[int, Any] = {}

@@ -10,12 +10,12 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
 
-from jaxllm.data.config import DataConfig
+from jaxllm.data.config import DataConfig, VocabularyConfig
 from jaxllm.errors import UserError
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
@@ -38,8 +38,7 @@ AGREEMENT_SAMPLES = (
 )  # fmt: skip
 
 
-@dataclasses.dataclass(frozen=True)
-class Tokens:
+class Tokens(NamedTuple):
     """A batch of tokenized documents.
 
     Attributes:
@@ -63,15 +62,21 @@ class Tokenizer:
         suffices.
       size: size of the vocabulary; all ids are below it.
       bos, eos, unk, pad: ids, None if there is none; `bos` is None if documents begin without one.
+      encode: the ids of each text, without special tokens.
+      decode: the text of ids, without special tokens.
+      token_id, token: the id of a token and the token of an id; None if there is none.
       dtype: smallest of uint16 and uint32 that holds the ids.
     """
 
     def __init__(self, kind: str, model: bytes = b"", config: str = "") -> None:
         self.kind, self.model, self.config = kind, model, config
-        self._codec: _Codec = _CODECS[kind](model)
-        self.size = self._codec.size
+        codec = _CODECS[kind](model)
+        self.encode: Callable[[Sequence[str]], Sequence[Any]] = codec.encode
+        self.decode = codec.decode
+        self.token_id, self.token = codec.token_id, codec.token
+        self.size = codec.size
+        special: Mapping[str, int | None] = codec.special
         self.dtype = np.dtype("<u2" if self.size <= 1 << 16 else "<u4")
-        special = self._codec.special
         if config:
             stated = json.loads(config)
             special = {name: self.token_id(stated.get(name) or "") for name in SPECIAL_TOKENS}
@@ -104,22 +109,6 @@ class Tokenizer:
     def separates(self) -> bool:
         """Whether documents have a BOS or an EOS."""
         return self.bos is not None or self.eos is not None
-
-    def encode(self, texts: Sequence[str]) -> Sequence[Sequence[int] | np.ndarray]:
-        """The ids of each text, without special tokens."""
-        return self._codec.encode(texts)
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of `ids`, without special tokens."""
-        return self._codec.decode(ids)
-
-    def token_id(self, token: str) -> int | None:
-        """The id of a token; None if there is no such token."""
-        return self._codec.token_id(token)
-
-    def token(self, id: int) -> str | None:
-        """The token of an id; None if there is no such id."""
-        return self._codec.token(id)
 
     def encode_documents(self, texts: Sequence[str]) -> Tokens:
         """Encode each text as BOS, its tokens, EOS.
@@ -162,7 +151,8 @@ def read(
     if not path.is_dir():
         if not path.exists():
             raise UserError(f"VocabularyConfig.path: no file {path}")
-        return _load(kind_of(path), path.read_bytes(), path, stated)
+        kind = "huggingface" if path.suffix == ".json" else "sentencepiece"
+        return _load(kind, path.read_bytes(), path, stated)
     model, converted = path / "tokenizer.model", path / "tokenizer.json"
     if model.exists():
         tokenizer = _load("sentencepiece", model.read_bytes(), model, stated)
@@ -177,19 +167,11 @@ def read(
     raise UserError(f"{path} has no tokenizer: neither tokenizer.model nor tokenizer.json")
 
 
-def kind_of(path: epath.PathLike) -> str:
-    """The kind of a tokenizer file: `huggingface` for .json, `sentencepiece` for others."""
-    return "huggingface" if epath.Path(path).suffix == ".json" else "sentencepiece"
-
-
 def with_saved_tokenizer(config: DataConfig, path: epath.Path | None) -> DataConfig:
     """`config` with the run's saved tokenizer at `path`; unchanged if `path` is None."""
     if path is None:
         return config
-    vocabulary = dataclasses.replace(
-        config.vocabulary, kind=kind_of(path), path=str(path), bos_token=None, eos_token=None
-    )
-    return dataclasses.replace(config, vocabulary=vocabulary)
+    return dataclasses.replace(config, vocabulary=VocabularyConfig(str(path)))
 
 
 def _load(kind: str, model: bytes, path: epath.Path, stated: Mapping[str, str]) -> Tokenizer:
@@ -264,23 +246,11 @@ def _check_agreement(trained: Tokenizer, converted: Tokenizer, directory: epath.
             )
 
 
-class _Codec(Protocol):
-    """Ids without special tokens, by one library; methods as in `Tokenizer`."""
-
-    size: int
-    special: Mapping[str, int | None]
-
-    def encode(self, texts: Sequence[str]) -> Sequence[Sequence[int] | np.ndarray]: ...
-    def decode(self, ids: Sequence[int]) -> str: ...
-    def token_id(self, token: str) -> int | None: ...
-    def token(self, id: int) -> str | None: ...
-
-
 class _Bytes:
     """UTF-8 bytes."""
 
     size = BYTE_BOS + 1
-    special: Mapping[str, int | None] = {
+    special: Mapping[str, int] = {
         "bos_token": BYTE_BOS, "eos_token": BYTE_EOS, "unk_token": BYTE_UNK, "pad_token": 0,
     }  # fmt: skip
 
@@ -310,9 +280,7 @@ class _SentencePiece:
         self._processor = SentencePieceProcessor(model_proto=model)
         self.size = self._processor.get_piece_size()
         ids = {name: getattr(self._processor, f"{name[:3]}_id")() for name in SPECIAL_TOKENS}
-        self.special: Mapping[str, int | None] = {
-            name: id if id >= 0 else None for name, id in ids.items()
-        }
+        self.special = {name: id for name, id in ids.items() if id >= 0}
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         return self._processor.encode(list(texts))
@@ -332,7 +300,7 @@ class _SentencePiece:
 class _HuggingFace:
     """A tokenizer.json."""
 
-    special: Mapping[str, int | None] = {}
+    special: Mapping[str, int] = {}
 
     def __init__(self, model: bytes) -> None:
         import tokenizers
@@ -357,7 +325,7 @@ class _HuggingFace:
         return self._tokenizer.id_to_token(id)
 
 
-_CODECS: Mapping[str, Callable[[bytes], _Codec]] = {
+_CODECS: Mapping[str, type[_Bytes | _SentencePiece | _HuggingFace]] = {
     "bytes": _Bytes,
     "sentencepiece": _SentencePiece,
     "huggingface": _HuggingFace,

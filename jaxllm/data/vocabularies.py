@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,8 @@ import numpy as np
 import seqio
 from etils import epath
 
-from jaxllm.data import tokenizer
-from jaxllm.data.config import DataConfig
-from jaxllm.data.corpora import Corpora, documents, fingerprint
+from jaxllm.data import corpora, tokenizer
+from jaxllm.data.config import BYTES, DataConfig
 from jaxllm.data.permutation import derive_key
 from jaxllm.data.tokenizer import BYTE_BOS, Tokenizer
 from jaxllm.errors import UserError
@@ -47,8 +46,7 @@ class ByteVocabulary(seqio.ByteVocabulary):
 class TokenizerVocabulary(seqio.Vocabulary):
     """A `Tokenizer` as a SeqIO vocabulary, with the special ids that its files name.
 
-    `bos_id` is None if documents begin without a BOS. Special tokens in a text are encoded as plain
-    text; special ids are omitted in decoding.
+    Special tokens in a text are encoded as plain text; special ids are omitted in decoding.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -57,17 +55,17 @@ class TokenizerVocabulary(seqio.Vocabulary):
 
     @property
     def bos_id(self) -> int | None:
-        """Id of the BOS token, if documents begin with one."""
+        """Id of the BOS token; None if documents begin without one."""
         return self.tokenizer.bos
 
     @property
     def eos_id(self) -> int | None:
-        """Id of the EOS token, if any."""
+        """Id of the EOS token; None if there is none."""
         return self.tokenizer.eos
 
     @property
     def unk_id(self) -> int | None:
-        """Id of the unknown token, if any."""
+        """Id of the unknown token; None if there is none."""
         return self.tokenizer.unk
 
     @property
@@ -111,11 +109,6 @@ class TokenizerVocabulary(seqio.Vocabulary):
         return self.tokenizer.identity == other.tokenizer.identity
 
 
-def vocabulary_of(tokenizer: Tokenizer) -> seqio.Vocabulary:
-    """The SeqIO vocabulary of a tokenizer."""
-    return ByteVocabulary() if tokenizer.kind == "bytes" else TokenizerVocabulary(tokenizer)
-
-
 def from_directory(path: epath.PathLike) -> seqio.Vocabulary:
     """The vocabulary of a published model, from the tokenizer files in its directory.
 
@@ -125,31 +118,33 @@ def from_directory(path: epath.PathLike) -> seqio.Vocabulary:
     return TokenizerVocabulary(tokenizer.read(path))
 
 
-def build_vocabulary(config: DataConfig, corpora: Corpora | None = None) -> seqio.Vocabulary:
+def build_vocabulary(config: DataConfig) -> seqio.Vocabulary:
     """The vocabulary of a run: `load_tokenizer` as SeqIO's vocabulary."""
-    return vocabulary_of(load_tokenizer(config, corpora))
+    if config.vocabulary.path == BYTES:
+        return ByteVocabulary()
+    return TokenizerVocabulary(load_tokenizer(config))
 
 
-def load_tokenizer(config: DataConfig, corpora: Corpora | None = None) -> Tokenizer:
+def load_tokenizer(config: DataConfig, weights: Mapping[str, float] | None = None) -> Tokenizer:
     """The tokenizer of a run, trained once on its corpora if no path is set.
 
     Args:
-      corpora: the run's resolved corpora; None resolves them if needed.
+      weights: the run's domains, from `corpora.resolve`; None resolves them if needed.
 
     Raises:
       UserError: the model file is missing or damaged, or a corpus cannot be read.
     """
     vocabulary = config.vocabulary
-    if vocabulary.kind == "bytes":
+    if vocabulary.path == BYTES:
         return Tokenizer("bytes")
-    path = vocabulary.path or trained_model(config, corpora or Corpora.resolve(config))
+    path = vocabulary.path or trained_model(config, weights or corpora.resolve(config))
     return tokenizer.read(path, vocabulary.bos_token, vocabulary.eos_token)
 
 
-def trained_model(config: DataConfig, corpora: Corpora) -> Path:
+def trained_model(config: DataConfig, domains: Iterable[str]) -> Path:
     """The SentencePiece model of a run's corpora, trained if it is not in the cache."""
-    size, domains = config.vocabulary.size, [domain.name for domain in corpora.domains]
-    sources = [fingerprint(domain, "train") for domain in domains]
+    size, domains = config.vocabulary.size, list(domains)
+    sources = [corpora.fingerprint(domain, "train") for domain in domains]
     key = hashlib.sha256(repr((TRAINER_VERSION, size, sources)).encode()).hexdigest()[:16]
     directory = Path(config.cache, "vocabularies", f"{size}-{key}")
     if not directory.exists():
@@ -226,6 +221,6 @@ def sample_text(domain: str, budget: int) -> list[str]:
 
 
 def _chunks(domain: str) -> Iterator[str]:
-    for document in documents(domain, "train", on_error=lambda message: None):
+    for document in corpora.documents(domain, "train", on_error=lambda message: None):
         text = document["text"]
         yield from (text[i : i + CHUNK_CHARS] for i in range(0, len(text), CHUNK_CHARS))

@@ -54,5 +54,5 @@ def config(corpus_dir: Path, tmp_path: Path) -> DataConfig:
         sequence_length=64,
         batch_size=8,
         weights={"prose": 3, "notes": 2, "plays": 1},
-        vocabulary=VocabularyConfig(kind="bytes"),
+        vocabulary=VocabularyConfig("bytes"),
     )

@@ -12,7 +12,6 @@ import tensorflow_datasets as tfds
 
 from jaxllm.data import corpora
 from jaxllm.data.config import DataConfig
-from jaxllm.data.corpora import Corpora, Domain
 from jaxllm.data.loader import open_source
 from jaxllm.errors import UserError
 from jaxllm.evals import heldout
@@ -23,19 +22,19 @@ MODULE = "jaxllm.evals.probes.corpora"
 
 
 def test_directories_become_domains(config: DataConfig, corpus_dir: Path) -> None:
-    domains = Corpora.resolve(dataclasses.replace(config, weights=None)).domains
-    assert [d.name for d in domains] == ["notes", "plays", "prose"]
-    assert sum(d.weight for d in domains) == pytest.approx(1)
+    weights = corpora.resolve(dataclasses.replace(config, weights=None))
+    assert list(weights) == ["notes", "plays", "prose"]
+    assert sum(weights.values()) == pytest.approx(1)
     sizes = {
-        d.name: sum(
+        name: sum(
             f.stat().st_size
-            for f in (corpus_dir / d.name).rglob("*")
+            for f in (corpus_dir / name).rglob("*")
             if f.is_file() and "valid" not in f.name
         )
-        for d in domains
+        for name in weights
     }
-    for domain in domains:  # without weights, by bytes
-        assert domain.weight == pytest.approx(sizes[domain.name] / sum(sizes.values()))
+    for name, weight in weights.items():  # without weights, by bytes
+        assert weight == pytest.approx(sizes[name] / sum(sizes.values()))
     read = [d["text"] for d in corpora.documents("notes", "train")]
     assert read == texts("notes", 40) + texts("more notes", 30)
     assert [d["text"] for d in corpora.documents("prose", "validation")] == texts("held out", 5)
@@ -43,10 +42,7 @@ def test_directories_become_domains(config: DataConfig, corpus_dir: Path) -> Non
 
 def test_weights_choose_domains(config: DataConfig) -> None:
     chosen = dataclasses.replace(config, weights={"plays": 1, "prose": 3})
-    assert [(d.name, d.weight) for d in Corpora.resolve(chosen).domains] == [
-        ("plays", 0.25),
-        ("prose", 0.75),
-    ]
+    assert corpora.resolve(chosen) == {"plays": 0.25, "prose": 0.75}
 
 
 def test_seqio_reads_the_same_documents(config: DataConfig) -> None:
@@ -75,7 +71,7 @@ def test_a_users_task_with_preprocessors_is_a_corpus(config: DataConfig) -> None
     )
     try:
         alone = dataclasses.replace(config, mixture_or_task_name=name, weights=None)
-        assert Corpora.resolve(alone).domains == (Domain(name, 1.0),)
+        assert corpora.resolve(alone) == {name: 1.0}
         assert [d["text"] for d in corpora.documents(name, "train")] == ["ONE", "TWO", "THREE"]
         assert corpora.fingerprint(name, "train") == corpora.fingerprint(name, "train")
     finally:
@@ -86,7 +82,7 @@ def test_embedded_and_generated_domains_are_there(config: DataConfig) -> None:
     chosen = dataclasses.replace(
         config, mixture_or_task_name="embedded", modules=(MODULE,), corpus_dir=None, weights=None
     )
-    names = [d.name for d in Corpora.resolve(chosen).domains]
+    names = list(corpora.resolve(chosen))
     assert names == sorted(embedded.DOMAINS + generated.DOMAINS)
     for name in names:
         for split in ("train", "validation", "test"):
@@ -106,11 +102,11 @@ def test_tfds_data_sets_register_without_a_network(config: DataConfig) -> None:
         tfds=data_sets,
         tfds_data_dir="gs://nowhere/tfds",
     )
-    assert Corpora.resolve(chosen).domains == (Domain("c4", 0.9), Domain("wiki", 0.1))
+    assert corpora.resolve(chosen) == {"c4": 0.9, "wiki": 0.1}
     assert corpora.fingerprint("c4", "train") != corpora.fingerprint("wiki", "train")
     for wrong in ("c4/en", {"name": "c4/en:3.1.0", "valid": "train"}):
         with pytest.raises(UserError, match=r"DataConfig\.tfds: c4"):
-            Corpora.resolve(dataclasses.replace(chosen, weights=None, tfds={"c4": wrong}))
+            corpora.resolve(dataclasses.replace(chosen, weights=None, tfds={"c4": wrong}))
 
 
 def test_a_tfds_data_set_is_read(config: DataConfig, tmp_path: Path) -> None:
@@ -160,7 +156,7 @@ def test_a_tfds_data_set_is_read(config: DataConfig, tmp_path: Path) -> None:
 )
 def test_mistakes_are_named(config: DataConfig, change: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        Corpora.resolve(dataclasses.replace(config, **change))
+        corpora.resolve(dataclasses.replace(config, **change))
 
 
 @pytest.mark.parametrize(
@@ -180,7 +176,7 @@ def test_a_wrong_configuration_is_refused(config: DataConfig, change: dict, mess
 def test_an_empty_directory_is_not_a_corpus(config: DataConfig, tmp_path: Path) -> None:
     (tmp_path / "empty" / "domain").mkdir(parents=True)
     with pytest.raises(UserError, match="no <domain>"):
-        Corpora.resolve(dataclasses.replace(config, corpus_dir=str(tmp_path / "empty")))
+        corpora.resolve(dataclasses.replace(config, corpus_dir=str(tmp_path / "empty")))
 
 
 def test_a_task_on_a_corpus_finds_that_of_the_configured_run(corpus_dir: Path) -> None:

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from jaxllm.data import corpora, sources
+from jaxllm.data import corpora, files
 from jaxllm.data.config import DataConfig, VocabularyConfig
 from jaxllm.data.loader import Loader, SequenceSource, open_source
 from jaxllm.data.prepare import PreparedDomain
@@ -149,7 +149,7 @@ def test_mistakes_are_named(config: DataConfig) -> None:
 def test_documents_of_a_single_token_are_refused(config: DataConfig, tmp_path, layout) -> None:
     writer = TokenWriter(tmp_path, np.dtype("<u2"))
     writer.add(np.ones(5, np.uint16), np.ones(5, np.int64))
-    writer.finish(text_bytes=0, empty=0, bad=0, vocab_size=2, domain="void", split="train")
+    writer.finish(text_bytes=0, empty=0, bad=0, domain="void", split="train")
     domain = PreparedDomain("void", 1.0, TokenStore(tmp_path))
     with pytest.raises(UserError, match="corpus void: each of its documents is a single token"):
         SequenceSource(dataclasses.replace(config, layout=layout), Tokenizer("bytes"), (domain,))
@@ -160,9 +160,9 @@ def test_a_start_reads_the_corpus_directory_once(config: DataConfig, monkeypatch
 
     def directory_corpora(directory):
         listed.append(directory)
-        return sources.directory_corpora(directory)
+        return files.directory_corpora(directory)
 
     monkeypatch.setattr(corpora, "directory_corpora", directory_corpora)
     trained = dataclasses.replace(config, vocabulary=VocabularyConfig(size=512))
-    open_source(trained, corpora.Corpora.resolve(trained))
+    open_source(trained, corpora.resolve(trained))
     assert listed == [config.corpus_dir]

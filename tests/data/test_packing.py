@@ -18,7 +18,7 @@ def make_store(directory: Path, sizes: list[int]) -> TokenStore:
     """Documents whose tokens are all different: token = place in the corpus."""
     writer = TokenWriter(directory, np.dtype("<u4"))
     writer.add(np.arange(sum(sizes), dtype=np.uint32), np.array(sizes))
-    writer.finish(text_bytes=0, empty=0, bad=0, vocab_size=0)
+    writer.finish(text_bytes=0, empty=0, bad=0)
     return TokenStore(directory)
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jaxllm.data import corpora
 from jaxllm.data import prepare as preparing
 from jaxllm.data.config import DataConfig, VocabularyConfig
-from jaxllm.data.corpora import Corpora
 from jaxllm.data.prepare import PreparedDomain
 from jaxllm.data.store import TokenStore
 from jaxllm.data.tokenizer import BYTE_BOS, BYTE_EOS, BYTE_OFFSET, Tokenizer
@@ -24,8 +24,8 @@ from tests.data.conftest import texts, write_jsonl
 
 
 def prepare(config: DataConfig) -> tuple[PreparedDomain, ...]:
-    corpora = Corpora.resolve(config)
-    return preparing.prepare(config, corpora, load_tokenizer(config, corpora))
+    weights = corpora.resolve(config)
+    return preparing.prepare(config, weights, load_tokenizer(config, weights))
 
 
 def byte_documents(domain: PreparedDomain) -> list[str]:

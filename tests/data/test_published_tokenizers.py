@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from jaxllm.data import vocabularies
 from jaxllm.data.config import DataConfig, VocabularyConfig
-from jaxllm.data.corpora import Corpora
 from jaxllm.data.prepare import prepare
 from jaxllm.data.tokenizer import AGREEMENT_SAMPLES, Tokenizer, read, with_saved_tokenizer
 from jaxllm.data.vocabularies import from_directory, load_tokenizer
@@ -253,7 +252,7 @@ def test_documents_are_separated(family: str, request) -> None:
 @pytest.mark.parametrize("family", ["llama", "neox", "gpt2"])
 def test_a_run_saves_its_tokenizer(family: str, request, tmp_path: Path) -> None:
     directory = request.getfixturevalue(f"{family}_dir")
-    vocabulary = VocabularyConfig(kind="huggingface", path=str(directory))
+    vocabulary = VocabularyConfig(str(directory))
     config = DataConfig(mixture_or_task_name="x", vocabulary=vocabulary)
     data_identity.save(str(tmp_path), "rows", read(directory).files)
     again = with_saved_tokenizer(config, data_identity.saved_tokenizer(str(tmp_path)))
@@ -272,13 +271,11 @@ def test_a_tokenizer_json_alone_separates_documents(tmp_path: Path) -> None:
     assert from_directory(usual).eos_id == 0
     other = byte_level(tmp_path / "other", "<|weiter|>")
     assert not read(other).separates
-    config = DataConfig(
-        mixture_or_task_name="x", vocabulary=VocabularyConfig("huggingface", str(other))
-    )
+    config = DataConfig(mixture_or_task_name="x", vocabulary=VocabularyConfig(str(other)))
     with pytest.raises(
         UserError, match=r"no file names a token .* set VocabularyConfig\.eos_token"
     ):
-        prepare(config, Corpora(()), load_tokenizer(config))
+        prepare(config, {}, load_tokenizer(config))
     named = dataclasses.replace(config.vocabulary, eos_token="<|weiter|>")
     tokenizer = load_tokenizer(dataclasses.replace(config, vocabulary=named))
     assert (tokenizer.bos, tokenizer.eos) == (None, 0)
@@ -308,6 +305,4 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(UserError, match=r"tokenizer\.json: not a tokenizer.json"):
         from_directory(tmp_path)
-    with pytest.raises(UserError, match="needs a directory"):
-        VocabularyConfig(kind="huggingface")
     assert Tokenizer("bytes").identity == "bytes"

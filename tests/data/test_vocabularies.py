@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from jaxllm.data import corpora, vocabularies
 from jaxllm.data.config import DataConfig, VocabularyConfig
-from jaxllm.data.corpora import Corpora
 from jaxllm.data.tokenizer import Tokenizer
 from jaxllm.errors import UserError
 
@@ -65,13 +64,13 @@ def test_trained_vocabulary_on_hard_text(vocabulary) -> None:
 
 
 def test_training_is_deterministic_and_cached(trained: DataConfig, vocabulary) -> None:
-    corpora = Corpora.resolve(trained)
-    path = vocabularies.trained_model(trained, corpora)
+    domains = corpora.resolve(trained)
+    path = vocabularies.trained_model(trained, domains)
     before = path.stat().st_mtime
     assert vocabularies.train_sentencepiece(1024, ["code"]) == path.read_bytes()
-    assert vocabularies.trained_model(trained, corpora) == path and path.stat().st_mtime == before
+    assert vocabularies.trained_model(trained, domains) == path and path.stat().st_mtime == before
     other = dataclasses.replace(trained, vocabulary=VocabularyConfig(size=600))
-    assert vocabularies.trained_model(other, corpora) != path
+    assert vocabularies.trained_model(other, domains) != path
 
 
 @given(anything)
@@ -87,7 +86,7 @@ def test_byte_vocabulary_is_lossless(text: str) -> None:
 @settings(deadline=None)
 @given(st.lists(anything, max_size=5))
 def test_documents_are_encoded_as_seqio_does(trained, vocabulary, texts: list[str]) -> None:
-    path = vocabularies.trained_model(trained, Corpora.resolve(trained))
+    path = vocabularies.trained_model(trained, corpora.resolve(trained))
     tokenizer, byte_tokenizer = vocabulary.tokenizer, Tokenizer("bytes")
     for encoder, other in (
         (tokenizer, vocabulary),

@@ -24,7 +24,6 @@ EvalConfig.data_dir = "{directory}/evals"
 ScheduleConfig.warmup_steps = 1
 CheckpointConfig.early = 2
 DataConfig.vocabulary = @VocabularyConfig()
-VocabularyConfig.kind = "sentencepiece"
 VocabularyConfig.path = "{directory}/letters.model"
 DataConfig.corpus_dir = "{directory}/corpora"
 DataConfig.cache_dir = "{directory}/cache"

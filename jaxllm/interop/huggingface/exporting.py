@@ -89,14 +89,14 @@ def _config(run: Run, model: ModelConfig, architecture: str | None) -> Json:
 
 def _special_ids(run: Run) -> dict[str, int | None]:
     """The BOS, EOS and padding ids of the run's vocabulary."""
-    from jaxllm.data.config import DataConfig
+    from jaxllm.data.config import BYTES, DataConfig
     from jaxllm.data.tokenizer import Tokenizer, read
     from jaxllm.run.data_identity import saved_tokenizer
 
     tokenizer = None
     if path := saved_tokenizer(str(run.path)):
         tokenizer = read(path)
-    elif DataConfig().vocabulary.kind == "bytes":
+    elif DataConfig().vocabulary.path == BYTES:
         tokenizer = Tokenizer("bytes")
     return {f"{name}_token_id": getattr(tokenizer, name, None) for name in ("bos", "eos", "pad")}
 

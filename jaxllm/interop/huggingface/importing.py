@@ -187,7 +187,6 @@ def _write_files(
     tokenizer = model_dir / "tokenizer.model" if sentencepiece else model_dir
     lines = [
         *(f"ModelConfig.{name} = {value!r}" for name, value in non_defaults(model).items()),
-        f"VocabularyConfig.kind = {'sentencepiece' if sentencepiece else 'huggingface'!r}",
         f"VocabularyConfig.path = {str(tokenizer)!r}",
         "DataConfig.vocabulary = @VocabularyConfig()",
         f"DataConfig.sequence_length = {model.max_length}",

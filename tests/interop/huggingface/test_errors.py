@@ -174,10 +174,10 @@ def test_a_failure_half_way_leaves_nothing(tmp_path: Path, monkeypatch: Any) -> 
         (["--from={0}/run", "--to=hf:{0}/new", "--step=0", "--architecture=GPT2LMHeadModel"],
          r"GPT2LMHeadModel, the nearest architecture, has no ModelConfig\.\w+ = "),
         (["--from={0}/run", "--to=hf:{0}/new", "--step=0", "--gin.ModelConfig.mlp_dim=32",
-          "--gin.VocabularyConfig.kind=bytes"],
+          "--gin.VocabularyConfig.path=bytes"],
          "parameter layers/mlp/.* has shape"),
         (["--from={0}/run", "--to=hf:{0}/new", "--step=0", "--gin.ModelConfig.qk_norm=all_heads",
-          "--gin.VocabularyConfig.kind=bytes"],
+          "--gin.VocabularyConfig.path=bytes"],
          "LlamaForCausalLM, the nearest architecture, has no ModelConfig.qk_norm = 'all_heads'"),
     ],
 )  # fmt: skip
@@ -386,7 +386,7 @@ def test_architectures_without_a_class_in_transformers(
     assert all(np.array_equal(back[key], there[key]) for key in there)
     if architecture == "BaiChuanForCausalLM":  # the same block as LLaMA's, query first
         llama = [f"--from={tmp_path}/run", f"--to=hf:{tmp_path}/llama", "--step=0"]
-        (tmp_path / "run" / "config.gin").open("a").write("VocabularyConfig.kind = 'bytes'\n")
+        (tmp_path / "run" / "config.gin").open("a").write("VocabularyConfig.path = 'bytes'\n")
         convert.main([*llama, "--architecture=LlamaForCausalLM"])
         apart = load_file(tmp_path / "llama" / "model.safetensors")
         name = "model.layers.1.self_attn."

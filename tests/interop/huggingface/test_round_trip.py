@@ -154,7 +154,7 @@ def test_a_checkpoint_of_a_training_run_is_exported(tmp_path: Path) -> None:
         "ModelConfig.vocab_size = 384\nModelConfig.num_layers = 3\nModelConfig.embed_dim = 48\n"
         "ModelConfig.mlp_dim = 80\nModelConfig.num_heads = 6\n"
         "DataConfig.mixture_or_task_name = 'embedded'\n"
-        "DataConfig.vocabulary = @VocabularyConfig()\nVocabularyConfig.kind = 'bytes'\n"
+        "DataConfig.vocabulary = @VocabularyConfig()\nVocabularyConfig.path = 'bytes'\n"
     )
     to_hf(tmp_path / "run", tmp_path / "hf", "--steps=all")
     assert sorted(p.name for p in (tmp_path / "hf").iterdir()) == ["step1", "step4"]
@@ -168,9 +168,8 @@ def test_the_tokenizer_of_a_run_travels_with_it_and_transformers_agrees(tmp_path
     """A SentencePiece model of our own making, exported for AutoTokenizer."""
     import sentencepiece
 
-    from jaxllm.data import vocabularies
+    from jaxllm.data import corpora, vocabularies
     from jaxllm.data.config import DataConfig, VocabularyConfig
-    from jaxllm.data.corpora import Corpora
     from jaxllm.data.tokenizer import AGREEMENT_SAMPLES
 
     corpus = tmp_path / "corpora" / "plain"
@@ -183,7 +182,7 @@ def test_the_tokenizer_of_a_run_travels_with_it_and_transformers_agrees(tmp_path
         cache_dir=str(tmp_path / "cache"),
         vocabulary=VocabularyConfig(size=512),
     )
-    model = vocabularies.trained_model(config, Corpora.resolve(config))
+    model = vocabularies.trained_model(config, corpora.resolve(config))
     save("llama", tmp_path / "hf")
     shutil.copy(model, tmp_path / "hf" / "tokenizer.model")
     to_run(tmp_path / "hf", tmp_path / "run")

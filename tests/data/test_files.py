@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxllm.data import readers
+from jaxllm.data import files
 from jaxllm.errors import UserError
 from tests.data.conftest import zstd
 
@@ -23,7 +23,7 @@ def test_json_in_every_compression(tmp_path: Path, suffix: str, array: bool) -> 
     compress = {"": bytes, ".gz": gzip.compress, ".zst": zstd}[suffix]
     path = tmp_path / f"f.{'json' if array else 'jsonl'}{suffix}"
     path.write_bytes(compress(raw))
-    read = list(readers.read_documents(path))
+    read = list(files.read_documents(path))
     assert [row["text"] for row in read] == [row["text"] for row in ROWS]
     assert [row["id"] for row in read[:2]] == ["a", "b"]
     assert read[2]["id"].startswith(path.name)
@@ -34,15 +34,15 @@ def test_a_text_file_is_its_documents_joined(tmp_path_factory, text: str) -> Non
     path = tmp_path_factory.mktemp("text") / "f.txt"
     path.write_bytes(text.encode())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(readers, "TEXT_CHUNK_BYTES", 40)
-        documents = list(readers.read_documents(path))
+        patch.setattr(files, "TEXT_CHUNK_BYTES", 40)
+        documents = list(files.read_documents(path))
     assert "".join(d["text"] for d in documents).encode() == text.encode()
     assert len({d["id"] for d in documents}) == len(documents)
 
 
 def bad_lines(path: Path) -> tuple[list[str], list[str]]:
     bad: list[str] = []
-    return [d["text"] for d in readers.read_documents(path, bad.append)], bad
+    return [d["text"] for d in files.read_documents(path, bad.append)], bad
 
 
 def test_bad_json_lines_are_named_and_the_others_are_read(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_without_a_count_the_first_bad_line_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "f.jsonl"
     path.write_text('{"text": "ok"}\nnonsense\n')
     with pytest.raises(UserError, match=r"f\.jsonl:2: broken JSON"):
-        list(readers.read_documents(path))
+        list(files.read_documents(path))
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
@@ -80,11 +80,11 @@ def test_a_truncated_file_is_an_error_and_not_a_short_corpus(tmp_path: Path, suf
     path = tmp_path / f"f.jsonl{suffix}"
     path.write_bytes(compress(LINES * 50)[:-9])
     with pytest.raises(UserError, match=str(path)):
-        list(readers.read_documents(path))
+        list(files.read_documents(path))
 
 
 def test_missing_and_unknown_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no file .*f\.jsonl"):
-        list(readers.read_documents(tmp_path / "f.jsonl"))
+        list(files.read_documents(tmp_path / "f.jsonl"))
     with pytest.raises(UserError, match=r"f\.parquet: not one of"):
-        list(readers.read_documents(tmp_path / "f.parquet"))
+        list(files.read_documents(tmp_path / "f.parquet"))
