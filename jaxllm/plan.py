@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from jaxllm.sharding.mesh import MeshConfig
     from jaxllm.training.experiment import Experiment
 
-    experiment, timed = Experiment.configured(), not args.fit
+    experiment, timed = Experiment.configured().with_vocabulary(), not args.fit
     if not args.search:
         plan = summary.Plan.of(experiment, target, MeshConfig(), timed)
         print(plan.json() if args.json else plan.text(timed))

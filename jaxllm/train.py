@@ -99,6 +99,7 @@ def run(
     from jaxllm.training.progress import Progress
 
     source = open_data(experiment, weights)
+    experiment = experiment.with_vocabulary(source.tokenizer.size)
 
     def open_batches(start: int) -> Loader:
         return Loader(

@@ -133,7 +133,8 @@ class ModelConfig:
     """A decoder-only transformer. The defaults are LLaMA 7B's: RMSNorm, RoPE, SwiGLU, no biases.
 
     Attributes:
-      vocab_size: number of tokens in the vocabulary.
+      vocab_size: number of tokens. A run that does not set it takes the vocabulary's size, padded
+        to a multiple of 64.
       num_layers: number of transformer blocks.
       embed_dim: dimension of the residual stream.
       mlp_dim: hidden dimension of the MLP.

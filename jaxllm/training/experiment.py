@@ -7,11 +7,14 @@ import json
 import os
 from typing import TYPE_CHECKING, Any
 
+import gin
+
 from jaxllm.data.config import DataConfig
 from jaxllm.errors import UserError
 from jaxllm.models.config import ModelConfig
 from jaxllm.run.records import RunInfo
 from jaxllm.run.schedule import CheckpointConfig, preserved, scheduled_steps
+from jaxllm.runtime import import_seqio
 from jaxllm.sharding.rules import check_batch_divides, check_sequence_divides
 from jaxllm.training.config import OptimizerConfig, ScheduleConfig, TrainConfig
 from jaxllm.training.schedule import make_schedule
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from jaxllm.evaluation.config import EvalConfig
     from jaxllm.evaluation.evaluator import Evaluator
 
+VOCAB_MULTIPLE = 64
 # Fields that may change during a run: they affect how a model is run, not what it computes.
 EXECUTION_FIELDS = frozenset(
     {"dtype", "param_dtype", "quantization", "init_stddev", "remat", "scan_layers", "max_length"}
@@ -45,6 +49,23 @@ class Experiment:
         if model_dir:
             train = dataclasses.replace(train, model_dir=model_dir)
         return cls(ModelConfig(), DataConfig(), train, ScheduleConfig(), CheckpointConfig())
+
+    def with_vocabulary(self, size: int | None = None) -> Experiment:
+        """The experiment with the vocabulary's size as ModelConfig.vocab_size, unless gin sets one.
+
+        It is padded to a multiple of 64, which shards evenly, and bound, so that the saved config
+        has the number. Without `size` the vocabulary is loaded.
+        """
+        try:
+            gin.query_parameter("ModelConfig.vocab_size")
+            return self
+        except ValueError:
+            import_seqio()
+            from jaxllm.data.vocabularies import load_tokenizer
+
+            size = size or load_tokenizer(self.data).size
+        gin.bind_parameter("ModelConfig.vocab_size", -(-size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE)
+        return dataclasses.replace(self, model=ModelConfig())
 
     @property
     def model_dir(self) -> str:
