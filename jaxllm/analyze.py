@@ -77,9 +77,9 @@ def _write(args: argparse.Namespace, progress: Callable[[str], None]) -> PathLik
         output = layout.tensorboard if args.format == "tensorboard" else layout.report
     report = tables.gather(sources, args.tokens)
     runs = len(report.overviews)
-    records = len(report.study.raw_records)
-    progress(f"read {records:,} records of {runs} run{'s' * (runs != 1)}")
-    found = items(report, backtested=args.backtest, progress=progress)
+    read = report.study.raw_records
+    progress(f"read {0 if read is None else len(read):,} records of {runs} run{'s' * (runs != 1)}")
+    shown = items(report, backtested=args.backtest, progress=progress)
     if not report.many_runs:
         for run in report.overviews:
             print(terminal.capability_table(report, run.run), end="\n\n")
@@ -88,11 +88,11 @@ def _write(args: argparse.Namespace, progress: Callable[[str], None]) -> PathLik
     if len(report.notes) > _MOST_NOTES:
         print(f"note: {len(report.notes) - _MOST_NOTES} more notes stand in the report")
     if args.format == "html":
-        return page.write(output / "index.html", page.render(report, found).encode())
+        return page.write(output / "index.html", page.render(report, shown).encode())
     if args.format == "tensorboard":
-        tensorboard.write_report(output, report, found)
+        tensorboard.write_report(output, report, shown)
         return output
-    return files.write(output, report, found, args.format)
+    return files.write(output, report, shown, args.format)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import pandas as pd
 import vl_convert
 from altair.utils.schemapi import debug_mode
 from etils import epath
+from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup, escape
 
 from jaxllm.analysis import registry
@@ -98,7 +99,7 @@ def render(tables: Tables, items: Sequence[ReportItem]) -> str:
         scale=chart_axes.preferred_scale(tables.points),
         loss_axis=chart_axes.LOSS in axes,
         style=Markup(style_variables(tables.palette) + asset("page.css")),
-        data=_json(data),
+        data=htmlsafe_json_dumps(data, separators=(",", ":"), allow_nan=False),
         libraries=_script_safe(javascript_libraries()),
         script=Markup(asset("page.js")),
     )
@@ -155,7 +156,8 @@ def _templates() -> jinja2.Environment:
 
 def _card(item: ReportItem, key: str, tables: Tables) -> Card:
     data: dict[str, Any] = {"name": item.title}
-    legend, height = [], 0
+    legend: list[tuple[str, int]] = []
+    height = 0
     if not item.part and not item.refused:
         data["table"] = _columns(item.table)
     if item.chart is not None:
@@ -180,12 +182,6 @@ def _columns(table: pd.DataFrame) -> dict[str, Any]:
         else:
             columns[name] = [float(f"{v:.10g}") if isinstance(v, float) else v for v in values]
     return columns
-
-
-def _json(data: object) -> Markup:
-    """JSON of `data` with HTML's special characters and all non-ASCII characters escaped."""
-    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
-    return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
 
 
 def _script_safe(code: str) -> Markup:

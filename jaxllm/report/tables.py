@@ -141,7 +141,7 @@ def gather(sources: Sequence[Run | Results], budget_tokens: float = math.nan) ->
         metrics = metrics.assign(series=metrics.run.map(colour_of))
     else:
         domains = metrics.name[metrics.name.str.startswith("loss/")].str.removeprefix("loss/")
-        series = dict.fromkeys([*findings.domain, *domains])
+        series = list(dict.fromkeys([*findings.domain, *domains]))
         points = points.assign(series=points.domain)
         metrics = metrics.assign(series=metrics.name.str.removeprefix("loss/"))
     losses = metrics[metrics.name == "loss"]

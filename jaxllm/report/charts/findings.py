@@ -35,12 +35,12 @@ def _by(table: pd.DataFrame, column: str, order: Any) -> pd.DataFrame:
 
 def checks(finding: Finding, study: Study) -> Chart | None:
     """The checks of the runs that raise an alarm, where there are several runs."""
-    made = finding.table[finding.table.state != "refused"]
-    cells = made.assign(level=(made.state == "alarm").astype(float))
+    checked = finding.table[finding.table.state != "refused"]
+    cells = checked.assign(level=(checked.state == "alarm").astype(float))
     alarmed = list(dict.fromkeys(cells.run[cells.level > 0]))
     if len(study.runs) > DISTINCT:  # the others are fine in every check that could be made
         cells = cells[cells.run.isin(alarmed[:_MOST_ROWS])]
-    if made.run.nunique() < 2:
+    if checked.run.nunique() < 2:
         return None
     return marks.matrix(cells, "check", "run", "level", "alarm", text="state", domain=(0, 1))
 
@@ -148,10 +148,10 @@ def lead_lag(finding: Finding, study: Study) -> Chart | None:
     """How far the first of two domains leads."""
     rows = finding.table.assign(
         pair=finding.table["first"] + " → " + finding.table.second,
-        proof=np.where(finding.table.leads, "demonstrably first", "not told from chance"),
+        evidence=np.where(finding.table.leads, "significant", "not significant"),
     )
     title = "lead: best correlation ahead minus best behind"
-    return marks.dots(rows.head(15), "pair", "lead", title, series="proof", reference=0.0)
+    return marks.dots(rows.head(15), "pair", "lead", title, series="evidence", reference=0.0)
 
 
 def held_out_tasks(finding: Finding, study: Study) -> Chart | None:

@@ -103,8 +103,8 @@ def matrix(
     ]
     dark = domain[0] + 0.55 * (domain[1] - domain[0])
     for style, test in (("cell-text", "<"), ("cell-text-on-dark", ">=")) if text else ():
-        words = base.transform_filter(f"datum['{value}'] {test} {dark}").mark_text(style=style)
-        layers.append(words.encode(text=alt.Text(f"{text}:N")))
+        label = base.transform_filter(f"datum['{value}'] {test} {dark}").mark_text(style=style)
+        layers.append(label.encode(text=alt.Text(f"{text}:N")))
     return layered(layers, shown, _height(shown[y]), title)
 
 
@@ -133,7 +133,7 @@ def _distinct(*names: str) -> list[str]:
 
 
 def _tooltips(kind: str, *fields: str) -> list[alt.Tooltip]:
-    number = {"format": ".4~g"} if kind == ":Q" else {}
+    number: dict[str, Any] = {"format": ".4~g"} if kind == ":Q" else {}
     return [alt.Tooltip(f"{field}{kind}", **number) for field in _distinct(*fields)]
 
 
