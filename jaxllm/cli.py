@@ -31,7 +31,6 @@ CONFIG_MODULES = (
     "jaxllm.sharding.mesh",
     "jaxllm.data.config",
     "jaxllm.training.config",
-    "jaxllm.training.muon",
     "jaxllm.run.schedule",
     "jaxllm.evaluation.config",
     "jaxllm.report.alarms",

@@ -101,11 +101,7 @@ def atomic_directory(target: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def new_directory(target: str | Path) -> Iterator[Path]:
-    """`atomic_directory` for an output directory that a user names.
-
-    Raises:
-      UserError: `target` is remote, or exists and is not an empty directory, or a write failed.
-    """
+    """`atomic_directory` for an output that a user names: local, and absent or empty."""
     if is_remote(target):
         raise UserError(f"{target}: name a local directory, and copy it there")
     target = Path(target).absolute()
@@ -152,19 +148,13 @@ class JsonLines:
         self.path = epath.Path(path)
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Append one line, on disk before returning.
-
-        Non-finite numbers become null, as JSON has none.
-        """
+        """Append one line, on disk before returning; non-finite numbers become null."""
         with self.path.open("a") as file:
             file.write(_line(row))
             _to_disk(file)
 
     def read(self) -> tuple[list[dict[str, Any]], list[int]]:
-        """The rows, and the 1-based numbers of lines without a complete row.
-
-        A missing file has no rows.
-        """
+        """The rows, none of a missing file, and the 1-based numbers of lines without one."""
         rows: list[dict[str, Any]] = []
         broken: list[int] = []
         content = self.path.read_bytes() if self.path.exists() else b""
@@ -181,18 +171,14 @@ class JsonLines:
                 broken.append(number)
         return rows, broken
 
-    def keep_until(self, step: int) -> int:
-        """Drop rows after `step` and incomplete lines; return how many.
-
-        The file is replaced atomically, so that a kill loses nothing.
-        """
+    def keep_until(self, step: int) -> None:
+        """Drop rows after `step` and incomplete lines, atomically."""
         rows, broken = self.read()
         remaining = [row for row in rows if row["step"] <= step]
-        dropped = len(rows) - len(remaining) + len(broken)
         # A complete last line may still lack its newline.
-        if dropped or (rows and not self.path.read_bytes().endswith(b"\n")):
+        complete = not broken and (not rows or self.path.read_bytes().endswith(b"\n"))
+        if len(remaining) < len(rows) or not complete:
             atomic_write(self.path, "".join(map(_line, remaining)))
-        return dropped
 
 
 def finite(value: Any) -> Any:

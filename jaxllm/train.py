@@ -9,6 +9,7 @@ code 0.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import math
 import signal
@@ -99,18 +100,14 @@ def run(
     from jaxllm.training.progress import Progress
 
     source = open_data(experiment, weights)
-    experiment = experiment.with_vocabulary(source.tokenizer.size)
-
-    def open_batches(start: int) -> Loader:
-        return Loader(
-            source,
-            experiment.data.batch_size,
-            start,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
-
-    e = experiment
+    e = experiment.with_vocabulary(source.tokenizer.size)
+    open_batches = functools.partial(
+        Loader,
+        source,
+        e.data.batch_size,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
     progress = Progress(e.train.steps, 30.0 if runtime.is_first() else math.inf)
     writers: list[Writer] = []
     health = None
@@ -118,12 +115,12 @@ def run(
         budget = e.train.steps * e.tokens_per_step
         health = HealthWriter(e.model_dir, e.run_info, budget, references, progress.log)
         writers = [TensorBoardWriter(e.model_dir), health]
-    evaluator = make_evaluator(experiment, mesh, scoring) if scoring.tasks else None
+    evaluator = make_evaluator(e, mesh, scoring) if scoring.tasks else None
     costs = evaluator.check() if evaluator and scoring.every else ()
     for line in costs if runtime.is_first() else ():
         progress.log(line)
     outcome = train(
-        experiment,
+        e,
         mesh,
         source,
         open_batches,
@@ -160,20 +157,12 @@ def timing(outcome: Outcome) -> str:
     """The wall time of the run by phase, over all its processes, in one line."""
     from jaxllm.training.progress import duration
 
-    run = outcome.run_seconds
-    shares = run.shares()
-    parts = {
-        "steps": shares["goodput"],
-        "waiting for data": shares["time/data"],
-        "evaluation": shares["time/evaluation"],
-        "checkpoints": shares["time/checkpoint"],
-        "compilation": shares["time/compile"],
-        "start": shares["time/start"],
-    }
-    if outcome.restarts:
-        parts[f"lost to {outcome.restarts} restarts"] = shares["time/lost"]
-    text = ", ".join(f"{name} {share:.1%}" for name, share in parts.items())
-    return f"step {outcome.step} after {duration(run.wall)}: {text}"
+    seconds = outcome.run_seconds
+    phases = ["steps", "waiting for data", "checkpoints", "evaluation", "compilation", "start"]
+    phases += [f"lost to {outcome.restarts} restarts"] if outcome.restarts else []
+    shares = zip(phases, seconds.shares().values(), strict=False)  # `lost` is the last
+    text = ", ".join(f"{phase} {share:.1%}" for phase, share in shares)
+    return f"step {outcome.step} after {duration(seconds.wall)}: {text}"
 
 
 def show(model_dir: str, scored: bool) -> None:

@@ -34,10 +34,7 @@ class CheckpointWriter:
     def __init__(self, layout: Layout, config: CheckpointConfig, proven: bool) -> None:
         """Open the checkpoint directory, which need not exist, and remove uncommitted checkpoints.
 
-        Args:
-          layout: the run's paths.
-          config: which checkpoints are kept.
-          proven: whether a checkpoint of this run is known to be readable.
+        `proven`: whether a checkpoint of this run is known to be readable.
         """
         self._layout, self._manifest = layout, JsonLines(layout.manifest)
         self._proven = proven
@@ -58,35 +55,26 @@ class CheckpointWriter:
     ) -> None:
         """Start saving a checkpoint, and return once the arrays may be overwritten.
 
-        Waits for the previous save first. The manifest line is written before the directory: a
-        directory without a line is never one of ours, and a line without a committed directory is
-        an interrupted save (or a removed checkpoint).
+        Waits for the previous save first, and raises its error. The manifest line is written before
+        the directory: a directory without a line is never one of ours, and a line without a
+        committed directory is an interrupted save (or a removed checkpoint).
 
         Args:
-          entry: the checkpoint's manifest line.
-          params: the parameters.
           training: the step and the optimizer state.
           custom_metadata: small JSON, saved with the checkpoint.
 
         Raises:
-          UserError: this save or the previous one failed; or the run's first checkpoint cannot be
-            read back.
+          UserError: the run's first checkpoint cannot be read back.
         """
         if entry.kind == "preempted":
             self._retention.preempted.add(entry.step)
         self.wait()
         if jax.process_index() == 0:
             self._manifest.append(dataclasses.asdict(entry))
-        items = {
-            MODEL: ocp.args.StandardSave(params),
-            TRAINING: ocp.args.StandardSave(training),
-        }
+        items = {MODEL: params, TRAINING: training}
+        saves = ocp.args.Composite(**{k: ocp.args.StandardSave(v) for k, v in items.items()})
         with self._disk_errors():
-            self._manager.save(
-                entry.step,
-                args=ocp.args.Composite(**items),
-                custom_metadata=dict(custom_metadata),
-            )
+            self._manager.save(entry.step, args=saves, custom_metadata=dict(custom_metadata))
         if not self._proven:
             self.wait()
             check_readable(self._layout.checkpoint(entry.step), params, training)

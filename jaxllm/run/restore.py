@@ -153,18 +153,15 @@ def _check_item(path: epath.Path, abstract: Any, noun: str) -> None:
     if not saved:
         raise ValueError(f"{path} names no arrays")
     for name in sorted(saved.keys() | expected.keys()):
-        there, here = saved.get(name), expected.get(name)
-        if there is None:
-            problem = f"{noun} {name} of this run's config is missing in it"
-        elif here is None:
-            problem = f"it holds a {noun} {name} that this run does not have"
-        elif (shapes := [list(there.shape), list(here.shape)])[0] != shapes[1]:
-            problem = f"{noun} {name} has shape {shapes[0]} in it, and {shapes[1]} in this config"
-        elif (types := [np.dtype(there.dtype), np.dtype(here.dtype)])[0] != types[1]:
-            problem = f"{noun} {name} is {types[0]} in it, and {types[1]} in this run's config"
-        else:
-            continue
-        raise UserError(f"checkpoint {path}: {problem}")
+        there, here = _described(saved.get(name)), _described(expected.get(name))
+        if there != here:
+            raise UserError(
+                f"checkpoint {path}: {noun} {name} is {there} in it, and {here} in this run's model"
+            )
+
+
+def _described(array: Any) -> str:
+    return "missing" if array is None else f"{np.dtype(array.dtype)} {list(array.shape)}"
 
 
 def _arrays(tree: Any) -> dict[str, Any]:

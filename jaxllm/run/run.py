@@ -82,11 +82,7 @@ class Run:
 
     @classmethod
     def open(cls, model_dir: epath.PathLike) -> Run:
-        """Open a run directory for reading.
-
-        Raises:
-          UserError: there is no such directory, or it holds no run.
-        """
+        """Open a run directory for reading; UserError if it is none."""
         run = cls(model_dir)
         if not run.path.exists():
             raise UserError(f"{model_dir}: no such directory")
@@ -151,11 +147,7 @@ class Run:
         return manifest.select(self.available(), steps, self.path)
 
     def restore_params(self, step: int, model: ModelConfig, mesh: Mesh) -> Any:
-        """The parameters of a checkpoint, unboxed, sharded over `mesh`.
-
-        Raises:
-          UserError: there is no such checkpoint; it is of another model; or it is damaged.
-        """
+        """The parameters of a checkpoint, unboxed, sharded over `mesh`; UserError if unusable."""
         from jaxllm.models.decoder import abstract_params
         from jaxllm.run.restore import restore_params
         from jaxllm.sharding.rules import abstract_sharded
@@ -176,8 +168,8 @@ class Run:
         their records and unreadable checkpoints moved away. All hosts must call it.
 
         Args:
-          params: tree of `jax.ShapeDtypeStruct` with shardings, of the parameters.
-          training: likewise, of the step and the optimizer state.
+          params: tree of `jax.ShapeDtypeStruct` with shardings, as `training`: the step and the
+            optimizer state.
           model: config fields that determine what the model computes; None skips the comparison.
           report: called with a line for each unusable checkpoint.
 

@@ -71,12 +71,7 @@ class OptimizerConfig(abc.ABC):
 
     @abc.abstractmethod
     def build(self, schedule: optax.Schedule, boxed_params: Any) -> optax.GradientTransformation:
-        """Build the optimizer of a run.
-
-        Args:
-          schedule: learning rate as a function of the updates done.
-          boxed_params: (abstract) parameters with their logical axis names.
-        """
+        """The optimizer, for (abstract) parameters with their logical axis names."""
 
 
 @configurable
@@ -115,6 +110,38 @@ class AdamWConfig(OptimizerConfig):
             schedule, self.b1, self.b2, self.eps, weight_decay=self.weight_decay, mask=mask
         )
         return clipped(adamw, self.max_grad_norm, self.state_dtype)
+
+
+@configurable
+@dataclasses.dataclass(frozen=True)
+class MuonConfig(AdamWConfig):
+    """Muon for the matrices of the blocks, AdamW for embedding, head and vectors.
+
+    Orthogonalized momentum (Jordan 2024), scaled to AdamW's RMS (arXiv 2502.16982, §2.2).
+
+    Attributes:
+      momentum: decay of the momentum of a matrix's gradients.
+    """
+
+    momentum: Fraction = 0.95
+
+    def build(self, schedule: optax.Schedule, boxed_params: Any) -> optax.GradientTransformation:
+        """Clipping by global norm, then Muon."""
+        import optax
+
+        from jaxllm.training.optimizer import clipped, muon_dimensions
+
+        muon = optax.contrib.muon(
+            schedule,
+            beta=self.momentum,
+            adam_b1=self.b1,
+            adam_b2=self.b2,
+            eps=self.eps,
+            weight_decay=self.weight_decay,
+            consistent_rms=0.2,
+            muon_weight_dimension_numbers=muon_dimensions(boxed_params),
+        )
+        return clipped(muon, self.max_grad_norm, self.state_dtype)
 
 
 @configurable

@@ -7,20 +7,29 @@ restart resumes from the newest checkpoint, with bitwise the same result.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
+import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 
+from jaxllm.evaluation.scoring import Interrupted
 from jaxllm.io import disk_errors
+from jaxllm.models.decoder import abstract_params
+from jaxllm.run.manifest import ManifestEntry, code_version
+from jaxllm.run.run import Resumed, Run
 from jaxllm.run.times import GoodputTimer, TimeBreakdown
 from jaxllm.training.experiment import Experiment
-from jaxllm.training.metrics import Writer
+from jaxllm.training.metrics import Diverged, MetricsLog, Position, Writer
 from jaxllm.training.preemption import Preemption
+from jaxllm.training.profile import Profile
 from jaxllm.training.progress import Progress
-from jaxllm.training.step import device_batch
-from jaxllm.training.trainer import Trainer
+from jaxllm.training.schedule import make_schedule
+from jaxllm.training.state import TrainState, abstract_state, init_state, num_bytes
+from jaxllm.training.step import TrainStep, compile_train_step, device_batch
+from jaxllm.training.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from jaxllm.data.loader import Loader, SequenceSource
@@ -55,9 +64,6 @@ def train(
     SIGTERM ends the current step or evaluation, saves, and returns with `finished=False`.
 
     Args:
-      experiment: the run.
-      mesh: the devices.
-      source: the domains and the vocabulary of the data.
       open_batches: opens this host's sequences of the batches, from a global sequence index on.
       evaluator: scores the scheduled checkpoints; None scores nothing.
       writers: receive metrics and records besides metrics.jsonl; closed at the end.
@@ -100,11 +106,226 @@ def train(
             if run.step in run.scheduled:
                 run.save(state, "final" if run.step == steps else "scheduled")
                 run.score(state)
-        if run.saved != run.step:
+        if run.log.saved != run.step:
             run.save(state, "preempted")
         run.finish()
         finished = run.step >= steps and not preemption.requested()
         return Outcome(run.step, finished, timer.total(), timer.run(), run.restarts)
+
+
+class Trainer:
+    """The operations of the loop on a run, resumed from its newest checkpoint.
+
+    Attributes:
+      step: updates done; the loop increments it.
+      start: position at which this process resumed the run.
+      scheduled: the steps at which the loop saves and scores.
+      restarts: number of restarts.
+      log: the metrics log.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        mesh: jax.sharding.Mesh,
+        source: SequenceSource,
+        evaluator: Evaluator | None,
+        writers: Sequence[Writer],
+        should_stop: Callable[[], bool],
+        progress: Progress,
+        timer: GoodputTimer,
+    ) -> None:
+        """Open MODEL_DIR and restore the newest checkpoint; the arguments are those of `train`."""
+        e = self._experiment = experiment
+        self._mesh, self._evaluator, self._should_stop = mesh, evaluator, should_stop
+        self._writers, self._progress, self._timer = writers, progress, timer
+        self._domains = source.domains
+        self.scheduled = frozenset(e.scheduled_steps)
+        self._scored = frozenset(evaluator.due(e.scheduled_steps) if evaluator else ())
+        self._schedule = make_schedule(e.schedule, e.train.steps)
+        self._optimizer = e.optimizer.build(self._schedule, abstract_params(e.model))
+        self._abstract = abstract_state(e.model, self._optimizer, mesh)
+        self._run = Run.create(e.model_dir)
+        resumed = self._resume()
+        self._restored = resumed.checkpoint if resumed else None
+        self.restarts = resumed.restarts if resumed else 0
+        self.step = self.start.step
+        self._watchdog = Watchdog(e.train.watchdog_minutes, e.train.exit_on_hang)
+        self._profile = Profile(self._run.layout, e.train.profile_steps, progress.log)
+        self.log = MetricsLog(
+            e,
+            self.start,
+            resumed,
+            source.domains,
+            timer,
+            self._watchdog,
+            progress,
+            self._run.metrics_lines if jax.process_index() == 0 else None,
+            writers,
+        )
+        self._checkpoints = self._run.checkpoint_writer(e.checkpoints)
+
+    def _resume(self) -> Resumed | None:
+        """Resume the run from its newest checkpoint, if it has one."""
+        e, abstract = self._experiment, self._abstract
+        newest = max((entry.step for entry in self._run.available()), default=-1)
+        self._run.check_space(e.bytes_to_come(num_bytes(abstract), newest))
+        training = {"step": abstract.step, "opt_state": abstract.opt_state}
+        log = self._progress.log
+        resumed = self._run.resume(abstract.params, training, e.saved_model(), log)
+        self.start = Position(0, 0, 0)
+        if resumed:
+            entry, self._timer.previous = resumed.checkpoint.entry, resumed.previous
+            self.start = Position(entry.step, entry.tokens, entry.data_position)
+            log(f"resuming {e.model_dir} at step {entry.step}")
+        return resumed
+
+    def __enter__(self) -> Trainer:
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        """Close everything; after an error, suppress further errors of closing."""
+        self._watchdog.close()
+        # Closing waits for the other hosts, which may be waiting for this one elsewhere.
+        if error is not None and not isinstance(error, Diverged) and jax.process_count() > 1:
+            return
+        echoes = () if error is None else (Exception,)
+        with contextlib.suppress(*echoes), contextlib.closing(self._checkpoints):
+            self._profile.close()
+
+    def write_config(self, text: str | None) -> None:
+        """Write config.gin, and log what it changes for the coming steps."""
+        log, steps = self._progress.log, self._experiment.train.steps
+        if self._restored:
+            rate, saved = float(self._schedule(self.step - 1)), self._restored.entry.learning_rate
+            if saved is not None and abs(rate - saved) > 1e-6 * saved and self.step > 0:
+                log(
+                    f"the learning rate goes on from {rate:.3g}: it was {saved:.3g} at step "
+                    f"{self.step}, by the settings of that time"
+                )
+            if self.step >= steps:
+                log(
+                    f"nothing to train: the run is at step {self.step}, and TrainConfig.steps = "
+                    f"{steps}"
+                )
+        if text is not None and jax.process_index() == 0:
+            for change in self._run.write_config(text, self.step):
+                log(f"changed since the last start: {change}")
+
+    def restored_or_new_state(self) -> TrainState:
+        """The initial state of this process."""
+        if self._restored is None:
+            e = self._experiment
+            return init_state(e.model, self._optimizer, self._abstract, e.train.seed)
+        training = self._restored.training
+        return TrainState(training["step"], self._restored.params, training["opt_state"])
+
+    def compile_update(self) -> TrainStep:
+        """The compiled update; its compilation counts towards no step."""
+        e = self._experiment
+        self._watchdog.pause()
+        with self._timer.measure("compile"):
+            update = compile_train_step(
+                e.model,
+                self._optimizer,
+                self._schedule,
+                self._mesh,
+                self._abstract,
+                batch_size=e.data.batch_size,
+                length=e.data.sequence_length,
+                num_domains=len(self._domains),
+                accumulation=e.train.gradient_accumulation,
+                z_loss=e.train.z_loss,
+            )
+        return self._profile.around(update, self.step)
+
+    def score_missing(self, state: TrainState) -> None:
+        """Save and score step 0 of a new run, or score the tasks that the resumed step lacks."""
+        if self._restored is None:
+            if self.step in self.scheduled:
+                self.save(state, "scheduled")
+                self.score(state)
+        elif self._evaluator is not None and self.step in self._scored:
+            missing = self._evaluator.missing(self.step)
+            if missing:
+                self._progress.log(f"scoring {len(missing)} tasks that step {self.step} lacks")
+                self.score(state, missing)
+
+    def save(self, state: TrainState, kind: str) -> None:
+        """Start a save; the loop continues while it is written."""
+        self.log.flush()
+        with self._timer.measure("checkpoint"):
+            self._checkpoints.save(
+                self._entry(kind),
+                state.params,
+                {"step": state.step, "opt_state": state.opt_state},
+                {
+                    **self.log.custom_metadata(),
+                    "time": dataclasses.asdict(self._timer.run()),
+                    "model": self._experiment.saved_model(),
+                },
+            )
+        self.log.saved = self.step
+
+    def score(self, state: TrainState, tasks: Sequence[str] | None = None) -> None:
+        """Score the live parameters on `tasks` (None: all), and pass the records to the writers.
+
+        If a signal interrupts it, the remaining tasks are scored at the next start.
+        """
+        if self._evaluator is None or self.step not in self._scored:
+            return
+        tokens, began = self._position().tokens, time.perf_counter()
+        records: list[Any] = []
+        with self._timer.measure("evaluation"):
+            with contextlib.suppress(Interrupted):
+                for task in self._evaluator.definitions if tasks is None else tasks:
+                    records += self._evaluator.evaluate(
+                        state.params,
+                        self.step,
+                        tokens,
+                        self._experiment.flops(tokens),
+                        tasks=(task,),
+                        should_stop=self._heartbeat_and_should_stop,
+                    )
+            for writer in self._writers:
+                writer.write_records(self.step, records)
+        self._watchdog.heartbeat()
+        seconds, total = time.perf_counter() - began, self._timer.total()
+        self._progress.log(
+            f"step {self.step}: scored in {seconds:.1f} s; "
+            f"evaluation is {total.evaluation / total.wall:.0%} of the time so far"
+        )
+
+    def finish(self) -> None:
+        """Wait for the last save, and record the time of the run so far."""
+        with self._timer.measure("checkpoint"):
+            self._checkpoints.wait()
+        if jax.process_index() == 0:
+            self._run.note_stop(self.step, self._timer.run())
+
+    def _position(self) -> Position:
+        return self.start.at(self.step, self._experiment)
+
+    def _entry(self, kind: str) -> ManifestEntry:
+        position = self._position()
+        return ManifestEntry(
+            step=self.step,
+            tokens=position.tokens,
+            flops=self._experiment.flops(position.tokens),
+            learning_rate=self.log.learning_rate,
+            loss=self.log.loss,
+            data_position=position.sequences,
+            dtype=self._experiment.model.param_dtype,
+            wall_time=time.time(),
+            wall_seconds=self._timer.run().wall,
+            code_version=code_version(),
+            restarts=self.restarts,
+            kind=kind,
+        )
+
+    def _heartbeat_and_should_stop(self) -> bool:
+        self._watchdog.heartbeat()
+        return self._should_stop()
 
 
 @contextlib.contextmanager

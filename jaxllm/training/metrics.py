@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxllm.errors import UserError
 from jaxllm.io import JsonLines
+from jaxllm.run.run import Resumed
 from jaxllm.run.times import GoodputTimer, TimeBreakdown
 from jaxllm.sharding.chips import peak_flops, utilisation
 from jaxllm.training.experiment import Experiment
@@ -63,32 +64,32 @@ class MetricsLog:
     Attributes:
       loss: loss of the last step read; None before the first.
       learning_rate: learning rate of the same step.
-      saved: step of the newest checkpoint, for the error message.
+      saved: step of the newest checkpoint; None without one.
     """
 
     def __init__(
         self,
         experiment: Experiment,
         start: Position,
-        saved: int | None,
+        resumed: Resumed | None,
         domains: Sequence[str],
-        custom_metadata: Mapping[str, Any],
-        restarts: int,
         timer: GoodputTimer,
         watchdog: Watchdog,
         progress: Progress,
         lines: JsonLines | None,
         writers: Sequence[Writer],
     ) -> None:
-        """Begin at `start`, with the sums of a checkpoint's `custom_metadata`, if any."""
+        """Begin at `start`, with the sums that the checkpoint of a resumed run has saved."""
         self.loss: float | None = None
         self.learning_rate: float | None = None
-        self.saved = saved
-        self._experiment, self._start, self._restarts = experiment, start, restarts
+        self.saved = start.step if resumed else None
+        sums = resumed.checkpoint.custom_metadata if resumed else {}
+        self._restarts = resumed.restarts if resumed else 0
+        self._experiment, self._start = experiment, start
         self._timer, self._watchdog, self._progress = timer, watchdog, progress
         self._lines, self._writers = lines, writers
         self._sums = {
-            name: {d: float(custom_metadata.get(name, {}).get(d, 0.0)) for d in domains}
+            name: {d: float(sums.get(name, {}).get(d, 0.0)) for d in domains}
             for name in ("loss_sums", "weight_sums")
         }
         self._pending: tuple[int, StepMetrics] | None = None

@@ -1,4 +1,4 @@
-"""Shared parts of the optimizers: clipping, state dtype, weight-decay mask."""
+"""Shared parts of the optimizers: clipping, state dtype, and what the parameters' axes decide."""
 
 from __future__ import annotations
 
@@ -89,5 +89,22 @@ def weight_decay_mask(boxed_params: Any) -> Any:
     def is_matrix(box: nn.LogicallyPartitioned) -> bool:
         return len([name for name in box.names if name not in ("layers", "head_dim")]) >= 2
 
-    boxed = lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)
-    return jax.tree.map(is_matrix, boxed_params, is_leaf=boxed)
+    return jax.tree.map(is_matrix, boxed_params, is_leaf=_is_boxed)
+
+
+def muon_dimensions(boxed_params: Any) -> Any:
+    """The input and output axes of the blocks' matrices; None for what AdamW updates."""
+
+    def axes(box: nn.LogicallyPartitioned) -> optax.contrib.MuonDimensionNumbers | None:
+        if "embed" not in box.names or "vocab" in box.names:
+            return None
+        embed = (box.names.index("embed"),)
+        others = tuple(i for i, n in enumerate(box.names) if n not in ("layers", "embed"))
+        both = (others, embed) if box.names[-1] == "embed" else (embed, others)
+        return optax.contrib.MuonDimensionNumbers(*both)
+
+    return jax.tree.map(axes, boxed_params, is_leaf=_is_boxed)
+
+
+def _is_boxed(leaf: Any) -> bool:
+    return isinstance(leaf, nn.LogicallyPartitioned)

@@ -70,22 +70,11 @@ def lower_train_step(
 ) -> jax.stages.Lowered:
     """Lower the update for one batch shape; compiled, it is a `TrainStep`.
 
-    That is (state, batch) -> (state, StepMetrics), for global arrays [B, T] sharded over sequences;
-    the old state is donated. The loss is the mean over the batch's weighted targets, for any number
-    of microbatches: each is divided by the weight of the whole batch.
-
-    Args:
-      model: the architecture.
-      optimizer: from `OptimizerConfig.build`.
-      schedule: learning rate as a function of the updates done; for the metrics.
-      mesh: the mesh of `abstract`.
-      abstract: from `abstract_state`.
-      batch_size: sequences per global batch, B.
-      length: tokens per sequence, T.
-      num_domains: number of domains that `Batch.domains` indexes.
-      accumulation: number of microbatches; divides B.
-      z_loss: coefficient of log²(Z).
-      loss_chunk_tokens: see `token_loss`.
+    That is (state, batch) -> (state, StepMetrics), for global arrays [B = batch_size, T = length]
+    sharded over sequences; the old state is donated. The loss is the mean over the batch's weighted
+    targets, for any number of microbatches (`accumulation`, which divides B): each is divided by
+    the weight of the whole batch. `schedule` serves the metrics; `num_domains` is what
+    `Batch.domains` indexes; `loss_chunk_tokens` is `token_loss`'s.
     """
 
     def update(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:

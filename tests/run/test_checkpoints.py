@@ -124,16 +124,16 @@ def change(tree: dict, how: Callable[[dict], Any]) -> dict:
     [
         (
             lambda t: t.update(bias=t["norm"]),
-            "parameter layers/bias of this run's config is missing",
+            r"parameter layers/bias is missing in it, and float32 \[\d",
         ),
-        (lambda t: t.pop("norm"), "holds a parameter layers/norm that this run does not have"),
+        (lambda t: t.pop("norm"), r"parameter layers/norm is float32 \[.*\] in it, and missing"),
         (
             lambda t: t.update(query=jax.ShapeDtypeStruct((2, 8, 6), jnp.float32)),
-            r"parameter layers/query has shape \[2, 8, 4\] in it, and \[2, 8, 6\]",
+            r"parameter layers/query is float32 \[2, 8, 4\] in it, and float32 \[2, 8, 6\]",
         ),
         (
             lambda t: t.update(query=jax.ShapeDtypeStruct((2, 8, 4), jnp.bfloat16)),
-            "parameter layers/query is float32 in it, and bfloat16",
+            r"parameter layers/query is float32 \[2, 8, 4\] in it, and bfloat16 \[2, 8, 4\]",
         ),
     ],
 )

@@ -13,9 +13,8 @@ import pytest
 from jaxllm import cli
 from jaxllm.models.decoder import abstract_params
 from jaxllm.run.run import Run
-from jaxllm.training.config import AdamWConfig, OptimizerConfig, TrainConfig
+from jaxllm.training.config import AdamWConfig, MuonConfig, OptimizerConfig, TrainConfig
 from jaxllm.training.loop import train
-from jaxllm.training.muon import MuonConfig
 from jaxllm.training.state import abstract_state, init_state
 from tests.training.helpers import MODEL, FakeBatches, FakeSource, experiment, mesh
 
