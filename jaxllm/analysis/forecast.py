@@ -2,7 +2,6 @@
 
 Runs are aligned by progress (tokens seen / tokens of the whole run), because the learning-rate
 schedule ends with the run: at equal progress two runs of a suite are at the same point of it.
-The forecasting methods are in `jaxllm.analysis.forecast_methods`.
 """
 
 from __future__ import annotations
@@ -52,7 +51,6 @@ class AlignedCurve:
     """A curve over the share of its run's tokens.
 
     Attributes:
-      curve: the curve.
       size: index of the run's model size.
       progress: [points] shares of the run's tokens, ascending.
       values: [points] the metric.
@@ -187,14 +185,9 @@ def _sizes(params: pd.Series) -> dict[str, int]:
 def predict(
     targets: list[AlignedCurve], others: list[AlignedCurve], cut: float, level: float = LEVEL
 ) -> pd.DataFrame:
-    """Forecast the final values of `targets`, runs of one size, from their values up to `cut`.
+    """Forecast final values of `targets`, of runs of one size, from their first share `cut`.
 
-    Args:
-      targets: curves of runs of one size.
-      others: curves of other runs; where too few of them are finished, the forecast uses the run's
-        own past only.
-      cut: share of the training.
-      level: coverage of the intervals.
+    Where too few of the `others` are finished, the forecast uses the run's own past only.
 
     Returns:
       `COLUMNS`, a row per target with a point before the cut, in the order of `targets`.
@@ -241,7 +234,6 @@ def _from_others(
         times = np.concatenate([recent, np.linspace(recent[-1], 1.0, _LATER + 1)[1:]])
         values = np.array([run.at(times) for run in runs])
         sizes = np.array([run.log_params for run in runs])
-
         early = len(recent)
         errors = np.empty((len(runs), len(METHODS)))
         for fold in np.unique(folds):

@@ -46,10 +46,6 @@ class PowerLaw(Finding):
     constant: float = math.nan
     curvature_p: float = math.nan
 
-    def at(self, x: float) -> float:
-        """Loss at X = `x`; NaN where the law was refused."""
-        return (self.constant / x) ** self.alpha.value
-
 
 @analysis(
     SIZES,
@@ -124,8 +120,8 @@ def power_law(points: pd.DataFrame, variable: str, notes: tuple[str, ...] = ()) 
     )
     if curvature_p < 1 - LEVEL:
         sentence += f", but the line is curved (p = {curvature_p:.2g})"
-    residual = y - line.at(x)
-    table = frame[[variable, "loss"]].assign(fitted=np.exp(line.at(x)), residual=residual)
+    fitted = line.at(x)
+    table = frame[[variable, "loss"]].assign(fitted=np.exp(fitted), residual=y - fitted)
     constant = math.exp(float(line.at(0.0)) / alpha.value)
     return PowerLaw(
         f"{sentence}.", table, notes=notes, alpha=alpha, constant=constant, curvature_p=curvature_p

@@ -53,18 +53,16 @@ class Ladder(Finding):
       first: step 1, the parametric law of the soft metric (its "loss").
       draws: [B, 4] bootstrap draws, the fit itself first, of bottom, top, steepness and middle of
         step 2: accuracy = bottom + (top - bottom) / (1 + exp(steepness (soft - middle))).
-      seed: seed of the draws.
     """
 
     first: ComputeOptimal = dataclasses.field(default_factory=lambda: ComputeOptimal(""))
     draws: Array = dataclasses.field(default_factory=lambda: np.empty((0, 4)), repr=False)
-    seed: int = 0
 
     def at(self, params: float, tokens: float) -> Prediction:
         """Predict soft metric and accuracy of a run of `params` on `tokens`; NaN where refused."""
         if self.refused:
             return Prediction(UNKNOWN, UNKNOWN)
-        rng = np.random.default_rng(self.seed)
+        rng = np.random.default_rng(0)
         soft = self.first.losses(params, tokens)
         # Add the residual scatter of both steps for a new run.
         noise = rng.choice(self.first.table.residual.to_numpy(), len(soft))
@@ -158,7 +156,7 @@ def ladder(
     if rise[0] < 2 * residual.std() or np.quantile(rise[1:], 0.025) <= 0.2 * rise[0]:
         return refuse("the accuracy does not rise with the soft metric beyond its noise")
     table = both.assign(fitted=y - residual, residual=residual)
-    result = Ladder("", table, notes=notes, first=first, draws=sigmoids, seed=seed)
+    result = Ladder("", table, notes=notes, first=first, draws=sigmoids)
     largest = last.sort_values("params").iloc[-1]
     params, tokens = 2 * largest.params, 2 * largest.tokens
     sentence = (
