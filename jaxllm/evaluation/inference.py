@@ -21,7 +21,7 @@ from jaxllm.evaluation.spans import Tokenizer, start_token
 from jaxllm.models import generation
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.decoder import Params, unstack_layers
-from jaxllm.models.sampling import Sampling
+from jaxllm.models.sampling import GREEDY, Sampling
 from jaxllm.sharding.rules import batch_sharding, partitioning, replicated
 
 DECODE_CHUNK = 8  # tokens decoded between two checks for stop strings
@@ -30,7 +30,6 @@ CONTEXT_TOKENS = 5  # of the prompt, decoded with the continuation
 UNFINISHED = "\ufffd"  # a decoder's replacement for an incomplete character
 
 Tokens = Sequence[int] | np.ndarray
-Seed = Callable[[int], Sequence[int]]  # index of a prompt -> the integers of its random key
 
 
 class StreamedText:
@@ -125,6 +124,25 @@ class PromptBatch:
         return int(self.lengths[: len(self.numbers)].sum())
 
 
+@dataclasses.dataclass(frozen=True)
+class Decoding:
+    """How prompts are continued.
+
+    Attributes:
+      vocabulary: vocabulary of the prompts; its EOS ends a text.
+      max_new_tokens: maximum length of a continuation, in tokens.
+      stop: stop strings, excluded from the text.
+      sampling: the sampling method.
+      seed: index of a prompt -> integers of its random key.
+    """
+
+    vocabulary: Tokenizer
+    max_new_tokens: int
+    stop: Sequence[str] = ()
+    sampling: Sampling = GREEDY
+    seed: Callable[[int], Sequence[int]] = lambda number: (0, number)
+
+
 class DecodeLoop:
     """Compiled prefill and decoding, for one model on one mesh."""
 
@@ -133,37 +151,46 @@ class DecodeLoop:
         self._start = jax.jit(self._traced_start, static_argnums=3)
         self._advance = jax.jit(self._traced_advance, static_argnums=(4, 5, 6), donate_argnums=1)
 
-    def run(
+    def generate(
         self,
         params: Params,
-        batch: PromptBatch,
-        vocabulary: Tokenizer,
-        max_new_tokens: int,
-        stop: Sequence[str],
-        sampling: Sampling,
-        seed: Seed,
-        chunk: int = DECODE_CHUNK,
+        batches: Sequence[PromptBatch],
+        decoding: Decoding,
+        before_batch: Callable[[], None] = lambda: None,
+    ) -> list[str]:
+        """Continue the prompts of `batches`, and return the texts in the order of the prompts."""
+        texts = [""] * sum(len(batch.numbers) for batch in batches)
+        for batch in batches:
+            before_batch()
+            for pieces in self.run(params, batch, decoding):
+                for number, piece in zip(batch.numbers, pieces, strict=True):
+                    texts[number] += piece
+        return texts
+
+    def run(
+        self, params: Params, batch: PromptBatch, decoding: Decoding, chunk: int = DECODE_CHUNK
     ) -> Iterator[list[str]]:
         """Yield the new text of each prompt after every `chunk` tokens, until all have ended.
 
         Raises:
           UserError: the model's logits are NaN.
         """
+        vocabulary, max_new_tokens = decoding.vocabulary, decoding.max_new_tokens
         count, padding = len(batch.numbers), len(batch.prompts) - len(batch.numbers)
         texts = [
-            StreamedText(vocabulary, prompt[1:length].tolist(), stop)
+            StreamedText(vocabulary, prompt[1:length].tolist(), decoding.stop)
             for prompt, length in zip(batch.prompts[:count], batch.lengths, strict=False)
         ]
         on_mesh = lambda array: shard_batch(self._mesh, array)
         numbers = [*batch.numbers, *[batch.numbers[0]] * padding]
-        seeds = on_mesh(np.asarray([seed(number) for number in numbers], np.uint32))
+        seeds = on_mesh(np.asarray([decoding.seed(number) for number in numbers], np.uint32))
         state = self._start(params, on_mesh(batch.prompts), on_mesh(batch.lengths), max_new_tokens)
         decoded = 0
         while decoded < max_new_tokens and not all(text.done for text in texts):
             new = min(chunk, max_new_tokens - decoded)
             done = on_mesh(np.asarray([text.done for text in texts] + [True] * padding))
             state, tokens, invalid = self._advance(
-                params, state, done, seeds, new, eos_ids(vocabulary), sampling
+                params, state, done, seeds, new, eos_ids(vocabulary), decoding.sampling
             )
             if wrong := int(np.asarray(invalid)[:count].sum()):
                 raise UserError(f"the model's logits are NaN for {wrong} of {count} prompts")
@@ -232,59 +259,50 @@ class Generator:
         sampling: Sampling,
         seed: int,
     ) -> None:
-        self._room = model.max_length - max_new_tokens
-        if self._room < 1:
+        self._max_prompt = model.max_length - max_new_tokens
+        if self._max_prompt < 1:
             raise UserError(
                 f"{max_new_tokens} new tokens leave no room for a prompt in a context of "
                 f"{model.max_length}"
             )
-        self._params, self._vocabulary = unstack_layers(params), vocabulary
-        self._max_new_tokens, self._sampling, self._seed = max_new_tokens, sampling, seed
+        self._params, self._decode_loop = unstack_layers(params), DecodeLoop(model, mesh)
         self._multiple = mesh.shape["data"] * mesh.shape["fsdp"]
-        self._decode_loop = DecodeLoop(model, mesh)
+        seeds = lambda number: (seed, number)
+        self._decoding = Decoding(vocabulary, max_new_tokens, (), sampling, seeds)
 
     def stream(self, prompt: str, stop: Sequence[str] = ()) -> Iterator[str]:
         """Yield the continuation of one prompt in pieces, as they become final."""
-        for pieces in self._run([self._tokens(prompt)], [0], stop, batch_size=1, chunk=1):
+        (batch,) = self._batches([prompt], batch_size=1)
+        decoding = dataclasses.replace(self._decoding, stop=stop)
+        for pieces in self._decode_loop.run(self._params, batch, decoding, chunk=1):
             yield pieces[0]
 
     def generate(
         self, prompts: Sequence[str], batch_size: int, stop: Sequence[str] = ()
     ) -> list[str]:
         """Generate continuations, `batch_size` (rounded up to fit the mesh) at a time."""
+        decoding = dataclasses.replace(self._decoding, stop=stop)
+        batches = self._batches(prompts, batch_size)
+        return self._decode_loop.generate(self._params, batches, decoding)
+
+    def _batches(self, prompts: Sequence[str], batch_size: int) -> list[PromptBatch]:
+        """Batch prompts by length, the longest first."""
         tokens = [self._tokens(prompt) for prompt in prompts]
         order = sorted(range(len(prompts)), key=lambda number: -len(tokens[number]))
-        texts = [""] * len(prompts)
+        rows = -(-batch_size // self._multiple) * self._multiple
+        batches = []
         for first in range(0, len(order), batch_size):
             numbers = order[first : first + batch_size]
-            for pieces in self._run(tokens, numbers, stop, batch_size, DECODE_CHUNK):
-                for number, piece in zip(numbers, pieces, strict=True):
-                    texts[number] += piece
-        return texts
+            width = -(-len(tokens[numbers[0]]) // WIDTH_MULTIPLE) * WIDTH_MULTIPLE
+            batches.append(PromptBatch.of(tokens, numbers, rows, min(width, self._max_prompt)))
+        return batches
 
     def _tokens(self, prompt: str) -> list[int]:
-        encoded = self._vocabulary.encode(prompt.rstrip(" "))
-        tokens = [start_token(self._vocabulary), *encoded]
-        if len(tokens) > self._room:
+        vocabulary, new = self._decoding.vocabulary, self._decoding.max_new_tokens
+        tokens = [start_token(vocabulary), *vocabulary.encode(prompt.rstrip(" "))]
+        if len(tokens) > self._max_prompt:
             raise UserError(
-                f"a prompt of {len(tokens)} tokens and {self._max_new_tokens} new ones do not fit "
-                f"the context of {self._room + self._max_new_tokens}: {prompt[:40]!r}…"
+                f"a prompt of {len(tokens)} tokens and {new} new ones do not fit the context of "
+                f"{self._max_prompt + new}: {prompt[:40]!r}…"
             )
         return tokens
-
-    def _run(
-        self,
-        prompts: Sequence[list[int]],
-        numbers: Sequence[int],
-        stop: Sequence[str],
-        batch_size: int,
-        chunk: int,
-    ) -> Iterator[list[str]]:
-        """`DecodeLoop.run` for the prompts with indices `numbers`."""
-        rows = -(-batch_size // self._multiple) * self._multiple
-        width = -(-max(len(prompts[n]) for n in numbers) // WIDTH_MULTIPLE) * WIDTH_MULTIPLE
-        batch = PromptBatch.of(prompts, numbers, rows, min(width, self._room))
-        yield from self._decode_loop.run(
-            self._params, batch, self._vocabulary, self._max_new_tokens, stop, self._sampling,
-            lambda number: (self._seed, number), chunk,
-        )  # fmt: skip

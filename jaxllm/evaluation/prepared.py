@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 
 from jaxllm.errors import UserError
-from jaxllm.evaluation.inference import PromptBatch
+from jaxllm.evaluation.inference import Decoding
 from jaxllm.evaluation.metrics import Likelihoods, Texts
-from jaxllm.evaluation.packing import PackedBatch
-from jaxllm.evaluation.scoring import Scorer, ShouldStop, never
+from jaxllm.evaluation.scoring import Scorer, ShouldStop, check_interrupt, never
 from jaxllm.evaluation.spans import Span, Tokenizer, prompt_span, scored_spans
 from jaxllm.evaluation.tasks import Example, TaskDefinition
 from jaxllm.models.decoder import Params
@@ -31,33 +30,29 @@ class PreparedTask:
       definition: the task.
       examples: its n examples.
       example_index: int64 [S], the example of each span, ascending.
-      scored: int64 [S], number of scored tokens of each span.
       truncated: bool [n], whether the example was truncated to fit the context length.
       shots_dropped: int64 [n], number of few-shot examples dropped to make it fit.
-      packed: the packed spans; empty for generation.
-      prompts: the batched prompts; empty for scoring.
+      batches: `PackedBatch`es of the spans, or `PromptBatch`es for generation.
     """
 
     definition: TaskDefinition
     examples: Sequence[Example]
     example_index: np.ndarray
-    scored: np.ndarray
     truncated: np.ndarray
     shots_dropped: np.ndarray
-    packed: tuple[PackedBatch, ...]
-    prompts: tuple[PromptBatch, ...]
+    batches: tuple[Any, ...]
 
     @property
     def shapes(self) -> list[tuple[int, int]]:
         """Sequences and their length in each device batch, new tokens included."""
-        shapes = [batch.shape for batch in (*self.packed, *self.prompts)]
-        return [(rows, width + self.definition.max_new_tokens) for rows, width in shapes]
+        new = self.definition.max_new_tokens
+        return [(batch.shape[0], batch.shape[1] + new) for batch in self.batches]
 
     @property
     def padding(self) -> float:
         """Fraction of the encoded positions without a token."""
-        batches = (*self.packed, *self.prompts)
-        return 1 - sum(b.tokens for b in batches) / sum(b.shape[0] * b.shape[1] for b in batches)
+        positions = sum(batch.shape[0] * batch.shape[1] for batch in self.batches)
+        return 1 - sum(batch.tokens for batch in self.batches) / positions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,22 +87,24 @@ class TaskRunner:
                 f"in a context of {self.scorer.max_length}"
             )
         generated = task.kind == "generation"
+        batches: tuple[Any, ...]
         tokenize: Tokenize = prompt_span if generated else scored_spans
         groups, dropped = zip(*(tokenize(e, self.vocabulary, room) for e in examples), strict=True)
         spans = [span for group in groups for span in group]
         self._check_ids(task, np.concatenate([span.tokens for span in spans]))
         if generated:
             _check_primary_metric(task, examples[0])
-        prompts = [span.tokens for span in spans for _ in range(self._answers(task)) if generated]
+            answers = range(self._answers(task))
+            batches = self.scorer.prompt_batches([span.tokens for span in spans for _ in answers])
+        else:
+            batches = self.scorer.pack(spans)
         return PreparedTask(
             definition=task,
             examples=examples,
             example_index=np.repeat(np.arange(len(groups)), [len(group) for group in groups]),
-            scored=np.asarray([span.scored for span in spans], np.int64),
             truncated=np.asarray([any(span.truncated for span in group) for group in groups]),
             shots_dropped=np.asarray(dropped, np.int64),
-            packed=self.scorer.pack([] if generated else spans),
-            prompts=self.scorer.prompt_batches(prompts),
+            batches=batches,
         )
 
     def run(
@@ -119,36 +116,36 @@ class TaskRunner:
           Interrupted: `should_stop()` was true between two batches.
           UserError: a log-likelihood is not finite.
         """
-        if prepared.prompts:
+        if prepared.definition.kind == "generation":
             return self._generate(params, prepared, should_stop)
-        scores = self.scorer.score(params, prepared.packed, should_stop)
+        spans = self.scorer.score(params, prepared.batches, should_stop)
         index, count = prepared.example_index, len(prepared.examples)
-        _check_finite(prepared, scores.log_likelihood)
+        _check_finite(prepared, spans.log_likelihood)
         if prepared.definition.kind == "multiple_choice":
             column = np.arange(len(index)) - np.searchsorted(index, np.arange(count))[index]
             shape = (count, int(column.max()) + 1)
             log_likelihood, tokens = np.full(shape, np.nan), np.zeros(shape, np.int64)
-            log_likelihood[index, column] = scores.log_likelihood
-            tokens[index, column] = prepared.scored
+            log_likelihood[index, column] = spans.log_likelihood
+            tokens[index, column] = spans.tokens
         else:
-            log_likelihood = np.bincount(index, scores.log_likelihood, count)
-            tokens = np.bincount(index, prepared.scored, count).astype(np.int64)
-        greedy = np.bincount(index, ~scores.greedy, count) == 0
+            log_likelihood = np.bincount(index, spans.log_likelihood, count)
+            tokens = np.bincount(index, spans.tokens, count).astype(np.int64)
+        greedy = np.bincount(index, ~spans.greedy, count) == 0
         return Likelihoods(log_likelihood, tokens, greedy)
 
     def _generate(self, params: Params, prepared: PreparedTask, should_stop: ShouldStop) -> Texts:
         """The answers to each example."""
         task = prepared.definition
         answers = self._answers(task)
-        texts = self.scorer.generate(
-            params,
-            prepared.prompts,
+        decoding = Decoding(
             self.vocabulary,
             task.max_new_tokens,
             task.stop,
-            should_stop,
             GREEDY if answers == 1 else Sampling(self.temperature, top_p=TOP_P),
             lambda number: (SEED, *divmod(number, answers)),
+        )
+        texts = self.scorer.decode_loop.generate(
+            params, prepared.batches, decoding, lambda: check_interrupt(should_stop)
         )
         return [texts[first : first + answers] for first in range(0, len(texts), answers)]
 

@@ -7,7 +7,6 @@ result. Only per-token scores leave the devices.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -16,13 +15,13 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from jaxllm.evaluation.inference import DecodeLoop, PromptBatch, Seed, Tokens, shard_batch
+from jaxllm.evaluation.inference import DecodeLoop, PromptBatch, Tokens, shard_batch
+from jaxllm.evaluation.metrics import Likelihoods
 from jaxllm.evaluation.packing import PackedBatch, pack, sequence_lengths
-from jaxllm.evaluation.spans import Span, Tokenizer
+from jaxllm.evaluation.spans import Span
 from jaxllm.models.batch import TreeBatch
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.decoder import Params
-from jaxllm.models.sampling import GREEDY, Sampling
 from jaxllm.models.scoring import score_targets
 from jaxllm.sharding.rules import partitioning, replicated
 
@@ -32,19 +31,6 @@ SHORTEST = 128  # sequence length
 
 class Interrupted(Exception):
     """Raised when the run is stopped during an evaluation."""
-
-
-@dataclasses.dataclass(frozen=True)
-class SpanScores:
-    """Scores of each span.
-
-    Attributes:
-      log_likelihood: float64 [S], the sum of log p over the scored targets, in nats.
-      greedy: bool [S], whether every scored target was the argmax.
-    """
-
-    log_likelihood: np.ndarray
-    greedy: np.ndarray
 
 
 class Scorer:
@@ -71,7 +57,7 @@ class Scorer:
         self.lengths = sequence_lengths(model.max_length, shortest)
         self._model, self._mesh = model, mesh
         self._score = jax.jit(self._traced_score, out_shardings=replicated(mesh))
-        self._decode_loop = DecodeLoop(model, mesh)
+        self.decode_loop = DecodeLoop(model, mesh)
 
     def pack(self, spans: Sequence[Span]) -> tuple[PackedBatch, ...]:
         """Pack `spans` for `score`; see `packing.pack`."""
@@ -79,7 +65,7 @@ class Scorer:
 
     def score(
         self, params: Params, batches: Sequence[PackedBatch], should_stop: ShouldStop
-    ) -> SpanScores:
+    ) -> Likelihoods:
         """Score every span of `batches`; sums are float64, so packing order does not matter.
 
         Raises:
@@ -87,15 +73,17 @@ class Scorer:
         """
         count = sum(len(batch.spans) for batch in batches)
         log_likelihood, greedy = np.full(count, np.nan), np.zeros(count, bool)
-        for batch, (tokens, correct) in self._scored_batches(params, batches, should_stop):
+        tokens = np.zeros(count, np.int64)
+        for batch, (scores, correct) in self._scored_batches(params, batches, should_stop):
             # reduceat gives the sum of [start, end) at even indices and that of the gap at odd
             # ones; the appended zero makes the last `end` a valid index.
             bounds = np.stack([batch.starts, batch.ends], axis=1).ravel()
-            padded = np.append(np.asarray(tokens, np.float64).ravel(), 0.0)
+            padded = np.append(np.asarray(scores, np.float64).ravel(), 0.0)
             log_likelihood[batch.spans] = np.add.reduceat(padded, bounds)[::2]
             right = np.append(np.asarray(correct).ravel(), True)
             greedy[batch.spans] = np.logical_and.reduceat(right, bounds)[::2]
-        return SpanScores(log_likelihood, greedy)
+            tokens[batch.spans] = batch.ends - batch.starts
+        return Likelihoods(log_likelihood, tokens, greedy)
 
     def _scored_batches(
         self, params: Params, batches: Sequence[PackedBatch], should_stop: ShouldStop
@@ -103,7 +91,7 @@ class Scorer:
         """Yield each batch with its scores, keeping the devices one batch ahead of the host."""
         waiting: list[tuple[PackedBatch, Any]] = []
         for batch in batches:
-            _check_interrupt(should_stop)
+            check_interrupt(should_stop)
             arrays = jax.tree.map(lambda x: shard_batch(self._mesh, x), batch.batch)
             waiting.append((batch, self._score(params, arrays)))
             if len(waiting) > 1:
@@ -127,44 +115,8 @@ class Scorer:
             batches.append(PromptBatch.of(prompts, numbers, rows, width))
         return tuple(batches)
 
-    def generate(
-        self,
-        params: Params,
-        batches: Sequence[PromptBatch],
-        vocabulary: Tokenizer,
-        max_new_tokens: int,
-        stop: Sequence[str],
-        should_stop: ShouldStop,
-        sampling: Sampling = GREEDY,
-        seed: Seed = lambda number: (0, number),
-    ) -> list[str]:
-        """Generate continuations up to EOS or the first stop string, in the order of the prompts.
 
-        Args:
-          params: parameters, boxed or plain, on the mesh.
-          batches: from `prompt_batches`; a batch ends when all of its continuations have.
-          vocabulary: vocabulary of the prompts.
-          max_new_tokens: maximum length of a continuation, in tokens.
-          stop: stop strings.
-          should_stop: checked before every batch.
-          sampling: the sampling method.
-          seed: index of a prompt -> integers of its random key.
-
-        Raises:
-          Interrupted: `should_stop()` was true between two batches.
-        """
-        texts = [""] * sum(len(batch.numbers) for batch in batches)
-        for batch in batches:
-            _check_interrupt(should_stop)
-            for pieces in self._decode_loop.run(
-                params, batch, vocabulary, max_new_tokens, stop, sampling, seed
-            ):
-                for number, piece in zip(batch.numbers, pieces, strict=True):
-                    texts[number] += piece
-        return texts
-
-
-def _check_interrupt(should_stop: ShouldStop) -> None:
+def check_interrupt(should_stop: ShouldStop) -> None:
     """Raise Interrupted if any process should stop: all of them must leave at the same batch."""
     stop = should_stop()
     if jax.process_count() > 1:

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from jaxllm.evaluation.inference import Decoding
 from jaxllm.evaluation.packing import pack
 from jaxllm.evaluation.scoring import Interrupted, Scorer, never
 from jaxllm.evaluation.spans import Span
@@ -64,7 +65,8 @@ def test_greedy_is_true_for_what_the_model_would_say():
     scorer = Scorer(TINY, on, tokens_per_batch=2 * 64, shortest=64)
     prompts = [[1, 70, 71, 72], [1, 5], [1, 9, 9, 9, 9, 9, 9]]
     batches = scorer.prompt_batches(prompts)
-    answers = list(map(Signs().encode, scorer.generate(params, batches, Signs(), 6, (), never)))
+    texts = scorer.decode_loop.generate(params, batches, Decoding(Signs(), 6))
+    answers = list(map(Signs().encode, texts))
     assert [len(a) for a in answers] == [6, 6, 6]
     right = [Span(np.asarray(p + a, np.int32), 6) for p, a in zip(prompts, answers, strict=True)]
     wrong = [Span(np.asarray([*p, *a[:-1], (a[-1] + 1) % 259], np.int32), 6)
@@ -75,7 +77,8 @@ def test_greedy_is_true_for_what_the_model_would_say():
 
 def said(scorer, params, prompts, vocabulary=None, stop=(), **details):
     batches = scorer.prompt_batches(prompts)
-    return scorer.generate(params, batches, vocabulary or Signs(), 12, stop, never, **details)
+    decoding = Decoding(vocabulary or Signs(), 12, stop, **details)
+    return scorer.decode_loop.generate(params, batches, decoding)
 
 
 @pytest.fixture(scope="module")
@@ -108,9 +111,9 @@ def test_generation_stops_before_eos_and_before_a_stop_text(many):
 
 def test_a_batch_ends_when_all_of_its_rows_have(many, monkeypatch):
     scorer, params, prompts = many
-    advance, counts = scorer._decode_loop._advance, []
+    advance, counts = scorer.decode_loop._advance, []
     monkeypatch.setattr(
-        scorer._decode_loop, "_advance",
+        scorer.decode_loop, "_advance",
         lambda *args: counts.append(args[4]) or advance(*args),
     )  # fmt: skip
     whole = said(scorer, params, prompts[:2])

@@ -15,6 +15,7 @@ port, rank, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 if count > 1:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(f"localhost:{port}", count, rank)
+from jaxllm.evaluation.inference import Decoding
 from jaxllm.evaluation.packing import pack
 from jaxllm.evaluation.scoring import Interrupted, Scorer, never
 from jaxllm.models.decoder import init_params
@@ -35,7 +36,7 @@ packed = pack(make_spans(), lengths=scorer.lengths, tokens_per_batch=scorer.toke
 scores = scorer.score(params, packed, never)
 prompts = scorer.prompt_batches([[1, 50, 60], [1, 70]])
 said = [
-    scorer.generate(params, prompts, Signs(), 12, (), never, sampling)
+    scorer.decode_loop.generate(params, prompts, Decoding(Signs(), 12, (), sampling))
     for sampling in (Sampling(), Sampling(1.0, top_p=0.9))
 ]
 asked = []
