@@ -12,8 +12,7 @@ from jaxllm.errors import UserError
 from jaxllm.evaluation import metrics, sandbox
 from jaxllm.evaluation.config import EvalConfig
 from jaxllm.evaluation.registry import benchmarks
-from jaxllm.evaluation.selection import locate, select
-from jaxllm.evaluation.shots import add_few_shot
+from jaxllm.evaluation.selection import add_few_shot, locate, select
 from jaxllm.evaluation.tasks import Prompt
 
 

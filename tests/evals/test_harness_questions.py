@@ -15,8 +15,7 @@ import pytest
 
 from jaxllm.evaluation.config import EvalConfig
 from jaxllm.evaluation.registry import benchmarks
-from jaxllm.evaluation.selection import locate
-from jaxllm.evaluation.shots import add_few_shot
+from jaxllm.evaluation.selection import add_few_shot, locate
 from jaxllm.evaluation.tasks import Choice, with_shots
 from tests.evals.adapters import rows
 

@@ -12,8 +12,7 @@ from jaxllm.evals import bbh, bigbench
 from jaxllm.evals.rows import read_json
 from jaxllm.evaluation.config import EvalConfig
 from jaxllm.evaluation.registry import benchmarks
-from jaxllm.evaluation.selection import locate
-from jaxllm.evaluation.shots import add_few_shot
+from jaxllm.evaluation.selection import add_few_shot, locate
 from tests.evals.test_question_sets import read_all
 
 

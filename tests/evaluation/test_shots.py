@@ -3,7 +3,7 @@
 import pytest
 
 from jaxllm.errors import UserError
-from jaxllm.evaluation.shots import add_few_shot
+from jaxllm.evaluation.selection import add_few_shot
 from jaxllm.evaluation.spans import prompt_span, scored_spans
 from jaxllm.evaluation.tasks import Choice, FewShot, Prompt, TaskDefinition, with_shots
 from tests.evaluation.helpers import Bytes
