@@ -41,16 +41,8 @@ _log = logging.getLogger(__name__)
 class Evaluator:
     """Evaluation of one run; create it once, to prepare each task once.
 
-    Args:
-      config: tasks and limits.
-      model: the model's configuration.
-      vocabulary: the run's `seqio.Vocabulary`.
-      mesh: mesh of the parameters.
-      store: store of the records (process 0 writes).
-      run: fields shared by all records.
-
-    Attributes:
-      definitions: the run's tasks by name, mixtures expanded.
+    `mesh` is that of the parameters; process 0 writes to `store`; all records have the fields of
+    `run`. `definitions` are the run's tasks by name, mixtures expanded.
 
     Raises:
       UserError: an unknown task, a missing file, or a task that executes code where that is not
@@ -80,13 +72,11 @@ class Evaluator:
     def check(self) -> tuple[str, ...]:
         """Prepare all tasks before the first checkpoint, and estimate the cost of scoring one.
 
-        EvalConfig.on_unrunnable decides whether unscorable tasks raise an error or are dropped.
-
-        Returns:
-          A line for each name in EvalConfig.tasks, and for shortened examples and dropped tasks.
+        Returns a line for each name in EvalConfig.tasks, and for shortened examples and dropped
+        tasks.
 
         Raises:
-          UserError: some tasks cannot be scored; the message lists them.
+          UserError: some tasks cannot be scored, and EvalConfig.on_unrunnable does not drop them.
         """
         failures: dict[str, str] = {}
         groups: dict[str, list[PreparedTask]] = {}
@@ -133,15 +123,10 @@ class Evaluator:
         A failed task gives a record with the error as its status; the others continue.
 
         Args:
-          params: parameters, boxed or plain, on the mesh.
-          step: step of the checkpoint.
-          tokens: training tokens seen.
-          flops: training FLOPs.
+          params: parameters of the checkpoint, boxed or plain, on the mesh.
+          step, tokens, flops: its step, and the training tokens and FLOPs so far.
           tasks: names among the run's tasks.
           should_stop: checked between device batches.
-
-        Returns:
-          All records, in the order of the tasks.
 
         Raises:
           Interrupted: `should_stop()` was true; the current task has written nothing.
@@ -186,8 +171,6 @@ class Evaluator:
         task, prepared = self.definitions[name], self._prepare(name)
         outputs = self._runner.run(params, prepared, should_stop)
         measured, columns = measure(task, prepared.examples, outputs)
-        if task.primary_metric not in measured:
-            raise UserError(f"{name} has no metric {task.primary_metric}, but {list(measured)}")
         of_preparation = {"truncated": prepared.truncated.mean(), "padding": prepared.padding}
         if task.shots:
             of_preparation["shots_dropped"] = prepared.shots_dropped.mean()

@@ -37,12 +37,7 @@ class StreamedText:
 
     The text of a sequence is not the concatenation of its tokens' texts: several byte tokens form
     one character, and SentencePiece drops a leading space. So all tokens are decoded after the last
-    of the prompt.
-
-    Args:
-      vocabulary: vocabulary of the tokens.
-      prompt: tokens of the prompt, whose text is not returned.
-      stop: stop strings, excluded from the text.
+    of the prompt, whose text is not returned.
 
     Attributes:
       text: the final part: complete characters in which no stop string can begin any more.
@@ -239,14 +234,7 @@ def shard_batch(mesh: Mesh, array: np.ndarray) -> jax.Array:
 class Generator:
     """Text generation for one model; a continuation ends with EOS or before a stop string.
 
-    Args:
-      model: the model.
-      params: its parameters on `mesh`, unboxed; they are consumed.
-      vocabulary: its vocabulary.
-      mesh: mesh of the parameters.
-      max_new_tokens: maximum length of a continuation, in tokens.
-      sampling: the sampling method.
-      seed: seed of the sampling keys.
+    `params` are on `mesh`, unboxed, and consumed.
     """
 
     def __init__(

@@ -69,14 +69,7 @@ class TaskOverlap:
 
 
 class Overlap:
-    """Search for the examples of tasks in documents.
-
-    Args:
-      tasks: task name -> examples.
-
-    Attributes:
-      tasks: task name -> overlap so far.
-    """
+    """Search for the examples of tasks in documents; `tasks` has the overlap so far, by task."""
 
     def __init__(self, tasks: Mapping[str, Sequence[Example]]) -> None:
         self.tasks = {name: TaskOverlap(len(examples)) for name, examples in tasks.items()}
@@ -150,13 +143,9 @@ def report(
 ) -> None:
     """Search corpora for the examples of the config's tasks, or of all tasks with files.
 
-    Prints a line for each corpus and task, and writes the first matches to `file` as JSON.
-
-    Args:
-      corpora: name -> a function that reads its documents (`text`, `id`) and passes a line for each
-        unreadable one to its argument.
-      config: the tasks, and the directory of their files.
-      file: path of the JSON file.
+    Prints a line for each corpus and task, and writes the first matches to `file` as JSON. Each of
+    `corpora`, by name, is a function that reads the documents (`text`, `id`), and passes a line for
+    each unreadable one to its argument.
 
     Raises:
       UserError: a named task has no file, or a file is damaged or cannot be written.

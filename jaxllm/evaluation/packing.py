@@ -81,11 +81,8 @@ def pack(
 ) -> tuple[PackedBatch, ...]:
     """Pack `spans` into batches of `tokens_per_batch` positions, in sequences of `lengths`.
 
-    Args:
-      spans: the spans to score.
-      lengths: sequence lengths, ascending; no span is longer than the last.
-      tokens_per_batch: a multiple of the largest length; a batch of length T has
-        tokens_per_batch // T sequences.
+    `lengths` ascend, and no span is longer than the last; `tokens_per_batch` is a multiple of it. A
+    batch of length T has tokens_per_batch // T sequences.
     """
     groups = prefix_groups(spans, lengths[-1])
     sequences = bin_pack([group.size for group in groups], lengths)
@@ -131,11 +128,8 @@ def bin_pack(sizes: Sequence[int], lengths: Sequence[int]) -> list[tuple[int, li
     """Assign groups to sequences by best-fit decreasing bin packing.
 
     A group goes into the fullest sequence with room for it. If there is none, it opens a sequence
-    of the smallest length that would hold it twice, so that the remainder is useful.
-
-    Args:
-      sizes: positions of each group; at most `lengths[-1]`.
-      lengths: sequence lengths, ascending.
+    of the smallest length that would hold it twice, so that the remainder is useful. `sizes` are
+    the positions of the groups, at most `lengths[-1]`; `lengths` ascend.
 
     Returns:
       For each sequence its length and the indices of its groups.
@@ -186,4 +180,5 @@ def _batch(
             visible_until[row, path] = offset
     batch = TreeBatch(inputs, positions, visible_until, target_index, targets)
     tokens = sum(group.size for sequence in contents for group in sequence)
-    return PackedBatch(batch, *np.asarray(bounds, np.int64).T, tokens)
+    numbers, starts, ends = np.asarray(bounds, np.int64).T
+    return PackedBatch(batch, numbers, starts, ends, tokens)

@@ -105,12 +105,12 @@ def benchmarks(modules: tuple[str, ...] = MODULES) -> Registry:
       UserError: a module cannot be imported.
     """
     every = [module for name in modules for module in _with_submodules(name)]
-    constants = lambda name, empty: [getattr(module, name, empty) for module in every]
+    constants = lambda name: [getattr(m, name) for m in every if hasattr(m, name)]
     return Registry(
-        {name: family for each in constants("FAMILIES", {}) for name, family in each.items()},
-        {name: tasks for each in constants("MIXTURES", {}) for name, tasks in each.items()},
-        tuple(source for each in constants("SOURCES", ()) for source in each),
-        {name: sha256 for each in constants("SHA256", {}) for name, sha256 in each.items()},
+        {name: family for each in constants("FAMILIES") for name, family in each.items()},
+        {name: members for each in constants("MIXTURES") for name, members in each.items()},
+        tuple(source for each in constants("SOURCES") for source in each),
+        {name: sha256 for each in constants("SHA256") for name, sha256 in each.items()},
     )
 
 

@@ -55,13 +55,7 @@ class Limits:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """The result of a program.
-
-    Attributes:
-      passed: whether it ran to its end without an exception.
-      reason: the cause of a failure, in a few words.
-      isolated: whether it ran in its own namespaces, see `sandbox_child.py`.
-    """
+    """Whether a program reached its end, the cause of a failure, and whether it was isolated."""
 
     passed: bool
     reason: str
@@ -69,12 +63,9 @@ class Outcome:
 
 
 def run(program: str, limits: Limits | None = None, isolate: bool | None = None) -> Outcome:
-    """Run `program` in an empty scratch directory, and wait for its end.
+    """Run the Python source `program` in an empty scratch directory, and wait for its end.
 
-    Args:
-      program: Python source.
-      limits: resource limits.
-      isolate: whether to use namespaces; None is the last `choose`, else True.
+    `isolate` decides about namespaces; None is the last `choose`, else True.
 
     Raises:
       UserError: isolation is not available here; nothing has run.
@@ -82,8 +73,8 @@ def run(program: str, limits: Limits | None = None, isolate: bool | None = None)
     limits, token = limits or Limits(), secrets.token_hex(16)
     isolate = _chosen if isolate is None else isolate
     with tempfile.TemporaryDirectory(prefix="jaxllm-") as scratch, tempfile.TemporaryFile() as job:
-        asked = {"program": program, "token": token, "scratch": scratch, "isolate": isolate}
-        job.write(json.dumps(asked | dataclasses.asdict(limits)).encode())
+        settings = {"program": program, "token": token, "scratch": scratch, "isolate": isolate}
+        job.write(json.dumps(settings | dataclasses.asdict(limits)).encode())
         job.seek(0)
         process = subprocess.Popen(
             [sys.executable, "-s", "-P", str(_CHILD)],

@@ -37,7 +37,7 @@ class Scorer:
     """Compiled scoring and generation for one model on one mesh.
 
     Args:
-      model: the model; `model.max_length` bounds the span length.
+      model: the model; its `max_length` bounds the span length.
       mesh: mesh of the parameters.
       tokens_per_batch: positions of a batch, rounded up to a number of sequences of `max_length`
         that is divisible by the mesh.
@@ -45,11 +45,7 @@ class Scorer:
     """
 
     def __init__(
-        self,
-        model: ModelConfig,
-        mesh: Mesh,
-        tokens_per_batch: int,
-        shortest: int = SHORTEST,
+        self, model: ModelConfig, mesh: Mesh, tokens_per_batch: int, shortest: int = SHORTEST
     ):
         multiple = mesh.shape["data"] * mesh.shape["fsdp"] * model.max_length
         self.tokens_per_batch = -(-tokens_per_batch // multiple) * multiple
