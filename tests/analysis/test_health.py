@@ -284,8 +284,8 @@ def test_expected_gains_cover_what_came(shared_data) -> None:
     half = records[records.tokens <= end / 2]
     for advice in advise(Study(half, planned_tokens=dict.fromkeys(half.run, end))):
         for row in advice.table.itertuples():
-            if (advice.run, row.task) in came:
-                gain = came[advice.run, row.task] - row.now
+            if (advice.row["run"], row.task) in came:
+                gain = came[advice.row["run"], row.task] - row.now
                 inside.append(row.low <= gain <= row.high)
     assert len(inside) > 1500
     assert 0.87 < np.mean(inside) < 0.98  # stated: 0.90
@@ -295,19 +295,19 @@ def test_advice() -> None:
     gains = {f"task{k}": 0.05 for k in range(8)}
     records = table(0, gains, {"r": 1e8})
     growing = advise(Study(records))[0]
-    assert growing.verdict == GO_ON and growing.tasks == 8
-    assert growing.mean_gain[0] == pytest.approx(0.05, abs=0.01)
-    assert growing.mean_gain[1] < 0.05 < growing.mean_gain[2]
+    assert growing.row["verdict"] == GO_ON and growing.row["tasks"] == 8
+    assert growing.row["gain"] == pytest.approx(0.05, abs=0.01)
+    assert growing.row["low"] < 0.05 < growing.row["high"]
     assert "100% more tokens" in growing.sentence and "worth going on" in growing.sentence
     still = table(0, dict.fromkeys(gains, 0.0), {"r": 1e8}, noise=0.003)
     stopped = advise(Study(still, logged=log(0, fall=0.003), planned_tokens={"r": 3.2e6}))[0]
-    assert stopped.verdict == STOP and "stopping costs little" in stopped.sentence
+    assert stopped.row["verdict"] == STOP and "stopping costs little" in stopped.sentence
     # ... but not while the loss still falls.
     falling = advise(Study(still, logged=log(0, fall=0.2), planned_tokens={"r": 4e6}))[0]
-    assert falling.verdict == GO_ON
+    assert falling.row["verdict"] == GO_ON
     assert falling.loss_gain[0] == pytest.approx(0.2 / 3, rel=0.2)
     unsure = advise(Study(table(0, {"a": 0.0}, {"r": 1e8}, noise=0.05)))[0]
-    assert unsure.verdict == UNCLEAR
+    assert unsure.row["verdict"] == UNCLEAR
     assert "spent" in advise(Study(records, planned_tokens={"r": 1.0}))[0].refused
 
 

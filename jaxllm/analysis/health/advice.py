@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,7 +14,7 @@ from jaxllm.analysis.curves import Curve, is_share
 from jaxllm.analysis.finding import Finding
 from jaxllm.analysis.health import loss, tasks
 from jaxllm.analysis.registry import AHEAD, Study, analysis
-from jaxllm.analysis.stats import Interval
+from jaxllm.analysis.stats import Interval, Line
 
 GO_ON, STOP, UNCLEAR = "go on", "stop", "unclear"
 # A mean gain over the tasks below this, half a point of accuracy, is not worth a budget.
@@ -28,22 +30,11 @@ class Advice(Finding):
     The table has a row per task: `task, metric, now, gain, low, high`, higher is better.
 
     Attributes:
-      run: name of the run.
-      verdict: `GO_ON`, `STOP` or `UNCLEAR`.
-      seen_tokens: tokens so far.
-      budget_tokens: planned total tokens.
-      mean_gain: expected gain of the mean over the tasks that are shares: estimate, low, high at
-        `LEVEL`.
-      tasks: number of these tasks.
-      loss_gain: expected relative decrease of the loss: estimate, low, high; NaN where unknown.
+      row: the run in the table of several runs, see `advice`.
+      loss_gain: expected relative decrease of the loss, low and high at `LEVEL`; NaN where unknown.
     """
 
-    run: str = ""
-    verdict: str = UNCLEAR
-    seen_tokens: float = math.nan
-    budget_tokens: float = math.nan
-    mean_gain: Interval = _UNKNOWN
-    tasks: int = 0
+    row: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     loss_gain: Interval = _UNKNOWN
 
 
@@ -59,8 +50,9 @@ def advice(study: Study) -> Finding:
     """Expected gain from more tokens, for every run; see `advise`.
 
     Returns:
-      The `Advice` of a single run; else a row per run: `run, verdict, seen_tokens, budget_tokens,
-      tasks, gain, low, high`.
+      The `Advice` of a single run; else a row per run: `run, verdict` (`GO_ON`, `STOP` or
+      `UNCLEAR`), `seen_tokens`, `budget_tokens` in total, `tasks`, the number of those that are
+      shares, and `gain, low, high`, the expected gain of their mean at `LEVEL`.
     """
     every = advise(study)
     given = [one for one in every if not one.refused]
@@ -68,10 +60,7 @@ def advice(study: Study) -> Finding:
         return every[0] if every else Finding("No run is known.", refused="no run is known")
     if len(given) == 1:
         return given[0]
-    rows = [(one.run, one.verdict, one.seen_tokens, one.budget_tokens, one.tasks, *one.mean_gain)
-            for one in given]  # fmt: skip
-    columns = ["run", "verdict", "seen_tokens", "budget_tokens", "tasks", "gain", "low", "high"]
-    table = pd.DataFrame(rows, columns=columns)
+    table = pd.DataFrame([one.row for one in given])
     table = table.sort_values("gain", ascending=False, ignore_index=True)
     counts = table.verdict.value_counts()
     verdicts = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
@@ -113,52 +102,52 @@ def of_run(study: Study, run: str, own: list[Curve]) -> Advice:
         if (line := tasks.recent_trend(curve)) is not None
     ]
     table = pd.DataFrame(rows, columns=["task", "metric", "now", "gain", "low", "high"])
-    mean, count = _mean_gain(own, doublings)
-    fall = _UNKNOWN
-    trend = loss.recent_trend(log, "loss")
-    if not isinstance(trend, str):
-        gain, low, high = (change / -trend.end for change in trend.gain(doublings, LEVEL))
-        fall = gain, high, low
-    worths = ((mean, WORTH_GAIN), (fall, loss.WORTH_SHARE))
-    known = [(interval, worth) for interval, worth in worths if math.isfinite(interval[0])]
-    if not known:
-        return _refused(run, "too few checkpoints and logged steps for a trend")
-    verdict, words = UNCLEAR, "too uncertain to tell"
-    if all(high < worth for (_, _, high), worth in known):
-        verdict, words = STOP, "stopping costs little"
-    elif any(low > worth for (_, low, _), worth in known):
-        verdict, words = GO_ON, "worth going on"
-    parts = []
-    if math.isfinite(mean[0]):
-        gain, low, high = (100 * value for value in mean)
+    row = {"run": run, "verdict": UNCLEAR, "seen_tokens": seen, "budget_tokens": budget}
+    mean_gain = loss_gain = _UNKNOWN
+    known, parts = [], []
+    mean, count = _mean_trend(own)
+    if mean is not None:
+        mean_gain = mean.gain(doublings, LEVEL)
+        known.append((mean_gain, WORTH_GAIN))
+        gain, low, high = (100 * value for value in mean_gain)
         parts.append(
             f"the mean over {count} tasks by {gain:+.2f} points ({LEVEL:.0%} interval {low:+.2f} "
             f"to {high:+.2f})"
         )
-    if math.isfinite(fall[0]):
-        gain, low, high = (-100 * value for value in fall)
-        parts.append(f"the loss by {gain:+.2f}% ({high:+.2f}% to {low:+.2f}%)")
+    trend = loss.recent_trend(log, "loss")
+    if not isinstance(trend, str):
+        gain, high, low = (change / -trend.end for change in trend.gain(doublings, LEVEL))
+        loss_gain = gain, low, high
+        known.append((loss_gain, loss.WORTH_SHARE))
+        parts.append(f"the loss by {-100 * gain:+.2f}% ({-100 * high:+.2f}% to {-100 * low:+.2f}%)")
+    if not known:
+        return _refused(run, "too few checkpoints and logged steps for a trend")
+    words = "too uncertain to tell"
+    if all(high < worth for (_, _, high), worth in known):
+        row["verdict"], words = STOP, "stopping costs little"
+    elif any(low > worth for (_, low, _), worth in known):
+        row["verdict"], words = GO_ON, "worth going on"
     sentence = (
         f"{run}: {budget / seen - 1:.0%} more tokens are expected to change "
         f"{' and '.join(parts)}: {words}."
     )
-    return Advice(sentence, table, run=run, verdict=verdict, seen_tokens=seen,
-                  budget_tokens=budget, mean_gain=mean, tasks=count, loss_gain=fall)  # fmt: skip
+    row |= {"tasks": count, **dict(zip(("gain", "low", "high"), mean_gain, strict=True))}
+    return Advice(sentence, table, row=row, loss_gain=loss_gain)
 
 
 def _refused(run: str, reason: str) -> Advice:
-    return Advice(f"{run}: no advice on stopping: {reason}.", refused=reason, run=run)
+    return Advice(f"{run}: no advice on stopping: {reason}.", refused=reason)
 
 
-def _mean_gain(own: list[Curve], doublings: float) -> tuple[Interval, int]:
-    """Gain of the mean over the tasks that are shares, and their number.
+def _mean_trend(own: list[Curve]) -> tuple[Line | None, int]:
+    """Trend of the mean over the tasks that are shares, and their number.
 
     Checkpoints without all of these tasks are left out, since the mean would jump there.
     """
     shares = [pd.Series(c.scores, c.tokens) for c in own if is_share(c.metric)]
     shares = [share for share in shares if (share.index > 0).sum() >= 4]
     if not shares:
-        return _UNKNOWN, 0
+        return None, 0
     mean = pd.concat(shares, axis=1).dropna().mean(axis=1)
     line = tasks.recent_line(mean.index.to_numpy(np.float64), mean.to_numpy())
-    return (line.gain(doublings, LEVEL), len(shares)) if line is not None else (_UNKNOWN, 0)
+    return line, len(shares) if line is not None else 0
