@@ -101,13 +101,11 @@ def _losses(study: Study) -> tuple[pd.DataFrame, set[str]]:
 
 def _with_loss(frame: pd.DataFrame, losses: pd.DataFrame) -> pd.DataFrame:
     """Points within the token range of the loss, with a column `loss`."""
-    parts = [frame.iloc[:0].assign(loss=math.nan)]
-    for run, points in frame.groupby("run", sort=False):
-        known = losses[(losses.run == run) & np.isfinite(losses.loss)].sort_values("tokens")
-        if len(known):
-            inside = points[points.tokens.between(known.tokens.min(), known.tokens.max())]
-            parts.append(inside.assign(loss=np.interp(inside.tokens, known.tokens, known.loss)))
-    return pd.concat(parts[1:] or parts)
+    loss = pd.Series(math.nan, frame.index)
+    for run, known in losses[np.isfinite(losses.loss)].sort_values("tokens").groupby("run"):
+        at = frame.tokens[frame.run == run]
+        loss[at.index] = np.interp(at, known.tokens, known.loss, left=math.nan, right=math.nan)
+    return frame.assign(loss=loss).dropna(subset="loss")
 
 
 def _left_out_errors(points: pd.DataFrame, axes: list[str]) -> pd.DataFrame:

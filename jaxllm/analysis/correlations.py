@@ -37,12 +37,12 @@ def correlations(study: Study, *, draws: int = 300, seed: int = 0) -> Finding:
       difference within and across domains, in the sentence, is from randomly permuted labels.
     """
     data, notes = Panel.of(study.curves), study.curves.notes
-    series, short = resampling.series(data)
+    gains, short = resampling.gains(data)
     notes += short
-    if len(data.tasks) < 2 or not series:
+    if len(data.tasks) < 2 or not gains:
         reason = "needs two tasks" if len(data.tasks) < 2 else resampling.TOO_SHORT
         return Finding.refuse(reason, notes)
-    ranks = [resampling.ranks(gains) for _, gains in series]
+    ranks = list(map(resampling.ranks, gains))
     gain, count = resampling.mean_correlation(ranks)
     rng = np.random.default_rng(seed)
     drawn = [

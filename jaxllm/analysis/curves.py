@@ -254,14 +254,6 @@ class Panel:
         params = points.groupby("run").params.last().loc[list(runs)].to_numpy(float)
         return cls(tuple(runs), params, tuple(tasks), tuple(domains), tokens, score, stderr)
 
-    def gains(self) -> Array:
-        """Differences [R, S, T] between consecutive checkpoints of a run."""
-        gains = np.full_like(self.score, math.nan)
-        for run, values in enumerate(self.score):
-            scored = np.flatnonzero(np.isfinite(values).any(axis=1))
-            gains[run, scored[1:]] = np.diff(values[scored], axis=0)
-        return gains
-
 
 def same_benchmark(first: str, second: str) -> bool:
     """Whether two tasks differ in their number of few-shot examples only."""

@@ -40,12 +40,12 @@ def lead_lag(study: Study, *, max_lag: int = 4, draws: int = 300, seed: int = 0)
     """
     data, notes = Panel.of(study.curves), study.curves.notes
     domains = tuple(dict.fromkeys(data.domains))
-    series, short = resampling.series(data)
+    of_tasks, short = resampling.gains(data)
     notes += short
-    if len(domains) < 2 or not series:
+    if len(domains) < 2 or not of_tasks:
         reason = "needs two domains" if len(domains) < 2 else resampling.TOO_SHORT
         return Finding.refuse(reason, notes)
-    gains = [resampling.ranks(_by_domain(x, data.domains, domains)) for _, x in series]
+    gains = [resampling.ranks(_by_domain(x, data.domains, domains)) for x in of_tasks]
     n = sum(map(len, gains))
     max_lag = min(max_lag, min(map(len, gains)) // 3)
     rng = np.random.default_rng(seed)
@@ -55,7 +55,9 @@ def lead_lag(study: Study, *, max_lag: int = 4, draws: int = 300, seed: int = 0)
     related_p = resampling.share(np.abs(null).max(axis=1) >= np.abs(observed).max(axis=0))
     lead, null_lead = _lead(observed, max_lag), _lead(null, max_lag)
     lead_p = resampling.share(np.abs(null_lead) >= np.abs(lead))
-    alone = _single_benchmarks(data)
+    names = pd.Series(data.tasks).str.split(" ").str[0]
+    benchmarks = names.groupby(list(data.domains), sort=False).unique()
+    alone = {domain: of[0] for domain, of in benchmarks.items() if len(of) == 1}
     rows = []
     for i, j in itertools.combinations(range(len(domains)), 2):
         if not np.isfinite(observed[:, i, j]).all():
@@ -96,14 +98,6 @@ def _sentence(table: pd.DataFrame) -> str:
     )
 
 
-def _single_benchmarks(data: Panel) -> dict[str, str]:
-    """Domains with a single task, and its name."""
-    names: dict[str, set[str]] = {}
-    for task, domain in zip(data.tasks, data.domains, strict=True):
-        names.setdefault(domain, set()).add(task.split(" ")[0])
-    return {domain: next(iter(tasks)) for domain, tasks in names.items() if len(tasks) == 1}
-
-
 def _by_domain(gains: Array, of_task: tuple[str, ...], domains: tuple[str, ...]) -> Array:
     """Mean gains [S, D] of each domain's tasks, each in units of its standard deviation."""
     frame = pd.DataFrame(gains)
@@ -114,13 +108,7 @@ def _by_domain(gains: Array, of_task: tuple[str, ...], domains: tuple[str, ...])
 
 def _lagged(series: list[Array], max_lag: int) -> Array:
     """Correlations [2 K + 1, D, D] of column i with column j `lag` checkpoints later."""
-    ahead = []
-    for lag in range(max_lag + 1):
-        pairs = [resampling.correlation(x[: len(x) - lag], x[lag:]) for x in series]
-        r, n = np.array(pairs).swapaxes(0, 1)
-        weight = np.where(np.isfinite(r), n, 0.0)
-        with np.errstate(all="ignore"):
-            ahead.append(np.nansum(r * weight, axis=0) / weight.sum(axis=0))
+    ahead = [resampling.mean_correlation(series, lag, 1)[0] for lag in range(max_lag + 1)]
     return np.stack([*(r.T for r in ahead[:0:-1]), *ahead])
 
 

@@ -28,29 +28,27 @@ FEWEST = 6
 TOO_SHORT = f"needs a run of {FEWEST + 1} checkpoints"
 
 
-def series(data: Panel) -> tuple[list[tuple[Array, Array]], tuple[str, ...]]:
-    """Levels and gains, [S_r, T] each, of the runs with enough checkpoints; and a note."""
-    found = []
-    for values, gains in zip(data.score, data.gains(), strict=True):
-        at = np.flatnonzero(np.isfinite(values).any(axis=1))[1:]
-        if len(at) >= FEWEST:
-            found.append((values[at], gains[at]))
-    short = len(data.runs) - len(found)
-    note = f"{short} of {len(data.runs)} runs have fewer than {FEWEST + 1} checkpoints: left out."
-    return found, (note,) if short else ()
+def gains(data: Panel) -> tuple[list[Array], tuple[str, ...]]:
+    """Gains [S_r, T] between checkpoints of the runs with enough of them; and a note."""
+    every = [np.diff(scores[np.isfinite(scores).any(axis=1)], axis=0) for scores in data.score]
+    enough = [of_run for of_run in every if len(of_run) >= FEWEST]
+    short = len(every) - len(enough)
+    note = f"{short} of {len(every)} runs have fewer than {FEWEST + 1} checkpoints: left out."
+    return enough, (note,) if short else ()
 
 
-def mean_correlation(series: list[Array]) -> tuple[Array, Array]:
-    """Mean over runs of rank correlations [T, T] over common checkpoints, and the counts."""
-    total: Array | float = 0.0
-    weight: Array | float = 0.0
-    for ranks in series:
-        r, n = correlation(ranks, ranks)
-        usable = np.isfinite(r) & (n >= FEWEST)
-        total = total + np.where(usable, r * n, 0.0)
-        weight = weight + np.where(usable, n, 0.0)
+def mean_correlation(
+    series: list[Array], lag: int = 0, fewest: int = FEWEST
+) -> tuple[Array, Array]:
+    """Mean over runs of correlations [T, T] of column i with column j `lag` checkpoints later.
+
+    Correlations over fewer than `fewest` common checkpoints are left out. Also their number.
+    """
+    of_runs = [correlation(x[: len(x) - lag], x[lag:]) for x in series]
+    r, n = np.array(of_runs).swapaxes(0, 1)
+    weight = np.where(np.isfinite(r) & (n >= fewest), n, 0.0)
     with np.errstate(all="ignore"):
-        return np.asarray(total / weight), np.asarray(weight)
+        return np.nansum(r * weight, axis=0) / weight.sum(axis=0), weight.sum(axis=0)
 
 
 def ranks(values: Array) -> Array:

@@ -9,6 +9,7 @@ from scipy import stats
 
 from jaxllm.analysis import resampling
 from jaxllm.analysis.correlations import correlations
+from jaxllm.analysis.curves import Panel, curves
 from jaxllm.analysis.registry import Study
 from tests.analysis.planted import table
 
@@ -105,6 +106,17 @@ def test_one_task_at_other_shots_is_no_pair() -> None:
     assert set(map(frozenset, zip(found.task_a, found.task_b, strict=True))) == {
         frozenset({"a", "b"}), frozenset({"a 5-shot", "b"})
     }  # fmt: skip
+
+
+def test_gains_are_between_the_checkpoints_of_a_run() -> None:
+    squares, cubes = np.arange(8.0) ** 2, np.arange(9.0) ** 3
+    one = table({"a": squares}, tokens=2 * np.arange(8), run="one")
+    two = table({"a": cubes}, tokens=3 * np.arange(9), run="two", params=2)
+    three = table({"a": squares[:4]}, run="three", params=3)
+    panel = Panel.of(curves(pd.concat([one, two, three])).main().comparable())
+    gains, notes = resampling.gains(panel)
+    np.testing.assert_array_equal(np.concatenate(gains)[:, 0], [*np.diff(squares), *np.diff(cubes)])
+    assert "1 of 3 runs" in notes[0]
 
 
 def test_block_bootstrap_keeps_neighbours_and_lengths() -> None:

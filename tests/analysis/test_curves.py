@@ -87,5 +87,3 @@ def test_panel_aligns_runs_on_tokens() -> None:
     data = Panel.of(curves(pd.concat([first, second])).main().comparable())
     np.testing.assert_array_equal(data.tokens, [0, 10, 20, 30])
     np.testing.assert_array_equal(data.score[:, :, 0], [[1, 2, np.nan, 3], [np.nan, 5, 6, np.nan]])
-    gains = data.gains()[:, :, 0]
-    np.testing.assert_array_equal(gains, [[np.nan, 1, np.nan, 1], [np.nan, np.nan, 1, np.nan]])
