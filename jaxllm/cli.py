@@ -75,11 +75,7 @@ def parse(flags: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> 
 
 
 def refuse_unread(args: argparse.Namespace, names: Sequence[str], mode: str) -> None:
-    """Check that flags which a command does not read in this `mode` are not given.
-
-    Raises:
-      UserError: one is given; the message names it.
-    """
+    """Raise UserError for a flag that a command does not read in this `mode`."""
     for name in names:
         if getattr(args, name) not in (None, False):
             raise UserError(f"--{name} is not read {mode}: leave it out")
@@ -93,6 +89,7 @@ def load_gin(args: argparse.Namespace, run: str | None = None) -> None:
         a run directory whose config is invalid, or does more than bind jaxllm's configs.
     """
     import gin
+    from etils import epath
 
     from jaxllm.run import stored_config
 
@@ -102,7 +99,9 @@ def load_gin(args: argparse.Namespace, run: str | None = None) -> None:
     for path in paths:
         gin.add_config_file_search_path(path)
     # gin's default readers also search Python packages, and mistake a directory runs/ for one.
-    gin.config._FILE_READERS[:] = [(open, os.path.isfile), (_open_remote, _is_remote_file)]
+    is_remote_file = lambda path: "://" in path and epath.Path(path).exists()
+    open_remote = lambda path: epath.Path(path).open()
+    gin.config._FILE_READERS[:] = [(open, os.path.isfile), (open_remote, is_remote_file)]
     logging.disable(logging.ERROR)  # gin logs every directory that a file is not in
     try:
         if run is not None:
@@ -168,20 +167,6 @@ def _gin_value(text: str) -> str:
     except (SyntaxError, ValueError):
         return repr(text)
     return text
-
-
-def _is_remote_file(path: str) -> bool:
-    if "://" not in path:
-        return False
-    from etils import epath
-
-    return epath.Path(path).exists()
-
-
-def _open_remote(path: str):  # type: ignore[no-untyped-def]
-    from etils import epath
-
-    return epath.Path(path).open()
 
 
 def _missing_file_message(error: OSError, paths: Sequence[str]) -> str:

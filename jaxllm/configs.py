@@ -94,27 +94,27 @@ def _checked(name: str, value: Any, hint: Any) -> Any:
 
 def _fit(value: Any, hint: Any) -> Any:
     """`value` converted to type `hint`, or `_UNFIT`."""
-    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in _UNIONS:
-        return next((f for part in parts if (f := _fit(value, part)) is not _UNFIT), _UNFIT)
+        return next((f for part in args if (f := _fit(value, part)) is not _UNFIT), _UNFIT)
     if origin is Annotated:
-        fitted = _fit(value, parts[0])
-        return fitted if fitted is not _UNFIT and _RANGES[parts[1]](fitted) else _UNFIT
+        fitted = _fit(value, args[0])
+        return fitted if fitted is not _UNFIT and _RANGES[args[1]](fitted) else _UNFIT
     if origin is typing.Literal:
-        return value if isinstance(value, str) and value in parts else _UNFIT
+        return value if isinstance(value, str) and value in args else _UNFIT
     if origin is tuple:
-        if isinstance(value, str) and parts == (str, ...):
+        if isinstance(value, str) and args == (str, ...):
             value = [word for word in value.split(",") if word]
         if not isinstance(value, (tuple, list)):
             return _UNFIT
-        hints = parts if parts[-1] is not ... else parts[:1] * len(value)
+        hints = args if args[-1] is not ... else args[:1] * len(value)
         fitted = tuple(map(_fit, value, hints))
         return fitted if len(value) == len(hints) and _UNFIT not in fitted else _UNFIT
     if origin is Mapping:
         fits = isinstance(value, Mapping) and not any(
             _fit(part, part_hint) is _UNFIT
             for item in value.items()
-            for part, part_hint in zip(item, parts, strict=True)
+            for part, part_hint in zip(item, args, strict=True)
         )
     elif isinstance(value, Mapping) and isinstance(hint, type) and dataclasses.is_dataclass(hint):
         names = [field.name for field in dataclasses.fields(hint)]
@@ -132,8 +132,8 @@ def _fit(value: Any, hint: Any) -> Any:
 
 def _types(hint: Any) -> tuple[Any, ...]:
     """The alternatives of a hint, without their ranges."""
-    parts = typing.get_args(hint) if typing.get_origin(hint) in _UNIONS else (hint,)
-    return tuple(typing.get_args(p)[0] if typing.get_origin(p) is Annotated else p for p in parts)
+    args = typing.get_args(hint) if typing.get_origin(hint) in _UNIONS else (hint,)
+    return tuple(typing.get_args(p)[0] if typing.get_origin(p) is Annotated else p for p in args)
 
 
 def _literal(value: Any, hint: Any) -> str:
@@ -163,15 +163,15 @@ def _suggestion(value: Any, hint: Any) -> str:
 
 def _described(hint: Any) -> str:
     """Description of the values of type `hint`."""
-    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in _UNIONS:
-        return " or ".join(_described(part) for part in parts)
+        return " or ".join(_described(part) for part in args)
     if origin is Annotated:
-        return f"{_described(parts[0])} {parts[1]}"
+        return f"{_described(args[0])} {args[1]}"
     if origin is typing.Literal:
-        return " or ".join(map(repr, parts))
+        return " or ".join(map(repr, args))
     if origin is tuple:
-        return f"a tuple, ({', '.join('…' if p is ... else _described(p) for p in parts)})"
+        return f"a tuple, ({', '.join('…' if p is ... else _described(p) for p in args)})"
     if origin is Mapping:
-        return f"a mapping, {{'name': {_described(parts[1])}}}"
+        return f"a mapping, {{'name': {_described(args[1])}}}"
     return _NAMES.get(hint) or f"a {hint.__name__}, @{hint.__name__}()"

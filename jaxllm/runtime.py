@@ -57,7 +57,7 @@ def join_hosts(args: argparse.Namespace) -> None:
     import jax
 
     auto = address == "auto"
-    spec = _detected(timeout) if auto else _given(address, args.num_processes, args.process_id)
+    spec = _detected(timeout) if auto else _from_flags(address, args.num_processes, args.process_id)
     wait_for_hosts(spec, timeout)
     jax.distributed.initialize(
         *spec,
@@ -151,7 +151,7 @@ def import_seqio() -> ModuleType:
     return seqio
 
 
-def _given(address: str, processes: int | None, process: int | None) -> ProcessSpec:
+def _from_flags(address: str, processes: int | None, process: int | None) -> ProcessSpec:
     if processes is None or process is None:
         raise UserError(f"--coordinator_address={address} needs --num_processes and --process_id")
     if not 0 <= process < processes:

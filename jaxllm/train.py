@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from jaxllm import cli, runtime
 from jaxllm.errors import one_line
-from jaxllm.run.times import GoodputTimer
+from jaxllm.run.times import GoodputTimer, duration
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -155,8 +155,6 @@ def open_data(experiment: Experiment, weights: Mapping[str, float] | None = None
 
 def timing(outcome: Outcome) -> str:
     """The wall time of the run by phase, over all its processes, in one line."""
-    from jaxllm.training.progress import duration
-
     seconds = outcome.run_seconds
     phases = ["steps", "waiting for data", "checkpoints", "evaluation", "compilation", "start"]
     phases += [f"lost to {outcome.restarts} restarts"] if outcome.restarts else []
@@ -177,13 +175,13 @@ def show(model_dir: str, scored: bool) -> None:
     failed = f"could not be made (`python -m jaxllm.analyze {model_dir}` tries again)"
     with _reported(f"the report {failed}"):
         report = tables.gather([run])
-        found = items.items(report)
+        cards = items.items(report)
         if scored:
             with _reported("no table of the capabilities"):
                 print(f"\n{terminal.capability_table(report, report.overviews[0].run)}\n")
         with _reported("no images of the report in TensorBoard"):
-            tensorboard.write_report(run.layout.tensorboard, report, found)
-        path = page.write(run.layout.report / "index.html", page.render(report, found).encode())
+            tensorboard.write_report(run.layout.tensorboard, report, cards)
+        path = page.write(run.layout.report / "index.html", page.render(report, cards).encode())
         print(f"report       {path}")
     print(f"TensorBoard  tensorboard --logdir {model_dir}/tensorboard")
 

@@ -6,6 +6,7 @@ import math
 
 from jaxllm.analysis.curves import is_share
 from jaxllm.analysis.finding import amount
+from jaxllm.run import times
 
 _SUPERSCRIPTS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 UNKNOWN = "–"
@@ -20,18 +21,8 @@ def flops(number: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in the two largest units: "45 s", "4 min 32 s", "3 h 5 min", "12 d 4 h"."""
-    if not math.isfinite(seconds):
-        return UNKNOWN
-    whole = round(seconds)
-    for unit, size, smaller, part in (
-        ("d", 86400, "h", 3600),
-        ("h", 3600, "min", 60),
-        ("min", 60, "s", 1),
-    ):
-        if whole >= size:
-            return f"{whole // size} {unit} {whole % size // part} {smaller}"
-    return f"{whole} s"
+    """As `jaxllm.run.times.duration`; unknown if not finite."""
+    return times.duration(seconds) if math.isfinite(seconds) else UNKNOWN
 
 
 def value(number: float, metric: str) -> str:

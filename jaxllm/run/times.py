@@ -104,6 +104,19 @@ class GoodputTimer:
         self._since, self.phase = now, phase
 
 
+def duration(seconds: float) -> str:
+    """Seconds in the two largest units: "45 s", "4 min 32 s", "3 h 5 min", "12 d 4 h"."""
+    whole = round(seconds)
+    for unit, size, smaller, part in (
+        ("d", 86400, "h", 3600),
+        ("h", 3600, "min", 60),
+        ("min", 60, "s", 1),
+    ):
+        if whole >= size:
+            return f"{whole // size} {unit} {whole % size // part} {smaller}"
+    return f"{whole} s"
+
+
 def before_restart(
     rows: Sequence[Mapping[str, Any]], step: int, saved: TimeBreakdown
 ) -> tuple[TimeBreakdown, float]:

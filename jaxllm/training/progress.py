@@ -6,6 +6,8 @@ import sys
 import time
 from typing import TextIO
 
+from jaxllm.run.times import duration
+
 
 class Progress:
     """A line updated in place in a terminal; elsewhere a new line every `every` seconds."""
@@ -56,17 +58,3 @@ class Progress:
             self._out.write("\r" + " " * self._width + "\r")
             self._out.flush()
             self._width = 0
-
-
-def duration(seconds: float) -> str:
-    """A duration as `3 s`, `2:05 min`, `1:02 h` or `3 d 4 h`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60}:{whole % 60:02} min"
-    minutes = round(seconds / 60)
-    if minutes < 24 * 60:
-        return f"{minutes // 60}:{minutes % 60:02} h"
-    hours = round(seconds / 3600)
-    return f"{hours // 24} d {hours % 24} h"

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from jaxllm.run import times
-from jaxllm.run.times import GoodputTimer, TimeBreakdown
+from jaxllm.run.times import GoodputTimer, TimeBreakdown, duration
 from jaxllm.sharding.chips import peak_flops, utilisation
 from jaxllm.training import progress
-from jaxllm.training.progress import Progress, duration
+from jaxllm.training.progress import Progress
 
 
 class Terminal(io.StringIO):
@@ -41,8 +41,8 @@ def show(out: io.StringIO, now: Any, every: float) -> str:
 def test_not_a_terminal_gets_a_line_now_and_then(now: Any) -> None:
     lines = show(io.StringIO(), now, every=20).splitlines()
     assert lines == [
-        "step 20/100 (20 %)  loss 2.500  1,000 tokens/s  1:20 min left",
-        "step 40/100 (40 %)  loss 2.500  1,000 tokens/s  1:00 min left",
+        "step 20/100 (20 %)  loss 2.500  1,000 tokens/s  1 min 20 s left",
+        "step 40/100 (40 %)  loss 2.500  1,000 tokens/s  1 min 0 s left",
         "hello",
     ]
 
@@ -56,7 +56,7 @@ def test_a_terminal_has_one_line_that_is_renewed_and_gives_way(now: Any) -> None
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(3.4, "3 s"), (125, "2:05 min"), (3720, "1:02 h"), (3 * 86400 + 4 * 3600, "3 d 4 h")],
+    [(3.4, "3 s"), (125, "2 min 5 s"), (3720, "1 h 2 min"), (3 * 86400 + 4 * 3600, "3 d 4 h")],
 )
 def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text
