@@ -1,7 +1,7 @@
 """A suite of runs whose tasks follow known curves, seen through binomial noise.
 
 A task rises from chance to a ceiling by a logistic curve in log tokens; larger models rise
-earlier and higher. Each run has its own small deviation per task, so nothing is foretold exactly.
+earlier and higher. Each run has its own small deviation per task, so nothing is forecast exactly.
 """
 
 from __future__ import annotations

@@ -13,7 +13,17 @@ from jaxllm.analysis.registry import Study
 from jaxllm.interop.importers import open_source
 from tests.analysis.simulated_suite import TOKENS, suite
 
-MADE = ["run", "task", "last", "log_linear", "forecast", "low", "high", "stderr", "finished_runs"]
+PREDICTED = [
+    "run",
+    "task",
+    "last",
+    "log_linear",
+    "forecast",
+    "low",
+    "high",
+    "stderr",
+    "finished_runs",
+]
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +54,7 @@ def test_nothing_after_the_cut_and_no_twin_is_read(method: str) -> None:
         for found in (backtest(Study(each), fractions=(0.3,)) for each in (records, changed))
     )
     assert (before.method == method).all()
-    pd.testing.assert_frame_equal(before[MADE], after[MADE])
+    pd.testing.assert_frame_equal(before[PREDICTED], after[PREDICTED])
     assert not np.allclose(before.truth, after.truth)
 
 
@@ -55,10 +65,10 @@ def test_a_twin_adds_nothing() -> None:
         found.points[found.points.run == "1000m-0"].reset_index(drop=True)
         for found in (backtest(Study(each), fractions=(0.3,)) for each in (records, without))
     )
-    pd.testing.assert_frame_equal(both[MADE], one[MADE])
+    pd.testing.assert_frame_equal(both[PREDICTED], one[PREDICTED])
 
 
-def test_of_pure_noise_nothing_is_foretold() -> None:
+def test_of_pure_noise_nothing_is_forecast() -> None:
     found = backtest(Study(suite(5, growth=0.0, tasks=40)), fractions=(0.3,))
     points = found.points
     chance = points.task.map(suite(5, growth=0.0, tasks=40).groupby("task").chance.first())
@@ -88,7 +98,7 @@ def test_scores_by_hand() -> None:
     assert scores.mae_log_linear == pytest.approx(0.1)
     assert scores.reduction == pytest.approx(0.0, abs=1e-9)
     assert scores.coverage == pytest.approx(2 / 3)
-    assert scores["sign"] == pytest.approx(2 / 3)  # b was foretold to stay
+    assert scores["sign"] == pytest.approx(2 / 3)  # b was forecast to stay
     assert scores.ranking == pytest.approx(2 / 3) and scores.ranking_last == 1
     assert scores.ranking_log_linear == 0.5  # ties
 
@@ -115,7 +125,7 @@ def pythia(shared_data: Path) -> Backtest:
     return backtest(Study(records[records.metric == "accuracy"]), fractions=(0.3,))
 
 
-def test_pythia_is_foretold_a_quarter_better_than_by_the_baselines(pythia: Backtest) -> None:
+def test_pythia_is_forecast_a_quarter_better_than_by_the_baselines(pythia: Backtest) -> None:
     exams = pythia.points[pythia.points.benchmark != "blimp"]  # the tasks that all runs were given
     assert exams.task.str.removesuffix(" 5-shot").nunique() == 65
     older = exams.run.str.endswith("-v0")

@@ -24,7 +24,7 @@ def truth(records: pd.DataFrame, run: str) -> pd.Series:
     return records[(records.run == run) & (records.tokens == TOKENS)].set_index("task").value
 
 
-def test_a_run_in_progress_is_foretold(records: pd.DataFrame) -> None:
+def test_a_run_in_progress_is_forecast(records: pd.DataFrame) -> None:
     found = forecast(begun(records, "1000m-0", 0.3), "1000m-0", {"1000m-0": TOKENS})
     assert not found.refused and found.sentence.startswith("From 30% of its training")
     table = found.table.set_index("task")
@@ -140,7 +140,7 @@ def test_finished_runs_of_one_size_are_held_out_run_by_run() -> None:
     assert (found.table.finished_runs == 5).all()
 
 
-def test_losses_are_foretold_too(records: pd.DataFrame) -> None:
+def test_losses_are_forecast_too(records: pd.DataFrame) -> None:
     losses = records.assign(metric="bits_per_byte", value=2.0 - records.value, chance=math.nan)
     found = forecast(begun(losses, "1000m-0", 0.3), "1000m-0", {"1000m-0": TOKENS}).table
     end = truth(losses, "1000m-0")
