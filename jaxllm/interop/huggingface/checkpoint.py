@@ -76,10 +76,19 @@ class HFCheckpoint:
         _check(directory, tensors, tensor_shapes(model, names, str(directory / CONFIG)))
         return cls(directory, _with_dtype(model, tensors), names, tensors)
 
-    def parameter(self, name: str, shape: Shape, layer: int | None = None) -> np.ndarray:
-        """One parameter, or one layer of it, of shape `shape`, as a view of the memory map."""
+    def read(
+        self, name: str, shape: Shape, dtype: np.dtype, index: tuple[slice, ...]
+    ) -> np.ndarray:
+        """Copy the part `index` of a parameter of shape `shape`, layers stacked, to a new array."""
         hf_name, layout = self.names[name]
-        return layout.view(self.tensors[hf_name.format(layer)].open(), shape)
+        array = np.empty([len(range(n)[part]) for part, n in zip(index, shape, strict=True)], dtype)
+        if not name.startswith("layers/"):
+            copy(array, layout.view(self.tensors[hf_name].open(), shape)[index], name)
+            return array
+        for to, layer in zip(array, range(shape[0])[index[0]], strict=True):
+            tensor = self.tensors[hf_name.format(layer)].open()
+            copy(to, layout.view(tensor, shape[1:])[index[1:]], name)
+        return array
 
 
 def tensor_shapes(model: ModelConfig, names: Names, where: str) -> dict[str, Shape]:

@@ -25,7 +25,6 @@ from jaxllm.interop.huggingface.checkpoint import (
     CONFIG,
     DTYPES,
     HFCheckpoint,
-    copy,
     parameter_shapes,
     read_json,
 )
@@ -227,20 +226,14 @@ def _streamed(checkpoint: HFCheckpoint, model: ModelConfig) -> dict[str, Any]:
     dtype = DTYPES[model.param_dtype]
 
     def leaf(name: str, shape: tuple[int, ...]) -> _Streamed:
-        stacked = name.startswith("layers/")
         row_bytes = int(np.prod(shape[1:])) * dtype.itemsize
+        stacked = name.startswith("layers/")
         rows = 1 if stacked else min(shape[0], max(1, CHUNK_BYTES // row_bytes))
-
-        def chunk(start: int) -> np.ndarray:
-            if stacked:
-                view = checkpoint.parameter(name, shape[1:], start)[None]
-            else:
-                view = checkpoint.parameter(name, shape)[start : start + rows]
-            array = np.empty(view.shape, dtype)
-            copy(array, view, name)
-            return array
-
-        return _Streamed(shape, dtype, rows, chunk)
+        others = [slice(None)] * (len(shape) - 1)
+        part = lambda start: (slice(start, start + rows), *others)
+        return _Streamed(
+            shape, dtype, rows, lambda start: checkpoint.read(name, shape, dtype, part(start))
+        )
 
     leaves = {name: leaf(name, shape) for name, shape in parameter_shapes(model).items()}
     return unflatten_dict(leaves, sep="/")

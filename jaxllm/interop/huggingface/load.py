@@ -7,9 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from jaxllm.interop.huggingface.checkpoint import HFCheckpoint, copy
+from jaxllm.interop.huggingface.checkpoint import HFCheckpoint
 from jaxllm.models.config import ModelConfig
 
 if TYPE_CHECKING:
@@ -38,22 +36,9 @@ def load_params(checkpoint: HFCheckpoint, model: ModelConfig, mesh: Mesh) -> Any
 
     def array(name: str) -> jax.Array:
         leaf = leaves[name]
-        return jax.make_array_from_callback(
-            leaf.shape, leaf.sharding, lambda index: _read(checkpoint, name, leaf, index or ())
-        )
+        read = lambda index: checkpoint.read(name, leaf.shape, leaf.dtype, index or ())
+        return jax.make_array_from_callback(leaf.shape, leaf.sharding, read)
 
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as threads:
         arrays = dict(zip(leaves, threads.map(array, leaves), strict=True))
     return unflatten_dict(arrays, sep="/")
-
-
-def _read(checkpoint: HFCheckpoint, name: str, leaf: Any, index: tuple[slice, ...]) -> np.ndarray:
-    """Copy one device's shard of a parameter, layers stacked, into a new array."""
-    sizes = [len(range(*part.indices(n))) for part, n in zip(index, leaf.shape, strict=True)]
-    shard = np.empty(sizes, leaf.dtype)
-    if not name.startswith("layers/"):
-        copy(shard, checkpoint.parameter(name, leaf.shape)[index], name)
-        return shard
-    for i, layer in enumerate(range(*index[0].indices(leaf.shape[0]))):
-        copy(shard[i], checkpoint.parameter(name, leaf.shape[1:], layer)[index[1:]], name)
-    return shard

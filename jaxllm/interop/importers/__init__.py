@@ -57,9 +57,7 @@ def open_source(spec: str | os.PathLike[str]) -> Results:
 
 def _run(directory: str) -> Results:
     run = Run.open(directory)
-    records, metrics = run.records(), run.metrics()
-    name = run.name
-    return Results(directory, records, metrics.assign(run=name), run.problems())
+    return Results(directory, run.records(), run.metrics().assign(run=run.name), run.problems())
 
 
 def _metrics(path: epath.Path, settings: Settings) -> Results:
@@ -70,9 +68,8 @@ def _metrics(path: epath.Path, settings: Settings) -> Results:
         frame["tokens"] = frame["step"] * per_step
     if math.isfinite(params := settings.number("params")) and "tokens" in frame:
         frame["flops"] = 6.0 * params * frame["tokens"]
-    return Results(
-        f"metrics:{path}", pd.DataFrame(columns=COLUMNS), frame.assign(run=name), problems
-    )
+    none = pd.DataFrame(columns=COLUMNS)
+    return Results(f"metrics:{path}", none, frame.assign(run=name), problems)
 
 
 _READERS = {

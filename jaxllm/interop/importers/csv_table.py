@@ -42,12 +42,9 @@ def read(path: epath.Path, settings: Settings) -> Results:
     problems: list[str] = []
     table = _table(path)
     frame = _mapped(table, settings, path)
-    if "task" not in frame or "value" not in frame:
-        lacking = "task" if "task" not in frame else "value"
-        raise UserError(
-            f"{settings.where}: no column {lacking}; say which it is, as ?{lacking}=COLUMN, of "
-            f"{', '.join(map(str, table.columns[:12]))}"
-        )
+    for name in [name for name in ("task", "value") if name not in frame]:
+        columns = ", ".join(map(str, table.columns[:12]))
+        raise UserError(f"{settings.where}: no column {name}: set ?{name}= to one of {columns}")
     for name in set(_NUMBERS) & set(frame):
         numbers = pd.to_numeric(frame[name], errors="coerce")
         wrong = frame[name].notna() & numbers.isna()
@@ -57,13 +54,10 @@ def read(path: epath.Path, settings: Settings) -> Results:
                 f"{frame[name][wrong].iloc[0]!r})"
             )
         frame[name] = numbers.astype("float64")
-    if math.isfinite(scale := settings.number("scale")):
-        frame["value"] *= scale
-        if "stderr" in frame:
-            frame["stderr"] *= scale
-    empty = frame.value.isna()
-    if empty.any():
-        problems.append(f"{int(empty.sum())} of {len(frame)} entries have no value")
+    for name in {"value", "stderr"} & set(frame):
+        frame[name] *= settings.number("scale", 1.0)
+    if empty := int(frame.value.isna().sum()):
+        problems.append(f"{empty} of {len(frame)} entries have no value")
     frame = frame.assign(run=frame.run.astype(str), task=frame.task.astype(str))
     if "metric" not in frame:
         frame = _with_metric(frame)

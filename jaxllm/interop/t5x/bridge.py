@@ -50,19 +50,11 @@ _MESH_AXES = {"data": "data", "fsdp": "data", "tensor": "model"}
 
 
 class DecoderModel(models.DecoderOnlyModel):
-    """A `t5x.models.DecoderOnlyModel` with our decoder as its module.
+    """A `t5x.models.DecoderOnlyModel` with our decoder as its module; its arguments are t5x's.
 
     Token 0 is padding in t5x. Attention over `inputs` is causal; there is no label smoothing.
-
-    Args:
-      config: the decoder's configuration.
-      vocabulary: the `seqio.Vocabulary` of inputs and targets.
-      optimizer_def: optimizer in t5x's wrapper, from `adamw`; None to evaluate or infer.
-      decode_fn: `t5x.decoding.temperature_sample`, or a function with its arguments.
-      feature_converter_cls: replacement of `seqio.DecoderFeatureConverter`.
-      z_loss: coefficient of log²(Z).
-      loss_normalizing_factor: divisor of the summed loss: a number, the name of one of t5x's
-        special factors, or None.
+    `optimizer_def` is None to evaluate or infer; `decode_fn` takes the arguments of
+    `temperature_sample`; `z_loss` is the coefficient of log²(Z).
 
     Raises:
       UserError: the vocabulary is larger than the decoder's.
