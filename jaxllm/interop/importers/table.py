@@ -25,7 +25,7 @@ NOT_KNOWN = {
 }
 UNITS = {"k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
 _SIZE = re.compile(r"(?<![a-zA-Z0-9.])(\d+(?:\.\d+)?)([mb])(\d?)(?![a-zA-Z0-9])", re.IGNORECASE)
-_DTYPES = {"str": str, "bool": bool, "int": "float64", "float": "float64"}
+_DTYPES: Mapping[str, Any] = {"str": str, "bool": bool, "int": "float64", "float": "float64"}
 
 Row = dict[str, Any]
 
@@ -101,11 +101,11 @@ def to_results(
 def _completed(frame: pd.DataFrame, settings: Settings, problems: list[str]) -> pd.DataFrame:
     for name in settings.values.keys() & {"run", "family", "params"}:
         frame[name] = settings.number(name) if name == "params" else settings.values[name]
+    frame["shots"] = frame["shots"].fillna(0).astype(int) if "shots" in frame else 0
     for name, fill in _ABSENT.items():
         if name not in frame:
             frame[name] = fill(frame)
-    shots = frame["shots"].fillna(0).astype(int)
-    frame["task"] = [_named(task, n) for task, n in zip(frame.task, shots, strict=True)]
+    frame["task"] = [_named(task, n) for task, n in zip(frame.task, frame.shots, strict=True)]
     for name, message in NOT_KNOWN.items():
         if frame[name].isna().any():
             runs = frame.run[frame[name].isna()].unique()
@@ -126,7 +126,7 @@ def _typed(frame: pd.DataFrame) -> pd.DataFrame:
             column = column.where(column.notna(), field.default)
         if field.type in ("int", "float"):
             column = pd.to_numeric(column, errors="coerce")
-        typed[field.name] = column.astype(_DTYPES[field.type])
+        typed[field.name] = column.astype(_DTYPES[str(field.type)])
     typed["n"] = _examples(typed)
     integers = [f.name for f in dataclasses.fields(Record) if f.type == "int"]
     return typed.astype({name: "int64" for name in integers if typed[name].notna().all()})
@@ -169,19 +169,6 @@ def _primary(frame: pd.DataFrame) -> pd.Series:
     return frame.metric == primary.reindex(pd.MultiIndex.from_frame(frame[keys])).to_numpy()
 
 
-# Columns that a source may lack -> their values.
-_ABSENT: Mapping[str, Callable[[pd.DataFrame], Any]] = {
-    "shots": lambda frame: 0,
-    "domain": lambda frame: frame.task.map(lambda task: known_tasks.lookup(task).domain),
-    "chance": _chance,
-    "params": lambda frame: frame.run.map(size_in_name),
-    "family": lambda frame: frame.run.map(family_of),
-    "tokens": lambda frame: math.nan,
-    "flops": lambda frame: 6.0 * frame.params * frame.tokens,
-    "primary": _primary,
-}
-
-
 @functools.cache
 def _named(task: str, shots: int) -> str:
     """The task's name in the table, which includes the number of shots unless it is 0."""
@@ -204,3 +191,15 @@ def family_of(run: str) -> str:
     """A run's name without its size: the runs of a suite differ only in that."""
     short = _SIZE.sub("", run)
     return re.sub(r"([-_])[-_]+", r"\1", short).strip("-_ ") or run
+
+
+# Columns that a source may lack -> their values.
+_ABSENT: Mapping[str, Callable[[pd.DataFrame], Any]] = {
+    "domain": lambda frame: frame.task.map(lambda task: known_tasks.lookup(task).domain),
+    "chance": _chance,
+    "params": lambda frame: frame.run.map(size_in_name),
+    "family": lambda frame: frame.run.map(family_of),
+    "tokens": lambda frame: math.nan,
+    "flops": lambda frame: 6.0 * frame.params * frame.tokens,
+    "primary": _primary,
+}
