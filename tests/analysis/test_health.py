@@ -12,8 +12,8 @@ from jaxllm.analysis.curves import curves
 from jaxllm.analysis.health import loss as checks_loss
 from jaxllm.analysis.health import tasks as checks_tasks
 from jaxllm.analysis.health.advice import GO_ON, STOP, UNCLEAR, advise
-from jaxllm.analysis.health.check import ALPHA
-from jaxllm.analysis.health.checks import Health, checks, examine
+from jaxllm.analysis.health.check import ALPHA, Check
+from jaxllm.analysis.health.checks import checks, examine
 from jaxllm.analysis.registry import Study
 from jaxllm.analysis.stats import false_discovery
 from jaxllm.interop.importers import open_source
@@ -21,8 +21,8 @@ from tests.analysis.planted_health import STEPS, log, logged, table
 from tests.simulated_run import simulate
 
 
-def check(found: Health, name: str):
-    return next(c for c in found.checks if c.name == name)
+def check(found: tuple[Check, ...], name: str) -> Check:
+    return next(c for c in found if c.name == name)
 
 
 def share(raised) -> float:
@@ -95,8 +95,8 @@ def test_healthy_logs_ring_no_alarm() -> None:
         rng = np.random.default_rng(seed)
         metrics = logged(seed)
         metrics["loss"] += 0.02 * (rng.gamma(2, 1, STEPS) - 2)  # skewed, as batches are
-        found = examine(Study(pd.DataFrame(), logged=metrics.assign(run="r")))[0]
-        assert not found.alarms, found.sentence
+        (found,) = examine(Study(pd.DataFrame(), logged=metrics.assign(run="r"))).values()
+        assert [c.sentence for c in found if c.raised] == []
 
 
 def test_plateau() -> None:
@@ -177,12 +177,12 @@ def test_falling_capability() -> None:
     gains = {f"task{k}": 0.01 for k in range(30)} | {"lost": -0.12}
     records = table(0, gains, {"r": 1e8})
     records["chance"] = records.chance.where(records.task != "task0", 0.6)
-    found = check(examine(Study(records, logged=log(0)))[0], "falling capabilities")
+    found = check(examine(Study(records, logged=log(0)))["r"], "falling capabilities")
     assert found.raised and found.number == 1
     assert found.table[found.table.found].task.tolist() == ["lost"]
     assert "while the loss falls: lost" in found.reason
     assert "task0" not in set(found.table.task)  # at chance: nothing to lose
-    alone = check(examine(Study(records))[0], "falling capabilities")
+    alone = check(examine(Study(records))["r"], "falling capabilities")
     assert "not known" in alone.reason
 
 
@@ -215,26 +215,24 @@ def test_reference_band() -> None:
     records = table(0, {f"task{k}": 0.03 for k in range(10)}, SUITE)
     behind = (records.run == "s3") & (records.task == "task4")
     records.loc[behind, "value"] -= 0.2
-    found = {h.run: check(h, "reference band") for h in examine(Study(records))}
+    found = {run: check(h, "reference band") for run, h in examine(Study(records)).items()}
     assert [run for run, c in found.items() if c.raised] == ["s3"]
     worst = found["s3"].table.iloc[0]
     assert worst.task == "task4" and worst.expected == pytest.approx(0.5 + 0.06, abs=0.03)
     assert "equal tokens: task4" in found["s3"].reason
-    few = examine(Study(records[records.run.isin(["s0", "s1"])]))[0]
+    few = examine(Study(records[records.run.isin(["s0", "s1"])]))["s0"]
     assert "3 runs" in check(few, "reference band").refused
     # At half its tokens a run is held against the others at half of theirs.
     early = records[(records.run != "s1") | (records.step <= 8)]
-    early = next(h for h in examine(Study(early)) if h.run == "s1")
-    assert not check(early, "reference band").raised
+    assert not check(examine(Study(early))["s1"], "reference band").raised
 
 
 def test_logged_losses_are_compared_too() -> None:
     logs = [logged(k).assign(run=f"s{k}") for k in range(6)]
     logs[2]["loss"] += 0.5
     metrics = pd.concat(logs)
-    found = {
-        h.run: check(h, "reference band") for h in examine(Study(pd.DataFrame(), logged=metrics))
-    }
+    every = examine(Study(pd.DataFrame(), logged=metrics))
+    found = {run: check(of_run, "reference band") for run, of_run in every.items()}
     assert [run for run, c in found.items() if c.raised] == ["s2"]
     row = found["s2"].table.iloc[0]
     assert (row.task, row.runs) == ("logged loss", 5)
@@ -260,10 +258,10 @@ def test_false_alarms_on_published_runs(shared_data) -> None:
     raised = {}
     for share_seen in (0.5, 1.0):
         seen = records[records.tokens <= share_seen * records.tokens.max()]
-        for found in examine(Study(seen)):
-            for c in found.checks:
+        for run, found in examine(Study(seen)).items():
+            for c in found:
                 if not c.refused:
-                    raised[share_seen, c.name, found.run] = c.raised
+                    raised[share_seen, c.name, run] = c.raised
     assert len(raised) == 2 * 2 * 31  # the other checks read logged metrics: none were published
     alarms = {key for key, is_raised in raised.items() if is_raised}
     falls = {key for key in alarms if key[1] == "falling capabilities"}
@@ -313,10 +311,10 @@ def test_advice() -> None:
 
 def test_simulated_run_is_healthy(tmp_path) -> None:
     source = open_source(simulate(tmp_path / "run"))
-    (found,) = examine(
+    found = checks(
         Study(source.records, logged=source.metrics, planned_tokens={source.records.run[0]: 2e7})
     )
-    assert not found.alarms and not found.refused, found.table.says.tolist()
+    assert not found.refused, found.table.says.tolist()
     assert "looks healthy" in found.sentence and "1 could not be made" in found.sentence
     assert found.table.state.value_counts().to_dict() == {"fine": 6, "refused": 1}
     (advice,) = advise(Study(source.records, logged=source.metrics))
@@ -357,10 +355,9 @@ def test_bad_input_is_refused_and_said(name) -> None:
         log(0, steps=3),
         pd.DataFrame({"run": ["r"]}),
     ):
-        for found in examine(Study(records, logged=metrics)):
-            assert not found.alarms
-            assert all(c.refused or c.reason for c in found.checks)
-            assert found.sentence and len(found.table) == 7
+        for of_run in examine(Study(records, logged=metrics)).values():
+            assert not any(c.raised for c in of_run)
+            assert all(c.refused or c.reason for c in of_run) and len(of_run) == 7
         for advice in advise(Study(records, logged=metrics)):
             assert advice.sentence
         assert checks(Study(records, logged=metrics)).sentence

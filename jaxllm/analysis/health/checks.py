@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import numpy as np
@@ -13,21 +12,6 @@ from jaxllm.analysis.finding import Finding
 from jaxllm.analysis.health import loss, tasks
 from jaxllm.analysis.health.check import ALPHA, Check
 from jaxllm.analysis.registry import HEALTH, Study, analysis
-
-_COLUMNS = ["run", "check", "state", "number", "p_value", "step", "says"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Health(Finding):
-    """All checks of one run; the table has a row for each."""
-
-    run: str = ""
-    checks: tuple[Check, ...] = ()
-
-    @property
-    def alarms(self) -> tuple[Check, ...]:
-        """Checks that raise an alarm."""
-        return tuple(check for check in self.checks if check.raised)
 
 
 @analysis(
@@ -44,26 +28,47 @@ def checks(study: Study) -> Finding:
       says`.
     """
     every = examine(study)
+    rows = [
+        (run, c.name, c.state, c.number, c.p_value, c.step, c.sentence)
+        for run, of_run in every.items()
+        for c in of_run
+    ]
+    columns = ["run", "check", "state", "number", "p_value", "step", "says"]
+    table = pd.DataFrame(rows, columns=columns)
     if len(every) == 1:
-        return every[0]
-    empty = pd.DataFrame(columns=_COLUMNS)
-    table = pd.concat([empty, *(one.table for one in every)], ignore_index=True)
+        return _of_one_run(*every.popitem(), table)
     made = int((table.state != "refused").sum())
     if not made:
         reason = "no run has what a check takes"
         return Finding("Nothing could be checked.", table, reason, lines=tuple(table.says[:8]))
-    alarmed = [one for one in every if one.alarms]
-    names = ", ".join(one.run for one in alarmed[:6]) + " and others" * (len(alarmed) > 6)
+    alarms = table[table.state == "alarm"]
+    alarmed = list(alarms.run.unique())
+    names = ", ".join(alarmed[:6]) + " and others" * (len(alarmed) > 6)
     sentence = (
         f"{len(alarmed)} of {len(every)} runs raise an alarm in one of {made:,} checks"
         f"{': ' * bool(alarmed)}{names}. At the tests' level, about {ALPHA * made:.1f} alarms "
         "would be raised if all were healthy."
     )
-    lines = tuple(f"{one.run}: {c.sentence}" for one in alarmed for c in one.alarms)
-    return Finding(sentence, table, lines=lines)
+    return Finding(sentence, table, lines=tuple(alarms.run + ": " + alarms.says))
 
 
-def examine(study: Study) -> list[Health]:
+def _of_one_run(run: str, of_run: tuple[Check, ...], table: pd.DataFrame) -> Finding:
+    made = [check for check in of_run if not check.refused]
+    alarms = [check.name for check in made if check.raised]
+    left = len(of_run) - len(made)
+    tail = f"; {left} could not be made" if left else ""
+    refused = ""
+    sentence = f"{run} looks healthy: {len(made)} checks found nothing{tail}."
+    if not made:
+        sentence = f"{run}: nothing could be checked."
+        refused = "; ".join(f"{check.name}: {check.refused}" for check in of_run)
+    elif alarms:
+        count = f"{len(alarms)} of {len(made)} checks raise alarm"
+        sentence = f"{run}: {count}: {', '.join(alarms)}{tail}."
+    return Finding(sentence, table, refused, lines=tuple(table.says))
+
+
+def examine(study: Study) -> dict[str, tuple[Check, ...]]:
     """Run every check of each run; checks without enough data are refused.
 
     A run is compared with all others, at equal tokens. Without a logged loss, the loss counts as
@@ -75,7 +80,7 @@ def examine(study: Study) -> list[Health]:
     for run, log in logs.items():
         curves += tasks.logged_loss(log, run, study.params.get(run, math.nan))
     scored = [c for c in tasks.judged(study.all_curves) if lower_is_better(c.metric)]
-    every = []
+    every = {}
     for run, log in logs.items():
         of_log = loss.loss_checks(log, study.planned_tokens.get(run, math.nan))
         loss_falls = loss.falls(of_log)
@@ -85,23 +90,5 @@ def examine(study: Study) -> list[Health]:
             loss_falls = bool(np.mean(slopes) >= 0.5)
         falling = tasks.falling([curve for curve in of_tasks if curve.run == run], loss_falls)
         band = tasks.outside_band([curve for curve in curves if curve.run == run], curves)
-        every.append(_health(run, (*of_log, falling, band)))
+        every[run] = (*of_log, falling, band)
     return every
-
-
-def _health(run: str, checks: tuple[Check, ...]) -> Health:
-    rows = [(run, c.name, c.state, c.number, c.p_value, c.step, c.sentence) for c in checks]
-    table = pd.DataFrame(rows, columns=_COLUMNS)
-    made = [check for check in checks if not check.refused]
-    alarms = [check.name for check in made if check.raised]
-    left = len(checks) - len(made)
-    tail = f"; {left} could not be made" if left else ""
-    refused = ""
-    sentence = f"{run} looks healthy: {len(made)} checks found nothing{tail}."
-    if not made:
-        sentence = f"{run}: nothing could be checked."
-        refused = "; ".join(f"{check.name}: {check.refused}" for check in checks)
-    elif alarms:
-        count = f"{len(alarms)} of {len(made)} checks raise alarm"
-        sentence = f"{run}: {count}: {', '.join(alarms)}{tail}."
-    return Health(sentence, table, refused, lines=tuple(table.says), run=run, checks=checks)

@@ -148,13 +148,11 @@ def _spikes(entries: pd.DataFrame) -> pd.DataFrame:
 
 
 def spike_score(metrics: pd.DataFrame, window: int = WINDOW) -> float:
-    """Share of steps at which loss or gradient norm spikes (OLMo-core's SpikeScore).
+    """Share of logged steps at which loss or gradient norm spikes; NaN for `window` or fewer.
 
-    A value is a spike when it exceeds the mean of the preceding `window` values by more than six of
-    their population standard deviations (at least 1e-10); spikes are not removed from the window.
-    The score is the count over all steps, including the first `window`; NaN when there are no more.
-    Source: OLMo-core, train/callbacks/stability_monitor.py. It counts logged steps, so it equals
-    OLMo-core's number when every step is logged.
+    OLMo-core's SpikeScore (train/callbacks/stability_monitor.py), if every step is logged: a value
+    is a spike when it exceeds the mean of the preceding `window` values by more than six of their
+    population standard deviations (at least 1e-10); spikes are not removed from the window.
     """
     if len(logged(metrics, "loss")) <= window:
         return math.nan
