@@ -222,13 +222,10 @@ class Panel:
     """Curves on one grid of R runs, S checkpoints and T tasks; NaN where there is no record.
 
     Attributes:
-      runs: R names.
-      params: [R] model sizes; NaN where unknown.
-      tasks: T names.
-      domains: T names.
+      runs, params: [R] names and sizes; NaN where unknown.
+      tasks, domains: [T] names.
       tokens: [S] tokens seen at the checkpoints of any run, ascending.
-      score: [R, S, T] scores, more is better.
-      stderr: [R, S, T] their standard errors.
+      score, stderr: [R, S, T] scores, higher is better, and their standard errors.
     """
 
     runs: tuple[str, ...]

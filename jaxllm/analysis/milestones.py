@@ -64,7 +64,8 @@ def milestones(
         floor, (state, at) = guess(curve), onset(curve)
         line = _late_line(tokens, score)
         has_level = state != NO_CHANCE_LEVEL
-        gained = state == LEFT if has_level else _rises(score, stderr)
+        error = STANDARD_ERRORS * math.hypot(stderr[0], stderr[-1])
+        gained = state == LEFT if has_level else score[-1] - score[0] > error > 0
         if len(score) < _FEWEST or (gained and line is None):
             state = SHORT
         elif not gained:
@@ -108,12 +109,6 @@ def _sentence(table: pd.DataFrame) -> str:
     if len(left) > 1:
         sentence += f", {left.index[-1]} last, at {amount(left.iloc[-1])} (medians)"
     return sentence + "."
-
-
-def _rises(score: Array, stderr: Array) -> bool:
-    """Whether the last score exceeds the first by two standard errors of their difference."""
-    error = STANDARD_ERRORS * math.hypot(stderr[0], stderr[-1])
-    return bool(score[-1] - score[0] > error > 0)
 
 
 def _final(gain: Array) -> Array:

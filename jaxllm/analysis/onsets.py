@@ -84,11 +84,7 @@ def onset(curve: Curve, until: int | None = None) -> tuple[str, int | None]:
 
 
 def trajectories(main: Curves, records: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Charted points, and when each task left chance.
-
-    Args:
-      main: result of `Curves.main`.
-      records: the records that it was built from.
+    """Charted points of `Curves.main` of `records`, and when each task left chance.
 
     Returns:
       The rows of `with_gaps` with `above` (whether the point is above a guess) and `left_chance`

@@ -11,13 +11,7 @@ from jaxllm.analysis import resampling
 from jaxllm.analysis.correlations import correlations
 from jaxllm.analysis.curves import Panel, curves
 from jaxllm.analysis.registry import Study
-from tests.analysis.planted import table
-
-
-def related(rng: np.random.Generator, n: int, r: float) -> np.ndarray:
-    """[n, 2] sums of steps that correlate at r."""
-    steps = rng.multivariate_normal([0, 0], [[1, r], [r, 1]], n)
-    return 0.01 * np.cumsum(steps, axis=0)
+from tests.analysis.planted import related, table
 
 
 def test_equal_spearman_of_scipy() -> None:

@@ -5,13 +5,7 @@ import pandas as pd
 
 from jaxllm.analysis.lead_lag import lead_lag
 from jaxllm.analysis.registry import Study
-from tests.analysis.planted import table
-
-
-def related(rng: np.random.Generator, n: int, r: float) -> np.ndarray:
-    """[n, 2] sums of steps that correlate at r."""
-    steps = rng.multivariate_normal([0, 0], [[1, r], [r, 1]], n)
-    return 0.01 * np.cumsum(steps, axis=0)
+from tests.analysis.planted import related, table
 
 
 def two_domains(first: np.ndarray, second: np.ndarray) -> pd.DataFrame:

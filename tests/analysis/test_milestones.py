@@ -6,13 +6,9 @@ import pytest
 from jaxllm.analysis.milestones import FALLING, GROWING, SATURATED, milestones
 from jaxllm.analysis.onsets import AT_CHANCE
 from jaxllm.analysis.registry import Study
-from tests.analysis.planted import sigmoid, table
+from tests.analysis.planted import noise, sigmoid, table
 
 TOKENS = np.array([0, *np.logspace(6, 10, 40).astype(int)])
-
-
-def noise(rng: np.random.Generator, tasks: int, level: float = 0.25, size: int = len(TOKENS)):
-    return {f"t{i}": level + rng.normal(0, 0.01, size) for i in range(tasks)}
 
 
 def test_finds_the_planted_moments() -> None:

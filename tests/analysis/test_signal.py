@@ -5,13 +5,9 @@ import pandas as pd
 
 from jaxllm.analysis.registry import Study
 from jaxllm.analysis.signal import signal_to_noise
-from tests.analysis.planted import table
+from tests.analysis.planted import noise, table
 
 TOKENS = np.array([0, *np.logspace(6, 10, 40).astype(int)])
-
-
-def noise(rng: np.random.Generator, tasks: int, level: float = 0.25, size: int = len(TOKENS)):
-    return {f"t{i}": level + rng.normal(0, 0.01, size) for i in range(tasks)}
 
 
 def test_names_the_phase_in_which_a_task_moves() -> None:
