@@ -34,8 +34,8 @@ class TrainConfig:
       seed: seed of the initial parameters (DataConfig.seed, usually the same, is the data's).
       gradient_accumulation: microbatches per batch, computed one after another; the update is that
         of the whole batch.
-      z_loss: coefficient of log²(Z), which keeps logits from drifting (PaLM, §5: 1e-4); 0 disables
-        it.
+      z_loss: coefficient of log²(Z), which keeps logits from drifting (PaLM, §5: 1e-4);
+        metrics.jsonl has the term as z_loss. 0 disables it.
       log_every: steps between lines of metrics.jsonl.
       profile_steps: first and last step of a `jax.profiler` trace for TensorBoard; None for no
         trace.

@@ -13,10 +13,8 @@ import shutil
 import subprocess
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator
 from pathlib import Path
 
-import gin
 import pytest
 
 from jaxllm import cli
@@ -100,7 +98,7 @@ class Read(Exception):
 
 
 @pytest.fixture
-def stopped_when_read(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def stopped_when_read(monkeypatch: pytest.MonkeyPatch) -> None:
     load, parse = cli.load_gin, ArgumentParser.parse_args
 
     def load_and_stop(args: Namespace, run: str | None = None) -> None:
@@ -115,8 +113,6 @@ def stopped_when_read(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     monkeypatch.setattr(cli, "load_gin", load_and_stop)
     monkeypatch.setattr(ArgumentParser, "parse_args", parse_and_stop)
-    yield
-    gin.clear_config()
 
 
 @pytest.mark.parametrize("command", [c for c in commands() if not is_run(c)])
