@@ -80,7 +80,6 @@ def score_run(args: argparse.Namespace) -> int:
 def score_published(args: argparse.Namespace) -> int:
     """Score checkpoints in the Hugging Face format; return 1 if a task failed."""
     from jaxllm.interop.huggingface.importing import open_published, open_results
-    from jaxllm.interop.huggingface.load import load_params
     from jaxllm.run import manifest
 
     source = args.model_dir.removeprefix(HF)
@@ -89,7 +88,7 @@ def score_published(args: argparse.Namespace) -> int:
     entries = manifest.select([p.entry() for p in series], args.steps, source)
     run = open_results(source, series, args.output)
     cli.load_gin(args, str(run.path))
-    scorer = make_scorer(args, run, lambda entry, *of: load_params(checkpoints[entry.step], *of))
+    scorer = make_scorer(args, run, lambda entry, *of: checkpoints[entry.step].load(*of))
     return show(run, scorer.score(entries, args.missing))
 
 

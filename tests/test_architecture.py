@@ -97,8 +97,6 @@ def test_imports_step_down() -> None:
                 allowed = there not in COMMANDS
             elif here == "evals":
                 allowed = there in EVALS_MAY_IMPORT
-            elif here == "interop" and other == "jaxllm.evals.probes.generated":
-                allowed = True  # a task for t5x on generated text
             else:
                 allowed = there in level and level[there] < level[here]
             if not allowed:

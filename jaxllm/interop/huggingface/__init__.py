@@ -2,12 +2,11 @@
 
 architectures  tensors and config.json fields of each architecture
 fields         config.json <-> ModelConfig
-checkpoint     memory-mapped tensors of a directory, validated before any is read
-load           loading onto a mesh
+checkpoint     memory-mapped tensors of a directory, validated, and loaded onto a mesh
 importing      import into a run directory
 exporting      export from a run directory to one that Transformers loads
 """
 
-from jaxllm.interop.huggingface.load import load
+from jaxllm.interop.huggingface.checkpoint import load
 
 __all__ = ["load"]

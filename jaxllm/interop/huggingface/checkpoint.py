@@ -1,14 +1,19 @@
-"""Memory-mapped tensors of a Hugging Face directory, validated before any value is read."""
+"""Memory-mapped tensors of a Hugging Face directory, validated before any value is read.
+
+Loaded onto a mesh, each host reads only the shards of its devices.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import zipfile
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import ml_dtypes
 import numpy as np
@@ -17,6 +22,9 @@ from jaxllm.errors import UserError, one_line
 from jaxllm.interop.huggingface.architectures import Names
 from jaxllm.interop.huggingface.fields import family_of, to_model
 from jaxllm.models.config import ModelConfig
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
 
 CONFIG = "config.json"
 _SAFETENSORS_DTYPES = {
@@ -76,6 +84,25 @@ class HFCheckpoint:
         _check(directory, tensors, tensor_shapes(model, names, str(directory / CONFIG)))
         return cls(directory, _with_dtype(model, tensors), names, tensors)
 
+    def load(self, model: ModelConfig, mesh: Mesh) -> Any:
+        """The parameters sharded over `mesh`, in `model.param_dtype`: an unboxed tree."""
+        import jax
+        from flax.traverse_util import flatten_dict, unflatten_dict
+
+        from jaxllm.models.decoder import abstract_params
+        from jaxllm.sharding.rules import abstract_sharded
+
+        leaves = flatten_dict(abstract_sharded(mesh, abstract_params(model)), sep="/")
+
+        def array(name: str) -> jax.Array:
+            leaf = leaves[name]
+            read = lambda index: self.read(name, leaf.shape, leaf.dtype, index or ())
+            return jax.make_array_from_callback(leaf.shape, leaf.sharding, read)
+
+        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as threads:
+            arrays = dict(zip(leaves, threads.map(array, leaves), strict=True))
+        return unflatten_dict(arrays, sep="/")
+
     def read(
         self, name: str, shape: Shape, dtype: np.dtype, index: tuple[slice, ...]
     ) -> np.ndarray:
@@ -89,6 +116,16 @@ class HFCheckpoint:
             tensor = self.tensors[hf_name.format(layer)].open()
             copy(to, layout.view(tensor, shape[1:])[index[1:]], name)
         return array
+
+
+def load(directory: str | Path, mesh: Mesh) -> tuple[ModelConfig, Any]:
+    """The model of a directory, and its parameters sharded over `mesh`, in their stored dtype.
+
+    Raises:
+      UserError: the directory is invalid; one line that names the file, field or tensor.
+    """
+    checkpoint = HFCheckpoint.open(directory)
+    return checkpoint.model, checkpoint.load(checkpoint.model, mesh)
 
 
 def tensor_shapes(model: ModelConfig, names: Names, where: str) -> dict[str, Shape]:

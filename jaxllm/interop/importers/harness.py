@@ -146,6 +146,7 @@ def _checkpoint(result: Json, where: str, settings: Settings) -> Row:
     arguments = config.get("model_args") or ""
     if isinstance(arguments, dict):
         arguments = ",".join(f"{key}={value}" for key, value in arguments.items())
+    arguments = str(arguments)
     name = str(result.get("model_name") or "")
     text = " ".join([arguments.replace("/", " / "), name, where])
     match = _STEP.search(text)

@@ -71,7 +71,9 @@ def read(path: epath.Path, settings: Settings) -> Results:
 def _checkpoint(result: dict[str, Any], where: str, settings: Settings) -> Row | None:
     arguments = str((result.get("config") or {}).get("model_args") or "")
     steps = _STEP.search(where.rsplit("/", 1)[-1]) or _STEP.search(arguments)
-    step = result.get("step", int(steps[1]) if steps else settings.number("step"))
+    step = result.get("step")
+    if not isinstance(step, int):
+        step = int(steps[1]) if steps else settings.number("step")
     match = _RUN.search(where) or _RUN.search(arguments)
     row = _trained(match, where, step, settings) if match else _finished(where, step)
     shots = re.search(r"(zero|five)-shot|\b(\d+)-?shot", where)
