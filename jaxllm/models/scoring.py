@@ -54,7 +54,9 @@ def score_tokens(config: ModelConfig, params: Params, batch: Batch) -> TokenScor
 def score_targets(config: ModelConfig, params: Params, batch: TreeBatch) -> TokenScores:
     """Score the targets of token trees, [B, S]; only their logits are computed."""
     hidden = tree_states(config, params, batch)
-    scored = jnp.take_along_axis(hidden, jnp.asarray(batch.target_index)[..., None], axis=1)  # [B, S, E]
+    scored = jnp.take_along_axis(
+        hidden, jnp.asarray(batch.target_index)[..., None], axis=1
+    )  # [B, S, E]
     return _score_hidden(config, params, scored, batch.targets)
 
 
