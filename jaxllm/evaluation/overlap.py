@@ -15,6 +15,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
+import pandas as pd
 from tqdm import tqdm
 
 from jaxllm.errors import UserError
@@ -110,19 +111,11 @@ class Overlap:
         """uint64 hashes of the grams of word ids without unknown words (-1), and their starts."""
         known = np.append(0, np.cumsum(np.asarray(ids, np.int64) >= 0))
         starts = np.flatnonzero(known[GRAM:] - known[:-GRAM] == GRAM)
-        mixed = _mix(np.asarray(ids, np.int64).astype(np.uint64))
+        mixed = pd.util.hash_array(np.asarray(ids, np.int64) + 1)
         hashes = np.zeros(len(starts), np.uint64)
         for place, factor in enumerate(_FACTORS):
             hashes += mixed[starts + place] * factor
         return hashes, starts
-
-
-def _mix(numbers: np.ndarray) -> np.ndarray:
-    """SplitMix64's finalizer (Steele et al. 2014), which decorrelates consecutive integers."""
-    mixed = (numbers + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return mixed ^ (mixed >> np.uint64(31))
 
 
 def table(tasks: Mapping[str, TaskOverlap]) -> Iterable[str]:
