@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from jaxllm.evaluation.prepared import PreparedTask
+from jaxllm.evaluation.scoring import PreparedTask
 from jaxllm.models.config import ModelConfig
 
 _SIDE = {"cpu": 1024}  # side of the matrices in the timed matmul

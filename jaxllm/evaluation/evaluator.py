@@ -21,8 +21,7 @@ from jaxllm.errors import UserError, one_line
 from jaxllm.evaluation import cost, sandbox
 from jaxllm.evaluation.config import EvalConfig
 from jaxllm.evaluation.metrics import Measurement, measure
-from jaxllm.evaluation.prepared import PreparedTask, TaskRunner
-from jaxllm.evaluation.scoring import Interrupted, Scorer, ShouldStop, never
+from jaxllm.evaluation.scoring import Interrupted, PreparedTask, Scorer, ShouldStop, never
 from jaxllm.evaluation.selection import select
 from jaxllm.evaluation.spans import Tokenizer
 from jaxllm.models.config import ModelConfig
@@ -64,8 +63,9 @@ class Evaluator:
         self._store, self._run = store, run
         if any(task.runs_code for task in self.definitions.values()):
             sandbox.choose(isolate=config.run_code != "unisolated")
-        scorer = Scorer(model, mesh, config.tokens_per_batch)
-        self._runner = TaskRunner(scorer, vocabulary, config.samples, config.temperature)
+        self._scorer = Scorer(
+            model, mesh, vocabulary, config.tokens_per_batch, config.samples, config.temperature
+        )
         self._prepared: dict[str, PreparedTask] = {}
         self._traced: set[str] = set()
 
@@ -169,7 +169,7 @@ class Evaluator:
     ) -> tuple[dict[str, Measurement], pd.DataFrame]:
         """The metrics of one task, and the per-example results, a row for each example."""
         task, prepared = self.definitions[name], self._prepare(name)
-        outputs = self._runner.run(params, prepared, should_stop)
+        outputs = self._scorer.run(params, prepared, should_stop)
         measured, columns = measure(task, prepared.examples, outputs)
         of_preparation = {"truncated": prepared.truncated.mean(), "padding": prepared.padding}
         if task.shots:
@@ -184,7 +184,7 @@ class Evaluator:
         """The device batches of a task, cached from the first call."""
         if name not in self._prepared:
             examples = self._tasks[name].read_examples()
-            self._prepared[name] = self._runner.prepare(self.definitions[name], examples)
+            self._prepared[name] = self._scorer.prepare(self.definitions[name], examples)
         return self._prepared[name]
 
     def _failure(self, name: str, error: Exception) -> str:

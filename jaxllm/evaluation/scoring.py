@@ -1,4 +1,4 @@
-"""Score packed spans and prompts with live, sharded parameters.
+"""Score tasks with live, sharded parameters: log-likelihoods of packed spans, or generated answers.
 
 The same code scores inside the train loop and offline, on one host or many: every process iterates
 over the same batches in the same order, feeds its devices their sequences, and receives the whole
@@ -7,6 +7,7 @@ result. Only per-token scores leave the devices.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -15,45 +16,197 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from jaxllm.evaluation.inference import DecodeLoop, PromptBatch, Tokens, shard_batch
-from jaxllm.evaluation.metrics import Likelihoods
+from jaxllm.errors import UserError
+from jaxllm.evaluation.inference import (
+    DecodeLoop,
+    Decoding,
+    PromptBatch,
+    Tokens,
+    shard_batch,
+)
+from jaxllm.evaluation.metrics import Likelihoods, Texts
 from jaxllm.evaluation.packing import PackedBatch, pack, sequence_lengths
-from jaxllm.evaluation.spans import Span
+from jaxllm.evaluation.spans import Span, Tokenizer, prompt_span, scored_spans
+from jaxllm.evaluation.tasks import Example, TaskDefinition
 from jaxllm.models.batch import TreeBatch
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.decoder import Params
+from jaxllm.models.sampling import GREEDY, Sampling
 from jaxllm.models.scoring import score_targets
 from jaxllm.sharding.rules import partitioning, replicated
 
 ShouldStop = Callable[[], bool]
+Tokenize = Callable[[Any, Tokenizer, int], tuple[list[Span], int]]
 SHORTEST = 128  # sequence length
+TOP_P = 0.95  # of several answers to an example
+SEED = 0  # of sampling keys, beside the indices of the example and of the answer
 
 
 class Interrupted(Exception):
     """Raised when the run is stopped during an evaluation."""
 
 
+def never() -> bool:
+    """The `should_stop` of a command that runs to its end."""
+    return False
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedTask:
+    """A task in device batches.
+
+    Attributes:
+      definition: the task.
+      examples: its n examples.
+      example_index: int64 [S], the example of each span, ascending.
+      truncated: bool [n], whether the example was truncated to fit the context length.
+      shots_dropped: int64 [n], number of few-shot examples dropped to make it fit.
+      batches: `PackedBatch`es of the spans, or `PromptBatch`es for generation.
+    """
+
+    definition: TaskDefinition
+    examples: Sequence[Example]
+    example_index: np.ndarray
+    truncated: np.ndarray
+    shots_dropped: np.ndarray
+    batches: tuple[Any, ...]
+
+    @property
+    def shapes(self) -> list[tuple[int, int]]:
+        """Sequences and their length in each device batch, new tokens included."""
+        new = self.definition.max_new_tokens
+        return [(batch.shape[0], batch.shape[1] + new) for batch in self.batches]
+
+    @property
+    def padding(self) -> float:
+        """Fraction of the encoded positions without a token."""
+        positions = sum(batch.shape[0] * batch.shape[1] for batch in self.batches)
+        return 1 - sum(batch.tokens for batch in self.batches) / positions
+
+
 class Scorer:
-    """Compiled scoring and generation for one model on one mesh.
+    """Preparation, scoring and generation of tasks for one model on one mesh.
 
     Args:
       model: the model; its `max_length` bounds the span length.
       mesh: mesh of the parameters.
+      vocabulary: the model's vocabulary.
       tokens_per_batch: positions of a batch, rounded up to a number of sequences of `max_length`
         that is divisible by the mesh.
+      samples: answers per example of a task that executes code.
+      temperature: sampling temperature of several answers.
       shortest: see `packing.sequence_lengths`.
     """
 
     def __init__(
-        self, model: ModelConfig, mesh: Mesh, tokens_per_batch: int, shortest: int = SHORTEST
+        self,
+        model: ModelConfig,
+        mesh: Mesh,
+        vocabulary: Tokenizer,
+        tokens_per_batch: int,
+        samples: int = 1,
+        temperature: float = 0.8,
+        shortest: int = SHORTEST,
     ):
         multiple = mesh.shape["data"] * mesh.shape["fsdp"] * model.max_length
         self.tokens_per_batch = -(-tokens_per_batch // multiple) * multiple
-        self.max_length, self.vocab_size = model.max_length, model.vocab_size
         self.lengths = sequence_lengths(model.max_length, shortest)
-        self._model, self._mesh = model, mesh
+        self._model, self._mesh, self._vocabulary = model, mesh, vocabulary
+        self._samples, self._temperature = samples, temperature
         self._score = jax.jit(self._traced_score, out_shardings=replicated(mesh))
         self.decode_loop = DecodeLoop(model, mesh)
+
+    def prepare(self, task: TaskDefinition, examples: Sequence[Example]) -> PreparedTask:
+        """Tokenize and pack the examples of a task, with a copy of each prompt per answer.
+
+        Raises:
+          UserError: there are no examples, no room for an answer, or token ids outside the model's
+            vocabulary.
+        """
+        if not examples:
+            raise UserError(f"task {task.name} has no examples")
+        room = self._model.max_length - task.max_new_tokens
+        if room < 1:
+            raise UserError(
+                f"task {task.name}: {task.max_new_tokens} new tokens leave no room for a prompt "
+                f"in a context of {self._model.max_length}"
+            )
+        generated = task.kind == "generation"
+        batches: tuple[Any, ...]
+        tokenize: Tokenize = prompt_span if generated else scored_spans
+        groups, dropped = zip(*(tokenize(e, self._vocabulary, room) for e in examples), strict=True)
+        spans = [span for group in groups for span in group]
+        self._check_ids(task, np.concatenate([span.tokens for span in spans]))
+        if generated:
+            _check_primary_metric(task, examples[0])
+            answers = range(self._answers(task))
+            batches = self.prompt_batches([span.tokens for span in spans for _ in answers])
+        else:
+            batches = self.pack(spans)
+        return PreparedTask(
+            definition=task,
+            examples=examples,
+            example_index=np.repeat(np.arange(len(groups)), [len(group) for group in groups]),
+            truncated=np.asarray([any(span.truncated for span in group) for group in groups]),
+            shots_dropped=np.asarray(dropped, np.int64),
+            batches=batches,
+        )
+
+    def run(
+        self, params: Params, prepared: PreparedTask, should_stop: ShouldStop = never
+    ) -> Likelihoods | Texts:
+        """Compute the model's outputs for every example of a task.
+
+        Raises:
+          Interrupted: `should_stop()` was true between two batches.
+          UserError: a log-likelihood is not finite.
+        """
+        if prepared.definition.kind == "generation":
+            return self._generate(params, prepared, should_stop)
+        spans = self.score(params, prepared.batches, should_stop)
+        index, count = prepared.example_index, len(prepared.examples)
+        _check_finite(prepared, spans.log_likelihood)
+        if prepared.definition.kind == "multiple_choice":
+            column = np.arange(len(index)) - np.searchsorted(index, np.arange(count))[index]
+            shape = (count, int(column.max()) + 1)
+            log_likelihood, tokens = np.full(shape, np.nan), np.zeros(shape, np.int64)
+            log_likelihood[index, column] = spans.log_likelihood
+            tokens[index, column] = spans.tokens
+        else:
+            log_likelihood = np.bincount(index, spans.log_likelihood, count)
+            tokens = np.bincount(index, spans.tokens, count).astype(np.int64)
+        greedy = np.bincount(index, ~spans.greedy, count) == 0
+        return Likelihoods(log_likelihood, tokens, greedy)
+
+    def _generate(self, params: Params, prepared: PreparedTask, should_stop: ShouldStop) -> Texts:
+        """The answers to each example."""
+        task = prepared.definition
+        answers = self._answers(task)
+        decoding = Decoding(
+            self._vocabulary,
+            task.max_new_tokens,
+            task.stop,
+            GREEDY if answers == 1 else Sampling(self._temperature, top_p=TOP_P),
+            lambda number: (SEED, *divmod(number, answers)),
+        )
+        texts = self.decode_loop.generate(
+            params, prepared.batches, decoding, lambda: _check_interrupt(should_stop)
+        )
+        return [texts[first : first + answers] for first in range(0, len(texts), answers)]
+
+    def _answers(self, task: TaskDefinition) -> int:
+        """Number of generated answers per example."""
+        return self._samples if task.runs_code else 1
+
+    def _check_ids(self, task: TaskDefinition, ids: np.ndarray) -> None:
+        """Raise UserError for a token id without an embedding in the model."""
+        size = self._model.vocab_size
+        unknown = ids[(ids < 0) | (ids >= size)]
+        if unknown.size:
+            raise UserError(
+                f"task {task.name}: the vocabulary gives token id {unknown[0]}, and the model has "
+                f"{size} (ModelConfig.vocab_size)"
+            )
 
     def pack(self, spans: Sequence[Span]) -> tuple[PackedBatch, ...]:
         """Pack `spans` for `score`; see `packing.pack`."""
@@ -87,7 +240,7 @@ class Scorer:
         """Yield each batch with its scores, keeping the devices one batch ahead of the host."""
         waiting: list[tuple[PackedBatch, Any]] = []
         for batch in batches:
-            check_interrupt(should_stop)
+            _check_interrupt(should_stop)
             arrays = jax.tree.map(lambda x: shard_batch(self._mesh, x), batch.batch)
             waiting.append((batch, self._score(params, arrays)))
             if len(waiting) > 1:
@@ -112,15 +265,33 @@ class Scorer:
         return tuple(batches)
 
 
-def check_interrupt(should_stop: ShouldStop) -> None:
+def _check_finite(prepared: PreparedTask, log_likelihood: np.ndarray) -> None:
+    """Raise UserError for log-likelihoods that are NaN or infinite."""
+    wrong = np.unique(prepared.example_index[~np.isfinite(log_likelihood)])
+    if wrong.size:
+        first = prepared.examples[wrong[0]].id or wrong[0]
+        raise UserError(
+            f"log-likelihoods of {wrong.size} of {len(prepared.examples)} examples are not finite, "
+            f"first of example {first}: the model's activations overflow or its parameters are NaN"
+        )
+
+
+def _check_primary_metric(task: TaskDefinition, example: Any) -> None:
+    """Raise UserError if `task.score` does not return the primary metric."""
+    if task.runs_code:  # scoring would execute programs; the metric is pass@k
+        return
+    metrics = tuple(task.score("", example))
+    if task.primary_metric not in metrics:
+        raise UserError(
+            f"task {task.name}: primary_metric {task.primary_metric!r} is not one of "
+            f"{', '.join(metrics) or 'its (no) metrics'}"
+        )
+
+
+def _check_interrupt(should_stop: ShouldStop) -> None:
     """Raise Interrupted if any process should stop: all of them must leave at the same batch."""
     stop = should_stop()
     if jax.process_count() > 1:
         stop = bool(np.any(multihost_utils.process_allgather(np.asarray(stop))))
     if stop:
         raise Interrupted
-
-
-def never() -> bool:
-    """The `should_stop` of a command that runs to its end."""
-    return False

@@ -1,7 +1,7 @@
 """Adapter to SeqIO: `seqio.Evaluator` can run every task.
 
     select(config) -> EvalTask, registered -> seqio.Evaluator(name, TextFeatureConverter(), …)
-        .evaluate(model_fns=model_functions(runner, params), …)
+        .evaluate(model_fns=model_functions(scorer, params), …)
 
 Features stay text (`inputs`, `targets`, and `example`, all of it as JSON): a SeqIO task defines the
 questions, and the scoring run has its own vocabulary and context length.
@@ -21,7 +21,7 @@ import tensorflow as tf
 
 from jaxllm.errors import UserError
 from jaxllm.evaluation.metrics import Likelihoods, Measurement, Texts, measure
-from jaxllm.evaluation.prepared import TaskRunner
+from jaxllm.evaluation.scoring import Scorer
 from jaxllm.evaluation.selection import SelectedTask
 from jaxllm.evaluation.tasks import Choice, Document, Example, Prompt, TaskDefinition
 from jaxllm.models.decoder import Params
@@ -86,7 +86,7 @@ class TextFeatureConverter(seqio.PassThroughFeatureConverter):
 
 
 def model_functions(
-    runner: TaskRunner, params: Params
+    scorer: Scorer, params: Params
 ) -> Mapping[seqio.metrics.ModelOutputType, Callable[[tf.data.Dataset], Any]]:
     """The `model_fns` of `seqio.Evaluator.evaluate` for registered `EvalTask`s.
 
@@ -97,7 +97,7 @@ def model_functions(
     def outputs(dataset: tf.data.Dataset) -> Any:
         rows = [row for _, row in dataset.as_numpy_iterator()]
         task = seqio.TaskRegistry.get(rows[0]["task"].decode()).definition
-        return runner.run(params, runner.prepare(task, examples_of(task, rows)))
+        return scorer.run(params, scorer.prepare(task, examples_of(task, rows)))
 
     def score(dataset: tf.data.Dataset) -> tuple[list[tuple[int, Any]], dict[str, list]]:
         result: Likelihoods = outputs(dataset)

@@ -11,7 +11,7 @@ from jaxllm.evaluation.spans import Span
 from jaxllm.models.batch import Batch
 from jaxllm.models.decoder import logits
 from jaxllm.models.sampling import Sampling
-from tests.evaluation.helpers import TINY, Signs, mesh, sharded_params
+from tests.evaluation.helpers import TINY, Bytes, Signs, mesh, sharded_params
 
 
 def make_spans(count=40, longest=40):
@@ -46,7 +46,7 @@ def scored_alone(params, span):
 def test_packed_scores_are_those_of_each_span_alone(axes):
     spans, on = make_spans(), mesh(**axes)
     params = sharded_params(TINY, on)
-    scorer = Scorer(TINY, on, tokens_per_batch=3 * 64, shortest=16)
+    scorer = Scorer(TINY, on, Bytes(), tokens_per_batch=3 * 64, shortest=16)
     assert scorer.lengths == (16, 64)
     packed = pack(spans, lengths=scorer.lengths, tokens_per_batch=scorer.tokens_per_batch)
     scores = scorer.score(params, packed, never)
@@ -62,7 +62,7 @@ def test_packed_scores_are_those_of_each_span_alone(axes):
 def test_greedy_is_true_for_what_the_model_would_say():
     on = mesh()
     params = sharded_params(TINY, on)
-    scorer = Scorer(TINY, on, tokens_per_batch=2 * 64, shortest=64)
+    scorer = Scorer(TINY, on, Bytes(), tokens_per_batch=2 * 64, shortest=64)
     prompts = [[1, 70, 71, 72], [1, 5], [1, 9, 9, 9, 9, 9, 9]]
     batches = scorer.prompt_batches(prompts)
     texts = scorer.decode_loop.generate(params, batches, Decoding(Signs(), 6))
@@ -86,7 +86,7 @@ def many():
     on = mesh(data=2, fsdp=2)
     rng = np.random.RandomState(1)
     prompts = [[1, *rng.randint(3, 259, rng.randint(1, 40)).tolist()] for _ in range(23)]
-    scorer = Scorer(TINY, on, tokens_per_batch=4 * 64, shortest=64)
+    scorer = Scorer(TINY, on, Bytes(), tokens_per_batch=4 * 64, shortest=64)
     return scorer, sharded_params(TINY, on), prompts
 
 
@@ -141,7 +141,7 @@ def test_scores_are_transformers_log_softmax():
 
     on, spans = mesh(), make_spans(20)
     params = sharded_params(TINY, on)
-    scorer = Scorer(TINY, on, tokens_per_batch=2 * 64, shortest=16)
+    scorer = Scorer(TINY, on, Bytes(), tokens_per_batch=2 * 64, shortest=16)
     packed = pack(spans, lengths=scorer.lengths, tokens_per_batch=scorer.tokens_per_batch)
     scores = scorer.score(params, packed, never)
     twin = reference("Llama", TINY, jax.device_get(params))
@@ -156,7 +156,7 @@ def test_scores_are_transformers_log_softmax():
 def test_a_stop_request_is_answered_between_batches():
     on = mesh()
     params = sharded_params(TINY, on)
-    scorer = Scorer(TINY, on, tokens_per_batch=1 * 64, shortest=64)
+    scorer = Scorer(TINY, on, Bytes(), tokens_per_batch=1 * 64, shortest=64)
     packed = pack(make_spans(), lengths=(64,), tokens_per_batch=64)
     asked = []
     with pytest.raises(Interrupted):
@@ -167,7 +167,7 @@ def test_a_stop_request_is_answered_between_batches():
 def test_few_shapes_are_compiled():
     on = mesh()
     params = sharded_params(TINY, on)
-    scorer = Scorer(TINY, on, tokens_per_batch=2 * 64, shortest=16)
+    scorer = Scorer(TINY, on, Bytes(), tokens_per_batch=2 * 64, shortest=16)
     for seed in range(4):
         spans = make_spans(count=10 + 9 * seed, longest=10 + 9 * seed)
         packed = pack(spans, lengths=scorer.lengths, tokens_per_batch=scorer.tokens_per_batch)
@@ -176,7 +176,7 @@ def test_few_shapes_are_compiled():
 
 
 def test_prompts_go_into_the_narrowest_rows_that_hold_them():
-    scorer = Scorer(TINY, mesh(), tokens_per_batch=1 * 64, shortest=16)
+    scorer = Scorer(TINY, mesh(), Bytes(), tokens_per_batch=1 * 64, shortest=16)
     prompts = [[7] * n for n in (30, 2, 64, 16, 1, 3, 17)]
     batches = scorer.prompt_batches(prompts)
     assert [b.prompts.shape for b in batches] == [(4, 16), (1, 64), (1, 64), (1, 64)]

@@ -12,7 +12,6 @@ from jaxllm.errors import UserError
 from jaxllm.evaluation import tasks
 from jaxllm.evaluation.config import EvalConfig
 from jaxllm.evaluation.evaluator import Evaluator
-from jaxllm.evaluation.prepared import TaskRunner
 from jaxllm.evaluation.registry import benchmarks
 from jaxllm.evaluation.scoring import Scorer
 from jaxllm.evaluation.selection import SelectedTask, file_names, select
@@ -73,13 +72,13 @@ def by_seqio(config, params, directory):
 
     for task in select(config).values():
         add_to_seqio(EvalTask(task))
-    runner = TaskRunner(Scorer(TINY, mesh(), config.tokens_per_batch), Bytes())
+    scorer = Scorer(TINY, mesh(), Bytes(), config.tokens_per_batch)
     for name in config.tasks:
         evaluator = seqio.Evaluator(
             name, TextFeatureConverter(), eval_split=SPLIT, logger_cls=(Logger,),
             log_dir=str(directory), async_compute_metrics=False,
         )  # fmt: skip
-        evaluator.evaluate(compute_metrics=True, step=1, model_fns=model_functions(runner, params))
+        evaluator.evaluate(compute_metrics=True, step=1, model_fns=model_functions(scorer, params))
     return logged
 
 

@@ -21,7 +21,7 @@ from jaxllm.evaluation.scoring import Interrupted, Scorer, never
 from jaxllm.models.decoder import init_params
 from jaxllm.models.sampling import Sampling
 from jaxllm.sharding.rules import param_shardings
-from tests.evaluation.helpers import TINY, Signs, mesh
+from tests.evaluation.helpers import TINY, Bytes, Signs, mesh
 from tests.evaluation.test_scoring import make_spans
 import flax.linen as nn
 
@@ -31,7 +31,7 @@ init = jax.jit(
     lambda: nn.unbox(init_params(TINY, jax.random.key(0))), out_shardings=param_shardings(on, boxed)
 )
 params = init()
-scorer = Scorer(TINY, on, tokens_per_batch=4 * 64, shortest=16)
+scorer = Scorer(TINY, on, Bytes(), tokens_per_batch=4 * 64, shortest=16)
 packed = pack(make_spans(), lengths=scorer.lengths, tokens_per_batch=scorer.tokens_per_batch)
 scores = scorer.score(params, packed, never)
 prompts = scorer.prompt_batches([[1, 50, 60], [1, 70]])
