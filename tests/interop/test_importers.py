@@ -299,7 +299,7 @@ def test_metrics_alone(tmp_path) -> None:
         ("csv:{tmp}/table.csv", "no column task"),
         ("csv:{tmp}/table.csv?task=b&value=c", "no column b"),
         ("csv:{tmp}/table.csv?task=a&values=x*two", "two is not a number"),
-        ("tensorboard:{tmp}", "no scalars"),
+        ("tensorboard:{tmp}", "no event files with scalars"),
         ("somewhere/else", "no such directory"),
         ("wandb:{tmp}", "no such directory"),
     ],

@@ -38,11 +38,7 @@ class Settings:
     where: str
 
     def number(self, name: str, default: float = math.nan) -> float:
-        """A setting as a number; `default` if it is not set.
-
-        Raises:
-          UserError: it is not a number.
-        """
+        """A setting as a number, or `default`; a UserError if it is not a number."""
         if name not in self.values:
             return default
         try:
@@ -51,11 +47,7 @@ class Settings:
             raise UserError(f"{self.where}: {name}={self.values[name]} is not a number") from None
 
     def check(self, known: Sequence[str]) -> None:
-        """Check that all settings are known.
-
-        Raises:
-          UserError: a setting is unknown.
-        """
+        """Check that all settings are known; a UserError names one that is not."""
         for name in self.values.keys() - set(known):
             raise UserError(f"{self.where}: no setting {name}; known: {', '.join(known)}")
 

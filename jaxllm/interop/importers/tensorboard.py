@@ -45,7 +45,7 @@ def read(path: epath.Path, settings: Settings) -> Results:
     settings.check((*COMMON, *_COLUMNS, "tasks"))
     scalars, problems = _scalars(path)
     if not scalars:
-        raise UserError(f"{settings.where}: no scalars in event files are there")
+        raise UserError(f"{settings.where}: it has no event files with scalars")
     for name in _COLUMNS:
         tag = settings.values.get(name)
         if tag and tag not in scalars:
