@@ -52,10 +52,9 @@ class EvalConfig:
     temperature: float = 0.8
 
     def __post_init__(self) -> None:
-        for name in (
-            "every", "max_examples", "max_mixture_examples", "tokens_per_batch", "samples",
-        ):  # fmt: skip
-            value, least = getattr(self, name), 0 if name == "every" else 1
+        minima = {"max_examples": 1, "max_mixture_examples": 1, "tokens_per_batch": 1, "samples": 1}
+        for name, least in {"every": 0, **minima}.items():
+            value = getattr(self, name)
             if value is not None and value < least:
                 raise UserError(f"EvalConfig.{name} = {value}: must be {least} or more")
         if self.samples > 1 and not self.temperature > 0:
