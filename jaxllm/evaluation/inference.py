@@ -36,8 +36,8 @@ class StreamedText:
     """A growing continuation, up to EOS or the first stop string.
 
     The text of a sequence is not the concatenation of its tokens' texts: several byte tokens form
-    one character, and SentencePiece drops a leading space. So all tokens are decoded after the last
-    of the prompt, whose text is not returned.
+    one character, and SentencePiece drops a leading space. So new tokens are decoded with those
+    before them (at first the last of the prompt), whose text is not returned.
 
     Attributes:
       text: the final part: complete characters in which no stop string can begin any more.
@@ -47,7 +47,8 @@ class StreamedText:
     def __init__(self, vocabulary: Tokenizer, prompt: Sequence[int], stop: Sequence[str]) -> None:
         self._decode, self._eos_ids, self._stop = vocabulary.decode, eos_ids(vocabulary), stop
         self._tokens = list(prompt[-CONTEXT_TOKENS:])
-        self._start = len(self._decode(self._tokens))
+        self._context = len(self._tokens)  # how many of the tokens have been read
+        self._held = ""  # may be the beginning of a stop string
         self.text, self.done = "", False
 
     def add(self, tokens: Sequence[int], last: bool = False) -> str:
@@ -57,17 +58,21 @@ class StreamedText:
         end = next((i for i, t in enumerate(tokens) if t in self._eos_ids), None)
         self._tokens += tokens[:end]
         self.done = last or end is not None
-        text = self._decode(self._tokens)[self._start :]
-        if not self.done:
-            text = text.rstrip(UNFINISHED)
-        stops = [(text.find(stop) + len(stop), text.find(stop)) for stop in self._stop]
+        context = self._decode(self._tokens[: self._context])
+        new = self._decode(self._tokens)[len(context) :]
+        if new and (self.done or not new.endswith(UNFINISHED)):
+            self._held += new
+            self._tokens = self._tokens[self._context :]
+            self._context = len(self._tokens)
+        final = len(self._held)
+        stops = [(self._held.find(stop) + len(stop), self._held.find(stop)) for stop in self._stop]
         if found := [ends for ends in stops if ends[1] >= 0]:
-            text, self.done = text[: min(found)[1]], True  # the one that ends first
+            final, self.done = min(found)[1], True  # the one that ends first
         elif not self.done:
-            text = text[: len(text) - max((_overlap(text, s) for s in self._stop), default=0)]
-        new = text[len(self.text) :]
-        self.text += new
-        return new
+            final -= max((_overlap(self._held, stop) for stop in self._stop), default=0)
+        text, self._held = self._held[:final], self._held[final:]
+        self.text += text
+        return text
 
 
 def _overlap(text: str, stop: str) -> int:
