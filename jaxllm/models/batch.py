@@ -38,8 +38,8 @@ class TreeBatch(NamedTuple):
     Attributes:
       inputs: int32 [B, T], input tokens, each prefix followed by its branches.
       positions: int32 [B, T], position of each token in its text.
-      visible_until: int32 [B, T]. A token is visible to itself and to later tokens of its sequence
-        before this index, the end of its continuations.
+      visible_until: int32 [B, T], replaces segments: a token is visible to itself and to later
+        tokens before this index, the end of its continuations.
       target_index: int32 [B, S], indices into the sequence at which targets are predicted.
       targets: int32 [B, S], the scored targets.
     """

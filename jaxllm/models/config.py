@@ -4,28 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, get_args
 
 import gin
 
 from jaxllm.configs import checked, configurable
 from jaxllm.errors import UserError
 
-DTYPES = ("float32", "bfloat16")
-REMAT_POLICIES = ("none", "minimal", "attention", "residual", "full")
+ParamDtype = Literal["float32", "bfloat16", "float16"]
+Remat = Literal["none", "minimal", "attention", "residual", "full"]
+REMAT_POLICIES: tuple[Remat, ...] = get_args(Remat)
 BIASES = ("qkv", "attention_output", "mlp")
-_CHOICES = {
-    "dtype": DTYPES,
-    "param_dtype": (*DTYPES, "float16"),
-    "position_embedding": ("rotary", "learned", "alibi"),
-    "norm": ("rms", "layer", "layer_plain"),
-    "block_type": ("pre_norm", "post_norm", "reordered_norm", "parallel"),
-    "mlp_type": ("gated", "plain"),
-    "activation": ("silu", "gelu", "gelu_tanh", "relu"),
-    "qk_norm": ("none", "all_heads", "per_head"),
-    "quantization": ("none", "int8", "fp8"),
-    "remat": REMAT_POLICIES,
-}
 
 
 @gin.configurable
@@ -37,11 +26,7 @@ def of_size(size: str, fields: tuple[str, ...], sizes: Mapping[str, tuple[Any, .
 
     Args:
       size: key of `sizes`, such as 7b.
-      fields: names of the columns.
-      sizes: size -> its row.
-
-    Raises:
-      UserError: `sizes` has no such key.
+      fields: names of the columns of `sizes`.
     """
     if size not in sizes:
         raise UserError(f"SIZE = {size!r}: must be one of {', '.join(sizes)}")
@@ -50,12 +35,12 @@ def of_size(size: str, fields: tuple[str, ...], sizes: Mapping[str, tuple[Any, .
     return row[field] if field in row else ModelConfig.__dataclass_fields__[field].default
 
 
-def _check_positive(config: Any, name: str, may_be_zero: tuple[str, ...]) -> None:
+def _check_positive(config: Any, *may_be_zero: str) -> None:
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         numeric = isinstance(value, (int, float)) and not isinstance(value, bool)
         if numeric and not (value > 0 or (value == 0 and field.name in may_be_zero)):
-            raise UserError(f"{name}.{field.name} = {value}: must be positive")
+            raise UserError(f"{type(config).__name__}.{field.name} = {value}: must be positive")
 
 
 @checked
@@ -79,7 +64,7 @@ class RopeScaling:
       attention_factor: multiplier of queries and keys in `yarn`; None means 0.1 ln(factor) + 1.
     """
 
-    kind: str
+    kind: Literal["linear", "llama3", "yarn"]
     factor: float
     original_length: int = 2048
     low_freq_factor: float = 1.0
@@ -89,9 +74,7 @@ class RopeScaling:
     attention_factor: float | None = None
 
     def __post_init__(self) -> None:
-        _check_positive(self, "RopeScaling", may_be_zero=())
-        if self.kind not in (kinds := ("linear", "llama3", "yarn")):
-            raise UserError(f"RopeScaling.kind = {self.kind!r}: must be one of {', '.join(kinds)}")
+        _check_positive(self)
 
 
 @checked
@@ -122,7 +105,7 @@ class Quirks:
     clip_qkv: float | None = None
 
     def __post_init__(self) -> None:
-        _check_positive(self, "Quirks", may_be_zero=("position_offset",))
+        _check_positive(self, "position_offset")
         if self.rotary_fraction > 1:
             raise UserError(f"Quirks.rotary_fraction = {self.rotary_fraction}: must be at most 1")
 
@@ -181,33 +164,27 @@ class ModelConfig:
     num_kv_heads: int | None = None
     head_dim: int | None = None
     max_length: int = 2048
-    position_embedding: str = "rotary"
+    position_embedding: Literal["rotary", "learned", "alibi"] = "rotary"
     rope_theta: float = 10_000.0
-    norm: str = "rms"
+    norm: Literal["rms", "layer", "layer_plain"] = "rms"
     norm_eps: float = 1e-6
-    block_type: str = "pre_norm"
-    mlp_type: str = "gated"
-    activation: str = "silu"
+    block_type: Literal["pre_norm", "post_norm", "reordered_norm", "parallel"] = "pre_norm"
+    mlp_type: Literal["gated", "plain"] = "gated"
+    activation: Literal["silu", "gelu", "gelu_tanh", "relu"] = "silu"
     use_bias: tuple[str, ...] = ()
-    qk_norm: str = "none"
+    qk_norm: Literal["none", "all_heads", "per_head"] = "none"
     sliding_window_pattern: tuple[int, ...] = ()
     tie_embeddings: bool = False
-    dtype: str = "float32"
-    param_dtype: str = "float32"
-    quantization: str = "none"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    param_dtype: ParamDtype = "float32"
+    quantization: Literal["none", "int8", "fp8"] = "none"
     init_stddev: float = 0.02
-    remat: str = "none"
+    remat: Remat = "none"
     scan_layers: bool = True
     quirks: Quirks = Quirks()
 
     def __post_init__(self) -> None:
-        _check_positive(self, "ModelConfig", may_be_zero=("init_stddev",))
-        for name, known in _CHOICES.items():
-            if getattr(self, name) not in known:
-                raise UserError(
-                    f"ModelConfig.{name} = {getattr(self, name)!r}: "
-                    f"must be one of {', '.join(known)}"
-                )
+        _check_positive(self, "init_stddev")
         if not set(self.use_bias) <= set(BIASES):
             raise UserError(
                 f"ModelConfig.use_bias = {self.use_bias}: choose from {', '.join(BIASES)}"

@@ -13,9 +13,9 @@ from jaxllm.errors import UserError
 from jaxllm.models.attention import ATTENTION_RESIDUALS, PositionBias
 from jaxllm.models.batch import Batch, TreeBatch
 from jaxllm.models.config import ModelConfig
-from jaxllm.models.layers import Block, BlockInputs, LayerCache, linear, param
+from jaxllm.models.layers import Block, BlockInputs, LayerCache, linear
 from jaxllm.models.norms import Norm
-from jaxllm.models.partitioning import with_logical_constraint
+from jaxllm.models.partitioning import param, with_logical_constraint
 from jaxllm.models.positions import alibi_slopes, rope_cos_sin
 
 LayerCaches = LayerCache | tuple[LayerCache, ...]
@@ -48,14 +48,7 @@ class Decoder(nn.Module):
     ) -> tuple[jax.Array, LayerCaches | None]:
         """Run the blocks as a scan, or one by one with parameters from `unstack_layers`.
 
-        Args:
-          tokens: int32 [B, T].
-          positions: int32 [B, T].
-          segment_ids: int32 [B, T].
-          cache: keys and values of all layers, [L, B, G, S, K], or of each layer where unstacked.
-          cache_segment_ids: int32 [B, S], those of `tokens` included.
-          cache_index: int32, index of the first of `tokens` in the cache.
-          visible_until: int32 [B, T], replaces segments (`batch.TreeBatch`).
+        tokens, positions and segment_ids are int32 [B, T]; for the others see `BlockInputs`.
 
         Returns:
           Inputs of the output head [B, T, E] in the compute dtype, where E is embedding_dim, and
@@ -78,11 +71,12 @@ class Decoder(nn.Module):
                     f"sequences of {tokens.shape[1]} tokens: the model has learned "
                     f"{config.max_length} positions (ModelConfig.max_length)"
                 )
-            rows = config.max_length + config.quirks.position_offset
-            table = param(self, "position_embedding", (rows, embed), (None, "embed"))
+            offset = config.quirks.position_offset
+            length = config.max_length + offset
+            table = param(self, "position_embedding", (length, embed), (None, "embed"))
             # only padding can exceed the table, where jnp.take would put NaNs into a cache
-            places = jnp.clip(positions + config.quirks.position_offset, 0, rows - 1)
-            x += jnp.take(with_logical_constraint(table, None, None), places, axis=0)
+            indices = jnp.clip(positions + offset, 0, length - 1)
+            x += jnp.take(with_logical_constraint(table, None, None), indices, axis=0)
         x = with_logical_constraint(x, "batch", "length", "embed_activation")
         inputs = BlockInputs(
             segment_ids,
@@ -94,14 +88,11 @@ class Decoder(nn.Module):
         )
         windows = _windows(config)
         if self.has_variable("params", "layers_0"):
-            caches: Any = cache or [None] * config.num_layers
-            written: list[Any] = []
+            caches: list[Any] = list(cache or [None] * config.num_layers)
             for i in range(config.num_layers):
                 window = None if windows is None else windows[i]
-                block = Block(config, name=f"layers_{i}")
-                x, layer = block(x, caches[i], window, inputs)
-                written.append(layer)
-            cache = tuple(written) if cache else None
+                x, caches[i] = Block(config, name=f"layers_{i}")(x, caches[i], window, inputs)
+            cache = tuple(caches) if cache else None
         else:
             layers = nn.scan(
                 _rematted(config),
@@ -134,22 +125,21 @@ def init_params(config: ModelConfig, key: jax.Array) -> Params:
 
 
 def unstack_layers(params: Params) -> Params:
-    """Split unboxed `layers` [L, ...] into `layers_0`, `layers_1`, …; deletes the stacked arrays.
+    """Split unboxed `layers` [L, ...] into `layers_0`, `layers_1`, …; delete the stacked arrays.
 
     A scan over stacked layers copies each layer's weights before use: negligible for a batch of
     long sequences, but most of the time of a decoding step.
     """
     params = dict(params)
-    cut: dict[str, Any] = {}
     leaves, tree = jax.tree.flatten(params.pop("layers"))
-    columns = []
+    split = []
     for leaf in leaves:  # one at a time, so that only one is ever in memory twice
-        columns.append(jax.jit(lambda leaf: [leaf[i] for i in range(len(leaf))])(leaf))
-        jax.block_until_ready(columns[-1])
+        rows = jax.jit(lambda leaf: [leaf[i] for i in range(len(leaf))])(leaf)
+        split.append(jax.block_until_ready(rows))
         leaf.delete()
-    for i, layer in enumerate(zip(*columns, strict=True)):
-        cut[f"layers_{i}"] = jax.tree.unflatten(tree, layer)
-    return params | cut
+    for i, layer in enumerate(zip(*split, strict=True)):
+        params[f"layers_{i}"] = jax.tree.unflatten(tree, layer)
+    return params
 
 
 def abstract_params(config: ModelConfig) -> Params:
@@ -181,8 +171,8 @@ def head_kernel(config: ModelConfig, params: Params) -> jax.Array:
     """The output head [E, V] in the compute dtype."""
     kernel = nn.unbox(params["embedding"]).T if config.tie_embeddings else nn.unbox(params["head"])
     if config.quirks.normalize_lm_head:
-        length = jnp.linalg.norm(kernel.astype(jnp.float32), axis=0, keepdims=True)
-        kernel = kernel / jnp.maximum(length, 1e-12)
+        norm = jnp.linalg.norm(kernel.astype(jnp.float32), axis=0, keepdims=True)
+        kernel = kernel / jnp.maximum(norm, 1e-12)
     return kernel.astype(config.dtype)
 
 
@@ -212,8 +202,9 @@ def _position_bias(
     keys = positions
     if cache_segment_ids is not None:  # a cached sequence is one document, with gaps
         keys = jnp.cumsum(cache_segment_ids > 0, axis=1) - 1
-    slopes = alibi_slopes(config.num_heads) if config.position_embedding == "alibi" else None
-    return PositionBias(positions, keys, None, None if slopes is None else jnp.asarray(slopes))
+    alibi = config.position_embedding == "alibi"
+    slopes = jnp.asarray(alibi_slopes(config.num_heads)) if alibi else None
+    return PositionBias(positions, keys, None, slopes)
 
 
 def _windows(config: ModelConfig) -> jax.Array | None:

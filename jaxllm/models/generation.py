@@ -53,22 +53,19 @@ def init_cache(config: ModelConfig, batch: int, length: int, stacked: bool = Tru
 def prefill(
     config: ModelConfig, params: Params, cache: Cache, prompts: jax.Array, lengths: jax.Array
 ) -> tuple[Cache, jax.Array]:
-    """Prefill the cache with prompts.
+    """Append prompts to a cache with room for P more tokens.
 
     Args:
-      config: the model.
-      params: its parameters.
-      cache: with room for P more tokens.
       prompts: int32 [B, P], padded on the right with any token.
       lengths: int32 [B], tokens of each prompt, at least 1.
 
     Returns:
       The new cache, and the logits after each prompt, float32 [B, V].
     """
-    rows, width = prompts.shape
+    batch, width = prompts.shape
     valid = (jnp.arange(width) < lengths[:, None]).astype(jnp.int32)
     segment_ids = jax.lax.dynamic_update_slice(cache.segment_ids, valid, (0, cache.cache_index))
-    read: Any = Decoder(config).apply(
+    output: Any = Decoder(config).apply(
         {"params": params},
         prompts,
         cache.lengths[:, None] + jnp.arange(width),
@@ -77,8 +74,8 @@ def prefill(
         cache_segment_ids=segment_ids,
         cache_index=cache.cache_index,
     )
-    hidden, layers = read
-    last = hidden[jnp.arange(rows), lengths - 1]  # [B, D]
+    hidden, layers = output
+    last = hidden[jnp.arange(batch), lengths - 1]  # [B, D]
     logits = jnp.dot(last, head_kernel(config, params), preferred_element_type=jnp.float32)
     return Cache(layers, segment_ids, cache.cache_index + width, cache.lengths + lengths), logits
 
@@ -91,33 +88,22 @@ def decode_step(
 
 
 class DecodeState(NamedTuple):
-    """State of a batch during decoding.
-
-    Attributes:
-      cache: KV cache.
-      logits: float32 [B, V], of the next token.
-      done: bool [B], whether the sequence has ended.
-      step: int32, tokens generated so far.
-    """
+    """State of a batch during decoding."""
 
     cache: Cache
-    logits: jax.Array
-    done: jax.Array
-    step: jax.Array
+    logits: jax.Array  # float32 [B, V], of the next token
+    done: jax.Array  # bool [B], whether the sequence has ended
+    step: jax.Array  # int32, tokens generated so far
 
 
 def start_decoding(
-    config: ModelConfig,
-    params: Params,
-    prompts: jax.Array,
-    lengths: jax.Array,
-    max_new_tokens: int,
+    config: ModelConfig, params: Params, prompts: jax.Array, lengths: jax.Array, max_new_tokens: int
 ) -> DecodeState:
     """Prefill a new cache with room for `max_new_tokens` more; see `generate`."""
-    rows, width = prompts.shape
-    cache = init_cache(config, rows, width + max_new_tokens, stacked="layers" in params)
+    batch, width = prompts.shape
+    cache = init_cache(config, batch, width + max_new_tokens, stacked="layers" in params)
     cache, logits = prefill(config, params, cache, prompts, lengths)
-    return DecodeState(cache, logits, jnp.zeros(rows, bool), jnp.zeros((), jnp.int32))
+    return DecodeState(cache, logits, jnp.zeros(batch, bool), jnp.zeros((), jnp.int32))
 
 
 def decode_n(
@@ -129,15 +115,11 @@ def decode_n(
     sampling: Sampling = GREEDY,
     keys: jax.Array | None = None,
 ) -> tuple[DecodeState, jax.Array]:
-    """Generate up to `count` tokens per sequence (static, as `stop_ids` and `sampling`).
+    """Generate up to `count` tokens per sequence, for which the cache has room.
 
     Args:
-      config: the model.
-      params: its parameters.
-      state: with room for `count` more tokens in its cache.
-      count: maximum number of new tokens.
+      count: maximum number of new tokens; static, as `stop_ids` and `sampling`.
       stop_ids: tokens that end a sequence.
-      sampling: how tokens are sampled.
       keys: random key of each sequence [B], unused by greedy decoding. Token n of a sequence
         depends on its key and n, not on the rest of the batch.
 
@@ -145,9 +127,9 @@ def decode_n(
       The new state, and the new tokens, int32 [B, count], a sequence's stop token included and
       zeros after it. Decoding ends early once every sequence has.
     """
-    rows = state.done.shape[0]
+    batch = state.done.shape[0]
     stops = jnp.asarray(tuple(stop_ids), jnp.int32)
-    keys = jax.random.split(jax.random.key(0), rows) if keys is None else keys
+    keys = jax.random.split(jax.random.key(0), batch) if keys is None else keys
     first = state.step
 
     def unfinished(carry: tuple[DecodeState, jax.Array]) -> jax.Array:
@@ -162,7 +144,7 @@ def decode_n(
         cache, logits = decode_step(config, params, cache, token)
         return DecodeState(cache, logits, done, step + 1), output
 
-    output = jnp.zeros((rows, count), jnp.int32)
+    output = jnp.zeros((batch, count), jnp.int32)
     return jax.lax.while_loop(unfinished, decode_one, (state, output))
 
 
@@ -176,20 +158,9 @@ def generate(
     sampling: Sampling = GREEDY,
     keys: jax.Array | None = None,
 ) -> jax.Array:
-    """Generate continuations of prompts.
+    """Generate continuations of prompts, int32 [B, max_new_tokens]; see `prefill`, `decode_n`.
 
-    Args:
-      config: the model.
-      params: its parameters, stacked over layers or (faster) from `decoder.unstack_layers`.
-      prompts: int32 [B, P], padded on the right with any token.
-      lengths: int32 [B], tokens of each prompt, at least 1.
-      max_new_tokens: maximum number of new tokens; static under `jax.jit`.
-      stop_ids: see `decode_n`.
-      sampling: see `decode_n`.
-      keys: see `decode_n`.
-
-    Returns:
-      int32 [B, max_new_tokens], as `decode_n`.
+    `params` are stacked over layers or, which is faster, from `decoder.unstack_layers`.
     """
     state = start_decoding(config, params, prompts, lengths, max_new_tokens)
     return decode_n(config, params, state, max_new_tokens, stop_ids, sampling, keys)[1]

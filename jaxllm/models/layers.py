@@ -14,7 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxllm.models.attention import PositionBias, attend, causal_attention
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.norms import Norm
-from jaxllm.models.partitioning import with_logical_constraint
+from jaxllm.models.partitioning import param, saveable, with_logical_constraint
 from jaxllm.models.positions import apply_rope
 from jaxllm.models.quantization import quantized_linear
 
@@ -49,26 +49,6 @@ class LayerCache(NamedTuple):
     value: jax.Array
 
 
-def param(
-    module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str | None, ...]
-) -> jax.Array:
-    """A weight matrix of `module`, initialised from N(0, init_stddev), in the compute dtype."""
-    config: ModelConfig = module.config
-    initializer = nn.with_logical_partitioning(nn.initializers.normal(config.init_stddev), axes)
-    weights = module.param(name, initializer, shape, jnp.dtype(config.param_dtype))
-    return jnp.asarray(weights, config.dtype)
-
-
-def bias(
-    module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str | None, ...]
-) -> jax.Array:
-    """A bias of `module`, initialised to 0, in the compute dtype."""
-    config: ModelConfig = module.config
-    initializer = nn.with_logical_partitioning(nn.initializers.zeros, axes)
-    values = module.param(name, initializer, shape, jnp.dtype(config.param_dtype))
-    return jnp.asarray(values, config.dtype)
-
-
 @jax.custom_vjp
 def linear(x: jax.Array, weights: jax.Array) -> jax.Array:
     """Matmul x [..., D] @ weights [D, F] -> [..., F].
@@ -89,12 +69,12 @@ def _linear_backward(
     residuals: tuple[jax.Array, jax.Array], gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     x, weights = residuals
-    rows = tuple(range(x.ndim - 1))
+    summed = tuple(range(x.ndim - 1))
     # XLA transposes the left operand, so the smaller one goes there
     if x.shape[-1] > gradient.shape[-1]:
-        weights_gradient = jax.lax.dot_general(gradient, x, ((rows, rows), ((), ()))).T
+        weights_gradient = jax.lax.dot_general(gradient, x, ((summed, summed), ((), ()))).T
     else:
-        weights_gradient = jax.lax.dot_general(x, gradient, ((rows, rows), ((), ())))
+        weights_gradient = jax.lax.dot_general(x, gradient, ((summed, summed), ((), ())))
     return jnp.einsum("...f,df->...d", gradient, weights), weights_gradient
 
 
@@ -115,40 +95,26 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self,
-        x: jax.Array,
-        inputs: BlockInputs,
-        cache: LayerCache | None,
-        window: jax.Array | None,
+        self, x: jax.Array, inputs: BlockInputs, cache: LayerCache | None, window: jax.Array | None
     ) -> tuple[jax.Array, LayerCache | None]:
         """x [B, T, D] -> [B, T, D], and the cache with the new keys and values."""
         config = self.config
-        embed, heads, num_kv_heads, head_dim = (
-            config.embed_dim, config.num_heads, config.kv_heads, config.head_size
-        )  # fmt: skip
+        embed, heads, head_dim = config.embed_dim, config.num_heads, config.head_size
 
         def project(name: str, count: int, axis: str) -> jax.Array:
-            weights = param(self, name, (embed, count, head_dim), ("embed", axis, "head_dim"))
-            flat = matmul(config, x, weights.reshape(embed, count * head_dim))
-            heads = flat.reshape(*x.shape[:2], count, head_dim)
+            shape, axes = (count, head_dim), (axis, "head_dim")
+            weights = param(self, name, (embed, *shape), ("embed", *axes))
+            out = matmul(config, x, weights.reshape(embed, count * head_dim))
+            out = out.reshape(*x.shape[:2], *shape)
             if "qkv" in config.use_bias:
-                heads += bias(self, f"{name}_bias", (count, head_dim), (axis, "head_dim"))
+                out += param(self, f"{name}_bias", shape, axes, nn.initializers.zeros)
             if config.quirks.clip_qkv is not None:
-                heads = jnp.clip(heads, -config.quirks.clip_qkv, config.quirks.clip_qkv)
-            return heads
+                out = jnp.clip(out, -config.quirks.clip_qkv, config.quirks.clip_qkv)
+            return saveable(out, name, "batch", "length", *axes)
 
         query = project("query", heads, "heads")
-        key = project("key", num_kv_heads, "kv_heads")
-        value = project("value", num_kv_heads, "kv_heads")
-        query = checkpoint_name(
-            with_logical_constraint(query, "batch", "length", "heads", "head_dim"), "query"
-        )
-        key = checkpoint_name(
-            with_logical_constraint(key, "batch", "length", "kv_heads", "head_dim"), "key"
-        )
-        value = checkpoint_name(
-            with_logical_constraint(value, "batch", "length", "kv_heads", "head_dim"), "value"
-        )
+        key = project("key", config.kv_heads, "kv_heads")
+        value = project("value", config.kv_heads, "kv_heads")
         if config.qk_norm == "all_heads":
             query = self._norm_flat(query, "query_norm")
             key = self._norm_flat(key, "key_norm")
@@ -174,7 +140,7 @@ class Attention(nn.Module):
         flat = attn_out.reshape(*x.shape[:2], heads * head_dim)
         attn_out = matmul(config, flat, output.reshape(heads * head_dim, embed))
         if "attention_output" in config.use_bias:
-            attn_out += bias(self, "output_bias", (embed,), ("norm",))
+            attn_out += param(self, "output_bias", (embed,), ("norm",), nn.initializers.zeros)
         return attn_out, cache
 
     def _norm_flat(self, x: jax.Array, name: str) -> jax.Array:
@@ -192,8 +158,8 @@ def _write_cache(
         old, new.swapaxes(1, 2).astype(old.dtype), start
     )
     cache = LayerCache(write(cache.key, key), write(cache.value, value))
-    slots = inputs.cache_index + jnp.arange(key.shape[1])
-    causal = jnp.arange(cache.key.shape[2])[None, :] <= slots[:, None]
+    indices = inputs.cache_index + jnp.arange(key.shape[1])
+    causal = jnp.arange(cache.key.shape[2])[None, :] <= indices[:, None]
     same = inputs.segment_ids[:, :, None] == inputs.cache_segment_ids[:, None, :]
     return causal[None] & same, cache
 
@@ -210,22 +176,19 @@ class MLP(nn.Module):
         embed, mlp_dim = config.embed_dim, config.mlp_dim
 
         def project(name: str) -> jax.Array:
-            y = matmul(config, x, param(self, name, (embed, mlp_dim), ("embed", "mlp")))
+            out = matmul(config, x, param(self, name, (embed, mlp_dim), ("embed", "mlp")))
             if "mlp" in config.use_bias:
-                y += bias(self, f"{name}_bias", (mlp_dim,), ("mlp",))
-            return y
+                out += param(self, f"{name}_bias", (mlp_dim,), ("mlp",), nn.initializers.zeros)
+            return saveable(out, name, "batch", "length", "mlp")
 
         gate = project("gate") if config.mlp_type == "gated" else None
         up = project("up")
-        if gate is not None:
-            gate = checkpoint_name(with_logical_constraint(gate, "batch", "length", "mlp"), "gate")
-        up = checkpoint_name(with_logical_constraint(up, "batch", "length", "mlp"), "up")
         down = param(self, "down", (mlp_dim, embed), ("mlp", "embed"))
         activation = _ACTIVATIONS[config.activation]
         hidden = activation(up) if gate is None else gated(config.activation, gate, up)
         out = matmul(config, hidden, down)
         if "mlp" in config.use_bias:
-            out += bias(self, "down_bias", (embed,), ("norm",))
+            out += param(self, "down_bias", (embed,), ("norm",), nn.initializers.zeros)
         return out
 
 
@@ -272,19 +235,11 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self,
-        x: jax.Array,
-        cache: LayerCache | None,
-        window: jax.Array | None,
-        inputs: BlockInputs,
+        self, x: jax.Array, cache: LayerCache | None, window: jax.Array | None, inputs: BlockInputs
     ) -> tuple[jax.Array, LayerCache | None]:
         """x [B, T, D] -> [B, T, D], and the layer's new cache.
 
-        Args:
-          x: the residual stream.
-          cache: of this layer, or None.
-          window: int32 [], of this layer, or None where no layer has one.
-          inputs: shared by all blocks.
+        The window, int32 [], is this layer's; None where no layer has one.
         """
         config = self.config
         attention = Attention(config, name="attention")
@@ -297,9 +252,7 @@ class Block(nn.Module):
             attended, cache = attention(x, inputs, cache, window)
             return checkpoint_name(attended, "attention_output")
 
-        def apply_mlp(x: jax.Array) -> jax.Array:
-            return checkpoint_name(mlp(x), "mlp_output")
-
+        apply_mlp = lambda x: checkpoint_name(mlp(x), "mlp_output")
         x = with_logical_constraint(x, "batch", "length", "embed_activation")
         if config.block_type == "parallel":
             x = x + attend(attention_norm(x)) + apply_mlp(mlp_norm(x))

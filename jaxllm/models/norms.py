@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxllm.models.config import ModelConfig
+from jaxllm.models.partitioning import param
 
 
 class Norm(nn.Module):
@@ -24,30 +25,26 @@ class Norm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """x [..., D] -> [..., D] in x's dtype."""
+        vector = partial(param, self, shape=x.shape[-1:], axes=("norm",), dtype=jnp.float32)
         scale = bias = None
         if self.config.norm != "layer_plain":
-            scale = self._vector("scale", nn.initializers.ones, x.shape[-1])
+            scale = vector("scale", initializer=nn.initializers.ones)
         if self.config.norm == "layer":
-            bias = self._vector("bias", nn.initializers.zeros, x.shape[-1])
+            bias = vector("bias", initializer=nn.initializers.zeros)
         return _normed(self.config.norm != "rms", self.config.norm_eps, x, scale, bias)
-
-    def _vector(self, name: str, start: nn.initializers.Initializer, width: int) -> jax.Array:
-        initializer = nn.with_logical_partitioning(start, ("norm",))
-        values = self.param(name, initializer, (width,), jnp.dtype(self.config.param_dtype))
-        return jnp.asarray(values, jnp.float32)
 
 
 # Rematerialized from x in the backward pass: the three float32 intermediates are twice as large.
 @partial(jax.checkpoint, static_argnums=(0, 1), prevent_cse=False)
 def _normed(
-    centred: bool, eps: float, x: jax.Array, scale: jax.Array | None, bias: jax.Array | None
+    centered: bool, eps: float, x: jax.Array, scale: jax.Array | None, bias: jax.Array | None
 ) -> jax.Array:
-    wide = x.astype(jnp.float32)
-    if centred:
-        wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
-    normed = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + eps)
+    y = x.astype(jnp.float32)
+    if centered:
+        y = y - jnp.mean(y, axis=-1, keepdims=True)
+    y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + eps)
     if scale is not None:
-        normed = normed * scale
+        y = y * scale
     if bias is not None:
-        normed = normed + bias
-    return normed.astype(x.dtype)
+        y = y + bias
+    return y.astype(x.dtype)

@@ -30,17 +30,11 @@ DEFAULT_CHUNK_TOKENS = 1024
 
 
 class TokenScores(NamedTuple):
-    """Scores of each target.
+    """Scores of each target, [B, T]."""
 
-    Attributes:
-      log_likelihood: float32 [B, T], log p(target).
-      correct: bool [B, T], whether no token was more likely than the target.
-      log_z: float32 [B, T], log of the softmax's denominator (for z-loss).
-    """
-
-    log_likelihood: jax.Array
-    correct: jax.Array
-    log_z: jax.Array
+    log_likelihood: jax.Array  # float32, log p(target)
+    correct: jax.Array  # bool, whether no token was more likely than the target
+    log_z: jax.Array  # float32, log of the softmax's denominator (for z-loss)
 
 
 def score_tokens(config: ModelConfig, params: Params, batch: Batch) -> TokenScores:
@@ -54,10 +48,9 @@ def score_tokens(config: ModelConfig, params: Params, batch: Batch) -> TokenScor
 def score_targets(config: ModelConfig, params: Params, batch: TreeBatch) -> TokenScores:
     """Score the targets of token trees, [B, S]; only their logits are computed."""
     hidden = tree_states(config, params, batch)
-    scored = jnp.take_along_axis(
-        hidden, jnp.asarray(batch.target_index)[..., None], axis=1
-    )  # [B, S, E]
-    return _score_hidden(config, params, scored, batch.targets)
+    index = jnp.asarray(batch.target_index)[..., None]
+    hidden = jnp.take_along_axis(hidden, index, axis=1)  # [B, S, E]
+    return _score_hidden(config, params, hidden, batch.targets)
 
 
 def token_loss(
@@ -70,9 +63,6 @@ def token_loss(
     """Summed training loss, and the token scores.
 
     Args:
-      config: the model.
-      params: its parameters.
-      batch: sequences; targets of weight 0 do not count.
       z_loss: coefficient of log_z^2 (PaLM, section 5: 1e-4).
       chunk_tokens: tokens per device whose logits are in memory at a time; None means the
         platform's default.
@@ -93,9 +83,11 @@ def _score_hidden(
     config: ModelConfig, params: Params, hidden: jax.Array, targets: Array
 ) -> TokenScores:
     """Scores of targets [B, S] after hidden states [B, S, E]."""
-    kernel = head_kernel(config, params)
     size = _chunk_length(*targets.shape)
+    return _score_chunks(size, hidden, head_kernel(config, params), targets)
 
+
+def _score_chunks(size: int, hidden: jax.Array, kernel: jax.Array, targets: Array) -> TokenScores:
     @jax.checkpoint
     def score(chunk: tuple[jax.Array, jax.Array]) -> TokenScores:
         return _scores(_logits(chunk[0], kernel), chunk[1])
@@ -113,11 +105,7 @@ def _head_loss(
     targets: jax.Array,
     weights: jax.Array,
 ) -> tuple[jax.Array, TokenScores]:
-    def score(chunk: tuple[jax.Array, jax.Array]) -> TokenScores:
-        return _scores(_logits(chunk[0], kernel), chunk[1])
-
-    scores = jax.lax.map(score, (_split(hidden, size), _split(targets, size)))
-    scores = jax.tree.map(lambda x: _join(x, hidden.shape[1]), scores)
+    scores = _score_chunks(size, hidden, kernel, targets)
     return _weighted_sum(scores, weights, z_loss), scores
 
 
@@ -164,14 +152,8 @@ def _head_loss_backward(
     gradients: tuple[jax.Array, jax.Array],
     cotangents: tuple[jax.Array, TokenScores],
 ) -> tuple[jax.Array, jax.Array, None, None]:
-    scale = cotangents[0]
-    hidden_gradient, kernel_gradient = gradients
-    return (
-        (hidden_gradient * scale).astype(hidden_gradient.dtype),
-        (kernel_gradient * scale).astype(kernel_gradient.dtype),
-        None,
-        None,
-    )
+    hidden, kernel = ((x * cotangents[0]).astype(x.dtype) for x in gradients)
+    return hidden, kernel, None, None
 
 
 _head_loss.defvjp(_head_loss_forward, _head_loss_backward)

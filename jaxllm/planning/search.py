@@ -11,7 +11,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from jaxllm.errors import UserError
-from jaxllm.models.config import REMAT_POLICIES
+from jaxllm.models.config import REMAT_POLICIES, Remat
 from jaxllm.planning.estimate import Estimate, estimate
 from jaxllm.planning.program import (
     GIB,
@@ -31,7 +31,7 @@ class Candidate(NamedTuple):
     """One configuration of mesh, remat policy and microbatches."""
 
     mesh: MeshConfig
-    remat: str
+    remat: Remat
     accumulation: int
 
     def applied(self, experiment: Experiment) -> Experiment:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+from typing import NamedTuple
 
 import jax
 
@@ -51,10 +52,7 @@ CHIPS: tuple[Chip, ...] = (
     Chip("v5e", "TPU v5 lite", 197e12, 16 * GIB, 819e9, 200e9, 25e9 / 8, torus=2),
     Chip("v5p", "TPU v5", 459e12, 95 * GIB, 2.765e12, 600e9, 50e9 / 8, torus=3, per_name=2),
     Chip("v6e", "TPU v6 lite", 918e12, 32 * GIB, 1.638e12, 400e9, 100e9 / 8, torus=2),
-    Chip(
-        "7x", "TPU7x", 1153.5e12, 96 * GIB, 3.69e12, 300e9, 50e9 / 8, torus=3, per_name=1,
-        per_chip=2,
-    ),
+    Chip("7x", "TPU7x", 1153.5e12, 96 * GIB, 3.69e12, 300e9, 50e9 / 8, torus=3, per_chip=2),
     Chip("v3", "TPU v3", 61.5e12),
     Chip("t4", "Tesla T4", 65e12, 16e9, 320e9),
     Chip("v100", "Tesla V100", 125e12, 32e9, 900e9),
@@ -64,7 +62,7 @@ CHIPS: tuple[Chip, ...] = (
     Chip("h100", "NVIDIA H100", 989e12, 80e9, 3.35e12, 450e9),
     Chip("h200", "NVIDIA H200", 989e12, 141e9, 4.8e12, 450e9),
     Chip("b200", "NVIDIA B200", 2250e12, 180e9, 8e12, 900e9),
-)  # fmt: skip
+)
 
 
 def chip_of(device_kind: str) -> Chip | None:
@@ -84,14 +82,8 @@ def utilisation(flops_per_second: float, devices: int, peak: float | None) -> fl
     return flops_per_second / (devices * peak) if peak else None
 
 
-@dataclasses.dataclass(frozen=True)
-class Slice:
-    """A TPU slice: devices in one torus.
-
-    Attributes:
-      chip: the JAX devices.
-      shape: physical chips along each dimension of the torus.
-    """
+class Slice(NamedTuple):
+    """A TPU slice: its kind of device, and the physical chips along each side of its torus."""
 
     chip: Chip
     shape: tuple[int, ...]
@@ -100,8 +92,8 @@ class Slice:
 def slice_of(name: str) -> Slice:
     """Parse a cloud name: 'v4-512', 'v5litepod-16', 'v6e-256', 'tpu7x-128', 'v5p:4x4x8'.
 
-    After a hyphen, v4, v5p and 7x count TensorCores, two per chip, and v5e and v6e chips; the torus
-    is the most cubic one of that many chips. After a colon stand the sides of the torus in chips.
+    After a hyphen, v4, v5p and 7x count TensorCores, two per chip, and v5e and v6e chips, in the
+    most cubic torus. After a colon stand the sides of the torus in chips.
 
     Raises:
       UserError: an unknown generation, or a number of chips that no slice has.
@@ -123,10 +115,10 @@ def slice_of(name: str) -> Slice:
         return Slice(chip, shape)
     count = int(size) if size.isdigit() else 0
     chips, rest = divmod(count, chip.per_name * chip.per_chip)
-    found = _most_cubic(chips, chip.torus) if chips and not rest else None
-    if found is None:
+    torus = _most_cubic(chips, chip.torus) if chips and not rest else None
+    if torus is None:
         raise UserError(f"no {generation} slice is called {name!r}: {known}")
-    return Slice(chip, found)
+    return Slice(chip, torus)
 
 
 def _most_cubic(chips: int, sides: int) -> tuple[int, ...] | None:

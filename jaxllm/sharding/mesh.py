@@ -40,7 +40,7 @@ class MeshConfig:
         Raises:
           UserError: the axes do not multiply to `num_devices`.
         """
-        sizes = {axis: getattr(self, axis) for axis in MESH_AXES}
+        sizes = dataclasses.asdict(self)
         text = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
         free = [axis for axis, size in sizes.items() if size == -1]
         if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
@@ -75,7 +75,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     split = {"allow_split_physical_axes": True}  # 64 of the 16 x 16 chips of a slice, say
     if slices > 1:
         between = _between_slices(shape, slices)
-        within = tuple(size // part for size, part in zip(shape, between, strict=True))
+        within = tuple(size // span for size, span in zip(shape, between, strict=True))
         grid = mesh_utils.create_hybrid_device_mesh(within, between, devices, **split)
     else:
         grid = mesh_utils.create_device_mesh(shape, devices, **split)

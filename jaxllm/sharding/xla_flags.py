@@ -9,11 +9,17 @@ same program with and without them (asynchronous permutes; on v5e the rest of co
 `xla_tpu_enable_async_collective_fusion…`); continuation fusion elsewhere, which libtpu 0.0.52
 refuses ("incorrect results, hang, SDC"); and the SparseCore's reduce-scatter and all-reduce, with
 which AXLearn saw abnormal losses.
+
+Sources:
+  [axlearn]   AXLearn, axlearn/common/compiler_options.py
+  [guidance]  OpenXLA, https://openxla.org/xla/flags_guidance
+  [library]   MaxText, benchmarks/xla_flags_library.py
+  [ironwood]  MaxText, trainers/pre_train/scripts/olmo/run_olmo3_7b_stage1.sh
+  [v4] [v5p]  MaxText, configs/tpu/v4/22b.sh and configs/tpu/v5p/32b.sh
 """
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
 import re
@@ -27,113 +33,48 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+_VMEM = "xla_tpu_scoped_vmem_limit_kib"  # attention blocks of 2048 need more than 16 MiB of scratch
 
-@dataclasses.dataclass(frozen=True)
-class Flag:
-    """A compiler option that differs from the compiler's default.
+FLAGS: dict[str, dict[str, str]] = {
+    "v4": {
+        # gathers a layer's parameters while another computes, as later chips do [axlearn, v4]
+        "xla_enable_async_all_gather": "true",
+    },
+    "v5e": {
+        # all-reduces of gradients and activations run inside what they overlap with [guidance]
+        "xla_tpu_enable_async_collective_fusion_fuse_all_reduce": "true",
+    },
+    "v5p": {
+        _VMEM: "65536",  # [axlearn: 65472]
+        # leaves all-gathers out of fusions, free to overlap with them [v5p, guidance]
+        "xla_tpu_megacore_fusion_allow_ags": "false",
+    },
+    "v6e": {
+        _VMEM: "98304",  # [axlearn, library]
+        # the input of a reduce-scatter is laid out as it is sharded, without a copy [library]
+        "xla_tpu_use_minor_sharding_for_major_trivial_input": "true",
+        "xla_tpu_relayout_group_size_threshold_for_reduce_scatter": "1",  # in groups of any size
+        # all-reduces followed by a slice become reduce-scatters in that layout [library]
+        "xla_tpu_assign_all_reduce_scatter_layout": "true",
+    },
+    "7x": {
+        _VMEM: "65536",  # [ironwood]
+        # bf16 arithmetic in the vector unit without a detour over float32 [ironwood]
+        "xla_tpu_bf16_emission_mode": "NATIVE_EMISSION",
+        # the SparseCore gathers parameters while the TensorCore computes [ironwood]
+        "xla_tpu_enable_sparse_core_collective_offload_all_gather": "true",
+        "xla_tpu_enable_async_collective_fusion_fuse_all_gather": "false",  # they go there instead
+    },
+}
 
-    Attributes:
-      name: as in `LIBTPU_INIT_ARGS`, without the dashes.
-      value: as written there.
-      purpose: its effect.
-      source: who recommends it for this generation.
-    """
-
-    name: str
-    value: str
-    purpose: str
-    source: str
-
-
-_AXLEARN = "AXLearn, axlearn/common/compiler_options.py"
-_GUIDANCE = "OpenXLA, https://openxla.org/xla/flags_guidance"
-_LIBRARY = "MaxText, benchmarks/xla_flags_library.py"
-_IRONWOOD = "MaxText, trainers/pre_train/scripts/olmo/run_olmo3_7b_stage1.sh"
-
-
-def _vmem(kib: int, source: str) -> Flag:
-    purpose = "attention blocks of 2048 and larger fusions need more scratch than 16 MiB"
-    return Flag("xla_tpu_scoped_vmem_limit_kib", str(kib), purpose, source)
-
-
-FLAGS: dict[str, tuple[Flag, ...]] = {
-    "v4": (
-        Flag(
-            "xla_enable_async_all_gather", "true",
-            "gathers a layer's parameters while another computes, as later chips do by themselves",
-            f"{_AXLEARN}; MaxText, configs/tpu/v4/22b.sh",
-        ),
-    ),
-    "v5e": (
-        Flag(
-            "xla_tpu_enable_async_collective_fusion_fuse_all_reduce", "true",
-            "all-reduces, of gradients and of activations, run inside of what they overlap with",
-            _GUIDANCE,
-        ),
-    ),
-    "v5p": (
-        _vmem(65536, f"{_AXLEARN} (65472)"),
-        Flag(
-            "xla_tpu_megacore_fusion_allow_ags", "false",
-            "leaves all-gathers out of fusions, free to overlap with them",
-            f"MaxText, configs/tpu/v5p/32b.sh; {_GUIDANCE}",
-        ),
-    ),
-    "v6e": (
-        _vmem(98304, f"{_AXLEARN}; {_LIBRARY}"),
-        Flag(
-            "xla_tpu_use_minor_sharding_for_major_trivial_input", "true",
-            "a reduce-scatter's input is laid out as it is sharded: no copy before it",
-            _LIBRARY,
-        ),
-        Flag(
-            "xla_tpu_relayout_group_size_threshold_for_reduce_scatter", "1",
-            "so for groups of any size",
-            _LIBRARY,
-        ),
-        Flag(
-            "xla_tpu_assign_all_reduce_scatter_layout", "true",
-            "all-reduces followed by a slice become reduce-scatters in that layout",
-            _LIBRARY,
-        ),
-    ),
-    "7x": (
-        _vmem(65536, _IRONWOOD),
-        Flag(
-            "xla_tpu_bf16_emission_mode", "NATIVE_EMISSION",
-            "bf16 arithmetic in the vector unit without a detour over float32",
-            _IRONWOOD,
-        ),
-        Flag(
-            "xla_tpu_enable_sparse_core_collective_offload_all_gather", "true",
-            "the SparseCore gathers parameters while the TensorCore computes",
-            _IRONWOOD,
-        ),
-        Flag(
-            "xla_tpu_enable_async_collective_fusion_fuse_all_gather", "false",
-            "all-gathers go to the SparseCore instead",
-            _IRONWOOD,
-        ),
-    ),
-}  # fmt: skip
-
-SEVERAL_SLICES: tuple[Flag, ...] = (
-    Flag(
-        "xla_tpu_enable_data_parallel_all_reduce_opt", "true",
-        "gradients cross the data centre's network while earlier layers' are computed",
-        _GUIDANCE,
-    ),
-    Flag(
-        "xla_tpu_data_parallel_opt_different_sized_ops", "true",
-        "so also where they are not of one size; takes some memory",
-        _GUIDANCE,
-    ),
-    Flag(
-        "xla_tpu_enable_ag_backward_pipelining", "true",
-        "gathers between slices begin an iteration of the loop over layers early",
-        _GUIDANCE,
-    ),
-)  # fmt: skip
+SEVERAL_SLICES: dict[str, str] = {
+    # gradients cross the data-center network while earlier layers' are computed [guidance]
+    "xla_tpu_enable_data_parallel_all_reduce_opt": "true",
+    # the same for gradients of different sizes; takes some memory [guidance]
+    "xla_tpu_data_parallel_opt_different_sized_ops": "true",
+    # gathers between slices begin an iteration of the loop over layers early [guidance]
+    "xla_tpu_enable_ag_backward_pipelining": "true",
+}
 
 
 def compiler_options(generation: str, slices: int = 1) -> dict[str, str]:
@@ -141,9 +82,9 @@ def compiler_options(generation: str, slices: int = 1) -> dict[str, str]:
 
     Flags in `LIBTPU_INIT_ARGS` are left out: the user's values win.
     """
-    flags = FLAGS[generation] + (SEVERAL_SLICES if slices > 1 else ())
-    asked = set(re.findall(r"--(\w+)", os.environ.get("LIBTPU_INIT_ARGS", "")))
-    return {flag.name: flag.value for flag in flags if flag.name not in asked}
+    flags = FLAGS[generation] | (SEVERAL_SLICES if slices > 1 else {})
+    overridden = set(re.findall(r"--(\w+)", os.environ.get("LIBTPU_INIT_ARGS", "")))
+    return {name: value for name, value in flags.items() if name not in overridden}
 
 
 def mesh_options(mesh: jax.sharding.Mesh) -> dict[str, str]:
@@ -164,14 +105,14 @@ def accepted(options: Mapping[str, str], mesh: jax.sharding.Mesh) -> dict[str, s
     """
     if _refusal(options, mesh) is None:
         return dict(options)
-    taken: dict[str, str] = {}
+    working: dict[str, str] = {}
     for name, value in options.items():
-        refusal = _refusal(taken | {name: value}, mesh)
+        refusal = _refusal(working | {name: value}, mesh)
         if refusal is None:
-            taken[name] = value
+            working[name] = value
         else:
             _log.warning("the compiler refuses %s=%s, left out: %s", name, value, refusal)
-    return taken
+    return working
 
 
 def _refusal(options: Mapping[str, str], mesh: jax.sharding.Mesh) -> str | None:

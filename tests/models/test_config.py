@@ -65,7 +65,7 @@ def test_flops_are_what_the_compiler_counts(monkeypatch: pytest.MonkeyPatch) -> 
         ("head_dim", 7, "head_dim"),
         ("vocab_size", 0, "vocab_size"),
         ("num_layers", -1, "num_layers"),
-        ("dtype", "float16", "float32, bfloat16"),
+        ("dtype", "float16", "'float32' or 'bfloat16'"),
         ("remat", "some", "minimal"),
     ],
 )

@@ -138,9 +138,9 @@ def test_bfloat16_keeps_to_float32_scores(name: str) -> None:
     [
         (
             {"position_embedding": "sinusoidal"},
-            "position_embedding = 'sinusoidal': must be one of rotary, learned",
+            "position_embedding = 'sinusoidal': must be 'rotary' or 'learned'",
         ),
-        ({"norm": "batch"}, "norm = 'batch': must be one of rms, layer"),
+        ({"norm": "batch"}, "norm = 'batch': must be 'rms' or 'layer'"),
         ({"block_type": "round"}, "block_type"),
         ({"mlp_type": "moe"}, "mlp_type"),
         ({"use_bias": ("qkv", "head")}, "choose from qkv, attention_output, mlp"),

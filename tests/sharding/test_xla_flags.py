@@ -79,9 +79,3 @@ def test_what_the_user_sets_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     options = xla_flags.compiler_options("v5p")
     assert "xla_tpu_scoped_vmem_limit_kib" not in options
     assert len(options) == len(xla_flags.FLAGS["v5p"]) - 1
-
-
-def test_every_flag_has_a_purpose_and_a_source() -> None:
-    for flags in (*xla_flags.FLAGS.values(), xla_flags.SEVERAL_SLICES):
-        assert len({flag.name for flag in flags}) == len(flags)
-        assert all(flag.purpose and flag.source for flag in flags)

@@ -342,6 +342,6 @@ def _check(directory: Path, tensors: Mapping[str, Tensor], shapes: Mapping[str, 
 def _with_dtype(model: ModelConfig, tensors: Mapping[str, Tensor]) -> ModelConfig:
     """Set param_dtype to that of the tensors (float32 if mixed); compute in bfloat16 if it is."""
     kinds = {str(tensor.dtype) for tensor in tensors.values()}
-    kind = kinds.pop() if len(kinds) == 1 else "float32"
-    compute = "bfloat16" if kind == "bfloat16" else "float32"
+    kind: Any = kinds.pop() if len(kinds) == 1 else "float32"
+    compute: Any = "bfloat16" if kind == "bfloat16" else "float32"
     return dataclasses.replace(model, param_dtype=kind, dtype=compute)

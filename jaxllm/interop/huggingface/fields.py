@@ -213,9 +213,8 @@ def _rope_scaling(kind: str, rope: Json, config: Json) -> RopeScaling:
         rope = {"original_max_position_embeddings": length} | rope
     if rope.get("factor") is None:
         raise UserError("rope_scaling: the field factor is missing")
-    return RopeScaling(
-        kind=kind, **{keys[key]: value for key, value in _without_none(rope).items()}
-    )
+    fields: Json = {keys[key]: value for key, value in _without_none(rope).items()}
+    return RopeScaling(**fields | {"kind": kind})
 
 
 def _without_none(values: Json) -> Json:

@@ -30,7 +30,7 @@ from jaxllm.interop.huggingface.checkpoint import (
 )
 from jaxllm.interop.huggingface.fields import differences, to_model
 from jaxllm.io import is_remote, new_directory
-from jaxllm.models.config import ModelConfig
+from jaxllm.models.config import ModelConfig, ParamDtype
 from jaxllm.run.layout import MODEL
 from jaxllm.run.manifest import ManifestEntry, code_version
 from jaxllm.run.run import Run
@@ -115,7 +115,7 @@ def _listed(path: Path, number: int, row: dict[str, Any]) -> tuple[int, int, Pat
 
 
 def import_run(
-    source: str, target: str, step: int = 0, tokens: int = 0, param_dtype: str | None = None
+    source: str, target: str, step: int = 0, tokens: int = 0, param_dtype: ParamDtype | None = None
 ) -> None:
     """Convert a published model into the new run directory `target`, a chunk at a time.
 

@@ -37,8 +37,7 @@ def causal_attention(
       scale: scale of the scores; None means K ** -0.5.
       window: sliding window as a Python int, where all layers share it and there is no ALiBi.
       position_bias: with sliding windows or ALiBi.
-      visible_until: int32 [B, T], replaces segments: a token is visible to itself and to later
-        tokens before this index (`batch.TreeBatch`).
+      visible_until: int32 [B, T], replaces segments (`batch.TreeBatch`).
 
     Returns:
       [B, T, H, K] in query's dtype. Softmax is float32.
@@ -59,10 +58,8 @@ def causal_attention(
 def implementation(query: jax.Array, plain: bool = True) -> str:
     """Choose the implementation for query [B, T, H, K]: 'splash', 'cudnn' or 'blockwise'.
 
-    Args:
-      query: for its shape and dtype.
-      plain: whether there are neither ALiBi, nor windows that differ between layers, nor token
-        trees, which the kernels do not support.
+    The kernels support `plain` attention only: no ALiBi, windows that differ between layers, or
+    token trees.
     """
     platform, _ = device_kind()
     if platform == "tpu" and plain and query.shape[1] % (LANES * num_shards("length")) == 0:

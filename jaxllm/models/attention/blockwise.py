@@ -49,51 +49,38 @@ def blockwise_attention(
     position_bias: PositionBias | None = None,
     visible_until: jax.Array | None = None,
 ) -> jax.Array:
-    """Causal attention within segments.
+    """`causal_attention` in blocks of `block` queries.
 
-    Each block of queries attends only to keys before the block's end, so that about half of the
-    score matrix is never computed.
-
-    Args:
-      query: [B, T, H, K].
-      key: [B, T, G, K], where G divides H; query head h reads key head h // (H / G).
-      value: [B, T, G, K].
-      segment_ids: int32 [B, T].
-      block: queries per block.
-      scale: scale of the scores; None means K ** -0.5.
-      position_bias: with sliding windows or ALiBi.
-      visible_until: int32 [B, T], replaces segments: a token is visible to itself and to later
-        tokens before this index (`batch.TreeBatch`).
-
-    Returns:
-      [B, T, H, K] in query's dtype. Softmax is float32.
+    Each block attends only to keys before the block's end, so that about half of the score matrix
+    is never computed.
     """
-    rows, length, heads, _ = query.shape
+    batch, length, heads, _ = query.shape
 
     def attend_block(start: Any, size: int, end: int) -> jax.Array:
         """Attention of `size` queries from `start` on, all of them before `end`."""
-        cut = partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=size, axis=1)
+        of_block = partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=size, axis=1)
         indices = start + jnp.arange(size)
         causal = jnp.arange(end)[None, :] <= indices[:, None]
         if visible_until is None:
-            same = cut(segment_ids)[:, :, None] == segment_ids[:, None, :end]
+            visible = of_block(segment_ids)[:, :, None] == segment_ids[:, None, :end]
         else:
-            same = indices[None, :, None] < visible_until[:, None, :end]
-        here = position_bias and position_bias._replace(
-            queries=cut(position_bias.queries), keys=position_bias.keys[:, :end]
+            visible = indices[None, :, None] < visible_until[:, None, :end]
+        bias = position_bias and position_bias._replace(
+            queries=of_block(position_bias.queries), keys=position_bias.keys[:, :end]
         )
-        return attend(cut(query), key[:, :end], value[:, :end], causal[None] & same, scale, here)
+        mask = causal[None] & visible
+        return attend(of_block(query), key[:, :end], value[:, :end], mask, scale, bias)
 
-    scores = rows * heads * length * length // 2 * query.dtype.itemsize
-    scores //= num_shards("batch") * num_shards("heads")
-    whole = length // block * block
+    score_bytes = batch * heads * length * length // 2 * query.dtype.itemsize
+    score_bytes //= num_shards("batch") * num_shards("heads")
+    full = length // block * block  # tokens in full blocks
     starts = range(0, length, block)
     outputs = []
-    if scores > MAX_SAVED_SCORE_BYTES and whole > block:
-        one = jax.checkpoint(lambda start: attend_block(start, block, whole))
-        looped = jax.lax.map(one, jnp.arange(0, whole, block))  # [blocks, B, block, H, K]
-        outputs = [jnp.moveaxis(looped, 0, 1).reshape(rows, whole, *query.shape[2:])]
-        starts = range(whole, length, block)
+    if score_bytes > MAX_SAVED_SCORE_BYTES and full > block:
+        one = jax.checkpoint(lambda start: attend_block(start, block, full))
+        looped = jax.lax.map(one, jnp.arange(0, full, block))  # [blocks, B, block, H, K]
+        outputs = [jnp.moveaxis(looped, 0, 1).reshape(batch, full, *query.shape[2:])]
+        starts = range(full, length, block)
     for start in starts:
         end = min(start + block, length)
         outputs.append(attend_block(start, end - start, end))
@@ -108,18 +95,9 @@ def attend(
     scale: float | None = None,
     position_bias: PositionBias | None = None,
 ) -> jax.Array:
-    """Masked softmax attention.
+    """Softmax attention of query [B, Q, H, K], key and value [B, S, G, K] -> [B, Q, H, K].
 
-    Args:
-      query: [B, Q, H, K].
-      key: [B, S, G, K].
-      value: [B, S, G, K].
-      mask: bool [B, Q, S], True where a query attends to a key.
-      scale: scale of the scores; None means K ** -0.5.
-      position_bias: with sliding windows or ALiBi.
-
-    Returns:
-      [B, Q, H, K] in query's dtype.
+    The mask, bool [B, Q, S], is True where a query attends to a key.
     """
     batch, queries, heads, head_dim = query.shape
     num_kv_heads = key.shape[2]

@@ -15,21 +15,10 @@ def cudnn_attention(
     scale: float | None = None,
     window: int | None = None,
 ) -> jax.Array:
-    """Causal attention within segments.
+    """`causal_attention` in bfloat16 or float16, K a multiple of 8 up to 128.
 
     cuDNN supports causal masks and windows, but no segments: these become a mask [B, 1, T, T],
     without which documents packed into one sequence would attend to each other.
-
-    Args:
-      query: [B, T, H, K] in bfloat16 or float16, K a multiple of 8 up to 128.
-      key: [B, T, G, K], where G divides H.
-      value: [B, T, G, K].
-      segment_ids: int32 [B, T].
-      scale: scale of the scores; None means K ** -0.5.
-      window: number of visible keys, the query's own included; None means all.
-
-    Returns:
-      [B, T, H, K] in query's dtype.
     """
     same = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
     return jax.nn.dot_product_attention(

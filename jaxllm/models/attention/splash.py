@@ -7,27 +7,26 @@ whole sequences.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxllm.models.partitioning import device_kind, divisible_spec
+from jaxllm.models.partitioning import device_kind, divisible_spec, mesh_size
 
 ATTENTION_RESIDUALS = "attention_residuals"  # `checkpoint_name`: saved for the backward pass
 LANES = 128  # of a TPU's vector unit; tiles and lengths are multiples
 
 
-@dataclasses.dataclass(frozen=True)
-class Tiles:
-    """Tile sizes of the kernel, in tokens.
+class Tiles(NamedTuple):
+    """Tile sizes of all passes of the kernel, in tokens.
 
     Attributes:
-      query: queries per tile, in all passes.
-      key: keys per tile, in all passes.
+      query: queries per tile.
+      key: keys per tile.
       key_compute: keys per matmul, a divisor of `key`.
       fused: whether one backward kernel computes all gradients, or a second one the queries'.
     """
@@ -51,20 +50,16 @@ TILES: dict[str, Tiles] = {
 
 
 def tiles_for(kind: str, length: int, block: int | None = None) -> Tiles:
-    """Tiles for sequences of `length` tokens on a device of `kind`.
+    """Tiles that divide `length` tokens, a multiple of 128, on a device of `kind`.
 
-    Args:
-      kind: a `device_kind`.
-      length: a multiple of 128; tiles must divide it.
-      block: side of square tiles in tokens; None means the table's.
+    `block` is the side of square tiles; None means the table's.
     """
     fitting = [name for name in TILES if kind.startswith(name)]
-    table = TILES[max(fitting, key=len)] if fitting else TILES["TPU v4"]
-    query, key, compute = table.query, table.key, table.key_compute
+    query, key, compute, fused = TILES[max(fitting, key=len) if fitting else "TPU v4"]
     if block is not None:
         query = key = compute = block
     query, key = math.gcd(query, length), math.gcd(key, length)
-    return Tiles(query, key, math.gcd(compute, key), table.fused)
+    return Tiles(query, key, math.gcd(compute, key), fused)
 
 
 def splash_attention(
@@ -78,20 +73,11 @@ def splash_attention(
     window: int | None = None,
     interpret: bool = False,
 ) -> jax.Array:
-    """Causal attention within segments.
+    """`causal_attention`, T a multiple of 128.
 
     Args:
-      query: [B, T, H, K], T a multiple of 128.
-      key: [B, T, G, K], where G divides H.
-      value: [B, T, G, K].
-      segment_ids: int32 [B, T].
       block: side of square tiles in tokens; None means the chip's in `TILES`.
-      scale: scale of the scores; None means K ** -0.5.
-      window: number of visible keys, the query's own included; None means all.
       interpret: run the kernel in interpret mode, on any platform but slowly, for tests.
-
-    Returns:
-      [B, T, H, K] in query's dtype.
     """
     query = query * jnp.asarray(scale or query.shape[-1] ** -0.5, query.dtype)
     queries = divisible_spec(query.shape, "batch", "length", "heads", "head_dim")
@@ -105,13 +91,15 @@ def splash_attention(
     if not len(queries):
         kernel = _kernel(query.shape, 1, 1, block, window, interpret)
         return _on_one_device(None, kernel, query, key, value, segment_ids)
-    heads, lengths = _size(mesh, queries[2]), _size(mesh, queries[1])
+    heads, lengths = mesh_size(queries[2]), mesh_size(queries[1])
     kernel = _kernel(query.shape, heads, lengths, block, window, interpret)
-    cut = kernel.manual_sharding_spec(NamedSharding(mesh, PartitionSpec(queries[2], queries[1])))
+    sharded = kernel.manual_sharding_spec(
+        NamedSharding(mesh, PartitionSpec(queries[2], queries[1]))
+    )
     return jax.shard_map(
         functools.partial(_on_one_device, queries[1]),
         mesh=mesh,
-        in_specs=(cut, queries, keys, keys, PartitionSpec(*queries[:2])),
+        in_specs=(sharded, queries, keys, keys, PartitionSpec(*queries[:2])),
         out_specs=queries,
         check_vma=False,
     )(kernel, query, key, value, segment_ids)
@@ -125,13 +113,13 @@ def _on_one_device(axis, kernel, query, key, value, own):  # type: ignore[no-unt
     """
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
-    all_of_row = own
+    key_segments = own
     if axis is not None:
-        whole = functools.partial(jax.lax.all_gather, axis_name=axis, axis=1, tiled=True)
-        key, value, all_of_row = whole(key), whole(value), whole(own)
+        gather = functools.partial(jax.lax.all_gather, axis_name=axis, axis=1, tiled=True)
+        key, value, key_segments = gather(key), gather(value), gather(own)
     by_head = lambda x: x.swapaxes(1, 2)
-    attend = lambda q, k, v, own, row: kernel(q, k, v, splash.SegmentIds(own, row))
-    attn_out = jax.vmap(attend)(by_head(query), by_head(key), by_head(value), own, all_of_row)
+    attend = lambda q, k, v, *segments: kernel(q, k, v, splash.SegmentIds(*segments))
+    attn_out = jax.vmap(attend)(by_head(query), by_head(key), by_head(value), own, key_segments)
     return by_head(attn_out).astype(query.dtype)
 
 
@@ -139,15 +127,15 @@ def _kernel(shape, head_shards, length_shards, block, window, interpret):  # typ
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
     _, length, heads, _ = shape
-    whole = (length, length)
-    one = (
-        splash.CausalMask(whole, shard_count=length_shards)
+    square = (length, length)
+    mask = (
+        splash.CausalMask(square, shard_count=length_shards)
         if window is None
-        else splash.LocalMask(whole, (window - 1, 0), 0, shard_count=length_shards)
+        else splash.LocalMask(square, (window - 1, 0), 0, shard_count=length_shards)
     )
     tiles = tiles_for(device_kind()[1], length // length_shards, block)
     return splash.make_splash_mha(
-        splash.MultiHeadMask([one] * heads),
+        splash.MultiHeadMask([mask] * heads),
         head_shards=head_shards,
         q_seq_shards=length_shards,
         block_sizes=splash.BlockSizes(
@@ -161,8 +149,3 @@ def _kernel(shape, head_shards, length_shards, block, window, interpret):  # typ
         residual_checkpoint_name=ATTENTION_RESIDUALS,  # output and log-sum-exp
         interpret=interpret,
     )  # fmt: skip
-
-
-def _size(mesh, names) -> int:  # type: ignore[no-untyped-def]
-    names = (names,) if isinstance(names, str) else names or ()
-    return math.prod(mesh.shape[name] for name in names)
