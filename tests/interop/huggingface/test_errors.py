@@ -145,14 +145,14 @@ def test_a_mistake_in_a_directory_is_named(mistake: str, tmp_path: Path) -> None
 
 
 def test_a_failure_half_way_leaves_nothing(tmp_path: Path, monkeypatch: Any) -> None:
-    from jaxllm.interop.huggingface import importing
+    from jaxllm.interop.huggingface import checkpoint
 
     make(tmp_path / "hf")
 
     def full(*args: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(importing, "copy", full)
+    monkeypatch.setattr(checkpoint, "copy", full)
     with pytest.raises(UserError, match=r"cannot write .*run: No space left on device"):
         convert.main([f"--from=hf:{tmp_path}/hf", f"--to={tmp_path}/run"])
     assert [p.name for p in tmp_path.iterdir()] == ["hf"]
