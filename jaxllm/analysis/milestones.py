@@ -7,17 +7,10 @@ import math
 import numpy as np
 import pandas as pd
 
+from jaxllm.analysis import onsets
 from jaxllm.analysis.curves import Array
 from jaxllm.analysis.finding import Finding, amount
-from jaxllm.analysis.onsets import (
-    AT_CHANCE,
-    LEFT,
-    NO_CHANCE_LEVEL,
-    STANDARD_ERRORS,
-    guess,
-    lasting,
-    onset,
-)
+from jaxllm.analysis.onsets import AT_CHANCE
 from jaxllm.analysis.registry import EARLY, Study, analysis
 from jaxllm.analysis.stats import Line, line_fit
 
@@ -61,11 +54,11 @@ def milestones(
     for curve in study.curves:
         tokens, score = curve.tokens, curve.scores
         stderr = np.nan_to_num(curve.score_stderr)
-        floor, (state, at) = guess(curve), onset(curve)
+        floor, (state, at) = onsets.guess(curve), onsets.onset(curve)
         line = _late_line(tokens, score)
-        has_level = state != NO_CHANCE_LEVEL
-        error = STANDARD_ERRORS * math.hypot(stderr[0], stderr[-1])
-        gained = state == LEFT if has_level else score[-1] - score[0] > error > 0
+        has_level = state != onsets.NO_CHANCE_LEVEL
+        error = onsets.STANDARD_ERRORS * math.hypot(stderr[0], stderr[-1])
+        gained = state == onsets.LEFT if has_level else score[-1] - score[0] > error > 0
         if len(score) < _FEWEST or (gained and line is None):
             state = SHORT
         elif not gained:
@@ -75,7 +68,7 @@ def milestones(
             state = falls if line.p_trend() < 0.05 else SATURATED
         gain = score - (floor if has_level else score[0])
         level = _final(gain)
-        positions = (at, lasting(gain >= 0.5 * level), lasting(gain >= 0.9 * level))
+        positions = [at, *(onsets.lasting(gain >= share * level) for share in (0.5, 0.9))]
         reached = [math.nan if i is None or not gained else float(tokens[i]) for i in positions]
         slope = half = p = math.nan
         if line is not None:
