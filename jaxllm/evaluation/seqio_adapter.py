@@ -148,13 +148,6 @@ def _metric(task: TaskDefinition) -> seqio.metrics.CollectingMetric:
     class TaskMetric(seqio.metrics.CollectingMetric):
         model_output_type: seqio.metrics.ModelOutputType = output_type
 
-        @classmethod
-        def from_model_output(
-            cls, inputs: Any, model_output: Any, *args: Any, **kwargs: Any
-        ) -> TaskMetric:
-            del inputs, args, kwargs  # also passed to actual_compute
-            return cls(values={"model_output": model_output})
-
         def actual_compute(
             self,
             task_dataset_as_numpy: Iterable[Mapping[str, Any]],
