@@ -66,6 +66,11 @@ class ReportItem:
         assert self.chart is not None
         return specs.split(self.chart)
 
+    @functools.cached_property
+    def legend(self) -> tuple[str, list[tuple[str, int]]]:
+        """The field that the colours of the chart stand for, and its values; see `specs.legend`."""
+        return specs.legend(*self.spec) if self.chart is not None else ("", [])
+
     def draw(self, chart: Callable[[], Chart | None]) -> ReportItem:
         """Item with its chart; a chart that fails becomes a note."""
         try:

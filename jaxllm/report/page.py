@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Sequence
 from importlib import resources
-from typing import Any, NamedTuple
+from typing import Any
 
 import jinja2
 import pandas as pd
@@ -27,7 +27,6 @@ from jaxllm.analysis.finding import amount
 from jaxllm.analysis.onsets import LEFT, PROVISIONAL
 from jaxllm.report import numbers, sentences
 from jaxllm.report.charts import axes as chart_axes
-from jaxllm.report.charts import specs
 from jaxllm.report.items import ReportItem
 from jaxllm.report.tables import LOGGED, Overview, Tables
 from jaxllm.report.theme import COLOURS, chart_config, style_variables
@@ -40,24 +39,6 @@ javascript_libraries = functools.cache(vl_convert.javascript_bundle)
 _INTERNAL = ["score", "score_stderr", "chance_score", "above"]
 
 
-class Card(NamedTuple):
-    """An item on the page.
-
-    Attributes:
-      item: the item.
-      key: id of its figure, and key of its data.
-      data: its chart, and the table of a finding, for the page's script.
-      legend: names and indices of the colours, where there are several.
-      height: height of its chart in pixels; 0 without a chart.
-    """
-
-    item: ReportItem
-    key: str
-    data: dict[str, Any]
-    legend: list[tuple[str, int]]
-    height: int
-
-
 def write(path: epath.Path, content: bytes) -> epath.Path:
     """Write a file of the report, creating its directory."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -68,10 +49,11 @@ def write(path: epath.Path, content: bytes) -> epath.Path:
 @debug_mode(False)  # as in `items.items`
 def render(tables: Tables, items: Sequence[ReportItem]) -> str:
     """Render the page as HTML, with the items ordered by question."""
-    cards = [_card(item, f"chart-{n}", tables) for n, item in enumerate(items, start=1)]
+    keyed = {f"chart-{number}": item for number, item in enumerate(items, start=1)}
+    charts = {key: _chart(item) for key, item in keyed.items()}
     axes = chart_axes.axes(tables.points, tables.metrics)
     data = {
-        "charts": {card.key: card.data for card in cards if len(card.data) > 1},
+        "charts": {key: chart for key, chart in charts.items() if len(chart) > 1},
         "axes": {
             clock: {scale: vars(axis) for scale, axis in scales.items()}
             for clock, scales in axes.items()
@@ -83,9 +65,13 @@ def render(tables: Tables, items: Sequence[ReportItem]) -> str:
         "records": _columns(tables.points.drop(columns=_INTERNAL)),
     }
 
-    def select(question: str, **fields: Any) -> list[Card]:
+    def select(question: str, **fields: Any) -> dict[str, ReportItem]:
         fields = {"question": question, "part": "", "domain": "", "refused": False} | fields
-        return [c for c in cards if all(getattr(c.item, n) == v for n, v in fields.items())]
+        return {
+            key: item
+            for key, item in keyed.items()
+            if all(getattr(item, name) == value for name, value in fields.items())
+        }
 
     template = _templates().get_template("page.html")
     return template.render(
@@ -154,21 +140,16 @@ def _templates() -> jinja2.Environment:
     return environment
 
 
-def _card(item: ReportItem, key: str, tables: Tables) -> Card:
+def _chart(item: ReportItem) -> dict[str, Any]:
+    """The chart of an item, and the table of a finding, for the page's script."""
     data: dict[str, Any] = {"name": item.title}
-    legend: list[tuple[str, int]] = []
-    height = 0
     if not item.part and not item.refused:
         data["table"] = _columns(item.table)
     if item.chart is not None:
-        spec, rows = item.spec
-        field, legend = specs.legend(spec, rows)
-        data |= {"spec": spec, "series": field, "clock": bool(item.part)}
-        data["data"] = {name: _columns(table) for name, table in rows.items()}
-        height = int(item.chart.height)
-    if item.part and tables.several_runs:  # the page has one legend of the runs
-        legend = []
-    return Card(item, key, data, legend, height)
+        spec, tables = item.spec
+        rows = {name: _columns(table) for name, table in tables.items()}
+        data |= {"spec": spec, "data": rows, "series": item.legend[0], "clock": bool(item.part)}
+    return data
 
 
 def _columns(table: pd.DataFrame) -> dict[str, Any]:
