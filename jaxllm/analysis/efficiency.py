@@ -36,8 +36,13 @@ def _size_class(study: Study) -> tuple[float, float]:
     "where sizes differ, and better data, longer schedules and scoring rules all count as "
     "efficiency.",
 )
-def efficiency(study: Study, *, budgets: tuple[float, ...] = ()) -> Finding:
-    """Compare the runs of one size class at `budgets` in tokens, by default where runs end.
+def efficiency(
+    study: Study,
+    *,
+    params: tuple[float, float] | None = None,
+    budgets: tuple[float, ...] = (),
+) -> Finding:
+    """Compare runs with `params` in the given range; `budgets` in tokens (default: last ones).
 
     Values are interpolated linearly in log tokens, never extrapolated; tokens that differ by less
     than 1% count as equal (OPT's 300B and Pythia's 299.9B). Standard errors treat the examples of
@@ -49,7 +54,7 @@ def efficiency(study: Study, *, budgets: tuple[float, ...] = ()) -> Finding:
       best run and its p-value; `tokens_of_best`, at which the best run had this score, and
       `efficiency`, their ratio to the budget.
     """
-    low, high = _size_class(study)
+    low, high = params or _size_class(study)
     points, notes = study.curves.points, study.curves.notes
     useful = points.params.between(low, high) & (points.tokens > 0) & points.chance_score.lt(1)
     frame = points[useful & of_metric(is_share, points.metric)]
