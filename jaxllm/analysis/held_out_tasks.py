@@ -134,11 +134,8 @@ def _ridge(x: Array, y: Array, new: Array) -> Array:
     u, s, vt = np.linalg.svd((x - centre) / scale, full_matrices=False)
     target = u.T @ (y - y.mean())
     outside = max(float(((y - y.mean()) ** 2).sum() - (target**2).sum()), 0.0)
-    best, chosen = math.inf, np.zeros(len(s))
-    for penalty in _PENALTIES * len(y):
-        shrink = s**2 / (s**2 + penalty)
-        rss = (((1 - shrink) * target) ** 2).sum() + outside
-        score = rss / max(len(y) - 1 - shrink.sum(), 1e-9) ** 2
-        if score < best:
-            best, chosen = score, s / (s**2 + penalty) * target
-    return np.asarray(y.mean() + ((new - centre) / scale) @ (vt.T @ chosen))
+    penalized = s**2 + _PENALTIES[:, None] * len(y)
+    shrink = s**2 / penalized
+    rss = (((1 - shrink) * target) ** 2).sum(axis=1) + outside
+    best = np.argmin(rss / np.maximum(len(y) - 1 - shrink.sum(axis=1), 1e-9) ** 2)
+    return np.asarray(y.mean() + ((new - centre) / scale) @ (vt.T @ (s / penalized[best] * target)))
