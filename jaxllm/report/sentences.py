@@ -18,7 +18,7 @@ _UNJUDGED = "No task with a chance level and a standard error has been scored ye
 
 def headline(findings: pd.DataFrame) -> str:
     """Number of capabilities of a run that left chance, and the first and last of them."""
-    left, judged = _left(findings), _judged(findings)
+    left, judged = left_chance(findings), _judged(findings)
     if judged.empty:
         return _UNJUDGED
     if left.empty:
@@ -38,7 +38,7 @@ def headline(findings: pd.DataFrame) -> str:
 
 def of_many(findings: pd.DataFrame) -> str:
     """Summary over tasks and runs, for too many runs for a line each."""
-    left, judged = _left(findings), _judged(findings)
+    left, judged = left_chance(findings), _judged(findings)
     if judged.empty:
         return _UNJUDGED
     text = (
@@ -60,13 +60,13 @@ def of_task(findings: pd.DataFrame) -> str:
     valued = findings.dropna(subset="final")
     if valued.empty:
         return "It has no value."
-    left, judged = _left(findings), _judged(findings)
+    left, judged = left_chance(findings), _judged(findings)
     if len(findings) == 1:
         row = findings.iloc[0]
         if len(left):
-            return f"Left chance at {moment(row)} and stands at {_ending(row)}."
+            return f"Left chance at {moment(row)} and stands at {ending(row)}."
         if len(judged):
-            return f"Still at chance: {_ending(row)}."
+            return f"Still at chance: {ending(row)}."
         change = _change(row)
         return f"{change[:1].upper()}{change[1:]}."
     best = valued.sort_values("final", ascending=lower_is_better(valued.metric.iloc[0])).iloc[0]
@@ -91,11 +91,6 @@ def of_curve(points: pd.DataFrame, name: str) -> str:
     return f"{name}: " + "; ".join(f"{key} {change}" for key, change in changes.items()) + "."
 
 
-def milestones(findings: pd.DataFrame) -> list[tuple[str, str, str]]:
-    """Tuples (task, onset, final value) of the capabilities that left chance, by onset."""
-    return [(row.task, moment(row), _ending(row)) for row in _left(findings).itertuples()]
-
-
 def remainder(findings: pd.DataFrame) -> Iterator[str]:
     """A sentence each on tasks still at chance and on tasks that cannot be judged."""
 
@@ -103,7 +98,7 @@ def remainder(findings: pd.DataFrame) -> Iterator[str]:
         return findings[findings.state == state].itertuples()
 
     each = {
-        "Still at chance": [f"{row.task} ({_ending(row)})" for row in rows(onsets.AT_CHANCE)],
+        "Still at chance": [f"{row.task} ({ending(row)})" for row in rows(onsets.AT_CHANCE)],
         "Without a chance level": [
             f"{row.task} {_change(row)}" for row in rows(onsets.NO_CHANCE_LEVEL)
         ],
@@ -120,7 +115,7 @@ def moment(row: Any) -> str:
     return f"{amount(row.tokens)} tokens (step {row.step:,.0f})"
 
 
-def _ending(row: Any) -> str:
+def ending(row: Any) -> str:
     """Final value, marked provisional where only the last checkpoint is above chance."""
     text = numbers.with_error(row.final, row.stderr, row.metric)
     if not math.isnan(row.chance):
@@ -140,7 +135,8 @@ def _went(up: bool, first: str, last: str) -> str:
     return f"{'rose' if up else 'fell'} from {first} to {last}"
 
 
-def _left(findings: pd.DataFrame) -> pd.DataFrame:
+def left_chance(findings: pd.DataFrame) -> pd.DataFrame:
+    """Rows of the capabilities that left chance, ordered by onset."""
     return findings[findings.state.isin([onsets.LEFT, onsets.PROVISIONAL])]
 
 

@@ -83,7 +83,7 @@ def matrix(
     finite = shown[value][np.isfinite(shown[value])]
     if domain is None:  # where all cells are blank any will do
         domain = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
-    # Long or many names stand at an angle, so that none is left out.
+    # Long or many names stand at an angle, so that as few as can be are left out.
     names = shown[x].astype(str).drop_duplicates()
     angle = -50 if len(names) > 6 or names.str.len().max() > 14 else 0
     columns = alt.Axis(labelLimit=120, domain=False, labelAngle=angle)
