@@ -93,15 +93,16 @@ def trajectories(main: Curves, records: pd.DataFrame) -> tuple[pd.DataFrame, pd.
       task_version`, with the `step, tokens, flops` of the onset.
     """
     rows, above, left = [], [np.zeros(0, bool)], [np.zeros(0, bool)]
-    same = ["run", "task", "domain", "metric", "n", "chance", "shots", "task_version"]
-    columns = [*same, "state", "step", "tokens", "flops", "first", "final", "stderr"]
+    names, scoring = ["run", "task", "domain", "metric"], ["n", "chance", "shots", "task_version"]
+    onset_columns = ["state", "step", "tokens", "flops", "first", "final", "stderr"]
+    columns = [*names, *onset_columns, *scoring]
     for curve in main:
         state, at = onset(curve)
         above.append(above_guess(curve))
         left.append(np.arange(len(curve.steps)) == (-1 if at is None else at))
         clock = [curve.steps, curve.tokens, curve.flops]
         step, tokens, flops = (math.nan if at is None else float(of[at]) for of in clock)
-        row = {name: getattr(curve, name) for name in same}
+        row = {name: getattr(curve, name) for name in names + scoring}
         row |= {"state": state, "step": step, "tokens": tokens, "flops": flops}
         row |= {"first": curve.values[0], "final": curve.values[-1], "stderr": curve.stderr[-1]}
         rows.append(row)
