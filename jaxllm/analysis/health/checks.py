@@ -13,6 +13,8 @@ from jaxllm.analysis.health import loss, tasks
 from jaxllm.analysis.health.check import ALPHA, Check
 from jaxllm.analysis.registry import HEALTH, Study, analysis
 
+_TOO_LITTLE = "no run has what a check takes"
+
 
 @analysis(
     HEALTH,
@@ -36,11 +38,11 @@ def checks(study: Study) -> Finding:
     columns = ["run", "check", "state", "number", "p_value", "step", "says"]
     table = pd.DataFrame(rows, columns=columns)
     if len(every) == 1:
-        return _of_one_run(*every.popitem(), table)
+        return _of_one_run(table)
     made = int((table.state != "refused").sum())
     if not made:
-        reason = "no run has what a check takes"
-        return Finding("Nothing could be checked.", table, reason, lines=tuple(table.says[:8]))
+        lines = tuple(table.says[:8])
+        return Finding("Nothing could be checked.", table, _TOO_LITTLE, lines=lines)
     alarms = table[table.state == "alarm"]
     alarmed = list(alarms.run.unique())
     names = ", ".join(alarmed[:6]) + " and others" * (len(alarmed) > 6)
@@ -52,20 +54,17 @@ def checks(study: Study) -> Finding:
     return Finding(sentence, table, lines=tuple(alarms.run + ": " + alarms.says))
 
 
-def _of_one_run(run: str, of_run: tuple[Check, ...], table: pd.DataFrame) -> Finding:
-    made = [check for check in of_run if not check.refused]
-    alarms = [check.name for check in made if check.raised]
-    left = len(of_run) - len(made)
-    tail = f"; {left} could not be made" if left else ""
-    refused = ""
-    sentence = f"{run} looks healthy: {len(made)} checks found nothing{tail}."
+def _of_one_run(table: pd.DataFrame) -> Finding:
+    run, lines = table.run[0], tuple(table.says)
+    left, alarms = int((table.state == "refused").sum()), table.check[table.state == "alarm"]
+    made = len(table) - left
     if not made:
-        sentence = f"{run}: nothing could be checked."
-        refused = "; ".join(f"{check.name}: {check.refused}" for check in of_run)
-    elif alarms:
-        count = f"{len(alarms)} of {len(made)} checks raise alarm"
-        sentence = f"{run}: {count}: {', '.join(alarms)}{tail}."
-    return Finding(sentence, table, refused, lines=tuple(table.says))
+        return Finding(f"{run}: nothing could be checked.", table, _TOO_LITTLE, lines=lines)
+    sentence = f"{run} looks healthy: {made} checks found nothing"
+    if len(alarms):
+        sentence = f"{run}: {len(alarms)} of {made} checks raise alarm: {', '.join(alarms)}"
+    tail = f"; {left} could not be made." if left else "."
+    return Finding(sentence + tail, table, lines=lines)
 
 
 def examine(study: Study) -> dict[str, tuple[Check, ...]]:
