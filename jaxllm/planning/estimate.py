@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxllm.planning.hlo import total
 from jaxllm.planning.program import Costs, Program
@@ -14,50 +13,29 @@ from jaxllm.training.experiment import Experiment
 HOURS, DAYS = 3600, 86_400
 
 
-@dataclasses.dataclass(frozen=True)
-class Estimate:
+class Estimate(NamedTuple):
     """Estimated cost of a run. FLOPs and seconds are per step, FLOPs over all devices.
 
-    `step_seconds` is the longest of the compute, memory and link times, as if they overlapped
-    perfectly; a real pod adds input, stragglers and imperfect overlap. Times are None where the
-    target's chip is not in the table.
-
-    Attributes:
-      params: parameters of the model.
-      tokens_per_step: tokens of the global batch.
-      model_flops: model FLOPs with full attention (`ModelConfig.flops_per_token`).
-      model_flops_causal: model FLOPs with causal attention.
-      compiler_flops: FLOPs of the compiled program, without kernels.
-      kernel_flops: FLOPs of attention kernels, recomputation included.
-      compute_seconds: compiler and kernel FLOPs at the chip's peak.
-      hbm_seconds: bytes read and written at the memory bandwidth.
-      ici_seconds: bytes sent within a slice at the link bandwidth.
-      dcn_seconds: bytes sent between slices at the network bandwidth.
-      compiler_seconds: the compiler's estimate of compute and memory time, without kernels.
-      step_seconds: see above.
-      mfu: model FLOPs utilization at `step_seconds`, from `model_flops`.
-      mfu_causal: the same from `model_flops_causal`.
-      tokens_per_second_per_chip: per physical chip, at `step_seconds`.
-      days: of the whole run.
-      chip_hours: of the whole run.
+    A real pod adds input, stragglers and imperfect overlap to `step_seconds`. Times are None where
+    the target's chip is not in the table.
     """
 
     params: int
-    tokens_per_step: int
-    model_flops: float
+    tokens_per_step: int  # of the global batch
+    model_flops: float  # with full attention (`ModelConfig.flops_per_token`)
     model_flops_causal: float
-    compiler_flops: float
-    kernel_flops: float
-    compute_seconds: float | None = None
-    hbm_seconds: float | None = None
-    ici_seconds: float | None = None
-    dcn_seconds: float | None = None
-    compiler_seconds: float | None = None
-    step_seconds: float | None = None
-    mfu: float | None = None
+    compiler_flops: float  # of the compiled program, without kernels
+    kernel_flops: float  # of attention kernels, recomputation included
+    compute_seconds: float | None = None  # compiler and kernel FLOPs at the chip's peak
+    hbm_seconds: float | None = None  # bytes read and written at the memory bandwidth
+    ici_seconds: float | None = None  # bytes sent within a slice at the link bandwidth
+    dcn_seconds: float | None = None  # bytes sent between slices at the network bandwidth
+    compiler_seconds: float | None = None  # of compute and memory without kernels, by the compiler
+    step_seconds: float | None = None  # the longest of these, as if they overlapped perfectly
+    mfu: float | None = None  # model FLOPs utilization, from `model_flops`
     mfu_causal: float | None = None
-    tokens_per_second_per_chip: float | None = None
-    days: float | None = None
+    tokens_per_second_per_chip: float | None = None  # physical chips
+    days: float | None = None  # of the whole run
     chip_hours: float | None = None
 
 

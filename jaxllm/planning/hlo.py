@@ -23,18 +23,14 @@ _CALLED = re.compile(
 class Traffic(NamedTuple):
     """Traffic of one kind of collective over one kind of link, per device and step.
 
-    Attributes:
-      kind: 'all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all' or 'collective-permute'.
-      link: 'ici' within a slice, 'dcn' between slices.
-      calls: number of calls.
-      bytes: bytes sent: (n - 1) / n of the whole array in a group of n, twice that for an
-        all-reduce; the whole array for a permute.
+    In a group of n each device sends (n - 1) / n of the whole array, twice that in an all-reduce,
+    and all of it in a permute.
     """
 
-    kind: str
-    link: str
+    kind: str  # one of `_KINDS`
+    link: str  # 'ici' within a slice, 'dcn' between slices
     calls: int
-    bytes: float
+    bytes: float  # sent
 
 
 def traffic(text: str, devices_per_slice: int, num_slices: int = 1) -> tuple[Traffic, ...]:
@@ -66,14 +62,11 @@ def traffic(text: str, devices_per_slice: int, num_slices: int = 1) -> tuple[Tra
             if members < 2:
                 continue
             share = (members - 1) / members
-            per_call = {
-                "all-reduce": 2 * size * share,
-                "collective-permute": size,
-            }.get(kind, size * share)
+            shares = {"all-reduce": 2 * share, "collective-permute": 1}
             over_dcn = group == CROSS_SLICE or len(slices) > 1
-            total = found[kind, "dcn" if over_dcn else "ici"]
-            total[0] += trip_counts[name]
-            total[1] += trip_counts[name] * per_call
+            sums = found[kind, "dcn" if over_dcn else "ici"]
+            sums[0] += trip_counts[name]
+            sums[1] += trip_counts[name] * (size * shares.get(kind, share))
     return tuple(
         Traffic(kind, link, int(count), size)
         for (kind, link), (count, size) in sorted(found.items())
@@ -176,22 +169,17 @@ def _first_group(text: str) -> list[int]:
         return [int(n) for n in listed[1].split(",")]
     iota = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
     if iota:
-        return _numbered(_ints(iota[2]), _ints(iota[3] or ""), _ints(iota[1]))[0].tolist()
+        groups, shape, order = (_ints(sizes or "") for sizes in iota.groups())
+        ids = np.arange(math.prod(shape)).reshape(shape)
+        return (ids.transpose(order) if order else ids).reshape(groups)[0].tolist()
     mesh = re.search(r"replica_groups=mesh\[([^\]]*)\]([^{]*)\{([^}]*)\}", text)
     if mesh:
         sizes = {n: int(s) for n, s in re.findall(r"'(\w+)'=(\d+)", mesh[1])}
         grid = np.arange(math.prod(sizes.values())).reshape(*sizes.values())
         axes = [list(sizes).index(name) for name in re.findall(r"'(\w+)'", mesh[3])]
-        first = np.moveaxis(grid, axes, range(len(axes))).reshape(
-            math.prod(grid.shape[a] for a in axes), -1
-        )
-        return first[:, 0].tolist()
+        first = np.moveaxis(grid, axes, range(len(axes)))
+        return first.reshape(math.prod(grid.shape[a] for a in axes), -1)[:, 0].tolist()
     return []
-
-
-def _numbered(shape: list[int], order: list[int], groups: list[int]) -> np.ndarray:
-    grid = np.arange(math.prod(shape)).reshape(shape)
-    return (grid.transpose(order) if order else grid).reshape(groups)
 
 
 def _ints(text: str) -> list[int]:

@@ -6,17 +6,15 @@ import dataclasses
 import math
 import re
 import time
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+from jax.sharding import Mesh
 
 from jaxllm.errors import UserError
 from jaxllm.models.batch import Batch
 from jaxllm.models.decoder import abstract_params, hidden_states
 from jaxllm.planning.hlo import Traffic, traffic
-from jaxllm.planning.targets import Target
-from jaxllm.sharding.mesh import MeshConfig, make_mesh
 from jaxllm.sharding.rules import partitioning
 from jaxllm.sharding.xla_flags import mesh_options
 from jaxllm.training.experiment import Experiment
@@ -24,7 +22,8 @@ from jaxllm.training.schedule import make_schedule
 from jaxllm.training.state import abstract_state
 from jaxllm.training.step import abstract_batch, lower_train_step
 
-GIB = 2**30
+# "Used 21.3G of 15.75G hbm", "HLO temporaries (34.41G) exceeds available HBM (15.75G)"
+_AMOUNT = re.compile(r"([\d.]+)([KMGT])\b")
 
 
 class OutOfDeviceMemory(Exception):
@@ -40,47 +39,22 @@ class OutOfDeviceMemory(Exception):
         self.excess_bytes = amounts[0] - amounts[1] if len(amounts) > 1 else None
 
 
-# "Used 21.3G of 15.75G hbm", "HLO temporaries (34.41G) exceeds available HBM (15.75G)"
-_AMOUNT = re.compile(r"([\d.]+)([KMGT])\b")
+class Program(NamedTuple):
+    """One compiled update, per device. The compiler counts loops once, `traffic` in full."""
 
-
-@dataclasses.dataclass(frozen=True)
-class Program:
-    """One compiled update, per device. The compiler counts loops once; `traffic` counts them fully.
-
-    Attributes:
-      arguments: bytes of parameters, optimizer state and batch.
-      temporaries: bytes of temporary buffers.
-      activations: bytes of saved activations among these (`saved_activations`).
-      peak: peak bytes in use, arguments included.
-      flops: the compiler's count; kernels count as 0.
-      hbm_bytes: bytes read and written, by the compiler's count.
-      seconds: the compiler's estimate of compute and memory time; None on CPUs and GPUs.
-      traffic: bytes sent over the links.
-      compile_seconds: compilation time.
-    """
-
-    arguments: int
-    temporaries: int
-    activations: int
-    peak: int
-    flops: float
-    hbm_bytes: float
-    seconds: float | None
-    traffic: tuple[Traffic, ...]
+    arguments: int  # bytes of parameters, optimizer state and batch
+    temporaries: int  # bytes of temporary buffers
+    activations: int  # bytes of saved activations among these (`saved_activations`)
+    peak: int  # peak bytes in use, arguments included
+    flops: float  # the compiler's count; kernels count as 0
+    hbm_bytes: float  # bytes read and written, by the compiler's count
+    seconds: float | None  # of compute and memory, by the compiler; None on CPUs and GPUs
+    traffic: tuple[Traffic, ...]  # bytes sent over the links
     compile_seconds: float
 
 
-def mesh_of(target: Target, config: MeshConfig) -> jax.sharding.Mesh:
-    """The run's mesh over the target's devices."""
-    return make_mesh(config, target.devices)
-
-
 def compile_update(
-    experiment: Experiment,
-    mesh: jax.sharding.Mesh,
-    slices: int = 1,
-    loss_chunk_tokens: int | None = None,
+    experiment: Experiment, mesh: Mesh, slices: int = 1, loss_chunk_tokens: int | None = None
 ) -> Program:
     """Compile the train step that `jaxllm.train` would run on `mesh`; allocates nothing.
 
@@ -107,7 +81,7 @@ def compile_update(
         loss_chunk_tokens=loss_chunk_tokens,
     )
     try:
-        compiled = lowered.compile(compiler_options={**mesh_options(mesh)})
+        compiled = lowered.compile(compiler_options=mesh_options(mesh))
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" in str(error):
             raise OutOfDeviceMemory(str(error)) from error
@@ -115,108 +89,83 @@ def compile_update(
     seconds = time.perf_counter() - start
     memory: Any = compiled.memory_analysis()
     costs: Any = compiled.cost_analysis() or {}
-    arguments = memory.argument_size_in_bytes
-    excess_bytes = memory.output_size_in_bytes - memory.alias_size_in_bytes
-    needed = arguments + memory.temp_size_in_bytes + max(0, excess_bytes)
+    arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
+    not_in_place = memory.output_size_in_bytes - memory.alias_size_in_bytes
     return Program(
         arguments=arguments,
-        temporaries=memory.temp_size_in_bytes,
+        temporaries=temporaries,
         activations=saved_activations(e, mesh),
-        peak=needed,
+        peak=arguments + temporaries + max(0, not_in_place),
         flops=costs.get("flops", 0.0),
         hbm_bytes=costs.get("bytes accessed", 0.0),
-        seconds=known_seconds(costs.get("optimal_seconds")),
+        seconds=_known_seconds(costs.get("optimal_seconds")),
         traffic=traffic(compiled.as_text() or "", mesh.size // slices, slices),
         compile_seconds=seconds,
     )
 
 
-def known_seconds(thought: float | None) -> float | None:
+def _known_seconds(optimal: float | None) -> float | None:
     """The compiler's `optimal_seconds` without instructions of unknown time.
 
     Each of these counts as -1 s: transfers between slices, and all-reduces on v4. A shallow program
     takes less than a second, so the fractional part is its known time.
     """
-    if not thought or thought > 0:
-        return thought or None
-    return thought - math.floor(thought)
+    if not optimal or optimal > 0:
+        return optimal or None
+    return optimal - math.floor(optimal)
 
 
-def saved_activations(experiment: Experiment, mesh: jax.sharding.Mesh) -> int:
+def saved_activations(experiment: Experiment, mesh: Mesh) -> int:
     """Bytes per device of activations saved for the backward pass, over all layers.
 
     From the traced program, in a second: residuals that the remat policy saves, stacked by the
     scan over layers. A lower bound on the update's memory; 0 where no scan stacks them.
     """
     model = experiment.model
-    rows = experiment.data.batch_size // experiment.train.gradient_accumulation
-    batch = abstract_batch(rows, experiment.data.sequence_length)
+    sequences = experiment.data.batch_size // experiment.train.gradient_accumulation
+    batch = abstract_batch(sequences, experiment.data.sequence_length)
 
     def backward_pass(params: Any, batch: Batch) -> Any:
         return jax.vjp(lambda p: hidden_states(model, p, batch), params)[1]
 
     with partitioning(mesh):
         saved = jax.tree.leaves(jax.eval_shape(backward_pass, abstract_params(model), batch))
-    by_layer = [x for x in saved if x.shape[:2] == (model.num_layers, rows)]
+    by_layer = [x for x in saved if x.shape[:2] == (model.num_layers, sequences)]
     return sum(x.size * x.dtype.itemsize for x in by_layer) // mesh.size
 
 
-@dataclasses.dataclass(frozen=True)
-class Costs:
-    """The compiler's cost of a step per device, loops counted in full.
+class Costs(NamedTuple):
+    """The compiler's cost of a step per device, loops counted in full."""
 
-    Attributes:
-      flops: FLOPs without kernels.
-      hbm_bytes: bytes read and written.
-      seconds: the compiler's estimate of compute and memory time, overlapped, or None.
-      layer_seconds: the part of each layer.
-    """
-
-    flops: float
-    hbm_bytes: float
-    seconds: float | None
-    layer_seconds: float | None
+    flops: float  # without kernels
+    hbm_bytes: float  # read and written
+    seconds: float | None  # of compute and memory, overlapped
 
 
-def measure_costs(
-    experiment: Experiment, mesh: jax.sharding.Mesh, depths: Sequence[int] = (1, 2)
-) -> Costs:
+def measure_costs(experiment: Experiment, mesh: Mesh) -> Costs:
     """Measure the cost of a step from two shallow programs.
 
-    The compiler counts a loop's body once. So two depths are compiled without a loop over layers
-    and with unchunked loss; their difference is the cost of the layers, and the rest is the same at
-    any depth. One microbatch is measured, and multiplied by their number.
+    The compiler counts a loop's body once. So one layer and two are compiled without a loop over
+    layers and with unchunked loss; their difference is the cost of a layer, and the rest is the
+    same at any depth. One microbatch is measured, and multiplied by their number.
 
     Raises:
-      OutOfDeviceMemory: not even these few layers fit.
+      OutOfDeviceMemory: not even two layers fit.
     """
-    parts = experiment.train.gradient_accumulation
-    rows = experiment.data.batch_size // parts
-    cut = dataclasses.replace(
-        experiment,
-        data=dataclasses.replace(experiment.data, batch_size=rows),
-        train=dataclasses.replace(experiment.train, gradient_accumulation=1),
-    )
+    microbatches = experiment.train.gradient_accumulation
+    batch_size = experiment.data.batch_size // microbatches
+    data = dataclasses.replace(experiment.data, batch_size=batch_size)
+    train = dataclasses.replace(experiment.train, gradient_accumulation=1)
 
     def at(depth: int) -> Program:
-        model = dataclasses.replace(cut.model, num_layers=depth, scan_layers=False)
-        tokens = rows * experiment.data.sequence_length
-        return compile_update(dataclasses.replace(cut, model=model), mesh, loss_chunk_tokens=tokens)
+        model = dataclasses.replace(experiment.model, num_layers=depth, scan_layers=False)
+        shallow = dataclasses.replace(experiment, model=model, data=data, train=train)
+        return compile_update(shallow, mesh, loss_chunk_tokens=batch_size * data.sequence_length)
 
-    few, more = (at(depth) for depth in depths)
-    between = depths[1] - depths[0]
+    def whole(one: float, two: float) -> float:
+        layer = two - one
+        return microbatches * (one - layer + experiment.model.num_layers * layer)
 
-    def whole(first: float, second: float) -> tuple[float, float]:
-        layer = (second - first) / between
-        outside = first - depths[0] * layer
-        return parts * (outside + experiment.model.num_layers * layer), parts * layer
-
-    seconds = layer_seconds = None
-    if few.seconds and more.seconds:
-        seconds, layer_seconds = whole(few.seconds, more.seconds)
-    return Costs(
-        whole(few.flops, more.flops)[0],
-        whole(few.hbm_bytes, more.hbm_bytes)[0],
-        seconds,
-        layer_seconds,
-    )
+    one, two = at(1), at(2)
+    seconds = whole(one.seconds, two.seconds) if one.seconds and two.seconds else None
+    return Costs(whole(one.flops, two.flops), whole(one.hbm_bytes, two.hbm_bytes), seconds)

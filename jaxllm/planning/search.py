@@ -14,16 +14,15 @@ from jaxllm.errors import UserError
 from jaxllm.models.config import REMAT_POLICIES, Remat
 from jaxllm.planning.estimate import Estimate, estimate
 from jaxllm.planning.program import (
-    GIB,
     OutOfDeviceMemory,
     Program,
     compile_update,
     measure_costs,
-    mesh_of,
     saved_activations,
 )
 from jaxllm.planning.targets import Target
-from jaxllm.sharding.mesh import MeshConfig
+from jaxllm.sharding.chips import GIB
+from jaxllm.sharding.mesh import MeshConfig, make_mesh
 from jaxllm.training.experiment import Experiment
 
 
@@ -128,7 +127,7 @@ def _try(experiment: Experiment, target: Target, candidate: Candidate) -> Result
     applied = candidate.applied(experiment)
     limit = (target.chip and target.chip.hbm_bytes) or math.inf
     try:
-        mesh = mesh_of(target, candidate.mesh)
+        mesh = make_mesh(candidate.mesh, target.devices)
         saved = saved_activations(applied, mesh)
         if saved > limit:
             return Result(candidate, None, None, f"does not fit: saves {saved / GIB:.1f} GiB")

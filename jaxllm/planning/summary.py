@@ -3,51 +3,42 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 from collections.abc import Sequence
-from typing import Any
+from itertools import pairwise
+from typing import Any, NamedTuple
 
-from jaxllm.planning.advice import suggestions
+from jaxllm.models.config import REMAT_POLICIES
 from jaxllm.planning.estimate import Estimate, estimate
 from jaxllm.planning.program import (
-    GIB,
     OutOfDeviceMemory,
     Program,
     compile_update,
     measure_costs,
-    mesh_of,
 )
 from jaxllm.planning.search import Result
 from jaxllm.planning.targets import Target
-from jaxllm.sharding.mesh import MeshConfig
+from jaxllm.sharding.chips import GIB
+from jaxllm.sharding.mesh import MeshConfig, make_mesh
 from jaxllm.training.experiment import Experiment
 
+_MORE_REMAT = dict(pairwise(REMAT_POLICIES))
 
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """The cost of a run on a target.
 
-    Attributes:
-      experiment: the run.
-      target: the devices.
-      shape: mesh axis -> size.
-      program: the compiled update; None if the compiler ran out of device memory.
-      estimate: its times; None if it does not fit, or times were not requested.
-      excess_bytes: bytes that do not fit; None where it fits, or the amount is unknown.
-    """
+class Plan(NamedTuple):
+    """The cost of a run on a target."""
 
     experiment: Experiment
     target: Target
-    shape: dict[str, int]
-    program: Program | None
-    estimate: Estimate | None
-    excess_bytes: float | None
+    shape: dict[str, int]  # mesh axis -> size
+    program: Program | None  # None if the compiler ran out of device memory
+    estimate: Estimate | None  # None if it does not fit, or times were not requested
+    excess_bytes: float | None  # None where it fits, or the amount is unknown
 
     @classmethod
     def of(cls, experiment: Experiment, target: Target, config: MeshConfig, timed: bool) -> Plan:
         """Compile the update of a run; without `timed` only for its memory."""
-        mesh = mesh_of(target, config)
+        mesh = make_mesh(config, target.devices)
         program = times = excess = None
         try:
             program = compile_update(experiment, mesh, target.slices)
@@ -72,8 +63,22 @@ class Plan:
 
     @property
     def suggestions(self) -> list[str]:
-        """Gin bindings to try if the plan does not fit."""
-        return [] if self.fits else suggestions(self.experiment, self.shape, self.target)
+        """Gin bindings to try if the plan does not fit, the least slowdown first."""
+        if self.fits:
+            return []
+        e, shape = self.experiment, self.shape
+        microbatches = e.train.gradient_accumulation
+        sequences = e.data.batch_size // (shape["data"] * shape["fsdp"]) // microbatches
+        tips = []
+        if e.model.remat in _MORE_REMAT:
+            tips.append(f"ModelConfig.remat={_MORE_REMAT[e.model.remat]}")
+        if sequences > 1:
+            tips.append(f"TrainConfig.gradient_accumulation={2 * microbatches}")
+        if shape["data"] > self.target.slices:
+            tips.append(f"MeshConfig.fsdp={2 * shape['fsdp']} (more shards of the parameters)")
+        if sequences == 1:
+            tips.append(f"MeshConfig.tensor={2 * shape['tensor']} (more shards of each layer)")
+        return [f"--gin.{tip}" for tip in tips] + ["a larger slice, or a smaller --gin.BATCH_SIZE"]
 
     def json(self) -> str:
         """The plan as JSON."""
@@ -180,9 +185,6 @@ def _costs(program: Program, cost: Estimate) -> list[str]:
 
 
 def _as_dict(value: Program | Estimate | None) -> dict[str, Any] | None:
-    if value is None:
-        return None
-    fields = dataclasses.asdict(value)
     if isinstance(value, Program):
-        fields["traffic"] = [t._asdict() for t in value.traffic]
-    return fields
+        return value._asdict() | {"traffic": [t._asdict() for t in value.traffic]}
+    return value and value._asdict()

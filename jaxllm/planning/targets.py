@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from jaxllm.errors import UserError
 from jaxllm.sharding.chips import Chip, Slice, chip_of, slice_of
@@ -22,21 +21,13 @@ _TPU_ENVIRONMENT = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Target:
-    """The devices of a plan.
+class Target(NamedTuple):
+    """The devices of a plan."""
 
-    Attributes:
-      name: as requested.
-      devices: JAX devices of all slices.
-      slices: number of slices, joined by the data-center network.
-      chip: specifications of one device; None where unknown, as for CPUs.
-    """
-
-    name: str
-    devices: Sequence[jax.Device]
-    slices: int
-    chip: Chip | None
+    name: str  # as requested
+    devices: Sequence[jax.Device]  # of all slices
+    slices: int  # joined by the data-center network
+    chip: Chip | None  # one device; None where unknown, as for CPUs
 
 
 def tpu_target(name: str, slices: int = 1) -> Target:

@@ -9,9 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxllm.models.attention import splash
-from jaxllm.planning.program import mesh_of
 from jaxllm.planning.targets import tpu_target
-from jaxllm.sharding.mesh import MeshConfig
+from jaxllm.sharding.mesh import MeshConfig, make_mesh
 from jaxllm.sharding.rules import partitioning
 from jaxllm.sharding.xla_flags import mesh_options
 
@@ -20,7 +19,7 @@ LENGTHS = (2048,)
 
 def refusal(name: str, length: int) -> tuple[str, str | None]:
     target = tpu_target(name)
-    mesh = mesh_of(target, MeshConfig(fsdp=-1, tensor=2))
+    mesh = make_mesh(MeshConfig(fsdp=-1, tensor=2), target.devices)
     heads = lambda n: jax.ShapeDtypeStruct((8, length, n, 128), jnp.bfloat16)
     segments = jax.ShapeDtypeStruct((8, length), jnp.int32)
 

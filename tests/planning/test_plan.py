@@ -114,10 +114,10 @@ from jaxllm import cli
 from jaxllm.planning import program, targets
 target = targets.tpu_target("v4-512")
 cli.load_gin(cli.parse(cli.parser(""), ["--gin_file=openllama.gin"]))
-from jaxllm.sharding.mesh import MeshConfig
+from jaxllm.sharding.mesh import MeshConfig, make_mesh
 from jaxllm.training.experiment import Experiment
 experiment = Experiment.configured()
-mesh = program.mesh_of(target, MeshConfig())
+mesh = make_mesh(MeshConfig(), target.devices)
 state = 3 * 4 * experiment.model.num_params / mesh.shape["fsdp"]
 print((state + program.saved_activations(experiment, mesh)) / target.chip.hbm_bytes)
 """
