@@ -19,20 +19,12 @@ from jaxllm.models.sampling import GREEDY, Sampling, sample
 
 
 class Cache(NamedTuple):
-    """KV cache of the tokens so far, with room for S.
+    """KV cache of the tokens so far, with room for S, in the compute dtype."""
 
-    Attributes:
-      layers: keys and values [L, B, G, S, K] in the compute dtype, or [B, G, S, K] of each layer
-        where the parameters are unstacked.
-      segment_ids: int32 [B, S], 1 at tokens, 0 where empty or padding.
-      cache_index: int32, next free index, the same for every sequence.
-      lengths: int32 [B], tokens of each sequence so far, the position of its next one.
-    """
-
-    layers: LayerCaches
-    segment_ids: jax.Array
-    cache_index: jax.Array
-    lengths: jax.Array
+    layers: LayerCaches  # [L, B, G, S, K], or [B, G, S, K] of each layer of unstacked parameters
+    segment_ids: jax.Array  # int32 [B, S], 1 at tokens, 0 where empty or padding
+    cache_index: jax.Array  # int32, next free index, the same for every sequence
+    lengths: jax.Array  # int32 [B], tokens of each sequence so far, the position of its next one
 
 
 def init_cache(config: ModelConfig, batch: int, length: int, stacked: bool = True) -> Cache:

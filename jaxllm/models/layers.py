@@ -20,23 +20,14 @@ from jaxllm.models.quantization import quantized_linear
 
 
 class BlockInputs(NamedTuple):
-    """Inputs that all blocks share.
+    """Inputs that all blocks share."""
 
-    Attributes:
-      segment_ids: int32 [B, T] of the tokens.
-      rope: cos and sin of `rope_cos_sin`, with RoPE.
-      position_bias: positions and slopes, with windows or ALiBi; each layer adds its window.
-      cache_segment_ids: int32 [B, S] of the cache, or None without one.
-      cache_index: int32, index of the first token in the cache, or None.
-      visible_until: int32 [B, T], replaces segments, or None (`batch.TreeBatch`).
-    """
-
-    segment_ids: jax.Array
-    rope: tuple[jax.Array, jax.Array] | None = None
-    position_bias: PositionBias | None = None
-    cache_segment_ids: jax.Array | None = None
-    cache_index: jax.Array | None = None
-    visible_until: jax.Array | None = None
+    segment_ids: jax.Array  # int32 [B, T] of the tokens
+    rope: tuple[jax.Array, jax.Array] | None = None  # `rope_cos_sin`, with RoPE
+    position_bias: PositionBias | None = None  # with windows, which each layer adds, or ALiBi
+    cache_segment_ids: jax.Array | None = None  # int32 [B, S] of the cache
+    cache_index: jax.Array | None = None  # int32, index of the first token in the cache
+    visible_until: jax.Array | None = None  # int32 [B, T], replaces segments (`batch.TreeBatch`)
 
 
 class LayerCache(NamedTuple):

@@ -81,7 +81,7 @@ def compile_update(
         loss_chunk_tokens=loss_chunk_tokens,
     )
     try:
-        compiled = lowered.compile(compiler_options=mesh_options(mesh))
+        compiled = lowered.compile(compiler_options={**mesh_options(mesh)})
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" in str(error):
             raise OutOfDeviceMemory(str(error)) from error

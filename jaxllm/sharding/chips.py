@@ -6,7 +6,6 @@ Sources: docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}; NVIDIA's data sh
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 from typing import NamedTuple
@@ -18,33 +17,19 @@ from jaxllm.errors import UserError
 GIB = 2**30
 
 
-@dataclasses.dataclass(frozen=True)
-class Chip:
-    """One JAX device.
+class Chip(NamedTuple):
+    """One JAX device. Bandwidths are in bytes/s."""
 
-    Attributes:
-      name: cloud name of the generation, such as 'v5p'.
-      kind: prefix of its `device_kind`.
-      flops: peak dense bf16 FLOP/s.
-      hbm_bytes: memory capacity in bytes.
-      hbm_bandwidth: bytes/s.
-      ici_bandwidth: bytes/s sent over all links to other devices of the slice.
-      dcn_bandwidth: its share of the host's network, bytes/s; None where not published.
-      torus: dimensions of the slice's torus; 0 for other networks.
-      per_name: units per JAX device in a cloud name: 'v5p-128' is 64 devices.
-      per_chip: JAX devices per physical chip.
-    """
-
-    name: str
-    kind: str
-    flops: float
+    name: str  # cloud name of the generation, such as 'v5p'
+    kind: str  # prefix of its `device_kind`
+    flops: float  # peak dense bf16 FLOP/s
     hbm_bytes: float = 0
     hbm_bandwidth: float = 0
-    ici_bandwidth: float = 0
-    dcn_bandwidth: float | None = None
-    torus: int = 0
-    per_name: int = 1
-    per_chip: int = 1
+    ici_bandwidth: float = 0  # over all links to other devices of the slice
+    dcn_bandwidth: float | None = None  # its share of the host's network; None: not published
+    torus: int = 0  # dimensions of the slice's torus; 0 for other networks
+    per_name: int = 1  # units per JAX device in a cloud name: 'v5p-128' is 64 devices
+    per_chip: int = 1  # JAX devices per physical chip
 
 
 CHIPS: tuple[Chip, ...] = (

@@ -24,19 +24,12 @@ MAX_SAVED_SCORE_BYTES = 2**28  # scores per layer and device, saved for the back
 
 
 class PositionBias(NamedTuple):
-    """Dependence of the scores on distance: a sliding window or ALiBi.
+    """Dependence of the scores on distance: a sliding window or ALiBi."""
 
-    Attributes:
-      queries: int32 [B, Q], positions of the queries.
-      keys: int32 [B, S], positions of the keys.
-      window: int32 [], number of visible keys, the query's own included; None means all.
-      slopes: float32 [H], decrease of a head's scores per token of distance (ALiBi), or None.
-    """
-
-    queries: jax.Array
-    keys: jax.Array
-    window: jax.Array | None
-    slopes: jax.Array | None
+    queries: jax.Array  # int32 [B, Q], positions of the queries
+    keys: jax.Array  # int32 [B, S], positions of the keys
+    window: jax.Array | None  # int32 [], visible keys, the query's own included; None means all
+    slopes: jax.Array | None  # float32 [H], decrease of a head's scores per token (ALiBi)
 
 
 def blockwise_attention(

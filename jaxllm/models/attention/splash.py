@@ -22,19 +22,12 @@ LANES = 128  # of a TPU's vector unit; tiles and lengths are multiples
 
 
 class Tiles(NamedTuple):
-    """Tile sizes of all passes of the kernel, in tokens.
-
-    Attributes:
-      query: queries per tile.
-      key: keys per tile.
-      key_compute: keys per matmul, a divisor of `key`.
-      fused: whether one backward kernel computes all gradients, or a second one the queries'.
-    """
+    """Tile sizes of all passes of the kernel, in tokens."""
 
     query: int
     key: int
-    key_compute: int
-    fused: bool
+    key_compute: int  # keys per matmul, a divisor of `key`
+    fused: bool  # whether one backward kernel computes all gradients, or a second the queries'
 
 
 # By prefix of the device kind, the longest match. Tests compile each of them.
