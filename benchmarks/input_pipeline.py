@@ -25,8 +25,16 @@ from jaxllm.data import corpora, vocabularies
 from jaxllm.data.config import DataConfig, VocabularyConfig
 from jaxllm.data.loader import Loader, open_source
 from jaxllm.data.packing import ConcatSequences, empty_sequences
-from jaxllm.data.store import TokenStore, TokenWriter
-from jaxllm.data.tokenizer import Tokenizer
+from jaxllm.data.store import (
+    Counts,
+    ShardWriter,
+    TokenStore,
+    read_parts,
+    write_corpus,
+    write_part,
+)
+from jaxllm.data.tokenizer import Separators, Tokenizer
+from jaxllm.kvstore import KeyValueStore
 
 TOKENIZE_MB_PER_SECOND, OPEN_SECONDS, WAIT_SHARE = 3.0, 1.0, 0.01
 
@@ -65,17 +73,23 @@ def tokenizing(config: DataConfig) -> None:
 def opening(directory: Path, documents: int = 1_000_000, length: int = 300) -> None:
     """Open a corpus of `documents` documents of `length` tokens on average, and read a sequence."""
     random = np.random.default_rng(0)
-    writer = TokenWriter(directory, np.dtype("<u2"))
+    files = KeyValueStore(directory)
+    writer = ShardWriter(files, "part", np.dtype("<u2"))
     for _ in range(documents // 10_000):
         lengths = random.integers(length // 2, length * 3 // 2, 10_000)
         writer.add(random.integers(0, 32_000, lengths.sum(), dtype="<u2"), lengths)
-    writer.finish(text_bytes=0, empty=0, bad=0)
+    writer.flush()
+    counts = Counts(documents, sum(shard.tokens for shard in writer.shards))
+    write_part(files, "part", writer.shards, counts)
+    (record,) = read_parts(files, ["part"])
+    assert record
+    write_corpus(files, "corpus", [record], np.dtype("<u2"), Separators(1, None))
     began = time.perf_counter()
-    assert TokenStore.is_complete(directory)
-    store = TokenStore(directory)
+    store = TokenStore(directory, "corpus")
     sequences = ConcatSequences(store, 2048, masked=True)
     out = {name: array[0] for name, array in empty_sequences(1, 2048).items()}
-    sequences.fill(out, sequences.count // 2)
+    (chunks,) = sequences.start_reads([sequences.count // 2])()
+    sequences.fill(out, chunks)
     seconds = time.perf_counter() - began
     print(
         f"opening {store.counts.documents:,} documents, {store.counts.tokens:,} tokens:"

@@ -35,7 +35,7 @@ def passages(corpus: str) -> Iterator[Document]:
     corpora.register_if_unknown(corpus)
     found: list[Document] = []
     read = 0
-    for document in corpora.documents(corpus, "validation", on_error=lambda message: None):
+    for document in corpora.documents(corpus, "validation", on_error=lambda bad: None):
         text, name = document["text"], document["id"]
         found += [
             Document(text[start : start + PASSAGE_CHARS], f"{name}@{start}")

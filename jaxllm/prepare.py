@@ -2,8 +2,11 @@
 
     python -m jaxllm.prepare --gin_file=quickstart.gin
     python -m jaxllm.prepare --gin_file=quickstart.gin --report_overlap
+    python -m jaxllm.prepare --gin_file=openllama.gin -- --runner=DataflowRunner --region=…
 
-Takes the gin files and bindings of a run, and prints the size of each domain.
+Takes the gin files and bindings of a run, and prints the size of each domain. Started again, it
+goes on with what is missing. It runs in processes of this machine; or, given options of Apache Beam
+after `--`, in the workers of Beam's runner, which need jaxllm and see DataConfig.cache_dir.
 
 --report_overlap searches the corpora for evaluation sets instead: it prints for each task how many
 examples share 13 consecutive words with a document (see jaxllm.evaluation.overlap), and writes the
@@ -14,6 +17,7 @@ in EvalConfig.data_dir.
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Sequence
 from functools import partial
 
@@ -32,7 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="list what the corpora share with evaluation sets (default: overlap.json)",
     )  # fmt: skip
     flags.add_argument("--tasks", metavar="TASK,TASK", help="of --report_overlap: which sets")
-    args = cli.parse(flags, argv)
+    argv = list(sys.argv[1:] if argv is None else argv)
+    end = argv.index("--") if "--" in argv else len(argv)
+    args = cli.parse(flags, argv[:end])
     cli.load_gin(args)
 
     from jaxllm.data.config import DataConfig
@@ -56,12 +62,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         overlap.report(sources, evaluation, args.report_overlap)
         return 0
 
+    from jaxllm.data.jobs import beam_runner, run_in_processes
     from jaxllm.data.prepare import prepare, summary
     from jaxllm.data.vocabularies import load_tokenizer  # by now SeqIO is imported, silently
 
     tokenizer = load_tokenizer(config, weights)
+    run = beam_runner(argv[end + 1 :]) if end < len(argv) else run_in_processes
     for split in splits:
-        print(f"{split}\n{summary(prepare(config, weights, tokenizer, split))}")
+        print(f"{split}\n{summary(prepare(config, weights, tokenizer, split, run))}")
     return 0
 
 

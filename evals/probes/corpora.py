@@ -7,13 +7,39 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib
 import inspect
 import sys
-from collections.abc import Iterator
 from types import ModuleType
 
-from jaxllm.data.files import SPLITS, OnError, raise_on_error
+from jaxllm.data.files import SPLITS
+from jaxllm.data.formats import OnError, Reading, raise_on_error
 from jaxllm.evals.probes import embedded, generated
+
+
+@dataclasses.dataclass(frozen=True)
+class ModulePart:
+    """A split of a domain of a module, as a part to be read by any process.
+
+    Attributes:
+      file: name of the module.
+      key: fingerprint of the split.
+      size: unknown, as the texts are generated.
+    """
+
+    file: str
+    domain: str
+    split: str
+    key: str
+    size: int = 0
+
+    def documents(self, on_error: OnError = raise_on_error) -> Reading:
+        """The module's documents; returns their number."""
+        count = 0
+        for document in importlib.import_module(self.file).documents(self.domain, self.split):
+            count += 1
+            yield document
+        return count
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,9 +50,11 @@ class ModuleCorpus:
     domain: str
     splits: tuple[str, ...] = tuple(SPLITS)
 
-    def documents(self, split: str, on_error: OnError = raise_on_error) -> Iterator[dict[str, str]]:
-        """What the module gives."""
-        return self.module.documents(self.domain, split)
+    def parts(self, split: str) -> list[ModulePart]:
+        """The whole split."""
+        held = (self.domain, split, self.fingerprint(split))
+        key = hashlib.sha256(repr(held).encode()).hexdigest()[:16]
+        return [ModulePart(self.module.__name__, self.domain, split, key)]
 
     def fingerprint(self, split: str) -> str:
         """The module's source, and the Python whose text it may read."""

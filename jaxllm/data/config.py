@@ -57,9 +57,11 @@ class DataConfig:
         `pack` packs whole documents (split only if longer than a sequence), without attention
         across them.
       seed: seed of the order of sequences and the interleaving of domains.
-      cache_dir: local directory of prepared corpora and trained vocabularies.
-      corpus_dir: directory of corpora, `<domain>/[<source>/]{train,valid,test}*.<suffix>`: .jsonl,
-        .json or .txt files, plain, .gz or .zst. A file of any other name counts as train.
+      cache_dir: directory of prepared corpora and trained vocabularies, local, gs:// or s3://; one
+        that all hosts see.
+      corpus_dir: directory of corpora, `<domain>/**/<file>`, local or a URL that fsspec knows
+        (gs://, s3://, hf://): .jsonl, .json, .txt, .parquet and .arrow files, plain or compressed,
+        with their split in the path (`jaxllm.data.files`).
       tfds: domain -> TFDS data set with its version, such as `c4/en:3.1.0`; or a mapping with
         `name`, and optionally `text` (name of the text feature) and `train`, `validation`, `test`
         (TFDS slices for these splits, such as `train[1%:]`).
@@ -89,8 +91,6 @@ class DataConfig:
             bad = {name: w for name, w in self.weights.items() if not w > 0}
             if bad or not self.weights:
                 raise UserError(f"DataConfig.weights = {dict(self.weights)}: need shares above 0")
-        if "://" in self.cache_dir:
-            raise UserError(f"DataConfig.cache_dir = {self.cache_dir}: needs a local directory")
 
     @property
     def cache(self) -> str:

@@ -12,15 +12,17 @@ Splits are `train`, `validation` and `test`.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import importlib
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from jaxllm.data.config import DataConfig
-from jaxllm.data.files import OnError, directory_corpora, raise_on_error
+from jaxllm.data.files import Part, directory_corpora
+from jaxllm.data.formats import BadLine, Document, OnError, Reading, raise_on_error
 from jaxllm.errors import UserError, nearest
 from jaxllm.runtime import import_seqio
 
@@ -92,29 +94,78 @@ def register_if_unknown(task: str) -> None:
         register(DataConfig())
 
 
-def documents(
-    task: str, split: str, on_error: OnError = raise_on_error
-) -> Iterator[dict[str, str]]:
+def documents(task: str, split: str, on_error: OnError = raise_on_error) -> Iterator[Document]:
     """The documents of a registered corpus task in order, as dicts with `text` and `id`.
-
-    A `CorpusSource` without preprocessors is read directly, for the reader's error messages; the
-    documents are those of its `get_dataset`. Any other task goes through SeqIO.
 
     Raises:
       UserError: the task is unknown or lacks the split.
     """
-    from jaxllm.data.seqio_source import CorpusSource
+    for part in parts(task, split):
+        yield from part.documents(on_error)
+
+
+def parts(task: str, split: str, config: DataConfig | None = None) -> Sequence[Part]:
+    """The parts of a registered corpus task in order.
+
+    A `CorpusSource` without preprocessors is read directly, for the reader's error messages; the
+    documents are those of its `get_dataset`. Any other task goes through SeqIO, shard by shard.
+
+    Args:
+      config: what `register` needs in another process; not needed to read the parts in this one.
+
+    Raises:
+      UserError: the task is unknown or lacks the split.
+    """
+    from jaxllm.data.seqio_source import CorpusSource, split_bytes
 
     provider = _task(task, split)
     if isinstance(provider.source, CorpusSource) and not provider.preprocessors:
-        yield from provider.source.corpus.documents(split, on_error)
-        return
-    dataset = provider.get_dataset(None, split, shuffle=False)
-    for number, row in enumerate(dataset.as_numpy_iterator()):
-        try:
-            yield {"text": bytes(row["text"]).decode(), "id": f"{task}:{split}:{number}"}
-        except UnicodeDecodeError as error:
-            on_error(f"{task} {split} document {number}: invalid UTF-8 at byte {error.start}")
+        return provider.source.corpus.parts(split)
+    count = max(1, len(provider.source.list_shards(split)))
+    size = split_bytes(provider.source, split) // count
+    return [TaskPart(task, split, shard, count, size, config) for shard in range(count)]
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskPart:
+    """A shard of a SeqIO task, as a `Part`."""
+
+    task: str
+    split: str
+    shard: int
+    count: int
+    size: int
+    config: DataConfig | None
+
+    @property
+    def file(self) -> str:
+        """A name for messages."""
+        return f"{self.task} {self.split} shard {self.shard} of {self.count}"
+
+    @property
+    def key(self) -> str:
+        """See `Part`."""
+        held = (fingerprint(self.task, self.split), self.shard, self.count)
+        return hashlib.sha256(repr(held).encode()).hexdigest()[:16]
+
+    def documents(self, on_error: OnError = raise_on_error) -> Reading:
+        """See `Part`."""
+        seqio = import_seqio()
+        if self.config and self.task not in seqio.TaskRegistry.names():
+            register(self.config)
+        shard = seqio.ShardInfo(self.shard, self.count) if self.count > 1 else None
+        dataset = _task(self.task, self.split).get_dataset(
+            None, self.split, shuffle=False, shard_info=shard
+        )
+        number = 0
+        for number, row in enumerate(dataset.as_numpy_iterator(), 1):
+            try:
+                text = bytes(row["text"]).decode()
+            except UnicodeDecodeError as error:
+                on_error(BadLine(number, f"invalid UTF-8 at byte {error.start}"))
+            else:
+                yield {"text": text, "id": f"{self.task}:{self.split}:{self.shard}:{number - 1}"}
+        return number
 
 
 def fingerprint(task: str, split: str) -> str:

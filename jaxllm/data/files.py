@@ -1,39 +1,65 @@
-"""Corpora in files: .jsonl, .json and .txt, plain or compressed with .gz or .zst.
+"""Corpora in files: which files a domain has, by split, and in which parts they are read.
 
-JSON has an object per line, or is one array of objects; `text` is the document, `id` is optional. A
-text file is split at line ends into documents of about a megabyte, whose concatenation is the file.
-Unreadable lines are reported to `on_error` as `file:line: reason` and left out.
+A corpus directory is `<domain>/**/<file>`, local or in a bucket. The words of a file's path below
+its domain name its split, those nearest to its name first: `validation/00.parquet`, `val.jsonl.zst`
+and `train-of-thought/dev_2.txt` are two validation files and one more; a file without such a word
+is for training. Hidden files and those of no format in `formats.FORMATS` are left out, and counted.
 """
 
 from __future__ import annotations
 
-import contextlib
+import collections
 import dataclasses
-import gzip
-import io
-import json
+import hashlib
 import re
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import IO, Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
-from etils import epath
-
+from jaxllm.data.formats import (
+    FORMATS,
+    FilePart,
+    OnError,
+    Reading,
+    parts_of,
+    raise_on_error,
+    suffixes_of,
+)
 from jaxllm.errors import UserError
 
-COMPRESSIONS = (".gz", ".zst")
-FORMATS = (".jsonl", ".json", ".txt")
-# Splits of corpora, and the prefixes of their file names.
-SPLITS = {"train": ("train",), "validation": ("valid", "dev"), "test": ("test",)}
-TEXT_CHUNK_BYTES = 1 << 20
-_SURROGATE = re.compile(r"[\ud800-\udfff]")
+# Splits of corpora, and the words that name them.
+SPLITS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev", "heldout"),
+    "test": ("test", "testing"),
+}
+_SPLIT_OF = {word: split for split, words in SPLITS.items() for word in words}
+_NOT_CORPORA = ("readme", "license", "changelog", "notice")
+_HASHED = 1 << 16  # bytes at each end of a local file that its fingerprint covers
 
-OnError = Callable[[str], None]
 
+class Part(Protocol):
+    """A stretch of a corpus that is read on its own, in any process.
 
-def raise_on_error(message: str) -> None:
-    """The default `on_error`: raise UserError at the first unreadable line."""
-    raise UserError(message)
+    Attributes:
+      file: the file it is in, or another name for messages.
+      size: bytes to read; 0 if unknown.
+      key: hash of what it holds: of equal parts, only one is prepared.
+    """
+
+    @property
+    def file(self) -> str:
+        """See above."""
+
+    @property
+    def size(self) -> int:
+        """See above."""
+
+    @property
+    def key(self) -> str:
+        """See above."""
+
+    def documents(self, on_error: OnError = raise_on_error) -> Reading:
+        """The documents in order, as dicts with `text` and `id`; returns the number of lines."""
 
 
 class Corpus(Protocol):
@@ -43,8 +69,8 @@ class Corpus(Protocol):
     def splits(self) -> tuple[str, ...]:
         """The splits that have documents."""
 
-    def documents(self, split: str, on_error: OnError = raise_on_error) -> Iterator[dict[str, str]]:
-        """The documents of a split in order, as dicts with `text` and `id`."""
+    def parts(self, split: str) -> Sequence[Part]:
+        """The parts of a split in order, which depend on nothing but the corpus."""
 
     def fingerprint(self, split: str) -> str:
         """A string that changes with the documents."""
@@ -52,156 +78,119 @@ class Corpus(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class FileCorpus:
-    """The files of one domain, by split, in the order of their names."""
+    """The files of one domain.
+
+    Attributes:
+      root: directory of the domain.
+      files: split -> path below `root` -> `fsspec`'s description of the file, in order of paths.
+      left_out: kind of file -> number of files that are not read.
+      text: name of the field with the text, with dots for nested fields.
+    """
 
     root: str
-    files: Mapping[str, tuple[str, ...]]
+    files: Mapping[str, Mapping[str, Mapping[str, Any]]]
+    left_out: Mapping[str, int]
+    text: str = "text"
 
     @property
     def splits(self) -> tuple[str, ...]:
         """The splits that have files."""
         return tuple(self.files)
 
-    def documents(self, split: str, on_error: OnError = raise_on_error) -> Iterator[dict[str, str]]:
-        """The documents of the files of a split."""
-        for file in self.files[split]:
-            yield from read_documents(file, on_error)
+    def parts(self, split: str) -> list[FilePart]:
+        """The parts of the files of a split."""
+        return [
+            part
+            for path, info in self.files[split].items()
+            for part in parts_of(
+                f"{self.root}/{path}",
+                info["size"],
+                version_of(f"{self.root}/{path}", info),
+                self.text,
+            )
+        ]
 
     def fingerprint(self, split: str) -> str:
-        """The names (below the domain), sizes and modification times of the files."""
-        stats = []
-        for file in self.files[split]:
-            stat = epath.Path(file).stat()
-            stats.append((file.removeprefix(self.root), stat.length, stat.mtime))
-        return repr(stats)
+        """The names of the files below the domain, and what tells their contents apart."""
+        versions = {p: version_of(f"{self.root}/{p}", i) for p, i in self.files[split].items()}
+        return repr((self.text, versions))
 
     def size(self, split: str) -> int:
         """Total size of the files in bytes, as stored."""
-        return sum(epath.Path(file).stat().length for file in self.files.get(split, ()))
+        return sum(info["size"] for info in self.files.get(split, {}).values())
 
 
-def directory_corpora(directory: epath.PathLike) -> dict[str, FileCorpus]:
-    """The domains of a corpus directory: `<domain>/[<source>/]<split>*.<suffix>`.
+def directory_corpora(directory: str, text: str = "text") -> dict[str, FileCorpus]:
+    """The domains of a corpus directory.
+
+    Args:
+      text: name of the field with the text.
 
     Raises:
       UserError: there is no such directory, or no training file in it.
     """
-    root = epath.Path(directory)
-    if not root.is_dir():
-        raise UserError(f"DataConfig.corpus_dir: no directory {root}")
-    corpora = {}
-    for domain in sorted(path for path in root.iterdir() if path.is_dir()):
-        files: dict[str, list[str]] = {}
-        for file in sorted(_files_below(domain), key=str):
-            files.setdefault(_split_of(file.name), []).append(str(file))
-        if files:
-            ordered = {split: tuple(files[split]) for split in SPLITS if split in files}
-            corpora[domain.name] = FileCorpus(str(domain), ordered)
-    if not any("train" in corpus.files for corpus in corpora.values()):
-        raise UserError(f"{root}: no <domain>/[<source>/]train*.jsonl or .txt file (.gz, .zst)")
-    return corpora
+    import fsspec
 
-
-def _files_below(domain: epath.Path) -> Iterator[epath.Path]:
-    for path in domain.iterdir():
-        below: Iterable[epath.Path] = path.iterdir() if path.is_dir() else [path]
-        yield from (file for file in below if _format(file) and not file.is_dir())
-
-
-def _split_of(name: str) -> str:
-    matching = (split for split, prefixes in SPLITS.items() if name.startswith(prefixes))
-    return next(matching, "train")
-
-
-def _format(path: epath.Path) -> str | None:
-    """`.jsonl`, `.json` or `.txt`, before any compression suffix; None for other formats."""
-    name = path.name
-    for suffix in COMPRESSIONS:
-        name = name.removesuffix(suffix)
-    return next((suffix for suffix in FORMATS if name.endswith(suffix)), None)
-
-
-def read_documents(
-    path: epath.PathLike, on_error: OnError = raise_on_error
-) -> Iterator[dict[str, str]]:
-    """Documents of a file, in order, as dicts with `text` and `id`.
-
-    Raises:
-      UserError: the file is missing, of an unknown format, or its compression is damaged.
-    """
-    path = epath.Path(path)
-    kind = _format(path)
-    if kind is None:
-        raise UserError(f"{path}: not one of {FORMATS} (with .gz or .zst or neither)")
-    read = _text_documents if kind == ".txt" else _json_documents
     try:
-        with _open(path) as lines:
-            yield from read(path, lines, on_error)
-    except FileNotFoundError as error:
-        raise UserError(f"no file {path}") from error
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path}: cannot be read to its end ({error})") from error
+        system, root = fsspec.core.url_to_fs(directory)
+        found = system.find(root, detail=True)
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(f"DataConfig.corpus_dir: cannot list {directory} ({error})") from error
+    if not found:
+        raise UserError(f"DataConfig.corpus_dir: no files below {directory}")
+    domains: dict[str, dict[str, Mapping[str, Any]]] = collections.defaultdict(dict)
+    for path in sorted(found):
+        domain, _, below = path.removeprefix(root).lstrip("/").partition("/")
+        if below and not domain.startswith((".", "_")):
+            domains[domain][below] = found[path]
+    base = directory.rstrip("/")
+    corpora = {name: file_corpus(f"{base}/{name}", files, text) for name, files in domains.items()}
+    if not any("train" in corpus.files for corpus in corpora.values()):
+        raise UserError(f"{directory}: no training file of {', '.join(FORMATS)} below <domain>/")
+    return {name: corpus for name, corpus in corpora.items() if corpus.files}
 
 
-@contextlib.contextmanager
-def _open(path: epath.Path) -> Iterator[Any]:
-    with path.open("rb") as raw:
-        if path.suffix == ".gz":
-            with gzip.open(raw) as stream:
-                yield stream
-        elif path.suffix == ".zst":
-            import pyarrow
-
-            # zstandard's own reader accepts truncated files; Arrow's raises.
-            with pyarrow.CompressedInputStream(pyarrow.PythonFile(raw, "r"), "zstd") as stream:
-                yield io.BufferedReader(stream, 1 << 20)
+def file_corpus(root: str, files: Mapping[str, Mapping[str, Any]], text: str) -> FileCorpus:
+    """A domain of files, given by path below `root`, sorted by split."""
+    by_split: dict[str, dict[str, Mapping[str, Any]]] = {split: {} for split in SPLITS}
+    left_out: collections.Counter[str] = collections.Counter()
+    for path, info in files.items():
+        kind = _left_out(path, info["size"])
+        if kind:
+            left_out[kind] += 1
         else:
-            yield raw
+            by_split[split_of(path)][path] = info
+    return FileCorpus(root, {s: f for s, f in by_split.items() if f}, dict(left_out), text)
 
 
-def _json_documents(
-    path: epath.Path, lines: IO[bytes], on_error: OnError
-) -> Iterator[dict[str, str]]:
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        where = f"{path}:{number}"
-        try:
-            if number == 1 and line.lstrip()[:1] == b"[":
-                rows = json.loads(line + lines.read())
-            else:
-                rows = [json.loads(line)]
-        except UnicodeDecodeError as error:
-            on_error(f"{where}: invalid UTF-8 ({error.reason} at byte {error.start})")
-            continue
-        except json.JSONDecodeError as error:
-            on_error(f"{where}: broken JSON ({error.msg} at column {error.colno})")
-            continue
-        for index, row in enumerate(rows):
-            identity = f"{path.name}:{number}" + (f"[{index}]" if len(rows) > 1 else "")
-            text = row.get("text") if isinstance(row, dict) else None
-            if not isinstance(text, str):
-                on_error(f"{where}: no `text` string in {repr(row)[:60]}")
-            elif _SURROGATE.search(text):
-                on_error(f"{where}: half of a surrogate pair, which UTF-8 cannot hold")
-            else:
-                yield {"text": text, "id": str(row.get("id", identity))}
+def split_of(path: str) -> str:
+    """The split that the words of a path name."""
+    for segment in reversed(path.lower().split("/")):
+        for word in re.split(r"[^a-z]+", segment):
+            if word in _SPLIT_OF:
+                return _SPLIT_OF[word]
+    return "train"
 
 
-def _text_documents(
-    path: epath.Path, lines: IO[bytes], on_error: OnError
-) -> Iterator[dict[str, str]]:
-    chunk: list[str] = []
-    size, first = 0, 1
-    for number, line in enumerate(lines, 1):
-        try:
-            chunk.append(line.decode())
-        except UnicodeDecodeError as error:
-            on_error(f"{path}:{number}: invalid UTF-8 ({error.reason} at byte {error.start})")
-            continue
-        size += len(line)
-        if size >= TEXT_CHUNK_BYTES:
-            yield {"text": "".join(chunk), "id": f"{path.name}:{first}"}
-            chunk, size, first = [], 0, number + 1
-    if chunk:
-        yield {"text": "".join(chunk), "id": f"{path.name}:{first}"}
+def _left_out(path: str, size: int) -> str:
+    """The kind of a file that is not read; empty for one that is."""
+    *folders, name = path.lower().split("/")
+    if any(segment.startswith((".", "_")) for segment in (*folders, name)) or name.endswith("~"):
+        return "hidden"
+    kind, _ = suffixes_of(name)
+    if not kind or name.startswith(_NOT_CORPORA):
+        return name[name.rfind(".") :] if "." in name else "without a suffix"
+    return "" if size else "empty"
+
+
+def version_of(path: str, info: Mapping[str, Any]) -> str:
+    """What changes with the content of a file: its hash in a bucket, or size, time and ends."""
+    stored = (info.get(key) for key in ("md5Hash", "etag", "ETag", "blob_id", "generation"))
+    version = next((one for one in stored if one), None)
+    if version is not None:
+        return str(version)
+    with open(path.removeprefix("file://"), "rb") as file:
+        digest = hashlib.blake2b(file.read(_HASHED), digest_size=8)
+        file.seek(max(0, info["size"] - _HASHED))
+        digest.update(file.read(_HASHED))
+    return f"{info['size']} {info['mtime']} {digest.hexdigest()}"

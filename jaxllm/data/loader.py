@@ -18,19 +18,16 @@ from jaxllm.data.config import DataConfig
 from jaxllm.data.mixture import Mixture
 from jaxllm.data.packing import (
     ConcatSequences,
+    Layout,
     PackedSequences,
-    PackPlan,
     SequenceArrays,
     empty_sequences,
-    plan_packing,
 )
 from jaxllm.data.permutation import derive_key, permute
 from jaxllm.data.prepare import PreparedDomain, prepare
-from jaxllm.data.store import TokenStore
 from jaxllm.data.tokenizer import Tokenizer
 from jaxllm.data.vocabularies import load_tokenizer
 from jaxllm.errors import UserError
-from jaxllm.io import made_once
 from jaxllm.models.batch import Batch
 
 ENDLESS = 1 << 62
@@ -82,12 +79,14 @@ class SequenceSource:
         """
         domains, numbers = self._mixture.sequences(start, count)
         arrays = empty_sequences(count, self.config.sequence_length)
+        reads = []  # of all domains at once
         for domain in np.unique(domains):
-            layout = self._layouts[domain]
             places = np.flatnonzero(domains == domain)
             order = self._order(int(domain), numbers[places])
-            for place, index in zip(places, order, strict=True):
-                layout.fill({name: array[place] for name, array in arrays.items()}, index)
+            reads.append((self._layouts[domain], places, self._layouts[domain].start_reads(order)))
+        for layout, places, wait in reads:
+            for place, chunks in zip(places, wait(), strict=True):
+                layout.fill({name: array[place] for name, array in arrays.items()}, chunks)
         return arrays | {"domains": domains.astype(np.int32)}
 
     def _order(self, domain: int, numbers: np.ndarray) -> list[int]:
@@ -173,7 +172,7 @@ class Loader:
         self._iterator.close()
 
 
-def _lay_out(config: DataConfig, domain: PreparedDomain) -> ConcatSequences | PackedSequences:
+def _lay_out(config: DataConfig, domain: PreparedDomain) -> Layout:
     counts = domain.store.counts
     if counts.tokens <= counts.documents:
         raise UserError(
@@ -181,18 +180,6 @@ def _lay_out(config: DataConfig, domain: PreparedDomain) -> ConcatSequences | Pa
             " nothing to predict; read it with another vocabulary, or leave it out"
         )
     if config.layout == "pack":
-        return PackedSequences(domain.store, _packing(domain.store, config.sequence_length))
+        return PackedSequences(domain.store, config.sequence_length)
     masked = config.layout == "concat_masked"
     return ConcatSequences(domain.store, config.sequence_length, masked)
-
-
-def _packing(store: TokenStore, length: int) -> PackPlan:
-    """The packing of a store: computed once, saved beside it, then memory-mapped."""
-    directory = store.directory / f"packing-{length}"
-    if not directory.exists():
-        with made_once(directory) as partial:
-            if partial is not None:
-                plan = plan_packing(store.starts, length)
-                for name, array in plan._asdict().items():
-                    np.save(partial / f"{name}.npy", array)
-    return PackPlan(*(np.load(directory / f"{n}.npy", mmap_mode="r") for n in PackPlan._fields))

@@ -9,14 +9,43 @@ and each other token of a domain is a target with weight 1 exactly once per epoc
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import dataclasses
+import functools
+import itertools
+import json
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from jaxllm.data.store import TokenStore
+from jaxllm.errors import UserError
+from jaxllm.kvstore import ByteRange
 
 SequenceArrays = dict[str, np.ndarray]
-PACK_WINDOW = 1 << 16
+Chunks = list[np.ndarray]
+zip_ = functools.partial(zip, strict=True)
+
+
+class Layout(Protocol):
+    """The sequences of a store.
+
+    Attributes:
+      count: sequences per epoch.
+    """
+
+    count: int
+
+    def start_reads(self, indices: Sequence[int]) -> Callable[[], list[Chunks]]:
+        """Start to read sequences `indices`, all at once.
+
+        Returns:
+          A function that waits for them: of each the tokens of its chunks, int32, each with the
+          last target in addition to the inputs.
+        """
+
+    def fill(self, out: SequenceArrays, chunks: Chunks) -> None:
+        """Write a sequence with these chunks into the (zeroed) arrays [T] of `out`."""
 
 
 def empty_sequences(count: int, length: int) -> SequenceArrays:
@@ -27,37 +56,143 @@ def empty_sequences(count: int, length: int) -> SequenceArrays:
 
 
 class ConcatSequences:
-    """Chunks of the concatenated documents; `masked` disables attention across documents.
-
-    Attributes:
-      count: sequences per epoch.
-    """
+    """The `Layout` of `concat`; and `concat_masked`, without attention across documents."""
 
     def __init__(self, store: TokenStore, length: int, masked: bool) -> None:
         self._store, self._length, self._masked = store, length, masked
         self.count = max(1, -(-(store.counts.tokens - 1) // length))
 
-    def fill(self, out: SequenceArrays, index: int) -> None:
-        """Write sequence `index` into the (zeroed) arrays [T] of `out`."""
-        start = index * self._length
-        stop = min(start + self._length + 1, self._store.counts.tokens)
-        tokens = self._store.read(start, stop)
+    def start_reads(self, indices: Sequence[int]) -> Callable[[], list[Chunks]]:
+        """See `Layout`."""
+        starts = [index * self._length for index in indices]
+        end = self._store.counts.tokens
+        wait = self._store.start_reads([(s, min(s + self._length + 1, end)) for s in starts])
+        return lambda: [[tokens] for tokens in wait()]
+
+    def fill(self, out: SequenceArrays, chunks: Chunks) -> None:
+        """See `Layout`."""
+        (tokens,) = chunks
         n = len(tokens) - 1
+        begins = self._store.separators.begins(tokens)  # of tokens 1 .. n
         out["inputs"][:n] = tokens[:-1]
         out["targets"][:n] = tokens[1:]
-        out["weights"][:n] = 1
-        starts = self._store.starts
-        low, high = np.searchsorted(starts, np.array([start + 1, stop], np.uint64))
-        begins = starts[low:high].astype(np.int64) - start  # in 1 .. n: documents that start here
-        out["weights"][begins - 1] = 0
-        if self._masked:
-            begins = np.concatenate([[0], begins[begins < n]])
-            lengths = np.diff(np.append(begins, n))
-            out["segment_ids"][:n] = np.repeat(np.arange(1, len(begins) + 1), lengths)
-            out["positions"][:n] = np.arange(n) - np.repeat(begins, lengths)
-        else:
-            out["segment_ids"][:n] = 1
-            out["positions"][:n] = np.arange(n)
+        out["weights"][:n] = ~begins
+        edges = np.concatenate([[0], np.flatnonzero(begins[:-1]) + 1] if self._masked else [[0]])
+        lengths = np.diff(edges, append=n)
+        out["segment_ids"][:n] = np.repeat(np.arange(1, len(edges) + 1), lengths)
+        out["positions"][:n] = np.arange(n) - np.repeat(edges, lengths)
+
+
+class PackedSequences:
+    """The `Layout` of `pack`, as `write_packing` planned it.
+
+    Raises:
+      UserError: the store has no complete plan for this length.
+    """
+
+    def __init__(self, store: TokenStore, length: int) -> None:
+        self._store, self._name = store, packing_name(length)
+        (content,) = store.files.read(_plan_file(store, length))
+        if content is None:
+            raise UserError(f"{store.files.directory} has no plan for {self._name}: prepare it")
+        self._edges = np.cumsum([0, *json.loads(content)])  # sequences before each shard
+        self.count = int(self._edges[-1])
+
+    def start_reads(self, indices: Sequence[int]) -> Callable[[], list[Chunks]]:
+        """See `Layout`."""
+        read, places = self._store.files.start_reads, np.asarray(indices)
+        shards = np.searchsorted(self._edges, places, side="right") - 1
+        names = [f"{self._name}/{self._store.shards[shard].name}" for shard in shards]
+        places = 4 * (places - self._edges[shards])
+        edges = read([ByteRange(f"{n}.edges", p, p + 8) for n, p in zip_(names, places.tolist())])
+        spans = [(8 * np.frombuffer(pair, "<u4").astype(int)).tolist() for pair in edges()]
+        plans = read([ByteRange(f"{n}.chunks", *span) for n, span in zip_(names, spans)])
+        chunks = [np.frombuffer(plan, "<u4").astype(int).reshape(-1, 2) for plan in plans()]
+        ranges = [
+            (begin + int(start), begin + int(start + inputs) + 1)
+            for begin, plan in zip_(self._store.edges[shards].tolist(), chunks)
+            for start, inputs in plan
+        ]
+        wait = self._store.start_reads(ranges)
+
+        def tokens() -> list[Chunks]:
+            found = iter(wait())
+            return [list(itertools.islice(found, len(plan))) for plan in chunks]
+
+        return tokens
+
+    def fill(self, out: SequenceArrays, chunks: Chunks) -> None:
+        """See `Layout`."""
+        at = 0
+        for segment, tokens in enumerate(chunks, 1):
+            n = len(tokens) - 1
+            place = slice(at, at + n)
+            out["inputs"][place] = tokens[:-1]
+            out["targets"][place] = tokens[1:]
+            out["weights"][place] = 1
+            out["segment_ids"][place] = segment
+            out["positions"][place] = np.arange(n)
+            at += n
+
+
+class ShardItem(NamedTuple):
+    """A shard of a prepared corpus to be planned."""
+
+    directory: str
+    corpus: str
+    shard: int
+    size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class PackingTask:
+    """The job that plans the packing of a shard's documents into sequences of `length` inputs."""
+
+    length: int
+
+    def __call__(self, item: ShardItem) -> None:
+        """Write the plan: uint32 edges and chunks of `PackPlan`, and then the sequences' number."""
+        store = TokenStore(item.directory, item.corpus)
+        plan = plan_packing(store.document_starts(item.shard), self.length)
+        name = f"{packing_name(self.length)}/{store.shards[item.shard].name}"
+        chunks = np.stack([plan.starts, plan.lengths], axis=1)
+        edges, table = plan.edges.astype("<u4").tobytes(), chunks.astype("<u4").tobytes()
+        store.files.write({f"{name}.edges": edges, f"{name}.chunks": table})
+        store.files.write({f"{name}.json": json.dumps(len(plan.edges) - 1).encode()})
+
+
+def unplanned_shards(store: TokenStore, length: int) -> list[ShardItem]:
+    """The shards that are missing in the plan for sequences of `length` inputs."""
+    if store.files.read(_plan_file(store, length)) != [None]:
+        return []
+    return [
+        ShardItem(store.files.directory, store.name, index, 8 * shard.documents)
+        for index, (shard, count) in enumerate(zip_(store.shards, _planned(store, length)))
+        if count is None
+    ]
+
+
+def complete_packing(store: TokenStore, length: int) -> None:
+    """Write the list of sequences per shard, once every shard is planned."""
+    if store.files.read(_plan_file(store, length)) == [None]:
+        counts = _planned(store, length)
+        if None in counts:
+            raise UserError(f"{store.files.directory}: {packing_name(length)} is not complete")
+        store.files.write({_plan_file(store, length): json.dumps(counts).encode()})
+
+
+def _planned(store: TokenStore, length: int) -> list[int | None]:
+    names = [f"{packing_name(length)}/{shard.name}.json" for shard in store.shards]
+    return [None if c is None else json.loads(c) for c in store.files.read(*names)]
+
+
+def packing_name(length: int) -> str:
+    """The folder with plans for sequences of `length` inputs."""
+    return f"packing-{length}"
+
+
+def _plan_file(store: TokenStore, length: int) -> str:
+    return f"{packing_name(length)}/{store.name}.json"
 
 
 class PackPlan(NamedTuple):
@@ -65,7 +200,7 @@ class PackPlan(NamedTuple):
 
     Attributes:
       starts: int64 [chunks], offset of each chunk in the store's tokens.
-      lengths: int32 [chunks], inputs per chunk (it spans one token more, its last target).
+      lengths: int64 [chunks], inputs per chunk (it spans one token more, its last target).
       edges: int64 [sequences + 1]; sequence s holds chunks edges[s] .. edges[s + 1] - 1.
     """
 
@@ -74,39 +209,12 @@ class PackPlan(NamedTuple):
     edges: np.ndarray
 
 
-class PackedSequences:
-    """Sequences of packed documents, as planned, without attention across documents.
-
-    Attributes:
-      count: sequences per epoch.
-    """
-
-    def __init__(self, store: TokenStore, plan: PackPlan) -> None:
-        self._store, self._plan = store, plan
-        self.count = len(plan.edges) - 1
-
-    def fill(self, out: SequenceArrays, index: int) -> None:
-        """Write sequence `index` into the (zeroed) arrays [T] of `out`."""
-        at = 0
-        low, high = int(self._plan.edges[index]), int(self._plan.edges[index + 1])
-        for segment, chunk in enumerate(range(low, high), 1):
-            start, n = int(self._plan.starts[chunk]), int(self._plan.lengths[chunk])
-            tokens = self._store.read(start, start + n + 1)
-            out["inputs"][at : at + n] = tokens[:-1]
-            out["targets"][at : at + n] = tokens[1:]
-            out["weights"][at : at + n] = 1
-            out["segment_ids"][at : at + n] = segment
-            out["positions"][at : at + n] = np.arange(n)
-            at += n
-
-
-def plan_packing(starts: np.ndarray, length: int, window: int = PACK_WINDOW) -> PackPlan:
+def plan_packing(starts: np.ndarray, length: int) -> PackPlan:
     """Pack documents into sequences of `length` inputs by best-fit decreasing.
 
-    Longer documents are split into chunks of `length` and a remainder. Each window of `window`
-    chunks, in corpus order, is packed on its own, so memory stays bounded and the chunks of a
-    sequence lie near each other. Best-fit decreasing after Ding et al., "Fewer Truncations Improve
-    Language Modeling", 2024, section 3.
+    Longer documents are split into chunks of `length` and a remainder. Best-fit decreasing after
+    Ding et al., "Fewer Truncations Improve Language Modeling", 2024, section 3. A store is planned
+    shard by shard, so memory stays bounded and the chunks of a sequence lie near each other.
 
     Args:
       starts: integer [documents + 1], offset of each document, and the end of the last.
@@ -117,17 +225,10 @@ def plan_packing(starts: np.ndarray, length: int, window: int = PACK_WINDOW) -> 
     number = np.arange(chunks.sum()) - np.repeat(np.cumsum(chunks) - chunks, chunks)
     chunk_starts = np.repeat(edges[:-1], chunks) + number * length
     chunk_lengths = np.minimum(np.repeat(inputs, chunks) - number * length, length)
-    order: list[np.ndarray] = []
-    counts: list[np.ndarray] = []
-    for low in range(0, len(chunk_starts), window):
-        bins = _best_fit(chunk_lengths[low : low + window], length)
-        order += [np.array(members, np.int64) + low for members in bins]
-        counts.append(np.array([len(members) for members in bins], np.int64))
-    taken = np.concatenate(order) if order else np.zeros(0, np.int64)
-    ends = np.cumsum(np.concatenate([[0], *counts]))
-    return PackPlan(
-        chunk_starts[taken], chunk_lengths[taken].astype(np.int32), ends.astype(np.int64)
-    )
+    bins = _best_fit(chunk_lengths, length)
+    order = np.array([chunk for members in bins for chunk in members], np.int64)
+    ends = np.cumsum([0, *map(len, bins)])
+    return PackPlan(chunk_starts[order], chunk_lengths[order], ends)
 
 
 def _best_fit(lengths: np.ndarray, capacity: int) -> list[list[int]]:

@@ -1,32 +1,45 @@
 """Tokenize the corpora of a run once, into the cache.
 
-A domain's split is one store (`jaxllm.data.store`), named by a hash of its documents, vocabulary
-and format. Runs with other weights, layouts or sequence lengths share it. It is written under a
-temporary name and renamed when complete, so a partial store is never read; the next prepare removes
-it.
+A domain's split is one `jaxllm.data.store`; runs with other weights, layouts or sequence lengths
+share it. Its parts (`corpora.parts`) are tokenized by independent jobs (`jaxllm.data.jobs`), and
+the order of the parts, not of the jobs, is that of the tokens. A preparation that was killed, or
+whose corpus has changed since, does only what is missing.
 """
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
 import hashlib
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxllm.data import corpora
 from jaxllm.data.config import DataConfig
-from jaxllm.data.store import FORMAT_VERSION, TokenStore, TokenWriter
+from jaxllm.data.files import Part
+from jaxllm.data.formats import BadLine
+from jaxllm.data.jobs import Runner, run_in_processes
+from jaxllm.data.packing import PackingTask, complete_packing, unplanned_shards
+from jaxllm.data.store import (
+    FORMAT_VERSION,
+    Counts,
+    ShardWriter,
+    TokenStore,
+    counts_of,
+    read_parts,
+    write_corpus,
+    write_part,
+)
 from jaxllm.data.tokenizer import Tokenizer, Tokens
 from jaxllm.errors import UserError
-from jaxllm.io import made_once, remove_abandoned
+from jaxllm.kvstore import KeyValueStore
 
 BATCH_CHARS = 1 << 22  # several of the longest documents, for the tokenizer's threads
 MAX_BAD_SHARE = 0.001  # of unreadable lines, above which a corpus is refused
 EARLY_BAD = 1000
+LISTED_BAD = 10  # unreadable lines that a store's meta.json lists
 
 
 class PreparedDomain(NamedTuple):
@@ -38,90 +51,196 @@ class PreparedDomain(NamedTuple):
 
 
 def prepare(
-    config: DataConfig, weights: Mapping[str, float], tokenizer: Tokenizer, split: str = "train"
+    config: DataConfig,
+    weights: Mapping[str, float],
+    tokenizer: Tokenizer,
+    split: str = "train",
+    run: Runner = run_in_processes,
 ) -> tuple[PreparedDomain, ...]:
     """The tokenized domains of a run; those not in the cache are tokenized into it.
 
     Args:
       weights: the run's domains, from `corpora.resolve`.
+      run: what runs the jobs.
 
     Raises:
       UserError: a corpus is missing, empty or has too many bad lines, the tokenizer has neither BOS
         nor EOS, or the cache cannot be written.
     """
-    if not tokenizer.separates:
+    if not any(id is not None for id in tokenizer.separators):
         raise UserError(
             f"{config.vocabulary.path}: no file names a token that ends or begins a document; set"
             " VocabularyConfig.eos_token (or bos_token) to one, as '<|endoftext|>'"
         )
-    root = Path(config.cache, "corpora")
-    prepared = []
-    with _disk_errors(config.cache):
-        root.mkdir(parents=True, exist_ok=True)
-        remove_abandoned(root)
-        for domain, weight in weights.items():
-            parts = (FORMAT_VERSION, tokenizer.identity, corpora.fingerprint(domain, split))
-            key = hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
-            directory = root / f"{domain}-{split}-{key}"
-            if not TokenStore.is_complete(directory):
-                prepare_domain(domain, split, tokenizer, directory)
-            store = TokenStore(directory)
-            _check_bad(domain, store.counts.documents, store.counts.bad)
-            prepared.append(PreparedDomain(domain, weight, store))
-    return tuple(prepared)
-
-
-def prepare_domain(domain: str, split: str, tokenizer: Tokenizer, directory: Path) -> None:
-    """Tokenize one split of one domain into a store at `directory`, atomically."""
-    from tqdm import tqdm
-
-    with made_once(directory, TokenStore.is_complete) as partial:
-        if partial is None:  # another process created it while this one waited
-            return
+    places = {domain: _place(config, domain, split, tokenizer) for domain in weights}
+    new = [domain for domain in weights if not TokenStore.exists(*places[domain])]
+    if new:
         began = time.monotonic()
-        reading = _Reading(domain, split)
-        writer = TokenWriter(partial, tokenizer.dtype)
-        text_bytes = 0
-        bar = tqdm(desc=f"prepare {domain} {split}", unit="B", unit_scale=True, disable=None)
-        with contextlib.closing(writer), bar:
-            for tokens in _encoded(reading.batches(), tokenizer):
-                writer.add(tokens.ids, tokens.lengths)
-                text_bytes += tokens.text_bytes
-                bar.update(tokens.text_bytes)
-            _check_bad(domain, writer.documents, reading.bad, reading.first_bad)
-            if not writer.documents:
-                raise UserError(f"corpus {domain} has no text in its split {split}")
-            counts = {"text_bytes": text_bytes, "empty": reading.empty, "bad": reading.bad}
-            writer.finish(domain=domain, split=split, first_bad=reading.first_bad, **counts)
-    left_out = f", {reading.empty} empty and {reading.bad} bad left out"
+        parts = {domain: corpora.parts(domain, split, config) for domain in new}
+        items = [item for d in new for item in _missing_parts(places[d].directory, parts[d])]
+        run(TokenizeTask(tokenizer), items, f"prepare {split}")
+        for domain in new:
+            _complete(domain, split, places[domain], parts[domain], tokenizer)
+        print(f"prepared {split} in {time.monotonic() - began:.1f} s", file=sys.stderr)
+    stores = {domain: TokenStore(*place) for domain, place in places.items()}
+    for domain, store in stores.items():
+        _check_bad(domain, store.counts)
+    if config.layout == "pack":
+        length = config.sequence_length
+        run(
+            PackingTask(length),
+            [shard for store in stores.values() for shard in unplanned_shards(store, length)],
+            f"pack {split}",
+        )
+        for store in stores.values():
+            complete_packing(store, length)
+    return tuple(PreparedDomain(d, weights[d], store) for d, store in stores.items())
+
+
+class _Place(NamedTuple):
+    """Where a corpus is, and its name there."""
+
+    directory: str
+    name: str
+
+
+def _place(config: DataConfig, domain: str, split: str, tokenizer: Tokenizer) -> _Place:
+    key = hashlib.sha256(repr((FORMAT_VERSION, tokenizer.identity)).encode()).hexdigest()[:16]
+    directory = f"{config.cache}/corpora/{domain}-{split}-{key}"
+    return _Place(directory, corpora.fingerprint(domain, split)[:16])
+
+
+class PartItem(NamedTuple):
+    """A part to be tokenized into a store."""
+
+    directory: str
+    part: Part
+
+    @property
+    def size(self) -> int:
+        """Bytes to read."""
+        return self.part.size
+
+
+def _missing_parts(directory: str, parts: Sequence[Part]) -> Iterator[PartItem]:
+    distinct = {part.key: part for part in parts}
+    records = read_parts(KeyValueStore(directory), list(distinct))
+    for part, record in zip(distinct.values(), records, strict=True):
+        if record is None:
+            yield PartItem(directory, part)
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizeTask:
+    """The job that writes the shards of a part, and its record."""
+
+    tokenizer: Tokenizer
+
+    def __call__(self, item: PartItem) -> None:
+        """Write the part; an error that a user can mend is written in its place."""
+        files = KeyValueStore(item.directory)
+        try:
+            self._write(files, item)
+        except UserError as error:
+            files.write({f"{item.part.key}.error": str(error).encode()})
+
+    def _write(self, files: KeyValueStore, item: PartItem) -> None:
+        reading = _Reading(item.part)
+        separators = self.tokenizer.separators
+        writer = ShardWriter(files, item.part.key, self.tokenizer.dtype)
+        text_bytes = found = 0
+        for tokens in _encoded(reading.batches(), self.tokenizer):
+            writer.add(tokens.ids, tokens.lengths)
+            text_bytes += tokens.text_bytes
+            found += separators.count(tokens.ids)
+        writer.flush()
+        documents = sum(shard.documents for shard in writer.shards)
+        counts = Counts(
+            documents,
+            sum(shard.tokens for shard in writer.shards),
+            text_bytes,
+            reading.empty,
+            len(reading.bad),
+            found - documents,
+        )
+        bad = reading.bad[:LISTED_BAD]
+        write_part(files, item.part.key, writer.shards, counts, lines=reading.lines, bad_lines=bad)
+
+
+def _complete(
+    domain: str, split: str, place: _Place, parts: Sequence[Part], tokenizer: Tokenizer
+) -> None:
+    """Complete a corpus whose jobs have ended, and say what is in it."""
+    files = KeyValueStore(place.directory)
+    records = read_parts(files, [part.key for part in parts])
+    missing = [part for part, record in zip(parts, records, strict=True) if record is None]
+    errors = [error for error in files.read(*(f"{part.key}.error" for part in missing)) if error]
+    if errors:
+        others = f" (and {len(errors) - 1} more like it)" if len(errors) > 1 else ""
+        raise UserError(f"corpus {domain}: {errors[0].decode()}{others}")
+    done: list[dict[str, Any]] = [record for record in records if record]
+    if missing:
+        raise UserError(
+            f"corpus {domain}: {len(missing)} of {len(parts)} parts were not written, first of"
+            f" {missing[0].file}; prepare again to go on with them"
+        )
+    counts = counts_of(done)
+    bad = _bad_lines(parts, done)
+    _check_bad(domain, counts, bad[0] if bad else "")
+    if not counts.documents:
+        raise UserError(f"corpus {domain} has no text in its split {split}")
+    write_corpus(
+        files, place.name, done, tokenizer.dtype, tokenizer.separators,
+        domain=domain, split=split, bad_lines=bad,
+    )  # fmt: skip
+    notes = [
+        f"{number:,} {what}"
+        for number, what in (
+            (counts.empty, "empty documents left out"),
+            (counts.bad, "bad lines left out"),
+            (counts.inner_separators, "separators inside of documents"),
+        )
+        if number
+    ]
     print(
-        f"prepared {domain} {split}: {writer.documents:,} documents, {writer.tokens:,} tokens, "
-        f"{text_bytes / 1e6:.1f} MB in {time.monotonic() - began:.1f} s"
-        f"{left_out if reading.empty or reading.bad else ''}",
+        f"prepared {domain} {split}: {counts.documents:,} documents, {counts.tokens:,} tokens, "
+        f"{counts.text_bytes / 1e6:.1f} MB{''.join(', ' + note for note in notes)}",
+        *(f"  {line}" for line in bad),
+        sep="\n",
         file=sys.stderr,
     )
-    if reading.bad:
-        print(f"  first bad line: {reading.first_bad}", file=sys.stderr)
+
+
+def _bad_lines(parts: Sequence[Part], records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The first bad lines, with their numbers in the files, of which parts are stretches."""
+    found: list[str] = []
+    file, lines_before = "", 0
+    for part, record in zip(parts, records, strict=True):
+        lines_before = lines_before if part.file == file else 0
+        for line, reason in record["bad_lines"]:
+            found.append(f"{part.file}:{lines_before + line}: {reason}")
+        file, lines_before = part.file, lines_before + record["lines"]
+    return found[:LISTED_BAD]
 
 
 class _Reading:
-    """Document texts in batches; counts documents without text and unreadable lines."""
+    """Document texts of a part in batches; counts lines, empty documents and unreadable lines."""
 
-    def __init__(self, domain: str, split: str) -> None:
-        self._domain, self._split = domain, split
-        self._documents = self.empty = self.bad = 0
-        self.first_bad = ""  # the first error, with file and line number
+    def __init__(self, part: Part) -> None:
+        self._part = part
+        self.documents = self.empty = self.lines = 0
+        self.bad: list[BadLine] = []
 
     def batches(self) -> Iterator[list[str]]:
         """Lists of texts of about BATCH_CHARS characters in total."""
         batch: list[str] = []
         size = 0
-        for document in corpora.documents(self._domain, self._split, self._on_error):
+        for document in self._documents():
             text = document["text"]
             if not text:
                 self.empty += 1
                 continue
-            self._documents += 1
+            self.documents += 1
             batch.append(text)
             size += len(text)
             if size >= BATCH_CHARS:
@@ -130,11 +249,14 @@ class _Reading:
         if batch:
             yield batch
 
-    def _on_error(self, message: str) -> None:
-        self.bad += 1
-        self.first_bad = self.first_bad or message
-        if self.bad % EARLY_BAD == 0:  # do not read a terabyte of nonsense to its end
-            _check_bad(self._domain, self._documents, self.bad, self.first_bad)
+    def _documents(self) -> Generator[dict[str, str], None, None]:
+        self.lines = yield from self._part.documents(self._on_error)
+
+    def _on_error(self, bad: BadLine) -> None:
+        self.bad.append(bad)
+        if len(self.bad) % EARLY_BAD == 0:  # do not read a terabyte of nonsense to its end
+            counts = Counts(self.documents, bad=len(self.bad))
+            _check_bad(self._part.file, counts, f"{self._part.file}: {self.bad[0].reason}")
 
 
 def _encoded(batches: Iterator[list[str]], tokenizer: Tokenizer) -> Iterator[Tokens]:
@@ -150,22 +272,14 @@ def _encoded(batches: Iterator[list[str]], tokenizer: Tokenizer) -> Iterator[Tok
             yield pending.result()
 
 
-def _check_bad(domain: str, documents: int, bad: int, first: str = "") -> None:
-    if bad > MAX_BAD_SHARE * (documents + bad):
+def _check_bad(domain: str, counts: Counts, first: str = "") -> None:
+    read = counts.documents + counts.bad
+    if counts.bad > MAX_BAD_SHARE * read:
         raise UserError(
-            f"corpus {domain}: {bad} of {documents + bad} documents cannot be read"
+            f"corpus {domain}: {counts.bad} of {read} documents cannot be read"
             f"{', first ' + first if first else ''}; mend them, or take them out"
             f" (up to {MAX_BAD_SHARE:.1%} are left out)"
         )
-
-
-@contextlib.contextmanager
-def _disk_errors(cache: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        what = f"{error.strerror} ({error.filename})" if error.strerror else str(error)
-        raise UserError(f"DataConfig.cache_dir {cache}: {what}") from error
 
 
 def summary(domains: Sequence[PreparedDomain]) -> str:

@@ -48,8 +48,9 @@ class CorpusSource(seqio.DataSource):
             raise ValueError("a corpus has one shard")
 
         def texts():  # type: ignore[no-untyped-def]
-            for document in self.corpus.documents(split):
-                yield {"text": document["text"]}
+            for part in self.corpus.parts(split):
+                for document in part.documents():
+                    yield {"text": document["text"]}
 
         signature = {"text": tf.TensorSpec((), tf.string)}
         return tf.data.Dataset.from_generator(texts, output_signature=signature)
@@ -104,6 +105,14 @@ def fingerprint_of(source: seqio.DataSource, split: str) -> str:
         if isinstance(value, str | int | float | bool | tuple | dict | list | None)
     }
     return f"{type(source).__qualname__} {settings}"
+
+
+def split_bytes(source: seqio.DataSource, split: str) -> int:
+    """The size of a TFDS split in bytes; 0 for other sources."""
+    if not isinstance(source, seqio.TfdsDataSource):
+        return 0
+    loader = source.tfds_dataset
+    return loader.info.splits[loader._map_split(split)].num_bytes or 0
 
 
 def _replace_task(name: str, source: seqio.DataSource, *preprocessors: Any) -> None:

@@ -1,182 +1,212 @@
-"""A prepared corpus: one domain and split, tokenized, in ArrayRecord shards with random access.
+"""A prepared corpus: one domain and split, tokenized, in shards of token ids.
 
-    tokens-00000.arrayrecord …   the concatenated documents in blocks of 8192 token ids, uint16 or
-                                 uint32, little-endian; blocks ignore document boundaries
-    starts.bin                   uint64, offset of each document in the tokens, and the total
-    meta.json                    counts, shard sizes, a digest of the tokens; written last
+    <part>-000.tokens    the concatenated documents of a shard, uint16 or uint32, little-endian
+    <part>-000.starts    uint64, offset of each document in the shard, and the total
+    <part>.json          the shards of a part of the corpus, with counts; written after them
+    <corpus>.json        the shards of all parts in order, and totals; written last
 
-Reading n tokens takes at most n / 8192 + 2 block reads. Opening maps `starts.bin` and reads only
-the shards' footers.
+The directory is local or in a bucket (`jaxllm.kvstore`). Parts and corpora are named by hashes of
+their contents, so that a corpus which gains a file shares the other parts with what it was, and
+processes which prepare the same part write the same bytes. Files are written whole, once.
+
+Opening a corpus reads <corpus>.json. A stretch of tokens is a byte range of a shard, or of a few
+neighbours, so no index is held in memory, and any number of ranges costs one round of requests.
 """
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
 import hashlib
 import json
-import threading
-from collections.abc import Iterator
-from pathlib import Path
+import os
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-BLOCK = 8192
-SHARD_BLOCKS = 1 << 15  # 268M tokens a shard
-FORMAT_VERSION = 3
+from jaxllm.data.tokenizer import Separators
+from jaxllm.errors import UserError
+from jaxllm.kvstore import ByteRange, KeyValueStore
+
+FORMAT_VERSION = 4
+SHARD_TOKENS = 1 << 26
 
 
-class Counts(NamedTuple):
-    """The size of a prepared corpus, with counts of what was left out."""
+@dataclasses.dataclass(frozen=True)
+class Counts:
+    """The size of a corpus or a part of it, with counts of omissions.
 
+    Attributes:
+      documents: number of documents.
+      tokens: number of tokens, BOS and EOS included.
+      text_bytes: UTF-8 bytes of the texts.
+      empty: documents without text, left out.
+      bad: unreadable lines, left out.
+      inner_separators: separators (see `Separators`) inside of documents, where sequences take
+        another document to begin.
+    """
+
+    documents: int = 0
+    tokens: int = 0
+    text_bytes: int = 0
+    empty: int = 0
+    bad: int = 0
+    inner_separators: int = 0
+
+
+def counts_of(records: Sequence[Mapping[str, Any]]) -> Counts:
+    """The sums of the counts in records of parts."""
+    names = [field.name for field in dataclasses.fields(Counts)]
+    return Counts(**{name: sum(record[name] for record in records) for name in names})
+
+
+class Shard(NamedTuple):
+    """A shard of a store: the files `<name>.tokens` and `<name>.starts`."""
+
+    name: str
     documents: int
-    tokens: int  # BOS and EOS included
-    text_bytes: int  # UTF-8
-    empty: int  # documents without text
-    bad: int  # unreadable lines
+    tokens: int
+    digest: str
 
 
-class TokenWriter:
-    """The writer of a store at `directory`, which must exist and be empty."""
+class ShardWriter:
+    """The writer of the shards of one part."""
 
-    def __init__(self, directory: Path, dtype: np.dtype) -> None:
-        self._directory = directory
-        self._dtype = np.dtype(dtype)
-        self._starts = open(directory / "starts.bin", "wb")  # noqa: SIM115, closed by finish
-        self._rest = np.zeros(0, self._dtype)
-        self._writer = None
-        self._shards: list[str] = []
-        self._blocks = 0
-        # Digests of all tokens and of all lengths, independent of how they were batched.
-        self._ids_digest = hashlib.blake2b(digest_size=16)
-        self._lengths_digest = hashlib.blake2b(digest_size=16)
-        self.tokens = 0
-        self.documents = 0
+    def __init__(self, files: KeyValueStore, part: str, dtype: np.dtype) -> None:
+        self._files, self._part, self._dtype = files, part, np.dtype(dtype)
+        self._clear()
+        self.shards: list[Shard] = []
+
+    def _clear(self) -> None:
+        self._ids: list[np.ndarray] = []
+        self._lengths: list[np.ndarray] = []
+        self._tokens = 0
 
     def add(self, ids: np.ndarray, lengths: np.ndarray) -> None:
         """Append documents of `lengths` tokens, concatenated in `ids`."""
-        if not len(ids):
+        self._ids.append(ids.astype(self._dtype))
+        self._lengths.append(lengths)
+        self._tokens += len(ids)
+        if self._tokens >= SHARD_TOKENS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write a shard of the documents that were added since the last one."""
+        if not self._tokens:
             return
-        ends = self.tokens + np.cumsum(lengths)
-        self._starts.write((ends - lengths).astype("<u8").tobytes())
-        self.tokens = int(ends[-1])
-        self.documents += len(lengths)
-        self._ids_digest.update(ids.astype("<u4").tobytes())
-        self._lengths_digest.update(lengths.astype("<u8").tobytes())
-        self._rest = np.concatenate([self._rest, ids.astype(self._dtype)])
-        full = len(self._rest) // BLOCK * BLOCK
-        for block in self._rest[:full].reshape(-1, BLOCK):
-            self._write(block)
-        self._rest = self._rest[full:].copy()
-
-    def finish(self, **meta: object) -> None:
-        """Write the last block, the end of the index, and `meta.json` with `meta` in it."""
-        if len(self._rest):
-            self._write(self._rest)
-        self.close()
-        with open(self._directory / "starts.bin", "ab") as starts:
-            starts.write(np.array([self.tokens], "<u8").tobytes())
-        sizes = {name: (self._directory / name).stat().st_size for name in self._shards}
-        described = {
-            "format": FORMAT_VERSION,
-            "dtype": self._dtype.str,
-            "shards": sizes,
-            "tokens": self.tokens,
-            "documents": self.documents,
-            "digest": self._ids_digest.hexdigest() + self._lengths_digest.hexdigest(),
-            **meta,
-        }
-        (self._directory / "meta.json").write_text(json.dumps(described, indent=1) + "\n")
-
-    def close(self) -> None:
-        """Close the files; the store is incomplete unless `finish` was called."""
-        self._starts.close()
-        self._close_shard()
-
-    def _write(self, block: np.ndarray) -> None:
-        from array_record.python.array_record_module import ArrayRecordWriter
-
-        if self._blocks % SHARD_BLOCKS == 0:
-            self._close_shard()
-            self._shards.append(f"tokens-{len(self._shards):05d}.arrayrecord")
-            path = str(self._directory / self._shards[-1])
-            # A group is the unit of compression: one block, so that a read decodes no other.
-            self._writer = ArrayRecordWriter(path, "group_size:1")
-        assert self._writer is not None
-        with _disk_errors():
-            self._writer.write(block.tobytes())
-        self._blocks += 1
-
-    def _close_shard(self) -> None:
-        if self._writer is not None:
-            writer, self._writer = self._writer, None
-            with _disk_errors():
-                writer.close()  # flushes, so that a full disk raises here
+        tokens = np.concatenate(self._ids).tobytes()
+        starts = np.cumsum(np.concatenate([[0], *self._lengths]), dtype="<u8")
+        digest = hashlib.blake2b(tokens, digest_size=16)
+        digest.update(starts.tobytes())
+        name = f"{self._part}-{len(self.shards):03d}"
+        self._files.write({f"{name}.tokens": tokens, f"{name}.starts": starts.tobytes()})
+        self.shards.append(Shard(name, len(starts) - 1, self._tokens, digest.hexdigest()))
+        self._clear()
 
 
-@contextlib.contextmanager
-def _disk_errors() -> Iterator[None]:
-    """Convert ArrayRecord's RuntimeErrors, which are disk errors here, to OSErrors."""
-    try:
-        yield
-    except RuntimeError as error:
-        raise OSError(str(error)) from error
+def write_part(
+    files: KeyValueStore, part: str, shards: Sequence[Shard], counts: Counts, **other: object
+) -> None:
+    """Write the record of a part whose shards are written."""
+    record = {"shards": shards, **dataclasses.asdict(counts), **other}
+    files.write({f"{part}.json": json.dumps(record).encode()})
+
+
+def read_parts(files: KeyValueStore, parts: Sequence[str]) -> list[dict[str, Any] | None]:
+    """The records of parts; None for those that are not complete."""
+    contents = files.read(*(f"{part}.json" for part in parts))
+    return [None if content is None else json.loads(content) for content in contents]
+
+
+def write_corpus(
+    files: KeyValueStore,
+    corpus: str,
+    parts: Sequence[Mapping[str, Any]],
+    dtype: np.dtype,
+    separators: Separators,
+    **other: object,
+) -> None:
+    """Complete a corpus of parts with these records."""
+    shards = [Shard(*shard) for part in parts for shard in part["shards"]]
+    digest = hashlib.blake2b("".join(s.digest for s in shards).encode(), digest_size=16)
+    meta = {
+        "format": FORMAT_VERSION,
+        "dtype": np.dtype(dtype).str,
+        "separators": separators,
+        "digest": digest.hexdigest(),
+        **dataclasses.asdict(counts_of(parts)),
+        **other,
+        "shards": shards,
+    }
+    files.write({f"{corpus}.json": json.dumps(meta).encode()})
 
 
 class TokenStore:
     """A prepared corpus, open for reading from any number of threads.
 
     Attributes:
-      meta: the contents of meta.json.
+      name: hash of the corpus.
+      meta: the contents of <name>.json.
       counts: size of the corpus.
-      starts: uint64 [documents + 1], document offsets and the total; memory-mapped.
+      separators: where documents begin.
+      shards: in the order of the corpus.
+      edges: int64 [shards + 1], offset of each shard's tokens, and the total.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = Path(directory)
-        self.meta = json.loads((self.directory / "meta.json").read_text())
-        self.counts = Counts(*(self.meta[name] for name in Counts._fields))
-        self.starts = np.memmap(self.directory / "starts.bin", "<u8", "r")
+    def __init__(self, directory: str | os.PathLike, name: str) -> None:
+        self.files, self.name = KeyValueStore(directory), name
+        (content,) = self.files.read(f"{name}.json")
+        if content is None:
+            raise UserError(f"{self.files.directory} does not have the prepared corpus {name}")
+        self.meta = json.loads(content)
+        self.counts = counts_of([self.meta])
+        self.separators = Separators(*self.meta["separators"])
+        self.shards = [Shard(*shard) for shard in self.meta["shards"]]
+        self.edges = np.cumsum([0, *(shard.tokens for shard in self.shards)])
         self._dtype = np.dtype(self.meta["dtype"])
-        self._readers: dict[int, Any] = {}
-        self._lock = threading.Lock()
 
     @staticmethod
-    def is_complete(directory: Path) -> bool:
-        """Whether `directory` holds a complete store of this format: every file, with its size."""
-        try:
-            meta = json.loads((directory / "meta.json").read_text())
-            sizes = {directory / name: size for name, size in meta["shards"].items()}
-            sizes[directory / "starts.bin"] = 8 * (meta["documents"] + 1)
-            return meta["format"] == FORMAT_VERSION and all(
-                path.stat().st_size == size for path, size in sizes.items()
-            )
-        except (OSError, ValueError, KeyError):
-            return False
+    def exists(directory: str | os.PathLike, name: str) -> bool:
+        """Whether `directory` has the corpus `name`, complete."""
+        return KeyValueStore(directory).read(f"{name}.json") != [None]
+
+    def start_reads(self, ranges: Sequence[tuple[int, int]]) -> Callable[[], list[np.ndarray]]:
+        """Start to read ranges of tokens [start, stop) of the concatenated documents, all at once.
+
+        Returns:
+          A function that waits for them, as int32 arrays.
+        """
+        pieces: list[ByteRange] = []
+        owners: list[int] = []  # the range of each piece
+        size = self._dtype.itemsize
+        for owner, (start, stop) in enumerate(ranges):
+            if not 0 <= start < stop <= self.counts.tokens:
+                raise IndexError(f"tokens {start}:{stop} of {self.counts.tokens}")
+            first, last = np.searchsorted(self.edges, [start, stop - 1], side="right") - 1
+            for shard in range(first, last + 1):
+                begin, end = self.edges[shard : shard + 2]
+                low, high = max(start, begin) - begin, min(stop, end) - begin
+                name = f"{self.shards[shard].name}.tokens"
+                pieces.append(ByteRange(name, int(low) * size, int(high) * size))
+                owners.append(owner)
+        wait = self.files.start_reads(pieces)
+
+        def tokens() -> list[np.ndarray]:
+            found: list[list[np.ndarray]] = [[] for _ in ranges]
+            for owner, content in zip(owners, wait(), strict=True):
+                found[owner].append(np.frombuffer(content, self._dtype))
+            return [np.concatenate(parts).astype(np.int32) for parts in found]
+
+        return tokens
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Tokens start .. stop - 1 of the concatenated documents, as int32 [stop - start]."""
-        if not 0 <= start <= stop <= self.counts.tokens:
-            raise IndexError(f"tokens {start}:{stop} of {self.counts.tokens}")
-        if start == stop:
-            return np.zeros(0, np.int32)
-        first, last = start // BLOCK, (stop - 1) // BLOCK
-        blocks: list[bytes] = []
-        for shard in range(first // SHARD_BLOCKS, last // SHARD_BLOCKS + 1):
-            begin = shard * SHARD_BLOCKS
-            low, high = max(first - begin, 0), min(last - begin, SHARD_BLOCKS - 1)
-            blocks += self._reader(shard).read(list(range(low, high + 1)))
-        ids = np.frombuffer(b"".join(blocks), self._dtype)
-        return ids[start - first * BLOCK : stop - first * BLOCK].astype(np.int32)
+        return self.start_reads([(start, stop)])()[0]
 
-    def _reader(self, shard: int) -> Any:
-        """The reader of a shard, opened on first use; its reads are thread-safe."""
-        from array_record.python.array_record_module import ArrayRecordReader
-
-        with self._lock:
-            if shard not in self._readers:
-                path = self.directory / list(self.meta["shards"])[shard]
-                # No read-ahead and no further threads: Grain's threads are enough.
-                options = "readahead_buffer_size:0,max_parallelism:0"
-                self._readers[shard] = ArrayRecordReader(str(path), options)
-            return self._readers[shard]
+    def document_starts(self, shard: int) -> np.ndarray:
+        """Offsets of a shard's documents in it, and the total, as uint64 [documents + 1]."""
+        name = f"{self.shards[shard].name}.starts"
+        (content,) = self.files.read(name)
+        if content is None:
+            raise UserError(f"{self.files.directory}/{name} is missing")
+        return np.frombuffer(content, "<u8")

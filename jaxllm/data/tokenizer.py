@@ -52,6 +52,23 @@ class Tokens(NamedTuple):
     text_bytes: int
 
 
+class Separators(NamedTuple):
+    """The token that begins every document; if there is none, the token that ends it."""
+
+    begin: int | None
+    end: int | None
+
+    def begins(self, tokens: np.ndarray) -> np.ndarray:
+        """Whether a document begins at each of tokens 1 .., as bool [n - 1]."""
+        if self.begin is not None:
+            return tokens[1:] == self.begin
+        return tokens[:-1] == self.end
+
+    def count(self, tokens: np.ndarray) -> int:
+        """Number of separators."""
+        return int(np.count_nonzero(tokens == (self.end if self.begin is None else self.begin)))
+
+
 class Tokenizer:
     """Text to token ids and back.
 
@@ -106,20 +123,17 @@ class Tokenizer:
         return hashlib.sha256(self.model + self.config.encode()).hexdigest()
 
     @property
-    def separates(self) -> bool:
-        """Whether documents have a BOS or an EOS."""
-        return self.bos is not None or self.eos is not None
-
-    def encode_documents(self, texts: Sequence[str]) -> Tokens:
-        """Encode each text as BOS, its tokens, EOS.
+    def separators(self) -> Separators:
+        """The tokens around a document.
 
         A tokenizer without a BOS, or with one token for both (GPT-2, GPT-NeoX, OPT), ends documents
         with EOS only, as those models were trained: it then also precedes the next document.
         """
-        begin, end = (
-            np.array([] if id is None else [id], self.dtype)
-            for id in (self.bos if self.bos != self.eos else None, self.eos)
-        )
+        return Separators(None if self.bos == self.eos else self.bos, self.eos)
+
+    def encode_documents(self, texts: Sequence[str]) -> Tokens:
+        """Encode each text as its tokens between `separators`."""
+        begin, end = (np.array([] if i is None else [i], self.dtype) for i in self.separators)
         documents = [
             np.concatenate([begin, np.asarray(ids, self.dtype), end]) for ids in self.encode(texts)
         ]

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,7 @@ from jaxllm.data.config import BYTES, DataConfig
 from jaxllm.data.permutation import derive_key
 from jaxllm.data.tokenizer import BYTE_BOS, Tokenizer
 from jaxllm.errors import UserError
-from jaxllm.io import made_once
+from jaxllm.io import atomic_write
 
 CHUNK_CHARS = 2_000
 SCAN_FACTOR = 8
@@ -141,17 +140,15 @@ def load_tokenizer(config: DataConfig, weights: Mapping[str, float] | None = Non
     return tokenizer.read(path, vocabulary.bos_token, vocabulary.eos_token)
 
 
-def trained_model(config: DataConfig, domains: Iterable[str]) -> Path:
+def trained_model(config: DataConfig, domains: Iterable[str]) -> epath.Path:
     """The SentencePiece model of a run's corpora, trained if it is not in the cache."""
     size, domains = config.vocabulary.size, list(domains)
     sources = [corpora.fingerprint(domain, "train") for domain in domains]
     key = hashlib.sha256(repr((TRAINER_VERSION, size, sources)).encode()).hexdigest()[:16]
-    directory = Path(config.cache, "vocabularies", f"{size}-{key}")
-    if not directory.exists():
-        with made_once(directory) as partial:
-            if partial is not None:
-                (partial / "tokenizer.model").write_bytes(train_sentencepiece(size, domains))
-    return directory / "tokenizer.model"
+    path = epath.Path(config.cache) / "vocabularies" / f"{size}-{key}" / "tokenizer.model"
+    if not path.exists():  # training is deterministic: whoever else writes it writes the same
+        atomic_write(path, train_sentencepiece(size, domains))
+    return path
 
 
 def train_sentencepiece(size: int, domains: Sequence[str]) -> bytes:
@@ -221,6 +218,6 @@ def sample_text(domain: str, budget: int) -> list[str]:
 
 
 def _chunks(domain: str) -> Iterator[str]:
-    for document in corpora.documents(domain, "train", on_error=lambda message: None):
+    for document in corpora.documents(domain, "train", on_error=lambda bad: None):
         text = document["text"]
         yield from (text[i : i + CHUNK_CHARS] for i in range(0, len(text), CHUNK_CHARS))

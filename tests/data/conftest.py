@@ -4,10 +4,14 @@ import gzip
 import json
 from pathlib import Path
 
+import numpy as np
 import pyarrow
 import pytest
 
 from jaxllm.data.config import DataConfig, VocabularyConfig
+from jaxllm.data.store import Counts, ShardWriter, TokenStore, read_parts, write_corpus, write_part
+from jaxllm.data.tokenizer import Separators
+from jaxllm.kvstore import KeyValueStore
 
 
 def zstd(data: bytes) -> bytes:
@@ -26,6 +30,29 @@ def write_jsonl(path: Path, texts: list[str]) -> Path:
         raw = zstd(raw)
     path.write_bytes(raw)
     return path
+
+
+def write_store(
+    directory: Path,
+    ids: np.ndarray,
+    lengths: np.ndarray,
+    parts: int = 1,
+    separators: tuple[int | None, int | None] = (None, 0),
+) -> TokenStore:
+    """A store of documents of `lengths` tokens, concatenated in `ids`."""
+    files = KeyValueStore(directory)
+    documents = np.split(ids, np.cumsum(lengths)[:-1])
+    names = [f"part{part}" for part in range(parts)]
+    for name, chosen in zip(names, np.array_split(np.arange(len(lengths)), parts), strict=True):
+        writer = ShardWriter(files, name, ids.dtype)
+        for number in chosen:
+            writer.add(documents[number], lengths[[number]])
+        writer.flush()
+        tokens = sum(shard.tokens for shard in writer.shards)
+        write_part(files, name, writer.shards, Counts(len(chosen), tokens))
+    records = [record for record in read_parts(files, names) if record]
+    write_corpus(files, "corpus", records, ids.dtype, Separators(*separators))
+    return TokenStore(directory, "corpus")
 
 
 def texts(domain: str, count: int) -> list[str]:

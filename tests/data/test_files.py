@@ -1,90 +1,102 @@
-"""Files give their documents back, and every unreadable line is named by file and number."""
+"""A corpus directory tells its domains, the split of every file, and what is left out."""
 
-import gzip
-import json
+import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from jaxllm.data import files
+from jaxllm.data import formats
+from jaxllm.data.files import directory_corpora, split_of
 from jaxllm.errors import UserError
-from tests.data.conftest import zstd
-
-ROWS = [{"id": "a", "text": "one\ntwo"}, {"id": "b", "text": "дрэ"}, {"text": ""}]
-LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS).encode()
 
 
-@pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
-@pytest.mark.parametrize("array", [False, True])
-def test_json_in_every_compression(tmp_path: Path, suffix: str, array: bool) -> None:
-    raw = json.dumps(ROWS, indent=1).encode() if array else LINES
-    compress = {"": bytes, ".gz": gzip.compress, ".zst": zstd}[suffix]
-    path = tmp_path / f"f.{'json' if array else 'jsonl'}{suffix}"
-    path.write_bytes(compress(raw))
-    read = list(files.read_documents(path))
-    assert [row["text"] for row in read] == [row["text"] for row in ROWS]
-    assert [row["id"] for row in read[:2]] == ["a", "b"]
-    assert read[2]["id"].startswith(path.name)
+@pytest.mark.parametrize(
+    ("path", "split"),
+    [
+        ("train-00.jsonl", "train"),
+        ("00.parquet", "train"),
+        ("val.jsonl.zst", "validation"),
+        ("validation/00000.parquet", "validation"),
+        ("data/dev_2.txt", "validation"),
+        ("pile-test-3.jsonl", "test"),
+        ("test/train-like.jsonl", "train"),  # the name itself comes first
+        ("deviantart.jsonl", "train"),
+        ("validity_proofs.jsonl", "train"),
+        ("testimonies.jsonl", "train"),
+        ("c4-Validation.00000-of-00008.json.gz", "validation"),
+        ("a/b/c/held/heldout.txt", "validation"),
+    ],
+)
+def test_words_of_the_path_name_the_split(path: str, split: str) -> None:
+    assert split_of(path) == split
 
 
-@given(st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=400))
-def test_a_text_file_is_its_documents_joined(tmp_path_factory, text: str) -> None:
-    path = tmp_path_factory.mktemp("text") / "f.txt"
-    path.write_bytes(text.encode())
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(files, "TEXT_CHUNK_BYTES", 40)
-        documents = list(files.read_documents(path))
-    assert "".join(d["text"] for d in documents).encode() == text.encode()
-    assert len({d["id"] for d in documents}) == len(documents)
+def write(root: Path, names: dict[str, str]) -> None:
+    for name, content in names.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(content)
 
 
-def bad_lines(path: Path) -> tuple[list[str], list[str]]:
-    bad: list[str] = []
-    return [d["text"] for d in files.read_documents(path, bad.append)], bad
+LINE = '{"text": "one"}\n'
 
 
-def test_bad_json_lines_are_named_and_the_others_are_read(tmp_path: Path) -> None:
-    path = tmp_path / "f.jsonl"
-    path.write_bytes(
-        b'{"text": "ok"}\n{"text": "cut o\n\n{"text": "\xff"}\n{"txt": "no"}\n[1]\n'
-        b'{"text": 3}\n{"text": "\\ud800"}\n{"text": "ok too"}\n'
+def test_what_is_left_out_is_counted_by_kind(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        {
+            "web/deep/er/a.jsonl": LINE,
+            "web/valid/b.txt": "two",
+            "web/.ipynb_checkpoints/a.jsonl": LINE,
+            "web/.a.jsonl.swp": "x",
+            "web/_SUCCESS": "",
+            "web/README.txt": "read me",
+            "web/LICENSE.txt": "licence",
+            "web/a.csv": "a,b",
+            "web/c.csv": "a,b",
+            "web/empty.jsonl": "",
+            "web/a.txt~": "x",
+            "notes.txt": "no domain",
+            ".git/config.txt": "x",
+        },
     )
-    read, bad = bad_lines(path)
-    assert read == ["ok", "ok too"]
-    assert [int(message.split(":")[1]) for message in bad] == [2, 4, 5, 6, 7, 8]
-    assert all(message.startswith(f"{path}:") for message in bad)
-    for message, reason in zip(bad, ["broken JSON", "invalid UTF-8", "`text`"], strict=False):
-        assert reason in message
+    corpora = directory_corpora(str(tmp_path))
+    assert list(corpora) == ["web"]
+    web = corpora["web"]
+    assert {split: list(found) for split, found in web.files.items()} == {
+        "train": ["deep/er/a.jsonl"],
+        "validation": ["valid/b.txt"],
+    }
+    assert web.left_out == {"hidden": 4, ".txt": 2, ".csv": 2, "empty": 1}
+    assert web.splits == ("train", "validation")
+    assert web.size("train") == len(LINE) and web.size("test") == 0
 
 
-def test_invalid_utf8_in_text_is_named_by_line(tmp_path: Path) -> None:
-    path = tmp_path / "f.txt"
-    path.write_bytes(b"fine\n\xc3\x28\nfine too\n")
-    read, bad = bad_lines(path)
-    assert read == ["fine\nfine too\n"]
-    assert len(bad) == 1 and bad[0].startswith(f"{path}:2: invalid UTF-8")
+def test_a_changed_file_of_the_same_size_and_time_is_seen(tmp_path: Path) -> None:
+    file = tmp_path / "web" / "a.jsonl"
+    write(tmp_path, {"web/a.jsonl": LINE})
+    web = directory_corpora(str(tmp_path))["web"]
+    before = web.fingerprint("train"), web.parts("train")[0].key
+    stat = file.stat()
+    file.write_text(LINE.replace("one", "two"))
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    after = web.fingerprint("train"), web.parts("train")[0].key
+    assert before[0] != after[0] and before[1] != after[1]
 
 
-def test_without_a_count_the_first_bad_line_is_an_error(tmp_path: Path) -> None:
-    path = tmp_path / "f.jsonl"
-    path.write_text('{"text": "ok"}\nnonsense\n')
-    with pytest.raises(UserError, match=r"f\.jsonl:2: broken JSON"):
-        list(files.read_documents(path))
+def test_parts_of_other_files_keep_their_keys(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(formats, "PART_BYTES", 20)
+    write(tmp_path, {"web/b.jsonl": LINE * 3})
+    before = {part.key for part in directory_corpora(str(tmp_path))["web"].parts("train")}
+    write(tmp_path, {"web/a.jsonl": LINE})
+    after = [part.key for part in directory_corpora(str(tmp_path))["web"].parts("train")]
+    assert len(before) == 3 and set(after) > before and len(after) == 4
+    other_field = directory_corpora(str(tmp_path), "content")["web"].parts("train")
+    assert not before & {part.key for part in other_field}
 
 
-@pytest.mark.parametrize("suffix", [".gz", ".zst"])
-def test_a_truncated_file_is_an_error_and_not_a_short_corpus(tmp_path: Path, suffix: str) -> None:
-    compress = {".gz": gzip.compress, ".zst": zstd}[suffix]
-    path = tmp_path / f"f.jsonl{suffix}"
-    path.write_bytes(compress(LINES * 50)[:-9])
-    with pytest.raises(UserError, match=str(path)):
-        list(files.read_documents(path))
-
-
-def test_missing_and_unknown_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no file .*f\.jsonl"):
-        list(files.read_documents(tmp_path / "f.jsonl"))
-    with pytest.raises(UserError, match=r"f\.parquet: not one of"):
-        list(files.read_documents(tmp_path / "f.parquet"))
+def test_directories_without_a_corpus_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"no files below {tmp_path}/none"):
+        directory_corpora(str(tmp_path / "none"))
+    write(tmp_path, {"web/valid.jsonl": LINE})
+    with pytest.raises(UserError, match="no training file"):
+        directory_corpora(str(tmp_path))

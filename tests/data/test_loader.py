@@ -9,10 +9,10 @@ from jaxllm.data import corpora, files
 from jaxllm.data.config import DataConfig, VocabularyConfig
 from jaxllm.data.loader import Loader, SequenceSource, open_source
 from jaxllm.data.prepare import PreparedDomain
-from jaxllm.data.store import TokenStore, TokenWriter
 from jaxllm.data.tokenizer import Tokenizer
 from jaxllm.errors import UserError
 from jaxllm.models.batch import Batch
+from tests.data.conftest import write_store
 
 LAYOUTS = ["concat", "concat_masked", "pack"]
 
@@ -68,7 +68,8 @@ def test_each_domain_gives_every_token_once_per_epoch(config: DataConfig, layout
         store = prepared.store
         tokens = store.read(0, store.counts.tokens)
         opening = np.zeros(len(tokens), bool)
-        opening[store.starts[:-1].astype(int)] = True
+        for shard, edge in enumerate(store.edges[:-1]):
+            opening[edge + store.document_starts(shard)[:-1].astype(int)] = True
         expected = np.bincount(tokens[~opening], minlength=260)
         orders = []
         for epoch in range(2):
@@ -147,10 +148,8 @@ def test_mistakes_are_named(config: DataConfig) -> None:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_documents_of_a_single_token_are_refused(config: DataConfig, tmp_path, layout) -> None:
-    writer = TokenWriter(tmp_path, np.dtype("<u2"))
-    writer.add(np.ones(5, np.uint16), np.ones(5, np.int64))
-    writer.finish(text_bytes=0, empty=0, bad=0, domain="void", split="train")
-    domain = PreparedDomain("void", 1.0, TokenStore(tmp_path))
+    store = write_store(tmp_path, np.ones(5, np.uint16), np.ones(5, np.int64))
+    domain = PreparedDomain("void", 1.0, store)
     with pytest.raises(UserError, match="corpus void: each of its documents is a single token"):
         SequenceSource(dataclasses.replace(config, layout=layout), Tokenizer("bytes"), (domain,))
 

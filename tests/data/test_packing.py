@@ -7,31 +7,77 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxllm.data.packing import ConcatSequences, PackedSequences, empty_sequences, plan_packing
-from jaxllm.data.store import TokenStore, TokenWriter
+from jaxllm.data import store as storing
+from jaxllm.data.packing import (
+    ConcatSequences,
+    Layout,
+    PackedSequences,
+    PackingTask,
+    complete_packing,
+    empty_sequences,
+    plan_packing,
+    unplanned_shards,
+)
+from jaxllm.data.store import TokenStore
+from jaxllm.data.tokenizer import Separators
+from tests.data.conftest import write_store
 
 T = 16
 lengths = st.lists(st.integers(2, 60), min_size=1, max_size=40)
 
 
+class StartsOf:
+    """Says where documents begin for tokens that are their places in the corpus."""
+
+    def __init__(self, sizes: list[int]) -> None:
+        self.starts = np.cumsum([0, *sizes[:-1]])
+
+    def begins(self, tokens: np.ndarray) -> np.ndarray:
+        return np.isin(tokens[1:], self.starts)
+
+
 def make_store(directory: Path, sizes: list[int]) -> TokenStore:
-    """Documents whose tokens are all different: token = place in the corpus."""
-    writer = TokenWriter(directory, np.dtype("<u4"))
-    writer.add(np.arange(sum(sizes), dtype=np.uint32), np.array(sizes))
-    writer.finish(text_bytes=0, empty=0, bad=0)
-    return TokenStore(directory)
+    """Documents over several shards whose tokens are all different: their places in the corpus."""
+    ids = np.arange(sum(sizes), dtype="<u4")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(storing, "SHARD_TOKENS", 100)
+        store = write_store(directory, ids, np.array(sizes), parts=min(2, len(sizes)))
+    store.separators = StartsOf(sizes)  # type: ignore[assignment]
+    return store
 
 
-def epoch(layout: ConcatSequences | PackedSequences) -> dict[str, np.ndarray]:
+@given(
+    st.lists(st.lists(st.integers(3, 9), max_size=8), min_size=1, max_size=20),
+    st.sampled_from([(1, 2), (1, None), (None, 2)]),
+    st.data(),
+)
+def test_separators_tell_where_documents_begin(documents, separators, data) -> None:
+    around = Separators(*separators)
+    begin, end = ([] if token is None else [token] for token in around)
+    whole = [begin + document + end for document in documents]
+    tokens = np.concatenate([np.array(one, np.int32) for one in whole])
+    starts = np.zeros(len(tokens), bool)
+    starts[np.cumsum([0, *map(len, whole[:-1])])] = True
+    low = data.draw(st.integers(0, len(tokens) - 1))
+    high = data.draw(st.integers(low + 1, len(tokens)))
+    np.testing.assert_array_equal(around.begins(tokens[low:high]), starts[low + 1 : high])
+    assert around.count(tokens) == len(documents)
+
+
+def epoch(layout: Layout) -> dict[str, np.ndarray]:
     filled = empty_sequences(layout.count, T)
-    for index in range(layout.count):
-        layout.fill({name: array[index] for name, array in filled.items()}, index)
+    for index, chunks in enumerate(layout.start_reads(range(layout.count))()):
+        layout.fill({name: array[index] for name, array in filled.items()}, chunks)
     return filled
 
 
-def open_layout(store: TokenStore, layout: str) -> ConcatSequences | PackedSequences:
+def open_layout(store: TokenStore, layout: str) -> Layout:
     if layout == "pack":
-        return PackedSequences(store, plan_packing(store.starts, T, window=7))
+        for item in unplanned_shards(store, T):
+            PackingTask(T)(item)
+        complete_packing(store, T)
+        assert not unplanned_shards(store, T)
+        return PackedSequences(store, T)
     return ConcatSequences(store, T, masked=layout == "concat_masked")
 
 

@@ -1,6 +1,8 @@
 """Prepared corpora are made once, whole or not at all, the same by any number of processes."""
 
 import dataclasses
+import gzip
+import os
 import signal
 import subprocess
 import sys
@@ -10,15 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxllm.data import corpora
+from jaxllm.data import corpora, jobs
 from jaxllm.data import prepare as preparing
 from jaxllm.data.config import DataConfig, VocabularyConfig
 from jaxllm.data.prepare import PreparedDomain
-from jaxllm.data.store import TokenStore
 from jaxllm.data.tokenizer import BYTE_BOS, BYTE_EOS, BYTE_OFFSET, Tokenizer
 from jaxllm.data.vocabularies import load_tokenizer
 from jaxllm.errors import UserError
-from jaxllm.io import made_once, remove_abandoned
 from tests.conftest import REPOSITORY
 from tests.data.conftest import texts, write_jsonl
 
@@ -31,7 +31,7 @@ def prepare(config: DataConfig) -> tuple[PreparedDomain, ...]:
 def byte_documents(domain: PreparedDomain) -> list[str]:
     ids = domain.store.read(0, domain.store.counts.tokens)
     found = []
-    for document in np.split(ids, domain.store.starts[1:-1].astype(int)):
+    for document in np.split(ids, np.flatnonzero(domain.store.separators.begins(ids)) + 1):
         assert document[0] == BYTE_BOS and document[-1] == BYTE_EOS
         found.append(bytes((document[1:-1] - BYTE_OFFSET).tolist()).decode())
     return found
@@ -39,8 +39,8 @@ def byte_documents(domain: PreparedDomain) -> list[str]:
 
 def files(config: DataConfig) -> dict[str, int]:
     root = Path(config.cache)
-    made = sorted(root.rglob("*.*"))
-    return {str(p.relative_to(root)): p.stat().st_mtime_ns for p in made if ".locks" not in p.parts}
+    made = sorted(path for path in root.rglob("*.*") if path.is_file())
+    return {str(path.relative_to(root)): path.stat().st_mtime_ns for path in made}
 
 
 def test_the_tokens_are_the_documents(config: DataConfig) -> None:
@@ -63,7 +63,9 @@ def test_a_second_run_reads_the_cache(config: DataConfig, capsys) -> None:
         config, weights={"prose": 1, "notes": 9}, layout="pack", sequence_length=32, seed=7
     )
     prepare(other)  # the same tokens in another order
-    assert files(config) == before
+    made = files(config)
+    assert before.items() <= made.items()
+    assert all("packing-32" in name for name in made.keys() - before.keys())
     assert capsys.readouterr().err == ""
 
 
@@ -76,7 +78,7 @@ def test_the_cache_follows_the_sources_and_the_vocabulary(config: DataConfig, co
     added = {name.split("/")[1].split("-")[0] for name in files(config).keys() - before.keys()}
     assert added == {"notes"}  # the others were not tokenised again
     trained = dataclasses.replace(config, vocabulary=VocabularyConfig(size=512))
-    assert prepare(trained)[0].store.directory != changed[0].store.directory
+    assert prepare(trained)[0].store.files.directory != changed[0].store.files.directory
 
 
 def test_batches_do_not_change_the_bytes(config: DataConfig, tmp_path: Path, monkeypatch) -> None:
@@ -84,11 +86,10 @@ def test_batches_do_not_change_the_bytes(config: DataConfig, tmp_path: Path, mon
     trained = dataclasses.replace(config, vocabulary=VocabularyConfig(size=512))
     stores = [domain.store for domain in prepare(trained)]
     monkeypatch.setattr(preparing, "BATCH_CHARS", 500)
-    again = prepare(dataclasses.replace(trained, cache_dir=str(tmp_path / "other")))
-    for one, many in zip(stores, [domain.store for domain in again], strict=True):
+    other = dataclasses.replace(trained, cache_dir=str(tmp_path / "other"))
+    for one, many in zip(stores, [domain.store for domain in prepare(other)], strict=True):
         assert one.meta == many.meta
-        for name in ("starts.bin", *one.meta["shards"]):
-            assert (one.directory / name).read_bytes() == (many.directory / name).read_bytes()
+    assert contents(trained) == contents(other)
 
 
 def test_a_failing_reader_ends_the_tokenizing() -> None:
@@ -109,8 +110,9 @@ def test_a_few_bad_lines_are_counted_and_many_are_fatal(
     monkeypatch.setattr(preparing, "MAX_BAD_SHARE", 0.1)
     (notes,) = prepare(only)
     assert (notes.store.counts.bad, notes.store.counts.empty) == (1, 1)
-    assert "1 empty and 1 bad left out" in (told := capsys.readouterr().err)
-    assert f"{file}:3: broken JSON" in told
+    said = capsys.readouterr().err
+    assert "1 empty documents left out, 1 bad lines left out" in said
+    assert f"{file}:3: broken JSON" in said
     # A stricter limit is held to the cached corpus, too.
     monkeypatch.undo()
     with pytest.raises(UserError, match=r"corpus notes: 1 of 42 documents cannot be read"):
@@ -118,122 +120,122 @@ def test_a_few_bad_lines_are_counted_and_many_are_fatal(
     fresh = dataclasses.replace(only, cache_dir=config.cache_dir + "2")
     with pytest.raises(UserError, match=r"first .*train-01\.jsonl:3: broken JSON"):
         prepare(fresh)
-    assert not list(Path(fresh.cache, "corpora").glob("*notes*"))
+    with pytest.raises(UserError, match=r"1 of 42 documents cannot be read"):
+        prepare(fresh)  # what was prepared is not believed
 
 
-def test_an_empty_corpus_is_refused_and_leaves_nothing(config: DataConfig, corpus_dir) -> None:
+def test_an_empty_corpus_is_refused(config: DataConfig, corpus_dir) -> None:
     write_jsonl(corpus_dir / "void" / "train.jsonl", ["", ""])
     with pytest.raises(UserError, match="corpus void has no text in its split train"):
         prepare(dataclasses.replace(config, weights={"void": 1}))
-    assert not list(Path(config.cache, "corpora").glob("*void*"))
 
 
 def test_an_unwritable_cache_is_named(config: DataConfig, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cache_dir .*file/cache: Not a directory"):
+    with pytest.raises(UserError, match=r"file/cache.*[Nn]ot a directory"):
         prepare(dataclasses.replace(config, cache_dir=str(tmp_path / "file" / "cache")))
 
 
 FULL = """
-import random, resource, sys
-from pathlib import Path
+import resource, sys
 from jaxllm.data import corpora, prepare
+from jaxllm.data.config import DataConfig
 resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 17, 1 << 17))
-noise = "".join(map(chr, random.Random(0).choices(range(32, 126), k=1 << 18)))
-corpora.documents = lambda *_: iter([{"text": noise}])
+config = DataConfig("corpus_dir", corpus_dir=sys.argv[1], cache_dir=sys.argv[2])
 try:
-    with prepare._disk_errors(sys.argv[1]):
-        tokenizer = prepare.Tokenizer("bytes")
-        prepare.prepare_domain("prose", "train", tokenizer, Path(sys.argv[1], "store"))
+    prepare.prepare(config, corpora.resolve(config), prepare.Tokenizer("bytes"))
 except prepare.UserError as error:
     print(error)
 """
 
 
-def test_a_full_disk_is_named_and_leaves_nothing(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", FULL, str(tmp_path)]
+def test_a_full_disk_is_named_and_leaves_nothing_that_is_believed(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "corpus" / "prose" / "train.jsonl", ["all work " * (1 << 15)])
+    command = [sys.executable, "-c", FULL, str(tmp_path / "corpus"), str(tmp_path / "cache")]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
-    assert done.stdout.startswith(f"DataConfig.cache_dir {tmp_path}: ")
-    assert "File too large" in done.stdout
-    assert [path.name for path in tmp_path.iterdir()] == [".locks"]
+    assert "File too large" in done.stdout and str(tmp_path / "cache") in done.stdout
+    assert not list((tmp_path / "cache").rglob("*.tokens"))
 
 
-def test_a_damaged_cache_is_made_again(config: DataConfig) -> None:
-    prose = prepare(config)[2]
-    shard = prose.store.directory / "tokens-00000.arrayrecord"
-    shard.write_bytes(shard.read_bytes()[:100])
-    assert byte_documents(prepare(config)[2]) == texts("prose", 120)
+@pytest.fixture
+def large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DataConfig:
+    """A corpus of twenty files, for a test of processes."""
+    monkeypatch.setattr(jobs, "INLINE_BYTES", 0)
+    for file in range(20):
+        path = tmp_path / "many" / "prose" / f"train-{file:02d}.jsonl"
+        write_jsonl(path, texts(f"prose {file}", 300))
+    return DataConfig(
+        mixture_or_task_name="corpus_dir",
+        corpus_dir=str(tmp_path / "many"),
+        cache_dir=str(tmp_path / "cache"),
+        vocabulary=VocabularyConfig("bytes"),
+    )
+
+
+def contents(config: DataConfig) -> dict[str, bytes]:
+    root = Path(config.cache)
+    return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*.*") if p.is_file()}
+
+
+def test_processes_write_the_same_bytes(large: DataConfig, tmp_path, monkeypatch) -> None:
+    (by_processes,) = prepare(large)
+    monkeypatch.setattr(jobs, "INLINE_BYTES", 1 << 40)
+    (inline,) = prepare(other := dataclasses.replace(large, cache_dir=str(tmp_path / "other")))
+    assert contents(large) == contents(other)
+    expected = [text for file in range(20) for text in texts(f"prose {file}", 300)]
+    assert byte_documents(by_processes) == byte_documents(inline) == expected
 
 
 KILLED = """
-import itertools, sys
-from pathlib import Path
-from jaxllm.data import corpora
-from jaxllm.data.prepare import prepare_domain
-from jaxllm.data.tokenizer import Tokenizer
-corpora.documents = lambda *_: ({"text": "all work and no play " * 500} for _ in itertools.count())
-prepare_domain("prose", "train", Tokenizer("bytes"), Path(sys.argv[1]))
+import sys
+from jaxllm.data import corpora, jobs, prepare
+from jaxllm.data.config import DataConfig
+jobs.INLINE_BYTES = 0
+config = DataConfig("corpus_dir", corpus_dir=sys.argv[1], cache_dir=sys.argv[2])
+if __name__ == "__main__":
+    prepare.prepare(config, corpora.resolve(config), prepare.Tokenizer("bytes"))
 """
 
 
-def test_a_killed_prepare_leaves_nothing_that_is_believed(config: DataConfig) -> None:
-    prose = prepare(config)[2]
-    target = prose.store.directory
-    whole = {p.name: p.read_bytes() for p in target.iterdir()}
-    for path in target.iterdir():
-        path.unlink()
-    target.rmdir()
-    process = subprocess.Popen([sys.executable, "-c", KILLED, str(target)], cwd=REPOSITORY)
-    partial = target.with_name(f".partial-{target.name}")
-    shard = partial / "tokens-00000.arrayrecord"
-    deadline = time.monotonic() + 60
-    while not (shard.exists() and shard.stat().st_size > 1 << 16):
+def test_a_killed_preparation_goes_on_with_what_is_missing(large: DataConfig, tmp_path) -> None:
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED)
+    command = [sys.executable, str(script), str(large.corpus_dir), large.cache]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    process = subprocess.Popen(command, cwd=REPOSITORY, env=environment)
+    corpora_dir = Path(large.cache, "corpora")
+    deadline = time.monotonic() + 90
+    while not len(list(corpora_dir.rglob("*.json"))):
         assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
+        time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert partial.exists() and not target.exists()
-    assert not TokenStore.is_complete(partial)
-    again = prepare(config)[2]
-    assert {p.name: p.read_bytes() for p in again.store.directory.iterdir()} == whole
-    assert not partial.exists()
+    complete = {path: path.stat().st_mtime_ns for path in corpora_dir.rglob("*.json")}
+    (again,) = prepare(large)
+    assert len(byte_documents(again)) == 6000
+    assert all(path.stat().st_mtime_ns == time_ns for path, time_ns in complete.items())
+    prepare(other := dataclasses.replace(large, cache_dir=str(tmp_path / "other")))
+    assert contents(large) == contents(other)
 
 
-WAITS = """
-import sys
-from pathlib import Path
-from jaxllm.io import made_once
-with made_once(Path(sys.argv[1])) as partial:
-    print("found" if partial is None else "made", flush=True)
-"""
+def test_a_corpus_that_gains_a_file_keeps_its_parts(large: DataConfig, tmp_path) -> None:
+    prepare(large)
+    before = {path: path.stat().st_mtime_ns for path in Path(large.cache).rglob("*.tokens")}
+    write_jsonl(tmp_path / "many" / "prose" / "train-05b.jsonl", ["new"])
+    (after,) = prepare(large)
+    assert byte_documents(after)[6 * 300] == "new"
+    made = {path: path.stat().st_mtime_ns for path in Path(large.cache).rglob("*.tokens")}
+    assert len(made) == 21 and before.items() <= made.items()
 
 
-def test_who_comes_second_waits_and_finds_it_made(tmp_path: Path) -> None:
-    target = tmp_path / "target"
-    with made_once(target) as partial:
-        assert partial is not None
-        (partial / "file").write_text("whole")
-        second = subprocess.Popen(
-            [sys.executable, "-c", WAITS, str(target)],
-            cwd=REPOSITORY, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        with pytest.raises(subprocess.TimeoutExpired):
-            second.wait(2)
-        remove_abandoned(tmp_path)  # it is not abandoned
-        assert partial.exists() and not target.exists()
-    assert second.communicate(timeout=30)[0] == "found\n"
-    assert (target / "file").read_text() == "whole"
-
-
-def test_what_fails_is_not_published(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError), made_once(tmp_path / "target") as partial:
-        assert partial is not None
-        (partial / "file").write_text("half")
-        raise RuntimeError
-    assert [p.name for p in tmp_path.iterdir()] == [".locks"]
-    (tmp_path / ".partial-target").mkdir()
-    remove_abandoned(tmp_path)
-    assert [p.name for p in tmp_path.iterdir()] == [".locks"]
+def test_a_file_that_cannot_be_read_is_named_and_the_others_are_done(large, tmp_path) -> None:
+    bad = tmp_path / "many" / "prose" / "train-03.jsonl.gz"
+    bad.write_bytes(gzip.compress(b"x" * 1000)[:-9])
+    with pytest.raises(UserError, match=rf"corpus prose: {bad} cannot be read to its end"):
+        prepare(large)
+    assert len(list(Path(large.cache).rglob("*.tokens"))) == 20
+    bad.unlink()
+    prepare(large)
 
 
 @pytest.mark.slow

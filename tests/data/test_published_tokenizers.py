@@ -270,7 +270,7 @@ def test_a_tokenizer_json_alone_separates_documents(tmp_path: Path) -> None:
     usual = byte_level(tmp_path / "usual")
     assert from_directory(usual).eos_id == 0
     other = byte_level(tmp_path / "other", "<|weiter|>")
-    assert not read(other).separates
+    assert read(other).separators == (None, None)
     config = DataConfig(mixture_or_task_name="x", vocabulary=VocabularyConfig(str(other)))
     with pytest.raises(
         UserError, match=r"no file names a token .* set VocabularyConfig\.eos_token"

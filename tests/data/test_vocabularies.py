@@ -66,9 +66,9 @@ def test_trained_vocabulary_on_hard_text(vocabulary) -> None:
 def test_training_is_deterministic_and_cached(trained: DataConfig, vocabulary) -> None:
     domains = corpora.resolve(trained)
     path = vocabularies.trained_model(trained, domains)
-    before = path.stat().st_mtime
+    before = path.stat().mtime
     assert vocabularies.train_sentencepiece(1024, ["code"]) == path.read_bytes()
-    assert vocabularies.trained_model(trained, domains) == path and path.stat().st_mtime == before
+    assert vocabularies.trained_model(trained, domains) == path and path.stat().mtime == before
     other = dataclasses.replace(trained, vocabulary=VocabularyConfig(size=600))
     assert vocabularies.trained_model(other, domains) != path
 

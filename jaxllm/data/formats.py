@@ -1,0 +1,291 @@
+"""Documents of a file: JSON lines, text, Parquet and Arrow, plain or compressed, local or remote.
+
+JSON has an object per line, or is one array of objects. A text file is split at line ends into
+documents of about a megabyte, whose concatenation is the file. A large file is read in parts: byte
+ranges of lines, row groups of Parquet. Whatever cannot be read is reported to `on_error` with its
+line (or row), and left out.
+"""
+
+from __future__ import annotations
+
+import bz2
+import contextlib
+import dataclasses
+import gzip
+import hashlib
+import io
+import itertools
+import json
+import lzma
+import re
+import zlib
+from collections.abc import Callable, Generator, Iterator, Mapping
+from typing import IO, Any, NamedTuple
+
+from jaxllm.errors import UserError
+
+PART_BYTES = 256 << 20
+TEXT_CHUNK_BYTES = 1 << 20
+LINES = (".jsonl", ".ndjson", ".json", ".txt")
+FORMATS = (*LINES, ".parquet", ".arrow")
+COMPRESSIONS = (".gz", ".zst", ".xz", ".bz2", ".lz4")
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
+_BOM = b"\xef\xbb\xbf"
+
+Document = dict[str, str]
+Reading = Generator[Document, None, int]
+
+
+class BadLine(NamedTuple):
+    """A line, or a row, without a document: its number in the part, from 1, and why."""
+
+    line: int
+    reason: str
+
+
+OnError = Callable[[BadLine], None]
+
+
+def raise_on_error(bad: BadLine) -> None:
+    """The default `on_error`: raise UserError at the first unreadable line."""
+    raise UserError(f"line {bad.line}: {bad.reason}")
+
+
+def suffixes_of(name: str) -> tuple[str, str]:
+    """The format and the compression of a file, as suffixes; empty where there is none."""
+    name = name.lower()
+    compression = next((suffix for suffix in COMPRESSIONS if name.endswith(suffix)), "")
+    name = name.removesuffix(compression)
+    return next((suffix for suffix in FORMATS if name.endswith(suffix)), ""), compression
+
+
+@dataclasses.dataclass(frozen=True)
+class FilePart:
+    """A part of a file.
+
+    Attributes:
+      file: its path or URL.
+      size: bytes to read, as stored.
+      version: what changes with the content of the file.
+      start, stop: the lines that begin in this range of bytes, or this range of Parquet row groups;
+        stop None means to the end.
+      text: name of the field with the text, with dots for nested fields.
+    """
+
+    file: str
+    size: int
+    version: str = ""
+    start: int = 0
+    stop: int | None = None
+    text: str = "text"
+
+    @property
+    def key(self) -> str:
+        """A hash of what the part holds, wherever the file lies."""
+        held = (suffixes_of(self.file), self.size, self.version, self.start, self.stop, self.text)
+        return hashlib.sha256(repr(held).encode()).hexdigest()[:16]
+
+    def documents(self, on_error: OnError = raise_on_error) -> Reading:
+        """The documents in order, as dicts with `text` and `id`; returns the number of lines.
+
+        Raises:
+          UserError: the file is missing or damaged, or has no such field.
+        """
+        kind, compression = suffixes_of(self.file)
+        if not kind:
+            raise UserError(
+                f"{self.file}: not one of {', '.join(FORMATS)}, plain or with"
+                f" {', '.join(COMPRESSIONS)}"
+            )
+        try:
+            with open_file(self.file) as raw, _decompressed(raw, compression) as stream:
+                if kind in (".parquet", ".arrow"):
+                    return (yield from self._rows(stream, kind, on_error))
+                lines = self._lines(stream)
+                read = _text_documents if kind == ".txt" else _json_documents
+                return (yield from read(self, lines, on_error))
+        except FileNotFoundError as error:
+            raise UserError(f"no file {self.file}") from error
+        except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+            raise UserError(f"{self.file} cannot be read to its end ({_reason(error)})") from error
+
+    def _lines(self, stream: IO[bytes]) -> Iterator[bytes]:
+        """The lines that begin in the part."""
+        position = self.start
+        if self.start:
+            stream.seek(self.start - 1)
+            position += len(stream.readline()) - 1
+        for line in stream:
+            if self.stop is not None and position >= self.stop:
+                return
+            position += len(line)
+            yield line
+
+    def _rows(self, stream: IO[bytes], kind: str, on_error: OnError) -> Reading:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        field, *inner = self.text.split(".")
+        number = 0
+        try:
+            if kind == ".parquet":
+                file = pq.ParquetFile(stream)
+                names = file.schema_arrow.names
+                stop = file.num_row_groups if self.stop is None else self.stop
+                groups = range(self.start, stop)
+                batches = (
+                    file.iter_batches(row_groups=groups, columns=[field], batch_size=1024)
+                    if field in names
+                    else iter(())
+                )
+            else:
+                reader = pa.ipc.open_stream(stream)
+                names = reader.schema.names
+                batches = (
+                    (batch.select([field]) for batch in reader) if field in names else iter(())
+                )
+            if field not in names:
+                raise UserError(f"{self.file} has no column {field}; it has {', '.join(names)}")
+            for batch in batches:
+                for value in batch.column(0).to_pylist():
+                    number += 1
+                    text = _field(value, inner)
+                    yield from _checked(text, f"{self._name}:{number}", number, on_error, self.text)
+        except pa.ArrowInvalid as error:
+            raise UserError(f"{self.file} is damaged ({error})") from error
+        return number
+
+    @property
+    def _name(self) -> str:
+        return self.file.rpartition("/")[2]
+
+
+def parts_of(file: str, size: int, version: str, text: str = "text") -> list[FilePart]:
+    """The parts of a file of `size` bytes."""
+    whole = FilePart(file, size, version, text=text)
+    kind, compression = suffixes_of(file)
+    if size <= PART_BYTES or compression or kind == ".arrow":
+        return [whole]
+    if kind == ".parquet":
+        return _row_groups(whole)
+    with open_file(file) as stream:
+        head = stream.read(1 << 16).removeprefix(_BOM).lstrip()
+    if kind != ".txt" and head.startswith(b"["):  # an array is one line
+        return [whole]
+    edges = [*range(0, size, PART_BYTES), size]
+    return [
+        dataclasses.replace(whole, size=stop - start, start=start, stop=stop)
+        for start, stop in itertools.pairwise(edges)
+    ]
+
+
+def _row_groups(whole: FilePart) -> list[FilePart]:
+    import pyarrow.parquet as pq
+
+    with open_file(whole.file) as stream:
+        meta = pq.ParquetFile(stream).metadata
+        sizes = [meta.row_group(i).total_byte_size for i in range(meta.num_row_groups)]
+    parts: list[FilePart] = []
+    start = total = 0
+    for group, size in enumerate(sizes, 1):
+        total += size
+        if total >= PART_BYTES or group == len(sizes):
+            parts.append(dataclasses.replace(whole, size=total, start=start, stop=group))
+            start, total = group, 0
+    return parts
+
+
+def open_file(path: str) -> Any:
+    """A file open for reading bytes: a local path, or a URL of any store that fsspec knows."""
+    import fsspec
+
+    return fsspec.open(path, "rb").open()
+
+
+@contextlib.contextmanager
+def _decompressed(raw: IO[bytes], compression: str) -> Iterator[Any]:
+    if not compression:
+        yield raw
+    elif compression in (".zst", ".lz4"):
+        import pyarrow
+
+        # zstandard's own reader accepts truncated files; Arrow's raises.
+        codec = {".zst": "zstd", ".lz4": "lz4"}[compression]
+        with pyarrow.CompressedInputStream(pyarrow.PythonFile(raw, "r"), codec) as stream:
+            yield io.BufferedReader(stream, 1 << 20)
+    else:
+        reader: Any = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}[compression]
+        with reader(raw) as stream:
+            yield stream
+
+
+def _reason(error: BaseException) -> str:
+    if "requires too much memory" in str(error):  # of zstd --long=28 and above
+        return "compress it again with a window of 128 MB or less, as zstd --long=27"
+    return str(error)
+
+
+def _json_documents(part: FilePart, lines: Iterator[bytes], on_error: OnError) -> Reading:
+    number, begun = 0, False
+    for number, line in enumerate(lines, 1):
+        if number == 1 and not part.start:
+            line = line.removeprefix(_BOM)
+        if not line.strip():
+            continue
+        try:
+            if not begun and not part.start and line.lstrip().startswith(b"["):
+                rows = json.loads(line + b"".join(lines))
+            else:
+                rows = [json.loads(line)]
+        except UnicodeDecodeError as error:
+            on_error(BadLine(number, f"invalid UTF-8 ({error.reason} at byte {error.start})"))
+            continue
+        except json.JSONDecodeError as error:
+            on_error(BadLine(number, f"broken JSON ({error.msg} at column {error.colno})"))
+            continue
+        except (ValueError, RecursionError) as error:  # numbers and nesting beyond Python's limits
+            on_error(BadLine(number, f"JSON that cannot be read ({error})"))
+            continue
+        finally:
+            begun = True
+        for index, row in enumerate(rows):
+            place = f"{part._name}:{number}" + (f"[{index}]" if len(rows) > 1 else "")
+            identity = str(row.get("id", place)) if isinstance(row, Mapping) else place
+            text = _field(row, part.text.split("."))
+            yield from _checked(text, identity, number, on_error, part.text, row)
+    return number
+
+
+def _text_documents(part: FilePart, lines: Iterator[bytes], on_error: OnError) -> Reading:
+    chunk: list[str] = []
+    size, first, number = 0, 1, 0
+    for number, line in enumerate(lines, 1):
+        try:
+            chunk.append(line.decode())
+        except UnicodeDecodeError as error:
+            on_error(BadLine(number, f"invalid UTF-8 ({error.reason} at byte {error.start})"))
+            continue
+        size += len(line)
+        if size >= TEXT_CHUNK_BYTES:
+            yield {"text": "".join(chunk), "id": f"{part._name}:{first}"}
+            chunk, size, first = [], 0, number + 1
+    if chunk:
+        yield {"text": "".join(chunk), "id": f"{part._name}:{first}"}
+    return number
+
+
+def _field(row: Any, path: list[str]) -> Any:
+    for name in path:
+        row = row.get(name) if isinstance(row, Mapping) else None
+    return row
+
+
+def _checked(
+    text: Any, identity: str, number: int, on_error: OnError, field: str, row: Any = None
+) -> Iterator[Document]:
+    if not isinstance(text, str):
+        on_error(BadLine(number, f"no `{field}` string in {repr(row if row else text)[:60]}"))
+    elif _SURROGATE.search(text):
+        on_error(BadLine(number, "half of a surrogate pair, which UTF-8 cannot hold"))
+    else:
+        yield {"text": text, "id": identity}

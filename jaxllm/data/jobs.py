@@ -1,0 +1,99 @@
+"""Run independent jobs: in processes of this machine, or on a cluster through Beam.
+
+A job writes its result to the store and returns nothing, so that a runner need not carry results,
+and a killed run goes on with the jobs whose results are missing.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from typing import Any, Protocol
+
+from jaxllm.errors import UserError
+
+INLINE_BYTES = 16e6  # less than this is done before another process has started
+
+
+class Item(Protocol):
+    """The argument of a job.
+
+    Attributes:
+      size: bytes to read.
+    """
+
+    @property
+    def size(self) -> int:
+        """See above."""
+
+
+Task = Callable[[Any], None]
+Runner = Callable[[Task, Sequence[Item], str], None]
+
+
+def run_in_processes(task: Task, items: Sequence[Item], description: str) -> None:
+    """Call `task`, which can be pickled, with every item, on all cores."""
+    from tqdm import tqdm
+
+    total = sum(item.size for item in items)
+    workers = min(len(items), len(os.sched_getaffinity(0)))
+    with tqdm(
+        desc=description, total=total, unit="B", unit_scale=True, disable=None, leave=False
+    ) as bar:
+        if workers < 2 or total < INLINE_BYTES:
+            for item in items:
+                task(item)
+                bar.update(item.size)
+            return
+        with ProcessPoolExecutor(
+            workers, multiprocessing.get_context("spawn"), _start_worker, (task,)
+        ) as pool:
+            sizes = {pool.submit(_run, item): item.size for item in items}
+            try:
+                for future in as_completed(sizes):
+                    future.result()
+                    bar.update(sizes[future])
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+
+_task: list[Task] = []  # of a worker process
+
+
+def _start_worker(task: Task) -> None:
+    # The libraries' own threads would be as many as cores in each process.
+    os.environ |= {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
+    with_parent = ctypes.CDLL(None).prctl
+    with_parent(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: a worker ends with its parent, even killed
+    _task.append(task)
+
+
+def _run(item: Item) -> None:
+    _task[0](item)
+
+
+def beam_runner(options: Sequence[str]) -> Runner:
+    """A runner that gives jobs to Beam, with its own command-line options.
+
+    Raises:
+      UserError: Beam is not installed or refuses the options.
+    """
+    try:
+        import apache_beam as beam
+        from apache_beam.options.pipeline_options import PipelineOptions
+    except ImportError as error:
+        raise UserError("Beam is not installed: pip install 'jaxllm[beam]'") from error
+
+    def run(task: Task, items: Sequence[Item], description: str) -> None:
+        try:
+            with beam.Pipeline(options=PipelineOptions(list(options))) as pipeline:
+                (pipeline | beam.Create(items, reshuffle=True) | description >> beam.Map(task))
+        except (SystemExit, ValueError) as error:
+            raise UserError(f"Beam refuses {' '.join(options)}: {error}") from error
+
+    return run

@@ -1,0 +1,100 @@
+"""Files of a directory or a bucket, read in byte ranges and written whole, through TensorStore.
+
+TensorStore runs requests concurrently in threads of its own, repeats those that fail for a while,
+and writes a file atomically, in a directory as in a bucket.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxllm.errors import UserError
+
+
+class ByteRange(NamedTuple):
+    """Bytes start .. stop - 1 of a file."""
+
+    name: str
+    start: int
+    stop: int
+
+
+class KeyValueStore:
+    """The files below `directory`: a local path, gs:// or s3://."""
+
+    def __init__(self, directory: str | os.PathLike) -> None:
+        import tensorstore as ts
+
+        self.directory = os.fspath(directory).rstrip("/")
+        with self._errors():
+            self._store = ts.KvStore.open(_spec(self.directory)).result()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return KeyValueStore, (self.directory,)
+
+    def read(self, *names: str) -> list[bytes | None]:
+        """The contents of files, read at once; None for those that do not exist."""
+        with self._errors():
+            futures = [self._store.read(name) for name in names]
+            found = [future.result() for future in futures]
+        return [one.value if one.state == "value" else None for one in found]
+
+    def start_reads(self, ranges: Sequence[ByteRange]) -> Callable[[], list[bytes]]:
+        """Start to read byte ranges, all at once.
+
+        Returns:
+          A function that waits for them, and raises UserError if a file is missing or too short.
+        """
+        with self._errors():
+            futures = [self._store.read(r.name, byte_range=slice(r.start, r.stop)) for r in ranges]
+
+        def wait() -> list[bytes]:
+            contents = []
+            for (name, start, stop), future in zip(ranges, futures, strict=True):
+                with self._errors():
+                    content = future.result().value
+                if len(content) != stop - start:
+                    raise UserError(f"{self.directory}/{name} is missing or too short")
+                contents.append(content)
+            return contents
+
+        return wait
+
+    def write(self, files: Mapping[str, bytes]) -> None:
+        """Write files, all at once; each is there with its whole content or not at all."""
+        with self._errors():
+            for future in [self._store.write(name, data) for name, data in files.items()]:
+                future.result()
+
+    def names(self) -> list[str]:
+        """The names of all files, sorted."""
+        with self._errors():
+            return sorted(name.decode() for name in self._store.list().result())
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (ValueError, OSError, RuntimeError) as error:  # the types of TensorStore's statuses
+            reason = str(error).split(" [")[0]  # without the response and the place in its source
+            raise UserError(f"{self.directory}: {reason}") from error
+
+
+def _spec(directory: str) -> Any:
+    """TensorStore's spec of a directory."""
+    scheme, _, rest = directory.rpartition("://")
+    if not scheme:
+        return {"driver": "file", "path": f"{Path(directory).absolute()}/"}
+    bucket, _, path = rest.partition("/")
+    path = f"{path}/" if path else ""
+    if scheme == "gs":
+        return {"driver": "gcs", "bucket": bucket, "path": path}
+    if scheme == "s3":
+        endpoint = os.environ.get("AWS_ENDPOINT_URL")
+        other = {"endpoint": endpoint, "aws_region": "us-east-1"} if endpoint else {}
+        return {"driver": "s3", "bucket": bucket, "path": path, **other}
+    raise UserError(f"{directory}: name a local directory, gs:// or s3://")
