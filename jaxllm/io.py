@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import io
 import json
 import math
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -111,33 +110,6 @@ def new_directory(target: str | Path) -> Iterator[Path]:
         yield partial
 
 
-@contextlib.contextmanager
-def made_once(
-    target: Path, is_complete: Callable[[Path], bool] = Path.exists
-) -> Iterator[Path | None]:
-    """`atomic_directory` for a directory that several processes may need at once.
-
-    One process at a time creates it, and is yielded the directory to fill; the others wait, find
-    `target` complete, and are yielded None. A killed process releases its lock, and the next one
-    starts over.
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(target, wait=True):
-        if is_complete(target):
-            yield None
-            return
-        with atomic_directory(target) as partial:
-            yield partial
-
-
-def remove_abandoned(directory: Path) -> None:
-    """Remove incomplete directories of killed processes from `directory`."""
-    for partial in directory.glob(f"{PARTIAL}*"):
-        with _locked(directory / partial.name.removeprefix(PARTIAL), wait=False) as locked:
-            if locked:
-                shutil.rmtree(partial, ignore_errors=True)
-
-
 class JsonLines:
     """A file of one JSON object per line, each with an integer `step`; a kill costs one line.
 
@@ -201,17 +173,3 @@ def _to_disk(file: Any) -> None:
     # An object store has no file descriptors, and is durable when the file is closed.
     with contextlib.suppress(AttributeError, io.UnsupportedOperation):
         os.fsync(file.fileno())
-
-
-@contextlib.contextmanager
-def _locked(target: Path, wait: bool) -> Iterator[bool]:
-    """Hold the lock of `target`, released even if the process dies; yield False if it is taken."""
-    locks = target.parent / ".locks"
-    locks.mkdir(exist_ok=True)
-    with open(locks / target.name, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True

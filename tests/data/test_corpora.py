@@ -165,7 +165,6 @@ def test_mistakes_are_named(config: DataConfig, change: dict, message: str) -> N
         ({"layout": "stack"}, "layout = 'stack'"),
         ({"weights": {"prose": 0}}, "shares above 0"),
         ({"weights": {}}, "shares above 0"),
-        ({"cache_dir": "gs://bucket/cache"}, "needs a local directory"),
     ],
 )
 def test_a_wrong_configuration_is_refused(config: DataConfig, change: dict, message: str) -> None:

@@ -1,0 +1,91 @@
+"""Corpora are prepared into buckets and read from them as from a directory."""
+
+import dataclasses
+import itertools
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxllm.data.config import DataConfig
+from jaxllm.data.loader import Loader, open_source
+from jaxllm.errors import UserError
+from jaxllm.kvstore import ByteRange, KeyValueStore
+from tests.buckets import Proxy
+
+
+@pytest.fixture
+def remote(config: DataConfig, bucket: Proxy, tmp_path: Path) -> DataConfig:
+    return dataclasses.replace(config, cache_dir=f"gs://bucket/{tmp_path.name}/cache")
+
+
+def test_files_are_read_and_written(bucket: Proxy, tmp_path: Path) -> None:
+    for directory in (tmp_path / "a b", f"gs://bucket/{tmp_path.name}/a b"):
+        files = KeyValueStore(directory)
+        files.write({"x/one": b"0123456789", "two": b""})
+        assert files.names() == ["two", "x/one"]
+        assert files.read("two", "three", "x/one") == [b"", None, b"0123456789"]
+        assert files.start_reads([ByteRange("x/one", 2, 5)] * 3)() == [b"234"] * 3
+        with pytest.raises(UserError, match="a b"):
+            files.start_reads([ByteRange("x/one", 8, 12)])()
+        with pytest.raises(UserError, match="three is missing"):
+            files.start_reads([ByteRange("three", 0, 1)])()
+
+
+def test_a_bucket_that_does_not_exist_is_named(bucket: Proxy) -> None:
+    with pytest.raises(UserError, match="gs://nothing/x"):
+        KeyValueStore("gs://nothing/x").write({"file": b"1"})
+
+
+@pytest.mark.parametrize("layout", ["concat", "pack"])
+def test_a_corpus_in_a_bucket_is_that_of_a_directory(config, remote, layout: str) -> None:
+    local = open_source(dataclasses.replace(config, layout=layout))
+    there = open_source(dataclasses.replace(remote, layout=layout))
+    assert there.fingerprint == local.fingerprint
+    for name, array in local.sequences(5, 60).items():
+        np.testing.assert_array_equal(there.sequences(5, 60)[name], array)
+
+
+def test_corpora_are_read_from_a_bucket(config, bucket: Proxy, corpus_dir: Path, tmp_path) -> None:
+    files = {str(p.relative_to(corpus_dir)): p.read_bytes() for p in corpus_dir.rglob("*.*")}
+    there = f"gs://bucket/{tmp_path.name}/corpus"
+    KeyValueStore(there).write({name: data for name, data in files.items() if data})
+    remote = dataclasses.replace(config, corpus_dir=there, cache_dir=str(tmp_path / "other"))
+    assert open_source(remote).fingerprint == open_source(config).fingerprint
+
+
+def test_opening_a_corpus_costs_few_requests(remote: DataConfig, bucket: Proxy) -> None:
+    open_source(remote)
+    before = bucket.requests.total()
+    source = open_source(remote)
+    assert bucket.requests.total() - before <= 3 * len(source.prepared)
+    before = bucket.requests.total()
+    source.sequences(0, 32)
+    assert bucket.requests.total() - before <= 32 + len(source.prepared)
+
+
+@pytest.mark.parametrize("layout", ["concat", "pack"])
+def test_a_slow_bucket_does_not_stop_the_loop(remote, bucket: Proxy, layout: str) -> None:
+    source = open_source(dataclasses.replace(remote, layout=layout))
+    bucket.rule = lambda method, path: 0.05
+    loader = Loader(source, 8)
+    try:
+        next(loader)
+        first, began = loader.wait_seconds, time.perf_counter()
+        for _ in range(20):
+            time.sleep(0.2)
+            next(loader)
+        assert loader.wait_seconds - first < 0.01 * (time.perf_counter() - began)
+    finally:
+        loader.close()
+
+
+def test_faults_on_the_way_lose_nothing(config, remote, bucket: Proxy) -> None:
+    expected = open_source(config).sequences(0, 40)
+    count = itertools.count()
+    faults = {3: 503, 6: "reset", 9: 429}
+    bucket.rule = lambda method, path: faults.get(next(count) % 10)
+    source = open_source(remote)
+    for name, array in source.sequences(0, 40).items():
+        np.testing.assert_array_equal(array, expected[name])
