@@ -5,7 +5,7 @@ RUN_DIR ?= runs/quickstart
 # torch and transformers are what the parity tests compare with, lm-evaluation-harness what scores
 # are compared with, libtpu compiles for TPUs without one, qwix multiplies in 8 bits; without hf,
 # harness, tpu or quantization those tests skip.
-TEST_EXTRAS ?= dev,hf,harness,tpu,quantization
+TEST_EXTRAS ?= beam,dev,harness,hf,quantization,s3,tpu
 PYTEST_FLAGS ?=
 
 TAG := $(shell $(PYTHON) -c 'import sys; print("py%d%d" % sys.version_info[:2])')

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -88,4 +89,33 @@ def test_faults_on_the_way_lose_nothing(config, remote, bucket: Proxy) -> None:
     bucket.rule = lambda method, path: faults.get(next(count) % 10)
     source = open_source(remote)
     for name, array in source.sequences(0, 40).items():
+        np.testing.assert_array_equal(array, expected[name])
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A bucket s3://bucket on this machine."""
+    moto = pytest.importorskip("moto.server")
+    pytest.importorskip("s3fs")
+    import boto3
+
+    server = moto.ThreadedMotoServer(port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    boto3.client("s3").create_bucket(Bucket="bucket")
+    yield "s3://bucket"
+    server.stop()
+
+
+def test_s3_is_a_bucket_like_another(config: DataConfig, s3: str, corpus_dir: Path) -> None:
+    files = {str(p.relative_to(corpus_dir)): p.read_bytes() for p in corpus_dir.rglob("*.*")}
+    KeyValueStore(f"{s3}/corpus").write({name: data for name, data in files.items() if data})
+    remote = dataclasses.replace(config, corpus_dir=f"{s3}/corpus", cache_dir=f"{s3}/cache")
+    assert open_source(remote).fingerprint == open_source(config).fingerprint
+    expected = open_source(config).sequences(0, 20)
+    for name, array in open_source(remote).sequences(0, 20).items():
         np.testing.assert_array_equal(array, expected[name])

@@ -1,0 +1,79 @@
+"""Jobs give the same bytes in processes of this machine, and on every runner of Beam."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY
+from tests.data.conftest import texts, write_jsonl
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("corpus")
+    for file in range(8):
+        write_jsonl(root / "prose" / f"train-{file}.jsonl.gz", texts(f"prose {file}", 200))
+    write_jsonl(root / "notes" / "train.jsonl", ["a note", "", "another"])
+    return root
+
+
+def prepare(corpus: Path, cache: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    bindings = {
+        "CORPUS_DIR": corpus, "SEQUENCE_LENGTH": 32, "BATCH_SIZE": 8,
+        "DataConfig.weights": {"prose": 1, "notes": 1}, "DataConfig.layout": "pack",
+        "DataConfig.cache_dir": cache, "VocabularyConfig.size": 512,
+    }  # fmt: skip
+    command = [sys.executable, "-m", "jaxllm.prepare", "--gin_file=base.gin"]
+    command += ["--gin_file=data/domains.gin"]
+    command += [f"--gin.{name}={value}" for name, value in bindings.items()]
+    return subprocess.run(
+        [*command, *options], cwd=REPOSITORY, capture_output=True, text=True, check=False,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, timeout=300,
+    )  # fmt: skip
+
+
+def contents(cache: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(cache)): p.read_bytes() for p in cache.rglob("*.*") if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def expected(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    cache = tmp_path_factory.mktemp("local")
+    done = prepare(corpus, cache)
+    assert done.returncode == 0, done.stderr
+    return contents(cache)
+
+
+@pytest.mark.slow
+def test_beam_in_processes(corpus: Path, expected: dict[str, bytes], tmp_path: Path) -> None:
+    pytest.importorskip("apache_beam")
+    options = ["--direct_running_mode=multi_processing", "--direct_num_workers=2"]
+    done = prepare(corpus, tmp_path, "--", "--runner=DirectRunner", *options)
+    assert done.returncode == 0, done.stderr
+    assert contents(tmp_path) == expected
+
+
+@pytest.mark.slow
+def test_beam_on_a_cluster_of_workers(corpus: Path, expected, tmp_path: Path, monkeypatch) -> None:
+    pytest.importorskip("apache_beam")
+    distributed = pytest.importorskip("distributed")
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    runner = "--runner=apache_beam.runners.dask.dask_runner.DaskRunner"
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
+    ) as cluster:
+        address = f"--dask_client_address={cluster.scheduler_address}"
+        done = prepare(corpus, tmp_path, "--", runner, address)
+    assert done.returncode == 0, done.stderr
+    assert contents(tmp_path) == expected
+
+
+def test_options_that_beam_refuses_are_named(corpus: Path, tmp_path: Path) -> None:
+    pytest.importorskip("apache_beam")
+    done = prepare(corpus, tmp_path, "--", "--runner=NoSuchRunner")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "--runner=NoSuchRunner" in done.stderr.splitlines()[-1]
