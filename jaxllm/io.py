@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import math
 import os
@@ -16,6 +15,7 @@ from typing import Any
 from etils import epath
 
 from jaxllm.errors import UserError, first_line
+from jaxllm.uploads import Upload
 
 PARTIAL = ".partial-"  # prefix of incomplete directories
 _DISK_TEXTS = ("permission denied", "read-only file system", "input/output error")
@@ -113,24 +113,43 @@ def new_directory(target: str | Path) -> Iterator[Path]:
 class JsonLines:
     """A file of one JSON object per line, each with an integer `step`; a kill costs one line.
 
-    `append` is the one place to adapt for object stores, where a file cannot grow.
+    In an object store the file is replaced: in the background at most every `upload_seconds`, or
+    at once if that is 0.
     """
 
-    def __init__(self, path: epath.PathLike) -> None:
+    def __init__(self, path: epath.PathLike, upload_seconds: float = 0.0) -> None:
         self.path = epath.Path(path)
+        self._upload = Upload(path, upload_seconds) if is_remote(path) else None
+        self._at_once = upload_seconds == 0
+        self._content: bytes | None = None  # of a remote file that this process has written
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Append one line, on disk before returning; non-finite numbers become null."""
-        with self.path.open("a") as file:
-            file.write(_line(row))
-            _to_disk(file)
+        if self._upload is None:
+            with self.path.open("a") as file:
+                file.write(_line(row))
+                _to_disk(file)
+            return
+        content = self._content = self._bytes() + _line(row).encode()
+        self._upload.put(lambda: content)
+        if self._at_once:
+            self._upload.flush()
+
+    def flush(self) -> None:
+        """Upload lines that are not yet uploaded."""
+        if self._upload is not None:
+            self._upload.flush()
+
+    def _bytes(self) -> bytes:
+        if self._content is not None:
+            return self._content
+        return self.path.read_bytes() if self.path.exists() else b""
 
     def read(self) -> tuple[list[dict[str, Any]], list[int]]:
         """The rows, none of a missing file, and the 1-based numbers of lines without one."""
         rows: list[dict[str, Any]] = []
         broken: list[int] = []
-        content = self.path.read_bytes() if self.path.exists() else b""
-        for number, line in enumerate(content.split(b"\n"), start=1):
+        for number, line in enumerate(self._bytes().split(b"\n"), start=1):
             if not line.strip():
                 continue
             try:
@@ -148,9 +167,11 @@ class JsonLines:
         rows, broken = self.read()
         remaining = [row for row in rows if row["step"] <= step]
         # A complete last line may still lack its newline.
-        complete = not broken and (not rows or self.path.read_bytes().endswith(b"\n"))
+        complete = not broken and (not rows or self._bytes().endswith(b"\n"))
         if len(remaining) < len(rows) or not complete:
+            self.flush()
             atomic_write(self.path, "".join(map(_line, remaining)))
+            self._content = None
 
 
 def finite(value: Any) -> Any:
@@ -170,6 +191,4 @@ def _line(row: Mapping[str, Any]) -> str:
 
 def _to_disk(file: Any) -> None:
     file.flush()
-    # An object store has no file descriptors, and is durable when the file is closed.
-    with contextlib.suppress(AttributeError, io.UnsupportedOperation):
-        os.fsync(file.fileno())
+    os.fsync(file.fileno())

@@ -70,10 +70,20 @@ class KeyValueStore:
             for future in [self._store.write(name, data) for name, data in files.items()]:
                 future.result()
 
-    def names(self) -> list[str]:
-        """The names of all files, sorted."""
+    def delete(self, names: Sequence[str]) -> None:
+        """Delete files, all at once; those that do not exist are no matter."""
         with self._errors():
-            return sorted(name.decode() for name in self._store.list().result())
+            for future in [self._store.write(name, None) for name in names]:
+                future.result()
+
+    def names(self, prefix: str = "") -> list[str]:
+        """The names of the files that begin with `prefix`, sorted."""
+        import tensorstore as ts
+
+        end = prefix[:-1] + chr(ord(prefix[-1]) + 1) if prefix else ""
+        with self._errors():
+            keys = self._store.list(ts.KvStore.KeyRange(prefix, end)).result()
+        return sorted(name.decode() for name in keys)
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:

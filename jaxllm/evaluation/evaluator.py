@@ -106,7 +106,8 @@ class Evaluator:
 
     def missing(self, step: int) -> tuple[str, ...]:
         """The tasks without records at `step`."""
-        return tuple(name for name in self.definitions if not self._store.has(step, name))
+        stored = set(self._store.tasks(step))
+        return tuple(name for name in self.definitions if name not in stored)
 
     def evaluate(
         self,

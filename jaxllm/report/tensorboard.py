@@ -17,11 +17,15 @@ from __future__ import annotations
 import math
 import os
 import re
+import shutil
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from absl import logging
+from etils import epath
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
 from tensorboard.plugins.custom_scalar import layout_pb2
@@ -30,14 +34,17 @@ from tensorboard.plugins.image import metadata as image_metadata
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from tensorboard.util.tensor_util import make_tensor_proto
 
+from jaxllm.io import is_remote
 from jaxllm.run.records import OK, Record
 from jaxllm.run.run import Run
+from jaxllm.uploads import Upload
 
 if TYPE_CHECKING:
     from jaxllm.report.items import ReportItem
     from jaxllm.report.tables import Tables
 
 _IMAGE_SCALE = 1.5
+_UPLOAD_BYTES = 4 << 20
 # Maximum share of a run's wall time for drawing trajectory images, and the assumed duration of the
 # first drawing.
 _IMAGE_TIME_SHARE, _FIRST_DRAWING_SECONDS = 0.01, 5.0
@@ -136,11 +143,36 @@ def _tag(record: Record) -> str:
 
 
 class _Events:
-    """A new event file."""
+    """A new event file; in an object store several, each small enough to be uploaded again."""
 
     def __init__(self, folder: str | os.PathLike[str]):
-        self._writer = EventFileWriter(os.fspath(folder))
-        self.flush, self.close = self._writer.flush, self._writer.close
+        self._folder = epath.Path(folder)
+        self._remote = is_remote(folder)
+        self._begin_file()
+
+    def _begin_file(self) -> None:
+        local = tempfile.mkdtemp() if self._remote else os.fspath(self._folder)
+        self._writer = EventFileWriter(local)
+        if self._remote:
+            (self._file,) = Path(local).iterdir()
+            self._upload = Upload(self._folder / self._file.name)
+
+    def flush(self) -> None:
+        """Make all events visible to a reader; in an object store within UPLOAD_SECONDS."""
+        self._writer.flush()
+        if self._remote:
+            self._upload.put(self._file.read_bytes)
+            if self._file.stat().st_size > _UPLOAD_BYTES:
+                self.close()
+                self._begin_file()
+
+    def close(self) -> None:
+        """Flush and close the file."""
+        self._writer.close()
+        if self._remote:
+            self._upload.put(self._file.read_bytes)
+            self._upload.flush()
+            shutil.rmtree(self._file.parent)
 
     def add(self, step: int, **content: Any) -> None:
         self._writer.add_event(Event(wall_time=time.time(), step=step, **content))

@@ -32,6 +32,7 @@ from jaxllm.run.layout import Layout
 from jaxllm.run.manifest import ManifestEntry
 from jaxllm.run.times import TimeBreakdown, before_restart
 from jaxllm.run.trajectory import TrajectoryStore
+from jaxllm.uploads import UPLOAD_SECONDS
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -60,7 +61,7 @@ class Run:
         self.path = self.layout.root  # MODEL_DIR
         self.trajectory = TrajectoryStore(model_dir)
         self.manifest_lines = JsonLines(self.layout.manifest)
-        self.metrics_lines = JsonLines(self.layout.metrics)
+        self.metrics_lines = JsonLines(self.layout.metrics, UPLOAD_SECONDS)
         self.restart_lines = JsonLines(self.layout.restarts)
         self.alarm_lines = JsonLines(self.layout.alarms)
 

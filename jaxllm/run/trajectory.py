@@ -1,32 +1,40 @@
-"""MODEL_DIR/trajectory: one Parquet file per (checkpoint, task), written atomically.
+"""MODEL_DIR/trajectory: the trajectory table, in Parquet files that are written atomically.
 
-Rescoring replaces the file, so a crash leaves no partial records and two writers never conflict.
-Examples are written before records: a task with records has its examples.
+    <step>/<task>.parquet             the records of a task at a checkpoint
+    <step>/<task>.examples.parquet    its examples, written first: who has records has examples
+    <step>.parquet                    in an object store, the records of all tasks of a checkpoint:
+                                      thousands of small files would cost a request each
+
+Scoring again replaces a task's file, so a crash leaves no partial records and two writers of
+different tasks never conflict. A task's own file comes before the checkpoint's.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import re
+import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import quote, unquote
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from etils import epath
 
 from jaxllm.errors import first_line
-from jaxllm.io import atomic_write, is_remote
+from jaxllm.io import is_remote
+from jaxllm.kvstore import KeyValueStore
 from jaxllm.run.layout import Layout
 from jaxllm.run.records import COLUMNS, Record
 
 _TYPES = {"str": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
 SCHEMA = pa.schema([(f.name, _TYPES[str(f.type)]) for f in dataclasses.fields(Record)])
 _RECORDS, _EXAMPLES = ".parquet", ".examples.parquet"
+_WRITTEN = b"written"  # key of the Unix time in a file's metadata
 
 # With few rows, compression, dictionaries and statistics cost space, and reading takes five times
 # as long.
@@ -37,10 +45,14 @@ _OF_FEW_ROWS: dict[str, Any] = {
 
 
 class TrajectoryStore:
-    """The trajectory table of one run directory, local or `gs://`."""
+    """The trajectory table of one run directory, local or in an object store."""
 
     def __init__(self, model_dir: str | os.PathLike[str]):
         self.path = Layout(model_dir).trajectory
+
+    @functools.cached_property
+    def _store(self) -> KeyValueStore:
+        return KeyValueStore(self.path)
 
     def write(
         self,
@@ -59,37 +71,45 @@ class TrajectoryStore:
                 raise ValueError(f"a record of {record.task}@{record.step} in {task}@{step}")
         if examples is not None:
             table = pa.Table.from_pandas(examples, preserve_index=False)
-            _write(self._file(step, task, _EXAMPLES), table, compression="zstd")
+            self._store.write({_name(step, task, _EXAMPLES): _bytes(table, compression="zstd")})
         table = pa.Table.from_pylist([dataclasses.asdict(record) for record in records], SCHEMA)
-        _write(self._file(step, task, _RECORDS), table, **_OF_FEW_ROWS)
+        self._store.write({_name(step, task, _RECORDS): _bytes(table, **_OF_FEW_ROWS)})
 
-    def has(self, step: int, task: str) -> bool:
-        """Whether records of `task` at `step` are stored, failed ones included."""
-        return self._file(step, task, _RECORDS).exists()
+    def compact(self, step: int) -> None:
+        """Move the records of a checkpoint into one file, where files cost requests."""
+        if not is_remote(self.path):
+            return
+        files = self._files([step])
+        tables = [table for table in self._tables(files).values() if isinstance(table, pa.Table)]
+        if len(files) < 2 or len(tables) < len(files):
+            return
+        table = pa.Table.from_pandas(_latest(tables), SCHEMA, preserve_index=False)
+        self._store.write({f"{step}{_RECORDS}": _bytes(table, **_OF_FEW_ROWS)})
+        self._store.delete([name for name in files if "/" in name])
 
     def scored(self, step: int, since: float = 0.0) -> set[str]:
         """Tasks with readable records at `step`, written after `since`, in Unix seconds.
 
         Records older than their checkpoint are from a branch that a rollback has abandoned.
         """
-        files = {task: self._file(step, task, _RECORDS) for task in self.tasks(step)}
         return {
             task
-            for task, file in files.items()
-            if _mtime(file) >= int(since) and isinstance(_read(file), pa.Table)
+            for table in self._tables(self._files([step])).values()
+            if isinstance(table, pa.Table) and _written(table) >= since
+            for task in table["task"].unique().to_pylist()
         }
 
     def steps(self) -> tuple[int, ...]:
         """Steps with stored records, ascending."""
-        if not self.path.exists():
-            return ()
-        return tuple(sorted(int(p.name) for p in self.path.iterdir() if p.name.isdigit()))
+        return tuple(sorted({_step(name) for name in self._files()}))
 
     def tasks(self, step: int) -> tuple[str, ...]:
-        """Tasks with stored records at `step`, in alphabetical order."""
-        folder = self.path / str(step)
-        names = [p.name for p in folder.iterdir()] if folder.exists() else []
-        return tuple(sorted(unquote(n.removesuffix(_RECORDS)) for n in names if _is_records(n)))
+        """Tasks with stored records at `step`, readable or not, in alphabetical order."""
+        files = self._files([step])
+        own = {unquote(name.partition("/")[2].removesuffix(_RECORDS)) for name in files} - {""}
+        if f"{step}{_RECORDS}" in files:
+            own |= self.scored(step)
+        return tuple(sorted(own))
 
     def read(self) -> pd.DataFrame:
         """All records, with the columns of `Record`, ordered by step, task, metric."""
@@ -97,53 +117,86 @@ class TrajectoryStore:
 
     def read_with_problems(self) -> tuple[pd.DataFrame, tuple[str, ...]]:
         """As `read`, with a line for each unreadable file."""
-        files = [self._file(step, t, _RECORDS) for step in self.steps() for t in self.tasks(step)]
-        problems, tables = [], [SCHEMA.empty_table()]
-        with ThreadPoolExecutor(8) as pool:
-            # Threads hide the latency of object stores; on a disk they only cost time.
-            results = (pool.map if is_remote(self.path) else map)(_read, files)
-            for file, result in zip(files, results, strict=True):
-                if isinstance(result, pa.Table):
-                    tables.append(result)
-                else:
-                    problems.append(f"{file}: unreadable ({result})")
-        frame = pa.concat_tables(tables).to_pandas()
-        return frame.sort_values(["step", "task", "metric"], ignore_index=True), tuple(problems)
+        tables, problems = [], []
+        for name, table in self._tables(self._files()).items():
+            if isinstance(table, pa.Table):
+                tables.append(table)
+            else:
+                problems.append(f"{self.path / name}: unreadable ({table})")
+        return _latest(tables).sort_values(["step", "task", "metric"], ignore_index=True), tuple(
+            problems
+        )
 
     def read_examples(self, step: int, task: str) -> pd.DataFrame:
         """The per-example rows of one task at one checkpoint; FileNotFoundError without any."""
-        return pd.read_parquet(pa.BufferReader(self._file(step, task, _EXAMPLES).read_bytes()))
+        name = _name(step, task, _EXAMPLES)
+        (content,) = self._store.read(name)
+        if content is None:
+            raise FileNotFoundError(self.path / name)
+        return pd.read_parquet(pa.BufferReader(content))
 
-    def _file(self, step: int, task: str, suffix: str) -> epath.Path:
-        # Quoting keeps names with a slash (harness tasks) in one flat folder, and avoids hidden
-        # files and clashes with another task's examples.
-        name = re.sub(r"^\.|\.(?=examples$)", "%2E", quote(task, safe=" :,+="))
-        return self.path / str(step) / (name + suffix)
+    def _files(self, steps: Sequence[int] | None = None) -> list[str]:
+        """The files with records, of all steps or some; those of single tasks last."""
+        names = self._store.names() if steps is None else []
+        for step in steps or ():
+            names += self._store.names(f"{step}.") + self._store.names(f"{step}/")
+        return sorted(filter(_is_records, names), key=lambda name: ("/" in name, name))
+
+    def _tables(self, files: Sequence[str]) -> dict[str, pa.Table | str]:
+        contents = self._store.read(*files)
+        return {n: _read(c) for n, c in zip(files, contents, strict=True) if c is not None}
+
+
+def _name(step: int, task: str, suffix: str) -> str:
+    # Quoting keeps names with a slash (harness tasks) in one flat folder, and avoids hidden files
+    # and clashes with another task's examples.
+    return f"{step}/" + re.sub(r"^\.|\.(?=examples$)", "%2E", quote(task, safe=" :,+=")) + suffix
+
+
+def _step(name: str) -> int:
+    return int(name.partition("/")[0].removesuffix(_RECORDS))
 
 
 def _is_records(name: str) -> bool:
-    return name.endswith(_RECORDS) and not name.endswith(_EXAMPLES) and not name.startswith(".")
+    step, _, file = name.removesuffix(_RECORDS).partition("/")
+    return (
+        name.endswith(_RECORDS) and not name.endswith(_EXAMPLES)
+        and step.isdigit() and "/" not in file and not file.startswith(".")
+    )  # fmt: skip
 
 
-def _mtime(file: epath.Path) -> float:
-    """Modification time in Unix seconds; whole seconds in object stores."""
-    return file.stat().mtime if is_remote(file) else os.path.getmtime(file)
+def _latest(tables: Sequence[pa.Table]) -> pd.DataFrame:
+    """All records; of those of one task at one step, only those of the last table with any."""
+    frame = pa.concat_tables([SCHEMA.empty_table(), *tables]).to_pandas()
+    order = np.repeat(np.arange(len(tables)), [len(table) for table in tables])
+    last = pd.Series(order).groupby([frame["step"], frame["task"]]).transform("max")
+    return frame[order == last]
 
 
-def _read(file: epath.Path) -> pa.Table | str:
+def _read(content: bytes) -> pa.Table | str:
     """The records of a file, with the current columns, or the reason why they cannot be read."""
     try:
         # Files are small and many: `pq.read_table` would set up a data set scan for each.
-        table = pq.ParquetFile(pa.BufferReader(file.read_bytes())).read(use_threads=False)
-        if table.schema.equals(SCHEMA):
-            return table
-        missing = [name for name in COLUMNS if name not in table.schema.names]
-        return f"no column {missing[0]}" if missing else table.select(COLUMNS).cast(SCHEMA)
+        file = pq.ParquetFile(pa.BufferReader(content))
+        table = file.read(use_threads=False)
+        if not table.schema.equals(SCHEMA):
+            missing = [name for name in COLUMNS if name not in table.schema.names]
+            if missing:
+                return f"no column {missing[0]}"
+            table = table.select(COLUMNS).cast(SCHEMA)
+        return table.replace_schema_metadata(file.metadata.metadata)
     except (OSError, pa.ArrowException) as error:
         return first_line(error)
 
 
-def _write(file: epath.Path, table: pa.Table, **options: Any) -> None:
+def _written(table: pa.Table) -> float:
+    """When a table was written, in Unix seconds; 0 if unknown."""
+    return float((table.schema.metadata or {}).get(_WRITTEN, 0))
+
+
+def _bytes(table: pa.Table, **options: Any) -> bytes:
     buffer: Any = pa.BufferOutputStream()
-    pq.write_table(table, buffer, **options)
-    atomic_write(file, buffer.getvalue().to_pybytes())
+    with pq.ParquetWriter(buffer, table.schema, **options) as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata({_WRITTEN: repr(time.time())})
+    return buffer.getvalue().to_pybytes()

@@ -265,6 +265,7 @@ class Trainer:
                     "model": self._experiment.saved_model(),
                 },
             )
+        self._run.metrics_lines.flush()
         self.log.saved = self.step
 
     def score(self, state: TrainState, tasks: Sequence[str] | None = None) -> None:
@@ -287,6 +288,8 @@ class Trainer:
                         tasks=(task,),
                         should_stop=self._heartbeat_and_should_stop,
                     )
+            if jax.process_index() == 0:
+                self._run.trajectory.compact(self.step)
             for writer in self._writers:
                 writer.write_records(self.step, records)
         self._watchdog.heartbeat()
@@ -300,6 +303,7 @@ class Trainer:
         """Wait for the last save, and record the time of the run so far."""
         with self._timer.measure("checkpoint"):
             self._checkpoints.wait()
+        self._run.metrics_lines.flush()
         if jax.process_index() == 0:
             self._run.note_stop(self.step, self._timer.run())
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-import os
+from collections.abc import Mapping
 
 import pandas as pd
 import pyarrow.parquet as pq
@@ -10,8 +10,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from jaxllm.errors import UserError
+from jaxllm.kvstore import KeyValueStore
 from jaxllm.run.records import COLUMNS, Record
 from jaxllm.run.trajectory import TrajectoryStore
+from tests.buckets import Proxy
 
 
 def record(step: int = 5, task: str = "addition", **fields) -> Record:
@@ -43,7 +46,6 @@ def test_any_record_comes_back(tmp_path_factory, task, step, value, n, status) -
     store = TrajectoryStore(tmp_path_factory.mktemp("run"))
     written = record(step, task, value=value, n=n, status=status)
     store.write(step, task, [written])
-    assert store.has(step, task)
     assert store.steps() == (step,)
     assert store.tasks(step) == (task,)
     (row,) = store.read().to_dict("records")
@@ -68,15 +70,23 @@ def test_a_rerun_overwrites(tmp_path) -> None:
     assert list(store.read().value) == [0.75]
 
 
+def full_disk_for(monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
+    """Writing a file whose name ends so fails."""
+    write = KeyValueStore.write
+
+    def failing(self: KeyValueStore, files: Mapping[str, bytes]) -> None:
+        if any(name.endswith(suffix) for name in files):
+            raise UserError("no space left on device")
+        write(self, files)
+
+    monkeypatch.setattr(KeyValueStore, "write", failing)
+
+
 def test_a_crash_leaves_the_earlier_record(tmp_path, monkeypatch) -> None:
     store = TrajectoryStore(tmp_path)
     store.write(5, "addition", [record(value=0.25)])
-
-    def full_disk(*_: object) -> None:
-        raise OSError("no space left on device")
-
-    monkeypatch.setattr(os, "fsync", full_disk)
-    with pytest.raises(OSError, match="no space"):
+    full_disk_for(monkeypatch, ".examples.parquet")
+    with pytest.raises(UserError, match="no space"):
         store.write(5, "addition", [record(value=0.75)], pd.DataFrame({"correct": [True]}))
     assert list(store.read().value) == [0.25]
     assert [p.name for p in (tmp_path / "trajectory" / "5").iterdir()] == ["addition.parquet"]
@@ -84,20 +94,35 @@ def test_a_crash_leaves_the_earlier_record(tmp_path, monkeypatch) -> None:
 
 def test_records_come_after_their_examples(tmp_path, monkeypatch) -> None:
     """A kill between the two files leaves the task to be scored again, not without examples."""
-    store, replaced = TrajectoryStore(tmp_path), []
-    rename = os.replace
-
-    def killed_at_the_second(source: str, target: str) -> None:
-        if replaced:
-            raise KeyboardInterrupt
-        replaced.append(str(target))
-        rename(source, target)
-
-    monkeypatch.setattr(os, "replace", killed_at_the_second)
-    with pytest.raises(KeyboardInterrupt):
+    store = TrajectoryStore(tmp_path)
+    full_disk_for(monkeypatch, "addition.parquet")
+    with pytest.raises(UserError):
         store.write(5, "addition", [record()], pd.DataFrame({"correct": [True]}))
-    assert not store.has(5, "addition")
+    assert len(store.read_examples(5, "addition")) == 1
     assert store.tasks(5) == ()
+
+
+def test_a_checkpoint_in_a_bucket_becomes_one_file(bucket: Proxy, tmp_path) -> None:
+    store = TrajectoryStore(f"gs://bucket/{tmp_path.name}")
+    tasks = [f"suite/task {number}" for number in range(20)]
+    for step in (5, 60):
+        for task in tasks:
+            store.write(step, task, [record(step, task)], pd.DataFrame({"correct": [True]}))
+    before = store.read()
+    store.compact(5)
+    pd.testing.assert_frame_equal(store.read(), before)
+    assert store.steps() == (5, 60) and store.tasks(5) == store.tasks(60) == tuple(sorted(tasks))
+    assert len(store.read_examples(5, tasks[3])) == 1
+    # A task that is scored again replaces its records, and may be moved into the file, too.
+    store.write(5, tasks[0], [record(5, tasks[0], value=0.125)])
+    for _ in range(2):
+        row = store.read().query("step == 5 and task == @tasks[0]")
+        assert list(row.value) == [0.125] and len(store.read()) == 40
+        store.compact(5)
+    store.compact(60)
+    requests = bucket.requests.total()
+    TrajectoryStore(store.path.parent).read()
+    assert bucket.requests.total() - requests <= 4  # a list and two files
 
 
 def test_examples_come_back(tmp_path) -> None:

@@ -1,0 +1,59 @@
+"""Growing files in object stores, where a file can only be replaced."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from etils import epath
+
+UPLOAD_SECONDS = 60.0
+
+
+class Upload:
+    """The newest content of a file, uploaded in the background at most every `seconds`.
+
+    A failed upload is repeated with the next one; only `flush` raises its error.
+    """
+
+    def __init__(self, path: epath.PathLike, seconds: float = UPLOAD_SECONDS) -> None:
+        self._path, self._seconds = epath.Path(path), seconds
+        self._content: Callable[[], bytes] | None = None  # not yet uploaded
+        self._timer: threading.Timer | None = None
+        self._lock = threading.Lock()  # of the two above
+        self._uploading = threading.Lock()
+
+    def put(self, content: Callable[[], bytes]) -> None:
+        """Replace the content, which is called when the upload begins."""
+        with self._lock:
+            self._content = content
+            if self._timer is None:
+                self._timer = threading.Timer(self._seconds, self._in_background)
+                self._timer.daemon = True
+                self._timer.start()
+
+    def flush(self) -> None:
+        """Upload what is not yet uploaded; raise OSError if that fails."""
+        with self._uploading:
+            with self._lock:
+                content, self._content = self._content, None
+                if self._timer is not None:
+                    self._timer.cancel()
+                    self._timer = None
+            if content is None:
+                return
+            try:
+                self._path.write_bytes(content())
+            except BaseException:
+                with self._lock:
+                    self._content = self._content or content
+                raise
+
+    def _in_background(self) -> None:
+        try:
+            self.flush()
+        except Exception:
+            with self._lock:
+                content = self._content
+            if content is not None:
+                self.put(content)
