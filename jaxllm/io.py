@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import math
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import fsspec
 from etils import epath
 
 from jaxllm.errors import UserError, first_line
@@ -100,14 +103,41 @@ def atomic_directory(target: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def new_directory(target: str | Path) -> Iterator[Path]:
-    """`atomic_directory` for an output that a user names: local, and absent or empty."""
-    if is_remote(target):
-        raise UserError(f"{target}: name a local directory, and copy it there")
-    target = Path(target).absolute()
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        raise UserError(f"{target} exists already: name a directory that does not")
-    with disk_errors(f"write {target}"), atomic_directory(target) as partial:
-        yield partial
+    """`atomic_directory` for an output that a user names, absent or empty.
+
+    That of an object store is written on the disk first, and then uploaded.
+    """
+    remote = is_remote(target)
+    path: Any = epath.Path(target) if remote else Path(target).absolute()
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise UserError(f"{path} exists already: name a directory that does not")
+    if not remote:
+        with disk_errors(f"write {path}"), atomic_directory(path) as partial:
+            yield partial
+        return
+    with disk_errors(f"write {target}"), tempfile.TemporaryDirectory() as local:
+        yield Path(local)
+        system, root = fsspec.core.url_to_fs(os.fspath(target))
+        try:
+            system.put(f"{local}/", root, recursive=True)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                system.rm(root, recursive=True)
+            raise
+
+
+def fetched(directory: str | Path) -> Path:
+    """The directory itself, or a copy of that of an object store until the process ends."""
+    if not is_remote(directory):
+        return Path(directory)
+    local = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, local, ignore_errors=True)
+    system, root = fsspec.core.url_to_fs(os.fspath(directory))
+    if not system.isdir(root):
+        raise UserError(f"{directory}: no such directory")
+    with disk_errors(f"copy {directory} to {local}"):
+        system.get(f"{root.rstrip('/')}/", local, recursive=True)
+    return Path(local)
 
 
 class JsonLines:

@@ -185,7 +185,7 @@ def with_saved_tokenizer(config: DataConfig, path: epath.Path | None) -> DataCon
     """`config` with the run's saved tokenizer at `path`; unchanged if `path` is None."""
     if path is None:
         return config
-    return dataclasses.replace(config, vocabulary=VocabularyConfig(str(path)))
+    return dataclasses.replace(config, vocabulary=VocabularyConfig(path=str(path)))
 
 
 def _load(kind: str, model: bytes, path: epath.Path, stated: Mapping[str, str]) -> Tokenizer:

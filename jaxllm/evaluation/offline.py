@@ -58,6 +58,8 @@ class OfflineScorer:
                     bar.update()
                     if self._first:
                         bar.write(line_of(main))
+                if self._first:
+                    self._run.trajectory.compact(entry.step)
         return failed
 
     def follow(self, poll_seconds: float) -> int:

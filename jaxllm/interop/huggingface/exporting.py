@@ -44,7 +44,7 @@ def export_run(
     dtype: str | None = None,
     max_shard_size: str = "5GB",
 ) -> None:
-    """Write checkpoint `step` of `model` into the new local directory `target`.
+    """Write checkpoint `step` of `model` into the new directory `target`.
 
     Or those of `steps`, 'all' or '100,200', into `target`/step<N>. The architecture is by default
     that of an imported run, or the first that can express the model; the dtype that of the

@@ -29,7 +29,7 @@ from jaxllm.interop.huggingface.checkpoint import (
     read_json,
 )
 from jaxllm.interop.huggingface.fields import differences, to_model
-from jaxllm.io import is_remote, new_directory
+from jaxllm.io import fetched, is_remote, new_directory
 from jaxllm.models.config import ModelConfig, ParamDtype
 from jaxllm.run.layout import MODEL
 from jaxllm.run.manifest import ManifestEntry, code_version
@@ -70,7 +70,7 @@ def open_published(path: str | Path, step: int = 0, tokens: int = 0) -> list[Pub
       UserError: the series cannot be read, or lacks a column or directory; a checkpoint is
         invalid; or two have different models.
     """
-    path = Path(path)
+    path = fetched(path)
     if path.is_dir():
         return [Published(HFCheckpoint.open(path), step, tokens)]
     if not path.exists():
@@ -151,8 +151,9 @@ def open_results(source: str, series: Sequence[Published], output: str | None) -
       UserError: it belongs to another model, by its config or (without `output`) by its source; or
         it cannot be written.
     """
-    path = Path(source).absolute()
-    run = Run.create(output or os.path.join("runs", path.name if path.is_dir() else path.stem))
+    path = Path(source)
+    name = path.name if path.is_dir() or is_remote(source) else path.stem
+    run = Run.create(output or os.path.join("runs", name))
     checkpoint, elsewhere = series[-1].checkpoint, "name another directory with --output"
     another = f"{run.path} is of another model than {source}"
     if not run.layout.config.exists():
@@ -167,7 +168,7 @@ def open_results(source: str, series: Sequence[Published], output: str | None) -
 
 
 def _origin(source: str) -> str:
-    return f"# From {Path(source).absolute()}, by jaxllm.\n"
+    return f"# From {source if is_remote(source) else Path(source).absolute()}, by jaxllm.\n"
 
 
 def _write_files(
