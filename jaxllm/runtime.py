@@ -10,13 +10,18 @@ import argparse
 import contextlib
 import ctypes
 import hashlib
+import json
 import os
 import platform
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from itertools import zip_longest
 from pathlib import Path
 from types import ModuleType
+from typing import Any
+
+import numpy as np
 
 from jaxllm.errors import UserError
 from jaxllm.rendezvous import ProcessSpec, wait_for_hosts
@@ -73,6 +78,74 @@ def is_first() -> bool:
     import jax
 
     return jax.process_index() == 0
+
+
+def check_hosts_agree(facts: Mapping[str, str]) -> None:
+    """Check that every process states what the first one states; all processes must call it.
+
+    Args:
+      facts: what must be equal, by its name, as texts of any number of lines.
+
+    Raises:
+      UserError: on all processes, if one differs; the message names it, and the first difference.
+    """
+    import jax
+
+    if jax.process_count() == 1:
+        return
+    first = of_first_process(dict(facts))
+    differences = [
+        f"{name}: {_difference(first[name], facts[name])}"
+        for name in facts
+        if facts[name] != first[name]
+    ]
+    for process, text in enumerate(_gather("; ".join(differences)[:400])):
+        if text:
+            raise UserError(f"host {process} does not agree with host 0 on the {text}")
+
+
+def raise_together(error: UserError | None) -> None:
+    """Raise the error of the first process that has one, on all; all processes must call it."""
+    import jax
+
+    if jax.process_count() == 1 and error is not None:
+        raise error
+    texts = _gather(str(error or "")[:400]) if jax.process_count() > 1 else []
+    for process, text in enumerate(texts):
+        if text:
+            raise error or UserError(f"host {process}: {text}")
+
+
+def of_first_process(value: Any) -> Any:
+    """The JSON value of process 0, on every process; all processes must call it."""
+    import jax
+    from jax.experimental import multihost_utils
+
+    if jax.process_count() == 1:
+        return value
+    data = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(data))))
+    buffer = np.zeros(size, np.uint8)
+    buffer[: len(data)] = data[:size]
+    return json.loads(bytes(multihost_utils.broadcast_one_to_all(buffer).astype(np.uint8)).decode())
+
+
+def _difference(first: str, own: str) -> str:
+    """The first line that differs."""
+    lines = zip_longest(first.splitlines(), own.splitlines(), fillvalue="nothing")
+    there, here = next((pair for pair in lines if pair[0] != pair[1]), ("", ""))
+    return f"{here[:150]}, not {there[:150]}"
+
+
+def _gather(text: str) -> list[str]:
+    """The texts of all processes, each of less than 500 characters."""
+    from jax.experimental import multihost_utils
+
+    data = np.zeros(2000, np.uint8)
+    encoded = text.encode()
+    data[: len(encoded)] = np.frombuffer(encoded, np.uint8)
+    every = np.asarray(multihost_utils.process_allgather(data)).astype(np.uint8)
+    return [bytes(row).rstrip(b"\0").decode() for row in every]
 
 
 def abort(code: int) -> None:

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from jaxllm import cli, runtime
-from jaxllm.errors import one_line
+from jaxllm.errors import UserError, one_line
 from jaxllm.run.times import GoodputTimer, duration
 
 if TYPE_CHECKING:
@@ -41,10 +41,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Before the loop there is nothing to save: SIGTERM exits at once.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 
+    import gin
+    import jax
+
     from jaxllm.data.corpora import resolve
     from jaxllm.evaluation.config import EvalConfig
     from jaxllm.evaluation.selection import select
     from jaxllm.report.alarms import HealthConfig
+    from jaxllm.run.manifest import code_version
     from jaxllm.run.run import Run
     from jaxllm.sharding.mesh import MeshConfig, make_mesh
     from jaxllm.training.experiment import Experiment
@@ -55,6 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     weights = resolve(experiment.data)
     references = HealthConfig().open()
     runtime.join_hosts(args)
+    runtime.check_hosts_agree(
+        {"settings": gin.config_str(), "version of jaxllm": code_version(), "JAX": jax.__version__}
+    )
     runtime.enable_compilation_cache()
     Run.create(experiment.model_dir)
     mesh = make_mesh(mesh_config)
@@ -139,14 +146,24 @@ def open_data(experiment: Experiment, weights: Mapping[str, float] | None = None
     Raises:
       UserError: they differ from those that the run began with, or between hosts.
     """
+    import jax
+
     from jaxllm.data.loader import open_source
     from jaxllm.data.tokenizer import with_saved_tokenizer
     from jaxllm.run import data_identity
 
     model_dir = experiment.model_dir
     data = with_saved_tokenizer(experiment.data, data_identity.saved_tokenizer(model_dir))
-    source = open_source(data, weights)
-    source.check_hosts_agree()
+    source, error = None, None
+    try:
+        source = open_source(data, weights, hosts=jax.process_count())
+    except UserError as mistake:
+        error = mistake
+    runtime.raise_together(error)
+    assert source is not None
+    runtime.check_hosts_agree(
+        {"vocabulary": source.tokenizer.identity, "training sequences": source.fingerprint}
+    )
     data_identity.verify(model_dir, source.fingerprint)
     if runtime.is_first():
         data_identity.save(model_dir, source.fingerprint, source.tokenizer.files)

@@ -21,12 +21,18 @@ def free_port() -> int:
 
 
 def start_hosts(
-    home: Path, count: int, devices: int, command: str, *flags: str, last: Sequence[str] = ()
+    home: Path,
+    count: int,
+    devices: int,
+    command: str,
+    *flags: str,
+    last: Sequence[str] = (),
+    last_home: Path | None = None,
 ) -> list[Host]:
     """`python -m jaxllm.<command>` on `count` hosts that have `devices` together.
 
     One host joins itself, too: its collectives are those of several then, not XLA's own. The last
-    host has the flags `last` besides.
+    host has the flags `last` besides, and works in `last_home`.
     """
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
@@ -45,7 +51,8 @@ def start_hosts(
                 address, f"--num_processes={count}", f"--process_id={process}",
                 *(last if process == count - 1 else ()),
             ],
-            env=environment, cwd=home, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            env=environment, cwd=(last_home if process == count - 1 else None) or home,
+            text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )
         for process in range(count)
     ]  # fmt: skip

@@ -62,6 +62,23 @@ def run_in_processes(task: Task, items: Sequence[Item], description: str) -> Non
                 raise
 
 
+def run_on_every_host(task: Task, items: Sequence[Item], description: str) -> None:
+    """Do small jobs in this process, as every other host does.
+
+    Raises:
+      UserError: they are not small.
+    """
+    total = sum(item.size for item in items)
+    if total >= INLINE_BYTES:
+        raise UserError(
+            f"{total / 1e6:,.0f} MB of corpora are not prepared, which every host would do by"
+            " itself: run `python -m jaxllm.prepare` with the same gin files and bindings once,"
+            " with DataConfig.cache_dir in a place that all hosts see, as gs://bucket/cache"
+        )
+    for item in items:
+        task(item)
+
+
 _task: list[Task] = []  # of a worker process
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from jaxllm.data import corpora
 from jaxllm.data.config import DataConfig
+from jaxllm.data.jobs import run_in_processes, run_on_every_host
 from jaxllm.data.mixture import Mixture
 from jaxllm.data.packing import (
     ConcatSequences,
@@ -34,15 +35,19 @@ ENDLESS = 1 << 62
 PREFETCH = 4  # batches read ahead of the loop
 
 
-def open_source(config: DataConfig, weights: Mapping[str, float] | None = None) -> SequenceSource:
+def open_source(
+    config: DataConfig, weights: Mapping[str, float] | None = None, hosts: int = 1
+) -> SequenceSource:
     """Open the training sequences of a run, preparing corpora that are not in the cache.
 
     Args:
       weights: the run's domains, from `corpora.resolve`; None resolves them.
+      hosts: how many processes do this at once; several prepare only what is small.
     """
     weights = weights or corpora.resolve(config)
     tokenizer = load_tokenizer(config, weights)
-    return SequenceSource(config, tokenizer, prepare(config, weights, tokenizer))
+    run = run_in_processes if hosts == 1 else run_on_every_host
+    return SequenceSource(config, tokenizer, prepare(config, weights, tokenizer, run=run))
 
 
 class SequenceSource:
@@ -104,22 +109,6 @@ class SequenceSource:
             raise UserError(
                 f"ModelConfig.vocab_size = {vocab_size} is too small: the corpora are tokenized"
                 f" with a vocabulary of {self.tokenizer.size}"
-            )
-
-    def check_hosts_agree(self) -> None:
-        """Raise UserError on all hosts if the sequences of one of them differ."""
-        import jax
-        from jax.experimental import multihost_utils
-
-        if jax.process_count() == 1:
-            return
-        own = np.frombuffer(bytes.fromhex(self.fingerprint), np.uint8)
-        every = multihost_utils.process_allgather(own)
-        others = np.flatnonzero((every != every[0]).any(axis=1))
-        if len(others):
-            raise UserError(
-                f"host {', '.join(map(str, others))} has other data than host 0: the corpora, their"
-                " vocabulary, the data settings or the Python version differ; make them equal"
             )
 
 

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 import tqdm
-from jax.experimental import multihost_utils
 
 from jaxllm.errors import UserError
 from jaxllm.evaluation.evaluator import Evaluator
 from jaxllm.run.manifest import ManifestEntry
 from jaxllm.run.records import OK, Record
 from jaxllm.run.run import Run
+from jaxllm.runtime import of_first_process
 
 
 class OfflineScorer:
@@ -43,7 +41,7 @@ class OfflineScorer:
         """
         every = lambda entry: list(self._evaluator.definitions)
         tasks_of = self._missing if missing_only else every
-        todo = [(entry, _of_first_process(tasks_of(entry))) for entry in entries]
+        todo = [(entry, of_first_process(tasks_of(entry))) for entry in entries]
         failed, total = 0, sum(len(tasks) for _, tasks in todo)
         hidden = None if self._first else True  # one bar, and only on a terminal
         with tqdm.tqdm(total=total, unit="task", disable=hidden, leave=False) as bar:
@@ -105,7 +103,7 @@ class OfflineScorer:
                     break
                 self._settled.add(key)
             state = [unscored, ended]
-        unscored, ended = _of_first_process(state)
+        unscored, ended = of_first_process(state)
         return unscored and ManifestEntry(**unscored), ended
 
     def _missing(self, entry: ManifestEntry) -> list[str]:
@@ -127,14 +125,3 @@ def line_of(record: Record) -> str:
         f"{head}  {record.metric} {record.value:.4f} ± {record.stderr:.4f}  "
         f"n {record.n}  {record.seconds:.1f} s"
     )
-
-
-def _of_first_process(value: Any) -> Any:
-    """Broadcast a JSON value from process 0 to every process."""
-    if jax.process_count() == 1:
-        return value
-    data = np.frombuffer(json.dumps(value).encode(), np.uint8)
-    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(data))))
-    buffer = np.zeros(size, np.uint8)
-    buffer[: len(data)] = data[:size]
-    return json.loads(bytes(multihost_utils.broadcast_one_to_all(buffer).astype(np.uint8)).decode())

@@ -102,21 +102,36 @@ def test_a_host_that_does_not_come_is_named(home: Path) -> None:
 
 
 @pytest.mark.slow
-def test_hosts_with_other_data_are_refused_before_they_train(home: Path) -> None:
-    hosts = start(home, "other_data", 2, last=["--gin.DataConfig.seed=5"])
+@pytest.mark.parametrize(
+    ("flag", "difference"),
+    [
+        ("--gin.DataConfig.seed=5", "settings: DataConfig.seed = 5, not "),
+        ("--gin.TRAIN_STEPS=7", "settings: TRAIN_STEPS = 7, not TRAIN_STEPS = 60"),
+    ],
+)
+def test_hosts_with_other_settings_are_refused(home: Path, flag: str, difference: str) -> None:
+    hosts = start(home, "other_settings", 2, last=[flag])
     for output in finish(hosts, code=2):
-        assert "error: host 1 has other data than host 0" in output
-    assert not (home / "other_data" / "data.json").exists()
+        assert f"error: host 1 does not agree with host 0 on the {difference}" in output
+    assert not (home / "other_settings").exists()
 
 
-def test_a_host_that_fails_ends_the_others(home: Path) -> None:
-    """It cannot write, and the other waits for it to compile the first step."""
-    (home / "occupied").write_text("")
-    hosts = start(home, "fine", 2, last=[f"--gin.MODEL_DIR={home}/occupied/run"])
-    output = hosts[1].communicate(timeout=120)[0]
-    assert hosts[1].returncode == 2
-    assert "error: cannot write to MODEL_DIR" in output
-    ended_by_another(hosts[:1])
+@pytest.mark.slow
+def test_hosts_with_other_data_are_refused_before_they_train(home: Path, tmp_path: Path) -> None:
+    """The same settings, but a corpus that one of them sees otherwise."""
+    relative = "DataConfig.corpus_dir = 'corpus'\nDataConfig.cache_dir = 'cache'\n"
+    for host in ("0", "1"):
+        make_home(tmp_path / host, CONFIG + relative)
+    words = tmp_path / "1" / "corpus" / "words" / "train.txt"
+    words.write_text(words.read_text() + " and more")
+    first = tmp_path / "0"
+    hosts = start_hosts(
+        first, 2, 4, "train", f"--gin_file={first}/tiny.gin", f"--gin.MODEL_DIR={first}/run",
+        last_home=tmp_path / "1",
+    )  # fmt: skip
+    for output in finish(hosts, code=2):
+        assert "error: host 1 does not agree with host 0 on the training sequences: " in output
+    assert not (first / "run" / "data.json").exists()
 
 
 @pytest.mark.slow
