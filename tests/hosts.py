@@ -6,7 +6,8 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tests.conftest import REPOSITORY
@@ -38,7 +39,9 @@ def start_hosts(
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices // count}",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "JAX_COMPILATION_CACHE_DIR": str(home / f"xla-{count}"),
+        "JAX_COMPILATION_CACHE_DIR": os.environ.get(
+            "JAX_COMPILATION_CACHE_DIR", str(home / f"xla-{count}")
+        ),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "PYTHONUNBUFFERED": "1",
         "PYTHONPATH": str(REPOSITORY),
@@ -63,3 +66,11 @@ def finish(hosts: list[Host], code: int = 0) -> list[str]:
     outputs = [host.communicate(timeout=300)[0] for host in hosts]
     assert [host.returncode for host in hosts] == [code] * len(hosts), "\n".join(outputs)
     return outputs
+
+
+def wait_for(hosts: list[Host], ready: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 300
+    while not ready():
+        ended = [host.communicate()[0] for host in hosts if host.poll() is not None]
+        assert not ended and time.monotonic() < deadline, ended
+        time.sleep(0.002)

@@ -14,8 +14,8 @@ PACKAGE = REPOSITORY / "jaxllm"
 
 # The rooms, bottom first: a module may import rooms below its own, and its own room.
 LAYERS = (
-    {"errors"},
-    {"configs", "io", "rendezvous"},
+    {"errors", "uploads"},
+    {"configs", "io", "kvstore", "rendezvous"},
     {"runtime"},
     {"models", "sharding"},
     {"run"},
@@ -74,6 +74,7 @@ COMMANDS = {p.stem for p in PACKAGE.glob("*.py")} - {
     "configs",
     "errors",
     "io",
+    "kvstore",
     "rendezvous",
     "runtime",
 }

@@ -62,6 +62,7 @@ class DataConfig:
       corpus_dir: directory of corpora, `<domain>/**/<file>`, local or a URL that fsspec knows
         (gs://, s3://, hf://): .jsonl, .json, .txt, .parquet and .arrow files, plain or compressed,
         with their split in the path (`jaxllm.data.files`).
+      text_field: field of the text in these files, with dots for nested fields.
       tfds: domain -> TFDS data set with its version, such as `c4/en:3.1.0`; or a mapping with
         `name`, and optionally `text` (name of the text feature) and `train`, `validation`, `test`
         (TFDS slices for these splits, such as `train[1%:]`).
@@ -79,6 +80,7 @@ class DataConfig:
     seed: int = 0
     cache_dir: str = "~/.cache/jaxllm"
     corpus_dir: str | None = None
+    text_field: str = "text"
     tfds: Mapping[str, str | Mapping[str, str]] | None = None
     tfds_data_dir: str | None = None
     modules: tuple[str, ...] = ()

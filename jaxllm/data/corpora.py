@@ -80,7 +80,7 @@ def register(config: DataConfig) -> None:
     if config.tfds:
         seqio_source.register_tfds("tfds", config.tfds, config.tfds_data_dir)
     if config.corpus_dir is not None:
-        corpora = directory_corpora(config.corpus_dir)
+        corpora = directory_corpora(config.corpus_dir, config.text_field)
         rates = {name: corpus.size("train") for name, corpus in corpora.items()}
         seqio_source.register("corpus_dir", corpora, rates)
 
@@ -124,6 +124,11 @@ def parts(task: str, split: str, config: DataConfig | None = None) -> Sequence[P
     count = max(1, len(provider.source.list_shards(split)))
     size = split_bytes(provider.source, split) // count
     return [TaskPart(task, split, shard, count, size, config) for shard in range(count)]
+
+
+def files_left_out(task: str, split: str) -> dict[str, int]:
+    """The number of files of a corpus task that are not read, by their kind."""
+    return dict(getattr(getattr(_task(task, split).source, "corpus", None), "left_out", {}))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -202,6 +202,8 @@ def _complete(
         )
         if number
     ]
+    if left_out := corpora.files_left_out(domain, split):
+        notes.append("files left out: " + ", ".join(f"{n} {kind}" for kind, n in left_out.items()))
     print(
         f"prepared {domain} {split}: {counts.documents:,} documents, {counts.tokens:,} tokens, "
         f"{counts.text_bytes / 1e6:.1f} MB{''.join(', ' + note for note in notes)}",

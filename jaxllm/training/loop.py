@@ -254,6 +254,7 @@ class Trainer:
     def save(self, state: TrainState, kind: str) -> None:
         """Start a save; the loop continues while it is written."""
         self.log.flush()
+        self._run.metrics_lines.flush()  # a checkpoint's lines are there before it is
         with self._timer.measure("checkpoint"):
             self._checkpoints.save(
                 self._entry(kind),
@@ -265,7 +266,6 @@ class Trainer:
                     "model": self._experiment.saved_model(),
                 },
             )
-        self._run.metrics_lines.flush()
         self.log.saved = self.step
 
     def score(self, state: TrainState, tasks: Sequence[str] | None = None) -> None:

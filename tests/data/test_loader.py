@@ -157,9 +157,9 @@ def test_documents_of_a_single_token_are_refused(config: DataConfig, tmp_path, l
 def test_a_start_reads_the_corpus_directory_once(config: DataConfig, monkeypatch) -> None:
     listed: list[str] = []
 
-    def directory_corpora(directory):
+    def directory_corpora(directory, text):
         listed.append(directory)
-        return files.directory_corpora(directory)
+        return files.directory_corpora(directory, text)
 
     monkeypatch.setattr(corpora, "directory_corpora", directory_corpora)
     trained = dataclasses.replace(config, vocabulary=VocabularyConfig(size=512))

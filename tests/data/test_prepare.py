@@ -106,6 +106,7 @@ def test_a_few_bad_lines_are_counted_and_many_are_fatal(
 ) -> None:
     file = write_jsonl(corpus_dir / "notes" / "train-01.jsonl", ["", "fine"])
     file.write_text(file.read_text() + '{"text": "cut\n')
+    file.with_name("table.csv").write_text("a,b")
     only = dataclasses.replace(config, weights={"notes": 1})
     monkeypatch.setattr(preparing, "MAX_BAD_SHARE", 0.1)
     (notes,) = prepare(only)
@@ -113,6 +114,7 @@ def test_a_few_bad_lines_are_counted_and_many_are_fatal(
     said = capsys.readouterr().err
     assert "1 empty documents left out, 1 bad lines left out" in said
     assert f"{file}:3: broken JSON" in said
+    assert "files left out: 1 .csv" in said
     # A stricter limit is held to the cached corpus, too.
     monkeypatch.undo()
     with pytest.raises(UserError, match=r"corpus notes: 1 of 42 documents cannot be read"):

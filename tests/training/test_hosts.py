@@ -2,13 +2,13 @@
 
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from jaxllm.run.run import Run
-from tests.hosts import Host, finish, start_hosts
+from tests.hosts import Host, finish, start_hosts, wait_for
 from tests.training.processes import make_home, steps_logged
 
 STEPS = 60
@@ -30,14 +30,6 @@ def start(home: Path, name: str, count: int, *flags: str, last: Sequence[str] = 
         home, count, 4, "train", f"--gin_file={home}/tiny.gin", f"--gin.MODEL_DIR={home}/{name}",
         f"--heartbeat_timeout={HEARTBEAT}", *flags, last=last,
     )  # fmt: skip
-
-
-def wait_for(hosts: list[Host], ready: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 300
-    while not ready():
-        ended = [host.communicate()[0] for host in hosts if host.poll() is not None]
-        assert not ended and time.monotonic() < deadline, ended
-        time.sleep(0.002)
 
 
 def stop_one(hosts: list[Host], run: Path, after: int) -> int:
