@@ -24,12 +24,12 @@ import numpy as np
 from jaxllm.models.batch import Batch
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.decoder import abstract_params
+from jaxllm.run.checkpoint_schedule import CheckpointConfig
 from jaxllm.run.manifest import ManifestEntry
 from jaxllm.run.run import Run
-from jaxllm.run.schedule import CheckpointConfig
 from jaxllm.sharding.mesh import MeshConfig, make_mesh
-from jaxllm.training.config import AdamWConfig, ScheduleConfig
-from jaxllm.training.schedule import make_schedule
+from jaxllm.training.config import AdamWConfig
+from jaxllm.training.learning_rate import ScheduleConfig, make_schedule
 from jaxllm.training.state import abstract_state, init_state, num_bytes
 from jaxllm.training.step import compile_train_step, device_batch
 

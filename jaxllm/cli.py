@@ -31,7 +31,8 @@ CONFIG_MODULES = (
     "jaxllm.sharding.mesh",
     "jaxllm.data.config",
     "jaxllm.training.config",
-    "jaxllm.run.schedule",
+    "jaxllm.training.learning_rate",
+    "jaxllm.run.checkpoint_schedule",
     "jaxllm.evaluation.config",
     "jaxllm.report.alarms",
 )

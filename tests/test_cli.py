@@ -11,7 +11,8 @@ import pytest
 from jaxllm import cli
 from jaxllm.errors import UserError
 from jaxllm.models.config import ModelConfig
-from jaxllm.training.config import ScheduleConfig, TrainConfig
+from jaxllm.training.config import TrainConfig
+from jaxllm.training.learning_rate import ScheduleConfig
 from tests.conftest import REPOSITORY
 
 

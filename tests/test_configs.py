@@ -14,9 +14,10 @@ from jaxllm.errors import UserError
 from jaxllm.evaluation.config import EvalConfig
 from jaxllm.models.config import ModelConfig
 from jaxllm.report.alarms import HealthConfig
-from jaxllm.run.schedule import CheckpointConfig
+from jaxllm.run.checkpoint_schedule import CheckpointConfig
 from jaxllm.sharding.mesh import MeshConfig
-from jaxllm.training.config import AdamWConfig, ScheduleConfig, TrainConfig
+from jaxllm.training.config import AdamWConfig, TrainConfig
+from jaxllm.training.learning_rate import ScheduleConfig
 
 
 def load(*argv: str) -> None:

@@ -9,7 +9,7 @@ from jaxllm.models.decoder import abstract_params
 from jaxllm.models.scoring import token_loss
 from jaxllm.sharding.mesh import MeshConfig, make_mesh
 from jaxllm.training.experiment import Experiment
-from jaxllm.training.schedule import make_schedule
+from jaxllm.training.learning_rate import make_schedule
 from jaxllm.training.state import abstract_state
 
 

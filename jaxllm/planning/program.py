@@ -18,7 +18,7 @@ from jaxllm.planning.hlo import Traffic, traffic
 from jaxllm.sharding.rules import partitioning
 from jaxllm.sharding.xla_flags import mesh_options
 from jaxllm.training.experiment import Experiment
-from jaxllm.training.schedule import make_schedule
+from jaxllm.training.learning_rate import make_schedule
 from jaxllm.training.state import abstract_state
 from jaxllm.training.step import abstract_batch, lower_train_step
 

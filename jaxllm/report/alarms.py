@@ -20,7 +20,7 @@ from jaxllm.errors import UserError
 from jaxllm.run.records import Record, RunInfo
 
 if TYPE_CHECKING:
-    from jaxllm.analysis.health.check import Check
+    from jaxllm.analysis.health.result import Check
     from jaxllm.run.run import Run
 
 

@@ -19,10 +19,10 @@ import orbax.checkpoint as ocp
 
 from jaxllm.io import JsonLines, disk_errors
 from jaxllm.run import manifest
+from jaxllm.run.checkpoint_schedule import CheckpointConfig, preserved
 from jaxllm.run.layout import MODEL, TRAINING, Layout
 from jaxllm.run.manifest import ManifestEntry
 from jaxllm.run.restore import check_readable
-from jaxllm.run.schedule import CheckpointConfig, preserved
 
 
 class CheckpointWriter:
@@ -110,7 +110,7 @@ class _Manager(ocp.CheckpointManager):
 
 @dataclasses.dataclass
 class RetentionPolicy(ocp.checkpoint_managers.PreservationPolicy):
-    """`jaxllm.run.schedule.preserved` as Orbax's preservation policy."""
+    """`jaxllm.run.checkpoint_schedule.preserved` as Orbax's preservation policy."""
 
     config: CheckpointConfig
     preempted: set[int]

@@ -38,9 +38,9 @@ if TYPE_CHECKING:
     from jax.sharding import Mesh
 
     from jaxllm.models.config import ModelConfig
+    from jaxllm.run.checkpoint_schedule import CheckpointConfig
     from jaxllm.run.checkpoints import CheckpointWriter
     from jaxllm.run.restore import RestoredCheckpoint
-    from jaxllm.run.schedule import CheckpointConfig
 
 
 @dataclasses.dataclass(frozen=True)

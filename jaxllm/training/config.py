@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from jaxllm.configs import (
     Fraction,
     NonNegativeFloat,
-    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     configurable,
@@ -142,26 +141,3 @@ class MuonConfig(AdamWConfig):
             muon_weight_dimension_numbers=muon_dimensions(boxed_params),
         )
         return clipped(muon, self.max_grad_norm, self.state_dtype)
-
-
-@configurable
-@dataclasses.dataclass(frozen=True)
-class ScheduleConfig:
-    """The learning-rate schedule; see `jaxllm.training.schedule`.
-
-    Attributes:
-      kind: 'cosine'; 'wsd': warmup, stable, decay (arXiv 2404.06395, §4.2); or 'constant'.
-      peak_lr: learning rate at the end of the warmup.
-      end_lr: learning rate at the end of the decay (not for 'constant').
-      warmup_steps: steps of linear warmup from 0; the first update has a rate above 0.
-      decay_steps: length of the decay of 'wsd'; None: a tenth of decay_end_step.
-      decay_end_step: step at which `end_lr` is reached; None: the run's last step. Set it for a run
-        that stops early on the schedule of a longer one.
-    """
-
-    kind: Literal["cosine", "wsd", "constant"] = "cosine"
-    peak_lr: PositiveFloat = 3e-4
-    end_lr: NonNegativeFloat = 3e-5
-    warmup_steps: NonNegativeInt = 100
-    decay_steps: PositiveInt | None = None
-    decay_end_step: PositiveInt | None = None

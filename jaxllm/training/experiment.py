@@ -12,12 +12,12 @@ import gin
 from jaxllm.data.config import DataConfig
 from jaxllm.errors import UserError
 from jaxllm.models.config import ModelConfig
+from jaxllm.run.checkpoint_schedule import CheckpointConfig, preserved, scheduled_steps
 from jaxllm.run.records import RunInfo
-from jaxllm.run.schedule import CheckpointConfig, preserved, scheduled_steps
 from jaxllm.runtime import import_seqio
 from jaxllm.sharding.rules import check_batch_divides, check_sequence_divides
-from jaxllm.training.config import OptimizerConfig, ScheduleConfig, TrainConfig
-from jaxllm.training.schedule import make_schedule
+from jaxllm.training.config import OptimizerConfig, TrainConfig
+from jaxllm.training.learning_rate import ScheduleConfig, make_schedule
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh

@@ -22,11 +22,11 @@ from jaxllm.run.manifest import ManifestEntry, code_version
 from jaxllm.run.run import Resumed, Run
 from jaxllm.run.times import GoodputTimer, TimeBreakdown
 from jaxllm.training.experiment import Experiment
+from jaxllm.training.learning_rate import make_schedule
 from jaxllm.training.metrics import Diverged, MetricsLog, Position, Writer
 from jaxllm.training.preemption import Preemption
 from jaxllm.training.profile import Profile
 from jaxllm.training.progress import Progress
-from jaxllm.training.schedule import make_schedule
 from jaxllm.training.state import TrainState, abstract_state, init_state, num_bytes
 from jaxllm.training.step import TrainStep, compile_train_step, device_batch
 from jaxllm.training.watchdog import Watchdog

@@ -12,8 +12,8 @@ from jaxllm.analysis.curves import curves
 from jaxllm.analysis.health import loss as checks_loss
 from jaxllm.analysis.health import tasks as checks_tasks
 from jaxllm.analysis.health.advice import GO_ON, STOP, UNCLEAR, advise
-from jaxllm.analysis.health.check import ALPHA, Check
 from jaxllm.analysis.health.checks import checks, examine
+from jaxllm.analysis.health.result import ALPHA, Check
 from jaxllm.analysis.registry import Study
 from jaxllm.analysis.stats import false_discovery
 from jaxllm.interop.importers import open_source

@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from jaxllm.analysis.health.check import ALPHA
 from jaxllm.analysis.health.loss import PLATEAU_SHARE
+from jaxllm.analysis.health.result import ALPHA
 from jaxllm.analysis.health.watch import Watch
 from tests.analysis.planted_health import logged, table
 

@@ -33,8 +33,8 @@ from jaxllm.models.decoder import abstract_params, init_params, logits
 from jaxllm.models.generation import generate
 from jaxllm.models.scoring import score_tokens, token_loss
 from jaxllm.sharding.mesh import MeshConfig, make_mesh
-from jaxllm.training.config import AdamWConfig, ScheduleConfig
-from jaxllm.training.schedule import make_schedule
+from jaxllm.training.config import AdamWConfig
+from jaxllm.training.learning_rate import ScheduleConfig, make_schedule
 from tests.conftest import REPOSITORY
 
 CONFIG = ModelConfig(

@@ -15,11 +15,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxllm.errors import UserError
 from jaxllm.run import checkpoints
 from jaxllm.run import run as run_module
+from jaxllm.run.checkpoint_schedule import CheckpointConfig
 from jaxllm.run.layout import Layout
 from jaxllm.run.manifest import ManifestEntry
 from jaxllm.run.restore import restore_params
 from jaxllm.run.run import Run
-from jaxllm.run.schedule import CheckpointConfig
 
 # A restore that fails half-way leaves TensorStore futures behind that nobody awaits.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

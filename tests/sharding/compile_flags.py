@@ -22,7 +22,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxllm.models.decoder import abstract_params
 from jaxllm.sharding import xla_flags
 from jaxllm.sharding.mesh import MeshConfig, make_mesh
-from jaxllm.training.schedule import make_schedule
+from jaxllm.training.learning_rate import make_schedule
 from jaxllm.training.state import abstract_state
 from jaxllm.training.step import compile_train_step
 from tests.training.helpers import LENGTH, MODEL, ROWS, experiment

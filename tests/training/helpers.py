@@ -12,10 +12,11 @@ from jaxllm.data.config import DataConfig
 from jaxllm.errors import UserError
 from jaxllm.models.batch import Batch
 from jaxllm.models.config import ModelConfig
-from jaxllm.run.schedule import CheckpointConfig
+from jaxllm.run.checkpoint_schedule import CheckpointConfig
 from jaxllm.sharding.mesh import MeshConfig, make_mesh
-from jaxllm.training.config import ScheduleConfig, TrainConfig
+from jaxllm.training.config import TrainConfig
 from jaxllm.training.experiment import Experiment
+from jaxllm.training.learning_rate import ScheduleConfig
 
 LENGTH, ROWS, VOCABULARY = 8, 8, 32
 MODEL = ModelConfig(

@@ -20,8 +20,8 @@ from jaxllm.models.decoder import abstract_params, logits
 from jaxllm.run.layout import Layout
 from jaxllm.run.restore import restore_params
 from jaxllm.run.run import Run
-from jaxllm.training.config import ScheduleConfig
 from jaxllm.training.experiment import Experiment
+from jaxllm.training.learning_rate import ScheduleConfig
 from jaxllm.training.loop import Outcome, train
 from jaxllm.training.metrics import Diverged
 from jaxllm.training.state import abstract_state

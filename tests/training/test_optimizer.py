@@ -13,12 +13,12 @@ import torch
 
 from jaxllm.errors import UserError
 from jaxllm.models.decoder import abstract_params
+from jaxllm.run.checkpoint_schedule import CheckpointConfig
 from jaxllm.run.run import Run
-from jaxllm.run.schedule import CheckpointConfig
-from jaxllm.training.config import AdamWConfig, ScheduleConfig
+from jaxllm.training.config import AdamWConfig
+from jaxllm.training.learning_rate import ScheduleConfig, make_schedule
 from jaxllm.training.loop import train
 from jaxllm.training.optimizer import _stochastic_round, weight_decay_mask
-from jaxllm.training.schedule import make_schedule
 from jaxllm.training.state import abstract_state, init_state
 from tests.training.helpers import MODEL, FakeBatches, FakeSource, experiment, mesh
 

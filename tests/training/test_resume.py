@@ -11,8 +11,8 @@ import pytest
 
 from jaxllm.errors import UserError
 from jaxllm.run.run import Run
-from jaxllm.training.config import ScheduleConfig
 from jaxllm.training.experiment import Experiment
+from jaxllm.training.learning_rate import ScheduleConfig
 from jaxllm.training.loop import Outcome, train
 from tests.training.helpers import MODEL, FakeBatches, FakeSource, experiment, mesh
 
@@ -117,7 +117,7 @@ def test_a_stop_while_scoring_keeps_the_time_of_that_scoring(
 
 
 def test_the_last_rate_of_a_linear_decay_is_not_below_its_end() -> None:
-    from jaxllm.training.schedule import make_schedule
+    from jaxllm.training.learning_rate import make_schedule
 
     for steps in range(20, 400, 7):
         config = ScheduleConfig(kind="wsd", peak_lr=1.67e-3, end_lr=0.0, warmup_steps=5)

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from jaxllm.models.decoder import abstract_params, logits
-from jaxllm.training.schedule import make_schedule
+from jaxllm.training.learning_rate import make_schedule
 from jaxllm.training.state import TrainState, abstract_state, init_state, num_bytes
 from jaxllm.training.step import StepMetrics, compile_train_step, device_batch
 from tests.training.helpers import LENGTH, MODEL, ROWS, experiment, mesh, rows

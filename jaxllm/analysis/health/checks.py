@@ -10,7 +10,7 @@ import pandas as pd
 from jaxllm.analysis.curves import lower_is_better
 from jaxllm.analysis.finding import Finding
 from jaxllm.analysis.health import loss, tasks
-from jaxllm.analysis.health.check import ALPHA, Check
+from jaxllm.analysis.health.result import ALPHA, Check
 from jaxllm.analysis.registry import HEALTH, Study, analysis
 
 _TOO_LITTLE = "no run has what a check takes"

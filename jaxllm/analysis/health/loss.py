@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from jaxllm.analysis.health.check import ALPHA, Check
+from jaxllm.analysis.health.result import ALPHA, Check
 from jaxllm.analysis.stats import Line, line_fit
 
 WINDOW, _SHORTEST = 128, 32

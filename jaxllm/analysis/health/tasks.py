@@ -14,8 +14,8 @@ import pandas as pd
 from scipy import stats
 
 from jaxllm.analysis.curves import Array, Curve, is_share, lower_is_better
-from jaxllm.analysis.health.check import ALPHA, Check
 from jaxllm.analysis.health.loss import logged
+from jaxllm.analysis.health.result import ALPHA, Check
 from jaxllm.analysis.onsets import AT_CHANCE, PROVISIONAL, onset
 from jaxllm.analysis.stats import Line, false_discovery, least_squares, line_fit
 

@@ -19,7 +19,7 @@ import pandas as pd
 
 from jaxllm.analysis.curves import Curve
 from jaxllm.analysis.health import advice, loss, tasks
-from jaxllm.analysis.health.check import ALPHA, Check
+from jaxllm.analysis.health.result import ALPHA, Check
 from jaxllm.analysis.registry import Study
 
 LOOKS = 4

@@ -133,8 +133,8 @@ def test_a_checkpoint_of_a_training_run_is_exported(tmp_path: Path) -> None:
     import flax.linen as nn
 
     from jaxllm.models.decoder import init_params
+    from jaxllm.run.checkpoint_schedule import CheckpointConfig
     from jaxllm.run.manifest import ManifestEntry
-    from jaxllm.run.schedule import CheckpointConfig
     from jaxllm.sharding.rules import param_shardings
 
     config = ModelConfig(vocab_size=384, num_layers=3, embed_dim=48, mlp_dim=80, num_heads=6)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxllm.errors import UserError
-from jaxllm.run.schedule import CheckpointConfig, preserved, scheduled_steps
+from jaxllm.run.checkpoint_schedule import CheckpointConfig, preserved, scheduled_steps
 
 
 def test_default_is_pythias_154_checkpoints() -> None:

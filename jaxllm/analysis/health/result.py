@@ -1,4 +1,4 @@
-"""Check: the result type of a health check.
+"""The result of a health check; `checks` examines a run by those of `loss` and `tasks`.
 
 Every check has a null hypothesis under which the run is healthy, and raises an alarm when that is
 rejected at level `ALPHA`: a false alarm in one of a hundred healthy runs.

@@ -1,12 +1,45 @@
-"""The learning-rate schedule."""
+"""The learning rate: its settings and its schedule."""
 
 from __future__ import annotations
 
-import jax.numpy as jnp
-import optax
+import dataclasses
+from typing import TYPE_CHECKING, Literal
 
+from jaxllm.configs import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    configurable,
+)
 from jaxllm.errors import UserError
-from jaxllm.training.config import ScheduleConfig
+
+if TYPE_CHECKING:
+    import jax
+    import optax
+
+
+@configurable
+@dataclasses.dataclass(frozen=True)
+class ScheduleConfig:
+    """The learning-rate schedule; `make_schedule` has the formulas.
+
+    Attributes:
+      kind: 'cosine'; 'wsd': warmup, stable, decay (arXiv 2404.06395, §4.2); or 'constant'.
+      peak_lr: learning rate at the end of the warmup.
+      end_lr: learning rate at the end of the decay (not for 'constant').
+      warmup_steps: steps of linear warmup from 0; the first update has a rate above 0.
+      decay_steps: length of the decay of 'wsd'; None: a tenth of decay_end_step.
+      decay_end_step: step at which `end_lr` is reached; None: the run's last step. Set it for a run
+        that stops early on the schedule of a longer one.
+    """
+
+    kind: Literal["cosine", "wsd", "constant"] = "cosine"
+    peak_lr: PositiveFloat = 3e-4
+    end_lr: NonNegativeFloat = 3e-5
+    warmup_steps: NonNegativeInt = 100
+    decay_steps: PositiveInt | None = None
+    decay_end_step: PositiveInt | None = None
 
 
 def make_schedule(config: ScheduleConfig, steps: int) -> optax.Schedule:
@@ -25,6 +58,9 @@ def make_schedule(config: ScheduleConfig, steps: int) -> optax.Schedule:
     Raises:
       UserError: warmup and decay do not fit into the steps.
     """
+    import jax.numpy as jnp
+    import optax
+
     end = config.decay_end_step or steps
     warmup = config.warmup_steps
     decay = config.decay_steps or max(1, end // 10)
@@ -46,7 +82,7 @@ def make_schedule(config: ScheduleConfig, steps: int) -> optax.Schedule:
             config.peak_lr, max(1, end - warmup), alpha=config.end_lr / config.peak_lr
         )
 
-    def schedule(count: int) -> jnp.ndarray:
+    def schedule(count: int) -> jax.Array:
         update = jnp.asarray(count, jnp.int32) + 1
         rising = config.peak_lr * update / max(1, warmup)
         return jnp.where(update < warmup, rising, after(jnp.maximum(update - warmup, 0)))

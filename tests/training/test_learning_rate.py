@@ -7,8 +7,7 @@ import torch
 import transformers
 
 from jaxllm.errors import UserError
-from jaxllm.training.config import ScheduleConfig
-from jaxllm.training.schedule import make_schedule
+from jaxllm.training.learning_rate import ScheduleConfig, make_schedule
 
 
 def ours(config: ScheduleConfig, steps: int) -> list[float]:
