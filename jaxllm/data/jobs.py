@@ -50,7 +50,7 @@ def run_in_processes(task: Task, items: Sequence[Item], description: str) -> Non
                 bar.update(item.size)
             return
         with ProcessPoolExecutor(
-            workers, multiprocessing.get_context("spawn"), _start_worker, (task,)
+            workers, multiprocessing.get_context("spawn"), _start_worker, (task, os.getpid())
         ) as pool:
             sizes = {pool.submit(_run, item): item.size for item in items}
             try:
@@ -82,11 +82,13 @@ def run_on_every_host(task: Task, items: Sequence[Item], description: str) -> No
 _task: list[Task] = []  # of a worker process
 
 
-def _start_worker(task: Task) -> None:
+def _start_worker(task: Task, parent: int) -> None:
     # The libraries' own threads would be as many as cores in each process.
     os.environ |= {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
-    with_parent = ctypes.CDLL(None).prctl
-    with_parent(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: a worker ends with its parent, even killed
+    # A worker ends with its parent, even a killed one (PR_SET_PDEATHSIG), or one that was too fast.
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
     _task.append(task)
 
 

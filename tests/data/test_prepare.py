@@ -199,6 +199,10 @@ if __name__ == "__main__":
 """
 
 
+def _children(process: int) -> list[str]:
+    return Path(f"/proc/{process}/task/{process}/children").read_text().split()
+
+
 def test_a_killed_preparation_goes_on_with_what_is_missing(large: DataConfig, tmp_path) -> None:
     script = tmp_path / "killed.py"
     script.write_text(KILLED)
@@ -210,8 +214,13 @@ def test_a_killed_preparation_goes_on_with_what_is_missing(large: DataConfig, tm
     while not len(list(corpora_dir.rglob("*.json"))):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.005)
+    workers = _children(process.pid)
     process.send_signal(signal.SIGKILL)
     process.wait()
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{worker}").exists() for worker in workers):
+        assert time.monotonic() < deadline, "a worker outlives its parent"
+        time.sleep(0.05)
     complete = {path: path.stat().st_mtime_ns for path in corpora_dir.rglob("*.json")}
     (again,) = prepare(large)
     assert len(byte_documents(again)) == 6000
