@@ -27,7 +27,7 @@ _DISK_TEXTS = ("permission denied", "read-only file system", "input/output error
 def location(text: str) -> str:
     """A path with `~` expanded and without `file://`; other URLs, as gs://, are unchanged.
 
-    The prefix `hf:`, as in `hf:~/model`, is kept.
+    The prefix `hf:`, as in `hf:~/model`, stays.
     """
     prefix = "hf:" if text.startswith("hf:") else ""
     return prefix + os.path.expanduser(text.removeprefix(prefix).removeprefix("file://"))

@@ -13,7 +13,7 @@ import sys
 from types import ModuleType
 
 from jaxllm.data.files import SPLITS
-from jaxllm.data.formats import OnError, Reading, raise_on_error
+from jaxllm.data.formats import OnError, Reading
 from jaxllm.evals.probes import embedded, generated
 
 
@@ -33,7 +33,7 @@ class ModulePart:
     key: str
     size: int = 0
 
-    def documents(self, on_error: OnError = raise_on_error) -> Reading:
+    def documents(self, on_error: OnError | None = None) -> Reading:
         """The module's documents; returns their number."""
         count = 0
         for document in importlib.import_module(self.file).documents(self.domain, self.split):

@@ -134,7 +134,7 @@ class Curves:
             names = points.task + " (version " + points.task_version + ")"
             points = points.assign(task=points.task.where(~apart, names))
             tasks = ", ".join(several)
-            notes.append(f"The runs were scored on different versions of {tasks}: kept apart.")
+            notes.append(f"The runs were scored on different versions of {tasks}: not compared.")
         return Curves(points, tuple(notes))
 
 
@@ -187,7 +187,7 @@ def _with_distinct_runs(records: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]
         size = records.family.astype(str) + ", " + records.params.astype(str)
         records = records.assign(run=records.run.where(~own, records.run + " (" + size + ")"))
         count = records.run[own].nunique()
-        notes.append(f"{count} runs are called {run}; they are kept apart.")
+        notes.append(f"{count} runs are called {run}; they are separate.")
     return records, notes
 
 

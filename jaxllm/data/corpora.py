@@ -22,7 +22,7 @@ from typing import Any
 
 from jaxllm.data.config import DataConfig
 from jaxllm.data.files import Part, directory_corpora
-from jaxllm.data.formats import BadLine, Document, OnError, Reading, raise_on_error
+from jaxllm.data.formats import BadLine, Document, OnError, Reading
 from jaxllm.errors import UserError, nearest
 from jaxllm.runtime import import_seqio
 
@@ -94,7 +94,7 @@ def register_if_unknown(task: str) -> None:
         register(DataConfig())
 
 
-def documents(task: str, split: str, on_error: OnError = raise_on_error) -> Iterator[Document]:
+def documents(task: str, split: str, on_error: OnError | None = None) -> Iterator[Document]:
     """The documents of a registered corpus task in order, as dicts with `text` and `id`.
 
     Raises:
@@ -153,7 +153,7 @@ class TaskPart:
         held = (fingerprint(self.task, self.split), self.shard, self.count)
         return hashlib.sha256(repr(held).encode()).hexdigest()[:16]
 
-    def documents(self, on_error: OnError = raise_on_error) -> Reading:
+    def documents(self, on_error: OnError | None = None) -> Reading:
         """See `Part`."""
         seqio = import_seqio()
         if self.config and self.task not in seqio.TaskRegistry.names():
@@ -167,7 +167,10 @@ class TaskPart:
             try:
                 text = bytes(row["text"]).decode()
             except UnicodeDecodeError as error:
-                on_error(BadLine(number, f"invalid UTF-8 at byte {error.start}"))
+                bad = BadLine(number, f"invalid UTF-8 at byte {error.start}")
+                if on_error is None:
+                    raise UserError(f"{self.file}:{bad.line}: {bad.reason}") from error
+                on_error(bad)
             else:
                 yield {"text": text, "id": f"{self.task}:{self.split}:{self.shard}:{number - 1}"}
         return number

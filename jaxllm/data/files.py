@@ -21,7 +21,6 @@ from jaxllm.data.formats import (
     OnError,
     Reading,
     parts_of,
-    raise_on_error,
     suffixes_of,
 )
 from jaxllm.errors import UserError
@@ -58,7 +57,7 @@ class Part(Protocol):
     def key(self) -> str:
         """See above."""
 
-    def documents(self, on_error: OnError = raise_on_error) -> Reading:
+    def documents(self, on_error: OnError | None = None) -> Reading:
         """The documents in order, as dicts with `text` and `id`; returns the number of lines."""
 
 

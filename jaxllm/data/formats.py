@@ -46,11 +46,6 @@ class BadLine(NamedTuple):
 OnError = Callable[[BadLine], None]
 
 
-def raise_on_error(bad: BadLine) -> None:
-    """The default `on_error`: raise UserError at the first unreadable line."""
-    raise UserError(f"line {bad.line}: {bad.reason}")
-
-
 def suffixes_of(name: str) -> tuple[str, str]:
     """The format and the compression of a file, as suffixes; empty where there is none."""
     name = name.lower()
@@ -85,12 +80,14 @@ class FilePart:
         held = (suffixes_of(self.file), self.size, self.version, self.start, self.stop, self.text)
         return hashlib.sha256(repr(held).encode()).hexdigest()[:16]
 
-    def documents(self, on_error: OnError = raise_on_error) -> Reading:
+    def documents(self, on_error: OnError | None = None) -> Reading:
         """The documents in order, as dicts with `text` and `id`; returns the number of lines.
 
         Raises:
-          UserError: the file is missing or damaged, or has no such field.
+          UserError: the file is missing or damaged, or has no such field; without `on_error` also
+            at the first line without a document.
         """
+        on_error = on_error or self._raise
         kind, compression = suffixes_of(self.file)
         if not kind:
             raise UserError(
@@ -108,6 +105,9 @@ class FilePart:
             raise UserError(f"no file {self.file}") from error
         except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
             raise UserError(f"{self.file} cannot be read to its end ({_reason(error)})") from error
+
+    def _raise(self, bad: BadLine) -> None:
+        raise UserError(f"{self.file}:{bad.line}: {bad.reason}")
 
     def _lines(self, stream: IO[bytes]) -> Iterator[bytes]:
         """The lines that begin in the part."""

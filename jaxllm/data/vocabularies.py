@@ -1,6 +1,6 @@
 """The SeqIO vocabulary of a run: from files, trained on its corpora, or bytes.
 
-A trained model is lossless: no normalization, no dummy prefix, every run of spaces kept, newline
+A trained model is lossless: no normalization, no dummy prefix, runs of spaces preserved, newline
 and tab as tokens, digits split (as LLaMA), and byte fallback for unknown characters. Ids are
 SeqIO's (0 padding, 1 EOS, 2 unknown), and 3 for BOS. One exception: SentencePiece writes spaces as
 U+2581, so that character decodes to a space.

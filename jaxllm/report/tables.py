@@ -182,7 +182,9 @@ def _read(
             name = next(n for n in itertools.chain([run.name], numbered) if n not in runs)
             if name != run.name:
                 owner = f"{name} is {source.path}" if isinstance(source, Run) else name
-                notes.append(f"{owner}: another run is called {run.name} too; they are kept apart.")
+                notes.append(
+                    f"{owner}: another run is called {run.name} too; they are shown separately."
+                )
             runs[name] = dataclasses.replace(run, name=name, records=run.records.assign(run=name))
             if isinstance(source, Run):
                 notes += _problems(name, source)

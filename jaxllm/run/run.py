@@ -117,7 +117,7 @@ class Run:
     def write_config(self, text: str, step: int = 0) -> list[str]:
         """Write config.gin, from which the run can be repeated and scored.
 
-        The previous one, if it differs, is kept as config_until_<step>.gin.
+        The previous one, if it differs, is saved as config_until_<step>.gin.
 
         Returns:
           The changed bindings, as 'TRAIN_STEPS = 200 (was 100)'.

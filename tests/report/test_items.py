@@ -214,7 +214,7 @@ def test_sources_mix_and_equal_names_are_kept_apart(tmp_path, capsys) -> None:
     output = tmp_path / "report"
     assert analyze([str(run_dir), f"csv:{csv}", "--output", str(output)]) == 0
     text = Page((output / "index.html").read_text()).text
-    assert "simulated (2): another run is called simulated too; they are kept apart." in text
+    assert "simulated (2): another run is called simulated too; they are shown separately." in text
     names = {row["run"] for row in data_of((output / "index.html").read_text())["records"]}
     assert names == {"simulated", "simulated (2)", "other"}
     lines = capsys.readouterr().err
