@@ -76,9 +76,9 @@ def to_results(
 
     Rows have a run, step, task, metric and value. The settings run, family and params override
     those of the rows; columns that no row has are filled in (`_ABSENT`, then the defaults of
-    `Record`). A missing n is derived from the standard error of an accuracy, se² = p(1 - p)/(n - 1),
-    the harness' formula. Of records that agree in run, task, step, metric and version the last one
-    wins; contradictory values are reported.
+    `Record`). A missing n is derived from the standard error of an accuracy by the harness'
+    formula, se² = p(1 - p)/(n - 1). Of records that agree in run, task, step, metric and
+    version the last one wins; contradictory values are reported.
     """
     if metrics is None:
         metrics = pd.DataFrame({"run": pd.Series(dtype=str), "step": pd.Series(dtype="int64")})
