@@ -4,12 +4,13 @@
     python -m jaxllm.plan --gin_file=openllama.gin --topology=v6e-256 --slices=2 --search
     python -m jaxllm.plan --gin_file=quickstart.gin --devices=cpu:8
 
-The train step of `jaxllm.train` is compiled for the devices, which need not exist, and nothing is
-allocated. Exit code 1 if it does not fit.
+The train step of `jaxllm.train` and its scorer are compiled for the devices, which need not exist,
+and nothing is allocated. Exit code 1 if the train step does not fit.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from jaxllm import cli
@@ -24,8 +25,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags.add_argument("--devices", metavar="NAME", help="or what is at hand: cpu:8, gpu, tpu")
     flags.add_argument("--json", action="store_true", help="print JSON")
     flags.add_argument(
-        "--fit", action="store_true", help="only whether it fits: one compilation, not three"
+        "--fit", action="store_true", help="only whether it fits: one compilation, not five"
     )
+    flags.add_argument("--price", type=float, metavar="DOLLARS", help="of a chip-hour")
+    flags.add_argument(
+        "--bandwidth", type=float, default=1.0, metavar="GB/s",
+        help="at which all hosts together write a checkpoint (default 1, an assumption: less than "
+        "any TPU host's share of the network)",
+    )  # fmt: skip
     flags.add_argument(
         "--search", nargs="?", type=int, const=3, metavar="N",
         help="try remat policies and microbatches on the N most promising "
@@ -34,6 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = cli.parse(flags, argv)
     if bool(args.topology) == bool(args.devices):
         raise UserError("give one of --topology=NAME and --devices=NAME")
+    for name in ("price", "bandwidth"):
+        if (value := getattr(args, name)) is not None and not 0 < value < math.inf:
+            raise UserError(f"--{name}={value}: write a number above 0")
     cli.load_gin(args)
 
     from jaxllm.planning import targets
@@ -43,13 +53,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         target = targets.local_target(args.devices)  # both before JAX starts
 
+    from jaxllm.evaluation.config import EvalConfig
     from jaxllm.planning import search, summary
     from jaxllm.sharding.mesh import MeshConfig
     from jaxllm.training.experiment import Experiment
 
     experiment, timed = Experiment.configured().with_vocabulary(), not args.fit
     if not args.search:
-        plan = summary.Plan.of(experiment, target, MeshConfig(), timed)
+        plan = summary.Plan.of(
+            experiment, target, MeshConfig(), timed, EvalConfig(), args.bandwidth * 1e9, args.price
+        )
         print(plan.json() if args.json else plan.text(timed))
         return 0 if plan.fits else 1
     meshes = search.meshes(experiment, target)[: args.search]

@@ -69,6 +69,11 @@ class Separators(NamedTuple):
         return int(np.count_nonzero(tokens == (self.end if self.begin is None else self.begin)))
 
 
+def id_dtype(size: int) -> np.dtype:
+    """The smallest of uint16 and uint32 that holds the ids of a vocabulary of `size` tokens."""
+    return np.dtype("<u2" if size <= 1 << 16 else "<u4")
+
+
 class Tokenizer:
     """Text to token ids and back.
 
@@ -93,7 +98,7 @@ class Tokenizer:
         self.token_id, self.token = codec.token_id, codec.token
         self.size = codec.size
         special: Mapping[str, int | None] = codec.special
-        self.dtype = np.dtype("<u2" if self.size <= 1 << 16 else "<u4")
+        self.dtype = id_dtype(self.size)
         if config:
             stated = json.loads(config)
             special = {name: self.token_id(stated.get(name) or "") for name in SPECIAL_TOKENS}

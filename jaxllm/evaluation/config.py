@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Literal
 
 from jaxllm.configs import configurable
@@ -64,3 +65,7 @@ class EvalConfig:
             )
         if repeated := [task for task in self.tasks if self.tasks.count(task) > 1]:
             raise UserError(f"EvalConfig.tasks names {repeated[0]} twice")
+
+    def due(self, scheduled: Sequence[int]) -> tuple[int, ...]:
+        """The scheduled checkpoints to score: every `every`-th, and the last."""
+        return tuple(sorted({*scheduled[:: self.every], *scheduled[-1:]})) if self.every else ()

@@ -100,9 +100,8 @@ class Evaluator:
         )
 
     def due(self, scheduled: Sequence[int]) -> tuple[int, ...]:
-        """The scheduled checkpoints to score: every `EvalConfig.every`-th, and the last."""
-        every = self._config.every
-        return tuple(sorted({*scheduled[::every], *scheduled[-1:]})) if every else ()
+        """The scheduled checkpoints to score; see `EvalConfig.due`."""
+        return self._config.due(scheduled)
 
     def missing(self, step: int) -> tuple[str, ...]:
         """The tasks without records at `step`."""

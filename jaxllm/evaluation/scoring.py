@@ -113,7 +113,7 @@ class Scorer:
         self.lengths = sequence_lengths(model.max_length, shortest)
         self._model, self._mesh, self._vocabulary = model, mesh, vocabulary
         self._samples, self._temperature = samples, temperature
-        self._score = jax.jit(self._traced_score, out_shardings=replicated(mesh))
+        self._score = scoring_program(model, mesh)
         self.decode_loop = DecodeLoop(model, mesh)
 
     def prepare(self, task: TaskDefinition, examples: Sequence[Example]) -> PreparedTask:
@@ -247,11 +247,6 @@ class Scorer:
                 yield waiting.pop(0)
         yield from waiting
 
-    def _traced_score(self, params: Params, batch: TreeBatch) -> tuple[jax.Array, jax.Array]:
-        with partitioning(self._mesh):
-            scores = score_targets(self._model, params, batch)
-        return scores.log_likelihood, scores.correct
-
     def prompt_batches(self, prompts: Sequence[Tokens]) -> tuple[PromptBatch, ...]:
         """Batch prompts by length: a few fixed widths, `tokens_per_batch` positions each."""
         batches = []
@@ -263,6 +258,20 @@ class Scorer:
             order = order[len(numbers) :]
             batches.append(PromptBatch.of(prompts, numbers, rows, width))
         return tuple(batches)
+
+
+def scoring_program(model: ModelConfig, mesh: Mesh, chunk_tokens: int | None = None) -> Any:
+    """The jitted scorer: (params, `TreeBatch`) -> log-likelihoods, correct, [B, S] everywhere.
+
+    `chunk_tokens` is `models.scoring.score_targets`'.
+    """
+
+    def score(params: Params, batch: TreeBatch) -> tuple[jax.Array, jax.Array]:
+        with partitioning(mesh):
+            scores = score_targets(model, params, batch, chunk_tokens)
+        return scores.log_likelihood, scores.correct
+
+    return jax.jit(score, out_shardings=replicated(mesh))
 
 
 def _check_finite(prepared: PreparedTask, log_likelihood: np.ndarray) -> None:

@@ -45,12 +45,17 @@ def score_tokens(config: ModelConfig, params: Params, batch: Batch) -> TokenScor
     return _score_hidden(config, params, hidden_states(config, params, batch), batch.targets)
 
 
-def score_targets(config: ModelConfig, params: Params, batch: TreeBatch) -> TokenScores:
-    """Score the targets of token trees, [B, S]; only their logits are computed."""
+def score_targets(
+    config: ModelConfig, params: Params, batch: TreeBatch, chunk_tokens: int | None = None
+) -> TokenScores:
+    """Score the targets of token trees, [B, S]; only their logits are computed.
+
+    `chunk_tokens` is `token_loss`'.
+    """
     hidden = tree_states(config, params, batch)
     index = jnp.asarray(batch.target_index)[..., None]
     hidden = jnp.take_along_axis(hidden, index, axis=1)  # [B, S, E]
-    return _score_hidden(config, params, hidden, batch.targets)
+    return _score_hidden(config, params, hidden, batch.targets, chunk_tokens)
 
 
 def token_loss(
@@ -80,10 +85,15 @@ def token_loss(
 
 
 def _score_hidden(
-    config: ModelConfig, params: Params, hidden: jax.Array, targets: Array
+    config: ModelConfig,
+    params: Params,
+    hidden: jax.Array,
+    targets: Array,
+    chunk_tokens: int | None = None,
 ) -> TokenScores:
     """Scores of targets [B, S] after hidden states [B, S, E]."""
-    size = _chunk_length(*targets.shape)
+    batch_size, length = targets.shape
+    size = _chunk_length(batch_size, length, chunk_tokens)
     return _score_chunks(size, hidden, head_kernel(config, params), targets)
 
 

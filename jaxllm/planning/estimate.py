@@ -25,6 +25,7 @@ class Estimate(NamedTuple):
     model_flops: float  # with full attention (`ModelConfig.flops_per_token`)
     model_flops_causal: float
     compiler_flops: float  # of the compiled program, without kernels
+    hbm_bytes: float  # read and written by each device
     kernel_flops: float  # of attention kernels, recomputation included
     compute_seconds: float | None = None  # compiler and kernel FLOPs at the chip's peak
     hbm_seconds: float | None = None  # bytes read and written at the memory bandwidth
@@ -51,35 +52,47 @@ def estimate(experiment: Experiment, target: Target, program: Program, costs: Co
         "model_flops": full,
         "model_flops_causal": causal,
         "compiler_flops": costs.flops * devices,
+        "hbm_bytes": costs.hbm_bytes,
         "kernel_flops": _kernel_flops(experiment, target),
     }
     chip = target.chip
     if chip is None or not chip.hbm_bandwidth:
         return Estimate(**known)
-    kernel_seconds = known["kernel_flops"] / devices / chip.flops
-    compute = costs.flops / chip.flops + kernel_seconds
-    hbm = costs.hbm_bytes / chip.hbm_bandwidth
-    ici = total(program.traffic, "ici") / chip.ici_bandwidth if chip.ici_bandwidth else 0.0
-    between = total(program.traffic, "dcn")
-    dcn = between / chip.dcn_bandwidth if chip.dcn_bandwidth else (None if between else 0.0)
-    compiler = costs.seconds
-    step = max(compute, hbm, ici, dcn or 0.0, (compiler or 0.0) + kernel_seconds)
-    chips = devices / chip.per_chip
+    sent = {f"{link}_bytes": total(program.traffic, link) for link in ("ici", "dcn")}
+    times = ideal_seconds(target, costs._replace(**sent), known["kernel_flops"])
+    step, chips = times["step_seconds"], devices / chip.per_chip
     seconds = step * e.train.steps
     return Estimate(
         **known,
-        compute_seconds=compute,
-        hbm_seconds=hbm,
-        ici_seconds=ici,
-        dcn_seconds=dcn,
-        compiler_seconds=compiler,
-        step_seconds=step,
+        **times,
         mfu=utilisation(full / step, devices, chip.flops),
         mfu_causal=utilisation(causal / step, devices, chip.flops),
         tokens_per_second_per_chip=tokens / step / chips,
         days=seconds / DAYS,
         chip_hours=seconds / HOURS * chips,
     )
+
+
+def ideal_seconds(target: Target, costs: Costs, kernel_flops: float = 0.0) -> dict[str, Any]:
+    """The fields of `Estimate` up to `step_seconds`, of any program on a chip of the table.
+
+    `kernel_flops` are those of all devices.
+    """
+    chip = target.chip
+    assert chip is not None
+    kernels = kernel_flops / len(target.devices) / chip.flops
+    compute, hbm = costs.flops / chip.flops + kernels, costs.hbm_bytes / chip.hbm_bandwidth
+    ici = costs.ici_bytes / chip.ici_bandwidth if chip.ici_bandwidth else 0.0
+    between = costs.dcn_bytes
+    dcn = between / chip.dcn_bandwidth if chip.dcn_bandwidth else (None if between else 0.0)
+    return {
+        "compute_seconds": compute,
+        "hbm_seconds": hbm,
+        "ici_seconds": ici,
+        "dcn_seconds": dcn,
+        "compiler_seconds": costs.seconds,
+        "step_seconds": max(compute, hbm, ici, dcn or 0.0, (costs.seconds or 0.0) + kernels),
+    }
 
 
 def _kernel_flops(experiment: Experiment, target: Target) -> float:

@@ -5,17 +5,21 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+import sys
 import time
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
+from tqdm import tqdm
 
 from jaxllm.errors import UserError
-from jaxllm.models.batch import Batch
+from jaxllm.evaluation.scoring import scoring_program
+from jaxllm.models.batch import Batch, TreeBatch
 from jaxllm.models.decoder import abstract_params, hidden_states
-from jaxllm.planning.hlo import Traffic, traffic
-from jaxllm.sharding.rules import partitioning
+from jaxllm.planning.hlo import Traffic, total, traffic
+from jaxllm.sharding.rules import abstract_sharded, batch_sharding, partitioning
 from jaxllm.sharding.xla_flags import mesh_options
 from jaxllm.training.experiment import Experiment
 from jaxllm.training.learning_rate import make_schedule
@@ -23,7 +27,13 @@ from jaxllm.training.state import abstract_state
 from jaxllm.training.step import abstract_batch, lower_train_step
 
 # "Used 21.3G of 15.75G hbm", "HLO temporaries (34.41G) exceeds available HBM (15.75G)"
+_BEGAN = time.perf_counter()
 _AMOUNT = re.compile(r"([\d.]+)([KMGT])\b")
+
+
+def tell(what: str) -> None:
+    """Say on stderr what is being done, with the seconds so far."""
+    tqdm.write(f"{time.perf_counter() - _BEGAN:6.0f} s  {what}", file=sys.stderr)
 
 
 class OutOfDeviceMemory(Exception):
@@ -40,9 +50,9 @@ class OutOfDeviceMemory(Exception):
 
 
 class Program(NamedTuple):
-    """One compiled update, per device. The compiler counts loops once, `traffic` in full."""
+    """A compiled program, per device. The compiler counts loops once, `traffic` in full."""
 
-    arguments: int  # bytes of parameters, optimizer state and batch
+    arguments: int  # bytes of parameters, optimizer state (of an update) and batch
     temporaries: int  # bytes of temporary buffers
     activations: int  # bytes of saved activations among these (`saved_activations`)
     peak: int  # peak bytes in use, arguments included
@@ -66,7 +76,7 @@ def compile_update(
     e.check(mesh)
     schedule = make_schedule(e.schedule, e.train.steps)
     optimizer = e.optimizer.build(schedule, abstract_params(e.model))
-    start = time.perf_counter()
+    tell(f"compiling the update of {e.model.num_layers} layer(s) on {mesh.size} device(s)")
     lowered = lower_train_step(
         e.model,
         optimizer,
@@ -80,8 +90,16 @@ def compile_update(
         z_loss=e.train.z_loss,
         loss_chunk_tokens=loss_chunk_tokens,
     )
+    program = _compile(lowered, mesh, slices, {**mesh_options(mesh)})
+    return program._replace(activations=saved_activations(e, mesh))
+
+
+def _compile(
+    lowered: jax.stages.Lowered, mesh: Mesh, slices: int, options: dict[str, Any]
+) -> Program:
+    start = time.perf_counter()
     try:
-        compiled = lowered.compile(compiler_options={**mesh_options(mesh)})
+        compiled = lowered.compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" in str(error):
             raise OutOfDeviceMemory(str(error)) from error
@@ -94,7 +112,7 @@ def compile_update(
     return Program(
         arguments=arguments,
         temporaries=temporaries,
-        activations=saved_activations(e, mesh),
+        activations=0,
         peak=arguments + temporaries + max(0, not_in_place),
         flops=costs.get("flops", 0.0),
         hbm_bytes=costs.get("bytes accessed", 0.0),
@@ -140,9 +158,50 @@ class Costs(NamedTuple):
     flops: float  # without kernels
     hbm_bytes: float  # read and written
     seconds: float | None  # of compute and memory, overlapped
+    ici_bytes: float  # sent within a slice
+    dcn_bytes: float  # sent between slices
+
+    @classmethod
+    def of_layers(cls, layers: int, one: Program, two: Program, times: int = 1) -> Costs:
+        """`times` the cost at `layers` layers, linear in the depth, from that of one and of two."""
+
+        def linear(a: float, b: float) -> float:
+            return times * (a + (layers - 1) * (b - a))
+
+        return cls(
+            linear(one.flops, two.flops),
+            linear(one.hbm_bytes, two.hbm_bytes),
+            linear(one.seconds, two.seconds) if one.seconds and two.seconds else None,
+            linear(total(one.traffic, "ici"), total(two.traffic, "ici")),
+            linear(total(one.traffic, "dcn"), total(two.traffic, "dcn")),
+        )
 
 
-def measure_costs(experiment: Experiment, mesh: Mesh) -> Costs:
+def measure_scorer(
+    experiment: Experiment, mesh: Mesh, slices: int, rows: int, length: int, targets: int
+) -> Costs:
+    """Measure the cost of scoring a batch of token trees, [rows, length] with [rows, targets].
+
+    As `measure_costs`: from one layer and two, without loops but that over blocks of attention,
+    where a layer's scores are large.
+    """
+
+    def array(width: int) -> Any:
+        return jax.ShapeDtypeStruct((rows, width), jnp.int32, sharding=batch_sharding(mesh))
+
+    batch = TreeBatch(*[array(length)] * 3, *[array(targets)] * 2)
+
+    def at(depth: int) -> Program:
+        tell(f"compiling the scorer of {depth} layer(s) on {mesh.size} device(s)")
+        model = dataclasses.replace(experiment.model, num_layers=depth, scan_layers=False)
+        params = abstract_sharded(mesh, abstract_params(model))
+        lowered = scoring_program(model, mesh, chunk_tokens=rows * targets).lower(params, batch)
+        return _compile(lowered, mesh, slices, {})
+
+    return Costs.of_layers(experiment.model.num_layers, at(1), at(2))
+
+
+def measure_costs(experiment: Experiment, mesh: Mesh, slices: int = 1) -> Costs:
     """Measure the cost of a step from two shallow programs.
 
     The compiler counts a loop's body once. So one layer and two are compiled without a loop over
@@ -160,12 +219,7 @@ def measure_costs(experiment: Experiment, mesh: Mesh) -> Costs:
     def at(depth: int) -> Program:
         model = dataclasses.replace(experiment.model, num_layers=depth, scan_layers=False)
         shallow = dataclasses.replace(experiment, model=model, data=data, train=train)
-        return compile_update(shallow, mesh, loss_chunk_tokens=batch_size * data.sequence_length)
+        tokens = batch_size * data.sequence_length
+        return compile_update(shallow, mesh, slices, loss_chunk_tokens=tokens)
 
-    def whole(one: float, two: float) -> float:
-        layer = two - one
-        return microbatches * (one - layer + experiment.model.num_layers * layer)
-
-    one, two = at(1), at(2)
-    seconds = whole(one.seconds, two.seconds) if one.seconds and two.seconds else None
-    return Costs(whole(one.flops, two.flops), whole(one.hbm_bytes, two.hbm_bytes), seconds)
+    return Costs.of_layers(experiment.model.num_layers, at(1), at(2), microbatches)

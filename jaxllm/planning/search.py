@@ -134,7 +134,7 @@ def _try(experiment: Experiment, target: Target, candidate: Candidate) -> Result
         program = compile_update(applied, mesh, target.slices)
         if program.peak > limit:
             return Result(candidate, program, None, "does not fit")
-        costs = measure_costs(applied, mesh)
+        costs = measure_costs(applied, mesh, target.slices)
         return Result(candidate, program, estimate(applied, target, program, costs))
     except OutOfDeviceMemory as error:
         by = "" if error.excess_bytes is None else f" by {error.excess_bytes / GIB:.1f} GiB"

@@ -5,17 +5,21 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from typing import Any, NamedTuple
 
+from jaxllm.evaluation.config import EvalConfig
 from jaxllm.models.config import REMAT_POLICIES
+from jaxllm.planning.bill import REACHED, REACHED_BY, Bill, bill
 from jaxllm.planning.estimate import Estimate, estimate
 from jaxllm.planning.program import (
     OutOfDeviceMemory,
     Program,
     compile_update,
     measure_costs,
+    tell,
 )
+from jaxllm.planning.scoring import MAX_SHARE, Scoring, scoring_cost
 from jaxllm.planning.search import Result
 from jaxllm.planning.targets import Target
 from jaxllm.sharding.chips import GIB
@@ -34,12 +38,23 @@ class Plan(NamedTuple):
     program: Program | None  # None if the compiler ran out of device memory
     estimate: Estimate | None  # None if it does not fit, or times were not requested
     excess_bytes: float | None  # None where it fits, or the amount is unknown
+    scoring: Scoring | None  # None if nothing is scored in the run, or times were not requested
+    bill: Bill
 
     @classmethod
-    def of(cls, experiment: Experiment, target: Target, config: MeshConfig, timed: bool) -> Plan:
-        """Compile the update of a run; without `timed` only for its memory."""
+    def of(
+        cls,
+        experiment: Experiment,
+        target: Target,
+        config: MeshConfig,
+        timed: bool,
+        evaluation: EvalConfig,
+        bandwidth: float,
+        price: float | None = None,
+    ) -> Plan:
+        """Compile the update and the scorer of a run, without `timed` only for the memory."""
         mesh = make_mesh(config, target.devices)
-        program = times = excess = None
+        program = times = excess = scoring = None
         try:
             program = compile_update(experiment, mesh, target.slices)
             limit = target.chip and target.chip.hbm_bytes
@@ -48,8 +63,14 @@ class Plan(NamedTuple):
             excess = error.excess_bytes
         if program and timed and not excess:
             with contextlib.suppress(OutOfDeviceMemory):  # unchunked loss may not fit
-                times = estimate(experiment, target, program, measure_costs(experiment, mesh))
-        return cls(experiment, target, dict(mesh.shape), program, times, excess)
+                costs = measure_costs(experiment, mesh, target.slices)
+                times = estimate(experiment, target, program, costs)
+        if program and timed and not excess and evaluation.tasks and evaluation.every:
+            step = times and times.step_seconds
+            scoring = scoring_cost(experiment, evaluation, target, mesh, step)
+        tell("done")
+        rest = bill(experiment, target, mesh, times, scoring, bandwidth, price)
+        return cls(experiment, target, dict(mesh.shape), program, times, excess, scoring, rest)
 
     @property
     def fits(self) -> bool:
@@ -88,6 +109,8 @@ class Plan(NamedTuple):
             "missing_bytes": self.excess_bytes, "hbm_bytes": self.hbm_bytes,
             "would_help": self.suggestions,
             "program": _as_dict(self.program), "estimate": _as_dict(self.estimate),
+            "scoring": _as_dict(self.scoring), "bill": _as_dict(self.bill),
+            "speed_reached": REACHED,
         }  # fmt: skip
         return json.dumps(plan, indent=2)
 
@@ -97,9 +120,13 @@ class Plan(NamedTuple):
         if self.program:
             lines.append(_memory(self.program, self.hbm_bytes))
         if self.program and self.estimate:
-            lines += ["", *_costs(self.program, self.estimate)]
+            lines += ["", *_costs(self.program, self.estimate), ""]
         elif self.fits and timed:
             lines.append("\nno times: two layers with unchunked loss, which are timed, do not fit")
+        if self.scoring:
+            lines += _scoring(self.scoring)
+        if self.fits and timed:
+            lines += _bill(self.bill)
         if not self.fits:
             by = f" by {self.excess_bytes / GIB:.1f} GiB" if self.excess_bytes else ""
             lines.append(f"\ndoes not fit{by}. What would help:")
@@ -157,22 +184,22 @@ def _costs(program: Program, cost: Estimate) -> list[str]:
     """FLOPs, bytes and the time of each, then step time and the whole run."""
 
     def line(name: str, text: str, seconds: float | None) -> str:
-        return f"{name:<12}{text:56}" + ("" if seconds is None else f"{seconds:14.4f} s")
+        return f"{name:<12}" + (" " * 12 if seconds is None else f"{seconds:8.4f} s  ") + text
 
     ratio = (cost.compiler_flops + cost.kernel_flops) / cost.model_flops_causal
     flops = f"{cost.model_flops:.3e} model FLOPs a step ({cost.model_flops_causal:.3e} causal); "
     lines = [
         line("compute", f"{flops}compiled {ratio:.2f} x these", cost.compute_seconds),
-        line("HBM", "", cost.hbm_seconds),
+        line("HBM", f"{_size(cost.hbm_bytes)} read and written by a device", cost.hbm_seconds),
     ]
     for link, seconds in (("ici", cost.ici_seconds), ("dcn", cost.dcn_seconds)):
         sent = [t for t in program.traffic if t.link == link]
-        text = ", ".join(f"{t.kind} {t.bytes / 1e9:.2f} GB ({t.calls}x)" for t in sent)
+        text = ", ".join(f"{t.kind} {_size(t.bytes)} ({t.calls}x)" for t in sent)
         if sent:
             lines.append(line(link.upper(), text, seconds))
     if cost.compiler_seconds is not None:
-        text = "the compiler's estimate of computing and memory, no kernels"
-        lines.append(line("", text, cost.compiler_seconds))
+        text = "its estimate of computing and memory, without kernels"
+        lines.append(line("compiler", text, cost.compiler_seconds))
     if cost.step_seconds is None:
         return [*lines, "", "no peak figures of these devices: no times"]
     return [
@@ -180,11 +207,65 @@ def _costs(program: Program, cost: Estimate) -> list[str]:
         "",
         f"step        {cost.step_seconds:.3f} s if all of it overlaps: MFU {cost.mfu:.1%} "
         f"({cost.mfu_causal:.1%} causal), {cost.tokens_per_second_per_chip:,.0f} tokens/s/chip",
-        f"run         {cost.days:.1f} days, {cost.chip_hours:,.0f} chip-hours",
     ]
 
 
-def _as_dict(value: Program | Estimate | None) -> dict[str, Any] | None:
+def _scoring(cost: Scoring) -> list[str]:
+    """A checkpoint's sequences and their time, what is not counted, a warning of a large share."""
+    seconds = "" if cost.seconds is None else f"{cost.seconds:.3g} s a checkpoint, "
+    share = "" if cost.share is None else f", {cost.share:.1%} of the run"
+    counted = (
+        f"{seconds}{cost.examples:,} examples of {cost.tasks} task(s) in {cost.sequences:,} "
+        f"sequences, {cost.checkpoints:,} times{share}"
+    )
+    if not cost.tasks:
+        rate = cost.seconds_per_million
+        counted = "" if rate is None else f"{rate:.3g} s for a million positions"
+    lines = [text for text in (counted, *(f"not counted: {n}" for n in cost.not_counted)) if text]
+    lines = [f"{name:<12}{text}" for name, text in zip_longest(["scoring"], lines, fillvalue="")]
+    if cost.share and cost.share > MAX_SHARE:
+        way = f"EvalConfig.every={cost.every}" if cost.every else "EvalConfig.max_examples=N"
+        lines.append(
+            f"warning: scoring takes {cost.share:.0%} of the run; --gin.{way} brings it to "
+            f"{MAX_SHARE:.0%} or less"
+        )
+    return lines
+
+
+def _bill(cost: Bill) -> list[str]:
+    """Storage, requests and memory of the hosts, then time and money."""
+    kept, size = cost.checkpoints_kept, cost.checkpoint_bytes
+    trajectory = cost.trajectory_bytes
+    lines = [
+        f"checkpoints {cost.checkpoints:,} of {_size(size)}, {kept:,} kept ({_size(kept * size)}), "
+        f"each written in {cost.checkpoint_seconds:.1f} s beside the steps",
+        f"storage     {_size(cost.token_store_bytes)} of tokens"
+        + (f", {_size(trajectory)} of trajectory" if trajectory else ""),
+        f"requests    {cost.requests_per_step:,} for the data of a step, {cost.requests:,} in all",
+        f"hosts       {cost.hosts:,}, {_size(cost.host_bytes)} each while a checkpoint is written",
+    ]
+    for name, days, dollars, share, why in (
+        ("run", cost.days, cost.dollars, 1, "at the ideal speed"),
+        ("expected", cost.expected_days, cost.expected_dollars, REACHED,
+         f"at {REACHED:g} of it ({REACHED_BY})"),
+    ):  # fmt: skip
+        if days is not None and cost.chip_hours is not None:
+            money = "" if dollars is None else f", ${dollars:,.0f}"
+            hours = cost.chip_hours / share
+            lines.append(f"{name:<12}{days:.1f} days, {hours:,.0f} chip-hours{money} {why}")
+    return lines
+
+
+def _size(count: float) -> str:
+    """Bytes in decimal units."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 999.5:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.1f} TB"
+
+
+def _as_dict(value: Any) -> dict[str, Any] | None:
     if isinstance(value, Program):
         return value._asdict() | {"traffic": [t._asdict() for t in value.traffic]}
     return value and value._asdict()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -41,6 +42,8 @@ def tpu_target(name: str, slices: int = 1) -> Target:
     wanted = slice_of(name)
     if slices < 1:
         raise UserError(f"--slices={slices}: must be at least 1")
+    if not (importlib.util.find_spec("libtpu") or os.environ.get("TPU_LIBRARY_PATH")):
+        raise UserError("--topology needs the TPU compiler: pip install 'jaxllm[tpu]'")
     os.environ.update(_TPU_ENVIRONMENT)
     import jax
     from jax.experimental import topologies
@@ -54,10 +57,6 @@ def tpu_target(name: str, slices: int = 1) -> Target:
         )
     except (jax.errors.JaxRuntimeError, RuntimeError) as error:
         text = " ".join(str(error).split())
-        if "libtpu" in text and "layout" not in text:
-            raise UserError(
-                f"--topology needs the TPU compiler: pip install 'jaxllm[tpu]' ({text[:120]})"
-            ) from error
         raise UserError(f"libtpu knows no topology {libtpu_name}:{torus}: {text[:200]}") from error
     return Target(name, description.devices, slices, wanted.chip)
 

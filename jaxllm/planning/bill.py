@@ -1,0 +1,104 @@
+"""What a run costs beside its steps: storage, requests, memory of the hosts, and money."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import jax
+
+from jaxllm.data.tokenizer import id_dtype
+from jaxllm.models.decoder import abstract_params
+from jaxllm.planning.estimate import DAYS, HOURS, Estimate
+from jaxllm.planning.scoring import Scoring
+from jaxllm.planning.targets import Target
+from jaxllm.run.checkpoint_schedule import preserved
+from jaxllm.training.experiment import Experiment
+from jaxllm.training.learning_rate import make_schedule
+from jaxllm.training.state import abstract_state, num_bytes
+
+# Share of the ideal speed that runs reach: published MFU of models of 7B and 2048 tokens over the
+# MFU that a plan gives for them. OpenLLaMA (EasyLM, examples/pretrain_llama_7b.sh) v4 34 of 80 %;
+# AXLearn's Fuji-7B (experiments/text/gpt/fuji.py) v4 43 of 80 %, v5p 55 of 86 %, v5e 37 of 74 %.
+REACHED, REACHED_BY = 0.5, "published 7B runs: OpenLLaMA 0.43, AXLearn 0.50 to 0.64"
+# Measured in runs of the quickstart: 2.2 to 4.2 kB, 43 to 91 bytes.
+RECORD_BYTES, EXAMPLE_BYTES = 4_000, 80  # of a task at a checkpoint, of each of its examples
+PROCESS_BYTES = 1_300_000_000  # resident, of a process that trains a tiny model on a CPU
+
+
+class Bill(NamedTuple):
+    """Storage, requests, host memory, time and money of a run.
+
+    Time and money are those of steps and scoring at the ideal speed of `Estimate`, None where
+    unknown; at `REACHED` of that speed they are what to expect.
+    """
+
+    checkpoints: int  # saved
+    checkpoints_kept: int
+    checkpoint_bytes: int  # of one: parameters, optimizer state and step
+    checkpoint_seconds: float  # of writing one, beside the train loop
+    token_store_bytes: int  # of the tokens that the run reads, once each
+    trajectory_bytes: int  # of records and per-example results
+    requests_per_step: int  # range requests of all hosts: one per sequence
+    requests: int  # in the run
+    hosts: int
+    host_bytes: int  # of a process, and of its devices' state, copied while it is written
+    days: float | None = None
+    chip_hours: float | None = None
+    dollars: float | None = None
+    expected_days: float | None = None
+    expected_dollars: float | None = None
+
+
+def bill(
+    experiment: Experiment,
+    target: Target,
+    mesh: jax.sharding.Mesh,
+    estimate: Estimate | None,
+    scoring: Scoring | None,
+    bandwidth: float,
+    price: float | None,
+) -> Bill:
+    """The bill of a run on `mesh`.
+
+    Args:
+      bandwidth: bytes/s at which all hosts together write a checkpoint.
+      price: dollars per chip-hour.
+    """
+    e, steps, devices = experiment, experiment.scheduled_steps, len(target.devices)
+    schedule = make_schedule(e.schedule, e.train.steps)
+    optimizer = e.optimizer.build(schedule, abstract_params(e.model))
+    state = abstract_state(e.model, optimizer, mesh)
+    of_a_device = sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(state)
+    )
+    hosts = len({device.process_index for device in target.devices})
+    known = Bill(
+        checkpoints=len(steps),
+        checkpoints_kept=sum(preserved(e.checkpoints, steps, ())),
+        checkpoint_bytes=num_bytes(state),
+        checkpoint_seconds=num_bytes(state) / bandwidth,
+        token_store_bytes=e.train.steps * e.tokens_per_step * id_dtype(e.model.vocab_size).itemsize,
+        trajectory_bytes=scoring.checkpoints
+        * (scoring.tasks * RECORD_BYTES + scoring.examples * EXAMPLE_BYTES)
+        if scoring
+        else 0,
+        requests_per_step=e.data.batch_size,
+        requests=e.data.batch_size * e.train.steps,
+        hosts=hosts,
+        host_bytes=PROCESS_BYTES + of_a_device * devices // hosts,
+    )
+    if estimate is None or estimate.step_seconds is None or target.chip is None:
+        return known
+    seconds = estimate.step_seconds * e.train.steps
+    if scoring and scoring.seconds:
+        seconds += scoring.checkpoints * scoring.seconds
+    hours = seconds / HOURS * devices / target.chip.per_chip
+    return known._replace(
+        days=seconds / DAYS,
+        chip_hours=hours,
+        dollars=price and price * hours,
+        expected_days=seconds / DAYS / REACHED,
+        expected_dollars=price and price * hours / REACHED,
+    )

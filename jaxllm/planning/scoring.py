@@ -1,0 +1,142 @@
+"""The cost of scoring the checkpoints of a run: its packed sequences on the compiled scorer."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from jax.sharding import Mesh
+
+from jaxllm.data.tokenizer import with_saved_tokenizer
+from jaxllm.errors import UserError, one_line
+from jaxllm.evaluation.config import EvalConfig
+from jaxllm.evaluation.scoring import PreparedTask, Scorer
+from jaxllm.evaluation.selection import select
+from jaxllm.planning.estimate import ideal_seconds
+from jaxllm.planning.program import OutOfDeviceMemory, measure_scorer, tell
+from jaxllm.planning.targets import Target
+from jaxllm.run.data_identity import saved_tokenizer
+from jaxllm.runtime import import_seqio
+from jaxllm.training.experiment import Experiment
+
+MAX_SHARE = 0.1  # of a run's time, above which a plan warns
+
+
+class Scoring(NamedTuple):
+    """Estimated cost of scoring the checkpoints of a run.
+
+    Every batch has the same number of positions. The scorer is compiled for the shape that most
+    batches have, and the others are taken to cost the same. Seconds are ideal, as `Estimate`'s, and
+    None where the chip is not in the table.
+    """
+
+    tasks: int  # that are counted
+    examples: int
+    sequences: int  # of a checkpoint, in whole batches, as the evaluator runs them
+    positions: int  # of these
+    not_counted: tuple[str, ...]  # tasks, and why
+    checkpoints: int  # that the run scores
+    seconds_per_million: float | None = None  # positions
+    seconds: float | None = None  # of a checkpoint; None if no task is counted, too
+    share: float | None = None  # of the time of steps and scoring
+    every: int | None = None  # the `EvalConfig.every` that brings a larger one to `MAX_SHARE`
+
+
+def scoring_cost(
+    experiment: Experiment, config: EvalConfig, target: Target, mesh: Mesh, step: float | None
+) -> Scoring:
+    """Count the packed sequences of the run's tasks, and time the scorer.
+
+    `step` is the ideal time of an update in seconds; None if unknown.
+    """
+    model, scheduled = experiment.model, experiment.scheduled_steps
+    tasks, not_counted = prepare(experiment, config, mesh)
+    batches = [batch.batch for task in tasks for batch in task.batches]
+    known = Scoring(
+        tasks=len(tasks),
+        examples=sum(len(task.examples) for task in tasks),
+        sequences=sum(batch.inputs.shape[0] for batch in batches),
+        positions=sum(batch.inputs.size for batch in batches),
+        not_counted=not_counted,
+        checkpoints=len(config.due(scheduled)),
+    )
+    if step is None:
+        return known
+    shapes = Counter((batch.inputs.shape[1], batch.targets.shape[1]) for batch in batches)
+    length, targets = max(shapes, key=shapes.__getitem__, default=(model.max_length,) * 2)
+    # the unit of which batches are multiples: the positions of one whole context per device
+    unit = mesh.shape["data"] * mesh.shape["fsdp"] * model.max_length
+    rows = unit // length
+    try:
+        costs = measure_scorer(experiment, mesh, target.slices, rows, length, targets)
+    except OutOfDeviceMemory:
+        return known._replace(not_counted=(*not_counted, "seconds: two layers do not fit"))
+    # Of a loop over blocks of attention, in long sequences, the compiler counts one block.
+    flops = model.flops_per_token(length, causal=True) / 3 * unit
+    flops -= 2 * model.vocab_size * model.embedding_dim * (unit - rows * targets)
+    uncounted = max(0.0, flops - costs.flops * len(target.devices))
+    seconds = ideal_seconds(target, costs, uncounted)["step_seconds"]
+    known = known._replace(seconds_per_million=seconds * 1e6 / unit)
+    if not tasks:
+        return known
+    seconds *= known.positions / unit
+    share, every = share_of(config, scheduled, seconds, step)
+    return known._replace(seconds=seconds, share=share, every=every)
+
+
+def prepare(
+    experiment: Experiment, config: EvalConfig, mesh: Mesh
+) -> tuple[list[PreparedTask], tuple[str, ...]]:
+    """The log-likelihood tasks of a run in device batches, and a line for those not among them.
+
+    What is not at hand (files, corpora, the vocabulary) is no error, and answers are not generated.
+    """
+    e = experiment
+    prepared: dict[str, PreparedTask] = {}
+    missing: dict[str, list[str]] = {}
+    tell(f"counting the sequences of {', '.join(config.tasks)}")
+    try:
+        import_seqio()
+        from jaxllm.data.vocabularies import build_vocabulary
+
+        saved = saved_tokenizer(e.train.model_dir) if e.train.model_dir else None
+        vocabulary = build_vocabulary(with_saved_tokenizer(e.data, saved))
+        scorer = Scorer(e.model, mesh, vocabulary, config.tokens_per_batch)
+    except Exception as error:
+        return [], (f"{', '.join(config.tasks)}: {_reason(error)}",)
+    for group in config.tasks:
+        try:
+            for name, task in select(dataclasses.replace(config, tasks=(group,))).items():
+                if task.definition.kind == "generation":
+                    missing.setdefault("the time depends on the answers", []).append(name)
+                elif name not in prepared:
+                    prepared[name] = scorer.prepare(task.definition, task.read_examples())
+        except Exception as error:
+            missing.setdefault(_reason(error), []).append(group)
+    lines = tuple(f"{', '.join(names)}: {reason}" for reason, names in missing.items())
+    return list(prepared.values()), lines
+
+
+def _reason(error: Exception) -> str:
+    return one_line(error if isinstance(error, UserError) else repr(error))
+
+
+def share_of(
+    config: EvalConfig, scheduled: Sequence[int], seconds: float, step: float
+) -> tuple[float, int | None]:
+    """Scoring's share of a run; where it is above `MAX_SHARE`, the `every` with which it is not.
+
+    Args:
+      scheduled: the steps with a checkpoint, the last step among them.
+      seconds, step: of scoring a checkpoint, and of an update.
+    """
+
+    def share(every: int) -> float:
+        scoring = seconds * len(dataclasses.replace(config, every=every).due(scheduled))
+        return scoring / (scoring + step * scheduled[-1])
+
+    fewer = range(config.every, len(scheduled) + 1)
+    enough = next((every for every in fewer if share(every) <= MAX_SHARE), None)
+    return share(config.every), None if enough == config.every else enough
