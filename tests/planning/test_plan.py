@@ -124,7 +124,7 @@ def test_what_does_not_fit_says_by_how_much_and_what_would_help() -> None:
 
 
 def test_search_ranks_what_fits(monkeypatch) -> None:
-    """On CPU devices with a TPU's peak figures, by what the links take: the rest is set to little."""
+    """On CPU devices with a TPU's peak figures, by what the links take."""
     free = Costs(flops=1e6, hbm_bytes=1e3, seconds=None, ici_bytes=0.0, dcn_bytes=0.0)
     monkeypatch.setattr(search, "measure_costs", lambda *_: free)
     cli.load_gin(cli.parse(cli.parser(""), [*TINY, "--gin.ModelConfig.num_layers=1"]))
