@@ -1,7 +1,8 @@
 """Accelerators and their specifications per JAX device, from the vendors' data sheets.
 
-A TPU7x chip is two JAX devices, a v4 or v5p chip one. Bandwidths count one direction.
-Sources: docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}; NVIDIA's data sheets (dense bf16).
+A v2, v3 or TPU7x chip is two JAX devices, a v4 or v5p chip one. Bandwidths count one direction.
+Sources: docs.cloud.google.com/tpu/docs/{v2,v3,v4,v5e,v5p,v6e,tpu7x}, and for the links of v2 and v3
+Jouppi et al., CACM 63:7 (2020); NVIDIA's data sheets (dense bf16).
 """
 
 from __future__ import annotations
@@ -33,12 +34,13 @@ class Chip(NamedTuple):
 
 
 CHIPS: tuple[Chip, ...] = (
+    Chip("v2", "TPU v2", 23e12, 8 * GIB, 350e9, 124e9, None, torus=2, per_chip=2),
+    Chip("v3", "TPU v3", 61.5e12, 16 * GIB, 450e9, 164e9, None, torus=2, per_chip=2),
     Chip("v4", "TPU v4", 275e12, 32 * GIB, 1.2e12, 300e9, None, torus=3, per_name=2),
     Chip("v5e", "TPU v5 lite", 197e12, 16 * GIB, 819e9, 200e9, 25e9 / 8, torus=2),
     Chip("v5p", "TPU v5", 459e12, 95 * GIB, 2.765e12, 600e9, 50e9 / 8, torus=3, per_name=2),
     Chip("v6e", "TPU v6 lite", 918e12, 32 * GIB, 1.638e12, 400e9, 100e9 / 8, torus=2),
     Chip("7x", "TPU7x", 1153.5e12, 96 * GIB, 3.69e12, 300e9, 50e9 / 8, torus=3, per_chip=2),
-    Chip("v3", "TPU v3", 61.5e12),
     Chip("t4", "Tesla T4", 65e12, 16e9, 320e9),
     Chip("v100", "Tesla V100", 125e12, 32e9, 900e9),
     Chip("l4", "NVIDIA L4", 121e12, 24e9, 300e9),
@@ -77,8 +79,8 @@ class Slice(NamedTuple):
 def slice_of(name: str) -> Slice:
     """Parse a cloud name: 'v4-512', 'v5litepod-16', 'v6e-256', 'tpu7x-128', 'v5p:4x4x8'.
 
-    After a hyphen, v4, v5p and 7x count TensorCores, two per chip, and v5e and v6e chips, in the
-    most cubic torus. After a colon stand the sides of the torus in chips.
+    After a hyphen, v5e and v6e count chips, and the others TensorCores, two per chip, in the most
+    cubic torus. After a colon stand the sides of the torus in chips.
 
     Raises:
       UserError: an unknown generation, or a number of chips that no slice has.

@@ -39,7 +39,7 @@ def refusal(name: str, length: int) -> tuple[str, str | None]:
 
 if __name__ == "__main__":
     found: dict[str, str | None] = {}
-    for name in ("v4-8", "v5e-4", "v5p-8", "v6e-4", "7x-8"):
+    for name in ("v2-8", "v3-8", "v4-8", "v5e-4", "v5p-8", "v6e-4", "7x-8"):
         for length in LENGTHS:
             kind, why = refusal(name, length)
             found[f"{kind} {length}"] = why

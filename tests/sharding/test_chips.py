@@ -11,8 +11,10 @@ from jaxllm.sharding.chips import CHIPS, chip_of, slice_of
 @pytest.mark.parametrize(
     ("name", "shape", "devices"),
     [
-        # docs.cloud.google.com/tpu/docs/v4, v5p, v5e, v6e and tpu7x
-        ("v4-8", (2, 2, 1), 4), ("v4-16", (2, 2, 2), 8), ("v4-32", (2, 2, 4), 16),
+        # docs.cloud.google.com/tpu/docs/v2, v3, v4, v5p, v5e, v6e and tpu7x
+        ("v2-8", (2, 2), 8), ("v2-512", (16, 16), 512), ("v3-32", (4, 4), 32),
+        ("v3-2048", (32, 32), 2048), ("v4-8", (2, 2, 1), 4), ("v4-16", (2, 2, 2), 8),
+        ("v4-32", (2, 2, 4), 16),
         ("v4-128", (4, 4, 4), 64), ("v4-512", (4, 8, 8), 256), ("v4-1024", (8, 8, 8), 512),
         ("v5p-64", (2, 4, 4), 32), ("v5p-256", (4, 4, 8), 128), ("v5p-12288", (16, 16, 24), 6144),
         ("v5litepod-8", (2, 4), 8), ("v5e-256", (16, 16), 256), ("v6e-1", (1, 1), 1),
@@ -28,7 +30,7 @@ def test_names_are_the_cloud_s(name: str, shape: tuple[int, ...], devices: int) 
 
 @pytest.mark.parametrize("name", ["v9-8", "v4", "v4-9", "v5p-14", "v5e-", "v4:2x2", "v4:axbxc", ""])
 def test_other_names_are_refused_with_what_to_write(name: str) -> None:
-    with pytest.raises(UserError, match=r"write v4|torus"):
+    with pytest.raises(UserError, match=r"write v2, v3, v4|torus"):
         slice_of(name)
 
 

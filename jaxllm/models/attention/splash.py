@@ -32,8 +32,10 @@ class Tiles(NamedTuple):
 
 # By prefix of the device kind, the longest match. Tests compile each of them.
 # The fused backward kernel writes a partial gradient of the queries per key tile, to be summed: it
-# pays where one tile holds the keys of a sequence, for which v4 and v5e lack the memory.
+# pays where one tile holds the keys of a sequence, for which v5e and all up to v4 lack the memory.
 TILES: dict[str, Tiles] = {
+    "TPU v2": Tiles(query=1024, key=1024, key_compute=512, fused=False),
+    "TPU v3": Tiles(query=1024, key=1024, key_compute=512, fused=False),
     "TPU v4": Tiles(query=1024, key=1024, key_compute=512, fused=False),
     "TPU v5 lite": Tiles(query=1024, key=1024, key_compute=512, fused=False),
     "TPU v5": Tiles(query=1024, key=2048, key_compute=512, fused=True),
@@ -110,10 +112,12 @@ def _on_one_device(axis, kernel, query, key, value, own):  # type: ignore[no-unt
     if axis is not None:
         gather = functools.partial(jax.lax.all_gather, axis_name=axis, axis=1, tiled=True)
         key, value, key_segments = gather(key), gather(value), gather(own)
-    by_head = lambda x: x.swapaxes(1, 2)
+    # Mosaic multiplies bfloat16 from v4 on
+    compute = jnp.float32 if device_kind()[1].startswith(("TPU v2", "TPU v3")) else query.dtype
+    by_head = lambda x: x.swapaxes(1, 2).astype(compute)
     attend = lambda q, k, v, *segments: kernel(q, k, v, splash.SegmentIds(*segments))
     attn_out = jax.vmap(attend)(by_head(query), by_head(key), by_head(value), own, key_segments)
-    return by_head(attn_out).astype(query.dtype)
+    return attn_out.swapaxes(1, 2).astype(query.dtype)
 
 
 def _kernel(shape, head_shards, length_shards, block, window, interpret):  # type: ignore[no-untyped-def]
