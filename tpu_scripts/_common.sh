@@ -73,6 +73,22 @@ run() {
   echo
 }
 
+# Runs a command of gcloud's. A failure whose message has WORD is none: what was wanted is so already.
+unless_already() {
+  local word=$1 answer
+  shift
+  if [[ $dry_run ]]; then
+    "$@"
+  elif answer=$("$@" 2>&1); then
+    [[ ! $answer ]] || echo "$answer" >&2
+  elif [[ $answer == *$word* ]]; then
+    note "$name: $word"
+  else
+    echo "$answer" >&2
+    return 1
+  fi
+}
+
 tpus() { run gcloud compute tpus "$@" "--zone=$zone" ${project:+"--project=$project"}; }
 
 # The names of the slices' nodes, as queued resources number them.
@@ -114,4 +130,10 @@ resource_state() {
     echo "$answer" >&2
     echo UNKNOWN
   fi
+}
+
+# Of the first host, which prints whether the run finished; empty while it cannot be reached.
+run_status() {
+  local ask='bash jaxllm/tpu_scripts/on_host.sh status 2>/dev/null || echo none'
+  on_node "$(nodes | head -n 1)" 0 "$ask" | tail -n 1
 }

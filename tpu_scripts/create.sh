@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Asks for a TPU with a queued resource, which waits in line until there is one.
+# Asks for a TPU with a queued resource, which waits in line until there is one. One of that name that
+# is there already is kept.
 #
 #   tpu_scripts/create.sh --name=llama --zone=us-central2-b --type=v4-512 --spot --wait
 #
 #   --name=NAME             what the queued resource and its TPU are called
 #   --zone=ZONE             where, such as us-central2-b
-#   --type=TYPE             v4-512, v5e-256 (Google's v5litepod-256), v5p-128, v6e-256, …
+#   --type=TYPE             v4-512, v5e-256 (Google's v5litepod-256), v5p-128, v6e-256, v3-32, …
 #   --slices=N              so many of them, NAME-0 to NAME-(N-1); 1
 #   --spot                  cheaper, and may be taken away at any time
 #   --reserved              from the project's reservation
@@ -23,12 +24,12 @@ parse_flags 'type runtime_version gcloud_flags poll_seconds' 'spot reserved wait
 
 type=${type/#v5e-/v5litepod-}
 case $type in
-  v4-[0-9]*) image=tpu-ubuntu2204-base ;;
+  v[234]-[0-9]*) image=tpu-ubuntu2204-base ;;
   v5litepod-[0-9]*) image=v2-alpha-tpuv5-lite ;;
   v5p-[0-9]*) image=v2-alpha-tpuv5 ;;
   v6e-[0-9]*) image=v2-alpha-tpuv6e ;;
   *7x*) die "--type='$type': Google lends 7x through GKE only; see tpu_scripts/gke.yaml" ;;
-  *) die "--type='$type': needs v4-N, v5e-N, v5p-N or v6e-N" ;;
+  *) die "--type='$type': needs v2-N, v3-N, v4-N, v5e-N, v5p-N or v6e-N" ;;
 esac
 [[ ! $spot || ! $reserved ]] || die '--spot and --reserved exclude each other'
 
@@ -44,7 +45,7 @@ if [[ $gcloud_flags ]]; then
   read -ra more <<<"$gcloud_flags"
   request+=("${more[@]}")
 fi
-tpus queued-resources create "$name" "${request[@]}" --quiet
+unless_already ALREADY_EXISTS tpus queued-resources create "$name" "${request[@]}" --quiet
 
 if [[ $wait ]]; then
   state=''

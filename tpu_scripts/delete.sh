@@ -12,4 +12,4 @@
 source "$(dirname "${BASH_SOURCE[0]}")/_common.sh"
 
 parse_flags '' '' "$@"
-tpus queued-resources delete "$name" --force --quiet
+unless_already NOT_FOUND tpus queued-resources delete "$name" --force --quiet

@@ -21,11 +21,11 @@
 #   --dry_run               print the commands of a run that is never interrupted instead
 #   -- ARGUMENTS            of jaxllm.train; MODEL_DIR in a bucket, which outlives the TPU
 #
-# Ends with 0 when the run has finished, 1 when it gives up.
+# Ends with 0 when the run has finished, 1 when it gives up, 2 when the bucket cannot be written to.
 # shellcheck source-path=SCRIPTDIR source=_common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/_common.sh"
 
-type='' runtime_version='' gcloud_flags='' python=3.11 poll_seconds=60 max_failures=5
+type='' runtime_version='' gcloud_flags='' python=3.12 poll_seconds=60 max_failures=5
 spot='' reserved='' delete_when_finished=''
 parse_flags 'type runtime_version gcloud_flags python poll_seconds max_failures' \
   'spot reserved delete_when_finished' "$@"
@@ -43,12 +43,6 @@ create() {
 setup() { "$scripts/setup.sh" "${common[@]}" "--python=$python"; }
 launch() { "$scripts/launch.sh" "${common[@]}" -- "${arguments[@]}"; }
 delete() { "$scripts/delete.sh" "${common[@]}"; }
-
-# Of the first host, which prints whether the run finished; empty while it cannot be reached.
-run_status() {
-  local ask='bash jaxllm/tpu_scripts/on_host.sh status 2>/dev/null || echo none'
-  on_node "$(nodes | head -n 1)" 0 "$ask" | tail -n 1
-}
 
 # A preempted node may be gone while its queued resource is still called active.
 nodes_are_there() {
@@ -90,8 +84,14 @@ failed() {
   fi
 }
 start_run() {
+  local code=0
   launched=$SECONDS
-  launch || failed 'the run could not be started'
+  launch || code=$?
+  if ((code == 2)); then # no try will be luckier
+    note "giving up; the TPU is still there: $scripts/delete.sh ${common[*]}"
+    exit 2
+  fi
+  ((code == 0)) || failed 'the run could not be started'
 }
 
 while true; do

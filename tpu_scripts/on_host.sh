@@ -2,6 +2,7 @@
 # What the other scripts do on each host of a TPU, in the folder that setup.sh unpacked there.
 #
 #   on_host.sh install VERSION   makes .venv with that Python and the versions we test with
+#   on_host.sh check ADDRESS     whether the service account may write to gs://BUCKET/FOLDER; else 2
 #   on_host.sh start ARGUMENTS   stops what runs, then runs jaxllm.train with these; prints to run.log
 #   on_host.sh run ARGUMENTS     runs it in the foreground, for GKE: fails when told to stop, so that
 #                                the job is not taken for done
@@ -28,10 +29,28 @@ shift || true
 case $verb in
   install)
     PATH=$PATH:$HOME/.local/bin
-    command -v uv >/dev/null || python3 -m pip install --quiet --user uv
-    [[ -d .venv ]] || uv venv --quiet --python "$1" .venv
+    command -v uv >/dev/null || python3 -m pip install --quiet --user uv ||
+      curl -LsSf https://astral.sh/uv/install.sh | sh
+    if [[ $(.venv/bin/python -V 2>/dev/null) != "Python $1".* ]]; then
+      rm -rf .venv
+      uv venv --quiet --python "$1" .venv
+    fi
     versions=constraints/py${1/./}.txt
     uv pip install --quiet --python .venv/bin/python -c "$versions" -e '.[tpu]'
+    ;;
+  check)
+    write='import sys; from jaxllm.kvstore import KeyValueStore; store = KeyValueStore(sys.argv[1])
+store.write({".writable": b""}); store.delete([".writable"])'
+    if ! answer=$(timeout 120 .venv/bin/python -c "$write" "$1" 2>&1); then
+      metadata=http://${GCE_METADATA_HOST:-metadata.google.internal}/computeMetadata/v1
+      account=$(curl -sf --max-time 5 -H 'Metadata-Flavor: Google' \
+        "$metadata/instance/service-accounts/default/email") || account=ACCOUNT
+      bucket=${1#gs://}
+      echo "error: no writing to $1: ${answer##*UserError: }; the TPU's service account may with:" \
+        "gcloud storage buckets add-iam-policy-binding gs://${bucket%%/*}" \
+        "--member=serviceAccount:$account --role=roles/storage.objectAdmin" >&2
+      exit 2
+    fi
     ;;
   start)
     stop
@@ -69,7 +88,7 @@ case $verb in
     fi
     ;;
   *)
-    echo "error: unknown verb '$verb': install, start, run, stop or status" >&2
+    echo "error: unknown verb '$verb': install, check, start, run, stop or status" >&2
     exit 2
     ;;
 esac

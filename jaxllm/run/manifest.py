@@ -79,7 +79,7 @@ def select(
 
 @functools.cache
 def code_version() -> str:
-    """`0.1.0`, or `0.1.0+<commit>[-dirty]` in a git checkout."""
+    """`0.1.0`; `0.1.0+<commit>[-dirty]` in a git checkout or a copy of one with a file COMMIT."""
     try:
         version = importlib.metadata.version("jaxllm")
     except importlib.metadata.PackageNotFoundError:
@@ -92,6 +92,8 @@ def code_version() -> str:
                 command, cwd=root, text=True, timeout=5, stderr=subprocess.DEVNULL
             )
             version += f"+{commit.strip()}"
+        elif (copied := root / "COMMIT").exists():
+            version += f"+{copied.read_text().strip()}"
     except (OSError, subprocess.SubprocessError):
         pass
     return version

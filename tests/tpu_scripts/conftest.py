@@ -1,4 +1,4 @@
-"""A machine with a fake gcloud, a fake uv, and a fake jaxllm.train that takes steps."""
+"""A machine with a fake gcloud, whose hosts have a fake uv and a fake jaxllm.train."""
 
 import contextlib
 import json
@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ SCRIPTS = REPOSITORY / "tpu_scripts"
 # Takes the steps up to TRAIN_STEPS, kept in the bucket as a checkpoint is. The first start on a
 # TPU does what FIRST says; SIGTERM saves and ends it with 0, as jaxllm.train does.
 TRAIN = """
+[[ $* != -V ]] || { echo "Python $(cat .venv/version).1"; exit 0; }
+[[ $1 != -c ]] || exit ${NO_BUCKET:-0}
 bucket=$FAKE_CLOUD/bucket
 trap 'echo "stopped at step $(cat $bucket/step) and saved"; exit 0' TERM
 echo "$PWD $*" >>$bucket/starts
@@ -48,7 +51,7 @@ class Machine:
     """Where the scripts run.
 
     Attributes:
-      scripts: tpu_scripts, in a checkout that has them committed.
+      scripts: tpu_scripts, in the tree that they copy.
       cloud: the folder of the fake cloud.
       environment: with the fakes in front of the PATH.
     """
@@ -57,13 +60,17 @@ class Machine:
     cloud: Path
     environment: dict[str, str]
 
-    def run(self, script: str, *flags: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    def run(self, script: str, *flags: str) -> subprocess.CompletedProcess[str]:
         """Runs a script to its end."""
         command = [str(self.scripts / f"{script}.sh"), *flags]
-        environment = self.environment | variables
         return subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=300, check=False
+            command, env=self.environment, capture_output=True, text=True, timeout=1800, check=False
         )
+
+    def set_on_hosts(self, **variables: str) -> None:
+        """What is set where a command runs on a host."""
+        known = {"FAKE_CLOUD": str(self.cloud), "FIRST": ""}
+        (self.cloud / "environment.json").write_text(json.dumps(known | variables))
 
     def states(self, *states: str) -> None:
         """What the queued resource will answer, one after the other; the last one stays."""
@@ -90,41 +97,78 @@ def executable(path: Path, text: str) -> None:
     path.chmod(0o755)
 
 
-def checkout(folder: Path) -> Path:
-    """A repository with the scripts and the constraints, committed as they are now."""
+# The Python of the image is too old, and all that it can do is to install uv.
+PYTHON = """
+case $* in
+  -V) echo Python 3.10.12 ;;
+  '-m pip install --quiet --user uv')
+    mkdir -p $HOME/.local/bin && cp $FAKE_CLOUD/uv $HOME/.local/bin/uv ;;
+  *) exit 1 ;;
+esac
+"""
+
+# Makes an environment whose Python is the file `train`.
+UV = """
+echo "$@" >>$FAKE_CLOUD/bucket/uv
+if [[ $1 == venv ]]; then
+  mkdir -p .venv/bin && echo $4 >.venv/version && cp $FAKE_CLOUD/train .venv/bin/python
+fi
+"""
+
+PARTS = ("constraints", "evals", "gin", "jaxllm", "tpu_scripts")
+
+
+def tree(folder: Path) -> Path:
+    """What setup.sh copies, without git: scripts and constraints as they are, else stubs."""
+    for part in PARTS:
+        (folder / part).mkdir(parents=True)
     for part in ("tpu_scripts", "constraints"):
-        shutil.copytree(REPOSITORY / part, folder / part)
-    git = ["git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@example.org"]
-    for command in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "all"]):
-        subprocess.run([*git, *command], check=True)
+        shutil.copytree(REPOSITORY / part, folder / part, dirs_exist_ok=True)
+    for file in ("pyproject.toml", "README.md", "LICENSE"):
+        (folder / file).touch()
     return folder
+
+
+def kill_runs(folder: Path) -> None:
+    """Ends what runs on the hosts of a fake cloud."""
+    for pid in folder.glob("cloud/hosts/*/jaxllm/run.pid"):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(int(pid.read_text()), signal.SIGKILL)
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def fake_cloud(folder: Path, scripts: Path) -> Machine:
+    """A machine in `folder` whose gcloud has no TPU yet."""
+    cloud, programs = folder / "cloud", folder / "bin"
+    for directory in (cloud / "bucket", cloud / "image" / "bin", programs):
+        directory.mkdir(parents=True)
+    fake = Path(__file__).with_name("fake_gcloud.py")
+    executable(programs / "gcloud", f'#!/bin/bash\nexec {sys.executable} {fake} "$@"\n')
+    executable(cloud / "image" / "bin" / "python3", f"#!/bin/bash\n{PYTHON}")
+    executable(cloud / "uv", f"#!/bin/bash\n{UV}")
+    executable(cloud / "train", f"#!/bin/bash\n{TRAIN}")
+    environment = {
+        "PATH": f"{programs}:{os.environ['PATH']}",
+        "FAKE_CLOUD": str(cloud),
+        "HOME": str(folder),
+    }
+    made = Machine(scripts, cloud, environment)
+    made.set_on_hosts()
+    return made
 
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Iterator[Machine]:
     if shutil.which("bash") is None or shutil.which("setsid") is None:
         pytest.skip("needs bash and setsid")
-    cloud, programs = tmp_path / "cloud", tmp_path / "bin"
-    (cloud / "bucket").mkdir(parents=True)
-    programs.mkdir()
-    fake = Path(__file__).with_name("fake_gcloud.py")
-    executable(programs / "gcloud", f'#!/bin/bash\nexec {sys.executable} {fake} "$@"\n')
-    executable(
-        programs / "uv",
-        '#!/bin/bash\necho "$@" >>$FAKE_CLOUD/bucket/uv\n'
-        "mkdir -p .venv/bin && cp $FAKE_CLOUD/train .venv/bin/python\n",
-    )
-    executable(cloud / "train", f"#!/bin/bash\n{TRAIN}")
-    environment = {
-        "PATH": f"{programs}:{os.environ['PATH']}",
-        "FAKE_CLOUD": str(cloud),
-        "HOME": str(tmp_path),
-        "FIRST": "",
-    }
-    yield Machine(checkout(tmp_path / "checkout") / "tpu_scripts", cloud, environment)
-    for pid in cloud.glob("hosts/*/jaxllm/run.pid"):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(int(pid.read_text()), signal.SIGKILL)
+    yield fake_cloud(tmp_path, tree(tmp_path / "tree") / "tpu_scripts")
+    kill_runs(tmp_path)
 
 
 @pytest.fixture
@@ -132,10 +176,10 @@ def keep_running(machine: Machine) -> Callable[..., subprocess.CompletedProcess[
     """Keeps a run on two slices going, with `FIRST` for its first start."""
 
     def keep(first: str, *flags: str) -> subprocess.CompletedProcess[str]:
+        machine.set_on_hosts(FIRST=first)
         return machine.run(
             "keep_running", "--name=llama", "--zone=us-central2-b", "--type=v4-16", "--slices=2",
             "--spot", "--poll_seconds=0.2", *flags, "--", "--gin_file=a b.gin",
-            FIRST=first,
         )  # fmt: skip
 
     return keep

@@ -46,10 +46,9 @@ def test_gcloud_takes_the_flags_of_the_page(tmp_path: Path) -> None:
     assert errors == dict.fromkeys(calls)
 
 
-def test_the_page_names_the_images_that_are_asked_for() -> None:
+def test_the_page_names_the_images_that_are_asked_for(machine: Machine) -> None:
     rows = re.findall(r"^\| (\S+) \|.*\| `(.*?)` \|$", PAGE, re.MULTILINE)
-    script = (REPOSITORY / "tpu_scripts" / "create.sh").read_text()
-    names = {"v5e": "v5litepod"}
-    assert len(rows) == 4
+    assert [chip for chip, _ in rows] == ["v2", "v3", "v4", "v5e", "v5p", "v6e"]
     for chip, image in rows:
-        assert f"{names.get(chip, chip)}-[0-9]*) image={image} ;;" in script
+        flags = ("--name=a", "--zone=b", f"--type={chip}-8", "--dry_run")
+        assert f"--runtime-version={image} " in machine.run("create", *flags).stdout

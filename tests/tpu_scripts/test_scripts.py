@@ -11,7 +11,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,10 +20,10 @@ import yaml
 from jaxllm import cli, runtime
 from jaxllm.training.experiment import Experiment
 from tests.conftest import REPOSITORY
-from tests.tpu_scripts.conftest import SCRIPTS, Machine
+from tests.tpu_scripts.conftest import SCRIPTS, Machine, wait_for
 
 WHERE = ("--name=llama", "--zone=us-central2-b")
-VERBS = ("create", "setup", "launch", "logs", "delete", "keep_running")
+VERBS = ("create", "setup", "launch", "status", "stop", "logs", "delete", "keep_running")
 Keep = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -39,6 +38,8 @@ def printed(machine: Machine, script: str, *flags: str) -> list[list[str]]:
 @pytest.mark.parametrize(
     ("kind", "gcloud_kind", "image"),
     [
+        ("v2-8", "v2-8", "tpu-ubuntu2204-base"),
+        ("v3-32", "v3-32", "tpu-ubuntu2204-base"),
         ("v4-8", "v4-8", "tpu-ubuntu2204-base"),
         ("v5e-256", "v5litepod-256", "v2-alpha-tpuv5-lite"),
         ("v5litepod-16", "v5litepod-16", "v2-alpha-tpuv5-lite"),
@@ -118,12 +119,12 @@ def test_gke_runs_train_on_every_host() -> None:
 
 
 def test_every_slice_is_set_up(machine: Machine) -> None:
-    words = printed(machine, "setup", "--slices=2", "--python=3.12")
+    words = printed(machine, "setup", "--slices=2", "--python=3.11")
     assert [command[4:7] for command in words[1:]] == [
-        ["scp", "jaxllm.tar.gz", "llama-0:"], ["ssh", "llama-0", "--worker=all"],
-        ["scp", "jaxllm.tar.gz", "llama-1:"], ["ssh", "llama-1", "--worker=all"],
+        ["scp", "./jaxllm.tar.gz", "llama-0:"], ["ssh", "llama-0", "--worker=all"],
+        ["scp", "./jaxllm.tar.gz", "llama-1:"], ["ssh", "llama-1", "--worker=all"],
     ]  # fmt: skip
-    assert words[-1][7].endswith("on_host.sh install 3.12")
+    assert words[-1][7].endswith("on_host.sh install 3.11")
 
 
 def test_logs_and_delete(machine: Machine) -> None:
@@ -159,13 +160,14 @@ def test_help_documents_every_flag(machine: Machine, script: str) -> None:
         ("create", [*WHERE, "--type"], "--type needs a value"),
         ("create", [*WHERE, "--spot=yes"], "--spot=yes"),
         ("setup", [*WHERE, "--python=three"], "--python='three'"),
+        ("setup", [*WHERE, "--python=3.9"], "--python='3.9'"),
         ("launch", [*WHERE], "what to train is missing"),
         ("launch", [*WHERE, "--gin_file=a.gin"], "--gin_file=a.gin"),
         ("logs", [*WHERE, "--slice=1"], "--slice=1"),
         ("logs", [*WHERE, "--lines=all"], "--lines='all'"),
         ("delete", [*WHERE, "now"], "now"),
         ("keep_running", [*WHERE, "--type=v4-8"], "what to train is missing"),
-        ("keep_running", [*WHERE, "--type=v3-8", "--", "--gin_file=a.gin"], "--type='v3-8'"),
+        ("keep_running", [*WHERE, "--type=v1-8", "--", "--gin_file=a.gin"], "--type='v1-8'"),
         ("keep_running", [*WHERE, "--type=v4-8", "--max_failures=x", "--", "-a"], "--max_failures"),
     ],
 )  # fmt: skip
@@ -237,12 +239,29 @@ def test_it_gives_up_after_failures_and_shows_why(machine: Machine, keep_running
     assert "delete.sh --name=llama" in done.stderr
 
 
+def test_a_bucket_that_cannot_be_written_to_is_tried_once(machine: Machine) -> None:
+    machine.set_on_hosts(NO_BUCKET="1", GCE_METADATA_HOST="localhost:1")
+    machine.states("NONE", "ACTIVE")
+    done = machine.run(
+        "keep_running",
+        *WHERE,
+        "--type=v4-8",
+        "--poll_seconds=0.1",
+        "--",
+        "--gin.MODEL_DIR=gs://b/r",
+    )
+    assert done.returncode == 2
+    assert "--member=serviceAccount:ACCOUNT --role=roles/storage.objectAdmin" in done.stderr
+    assert "giving up; the TPU is still there: " in done.stderr
+    assert not machine.bucket("starts")
+
+
 def test_a_running_run_is_found_again(machine: Machine, keep_running: Keep) -> None:
     """Whoever starts the loop again, or starts it late, does not start the run again."""
     machine.states("ACTIVE")
     assert machine.run("create", *WHERE, "--type=v4-8", "--slices=2").returncode == 0
     assert machine.run("setup", *WHERE, "--slices=2").returncode == 0
-    assert machine.run("launch", *WHERE, "--slices=2", "--", "-x", FIRST="").returncode == 0
+    assert machine.run("launch", *WHERE, "--slices=2", "--", "-x").returncode == 0
     wait_for(lambda: "10" in machine.bucket("step"))
     done = keep_running("")
     assert done.returncode == 0, done.stderr
@@ -254,7 +273,8 @@ def test_launch_lets_the_old_run_save(machine: Machine) -> None:
     machine.states("ACTIVE")
     machine.run("create", *WHERE, "--type=v4-8")
     assert machine.run("setup", *WHERE).returncode == 0
-    machine.run("launch", *WHERE, "--", "-x", FIRST="hang")
+    machine.set_on_hosts(FIRST="hang")
+    machine.run("launch", *WHERE, "--", "-x")
     wait_for(lambda: machine.bucket("step") == ["5"])
     assert machine.run("launch", *WHERE, "--", "-y").returncode == 0
     log = machine.cloud / "hosts" / "llama.0" / "jaxllm" / "run.log"
@@ -268,14 +288,68 @@ def test_launch_lets_the_old_run_save(machine: Machine) -> None:
 
 
 def test_hosts_get_the_versions_that_are_tested(machine: Machine) -> None:
+    """Their own Python is too old and brings uv; a second setup keeps the run's environment."""
     machine.run("create", *WHERE, "--type=v4-8")
-    assert machine.run("setup", *WHERE, "--python=3.12").returncode == 0
-    assert machine.bucket("uv")[:2] == [
-        "venv --quiet --python 3.12 .venv",
-        "pip install --quiet --python .venv/bin/python -c constraints/py312.txt -e .[tpu]",
-    ]
-    installed = machine.cloud / "hosts" / "llama.1" / "jaxllm"
-    assert (installed / "constraints" / "py312.txt").exists()
+    done = machine.run("setup", *WHERE)
+    assert done.returncode == 0, done.stderr
+    install = "pip install --quiet --python .venv/bin/python -c constraints/py{}.txt -e .[tpu]"
+    new = ["venv --quiet --python 3.12 .venv", install.format(312)]
+    assert sorted(machine.bucket("uv")) == sorted(new * 2)
+    host = machine.cloud / "hosts" / "llama.1" / "jaxllm"
+    (host / "run.log").write_text("a line")
+    (host / "jaxllm" / "gone.py").touch()
+    machine.run("setup", *WHERE)
+    assert machine.bucket("uv")[4:] == [install.format(312)] * 2
+    assert (host / "run.log").exists()
+    assert not (host / "jaxllm" / "gone.py").exists()
+    assert (host / "COMMIT").read_text() == "copied\n"
+    machine.run("setup", *WHERE, "--python=3.11")
+    assert "venv --quiet --python 3.11 .venv" in machine.bucket("uv")[6:]
+
+
+def test_the_tree_of_a_checkout_says_its_commit(machine: Machine) -> None:
+    git = ["git", "-C", str(machine.scripts.parent), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "all"]):
+        subprocess.run([*git, *command], check=True)
+    commit = subprocess.check_output([*git, "rev-parse", "HEAD"], text=True).strip()
+    (machine.scripts.parent / "README.md").write_text("changed")
+    machine.run("create", *WHERE, "--type=v4-8")
+    assert machine.run("setup", *WHERE).returncode == 0
+    host = machine.cloud / "hosts" / "llama.0" / "jaxllm"
+    copied, mark = (host / "COMMIT").read_text().strip().rsplit("-", 1)
+    assert commit.startswith(copied) and mark == "dirty"
+    assert (host / "README.md").read_text() == "changed"
+
+
+def test_what_is_done_already_is_no_failure(machine: Machine) -> None:
+    machine.states("ACTIVE")
+    assert machine.run("create", *WHERE, "--type=v4-8").returncode == 0
+    again = machine.run("create", *WHERE, "--type=v4-8", "--wait")
+    assert again.returncode == 0, again.stderr
+    assert "llama: ALREADY_EXISTS" in again.stderr
+    assert machine.run("delete", *WHERE).returncode == 0
+    again = machine.run("delete", *WHERE)
+    assert again.returncode == 0, again.stderr
+    assert "llama: NOT_FOUND" in again.stderr
+
+
+def test_status_and_stop(machine: Machine) -> None:
+    machine.states("NONE")
+    lines = ["queued resource llama: NONE", "node llama: unknown", "run: unknown"]
+    assert machine.run("status", *WHERE).stdout.splitlines() == lines
+    machine.states("ACTIVE")
+    machine.run("create", *WHERE, "--type=v4-8")
+    machine.run("setup", *WHERE)
+    machine.set_on_hosts(FIRST="hang")
+    assert machine.run("launch", *WHERE, "--", "-x").returncode == 0
+    wait_for(lambda: machine.bucket("step") == ["5"])
+    lines = ["queued resource llama: ACTIVE", "node llama: READY", "run: running"]
+    assert machine.run("status", *WHERE).stdout.splitlines() == lines
+    refused = machine.run("setup", *WHERE)
+    assert refused.returncode != 0
+    assert "a run is going on; tpu_scripts/stop.sh ends it" in refused.stderr
+    assert machine.run("stop", *WHERE).stdout == "stopped\n"
+    assert machine.run("setup", *WHERE).returncode == 0
 
 
 def test_in_a_container_a_stopped_run_is_not_done(machine: Machine, tmp_path: Path) -> None:
@@ -340,10 +414,3 @@ def test_gcloud_knows_every_command(machine: Machine, tmp_path: Path) -> None:
     errors = {result["command_string"]: result["error_message"] for result in results}
     assert {call: errors[call] for call in calls} == dict.fromkeys(calls)
     assert "unrecognized arguments: --no-such-flag=1" in errors[wrong]
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.05)
