@@ -22,10 +22,13 @@ from jaxllm.errors import UserError, one_line
 from jaxllm.run.times import GoodputTimer, duration
 
 if TYPE_CHECKING:
+    import argparse
+
     from jax.sharding import Mesh
 
     from jaxllm.data.loader import SequenceSource
     from jaxllm.evaluation.config import EvalConfig
+    from jaxllm.run.data_identity import DataIdentity
     from jaxllm.run.run import Run
     from jaxllm.training.experiment import Experiment
     from jaxllm.training.loop import Outcome
@@ -35,9 +38,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train and score the run that flags and gin define."""
     timer = GoodputTimer()
     flags = cli.parser(__doc__ or "")
+    flags.add_argument(
+        "--branch_from", metavar="RUN@STEP",
+        help="begin at a checkpoint of another run, or at hf:DIR, with the settings of that run "
+        "where this command does not state others",
+    )  # fmt: skip
     runtime.add_host_flags(flags)
     args = cli.parse(flags, argv)
-    cli.load_gin(args)
+    load_settings(args)
     # Before the loop there is nothing to save: SIGTERM exits at once.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 
@@ -63,6 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         {"settings": gin.config_str(), "version of jaxllm": code_version(), "JAX": jax.__version__}
     )
     runtime.enable_compilation_cache()
+    experiment.branch()
     Run.create(experiment.model_dir)
     mesh = make_mesh(mesh_config)
     experiment.check(mesh)
@@ -77,6 +86,38 @@ def main(argv: Sequence[str] | None = None) -> int:
             if advice:
                 print(advice)
     return 0
+
+
+def load_settings(args: argparse.Namespace) -> None:
+    """Load gin; for a branch on top of its parent's config.
+
+    Raises:
+      UserError: as `cli.load_gin` and `Branch.open`.
+    """
+    if args.branch_from is None:
+        cli.load_gin(args)
+        return
+
+    import gin
+
+    from jaxllm.run.branch import Branch
+    from jaxllm.run.layout import Layout
+    from jaxllm.training.experiment import Experiment
+
+    at, state = args.branch_from, None
+    if at.startswith("hf:"):
+        from jaxllm.interop.huggingface.importing import import_run
+
+        cli.load_gin(args)
+        parent, state = Layout(Experiment.configured().model_dir).parent, "params"
+        if not parent.exists():
+            import_run(at.removeprefix("hf:"), str(parent))
+        at = f"{parent}@0"
+        gin.clear_config()
+    cli.load_gin(args, str(Branch.open(at).parent.path))
+    gin.bind_parameter("TrainConfig.branch_from", at)
+    if state:
+        gin.bind_parameter("TrainConfig.branch_state", state)
 
 
 def run(
@@ -101,13 +142,19 @@ def run(
     from jaxllm.data.loader import Loader
     from jaxllm.report.alarms import HealthWriter
     from jaxllm.report.tensorboard import TensorBoardWriter
+    from jaxllm.run import data_identity
     from jaxllm.training.experiment import make_evaluator
     from jaxllm.training.loop import train
     from jaxllm.training.metrics import Writer
     from jaxllm.training.progress import Progress
 
-    source = open_data(experiment, weights)
+    source, identity = open_data(experiment, weights)
     e = experiment.with_vocabulary(source.tokenizer.size)
+    begun = data_identity.load(e.model_dir) is not None
+    if not begun and (branch := e.branch()):
+        e.check_branch(branch, mesh)
+    if runtime.is_first():
+        data_identity.save(e.model_dir, identity, source.tokenizer.files)
     open_batches = functools.partial(
         Loader,
         source,
@@ -140,23 +187,46 @@ def run(
     return outcome, health.advice() if health and not outcome.finished else ""
 
 
-def open_data(experiment: Experiment, weights: Mapping[str, float] | None = None) -> SequenceSource:
-    """Open the training sequences of a run, with its saved vocabulary, if any.
+def open_data(
+    experiment: Experiment, weights: Mapping[str, float] | None = None
+) -> tuple[SequenceSource, DataIdentity]:
+    """Open the training sequences of a run, with its saved vocabulary or its parent's, if any.
+
+    A branch on other data than its parent's has an order of its own, in which every domain goes on
+    from what the parent has read of it.
+
+    Returns:
+      The sequences, and the identity that the run saves when it begins.
 
     Raises:
       UserError: they differ from those that the run began with, or between hosts.
     """
     import jax
 
-    from jaxllm.data.loader import open_source
+    from jaxllm.data.loader import Origin, open_source
     from jaxllm.data.tokenizer import with_saved_tokenizer
     from jaxllm.run import data_identity
 
-    model_dir = experiment.model_dir
-    data = with_saved_tokenizer(experiment.data, data_identity.saved_tokenizer(model_dir))
-    source, error = None, None
+    e, model_dir = experiment, experiment.model_dir
+    saved, branch = data_identity.load(model_dir), None
+    if saved is None and (branch := e.branch()):
+        saved = data_identity.load(str(branch.parent.path))
+    home = str(branch.parent.path) if branch else model_dir
+    data, source, error = e.data, None, None
+    if not (branch and saved and data.vocabulary.path):
+        data = with_saved_tokenizer(data, data_identity.saved_tokenizer(home))
+    whole = branch is None or branch.whole
+    origin = Origin(saved.position, saved.domain_tokens) if saved and whole else Origin()
     try:
-        source = open_source(data, weights, hosts=jax.process_count())
+        source = open_source(data, weights, jax.process_count(), origin)
+        if branch and saved and saved.vocabulary != source.tokenizer.identity:
+            raise UserError(
+                f"VocabularyConfig names another vocabulary than that of {branch.name}, on which a "
+                "branch goes on: leave it out"
+            )
+        if branch and whole and not (saved and saved.fingerprint == source.fingerprint):
+            checkpoint = branch.checkpoint
+            source = source.starting_at(Origin(checkpoint.data_position, checkpoint.domain_tokens))
     except UserError as mistake:
         error = mistake
     runtime.raise_together(error)
@@ -164,10 +234,11 @@ def open_data(experiment: Experiment, weights: Mapping[str, float] | None = None
     runtime.check_hosts_agree(
         {"vocabulary": source.tokenizer.identity, "training sequences": source.fingerprint}
     )
-    data_identity.verify(model_dir, source.fingerprint)
-    if runtime.is_first():
-        data_identity.save(model_dir, source.fingerprint, source.tokenizer.files)
-    return source
+    identity = data_identity.DataIdentity(
+        source.fingerprint, source.tokenizer.identity, *source.origin, parent=e.train.branch_from
+    )
+    data_identity.verify(model_dir, identity)
+    return source, identity
 
 
 def timing(outcome: Outcome) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 import grain
 import numpy as np
@@ -35,8 +36,21 @@ ENDLESS = 1 << 62
 PREFETCH = 4  # batches read ahead of the loop
 
 
+class Origin(NamedTuple):
+    """Where an order of sequences begins: in a branch on other data, not at a run's first one."""
+
+    position: int = 0  # global index of its first sequence
+    tokens: Mapping[str, int] = {}  # read of each domain before
+
+
+BEGINNING = Origin()
+
+
 def open_source(
-    config: DataConfig, weights: Mapping[str, float] | None = None, hosts: int = 1
+    config: DataConfig,
+    weights: Mapping[str, float] | None = None,
+    hosts: int = 1,
+    origin: Origin = BEGINNING,
 ) -> SequenceSource:
     """Open the training sequences of a run, preparing corpora that are not in the cache.
 
@@ -47,7 +61,8 @@ def open_source(
     weights = weights or corpora.resolve(config)
     tokenizer = load_tokenizer(config, weights)
     run = run_in_processes if hosts == 1 else run_on_every_host
-    return SequenceSource(config, tokenizer, prepare(config, weights, tokenizer, run=run))
+    prepared = prepare(config, weights, tokenizer, run=run)
+    return SequenceSource(config, tokenizer, prepared, origin)
 
 
 class SequenceSource:
@@ -57,14 +72,20 @@ class SequenceSource:
       tokenizer: the tokenizer of the token ids.
       domains: domain names, indexed by a batch's domain indices.
       weights: float64 [D], share of the sequences per domain.
-      fingerprint: hash of the tokens, weights, layout, sequence length and seed, but not of file
-        locations: equal for two sources exactly when their sequences are.
+      origin: where their order begins; every domain goes on from what was read before.
+      fingerprint: hash of the tokens, weights, layout, sequence length, seed and origin, but not of
+        file locations: equal for two sources exactly when their sequences are.
     """
 
     def __init__(
-        self, config: DataConfig, tokenizer: Tokenizer, prepared: tuple[PreparedDomain, ...]
+        self,
+        config: DataConfig,
+        tokenizer: Tokenizer,
+        prepared: tuple[PreparedDomain, ...],
+        origin: Origin = BEGINNING,
     ) -> None:
         self.config, self.tokenizer, self.prepared = config, tokenizer, prepared
+        self.origin = origin
         self.domains = tuple(domain.name for domain in prepared)
         self._layouts = [_lay_out(config, domain) for domain in prepared]
         self._mixture = Mixture(
@@ -72,8 +93,23 @@ class SequenceSource:
         )
         self.weights = self._mixture.weights
         shares = [(d.name, d.weight, d.store.meta["digest"]) for d in prepared]
-        settings = (config.layout, config.sequence_length, config.seed)
+        settings: list[object] = [config.layout, config.sequence_length, config.seed]
+        if origin.position:
+            settings += [origin.position, sorted(origin.tokens.items())]
         self.fingerprint = f"{derive_key(*settings, *shares):016x}"
+
+    def starting_at(self, origin: Origin) -> SequenceSource:
+        """The same corpora and weights, in an order that begins at `origin`."""
+        return SequenceSource(self.config, self.tokenizer, self.prepared, origin)
+
+    def tokens_read(self, position: int) -> dict[str, int]:
+        """Tokens of each domain in the sequences before `position`, padding included."""
+        own = position - self.origin.position
+        return dict(self.origin.tokens) | {
+            domain: self.origin.tokens.get(domain, 0)
+            + self._mixture.count(index, own) * self.config.sequence_length
+            for index, domain in enumerate(self.domains)
+        }
 
     def sequences(self, start: int, count: int) -> SequenceArrays:
         """Sequences start .. start + count - 1.
@@ -82,7 +118,7 @@ class SequenceSource:
           inputs, targets, positions, segment_ids int32 [count, T]; weights float32 [count, T];
           domains int32 [count].
         """
-        domains, numbers = self._mixture.sequences(start, count)
+        domains, numbers = self._mixture.sequences(start - self.origin.position, count)
         arrays = empty_sequences(count, self.config.sequence_length)
         reads = []  # of all domains at once
         for domain in np.unique(domains):
@@ -97,6 +133,8 @@ class SequenceSource:
     def _order(self, domain: int, numbers: np.ndarray) -> list[int]:
         """Layout indices of the domain's sequences `numbers`; each epoch has its own order."""
         size = self._layouts[domain].count
+        before = self.origin.tokens.get(self.domains[domain], 0)
+        numbers = numbers + -(-before // self.config.sequence_length)
         epochs, indices = np.divmod(numbers, size)
         for epoch in np.unique(epochs):
             key = derive_key(self.config.seed, self.domains[domain], epoch)

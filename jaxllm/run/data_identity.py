@@ -2,7 +2,7 @@
 
     MODEL_DIR/tokenizer.model or tokenizer.json      the vocabulary
     MODEL_DIR/tokenizer_config.json                  its special tokens, for published tokenizers
-    MODEL_DIR/data.json                              a fingerprint of the training sequences
+    MODEL_DIR/data.json                              `DataIdentity`
 
 Corpora can change under a run (the embedded ones do with the Python version), and training on other
 sequences would pass for a resumed run. A run's vocabulary never changes.
@@ -10,6 +10,7 @@ sequences would pass for a resumed run. A run's vocabulary never changes.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 
@@ -20,27 +21,50 @@ from jaxllm.io import atomic_write
 from jaxllm.run.layout import TOKENIZERS, Layout
 
 
-def verify(model_dir: str, fingerprint: str) -> None:
-    """Raise UserError if the run began with other sequences, or this cannot be told."""
+@dataclasses.dataclass(frozen=True)
+class DataIdentity:
+    """What a run's sequences are, and where it and their order begin."""
+
+    fingerprint: str  # of the training sequences
+    vocabulary: str  # identity of the tokenizer
+    position: int = 0  # global index of the first sequence in their order
+    domain_tokens: Mapping[str, int] = dataclasses.field(default_factory=dict)  # read before it
+    parent: str | None = None  # RUN@STEP of a branch
+
+
+def load(model_dir: str) -> DataIdentity | None:
+    """The saved identity; None before it is saved. UserError if it is damaged."""
     path = Layout(model_dir).data
     if not path.exists():
-        return
+        return None
     try:
-        saved = json.loads(path.read_text())["fingerprint"]
-    except (ValueError, TypeError, KeyError) as error:
+        return DataIdentity(**json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
         raise UserError(
             f"{path} is damaged, so that the run's data cannot be verified: restore it from a copy,"
             " or take a new MODEL_DIR"
         ) from error
-    if saved != fingerprint:
+
+
+def verify(model_dir: str, identity: DataIdentity) -> None:
+    """Raise UserError if the run began with other sequences or elsewhere, or cannot tell."""
+    saved = load(model_dir)
+    if saved is None:
+        return
+    if identity.parent and saved.parent != identity.parent:
+        began = f"at {saved.parent}" if saved.parent else "with initial parameters of its own"
+        raise UserError(
+            f"{model_dir} began {began}, not at {identity.parent}: take a new MODEL_DIR"
+        )
+    if saved.fingerprint != identity.fingerprint:
         raise UserError(
             f"{model_dir} began with other data: its corpora, their weights, the layout, the"
-            " sequence length, the seed or the Python version have changed since; restore them, or"
-            " take a new MODEL_DIR"
+            " sequence length, the seed or the Python version have changed since; restore them,"
+            f" take a new MODEL_DIR, or go on from a checkpoint: --branch_from={model_dir}@STEP"
         )
 
 
-def save(model_dir: str, fingerprint: str, tokenizer_files: Mapping[str, bytes]) -> None:
+def save(model_dir: str, identity: DataIdentity, tokenizer_files: Mapping[str, bytes]) -> None:
     """Write what the run has not saved yet, each file atomically.
 
     Args:
@@ -51,7 +75,7 @@ def save(model_dir: str, fingerprint: str, tokenizer_files: Mapping[str, bytes])
         for name, content in tokenizer_files.items():
             atomic_write(layout.tokenizer_file(name), content)
     if not layout.data.exists():
-        atomic_write(layout.data, json.dumps({"fingerprint": fingerprint}) + "\n")
+        atomic_write(layout.data, json.dumps(dataclasses.asdict(identity)) + "\n")
 
 
 def saved_tokenizer(model_dir: str) -> epath.Path | None:

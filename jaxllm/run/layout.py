@@ -26,7 +26,8 @@ class Layout:
         self.metrics = root / "metrics.jsonl"  # a line per logged step
         self.restarts = root / "restarts.jsonl"  # a line per restart and per stop in order
         self.alarms = root / "alarms.jsonl"  # a line per alarm (`jaxllm.report.alarms`)
-        self.data = root / "data.json"  # the fingerprint of the training sequences
+        self.data = root / "data.json"  # identity of the training sequences
+        self.parent = root / "parent"  # a run directory, where it begins at hf:DIR
         self.trajectory = root / "trajectory"  # a directory per step with each task's records
         self.abandoned = root / "abandoned_records"  # records of steps that were trained again
         self.tensorboard = root / "tensorboard"  # event files and profiles

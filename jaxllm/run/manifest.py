@@ -6,13 +6,15 @@ import dataclasses
 import functools
 import importlib.metadata
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from etils import epath
 
 from jaxllm.errors import UserError
 from jaxllm.io import JsonLines
+
+IMPORTED = "imported"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +32,11 @@ class ManifestEntry:
     wall_seconds: float  # time spent by all processes of the run until then
     code_version: str  # version of jaxllm, with the commit in a git checkout
     restarts: int  # before the save
-    kind: str  # 'scheduled', 'final', or 'preempted' (saved to resume from; not scored)
+    # 'scheduled', 'final', 'preempted' (saved to resume from; not scored), 'branched' (the first
+    # line of a branch), or 'imported' (parameters alone)
+    kind: str
+    domain_tokens: Mapping[str, int] = dataclasses.field(default_factory=dict)  # seen of each
+    parent: str | None = None  # of kind 'branched': RUN@STEP, where this run begins
 
 
 def entries(lines: JsonLines) -> list[ManifestEntry]:
@@ -39,16 +45,16 @@ def entries(lines: JsonLines) -> list[ManifestEntry]:
     Raises:
       UserError: an older version of jaxllm wrote it.
     """
-    fields = {field.name for field in dataclasses.fields(ManifestEntry)}
+    fields = [field.name for field in dataclasses.fields(ManifestEntry)]
     by_step = {}
     for row in lines.read()[0]:
-        if missing := sorted(fields - row.keys()):
+        if missing := [name for name in fields[:-2] if name not in row]:
             raise UserError(
                 f"{lines.path} has no {missing[0]!r} at step {row['step']}: an older version of "
                 f"jaxllm ({row.get('code_version', 'unknown')}) wrote this run, and only it can "
                 "read it"
             )
-        by_step[row["step"]] = ManifestEntry(**{name: row[name] for name in fields})
+        by_step[row["step"]] = ManifestEntry(**{name: row[name] for name in fields if name in row})
     return [by_step[step] for step in sorted(by_step)]
 
 

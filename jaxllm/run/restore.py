@@ -19,7 +19,7 @@ from jax.experimental import multihost_utils
 
 from jaxllm.errors import UserError, first_line
 from jaxllm.run.layout import MODEL, TRAINING, Layout
-from jaxllm.run.manifest import ManifestEntry
+from jaxllm.run.manifest import IMPORTED, ManifestEntry
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +28,7 @@ class RestoredCheckpoint:
 
     entry: ManifestEntry
     params: Any
-    training: Any
+    training: Any  # None of a branch that takes the parameters alone
     custom_metadata: Mapping[str, Any]
 
 
@@ -46,7 +46,8 @@ def restore_params(layout: Layout, step: int, params: Any) -> Any:
     """
     path = layout.checkpoint(step)
     try:
-        return _restore_item(path / MODEL, params, "parameter")
+        _check_item(path / MODEL, params, "parameter")
+        return ocp.StandardCheckpointer().restore(path / MODEL, params)
     except UserError:
         raise
     except Exception as error:  # exceptions of damaged files are undocumented, and vary
@@ -77,7 +78,7 @@ def restore_newest(
     for entry in reversed(entries):
         restored, path = None, layout.checkpoint(entry.step)
         try:
-            restored = _restore(path, entry, params, training)
+            restored = restore(layout, entry, params, training)
         except UserError:
             raise
         except Exception as error:
@@ -92,13 +93,52 @@ def restore_newest(
     return None
 
 
-def check_model(layout: Layout, saved: RestoredCheckpoint, model: Mapping[str, Any]) -> None:
-    """Raise UserError if a config field that parameter shapes do not reveal has changed."""
-    trained: Mapping[str, Any] = saved.custom_metadata.get("model", model)
+def restore(layout: Layout, entry: ManifestEntry, params: Any, training: Any) -> RestoredCheckpoint:
+    """One committed checkpoint; without its training state where `training` is None.
+
+    Raises:
+      UserError: it is of another model or optimizer, or has no training state.
+      Exception: it cannot be read.
+    """
+    path, restorer = layout.checkpoint(entry.step), ocp.StandardCheckpointer()
+    metadata = check_arrays(layout, entry, params, training)
+    return RestoredCheckpoint(
+        entry,
+        restorer.restore(path / MODEL, params),
+        training and restorer.restore(path / TRAINING, training),
+        metadata,
+    )
+
+
+def check_arrays(
+    layout: Layout, entry: ManifestEntry, params: Any, training: Any
+) -> Mapping[str, Any]:
+    """The JSON saved with a checkpoint that has these arrays; raises as `restore`."""
+    path, handler = layout.checkpoint(entry.step), ocp.CompositeCheckpointHandler(MODEL, TRAINING)
+    _check_item(path / MODEL, params, "parameter")
+    if training is not None:
+        if entry.kind == IMPORTED:
+            raise UserError(
+                f"checkpoint {path} has parameters alone, without the state of an optimizer: begin "
+                f"another run from it, with --branch_from={layout.root}@{entry.step} "
+                "--gin.TrainConfig.branch_state=params"
+            )
+        _check_item(path / TRAINING, training, "optimizer state")
+    return ocp.Checkpointer(handler).metadata(path).custom_metadata or {}
+
+
+def check_model(
+    layout: Layout, step: int, metadata: Mapping[str, Any], model: Mapping[str, Any]
+) -> None:
+    """Raise UserError if a config field that parameter shapes do not reveal has changed.
+
+    `metadata` is the JSON saved with the checkpoint of `step`.
+    """
+    trained: Mapping[str, Any] = metadata.get("model", model)
     for name in sorted(model):
         if trained.get(name) != model[name]:
             raise UserError(
-                f"checkpoint {layout.checkpoint(saved.entry.step)} is of a model with {name} = "
+                f"checkpoint {layout.checkpoint(step)} is of a model with {name} = "
                 f"{trained.get(name)!r}, and this run's config says {model[name]!r}: set it back, "
                 "or take another MODEL_DIR"
             )
@@ -127,23 +167,6 @@ def move_away(path: epath.Path, target: epath.Path) -> None:
         number += 1
         target = target.with_name(f"{name}.{number}")
     path.rename(target)
-
-
-def _restore(
-    path: epath.Path, entry: ManifestEntry, params: Any, training: Any
-) -> RestoredCheckpoint:
-    handler = ocp.CompositeCheckpointHandler(MODEL, TRAINING)
-    return RestoredCheckpoint(
-        entry,
-        _restore_item(path / MODEL, params, "parameter"),
-        _restore_item(path / TRAINING, training, "optimizer state"),
-        ocp.Checkpointer(handler).metadata(path).custom_metadata or {},
-    )
-
-
-def _restore_item(path: epath.Path, abstract: Any, noun: str) -> Any:
-    _check_item(path, abstract, noun)
-    return ocp.StandardCheckpointer().restore(path, abstract)
 
 
 def _check_item(path: epath.Path, abstract: Any, noun: str) -> None:

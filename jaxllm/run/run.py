@@ -187,7 +187,7 @@ class Run:
         if newest:
             entry = newest.entry
             if model is not None:
-                check_model(self.layout, newest, model)
+                check_model(self.layout, entry.step, newest.custom_metadata, model)
             rows = self.metrics_lines.read()[0] + self.restart_lines.read()[0]
             restarts = max([entry.restarts, *(row.get("restarts", 0) for row in rows)]) + 1
             spent = newest.custom_metadata.get("time", {"wall": entry.wall_seconds})
@@ -234,7 +234,7 @@ class Run:
                 move_away(layout.checkpoint(later), layout.damaged / str(later))
         for later in self.trajectory.steps():
             if later > step:
-                move_away(layout.trajectory / str(later), layout.abandoned / str(later))
+                self.trajectory.abandon(later, layout.abandoned / f"{time.time():.0f}")
 
     # Tables
 

@@ -2,8 +2,9 @@
 
     <step>/<task>.parquet             the records of a task at a checkpoint
     <step>/<task>.examples.parquet    its examples, written first: who has records has examples
-    <step>.parquet                    in an object store, the records of all tasks of a checkpoint:
-                                      thousands of small files would cost a request each
+    <step>.parquet                    the records of all tasks of a checkpoint, in an object store
+                                      (thousands of small files would cost a request each), and
+                                      those that a branch has from its parent
 
 Scoring again replaces a task's file, so a crash leaves no partial records and two writers of
 different tasks never conflict. A task's own file comes before the checkpoint's.
@@ -24,6 +25,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from etils import epath
 
 from jaxllm.errors import first_line
 from jaxllm.io import is_remote
@@ -75,6 +77,19 @@ class TrajectoryStore:
         table = pa.Table.from_pylist([dataclasses.asdict(record) for record in records], SCHEMA)
         self._store.write({_name(step, task, _RECORDS): _bytes(table, **_OF_FEW_ROWS)})
 
+    def write_table(self, records: pd.DataFrame) -> None:
+        """Store records of any steps and tasks, with the columns of `Record`, a file per step."""
+        for step, rows in records.groupby("step"):
+            table = pa.Table.from_pandas(rows, SCHEMA, preserve_index=False)
+            self._store.write({f"{step}{_RECORDS}": _bytes(table, **_OF_FEW_ROWS)})
+
+    def abandon(self, step: int, directory: epath.PathLike) -> None:
+        """Move all files of a step into `directory`."""
+        names = [name for name in self._store.names(str(step)) if _step(name) == step]
+        contents = zip(names, self._store.read(*names), strict=True)
+        KeyValueStore(directory).write({n: content for n, content in contents if content})
+        self._store.delete(names)
+
     def compact(self, step: int) -> None:
         """Move the records of a checkpoint into one file, where files cost requests."""
         if not is_remote(self.path):
@@ -83,8 +98,7 @@ class TrajectoryStore:
         tables = [table for table in self._tables(files).values() if isinstance(table, pa.Table)]
         if len(files) < 2 or len(tables) < len(files):
             return
-        table = pa.Table.from_pandas(_latest(tables), SCHEMA, preserve_index=False)
-        self._store.write({f"{step}{_RECORDS}": _bytes(table, **_OF_FEW_ROWS)})
+        self.write_table(_latest(tables))
         self._store.delete([name for name in files if "/" in name])
 
     def scored(self, step: int, since: float = 0.0) -> set[str]:

@@ -42,6 +42,9 @@ class TrainConfig:
         threads are written to stderr; None for no watchdog.
       exit_on_hang: whether the process then exits, with code 1.
       optimizer: `@AdamWConfig()` or another (`@MuonConfig()`).
+      branch_from: RUN@STEP, the checkpoint of another run at which this one begins, or hf:DIR.
+      branch_state: what it takes from there: 'all' (parameters, optimizer state, step, data
+        position) or 'params', to begin at step 0 with these parameters (always so of hf:DIR).
     """
 
     model_dir: str | None = None
@@ -56,6 +59,8 @@ class TrainConfig:
     watchdog_minutes: PositiveFloat | None = 10.0
     exit_on_hang: bool = False
     optimizer: OptimizerConfig = dataclasses.field(default_factory=lambda: AdamWConfig())
+    branch_from: str | None = None
+    branch_state: Literal["all", "params"] = "all"
 
     def __post_init__(self) -> None:
         if self.model_dir is not None:

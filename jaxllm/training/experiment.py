@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from jaxllm.evaluation.config import EvalConfig
     from jaxllm.evaluation.evaluator import Evaluator
+    from jaxllm.run.branch import Branch
 
 VOCAB_MULTIPLE = 64
 # Fields that may change during a run: they affect how a model is run, not what it computes.
@@ -73,6 +74,33 @@ class Experiment:
         if not self.train.model_dir:
             raise UserError("MODEL_DIR is not set: give --gin.MODEL_DIR=<directory or gs://…>")
         return self.train.model_dir
+
+    def branch(self) -> Branch | None:
+        """Where the run begins, if at a checkpoint of another one.
+
+        Raises:
+          UserError: there is no such checkpoint, or it is the run's own.
+        """
+        from jaxllm.run.branch import Branch
+
+        if self.train.branch_from is None:
+            return None
+        branch = Branch.open(self.train.branch_from, self.train.branch_state)
+        if os.path.abspath(branch.parent.path) == os.path.abspath(self.model_dir):
+            raise UserError(
+                f"a branch of {branch.name} needs a directory of its own: --gin.MODEL_DIR=DIR"
+            )
+        return branch
+
+    def check_branch(self, branch: Branch, mesh: Mesh) -> None:
+        """Raise UserError if the run's state cannot begin at `branch`."""
+        from jaxllm.models.decoder import abstract_params
+        from jaxllm.training.state import abstract_state
+
+        schedule = make_schedule(self.schedule, self.train.steps)
+        optimizer = self.optimizer.build(schedule, abstract_params(self.model))
+        state = abstract_state(self.model, optimizer, mesh)
+        branch.check(state.params, state.training, self.saved_model())
 
     @property
     def optimizer(self) -> OptimizerConfig:

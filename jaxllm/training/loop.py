@@ -19,6 +19,7 @@ from jaxllm.evaluation.scoring import Interrupted
 from jaxllm.io import disk_errors
 from jaxllm.models.decoder import abstract_params
 from jaxllm.run.manifest import ManifestEntry, code_version
+from jaxllm.run.restore import RestoredCheckpoint
 from jaxllm.run.run import Resumed, Run
 from jaxllm.run.times import GoodputTimer, TimeBreakdown
 from jaxllm.training.experiment import Experiment
@@ -27,7 +28,7 @@ from jaxllm.training.metrics import Diverged, MetricsLog, Position, Writer
 from jaxllm.training.preemption import Preemption
 from jaxllm.training.profile import Profile
 from jaxllm.training.progress import Progress
-from jaxllm.training.state import TrainState, abstract_state, init_state, num_bytes
+from jaxllm.training.state import TrainState, abstract_state, init_state, num_bytes, state_of
 from jaxllm.training.step import TrainStep, compile_train_step, device_batch
 from jaxllm.training.watchdog import Watchdog
 
@@ -139,15 +140,14 @@ class Trainer:
         e = self._experiment = experiment
         self._mesh, self._evaluator, self._should_stop = mesh, evaluator, should_stop
         self._writers, self._progress, self._timer = writers, progress, timer
-        self._domains = source.domains
+        self._source = source
         self.scheduled = frozenset(e.scheduled_steps)
         self._scored = frozenset(evaluator.due(e.scheduled_steps) if evaluator else ())
         self._schedule = make_schedule(e.schedule, e.train.steps)
         self._optimizer = e.optimizer.build(self._schedule, abstract_params(e.model))
         self._abstract = abstract_state(e.model, self._optimizer, mesh)
         self._run = Run.create(e.model_dir)
-        resumed = self._resume()
-        self._restored = resumed.checkpoint if resumed else None
+        resumed, self._restored = self._restore()
         self.restarts = resumed.restarts if resumed else 0
         self.step = self.start.step
         self._watchdog = Watchdog(e.train.watchdog_minutes, e.train.exit_on_hang)
@@ -156,6 +156,7 @@ class Trainer:
             e,
             self.start,
             resumed,
+            self._restored.custom_metadata if self._restored and self._restored.training else {},
             source.domains,
             timer,
             self._watchdog,
@@ -165,20 +166,28 @@ class Trainer:
         )
         self._checkpoints = self._run.checkpoint_writer(e.checkpoints)
 
-    def _resume(self) -> Resumed | None:
-        """Resume the run from its newest checkpoint, if it has one."""
+    def _restore(self) -> tuple[Resumed | None, RestoredCheckpoint | None]:
+        """Resume the run from its newest checkpoint, or begin it at one of its parent."""
         e, abstract = self._experiment, self._abstract
         newest = max((entry.step for entry in self._run.available()), default=-1)
         self._run.check_space(e.bytes_to_come(num_bytes(abstract), newest))
-        training = {"step": abstract.step, "opt_state": abstract.opt_state}
+        training = abstract.training
         log = self._progress.log
         resumed = self._run.resume(abstract.params, training, e.saved_model(), log)
-        self.start = Position(0, 0, 0)
+        restored = resumed.checkpoint if resumed else None
+        self.start, branch = Position(0, 0, 0), None if resumed else e.branch()
+        if branch:
+            restored = branch.begin(
+                self._run, e.run_info, abstract.params, training, e.saved_model()
+            )
+            log(f"{e.model_dir} begins at {branch.name}")
         if resumed:
-            entry, self._timer.previous = resumed.checkpoint.entry, resumed.previous
+            self._timer.previous = resumed.previous
+            log(f"resuming {e.model_dir} at step {resumed.checkpoint.entry.step}")
+        if restored:
+            entry = restored.entry
             self.start = Position(entry.step, entry.tokens, entry.data_position)
-            log(f"resuming {e.model_dir} at step {entry.step}")
-        return resumed
+        return resumed, restored
 
     def __enter__(self) -> Trainer:
         return self
@@ -214,11 +223,12 @@ class Trainer:
 
     def restored_or_new_state(self) -> TrainState:
         """The initial state of this process."""
-        if self._restored is None:
-            e = self._experiment
+        e, restored = self._experiment, self._restored
+        if restored is None:
             return init_state(e.model, self._optimizer, self._abstract, e.train.seed)
-        training = self._restored.training
-        return TrainState(training["step"], self._restored.params, training["opt_state"])
+        if restored.training is None:
+            return state_of(restored.params, self._optimizer, self._abstract)
+        return TrainState(params=restored.params, **restored.training)
 
     def compile_update(self) -> TrainStep:
         """The compiled update; its compilation counts towards no step."""
@@ -233,7 +243,7 @@ class Trainer:
                 self._abstract,
                 batch_size=e.data.batch_size,
                 length=e.data.sequence_length,
-                num_domains=len(self._domains),
+                num_domains=len(self._source.domains),
                 accumulation=e.train.gradient_accumulation,
                 z_loss=e.train.z_loss,
             )
@@ -241,7 +251,7 @@ class Trainer:
 
     def score_missing(self, state: TrainState) -> None:
         """Save and score step 0 of a new run, or score the tasks that the resumed step lacks."""
-        if self._restored is None:
+        if self.step == 0 and self.log.saved is None:
             if self.step in self.scheduled:
                 self.save(state, "scheduled")
                 self.score(state)
@@ -259,7 +269,7 @@ class Trainer:
             self._checkpoints.save(
                 self._entry(kind),
                 state.params,
-                {"step": state.step, "opt_state": state.opt_state},
+                state.training,
                 {
                     **self.log.custom_metadata(),
                     "time": dataclasses.asdict(self._timer.run()),
@@ -311,7 +321,7 @@ class Trainer:
         return self.start.at(self.step, self._experiment)
 
     def _entry(self, kind: str) -> ManifestEntry:
-        position = self._position()
+        position, began = self._position(), self.step == self.start.step
         return ManifestEntry(
             step=self.step,
             tokens=position.tokens,
@@ -325,6 +335,8 @@ class Trainer:
             code_version=code_version(),
             restarts=self.restarts,
             kind=kind,
+            domain_tokens=self._source.tokens_read(position.sequences),
+            parent=self._restored.entry.parent if began and self._restored else None,
         )
 
     def _heartbeat_and_should_stop(self) -> bool:

@@ -72,6 +72,7 @@ class MetricsLog:
         experiment: Experiment,
         start: Position,
         resumed: Resumed | None,
+        sums: Mapping[str, Any],
         domains: Sequence[str],
         timer: GoodputTimer,
         watchdog: Watchdog,
@@ -79,11 +80,10 @@ class MetricsLog:
         lines: JsonLines | None,
         writers: Sequence[Writer],
     ) -> None:
-        """Begin at `start`, with the sums that the checkpoint of a resumed run has saved."""
+        """Begin at `start`, with the `sums` that the restored checkpoint has saved."""
         self.loss: float | None = None
         self.learning_rate: float | None = None
         self.saved = start.step if resumed else None
-        sums = resumed.checkpoint.custom_metadata if resumed else {}
         self._restarts = resumed.restarts if resumed else 0
         self._experiment, self._start = experiment, start
         self._timer, self._watchdog, self._progress = timer, watchdog, progress

@@ -24,6 +24,11 @@ class TrainState(NamedTuple):
     params: Any  # tree of unboxed parameters
     opt_state: Any  # Optax's state; its moments are sharded as their parameters
 
+    @property
+    def training(self) -> dict[str, Any]:
+        """What a checkpoint holds beside the parameters."""
+        return {"step": self.step, "opt_state": self.opt_state}
+
 
 def abstract_state(
     model: ModelConfig, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh
@@ -46,6 +51,15 @@ def init_state(
 
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     return jax.jit(init, out_shardings=shardings)(jax.random.key(seed))
+
+
+def state_of(
+    params: Any, optimizer: optax.GradientTransformation, abstract: TrainState
+) -> TrainState:
+    """The state at step 0 with these parameters."""
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    init = lambda params: TrainState(jnp.int32(0), params, optimizer.init(params))
+    return jax.jit(init, out_shardings=shardings)(params)
 
 
 def num_bytes(abstract: Any) -> int:

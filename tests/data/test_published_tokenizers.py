@@ -19,6 +19,7 @@ from jaxllm.data.tokenizer import AGREEMENT_SAMPLES, Tokenizer, read, with_saved
 from jaxllm.data.vocabularies import from_directory, load_tokenizer
 from jaxllm.errors import UserError
 from jaxllm.run import data_identity
+from jaxllm.run.data_identity import DataIdentity
 
 transformers = pytest.importorskip("transformers")
 
@@ -254,7 +255,7 @@ def test_a_run_saves_its_tokenizer(family: str, request, tmp_path: Path) -> None
     directory = request.getfixturevalue(f"{family}_dir")
     vocabulary = VocabularyConfig(str(directory))
     config = DataConfig(mixture_or_task_name="x", vocabulary=vocabulary)
-    data_identity.save(str(tmp_path), "rows", read(directory).files)
+    data_identity.save(str(tmp_path), DataIdentity("rows", ""), read(directory).files)
     again = with_saved_tokenizer(config, data_identity.saved_tokenizer(str(tmp_path)))
     assert Path(str(again.vocabulary.path)).parent == tmp_path
     one, two = vocabularies.build_vocabulary(config), vocabularies.build_vocabulary(again)
@@ -279,7 +280,9 @@ def test_a_tokenizer_json_alone_separates_documents(tmp_path: Path) -> None:
     named = dataclasses.replace(config.vocabulary, eos_token="<|weiter|>")
     tokenizer = load_tokenizer(dataclasses.replace(config, vocabulary=named))
     assert (tokenizer.bos, tokenizer.eos) == (None, 0)
-    data_identity.save(str(tmp_path), "a", tokenizer.files)  # and the run remembers
+    data_identity.save(
+        str(tmp_path), DataIdentity("a", ""), tokenizer.files
+    )  # and the run remembers
     saved = with_saved_tokenizer(config, data_identity.saved_tokenizer(str(tmp_path)))
     assert load_tokenizer(saved).identity == tokenizer.identity
     wrong = dataclasses.replace(config.vocabulary, bos_token="<nope>")

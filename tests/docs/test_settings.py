@@ -20,4 +20,4 @@ def test_every_field_has_a_meaning_and_there_are_not_too_many() -> None:
     # parts of ModelConfig that are given as one dictionary; the others are what gin may bind
     grouped = {"Quirks", "RopeScaling"}
     bound = [c for c in settings.configs() if c.__name__ not in grouped]
-    assert sum(len(vars(config)["__annotations__"]) for config in bound) <= 90
+    assert sum(len(vars(config)["__annotations__"]) for config in bound) <= 100

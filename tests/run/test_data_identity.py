@@ -10,19 +10,23 @@ from jaxllm.data.config import DataConfig, VocabularyConfig
 from jaxllm.data.tokenizer import with_saved_tokenizer
 from jaxllm.errors import UserError
 from jaxllm.run import data_identity
-from jaxllm.run.data_identity import saved_tokenizer
+from jaxllm.run.data_identity import DataIdentity, saved_tokenizer
 from jaxllm.train import open_data
 from tests.training.helpers import experiment
 
 TOKENIZER = {"tokenizer_config.json": b"{}", "tokenizer.json": b"{1}"}
 
 
+def identity(fingerprint: str) -> DataIdentity:
+    return DataIdentity(fingerprint, "")
+
+
 def test_other_sequences_are_refused(tmp_path: Path) -> None:
-    data_identity.verify(str(tmp_path / "new"), "a")
-    data_identity.save(str(tmp_path), "a", {})
-    data_identity.verify(str(tmp_path), "a")
+    data_identity.verify(str(tmp_path / "new"), identity("a"))
+    data_identity.save(str(tmp_path), identity("a"), {})
+    data_identity.verify(str(tmp_path), identity("a"))
     with pytest.raises(UserError, match=r"began with other data.*take a new MODEL_DIR") as error:
-        data_identity.verify(str(tmp_path), "b")
+        data_identity.verify(str(tmp_path), identity("b"))
     assert "delete" not in str(error.value)
 
 
@@ -30,7 +34,7 @@ def test_other_sequences_are_refused(tmp_path: Path) -> None:
 def test_a_damaged_fingerprint_is_one_clear_line(tmp_path: Path, content: str) -> None:
     (tmp_path / "data.json").write_text(content)
     with pytest.raises(UserError, match=r"data\.json is damaged.*restore it"):
-        data_identity.verify(str(tmp_path), "a")
+        data_identity.verify(str(tmp_path), identity("a"))
 
 
 @pytest.mark.parametrize("moves", range(4))
@@ -51,14 +55,14 @@ def test_a_kill_leaves_each_file_complete_or_absent(tmp_path: Path, monkeypatch,
 
     monkeypatch.setattr(os, "replace", killed)
     try:
-        data_identity.save(str(tmp_path), "a", TOKENIZER)
+        data_identity.save(str(tmp_path), identity("a"), TOKENIZER)
     except Killed:
         assert moves < 3
     monkeypatch.setattr(os, "replace", replace)
     complete = {p.name for p in tmp_path.iterdir() if p.suffix != ".tmp"}
     assert complete == set(done)
-    data_identity.save(str(tmp_path), "a", TOKENIZER)
-    data_identity.verify(str(tmp_path), "a")
+    data_identity.save(str(tmp_path), identity("a"), TOKENIZER)
+    data_identity.verify(str(tmp_path), identity("a"))
     assert saved_tokenizer(str(tmp_path)) == tmp_path / "tokenizer.json"
     assert {name: (tmp_path / name).read_bytes() for name in TOKENIZER} == TOKENIZER
 
@@ -83,7 +87,7 @@ def test_the_vocabulary_travels_with_the_run(config: DataConfig, tmp_path: Path)
     trained = vocabularies.build_vocabulary(config)
     run = str(tmp_path / "run")
     assert with_saved_tokenizer(config, saved_tokenizer(run)) == config
-    data_identity.save(run, "a", vocabularies.load_tokenizer(config).files)
+    data_identity.save(run, identity("a"), vocabularies.load_tokenizer(config).files)
     for file in (tmp_path / "cache").rglob("*.model"):
         file.unlink()
     again = vocabularies.build_vocabulary(with_saved_tokenizer(config, saved_tokenizer(run)))
@@ -93,13 +97,14 @@ def test_the_vocabulary_travels_with_the_run(config: DataConfig, tmp_path: Path)
 def test_changed_corpora_bring_no_new_vocabulary(config: DataConfig, tmp_path: Path) -> None:
     """Whatever a user deletes to go on with other data, the run's token ids keep their meaning."""
     run = experiment(tmp_path / "run", data=config)
-    began = open_data(run)
+    began, saved_identity = open_data(run)
+    data_identity.save(run.model_dir, saved_identity, began.tokenizer.files)
     saved = (tmp_path / "run" / "tokenizer.model").read_bytes()
     write_corpus(tmp_path / "corpora", "other text of other letters: qxzj vwyk\n")
     with pytest.raises(UserError, match="began with other data"):
         open_data(run)
     (tmp_path / "run" / "data.json").unlink()
-    went_on = open_data(run)
+    went_on, _ = open_data(run)
     assert went_on.fingerprint != began.fingerprint
     text = began.sequences(0, 1)["inputs"][0]
     vocabulary = vocabularies.from_directory(tmp_path / "run" / "tokenizer.model")

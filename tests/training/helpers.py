@@ -46,6 +46,9 @@ class FakeSource:
 
     domains = ("even", "odd")
 
+    def tokens_read(self, position: int) -> dict[str, int]:
+        return {"even": (position + 1) // 2 * LENGTH, "odd": position // 2 * LENGTH}
+
     def check_vocabulary(self, vocab_size: int) -> None:
         if vocab_size < VOCABULARY:
             raise UserError(f"ModelConfig.vocab_size = {vocab_size} is too small")

@@ -32,7 +32,7 @@ from jaxllm.interop.huggingface.fields import differences, to_model
 from jaxllm.io import fetched, is_remote, new_directory
 from jaxllm.models.config import ModelConfig, ParamDtype
 from jaxllm.run.layout import MODEL
-from jaxllm.run.manifest import ManifestEntry, code_version
+from jaxllm.run.manifest import IMPORTED, ManifestEntry, code_version
 from jaxllm.run.run import Run
 
 CHUNK_BYTES = 64 * 2**20  # chunk size of unstacked parameters
@@ -59,7 +59,7 @@ class Published:
             step=self.step, tokens=self.tokens, flops=6.0 * model.num_params * self.tokens,
             learning_rate=None, loss=None, data_position=0, dtype=param_dtype or model.param_dtype,
             wall_time=max(file.stat().st_mtime for file in files), wall_seconds=0.0,
-            code_version=code_version(), restarts=0, kind="scheduled",
+            code_version=code_version(), restarts=0, kind=IMPORTED,
         )  # fmt: skip
 
 

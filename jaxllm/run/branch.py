@@ -1,0 +1,117 @@
+"""A branch: a run that begins at a checkpoint of another run, its parent.
+
+It takes over the whole state (parameters, optimizer state, step, data position), so that with the
+parent's settings it goes on bitwise as the parent did; or the parameters alone, at step 0. Its
+manifest begins with that checkpoint, and its trajectory with the parent's records until then.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+
+from jaxllm.errors import UserError, first_line
+from jaxllm.io import location
+from jaxllm.run.manifest import ManifestEntry
+from jaxllm.run.records import RunInfo
+from jaxllm.run.restore import RestoredCheckpoint, check_arrays, check_model, restore
+from jaxllm.run.run import Run
+
+LENGTH = ("rope_theta", "rope_scaling")  # fields that a branch may change, for longer sequences
+
+
+@dataclasses.dataclass(frozen=True)
+class Branch:
+    """The checkpoint at which a run begins, and what it takes over."""
+
+    parent: Run
+    checkpoint: ManifestEntry
+    whole: bool  # the whole state, not the parameters alone
+
+    @classmethod
+    def open(cls, branch_from: str, state: str = "all") -> Branch:
+        """The branch of TrainConfig.branch_from and branch_state.
+
+        Raises:
+          UserError: it is malformed, or there is no such checkpoint.
+        """
+        model_dir, step = parse(branch_from)
+        parent = Run.open(model_dir)
+        return cls(parent, parent.select(str(step))[0], state == "all")
+
+    @property
+    def name(self) -> str:
+        """RUN@STEP."""
+        return f"{self.parent.path}@{self.checkpoint.step}"
+
+    @property
+    def entry(self) -> ManifestEntry:
+        """The first line of the branch's manifest."""
+        begun = dataclasses.replace(
+            self.checkpoint,
+            wall_time=time.time(), wall_seconds=0.0, restarts=0, kind="branched", parent=self.name,
+        )  # fmt: skip
+        if self.whole:
+            return begun
+        return dataclasses.replace(
+            begun, step=0, tokens=0, flops=0.0, learning_rate=None, loss=None, data_position=0,
+            domain_tokens={},
+        )  # fmt: skip
+
+    def check(self, params: Any, training: Any, model: Mapping[str, Any]) -> None:
+        """Raise UserError if the checkpoint is of another model or optimizer, or damaged.
+
+        The arguments are those of `Run.resume`, without shardings if need be.
+        """
+        layout, compared = self.parent.layout, {k: v for k, v in model.items() if k not in LENGTH}
+        with self._errors():
+            metadata = check_arrays(layout, self.checkpoint, params, self._taken(training))
+        check_model(layout, self.checkpoint.step, metadata, compared)
+
+    def begin(
+        self, run: Run, info: RunInfo, params: Any, training: Any, model: Mapping[str, Any]
+    ) -> RestoredCheckpoint:
+        """Restore the state of the checkpoint, and begin the manifest and trajectory of `run`.
+
+        All hosts must call it. The arguments are those of `Run.resume`.
+
+        Raises:
+          UserError: the checkpoint is of another model or optimizer, or damaged.
+        """
+        self.check(params, training, model)
+        with self._errors():
+            found = restore(self.parent.layout, self.checkpoint, params, self._taken(training))
+        entry = self.entry
+        if jax.process_index() == 0:
+            run.manifest_lines.append(dataclasses.asdict(entry))
+            if self.whole:
+                records = self.parent.records()
+                records = records[records["step"] <= entry.step]
+                run.trajectory.write_table(records.assign(run=info.run, family=info.family))
+        return dataclasses.replace(found, entry=entry)
+
+    def _taken(self, training: Any) -> Any:
+        return training if self.whole else None
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except UserError as error:
+            alone = "; or take its parameters alone: --gin.TrainConfig.branch_state=params"
+            raise UserError(f"{error}{alone if 'optimizer state' in str(error) else ''}") from error
+        except Exception as error:  # exceptions of damaged files are undocumented, and vary
+            raise UserError(f"checkpoint {self.name} is damaged ({first_line(error)})") from error
+
+
+def parse(branch_from: str) -> tuple[str, int]:
+    """The run directory and the step of RUN@STEP; UserError if malformed."""
+    model_dir, at, step = branch_from.rpartition("@")
+    if not (at and model_dir and step.isdigit()):
+        raise UserError(f"branch_from = {branch_from}: write RUN@STEP, such as runs/base@1000")
+    return location(model_dir), int(step)
