@@ -8,6 +8,7 @@ anywhere, so it may only bind macros and our configs, and grants no permissions.
 from __future__ import annotations
 
 import io
+import re
 import sys
 import tokenize
 from typing import Any
@@ -15,8 +16,8 @@ from typing import Any
 from jaxllm.errors import UserError
 from jaxllm.run.layout import Layout
 
-# Fields that run code (modules, programs that a model writes), with the value that runs none. Only
-# the command line can grant them, not the run directory.
+# Fields that run code (modules that are not jaxllm's own, programs that a model writes), with the
+# value that runs none. Only the command line can grant them, not the run directory.
 _PERMISSIONS: dict[str, Any] = {"DataConfig.modules": (), "EvalConfig.run_code": False}
 
 
@@ -45,7 +46,7 @@ def parse(model_dir: str) -> None:
             value = gin.query_parameter(name)
         except ValueError:  # not bound
             continue
-        if value and value != harmless:
+        if value and value != harmless and not _all_ours(value):
             gin.bind_parameter(name, harmless)
             print(
                 f"{path} sets {name} = {value!r}, which is not taken from a run directory: "
@@ -108,6 +109,13 @@ def _check(text: str, path: str) -> None:
                 "and may only bind macros and our own configs; take the line out, or give what "
                 "you trust of it with --gin_file"
             )
+
+
+def _all_ours(modules: Any) -> bool:
+    """Whether a value names modules of this package alone."""
+    return isinstance(modules, tuple) and all(
+        re.fullmatch(r"jaxllm(\.\w+)+", str(module)) for module in modules
+    )
 
 
 def _is_ours(name: str) -> bool:

@@ -111,3 +111,14 @@ def test_a_damaged_config_is_one_line(text: bytes, run: Path) -> None:
     (run / "config.gin").write_bytes(text)
     with pytest.raises(UserError, match=r"run/config\.gin"):
         load(run)
+
+
+def test_our_own_modules_are_taken_from_a_run(tmp_path: Path) -> None:
+    """Else no command could read a run of the quickstart, nor branch from it."""
+    for modules in ("('jaxllm.evals.probes.corpora',)", "('jaxllm.evals.x', 'strange')"):
+        (tmp_path / "config.gin").write_text(f"DataConfig.modules = {modules}")
+        gin.clear_config()
+        load(tmp_path)
+        assert DataConfig().modules == (
+            () if "strange" in modules else ("jaxllm.evals.probes.corpora",)
+        )
