@@ -6,7 +6,9 @@ and a killed run goes on with the jobs whose results are missing.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import io
 import multiprocessing
 import os
 import signal
@@ -108,11 +110,19 @@ def beam_runner(options: Sequence[str]) -> Runner:
     except ImportError as error:
         raise UserError("Beam is not installed: pip install 'jaxllm[beam]'") from error
 
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):  # argparse lists a hundred options
+            PipelineOptions(list(options)).get_all_options()
+    except SystemExit as error:
+        reason = said.getvalue().strip().rpartition("error: ")[2]
+        raise UserError(f"Beam refuses {' '.join(options)}: {reason}") from error
+
     def run(task: Task, items: Sequence[Item], description: str) -> None:
         try:
             with beam.Pipeline(options=PipelineOptions(list(options))) as pipeline:
                 (pipeline | beam.Create(items, reshuffle=True) | description >> beam.Map(task))
-        except (SystemExit, ValueError) as error:
+        except (SystemExit, ValueError, ImportError) as error:
             raise UserError(f"Beam refuses {' '.join(options)}: {error}") from error
 
     return run

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from jaxllm.data import jobs
+from jaxllm.errors import UserError
 from tests.conftest import REPOSITORY
 from tests.data.conftest import texts, write_jsonl
 
@@ -71,9 +73,16 @@ def test_beam_on_a_cluster_of_workers(corpus: Path, expected, tmp_path: Path, mo
     assert contents(tmp_path) == expected
 
 
-def test_options_that_beam_refuses_are_named(corpus: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--runner=NoSuchRunner"], "NoSuchRunner"),
+        (["--direct_num_workers=many"], "argument --direct_num_workers: invalid int value: 'many'"),
+        (["--runner=DataflowRunner"], "Missing required option: project"),
+    ],
+)
+def test_options_that_beam_refuses_are_named(options: list[str], reason: str, capfd) -> None:
     pytest.importorskip("apache_beam")
-    done = prepare(corpus, tmp_path, "--", "--runner=NoSuchRunner")
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr
-    assert "--runner=NoSuchRunner" in done.stderr.splitlines()[-1]
+    with pytest.raises(UserError, match=f"(?s)Beam refuses {' '.join(options)}: .*{reason}"):
+        jobs.beam_runner(options)(print, [], "nothing")
+    assert "usage" not in capfd.readouterr().err
