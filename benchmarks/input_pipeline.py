@@ -134,7 +134,7 @@ def main() -> None:
     flags.add_argument("corpus_dir", nargs="?")
     args = flags.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        mixture = "corpus_dir" if args.corpus_dir else "embedded"
+        mixture = "corpora" if args.corpus_dir else "embedded"
         for layout in ("concat", "pack"):
             config = DataConfig(
                 mixture_or_task_name=mixture,

@@ -34,18 +34,20 @@ def passages(corpus: str) -> Iterator[Document]:
 
     corpora.register_if_unknown(corpus)
     found: list[Document] = []
-    read = 0
-    for document in corpora.documents(corpus, "validation", on_error=lambda bad: None):
-        text, name = document["text"], document["id"]
-        found += [
-            Document(text[start : start + PASSAGE_CHARS], f"{name}@{start}")
-            for start in range(0, len(text), PASSAGE_CHARS)
-        ]
-        read += len(text)
-        if read >= READ_CHARS:
-            break
+    sources = corpora.tasks_of(corpus) or [corpus]
+    for source in sources:
+        read = 0
+        for document in corpora.documents(source, "validation", on_error=lambda bad: None):
+            text, name = document["text"], document["id"]
+            found += [
+                Document(text[start : start + PASSAGE_CHARS], f"{name}@{start}")
+                for start in range(0, len(text), PASSAGE_CHARS)
+            ]
+            read += len(text)
+            if read >= READ_CHARS // len(sources):
+                break
     if not found:
-        raise UserError(f"corpus {corpus} has no validation text")
+        raise UserError(f"corpus {corpus} has no validation text: add a file named valid")
     count = min(PASSAGES, len(found))
     yield from (found[i * len(found) // count] for i in range(count))
 

@@ -17,7 +17,7 @@ from typing import Annotated, Any, TypeVar
 
 import gin
 
-from jaxllm.errors import UserError
+from jaxllm.errors import UserError, nearest
 
 PositiveInt = Annotated[int, "> 0"]
 NonNegativeInt = Annotated[int, ">= 0"]
@@ -111,15 +111,17 @@ def _fit(value: Any, hint: Any) -> Any:
         fitted = tuple(map(_fit, value, hints))
         return fitted if len(value) == len(hints) and _UNFIT not in fitted else _UNFIT
     if origin is Mapping:
-        fits = isinstance(value, Mapping) and not any(
-            _fit(part, part_hint) is _UNFIT
-            for item in value.items()
-            for part, part_hint in zip(item, args, strict=True)
-        )
-    elif isinstance(value, Mapping) and isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        if not isinstance(value, Mapping):
+            return _UNFIT
+        items = [tuple(map(_fit, item, args)) for item in value.items()]
+        return dict(items) if not any(_UNFIT in item for item in items) else _UNFIT
+    if isinstance(value, Mapping) and isinstance(hint, type) and dataclasses.is_dataclass(hint):
         names = [field.name for field in dataclasses.fields(hint)]
         for name in set(value) - set(names):
-            raise UserError(f"{hint.__name__} has no field {name!r}; it has {', '.join(names)}")
+            raise UserError(
+                f"{hint.__name__} has no field {name!r}{nearest(str(name), names)}; it has"
+                f" {', '.join(names)}"
+            )
         return hint(**value)
     elif isinstance(value, bool):
         fits = hint is bool
@@ -174,4 +176,6 @@ def _described(hint: Any) -> str:
         return f"a tuple, ({', '.join('…' if p is ... else _described(p) for p in args)})"
     if origin is Mapping:
         return f"a mapping, {{'name': {_described(args[1])}}}"
+    if hint not in _NAMES and not gin.config._REGISTRY.matching_selectors(hint.__name__):
+        return f"a mapping with {', '.join(field.name for field in dataclasses.fields(hint))}"
     return _NAMES.get(hint) or f"a {hint.__name__}, @{hint.__name__}()"

@@ -4,9 +4,10 @@
     python -m jaxllm.prepare --gin_file=quickstart.gin --report_overlap
     python -m jaxllm.prepare --gin_file=openllama.gin -- --runner=DataflowRunner --region=…
 
-Takes the gin files and bindings of a run, and prints the size of each domain. Started again, it
-goes on with what is missing. It runs in processes of this machine; or, given options of Apache Beam
-after `--`, in the workers of Beam's runner, which need jaxllm and see DataConfig.cache_dir.
+Takes the gin files and bindings of a run, and prints the size of each domain, and how many epochs
+of it TRAIN_STEPS read. Started again, it goes on with what is missing. It runs in processes of this
+machine; or, given options of Apache Beam after `--`, in the workers of Beam's runner, which need
+jaxllm and see DataConfig.cache_dir.
 
 --report_overlap searches the corpora for evaluation sets instead: it prints for each task how many
 examples share 13 consecutive words with a document (see jaxllm.evaluation.overlap), and writes the
@@ -16,6 +17,7 @@ in EvalConfig.data_dir.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
 from collections.abc import Sequence
@@ -63,14 +65,35 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
     from jaxllm.data.jobs import beam_runner, run_in_processes
+    from jaxllm.data.loader import SequenceSource
     from jaxllm.data.prepare import prepare, summary
     from jaxllm.data.vocabularies import load_tokenizer  # by now SeqIO is imported, silently
 
-    tokenizer = load_tokenizer(config, weights)
     run = beam_runner(argv[end + 1 :]) if end < len(argv) else run_in_processes
+    tokenizer = load_tokenizer(config, weights)
+    steps = _steps()
     for split in splits:
-        print(f"{split}\n{summary(prepare(config, weights, tokenizer, split, run))}")
+        domains = prepare(config, weights, tokenizer, split, run)
+        if split != "train" or steps is None:
+            print(f"{split}\n{summary(domains)}")
+            continue
+        source = SequenceSource(config, tokenizer, domains)
+        print(f"{split}\n{summary(domains, source.epochs(steps * config.batch_size))}")
+        for warning in source.check_epochs(steps):
+            print(warning, file=sys.stderr)
     return 0
+
+
+def _steps() -> int | None:
+    """The steps of the run; None where the gin files do not say."""
+    import gin
+
+    for name in ("TRAIN_STEPS/macro.value", "TrainConfig.steps"):
+        with contextlib.suppress(ValueError):
+            value = gin.query_parameter(name)
+            if isinstance(value, int):
+                return value
+    return None
 
 
 if __name__ == "__main__":

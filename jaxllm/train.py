@@ -171,7 +171,7 @@ def run(
         writers = [TensorBoardWriter(e.model_dir), health]
     evaluator = make_evaluator(e, mesh, scoring) if scoring.tasks else None
     costs = evaluator.check() if evaluator and scoring.every else ()
-    for line in costs if runtime.is_first() else ():
+    for line in [*source.check_epochs(e.train.steps), *costs] if runtime.is_first() else ():
         progress.log(line)
     outcome = train(
         e,

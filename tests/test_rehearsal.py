@@ -36,8 +36,8 @@ SIZES = {
 
 def flags(model_dir: str) -> list[str]:
     places = {
-        "MIXTURE_OR_TASK_NAME": "corpus_dir", "DataConfig.tfds": None,
-        "DataConfig.corpus_dir": "gs://bucket/corpus", "DataConfig.cache_dir": "gs://bucket/cache",
+        "DataConfig.corpora": None, "DataConfig.corpus_dir": "gs://bucket/corpus",
+        "DataConfig.cache_dir": "gs://bucket/cache",
         "MODEL_DIR": model_dir,
     }  # fmt: skip
     bindings = {**SIZES, **places}

@@ -56,6 +56,10 @@ class ModuleCorpus:
         key = hashlib.sha256(repr(held).encode()).hexdigest()[:16]
         return [ModulePart(self.module.__name__, self.domain, split, key)]
 
+    def size(self, split: str) -> int:
+        """Unknown, as the texts are generated."""
+        return 0
+
     def fingerprint(self, split: str) -> str:
         """The module's source, and the Python whose text it may read."""
         source = hashlib.sha256(inspect.getsource(self.module).encode()).hexdigest()
@@ -67,7 +71,7 @@ def register() -> None:
     from jaxllm.data import seqio_source  # brings TensorFlow, which the tasks do not need
 
     domains = {
-        domain: ModuleCorpus(module, domain)
+        domain: seqio_source.CorpusSource(ModuleCorpus(module, domain), domain)
         for module in (embedded, generated)
         for domain in module.DOMAINS
     }

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from typing import Literal
 
-from jaxllm.configs import configurable
+from jaxllm.configs import PositiveFloat, checked, configurable
 from jaxllm.errors import UserError
 
 BYTES = "bytes"
@@ -39,15 +39,44 @@ class VocabularyConfig:
             )
 
 
+@checked
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Documents of a domain.
+
+    Attributes:
+      path: a directory, a file, or a pattern of files (`*`, `?`, `[ab]`, `**` for folders of any
+        depth), relative to DataConfig.corpus_dir; or `tfds:` and a TFDS data set with its version.
+      text: field of the text, with dots for nested fields (TFDS: name of the feature); empty where
+        the records of ArrayRecord are the text.
+      weight: share of the domain's sequences that come from here (any positive scale).
+    """
+
+    path: str = ""
+    text: str = "text"
+    weight: PositiveFloat = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.path:
+            raise UserError("DataConfig.corpora: a source needs a `path`")
+        if self.path.startswith("tfds:") and ":" not in self.tfds:
+            raise UserError(f"DataConfig.corpora: {self.path} has no version, as tfds:c4/en:3.1.0")
+
+    @property
+    def tfds(self) -> str:
+        """The TFDS data set; empty for files."""
+        return self.path[5:] if self.path.startswith("tfds:") else ""
+
+
 @configurable
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
     """The corpora and batches of a run.
 
     Attributes:
-      mixture_or_task_name: SeqIO task or mixture with a `text` feature: a domain of corpus_dir or
-        tfds, the mixture `corpus_dir` or `tfds` of all of them, or one that `modules` register;
-        empty for a model with unknown corpora.
+      mixture_or_task_name: SeqIO task or mixture with a `text` feature: `corpora`, the mixture of
+        all domains in corpus_dir or `corpora`, one of these domains, or one that `modules`
+        register; empty for a model with unknown corpora.
       sequence_length: tokens per sequence.
       batch_size: sequences per global batch, over all hosts.
       weights: domain -> share of the sequences (any positive scale), in place of the mixture's
@@ -59,14 +88,12 @@ class DataConfig:
       seed: seed of the order of sequences and the interleaving of domains.
       cache_dir: directory of prepared corpora and trained vocabularies, local, gs:// or s3://; one
         that all hosts see.
-      corpus_dir: directory of corpora, `<domain>/**/<file>`, local or a URL that fsspec knows
-        (gs://, s3://, hf://): .jsonl, .json, .txt, .parquet and .arrow files, plain or compressed,
-        with their split in the path (`jaxllm.data.files`).
-      text_field: field of the text in these files, with dots for nested fields.
-      tfds: domain -> TFDS data set with its version, such as `c4/en:3.1.0`; or a mapping with
-        `name`, and optionally `text` (name of the text feature) and `train`, `validation`, `test`
-        (TFDS slices for these splits, such as `train[1%:]`).
-      tfds_data_dir: directory of TFDS data sets, local or gs://; None for TFDS's default.
+      corpus_dir: directory of text, local or a URL that fsspec knows (gs://, s3://, hf://datasets/):
+        each directory in it is a domain, unless `corpora` names them. Also TFDS's data_dir.
+      corpora: domain -> its documents: a path or pattern; or a mapping with `path`, `text` and
+        `weight` (see `Source`); or a list of several of these. Files are .jsonl, .json, .txt,
+        .parquet, .arrow and .array_record, plain or compressed, with their split in the path
+        (`jaxllm.data.files`).
       modules: Python modules that register further SeqIO tasks, on import or in a function
         `register()`; the quickstart's corpora are in `jaxllm.evals.probes.corpora`.
       vocabulary: how the text is tokenized.
@@ -80,9 +107,7 @@ class DataConfig:
     seed: int = 0
     cache_dir: str = "~/.cache/jaxllm"
     corpus_dir: str | None = None
-    text_field: str = "text"
-    tfds: Mapping[str, str | Mapping[str, str]] | None = None
-    tfds_data_dir: str | None = None
+    corpora: Mapping[str, str | Source | tuple[str | Source, ...]] | None = None
     modules: tuple[str, ...] = ()
     vocabulary: VocabularyConfig = dataclasses.field(default_factory=lambda: VocabularyConfig())
 
@@ -93,6 +118,17 @@ class DataConfig:
             bad = {name: w for name, w in self.weights.items() if not w > 0}
             if bad or not self.weights:
                 raise UserError(f"DataConfig.weights = {dict(self.weights)}: need shares above 0")
+        if self.corpora is not None and not (self.corpora and all(self.sources.values())):
+            raise UserError("DataConfig.corpora: each domain needs a source")
+
+    @property
+    def sources(self) -> dict[str, tuple[Source, ...]]:
+        """The sources of the domains in `corpora`."""
+        listed = {d: s if isinstance(s, tuple) else (s,) for d, s in (self.corpora or {}).items()}
+        return {
+            domain: tuple(s if isinstance(s, Source) else Source(s) for s in sources)
+            for domain, sources in listed.items()
+        }
 
     @property
     def cache(self) -> str:

@@ -2,12 +2,10 @@
 
 A corpus task has one feature, the string `text`; the vocabulary belongs to the run, so tokenizing
 happens in `prepare`. Besides the tasks that DataConfig.modules register
-(`jaxllm.evals.probes.corpora` registers the quickstart's), tasks are created here for
-
-    the directories under DataConfig.corpus_dir       mixture `corpus_dir`, rates by bytes
-    the TFDS data sets of DataConfig.tfds             mixture `tfds`, equal rates
-
-Splits are `train`, `validation` and `test`.
+(`jaxllm.evals.probes.corpora` registers the quickstart's), tasks are created here for the domains
+of DataConfig.corpora, or else the directories in DataConfig.corpus_dir: `<domain>`, or where it has
+several sources `<domain>:1`, `<domain>:2`, … Their mixture `corpora` has rates by bytes. Splits are
+`train`, `validation` and `test`.
 """
 
 from __future__ import annotations
@@ -17,21 +15,23 @@ import functools
 import hashlib
 import importlib
 import inspect
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from jaxllm.data.config import DataConfig
-from jaxllm.data.files import Part, directory_corpora
-from jaxllm.data.formats import BadLine, Document, OnError, Reading
+from jaxllm.data.config import DataConfig, Source
+from jaxllm.data.files import FileCorpus, directory_corpora, path_corpus
+from jaxllm.data.formats import BadLine, Document, OnError, Part, Reading
 from jaxllm.errors import UserError, nearest
 from jaxllm.runtime import import_seqio
 
 
 def resolve(config: DataConfig) -> dict[str, float]:
-    """Register the corpora of `config`, and resolve the domains of its mixture or task.
+    """Register the corpora of `config`, and resolve the tasks of its mixture or task.
 
     Returns:
-      domain -> share of the sequences, sorted by domain; the shares sum to 1.
+      task -> share of the sequences, sorted by task; the shares sum to 1. A domain is one task, or
+      several if it has several sources (`domain_of`).
 
     Raises:
       UserError: an unknown mixture, task or domain, with the nearest names.
@@ -39,31 +39,36 @@ def resolve(config: DataConfig) -> dict[str, float]:
     name = config.mixture_or_task_name
     if not name:
         raise UserError("DataConfig.mixture_or_task_name is not set: name a corpus to read")
-    for mixture, setting in (("corpus_dir", config.corpus_dir), ("tfds", config.tfds)):
-        if name == mixture and not setting:
-            raise UserError(f"the mixture {mixture} needs DataConfig.{mixture}")
+    if name == "corpora" and config.corpora is None and config.corpus_dir is None:
+        raise UserError("the mixture corpora needs DataConfig.corpus_dir or DataConfig.corpora")
     register(config)
     seqio = import_seqio()
     known = [*seqio.MixtureRegistry.names(), *seqio.TaskRegistry.names()]
     if name not in known:
         raise UserError(f"no mixture or task {name}{nearest(name, known)}")
     provider = seqio.get_mixture_or_task(name)
-    if isinstance(provider, seqio.Mixture):
-        rates = {task.name: float(provider.get_rate(task)) for task in provider.tasks}
-    else:
-        rates = {name: 1.0}
+    tasks = provider.tasks if isinstance(provider, seqio.Mixture) else [provider]
+    for task in tasks:
+        if "text" not in task.output_features:
+            raise UserError(f"task {task.name} has no feature `text`: it is not a corpus")
+    domains = {task.name: domain_of(task.name) for task in tasks}
     if config.weights is not None:
-        for domain in (d for d in config.weights if d not in rates):
+        for domain in (d for d in config.weights if d not in domains.values()):
             raise UserError(
                 f"DataConfig.weights names {domain}, which {name} does not have"
-                f"{nearest(domain, rates)}; it has {', '.join(sorted(rates))}"
+                f"{nearest(domain, domains.values())}; it has {', '.join(sorted(domains.values()))}"
             )
-        rates = {domain: float(weight) for domain, weight in config.weights.items()}
-    for domain in rates:
-        if "text" not in seqio.TaskRegistry.get(domain).output_features:
-            raise UserError(f"task {domain} has no feature `text`: it is not a corpus")
+        rates = {
+            task: config.weights[domain] * getattr(seqio.TaskRegistry.get(task).source, "share", 1)
+            for task, domain in domains.items()
+            if domain in config.weights
+        }
+    elif len(tasks) > 1:
+        rates = {task.name: float(provider.get_rate(task)) for task in tasks}
+    else:
+        rates = {task.name: 1.0 for task in tasks}
     total = sum(rates.values())
-    return {domain: rates[domain] / total for domain in sorted(rates)}
+    return {task: rates[task] / total for task in sorted(rates)}
 
 
 def register(config: DataConfig) -> None:
@@ -77,31 +82,81 @@ def register(config: DataConfig) -> None:
         except ImportError as error:
             raise UserError(f"DataConfig.modules: cannot import {module} ({error})") from error
         getattr(imported, "register", lambda: None)()
-    if config.tfds:
-        seqio_source.register_tfds("tfds", config.tfds, config.tfds_data_dir)
-    if config.corpus_dir is not None:
-        corpora = directory_corpora(config.corpus_dir, config.text_field)
-        rates = {name: corpus.size("train") for name, corpus in corpora.items()}
-        seqio_source.register("corpus_dir", corpora, rates)
+    tasks, rates = _sources(config)
+    if tasks:
+        seqio_source.register("corpora", tasks, rates)
 
 
-def register_if_unknown(task: str) -> None:
-    """Register the corpora of the configured run unless `task` is registered.
+def _sources(config: DataConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The SeqIO sources of the configured domains by task, and their rates in the mixture."""
+    from jaxllm.data.seqio_source import CorpusSource, NamedTfdsSource, corpus_of
+
+    opened: dict[str, list[Any]] = {}
+    if config.corpora is None and config.corpus_dir is not None:
+        found = directory_corpora(config.corpus_dir)
+        opened = {domain: [CorpusSource(corpus, domain)] for domain, corpus in found.items()}
+    for domain, sources in config.sources.items():
+        total = sum(source.weight for source in sources)
+        opened[domain] = [
+            NamedTfdsSource(source, domain, source.weight / total, config.corpus_dir)
+            if source.tfds
+            else CorpusSource(_files(source, config), domain, source.weight / total)
+            for source in sources
+        ]
+    tasks: dict[str, Any] = {}
+    rates: dict[str, Any] = {}
+    for domain, of in opened.items():
+        trained = [isinstance(one, NamedTfdsSource) or "train" in one.splits for one in of]
+        if any(trained) and not all(trained):
+            raise UserError(f"corpus {domain}: a source has no training file")
+        names = [domain] if len(of) == 1 else [f"{domain}:{i}" for i in range(1, len(of) + 1)]
+        tasks |= dict(zip(names, of, strict=True))
+        for name in names if all(trained) else ():  # by bytes, for which TFDS opens its data set
+            rates[name] = lambda _, share=tasks[name].share, of=of: (
+                share * sum(corpus_of(each).size("train") for each in of)
+            )
+    if tasks and not rates:
+        raise UserError("DataConfig.corpora: no domain has a training file")
+    return tasks, rates
+
+
+def _files(source: Source, config: DataConfig) -> FileCorpus:
+    """The files of a source; its path is in `corpus_dir` unless it says where it begins."""
+    path = os.path.expanduser(source.path)
+    if config.corpus_dir is not None and not path.startswith("/") and "://" not in path:
+        path = f"{config.corpus_dir.rstrip('/')}/{path}"
+    return path_corpus(path, source.text)
+
+
+def register_if_unknown(domain: str) -> None:
+    """Register the corpora of the configured run unless `domain` is registered.
 
     Commands that do not train need the corpora only for tasks that are scored on them.
     """
-    if task not in import_seqio().TaskRegistry.names():
+    if not tasks_of(domain):
         register(DataConfig())
 
 
-def documents(task: str, split: str, on_error: OnError | None = None) -> Iterator[Document]:
-    """The documents of a registered corpus task in order, as dicts with `text` and `id`.
+def tasks_of(domain: str) -> list[str]:
+    """The registered tasks with documents of a domain, or the task of that name."""
+    names = import_seqio().TaskRegistry.names()
+    return sorted(name for name in names if domain in (name, domain_of(name)))
+
+
+def domain_of(task: str) -> str:
+    """The domain that a registered task is a source of: itself, if it is the only one."""
+    return getattr(import_seqio().TaskRegistry.get(task).source, "domain", task)
+
+
+def documents(domain: str, split: str, on_error: OnError | None = None) -> Iterator[Document]:
+    """The documents of a domain, or a registered corpus task, in order, with `text` and `id`.
 
     Raises:
-      UserError: the task is unknown or lacks the split.
+      UserError: it is unknown or lacks the split.
     """
-    for part in parts(task, split):
-        yield from part.documents(on_error)
+    for task in tasks_of(domain) or [domain]:
+        for part in parts(task, split):
+            yield from part.documents(on_error)
 
 
 def parts(task: str, split: str, config: DataConfig | None = None) -> Sequence[Part]:
@@ -116,19 +171,21 @@ def parts(task: str, split: str, config: DataConfig | None = None) -> Sequence[P
     Raises:
       UserError: the task is unknown or lacks the split.
     """
-    from jaxllm.data.seqio_source import CorpusSource, split_bytes
+    from jaxllm.data.seqio_source import CorpusSource, corpus_of
 
     provider = _task(task, split)
     if isinstance(provider.source, CorpusSource) and not provider.preprocessors:
         return provider.source.corpus.parts(split)
     count = max(1, len(provider.source.list_shards(split)))
-    size = split_bytes(provider.source, split) // count
+    size = getattr(corpus_of(provider.source), "size", lambda split: 0)(split) // count
     return [TaskPart(task, split, shard, count, size, config) for shard in range(count)]
 
 
-def files_left_out(task: str, split: str) -> dict[str, int]:
-    """The number of files of a corpus task that are not read, by their kind."""
-    return dict(getattr(getattr(_task(task, split).source, "corpus", None), "left_out", {}))
+def notes(task: str, split: str) -> Sequence[str]:
+    """What a user should know of a corpus task, in short: files left out, documents held out."""
+    from jaxllm.data.seqio_source import corpus_of
+
+    return getattr(corpus_of(_task(task, split).source), "notes", ())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,9 +1,11 @@
 """Corpora in files: which files a domain has, by split, and in which parts they are read.
 
-A corpus directory is `<domain>/**/<file>`, local or in a bucket. The words of a file's path below
-its domain name its split, those nearest to its name first: `validation/00.parquet`, `val.jsonl.zst`
+A corpus directory is `<domain>/**/<file>`, local or in a bucket; or a domain is the files of a
+directory or pattern of its own. The words of a file's path below its domain (or the pattern's first
+wildcard) name its split, those nearest to its name first: `validation/00.parquet`, `val.jsonl.zst`
 and `train-of-thought/dev_2.txt` are two validation files and one more; a file without such a word
 is for training. Hidden files and those of no format in `formats.FORMATS` are left out, and counted.
+Without a validation file, some training documents are held out (`held_out`).
 """
 
 from __future__ import annotations
@@ -11,16 +13,19 @@ from __future__ import annotations
 import collections
 import dataclasses
 import hashlib
+import posixpath
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from jaxllm.data import held_out
 from jaxllm.data.formats import (
     FORMATS,
     FilePart,
-    OnError,
-    Reading,
+    Part,
+    open_file,
     parts_of,
+    storage_errors,
     suffixes_of,
 )
 from jaxllm.errors import UserError
@@ -36,31 +41,6 @@ _NOT_CORPORA = ("readme", "license", "changelog", "notice")
 _HASHED = 1 << 16  # bytes at each end of a local file that its fingerprint covers
 
 
-class Part(Protocol):
-    """A stretch of a corpus that is read on its own, in any process.
-
-    Attributes:
-      file: the file it is in, or another name for messages.
-      size: bytes to read; 0 if unknown.
-      key: hash of what it holds: of equal parts, only one is prepared.
-    """
-
-    @property
-    def file(self) -> str:
-        """See above."""
-
-    @property
-    def size(self) -> int:
-        """See above."""
-
-    @property
-    def key(self) -> str:
-        """See above."""
-
-    def documents(self, on_error: OnError | None = None) -> Reading:
-        """The documents in order, as dicts with `text` and `id`; returns the number of lines."""
-
-
 class Corpus(Protocol):
     """Documents that are read in Python; `seqio_source.CorpusSource` is their SeqIO source."""
 
@@ -74,13 +54,16 @@ class Corpus(Protocol):
     def fingerprint(self, split: str) -> str:
         """A string that changes with the documents."""
 
+    def size(self, split: str) -> int:
+        """Bytes of a split as stored; 0 if unknown."""
+
 
 @dataclasses.dataclass(frozen=True)
 class FileCorpus:
-    """The files of one domain.
+    """Files of a domain.
 
     Attributes:
-      root: directory of the domain.
+      root: directory of the files.
       files: split -> path below `root` -> `fsspec`'s description of the file, in order of paths.
       left_out: kind of file -> number of files that are not read.
       text: name of the field with the text, with dots for nested fields.
@@ -93,64 +76,117 @@ class FileCorpus:
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """The splits that have files."""
-        return tuple(self.files)
+        """The splits that have files; and `validation`, which training files have, too."""
+        held_out = ("validation",) if self._holds_out else ()
+        return (*self.files, *held_out)
+
+    @property
+    def _holds_out(self) -> bool:
+        return "train" in self.files and "validation" not in self.files
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know of the files, in short."""
+        kinds = ", ".join(f"{number} {kind}" for kind, number in self.left_out.items())
+        said = [f"files left out: {kinds}"] if kinds else []
+        return [*said, held_out.RULE] if self._holds_out else said
 
     def parts(self, split: str) -> list[FilePart]:
         """The parts of the files of a split."""
-        return [
+        parts = [
             part
-            for path, info in self.files[split].items()
-            for part in parts_of(
-                f"{self.root}/{path}",
-                info["size"],
-                version_of(f"{self.root}/{path}", info),
-                self.text,
-            )
+            for path, info in self._read(split).items()
+            for part in parts_of(path, info["size"], version_of(path, info), self.text)
         ]
+        if not self._holds_out or split == "test":
+            return parts
+        count, chosen = held_out.leading(part.size for part in parts), split == "validation"
+        divided = [dataclasses.replace(part, held_out=chosen) for part in parts[:count]]
+        return divided if chosen else divided + parts[count:]
 
     def fingerprint(self, split: str) -> str:
         """The names of the files below the domain, and what tells their contents apart."""
-        versions = {p: version_of(f"{self.root}/{p}", i) for p, i in self.files[split].items()}
-        return repr((self.text, versions))
+        read, cut = self._read(split), len(self.root) + 1
+        versions = {path[cut:]: version_of(path, info) for path, info in read.items()}
+        return repr((self.text, versions, *([held_out.RULE] if self._holds_out else [])))
+
+    def _read(self, split: str) -> dict[str, Mapping[str, Any]]:
+        """The files that are read for a split, with their root."""
+        files = self.files["train" if self._holds_out and split == "validation" else split]
+        return {f"{self.root}/{path}": info for path, info in files.items()}
 
     def size(self, split: str) -> int:
         """Total size of the files in bytes, as stored."""
         return sum(info["size"] for info in self.files.get(split, {}).values())
 
 
-def directory_corpora(directory: str, text: str = "text") -> dict[str, FileCorpus]:
+def directory_corpora(directory: str) -> dict[str, FileCorpus]:
     """The domains of a corpus directory.
-
-    Args:
-      text: name of the field with the text.
 
     Raises:
       UserError: there is no such directory, or no training file in it.
     """
-    import fsspec
-
-    try:
-        system, root = fsspec.core.url_to_fs(directory)
-        found = system.find(root, detail=True)
-    except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"DataConfig.corpus_dir: cannot list {directory} ({error})") from error
-    if not found:
-        raise UserError(f"DataConfig.corpus_dir: no files below {directory}")
+    root, found = list_files(directory)
     domains: dict[str, dict[str, Mapping[str, Any]]] = collections.defaultdict(dict)
-    for path in sorted(found):
-        domain, _, below = path.removeprefix(root).lstrip("/").partition("/")
+    for path in found:
+        domain, _, below = path.partition("/")
         if below and not domain.startswith((".", "_")):
             domains[domain][below] = found[path]
-    base = directory.rstrip("/")
-    corpora = {name: file_corpus(f"{base}/{name}", files, text) for name, files in domains.items()}
+    corpora = {name: file_corpus(f"{root}/{name}", files) for name, files in domains.items()}
     if not any("train" in corpus.files for corpus in corpora.values()):
         raise UserError(f"{directory}: no training file of {', '.join(FORMATS)} below <domain>/")
     return {name: corpus for name, corpus in corpora.items() if corpus.files}
 
 
-def file_corpus(root: str, files: Mapping[str, Mapping[str, Any]], text: str) -> FileCorpus:
-    """A domain of files, given by path below `root`, sorted by split."""
+def path_corpus(path: str, text: str) -> FileCorpus:
+    """The files of a directory or a pattern, or one file.
+
+    Raises:
+      UserError: there are none that can be read.
+    """
+    corpus = file_corpus(*list_files(path), text)
+    if not corpus.files:
+        raise UserError(f"{path}: no file of {', '.join(FORMATS)}, only {corpus.notes[0]}")
+    return corpus
+
+
+def list_files(path: str) -> tuple[str, dict[str, Mapping[str, Any]]]:
+    """The files of a directory or a pattern, or one file.
+
+    Returns:
+      The directory that holds them, and path below it -> `fsspec`'s description, sorted.
+
+    Raises:
+      UserError: there are none, or they cannot be listed.
+    """
+    import fsspec
+
+    path = path.rstrip("/")
+    pattern = re.search(r"[*?[]", path)
+    root = posixpath.dirname(path[: pattern.start()]) or "." if pattern else path
+    with storage_errors(f"{path} cannot be listed"):
+        system, name = fsspec.core.url_to_fs(path)
+        found = system.glob(name, detail=True) if pattern else system.find(name, detail=True)
+        for folder in [
+            n for n, i in found.items() if "**" not in name and i["type"] == "directory"
+        ]:
+            found |= system.find(folder, detail=True)
+        if list(found) == [name]:
+            root, found = posixpath.dirname(path), {name: system.info(name)}
+        above = fsspec.core.url_to_fs(root)[1].rstrip("/")
+    if not found:
+        raise UserError(f"no file matches {path}" if pattern else f"no files below {path}")
+    return root, {
+        file.removeprefix(f"{above}/"): info
+        for file, info in sorted(found.items())
+        if info["type"] != "directory"
+    }
+
+
+def file_corpus(
+    root: str, files: Mapping[str, Mapping[str, Any]], text: str = "text"
+) -> FileCorpus:
+    """The files of a domain, given by path below `root`, sorted by split."""
     by_split: dict[str, dict[str, Mapping[str, Any]]] = {split: {} for split in SPLITS}
     left_out: collections.Counter[str] = collections.Counter()
     for path, info in files.items():
@@ -188,8 +224,8 @@ def version_of(path: str, info: Mapping[str, Any]) -> str:
     version = next((one for one in stored if one), None)
     if version is not None:
         return str(version)
-    with open(path.removeprefix("file://"), "rb") as file:
+    with storage_errors(f"{path} cannot be read"), open_file(path) as file:
         digest = hashlib.blake2b(file.read(_HASHED), digest_size=8)
         file.seek(max(0, info["size"] - _HASHED))
         digest.update(file.read(_HASHED))
-    return f"{info['size']} {info['mtime']} {digest.hexdigest()}"
+    return f"{info['size']} {info.get('mtime', '')} {digest.hexdigest()}"

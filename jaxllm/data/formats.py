@@ -1,9 +1,10 @@
-"""Documents of a file: JSON lines, text, Parquet and Arrow, plain or compressed, local or remote.
+"""Documents of a file: JSON lines, text, Parquet, Arrow and ArrayRecord, local or remote.
 
 JSON has an object per line, or is one array of objects. A text file is split at line ends into
-documents of about a megabyte, whose concatenation is the file. A large file is read in parts: byte
-ranges of lines, row groups of Parquet. Whatever cannot be read is reported to `on_error` with its
-line (or row), and left out.
+documents of about a megabyte, whose concatenation is the file. A record of ArrayRecord is a
+tf.Example, a JSON object, or the text itself where the name of the field is empty. A large file is
+read in parts: byte ranges of lines, row groups of Parquet, fractions of the records. Whatever
+cannot be read is reported to `on_error` with its line (row, record), and left out.
 """
 
 from __future__ import annotations
@@ -20,16 +21,21 @@ import lzma
 import re
 import zlib
 from collections.abc import Callable, Generator, Iterator, Mapping
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, Protocol
 
+from jaxllm.data import array_record, held_out
 from jaxllm.errors import UserError
 
 PART_BYTES = 256 << 20
 TEXT_CHUNK_BYTES = 1 << 20
 LINES = (".jsonl", ".ndjson", ".json", ".txt")
-FORMATS = (*LINES, ".parquet", ".arrow")
+RECORDS = ".array_record"
+FORMATS = (*LINES, ".parquet", ".arrow", RECORDS)
 COMPRESSIONS = (".gz", ".zst", ".xz", ".bz2", ".lz4")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
+_SHARD = re.compile(r"(\.[a-z_]+)-\d+-of-\d+$")  # TFDS writes x.array_record-00000-of-00010
+# Packages of filesystems, whose exceptions are not all OSErrors.
+_STORAGE = ("gcsfs", "google", "aiohttp", "botocore", "huggingface_hub", "httpx", "requests")
 _BOM = b"\xef\xbb\xbf"
 
 Document = dict[str, str]
@@ -46,9 +52,34 @@ class BadLine(NamedTuple):
 OnError = Callable[[BadLine], None]
 
 
+class Part(Protocol):
+    """A stretch of a corpus that is read on its own, in any process.
+
+    Attributes:
+      file: the file it is in, or another name for messages.
+      size: bytes to read; 0 if unknown.
+      key: hash of what it holds: of equal parts, only one is prepared.
+    """
+
+    @property
+    def file(self) -> str:
+        """See above."""
+
+    @property
+    def size(self) -> int:
+        """See above."""
+
+    @property
+    def key(self) -> str:
+        """See above."""
+
+    def documents(self, on_error: OnError | None = None) -> Reading:
+        """The documents in order, as dicts with `text` and `id`; returns the number of lines."""
+
+
 def suffixes_of(name: str) -> tuple[str, str]:
     """The format and the compression of a file, as suffixes; empty where there is none."""
-    name = name.lower()
+    name = _SHARD.sub(r"\1", name.lower())
     compression = next((suffix for suffix in COMPRESSIONS if name.endswith(suffix)), "")
     name = name.removesuffix(compression)
     return next((suffix for suffix in FORMATS if name.endswith(suffix)), ""), compression
@@ -62,9 +93,11 @@ class FilePart:
       file: its path or URL.
       size: bytes to read, as stored.
       version: what changes with the content of the file.
-      start, stop: the lines that begin in this range of bytes, or this range of Parquet row groups;
-        stop None means to the end.
-      text: name of the field with the text, with dots for nested fields.
+      start, stop: the lines that begin in this range of bytes, this range of Parquet row groups, or
+        the records from fraction start / stop to (start + 1) / stop; stop None means to the end.
+      text: name of the field with the text, with dots for nested fields; empty where a record is
+        the text.
+      held_out: whether only what `held_out` holds out is read, or only the rest; None reads all.
     """
 
     file: str
@@ -73,12 +106,14 @@ class FilePart:
     start: int = 0
     stop: int | None = None
     text: str = "text"
+    held_out: bool | None = None
 
     @property
     def key(self) -> str:
         """A hash of what the part holds, wherever the file lies."""
         held = (suffixes_of(self.file), self.size, self.version, self.start, self.stop, self.text)
-        return hashlib.sha256(repr(held).encode()).hexdigest()[:16]
+        rule = () if self.held_out is None else (self.held_out, held_out.RULE)
+        return hashlib.sha256(repr((*held, *rule)).encode()).hexdigest()[:16]
 
     def documents(self, on_error: OnError | None = None) -> Reading:
         """The documents in order, as dicts with `text` and `id`; returns the number of lines.
@@ -87,24 +122,28 @@ class FilePart:
           UserError: the file is missing or damaged, or has no such field; without `on_error` also
             at the first line without a document.
         """
-        on_error = on_error or self._raise
+        if self.held_out is None:
+            return (yield from self._documents(on_error or self._raise))
+        # What cannot be read is reported with the rest.
+        report = (lambda bad: None) if self.held_out else on_error or self._raise
+        return (yield from held_out.select(self._documents(report), self.held_out))
+
+    def _documents(self, on_error: OnError) -> Reading:
         kind, compression = suffixes_of(self.file)
         if not kind:
             raise UserError(
                 f"{self.file}: not one of {', '.join(FORMATS)}, plain or with"
                 f" {', '.join(COMPRESSIONS)}"
             )
-        try:
+        with storage_errors(f"{self.file} cannot be read to its end"):
+            if kind == RECORDS:
+                return (yield from self._records(on_error))
             with open_file(self.file) as raw, _decompressed(raw, compression) as stream:
                 if kind in (".parquet", ".arrow"):
                     return (yield from self._rows(stream, kind, on_error))
                 lines = self._lines(stream)
                 read = _text_documents if kind == ".txt" else _json_documents
                 return (yield from read(self, lines, on_error))
-        except FileNotFoundError as error:
-            raise UserError(f"no file {self.file}") from error
-        except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
-            raise UserError(f"{self.file} cannot be read to its end ({_reason(error)})") from error
 
     def _raise(self, bad: BadLine) -> None:
         raise UserError(f"{self.file}:{bad.line}: {bad.reason}")
@@ -155,6 +194,18 @@ class FilePart:
             raise UserError(f"{self.file} is damaged ({error})") from error
         return number
 
+    def _records(self, on_error: OnError) -> Reading:
+        number = 0
+        records = array_record.read(self.file, self.start, self.stop or 1)
+        for number, (place, record) in enumerate(records, 1):
+            try:
+                text = _record_text(record, self.text)
+            except ValueError as error:  # UnicodeDecodeError and JSONDecodeError, too
+                on_error(BadLine(number, str(error)))
+            else:
+                yield from _checked(text, f"{self._name}:{place}", number, on_error, self.text)
+        return number
+
     @property
     def _name(self) -> str:
         return self.file.rpartition("/")[2]
@@ -168,7 +219,10 @@ def parts_of(file: str, size: int, version: str, text: str = "text") -> list[Fil
         return [whole]
     if kind == ".parquet":
         return _row_groups(whole)
-    with open_file(file) as stream:
+    if kind == RECORDS:
+        of = -(-size // PART_BYTES)
+        return [dataclasses.replace(whole, size=size // of, start=i, stop=of) for i in range(of)]
+    with storage_errors(f"{file} cannot be read"), open_file(file) as stream:
         head = stream.read(1 << 16).removeprefix(_BOM).lstrip()
     if kind != ".txt" and head.startswith(b"["):  # an array is one line
         return [whole]
@@ -180,10 +234,14 @@ def parts_of(file: str, size: int, version: str, text: str = "text") -> list[Fil
 
 
 def _row_groups(whole: FilePart) -> list[FilePart]:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with open_file(whole.file) as stream:
-        meta = pq.ParquetFile(stream).metadata
+    with storage_errors(f"{whole.file} cannot be read"), open_file(whole.file) as stream:
+        try:
+            meta = pq.ParquetFile(stream).metadata
+        except pa.ArrowInvalid as error:
+            raise UserError(f"{whole.file} is damaged ({error})") from error
         sizes = [meta.row_group(i).total_byte_size for i in range(meta.num_row_groups)]
     parts: list[FilePart] = []
     start = total = 0
@@ -200,6 +258,20 @@ def open_file(path: str) -> Any:
     import fsspec
 
     return fsspec.open(path, "rb").open()
+
+
+@contextlib.contextmanager
+def storage_errors(failure: str) -> Iterator[None]:
+    """Convert what storage and decompression raise inside to a UserError: `<failure> (<why>)`."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise UserError(f"{failure}: no such file or bucket") from error
+    except Exception as error:
+        known = OSError | EOFError | ImportError | ValueError | zlib.error | lzma.LZMAError
+        if isinstance(error, known) or type(error).__module__.split(".")[0] in _STORAGE:
+            raise UserError(f"{failure} ({_reason(error)})") from error
+        raise
 
 
 @contextlib.contextmanager
@@ -272,6 +344,24 @@ def _text_documents(part: FilePart, lines: Iterator[bytes], on_error: OnError) -
     if chunk:
         yield {"text": "".join(chunk), "id": f"{part._name}:{first}"}
     return number
+
+
+def _record_text(record: bytes, field: str) -> Any:
+    """The text of a record, if it has one; ValueError if it is of no kind that is read."""
+    if not field:
+        return record.decode()
+    if record.startswith(b"{"):
+        return _field(json.loads(record), field.split("."))
+    import tensorflow as tf
+    from google.protobuf.message import DecodeError
+
+    try:
+        features = tf.train.Example.FromString(record).features.feature
+    except DecodeError as error:
+        raise ValueError("neither a tf.Example nor a JSON object (text = '' reads text)") from error
+    name = field if field in features else field.replace(".", "/")  # as TFDS nests them
+    values = features[name].bytes_list.value if name in features else []
+    return values[0].decode() if len(values) == 1 else None
 
 
 def _field(row: Any, path: list[str]) -> Any:

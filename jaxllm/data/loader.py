@@ -34,6 +34,9 @@ from jaxllm.models.batch import Batch
 
 ENDLESS = 1 << 62
 PREFETCH = 4  # batches read ahead of the loop
+# Up to here repeated data is almost as good as new, and soon it is worth nothing: Muennighoff et
+# al., "Scaling Data-Constrained Language Models", 2023, section 6.
+MAX_EPOCHS = 4.0
 
 
 class Origin(NamedTuple):
@@ -71,7 +74,7 @@ class SequenceSource:
     Attributes:
       tokenizer: the tokenizer of the token ids.
       domains: domain names, indexed by a batch's domain indices.
-      weights: float64 [D], share of the sequences per domain.
+      weights: float64 [D], share of the sequences per domain; a domain's sources share its own.
       origin: where their order begins; every domain goes on from what was read before.
       fingerprint: hash of the tokens, weights, layout, sequence length, seed and origin, but not of
         file locations: equal for two sources exactly when their sequences are.
@@ -86,12 +89,14 @@ class SequenceSource:
     ) -> None:
         self.config, self.tokenizer, self.prepared = config, tokenizer, prepared
         self.origin = origin
-        self.domains = tuple(domain.name for domain in prepared)
+        of = [source.domain or source.name for source in prepared]
+        self.domains = tuple(dict.fromkeys(of))
+        self._domain_of = np.array([self.domains.index(name) for name in of], np.int32)
         self._layouts = [_lay_out(config, domain) for domain in prepared]
         self._mixture = Mixture(
             [domain.weight for domain in prepared], key=derive_key(config.seed, "mixture")
         )
-        self.weights = self._mixture.weights
+        self.weights = np.bincount(self._domain_of, self._mixture.weights)
         shares = [(d.name, d.weight, d.store.meta["digest"]) for d in prepared]
         settings: list[object] = [config.layout, config.sequence_length, config.seed]
         if origin.position:
@@ -103,12 +108,12 @@ class SequenceSource:
         return SequenceSource(self.config, self.tokenizer, self.prepared, origin)
 
     def tokens_read(self, position: int) -> dict[str, int]:
-        """Tokens of each domain in the sequences before `position`, padding included."""
+        """Tokens of each domain (or source) in the sequences before `position`, with padding."""
         own = position - self.origin.position
         return dict(self.origin.tokens) | {
-            domain: self.origin.tokens.get(domain, 0)
+            source.name: self.origin.tokens.get(source.name, 0)
             + self._mixture.count(index, own) * self.config.sequence_length
-            for index, domain in enumerate(self.domains)
+            for index, source in enumerate(self.prepared)
         }
 
     def sequences(self, start: int, count: int) -> SequenceArrays:
@@ -118,26 +123,43 @@ class SequenceSource:
           inputs, targets, positions, segment_ids int32 [count, T]; weights float32 [count, T];
           domains int32 [count].
         """
-        domains, numbers = self._mixture.sequences(start - self.origin.position, count)
+        sources, numbers = self._mixture.sequences(start - self.origin.position, count)
         arrays = empty_sequences(count, self.config.sequence_length)
-        reads = []  # of all domains at once
-        for domain in np.unique(domains):
-            places = np.flatnonzero(domains == domain)
-            order = self._order(int(domain), numbers[places])
-            reads.append((self._layouts[domain], places, self._layouts[domain].start_reads(order)))
+        reads = []  # of all sources at once
+        for source in np.unique(sources):
+            places = np.flatnonzero(sources == source)
+            order = self._order(int(source), numbers[places])
+            reads.append((self._layouts[source], places, self._layouts[source].start_reads(order)))
         for layout, places, wait in reads:
             for place, chunks in zip(places, wait(), strict=True):
                 layout.fill({name: array[place] for name, array in arrays.items()}, chunks)
-        return arrays | {"domains": domains.astype(np.int32)}
+        return arrays | {"domains": self._domain_of[sources]}
 
-    def _order(self, domain: int, numbers: np.ndarray) -> list[int]:
-        """Layout indices of the domain's sequences `numbers`; each epoch has its own order."""
-        size = self._layouts[domain].count
-        before = self.origin.tokens.get(self.domains[domain], 0)
+    def epochs(self, sequences: int) -> dict[str, float]:
+        """How often the first `sequences` sequences read each domain, or each of its sources."""
+        return {
+            source.name: sequences * source.weight / layout.count
+            for source, layout in zip(self.prepared, self._layouts, strict=True)
+        }
+
+    def check_epochs(self, steps: int) -> list[str]:
+        """A warning for each domain, or source, that so many steps read too often."""
+        return [
+            f"warning: {name} is read {epochs:,.1f} times in {steps:,} steps: beyond"
+            f" {MAX_EPOCHS:.0f} epochs repeated tokens bring much less than new ones (Muennighoff"
+            " et al., 2023); give it more text or less weight"
+            for name, epochs in self.epochs(steps * self.config.batch_size).items()
+            if epochs > MAX_EPOCHS
+        ]
+
+    def _order(self, source: int, numbers: np.ndarray) -> list[int]:
+        """Layout indices of a source's sequences `numbers`; each epoch has its own order."""
+        size = self._layouts[source].count
+        before = self.origin.tokens.get(self.prepared[source].name, 0)
         numbers = numbers + -(-before // self.config.sequence_length)
         epochs, indices = np.divmod(numbers, size)
         for epoch in np.unique(epochs):
-            key = derive_key(self.config.seed, self.domains[domain], epoch)
+            key = derive_key(self.config.seed, self.prepared[source].name, epoch)
             indices[epochs == epoch] = permute(indices[epochs == epoch], size, key)
         return indices.tolist()
 

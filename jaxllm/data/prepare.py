@@ -18,8 +18,7 @@ from typing import Any, NamedTuple
 
 from jaxllm.data import corpora
 from jaxllm.data.config import DataConfig
-from jaxllm.data.files import Part
-from jaxllm.data.formats import BadLine
+from jaxllm.data.formats import BadLine, Part
 from jaxllm.data.jobs import Runner, run_in_processes
 from jaxllm.data.packing import PackingTask, complete_packing, unplanned_shards
 from jaxllm.data.store import (
@@ -43,11 +42,19 @@ LISTED_BAD = 10  # unreadable lines that a store's meta.json lists
 
 
 class PreparedDomain(NamedTuple):
-    """A tokenized domain of a run: a SeqIO task, its share of the sequences, and its tokens."""
+    """A tokenized domain of a run, or one of its sources.
+
+    Attributes:
+      name: the SeqIO task.
+      weight: share of the sequences.
+      store: its tokens.
+      domain: the domain, where that has several sources.
+    """
 
     name: str
     weight: float
     store: TokenStore
+    domain: str = ""
 
 
 def prepare(
@@ -94,7 +101,10 @@ def prepare(
         )
         for store in stores.values():
             complete_packing(store, length)
-    return tuple(PreparedDomain(d, weights[d], store) for d, store in stores.items())
+    return tuple(
+        PreparedDomain(task, weights[task], store, corpora.domain_of(task))
+        for task, store in stores.items()
+    )
 
 
 class _Place(NamedTuple):
@@ -188,7 +198,8 @@ def _complete(
     bad = _bad_lines(parts, done)
     _check_bad(domain, counts, bad[0] if bad else "")
     if not counts.documents:
-        raise UserError(f"corpus {domain} has no text in its split {split}")
+        why = "".join(f" ({note})" for note in corpora.notes(domain, split))
+        raise UserError(f"corpus {domain} has no text in its split {split}{why}")
     write_corpus(
         files, place.name, done, tokenizer.dtype, tokenizer.separators,
         domain=domain, split=split, bad_lines=bad,
@@ -202,8 +213,7 @@ def _complete(
         )
         if number
     ]
-    if left_out := corpora.files_left_out(domain, split):
-        notes.append("files left out: " + ", ".join(f"{n} {kind}" for kind, n in left_out.items()))
+    notes += corpora.notes(domain, split)
     print(
         f"prepared {domain} {split}: {counts.documents:,} documents, {counts.tokens:,} tokens, "
         f"{counts.text_bytes / 1e6:.1f} MB{''.join(', ' + note for note in notes)}",
@@ -284,14 +294,15 @@ def _check_bad(domain: str, counts: Counts, first: str = "") -> None:
         )
 
 
-def summary(domains: Sequence[PreparedDomain]) -> str:
-    """A table of the documents, tokens and bytes of each domain."""
+def summary(domains: Sequence[PreparedDomain], epochs: Mapping[str, float] | None = None) -> str:
+    """A table of the documents, tokens and bytes of each domain, and how often it is read."""
     head = f"{'domain':<16} {'share':>6} {'documents':>10} {'tokens':>14} {'MB':>9} {'B/token':>8}"
-    lines = [head]
-    for name, weight, store in domains:
+    lines = [head + (f" {'epochs':>7}" if epochs else "")]
+    for name, weight, store, _ in domains:
         n = store.counts
         lines.append(
             f"{name:<16} {weight:>6.1%} {n.documents:>10,} {n.tokens:>14,}"
             f" {n.text_bytes / 1e6:>9.2f} {n.text_bytes / n.tokens:>8.2f}"
+            + (f" {epochs[name]:>7.2f}" if epochs else "")
         )
     return "\n".join(lines)

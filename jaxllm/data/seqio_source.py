@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import seqio
 import tensorflow as tf
 
+from jaxllm.data.config import Source
 from jaxllm.data.files import SPLITS, Corpus
-from jaxllm.errors import UserError
+from jaxllm.data.held_out import HELD_OUT
+from jaxllm.errors import UserError, first_line
 
 # The vocabulary belongs to the run: here the feature is an untokenized string.
 TEXT = {
@@ -17,13 +19,14 @@ TEXT = {
         seqio.PassThroughVocabulary(size=0), add_eos=False, dtype=tf.string, rank=0
     )
 }
+HELD_OUT_EXAMPLES = 10_000  # of TFDS, at most
 
 
 class CorpusSource(seqio.DataSource):
-    """A SeqIO source over a `Corpus`, which is read in Python."""
+    """A SeqIO source over a `Corpus`, which is read in Python: a `share` of `domain`."""
 
-    def __init__(self, corpus: Corpus) -> None:
-        self.corpus = corpus
+    def __init__(self, corpus: Corpus, domain: str, share: float = 1.0) -> None:
+        self.corpus, self.domain, self.share = corpus, domain, share
         super().__init__(splits=corpus.splits)
 
     @property
@@ -57,75 +60,89 @@ class CorpusSource(seqio.DataSource):
 
 
 class NamedTfdsSource(seqio.TfdsDataSource):
-    """A TFDS data set whose text is in `feature`."""
+    """A TFDS data set, a `share` of `domain`; without a validation split, one is held out."""
 
-    def __init__(self, domain: str, data_set: str | Mapping[str, str], data_dir: str | None):
-        settings = {"name": data_set} if isinstance(data_set, str) else dict(data_set)
-        name = settings.pop("name", "")
-        self.feature = settings.pop("text", "text")
-        unknown = settings.keys() - SPLITS.keys()
-        if ":" not in name or unknown:
-            raise UserError(
-                f"DataConfig.tfds: {domain} needs a `name` with a version, as c4/en:3.1.0, and"
-                f" takes `text` and the splits {', '.join(SPLITS)}; it is {data_set}"
-            )
-        splits = {split: settings.get(split, split) for split in SPLITS}
-        super().__init__(tfds_name=name, tfds_data_dir=data_dir, splits=splits)
+    def __init__(self, source: Source, domain: str, share: float, data_dir: str | None) -> None:
+        self.domain, self.share, self.text = domain, share, source.text
+        self.notes: list[str] = []
+        super().__init__(tfds_name=source.tfds, tfds_data_dir=data_dir)
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits of the data set, which is opened here."""
+        loader = self.tfds_dataset
+        try:
+            found = loader.info.splits
+        except Exception as error:  # TFDS has many, for names, versions, directories, permissions
+            raise UserError(f"tfds:{loader.name} cannot be opened ({first_line(error)})") from error
+        if not found:
+            raise UserError(f"tfds:{loader.name} is not prepared: `tfds build` prepares it")
+        if loader._split_map is None:
+            loader._split_map = {split: split for split in SPLITS if split in found}
+            if set(loader._split_map) & {"train", "validation"} == {"train"}:
+                count = min(int(found["train"].num_examples * HELD_OUT), HELD_OUT_EXAMPLES)
+                loader._split_map |= {"train": f"train[{count}:]", "validation": f"train[:{count}]"}
+                self.notes = [f"no validation split: the first {count:,} documents are held out"]
+        return tuple(loader._split_map)
+
+    def size(self, split: str) -> int:
+        """See `Corpus`."""
+        if split not in self.splits:
+            return 0
+        loader = self.tfds_dataset
+        return loader.info.splits[loader._map_split(split)].num_bytes or 0
+
+    def fingerprint(self, split: str) -> str:
+        """See `Corpus`; the names of the data set and its slices."""
+        del split
+        return f"tfds {self.tfds_dataset.name} {self.splits and self.tfds_dataset._split_map}"
 
 
-def register(mixture: str, corpora: Mapping[str, Corpus], rates: Mapping[str, float]) -> None:
-    """Register a task per corpus, and the mixture of those with a rate above 0."""
-    for name, corpus in corpora.items():
-        _replace_task(name, CorpusSource(corpus))
-    _replace_mixture(mixture, rates)
-
-
-def register_tfds(
-    mixture: str, data_sets: Mapping[str, str | Mapping[str, str]], data_dir: str | None
+def register(
+    mixture: str,
+    sources: Mapping[str, CorpusSource | NamedTfdsSource],
+    rates: Mapping[str, float | Callable[[Any], float]],
 ) -> None:
-    """Register TFDS data sets under their domains' names, and their mixture with equal rates."""
-    for name, data_set in data_sets.items():
-        source = NamedTfdsSource(name, data_set, data_dir)
-        rename = seqio.map_over_dataset(lambda row, key=source.feature: {"text": row[key]})
-        _replace_task(name, source, rename)
-    _replace_mixture(mixture, dict.fromkeys(data_sets, 1.0))
+    """Register a task per source, in place of those for the same domains, and their mixture.
+
+    Raises:
+      UserError: SeqIO allows no such name, or another task has it.
+    """
+    domains = {source.domain for source in sources.values()}
+    for name in list(seqio.TaskRegistry.names()):
+        old = seqio.TaskRegistry.get(name).source
+        if isinstance(old, CorpusSource | NamedTfdsSource) and old.domain in domains:
+            seqio.TaskRegistry.remove(name)
+    for name, source in sources.items():
+        if name in seqio.TaskRegistry.names():
+            raise UserError(f"corpus {name}: another SeqIO task has this name; rename the corpus")
+        text = getattr(source, "text", "text")
+        rename = seqio.map_over_dataset(lambda row, key=text: {"text": row[key]})
+        preprocessors = [rename] if isinstance(source, NamedTfdsSource) else []
+        try:
+            seqio.TaskRegistry.add(name, source, preprocessors=preprocessors, output_features=TEXT)
+        except ValueError as error:
+            raise UserError(f"corpus {name}: a name has letters, digits and _ only") from error
+    if mixture in seqio.MixtureRegistry.names():
+        seqio.MixtureRegistry.remove(mixture)
+    if rates:
+        seqio.MixtureRegistry.add(mixture, sorted(rates.items()))
+
+
+def corpus_of(source: seqio.DataSource) -> Any:
+    """What has a source's size, fingerprint and notes, if anything has."""
+    return getattr(source, "corpus", source)
 
 
 def fingerprint_of(source: seqio.DataSource, split: str) -> str:
-    """A string that changes with a corpus; for other sources, their plain-valued settings."""
-    if isinstance(source, CorpusSource):
-        return source.corpus.fingerprint(split)
+    """A string that changes with a corpus; for users' sources, their plain-valued settings."""
+    if isinstance(source, CorpusSource | NamedTfdsSource):
+        return corpus_of(source).fingerprint(split)
     if isinstance(source, seqio.TfdsDataSource):
-        loader = source.tfds_dataset
-        feature = getattr(source, "feature", "")
-        return f"tfds {loader.name} {loader._split_map} {feature}"
+        return f"tfds {source.tfds_dataset.name} {source.tfds_dataset._split_map}"
     settings = {
         key: value
         for key, value in sorted(vars(source).items())
         if isinstance(value, str | int | float | bool | tuple | dict | list | None)
     }
     return f"{type(source).__qualname__} {settings}"
-
-
-def split_bytes(source: seqio.DataSource, split: str) -> int:
-    """The size of a TFDS split in bytes; 0 for other sources."""
-    if not isinstance(source, seqio.TfdsDataSource):
-        return 0
-    loader = source.tfds_dataset
-    return loader.info.splits[loader._map_split(split)].num_bytes or 0
-
-
-def _replace_task(name: str, source: seqio.DataSource, *preprocessors: Any) -> None:
-    if name in seqio.TaskRegistry.names():
-        if not isinstance(seqio.TaskRegistry.get(name).source, CorpusSource | NamedTfdsSource):
-            raise UserError(f"corpus {name}: another SeqIO task has this name; rename the corpus")
-        seqio.TaskRegistry.remove(name)
-    seqio.TaskRegistry.add(name, source, preprocessors=list(preprocessors), output_features=TEXT)
-
-
-def _replace_mixture(name: str, rates: Mapping[str, float]) -> None:
-    if name in seqio.MixtureRegistry.names():
-        seqio.MixtureRegistry.remove(name)
-    rates = {task: float(rate) for task, rate in rates.items() if rate}
-    if rates:
-        seqio.MixtureRegistry.add(name, sorted(rates.items()))

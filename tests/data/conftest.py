@@ -75,7 +75,7 @@ def corpus_dir(tmp_path: Path) -> Path:
 @pytest.fixture
 def config(corpus_dir: Path, tmp_path: Path) -> DataConfig:
     return DataConfig(
-        mixture_or_task_name="corpus_dir",
+        mixture_or_task_name="corpora",
         corpus_dir=str(corpus_dir),
         cache_dir=str(tmp_path / "cache"),
         sequence_length=64,

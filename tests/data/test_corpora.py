@@ -5,6 +5,8 @@ from pathlib import Path
 
 import gin
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import seqio
 import tensorflow as tf
@@ -35,8 +37,8 @@ def test_directories_become_domains(config: DataConfig, corpus_dir: Path) -> Non
     }
     for name, weight in weights.items():  # without weights, by bytes
         assert weight == pytest.approx(sizes[name] / sum(sizes.values()))
-    read = [d["text"] for d in corpora.documents("notes", "train")]
-    assert read == texts("notes", 40) + texts("more notes", 30)
+    read = [d["text"] for d in corpora.documents("prose", "train")]
+    assert read == texts("prose", 120)
     assert [d["text"] for d in corpora.documents("prose", "validation")] == texts("held out", 5)
 
 
@@ -89,68 +91,99 @@ def test_embedded_and_generated_domains_are_there(config: DataConfig) -> None:
             assert next(corpora.documents(name, split))["text"]
 
 
-def test_tfds_data_sets_register_without_a_network(config: DataConfig) -> None:
-    data_sets: dict = {
-        "c4": "c4/en:3.1.0",
-        "wiki": {"name": "wikipedia/20230601.en:1.0.0", "train": "all"},
-    }
+def test_a_tfds_data_set_registers_without_a_network(config: DataConfig) -> None:
     chosen = dataclasses.replace(
         config,
-        mixture_or_task_name="tfds",
-        corpus_dir=None,
+        corpus_dir="gs://nowhere/tfds",
         weights={"c4": 9, "wiki": 1},
-        tfds=data_sets,
-        tfds_data_dir="gs://nowhere/tfds",
+        corpora={
+            "c4": "tfds:c4/en:3.1.0",
+            "wiki": "tfds:wikipedia/20230601.en:1.0.0",
+        },
     )
     assert corpora.resolve(chosen) == {"c4": 0.9, "wiki": 0.1}
-    assert corpora.fingerprint("c4", "train") != corpora.fingerprint("wiki", "train")
-    for wrong in ("c4/en", {"name": "c4/en:3.1.0", "valid": "train"}):
-        with pytest.raises(UserError, match=r"DataConfig\.tfds: c4"):
-            corpora.resolve(dataclasses.replace(chosen, weights=None, tfds={"c4": wrong}))
 
 
-def test_a_tfds_data_set_is_read(config: DataConfig, tmp_path: Path) -> None:
-    books = [f"book {i}" for i in range(10)]
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory) -> Path:
+    """A directory with a TFDS data set of 300 books, without a validation split."""
+    directory = tmp_path_factory.mktemp("tfds")
+    rows = {"book": [f"book {i}" for i in range(300)], "id": np.arange(300)}
     tfds.dataset_builders.store_as_tfds_dataset(
         name="shelf",
         version="1.0.0",
         features=tfds.features.FeaturesDict({"book": tfds.features.Text(), "id": np.int64}),
-        split_datasets={
-            "train": tf.data.Dataset.from_tensor_slices({"book": books, "id": np.arange(10)})
-        },
-        data_dir=str(tmp_path / "tfds"),
+        split_datasets={"train": tf.data.Dataset.from_tensor_slices(rows)},
+        data_dir=str(directory),
     )
-    data_set = {
-        "name": "shelf:1.0.0",
-        "text": "book",
-        "train": "train[20%:]",
-        "validation": "train[:20%]",
-    }
+    return directory
+
+
+def test_a_tfds_data_set_is_read(config: DataConfig, shelf: Path, capsys) -> None:
+    source = {"path": "tfds:shelf:1.0.0", "text": "book"}
+    chosen = dataclasses.replace(
+        config, weights=None, corpus_dir=str(shelf), corpora={"shelf": source}
+    )
+    assert corpora.resolve(chosen) == {"shelf": 1.0}
+    train = [d["text"] for d in corpora.documents("shelf", "train")]
+    validation = [d["text"] for d in corpora.documents("shelf", "validation")]
+    assert len(validation) == 3
+    assert sorted(train + validation) == sorted(f"book {i}" for i in range(300))
+    assert open_source(chosen).prepared[0].store.counts.documents == 297
+    assert corpora.fingerprint("shelf", "train") != corpora.fingerprint("shelf", "validation")
+    said = "no validation split: the first 3 documents are held out"
+    assert said in capsys.readouterr().err
+
+
+def test_a_domain_has_several_sources_with_their_shares(config: DataConfig, shelf, corpus_dir):
+    """Sources of every kind, globs and renamed fields; the loss is that of the domain."""
+    (corpus_dir / "stack").mkdir()
+    pq.write_table(pa.table({"content": texts("stack", 40)}), corpus_dir / "stack" / "00.parquet")
     chosen = dataclasses.replace(
         config,
-        mixture_or_task_name="tfds",
-        weights=None,
-        tfds={"shelf": data_set},
-        tfds_data_dir=str(tmp_path / "tfds"),
+        weights={"code": 3, "rest": 1},
+        corpora={
+            "code": [
+                {"path": "stack/*.parquet", "text": "content", "weight": 2},
+                {"path": "no*/train-*.jsonl*"},
+            ],
+            "rest": [f"{corpus_dir}/prose", "plays/input.txt"],
+            "ignored": "notes",
+        },
     )
-    corpora.register(chosen)
-    train = [d["text"] for d in corpora.documents("shelf", "train")]
-    held_out = [d["text"] for d in corpora.documents("shelf", "validation")]
-    assert (len(train), len(held_out)) == (8, 2)
-    assert sorted(train + held_out) == sorted(books)
-    assert open_source(chosen).prepared[0].store.counts.documents == 8
-    assert corpora.fingerprint("shelf", "train") != corpora.fingerprint("shelf", "validation")
+    weights = corpora.resolve(chosen)
+    assert weights == pytest.approx(
+        {"code:1": 0.5, "code:2": 0.25, "rest:1": 0.125, "rest:2": 0.125}
+    )
+    read = [d["text"] for d in corpora.documents("code", "train")]
+    held_out = [d["text"] for d in corpora.documents("code", "validation")]
+    everything = texts("stack", 40) + texts("notes", 40) + texts("more notes", 30)
+    assert sorted(read + held_out) == sorted(everything) and read[0] == texts("stack", 40)[0]
+    source = open_source(chosen, weights)
+    assert source.domains == ("code", "rest")
+    np.testing.assert_allclose(source.weights, [0.75, 0.25])
+    sequences = source.sequences(0, 800)
+    np.testing.assert_allclose(np.bincount(sequences["domains"]), [600, 200], atol=2)
+    read = b"".join(bytes((row - 3).clip(0, 255).tolist()) for row in sequences["inputs"])
+    assert b"stack" in read and b"notes" in read  # both sources of `code`
+    assert set(source.epochs(800)) == set(weights)
+    more = dataclasses.replace(chosen, corpora={"code": chosen.sources["code"] * 2})
+    alone = dataclasses.replace(more, weights=None)
+    assert list(corpora.resolve(alone)) == ["code:1", "code:2", "code:3", "code:4"]
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"mixture_or_task_name": ""}, "mixture_or_task_name is not set"),
-        ({"mixture_or_task_name": "corpus_dri"}, "no mixture or task corpus_dri; did you mean cor"),
-        ({"weights": {"pros": 1}}, "weights names pros, which corpus_dir does not.*mean prose"),
-        ({"mixture_or_task_name": ""}, "mixture_or_task_name is not set"),
-        ({"corpus_dir": None}, r"mixture corpus_dir needs DataConfig\.corpus_dir"),
-        ({"corpus_dir": "/no/where"}, "corpus_dir: no files below /no/where"),
+        ({"mixture_or_task_name": "corpus_dir"}, "no mixture or task corpus_dir; did you mean cor"),
+        ({"weights": {"pros": 1}}, "weights names pros, which corpora does not.*mean prose"),
+        ({"corpus_dir": None}, r"mixture corpora needs DataConfig\.corpus_dir or DataConfig\.corp"),
+        ({"corpus_dir": "/no/where"}, "no files below /no/where"),
+        ({"corpora": {"a": "prose/x*.jsonl"}}, r"no file matches .*/corpus/prose/x\*\.jsonl"),
+        ({"corpora": {"a": "prose/*/valid*"}}, "no domain has a training file"),
+        ({"corpora": dict.fromkeys("ab", "tfds:no:1.0.0"), "weights": None}, "tfds:no:1.0.0 can"),
+        ({"corpora": {"fine-web": "prose"}}, "corpus fine-web: a name has letters, digits and _"),
         ({"modules": ("no_such_module",)}, "cannot import no_such_module"),
     ],
 )
@@ -165,6 +198,13 @@ def test_mistakes_are_named(config: DataConfig, change: dict, message: str) -> N
         ({"layout": "stack"}, "layout = 'stack'"),
         ({"weights": {"prose": 0}}, "shares above 0"),
         ({"weights": {}}, "shares above 0"),
+        ({"corpora": {"c4": "tfds:c4/en"}}, "tfds:c4/en has no version"),
+        ({"corpora": {}}, "each domain needs a source"),
+        ({"corpora": {"a": []}}, "each domain needs a source"),
+        ({"corpora": {"a": {"text": "b"}}}, "a source needs a `path`"),
+        ({"corpora": {"a": {"path": "b", "txt": "c"}}}, "no field 'txt'; did you mean text"),
+        ({"corpora": {"a": {"path": "b", "weight": 0}}}, r"Source\.weight = 0: must be .* > 0"),
+        ({"corpora": {"a": 3}}, "corpora = .*: must be a mapping, .* a mapping with path, text"),
     ],
 )
 def test_a_wrong_configuration_is_refused(config: DataConfig, change: dict, message: str) -> None:
@@ -196,7 +236,7 @@ def test_a_task_on_a_corpus_finds_that_of_the_configured_run(corpus_dir: Path) -
 
 def test_a_missing_split_is_named(config: DataConfig) -> None:
     corpora.register(config)
-    with pytest.raises(UserError, match="notes has no split validation; it has train"):
-        next(corpora.documents("notes", "validation"))
+    with pytest.raises(UserError, match="notes has no split test; it has train, validation"):
+        next(corpora.documents("notes", "test"))
     with pytest.raises(UserError, match="no corpus note; did you mean notes"):
         next(corpora.documents("note", "train"))

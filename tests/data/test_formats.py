@@ -10,6 +10,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tensorflow as tf
+from array_record.python import array_record_module
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -116,6 +118,60 @@ def test_tables(tmp_path: Path, kind: str, monkeypatch) -> None:
     assert [d["text"] for part in parts for d in part.documents()] == found
 
 
+def write_records(path: Path, records: list[bytes]) -> None:
+    writer = array_record_module.ArrayRecordWriter(str(path), "group_size:4")
+    for record in records:
+        writer.write(record)
+    writer.close()
+
+
+def example(**features: str) -> bytes:
+    feature = {
+        name.replace("__", "/"): tf.train.Feature(
+            bytes_list=tf.train.BytesList(value=[value.encode()])
+        )
+        for name, value in features.items()
+    }
+    return tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("write", "field"),
+    [
+        (lambda text: example(text=text, other="x"), "text"),
+        (lambda text: example(page__body=text), "page.body"),  # as TFDS flattens features
+        (lambda text: json.dumps({"page": {"body": text}}).encode(), "page.body"),
+        (str.encode, ""),
+    ],
+)
+@pytest.mark.parametrize("name", ["f.array_record", "c4-train.array_record-00000-of-00002"])
+def test_records_of_array_record(tmp_path: Path, write, field: str, name: str, monkeypatch) -> None:
+    found = [f"текст {i}" for i in range(2500)]
+    path = tmp_path / name
+    write_records(path, [write(text) for text in found])
+    assert texts(path, field) == found
+    assert read(path, field)[2100]["id"] == f"{name}:2100"
+    monkeypatch.setattr(formats, "PART_BYTES", path.stat().st_size // 3 - 1)
+    parts = parts_of(str(path), path.stat().st_size, "", field)
+    assert len(parts) == len({part.key for part in parts}) == 4
+    assert [d["text"] for part in parts for d in part.documents()] == found
+    assert [d["id"] for part in parts for d in part.documents()][2100] == f"{name}:2100"
+
+
+def test_records_that_are_no_text_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "f.array_record"
+    write_records(
+        path, [example(text="ok"), example(txt="no"), b"plain", b"{]", b'{"text": "too"}']
+    )
+    documents, bad = bad_lines(path)
+    assert documents == ["ok", "too"] and [line for line, _ in bad] == [2, 3, 4]
+    assert "no `text` string" in bad[0].reason and "neither a tf.Example" in bad[1].reason
+    for damaged in (path.read_bytes()[:-9], b"x" * 70_000):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=f"{path} is damaged, or no ArrayRecord"):
+            read(path)
+
+
 def test_other_fields_hold_the_text(tmp_path: Path) -> None:
     path = tmp_path / "f.jsonl"
     path.write_text('{"content": "one", "a": {"b": "two"}}\n')
@@ -172,7 +228,7 @@ def test_a_truncated_table_is_an_error(tmp_path: Path) -> None:
 
 
 def test_missing_and_unknown_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no file .*f\.jsonl"):
+    with pytest.raises(UserError, match=r"f\.jsonl cannot be read .*: no such file"):
         list(FilePart(str(tmp_path / "f.jsonl"), 0).documents())
     with pytest.raises(UserError, match=r"f\.csv: not one of"):
         list(FilePart(str(tmp_path / "f.csv"), 0).documents())

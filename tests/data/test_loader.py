@@ -154,12 +154,25 @@ def test_documents_of_a_single_token_are_refused(config: DataConfig, tmp_path, l
         SequenceSource(dataclasses.replace(config, layout=layout), Tokenizer("bytes"), (domain,))
 
 
+def test_epochs_are_those_that_the_run_reads(config: DataConfig) -> None:
+    source = open_source(config)
+    domains = source.sequences(0, 600)["domains"]
+    for number, (name, _, store, _) in enumerate(source.prepared):
+        whole = -(-(store.counts.tokens - 1) // config.sequence_length)
+        read = (domains == number).sum() / whole
+        assert source.epochs(600)[name] == pytest.approx(read, abs=2 / whole)
+    (warning,) = source.check_epochs(200)
+    epochs = source.epochs(200 * config.batch_size)["plays"]
+    assert f"plays is read {epochs:.1f} times in 200 steps: beyond 4 epochs" in warning
+    assert not source.check_epochs(1)
+
+
 def test_a_start_reads_the_corpus_directory_once(config: DataConfig, monkeypatch) -> None:
     listed: list[str] = []
 
-    def directory_corpora(directory, text):
+    def directory_corpora(directory):
         listed.append(directory)
-        return files.directory_corpora(directory, text)
+        return files.directory_corpora(directory)
 
     monkeypatch.setattr(corpora, "directory_corpora", directory_corpora)
     trained = dataclasses.replace(config, vocabulary=VocabularyConfig(size=512))

@@ -143,7 +143,7 @@ import resource, sys
 from jaxllm.data import corpora, prepare
 from jaxllm.data.config import DataConfig
 resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 17, 1 << 17))
-config = DataConfig("corpus_dir", corpus_dir=sys.argv[1], cache_dir=sys.argv[2])
+config = DataConfig("corpora", corpus_dir=sys.argv[1], cache_dir=sys.argv[2])
 try:
     prepare.prepare(config, corpora.resolve(config), prepare.Tokenizer("bytes"))
 except prepare.UserError as error:
@@ -166,8 +166,9 @@ def large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DataConfig:
     for file in range(20):
         path = tmp_path / "many" / "prose" / f"train-{file:02d}.jsonl"
         write_jsonl(path, texts(f"prose {file}", 300))
+    write_jsonl(tmp_path / "many" / "prose" / "valid.jsonl", ["held out"])
     return DataConfig(
-        mixture_or_task_name="corpus_dir",
+        mixture_or_task_name="corpora",
         corpus_dir=str(tmp_path / "many"),
         cache_dir=str(tmp_path / "cache"),
         vocabulary=VocabularyConfig("bytes"),
@@ -193,7 +194,7 @@ import sys
 from jaxllm.data import corpora, jobs, prepare
 from jaxllm.data.config import DataConfig
 jobs.INLINE_BYTES = 0
-config = DataConfig("corpus_dir", corpus_dir=sys.argv[1], cache_dir=sys.argv[2])
+config = DataConfig("corpora", corpus_dir=sys.argv[1], cache_dir=sys.argv[2])
 if __name__ == "__main__":
     prepare.prepare(config, corpora.resolve(config), prepare.Tokenizer("bytes"))
 """

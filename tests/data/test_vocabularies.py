@@ -25,7 +25,7 @@ def trained(tmp_path_factory) -> DataConfig:
     text = "\n".join(path.read_text() for path in sorted(source.glob("*.py")))
     (root / "code" / "train.txt").write_text(text)
     return DataConfig(
-        mixture_or_task_name="corpus_dir",
+        mixture_or_task_name="corpora",
         corpus_dir=str(root),
         cache_dir=str(root / "cache"),
         vocabulary=VocabularyConfig(size=1024),

@@ -15,9 +15,11 @@ import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
+import gin
 import pytest
 
 from jaxllm import cli
+from jaxllm.data.config import DataConfig
 from tests.conftest import REPOSITORY
 from tests.docs import workplace
 
@@ -32,7 +34,8 @@ SMALL = {
 }
 RENAMED = {
     "--step=2700": "--step=4", "--devices=gpu": "--devices=cpu:1", '"(20, 24)"': '"(2, 3)"',
-    "TABLE.csv?run": "MAPPED.csv?run", "@1800": "@4", "=2100": "=6", "decay_steps=300": "decay_steps=2",
+    "TABLE.csv?run": "MAPPED.csv?run", "@1800": "@4", "=2100": "=6",
+    "decay_steps=300": "decay_steps=2",
 }  # fmt: skip
 
 
@@ -122,6 +125,19 @@ def test_other_commands_can_be_read(
     module = importlib.import_module(shlex.split(command)[2])
     if "--model_dir=RUN" in command:
         pytest.skip("reads its run's config")
+    workplace.gin_files(tmp_path)
+    monkeypatch.chdir(tmp_path)
     words = [w for w in shlex.split(command)[3:] if w != "&"]
     with pytest.raises(Read):
         module.main([word.replace("$i", "0") for word in words])
+
+
+def test_the_sources_of_data_md_are_read(tmp_path: Path) -> None:
+    workplace.gin_files(tmp_path)
+    cli.load_gin(cli.parse(cli.parser(""), [f"--gin_file={tmp_path}/sources.gin"]))
+    try:
+        sources = DataConfig().sources
+    finally:
+        gin.clear_config()
+    assert [(s.text, s.weight) for s in sources["code"]] == [("content", 0.8), ("issue.body", 0.2)]
+    assert sources["wiki"][0].tfds == "wikipedia/20230601.en:1.0.0"

@@ -74,10 +74,17 @@ def results(path: Path, pythia: Path, table: Path, mapped: Path) -> None:
 
 
 def make(root: Path) -> None:
-    """All of it below `root`, and the gin file of docs/data.md."""
+    """All of it below `root`, and the gin files of docs/data.md."""
     corpora(root / "CORPORA")
     benchmarks(root / "EVALS")
     results(root / "RESULTS", root / "PATH", root / "TABLE.csv", root / "MAPPED.csv")
-    page = (REPOSITORY / "docs" / "data.md").read_text()
-    write(root / "mine.gin", page.partition("```gin\n")[2].partition("```")[0])
+    gin_files(root)
     shutil.copy(root / "mine.gin", root / "RUN.gin")
+
+
+def gin_files(root: Path) -> None:
+    """The gin files of docs/data.md."""
+    page = (REPOSITORY / "docs" / "data.md").read_text()
+    blocks = [block.partition("```")[0] for block in page.split("```gin\n")[1:]]
+    for name, block in zip(("mine", "sources", "fineweb"), blocks, strict=True):
+        write(root / f"{name}.gin", block)

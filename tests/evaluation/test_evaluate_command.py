@@ -15,7 +15,6 @@ from jaxllm.run.trajectory import TrajectoryStore
 GIN = """
 include "base.gin"
 TRAIN_STEPS = 4
-MIXTURE_OR_TASK_NAME = "corpus_dir"
 SEQUENCE_LENGTH = 64
 BATCH_SIZE = 4
 EVAL_TASKS = ("heldout_letters", "basic_arithmetic", "simple_arithmetic_nospaces")

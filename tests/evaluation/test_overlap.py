@@ -81,7 +81,7 @@ def corpus(tmp_path):
         lines = [json.dumps({"text": t, "id": f"{domain}-{n}"}) for n, t in enumerate(texts)]
         (tmp_path / domain / "train.jsonl").write_text("\n".join([*lines, "broken"]))
     return [
-        "--gin.DataConfig.mixture_or_task_name=corpus_dir",
+        "--gin.DataConfig.mixture_or_task_name=corpora",
         f"--gin.DataConfig.corpus_dir={tmp_path}",
     ]
 

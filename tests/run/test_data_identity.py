@@ -76,7 +76,7 @@ def write_corpus(root: Path, line: str) -> None:
 def config(tmp_path: Path) -> DataConfig:
     write_corpus(tmp_path / "corpora", "some words, some numbers 1 2 3\n")
     return DataConfig(
-        mixture_or_task_name="corpus_dir",
+        mixture_or_task_name="corpora",
         corpus_dir=str(tmp_path / "corpora"),
         cache_dir=str(tmp_path / "cache"),
         vocabulary=VocabularyConfig(size=512),

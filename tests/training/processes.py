@@ -19,7 +19,6 @@ include 'runs/base.gin'
 TRAIN_STEPS = {STEPS}
 SEQUENCE_LENGTH = 16
 BATCH_SIZE = 4
-MIXTURE_OR_TASK_NAME = 'corpus_dir'
 EVAL_TASKS = ('heldout_words',)
 EvalConfig.max_examples = 8
 EvalConfig.tokens_per_batch = 64

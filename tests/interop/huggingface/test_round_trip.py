@@ -177,7 +177,7 @@ def test_the_tokenizer_of_a_run_travels_with_it_and_transformers_agrees(tmp_path
     text = "some words,  some numbers 1 2 345\n\tdef f(x): return naïve 中文\n"
     corpus.joinpath("train.txt").write_text(text * 2000)
     config = DataConfig(
-        mixture_or_task_name="corpus_dir",
+        mixture_or_task_name="corpora",
         corpus_dir=str(tmp_path / "corpora"),
         cache_dir=str(tmp_path / "cache"),
         vocabulary=VocabularyConfig(size=512),
