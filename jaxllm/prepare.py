@@ -5,9 +5,9 @@
     python -m jaxllm.prepare --gin_file=openllama.gin -- --runner=DataflowRunner --region=…
 
 Takes the gin files and bindings of a run, and prints the size of each domain, and how many epochs
-of it TRAIN_STEPS read. Started again, it goes on with what is missing. It runs in processes of this
-machine; or, given options of Apache Beam after `--`, in the workers of Beam's runner, which need
-jaxllm and see DataConfig.cache_dir.
+of it TRAIN_STEPS read. Started again, it goes on with what is missing; with --check it writes again
+what is damaged. It runs in processes of this machine; or, given options of Apache Beam after `--`,
+in the workers of Beam's runner, which need jaxllm and see DataConfig.cache_dir.
 
 --report_overlap searches the corpora for evaluation sets instead: it prints for each task how many
 examples share 13 consecutive words with a document (see jaxllm.evaluation.overlap), and writes the
@@ -37,6 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--report_overlap", nargs="?", const="overlap.json", metavar="FILE",
         help="list what the corpora share with evaluation sets (default: overlap.json)",
     )  # fmt: skip
+    flags.add_argument(
+        "--check", action="store_true",
+        help="compare what is prepared with its digests, and write again what is damaged",
+    )  # fmt: skip
     flags.add_argument("--tasks", metavar="TASK,TASK", help="of --report_overlap: which sets")
     argv = list(sys.argv[1:] if argv is None else argv)
     end = argv.index("--") if "--" in argv else len(argv)
@@ -64,6 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         overlap.report(sources, evaluation, args.report_overlap)
         return 0
 
+    from jaxllm.data.check import take_back
     from jaxllm.data.jobs import beam_runner, run_in_processes
     from jaxllm.data.loader import SequenceSource
     from jaxllm.data.prepare import prepare, summary
@@ -74,6 +79,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     steps = _steps()
     for split in splits:
         domains = prepare(config, weights, tokenizer, split, run)
+        if args.check:
+            damaged = take_back((domain.store for domain in domains), run)
+            print("\n".join(damaged or [f"{split}: nothing is damaged"]), file=sys.stderr)
+            domains = prepare(config, weights, tokenizer, split, run)
         if split != "train" or steps is None:
             print(f"{split}\n{summary(domains)}")
             continue

@@ -77,6 +77,11 @@ class NamedTfdsSource(seqio.TfdsDataSource):
             raise UserError(f"tfds:{loader.name} cannot be opened ({first_line(error)})") from error
         if not found:
             raise UserError(f"tfds:{loader.name} is not prepared: `tfds build` prepares it")
+        if getattr(loader.info.file_format, "value", "") == "array_record":
+            raise UserError(
+                f"tfds:{loader.name} is prepared as ArrayRecord, which TFDS does not stream: name"
+                f" its files in place of it, {loader.info.data_dir}/*array_record*"
+            )
         if loader._split_map is None:
             loader._split_map = {split: split for split in SPLITS if split in found}
             if set(loader._split_map) & {"train", "validation"} == {"train"}:

@@ -69,6 +69,13 @@ class Shard(NamedTuple):
     digest: str
 
 
+def digest_of(tokens: bytes, starts: bytes) -> str:
+    """The digest of a shard with these files."""
+    digest = hashlib.blake2b(tokens, digest_size=16)
+    digest.update(starts)
+    return digest.hexdigest()
+
+
 class ShardWriter:
     """The writer of the shards of one part."""
 
@@ -95,12 +102,11 @@ class ShardWriter:
         if not self._tokens:
             return
         tokens = np.concatenate(self._ids).tobytes()
-        starts = np.cumsum(np.concatenate([[0], *self._lengths]), dtype="<u8")
-        digest = hashlib.blake2b(tokens, digest_size=16)
-        digest.update(starts.tobytes())
+        edges = np.cumsum(np.concatenate([[0], *self._lengths]), dtype="<u8")
+        starts = edges.tobytes()
         name = f"{self._part}-{len(self.shards):03d}"
-        self._files.write({f"{name}.tokens": tokens, f"{name}.starts": starts.tobytes()})
-        self.shards.append(Shard(name, len(starts) - 1, self._tokens, digest.hexdigest()))
+        self._files.write({f"{name}.tokens": tokens, f"{name}.starts": starts})
+        self.shards.append(Shard(name, len(edges) - 1, self._tokens, digest_of(tokens, starts)))
         self._clear()
 
 

@@ -135,6 +135,31 @@ def test_a_tfds_data_set_is_read(config: DataConfig, shelf: Path, capsys) -> Non
     assert said in capsys.readouterr().err
 
 
+def test_tfds_data_sets_of_array_record_are_read_as_files(config: DataConfig, tmp_path) -> None:
+    rows = {"book": [f"book {i}" for i in range(300)]}
+    tfds.dataset_builders.store_as_tfds_dataset(
+        name="shelf",
+        version="1.0.0",
+        features=tfds.features.FeaturesDict({"book": tfds.features.Text()}),
+        split_datasets={"train": tf.data.Dataset.from_tensor_slices(rows)},
+        data_dir=str(tmp_path),
+        file_format="array_record",
+    )
+    named = {"path": "tfds:shelf:1.0.0", "text": "book"}
+    chosen = dataclasses.replace(
+        config, weights=None, corpus_dir=str(tmp_path), corpora={"shelf": named}
+    )
+    corpora.resolve(chosen)
+    with pytest.raises(UserError, match=rf"ArrayRecord.* name its files .*, {tmp_path}/shelf"):
+        next(corpora.documents("shelf", "train"))
+    files = {"path": "shelf/1.0.0/*array_record*", "text": "book"}
+    corpora.resolve(dataclasses.replace(chosen, corpora={"shelf": files}))
+    read = [
+        d["text"] for split in ("train", "validation") for d in corpora.documents("shelf", split)
+    ]
+    assert sorted(read) == sorted(rows["book"])
+
+
 def test_a_domain_has_several_sources_with_their_shares(config: DataConfig, shelf, corpus_dir):
     """Sources of every kind, globs and renamed fields; the loss is that of the domain."""
     (corpus_dir / "stack").mkdir()

@@ -14,6 +14,7 @@ import pytest
 
 from jaxllm.data import corpora, jobs
 from jaxllm.data import prepare as preparing
+from jaxllm.data.check import take_back
 from jaxllm.data.config import DataConfig, VocabularyConfig
 from jaxllm.data.prepare import PreparedDomain
 from jaxllm.data.tokenizer import BYTE_BOS, BYTE_EOS, BYTE_OFFSET, Tokenizer
@@ -238,6 +239,23 @@ def test_a_corpus_that_gains_a_file_keeps_its_parts(large: DataConfig, tmp_path)
     assert byte_documents(after)[6 * 300] == "new"
     made = {path: path.stat().st_mtime_ns for path in Path(large.cache).rglob("*.tokens")}
     assert len(made) == 21 and before.items() <= made.items()
+
+
+def test_damaged_shards_are_found_and_written_again(large: DataConfig) -> None:
+    (domain,) = prepare(large)
+    before = contents(large)
+    assert take_back([domain.store], jobs.run_in_processes) == []
+    tokens = sorted(Path(large.cache).rglob("*.tokens"))
+    tokens[3].unlink()
+    tokens[7].write_bytes(tokens[7].read_bytes()[:-1] + b"x")
+    starts = tokens[11].with_suffix(".starts")
+    starts.write_bytes(starts.read_bytes()[:-8])
+    with pytest.raises(UserError, match=rf"{tokens[3].name} is missing or too short"):
+        domain.store.read(0, domain.store.counts.tokens)
+    (said,) = take_back([domain.store], jobs.run_in_processes)
+    assert "3 of 20 parts were damaged" in said and domain.store.files.directory in said
+    prepare(large)
+    assert contents(large) == before
 
 
 def test_a_file_that_cannot_be_read_is_named_and_the_others_are_done(large, tmp_path) -> None:
