@@ -1,10 +1,10 @@
 """python -m jaxllm.analyze SOURCE…: a report on the capabilities, forecasts and health of runs.
 
-A source is a run directory, or imported results: pythia:PATH, harness:PATH, csv:PATH?columns,
-tensorboard:PATH or metrics:PATH; several are compared. Writes RUN_DIR/report/index.html, or
-OUTPUT/index.html: a self-contained page on the health of the runs, their capabilities and
-forecasts, the most informative tasks and the comparison of sizes, readable offline and on a phone.
-It can be run at any time, also during training.
+A source is a run directory, a suite's directory, or imported results: pythia:PATH, harness:PATH,
+csv:PATH?columns, tensorboard:PATH or metrics:PATH; several are compared. Writes
+RUN_DIR/report/index.html, or OUTPUT/index.html: a self-contained page on the health of the runs,
+their capabilities and forecasts, the most informative tasks and the comparison of sizes, readable
+offline and on a phone. It can be run at any time, also during training.
 """
 
 from __future__ import annotations
@@ -68,12 +68,14 @@ def _write(args: argparse.Namespace, progress: Callable[[str], None]) -> PathLik
     from jaxllm.interop.importers import is_import, open_source
     from jaxllm.report import files, page, tables, tensorboard, terminal
     from jaxllm.report.items import items
-    from jaxllm.run.run import Run
+    from jaxllm.run.layout import Layout
+    from jaxllm.run.suite_layout import runs_in
 
-    sources = [open_source(spec) if is_import(spec) else Run.open(spec) for spec in args.sources]
+    opened = [[open_source(spec)] if is_import(spec) else runs_in(spec) for spec in args.sources]
+    sources = [source for part in opened for source in part]
     output = epath.Path(args.output or "report")
-    if isinstance(sources[0], Run) and len(sources) == 1 and not args.output:
-        layout = sources[0].layout
+    if len(args.sources) == 1 and not is_import(args.sources[0]) and not args.output:
+        layout = Layout(args.sources[0])  # a suite's report lies as that of a run
         output = layout.tensorboard if args.format == "tensorboard" else layout.report
     report = tables.gather(sources, args.tokens)
     runs = len(report.overviews)

@@ -35,6 +35,7 @@ CONFIG_MODULES = (
     "jaxllm.run.checkpoint_schedule",
     "jaxllm.evaluation.config",
     "jaxllm.report.alarms",
+    "jaxllm.suites.config",
 )
 
 _GIN_FLAG = re.compile(r"^--gin\.([^=]+)=(.*)$", re.DOTALL)

@@ -128,7 +128,7 @@ def _fit(value: Any, hint: Any) -> Any:
     elif hint is float:
         fits = isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
     else:
-        fits = isinstance(value, hint)
+        fits = hint is Any or isinstance(value, hint)
     return value if fits else _UNFIT
 
 

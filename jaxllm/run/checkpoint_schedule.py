@@ -24,6 +24,7 @@ class CheckpointConfig:
       every_steps: steps between regular checkpoints.
       every_tokens: the same in tokens: the first step at or beyond each multiple. Set at most one
         of the two; with neither, only the early checkpoints and the last step are saved.
+      extra_steps: further steps, such as those at which branches begin; these checkpoints stay.
       keep_last: number of newest checkpoints to keep, besides the milestones; None keeps all.
       milestone_steps: with keep_last, checkpoints at multiples of this step stay forever.
     """
@@ -31,6 +32,7 @@ class CheckpointConfig:
     early: PositiveInt | tuple[NonNegativeInt, ...] | None = 1
     every_steps: PositiveInt | None = 1000
     every_tokens: PositiveFloat | None = None
+    extra_steps: tuple[NonNegativeInt, ...] = ()
     keep_last: PositiveInt | None = None
     milestone_steps: PositiveInt | None = None
 
@@ -60,7 +62,8 @@ def scheduled_steps(config: CheckpointConfig, steps: int, tokens_per_step: int) 
         early = [s for s in (0, *(config.early << k for k in range(64))) if s < before]
     else:
         early = [step for step in config.early or () if step <= steps]
-    return tuple(sorted({*early, *regular, steps}))
+    extra = [step for step in config.extra_steps if step <= steps]
+    return tuple(sorted({*early, *regular, *extra, steps}))
 
 
 def preserved(
@@ -72,7 +75,7 @@ def preserved(
     run leaves the same checkpoints as an uninterrupted one.
     """
     scheduled = [step for step in steps if step not in preempted]
-    staying = {*scheduled[-(config.keep_last or 0) :], *steps[-1:]}
+    staying = {*scheduled[-(config.keep_last or 0) :], *steps[-1:], *config.extra_steps}
     if config.milestone_steps:
         staying.update(step for step in scheduled if step % config.milestone_steps == 0)
     return [step in staying for step in steps]

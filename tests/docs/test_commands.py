@@ -30,6 +30,11 @@ SMALL = {
     "quickstart.gin": (*FEW_STEPS, "--gin.EVAL_TASKS=counting"),
     "domains.gin": (*FEW_STEPS, "--gin.EVAL_TASKS=heldout_wiki", "--gin.VOCABULARY_SIZE=512"),
     "mine.gin": (*FEW_STEPS, "--gin.VocabularyConfig.size=512"),
+    "suites/ladder.gin": (
+        "--gin.EVAL_TASKS=counting",
+        "--gin.SuiteConfig.cooldowns=()",
+        "--gin.SuiteConfig.axes={'params': (5e4,), 'tokens': 4e4}",
+    ),
     "RUN.gin": (*FEW_STEPS, "--gin.VocabularyConfig.size=512"),
 }
 RENAMED = {
@@ -58,7 +63,7 @@ def is_run(command: str) -> bool:
 def test_the_pages_show_commands() -> None:
     assert len(commands()) > 20
     assert {c.split()[2].removeprefix("jaxllm.") for c in commands()} == {
-        "train", "evaluate", "generate", "analyze", "plan", "prepare", "convert",
+        "train", "evaluate", "generate", "analyze", "plan", "prepare", "convert", "suite",
     }  # fmt: skip
 
 

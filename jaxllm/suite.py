@@ -1,0 +1,91 @@
+"""Train a family of runs that one gin file declares.
+
+    python -m jaxllm.suite --gin_file=suites/ladder.gin --gin.SUITE_DIR=runs/ladder
+
+Prints what the runs cost, then trains them here, the cheapest first. A run that fails stops only
+its own branches; the same command goes on with what is not finished. Exit code 1 if a run failed.
+`python -m jaxllm.analyze SUITE_DIR` reads all of them.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jaxllm import cli, runtime
+from jaxllm.errors import UserError, first_line
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train the suite that flags and gin define, or say what it costs or how far it is."""
+    flags = cli.parser(__doc__ or "")
+    flags.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time")
+    flags.add_argument("--dry_run", action="store_true", help="only print what the runs cost")
+    flags.add_argument("--status", action="store_true", help="only print how far the runs are")
+    argv = list(sys.argv[1:] if argv is None else argv)
+    args = cli.parse(flags, argv)
+    cli.load_gin(args)
+
+    import gin
+    from tqdm import tqdm
+
+    from jaxllm.data.config import DataConfig
+    from jaxllm.sharding.mesh import MeshConfig, make_mesh
+    from jaxllm.suites.config import SuiteConfig
+    from jaxllm.suites.cost import costs
+    from jaxllm.suites.design import members
+    from jaxllm.suites.launchers import Local
+    from jaxllm.suites.suite import Suite, table
+    from jaxllm.training.experiment import Experiment
+
+    config = SuiteConfig()
+    if not config.directory:
+        raise UserError("SUITE_DIR is not set: give --gin.SUITE_DIR=<directory>")
+    if args.jobs < 1:
+        raise UserError(f"--jobs={args.jobs}: must be at least 1")
+
+    def configure(bindings: Mapping[str, Any]) -> Experiment:
+        gin.clear_config()
+        cli.load_gin(args)
+        bind(bindings)
+        return Experiment.configured().with_vocabulary()
+
+    shared = [flag for flag in argv if flag.startswith("--gin")]
+    runs = members(config, DataConfig().sequence_length, configure)
+    suite = Suite(config.directory, runs, shared)
+    if args.status:
+        print(table(suite))
+        return 0
+    runtime.enable_compilation_cache()
+    known = costs(runs, make_mesh(MeshConfig()), lambda line: print(line, file=sys.stderr))
+    print(table(suite, known))
+    print("time: of training steps on the devices here; scoring and starting come on top")
+    if args.dry_run:
+        return 0
+    suite.begin()
+    failed = suite.train(Local(), args.jobs, tqdm.write)
+    if failed:
+        print(f"{len(failed)} of {len(runs)} runs are not finished: {', '.join(failed)}")
+        return 1
+    print(f"all {len(runs)} runs are finished: python -m jaxllm.analyze {config.directory}")
+    return 0
+
+
+def bind(bindings: Mapping[str, Any]) -> None:
+    """Bind gin parameters and macros.
+
+    Raises:
+      UserError: a name is unknown.
+    """
+    import gin
+
+    for name, value in bindings.items():
+        try:
+            gin.bind_parameter(name if "." in name else f"{name}/gin.macro.value", value)
+        except (ValueError, AttributeError) as error:
+            raise UserError(f"SuiteConfig.axes: {name}: {first_line(error)}") from error
+
+
+if __name__ == "__main__":
+    cli.run(main)

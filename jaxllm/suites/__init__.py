@@ -1,0 +1,1 @@
+"""Suites: runs that belong together, declared in one gin file and trained by one command."""

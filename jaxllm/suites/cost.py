@@ -1,0 +1,74 @@
+"""What the steps of a run cost on the devices at hand, by doing a few."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxllm.models.batch import Batch
+from jaxllm.models.decoder import abstract_params
+from jaxllm.suites.design import Member
+from jaxllm.training.experiment import Experiment
+from jaxllm.training.learning_rate import make_schedule
+from jaxllm.training.state import abstract_state, init_state
+from jaxllm.training.step import abstract_batch, compile_train_step, device_batch
+
+_STEPS = 4  # timed; the fastest counts
+
+
+class Cost(NamedTuple):
+    """Seconds per step, and bytes in use on a device."""
+
+    seconds: float
+    peak: int
+
+
+def costs(
+    members: Sequence[Member], mesh: Mesh, tell: Callable[[str], None] = lambda line: None
+) -> dict[str, Cost]:
+    """The cost of each run, by its name; runs of one shape are measured once."""
+    by_shape: dict[Any, Cost] = {}
+    shapes = {one.name: _shape(one.experiment) for one in members}
+    for one in members:
+        if shapes[one.name] not in by_shape:
+            tell(f"timing a step of {one.name} ({len(by_shape) + 1}/{len(set(shapes.values()))})")
+            by_shape[shapes[one.name]] = measure(one.experiment, mesh)
+    return {name: by_shape[shape] for name, shape in shapes.items()}
+
+
+def measure(experiment: Experiment, mesh: Mesh) -> Cost:
+    """Compile the update and time it on a batch of token 0.
+
+    Raises:
+      UserError: the configs do not fit each other or the devices.
+    """
+    e = experiment
+    e.check(mesh)
+    schedule = make_schedule(e.schedule, e.train.steps)
+    optimizer = e.optimizer.build(schedule, abstract_params(e.model))
+    abstract = abstract_state(e.model, optimizer, mesh)
+    size, length = e.data.batch_size, e.data.sequence_length
+    update: Any = compile_train_step(
+        e.model, optimizer, schedule, mesh, abstract, batch_size=size, length=length,
+        num_domains=1, accumulation=e.train.gradient_accumulation, z_loss=e.train.z_loss,
+    )  # fmt: skip
+    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), abstract_batch(size, length))
+    batch: Batch = device_batch(zeros, mesh)
+    state, seconds = init_state(e.model, optimizer, abstract, e.train.seed), []
+    for _ in range(_STEPS):
+        began = time.perf_counter()
+        state, metrics = update(state, batch)
+        jax.block_until_ready(metrics)
+        seconds.append(time.perf_counter() - began)
+    memory = update.memory_analysis()
+    peak = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    return Cost(min(seconds), peak)
+
+
+def _shape(e: Experiment) -> tuple[Any, ...]:
+    return e.model, e.data.batch_size, e.data.sequence_length, e.train.gradient_accumulation

@@ -1,0 +1,171 @@
+"""The runs of a suite, from its axes."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import random
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from jaxllm.errors import UserError
+from jaxllm.suites import scale
+from jaxllm.suites.config import SuiteConfig
+from jaxllm.training.experiment import Experiment
+
+DIAL = ("params", "tokens_per_param", "tokens", "flops")
+SIZE = (*DIAL, "TRAIN_STEPS")  # axes along which runs are of one family
+
+
+@dataclasses.dataclass(frozen=True)
+class Member:
+    """A run of a suite.
+
+    Attributes:
+      name: of the run and of its directory.
+      bindings: gin bindings on top of the suite's file.
+      experiment: the configs of the run.
+      begin: step at which it begins; above 0 for a branch.
+      parent: name of the run of which it is a branch.
+    """
+
+    name: str
+    bindings: Mapping[str, Any]
+    experiment: Experiment
+    begin: int = 0
+    parent: str | None = None
+
+    @property
+    def steps(self) -> int:
+        """Its last step."""
+        return self.experiment.train.steps
+
+    @property
+    def tokens(self) -> int:
+        """Tokens at its end."""
+        return self.steps * self.experiment.tokens_per_step
+
+    @property
+    def flops(self) -> float:
+        """FLOPs of its own training, without its parent's."""
+        return self.experiment.flops((self.steps - self.begin) * self.experiment.tokens_per_step)
+
+
+def members(
+    config: SuiteConfig, length: int, configure: Callable[[Mapping[str, Any]], Experiment]
+) -> list[Member]:
+    """The runs of a suite, the cheapest first, and each before its branches.
+
+    Args:
+      length: tokens per sequence, of runs that the dial sizes.
+      configure: the experiment of some bindings on top of the suite's file.
+
+    Raises:
+      UserError: an axis or a name is malformed, two runs have one name, or a run's settings are
+        wrong.
+    """
+    points = [point for axes in _products(config.axes) for point in axes]
+    if config.sample is not None:
+        points = random.Random(0).sample(points, min(config.sample, len(points)))
+    found = [one for point in points for one in _with_branches(config, point, length, configure)]
+    names = [one.name for one in found]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"SuiteConfig.name: two runs are named {name}: name all axes in it")
+        if not name.replace("-", "_").replace(".", "_").isidentifier() and not name[0].isdigit():
+            raise UserError(f"SuiteConfig.name: {name!r} is no name of a directory")
+    trunk = {one.name: one.flops for one in found if one.parent is None}
+    return sorted(found, key=lambda one: (trunk[one.parent or one.name], one.parent or one.name))
+
+
+Point = dict[str, tuple[str, Any]]  # axis -> label and value
+
+
+def _products(axes: Mapping[str, Any] | tuple[Mapping[str, Any], ...]) -> Iterable[list[Point]]:
+    for product in (axes,) if isinstance(axes, Mapping) else axes:
+        columns = [_labelled(name, values) for name, values in product.items()]
+        yield [dict(zip(product, row, strict=True)) for row in itertools.product(*columns)]
+
+
+def _labelled(name: str, values: Any) -> list[tuple[str, Any]]:
+    """The values of an axis with their labels in the names of runs."""
+    if isinstance(values, Mapping):
+        return list(values.items())
+    if not isinstance(values, tuple | list):
+        values = (values,)
+    if not values:
+        raise UserError(f"SuiteConfig.axes: {name} has no values")
+    return [(_label(name, value), value) for value in values]
+
+
+def _label(axis: str, value: Any) -> str:
+    """A value as a part of a name: 400k parameters, 1e13flops, seed1."""
+    if axis == "params":
+        return short(value)
+    if axis == "flops":
+        return f"{value:.3g}flops".replace("+", "")
+    return f"{axis.rpartition('.')[2].lower()}{short(value)}"
+
+
+def short(value: Any) -> str:
+    """A large number with its unit: 1e6 is 1m, 2.5e9 is 2.5b."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and value >= 1e4:
+        for unit, size in (("t", 1e12), ("b", 1e9), ("m", 1e6), ("k", 1e3)):
+            if size <= value < 1e15:
+                return f"{value / size:.4g}{unit}"
+    return str(value)
+
+
+def _with_branches(
+    config: SuiteConfig,
+    point: Point,
+    length: int,
+    configure: Callable[[Mapping[str, Any]], Experiment],
+) -> list[Member]:
+    """The run at a point of the axes, and its cooldowns."""
+    labels = {axis: name for axis, (name, _) in point.items()}
+    names = {axis.rpartition(".")[2]: text for axis, text in labels.items()}
+    try:
+        name = (config.name or "_".join(f"{{{axis}}}" for axis in names)).format(**names)
+    except (KeyError, IndexError, ValueError) as error:
+        known = ", ".join(names) or "none"
+        raise UserError(f"SuiteConfig.name = {config.name!r}: the axes are {known}") from error
+    family = "_".join(text for axis, text in names.items() if axis not in SIZE)
+    bindings: dict[str, Any] = {"TrainConfig.family": family or "suite"}
+    dial = {axis: float(point[axis][1]) for axis in DIAL if axis in point}
+    if dial:
+        rule = scale.RULES[config.rule]
+        params, tokens = scale.budget(dial)
+        if "flops" in dial:  # they count all parameters, embeddings included
+            sized = configure(scale.shape_bindings(params))
+            tokens = dial["flops"] / sized.flops(1)
+        bindings |= scale.settings(params, tokens, length, rule, config.checkpoints)
+    bindings |= {axis: value for axis, (_, value) in point.items() if axis not in DIAL}
+    experiment = configure(bindings)
+    steps, branches = experiment.train.steps, {}
+    for share in config.cooldowns:
+        end = round(share * steps)
+        decay = experiment.schedule.decay_steps or max(1, end // 10)
+        plateau = steps if experiment.schedule.kind == "constant" else steps - decay
+        if experiment.schedule.kind == "cosine" or end - decay > plateau:
+            raise UserError(
+                f"SuiteConfig.cooldowns = {share} of {name}: the learning rate is not at its peak "
+                f"{decay} steps before; ScheduleConfig.kind = 'wsd' or 'constant' has a plateau"
+            )
+        branches[share] = (end - decay, end, decay)
+    if branches:
+        at = tuple(sorted({begin for begin, _, _ in branches.values()}))
+        bindings["CheckpointConfig.extra_steps"] = at
+        experiment = configure(bindings)
+    run = Member(name, bindings, experiment)
+    cooldowns = []
+    for share, (begin, end, decay) in branches.items():
+        own = bindings | {
+            "TrainConfig.family": f"{bindings['TrainConfig.family']}_cooldown{share:g}",
+            "TrainConfig.branch_from": f"{config.directory}/{name}@{begin}",
+            "TRAIN_STEPS": end,
+            "ScheduleConfig.kind": "wsd",
+            "ScheduleConfig.decay_steps": decay,
+        }
+        cooldowns.append(Member(f"{name}_cooldown{share:g}", own, configure(own), begin, name))
+    return [run, *cooldowns]

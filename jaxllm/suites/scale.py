@@ -1,0 +1,179 @@
+"""One dial for the size of a model: depth, width, heads, batch and learning rate follow from it.
+
+Sizes count parameters without the embeddings, as the laws below do.
+
+Shape: the width is 64 times the depth (nanochat's dial; Kaplan et al. 2020, arXiv 2001.08361, §3.1
+find the loss nearly independent of it), the MLP about 8/3 of the width (LLaMA), adjusted so that
+the number of parameters is as asked, within 2 %.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from jaxllm.errors import UserError
+
+TOKENS_PER_PARAM = 20.0  # Hoffmann et al. 2022, arXiv 2203.15556, approach 1
+SMALLEST = 50_000  # parameters without embeddings
+
+
+class Shape(NamedTuple):
+    """The sizes of a decoder."""
+
+    num_layers: int
+    embed_dim: int
+    mlp_dim: int
+    num_heads: int
+
+
+class Rule(NamedTuple):
+    """A published law of learning rate and batch size.
+
+    Attributes:
+      learning_rate: peak, from parameters N and tokens D of the run.
+      batch_tokens: tokens per batch, alike.
+      params, tokens: the ranges in which it was fitted.
+    """
+
+    source: str
+    learning_rate: Callable[[float, float], float]
+    batch_tokens: Callable[[float, float], float]
+    params: tuple[float, float]
+    tokens: tuple[float, float]
+
+    def advice(self, params: float, tokens: float) -> str:
+        """One line: what the law says, and whether it was fitted there."""
+        rate, batch = self.learning_rate(params, tokens), self.batch_tokens(params, tokens)
+        inside = all(
+            low <= value <= high
+            for value, (low, high) in ((params, self.params), (tokens, self.tokens))
+        )
+        beyond = "" if inside else ", beyond the range in which it was fitted"
+        return f"{self.source}: learning rate {rate:.2g}, batch {batch:,.0f} tokens{beyond}"
+
+
+# N without embeddings. Learning rate and batch size of a law belong together.
+RULES: Mapping[str, Rule] = {
+    "deepseek": Rule(
+        "DeepSeek LLM (arXiv 2401.02954, §3.1)",
+        lambda n, d: 0.3118 * (6 * n * d) ** -0.1250,
+        lambda n, d: 0.2920 * (6 * n * d) ** 0.3271,
+        (2e7, 7e9), (1e9, 1e11),
+    ),
+    "step_law": Rule(
+        "Step Law (arXiv 2503.04715)",
+        lambda n, d: 1.79 * n**-0.713 * d**0.307,
+        lambda n, d: 0.58 * d**0.571,
+        (6e7, 1e9), (2e9, 1e11),
+    ),
+    "olmo_ladder": Rule(
+        "OLMo ladder (arXiv 2412.04403)",
+        lambda n, d: 0.0047 * (n / 108e6) ** (-1 / 3),
+        lambda n, d: 160 * 2048 * (n / 108e6) ** (2 / 3),
+        (1.9e8, 1.3e9), (3.8e9, 2.6e11),
+    ),
+}  # fmt: skip
+
+
+def shape(params: float) -> Shape:
+    """The shape of a gated decoder (LLaMA's) with so many parameters without embeddings.
+
+    Raises:
+      UserError: too few for two layers.
+    """
+    if params < SMALLEST:
+        raise UserError(
+            f"a model of {params:,.0f} parameters without embeddings: need {SMALLEST:,}"
+        )
+    layers = max(2, round((params / (12 * 64**2)) ** (1 / 3)))
+    grain = _grain(math.sqrt(params / (12 * layers)))
+    widths = range(grain, round(2 * math.sqrt(params / (8 * layers))) + grain, grain)
+    found = [_with_mlp(layers, width, params) for width in widths]
+    layers, width, mlp, _ = min((s for s in found if s.mlp_dim > 0), key=_distance)
+    return Shape(layers, width, mlp, _heads(width))
+
+
+def _grain(width: float) -> int:
+    """What widths are multiples of: tiles of a TPU where it costs no accuracy of the size."""
+    return 16 if width < 512 else 64 if width < 2048 else 128
+
+
+def _with_mlp(layers: int, width: int, params: float) -> Shape:
+    """The shape of this depth and width whose MLP makes up the parameters."""
+    grain = max(8, _grain(width) // 2 if width < 2048 else 128)
+    others = layers * (4 * width**2 + 2 * width) + width
+    return Shape(layers, width, round((params - others) / (3 * width * layers) / grain) * grain, 1)
+
+
+def _distance(shape: Shape) -> float:
+    """How far an MLP is from 8/3 of the width."""
+    return abs(math.log(shape.mlp_dim / shape.embed_dim / (8 / 3)))
+
+
+def _heads(width: int) -> int:
+    """The number of heads whose size is an even divisor of the width nearest to the usual one."""
+    usual = 32 if width < 512 else 64 if width < 2048 else 128
+    fitting = [n for n in range(1, width) if width % n == 0 and width // n % 2 == 0]
+    return min(fitting, key=lambda n: abs(math.log(width / n / usual)))
+
+
+def budget(dial: Mapping[str, float]) -> tuple[float, float]:
+    """Parameters and tokens from two of params, tokens_per_param, tokens and flops (6 N D).
+
+    Only nearly so with flops, which count the embeddings, too.
+
+    Raises:
+      UserError: they do not determine both; parameters alone get 20 tokens each.
+    """
+    known = dict(dial)
+    if set(known) == {"params"}:
+        known["tokens_per_param"] = TOKENS_PER_PARAM
+    match sorted(known):
+        case ["params", "tokens"]:
+            return known["params"], known["tokens"]
+        case ["params", "tokens_per_param"]:
+            return known["params"], known["params"] * known["tokens_per_param"]
+        case ["flops", "params"]:
+            return known["params"], known["flops"] / 6 / known["params"]
+        case ["flops", "tokens_per_param"]:
+            params = math.sqrt(known["flops"] / 6 / known["tokens_per_param"])
+            return params, params * known["tokens_per_param"]
+        case ["flops", "tokens"]:
+            return known["flops"] / 6 / known["tokens"], known["tokens"]
+    raise UserError(
+        f"a size is given by {', '.join(sorted(known))}: give two of params, tokens_per_param, "
+        "tokens and flops, or params alone"
+    )
+
+
+def shape_bindings(params: float) -> dict[str, Any]:
+    """gin bindings of a model of this size."""
+    return {f"ModelConfig.{name}": size for name, size in shape(params)._asdict().items()}
+
+
+def settings(
+    params: float, tokens: float, length: int, rule: Rule, checkpoints: int | None = None
+) -> dict[str, Any]:
+    """gin bindings of a run of this size, on top of `gin/runs/base.gin`.
+
+    The batch is the power of two nearest to the rule's. Warmup takes N tokens (the OLMo ladder's;
+    a twentieth of 20 tokens per parameter).
+    """
+    sequences = 2 ** max(0, round(math.log2(rule.batch_tokens(params, tokens) / length)))
+    steps = max(1, round(tokens / (sequences * length)))
+    bindings: dict[str, Any] = {
+        **shape_bindings(params),
+        "BATCH_SIZE": sequences,
+        "TRAIN_STEPS": steps,
+        "ScheduleConfig.peak_lr": float(f"{rule.learning_rate(params, tokens):.3g}"),
+        "ScheduleConfig.warmup_steps": min(steps // 5, round(params / (sequences * length))),
+    }
+    if checkpoints:
+        every = max(1, steps // checkpoints)
+        bindings |= {
+            "CheckpointConfig.every_steps": every,
+            "CheckpointConfig.early": every // 8 or 1,
+        }
+    return bindings

@@ -1,0 +1,102 @@
+"""A suite that is trained in processes: one run of it fails, one is a branch; then it goes on."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import gin
+import pytest
+
+from jaxllm import analyze, suite
+from jaxllm.errors import UserError
+from jaxllm.run.run import Run
+from tests.training.processes import make_home
+
+SUITE = """
+include 'suites/base.gin'
+BATCH_SIZE = 8
+TRAIN_STEPS = 20
+ScheduleConfig.kind = 'constant'
+CheckpointConfig.every_steps = 10
+TrainConfig.log_every = 5
+SuiteConfig.axes = {'SEED': (1, 2)}
+SuiteConfig.cooldowns = (0.5,)
+"""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_home(tmp_path_factory.mktemp("suite"), SUITE)
+
+
+def run(home: Path, *flags: str) -> int:
+    gin.clear_config()
+    return suite.main([f"--gin_file={home}/tiny.gin", f"--gin.SUITE_DIR={home}/runs", *flags])
+
+
+@pytest.fixture(scope="module")
+def said(home: Path) -> str:
+    """What the suite printed, whose second run could not write its directory at first."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("JAX_COMPILATION_CACHE_DIR", str(home / "xla"))
+    patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    (home / "runs").mkdir()
+    (home / "runs" / "seed2").write_text("in the way")
+    import contextlib
+    import io
+
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert run(home, "--jobs=2") == 1
+    (home / "runs" / "seed2").unlink()
+    assert run(home, "--jobs=2") == 0
+    patch.undo()
+    return out.getvalue()
+
+
+def test_a_failed_run_stops_only_its_branches(home: Path, said: str) -> None:
+    assert re.search(r"seed2: failed \(error: .*seed2.*; its output is in .*seed2\.log\)", said)
+    assert "seed2_cooldown0.5: not begun, as seed2 failed" in said
+    assert "seed1_cooldown0.5: finished" in said
+    assert "2 of 4 runs are not finished: seed2, seed2_cooldown0.5" in said
+
+
+def test_the_same_command_goes_on_with_the_others(home: Path, said: str) -> None:
+    for name, steps in {"seed1": [0, 9, 10, 20], "seed2_cooldown0.5": [10]}.items():
+        own = Run.open(home / "runs" / name)
+        assert [entry.step for entry in own.available()] == steps
+        assert own.restart_lines.read()[0] == [] or "stopped" in own.restart_lines.read()[0][0]
+    branch = Run.open(home / "runs" / "seed1_cooldown0.5")
+    assert branch.entries()[0].parent == f"{home}/runs/seed1@9"
+
+
+def test_status_is_read_from_the_directories(
+    home: Path, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.move(home / "runs" / "seed2", home / "moved")
+    assert run(home, "--status") == 0
+    shutil.move(home / "moved", home / "runs" / "seed2")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:5]] == [
+        "seed1", "seed1_cooldown0.5", "seed2", "seed2_cooldown0.5"
+    ]  # fmt: skip
+    assert lines[1].endswith("finished") and lines[3].endswith("not begun")
+
+
+def test_a_suite_that_has_begun_may_gain_runs_but_not_change_them(home: Path, said: str) -> None:
+    with pytest.raises(UserError, match=r"seed1 of .* began with SEED = '1'"):
+        run(home, "--gin.SuiteConfig.axes={'SEED': {'seed1': 7}}")
+    names = json.loads((home / "runs" / "suite.json").read_text())["runs"]
+    assert set(names) == {"seed1", "seed1_cooldown0.5", "seed2", "seed2_cooldown0.5"}
+
+
+def test_analyze_takes_it_whole(home: Path, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    analyze.main([f"{home}/runs", "--format=csv"])
+    assert str(home / "runs" / "report") in capsys.readouterr().out
+    assert list((home / "runs" / "report").glob("*.csv"))
+
+
+def test_without_a_directory_nothing_begins(home: Path) -> None:
+    gin.clear_config()
+    with pytest.raises(UserError, match="SUITE_DIR is not set"):
+        suite.main([f"--gin_file={home}/tiny.gin"])
