@@ -234,25 +234,25 @@ def _scoring(cost: Scoring) -> list[str]:
 
 def _bill(cost: Bill) -> list[str]:
     """Storage, requests and memory of the hosts, then time and money."""
-    kept, size = cost.checkpoints_kept, cost.checkpoint_bytes
-    trajectory = cost.trajectory_bytes
+    kept, size, seconds = cost.checkpoints_kept, cost.checkpoint_bytes, cost.checkpoint_seconds
+    trajectory = f", {_size(cost.trajectory_bytes)} of trajectory" if cost.trajectory_bytes else ""
     lines = [
         f"checkpoints {cost.checkpoints:,} of {_size(size)}, {kept:,} kept ({_size(kept * size)}), "
-        f"each written in {cost.checkpoint_seconds:.1f} s beside the steps",
-        f"storage     {_size(cost.token_store_bytes)} of tokens"
-        + (f", {_size(trajectory)} of trajectory" if trajectory else ""),
+        f"each written in {seconds:.1f} s at {size / seconds / 1e9:g} GB/s beside the steps",
+        f"storage     {_size(cost.token_store_bytes)} of tokens{trajectory}",
         f"requests    {cost.requests_per_step:,} for the data of a step, {cost.requests:,} in all",
         f"hosts       {cost.hosts:,}, {_size(cost.host_bytes)} each while a checkpoint is written",
     ]
-    for name, days, dollars, share, why in (
-        ("run", cost.days, cost.dollars, 1, "at the ideal speed"),
-        ("expected", cost.expected_days, cost.expected_dollars, REACHED,
-         f"at {REACHED:g} of it ({REACHED_BY})"),
-    ):  # fmt: skip
-        if days is not None and cost.chip_hours is not None:
-            money = "" if dollars is None else f", ${dollars:,.0f}"
-            hours = cost.chip_hours / share
-            lines.append(f"{name:<12}{days:.1f} days, {hours:,.0f} chip-hours{money} {why}")
+    if cost.days is None or cost.chip_hours is None:
+        return lines
+    lines.append("")
+    for name, speed, why in (
+        ("run", 1.0, "at the ideal speed"),
+        ("expected", REACHED, f"at {REACHED:g} of it ({REACHED_BY})"),
+    ):
+        money = f", ${cost.dollars / speed:,.0f}" if cost.dollars else ""
+        time = f"{cost.days / speed:.1f} days, {cost.chip_hours / speed:,.0f} chip-hours{money}"
+        lines.append(f"{name:<12}{time}, {why}")
     return lines
 
 

@@ -124,6 +124,18 @@ def test_a_large_share_offers_an_interval_that_brings_it_down(planned):
     assert "--gin.EvalConfig.max_examples=N brings it" in text
 
 
+def test_the_text_has_the_bill(planned):
+    """With figures of a run of everyday size."""
+    size = planned.bill._replace(
+        checkpoint_bytes=80_900_000_000, checkpoint_seconds=40.45, days=2.0, chip_hours=192.0,
+        dollars=576.0,
+    )  # fmt: skip
+    text = planned._replace(bill=size).text(timed=True)
+    assert "checkpoints 12 of 80.9 GB, 3 kept (243 GB), each written in 40.5 s at 2 GB/s" in text
+    assert "\nrun         2.0 days, 192 chip-hours, $576, at the ideal speed\n" in text
+    assert "\nexpected    4.0 days, 384 chip-hours, $1,152, at 0.5 of it (published" in text
+
+
 def test_columns_are_aligned(planned):
     lines = planned.text(timed=True).splitlines()
     assert all(len(line) <= 12 or line[12:].strip() for line in lines)
