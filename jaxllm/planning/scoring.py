@@ -89,13 +89,15 @@ def scoring_cost(
 def prepare(
     experiment: Experiment, config: EvalConfig, mesh: Mesh
 ) -> tuple[list[PreparedTask], tuple[str, ...]]:
-    """The log-likelihood tasks of a run in device batches, and a line for those not among them.
+    """The log-likelihood tasks of a run in device batches, and a line for each kind of the others.
 
-    What is not at hand (files, corpora, the vocabulary) is no error, and answers are not generated.
+    What is not at hand (files, corpora, the vocabulary) is no error: the first reason is told.
     """
     e = experiment
     prepared: dict[str, PreparedTask] = {}
-    missing: dict[str, list[str]] = {}
+    missing: list[str] = []
+    generated: list[str] = []
+    reason = ""
     tell(f"counting the sequences of {', '.join(config.tasks)}")
     try:
         import_seqio()
@@ -105,18 +107,23 @@ def prepare(
         vocabulary = build_vocabulary(with_saved_tokenizer(e.data, saved))
         scorer = Scorer(e.model, mesh, vocabulary, config.tokens_per_batch)
     except Exception as error:
-        return [], (f"{', '.join(config.tasks)}: {_reason(error)}",)
+        return [], (_line(config.tasks, _reason(error)),)
     for group in config.tasks:
         try:
             for name, task in select(dataclasses.replace(config, tasks=(group,))).items():
                 if task.definition.kind == "generation":
-                    missing.setdefault("the time depends on the answers", []).append(name)
+                    generated.append(name)
                 elif name not in prepared:
                     prepared[name] = scorer.prepare(task.definition, task.read_examples())
         except Exception as error:
-            missing.setdefault(_reason(error), []).append(group)
-    lines = tuple(f"{', '.join(names)}: {reason}" for reason, names in missing.items())
-    return list(prepared.values()), lines
+            missing.append(group)
+            reason = reason or _reason(error)
+    lines = (_line(missing, reason), _line(generated, "the time depends on the answers"))
+    return list(prepared.values()), tuple(line for line in lines if line)
+
+
+def _line(names: Sequence[str], reason: str) -> str:
+    return f"{', '.join(names)}: {reason}" if names else ""
 
 
 def _reason(error: Exception) -> str:

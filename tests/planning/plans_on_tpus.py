@@ -21,7 +21,7 @@ def main() -> None:
     from jaxllm.sharding.mesh import MeshConfig, make_mesh
     from jaxllm.training.experiment import Experiment
 
-    e, scored = Experiment.configured(), EvalConfig(tasks=("hellaswag",))
+    e, scored = Experiment.configured(), EvalConfig(tasks=("counting", "hellaswag"))
     plan = Plan.of(e, one, MeshConfig(), timed=True, evaluation=scored, bandwidth=1e9, price=1.2)
     twice = dataclasses.replace(e.data, batch_size=2 * e.data.batch_size)
     mesh = make_mesh(MeshConfig(data=2), two.devices)

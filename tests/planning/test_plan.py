@@ -95,8 +95,8 @@ def test_activations_are_what_a_policy_keeps(plan) -> None:
 def test_a_slice_is_planned_without_one(on_tpus) -> None:
     text, plan = on_tpus["text"], on_tpus["plan"]
     for part in (
-        "memory ", "compute ", "HBM ", "ICI ", "step ", "MFU ", "chip-hours", "scoring ",
-        "not counted: hellaswag", "checkpoints ", "expected ", "$",
+        "memory ", "compute ", "HBM ", "ICI ", "step ", "MFU ", "chip-hours", "s a checkpoint, ",
+        "1 task(s)", "% of the run", "not counted: hellaswag: ", "checkpoints ", "expected ", "$",
     ):  # fmt: skip
         assert part in text, text
     # the scorer's forward pass takes a third of an update's FLOPs, as ideal as the update's time
