@@ -43,6 +43,7 @@ class Study:
       logged: rows of metrics.jsonl, with a column `run`.
       losses: logged training loss, thinned where dense: `run, params, tokens, flops, loss`.
       planned_tokens: planned total tokens of each run in progress.
+      parents: of each branch, the run that it left and the tokens at which it did.
       backtested: whether to backtest the forecasts on finished runs.
     """
 
@@ -51,6 +52,7 @@ class Study:
     logged: pd.DataFrame = dataclasses.field(default_factory=pd.DataFrame)
     losses: pd.DataFrame = dataclasses.field(default_factory=lambda: _NO_LOSSES)
     planned_tokens: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    parents: Mapping[str, tuple[str, float]] = dataclasses.field(default_factory=dict)
     backtested: bool = False
 
     @functools.cached_property

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -116,6 +116,7 @@ class _RunData:
     metrics: pd.DataFrame
     checkpoints: pd.DataFrame = dataclasses.field(default_factory=pd.DataFrame)
     planned_tokens: float = math.nan
+    parent: tuple[str, float] | None = None  # of a branch: the run that it left, and its tokens
 
 
 def gather(sources: Sequence[Run | Results], budget_tokens: float = math.nan) -> Tables:
@@ -145,7 +146,8 @@ def gather(sources: Sequence[Run | Results], budget_tokens: float = math.nan) ->
         points = points.assign(series=points.domain)
         metrics = metrics.assign(series=metrics.name.str.removeprefix("loss/"))
     losses = metrics[metrics.name == "loss"]
-    points = _charted(points, losses)
+    parents = {run.name: run.parent for run in runs if run.parent}
+    points = _charted(_own(points, parents), losses)
     losses = losses.assign(
         params=losses.run.map({o.run: o.params for o in overviews}), loss=losses.value
     )
@@ -165,6 +167,7 @@ def gather(sources: Sequence[Run | Results], budget_tokens: float = math.nan) ->
             planned_tokens={
                 o.run: o.planned_tokens for o in overviews if o.tokens < 0.999 * o.planned_tokens
             },
+            parents=parents,
         ),
         colour_of=colour_of,
     )
@@ -195,7 +198,9 @@ def _runs_of(source: Run | Results, budget_tokens: float) -> Iterator[_RunData]:
     if isinstance(source, Run):
         planned = budget_tokens if budget_tokens > 0 else source.planned_tokens()
         metrics, checkpoints = source.metrics(), source.checkpoints()
-        yield _RunData(source.name, source.records(), metrics, checkpoints, planned)
+        entry = next((e for e in source.entries() if e.parent and e.tokens), None)
+        parent = entry and (str(entry.parent).rpartition("@")[0].rpartition("/")[2], entry.tokens)
+        yield _RunData(source.name, source.records(), metrics, checkpoints, planned, parent)
         return
     grouped = source.records.groupby(["run", "family", "params"], sort=False, dropna=False)
     tables = [(str(name), records) for (name, _, _), records in grouped]
@@ -235,6 +240,13 @@ def _run_series(overviews: Sequence[Overview]) -> tuple[dict[str, str], list[str
         class_of |= dict.fromkeys(sizes, "–".join(ends))
     series_of = {o.run: class_of.get(o.params, "size unknown") for o in overviews}
     return series_of, list(dict.fromkeys([*class_of.values(), *series_of.values()]))
+
+
+def _own(points: pd.DataFrame, parents: Mapping[str, tuple[str, float]]) -> pd.DataFrame:
+    """Without what a branch has from a parent that is shown, too: it starts where it left it."""
+    shown = {run for run, (parent, _) in parents.items() if (points.run == parent).any()}
+    begins = points.run.map({run: parents[run][1] for run in shown}).fillna(0.0)
+    return points[points.tokens >= 0.999 * begins]
 
 
 def _charted(points: pd.DataFrame, losses: pd.DataFrame) -> pd.DataFrame:

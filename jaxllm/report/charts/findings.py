@@ -173,6 +173,18 @@ def efficiency(finding: Finding, study: Study) -> Chart | None:
     return marks.dots(last, "run", "score", title, low="low", high="high")
 
 
+def branches(finding: Finding, study: Study) -> Chart | None:
+    """The change of each task from the beginning of a branch to its end."""
+    several = finding.table.run.nunique() > 1
+    rows = finding.table.assign(
+        low=finding.table.change - 1.96 * finding.table.stderr,
+        high=finding.table.change + 1.96 * finding.table.stderr,
+        row=finding.table.task + (" · " + finding.table.run if several else ""),
+    )
+    title = "change of the score since the branch began"
+    return marks.dots(rows, "row", "change", title, low="low", high="high", reference=0.0)
+
+
 def collapse(finding: Finding, study: Study) -> Chart | None:
     """The error of a left-out size over each axis."""
     order = finding.table.groupby("task").error.min().sort_values().index
