@@ -128,11 +128,12 @@ def packaged_gin_directories() -> list[str]:
 def run(main: Callable[[Sequence[str] | None], int | None]) -> None:
     """Run a command and exit with its code.
 
-    2, with one `error:` line, for a user error; 130 for Ctrl-C; 1, with a traceback, for any other
-    exception.
+    2, with one `error:` line, for a user error or one of an object store; 130 for Ctrl-C; 1, with a
+    traceback, for any other exception.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it raises what it logs
     runtime.tune_malloc()
     runtime.silence_libtpu()
     for stream in (sys.stdout, sys.stderr):  # for characters that a terminal lacks
@@ -149,9 +150,14 @@ def run(main: Callable[[Sequence[str] | None], int | None]) -> None:
         code = 2
     except KeyboardInterrupt:
         code = 130
-    except Exception:
-        traceback.print_exc()
-        code = 1
+    except Exception as error:
+        from jaxllm.io import is_store_error
+
+        code = 2 if is_store_error(error) else 1
+        if code == 1:
+            traceback.print_exc()
+        else:
+            print(f"error: an object store answers: {one_line(error)}", file=sys.stderr)
     sys.stdout.flush()
     if failed:
         runtime.abort(code)

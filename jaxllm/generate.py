@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from jaxllm import cli, runtime
 from jaxllm.errors import UserError
-from jaxllm.io import location
+from jaxllm.io import fetched, location
 
 if TYPE_CHECKING:
     from jaxllm.evaluation.inference import Generator
@@ -159,7 +159,7 @@ def from_huggingface(args: argparse.Namespace, mesh: Any) -> tuple[Any, Any, Any
     from jaxllm.data.vocabularies import from_directory
     from jaxllm.interop import huggingface
 
-    directory = args.model_dir.removeprefix(HF)
+    directory = fetched(args.model_dir.removeprefix(HF))
     vocabulary = from_directory(directory)
     model, params = huggingface.load(directory, mesh)
     return model, params, vocabulary

@@ -17,11 +17,15 @@ from typing import Any
 import fsspec
 from etils import epath
 
+from jaxllm import kvstore
 from jaxllm.errors import UserError, first_line
 from jaxllm.uploads import Upload
 
 PARTIAL = ".partial-"  # prefix of incomplete directories
-_DISK_TEXTS = ("permission denied", "read-only file system", "input/output error")
+_DISK_TEXTS = (
+    "permission denied", "read-only file system", "input/output error", "retry attempts failed",
+)  # fmt: skip
+_STORE_LIBRARIES = ("gcsfs", "aiohttp", "google", "s3fs", "aiobotocore", "botocore")
 
 
 def location(text: str) -> str:
@@ -42,10 +46,10 @@ def atomic_write(path: epath.PathLike, data: str | bytes) -> None:
     """Replace a file atomically: a reader, and a failed write, see the old content or the new."""
     path = epath.Path(path)
     content = data.encode() if isinstance(data, str) else data
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if is_remote(path):  # a write to an object store is atomic
-        path.write_bytes(content)
+    if is_remote(path):
+        kvstore.write_file(path, content)
         return
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = f"{path.parent}/.{uuid.uuid4().hex}.tmp"
     try:
         with open(temporary, "wb") as file:
@@ -58,14 +62,19 @@ def atomic_write(path: epath.PathLike, data: str | bytes) -> None:
         raise
 
 
+def is_store_error(error: Exception) -> bool:
+    """Whether a library for object stores raised it as a type of its own."""
+    return type(error).__module__.partition(".")[0] in _STORE_LIBRARIES
+
+
 @contextlib.contextmanager
 def disk_errors(
     doing: str, consequence: str = "", errnos: Collection[int] | None = None
 ) -> Iterator[None]:
     """Convert a disk's errors inside to a UserError: `cannot <doing>: <reason><consequence>`.
 
-    These are OSErrors, with `errnos` only those, and errors of Orbax and TensorStore, which are
-    known by their text.
+    These are OSErrors, with `errnos` only those, errors of object stores, and errors of Orbax and
+    TensorStore, which are known by their text.
     """
     try:
         yield
@@ -77,7 +86,7 @@ def disk_errors(
             reason = error.strerror or reason
         elif "space left" in text or "quota exceeded" in text:
             reason = "no space is left on the disk"
-        elif not any(words in text for words in _DISK_TEXTS):
+        elif not is_store_error(error) and not any(words in text for words in _DISK_TEXTS):
             raise
         raise UserError(f"cannot {doing}: {reason}{consequence}") from error
 
@@ -126,16 +135,20 @@ def new_directory(target: str | Path) -> Iterator[Path]:
             raise
 
 
-def fetched(directory: str | Path) -> Path:
-    """The directory itself, or a copy of that of an object store until the process ends."""
-    if not is_remote(directory):
-        return Path(directory)
+def fetched(path: epath.PathLike) -> Path:
+    """A file or directory, or a copy of that of an object store until the process ends."""
+    if not is_remote(path):
+        return Path(path)
     local = tempfile.mkdtemp()
     atexit.register(shutil.rmtree, local, ignore_errors=True)
-    system, root = fsspec.core.url_to_fs(os.fspath(directory))
-    if not system.isdir(root):
-        raise UserError(f"{directory}: no such directory")
-    with disk_errors(f"copy {directory} to {local}"):
+    system, root = fsspec.core.url_to_fs(os.fspath(path))
+    with disk_errors(f"copy {path} to {local}"):
+        if system.isfile(root):
+            copy = Path(local) / os.path.basename(root)
+            system.get_file(root, copy)
+            return copy
+        if not system.isdir(root):
+            raise UserError(f"{path}: no such file or directory")
         system.get(f"{root.rstrip('/')}/", local, recursive=True)
     return Path(local)
 
@@ -173,6 +186,8 @@ class JsonLines:
     def _bytes(self) -> bytes:
         if self._content is not None:
             return self._content
+        if self._upload is not None:
+            return kvstore.read_file(self.path) or b""
         return self.path.read_bytes() if self.path.exists() else b""
 
     def read(self) -> tuple[list[dict[str, Any]], list[int]]:

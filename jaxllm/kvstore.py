@@ -1,18 +1,61 @@
 """Files of a directory or a bucket, read in byte ranges and written whole, through TensorStore.
 
 TensorStore runs requests concurrently in threads of its own, repeats those that fail for a while,
-and writes a file atomically, in a directory as in a bucket.
+and writes a file atomically, in a directory as in a bucket. It also counts them (`traffic`).
 """
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxllm.errors import UserError
+
+# How often a failed request to a bucket is repeated: for about five minutes in all.
+RETRIES: dict[str, Any] = {"max_retries": 14, "initial_delay": "1s", "max_delay": "32s"}
+
+# TensorStore's counters, and what they are called in a run's metrics.
+_COUNTERS = {
+    "read": "requests/read", "list": "requests/read", "write": "requests/written",
+    "retries": "requests/repeated", "bytes_read": "bytes/read", "bytes_written": "bytes/written",
+}  # fmt: skip
+
+_REASONS = {  # of TensorStore's statuses, where they are a user's mistake
+    "NOT_FOUND": "there is no such bucket",
+    "PERMISSION_DENIED": "this account may not read or write there",
+}
+
+
+def traffic() -> dict[str, int]:
+    """Requests of this process to buckets so far, and their bytes; empty before the first.
+
+    These are all that go through TensorStore: Orbax's checkpoints as well as our files.
+    """
+    counts: collections.Counter[str] = collections.Counter()
+    if tensorstore := sys.modules.get("tensorstore"):
+        for driver in ("gcs", "s3"):
+            prefix = f"/tensorstore/kvstore/{driver}/"
+            for metric in tensorstore.experimental_collect_matching_metrics(prefix):
+                if name := _COUNTERS.get(metric["name"].removeprefix(prefix)):
+                    counts[name] += sum(value["value"] for value in metric["values"])
+    return dict(counts) if counts.total() else {}
+
+
+def read_file(path: str | os.PathLike) -> bytes | None:
+    """The content of a file; None if it does not exist."""
+    directory, _, name = os.fspath(path).rpartition("/")
+    return KeyValueStore(directory).read(name)[0]
+
+
+def write_file(path: str | os.PathLike, content: bytes) -> None:
+    """Write one file, see `KeyValueStore.write`."""
+    directory, _, name = os.fspath(path).rpartition("/")
+    KeyValueStore(directory).write({name: content})
 
 
 class ByteRange(NamedTuple):
@@ -91,6 +134,9 @@ class KeyValueStore:
             yield
         except (ValueError, OSError, RuntimeError) as error:  # the types of TensorStore's statuses
             reason = str(error).split(" [")[0]  # without the response and the place in its source
+            status, _, text = reason.partition(": ")
+            if status in _REASONS:
+                reason = f"{_REASONS[status]} ({text})"
             raise UserError(f"{self.directory}: {reason}") from error
 
 
@@ -102,9 +148,11 @@ def _spec(directory: str) -> Any:
     bucket, _, path = rest.partition("/")
     path = f"{path}/" if path else ""
     if scheme == "gs":
-        return {"driver": "gcs", "bucket": bucket, "path": path}
+        context = {"gcs_request_retries": RETRIES}
+        return {"driver": "gcs", "bucket": bucket, "path": path, "context": context}
     if scheme == "s3":
         endpoint = os.environ.get("AWS_ENDPOINT_URL")
         other = {"endpoint": endpoint, "aws_region": "us-east-1"} if endpoint else {}
-        return {"driver": "s3", "bucket": bucket, "path": path, **other}
+        context = {"s3_request_retries": RETRIES}
+        return {"driver": "s3", "bucket": bucket, "path": path, "context": context, **other}
     raise UserError(f"{directory}: name a local directory, gs:// or s3://")

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
 import ctypes
 import hashlib
@@ -15,6 +16,8 @@ import os
 import platform
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Iterator, Mapping
 from itertools import zip_longest
 from pathlib import Path
@@ -149,10 +152,10 @@ def _gather(text: str) -> list[str]:
 
 
 def abort(code: int) -> None:
-    """Exit a failed process of several at once, without waiting for the others.
+    """Exit a failed process at once, if an ordinary exit would wait for others.
 
-    An ordinary exit has a barrier with the other processes. These detect this one's end by its
-    missing heartbeat, and exit as well.
+    With several processes it has a barrier. The others detect this one's end by its missing
+    heartbeat, and exit as well. Alone, it waits ten minutes for Orbax's threads of a failed save.
     """
     if _joined:
         spec = _joined[0]
@@ -162,6 +165,9 @@ def abort(code: int) -> None:
             file=sys.stderr,
             flush=True,
         )
+        os._exit(code)
+    if any(type(thread).__module__.startswith("orbax.") for thread in threading.enumerate()):
+        atexit._run_exitfuncs()
         os._exit(code)
 
 
@@ -179,6 +185,18 @@ def enable_compilation_cache(directory: str = COMPILATION_CACHE) -> None:
     if jax.default_backend() == "cpu":
         path = f"{path}/{_cpu_model()}"
     jax.config.update("jax_compilation_cache_dir", path)
+
+
+def process_age() -> float:
+    """Seconds since this process began, before its first instruction in Python."""
+    try:
+        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        began = int(fields[19]) / os.sysconf("SC_CLK_TCK")  # the 22nd field, see proc(5)
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - began
+    except (OSError, AttributeError):  # no Linux
+        import psutil
+
+        return time.time() - psutil.Process().create_time()
 
 
 def tune_malloc() -> bool:

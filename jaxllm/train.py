@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train and score the run that flags and gin define."""
-    timer = GoodputTimer()
+    timer = GoodputTimer(runtime.process_age() if argv is None else 0.0)
     flags = cli.parser(__doc__ or "")
     flags.add_argument(
         "--branch_from", metavar="RUN@STEP",

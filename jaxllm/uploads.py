@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 
-from etils import epath
+from jaxllm import kvstore
 
 UPLOAD_SECONDS = 60.0
 
@@ -16,8 +17,8 @@ class Upload:
     A failed upload is repeated with the next one; only `flush` raises its error.
     """
 
-    def __init__(self, path: epath.PathLike, seconds: float = UPLOAD_SECONDS) -> None:
-        self._path, self._seconds = epath.Path(path), seconds
+    def __init__(self, path: str | os.PathLike, seconds: float = UPLOAD_SECONDS) -> None:
+        self._path, self._seconds = path, seconds
         self._content: Callable[[], bytes] | None = None  # not yet uploaded
         self._timer: threading.Timer | None = None
         self._lock = threading.Lock()  # of the two above
@@ -33,7 +34,7 @@ class Upload:
                 self._timer.start()
 
     def flush(self) -> None:
-        """Upload what is not yet uploaded; raise OSError if that fails."""
+        """Upload what is not yet uploaded; raise UserError if that fails."""
         with self._uploading:
             with self._lock:
                 content, self._content = self._content, None
@@ -43,7 +44,7 @@ class Upload:
             if content is None:
                 return
             try:
-                self._path.write_bytes(content())
+                kvstore.write_file(self._path, content())
             except BaseException:
                 with self._lock:
                     self._content = self._content or content

@@ -14,8 +14,10 @@ PACKAGE = REPOSITORY / "jaxllm"
 
 # The rooms, bottom first: a module may import rooms below its own, and its own room.
 LAYERS = (
-    {"errors", "uploads"},
-    {"configs", "io", "kvstore", "rendezvous"},
+    {"errors"},
+    {"kvstore"},
+    {"uploads"},
+    {"configs", "io", "rendezvous"},
     {"runtime"},
     {"models", "sharding"},
     {"run"},

@@ -5,11 +5,14 @@ import os
 from pathlib import Path
 
 import pytest
+from etils import epath
 
 from jaxllm import generate, io
 from jaxllm.errors import UserError
 from jaxllm.io import JsonLines, atomic_write, location
+from jaxllm.kvstore import KeyValueStore
 from jaxllm.training.config import TrainConfig
+from tests.buckets import Proxy
 
 
 @pytest.mark.parametrize(
@@ -89,3 +92,11 @@ def test_replacing_a_file_leaves_the_old_one_when_it_fails(
         atomic_write(path, "new")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_others_write_into_a_bucket_is_seen(bucket: Proxy, tmp_path: Path) -> None:
+    there = epath.Path(f"gs://bucket/{tmp_path.name}")
+    for step in ("1", "2"):
+        KeyValueStore(there).write({f"{step}/file": b""})
+        assert (there / step / "file").exists()
+        assert sorted(path.name for path in there.iterdir())[-1] == step

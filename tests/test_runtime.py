@@ -3,14 +3,17 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from jaxllm.runtime import silence_libtpu, tune_malloc
+from jaxllm.run.times import GoodputTimer
+from jaxllm.runtime import process_age, silence_libtpu, tune_malloc
 from tests.conftest import REPOSITORY
 
 CALLS = 16
+AGE = "import time; time.sleep(0.5); from jaxllm.runtime import process_age; print(process_age())"
 PROGRAM = """
 import resource, sys
 if sys.argv[1] == "keep":
@@ -116,3 +119,18 @@ def test_jaxs_own_variable_wins(tmp_path: Path) -> None:
     run_cached(tmp_path / "ours", JAX_COMPILATION_CACHE_DIR=str(tmp_path / "theirs"))
     assert not (tmp_path / "ours").exists()
     assert list((tmp_path / "theirs").glob("jit*"))
+
+
+def test_the_time_of_a_process_counts_from_its_start() -> None:
+    began = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", AGE], capture_output=True, text=True, check=True)
+    assert 0.5 < float(done.stdout) < time.perf_counter() - began
+    timer = GoodputTimer(100.0)
+    timer.begin_steps()
+    assert 100.0 < timer.total().setup < 101.0
+
+
+def test_where_there_is_no_proc_psutil_tells_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    age = process_age()
+    monkeypatch.setattr(Path, "read_text", lambda path: os.stat("/nowhere"))
+    assert abs(process_age() - age) < 1.5  # in whole seconds since the machine's start

@@ -24,6 +24,7 @@ from jaxllm.evaluation.metrics import Measurement, measure
 from jaxllm.evaluation.scoring import Interrupted, PreparedTask, Scorer, ShouldStop, never
 from jaxllm.evaluation.selection import select
 from jaxllm.evaluation.spans import Tokenizer
+from jaxllm.io import is_remote
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.decoder import Params
 from jaxllm.run.records import OK, Record, RunInfo
@@ -103,9 +104,9 @@ class Evaluator:
         """The scheduled checkpoints to score; see `EvalConfig.due`."""
         return self._config.due(scheduled)
 
-    def missing(self, step: int) -> tuple[str, ...]:
-        """The tasks without records at `step`."""
-        stored = set(self._store.tasks(step))
+    def missing(self, step: int, checkpoint: float | None = None) -> tuple[str, ...]:
+        """The tasks without records at `step`, of the checkpoint with this `wall_time`."""
+        stored = self._store.scored(step, checkpoint)
         return tuple(name for name in self.definitions if name not in stored)
 
     def evaluate(
@@ -117,6 +118,7 @@ class Evaluator:
         *,
         tasks: Sequence[str] | None = None,
         should_stop: ShouldStop = never,
+        checkpoint: float | None = None,
     ) -> list[Record]:
         """Score `tasks` (default: all) and store the records of each as soon as it is done.
 
@@ -127,6 +129,7 @@ class Evaluator:
           step, tokens, flops: its step, and the training tokens and FLOPs so far.
           tasks: names among the run's tasks.
           should_stop: checked between device batches.
+          checkpoint: its `wall_time` in the manifest, if it is in one.
 
         Raises:
           Interrupted: `should_stop()` was true; the current task has written nothing.
@@ -161,7 +164,7 @@ class Evaluator:
                 )
                 for metric, measurement in measured.items()
             ]
-            records += self._write(step, name, scored, table)
+            records += self._write(step, name, scored, table, checkpoint)
         return records
 
     def _score(
@@ -196,20 +199,27 @@ class Evaluator:
         return status
 
     def _write(
-        self, step: int, name: str, records: list[Record], examples: pd.DataFrame | None
+        self,
+        step: int,
+        name: str,
+        records: list[Record],
+        examples: pd.DataFrame | None,
+        checkpoint: float | None,
     ) -> list[Record]:
         """Store records on process 0; set their status if that fails.
 
-        A failed write must not end process 0, for which the other hosts would wait: the task stays
-        missing, and is scored again at the next start or by `evaluate --missing`.
+        A write to a disk that fails must not end process 0, for which the other hosts would wait:
+        the task stays missing, and is scored again at the next start or by `evaluate --missing`.
         """
         if jax.process_index() != 0:
             return records
         for attempt in range(WRITE_ATTEMPTS):
             try:
-                self._store.write(step, name, records, examples)
+                self._store.write(step, name, records, examples, checkpoint)
                 return records
             except Exception as error:
+                if is_remote(self._store.path):  # it has been repeated for minutes
+                    raise
                 failure = f"not stored ({type(error).__name__}: {one_line(error)})"[:500]
                 if attempt + 1 < WRITE_ATTEMPTS:
                     time.sleep(RETRY_SECONDS * 2**attempt)

@@ -49,7 +49,12 @@ class OfflineScorer:
                 params = self._restore(entry) if tasks else None
                 for task in tasks:
                     records = self._evaluator.evaluate(
-                        params, entry.step, entry.tokens, entry.flops, tasks=(task,)
+                        params,
+                        entry.step,
+                        entry.tokens,
+                        entry.flops,
+                        tasks=(task,),
+                        checkpoint=entry.wall_time,
                     )
                     main = next((r for r in records if r.primary), records[0])
                     failed += main.status != OK
@@ -108,7 +113,7 @@ class OfflineScorer:
 
     def _missing(self, entry: ManifestEntry) -> list[str]:
         """The tasks without readable records of this checkpoint."""
-        scored = self._run.trajectory.scored(entry.step, since=entry.wall_time)
+        scored = self._run.trajectory.scored(entry.step, entry.wall_time)
         return [task for task in self._evaluator.definitions if task not in scored]
 
     def _print(self, line: str) -> None:

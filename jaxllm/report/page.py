@@ -25,6 +25,7 @@ from markupsafe import Markup, escape
 from jaxllm.analysis import registry
 from jaxllm.analysis.finding import amount
 from jaxllm.analysis.onsets import LEFT, PROVISIONAL
+from jaxllm.io import atomic_write
 from jaxllm.report import numbers, sentences
 from jaxllm.report.charts import axes as chart_axes
 from jaxllm.report.items import ReportItem
@@ -41,8 +42,7 @@ _INTERNAL = ["score", "score_stderr", "chance_score", "above"]
 
 def write(path: epath.Path, content: bytes) -> epath.Path:
     """Write a file of the report, creating its directory."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
+    atomic_write(path, content)
     return path
 
 

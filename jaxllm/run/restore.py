@@ -7,10 +7,13 @@ with shardings wherever they say what is to be restored.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import fsspec
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -18,6 +21,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from jaxllm.errors import UserError, first_line
+from jaxllm.io import disk_errors, is_remote
 from jaxllm.run.layout import MODEL, TRAINING, Layout
 from jaxllm.run.manifest import IMPORTED, ManifestEntry
 
@@ -46,8 +50,9 @@ def restore_params(layout: Layout, step: int, params: Any) -> Any:
     """
     path = layout.checkpoint(step)
     try:
-        _check_item(path / MODEL, params, "parameter")
-        return ocp.StandardCheckpointer().restore(path / MODEL, params)
+        with _bucket_errors(path):
+            _check_item(path / MODEL, params, "parameter")
+            return ocp.StandardCheckpointer().restore(path / MODEL, params)
     except UserError:
         raise
     except Exception as error:  # exceptions of damaged files are undocumented, and vary
@@ -78,7 +83,8 @@ def restore_newest(
     for entry in reversed(entries):
         restored, path = None, layout.checkpoint(entry.step)
         try:
-            restored = restore(layout, entry, params, training)
+            with _bucket_errors(path):
+                restored = restore(layout, entry, params, training)
         except UserError:
             raise
         except Exception as error:
@@ -166,7 +172,16 @@ def move_away(path: epath.Path, target: epath.Path) -> None:
     while target.exists():
         number += 1
         target = target.with_name(f"{name}.{number}")
-    path.rename(target)
+    if not is_remote(path):
+        path.rename(target)
+        return
+    system, source = fsspec.core.url_to_fs(os.fspath(path))
+    system.mv(source, os.fspath(target), recursive=True)  # epath wants its directory to exist
+
+
+def _bucket_errors(path: epath.Path) -> contextlib.AbstractContextManager[None]:
+    """Convert those of a bucket to UserError: that it does not answer is no damage."""
+    return disk_errors(f"read {path}", errnos=()) if is_remote(path) else contextlib.nullcontext()
 
 
 def _check_item(path: epath.Path, abstract: Any, noun: str) -> None:

@@ -77,7 +77,7 @@ class Run:
         with disk_errors(f"write to MODEL_DIR {run.path}"):
             run.path.mkdir(parents=True, exist_ok=True)
             probe = run.path / f".writable.{uuid.uuid4().hex}"
-            probe.write_text("x" * 4096)
+            atomic_write(probe, "x" * 4096)
             probe.unlink()
         return run
 
@@ -280,7 +280,9 @@ class Run:
 
     @functools.cached_property
     def _records(self) -> tuple[pd.DataFrame, tuple[str, ...]]:
-        return self.trajectory.read_with_problems()
+        rows = self.manifest_lines.read()[0]
+        saved = {row["step"]: row["wall_time"] for row in rows if "wall_time" in row}
+        return self.trajectory.read_with_problems(saved)
 
     @functools.cached_property
     def _metrics(self) -> tuple[pd.DataFrame, tuple[str, ...]]:

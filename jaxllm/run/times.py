@@ -49,17 +49,18 @@ PHASES = ("setup", "compile", "checkpoint", "evaluation", "data", "step")
 
 
 class GoodputTimer:
-    """A stopwatch for one process of a run, from its start, with one phase at a time.
+    """A stopwatch for one process of a run, with one phase at a time.
 
     Attributes:
       previous: time of the earlier processes; None in a run's first.
       phase: the current phase; `setup` until `begin_steps`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, age: float = 0.0) -> None:
+        """Start `age` seconds ago."""
         self.previous: TimeBreakdown | None = None
         self.phase = "setup"
-        self._since = time.perf_counter()
+        self._since = time.perf_counter() - age
         self._total = dict.fromkeys(PHASES, 0.0)
         self._last_lap = dict(self._total)
 

@@ -8,6 +8,9 @@
 
 Scoring again replaces a task's file, so a crash leaves no partial records and two writers of
 different tasks never conflict. A task's own file comes before the checkpoint's.
+
+A file names the checkpoint that was scored by its time in the manifest (`ManifestEntry.wall_time`):
+a run that is rolled back saves another one at the same step.
 """
 
 from __future__ import annotations
@@ -16,8 +19,7 @@ import dataclasses
 import functools
 import os
 import re
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -36,7 +38,7 @@ from jaxllm.run.records import COLUMNS, Record
 _TYPES = {"str": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
 SCHEMA = pa.schema([(f.name, _TYPES[str(f.type)]) for f in dataclasses.fields(Record)])
 _RECORDS, _EXAMPLES = ".parquet", ".examples.parquet"
-_WRITTEN = b"written"  # key of the Unix time in a file's metadata
+_CHECKPOINT = b"checkpoint"  # key in a file's metadata
 
 # With few rows, compression, dictionaries and statistics cost space, and reading takes five times
 # as long.
@@ -62,8 +64,12 @@ class TrajectoryStore:
         task: str,
         records: Sequence[Record],
         examples: pd.DataFrame | None = None,
+        checkpoint: float | None = None,
     ) -> None:
         """Store the records of one task at one checkpoint, replacing earlier ones.
+
+        Args:
+          checkpoint: its `wall_time` in the manifest; None if it is in none.
 
         Raises:
           ValueError: a record is of another step or task, under which it could not be found.
@@ -75,13 +81,15 @@ class TrajectoryStore:
             table = pa.Table.from_pandas(examples, preserve_index=False)
             self._store.write({_name(step, task, _EXAMPLES): _bytes(table, compression="zstd")})
         table = pa.Table.from_pylist([dataclasses.asdict(record) for record in records], SCHEMA)
-        self._store.write({_name(step, task, _RECORDS): _bytes(table, **_OF_FEW_ROWS)})
+        content = _bytes(table, checkpoint, **_OF_FEW_ROWS)
+        self._store.write({_name(step, task, _RECORDS): content})
 
-    def write_table(self, records: pd.DataFrame) -> None:
+    def write_table(self, records: pd.DataFrame, checkpoint: float | None = None) -> None:
         """Store records of any steps and tasks, with the columns of `Record`, a file per step."""
         for step, rows in records.groupby("step"):
             table = pa.Table.from_pandas(rows, SCHEMA, preserve_index=False)
-            self._store.write({f"{step}{_RECORDS}": _bytes(table, **_OF_FEW_ROWS)})
+            content = _bytes(table, checkpoint, **_OF_FEW_ROWS)
+            self._store.write({f"{step}{_RECORDS}": content})
 
     def abandon(self, step: int, directory: epath.PathLike) -> None:
         """Move all files of a step into `directory`."""
@@ -96,20 +104,18 @@ class TrajectoryStore:
             return
         files = self._files([step])
         tables = [table for table in self._tables(files).values() if isinstance(table, pa.Table)]
-        if len(files) < 2 or len(tables) < len(files):
+        checkpoints = {_checkpoint(table) for table in tables}
+        if len(files) < 2 or len(tables) < len(files) or len(checkpoints) > 1:
             return
-        self.write_table(_latest(tables))
+        self.write_table(_latest(tables), *checkpoints)
         self._store.delete([name for name in files if "/" in name])
 
-    def scored(self, step: int, since: float = 0.0) -> set[str]:
-        """Tasks with readable records at `step`, written after `since`, in Unix seconds.
-
-        Records older than their checkpoint are from a branch that a rollback has abandoned.
-        """
+    def scored(self, step: int, checkpoint: float | None = None) -> set[str]:
+        """Tasks with readable records at `step`, of the checkpoint with this `wall_time`."""
         return {
             task
             for table in self._tables(self._files([step])).values()
-            if isinstance(table, pa.Table) and _written(table) >= since
+            if isinstance(table, pa.Table) and _is_of(table, checkpoint)
             for task in table["task"].unique().to_pylist()
         }
 
@@ -129,14 +135,24 @@ class TrajectoryStore:
         """All records, with the columns of `Record`, ordered by step, task, metric."""
         return self.read_with_problems()[0]
 
-    def read_with_problems(self) -> tuple[pd.DataFrame, tuple[str, ...]]:
-        """As `read`, with a line for each unreadable file."""
+    def read_with_problems(
+        self, checkpoints: Mapping[int, float] | None = None
+    ) -> tuple[pd.DataFrame, tuple[str, ...]]:
+        """As `read`, with a line for each unreadable file, and each of an abandoned checkpoint.
+
+        `checkpoints` are the `wall_time`s of the run's checkpoints by step, as far as known.
+        """
         tables, problems = [], []
         for name, table in self._tables(self._files()).items():
-            if isinstance(table, pa.Table):
-                tables.append(table)
-            else:
+            if not isinstance(table, pa.Table):
                 problems.append(f"{self.path / name}: unreadable ({table})")
+            elif not _is_of(table, (checkpoints or {}).get(_step(name))):
+                problems.append(
+                    f"{self.path / name}: of a checkpoint that the run has abandoned;"
+                    " `jaxllm.evaluate --missing` scores the one in its place"
+                )
+            else:
+                tables.append(table)
         return _latest(tables).sort_values(["step", "task", "metric"], ignore_index=True), tuple(
             problems
         )
@@ -203,14 +219,21 @@ def _read(content: bytes) -> pa.Table | str:
         return first_line(error)
 
 
-def _written(table: pa.Table) -> float:
-    """When a table was written, in Unix seconds; 0 if unknown."""
-    return float((table.schema.metadata or {}).get(_WRITTEN, 0))
+def _checkpoint(table: pa.Table) -> float | None:
+    """The `wall_time` of the checkpoint that was scored; None if unknown."""
+    value = (table.schema.metadata or {}).get(_CHECKPOINT)
+    return None if value is None else float(value)
 
 
-def _bytes(table: pa.Table, **options: Any) -> bytes:
+def _is_of(table: pa.Table, checkpoint: float | None) -> bool:
+    """Whether a table is of this checkpoint, as far as both are known."""
+    return None in (checkpoint, _checkpoint(table)) or _checkpoint(table) == checkpoint
+
+
+def _bytes(table: pa.Table, checkpoint: float | None = None, **options: Any) -> bytes:
     buffer: Any = pa.BufferOutputStream()
     with pq.ParquetWriter(buffer, table.schema, **options) as writer:
         writer.write_table(table)
-        writer.add_key_value_metadata({_WRITTEN: repr(time.time())})
+        if checkpoint is not None:
+            writer.add_key_value_metadata({_CHECKPOINT: repr(checkpoint)})
     return buffer.getvalue().to_pybytes()

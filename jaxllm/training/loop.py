@@ -150,6 +150,7 @@ class Trainer:
         resumed, self._restored = self._restore()
         self.restarts = resumed.restarts if resumed else 0
         self.step = self.start.step
+        self._saved_at = self._restored.entry.wall_time if self._restored else None
         self._watchdog = Watchdog(e.train.watchdog_minutes, e.train.exit_on_hang)
         self._profile = Profile(self._run.layout, e.train.profile_steps, progress.log)
         self.log = MetricsLog(
@@ -256,7 +257,7 @@ class Trainer:
                 self.save(state, "scheduled")
                 self.score(state)
         elif self._evaluator is not None and self.step in self._scored:
-            missing = self._evaluator.missing(self.step)
+            missing = self._evaluator.missing(self.step, self._saved_at)
             if missing:
                 self._progress.log(f"scoring {len(missing)} tasks that step {self.step} lacks")
                 self.score(state, missing)
@@ -265,9 +266,11 @@ class Trainer:
         """Start a save; the loop continues while it is written."""
         self.log.flush()
         self._run.metrics_lines.flush()  # a checkpoint's lines are there before it is
+        entry = self._entry(kind)
+        self._saved_at = entry.wall_time
         with self._timer.measure("checkpoint"):
             self._checkpoints.save(
-                self._entry(kind),
+                entry,
                 state.params,
                 state.training,
                 {
@@ -297,6 +300,7 @@ class Trainer:
                         self._experiment.flops(tokens),
                         tasks=(task,),
                         should_stop=self._heartbeat_and_should_stop,
+                        checkpoint=self._saved_at,
                     )
             if jax.process_index() == 0:
                 self._run.trajectory.compact(self.step)

@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxllm.errors import UserError
 from jaxllm.io import JsonLines
+from jaxllm.kvstore import traffic
 from jaxllm.run.run import Resumed
 from jaxllm.run.times import GoodputTimer, TimeBreakdown
 from jaxllm.sharding.chips import peak_flops, utilisation
@@ -93,7 +94,7 @@ class MetricsLog:
             for name in ("loss_sums", "weight_sums")
         }
         self._pending: tuple[int, StepMetrics] | None = None
-        self._last_line = start.step
+        self._last_line, self._traffic = start.step, traffic()
         self._speed = 0.0
 
     def add(self, step: int, metrics: StepMetrics) -> None:
@@ -130,7 +131,9 @@ class MetricsLog:
         self._progress.update(step, loss, self._speed or self._speed_so_far(step))
 
     def _write_line(self, step: int, metrics: StepMetrics) -> None:
-        line = self._line(step, metrics) | self._timing(step - self._last_line, self._timer.lap())
+        steps = step - self._last_line
+        line = self._line(step, metrics) | self._timing(steps, self._timer.lap())
+        line |= self._requests(steps)
         self._last_line = step
         for sums in self._sums.values():
             sums.update(dict.fromkeys(sums, 0.0))
@@ -186,6 +189,11 @@ class MetricsLog:
             "wall_seconds": run.wall,
             "restarts": self._restarts,
         }
+
+    def _requests(self, steps: int) -> dict[str, float]:
+        """Requests of this host to buckets per step since the last line, and their bytes."""
+        before, self._traffic = self._traffic, traffic()
+        return {name: (n - before.get(name, 0)) / steps for name, n in self._traffic.items()}
 
     def _speed_so_far(self, step: int) -> float:
         steps = step - self._start.step

@@ -26,13 +26,15 @@ class Evaluator:
         self.definitions = dict.fromkeys(TASKS)
         self._run, self.scored = run, []
 
-    def evaluate(self, params: Any, step: int, tokens: int, flops: float, *, tasks: Any) -> Any:
+    def evaluate(
+        self, params: Any, step: int, tokens: int, flops: float, *, tasks: Any, checkpoint: float
+    ) -> Any:
         (task,) = tasks
         record = Record(
             run="r", family="r", params=1, step=step, tokens=tokens, flops=flops, task=task,
             domain="d", shots=0, metric="accuracy", value=params, primary=True,
         )  # fmt: skip
-        self._run.trajectory.write(step, task, [record])
+        self._run.trajectory.write(step, task, [record], checkpoint=checkpoint)
         self.scored.append((step, task))
         return [record]
 
@@ -44,7 +46,7 @@ def save(run: Run, step: int, kind: str = "scheduled", wall_time: float = 0.0) -
         restarts=0, kind=kind,
     )  # fmt: skip
     run.manifest_lines.append(dataclasses.asdict(entry))
-    Path(run.layout.checkpoint(step)).mkdir(parents=True)
+    Path(run.layout.checkpoint(step)).mkdir(parents=True, exist_ok=True)
 
 
 @pytest.fixture
@@ -62,22 +64,17 @@ def scorer(
     return OfflineScorer(run, evaluator, restore), evaluator  # type: ignore[arg-type]
 
 
-def test_missing_are_tasks_without_readable_records_of_this_very_checkpoint(
-    run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_are_tasks_without_readable_records_of_this_very_checkpoint(run: Run) -> None:
     for step in (1, 2, 3, 4):
-        save(run, step, wall_time=time.time() - 60)
+        save(run, step)
     offline, evaluator = scorer(run)
     offline.score(run.available())
     evaluator.scored.clear()
     files = {step: Path(run.trajectory.path / str(step)) for step in (2, 3)}
     (files[2] / "b.parquet").unlink()
     os.truncate(files[3] / "a.parquet", 100)
-    hour_ago = time.time() - 3600  # of a branch that a rollback has abandoned
-    with monkeypatch.context() as patch:
-        patch.setattr(time, "time", lambda: hour_ago)
-        offline.score(run.select("4"))
-    evaluator.scored.clear()
+    run.manifest_lines.keep_until(3)  # rolled back, and saved again
+    save(run, 4)
     offline.score(run.available(), missing_only=True)
     assert evaluator.scored == [(2, "b"), (3, "a"), (4, "a"), (4, "b")]
     evaluator.scored.clear()
@@ -106,9 +103,9 @@ def test_a_follower_asks_once_for_what_is_scored_already(
     asked = []
     original = type(run.trajectory).scored
 
-    def scored(self: Any, step: int, since: float = 0.0) -> set[str]:
+    def scored(self: Any, step: int, checkpoint: float) -> set[str]:
         asked.append(step)
-        return original(self, step, since)
+        return original(self, step, checkpoint)
 
     monkeypatch.setattr(type(run.trajectory), "scored", scored)
     run.write_config("TrainConfig.steps = 4\n")

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from jaxllm.errors import UserError
 from jaxllm.kvstore import KeyValueStore
 from jaxllm.run.records import COLUMNS, Record
+from jaxllm.run.run import Run
 from jaxllm.run.trajectory import TrajectoryStore
 from tests.buckets import Proxy
 
@@ -155,3 +156,32 @@ def test_a_record_in_the_wrong_place_is_refused(tmp_path) -> None:
 
 def test_an_empty_store_has_the_columns(tmp_path) -> None:
     assert tuple(TrajectoryStore(tmp_path).read().columns) == COLUMNS
+
+
+def test_records_and_checkpoints_in_a_bucket_are_moved_away(bucket: Proxy, tmp_path) -> None:
+    run = Run(f"gs://bucket/{tmp_path.name}")
+    for step in (5, 60, 70):
+        for task in ("a", "b"):
+            records = [record(step, task)]
+            run.trajectory.write(step, task, records, pd.DataFrame({"correct": [True]}))
+    run.trajectory.compact(60)
+    files = KeyValueStore(run.path)
+    files.write({f"checkpoints/60/{name}": b"" for name in ("commit_success.txt", "model/x")})
+    run._forget_after(5)
+    assert run.trajectory.steps() == (5,)
+    assert files.names("checkpoints") == []
+    assert "damaged_checkpoints/60/model/x" in files.names()
+    moved = {name.split("/", 2)[2] for name in files.names("abandoned_records/")}
+    assert {"60.parquet", "60/a.examples.parquet", "70/b.parquet"} <= moved
+
+
+def test_records_of_an_abandoned_checkpoint_are_known(tmp_path) -> None:
+    """One scores a checkpoint while the run is rolled back and saves another at the same step."""
+    run = Run(tmp_path)
+    run.manifest_lines.append({"step": 5, "wall_time": 200.5})
+    run.trajectory.write(5, "late", [record(task="late")], checkpoint=100.25)
+    run.trajectory.write(5, "addition", [record()], checkpoint=200.5)
+    run.trajectory.write(5, "imported", [record(task="imported")])
+    assert set(run.records().task) == {"addition", "imported"}
+    assert "late.parquet: of a checkpoint that the run has abandoned" in run.problems()[0]
+    assert run.trajectory.scored(5, 200.5) == {"addition", "imported"}

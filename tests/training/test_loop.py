@@ -52,6 +52,7 @@ class Evaluator:
         *,
         tasks: Sequence[str] | None = None,
         should_stop: Callable[[], bool] = lambda: False,
+        checkpoint: float | None = None,
     ) -> list[tuple[int, str]]:
         for task in tasks or ():
             if self._interrupt == (step, task):
@@ -64,7 +65,7 @@ class Evaluator:
     def due(self, scheduled: Sequence[int]) -> Sequence[int]:
         return scheduled
 
-    def missing(self, step: int) -> tuple[str, ...]:
+    def missing(self, step: int, checkpoint: float | None = None) -> tuple[str, ...]:
         return tuple(task for task in self.definitions if (step, task) not in self.scored)
 
 

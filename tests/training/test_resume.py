@@ -95,7 +95,7 @@ class SlowEvaluator:
     def due(self, scheduled: Sequence[int]) -> Sequence[int]:
         return [4]
 
-    def missing(self, step: int) -> Sequence[str]:
+    def missing(self, step: int, checkpoint: float | None) -> Sequence[str]:
         return ()
 
 

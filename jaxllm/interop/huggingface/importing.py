@@ -70,22 +70,22 @@ def open_published(path: str | Path, step: int = 0, tokens: int = 0) -> list[Pub
       UserError: the series cannot be read, or lacks a column or directory; a checkpoint is
         invalid; or two have different models.
     """
-    path = fetched(path)
+    source, path = epath.Path(path), fetched(path)
     if path.is_dir():
         return [Published(HFCheckpoint.open(path), step, tokens)]
     if not path.exists():
-        raise UserError(f"{path}: no such directory, nor a manifest of several")
+        raise UserError(f"{source}: no such directory, nor a manifest of several")
     if path.suffix == ".json":
         rows: Any = read_json(path).get("checkpoints")
     else:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file))
     if not rows:
-        raise UserError(f"{path}: lists no checkpoints")
-    listed = sorted(_listed(path, number, row) for number, row in enumerate(rows, 1))
+        raise UserError(f"{source}: lists no checkpoints")
+    listed = sorted(_listed(source, number, row) for number, row in enumerate(rows, 1))
     if len({step for step, _, _ in listed}) < len(listed):
-        raise UserError(f"{path}: a step is listed twice")
-    series = [Published(HFCheckpoint.open(place), *clock) for *clock, place in listed]
+        raise UserError(f"{source}: a step is listed twice")
+    series = [Published(HFCheckpoint.open(fetched(place)), *clock) for *clock, place in listed]
     first = series[0].checkpoint
     for other in (published.checkpoint for published in series[1:]):
         for field in differences(first.model, other.model):
@@ -96,7 +96,7 @@ def open_published(path: str | Path, step: int = 0, tokens: int = 0) -> list[Pub
     return series
 
 
-def _listed(path: Path, number: int, row: dict[str, Any]) -> tuple[int, int, Path]:
+def _listed(path: epath.Path, number: int, row: dict[str, Any]) -> tuple[int, int, epath.Path]:
     """Step, tokens and directory of a row of the series file."""
     try:
         directory = path.parent / row["directory"]

@@ -20,6 +20,8 @@ from jaxllm.interop.huggingface.checkpoint import HFCheckpoint, tensor_shapes
 from jaxllm.interop.huggingface.fields import to_config, to_model
 from jaxllm.interop.huggingface.importing import open_published, open_results
 from jaxllm.models.config import ModelConfig, RopeScaling
+from jaxllm.run.run import Run
+from tests.buckets import Proxy
 
 MODEL = ModelConfig(vocab_size=40, num_layers=2, embed_dim=16, mlp_dim=24, num_heads=4, head_dim=4)
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
@@ -258,64 +260,16 @@ def test_published_models_do_not_share_a_run_directory(
     assert open_results(names[2], series[names[2]], str(first)).path == first
 
 
-@pytest.fixture
-def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A directory that stands at gs://bucket."""
-    from etils.epath import backend, gpath
-
-    local = lambda x: str(x).replace("gs://bucket", f"{tmp_path}/bucket")
-
-    class Bucket:
-        def __getattr__(self, name: str) -> Any:
-            return lambda *a, **k: getattr(backend.os_backend, name)(*map(local, a), **k)
-
-    monkeypatch.setitem(gpath._PREFIX_TO_BACKEND, "gs", Bucket())
-    monkeypatch.setattr(gpath, "_is_tf_installed", lambda: False)
-    (tmp_path / "bucket").mkdir()
-    return tmp_path / "bucket"
-
-
 def test_records_of_a_published_model_may_go_to_an_object_store(
-    tmp_path: Path, bucket: Path
+    tmp_path: Path, bucket: Proxy
 ) -> None:
     published = open_published(make(tmp_path / "hf"))
+    there = f"gs://bucket/{tmp_path.name}"
     for _ in range(2):  # made, and found again
-        open_results(str(tmp_path / "hf"), published, "gs://bucket/run")
-    config = (bucket / "run" / "config.gin").read_text()
-    assert "TrainConfig.model_dir = 'gs://bucket/run'" in config
+        open_results(str(tmp_path / "hf"), published, there)
+    config = Run(there).config()
+    assert f"TrainConfig.model_dir = '{there}'" in config
     assert "mixture_or_task_name" not in config, "its corpora are not known"
-
-
-def test_a_run_in_an_object_store_is_exported(
-    tmp_path: Path, bucket: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Orbax reads buckets through TensorStore: here it is given the directory behind this one."""
-    import orbax.checkpoint as ocp
-
-    make(tmp_path / "hf")
-    (tmp_path / "hf" / "tokenizer_config.json").write_text('{"bos_token": "<s>"}')
-    convert.main([f"--from=hf:{tmp_path}/hf", f"--to={bucket}/run"])
-    asked = []
-
-    class Checkpointer(ocp.Checkpointer):
-        def metadata(self, path: Any) -> Any:
-            asked.append(str(path))
-            return super().metadata(str(path).replace("gs://bucket", str(bucket)))
-
-        def restore(self, path: Any, args: Any) -> Any:
-            return super().restore(str(path).replace("gs://bucket", str(bucket)), args)
-
-    monkeypatch.setattr(
-        ocp, "PyTreeCheckpointer", lambda: Checkpointer(ocp.PyTreeCheckpointHandler())
-    )
-    steps = lambda path: [int(p.name) for p in path.iterdir()]
-    monkeypatch.setattr(ocp.path.step, "checkpoint_steps", steps)
-    convert.main(["--from=gs://bucket/run", f"--to=hf:{tmp_path}/back", "--step=0"])
-    assert asked == ["gs://bucket/run/checkpoints/0/model"]
-    there = {k: v for s in SHARDS for k, v in load_file(tmp_path / "hf" / s).items()}
-    back = load_file(tmp_path / "back" / "model.safetensors")
-    assert all(np.array_equal(back[key], there[key]) for key in there)
-    assert "<s>" in (tmp_path / "back" / "tokenizer_config.json").read_text()
 
 
 def test_a_series_comes_in_and_goes_out_in_one_call(tmp_path: Path) -> None:
