@@ -85,8 +85,10 @@ class HealthWriter:
         primary = pd.DataFrame([vars(record) for record in records if record.primary])
         self._check(step, lambda: self._watch.on_scores(primary))
 
-    def close(self) -> None:
+    def flush(self) -> None:
         """Do nothing, as every alarm is already written."""
+
+    close = flush
 
     def advice(self) -> str:
         """Expected gain from the remaining budget, as one sentence; empty when unknown."""

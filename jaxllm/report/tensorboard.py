@@ -101,6 +101,10 @@ class TensorBoardWriter:
         axis = default_axis(report.points, report.metrics)
         self._events.add_images(step, report, [*items.all_trajectories(report, axis)])
 
+    def flush(self) -> None:
+        """Store all events."""
+        self._events.upload()
+
     def close(self) -> None:
         """Flush and close the event file."""
         self._events.close()
@@ -165,6 +169,12 @@ class _Events:
             if self._file.stat().st_size > _UPLOAD_BYTES:
                 self.close()
                 self._begin_file()
+
+    def upload(self) -> None:
+        """Flush, and wait until the file is stored."""
+        self.flush()
+        if self._remote:
+            self._upload.flush()
 
     def close(self) -> None:
         """Flush and close the file."""

@@ -34,6 +34,9 @@ class Writer(Protocol):
     def write_records(self, step: int, records: Sequence[Any]) -> None:
         """Write the `jaxllm.run.records.Record`s of a scored checkpoint."""
 
+    def flush(self) -> None:
+        """Store what is not yet stored: no step before the checkpoint to come is done again."""
+
     def close(self) -> None:
         """Flush and close."""
 

@@ -8,15 +8,19 @@ import io
 import tarfile
 import threading
 import zipfile
+from pathlib import Path
 
 import pytest
+from etils import epath
 
 from jaxllm import evaluate
 from jaxllm.errors import UserError
 from jaxllm.evaluation import selection
 from jaxllm.evaluation.config import EvalConfig
-from jaxllm.evaluation.download import FileSource, download, pinned, source_of
+from jaxllm.evaluation.download import FileSource, _move, download, pinned, source_of
 from jaxllm.evaluation.registry import benchmarks
+from jaxllm.kvstore import KeyValueStore
+from tests.buckets import Proxy
 
 TEXT = b"one line\n" * 1000
 
@@ -222,3 +226,13 @@ def test_hashes_are_those_of_the_files_at_hand(shared_data):
             assert digest(gzip.decompress(path.read_bytes())) == hashes[name], name
             checked += 1
     assert checked > 60
+
+
+def test_files_are_moved_into_a_bucket(bucket: Proxy, tmp_path: Path) -> None:
+    (tmp_path / "folder" / "inner").mkdir(parents=True)
+    (tmp_path / "folder" / "inner" / "a").write_bytes(b"1")
+    (tmp_path / "folder" / "b").write_bytes(b"2")
+    root = epath.Path(f"gs://bucket/{tmp_path.name}")
+    _move(tmp_path / "folder", root / "task" / "all")
+    _move(tmp_path / "folder" / "b", root / "task" / "one")
+    assert KeyValueStore(root).names() == ["task/all/b", "task/all/inner/a", "task/one"]

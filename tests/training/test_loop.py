@@ -80,6 +80,9 @@ class Memory:
     def write_metrics(self, step: int, metrics: Any) -> None:
         self.metrics.append((step, dict(metrics)))
 
+    def flush(self) -> None:
+        pass
+
     def write_records(self, step: int, records: Sequence[Any]) -> None:
         self.records += records
 
