@@ -265,8 +265,9 @@ class Trainer:
     def save(self, state: TrainState, kind: str) -> None:
         """Start a save; the loop continues while it is written."""
         self.log.flush()
-        for output in (self._run.metrics_lines, *self._writers):  # are there before the checkpoint
-            output.flush()
+        self._run.metrics_lines.flush()  # a checkpoint's lines and events are there before it is
+        for writer in self._writers:
+            writer.flush()
         entry = self._entry(kind)
         self._saved_at = entry.wall_time
         with self._timer.measure("checkpoint"):

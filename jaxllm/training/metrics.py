@@ -97,7 +97,8 @@ class MetricsLog:
             for name in ("loss_sums", "weight_sums")
         }
         self._pending: tuple[int, StepMetrics] | None = None
-        self._last_line, self._traffic = start.step, traffic()
+        self._last_line = start.step
+        self._first_traffic = self._traffic = traffic()
         self._speed = 0.0
 
     def add(self, step: int, metrics: StepMetrics) -> None:
@@ -196,6 +197,8 @@ class MetricsLog:
     def _requests(self, steps: int) -> dict[str, float]:
         """Requests of this host to buckets per step since the last line, and their bytes."""
         before, self._traffic = self._traffic, traffic()
+        if self._traffic == self._first_traffic:
+            return {}
         return {name: (n - before.get(name, 0)) / steps for name, n in self._traffic.items()}
 
     def _speed_so_far(self, step: int) -> float:
