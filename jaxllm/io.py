@@ -25,7 +25,10 @@ PARTIAL = ".partial-"  # prefix of incomplete directories
 _DISK_TEXTS = (
     "permission denied", "read-only file system", "input/output error", "retry attempts failed",
 )  # fmt: skip
-_STORE_LIBRARIES = ("gcsfs", "aiohttp", "google", "s3fs", "aiobotocore", "botocore")
+_STORE_LIBRARIES = (
+    "gcsfs", "google", "aiohttp", "s3fs", "aiobotocore", "botocore", "huggingface_hub", "httpx",
+    "requests",
+)  # fmt: skip
 
 
 def location(text: str) -> str:

@@ -27,7 +27,7 @@ include '{PLACE}/sizes.gin'
 TRAIN_STEPS = 4
 SEQUENCE_LENGTH = 32
 BATCH_SIZE = 8
-MIXTURE_OR_TASK_NAME = 'corpus_dir'
+MIXTURE_OR_TASK_NAME = 'corpora'
 MODEL_DIR = '{RUN}'
 EVAL_TASKS = ('heldout_words',)
 EvalConfig.data_dir = '{PLACE}/evals'

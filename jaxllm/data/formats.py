@@ -25,6 +25,7 @@ from typing import IO, Any, NamedTuple, Protocol
 
 from jaxllm.data import array_record, held_out
 from jaxllm.errors import UserError
+from jaxllm.io import is_store_error
 
 PART_BYTES = 256 << 20
 TEXT_CHUNK_BYTES = 1 << 20
@@ -34,8 +35,6 @@ FORMATS = (*LINES, ".parquet", ".arrow", RECORDS)
 COMPRESSIONS = (".gz", ".zst", ".xz", ".bz2", ".lz4")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 _SHARD = re.compile(r"(\.[a-z_]+)-\d+-of-\d+$")  # TFDS writes x.array_record-00000-of-00010
-# Packages of filesystems, whose exceptions are not all OSErrors.
-_STORAGE = ("gcsfs", "google", "aiohttp", "botocore", "huggingface_hub", "httpx", "requests")
 _BOM = b"\xef\xbb\xbf"
 
 Document = dict[str, str]
@@ -269,7 +268,7 @@ def storage_errors(failure: str) -> Iterator[None]:
         raise UserError(f"{failure}: no such file or bucket") from error
     except Exception as error:
         known = OSError | EOFError | ImportError | ValueError | zlib.error | lzma.LZMAError
-        if isinstance(error, known) or type(error).__module__.split(".")[0] in _STORAGE:
+        if isinstance(error, known) or is_store_error(error):
             raise UserError(f"{failure} ({_reason(error)})") from error
         raise
 
