@@ -127,7 +127,9 @@ def register(
         try:
             seqio.TaskRegistry.add(name, source, preprocessors=preprocessors, output_features=TEXT)
         except ValueError as error:
-            raise UserError(f"corpus {name}: a name has letters, digits and _ only") from error
+            raise UserError(
+                f"corpus {name}: a name has letters, digits and _ only: DataConfig.corpora names it"
+            ) from error
     if mixture in seqio.MixtureRegistry.names():
         seqio.MixtureRegistry.remove(mixture)
     if rates:

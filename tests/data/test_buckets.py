@@ -6,10 +6,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import gcsfs
 import numpy as np
 import pytest
+from array_record.python.array_record_module import ArrayRecordWriter
 
 from jaxllm.data.config import DataConfig
+from jaxllm.data.files import path_corpus
 from jaxllm.data.loader import Loader, open_source
 from jaxllm.errors import UserError
 from jaxllm.kvstore import ByteRange, KeyValueStore
@@ -54,6 +57,41 @@ def test_corpora_are_read_from_a_bucket(config, bucket: Proxy, corpus_dir: Path,
     KeyValueStore(there).write({name: data for name, data in files.items() if data})
     remote = dataclasses.replace(config, corpus_dir=there, cache_dir=str(tmp_path / "other"))
     assert open_source(remote).fingerprint == open_source(config).fingerprint
+
+
+def test_patterns_and_records_are_read_from_a_bucket(bucket: Proxy, tmp_path: Path) -> None:
+    writer = ArrayRecordWriter(str(tmp_path / "a-train.array_record"), "group_size:1")
+    for i in range(600):
+        writer.write(b'{"text": "%d"}' % i)
+    writer.close()
+    there = f"gs://bucket/{tmp_path.name}/records"
+    record = (tmp_path / "a-train.array_record").read_bytes()
+    KeyValueStore(there).write({"x/a-train.array_record": record, "x/features.json": b"{}"})
+    local = path_corpus(f"{tmp_path}/*.array_record", "text")
+    remote = path_corpus(f"{there}/*/*-train.array_record", "text")
+    for split in ("train", "validation"):
+        documents = [[*p.documents()] for c in (local, remote) for p in c.parts(split)]
+        assert documents[0] == documents[1] != []
+
+
+def test_a_corpus_that_cannot_be_listed_is_named(bucket: Proxy, tmp_path: Path) -> None:
+    there = f"gs://bucket/{tmp_path.name}/closed"
+    KeyValueStore(there).write({"web/train.jsonl": b'{"text": "one"}'})
+    (part,) = path_corpus(f"{there}/web", "text").parts("train")
+    for path in ("gs://nothing/x", "gs://nothing/x/*.jsonl"):
+        with pytest.raises(
+            UserError, match=r"gs://nothing/x.* cannot be listed: no such .* bucket"
+        ):
+            path_corpus(path, "text")
+    with pytest.raises(UserError, match="no file matches gs://bucket/none"):
+        path_corpus("gs://bucket/none/*.jsonl", "text")
+    bucket.rule = lambda method, path: 403
+    gcsfs.GCSFileSystem.clear_instance_cache()
+    for path in (there, f"{there}/**"):
+        with pytest.raises(UserError, match=r"closed.* cannot be listed \(Forbidden"):
+            path_corpus(path, "text")
+    with pytest.raises(UserError, match=r"train\.jsonl cannot be read .*Forbidden"):
+        list(part.documents())
 
 
 def test_opening_a_corpus_costs_few_requests(remote: DataConfig, bucket: Proxy) -> None:

@@ -182,12 +182,17 @@ def contents(config: DataConfig) -> dict[str, bytes]:
 
 
 def test_processes_write_the_same_bytes(large: DataConfig, tmp_path, monkeypatch) -> None:
+    """And hold the same documents out, where there is no validation file."""
+    (tmp_path / "many" / "prose" / "valid.jsonl").unlink()
     (by_processes,) = prepare(large)
     monkeypatch.setattr(jobs, "INLINE_BYTES", 1 << 40)
     (inline,) = prepare(other := dataclasses.replace(large, cache_dir=str(tmp_path / "other")))
     assert contents(large) == contents(other)
-    expected = [text for file in range(20) for text in texts(f"prose {file}", 300)]
+    held_out = {document["text"] for document in corpora.documents("prose", "validation")}
+    every = [text for file in range(20) for text in texts(f"prose {file}", 300)]
+    expected = [text for text in every if text not in held_out]
     assert byte_documents(by_processes) == byte_documents(inline) == expected
+    assert 20 < len(held_out) == len(every) - len(expected) < 180
 
 
 KILLED = """
