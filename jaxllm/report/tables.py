@@ -198,9 +198,9 @@ def _runs_of(source: Run | Results, budget_tokens: float) -> Iterator[_RunData]:
     if isinstance(source, Run):
         planned = budget_tokens if budget_tokens > 0 else source.planned_tokens()
         metrics, checkpoints = source.metrics(), source.checkpoints()
-        entry = next((e for e in source.entries() if e.parent and e.tokens), None)
-        parent = entry and (str(entry.parent).rpartition("@")[0].rpartition("/")[2], entry.tokens)
-        yield _RunData(source.name, source.records(), metrics, checkpoints, planned, parent)
+        yield _RunData(
+            source.name, source.records(), metrics, checkpoints, planned, _parent(checkpoints)
+        )
         return
     grouped = source.records.groupby(["run", "family", "params"], sort=False, dropna=False)
     tables = [(str(name), records) for (name, _, _), records in grouped]
@@ -209,6 +209,14 @@ def _runs_of(source: Run | Results, budget_tokens: float) -> Iterator[_RunData]:
     for name, records in tables:
         metrics = source.metrics[source.metrics.run == name].drop(columns="run")
         yield _RunData(name, records, metrics)
+
+
+def _parent(checkpoints: pd.DataFrame) -> tuple[str, float] | None:
+    """The run that a branch left, and its tokens then; None of a run that began anew."""
+    named = checkpoints.reindex(columns=["parent", "tokens"]).dropna()
+    for parent, tokens in named[named.tokens > 0].itertuples(index=False):
+        return str(parent).rpartition("@")[0].rpartition("/")[2], float(tokens)
+    return None
 
 
 def _problems(name: str, run: Run) -> Iterator[str]:
