@@ -133,7 +133,8 @@ def run(main: Callable[[Sequence[str] | None], int | None]) -> None:
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it raises what it logs
+    for library in ("gcsfs", "fsspec"):  # they raise what they log
+        logging.getLogger(library).setLevel(logging.CRITICAL)
     runtime.tune_malloc()
     runtime.silence_libtpu()
     for stream in (sys.stdout, sys.stderr):  # for characters that a terminal lacks
