@@ -36,7 +36,7 @@ SIZES = {
 
 def flags(model_dir: str) -> list[str]:
     places = {
-        "DataConfig.corpora": None, "DataConfig.corpus_dir": "gs://bucket/corpus",
+        "DataConfig.corpora": None, "TFDS_DATA_DIR": "gs://bucket/corpus",
         "DataConfig.cache_dir": "gs://bucket/cache",
         "MODEL_DIR": model_dir,
     }  # fmt: skip
