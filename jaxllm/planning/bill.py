@@ -8,13 +8,11 @@ from typing import NamedTuple
 import jax
 
 from jaxllm.data.tokenizer import id_dtype
-from jaxllm.models.decoder import abstract_params
 from jaxllm.planning.estimate import DAYS, HOURS, Estimate
 from jaxllm.planning.scoring import Scoring
 from jaxllm.planning.targets import Target
 from jaxllm.run.checkpoint_schedule import preserved
 from jaxllm.training.experiment import Experiment
-from jaxllm.training.learning_rate import make_schedule
 from jaxllm.training.state import abstract_state, num_bytes
 
 # Share of the ideal speed that runs reach: published MFU of models of 7B and 2048 tokens over the
@@ -66,9 +64,7 @@ def bill(
       price: dollars per chip-hour.
     """
     e, steps, devices = experiment, experiment.scheduled_steps, len(target.devices)
-    schedule = make_schedule(e.schedule, e.train.steps)
-    optimizer = e.optimizer.build(schedule, abstract_params(e.model))
-    state = abstract_state(e.model, optimizer, mesh)
+    state = abstract_state(e.model, e.make_optimizer(), mesh)
     of_a_device = sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(state)

@@ -75,7 +75,7 @@ def compile_update(
     e = experiment
     e.check(mesh)
     schedule = make_schedule(e.schedule, e.train.steps)
-    optimizer = e.optimizer.build(schedule, abstract_params(e.model))
+    optimizer = e.make_optimizer()
     tell(f"compiling the update of {e.model.num_layers} layer(s) on {mesh.size} device(s)")
     lowered = lower_train_step(
         e.model,

@@ -14,7 +14,8 @@ from etils import epath
 from jaxllm.errors import UserError
 from jaxllm.io import JsonLines
 
-IMPORTED = "imported"
+# Kinds of checkpoints that hold parameters alone.
+IMPORTED, AVERAGE = "imported", "average"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +34,7 @@ class ManifestEntry:
     code_version: str  # version of jaxllm, with the commit in a git checkout
     restarts: int  # before the save
     # 'scheduled', 'final', 'preempted' (saved to resume from; not scored), 'branched' (the first
-    # line of a branch), or 'imported' (parameters alone)
+    # line of a branch), 'imported', or 'average' (of other checkpoints)
     kind: str
     domain_tokens: Mapping[str, int] = dataclasses.field(default_factory=dict)  # seen of each
     parent: str | None = None  # of kind 'branched': RUN@STEP, where this run begins

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import fsspec
@@ -23,7 +23,7 @@ from jax.experimental import multihost_utils
 from jaxllm.errors import UserError, first_line
 from jaxllm.io import disk_errors, is_remote
 from jaxllm.run.layout import MODEL, TRAINING, Layout
-from jaxllm.run.manifest import IMPORTED, ManifestEntry
+from jaxllm.run.manifest import AVERAGE, IMPORTED, ManifestEntry
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +39,46 @@ class RestoredCheckpoint:
 def committed_steps(layout: Layout) -> set[int]:
     """The steps whose directories Orbax has committed."""
     return set(ocp.path.step.checkpoint_steps(layout.checkpoints))
+
+
+class SavedArrays:
+    """The arrays of a saved item, read one at a time.
+
+    Attributes:
+      shapes: the shape of each, by a name such as 'layers/attention/query'.
+    """
+
+    def __init__(self, path: epath.Path) -> None:
+        """Read the metadata; UserError if it is damaged."""
+        self.path, self._checkpointer = path, ocp.PyTreeCheckpointer()
+        with self._errors():
+            self._tree = self._checkpointer.metadata(path).item_metadata.tree
+            leaves = jax.tree_util.tree_leaves_with_path(self._tree)
+            self.shapes = {_name(key): tuple(leaf.shape) for key, leaf in leaves}
+
+    def read(self, name: str) -> np.ndarray:
+        """One array; UserError if it cannot be read."""
+        one = lambda key, leaf: leaf if _name(key) == name else ocp.PLACEHOLDER
+        with self._errors():
+            item = jax.tree_util.tree_map_with_path(one, self._tree)
+            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), self._tree)
+            arguments = ocp.args.PyTreeRestore(item, as_numpy)
+            restored = self._checkpointer.restore(self.path, arguments)
+            leaves = jax.tree_util.tree_leaves_with_path(restored)
+            return next(leaf for key, leaf in leaves if _name(key) == name)
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # exceptions of damaged files are undocumented, and vary
+            raise UserError(
+                f"checkpoint {self.path.parent} is damaged ({first_line(error)})"
+            ) from error
+
+
+def _name(key: tuple[Any, ...]) -> str:
+    return "/".join(str(getattr(k, "key", getattr(k, "idx", k))) for k in key)
 
 
 def restore_params(layout: Layout, step: int, params: Any) -> Any:
@@ -123,7 +163,7 @@ def check_arrays(
     path, handler = layout.checkpoint(entry.step), ocp.CompositeCheckpointHandler(MODEL, TRAINING)
     _check_item(path / MODEL, params, "parameter")
     if training is not None:
-        if entry.kind == IMPORTED:
+        if entry.kind in (IMPORTED, AVERAGE):
             raise UserError(
                 f"checkpoint {path} has parameters alone, without the state of an optimizer: begin "
                 f"another run from it, with --branch_from={layout.root}@{entry.step} "

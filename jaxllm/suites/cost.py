@@ -11,7 +11,6 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxllm.models.batch import Batch
-from jaxllm.models.decoder import abstract_params
 from jaxllm.suites.design import Member
 from jaxllm.training.experiment import Experiment
 from jaxllm.training.learning_rate import make_schedule
@@ -49,8 +48,7 @@ def measure(experiment: Experiment, mesh: Mesh) -> Cost:
     """
     e = experiment
     e.check(mesh)
-    schedule = make_schedule(e.schedule, e.train.steps)
-    optimizer = e.optimizer.build(schedule, abstract_params(e.model))
+    schedule, optimizer = make_schedule(e.schedule, e.train.steps), e.make_optimizer()
     abstract = abstract_state(e.model, optimizer, mesh)
     size, length = e.data.batch_size, e.data.sequence_length
     update: Any = compile_train_step(

@@ -42,6 +42,9 @@ class TrainConfig:
         threads are written to stderr; None for no watchdog.
       exit_on_hang: whether the process then exits, with code 1.
       optimizer: `@AdamWConfig()` or another (`@MuonConfig()`).
+      ema_decay: keep a moving average of the parameters, decayed so per step (0.999, say), in the
+        optimizer state, for `jaxllm.average --ema`; None keeps none.
+      ema_dtype: dtype of the average; bfloat16 is rounded stochastically.
       branch_from: RUN@STEP, the checkpoint of another run at which this one begins, or hf:DIR.
       branch_state: what it takes from there: 'all' (parameters, optimizer state, step, data
         position) or 'params', to begin at step 0 with these parameters (always so of hf:DIR).
@@ -59,6 +62,8 @@ class TrainConfig:
     watchdog_minutes: PositiveFloat | None = 10.0
     exit_on_hang: bool = False
     optimizer: OptimizerConfig = dataclasses.field(default_factory=lambda: AdamWConfig())
+    ema_decay: Fraction | None = None
+    ema_dtype: Literal["float32", "bfloat16"] = "float32"
     branch_from: str | None = None
     branch_state: Literal["all", "params"] = "all"
 

@@ -20,6 +20,7 @@ from jaxllm.training.config import OptimizerConfig, TrainConfig
 from jaxllm.training.learning_rate import ScheduleConfig, make_schedule
 
 if TYPE_CHECKING:
+    import optax
     from jax.sharding import Mesh
 
     from jaxllm.evaluation.config import EvalConfig
@@ -94,18 +95,29 @@ class Experiment:
 
     def check_branch(self, branch: Branch, mesh: Mesh) -> None:
         """Raise UserError if the run's state cannot begin at `branch`."""
-        from jaxllm.models.decoder import abstract_params
         from jaxllm.training.state import abstract_state
 
-        schedule = make_schedule(self.schedule, self.train.steps)
-        optimizer = self.optimizer.build(schedule, abstract_params(self.model))
-        state = abstract_state(self.model, optimizer, mesh)
+        state = abstract_state(self.model, self.make_optimizer(), mesh)
         branch.check(state.params, state.training, self.saved_model())
 
     @property
     def optimizer(self) -> OptimizerConfig:
         """The config of the optimizer."""
         return self.train.optimizer
+
+    def make_optimizer(self) -> optax.GradientTransformation:
+        """The optimizer with the run's schedule, and the average of parameters that it keeps."""
+        from jaxllm.models.decoder import abstract_params
+        from jaxllm.training.optimizer import with_ema
+
+        schedule, params = (
+            make_schedule(self.schedule, self.train.steps),
+            abstract_params(self.model),
+        )
+        built = self.optimizer.build(schedule, params)
+        if self.train.ema_decay is None:
+            return built
+        return with_ema(built, self.train.ema_decay, self.train.ema_dtype)
 
     @property
     def run_info(self) -> RunInfo:

@@ -17,7 +17,6 @@ import jax
 
 from jaxllm.evaluation.scoring import Interrupted
 from jaxllm.io import disk_errors
-from jaxllm.models.decoder import abstract_params
 from jaxllm.run.manifest import ManifestEntry, code_version
 from jaxllm.run.restore import RestoredCheckpoint
 from jaxllm.run.run import Resumed, Run
@@ -144,7 +143,7 @@ class Trainer:
         self.scheduled = frozenset(e.scheduled_steps)
         self._scored = frozenset(evaluator.due(e.scheduled_steps) if evaluator else ())
         self._schedule = make_schedule(e.schedule, e.train.steps)
-        self._optimizer = e.optimizer.build(self._schedule, abstract_params(e.model))
+        self._optimizer = e.make_optimizer()
         self._abstract = abstract_state(e.model, self._optimizer, mesh)
         self._run = Run.create(e.model_dir)
         resumed, self._restored = self._restore()

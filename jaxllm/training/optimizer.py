@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -34,6 +34,41 @@ def in_float32(inner: optax.GradientTransformation) -> optax.GradientTransformat
         return inner.update(widen(updates), state, widen(params))
 
     return optax.GradientTransformation(lambda params: inner.init(widen(params)), update)
+
+
+class EmaState(NamedTuple):
+    """The state of `with_ema`; `jaxllm.run.averages` finds the average by its name."""
+
+    count: Any  # int32 [], updates done
+    inner: Any
+    ema: Any  # tree of parameters
+
+
+def with_ema(
+    inner: optax.GradientTransformation, decay: float, dtype: str
+) -> optax.GradientTransformation:
+    """`inner`, with a moving average of the updated parameters: a = decay · a + (1 - decay) · p.
+
+    It begins at the initial parameters. In bfloat16 it is rounded stochastically, as it would
+    otherwise stand still where (1 - decay) · |p - a| is below the last bit.
+    """
+
+    def init(params: Any) -> EmaState:
+        ema = jax.tree.map(lambda p: p.astype(dtype), params)
+        return EmaState(jnp.zeros((), jnp.int32), inner.init(params), ema)
+
+    def update(updates: Any, state: EmaState, params: Any = None) -> tuple[Any, EmaState]:
+        updates, own = inner.update(updates, state.inner, params)
+        new = jax.tree.leaves(optax.apply_updates(params, updates))
+        old, tree = jax.tree.flatten(state.ema)
+        key, averages = jax.random.key(state.count), []
+        for i, (a, p) in enumerate(zip(old, new, strict=True)):
+            mean = decay * a.astype(jnp.float32) + (1 - decay) * p.astype(jnp.float32)
+            rounded = _stochastic_round(mean, jax.random.fold_in(key, i))
+            averages.append(rounded if dtype == "bfloat16" else mean)
+        return updates, EmaState(state.count + 1, own, jax.tree.unflatten(tree, averages))
+
+    return optax.GradientTransformation(init, update)
 
 
 def with_bf16_state(inner: optax.GradientTransformation) -> optax.GradientTransformation:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxllm.errors import UserError, first_line
+from jaxllm.errors import UserError
 from jaxllm.interop.huggingface.architectures import FAMILIES
 from jaxllm.interop.huggingface.checkpoint import (
     CONFIG,
@@ -28,6 +28,7 @@ from jaxllm.interop.huggingface.importing import GENERATION, TOKENIZER_FILES
 from jaxllm.io import new_directory
 from jaxllm.models.config import ModelConfig
 from jaxllm.run.layout import MODEL
+from jaxllm.run.restore import SavedArrays
 from jaxllm.run.run import Run
 
 Json = dict[str, Any]
@@ -109,28 +110,17 @@ def _read_params(
     Raises:
       UserError: a parameter is missing, misshapen or damaged.
     """
-    import orbax.checkpoint as ocp
-    from flax.traverse_util import flatten_dict, unflatten_dict
-
-    path, checkpointer = run.layout.checkpoint(step) / MODEL, ocp.PyTreeCheckpointer()
-    try:
-        saved = flatten_dict(checkpointer.metadata(path).item_metadata.tree, sep="/")
-        for name, shape in shapes.items():
-            if name not in saved:
-                raise UserError(f"checkpoint {path.parent}: no parameter {name} in it")
-            if tuple(saved[name].shape) != shape:
-                raise UserError(
-                    f"checkpoint {path.parent}: parameter {name} has shape "
-                    f"{list(saved[name].shape)} in it, and {list(shape)} in this run's config"
-                )
-            item = unflatten_dict({name: saved[name]}, sep="/")
-            as_numpy = unflatten_dict({name: ocp.RestoreArgs(restore_type=np.ndarray)}, sep="/")
-            arguments = ocp.args.PyTreeRestore(item, as_numpy, partial_restore=True)
-            yield name, flatten_dict(checkpointer.restore(path, arguments), sep="/")[name]
-    except UserError:
-        raise
-    except Exception as error:  # the exception types of damaged files are undocumented
-        raise UserError(f"checkpoint {path.parent} is damaged ({first_line(error)})") from error
+    path = run.layout.checkpoint(step)
+    saved = SavedArrays(path / MODEL)
+    for name, shape in shapes.items():
+        if name not in saved.shapes:
+            raise UserError(f"checkpoint {path}: no parameter {name} in it")
+        if saved.shapes[name] != shape:
+            raise UserError(
+                f"checkpoint {path}: parameter {name} has shape {list(saved.shapes[name])} in it, "
+                f"and {list(shape)} in this run's config"
+            )
+        yield name, saved.read(name)
 
 
 def _new_files(
