@@ -63,7 +63,8 @@ def is_run(command: str) -> bool:
 def test_the_pages_show_commands() -> None:
     assert len(commands()) > 20
     assert {c.split()[2].removeprefix("jaxllm.") for c in commands()} == {
-        "train", "evaluate", "generate", "analyze", "plan", "prepare", "convert", "suite", "average",
+        "train", "evaluate", "generate", "analyze", "plan", "prepare", "convert", "suite",
+        "average",
     }  # fmt: skip
 
 
