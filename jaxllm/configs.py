@@ -39,7 +39,7 @@ _WORDS: Mapping[str, bool | None] = {
 }  # fmt: skip
 _NAMES: Mapping[Any, str] = {
     bool: "True or False", int: "a whole number", float: "a finite number", str: "text",
-    type(None): "None",
+    type(None): "None", Any: "any value",
 }  # fmt: skip
 _UNFIT = object()
 _UNIONS = (types.UnionType, typing.Union)  # the second where a part is a Literal or Annotated

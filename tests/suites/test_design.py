@@ -92,6 +92,7 @@ def test_cooldowns_are_branches_that_end_at_their_share(tmp_path: Path) -> None:
         (("axes={'SEED': ()}",), "SEED has no values"),
         (("axes={'SEED': 1}", "name=a/b"), "no name of a directory"),
         (("axes={'params': 10}",), "need 50,000"),
+        (("axes=5",), "must be a mapping, {'name': any value}"),
         (("axes={'SEED': 1}", "cooldowns=(0.5,)"), "the learning rate is not at its peak"),
         (("axes={'SEED': 1}", "cooldowns=(1.5,)"), "need shares up to 1"),
         (("axes={'ModelConfig.num_layer': 1}",), "num_layer"),
