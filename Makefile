@@ -3,9 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN_DIR ?= runs/quickstart
 # torch and transformers are what the parity tests compare with, lm-evaluation-harness what scores
-# are compared with, libtpu compiles for TPUs without one, qwix multiplies in 8 bits; without hf,
-# harness, tpu or quantization those tests skip.
-TEST_EXTRAS ?= beam,dev,harness,hf,quantization,s3,tpu
+# are compared with, libtpu compiles for TPUs without one, qwix multiplies in 8 bits, submitit
+# submits to Slurm; without hf, harness, tpu, quantization or slurm those tests skip.
+TEST_EXTRAS ?= beam,dev,harness,hf,quantization,s3,slurm,tpu
 PYTEST_FLAGS ?=
 
 TAG := $(shell $(PYTHON) -c 'import sys; print("py%d%d" % sys.version_info[:2])')

@@ -2,8 +2,9 @@
 
     python -m jaxllm.suite --gin_file=suites/ladder.gin --gin.SUITE_DIR=runs/ladder
 
-Prints what the runs cost, then trains them here, the cheapest first. A run that fails stops only
-its own branches; the same command goes on with what is not finished. Exit code 1 if a run failed.
+Prints what the runs cost, then trains them, the cheapest first: here, or where `--launcher` says.
+A run that fails stops only its own branches; the same command goes on with what is not finished.
+Exit code 1 if a run failed.
 `python -m jaxllm.analyze SUITE_DIR` reads all of them.
 """
 
@@ -11,10 +12,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jaxllm import cli, runtime
 from jaxllm.errors import UserError, first_line
+
+if TYPE_CHECKING:
+    from jaxllm.suites.launchers import Launcher
+
+LAUNCHERS = ("local", "slurm", "xpk")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,6 +29,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time")
     flags.add_argument("--dry_run", action="store_true", help="only print what the runs cost")
     flags.add_argument("--status", action="store_true", help="only print how far the runs are")
+    flags.add_argument("--launcher", choices=LAUNCHERS, default="local", help="where runs train")
+    flags.add_argument(
+        "--launcher_option", action="append", default=[], metavar="NAME[=VALUE]",
+        help="of sbatch, or of xpk workload create; repeatable",
+    )  # fmt: skip
     argv = list(sys.argv[1:] if argv is None else argv)
     args = cli.parse(flags, argv)
     cli.load_gin(args)
@@ -35,7 +46,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     from jaxllm.suites.config import SuiteConfig
     from jaxllm.suites.cost import costs
     from jaxllm.suites.design import members
-    from jaxllm.suites.launchers import Local
     from jaxllm.suites.suite import Suite, table
     from jaxllm.training.experiment import Experiment
 
@@ -44,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError("SUITE_DIR is not set: give --gin.SUITE_DIR=<directory>")
     if args.jobs < 1:
         raise UserError(f"--jobs={args.jobs}: must be at least 1")
+
+    launcher = launcher_of(args.launcher, args.launcher_option)
 
     def configure(bindings: Mapping[str, Any]) -> Experiment:
         gin.clear_config()
@@ -58,18 +70,39 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(table(suite))
         return 0
     runtime.enable_compilation_cache()
-    known = costs(runs, make_mesh(MeshConfig()), lambda line: print(line, file=sys.stderr))
-    print(table(suite, known))
-    print("time: of training steps on the devices here; scoring and starting come on top")
+    if launcher.here:
+        known = costs(runs, make_mesh(MeshConfig()), lambda line: print(line, file=sys.stderr))
+        print(table(suite, known))
+        print("time: of training steps on the devices here; scoring and starting come on top")
+    else:
+        print(table(suite))
     if args.dry_run:
         return 0
     suite.begin()
-    failed = suite.train(Local(), args.jobs, tqdm.write)
+    failed = suite.train(launcher, args.jobs, tqdm.write)
     if failed:
         print(f"{len(failed)} of {len(runs)} runs are not finished: {', '.join(failed)}")
         return 1
     print(f"all {len(runs)} runs are finished: python -m jaxllm.analyze {config.directory}")
     return 0
+
+
+def launcher_of(name: str, options: Sequence[str]) -> Launcher:
+    """The launcher of that name, with its options.
+
+    Raises:
+      UserError: an option is missing or not read.
+    """
+    from jaxllm.suites.gke import Xpk
+    from jaxllm.suites.launchers import Local
+    from jaxllm.suites.slurm import Slurm
+
+    pairs = {key.lstrip("-"): value for key, _, value in (one.partition("=") for one in options)}
+    if name == "local":
+        if pairs:
+            raise UserError("--launcher_option is not read with --launcher=local: leave it out")
+        return Local()
+    return {"slurm": Slurm, "xpk": Xpk}[name](pairs)
 
 
 def bind(bindings: Mapping[str, Any]) -> None:

@@ -8,7 +8,10 @@ SUITE_DIR/logs/<run>.log what each printed
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
+import os
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,15 +20,13 @@ from typing import Any
 from tqdm import tqdm
 
 from jaxllm.errors import UserError
-from jaxllm.io import atomic_write
+from jaxllm.io import atomic_write, is_remote
 from jaxllm.run.run import Run
 from jaxllm.run.suite_layout import SuiteLayout
 from jaxllm.run.times import duration
 from jaxllm.suites.cost import Cost
 from jaxllm.suites.design import Member, short
 from jaxllm.suites.launchers import Launcher
-
-POLL_SECONDS = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,13 +77,17 @@ class Suite:
         self.layout.root.mkdir(parents=True, exist_ok=True)
         atomic_write(path, json.dumps({"runs": before | settings}, indent=1) + "\n")
 
-    def command(self, member: Member) -> list[str]:
-        """The command of a run, as one would type it after `python`."""
+    def flags(self, member: Member) -> list[str]:
+        """The flags of a run's `jaxllm.train`."""
         own = [f"--gin.{name}={_gin(value)}" for name, value in member.bindings.items()]
-        return [
-            "-m", "jaxllm.train", *self._flags,
-            f"--gin.MODEL_DIR={self.layout.run(member.name)}", *own,
-        ]  # fmt: skip
+        return [*self._flags, f"--gin.MODEL_DIR={self.layout.run(member.name)}", *own]
+
+    def job(self, member: Member) -> str:
+        """The name of a run where it trains: of its directory alone, and one that GKE takes."""
+        path = os.fspath(self.layout.run(member.name))
+        digest = hashlib.sha256((path if is_remote(path) else os.path.abspath(path)).encode())
+        readable = re.sub("[^a-z0-9]+", "-", member.name.lower())[:29].strip("-")
+        return f"r-{readable}-{digest.hexdigest()[:8]}"
 
     def progress(self, member: Member) -> Progress:
         """How far a run is."""
@@ -102,15 +107,20 @@ class Suite:
           The names of the runs that failed or could not begin.
         """
         self.layout.logs.mkdir(parents=True, exist_ok=True)
-        waiting = [one for one in self.members if not self.progress(one).finished]
+        unfinished = [one for one in self.members if not self.progress(one).finished]
+        # of a suite command that was lost
+        running = [one for one in unfinished if launcher.state(self.job(one)) == "running"]
+        waiting = [one for one in unfinished if one not in running]
         failed: list[str] = []
-        running: list[Member] = []
-        with self._bar(waiting) as bar:
+        for one in running:
+            log(f"{one.name}: goes on")
+        with self._bar(unfinished) as bar:
             try:
                 while waiting or running:
-                    for one in [m for m in running if launcher.state(m.name) != "running"]:
+                    states = {one.name: launcher.state(self.job(one)) for one in running}
+                    for one in [m for m in running if states[m.name] != "running"]:
                         running.remove(one)
-                        if launcher.state(one.name) == "ended" and self.progress(one).finished:
+                        if states[one.name] != "failed" and self.progress(one).finished:
                             log(f"{one.name}: finished")
                         else:
                             failed.append(one.name)
@@ -123,12 +133,14 @@ class Suite:
                         elif len(running) < jobs and self._may_begin(one, [*waiting, *running]):
                             waiting.remove(one)
                             running.append(one)
-                            launcher.submit(one.name, self.command(one), self._log(one))
+                            launcher.submit(self.job(one), self.flags(one), self._log(one))
                     self._show(bar, running)
-                    time.sleep(POLL_SECONDS)
-            except BaseException:
-                for one in running:
-                    launcher.cancel(one.name)
+                    if running:
+                        time.sleep(launcher.poll_seconds)
+            except BaseException as error:
+                if launcher.here or isinstance(error, KeyboardInterrupt):
+                    for one in running:
+                        launcher.cancel(self.job(one))
                 raise
         return failed
 
@@ -140,11 +152,11 @@ class Suite:
 
     def _last_words(self, member: Member) -> str:
         """The error in a run's log, or its last line."""
-        lines = [
-            line for line in self._log(member).read_text(errors="replace").splitlines() if line
-        ]
+        log = self._log(member)
+        text = log.read_text(errors="replace") if log.exists() else ""
+        lines = [line for line in text.splitlines() if line]
         errors = [line for line in lines if line.startswith("error:")]
-        return f"{(errors or lines or ['no output'])[-1]}; its output is in {self._log(member)}"
+        return f"{(errors or lines or ['no output'])[-1]}; its output is in {log}"
 
     def _bar(self, waiting: Sequence[Member]) -> tqdm:
         """A bar of the suite's FLOPs, and its time left by them."""

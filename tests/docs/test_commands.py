@@ -24,7 +24,7 @@ from tests.conftest import REPOSITORY
 from tests.docs import workplace
 
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
-NOT_RUN = ("gs://", "--topology", "--download", "--coordinator_address", "humaneval")
+NOT_RUN = ("gs://", "--launcher", "--topology", "--download", "--coordinator_address", "humaneval")
 FEW_STEPS = ("--gin.TRAIN_STEPS=4", "--gin.ScheduleConfig.warmup_steps=1")
 SMALL = {
     "quickstart.gin": (*FEW_STEPS, "--gin.EVAL_TASKS=counting"),

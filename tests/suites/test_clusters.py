@@ -1,0 +1,182 @@
+"""Launchers against stand-ins for the commands that they call, which really run what they start."""
+
+import os
+import re
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from jaxllm import suite as command
+from jaxllm.errors import UserError
+from jaxllm.suites import launchers
+from jaxllm.suites.design import Member
+from jaxllm.suites.launchers import Launcher
+from jaxllm.suites.suite import Progress, Suite
+from tests.conftest import REPOSITORY
+
+pytest.importorskip("submitit")
+
+# A run: says that it began, then does as told; SIGTERM saves.
+JOB = """
+import pathlib, signal, sys, time
+home, told = pathlib.Path(sys.argv[1]), sys.argv[2]
+home.mkdir(parents=True, exist_ok=True)
+def save(*_):
+    (home / "saved").touch()
+    sys.exit(0)
+signal.signal(signal.SIGTERM, save)
+with (home / "begun").open("a") as begun:
+    begun.write(" ".join(sys.argv[2:]) + "\\n")
+if told == "crash":
+    sys.exit("error: Boom")
+while told == "wait" and not (home / "go").exists() and not (home / "saved").exists():
+    time.sleep(0.05)
+(home / "finished").touch()
+print("done")
+"""
+OPTIONS = {"slurm": ("time=60", "partition=tiny"), "xpk": ("cluster=c", "tpu-type=v6e-8", "spot")}
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a cluster whose commands are in the PATH."""
+    folder, programs = tmp_path / "cluster", tmp_path / "bin"
+    for made in (folder / "jobs", folder / "image" / ".venv" / "bin", programs):
+        made.mkdir(parents=True)
+    (tmp_path / "job.py").write_text(JOB)
+    monkeypatch.setattr(launchers, "TRAIN", (str(tmp_path / "job.py"),))
+    monkeypatch.setattr("jaxllm.suites.slurm.TRAIN", (str(tmp_path / "job.py"),))
+    fake = Path(__file__).with_name("fake_clusters.py")
+    for name in ("sbatch", "srun", "squeue", "scancel", "scontrol", "xpk"):
+        executable(programs / name, f'exec {sys.executable} {fake} {name} "$@"')
+    shutil.copytree(REPOSITORY / "tpu_scripts", folder / "image" / "tpu_scripts")
+    python = folder / "image" / ".venv" / "bin" / "python"
+    executable(python, f'shift 3\nexec {sys.executable} {tmp_path}/job.py "$@"')
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    monkeypatch.setenv("FAKE_CLUSTER", str(folder))
+    monkeypatch.chdir(tmp_path)
+    return folder
+
+
+def executable(path: Path, text: str) -> None:
+    path.write_text(f"#!/bin/bash\n{text}\n")
+    path.chmod(0o755)
+
+
+def make(name: str) -> Launcher:
+    launcher = command.launcher_of(name, OPTIONS[name])
+    launcher.poll_seconds = 0.1
+    return launcher
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+everywhere = pytest.mark.parametrize("name", OPTIONS)
+
+
+@everywhere
+def test_a_run_has_the_state_that_its_job_has(cluster: Path, name: str, tmp_path: Path) -> None:
+    launcher, log = make(name), tmp_path / "log"
+    assert launcher.state("r-good") == "none"
+    for told in ("wait", "crash"):
+        launcher.submit(f"r-{told}", [f"{tmp_path}/{told}", told, "a b"], log)
+    wait_for((tmp_path / "wait" / "begun").exists)
+    assert (tmp_path / "wait" / "begun").read_text() == "wait a b\n"
+    assert launcher.state("r-wait") == "running"
+    wait_for(lambda: launcher.state("r-crash") == "failed")
+    launcher.cancel("r-wait")
+    wait_for((tmp_path / "wait" / "saved").exists)
+    wait_for(lambda: launcher.state("r-wait") != "running")
+    launcher.submit("r-crash", [f"{tmp_path}/crash", "finish"], log)
+    wait_for(lambda: launcher.state("r-crash") == "ended")
+    assert (tmp_path / "crash" / "finished").exists()
+    if name == "slurm":
+        assert "error: Boom\ndone\n" in log.read_text()
+    else:
+        assert "--tpu-type=v6e-8 --spot --workload=r-wait" in (cluster / "calls").read_text()
+
+
+class TinySuite(Suite):
+    """A suite whose runs are those of JOB."""
+
+    def progress(self, member: Member) -> Progress:
+        return Progress(0, 1, (self.layout.run(member.name) / "finished").exists())
+
+    def flags(self, member: Member) -> list[str]:
+        return [str(self.layout.run(member.name)), str(member.bindings["told"])]
+
+
+@everywhere
+def test_a_lost_suite_finds_its_runs_again(cluster: Path, name: str, tmp_path: Path) -> None:
+    experiment = SimpleNamespace(
+        train=SimpleNamespace(steps=1), tokens_per_step=1, flops=lambda tokens: tokens
+    )
+    told = {"Going": "wait", "Bad": "crash", "next": "finish"}
+    runs = [Member(n, {"told": t}, experiment) for n, t in told.items()]  # type: ignore[arg-type]
+    suite = TinySuite(str(tmp_path / "suite"), runs, [])
+    suite.layout.logs.mkdir(parents=True)
+    make(name).submit(suite.job(runs[0]), suite.flags(runs[0]), tmp_path / "log")
+    wait_for((tmp_path / "suite" / "Going" / "begun").exists)
+    said: list[str] = []
+
+    def log(line: str) -> None:
+        said.append(line)
+        if "goes on" in line:
+            assert re.fullmatch("[a-z][a-z0-9-]{,39}", suite.job(runs[0]))
+        if line == "next: finished":
+            (tmp_path / "suite" / "Going" / "go").touch()
+
+    assert suite.train(make(name), 2, log) == ["Bad"]
+    assert said[0] == "Going: goes on" and {"next: finished", "Going: finished"} < set(said)
+    assert (tmp_path / "suite" / "Going" / "begun").read_text() == "wait\n"
+    assert name == "xpk" or any(line.startswith("Bad: failed (error: Boom;") for line in said)
+
+
+def test_slurm_runs_a_job_again_whose_time_is_over(cluster: Path, tmp_path: Path) -> None:
+    launcher, home = make("slurm"), tmp_path / "run"
+    launcher.submit("r-long", [str(home), "wait"], tmp_path / "log")
+    wait_for((home / "begun").exists)
+    os.system("scancel --state=RUNNING --signal=USR2 --name=r-long")
+    wait_for(lambda: launcher.state("r-long") == "ended")
+    assert (home / "saved").exists() and (home / "begun").read_text() == "wait\nwait\n"
+    sbatches = [c for c in (cluster / "calls").read_text().splitlines() if c.startswith("sbatch")]
+    assert len(sbatches) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("local", ("time=1",), "is not read with --launcher=local"),
+        ("slurm", (), "needs --launcher_option=time=MINUTES"),
+        ("slurm", ("time=1", "partition=nowhere"), "refuses r-x: .*Invalid partition name"),
+        ("slurm", ("time=1", "partitoin=x"), "refuses r-x: .*partitoin"),
+        ("xpk", ("cluster=nowhere",), "xpk failed with 1: .*nowhere was not found"),
+    ],
+)
+def test_what_is_refused_is_one_line(
+    cluster: Path, tmp_path: Path, name: str, options: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(UserError, match=message) as raised:
+        command.launcher_of(name, options).submit("r-x", ["-"], tmp_path / "log")
+    assert "\n" not in str(raised.value)
+
+
+@everywhere
+def test_a_missing_command_is_named(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match=r"needs the command (squeue|xpk): No such file"):
+        make(name).state("r-x")
+    with pytest.raises(UserError, match=r"srun|xpk"):
+        make(name).submit("r-x", ["-"], tmp_path / "log")
