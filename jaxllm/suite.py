@@ -11,16 +11,16 @@ Exit code 1 if a run failed.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from jaxllm import cli, runtime
 from jaxllm.errors import UserError, first_line
 
 if TYPE_CHECKING:
-    from jaxllm.suites.launchers import Launcher
+    from jaxllm.suites.launchers import Launcher, Options
 
-LAUNCHERS = ("local", "slurm", "xpk")
+LAUNCHERS = ("local", "slurm", "tpu_vm", "xpk")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags.add_argument("--launcher", choices=LAUNCHERS, default="local", help="where runs train")
     flags.add_argument(
         "--launcher_option", action="append", default=[], metavar="NAME[=VALUE]",
-        help="of sbatch, or of xpk workload create; repeatable",
+        help="of sbatch, xpk workload create or tpu_scripts/keep_running.sh; repeatable",
     )  # fmt: skip
     argv = list(sys.argv[1:] if argv is None else argv)
     args = cli.parse(flags, argv)
@@ -96,13 +96,17 @@ def launcher_of(name: str, options: Sequence[str]) -> Launcher:
     from jaxllm.suites.gke import Xpk
     from jaxllm.suites.launchers import Local
     from jaxllm.suites.slurm import Slurm
+    from jaxllm.suites.tpu_vm import TpuVm
 
     pairs = {key.lstrip("-"): value for key, _, value in (one.partition("=") for one in options)}
     if name == "local":
         if pairs:
             raise UserError("--launcher_option is not read with --launcher=local: leave it out")
         return Local()
-    return {"slurm": Slurm, "xpk": Xpk}[name](pairs)
+    elsewhere: dict[str, Callable[[Options], Launcher]] = {
+        "slurm": Slurm, "tpu_vm": TpuVm, "xpk": Xpk
+    }  # fmt: skip
+    return elsewhere[name](pairs)
 
 
 def bind(bindings: Mapping[str, Any]) -> None:

@@ -17,10 +17,6 @@ from jaxllm.suites.launchers import TRAIN, Launcher, Options, State, answer
 if TYPE_CHECKING:
     from submitit.helpers import DelayedSubmission
 
-FAILED = {
-    "BOOT_FAIL", "CANCELLED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED",
-    "REVOKED", "TIMEOUT",
-}  # fmt: skip
 RESTARTS = 100  # after a time limit
 SAVING_SECONDS = 300  # before it
 
@@ -55,13 +51,9 @@ class Slurm(Launcher):
             raise UserError(f"--launcher=slurm: sbatch refuses {name}: {why}") from error
 
     def state(self, name: str) -> State:
-        """As the queue has it, where a job that has ended stays for some minutes."""
-        query = ["squeue", "--me", "--noheader", "--states=all", f"--name={name}"]
-        jobs = [line.split() for line in answer([*query, "--format=%A %T"]).splitlines()]
-        if not jobs:
-            return "none"
-        _, newest = max(jobs, key=lambda job: int(job[0]))
-        return "ended" if newest == "COMPLETED" else "failed" if newest in FAILED else "running"
+        """Running while it is in the queue; how the run ended is in its directory."""
+        queue = answer(["squeue", "--me", "--noheader", f"--name={name}", "--format=%A %T"])
+        return "running" if queue.strip() else "none"
 
     def cancel(self, name: str) -> None:
         """Take it out of the queue, or send SIGTERM, upon which a run saves."""

@@ -92,7 +92,8 @@ def main() -> None:
             (CLUSTER / f"requeue-{number}").touch()
         case ["squeue", *_]:
             for number, job in jobs(flag("name")).items():
-                print(number, job["state"])
+                if job["state"] == "RUNNING":
+                    print(number, job["state"])
         case ["scancel", *_] if flag("state") == "RUNNING":
             for job in jobs(flag("name")).values():
                 if job["state"] == "RUNNING":

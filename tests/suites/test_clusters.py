@@ -93,12 +93,13 @@ def test_a_run_has_the_state_that_its_job_has(cluster: Path, name: str, tmp_path
     wait_for((tmp_path / "wait" / "begun").exists)
     assert (tmp_path / "wait" / "begun").read_text() == "wait a b\n"
     assert launcher.state("r-wait") == "running"
-    wait_for(lambda: launcher.state("r-crash") == "failed")
+    bad, good = ("none", "none") if name == "slurm" else ("failed", "ended")
+    wait_for(lambda: launcher.state("r-crash") == bad)
     launcher.cancel("r-wait")
     wait_for((tmp_path / "wait" / "saved").exists)
     wait_for(lambda: launcher.state("r-wait") != "running")
     launcher.submit("r-crash", [f"{tmp_path}/crash", "finish"], log)
-    wait_for(lambda: launcher.state("r-crash") == "ended")
+    wait_for(lambda: launcher.state("r-crash") == good)
     assert (tmp_path / "crash" / "finished").exists()
     if name == "slurm":
         assert "error: Boom\ndone\n" in log.read_text()
@@ -147,7 +148,8 @@ def test_slurm_runs_a_job_again_whose_time_is_over(cluster: Path, tmp_path: Path
     launcher.submit("r-long", [str(home), "wait"], tmp_path / "log")
     wait_for((home / "begun").exists)
     os.system("scancel --state=RUNNING --signal=USR2 --name=r-long")
-    wait_for(lambda: launcher.state("r-long") == "ended")
+    wait_for(lambda: launcher.state("r-long") == "none")
+    assert (home / "finished").exists()
     assert (home / "saved").exists() and (home / "begun").read_text() == "wait\nwait\n"
     sbatches = [c for c in (cluster / "calls").read_text().splitlines() if c.startswith("sbatch")]
     assert len(sbatches) == 1

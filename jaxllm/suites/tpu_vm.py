@@ -1,0 +1,86 @@
+"""Runs on TPU VMs of their own, through tpu_scripts/."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO
+
+from jaxllm.errors import UserError
+from jaxllm.suites.gke import words
+from jaxllm.suites.launchers import Launcher, Options, State, answer
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "tpu_scripts"
+
+
+class TpuVm(Launcher):
+    """A TPU for each run, which keep_running.sh asks for, keeps going and gives back.
+
+    That script may end before its run: called again, it goes on from what it finds. While it lives
+    it holds a lock, so that a run has one of them.
+    """
+
+    here = False
+    poll_seconds = 5
+
+    def __init__(self, options: Options) -> None:
+        """`options`: of keep_running.sh."""
+        if not SCRIPTS.exists() or not shutil.which("gcloud"):
+            raise UserError("--launcher=tpu_vm needs a checkout of jaxllm, and the command gcloud")
+        self._options = dict(options)
+
+    def submit(self, name: str, flags: Sequence[str], log: Path) -> None:
+        """Start keep_running.sh."""
+        keep = _script("keep_running", name, self._options | {"delete_when_finished": ""})
+        answer([*keep, "--dry_run", "--", *flags])
+        with _lock(name) as file, log.open("ab") as output:
+            keeper = subprocess.Popen(
+                [*keep, "--", *flags], stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                start_new_session=True, pass_fds=[file.fileno()],
+            )  # fmt: skip
+            file.truncate(0)
+            file.write(str(keeper.pid))
+
+    def state(self, name: str) -> State:
+        """Running while its script is; how the run ended is in its directory."""
+        try:
+            with _lock(name):
+                return "none"
+        except BlockingIOError:
+            return "running"
+
+    def cancel(self, name: str) -> None:
+        """End the script, let the run save and stop, and give the TPU back."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(int(_lock_file(name).read_text()), signal.SIGTERM)
+        where = {k: v for k, v in self._options.items() if k in ("zone", "project", "slices")}
+        for script in ("stop", "delete"):
+            answer(_script(script, name, where))
+
+
+def _script(script: str, name: str, options: Options) -> list[str]:
+    return [str(SCRIPTS / f"{script}.sh"), f"--name={name}", *words(options)]
+
+
+def _lock_file(name: str) -> Path:
+    return Path(tempfile.gettempdir()) / f"jaxllm-{os.getuid()}-{name}.lock"
+
+
+@contextlib.contextmanager
+def _lock(name: str) -> Iterator[IO[str]]:
+    """Hold the lock of a run, as do the children that inherit its file.
+
+    Raises:
+      BlockingIOError: another process holds it.
+    """
+    _lock_file(name).touch()  # lest it is cleared away as old
+    with _lock_file(name).open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield file
