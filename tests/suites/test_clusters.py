@@ -34,8 +34,11 @@ with (home / "begun").open("a") as begun:
     begun.write(" ".join(sys.argv[2:]) + "\\n")
 if told == "crash":
     sys.exit("error: Boom")
-while told == "wait" and not (home / "go").exists() and not (home / "saved").exists():
+end = time.monotonic() + 60  # of a test that failed
+while told == "wait" and not any((home / name).exists() for name in ("go", "saved")):
     time.sleep(0.05)
+    if time.monotonic() > end:
+        sys.exit(1)
 (home / "finished").touch()
 print("done")
 """
@@ -117,15 +120,20 @@ class TinySuite(Suite):
         return [str(self.layout.run(member.name)), str(member.bindings["told"])]
 
 
-@everywhere
-def test_a_lost_suite_finds_its_runs_again(cluster: Path, name: str, tmp_path: Path) -> None:
+def tiny_suite(folder: Path, **told: str) -> TinySuite:
     experiment = SimpleNamespace(
         train=SimpleNamespace(steps=1), tokens_per_step=1, flops=lambda tokens: tokens
     )
-    told = {"Going": "wait", "Bad": "crash", "next": "finish"}
     runs = [Member(n, {"told": t}, experiment) for n, t in told.items()]  # type: ignore[arg-type]
-    suite = TinySuite(str(tmp_path / "suite"), runs, [])
+    suite = TinySuite(str(folder / "suite"), runs, [])
     suite.layout.logs.mkdir(parents=True)
+    return suite
+
+
+@everywhere
+def test_a_lost_suite_finds_its_runs_again(cluster: Path, name: str, tmp_path: Path) -> None:
+    suite = tiny_suite(tmp_path, Going="wait", Bad="crash", next="finish")
+    runs = suite.members
     make(name).submit(suite.job(runs[0]), suite.flags(runs[0]), tmp_path / "log")
     wait_for((tmp_path / "suite" / "Going" / "begun").exists)
     said: list[str] = []
@@ -141,6 +149,37 @@ def test_a_lost_suite_finds_its_runs_again(cluster: Path, name: str, tmp_path: P
     assert said[0] == "Going: goes on" and {"next: finished", "Going: finished"} < set(said)
     assert (tmp_path / "suite" / "Going" / "begun").read_text() == "wait\n"
     assert name == "xpk" or any(line.startswith("Bad: failed (error: Boom;") for line in said)
+
+
+@pytest.mark.parametrize(
+    ("here", "why", "cancelled"),
+    [(True, UserError(), 1), (False, UserError(), 0), (False, KeyboardInterrupt(), 1)],
+)
+def test_runs_elsewhere_end_with_the_suite_only_by_ctrl_c(
+    tmp_path: Path, here: bool, why: BaseException, cancelled: int
+) -> None:
+    stopped: list[str] = []
+    answers = iter(["none"])
+
+    class Elsewhere(launchers.Local):
+        poll_seconds = 0
+
+        def submit(self, name: str, flags: object, log: Path) -> None:
+            pass
+
+        def state(self, name: str) -> launchers.State:
+            for _ in answers:
+                return "none"
+            raise why
+
+        def cancel(self, name: str) -> None:
+            stopped.append(name)
+
+    launcher, suite = Elsewhere(), tiny_suite(tmp_path, a="wait")
+    launcher.here = here
+    with pytest.raises(type(why)):
+        suite.train(launcher, 1, print)
+    assert len(stopped) == cancelled
 
 
 def test_slurm_runs_a_job_again_whose_time_is_over(cluster: Path, tmp_path: Path) -> None:
