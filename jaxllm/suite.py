@@ -48,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from jaxllm.suites.design import members
     from jaxllm.suites.suite import Suite, table
     from jaxllm.training.experiment import Experiment
+    from jaxllm.training.rules import advice
 
     config = SuiteConfig()
     if not config.directory:
@@ -76,6 +77,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("time: of training steps on the devices here; scoring and starting come on top")
     else:
         print(table(suite))
+    largest = max(runs, key=lambda one: one.flops).experiment
+    print("advice of published laws on the largest:")
+    print(*advice(largest.model, largest.train.steps * largest.tokens_per_step), sep="\n")
     if args.dry_run:
         return 0
     suite.begin()

@@ -25,6 +25,7 @@ from jaxllm.planning.targets import Target
 from jaxllm.sharding.chips import GIB
 from jaxllm.sharding.mesh import MeshConfig, make_mesh
 from jaxllm.training.experiment import Experiment
+from jaxllm.training.rules import advice
 
 _MORE_REMAT = dict(pairwise(REMAT_POLICIES))
 
@@ -103,6 +104,7 @@ class Plan(NamedTuple):
 
     def json(self) -> str:
         """The plan as JSON."""
+        e = self.experiment
         plan = {
             "topology": self.target.name, "devices": len(self.target.devices),
             "slices": self.target.slices, "mesh": self.shape, "fits": self.fits,
@@ -110,6 +112,7 @@ class Plan(NamedTuple):
             "would_help": self.suggestions,
             "program": _as_dict(self.program), "estimate": _as_dict(self.estimate),
             "scoring": _as_dict(self.scoring), "bill": _as_dict(self.bill),
+            "advice": advice(self.experiment.model, e.train.steps * e.tokens_per_step),
             "speed_reached": REACHED,
         }  # fmt: skip
         return json.dumps(plan, indent=2)
@@ -127,6 +130,7 @@ class Plan(NamedTuple):
             lines += _scoring(self.scoring)
         if self.fits and timed:
             lines += _bill(self.bill)
+            lines += ["", *_advice(self.experiment)]
         if not self.fits:
             by = f" by {self.excess_bytes / GIB:.1f} GiB" if self.excess_bytes else ""
             lines.append(f"\ndoes not fit{by}. What would help:")
@@ -169,6 +173,13 @@ def header(experiment: Experiment, target: Target, shape: dict[str, int] | None 
         sizes = " x ".join(f"{axis} {size}" for axis, size in shape.items() if size > 1)
         lines.append(f"mesh        {sizes or 'one device'}")
     return "\n".join(lines)
+
+
+def _advice(e: Experiment) -> list[str]:
+    """The run's learning rate and batch, beside what published laws say of them."""
+    own = f"learning rate {e.schedule.peak_lr:.2g}, batch {e.tokens_per_step:,} tokens"
+    lines = [f"this run: {own}", *advice(e.model, e.train.steps * e.tokens_per_step)]
+    return [f"{'advice' if not number else '':<12}{line}" for number, line in enumerate(lines)]
 
 
 def _memory(program: Program, limit: float | None) -> str:

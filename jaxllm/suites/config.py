@@ -26,7 +26,7 @@ class SuiteConfig:
       sample: number of runs drawn at random from the axes; None takes all.
       cooldowns: shares of a run's steps at which a branch of it ends, decayed: (0.5,) shows what
         the run is worth at half. The branch begins a decay's length before.
-      rule: published law of learning rate and batch size (`jaxllm.suites.scale.RULES`).
+      rule: published law of learning rate and batch size (`jaxllm.training.rules.RULES`).
       checkpoints: regular checkpoints of a run whose steps the dial gives; None leaves
         CheckpointConfig alone.
     """

@@ -12,6 +12,7 @@ from jaxllm.errors import UserError
 from jaxllm.suites import scale
 from jaxllm.suites.config import SuiteConfig
 from jaxllm.training.experiment import Experiment
+from jaxllm.training.rules import RULES
 
 DIAL = ("params", "tokens_per_param", "tokens", "flops")
 SIZE = (*DIAL, "TRAIN_STEPS")  # axes along which runs are of one family
@@ -134,7 +135,7 @@ def _with_branches(
     bindings: dict[str, Any] = {"TrainConfig.family": family or "suite"}
     dial = {axis: float(point[axis][1]) for axis in DIAL if axis in point}
     if dial:
-        rule = scale.RULES[config.rule]
+        rule = RULES[config.rule]
         params, tokens = scale.budget(dial)
         if "flops" in dial:  # they count all parameters, embeddings included
             sized = configure(scale.shape_bindings(params))

@@ -10,10 +10,11 @@ the number of parameters is as asked, within 2 %.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from jaxllm.errors import UserError
+from jaxllm.training.rules import Rule
 
 TOKENS_PER_PARAM = 20.0  # Hoffmann et al. 2022, arXiv 2203.15556, approach 1
 SMALLEST = 50_000  # parameters without embeddings
@@ -26,55 +27,6 @@ class Shape(NamedTuple):
     embed_dim: int
     mlp_dim: int
     num_heads: int
-
-
-class Rule(NamedTuple):
-    """A published law of learning rate and batch size.
-
-    Attributes:
-      learning_rate: peak, from parameters N and tokens D of the run.
-      batch_tokens: tokens per batch, alike.
-      params, tokens: the ranges in which it was fitted.
-    """
-
-    source: str
-    learning_rate: Callable[[float, float], float]
-    batch_tokens: Callable[[float, float], float]
-    params: tuple[float, float]
-    tokens: tuple[float, float]
-
-    def advice(self, params: float, tokens: float) -> str:
-        """One line: what the law says, and whether it was fitted there."""
-        rate, batch = self.learning_rate(params, tokens), self.batch_tokens(params, tokens)
-        inside = all(
-            low <= value <= high
-            for value, (low, high) in ((params, self.params), (tokens, self.tokens))
-        )
-        beyond = "" if inside else ", beyond the range in which it was fitted"
-        return f"{self.source}: learning rate {rate:.2g}, batch {batch:,.0f} tokens{beyond}"
-
-
-# N without embeddings. Learning rate and batch size of a law belong together.
-RULES: Mapping[str, Rule] = {
-    "deepseek": Rule(
-        "DeepSeek LLM (arXiv 2401.02954, §3.1)",
-        lambda n, d: 0.3118 * (6 * n * d) ** -0.1250,
-        lambda n, d: 0.2920 * (6 * n * d) ** 0.3271,
-        (2e7, 7e9), (1e9, 1e11),
-    ),
-    "step_law": Rule(
-        "Step Law (arXiv 2503.04715)",
-        lambda n, d: 1.79 * n**-0.713 * d**0.307,
-        lambda n, d: 0.58 * d**0.571,
-        (6e7, 1e9), (2e9, 1e11),
-    ),
-    "olmo_ladder": Rule(
-        "OLMo ladder (arXiv 2412.04403)",
-        lambda n, d: 0.0047 * (n / 108e6) ** (-1 / 3),
-        lambda n, d: 160 * 2048 * (n / 108e6) ** (2 / 3),
-        (1.9e8, 1.3e9), (3.8e9, 2.6e11),
-    ),
-}  # fmt: skip
 
 
 def shape(params: float) -> Shape:
@@ -102,7 +54,7 @@ def _grain(width: float) -> int:
 
 def _with_mlp(layers: int, width: int, params: float) -> Shape:
     """The shape of this depth and width whose MLP makes up the parameters."""
-    grain = max(8, _grain(width) // 2 if width < 2048 else 128)
+    grain = 4 if width < 128 else max(8, _grain(width) // 2 if width < 2048 else 128)
     others = layers * (4 * width**2 + 2 * width) + width
     return Shape(layers, width, round((params - others) / (3 * width * layers) / grain) * grain, 1)
 
