@@ -46,7 +46,9 @@ store.write({".writable": b""}); store.delete([".writable"])'
       account=$(curl -sf --max-time 5 -H 'Metadata-Flavor: Google' \
         "$metadata/instance/service-accounts/default/email") || account=ACCOUNT
       bucket=${1#gs://}
-      echo "error: no writing to $1: ${answer##*UserError: }; the TPU's service account may with:" \
+      answer=${answer##*UserError: }
+      answer=${answer%%$'\n'*}
+      echo "error: no writing to $1: ${answer#"$1: "}; the TPU's service account may with:" \
         "gcloud storage buckets add-iam-policy-binding gs://${bucket%%/*}" \
         "--member=serviceAccount:$account --role=roles/storage.objectAdmin" >&2
       exit 2

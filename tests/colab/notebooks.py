@@ -31,6 +31,12 @@ def has_outputs(name: str) -> bool:
     return any(cell["outputs"] or cell["execution_count"] for cell in _code_cells(name))
 
 
+def code_of(name: str, words: str) -> str:
+    """The one cell of colab/NAME.ipynb that has `words` in it."""
+    [cell] = [s for s in ("".join(c["source"]) for c in _code_cells(name)) if words in s]
+    return cell
+
+
 def _code_cells(name: str) -> list[dict[str, Any]]:
     notebook = json.loads((REPOSITORY / "colab" / f"{name}.ipynb").read_text())
     return [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]

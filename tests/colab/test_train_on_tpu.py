@@ -1,7 +1,6 @@
 """The notebook trains, scores and shows a run from top to bottom, here in few steps on the CPU."""
 
 import altair as alt
-import pytest
 import tensorboard.notebook
 
 from tests.colab.notebooks import execute, has_outputs
@@ -10,10 +9,10 @@ from tests.conftest import REPOSITORY
 FEW_STEPS = (
     "--gin.TRAIN_STEPS=4", "--gin.ScheduleConfig.warmup_steps=1", "--gin.EvalConfig.max_examples=8",
     "--gin.CheckpointConfig.every_steps=2", "--gin.EVAL_TASKS=('keyword','counting')",
+    "--gin.DataConfig.weights={'reference':1.0}",
 )  # fmt: skip
 
 
-@pytest.mark.slow
 def test_it_runs_top_to_bottom(tmp_path, monkeypatch, capfd) -> None:
     run = tmp_path / "run"
     watched: list[str] = []
