@@ -136,11 +136,11 @@ def kill_runs(folder: Path) -> None:
             os.killpg(int(pid.read_text()), signal.SIGKILL)
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 60, every: float = 0.05) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
-        time.sleep(0.05)
+        time.sleep(every)
 
 
 def fake_cloud(folder: Path, scripts: Path) -> Machine:

@@ -118,11 +118,11 @@ def test_a_run_on_a_pod_that_is_taken_away_finishes(
     bucket.rule = lambda method, path: (
         None if "checkpoints%2F8" not in path or taken.wait(300) else 500
     )  # so that it is taken away between steps 4 and 8
-    command = [str(SCRIPTS / "keep_running.sh"), *WHERE, TYPE, "--spot", "--poll_seconds=0.5"]
+    command = [str(SCRIPTS / "keep_running.sh"), *WHERE, TYPE, "--spot", "--poll_seconds=2"]
     with subprocess.Popen(
         [*command, "--", *arguments], env=machine.environment, stderr=subprocess.PIPE, text=True
     ) as loop:
-        wait_for(lambda: any(e.step == 4 for e in Run(RUN).available()), 600)
+        wait_for(lambda: any(e.step == 4 for e in Run(RUN).available()), 600, every=1)
         (machine.cloud / "bucket" / "step").touch()
         machine.states("SUSPENDING", "SUSPENDED", "NONE", "ACTIVE")
         wait_for(lambda: len(machine.called("queued-resources", "create")) == 2)
