@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import random
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from jaxllm.training.experiment import Experiment
 from jaxllm.training.rules import RULES
 
 DIAL = ("params", "tokens_per_param", "tokens", "flops")
+RESERVED = ("logs", "suite.json")  # beside the runs, in the suite's directory
 SIZE = (*DIAL, "TRAIN_STEPS")  # axes along which runs are of one family
 
 
@@ -73,7 +75,7 @@ def members(
     for name in names:
         if names.count(name) > 1:
             raise UserError(f"SuiteConfig.name: two runs are named {name}: name all axes in it")
-        if not name.replace("-", "_").replace(".", "_").isidentifier() and not name[0].isdigit():
+        if not re.fullmatch(r"\w[\w.+-]*", name) or name in RESERVED:
             raise UserError(f"SuiteConfig.name: {name!r} is no name of a directory")
     trunk = {one.name: one.flops for one in found if one.parent is None}
     return sorted(found, key=lambda one: (trunk[one.parent or one.name], one.parent or one.name))
@@ -148,7 +150,8 @@ def _with_branches(
         end = round(share * steps)
         decay = experiment.schedule.decay_steps or max(1, end // 10)
         plateau = steps if experiment.schedule.kind == "constant" else steps - decay
-        if experiment.schedule.kind == "cosine" or end - decay > plateau:
+        peak = experiment.schedule.warmup_steps <= end - decay <= plateau
+        if experiment.schedule.kind == "cosine" or not peak:
             raise UserError(
                 f"SuiteConfig.cooldowns = {share} of {name}: the learning rate is not at its peak "
                 f"{decay} steps before; ScheduleConfig.kind = 'wsd' or 'constant' has a plateau"

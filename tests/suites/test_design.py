@@ -91,9 +91,17 @@ def test_cooldowns_are_branches_that_end_at_their_share(tmp_path: Path) -> None:
         (("axes={'SEED': (1, 2)}", "name={seed}"), "the axes are SEED"),
         (("axes={'SEED': ()}",), "SEED has no values"),
         (("axes={'SEED': 1}", "name=a/b"), "no name of a directory"),
+        (("axes={'SEED': 1}", "name=1/../../x"), "no name of a directory"),
+        (("axes={'SEED': {'logs': 1}}",), "'logs' is no name of a directory"),
+        (("axes={'SEED': {'suite.json': 1}}",), "'suite.json' is no name of a directory"),
+        (("axes={}",), "'' is no name of a directory"),
         (("axes={'params': 10}",), "need 50,000"),
         (("axes=5",), "must be a mapping, {'name': any value}"),
         (("axes={'SEED': 1}", "cooldowns=(0.5,)"), "the learning rate is not at its peak"),
+        (
+            ("axes={'SEED': 1}", "cooldowns=(1e-4,)", "kind=constant"),
+            "the learning rate is not at its peak",
+        ),
         (("axes={'SEED': 1}", "cooldowns=(1.5,)"), "need shares up to 1"),
         (("axes={'ModelConfig.num_layer': 1}",), "num_layer"),
         (("axes={'ModelConfig.num_layers': 'x'}",), "ModelConfig.num_layers = 'x'"),
@@ -101,7 +109,13 @@ def test_cooldowns_are_branches_that_end_at_their_share(tmp_path: Path) -> None:
 )
 def test_what_is_no_suite_is_refused(tmp_path: Path, flags: tuple[str, ...], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        design(tmp_path, *(f"--gin.SuiteConfig.{flag}" for flag in flags))
+        design(
+            tmp_path,
+            *(
+                f"--gin.{'ScheduleConfig' if flag.startswith('kind') else 'SuiteConfig'}.{flag}"
+                for flag in flags
+            ),
+        )
 
 
 @pytest.mark.parametrize("file", sorted((REPOSITORY / "gin" / "suites").glob("*.gin")))
