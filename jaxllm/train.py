@@ -12,6 +12,7 @@ import contextlib
 import functools
 import logging
 import math
+import re
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from jaxllm import cli, runtime
 from jaxllm.errors import UserError, one_line
+from jaxllm.io import location
 from jaxllm.run.times import GoodputTimer, duration
 
 if TYPE_CHECKING:
@@ -56,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from jaxllm.evaluation.config import EvalConfig
     from jaxllm.evaluation.selection import select
     from jaxllm.report.alarms import HealthConfig
+    from jaxllm.run import data_identity
     from jaxllm.run.manifest import code_version
     from jaxllm.run.run import Run
     from jaxllm.sharding.mesh import MeshConfig, make_mesh
@@ -71,7 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         {"settings": gin.config_str(), "version of jaxllm": code_version(), "JAX": jax.__version__}
     )
     runtime.enable_compilation_cache()
-    experiment.branch()
+    if data_identity.load(experiment.model_dir) is None:
+        experiment.branch()
     Run.create(experiment.model_dir)
     mesh = make_mesh(mesh_config)
     experiment.check(mesh)
@@ -114,7 +118,9 @@ def load_settings(args: argparse.Namespace) -> None:
             import_run(at.removeprefix("hf:"), str(parent))
         at = f"{parent}@0"
         gin.clear_config()
-    cli.load_gin(args, str(Branch.open(at).parent.path))
+    own = re.search(r"^MODEL_DIR = '(.*)'$", "\n".join(args.gin_bindings), re.MULTILINE)
+    begun = own and Layout(location(own[1])).config.exists()  # its parent may be gone by now
+    cli.load_gin(args, location(own[1]) if own and begun else str(Branch.open(at).parent.path))
     gin.bind_parameter("TrainConfig.branch_from", at)
     if state:
         gin.bind_parameter("TrainConfig.branch_state", state)
@@ -206,6 +212,7 @@ def open_data(
     from jaxllm.data.loader import Origin, open_source
     from jaxllm.data.tokenizer import with_saved_tokenizer
     from jaxllm.run import data_identity
+    from jaxllm.run.branch import parse
 
     e, model_dir = experiment, experiment.model_dir
     saved, branch = data_identity.load(model_dir), None
@@ -234,8 +241,10 @@ def open_data(
     runtime.check_hosts_agree(
         {"vocabulary": source.tokenizer.identity, "training sequences": source.fingerprint}
     )
+    at = e.train.branch_from
+    begins_at = "{}@{}".format(*parse(at)) if at else None
     identity = data_identity.DataIdentity(
-        source.fingerprint, source.tokenizer.identity, *source.origin, parent=e.train.branch_from
+        source.fingerprint, source.tokenizer.identity, *source.origin, parent=begins_at
     )
     data_identity.verify(model_dir, identity)
     return source, identity

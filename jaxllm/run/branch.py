@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import jax
 
 from jaxllm.errors import UserError, first_line
-from jaxllm.io import location
+from jaxllm.io import is_remote, location
 from jaxllm.run.manifest import ManifestEntry
 from jaxllm.run.records import RunInfo
 from jaxllm.run.restore import RestoredCheckpoint, check_arrays, check_model, restore
@@ -110,8 +111,9 @@ class Branch:
 
 
 def parse(branch_from: str) -> tuple[str, int]:
-    """The run directory and the step of RUN@STEP; UserError if malformed."""
+    """The run directory, absolute, and the step of RUN@STEP; UserError if malformed."""
     model_dir, at, step = branch_from.rpartition("@")
     if not (at and model_dir and step.isdigit()):
         raise UserError(f"branch_from = {branch_from}: write RUN@STEP, such as runs/base@1000")
-    return location(model_dir), int(step)
+    path = location(model_dir)
+    return path if is_remote(path) else os.path.abspath(path), int(step)

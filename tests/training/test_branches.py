@@ -179,7 +179,7 @@ def test_a_published_model_is_trained_further(home: Path, tmp_path: Path) -> Non
         (("--branch_from={home}/base",), "write RUN@STEP"),
         (("--branch_from={home}/base@11",), "no checkpoint of step 11; it has 0, 10, 20, 30"),
         (("--branch_from={home}/none@11",), "no such directory"),
-        (("--branch_from={home}/base@10", "--gin.MODEL_DIR={home}/base"), "directory of its own"),
+        (("--branch_from={home}/base@10", "--gin.MODEL_DIR={home}/base"), "take a new MODEL_DIR"),
         (("--branch_from={home}/base@10", "--gin.ModelConfig.embed_dim=32"),
          r"base/checkpoints/10/model: parameter .* is .* in it, and .* in this run's model"),
         (("--branch_from={home}/base@10", "--gin.TrainConfig.optimizer=@MuonConfig()"),
@@ -210,3 +210,16 @@ def test_a_run_that_began_elsewhere_is_no_branch(home: Path) -> None:
     with pytest.raises(UserError, match=r"began at .*base@10, not at .*base@20"):
         branch(home, "elsewhere", at=20)
     assert json.loads((home / "elsewhere" / "data.json").read_text())["parent"].endswith("base@10")
+
+
+def test_a_branch_goes_on_without_its_parent_and_from_another_directory(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(home / "base", home / "gone")
+    monkeypatch.chdir(home)
+    flags = ["--branch_from=gone@10", f"--gin.MODEL_DIR={home}/orphan"]
+    run(*flags, "--gin.TRAIN_STEPS=15")
+    assert Run.open(home / "orphan").entries()[0].parent == f"{home}/gone@10"
+    shutil.rmtree(home / "gone")
+    run(*flags, "--gin.TRAIN_STEPS=20")
+    assert Run.open(home / "orphan").entries()[-1].step == 20
