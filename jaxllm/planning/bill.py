@@ -32,7 +32,7 @@ class Bill(NamedTuple):
     """
 
     checkpoints: int  # saved
-    checkpoints_kept: int
+    checkpoints_retained: int
     checkpoint_bytes: int  # of one: parameters, optimizer state and step
     checkpoint_seconds: float  # of writing one, beside the train loop
     token_store_bytes: int  # of the tokens that the run reads, once each
@@ -72,7 +72,7 @@ def bill(
     hosts = len({device.process_index for device in target.devices})
     known = Bill(
         checkpoints=len(steps),
-        checkpoints_kept=sum(preserved(e.checkpoints, steps, ())),
+        checkpoints_retained=sum(preserved(e.checkpoints, steps, ())),
         checkpoint_bytes=num_bytes(state),
         checkpoint_seconds=num_bytes(state) / bandwidth,
         token_store_bytes=e.train.steps * e.tokens_per_step * id_dtype(e.model.vocab_size).itemsize,

@@ -245,10 +245,15 @@ def _scoring(cost: Scoring) -> list[str]:
 
 def _bill(cost: Bill) -> list[str]:
     """Storage, requests and memory of the hosts, then time and money."""
-    kept, size, seconds = cost.checkpoints_kept, cost.checkpoint_bytes, cost.checkpoint_seconds
+    retained, size, seconds = (
+        cost.checkpoints_retained,
+        cost.checkpoint_bytes,
+        cost.checkpoint_seconds,
+    )
     trajectory = f", {_size(cost.trajectory_bytes)} of trajectory" if cost.trajectory_bytes else ""
     lines = [
-        f"checkpoints {cost.checkpoints:,} of {_size(size)}, {kept:,} kept ({_size(kept * size)}), "
+        f"checkpoints {cost.checkpoints:,} of {_size(size)}, "
+        f"{retained:,} retained ({_size(retained * size)}), "
         f"each written in {seconds:.1f} s at {size / seconds / 1e9:g} GB/s beside the steps",
         f"storage     {_size(cost.token_store_bytes)} of tokens{trajectory}",
         f"requests    {cost.requests_per_step:,} for the data of a step, {cost.requests:,} in all",

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from jaxllm.analysis.finding import amount
 from jaxllm.errors import UserError
 from jaxllm.suites import scale
 from jaxllm.suites.config import SuiteConfig
@@ -104,19 +105,16 @@ def _labelled(name: str, values: Any) -> list[tuple[str, Any]]:
 def _label(axis: str, value: Any) -> str:
     """A value as a part of a name: 400k parameters, 1e13flops, seed1."""
     if axis == "params":
-        return short(value)
+        return _short(value)
     if axis == "flops":
         return f"{value:.3g}flops".replace("+", "")
-    return f"{axis.rpartition('.')[2].lower()}{short(value)}"
+    return f"{axis.rpartition('.')[2].lower()}{_short(value)}"
 
 
-def short(value: Any) -> str:
-    """A large number with its unit: 1e6 is 1m, 2.5e9 is 2.5b."""
-    if isinstance(value, int | float) and not isinstance(value, bool) and value >= 1e4:
-        for unit, size in (("t", 1e12), ("b", 1e9), ("m", 1e6), ("k", 1e3)):
-            if size <= value < 1e15:
-                return f"{value / size:.4g}{unit}"
-    return str(value)
+def _short(value: Any) -> str:
+    """A value in a name: a large number with its unit, 1e6 as 1m."""
+    large = isinstance(value, int | float) and value >= 1e4
+    return amount(value).lower() if large else str(value)
 
 
 def _with_branches(

@@ -19,13 +19,14 @@ from typing import Any
 
 from tqdm import tqdm
 
+from jaxllm.analysis.finding import amount
 from jaxllm.errors import UserError
 from jaxllm.io import atomic_write, is_remote
 from jaxllm.run.run import Run
 from jaxllm.run.suite_layout import SuiteLayout
 from jaxllm.run.times import duration
 from jaxllm.suites.cost import Cost
-from jaxllm.suites.design import Member, short
+from jaxllm.suites.design import Member
 from jaxllm.suites.launchers import Launcher
 
 
@@ -180,8 +181,8 @@ def table(suite: Suite, costs: Mapping[str, Cost] | None = None) -> str:
     rows: list[tuple[str, ...]] = [("run", "parameters", "tokens", "FLOPs", *known)]
     seconds = 0.0
     for one in suite.members:
-        params = short(one.experiment.model.num_params)
-        row = (one.name, params, short(one.tokens), f"{one.flops:.2e}")
+        params = amount(one.experiment.model.num_params)
+        row = (one.name, params, amount(one.tokens), f"{one.flops:.2e}")
         if costs is None:
             rows.append((*row, str(suite.progress(one))))
             continue

@@ -82,7 +82,7 @@ def test_the_bill_is_a_closed_form(planned):
     params, hours = e.model.num_params, found.days * 24 * 4
     assert found.checkpoint_bytes == pytest.approx(3 * 4 * params, rel=1e-4)  # and a few counters
     assert found.checkpoint_seconds == found.checkpoint_bytes / 2e9
-    assert (found.checkpoints, found.checkpoints_kept) == (12, 3)
+    assert (found.checkpoints, found.checkpoints_retained) == (12, 3)
     assert found.token_store_bytes == 2700 * 8 * 128 * 2
     assert (found.requests_per_step, found.requests) == (8, 2700 * 8)
     assert found.trajectory_bytes == 12 * (
@@ -131,7 +131,9 @@ def test_the_text_has_the_bill(planned):
         dollars=576.0,
     )  # fmt: skip
     text = planned._replace(bill=size).text(timed=True)
-    assert "checkpoints 12 of 80.9 GB, 3 kept (243 GB), each written in 40.5 s at 2 GB/s" in text
+    assert (
+        "checkpoints 12 of 80.9 GB, 3 retained (243 GB), each written in 40.5 s at 2 GB/s" in text
+    )
     assert "\nrun         2.0 days, 192 chip-hours, $576, at the ideal speed\n" in text
     assert "\nexpected    4.0 days, 384 chip-hours, $1,152, at 0.5 of it (published" in text
 
