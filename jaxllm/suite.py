@@ -64,7 +64,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         bind(bindings)
         return Experiment.configured().with_vocabulary()
 
-    shared = [flag for flag in argv if flag.startswith("--gin")]
+    shared = [f"--gin_file={file}" for file in args.gin_file]
+    shared += [f"--gin_bindings={binding}" for binding in args.gin_bindings]
+    if args.gin_search_paths:
+        shared.append(f"--gin_search_paths={args.gin_search_paths}")
     runs = members(config, DataConfig().sequence_length, configure)
     suite = Suite(config.directory, runs, shared)
     if args.status:

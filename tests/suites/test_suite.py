@@ -32,7 +32,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(home: Path, *flags: str) -> int:
     gin.clear_config()
-    return suite.main([f"--gin_file={home}/tiny.gin", f"--gin.SUITE_DIR={home}/runs", *flags])
+    return suite.main(["--gin_file", f"{home}/tiny.gin", f"--gin.SUITE_DIR={home}/runs", *flags])
 
 
 @pytest.fixture(scope="module")
