@@ -55,7 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         with pd.option_context("mode.string_storage", "python"):
             path = _write(args, progress)
     except OSError as error:
-        raise UserError(f"{error.filename or args.output}: {error.strerror or error}") from error
+        if error.errno is None:  # of an object store
+            raise
+        raise UserError(f"{error.filename or args.output}: {error.strerror}") from error
     progress("written")
     print(f"{'Report' if args.format == 'html' else 'Files'}: {path}")
     return 0

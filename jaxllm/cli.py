@@ -110,6 +110,10 @@ def load_gin(args: argparse.Namespace, run: str | None = None) -> None:
             stored_config.parse(run)
         gin.parse_config_files_and_bindings(args.gin_file, args.gin_bindings, finalize_config=False)
     except OSError as error:
+        from jaxllm.io import is_store_error
+
+        if is_store_error(error):
+            raise
         raise UserError(_missing_file_message(error, paths)) from error
     except (ValueError, SyntaxError, NameError, AttributeError, ImportError) as error:
         raise UserError(_parse_message(error)) from error

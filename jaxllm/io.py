@@ -9,6 +9,7 @@ import math
 import os
 import shutil
 import tempfile
+import traceback
 import uuid
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -66,8 +67,12 @@ def atomic_write(path: epath.PathLike, data: str | bytes) -> None:
 
 
 def is_store_error(error: Exception) -> bool:
-    """Whether a library for object stores raised it as a type of its own."""
-    return type(error).__module__.partition(".")[0] in _STORE_LIBRARIES
+    """Whether a library for object stores raised it: as a type of its own, or as a mere OSError."""
+    module = type(error).__module__
+    if type(error) is OSError and error.errno is None and error.__traceback__:
+        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+        module = frame.f_globals.get("__name__", module)
+    return module.partition(".")[0] in _STORE_LIBRARIES
 
 
 @contextlib.contextmanager

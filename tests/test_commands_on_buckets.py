@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -221,3 +221,23 @@ def test_a_bucket_of_others_is_one_line(
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "prepared" not in line]
     assert line.startswith("error: ") and setting.partition("=")[2] in line
     assert ended.value.code == 2 and KeyValueStore("gs://bucket").names() == before
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        lambda: analyze.main([RUN]), lambda: generate.main([f"--model_dir={RUN}", "--prompt=a"]),
+        lambda: evaluate.main([f"--model_dir={RUN}", "--steps=4"]),
+        lambda: convert.main([f"--from={RUN}", "--steps=4", "--to=hf:gs://bucket/converted"]),
+    ],
+)  # fmt: skip
+def test_commands_on_a_denied_run_end_with_one_line(
+    trained: buckets.Proxy, capsys, command: Callable[[], int]
+) -> None:
+    trained.rule = lambda method, path: 403
+    with pytest.raises(SystemExit) as ended:
+        cli.run(lambda _: command())
+    trained.rule = lambda method, path: None
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: an object store answers: Forbidden: b/bucket")
+    assert ended.value.code == 2

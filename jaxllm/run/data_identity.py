@@ -18,6 +18,7 @@ from etils import epath
 
 from jaxllm.errors import UserError
 from jaxllm.io import atomic_write
+from jaxllm.kvstore import read_file
 from jaxllm.run.layout import TOKENIZERS, Layout
 
 
@@ -33,12 +34,13 @@ class DataIdentity:
 
 
 def load(model_dir: str) -> DataIdentity | None:
-    """The saved identity; None before it is saved. UserError if it is damaged."""
+    """The saved identity; None before it is saved. UserError if it is damaged or out of reach."""
     path = Layout(model_dir).data
-    if not path.exists():
+    saved = read_file(path)
+    if saved is None:
         return None
     try:
-        return DataIdentity(**json.loads(path.read_text()))
+        return DataIdentity(**json.loads(saved))
     except (ValueError, TypeError) as error:
         raise UserError(
             f"{path} is damaged, so that the run's data cannot be verified: restore it from a copy,"
