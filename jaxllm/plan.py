@@ -56,13 +56,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     from jaxllm.evaluation.config import EvalConfig
     from jaxllm.planning import search, summary
     from jaxllm.sharding.mesh import MeshConfig
+    from jaxllm.suites.config import SuiteConfig
     from jaxllm.training.experiment import Experiment
+    from jaxllm.training.sweep import rule_of
 
     experiment, timed = Experiment.configured().with_vocabulary(), not args.fit
     if not args.search:
         plan = summary.Plan.of(
-            experiment, target, MeshConfig(), timed, EvalConfig(), args.bandwidth * 1e9, args.price
-        )
+            experiment, target, MeshConfig(), timed, EvalConfig(), args.bandwidth * 1e9,
+            args.price, rule_of(SuiteConfig().rule),
+        )  # fmt: skip
         print(plan.json() if args.json else plan.text(timed))
         return 0 if plan.fits else 1
     meshes = search.meshes(experiment, target)[: args.search]

@@ -49,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from jaxllm.suites.suite import Suite, table
     from jaxllm.training.experiment import Experiment
     from jaxllm.training.rules import advice
+    from jaxllm.training.sweep import rule_of
 
     config = SuiteConfig()
     if not config.directory:
@@ -68,8 +69,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     shared += [f"--gin_bindings={binding}" for binding in args.gin_bindings]
     if args.gin_search_paths:
         shared.append(f"--gin_search_paths={args.gin_search_paths}")
-    runs = members(config, DataConfig().sequence_length, configure)
-    suite = Suite(config.directory, runs, shared)
+    rule = rule_of(config.rule)
+    runs = members(config, rule, DataConfig().sequence_length, configure)
+    suite = Suite(config.directory, runs, shared, config.rule)
     if args.status:
         print(table(suite))
         return 0
@@ -81,8 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         print(table(suite))
     largest = max(runs, key=lambda one: one.flops).experiment
-    print("advice of published laws on the largest:")
-    print(*advice(largest.model, largest.train.steps * largest.tokens_per_step), sep="\n")
+    print("advice on learning rate and batch of the largest:")
+    print(*advice(largest.model, largest.train.steps * largest.tokens_per_step, rule), sep="\n")
     if args.dry_run:
         return 0
     suite.begin()

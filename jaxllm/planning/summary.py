@@ -25,7 +25,7 @@ from jaxllm.planning.targets import Target
 from jaxllm.sharding.chips import GIB
 from jaxllm.sharding.mesh import MeshConfig, make_mesh
 from jaxllm.training.experiment import Experiment
-from jaxllm.training.rules import advice
+from jaxllm.training.rules import Rule, advice
 
 _MORE_REMAT = dict(pairwise(REMAT_POLICIES))
 
@@ -41,6 +41,7 @@ class Plan(NamedTuple):
     excess_bytes: float | None  # None where it fits, or the amount is unknown
     scoring: Scoring | None  # None if nothing is scored in the run, or times were not requested
     bill: Bill
+    advice: list[str]  # on learning rate and batch
 
     @classmethod
     def of(
@@ -52,6 +53,7 @@ class Plan(NamedTuple):
         evaluation: EvalConfig,
         bandwidth: float,
         price: float | None = None,
+        rule: Rule | None = None,
     ) -> Plan:
         """Compile the update and the scorer of a run, without `timed` only for the memory."""
         mesh = make_mesh(config, target.devices)
@@ -71,7 +73,11 @@ class Plan(NamedTuple):
             scoring = scoring_cost(experiment, evaluation, target, mesh, step)
         tell("done")
         rest = bill(experiment, target, mesh, times, scoring, bandwidth, price)
-        return cls(experiment, target, dict(mesh.shape), program, times, excess, scoring, rest)
+        tokens = experiment.train.steps * experiment.tokens_per_step
+        return cls(
+            experiment, target, dict(mesh.shape), program, times, excess, scoring, rest,
+            advice(experiment.model, tokens, rule),
+        )  # fmt: skip
 
     @property
     def fits(self) -> bool:
@@ -104,7 +110,6 @@ class Plan(NamedTuple):
 
     def json(self) -> str:
         """The plan as JSON."""
-        e = self.experiment
         plan = {
             "topology": self.target.name, "devices": len(self.target.devices),
             "slices": self.target.slices, "mesh": self.shape, "fits": self.fits,
@@ -112,7 +117,7 @@ class Plan(NamedTuple):
             "would_help": self.suggestions,
             "program": _as_dict(self.program), "estimate": _as_dict(self.estimate),
             "scoring": _as_dict(self.scoring), "bill": _as_dict(self.bill),
-            "advice": advice(self.experiment.model, e.train.steps * e.tokens_per_step),
+            "advice": self.advice,
             "speed_reached": REACHED,
         }  # fmt: skip
         return json.dumps(plan, indent=2)
@@ -130,7 +135,7 @@ class Plan(NamedTuple):
             lines += _scoring(self.scoring)
         if self.fits and timed:
             lines += _bill(self.bill)
-            lines += ["", *_advice(self.experiment)]
+            lines += ["", *_advice(self.experiment, self.advice)]
         if not self.fits:
             by = f" by {self.excess_bytes / GIB:.1f} GiB" if self.excess_bytes else ""
             lines.append(f"\ndoes not fit{by}. What would help:")
@@ -175,10 +180,10 @@ def header(experiment: Experiment, target: Target, shape: dict[str, int] | None 
     return "\n".join(lines)
 
 
-def _advice(e: Experiment) -> list[str]:
-    """The run's learning rate and batch, beside what published laws say of them."""
+def _advice(e: Experiment, advised: Sequence[str]) -> list[str]:
+    """The run's learning rate and batch, beside what laws say of them."""
     own = f"learning rate {e.schedule.peak_lr:.2g}, batch {e.tokens_per_step:,} tokens"
-    lines = [f"this run: {own}", *advice(e.model, e.train.steps * e.tokens_per_step)]
+    lines = [f"this run: {own}", *advised]
     return [f"{'advice' if not number else '':<12}{line}" for number, line in enumerate(lines)]
 
 

@@ -160,7 +160,7 @@ def check_arrays(
     layout: Layout, entry: ManifestEntry, params: Any, training: Any
 ) -> Mapping[str, Any]:
     """The JSON saved with a checkpoint that has these arrays; raises as `restore`."""
-    path, handler = layout.checkpoint(entry.step), ocp.CompositeCheckpointHandler(MODEL, TRAINING)
+    path = layout.checkpoint(entry.step)
     _check_item(path / MODEL, params, "parameter")
     if training is not None:
         if entry.kind in (IMPORTED, AVERAGE):
@@ -170,7 +170,14 @@ def check_arrays(
                 "--gin.TrainConfig.branch_state=params"
             )
         _check_item(path / TRAINING, training, "optimizer state")
-    return ocp.Checkpointer(handler).metadata(path).custom_metadata or {}
+    return saved_json(layout, entry.step)
+
+
+def saved_json(layout: Layout, step: int) -> Mapping[str, Any]:
+    """The JSON saved with a checkpoint."""
+    items = {name: ocp.StandardCheckpointHandler() for name in (MODEL, TRAINING)}
+    handler = ocp.CompositeCheckpointHandler(**items)
+    return ocp.Checkpointer(handler).metadata(layout.checkpoint(step)).custom_metadata or {}
 
 
 def check_model(

@@ -114,6 +114,13 @@ class Run:
         """The operative gin config of the newest start; empty if there is none."""
         return self.layout.config.read_text() if self.layout.config.exists() else ""
 
+    def setting(self, name: str) -> str | None:
+        """A number or macro of the run's config as it is written there; None if it is not."""
+        found = re.search(rf"^{re.escape(name)} = (\S+)", self.config(), re.MULTILINE)
+        if found and found[1].startswith("%"):
+            return self.setting(found[1][1:])
+        return found[1] if found else None
+
     def write_config(self, text: str, step: int = 0) -> list[str]:
         """Write config.gin, from which the run can be repeated and scored.
 
@@ -262,11 +269,8 @@ class Run:
 
     def planned_steps(self) -> int | None:
         """Total steps in the run's config; None if it does not state them."""
-        text = self.config()
-        steps = re.search(r"^TrainConfig\.steps = (\S+)", text, re.MULTILINE)
-        if steps and steps[1].startswith("%"):
-            steps = re.search(rf"^{steps[1][1:]} = (\S+)", text, re.MULTILINE)
-        return int(steps[1]) if steps and steps[1].isdigit() else None
+        steps = self.setting("TrainConfig.steps")
+        return int(steps) if steps and steps.isdigit() else None
 
     def planned_tokens(self) -> float:
         """Tokens at the end of the run by its config; NaN if unknown."""

@@ -14,7 +14,7 @@ from jaxllm.errors import UserError
 from jaxllm.suites import scale
 from jaxllm.suites.config import SuiteConfig
 from jaxllm.training.experiment import Experiment
-from jaxllm.training.rules import RULES
+from jaxllm.training.rules import Rule
 
 DIAL = ("params", "tokens_per_param", "tokens", "flops")
 RESERVED = ("logs", "suite.json")  # beside the runs, in the suite's directory
@@ -56,12 +56,16 @@ class Member:
 
 
 def members(
-    config: SuiteConfig, length: int, configure: Callable[[Mapping[str, Any]], Experiment]
+    config: SuiteConfig,
+    rule: Rule,
+    length: int,
+    configure: Callable[[Mapping[str, Any]], Experiment],
 ) -> list[Member]:
     """The runs of a suite, the cheapest first, and each before its branches.
 
     Args:
-      length: tokens per sequence, of runs that the dial sizes.
+      rule: law of learning rate and batch of runs that the dial sizes.
+      length: tokens per sequence, of these runs.
       configure: the experiment of some bindings on top of the suite's file.
 
     Raises:
@@ -71,7 +75,9 @@ def members(
     points = [point for axes in _products(config.axes) for point in axes]
     if config.sample is not None:
         points = random.Random(0).sample(points, min(config.sample, len(points)))
-    found = [one for point in points for one in _with_branches(config, point, length, configure)]
+    found = [
+        one for point in points for one in _with_branches(config, point, rule, length, configure)
+    ]
     names = [one.name for one in found]
     for name in names:
         if names.count(name) > 1:
@@ -120,6 +126,7 @@ def _short(value: Any) -> str:
 def _with_branches(
     config: SuiteConfig,
     point: Point,
+    rule: Rule,
     length: int,
     configure: Callable[[Mapping[str, Any]], Experiment],
 ) -> list[Member]:
@@ -135,7 +142,6 @@ def _with_branches(
     bindings: dict[str, Any] = {"TrainConfig.family": family or "suite"}
     dial = {axis: float(point[axis][1]) for axis in DIAL if axis in point}
     if dial:
-        rule = RULES[config.rule]
         params, tokens = scale.budget(dial)
         if "flops" in dial:  # they count all parameters, embeddings included
             sized = configure(scale.shape_bindings(params))

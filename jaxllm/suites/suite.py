@@ -52,9 +52,16 @@ class Progress:
 class Suite:
     """Runs that are trained as one."""
 
-    def __init__(self, directory: str, members: Sequence[Member], flags: Sequence[str]) -> None:
-        """`flags`: of the command line that all runs share: gin files and bindings."""
-        self.layout = SuiteLayout(directory)
+    def __init__(
+        self, directory: str, members: Sequence[Member], flags: Sequence[str], rule: str = ""
+    ) -> None:
+        """A suite.
+
+        Args:
+          flags: of the command line that all runs share: gin files and bindings.
+          rule: SuiteConfig.rule.
+        """
+        self.layout, self._rule = SuiteLayout(directory), rule
         self.members, self._flags = list(members), list(flags)
 
     def begin(self) -> None:
@@ -76,7 +83,9 @@ class Suite:
                         "be given to a branch, but what has begun stays; take another SUITE_DIR"
                     )
         self.layout.root.mkdir(parents=True, exist_ok=True)
-        atomic_write(path, json.dumps({"runs": before | settings}, indent=1) + "\n")
+        atomic_write(
+            path, json.dumps({"rule": self._rule, "runs": before | settings}, indent=1) + "\n"
+        )
 
     def flags(self, member: Member) -> list[str]:
         """The flags of a run's `jaxllm.train`."""

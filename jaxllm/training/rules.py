@@ -1,4 +1,4 @@
-"""Published laws of learning rate and batch size, by size and tokens of a run.
+"""Laws of learning rate and batch size, by size and tokens of a run: the published ones.
 
 They are advice: each was fitted in a range of sizes, with its own schedule and optimizer. Learning
 rate and batch size of a law belong together. Sizes count parameters without embeddings.
@@ -13,12 +13,13 @@ from jaxllm.models.config import ModelConfig
 
 
 class Rule(NamedTuple):
-    """A published law of learning rate and batch size.
+    """A law of learning rate and batch size, published or from `jaxllm.training.sweep`.
 
     Attributes:
       learning_rate: peak, from parameters N and tokens D of the run.
       batch_tokens: tokens per batch, alike.
       params, tokens: the ranges in which it was fitted.
+      notes: what else is to be known of it, a line each.
     """
 
     source: str
@@ -26,6 +27,7 @@ class Rule(NamedTuple):
     batch_tokens: Callable[[float, float], float]
     params: tuple[float, float]
     tokens: tuple[float, float]
+    notes: tuple[str, ...] = ()
 
     def advice(self, params: float, tokens: float) -> str:
         """One line: what the law says, and whether it was fitted there."""
@@ -60,9 +62,14 @@ RULES: Mapping[str, Rule] = {
 }  # fmt: skip
 
 
-def advice(model: ModelConfig, tokens: float) -> list[str]:
-    """A line per law on the learning rate and batch of a run of `model` on so many tokens."""
-    return [rule.advice(without_embeddings(model), tokens) for rule in RULES.values()]
+def advice(model: ModelConfig, tokens: float, own: Rule | None = None) -> list[str]:
+    """Lines on the learning rate and batch of a run of `model` on so many tokens.
+
+    They are those of the published laws, and of the user's `own` if it is another.
+    """
+    laws = [*RULES.values(), *([own] if own and own not in RULES.values() else [])]
+    params = without_embeddings(model)
+    return [line for law in laws for line in (law.advice(params, tokens), *law.notes)]
 
 
 def without_embeddings(model: ModelConfig) -> int:

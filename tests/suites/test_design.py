@@ -13,6 +13,7 @@ from jaxllm.errors import UserError
 from jaxllm.suites.config import SuiteConfig
 from jaxllm.suites.design import Member, members
 from jaxllm.training.experiment import Experiment
+from jaxllm.training.sweep import rule_of
 from tests.conftest import REPOSITORY
 
 
@@ -30,7 +31,8 @@ def design(tmp_path: Path, *flags: str, file: str = "quickstart.gin") -> list[Me
         suite.bind(bindings)
         return Experiment.configured()
 
-    return members(SuiteConfig(), DataConfig().sequence_length, configure)
+    config = SuiteConfig()
+    return members(config, rule_of(config.rule), DataConfig().sequence_length, configure)
 
 
 def test_axes_make_a_product_named_by_them(tmp_path: Path) -> None:
