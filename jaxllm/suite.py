@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.gin_search_paths:
         shared.append(f"--gin_search_paths={args.gin_search_paths}")
     rule = rule_of(config.rule)
-    runs = members(config, rule, DataConfig().sequence_length, configure)
+    runs = members(config, rule, DataConfig(), configure)
     suite = Suite(config.directory, runs, shared, config.rule)
     if args.status:
         print(table(suite))

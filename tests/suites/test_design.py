@@ -32,7 +32,7 @@ def design(tmp_path: Path, *flags: str, file: str = "quickstart.gin") -> list[Me
         return Experiment.configured()
 
     config = SuiteConfig()
-    return members(config, rule_of(config.rule), DataConfig().sequence_length, configure)
+    return members(config, rule_of(config.rule), DataConfig(), configure)
 
 
 def test_axes_make_a_product_named_by_them(tmp_path: Path) -> None:
@@ -63,6 +63,18 @@ def test_labels_lists_and_samples(tmp_path: Path) -> None:
     axes = "--gin.SuiteConfig.axes={'SEED': (1, 2, 3, 4), 'BATCH_SIZE': (8, 16)}"
     some = design(tmp_path, axes, "--gin.SuiteConfig.sample=3")
     assert len(some) == 3 and some == design(tmp_path, axes, "--gin.SuiteConfig.sample=3")
+
+
+def test_a_swarm_draws_mixtures_around_the_shares_of_its_file(tmp_path: Path) -> None:
+    runs = design(tmp_path, "--gin.SuiteConfig.axes={'mixture': 4, 'SEED': 1}")
+    assert [run.name for run in runs] == [f"mix00{k}_seed1" for k in range(4)]
+    weights = [run.bindings["DataConfig.weights"] for run in runs]
+    assert weights == [run.experiment.data.weights for run in runs] and weights[0] != weights[1]
+    assert set(weights[0]) == {
+        "code", "docstrings", "reference", "modules", "arithmetic", "copying", "recall", "labels"
+    }  # fmt: skip
+    with pytest.raises(UserError, match=r"draws around DataConfig\.weights"):
+        design(tmp_path, "--gin.SuiteConfig.axes={'mixture': 4}", "--gin.DataConfig.weights=None")
 
 
 def test_runs_of_one_budget_cost_the_same(tmp_path: Path) -> None:
@@ -96,6 +108,7 @@ def test_cooldowns_are_branches_that_end_at_their_share(tmp_path: Path) -> None:
         (("axes={'SEED': 1}", "name=1/../../x"), "no name of a directory"),
         (("axes={'SEED': {'logs': 1}}",), "'logs' is no name of a directory"),
         (("axes={'SEED': {'suite.json': 1}}",), "'suite.json' is no name of a directory"),
+        (("axes={'mixture': (1, 2)}",), "write how many to draw, as 32"),
         (("axes={}",), "'' is no name of a directory"),
         (("axes={'params': 10}",), "need 50,000"),
         (("axes=5",), "must be a mapping, {'name': any value}"),

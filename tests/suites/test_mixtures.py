@@ -1,0 +1,44 @@
+"""Drawn mixtures: shares of a simplex, with the moments of the Dirichlets they come from."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from jaxllm.suites import mixtures
+from jaxllm.suites.mixtures import FLOOR, MOST, draw
+
+SHARES = {"web": 50.0, "code": 30.0, "wiki": 20.0}  # any scale
+
+
+@given(st.lists(st.floats(1e-6, 1.0), min_size=2, max_size=40), st.integers(0, 99))
+def test_a_mixture_is_one_and_within_its_bounds(shares: list[float], seed: int) -> None:
+    own = np.array(shares) / sum(shares)
+    for mixture in draw({f"d{k}": share for k, share in enumerate(shares)}, 5, seed):
+        drawn = np.array(list(mixture.values()))
+        assert drawn.sum() == pytest.approx(1, abs=1e-12)
+        assert (drawn >= np.minimum(FLOOR, own / 2) - 1e-15).all()
+        assert (drawn <= MOST * own).all()
+
+
+@pytest.mark.parametrize("strength", [0.5, 5.0])
+def test_moments_are_those_of_the_dirichlet(
+    strength: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mixtures, "STRENGTHS", [strength])
+    drawn = np.array([list(one.values()) for one in draw(SHARES, 4000)])
+    root = np.sqrt([0.5, 0.3, 0.2])
+    planned = stats.dirichlet(strength * root / root.sum())
+    scale = 1 - 3 * FLOOR
+    np.testing.assert_allclose(drawn.mean(0), FLOOR + scale * planned.mean(), atol=0.02)
+    np.testing.assert_allclose(drawn.var(0), scale**2 * planned.var(), rtol=0.08)
+
+
+def test_strengths_go_from_one_domain_to_nearly_all() -> None:
+    largest = np.array([max(one.values()) for one in draw(SHARES, 500)])
+    assert np.mean(largest > 0.95) > 0.2 and np.mean(largest < 0.6) > 0.1
+
+
+def test_a_larger_swarm_begins_with_the_smaller_one() -> None:
+    assert draw(SHARES, 8)[:5] == draw(SHARES, 5) != draw(SHARES, 5, seed=1)
