@@ -26,7 +26,13 @@ LAUNCHERS = ("local", "slurm", "tpu_vm", "xpk")
 def main(argv: Sequence[str] | None = None) -> int:
     """Train the suite that flags and gin define, or say what it costs or how far it is."""
     flags = cli.parser(__doc__ or "")
-    flags.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time")
+    flags.add_argument(
+        "--jobs", type=int, default=1, metavar="N", help="runs (or stacks) at a time"
+    )
+    flags.add_argument(
+        "--stack", type=int, default=1, metavar="N",
+        help="train up to N runs of equal shapes in one program",
+    )  # fmt: skip
     flags.add_argument("--dry_run", action="store_true", help="only print what the runs cost")
     flags.add_argument("--status", action="store_true", help="only print how far the runs are")
     flags.add_argument("--launcher", choices=LAUNCHERS, default="local", help="where runs train")
@@ -54,8 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = SuiteConfig()
     if not config.directory:
         raise UserError("SUITE_DIR is not set: give --gin.SUITE_DIR=<directory>")
-    if args.jobs < 1:
-        raise UserError(f"--jobs={args.jobs}: must be at least 1")
+    for name in ("jobs", "stack"):
+        if (number := getattr(args, name)) < 1:
+            raise UserError(f"--{name}={number}: must be at least 1")
 
     launcher = launcher_of(args.launcher, args.launcher_option)
 
@@ -88,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.dry_run:
         return 0
     suite.begin()
-    failed = suite.train(launcher, args.jobs, tqdm.write)
+    failed = suite.train(launcher, args.jobs, args.stack, tqdm.write)
     if failed:
         print(f"{len(failed)} of {len(runs)} runs are not finished: {', '.join(failed)}")
         return 1

@@ -10,17 +10,19 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import logging
 import math
 import re
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from jaxllm import cli, runtime
 from jaxllm.errors import UserError, one_line
 from jaxllm.io import location
+from jaxllm.kvstore import read_file
 from jaxllm.run.times import GoodputTimer, duration
 
 if TYPE_CHECKING:
@@ -30,10 +32,11 @@ if TYPE_CHECKING:
 
     from jaxllm.data.loader import SequenceSource
     from jaxllm.evaluation.config import EvalConfig
-    from jaxllm.run.data_identity import DataIdentity
+    from jaxllm.report.alarms import HealthWriter
     from jaxllm.run.run import Run
     from jaxllm.training.experiment import Experiment
     from jaxllm.training.loop import Outcome
+    from jaxllm.training.metrics import Writer
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,11 +48,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="begin at a checkpoint of another run, or at hf:DIR, with the settings of that run "
         "where this command does not state others",
     )  # fmt: skip
+    flags.add_argument(
+        "--stack", metavar="FILE",
+        help="train several runs of equal shapes in one program: FILE has a list of each one's "
+        "flags, as JSON; `jaxllm.suite --stack=N` writes it",
+    )  # fmt: skip
     runtime.add_host_flags(flags)
+    argv = sys.argv[1:] if argv is None else argv
     args = cli.parse(flags, argv)
     load_settings(args)
     # Before the loop there is nothing to save: SIGTERM exits at once.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    if args.stack:
+        return 0 if train_stack(args.stack, functools.partial(reload, flags, argv), timer) else 1
 
     import gin
     import jax
@@ -92,6 +103,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def reload(flags: argparse.ArgumentParser, shared: Sequence[str], own: Sequence[str]) -> None:
+    """Load the settings of one run of a stack, in place of those of another."""
+    import gin
+
+    gin.clear_config()
+    load_settings(cli.parse(flags, [*shared, *own]))
+
+
 def load_settings(args: argparse.Namespace) -> None:
     """Load gin; for a branch on top of its parent's config.
 
@@ -126,6 +145,46 @@ def load_settings(args: argparse.Namespace) -> None:
         gin.bind_parameter("TrainConfig.branch_state", state)
 
 
+class Opened(NamedTuple):
+    """A run before its loop: its data are prepared, and its directory has their identity."""
+
+    experiment: Experiment
+    source: SequenceSource
+    writers: list[Writer]
+    health: HealthWriter | None  # on the first host, one of the writers
+
+
+def open_run(
+    experiment: Experiment,
+    mesh: Mesh,
+    log: Callable[[str], None],
+    references: Sequence[Run] = (),
+    weights: Mapping[str, float] | None = None,
+) -> Opened:
+    """Prepare missing data, and open the run's data and outputs.
+
+    Args:
+      log: where alarms go.
+      weights: the domains of the data, from `corpora.resolve`; None resolves them.
+    """
+    from jaxllm.report.alarms import HealthWriter
+    from jaxllm.report.tensorboard import TensorBoardWriter
+    from jaxllm.run import data_identity
+    from jaxllm.training.sequences import open_data
+
+    source, identity = open_data(experiment, weights)
+    e = experiment.with_vocabulary(source.tokenizer.size)
+    begun = data_identity.load(e.model_dir) is not None
+    if not begun and (branch := e.branch()):
+        e.check_branch(branch, mesh)
+    if not runtime.is_first():
+        return Opened(e, source, [], None)
+    data_identity.save(e.model_dir, identity, source.tokenizer.files)
+    budget = e.train.steps * e.tokens_per_step
+    health = HealthWriter(e.model_dir, e.run_info, budget, references, log)
+    return Opened(e, source, [TensorBoardWriter(e.model_dir), health], health)
+
+
 def run(
     experiment: Experiment,
     scoring: EvalConfig,
@@ -146,21 +205,12 @@ def run(
     import jax
 
     from jaxllm.data.loader import Loader
-    from jaxllm.report.alarms import HealthWriter
-    from jaxllm.report.tensorboard import TensorBoardWriter
-    from jaxllm.run import data_identity
     from jaxllm.training.experiment import make_evaluator
     from jaxllm.training.loop import train
-    from jaxllm.training.metrics import Writer
     from jaxllm.training.progress import Progress
 
-    source, identity = open_data(experiment, weights)
-    e = experiment.with_vocabulary(source.tokenizer.size)
-    begun = data_identity.load(e.model_dir) is not None
-    if not begun and (branch := e.branch()):
-        e.check_branch(branch, mesh)
-    if runtime.is_first():
-        data_identity.save(e.model_dir, identity, source.tokenizer.files)
+    progress = Progress(experiment.train.steps, 30.0 if runtime.is_first() else math.inf)
+    e, source, writers, health = open_run(experiment, mesh, progress.log, references, weights)
     open_batches = functools.partial(
         Loader,
         source,
@@ -168,13 +218,6 @@ def run(
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    progress = Progress(e.train.steps, 30.0 if runtime.is_first() else math.inf)
-    writers: list[Writer] = []
-    health = None
-    if runtime.is_first():
-        budget = e.train.steps * e.tokens_per_step
-        health = HealthWriter(e.model_dir, e.run_info, budget, references, progress.log)
-        writers = [TensorBoardWriter(e.model_dir), health]
     evaluator = make_evaluator(e, mesh, scoring) if scoring.tasks else None
     costs = evaluator.check() if evaluator and scoring.every else ()
     for line in [*source.check_epochs(e.train.steps), *costs] if runtime.is_first() else ():
@@ -193,61 +236,81 @@ def run(
     return outcome, health.advice() if health and not outcome.finished else ""
 
 
-def open_data(
-    experiment: Experiment, weights: Mapping[str, float] | None = None
-) -> tuple[SequenceSource, DataIdentity]:
-    """Open the training sequences of a run, with its saved vocabulary or its parent's, if any.
+def train_stack(file: str, configure: Callable[[Sequence[str]], None], timer: GoodputTimer) -> bool:
+    """Train the runs of a file, a list of each one's flags, in one program.
 
-    A branch on other data than its parent's has an order of its own, in which every domain goes on
-    from what the parent has read of it.
+    A run that cannot begin leaves the others alone. Runs at different steps, as after a crash,
+    follow one another.
+
+    Args:
+      configure: loads the settings of one run.
 
     Returns:
-      The sequences, and the identity that the run saves when it begins.
+      Whether all have trained to their end.
 
     Raises:
-      UserError: they differ from those that the run began with, or between hosts.
+      UserError: the file is malformed, or its runs cannot be stacked.
     """
+    import gin
     import jax
 
-    from jaxllm.data.loader import Origin, open_source
-    from jaxllm.data.tokenizer import with_saved_tokenizer
-    from jaxllm.run import data_identity
-    from jaxllm.run.branch import parse
+    from jaxllm.data.corpora import resolve
+    from jaxllm.evaluation.config import EvalConfig
+    from jaxllm.report.alarms import HealthConfig
+    from jaxllm.run.run import Run
+    from jaxllm.sharding.mesh import MeshConfig, stack_mesh
+    from jaxllm.training import stacked
+    from jaxllm.training.experiment import Experiment
+    from jaxllm.training.progress import Progress
 
-    e, model_dir = experiment, experiment.model_dir
-    saved, branch = data_identity.load(model_dir), None
-    if saved is None and (branch := e.branch()):
-        saved = data_identity.load(str(branch.parent.path))
-    home = str(branch.parent.path) if branch else model_dir
-    data, source, error = e.data, None, None
-    if not (branch and saved and data.vocabulary.path):
-        data = with_saved_tokenizer(data, data_identity.saved_tokenizer(home))
-    whole = branch is None or branch.whole
-    origin = Origin(saved.position, saved.domain_tokens) if saved and whole else Origin()
+    if jax.process_count() > 1:
+        raise UserError("--stack: one host trains a stack; start a command for each host")
+    runtime.enable_compilation_cache()
+    scoring = progress = None
+    by_step: dict[int, list[stacked.StackedRun]] = {}
+    failed: dict[str, str] = {}
+    experiments = []
+    for flags in _stack_of(file):
+        configure(flags)
+        e, own = Experiment.configured(), EvalConfig()
+        MeshConfig()  # of a run that goes on alone: in its config.gin
+        scoring, progress = scoring or own, progress or Progress(e.train.steps)
+        if own != scoring:
+            raise UserError(f"{e.model_dir} cannot be stacked: its EvalConfig differs")
+        try:
+            Run.create(e.model_dir)
+            weights, references = resolve(e.data), HealthConfig().open()
+            opened = open_run(e, stack_mesh(1), progress.log, references, weights)
+        except UserError as error:
+            failed[e.model_dir] = str(error)
+            continue
+        experiments.append(opened.experiment)
+        by_step.setdefault(opened.experiment.newest_step(), []).append(
+            stacked.StackedRun(*opened[:3], gin.operative_config_str())
+        )
+    stacked.check_alike(experiments)
+    finished = True
+    for _, group in sorted(by_step.items()):
+        if finished and scoring and progress:
+            outcome = stacked.train_stack(group, scoring, stack_mesh(len(group)), progress, timer)
+            finished, failed = outcome.finished, failed | outcome.diverged
+    for model_dir, reason in failed.items():
+        print(f"error: {model_dir}: {one_line(reason)}")
+    return finished and not failed
+
+
+def _stack_of(file: str) -> list[list[str]]:
+    """The flags of each run of a stack."""
+    content = read_file(file)
+    if content is None:
+        raise UserError(f"--stack={file}: no such file")
     try:
-        source = open_source(data, weights, jax.process_count(), origin)
-        if branch and saved and saved.vocabulary != source.tokenizer.identity:
-            raise UserError(
-                f"VocabularyConfig names another vocabulary than that of {branch.name}, on which a "
-                "branch goes on: leave it out"
-            )
-        if branch and whole and not (saved and saved.fingerprint == source.fingerprint):
-            checkpoint = branch.checkpoint
-            source = source.starting_at(Origin(checkpoint.data_position, checkpoint.domain_tokens))
-    except UserError as mistake:
-        error = mistake
-    runtime.raise_together(error)
-    assert source is not None
-    runtime.check_hosts_agree(
-        {"vocabulary": source.tokenizer.identity, "training sequences": source.fingerprint}
-    )
-    at = e.train.branch_from
-    begins_at = "{}@{}".format(*parse(at)) if at else None
-    identity = data_identity.DataIdentity(
-        source.fingerprint, source.tokenizer.identity, *source.origin, parent=begins_at
-    )
-    data_identity.verify(model_dir, identity)
-    return source, identity
+        flags = json.loads(content)
+        if flags and all(isinstance(flag, str) for one in flags for flag in one):
+            return flags
+    except (ValueError, TypeError):
+        pass
+    raise UserError(f"--stack={file}: not a list of each run's list of flags, as JSON")
 
 
 def timing(outcome: Outcome) -> str:

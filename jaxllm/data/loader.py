@@ -8,8 +8,8 @@ run is one integer, and any host can compute any sequence.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
@@ -202,9 +202,7 @@ class Loader:
         def batch(index: int) -> Batch:
             return Batch(**source.sequences(first + index * batch_size, local))
 
-        dataset = grain.MapDataset.range(ENDLESS).map(batch)
-        options = grain.ReadOptions(num_threads=min(prefetch, 4), prefetch_buffer_size=prefetch)
-        self._iterator = iter(dataset.to_iter_dataset(options))
+        self._iterator = read_ahead(batch, prefetch)
         self.wait_seconds = 0.0
 
     def __iter__(self) -> Iterator[Batch]:
@@ -219,6 +217,12 @@ class Loader:
     def close(self) -> None:
         """Stop reading ahead."""
         self._iterator.close()
+
+
+def read_ahead(read: Callable[[int], Batch], prefetch: int = PREFETCH) -> Any:
+    """Iterate over read(0), read(1), … without end, read ahead by threads; `close` it when done."""
+    options = grain.ReadOptions(num_threads=min(prefetch, 4), prefetch_buffer_size=prefetch)
+    return iter(grain.MapDataset.range(ENDLESS).map(read).to_iter_dataset(options))
 
 
 def _lay_out(config: DataConfig, domain: PreparedDomain) -> Layout:

@@ -7,6 +7,7 @@ per-example results. `jaxllm.evaluation.seqio_adapter` runs the same tasks in Se
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import logging
 import math
@@ -24,6 +25,7 @@ from jaxllm.evaluation.metrics import Measurement, measure
 from jaxllm.evaluation.scoring import Interrupted, PreparedTask, Scorer, ShouldStop, never
 from jaxllm.evaluation.selection import select
 from jaxllm.evaluation.spans import Tokenizer
+from jaxllm.evaluation.stacked import MemberScorer, StackScores
 from jaxllm.io import is_remote
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.decoder import Params
@@ -64,11 +66,22 @@ class Evaluator:
         self._store, self._run = store, run
         if any(task.runs_code for task in self.definitions.values()):
             sandbox.choose(isolate=config.run_code != "unisolated")
-        self._scorer = Scorer(
+        self._scorer: Scorer | MemberScorer = Scorer(
             model, mesh, vocabulary, config.tokens_per_batch, config.samples, config.temperature
         )
         self._prepared: dict[str, PreparedTask] = {}
         self._traced: set[str] = set()
+
+    def for_member(self, store: TrajectoryStore, run: RunInfo, scorer: MemberScorer) -> Evaluator:
+        """The evaluator of a run of a stack, which shares the prepared tasks."""
+        other = copy.copy(self)
+        other._store, other._run, other._scorer = store, run, scorer
+        return other
+
+    def stack_scores(self, mesh: Mesh) -> StackScores:
+        """The scores of a stack of models, for `for_member`."""
+        assert isinstance(self._scorer, Scorer)
+        return StackScores(self._model, mesh, self._scorer)
 
     def check(self) -> tuple[str, ...]:
         """Prepare all tasks before the first checkpoint, and estimate the cost of scoring one.

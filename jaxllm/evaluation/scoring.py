@@ -7,6 +7,7 @@ result. Only per-token scores leave the devices.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -116,6 +117,12 @@ class Scorer:
         self._score = scoring_program(model, mesh)
         self.decode_loop = DecodeLoop(model, mesh)
 
+    def with_program(self, program: Any) -> Scorer:
+        """This scorer with another `scoring_program`."""
+        other = copy.copy(self)
+        other._score = program
+        return other
+
     def prepare(self, task: TaskDefinition, examples: Sequence[Example]) -> PreparedTask:
         """Tokenize and pack the examples of a task, with a copy of each prompt per answer.
 
@@ -163,20 +170,7 @@ class Scorer:
         """
         if prepared.definition.kind == "generation":
             return self._generate(params, prepared, should_stop)
-        spans = self.score(params, prepared.batches, should_stop)
-        index, count = prepared.example_index, len(prepared.examples)
-        _check_finite(prepared, spans.log_likelihood)
-        if prepared.definition.kind == "multiple_choice":
-            column = np.arange(len(index)) - np.searchsorted(index, np.arange(count))[index]
-            shape = (count, int(column.max()) + 1)
-            log_likelihood, tokens = np.full(shape, np.nan), np.zeros(shape, np.int64)
-            log_likelihood[index, column] = spans.log_likelihood
-            tokens[index, column] = spans.tokens
-        else:
-            log_likelihood = np.bincount(index, spans.log_likelihood, count)
-            tokens = np.bincount(index, spans.tokens, count).astype(np.int64)
-        greedy = np.bincount(index, ~spans.greedy, count) == 0
-        return Likelihoods(log_likelihood, tokens, greedy)
+        return by_example(prepared, self.score(params, prepared.batches, should_stop))
 
     def _generate(self, params: Params, prepared: PreparedTask, should_stop: ShouldStop) -> Texts:
         """The answers to each example."""
@@ -217,22 +211,22 @@ class Scorer:
     ) -> Likelihoods:
         """Score every span of `batches`; sums are float64, so packing order does not matter.
 
+        Returns:
+          Likelihoods [S]; [K, S] where `params` are those of K models.
+
         Raises:
           Interrupted: `should_stop()` was true between two batches.
         """
-        count = sum(len(batch.spans) for batch in batches)
-        log_likelihood, greedy = np.full(count, np.nan), np.zeros(count, bool)
-        tokens = np.zeros(count, np.int64)
+        parts = []
         for batch, (scores, correct) in self._scored_batches(params, batches, should_stop):
             # reduceat gives the sum of [start, end) at even indices and that of the gap at odd
             # ones; the appended zero makes the last `end` a valid index.
             bounds = np.stack([batch.starts, batch.ends], axis=1).ravel()
-            padded = np.append(np.asarray(scores, np.float64).ravel(), 0.0)
-            log_likelihood[batch.spans] = np.add.reduceat(padded, bounds)[::2]
-            right = np.append(np.asarray(correct).ravel(), True)
-            greedy[batch.spans] = np.logical_and.reduceat(right, bounds)[::2]
-            tokens[batch.spans] = batch.ends - batch.starts
-        return Likelihoods(log_likelihood, tokens, greedy)
+            sums = np.add.reduceat(_flat(scores, np.float64), bounds, axis=-1)[..., ::2]
+            greedy = np.logical_and.reduceat(_flat(correct, bool), bounds, axis=-1)[..., ::2]
+            parts.append((batch.spans, sums, batch.ends - batch.starts, greedy))
+        spans, *columns = (np.concatenate(part, axis=-1) for part in zip(*parts, strict=True))
+        return Likelihoods(*(column[..., np.argsort(spans)] for column in columns))
 
     def _scored_batches(
         self, params: Params, batches: Sequence[PackedBatch], should_stop: ShouldStop
@@ -260,6 +254,27 @@ class Scorer:
         return tuple(batches)
 
 
+def by_example(prepared: PreparedTask, spans: Likelihoods) -> Likelihoods:
+    """The likelihoods of a task's examples, [n] or [n, options], from those of its spans, [S].
+
+    Raises:
+      UserError: a log-likelihood is not finite.
+    """
+    index, count = prepared.example_index, len(prepared.examples)
+    _check_finite(prepared, spans.log_likelihood)
+    if prepared.definition.kind == "multiple_choice":
+        column = np.arange(len(index)) - np.searchsorted(index, np.arange(count))[index]
+        shape = (count, int(column.max()) + 1)
+        log_likelihood, tokens = np.full(shape, np.nan), np.zeros(shape, np.int64)
+        log_likelihood[index, column] = spans.log_likelihood
+        tokens[index, column] = spans.tokens
+    else:
+        log_likelihood = np.bincount(index, spans.log_likelihood, count)
+        tokens = np.bincount(index, spans.tokens, count).astype(np.int64)
+    greedy = np.bincount(index, ~spans.greedy, count) == 0
+    return Likelihoods(log_likelihood, tokens, greedy)
+
+
 def scoring_program(model: ModelConfig, mesh: Mesh, chunk_tokens: int | None = None) -> Any:
     """The jitted scorer: (params, `TreeBatch`) -> log-likelihoods, correct, [B, S] everywhere.
 
@@ -272,6 +287,13 @@ def scoring_program(model: ModelConfig, mesh: Mesh, chunk_tokens: int | None = N
         return scores.log_likelihood, scores.correct
 
     return jax.jit(score, out_shardings=replicated(mesh))
+
+
+def _flat(values: Any, dtype: Any) -> np.ndarray:
+    """[..., B, S] -> [..., B * S + 1], with a zero at the end."""
+    array = np.asarray(values, dtype)
+    flat = array.reshape(*array.shape[:-2], -1)
+    return np.concatenate([flat, np.zeros_like(flat[..., :1])], axis=-1)
 
 
 def _check_finite(prepared: PreparedTask, log_likelihood: np.ndarray) -> None:

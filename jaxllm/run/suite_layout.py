@@ -17,6 +17,7 @@ class SuiteLayout:
     def __init__(self, directory: epath.PathLike) -> None:
         root = self.root = epath.Path(directory)
         self.runs_file = root / "suite.json"  # its runs with their settings
+        self.stacks = root / "stacks"
         # what runs print stays on this machine
         self.logs = epath.Path("suite_logs") / root.name if is_remote(root) else root / "logs"
 

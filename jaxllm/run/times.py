@@ -27,6 +27,11 @@ class TimeBreakdown:
         others = self.setup + self.compile + self.checkpoint + self.evaluation + self.lost
         return max(self.wall - others, 1e-9)
 
+    def __sub__(self, before: TimeBreakdown) -> TimeBreakdown:
+        """The time since `before`."""
+        both = zip(dataclasses.astuple(self), dataclasses.astuple(before), strict=True)
+        return TimeBreakdown(*(now - then for now, then in both))
+
     def shares(self) -> dict[str, float]:
         """Shares of the wall time, which sum to 1.
 
@@ -62,7 +67,6 @@ class GoodputTimer:
         self.phase = "setup"
         self._since = time.perf_counter() - age
         self._total = dict.fromkeys(PHASES, 0.0)
-        self._last_lap = dict(self._total)
 
     def begin_steps(self) -> None:
         """Count the time outside other phases as steps from now on."""
@@ -78,17 +82,11 @@ class GoodputTimer:
         finally:
             self._enter(around)
 
-    def lap(self) -> TimeBreakdown:
-        """Start a new lap, and return the time of the last one."""
-        self._enter(self.phase)
-        spent = {phase: self._total[phase] - self._last_lap[phase] for phase in PHASES}
-        self._last_lap = dict(self._total)
-        return _breakdown(spent)
-
     def total(self) -> TimeBreakdown:
         """The time since this process began."""
         self._enter(self.phase)
-        return _breakdown(self._total)
+        named = {phase: value for phase, value in self._total.items() if phase != "step"}
+        return TimeBreakdown(sum(self._total.values()), **named)
 
     def run(self) -> TimeBreakdown:
         """The time of all processes of the run; setup and compile of later ones are lost."""
@@ -136,8 +134,3 @@ def before_restart(
     wall = max([saved.wall, *(row.get("wall_seconds", 0.0) for row in rows)])
     lost = wall - saved.wall
     return dataclasses.replace(saved, wall=wall, lost=saved.lost + lost), lost
-
-
-def _breakdown(seconds: dict[str, float]) -> TimeBreakdown:
-    named = {phase: value for phase, value in seconds.items() if phase != "step"}
-    return TimeBreakdown(sum(seconds.values()), **named)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 # Slowest links first: neighbours along the last axis are neighbours in the pod.
 MESH_AXES = ("data", "fsdp", "sequence", "tensor")
+STACK = "stack"  # the models of a stack, in a mesh that has no other axis above 1
 
 
 @configurable
@@ -81,6 +82,17 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
         grid = mesh_utils.create_device_mesh(shape, devices, **split)
     automatic = (jax.sharding.AxisType.Auto,) * len(MESH_AXES)
     return jax.sharding.Mesh(grid, MESH_AXES, axis_types=automatic)
+
+
+def stack_mesh(count: int, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
+    """A mesh over which `count` stacked models divide; of as many devices as possible."""
+    import jax
+    import numpy as np
+
+    devices = jax.devices() if devices is None else devices
+    grid = np.array(devices[: math.gcd(count, len(devices))]).reshape(-1, 1, 1, 1, 1)
+    automatic = (jax.sharding.AxisType.Auto,) * grid.ndim
+    return jax.sharding.Mesh(grid, (STACK, *MESH_AXES), axis_types=automatic)
 
 
 def _between_slices(shape: Sequence[int], slices: int) -> tuple[int, ...]:

@@ -20,7 +20,7 @@ from jaxllm.training.rules import Rule
 
 DIAL = ("params", "tokens_per_param", "tokens", "flops")
 MIXTURE = "mixture"
-RESERVED = ("logs", "suite.json")  # beside the runs, in the suite's directory
+RESERVED = ("logs", "stacks", "suite.json")  # beside the runs, in the suite's directory
 SIZE = (*DIAL, "TRAIN_STEPS")  # axes along which runs are of one family
 
 

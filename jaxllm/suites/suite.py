@@ -2,7 +2,8 @@
 
 SUITE_DIR/suite.json     the runs with their settings, as they were begun
 SUITE_DIR/<run>/         a run directory each
-SUITE_DIR/logs/<run>.log what each printed
+SUITE_DIR/stacks/        the flags of runs that train in one program
+SUITE_DIR/logs/          what each run or stack printed
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from jaxllm.run.suite_layout import SuiteLayout
 from jaxllm.run.times import duration
 from jaxllm.suites.cost import Cost
 from jaxllm.suites.design import Member
+from jaxllm.suites.jobs import Job, jobs
 from jaxllm.suites.launchers import Launcher
 
 
@@ -87,16 +89,25 @@ class Suite:
             path, json.dumps({"rule": self._rule, "runs": before | settings}, indent=1) + "\n"
         )
 
-    def flags(self, member: Member) -> list[str]:
-        """The flags of a run's `jaxllm.train`."""
-        own = [f"--gin.{name}={_gin(value)}" for name, value in member.bindings.items()]
-        return [*self._flags, f"--gin.MODEL_DIR={self.layout.run(member.name)}", *own]
+    def flags(self, job: Job, due: Set[str] | None = None) -> list[str]:
+        """The flags of the `jaxllm.train` that trains a job's runs, or those that are due."""
+        own = [self._own_flags(one) for one in job.members if due is None or one.name in due]
+        if len(own) == 1:
+            return [*self._flags, *own[0]]
+        file = self.layout.stacks / f"{job.name}.json"
+        atomic_write(file, json.dumps(own, indent=1) + "\n")
+        return [*self._flags, f"--stack={file}"]
 
-    def job(self, member: Member) -> str:
-        """The name of a run where it trains: of its directory alone, and one that GKE takes."""
-        path = os.fspath(self.layout.run(member.name))
-        digest = hashlib.sha256((path if is_remote(path) else os.path.abspath(path)).encode())
-        readable = re.sub("[^a-z0-9]+", "-", member.name.lower())[:29].strip("-")
+    def _own_flags(self, member: Member) -> list[str]:
+        own = [f"--gin.{name}={_gin(value)}" for name, value in member.bindings.items()]
+        return [f"--gin.MODEL_DIR={self.layout.run(member.name)}", *own]
+
+    def job_name(self, job: Job) -> str:
+        """The name of a job where it trains: of its directories alone, and one that GKE takes."""
+        paths = [os.fspath(self.layout.run(one.name)) for one in job.members]
+        whole = [path if is_remote(path) else os.path.abspath(path) for path in paths]
+        digest = hashlib.sha256("\n".join(whole).encode())
+        readable = re.sub("[^a-z0-9]+", "-", job.name.lower())[:29].strip("-")
         return f"r-{readable}-{digest.hexdigest()[:8]}"
 
     def progress(self, member: Member) -> Progress:
@@ -110,62 +121,86 @@ class Suite:
         step = max((row["step"] for row in rows), default=0)
         return Progress(step, member.steps, finished)
 
-    def train(self, launcher: Launcher, jobs: int, log: Callable[[str], None]) -> list[str]:
-        """Train what is not finished, `jobs` at a time; a failure stops only its own branches.
+    def train(
+        self, launcher: Launcher, at_once: int, stack: int, log: Callable[[str], None]
+    ) -> list[str]:
+        """Train what is not finished; a failure stops only its own branches.
+
+        Args:
+          at_once: jobs at a time.
+          stack: runs of equal shapes in one job, at most.
 
         Returns:
           The names of the runs that failed or could not begin.
         """
         self.layout.logs.mkdir(parents=True, exist_ok=True)
-        unfinished = [one for one in self.members if not self.progress(one).finished]
+        unfinished = {one.name for one in self.members if not self.progress(one).finished}
+        planned = [job for job in jobs(self.members, stack) if unfinished & job.runs]
         # of a suite command that was lost
-        running = [one for one in unfinished if launcher.state(self.job(one)) == "running"]
-        waiting = [one for one in unfinished if one not in running]
+        running = [job for job in planned if launcher.state(self.job_name(job)) == "running"]
+        waiting = [job for job in planned if job not in running]
         failed: list[str] = []
-        for one in running:
-            log(f"{one.name}: goes on")
-        with self._bar(unfinished) as bar:
+        for job in running:
+            log(f"{job.name}: goes on")
+        with self._bar([one for one in self.members if one.name in unfinished]) as bar:
             try:
                 while waiting or running:
-                    states = {one.name: launcher.state(self.job(one)) for one in running}
-                    for one in [m for m in running if states[m.name] != "running"]:
-                        running.remove(one)
-                        if states[one.name] != "failed" and self.progress(one).finished:
-                            log(f"{one.name}: finished")
-                        else:
-                            failed.append(one.name)
-                            log(f"{one.name}: failed ({self._last_words(one)})")
-                    for one in list(waiting):
-                        if one.parent in failed:
-                            waiting.remove(one)
-                            failed.append(one.name)
-                            log(f"{one.name}: not begun, as {one.parent} failed")
-                        elif len(running) < jobs and self._may_begin(one, [*waiting, *running]):
-                            waiting.remove(one)
-                            running.append(one)
-                            launcher.submit(self.job(one), self.flags(one), self._log(one))
+                    states = {job: launcher.state(self.job_name(job)) for job in running}
+                    for job in [job for job in running if states[job] != "running"]:
+                        running.remove(job)
+                        failed += self._ended(job, states[job], unfinished, log)
+                    for job in list(waiting):
+                        for one in job.members:
+                            due = one.name in unfinished and one.name not in failed
+                            if due and one.parent in failed:
+                                failed.append(one.name)
+                                log(f"{one.name}: not begun, as {one.parent} failed")
+                        if not unfinished & job.runs - set(failed):
+                            waiting.remove(job)
+                        elif len(running) < at_once and not any(
+                            job.parents & other.runs for other in [*waiting, *running]
+                        ):
+                            waiting.remove(job)
+                            running.append(job)
+                            flags = self.flags(job, unfinished - set(failed))
+                            launcher.submit(self.job_name(job), flags, self._log(job))
                     self._show(bar, running)
                     if running:
                         time.sleep(launcher.poll_seconds)
             except BaseException as error:
                 if launcher.here or isinstance(error, KeyboardInterrupt):
-                    for one in running:
-                        launcher.cancel(self.job(one))
+                    for job in running:
+                        launcher.cancel(self.job_name(job))
                 raise
         return failed
 
-    def _may_begin(self, member: Member, unfinished: Sequence[Member]) -> bool:
-        return all(one.name != member.parent for one in unfinished)
+    def _ended(
+        self, job: Job, state: str, unfinished: Set[str], log: Callable[[str], None]
+    ) -> list[str]:
+        """Say how each run of a job has ended; returns those that failed.
 
-    def _log(self, member: Member) -> Path:
-        return Path(self.layout.logs / f"{member.name}.log")
+        A stack fails as one where a single run of it has diverged.
+        """
+        failed = []
+        for one in (one for one in job.members if one.name in unfinished):
+            if self.progress(one).finished and (state != "failed" or len(job.members) > 1):
+                log(f"{one.name}: finished")
+            else:
+                failed.append(one.name)
+                log(f"{one.name}: failed ({self._last_words(job, one)})")
+        return failed
 
-    def _last_words(self, member: Member) -> str:
-        """The error in a run's log, or its last line."""
-        log = self._log(member)
+    def _log(self, job: Job) -> Path:
+        return Path(self.layout.logs / f"{job.name}.log")
+
+    def _last_words(self, job: Job, member: Member) -> str:
+        """The error in a run's log, its own if there is one, or the last line."""
+        log = self._log(job)
         text = log.read_text(errors="replace") if log.exists() else ""
         lines = [line for line in text.splitlines() if line]
         errors = [line for line in lines if line.startswith("error:")]
+        own = f"error: {self.layout.run(member.name)}:"
+        errors = [line for line in errors if line.startswith(own)] or errors
         return f"{(errors or lines or ['no output'])[-1]}; its output is in {log}"
 
     def _bar(self, waiting: Sequence[Member]) -> tqdm:
@@ -175,13 +210,13 @@ class Suite:
             bar_format="{percentage:3.0f}%|{bar}| {elapsed}, {remaining} left  {postfix}",
         )  # fmt: skip
 
-    def _show(self, bar: tqdm, running: Sequence[Member]) -> None:
+    def _show(self, bar: tqdm, running: Sequence[Job]) -> None:
         states = {one.name: self.progress(one) for one in self.members}
         done = sum(one.flops * states[one.name].share for one in self.members)
         bar.n = max(bar.n, done - (sum(one.flops for one in self.members) - bar.total))
         ended = sum(state.finished for state in states.values())
-        names = ", ".join(f"{m.name} {states[m.name].share:.0%}" for m in running)
-        bar.set_postfix_str(f"{ended} of {len(states)} runs; {names}")
+        now = ", ".join(f"{j.name} {states[j.members[-1].name].share:.0%}" for j in running)
+        bar.set_postfix_str(f"{ended} of {len(states)} runs; {now}")
 
 
 def table(suite: Suite, costs: Mapping[str, Cost] | None = None) -> str:

@@ -93,6 +93,14 @@ class Experiment:
             )
         return branch
 
+    def newest_step(self) -> int:
+        """The step at which the run goes on or begins, unless its newest checkpoint is damaged."""
+        from jaxllm.run.run import Run
+
+        steps = [entry.step for entry in Run(self.model_dir).available()]
+        branch = None if steps else self.branch()
+        return max(steps, default=branch.entry.step if branch else 0)
+
     def check_branch(self, branch: Branch, mesh: Mesh) -> None:
         """Raise UserError if the run's state cannot begin at `branch`."""
         from jaxllm.training.state import abstract_state
@@ -105,16 +113,15 @@ class Experiment:
         """The config of the optimizer."""
         return self.train.optimizer
 
-    def make_optimizer(self) -> optax.GradientTransformation:
+    def make_optimizer(
+        self, schedule: optax.Schedule | None = None
+    ) -> optax.GradientTransformation:
         """The optimizer with the run's schedule, and the average of parameters that it keeps."""
         from jaxllm.models.decoder import abstract_params
         from jaxllm.training.optimizer import with_ema
 
-        schedule, params = (
-            make_schedule(self.schedule, self.train.steps),
-            abstract_params(self.model),
-        )
-        built = self.optimizer.build(schedule, params)
+        schedule = schedule or make_schedule(self.schedule, self.train.steps)
+        built = self.optimizer.build(schedule, abstract_params(self.model))
         if self.train.ema_decay is None:
             return built
         return with_ema(built, self.train.ema_decay, self.train.ema_dtype)

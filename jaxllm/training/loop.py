@@ -27,7 +27,7 @@ from jaxllm.training.metrics import Diverged, MetricsLog, Position, Writer
 from jaxllm.training.preemption import Preemption
 from jaxllm.training.profile import Profile
 from jaxllm.training.progress import Progress
-from jaxllm.training.state import TrainState, abstract_state, init_state, num_bytes, state_of
+from jaxllm.training.state import TrainState, abstract_state, initializer, num_bytes, state_of
 from jaxllm.training.step import TrainStep, compile_train_step, device_batch
 from jaxllm.training.watchdog import Watchdog
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from jaxllm.data.loader import Loader, SequenceSource
     from jaxllm.evaluation.evaluator import Evaluator
 
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 
 class Outcome(NamedTuple):
@@ -82,10 +82,10 @@ def train(
     progress = progress or Progress(steps)
     with (
         disk_errors(
-            f"write to MODEL_DIR {model_dir}", "; the saved checkpoints are whole", _DISK_ERRORS
+            f"write to MODEL_DIR {model_dir}", "; the saved checkpoints are whole", DISK_ERRORS
         ),
         Preemption() as preemption,
-        _closing(progress, *writers),
+        closing_all(progress, *writers),
         Trainer(
             experiment, mesh, source, evaluator, writers, preemption.requested, progress, timer
         ) as run,
@@ -221,11 +221,12 @@ class Trainer:
             for change in self._run.write_config(text, self.step):
                 log(f"changed since the last start: {change}")
 
-    def restored_or_new_state(self) -> TrainState:
-        """The initial state of this process."""
+    def restored_or_new_state(self, new: Callable[[int], TrainState] | None = None) -> TrainState:
+        """The initial state of this process; `new` is a compiled `state.initializer`."""
         e, restored = self._experiment, self._restored
         if restored is None:
-            return init_state(e.model, self._optimizer, self._abstract, e.train.seed)
+            new = new or initializer(e.model, self._optimizer, self._abstract)
+            return new(e.train.seed)
         if restored.training is None:
             return state_of(restored.params, self._optimizer, self._abstract)
         return TrainState(params=restored.params, **restored.training)
@@ -350,7 +351,7 @@ class Trainer:
 
 
 @contextlib.contextmanager
-def _closing(*outputs: Progress | Writer) -> Iterator[None]:
+def closing_all(*outputs: Progress | Writer) -> Iterator[None]:
     """Close all `outputs` at the end; after an error, suppress further errors of closing."""
     with contextlib.ExitStack() as opened:
         for output in outputs:

@@ -97,7 +97,7 @@ class MetricsLog:
             for name in ("loss_sums", "weight_sums")
         }
         self._pending: tuple[int, StepMetrics] | None = None
-        self._last_line = start.step
+        self._last_line, self._timed = start.step, TimeBreakdown()
         self._first_traffic = self._traffic = traffic()
         self._speed = 0.0
 
@@ -136,7 +136,9 @@ class MetricsLog:
 
     def _write_line(self, step: int, metrics: StepMetrics) -> None:
         steps = step - self._last_line
-        line = self._line(step, metrics) | self._timing(steps, self._timer.lap())
+        total = self._timer.total()
+        lap, self._timed = total - self._timed, total
+        line = self._line(step, metrics) | self._timing(steps, lap)
         line |= self._requests(steps)
         self._last_line = step
         for sums in self._sums.values():

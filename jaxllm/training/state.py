@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -44,13 +45,21 @@ def init_state(
     model: ModelConfig, optimizer: optax.GradientTransformation, abstract: TrainState, seed: int
 ) -> TrainState:
     """A new state; each device initializes its own shards."""
+    return initializer(model, optimizer, abstract)(seed)
+
+
+def initializer(
+    model: ModelConfig, optimizer: optax.GradientTransformation, abstract: TrainState
+) -> Callable[[int], TrainState]:
+    """`init_state` of a seed, compiled once."""
 
     def init(key: jax.Array) -> TrainState:
         params = nn.unbox(init_params(model, key))
         return TrainState(jnp.int32(0), params, optimizer.init(params))
 
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    return jax.jit(init, out_shardings=shardings)(jax.random.key(seed))
+    compiled = jax.jit(init, out_shardings=shardings)
+    return lambda seed: compiled(jax.random.key(seed))
 
 
 def state_of(

@@ -70,11 +70,38 @@ def lower_train_step(
 ) -> jax.stages.Lowered:
     """Lower the update for one batch shape; compiled, it is a `TrainStep`.
 
-    That is (state, batch) -> (state, StepMetrics), for global arrays [B = batch_size, T = length]
-    sharded over sequences; the old state is donated. The loss is the mean over the batch's weighted
-    targets, for any number of microbatches (`accumulation`, which divides B): each is divided by
-    the weight of the whole batch. `schedule` serves the metrics; `num_domains` is what
-    `Batch.domains` indexes; `loss_chunk_tokens` is `token_loss`'s.
+    That is `make_update`'s, for global arrays [B = batch_size, T = length] sharded over sequences;
+    the old state is donated.
+    """
+    update = make_update(
+        model, optimizer, schedule, mesh, num_domains, accumulation, z_loss, loss_chunk_tokens
+    )
+    state_shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    step = jax.jit(
+        update,
+        in_shardings=(state_shardings, batch_sharding(mesh)),
+        out_shardings=(state_shardings, replicated(mesh)),
+        donate_argnums=0,
+    )
+    return step.lower(abstract, abstract_batch(batch_size, length))
+
+
+def make_update(
+    model: ModelConfig,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    mesh: jax.sharding.Mesh,
+    num_domains: int,
+    accumulation: int = 1,
+    z_loss: float = 0.0,
+    loss_chunk_tokens: int | None = None,
+) -> TrainStep:
+    """The update, not yet compiled: (state, batch) -> (state, StepMetrics).
+
+    The loss is the mean over the batch's weighted targets, for any number of microbatches
+    (`accumulation`, which divides B): each is divided by the weight of the whole batch. `schedule`
+    serves the metrics; `num_domains` is what `Batch.domains` indexes; `loss_chunk_tokens` is
+    `token_loss`'s.
     """
 
     def update(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
@@ -119,14 +146,7 @@ def lower_train_step(
 
         return jax.grad(loss, has_aux=True)(params)
 
-    state_shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    step = jax.jit(
-        update,
-        in_shardings=(state_shardings, batch_sharding(mesh)),
-        out_shardings=(state_shardings, replicated(mesh)),
-        donate_argnums=0,
-    )
-    return step.lower(abstract, abstract_batch(batch_size, length))
+    return update
 
 
 def device_batch(batch: Batch, mesh: jax.sharding.Mesh) -> Batch:

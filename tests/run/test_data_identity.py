@@ -11,7 +11,7 @@ from jaxllm.data.tokenizer import with_saved_tokenizer
 from jaxllm.errors import UserError
 from jaxllm.run import data_identity
 from jaxllm.run.data_identity import DataIdentity, saved_tokenizer
-from jaxllm.train import open_data
+from jaxllm.training.sequences import open_data
 from tests.training.helpers import experiment
 
 TOKENIZER = {"tokenizer_config.json": b"{}", "tokenizer.json": b"{1}"}

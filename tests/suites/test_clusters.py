@@ -15,6 +15,7 @@ from jaxllm import suite as command
 from jaxllm.errors import UserError
 from jaxllm.suites import launchers
 from jaxllm.suites.design import Member
+from jaxllm.suites.jobs import Job
 from jaxllm.suites.launchers import Launcher
 from jaxllm.suites.suite import Progress, Suite
 from tests.conftest import REPOSITORY
@@ -116,7 +117,8 @@ class TinySuite(Suite):
     def progress(self, member: Member) -> Progress:
         return Progress(0, 1, (self.layout.run(member.name) / "finished").exists())
 
-    def flags(self, member: Member) -> list[str]:
+    def flags(self, job: Job, due: object = None) -> list[str]:
+        (member,) = job.members
         return [str(self.layout.run(member.name)), str(member.bindings["told"])]
 
 
@@ -133,19 +135,19 @@ def tiny_suite(folder: Path, **told: str) -> TinySuite:
 @everywhere
 def test_a_lost_suite_finds_its_runs_again(cluster: Path, name: str, tmp_path: Path) -> None:
     suite = tiny_suite(tmp_path, Going="wait", Bad="crash", next="finish")
-    runs = suite.members
-    make(name).submit(suite.job(runs[0]), suite.flags(runs[0]), tmp_path / "log")
+    first = Job((suite.members[0],))
+    make(name).submit(suite.job_name(first), suite.flags(first), tmp_path / "log")
     wait_for((tmp_path / "suite" / "Going" / "begun").exists)
     said: list[str] = []
 
     def log(line: str) -> None:
         said.append(line)
         if "goes on" in line:
-            assert re.fullmatch("[a-z][a-z0-9-]{,39}", suite.job(runs[0]))
+            assert re.fullmatch("[a-z][a-z0-9-]{,39}", suite.job_name(first))
         if line == "next: finished":
             (tmp_path / "suite" / "Going" / "go").touch()
 
-    assert suite.train(make(name), 2, log) == ["Bad"]
+    assert suite.train(make(name), 2, 1, log) == ["Bad"]
     assert said[0] == "Going: goes on" and {"next: finished", "Going: finished"} < set(said)
     assert (tmp_path / "suite" / "Going" / "begun").read_text() == "wait\n"
     assert name == "xpk" or any(line.startswith("Bad: failed (error: Boom;") for line in said)
@@ -178,7 +180,7 @@ def test_runs_elsewhere_end_with_the_suite_only_by_ctrl_c(
     launcher, suite = Elsewhere(), tiny_suite(tmp_path, a="wait")
     launcher.here = here
     with pytest.raises(type(why)):
-        suite.train(launcher, 1, print)
+        suite.train(launcher, 1, 1, print)
     assert len(stopped) == cancelled
 
 
