@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import platform
+import signal
 import sys
 import tempfile
 import threading
@@ -21,7 +22,8 @@ import time
 from collections.abc import Iterator, Mapping
 from itertools import zip_longest
 from pathlib import Path
-from types import ModuleType
+from signal import SIGHUP, SIGTERM
+from types import FrameType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -149,6 +151,25 @@ def _gather(text: str) -> list[str]:
     data[: len(encoded)] = np.frombuffer(encoded, np.uint8)
     every = np.asarray(multihost_utils.process_allgather(data)).astype(np.uint8)
     return [bytes(row).rstrip(b"\0").decode() for row in every]
+
+
+@contextlib.contextmanager
+def exit_by_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP raise SystemExit, with a shell's code for them, as Ctrl-C raises its own.
+
+    A signal that is ignored, as under nohup, stays so.
+    """
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        sys.exit(128 + number)
+
+    numbers = [n for n in (SIGTERM, SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
+    before = {number: signal.signal(number, leave) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def abort(code: int) -> None:

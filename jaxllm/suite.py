@@ -4,7 +4,8 @@
 
 Prints what the runs cost, then trains them, the cheapest first: here, or where `--launcher` says.
 A run that fails stops only its own branches; the same command goes on with what is not finished.
-Exit code 1 if a run failed.
+Exit code 1 if a run failed; 130, 143 or 129 after Ctrl-C, SIGTERM or a lost terminal, upon which
+runs here save and end.
 `python -m jaxllm.analyze SUITE_DIR` reads all of them.
 """
 
@@ -95,7 +96,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.dry_run:
         return 0
     suite.begin()
-    failed = suite.train(launcher, args.jobs, args.stack, tqdm.write)
+    with runtime.exit_by_signals():
+        failed = suite.train(launcher, args.jobs, args.stack, tqdm.write)
     if failed:
         print(f"{len(failed)} of {len(runs)} runs are not finished: {', '.join(failed)}")
         return 1

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxllm.suites.launchers import Launcher, Options, State, answer
+from jaxllm.suites.launchers import Launcher, Options, State, answer, ask
 
 SAVING = {"termination-grace-period-seconds": "300"}
 
@@ -31,7 +31,7 @@ class Xpk(Launcher):
 
     def state(self, name: str) -> State:
         """As the list of workloads has it, whose columns end with status, message and time."""
-        listed = self._ask("list", **{"filter-by-job": name})
+        listed = ask(self._command("list", **{"filter-by-job": name}))
         row = next((row for row in listed.splitlines() if row.split()[:1] == [name]), None)
         if row is None:
             return "none"
@@ -41,11 +41,11 @@ class Xpk(Launcher):
 
     def cancel(self, name: str) -> None:
         """Delete the workload: its pods are sent SIGTERM, upon which a run saves."""
-        self._ask("delete", workload=name)
+        answer(self._command("delete", workload=name))
 
-    def _ask(self, verb: str, **options: str) -> str:
+    def _command(self, verb: str, **options: str) -> list[str]:
         where = {k: v for k, v in self._options.items() if k in ("cluster", "zone", "project")}
-        return answer(["xpk", "workload", verb, *words(where | options)])
+        return ["xpk", "workload", verb, *words(where | options)]
 
 
 def words(options: Options) -> list[str]:

@@ -7,7 +7,6 @@ import json
 from collections.abc import Sequence
 
 from jaxllm.suites.design import Member
-from jaxllm.training.stacked import shared_settings
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -52,6 +51,8 @@ def jobs(members: Sequence[Member], size: int) -> list[Job]:
 
 def _alike(member: Member) -> str:
     """Equal for runs that can be stacked."""
+    from jaxllm.training.stacked import shared_settings  # loads the reading of data
+
     scoring = {name: v for name, v in member.bindings.items() if name.startswith(("Eval", "EVAL_"))}
     shared = shared_settings(member.experiment)
     return json.dumps([member.begin, shared, scoring], default=repr)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxllm.errors import UserError, one_line
-from jaxllm.suites.launchers import TRAIN, Launcher, Options, State, answer
+from jaxllm.suites.launchers import TRAIN, Launcher, Options, State, answer, ask
 
 if TYPE_CHECKING:
     from submitit.helpers import DelayedSubmission
@@ -52,7 +52,7 @@ class Slurm(Launcher):
 
     def state(self, name: str) -> State:
         """Running while it is in the queue; how the run ended is in its directory."""
-        queue = answer(["squeue", "--me", "--noheader", f"--name={name}", "--format=%A %T"])
+        queue = ask(["squeue", "--me", "--noheader", f"--name={name}", "--format=%A %T"])
         return "running" if queue.strip() else "none"
 
     def cancel(self, name: str) -> None:

@@ -14,6 +14,7 @@ import json
 import os
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ from jaxllm.suites.cost import Cost
 from jaxllm.suites.design import Member
 from jaxllm.suites.jobs import Job, jobs
 from jaxllm.suites.launchers import Launcher
+
+MISSES = 6  # looks at which a job that was submitted may not be there yet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,13 +145,19 @@ class Suite:
         failed: list[str] = []
         for job in running:
             log(f"{job.name}: goes on")
+        seen, misses = set(running), Counter[Job]()
         with self._bar([one for one in self.members if one.name in unfinished]) as bar:
             try:
                 while waiting or running:
-                    states = {job: launcher.state(self.job_name(job)) for job in running}
-                    for job in [job for job in running if states[job] != "running"]:
-                        running.remove(job)
-                        failed += self._ended(job, states[job], unfinished, log)
+                    for job in list(running):
+                        state = launcher.state(self.job_name(job))
+                        if state == "running":
+                            seen.add(job)
+                        elif state == "none" and self._may_appear(job, seen, misses[job]):
+                            misses[job] += 1
+                        else:
+                            running.remove(job)
+                            failed += self._ended(job, state, unfinished, log)
                     for job in list(waiting):
                         for one in job.members:
                             due = one.name in unfinished and one.name not in failed
@@ -162,17 +171,34 @@ class Suite:
                         ):
                             waiting.remove(job)
                             running.append(job)
-                            flags = self.flags(job, unfinished - set(failed))
-                            launcher.submit(self.job_name(job), flags, self._log(job))
+                            if launcher.state(self.job_name(job)) != "running":  # by another suite
+                                flags = self.flags(job, unfinished - set(failed))
+                                launcher.submit(self.job_name(job), flags, self._log(job))
                     self._show(bar, running)
                     if running:
                         time.sleep(launcher.poll_seconds)
             except BaseException as error:
                 if launcher.here or isinstance(error, KeyboardInterrupt):
-                    for job in running:
-                        launcher.cancel(self.job_name(job))
+                    self._stop(launcher, running, log)
                 raise
         return failed
+
+    def _may_appear(self, job: Job, seen: Set[Job], misses: int) -> bool:
+        """Whether a job that is not there is too new: a queue may show it late."""
+        done = all(self.progress(one).finished for one in job.members)
+        return job not in seen and misses < MISSES and not done
+
+    def _stop(self, launcher: Launcher, running: Sequence[Job], log: Callable[[str], None]) -> None:
+        """Let jobs save and end; wait for those here."""
+        names = [self.job_name(job) for job in running]
+        for job, name in zip(running, names, strict=True):
+            log(f"{job.name}: saves and ends")
+            try:
+                launcher.cancel(name)
+            except UserError as error:
+                log(f"{job.name}: may go on ({error})")
+        while launcher.here and any(launcher.state(name) == "running" for name in names):
+            time.sleep(launcher.poll_seconds)
 
     def _ended(
         self, job: Job, state: str, unfinished: Set[str], log: Callable[[str], None]

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
 import shutil
 import signal
-import subprocess
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO
 
 from jaxllm.errors import UserError
 from jaxllm.suites.gke import words
-from jaxllm.suites.launchers import Launcher, Options, State, answer
+from jaxllm.suites.launchers import Launcher, Options, State, answer, begin, process_of
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "tpu_scripts"
 
@@ -40,26 +35,16 @@ class TpuVm(Launcher):
         """Start keep_running.sh."""
         keep = _script("keep_running", name, self._options | {"delete_when_finished": ""})
         answer([*keep, "--dry_run", "--", *flags])
-        with _lock(name) as file, log.open("ab") as output:
-            keeper = subprocess.Popen(
-                [*keep, "--", *flags], stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-                start_new_session=True, pass_fds=[file.fileno()],
-            )  # fmt: skip
-            file.truncate(0)
-            file.write(str(keeper.pid))
+        begin(name, [*keep, "--", *flags], log)
 
     def state(self, name: str) -> State:
         """Running while its script is; how the run ended is in its directory."""
-        try:
-            with _lock(name):
-                return "none"
-        except BlockingIOError:
-            return "running"
+        return "running" if process_of(name) else "none"
 
     def cancel(self, name: str) -> None:
         """End the script, let the run save and stop, and give the TPU back."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(int(_lock_file(name).read_text()), signal.SIGTERM)
+        if keeper := process_of(name):
+            os.killpg(keeper, signal.SIGTERM)
         where = {k: v for k, v in self._options.items() if k in ("zone", "project", "slices")}
         for script in ("stop", "delete"):
             answer(_script(script, name, where))
@@ -67,20 +52,3 @@ class TpuVm(Launcher):
 
 def _script(script: str, name: str, options: Options) -> list[str]:
     return [str(SCRIPTS / f"{script}.sh"), f"--name={name}", *words(options)]
-
-
-def _lock_file(name: str) -> Path:
-    return Path(tempfile.gettempdir()) / f"jaxllm-{os.getuid()}-{name}.lock"
-
-
-@contextlib.contextmanager
-def _lock(name: str) -> Iterator[IO[str]]:
-    """Hold the lock of a run, as do the children that inherit its file.
-
-    Raises:
-      BlockingIOError: another process holds it.
-    """
-    _lock_file(name).touch()  # lest it is cleared away as old
-    with _lock_file(name).open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield file

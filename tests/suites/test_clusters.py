@@ -3,6 +3,8 @@
 import os
 import re
 import shutil
+import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -128,7 +130,7 @@ def tiny_suite(folder: Path, **told: str) -> TinySuite:
     )
     runs = [Member(n, {"told": t}, experiment) for n, t in told.items()]  # type: ignore[arg-type]
     suite = TinySuite(str(folder / "suite"), runs, [])
-    suite.layout.logs.mkdir(parents=True)
+    suite.layout.logs.mkdir(parents=True, exist_ok=True)
     return suite
 
 
@@ -182,6 +184,96 @@ def test_runs_elsewhere_end_with_the_suite_only_by_ctrl_c(
     with pytest.raises(type(why)):
         suite.train(launcher, 1, 1, print)
     assert len(stopped) == cancelled
+
+
+DRIVER = """
+import sys
+from pathlib import Path
+from jaxllm import cli, runtime
+from jaxllm.suites import launchers
+from tests.suites.test_clusters import tiny_suite
+home = Path(sys.argv[1])
+launchers.TRAIN = (str(home / "job.py"),)
+def main(argv):
+    with runtime.exit_by_signals():
+        tiny_suite(home, a="wait", b="wait", c="finish").train(launchers.Local(), 2, 1, print)
+cli.run(main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)],
+)
+def test_a_signal_to_the_suite_loses_nothing(cluster: Path, number: int, code: int) -> None:
+    """To its whole group, as a terminal's Ctrl-C. Runs save and end, or a killed suite's go on."""
+    home = cluster.parent
+    command = subprocess.Popen(
+        [sys.executable, "-c", DRIVER, str(home)], env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
+    suite = tiny_suite(home, a="wait", b="wait", c="finish")
+    runs = [home / "suite" / name for name in "abc"]
+    wait_for(lambda: all((run / "begun").exists() for run in runs[:2]))
+    os.killpg(command.pid, number)
+    said = command.communicate()[0]
+    assert command.returncode == code, said
+    killed = number == signal.SIGKILL
+    assert [(run / "saved").exists() for run in runs] == [not killed, not killed, False]
+    assert not (runs[2] / "begun").exists()
+    if killed:
+        for run in runs[:2]:
+            (run / "go").touch()
+    again: list[str] = []
+    assert suite.train(launchers.Local(), 3, 1, again.append) == []
+    begun = [(run / "begun").read_text().count("\n") for run in runs]
+    assert begun == ([1, 1, 1] if killed else [2, 2, 1])
+
+
+def test_a_question_is_asked_again(
+    cluster: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(launchers, "PAUSES", (0, 0))
+    for name, failing in (("squeue", 2), ("xpk", 3)):
+        executable(
+            cluster.parent / "bin" / name,
+            f"echo x >> {cluster}/{name}; [ $(wc -l < {cluster}/{name}) -gt {failing} ] && exit 0\n"
+            "echo Socket timed out >&2; exit 1",
+        )
+    assert make("slurm").state("r-x") == "none"
+    assert capsys.readouterr().err.count("squeue failed with 1: Socket timed out; again in 0") == 2
+    with pytest.raises(UserError, match="xpk failed with 1: Socket timed out"):
+        make("xpk").state("r-x")
+
+
+class Scripted(launchers.Local):
+    """A launcher whose answers on a run are given."""
+
+    here, poll_seconds = False, 0
+
+    def __init__(self, *states: launchers.State) -> None:
+        super().__init__()
+        self.states, self.submitted = iter(states), 0
+
+    def submit(self, name: str, flags: object, log: Path) -> None:
+        self.submitted += 1
+
+    def state(self, name: str) -> launchers.State:
+        return next(self.states)
+
+
+def test_a_job_may_appear_late_or_never(tmp_path: Path) -> None:
+    suite, said = tiny_suite(tmp_path, a="wait"), list[str]()
+    none: list[launchers.State] = ["none"] * 9  # two of them before it is submitted
+    assert suite.train(Scripted(*none[:4], "running", "failed"), 1, 1, said.append) == ["a"]
+    assert suite.train(Scripted(*none), 1, 1, said.append) == ["a"]
+    assert len(said) == 2 and "a: failed (no output; " in said[1]
+
+
+def test_what_a_suite_beside_us_has_begun_is_not_begun_twice(tmp_path: Path) -> None:
+    launcher = Scripted("none", "running", "running", "failed")
+    tiny_suite(tmp_path, a="wait").train(launcher, 1, 1, print)
+    assert launcher.submitted == 0
 
 
 def test_slurm_runs_a_job_again_whose_time_is_over(cluster: Path, tmp_path: Path) -> None:
