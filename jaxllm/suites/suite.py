@@ -171,17 +171,29 @@ class Suite:
                         ):
                             waiting.remove(job)
                             running.append(job)
-                            if launcher.state(self.job_name(job)) != "running":  # by another suite
-                                flags = self.flags(job, unfinished - set(failed))
-                                launcher.submit(self.job_name(job), flags, self._log(job))
+                            try:
+                                self._submit(launcher, job, unfinished - set(failed))
+                            except UserError as error:
+                                if not seen:  # not even the first: an option is wrong
+                                    raise
+                                log(f"{job.name}: not submitted ({error})")
+                                misses[job] += 1
+                                if misses[job] < MISSES:
+                                    running.remove(job)
+                                    waiting.append(job)
                     self._show(bar, running)
-                    if running:
+                    if running or waiting:
                         time.sleep(launcher.poll_seconds)
             except BaseException as error:
                 if launcher.here or isinstance(error, KeyboardInterrupt):
                     self._stop(launcher, running, log)
                 raise
         return failed
+
+    def _submit(self, launcher: Launcher, job: Job, due: Set[str]) -> None:
+        """Submit a job, unless a suite command beside this one has."""
+        if launcher.state(self.job_name(job)) != "running":
+            launcher.submit(self.job_name(job), self.flags(job, due), self._log(job))
 
     def _may_appear(self, job: Job, seen: Set[Job], misses: int) -> bool:
         """Whether a job that is not there is too new: a queue may show it late."""

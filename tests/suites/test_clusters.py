@@ -270,6 +270,20 @@ def test_a_job_may_appear_late_or_never(tmp_path: Path) -> None:
     assert len(said) == 2 and "a: failed (no output; " in said[1]
 
 
+def test_what_is_refused_once_is_submitted_again(tmp_path: Path) -> None:
+    class Full(Scripted):
+        def submit(self, name: str, flags: object, log: Path) -> None:
+            self.submitted += 1
+            if 1 < self.submitted < 4:
+                raise UserError("sbatch refuses: QOSMaxSubmitJobPerUserLimit")
+
+    first: list[launchers.State] = ["none"] * 3  # of both at the start, and of a before it begins
+    rest: list[launchers.State] = ["running", "none", "failed", "none", "none", "failed"]
+    launcher, said = Full(*first, *rest), list[str]()
+    assert tiny_suite(tmp_path, a="x", b="x").train(launcher, 1, 1, said.append) == ["a", "b"]
+    assert launcher.submitted == 4 and sum("QOSMax" in line for line in said) == 2
+
+
 def test_what_a_suite_beside_us_has_begun_is_not_begun_twice(tmp_path: Path) -> None:
     launcher = Scripted("none", "running", "running", "failed")
     tiny_suite(tmp_path, a="wait").train(launcher, 1, 1, print)
