@@ -68,6 +68,8 @@ class Suite:
         """
         self.layout, self._rule = SuiteLayout(directory), rule
         self.members, self._flags = list(members), list(flags)
+        self._shares: dict[str, float] = {}  # of each run's steps that are done
+        self._finished: set[str] = set()
 
     def begin(self) -> None:
         """Write suite.json.
@@ -137,7 +139,10 @@ class Suite:
           The names of the runs that failed or could not begin.
         """
         self.layout.logs.mkdir(parents=True, exist_ok=True)
-        unfinished = {one.name for one in self.members if not self.progress(one).finished}
+        states = {one.name: self.progress(one) for one in self.members}
+        self._shares = {name: state.share for name, state in states.items()}
+        self._finished = {name for name, state in states.items() if state.finished}
+        unfinished = set(states) - self._finished
         planned = [job for job in jobs(self.members, stack) if unfinished & job.runs]
         # of a suite command that was lost
         running = [job for job in planned if launcher.state(self.job_name(job)) == "running"]
@@ -221,7 +226,10 @@ class Suite:
         """
         failed = []
         for one in (one for one in job.members if one.name in unfinished):
-            if self.progress(one).finished and (state != "failed" or len(job.members) > 1):
+            progress = self.progress(one)
+            self._shares[one.name] = progress.share
+            if progress.finished and (state != "failed" or len(job.members) > 1):
+                self._finished.add(one.name)
                 log(f"{one.name}: finished")
             else:
                 failed.append(one.name)
@@ -249,12 +257,15 @@ class Suite:
         )  # fmt: skip
 
     def _show(self, bar: tqdm, running: Sequence[Job]) -> None:
-        states = {one.name: self.progress(one) for one in self.members}
-        done = sum(one.flops * states[one.name].share for one in self.members)
+        """Update the bar; a stack's runs are at one step, and nobody rereads what has ended."""
+        now = {job.name: self.progress(job.members[-1]).share for job in running}
+        for job in running:
+            self._shares |= dict.fromkeys(job.runs, now[job.name])
+        done = sum(one.flops * self._shares[one.name] for one in self.members)
         bar.n = max(bar.n, done - (sum(one.flops for one in self.members) - bar.total))
-        ended = sum(state.finished for state in states.values())
-        now = ", ".join(f"{j.name} {states[j.members[-1].name].share:.0%}" for j in running)
-        bar.set_postfix_str(f"{ended} of {len(states)} runs; {now}")
+        ended = sum(one.name in self._finished for one in self.members)
+        at = ", ".join(f"{name} {share:.0%}" for name, share in now.items())
+        bar.set_postfix_str(f"{ended} of {len(self.members)} runs; {at}")
 
 
 def table(suite: Suite, costs: Mapping[str, Cost] | None = None) -> str:
