@@ -41,7 +41,7 @@ class Xpk(Launcher):
 
     def cancel(self, name: str) -> None:
         """Delete the workload: its pods are sent SIGTERM, upon which a run saves."""
-        answer(self._command("delete", workload=name))
+        ask(self._command("delete", workload=name))
 
     def _command(self, verb: str, **options: str) -> list[str]:
         where = {k: v for k, v in self._options.items() if k in ("cluster", "zone", "project")}

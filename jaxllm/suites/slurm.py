@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxllm.errors import UserError, one_line
-from jaxllm.suites.launchers import TRAIN, Launcher, Options, State, answer, ask
+from jaxllm.suites.launchers import TRAIN, Launcher, Options, State, ask
 
 if TYPE_CHECKING:
     from submitit.helpers import DelayedSubmission
@@ -57,8 +57,8 @@ class Slurm(Launcher):
 
     def cancel(self, name: str) -> None:
         """Take it out of the queue, or send SIGTERM, upon which a run saves."""
-        answer(["scancel", "--me", "--state=PENDING", f"--name={name}"])
-        answer(["scancel", "--me", "--state=RUNNING", "--signal=TERM", f"--name={name}"])
+        ask(["scancel", "--me", "--state=PENDING", f"--name={name}"])
+        ask(["scancel", "--me", "--state=RUNNING", "--signal=TERM", f"--name={name}"])
 
 
 @dataclasses.dataclass

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from jaxllm.errors import UserError
 from jaxllm.suites.gke import words
-from jaxllm.suites.launchers import Launcher, Options, State, answer, begin, process_of
+from jaxllm.suites.launchers import Launcher, Options, State, answer, ask, begin, process_of
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "tpu_scripts"
 
@@ -42,12 +43,15 @@ class TpuVm(Launcher):
         return "running" if process_of(name) else "none"
 
     def cancel(self, name: str) -> None:
-        """End the script, let the run save and stop, and give the TPU back."""
+        """End the script, let the run save and stop, and give the TPU back, or the request for it."""
         if keeper := process_of(name):
             os.killpg(keeper, signal.SIGTERM)
         where = {k: v for k, v in self._options.items() if k in ("zone", "project", "slices")}
-        for script in ("stop", "delete"):
-            answer(_script(script, name, where))
+        try:
+            answer(_script("stop", name, where))
+        except UserError as error:  # of a TPU that is not there yet
+            print(f"{name}: not stopped ({error}); its TPU is given back", file=sys.stderr)
+        ask(_script("delete", name, where))
 
 
 def _script(script: str, name: str, options: Options) -> list[str]:

@@ -20,12 +20,13 @@ from tests.training.helpers import FakeBatches, FakeSource, experiment, mesh
 from tests.training.test_survival import read_item
 
 
-@given(st.integers(1, 6), st.integers(0, 2**32 - 1))
-def test_a_mean_is_that_of_float64_bitwise(count: int, seed: int) -> None:
+@given(st.integers(1, 6), st.integers(0, 2**32 - 1), st.sampled_from(["float32", "bfloat16"]))
+def test_a_mean_is_that_of_float64_bitwise(count: int, seed: int, dtype: str) -> None:
     rng = np.random.default_rng(seed)
-    members = [rng.normal(size=(3, 5)).astype(np.float32) for _ in range(count)]
+    members = [rng.normal(size=(3, 5)).astype(jnp.dtype(dtype)) for _ in range(count)]
     ours = averages.mean(members, np.ones(count))
-    expected = np.mean(np.stack(members), axis=0, dtype=np.float64).astype(np.float32)
+    expected = np.mean(np.stack(members).astype(np.float64), axis=0).astype(jnp.dtype(dtype))
+    assert ours.dtype == expected.dtype
     np.testing.assert_array_equal(ours, expected)
 
 

@@ -61,3 +61,13 @@ def test_what_is_refused_is_one_line(
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match="needs a checkout of jaxllm, and the command gcloud"):
         make()
+
+
+def test_a_tpu_that_is_still_waited_for_is_given_back(here: Machine, tmp_path: Path) -> None:
+    here.states("NONE", "WAITING_FOR_RESOURCES")
+    launcher = make("type=v4-16")
+    launcher.submit("r-x", FLAGS, tmp_path / "log")
+    wait_for(lambda: here.called("queued-resources", "create") != [])
+    launcher.cancel("r-x")
+    assert len(here.called("queued-resources", "delete")) == 1
+    assert not list((here.cloud / "resources").iterdir())
