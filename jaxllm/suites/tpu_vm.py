@@ -43,7 +43,7 @@ class TpuVm(Launcher):
         return "running" if process_of(name) else "none"
 
     def cancel(self, name: str) -> None:
-        """End the script, let the run save and stop, and give the TPU back, or the request for it."""
+        """End the script, let the run save and stop, and give back the TPU or the request."""
         if keeper := process_of(name):
             os.killpg(keeper, signal.SIGTERM)
         where = {k: v for k, v in self._options.items() if k in ("zone", "project", "slices")}
