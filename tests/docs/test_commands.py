@@ -35,6 +35,10 @@ SMALL = {
         "--gin.SuiteConfig.cooldowns=()",
         "--gin.SuiteConfig.axes={'params': (5e4,), 'tokens': 4e4}",
     ),
+    "suites/mixtures.gin": (
+        "--gin.EVAL_TASKS=counting",
+        "--gin.SuiteConfig.axes={'params': 5e4, 'tokens': 2e4, 'mixture': 2}",
+    ),
     "RUN.gin": (*FEW_STEPS, "--gin.VocabularyConfig.size=512"),
 }
 RENAMED = {
