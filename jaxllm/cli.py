@@ -21,6 +21,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from jaxllm import runtime
 from jaxllm.errors import UserError, nearest, one_line
@@ -102,8 +103,13 @@ def load_gin(args: argparse.Namespace, run: str | None = None) -> None:
         gin.add_config_file_search_path(path)
     # gin's default readers also search Python packages, and mistake a directory runs/ for one.
     is_remote_file = lambda path: "://" in path and epath.Path(path).exists()
-    open_remote = lambda path: epath.Path(path).open()
-    gin.config._FILE_READERS[:] = [(open, os.path.isfile), (open_remote, is_remote_file)]
+    opened: list[str] = []
+
+    def read(path: str) -> Any:
+        opened.append(path)
+        return epath.Path(path).open() if "://" in path else open(path)
+
+    gin.config._FILE_READERS[:] = [(read, os.path.isfile), (read, is_remote_file)]
     logging.disable(logging.ERROR)  # gin logs every directory that a file is not in
     try:
         if run is not None:
@@ -115,6 +121,10 @@ def load_gin(args: argparse.Namespace, run: str | None = None) -> None:
         if is_store_error(error):
             raise
         raise UserError(_missing_file_message(error, paths)) from error
+    except RecursionError as error:
+        before = max(i for i, path in enumerate(opened[:-1]) if path == opened[-1])
+        circle = " includes ".join(opened[before:])
+        raise UserError(f"gin files include each other in a circle: {circle}") from error
     except (ValueError, SyntaxError, NameError, AttributeError, ImportError) as error:
         raise UserError(_parse_message(error)) from error
     finally:

@@ -1,6 +1,7 @@
 """The flags and the one-line errors that every command shares."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -106,3 +107,13 @@ def test_a_terminal_that_lacks_a_character_shows_another() -> None:
         env={**os.environ, "PYTHONIOENCODING": "ascii"}, cwd=REPOSITORY,
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (0, "0.5 ? 0.1\n"), done.stderr
+
+
+def test_files_that_include_each_other_are_named(tmp_path: Path, capsys) -> None:
+    for name, other in {"begin": "a", "a": "b", "b": "a"}.items():
+        (tmp_path / f"{name}.gin").write_text(f"include '{tmp_path}/{other}.gin'\n")
+    flags = ["--gin_file", f"{tmp_path}/begin.gin"]
+    with pytest.raises(SystemExit, match="2"):
+        cli.run(lambda _: cli.load_gin(cli.parse(cli.parser(""), flags)))
+    line = capsys.readouterr().err.strip()
+    assert re.search(r"in a circle: (\S+) includes \S+/[ab].gin includes \1$", line)
