@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import itertools
 import math
 import types
 import typing
@@ -108,8 +109,10 @@ def _fit(value: Any, hint: Any) -> Any:
         if not isinstance(value, (tuple, list)):
             return _UNFIT
         hints = args if args[-1] is not ... else args[:1] * len(value)
-        fitted = tuple(map(_fit, value, hints))
-        return fitted if len(value) == len(hints) and _UNFIT not in fitted else _UNFIT
+        if len(value) != len(hints):
+            return _UNFIT
+        fitted = tuple(map(_fit_item, itertools.count(1), value, hints))
+        return _UNFIT if _UNFIT in fitted else fitted
     if origin is Mapping:
         if not isinstance(value, Mapping):
             return _UNFIT
@@ -130,6 +133,14 @@ def _fit(value: Any, hint: Any) -> Any:
     else:
         fits = hint is Any or isinstance(value, hint)
     return value if fits else _UNFIT
+
+
+def _fit_item(number: int, value: Any, hint: Any) -> Any:
+    """`_fit` of an item of a tuple, whose number an error names."""
+    try:
+        return _fit(value, hint)
+    except UserError as error:
+        raise UserError(f"item {number}: {error}") from error
 
 
 def _types(hint: Any) -> tuple[Any, ...]:

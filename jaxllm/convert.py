@@ -60,11 +60,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     cli.load_gin(args, source)
 
     from jaxllm.interop.huggingface.exporting import export_run
-    from jaxllm.models.config import ModelConfig
     from jaxllm.run.run import Run
+    from jaxllm.training.experiment import Experiment
 
+    experiment = Experiment.configured()
+    model = lambda step: experiment.at(step).model
     export_run(
-        Run(source), target, ModelConfig(), step=args.step, steps=args.steps, dtype=args.dtype,
+        Run(source), target, model, step=args.step, steps=args.steps, dtype=args.dtype,
         architecture=args.architecture, max_shard_size=args.max_shard_size or "5GB",
     )  # fmt: skip
     return 0

@@ -106,14 +106,18 @@ def make_scorer(args: argparse.Namespace, run: Run, read: Callable[..., Any]) ->
 
     from jaxllm.evaluation.offline import OfflineScorer
     from jaxllm.sharding.mesh import MeshConfig, make_mesh
-    from jaxllm.training.experiment import Experiment, make_evaluator
+    from jaxllm.training.experiment import Experiment, check_evaluators, make_evaluators
 
     mesh, experiment = make_mesh(MeshConfig()), Experiment.configured(str(run.path))
-    evaluator = make_evaluator(experiment, mesh, config)
-    lines = evaluator.check()
+    evaluators = make_evaluators(experiment, mesh, config)
+    lines = check_evaluators(evaluators)
     if runtime.is_first():
         print(*lines, sep="\n", flush=True)
-    return OfflineScorer(run, evaluator, lambda entry: read(entry, experiment.model, mesh))
+    return OfflineScorer(
+        run,
+        lambda step: evaluators[experiment.stages.index(experiment.at(step))],
+        lambda entry: read(entry, experiment.at(entry.step).model, mesh),
+    )
 
 
 def selected_tasks(args: argparse.Namespace) -> EvalConfig:

@@ -137,20 +137,20 @@ def make_generator(args: argparse.Namespace) -> Generator:
 
 def from_run(args: argparse.Namespace, mesh: Any) -> tuple[Any, Any, Any]:
     """The model, parameters and vocabulary of a checkpoint of a run."""
-    from jaxllm.data.config import DataConfig
     from jaxllm.data.tokenizer import with_saved_tokenizer
     from jaxllm.data.vocabularies import build_vocabulary
-    from jaxllm.models.config import ModelConfig
     from jaxllm.run.data_identity import saved_tokenizer
     from jaxllm.run.run import Run
+    from jaxllm.training.experiment import Experiment
 
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax's; its errors are raised as well
-    run, model = Run(args.model_dir), ModelConfig()
+    run, experiment = Run(args.model_dir), Experiment.configured()
     entries = run.available() if args.step is None else run.select(str(args.step))
     if not entries:
         raise UserError(f"{args.model_dir} has no checkpoints")
+    model = experiment.at(entries[-1].step).model
     params = run.restore_params(entries[-1].step, model, mesh)
-    data = with_saved_tokenizer(DataConfig(), saved_tokenizer(args.model_dir))
+    data = with_saved_tokenizer(experiment.data, saved_tokenizer(args.model_dir))
     return model, params, build_vocabulary(data)
 
 

@@ -62,12 +62,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     experiment, timed = Experiment.configured().with_vocabulary(), not args.fit
     if not args.search:
-        plan = summary.Plan.of(
-            experiment, target, MeshConfig(), timed, EvalConfig(), args.bandwidth * 1e9,
-            args.price, rule_of(SuiteConfig().rule),
-        )  # fmt: skip
-        print(plan.json() if args.json else plan.text(timed))
-        return 0 if plan.fits else 1
+        rest = (MeshConfig(), timed, EvalConfig(), args.bandwidth * 1e9, args.price)
+        rule = rule_of(SuiteConfig().rule)
+        plans = [summary.Plan.of(stage, target, *rest, rule) for stage in experiment.stages]
+        print(summary.plan_json(plans) if args.json else summary.plan_text(plans, timed))
+        return 0 if all(plan.fits for plan in plans) else 1
+    # of several stages, that with the largest microbatches
+    experiment = max(
+        experiment.stages, key=lambda one: one.tokens_per_step / one.train.gradient_accumulation
+    )
     meshes = search.meshes(experiment, target)[: args.search]
     results = search.search(experiment, target, meshes)
     if args.json:

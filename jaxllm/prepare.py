@@ -22,8 +22,12 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 from jaxllm import cli
+
+if TYPE_CHECKING:
+    from jaxllm.training.experiment import Experiment
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,8 +54,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     from jaxllm.data.config import DataConfig
     from jaxllm.data.corpora import documents, resolve
 
-    config = DataConfig()
-    weights = resolve(config)
+    experiment = _experiment()
+    stages = experiment.stages if experiment else (None,)
+    configs = [stage.data if stage else DataConfig() for stage in stages]
+    weights = [resolve(config) for config in configs]
     splits = args.split or ["train"]
     if args.report_overlap:
         from jaxllm.evaluation import overlap
@@ -62,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             evaluation = dataclasses.replace(evaluation, tasks=tuple(args.tasks.split(",")))
         sources = {
             f"{domain} {split}": partial(documents, domain, split)
-            for domain in weights
+            for domain in {domain: None for of in weights for domain in of}
             for split in splits
         }
         overlap.report(sources, evaluation, args.report_overlap)
@@ -70,38 +76,42 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from jaxllm.data.check import take_back
     from jaxllm.data.jobs import beam_runner, run_in_processes
-    from jaxllm.data.loader import SequenceSource
+    from jaxllm.data.loader import SequenceSource, check_epochs
     from jaxllm.data.prepare import prepare, summary
     from jaxllm.data.vocabularies import load_tokenizer  # by now SeqIO is imported, silently
+    from jaxllm.training.stages import Stage, epochs
 
     run = beam_runner(argv[end + 1 :]) if end < len(argv) else run_in_processes
-    tokenizer = load_tokenizer(config, weights)
-    steps = _steps()
+    tokenizer = load_tokenizer(configs[0], weights[0])
     for split in splits:
-        domains = prepare(config, weights, tokenizer, split, run)
-        if args.check:
-            damaged = take_back((domain.store for domain in domains), run)
-            print("\n".join(damaged or [f"{split}: nothing is damaged"]), file=sys.stderr)
-            domains = prepare(config, weights, tokenizer, split, run)
-        if split != "train" or steps is None:
-            print(f"{split}\n{summary(domains)}")
-            continue
-        source = SequenceSource(config, tokenizer, domains)
-        print(f"{split}\n{summary(domains, source.epochs(steps * config.batch_size))}")
-        for warning in source.check_epochs(steps):
+        read: list[Stage] = []
+        for stage, config, of in zip(stages, configs, weights, strict=True):
+            domains = prepare(config, of, tokenizer, split, run)
+            if args.check:
+                damaged = take_back((domain.store for domain in domains), run)
+                print("\n".join(damaged or [f"{split}: nothing is damaged"]), file=sys.stderr)
+                domains = prepare(config, of, tokenizer, split, run)
+            title = f"{split}, stage {stage.number}" if stage and stage.number else split
+            if split != "train" or stage is None:
+                print(f"{title}\n{summary(domains)}")
+                continue
+            read.append(Stage(stage, SequenceSource(config, tokenizer, domains)))
+            print(f"{title}\n{summary(domains, epochs(read))}")
+        for warning in check_epochs(epochs(read), read[-1].experiment.train.steps if read else 0):
             print(warning, file=sys.stderr)
     return 0
 
 
-def _steps() -> int | None:
-    """The steps of the run; None where the gin files do not say."""
+def _experiment() -> Experiment | None:
+    """The run; None where the gin files do not say its steps."""
     import gin
 
-    for name in ("TRAIN_STEPS/macro.value", "TrainConfig.steps"):
+    from jaxllm.training.experiment import Experiment
+
+    for name in ("TRAIN_STEPS/macro.value", "TrainConfig.steps", "TrainConfig.stages"):
         with contextlib.suppress(ValueError):
-            value = gin.query_parameter(name)
-            if isinstance(value, int):
-                return value
+            if isinstance(gin.query_parameter(name), int | tuple | list):
+                return Experiment.configured()
     return None
 
 

@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Report every mistake that does not depend on data before preparing the data.
     experiment, scoring, mesh_config = Experiment.configured(), EvalConfig(), MeshConfig()
     select(scoring)
-    weights = resolve(experiment.data)
+    weights = resolve(experiment.stages[0].data)
     references = HealthConfig().open()
     runtime.join_hosts(args)
     runtime.check_hosts_agree(
@@ -149,7 +149,7 @@ class Opened(NamedTuple):
     """A run before its loop: its data are prepared, and its directory has their identity."""
 
     experiment: Experiment
-    source: SequenceSource
+    sources: list[SequenceSource]  # of each stage
     writers: list[Writer]
     health: HealthWriter | None  # on the first host, one of the writers
 
@@ -172,17 +172,17 @@ def open_run(
     from jaxllm.run import data_identity
     from jaxllm.training.sequences import open_data
 
-    source, identity = open_data(experiment, weights)
-    e = experiment.with_vocabulary(source.tokenizer.size)
+    sources, identity = open_data(experiment, weights)
+    tokenizer = sources[0].tokenizer
+    e = experiment.with_vocabulary(tokenizer.size)
     begun = data_identity.load(e.model_dir) is not None
     if not begun and (branch := e.branch()):
         e.check_branch(branch, mesh)
     if not runtime.is_first():
-        return Opened(e, source, [], None)
-    data_identity.save(e.model_dir, identity, source.tokenizer.files)
-    budget = e.train.steps * e.tokens_per_step
-    health = HealthWriter(e.model_dir, e.run_info, budget, references, log)
-    return Opened(e, source, [TensorBoardWriter(e.model_dir), health], health)
+        return Opened(e, sources, [], None)
+    data_identity.save(e.model_dir, identity, tokenizer.files)
+    health = HealthWriter(e.model_dir, e.run_info, e.tokens, references, log)
+    return Opened(e, sources, [TensorBoardWriter(e.model_dir), health], health)
 
 
 def run(
@@ -204,30 +204,34 @@ def run(
     import gin
     import jax
 
-    from jaxllm.data.loader import Loader
-    from jaxllm.training.experiment import make_evaluator
+    from jaxllm.data.loader import Loader, check_epochs
+    from jaxllm.training.experiment import check_evaluators, make_evaluators
     from jaxllm.training.loop import train
     from jaxllm.training.progress import Progress
+    from jaxllm.training.stages import Stage, epochs
 
     progress = Progress(experiment.train.steps, 30.0 if runtime.is_first() else math.inf)
-    e, source, writers, health = open_run(experiment, mesh, progress.log, references, weights)
-    open_batches = functools.partial(
-        Loader,
-        source,
-        e.data.batch_size,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
-    evaluator = make_evaluator(e, mesh, scoring) if scoring.tasks else None
-    costs = evaluator.check() if evaluator and scoring.every else ()
-    for line in [*source.check_epochs(e.train.steps), *costs] if runtime.is_first() else ():
+    e, sources, writers, health = open_run(experiment, mesh, progress.log, references, weights)
+    evaluators = make_evaluators(e, mesh, scoring) if scoring.tasks else []
+    costs = check_evaluators(evaluators) if scoring.every else []
+    hosts = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    open_batches = [
+        functools.partial(Loader, source, stage.data.batch_size, **hosts)
+        for stage, source in zip(e.stages, sources, strict=True)
+    ]
+    none = [None] * len(sources)
+    of_stages = zip(e.stages, sources, evaluators or none, open_batches, strict=True)
+    first, *later = stages = [Stage(*one) for one in of_stages]
+    repeated = check_epochs(epochs(stages), e.train.steps)
+    for line in [*repeated, *costs] if runtime.is_first() else ():
         progress.log(line)
     outcome = train(
         e,
         mesh,
-        source,
-        open_batches,
-        evaluator=evaluator,
+        first.source,
+        open_batches[0],
+        first.evaluator,
+        later=later,
         writers=writers,
         config_text=gin.operative_config_str(),
         progress=progress,
@@ -286,7 +290,9 @@ def train_stack(file: str, configure: Callable[[Sequence[str]], None], timer: Go
             continue
         experiments.append(opened.experiment)
         by_step.setdefault(opened.experiment.newest_step(), []).append(
-            stacked.StackedRun(*opened[:3], gin.operative_config_str())
+            stacked.StackedRun(
+                opened.experiment, opened.sources[0], opened.writers, gin.operative_config_str()
+            )
         )
     stacked.check_alike(experiments)
     finished = True

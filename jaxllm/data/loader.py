@@ -54,15 +54,17 @@ def open_source(
     weights: Mapping[str, float] | None = None,
     hosts: int = 1,
     origin: Origin = BEGINNING,
+    tokenizer: Tokenizer | None = None,
 ) -> SequenceSource:
     """Open the training sequences of a run, preparing corpora that are not in the cache.
 
     Args:
       weights: the run's domains, from `corpora.resolve`; None resolves them.
       hosts: how many processes do this at once; several prepare only what is small.
+      tokenizer: of the run, if it is known.
     """
     weights = weights or corpora.resolve(config)
-    tokenizer = load_tokenizer(config, weights)
+    tokenizer = tokenizer or load_tokenizer(config, weights)
     run = run_in_processes if hosts == 1 else run_on_every_host
     prepared = prepare(config, weights, tokenizer, run=run)
     return SequenceSource(config, tokenizer, prepared, origin)
@@ -142,16 +144,6 @@ class SequenceSource:
             for source, layout in zip(self.prepared, self._layouts, strict=True)
         }
 
-    def check_epochs(self, steps: int) -> list[str]:
-        """A warning for each domain, or source, that so many steps read too often."""
-        return [
-            f"warning: {name} is read {epochs:,.1f} times in {steps:,} steps: beyond"
-            f" {MAX_EPOCHS:.0f} epochs repeated tokens bring much less than new ones (Muennighoff"
-            " et al., 2023); give it more text or less weight"
-            for name, epochs in self.epochs(steps * self.config.batch_size).items()
-            if epochs > MAX_EPOCHS
-        ]
-
     def _order(self, source: int, numbers: np.ndarray) -> list[int]:
         """Layout indices of a source's sequences `numbers`; each epoch has its own order."""
         size = self._layouts[source].count
@@ -170,6 +162,17 @@ class SequenceSource:
                 f"ModelConfig.vocab_size = {vocab_size} is too small: the corpora are tokenized"
                 f" with a vocabulary of {self.tokenizer.size}"
             )
+
+
+def check_epochs(epochs: Mapping[str, float], steps: int) -> list[str]:
+    """A warning for each domain, or source, that a run of so many steps reads too often."""
+    return [
+        f"warning: {name} is read {times:,.1f} times in {steps:,} steps: beyond"
+        f" {MAX_EPOCHS:.0f} epochs repeated tokens bring much less than new ones (Muennighoff"
+        " et al., 2023); give it more text or less weight"
+        for name, times in epochs.items()
+        if times > MAX_EPOCHS
+    ]
 
 
 class Loader:

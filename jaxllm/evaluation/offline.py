@@ -23,12 +23,15 @@ class OfflineScorer:
 
     Args:
       run: the run directory of the records; `follow` waits for its checkpoints.
-      evaluator: evaluator of the tasks.
+      evaluator: evaluator of the tasks at a step.
       restore: restores the parameters of a checkpoint.
     """
 
     def __init__(
-        self, run: Run, evaluator: Evaluator, restore: Callable[[ManifestEntry], Any]
+        self,
+        run: Run,
+        evaluator: Callable[[int], Evaluator],
+        restore: Callable[[ManifestEntry], Any],
     ) -> None:
         self._run, self._evaluator, self._restore = run, evaluator, restore
         self._first = jax.process_index() == 0
@@ -39,7 +42,7 @@ class OfflineScorer:
 
         `missing_only` omits tasks that have readable records of this checkpoint.
         """
-        every = lambda entry: list(self._evaluator.definitions)
+        every = lambda entry: list(self._evaluator(entry.step).definitions)
         tasks_of = self._missing if missing_only else every
         todo = [(entry, of_first_process(tasks_of(entry))) for entry in entries]
         failed, total = 0, sum(len(tasks) for _, tasks in todo)
@@ -48,7 +51,7 @@ class OfflineScorer:
             for entry, tasks in todo:
                 params = self._restore(entry) if tasks else None
                 for task in tasks:
-                    records = self._evaluator.evaluate(
+                    records = self._evaluator(entry.step).evaluate(
                         params,
                         entry.step,
                         entry.tokens,
@@ -114,7 +117,8 @@ class OfflineScorer:
     def _missing(self, entry: ManifestEntry) -> list[str]:
         """The tasks without readable records of this checkpoint."""
         scored = self._run.trajectory.scored(entry.step, entry.wall_time)
-        return [task for task in self._evaluator.definitions if task not in scored]
+        tasks = self._evaluator(entry.step).definitions
+        return [task for task in tasks if task not in scored]
 
     def _print(self, line: str) -> None:
         if self._first:

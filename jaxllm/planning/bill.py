@@ -75,19 +75,19 @@ def bill(
         checkpoints_retained=sum(preserved(e.checkpoints, steps, ())),
         checkpoint_bytes=num_bytes(state),
         checkpoint_seconds=num_bytes(state) / bandwidth,
-        token_store_bytes=e.train.steps * e.tokens_per_step * id_dtype(e.model.vocab_size).itemsize,
+        token_store_bytes=e.num_steps * e.tokens_per_step * id_dtype(e.model.vocab_size).itemsize,
         trajectory_bytes=scoring.checkpoints
         * (scoring.tasks * RECORD_BYTES + scoring.examples * EXAMPLE_BYTES)
         if scoring
         else 0,
         requests_per_step=e.data.batch_size,
-        requests=e.data.batch_size * e.train.steps,
+        requests=e.data.batch_size * e.num_steps,
         hosts=hosts,
         host_bytes=PROCESS_BYTES + of_a_device * devices // hosts,
     )
     if estimate is None or estimate.step_seconds is None or target.chip is None:
         return known
-    seconds = estimate.step_seconds * e.train.steps
+    seconds = estimate.step_seconds * e.num_steps
     if scoring and scoring.seconds:
         seconds += scoring.checkpoints * scoring.seconds
     hours = seconds / HOURS * devices / target.chip.per_chip

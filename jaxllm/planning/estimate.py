@@ -61,7 +61,7 @@ def estimate(experiment: Experiment, target: Target, program: Program, costs: Co
     sent = {f"{link}_bytes": total(program.traffic, link) for link in ("ici", "dcn")}
     times = ideal_seconds(target, costs._replace(**sent), known["kernel_flops"])
     step, chips = times["step_seconds"], devices / chip.per_chip
-    seconds = step * e.train.steps
+    seconds = step * e.num_steps
     return Estimate(
         **known,
         **times,

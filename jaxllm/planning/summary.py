@@ -108,9 +108,9 @@ class Plan(NamedTuple):
             tips.append(f"MeshConfig.tensor={2 * shape['tensor']} (more shards of each layer)")
         return [f"--gin.{tip}" for tip in tips] + ["a larger slice, or a smaller --gin.BATCH_SIZE"]
 
-    def json(self) -> str:
-        """The plan as JSON."""
-        plan = {
+    def as_dict(self) -> dict[str, Any]:
+        """The plan as JSON's types."""
+        return {
             "topology": self.target.name, "devices": len(self.target.devices),
             "slices": self.target.slices, "mesh": self.shape, "fits": self.fits,
             "missing_bytes": self.excess_bytes, "hbm_bytes": self.hbm_bytes,
@@ -120,7 +120,10 @@ class Plan(NamedTuple):
             "advice": self.advice,
             "speed_reached": REACHED,
         }  # fmt: skip
-        return json.dumps(plan, indent=2)
+
+    def json(self) -> str:
+        """The plan as JSON."""
+        return json.dumps(self.as_dict(), indent=2)
 
     def text(self, timed: bool) -> str:
         """The plan for a terminal."""
@@ -141,6 +144,38 @@ class Plan(NamedTuple):
             lines.append(f"\ndoes not fit{by}. What would help:")
             lines += [f"  {tip}" for tip in self.suggestions]
         return "\n".join(lines)
+
+
+def plan_json(plans: Sequence[Plan]) -> str:
+    """The plan of a run as JSON; of several stages, each with the sum of their bills."""
+    if len(plans) == 1:
+        return plans[0].json()
+    whole = {"fits": all(plan.fits for plan in plans), "bill": _sum(plans)}
+    return json.dumps(whole | {"stages": [plan.as_dict() for plan in plans]}, indent=2)
+
+
+def plan_text(plans: Sequence[Plan], timed: bool) -> str:
+    """The plan of a run for a terminal; of several stages, each, and what all of them cost."""
+    if len(plans) == 1:
+        return plans[0].text(timed)
+    parts = [f"stage {p.experiment.number}\n{p.text(timed)}\n" for p in plans]
+    cost, last = _sum(plans), plans[-1].experiment
+    whole = f"all stages  {last.train.steps:,} steps, {last.tokens:,} tokens"
+    if all(plan.program for plan in plans):
+        peak, number = max((p.program.peak, p.experiment.number) for p in plans if p.program)
+        whole += f", {peak / GIB:.2f} GiB in stage {number}"
+    if cost["days"] is not None:
+        money = f", ${cost['expected_dollars']:,.0f}" if cost["expected_dollars"] else ""
+        hours = cost["chip_hours"] / REACHED
+        whole += f", expected {cost['expected_days']:.1f} days, {hours:,.0f} chip-hours{money}"
+    return "\n".join([*parts, whole])
+
+
+def _sum(plans: Sequence[Plan]) -> dict[str, Any]:
+    """The time and money of all stages; None where that of one is not known."""
+    names = ("days", "chip_hours", "dollars", "expected_days", "expected_dollars")
+    values = {name: [getattr(plan.bill, name) for plan in plans] for name in names}
+    return {name: None if None in each else sum(each) for name, each in values.items()}
 
 
 def ranking_json(results: Sequence[Result]) -> str:
@@ -170,7 +205,7 @@ def header(experiment: Experiment, target: Target, shape: dict[str, int] | None 
         f"model       {e.model.num_params:,} parameters, {e.model.num_layers} layers, "
         f"remat {e.model.remat}",
         f"batch       {e.data.batch_size:,} x {e.data.sequence_length:,} = "
-        f"{e.tokens_per_step:,} tokens, {e.train.steps:,} steps, "
+        f"{e.tokens_per_step:,} tokens, {e.num_steps:,} steps, "
         f"{e.train.gradient_accumulation} microbatch(es) each",
         f"devices     {target.name}: {len(target.devices)}{chip}{slices}",
     ]

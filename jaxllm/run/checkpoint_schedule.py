@@ -44,26 +44,35 @@ class CheckpointConfig:
             )
 
 
-def scheduled_steps(config: CheckpointConfig, steps: int, tokens_per_step: int) -> tuple[int, ...]:
+def scheduled_steps(
+    config: CheckpointConfig, steps: int, tokens_per_step: int, start: tuple[int, int] = (0, 0)
+) -> tuple[int, ...]:
     """All steps in [0, steps] at which a run of `steps` steps is saved, ascending.
 
     Early: 0 and early · 2^k below the first regular step, k = 0, 1, …; or those listed. Regular:
     multiples of `every_steps`, or the first step whose tokens reach each multiple of
     `every_tokens`. The last step is always included.
+
+    Args:
+      start: step and tokens at which these `tokens_per_step` begin; only later steps are returned.
     """
+    begin, tokens = start
     regular: Sequence[int] = ()
     if config.every_steps is not None:
         regular = range(config.every_steps, steps + 1, config.every_steps)
-    elif config.every_tokens is not None:
-        multiples = range(1, math.floor(steps * tokens_per_step / config.every_tokens) + 1)
-        regular = [math.ceil(k * config.every_tokens / tokens_per_step) for k in multiples]
+    elif (every := config.every_tokens) is not None:
+        reached = math.floor((tokens + (steps - begin) * tokens_per_step) / every)
+        multiples = range(math.floor(tokens / every) + 1, reached + 1)
+        regular = [begin + math.ceil((k * every - tokens) / tokens_per_step) for k in multiples]
+        if tokens >= every:  # the first regular step is behind
+            regular = [begin, *regular]
     if isinstance(config.early, int):
         before = regular[0] if regular else steps + 1
         early = [s for s in (0, *(config.early << k for k in range(64))) if s < before]
     else:
         early = [step for step in config.early or () if step <= steps]
     extra = [step for step in config.extra_steps if step <= steps]
-    return tuple(sorted({*early, *regular, *extra, steps}))
+    return tuple(sorted(s for s in {*early, *regular, *extra, steps} if s > begin or not begin))
 
 
 def preserved(

@@ -38,6 +38,8 @@ class ManifestEntry:
     kind: str
     domain_tokens: Mapping[str, int] = dataclasses.field(default_factory=dict)  # seen of each
     parent: str | None = None  # of kind 'branched': RUN@STEP, where this run begins
+    stage: int = 0  # of which it is a step, from 1; 0 in a run without stages
+    sequences: str = ""  # fingerprint of the training sequences at this step
 
 
 def entries(lines: JsonLines) -> list[ManifestEntry]:
@@ -47,9 +49,10 @@ def entries(lines: JsonLines) -> list[ManifestEntry]:
       UserError: an older version of jaxllm wrote it.
     """
     fields = [field.name for field in dataclasses.fields(ManifestEntry)]
+    required = fields[: fields.index("domain_tokens")]
     by_step = {}
     for row in lines.read()[0]:
-        if missing := [name for name in fields[:-2] if name not in row]:
+        if missing := [name for name in required if name not in row]:
             raise UserError(
                 f"{lines.path} has no {missing[0]!r} at step {row['step']}: an older version of "
                 f"jaxllm ({row.get('code_version', 'unknown')}) wrote this run, and only it can "

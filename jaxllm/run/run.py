@@ -167,7 +167,7 @@ class Run:
         self,
         params: Any,
         training: Any,
-        model: Mapping[str, Any] | None = None,
+        model: Callable[[int], Mapping[str, Any]] | None = None,
         report: Callable[[str], None] = print,
     ) -> Resumed | None:
         """Restore the newest valid checkpoint; None if there is none.
@@ -178,7 +178,8 @@ class Run:
         Args:
           params: tree of `jax.ShapeDtypeStruct` with shardings, as `training`: the step and the
             optimizer state.
-          model: config fields that determine what the model computes; None skips the comparison.
+          model: config fields that determine what the model computes at a step; None skips the
+            comparison.
           report: called with a line for each unusable checkpoint.
 
         Raises:
@@ -194,7 +195,7 @@ class Run:
         if newest:
             entry = newest.entry
             if model is not None:
-                check_model(self.layout, entry.step, newest.custom_metadata, model)
+                check_model(self.layout, entry.step, newest.custom_metadata, model(entry.step))
             rows = self.metrics_lines.read()[0] + self.restart_lines.read()[0]
             restarts = max([entry.restarts, *(row.get("restarts", 0) for row in rows)]) + 1
             spent = newest.custom_metadata.get("time", {"wall": entry.wall_seconds})
@@ -275,6 +276,9 @@ class Run:
     def planned_tokens(self) -> float:
         """Tokens at the end of the run by its config; NaN if unknown."""
         steps = self.planned_steps()
+        known = stored_config.settings(self.config()) if steps else {}
+        if steps and known.get("TrainConfig.stages"):
+            return _tokens_of_stages(known, steps)
         tables = [t for t in (self.checkpoints(), self.metrics()) if "tokens" in t]
         rows = pd.concat(tables)[["step", "tokens"]] if tables else pd.DataFrame({"step": []})
         rows = rows[rows.step > 0]
@@ -299,6 +303,17 @@ class Run:
     def _holds_a_run(self) -> bool:
         paths = (self.layout.trajectory, self.layout.metrics, self.layout.manifest)
         return any(path.exists() for path in paths)
+
+
+def _tokens_of_stages(settings: Mapping[str, Any], steps: int) -> float:
+    """Tokens of a run in stages, the last of which may last until its end."""
+    tokens, left = 0.0, float(steps)
+    for stage in settings["TrainConfig.stages"]:
+        batch = stage.get("batch_size") or settings["DataConfig.batch_size"]
+        batch *= stage.get("sequence_length") or settings["DataConfig.sequence_length"]
+        own = stage.get("tokens") or left * batch
+        tokens, left = tokens + own, left - own / batch
+    return tokens
 
 
 def lines_table(lines: JsonLines) -> tuple[pd.DataFrame, tuple[str, ...]]:

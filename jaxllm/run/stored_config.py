@@ -7,6 +7,7 @@ anywhere, so it may only bind macros and our configs, and grants no permissions.
 
 from __future__ import annotations
 
+import ast
 import io
 import re
 import sys
@@ -60,6 +61,13 @@ def changes(before: str, after: str) -> list[str]:
     old, new = _bindings(before), _bindings(after)
     names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
     return [f"{n} = {new.get(n, 'its default')} (was {old.get(n, 'its default')})" for n in names]
+
+
+def settings(text: str) -> dict[str, Any]:
+    """The values that a config binds; of a macro, the macro's."""
+    values = {name: ast.literal_eval(value) for name, value in _bindings(text).items()}
+    known = {name: value for name, value in values.items() if "." not in name}
+    return {n: known.get(v, v) if isinstance(v, str) else v for n, v in values.items()}
 
 
 class References:

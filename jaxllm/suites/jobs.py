@@ -53,6 +53,8 @@ def _alike(member: Member) -> str:
     """Equal for runs that can be stacked."""
     from jaxllm.training.stacked import shared_settings  # loads the reading of data
 
+    if member.experiment.train.stages:
+        return member.name
     scoring = {name: v for name, v in member.bindings.items() if name.startswith(("Eval", "EVAL_"))}
     shared = shared_settings(member.experiment)
     return json.dumps([member.begin, shared, scoring], default=repr)

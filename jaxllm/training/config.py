@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from jaxllm.configs import (
@@ -11,6 +12,7 @@ from jaxllm.configs import (
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
+    checked,
     configurable,
 )
 from jaxllm.errors import UserError
@@ -18,6 +20,33 @@ from jaxllm.io import location
 
 if TYPE_CHECKING:
     import optax
+
+
+@checked
+@dataclasses.dataclass(frozen=True)
+class StageConfig:
+    """A stage of a run; what is None is as the run's own configs say.
+
+    Attributes:
+      tokens: how long it lasts, in whole batches; the last stage may leave it out, and lasts until
+        TrainConfig.steps.
+      weights: DataConfig.weights of its sequences; every domain goes on from what was read of it.
+      sequence_length: tokens per sequence; ModelConfig.max_length grows with it.
+      batch_size: sequences per global batch.
+      gradient_accumulation: microbatches per batch.
+      rope_theta: base of the RoPE frequencies.
+      schedule: fields of a ScheduleConfig of its own, as {'kind': 'wsd', 'decay_steps': 300}, which
+        begins and ends with the stage, without a warmup unless it names one. Stages without one
+        share the run's schedule, over all of its steps.
+    """
+
+    tokens: PositiveFloat | None = None
+    weights: Mapping[str, float] | None = None
+    sequence_length: PositiveInt | None = None
+    batch_size: PositiveInt | None = None
+    gradient_accumulation: PositiveInt | None = None
+    rope_theta: PositiveFloat | None = None
+    schedule: Mapping[str, Any] | None = None
 
 
 @configurable
@@ -45,6 +74,8 @@ class TrainConfig:
       ema_decay: keep a moving average of the parameters, decayed so per step (0.999, say), in the
         optimizer state, for `jaxllm.average --ema`; None keeps none.
       ema_dtype: dtype of the average; bfloat16 is rounded stochastically.
+      stages: stretches with settings of their own, in order: ({'tokens': 8e9}, {'tokens': 2e9,
+        'weights': {…}, 'sequence_length': 4096}); see `StageConfig`. They make up `steps`.
       branch_from: RUN@STEP, the checkpoint of another run at which this one begins, or hf:DIR.
       branch_state: what it takes from there: 'all' (parameters, optimizer state, step, data
         position) or 'params', to begin at step 0 with these parameters (always so of hf:DIR).
@@ -64,6 +95,7 @@ class TrainConfig:
     optimizer: OptimizerConfig = dataclasses.field(default_factory=lambda: AdamWConfig())
     ema_decay: Fraction | None = None
     ema_dtype: Literal["float32", "bfloat16"] = "float32"
+    stages: tuple[StageConfig, ...] = ()
     branch_from: str | None = None
     branch_state: Literal["all", "params"] = "all"
 

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import json
 import os
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gin
 
 from jaxllm.data.config import DataConfig
-from jaxllm.errors import UserError
+from jaxllm.errors import UserError, nearest
 from jaxllm.models.config import ModelConfig
 from jaxllm.run.checkpoint_schedule import CheckpointConfig, preserved, scheduled_steps
 from jaxllm.run.records import RunInfo
 from jaxllm.runtime import import_seqio
 from jaxllm.sharding.rules import check_batch_divides, check_sequence_divides
-from jaxllm.training.config import OptimizerConfig, TrainConfig
+from jaxllm.training.config import OptimizerConfig, StageConfig, TrainConfig
 from jaxllm.training.learning_rate import ScheduleConfig, make_schedule
 
 if TYPE_CHECKING:
@@ -34,15 +37,37 @@ EXECUTION_FIELDS = frozenset(
 )
 
 
+class Position(NamedTuple):
+    """The progress of a run."""
+
+    step: int  # updates done
+    tokens: int  # seen, padding included
+    sequences: int  # global index of the next one
+
+    def at(self, step: int, experiment: Experiment) -> Position:
+        """The position after update `step`."""
+        new = step - self.step
+        return Position(
+            step,
+            self.tokens + new * experiment.tokens_per_step,
+            self.sequences + new * experiment.data.batch_size,
+        )
+
+
+BEGINNING = Position(0, 0, 0)
+
+
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """The configs that define a run."""
+    """The configs that define a run, or one of its stages."""
 
     model: ModelConfig
     data: DataConfig
-    train: TrainConfig
+    train: TrainConfig  # whose `steps` are the last one, of a stage too
     schedule: ScheduleConfig
     checkpoints: CheckpointConfig
+    start: Position = BEGINNING  # of a later stage, where the one before ends
+    number: int = 0  # of a stage, from 1
 
     @classmethod
     def configured(cls, model_dir: str | None = None) -> Experiment:
@@ -65,9 +90,90 @@ class Experiment:
             import_seqio()
             from jaxllm.data.vocabularies import load_tokenizer
 
-            size = size or load_tokenizer(self.data).size
+            size = size or load_tokenizer(self.stages[0].data).size
         gin.bind_parameter("ModelConfig.vocab_size", -(-size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE)
         return dataclasses.replace(self, model=ModelConfig())
+
+    @functools.cached_property
+    def stages(self) -> tuple[Experiment, ...]:
+        """The stages of the run, in order; the run itself if it has none.
+
+        Each begins where the one before ends, so that what it is at any step follows from the
+        configs alone.
+
+        Raises:
+          UserError: a border is inside a batch, the stages do not end with the run, or one of them
+            changes what it cannot.
+        """
+        found: list[Experiment] = []
+        for number, config in enumerate(self.train.stages, 1):
+            last = found[-1] if found else None
+            start = last.start.at(last.train.steps, last) if last else BEGINNING
+            with naming(number):
+                found.append(self._stage(config, number, start))
+        return tuple(found) or (self,)
+
+    def at(self, step: int) -> Experiment:
+        """The stage of update `step`."""
+        return next((one for one in self.stages if step <= one.train.steps), self.stages[-1])
+
+    @property
+    def num_steps(self) -> int:
+        """Number of updates in the run, or in the stage."""
+        return self.train.steps - self.start.step
+
+    @property
+    def tokens(self) -> int:
+        """Tokens at the end of the run, or of the stage."""
+        last = self.stages[-1]
+        return last.start.at(self.train.steps, last).tokens
+
+    def _stage(self, config: StageConfig, number: int, start: Position) -> Experiment:
+        data = _with(self.data, config, "weights", "sequence_length", "batch_size")
+        model = _with(self.model, config, "rope_theta")
+        if data.sequence_length > model.max_length:
+            if model.position_embedding == "learned":
+                raise UserError(
+                    f"sequence_length = {data.sequence_length} is beyond the learned positions of "
+                    f"ModelConfig.max_length = {model.max_length}"
+                )
+            model = dataclasses.replace(model, max_length=data.sequence_length)
+        end = self.schedule.decay_end_step or self.train.steps
+        changes: dict[str, Any] = {"decay_end_step": end}
+        if config.schedule is not None:
+            own = {"begin_step": start.step, "warmup_steps": 0, "decay_end_step": None}
+            changes = own | dict(config.schedule)
+        names = [field.name for field in dataclasses.fields(ScheduleConfig)]
+        for name in changes.keys() - names:
+            raise UserError(f"ScheduleConfig has no field {name!r}{nearest(name, names)}")
+        steps = self._last_step(config.tokens, data, number == len(self.train.stages), start)
+        train = _with(self.train, config, "gradient_accumulation")
+        train = dataclasses.replace(train, steps=steps, stages=())
+        schedule = dataclasses.replace(self.schedule, **changes)
+        return Experiment(model, data, train, schedule, self.checkpoints, start, number)
+
+    def _last_step(
+        self, tokens: float | None, data: DataConfig, last: bool, start: Position
+    ) -> int:
+        """The last step of a stage of so many tokens."""
+        run, batch = self.train.steps, data.batch_size * data.sequence_length
+        if tokens is None and not last:
+            raise UserError("it needs `tokens`: only the last one lasts until the run's end")
+        steps, rest = divmod((run - start.step) * batch if tokens is None else tokens, batch)
+        if rest:
+            raise UserError(
+                f"its border after {tokens:,.0f} tokens is inside a batch of {data.batch_size} x "
+                f"{data.sequence_length} = {batch:,} tokens: write 'tokens': "
+                f"{int(steps + 1) * batch} ({int(steps + 1):,} batches)"
+            )
+        end = start.step + int(steps)
+        if start.step >= run or end > run or (last and end < run):
+            way = "leave it out" if start.step >= run else f"set --gin.TRAIN_STEPS={end}"
+            raise UserError(
+                f"it begins after step {start.step:,} and ends at step {end:,}, and the run's last "
+                f"is TRAIN_STEPS = {run:,}: {way}"
+            )
+        return end
 
     @property
     def model_dir(self) -> str:
@@ -143,8 +249,12 @@ class Experiment:
 
     @property
     def scheduled_steps(self) -> tuple[int, ...]:
-        """The steps at which a checkpoint is saved and scored."""
-        return scheduled_steps(self.checkpoints, self.train.steps, self.tokens_per_step)
+        """The steps at which a checkpoint is saved and scored; the last of each stage is one."""
+        if self.train.stages:
+            return tuple(step for stage in self.stages for step in stage.scheduled_steps)
+        return scheduled_steps(
+            self.checkpoints, self.train.steps, self.tokens_per_step, self.start[:2]
+        )
 
     def saved_model(self) -> dict[str, Any]:
         """The model config as JSON, without the execution fields."""
@@ -163,6 +273,9 @@ class Experiment:
 
     def check(self, mesh: Mesh) -> None:
         """Raise UserError if the configs do not fit each other or the devices."""
+        for stage in self.stages if self.train.stages else ():
+            with naming(stage.number):
+                stage.check(mesh)
         make_schedule(self.schedule, self.train.steps)
         microbatches, sequences = self.train.gradient_accumulation, self.data.batch_size
         if sequences % microbatches:
@@ -174,8 +287,41 @@ class Experiment:
         check_sequence_divides(mesh, self.data.sequence_length)
 
 
-def make_evaluator(experiment: Experiment, mesh: Mesh, config: EvalConfig) -> Evaluator:
+@contextlib.contextmanager
+def naming(number: int) -> Iterator[None]:
+    """Name the stage in a UserError from inside."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"stage {number} of TrainConfig.stages: {error}") from error
+
+
+def _with(config: Any, stage: StageConfig, *names: str) -> Any:
+    """`config` with those of the fields that the stage sets."""
+    values = {name: getattr(stage, name) for name in names}
+    return dataclasses.replace(config, **{n: v for n, v in values.items() if v is not None})
+
+
+def make_evaluators(experiment: Experiment, mesh: Mesh, config: EvalConfig) -> list[Evaluator]:
+    """The evaluator of each stage, as `make_evaluator`; stages of one model share theirs."""
+    models = [stage.model for stage in experiment.stages]
+    of = {one: make_evaluator(experiment, mesh, config, one) for one in dict.fromkeys(models)}
+    return [of[model] for model in models]
+
+
+def check_evaluators(evaluators: Sequence[Evaluator]) -> list[str]:
+    """The lines of `Evaluator.check` of each stage's; UserError as there."""
+    found = list(dict.fromkeys(evaluators))
+    of = {one: f"stage {evaluators.index(one) + 1}: " if len(found) > 1 else "" for one in found}
+    return [f"{of[one]}{line}" for one in found for line in one.check()]
+
+
+def make_evaluator(
+    experiment: Experiment, mesh: Mesh, config: EvalConfig, model: ModelConfig | None = None
+) -> Evaluator:
     """The evaluator of `config`'s tasks, with the run's vocabulary and trajectory.
+
+    `model` is that of a stage.
 
     Raises:
       UserError: a task is unknown, lacks its files, or does not fit the model.
@@ -189,4 +335,4 @@ def make_evaluator(experiment: Experiment, mesh: Mesh, config: EvalConfig) -> Ev
     e = experiment
     data = with_saved_tokenizer(e.data, saved_tokenizer(e.model_dir))
     store = TrajectoryStore(e.model_dir)
-    return Evaluator(config, e.model, build_vocabulary(data), mesh, store, e.run_info)
+    return Evaluator(config, model or e.model, build_vocabulary(data), mesh, store, e.run_info)

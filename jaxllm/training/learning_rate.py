@@ -29,7 +29,8 @@ class ScheduleConfig:
       peak_lr: learning rate at the end of the warmup.
       end_lr: learning rate at the end of the decay (not for 'constant').
       warmup_steps: steps of linear warmup from 0; the first update has a rate above 0.
-      decay_steps: length of the decay of 'wsd'; None: a tenth of decay_end_step.
+      decay_steps: length of the decay of 'wsd'; None: a tenth of the steps until its end.
+      begin_step: step after which the warmup begins: of a branch that warms up again.
       decay_end_step: step at which `end_lr` is reached; None: the run's last step. Set it for a run
         that stops early on the schedule of a longer one.
     """
@@ -39,13 +40,14 @@ class ScheduleConfig:
     end_lr: NonNegativeFloat = 3e-5
     warmup_steps: NonNegativeInt = 100
     decay_steps: PositiveInt | None = None
+    begin_step: NonNegativeInt = 0
     decay_end_step: PositiveInt | None = None
 
 
 def make_schedule(config: ScheduleConfig, steps: int) -> optax.Schedule:
     """The learning rate as a function of the updates done before (Optax's count).
 
-    Update s = count + 1, with w warmup steps and decay_end_step h (s and h in steps):
+    Update s = count + 1 and decay_end_step h, both counted from begin_step, and w warmup steps:
 
         warmup    s < w        peak · s / w
         cosine    w <= s <= h  end + (peak - end) · (1 + cos(π (s - w) / (h - w))) / 2
@@ -61,7 +63,7 @@ def make_schedule(config: ScheduleConfig, steps: int) -> optax.Schedule:
     import jax.numpy as jnp
     import optax
 
-    end = config.decay_end_step or steps
+    end = (config.decay_end_step or steps) - config.begin_step
     warmup = config.warmup_steps
     decay = config.decay_steps or max(1, end // 10)
     needed = warmup + (decay if config.kind == "wsd" else 0)
@@ -83,8 +85,8 @@ def make_schedule(config: ScheduleConfig, steps: int) -> optax.Schedule:
         )
 
     def schedule(count: int) -> jax.Array:
-        update = jnp.asarray(count, jnp.int32) + 1
-        rising = config.peak_lr * update / max(1, warmup)
+        update = jnp.asarray(count, jnp.int32) + 1 - config.begin_step
+        rising = config.peak_lr * jnp.maximum(update, 0) / max(1, warmup)
         return jnp.where(update < warmup, rising, after(jnp.maximum(update - warmup, 0)))
 
     return schedule

@@ -21,12 +21,13 @@ from jaxllm.run.manifest import ManifestEntry, code_version
 from jaxllm.run.restore import RestoredCheckpoint
 from jaxllm.run.run import Resumed, Run
 from jaxllm.run.times import GoodputTimer, TimeBreakdown
-from jaxllm.training.experiment import Experiment
+from jaxllm.training.experiment import BEGINNING, Experiment, Position
 from jaxllm.training.learning_rate import make_schedule
-from jaxllm.training.metrics import Diverged, MetricsLog, Position, Writer
+from jaxllm.training.metrics import Diverged, MetricsLog, Writer
 from jaxllm.training.preemption import Preemption
 from jaxllm.training.profile import Profile
 from jaxllm.training.progress import Progress
+from jaxllm.training.stages import Stage
 from jaxllm.training.state import TrainState, abstract_state, initializer, num_bytes, state_of
 from jaxllm.training.step import TrainStep, compile_train_step, device_batch
 from jaxllm.training.watchdog import Watchdog
@@ -58,6 +59,7 @@ def train(
     config_text: str | None = None,
     progress: Progress | None = None,
     timer: GoodputTimer | None = None,
+    later: Sequence[Stage] = (),
 ) -> Outcome:
     """Train to the last step, from the newest checkpoint if there is one.
 
@@ -70,6 +72,7 @@ def train(
       config_text: content of config.gin, written once the run is resumed.
       progress: the progress display, if a writer shares it.
       timer: started with the process; None excludes the time before this call.
+      later: the stages after the first, which the other arguments are of.
 
     Raises:
       UserError: the configs do not fit the machine, the data or the checkpoints; the disk fails; or
@@ -79,6 +82,7 @@ def train(
     experiment.check(mesh)
     source.check_vocabulary(experiment.model.vocab_size)
     steps, model_dir = experiment.train.steps, experiment.model_dir
+    stages = (Stage(experiment.stages[0], source, evaluator, open_batches), *later)
     progress = progress or Progress(steps)
     with (
         disk_errors(
@@ -86,26 +90,28 @@ def train(
         ),
         Preemption() as preemption,
         closing_all(progress, *writers),
-        Trainer(
-            experiment, mesh, source, evaluator, writers, preemption.requested, progress, timer
-        ) as run,
-        contextlib.closing(open_batches(run.start.sequences)) as batches,
+        Trainer(experiment, mesh, stages, writers, preemption.requested, progress, timer) as run,
     ):
         run.write_config(config_text)
         state = run.restored_or_new_state()
         run.score_missing(state)
-        if run.step < steps:
-            update = run.compile_update()
-        timer.begin_steps()
-        while run.step < steps and not preemption.requested():
-            with timer.measure("data"):
-                batch = next(batches)
-            state, metrics = update(state, device_batch(batch, mesh))
-            run.step += 1
-            run.log.add(run.step, metrics)
-            if run.step in run.scheduled:
-                run.save(state, "final" if run.step == steps else "scheduled")
-                run.score(state)
+        for stage in stages:
+            last = stage.experiment.train.steps
+            if run.step >= last or preemption.requested():
+                continue
+            assert stage.open_batches
+            with contextlib.closing(stage.open_batches(run.enter(stage))) as batches:
+                update = run.compile_update()
+                timer.begin_steps()
+                while run.step < last and not preemption.requested():
+                    with timer.measure("data"):
+                        batch = next(batches)
+                    state, metrics = update(state, device_batch(batch, mesh))
+                    run.step += 1
+                    run.log.add(run.step, metrics)
+                    if run.step in run.scheduled:
+                        run.save(state, "final" if run.step == steps else "scheduled")
+                        run.score(state)
         if run.log.saved != run.step:
             run.save(state, "preempted")
         run.finish()
@@ -118,7 +124,7 @@ class Trainer:
 
     Attributes:
       step: updates done; the loop increments it.
-      start: position at which this process resumed the run.
+      start: position at which this process resumed the run, or entered a later stage.
       scheduled: the steps at which the loop saves and scores.
       restarts: number of restarts.
       log: the metrics log.
@@ -128,8 +134,7 @@ class Trainer:
         self,
         experiment: Experiment,
         mesh: jax.sharding.Mesh,
-        source: SequenceSource,
-        evaluator: Evaluator | None,
+        stages: Sequence[Stage],
         writers: Sequence[Writer],
         should_stop: Callable[[], bool],
         progress: Progress,
@@ -137,27 +142,26 @@ class Trainer:
     ) -> None:
         """Open MODEL_DIR and restore the newest checkpoint; the arguments are those of `train`."""
         e = self._experiment = experiment
-        self._mesh, self._evaluator, self._should_stop = mesh, evaluator, should_stop
+        self._mesh, self._should_stop = mesh, should_stop
         self._writers, self._progress, self._timer = writers, progress, timer
-        self._source = source
         self.scheduled = frozenset(e.scheduled_steps)
+        evaluator = stages[0].evaluator
         self._scored = frozenset(evaluator.due(e.scheduled_steps) if evaluator else ())
-        self._schedule = make_schedule(e.schedule, e.train.steps)
-        self._optimizer = e.make_optimizer()
-        self._abstract = abstract_state(e.model, self._optimizer, mesh)
+        self._abstract = abstract_state(e.model, e.make_optimizer(), mesh)
         self._run = Run.create(e.model_dir)
         resumed, self._restored = self._restore()
         self.restarts = resumed.restarts if resumed else 0
         self.step = self.start.step
+        self._stage = stages[e.stages.index(e.at(self.step))]
         self._saved_at = self._restored.entry.wall_time if self._restored else None
         self._watchdog = Watchdog(e.train.watchdog_minutes, e.train.exit_on_hang)
         self._profile = Profile(self._run.layout, e.train.profile_steps, progress.log)
         self.log = MetricsLog(
-            e,
+            self._stage.experiment,
             self.start,
             resumed,
             self._restored.custom_metadata if self._restored and self._restored.training else {},
-            source.domains,
+            self._stage.source.domains,
             timer,
             self._watchdog,
             progress,
@@ -173,9 +177,10 @@ class Trainer:
         self._run.check_space(e.bytes_to_come(num_bytes(abstract), newest))
         training = abstract.training
         log = self._progress.log
-        resumed = self._run.resume(abstract.params, training, e.saved_model(), log)
+        model = lambda step: e.at(step).saved_model()
+        resumed = self._run.resume(abstract.params, training, model, log)
         restored = resumed.checkpoint if resumed else None
-        self.start, branch = Position(0, 0, 0), None if resumed else e.branch()
+        self.start, branch = BEGINNING, None if resumed else e.branch()
         if branch:
             restored = branch.begin(
                 self._run, e.run_info, abstract.params, training, e.saved_model()
@@ -206,7 +211,9 @@ class Trainer:
         """Write config.gin, and log what it changes for the coming steps."""
         log, steps = self._progress.log, self._experiment.train.steps
         if self._restored:
-            rate, saved = float(self._schedule(self.step - 1)), self._restored.entry.learning_rate
+            of = self._stage.experiment
+            rate = float(make_schedule(of.schedule, of.train.steps)(self.step - 1))
+            saved = self._restored.entry.learning_rate
             if saved is not None and abs(rate - saved) > 1e-6 * saved and self.step > 0:
                 log(
                     f"the learning rate goes on from {rate:.3g}: it was {saved:.3g} at step "
@@ -225,26 +232,39 @@ class Trainer:
         """The initial state of this process; `new` is a compiled `state.initializer`."""
         e, restored = self._experiment, self._restored
         if restored is None:
-            new = new or initializer(e.model, self._optimizer, self._abstract)
+            new = new or initializer(e.model, e.make_optimizer(), self._abstract)
             return new(e.train.seed)
         if restored.training is None:
-            return state_of(restored.params, self._optimizer, self._abstract)
+            return state_of(restored.params, e.make_optimizer(), self._abstract)
         return TrainState(params=restored.params, **restored.training)
 
+    def enter(self, stage: Stage) -> int:
+        """Go on in `stage`, and return the global index of the next sequence."""
+        e = stage.experiment
+        if stage is not self._stage:
+            self.start, self._stage = self._position(), stage
+            self.log.enter(e, self.start, stage.source.domains)
+        if e.number:
+            self._progress.log(
+                f"stage {e.number}, to step {e.train.steps}: batches of {e.data.batch_size} x "
+                f"{e.data.sequence_length} tokens"
+            )
+        return self._position().sequences
+
     def compile_update(self) -> TrainStep:
-        """The compiled update; its compilation counts towards no step."""
-        e = self._experiment
+        """The compiled update of the stage; its compilation counts towards no step."""
+        e = self._stage.experiment
         self._watchdog.pause()
         with self._timer.measure("compile"):
             update = compile_train_step(
                 e.model,
-                self._optimizer,
-                self._schedule,
+                e.make_optimizer(),
+                make_schedule(e.schedule, e.train.steps),
                 self._mesh,
                 self._abstract,
                 batch_size=e.data.batch_size,
                 length=e.data.sequence_length,
-                num_domains=len(self._source.domains),
+                num_domains=len(self._stage.source.domains),
                 accumulation=e.train.gradient_accumulation,
                 z_loss=e.train.z_loss,
             )
@@ -256,8 +276,8 @@ class Trainer:
             if self.step in self.scheduled:
                 self.save(state, "scheduled")
                 self.score(state)
-        elif self._evaluator is not None and self.step in self._scored:
-            missing = self._evaluator.missing(self.step, self._saved_at)
+        elif (evaluator := self._stage.evaluator) and self.step in self._scored:
+            missing = evaluator.missing(self.step, self._saved_at)
             if missing:
                 self._progress.log(f"scoring {len(missing)} tasks that step {self.step} lacks")
                 self.score(state, missing)
@@ -278,7 +298,7 @@ class Trainer:
                 {
                     **self.log.custom_metadata(),
                     "time": dataclasses.asdict(self._timer.run()),
-                    "model": self._experiment.saved_model(),
+                    "model": self._stage.experiment.saved_model(),
                 },
             )
         self.log.saved = self.step
@@ -288,14 +308,15 @@ class Trainer:
 
         If a signal interrupts it, the remaining tasks are scored at the next start.
         """
-        if self._evaluator is None or self.step not in self._scored:
+        evaluator = self._stage.evaluator
+        if evaluator is None or self.step not in self._scored:
             return
         tokens, began = self._position().tokens, time.perf_counter()
         records: list[Any] = []
         with self._timer.measure("evaluation"):
             with contextlib.suppress(Interrupted):
-                for task in self._evaluator.definitions if tasks is None else tasks:
-                    records += self._evaluator.evaluate(
+                for task in evaluator.definitions if tasks is None else tasks:
+                    records += evaluator.evaluate(
                         state.params,
                         self.step,
                         tokens,
@@ -324,7 +345,7 @@ class Trainer:
             self._run.note_stop(self.step, self._timer.run())
 
     def _position(self) -> Position:
-        return self.start.at(self.step, self._experiment)
+        return self.start.at(self.step, self._stage.experiment)
 
     def _entry(self, kind: str) -> ManifestEntry:
         position, began = self._position(), self.step == self.start.step
@@ -341,8 +362,10 @@ class Trainer:
             code_version=code_version(),
             restarts=self.restarts,
             kind=kind,
-            domain_tokens=self._source.tokens_read(position.sequences),
+            domain_tokens=self._stage.source.tokens_read(position.sequences),
             parent=self._restored.entry.parent if began and self._restored else None,
+            stage=self._stage.experiment.number,
+            sequences=self._stage.source.fingerprint,
         )
 
     def _heartbeat_and_should_stop(self) -> bool:

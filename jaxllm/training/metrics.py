@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from types import MappingProxyType
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -15,7 +16,7 @@ from jaxllm.kvstore import traffic
 from jaxllm.run.run import Resumed
 from jaxllm.run.times import GoodputTimer, TimeBreakdown
 from jaxllm.sharding.chips import peak_flops, utilisation
-from jaxllm.training.experiment import Experiment
+from jaxllm.training.experiment import Experiment, Position
 from jaxllm.training.progress import Progress
 from jaxllm.training.step import StepMetrics
 from jaxllm.training.watchdog import Watchdog
@@ -39,23 +40,6 @@ class Writer(Protocol):
 
     def close(self) -> None:
         """Flush and close."""
-
-
-class Position(NamedTuple):
-    """The progress of a run."""
-
-    step: int  # updates done
-    tokens: int  # seen, padding included
-    sequences: int  # global index of the next one
-
-    def at(self, step: int, experiment: Experiment) -> Position:
-        """The position after update `step`."""
-        new = step - self.step
-        return Position(
-            step,
-            self.tokens + new * experiment.tokens_per_step,
-            self.sequences + new * experiment.data.batch_size,
-        )
 
 
 class MetricsLog:
@@ -89,17 +73,28 @@ class MetricsLog:
         self.learning_rate: float | None = None
         self.saved = start.step if resumed else None
         self._restarts = resumed.restarts if resumed else 0
-        self._experiment, self._start = experiment, start
         self._timer, self._watchdog, self._progress = timer, watchdog, progress
         self._lines, self._writers = lines, writers
+        self._pending: tuple[int, StepMetrics] | None = None
+        self.enter(experiment, start, domains, sums)
+        self._last_line, self._timed = start.step, TimeBreakdown()
+        self._first_traffic = self._traffic = traffic()
+        self._speed = 0.0
+
+    def enter(
+        self,
+        experiment: Experiment,
+        start: Position,
+        domains: Sequence[str],
+        sums: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
+        """Go on from `start` in a stage; the last step of the one before has a line."""
+        self.flush()
+        self._experiment, self._start = experiment, start
         self._sums = {
             name: {d: float(sums.get(name, {}).get(d, 0.0)) for d in domains}
             for name in ("loss_sums", "weight_sums")
         }
-        self._pending: tuple[int, StepMetrics] | None = None
-        self._last_line, self._timed = start.step, TimeBreakdown()
-        self._first_traffic = self._traffic = traffic()
-        self._speed = 0.0
 
     def add(self, step: int, metrics: StepMetrics) -> None:
         """Take the metrics of a step just dispatched to the device."""
@@ -166,6 +161,11 @@ class MetricsLog:
             "param_norm": float(metrics.param_norm),
             "learning_rate": float(metrics.learning_rate),
         }
+        if self._experiment.number:
+            line |= {
+                "stage": self._experiment.number,
+                "sequence_length": self._experiment.data.sequence_length,
+            }
         if metrics.z_loss_sum is not None:
             line["z_loss"] = float(metrics.z_loss_sum / max(np.sum(metrics.weight_sums), 1e-30))
         return line

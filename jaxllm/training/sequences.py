@@ -13,29 +13,33 @@ from jaxllm.errors import UserError
 from jaxllm.run import data_identity
 from jaxllm.run.branch import parse
 from jaxllm.run.data_identity import DataIdentity
+from jaxllm.run.manifest import ManifestEntry
+from jaxllm.run.run import Run
 from jaxllm.training.experiment import Experiment
+from jaxllm.training.stages import check_begun, open_sources
 
 
 def open_data(
     experiment: Experiment, weights: Mapping[str, float] | None = None
-) -> tuple[SequenceSource, DataIdentity]:
+) -> tuple[list[SequenceSource], DataIdentity]:
     """Open the training sequences of a run, with its saved vocabulary or its parent's, if any.
 
     A branch on other data than its parent's has an order of its own, in which every domain goes on
     from what the parent has read of it.
 
     Returns:
-      The sequences, and the identity that the run saves when it begins.
+      The sequences of each stage, and the identity that the run saves when it begins.
 
     Raises:
-      UserError: they differ from those that the run began with, or between hosts.
+      UserError: they differ from those that the run has read so far, or between hosts.
     """
     e, model_dir = experiment, experiment.model_dir
     saved, branch = data_identity.load(model_dir), None
     if saved is None and (branch := e.branch()):
         saved = data_identity.load(str(branch.parent.path))
     home = str(branch.parent.path) if branch else model_dir
-    data, source, error = e.data, None, None
+    data, error = e.stages[0].data, None
+    sources: list[SequenceSource] = []
     if not (branch and saved and data.vocabulary.path):
         data = with_saved_tokenizer(data, data_identity.saved_tokenizer(home))
     whole = branch is None or branch.whole
@@ -47,15 +51,19 @@ def open_data(
                 f"VocabularyConfig names another vocabulary than that of {branch.name}, on which a "
                 "branch goes on: leave it out"
             )
-        if branch and whole and not (saved and saved.fingerprint == source.fingerprint):
-            checkpoint = branch.checkpoint
-            source = source.starting_at(Origin(checkpoint.data_position, checkpoint.domain_tokens))
+        if branch and whole:
+            source = _of_branch(source, branch.checkpoint, saved, bool(e.train.stages))
+        sources = open_sources(e.stages, source, jax.process_count())
+        begun = Run(model_dir).available()
+        if entry := begun[-1] if begun else branch.checkpoint if branch and whole else None:
+            check_begun(e, sources, entry, own=bool(begun))
     except UserError as mistake:
         error = mistake
     runtime.raise_together(error)
-    assert source is not None
+    source = sources[0]
+    of_stages = " ".join(one.fingerprint for one in sources)
     runtime.check_hosts_agree(
-        {"vocabulary": source.tokenizer.identity, "training sequences": source.fingerprint}
+        {"vocabulary": source.tokenizer.identity, "training sequences": of_stages}
     )
     at = e.train.branch_from
     begins_at = "{}@{}".format(*parse(at)) if at else None
@@ -63,4 +71,20 @@ def open_data(
         source.fingerprint, source.tokenizer.identity, *source.origin, parent=begins_at
     )
     data_identity.verify(model_dir, identity)
-    return source, identity
+    return sources, identity
+
+
+def _of_branch(
+    source: SequenceSource, begins: ManifestEntry, parent: DataIdentity | None, staged: bool
+) -> SequenceSource:
+    """The sequences of a branch: in its parent's order, if that leads to where it begins.
+
+    Those of a branch with stages begin with the run, as its stages do.
+    """
+    if parent and parent.fingerprint == source.fingerprint:
+        read = source.tokens_read(begins.data_position)
+        if staged or read == (begins.domain_tokens or read):
+            return source
+    if staged:
+        return source.starting_at(Origin())
+    return source.starting_at(Origin(begins.data_position, begins.domain_tokens))

@@ -31,6 +31,7 @@ from jaxllm.training.loop import DISK_ERRORS, Trainer, closing_all
 from jaxllm.training.metrics import Diverged, Writer
 from jaxllm.training.preemption import Preemption
 from jaxllm.training.progress import Progress
+from jaxllm.training.stages import Stage
 from jaxllm.training.state import TrainState, abstract_state, initializer
 from jaxllm.training.step import StepMetrics, abstract_batch, make_update
 
@@ -68,6 +69,11 @@ def check_alike(experiments: Sequence[Experiment]) -> None:
       UserError: some differ.
     """
     first = experiments[0]
+    for e in experiments:
+        if e.train.stages:
+            raise UserError(
+                f"{e.model_dir} cannot be stacked: TrainConfig.stages are trained alone"
+            )
     for other in experiments[1:]:
         for name, value in shared_settings(other).items():
             if value != shared_settings(first)[name]:
@@ -124,9 +130,10 @@ def train_stack(
         evaluators, scores = _evaluators(runs, scoring, mesh, progress)
         trainers = [
             opened.enter_context(
-                Trainer(e, mesh, source, evaluator, writers, preemption.requested, progress, timer)
+                Trainer(e, mesh, [stage], writers, preemption.requested, progress, timer)
             )
             for (e, source, writers, _), evaluator in zip(runs, evaluators, strict=True)
+            for stage in (Stage(e, source, evaluator),)
         ]
         stack = _Stack(runs, trainers, mesh, scores, timer)
         stack.begin()

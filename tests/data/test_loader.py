@@ -7,7 +7,7 @@ import pytest
 
 from jaxllm.data import corpora, files
 from jaxllm.data.config import DataConfig, VocabularyConfig
-from jaxllm.data.loader import Loader, SequenceSource, open_source
+from jaxllm.data.loader import Loader, SequenceSource, check_epochs, open_source
 from jaxllm.data.prepare import PreparedDomain
 from jaxllm.data.tokenizer import Tokenizer
 from jaxllm.errors import UserError
@@ -161,10 +161,10 @@ def test_epochs_are_those_that_the_run_reads(config: DataConfig) -> None:
         whole = -(-(store.counts.tokens - 1) // config.sequence_length)
         read = (domains == number).sum() / whole
         assert source.epochs(600)[name] == pytest.approx(read, abs=2 / whole)
-    (warning,) = source.check_epochs(200)
-    epochs = source.epochs(200 * config.batch_size)["plays"]
-    assert f"plays is read {epochs:.1f} times in 200 steps: beyond 4 epochs" in warning
-    assert not source.check_epochs(1)
+    epochs = source.epochs(200 * config.batch_size)
+    (warning,) = check_epochs(epochs, 200)
+    assert f"plays is read {epochs['plays']:.1f} times in 200 steps: beyond 4 epochs" in warning
+    assert not check_epochs(source.epochs(config.batch_size), 1)
 
 
 def test_a_start_reads_the_corpus_directory_once(config: DataConfig, monkeypatch) -> None:

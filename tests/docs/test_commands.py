@@ -20,6 +20,7 @@ import pytest
 
 from jaxllm import cli
 from jaxllm.data.config import DataConfig
+from jaxllm.training.experiment import Experiment
 from tests.conftest import REPOSITORY
 from tests.docs import workplace
 
@@ -29,6 +30,7 @@ FEW_STEPS = ("--gin.TRAIN_STEPS=4", "--gin.ScheduleConfig.warmup_steps=1")
 SMALL = {
     "quickstart.gin": (*FEW_STEPS, "--gin.EVAL_TASKS=counting"),
     "domains.gin": (*FEW_STEPS, "--gin.EVAL_TASKS=heldout_wiki", "--gin.VOCABULARY_SIZE=512"),
+    "staged.gin": (*FEW_STEPS, "--gin.EVAL_TASKS=counting"),
     "mine.gin": (*FEW_STEPS, "--gin.VocabularyConfig.size=512"),
     "suites/ladder.gin": (
         "--gin.EVAL_TASKS=counting",
@@ -140,6 +142,15 @@ def test_other_commands_can_be_read(
     words = [w for w in shlex.split(command)[3:] if w != "&"]
     with pytest.raises(Read):
         module.main([word.replace("$i", "0") for word in words])
+
+
+def test_the_stages_of_resume_md_make_up_the_run(tmp_path: Path) -> None:
+    (tmp_path / "staged.gin").write_text(workplace.stages())
+    cli.load_gin(cli.parse(cli.parser(""), [f"--gin_file={tmp_path}/staged.gin"]))
+    first, second = Experiment.configured().stages
+    assert (first.train.steps, second.train.steps) == (2000, 2700)
+    assert (first.data.sequence_length, second.data.sequence_length) == (128, 256)
+    assert set(second.data.weights or ()) <= set(first.data.weights or ())
 
 
 def test_the_sources_of_data_md_are_read(tmp_path: Path) -> None:

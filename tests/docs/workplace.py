@@ -83,8 +83,15 @@ def make(root: Path) -> None:
 
 
 def gin_files(root: Path) -> None:
-    """The gin files of docs/data.md."""
+    """The gin files of docs/data.md, and of docs/resume.md one of fewer steps."""
     page = (REPOSITORY / "docs" / "data.md").read_text()
     blocks = [block.partition("```")[0] for block in page.split("```gin\n")[1:]]
     for name, block in zip(("mine", "sources", "fineweb"), blocks, strict=True):
         write(root / f"{name}.gin", block)
+    write(root / "staged.gin", stages().replace("2048000", "2048").replace("700", "2"))
+
+
+def stages() -> str:
+    """The gin file of docs/resume.md."""
+    page = (REPOSITORY / "docs" / "resume.md").read_text()
+    return page.partition("```gin\n")[2].partition("```")[0]

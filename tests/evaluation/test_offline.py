@@ -61,7 +61,7 @@ def scorer(
     run: Run, restore: Callable[[ManifestEntry], Any] = lambda entry: 0.5
 ) -> tuple[OfflineScorer, Evaluator]:
     evaluator = Evaluator(run)
-    return OfflineScorer(run, evaluator, restore), evaluator  # type: ignore[arg-type]
+    return OfflineScorer(run, lambda step: evaluator, restore), evaluator  # type: ignore
 
 
 def test_missing_are_tasks_without_readable_records_of_this_very_checkpoint(run: Run) -> None:

@@ -16,8 +16,9 @@ from jaxllm import cli
 from jaxllm import plan as command
 from jaxllm.errors import UserError
 from jaxllm.planning import search, targets
+from jaxllm.planning.bill import Bill
 from jaxllm.planning.program import Costs
-from jaxllm.planning.summary import ranking_json
+from jaxllm.planning.summary import Plan, plan_text, ranking_json
 from jaxllm.sharding.chips import chip_of
 from jaxllm.training.experiment import Experiment
 from tests.conftest import REPOSITORY
@@ -72,6 +73,29 @@ def test_cpu_devices_show_memory_and_traffic(plan) -> None:
     told = [re.sub(r"^ +\d+ s  ", "", line) for line in err.splitlines()]
     update = "compiling the update of {} layer(s) on 8 device(s)"
     assert told == [update.format(n) for n in (2, 1, 2)] + ["done"]
+
+
+def test_all_stages_are_planned_and_billed_together(plan) -> None:
+    stages = "({'tokens': 40960}, {'batch_size': 32, 'sequence_length': 64})"
+    flags = (*TINY, "--gin.ModelConfig.num_layers=1", "--devices=cpu:8", "--fit",
+             "--gin.TRAIN_STEPS=30", f"--gin.TrainConfig.stages={stages}")  # fmt: skip
+    code, out, _ = plan(*flags, "--json")
+    found = json.loads(out)
+    assert code == 0 and found["fits"] and found["bill"]["days"] is None
+    first, second = (one["bill"] for one in found["stages"])
+    assert (first["requests"], second["requests"]) == (10 * 16, 20 * 32)
+    assert first["token_store_bytes"] + second["token_store_bytes"] == 2 * 40960 * 2
+    experiment, target = (
+        Experiment.configured(),
+        targets.Target("as if", jax.devices()[:1], 1, None),
+    )
+    empty = Bill(*[0] * 10)
+    bills = [empty._replace(days=d, chip_hours=24 * d, expected_days=2 * d) for d in (1.0, 3.0)]
+    plans = [
+        Plan(stage, target, {"data": 1, "fsdp": 1, "tensor": 1}, None, None, 1.0, None, bill, [])
+        for stage, bill in zip(experiment.stages, bills, strict=True)
+    ]
+    assert "all stages  30 steps, 81,920 tokens, expected 8.0 days" in plan_text(plans, timed=True)
 
 
 def test_activations_are_what_a_policy_keeps(plan) -> None:

@@ -97,14 +97,14 @@ def test_the_vocabulary_travels_with_the_run(config: DataConfig, tmp_path: Path)
 def test_changed_corpora_bring_no_new_vocabulary(config: DataConfig, tmp_path: Path) -> None:
     """Whatever a user deletes to go on with other data, the run's token ids keep their meaning."""
     run = experiment(tmp_path / "run", data=config)
-    began, saved_identity = open_data(run)
+    (began,), saved_identity = open_data(run)
     data_identity.save(run.model_dir, saved_identity, began.tokenizer.files)
     saved = (tmp_path / "run" / "tokenizer.model").read_bytes()
     write_corpus(tmp_path / "corpora", "other text of other letters: qxzj vwyk\n")
     with pytest.raises(UserError, match="began with other data"):
         open_data(run)
     (tmp_path / "run" / "data.json").unlink()
-    went_on, _ = open_data(run)
+    (went_on,), _ = open_data(run)
     assert went_on.fingerprint != began.fingerprint
     text = began.sequences(0, 1)["inputs"][0]
     vocabulary = vocabularies.from_directory(tmp_path / "run" / "tokenizer.model")

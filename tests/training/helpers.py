@@ -45,6 +45,7 @@ class FakeSource:
     """Two domains; row i is a function of i."""
 
     domains = ("even", "odd")
+    fingerprint = "fake"
 
     def tokens_read(self, position: int) -> dict[str, int]:
         return {"even": (position + 1) // 2 * LENGTH, "odd": position // 2 * LENGTH}

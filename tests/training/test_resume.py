@@ -14,6 +14,7 @@ from jaxllm.run.run import Run
 from jaxllm.training.experiment import Experiment
 from jaxllm.training.learning_rate import ScheduleConfig
 from jaxllm.training.loop import Outcome, train
+from jaxllm.training.metrics import MetricsLog
 from tests.training.helpers import MODEL, FakeBatches, FakeSource, experiment, mesh
 
 
@@ -43,6 +44,32 @@ def test_another_number_of_steps_is_told_and_each_config_stays(
     run = Run(trained.model_dir)
     assert run.config() == "TRAIN_STEPS = 8"
     assert run.layout.config_until(4).read_text() == "TRAIN_STEPS = 4"
+
+
+def test_a_running_wsd_run_begins_its_decay_when_it_is_told_to(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By SIGTERM and a start with fewer steps: the plateau until then, the decay of the new end."""
+    monkeypatch.setattr(MetricsLog, "add", _signal_at(6, MetricsLog.add))
+    wsd = ScheduleConfig(kind="wsd", peak_lr=1e-2, end_lr=0.0, warmup_steps=2, decay_steps=4)
+    e = experiment(tmp_path, steps=100, schedule=wsd, log_every=1)
+    text = "TRAIN_STEPS = {}\nScheduleConfig.decay_steps = 4\n"
+    assert not go(e, text.format(100)).finished
+    assert go(longer(e, 10), text.format(10)).finished
+    rates = {row["step"]: row["learning_rate"] for row in Run(tmp_path).metrics_lines.read()[0]}
+    assert list(rates.values()) == pytest.approx([5e-3] + [1e-2] * 5 + [7.5e-3, 5e-3, 2.5e-3, 0.0])
+    said = capsys.readouterr().out
+    assert "changed since the last start: TRAIN_STEPS = 10 (was 100)" in said
+    assert "the learning rate goes on from" not in said, "it was at its peak by both"
+
+
+def _signal_at(stop: int, add: Callable[..., None]) -> Callable[..., None]:
+    def added(log: MetricsLog, step: int, metrics: Any) -> None:
+        add(log, step, metrics)
+        if step == stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return added
 
 
 def test_the_same_start_again_says_nothing_of_changes(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ Json = dict[str, Any]
 def export_run(
     run: Run,
     target: str,
-    model: ModelConfig,
+    model_at: Callable[[int], ModelConfig],
     *,
     step: int | None = None,
     steps: str | None = None,
@@ -45,7 +45,7 @@ def export_run(
     dtype: str | None = None,
     max_shard_size: str = "5GB",
 ) -> None:
-    """Write checkpoint `step` of `model` into the new directory `target`.
+    """Write checkpoint `step`, of the model `model_at(step)`, into the new directory `target`.
 
     Or those of `steps`, 'all' or '100,200', into `target`/step<N>. The architecture is by default
     that of an imported run, or the first that can express the model; the dtype that of the
@@ -57,8 +57,10 @@ def export_run(
     """
     one = step is not None
     entries = run.select(str(step) if one else None if steps == "all" else steps)
-    config, dtype = _config(run, model, architecture), dtype or model.param_dtype
-    names = FAMILIES[config["architectures"][0]].tensors
+    configs = {e.step: _config(run, model_at(e.step), architecture) for e in entries}
+    model = model_at(entries[0].step)  # all have its parameters
+    dtype = dtype or model.param_dtype
+    names = FAMILIES[configs[entries[0].step]["architectures"][0]].tensors
     shapes = tensor_shapes(model, names, CONFIG)
     with new_directory(target) as partial:
         for entry in entries:
@@ -71,6 +73,7 @@ def export_run(
                 for layer, values in layers:
                     tensor = tensors[hf_name.format(layer)].open()
                     copy(layout.view(tensor, values.shape), values, name)
+            config = configs[entry.step]
             _write_json(directory / CONFIG, {**config, "torch_dtype": dtype})
             _add_small_files(run, directory, config)
             print(f"step {entry.step}  {config['architectures'][0]}  {dtype}")
