@@ -54,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from jaxllm.suites.cost import costs
     from jaxllm.suites.design import members
     from jaxllm.suites.suite import Suite, table
+    from jaxllm.suites.training import train
     from jaxllm.training.experiment import Experiment
     from jaxllm.training.rules import advice
     from jaxllm.training.sweep import rule_of
@@ -97,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     suite.begin()
     with runtime.exit_by_signals():
-        failed = suite.train(launcher, args.jobs, args.stack, tqdm.write)
+        failed = train(suite, launcher, args.jobs, args.stack, tqdm.write)
     if failed:
         print(f"{len(failed)} of {len(runs)} runs are not finished: {', '.join(failed)}")
         return 1

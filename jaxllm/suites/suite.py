@@ -1,4 +1,4 @@
-"""A suite's directory: its runs, their states, and training them.
+"""A suite's directory: its runs, and how far they are.
 
 SUITE_DIR/suite.json     the runs with their settings, as they were begun
 SUITE_DIR/<run>/         a run directory each
@@ -13,13 +13,9 @@ import hashlib
 import json
 import os
 import re
-import time
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from jaxllm.analysis.finding import amount
 from jaxllm.errors import UserError
@@ -29,10 +25,7 @@ from jaxllm.run.suite_layout import SuiteLayout
 from jaxllm.run.times import duration
 from jaxllm.suites.cost import Cost
 from jaxllm.suites.design import Member
-from jaxllm.suites.jobs import Job, jobs
-from jaxllm.suites.launchers import Launcher
-
-MISSES = 6  # looks at which a job that was submitted may not be there yet
+from jaxllm.suites.jobs import Job
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,8 +61,6 @@ class Suite:
         """
         self.layout, self._rule = SuiteLayout(directory), rule
         self.members, self._flags = list(members), list(flags)
-        self._shares: dict[str, float] = {}  # of each run's steps that are done
-        self._finished: set[str] = set()
 
     def begin(self) -> None:
         """Write suite.json.
@@ -126,146 +117,19 @@ class Suite:
         step = max((row["step"] for row in rows), default=0)
         return Progress(step, member.steps, finished)
 
-    def train(
-        self, launcher: Launcher, at_once: int, stack: int, log: Callable[[str], None]
-    ) -> list[str]:
-        """Train what is not finished; a failure stops only its own branches.
-
-        Args:
-          at_once: jobs at a time.
-          stack: runs of equal shapes in one job, at most.
-
-        Returns:
-          The names of the runs that failed or could not begin.
-        """
-        self.layout.logs.mkdir(parents=True, exist_ok=True)
-        states = {one.name: self.progress(one) for one in self.members}
-        self._shares = {name: state.share for name, state in states.items()}
-        self._finished = {name for name, state in states.items() if state.finished}
-        unfinished = set(states) - self._finished
-        planned = [job for job in jobs(self.members, stack) if unfinished & job.runs]
-        # of a suite command that was lost
-        running = [job for job in planned if launcher.state(self.job_name(job)) == "running"]
-        waiting = [job for job in planned if job not in running]
-        failed: list[str] = []
-        for job in running:
-            log(f"{job.name}: goes on")
-        seen, misses = set(running), Counter[Job]()
-        with self._bar([one for one in self.members if one.name in unfinished]) as bar:
-            try:
-                while waiting or running:
-                    for job in list(running):
-                        state = launcher.state(self.job_name(job))
-                        if state == "running":
-                            seen.add(job)
-                        elif state == "none" and self._may_appear(job, seen, misses[job]):
-                            misses[job] += 1
-                        else:
-                            running.remove(job)
-                            failed += self._ended(job, state, unfinished, log)
-                    for job in list(waiting):
-                        for one in job.members:
-                            due = one.name in unfinished and one.name not in failed
-                            if due and one.parent in failed:
-                                failed.append(one.name)
-                                log(f"{one.name}: not begun, as {one.parent} failed")
-                        if not unfinished & job.runs - set(failed):
-                            waiting.remove(job)
-                        elif len(running) < at_once and not any(
-                            job.parents & other.runs for other in [*waiting, *running]
-                        ):
-                            waiting.remove(job)
-                            running.append(job)
-                            try:
-                                self._submit(launcher, job, unfinished - set(failed))
-                            except UserError as error:
-                                if not seen:  # not even the first: an option is wrong
-                                    raise
-                                log(f"{job.name}: not submitted ({error})")
-                                misses[job] += 1
-                                if misses[job] < MISSES:
-                                    running.remove(job)
-                                    waiting.append(job)
-                    self._show(bar, running)
-                    if running or waiting:
-                        time.sleep(launcher.poll_seconds)
-            except BaseException as error:
-                if launcher.here or isinstance(error, KeyboardInterrupt):
-                    self._stop(launcher, running, log)
-                raise
-        return failed
-
-    def _submit(self, launcher: Launcher, job: Job, due: Set[str]) -> None:
-        """Submit a job, unless a suite command beside this one has."""
-        if launcher.state(self.job_name(job)) != "running":
-            launcher.submit(self.job_name(job), self.flags(job, due), self._log(job))
-
-    def _may_appear(self, job: Job, seen: Set[Job], misses: int) -> bool:
-        """Whether a job that is not there is too new: a queue may show it late."""
-        done = all(self.progress(one).finished for one in job.members)
-        return job not in seen and misses < MISSES and not done
-
-    def _stop(self, launcher: Launcher, running: Sequence[Job], log: Callable[[str], None]) -> None:
-        """Let jobs save and end; wait for those here."""
-        names = [self.job_name(job) for job in running]
-        for job, name in zip(running, names, strict=True):
-            log(f"{job.name}: saves and ends")
-            try:
-                launcher.cancel(name)
-            except UserError as error:
-                log(f"{job.name}: may go on ({error})")
-        while launcher.here and any(launcher.state(name) == "running" for name in names):
-            time.sleep(launcher.poll_seconds)
-
-    def _ended(
-        self, job: Job, state: str, unfinished: Set[str], log: Callable[[str], None]
-    ) -> list[str]:
-        """Say how each run of a job has ended; returns those that failed.
-
-        A stack fails as one where a single run of it has diverged.
-        """
-        failed = []
-        for one in (one for one in job.members if one.name in unfinished):
-            progress = self.progress(one)
-            self._shares[one.name] = progress.share
-            if progress.finished and (state != "failed" or len(job.members) > 1):
-                self._finished.add(one.name)
-                log(f"{one.name}: finished")
-            else:
-                failed.append(one.name)
-                log(f"{one.name}: failed ({self._last_words(job, one)})")
-        return failed
-
-    def _log(self, job: Job) -> Path:
+    def log(self, job: Job) -> Path:
+        """What a job prints."""
         return Path(self.layout.logs / f"{job.name}.log")
 
-    def _last_words(self, job: Job, member: Member) -> str:
+    def last_words(self, job: Job, member: Member) -> str:
         """The error in a run's log, its own if there is one, or the last line."""
-        log = self._log(job)
+        log = self.log(job)
         text = log.read_text(errors="replace") if log.exists() else ""
         lines = [line for line in text.splitlines() if line]
         errors = [line for line in lines if line.startswith("error:")]
         own = f"error: {self.layout.run(member.name)}:"
         errors = [line for line in errors if line.startswith(own)] or errors
         return f"{(errors or lines or ['no output'])[-1]}; its output is in {log}"
-
-    def _bar(self, waiting: Sequence[Member]) -> tqdm:
-        """A bar of the suite's FLOPs, and its time left by them."""
-        return tqdm(
-            total=sum(one.flops for one in waiting), unit="FLOP", unit_scale=True,
-            bar_format="{percentage:3.0f}%|{bar}| {elapsed}, {remaining} left  {postfix}",
-        )  # fmt: skip
-
-    def _show(self, bar: tqdm, running: Sequence[Job]) -> None:
-        """Update the bar; a stack's runs are at one step, and nobody rereads what has ended."""
-        now = {job.name: self.progress(job.members[-1]).share for job in running}
-        for job in running:
-            self._shares |= dict.fromkeys(job.runs, now[job.name])
-        done = sum(one.flops * self._shares[one.name] for one in self.members)
-        bar.n = max(bar.n, done - (sum(one.flops for one in self.members) - bar.total))
-        ended = sum(one.name in self._finished for one in self.members)
-        at = ", ".join(f"{name} {share:.0%}" for name, share in now.items())
-        bar.set_postfix_str(f"{ended} of {len(self.members)} runs; {at}")
 
 
 def table(suite: Suite, costs: Mapping[str, Cost] | None = None) -> str:

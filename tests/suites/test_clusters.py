@@ -20,6 +20,7 @@ from jaxllm.suites.design import Member
 from jaxllm.suites.jobs import Job
 from jaxllm.suites.launchers import Launcher
 from jaxllm.suites.suite import Progress, Suite
+from jaxllm.suites.training import train
 from tests.conftest import REPOSITORY
 
 pytest.importorskip("submitit")
@@ -149,7 +150,7 @@ def test_a_lost_suite_finds_its_runs_again(cluster: Path, name: str, tmp_path: P
         if line == "next: finished":
             (tmp_path / "suite" / "Going" / "go").touch()
 
-    assert suite.train(make(name), 2, 1, log) == ["Bad"]
+    assert train(suite, make(name), 2, 1, log) == ["Bad"]
     assert said[0] == "Going: goes on" and {"next: finished", "Going: finished"} < set(said)
     assert (tmp_path / "suite" / "Going" / "begun").read_text() == "wait\n"
     assert name == "xpk" or any(line.startswith("Bad: failed (error: Boom;") for line in said)
@@ -182,7 +183,7 @@ def test_runs_elsewhere_end_with_the_suite_only_by_ctrl_c(
     launcher, suite = Elsewhere(), tiny_suite(tmp_path, a="wait")
     launcher.here = here
     with pytest.raises(type(why)):
-        suite.train(launcher, 1, 1, print)
+        train(suite, launcher, 1, 1, print)
     assert len(stopped) == cancelled
 
 
@@ -191,12 +192,13 @@ import sys
 from pathlib import Path
 from jaxllm import cli, runtime
 from jaxllm.suites import launchers
+from jaxllm.suites.training import train
 from tests.suites.test_clusters import tiny_suite
 home = Path(sys.argv[1])
 launchers.TRAIN = (str(home / "job.py"),)
 def main(argv):
     with runtime.exit_by_signals():
-        tiny_suite(home, a="wait", b="wait", c="finish").train(launchers.Local(), 2, 1, print)
+        train(tiny_suite(home, a="wait", b="wait", c="finish"), launchers.Local(), 2, 1, print)
 cli.run(main)
 """
 
@@ -225,7 +227,7 @@ def test_a_signal_to_the_suite_loses_nothing(cluster: Path, number: int, code: i
         for run in runs[:2]:
             (run / "go").touch()
     again: list[str] = []
-    assert suite.train(launchers.Local(), 3, 1, again.append) == []
+    assert train(suite, launchers.Local(), 3, 1, again.append) == []
     begun = [(run / "begun").read_text().count("\n") for run in runs]
     assert begun == ([1, 1, 1] if killed else [2, 2, 1])
 
@@ -265,8 +267,8 @@ class Scripted(launchers.Local):
 def test_a_job_may_appear_late_or_never(tmp_path: Path) -> None:
     suite, said = tiny_suite(tmp_path, a="wait"), list[str]()
     none: list[launchers.State] = ["none"] * 9  # two of them before it is submitted
-    assert suite.train(Scripted(*none[:4], "running", "failed"), 1, 1, said.append) == ["a"]
-    assert suite.train(Scripted(*none), 1, 1, said.append) == ["a"]
+    assert train(suite, Scripted(*none[:4], "running", "failed"), 1, 1, said.append) == ["a"]
+    assert train(suite, Scripted(*none), 1, 1, said.append) == ["a"]
     assert len(said) == 2 and "a: failed (no output; " in said[1]
 
 
@@ -280,13 +282,13 @@ def test_what_is_refused_once_is_submitted_again(tmp_path: Path) -> None:
     first: list[launchers.State] = ["none"] * 3  # of both at the start, and of a before it begins
     rest: list[launchers.State] = ["running", "none", "failed", "none", "none", "failed"]
     launcher, said = Full(*first, *rest), list[str]()
-    assert tiny_suite(tmp_path, a="x", b="x").train(launcher, 1, 1, said.append) == ["a", "b"]
+    assert train(tiny_suite(tmp_path, a="x", b="x"), launcher, 1, 1, said.append) == ["a", "b"]
     assert launcher.submitted == 4 and sum("QOSMax" in line for line in said) == 2
 
 
 def test_what_a_suite_beside_us_has_begun_is_not_begun_twice(tmp_path: Path) -> None:
     launcher = Scripted("none", "running", "running", "failed")
-    tiny_suite(tmp_path, a="wait").train(launcher, 1, 1, print)
+    train(tiny_suite(tmp_path, a="wait"), launcher, 1, 1, print)
     assert launcher.submitted == 0
 
 
