@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(table(suite))
     largest = max(runs, key=lambda one: one.flops).experiment
     print("advice on learning rate and batch of the largest:")
-    print(*advice(largest.model, largest.train.steps * largest.tokens_per_step, rule), sep="\n")
+    print(*advice(largest.model, largest.tokens, rule), sep="\n")
     if args.dry_run:
         return 0
     suite.begin()

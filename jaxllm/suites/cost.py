@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -30,14 +30,24 @@ class Cost(NamedTuple):
 def costs(
     members: Sequence[Member], mesh: Mesh, tell: Callable[[str], None] = lambda line: None
 ) -> dict[str, Cost]:
-    """The cost of each run, by its name; runs of one shape are measured once."""
+    """The cost of each run, by its name, in the mean of its stages' steps.
+
+    What has one shape is measured once.
+    """
     by_shape: dict[Any, Cost] = {}
-    shapes = {one.name: _shape(one.experiment) for one in members}
-    for one in members:
-        if shapes[one.name] not in by_shape:
-            tell(f"timing a step of {one.name} ({len(by_shape) + 1}/{len(set(shapes.values()))})")
-            by_shape[shapes[one.name]] = measure(one.experiment, mesh)
-    return {name: by_shape[shape] for name, shape in shapes.items()}
+    parts = [(one.name, stage) for one in members for stage in one.experiment.stages]
+    count = len({_shape(stage) for _, stage in parts})
+    for name, stage in parts:
+        if _shape(stage) not in by_shape:
+            tell(f"timing a step of {name} ({len(by_shape) + 1}/{count})")
+            by_shape[_shape(stage)] = measure(stage, mesh)
+    return {one.name: _mean(one.experiment, by_shape) for one in members}
+
+
+def _mean(experiment: Experiment, by_shape: Mapping[Any, Cost]) -> Cost:
+    stages = [(by_shape[_shape(stage)], stage.num_steps) for stage in experiment.stages]
+    seconds = sum(cost.seconds * steps for cost, steps in stages) / experiment.train.steps
+    return Cost(seconds, max(cost.peak for cost, _ in stages))
 
 
 def measure(experiment: Experiment, mesh: Mesh) -> Cost:

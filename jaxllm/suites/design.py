@@ -50,12 +50,12 @@ class Member:
     @property
     def tokens(self) -> int:
         """Tokens at its end."""
-        return self.steps * self.experiment.tokens_per_step
+        return self.experiment.tokens
 
     @property
     def flops(self) -> float:
         """FLOPs of its own training, without its parent's."""
-        return self.experiment.flops((self.steps - self.begin) * self.experiment.tokens_per_step)
+        return self.experiment.flops(self.tokens - self.experiment.position(self.begin).tokens)
 
 
 def members(

@@ -107,8 +107,7 @@ class Experiment:
         """
         found: list[Experiment] = []
         for number, config in enumerate(self.train.stages, 1):
-            last = found[-1] if found else None
-            start = last.start.at(last.train.steps, last) if last else BEGINNING
+            start = found[-1].position(found[-1].train.steps) if found else BEGINNING
             with naming(number):
                 found.append(self._stage(config, number, start))
         return tuple(found) or (self,)
@@ -116,6 +115,11 @@ class Experiment:
     def at(self, step: int) -> Experiment:
         """The stage of update `step`."""
         return next((one for one in self.stages if step <= one.train.steps), self.stages[-1])
+
+    def position(self, step: int) -> Position:
+        """The position after update `step`, by the configs alone."""
+        stage = self.at(step)
+        return stage.start.at(step, stage)
 
     @property
     def num_steps(self) -> int:
@@ -125,8 +129,7 @@ class Experiment:
     @property
     def tokens(self) -> int:
         """Tokens at the end of the run, or of the stage."""
-        last = self.stages[-1]
-        return last.start.at(self.train.steps, last).tokens
+        return self.position(self.train.steps).tokens
 
     def _stage(self, config: StageConfig, number: int, start: Position) -> Experiment:
         data = _with(self.data, config, "weights", "sequence_length", "batch_size")

@@ -81,7 +81,7 @@ def check_begun(
     """
     stage = experiment.at(entry.step)
     # number 0, of a run without stages, is the last source, its only one
-    source, here = sources[stage.number - 1], stage.start.at(entry.step, stage)
+    source, here = sources[stage.number - 1], experiment.position(entry.step)
     was, now = Counter[str](), Counter[str]()
     if experiment.train.stages:
         was.update(tokens=entry.tokens, sequences=entry.data_position)
