@@ -1,0 +1,8 @@
+"""Which data: laws from mixture to loss, fitted to proxies, and the mixture they propose.
+
+swarm.Swarm     the mixtures of the runs and what they measured
+laws.LAWS       the laws; horizon: their nesting with steps and sizes; bimix: BiMix
+choice.fit      the law of each target that predicts left-out mixtures best, with its doubt
+propose.propose the best mixture that the swarm can vouch for
+transfer        how well proxies rank the mixtures of larger models
+"""
