@@ -50,13 +50,13 @@ def test_regmix_ranks_every_domain_of_larger_models(
 ) -> None:
     """The paper reports 0.9845 (1M) and 0.9864 (60M) for Pile-CC, with its model's rounds chosen
     on these very mixtures. DM Mathematics and Ubuntu IRC are capped by the size itself: their own
-    measured losses at 1M rank the 60M ones at 0.98."""
+    measured losses at 1M rank the 60M ones at 0.988 and 0.980."""
     at_60m = dict(zip(regmix["60M"].targets, ranks(ours, regmix["60M"]), strict=True))
-    assert at_60m[PILE_CC] >= 0.986
-    assert ranks(ours, regmix["1M unseen"])[regmix["1M"].targets.index(PILE_CC)] >= 0.9845
+    assert at_60m[PILE_CC] >= 0.989
+    assert ranks(ours, regmix["1M unseen"])[regmix["1M"].targets.index(PILE_CC)] >= 0.993
     below = {name.split("_pile_")[1][:6] for name, rank in at_60m.items() if rank < 0.975}
     assert below <= {"ubuntu", "dm_mat"} and min(at_60m.values()) > 0.95
-    assert np.mean(list(at_60m.values())) > 0.984
+    assert np.mean(list(at_60m.values())) > 0.987
 
 
 def test_a_thousand_proxies_rank_better_than_512(
@@ -90,14 +90,14 @@ def test_no_domain_is_ranked_worse_than_by_boosted_trees(
     )
     for where in ("1M unseen", "60M"):
         own, theirs = ranks(ours, regmix[where]), ranks(trees, regmix[where])
-        assert (own > theirs - 0.002).all() and own.mean() > theirs.mean()
+        assert (own > theirs - 0.0005).all() and own.mean() > theirs.mean() + 0.002
     table = {
         name: pd.DataFrame([ranking(p, y) for p, y in zip(q.T, larger.values.T, strict=True)])
         for name, q in (("own", ours), ("trees", trees))
     }
-    assert table["own"].top_spearman.mean() > table["trees"].top_spearman.mean() - 0.02
+    assert table["own"].top_spearman.mean() > table["trees"].top_spearman.mean()
     spread = larger.values.std(axis=0)
-    assert (table["own"].regret / spread).mean() < (table["trees"].regret / spread).mean() + 0.01
+    assert (table["own"].regret / spread).mean() < (table["trees"].regret / spread).mean() + 0.003
     assert (table["own"].regret / spread).max() < 0.1
 
 
