@@ -5,6 +5,12 @@ import random
 import shutil
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
+
+from jaxllm.run.records import Record
+from jaxllm.run.trajectory import TrajectoryStore
+from jaxllm.suites.mixtures import draw
 from tests.conftest import REPOSITORY
 
 DOMAINS = ("wiki", "books", "code", "math", "qa", "web")
@@ -73,11 +79,33 @@ def results(path: Path, pythia: Path, table: Path, mapped: Path) -> None:
     write(mapped, "\n".join(["Model,Size (B),Tokens (B),MMLU,ARC", *rows]) + "\n")
 
 
+def swarm(suite: Path, mixtures: Path, losses: Path, runs: int = 24) -> None:
+    """A suite of scored proxies, whose losses fall with a domain of their own; also as tables."""
+    named = {f"mix{number:03}": mixture for number, mixture in enumerate(
+        draw({"code": 3, "wiki": 5, "web": 2}, runs))}  # fmt: skip
+    settings = {name: {"DataConfig.weights": repr(mixture)} for name, mixture in named.items()}
+    write(suite / "suite.json", json.dumps({"rule": "", "runs": settings}))
+    scored = {}
+    for name, mixture in named.items():
+        values = {f"heldout_{d}": 1 + np.exp(-3 * share) for d, share in mixture.items()}
+        scored[name] = values
+        for task, value in values.items():
+            record = Record(
+                run=name, family="swarm", params=1000, step=50, tokens=5000, flops=3e7, task=task,
+                domain="language", shots=0, metric="bits_per_byte", value=value, stderr=0.01,
+                n=10, chance=float("nan"), primary=True,
+            )  # fmt: skip
+            TrajectoryStore(suite / name).write(50, task, [record])
+    pd.DataFrame.from_dict(named, orient="index").to_csv(mixtures, index_label="run")
+    pd.DataFrame.from_dict(scored, orient="index").to_csv(losses, index_label="run")
+
+
 def make(root: Path) -> None:
     """All of it below `root`, and the gin files of docs/data.md."""
     corpora(root / "CORPORA")
     benchmarks(root / "EVALS")
     results(root / "RESULTS", root / "PATH", root / "TABLE.csv", root / "MAPPED.csv")
+    swarm(root / "SWARM", root / "MIXTURES.csv", root / "LOSSES.csv")
     gin_files(root)
     shutil.copy(root / "mine.gin", root / "RUN.gin")
 
