@@ -276,9 +276,8 @@ class Run:
     def planned_tokens(self) -> float:
         """Tokens at the end of the run by its config; NaN if unknown."""
         steps = self.planned_steps()
-        known = stored_config.settings(self.config()) if steps else {}
-        if steps and known.get("TrainConfig.stages"):
-            return _tokens_of_stages(known, steps)
+        if steps and re.search(r"^TrainConfig\.stages = (?!\(\))", self.config(), re.MULTILINE):
+            return _tokens_of_stages(stored_config.settings(self.config()), steps)
         tables = [t for t in (self.checkpoints(), self.metrics()) if "tokens" in t]
         rows = pd.concat(tables)[["step", "tokens"]] if tables else pd.DataFrame({"step": []})
         rows = rows[rows.step > 0]
