@@ -141,6 +141,10 @@ def _propose(fitted: Any, args: argparse.Namespace) -> int:
         print(_text(part), end="\n\n")
     for law, value in found.rivals.items():
         print(f"{law} predicts {value:.4g}")
+    if natural is None:
+        print("note: without --natural, the mean of the swarm stands for it", file=sys.stderr)
+    if found.predicted.set_index("mixture").high["difference"] >= 0:
+        print("note: the difference to natural is within its doubt: train both", file=sys.stderr)
     print(f"{found.status}{': ' * bool(found.reason)}{found.reason}")
     if found.status != "refused":
         print(_binding(found))

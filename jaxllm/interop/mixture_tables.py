@@ -2,7 +2,7 @@
 
 A table is CSV (plain or gzip) or Parquet with a row per run. Its columns are mapped: lists of names
 or patterns (`train_*`) for the shares and targets. Losses may be in a second table, which is joined
-by the run's name, or by the order of the rows where there is none.
+by the run's name (a first column that both have, unless told), or else by the order of the rows.
 """
 
 from __future__ import annotations
@@ -103,6 +103,9 @@ def _table(path: epath.Path, columns: Columns) -> tuple[pd.DataFrame, list[str],
         shares = _select(frame, columns.shares, "shares", path)
         return frame, shares, _select(frame, columns.targets, "targets", path)
     losses = _frame(epath.Path(columns.losses), columns.name)
+    key = frame.columns[0]
+    if not columns.name and key == losses.columns[0] and set(frame[key]) >= set(losses[key]):
+        return _table(path, dataclasses.replace(columns, name=key))
     numeric = [name for name in frame.select_dtypes("number") if name not in special]
     shares = _select(frame, columns.shares, "shares", path) if columns.shares else numeric
     numeric = [name for name in losses.select_dtypes("number") if name not in special]
@@ -123,6 +126,8 @@ def _table(path: epath.Path, columns: Columns) -> tuple[pd.DataFrame, list[str],
             raise UserError(f"{path} has no mixture {name}, which {columns.losses} measures")
         if (twice := frame.index[frame.index.duplicated()]).size:
             raise UserError(f"{path} has two mixtures named {twice[0]}")
+        if lost := len(frame.index.difference(losses.index)):
+            print(f"note: {lost} of {len(frame)} mixtures have no losses", file=sys.stderr)
         joined = losses.join(frame[[c for c in frame if c not in losses]])
     return joined, shares, [renamed.get(name, name) for name in targets]
 
