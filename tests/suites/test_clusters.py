@@ -9,18 +9,23 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from jaxllm import suite as command
+from jaxllm.data.config import DataConfig
 from jaxllm.errors import UserError
+from jaxllm.models.config import ModelConfig
+from jaxllm.run.checkpoint_schedule import CheckpointConfig
 from jaxllm.suites import launchers
 from jaxllm.suites.design import Member
 from jaxllm.suites.jobs import Job
 from jaxllm.suites.launchers import Launcher
 from jaxllm.suites.suite import Progress, Suite
 from jaxllm.suites.training import train
+from jaxllm.training.config import TrainConfig
+from jaxllm.training.experiment import Experiment
+from jaxllm.training.learning_rate import ScheduleConfig
 from tests.conftest import REPOSITORY
 
 pytest.importorskip("submitit")
@@ -126,10 +131,10 @@ class TinySuite(Suite):
 
 
 def tiny_suite(folder: Path, **told: str) -> TinySuite:
-    experiment = SimpleNamespace(
-        train=SimpleNamespace(steps=1), tokens_per_step=1, flops=lambda tokens: tokens
+    experiment = Experiment(
+        ModelConfig(), DataConfig(), TrainConfig(steps=1), ScheduleConfig(), CheckpointConfig()
     )
-    runs = [Member(n, {"told": t}, experiment) for n, t in told.items()]  # type: ignore[arg-type]
+    runs = [Member(name, {"told": text}, experiment) for name, text in told.items()]
     suite = TinySuite(str(folder / "suite"), runs, [])
     suite.layout.logs.mkdir(parents=True, exist_ok=True)
     return suite
