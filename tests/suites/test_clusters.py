@@ -193,6 +193,7 @@ def test_runs_elsewhere_end_with_the_suite_only_by_ctrl_c(
 
 
 DRIVER = """
+import signal
 import sys
 from pathlib import Path
 from jaxllm import cli, runtime
@@ -201,6 +202,7 @@ from jaxllm.suites.training import train
 from tests.suites.test_clusters import tiny_suite
 home = Path(sys.argv[1])
 launchers.TRAIN = (str(home / "job.py"),)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # also of a test run in the background
 def main(argv):
     with runtime.exit_by_signals():
         train(tiny_suite(home, a="wait", b="wait", c="finish"), launchers.Local(), 2, 1, print)
