@@ -144,7 +144,10 @@ def _propose(fitted: Any, args: argparse.Namespace) -> int:
     if natural is None:
         print("note: without --natural, the mean of the swarm stands for it", file=sys.stderr)
     if found.predicted.set_index("mixture").high["difference"] >= 0:
-        print("note: the difference to natural is within its doubt: train both", file=sys.stderr)
+        print(
+            "note: the interval of the difference to natural includes 0: train both",
+            file=sys.stderr,
+        )
     print(f"{found.status}{': ' * bool(found.reason)}{found.reason}")
     if found.status != "refused":
         print(_binding(found))
@@ -193,8 +196,8 @@ def _write(path: str, tables: Mapping[str, pd.DataFrame], found: Proposal | None
 
 def _weights(found: Proposal) -> dict[str, float]:
     """The shares of a proposal as DataConfig takes them: above 0."""
-    kept = found.table[found.table.proposed >= _SMALLEST]
-    return {str(row.domain): round(float(row.proposed), 6) for row in kept.itertuples()}
+    selected = found.table[found.table.proposed >= _SMALLEST]
+    return {str(row.domain): round(float(row.proposed), 6) for row in selected.itertuples()}
 
 
 def _binding(found: Proposal) -> str:

@@ -60,7 +60,9 @@ def test_a_proposal_trains(capsys: pytest.CaptureFixture[str]) -> None:
     np.testing.assert_allclose(table.epochs, table.proposed)
     out, err = capsys.readouterr()
     assert "DataConfig.weights = {" in out and "KL from the natural shares" in out
-    assert "within its doubt" not in err  # a gain of 0.03, measured to 1e-4
+    assert "includes 0" not in err  # a gain of 0.03, measured to 1e-4
+    mix.main(["propose", "SWARM", "--natural=code=1,wiki=1,web=1", *LAWS])  # the best is natural
+    assert "the difference to natural includes 0: train both" in capsys.readouterr().err
 
 
 def test_an_objective_moves_the_proposal_and_a_refusal_is_an_exit_code() -> None:

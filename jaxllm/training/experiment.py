@@ -306,7 +306,7 @@ def _with(config: Any, stage: StageConfig, *names: str) -> Any:
 
 
 def make_evaluators(experiment: Experiment, mesh: Mesh, config: EvalConfig) -> list[Evaluator]:
-    """The evaluator of each stage, as `make_evaluator`; stages of one model share theirs."""
+    """The evaluator of each stage, as `make_evaluator`; stages of one model share one."""
     models = [stage.model for stage in experiment.stages]
     of = {one: make_evaluator(experiment, mesh, config, one) for one in dict.fromkeys(models)}
     return [of[model] for model in models]

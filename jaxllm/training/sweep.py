@@ -6,7 +6,7 @@ al. 2024, arXiv 2406.19146), and of the tokens where the sweep varies these, too
 
 The loss is that of the last training steps, which every run has, scored or not. Text that is read
 once is as good as held-out text, and runs of one size and seed read the same text in the same
-order: its luck moves their losses alike, and the vertex not at all.
+order: an easy or hard stretch moves their losses alike, and the vertex not at all.
 """
 
 from __future__ import annotations

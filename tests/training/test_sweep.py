@@ -22,9 +22,9 @@ def runs(
     rates: list[float] = RATES, noise: float = 0, seed: int = 0,
 ) -> list[Trial]:  # fmt: skip
     """A sweep with this optimum; far above it losses rise faster than a parabola."""
-    luck = np.random.default_rng([seed, int(params), int(tokens), int(batch)])
+    noises = np.random.default_rng([seed, int(params), int(tokens), int(batch)])
     away = [math.log(one / rate) for one in rates]
-    losses = [3 + 0.05 * x**2 + max(0, x - 1.5) ** 3 + noise * luck.normal() for x in away]
+    losses = [3 + 0.05 * x**2 + max(0, x - 1.5) ** 3 + noise * noises.normal() for x in away]
     return [Trial(params, tokens, batch, *pair) for pair in zip(rates, losses, strict=True)]
 
 
@@ -89,9 +89,9 @@ def test_an_optimum_at_the_end_of_a_sweep_is_flagged() -> None:
 
 def test_batches_are_swept_or_those_of_the_law_that_trained() -> None:
     deepseek = RULES["deepseek"]
-    kept = law("own", optima(runs(5e-3, batch=2048)), "deepseek")  # the power of two nearest to it
-    assert kept.batch_tokens(1e7, 2e8) == deepseek.batch_tokens(1e7, 2e8)
-    assert "that of deepseek" in kept.notes[0]
+    own = law("own", optima(runs(5e-3, batch=2048)), "deepseek")  # the power of two nearest to it
+    assert own.batch_tokens(1e7, 2e8) == deepseek.batch_tokens(1e7, 2e8)
+    assert "that of deepseek" in own.notes[0]
     other = law("own", optima(runs(5e-3, batch=512)), "deepseek")
     assert other.batch_tokens(1e7, 2e8) == pytest.approx(512)
     # losses best at 1024 tokens, where the optimal rate grows as the root of the batch

@@ -1,4 +1,4 @@
-"""The law of each target, chosen by cross-validation; its doubt by a bootstrap over mixtures."""
+"""The law of each target, chosen by cross-validation; its interval by a bootstrap over mixtures."""
 
 from __future__ import annotations
 

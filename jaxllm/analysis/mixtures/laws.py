@@ -61,8 +61,10 @@ def _ridge(
     y = values - values.mean()
 
     def left_out(ridge: float) -> float:
-        kept = s**2 / (s**2 + ridge)
-        return float((((y - u @ (kept * (u.T @ y))) / (1 - u**2 @ kept - 1 / len(y))) ** 2).sum())
+        shrinkage = s**2 / (s**2 + ridge)
+        return float(
+            (((y - u @ (shrinkage * (u.T @ y))) / (1 - u**2 @ shrinkage - 1 / len(y))) ** 2).sum()
+        )
 
     ridge = min(_RIDGES, key=left_out)
     total = weights.sum(axis=1, keepdims=True)
@@ -201,10 +203,10 @@ def kernel(shares: Array, values: Array, weights: Array) -> Predict:
     _, length, nugget = best
     solutions = []
     for level, weight in zip(levels, weights, strict=True):
-        kept = weight > 0
-        at = coordinates(shares[kept], level[kept])
-        gram = _matern(at, at, length) + np.diag(nugget / weight[kept])
-        solutions.append((at, np.linalg.solve(gram, (values - level)[kept])))
+        used = weight > 0
+        at = coordinates(shares[used], level[used])
+        gram = _matern(at, at, length) + np.diag(nugget / weight[used])
+        solutions.append((at, np.linalg.solve(gram, (values - level)[used])))
 
     def predict(z: Array, count: int | None) -> Array:
         return np.stack([
@@ -236,9 +238,9 @@ def trees(shares: Array, values: Array, weights: Array) -> Predict:
             max_iter=60, learning_rate=0.15, max_leaf_nodes=6, min_samples_leaf=10,
             early_stopping=False, random_state=0,
         )  # fmt: skip
-        kept = weight > 0
-        x = np.column_stack([shares, level])[kept]
-        fitted.append(boosting.fit(x, (values - level)[kept], sample_weight=weight[kept]))
+        used = weight > 0
+        x = np.column_stack([shares, level])[used]
+        fitted.append(boosting.fit(x, (values - level)[used], sample_weight=weight[used]))
 
     def predict(z: Array, count: int | None) -> Array:
         pairs = zip(base(z, count), fitted, strict=False)

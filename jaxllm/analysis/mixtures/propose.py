@@ -153,7 +153,7 @@ def _search(
     """Mean of the best of many mixtures, drawn about the natural shares, the runs and the best."""
     x = guards.swarm.shares
     centres, strengths = np.vstack([guards.natural, x]), (1.0, 300.0)
-    kept, levels = np.empty((0, x.shape[1])), np.empty(0)
+    candidates, levels = np.empty((0, x.shape[1])), np.empty(0)
     for _ in range(_ROUNDS):
         at = centres[rng.integers(len(centres), size=_DRAWN)] + 1e-4
         least, most = np.log(strengths)
@@ -164,16 +164,16 @@ def _search(
         if guarded:
             drawn = drawn[guards.near(drawn)]
         if len(drawn):
-            kept = np.vstack([kept, drawn])
+            candidates = np.vstack([candidates, drawn])
             levels = np.append(levels, value(drawn)[0])
             order = np.argsort(levels)[: 5 * _AVERAGED]
-            kept, levels = kept[order], levels[order]
-            centres, strengths = kept[:_AVERAGED], (10.0, 1000.0)
-    if not len(kept):
+            candidates, levels = candidates[order], levels[order]
+            centres, strengths = candidates[:_AVERAGED], (10.0, 1000.0)
+    if not len(candidates):
         return None
-    draws = value(kept, None)
+    draws = value(candidates, None)
     upper = draws[0] + draws[1:].std(axis=0)
-    return np.asarray(kept[np.argsort(upper)[:_AVERAGED]].mean(axis=0))
+    return np.asarray(candidates[np.argsort(upper)[:_AVERAGED]].mean(axis=0))
 
 
 def _shrunk(found: Array, anchor: Array, fails: Callable[[Array], str]) -> Array:

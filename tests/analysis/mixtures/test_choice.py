@@ -86,8 +86,8 @@ def test_bad_swarms() -> None:
     with pytest.raises(UserError, match="differ in params"):
         fit(Swarm.of(x, y, params=[1e6] * 11 + [2e6]))
     y.iloc[2, 1] = np.nan
-    kept = Swarm.of(x.iloc[::-1], y.iloc[::-1])
-    assert len(kept) == 11 and "1 of 12 runs lack a finite value" in kept.notes[0]
-    assert "(first: 2)" in kept.notes[0] and "2" not in kept.names
+    swarm = Swarm.of(x.iloc[::-1], y.iloc[::-1])
+    assert len(swarm) == 11 and "1 of 12 runs lack a finite value" in swarm.notes[0]
+    assert "(first: 2)" in swarm.notes[0] and "2" not in swarm.names
     with pytest.raises(UserError, match="no proxy measured c"):
-        kept.only(["c"])
+        swarm.only(["c"])
