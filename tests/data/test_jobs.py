@@ -98,6 +98,7 @@ def test_options_that_beam_does_not_know_are_named(runner: str) -> None:
 
 
 def test_options_of_a_runner_are_known_once_it_is_named() -> None:
+    pytest.importorskip("apache_beam")
     pytest.importorskip("dask.distributed")
     runner = "apache_beam.runners.dask.dask_runner.DaskRunner"
     jobs.beam_runner([f"--runner={runner}", "--dask_client_address=localhost:1"])
