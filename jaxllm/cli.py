@@ -47,6 +47,12 @@ def parser(description: str) -> argparse.ArgumentParser:
     flags = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    add_gin_flags(flags)
+    return flags
+
+
+def add_gin_flags(flags: argparse.ArgumentParser) -> None:
+    """Add t5x's gin flags to a parser."""
     gin_flags = flags.add_argument_group("gin")
     gin_flags.add_argument(
         "--gin_file", action="append", default=[], metavar="FILE",
@@ -60,7 +66,15 @@ def parser(description: str) -> argparse.ArgumentParser:
         "--gin_search_paths", default="", metavar="DIR,DIR",
         help="comma-separated directories to look for gin files in",
     )  # fmt: skip
-    return flags
+
+
+def gin_words(args: argparse.Namespace) -> list[str]:
+    """The gin flags of a command as words, for another command."""
+    words = [f"--gin_file={file}" for file in args.gin_file]
+    words += [f"--gin_bindings={binding}" for binding in args.gin_bindings]
+    if args.gin_search_paths:
+        words.append(f"--gin_search_paths={args.gin_search_paths}")
+    return words
 
 
 def parse(flags: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -75,6 +89,27 @@ def parse(flags: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> 
         else:
             rewritten.append(argument)
     return flags.parse_args(rewritten)
+
+
+def pair(text: str, flag: str) -> tuple[str, str]:
+    """The two sides of NAME=VALUE; UserError for another text."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise UserError(f"--{flag}: {text}: write NAME=VALUE")
+    return name, value
+
+
+def numbers(text: str, flag: str, default: float | None = None) -> dict[str, float]:
+    """The numbers of NAME=NUMBER,…; a name alone has the default, where there is one."""
+    found = {}
+    for one in filter(None, text.split(",")):
+        bare = default is not None and "=" not in one
+        name, value = (one, str(default)) if bare else pair(one, flag)
+        try:
+            found[name] = float(value)
+        except ValueError:
+            raise UserError(f"--{flag}: {value} is not a number") from None
+    return found
 
 
 def refuse_unread(args: argparse.Namespace, names: Sequence[str], mode: str) -> None:

@@ -73,6 +73,17 @@ def checked(cls: type[_Config]) -> type[_Config]:
     return cls
 
 
+def saved_bindings() -> Callable[[], None]:
+    """A function that binds again what gin binds now, and nothing else; quicker than parsing."""
+    saved = {key: dict(values) for key, values in gin.config._CONFIG.items()}
+
+    def restore() -> None:
+        gin.clear_config()
+        gin.config._CONFIG.update({key: dict(values) for key, values in saved.items()})
+
+    return restore
+
+
 def non_defaults(config: Any) -> dict[str, Any]:
     """Fields of a config that differ from their defaults; nested configs become mappings."""
     return {

@@ -1,71 +1,236 @@
-"""Which data: fit laws from mixture to loss to a swarm of proxies, and propose the best mixture.
+"""Which data: design a swarm of proxies, fit laws from mixture to loss, propose, and check.
 
+    python -m jaxllm.mix run SUITE_DIR --gin_file=suites/mixtures.gin --count=32 --stack=16
+    python -m jaxllm.mix design SUITE_DIR --gin_file=suites/mixtures.gin --count=32
     python -m jaxllm.mix fit SUITE_DIR
     python -m jaxllm.mix propose SUITE_DIR --objective=heldout_wiki/bits_per_byte --output=best.gin
+    python -m jaxllm.mix check best.gin CHECK_DIR --gin_file=suites/mixtures.gin --times=4
     python -m jaxllm.mix fit TABLE.csv --name=run --shares='train_*' --targets='loss_*'
-    python -m jaxllm.mix fit MIXTURES.csv --losses=LOSSES.csv --name=index
 
-`fit` prints how well each law predicts and ranks mixtures that it was not fitted to; with --larger,
-how well the proxies rank the mixtures of larger models. `propose` prints the best mixture that the
-swarm can vouch for. Exit code 1 if it refuses to propose one.
+`design` writes the suite of a swarm of mixtures around the natural shares, which `jaxllm.suite`
+trains. `fit` prints how well each law predicts and ranks mixtures that it was not fitted to; with
+--larger, how well the proxies rank the mixtures of larger models. `propose` prints the best mixture
+that the swarm can vouch for. `check` writes the suite that trains it and the natural mixture as new
+runs, and, once that is trained, says whether the prediction held. `run` does all of it in turn, and
+goes on where it was stopped. Exit code 1 if nothing is proposed, a prediction did not hold, or a
+run failed.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from jaxllm import cli
+from jaxllm import cli, runtime
 from jaxllm.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from jaxllm.analysis.mixtures.propose import Proposal
+    from jaxllm.analysis.mixtures.choice import Fit
     from jaxllm.analysis.mixtures.swarm import Swarm
+    from jaxllm.interop.mixture_tables import Columns
 
-_SMALLEST = 1e-4  # share of a proposal below which a domain is left out
+Flags = tuple[tuple[str, Any, str, str], ...]  # name, default, metavar, help; None is a number
+_MIXTURES: Flags = (
+    ("count", 32, "N", "mixtures, the natural one included"),
+    ("temperature", 0.5, "POWER", "of the natural shares"),
+    ("weakest", 0.1, "STRENGTH", "of the Dirichlet: single domains"),
+    ("strongest", 5.0, "STRENGTH", "of the Dirichlet: nearly natural"),
+    ("floor", 0.002, "SHARE", "that a domain has at least"),
+)
+_REPETITION: Flags = (
+    ("tokens", "", "DOMAIN=N,…", "that there are"),
+    ("budget", None, "N", "tokens of the run to come"),
+    ("repetition", 4.0, "EPOCHS", "of a domain, at most"),
+)
+_COLUMNS: Flags = (
+    ("shares", "", "NAMES", "of the domains in the mixture: names or patterns, with commas"),
+    ("targets", "", "NAMES", "losses or metrics, the less the better"),
+    ("higher", "", "NAMES", "targets of which more is better"),
+    ("losses", "", "FILE", "table of the targets"),
+    ("name", "", "COLUMN", "the runs' names"),
+    ("params", "", "COLUMN", "the runs' sizes"),
+    ("steps", "", "COLUMN", "the runs' steps"),
+    ("where", [], "COLUMN=VALUE", "rows to read; repeatable"),
+)
+_LAWS: Flags = (
+    ("laws", "", "NAMES", "to choose from: linear, log_linear, exponential, power, kernel, trees "
+     "(needs jaxllm[trees]); or bimix alone"),
+    ("at_steps", None, "N", "extrapolate each mixture first"),
+    ("at_params", None, "N", "extrapolate each mixture first"),
+    ("draws", 50, "N", "of the bootstrap"),
+)  # fmt: skip
+_LARGER: Flags = (
+    ("larger", "", "TABLE", "mixtures of larger models"),
+    ("larger_losses", "", "FILE", "their targets"),
+)
+_GOAL: Flags = (
+    ("objective", "", "TARGET[=WEIGHT],…", "default: the mean of all targets"),
+    ("natural", "", "DOMAIN=SHARE,…", "shares to stay near to; default: those of the swarm's "
+     "run named natural, or the swarm's mean"),
+)  # fmt: skip
+_SIZE: Flags = (
+    ("times", 4.0, "N", "parameters and tokens of its runs, in those of the proxies"),
+    ("seeds", 2, "N", "of each mixture"),
+)
+_TRAINING: Flags = (
+    ("jobs", 1, "N", "runs (or stacks) at a time"),
+    ("stack", 1, "N", "runs of equal shapes in one program"),
+)
+_SEED: Flags = (("seed", 0, "N", "of all that is drawn"),)
+_OUTPUT: Flags = (("output", "", "FILE", ".csv, .json, or for a proposal .gin with .json"),)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Fit laws to a swarm, or propose a mixture, as the flags say."""
-    args = _flags().parse_args(argv)
-    formats = {"fit": (".csv", ".json"), "propose": (".csv", ".json", ".gin")}[args.verb]
-    if args.output and not args.output.endswith(formats):
-        raise UserError(f"--output={args.output}: need a name in {', '.join(formats)}")
-
-    from jaxllm.analysis.mixtures.choice import DEFAULT, fit
-    from jaxllm.analysis.mixtures.horizon import extrapolated
-    from jaxllm.interop.mixture_tables import Columns, read_swarm
-
-    columns = Columns(
-        _list(args.shares), _list(args.targets), _list(args.higher), args.losses, args.name,
-        args.params, args.steps, [_pair(one, "where") for one in args.where],
+    """Do what the verb says."""
+    flags = argparse.ArgumentParser(
+        prog="python -m jaxllm.mix", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    swarm = read_swarm(args.source, columns)
-    for axis in ("steps", "params"):
-        if (to := getattr(args, f"at_{axis}")) is not None:
-            swarm = extrapolated(swarm, axis, to)
-    for note in swarm.notes:
-        print(f"note: {note}", file=sys.stderr)
-    laws = _list(args.laws) or list(DEFAULT)
-    if laws == ["bimix"] and args.verb == "fit":
-        return _bimix(swarm, args)
-    fitted = fit(swarm, laws, args.draws, args.seed)
-    print(f"{len(swarm)} runs, {len(swarm.domains)} domains, {len(swarm.targets)} targets\n")
-    if args.verb == "propose":
-        return _propose(fitted, args)
+    verbs = flags.add_subparsers(required=True, metavar="VERB")
+    swarm, table = ("directory", "SUITE_DIR"), ("source", "TABLE|SUITE_DIR")
+    whole = _MIXTURES + _REPETITION + _COLUMNS + _LAWS + _GOAL + _SIZE + _TRAINING + _SEED
+    for act, about, (name, metavar), known in (
+        (_run, "all that follows, in turn", swarm, whole),
+        (_design, "write the suite of a swarm", swarm, _MIXTURES + _REPETITION + _SEED),
+        (_fit, "fit laws to a swarm", table, _COLUMNS + _LAWS + _LARGER + _SEED + _OUTPUT),
+        (_propose, "propose a mixture", table,
+         _COLUMNS + _LAWS + _GOAL + _REPETITION + _SEED + _OUTPUT),
+        (_check, "train a proposal and compare", ("proposal", "PROPOSAL"), _SIZE),
+    ):  # fmt: skip
+        verb = verbs.add_parser(act.__name__[1:], help=about, description=about)
+        verb.set_defaults(act=act)
+        verb.add_argument(name, metavar=metavar)
+        if act is _check:
+            verb.add_argument("directory", metavar="SUITE_DIR", nargs="?",
+                              help="default: check/ beside the proposal")  # fmt: skip
+        _add(verb, known)
+        if act in (_run, _design, _check):
+            cli.add_gin_flags(verb)
+    args = cli.parse(flags, argv)
+    return args.act(args)
+
+
+def _add(parser: argparse.ArgumentParser, flags: Flags) -> None:
+    for name, default, metavar, about in flags:
+        kind: dict[str, Any] = {"type": float if default is None else type(default)}
+        if isinstance(default, list):
+            kind = {"action": "append"}
+        parser.add_argument(f"--{name}", default=default, metavar=metavar, help=about, **kind)
+
+
+def _run(args: argparse.Namespace) -> int:
+    """Do each step, after the command that does it by hand."""
+    from jaxllm.run.suite_layout import SuiteLayout
+
+    def given(flags: Flags) -> list[str]:
+        values = {name: getattr(args, name) for name, default, *_ in flags
+                  if getattr(args, name) != default}  # fmt: skip
+        several = ((n, v if isinstance(v, list) else [v]) for n, v in values.items())
+        return [f"--{name}={one}" for name, value in several for one in value]
+
+    swarm = SuiteLayout(args.directory)
+    new = SuiteLayout(swarm.check)
+    path = [f"--gin_search_paths={args.gin_search_paths}"] if args.gin_search_paths else []
+    laws, training = given(_COLUMNS + _LAWS + _SEED), [*given(_TRAINING), *path]
+    goal = [*given(_GOAL + _REPETITION), f"--output={swarm.proposal}"]
+    check = ["check", str(swarm.proposal), *given(_SIZE), *path]
+    for verb, *words in (
+        ["design", args.directory, *given(_MIXTURES + _REPETITION + _SEED), *cli.gin_words(args)],
+        ["suite", f"--gin_file={swarm.gin_file}", *training],
+        ["fit", args.directory, *laws],
+        ["propose", args.directory, *laws, *goal],
+        *([] if new.runs_file.exists() else [check]),
+        ["suite", f"--gin_file={new.gin_file}", *training],
+        check,
+    ):
+        command = ["suite", *words] if verb == "suite" else ["mix", verb, *words]
+        print(f"\n$ python -m jaxllm.{shlex.join(command)}", flush=True)
+        if code := _train(words) if verb == "suite" else main([verb, *words]):
+            return code
+    return 0
+
+
+def _train(words: Sequence[str]) -> int:
+    """Train a suite here, as `jaxllm.suite` does."""
+    from tqdm import tqdm
+
+    from jaxllm.suites.launchers import Local
+    from jaxllm.suites.suite import Suite
+    from jaxllm.suites.training import train
+
+    flags = cli.parser("")
+    _add(flags, _TRAINING)
+    args = cli.parse(flags, words)
+    suite = Suite.configured(functools.partial(cli.load_gin, args), cli.gin_words(args))
+    suite.begin()
+    with runtime.exit_by_signals():
+        failed = train(suite, Local(), args.jobs, args.stack, tqdm.write)
+    print(f"{len(suite.members) - len(failed)} of {len(suite.members)} runs are finished")
+    return int(bool(failed))
+
+
+def _design(args: argparse.Namespace) -> int:
+    """Write the suite of a swarm, and print how its shares spread."""
+    cli.load_gin(args)
+
+    import pandas as pd
+
+    from jaxllm.data.config import DataConfig
+    from jaxllm.suites.mixtures import Draw, swarm, write_suite
+
+    natural = DataConfig().weights or {}
+    tokens = _tokens(args, list(natural))
+    limits = () if tokens is None else args.repetition * tokens / args.budget
+    how = Draw(
+        args.seed, args.temperature, args.weakest, args.strongest, args.floor,
+        dict(zip(natural, limits, strict=False)),
+    )  # fmt: skip
+    mixtures = swarm(natural, args.count, how)
+    file = write_suite(
+        args.directory,
+        args.gin_file,
+        args.gin_bindings,
+        mixtures,
+        about=f"jaxllm.mix design: {how}",
+    )
+    shares = pd.DataFrame(mixtures).T
+    spread = shares.agg(["min", "median", "max"]).T.assign(natural=shares.loc["natural"])
+    if tokens is not None:
+        spread["epochs at most"] = spread["max"] * args.budget / tokens
+    print(f"{len(shares)} mixtures\n{_text(spread.reset_index(names='domain'))}")
+    print(f"next: python -m jaxllm.suite --gin_file={file}")
+    return 0
+
+
+def _fit(args: argparse.Namespace) -> int:
+    """Fit laws, and print how well they predict."""
+    swarm, columns = _swarm(args, (".csv", ".json"))
+    if args.laws == "bimix":
+        from jaxllm.analysis.mixtures.horizon import bimix_table
+        from jaxllm.interop.mixture_tables import own_domains
+
+        table = bimix_table(swarm, own_domains(swarm))
+        print(_text(table))
+        _write(args.output, {"bimix": table})
+        return 0
+    fitted = _fitted(swarm, args)
     scores, tables = fitted.scores, {"scores": fitted.scores}
     best = scores[scores.chosen]
     if len(best):
         print(_text(best.drop(columns=["chosen", "refused"])))
     for law, rows in scores[scores.refused != ""].groupby("law", sort=False):
-        print(f"{law} refused for {len(rows)} of {len(swarm.targets)}: {rows.refused.iloc[0]}")
+        print(f"{law} refused for {len(rows)} of {len(fitted.swarm.targets)}: "
+              f"{rows.refused.iloc[0]}")  # fmt: skip
     if args.larger:
         from jaxllm.analysis.mixtures.transfer import predictions, transfer
+        from jaxllm.interop.mixture_tables import Columns, read_swarm
 
         there = Columns(
             columns.shares, columns.targets, columns.higher, args.larger_losses, args.name
@@ -80,59 +245,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _flags() -> argparse.ArgumentParser:
-    flags = argparse.ArgumentParser(
-        prog="python -m jaxllm.mix", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    flags.add_argument("verb", choices=("fit", "propose"))
-    flags.add_argument("source", metavar="TABLE|SUITE_DIR", help="CSV, Parquet, or a suite")
-    table = flags.add_argument_group("columns (names or patterns, separated by commas)")
-    table.add_argument("--shares", default="", help="of the domains in the mixture")
-    table.add_argument("--targets", default="", help="losses or metrics, the less the better")
-    table.add_argument("--higher", default="", help="targets of which more is better")
-    table.add_argument("--losses", default="", metavar="FILE", help="table of the targets")
-    table.add_argument("--name", default="", metavar="COLUMN", help="the runs' names")
-    table.add_argument("--params", default="", metavar="COLUMN", help="the runs' sizes")
-    table.add_argument("--steps", default="", metavar="COLUMN", help="the runs' steps")
-    table.add_argument("--where", action="append", default=[], metavar="COLUMN=VALUE",
-                       help="rows to read; repeatable")  # fmt: skip
-    law = flags.add_argument_group("laws")
-    law.add_argument("--laws", default="", help="to choose from: linear, log_linear, exponential, "
-                     "power, kernel, trees (needs jaxllm[trees]); or bimix alone")  # fmt: skip
-    law.add_argument("--at_steps", type=float, metavar="N", help="extrapolate each mixture first")
-    law.add_argument("--at_params", type=float, metavar="N", help="extrapolate each mixture first")
-    law.add_argument("--draws", type=int, default=50, metavar="N", help="of the bootstrap")
-    law.add_argument("--seed", type=int, default=0, metavar="N")
-    law.add_argument("--larger", default="", metavar="TABLE", help="mixtures of larger models")
-    law.add_argument("--larger_losses", default="", metavar="FILE", help="their targets")
-    goal = flags.add_argument_group("propose")
-    goal.add_argument("--objective", default="", metavar="TARGET[=WEIGHT],…",
-                      help="default: the mean of all targets")  # fmt: skip
-    goal.add_argument("--natural", default="", metavar="DOMAIN=SHARE,…",
-                      help="shares to stay near to (default: the mean of the swarm)")  # fmt: skip
-    goal.add_argument("--tokens", default="", metavar="DOMAIN=N,…", help="that there are")
-    goal.add_argument("--budget", type=float, metavar="N", help="tokens of the run to come")
-    goal.add_argument("--repetition", type=float, default=4.0, metavar="EPOCHS",
-                      help="of a domain, at most")  # fmt: skip
-    flags.add_argument("--output", default="", metavar="FILE", help=".csv, .json, or .gin")
-    return flags
-
-
-def _propose(fitted: Any, args: argparse.Namespace) -> int:
-    import numpy as np
+def _propose(args: argparse.Namespace) -> int:
+    """Print the best mixture that the swarm can vouch for, and write it."""
+    swarm, _ = _swarm(args, (".csv", ".json", ".gin"))
+    fitted = _fitted(swarm, args)
 
     from jaxllm.analysis.mixtures.propose import propose
+    from jaxllm.interop import proposals
 
-    domains = fitted.swarm.domains
-    natural = _numbers(args.natural, domains, "natural", 0.0)
-    tokens = _numbers(args.tokens, domains, "tokens", np.inf)
-    if (tokens is None) != (args.budget is None):
-        raise UserError("--budget and --tokens go together: they tell how often data is repeated")
-    objective = None
-    if args.objective:
-        pairs = [one.partition("=") for one in _list(args.objective)]
-        objective = {name: _number(weight or "1", "objective") for name, _, weight in pairs}
+    natural = _numbers(args.natural, swarm.domains, "natural", 0.0)
+    tokens = _tokens(args, swarm.domains)
+    objective = cli.numbers(args.objective, "objective", 1.0) or None
     found = propose(
         fitted, objective, natural, args.budget or 1.0, tokens, args.repetition, args.seed
     )
@@ -141,97 +264,111 @@ def _propose(fitted: Any, args: argparse.Namespace) -> int:
         print(_text(part), end="\n\n")
     for law, value in found.rivals.items():
         print(f"{law} predicts {value:.4g}")
-    if natural is None:
+    if natural is None and swarm.natural is None:
         print("note: without --natural, the mean of the swarm stands for it", file=sys.stderr)
-    if found.predicted.set_index("mixture").high["difference"] >= 0:
-        print(
-            "note: the interval of the difference to natural includes 0: train both",
-            file=sys.stderr,
-        )
+    if found.doubtful:
+        print("note: the interval of the difference to natural includes 0: train both",
+              file=sys.stderr)  # fmt: skip
     print(f"{found.status}{': ' * bool(found.reason)}{found.reason}")
     if found.status != "refused":
-        print(_binding(found))
-    _write(args.output, {"mixture": found.table, "predicted": found.predicted,
-                         "guards": found.guards}, found)  # fmt: skip
+        print(proposals.binding(found))
+    if args.output:
+        proposals.write(args.output, found)
     return int(found.status == "refused")
 
 
-def _bimix(swarm: Swarm, args: argparse.Namespace) -> int:
-    from jaxllm.analysis.mixtures.horizon import bimix_table
-    from jaxllm.interop.mixture_tables import LOSS
+def _check(args: argparse.Namespace) -> int:
+    """Write the suite that trains a proposal and the natural mixture; of a trained one, compare."""
+    from etils import epath
 
-    own = {t: t.removesuffix(LOSS) for t in swarm.targets if t.removesuffix(LOSS) in swarm.domains}
-    if not own:
-        raise UserError("bimix is of a domain's own share: no target has the name of a domain")
-    table = bimix_table(swarm, own)
-    print(_text(table))
-    _write(args.output, {"bimix": table})
+    from jaxllm.analysis.mixtures.check import FAILED, check
+    from jaxllm.interop import proposals
+    from jaxllm.run.suite_layout import SuiteLayout
+
+    found, swarm = proposals.read(args.proposal), SuiteLayout(epath.Path(args.proposal).parent)
+    new = SuiteLayout(args.directory or swarm.check)
+    if new.runs_file.exists():
+        result = check(found, proposals.results(found, str(new.root)))
+        print(_text(result.table), end="\n\n")
+        print(*filter(None, (result.caveat, result.sentence)), sep="\n")
+        return int(result.verdict == FAILED)
+    args.gin_file = args.gin_file or [str(swarm.gin_file)]
+    cli.load_gin(args)
+
+    from jaxllm.suites.mixtures import write_suite
+
+    mixtures = {name: proposals.weights(found, name) for name in ("natural", "proposed")}
+    file = write_suite(
+        str(new.root), args.gin_file, args.gin_bindings, mixtures, args.times, args.seeds,
+        f"jaxllm.mix check of {args.proposal}",
+    )  # fmt: skip
+    print(f"next: python -m jaxllm.suite --gin_file={file}, and then the same command again")
     return 0
 
 
-def _write(path: str, tables: Mapping[str, pd.DataFrame], found: Proposal | None = None) -> None:
-    """The first table as CSV, all as JSON, or a proposal as a gin binding."""
+def _swarm(args: argparse.Namespace, formats: tuple[str, ...]) -> tuple[Swarm, Columns]:
+    """The swarm that flags name, and its columns; UserError for another format of --output."""
+    if args.output and not args.output.endswith(formats):
+        raise UserError(f"--output={args.output}: need a name in {', '.join(formats)}")
+
+    from jaxllm.analysis.mixtures.horizon import extrapolated
+    from jaxllm.interop.mixture_tables import Columns, read_swarm
+
+    columns = Columns(
+        _list(args.shares), _list(args.targets), _list(args.higher), args.losses, args.name,
+        args.params, args.steps, [cli.pair(one, "where") for one in args.where],
+    )  # fmt: skip
+    swarm = read_swarm(args.source, columns)
+    for axis in ("steps", "params"):
+        if (to := getattr(args, f"at_{axis}")) is not None:
+            swarm = extrapolated(swarm, axis, to)
+    for note in swarm.notes:
+        print(f"note: {note}", file=sys.stderr)
+    return swarm, columns
+
+
+def _fitted(swarm: Swarm, args: argparse.Namespace) -> Fit:
+    from jaxllm.analysis.mixtures.choice import DEFAULT, fit
+
+    fitted = fit(swarm, _list(args.laws) or DEFAULT, args.draws, args.seed)
+    print(f"{len(swarm)} runs, {len(swarm.domains)} domains, {len(swarm.targets)} targets\n")
+    return fitted
+
+
+def _write(path: str, tables: Mapping[str, pd.DataFrame]) -> None:
+    """The first table as CSV, or all as JSON."""
     from etils import epath
 
+    from jaxllm.interop.proposals import rows
     from jaxllm.io import atomic_write
 
-    if not path:
-        return
     if path.endswith(".json"):
-        known = {
-            name: json.loads(table.to_json(orient="records")) for name, table in tables.items()
-        }
-        if found is not None:
-            known |= {"status": found.status, "reason": found.reason}
-            known |= {"weights": _weights(found)} if found.status != "refused" else {}
-        text = json.dumps(known, indent=1) + "\n"
-    elif path.endswith(".csv"):
-        text = next(iter(tables.values())).to_csv(index=False)
-    elif found is None or found.status == "refused":
-        return
-    else:
-        text = _binding(found) + "\n"
-    atomic_write(epath.Path(path), text)
+        known = {name: rows(table) for name, table in tables.items()}
+        atomic_write(epath.Path(path), json.dumps(known, indent=1) + "\n")
+    elif path:
+        atomic_write(epath.Path(path), next(iter(tables.values())).to_csv(index=False))
 
 
-def _weights(found: Proposal) -> dict[str, float]:
-    """The shares of a proposal as DataConfig takes them: above 0."""
-    selected = found.table[found.table.proposed >= _SMALLEST]
-    return {str(row.domain): round(float(row.proposed), 6) for row in selected.itertuples()}
-
-
-def _binding(found: Proposal) -> str:
-    return f"DataConfig.weights = {_weights(found)!r}"
+def _tokens(args: argparse.Namespace, domains: Sequence[str]) -> Any:
+    """[k] tokens that there are of each domain, inf where not known; None without a budget."""
+    tokens = _numbers(args.tokens, domains, "tokens", float("inf"))
+    if (tokens is None) != (args.budget is None):
+        raise UserError("--budget and --tokens go together: they tell how often data is repeated")
+    return tokens
 
 
 def _numbers(text: str, domains: Sequence[str], flag: str, absent: float) -> Any:
     """[k] numbers of `domain=number,…`; None for no text."""
     import numpy as np
 
-    if not text:
-        return None
-    given = dict(_pair(one, flag) for one in _list(text))
+    given = cli.numbers(text, flag)
     for name in given:
         if name not in domains:
             raise UserError(f"--{flag}: no domain {name}; domains: {', '.join(domains)}")
-    numbers = np.array([_number(given[d], flag) if d in given else absent for d in domains])
-    if not (numbers >= 0).all() or not numbers.sum() > 0 or (absent and not numbers.all()):
+    numbers = np.array([given.get(domain, absent) for domain in domains])
+    if given and not ((numbers >= 0).all() and numbers.sum() > 0 and (not absent or numbers.all())):
         raise UserError(f"--{flag}={text}: need numbers above 0")
-    return numbers
-
-
-def _number(text: str, flag: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise UserError(f"--{flag}: {text} is not a number") from None
-
-
-def _pair(text: str, flag: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise UserError(f"--{flag}: {text}: write NAME=VALUE")
-    return name, value
+    return numbers if given else None
 
 
 def _list(text: str) -> list[str]:

@@ -11,12 +11,13 @@ runs here save and end.
 
 from __future__ import annotations
 
+import functools
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from jaxllm import cli, runtime
-from jaxllm.errors import UserError, first_line
+from jaxllm.errors import UserError
 
 if TYPE_CHECKING:
     from jaxllm.suites.launchers import Launcher, Options
@@ -41,46 +42,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--launcher_option", action="append", default=[], metavar="NAME[=VALUE]",
         help="of sbatch, xpk workload create or tpu_scripts/keep_running.sh; repeatable",
     )  # fmt: skip
-    argv = list(sys.argv[1:] if argv is None else argv)
     args = cli.parse(flags, argv)
     cli.load_gin(args)
 
-    import gin
     from tqdm import tqdm
 
-    from jaxllm.data.config import DataConfig
     from jaxllm.sharding.mesh import MeshConfig, make_mesh
-    from jaxllm.suites.config import SuiteConfig
     from jaxllm.suites.cost import costs
-    from jaxllm.suites.design import members
     from jaxllm.suites.suite import Suite, table
     from jaxllm.suites.training import train
-    from jaxllm.training.experiment import Experiment
     from jaxllm.training.rules import advice
     from jaxllm.training.sweep import rule_of
 
-    config = SuiteConfig()
-    if not config.directory:
-        raise UserError("SUITE_DIR is not set: give --gin.SUITE_DIR=<directory>")
     for name in ("jobs", "stack"):
         if (number := getattr(args, name)) < 1:
             raise UserError(f"--{name}={number}: must be at least 1")
-
     launcher = launcher_of(args.launcher, args.launcher_option)
-
-    def configure(bindings: Mapping[str, Any]) -> Experiment:
-        gin.clear_config()
-        cli.load_gin(args)
-        bind(bindings)
-        return Experiment.configured().with_vocabulary()
-
-    shared = [f"--gin_file={file}" for file in args.gin_file]
-    shared += [f"--gin_bindings={binding}" for binding in args.gin_bindings]
-    if args.gin_search_paths:
-        shared.append(f"--gin_search_paths={args.gin_search_paths}")
-    rule = rule_of(config.rule)
-    runs = members(config, rule, DataConfig(), configure)
-    suite = Suite(config.directory, runs, shared, config.rule)
+    suite = Suite.configured(functools.partial(cli.load_gin, args), cli.gin_words(args))
+    runs = suite.members
     if args.status:
         print(table(suite))
         return 0
@@ -93,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(table(suite))
     largest = max(runs, key=lambda one: one.flops).experiment
     print("advice on learning rate and batch of the largest:")
-    print(*advice(largest.model, largest.tokens, rule), sep="\n")
+    print(*advice(largest.model, largest.tokens, rule_of(suite.rule)), sep="\n")
     if args.dry_run:
         return 0
     suite.begin()
@@ -102,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if failed:
         print(f"{len(failed)} of {len(runs)} runs are not finished: {', '.join(failed)}")
         return 1
-    print(f"all {len(runs)} runs are finished: python -m jaxllm.analyze {config.directory}")
+    print(f"all {len(runs)} runs are finished: python -m jaxllm.analyze {suite.layout.root}")
     return 0
 
 
@@ -126,21 +105,6 @@ def launcher_of(name: str, options: Sequence[str]) -> Launcher:
         "slurm": Slurm, "tpu_vm": TpuVm, "xpk": Xpk
     }  # fmt: skip
     return elsewhere[name](pairs)
-
-
-def bind(bindings: Mapping[str, Any]) -> None:
-    """Bind gin parameters and macros.
-
-    Raises:
-      UserError: a name is unknown.
-    """
-    import gin
-
-    for name, value in bindings.items():
-        try:
-            gin.bind_parameter(name if "." in name else f"{name}/gin.macro.value", value)
-        except (ValueError, AttributeError) as error:
-            raise UserError(f"SuiteConfig.axes: {name}: {first_line(error)}") from error
 
 
 if __name__ == "__main__":

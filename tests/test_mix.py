@@ -1,16 +1,24 @@
 """`python -m jaxllm.mix` on a suite, on tables of anyone, and on what is no swarm."""
 
+import functools
 import json
+import re
 from pathlib import Path
 
 import gin
 import numpy as np
 import pandas as pd
 import pytest
+from etils import epath
 
-from jaxllm import mix
+from jaxllm import cli, mix
 from jaxllm.data.config import DataConfig
 from jaxllm.errors import UserError
+from jaxllm.run.records import Record
+from jaxllm.run.trajectory import TrajectoryStore
+from jaxllm.suites import training
+from jaxllm.suites.launchers import Launcher
+from jaxllm.suites.suite import Suite
 from tests.docs.workplace import swarm
 
 LAWS = ("--laws=linear,exponential", "--draws=10")
@@ -136,3 +144,59 @@ def test_runs_that_were_not_scored_are_counted(capsys: pytest.CaptureFixture[str
     assert mix.main(["fit", "SWARM", *LAWS]) == 0
     Path("SWARM/suite.json").write_text(text)
     assert "note: 1 of 25 runs were not scored" in capsys.readouterr().err
+
+
+SWARM_FLAGS = ("--gin_file=suites/mixtures.gin", "--gin.EVAL_TASKS=counting", "--count=16")
+
+
+def measured(suite: Suite, gain: float = 1.0) -> None:
+    """Records of all runs of a suite: a loss that falls with the share of code."""
+    for number, one in enumerate(suite.members):
+        share = dict(one.bindings["DataConfig.weights"])["code"]
+        record = Record(
+            run=one.name, family=one.name, params=one.experiment.model.num_params, step=one.steps,
+            tokens=one.tokens, flops=one.flops, task="heldout", domain="language", shots=0,
+            metric="bits_per_byte", value=2 + gain * np.exp(-4 * share) + 1e-4 * (number % 3),
+            primary=True,
+        )  # fmt: skip
+        TrajectoryStore(suite.layout.run(one.name)).write(one.steps, "heldout", [record])
+
+
+def test_run_does_all_in_turn_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a training that stops the second suite once."""
+    monkeypatch.chdir(tmp_path)
+    trained: list[str] = []
+
+    def train(suite: Suite, launcher: Launcher, jobs: int, stack: int, log: object) -> list[str]:
+        trained.append(f"{suite.layout.root} {stack}")
+        measured(suite)
+        return ["proposed_seed2"] if len(trained) == 2 else []
+
+    monkeypatch.setattr(training, "train", train)
+    command = ["run", "swarm", *SWARM_FLAGS, "--laws=exponential", "--draws=10", "--stack=8"]
+    assert mix.main(command) == 1
+    assert mix.main(command) == 0
+    assert trained == ["swarm 8", "swarm/check 8"] * 2
+    out = capsys.readouterr().out
+    steps = re.findall(r"^\$ python -m jaxllm\.(?:mix )?(\w+)", out, re.M)
+    begun = ["design", "suite", "fit", "propose"]
+    assert steps == [*begun, "check", "suite", *begun, "suite", "check"]
+    assert re.search(r"The prediction held: the proposal measures -0\.\d+ against", out)
+    assert "only the order of the two mixtures is predicted here" in out
+    runs = json.loads(Path("swarm/check/suite.json").read_text())["runs"]
+    assert set(runs) == {f"{m}_seed{s}" for m in ("natural", "proposed") for s in (1, 2)}
+    tokens = [int(runs[n]["BATCH_SIZE"]) * int(runs[n]["TRAIN_STEPS"]) for n in sorted(runs)]
+    assert len(set(tokens)) == 1 and tokens[0] * 128 == pytest.approx(4e6, rel=0.01)
+
+
+def test_a_design_is_a_suite_that_trains(tmp_path: Path) -> None:
+    flags = ("--budget=1e8", "--tokens=code=1e6", "--gin.SuiteConfig.axes={'params': 1e5}")
+    assert mix.main(["design", str(tmp_path / "new"), *SWARM_FLAGS, *flags]) == 0
+    args = cli.parse(cli.parser(""), [f"--gin_file={tmp_path}/new/suite.gin"])
+    suite = Suite.configured(functools.partial(cli.load_gin, args), [])
+    weights = {one.name: one.experiment.data.weights or {} for one in suite.members}
+    assert sorted(weights) == [*(f"mix{n:03}" for n in range(1, 16)), "natural"]
+    assert max(one["code"] for name, one in weights.items() if name != "natural") <= 0.04
+    assert suite.layout.root == epath.Path(tmp_path / "new")

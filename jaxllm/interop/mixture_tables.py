@@ -90,6 +90,14 @@ def read_swarm(source: str, columns: Columns) -> Swarm:
         raise UserError(f"{source}: {error}") from None
 
 
+def own_domains(swarm: Swarm) -> dict[str, str]:
+    """Target -> the domain of the same name; UserError if none has one."""
+    own = {t: t.removesuffix(LOSS) for t in swarm.targets if t.removesuffix(LOSS) in swarm.domains}
+    if not own:
+        raise UserError("bimix is of a domain's own share: no target has the name of a domain")
+    return own
+
+
 def _table(path: epath.Path, columns: Columns) -> tuple[pd.DataFrame, list[str], list[str]]:
     """The rows, indexed by their names, and the columns of shares and targets."""
     frame = _frame(path, columns.name)

@@ -17,6 +17,9 @@ class SuiteLayout:
     def __init__(self, directory: epath.PathLike) -> None:
         root = self.root = epath.Path(directory)
         self.runs_file = root / "suite.json"  # its runs with their settings
+        self.gin_file = root / "suite.gin"  # of a swarm of mixtures: what defines it
+        self.proposal = root / "proposal.gin"  # the mixture that it proposes; with proposal.json
+        self.check = root / "check"  # the suite that trains the proposal
         self.stacks = root / "stacks"
         # what runs print stays on this machine
         self.logs = epath.Path("suite_logs") / root.name if is_remote(root) else root / "logs"

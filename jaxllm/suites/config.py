@@ -21,8 +21,7 @@ class SuiteConfig:
       axes: gin name -> its values, or label -> value; the runs are their product. A tuple of such
         mappings is the union of several products, so a list of runs is possible, too. The names
         `params`, `tokens_per_param`, `tokens` and `flops` turn the dial of
-        `jaxllm.suites.scale`: two of them give model, batch, learning rate and steps; `mixture` is
-        a number of mixtures to draw around DataConfig.weights (`jaxllm.suites.mixtures`).
+        `jaxllm.suites.scale`: two of them give model, batch, learning rate and steps.
       name: of a run, with the axes in braces, such as '{params}_{SEED}'; None joins them all.
       sample: number of runs drawn at random from the axes; None takes all.
       cooldowns: shares of a run's steps at which a branch of it ends, decayed: (0.5,) shows what

@@ -10,17 +10,17 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from jaxllm.analysis.finding import amount
-from jaxllm.data.config import DataConfig
 from jaxllm.errors import UserError
 from jaxllm.suites import scale
 from jaxllm.suites.config import SuiteConfig
-from jaxllm.suites.mixtures import draw
 from jaxllm.training.experiment import Experiment
 from jaxllm.training.rules import Rule
 
 DIAL = ("params", "tokens_per_param", "tokens", "flops")
-MIXTURE = "mixture"
-RESERVED = ("logs", "stacks", "suite.json")  # beside the runs, in the suite's directory
+# beside the runs, in the suite's directory
+RESERVED = {
+    "check", "logs", "proposal.gin", "proposal.json", "report", "stacks", "suite.gin", "suite.json"
+}  # fmt: skip
 SIZE = (*DIAL, "TRAIN_STEPS")  # axes along which runs are of one family
 
 
@@ -61,24 +61,23 @@ class Member:
 def members(
     config: SuiteConfig,
     rule: Rule,
-    data: DataConfig,
+    length: int,
     configure: Callable[[Mapping[str, Any]], Experiment],
 ) -> list[Member]:
     """The runs of a suite, the cheapest first, and each before its branches.
 
     Args:
       rule: law of learning rate and batch of runs that the dial sizes.
-      data: of the suite's file: the length of their sequences, the shares to draw mixtures around.
+      length: tokens per sequence.
       configure: the experiment of some bindings on top of the suite's file.
 
     Raises:
       UserError: an axis or a name is malformed, two runs have one name, or a run's settings are
         wrong.
     """
-    points = [point for axes in _products(config.axes, data.weights) for point in axes]
+    points = [point for axes in _products(config.axes) for point in axes]
     if config.sample is not None:
         points = random.Random(0).sample(points, min(config.sample, len(points)))
-    length = data.sequence_length
     found = [
         one for point in points for one in _with_branches(config, point, rule, length, configure)
     ]
@@ -95,26 +94,10 @@ def members(
 Point = dict[str, tuple[str, Any]]  # axis -> label and value
 
 
-def _products(
-    axes: Mapping[str, Any] | tuple[Mapping[str, Any], ...], shares: Mapping[str, float] | None
-) -> Iterable[list[Point]]:
+def _products(axes: Mapping[str, Any] | tuple[Mapping[str, Any], ...]) -> Iterable[list[Point]]:
     for product in (axes,) if isinstance(axes, Mapping) else axes:
-        columns = [
-            _drawn(values, shares) if name == MIXTURE else _labelled(name, values)
-            for name, values in product.items()
-        ]
+        columns = [_labelled(name, values) for name, values in product.items()]
         yield [dict(zip(product, row, strict=True)) for row in itertools.product(*columns)]
-
-
-def _drawn(count: Any, shares: Mapping[str, float] | None) -> list[tuple[str, Any]]:
-    """So many mixtures around `shares`, with their labels."""
-    if not isinstance(count, int) or count < 1:
-        raise UserError(f"SuiteConfig.axes: {MIXTURE} = {count!r}: write how many to draw, as 32")
-    if not shares or len(shares) < 2:
-        raise UserError(
-            f"SuiteConfig.axes: {MIXTURE} draws around DataConfig.weights: name two domains there"
-        )
-    return [(f"mix{number:03}", one) for number, one in enumerate(draw(shares, count))]
 
 
 def _labelled(name: str, values: Any) -> list[tuple[str, Any]]:
@@ -167,11 +150,7 @@ def _with_branches(
             sized = configure(scale.shape_bindings(params))
             tokens = dial["flops"] / sized.flops(1)
         bindings |= scale.settings(params, tokens, length, rule, config.checkpoints)
-    bindings |= {
-        "DataConfig.weights" if axis == MIXTURE else axis: value
-        for axis, (_, value) in point.items()
-        if axis not in DIAL
-    }
+    bindings |= {axis: value for axis, (_, value) in point.items() if axis not in DIAL}
     experiment = configure(bindings)
     steps, branches = experiment.train.steps, {}
     for share in config.cooldowns:

@@ -13,19 +13,26 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
+import gin
+
 from jaxllm.analysis.finding import amount
-from jaxllm.errors import UserError
+from jaxllm.configs import saved_bindings
+from jaxllm.data.config import DataConfig
+from jaxllm.errors import UserError, first_line
 from jaxllm.io import atomic_write, is_remote
 from jaxllm.run.run import Run
 from jaxllm.run.suite_layout import SuiteLayout
 from jaxllm.run.times import duration
+from jaxllm.suites.config import SuiteConfig
 from jaxllm.suites.cost import Cost
-from jaxllm.suites.design import Member
+from jaxllm.suites.design import Member, members
 from jaxllm.suites.jobs import Job
+from jaxllm.training.experiment import Experiment
+from jaxllm.training.sweep import rule_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,8 +66,33 @@ class Suite:
           flags: of the command line that all runs share: gin files and bindings.
           rule: SuiteConfig.rule.
         """
-        self.layout, self._rule = SuiteLayout(directory), rule
+        self.layout, self.rule = SuiteLayout(directory), rule
         self.members, self._flags = list(members), list(flags)
+
+    @classmethod
+    def configured(cls, load: Callable[[], None], flags: Sequence[str]) -> Suite:
+        """The suite that gin defines.
+
+        Args:
+          load: binds what its runs share.
+          flags: that do so for `jaxllm.train`.
+
+        Raises:
+          UserError: SUITE_DIR is not set, or as `members`.
+        """
+        gin.clear_config()
+        load()
+        restore, config = saved_bindings(), SuiteConfig()
+        if not config.directory:
+            raise UserError("SUITE_DIR is not set: give --gin.SUITE_DIR=<directory>")
+
+        def configure(bindings: Mapping[str, Any]) -> Experiment:
+            restore()
+            bind(bindings)
+            return Experiment.configured().with_vocabulary()
+
+        runs = members(config, rule_of(config.rule), DataConfig().sequence_length, configure)
+        return cls(config.directory, runs, flags, config.rule)
 
     def begin(self) -> None:
         """Write suite.json.
@@ -82,7 +114,7 @@ class Suite:
                     )
         self.layout.root.mkdir(parents=True, exist_ok=True)
         atomic_write(
-            path, json.dumps({"rule": self._rule, "runs": before | settings}, indent=1) + "\n"
+            path, json.dumps({"rule": self.rule, "runs": before | settings}, indent=1) + "\n"
         )
 
     def flags(self, job: Job, due: Set[str] | None = None) -> list[str]:
@@ -130,6 +162,19 @@ class Suite:
         own = f"error: {self.layout.run(member.name)}:"
         errors = [line for line in errors if line.startswith(own)] or errors
         return f"{(errors or lines or ['no output'])[-1]}; its output is in {log}"
+
+
+def bind(bindings: Mapping[str, Any]) -> None:
+    """Bind gin parameters and macros.
+
+    Raises:
+      UserError: a name is unknown.
+    """
+    for name, value in bindings.items():
+        try:
+            gin.bind_parameter(name if "." in name else f"{name}/gin.macro.value", value)
+        except (ValueError, AttributeError) as error:
+            raise UserError(f"SuiteConfig.axes: {name}: {first_line(error)}") from error
 
 
 def table(suite: Suite, costs: Mapping[str, Cost] | None = None) -> str:

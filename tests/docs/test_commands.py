@@ -25,7 +25,15 @@ from tests.conftest import REPOSITORY
 from tests.docs import workplace
 
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
-NOT_RUN = ("gs://", "--launcher", "--topology", "--download", "--coordinator_address", "humaneval")
+NOT_RUN = (
+    "gs://",
+    "--launcher",
+    "--topology",
+    "--download",
+    "--coordinator_address",
+    "humaneval",
+    "mix run",
+)
 FEW_STEPS = ("--gin.TRAIN_STEPS=4", "--gin.ScheduleConfig.warmup_steps=1")
 SMALL = {
     "quickstart.gin": (*FEW_STEPS, "--gin.EVAL_TASKS=counting"),
@@ -37,16 +45,20 @@ SMALL = {
         "--gin.SuiteConfig.cooldowns=()",
         "--gin.SuiteConfig.axes={'params': (5e4,), 'tokens': 4e4}",
     ),
+    "suites/seeds.gin": (
+        "--gin.EVAL_TASKS=counting",
+        "--gin.SuiteConfig.axes={'params': 5e4, 'tokens': 2e4, 'SEED': (1, 2)}",
+    ),
     "suites/mixtures.gin": (
         "--gin.EVAL_TASKS=counting",
-        "--gin.SuiteConfig.axes={'params': 5e4, 'tokens': 2e4, 'mixture': 2}",
+        "--gin.SuiteConfig.axes={'params': 5e4, 'tokens': 2e4}",
     ),
     "RUN.gin": (*FEW_STEPS, "--gin.VocabularyConfig.size=512"),
 }
 RENAMED = {
     "--step=2700": "--step=4", "--devices=gpu": "--devices=cpu:1", '"(20, 24)"': '"(2, 3)"',
     "TABLE.csv?run": "MAPPED.csv?run", "@1800": "@4", "=2100": "=6",
-    "decay_steps=300": "decay_steps=2",
+    "decay_steps=300": "decay_steps=2", "--count=32": "--count=2",
 }  # fmt: skip
 
 

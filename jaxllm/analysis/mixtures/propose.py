@@ -37,6 +37,9 @@ class Proposal:
         difference, and the law's unguarded optimum. Intervals (95 %) are of a new run's measured
         value: of the fit by bootstrap, and of the errors on left-out mixtures.
       rivals: law -> what it predicts for the proposal, if it is nearly as good a law.
+      objective: target -> its weight; they sum to 1.
+      targets: `target` and the columns of `predicted`, of every target that has a law.
+      params, steps: of the runs that this speaks of; NaN where not known.
     """
 
     status: str
@@ -46,6 +49,15 @@ class Proposal:
     guards: pd.DataFrame
     predicted: pd.DataFrame
     rivals: Mapping[str, float]
+    objective: Mapping[str, float]
+    targets: pd.DataFrame
+    params: float
+    steps: float
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether the interval of the difference to the natural mixture includes 0."""
+        return bool(self.predicted.set_index("mixture").high["difference"] >= 0)
 
 
 def propose(
@@ -61,15 +73,18 @@ def propose(
 
     Args:
       objective: target -> its weight; None is the mean of all.
-      natural: shares [k] of the domains; None is the mean of the swarm.
+      natural: shares [k] of the domains; None is those of the swarm's run named natural, or its
+        mean.
       budget, tokens: of the target run, and [k] of each domain; None repeats nothing.
 
     Raises:
       UserError: a target that was not measured or has no law, or a budget beyond all repetition.
     """
     swarm, k = fit.swarm, len(fit.swarm.domains)
+    middle = swarm.shares.mean(axis=0)
     weights = _weights(fit, objective)
-    natural = swarm.shares.mean(axis=0) if natural is None else natural / natural.sum()
+    natural = next(one for one in (natural, swarm.natural, middle) if one is not None)
+    natural = natural / natural.sum()
     columns = [swarm.targets.index(target) for target in weights]
     share = np.array(list(weights.values()))
     measured = swarm.values[:, columns] @ share
@@ -95,7 +110,7 @@ def propose(
     free = _search(rng, value, guards, guarded=False)
     assert free is not None
     found = _search(rng, value, guards, guarded=True)
-    anchors = [_capped(one, guards.cap) for one in (natural, swarm.shares.mean(axis=0))]
+    anchors = [_capped(one, guards.cap) for one in (natural, middle)]
     anchor = next((one for one in anchors if not fails(one)), None)
     status, reason, best = "proposed", "", natural
     if outside := fails(free):
@@ -110,14 +125,24 @@ def propose(
         status, best = "refused", natural
         reason = f"nothing near the runs is better than the natural shares; {reason}".rstrip("; ")
     epochs = best * guards.budget / guards.tokens
+    compared = np.array([best, natural, free])
+    targets = [
+        _predictions(law(compared, None), _noise(fit.left_out[:, j], swarm.values[:, j]))
+        .assign(target=target)
+        for target, law in fit.predict.items() for j in [swarm.targets.index(target)]
+    ]  # fmt: skip
     return Proposal(
         status, reason, best,
         pd.DataFrame(
             {"domain": swarm.domains, "natural": natural, "proposed": best, "epochs": epochs}
         ),
         guards.table(best, float(value(best[None])[0, 0])),
-        _predictions(value(np.array([best, natural, free]), None), noise),
+        _predictions(value(compared, None), noise),
         _rivals(fit, weights, best),
+        weights,
+        pd.concat(targets, ignore_index=True),
+        swarm.size("params"),
+        swarm.size("steps"),
     )  # fmt: skip
 
 

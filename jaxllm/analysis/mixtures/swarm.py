@@ -13,6 +13,7 @@ import pandas as pd
 from jaxllm.analysis.curves import Array
 from jaxllm.errors import UserError
 
+NATURAL = "natural"  # name of the run on the natural mixture
 TOLERANCE = 0.02  # by which shares may miss 1; published tables are rounded
 
 
@@ -123,6 +124,17 @@ class Swarm:
                     f"the runs differ in {what} ({known[0]:g} to {known[-1]:g}): select one of "
                     f"them, or extrapolate to --at_{what}=N"
                 )
+
+    @property
+    def natural(self) -> Array | None:
+        """Shares [k] of the run named natural, whatever else its name says; None without one."""
+        rows = [i for i, name in enumerate(self.names) if name.split("_")[0] == NATURAL]
+        return self.shares[rows[0]] if rows else None
+
+    def size(self, axis: str) -> float:
+        """What all runs have along an axis, "params" or "steps"; NaN where it is not known."""
+        known = np.unique(getattr(self, axis))
+        return float(known[0]) if len(known) == 1 else float("nan")
 
     def nearest(self, mixtures: Array) -> Array:
         """Total variation [m] from mixtures [m, k] to the nearest run."""
