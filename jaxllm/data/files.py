@@ -38,6 +38,9 @@ SPLITS = {
 }
 _SPLIT_OF = {word: split for split, words in SPLITS.items() for word in words}
 _NOT_CORPORA = ("readme", "license", "changelog", "notice")
+_METADATA = (  # of a data set, beside its files, as `datasets` and TFDS write it
+    "dataset_dict.json", "dataset_info.json", "dataset_infos.json", "features.json", "state.json",
+)  # fmt: skip
 _HASHED = 1 << 16  # bytes at each end of a local file that its fingerprint covers
 
 
@@ -212,10 +215,26 @@ def _left_out(path: str, size: int) -> str:
     *folders, name = path.lower().split("/")
     if any(segment.startswith((".", "_")) for segment in (*folders, name)) or name.endswith("~"):
         return "hidden"
+    if name in _METADATA:
+        return "metadata"
     kind, _ = suffixes_of(name)
     if not kind or name.startswith(_NOT_CORPORA):
         return name[name.rfind(".") :] if "." in name else "without a suffix"
     return "" if size else "empty"
+
+
+def check_unchanged(part: Part) -> None:
+    """Raise UserError if the file of a part, which has been read, is not as it was listed."""
+    import fsspec
+
+    if not isinstance(part, FilePart):
+        return
+    with storage_errors(f"{part.file} cannot be read"):
+        system, name = fsspec.core.url_to_fs(part.file)
+        system.invalidate_cache()
+        version = version_of(part.file, system.info(name))
+    if version != part.version:
+        raise UserError(f"{part.file} has changed since it was listed: prepare again once it stays")
 
 
 def version_of(path: str, info: Mapping[str, Any]) -> str:

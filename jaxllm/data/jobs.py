@@ -14,6 +14,7 @@ import os
 import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any, Protocol
 
 from jaxllm.errors import UserError, nearest
@@ -59,8 +60,13 @@ def run_in_processes(task: Task, items: Sequence[Item], description: str) -> Non
                 for future in as_completed(sizes):
                     future.result()
                     bar.update(sizes[future])
-            except BaseException:
+            except BaseException as error:
                 pool.shutdown(wait=False, cancel_futures=True)
+                if isinstance(error, BrokenProcessPool):
+                    raise UserError(
+                        f"{description}: one of {workers} processes was killed, as where memory is"
+                        " short; the same command goes on (`taskset -c 0` gives it one core)"
+                    ) from error
                 raise
 
 

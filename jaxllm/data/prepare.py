@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from jaxllm.data import corpora
 from jaxllm.data.config import DataConfig
+from jaxllm.data.files import check_unchanged
 from jaxllm.data.formats import BadLine, Part
 from jaxllm.data.jobs import Runner, run_in_processes
 from jaxllm.data.packing import PackingTask, complete_packing, unplanned_shards
@@ -164,6 +165,7 @@ class TokenizeTask:
             text_bytes += tokens.text_bytes
             found += separators.count(tokens.ids)
         writer.flush()
+        check_unchanged(item.part)
         documents = sum(shard.documents for shard in writer.shards)
         counts = Counts(
             documents,

@@ -152,12 +152,24 @@ def test_tfds_data_sets_of_array_record_are_read_as_files(config: DataConfig, tm
     corpora.resolve(chosen)
     with pytest.raises(UserError, match=rf"ArrayRecord.* name its files .*, {tmp_path}/shelf"):
         next(corpora.documents("shelf", "train"))
-    files = {"path": "shelf/1.0.0/*array_record*", "text": "book"}
-    corpora.resolve(dataclasses.replace(chosen, corpora={"shelf": files}))
-    read = [
-        d["text"] for split in ("train", "validation") for d in corpora.documents("shelf", split)
-    ]
-    assert sorted(read) == sorted(rows["book"])
+    for path in ("shelf/1.0.0/*array_record*", "shelf"):
+        files = {"path": path, "text": "book"}
+        corpora.resolve(dataclasses.replace(chosen, corpora={"shelf": files}))
+        splits = ("train", "validation")
+        read = [d["text"] for split in splits for d in corpora.documents("shelf", split)]
+        assert sorted(read) == sorted(rows["book"])
+
+
+def test_what_datasets_saves_to_a_disk_is_read(config: DataConfig, tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    rows = {"train": texts("web", 40), "validation": texts("held out", 5)}
+    saved = {split: datasets.Dataset.from_dict({"content": t}) for split, t in rows.items()}
+    datasets.DatasetDict(saved).save_to_disk(tmp_path / "web")
+    source = {"path": f"{tmp_path}/web", "text": "content"}
+    corpora.resolve(dataclasses.replace(config, weights=None, corpora={"web": source}))
+    for split, found in rows.items():
+        assert [d["text"] for d in corpora.documents("web", split)] == found
+    assert corpora.notes("web", "train") == ["files left out: 5 metadata"]
 
 
 def test_a_domain_has_several_sources_with_their_shares(config: DataConfig, shelf, corpus_dir):

@@ -75,6 +75,16 @@ def test_what_is_left_out_is_counted_by_kind(tmp_path: Path) -> None:
     assert web.size("train") == len(LINE) and web.size("test") == 0
 
 
+def test_what_describes_a_data_set_is_not_its_text(tmp_path: Path) -> None:
+    """As `datasets` saves one to a disk; the real one is in test_corpora.py."""
+    names = ["train/data.arrow", "test/data.arrow", "train/dataset_info.json", "train/state.json"]
+    write(tmp_path, dict.fromkeys([*names, "dataset_dict.json", "train/states.json"], LINE))
+    corpus = path_corpus(str(tmp_path), "text")
+    assert list(corpus.files["train"]) == ["train/data.arrow", "train/states.json"]
+    assert list(corpus.files["test"]) == ["test/data.arrow"]
+    assert corpus.left_out == {"metadata": 3}
+
+
 def test_a_changed_file_of_the_same_size_and_time_is_seen(tmp_path: Path) -> None:
     file = tmp_path / "web" / "a.jsonl"
     write(tmp_path, {"web/a.jsonl": LINE})

@@ -219,6 +219,13 @@ def test_a_truncated_file_is_an_error_and_not_a_short_corpus(tmp_path: Path, suf
         read(path)
 
 
+def test_a_window_that_takes_too_much_memory_is_named_with_the_way_out(tmp_path: Path) -> None:
+    path = tmp_path / "f.jsonl.zst"
+    path.write_bytes(bytes.fromhex("28b52ffd 00 90 010000"))  # an empty block, a window of 2^28
+    with pytest.raises(UserError, match=rf"{path} .*window of 128 MB or less, as zstd --long=27"):
+        read(path)
+
+
 def test_a_truncated_table_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "f.parquet"
     pq.write_table(pa.table({"text": ["one"]}), path)

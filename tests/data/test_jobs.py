@@ -1,9 +1,11 @@
 """Jobs give the same bytes in processes of this machine, and on every runner of Beam."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -11,6 +13,21 @@ from jaxllm.data import jobs
 from jaxllm.errors import UserError
 from tests.conftest import REPOSITORY
 from tests.data.conftest import texts, write_jsonl
+
+
+class Sized(NamedTuple):
+    size: int
+
+
+def killed(item: Sized) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_process_ends_the_jobs_with_one_line() -> None:
+    """As by the kernel, where memory is short."""
+    items = [Sized(int(jobs.INLINE_BYTES))] * 2
+    with pytest.raises(UserError, match=r"prepare train: one of 2 processes was killed.*goes on"):
+        jobs.run_in_processes(killed, items, "prepare train")
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxllm.data import corpora, jobs
+from jaxllm.data import corpora, formats, jobs
 from jaxllm.data import prepare as preparing
 from jaxllm.data.check import take_back
 from jaxllm.data.config import DataConfig, VocabularyConfig
+from jaxllm.data.files import path_corpus
+from jaxllm.data.loader import open_source
 from jaxllm.data.prepare import PreparedDomain
 from jaxllm.data.tokenizer import BYTE_BOS, BYTE_EOS, BYTE_OFFSET, Tokenizer
 from jaxllm.data.vocabularies import load_tokenizer
@@ -125,6 +127,46 @@ def test_a_few_bad_lines_are_counted_and_many_are_fatal(
         prepare(fresh)
     with pytest.raises(UserError, match=r"1 of 42 documents cannot be read"):
         prepare(fresh)  # what was prepared is not believed
+
+
+def test_bad_lines_are_numbered_in_their_file_whatever_its_parts(
+    config: DataConfig, corpus_dir: Path, capsys, monkeypatch
+) -> None:
+    file = write_jsonl(corpus_dir / "notes" / "train-01.jsonl", texts("more notes", 30))
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join([*lines[:20], "broken\n", *lines[20:]]))
+    monkeypatch.setattr(preparing, "MAX_BAD_SHARE", 0.1)
+    monkeypatch.setattr(formats, "PART_BYTES", 500)
+    assert len(path_corpus(str(file), "text").parts("train")) > 10
+    prepare(dataclasses.replace(config, weights={"notes": 1}))
+    assert f"{file}:21: broken JSON" in capsys.readouterr().err
+
+
+def test_a_file_that_changes_while_it_is_read_is_named(
+    config: DataConfig, corpus_dir: Path, monkeypatch
+) -> None:
+    only = dataclasses.replace(config, weights={"notes": 1})
+    file, documents = corpus_dir / "notes" / "train-01.jsonl", formats.FilePart.documents
+
+    def documents_while_it_grows(part, on_error=None):
+        lines = yield from documents(part, on_error)
+        if part.file == str(file):
+            file.write_text(file.read_text() + '{"text": "late"}\n')
+        return lines
+
+    monkeypatch.setattr(formats.FilePart, "documents", documents_while_it_grows)
+    with pytest.raises(UserError, match=rf"corpus notes: {file} has changed since it was listed"):
+        prepare(only)
+    monkeypatch.undo()
+    (notes,) = prepare(only)
+    assert byte_documents(notes)[-1] == "late"
+
+
+def test_several_hosts_prepare_only_what_is_small(config: DataConfig, monkeypatch) -> None:
+    monkeypatch.setattr(jobs, "INLINE_BYTES", 1000)
+    with pytest.raises(UserError, match=r"not prepared.*`python -m jaxllm\.prepare`.*cache_dir"):
+        open_source(config, hosts=2)
+    assert open_source(config).fingerprint == open_source(config, hosts=2).fingerprint
 
 
 def test_an_empty_corpus_is_refused(config: DataConfig, corpus_dir) -> None:
