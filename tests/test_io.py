@@ -2,6 +2,8 @@
 
 import math
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -92,6 +94,30 @@ def test_replacing_a_file_leaves_the_old_one_when_it_fails(
         atomic_write(path, "new")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_lines_in_a_bucket_are_uploaded_seldom_and_in_the_background(
+    bucket: Proxy, tmp_path: Path
+) -> None:
+    there = f"gs://bucket/{tmp_path.name}/a.jsonl"
+    lines, before = JsonLines(there, upload_seconds=0.5), bucket.requests["POST"]
+    began = time.monotonic()
+
+    def wait_until(ready: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 60
+        while not ready():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+    bucket.rule = lambda method, path: 403 if method == "POST" else None
+    lines.append({"step": 0})
+    wait_until(lambda: bucket.requests["POST"] > before)
+    bucket.rule = lambda method, path: None
+    for step in range(1, 50):
+        lines.append({"step": step})
+    wait_until(lambda: len(JsonLines(there).read()[0]) == 50)
+    lines.flush()  # what is there already
+    assert bucket.requests["POST"] - before <= 2 + (time.monotonic() - began) / 0.5
 
 
 def test_what_others_write_into_a_bucket_is_seen(bucket: Proxy, tmp_path: Path) -> None:
