@@ -6,6 +6,7 @@ import collections
 import contextlib
 import http.client
 import json
+import ssl
 import subprocess
 import threading
 import time
@@ -27,6 +28,7 @@ class Proxy(ThreadingHTTPServer):
       rule: what happens to each request.
       requests: number of requests by method.
       bytes_sent: bytes of all answers.
+      host: what the server takes for its own name.
     """
 
     daemon_threads = True
@@ -34,7 +36,7 @@ class Proxy(ThreadingHTTPServer):
 
     def __init__(self, upstream: int) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.upstream = upstream
+        self.upstream, self.host = upstream, self.address
         self.rule: Rule = lambda method, path: None
         self.requests: collections.Counter[str] = collections.Counter()
         self.bytes_sent = 0
@@ -69,7 +71,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(fault, [], b'{"error": {"message": "put in by the test"}}')
             return
         connection = http.client.HTTPConnection("127.0.0.1", proxy.upstream)
-        headers = {k: v for k, v in self.headers.items() if k.lower() != "transfer-encoding"}
+        left_out = ("transfer-encoding", "host")
+        headers = {k: v for k, v in self.headers.items() if k.lower() not in left_out}
+        headers["Host"] = proxy.host
         connection.request(self.command, self.path, body, headers)
         response = connection.getresponse()
         content = response.read()
@@ -97,6 +101,48 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *args: object) -> None:
         pass
+
+
+class _Tunnel(Proxy):
+    """A proxy of HTTPS that answers for the hosts that a client asks for, as `proxy` does."""
+
+    def __init__(self, proxy: Proxy, certificate: Path, key: Path) -> None:
+        super().__init__(proxy.upstream)
+        self.RequestHandlerClass = _TunnelHandler
+        self.host, self.rule = proxy.host, lambda *request: proxy.rule(*request)
+        self.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.tls.load_cert_chain(certificate, key)
+
+
+class _TunnelHandler(_Handler):
+    server: _Tunnel
+
+    def do_CONNECT(self) -> None:
+        self.send_response_only(200)
+        self.end_headers()
+        self.connection = self.server.tls.wrap_socket(self.connection, server_side=True)
+        self.rfile, self.wfile = self.connection.makefile("rb"), self.connection.makefile("wb", 0)
+
+
+@contextlib.contextmanager
+def tensorflow_environment(proxy: Proxy, scratch: Path) -> Iterator[dict[str, str]]:
+    """The variables with which TensorFlow finds the server, too: it asks Google's hosts alone."""
+    certificate, key = scratch / "certificate.pem", scratch / "key.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=test"]
+    command += ["-addext", "subjectAltName=DNS:*.googleapis.com", "-out", certificate]
+    subprocess.run([*command, "-keyout", key], check=True, capture_output=True)
+    tunnel = _Tunnel(proxy, certificate, key)
+    threading.Thread(target=tunnel.serve_forever, daemon=True).start()
+    try:
+        yield {
+            "https_proxy": f"http://{tunnel.address}",
+            "no_proxy": "localhost,127.0.0.1",
+            "CURL_CA_BUNDLE": str(certificate),
+            "GOOGLE_AUTH_TOKEN_FOR_TESTING": "any",
+        }
+    finally:
+        tunnel.shutdown()
+        tunnel.server_close()
 
 
 @contextlib.contextmanager

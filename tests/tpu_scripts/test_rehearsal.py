@@ -23,7 +23,7 @@ from jaxllm.run.run import Run
 from tests import buckets
 from tests.data.conftest import texts
 from tests.hosts import free_port
-from tests.test_rehearsal import DOMAINS, STEPS, flags
+from tests.test_rehearsal import DOMAINS, IN_FILES, STEPS, flags
 from tests.tpu_scripts import conftest
 from tests.tpu_scripts.conftest import SCRIPTS, Machine, wait_for
 
@@ -100,7 +100,7 @@ def prepared(arguments: list[str]) -> None:
 def test_a_run_on_a_pod_that_is_taken_away_finishes(
     machine: Machine, bucket: buckets.Proxy
 ) -> None:
-    arguments = [*flags(RUN), *ONE_DEVICE]
+    arguments = [*flags(RUN, **IN_FILES), *ONE_DEVICE]
     prepared(arguments)
     machine.states("ACTIVE")
     for script, *more in (("create", TYPE, "--wait"), ("setup",)):
