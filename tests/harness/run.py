@@ -14,9 +14,11 @@ from tests.evals import test_harness_passages, test_harness_questions
 
 def harness_model(directory: Path, batch_size: int, max_length: int) -> Any:
     """The harness' model on a Hugging Face directory, in float32, with BOS as in training."""
+    import torch
     from lm_eval.models.huggingface import HFLM
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    torch.set_num_threads(1)  # beside the other tests; more than one are in each other's way
     return HFLM(
         pretrained=AutoModelForCausalLM.from_pretrained(directory, dtype="float32"),
         tokenizer=AutoTokenizer.from_pretrained(directory),
@@ -43,6 +45,7 @@ def evaluate(
       Its results, with the samples of every task (by its own name) in the order of the examples.
     """
     from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
 
     made = []
     for name in tasks:
@@ -50,7 +53,8 @@ def evaluate(
         made.append(test_harness_questions.harness_task(definition, splits(directory), limit))
     results = simple_evaluate(
         model=model, tasks=made, num_fewshot=shots, limit=limit, log_samples=True,
-        bootstrap_iters=0, verbosity="ERROR",
+        # Reading the harness' ten thousand definitions takes longer than scoring.
+        task_manager=TaskManager(include_defaults=False), bootstrap_iters=0, verbosity="ERROR",
     )  # fmt: skip
     for found in results["samples"].values():
         found.sort(key=lambda sample: sample["doc_id"])
