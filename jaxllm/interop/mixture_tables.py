@@ -12,7 +12,6 @@ import dataclasses
 import fnmatch
 import gzip
 import io
-import json
 import math
 import sys
 from collections.abc import Iterable, Sequence
@@ -186,10 +185,9 @@ def _same(cell: object, value: str) -> bool:
 
 def _suite(path: epath.Path, columns: Columns) -> tuple[pd.DataFrame, list[str], list[str]]:
     """The proxies of a suite with the axis `mixture`: their last records."""
-    file = SuiteLayout(path).runs_file
-    if not file.exists():
+    if (suite := SuiteLayout(path).declared()) is None:
         raise UserError(f"{path}: a directory without suite.json is no suite")
-    settings = json.loads(file.read_text())["runs"]
+    settings = suite.runs
     rows: dict[str, dict[str, float]] = {}
     shares: dict[str, dict[str, float]] = {}
     drawn = {name: one[WEIGHTS] for name, one in settings.items() if WEIGHTS in one}

@@ -19,7 +19,7 @@ from jaxllm.errors import UserError
 from jaxllm.io import new_directory
 from jaxllm.run.layout import MODEL, TOKENIZERS, TRAINING
 from jaxllm.run.manifest import AVERAGE, ManifestEntry
-from jaxllm.run.restore import SavedArrays
+from jaxllm.run.restore import SavedArrays, saved_json
 from jaxllm.run.run import Run
 
 Weighting = Literal["uniform", "ema", "sqrt"]
@@ -64,8 +64,19 @@ def average(
       shares: number of members -> their weights.
 
     Raises:
-      UserError: `target` exists, a checkpoint is damaged, or checkpoints differ in their arrays.
+      UserError: `target` exists, a checkpoint is damaged, or checkpoints are of different models,
+        as those of two stages may be.
     """
+    for group in groups:
+        models = [saved_json(run.layout, entry.step).get("model", {}) for entry in group]
+        for entry, model in zip(group, models, strict=True):
+            for name in model:
+                if model[name] != models[-1].get(name):
+                    raise UserError(
+                        f"checkpoints {entry.step} and {group[-1].step} of {run.path} differ in "
+                        f"{name}, {model[name]!r} and {models[-1].get(name)!r}: average those of "
+                        "one stage, with --steps"
+                    )
 
     def arrays(group: Sequence[ManifestEntry]) -> Iterator[tuple[str, np.ndarray]]:
         saved = [SavedArrays(run.layout.checkpoint(entry.step) / MODEL) for entry in group]

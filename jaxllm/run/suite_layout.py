@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import json
+from typing import Any, NamedTuple
 
 from etils import epath
 
 from jaxllm.errors import UserError
 from jaxllm.io import is_remote
 from jaxllm.run.run import Run
+
+
+class Declared(NamedTuple):
+    """The runs of a suite, as they were begun."""
+
+    runs: dict[str, dict[str, Any]]  # name -> its settings
+    rule: str = "deepseek"  # SuiteConfig.rule
 
 
 class SuiteLayout:
@@ -28,18 +36,32 @@ class SuiteLayout:
         """The directory of a run."""
         return self.root / name
 
+    def declared(self) -> Declared | None:
+        """What suite.json says, or None where there is none; UserError if it is damaged."""
+        if not self.runs_file.exists():
+            return None
+        try:
+            said = Declared(**json.loads(self.runs_file.read_text()))
+            if all(isinstance(one, dict) for one in said.runs.values()):
+                return said
+        except (ValueError, TypeError, AttributeError):
+            pass
+        raise UserError(
+            f"{self.runs_file} is damaged: the command that trained the suite writes it again, "
+            "once it is removed"
+        )
+
 
 def runs_in(directory: epath.PathLike) -> list[Run]:
     """The begun runs of a suite's directory, or the run that `directory` is.
 
     Raises:
-      UserError: it is neither, or no run of the suite has begun.
+      UserError: it is neither, no run of the suite has begun, or suite.json is damaged.
     """
     layout = SuiteLayout(directory)
-    if not layout.runs_file.exists():
+    if (suite := layout.declared()) is None:
         return [Run.open(directory)]
-    names = json.loads(layout.runs_file.read_text())["runs"]
-    runs = [Run(layout.run(name)) for name in names]
+    runs = [Run(layout.run(name)) for name in suite.runs]
     begun = [run for run in runs if run.path.exists() and run.entries()]
     if not begun:
         raise UserError(f"{directory}: no run of this suite has begun")

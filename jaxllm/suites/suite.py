@@ -25,7 +25,7 @@ from jaxllm.data.config import DataConfig
 from jaxllm.errors import UserError, first_line
 from jaxllm.io import atomic_write, is_remote
 from jaxllm.run.run import Run
-from jaxllm.run.suite_layout import SuiteLayout
+from jaxllm.run.suite_layout import Declared, SuiteLayout
 from jaxllm.run.times import duration
 from jaxllm.suites.config import SuiteConfig
 from jaxllm.suites.cost import Cost
@@ -98,11 +98,11 @@ class Suite:
         """Write suite.json.
 
         Raises:
-          UserError: a run of the suite began with other settings.
+          UserError: a run of the suite began with other settings, or suite.json is damaged.
         """
         settings = {one.name: _jsonable(one.bindings) for one in self.members}
-        path = self.layout.runs_file
-        before = json.loads(path.read_text())["runs"] if path.exists() else {}
+        suite = self.layout.declared()
+        before = suite.runs if suite else {}
         for name, now in settings.items():
             then = before.get(name, now)
             for key in sorted(then.keys() | now.keys()):
@@ -113,9 +113,8 @@ class Suite:
                         "be given to a branch, but what has begun stays; take another SUITE_DIR"
                     )
         self.layout.root.mkdir(parents=True, exist_ok=True)
-        atomic_write(
-            path, json.dumps({"rule": self.rule, "runs": before | settings}, indent=1) + "\n"
-        )
+        declared = Declared(before | settings, self.rule)
+        atomic_write(self.layout.runs_file, json.dumps(declared._asdict(), indent=1) + "\n")
 
     def flags(self, job: Job, due: Set[str] | None = None) -> list[str]:
         """The flags of the `jaxllm.train` that trains a job's runs, or those that are due."""

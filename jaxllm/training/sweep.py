@@ -11,7 +11,6 @@ order: an easy or hard stretch moves their losses alike, and the vertex not at a
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
@@ -62,20 +61,19 @@ def rule_of(name: str) -> Rule:
     if name in RULES:
         return RULES[name]
     layout = SuiteLayout(location(name))
-    if not layout.runs_file.exists():
+    if (suite := layout.declared()) is None:
         raise UserError(
             f"SuiteConfig.rule = {name!r}: neither the directory of a suite nor one of "
             f"{', '.join(RULES)}{nearest(name, RULES)}"
         )
-    suite = json.loads(layout.runs_file.read_text())
-    trials = [trial for run in suite["runs"] if (trial := _trial(Run(layout.run(run))))]
+    trials = [trial for run in suite.runs if (trial := _trial(Run(layout.run(run))))]
     if not (found := optima(trials)):
         raise UserError(
-            f"SuiteConfig.rule = {name!r}: {len(trials)} of its {len(suite['runs'])} runs are "
+            f"SuiteConfig.rule = {name!r}: {len(trials)} of its {len(suite.runs)} runs are "
             "finished, and no three of them share a size and differ in ScheduleConfig.peak_lr"
         )
-    used = f"{sum(one.runs for one in found)} of {len(suite['runs'])} runs"
-    return law(f"{name} (own sweep, {used})", found, suite.get("rule", "deepseek"))
+    used = f"{sum(one.runs for one in found)} of {len(suite.runs)} runs"
+    return law(f"{name} (own sweep, {used})", found, suite.rule)
 
 
 def optima(trials: Iterable[Trial]) -> list[Optimum]:

@@ -1,5 +1,7 @@
 """Averages of checkpoints: their arithmetic, and the run directory that they make."""
 
+import json
+import shutil
 from pathlib import Path
 
 import gin
@@ -150,3 +152,17 @@ def test_a_moving_average_is_numpys(dtype: str, tolerance: float) -> None:
     assert float(np.mean(np.asarray(state.ema, np.float64))) == pytest.approx(
         expected[0], abs=tolerance
     )
+
+
+def test_stages_of_other_models_are_not_averaged(run: Run, tmp_path: Path) -> None:
+    staged = tmp_path / "staged"
+    shutil.copytree(run.path, staged)
+    metadata = staged / "checkpoints" / "8" / "_CHECKPOINT_METADATA"
+    saved = json.loads(metadata.read_text())
+    saved["custom_metadata"]["model"]["rope_theta"] = 500.0
+    metadata.write_text(json.dumps(saved))
+    message = r"checkpoints 8 and 10 of .*staged differ in rope_theta, 500\.0 and 10000\.0"
+    with pytest.raises(UserError, match=message):
+        average.main([str(staged), f"--to={tmp_path}/none", "--steps=8,10"])
+    assert not (tmp_path / "none").exists()
+    average.main([str(staged), f"--to={tmp_path}/early", "--steps=2,4"])
