@@ -10,14 +10,19 @@ offline and on a phone. It can be run at any time, also during training.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import math
 import sys
 import time
 from collections.abc import Callable, Sequence
 from os import PathLike
+from typing import TYPE_CHECKING
 
 from jaxllm import cli
 from jaxllm.errors import UserError, one_line
+
+if TYPE_CHECKING:
+    from jaxllm.report.tables import Tables
 
 _MOST_NOTES = 20
 
@@ -63,6 +68,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _with_proposal(report: Tables, directory: str) -> Tables:
+    """The report with the proposal in a swarm's directory and its check, or a note on them."""
+    from jaxllm.interop.proposals import beside
+
+    try:
+        proposal, checked = beside(directory)
+    except UserError as error:
+        return dataclasses.replace(report, notes=(*report.notes, f"{error}."))
+    if proposal is None:
+        return report
+    study = dataclasses.replace(report.study, proposal=proposal, checked=checked)
+    return dataclasses.replace(report, study=study)
+
+
 def _write(args: argparse.Namespace, progress: Callable[[str], None]) -> PathLike[str]:
     """Write the requested format; return its path."""
     from etils import epath
@@ -80,6 +99,9 @@ def _write(args: argparse.Namespace, progress: Callable[[str], None]) -> PathLik
         layout = Layout(args.sources[0])  # a suite's report lies as that of a run
         output = layout.tensorboard if args.format == "tensorboard" else layout.report
     report = tables.gather(sources, args.tokens)
+    for spec in args.sources:
+        if not is_import(spec):
+            report = _with_proposal(report, spec)
     runs = len(report.overviews)
     read = report.study.raw_records
     progress(f"read {0 if read is None else len(read):,} records of {runs} run{'s' * (runs != 1)}")

@@ -71,7 +71,9 @@ def add_gin_flags(flags: argparse.ArgumentParser) -> None:
 def gin_words(args: argparse.Namespace) -> list[str]:
     """The gin flags of a command as words, for another command."""
     words = [f"--gin_file={file}" for file in args.gin_file]
-    words += [f"--gin_bindings={binding}" for binding in args.gin_bindings]
+    for binding in args.gin_bindings:
+        name, equals, value = binding.partition(" = ")
+        words.append(f"--gin.{name}={value}" if equals else f"--gin_bindings={binding}")
     if args.gin_search_paths:
         words.append(f"--gin_search_paths={args.gin_search_paths}")
     return words

@@ -151,10 +151,15 @@ def _run(args: argparse.Namespace) -> int:
         check,
     ):
         command = ["suite", *words] if verb == "suite" else ["mix", verb, *words]
-        print(f"\n$ python -m jaxllm.{shlex.join(command)}", flush=True)
+        print(f"\n$ python -m jaxllm.{' '.join(map(_quoted, command))}", flush=True)
         if code := _train(words) if verb == "suite" else main([verb, *words]):
             return code
     return 0
+
+
+def _quoted(word: str) -> str:
+    """A word for a shell, readable where it holds gin's quotes."""
+    return f'"{word}"' if "'" in word and not set(word) & set('"$`\\!') else shlex.quote(word)
 
 
 def _train(words: Sequence[str]) -> int:

@@ -117,3 +117,20 @@ def test_files_that_include_each_other_are_named(tmp_path: Path, capsys) -> None
         cli.run(lambda _: cli.load_gin(cli.parse(cli.parser(""), flags)))
     line = capsys.readouterr().err.strip()
     assert re.search(r"in a circle: (\S+) includes \S+/[ab].gin includes \1$", line)
+
+
+def test_gin_flags_become_words_for_another_command() -> None:
+    axes = "--gin.SuiteConfig.axes={'SEED': (1, 2), 'x = y': 'z'}"
+    argv = ["--gin_file=a.gin", "--gin_search_paths=b,c", "--gin.CORPUS_DIR=my words", axes]
+    args = cli.parse(cli.parser(""), [*argv, "--gin_bindings=X=1"])
+    words = cli.gin_words(args)
+    assert words[1] == "--gin.CORPUS_DIR='my words'"
+    assert cli.parse(cli.parser(""), words) == args
+
+
+def test_numbers_by_name() -> None:
+    assert cli.numbers("a=1,b=2e9", "tokens") == {"a": 1.0, "b": 2e9}
+    assert cli.numbers("x/y,z=3", "objective", 1.0) == {"x/y": 1.0, "z": 3.0}
+    for text, message in (("a", "--tokens: a: write NAME=VALUE"), ("a=b", "b is not a number")):
+        with pytest.raises(UserError, match=message):
+            cli.numbers(text, "tokens")

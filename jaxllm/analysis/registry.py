@@ -21,14 +21,18 @@ import pandas as pd
 from jaxllm import analysis as package
 from jaxllm.analysis.curves import Curves, curves
 from jaxllm.analysis.finding import Finding
+from jaxllm.analysis.mixtures.choice import Fit, fit
+from jaxllm.analysis.mixtures.propose import Proposal
+from jaxllm.analysis.mixtures.swarm import Swarm, swarm_of
 
-HEALTH, NOW, AHEAD, EARLY, SIZES = "health", "now", "ahead", "early", "sizes"
+HEALTH, NOW, AHEAD, EARLY, SIZES, DATA = "health", "now", "ahead", "early", "sizes", "data"
 QUESTIONS = {
     HEALTH: "Is the run healthy?",
     NOW: "What can it do now?",
     AHEAD: "What will it be able to do?",
     EARLY: "Which tasks tell me early?",
     SIZES: "How does it compare across sizes?",
+    DATA: "Which data?",
 }
 _NO_LOSSES = pd.DataFrame(columns=["run", "params", "tokens", "flops", "loss"], dtype=float)
 
@@ -44,6 +48,10 @@ class Study:
       losses: logged training loss, thinned where dense: `run, params, tokens, flops, loss`.
       planned_tokens: planned total tokens of each run in progress.
       parents: of each branch, the run that it left and the tokens at which it did.
+      mixtures: of each run, domain -> share of its training sequences, where they are known.
+      domain_weights: of each run that learned some (DoReMi), domain -> share.
+      proposal: the mixture that was proposed from these runs, if it was saved.
+      checked: runs that were trained to check it.
       backtested: whether to backtest the forecasts on finished runs.
     """
 
@@ -53,6 +61,10 @@ class Study:
     losses: pd.DataFrame = dataclasses.field(default_factory=lambda: _NO_LOSSES)
     planned_tokens: Mapping[str, float] = dataclasses.field(default_factory=dict)
     parents: Mapping[str, tuple[str, float]] = dataclasses.field(default_factory=dict)
+    mixtures: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
+    domain_weights: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
+    proposal: Proposal | None = None
+    checked: Swarm | None = None
     backtested: bool = False
 
     @functools.cached_property
@@ -64,6 +76,12 @@ class Study:
     def curves(self) -> Curves:
         """One curve for every run and task; see `Curves.main` and `Curves.comparable`."""
         return self.all_curves.main().comparable()
+
+    @functools.cached_property
+    def mixture_laws(self) -> Fit:
+        """Laws from the mixtures of the runs to what was measured; UserError as `fit`."""
+        raw = self.records if self.raw_records is None else self.raw_records
+        return fit(swarm_of(raw, self.mixtures))
 
     @functools.cached_property
     def runs(self) -> tuple[str, ...]:
@@ -85,6 +103,10 @@ class Study:
     def several_runs(self) -> bool:
         """Whether there are two or more runs."""
         return len(self.runs) > 1
+
+    def several_mixtures(self) -> bool:
+        """Whether the runs are a swarm: three mixtures or more."""
+        return len({tuple(sorted(one.items())) for one in self.mixtures.values()}) > 2
 
     def several_sizes(self) -> bool:
         """Whether there are three sizes, the fewest that a scaling law can be fitted to."""

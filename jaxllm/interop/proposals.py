@@ -15,6 +15,7 @@ from jaxllm.analysis.mixtures.swarm import Swarm
 from jaxllm.errors import UserError
 from jaxllm.interop.mixture_tables import Columns, read_swarm
 from jaxllm.io import atomic_write
+from jaxllm.run.suite_layout import SuiteLayout
 
 SMALLEST = 1e-4  # share below which a domain is left out
 _TABLES = {"mixture": "table", "predicted": "predicted", "guards": "guards", "targets": "targets"}
@@ -71,6 +72,20 @@ def results(found: Proposal, directory: str) -> Swarm:
     names = [name.removeprefix("-") for name in targets]
     higher = [name for name, target in zip(names, targets, strict=True) if name != target]
     return read_swarm(directory, Columns(targets=names, higher=higher)).only(targets)
+
+
+def beside(directory: str) -> tuple[Proposal | None, Swarm | None]:
+    """The proposal that lies in a swarm's directory, and the runs that check it, if any.
+
+    Raises:
+      UserError: as `read`, of one that is there.
+    """
+    layout = SuiteLayout(directory)
+    if not layout.proposal.exists():
+        return None, None
+    found = read(str(layout.proposal))
+    trained = SuiteLayout(layout.check).runs_file.exists()
+    return found, results(found, str(layout.check)) if trained else None
 
 
 def weights(found: Proposal, mixture: str = "proposed") -> dict[str, float]:

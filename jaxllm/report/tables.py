@@ -21,6 +21,7 @@ from jaxllm.report import numbers
 from jaxllm.report.charts.axes import CLOCKS
 from jaxllm.report.notes import trajectory_notes
 from jaxllm.report.theme import DISTINCT
+from jaxllm.run import stored_config
 from jaxllm.run.records import Results
 from jaxllm.run.run import Run
 
@@ -117,6 +118,8 @@ class _RunData:
     checkpoints: pd.DataFrame = dataclasses.field(default_factory=pd.DataFrame)
     planned_tokens: float = math.nan
     parent: tuple[str, float] | None = None  # of a branch: the run that it left, and its tokens
+    mixture: dict[str, float] = dataclasses.field(default_factory=dict)
+    domain_weights: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 def gather(sources: Sequence[Run | Results], budget_tokens: float = math.nan) -> Tables:
@@ -168,6 +171,8 @@ def gather(sources: Sequence[Run | Results], budget_tokens: float = math.nan) ->
                 o.run: o.planned_tokens for o in overviews if o.tokens < 0.999 * o.planned_tokens
             },
             parents=parents,
+            mixtures={run.name: run.mixture for run in runs if run.mixture},
+            domain_weights={run.name: run.domain_weights for run in runs if run.domain_weights},
         ),
         colour_of=colour_of,
     )
@@ -199,8 +204,9 @@ def _runs_of(source: Run | Results, budget_tokens: float) -> Iterator[_RunData]:
         planned = budget_tokens if budget_tokens > 0 else source.planned_tokens()
         metrics, checkpoints = source.metrics(), source.checkpoints()
         yield _RunData(
-            source.name, source.records(), metrics, checkpoints, planned, _parent(checkpoints)
-        )
+            source.name, source.records(), metrics, checkpoints, planned, _parent(checkpoints),
+            source.mixture(), _domain_weights(source),
+        )  # fmt: skip
         return
     grouped = source.records.groupby(["run", "family", "params"], sort=False, dropna=False)
     tables = [(str(name), records) for (name, _, _), records in grouped]
@@ -209,6 +215,12 @@ def _runs_of(source: Run | Results, budget_tokens: float) -> Iterator[_RunData]:
     for name, records in tables:
         metrics = source.metrics[source.metrics.run == name].drop(columns="run")
         yield _RunData(name, records, metrics)
+
+
+def _domain_weights(run: Run) -> dict[str, float]:
+    """Domain -> share that a run learned by DoReMi; empty for any other."""
+    file = run.layout.domain_weights
+    return stored_config.mixture(file.read_text()) if file.exists() else {}
 
 
 def _parent(checkpoints: pd.DataFrame) -> tuple[str, float] | None:

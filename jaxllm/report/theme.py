@@ -23,6 +23,7 @@ COLOURS: dict[str, dict[str, Any]] = {
         "sizes": ["#7f93a8", "#3f9bd0", "#1f7fc0", "#00875f", "#7d8a00", "#c77700", "#cf4a1f",
                   "#9c1f54"],
         "ramp": ["#eef1f4", "#c5dbeb", "#8bbcdc", "#4a97c6", "#1670ab", "#084a7d"],
+        "diverging": ["#1670ab", "#eef1f4", "#c75a12"],  # better, as it was, worse
     },
     "dark": {
         "paper": "#101418", "card": "#181d23", "ink": "#e8ebee", "soft": "#9aa5b1",
@@ -32,6 +33,7 @@ COLOURS: dict[str, dict[str, Any]] = {
         "sizes": ["#7d8b9a", "#5aa9d6", "#7cc7f2", "#35c79d", "#b9c43c", "#efad3a", "#f27f55",
                   "#f08bb6"],
         "ramp": ["#222931", "#1d4261", "#1f6493", "#2f8bc6", "#6db6e8", "#c4e4fb"],
+        "diverging": ["#6db6e8", "#222931", "#ee8647"],
     },
 }  # fmt: skip
 
@@ -56,7 +58,8 @@ def chart_config(theme: str, palette: str = "series") -> dict[str, Any]:
         },
         "axisX": {"grid": False, "tickCount": 4},
         "axisY": {"domain": False, "tickCount": 4},
-        "range": {"category": colour[palette], "heatmap": colour["ramp"], "ramp": colour["ramp"]},
+        "range": {"category": colour[palette], "heatmap": colour["ramp"], "ramp": colour["ramp"],
+                  "diverging": colour["diverging"]},
         "legend": {"labelColor": colour["soft"], "titleColor": colour["soft"],
                    "titleFontWeight": "normal", "labelFontSize": 11, "titleFontSize": 11},
         "title": {"color": colour["ink"], "fontSize": 12, "fontWeight": 600, "anchor": "start",

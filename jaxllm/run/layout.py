@@ -28,6 +28,7 @@ class Layout:
         self.alarms = root / "alarms.jsonl"  # a line per alarm (`jaxllm.report.alarms`)
         self.data = root / "data.json"  # identity of the training sequences
         self.parent = root / "parent"  # a run directory, where it begins at hf:DIR
+        self.domain_weights = root / "domain_weights.gin"  # the answer of a run with DoReMi
         self.trajectory = root / "trajectory"  # a directory per step with each task's records
         self.abandoned = root / "abandoned_records"  # records of steps that were trained again
         self.tensorboard = root / "tensorboard"  # event files and profiles

@@ -121,6 +121,10 @@ class Run:
             return self.setting(found[1][1:])
         return found[1] if found else None
 
+    def mixture(self) -> dict[str, float]:
+        """Domain -> share of the training sequences; empty where the config states none."""
+        return stored_config.mixture(self.config())
+
     def write_config(self, text: str, step: int = 0) -> list[str]:
         """Write config.gin, from which the run can be repeated and scored.
 

@@ -70,6 +70,18 @@ def settings(text: str) -> dict[str, Any]:
     return {n: known.get(v, v) if isinstance(v, str) else v for n, v in values.items()}
 
 
+def mixture(text: str) -> dict[str, float]:
+    """Domain -> share by DataConfig.weights; empty for none, for stages, or a damaged config."""
+    if "DataConfig.weights" not in text:
+        return {}
+    try:
+        known = settings(text)
+    except (SyntaxError, ValueError, tokenize.TokenError):
+        return {}
+    weights = {} if known.get("TrainConfig.stages") else known.get("DataConfig.weights") or {}
+    return {name: share / sum(weights.values()) for name, share in weights.items()}
+
+
 class References:
     """A delegate of gin's parser that records references, without look-ups or calls."""
 

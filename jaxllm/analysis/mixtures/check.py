@@ -71,9 +71,8 @@ def check(proposal: Proposal, runs: Swarm) -> Check:
     size = {axis: (getattr(proposal, axis), runs.size(axis)) for axis in ("params", "steps")}
     alike = all(abs(there / at - 1) < _SAME_SIZE for at, there in size.values())
     verdict = _verdict(differences.iloc[0], alike)
-    return Check(
-        verdict, _sentence(verdict, differences), "" if alike else _caveat(size), table
-    )  # fmt: skip
+    caveat = "" if alike else _caveat(size)
+    return Check(verdict, _sentence(verdict, differences), caveat, table)
 
 
 def _shares(proposal: Proposal, mixture: str, runs: Swarm) -> Array:
@@ -123,17 +122,15 @@ def _verdict(row: pd.Series, alike: bool) -> str:
 
 
 def _sentence(verdict: str, differences: pd.DataFrame) -> str:
-    row = differences.iloc[0]
-    text = (
-        f"The prediction {verdict}" if verdict != NOISE else "The difference is within noise"
-    ) + (
-        f": the proposal measures {row.measured:+.4f} against the natural mixture "
-        f"({row.low:+.4f} to {row.high:+.4f} by its seeds), predicted was {row.predicted:+.4f} "
-        f"({row.predicted_low:+.4f} to {row.predicted_high:+.4f})"
-    )
-    each = differences.iloc[1:]
+    row, each = differences.iloc[0], differences.iloc[1:]
+    head = "The difference is within noise" if verdict == NOISE else f"The prediction {verdict}"
     right = int((each.measured * each.predicted > 0).sum())
-    return text + (f"; {right} of {len(each)} targets moved as predicted." if len(each) else ".")
+    moved = f"; {right} of {len(each)} targets moved as predicted" if len(each) else ""
+    return (
+        f"{head}: the proposal measures {row.measured:+.4f} against the natural mixture "
+        f"({row.low:+.4f} to {row.high:+.4f} by its seeds), predicted was {row.predicted:+.4f} "
+        f"({row.predicted_low:+.4f} to {row.predicted_high:+.4f}){moved}."
+    )
 
 
 def _caveat(size: dict[str, tuple[float, float]]) -> str:

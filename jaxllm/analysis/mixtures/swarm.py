@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from jaxllm.analysis.curves import Array
+from jaxllm.analysis.curves import Array, lower_is_better
 from jaxllm.errors import UserError
+from jaxllm.run.records import OK
 
 NATURAL = "natural"  # name of the run on the natural mixture
 TOLERANCE = 0.02  # by which shares may miss 1; published tables are rounded
@@ -139,3 +140,38 @@ class Swarm:
     def nearest(self, mixtures: Array) -> Array:
         """Total variation [m] from mixtures [m, k] to the nearest run."""
         return np.array([np.abs(self.shares - one).sum(axis=1).min() / 2 for one in mixtures])
+
+
+def swarm_of(records: pd.DataFrame, mixtures: Mapping[str, Mapping[str, float]]) -> Swarm:
+    """The swarm of runs with their mixtures, by their last records.
+
+    What was measured is the bits per byte of all tasks that have them, or else each task's main
+    metric, as its negative where more is better. Where runs differ in size or steps, those of the
+    commonest are taken.
+
+    Raises:
+      UserError: as `Swarm.of`.
+    """
+    known = records[(records.status == OK) & records.run.isin(list(mixtures))]
+    bits = known.metric == "bits_per_byte"
+    known = known[bits] if bits.any() else known[known.primary.astype(bool)]
+    known = known[known.step == known.groupby("run").step.transform("max")]
+    up = ~known.metric.map(lower_is_better).astype(bool)
+    named = known.task + "/" + known.metric
+    known = known.assign(
+        target=named.where(~up, "-" + named), value=known.value.where(~up, -known.value)
+    )
+    ends = known.groupby("run", sort=False)[["params", "step"]].max()
+    if ends.empty:
+        raise UserError("no run with a known mixture has been scored")
+    alike = (ends == ends.value_counts().index[0]).all(axis=1)
+    values = known.pivot_table(index="run", columns="target", values="value", sort=False)
+    values = values.loc[ends.index[alike]]
+    shares = pd.DataFrame({run: mixtures[run] for run in values.index}).T.fillna(0.0)
+    ends = ends.loc[values.index]
+    found = Swarm.of(shares, values, list(ends.params), list(ends.step))
+    left = (
+        f"{(~alike).sum()} of {len(alike)} runs are of another size or number of steps and are "
+        "left out"
+    )
+    return found if alike.all() else dataclasses.replace(found, notes=(*found.notes, left))

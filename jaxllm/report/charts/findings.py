@@ -15,12 +15,15 @@ import pandas as pd
 from jaxllm.analysis.curves import is_share
 from jaxllm.analysis.emergence import NO_GAIN
 from jaxllm.analysis.finding import Finding, amount
+from jaxllm.analysis.mixtures.check import OBJECTIVE
+from jaxllm.analysis.mixtures.findings import STEP
 from jaxllm.analysis.registry import Study
 from jaxllm.report.charts import marks
 from jaxllm.report.charts.specs import Chart
 from jaxllm.report.theme import DISTINCT
 
 _MOST_ROWS = 40
+_MOST_NUMBERS = 10  # with a sign and three digits that stand side by side
 
 
 def _shares(table: pd.DataFrame) -> pd.DataFrame:
@@ -218,3 +221,59 @@ def principal_components(finding: Any, study: Study) -> Chart | None:
     """The weight of each task in the first component."""
     rows = finding.loadings[["PC1"]].reset_index(names="task").sort_values("PC1")[::-1]
     return marks.dots(rows, "task", "PC1", "weight in the first component", reference=0.0)
+
+
+def swarm_shares(finding: Finding, study: Study) -> Chart | None:
+    """The shares of each run; of many, of the best and the worst."""
+    runs = list(dict.fromkeys(finding.table.run))
+    half = _MOST_ROWS // 2
+    shown = runs if len(runs) <= _MOST_ROWS else [*runs[:half], *runs[-half:]]
+    rows = finding.table.set_index("run").loc[shown].reset_index()
+    rows = rows.assign(text=(100 * rows.share).map("{:.0f}".format))
+    title = "share of the training data, in percent"
+    return marks.matrix(rows, "domain", "run", "share", title, text="text")
+
+
+def left_out_mixtures(finding: Finding, study: Study) -> Chart | None:
+    """Measured over predicted values of mixtures that a law has not seen."""
+    return marks.agreement(_short(finding.table), "predicted", "measured", "target")
+
+
+def domain_effects(finding: Finding, study: Study) -> Chart | None:
+    """The change of each target by a tenth of each domain."""
+    rows = _short(finding.table)
+    digits = max(0, 2 - int(np.floor(np.log10(rows.effect.abs().max() or 1.0))))
+    text = rows.effect.map(f"{{:+.{digits}f}}".format).str.replace("-", "−")
+    if rows.domain.nunique() > _MOST_NUMBERS:
+        text = pd.Series("", rows.index)
+    unsure = (rows.low <= 0) & (rows.high >= 0)
+    rows = rows.assign(text=text.mask(unsure, "(" + text + ")"))
+    title = f"change if a domain takes the place of {STEP:.0%} of the natural data"
+    return marks.matrix(rows, "domain", "target", "effect", title, text="text", diverging=True)
+
+
+def mixture_proposal(finding: Finding, study: Study) -> Chart | None:
+    """The natural and the proposed share of each domain, and DoReMi's."""
+    title = "share of the training data"
+    return marks.dots(finding.table, "domain", "share", title, series="mixture", number=".0%",
+                      reference=0.0, apart=True)  # fmt: skip
+
+
+def mixture_check(finding: Finding, study: Study) -> Chart | None:
+    """The predicted and the measured difference of each target."""
+    rows = _short(finding.table[finding.table.mixture == "difference"])
+    kinds = ("predicted", "measured")
+    predicted = rows.assign(
+        value=rows.predicted, low=rows.predicted_low, high=rows.predicted_high, kind=kinds[0]
+    )
+    both = pd.concat([predicted, rows.assign(value=rows.measured, kind=kinds[1])])
+    title = "difference of the proposal to the natural mixture (lower is better)"
+    return marks.dots(both, "target", "value", title, low="low", high="high", series="kind",
+                      order=kinds, reference=0.0, apart=True)  # fmt: skip
+
+
+def _short(table: pd.DataFrame) -> pd.DataFrame:
+    """With the targets named by their tasks alone, where all are bits per byte."""
+    bits = "/bits_per_byte"
+    alike = table.target.str.endswith(bits) | (table.target == OBJECTIVE)
+    return table.assign(target=table.target.str.removesuffix(bits)) if alike.all() else table

@@ -11,6 +11,7 @@ import pandas as pd
 
 from jaxllm.report.charts.axes import COUNT_LABEL, FLOPS_LABEL
 from jaxllm.report.charts.specs import Chart, layered, reference_line
+from jaxllm.report.theme import DISTINCT
 
 _ROW_HEIGHT = 21
 
@@ -28,11 +29,12 @@ def dots(
     number: str = ".3~f",
     log: bool = False,
     reference: float | None = None,
+    apart: bool = False,
 ) -> Chart | None:
     """A row per `y` with its value `x`, the interval `low` to `high`, coloured by `series`.
 
-    `order` is the order of the colours, `reference` where a line stands for no effect. A table
-    without values has no chart.
+    `order` is the order of the colours, `reference` where a line stands for no effect; `apart` puts
+    each series of a row on a line of its own. A table without values has no chart.
     """
     shown = table[_distinct(y, x, low, high, series)].dropna(subset=x)
     if shown.empty:
@@ -47,6 +49,8 @@ def dots(
     if series:
         names = alt.Scale(domain=list(order) or _distinct(*shown[series]))
         base = base.encode(color=alt.Color(f"{series}:N", scale=names, legend=None))
+        if apart:
+            base = base.encode(yOffset=alt.YOffset(f"{series}:N", sort=names.domain))
     points = base.mark_circle(size=60, opacity=0.9).encode(
         x=alt.X(f"{x}:Q", scale=scale, axis=axis, title=title),
         tooltip=[*_tooltips(":N", y, series), *_tooltips(":Q", x, low, high)],
@@ -58,7 +62,8 @@ def dots(
         layers.insert(0, rule)
     if reference is not None:
         layers.insert(0, reference_line("x", "reference", reference, axis))
-    return layered(layers, shown, _height(shown[y]), title)
+    height = _height(shown[y]) * (1 + 0.4 * (shown[series].nunique() - 1) if apart else 1)
+    return layered(layers, shown, round(height), title)
 
 
 def matrix(
@@ -71,11 +76,13 @@ def matrix(
     text: str = "",
     domain: tuple[float, float] | None = None,
     order: Sequence[str] = (),
+    diverging: bool = False,
 ) -> Chart | None:
     """A cell per `x` and `y`, darker for larger `value` over `domain`; or blank, for no value.
 
-    `order` is that of both axes where they stand for the same; else that of the rows. A table
-    without rows has no chart.
+    `order` is that of both axes where they stand for the same; else that of the rows. `diverging`
+    colours tell the two sides of 0 apart, the lower being the better. A table without rows has no
+    chart.
     """
     shown = table[_distinct(x, y, value, text)]
     if shown.empty:
@@ -83,6 +90,9 @@ def matrix(
     finite = shown[value][np.isfinite(shown[value])]
     if domain is None:  # where all cells are blank any will do
         domain = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
+    if diverging:
+        most = max(map(abs, domain)) or 1.0
+        domain = (-most, most)
     # Long or many names stand at an angle, so that as few as can be are left out.
     names = shown[x].astype(str).drop_duplicates()
     angle = -50 if len(names) > 6 or names.str.len().max() > 14 else 0
@@ -95,6 +105,9 @@ def matrix(
     described = alt.Tooltip(f"{text or value}:{'N' if text else 'Q'}", title=title)
     cells = base.transform_filter(f"isValid(datum['{value}'])").mark_rect(cornerRadius=1)
     scale = alt.Scale(domain=list(domain), clamp=True)
+    if diverging:
+        ends = [domain[0], 0, domain[1]]
+        scale = alt.Scale(domain=ends, range="diverging", interpolate="rgb", clamp=True)
     layers = [
         cells.encode(
             color=alt.Color(f"{value}:Q", scale=scale, legend=None),
@@ -102,8 +115,11 @@ def matrix(
         )
     ]
     dark = domain[0] + 0.55 * (domain[1] - domain[0])
+    shade = f"datum['{value}']"
+    if diverging:
+        shade, dark = f"abs({shade})", 0.6 * domain[1]
     for style, test in (("cell-text", "<"), ("cell-text-on-dark", ">=")) if text else ():
-        label = base.transform_filter(f"datum['{value}'] {test} {dark}").mark_text(style=style)
+        label = base.transform_filter(f"{shade} {test} {dark}").mark_text(style=style)
         layers.append(label.encode(text=alt.Text(f"{text}:N")))
     return layered(layers, shown, _height(shown[y]), title)
 
@@ -122,6 +138,26 @@ def law(table: pd.DataFrame, x: str, y: str, titles: tuple[str, str]) -> Chart:
     points = base.mark_circle(size=45, opacity=0.75)
     points = points.encode(y=over(y), tooltip=_tooltips(":Q", x, y, "fitted"))
     return layered([line, points], shown, 190, f"{titles[1]} against {titles[0]}.")
+
+
+def agreement(table: pd.DataFrame, x: str, y: str, series: str) -> Chart:
+    """A point per run and `series`, `y` over `x`, and the line where both are equal."""
+    shown = table[_distinct(x, y, series, "run")]
+    ends = [float(getattr(shown[[x, y]].to_numpy(), end)()) for end in ("min", "max")]
+    scale = alt.Scale(domain=ends, nice=True, zero=False, padding=8)
+    axis = alt.Axis(format=".3~g", grid=True)
+    base = alt.Chart().encode(
+        x=alt.X(f"{x}:Q", scale=scale, axis=axis), y=alt.Y(f"{y}:Q", scale=scale, axis=axis)
+    )
+    equal = base.mark_line(style="chance").properties(
+        data=alt.InlineData(values=[{x: end, y: end} for end in ends])
+    )
+    tooltip = [*_tooltips(":N", "run", series), *_tooltips(":Q", x, y)]
+    points = base.mark_circle(size=42, opacity=0.75).encode(tooltip=tooltip)
+    if len(names := _distinct(*shown[series])) <= DISTINCT:
+        colours = alt.Scale(domain=names)
+        points = points.encode(color=alt.Color(f"{series}:N", scale=colours, legend=None))
+    return layered([equal, points], shown, 260, f"{y} against {x}.")
 
 
 def _height(rows: pd.Series) -> int:
