@@ -184,7 +184,7 @@ def _same(cell: object, value: str) -> bool:
 
 
 def _suite(path: epath.Path, columns: Columns) -> tuple[pd.DataFrame, list[str], list[str]]:
-    """The proxies of a suite with the axis `mixture`: their last records."""
+    """The runs of a suite that have mixtures of their own: their last records."""
     if (suite := SuiteLayout(path).declared()) is None:
         raise UserError(f"{path}: a directory without suite.json is no suite")
     settings = suite.runs
