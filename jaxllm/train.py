@@ -74,6 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from jaxllm.run.run import Run
     from jaxllm.sharding.mesh import MeshConfig, make_mesh
     from jaxllm.training.experiment import Experiment
+    from jaxllm.training.reference import Reference
 
     # Report every mistake that does not depend on data before preparing the data.
     experiment, scoring, mesh_config = Experiment.configured(), EvalConfig(), MeshConfig()
@@ -87,6 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     runtime.enable_compilation_cache()
     if data_identity.load(experiment.model_dir) is None:
         experiment.branch()
+    Reference.of(experiment)
     Run.create(experiment.model_dir)
     mesh = make_mesh(mesh_config)
     experiment.check(mesh)
@@ -96,6 +98,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(timing(outcome))
         if outcome.finished:
             show(experiment.model_dir, scored=bool(scoring.tasks))
+            if binding := Run(experiment.model_dir).write_domain_weights():
+                print(f"domain weights: {binding}", end="")
         else:
             print(f"stopped at step {outcome.step} and saved: the same command goes on from there")
             if advice:
@@ -170,14 +174,20 @@ def open_run(
     from jaxllm.report.alarms import HealthWriter
     from jaxllm.report.tensorboard import TensorBoardWriter
     from jaxllm.run import data_identity
+    from jaxllm.training.domain_weights import check_domains
+    from jaxllm.training.reference import Reference
     from jaxllm.training.sequences import open_data
 
     sources, identity = open_data(experiment, weights)
     tokenizer = sources[0].tokenizer
     e = experiment.with_vocabulary(tokenizer.size)
     begun = data_identity.load(e.model_dir) is not None
+    domains = list(dict.fromkeys(domain for source in sources for domain in source.domains))
+    check_domains(e.train.domain_weights, domains)
+    if reference := Reference.of(e):
+        reference.check_vocabulary(tokenizer)
     if not begun and (branch := e.branch()):
-        e.check_branch(branch, mesh)
+        e.check_branch(branch, mesh, len(domains) if reference else 0)
     if not runtime.is_first():
         return Opened(e, sources, [], None)
     data_identity.save(e.model_dir, identity, tokenizer.files)

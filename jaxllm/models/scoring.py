@@ -13,6 +13,7 @@ Two entry points:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -64,6 +65,7 @@ def token_loss(
     batch: Batch,
     z_loss: float = 0.0,
     chunk_tokens: int | None = None,
+    weigh: Callable[[TokenScores], Array] | None = None,
 ) -> tuple[jax.Array, TokenScores]:
     """Summed training loss, and the token scores.
 
@@ -71,6 +73,8 @@ def token_loss(
       z_loss: coefficient of log_z^2 (PaLM, section 5: 1e-4).
       chunk_tokens: tokens per device whose logits are in memory at a time; None means the
         platform's default.
+      weigh: weights [B, T] as a function of the scores, in place of the batch's; no gradient flows
+        through it. Costs the logits once more.
 
     Returns:
       sum(weights * (-log_likelihood + z_loss * log_z^2)), float32, differentiable with respect to
@@ -81,7 +85,11 @@ def token_loss(
     kernel = head_kernel(config, params)
     batch_size, length = batch.targets.shape
     size = _chunk_length(batch_size, length, chunk_tokens)
-    return _head_loss(size, z_loss, hidden, kernel, batch.targets, batch.weights)
+    weights = batch.weights
+    if weigh:
+        fixed = jax.lax.stop_gradient((hidden, kernel))
+        weights = weigh(_score_chunks(size, *fixed, batch.targets))
+    return _head_loss(size, z_loss, hidden, kernel, batch.targets, weights)
 
 
 def _score_hidden(

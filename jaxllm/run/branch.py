@@ -110,10 +110,10 @@ class Branch:
             raise UserError(f"checkpoint {self.name} is damaged ({first_line(error)})") from error
 
 
-def parse(branch_from: str) -> tuple[str, int]:
-    """The run directory, absolute, and the step of RUN@STEP; UserError if malformed."""
-    model_dir, at, step = branch_from.rpartition("@")
+def parse(checkpoint: str, name: str = "branch_from") -> tuple[str, int]:
+    """The run directory, absolute, and the step of RUN@STEP; UserError with `name` if malformed."""
+    model_dir, at, step = checkpoint.rpartition("@")
     if not (at and model_dir and step.isdigit()):
-        raise UserError(f"branch_from = {branch_from}: write RUN@STEP, such as runs/base@1000")
+        raise UserError(f"{name} = {checkpoint}: write RUN@STEP, such as runs/base@1000")
     path = location(model_dir)
     return path if is_remote(path) else os.path.abspath(path), int(step)

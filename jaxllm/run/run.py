@@ -289,6 +289,20 @@ class Run:
             return math.nan
         return steps * float(rows.tokens.iloc[-1] / rows.step.iloc[-1])
 
+    def domain_weights(self) -> dict[str, float]:
+        """The average weights that DoReMi gave to the domains; empty of a run without it."""
+        rows, name = self.metrics_lines.read()[0], "average_domain_weight/"
+        newest = max(rows, key=lambda row: row["step"], default={})
+        return {k.removeprefix(name): v for k, v in newest.items() if k.startswith(name)}
+
+    def write_domain_weights(self) -> str:
+        """Write them as the gin binding of a mixture, and return it; empty where there are none."""
+        rounded = {domain: round(weight, 6) for domain, weight in self.domain_weights().items()}
+        binding = f"DataConfig.weights = {rounded!r}\n" if rounded else ""
+        if binding:
+            atomic_write(self.layout.domain_weights, binding)
+        return binding
+
     @functools.cached_property
     def _records(self) -> tuple[pd.DataFrame, tuple[str, ...]]:
         rows = self.manifest_lines.read()[0]

@@ -51,9 +51,9 @@ def jobs(members: Sequence[Member], size: int) -> list[Job]:
 
 def _alike(member: Member) -> str:
     """Equal for runs that can be stacked."""
-    from jaxllm.training.stacked import shared_settings  # loads the reading of data
+    from jaxllm.training.stacked import ALONE, shared_settings  # loads the reading of data
 
-    if member.experiment.train.stages:
+    if any(getattr(member.experiment.train, name) for name in ALONE):
         return member.name
     scoring = {name: v for name, v in member.bindings.items() if name.startswith(("Eval", "EVAL_"))}
     shared = shared_settings(member.experiment)

@@ -49,6 +49,25 @@ class StageConfig:
     schedule: Mapping[str, Any] | None = None
 
 
+@checked
+@dataclasses.dataclass(frozen=True)
+class DoReMiConfig:
+    """DoReMi (arXiv 2305.10429): the run is the proxy model, and learns weights of the domains.
+
+    Attributes:
+      reference: RUN@STEP, the reference model: a checkpoint of a run with the same vocabulary.
+      learning_rate: step size η of the weights.
+      smoothing: share c of uniform weights that is mixed in at each step.
+    """
+
+    reference: str = ""
+    learning_rate: NonNegativeFloat = 1.0
+    smoothing: Fraction = 1e-3
+
+
+WeightsByStep = tuple[tuple[NonNegativeFloat, Mapping[str, NonNegativeFloat]], ...]
+
+
 @configurable
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
@@ -76,6 +95,10 @@ class TrainConfig:
       ema_dtype: dtype of the average; bfloat16 is rounded stochastically.
       stages: stretches with settings of their own, in order: ({'tokens': 8e9}, {'tokens': 2e9,
         'weights': {…}, 'sequence_length': 4096}); see `StageConfig`. They make up `steps`.
+      domain_weights: weights of the domains in the loss, which is a weighted mean over tokens:
+        ((0, {'web': 1.0, 'code': 2.0}), (1000, {'code': 1.0})), by updates done, linear in between;
+        a domain that a row leaves out has 1. Or {'reference': 'RUN@STEP'}, by DoReMi; see
+        `DoReMiConfig`. None weighs all tokens alike.
       branch_from: RUN@STEP, the checkpoint of another run at which this one begins, or hf:DIR.
       branch_state: what it takes from there: 'all' (parameters, optimizer state, step, data
         position) or 'params', to begin at step 0 with these parameters (always so of hf:DIR).
@@ -96,6 +119,7 @@ class TrainConfig:
     ema_decay: Fraction | None = None
     ema_dtype: Literal["float32", "bfloat16"] = "float32"
     stages: tuple[StageConfig, ...] = ()
+    domain_weights: DoReMiConfig | WeightsByStep | None = None
     branch_from: str | None = None
     branch_state: Literal["all", "params"] = "all"
 
@@ -105,6 +129,12 @@ class TrainConfig:
         steps = self.profile_steps
         if steps is not None and not 1 <= steps[0] <= steps[1]:
             raise UserError(f"TrainConfig.profile_steps = {steps!r}: give the first and last step")
+        if isinstance(self.domain_weights, tuple):
+            rows = [step for step, _ in self.domain_weights]
+            if not rows or sorted(set(rows)) != rows:
+                raise UserError(f"TrainConfig.domain_weights is of steps {rows}: need rising ones")
+        elif self.domain_weights and self.stages:
+            raise UserError("TrainConfig.domain_weights: DoReMi's proxy is trained without stages")
 
 
 class OptimizerConfig(abc.ABC):

@@ -210,11 +210,11 @@ class Experiment:
         branch = None if steps else self.branch()
         return max(steps, default=branch.entry.step if branch else 0)
 
-    def check_branch(self, branch: Branch, mesh: Mesh) -> None:
-        """Raise UserError if the run's state cannot begin at `branch`."""
+    def check_branch(self, branch: Branch, mesh: Mesh, weighted_domains: int = 0) -> None:
+        """Raise UserError if the run's state cannot begin at `branch`; see `abstract_state`."""
         from jaxllm.training.state import abstract_state
 
-        state = abstract_state(self.model, self.make_optimizer(), mesh)
+        state = abstract_state(self.model, self.make_optimizer(), mesh, weighted_domains)
         branch.check(state.params, state.training, self.saved_model())
 
     @property

@@ -21,12 +21,14 @@ from jaxllm.run.manifest import ManifestEntry, code_version
 from jaxllm.run.restore import RestoredCheckpoint
 from jaxllm.run.run import Resumed, Run
 from jaxllm.run.times import GoodputTimer, TimeBreakdown
+from jaxllm.training.domain_weights import of_config
 from jaxllm.training.experiment import BEGINNING, Experiment, Position
 from jaxllm.training.learning_rate import make_schedule
 from jaxllm.training.metrics import Diverged, MetricsLog, Writer
 from jaxllm.training.preemption import Preemption
 from jaxllm.training.profile import Profile
 from jaxllm.training.progress import Progress
+from jaxllm.training.reference import Reference
 from jaxllm.training.stages import Stage
 from jaxllm.training.state import TrainState, abstract_state, initializer, num_bytes, state_of
 from jaxllm.training.step import TrainStep, compile_train_step, device_batch
@@ -147,7 +149,9 @@ class Trainer:
         self.scheduled = frozenset(e.scheduled_steps)
         evaluator = stages[0].evaluator
         self._scored = frozenset(evaluator.due(e.scheduled_steps) if evaluator else ())
-        self._abstract = abstract_state(e.model, e.make_optimizer(), mesh)
+        self._reference = Reference.of(e)
+        weighted_domains = len(stages[0].source.domains) if self._reference else 0
+        self._abstract = abstract_state(e.model, e.make_optimizer(), mesh, weighted_domains)
         self._run = Run.create(e.model_dir)
         resumed, self._restored = self._restore()
         self.restarts = resumed.restarts if resumed else 0
@@ -253,7 +257,7 @@ class Trainer:
 
     def compile_update(self) -> TrainStep:
         """The compiled update of the stage; its compilation counts towards no step."""
-        e = self._stage.experiment
+        e, reference = self._stage.experiment, self._reference
         self._watchdog.pause()
         with self._timer.measure("compile"):
             update = compile_train_step(
@@ -267,6 +271,12 @@ class Trainer:
                 num_domains=len(self._stage.source.domains),
                 accumulation=e.train.gradient_accumulation,
                 z_loss=e.train.z_loss,
+                domain_weights=of_config(
+                    e.train.domain_weights,
+                    self._stage.source.domains,
+                    reference and reference.model,
+                ),
+                reference=reference and reference.params(self._mesh),
             )
         return self._profile.around(update, self.step)
 

@@ -166,6 +166,8 @@ class MetricsLog:
                 "stage": self._experiment.number,
                 "sequence_length": self._experiment.data.sequence_length,
             }
+        for name, values in (metrics.domain_weights or {}).items():
+            line |= {f"{name}/{d}": float(v) for d, v in zip(losses, values, strict=True)}
         if metrics.z_loss_sum is not None:
             line["z_loss"] = float(metrics.z_loss_sum / max(np.sum(metrics.weight_sums), 1e-30))
         return line

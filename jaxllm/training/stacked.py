@@ -42,6 +42,9 @@ if TYPE_CHECKING:
     from jaxllm.evaluation.stacked import StackScores
 
 
+ALONE = ("stages", "domain_weights")  # settings of TrainConfig that no run of a stack has
+
+
 class StackedRun(NamedTuple):
     """One run of a stack, as the arguments of `jaxllm.training.loop.train`."""
 
@@ -70,9 +73,9 @@ def check_alike(experiments: Sequence[Experiment]) -> None:
     """
     first = experiments[0]
     for e in experiments:
-        if e.train.stages:
+        if alone := [name for name in ALONE if getattr(e.train, name)]:
             raise UserError(
-                f"{e.model_dir} cannot be stacked: TrainConfig.stages are trained alone"
+                f"{e.model_dir} cannot be stacked: TrainConfig.{alone[0]} are trained alone"
             )
     for other in experiments[1:]:
         for name, value in shared_settings(other).items():

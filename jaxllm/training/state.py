@@ -13,6 +13,7 @@ import optax
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.decoder import abstract_params, init_params
 from jaxllm.sharding.rules import abstract_sharded
+from jaxllm.training.domain_weights import DomainWeights
 
 
 class TrainState(NamedTuple):
@@ -24,20 +25,32 @@ class TrainState(NamedTuple):
     step: Any  # int32 [], updates done
     params: Any  # tree of unboxed parameters
     opt_state: Any  # Optax's state; its moments are sharded as their parameters
+    domain_weights: Any = None  # DomainWeights of a run with DoReMi
 
     @property
     def training(self) -> dict[str, Any]:
         """What a checkpoint holds beside the parameters."""
-        return {"step": self.step, "opt_state": self.opt_state}
+        held = {"step": self.step, "opt_state": self.opt_state}
+        learned = {"domain_weights": self.domain_weights} if self.domain_weights else {}
+        return held | learned
 
 
 def abstract_state(
-    model: ModelConfig, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh
+    model: ModelConfig,
+    optimizer: optax.GradientTransformation,
+    mesh: jax.sharding.Mesh,
+    weighted_domains: int = 0,
 ) -> TrainState:
-    """The state as `jax.ShapeDtypeStruct`s with their shardings on `mesh`; allocates nothing."""
+    """The state as `jax.ShapeDtypeStruct`s with their shardings on `mesh`; allocates nothing.
+
+    `weighted_domains`: number of domains whose weights DoReMi learns.
+    """
     params = abstract_params(model)
     opt_state = jax.eval_shape(optimizer.init, params)
-    state = TrainState(jax.ShapeDtypeStruct((), jnp.int32), params, opt_state)
+    weights = None
+    if weighted_domains:
+        weights = jax.eval_shape(lambda: DomainWeights.uniform(weighted_domains))
+    state = TrainState(jax.ShapeDtypeStruct((), jnp.int32), params, opt_state, weights)
     return abstract_sharded(mesh, state)
 
 
@@ -54,8 +67,7 @@ def initializer(
     """`init_state` of a seed, compiled once."""
 
     def init(key: jax.Array) -> TrainState:
-        params = nn.unbox(init_params(model, key))
-        return TrainState(jnp.int32(0), params, optimizer.init(params))
+        return _first(nn.unbox(init_params(model, key)), optimizer, abstract)
 
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     compiled = jax.jit(init, out_shardings=shardings)
@@ -67,8 +79,17 @@ def state_of(
 ) -> TrainState:
     """The state at step 0 with these parameters."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    init = lambda params: TrainState(jnp.int32(0), params, optimizer.init(params))
+    init = lambda params: _first(params, optimizer, abstract)
     return jax.jit(init, out_shardings=shardings)(params)
+
+
+def _first(
+    params: Any, optimizer: optax.GradientTransformation, abstract: TrainState
+) -> TrainState:
+    """The state before the first update of `params`."""
+    like = abstract.domain_weights
+    weights = like and DomainWeights.uniform(len(like.excess_loss))
+    return TrainState(jnp.int32(0), params, optimizer.init(params), weights)
 
 
 def num_bytes(abstract: Any) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -12,9 +13,17 @@ import optax
 
 from jaxllm.models.batch import Array, Batch
 from jaxllm.models.config import ModelConfig
-from jaxllm.models.scoring import token_loss
+from jaxllm.models.scoring import TokenScores, score_tokens, token_loss
 from jaxllm.sharding.rules import batch_sharding, partitioning, replicated
 from jaxllm.sharding.xla_flags import mesh_options
+from jaxllm.training.domain_weights import (
+    DomainWeights,
+    DoReMi,
+    WeightTable,
+    balanced,
+    by_domain,
+    mean_factors,
+)
 from jaxllm.training.state import TrainState
 
 
@@ -28,6 +37,8 @@ class StepMetrics(NamedTuple):
       grad_norm: [], global norm before clipping.
       param_norm: [], global norm after the update.
       learning_rate: [].
+      domain_weights: weights of the domains in the loss, and what belongs to them, [domains] by
+        metric; None where all tokens are weighed alike.
     """
 
     loss_sums: Array
@@ -36,6 +47,7 @@ class StepMetrics(NamedTuple):
     grad_norm: Array
     param_norm: Array
     learning_rate: Array
+    domain_weights: Mapping[str, Array] | None = None
 
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]
@@ -47,11 +59,15 @@ def compile_train_step(
     schedule: optax.Schedule,
     mesh: jax.sharding.Mesh,
     *args: Any,
+    reference: Any = None,
     **kwargs: Any,
 ) -> TrainStep:
-    """`lower_train_step`, compiled with the flags of the mesh's chips."""
-    lowered = lower_train_step(model, optimizer, schedule, mesh, *args, **kwargs)
-    return lowered.compile(compiler_options={**mesh_options(mesh)})
+    """`lower_train_step`, compiled with the flags of the mesh's chips, of these `reference`s."""
+    lowered = lower_train_step(
+        model, optimizer, schedule, mesh, *args, reference=reference, **kwargs
+    )
+    compiled = lowered.compile(compiler_options={**mesh_options(mesh)})
+    return compiled if reference is None else lambda *args: compiled(*args, reference)
 
 
 def lower_train_step(
@@ -67,23 +83,28 @@ def lower_train_step(
     accumulation: int = 1,
     z_loss: float = 0.0,
     loss_chunk_tokens: int | None = None,
+    domain_weights: DoReMi | WeightTable | None = None,
+    reference: Any = None,
 ) -> jax.stages.Lowered:
     """Lower the update for one batch shape; compiled, it is a `TrainStep`.
 
     That is `make_update`'s, for global arrays [B = batch_size, T = length] sharded over sequences;
-    the old state is donated.
+    the old state is donated. `reference`: the (abstract) parameters of DoReMi's reference model, a
+    third argument.
     """
     update = make_update(
-        model, optimizer, schedule, mesh, num_domains, accumulation, z_loss, loss_chunk_tokens
-    )
-    state_shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+        model, optimizer, schedule, mesh, num_domains, accumulation, z_loss, loss_chunk_tokens,
+        domain_weights,
+    )  # fmt: skip
+    shardings = lambda tree: jax.tree.map(lambda leaf: leaf.sharding, tree)
+    references = () if reference is None else (reference,)
     step = jax.jit(
         update,
-        in_shardings=(state_shardings, batch_sharding(mesh)),
-        out_shardings=(state_shardings, replicated(mesh)),
+        in_shardings=(shardings(abstract), batch_sharding(mesh), *map(shardings, references)),
+        out_shardings=(shardings(abstract), replicated(mesh)),
         donate_argnums=0,
     )
-    return step.lower(abstract, abstract_batch(batch_size, length))
+    return step.lower(abstract, abstract_batch(batch_size, length), *references)
 
 
 def make_update(
@@ -95,52 +116,113 @@ def make_update(
     accumulation: int = 1,
     z_loss: float = 0.0,
     loss_chunk_tokens: int | None = None,
-) -> TrainStep:
+    domain_weights: DoReMi | WeightTable | None = None,
+) -> Callable[..., tuple[TrainState, StepMetrics]]:
     """The update, not yet compiled: (state, batch) -> (state, StepMetrics).
 
     The loss is the mean over the batch's weighted targets, for any number of microbatches
     (`accumulation`, which divides B): each is divided by the weight of the whole batch. `schedule`
     serves the metrics; `num_domains` is what `Batch.domains` indexes; `loss_chunk_tokens` is
     `token_loss`'s.
+
+    With `domain_weights` that mean is weighted (`jaxllm.training.domain_weights`). DoReMi needs the
+    parameters of the reference model as a third argument, and scores the batch with it. The weights
+    follow from the losses of the whole batch: with microbatches, from a forward pass of their own.
     """
 
-    def update(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+    def update(
+        state: TrainState, batch: Batch, reference: Any = None
+    ) -> tuple[TrainState, StepMetrics]:
         with partitioning(mesh):
-            gradients, (loss_sums, z_loss_sum) = gradients_of(state.params, batch)
+            gradients, (loss_sums, z_loss_sum, learned) = gradients_of(state, batch, reference)
             updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
+        shown = learned and learned._asdict()
+        if isinstance(domain_weights, WeightTable):
+            shown = {"domain_weight": domain_weights.at(state.step)}
         metrics = StepMetrics(
             loss_sums=loss_sums,
-            weight_sums=_by_domain(batch.weights, batch.domains, num_domains),
+            weight_sums=by_domain(batch, num_domains),
             z_loss_sum=z_loss_sum,
             grad_norm=optax.global_norm(gradients),
             param_norm=optax.global_norm(params),
             learning_rate=jnp.asarray(schedule(state.step), jnp.float32),
+            domain_weights=shown,
         )
-        return TrainState(state.step + 1, params, opt_state), metrics
+        return TrainState(state.step + 1, params, opt_state, learned), metrics
 
-    def gradients_of(params: Any, batch: Batch) -> tuple[Any, Any]:
-        scale = 1.0 / jnp.maximum(jnp.sum(batch.weights), 1.0)
+    def gradients_of(state: TrainState, batch: Batch, reference: Any) -> tuple[Any, Any]:
+        """Gradients; and losses by domain, z-loss and the domain weights that DoReMi learns."""
+        params, scale = state.params, 1.0 / jnp.maximum(jnp.sum(batch.weights), 1.0)
+        if domain_weights is None:
+            return accumulated(params, batch, scale)
+        counts = by_domain(batch, num_domains)
+        if isinstance(domain_weights, WeightTable):
+            factors = balanced(domain_weights.at(state.step), counts)
+            return accumulated(params, batch, scale, factors)
+        excess = partial(domain_weights.excess, num_domains, reference)
+        learn = partial(domain_weights.update, state.domain_weights, state.step, counts)
         if accumulation == 1:
-            return microbatch_gradients(params, batch, scale)
+            of_batch = excess(batch)
+            return microbatch_gradients(
+                params, batch, scale, learn=lambda scores: learn(of_batch(scores))
+            )
+
+        def add(total: jax.Array, microbatch: Batch) -> tuple[jax.Array, None]:
+            return total + excess(microbatch)(score_tokens(model, params, microbatch)), None
+
+        zeros = jnp.zeros((num_domains,), jnp.float32)
+        total, _ = jax.lax.scan(add, zeros, _microbatches(batch, accumulation, mesh))
+        learned = learn(total)
+        factors = mean_factors(learned.domain_weight, counts)
+        gradients, (*sums, _) = accumulated(params, batch, scale, factors)
+        return gradients, (*sums, learned)
+
+    def accumulated(
+        params: Any, batch: Batch, scale: jax.Array, factors: Array | None = None
+    ) -> tuple[Any, Any]:
+        if accumulation == 1:
+            return microbatch_gradients(params, batch, scale, factors)
 
         def add(total: Any, microbatch: Batch) -> tuple[Any, None]:
-            gradients = microbatch_gradients(params, microbatch, scale)
+            gradients = microbatch_gradients(params, microbatch, scale, factors)
             return jax.tree.map(jnp.add, total, gradients), None
 
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), params)
-        sums = (jnp.zeros((num_domains,), jnp.float32), jnp.float32(0.0) if z_loss else None)
+        sums = (jnp.zeros((num_domains,), jnp.float32), jnp.float32(0.0) if z_loss else None, None)
         total, _ = jax.lax.scan(add, (zeros, sums), _microbatches(batch, accumulation, mesh))
         return total
 
-    def microbatch_gradients(params: Any, batch: Batch, scale: jax.Array) -> tuple[Any, Any]:
+    def microbatch_gradients(
+        params: Any,
+        batch: Batch,
+        scale: jax.Array,
+        factors: Array | None = None,
+        learn: Callable[[TokenScores], DomainWeights] | None = None,
+    ) -> tuple[Any, Any]:
+        """Gradients and sums; tokens count by their domain's factor, or by what `learn` says."""
+
+        def counting(factors: Array) -> Array:
+            return batch.weights * factors[batch.domains][:, None]
+
+        def weigh(scores: TokenScores) -> Array:
+            assert learn
+            return counting(
+                mean_factors(learn(scores).domain_weight, by_domain(batch, num_domains))
+            )
+
         def loss(params: Any) -> tuple[jax.Array, Any]:
-            total, scores = token_loss(model, params, batch, z_loss, loss_chunk_tokens)
+            weights = batch.weights if factors is None else counting(factors)
+            weighted = batch._replace(weights=weights)
+            total, scores = token_loss(
+                model, params, weighted, z_loss, loss_chunk_tokens, weigh if learn else None
+            )
             losses = -scores.log_likelihood * batch.weights
             squares = jnp.square(scores.log_z) * batch.weights
             sums = (
-                _by_domain(losses, batch.domains, num_domains),
+                by_domain(batch, num_domains, losses),
                 z_loss * jnp.sum(squares) if z_loss else None,
+                learn(scores) if learn else None,
             )
             return total * scale, sums
 
@@ -170,11 +252,6 @@ def abstract_batch(batch_size: int, length: int) -> Batch:
         segment_ids=tokens,
         domains=domains,
     )
-
-
-def _by_domain(values: Array, domains: Array, num_domains: int) -> jax.Array:
-    """Sum values [B, T] over the sequences of each domain: [num_domains]."""
-    return jax.ops.segment_sum(jnp.sum(values, axis=1), domains, num_domains)
 
 
 def _microbatches(batch: Batch, count: int, mesh: jax.sharding.Mesh) -> Batch:

@@ -57,7 +57,7 @@ SMALL = {
 }
 RENAMED = {
     "--step=2700": "--step=4", "--devices=gpu": "--devices=cpu:1", '"(20, 24)"': '"(2, 3)"',
-    "TABLE.csv?run": "MAPPED.csv?run", "@1800": "@4", "=2100": "=6",
+    "TABLE.csv?run": "MAPPED.csv?run", "@1800": "@4", "@2700": "@4", "=2100": "=6",
     "decay_steps=300": "decay_steps=2", "--count=32": "--count=2",
 }  # fmt: skip
 

@@ -106,6 +106,8 @@ def make(root: Path) -> None:
     benchmarks(root / "EVALS")
     results(root / "RESULTS", root / "PATH", root / "TABLE.csv", root / "MAPPED.csv")
     swarm(root / "SWARM", root / "MIXTURES.csv", root / "LOSSES.csv")
+    equal = dict.fromkeys(("code", "arithmetic", "copying"), 0.333333)
+    write(root / "runs" / "proxy" / "domain_weights.gin", f"DataConfig.weights = {equal}\n")
     gin_files(root)
     shutil.copy(root / "mine.gin", root / "RUN.gin")
 
