@@ -97,8 +97,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if runtime.is_first():
         print(timing(outcome))
         if outcome.finished:
+            binding = Run(experiment.model_dir).write_domain_weights()  # the report reads them
             show(experiment.model_dir, scored=bool(scoring.tasks))
-            if binding := Run(experiment.model_dir).write_domain_weights():
+            if binding:
                 print(f"domain weights: {binding}", end="")
         else:
             print(f"stopped at step {outcome.step} and saved: the same command goes on from there")
