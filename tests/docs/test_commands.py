@@ -49,6 +49,12 @@ SMALL = {
         "--gin.EVAL_TASKS=counting",
         "--gin.SuiteConfig.axes={'params': 5e4, 'tokens': 2e4, 'SEED': (1, 2)}",
     ),
+    "suites/domains.gin": (
+        "--gin.EVAL_TASKS=heldout_wiki",
+        "--gin.VOCABULARY_SIZE=512",
+        "--gin.SuiteConfig.cooldowns=()",
+        "--gin.SuiteConfig.axes={'params': (5e4,), 'tokens': 4e4}",
+    ),
     "suites/mixtures.gin": (
         "--gin.EVAL_TASKS=counting",
         "--gin.SuiteConfig.axes={'params': 5e4, 'tokens': 2e4}",

@@ -110,6 +110,8 @@ def make(root: Path) -> None:
     write(root / "runs" / "proxy" / "domain_weights.gin", f"DataConfig.weights = {equal}\n")
     gin_files(root)
     shutil.copy(root / "mine.gin", root / "RUN.gin")
+    (root / "docs").mkdir()
+    (root / "docs" / "study").symlink_to(REPOSITORY / "docs" / "study")
 
 
 def gin_files(root: Path) -> None:
