@@ -1,10 +1,10 @@
 """Which data: design a swarm of proxies, fit laws from mixture to loss, propose, and check.
 
-    python -m jaxllm.mix run SUITE_DIR --gin_file=suites/mixtures.gin --count=32 --stack=16
-    python -m jaxllm.mix design SUITE_DIR --gin_file=suites/mixtures.gin --count=32
+    python -m jaxllm.mix run SUITE_DIR --gin_file=suites/proxies.gin --count=32 --stack=16
+    python -m jaxllm.mix design SUITE_DIR --gin_file=suites/proxies.gin --count=32
     python -m jaxllm.mix fit SUITE_DIR
     python -m jaxllm.mix propose SUITE_DIR --objective=heldout_wiki/bits_per_byte --output=best.gin
-    python -m jaxllm.mix check best.gin CHECK_DIR --gin_file=suites/mixtures.gin --times=4
+    python -m jaxllm.mix check best.gin CHECK_DIR --gin_file=suites/proxies.gin --times=4
     python -m jaxllm.mix fit TABLE.csv --name=run --shares='train_*' --targets='loss_*'
 
 `design` writes the suite of a swarm of mixtures around the natural shares, which `jaxllm.suite`

@@ -146,7 +146,7 @@ def test_runs_that_were_not_scored_are_counted(capsys: pytest.CaptureFixture[str
     assert "note: 1 of 25 runs were not scored" in capsys.readouterr().err
 
 
-SWARM_FLAGS = ("--gin_file=suites/mixtures.gin", "--gin.EVAL_TASKS=counting", "--count=16")
+SWARM_FLAGS = ("--gin_file=suites/proxies.gin", "--gin.EVAL_TASKS=counting", "--count=16")
 
 
 def measured(suite: Suite, gain: float = 1.0) -> None:

@@ -55,7 +55,7 @@ SMALL = {
         "--gin.SuiteConfig.cooldowns=()",
         "--gin.SuiteConfig.axes={'params': (5e4,), 'tokens': 4e4}",
     ),
-    "suites/mixtures.gin": (
+    "suites/proxies.gin": (
         "--gin.EVAL_TASKS=counting",
         "--gin.SuiteConfig.axes={'params': 5e4, 'tokens': 2e4}",
     ),

@@ -6,7 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from jaxllm import cli
+from jaxllm.data.config import DataConfig
 from jaxllm.errors import UserError
+from jaxllm.suites.config import SuiteConfig
 from jaxllm.suites.mixtures import MOST, Draw, draw, swarm
 
 FLOOR = Draw.floor
@@ -60,3 +63,14 @@ def test_a_swarm_begins_with_the_natural_mixture() -> None:
     assert list(named.values())[1:] == draw(SHARES, 3)
     with pytest.raises(UserError, match=r"drawn around DataConfig\.weights"):
         swarm({"web": 1.0}, 4)
+
+
+def test_the_shipped_swarm_is_what_design_draws() -> None:
+    cli.load_gin(cli.parse(cli.parser(""), ["--gin_file=suites/mixtures.gin"]))
+    axes = SuiteConfig().axes
+    assert isinstance(axes, dict)
+    listed = axes["DataConfig.weights"]
+    drawn = swarm(DataConfig().weights, len(listed))
+    assert list(listed) == list(drawn)
+    for name, mixture in drawn.items():
+        assert listed[name] == pytest.approx(mixture, rel=1e-5)
