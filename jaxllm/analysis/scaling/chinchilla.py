@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -35,6 +36,8 @@ from jaxllm.analysis.stats import line_fit
 
 DELTA = 1e-3
 """Error of log L from which the loss of the parametric fit is linear."""
+_FLAT = 1e-4
+"""Exponent below which the loss does not fall."""
 _GRID = 300
 _MIN_SIZES = 3
 _WINDOW = 2
@@ -327,16 +330,21 @@ def parametric(points: pd.DataFrame, *, draws: int = FIT_DRAWS, seed: int = 0) -
         by_n, by_d = (np.exp(u - model(law)) for u in (a - alpha * x_n, b - beta * x_d))
         return np.stack([by_n, -by_n * x_n, by_d, -by_d * x_d, np.exp(e - model(law))], axis=1)
 
+    def flat(laws: Sequence[Array]) -> bool:
+        """Whether the interval of an exponent is sure to reach down to 0."""
+        return sum(min(law[1], law[3]) < _FLAT for law in laws) > 1 + 0.025 * draws
+
     samples = resamples(frame.run.to_numpy(), draws, seed)
     laws = fit(
-        model, jacobian, target, np.clip(starts, *bounds), samples, bounds=bounds, delta=DELTA
-    )
+        model, jacobian, target, np.clip(starts, *bounds), samples, bounds=bounds, delta=DELTA,
+        hopeless=flat,
+    )  # fmt: skip
     fitted = np.exp(model(laws[0]))
     laws[:, 0] += laws[:, 1] * at_n
     laws[:, 2] += laws[:, 3] * at_d
     a, alpha, b, beta, e = laws.T
     exponent = np.minimum(alpha, beta)
-    if min(exponent[0], np.quantile(exponent, 0.025)) < 1e-4:
+    if min(exponent[0], np.quantile(exponent, 0.025)) < _FLAT:
         return ComputeOptimal.refuse(
             "the loss does not fall significantly with size and with tokens", notes
         )

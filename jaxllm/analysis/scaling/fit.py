@@ -123,6 +123,7 @@ def fit(
     *,
     bounds: tuple[Sequence[float], Sequence[float]],
     delta: float = math.inf,
+    hopeless: Callable[[Sequence[Array]], bool] = lambda fits: False,
 ) -> Array:
     """Fit parameters by the least sum of Huber losses of `model - target`.
 
@@ -134,6 +135,7 @@ def fit(
       samples: row indices of bootstrap samples; see `resamples`.
       bounds: lower and upper bounds of the parameters.
       delta: residual from which the loss is linear; infinite for least squares.
+      hopeless: whether the fits so far leave no use for the others, which are then not made.
 
     Returns:
       [1 + samples, P]: the best fit, then the fits to the samples, which start from it.
@@ -155,4 +157,9 @@ def fit(
     # Far from the optimum a Huber loss with a small delta stalls, so start with least squares.
     nearest = min((solve(starts[i], all_rows) for i in order[:_POLISHED]), key=error)
     best = solve(nearest, all_rows, **huber)
-    return np.array([best, *(solve(best, rows, **huber) for rows in samples)])
+    fits = [best]
+    for rows in samples:
+        if hopeless(fits):
+            break
+        fits.append(solve(best, rows, **huber))
+    return np.array(fits)
