@@ -10,7 +10,7 @@
 `design` writes the suite of a swarm of mixtures around the natural shares, which `jaxllm.suite`
 trains. `fit` prints how well each law predicts and ranks mixtures that it was not fitted to; with
 --larger, how well the proxies rank the mixtures of larger models. `propose` prints the best mixture
-that the swarm can vouch for. `check` writes the suite that trains it and the natural mixture as new
+that the swarm supports. `check` writes the suite that trains it and the natural mixture as new
 runs, and, once that is trained, says whether the prediction held. `run` does all of it in turn, and
 goes on where it was stopped. Exit code 1 if nothing is proposed, a prediction did not hold, or a
 run failed.
@@ -251,7 +251,7 @@ def _fit(args: argparse.Namespace) -> int:
 
 
 def _propose(args: argparse.Namespace) -> int:
-    """Print the best mixture that the swarm can vouch for, and write it."""
+    """Print the best mixture that the swarm supports, and write it."""
     swarm, _ = _swarm(args, (".csv", ".json", ".gin"))
     fitted = _fitted(swarm, args)
 

@@ -144,7 +144,7 @@ def _effect(row: pd.Series) -> str:
 
 @analysis(
     DATA, "The proposal", place=40, needs=Study.several_mixtures,
-    caption="The best mixture that the runs can vouch for, beside the natural one, and what DoReMi "
+    caption="The best mixture that the runs support, beside the natural one, and what DoReMi "
     "learned where a run of it is there. What else it is held to, jaxllm.mix propose says.",
 )  # fmt: skip
 def mixture_proposal(study: Study) -> list[Finding]:
@@ -171,11 +171,11 @@ def mixture_proposal(study: Study) -> list[Finding]:
     rows = found.predicted.set_index("mixture").loc["difference"]
     targets = ", ".join(found.objective) if len(found.objective) < 4 else (
         f"the mean of {len(found.objective)} targets")  # fmt: skip
-    doubt = "; as that includes 0, train both" if found.doubtful else ""
+    remark = "; as that includes 0, train both" if found.doubtful else ""
     return [
         Finding(
             f"For {targets} the proposal is predicted to change the natural mixture's value by "
-            f"{rows.value:+.3g} ({rows.low:+.3g} to {rows.high:+.3g}){doubt}.",
+            f"{rows.value:+.3g} ({rows.low:+.3g} to {rows.high:+.3g}){remark}.",
             shares.rename_axis("domain").reset_index().melt(
                 "domain", var_name="mixture", value_name="share"
             ),

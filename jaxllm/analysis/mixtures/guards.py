@@ -1,4 +1,4 @@
-"""How far a mixture is from what the swarm can vouch for, and how far it may be."""
+"""How far a mixture is from what the swarm supports, and how far it may be."""
 
 from __future__ import annotations
 

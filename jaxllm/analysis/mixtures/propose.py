@@ -1,4 +1,4 @@
-"""The best mixture for a target that the swarm can vouch for.
+"""The best mixture for a target that the swarm supports.
 
 A law's optimum is where it extrapolates most: an excellent fit may propose a ruinous mixture. So
 the search stays where the runs are as dense as usual, ranks mixtures by the upper end of their
