@@ -1,9 +1,11 @@
-"""These tests compile far more than they compute."""
+"""These tests compile far more than they compute, and some train runs whose report nobody reads."""
 
 from collections.abc import Iterator
 
 import jax
 import pytest
+
+from jaxllm import train
 
 
 @pytest.fixture(autouse=True, scope="package")
@@ -12,3 +14,11 @@ def quick_compilation() -> Iterator[None]:
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
+def no_report() -> Iterator[None]:
+    """The runs of a module end without a report."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "show", lambda *_, **__: None)
+        yield

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import gin
 import numpy as np
 import pytest
 
-from jaxllm import cli, train
+from jaxllm import cli
 from jaxllm.data.config import DataConfig
 from jaxllm.errors import UserError
 from jaxllm.run.run import Run
@@ -26,13 +25,6 @@ STEPS = """
 TRAIN_STEPS = 10
 TrainConfig.log_every = 2
 """
-
-
-@pytest.fixture(autouse=True, scope="module")
-def no_report() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "show", lambda *_, **__: None)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ import gin
 import numpy as np
 import pytest
 
-from jaxllm import train
 from jaxllm.errors import UserError
 from jaxllm.run.run import Run
 from jaxllm.training.learning_rate import ScheduleConfig, make_schedule
@@ -49,13 +47,6 @@ def staged(home: Path, name: str, stages: str = STAGES, *flags: str) -> Run:
     run(f"--gin_file={home}/tiny.gin", f"--gin.MODEL_DIR={home}/{name}",
         f"--gin.TrainConfig.stages={stages}", *flags)  # fmt: skip
     return Run(home / name)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def no_report() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "show", lambda *_, **__: None)
-        yield
 
 
 @pytest.fixture(scope="module")
