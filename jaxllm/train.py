@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
     from jaxllm.data.loader import SequenceSource
     from jaxllm.evaluation.config import EvalConfig
-    from jaxllm.report.alarms import HealthWriter
     from jaxllm.run.run import Run
     from jaxllm.training.experiment import Experiment
     from jaxllm.training.loop import Outcome
@@ -93,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     mesh = make_mesh(mesh_config)
     experiment.check(mesh)
 
-    outcome, advice = run(experiment, scoring, mesh, references, weights, timer)
+    outcome = run(experiment, scoring, mesh, references, weights, timer)
     if runtime.is_first():
         print(timing(outcome))
         if outcome.finished:
@@ -103,8 +102,6 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(f"domain weights: {binding}", end="")
         else:
             print(f"stopped at step {outcome.step} and saved: the same command goes on from there")
-            if advice:
-                print(advice)
     return 0
 
 
@@ -155,8 +152,7 @@ class Opened(NamedTuple):
 
     experiment: Experiment
     sources: list[SequenceSource]  # of each stage
-    writers: list[Writer]
-    health: HealthWriter | None  # on the first host, one of the writers
+    writers: list[Writer]  # of the first host
 
 
 def open_run(
@@ -190,10 +186,10 @@ def open_run(
     if not begun and (branch := e.branch()):
         e.check_branch(branch, mesh, len(domains) if reference else 0)
     if not runtime.is_first():
-        return Opened(e, sources, [], None)
+        return Opened(e, sources, [])
     data_identity.save(e.model_dir, identity, tokenizer.files)
-    health = HealthWriter(e.model_dir, e.run_info, e.tokens, references, log)
-    return Opened(e, sources, [TensorBoardWriter(e.model_dir), health], health)
+    health = HealthWriter(e.model_dir, e.run_info, references, log)
+    return Opened(e, sources, [TensorBoardWriter(e.model_dir), health])
 
 
 def run(
@@ -203,14 +199,11 @@ def run(
     references: Sequence[Run] = (),
     weights: Mapping[str, float] | None = None,
     timer: GoodputTimer | None = None,
-) -> tuple[Outcome, str]:
+) -> Outcome:
     """Prepare missing data, then train, score and monitor.
 
     Args:
       weights: the domains of the data, from `corpora.resolve`; None resolves them.
-
-    Returns:
-      The outcome, and for an unfinished run what the rest of the budget is expected to bring.
     """
     import gin
     import jax
@@ -222,7 +215,7 @@ def run(
     from jaxllm.training.stages import Stage, epochs
 
     progress = Progress(experiment.train.steps, 30.0 if runtime.is_first() else math.inf)
-    e, sources, writers, health = open_run(experiment, mesh, progress.log, references, weights)
+    e, sources, writers = open_run(experiment, mesh, progress.log, references, weights)
     evaluators = make_evaluators(e, mesh, scoring) if scoring.tasks else []
     costs = check_evaluators(evaluators) if scoring.every else []
     hosts = {"process_index": jax.process_index(), "process_count": jax.process_count()}
@@ -236,7 +229,7 @@ def run(
     repeated = check_epochs(epochs(stages), e.train.steps)
     for line in [*repeated, *costs] if runtime.is_first() else ():
         progress.log(line)
-    outcome = train(
+    return train(
         e,
         mesh,
         first.source,
@@ -248,7 +241,6 @@ def run(
         progress=progress,
         timer=timer,
     )
-    return outcome, health.advice() if health and not outcome.finished else ""
 
 
 def train_stack(file: str, configure: Callable[[Sequence[str]], None], timer: GoodputTimer) -> bool:

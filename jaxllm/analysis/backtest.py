@@ -11,7 +11,6 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-import numpy as np
 import pandas as pd
 
 from jaxllm.analysis.benchmarks import benchmarks
@@ -23,8 +22,6 @@ from jaxllm.analysis.registry import AHEAD, Study, analysis
 FRACTIONS = (0.1, 0.2, 0.3, 0.5)
 _SENTENCE_FRACTION = 0.3
 """The sentence reports the fraction nearest to this one."""
-_VISIBLE = 2.0
-"""Standard errors above which a change counts in the share of right signs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,10 +41,7 @@ class Backtest(Finding):
         Returns:
           A row per group: number `n` of forecasts; `mae` of the forecast, of the last value and of
           the log-linear line; `reduction` of the error against the better of these two; `coverage`
-          and median half `width` of the interval; `sign`, the share of the `visible` changes (more
-          than two standard errors) with the right forecast direction, and `sign_log_linear`;
-          `ranking`, the share of pairs of runs ranked correctly on a task, and the same by last
-          value and log-linear line.
+          and median half `width` of the interval.
         """
         rows = [
             {**dict(zip(by, key, strict=True)), **_scores(group)}
@@ -123,43 +117,17 @@ def _sentence(points: pd.DataFrame, level: float) -> str:
 
 def _scores(points: pd.DataFrame) -> dict[str, float]:
     """Scores of one group of forecasts; see `Backtest.summary`."""
-    truth, last, expected = points.truth, points["last"], points.forecast
     errors = {
-        "mae": float((expected - truth).abs().mean()),
-        "mae_last": float((last - truth).abs().mean()),
-        "mae_log_linear": float((points.log_linear - truth).abs().mean()),
+        "mae": float((points.forecast - points.truth).abs().mean()),
+        "mae_last": float((points["last"] - points.truth).abs().mean()),
+        "mae_log_linear": float((points.log_linear - points.truth).abs().mean()),
     }
     better = min(errors["mae_last"], errors["mae_log_linear"])
-    change = truth - last
-    visible = change.abs() > _VISIBLE * points.stderr.fillna(0.0)
-
-    def right_sign(values: pd.Series) -> float:
-        return float((np.sign(values - last) == np.sign(change))[visible].mean())
-
+    inside = (points.low <= points.truth) & (points.truth <= points.high)
     return {
         "n": len(points),
         **errors,
         "reduction": 1 - errors["mae"] / better if better > 0 else math.nan,
-        "coverage": float(((points.low <= truth) & (truth <= points.high)).mean()),
+        "coverage": float(inside.mean()),
         "width": float((points.high - points.low).median() / 2),
-        "visible": int(visible.sum()),
-        "sign": right_sign(expected),
-        "sign_log_linear": right_sign(points.log_linear),
-        **_rankings(points),
     }
-
-
-def _rankings(points: pd.DataFrame) -> dict[str, float]:
-    """Share of pairs of runs in the right order; a tie in the forecast counts half."""
-    columns = {"ranking": "forecast", "ranking_last": "last", "ranking_log_linear": "log_linear"}
-    right, pairs = dict.fromkeys(columns, 0.0), 0
-    for _, group in points.groupby(["fraction", *KEY_COLUMNS], sort=False):
-        first, second = np.triu_indices(len(group), 1)
-        truth = group.truth.to_numpy()
-        order = np.sign(truth[first] - truth[second])
-        pairs += int((order != 0).sum())
-        for name, column in columns.items():
-            values = group[column].to_numpy()
-            product = order * np.sign(values[first] - values[second])
-            right[name] += float((product > 0).sum() + 0.5 * ((product == 0) & (order != 0)).sum())
-    return {name: count / pairs if pairs else math.nan for name, count in right.items()}

@@ -114,11 +114,7 @@ class Curves:
         order = {"primary": False, "step": False, "points": False, "metric": True, "shots": True}
         best = table.sort_values(list(order), ascending=list(order.values()), kind="stable")
         best = best.drop_duplicates(["run", "task"])
-        versions = table.merge(best[["run", "task", "metric"]]).groupby(["run", "task"])
-        changed = int((versions.task_version.nunique() > 1).sum())
-        note = f"{changed} trajectories change the version of their task: only the last is used."
-        points = self.points[self.points.curve.isin(best.curve)]
-        return Curves(points, self.notes + ((note,) if changed else ()))
+        return Curves(self.points[self.points.curve.isin(best.curve)], self.notes)
 
     def comparable(self) -> Curves:
         """Curves over known tokens, with each version of a task as a task of its own."""
@@ -142,14 +138,13 @@ def curves(records: pd.DataFrame) -> Curves:
     """All curves of the trajectory table; see `Curves.main` for one per run and task.
 
     Records without a finite value are dropped; of repeated records the last one is used. Runs of
-    one name that differ in size or family get distinct names.
+    different sizes or families have different names.
     """
     if records.empty:
         extra = ("score", "score_stderr", "chance_score", "curve")
         return Curves(pd.DataFrame(columns=[*COLUMNS, *extra]))
-    frame, notes = _with_distinct_runs(records)
-    reason = f"of {len(frame):,} records have no value."
-    frame = _without(frame, _valueless(frame), reason, notes)
+    notes: list[str] = []
+    frame = records[~_valueless(records)]
     curve = frame.groupby(_CURVE, sort=True, dropna=False).ngroup().to_numpy()
     order = np.lexsort((frame.step.to_numpy(), frame.tokens.to_numpy(), curve))
     frame = frame.iloc[order].assign(curve=curve[order])
@@ -176,19 +171,6 @@ def _without(frame: pd.DataFrame, bad: pd.Series, reason: str, notes: list[str])
     if bad.any():
         notes.append(f"{int(bad.sum()):,} {reason}")
     return frame[~bad]
-
-
-def _with_distinct_runs(records: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """Give distinct names to runs of one name that differ in size or family; with notes."""
-    notes = []
-    named = records.groupby("run", sort=False)[["family", "params"]].nunique(dropna=False)
-    for run in named.index[(named > 1).any(axis=1)]:
-        own = records.run == run
-        size = records.family.astype(str) + ", " + records.params.astype(str)
-        records = records.assign(run=records.run.where(~own, records.run + " (" + size + ")"))
-        count = records.run[own].nunique()
-        notes.append(f"{count} runs are called {run}; they are separate.")
-    return records, notes
 
 
 def with_gaps(main: Curves, records: pd.DataFrame) -> pd.DataFrame:

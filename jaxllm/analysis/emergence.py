@@ -36,6 +36,7 @@ _DRAWS = 500
 _MIN_POINTS = 5
 _EARLY = 0.1
 """Share of a continuous metric's gain before the onset beyond which the metric is the cause."""
+_CURVE = ("tokens", "score", "score_stderr")
 _HARD = ("accuracy", "exact_match")
 _COLUMNS = (
     "run", "task", "domain", "metric", "hard", "n", "gain", "linearity", "breakthroughness",
@@ -76,20 +77,15 @@ def _squared_steps(y: Array, resolution: float = 0.0) -> tuple[Array, Array]:
     caption="Right is sudden: most of the gain came at few checkpoints (B/L as in BIG-bench; 1 for "
     "equal steps). It is the metric's doing where a smoother metric of the task rose before.",
 )
-def emergence(study: Study, *, over: str = "tokens") -> Finding:
+def emergence(study: Study) -> Finding:
     """Test every task of every run under all its metrics.
 
-    Args:
-      study: its records hold all metrics, not only the charted ones.
-      over: "tokens" for the checkpoints of a run, "params" for the last checkpoints of the sizes
-        of a family (the mean over runs of one size).
-
     Returns:
-      A row per run (or family, over sizes), task and metric; scores, higher is better: L, B and
-      `suddenness` B / L with `p` against a straight line over log scale (`q` adjusted over the hard
-      metrics); `hard` marks the tested metric, accuracy or exact match. `onset` is the scale
-      (tokens or parameters) where that metric durably leaves chance, `early_share` the share of a
-      continuous metric's gain before it, with a 95 % interval from draws of the sampling noise.
+      A row per run, task and metric; scores, higher is better: L, B and `suddenness` B / L with `p`
+      against a straight line over log tokens (`q` adjusted over the hard metrics); `hard` marks the
+      tested metric, accuracy or exact match. `onset` is the tokens where that metric durably leaves
+      chance, `early_share` the share of a continuous metric's gain before it, with a 95 % interval
+      from draws of the sampling noise.
       `verdict` is per task: "gradual" unless its hard metric is sudden at q < 0.05; then "sudden in
       the metric" where a continuous metric made significantly more than a tenth of its gain before
       the onset; "sudden in the model" where all made significantly less and are sudden too
@@ -99,19 +95,16 @@ def emergence(study: Study, *, over: str = "tokens") -> Finding:
     every = study.all_curves.comparable()
     notes, points = every.notes, every.points
     parts = [points[points.metric == metric] for metric in study.records.metric.unique()]
-    if over == "params":
-        parts = [_last_of_sizes(part) for part in parts]
     frame = pd.concat(parts) if parts else points
     rows: list[dict] = []
     short = 0
-    for (run, task), of_task in frame[frame[over] > 0].groupby(["run", "task"], sort=False):
-        curves = {str(m): p.sort_values(over) for m, p in of_task.groupby("metric", sort=False)}
+    for (run, task), of_task in frame[frame.tokens > 0].groupby(["run", "task"], sort=False):
+        curves = {str(m): p.sort_values("tokens") for m, p in of_task.groupby("metric", sort=False)}
         curves = {metric: p for metric, p in curves.items() if len(p) >= _MIN_POINTS}
         short += not curves
-        rows += [{"run": run, "task": task, **row} for row in _of_task(curves, over, rng)]
+        rows += [{"run": run, "task": task, **row} for row in _of_task(curves, rng)]
     if not rows:
-        reason = f"needs {_MIN_POINTS} {'checkpoints' if over == 'tokens' else 'sizes'} of a task"
-        return Finding.refuse(reason, notes)
+        return Finding.refuse(f"needs {_MIN_POINTS} checkpoints of a task", notes)
     if short:
         notes += (f"{short} trajectories have fewer than {_MIN_POINTS} points: not tested.",)
     table = pd.DataFrame(rows, columns=list(_COLUMNS))
@@ -125,54 +118,28 @@ def emergence(study: Study, *, over: str = "tokens") -> Finding:
         return Finding(sentence, table, notes=notes)
     order = (METRIC, MODEL, UNCLEAR, GRADUAL, NO_GAIN)
     verdicts = "; ".join(f"{counts[v]:,} {v}" for v in order if v in counts)
-    kind, axis = ("trajectories", "tokens") if over == "tokens" else ("tasks", "sizes")
-    sentence = f"The gains of {counts.sum():,} {kind} over the {axis}: {verdicts}."
+    sentence = f"The gains of {counts.sum():,} trajectories over the tokens: {verdicts}."
     return Finding(sentence, table, notes=notes)
 
 
-@analysis(
-    NOW,
-    "Sudden or gradual over sizes",
-    place=20,
-    needs=Study.several_sizes,
-    caption="The last checkpoints of the sizes of a family, as points.",
-)
-def emergence_over_sizes(study: Study) -> Finding:
-    """Run `emergence` over the sizes of a family."""
-    return emergence(study, over="params")
-
-
-def _last_of_sizes(points: pd.DataFrame) -> pd.DataFrame:
-    """Mean of the last checkpoints per family, task and size, with the family as the run."""
-    last = points.sort_values("tokens").drop_duplicates(["run", "task"], keep="last")
-    grouped = last.groupby(["family", "task", "params"], sort=False)
-    means = last.assign(
-        run=last.family,
-        score=grouped.score.transform("mean"),
-        score_stderr=grouped.score_stderr.transform("mean")
-        / np.sqrt(grouped.score_stderr.transform("size")),
-    )
-    return means.drop_duplicates(["family", "task", "params"])
-
-
-def _of_task(curves: dict[str, pd.DataFrame], over: str, rng: np.random.Generator) -> list[dict]:
+def _of_task(curves: dict[str, pd.DataFrame], rng: np.random.Generator) -> list[dict]:
     """Rows of one task, with the verdict for the case that its hard metric is sudden."""
     hard = [metric for metric in curves if metric.startswith(_HARD)]
     main = next((metric for metric in _HARD if metric in hard), hard[0] if hard else None)
-    onset, gained = (math.nan, True) if main is None else _onset(curves[main], over)
+    onset, gained = (math.nan, True) if main is None else _onset(curves[main])
     rows = []
     for metric, points in curves.items():
-        scale, score, stderr = _columns(points, over)
+        tokens, score, stderr = (points[name].to_numpy(float) for name in _CURVE)
         stderr, n = np.nan_to_num(stderr), points.n.iloc[-1]
         resolution = 1 / float(n) if metric in hard and n > 0 else 0.0
-        before = 0 if metric in hard else int((scale < onset).sum())
+        before = 0 if metric in hard else int((tokens < onset).sum())
         share, low, high = _early_share(score, stderr, before, rng)
         rows.append({
             "domain": points.domain.iloc[-1], "metric": metric, "hard": metric == main,
             "n": len(points), "gain": improvement(score), "linearity": linearity(score),
             "breakthroughness": breakthroughness(score, resolution),
             "suddenness": float(_suddenness(score, resolution)),
-            "p": _pvalue(np.log(scale), score, stderr, resolution, rng), "onset": onset,
+            "p": _pvalue(np.log(tokens), score, stderr, resolution, rng), "onset": onset,
             "early_share": share, "early_low": low, "early_high": high,
         })  # fmt: skip
     soft = [row for row in rows if math.isfinite(row["early_low"])]
@@ -186,19 +153,14 @@ def _of_task(curves: dict[str, pd.DataFrame], over: str, rng: np.random.Generato
     return [{**row, "verdict": verdict} for row in rows]
 
 
-def _columns(points: pd.DataFrame, over: str) -> tuple[Array, Array, Array]:
-    """Scale, scores and their standard errors, [points] each."""
-    return tuple(points[c].to_numpy(float) for c in (over, "score", "score_stderr"))
-
-
-def _onset(points: pd.DataFrame, over: str) -> tuple[float, bool]:
-    """Scale at which a metric durably leaves chance (NaN if never), and whether it has a gain."""
-    scale, score, stderr = _columns(points, over)
+def _onset(points: pd.DataFrame) -> tuple[float, bool]:
+    """Tokens at which a metric durably leaves chance (NaN if never), and whether it has a gain."""
+    tokens, score, stderr = (points[name].to_numpy(float) for name in _CURVE)
     chance = float(points.chance_score.iloc[-1])
-    at = durable(score - guess_score(scale, score, chance) > STANDARD_ERRORS * stderr)
+    at = durable(score - guess_score(tokens, score, chance) > STANDARD_ERRORS * stderr)
     if at is None:
         return math.nan, not math.isfinite(chance)
-    return float(scale[at]), True
+    return float(tokens[at]), True
 
 
 def _suddenness(y: Array, resolution: float) -> Array:

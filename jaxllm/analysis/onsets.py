@@ -54,17 +54,12 @@ def above_guess(curve: Curve) -> Mask:
     return curve.scores - guess(curve) > STANDARD_ERRORS * curve.score_stderr
 
 
-def lasting(reached: Mask, candidates: Mask | None = None) -> int | None:
-    """First position (of `candidates`) that is reached, as are nine tenths of those from it on."""
-    for at in np.flatnonzero(reached if candidates is None else candidates):
-        if reached[at:].mean() >= _DURABLE:
+def durable(above: Mask) -> int | None:
+    """First position that is above, as are the next and nine tenths of those from it on."""
+    for at in np.flatnonzero(above[:-1] & above[1:]):
+        if above[at:].mean() >= _DURABLE:
             return int(at)
     return None
-
-
-def durable(above: Mask) -> int | None:
-    """First position that is above, as are the next and nine tenths of all later ones."""
-    return lasting(above, above[:-1] & above[1:])
 
 
 def onset(curve: Curve, until: int | None = None) -> tuple[str, int | None]:

@@ -10,8 +10,6 @@ import numpy.typing as npt
 from scipy import stats
 
 Array = npt.NDArray[np.float64]
-Interval = tuple[float, float, float]
-"""Estimate, low, high."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,23 +45,6 @@ class Line:
     def p_above(self, bound: float) -> float:
         """p-value of the null hypothesis slope <= bound (small: the slope is above it)."""
         return float(stats.t.sf(self._t(bound), self.dof))
-
-    def p_trend(self) -> float:
-        """p-value of the null hypothesis slope = 0."""
-        return 2 * min(self.p_below(0.0), self.p_above(0.0))
-
-    def half_interval(self, level: float = 0.95) -> float:
-        """Half the width of the two-sided interval of the slope."""
-        return self._quantile(level) * self.stderr
-
-    def gain(self, further: float, level: float = 0.9) -> Interval:
-        """Change over `further` units of x, with the prediction interval of a new y."""
-        expected = self.slope * further
-        half = self._quantile(level) * math.hypot(self.stderr * further, self.scatter)
-        return expected, expected - half, expected + half
-
-    def _quantile(self, level: float) -> float:
-        return float(stats.t.ppf((1 + level) / 2, self.dof))
 
     def _t(self, bound: float) -> float:
         difference = self.slope - bound

@@ -60,17 +60,16 @@ class HealthWriter:
         self,
         model_dir: epath.PathLike,
         info: RunInfo,
-        budget_tokens: float,
         references: Sequence[Run] = (),
         say: Callable[[str], None] = print,
     ) -> None:
-        """Watch a run of `budget_tokens` in total, compared with `references` at equal tokens."""
+        """Watch a run, compared with `references` at equal tokens."""
         from jaxllm.analysis.health.watch import Watch
         from jaxllm.run.run import Run
 
         self._run, self._say = Run(model_dir), say
         compared = [(run.records(), run.metrics()) for run in references]
-        self._watch = Watch(info.run, info.params, budget_tokens, compared)
+        self._watch = Watch(info.run, info.params, compared)
         self._restored = self._broken = False  # earlier alarms are restored at the first check
 
     def write_metrics(self, step: int, metrics: Mapping[str, Any]) -> None:
@@ -89,15 +88,6 @@ class HealthWriter:
         """Do nothing, as every alarm is already written."""
 
     close = flush
-
-    def advice(self) -> str:
-        """Expected gain from the remaining budget, as one sentence; empty when unknown."""
-        try:
-            advice = self._watch.advise()
-        except Exception:  # must not fail a finished run
-            logging.warning("no advice on the rest of the budget", exc_info=True)
-            return ""
-        return "" if advice.refused else advice.sentence
 
     def _check(self, seen: int, checks: Callable[[], list[Check]]) -> None:
         """Report the new alarms of `checks`; an exception ends the checks, not the run.

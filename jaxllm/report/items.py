@@ -124,8 +124,7 @@ def answers(analysis: Analysis, study: Study) -> Iterator[ReportItem]:
             finding.sentence,
             analysis.caption,
             table=finding.table,
-            # The notes on the data list records without a value, by task and checkpoint.
-            notes=tuple(note for note in finding.notes if "records have no value" not in note),
+            notes=finding.notes,
             lines=finding.lines,
             refused=bool(finding.refused),
         )

@@ -3,9 +3,9 @@
     train/…                        metrics of the training loop
     capability/<domain>/<task>     primary metric of every task, a point per checkpoint
     evaluation/<task>/<metric>     other metrics
-    trajectories/<domain>          trajectory charts of the report, as images
-    health/…, now/…, ahead/…       other charts of the report, by question; at the end of the run,
-    early/…, sizes/…               or by `analyze --format tensorboard`
+    trajectories/<domain>          charts of the report, as images, those of the findings by
+    health/…, now/…, ahead/…       question; at the end of the run, or by
+    early/…, sizes/…               `analyze --format tensorboard`
 
 The custom-scalars dashboard overlays the tasks of each domain, and the domains' losses. Events are
 written by TensorBoard's own writer, since `clu.metric_writers` cannot write the session log by
@@ -24,7 +24,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from absl import logging
 from etils import epath
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
@@ -45,9 +44,6 @@ if TYPE_CHECKING:
 
 _IMAGE_SCALE = 1.5
 _UPLOAD_BYTES = 4 << 20
-# Maximum share of a run's wall time for drawing trajectory images, and the assumed duration of the
-# first drawing.
-_IMAGE_TIME_SHARE, _FIRST_DRAWING_SECONDS = 0.01, 5.0
 
 
 class TensorBoardWriter:
@@ -63,7 +59,6 @@ class TensorBoardWriter:
         self._events = _Events(self._run.layout.tensorboard)
         self._in_session = False
         self._domains: set[str] = set()
-        self._draw_after = time.monotonic() + _FIRST_DRAWING_SECONDS / _IMAGE_TIME_SHARE
 
     def write_metrics(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Write every number in `metrics` under train/."""
@@ -82,24 +77,6 @@ class TensorBoardWriter:
         unseen = [record for record in self._begin_session(step + 1) if record.step == step]
         scores = {(record.task, record.metric): record for record in (*unseen, *records)}
         self._write_scores(step, [*scores.values()])
-        began = time.monotonic()
-        if began >= self._draw_after:
-            try:
-                self.write_figures(step)
-                now = time.monotonic()
-                self._draw_after = now + (now - began) / _IMAGE_TIME_SHARE
-            except Exception:  # an image must not fail the run
-                logging.exception("the trajectory images of step %d were not drawn", step)
-                self._draw_after = math.inf
-
-    def write_figures(self, step: int) -> None:
-        """Write images of the stored trajectories of every domain."""
-        from jaxllm.report import items, tables
-        from jaxllm.report.charts.axes import default_axis
-
-        report = tables.gather([Run(self._run.path)])
-        axis = default_axis(report.points, report.metrics)
-        self._events.add_images(step, report, [*items.all_trajectories(report, axis)])
 
     def flush(self) -> None:
         """Store all events."""

@@ -48,8 +48,7 @@ def broken(records):
     missing = records.assign(
         value=np.where(np.arange(len(records)) % 7 == 3, np.nan, records.value)
     )
-    other = records.iloc[: len(records) // 2].assign(params=7, family="another")
     endless = records.iloc[5:6].assign(value=np.inf)
     failed = records.iloc[8:9].assign(value=np.nan, status="it crashed")
     unknown = records.assign(task=records.task + "_open", chance=np.nan, stderr=np.nan)
-    return pd.concat([missing, again, other, endless, failed, unknown], ignore_index=True)
+    return pd.concat([missing, again, endless, failed, unknown], ignore_index=True)

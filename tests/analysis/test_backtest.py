@@ -36,7 +36,6 @@ def test_the_forecast_beats_both_baselines_and_its_intervals_hold(simulated: Bac
     assert (at.reduction > 0.25).all()
     assert at.coverage.between(0.85, 0.97).all()
     assert at.mae.is_monotonic_decreasing
-    assert (at["sign"] > 0.85).all() and (at.ranking > at.ranking_last - 0.02).all()
 
 
 @pytest.mark.parametrize("method", [TRANSFER, ALONE])
@@ -98,9 +97,6 @@ def test_scores_by_hand() -> None:
     assert scores.mae_log_linear == pytest.approx(0.1)
     assert scores.reduction == pytest.approx(0.0, abs=1e-9)
     assert scores.coverage == pytest.approx(2 / 3)
-    assert scores["sign"] == pytest.approx(2 / 3)  # b was forecast to stay
-    assert scores.ranking == pytest.approx(2 / 3) and scores.ranking_last == 1
-    assert scores.ranking_log_linear == 0.5  # ties
 
 
 def test_benchmarks_are_found_by_their_names() -> None:
@@ -140,4 +136,3 @@ def test_pythia_is_forecast_a_quarter_better_than_by_the_baselines(pythia: Backt
     assert by.reduction["mmlu"] > 0.22  # where noise between checkpoints is half of what is left
     assert by.reduction["blimp"] > 0.05  # of v0 alone, where small models forget late
     assert by.coverage.between(0.85, 0.96).all()
-    assert (by["sign"] > by["sign_log_linear"]).all() and (by.ranking > by.ranking_last).all()

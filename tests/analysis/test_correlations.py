@@ -7,8 +7,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from jaxllm.analysis import resampling
-from jaxllm.analysis.correlations import correlations
+from jaxllm.analysis.correlations import blocks, correlations, gains_of
 from jaxllm.analysis.curves import Panel, curves
 from jaxllm.analysis.registry import Study
 from tests.analysis.planted import related, table
@@ -108,13 +107,13 @@ def test_gains_are_between_the_checkpoints_of_a_run() -> None:
     two = table({"a": cubes}, tokens=3 * np.arange(9), run="two", params=2)
     three = table({"a": squares[:4]}, run="three", params=3)
     panel = Panel.of(curves(pd.concat([one, two, three])).main().comparable())
-    gains, notes = resampling.gains(panel)
+    gains, notes = gains_of(panel)
     np.testing.assert_array_equal(np.concatenate(gains)[:, 0], [*np.diff(squares), *np.diff(cubes)])
     assert "1 of 3 runs" in notes[0]
 
 
 def test_block_bootstrap_keeps_neighbours_and_lengths() -> None:
-    index = next(resampling.blocks([27, 27, 9], 1, np.random.default_rng(0)))
+    index = next(blocks([27, 27, 9], 1, np.random.default_rng(0)))
     assert [len(i) for i in index] == [27, 27, 9]
     np.testing.assert_array_equal(index[0], index[1])
     steps = np.diff(index[0]) % 27

@@ -91,20 +91,6 @@ class TestVerdicts:
             assert (found == analysis.METRIC).all(), metric
 
 
-def test_over_sizes_the_last_checkpoints_count() -> None:
-    parts = []
-    for size, final in zip((1e8, 2e8, 4e8, 8e8, 1.6e9, 3.2e9), (0, 0, 0, 0, 0.1, 0.8), strict=True):
-        for copy in "ab":
-            run = table({"t": [0.0, final]}, tokens=[1, 2], run=f"{size}{copy}", params=size,
-                        chance=0.0)  # fmt: skip
-            parts.append(run)
-    found = emergence(Study(pd.concat(parts)), over="params")
-    row = found.table.iloc[0]
-    assert (row.run, row.n, row.onset) == ("f", 6, 1.6e9)
-    assert row.gain == pytest.approx(0.8) and row.breakthroughness == pytest.approx(800)
-    assert row.p < 0.05 and row.verdict == analysis.UNCLEAR
-
-
 def test_pythias_lambada_is_a_mirage(pythia_records) -> None:
     """Its accuracy leaves 0 after a quarter of the gain in log perplexity is made."""
     found = emergence(Study(pythia_records))

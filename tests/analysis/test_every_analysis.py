@@ -7,19 +7,15 @@ import pytest
 from jaxllm.analysis.change_points import change_points
 from jaxllm.analysis.collapse import collapse
 from jaxllm.analysis.correlations import correlations
-from jaxllm.analysis.efficiency import efficiency
 from jaxllm.analysis.emergence import emergence
 from jaxllm.analysis.held_out_tasks import held_out_tasks
-from jaxllm.analysis.lead_lag import lead_lag
-from jaxllm.analysis.milestones import milestones
 from jaxllm.analysis.registry import Study
 from jaxllm.analysis.signal import signal_to_noise
 from jaxllm.run.records import COLUMNS
 from tests.analysis.planted import LOG_STEPS, broken, sigmoid, table
 
 ANALYSES = (
-    milestones, change_points, signal_to_noise, correlations, lead_lag, held_out_tasks, collapse,
-    efficiency, emergence,
+    change_points, signal_to_noise, correlations, held_out_tasks, collapse, emergence
 )  # fmt: skip
 
 
@@ -48,8 +44,7 @@ class TestEveryAnalysis:
     def test_survives_bad_records_and_says_so(self, analysis) -> None:
         found = analysis(Study(broken(suite())))
         assert "nan" not in found.sentence
-        said = " ".join(found.notes)
-        assert "have no value" in said and "repeated" in said and "are called r6e+09" in said
+        assert "repeated" in " ".join(found.notes)
 
     def test_is_deterministic(self, analysis) -> None:
         first, second = analysis(Study(suite())), analysis(Study(suite()))
@@ -68,13 +63,7 @@ class TestEveryAnalysis:
     )
     def test_refuses_what_cannot_be_told(self, analysis, records) -> None:
         found = analysis(Study(records))
-        if analysis is milestones and len(records) and records.value.notna().any():
-            assert set(found.table.state) == {"too few checkpoints"}
-        elif analysis is efficiency and records.run.nunique() > 1:
-            # These checkpoints have seen no tokens.
-            assert found.refused
-        else:
-            assert found.refused and found.refused.lower() in found.sentence.lower()
+        assert found.refused and found.refused.lower() in found.sentence.lower()
 
 
 def test_short_runs_and_constant_tasks_are_reported() -> None:

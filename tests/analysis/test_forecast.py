@@ -119,12 +119,6 @@ def test_unknown_sizes_errors_and_chance_levels_are_survived(records: pd.DataFra
     assert (found.method == TRANSFER).all()
 
 
-def test_two_runs_under_one_name_are_reported(records: pd.DataFrame) -> None:
-    merged = records.replace({"run": {"70m-0": "1000m-0"}})
-    found = forecast(begun(merged, "410m-0", 0.3), "410m-0", {"410m-0": TOKENS})
-    assert any("2 runs are called 1000m-0" in note for note in found.notes)
-
-
 def test_two_finished_runs_are_too_few_to_learn_from(records: pd.DataFrame) -> None:
     few = begun(records, "1000m-0", 0.3)
     few = few[few.run.isin(["1000m-0", "70m-0", "410m-0"])]

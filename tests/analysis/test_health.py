@@ -11,7 +11,6 @@ from scipy import stats
 from jaxllm.analysis.curves import curves
 from jaxllm.analysis.health import loss as checks_loss
 from jaxllm.analysis.health import tasks as checks_tasks
-from jaxllm.analysis.health.advice import GO_ON, STOP, UNCLEAR, advise
 from jaxllm.analysis.health.checks import checks, examine
 from jaxllm.analysis.health.result import ALPHA, Check
 from jaxllm.analysis.registry import Study
@@ -60,26 +59,6 @@ def test_loss_spikes_are_found_where_they_are() -> None:
     assert not checks_loss.spikes(calm).raised  # one that recovers is bad luck
 
 
-def test_spike_score_is_the_published_definition() -> None:
-    """Against a plain statement of it: six population deviations above the 128 values before."""
-    rng = np.random.default_rng(3)
-    noise = {name: rng.standard_t(3, 900) for name in ("loss", "grad_norm")}
-    metrics = pd.DataFrame({"step": range(900), "tokens": range(900), **noise})
-    metrics.loc[600:800, "grad_norm"] = 0.25  # a deviation of zero makes no spike
-    spikes = 0
-    for at in range(900):
-        hit = False
-        for name in ("loss", "grad_norm"):
-            before = metrics[name].to_numpy()[max(at - 128, 0) : at]
-            if len(before) == 128 and before.std() >= 1e-10:
-                hit |= metrics[name][at] > before.mean() + 6 * before.std()
-        spikes += hit
-    assert spikes > 0
-    assert checks_loss.spike_score(metrics) == pytest.approx(spikes / 900)
-    assert math.isnan(checks_loss.spike_score(metrics.iloc[:128]))
-    assert f"SpikeScore {spikes / 900:.3%}" in checks_loss.spikes(metrics).sentence
-
-
 def test_tolerated_spikes_ring_at_the_nominal_rate() -> None:
     rng = np.random.default_rng(0)
     raised = []
@@ -111,35 +90,6 @@ def test_plateau() -> None:
     assert np.mean(estimates) == pytest.approx(0.1, abs=0.002)
     rising = checks_loss.plateau(logged(0, fall=-0.1))
     assert rising.raised and "rose by" in rising.sentence and "rising" in rising.advice
-
-
-def test_diminishing_returns() -> None:
-    metrics = logged(0, fall=0.01, noise=0.005)
-    found = checks_loss.diminishing_returns(metrics, budget_tokens=4 * STEPS * 1000)
-    assert found.number == pytest.approx(0.02, abs=0.004) and found.raised
-    assert "300% more" in found.sentence
-    metrics["learning_rate"] = 1e-3  # never decayed: the trend does not know what a decay brings
-    waiting = checks_loss.diminishing_returns(metrics)
-    assert not waiting.raised and "not decayed yet" in waiting.reason
-    assert not checks_loss.diminishing_returns(logged(0)).raised
-    edge = 3 * checks_loss.WORTH_SHARE
-    raised = [
-        checks_loss.diminishing_returns(logged(s, fall=edge, steps=400)).raised
-        for s in range(TRIES)
-    ]
-    assert share(raised) <= AT_MOST
-    assert "spent" in checks_loss.diminishing_returns(metrics, budget_tokens=5.0).refused
-    last_lap = checks_loss.diminishing_returns(
-        metrics.drop(columns="learning_rate"), 1.2 * STEPS * 1000
-    )
-    assert last_lap.p_value < ALPHA and not last_lap.raised  # little is left, so it brings little
-
-
-def test_returns_are_told_in_a_unit_of_the_rest() -> None:
-    """The line falls by 0.1 in a doubling; two million tokens are seen."""
-    found = checks_loss.diminishing_returns(logged(0, noise=0.001), budget_tokens=8e6)
-    assert "the remaining budget (300% more) lowers the loss by 0.2 or 6.7%" in found.reason
-    assert "one more million tokens by 0.059" in found.reason  # 0.1 log2(1.5)
 
 
 def test_gradient_norm_drift() -> None:
@@ -180,10 +130,8 @@ def test_falling_capability() -> None:
     found = check(examine(Study(records, logged=log(0)))["r"], "falling capabilities")
     assert found.raised and found.number == 1
     assert found.table[found.table.found].task.tolist() == ["lost"]
-    assert "while the loss falls: lost" in found.reason
+    assert "get worse: lost" in found.reason
     assert "task0" not in set(found.table.task)  # at chance: nothing to lose
-    alone = check(examine(Study(records))["r"], "falling capabilities")
-    assert "not known" in alone.reason
 
 
 def test_constant_answers_are_no_capability() -> None:
@@ -193,16 +141,16 @@ def test_constant_answers_are_no_capability() -> None:
     records.loc[records.step > 12, "value"] -= 0.05 * (records.step - 12)
     (curve,) = curves(records).main()
     assert checks_tasks.was_at_chance(curve)
-    assert "left chance" in checks_tasks.falling([curve], True).refused
+    assert "left chance" in checks_tasks.falling([curve]).refused
     grown = dataclasses.replace(curve, scores=curve.scores + 0.1 * (curve.tokens > 6000))
     assert not checks_tasks.was_at_chance(grown)
-    assert checks_tasks.falling([grown], True).raised
+    assert checks_tasks.falling([grown]).raised
 
 
 def test_steady_capabilities_ring_at_the_nominal_rate() -> None:
     gains = {f"task{k}": 0.0 for k in range(10)}
     found = [
-        checks_tasks.falling(list(curves(table(seed, gains, {"r": 1e8}))), True).raised
+        checks_tasks.falling(list(curves(table(seed, gains, {"r": 1e8})))).raised
         for seed in range(TRIES)
     ]
     assert share(found) <= AT_MOST
@@ -271,54 +219,12 @@ def test_false_alarms_on_published_runs(shared_data) -> None:
     assert len(big) == 21 and not {run for _, _, run in alarms} & big
 
 
-def test_expected_gains_cover_what_came(shared_data) -> None:
-    """At half of their tokens, what the other half brings to each task lies in the interval."""
-    records = open_source(f"pythia:{shared_data / 'reference' / 'pythia' / 'v1'}").records
-    records = records[records.domain != "bias"]
-    end = records.tokens.max()
-    final = records[records.tokens == end]
-    came = {(c.run, c.task): c.scores[-1] for c in curves(final).main()}
-    inside = []
-    half = records[records.tokens <= end / 2]
-    for advice in advise(Study(half, planned_tokens=dict.fromkeys(half.run, end))):
-        for row in advice.table.itertuples():
-            if (advice.row["run"], row.task) in came:
-                gain = came[advice.row["run"], row.task] - row.now
-                inside.append(row.low <= gain <= row.high)
-    assert len(inside) > 1500
-    assert 0.87 < np.mean(inside) < 0.98  # stated: 0.90
-
-
-def test_advice() -> None:
-    gains = {f"task{k}": 0.05 for k in range(8)}
-    records = table(0, gains, {"r": 1e8})
-    growing = advise(Study(records))[0]
-    assert growing.row["verdict"] == GO_ON and growing.row["tasks"] == 8
-    assert growing.row["gain"] == pytest.approx(0.05, abs=0.01)
-    assert growing.row["low"] < 0.05 < growing.row["high"]
-    assert "100% more tokens" in growing.sentence and "worth going on" in growing.sentence
-    still = table(0, dict.fromkeys(gains, 0.0), {"r": 1e8}, noise=0.003)
-    stopped = advise(Study(still, logged=log(0, fall=0.003), planned_tokens={"r": 3.2e6}))[0]
-    assert stopped.row["verdict"] == STOP and "stopping costs little" in stopped.sentence
-    # ... but not while the loss still falls.
-    falling = advise(Study(still, logged=log(0, fall=0.2), planned_tokens={"r": 4e6}))[0]
-    assert falling.row["verdict"] == GO_ON
-    assert falling.loss_gain[0] == pytest.approx(0.2 / 3, rel=0.2)
-    unsure = advise(Study(table(0, {"a": 0.0}, {"r": 1e8}, noise=0.05)))[0]
-    assert unsure.row["verdict"] == UNCLEAR
-    assert "spent" in advise(Study(records, planned_tokens={"r": 1.0}))[0].refused
-
-
 def test_simulated_run_is_healthy(tmp_path) -> None:
     source = open_source(simulate(tmp_path / "run"))
-    found = checks(
-        Study(source.records, logged=source.metrics, planned_tokens={source.records.run[0]: 2e7})
-    )
+    found = checks(Study(source.records, logged=source.metrics))
     assert not found.refused, found.table.says.tolist()
     assert "looks healthy" in found.sentence and "1 could not be made" in found.sentence
-    assert found.table.state.value_counts().to_dict() == {"fine": 6, "refused": 1}
-    (advice,) = advise(Study(source.records, logged=source.metrics))
-    assert not advice.refused and len(advice.table) == 12
+    assert found.table.state.value_counts().to_dict() == {"fine": 5, "refused": 1}
 
 
 def bad_inputs() -> dict[str, pd.DataFrame]:
@@ -357,9 +263,7 @@ def test_bad_input_is_refused_and_said(name) -> None:
     ):
         for of_run in examine(Study(records, logged=metrics)).values():
             assert not any(c.raised for c in of_run)
-            assert all(c.refused or c.reason for c in of_run) and len(of_run) == 7
-        for advice in advise(Study(records, logged=metrics)):
-            assert advice.sentence
+            assert all(c.refused or c.reason for c in of_run) and len(of_run) == 6
         assert checks(Study(records, logged=metrics)).sentence
     needs_values = ("one checkpoint", "no values", "infinite", "no clock", "failed", "nothing")
     found = checks(Study(records))

@@ -69,7 +69,7 @@ def written(model_dir: Path, steps: int) -> pd.DataFrame:
 def test_the_line_does_not_break_the_progress_display(tmp_path: Path) -> None:
     out = Terminal()
     progress = Progress(600, 0.0, out)
-    writer = HealthWriter(tmp_path, INFO, 6e5, say=progress.log)
+    writer = HealthWriter(tmp_path, INFO, say=progress.log)
     for row in written(tmp_path, 0).to_dict("records"):
         writer.write_metrics(int(row["step"]), row)
         progress._shown = 0.0  # the line is due again
@@ -85,7 +85,7 @@ def test_resume_forgets_what_a_kill_undid_and_nothing_else(tmp_path: Path) -> No
     def go(first: int, last: int) -> list[str]:
         said: list[str] = []
         metrics = written(tmp_path, first - 1)
-        writer = HealthWriter(tmp_path, INFO, 6e5, say=said.append)
+        writer = HealthWriter(tmp_path, INFO, say=said.append)
         for row in metrics[metrics.step.between(first, last)].to_dict("records"):
             writer.write_metrics(int(row["step"]), row)
         return [line for line in said if "spikes" in line]
@@ -104,7 +104,7 @@ def test_scores_of_before_a_resume_count(tmp_path: Path) -> None:
     for record in records:
         if record.step <= 20:
             store.write(record.step, record.task, [record])
-    writer = HealthWriter(tmp_path, INFO, 1e5, say=said.append)
+    writer = HealthWriter(tmp_path, INFO, say=said.append)
     for step in range(21, 31):
         writer.write_records(step, [record for record in records if record.step == step])
     assert [row["subjects"] for row in alarms(tmp_path)] == [["task1"]]
@@ -113,21 +113,10 @@ def test_scores_of_before_a_resume_count(tmp_path: Path) -> None:
 
 def test_no_check_is_worth_a_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "alarms.jsonl").write_text('{"step": 1}\n')  # not of this program
-    writer = HealthWriter(tmp_path, INFO, 1e5)
+    writer = HealthWriter(tmp_path, INFO)
     writer.write_metrics(2, {"tokens": 2, "loss": 1.0})
     writer.write_metrics(3, {"tokens": 3, "loss": 1.0})
     assert caplog.text.count("no longer watched") == 1
-
-
-def test_no_advice_is_worth_a_stopped_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def fail() -> None:
-        raise ZeroDivisionError
-
-    writer = HealthWriter(tmp_path, INFO, 1e5)
-    monkeypatch.setattr(writer._watch, "advise", fail)
-    assert writer.advice() == "" and "no advice" in caplog.text
 
 
 @pytest.mark.parametrize(

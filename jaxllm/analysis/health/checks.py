@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pandas as pd
 
-from jaxllm.analysis.curves import lower_is_better
 from jaxllm.analysis.finding import Finding
 from jaxllm.analysis.health import loss, tasks
 from jaxllm.analysis.health.result import ALPHA, Check
@@ -70,24 +68,16 @@ def _of_one_run(table: pd.DataFrame) -> Finding:
 def examine(study: Study) -> dict[str, tuple[Check, ...]]:
     """Run every check of each run; checks without enough data are refused.
 
-    A run is compared with all others, at equal tokens. Without a logged loss, the loss counts as
-    falling where most of the run's perplexities and bits per byte do.
+    A run is compared with all others, at equal tokens.
     """
     of_tasks = tasks.judged(study.curves)
     logs = {run: study.log_of(run) for run in study.runs}
     curves = list(of_tasks)
     for run, log in logs.items():
         curves += tasks.logged_loss(log, run, study.params.get(run, math.nan))
-    scored = [c for c in tasks.judged(study.all_curves) if lower_is_better(c.metric)]
     every = {}
     for run, log in logs.items():
-        of_log = loss.loss_checks(log, study.planned_tokens.get(run, math.nan))
-        loss_falls = loss.falls(of_log)
-        lines = [tasks.recent_trend(curve) for curve in scored if curve.run == run]
-        slopes = [line.slope > 0 for line in lines if line is not None]
-        if loss_falls is None and slopes:
-            loss_falls = bool(np.mean(slopes) >= 0.5)
-        falling = tasks.falling([curve for curve in of_tasks if curve.run == run], loss_falls)
+        falling = tasks.falling([curve for curve in of_tasks if curve.run == run])
         band = tasks.outside_band([curve for curve in curves if curve.run == run], curves)
-        every[run] = (*of_log, falling, band)
+        every[run] = (*loss.loss_checks(log), falling, band)
     return every

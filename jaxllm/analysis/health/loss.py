@@ -1,4 +1,4 @@
-"""Checks of the logged metrics: spikes, plateau, diminishing returns, gradient norm.
+"""Checks of the logged metrics: spikes, plateau, gradient norm.
 
 Trends are lines over log2 tokens in the last doubling of tokens, through means of `BLOCKS` blocks:
 neighbouring steps are correlated, blocks hardly are.
@@ -23,28 +23,19 @@ SINCE = "since"  # prefix of the alarm subject of a spike without recovery
 BLOCKS = 10
 # Relative decrease of the loss per doubling of tokens below which it is on a plateau.
 PLATEAU_SHARE = 0.005
-# Relative decrease of the loss below which the remaining budget is hardly worth spending.
-WORTH_SHARE = 0.01
 # Growth factor of the gradient norm per doubling of tokens up to which it is not drifting.
 DRIFT_FACTOR = 1.2
-# A remaining budget below this share of the tokens seen gains little by its size alone.
-LITTLE_REST = 0.25
 # Spikes per logged step in healthy runs, from outlier batches: in the published logs of the
 # modded-nanogpt records, which log every step, 0.1% to 0.45% (in 74 of 75; 0.7% in one).
 TOLERATED_SPIKES = 1 / 200
-_UNITS = ((1e3, "thousand"), (1e6, "million"), (1e9, "billion"), (1e12, "trillion"))
 
 
 def loss_checks(
-    metrics: pd.DataFrame,
-    budget_tokens: float = math.nan,
-    alpha: float = ALPHA,
-    newest: int | None = None,
+    metrics: pd.DataFrame, alpha: float = ALPHA, newest: int | None = None
 ) -> tuple[Check, ...]:
     """Run the checks of the logged metrics of one run, each at level `alpha`.
 
-    `budget_tokens` are the planned total tokens, NaN when unknown; `newest` is the number of last
-    steps that are searched for spikes, None for all.
+    `newest` is the number of last steps that are searched for spikes, None for all.
     """
     late = metrics if newest is None else metrics.tail(newest)
     return (
@@ -52,14 +43,7 @@ def loss_checks(
         spikes(late, alpha),
         gradient_drift(metrics, alpha),
         plateau(metrics, alpha),
-        diminishing_returns(metrics, budget_tokens, alpha),
     )
-
-
-def falls(checks: tuple[Check, ...]) -> bool | None:
-    """Whether the loss falls, by the plateau check in `checks`; None where that was refused."""
-    check = next(check for check in checks if check.name == "plateau")
-    return None if check.refused else check.number > 0
 
 
 def non_finite_loss(metrics: pd.DataFrame) -> Check:
@@ -123,10 +107,10 @@ def spikes(metrics: pd.DataFrame, alpha: float = ALPHA) -> Check:
             "Go back to the checkpoint before it, skip the data in between, and lower the learning "
             "rate if it happens again."
         )
-    score = spike_score(metrics)
-    reason += f"; SpikeScore {score:.3%}." if math.isfinite(score) else "."
     number = float(len(table))
-    return Check(name, bool(subjects), number, reason, advice, step, p, table, subjects=subjects)
+    return Check(
+        name, bool(subjects), number, f"{reason}.", advice, step, p, table, subjects=subjects
+    )
 
 
 def _spikes(entries: pd.DataFrame) -> pd.DataFrame:
@@ -145,25 +129,6 @@ def _spikes(entries: pd.DataFrame) -> pd.DataFrame:
         at = end
     columns = ["step", "peak_step", "loss", "before", "sigmas", "steps_to_recover"]
     return pd.DataFrame(events, columns=columns)
-
-
-def spike_score(metrics: pd.DataFrame, window: int = WINDOW) -> float:
-    """Share of logged steps at which loss or gradient norm spikes; NaN for `window` or fewer.
-
-    OLMo-core's SpikeScore (train/callbacks/stability_monitor.py), if every step is logged: a value
-    is a spike when it exceeds the mean of the preceding `window` values by more than six of their
-    population standard deviations (at least 1e-10); spikes are not removed from the window.
-    """
-    if len(logged(metrics, "loss")) <= window:
-        return math.nan
-    spike = np.zeros(len(metrics), bool)
-    for column in {"loss", "grad_norm"} & set(metrics):
-        values = pd.Series(_floats(metrics[column]))
-        before = values.shift(1).rolling(window)
-        deviation = before.std(ddof=0)
-        above = values > before.mean() + SPIKE_SIGMAS * deviation
-        spike |= (above & (deviation >= 1e-10)).to_numpy()
-    return float(spike.mean())
 
 
 def plateau(metrics: pd.DataFrame, alpha: float = ALPHA) -> Check:
@@ -189,43 +154,6 @@ def plateau(metrics: pd.DataFrame, alpha: float = ALPHA) -> Check:
             "or a learning rate that is too high."
         )
     return Check(name, p < alpha, fall, reason, advice, p_value=p)
-
-
-def diminishing_returns(
-    metrics: pd.DataFrame, budget_tokens: float = math.nan, alpha: float = ALPHA
-) -> Check:
-    """Whether the rest of `budget_tokens` (NaN: twice those seen) is worth it, at this rate.
-
-    Null hypothesis: they lower the loss by at least the share `WORTH_SHARE`. A loss curve flattens
-    over log tokens, so the straight line overestimates the decrease and the alarm is conservative,
-    except for a learning rate yet to decay, whose effect no trend predicts: then no alarm is
-    raised, nor when less than `LITTLE_REST` is left.
-    """
-    name, line = "diminishing returns", recent_trend(metrics, "loss")
-    if isinstance(line, str):
-        return Check(name, refused=line)
-    now = float(logged(metrics, "loss").tokens.max())
-    budget = budget_tokens if budget_tokens > 0 else 2 * now
-    if budget <= now:
-        return Check(name, refused="the budget is spent")
-    doublings = math.log2(budget / now)
-    fall = -line.slope * doublings
-    p = line.p_above(-WORTH_SHARE * line.end / doublings)
-    planned = "the remaining budget" if budget_tokens > 0 else "twice the tokens"
-    unit, word = max(u for u in _UNITS if u[0] <= max(budget - now, 1e3))
-    next_unit = -line.slope * math.log2(1 + unit / now)
-    reason = (
-        f"At the present rate {planned} ({(budget - now) / now:.0%} more) "
-        f"{'lowers' if fall >= 0 else 'raises'} the loss by {abs(fall):.3g} or "
-        f"{abs(fall) / line.end:.1%}, one more {word} tokens by {abs(next_unit):.2g}"
-    )
-    rates = logged(metrics, "learning_rate").value
-    waiting = len(rates) > 0 and rates.iloc[-1] > 0.5 * rates.max() > 0
-    if waiting:
-        reason += "; the learning rate has not decayed yet, which usually lowers it further"
-    advice = "Consider stopping here: the rest buys little. See the expected gains of the tasks."
-    raised = p < alpha and not waiting and budget - now >= LITTLE_REST * now
-    return Check(name, raised, fall, reason + ".", advice, p_value=p)
 
 
 def gradient_drift(metrics: pd.DataFrame, alpha: float = ALPHA) -> Check:

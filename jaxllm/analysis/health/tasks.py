@@ -81,13 +81,12 @@ def logged_loss(metrics: pd.DataFrame, run: str, params: float) -> list[Curve]:
     return [Curve(run, "logged loss", 0, "loss", "", "", params, nan, nan, 0, *arrays)]
 
 
-def falling(own: Sequence[Curve], loss_falls: bool | None, alpha: float = ALPHA) -> Check:
+def falling(own: Sequence[Curve], alpha: float = ALPHA) -> Check:
     """Find capabilities of a run that get worse over the last doubling of tokens.
 
     Null hypothesis for each task: its trend does not fall. The scatter is at least the sampling
     error, and the fall must exceed it. Tasks that were at chance before are not tested. The
-    false-discovery rate over all others is at most `alpha`. `loss_falls` is whether the loss falls
-    in that time, None if unknown.
+    false-discovery rate over all others is at most `alpha`.
     """
     name = "falling capabilities"
     lines = [(curve, line) for curve in own if (line := recent_trend(curve)) is not None]
@@ -101,15 +100,12 @@ def falling(own: Sequence[Curve], loss_falls: bool | None, alpha: float = ALPHA)
         return Check(name, refused="no task has left chance" if lines else few)
     table = pd.DataFrame(rows, columns=["task", "fall", "scatter", "now", "p_value"])
     table["p_value"] = table.p_value.where(table.fall > table.scatter, 1.0)
-    loss = ", as the loss does not fall either"
-    if loss_falls is not False:
-        loss = ", while the loss falls" if loss_falls else " (whether the loss falls is not known)"
     return _verdict(
         name,
         table.assign(item=table.task + table.fall.map(" (by {:.3g})".format)),
         alpha,
         fine=f"None of {len(table)} tasks above chance falls in the last doubling of tokens.",
-        bad=f"of {len(table)} tasks above chance get worse{loss}",
+        bad=f"of {len(table)} tasks above chance get worse",
         advice="Compare the data of this phase with that of the phase before, and look at the "
         "examples that were lost; if the model is small, it may be giving up rare skills for "
         "frequent text.",

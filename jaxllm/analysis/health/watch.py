@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from jaxllm.analysis.curves import Curve
-from jaxllm.analysis.health import advice, loss, tasks
+from jaxllm.analysis.health import loss, tasks
 from jaxllm.analysis.health.result import ALPHA, Check
 from jaxllm.analysis.registry import Study
 
@@ -45,17 +45,15 @@ class Watch:
         self,
         run: str,
         params: float,
-        budget_tokens: float = math.nan,
         references: Sequence[tuple[pd.DataFrame, pd.DataFrame]] = (),
     ) -> None:
         """Start with no data; `references` are records and logged metrics of other runs."""
         self.run, self.step, self.tokens = run, 0, 0.0
-        self._params, self._budget = params, budget_tokens
+        self._params = params
         self._lines, self._losses = array("d"), array("d")
         self._records: list[pd.DataFrame] = []
         self._active: dict[tuple[str, str], float] = {}
         self._metrics_tested = self._scores_tested = 0.0
-        self._loss_falls: bool | None = None
         self._references: list[Curve] = []
         for number, (records, metrics) in enumerate(references):
             name = f"reference {number}"
@@ -79,8 +77,7 @@ class Watch:
         self._metrics_tested = self.tokens if due else self._metrics_tested
         if check and due:
             logged = self._logged()
-            checks = loss.loss_checks(logged, self._budget, ALPHA / LOOKS, newest=_NEWEST)
-            self._loss_falls = loss.falls(checks)
+            checks = loss.loss_checks(logged, ALPHA / LOOKS, newest=_NEWEST)
             band = self._band(tasks.logged_loss(logged, self.run, self._params))
             named = [dataclasses.replace(one, name="reference band of the loss") for one in band]
             return self._new([*checks, *named])
@@ -103,14 +100,10 @@ class Watch:
         self._scores_tested = self.tokens
         if not check or len(self._records) < tasks.FEWEST:
             return []
-        curves = tasks.judged(self._study().curves)
-        falling = tasks.falling(curves, self._loss_falls, ALPHA / LOOKS)
+        scored = Study(pd.concat(self._records, ignore_index=True))
+        curves = tasks.judged(scored.curves)
+        falling = tasks.falling(curves, ALPHA / LOOKS)
         return self._new([falling, *self._band(curves)])
-
-    def advise(self) -> advice.Advice:
-        """Expected gain from the remaining budget."""
-        study = self._study()
-        return advice.of_run(study, self.run, tasks.judged(study.curves))
 
     def _band(self, curves: Sequence[Curve]) -> list[Check]:
         """Comparison with the reference runs, if there are any."""
@@ -145,9 +138,3 @@ class Watch:
         """Last `newest` logged lines as a table; 0 for all."""
         lines = np.array(self._lines[-newest * len(_COLUMNS) :]).reshape(-1, len(_COLUMNS))
         return pd.DataFrame(lines, columns=_COLUMNS)
-
-    def _study(self) -> Study:
-        records = pd.concat(self._records or [pd.DataFrame()], ignore_index=True)
-        logged = self._logged().assign(run=self.run)
-        plan = {self.run: self._budget} if self._budget > 0 else {}
-        return Study(records, logged=logged, planned_tokens=plan)

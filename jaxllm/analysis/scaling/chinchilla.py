@@ -1,8 +1,9 @@
-"""Compute-optimal parameters and tokens: Chinchilla's three approaches.
+"""Compute-optimal parameters and tokens: Chinchilla's second and third approach.
 
 Hoffmann et al., "Training Compute-Optimal Large Language Models" (arXiv 2203.15556), section 3:
-the envelope of training curves, isoFLOP curves, and the parametric loss
-L(N, D) = E + A / N^alpha + B / D^beta. C = 6 N D throughout.
+isoFLOP curves, and the parametric loss L(N, D) = E + A / N^alpha + B / D^beta. C = 6 N D
+throughout. The first, the envelope of training curves, needs runs whose learning rate has fallen
+at every budget.
 """
 
 from __future__ import annotations
@@ -57,9 +58,8 @@ class Allocation(NamedTuple):
 class ComputeOptimal(Finding):
     """Compute-optimal N and D as power laws of C: N = k C^a, D = C / (6 N).
 
-    The table has the optimum of each budget with the `fitted` N (envelope, isoFLOP; the latter also
-    with `low`, `high` and the log `residual` of N), or each run's `loss`, `fitted` and log
-    `residual` (parametric).
+    The table has the optimum of each budget, with `low`, `high`, the `fitted` N and its log
+    `residual` (isoFLOP), or each run's `loss`, `fitted` and log `residual` (parametric).
 
     Attributes:
       params_exponent: a.
@@ -96,9 +96,9 @@ class ComputeOptimal(Finding):
     "had not fallen yet, which biases the optimum (Hoffmann et al. 2022, §2); C = 6ND.",
 )
 def compute_optimal(study: Study) -> list[Finding]:
-    """Apply the three approaches to the losses of a study, with a finding each."""
+    """Apply both approaches to the losses of a study, with a finding each."""
     points, note = loss_points(study)
-    approaches = {"envelope": envelope, "isoFLOP": isoflop, "parametric loss": parametric}
+    approaches = {"isoFLOP": isoflop, "parametric loss": parametric}
     findings = {name: approach(points) for name, approach in approaches.items()}
     return [
         dataclasses.replace(one, title=f"Compute-optimal: {name}", notes=(note, *one.notes))
@@ -130,46 +130,6 @@ def _lines(x: Array, rows: Array, weights: Array | None = None) -> Array:
     known = [(float(line.at(0.0)), line.slope) for line in lines[1:] if line is not None]
     assert lines[0] is not None  # it is checked to have enough points
     return np.array([(float(lines[0].at(0.0)), lines[0].slope), *known])
-
-
-def envelope(curves: pd.DataFrame, *, draws: int = DRAWS, seed: int = 0) -> ComputeOptimal:
-    """Approach 1: at each FLOP count, the size whose training curve is lowest there.
-
-    Ranges where the smallest or the largest size is best are left out, since the optimum may lie
-    beyond the trained sizes. Intervals are from a bootstrap over runs. `curves` has several rows
-    per run: `run, params, flops, loss`.
-    """
-    points, notes = usable(curves, ("params", "flops", "loss"))
-    points = points[points.groupby("run").run.transform("size") > 1]
-    if points.params.nunique() < _MIN_SIZES + 2:
-        return ComputeOptimal.refuse(
-            f"it needs training curves of {_MIN_SIZES + 2} sizes, the outer two as bounds", notes
-        )
-    grid = np.linspace(math.log(points.flops.min()), math.log(points.flops.max()), _GRID)
-    runs = [run.sort_values("flops") for _, run in points.groupby("run", sort=False)]
-    size = np.log([run.params.iloc[0] for run in runs])
-    values = np.array(
-        [np.interp(grid, np.log(run.flops), run.loss, np.inf, np.inf) for run in runs]
-    )
-    all_runs = np.arange(len(runs))
-    winners = np.full((draws + 1, _GRID), np.nan)
-    for b, rows in enumerate([all_runs, *resamples(all_runs, draws, seed)]):
-        winner = size[rows][np.argmin(values[rows], axis=0)]
-        inner = np.isfinite(values[rows].min(axis=0))
-        inner &= (winner > size[rows].min()) & (winner < size[rows].max())
-        winners[b] = np.where(inner, winner, np.nan)
-    counts = np.array([len(np.unique(row[np.isfinite(row)])) for row in winners])
-    if counts[0] < _MIN_SIZES:
-        reason = f"only {counts[0]} sizes are the best anywhere, {_MIN_SIZES} are needed"
-        return ComputeOptimal.refuse(reason, notes)
-    lines = _lines(grid, winners[counts >= _MIN_SIZES])
-    flops, n = np.exp(grid), np.exp(winners[0])
-    table = pd.DataFrame(
-        {"flops": flops, "params": n, "tokens": flops / 6 / n, "loss": values.min(axis=0),
-         "fitted": np.exp(lines[0, 0] + lines[0, 1] * grid)}
-    ).dropna(ignore_index=True)  # fmt: skip
-    approach = "the envelope of training curves"
-    return _finding(approach, lines, table, table.flops.max(), len(runs), notes)
 
 
 def isoflop(points: pd.DataFrame, *, draws: int = DRAWS, seed: int = 0) -> ComputeOptimal:

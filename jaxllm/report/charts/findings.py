@@ -14,7 +14,7 @@ import pandas as pd
 
 from jaxllm.analysis.curves import is_share
 from jaxllm.analysis.emergence import NO_GAIN
-from jaxllm.analysis.finding import Finding, amount
+from jaxllm.analysis.finding import Finding
 from jaxllm.analysis.mixtures.check import OBJECTIVE
 from jaxllm.analysis.mixtures.findings import STEP
 from jaxllm.analysis.registry import Study
@@ -48,17 +48,6 @@ def checks(finding: Finding, study: Study) -> Chart | None:
     return marks.matrix(cells, "check", "run", "level", "alarm", text="state", domain=(0, 1))
 
 
-def advice(finding: Finding, study: Study) -> Chart | None:
-    """The expected gain of each task, or of each run where there are several."""
-    axis = "expected gain, with its 90% interval (up is better)"
-    by_run = "verdict" in finding.table
-    rows = finding.table if by_run else _shares(finding.table).sort_values("gain")[::-1]
-    return marks.dots(
-        rows.head(_MOST_ROWS), "run" if by_run else "task", "gain", axis, low="low", high="high",
-        series="verdict" if by_run else "", reference=0.0,
-    )  # fmt: skip
-
-
 def forecasts(finding: Finding, study: Study) -> Chart | None:
     """The last and the final value of each task."""
     shares = _shares(finding.table).sort_values("forecast")[::-1]
@@ -79,13 +68,6 @@ def backtest(finding: Any, study: Study) -> Chart | None:
     long = long.assign(by=long.by.map(names), after=long.fraction.map("after {:.0%}".format))
     title = "mean absolute error of the final value"
     return marks.dots(long, "after", "error", title, series="by", reference=0.0)
-
-
-def learning_curve_fits(finding: Any, study: Study) -> Chart | None:
-    """The error of each law on late checkpoints."""
-    rows = finding.summary.sort_values("late_error")
-    title = "mean absolute error on held-out late checkpoints"
-    return marks.dots(rows, "law", "late_error", title, number=".3~g")
 
 
 def emergence(finding: Finding, study: Study) -> Chart | None:
@@ -112,18 +94,6 @@ def signal_to_noise(finding: Finding, study: Study) -> Chart | None:
     return marks.matrix(_by(cells, "task", order), "phase", "task", "signal", title, text="text")
 
 
-def milestones(finding: Finding, study: Study) -> Chart | None:
-    """The share of the final gain that each task has made at a share of the tokens."""
-    mean = finding.table.groupby(["task", "fraction"], as_index=False).share.mean().dropna()
-    order = mean.groupby("task").share.mean().sort_values(ascending=False).index
-    mean = _by(mean, "task", order).assign(
-        text=lambda rows: rows.share.map("{:.0%}".format),
-        at=lambda rows: rows.fraction.map("{:.0%} of tokens".format),
-    )
-    title = "share of the final gain"
-    return marks.matrix(mean, "at", "task", "share", title, text="text", domain=(0, 1))
-
-
 def change_points(finding: Finding, study: Study) -> Chart | None:
     """The first change point of each task."""
     first = finding.table.sort_values("tokens").drop_duplicates(["run", "task"])
@@ -147,16 +117,6 @@ def correlations(finding: Finding, study: Study) -> Chart | None:
                         domain=(low, high), order=list(tasks))  # fmt: skip
 
 
-def lead_lag(finding: Finding, study: Study) -> Chart | None:
-    """How far the first of two domains leads."""
-    rows = finding.table.assign(
-        pair=finding.table["first"] + " → " + finding.table.second,
-        evidence=np.where(finding.table.leads, "significant", "not significant"),
-    )
-    title = "lead: best correlation ahead minus best behind"
-    return marks.dots(rows.head(15), "pair", "lead", title, series="evidence", reference=0.0)
-
-
 def held_out_tasks(finding: Finding, study: Study) -> Chart | None:
     """The error of each held-out task, as predicted from others and naively."""
     table = finding.table
@@ -166,14 +126,6 @@ def held_out_tasks(finding: Finding, study: Study) -> Chart | None:
     long = tested.melt("task", list(names), "by", "off").replace({"by": names})
     title = "mean absolute error on held-out sizes"
     return marks.dots(long, "task", "off", title, series="by", reference=0.0)
-
-
-def efficiency(finding: Finding, study: Study) -> Chart | None:
-    """The mean score of each run at the most tokens that all have seen."""
-    last = finding.table[finding.table.tokens == finding.table.tokens.max()]
-    last = last.assign(low=last.score - 1.96 * last.stderr, high=last.score + 1.96 * last.stderr)
-    title = f"mean score from chance (0) to perfect (1) at {amount(last.tokens.max())} tokens"
-    return marks.dots(last, "run", "score", title, low="low", high="high")
 
 
 def branches(finding: Finding, study: Study) -> Chart | None:
@@ -196,31 +148,16 @@ def collapse(finding: Finding, study: Study) -> Chart | None:
     return marks.dots(rows, "task", "error", title, series="axis", reference=0.0)
 
 
-_AMOUNTS = {"params": "parameters", "tokens": "training tokens", "flops": "training FLOPs"}
-
-
-def loss_laws(finding: Any, study: Study) -> Chart | None:
-    """The loss over parameters, tokens or FLOPs."""
-    variable = next(name for name in _AMOUNTS if name in finding.table)
-    return marks.law(finding.table, variable, "loss", (_AMOUNTS[variable], "loss"))
-
-
 def compute_optimal(finding: Any, study: Study) -> Chart | None:
     """The optimal parameters over FLOPs; of the parametric law the loss over the fitted one."""
     if finding.parameters:
         return marks.law(finding.table, "fitted", "loss", ("fitted loss", "loss"))
-    return marks.law(finding.table, "flops", "params", (_AMOUNTS["flops"], "optimal parameters"))
+    return marks.law(finding.table, "flops", "params", ("training FLOPs", "optimal parameters"))
 
 
 def task_ladders(finding: Finding, study: Study) -> Chart | None:
     """The accuracy over the soft metric."""
     return marks.law(finding.table, "soft", "accuracy", ("soft metric", "accuracy"))
-
-
-def principal_components(finding: Any, study: Study) -> Chart | None:
-    """The weight of each task in the first component."""
-    rows = finding.loadings[["PC1"]].reset_index(names="task").sort_values("PC1")[::-1]
-    return marks.dots(rows, "task", "PC1", "weight in the first component", reference=0.0)
 
 
 def swarm_shares(finding: Finding, study: Study) -> Chart | None:

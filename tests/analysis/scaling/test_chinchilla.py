@@ -1,4 +1,4 @@
-"""Chinchilla's three approaches: closed forms, calibration, refusals and published optima."""
+"""Compute-optimal sizes: closed forms, calibration, refusals and published optima."""
 
 import gzip
 import json
@@ -37,16 +37,6 @@ def isoflops(seed, noise=0.003):
             d = flops / 6 / n
             rows.append((n, d, flops, loss(n, d) * math.exp(rng.normal(0, noise))))
     return pd.DataFrame(rows, columns=["params", "tokens", "flops", "loss"])
-
-
-def curves(seed, noise=0.003, sizes=24):
-    rng = np.random.default_rng(seed)
-    rows = []
-    for i, n in enumerate(np.geomspace(3e7, 1e10, sizes)):
-        shift = math.exp(rng.normal(0, noise))
-        for d in np.geomspace(3e8, 3e11, 40):
-            rows.append((f"run {i}", n, 6 * n * d, loss(n, d) * shift))
-    return pd.DataFrame(rows, columns=["run", "params", "flops", "loss"])
 
 
 def test_without_noise_the_published_law_comes_back() -> None:
@@ -89,13 +79,6 @@ def test_isoflop_intervals_hold_the_truth_as_often_as_they_say() -> None:
     assert mean == pytest.approx(EXPONENT, abs=0.015)
 
 
-def test_envelope_intervals_hold_the_truth_as_often_as_they_say() -> None:
-    found = [chinchilla.envelope(curves(s), draws=60, seed=s) for s in range(30)]
-    assert np.mean([covers(finding.params_exponent, EXPONENT) for finding in found]) >= 0.8
-    largest = found[0].at(1e21).params
-    assert largest.value == pytest.approx(optimal_size(1e21), rel=0.15)
-
-
 def test_parametric_intervals_hold_the_truth_as_often_as_they_say() -> None:
     found = [chinchilla.parametric(isoflops(s), draws=80, seed=s) for s in range(40)]
     truth = {"A": A, "B": B, "E": E, "alpha": ALPHA, "beta": BETA}
@@ -125,8 +108,7 @@ def test_what_cannot_be_told_apart_is_refused() -> None:
     assert "budgets" in chinchilla.isoflop(data[data.flops < 1e19]).refused
     falling = data[data.params < data.groupby("flops").params.transform("median")]
     assert "inside" in chinchilla.isoflop(falling).refused
-    assert "sizes" in chinchilla.envelope(curves(0, sizes=3)).refused
-    for approach in ("isoflop", "envelope", "parametric"):
+    for approach in ("isoflop", "parametric"):
         empty = getattr(chinchilla, approach)(data.head(0))
         assert empty.refused and empty.refused in empty.sentence
         assert math.isnan(empty.at(1e20).params.value)
@@ -217,7 +199,5 @@ def test_approaches_agree_on_measured_runs(porian) -> None:
     # Chinchilla itself: 70B parameters on 1.4T tokens, 20,000 times beyond the largest budget.
     assert covers(isoflop.at(5.76e23).params, 7e10)
     assert covers(isoflop.at(5.76e23).tokens, 1.4e12)
-    envelope = chinchilla.envelope(runs.assign(run=runs.params.astype(str)))
-    assert covers(envelope.params_exponent, published["n_exponent"])
     optimum = isoflop.at(1e19).params
     assert parametric.at(1e19).params.value == pytest.approx(optimum.value, rel=0.35)
