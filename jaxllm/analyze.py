@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -39,8 +38,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--output", metavar="DIR", help="where to write; default: report/ in the run's directory")
     backtest = "also score the forecasts over the finished runs, each size left out in turn"
     add("--backtest", action="store_true", help=backtest)
-    tokens = "tokens at the end of the runs in progress; default: what their config.gin plans"
-    add("--tokens", type=float, default=math.nan, metavar="N", help=tokens)
     formats = (
         "html: the page; png, pdf: a file per figure; csv: a file per table; tensorboard: the "
         "figures as images in the run's tensorboard/"
@@ -98,7 +95,7 @@ def _write(args: argparse.Namespace, progress: Callable[[str], None]) -> PathLik
     if len(args.sources) == 1 and not is_import(args.sources[0]) and not args.output:
         layout = Layout(args.sources[0])  # a suite's report lies as that of a run
         output = layout.tensorboard if args.format == "tensorboard" else layout.report
-    report = tables.gather(sources, args.tokens)
+    report = tables.gather(sources)
     for spec in args.sources:
         if not is_import(spec):
             report = _with_proposal(report, spec)

@@ -35,7 +35,6 @@ CONFIG_MODULES = (
     "jaxllm.training.learning_rate",
     "jaxllm.run.checkpoint_schedule",
     "jaxllm.evaluation.config",
-    "jaxllm.report.alarms",
     "jaxllm.suites.config",
 )
 

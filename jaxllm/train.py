@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
     from jaxllm.data.loader import SequenceSource
     from jaxllm.evaluation.config import EvalConfig
-    from jaxllm.run.run import Run
     from jaxllm.training.experiment import Experiment
     from jaxllm.training.loop import Outcome
     from jaxllm.training.metrics import Writer
@@ -67,7 +66,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     from jaxllm.data.corpora import resolve
     from jaxllm.evaluation.config import EvalConfig
     from jaxllm.evaluation.selection import select
-    from jaxllm.report.alarms import HealthConfig
     from jaxllm.run import data_identity
     from jaxllm.run.manifest import code_version
     from jaxllm.run.run import Run
@@ -79,7 +77,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     experiment, scoring, mesh_config = Experiment.configured(), EvalConfig(), MeshConfig()
     select(scoring)
     weights = resolve(experiment.stages[0].data)
-    references = HealthConfig().open()
     runtime.join_hosts(args)
     runtime.check_hosts_agree(
         {"settings": gin.config_str(), "version of jaxllm": code_version(), "JAX": jax.__version__}
@@ -92,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     mesh = make_mesh(mesh_config)
     experiment.check(mesh)
 
-    outcome = run(experiment, scoring, mesh, references, weights, timer)
+    outcome = run(experiment, scoring, mesh, weights, timer)
     if runtime.is_first():
         print(timing(outcome))
         if outcome.finished:
@@ -159,7 +156,6 @@ def open_run(
     experiment: Experiment,
     mesh: Mesh,
     log: Callable[[str], None],
-    references: Sequence[Run] = (),
     weights: Mapping[str, float] | None = None,
 ) -> Opened:
     """Prepare missing data, and open the run's data and outputs.
@@ -188,7 +184,7 @@ def open_run(
     if not runtime.is_first():
         return Opened(e, sources, [])
     data_identity.save(e.model_dir, identity, tokenizer.files)
-    health = HealthWriter(e.model_dir, e.run_info, references, log)
+    health = HealthWriter(e.model_dir, log)
     return Opened(e, sources, [TensorBoardWriter(e.model_dir), health])
 
 
@@ -196,7 +192,6 @@ def run(
     experiment: Experiment,
     scoring: EvalConfig,
     mesh: Mesh,
-    references: Sequence[Run] = (),
     weights: Mapping[str, float] | None = None,
     timer: GoodputTimer | None = None,
 ) -> Outcome:
@@ -215,7 +210,7 @@ def run(
     from jaxllm.training.stages import Stage, epochs
 
     progress = Progress(experiment.train.steps, 30.0 if runtime.is_first() else math.inf)
-    e, sources, writers = open_run(experiment, mesh, progress.log, references, weights)
+    e, sources, writers = open_run(experiment, mesh, progress.log, weights)
     evaluators = make_evaluators(e, mesh, scoring) if scoring.tasks else []
     costs = check_evaluators(evaluators) if scoring.every else []
     hosts = {"process_index": jax.process_index(), "process_count": jax.process_count()}
@@ -263,7 +258,6 @@ def train_stack(file: str, configure: Callable[[Sequence[str]], None], timer: Go
 
     from jaxllm.data.corpora import resolve
     from jaxllm.evaluation.config import EvalConfig
-    from jaxllm.report.alarms import HealthConfig
     from jaxllm.run.run import Run
     from jaxllm.sharding.mesh import MeshConfig, stack_mesh
     from jaxllm.training import stacked
@@ -286,8 +280,7 @@ def train_stack(file: str, configure: Callable[[Sequence[str]], None], timer: Go
             raise UserError(f"{e.model_dir} cannot be stacked: its EvalConfig differs")
         try:
             Run.create(e.model_dir)
-            weights, references = resolve(e.data), HealthConfig().open()
-            opened = open_run(e, stack_mesh(1), progress.log, references, weights)
+            opened = open_run(e, stack_mesh(1), progress.log, resolve(e.data))
         except UserError as error:
             failed[e.model_dir] = str(error)
             continue

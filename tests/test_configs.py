@@ -13,7 +13,6 @@ from jaxllm.data.config import DataConfig, VocabularyConfig
 from jaxllm.errors import UserError
 from jaxllm.evaluation.config import EvalConfig
 from jaxllm.models.config import ModelConfig
-from jaxllm.report.alarms import HealthConfig
 from jaxllm.run.checkpoint_schedule import CheckpointConfig
 from jaxllm.sharding.mesh import MeshConfig
 from jaxllm.training.config import AdamWConfig, TrainConfig
@@ -41,7 +40,7 @@ def load(*argv: str) -> None:
         (EvalConfig, "tasks=none", r"must be a tuple, \(text, …\); write \(\)$"),
         (EvalConfig, "tasks=('a', 1)", r"must be a tuple, \(text, …\)$"),
         (EvalConfig, "tasks=None", r"must be a tuple"),
-        (HealthConfig, "reference_runs=7", r"must be a tuple"),
+        (EvalConfig, "tasks=7", r"must be a tuple"),
         (TrainConfig, "model_dir=2024", r"write '2024' with its quotes \(in a shell"),
         (TrainConfig, "steps=8.0", r"steps = 8.0: must be a whole number > 0; write 8$"),
         (TrainConfig, "steps=True", r"steps = True: must be a whole number > 0$"),
@@ -84,7 +83,6 @@ def test_a_value_of_another_type_is_refused(config: type, binding: str, message:
         (EvalConfig, "tasks=arc_easy,piqa", ("arc_easy", "piqa")),
         (EvalConfig, "tasks=['arc_easy']", ("arc_easy",)),
         (EvalConfig, "tasks=()", ()),
-        (HealthConfig, "reference_runs=runs/a,runs/b", ("runs/a", "runs/b")),
     ],
 )
 def test_a_value_that_serves_is_taken(config: type, binding: str, value: Any) -> None:

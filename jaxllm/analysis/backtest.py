@@ -20,8 +20,7 @@ from jaxllm.analysis.forecast import KEY_COLUMNS, LEVEL, TRANSFER, aligned, pred
 from jaxllm.analysis.registry import AHEAD, Study, analysis
 
 FRACTIONS = (0.1, 0.2, 0.3, 0.5)
-_SENTENCE_FRACTION = 0.3
-"""The sentence reports the fraction nearest to this one."""
+_SENTENCE_FRACTION = 0.3  # the sentence reports the fraction nearest to this one
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,8 +16,7 @@ from jaxllm.run.records import OK
 
 OTHER_TASKS = "single tasks"
 _MIN_TASKS = 5
-_MAX_SHOWN = 60
-"""Maximum number of tasks that are shown one by one."""
+_MAX_SHOWN = 60  # maximum number of tasks that are shown one by one
 
 
 def pooled(records: pd.DataFrame, most: int = _MAX_SHOWN) -> tuple[pd.DataFrame, tuple[str, ...]]:

@@ -33,8 +33,8 @@ def branches(study: Study) -> Finding:
     Returns:
       A row per branch and task: `before`, the score at the branch's beginning, `after` at its end,
       and the parent's `parent` at the same tokens (NaN where it does not go so far); `change` =
-      after - before and `gain` = after - parent with their standard errors, the p-value of the
-      former and whether it stands out at a false-discovery rate of 5 %.
+      after - before with its standard error, its p-value and whether it stands out at a
+      false-discovery rate of 5 %; `gain` = after - parent.
     """
     curves = {(curve.run, curve.task): curve for curve in study.curves}
     rows = [
@@ -74,16 +74,15 @@ def _row(curve: Curve, parent: Curve | None, origin: tuple[str, float]) -> dict[
         return None
     before, after, tokens = curve.scores[at], curve.scores[-1], curve.tokens[-1]
     error = math.hypot(curve.score_stderr[at], curve.score_stderr[-1])
-    there = there_error = math.nan
+    there = math.nan
     if parent is not None and parent.tokens[-1] >= tokens / _EQUAL:
         log = np.log(np.maximum(parent.tokens, 1.0))
         there = float(np.interp(math.log(tokens), log, parent.scores))
-        there_error = float(np.interp(math.log(tokens), log, parent.score_stderr))
     change = after - before
     p = 2 * stats.norm.sf(abs(change) / error) if error > 0 else math.nan
     return {
         "run": curve.run, "of": name, "task": curve.task, "domain": curve.domain,
         "begins_at": begun, "tokens": tokens, "before": before, "after": after, "parent": there,
         "change": change, "stderr": error, "p": p,
-        "gain": after - there, "gain_stderr": math.hypot(curve.score_stderr[-1], there_error),
+        "gain": after - there,
     }  # fmt: skip

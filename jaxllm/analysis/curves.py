@@ -41,15 +41,7 @@ def of_metric(test: Callable[[str], bool], metrics: pd.Series) -> pd.Series:
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """One curve of P points, ordered by tokens; fields as in `Record`.
-
-    Attributes:
-      steps, tokens, flops: [P], NaN where unknown.
-      values: [P] the metric, finite.
-      scores: [P] scores of `values`, higher is better.
-      stderr, score_stderr: [P] standard errors of both; NaN where unknown.
-      chance, chance_score: chance level and its score; NaN where there is none.
-    """
+    """One curve of P points, ordered by tokens; fields as in `Record`, NaN where unknown."""
 
     run: str
     task: str
@@ -61,12 +53,12 @@ class Curve:
     chance: float
     chance_score: float
     n: int
-    steps: Array
+    steps: Array  # [P], as all arrays
     tokens: Array
     flops: Array
-    values: Array
+    values: Array  # finite
     stderr: Array
-    scores: Array
+    scores: Array  # higher is better
     score_stderr: Array
 
 
@@ -201,22 +193,15 @@ def _filled(points: pd.DataFrame, missing: pd.DataFrame) -> pd.DataFrame:
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
-    """Curves on one grid of R runs, S checkpoints and T tasks; NaN where there is no record.
-
-    Attributes:
-      runs, params: [R] names and sizes; NaN where unknown.
-      tasks, domains: [T] names.
-      tokens: [S] tokens seen at the checkpoints of any run, ascending.
-      score, stderr: [R, S, T] scores, higher is better, and their standard errors.
-    """
+    """Curves on one grid of R runs, S checkpoints and T tasks; NaN where there is no record."""
 
     runs: tuple[str, ...]
-    params: Array
+    params: Array  # [R], NaN where unknown
     tasks: tuple[str, ...]
-    domains: tuple[str, ...]
-    tokens: Array
-    score: Array
-    stderr: Array
+    domains: tuple[str, ...]  # of the tasks
+    tokens: Array  # [S] tokens seen at the checkpoints of any run, ascending
+    score: Array  # [R, S, T], higher is better
+    stderr: Array  # [R, S, T]
 
     @classmethod
     def of(cls, curves: Curves) -> Panel:

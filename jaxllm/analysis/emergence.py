@@ -34,8 +34,8 @@ NO_GAIN = "no gain"
 
 _DRAWS = 500
 _MIN_POINTS = 5
+# Share of a continuous metric's gain before the onset beyond which the metric is the cause.
 _EARLY = 0.1
-"""Share of a continuous metric's gain before the onset beyond which the metric is the cause."""
 _CURVE = ("tokens", "score", "score_stderr")
 _HARD = ("accuracy", "exact_match")
 _COLUMNS = (

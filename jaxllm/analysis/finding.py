@@ -11,23 +11,14 @@ import pandas as pd
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """Result of an analysis; subclasses add fields, with defaults.
+    """Result of an analysis; subclasses add fields, with defaults."""
 
-    Attributes:
-      sentence: the result in one plain sentence, with its numbers.
-      table: the numbers in tidy form, as documented by the analysis.
-      refused: reason why there is no answer; empty where there is one.
-      notes: input left out or corrected, a sentence each.
-      lines: further sentences, such as one for each check.
-      title: title of this finding; empty for the title of the analysis.
-    """
-
-    sentence: str
-    table: pd.DataFrame = dataclasses.field(default_factory=pd.DataFrame)
-    refused: str = ""
-    notes: tuple[str, ...] = ()
-    lines: tuple[str, ...] = ()
-    title: str = ""
+    sentence: str  # the result in one plain sentence, with its numbers
+    table: pd.DataFrame = dataclasses.field(default_factory=pd.DataFrame)  # the numbers, tidy
+    refused: str = ""  # reason why there is no answer
+    notes: tuple[str, ...] = ()  # input left out or corrected, a sentence each
+    lines: tuple[str, ...] = ()  # further sentences, such as one for each check
+    title: str = ""  # of this finding, instead of the title of the analysis
 
     @classmethod
     def refuse(cls, reason: str, notes: tuple[str, ...] = ()) -> Self:

@@ -28,40 +28,29 @@ from jaxllm.analysis.forecast_methods import (
 from jaxllm.analysis.registry import AHEAD, Study, analysis
 from jaxllm.analysis.stats import line_fit
 
+# Columns in which two curves must agree to be comparable.
 KEY_COLUMNS = ["task", "shots", "metric", "task_version"]
-"""Columns in which two curves must agree to be comparable."""
 COLUMNS = (
     "run", *KEY_COLUMNS, "domain", "size", "progress", "last", "log_linear", "forecast", "low",
     "high", "stderr", "finished_runs", "method",
 )  # fmt: skip
-LEVEL = 0.9
-"""Coverage of the prediction intervals."""
+LEVEL = 0.9  # coverage of the prediction intervals
 TRANSFER, ALONE = "other runs", "this run alone"
-_MIN_FOLDS = 3
-"""Minimum number of finished sizes (or, of fewer sizes, runs) to cross-validate on."""
-_SAME_SIZE = 0.10
-"""Relative difference in parameter count below which two runs are of one size."""
-_LATER = 4
-"""Number of points between the cut and the end at which finished runs are interpolated."""
+_MIN_FOLDS = 3  # minimum number of finished sizes (or, of fewer sizes, runs) to cross-validate on
+_SAME_SIZE = 0.10  # relative difference in parameter count below which two runs are of one size
+_LATER = 4  # number of points between the cut and the end at which finished runs are interpolated
 _EPSILON = 1e-9
 
 
 @dataclasses.dataclass(frozen=True)
 class AlignedCurve:
-    """A curve over the share of its run's tokens.
-
-    Attributes:
-      size: index of the run's model size.
-      progress: [points] shares of the run's tokens, ascending.
-      values: [points] the metric.
-      stderr: [points] standard errors of `values`; NaN where unknown.
-    """
+    """A curve over the share of its run's tokens."""
 
     curve: Curve
-    size: int
-    progress: Array
-    values: Array
-    stderr: Array
+    size: int  # index of the run's model size
+    progress: Array  # [points] shares of the run's tokens, ascending
+    values: Array  # [points] the metric
+    stderr: Array  # [points], NaN where unknown
 
     @property
     def key(self) -> tuple[str, int, str, str]:
@@ -77,12 +66,8 @@ class AlignedCurve:
     def until(self, cut: float) -> AlignedCurve:
         """The points up to and including the share `cut` of the training."""
         known = self.progress <= cut * (1 + _EPSILON)
-        return dataclasses.replace(
-            self,
-            progress=self.progress[known],
-            values=self.values[known],
-            stderr=self.stderr[known],
-        )
+        arrays = {name: getattr(self, name)[known] for name in ("progress", "values", "stderr")}
+        return dataclasses.replace(self, **arrays)
 
     def at(self, positions: Array) -> Array:
         """Values at these shares of the training, interpolated linearly in its logarithm."""
@@ -115,10 +100,7 @@ def forecasts(study: Study) -> list[Finding]:
 def forecast(records: pd.DataFrame, run: str, planned_tokens: Mapping[str, float]) -> Finding:
     """Forecast the value of every task of `run` at the end of its training.
 
-    Args:
-      records: trajectory table.
-      run: the run in progress.
-      planned_tokens: total tokens of all runs in progress; the forecast is fitted to the others.
+    `planned_tokens` are the totals of all runs in progress; the forecast is fitted to the others.
 
     Returns:
       `COLUMNS`, a row per task: `finished_runs` is the number of runs that the forecast was fitted

@@ -29,12 +29,11 @@ from scipy.optimize import nnls
 from jaxllm.analysis.curves import Array
 from jaxllm.analysis.stats import line_fit
 
-RECENT = 3
-"""Number of last values that the methods use."""
+RECENT = 3  # number of last values that the methods use
+# Minimum number of past errors for a conformal quantile; with fewer the interval is normal.
 _MIN_SCORES = 20
-"""Minimum number of past errors for a conformal quantile; with fewer the interval is normal."""
+# Weight of a benchmark's mean error moments, in finished runs of the task itself.
 _BENCHMARK_RUNS = 80.0
-"""Weight of a benchmark's mean error moments, in finished runs of the task itself."""
 _DAMPING = 0.5
 
 
@@ -47,11 +46,10 @@ class Kernel(NamedTuple):
     time: float
 
 
+# For tasks that are mostly noise, whose best forecast is a mean, and for tasks with little.
 KERNELS = (Kernel(0.3, 0.2, 0.0, 1.0), Kernel(1e3, 4.0, 10.0, 2.0))
-"""For tasks that are mostly noise, whose best forecast is a mean, and for tasks with little."""
 METHODS = ("last value", "recent mean", *(f"kriging {kernel}" for kernel in KERNELS))
-COURSE = 30.0
-"""Variance of the course common to all runs: large, hence uninformative."""
+COURSE = 30.0  # variance of the course common to all runs: large, hence uninformative
 
 
 def predictions(own: Array, own_size: float, finished: Array, sizes: Array, times: Array) -> Array:

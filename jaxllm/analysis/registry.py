@@ -52,7 +52,6 @@ class Study:
       domain_weights: of each run that learned some (DoReMi), domain -> share.
       proposal: the mixture that was proposed from these runs, if it was saved.
       checked: runs that were trained to check it.
-      backtested: whether to backtest the forecasts on finished runs.
     """
 
     records: pd.DataFrame
@@ -65,7 +64,7 @@ class Study:
     domain_weights: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
     proposal: Proposal | None = None
     checked: Swarm | None = None
-    backtested: bool = False
+    backtested: bool = False  # whether to backtest the forecasts on finished runs
 
     @functools.cached_property
     def all_curves(self) -> Curves:
@@ -119,23 +118,14 @@ class Study:
 
 @dataclasses.dataclass(frozen=True)
 class Analysis:
-    """One analysis of the report.
+    """One analysis of the report."""
 
-    Attributes:
-      question: one of `QUESTIONS`.
-      title: default title of its findings.
-      caption: how to read the chart, and its assumptions.
-      function: maps a `Study` to a finding, or to several with titles.
-      needs: whether a study has the required data; else the analysis is left out.
-      place: sort key within the question.
-    """
-
-    question: str
-    title: str
-    caption: str
-    function: Callable[..., Finding | list[Finding]]
-    needs: Callable[[Study], bool]
-    place: int
+    question: str  # one of `QUESTIONS`
+    title: str  # default title of its findings
+    caption: str  # how to read the chart, and its assumptions
+    function: Callable[..., Finding | list[Finding]]  # a finding, or several with titles
+    needs: Callable[[Study], bool]  # whether a study has the required data
+    place: int  # sort key within the question
 
     @property
     def name(self) -> str:

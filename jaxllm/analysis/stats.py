@@ -14,25 +14,15 @@ Array = npt.NDArray[np.float64]
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """A straight line through points; see `line_fit`.
-
-    Attributes:
-      slope: change of y per unit of x.
-      stderr: standard error of the slope.
-      scatter: standard deviation of the points around the line.
-      dof: degrees of freedom of both.
-      center: weighted means of x and y, a point on the line.
-      end: value of the line at the largest x.
-      span: largest x minus the smallest.
-    """
+    """A straight line through points; see `line_fit`."""
 
     slope: float
-    stderr: float
-    scatter: float
-    dof: int
-    center: tuple[float, float]
-    end: float
-    span: float
+    stderr: float  # of the slope
+    scatter: float  # standard deviation of the points around the line
+    dof: int  # degrees of freedom of both
+    center: tuple[float, float]  # weighted means of x and y, a point on the line
+    end: float  # value of the line at the largest x
+    span: float  # largest x minus the smallest
 
     def at(self, x: npt.ArrayLike) -> Array:
         """Value of the line at `x`."""

@@ -8,68 +8,28 @@ training. MODEL_DIR/alarms.jsonl has a line per alarm: `step` and `tokens` at wh
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from etils import epath
 
-from jaxllm.configs import configurable
-from jaxllm.errors import UserError
-from jaxllm.run.records import Record, RunInfo
+from jaxllm.run.records import Record
 
 if TYPE_CHECKING:
     from jaxllm.analysis.health.result import Check
-    from jaxllm.run.run import Run
-
-
-@configurable
-@dataclasses.dataclass(frozen=True)
-class HealthConfig:
-    """Health checks of a run in progress.
-
-    Attributes:
-      reference_runs: directories of at least three smaller or earlier runs on the same data; an
-        alarm is raised where the loss or a task is worse than in these at equal tokens.
-    """
-
-    reference_runs: tuple[str, ...] = ()
-
-    def open(self) -> list[Run]:
-        """Open the reference runs.
-
-        Raises:
-          UserError: one is not a run directory, or there are only one or two.
-        """
-        from jaxllm.analysis.health.tasks import FEWEST_REFERENCES
-        from jaxllm.run.run import Run
-
-        if self.reference_runs and len(self.reference_runs) < FEWEST_REFERENCES:
-            raise UserError(
-                f"HealthConfig.reference_runs = {self.reference_runs}: it takes "
-                f"{FEWEST_REFERENCES} runs to know how far healthy runs differ"
-            )
-        return [Run.open(path) for path in self.reference_runs]
 
 
 class HealthWriter:
     """Writer that checks the health of one run; a `jaxllm.training.metrics.Writer`."""
 
-    def __init__(
-        self,
-        model_dir: epath.PathLike,
-        info: RunInfo,
-        references: Sequence[Run] = (),
-        say: Callable[[str], None] = print,
-    ) -> None:
-        """Watch a run, compared with `references` at equal tokens."""
+    def __init__(self, model_dir: epath.PathLike, say: Callable[[str], None] = print) -> None:
+        """Watch a run."""
         from jaxllm.analysis.health.watch import Watch
         from jaxllm.run.run import Run
 
         self._run, self._say = Run(model_dir), say
-        compared = [(run.records(), run.metrics()) for run in references]
-        self._watch = Watch(info.run, info.params, compared)
+        self._watch = Watch()
         self._restored = self._broken = False  # earlier alarms are restored at the first check
 
     def write_metrics(self, step: int, metrics: Mapping[str, Any]) -> None:

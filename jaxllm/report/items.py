@@ -21,10 +21,8 @@ from jaxllm.report import numbers, sentences
 from jaxllm.report.charts import findings, specs, trajectories
 from jaxllm.report.charts.axes import Axis, default_axis
 from jaxllm.report.charts.specs import Chart
-from jaxllm.report.notes import NO_RECORD
 from jaxllm.report.tables import LOGGED, Overview, Tables
 from jaxllm.report.theme import DISTINCT
-from jaxllm.run.records import OK
 
 # Parts of the page's sections, for charts over a clock; findings have no part.
 LOSS, CURVES, GROWTH, TRAJECTORIES = "loss", "curves", "growth", "trajectories"
@@ -32,33 +30,20 @@ LOSS, CURVES, GROWTH, TRAJECTORIES = "loss", "curves", "growth", "trajectories"
 
 @dataclasses.dataclass(frozen=True)
 class ReportItem:
-    """One chart or finding of the report.
+    """One chart or finding of the report."""
 
-    Attributes:
-      question: key of `registry.QUESTIONS`.
-      sentence: the result, or why there is none.
-      caption: how to read the chart, and its assumptions.
-      table: numbers of a finding, offered as CSV.
-      notes: missing data and errors.
-      lines: further sentences, such as one for each check.
-      refused: whether there is no answer.
-      part: part of the section; empty for a finding.
-      domain: domain of a trajectory.
-      final: the last value, if there is a single one.
-    """
-
-    question: str
+    question: str  # key of `registry.QUESTIONS`
     title: str
-    sentence: str = ""
-    caption: str = ""
+    sentence: str = ""  # the result, or why there is none
+    caption: str = ""  # how to read the chart, and its assumptions
     chart: Chart | None = None
-    table: pd.DataFrame = dataclasses.field(default_factory=pd.DataFrame)
-    notes: tuple[str, ...] = ()
-    lines: tuple[str, ...] = ()
+    table: pd.DataFrame = dataclasses.field(default_factory=pd.DataFrame)  # offered as CSV
+    notes: tuple[str, ...] = ()  # missing data and errors
+    lines: tuple[str, ...] = ()  # further sentences, such as one for each check
     refused: bool = False
-    part: str = ""
-    domain: str = ""
-    final: str = ""
+    part: str = ""  # of the section; empty for a finding
+    domain: str = ""  # of a trajectory
+    final: str = ""  # the last value, if there is a single one
 
     @functools.cached_property
     def spec(self) -> tuple[dict[str, Any], dict[str, pd.DataFrame]]:
@@ -202,7 +187,6 @@ def all_trajectories(tables: Tables, axis: Axis) -> Iterator[ReportItem]:
                 task,
                 sentences.of_task(of_task),
                 _task_caption(last),
-                notes=tuple(_missing(points)),
                 part=TRAJECTORIES,
                 domain=domain,
                 final="" if len(of_task) > 1 else numbers.value(last.final, last.metric),
@@ -219,12 +203,3 @@ def _task_caption(last: pd.Series) -> str:
         parts.append("chance unknown")
     parts += ([f"n {last.n:,}"] if last.n else []) + ([f"{last.shots}-shot"] if last.shots else [])
     return " · ".join(parts)
-
-
-def _missing(points: pd.DataFrame) -> Iterator[str]:
-    bad = points[points.value.isna()]
-    if len(bad):
-        steps = ", ".join(f"{step:,}" for step in sorted(bad.step.unique())[:4])
-        failed = bad[~bad.status.isin([OK, NO_RECORD])]
-        reason = f": {failed.status.iloc[-1]}" if len(failed) else ""
-        yield f"No value at {len(bad)} of {len(points)} checkpoints (step {steps}){reason}"

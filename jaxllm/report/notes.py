@@ -11,8 +11,8 @@ from jaxllm.report import numbers
 from jaxllm.report.theme import DISTINCT
 from jaxllm.run.records import OK
 
+# The status of a point whose task was not scored at a checkpoint of its run.
 NO_RECORD = "no record"
-"""The status of a point whose task was not scored at a checkpoint of its run."""
 
 
 def trajectory_notes(

@@ -59,7 +59,6 @@ class Tables:
     """Data of a report.
 
     Attributes:
-      overviews: one per run, in the order of the sources.
       points: charted trajectories with `low`, `high` (±1.96 stderr), `left_chance`, `series`, and
         the training `loss` at the checkpoint.
       findings: when each task left chance; see `jaxllm.analysis.onsets.trajectories`.
@@ -67,20 +66,17 @@ class Tables:
       metrics: metrics.jsonl in long form: `run, step, tokens, flops, loss, name, value, series`.
       series: names of the colours: runs if there are several, size classes if there are more
         runs than colours, else domains.
-      notes: missing or inconsistent data, one sentence each.
-      study: input of the analyses.
-      colour_of: series of each run, where there are several runs.
     """
 
-    overviews: tuple[Overview, ...]
+    overviews: tuple[Overview, ...]  # one per run, in the order of the sources
     points: pd.DataFrame
     findings: pd.DataFrame
     shares: pd.DataFrame
     metrics: pd.DataFrame
     series: tuple[str, ...]
-    notes: tuple[str, ...]
-    study: Study
-    colour_of: dict[str, str]
+    notes: tuple[str, ...]  # missing or inconsistent data, one sentence each
+    study: Study  # input of the analyses
+    colour_of: dict[str, str]  # series of each run, where there are several runs
 
     @property
     def several_runs(self) -> bool:
@@ -122,13 +118,10 @@ class _RunData:
     domain_weights: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
-def gather(sources: Sequence[Run | Results], budget_tokens: float = math.nan) -> Tables:
-    """Read `sources` into the tables of one report; runs of the same name are numbered.
-
-    `budget_tokens` are the total tokens of the run directories, instead of those in their configs.
-    """
+def gather(sources: Sequence[Run | Results]) -> Tables:
+    """Read `sources` into the tables of one report; runs of the same name are numbered."""
     notes: list[str] = []
-    runs = _read(sources, budget_tokens, notes)
+    runs = _read(sources, notes)
     overviews = tuple(_overview(run) for run in runs)
     metrics = _joined([_long(run, notes) for run in runs])
     all_records = _joined([run.records for run in runs])
@@ -177,14 +170,12 @@ def gather(sources: Sequence[Run | Results], budget_tokens: float = math.nan) ->
     )
 
 
-def _read(
-    sources: Sequence[Run | Results], budget_tokens: float, notes: list[str]
-) -> list[_RunData]:
+def _read(sources: Sequence[Run | Results], notes: list[str]) -> list[_RunData]:
     """Runs of all sources under distinct names; adds to `notes` what is missing."""
     runs: dict[str, _RunData] = {}
     for source in sources:
         notes += source.problems if isinstance(source, Results) else ()
-        for run in _runs_of(source, budget_tokens):
+        for run in _runs_of(source):
             numbered = (f"{run.name} ({number})" for number in itertools.count(2))
             name = next(n for n in itertools.chain([run.name], numbered) if n not in runs)
             if name != run.name:
@@ -198,13 +189,12 @@ def _read(
     return list(runs.values())
 
 
-def _runs_of(source: Run | Results, budget_tokens: float) -> Iterator[_RunData]:
+def _runs_of(source: Run | Results) -> Iterator[_RunData]:
     if isinstance(source, Run):
-        planned = budget_tokens if budget_tokens > 0 else source.planned_tokens()
-        metrics, checkpoints = source.metrics(), source.checkpoints()
+        checkpoints = source.checkpoints()
         yield _RunData(
-            source.name, source.records(), metrics, checkpoints, planned, _parent(checkpoints),
-            source.mixture(), _domain_weights(source),
+            source.name, source.records(), source.metrics(), checkpoints, source.planned_tokens(),
+            _parent(checkpoints), source.mixture(), _domain_weights(source),
         )  # fmt: skip
         return
     grouped = source.records.groupby(["run", "family", "params"], sort=False, dropna=False)

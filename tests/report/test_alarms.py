@@ -7,8 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from jaxllm.errors import UserError
-from jaxllm.report.alarms import HealthConfig, HealthWriter
+from jaxllm.report.alarms import HealthWriter
 from jaxllm.run.records import Record, RunInfo
 from jaxllm.run.trajectory import TrajectoryStore
 from jaxllm.training.progress import Progress
@@ -69,7 +68,7 @@ def written(model_dir: Path, steps: int) -> pd.DataFrame:
 def test_the_line_does_not_break_the_progress_display(tmp_path: Path) -> None:
     out = Terminal()
     progress = Progress(600, 0.0, out)
-    writer = HealthWriter(tmp_path, INFO, say=progress.log)
+    writer = HealthWriter(tmp_path, say=progress.log)
     for row in written(tmp_path, 0).to_dict("records"):
         writer.write_metrics(int(row["step"]), row)
         progress._shown = 0.0  # the line is due again
@@ -85,7 +84,7 @@ def test_resume_forgets_what_a_kill_undid_and_nothing_else(tmp_path: Path) -> No
     def go(first: int, last: int) -> list[str]:
         said: list[str] = []
         metrics = written(tmp_path, first - 1)
-        writer = HealthWriter(tmp_path, INFO, say=said.append)
+        writer = HealthWriter(tmp_path, say=said.append)
         for row in metrics[metrics.step.between(first, last)].to_dict("records"):
             writer.write_metrics(int(row["step"]), row)
         return [line for line in said if "spikes" in line]
@@ -104,7 +103,7 @@ def test_scores_of_before_a_resume_count(tmp_path: Path) -> None:
     for record in records:
         if record.step <= 20:
             store.write(record.step, record.task, [record])
-    writer = HealthWriter(tmp_path, INFO, say=said.append)
+    writer = HealthWriter(tmp_path, say=said.append)
     for step in range(21, 31):
         writer.write_records(step, [record for record in records if record.step == step])
     assert [row["subjects"] for row in alarms(tmp_path)] == [["task1"]]
@@ -113,20 +112,7 @@ def test_scores_of_before_a_resume_count(tmp_path: Path) -> None:
 
 def test_no_check_is_worth_a_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "alarms.jsonl").write_text('{"step": 1}\n')  # not of this program
-    writer = HealthWriter(tmp_path, INFO)
+    writer = HealthWriter(tmp_path)
     writer.write_metrics(2, {"tokens": 2, "loss": 1.0})
     writer.write_metrics(3, {"tokens": 3, "loss": 1.0})
     assert caplog.text.count("no longer watched") == 1
-
-
-@pytest.mark.parametrize(
-    ("runs", "message"),
-    [
-        (("a", "b"), "it takes 3 runs"),
-        ("runs/a", "it takes 3 runs"),
-        (("a", "b", "c"), "no such directory"),
-    ],
-)
-def test_reference_runs_are_checked_at_the_start(runs: tuple[str, ...], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        HealthConfig(reference_runs=runs).open()

@@ -11,8 +11,6 @@ from jaxllm.analysis.health import loss, tasks
 from jaxllm.analysis.health.result import ALPHA, Check
 from jaxllm.analysis.registry import HEALTH, Study, analysis
 
-_TOO_LITTLE = "no run has what a check takes"
-
 
 @analysis(
     HEALTH,
@@ -35,13 +33,22 @@ def checks(study: Study) -> Finding:
     ]
     columns = ["run", "check", "state", "number", "p_value", "step", "says"]
     table = pd.DataFrame(rows, columns=columns)
-    if len(every) == 1:
-        return _of_one_run(table)
-    made = int((table.state != "refused").sum())
+    made, alarms = int((table.state != "refused").sum()), table[table.state == "alarm"]
     if not made:
         lines = tuple(table.says[:8])
-        return Finding("Nothing could be checked.", table, _TOO_LITTLE, lines=lines)
-    alarms = table[table.state == "alarm"]
+        return Finding(
+            "Nothing could be checked.", table, "no run has what a check takes", (), lines
+        )
+    if len(every) == 1:
+        (run,) = every
+        sentence = f"{run} looks healthy: {made} checks found nothing"
+        if len(alarms):
+            sentence = (
+                f"{run}: {len(alarms)} of {made} checks raise alarm: {', '.join(alarms.check)}"
+            )
+        left = len(table) - made
+        sentence += f"; {left} could not be made." if left else "."
+        return Finding(sentence, table, lines=tuple(table.says))
     alarmed = list(alarms.run.unique())
     names = ", ".join(alarmed[:6]) + " and others" * (len(alarmed) > 6)
     sentence = (
@@ -50,19 +57,6 @@ def checks(study: Study) -> Finding:
         "would be raised if all were healthy."
     )
     return Finding(sentence, table, lines=tuple(alarms.run + ": " + alarms.says))
-
-
-def _of_one_run(table: pd.DataFrame) -> Finding:
-    run, lines = table.run[0], tuple(table.says)
-    left, alarms = int((table.state == "refused").sum()), table.check[table.state == "alarm"]
-    made = len(table) - left
-    if not made:
-        return Finding(f"{run}: nothing could be checked.", table, _TOO_LITTLE, lines=lines)
-    sentence = f"{run} looks healthy: {made} checks found nothing"
-    if len(alarms):
-        sentence = f"{run}: {len(alarms)} of {made} checks raise alarm: {', '.join(alarms)}"
-    tail = f"; {left} could not be made." if left else "."
-    return Finding(sentence + tail, table, lines=lines)
 
 
 def examine(study: Study) -> dict[str, tuple[Check, ...]]:

@@ -16,31 +16,18 @@ ALPHA = 0.01
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """One check of one run.
-
-    Attributes:
-      name: name of the check.
-      raised: whether the check raises an alarm.
-      number: test quantity; NaN when refused.
-      reason: the observation with its number, one sentence.
-      advice: suggested action for an alarm.
-      step: step of the observation; NaN where it is not a single one.
-      p_value: p-value of the null hypothesis that the run is healthy; NaN where none is computed.
-      table: the numbers behind it.
-      refused: reason why the check was not possible; empty when it was.
-      subjects: subjects of an alarm, where there can be several: tasks, or a spike.
-    """
+    """One check of one run."""
 
     name: str
     raised: bool = False
-    number: float = math.nan
-    reason: str = ""
-    advice: str = ""
-    step: float = math.nan
-    p_value: float = math.nan
-    table: pd.DataFrame = dataclasses.field(default_factory=pd.DataFrame)
-    refused: str = ""
-    subjects: tuple[str, ...] = ()
+    number: float = math.nan  # test quantity; NaN when refused
+    reason: str = ""  # the observation with its number, one sentence
+    advice: str = ""  # suggested action for an alarm
+    step: float = math.nan  # of the observation; NaN where it is not a single one
+    p_value: float = math.nan  # of the null hypothesis that the run is healthy; NaN without a test
+    table: pd.DataFrame = dataclasses.field(default_factory=pd.DataFrame)  # the numbers behind it
+    refused: str = ""  # reason why the check was not possible
+    subjects: tuple[str, ...] = ()  # of an alarm, where there can be several: tasks, or a spike
 
     @property
     def state(self) -> str:

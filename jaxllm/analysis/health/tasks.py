@@ -44,21 +44,17 @@ def noise(curve: Curve) -> float:
     return float(np.median(known)) if len(known) else 0.0
 
 
-def recent_line(tokens: Array, scores: Array, noise: float = 0.0) -> Line | None:
+def recent_trend(curve: Curve) -> Line | None:
     """Line per doubling of tokens through the last doubling; None for fewer than `FEWEST` points.
 
-    `tokens` and `scores` are [P]; points at 0 tokens are left out.
+    Its scatter is at least the sampling noise; points at 0 tokens are left out.
     """
-    tokens, scores = tokens[tokens > 0], scores[tokens > 0]
+    trained = curve.tokens > 0
+    tokens, scores = curve.tokens[trained], curve.scores[trained]
     if len(tokens) < FEWEST:
         return None
     last = slice(-recent(tokens), None)
-    return line_fit(np.log2(tokens[last]), scores[last], noise=noise)
-
-
-def recent_trend(curve: Curve) -> Line | None:
-    """`recent_line` of a curve, with at least the scatter of its sampling noise."""
-    return recent_line(curve.tokens, curve.scores, noise(curve))
+    return line_fit(np.log2(tokens[last]), scores[last], noise=noise(curve))
 
 
 def was_at_chance(curve: Curve) -> bool:

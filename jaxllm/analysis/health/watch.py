@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from jaxllm.analysis.curves import Curve
 from jaxllm.analysis.health import loss, tasks
 from jaxllm.analysis.health.result import ALPHA, Check
 from jaxllm.analysis.registry import Study
@@ -36,30 +35,17 @@ class Watch:
     tokens without it. Memory: five numbers per logged step.
 
     Attributes:
-      run: name of the run.
       step: step of the newest logged metrics or scores.
       tokens: tokens seen at that step.
     """
 
-    def __init__(
-        self,
-        run: str,
-        params: float,
-        references: Sequence[tuple[pd.DataFrame, pd.DataFrame]] = (),
-    ) -> None:
-        """Start with no data; `references` are records and logged metrics of other runs."""
-        self.run, self.step, self.tokens = run, 0, 0.0
-        self._params = params
+    def __init__(self) -> None:
+        """Start with no data."""
+        self.step, self.tokens = 0, 0.0
         self._lines, self._losses = array("d"), array("d")
         self._records: list[pd.DataFrame] = []
         self._active: dict[tuple[str, str], float] = {}
         self._metrics_tested = self._scores_tested = 0.0
-        self._references: list[Curve] = []
-        for number, (records, metrics) in enumerate(references):
-            name = f"reference {number}"
-            study = Study(records.assign(run=name), logged=metrics)
-            logged = tasks.logged_loss(metrics, name, study.params.get(name, math.nan))
-            self._references += [*tasks.judged(study.curves), *logged]
 
     def restore(self, check: str, subject: str, tokens: float) -> None:
         """Restore an alarm raised by an earlier process, so that it is not new."""
@@ -76,11 +62,7 @@ class Watch:
         due = enough and self.tokens >= self._metrics_tested * 2 ** (1 / LOOKS)
         self._metrics_tested = self.tokens if due else self._metrics_tested
         if check and due:
-            logged = self._logged()
-            checks = loss.loss_checks(logged, ALPHA / LOOKS, newest=_NEWEST)
-            band = self._band(tasks.logged_loss(logged, self.run, self._params))
-            named = [dataclasses.replace(one, name="reference band of the loss") for one in band]
-            return self._new([*checks, *named])
+            return self._new(loss.loss_checks(self._logged(), ALPHA / LOOKS, newest=_NEWEST))
         if check and enough and self._stays_high():
             spike = loss.spikes(self._logged(_RECENT))
             since = tuple(s for s in spike.subjects if s.startswith(loss.SINCE))
@@ -101,15 +83,7 @@ class Watch:
         if not check or len(self._records) < tasks.FEWEST:
             return []
         scored = Study(pd.concat(self._records, ignore_index=True))
-        curves = tasks.judged(scored.curves)
-        falling = tasks.falling(curves, ALPHA / LOOKS)
-        return self._new([falling, *self._band(curves)])
-
-    def _band(self, curves: Sequence[Curve]) -> list[Check]:
-        """Comparison with the reference runs, if there are any."""
-        if not self._references or not curves:
-            return []
-        return [tasks.outside_band(curves, self._references, ALPHA / LOOKS)]
+        return self._new([tasks.falling(tasks.judged(scored.curves), ALPHA / LOOKS)])
 
     def _new(self, checks: Sequence[Check], closing: bool = True) -> list[Check]:
         """Checks with a new alarm; with `closing`, clear alarms that ended a doubling ago."""

@@ -157,14 +157,8 @@ def bimix_table(swarm: Swarm, own: Mapping[str, str]) -> pd.DataFrame:
                 break
             errors += list(np.abs(one(share[new], swarm.steps[new]) / loss[new] - 1))
             outside += not one.supports(share[new]).all()
-        found = (
-            law.a,
-            law.alpha,
-            law.c,
-            law.beta,
-            *law.support,
-            float(np.mean(errors or [np.nan])),
-        )
-        rows.append((target, domain, *found, outside))
+        parameters = law.a, law.alpha, law.c, law.beta, *law.support
+        error = float(np.mean(errors or [np.nan]))
+        rows.append((target, domain, *parameters, error, outside))
     names = ["target", "domain", "A", "alpha", "C", "beta", "low", "high", "error", "outside"]
     return pd.DataFrame(rows, columns=names)

@@ -12,7 +12,6 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -35,23 +34,11 @@ from jaxllm.analysis.scaling.fit import (
 )
 from jaxllm.analysis.stats import line_fit
 
-DELTA = 1e-3
-"""Error of log L from which the loss of the parametric fit is linear."""
-_FLAT = 1e-4
-"""Exponent below which the loss does not fall."""
+DELTA = 1e-3  # error of log L from which the loss of the parametric fit is linear
+_FLAT = 1e-4  # exponent below which the loss does not fall
 _GRID = 300
 _MIN_SIZES = 3
-_WINDOW = 2
-"""Number of neighbours on either side of a budget's lowest point."""
-
-
-class Allocation(NamedTuple):
-    """Compute-optimal model for `flops`; `loss` is NaN for approaches without one."""
-
-    flops: float
-    params: IntervalEstimate
-    tokens: IntervalEstimate
-    loss: IntervalEstimate
+_WINDOW = 2  # number of neighbours on either side of a budget's lowest point
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,13 +61,6 @@ class ComputeOptimal(Finding):
     law_draws: Array = dataclasses.field(
         default_factory=lambda: np.full((1, 5), np.nan), repr=False
     )
-
-    def at(self, flops: float) -> Allocation:
-        """Optimum for a budget of `flops`; all NaN where the fit was refused."""
-        with np.errstate(all="ignore"):  # far extrapolation may overflow
-            n = np.exp(self.draws[:, 0] + self.draws[:, 1] * math.log(flops))
-            values = self.losses(n, flops / 6 / n)
-        return Allocation(flops, *map(IntervalEstimate.of, (n, flops / 6 / n, values)))
 
     def losses(self, params: Array | float, tokens: Array | float) -> Array:
         """Draws [B] of the parametric loss, the fit first; NaN for the other approaches."""

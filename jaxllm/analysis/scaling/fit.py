@@ -15,13 +15,10 @@ from jaxllm.analysis.registry import Study
 
 LEVEL = 0.95
 DRAWS = 400
-FIT_DRAWS = 200
-"""Bootstrap draws of a law without a closed form, of which one takes about 10 ms."""
+FIT_DRAWS = 200  # bootstrap draws of a law without a closed form, of which one takes about 10 ms
 _MIN_DRAWS = 20
-_POLISHED = 6
-"""Number of starts that are optimized."""
-_WARM_UP = 0.01
-"""Share of a run's tokens at its start whose losses follow no law."""
+_POLISHED = 6  # number of starts that are optimized
+_WARM_UP = 0.01  # share of a run's tokens at its start whose losses follow no law
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,10 +127,8 @@ def fit(
     Args:
       model: parameters [P] -> predictions [n].
       jacobian: parameters [P] -> derivatives of the predictions [n, P].
-      target: [n].
       starts: [S, P], within the bounds; those with the lowest error are tried.
       samples: row indices of bootstrap samples; see `resamples`.
-      bounds: lower and upper bounds of the parameters.
       delta: residual from which the loss is linear; infinite for least squares.
       hopeless: whether the fits so far leave no use for the others, which are then not made.
 

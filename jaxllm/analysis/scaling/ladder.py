@@ -22,14 +22,7 @@ from jaxllm.analysis.curves import Array
 from jaxllm.analysis.finding import Finding
 from jaxllm.analysis.registry import SIZES, Study, analysis
 from jaxllm.analysis.scaling.chinchilla import ComputeOptimal, parametric
-from jaxllm.analysis.scaling.fit import (
-    FIT_DRAWS,
-    UNKNOWN,
-    IntervalEstimate,
-    fit,
-    resamples,
-    usable,
-)
+from jaxllm.analysis.scaling.fit import FIT_DRAWS, UNKNOWN, IntervalEstimate, fit, resamples, usable
 
 _MIN_POINTS = 8
 _MOST_TASKS = 4
@@ -103,28 +96,22 @@ def ladder(
 ) -> Ladder:
     """Fit both steps, with a bootstrap over runs.
 
-    Args:
-      runs: a row per checkpoint: `run, params, tokens, soft, accuracy`; lower is better for the
-        soft metric. The last checkpoint of each run counts as finished.
-      chance: lower asymptote of the sigmoid; NaN to fit it.
-      draws: bootstrap draws.
-      seed: of the bootstrap.
+    `runs` has a row per checkpoint: `run, params, tokens, soft, accuracy`; lower is better for the
+    soft metric, and the last checkpoint of each run counts as finished. `chance` is the lower
+    asymptote of the sigmoid, NaN to fit it.
     """
     frame, notes = usable(runs, ("params", "tokens", "soft"))
     both, _ = usable(runs, ("params", "tokens", "soft"), ("accuracy",))
     last = frame.sort_values("tokens").groupby("run", as_index=False).last()
     first = parametric(last.rename(columns={"soft": "loss"}), draws=draws, seed=seed)
-
-    def refuse(reason: str) -> Ladder:
-        return Ladder.refuse(reason, notes)
-
-    if first.refused:
-        return refuse(f"step 1 cannot be fitted, as {first.refused}")
-    if len(both) < _MIN_POINTS:
-        return refuse(f"{len(both)} points with both metrics, {_MIN_POINTS} are needed")
     x, y = both.soft.to_numpy(), both.accuracy.to_numpy()
+    if first.refused:
+        return Ladder.refuse(f"step 1 cannot be fitted, as {first.refused}", notes)
+    if len(both) < _MIN_POINTS:
+        few = f"{len(both)} points with both metrics, {_MIN_POINTS} are needed"
+        return Ladder.refuse(few, notes)
     if np.ptp(x) == 0 or np.ptp(y) == 0:
-        return refuse("one of the metrics is the same at all points")
+        return Ladder.refuse("one of the metrics is the same at all points", notes)
     known = int(math.isfinite(chance))
     floor, ceiling, width = chance if known else 0.0, max(1.0, y.max() + 1e-3), x.std()
     low = [floor, y.max(), 0.05 / width, x.min() - 6 * width]
@@ -154,7 +141,8 @@ def ladder(
     rise = ends[:, 0] - ends[:, 1]
     residual = y - _sigmoid(sigmoids[0], x)
     if rise[0] < 2 * residual.std() or np.quantile(rise[1:], 0.025) <= 0.2 * rise[0]:
-        return refuse("the accuracy does not rise with the soft metric beyond its noise")
+        flat = "the accuracy does not rise with the soft metric beyond its noise"
+        return Ladder.refuse(flat, notes)
     table = both.assign(fitted=y - residual, residual=residual)
     result = Ladder("", table, notes=notes, first=first, draws=sigmoids)
     largest = last.sort_values("params").iloc[-1]
