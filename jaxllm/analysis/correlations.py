@@ -8,14 +8,12 @@ time, in the same way for all runs that share their checkpoints, since runs of a
 data at the same step. Shuffling also removes the serial correlation of gains (noise in a level
 gives two successive gains of opposite sign), which would make chance agreements look rare; the null
 is therefore widened by the square root of Bartlett's variance factor, 1 + 2 sum_k (1 - k/n)
-rho_a(k) rho_b(k) (Bartlett 1946; Pyper and Peterman 1998, eq. 1). Intervals come from a circular
-block bootstrap (Politis and Romano 1992) on Fisher's z scale.
+rho_a(k) rho_b(k) (Bartlett 1946; Pyper and Peterman 1998, eq. 1).
 """
 
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -44,9 +42,9 @@ def correlations(study: Study, *, draws: int = 300, seed: int = 0) -> Finding:
     """Correlate the gains of all pairs of tasks, except one task at different shots.
 
     Returns:
-      A row per pair of tasks: the Spearman correlation of their `gain`s with a 95 % interval;
-      `gain_q` is `gain_p` adjusted for the number of pairs; `n` counts gains. The p-value of the
-      difference within and across domains, in the sentence, is from randomly permuted labels.
+      A row per pair of tasks: the Spearman correlation of their `gain`s over `n` of them, with its
+      `gain_p`, and `gain_q`, adjusted for the number of pairs. The p-value of the difference within
+      and across domains, in the sentence, is from randomly permuted labels.
     """
     data, notes = Panel.of(study.curves), study.curves.notes
     gains, short = gains_of(data)
@@ -57,11 +55,6 @@ def correlations(study: Study, *, draws: int = 300, seed: int = 0) -> Finding:
     ranks = list(map(_ranks, gains))
     gain, count = _mean_correlation(ranks)
     rng = np.random.default_rng(seed)
-    drawn = [
-        _mean_correlation([x[i] for x, i in zip(ranks, rows, strict=True)])[0]
-        for rows in blocks([len(x) for x in ranks], draws, rng)
-    ]
-    low, high = _interval(gain, np.array(drawn))
     null = np.array([_mean_correlation(x)[0] for x in _shuffles(ranks, draws, rng)])
     gain_p = _tail(np.abs(gain), np.abs(null * np.sqrt(_bartlett(ranks))))
     pairs = [
@@ -81,7 +74,7 @@ def correlations(study: Study, *, draws: int = 300, seed: int = 0) -> Finding:
     table = pd.DataFrame({
         "task_a": task[a], "task_b": task[b], "domain_a": domain[a], "domain_b": domain[b],
         "same_domain": same, "runs": len(ranks), "n": count[pair].astype(int), "gain": gain[pair],
-        "gain_low": low[pair], "gain_high": high[pair], "gain_p": gain_p[pair],
+        "gain_p": gain_p[pair],
     })  # fmt: skip
     table["gain_q"] = false_discovery(table.gain_p)
     sentence = (
@@ -166,27 +159,6 @@ def _shuffles(series: list[Array], draws: int, rng: np.random.Generator) -> Iter
     for _ in range(draws):
         keys = rng.random((longest, series[0].shape[1]))
         yield [np.take_along_axis(x, np.argsort(keys[: len(x)], axis=0), axis=0) for x in series]
-
-
-def blocks(lengths: list[int], draws: int, rng: np.random.Generator) -> Iterator[list[Array]]:
-    """Row indices of each run for a circular block bootstrap, alike for runs of equal length."""
-    size = max(2, round(max(lengths) ** (1 / 3)))
-    for _ in range(draws):
-        starts = rng.random(math.ceil(max(lengths) / size))
-        first = [np.floor(starts * n).astype(int)[:, None] for n in lengths]
-        every = zip(first, lengths, strict=True)
-        yield [((at + np.arange(size)) % n).ravel()[:n] for at, n in every]
-
-
-def _interval(value: Array, draws: Array) -> tuple[Array, Array]:
-    """Two-sided 95 % interval from the bootstrap's standard error on Fisher's z scale."""
-    with np.errstate(all="ignore"):
-        z, drawn = (np.arctanh(np.clip(r, -0.9999, 0.9999)) for r in (value, draws))
-        known = np.isfinite(drawn).sum(axis=0)
-        mean = np.nansum(drawn, axis=0) / known
-        error = np.sqrt(np.nansum((drawn - mean) ** 2, axis=0) / (known - 1))
-    reach = stats.norm.ppf(0.975) * error
-    return np.tanh(z - reach), np.tanh(z + reach)
 
 
 def _share(extreme: npt.NDArray[Any]) -> Array:

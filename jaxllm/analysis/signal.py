@@ -55,16 +55,10 @@ def signal_to_noise(study: Study, *, phases: tuple[float, ...] = PHASES) -> Find
     table = pd.DataFrame(rows)
     if table.empty or table.gain_p.isna().all():
         return Finding.refuse("too few checkpoints in every phase", notes)
-    enough = table.n >= table.runs + 3
     smaller = np.fmin(table.gain_p, table.spread_p)
     both = table.gain_p.notna() & table.spread_p.notna()
     table["q"] = false_discovery(np.minimum(1.0, smaller * np.where(both, 2.0, 1.0)))
     table["informs"] = table.q < 0.05
-    trend = np.where(table.gain_p >= 0.05, "", np.where(table.gain > 0, "it grows", "it falls"))
-    ranks = np.where(table.spread_p < 0.05, "it tells runs apart", "")
-    reasons = [" and ".join(filter(None, pair)) for pair in zip(trend, ranks, strict=True)]
-    few = "too few checkpoints in this phase"
-    table["why"] = np.where(enough, np.where(table.informs, reasons, "noise"), few)
     strength = table[["gain", "spread"]].max(axis=1)
     best = table.assign(strength=strength)[table.informs].sort_values("strength", ascending=False)
     informative = [

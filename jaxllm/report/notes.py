@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from jaxllm.analysis.curves import lower_is_better
 from jaxllm.report import numbers
 from jaxllm.report.theme import DISTINCT
 from jaxllm.run.records import OK
@@ -42,14 +41,11 @@ def trajectory_notes(
             if len(lacking):
                 end = f": {lacking.status.iloc[-1]}" if gap == "failed" else "."
                 yield f"{name} {gap} at {_steps(lacking)}{end}"
-        valued, metric = rows.dropna(subset="value"), rows.metric.iloc[0]
-        if len(valued) and valued.chance.isna().all() and not lower_is_better(metric):
-            yield f"{name} states no chance level, so it is not said when it left chance."
         if len(versions[run, task]) > 1:
             named = numbers.join(sorted(versions[run, task]))
             yield f"{name} was scored as versions {named}, which are not comparable."
         if (run, task) not in has_primary and (rows.status == OK).any():
-            yield f"{name} has no primary metric; {metric} is shown."
+            yield f"{name} has no primary metric; {rows.metric.iloc[0]} is shown."
     for task, rows in findings.groupby("task", sort=False):
         for column in ("task_version", "metric", "domain"):
             if rows[column].nunique() > 1:

@@ -31,12 +31,6 @@ def sigmoid(x, middle, width=1.0):
     return 1 / (1 + np.exp(-(np.asarray(x) - middle) / width))
 
 
-def related(rng, n, r):
-    """[n, 2] sums of steps that correlate at r."""
-    steps = rng.multivariate_normal([0, 0], [[1, r], [r, 1]], n)
-    return 0.01 * np.cumsum(steps, axis=0)
-
-
 def noise(rng, tasks, level=0.25, size=41):
     """Scores of so many tasks that stay at `level`."""
     return {f"t{i}": level + rng.normal(0, 0.01, size) for i in range(tasks)}

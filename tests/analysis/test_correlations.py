@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from jaxllm.analysis.correlations import blocks, correlations, gains_of
+from jaxllm.analysis.correlations import correlations, gains_of
 from jaxllm.analysis.curves import Panel, curves
 from jaxllm.analysis.registry import Study
-from tests.analysis.planted import related, table
+from tests.analysis.planted import table
 
 
 def test_equal_spearman_of_scipy() -> None:
@@ -20,17 +20,6 @@ def test_equal_spearman_of_scipy() -> None:
     a, b = values["a"], values["b"]
     assert row.gain == pytest.approx(stats.spearmanr(np.diff(a), np.diff(b)).statistic)
     assert row.n == 19
-
-
-def test_interval_covers_the_true_correlation_of_gains() -> None:
-    rng = np.random.default_rng(1)
-    truth = 6 / np.pi * np.arcsin(0.6 / 2)  # Spearman's of a normal pair (Pearson 1907)
-    inside = []
-    for seed in range(80):
-        pair = related(rng, 60, 0.6)
-        found = correlations(Study(table({"a": pair[:, 0], "b": pair[:, 1]})), draws=60, seed=seed)
-        inside.append(found.table.gain_low[0] <= truth <= found.table.gain_high[0])
-    assert 0.88 <= np.mean(inside) <= 1
 
 
 @pytest.mark.parametrize("kind", ["noise", "walks"])
@@ -110,14 +99,6 @@ def test_gains_are_between_the_checkpoints_of_a_run() -> None:
     gains, notes = gains_of(panel)
     np.testing.assert_array_equal(np.concatenate(gains)[:, 0], [*np.diff(squares), *np.diff(cubes)])
     assert "1 of 3 runs" in notes[0]
-
-
-def test_block_bootstrap_keeps_neighbours_and_lengths() -> None:
-    index = next(blocks([27, 27, 9], 1, np.random.default_rng(0)))
-    assert [len(i) for i in index] == [27, 27, 9]
-    np.testing.assert_array_equal(index[0], index[1])
-    steps = np.diff(index[0]) % 27
-    assert np.mean(steps == 1) > 0.5
 
 
 def test_pythia_tasks_grow_together_and_predict_each_other(pythia) -> None:

@@ -213,7 +213,6 @@ def test_wrong_and_missing_data_is_stated(tmp_path) -> None:
         "label_mapping was scored as versions 1 and 2",
         "module_function failed at 12 checkpoints",
         "Without any value: module_function",
-        "docstring_ending states no chance level",
         "syntax_pairs has no primary metric",
         "code_text has no standard error at 12 checkpoints",
         "loss is not a finite number at 1 logged step (first: 301)",
