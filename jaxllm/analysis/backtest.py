@@ -25,13 +25,9 @@ _SENTENCE_FRACTION = 0.3  # the sentence reports the fraction nearest to this on
 
 @dataclasses.dataclass(frozen=True)
 class Backtest(Finding):
-    """Forecasts and final values; the table scores them per metric, benchmark and fraction.
+    """Forecasts and final values; the table scores them per metric, benchmark and fraction."""
 
-    Attributes:
-      points: a row per fraction, run and task: `forecast.COLUMNS`, `fraction`, `benchmark`,
-        `truth`.
-    """
-
+    # A row per fraction, run and task: `forecast.COLUMNS`, `fraction`, `benchmark`, `truth`.
     points: pd.DataFrame = dataclasses.field(default_factory=pd.DataFrame)
 
     def summary(self, by: Sequence[str]) -> pd.DataFrame:
@@ -62,14 +58,10 @@ def backtest(
 ) -> Backtest:
     """Forecast every finished run from its first checkpoints, fitted to runs of other sizes.
 
-    Args:
-      study: its tasks are forecast one by one, not pooled to benchmarks.
-      fractions: shares of the training after which to forecast; later values are not used.
-      level: coverage of the intervals.
+    Tasks are forecast one by one, not pooled, after these `fractions` of the training.
     """
-    aligned_curves, notes = aligned(
-        study.records if study.raw_records is None else study.raw_records
-    )
+    records = study.records if study.raw_records is None else study.raw_records
+    aligned_curves, notes = aligned(records)
     whole = [one for one in aligned_curves if len(one.progress) > 1 and one.progress[-1] == 1]
     if len(whole) < len(aligned_curves):
         left = len(aligned_curves) - len(whole)

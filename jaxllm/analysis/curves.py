@@ -66,14 +66,12 @@ class Curve:
 class Curves:
     """Curves as one table, for vectorized operations on all of them.
 
-    Attributes:
-      points: a row per point, ordered by curve and tokens: the columns of `Record`, and `score`,
-        `score_stderr`, `chance_score` and `curve` (0, 1, ...).
-      notes: records left out or corrected, a sentence each.
+    `points` has a row per point, ordered by curve and tokens: the columns of `Record`, and `score`,
+    `score_stderr`, `chance_score` and `curve` (0, 1, ...).
     """
 
     points: pd.DataFrame
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # records left out or corrected, a sentence each
 
     @functools.cached_property
     def table(self) -> pd.DataFrame:

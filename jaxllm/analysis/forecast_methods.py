@@ -111,17 +111,11 @@ def convex_weights(errors: Array) -> Array:
 
 
 class CrossValidation(NamedTuple):
-    """Cross-validation errors of all methods on one task over the finished runs.
+    """Cross-validation errors of all methods on one task over the finished runs."""
 
-    Attributes:
-      errors: [runs, methods] forecast minus final value.
-      folds: [runs] index of the fold: a size, or a run.
-      benchmark: benchmark of the task; its tasks share weights.
-    """
-
-    errors: Array
-    folds: np.ndarray
-    benchmark: str = ""
+    errors: Array  # [runs, methods] forecast minus final value
+    folds: np.ndarray  # [runs] index of the fold: a size, or a run
+    benchmark: str = ""  # of the task; its tasks share weights
 
 
 def combine(tasks: list[CrossValidation], level: float) -> tuple[Array, Array]:

@@ -156,45 +156,6 @@ def test_steady_capabilities_ring_at_the_nominal_rate() -> None:
     assert share(found) <= AT_MOST
 
 
-SUITE = {f"s{k}": 1e8 * 2**k for k in range(6)}
-
-
-def test_reference_band() -> None:
-    records = table(0, {f"task{k}": 0.03 for k in range(10)}, SUITE)
-    behind = (records.run == "s3") & (records.task == "task4")
-    records.loc[behind, "value"] -= 0.2
-    found = {run: check(h, "reference band") for run, h in examine(Study(records)).items()}
-    assert [run for run, c in found.items() if c.raised] == ["s3"]
-    worst = found["s3"].table.iloc[0]
-    assert worst.task == "task4" and worst.expected == pytest.approx(0.5 + 0.06, abs=0.03)
-    assert "equal tokens: task4" in found["s3"].reason
-    few = examine(Study(records[records.run.isin(["s0", "s1"])]))["s0"]
-    assert "3 runs" in check(few, "reference band").refused
-    # At half its tokens a run is held against the others at half of theirs.
-    early = records[(records.run != "s1") | (records.step <= 8)]
-    assert not check(examine(Study(early))["s1"], "reference band").raised
-
-
-def test_logged_losses_are_compared_too() -> None:
-    logs = [logged(k).assign(run=f"s{k}") for k in range(6)]
-    logs[2]["loss"] += 0.5
-    metrics = pd.concat(logs)
-    every = examine(Study(pd.DataFrame(), logged=metrics))
-    found = {run: check(of_run, "reference band") for run, of_run in every.items()}
-    assert [run for run, c in found.items() if c.raised] == ["s2"]
-    row = found["s2"].table.iloc[0]
-    assert (row.task, row.runs) == ("logged loss", 5)
-    assert row.value == pytest.approx(-3.5, abs=0.1)
-
-
-def test_runs_of_one_kind_leave_their_band_at_the_nominal_rate() -> None:
-    raised = []
-    for seed in range(TRIES):
-        every = list(curves(table(seed, {f"t{k}": 0.03 for k in range(5)}, SUITE, points=6)))
-        raised.append(checks_tasks.outside_band([c for c in every if c.run == "s5"], every))
-    assert share(found.raised for found in raised) <= AT_MOST
-
-
 def test_false_alarms_on_published_runs(shared_data) -> None:
     """31 Pythia runs, finished and half way.
 
@@ -210,7 +171,7 @@ def test_false_alarms_on_published_runs(shared_data) -> None:
             for c in found:
                 if not c.refused:
                     raised[share_seen, c.name, run] = c.raised
-    assert len(raised) == 2 * 2 * 31  # the other checks read logged metrics: none were published
+    assert len(raised) == 2 * 31  # the other checks read logged metrics: none were published
     alarms = {key for key, is_raised in raised.items() if is_raised}
     falls = {key for key in alarms if key[1] == "falling capabilities"}
     assert falls == {(1.0, "falling capabilities", f"pythia-{size}") for size in ("70m", "160m")}
@@ -223,8 +184,8 @@ def test_simulated_run_is_healthy(tmp_path) -> None:
     source = open_source(simulate(tmp_path / "run"))
     found = checks(Study(source.records, logged=source.metrics))
     assert not found.refused, found.table.says.tolist()
-    assert "looks healthy" in found.sentence and "1 could not be made" in found.sentence
-    assert found.table.state.value_counts().to_dict() == {"fine": 5, "refused": 1}
+    assert "looks healthy: 5 checks found nothing." in found.sentence
+    assert found.table.state.value_counts().to_dict() == {"fine": 5}
 
 
 def bad_inputs() -> dict[str, pd.DataFrame]:
@@ -263,7 +224,7 @@ def test_bad_input_is_refused_and_said(name) -> None:
     ):
         for of_run in examine(Study(records, logged=metrics)).values():
             assert not any(c.raised for c in of_run)
-            assert all(c.refused or c.reason for c in of_run) and len(of_run) == 6
+            assert all(c.refused or c.reason for c in of_run) and len(of_run) == 5
         assert checks(Study(records, logged=metrics)).sentence
     needs_values = ("one checkpoint", "no values", "infinite", "no clock", "failed", "nothing")
     found = checks(Study(records))

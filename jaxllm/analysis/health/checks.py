@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pandas as pd
 
 from jaxllm.analysis.finding import Finding
@@ -60,18 +58,12 @@ def checks(study: Study) -> Finding:
 
 
 def examine(study: Study) -> dict[str, tuple[Check, ...]]:
-    """Run every check of each run; checks without enough data are refused.
-
-    A run is compared with all others, at equal tokens.
-    """
+    """Run every check of each run; checks without enough data are refused."""
     of_tasks = tasks.judged(study.curves)
-    logs = {run: study.log_of(run) for run in study.runs}
-    curves = list(of_tasks)
-    for run, log in logs.items():
-        curves += tasks.logged_loss(log, run, study.params.get(run, math.nan))
-    every = {}
-    for run, log in logs.items():
-        falling = tasks.falling([curve for curve in of_tasks if curve.run == run])
-        band = tasks.outside_band([curve for curve in curves if curve.run == run], curves)
-        every[run] = (*loss.loss_checks(log), falling, band)
-    return every
+    return {
+        run: (
+            *loss.loss_checks(study.log_of(run)),
+            tasks.falling([curve for curve in of_tasks if curve.run == run]),
+        )
+        for run in study.runs
+    }

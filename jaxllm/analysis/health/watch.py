@@ -33,15 +33,11 @@ class Watch:
 
     An alarm is new once for each of its subjects (a task, a spike), and again after a doubling of
     tokens without it. Memory: five numbers per logged step.
-
-    Attributes:
-      step: step of the newest logged metrics or scores.
-      tokens: tokens seen at that step.
     """
 
     def __init__(self) -> None:
         """Start with no data."""
-        self.step, self.tokens = 0, 0.0
+        self.step, self.tokens = 0, 0.0  # of the newest logged metrics or scores
         self._lines, self._losses = array("d"), array("d")
         self._records: list[pd.DataFrame] = []
         self._active: dict[tuple[str, str], float] = {}

@@ -47,15 +47,12 @@ class ComputeOptimal(Finding):
 
     The table has the optimum of each budget, with `low`, `high`, the `fitted` N and its log
     `residual` (isoFLOP), or each run's `loss`, `fitted` and log `residual` (parametric).
-
-    Attributes:
-      params_exponent: a.
-      parameters: A, B, E, alpha, beta of the parametric loss; else empty.
-      draws: [B, 2] bootstrap draws of (log k, a), the fit itself first.
-      law_draws: [B, 5] draws of (log A, alpha, log B, beta, log E); NaN for other approaches.
+    `parameters` are A, B, E, alpha, beta of the parametric loss; `draws` [B, 2] are bootstrap draws
+    of (log k, a), the fit itself first; `law_draws` [B, 5], those of (log A, alpha, log B, beta,
+    log E), are NaN for isoFLOP.
     """
 
-    params_exponent: IntervalEstimate = UNKNOWN
+    params_exponent: IntervalEstimate = UNKNOWN  # a
     parameters: dict[str, IntervalEstimate] = dataclasses.field(default_factory=dict)
     draws: Array = dataclasses.field(default_factory=lambda: np.full((1, 2), np.nan), repr=False)
     law_draws: Array = dataclasses.field(
