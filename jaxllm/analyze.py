@@ -99,8 +99,7 @@ def _write(args: argparse.Namespace, progress: Callable[[str], None]) -> PathLik
     for spec in args.sources:
         if not is_import(spec):
             report = _with_proposal(report, spec)
-    runs = len(report.overviews)
-    read = report.study.raw_records
+    runs, read = len(report.overviews), report.study.raw_records
     progress(f"read {0 if read is None else len(read):,} records of {runs} run{'s' * (runs != 1)}")
     shown = items(report, backtested=args.backtest, progress=progress)
     if not report.many_runs:

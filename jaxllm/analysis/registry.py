@@ -50,8 +50,6 @@ class Study:
       parents: of each branch, the run that it left and the tokens at which it did.
       mixtures: of each run, domain -> share of its training sequences, where they are known.
       domain_weights: of each run that learned some (DoReMi), domain -> share.
-      proposal: the mixture that was proposed from these runs, if it was saved.
-      checked: runs that were trained to check it.
     """
 
     records: pd.DataFrame
@@ -62,8 +60,8 @@ class Study:
     parents: Mapping[str, tuple[str, float]] = dataclasses.field(default_factory=dict)
     mixtures: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
     domain_weights: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
-    proposal: Proposal | None = None
-    checked: Swarm | None = None
+    proposal: Proposal | None = None  # that was saved beside these runs
+    checked: Swarm | None = None  # runs that were trained to check it
     backtested: bool = False  # whether to backtest the forecasts on finished runs
 
     @functools.cached_property

@@ -49,9 +49,9 @@ def signal_to_noise(study: Study, *, phases: tuple[float, ...] = PHASES) -> Find
         inside = (share >= before) & (share <= high) & (points.tokens > 0)
         for task, every in points.groupby("task", sort=False):
             of_task = every[inside[every.index]]
-            row = {"phase": f"{low:.0%} to {high:.0%}", "from_share": low, "to_share": high}
-            row |= {"task": task, "domain": every.domain.iloc[-1], "runs": of_task.run.nunique()}
-            rows.append(row | {"n": len(of_task), **_trend_and_spread(of_task)})
+            row = {"phase": f"{low:.0%} to {high:.0%}", "task": task, "n": len(of_task)}
+            row |= {"domain": every.domain.iloc[-1], "runs": of_task.run.nunique()}
+            rows.append(row | _trend_and_spread(of_task))
     table = pd.DataFrame(rows)
     if table.empty or table.gain_p.isna().all():
         return Finding.refuse("too few checkpoints in every phase", notes)

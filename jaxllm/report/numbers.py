@@ -6,7 +6,6 @@ import math
 
 from jaxllm.analysis.curves import is_share
 from jaxllm.analysis.finding import amount
-from jaxllm.run import times
 
 _SUPERSCRIPTS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 UNKNOWN = "–"
@@ -18,11 +17,6 @@ def flops(number: float) -> str:
         return UNKNOWN if number else "0"
     mantissa, exponent = f"{number:.1e}".split("e")
     return f"{mantissa} × 10{str(int(exponent)).translate(_SUPERSCRIPTS)}"
-
-
-def duration(seconds: float) -> str:
-    """As `jaxllm.run.times.duration`; unknown if not finite."""
-    return times.duration(seconds) if math.isfinite(seconds) else UNKNOWN
 
 
 def value(number: float, metric: str) -> str:

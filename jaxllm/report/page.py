@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import re
 from collections.abc import Sequence
 from importlib import resources
@@ -31,6 +32,7 @@ from jaxllm.report.charts import axes as chart_axes
 from jaxllm.report.items import ReportItem
 from jaxllm.report.tables import LOGGED, Overview, Tables
 from jaxllm.report.theme import COLOURS, chart_config, style_variables
+from jaxllm.run import times
 
 javascript_libraries = functools.cache(vl_convert.javascript_bundle)
 """Vega, Vega-Lite and Vega-Embed as one script; a second of work."""
@@ -103,11 +105,12 @@ def heading(tables: Tables) -> str:
 
 def facts(overview: Overview) -> dict[str, str]:
     """Key figures of one run."""
+    wall = overview.wall_seconds
     return {
         "Parameters": amount(overview.params),
         "Tokens": amount(overview.tokens),
         "FLOPs": numbers.flops(overview.flops),
-        "Wall time": numbers.duration(overview.wall_seconds),
+        "Wall time": times.duration(wall) if math.isfinite(wall) else numbers.UNKNOWN,
         "Final loss": numbers.value(overview.final_loss, "loss"),
         "Checkpoints": str(overview.checkpoints),
         "Time in scoring": numbers.value(overview.evaluation_share, "accuracy"),

@@ -86,7 +86,7 @@ def test_a_falling_capability_rings_for_each_task_once() -> None:
     for task, since in (("task1", 16), ("task2", 24)):
         late = (records.task == task) & (records.step > since)
         records.loc[late, "value"] -= 0.03 * (records.step[late] - since)
-    watch = Watch("r", 1e8)
+    watch = Watch()
     rung = [
         set(check.subjects)
         for _, scored in records.groupby("step")

@@ -8,13 +8,11 @@ import pandas as pd
 import pytest
 
 from jaxllm.report.alarms import HealthWriter
-from jaxllm.run.records import Record, RunInfo
+from jaxllm.run.records import Record
 from jaxllm.run.trajectory import TrajectoryStore
 from jaxllm.training.progress import Progress
 from tests.analysis.planted_health import logged, table
 from tests.training.processes import finish, make_home, start
-
-INFO = RunInfo("r", "r", 1_000_000)
 
 
 @pytest.fixture

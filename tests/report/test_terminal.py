@@ -7,6 +7,7 @@ import pytest
 from jaxllm.analysis.finding import amount
 from jaxllm.report import numbers, terminal
 from jaxllm.report.tables import gather
+from jaxllm.run import times
 from jaxllm.run.run import Run
 from tests.simulated_run import TASKS, simulate
 
@@ -69,7 +70,7 @@ def test_amounts(number, text) -> None:
 
 def test_other_numbers() -> None:
     assert numbers.flops(3.44e18) == "3.4 × 10¹⁸"
-    assert [numbers.duration(s) for s in (45, 272, 11100, 1e6)] == [
+    assert [times.duration(s) for s in (45, 272, 11100, 1e6)] == [
         "45 s", "4 min 32 s", "3 h 5 min", "11 d 13 h",
     ]  # fmt: skip
     assert numbers.with_error(0.6213, 0.0141, "accuracy") == "62.1% ± 1.4"

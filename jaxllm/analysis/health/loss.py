@@ -107,10 +107,8 @@ def spikes(metrics: pd.DataFrame, alpha: float = ALPHA) -> Check:
             "Go back to the checkpoint before it, skip the data in between, and lower the learning "
             "rate if it happens again."
         )
-    number = float(len(table))
-    return Check(
-        name, bool(subjects), number, f"{reason}.", advice, step, p, table, subjects=subjects
-    )
+    raised, number, reason = bool(subjects), float(len(table)), f"{reason}."
+    return Check(name, raised, number, reason, advice, step, p, table, subjects=subjects)
 
 
 def _spikes(entries: pd.DataFrame) -> pd.DataFrame:

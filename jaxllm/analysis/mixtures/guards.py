@@ -22,25 +22,15 @@ _FLOOR = 1e-4  # of a natural share, for the logarithms of KL
 
 @dataclasses.dataclass(frozen=True)
 class Guards:
-    """Guards of proposals.
+    """Guards of proposals."""
 
-    Attributes:
-      swarm: the runs; distances of a proposal are held against their own.
-      natural: [k] shares to compare with.
-      measured: [n] the objective of the runs.
-      expected: the predicted objective of the natural shares.
-      tokens: [k] that each domain has; inf where not known.
-      budget: tokens of the target run.
-      repetition: epochs of a domain, at most.
-    """
-
-    swarm: Swarm
-    natural: Array
-    measured: Array
-    expected: float
-    tokens: Array
-    budget: float
-    repetition: float = REPETITION
+    swarm: Swarm  # the runs; distances of a proposal are held against their own
+    natural: Array  # [k] shares to compare with
+    measured: Array  # [n] the objective of the runs
+    expected: float  # the predicted objective of the natural shares
+    tokens: Array  # [k] that each domain has; inf where not known
+    budget: float  # tokens of the target run
+    repetition: float = REPETITION  # epochs of a domain, at most
 
     @property
     def cap(self) -> Array:

@@ -76,18 +76,14 @@ class BiMix:
     """L = (A s^-α + C) r^-β of a domain's own share r at s steps (BiMix, arXiv 2405.14908).
 
     The paper's factor B only scales A and C, and is 1 here: four parameters are identified.
-
-    Attributes:
-      steps: unit of s.
-      support: least and largest share that was fitted.
     """
 
     a: float
     alpha: float
     c: float
     beta: float
-    steps: float
-    support: tuple[float, float]
+    steps: float  # unit of s
+    support: tuple[float, float]  # least and largest share that was fitted
 
     @classmethod
     def fit(cls, share: Array, steps: Array, loss: Array) -> BiMix:

@@ -29,15 +29,11 @@ _ROOT = 0.25  # of shares: the first per mille of a domain matters, as in a loga
 
 @dataclasses.dataclass(frozen=True)
 class Law:
-    """A kind of function of the mixture.
+    """A kind of function of the mixture."""
 
-    Attributes:
-      fit: (shares [n, k], values [n], weights [B, n]) -> Predict; row 0 weights all runs by 1.
-      parameters: number of domains -> parameters, which the mixtures must outnumber.
-    """
-
+    # (shares [n, k], values [n], weights [B, n]); row 0 weights all runs by 1.
     fit: Callable[[Array, Array, Array], Predict]
-    parameters: Callable[[int], int]
+    parameters: Callable[[int], int]  # of a number of domains, which the mixtures must outnumber
 
 
 def linear(shares: Array, values: Array, weights: Array) -> Predict:

@@ -20,26 +20,16 @@ TOLERANCE = 0.02  # by which shares may miss 1; published tables are rounded
 
 @dataclasses.dataclass(frozen=True)
 class Swarm:
-    """Runs on mixtures; see `of`.
+    """Runs on mixtures; see `of`."""
 
-    Attributes:
-      names: of the runs [n].
-      domains: of the corpus [k].
-      targets: what was measured [t]: losses, or task metrics of which less is better.
-      shares: [n, k], rows on the simplex.
-      values: [n, t], finite.
-      params, steps: [n], NaN where not known.
-      notes: what was left out or corrected.
-    """
-
-    names: tuple[str, ...]
-    domains: tuple[str, ...]
-    targets: tuple[str, ...]
-    shares: Array
-    values: Array
-    params: Array
-    steps: Array
-    notes: tuple[str, ...] = ()
+    names: tuple[str, ...]  # of the runs [n]
+    domains: tuple[str, ...]  # of the corpus [k]
+    targets: tuple[str, ...]  # measured [t]: losses, or task metrics of which less is better
+    shares: Array  # [n, k], rows on the simplex
+    values: Array  # [n, t], finite
+    params: Array  # [n], NaN where not known
+    steps: Array  # [n], NaN where not known
+    notes: tuple[str, ...] = ()  # what was left out or corrected
 
     @classmethod
     def of(

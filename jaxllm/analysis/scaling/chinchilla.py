@@ -75,8 +75,7 @@ class ComputeOptimal(Finding):
 def compute_optimal(study: Study) -> list[Finding]:
     """Apply both approaches to the losses of a study, with a finding each."""
     points, note = loss_points(study)
-    approaches = {"isoFLOP": isoflop, "parametric loss": parametric}
-    findings = {name: approach(points) for name, approach in approaches.items()}
+    findings = {"isoFLOP": isoflop(points), "parametric loss": parametric(points)}
     return [
         dataclasses.replace(one, title=f"Compute-optimal: {name}", notes=(note, *one.notes))
         for name, one in findings.items()
