@@ -76,7 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.json:
         print(summary.ranking_json(results))
     else:
-        print(summary.header(experiment, target), summary.ranking_text(results), sep="\n")
+        print(f"{summary.header(experiment, target)}\n\n    step    MFU     memory  candidate")
+        print(*(result.line() for result in results), sep="\n")
     return 0 if any(result.estimate for result in results) else 1
 
 

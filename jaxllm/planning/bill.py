@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 
 from jaxllm.data.tokenizer import id_dtype
-from jaxllm.planning.estimate import DAYS, HOURS, Estimate
+from jaxllm.planning.estimate import Estimate
 from jaxllm.planning.scoring import Scoring
 from jaxllm.planning.targets import Target
 from jaxllm.run.checkpoint_schedule import preserved
@@ -25,11 +25,7 @@ PROCESS_BYTES = 1_300_000_000  # resident, of a process that trains a tiny model
 
 
 class Bill(NamedTuple):
-    """Storage, requests, host memory, time and money of a run.
-
-    Time and money are those of steps and scoring at the ideal speed of `Estimate`, None where
-    unknown; at `REACHED` of that speed they are what to expect.
-    """
+    """Storage, requests, host memory; time and money of steps and scoring at the ideal speed."""
 
     checkpoints: int  # saved
     checkpoints_retained: int
@@ -44,8 +40,6 @@ class Bill(NamedTuple):
     days: float | None = None
     chip_hours: float | None = None
     dollars: float | None = None
-    expected_days: float | None = None
-    expected_dollars: float | None = None
 
 
 def bill(
@@ -57,29 +51,23 @@ def bill(
     bandwidth: float,
     price: float | None,
 ) -> Bill:
-    """The bill of a run on `mesh`.
-
-    Args:
-      bandwidth: bytes/s at which all hosts together write a checkpoint.
-      price: dollars per chip-hour.
-    """
+    """The bill of a run, at a bandwidth of checkpoints in bytes/s and a price of a chip-hour."""
     e, steps, devices = experiment, experiment.scheduled_steps, len(target.devices)
     state = abstract_state(e.model, e.make_optimizer(), mesh)
-    of_a_device = sum(
-        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        for leaf in jax.tree.leaves(state)
-    )
+    shards = [(x.sharding.shard_shape(x.shape), x.dtype.itemsize) for x in jax.tree.leaves(state)]
+    of_a_device = sum(math.prod(shape) * size for shape, size in shards)
     hosts = len({device.process_index for device in target.devices})
+    records = 0
+    if scoring:
+        of_one = scoring.tasks * RECORD_BYTES + scoring.examples * EXAMPLE_BYTES
+        records = scoring.checkpoints * of_one
     known = Bill(
         checkpoints=len(steps),
         checkpoints_retained=sum(preserved(e.checkpoints, steps, ())),
         checkpoint_bytes=num_bytes(state),
         checkpoint_seconds=num_bytes(state) / bandwidth,
         token_store_bytes=e.num_steps * e.tokens_per_step * id_dtype(e.model.vocab_size).itemsize,
-        trajectory_bytes=scoring.checkpoints
-        * (scoring.tasks * RECORD_BYTES + scoring.examples * EXAMPLE_BYTES)
-        if scoring
-        else 0,
+        trajectory_bytes=records,
         requests_per_step=e.data.batch_size,
         requests=e.data.batch_size * e.num_steps,
         hosts=hosts,
@@ -90,11 +78,5 @@ def bill(
     seconds = estimate.step_seconds * e.num_steps
     if scoring and scoring.seconds:
         seconds += scoring.checkpoints * scoring.seconds
-    hours = seconds / HOURS * devices / target.chip.per_chip
-    return known._replace(
-        days=seconds / DAYS,
-        chip_hours=hours,
-        dollars=price and price * hours,
-        expected_days=seconds / DAYS / REACHED,
-        expected_dollars=price and price * hours / REACHED,
-    )
+    hours = seconds / 3600 * devices / target.chip.per_chip
+    return known._replace(days=seconds / 86_400, chip_hours=hours, dollars=price and price * hours)

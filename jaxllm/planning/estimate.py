@@ -1,4 +1,4 @@
-"""Step time, MFU, days and chip-hours from the compiler's costs."""
+"""Step time and MFU from the compiler's costs."""
 
 from __future__ import annotations
 
@@ -10,15 +10,9 @@ from jaxllm.planning.targets import Target
 from jaxllm.sharding.chips import utilisation
 from jaxllm.training.experiment import Experiment
 
-HOURS, DAYS = 3600, 86_400
-
 
 class Estimate(NamedTuple):
-    """Estimated cost of a run. FLOPs and seconds are per step, FLOPs over all devices.
-
-    A real pod adds input, stragglers and imperfect overlap to `step_seconds`. Times are None where
-    the target's chip is not in the table.
-    """
+    """Estimated cost of a step, FLOPs over all devices; no times of chips not in the table."""
 
     params: int
     tokens_per_step: int  # of the global batch
@@ -36,12 +30,10 @@ class Estimate(NamedTuple):
     mfu: float | None = None  # model FLOPs utilization, from `model_flops`
     mfu_causal: float | None = None
     tokens_per_second_per_chip: float | None = None  # physical chips
-    days: float | None = None  # of the whole run
-    chip_hours: float | None = None
 
 
 def estimate(experiment: Experiment, target: Target, program: Program, costs: Costs) -> Estimate:
-    """Estimate the cost of a run from its compiled update and its cost per step."""
+    """Estimate the cost of a step from the compiled update and its `Costs`."""
     e, devices = experiment, len(target.devices)
     tokens, length = e.tokens_per_step, e.data.sequence_length
     full = e.model.flops_per_token(length) * tokens
@@ -60,31 +52,24 @@ def estimate(experiment: Experiment, target: Target, program: Program, costs: Co
         return Estimate(**known)
     sent = {f"{link}_bytes": total(program.traffic, link) for link in ("ici", "dcn")}
     times = ideal_seconds(target, costs._replace(**sent), known["kernel_flops"])
-    step, chips = times["step_seconds"], devices / chip.per_chip
-    seconds = step * e.num_steps
+    step = times["step_seconds"]
     return Estimate(
         **known,
         **times,
         mfu=utilisation(full / step, devices, chip.flops),
         mfu_causal=utilisation(causal / step, devices, chip.flops),
-        tokens_per_second_per_chip=tokens / step / chips,
-        days=seconds / DAYS,
-        chip_hours=seconds / HOURS * chips,
+        tokens_per_second_per_chip=tokens / step / devices * chip.per_chip,
     )
 
 
 def ideal_seconds(target: Target, costs: Costs, kernel_flops: float = 0.0) -> dict[str, Any]:
-    """The fields of `Estimate` up to `step_seconds`, of any program on a chip of the table.
-
-    `kernel_flops` are those of all devices.
-    """
+    """The times of `Estimate`, of any program on a chip of the table; `kernel_flops` are of all."""
     chip = target.chip
     assert chip is not None
     kernels = kernel_flops / len(target.devices) / chip.flops
     compute, hbm = costs.flops / chip.flops + kernels, costs.hbm_bytes / chip.hbm_bandwidth
     ici = costs.ici_bytes / chip.ici_bandwidth if chip.ici_bandwidth else 0.0
-    between = costs.dcn_bytes
-    dcn = between / chip.dcn_bandwidth if chip.dcn_bandwidth else (None if between else 0.0)
+    dcn = costs.dcn_bytes / chip.dcn_bandwidth if chip.dcn_bandwidth else None
     return {
         "compute_seconds": compute,
         "hbm_seconds": hbm,

@@ -34,17 +34,14 @@ class Traffic(NamedTuple):
 
 
 def traffic(text: str, devices_per_slice: int, num_slices: int = 1) -> tuple[Traffic, ...]:
-    """Sum the collectives of a program, with loops multiplied by their trip counts.
+    """Sum the collectives of `compiled.as_text()`, with loops multiplied by their trip counts.
 
-    Args:
-      text: `compiled.as_text()`.
-      devices_per_slice: a group that spans slices is on the 'dcn'.
-      num_slices: size of the groups that HLO does not name, of sends between TPU slices.
+    A group that spans slices is on the 'dcn'; HLO does not name those of sends between TPU slices.
     """
     computations, entry = _computations(text)
     trip_counts = _trip_counts(computations, entry)
     found: dict[tuple[str, str], list[float]] = defaultdict(lambda: [0, 0.0])
-    seen: set[tuple[str, str]] = set()
+    seen = set[tuple[str, str]]()
     for name, lines in computations.items():
         for line in lines:
             collective = _collective(line)
@@ -58,13 +55,12 @@ def traffic(text: str, devices_per_slice: int, num_slices: int = 1) -> tuple[Tra
                 continue
             seen.add((kind, channel[0] if channel else ""))
             members = num_slices if group == CROSS_SLICE else len(group)
-            slices = {member // devices_per_slice for member in group}
             if members < 2:
                 continue
             share = (members - 1) / members
             shares = {"all-reduce": 2 * share, "collective-permute": 1}
-            over_dcn = group == CROSS_SLICE or len(slices) > 1
-            sums = found[kind, "dcn" if over_dcn else "ici"]
+            several = len({member // devices_per_slice for member in group}) > 1
+            sums = found[kind, "dcn" if several or group == CROSS_SLICE else "ici"]
             sums[0] += trip_counts[name]
             sums[1] += trip_counts[name] * (size * shares.get(kind, share))
     return tuple(
@@ -91,7 +87,6 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
 
 
 def _trip_counts(computations: Mapping[str, list[str]], entry: str) -> Mapping[str, int]:
-    """Number of runs of each computation per step."""
     calls: dict[str, list[tuple[str, int]]] = defaultdict(list)
     for name, lines in computations.items():
         for line in lines:
@@ -111,10 +106,7 @@ def _trip_counts(computations: Mapping[str, list[str]], entry: str) -> Mapping[s
 
 
 def _trip_count(line: str, computations: Mapping[str, list[str]]) -> int:
-    """Trip count of a loop: the compiler's, or the bound of its counter.
-
-    `lax.scan` counts from 0 in steps of 1.
-    """
+    """Trip count of a loop: the compiler's, or the bound of its counter (`lax.scan`'s, from 0)."""
     known = re.search(r'known_trip_count[^0-9]*"?n"?:"?(\d+)', line)
     if known:
         return int(known[1])
@@ -169,7 +161,9 @@ def _first_group(text: str) -> list[int]:
         return [int(n) for n in listed[1].split(",")]
     iota = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
     if iota:
-        groups, shape, order = (_ints(sizes or "") for sizes in iota.groups())
+        groups, shape, order = (
+            [int(n) for n in sizes.split(",") if n] for sizes in iota.groups(default="")
+        )
         ids = np.arange(math.prod(shape)).reshape(shape)
         return (ids.transpose(order) if order else ids).reshape(groups)[0].tolist()
     mesh = re.search(r"replica_groups=mesh\[([^\]]*)\]([^{]*)\{([^}]*)\}", text)
@@ -180,10 +174,6 @@ def _first_group(text: str) -> list[int]:
         first = np.moveaxis(grid, axes, range(len(axes)))
         return first.reshape(math.prod(grid.shape[a] for a in axes), -1)[:, 0].tolist()
     return []
-
-
-def _ints(text: str) -> list[int]:
-    return [int(n) for n in text.split(",") if n]
 
 
 def total(found: Iterable[Traffic], link: str) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 import sys
 import time
@@ -26,9 +25,7 @@ from jaxllm.training.learning_rate import make_schedule
 from jaxllm.training.state import abstract_state
 from jaxllm.training.step import abstract_batch, lower_train_step
 
-# "Used 21.3G of 15.75G hbm", "HLO temporaries (34.41G) exceeds available HBM (15.75G)"
 _BEGAN = time.perf_counter()
-_AMOUNT = re.compile(r"([\d.]+)([KMGT])\b")
 
 
 def tell(what: str) -> None:
@@ -37,15 +34,13 @@ def tell(what: str) -> None:
 
 
 class OutOfDeviceMemory(Exception):
-    """The program does not fit into a device's memory.
-
-    Attributes:
-      excess_bytes: missing bytes; None where the compiler's message has no amounts.
-    """
+    """A program does not fit into a device's memory: by `excess_bytes`, if the compiler tells."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
-        amounts = [float(n) * 1024 ** " KMGT".index(unit) for n, unit in _AMOUNT.findall(message)]
+        # "Used 21.3G of 15.75G hbm", "HLO temporaries (34.41G) exceeds available HBM (15.75G)"
+        found = re.findall(r"([\d.]+)([KMGT])\b", message)
+        amounts = [float(number) * 1024 ** " KMGT".index(unit) for number, unit in found]
         self.excess_bytes = amounts[0] - amounts[1] if len(amounts) > 1 else None
 
 
@@ -72,24 +67,15 @@ def compile_update(
       OutOfDeviceMemory: the program needs more memory than a device has.
       UserError: the configs do not fit each other or the mesh.
     """
-    e = experiment
+    e, optimizer = experiment, experiment.make_optimizer()
     e.check(mesh)
-    schedule = make_schedule(e.schedule, e.train.steps)
-    optimizer = e.make_optimizer()
     tell(f"compiling the update of {e.model.num_layers} layer(s) on {mesh.size} device(s)")
     lowered = lower_train_step(
-        e.model,
-        optimizer,
-        schedule,
-        mesh,
-        abstract_state(e.model, optimizer, mesh),
-        batch_size=e.data.batch_size,
-        length=e.data.sequence_length,
-        num_domains=1,
-        accumulation=e.train.gradient_accumulation,
-        z_loss=e.train.z_loss,
-        loss_chunk_tokens=loss_chunk_tokens,
-    )
+        e.model, optimizer, make_schedule(e.schedule, e.train.steps), mesh,
+        abstract_state(e.model, optimizer, mesh), batch_size=e.data.batch_size,
+        length=e.data.sequence_length, num_domains=1, accumulation=e.train.gradient_accumulation,
+        z_loss=e.train.z_loss, loss_chunk_tokens=loss_chunk_tokens,
+    )  # fmt: skip
     program = _compile(lowered, mesh, slices, {**mesh_options(mesh)})
     return program._replace(activations=saved_activations(e, mesh))
 
@@ -109,6 +95,9 @@ def _compile(
     costs: Any = compiled.cost_analysis() or {}
     arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
     not_in_place = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    # of unknown time, as transfers between slices and all-reduces on v4, an instruction counts as
+    # -1 s; a shallow program takes less than a second: the fractional part is its known time
+    optimal = costs.get("optimal_seconds") or None
     return Program(
         arguments=arguments,
         temporaries=temporaries,
@@ -116,21 +105,10 @@ def _compile(
         peak=arguments + temporaries + max(0, not_in_place),
         flops=costs.get("flops", 0.0),
         hbm_bytes=costs.get("bytes accessed", 0.0),
-        seconds=_known_seconds(costs.get("optimal_seconds")),
+        seconds=optimal % 1 if optimal and optimal < 0 else optimal,
         traffic=traffic(compiled.as_text() or "", mesh.size // slices, slices),
         compile_seconds=seconds,
     )
-
-
-def _known_seconds(optimal: float | None) -> float | None:
-    """The compiler's `optimal_seconds` without instructions of unknown time.
-
-    Each of these counts as -1 s: transfers between slices, and all-reduces on v4. A shallow program
-    takes less than a second, so the fractional part is its known time.
-    """
-    if not optimal or optimal > 0:
-        return optimal or None
-    return optimal - math.floor(optimal)
 
 
 def saved_activations(experiment: Experiment, mesh: Mesh) -> int:
@@ -180,10 +158,9 @@ class Costs(NamedTuple):
 def measure_scorer(
     experiment: Experiment, mesh: Mesh, slices: int, rows: int, length: int, targets: int
 ) -> Costs:
-    """Measure the cost of scoring a batch of token trees, [rows, length] with [rows, targets].
+    """The cost of scoring token trees [rows, length] with [rows, targets], as `measure_costs`.
 
-    As `measure_costs`: from one layer and two, without loops but that over blocks of attention,
-    where a layer's scores are large.
+    Of its loops, that over blocks of attention stays, where a layer's scores are large.
     """
 
     def array(width: int) -> Any:
@@ -202,14 +179,11 @@ def measure_scorer(
 
 
 def measure_costs(experiment: Experiment, mesh: Mesh, slices: int = 1) -> Costs:
-    """Measure the cost of a step from two shallow programs.
+    """The cost of a step from two shallow programs; OutOfDeviceMemory if they do not fit.
 
     The compiler counts a loop's body once. So one layer and two are compiled without a loop over
     layers and with unchunked loss; their difference is the cost of a layer, and the rest is the
     same at any depth. One microbatch is measured, and multiplied by their number.
-
-    Raises:
-      OutOfDeviceMemory: not even two layers fit.
     """
     microbatches = experiment.train.gradient_accumulation
     batch_size = experiment.data.batch_size // microbatches

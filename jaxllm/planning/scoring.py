@@ -25,11 +25,10 @@ MAX_SHARE = 0.1  # of a run's time, above which a plan warns
 
 
 class Scoring(NamedTuple):
-    """Estimated cost of scoring the checkpoints of a run.
+    """Estimated cost of scoring the checkpoints of a run; seconds are ideal, as `Estimate`'s.
 
     Every batch has the same number of positions. The scorer is compiled for the shape that most
-    batches have, and the others are taken to cost the same. Seconds are ideal, as `Estimate`'s, and
-    None where the chip is not in the table.
+    batches have, and the others are taken to cost the same.
     """
 
     tasks: int  # that are counted
@@ -93,11 +92,11 @@ def prepare(
 
     What is not at hand (files, corpora, the vocabulary) is no error: the first reason is told.
     """
-    e = experiment
+    e, reason = experiment, ""
     prepared: dict[str, PreparedTask] = {}
-    missing: list[str] = []
-    generated: list[str] = []
-    reason = ""
+    missing, generated = list[str](), list[str]()
+    line = lambda names, why: f"{', '.join(names)}: {why}" if names else ""
+    reason_of = lambda error: one_line(error if isinstance(error, UserError) else repr(error))
     tell(f"counting the sequences of {', '.join(config.tasks)}")
     try:
         import_seqio()
@@ -107,7 +106,7 @@ def prepare(
         vocabulary = build_vocabulary(with_saved_tokenizer(e.data, saved))
         scorer = Scorer(e.model, mesh, vocabulary, config.tokens_per_batch)
     except Exception as error:
-        return [], (_line(config.tasks, _reason(error)),)
+        return [], (line(config.tasks, reason_of(error)),)
     for group in config.tasks:
         try:
             for name, task in select(dataclasses.replace(config, tasks=(group,))).items():
@@ -117,17 +116,9 @@ def prepare(
                     prepared[name] = scorer.prepare(task.definition, task.read_examples())
         except Exception as error:
             missing.append(group)
-            reason = reason or _reason(error)
-    lines = (_line(missing, reason), _line(generated, "the time depends on the answers"))
-    return list(prepared.values()), tuple(line for line in lines if line)
-
-
-def _line(names: Sequence[str], reason: str) -> str:
-    return f"{', '.join(names)}: {reason}" if names else ""
-
-
-def _reason(error: Exception) -> str:
-    return one_line(error if isinstance(error, UserError) else repr(error))
+            reason = reason or reason_of(error)
+    lines = (line(missing, reason), line(generated, "the time depends on the answers"))
+    return list(prepared.values()), tuple(filter(None, lines))
 
 
 def share_of(
@@ -135,9 +126,7 @@ def share_of(
 ) -> tuple[float, int | None]:
     """Scoring's share of a run; where it is above `MAX_SHARE`, the `every` with which it is not.
 
-    Args:
-      scheduled: the steps with a checkpoint, the last step among them.
-      seconds, step: of scoring a checkpoint, and of an update.
+    A run of `scheduled` checkpoints, each scored in `seconds`, with an update in `step` seconds.
     """
 
     def share(every: int) -> float:

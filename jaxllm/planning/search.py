@@ -43,14 +43,11 @@ class Candidate(NamedTuple):
 
     def bindings(self) -> str:
         """Its gin bindings, as command-line flags."""
-        text = [
-            f"--gin.MeshConfig.{axis}={size}"
-            for axis, size in dataclasses.asdict(self.mesh).items()
-            if size != 1
-        ]
-        text.append(f"--gin.ModelConfig.remat={self.remat}")
-        text.append(f"--gin.TrainConfig.gradient_accumulation={self.accumulation}")
-        return " ".join(text)
+        sizes = {f"MeshConfig.{axis}": n for axis, n in dataclasses.asdict(self.mesh).items()}
+        bound: dict[str, object] = {axis: size for axis, size in sizes.items() if size != 1}
+        bound["ModelConfig.remat"] = self.remat
+        bound["TrainConfig.gradient_accumulation"] = self.accumulation
+        return " ".join(f"--gin.{name}={value}" for name, value in bound.items())
 
 
 class Result(NamedTuple):
@@ -73,21 +70,20 @@ class Result(NamedTuple):
 
 
 def meshes(experiment: Experiment, target: Target) -> list[MeshConfig]:
-    """Meshes that divide devices, heads and batch, the most promising first.
+    """Meshes that divide devices, heads and batch, those with the least communication first.
 
-    Those with the least communication come first: no tensor parallelism, then parameters sharded
-    over as many devices of a slice as possible.
+    That is no tensor parallelism, then parameters sharded over most devices of a slice.
     """
     devices, rows = len(target.devices), experiment.data.batch_size
     per_slice = devices // target.slices
     found = []
     for tensor in (1, 2, 4, 8):
-        if per_slice % tensor or experiment.model.num_heads % tensor:
+        shards, rest = divmod(per_slice, tensor)
+        if rest or experiment.model.num_heads % tensor or rows % (devices // tensor):
             continue
-        for fsdp in reversed(_divisors(per_slice // tensor)):
-            data = devices // (tensor * fsdp)
-            if rows % (data * fsdp) == 0:
-                found.append(MeshConfig(data=data, fsdp=fsdp, tensor=tensor))
+        for fsdp in range(shards, 0, -1):
+            if shards % fsdp == 0:
+                found.append(MeshConfig(data=devices // tensor // fsdp, fsdp=fsdp, tensor=tensor))
     return found
 
 
@@ -96,9 +92,8 @@ def search(
 ) -> list[Result]:
     """Compile configurations on each mesh; those that fit come first, the fastest in front.
 
-    On a mesh, remat policies are tried from the least recomputation to the least memory until one
-    fits, as later ones are slower; then again with 2 and 4 microbatches, as long as a policy with
-    less recomputation may fit. Results are logged on stderr as they come.
+    On a mesh, remat policies are tried from the least recomputation on until one fits; then again
+    with 2 and 4 microbatches, as long as a policy with less recomputation may fit.
     """
     results: list[Result] = []
     bar = tqdm(desc="compiled", unit=" candidates", file=sys.stderr)
@@ -120,7 +115,8 @@ def search(
                     lightest = place
                     break
     bar.close()
-    return sorted(results, key=_step)
+    step = lambda result: (result.estimate.step_seconds or 0.0) if result.estimate else math.inf
+    return sorted(results, key=step)
 
 
 def _try(experiment: Experiment, target: Target, candidate: Candidate) -> Result:
@@ -141,11 +137,3 @@ def _try(experiment: Experiment, target: Target, candidate: Candidate) -> Result
         return Result(candidate, None, None, f"does not fit{by}")
     except UserError as error:
         return Result(candidate, None, None, str(error))
-
-
-def _step(result: Result) -> float:
-    return (result.estimate.step_seconds or 0.0) if result.estimate else float("inf")
-
-
-def _divisors(n: int) -> list[int]:
-    return [d for d in range(1, n + 1) if n % d == 0]

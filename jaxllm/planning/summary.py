@@ -110,26 +110,26 @@ class Plan(NamedTuple):
 
     def as_dict(self) -> dict[str, Any]:
         """The plan as JSON's types."""
+        parts = ("program", "estimate", "scoring", "bill")
         return {
             "topology": self.target.name, "devices": len(self.target.devices),
             "slices": self.target.slices, "mesh": self.shape, "fits": self.fits,
             "missing_bytes": self.excess_bytes, "hbm_bytes": self.hbm_bytes,
-            "would_help": self.suggestions,
-            "program": _as_dict(self.program), "estimate": _as_dict(self.estimate),
-            "scoring": _as_dict(self.scoring), "bill": _as_dict(self.bill),
-            "advice": self.advice,
-            "speed_reached": REACHED,
+            "would_help": self.suggestions, "advice": self.advice, "speed_reached": REACHED,
+            **{name: _as_dict(getattr(self, name)) for name in parts},
         }  # fmt: skip
-
-    def json(self) -> str:
-        """The plan as JSON."""
-        return json.dumps(self.as_dict(), indent=2)
 
     def text(self, timed: bool) -> str:
         """The plan for a terminal."""
         lines = [header(self.experiment, self.target, self.shape)]
-        if self.program:
-            lines.append(_memory(self.program, self.hbm_bytes))
+        if program := self.program:
+            peak, limit = program.peak, self.hbm_bytes
+            of = f" of {limit / GIB:.0f} GiB ({peak / limit:.0%})" if limit else ""
+            lines.append(
+                f"memory      {peak / GIB:.2f} GiB{of}: state and batch "
+                f"{program.arguments / GIB:.2f}, temporaries {program.temporaries / GIB:.2f} "
+                f"(activations {program.activations / GIB:.2f})"
+            )
         if self.program and self.estimate:
             lines += ["", *_costs(self.program, self.estimate), ""]
         elif self.fits and timed:
@@ -138,7 +138,9 @@ class Plan(NamedTuple):
             lines += _scoring(self.scoring)
         if self.fits and timed:
             lines += _bill(self.bill)
-            lines += ["", *_advice(self.experiment, self.advice)]
+            e = self.experiment
+            own = f"learning rate {e.schedule.peak_lr:.2g}, batch {e.tokens_per_step:,} tokens"
+            lines += ["", f"advice      this run: {own}", *(f"{'':12}{law}" for law in self.advice)]
         if not self.fits:
             by = f" by {self.excess_bytes / GIB:.1f} GiB" if self.excess_bytes else ""
             lines.append(f"\ndoes not fit{by}. What would help:")
@@ -148,10 +150,9 @@ class Plan(NamedTuple):
 
 def plan_json(plans: Sequence[Plan]) -> str:
     """The plan of a run as JSON; of several stages, each with the sum of their bills."""
-    if len(plans) == 1:
-        return plans[0].json()
-    whole = {"fits": all(plan.fits for plan in plans), "bill": _sum(plans)}
-    return json.dumps(whole | {"stages": [plan.as_dict() for plan in plans]}, indent=2)
+    whole: dict[str, Any] = {"fits": all(plan.fits for plan in plans), "bill": _sum(plans)}
+    whole["stages"] = [plan.as_dict() for plan in plans]
+    return json.dumps(whole if len(plans) > 1 else plans[0].as_dict(), indent=2)
 
 
 def plan_text(plans: Sequence[Plan], timed: bool) -> str:
@@ -160,20 +161,20 @@ def plan_text(plans: Sequence[Plan], timed: bool) -> str:
         return plans[0].text(timed)
     parts = [f"stage {p.experiment.number}\n{p.text(timed)}\n" for p in plans]
     cost, last = _sum(plans), plans[-1].experiment
+    days, hours, dollars = cost["days"], cost["chip_hours"], cost["dollars"]
     whole = f"all stages  {last.train.steps:,} steps, {last.tokens:,} tokens"
     if all(plan.program for plan in plans):
         peak, number = max((p.program.peak, p.experiment.number) for p in plans if p.program)
         whole += f", {peak / GIB:.2f} GiB in stage {number}"
-    if cost["days"] is not None:
-        money = f", ${cost['expected_dollars']:,.0f}" if cost["expected_dollars"] else ""
-        hours = cost["chip_hours"] / REACHED
-        whole += f", expected {cost['expected_days']:.1f} days, {hours:,.0f} chip-hours{money}"
+    if days and hours:
+        money = f", ${dollars / REACHED:,.0f}" if dollars else ""
+        whole += f", expected {days / REACHED:.1f} days, {hours / REACHED:,.0f} chip-hours{money}"
     return "\n".join([*parts, whole])
 
 
 def _sum(plans: Sequence[Plan]) -> dict[str, Any]:
     """The time and money of all stages; None where that of one is not known."""
-    names = ("days", "chip_hours", "dollars", "expected_days", "expected_dollars")
+    names = ("days", "chip_hours", "dollars")
     values = {name: [getattr(plan.bill, name) for plan in plans] for name in names}
     return {name: None if None in each else sum(each) for name, each in values.items()}
 
@@ -182,18 +183,12 @@ def ranking_json(results: Sequence[Result]) -> str:
     """The results of a search as JSON."""
     rows = [
         {
-            "bindings": result.candidate.bindings(), "refused": result.refused,
-            "program": _as_dict(result.program), "estimate": _as_dict(result.estimate),
+            "bindings": one.candidate.bindings(), "refused": one.refused,
+            "program": _as_dict(one.program), "estimate": _as_dict(one.estimate),
         }
-        for result in results
+        for one in results
     ]  # fmt: skip
     return json.dumps(rows, indent=2)
-
-
-def ranking_text(results: Sequence[Result]) -> str:
-    """A line per candidate, the fastest first, then those that do not fit."""
-    lines = [f"\n{'step':>8} {'MFU':>6} {'memory':>10}  candidate"]
-    return "\n".join(lines + [result.line() for result in results])
 
 
 def header(experiment: Experiment, target: Target, shape: dict[str, int] | None = None) -> str:
@@ -215,24 +210,7 @@ def header(experiment: Experiment, target: Target, shape: dict[str, int] | None 
     return "\n".join(lines)
 
 
-def _advice(e: Experiment, advised: Sequence[str]) -> list[str]:
-    """The run's learning rate and batch, beside what laws say of them."""
-    own = f"learning rate {e.schedule.peak_lr:.2g}, batch {e.tokens_per_step:,} tokens"
-    lines = [f"this run: {own}", *advised]
-    return [f"{'advice' if not number else '':<12}{line}" for number, line in enumerate(lines)]
-
-
-def _memory(program: Program, limit: float | None) -> str:
-    of = f" of {limit / GIB:.0f} GiB ({program.peak / limit:.0%})" if limit else ""
-    return (
-        f"memory      {program.peak / GIB:.2f} GiB{of}: state and batch "
-        f"{program.arguments / GIB:.2f}, temporaries {program.temporaries / GIB:.2f} "
-        f"(activations {program.activations / GIB:.2f})"
-    )
-
-
 def _costs(program: Program, cost: Estimate) -> list[str]:
-    """FLOPs, bytes and the time of each, then step time and the whole run."""
 
     def line(name: str, text: str, seconds: float | None) -> str:
         return f"{name:<12}" + (" " * 12 if seconds is None else f"{seconds:8.4f} s  ") + text
@@ -262,7 +240,6 @@ def _costs(program: Program, cost: Estimate) -> list[str]:
 
 
 def _scoring(cost: Scoring) -> list[str]:
-    """A checkpoint's sequences and their time, what is not counted, a warning of a large share."""
     seconds = "" if cost.seconds is None else f"{cost.seconds:.3g} s a checkpoint, "
     share = "" if cost.share is None else f", {cost.share:.1%} of the run"
     counted = (
@@ -284,16 +261,11 @@ def _scoring(cost: Scoring) -> list[str]:
 
 
 def _bill(cost: Bill) -> list[str]:
-    """Storage, requests and memory of the hosts, then time and money."""
-    retained, size, seconds = (
-        cost.checkpoints_retained,
-        cost.checkpoint_bytes,
-        cost.checkpoint_seconds,
-    )
+    size, seconds = cost.checkpoint_bytes, cost.checkpoint_seconds
     trajectory = f", {_size(cost.trajectory_bytes)} of trajectory" if cost.trajectory_bytes else ""
     lines = [
         f"checkpoints {cost.checkpoints:,} of {_size(size)}, "
-        f"{retained:,} retained ({_size(retained * size)}), "
+        f"{cost.checkpoints_retained:,} retained ({_size(cost.checkpoints_retained * size)}), "
         f"each written in {seconds:.1f} s at {size / seconds / 1e9:g} GB/s beside the steps",
         f"storage     {_size(cost.token_store_bytes)} of tokens{trajectory}",
         f"requests    {cost.requests_per_step:,} for the data of a step, {cost.requests:,} in all",
@@ -313,7 +285,6 @@ def _bill(cost: Bill) -> list[str]:
 
 
 def _size(count: float) -> str:
-    """Bytes in decimal units."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 999.5:
             return f"{count:.3g} {unit}"

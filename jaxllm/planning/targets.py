@@ -32,12 +32,9 @@ class Target(NamedTuple):
 
 
 def tpu_target(name: str, slices: int = 1) -> Target:
-    """TPU slices by their cloud name, from libtpu's topology descriptions.
+    """TPU slices by their cloud name; UserError if it is unknown, or libtpu is not installed.
 
     Call it before JAX starts, as it sets environment variables that libtpu reads.
-
-    Raises:
-      UserError: the name is unknown, or libtpu is not installed.
     """
     wanted = slice_of(name)
     if slices < 1:
@@ -62,20 +59,14 @@ def tpu_target(name: str, slices: int = 1) -> Target:
 
 
 def local_target(name: str) -> Target:
-    """Local devices: 'cpu:8' virtual CPU devices, all of 'gpu' or 'tpu', or the first of 'gpu:4'.
-
-    Raises:
-      UserError: there are no such devices, or too few.
-    """
+    """Devices here: 'cpu:8' virtual ones, all of 'gpu' or 'tpu', 'gpu:4'; UserError if too few."""
     platform, _, count = name.partition(":")
     if platform not in ("cpu", "gpu", "tpu") or (count and not count.isdigit()):
         raise UserError(f"--devices={name}: write cpu:8, gpu or tpu")
     if platform == "cpu":
         os.environ["JAX_PLATFORMS"] = "cpu"
-        flags = os.environ.get("XLA_FLAGS", "")
-        os.environ["XLA_FLAGS"] = (
-            f"{flags} --xla_force_host_platform_device_count={count or 1}".strip()
-        )
+        virtual = f"--xla_force_host_platform_device_count={count or 1}"
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {virtual}".strip()
     import jax
 
     try:

@@ -28,7 +28,7 @@ def main() -> None:
     costs = measure_costs(dataclasses.replace(e, data=twice), mesh, two.slices)
     found = {
         "text": plan.text(timed=True),
-        "plan": json.loads(plan.json()),
+        "plan": plan.as_dict(),
         "two_slices": ideal_seconds(two, costs),
     }
     print(json.dumps(found))

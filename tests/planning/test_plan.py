@@ -90,7 +90,7 @@ def test_all_stages_are_planned_and_billed_together(plan) -> None:
         targets.Target("as if", jax.devices()[:1], 1, None),
     )
     empty = Bill(*[0] * 10)
-    bills = [empty._replace(days=d, chip_hours=24 * d, expected_days=2 * d) for d in (1.0, 3.0)]
+    bills = [empty._replace(days=d, chip_hours=24 * d) for d in (1.0, 3.0)]
     plans = [
         Plan(stage, target, {"data": 1, "fsdp": 1, "tensor": 1}, None, None, 1.0, None, bill, [])
         for stage, bill in zip(experiment.stages, bills, strict=True)
