@@ -86,25 +86,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def launcher_of(name: str, options: Sequence[str]) -> Launcher:
-    """The launcher of that name, with its options.
-
-    Raises:
-      UserError: an option is missing or not read.
-    """
-    from jaxllm.suites.gke import Xpk
+    """The launcher of that name; UserError if an option is missing or not read."""
+    from jaxllm.suites.google_cloud import TpuVm, Xpk
     from jaxllm.suites.launchers import Local
     from jaxllm.suites.slurm import Slurm
-    from jaxllm.suites.tpu_vm import TpuVm
 
     pairs = {key.lstrip("-"): value for key, _, value in (one.partition("=") for one in options)}
     if name == "local":
         if pairs:
             raise UserError("--launcher_option is not read with --launcher=local: leave it out")
         return Local()
-    elsewhere: dict[str, Callable[[Options], Launcher]] = {
-        "slurm": Slurm, "tpu_vm": TpuVm, "xpk": Xpk
-    }  # fmt: skip
-    return elsewhere[name](pairs)
+    known: dict[str, Callable[[Options], Launcher]] = {"slurm": Slurm, "tpu_vm": TpuVm, "xpk": Xpk}
+    return known[name](pairs)
 
 
 if __name__ == "__main__":

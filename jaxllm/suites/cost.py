@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -30,10 +30,7 @@ class Cost(NamedTuple):
 def costs(
     members: Sequence[Member], mesh: Mesh, tell: Callable[[str], None] = lambda line: None
 ) -> dict[str, Cost]:
-    """The cost of each run, by its name, in the mean of its stages' steps.
-
-    What has one shape is measured once.
-    """
+    """The cost of each run, by its name, in the mean of its stages' steps; of a shape once."""
     by_shape: dict[Any, Cost] = {}
     parts = [(one.name, stage) for one in members for stage in one.experiment.stages]
     count = len({_shape(stage) for _, stage in parts})
@@ -41,21 +38,17 @@ def costs(
         if _shape(stage) not in by_shape:
             tell(f"timing a step of {name} ({len(by_shape) + 1}/{count})")
             by_shape[_shape(stage)] = measure(stage, mesh)
-    return {one.name: _mean(one.experiment, by_shape) for one in members}
 
+    def mean(experiment: Experiment) -> Cost:
+        stages = [(by_shape[_shape(stage)], stage.num_steps) for stage in experiment.stages]
+        seconds = sum(cost.seconds * steps for cost, steps in stages) / experiment.train.steps
+        return Cost(seconds, max(cost.peak for cost, _ in stages))
 
-def _mean(experiment: Experiment, by_shape: Mapping[Any, Cost]) -> Cost:
-    stages = [(by_shape[_shape(stage)], stage.num_steps) for stage in experiment.stages]
-    seconds = sum(cost.seconds * steps for cost, steps in stages) / experiment.train.steps
-    return Cost(seconds, max(cost.peak for cost, _ in stages))
+    return {one.name: mean(one.experiment) for one in members}
 
 
 def measure(experiment: Experiment, mesh: Mesh) -> Cost:
-    """Compile the update and time it on a batch of token 0.
-
-    Raises:
-      UserError: the configs do not fit each other or the devices.
-    """
+    """Compile the update and time it on a batch of token 0; UserError as `Experiment.check`."""
     e = experiment
     e.check(mesh)
     schedule, optimizer = make_schedule(e.schedule, e.train.steps), e.make_optimizer()

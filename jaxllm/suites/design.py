@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import random
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxllm.analysis.finding import amount
@@ -22,25 +22,18 @@ RESERVED = {
     "check", "logs", "proposal.gin", "proposal.json", "report", "stacks", "suite.gin", "suite.json"
 }  # fmt: skip
 SIZE = (*DIAL, "TRAIN_STEPS")  # axes along which runs are of one family
+Point = dict[str, tuple[str, Any]]  # axis -> label and value
 
 
 @dataclasses.dataclass(frozen=True)
 class Member:
-    """A run of a suite.
+    """A run of a suite."""
 
-    Attributes:
-      name: of the run and of its directory.
-      bindings: gin bindings on top of the suite's file.
-      experiment: the configs of the run.
-      begin: step at which it begins; above 0 for a branch.
-      parent: name of the run of which it is a branch.
-    """
-
-    name: str
-    bindings: Mapping[str, Any]
+    name: str  # of its directory, too
+    bindings: Mapping[str, Any]  # on top of the suite's file
     experiment: Experiment
-    begin: int = 0
-    parent: str | None = None
+    begin: int = 0  # step at which it begins; above 0 for a branch
+    parent: str | None = None  # name of the run of which it is a branch
 
     @property
     def steps(self) -> int:
@@ -72,10 +65,12 @@ def members(
       configure: the experiment of some bindings on top of the suite's file.
 
     Raises:
-      UserError: an axis or a name is malformed, two runs have one name, or a run's settings are
-        wrong.
+      UserError: an axis, a name or a setting is malformed, or two runs have one name.
     """
-    points = [point for axes in _products(config.axes) for point in axes]
+    points: list[Point] = []
+    for product in (config.axes,) if isinstance(config.axes, Mapping) else config.axes:
+        columns = [_labelled(name, values) for name, values in product.items()]
+        points += [dict(zip(product, row, strict=True)) for row in itertools.product(*columns)]
     if config.sample is not None:
         points = random.Random(0).sample(points, min(config.sample, len(points)))
     found = [
@@ -91,39 +86,23 @@ def members(
     return sorted(found, key=lambda one: (trunk[one.parent or one.name], one.parent or one.name))
 
 
-Point = dict[str, tuple[str, Any]]  # axis -> label and value
-
-
-def _products(axes: Mapping[str, Any] | tuple[Mapping[str, Any], ...]) -> Iterable[list[Point]]:
-    for product in (axes,) if isinstance(axes, Mapping) else axes:
-        columns = [_labelled(name, values) for name, values in product.items()]
-        yield [dict(zip(product, row, strict=True)) for row in itertools.product(*columns)]
-
-
-def _labelled(name: str, values: Any) -> list[tuple[str, Any]]:
-    """The values of an axis with their labels in the names of runs."""
+def _labelled(axis: str, values: Any) -> list[tuple[str, Any]]:
+    """The values of an axis with their labels in the names of runs: 400k, 1e13flops, seed1."""
     if isinstance(values, Mapping):
         return list(values.items())
     if not isinstance(values, tuple | list):
         values = (values,)
     if not values:
-        raise UserError(f"SuiteConfig.axes: {name} has no values")
-    return [(_label(name, value), value) for value in values]
+        raise UserError(f"SuiteConfig.axes: {axis} has no values")
 
+    def label(value: Any) -> str:
+        if axis == "flops":
+            return f"{value:.3g}flops".replace("+", "")
+        large = isinstance(value, int | float) and value >= 1e4
+        short = amount(value).lower() if large else str(value)
+        return short if axis == "params" else f"{axis.rpartition('.')[2].lower()}{short}"
 
-def _label(axis: str, value: Any) -> str:
-    """A value as a part of a name: 400k parameters, 1e13flops, seed1."""
-    if axis == "params":
-        return _short(value)
-    if axis == "flops":
-        return f"{value:.3g}flops".replace("+", "")
-    return f"{axis.rpartition('.')[2].lower()}{_short(value)}"
-
-
-def _short(value: Any) -> str:
-    """A value in a name: a large number with its unit, 1e6 as 1m."""
-    large = isinstance(value, int | float) and value >= 1e4
-    return amount(value).lower() if large else str(value)
+    return [(label(value), value) for value in values]
 
 
 def _with_branches(

@@ -33,11 +33,7 @@ class Job:
 
 
 def jobs(members: Sequence[Member], size: int) -> list[Job]:
-    """Group the runs of a suite into stacks of up to `size`, in the suite's order.
-
-    Whatever has trained already, the groups are the same: a job that goes on elsewhere is found by
-    its runs.
-    """
+    """Group all runs of a suite, trained or not, into stacks of up to `size`, in its order."""
     groups: dict[str, list[Member]] = {}
     for number, one in enumerate(members):
         groups.setdefault(_alike(one) if size > 1 else str(number), []).append(one)
@@ -50,7 +46,6 @@ def jobs(members: Sequence[Member], size: int) -> list[Job]:
 
 
 def _alike(member: Member) -> str:
-    """Equal for runs that can be stacked."""
     from jaxllm.training.stacked import ALONE, shared_settings  # loads the reading of data
 
     if any(getattr(member.experiment.train, name) for name in ALONE):

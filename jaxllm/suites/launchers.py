@@ -27,14 +27,10 @@ class Launcher(Protocol):
 
     A run is known by its name there, so that a suite command that was lost and is given again finds
     the runs that go on. Every method raises UserError where a command is missing or refuses.
-
-    Attributes:
-      here: whether its runs save and end with the suite command, unless that is killed.
-      poll_seconds: between two looks.
     """
 
-    here: bool
-    poll_seconds: float
+    here: bool  # whether its runs save and end with the suite command, unless that is killed
+    poll_seconds: float  # between two looks
 
     def submit(self, name: str, flags: Sequence[str], log: Path) -> None:
         """Start jaxllm.train with `flags`; what it or its launcher prints goes to `log`."""
@@ -99,11 +95,7 @@ def _lock_file(name: str) -> Path:
 
 @contextlib.contextmanager
 def _lock(name: str) -> Iterator[IO[str]]:
-    """Hold the lock of a name, as do the children that inherit its file.
-
-    Raises:
-      BlockingIOError: another process holds it.
-    """
+    """Hold the lock of a name, as children that inherit its file; BlockingIOError if one does."""
     _lock_file(name).touch()  # lest it is cleared away as old
     with _lock_file(name).open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -111,11 +103,7 @@ def _lock(name: str) -> Iterator[IO[str]]:
 
 
 def ask(command: Sequence[str]) -> str:
-    """The answer of a command that may be repeated: a cluster is now and then too busy for one.
-
-    Raises:
-      UserError: as `answer`, after some tries.
-    """
+    """The `answer` of a command that may be repeated, as a cluster is now and then too busy."""
     for pause in PAUSES:
         try:
             return answer(command)
@@ -128,11 +116,7 @@ def ask(command: Sequence[str]) -> str:
 
 
 def answer(command: Sequence[str]) -> str:
-    """What a launcher's command prints.
-
-    Raises:
-      UserError: it is missing, or fails; with the last line that it printed.
-    """
+    """What a launcher's command prints; UserError, with its last line, if it fails."""
     try:
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False

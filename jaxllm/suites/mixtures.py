@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from etils import epath
@@ -27,52 +26,32 @@ WEIGHTS, SEED = "DataConfig.weights", "SEED"  # axes
 
 @dataclasses.dataclass(frozen=True)
 class Draw:
-    """How mixtures are drawn; the defaults are RegMix's (arXiv 2407.01492, §3.1, and its code).
-
-    Attributes:
-      seed: of the draws.
-      temperature: exponent of the shares; below 1 rare domains get more than they have.
-      weakest, strongest: of the Dirichlet's strengths: from single domains to nearly the shares.
-      floor: what a domain gets at least, or half of its share, as a run knows no share of 0.
-      limits: domain -> its largest share, where data would be repeated too often.
-    """
+    """How mixtures are drawn; the defaults are RegMix's (arXiv 2407.01492, §3.1, and its code)."""
 
     seed: int = 0
-    temperature: float = 0.5
-    weakest: float = 0.1
-    strongest: float = 5.0
-    floor: float = 0.002
-    limits: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    temperature: float = 0.5  # exponent of the shares; below 1 rare domains get more than they have
+    weakest: float = 0.1  # of the Dirichlet's strengths: single domains
+    strongest: float = 5.0  # nearly the shares
+    floor: float = 0.002  # of a domain, or half of its share, as a run knows no share of 0
+    limits: Mapping[str, float] = dataclasses.field(default_factory=dict)  # largest shares
 
     def __post_init__(self) -> None:
         strengths = 0 < self.weakest <= self.strongest
         if not strengths or self.temperature < 0 or not 0 < self.floor < 1:
-            raise UserError(
-                f"a swarm of temperature {self.temperature:g}, strengths {self.weakest:g} to "
-                f"{self.strongest:g} and floor {self.floor:g}: need 0 or more, two rising numbers "
-                "above 0, and a share"
-            )
+            need = "need a temperature from 0, rising strengths above 0, and a share as floor"
+            raise UserError(f"{self}: {need}")
 
 
 def draw(
     shares: Mapping[str, float], count: int, how: Draw | None = None
 ) -> list[dict[str, float]]:
-    """Draw mixtures around shares.
+    """Draw mixtures, domain -> share, around shares of any scale; UserError if there is no room.
 
     A mixture r is from Dirichlet(s q), where q are the shares to the power of the temperature,
     normalised, and s is one of the strengths, equally spaced in their logarithm; it is drawn again
     if a domain has more than MOST times its share, or than its limit. RegMix drops domains below a
     minimum, and its rows miss 1 by rounding. Here each domain keeps its floor f, and the mixture is
-    f + (1 - Σ f) r.
-
-    Args:
-      shares: domain -> its share of the corpus, on any scale.
-
-    Returns:
-      domain -> share, which sum to 1; a larger swarm begins with a smaller one's.
-
-    Raises:
-      UserError: the limits leave no room.
+    f + (1 - Σ f) r. A larger swarm begins with a smaller one's.
     """
     how = how or Draw()
     own = np.array(list(shares.values()), np.float64) / sum(shares.values())
@@ -101,11 +80,7 @@ def draw(
 def swarm(
     shares: Mapping[str, float] | None, count: int, how: Draw | None = None
 ) -> dict[str, dict[str, float]]:
-    """A name for each of `count` mixtures: the natural one, which is the shares, and drawn ones.
-
-    Raises:
-      UserError: no shares to draw around, or as `draw`.
-    """
+    """A name for each of `count` mixtures: the natural one, which is the shares, and drawn ones."""
     if not shares or len(shares) < 2:
         raise UserError("mixtures are drawn around DataConfig.weights: name two domains there")
     if count < 2:
@@ -128,9 +103,7 @@ def write_suite(
     """Write the gin file of a suite of mixtures on top of the gin that is bound; return its path.
 
     Args:
-      directory: of the suite, and of the file.
       files, bindings: what has been bound, as the file binds it again.
-      mixtures: name -> domain -> share.
       times: what the parameters and the tokens of the runs are multiplied by.
       seeds: number of seeds of each mixture; None leaves them alone.
       about: how the mixtures came about, for a comment.
@@ -138,18 +111,25 @@ def write_suite(
     Raises:
       UserError: the bound axes are not of one size that could grow.
     """
-    axes = {name: value for name, value in _axes(times).items() if name != WEIGHTS}
+    axes = SuiteConfig().axes
+    sizes = {} if isinstance(axes, tuple) else {name: axes[name] for name in DIAL if name in axes}
+    if isinstance(axes, tuple) or not all(isinstance(n, int | float) for n in sizes.values()):
+        raise UserError(f"SuiteConfig.axes = {axes}: mixtures are compared at one size: name one")
+    grown = {"params": times, "tokens": times, "flops": times**2}
+    if times != 1 and not grown.keys() & sizes.keys():
+        raise UserError(
+            "SuiteConfig.axes names neither params nor flops, of which --times could make more: "
+            "check at the proxies' own size with --times=1"
+        )
+    axes = {n: v * grown.get(n, 1) if n in sizes else v for n, v in axes.items() if n != WEIGHTS}
     axes |= {} if seeds is None else {SEED: tuple(range(1, seeds + 1))}
     several = [axis for axis, value in axes.items() if isinstance(value, tuple | list)]
     name = "_".join(f"{{{axis.rpartition('.')[2]}}}" for axis in (WEIGHTS, *several))
     lines = [f"# {about}"] if about else []
     lines += [f"include {file!r}" for file in dict.fromkeys(["suites/base.gin", *files])]
     lines += [*bindings, f"SUITE_DIR = {directory!r}", f"SuiteConfig.name = {name!r}"]
-    lines += [
-        "SuiteConfig.axes = {",
-        *(f"    {axis!r}: {value!r}," for axis, value in axes.items()),
-    ]
-    lines.append(f"    {WEIGHTS!r}: {{")
+    own = (f"    {axis!r}: {value!r}," for axis, value in axes.items())
+    lines += ["SuiteConfig.axes = {", *own, f"    {WEIGHTS!r}: {{"]
     for label, mixture in mixtures.items():
         shares = ", ".join(f"{domain!r}: {share:.6g}" for domain, share in mixture.items())
         lines.append(f"        {label!r}: {{{shares}}},")
@@ -157,19 +137,3 @@ def write_suite(
     file.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(file, "\n".join([*lines, "    },", "}", ""]))
     return file
-
-
-def _axes(times: float) -> dict[str, Any]:
-    """The bound axes, with `times` the parameters and tokens."""
-    axes = SuiteConfig().axes
-    if isinstance(axes, tuple) or not all(
-        isinstance(axes.get(name, 1), int | float) for name in DIAL
-    ):
-        raise UserError(f"SuiteConfig.axes = {axes}: mixtures are compared at one size: name one")
-    grown = {"params": times, "tokens": times, "flops": times**2}
-    if times != 1 and not grown.keys() & axes.keys():
-        raise UserError(
-            "SuiteConfig.axes names neither params nor flops, of which --times could make more: "
-            "check at the proxies' own size with --times=1"
-        )
-    return {name: value * grown[name] if name in grown else value for name, value in axes.items()}

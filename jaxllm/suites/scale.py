@@ -32,6 +32,9 @@ class Shape(NamedTuple):
 def shape(params: float) -> Shape:
     """The shape of a gated decoder (LLaMA's) with so many parameters without embeddings.
 
+    Widths are multiples of TPU tiles where that costs no accuracy of the size, and the number of
+    heads is that whose size, an even divisor of the width, is nearest to the usual one.
+
     Raises:
       UserError: too few for two layers.
     """
@@ -39,36 +42,23 @@ def shape(params: float) -> Shape:
         raise UserError(
             f"a model of {params:,.0f} parameters without embeddings: need {SMALLEST:,}"
         )
+    by_width = lambda width, *sizes: sizes[(width >= 512) + (width >= 2048)]
     layers = max(2, round((params / (12 * 64**2)) ** (1 / 3)))
-    grain = _grain(math.sqrt(params / (12 * layers)))
+    grain = by_width(math.sqrt(params / (12 * layers)), 16, 64, 128)
+
+    def mlp(width: int) -> int:  # that makes up the parameters
+        grain = 4 if width < 128 else by_width(width, 8, 32, 128)
+        others = layers * (4 * width**2 + 2 * width) + width
+        return round((params - others) / (3 * width * layers) / grain) * grain
+
     widths = range(grain, round(2 * math.sqrt(params / (8 * layers))) + grain, grain)
-    found = [_with_mlp(layers, width, params) for width in widths]
-    layers, width, mlp, _ = min((s for s in found if s.mlp_dim > 0), key=_distance)
-    return Shape(layers, width, mlp, _heads(width))
-
-
-def _grain(width: float) -> int:
-    """What widths are multiples of: tiles of a TPU where it costs no accuracy of the size."""
-    return 16 if width < 512 else 64 if width < 2048 else 128
-
-
-def _with_mlp(layers: int, width: int, params: float) -> Shape:
-    """The shape of this depth and width whose MLP makes up the parameters."""
-    grain = 4 if width < 128 else max(8, _grain(width) // 2 if width < 2048 else 128)
-    others = layers * (4 * width**2 + 2 * width) + width
-    return Shape(layers, width, round((params - others) / (3 * width * layers) / grain) * grain, 1)
-
-
-def _distance(shape: Shape) -> float:
-    """How far an MLP is from 8/3 of the width."""
-    return abs(math.log(shape.mlp_dim / shape.embed_dim / (8 / 3)))
-
-
-def _heads(width: int) -> int:
-    """The number of heads whose size is an even divisor of the width nearest to the usual one."""
-    usual = 32 if width < 512 else 64 if width < 2048 else 128
-    fitting = [n for n in range(1, width) if width % n == 0 and width // n % 2 == 0]
-    return min(fitting, key=lambda n: abs(math.log(width / n / usual)))
+    fitting = [width for width in widths if mlp(width) > 0]
+    width = min(fitting, key=lambda width: abs(math.log(mlp(width) / width / (8 / 3))))
+    heads = [n for n in range(1, width) if width % n == 0 and width // n % 2 == 0]
+    usual = by_width(width, 32, 64, 128)
+    return Shape(
+        layers, width, mlp(width), min(heads, key=lambda n: abs(math.log(width / n / usual)))
+    )
 
 
 def budget(dial: Mapping[str, float]) -> tuple[float, float]:

@@ -69,11 +69,7 @@ class Job:
     log: str
 
     def __call__(self) -> None:
-        """Run the command to its end.
-
-        Raises:
-          CalledProcessError: it fails.
-        """
+        """Run the command to its end; CalledProcessError if it fails."""
         # Slurm sends submitit's signal to every process of a job.
         shielded = ["bash", "-c", "trap '' USR2; exec \"$@\"", "run", *self.command]
         with open(self.log, "ab") as output:

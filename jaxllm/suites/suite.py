@@ -1,10 +1,4 @@
-"""A suite's directory: its runs, and how far they are.
-
-SUITE_DIR/suite.json     the runs with their settings, as they were begun
-SUITE_DIR/<run>/         a run directory each
-SUITE_DIR/stacks/        the flags of runs that train in one program
-SUITE_DIR/logs/          what each run or stack printed
-"""
+"""A suite's directory (`jaxllm.run.suite_layout`): its runs, and how far they are."""
 
 from __future__ import annotations
 
@@ -18,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import gin
+import pandas as pd
 
 from jaxllm.analysis.finding import amount
 from jaxllm.configs import saved_bindings
@@ -60,25 +55,15 @@ class Suite:
     def __init__(
         self, directory: str, members: Sequence[Member], flags: Sequence[str], rule: str = ""
     ) -> None:
-        """A suite.
-
-        Args:
-          flags: of the command line that all runs share: gin files and bindings.
-          rule: SuiteConfig.rule.
-        """
+        """`flags` are those of the command line that all runs share: gin files and bindings."""
         self.layout, self.rule = SuiteLayout(directory), rule
         self.members, self._flags = list(members), list(flags)
 
     @classmethod
     def configured(cls, load: Callable[[], None], flags: Sequence[str]) -> Suite:
-        """The suite that gin defines.
+        """The suite that gin defines; UserError if SUITE_DIR is not set, or as `members`.
 
-        Args:
-          load: binds what its runs share.
-          flags: that do so for `jaxllm.train`.
-
-        Raises:
-          UserError: SUITE_DIR is not set, or as `members`.
+        `load` binds what its runs share, and `flags` do so for `jaxllm.train`.
         """
         gin.clear_config()
         load()
@@ -95,12 +80,8 @@ class Suite:
         return cls(config.directory, runs, flags, config.rule)
 
     def begin(self) -> None:
-        """Write suite.json.
-
-        Raises:
-          UserError: a run of the suite began with other settings, or suite.json is damaged.
-        """
-        settings = {one.name: _jsonable(one.bindings) for one in self.members}
+        """Write suite.json; UserError if it is damaged, or a run began with other settings."""
+        settings = {one.name: _in_gin(one.bindings) for one in self.members}
         suite = self.layout.declared()
         before = suite.runs if suite else {}
         for name, now in settings.items():
@@ -118,16 +99,17 @@ class Suite:
 
     def flags(self, job: Job, due: Set[str] | None = None) -> list[str]:
         """The flags of the `jaxllm.train` that trains a job's runs, or those that are due."""
-        own = [self._own_flags(one) for one in job.members if due is None or one.name in due]
+        own = [
+            [f"--gin.MODEL_DIR={self.layout.run(one.name)}"]
+            + [f"--gin.{name}={value}" for name, value in _in_gin(one.bindings).items()]
+            for one in job.members
+            if due is None or one.name in due
+        ]
         if len(own) == 1:
             return [*self._flags, *own[0]]
         file = self.layout.stacks / f"{job.name}.json"
         atomic_write(file, json.dumps(own, indent=1) + "\n")
         return [*self._flags, f"--stack={file}"]
-
-    def _own_flags(self, member: Member) -> list[str]:
-        own = [f"--gin.{name}={_gin(value)}" for name, value in member.bindings.items()]
-        return [f"--gin.MODEL_DIR={self.layout.run(member.name)}", *own]
 
     def job_name(self, job: Job) -> str:
         """The name of a job where it trains: of its directories alone, and one that GKE takes."""
@@ -164,11 +146,7 @@ class Suite:
 
 
 def bind(bindings: Mapping[str, Any]) -> None:
-    """Bind gin parameters and macros.
-
-    Raises:
-      UserError: a name is unknown.
-    """
+    """Bind gin parameters and macros; UserError if a name is unknown."""
     for name, value in bindings.items():
         try:
             gin.bind_parameter(name if "." in name else f"{name}/gin.macro.value", value)
@@ -178,33 +156,24 @@ def bind(bindings: Mapping[str, Any]) -> None:
 
 def table(suite: Suite, costs: Mapping[str, Cost] | None = None) -> str:
     """The runs with what they cost, or without `costs` with how far they are."""
-    known = ("time", "memory") if costs else ("state",)
-    rows: list[tuple[str, ...]] = [("run", "parameters", "tokens", "FLOPs", *known)]
-    seconds = 0.0
-    for one in suite.members:
-        params = amount(one.experiment.model.num_params)
-        row = (one.name, params, amount(one.tokens), f"{one.flops:.2e}")
-        if costs is None:
-            rows.append((*row, str(suite.progress(one))))
-            continue
-        cost, own = costs[one.name], (one.steps - one.begin) * costs[one.name].seconds
-        seconds += own
-        rows.append((*row, duration(own), f"{cost.peak / 2**20:,.0f} MiB"))
-    flops = f"{sum(one.flops for one in suite.members):.2e}"
-    last = (duration(seconds), "") if costs else ("",)
-    rows.append((f"{len(suite.members)} runs", "", "", flops, *last))
-    first, *others = (max(map(len, column)) for column in zip(*rows, strict=True))
-    aligned = (
-        [name.ljust(first), *(text.rjust(width) for text, width in zip(row, others, strict=True))]
-        for name, *row in rows
-    )
-    return "\n".join("  ".join(row).rstrip() for row in aligned)
+    rows = [{
+        "run": one.name, "parameters": amount(one.experiment.model.num_params),
+        "tokens": amount(one.tokens), "FLOPs": f"{one.flops:.2e}",
+    } for one in suite.members]  # fmt: skip
+    whole = {"run": f"{len(rows)} runs", "FLOPs": f"{sum(one.flops for one in suite.members):.2e}"}
+    if costs is None:
+        for row, one in zip(rows, suite.members, strict=True):
+            row["state"] = str(suite.progress(one))
+    else:
+        seconds = [(one.steps - one.begin) * costs[one.name].seconds for one in suite.members]
+        for row, own in zip(rows, seconds, strict=True):
+            row |= {"time": duration(own), "memory": f"{costs[row['run']].peak / 2**20:,.0f} MiB"}
+        whole["time"] = duration(sum(seconds))
+    frame = pd.DataFrame([*rows, whole]).fillna("").set_index("run")
+    text = frame.rename_axis(index=None, columns="run").to_string()
+    return "\n".join(line.rstrip() for line in text.splitlines())
 
 
-def _gin(value: Any) -> str:
-    """A value as gin reads it."""
-    return repr(dict(value)) if isinstance(value, Mapping) else repr(value)
-
-
-def _jsonable(bindings: Mapping[str, Any]) -> dict[str, Any]:
-    return json.loads(json.dumps({name: _gin(value) for name, value in bindings.items()}))
+def _in_gin(bindings: Mapping[str, Any]) -> dict[str, str]:
+    plain = lambda value: dict(value) if isinstance(value, Mapping) else value
+    return {name: repr(plain(value)) for name, value in bindings.items()}

@@ -19,13 +19,9 @@ MISSES = 6  # looks at which a job that was submitted may not be there yet
 def train(
     suite: Suite, launcher: Launcher, at_once: int, stack: int, log: Callable[[str], None]
 ) -> list[str]:
-    """Train what is not finished; a failure stops only its own branches.
+    """Train what is not finished, in `at_once` jobs of up to `stack` runs of equal shapes each.
 
-    On Ctrl-C runs save and end; on an error those here.
-
-    Args:
-      at_once: jobs at a time.
-      stack: runs of equal shapes in one job, at most.
+    A failure stops only its own branches. On Ctrl-C runs save and end; on an error those here.
 
     Returns:
       The names of the runs that failed or could not begin.
@@ -49,13 +45,7 @@ def train(
 
 
 class _Training:
-    """The operations of `train`.
-
-    Attributes:
-      waiting, running: jobs with runs that are not finished.
-      failed: names of runs.
-      bar: of FLOPs, and the time left by them.
-    """
+    """The operations of `train`; jobs that are `waiting` or `running` have unfinished runs."""
 
     def __init__(
         self, suite: Suite, launcher: Launcher, stack: int, log: Callable[[str], None]
@@ -69,7 +59,7 @@ class _Training:
         # A suite command that was lost has left some.
         self.running = [job for job in planned if self._state(job) == "running"]
         self.waiting = [job for job in planned if job not in self.running]
-        self.failed: list[str] = []
+        self.failed: list[str] = []  # names of runs
         self._seen, self._misses = set(self.running), Counter[Job]()
         for job in self.running:
             log(f"{job.name}: goes on")
@@ -80,7 +70,6 @@ class _Training:
         )  # fmt: skip
 
     def note_ends(self) -> None:
-        """Report the jobs that are not there any more."""
         for job in list(self.running):
             state = self._state(job)
             if state == "running":
@@ -103,11 +92,7 @@ class _Training:
                 self.waiting.remove(job)
 
     def begin(self, at_once: int) -> None:
-        """Submit the next jobs whose parents have trained.
-
-        Raises:
-          UserError: not even the first can be submitted, as where an option is wrong.
-        """
+        """Submit the next jobs whose parents have trained; UserError if not even the first can."""
         for job in list(self.waiting):
             unfinished = {name for other in [*self.waiting, *self.running] for name in other.runs}
             if len(self.running) == at_once or job.parents & unfinished:

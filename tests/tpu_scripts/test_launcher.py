@@ -16,7 +16,7 @@ FLAGS = ["--gin_file=a b.gin"]
 def here(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     for name, value in machine.environment.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("jaxllm.suites.tpu_vm.SCRIPTS", machine.scripts)
+    monkeypatch.setattr("jaxllm.suites.google_cloud.SCRIPTS", machine.scripts)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     machine.states("NONE", "ACTIVE")
     return machine
