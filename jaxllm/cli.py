@@ -52,19 +52,11 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 def add_gin_flags(flags: argparse.ArgumentParser) -> None:
     """Add t5x's gin flags to a parser."""
-    gin_flags = flags.add_argument_group("gin")
-    gin_flags.add_argument(
-        "--gin_file", action="append", default=[], metavar="FILE",
-        help="a gin file; repeatable, later files win",
-    )  # fmt: skip
-    gin_flags.add_argument(
-        "--gin_bindings", action="append", default=[], metavar="BINDING",
-        help="one binding, as --gin.NAME=VALUE",
-    )  # fmt: skip
-    gin_flags.add_argument(
-        "--gin_search_paths", default="", metavar="DIR,DIR",
-        help="comma-separated directories to look for gin files in",
-    )  # fmt: skip
+    several: dict[str, Any] = {"action": "append", "default": []}
+    add = flags.add_argument_group("gin").add_argument
+    add("--gin_file", metavar="FILE", help="a gin file; repeatable, later files win", **several)
+    add("--gin_bindings", metavar="BINDING", help="one binding, as --gin.NAME=VALUE", **several)
+    add("--gin_search_paths", default="", metavar="DIR,DIR", help="where to look for gin files")
 
 
 def gin_words(args: argparse.Namespace) -> list[str]:
@@ -124,8 +116,7 @@ def load_gin(args: argparse.Namespace, run: str | None = None) -> None:
     """Parse the config of the run directory `run`, then the command line's files and bindings.
 
     Raises:
-      UserError: a missing file, a syntax error, an unknown name (with the nearest known one), or
-        a run directory whose config is invalid, or does more than bind jaxllm's configs.
+      UserError: a missing file, a syntax error, an unknown name, or as `stored_config.parse`.
     """
     import gin
     from etils import epath
@@ -205,10 +196,10 @@ def run(main: Callable[[Sequence[str] | None], int | None]) -> None:
         from jaxllm.io import is_store_error
 
         code = 2 if is_store_error(error) else 1
-        if code == 1:
-            traceback.print_exc()
-        else:
+        if code == 2:
             print(f"error: an object store answers: {one_line(error)}", file=sys.stderr)
+        else:
+            traceback.print_exc()
     sys.stdout.flush()
     if failed:
         runtime.abort(code)
@@ -216,11 +207,12 @@ def run(main: Callable[[Sequence[str] | None], int | None]) -> None:
 
 
 def _gin_value(text: str) -> str:
-    """`text` if it parses as a gin value, otherwise `text` as a gin string."""
+    """`text` as a gin value: as it is if it parses, a literal in other letters, or a string."""
     from gin import config_parser
 
     from jaxllm.run.stored_config import References
 
+    text = {"true": "True", "false": "False"}.get(text.lower(), text)
     try:
         list(config_parser.ConfigParser(f"x = {text}", References()))
     except (SyntaxError, ValueError):
@@ -231,10 +223,8 @@ def _gin_value(text: str) -> str:
 def _missing_file_message(error: OSError, paths: Sequence[str]) -> str:
     match = re.search(r"Unable to open file: (.+?)\. ", f"{error} ")
     name = match[1] if match else str(error)
-    known = {
-        str(file.relative_to(path)) for path in paths for file in sorted(Path(path).rglob("*.gin"))
-    }
-    looked = ", ".join(["."] + [p for p in paths if p not in packaged_gin_directories()])
+    known = {str(file.relative_to(path)) for path in paths for file in Path(path).rglob("*.gin")}
+    looked = ", ".join([".", *(p for p in paths if p not in packaged_gin_directories())])
     return f"no gin file {name} in {looked} or the packaged gin/{nearest(name, known)}"
 
 
@@ -248,26 +238,17 @@ def _parse_message(error: Exception) -> str:
         for selector, wrapper in gin.config._REGISTRY.items()
         if selector.startswith("jaxllm")
     }
-    unknown = re.search(r"No configurable matching '([^']+)'", text)
-    if unknown:
-        name = unknown[1].rsplit(".", 1)[-1]
-        return f"gin: no configurable named {name}{nearest(name, configurables)} ({_where(text)})"
-    parameter = re.search(r"Configurable '([^']+)' doesn't have a parameter named '([^']+)'", text)
-    if parameter:
-        owner = parameter[1].rsplit(".", 1)[-1]
+    place = re.search(r'In file "([^"]+)", line (\d+)', text)
+    where = f"(file {place[1]}, line {place[2]})" if place else "(on the command line)"
+    if unknown := re.search(r"No configurable matching '(?:[^']+\.)?([^'.]+)'", text):
+        name = unknown[1]
+        return f"gin: no configurable named {name}{nearest(name, configurables)} {where}"
+    has_no = r"Configurable '(?:[^']+\.)?([^'.]+)' doesn't have a parameter named '([^']+)'"
+    if parameter := re.search(has_no, text):
+        owner, name = parameter.groups()
         fields = getattr(configurables[owner].wrapped, "__dataclass_fields__", {})
-        return (
-            f"gin: {owner} has no parameter {parameter[2]}{nearest(parameter[2], fields)}"
-            f" ({_where(text)})"
-        )
+        return f"gin: {owner} has no parameter {name}{nearest(name, fields)} {where}"
     return f"gin: {text}"
-
-
-def _where(text: str) -> str:
-    place = re.search(r'In (file "[^"]+", line \d+|bindings string line \d+)', text)
-    if not place or "bindings" in place[1]:
-        return "on the command line"
-    return place[1].replace('"', "")
 
 
 def _check_macros(config: str) -> None:

@@ -1,7 +1,7 @@
 """Config dataclasses: fields bound by gin, values checked against their types and ranges.
 
 Gin accepts any value for any field, and command-line text that it cannot parse becomes a string:
-without this check `run_code=false` would be the string 'false', which is truthy.
+without this check `run_code=no` would be the string 'no', which is truthy.
 """
 
 from __future__ import annotations
@@ -33,11 +33,6 @@ _RANGES: Mapping[str, Callable[[float], bool]] = {
     ">= 0": lambda value: value >= 0,
     ">= 0 and < 1": lambda value: 0 <= value < 1,
 }
-# Other spellings of Python's and gin's literals.
-_WORDS: Mapping[str, bool | None] = {
-    "true": True, "yes": True, "on": True, "false": False, "no": False, "off": False,
-    "none": None, "null": None,
-}  # fmt: skip
 _NAMES: Mapping[Any, str] = {
     bool: "True or False", int: "a whole number", float: "a finite number", str: "text",
     type(None): "None", Any: "any value",
@@ -52,11 +47,10 @@ def configurable(cls: type[_Config]) -> type[_Config]:
 
 
 def checked(cls: type[_Config]) -> type[_Config]:
-    """Check the values of a dataclass's fields against their annotations, on instantiation.
+    """Check a dataclass's fields against their annotations, before `__post_init__`; UserError.
 
     An int is accepted as a float, a list as a tuple, a string as a tuple of strings (split at
-    commas) and a mapping of fields as a dataclass. Checks run before `__post_init__`, and raise
-    UserError.
+    commas) and a mapping of fields as a dataclass.
     """
     build = cls.__init__
     signature = inspect.signature(build)
@@ -95,12 +89,8 @@ def non_defaults(config: Any) -> dict[str, Any]:
 
 def _checked(name: str, value: Any, hint: Any) -> Any:
     """`value` converted to the annotation `hint` of field `name`; UserError if it does not fit."""
-    literal = _literal(value, hint)
-    fitted = _UNFIT if literal else _fit(value, hint)
-    if fitted is _UNFIT:
-        better = literal or _suggestion(value, hint)
-        advice = f"; write {better}" if better else ""
-        raise UserError(f"{name} = {value!r}: must be {_described(hint)}{advice}")
+    if (fitted := _fit(value, hint)) is _UNFIT:
+        raise UserError(f"{name} = {value!r}: must be {_described(hint)}")
     return fitted
 
 
@@ -132,10 +122,8 @@ def _fit(value: Any, hint: Any) -> Any:
     if isinstance(value, Mapping) and isinstance(hint, type) and dataclasses.is_dataclass(hint):
         names = [field.name for field in dataclasses.fields(hint)]
         for name in set(value) - set(names):
-            raise UserError(
-                f"{hint.__name__} has no field {name!r}{nearest(str(name), names)}; it has"
-                f" {', '.join(names)}"
-            )
+            wrong = f"{hint.__name__} has no field {name!r}{nearest(str(name), names)}"
+            raise UserError(f"{wrong}; it has {', '.join(names)}")
         return hint(**value)
     elif isinstance(value, bool):
         fits = hint is bool
@@ -154,39 +142,7 @@ def _fit_item(number: int, value: Any, hint: Any) -> Any:
         raise UserError(f"item {number}: {error}") from error
 
 
-def _types(hint: Any) -> tuple[Any, ...]:
-    """The alternatives of a hint, without their ranges."""
-    args = typing.get_args(hint) if typing.get_origin(hint) in _UNIONS else (hint,)
-    return tuple(typing.get_args(p)[0] if typing.get_origin(p) is Annotated else p for p in args)
-
-
-def _literal(value: Any, hint: Any) -> str:
-    """The literal that a word of `_WORDS` stands for in a field that takes it; otherwise empty.
-
-    A field that takes both a string and the literal refuses the word, too.
-    """
-    if not isinstance(value, str) or value.lower() not in _WORDS:
-        return ""
-    meaning, allowed = _WORDS[value.lower()], _types(hint)
-    if meaning is not None and bool in allowed:
-        return str(meaning)
-    if meaning is not True and type(None) in allowed:
-        return "None"
-    return "()" if meaning is not True and typing.get_origin(hint) is tuple else ""
-
-
-def _suggestion(value: Any, hint: Any) -> str:
-    """What to write instead of `value`; empty where nothing suggests itself."""
-    allowed = _types(hint)
-    if isinstance(value, float) and int in allowed and value.is_integer():
-        return str(int(value))
-    if isinstance(value, (bool, int, float)) and str in allowed:
-        return f"'{value}' with its quotes (in a shell \"'{value}'\")"
-    return ""
-
-
 def _described(hint: Any) -> str:
-    """Description of the values of type `hint`."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in _UNIONS:
         return " or ".join(_described(part) for part in args)

@@ -26,30 +26,25 @@ def load(*argv: str) -> None:
 @pytest.mark.parametrize(
     ("config", "binding", "message"),
     [
-        (EvalConfig, "run_code=false", r"run_code = 'false': must be .*; write False$"),
         (EvalConfig, "run_code=isolated", r"must be True or False or 'unisolated'$"),
         (EvalConfig, "run_code=1", r"must be True or False or 'unisolated'$"),
-        (EvalConfig, "run_code=NO", r"; write False$"),
-        (TrainConfig, "exit_on_hang=yes", r"; write True$"),
+        (EvalConfig, "run_code=NO", r"run_code = 'NO': must be True or False or 'unisolated'$"),
+        (TrainConfig, "exit_on_hang=yes", r"must be True or False$"),
         (TrainConfig, "exit_on_hang=1", r"exit_on_hang = 1: must be True or False$"),
-        (ModelConfig, "tie_embeddings=false", r"; write False$"),
-        (TrainConfig, "exit_on_hang=off", r"; write False$"),
-        (AdamWConfig, "max_grad_norm=none", r"must be a finite number > 0 or None; write None$"),
-        (TrainConfig, "family=none", r"must be text or None; write None$"),
-        (EvalConfig, "data_dir=false", r"; write None$"),
-        (EvalConfig, "tasks=none", r"must be a tuple, \(text, …\); write \(\)$"),
+        (AdamWConfig, "max_grad_norm=none", r"must be a finite number > 0 or None$"),
+        (EvalConfig, "data_dir=false", r"data_dir = False: must be text or None$"),
         (EvalConfig, "tasks=('a', 1)", r"must be a tuple, \(text, …\)$"),
         (EvalConfig, "tasks=None", r"must be a tuple"),
         (EvalConfig, "tasks=7", r"must be a tuple"),
-        (TrainConfig, "model_dir=2024", r"write '2024' with its quotes \(in a shell"),
-        (TrainConfig, "steps=8.0", r"steps = 8.0: must be a whole number > 0; write 8$"),
+        (TrainConfig, "model_dir=2024", r"model_dir = 2024: must be text or None$"),
+        (TrainConfig, "steps=8.0", r"steps = 8.0: must be a whole number > 0$"),
         (TrainConfig, "steps=True", r"steps = True: must be a whole number > 0$"),
         (TrainConfig, "profile_steps=(3,)", r"must be a tuple, \(a whole number, a whole number\)"),
         (TrainConfig, "profile_steps=(1.5, 3)", r"must be a tuple"),
         (ModelConfig, "num_layers=2.5", r"num_layers = 2.5: must be a whole number$"),
         (ModelConfig, "sliding_window_pattern=(0, 'all')", r"a tuple, \(a whole number, …\)"),
-        (MeshConfig, "tensor=2.0", r"; write 2$"),
-        (CheckpointConfig, "every_steps=1e1", r"must be a whole number > 0 or None; write 10$"),
+        (MeshConfig, "tensor=2.0", r"must be a whole number$"),
+        (CheckpointConfig, "every_steps=1e1", r"must be a whole number > 0 or None$"),
         (ScheduleConfig, "peak_lr=3e-4x", r"peak_lr = '3e-4x': must be a finite number > 0$"),
         (ScheduleConfig, "peak_lr=", r"peak_lr = '': must be a finite number > 0$"),
         (ScheduleConfig, "peak_lr=1e999", r"peak_lr = inf: must be a finite number > 0$"),
@@ -75,6 +70,7 @@ def test_a_value_of_another_type_is_refused(config: type, binding: str, message:
         (ScheduleConfig, "peak_lr=1", 1),
         (CheckpointConfig, "every_steps=None", None),
         (EvalConfig, "run_code=True", True),
+        (EvalConfig, "run_code=false", False),
         (EvalConfig, "run_code=unisolated", "unisolated"),
         (ModelConfig, "remat=none", "none"),
         (ModelConfig, "sliding_window_pattern=[0, 256]", (0, 256)),
@@ -124,13 +120,11 @@ def test_a_command_says_it_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     argv = ["--gin_file=quickstart.gin", f"--gin.MODEL_DIR={tmp_path}/run",
-            "--gin.EvalConfig.run_code=false"]  # fmt: skip
+            "--gin.EvalConfig.run_code=no"]  # fmt: skip
     monkeypatch.setattr("signal.signal", lambda *_: None)
     monkeypatch.setattr("jaxllm.runtime.abort", lambda code: None)
     with pytest.raises(SystemExit, match="2"):
         cli.run(lambda _: train.main(argv))
     error = capsys.readouterr().err
-    assert error == (
-        "error: EvalConfig.run_code = 'false': must be True or False or 'unisolated'; write False\n"
-    )
+    assert error == ("error: EvalConfig.run_code = 'no': must be True or False or 'unisolated'\n")
     assert not (tmp_path / "run").exists()
