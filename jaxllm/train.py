@@ -9,7 +9,6 @@ code 0.
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import logging
 import math
@@ -17,6 +16,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from jaxllm import cli, runtime
@@ -41,16 +41,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train and score the run that flags and gin define."""
     timer = GoodputTimer(runtime.process_age() if argv is None else 0.0)
     flags = cli.parser(__doc__ or "")
-    flags.add_argument(
-        "--branch_from", metavar="RUN@STEP",
-        help="begin at a checkpoint of another run, or at hf:DIR, with the settings of that run "
-        "where this command does not state others",
-    )  # fmt: skip
-    flags.add_argument(
-        "--stack", metavar="FILE",
-        help="train several runs of equal shapes in one program: FILE has a list of each one's "
-        "flags, as JSON; `jaxllm.suite --stack=N` writes it",
-    )  # fmt: skip
+    flags.add_argument("--branch_from", metavar="RUN@STEP",
+                       help="begin at a checkpoint of another run, with its settings, or at hf:DIR"
+                       )  # fmt: skip
+    flags.add_argument("--stack", metavar="FILE", help="train the runs of a file in one program; "
+                       "`jaxllm.suite --stack=N` writes it")  # fmt: skip
     runtime.add_host_flags(flags)
     argv = sys.argv[1:] if argv is None else argv
     args = cli.parse(flags, argv)
@@ -58,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Before the loop there is nothing to save: SIGTERM exits at once.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     if args.stack:
-        return 0 if train_stack(args.stack, functools.partial(reload, flags, argv), timer) else 1
+        return 0 if train_stack(args.stack, partial(reload, flags, argv), timer) else 1
 
     import gin
     import jax
@@ -111,11 +106,7 @@ def reload(flags: argparse.ArgumentParser, shared: Sequence[str], own: Sequence[
 
 
 def load_settings(args: argparse.Namespace) -> None:
-    """Load gin; for a branch on top of its parent's config.
-
-    Raises:
-      UserError: as `cli.load_gin` and `Branch.open`.
-    """
+    """Load gin; for a branch on top of its parent's config; UserError if there is no such one."""
     if args.branch_from is None:
         cli.load_gin(args)
         return
@@ -158,18 +149,14 @@ def open_run(
     log: Callable[[str], None],
     weights: Mapping[str, float] | None = None,
 ) -> Opened:
-    """Prepare missing data, and open the run's data and outputs.
-
-    Args:
-      log: where alarms go.
-      weights: the domains of the data, from `corpora.resolve`; None resolves them.
-    """
+    """Prepare missing data, and open the run's data (`corpora.resolve`'s weights) and outputs."""
     from jaxllm.report.alarms import HealthWriter
     from jaxllm.report.tensorboard import TensorBoardWriter
     from jaxllm.run import data_identity
     from jaxllm.training.domain_weights import check_domains
     from jaxllm.training.reference import Reference
     from jaxllm.training.sequences import open_data
+    from jaxllm.training.state import abstract_state
 
     sources, identity = open_data(experiment, weights)
     tokenizer = sources[0].tokenizer
@@ -180,7 +167,8 @@ def open_run(
     if reference := Reference.of(e):
         reference.check_vocabulary(tokenizer)
     if not begun and (branch := e.branch()):
-        e.check_branch(branch, mesh, len(domains) if reference else 0)
+        state = abstract_state(e.model, e.make_optimizer(), mesh, len(domains) if reference else 0)
+        branch.check(state.params, state.training, e.saved_model())
     if not runtime.is_first():
         return Opened(e, sources, [])
     data_identity.save(e.model_dir, identity, tokenizer.files)
@@ -195,11 +183,7 @@ def run(
     weights: Mapping[str, float] | None = None,
     timer: GoodputTimer | None = None,
 ) -> Outcome:
-    """Prepare missing data, then train, score and monitor.
-
-    Args:
-      weights: the domains of the data, from `corpora.resolve`; None resolves them.
-    """
+    """Prepare missing data, then train, score and monitor."""
     import gin
     import jax
 
@@ -214,44 +198,25 @@ def run(
     evaluators = make_evaluators(e, mesh, scoring) if scoring.tasks else []
     costs = check_evaluators(evaluators) if scoring.every else []
     hosts = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-    open_batches = [
-        functools.partial(Loader, source, stage.data.batch_size, **hosts)
-        for stage, source in zip(e.stages, sources, strict=True)
-    ]
     none = [None] * len(sources)
-    of_stages = zip(e.stages, sources, evaluators or none, open_batches, strict=True)
-    first, *later = stages = [Stage(*one) for one in of_stages]
+    stages = [
+        Stage(stage, source, evaluator, partial(Loader, source, stage.data.batch_size, **hosts))
+        for stage, source, evaluator in zip(e.stages, sources, evaluators or none, strict=True)
+    ]
     repeated = check_epochs(epochs(stages), e.train.steps)
     for line in [*repeated, *costs] if runtime.is_first() else ():
         progress.log(line)
-    return train(
-        e,
-        mesh,
-        first.source,
-        open_batches[0],
-        first.evaluator,
-        later=later,
-        writers=writers,
-        config_text=gin.operative_config_str(),
-        progress=progress,
-        timer=timer,
-    )
+    return train(e, mesh, stages, writers, gin.operative_config_str(), progress, timer)
 
 
 def train_stack(file: str, configure: Callable[[Sequence[str]], None], timer: GoodputTimer) -> bool:
     """Train the runs of a file, a list of each one's flags, in one program.
 
     A run that cannot begin leaves the others alone. Runs at different steps, as after a crash,
-    follow one another.
-
-    Args:
-      configure: loads the settings of one run.
+    follow one another. UserError if the file is malformed, or its runs cannot be stacked.
 
     Returns:
       Whether all have trained to their end.
-
-    Raises:
-      UserError: the file is malformed, or its runs cannot be stacked.
     """
     import gin
     import jax
@@ -284,12 +249,10 @@ def train_stack(file: str, configure: Callable[[Sequence[str]], None], timer: Go
         except UserError as error:
             failed[e.model_dir] = str(error)
             continue
-        experiments.append(opened.experiment)
-        by_step.setdefault(opened.experiment.newest_step(), []).append(
-            stacked.StackedRun(
-                opened.experiment, opened.sources[0], opened.writers, gin.operative_config_str()
-            )
-        )
+        e, (source,), writers = opened
+        experiments.append(e)
+        one = stacked.StackedRun(e, source, writers, gin.operative_config_str())
+        by_step.setdefault(e.newest_step(), []).append(one)
     stacked.check_alike(experiments)
     finished = True
     for _, group in sorted(by_step.items()):
@@ -302,7 +265,6 @@ def train_stack(file: str, configure: Callable[[Sequence[str]], None], timer: Go
 
 
 def _stack_of(file: str) -> list[list[str]]:
-    """The flags of each run of a stack."""
     content = read_file(file)
     if content is None:
         raise UserError(f"--stack={file}: no such file")

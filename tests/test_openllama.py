@@ -29,7 +29,7 @@ def test_openllama_builds_and_traces(size: str, params: int) -> None:
     schedule = make_schedule(experiment.schedule, experiment.train.steps)
     assert schedule(2000) == pytest.approx(3e-4)
     assert schedule(250_000) == pytest.approx(3e-5)
-    optimizer = experiment.optimizer.build(schedule, abstract_params(experiment.model))
+    optimizer = experiment.train.optimizer.build(schedule, abstract_params(experiment.model))
     state = abstract_state(experiment.model, optimizer, make_mesh(MeshConfig()))
     sizes = [leaf.size for leaf in jax.tree.leaves(state.params)]
     assert sum(sizes) == experiment.model.num_params == params

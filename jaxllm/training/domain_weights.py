@@ -12,12 +12,8 @@ where the domain weights α grow with the excess loss over a reference model of 
     α_i ← (1 − c) α_i exp(η λ_i) / Σ_j α_j exp(η λ_j) + c / k
 
 and are used in the step that made them. Their average over the steps is the answer: weights with
-which to sample the data of a larger model. As means are taken per domain, the weights with which
-the proxy's data is sampled change the noise of λ alone; the paper's are uniform.
-
-A domain without tokens in a batch keeps the λ of its last one (0 before the first), so that α does
-not depend on how often a domain is sampled; the loss is then that of the others, with their weights
-scaled to the sum 1.
+which to sample the data of a larger model. A domain without tokens in a batch keeps the λ of its
+last one (0 before the first); the loss is then that of the others, with weights of the sum 1.
 """
 
 from __future__ import annotations
@@ -74,21 +70,14 @@ class DoReMi(NamedTuple):
     def update(
         self, before: DomainWeights, step: Array, counts: Array, excess: Array
     ) -> DomainWeights:
-        """The weights of a batch.
-
-        Args:
-          step: updates done before.
-          counts: [domains], the weights of the batch's tokens, summed.
-          excess: [domains], as `excess` sums it over the whole batch.
-        """
+        """The weights of a batch, from its token weights and `excess`, [domains] each."""
         excess_loss = jnp.where(counts > 0, excess / jnp.maximum(counts, _TINY), before.excess_loss)
         # a softmax, which is the α_i exp(η λ_i) / Σ of the paper without its overflow
         logits = jnp.log(before.domain_weight) + self.config.learning_rate * excess_loss
         c = self.config.smoothing
         weights = (1.0 - c) * jax.nn.softmax(logits) + c / len(logits)
         average = before.average_domain_weight
-        average += (weights - average) / (step + 1.0)
-        return DomainWeights(weights, average, excess_loss)
+        return DomainWeights(weights, average + (weights - average) / (step + 1.0), excess_loss)
 
 
 class WeightTable(NamedTuple):
@@ -117,10 +106,9 @@ def of_config(
     reference: ModelConfig | None = None,
 ) -> DoReMi | WeightTable | None:
     """What TrainConfig.domain_weights states for a stage; raises as `WeightTable.of`."""
-    if isinstance(config, DoReMiConfig):
-        assert reference
+    if isinstance(config, DoReMiConfig) and reference:
         return DoReMi(config, reference)
-    return WeightTable.of(config, domains) if config else None
+    return WeightTable.of(config, domains) if isinstance(config, tuple) else None
 
 
 def check_domains(config: DoReMiConfig | WeightsByStep | None, domains: Sequence[str]) -> None:
@@ -147,8 +135,7 @@ def mean_factors(weights: Array, counts: Array) -> jax.Array:
 def balanced(factors: Array, counts: Array) -> jax.Array:
     """Factors [domains] of the tokens in the loss, scaled to keep the weight of the whole batch.
 
-    Equal factors become 1, and `counts` are the weights of the batch's tokens. Factors of 0 for all
-    tokens remain 0.
+    Equal factors become 1; `counts` [domains] are the weights of the batch's tokens.
     """
     factors = jnp.asarray(factors)
     total = jnp.sum(factors * counts)

@@ -19,7 +19,7 @@ from jaxllm.run.checkpoint_schedule import CheckpointConfig, preserved, schedule
 from jaxllm.run.records import RunInfo
 from jaxllm.runtime import import_seqio
 from jaxllm.sharding.rules import check_batch_divides, check_sequence_divides
-from jaxllm.training.config import OptimizerConfig, StageConfig, TrainConfig
+from jaxllm.training.config import StageConfig, TrainConfig
 from jaxllm.training.learning_rate import ScheduleConfig, make_schedule
 
 if TYPE_CHECKING:
@@ -78,10 +78,10 @@ class Experiment:
         return cls(ModelConfig(), DataConfig(), train, ScheduleConfig(), CheckpointConfig())
 
     def with_vocabulary(self, size: int | None = None) -> Experiment:
-        """The experiment with the vocabulary's size as ModelConfig.vocab_size, unless gin sets one.
+        """The experiment with ModelConfig.vocab_size from the vocabulary, unless gin sets one.
 
-        It is padded to a multiple of 64, which shards evenly, and bound, so that the saved config
-        has the number. Without `size` the vocabulary is loaded.
+        Its `size` (by default that of the loaded one) is padded to a multiple of 64, which shards
+        evenly, and bound, so that the saved config has the number.
         """
         try:
             gin.query_parameter("ModelConfig.vocab_size")
@@ -97,9 +97,6 @@ class Experiment:
     @functools.cached_property
     def stages(self) -> tuple[Experiment, ...]:
         """The stages of the run, in order; the run itself if it has none.
-
-        Each begins where the one before ends, so that what it is at any step follows from the
-        configs alone.
 
         Raises:
           UserError: a border is inside a batch, the stages do not end with the run, or one of them
@@ -118,8 +115,7 @@ class Experiment:
 
     def position(self, step: int) -> Position:
         """The position after update `step`, by the configs alone."""
-        stage = self.at(step)
-        return stage.start.at(step, stage)
+        return (stage := self.at(step)).start.at(step, stage)
 
     @property
     def num_steps(self) -> int:
@@ -186,11 +182,7 @@ class Experiment:
         return self.train.model_dir
 
     def branch(self) -> Branch | None:
-        """Where the run begins, if at a checkpoint of another one.
-
-        Raises:
-          UserError: there is no such checkpoint, or it is the run's own.
-        """
+        """Where the run begins, if at a checkpoint of another one; UserError if that is none."""
         from jaxllm.run.branch import Branch
 
         if self.train.branch_from is None:
@@ -210,18 +202,6 @@ class Experiment:
         branch = None if steps else self.branch()
         return max(steps, default=branch.entry.step if branch else 0)
 
-    def check_branch(self, branch: Branch, mesh: Mesh, weighted_domains: int = 0) -> None:
-        """Raise UserError if the run's state cannot begin at `branch`; see `abstract_state`."""
-        from jaxllm.training.state import abstract_state
-
-        state = abstract_state(self.model, self.make_optimizer(), mesh, weighted_domains)
-        branch.check(state.params, state.training, self.saved_model())
-
-    @property
-    def optimizer(self) -> OptimizerConfig:
-        """The config of the optimizer."""
-        return self.train.optimizer
-
     def make_optimizer(
         self, schedule: optax.Schedule | None = None
     ) -> optax.GradientTransformation:
@@ -230,7 +210,7 @@ class Experiment:
         from jaxllm.training.optimizer import with_ema
 
         schedule = schedule or make_schedule(self.schedule, self.train.steps)
-        built = self.optimizer.build(schedule, abstract_params(self.model))
+        built = self.train.optimizer.build(schedule, abstract_params(self.model))
         if self.train.ema_decay is None:
             return built
         return with_ema(built, self.train.ema_decay, self.train.ema_dtype)
@@ -261,10 +241,8 @@ class Experiment:
 
     def saved_model(self) -> dict[str, Any]:
         """The model config as JSON, without the execution fields."""
-        fields = dataclasses.asdict(self.model)
-        return json.loads(
-            json.dumps({k: v for k, v in fields.items() if k not in EXECUTION_FIELDS})
-        )
+        fields: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self.model)))
+        return {name: value for name, value in fields.items() if name not in EXECUTION_FIELDS}
 
     def bytes_to_come(self, checkpoint_bytes: int, step: int) -> int:
         """Upper bound on the bytes that the checkpoints after `step` will need."""
@@ -272,7 +250,7 @@ class Experiment:
         keep = preserved(self.checkpoints, steps, ())
         to_come = sum(stays for s, stays in zip(steps, keep, strict=True) if s > step)
         # the next one is written before an old one is deleted
-        return checkpoint_bytes * (to_come + 1 if to_come < len(steps) else to_come)
+        return checkpoint_bytes * min(to_come + 1, len(steps))
 
     def check(self, mesh: Mesh) -> None:
         """Raise UserError if the configs do not fit each other or the devices."""
@@ -322,9 +300,7 @@ def check_evaluators(evaluators: Sequence[Evaluator]) -> list[str]:
 def make_evaluator(
     experiment: Experiment, mesh: Mesh, config: EvalConfig, model: ModelConfig | None = None
 ) -> Evaluator:
-    """The evaluator of `config`'s tasks, with the run's vocabulary and trajectory.
-
-    `model` is that of a stage.
+    """The evaluator of the tasks, with the run's vocabulary and trajectory; `model`: a stage's.
 
     Raises:
       UserError: a task is unknown, lacks its files, or does not fit the model.

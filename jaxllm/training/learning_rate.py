@@ -54,11 +54,7 @@ def make_schedule(config: ScheduleConfig, steps: int) -> optax.Schedule:
         wsd       w <= s       peak until h - d, then linear to end at h
         constant  w <= s       peak
 
-    Beyond h the rate stays at end_lr. The first update has a rate above 0, unlike in schedules that
-    begin at 0; at s = w and s = h both conventions agree.
-
-    Raises:
-      UserError: warmup and decay do not fit into the steps.
+    Beyond h the rate stays at end_lr. UserError if warmup and decay do not fit into the steps.
     """
     import jax.numpy as jnp
     import optax
@@ -74,9 +70,8 @@ def make_schedule(config: ScheduleConfig, steps: int) -> optax.Schedule:
     if config.kind == "constant":
         after = optax.constant_schedule(config.peak_lr)
     elif config.kind == "wsd":
-        stable = end - decay - warmup
         linear = optax.linear_schedule(
-            config.peak_lr, config.end_lr, decay, transition_begin=stable
+            config.peak_lr, config.end_lr, decay, transition_begin=end - decay - warmup
         )
         after = lambda count: jnp.maximum(linear(count), config.end_lr)  # never an ulp below end_lr
     else:

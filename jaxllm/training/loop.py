@@ -11,7 +11,7 @@ import dataclasses
 import errno
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -34,10 +34,6 @@ from jaxllm.training.state import TrainState, abstract_state, initializer, num_b
 from jaxllm.training.step import TrainStep, compile_train_step, device_batch
 from jaxllm.training.watchdog import Watchdog
 
-if TYPE_CHECKING:
-    from jaxllm.data.loader import Loader, SequenceSource
-    from jaxllm.evaluation.evaluator import Evaluator
-
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 
@@ -54,27 +50,20 @@ class Outcome(NamedTuple):
 def train(
     experiment: Experiment,
     mesh: jax.sharding.Mesh,
-    source: SequenceSource,
-    open_batches: Callable[[int], Loader],
-    evaluator: Evaluator | None = None,
+    stages: Sequence[Stage],
     writers: Sequence[Writer] = (),
     config_text: str | None = None,
     progress: Progress | None = None,
     timer: GoodputTimer | None = None,
-    later: Sequence[Stage] = (),
 ) -> Outcome:
     """Train to the last step, from the newest checkpoint if there is one.
 
     SIGTERM ends the current step or evaluation, saves, and returns with `finished=False`.
 
     Args:
-      open_batches: opens this host's sequences of the batches, from a global sequence index on.
-      evaluator: scores the scheduled checkpoints; None scores nothing.
       writers: receive metrics and records besides metrics.jsonl; closed at the end.
       config_text: content of config.gin, written once the run is resumed.
-      progress: the progress display, if a writer shares it.
       timer: started with the process; None excludes the time before this call.
-      later: the stages after the first, which the other arguments are of.
 
     Raises:
       UserError: the configs do not fit the machine, the data or the checkpoints; the disk fails; or
@@ -82,9 +71,8 @@ def train(
     """
     timer = timer or GoodputTimer()
     experiment.check(mesh)
-    source.check_vocabulary(experiment.model.vocab_size)
+    stages[0].source.check_vocabulary(experiment.model.vocab_size)
     steps, model_dir = experiment.train.steps, experiment.model_dir
-    stages = (Stage(experiment.stages[0], source, evaluator, open_batches), *later)
     progress = progress or Progress(steps)
     with (
         disk_errors(
@@ -128,8 +116,6 @@ class Trainer:
       step: updates done; the loop increments it.
       start: position at which this process resumed the run, or entered a later stage.
       scheduled: the steps at which the loop saves and scores.
-      restarts: number of restarts.
-      log: the metrics log.
     """
 
     def __init__(
@@ -179,16 +165,12 @@ class Trainer:
         e, abstract = self._experiment, self._abstract
         newest = max((entry.step for entry in self._run.available()), default=-1)
         self._run.check_space(e.bytes_to_come(num_bytes(abstract), newest))
-        training = abstract.training
-        log = self._progress.log
-        model = lambda step: e.at(step).saved_model()
-        resumed = self._run.resume(abstract.params, training, model, log)
+        arrays, log = (abstract.params, abstract.training), self._progress.log
+        resumed = self._run.resume(*arrays, lambda step: e.at(step).saved_model(), log)
         restored = resumed.checkpoint if resumed else None
         self.start, branch = BEGINNING, None if resumed else e.branch()
         if branch:
-            restored = branch.begin(
-                self._run, e.run_info, abstract.params, training, e.saved_model()
-            )
+            restored = branch.begin(self._run, e.run_info, *arrays, e.saved_model())
             log(f"{e.model_dir} begins at {branch.name}")
         if resumed:
             self._timer.previous = resumed.previous
@@ -219,15 +201,11 @@ class Trainer:
             rate = float(make_schedule(of.schedule, of.train.steps)(self.step - 1))
             saved = self._restored.entry.learning_rate
             if saved is not None and abs(rate - saved) > 1e-6 * saved and self.step > 0:
-                log(
-                    f"the learning rate goes on from {rate:.3g}: it was {saved:.3g} at step "
-                    f"{self.step}, by the settings of that time"
-                )
+                was = f"it was {saved:.3g} at step {self.step}, by the settings of that time"
+                log(f"the learning rate goes on from {rate:.3g}: {was}")
             if self.step >= steps:
-                log(
-                    f"nothing to train: the run is at step {self.step}, and TrainConfig.steps = "
-                    f"{steps}"
-                )
+                at = f"the run is at step {self.step}, and TrainConfig.steps = {steps}"
+                log(f"nothing to train: {at}")
         if text is not None and jax.process_index() == 0:
             for change in self._run.write_config(text, self.step):
                 log(f"changed since the last start: {change}")
@@ -257,27 +235,17 @@ class Trainer:
 
     def compile_update(self) -> TrainStep:
         """The compiled update of the stage; its compilation counts towards no step."""
-        e, reference = self._stage.experiment, self._reference
+        e, reference, domains = self._stage.experiment, self._reference, self._stage.source.domains
+        weights = of_config(e.train.domain_weights, domains, reference and reference.model)
         self._watchdog.pause()
         with self._timer.measure("compile"):
             update = compile_train_step(
-                e.model,
-                e.make_optimizer(),
-                make_schedule(e.schedule, e.train.steps),
-                self._mesh,
-                self._abstract,
-                batch_size=e.data.batch_size,
-                length=e.data.sequence_length,
-                num_domains=len(self._stage.source.domains),
-                accumulation=e.train.gradient_accumulation,
-                z_loss=e.train.z_loss,
-                domain_weights=of_config(
-                    e.train.domain_weights,
-                    self._stage.source.domains,
-                    reference and reference.model,
-                ),
+                e.model, e.make_optimizer(), make_schedule(e.schedule, e.train.steps), self._mesh,
+                self._abstract, batch_size=e.data.batch_size, length=e.data.sequence_length,
+                num_domains=len(domains), accumulation=e.train.gradient_accumulation,
+                z_loss=e.train.z_loss, domain_weights=weights,
                 reference=reference and reference.params(self._mesh),
-            )
+            )  # fmt: skip
         return self._profile.around(update, self.step)
 
     def score_missing(self, state: TrainState) -> None:
@@ -286,11 +254,13 @@ class Trainer:
             if self.step in self.scheduled:
                 self.save(state, "scheduled")
                 self.score(state)
-        elif (evaluator := self._stage.evaluator) and self.step in self._scored:
-            missing = evaluator.missing(self.step, self._saved_at)
-            if missing:
-                self._progress.log(f"scoring {len(missing)} tasks that step {self.step} lacks")
-                self.score(state, missing)
+        elif (
+            (evaluator := self._stage.evaluator)
+            and self.step in self._scored
+            and (missing := evaluator.missing(self.step, self._saved_at))
+        ):
+            self._progress.log(f"scoring {len(missing)} tasks that step {self.step} lacks")
+            self.score(state, missing)
 
     def save(self, state: TrainState, kind: str) -> None:
         """Start a save; the loop continues while it is written."""
@@ -301,16 +271,12 @@ class Trainer:
         entry = self._entry(kind)
         self._saved_at = entry.wall_time
         with self._timer.measure("checkpoint"):
-            self._checkpoints.save(
-                entry,
-                state.params,
-                state.training,
-                {
-                    **self.log.custom_metadata(),
-                    "time": dataclasses.asdict(self._timer.run()),
-                    "model": self._stage.experiment.saved_model(),
-                },
-            )
+            metadata = {
+                **self.log.custom_metadata(),
+                "time": dataclasses.asdict(self._timer.run()),
+                "model": self._stage.experiment.saved_model(),
+            }
+            self._checkpoints.save(entry, state.params, state.training, metadata)
         self.log.saved = self.step
 
     def score(self, state: TrainState, tasks: Sequence[str] | None = None) -> None:
@@ -323,18 +289,18 @@ class Trainer:
             return
         tokens, began = self._position().tokens, time.perf_counter()
         records: list[Any] = []
+
+        def should_stop() -> bool:
+            self._watchdog.heartbeat()
+            return self._should_stop()
+
         with self._timer.measure("evaluation"):
             with contextlib.suppress(Interrupted):
                 for task in evaluator.definitions if tasks is None else tasks:
                     records += evaluator.evaluate(
-                        state.params,
-                        self.step,
-                        tokens,
-                        self._experiment.flops(tokens),
-                        tasks=(task,),
-                        should_stop=self._heartbeat_and_should_stop,
-                        checkpoint=self._saved_at,
-                    )
+                        state.params, self.step, tokens, self._experiment.flops(tokens),
+                        tasks=(task,), should_stop=should_stop, checkpoint=self._saved_at,
+                    )  # fmt: skip
             if jax.process_index() == 0:
                 self._run.trajectory.compact(self.step)
             for writer in self._writers:
@@ -378,22 +344,17 @@ class Trainer:
             sequences=self._stage.source.fingerprint,
         )
 
-    def _heartbeat_and_should_stop(self) -> bool:
-        self._watchdog.heartbeat()
-        return self._should_stop()
-
 
 @contextlib.contextmanager
 def closing_all(*outputs: Progress | Writer) -> Iterator[None]:
     """Close all `outputs` at the end; after an error, suppress further errors of closing."""
+    try:
+        yield
+    except BaseException:
+        for output in outputs:
+            with contextlib.suppress(Exception):
+                output.close()
+        raise
     with contextlib.ExitStack() as opened:
         for output in outputs:
-            opened.enter_context(contextlib.closing(output))
-        try:
-            yield
-        except BaseException:
-            for output in outputs:
-                with contextlib.suppress(Exception):
-                    output.close()
-            opened.pop_all()
-            raise
+            opened.callback(output.close)

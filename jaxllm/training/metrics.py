@@ -48,11 +48,6 @@ class MetricsLog:
     Reading one step late keeps the device busy; reading every step detects a non-finite loss before
     anything more is saved. Sums since the last line are float64, and saved with a checkpoint, so
     that the first line after a resume is exact.
-
-    Attributes:
-      loss: loss of the last step read; None before the first.
-      learning_rate: learning rate of the same step.
-      saved: step of the newest checkpoint; None without one.
     """
 
     def __init__(
@@ -69,9 +64,9 @@ class MetricsLog:
         writers: Sequence[Writer],
     ) -> None:
         """Begin at `start`, with the `sums` that the restored checkpoint has saved."""
-        self.loss: float | None = None
-        self.learning_rate: float | None = None
-        self.saved = start.step if resumed else None
+        self.loss: float | None = None  # of the last step read
+        self.learning_rate: float | None = None  # of the same step
+        self.saved = start.step if resumed else None  # step of the newest checkpoint
         self._restarts = resumed.restarts if resumed else 0
         self._timer, self._watchdog, self._progress = timer, watchdog, progress
         self._lines, self._writers = lines, writers
@@ -102,16 +97,11 @@ class MetricsLog:
         self._pending = (step, metrics)
 
     def flush(self) -> None:
-        """Wait for the pending step and read its metrics.
-
-        Raises:
-          Diverged: its loss or gradient norm is not finite.
-        """
+        """Wait for the pending step and read its metrics; Diverged if they are not finite."""
         if self._pending is None:
             return
-        step, metrics = self._pending
-        self._pending = None
-        self._read(step, jax.device_get(metrics))
+        (step, metrics), self._pending = jax.device_get(self._pending), None
+        self._read(int(step), metrics)
         self._watchdog.heartbeat()
 
     def custom_metadata(self) -> dict[str, Any]:
@@ -127,14 +117,16 @@ class MetricsLog:
         self.loss, self.learning_rate = loss, float(metrics.learning_rate)
         if step % self._experiment.train.log_every == 0 or step == self._experiment.train.steps:
             self._write_line(step, metrics)
-        self._progress.update(step, loss, self._speed or self._speed_so_far(step))
+        tokens = (step - self._start.step) * self._experiment.tokens_per_step
+        self._progress.update(step, loss, self._speed or tokens / self._timer.total().steps)
 
     def _write_line(self, step: int, metrics: StepMetrics) -> None:
-        steps = step - self._last_line
-        total = self._timer.total()
+        steps, total = step - self._last_line, self._timer.total()
         lap, self._timed = total - self._timed, total
         line = self._line(step, metrics) | self._timing(steps, lap)
-        line |= self._requests(steps)
+        before, self._traffic = self._traffic, traffic()
+        if self._traffic != self._first_traffic:  # of this host with buckets, in requests and bytes
+            line |= {name: (n - before.get(name, 0)) / steps for name, n in self._traffic.items()}
         self._last_line = step
         for sums in self._sums.values():
             sums.update(dict.fromkeys(sums, 0.0))
@@ -151,21 +143,18 @@ class MetricsLog:
         """
         tokens = self._start.at(step, self._experiment).tokens
         losses, weights = self._sums["loss_sums"], self._sums["weight_sums"]
-        means = {f"loss/{d}": losses[d] / weights[d] for d in losses if weights[d] > 0}
         line: dict[str, float | int | None] = {
             "tokens": tokens,
             "flops": self._experiment.flops(tokens),
             "loss": sum(losses.values()) / max(sum(weights.values()), 1e-30),
-            **means,
+            **{f"loss/{d}": losses[d] / weights[d] for d in losses if weights[d] > 0},
             "grad_norm": float(metrics.grad_norm),
             "param_norm": float(metrics.param_norm),
             "learning_rate": float(metrics.learning_rate),
         }
         if self._experiment.number:
-            line |= {
-                "stage": self._experiment.number,
-                "sequence_length": self._experiment.data.sequence_length,
-            }
+            line["stage"] = self._experiment.number
+            line["sequence_length"] = self._experiment.data.sequence_length
         for name, values in (metrics.domain_weights or {}).items():
             line |= {f"{name}/{d}": float(v) for d, v in zip(losses, values, strict=True)}
         if metrics.z_loss_sum is not None:
@@ -197,17 +186,6 @@ class MetricsLog:
             "wall_seconds": run.wall,
             "restarts": self._restarts,
         }
-
-    def _requests(self, steps: int) -> dict[str, float]:
-        """Requests of this host to buckets per step since the last line, and their bytes."""
-        before, self._traffic = self._traffic, traffic()
-        if self._traffic == self._first_traffic:
-            return {}
-        return {name: (n - before.get(name, 0)) / steps for name, n in self._traffic.items()}
-
-    def _speed_so_far(self, step: int) -> float:
-        steps = step - self._start.step
-        return steps * self._experiment.tokens_per_step / self._timer.total().steps
 
     def _check_finite(self, step: int, loss: float, grad_norm: float) -> None:
         for name, value in {"loss": loss, "gradient norm": grad_norm}.items():

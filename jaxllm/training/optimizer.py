@@ -74,10 +74,9 @@ def with_ema(
 def with_bf16_state(inner: optax.GradientTransformation) -> optax.GradientTransformation:
     """`inner`, computed in float32, with the float32 arrays of its state stored in bfloat16.
 
-    Stochastic rounding keeps the state unbiased. Rounding to nearest, with bfloat16's 8 bits, would
-    lose every change of a moment below 1/512 of it: with b2 = 0.999 the second moment would never
-    fall. The random key is a function of the state's own step count and the array's index, so that
-    a resumed run is bitwise the same.
+    Rounding to nearest, with bfloat16's 8 bits, would lose every change of a moment below 1/512 of
+    it: with b2 = 0.999 the second moment would never fall. The random key of the stochastic
+    rounding is a function of the step and the array, so that a resumed run is bitwise the same.
     """
 
     def init(params: optax.Params) -> Any:
@@ -115,15 +114,11 @@ def _stochastic_round(x: jax.Array, key: jax.Array) -> jax.Array:
 
 
 def weight_decay_mask(boxed_params: Any) -> Any:
-    """True for matrices, False for vectors such as norms and biases.
+    """True for matrices, False for vectors such as norms and biases, by their logical axes.
 
-    Counts logical axes, not `ndim`: layers are stacked, and heads and head_dim are one axis of a
-    matrix.
+    Layers are stacked, and heads and head_dim are one axis of a matrix.
     """
-
-    def is_matrix(box: nn.LogicallyPartitioned) -> bool:
-        return len([name for name in box.names if name not in ("layers", "head_dim")]) >= 2
-
+    is_matrix = lambda box: len([n for n in box.names if n not in ("layers", "head_dim")]) >= 2
     return jax.tree.map(is_matrix, boxed_params, is_leaf=_is_boxed)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-from types import FrameType
 from typing import Any
 
 import jax
@@ -25,7 +24,8 @@ class Preemption:
     def __enter__(self) -> Preemption:
         # On several hosts JAX has its own handler, which ours would replace.
         if jax.process_count() == 1:
-            self._previous = signal.signal(signal.SIGTERM, self._handle)
+            note = lambda *_: setattr(self, "_flag", True)
+            self._previous = signal.signal(signal.SIGTERM, note)
         return self
 
     def __exit__(self, *_: Any) -> None:
@@ -38,6 +38,3 @@ class Preemption:
             self._calls += 1
             self._flag = multihost_utils.reached_preemption_sync_point(self._calls)
         return self._flag
-
-    def _handle(self, signum: int, frame: FrameType | None) -> None:
-        self._flag = True

@@ -15,10 +15,9 @@ from jaxllm.training.step import StepMetrics, TrainStep
 
 
 class Profile:
-    """A trace from the first to the last of `steps`, with everything between them.
+    """A trace of `steps`, one per host, in MODEL_DIR/tensorboard/plugins/profile/ for `xprof`.
 
-    It is written to MODEL_DIR/tensorboard/plugins/profile/, where TensorBoard's plugin `xprof`
-    looks for it; one per host. The profiler itself writes only to a disk.
+    The profiler itself writes only to a disk.
     """
 
     def __init__(

@@ -13,29 +13,20 @@ from jaxllm.models.config import ModelConfig
 
 
 class Rule(NamedTuple):
-    """A law of learning rate and batch size, published or from `jaxllm.training.sweep`.
-
-    Attributes:
-      learning_rate: peak, from parameters N and tokens D of the run.
-      batch_tokens: tokens per batch, alike.
-      params, tokens: the ranges in which it was fitted.
-      notes: what else is to be known of it, a line each.
-    """
+    """A law of learning rate and batch size, published or from `jaxllm.training.sweep`."""
 
     source: str
-    learning_rate: Callable[[float, float], float]
-    batch_tokens: Callable[[float, float], float]
-    params: tuple[float, float]
+    learning_rate: Callable[[float, float], float]  # peak, from parameters N and tokens D
+    batch_tokens: Callable[[float, float], float]  # tokens per batch, alike
+    params: tuple[float, float]  # the ranges in which it was fitted
     tokens: tuple[float, float]
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # what else is to be known of it, a line each
 
     def advice(self, params: float, tokens: float) -> str:
         """One line: what the law says, and whether it was fitted there."""
         rate, batch = self.learning_rate(params, tokens), self.batch_tokens(params, tokens)
-        inside = all(
-            low <= value <= high
-            for value, (low, high) in ((params, self.params), (tokens, self.tokens))
-        )
+        (least, most), (fewest, longest) = self.params, self.tokens
+        inside = least <= params <= most and fewest <= tokens <= longest
         beyond = "" if inside else ", beyond the range in which it was fitted"
         return f"{self.source}: learning rate {rate:.2g}, batch {batch:,.0f} tokens{beyond}"
 
@@ -63,10 +54,7 @@ RULES: Mapping[str, Rule] = {
 
 
 def advice(model: ModelConfig, tokens: float, own: Rule | None = None) -> list[str]:
-    """Lines on the learning rate and batch of a run of `model` on so many tokens.
-
-    They are those of the published laws, and of the user's `own` if it is another.
-    """
+    """Lines on learning rate and batch of a run, of the published laws and of an `own` one."""
     laws = [*RULES.values(), *([own] if own and own not in RULES.values() else [])]
     params = without_embeddings(model)
     return [line for law in laws for line in (law.advice(params, tokens), *law.notes)]

@@ -28,10 +28,8 @@ def open_data(
     from what the parent has read of it.
 
     Returns:
-      The sequences of each stage, and the identity that the run saves when it begins.
-
-    Raises:
-      UserError: they differ from those that the run has read so far, or between hosts.
+      The sequences of each stage, and the identity that the run saves when it begins; UserError if
+      they differ from those that the run has read so far, or between hosts.
     """
     e, model_dir = experiment, experiment.model_dir
     saved, branch = data_identity.load(model_dir), None
@@ -65,11 +63,8 @@ def open_data(
     runtime.check_hosts_agree(
         {"vocabulary": source.tokenizer.identity, "training sequences": of_stages}
     )
-    at = e.train.branch_from
-    begins_at = "{}@{}".format(*parse(at)) if at else None
-    identity = data_identity.DataIdentity(
-        source.fingerprint, source.tokenizer.identity, *source.origin, parent=begins_at
-    )
+    at = "{}@{}".format(*parse(e.train.branch_from)) if e.train.branch_from else None
+    identity = DataIdentity(source.fingerprint, source.tokenizer.identity, *source.origin, at)
     data_identity.verify(model_dir, identity)
     return sources, identity
 
@@ -85,6 +80,5 @@ def _of_branch(
         read = source.tokens_read(begins.data_position)
         if staged or read == (begins.domain_tokens or read):
             return source
-    if staged:
-        return source.starting_at(Origin())
-    return source.starting_at(Origin(begins.data_position, begins.domain_tokens))
+    origin = Origin() if staged else Origin(begins.data_position, begins.domain_tokens)
+    return source.starting_at(origin)

@@ -1,9 +1,7 @@
 """Train runs of equal shapes in one program: a stack, with a leading axis of runs.
 
 The update is mapped over states, batches and learning rates, and the stack is sharded over the
-devices. Each run has its own directory, metrics, checkpoints and records, as if it trained alone,
-and can go on alone. Hundreds of proxies of a million parameters keep an accelerator busy that one
-of them would not.
+devices. Each run has its own directory, metrics, checkpoints and records, and can go on alone.
 """
 
 from __future__ import annotations
@@ -63,27 +61,19 @@ class StackOutcome(NamedTuple):
 
 
 def check_alike(experiments: Sequence[Experiment]) -> None:
-    """Check that runs can be stacked.
+    """Raise UserError if runs cannot be stacked.
 
     Seeds, data and its weights, and learning-rate schedules may differ; shapes, steps, checkpoints
     and the vocabulary may not.
-
-    Raises:
-      UserError: some differ.
     """
-    first = experiments[0]
+    first, shared = experiments[0], shared_settings(experiments[0])
     for e in experiments:
+        cannot = f"{e.model_dir} cannot be stacked"
         if alone := [name for name in ALONE if getattr(e.train, name)]:
-            raise UserError(
-                f"{e.model_dir} cannot be stacked: TrainConfig.{alone[0]} are trained alone"
-            )
-    for other in experiments[1:]:
-        for name, value in shared_settings(other).items():
-            if value != shared_settings(first)[name]:
-                raise UserError(
-                    f"{other.model_dir} cannot be stacked with {first.model_dir}: they differ in "
-                    f"{name}"
-                )
+            raise UserError(f"{cannot}: TrainConfig.{alone[0]} are trained alone")
+        for name, value in shared_settings(e).items():
+            if value != shared[name]:
+                raise UserError(f"{cannot} with {first.model_dir}: they differ in {name}")
 
 
 def shared_settings(e: Experiment) -> dict[str, Any]:
@@ -107,14 +97,11 @@ def train_stack(
     progress: Progress,
     timer: GoodputTimer,
 ) -> StackOutcome:
-    """Train runs to their last step, each from its newest checkpoint if it has one.
+    """Train runs to their last step, each from its newest checkpoint, on a `stack_mesh`.
 
     A run whose loss is not finite leaves the stack; the others go on. SIGTERM ends the current step
-    or evaluation, saves all, and returns with `finished=False`.
-
-    Args:
-      mesh: `jaxllm.sharding.mesh.stack_mesh` of so many runs.
-      timer: of this process; every run counts the time of the whole stack as its own.
+    or evaluation, saves all, and returns with `finished=False`. Every run counts the time of the
+    whole stack as its own.
 
     Raises:
       UserError: the runs cannot be stacked, or are not at one step; or as `loop.train`.
@@ -171,12 +158,7 @@ def _evaluators(
 
 
 class _Stack:
-    """The operations of `train_stack` on the trainers of its runs.
-
-    Attributes:
-      step: updates done.
-      diverged: model_dir -> why a run has left the stack.
-    """
+    """The operations of `train_stack` on the trainers of its runs."""
 
     def __init__(
         self,
@@ -189,12 +171,13 @@ class _Stack:
         self._runs, self._mesh, self._scores, self._timer = runs, mesh, scores, timer
         self._trainers = dict(enumerate(trainers))  # of the runs that have not diverged
         self._experiment = e = runs[0].experiment
-        self.step, self.diverged = trainers[0].step, dict[str, str]()
+        self.step = trainers[0].step  # updates done
+        self.diverged = dict[str, str]()  # model_dir -> why a run has left the stack
         for run, trainer in zip(runs, trainers, strict=True):
             if trainer.step != self.step:
+                there = f"and {e.model_dir} at {self.step}: what is stacked is at one step"
                 raise UserError(
-                    f"{run.experiment.model_dir} goes on at step {trainer.step}, and "
-                    f"{e.model_dir} at {self.step}: what is stacked is at one step"
+                    f"{run.experiment.model_dir} goes on at step {trainer.step}, {there}"
                 )
         self._abstract = abstract_state(e.model, e.make_optimizer(), mesh)
         self._sharding = NamedSharding(mesh, PartitionSpec(STACK))
@@ -249,11 +232,9 @@ class _Stack:
         self._pending = metrics
         self.step += 1
 
-    def save_and_score(self, kind: str | None = None) -> None:
-        """Save every run, and score it where due."""
+    def save_and_score(self) -> None:
         self._read_metrics()
-        last = self.step == self._experiment.train.steps
-        kind = kind or ("final" if last else "scheduled")
+        kind = "final" if self.step == self._experiment.train.steps else "scheduled"
         if self._scores:
             self._scores.of(self._states.params)
 
@@ -265,17 +246,16 @@ class _Stack:
         self._each(save_and_score)
 
     def end(self) -> None:
-        """Save what is not saved, and wait for it."""
         self._read_metrics()
-        self._each(self._save_if_new)
+
+        def save_if_new(index: int, trainer: Trainer) -> None:
+            if trainer.log.saved != self.step:
+                trainer.save(self._member(index), "preempted")
+
+        self._each(save_if_new)
         self._each(lambda _, trainer: trainer.finish())
 
-    def _save_if_new(self, index: int, trainer: Trainer) -> None:
-        if trainer.log.saved != self.step:
-            trainer.save(self._member(index), "preempted")
-
     def _member(self, index: int) -> TrainState:
-        """The state of one run."""
         return self._take(self._states, index)
 
     def _read_metrics(self) -> None:
@@ -287,13 +267,9 @@ class _Stack:
         def log(index: int, trainer: Trainer) -> None:
             trainer.step = self.step
             own: StepMetrics = jax.tree.map(lambda x: x[index], metrics)
-            domains = len(self._runs[index].source.domains)
-            trainer.log.add(
-                self.step,
-                own._replace(
-                    loss_sums=own.loss_sums[:domains], weight_sums=own.weight_sums[:domains]
-                ),
-            )
+            count = len(self._runs[index].source.domains)
+            sums = {name: getattr(own, name)[:count] for name in ("loss_sums", "weight_sums")}
+            trainer.log.add(self.step, own._replace(**sums))
             trainer.log.flush()
 
         self._each(log)

@@ -1,8 +1,7 @@
 """The stages of a run: stretches with a mixture, length, batch size or learning rate of their own.
 
-A stage is a branch within its run. It begins where the stage before it ends, with the whole state,
-and every domain goes on from what was read of it. Where that is follows from the configs alone, so
-that a run seeks and resumes in any stage as in the first.
+A stage is a branch within its run: it begins where the stage before it ends, with the whole state.
+Where that is follows from the configs alone, so that a run seeks and resumes in any of them.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ class Stage(NamedTuple):
 
     experiment: Experiment
     source: SequenceSource
-    evaluator: Evaluator | None = None
+    evaluator: Evaluator | None = None  # scores the scheduled checkpoints
     # this host's from a global sequence index on; None where no loop reads them
     open_batches: Callable[[int], Loader] | None = None
 
@@ -39,15 +38,13 @@ def open_sources(
 
     A stage on the same data goes on in the order of the one before; another has an order of its
     own, in which each domain goes on from what was read of it. (With another length, its text is
-    cut and shuffled anew.)
-
-    Raises:
-      UserError: a stage names a domain that the run's mixture does not have.
+    cut and shuffled anew.) UserError if it names a domain that the run's mixture does not have.
     """
     sources = [first]
     for last, stage in pairwise(stages):
         before, position = sources[-1], stage.start.sequences
-        if _sequences(last) == _sequences(stage):
+        settings = [(e.data.weights, e.data.sequence_length) for e in (last, stage)]
+        if settings[0] == settings[1]:
             sources.append(before)
             continue
         with naming(stage.number):
@@ -55,11 +52,6 @@ def open_sources(
         origin = Origin(position, before.tokens_read(position))
         sources.append(open_source(stage.data, weights, hosts, origin, first.tokenizer))
     return sources
-
-
-def _sequences(stage: Experiment) -> object:
-    """The settings by which the sequences of stages differ."""
-    return stage.data.weights, stage.data.sequence_length
 
 
 def epochs(stages: Iterable[Stage]) -> dict[str, float]:
@@ -74,10 +66,9 @@ def epochs(stages: Iterable[Stage]) -> dict[str, float]:
 def check_begun(
     experiment: Experiment, sources: Sequence[SequenceSource], entry: ManifestEntry, own: bool
 ) -> None:
-    """Raise UserError if the stages of a run do not lead to its checkpoint `entry`.
+    """Raise UserError if the stages of a run do not lead to its checkpoint, or its parent's.
 
-    What was read until then must be as it was; later stages may be anything. `own`: it is a
-    checkpoint of this run, not the one at which it branches.
+    What was read until then must be as it was; later stages may be anything.
     """
     stage = experiment.at(entry.step)
     # number 0, of a run without stages, is the last source, its only one

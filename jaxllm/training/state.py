@@ -45,13 +45,12 @@ def abstract_state(
 
     `weighted_domains`: number of domains whose weights DoReMi learns.
     """
-    params = abstract_params(model)
-    opt_state = jax.eval_shape(optimizer.init, params)
-    weights = None
-    if weighted_domains:
-        weights = jax.eval_shape(lambda: DomainWeights.uniform(weighted_domains))
-    state = TrainState(jax.ShapeDtypeStruct((), jnp.int32), params, opt_state, weights)
-    return abstract_sharded(mesh, state)
+
+    def first(params: Any) -> TrainState:
+        weights = DomainWeights.uniform(weighted_domains) if weighted_domains else None
+        return TrainState(jnp.int32(0), params, optimizer.init(params), weights)
+
+    return abstract_sharded(mesh, jax.eval_shape(first, abstract_params(model)))
 
 
 def init_state(
@@ -66,11 +65,8 @@ def initializer(
 ) -> Callable[[int], TrainState]:
     """`init_state` of a seed, compiled once."""
 
-    def init(key: jax.Array) -> TrainState:
-        return _first(nn.unbox(init_params(model, key)), optimizer, abstract)
-
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    compiled = jax.jit(init, out_shardings=shardings)
+    init = lambda key: _first(nn.unbox(init_params(model, key)), optimizer, abstract)
+    compiled = jax.jit(init, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract))
     return lambda seed: compiled(jax.random.key(seed))
 
 
@@ -78,15 +74,13 @@ def state_of(
     params: Any, optimizer: optax.GradientTransformation, abstract: TrainState
 ) -> TrainState:
     """The state at step 0 with these parameters."""
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     init = lambda params: _first(params, optimizer, abstract)
-    return jax.jit(init, out_shardings=shardings)(params)
+    return jax.jit(init, out_shardings=jax.tree.map(lambda x: x.sharding, abstract))(params)
 
 
 def _first(
     params: Any, optimizer: optax.GradientTransformation, abstract: TrainState
 ) -> TrainState:
-    """The state before the first update of `params`."""
     like = abstract.domain_weights
     weights = like and DomainWeights.uniform(len(like.excess_loss))
     return TrainState(jnp.int32(0), params, optimizer.init(params), weights)

@@ -28,25 +28,15 @@ from jaxllm.training.state import TrainState
 
 
 class StepMetrics(NamedTuple):
-    """Measurements of one update, float32; sums merge exactly over microbatches, steps and hosts.
+    """Measurements of an update, float32; sums merge exactly over microbatches, steps and hosts."""
 
-    Attributes:
-      loss_sums: [domains], negative log-likelihood in nats, summed over weighted targets.
-      weight_sums: [domains], the weights of those targets.
-      z_loss_sum: [], coefficient · log²(Z), summed likewise; None where it is off.
-      grad_norm: [], global norm before clipping.
-      param_norm: [], global norm after the update.
-      learning_rate: [].
-      domain_weights: weights of the domains in the loss, and what belongs to them, [domains] by
-        metric; None where all tokens are weighed alike.
-    """
-
-    loss_sums: Array
-    weight_sums: Array
-    z_loss_sum: Array | None
-    grad_norm: Array
-    param_norm: Array
-    learning_rate: Array
+    loss_sums: Array  # [domains], negative log-likelihood in nats, summed over weighted targets
+    weight_sums: Array  # [domains], the weights of those targets
+    z_loss_sum: Array | None  # [], coefficient · log²(Z), summed likewise; None where it is off
+    grad_norm: Array  # [], global norm before clipping
+    param_norm: Array  # [], global norm after the update
+    learning_rate: Array  # []
+    # [domains] by metric, of weights in the loss; None where all tokens are weighed alike
     domain_weights: Mapping[str, Array] | None = None
 
 
@@ -60,12 +50,10 @@ def compile_train_step(
     mesh: jax.sharding.Mesh,
     *args: Any,
     reference: Any = None,
-    **kwargs: Any,
+    **rest: Any,
 ) -> TrainStep:
     """`lower_train_step`, compiled with the flags of the mesh's chips, of these `reference`s."""
-    lowered = lower_train_step(
-        model, optimizer, schedule, mesh, *args, reference=reference, **kwargs
-    )
+    lowered = lower_train_step(model, optimizer, schedule, mesh, *args, reference=reference, **rest)
     compiled = lowered.compile(compiler_options={**mesh_options(mesh)})
     return compiled if reference is None else lambda *args: compiled(*args, reference)
 
@@ -207,9 +195,8 @@ def make_update(
 
         def weigh(scores: TokenScores) -> Array:
             assert learn
-            return counting(
-                mean_factors(learn(scores).domain_weight, by_domain(batch, num_domains))
-            )
+            counts = by_domain(batch, num_domains)
+            return counting(mean_factors(learn(scores).domain_weight, counts))
 
         def loss(params: Any) -> tuple[jax.Array, Any]:
             weights = batch.weights if factors is None else counting(factors)
@@ -233,10 +220,8 @@ def make_update(
 
 def device_batch(batch: Batch, mesh: jax.sharding.Mesh) -> Batch:
     """This host's sequences of a batch as its shards of the global arrays."""
-    sharding = batch_sharding(mesh)
-    return jax.tree.map(
-        lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch
-    )
+    of_host = partial(jax.make_array_from_process_local_data, batch_sharding(mesh))
+    return jax.tree.map(lambda x: of_host(np.asarray(x)), batch)
 
 
 def abstract_batch(batch_size: int, length: int) -> Batch:
@@ -244,14 +229,7 @@ def abstract_batch(batch_size: int, length: int) -> Batch:
     tokens: Any = jax.ShapeDtypeStruct((batch_size, length), jnp.int32)
     weights: Any = jax.ShapeDtypeStruct((batch_size, length), jnp.float32)
     domains: Any = jax.ShapeDtypeStruct((batch_size,), jnp.int32)
-    return Batch(
-        inputs=tokens,
-        targets=tokens,
-        weights=weights,
-        positions=tokens,
-        segment_ids=tokens,
-        domains=domains,
-    )
+    return Batch(tokens, tokens, weights, tokens, tokens, domains)
 
 
 def _microbatches(batch: Batch, count: int, mesh: jax.sharding.Mesh) -> Batch:

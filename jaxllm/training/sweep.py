@@ -4,9 +4,8 @@ For a size and number of tokens the best learning rate is the vertex of a parabo
 (Bjorck et al. 2024, arXiv 2409.19913). Over sizes it is a power law of the parameters (Porian et
 al. 2024, arXiv 2406.19146), and of the tokens where the sweep varies these, too.
 
-The loss is that of the last training steps, which every run has, scored or not. Text that is read
-once is as good as held-out text, and runs of one size and seed read the same text in the same
-order: an easy or hard stretch moves their losses alike, and the vertex not at all.
+The loss is that of the last training steps, which every run has. Runs of one size and seed read the
+same text in the same order: a hard stretch moves their losses alike, and the vertex not at all.
 """
 
 from __future__ import annotations
@@ -53,11 +52,7 @@ class Optimum(NamedTuple):
 
 
 def rule_of(name: str) -> Rule:
-    """The published law of that name, or the law of the sweep in that suite's directory.
-
-    Raises:
-      UserError: it is neither, or the suite has too few finished runs.
-    """
+    """The law of that name, or of the sweep in that suite's directory; UserError if it is none."""
     if name in RULES:
         return RULES[name]
     layout = SuiteLayout(location(name))
@@ -79,8 +74,7 @@ def rule_of(name: str) -> Rule:
 def optima(trials: Iterable[Trial]) -> list[Optimum]:
     """The optimum of each size and number of tokens at which three learning rates were tried.
 
-    Runs that differ in neither rate nor batch are averaged. Where batches were swept, too, the best
-    one is found in the same way from the losses at each one's best rate.
+    Where batches were swept, too, the best is found alike from the losses at each one's best rate.
     """
     table = pd.DataFrame(trials, columns=Trial._fields)
     found = []
@@ -111,15 +105,9 @@ def optima(trials: Iterable[Trial]) -> list[Optimum]:
 
 
 def vertex(x: np.ndarray, y: np.ndarray) -> tuple[float, float, bool]:
-    """Place and height of the vertex of a parabola near the lowest point.
+    """Place and height of the vertex of a parabola near the lowest point, between its neighbours.
 
-    It is never beyond the neighbours of that point.
-
-    Args:
-      x: increasing.
-
-    Returns:
-      The vertex, and whether it is inside: of an end of `x` that is lowest, nothing is fitted.
+    And whether it is inside of the increasing `x`: at an end that is lowest, nothing is fitted.
     """
     lowest = int(np.argmin(y))
     if lowest in (0, len(x) - 1):
@@ -139,12 +127,10 @@ def law(source: str, found: Sequence[Optimum], trained_by: str) -> Rule:
     sizes = np.array([(one.params, one.tokens) for one in found])
     rate, formula = _power_law(sizes, [one.rate for one in found])
     batch, batches = _power_law(sizes, [one.batch for one in found])
-    known = RULES.get(trained_by)
-    if known and all(
-        1 / _ROUNDED < one.batch / known.batch_tokens(one.params, one.tokens) < _ROUNDED
-        for one in found
-    ):
-        batch, batches = known.batch_tokens, f"that of {trained_by}, with which it was trained"
+    if known := RULES.get(trained_by):
+        ratios = [one.batch / known.batch_tokens(one.params, one.tokens) for one in found]
+        if all(1 / _ROUNDED < ratio < _ROUNDED for ratio in ratios):
+            batch, batches = known.batch_tokens, f"that of {trained_by}, with which it was trained"
     (low, below), (high, above) = sizes.min(axis=0) * 0.98, sizes.max(axis=0) * 1.02
     notes = f"learning rate {formula}, batch {batches}", *(one.note for one in found)
     return Rule(source, rate, batch, (low, high), (below, above), notes)
@@ -165,12 +151,10 @@ def _power_law(
         if np.abs(rest).max() > APART and len(sizes) > design.shape[1]:
             exponents.append(axis)
     fitted = np.linalg.lstsq(columns(logs), np.log(values), rcond=None)[0]
+    powers = zip(exponents, fitted[1:], strict=True)
     text = f"{float(f'{math.exp(fitted[0]):.3g}'):g}"
-    text += "".join(
-        f" {'ND'[axis]}^{power:.2f}" for axis, power in zip(exponents, fitted[1:], strict=True)
-    )
-    if not exponents:
-        text += " for every size"
+    text += "".join(f" {'ND'[axis]}^{power:.2f}" for axis, power in powers)
+    text += "" if exponents else " for every size"
     return lambda n, d: float(np.exp(columns(np.log([[n, d]])) @ fitted)[0]), text
 
 

@@ -9,12 +9,9 @@ import time
 class Watchdog:
     """A countdown that starts at the first heartbeat, and restarts at each.
 
-    After `minutes` without one, the stacks are dumped, and again after each such interval. By
-    default that is all: a slow disk or a large evaluation is no reason to end a run. With `exit`
-    the process exits with code 1, so that a supervisor can restart the hosts; the others end too.
-
-    `faulthandler` waits and writes in C, without the interpreter's lock, to an open descriptor: it
-    works whatever hangs, MODEL_DIR included.
+    After `minutes` without one, the stacks are dumped, and again after each such interval. With
+    `exit` the process exits with code 1 then, so that a supervisor can restart the hosts.
+    `faulthandler` waits and writes in C, to an open descriptor: it works whatever hangs.
     """
 
     def __init__(self, minutes: float | None, exit: bool) -> None:

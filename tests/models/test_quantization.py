@@ -18,7 +18,7 @@ from jaxllm.models.decoder import Decoder, init_params
 from jaxllm.models.quantization import quantized_linear
 from jaxllm.run.run import Run
 from jaxllm.training.loop import train
-from tests.training.helpers import MODEL, FakeBatches, FakeSource, experiment, mesh
+from tests.training.helpers import MODEL, experiment, mesh, stages
 
 pytest.importorskip("qwix")
 
@@ -94,7 +94,7 @@ def test_a_model_learns_alike_on_one_device_and_on_a_mesh(tmp_path: Path, kind: 
         model = dataclasses.replace(MODEL, quantization=quantization)
         e = experiment(tmp_path / name, steps=60, log_every=20, model=model)
         on = mesh(int(np.prod(list(axes.values()) or [1])), **axes)
-        train(e, on, FakeSource(), FakeBatches)
+        train(e, on, stages(e))
         return [row["loss"] for row in Run(tmp_path / name).metrics_lines.read()[0]]
 
     exact, coarse = losses("exact", "none"), losses("coarse", kind)

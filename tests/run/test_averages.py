@@ -18,7 +18,7 @@ from jaxllm.run import averages
 from jaxllm.run.run import Run
 from jaxllm.training.loop import train
 from jaxllm.training.optimizer import EmaState, with_ema
-from tests.training.helpers import FakeBatches, FakeSource, experiment, mesh
+from tests.training.helpers import experiment, mesh, stages
 from tests.training.test_survival import read_item
 
 
@@ -58,7 +58,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     directory = tmp_path_factory.mktemp("averages") / "run"
     e = experiment(directory, ema_decay=0.8)
     text = "ModelConfig.vocab_size = 32\nTrainConfig.run_name = 'run'"
-    train(e, mesh(2, fsdp=2), FakeSource(), FakeBatches, config_text=text)
+    train(e, mesh(2, fsdp=2), stages(e), config_text=text)
     return Run.open(directory)
 
 
@@ -97,11 +97,11 @@ def test_an_average_begins_a_branch_but_resumes_no_run(run: Run, tmp_path: Path)
     average.main([str(run.path), "--steps=4,8", f"--to={tmp_path}/both"])
     e = experiment(tmp_path / "both", steps=12)
     with pytest.raises(UserError, match="has parameters alone"):
-        train(e, mesh(1), FakeSource(), FakeBatches)
+        train(e, mesh(1), stages(e))
     child = experiment(
         tmp_path / "child", steps=4, branch_from=f"{tmp_path}/both@8", branch_state="params"
     )
-    assert train(child, mesh(1), FakeSource(), FakeBatches).finished
+    assert train(child, mesh(1), stages(e)).finished
     began = params(Run.open(tmp_path / "child"), 0)
     assert all(np.array_equal(began[n], v) for n, v in params(Run(tmp_path / "both"), 8).items())
 

@@ -53,7 +53,7 @@ def train_step_options(mesh: Mesh) -> dict[str, str]:
     """What `compile_train_step` gives to the compiler; the step itself is compiled, too."""
     e = experiment("unused")
     schedule = make_schedule(e.schedule, 10)
-    optimizer = e.optimizer.build(schedule, abstract_params(MODEL))
+    optimizer = e.train.optimizer.build(schedule, abstract_params(MODEL))
     given = {}
     compile_ = jax.stages.Lowered.compile
 

@@ -17,6 +17,7 @@ from jaxllm.sharding.mesh import MeshConfig, make_mesh
 from jaxllm.training.config import TrainConfig
 from jaxllm.training.experiment import Experiment
 from jaxllm.training.learning_rate import ScheduleConfig
+from jaxllm.training.stages import Stage
 
 LENGTH, ROWS, VOCABULARY = 8, 8, 32
 MODEL = ModelConfig(
@@ -91,3 +92,9 @@ class FakeBatches:
 
     def close(self) -> None:
         self.closed = True
+
+
+def stages(e: Experiment, batches: Any = FakeBatches, evaluator: Any = None) -> list[Stage]:
+    """The one stage of an experiment, on fake data."""
+    source: Any = FakeSource()
+    return [Stage(e, source, evaluator, batches)]

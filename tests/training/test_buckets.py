@@ -22,7 +22,7 @@ from jaxllm.run.records import Record
 from jaxllm.run.run import Run
 from jaxllm.training.loop import train
 from tests.buckets import Proxy
-from tests.training.helpers import FakeBatches, FakeSource, experiment, mesh
+from tests.training.helpers import FakeBatches, experiment, mesh, stages
 from tests.training.test_loop import exact
 
 SCHEDULE = CheckpointConfig(early=None, every_steps=4)
@@ -82,11 +82,9 @@ def batches(before: Callable[[], None]) -> type[FakeBatches]:
 
 
 def go(model_dir: Any, before_batch: Callable[[], None] = lambda: None) -> None:
-    train(
-        experiment(model_dir, steps=8, log_every=1, checkpoints=SCHEDULE), mesh(), FakeSource(),
-        batches(before_batch), evaluator=Evaluator(model_dir),
-        writers=[TensorBoardWriter(model_dir)], config_text="TRAIN_STEPS = 8",
-    )  # fmt: skip
+    e = experiment(model_dir, steps=8, log_every=1, checkpoints=SCHEDULE)
+    only = stages(e, batches(before_batch), Evaluator(model_dir))
+    train(e, mesh(), only, [TensorBoardWriter(model_dir)], "TRAIN_STEPS = 8")
 
 
 def metrics(model_dir: Any) -> list[str]:
@@ -166,7 +164,7 @@ def test_requests_are_counted(bucket: Proxy, tmp_path: Path) -> None:
     assert (change["bytes/read"], change["bytes/written"]) == (300, 500)
 
     e = experiment(there, steps=6, log_every=1, checkpoints=CheckpointConfig(early=None))
-    train(e, mesh(), FakeSource(), batches(lambda: files.start_reads(ranges)() and None))
+    train(e, mesh(), stages(e, batches(lambda: files.start_reads(ranges)() and None)))
     # Lines are a batch late: the last has no batch, and the first two what opens the run.
     for row in Run(there).metrics_lines.read()[0][2:-1]:
         assert {name: row[name] for name in TRAFFIC} == {

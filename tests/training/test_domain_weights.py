@@ -56,7 +56,7 @@ def rarely_odd(i: int) -> Batch:
 def arguments(source: str, on: jax.sharding.Mesh, **options: Any) -> tuple[Any, Any]:
     """Those of `lower_train_step`."""
     schedule = make_schedule(experiment("unused").schedule, 20)
-    optimizer = experiment("unused").optimizer.build(schedule, abstract_params(MODEL))
+    optimizer = experiment("unused").train.optimizer.build(schedule, abstract_params(MODEL))
     domains = 2 if source == "doremi" else 0
     abstract = abstract_state(MODEL, optimizer, on, domains)
     options |= {"batch_size": ROWS, "length": LENGTH, "num_domains": 2}

@@ -25,7 +25,15 @@ from jaxllm.training.learning_rate import ScheduleConfig
 from jaxllm.training.loop import Outcome, train
 from jaxllm.training.metrics import Diverged
 from jaxllm.training.state import abstract_state
-from tests.training.helpers import MODEL, ROWS, FakeBatches, FakeSource, experiment, mesh, rows
+from tests.training.helpers import (
+    MODEL,
+    ROWS,
+    FakeBatches,
+    experiment,
+    mesh,
+    rows,
+    stages,
+)
 
 TIMING = {
     "tokens_per_second", "flops_per_second", "mfu", "mfu_causal", "step_seconds",
@@ -91,7 +99,8 @@ class Memory:
 
 
 def go(e: Experiment, **options: Any) -> Outcome:
-    return train(e, mesh(1), FakeSource(), options.pop("batches", FakeBatches), **options)
+    own = {name: options.pop(name) for name in ("batches", "evaluator") if name in options}
+    return train(e, mesh(1), stages(e, **own), **options)
 
 
 def lines(model_dir: Path) -> list[dict]:
@@ -104,7 +113,7 @@ def exact(line: dict) -> str:
 
 
 def params(e: Experiment, step: int) -> Any:
-    optimizer = e.optimizer.build(lambda count: 0.1, abstract_params(e.model))
+    optimizer = e.train.optimizer.build(lambda count: 0.1, abstract_params(e.model))
     return restore_params(
         Layout(e.model_dir), step, abstract_state(e.model, optimizer, mesh(1)).params
     )
@@ -261,7 +270,7 @@ def test_configs_that_do_not_fit_are_refused(
     options = {"model_dir": tmp_path} | changes
     e = experiment(options.pop("model_dir"), **options)
     with pytest.raises(UserError, match=message):
-        train(e, mesh(4), FakeSource(), FakeBatches)
+        train(e, mesh(4), stages(e))
     assert not list(tmp_path.iterdir())
 
 

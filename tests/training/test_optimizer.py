@@ -20,7 +20,7 @@ from jaxllm.training.learning_rate import ScheduleConfig, make_schedule
 from jaxllm.training.loop import train
 from jaxllm.training.optimizer import _stochastic_round, weight_decay_mask
 from jaxllm.training.state import abstract_state, init_state
-from tests.training.helpers import MODEL, FakeBatches, FakeSource, experiment, mesh
+from tests.training.helpers import MODEL, experiment, mesh, stages
 
 
 @pytest.mark.parametrize("decay", ["matrices", "all"])
@@ -115,7 +115,7 @@ def test_moments_in_bfloat16_take_half_the_memory_and_learn_alike(tmp_path: Path
         )  # fmt: skip
         for steps in (*stops, 200):
             e = dataclasses.replace(e, train=dataclasses.replace(e.train, steps=steps))
-            train(e, mesh(1), FakeSource(), FakeBatches)
+            train(e, mesh(1), stages(e))
         return [row["loss"] for row in Run(tmp_path / name).metrics_lines.read()[0]]
 
     full, half = losses("full", "float32"), losses("half", "bfloat16")

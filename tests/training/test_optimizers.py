@@ -16,7 +16,7 @@ from jaxllm.run.run import Run
 from jaxllm.training.config import AdamWConfig, MuonConfig, OptimizerConfig, TrainConfig
 from jaxllm.training.loop import train
 from jaxllm.training.state import abstract_state, init_state
-from tests.training.helpers import MODEL, FakeBatches, FakeSource, experiment, mesh
+from tests.training.helpers import MODEL, experiment, mesh, stages
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +33,7 @@ def losses(model_dir: Path, *stops: int, **changes: Any) -> list[float]:
         e = experiment(model_dir, **({"steps": steps} | changes))
         schedule = dataclasses.replace(e.schedule, decay_end_step=stops[-1])
         e = dataclasses.replace(e, schedule=schedule)
-        train(e, mesh(4, data=2, fsdp=2), FakeSource(), FakeBatches)
+        train(e, mesh(4, data=2, fsdp=2), stages(e))
     return [row["loss"] for row in Run(model_dir).metrics_lines.read()[0]]
 
 

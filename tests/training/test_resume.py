@@ -15,11 +15,11 @@ from jaxllm.training.experiment import Experiment
 from jaxllm.training.learning_rate import ScheduleConfig
 from jaxllm.training.loop import Outcome, train
 from jaxllm.training.metrics import MetricsLog
-from tests.training.helpers import MODEL, FakeBatches, FakeSource, experiment, mesh
+from tests.training.helpers import MODEL, experiment, mesh, stages
 
 
 def go(e: Experiment, config_text: str = "TRAIN_STEPS = 4", **options: Any) -> Outcome:
-    return train(e, mesh(1), FakeSource(), FakeBatches, config_text=config_text, **options)
+    return train(e, mesh(1), stages(e, **options), config_text=config_text)
 
 
 @pytest.fixture

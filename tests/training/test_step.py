@@ -21,7 +21,7 @@ def trained(
     """State before and after some updates, on the host, and the metrics."""
     e = experiment("unused", steps=20)
     schedule = make_schedule(e.schedule, 20)
-    optimizer = e.optimizer.build(schedule, abstract_params(MODEL))
+    optimizer = e.train.optimizer.build(schedule, abstract_params(MODEL))
     abstract = abstract_state(MODEL, optimizer, on)
     state = init_state(MODEL, optimizer, abstract, seed=3)
     before = jax.device_get(state)
@@ -112,7 +112,9 @@ def test_z_loss_acts_on_the_gradient_and_is_not_in_the_loss(one_device: Any) -> 
 
 def test_state_is_sharded_and_its_size_known() -> None:
     on = mesh(8, fsdp=4, tensor=2)
-    optimizer = experiment("unused").optimizer.build(lambda count: 0.1, abstract_params(MODEL))
+    optimizer = experiment("unused").train.optimizer.build(
+        lambda count: 0.1, abstract_params(MODEL)
+    )
     abstract = abstract_state(MODEL, optimizer, on)
     assert num_bytes(abstract) == 3 * 4 * MODEL.num_params + 3 * 4  # params, mu, nu; 3 counters
     state = init_state(MODEL, optimizer, abstract, seed=0)

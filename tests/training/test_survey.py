@@ -16,11 +16,11 @@ from jaxllm.train import timing
 from jaxllm.training.config import TrainConfig
 from jaxllm.training.experiment import Experiment
 from jaxllm.training.loop import Outcome, train
-from tests.training.helpers import FakeBatches, FakeSource, experiment, mesh
+from tests.training.helpers import FakeBatches, experiment, mesh, stages
 
 
 def go(e: Experiment, batches: Any = FakeBatches) -> Outcome:
-    return train(e, mesh(1), FakeSource(), batches)
+    return train(e, mesh(1), stages(e, batches))
 
 
 class Killed(Exception):
