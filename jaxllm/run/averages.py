@@ -1,9 +1,8 @@
 """Averages of a run's checkpoints, as a run directory of their own that every command reads.
 
 An average of checkpoints on the plateau of the learning rate stands in for a decay: the mean of the
-last k + 1 does so for a linear one (WSM, arXiv 2507.17634, §3; PMA, arXiv 2505.12082, takes this
-mean), other weights for other shapes. The checkpoint of an average has parameters alone, and the
-step and tokens of its newest member.
+last k + 1 for a linear one (WSM, arXiv 2507.17634, §3; PMA, arXiv 2505.12082), other weights for
+others. It has parameters alone, and the step and tokens of its newest member.
 """
 
 from __future__ import annotations
@@ -68,15 +67,14 @@ def average(
         as those of two stages may be.
     """
     for group in groups:
-        models = [saved_json(run.layout, entry.step).get("model", {}) for entry in group]
-        for entry, model in zip(group, models, strict=True):
-            for name in model:
-                if model[name] != models[-1].get(name):
-                    raise UserError(
-                        f"checkpoints {entry.step} and {group[-1].step} of {run.path} differ in "
-                        f"{name}, {model[name]!r} and {models[-1].get(name)!r}: average those of "
-                        "one stage, with --steps"
-                    )
+        *models, last = [saved_json(run.layout, one.step).get("model", {}) for one in group]
+        for entry, model in zip(group, models, strict=False):
+            for name in (name for name in model if model[name] != last.get(name)):
+                raise UserError(
+                    f"checkpoints {entry.step} and {group[-1].step} of {run.path} differ in "
+                    f"{name}, {model[name]!r} and {last.get(name)!r}: average those of one stage, "
+                    "with --steps"
+                )
 
     def arrays(group: Sequence[ManifestEntry]) -> Iterator[tuple[str, np.ndarray]]:
         saved = [SavedArrays(run.layout.checkpoint(entry.step) / MODEL) for entry in group]
@@ -98,11 +96,7 @@ def mean(members: Sequence[np.ndarray], shares: np.ndarray) -> np.ndarray:
 
 
 def extract_ema(run: Run, entries: Sequence[ManifestEntry], target: str) -> None:
-    """Write the new run directory `target` with the moving averages that checkpoints hold.
-
-    Raises:
-      UserError: `target` exists; or a checkpoint is damaged, or has none.
-    """
+    """Write the run directory `target` of the moving averages in checkpoints; UserError if none."""
 
     def arrays(group: Sequence[ManifestEntry]) -> Iterator[tuple[str, np.ndarray]]:
         (entry,) = group
@@ -132,8 +126,7 @@ def _write(
     made.layout.check_name()
     with new_directory(target) as partial:
         written = Run(partial)
-        name = f"TrainConfig.run_name = {made.path.name!r}\n"
-        written.write_config(f"{run.config()}\n{name}")
+        written.write_config(f"{run.config()}\nTrainConfig.run_name = {made.path.name!r}\n")
         for file in _TOKENIZER_FILES:
             if (run.path / file).exists():
                 (written.path / file).write_bytes((run.path / file).read_bytes())

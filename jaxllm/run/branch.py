@@ -1,8 +1,7 @@
 """A branch: a run that begins at a checkpoint of another run, its parent.
 
-It takes over the whole state (parameters, optimizer state, step, data position), so that with the
-parent's settings it goes on bitwise as the parent did; or the parameters alone, at step 0. Its
-manifest begins with that checkpoint, and its trajectory with the parent's records until then.
+It takes over the whole state, so that with the parent's settings it goes on bitwise as the parent
+did; or the parameters alone, at step 0. Its manifest and trajectory begin with the parent's.
 """
 
 from __future__ import annotations
@@ -16,11 +15,11 @@ from typing import Any
 
 import jax
 
-from jaxllm.errors import UserError, first_line
+from jaxllm.errors import UserError
 from jaxllm.io import is_remote, location
 from jaxllm.run.manifest import ManifestEntry
 from jaxllm.run.records import RunInfo
-from jaxllm.run.restore import RestoredCheckpoint, check_arrays, check_model, restore
+from jaxllm.run.restore import RestoredCheckpoint, check_arrays, check_model, damages, restore
 from jaxllm.run.run import Run
 
 LENGTH = ("rope_theta", "rope_scaling")  # fields that a branch may change, for longer sequences
@@ -36,11 +35,7 @@ class Branch:
 
     @classmethod
     def open(cls, branch_from: str, state: str = "all") -> Branch:
-        """The branch of TrainConfig.branch_from and branch_state.
-
-        Raises:
-          UserError: it is malformed, or there is no such checkpoint.
-        """
+        """The branch of TrainConfig.branch_from and branch_state; UserError if there is none."""
         model_dir, step = parse(branch_from)
         parent = Run.open(model_dir)
         return cls(parent, parent.select(str(step))[0], state == "all")
@@ -71,7 +66,9 @@ class Branch:
         """
         layout, compared = self.parent.layout, {k: v for k, v in model.items() if k not in LENGTH}
         with self._errors():
-            metadata = check_arrays(layout, self.checkpoint, params, self._taken(training))
+            metadata = check_arrays(
+                layout, self.checkpoint, params, training if self.whole else None
+            )
         check_model(layout, self.checkpoint.step, metadata, compared)
 
     def begin(
@@ -79,14 +76,12 @@ class Branch:
     ) -> RestoredCheckpoint:
         """Restore the state of the checkpoint, and begin the manifest and trajectory of `run`.
 
-        All hosts must call it. The arguments are those of `Run.resume`.
-
-        Raises:
-          UserError: the checkpoint is of another model or optimizer, or damaged.
+        All hosts must call it; arguments and errors are those of `check`.
         """
         self.check(params, training, model)
         with self._errors():
-            found = restore(self.parent.layout, self.checkpoint, params, self._taken(training))
+            taken = training if self.whole else None
+            found = restore(self.parent.layout, self.checkpoint, params, taken)
         entry = self.entry
         if jax.process_index() == 0:
             run.manifest_lines.append(dataclasses.asdict(entry))
@@ -96,18 +91,14 @@ class Branch:
                 run.trajectory.write_table(records.assign(run=info.run, family=info.family))
         return dataclasses.replace(found, entry=entry)
 
-    def _taken(self, training: Any) -> Any:
-        return training if self.whole else None
-
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
         try:
-            yield
+            with damages(self.name):
+                yield
         except UserError as error:
             alone = "; or take its parameters alone: --gin.TrainConfig.branch_state=params"
             raise UserError(f"{error}{alone if 'optimizer state' in str(error) else ''}") from error
-        except Exception as error:  # exceptions of damaged files are undocumented, and vary
-            raise UserError(f"checkpoint {self.name} is damaged ({first_line(error)})") from error
 
 
 def parse(checkpoint: str, name: str = "branch_from") -> tuple[str, int]:

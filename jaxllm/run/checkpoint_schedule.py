@@ -47,14 +47,11 @@ class CheckpointConfig:
 def scheduled_steps(
     config: CheckpointConfig, steps: int, tokens_per_step: int, start: tuple[int, int] = (0, 0)
 ) -> tuple[int, ...]:
-    """All steps in [0, steps] at which a run of `steps` steps is saved, ascending.
+    """All steps in [0, steps] at which a run of `steps` steps is saved, ascending, with the last.
 
     Early: 0 and early · 2^k below the first regular step, k = 0, 1, …; or those listed. Regular:
     multiples of `every_steps`, or the first step whose tokens reach each multiple of
-    `every_tokens`. The last step is always included.
-
-    Args:
-      start: step and tokens at which these `tokens_per_step` begin; only later steps are returned.
+    `every_tokens`. `start`: step and tokens after which these `tokens_per_step` begin.
     """
     begin, tokens = start
     regular: Sequence[int] = ()

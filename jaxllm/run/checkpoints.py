@@ -1,9 +1,6 @@
 """Saving the checkpoints of a run, in the background.
 
-A checkpoint's directory holds two items, so that the model can be read alone:
-
-    checkpoints/<step>/model/      the parameters
-    checkpoints/<step>/training/   the optimizer state and the step
+Each holds two items, so that the model can be read alone: MODEL, the parameters, and TRAINING.
 """
 
 from __future__ import annotations
@@ -55,16 +52,10 @@ class CheckpointWriter:
     ) -> None:
         """Start saving a checkpoint, and return once the arrays may be overwritten.
 
-        Waits for the previous save first, and raises its error. The manifest line is written before
-        the directory: a directory without a line is never one of ours, and a line without a
-        committed directory is an interrupted save (or a removed checkpoint).
-
-        Args:
-          training: the step and the optimizer state.
-          custom_metadata: small JSON, saved with the checkpoint.
-
-        Raises:
-          UserError: the run's first checkpoint cannot be read back.
+        Waits for the previous save first, and raises its error; UserError if the run's first one
+        cannot be read back. The manifest line is written before the directory: a directory without
+        a line is never one of ours, and a line without a committed directory is an interrupted save
+        (or a removed checkpoint).
         """
         if entry.kind == "preempted":
             self._retention.preempted.add(entry.step)

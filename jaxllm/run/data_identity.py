@@ -1,11 +1,7 @@
-"""The data identity of a run: it resumes and is scored with the data that it began with.
-
-    MODEL_DIR/tokenizer.model or tokenizer.json      the vocabulary
-    MODEL_DIR/tokenizer_config.json                  its special tokens, for published tokenizers
-    MODEL_DIR/data.json                              `DataIdentity`
+"""The data identity of a run, data.json: it resumes and is scored with the data that it began with.
 
 Corpora can change under a run (the embedded ones do with the Python version), and training on other
-sequences would pass for a resumed run. A run's vocabulary never changes.
+sequences would pass for a resumed run. Its vocabulary, saved beside, never changes.
 """
 
 from __future__ import annotations
@@ -53,11 +49,9 @@ def verify(model_dir: str, identity: DataIdentity) -> None:
     saved = load(model_dir)
     if saved is None:
         return
-    if identity.parent and saved.parent != identity.parent:
+    if (at := identity.parent) and saved.parent != at:
         began = f"at {saved.parent}" if saved.parent else "with initial parameters of its own"
-        raise UserError(
-            f"{model_dir} began {began}, not at {identity.parent}: take a new MODEL_DIR"
-        )
+        raise UserError(f"{model_dir} began {began}, not at {at}: take a new MODEL_DIR")
     if saved.fingerprint != identity.fingerprint:
         raise UserError(
             f"{model_dir} began with other data: its corpora, their weights, the layout, the"
@@ -67,11 +61,7 @@ def verify(model_dir: str, identity: DataIdentity) -> None:
 
 
 def save(model_dir: str, identity: DataIdentity, tokenizer_files: Mapping[str, bytes]) -> None:
-    """Write what the run has not saved yet, each file atomically.
-
-    Args:
-      tokenizer_files: name -> content, the one of `TOKENIZERS` last; empty for bytes.
-    """
+    """Write what the run has not saved yet, each file atomically, the one of `TOKENIZERS` last."""
     layout = Layout(model_dir)
     if saved_tokenizer(model_dir) is None:
         for name, content in tokenizer_files.items():

@@ -43,11 +43,7 @@ class ManifestEntry:
 
 
 def entries(lines: JsonLines) -> list[ManifestEntry]:
-    """The checkpoints of a manifest by step; of repeated steps, the last line counts.
-
-    Raises:
-      UserError: an older version of jaxllm wrote it.
-    """
+    """The checkpoints of a manifest by step, the last line of each; UserError if it is too old."""
     fields = [field.name for field in dataclasses.fields(ManifestEntry)]
     required = fields[: fields.index("domain_tokens")]
     by_step = {}
@@ -65,11 +61,7 @@ def entries(lines: JsonLines) -> list[ManifestEntry]:
 def select(
     saved: Sequence[ManifestEntry], steps: str | None, model_dir: epath.PathLike
 ) -> list[ManifestEntry]:
-    """The checkpoints of `steps`, such as '100,200'; None selects all but preempted ones.
-
-    Raises:
-      UserError: there are none, `steps` is malformed, or a step has no checkpoint.
-    """
+    """The checkpoints of `steps`, as '100,200', or all but preempted ones; UserError if none."""
     if steps is None:
         chosen = [entry for entry in saved if entry.kind != "preempted"]
         if not chosen:

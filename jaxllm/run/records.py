@@ -52,15 +52,10 @@ COLUMNS = tuple(field.name for field in dataclasses.fields(Record))
 class Results:
     """Records of runs from elsewhere, as importers read them.
 
-    Attributes:
-      name: name of the source.
-      records: the trajectory table, with the columns of `Record`. Numbers that a source does not
-        state are missing, and their integer columns are floating point.
-      metrics: a row per logged step (loss, grad_norm, …) with the column `run`; may be empty.
-      problems: a line per unreadable, missing, repeated or guessed item.
+    Numbers that a source does not state are missing, and their integer columns floating point.
     """
 
-    name: str
-    records: pd.DataFrame
-    metrics: pd.DataFrame
-    problems: tuple[str, ...] = ()
+    name: str  # of the source
+    records: pd.DataFrame  # the trajectory table, with the columns of `Record`
+    metrics: pd.DataFrame  # a row per logged step (loss, grad_norm, …) with the column `run`
+    problems: tuple[str, ...] = ()  # a line per unreadable, missing, repeated or guessed item

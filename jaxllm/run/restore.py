@@ -41,6 +41,17 @@ def committed_steps(layout: Layout) -> set[int]:
     return set(ocp.path.step.checkpoint_steps(layout.checkpoints))
 
 
+@contextlib.contextmanager
+def damages(checkpoint: object) -> Iterator[None]:
+    """Convert errors inside to a UserError that the checkpoint is damaged."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # exceptions of damaged files are undocumented, and vary
+        raise UserError(f"checkpoint {checkpoint} is damaged ({first_line(error)})") from error
+
+
 class SavedArrays:
     """The arrays of a saved item, read one at a time.
 
@@ -51,7 +62,7 @@ class SavedArrays:
     def __init__(self, path: epath.Path) -> None:
         """Read the metadata; UserError if it is damaged."""
         self.path, self._checkpointer = path, ocp.PyTreeCheckpointer()
-        with self._errors():
+        with damages(path.parent):
             self._tree = self._checkpointer.metadata(path).item_metadata.tree
             leaves = jax.tree_util.tree_leaves_with_path(self._tree)
             self.shapes = {_name(key): tuple(leaf.shape) for key, leaf in leaves}
@@ -59,7 +70,7 @@ class SavedArrays:
     def read(self, name: str) -> np.ndarray:
         """One array; UserError if it cannot be read."""
         one = lambda key, leaf: leaf if _name(key) == name else ocp.PLACEHOLDER
-        with self._errors():
+        with damages(self.path.parent):
             item = jax.tree_util.tree_map_with_path(one, self._tree)
             as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), self._tree)
             arguments = ocp.args.PyTreeRestore(item, as_numpy)
@@ -67,36 +78,17 @@ class SavedArrays:
             leaves = jax.tree_util.tree_leaves_with_path(restored)
             return next(leaf for key, leaf in leaves if _name(key) == name)
 
-    @contextlib.contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:  # exceptions of damaged files are undocumented, and vary
-            raise UserError(
-                f"checkpoint {self.path.parent} is damaged ({first_line(error)})"
-            ) from error
-
 
 def _name(key: tuple[Any, ...]) -> str:
     return "/".join(str(getattr(k, "key", getattr(k, "idx", k))) for k in key)
 
 
 def restore_params(layout: Layout, step: int, params: Any) -> Any:
-    """The parameters of one valid checkpoint, sharded as in `params`.
-
-    Raises:
-      UserError: a parameter is missing, extra or of another shape or dtype; or the checkpoint is
-        damaged.
-    """
+    """The parameters of one valid checkpoint, sharded as in `params`; UserError if damaged."""
     path = layout.checkpoint(step)
-    try:
-        with _bucket_errors(path):
-            _check_item(path / MODEL, params, "parameter")
-            return ocp.StandardCheckpointer().restore(path / MODEL, params)
-    except UserError:
-        raise
-    except Exception as error:  # exceptions of damaged files are undocumented, and vary
-        raise UserError(f"checkpoint {path} is damaged ({first_line(error)})") from error
+    with damages(path), _bucket_errors(path):
+        _check_item(path / MODEL, params, "parameter")
+        return ocp.StandardCheckpointer().restore(path / MODEL, params)
 
 
 def restore_newest(
@@ -106,9 +98,7 @@ def restore_newest(
     training: Any,
     report: Callable[[str], None],
 ) -> RestoredCheckpoint | None:
-    """The newest readable checkpoint of `entries`, the committed ones; None if there are none.
-
-    Calls `report` with a line for each unreadable checkpoint.
+    """The newest readable checkpoint of `entries`, the committed ones; `report`s unreadable ones.
 
     Raises:
       UserError: the checkpoint is of another model or optimizer; all are damaged; or the manifest
@@ -183,10 +173,7 @@ def saved_json(layout: Layout, step: int) -> Mapping[str, Any]:
 def check_model(
     layout: Layout, step: int, metadata: Mapping[str, Any], model: Mapping[str, Any]
 ) -> None:
-    """Raise UserError if a config field that parameter shapes do not reveal has changed.
-
-    `metadata` is the JSON saved with the checkpoint of `step`.
-    """
+    """Raise UserError if a field of the `model` differs from the checkpoint's `metadata`."""
     trained: Mapping[str, Any] = metadata.get("model", model)
     for name in sorted(model):
         if trained.get(name) != model[name]:
@@ -215,10 +202,8 @@ def check_readable(path: epath.Path, params: Any, training: Any) -> None:
 def move_away(path: epath.Path, target: epath.Path) -> None:
     """Move a directory to `target`, or to `target.2`, `.3`, … if that exists."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    name, number = target.name, 1
-    while target.exists():
-        number += 1
-        target = target.with_name(f"{name}.{number}")
+    names = (target.name, *(f"{target.name}.{number}" for number in range(2, 10_000)))
+    target = next(new for name in names if not (new := target.with_name(name)).exists())
     if not is_remote(path):
         path.rename(target)
         return

@@ -1,12 +1,5 @@
 """The run directory: writing, reading and resuming a run.
 
-    run = Run.create(model_dir)             for a trainer: created if missing
-    run = Run.open(model_dir)               for a reader: must be a run
-    run.resume(params, training)            the newest valid checkpoint, with its times
-    run.checkpoint_writer(config)           saves the next ones
-    run.restore_params(step, model, mesh)   the parameters of one
-    run.records(), run.metrics(), run.checkpoints()   tables
-
 Paths are in `run.layout`, records in `run.trajectory`, JSON-lines files in `run.*_lines`.
 """
 
@@ -67,11 +60,7 @@ class Run:
 
     @classmethod
     def create(cls, model_dir: epath.PathLike) -> Run:
-        """Create the directory if it is missing, and check that it is writable.
-
-        Raises:
-          UserError: it is not, or Orbax could not read checkpoints at its path.
-        """
+        """Create the directory if it is missing; UserError if it is not writable or ill-named."""
         run = cls(model_dir)
         run.layout.check_name()
         with disk_errors(f"write to MODEL_DIR {run.path}"):
@@ -85,17 +74,13 @@ class Run:
     def open(cls, model_dir: epath.PathLike) -> Run:
         """Open a run directory for reading; UserError if it is none."""
         run = cls(model_dir)
-        if not run.path.exists():
-            raise UserError(f"{model_dir}: no such directory")
         if not run.path.is_dir():
-            raise UserError(f"{model_dir}: a file, not a run directory")
+            raise UserError(f"{model_dir}: no such directory")
         if not run._holds_a_run():
             runs = [p for p in sorted(run.path.iterdir()) if p.is_dir() and cls(p)._holds_a_run()]
             hint = f"; did you mean {', '.join(map(str, runs[:3]))}?" if runs else ""
-            raise UserError(
-                f"{model_dir}: not a run directory, it has no trajectory, metrics.jsonl or "
-                f"checkpoints.jsonl{hint}"
-            )
+            lacks = "it has no trajectory, metrics.jsonl or checkpoints.jsonl"
+            raise UserError(f"{model_dir}: not a run directory, {lacks}{hint}")
         return run
 
     def check_space(self, num_bytes: int) -> None:
@@ -126,12 +111,9 @@ class Run:
         return stored_config.mixture(self.config())
 
     def write_config(self, text: str, step: int = 0) -> list[str]:
-        """Write config.gin, from which the run can be repeated and scored.
+        """Write config.gin, and return the changed bindings, as 'TRAIN_STEPS = 200 (was 100)'.
 
         The previous one, if it differs, is saved as config_until_<step>.gin.
-
-        Returns:
-          The changed bindings, as 'TRAIN_STEPS = 200 (was 100)'.
         """
         before = self.config()
         changes = stored_config.changes(before, text) if before else []
@@ -177,17 +159,8 @@ class Run:
         """Restore the newest valid checkpoint; None if there is none.
 
         Later steps will be trained again: their lines in the manifest and the metrics are dropped,
-        their records and unreadable checkpoints moved away. All hosts must call it.
-
-        Args:
-          params: tree of `jax.ShapeDtypeStruct` with shardings, as `training`: the step and the
-            optimizer state.
-          model: config fields that determine what the model computes at a step; None skips the
-            comparison.
-          report: called with a line for each unusable checkpoint.
-
-        Raises:
-          UserError: the checkpoint is of another model or optimizer, or all are damaged.
+        their records and unreadable checkpoints moved away. All hosts must call it. Arguments and
+        errors are those of `restore_newest`; `model` is what a step's model is compared with.
         """
         import jax
         from jax.experimental.multihost_utils import sync_global_devices
@@ -210,15 +183,9 @@ class Run:
         if jax.process_index() == 0:
             self._forget_after(entry.step if resumed else -1)
             if resumed:
-                self.restart_lines.append(
-                    {
-                        "step": entry.step,
-                        "restarts": restarts,
-                        "wall_seconds": previous.wall,
-                        "lost_seconds": lost,
-                        "wall_time": time.time(),
-                    }
-                )
+                spent = {"wall_seconds": previous.wall, "lost_seconds": lost}
+                row = {"step": entry.step, "restarts": restarts, "wall_time": time.time()}
+                self.restart_lines.append(row | spent)
         if jax.process_count() > 1:
             sync_global_devices("jaxllm: run resumed")
         return resumed
@@ -282,12 +249,10 @@ class Run:
         steps = self.planned_steps()
         if steps and re.search(r"^TrainConfig\.stages = (?!\(\))", self.config(), re.MULTILINE):
             return _tokens_of_stages(stored_config.settings(self.config()), steps)
-        tables = [t for t in (self.checkpoints(), self.metrics()) if "tokens" in t]
-        rows = pd.concat(tables)[["step", "tokens"]] if tables else pd.DataFrame({"step": []})
-        rows = rows[rows.step > 0]
-        if steps is None or not len(rows):
-            return math.nan
-        return steps * float(rows.tokens.iloc[-1] / rows.step.iloc[-1])
+        for rows in (self.metrics(), self.checkpoints()):
+            if steps and "tokens" in rows and (rows.step > 0).any():
+                return steps * float(rows.tokens.iloc[-1] / rows.step.iloc[-1])
+        return math.nan
 
     def domain_weights(self) -> dict[str, float]:
         """The average weights that DoReMi gave to the domains; empty of a run without it."""
@@ -309,13 +274,8 @@ class Run:
         saved = {row["step"]: row["wall_time"] for row in rows if "wall_time" in row}
         return self.trajectory.read_with_problems(saved)
 
-    @functools.cached_property
-    def _metrics(self) -> tuple[pd.DataFrame, tuple[str, ...]]:
-        return lines_table(self.metrics_lines)
-
-    @functools.cached_property
-    def _checkpoints(self) -> tuple[pd.DataFrame, tuple[str, ...]]:
-        return lines_table(self.manifest_lines)
+    _metrics = functools.cached_property(lambda self: lines_table(self.metrics_lines))
+    _checkpoints = functools.cached_property(lambda self: lines_table(self.manifest_lines))
 
     def _holds_a_run(self) -> bool:
         paths = (self.layout.trajectory, self.layout.metrics, self.layout.manifest)
@@ -337,9 +297,8 @@ def lines_table(lines: JsonLines) -> tuple[pd.DataFrame, tuple[str, ...]]:
     """A row per step, ordered, the last of repeated steps; and a line about unreadable lines."""
     rows, broken = lines.read()
     by_step = {row["step"]: row for row in rows}
-    frame = pd.DataFrame({"step": pd.Series(dtype="int64")})
-    if by_step:
-        frame = pd.DataFrame([by_step[step] for step in sorted(by_step)])
+    empty = pd.DataFrame({"step": pd.Series(dtype="int64")})
+    frame = pd.DataFrame([by_step[step] for step in sorted(by_step)]) if by_step else empty
     if not broken:
         return frame, ()
     numbers = ", ".join(map(str, broken[:5])) + (", …" if len(broken) > 5 else "")

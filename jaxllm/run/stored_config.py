@@ -1,8 +1,7 @@
 """The config of a run directory, read as data, without running code from it.
 
-A gin file may import modules, include others and call registered functions, and some of our fields
-name code. A file named with --gin_file is trusted; the config.gin of a run directory may come from
-anywhere, so it may only bind macros and our configs, and grants no permissions.
+A gin file may import modules and call registered functions, and some of our fields name code. The
+config.gin of a run directory may come from anywhere: it may only bind macros and our configs.
 """
 
 from __future__ import annotations
@@ -23,11 +22,7 @@ _PERMISSIONS: dict[str, Any] = {"DataConfig.modules": (), "EvalConfig.run_code":
 
 
 def parse(model_dir: str) -> None:
-    """Bind the settings of MODEL_DIR/config.gin.
-
-    Raises:
-      UserError: there is none, it is damaged, or a line does more than bind our configs.
-    """
+    """Bind the settings of MODEL_DIR/config.gin; UserError if there is none, or it does more."""
     import gin
 
     path = Layout(model_dir).config
@@ -47,7 +42,9 @@ def parse(model_dir: str) -> None:
             value = gin.query_parameter(name)
         except ValueError:  # not bound
             continue
-        if value and value != harmless and not _all_ours(value):
+        names = value if isinstance(value, tuple) else ("",)
+        ours = all(re.fullmatch(r"jaxllm(\.\w+)+", str(module)) for module in names)
+        if value and value != harmless and not ours:
             gin.bind_parameter(name, harmless)
             print(
                 f"{path} sets {name} = {value!r}, which is not taken from a run directory: "
@@ -131,15 +128,7 @@ def _check(text: str, path: str) -> None:
             )
 
 
-def _all_ours(modules: Any) -> bool:
-    """Whether a value names modules of this package alone."""
-    return isinstance(modules, tuple) and all(
-        re.fullmatch(r"jaxllm(\.\w+)+", str(module)) for module in modules
-    )
-
-
 def _is_ours(name: str) -> bool:
-    """Whether gin resolves a name to our configs only."""
     import gin
 
     matches = gin.config._REGISTRY.matching_selectors(name)

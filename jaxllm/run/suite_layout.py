@@ -53,11 +53,7 @@ class SuiteLayout:
 
 
 def runs_in(directory: epath.PathLike) -> list[Run]:
-    """The begun runs of a suite's directory, or the run that `directory` is.
-
-    Raises:
-      UserError: it is neither, no run of the suite has begun, or suite.json is damaged.
-    """
+    """The begun runs of a suite's directory, or the run that it is; UserError if there are none."""
     layout = SuiteLayout(directory)
     if (suite := layout.declared()) is None:
         return [Run.open(directory)]

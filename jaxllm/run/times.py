@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 
@@ -54,17 +55,12 @@ PHASES = ("setup", "compile", "checkpoint", "evaluation", "data", "step")
 
 
 class GoodputTimer:
-    """A stopwatch for one process of a run, with one phase at a time.
-
-    Attributes:
-      previous: time of the earlier processes; None in a run's first.
-      phase: the current phase; `setup` until `begin_steps`.
-    """
+    """A stopwatch for one process of a run, with one phase at a time."""
 
     def __init__(self, age: float = 0.0) -> None:
         """Start `age` seconds ago."""
-        self.previous: TimeBreakdown | None = None
-        self.phase = "setup"
+        self.previous: TimeBreakdown | None = None  # time of the earlier processes
+        self.phase = "setup"  # until `begin_steps`
         self._since = time.perf_counter() - age
         self._total = dict.fromkeys(PHASES, 0.0)
 
@@ -105,12 +101,8 @@ class GoodputTimer:
 
 def duration(seconds: float) -> str:
     """Seconds in the two largest units: "45 s", "4 min 32 s", "3 h 5 min", "12 d 4 h"."""
-    whole = round(seconds)
-    for unit, size, smaller, part in (
-        ("d", 86400, "h", 3600),
-        ("h", 3600, "min", 60),
-        ("min", 60, "s", 1),
-    ):
+    whole, units = round(seconds), (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
+    for (unit, size), (smaller, part) in pairwise(units):
         if whole >= size:
             return f"{whole // size} {unit} {whole % size // part} {smaller}"
     return f"{whole} s"
@@ -119,15 +111,13 @@ def duration(seconds: float) -> str:
 def before_restart(
     rows: Sequence[Mapping[str, Any]], step: int, saved: TimeBreakdown
 ) -> tuple[TimeBreakdown, float]:
-    """The time of a run's earlier processes, and the seconds of it spent after a checkpoint.
+    """The time of a run's earlier processes, and the seconds lost of it, after a checkpoint.
 
-    These are lost. A process that ended in order at the checkpoint has recorded its time after it,
-    which is not.
+    A process that ended in order at the checkpoint has recorded its time after it, which is not.
 
     Args:
       rows: the rows of metrics.jsonl and restarts.jsonl.
-      step: step of the checkpoint.
-      saved: time of the run when the checkpoint was saved.
+      step: step of the checkpoint, which was `saved` at this time of the run.
     """
     stops = [TimeBreakdown(**r["stopped"]) for r in rows if r["step"] == step and "stopped" in r]
     saved = max([saved, *stops], key=lambda spent: spent.wall)

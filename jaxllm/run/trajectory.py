@@ -6,11 +6,9 @@
                                       (thousands of small files would cost a request each), and
                                       those that a branch has from its parent
 
-Scoring again replaces a task's file, so a crash leaves no partial records and two writers of
-different tasks never conflict. A task's own file comes before the checkpoint's.
-
-A file names the checkpoint that was scored by its time in the manifest (`ManifestEntry.wall_time`):
-a run that is rolled back saves another one at the same step.
+Scoring again replaces a task's file, which comes before the checkpoint's. A file names the
+checkpoint that was scored by its `ManifestEntry.wall_time`: a run that is rolled back saves another
+one at the same step.
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
-from urllib.parse import quote, unquote
+from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
@@ -66,17 +64,7 @@ class TrajectoryStore:
         examples: pd.DataFrame | None = None,
         checkpoint: float | None = None,
     ) -> None:
-        """Store the records of one task at one checkpoint, replacing earlier ones.
-
-        Args:
-          checkpoint: its `wall_time` in the manifest; None if it is in none.
-
-        Raises:
-          ValueError: a record is of another step or task, under which it could not be found.
-        """
-        for record in records:
-            if (record.step, record.task) != (step, task):
-                raise ValueError(f"a record of {record.task}@{record.step} in {task}@{step}")
+        """Store the records of one task; `checkpoint` is its `wall_time` in the manifest."""
         if examples is not None:
             table = pa.Table.from_pandas(examples, preserve_index=False)
             self._store.write({_name(step, task, _EXAMPLES): _bytes(table, compression="zstd")})
@@ -123,14 +111,6 @@ class TrajectoryStore:
         """Steps with stored records, ascending."""
         return tuple(sorted({_step(name) for name in self._files()}))
 
-    def tasks(self, step: int) -> tuple[str, ...]:
-        """Tasks with stored records at `step`, readable or not, in alphabetical order."""
-        files = self._files([step])
-        own = {unquote(name.partition("/")[2].removesuffix(_RECORDS)) for name in files} - {""}
-        if f"{step}{_RECORDS}" in files:
-            own |= self.scored(step)
-        return tuple(sorted(own))
-
     def read(self) -> pd.DataFrame:
         """All records, with the columns of `Record`, ordered by step, task, metric."""
         return self.read_with_problems()[0]
@@ -153,9 +133,8 @@ class TrajectoryStore:
                 )
             else:
                 tables.append(table)
-        return _latest(tables).sort_values(["step", "task", "metric"], ignore_index=True), tuple(
-            problems
-        )
+        found = _latest(tables).sort_values(["step", "task", "metric"], ignore_index=True)
+        return found, tuple(problems)
 
     def read_examples(self, step: int, task: str) -> pd.DataFrame:
         """The per-example rows of one task at one checkpoint; FileNotFoundError without any."""
@@ -220,7 +199,6 @@ def _read(content: bytes) -> pa.Table | str:
 
 
 def _checkpoint(table: pa.Table) -> float | None:
-    """The `wall_time` of the checkpoint that was scored; None if unknown."""
     value = (table.schema.metadata or {}).get(_CHECKPOINT)
     return None if value is None else float(value)
 
