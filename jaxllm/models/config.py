@@ -186,14 +186,11 @@ class ModelConfig:
     def __post_init__(self) -> None:
         _check_positive(self, "init_stddev")
         if not set(self.use_bias) <= set(BIASES):
-            raise UserError(
-                f"ModelConfig.use_bias = {self.use_bias}: choose from {', '.join(BIASES)}"
-            )
+            known = ", ".join(BIASES)
+            raise UserError(f"ModelConfig.use_bias = {self.use_bias}: choose from {known}")
         if self.num_heads % self.kv_heads:
-            raise UserError(
-                f"ModelConfig.num_kv_heads = {self.num_kv_heads} does not divide "
-                f"num_heads = {self.num_heads}"
-            )
+            heads = f"num_kv_heads = {self.num_kv_heads} does not divide {self.num_heads} heads"
+            raise UserError(f"ModelConfig.{heads}")
         if self.position_embedding == "rotary" and (self.rotary_dim % 2 or not self.rotary_dim):
             raise UserError(
                 f"ModelConfig.head_dim = {self.head_dim}: RoPE rotates pairs, and "

@@ -45,14 +45,10 @@ def init_cache(config: ModelConfig, batch: int, length: int, stacked: bool = Tru
 def prefill(
     config: ModelConfig, params: Params, cache: Cache, prompts: jax.Array, lengths: jax.Array
 ) -> tuple[Cache, jax.Array]:
-    """Append prompts to a cache with room for P more tokens.
-
-    Args:
-      prompts: int32 [B, P], padded on the right with any token.
-      lengths: int32 [B], tokens of each prompt, at least 1.
+    """Append prompts, int32 [B, P] padded on the right, of `lengths`, int32 [B], at least 1.
 
     Returns:
-      The new cache, and the logits after each prompt, float32 [B, V].
+      The new cache, which has room for them, and the logits after each prompt, float32 [B, V].
     """
     batch, width = prompts.shape
     valid = (jnp.arange(width) < lengths[:, None]).astype(jnp.int32)
@@ -109,11 +105,8 @@ def decode_n(
 ) -> tuple[DecodeState, jax.Array]:
     """Generate up to `count` tokens per sequence, for which the cache has room.
 
-    Args:
-      count: maximum number of new tokens; static, as `stop_ids` and `sampling`.
-      stop_ids: tokens that end a sequence.
-      keys: random key of each sequence [B], unused by greedy decoding. Token n of a sequence
-        depends on its key and n, not on the rest of the batch.
+    `count`, the `stop_ids` and the sampling are static. Token n of a sequence depends on its key in
+    `keys` [B] (unused by greedy decoding) and n, not on the rest of the batch.
 
     Returns:
       The new state, and the new tokens, int32 [B, count], a sequence's stop token included and

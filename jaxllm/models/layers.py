@@ -50,12 +50,6 @@ def linear(x: jax.Array, weights: jax.Array) -> jax.Array:
     return jnp.einsum("...d,df->...f", x, weights)
 
 
-def _linear_forward(
-    x: jax.Array, weights: jax.Array
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return linear(x, weights), (x, weights)
-
-
 def _linear_backward(
     residuals: tuple[jax.Array, jax.Array], gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
@@ -69,7 +63,7 @@ def _linear_backward(
     return jnp.einsum("...f,df->...d", gradient, weights), weights_gradient
 
 
-linear.defvjp(_linear_forward, _linear_backward)
+linear.defvjp(lambda x, weights: (linear(x, weights), (x, weights)), _linear_backward)
 
 
 def matmul(config: ModelConfig, x: jax.Array, weights: jax.Array) -> jax.Array:
@@ -193,12 +187,6 @@ def gated(activation: str, gate: jax.Array, up: jax.Array) -> jax.Array:
     return _ACTIVATIONS[activation](gate) * up
 
 
-def _gated_forward(
-    activation: str, gate: jax.Array, up: jax.Array
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return gated(activation, gate, up), (gate, up)
-
-
 def _gated_backward(
     activation: str, residuals: tuple[jax.Array, jax.Array], gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
@@ -208,8 +196,7 @@ def _gated_backward(
     return jax.lax.optimization_barrier((gate_gradient, gradient * activated))
 
 
-gated.defvjp(_gated_forward, _gated_backward)
-
+gated.defvjp(lambda name, gate, up: (gated(name, gate, up), (gate, up)), _gated_backward)
 
 _ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": nn.silu,

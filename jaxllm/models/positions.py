@@ -73,20 +73,10 @@ def apply_rope(x: jax.Array, cosine: jax.Array, sine: jax.Array) -> jax.Array:
     return jnp.concatenate([rotated, rest], axis=-1) if rest.shape[-1] else rotated
 
 
-def _rope_forward(
-    x: jax.Array, cosine: jax.Array, sine: jax.Array
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return apply_rope(x, cosine, sine), (cosine, sine)
-
-
-def _rope_backward(
-    angles: tuple[jax.Array, jax.Array], gradient: jax.Array
-) -> tuple[jax.Array, None, None]:
-    cosine, sine = angles
-    return apply_rope(gradient, cosine, -sine), None, None
-
-
-apply_rope.defvjp(_rope_forward, _rope_backward)
+apply_rope.defvjp(
+    lambda x, cosine, sine: (apply_rope(x, cosine, sine), (cosine, sine)),
+    lambda angles, gradient: (apply_rope(gradient, angles[0], -angles[1]), None, None),
+)
 
 
 def alibi_slopes(heads: int) -> np.ndarray:

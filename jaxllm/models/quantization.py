@@ -1,8 +1,7 @@
 """8-bit matmuls, forward and backward, by qwix.
 
-Operands are scaled by their largest magnitude along the contracted axis, so that a token's result
-depends on no other token of the batch. Scales, sums and the parameters that the optimizer updates
-stay in higher precision.
+Operands are scaled by their largest magnitude along the contracted axis: a token's result depends
+on no other token. Scales, sums and the parameters themselves stay in higher precision.
 """
 
 from __future__ import annotations
@@ -22,9 +21,6 @@ def quantized_linear(kind: str, x: jax.Array, weights: jax.Array) -> jax.Array:
 
     qwix' provider, which wraps a whole model, quantizes forward matmuls only: it is inactive when
     the custom gradient of `layers.linear` is traced. So qwix' differentiable matmul is called here.
-
-    Raises:
-      UserError: qwix is not installed.
     """
     try:
         from qwix._src.core import dot_general_qt
@@ -34,10 +30,7 @@ def quantized_linear(kind: str, x: jax.Array, weights: jax.Array) -> jax.Array:
         ) from error
     forward, backward = map(jnp.dtype, _DTYPES[kind])
     config = dot_general_qt.DotGeneralQtConfig(
-        lhs_qtype=forward,
-        rhs_qtype=forward,
-        dlhs_grad_qtype=backward,
-        drhs_grad_qtype=backward,
+        lhs_qtype=forward, rhs_qtype=forward, dlhs_grad_qtype=backward, drhs_grad_qtype=backward
     )
     summed = (((x.ndim - 1,), (0,)), ((), ()))
     return dot_general_qt.dot_general_qt(x, weights, summed, config)

@@ -15,16 +15,12 @@ from jaxllm.errors import UserError
 class Sampling:
     """Sampling parameters, applied in this order, as in Transformers' `generate`.
 
-    Attributes:
-      temperature: divisor of the logits; 0 is greedy.
-      top_k: sample from this many of the most likely tokens; 0 means all.
-      top_p: sample from the fewest most likely tokens whose probabilities reach this sum (nucleus
-        sampling, Holtzman et al. 2020, section 3.1).
+    `top_p` is nucleus sampling (Holtzman et al. 2020, section 3.1).
     """
 
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
+    temperature: float = 0.0  # divisor of the logits; 0 is greedy
+    top_k: int = 0  # number of the most likely tokens to sample from; 0 means all
+    top_p: float = 1.0  # or the fewest most likely ones whose probabilities reach this sum
 
     def __post_init__(self) -> None:
         if not (self.temperature >= 0 and math.isfinite(self.temperature)):

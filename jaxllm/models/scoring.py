@@ -1,14 +1,9 @@
 """Log-likelihoods and losses, without the logits of the whole batch in memory.
 
 Sequences are split into chunks along their length, and a loop computes the logits of one chunk at a
-time. The batch dimension, and so its sharding, is unchanged.
-
-Two entry points:
-
-- `score_tokens` gives every token's log-likelihood and is differentiated by autodiff: its backward
-  pass recomputes the logits.
-- `token_loss` is the training loss. Its weights are known in the forward pass, which computes the
-  gradients too, from each chunk's logits: these are computed once.
+time. The batch dimension, and so its sharding, is unchanged. `score_tokens` is differentiated by
+autodiff, which recomputes the logits. The weights of `token_loss`, for training, are known in the
+forward pass, which computes the gradients too, from each chunk's logits.
 """
 
 from __future__ import annotations
@@ -49,10 +44,7 @@ def score_tokens(config: ModelConfig, params: Params, batch: Batch) -> TokenScor
 def score_targets(
     config: ModelConfig, params: Params, batch: TreeBatch, chunk_tokens: int | None = None
 ) -> TokenScores:
-    """Score the targets of token trees, [B, S]; only their logits are computed.
-
-    `chunk_tokens` is `token_loss`'.
-    """
+    """Score the targets of token trees, [B, S], with only their logits; `chunk_tokens` as below."""
     hidden = tree_states(config, params, batch)
     index = jnp.asarray(batch.target_index)[..., None]
     hidden = jnp.take_along_axis(hidden, index, axis=1)  # [B, S, E]
@@ -81,11 +73,8 @@ def token_loss(
       `params` (divide it by sum(weights) for the mean); and the TokenScores, for metrics only:
       no gradient flows through them.
     """
-    hidden = hidden_states(config, params, batch)
-    kernel = head_kernel(config, params)
-    batch_size, length = batch.targets.shape
-    size = _chunk_length(batch_size, length, chunk_tokens)
-    weights = batch.weights
+    hidden, kernel = hidden_states(config, params, batch), head_kernel(config, params)
+    size, weights = _chunk_length(*batch.targets.shape, chunk_tokens), batch.weights
     if weigh:
         fixed = jax.lax.stop_gradient((hidden, kernel))
         weights = weigh(_score_chunks(size, *fixed, batch.targets))
@@ -100,8 +89,7 @@ def _score_hidden(
     chunk_tokens: int | None = None,
 ) -> TokenScores:
     """Scores of targets [B, S] after hidden states [B, S, E]."""
-    batch_size, length = targets.shape
-    size = _chunk_length(batch_size, length, chunk_tokens)
+    size = _chunk_length(*targets.shape, chunk_tokens)
     return _score_chunks(size, hidden, head_kernel(config, params), targets)
 
 
@@ -202,8 +190,7 @@ def _chunk_length(batch_size: int, length: int, chunk_tokens: int | None = None)
     """Tokens per sequence and chunk, for the fewest equal chunks that `chunk_tokens` allows."""
     sequences = max(1, batch_size // num_shards("batch"))  # per device
     tokens = chunk_tokens or CHUNK_TOKENS.get(device_kind()[0], DEFAULT_CHUNK_TOKENS)
-    limit = max(1, tokens // sequences)
-    chunks = -(-length // limit)
+    chunks = -(-length // max(1, tokens // sequences))
     return -(-length // chunks)
 
 
@@ -216,6 +203,5 @@ def _split(x: Array, size: int) -> jax.Array:
 
 
 def _join(x: jax.Array, length: int) -> jax.Array:
-    """The inverse of `_split`."""
     x = jnp.moveaxis(x, 0, 1)
     return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :length]

@@ -80,10 +80,7 @@ def slice_of(name: str) -> Slice:
     """Parse a cloud name: 'v4-512', 'v5litepod-16', 'v6e-256', 'tpu7x-128', 'v5p:4x4x8'.
 
     After a hyphen, v5e and v6e count chips, and the others TensorCores, two per chip, in the most
-    cubic torus. After a colon stand the sides of the torus in chips.
-
-    Raises:
-      UserError: an unknown generation, or a number of chips that no slice has.
+    cubic torus. After a colon stand the sides of the torus in chips. UserError for other names.
     """
     tpus = {chip.name: chip for chip in CHIPS if chip.torus}
     generation, separator, size = name.partition(":" if ":" in name else "-")

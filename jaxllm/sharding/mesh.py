@@ -36,11 +36,7 @@ class MeshConfig:
     tensor: int = 1
 
     def shape(self, num_devices: int) -> tuple[int, ...]:
-        """Sizes of `MESH_AXES` on `num_devices` devices.
-
-        Raises:
-          UserError: the axes do not multiply to `num_devices`.
-        """
+        """Sizes of `MESH_AXES`; UserError if they do not multiply to `num_devices`."""
         sizes = dataclasses.asdict(self)
         text = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
         free = [axis for axis, size in sizes.items() if size == -1]
@@ -58,14 +54,10 @@ class MeshConfig:
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
-    """Create a mesh with the axes `MESH_AXES` over `devices` (default: all of them).
+    """Create a mesh with the axes `MESH_AXES` over `devices` (default: all); UserError if uneven.
 
     Several TPU slices span the first axes that they divide, so that the most frequent collectives
     stay within a slice.
-
-    Raises:
-      UserError: the axes do not multiply to the number of devices, or the slices do not divide
-        them.
     """
     import jax
     from jax.experimental import mesh_utils
@@ -97,8 +89,7 @@ def stack_mesh(count: int, devices: Sequence[jax.Device] | None = None) -> jax.s
 
 def _between_slices(shape: Sequence[int], slices: int) -> tuple[int, ...]:
     """Number of slices that each axis spans; the first axes take as many as they can."""
-    spans = []
-    left = slices
+    spans, left = list[int](), slices
     for size in shape:
         spans.append(math.gcd(size, left))
         left //= spans[-1]

@@ -45,29 +45,27 @@ def partitioning(mesh: Mesh) -> Iterator[None]:
 
 
 def param_shardings(mesh: Mesh, tree: Any) -> Any:
-    """Shardings of a tree of boxed (abstract) parameters.
+    """A `NamedSharding` for each array of a tree of boxed (abstract) parameters, without the boxes.
 
     Works on any tree with the boxes, such as an optimizer state initialized from boxed parameters.
     Arrays without a box, and those of another rank than their box (as factored moments), are
     replicated. A mesh axis that does not divide its dimension is dropped, so an odd vocabulary is
     replicated over `tensor` rather than refused.
-
-    Returns:
-      The tree without boxes, with a `NamedSharding` for each array.
     """
 
     def sharding(leaf: Any) -> Any:
-        if not isinstance(leaf, nn.LogicallyPartitioned):
-            return NamedSharding(mesh, PartitionSpec())
+        if not boxed(leaf):
+            return replicated(mesh)
         if not hasattr(leaf.value, "shape"):  # no optimizer state for this parameter
             return leaf.value
         if len(leaf.names) != len(leaf.value.shape):
-            return NamedSharding(mesh, PartitionSpec())
+            return replicated(mesh)
         spec = nn.logical_to_mesh_axes(leaf.names, LOGICAL_AXIS_RULES) or ()
-        fitting = [
-            axes if axes and size % _size(mesh, axes) == 0 else None
-            for axes, size in zip(spec, leaf.value.shape, strict=True)
-        ]
+        shards = lambda axes: math.prod(
+            mesh.shape[a] for a in ([axes] if isinstance(axes, str) else axes)
+        )
+        sizes = zip(spec, leaf.value.shape, strict=True)
+        fitting = [axes if axes and size % shards(axes) == 0 else None for axes, size in sizes]
         return NamedSharding(mesh, PartitionSpec(*fitting))
 
     boxed = lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)
@@ -94,11 +92,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def check_sequence_divides(mesh: Mesh, length: int) -> None:
-    """Check that the mesh shards sequences evenly, on TPUs into whole kernel tiles.
-
-    Raises:
-      UserError: MeshConfig.sequence does not divide `length`, on TPUs into multiples of 128.
-    """
+    """Raise UserError if the mesh shards sequences unevenly, on TPUs if not into kernel tiles."""
     shards = mesh.shape["sequence"]
     tile = 128 if mesh.devices.flat[0].platform == "tpu" else 1
     if shards > 1 and length % (shards * tile):
@@ -109,18 +103,10 @@ def check_sequence_divides(mesh: Mesh, length: int) -> None:
 
 
 def check_batch_divides(mesh: Mesh, batch_size: int) -> None:
-    """Check that the mesh shards the global batch evenly.
-
-    Raises:
-      UserError: data x fsdp does not divide `batch_size`.
-    """
+    """Raise UserError if the mesh shards the global batch unevenly."""
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     if batch_size % shards:
         raise UserError(
             f"batch size {batch_size} does not divide over data={mesh.shape['data']} x "
             f"fsdp={mesh.shape['fsdp']} devices: make it a multiple of {shards}"
         )
-
-
-def _size(mesh: Mesh, axes: str | tuple[str, ...]) -> int:
-    return math.prod(mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes))

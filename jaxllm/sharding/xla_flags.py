@@ -4,11 +4,9 @@ Each flag states its purpose and its source. The tests compile with every row; a
 installed compiler rejects is left out with a warning, as flags come and go between releases of
 libtpu. `LIBTPU_INIT_ARGS` overrides the table, flag by flag.
 
-Left out on purpose: flags of published lists that are libtpu's defaults, as 0.0.42 compiles the
-same program with and without them (asynchronous permutes; on v5e the rest of continuation fusion,
-`xla_tpu_enable_async_collective_fusion…`); continuation fusion elsewhere, which libtpu 0.0.52
-refuses ("incorrect results, hang, SDC"); and the SparseCore's reduce-scatter and all-reduce, with
-which AXLearn saw abnormal losses.
+Left out on purpose: flags of published lists with which libtpu 0.0.42 compiles the same program;
+continuation fusion but on v5e, which libtpu 0.0.52 refuses ("incorrect results, hang, SDC"); and
+the SparseCore's reduce-scatter and all-reduce, with which AXLearn saw abnormal losses.
 
 Sources:
   [axlearn]   AXLearn, axlearn/common/compiler_options.py
@@ -20,12 +18,14 @@ Sources:
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from jaxllm.errors import one_line
 from jaxllm.sharding.chips import chip_of
 
 if TYPE_CHECKING:
@@ -103,26 +103,19 @@ def accepted(options: Mapping[str, str], mesh: jax.sharding.Mesh) -> dict[str, s
     They are tried on a program of one addition, in a tenth of a second. If that fails, they are
     tried one by one; each that fails beside those accepted before it is left out, with a warning.
     """
-    if _refusal(options, mesh) is None:
-        return dict(options)
-    working: dict[str, str] = {}
-    for name, value in options.items():
-        refusal = _refusal(working | {name: value}, mesh)
-        if refusal is None:
-            working[name] = value
-        else:
-            _log.warning("the compiler refuses %s=%s, left out: %s", name, value, refusal)
-    return working
-
-
-def _refusal(options: Mapping[str, str], mesh: jax.sharding.Mesh) -> str | None:
-    """The compiler's error with these options, on one line; None if there is none."""
     import jax
 
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     number = jax.ShapeDtypeStruct((), "float32", sharding=everywhere)
-    try:
-        jax.jit(lambda x: x + 1).lower(number).compile(compiler_options=dict(options))
-    except jax.errors.JaxRuntimeError as error:
-        return " ".join(str(error).split())
-    return None
+    program = jax.jit(lambda x: x + 1).lower(number)
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+        program.compile(compiler_options=dict(options))
+        return dict(options)
+    working: dict[str, str] = {}
+    for name, value in options.items():
+        try:
+            program.compile(compiler_options={**working, name: value})
+            working[name] = value
+        except jax.errors.JaxRuntimeError as error:
+            _log.warning("the compiler refuses %s=%s, left out: %s", name, value, one_line(error))
+    return working

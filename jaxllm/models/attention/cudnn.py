@@ -21,16 +21,11 @@ def cudnn_attention(
     without which documents packed into one sequence would attend to each other.
     """
     same = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
+    around = None if window is None else (window - 1, 0)
     return jax.nn.dot_product_attention(
-        query,
-        key,
-        value,
-        mask=jnp.asarray(same),
-        scale=scale,
-        is_causal=True,
-        local_window_size=None if window is None else (window - 1, 0),
-        implementation="cudnn",
-    )
+        query, key, value, mask=jnp.asarray(same), scale=scale, is_causal=True,
+        local_window_size=around, implementation="cudnn",
+    )  # fmt: skip
 
 
 def fits(query: jax.Array) -> bool:

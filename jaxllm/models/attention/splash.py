@@ -1,8 +1,7 @@
 """Causal attention on TPUs: JAX's splash kernel, under shard_map.
 
-The kernel holds one tile of scores at a time, forward and backward, and skips tiles that the causal
-mask or a window hides. Where sequences are sharded, each device all-gathers the keys and values of
-whole sequences.
+The kernel holds one tile of scores at a time, and skips those that the causal mask or a window
+hides. Where sequences are sharded, each device all-gathers whole keys and values.
 """
 
 from __future__ import annotations
@@ -33,24 +32,18 @@ class Tiles(NamedTuple):
 # By prefix of the device kind, the longest match. Tests compile each of them.
 # The fused backward kernel writes a partial gradient of the queries per key tile, to be summed: it
 # pays where one tile holds the keys of a sequence, for which v5e and all up to v4 lack the memory.
+_SMALL = Tiles(query=1024, key=1024, key_compute=512, fused=False)
+_LARGE = Tiles(query=1024, key=2048, key_compute=512, fused=True)
 TILES: dict[str, Tiles] = {
-    "TPU v2": Tiles(query=1024, key=1024, key_compute=512, fused=False),
-    "TPU v3": Tiles(query=1024, key=1024, key_compute=512, fused=False),
-    "TPU v4": Tiles(query=1024, key=1024, key_compute=512, fused=False),
-    "TPU v5 lite": Tiles(query=1024, key=1024, key_compute=512, fused=False),
-    "TPU v5": Tiles(query=1024, key=2048, key_compute=512, fused=True),
-    "TPU v6 lite": Tiles(query=1024, key=2048, key_compute=512, fused=True),
-    "TPU7x": Tiles(query=1024, key=2048, key_compute=512, fused=True),
-}
+    "TPU v2": _SMALL, "TPU v3": _SMALL, "TPU v4": _SMALL, "TPU v5 lite": _SMALL,
+    "TPU v5": _LARGE, "TPU v6 lite": _LARGE, "TPU7x": _LARGE,
+}  # fmt: skip
 
 
 def tiles_for(kind: str, length: int, block: int | None = None) -> Tiles:
-    """Tiles that divide `length` tokens, a multiple of 128, on a device of `kind`.
-
-    `block` is the side of square tiles; None means the table's.
-    """
+    """Tiles that divide `length` tokens, a multiple of 128, by device kind or a `block` side."""
     fitting = [name for name in TILES if kind.startswith(name)]
-    query, key, compute, fused = TILES[max(fitting, key=len) if fitting else "TPU v4"]
+    query, key, compute, fused = TILES[max(fitting, key=len, default="TPU v4")]
     if block is not None:
         query = key = compute = block
     query, key = math.gcd(query, length), math.gcd(key, length)
@@ -82,15 +75,12 @@ def splash_attention(
         repeats = query.shape[2] // key.shape[2]
         key, value = jnp.repeat(key, repeats, axis=2), jnp.repeat(value, repeats, axis=2)
         keys = divisible_spec(key.shape, "batch", "length", "heads", "head_dim")
-    mesh = jax.sharding.get_abstract_mesh()
     if not len(queries):
         kernel = _kernel(query.shape, 1, 1, block, window, interpret)
         return _on_one_device(None, kernel, query, key, value, segment_ids)
-    heads, lengths = mesh_size(queries[2]), mesh_size(queries[1])
-    kernel = _kernel(query.shape, heads, lengths, block, window, interpret)
-    sharded = kernel.manual_sharding_spec(
-        NamedSharding(mesh, PartitionSpec(queries[2], queries[1]))
-    )
+    mesh, heads, lengths = jax.sharding.get_abstract_mesh(), queries[2], queries[1]
+    kernel = _kernel(query.shape, mesh_size(heads), mesh_size(lengths), block, window, interpret)
+    sharded = kernel.manual_sharding_spec(NamedSharding(mesh, PartitionSpec(heads, lengths)))
     return jax.shard_map(
         functools.partial(_on_one_device, queries[1]),
         mesh=mesh,
@@ -125,11 +115,9 @@ def _kernel(shape, head_shards, length_shards, block, window, interpret):  # typ
 
     _, length, heads, _ = shape
     square = (length, length)
-    mask = (
-        splash.CausalMask(square, shard_count=length_shards)
-        if window is None
-        else splash.LocalMask(square, (window - 1, 0), 0, shard_count=length_shards)
-    )
+    mask = splash.CausalMask(square, shard_count=length_shards)
+    if window is not None:
+        mask = splash.LocalMask(square, (window - 1, 0), 0, shard_count=length_shards)
     tiles = tiles_for(device_kind()[1], length // length_shards, block)
     return splash.make_splash_mha(
         splash.MultiHeadMask([mask] * heads),
