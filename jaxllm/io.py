@@ -100,37 +100,28 @@ def disk_errors(
 
 
 @contextlib.contextmanager
-def atomic_directory(target: Path) -> Iterator[Path]:
-    """Yield an empty directory that replaces `target` when the block ends without an error."""
-    partial = target.with_name(PARTIAL + target.name)
-    shutil.rmtree(partial, ignore_errors=True)  # left by a killed process
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        for file in partial.rglob("*"):
-            if file.is_file():
-                with open(file, "rb") as written:
-                    os.fsync(written.fileno())
-        if target.exists():
-            shutil.rmtree(target)
-        os.rename(partial, target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-@contextlib.contextmanager
 def new_directory(target: str | Path) -> Iterator[Path]:
-    """`atomic_directory` for an output that a user names, absent or empty.
-
-    That of an object store is written on the disk first, and then uploaded.
-    """
+    """A directory to fill for an output that a user names, absent or empty, uploaded if remote."""
     remote = is_remote(target)
     path: Any = epath.Path(target) if remote else Path(target).absolute()
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise UserError(f"{path} exists already: name a directory that does not")
     if not remote:
-        with disk_errors(f"write {path}"), atomic_directory(path) as partial:
-            yield partial
+        partial = path.with_name(PARTIAL + path.name)
+        shutil.rmtree(partial, ignore_errors=True)  # left by a killed process
+        with disk_errors(f"write {path}"):
+            partial.mkdir(parents=True)
+            try:
+                yield partial
+                for file in partial.rglob("*"):
+                    if file.is_file():
+                        with open(file, "rb") as written:
+                            os.fsync(written.fileno())
+                if path.exists():
+                    path.rmdir()
+                os.rename(partial, path)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
         return
     with disk_errors(f"write {target}"), tempfile.TemporaryDirectory() as local:
         yield Path(local)
@@ -164,8 +155,7 @@ def fetched(path: epath.PathLike) -> Path:
 class JsonLines:
     """A file of one JSON object per line, each with an integer `step`; a kill costs one line.
 
-    In an object store the file is replaced: in the background at most every `upload_seconds`, or
-    at once if that is 0.
+    In an object store it is replaced: in the background every `upload_seconds`, or at once if 0.
     """
 
     def __init__(self, path: epath.PathLike, upload_seconds: float = 0.0) -> None:

@@ -1,7 +1,6 @@
 """Files of a directory or a bucket, read in byte ranges and written whole, through TensorStore.
 
-TensorStore runs requests concurrently in threads of its own, repeats those that fail for a while,
-and writes a file atomically, in a directory as in a bucket. It also counts them (`traffic`).
+TensorStore runs requests concurrently, repeats those that fail for a while, and writes atomically.
 """
 
 from __future__ import annotations
@@ -87,11 +86,7 @@ class KeyValueStore:
         return [one.value if one.state == "value" else None for one in found]
 
     def start_reads(self, ranges: Sequence[ByteRange]) -> Callable[[], list[bytes]]:
-        """Start to read byte ranges, all at once.
-
-        Returns:
-          A function that waits for them, and raises UserError if a file is missing or too short.
-        """
+        """Start to read byte ranges, all at once; the result waits, with UserError if any lacks."""
         with self._errors():
             futures = [self._store.read(r.name, byte_range=slice(r.start, r.stop)) for r in ranges]
 
@@ -107,7 +102,7 @@ class KeyValueStore:
 
         return wait
 
-    def write(self, files: Mapping[str, bytes]) -> None:
+    def write(self, files: Mapping[str, bytes | None]) -> None:
         """Write files, all at once; each is there with its whole content or not at all."""
         with self._errors():
             for future in [self._store.write(name, data) for name, data in files.items()]:
@@ -115,9 +110,7 @@ class KeyValueStore:
 
     def delete(self, names: Sequence[str]) -> None:
         """Delete files, all at once; those that do not exist are no matter."""
-        with self._errors():
-            for future in [self._store.write(name, None) for name in names]:
-                future.result()
+        self.write(dict.fromkeys(names))
 
     def names(self, prefix: str = "") -> list[str]:
         """The names of the files that begin with `prefix`, sorted."""
@@ -141,18 +134,15 @@ class KeyValueStore:
 
 
 def _spec(directory: str) -> Any:
-    """TensorStore's spec of a directory."""
     scheme, _, rest = directory.rpartition("://")
     if not scheme:
         return {"driver": "file", "path": f"{Path(directory).absolute()}/"}
     bucket, _, path = rest.partition("/")
     path = f"{path}/" if path else ""
-    if scheme == "gs":
-        context = {"gcs_request_retries": RETRIES}
-        return {"driver": "gcs", "bucket": bucket, "path": path, "context": context}
-    if scheme == "s3":
-        endpoint = os.environ.get("AWS_ENDPOINT_URL")
-        other = {"endpoint": endpoint, "aws_region": "us-east-1"} if endpoint else {}
-        context = {"s3_request_retries": RETRIES}
-        return {"driver": "s3", "bucket": bucket, "path": path, "context": context, **other}
-    raise UserError(f"{directory}: name a local directory, gs:// or s3://")
+    if scheme not in ("gs", "s3"):
+        raise UserError(f"{directory}: name a local directory, gs:// or s3://")
+    endpoint = os.environ.get("AWS_ENDPOINT_URL") if scheme == "s3" else None
+    other = {"endpoint": endpoint, "aws_region": "us-east-1"} if endpoint else {}
+    context = {"gcs_request_retries" if scheme == "gs" else "s3_request_retries": RETRIES}
+    driver = {"gs": "gcs", "s3": "s3"}[scheme]
+    return {"driver": driver, "bucket": bucket, "path": path, "context": context, **other}

@@ -90,9 +90,8 @@ _OUTPUT: Flags = (("output", "", "FILE", ".csv, .json, or for a proposal .gin wi
 def main(argv: Sequence[str] | None = None) -> int:
     """Do what the verb says."""
     flags = argparse.ArgumentParser(
-        prog="python -m jaxllm.mix", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+        "python -m jaxllm.mix", None, __doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     verbs = flags.add_subparsers(required=True, metavar="VERB")
     swarm, table = ("directory", "SUITE_DIR"), ("source", "TABLE|SUITE_DIR")
     whole = _MIXTURES + _REPETITION + _COLUMNS + _LAWS + _GOAL + _SIZE + _TRAINING + _SEED
@@ -108,8 +107,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         verb.set_defaults(act=act)
         verb.add_argument(name, metavar=metavar)
         if act is _check:
-            verb.add_argument("directory", metavar="SUITE_DIR", nargs="?",
-                              help="default: check/ beside the proposal")  # fmt: skip
+            beside = "default: check/ beside the proposal"
+            verb.add_argument("directory", metavar="SUITE_DIR", nargs="?", help=beside)
         _add(verb, known)
         if act in (_run, _design, _check):
             cli.add_gin_flags(verb)
@@ -119,10 +118,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _add(parser: argparse.ArgumentParser, flags: Flags) -> None:
     for name, default, metavar, about in flags:
-        kind: dict[str, Any] = {"type": float if default is None else type(default)}
-        if isinstance(default, list):
-            kind = {"action": "append"}
-        parser.add_argument(f"--{name}", default=default, metavar=metavar, help=about, **kind)
+        known: dict[str, Any] = {"default": default, "metavar": metavar, "help": about}
+        several, kind = isinstance(default, list), float if default is None else type(default)
+        known |= {"action": "append"} if several else {"type": kind}
+        parser.add_argument(f"--{name}", **known)
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -130,9 +129,9 @@ def _run(args: argparse.Namespace) -> int:
     from jaxllm.run.suite_layout import SuiteLayout
 
     def given(flags: Flags) -> list[str]:
-        values = {name: getattr(args, name) for name, default, *_ in flags
-                  if getattr(args, name) != default}  # fmt: skip
-        several = ((n, v if isinstance(v, list) else [v]) for n, v in values.items())
+        values = [(name, getattr(args, name)) for name, default, *_ in flags
+                  if getattr(args, name) != default]  # fmt: skip
+        several = ((name, v if isinstance(v, list) else [v]) for name, v in values)
         return [f"--{name}={one}" for name, value in several for one in value]
 
     swarm = SuiteLayout(args.directory)
@@ -182,7 +181,6 @@ def _train(words: Sequence[str]) -> int:
 
 
 def _design(args: argparse.Namespace) -> int:
-    """Write the suite of a swarm, and print how its shares spread."""
     cli.load_gin(args)
 
     import pandas as pd
@@ -193,18 +191,10 @@ def _design(args: argparse.Namespace) -> int:
     natural = DataConfig().weights or {}
     tokens = _tokens(args, list(natural))
     limits = () if tokens is None else args.repetition * tokens / args.budget
-    how = Draw(
-        args.seed, args.temperature, args.weakest, args.strongest, args.floor,
-        dict(zip(natural, limits, strict=False)),
-    )  # fmt: skip
-    mixtures = swarm(natural, args.count, how)
-    file = write_suite(
-        args.directory,
-        args.gin_file,
-        args.gin_bindings,
-        mixtures,
-        about=f"jaxllm.mix design: {how}",
-    )
+    known = (args.seed, args.temperature, args.weakest, args.strongest, args.floor)
+    how = Draw(*known, dict(zip(natural, limits, strict=False)))
+    mixtures, about = swarm(natural, args.count, how), f"jaxllm.mix design: {how}"
+    file = write_suite(args.directory, args.gin_file, args.gin_bindings, mixtures, about=about)
     shares = pd.DataFrame(mixtures).T
     spread = shares.agg(["min", "median", "max"]).T.assign(natural=shares.loc["natural"])
     if tokens is not None:
@@ -215,7 +205,6 @@ def _design(args: argparse.Namespace) -> int:
 
 
 def _fit(args: argparse.Namespace) -> int:
-    """Fit laws, and print how well they predict."""
     swarm, columns = _swarm(args, (".csv", ".json"))
     if args.laws == "bimix":
         from jaxllm.analysis.mixtures.horizon import bimix_table
@@ -231,27 +220,22 @@ def _fit(args: argparse.Namespace) -> int:
     if len(best):
         print(_text(best.drop(columns=["chosen", "refused"])))
     for law, rows in scores[scores.refused != ""].groupby("law", sort=False):
-        print(f"{law} refused for {len(rows)} of {len(fitted.swarm.targets)}: "
-              f"{rows.refused.iloc[0]}")  # fmt: skip
+        of = f"{len(rows)} of {len(fitted.swarm.targets)}"
+        print(f"{law} refused for {of}: {rows.refused.iloc[0]}")
     if args.larger:
         from jaxllm.analysis.mixtures.transfer import predictions, transfer
         from jaxllm.interop.mixture_tables import Columns, read_swarm
 
-        there = Columns(
-            columns.shares, columns.targets, columns.higher, args.larger_losses, args.name
-        )
-        larger = read_swarm(args.larger, there)
-        tables["transfer"] = transfer(predictions(fitted, larger), larger, args.seed)
-        own = tables["transfer"].metric == tables["transfer"].target
-        shown = tables["transfer"][own | tables["transfer"].best]
+        own = (columns.shares, columns.targets, columns.higher, args.larger_losses, args.name)
+        larger = read_swarm(args.larger, Columns(*own))
+        ranks = tables["transfer"] = transfer(predictions(fitted, larger), larger, args.seed)
         print(f"\nranks of {len(larger)} larger runs by what is predicted from the proxies")
-        print(_text(shown))
+        print(_text(ranks[(ranks.metric == ranks.target) | ranks.best]))
     _write(args.output, tables)
     return 0
 
 
 def _propose(args: argparse.Namespace) -> int:
-    """Print the best mixture that the swarm supports, and write it."""
     swarm, _ = _swarm(args, (".csv", ".json", ".gin"))
     fitted = _fitted(swarm, args)
 
@@ -260,10 +244,8 @@ def _propose(args: argparse.Namespace) -> int:
 
     natural = _numbers(args.natural, swarm.domains, "natural", 0.0)
     tokens = _tokens(args, swarm.domains)
-    objective = cli.numbers(args.objective, "objective", 1.0) or None
-    found = propose(
-        fitted, objective, natural, args.budget or 1.0, tokens, args.repetition, args.seed
-    )
+    objective, budget = cli.numbers(args.objective, "objective", 1.0) or None, args.budget or 1.0
+    found = propose(fitted, objective, natural, budget, tokens, args.repetition, args.seed)
     table = found.table if args.budget else found.table.drop(columns="epochs")
     for part in (table, found.predicted, found.guards):
         print(_text(part), end="\n\n")
@@ -272,8 +254,8 @@ def _propose(args: argparse.Namespace) -> int:
     if natural is None and swarm.natural is None:
         print("note: without --natural, the mean of the swarm stands for it", file=sys.stderr)
     if found.doubtful:
-        print("note: the interval of the difference to natural includes 0: train both",
-              file=sys.stderr)  # fmt: skip
+        doubt = "the interval of the difference to natural includes 0: train both"
+        print(f"note: {doubt}", file=sys.stderr)
     print(f"{found.status}{': ' * bool(found.reason)}{found.reason}")
     if found.status != "refused":
         print(proposals.binding(found))
@@ -303,10 +285,9 @@ def _check(args: argparse.Namespace) -> int:
     from jaxllm.suites.mixtures import write_suite
 
     mixtures = {name: proposals.weights(found, name) for name in ("natural", "proposed")}
-    file = write_suite(
-        str(new.root), args.gin_file, args.gin_bindings, mixtures, args.times, args.seeds,
-        f"jaxllm.mix check of {args.proposal}",
-    )  # fmt: skip
+    bound, size = (args.gin_file, args.gin_bindings), (args.times, args.seeds)
+    about = f"jaxllm.mix check of {args.proposal}"
+    file = write_suite(str(new.root), *bound, mixtures, *size, about)
     print(f"next: python -m jaxllm.suite --gin_file={file}, and then the same command again")
     return 0
 
@@ -341,17 +322,17 @@ def _fitted(swarm: Swarm, args: argparse.Namespace) -> Fit:
 
 
 def _write(path: str, tables: Mapping[str, pd.DataFrame]) -> None:
-    """The first table as CSV, or all as JSON."""
     from etils import epath
 
     from jaxllm.interop.proposals import rows
     from jaxllm.io import atomic_write
 
-    if path.endswith(".json"):
-        known = {name: rows(table) for name, table in tables.items()}
-        atomic_write(epath.Path(path), json.dumps(known, indent=1) + "\n")
-    elif path:
-        atomic_write(epath.Path(path), next(iter(tables.values())).to_csv(index=False))
+    known = {name: rows(table) for name, table in tables.items()}
+    text = json.dumps(known, indent=1) + "\n"
+    if path.endswith(".csv"):
+        text = next(iter(tables.values())).to_csv(index=False)
+    if path:
+        atomic_write(epath.Path(path), text)
 
 
 def _tokens(args: argparse.Namespace, domains: Sequence[str]) -> Any:

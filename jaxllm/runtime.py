@@ -16,14 +16,13 @@ import os
 import platform
 import signal
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from itertools import zip_longest
 from pathlib import Path
 from signal import SIGHUP, SIGTERM
-from types import FrameType, ModuleType
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -41,24 +40,20 @@ _joined: list[ProcessSpec] = []  # of this process, once it has joined others
 
 def add_host_flags(flags: argparse.ArgumentParser) -> None:
     """Add the flags for starting a command on several hosts."""
-    group = flags.add_argument_group("several hosts")
-    group.add_argument("--coordinator_address", metavar="HOST:PORT",
-                       help="of process 0, or 'auto' on TPU pods and Slurm")  # fmt: skip
-    group.add_argument("--num_processes", type=int, metavar="N", help="processes in all")
-    group.add_argument("--process_id", type=int, metavar="I", help="this one: 0 to N-1")
-    group.add_argument("--initialization_timeout", type=int, default=300, metavar="SECONDS",
-                       help="how long to wait for the others (default: 300)")  # fmt: skip
-    group.add_argument("--heartbeat_timeout", type=int, default=100, metavar="SECONDS",
-                       help="a process that is silent for so long is given up, and the others "
-                       "end (default: 100)")  # fmt: skip
+    add = flags.add_argument_group("several hosts").add_argument
+    add(
+        "--coordinator_address", metavar="HOST:PORT", help="of process 0, or auto on pods and Slurm"
+    )
+    add("--num_processes", type=int, metavar="N", help="processes in all")
+    add("--process_id", type=int, metavar="I", help="this one: 0 to N-1")
+    add("--initialization_timeout", type=int, default=300, metavar="SECONDS",
+        help="how long to wait for the others (default: 300)")  # fmt: skip
+    add("--heartbeat_timeout", type=int, default=100, metavar="SECONDS",
+        help="how long a process may be silent before the others end (default: 100)")  # fmt: skip
 
 
 def join_hosts(args: argparse.Namespace) -> None:
-    """Join the hosts that the flags name; without flags do nothing.
-
-    Raises:
-      UserError: a flag is missing or wrong, or a host is not there in time (named on every host).
-    """
+    """Join the hosts that the flags name; UserError, on every host, if one is not there in time."""
     address, timeout = args.coordinator_address, args.initialization_timeout
     if address is None:
         if args.num_processes is not None or args.process_id is not None:
@@ -69,10 +64,9 @@ def join_hosts(args: argparse.Namespace) -> None:
     auto = address == "auto"
     spec = _detected(timeout) if auto else _from_flags(address, args.num_processes, args.process_id)
     wait_for_hosts(spec, timeout)
+    heartbeat = args.heartbeat_timeout
     jax.distributed.initialize(
-        *spec,
-        initialization_timeout=timeout,
-        heartbeat_timeout_seconds=args.heartbeat_timeout,
+        *spec, initialization_timeout=timeout, heartbeat_timeout_seconds=heartbeat
     )
     if spec.processes > 1:
         _joined.append(spec)
@@ -86,25 +80,17 @@ def is_first() -> bool:
 
 
 def check_hosts_agree(facts: Mapping[str, str]) -> None:
-    """Check that every process states what the first one states; all processes must call it.
-
-    Args:
-      facts: what must be equal, by its name, as texts of any number of lines.
-
-    Raises:
-      UserError: on all processes, if one differs; the message names it, and the first difference.
-    """
+    """Raise UserError on all processes if one states other texts; all processes must call it."""
     import jax
 
     if jax.process_count() == 1:
         return
-    first = of_first_process(dict(facts))
-    differences = [
-        f"{name}: {_difference(first[name], facts[name])}"
-        for name in facts
-        if facts[name] != first[name]
-    ]
-    for process, text in enumerate(_gather("; ".join(differences)[:400])):
+    first, differ = of_first_process(dict(facts)), list[str]()
+    for name, own in facts.items():
+        lines = zip_longest(first[name].splitlines(), own.splitlines(), fillvalue="nothing")
+        other = [f"{here[:150]}, not {there[:150]}" for there, here in lines if here != there]
+        differ += [f"{name}: {line}" for line in other[:1]]
+    for process, text in enumerate(_gather("; ".join(differ)[:400])):
         if text:
             raise UserError(f"host {process} does not agree with host 0 on the {text}")
 
@@ -135,13 +121,6 @@ def of_first_process(value: Any) -> Any:
     return json.loads(bytes(multihost_utils.broadcast_one_to_all(buffer).astype(np.uint8)).decode())
 
 
-def _difference(first: str, own: str) -> str:
-    """The first line that differs."""
-    lines = zip_longest(first.splitlines(), own.splitlines(), fillvalue="nothing")
-    there, here = next((pair for pair in lines if pair[0] != pair[1]), ("", ""))
-    return f"{here[:150]}, not {there[:150]}"
-
-
 def _gather(text: str) -> list[str]:
     """The texts of all processes, each of less than 500 characters."""
     from jax.experimental import multihost_utils
@@ -159,10 +138,7 @@ def exit_by_signals() -> Iterator[None]:
 
     A signal that is ignored, as under nohup, stays so.
     """
-
-    def leave(number: int, frame: FrameType | None) -> None:
-        sys.exit(128 + number)
-
+    leave = lambda number, _: sys.exit(128 + number)
     numbers = [n for n in (SIGTERM, SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
     before = {number: signal.signal(number, leave) for number in numbers}
     try:
@@ -178,14 +154,10 @@ def abort(code: int) -> None:
     With several processes it has a barrier. The others detect this one's end by its missing
     heartbeat, and exit as well. Alone, it waits ten minutes for Orbax's threads of a failed save.
     """
-    if _joined:
-        spec = _joined[0]
-        print(
-            f"error: process {spec.process} of {spec.processes} ends, and the others will. If it "
-            "lost a connection, another host failed first: see that one's output",
-            file=sys.stderr,
-            flush=True,
-        )
+    for spec in _joined:
+        ends = f"error: process {spec.process} of {spec.processes} ends, and the others will"
+        first = "If it lost a connection, another host failed first: see that one's output"
+        print(f"{ends}. {first}", file=sys.stderr, flush=True)
         os._exit(code)
     if any(type(thread).__module__.startswith("orbax.") for thread in threading.enumerate()):
         atexit._run_exitfuncs()
@@ -221,14 +193,11 @@ def process_age() -> float:
 
 
 def tune_malloc() -> bool:
-    """Keep freed memory in the process instead of returning it to the kernel (glibc's mallopt).
+    """Keep freed memory in the process (glibc's mallopt), and return whether it took effect.
 
     XLA on CPUs allocates a program's buffers in every call, and glibc maps blocks above 32 MiB anew
     each time: a page fault per 4 KiB, a fifth of a small model's step. Call it before importing
     JAX. The cost is a larger process (1.6 instead of 0.9 GiB where a step needs 0.4).
-
-    Returns:
-      Whether it took effect; False where the C library is not glibc.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -252,14 +221,12 @@ def silence_libtpu(pci: str = "/sys/bus/pci/devices") -> None:
 
 def import_seqio() -> ModuleType:
     """Import SeqIO, with the GPUs hidden from TensorFlow; takes 4 to 8 s the first time."""
-    if "seqio" not in sys.modules:
-        with _stderr_held_back():
-            import seqio
-            import tensorflow as tf
-
-            tf.config.set_visible_devices([], "GPU")
+    first = "seqio" not in sys.modules
     import seqio
+    import tensorflow as tf
 
+    if first:
+        tf.config.set_visible_devices([], "GPU")
     return seqio
 
 
@@ -290,28 +257,8 @@ def _detected(timeout: int) -> ProcessSpec:
 
 def _cpu_model() -> str:
     """The architecture and a digest of the CPU's model and features."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
     known = sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))})
     text = "\n".join([platform.machine(), platform.processor(), *known])
     return f"{platform.machine()}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
-
-
-@contextlib.contextmanager
-def _stderr_held_back() -> Iterator[None]:
-    """Drop what C++ code logs before any setting takes effect; print it if the block fails."""
-    sys.stderr.flush()
-    terminal = os.dup(2)
-    with tempfile.TemporaryFile() as log:
-        os.dup2(log.fileno(), 2)
-        try:
-            yield
-        except BaseException:
-            log.seek(0)
-            os.write(terminal, log.read())
-            raise
-        finally:
-            os.dup2(terminal, 2)
-            os.close(terminal)

@@ -41,10 +41,9 @@ class Upload:
                 if self._timer is not None:
                     self._timer.cancel()
                     self._timer = None
-            if content is None:
-                return
             try:
-                kvstore.write_file(self._path, content())
+                if content is not None:
+                    kvstore.write_file(self._path, content())
             except BaseException:
                 with self._lock:
                     self._content = self._content or content
