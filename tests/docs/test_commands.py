@@ -34,7 +34,11 @@ NOT_RUN = (
     "humaneval",
     "mix run",
 )
-FEW_STEPS = ("--gin.TRAIN_STEPS=4", "--gin.ScheduleConfig.warmup_steps=1")
+FEW_STEPS = (
+    "--gin.TRAIN_STEPS=4",
+    "--gin.ScheduleConfig.warmup_steps=1",
+    "--gin.ModelConfig.num_layers=1",
+)
 SMALL = {
     "quickstart.gin": (*FEW_STEPS, "--gin.EVAL_TASKS=counting"),
     "domains.gin": (*FEW_STEPS, "--gin.EVAL_TASKS=heldout_wiki", "--gin.VOCABULARY_SIZE=512"),

@@ -148,11 +148,20 @@ def collapse(finding: Finding, study: Study) -> Chart | None:
     return marks.dots(rows, "task", "error", title, series="axis", reference=0.0)
 
 
+_AMOUNTS = {"params": "parameters", "tokens": "training tokens", "flops": "training FLOPs"}
+
+
+def loss_laws(finding: Any, study: Study) -> Chart | None:
+    """The loss over parameters, tokens or FLOPs."""
+    variable = next(name for name in _AMOUNTS if name in finding.table)
+    return marks.law(finding.table, variable, "loss", (_AMOUNTS[variable], "loss"))
+
+
 def compute_optimal(finding: Any, study: Study) -> Chart | None:
     """The optimal parameters over FLOPs; of the parametric law the loss over the fitted one."""
     if finding.parameters:
         return marks.law(finding.table, "fitted", "loss", ("fitted loss", "loss"))
-    return marks.law(finding.table, "flops", "params", ("training FLOPs", "optimal parameters"))
+    return marks.law(finding.table, "flops", "params", (_AMOUNTS["flops"], "optimal parameters"))
 
 
 def task_ladders(finding: Finding, study: Study) -> Chart | None:

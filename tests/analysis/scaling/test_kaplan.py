@@ -1,0 +1,93 @@
+"""Kaplan's power laws: exact intervals, the choice of points, refusals."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from jaxllm.analysis.scaling import kaplan
+from jaxllm.analysis.scaling.kaplan import power_law
+from tests.analysis.scaling.helpers import covers
+
+ALPHA_N, N_C = 0.076, 8.8e13  # Kaplan et al. (2020), equation 1.1
+ALPHA_D, D_C = 0.095, 5.4e13  # equation 1.2
+
+
+def planted(seed, noise=0.004, count=8):
+    rng = np.random.default_rng(seed)
+    n = np.geomspace(1e6, 1e9, count)
+    return pd.DataFrame(
+        {"params": n, "loss": (N_C / n) ** ALPHA_N * np.exp(rng.normal(0, noise, count))}
+    )
+
+
+def test_without_noise_the_published_law_comes_back() -> None:
+    law = power_law(planted(0, noise=0), "params")
+    assert law.alpha.value == pytest.approx(ALPHA_N)
+    assert law.constant == pytest.approx(N_C, rel=1e-6)
+
+
+def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
+    """95 % of 200: between 90 % and 99 % is the 99.6 % range."""
+    found = [power_law(planted(seed), "params") for seed in range(200)]
+    assert 0.9 <= np.mean([covers(law.alpha, ALPHA_N) for law in found]) <= 0.99
+    assert np.mean([law.curvature_p < 0.05 for law in found]) <= 0.1
+
+
+def test_a_floor_bends_the_line_and_it_is_said() -> None:
+    n = np.geomspace(1e6, 1e10, 12)
+    law = power_law(pd.DataFrame({"params": n, "loss": 1.7 + 400 / n**0.34}), "params")
+    assert law.curvature_p < 1e-6 and "curved" in law.sentence
+
+
+def test_noise_falls_with_nothing() -> None:
+    rng = np.random.default_rng(0)
+    frames = (planted(0).assign(loss=np.exp(rng.normal(1, 0.1, 8))) for _ in range(150))
+    found = sum(not power_law(frame, "params").refused for frame in frames)
+    assert found / 150 <= 0.055
+
+
+def test_each_law_takes_its_points() -> None:
+    """With no interaction of N and D, the laws of each and of the frontier are those planted."""
+    rows = []
+    for i, n in enumerate(np.geomspace(1e6, 1e9, 7)):
+        for d in np.geomspace(1e8, 1e11, 7):
+            value = (N_C / n) ** ALPHA_N * (D_C / d) ** ALPHA_D
+            rows.append((f"run {i}", n, d, 6 * n * d, value))
+    data = pd.DataFrame(rows, columns=["run", "params", "tokens", "flops", "loss"])
+    laws = kaplan.kaplan(data)
+    assert laws["params"].alpha.value == pytest.approx(ALPHA_N)
+    assert laws["tokens"].alpha.value == pytest.approx(ALPHA_D)
+    assert ALPHA_N <= laws["flops"].alpha.value <= ALPHA_D
+    assert (laws["flops"].table.loss.diff().dropna() < 0).all()
+
+
+def test_a_law_of_size_wants_equal_tokens() -> None:
+    n = np.geomspace(1e6, 1e9, 6)
+    data = pd.DataFrame({"params": n, "tokens": 20 * n, "flops": 120 * n**2, "loss": n**-0.1})
+    law = kaplan.kaplan(data)["params"]
+    assert "1 different values" in law.refused
+    assert law.notes == ("5 sizes saw less than half the tokens of others",)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda t: t.head(3), "too few"),
+        (lambda t: t.head(0), "too few"),
+        (lambda t: t.assign(params=np.linspace(1e8, 2e8, 8)), "factor of 2"),
+        (lambda t: t.assign(loss=math.nan), "too few"),
+        (lambda t: t.assign(loss=t.loss.to_numpy()[::-1]), "does not fall"),
+        (lambda t: t.assign(loss=3.0), "does not fall"),
+    ],
+)
+def test_refusals_say_why(change, reason) -> None:
+    law = power_law(change(planted(0)), "params")
+    assert reason in law.refused and law.refused in law.sentence
+    assert math.isnan(law.constant)
+
+
+def test_no_points_at_all() -> None:
+    laws = kaplan.kaplan(pd.DataFrame({"run": [], "loss": []}))
+    assert all(law.refused for law in laws.values())
