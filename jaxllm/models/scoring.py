@@ -74,7 +74,8 @@ def token_loss(
       no gradient flows through them.
     """
     hidden, kernel = hidden_states(config, params, batch), head_kernel(config, params)
-    size, weights = _chunk_length(*batch.targets.shape, chunk_tokens), batch.weights
+    batch_size, length = batch.targets.shape
+    size, weights = _chunk_length(batch_size, length, chunk_tokens), batch.weights
     if weigh:
         fixed = jax.lax.stop_gradient((hidden, kernel))
         weights = weigh(_score_chunks(size, *fixed, batch.targets))
@@ -89,7 +90,8 @@ def _score_hidden(
     chunk_tokens: int | None = None,
 ) -> TokenScores:
     """Scores of targets [B, S] after hidden states [B, S, E]."""
-    size = _chunk_length(*targets.shape, chunk_tokens)
+    batch_size, length = targets.shape
+    size = _chunk_length(batch_size, length, chunk_tokens)
     return _score_chunks(size, hidden, head_kernel(config, params), targets)
 
 

@@ -115,7 +115,7 @@ def _kernel(shape, head_shards, length_shards, block, window, interpret):  # typ
 
     _, length, heads, _ = shape
     square = (length, length)
-    mask = splash.CausalMask(square, shard_count=length_shards)
+    mask: Any = splash.CausalMask(square, shard_count=length_shards)
     if window is not None:
         mask = splash.LocalMask(square, (window - 1, 0), 0, shard_count=length_shards)
     tiles = tiles_for(device_kind()[1], length // length_shards, block)
