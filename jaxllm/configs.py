@@ -89,6 +89,9 @@ def non_defaults(config: Any) -> dict[str, Any]:
 
 def _checked(name: str, value: Any, hint: Any) -> Any:
     """`value` converted to the annotation `hint` of field `name`; UserError if it does not fit."""
+    none = isinstance(value, str) and value.lower() in ("none", "null")
+    if none and type(None) in typing.get_args(hint):  # which a field of text would take as a name
+        raise UserError(f"{name} = {value!r}: must be {_described(hint)}; write None")
     if (fitted := _fit(value, hint)) is _UNFIT:
         raise UserError(f"{name} = {value!r}: must be {_described(hint)}")
     return fitted

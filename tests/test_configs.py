@@ -31,7 +31,8 @@ def load(*argv: str) -> None:
         (EvalConfig, "run_code=NO", r"run_code = 'NO': must be True or False or 'unisolated'$"),
         (TrainConfig, "exit_on_hang=yes", r"must be True or False$"),
         (TrainConfig, "exit_on_hang=1", r"exit_on_hang = 1: must be True or False$"),
-        (AdamWConfig, "max_grad_norm=none", r"must be a finite number > 0 or None$"),
+        (AdamWConfig, "max_grad_norm=none", r"must be a finite number > 0 or None; write None$"),
+        (TrainConfig, "family=none", r"must be text or None; write None$"),
         (EvalConfig, "data_dir=false", r"data_dir = False: must be text or None$"),
         (EvalConfig, "tasks=('a', 1)", r"must be a tuple, \(text, …\)$"),
         (EvalConfig, "tasks=None", r"must be a tuple"),
@@ -126,5 +127,5 @@ def test_a_command_says_it_in_one_line(
     with pytest.raises(SystemExit, match="2"):
         cli.run(lambda _: train.main(argv))
     error = capsys.readouterr().err
-    assert error == ("error: EvalConfig.run_code = 'no': must be True or False or 'unisolated'\n")
+    assert error == "error: EvalConfig.run_code = 'no': must be True or False or 'unisolated'\n"
     assert not (tmp_path / "run").exists()
