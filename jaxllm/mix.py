@@ -190,7 +190,7 @@ def _design(args: argparse.Namespace) -> int:
 
     natural = DataConfig().weights or {}
     tokens = _tokens(args, list(natural))
-    limits = () if tokens is None else args.repetition * tokens / args.budget
+    limits = [] if tokens is None else (args.repetition * tokens / args.budget).tolist()
     known = (args.seed, args.temperature, args.weakest, args.strongest, args.floor)
     how = Draw(*known, dict(zip(natural, limits, strict=False)))
     mixtures, about = swarm(natural, args.count, how), f"jaxllm.mix design: {how}"

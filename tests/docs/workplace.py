@@ -111,7 +111,8 @@ def make(root: Path) -> None:
     gin_files(root)
     shutil.copy(root / "mine.gin", root / "RUN.gin")
     (root / "docs").mkdir()
-    (root / "docs" / "study").symlink_to(REPOSITORY / "docs" / "study")
+    for study in ("study", "mixture_study"):
+        (root / "docs" / study).symlink_to(REPOSITORY / "docs" / study)
 
 
 def gin_files(root: Path) -> None:
