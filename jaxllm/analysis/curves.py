@@ -104,7 +104,11 @@ class Curves:
         order = {"primary": False, "step": False, "points": False, "metric": True, "shots": True}
         best = table.sort_values(list(order), ascending=list(order.values()), kind="stable")
         best = best.drop_duplicates(["run", "task"])
-        return Curves(self.points[self.points.curve.isin(best.curve)], self.notes)
+        versions = table.merge(best[["run", "task", "metric"]]).groupby(["run", "task"])
+        changed = int((versions.task_version.nunique() > 1).sum())
+        note = f"{changed} trajectories change the version of their task: only the last is used."
+        points = self.points[self.points.curve.isin(best.curve)]
+        return Curves(points, self.notes + ((note,) if changed else ()))
 
     def comparable(self) -> Curves:
         """Curves over known tokens, with each version of a task as a task of its own."""
@@ -134,7 +138,8 @@ def curves(records: pd.DataFrame) -> Curves:
         extra = ("score", "score_stderr", "chance_score", "curve")
         return Curves(pd.DataFrame(columns=[*COLUMNS, *extra]))
     notes: list[str] = []
-    frame = records[~_valueless(records)]
+    reason = f"of {len(records):,} records have no value."
+    frame = _without(records, _valueless(records), reason, notes)
     curve = frame.groupby(_CURVE, sort=True, dropna=False).ngroup().to_numpy()
     order = np.lexsort((frame.step.to_numpy(), frame.tokens.to_numpy(), curve))
     frame = frame.iloc[order].assign(curve=curve[order])

@@ -29,7 +29,9 @@ def test_versions_and_shots_are_never_joined() -> None:
     assert [(c.task_version, c.shots, len(c.values)) for c in every] == [
         ("1", 0, 3), ("2", 0, 2), ("1", 5, 1),
     ]  # fmt: skip
-    (curve,) = every.main()
+    main = every.main()
+    (curve,) = main
+    assert any("change the version" in note for note in main.notes)
     assert curve.task_version == "2" and list(curve.values) == [0.7, 0.8]
 
 
@@ -54,7 +56,7 @@ def test_of_several_metrics_the_primary_one_is_the_main_one() -> None:
 def test_what_is_left_out_is_said() -> None:
     found = curves(broken(table({"a": np.linspace(0.3, 0.8, 12)})))
     said = " ".join(found.notes)
-    assert "repeated" in said
+    assert "have no value" in said and "repeated" in said
     assert np.isfinite(found.points.value).all()
     assert not found.points.duplicated(["curve", "step"]).any()
     assert len(curves(pd.DataFrame(columns=COLUMNS)).main().comparable()) == 0
