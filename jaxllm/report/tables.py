@@ -128,7 +128,8 @@ def gather(sources: Sequence[Run | Results]) -> Tables:
     records, pooling = pooled(all_records)
     main = curves(records).main()
     points, findings = trajectories(main, records)
-    notes += [*pooling, *main.notes]
+    # The notes on the trajectories list records without a value, by task and checkpoint.
+    notes += [*pooling, *(note for note in main.notes if "have no value" not in note)]
     notes += trajectory_notes(records, points, findings, len(runs))
     colour_of: dict[str, str] = {}
     if len(runs) > 1:
