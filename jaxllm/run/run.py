@@ -75,7 +75,8 @@ class Run:
         """Open a run directory for reading; UserError if it is none."""
         run = cls(model_dir)
         if not run.path.is_dir():
-            raise UserError(f"{model_dir}: no such directory")
+            what = "a file, not a run directory" if run.path.exists() else "no such directory"
+            raise UserError(f"{model_dir}: {what}")
         if not run._holds_a_run():
             runs = [p for p in sorted(run.path.iterdir()) if p.is_dir() and cls(p)._holds_a_run()]
             hint = f"; did you mean {', '.join(map(str, runs[:3]))}?" if runs else ""
