@@ -253,9 +253,9 @@ def _propose(args: argparse.Namespace) -> int:
         print(f"{law} predicts {value:.4g}")
     if natural is None and swarm.natural is None:
         print("note: without --natural, the mean of the swarm stands for it", file=sys.stderr)
-    if found.doubtful:
-        doubt = "the interval of the difference to natural includes 0: train both"
-        print(f"note: {doubt}", file=sys.stderr)
+    if found.within_noise:
+        print("note: the interval of the difference to natural includes 0: train both",
+              file=sys.stderr)  # fmt: skip
     print(f"{found.status}{': ' * bool(found.reason)}{found.reason}")
     if found.status != "refused":
         print(proposals.binding(found))

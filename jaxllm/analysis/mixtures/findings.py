@@ -171,7 +171,7 @@ def mixture_proposal(study: Study) -> list[Finding]:
     rows = found.predicted.set_index("mixture").loc["difference"]
     targets = ", ".join(found.objective) if len(found.objective) < 4 else (
         f"the mean of {len(found.objective)} targets")  # fmt: skip
-    remark = "; as that includes 0, train both" if found.doubtful else ""
+    remark = "; as that includes 0, train both" if found.within_noise else ""
     return [
         Finding(
             f"For {targets} the proposal is predicted to change the natural mixture's value by "

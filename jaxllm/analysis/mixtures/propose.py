@@ -55,7 +55,7 @@ class Proposal:
     steps: float
 
     @property
-    def doubtful(self) -> bool:
+    def within_noise(self) -> bool:
         """Whether the interval of the difference to the natural mixture includes 0."""
         return bool(self.predicted.set_index("mixture").high["difference"] >= 0)
 
