@@ -8,15 +8,12 @@ from jaxllm.analysis.change_points import change_points
 from jaxllm.analysis.collapse import collapse
 from jaxllm.analysis.correlations import correlations
 from jaxllm.analysis.emergence import emergence
-from jaxllm.analysis.held_out_tasks import held_out_tasks
 from jaxllm.analysis.registry import Study
 from jaxllm.analysis.signal import signal_to_noise
 from jaxllm.run.records import COLUMNS
 from tests.analysis.planted import LOG_STEPS, broken, sigmoid, table
 
-ANALYSES = (
-    change_points, signal_to_noise, correlations, held_out_tasks, collapse, emergence
-)  # fmt: skip
+ANALYSES = (change_points, signal_to_noise, correlations, collapse, emergence)
 
 
 def suite(seed: int = 0) -> pd.DataFrame:

@@ -117,17 +117,6 @@ def correlations(finding: Finding, study: Study) -> Chart | None:
                         domain=(low, high), order=list(tasks))  # fmt: skip
 
 
-def held_out_tasks(finding: Finding, study: Study) -> Chart | None:
-    """The error of each held-out task, as predicted from others and naively."""
-    table = finding.table
-    tested = table[table.why == ""].sort_values("gain", ascending=False).head(_MOST_ROWS)
-    names = {"error": "from its domain", "naive": "naive guess", "noise": "sampling noise alone"}
-    tested = tested.assign(naive=tested[["same_tokens", "constant"]].min(axis=1))
-    long = tested.melt("task", list(names), "by", "off").replace({"by": names})
-    title = "mean absolute error on held-out sizes"
-    return marks.dots(long, "task", "off", title, series="by", reference=0.0)
-
-
 def branches(finding: Finding, study: Study) -> Chart | None:
     """The change of each task from the beginning of a branch to its end."""
     several = finding.table.run.nunique() > 1
