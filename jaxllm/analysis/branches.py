@@ -23,6 +23,7 @@ _EQUAL = 1.001  # tokens that differ by a smaller factor are equal
     needs=lambda study: bool(study.parents),
     caption="Scores, higher is better. The parent at the same tokens, interpolated in log tokens, "
     "tells what a branch (a decay, say) brought beyond further training.",
+    method="z-test of each task's change; false discoveries: Benjamini and Hochberg (1995).",
 )
 def branches(study: Study) -> Finding:
     """Compare every branch with its parent, task by task.

@@ -37,6 +37,9 @@ _FEWEST = 6
     place=40,
     caption="Rank correlations of what each checkpoint adds to the one before it: two rising "
     "curves always correlate, their gains need not. An empty cell was not compared.",
+    method="Spearman's rank correlation against gains shuffled in time, the null widened for "
+    "serial correlation (Bartlett 1946; Pyper and Peterman 1998); false discoveries: Benjamini and "
+    "Hochberg (1995).",
 )
 def correlations(study: Study, *, draws: int = 300, seed: int = 0) -> Finding:
     """Correlate the gains of all pairs of tasks, except one task at different shots.

@@ -1,6 +1,9 @@
-"""Registry of the report's analyses: each is a function with a question, title and caption.
+"""Registry of the report's analyses: each is a function with a question, title, caption, method.
 
-    @analysis(EARLY, "Change points", caption="Where a line over log tokens needs another slope.")
+    @analysis(
+        EARLY, "Change points", caption="Where a line over log tokens needs another slope.",
+        method="sup-F test (Andrews 1993)",
+    )
     def change_points(study: Study) -> Finding: ...
 
 Every module of `jaxllm.analysis` is imported, which registers its analyses. `jaxllm.report` draws a
@@ -124,6 +127,7 @@ class Analysis:
     function: Callable[..., Finding | list[Finding]]  # a finding, or several with titles
     needs: Callable[[Study], bool]  # whether a study has the required data
     place: int  # sort key within the question
+    method: str = ""  # its name and source
 
     @property
     def name(self) -> str:
@@ -145,13 +149,14 @@ def analysis(
     title: str,
     *,
     caption: str = "",
+    method: str = "",
     needs: Callable[[Study], bool] = lambda study: True,
     place: int = 100,
 ) -> Callable[[F], F]:
     """Register a function of a `Study` as an analysis of the report; see `Analysis`."""
 
     def register(function: F) -> F:
-        entry = Analysis(question, title, caption, function, needs, place)
+        entry = Analysis(question, title, caption, function, needs, place, method)
         _REGISTERED[entry.name] = entry
         return function
 

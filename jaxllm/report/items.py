@@ -36,6 +36,7 @@ class ReportItem:
     title: str
     sentence: str = ""  # the result, or why there is none
     caption: str = ""  # how to read the chart, and its assumptions
+    method: str = ""  # of a finding, with its source
     chart: Chart | None = None
     table: pd.DataFrame = dataclasses.field(default_factory=pd.DataFrame)  # offered as CSV
     notes: tuple[str, ...] = ()  # missing data and errors
@@ -108,6 +109,7 @@ def answers(analysis: Analysis, study: Study) -> Iterator[ReportItem]:
             finding.title or analysis.title,
             finding.sentence,
             analysis.caption,
+            analysis.method,
             table=finding.table,
             notes=finding.notes,
             lines=finding.lines,

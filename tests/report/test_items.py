@@ -80,7 +80,7 @@ def test_an_analysis_is_one_function_and_its_chart(many, monkeypatch) -> None:
     monkeypatch.setattr(registry, "_REGISTERED", {})
     monkeypatch.setattr(registry, "walk_packages", lambda *_: [], raising=False)
 
-    @registry.analysis(registry.NOW, "Number of curves", caption="Counted.")
+    @registry.analysis(registry.NOW, "Number of curves", caption="Counted.", method="Peano (1889)")
     def counted(study: registry.Study) -> Finding:
         return Finding("There are some.", pd.DataFrame({"task": ["a"], "count": [1.0]}))
 
@@ -91,7 +91,10 @@ def test_an_analysis_is_one_function_and_its_chart(many, monkeypatch) -> None:
     (analysis,) = registry._REGISTERED.values()
     (item,) = report_items.answers(analysis, many.study)
     assert (item.question, item.title, item.caption) == ("now", "Number of curves", "Counted.")
-    assert "Number of curves" in charts_of(page.render(many, [item]))
+    text = page.render(many, [item])
+    assert "Number of curves" in charts_of(text)
+    assert "How to read this: Counted." in Page(text).text
+    assert "Method: Peano (1889)" in Page(text).text
 
 
 def test_the_backtest_is_made_only_when_asked(many, shown) -> None:

@@ -15,6 +15,8 @@ from jaxllm.analysis.registry import HEALTH, Study, analysis
     "Checks",
     place=10,
     caption="p: how often a healthy run would look at least as bad by chance.",
+    method="t-tests of trends in the last doubling of tokens, of tasks at a false-discovery rate "
+    "(Benjamini and Hochberg 1995); spikes by a robust z-score and a Poisson test.",
 )
 def checks(study: Study) -> Finding:
     """Run the health checks of all runs; see `examine`.

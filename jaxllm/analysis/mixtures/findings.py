@@ -29,6 +29,7 @@ def _laws(study: Study) -> Fit | str:
     DATA, "The swarm", place=10, needs=Study.several_mixtures,
     caption="The share of each domain in the training data of each run, in percent. The runs are "
     "in the order of the mean of all targets, the best first.",
+    method="A swarm of small runs on random mixtures, as RegMix (Liu et al. 2024).",
 )  # fmt: skip
 def swarm_shares(study: Study) -> Finding:
     """The runs in the order of their mean target.
@@ -60,6 +61,8 @@ def swarm_shares(study: Study) -> Finding:
     DATA, "Mixtures left out", place=20, needs=Study.several_mixtures,
     caption="What laws that have not seen a mixture predict of it (cross-validation), against what "
     "its run measured; the line is a perfect prediction.",
+    method="Of each target the best of five laws by cross-validation, RegMix's linear regression "
+    "(Liu et al. 2024) and the data mixing law (Ye et al. 2024) among them.",
 )  # fmt: skip
 def left_out_mixtures(study: Study) -> list[Finding]:
     """Predicted against measured on mixtures left out of the fit.
@@ -103,6 +106,7 @@ def left_out_mixtures(study: Study) -> list[Finding]:
     caption=f"The change of each target if a domain takes the place of {STEP:.0%} of the natural "
     "training data, by the target's law: blue is better, orange worse, and in parentheses what "
     "bootstrap draws (95%) do not tell from nothing.",
+    method="The laws' difference, with intervals from a bootstrap over mixtures (Efron 1979).",
 )  # fmt: skip
 def domain_effects(study: Study) -> list[Finding]:
     """The effect of more of each domain on each target.
@@ -146,6 +150,8 @@ def _effect(row: pd.Series) -> str:
     DATA, "The proposal", place=40, needs=Study.several_mixtures,
     caption="The best mixture that the runs support, beside the natural one, and what DoReMi "
     "learned where a run of it is there. What else it is held to, jaxllm.mix propose says.",
+    method="The mean of the mixtures predicted best, as RegMix (Liu et al. 2024), shrunk towards "
+    "the natural shares until every guard holds; DoReMi: Xie et al. (2023).",
 )  # fmt: skip
 def mixture_proposal(study: Study) -> list[Finding]:
     """The saved proposal, or that for the mean of all targets.
@@ -188,6 +194,7 @@ def mixture_proposal(study: Study) -> list[Finding]:
     DATA, "The check", place=50, needs=lambda study: study.checked is not None,
     caption="New runs on the proposal less those on the natural mixture, predicted and measured, "
     "with 95% intervals: of the law, and of the means over seeds.",
+    method="Student's t interval of the mean over seeds, against the law's own interval.",
 )  # fmt: skip
 def mixture_check(study: Study) -> Finding:
     """Whether the runs that were trained to check the proposal bear it out.
