@@ -1,7 +1,7 @@
 """python -m jaxllm.analyze SOURCE…: a report on the capabilities, forecasts and health of runs.
 
 A source is a run directory, a suite's directory, or imported results: pythia:PATH, harness:PATH,
-csv:PATH?columns, tensorboard:PATH or metrics:PATH; several are compared. Writes
+csv:PATH?columns or tensorboard:PATH; several are compared. Writes
 RUN_DIR/report/index.html, or OUTPUT/index.html: a self-contained page on the health of the runs,
 their capabilities and forecasts, the most informative tasks and the comparison of sizes, readable
 offline and on a phone. It can be run at any time, also during training.

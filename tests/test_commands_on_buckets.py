@@ -197,8 +197,7 @@ def test_analyze(capsys, tmp_path: Path) -> None:
         flags = [RUN, f"csv:{PLACE}/other.csv", f"--output={PLACE}/{kind}", f"--format={kind}"]
         assert analyze.main(flags) == 0
         assert KeyValueStore(f"{PLACE}/{kind}").names()
-    for source in (f"tensorboard:{RUN}/tensorboard", f"metrics:{RUN}/metrics.jsonl"):
-        assert analyze.main([source, f"--output={tmp_path}"]) == 0
+    assert analyze.main([f"tensorboard:{RUN}/tensorboard", f"--output={tmp_path}"]) == 0
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxllm import convert, generate
-from jaxllm.data.vocabularies import ByteVocabulary, from_directory
+from jaxllm.data.tokenizer import Tokenizer
+from jaxllm.data.vocabularies import TokenizerVocabulary, from_directory
 from jaxllm.errors import UserError
 from jaxllm.evaluation.inference import Generator, StreamedText
 from jaxllm.models.sampling import Sampling
@@ -102,8 +103,11 @@ def tiny() -> Generator:
     return generator()
 
 
-class ByteVocabulary258(ByteVocabulary):
+class ByteVocabulary258(TokenizerVocabulary):
     """Bytes within the 259 ids of the tiny model."""
+
+    def __init__(self) -> None:
+        super().__init__(Tokenizer("bytes"))
 
     @property
     def bos_id(self) -> int:
@@ -131,7 +135,7 @@ def test_a_text_ends_before_its_stop_string(tiny: Generator) -> None:
 def vocabularies(tmp_path_factory) -> list[Any]:
     root = tmp_path_factory.mktemp("tokenizers")
     directories = [llama(root / "llama"), byte_level(root / "gpt2")]
-    return [*map(from_directory, directories), ByteVocabulary()]
+    return [*map(from_directory, directories), TokenizerVocabulary(Tokenizer("bytes"))]
 
 
 @given(st.data())
@@ -153,7 +157,7 @@ def test_streamed_pieces_are_whole_characters_and_add_up(vocabularies, data) -> 
 
 @given(st.text("ab", max_size=12), st.lists(st.text("ab", min_size=1, max_size=3), max_size=2))
 def test_stop_strings_cut_at_the_first_wherever_pieces_end(text: str, stop: list[str]) -> None:
-    vocabulary = ByteVocabulary()
+    vocabulary = TokenizerVocabulary(Tokenizer("bytes"))
     growing = StreamedText(vocabulary, [], stop)
     tokens = [*vocabulary.encode(text), vocabulary.eos_id]
     pieces = [growing.add([token], last=False) for token in tokens]

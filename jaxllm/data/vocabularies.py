@@ -20,26 +20,13 @@ from etils import epath
 from jaxllm.data import corpora, tokenizer
 from jaxllm.data.config import BYTES, DataConfig
 from jaxllm.data.permutation import derive_key
-from jaxllm.data.tokenizer import BYTE_BOS, Tokenizer
+from jaxllm.data.tokenizer import Tokenizer
 from jaxllm.errors import UserError
 from jaxllm.io import atomic_write
 
 CHUNK_CHARS = 2_000
 SCAN_FACTOR = 8
 TRAINER_VERSION = 2
-
-
-class ByteVocabulary(seqio.ByteVocabulary):
-    """SeqIO's byte vocabulary (ByT5's ids) with a BOS, id 259."""
-
-    @property
-    def bos_id(self) -> int:
-        """Id of the BOS token."""
-        return BYTE_BOS
-
-    @property
-    def _base_vocab_size(self) -> int:
-        return BYTE_BOS + 1
 
 
 class TokenizerVocabulary(seqio.Vocabulary):
@@ -108,19 +95,13 @@ class TokenizerVocabulary(seqio.Vocabulary):
         return self.tokenizer.identity == other.tokenizer.identity
 
 
-def from_directory(path: epath.PathLike) -> seqio.Vocabulary:
-    """The vocabulary of a published model, from the tokenizer files in its directory.
-
-    Raises:
-      UserError: see `tokenizer.read`.
-    """
+def from_directory(path: epath.PathLike) -> TokenizerVocabulary:
+    """The vocabulary of a published model: `tokenizer.read` as SeqIO's vocabulary."""
     return TokenizerVocabulary(tokenizer.read(path))
 
 
-def build_vocabulary(config: DataConfig) -> seqio.Vocabulary:
+def build_vocabulary(config: DataConfig) -> TokenizerVocabulary:
     """The vocabulary of a run: `load_tokenizer` as SeqIO's vocabulary."""
-    if config.vocabulary.path == BYTES:
-        return ByteVocabulary()
     return TokenizerVocabulary(load_tokenizer(config))
 
 

@@ -75,7 +75,7 @@ def test_training_is_deterministic_and_cached(trained: DataConfig, vocabulary) -
 
 @given(anything)
 def test_byte_vocabulary_is_lossless(text: str) -> None:
-    vocabulary = vocabularies.ByteVocabulary()
+    vocabulary = vocabularies.TokenizerVocabulary(Tokenizer("bytes"))
     ids = vocabulary.encode(text)
     assert vocabulary.decode(ids) == text
     assert len(ids) == len(text.encode())
@@ -91,7 +91,7 @@ def test_documents_are_encoded_as_seqio_does(trained, vocabulary, texts: list[st
     for encoder, other in (
         (tokenizer, vocabulary),
         (tokenizer, seqio.SentencePieceVocabulary(str(path))),
-        (byte_tokenizer, vocabularies.ByteVocabulary()),
+        (byte_tokenizer, vocabularies.TokenizerVocabulary(byte_tokenizer)),
     ):
         tokens = encoder.encode_documents(texts)
         documents = np.split(tokens.ids.astype(int), np.cumsum(tokens.lengths)[:-1])

@@ -217,36 +217,6 @@ def test_csv_of_records_comes_back(tmp_path) -> None:
     )
 
 
-def test_tensorboard_of_ours(tmp_path) -> None:
-    from jaxllm.report.tensorboard import TensorBoardWriter
-    from jaxllm.run.records import Record
-
-    directory = simulate(tmp_path / "run", params=1_000_000)
-    source = open_source(directory)
-    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    scored = {10: 10, 19: 20}  # after the line of a step, the scores of a checkpoint
-    for resumed in (lines[:300], lines[100:]):  # the second session forgets what came after 301
-        writer = TensorBoardWriter(directory)
-        for line in resumed:
-            writer.write_metrics(line["step"], line)
-            if step := scored.get(line["step"]):
-                rows = source.records[source.records.step == step].to_dict("records")
-                writer.write_records(step, [Record(**row) for row in rows])
-        writer.close()
-    read = open_source(f"tensorboard:{directory / 'tensorboard'}")
-    assert read.metrics.step.tolist() == source.metrics.step.tolist()
-    assert read.metrics.loss.to_numpy() == pytest.approx(source.metrics.loss.to_numpy(), rel=1e-6)
-    assert set(read.metrics.run) == {"run"}
-    rows = read.records[(read.records.task == "copying") & read.records.primary]
-    # each session first writes the stored scores of the checkpoint that it resumes from
-    assert rows.step.tolist() == [0, 10, 20, 300]
-    row = rows[rows.step == 20].iloc[0]
-    assert row.domain == "reasoning"
-    assert row.tokens == pytest.approx(20 * 16384, rel=1e-3)
-    brier = read.records[(read.records.metric == "brier") & (read.records.task == "copying")]
-    assert set(brier.domain) == {"reasoning"} and not brier.primary.any()
-
-
 def test_tensorboard_of_others(tmp_path) -> None:
     from tensorboard.compat.proto import event_pb2
     from tensorboard.plugins.scalar import summary_v2
@@ -277,15 +247,6 @@ def test_tensorboard_of_others(tmp_path) -> None:
     last = source.records.iloc[-1]
     assert (last.task, last.metric, last.tokens, last.chance) == ("arc_easy", "accuracy", 500, 0.25)
     assert last.value == pytest.approx(0.30)
-
-
-def test_metrics_alone(tmp_path) -> None:
-    path = write(tmp_path / "m" / "metrics.jsonl", '{"step": 1, "loss": 2}\n{"step": 2, "lo')
-    source = open_source(f"metrics:{path}?tokens_per_step=10&params=5")
-    assert source.metrics[["run", "tokens", "flops", "loss"]].values.tolist() == [
-        ["m", 10, 300.0, 2]
-    ]
-    assert source.records.empty and "1 line not readable" in source.problems[0]
 
 
 @pytest.mark.parametrize(

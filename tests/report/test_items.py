@@ -2,7 +2,6 @@
 
 import dataclasses
 import inspect
-import json
 import math
 import re
 from collections.abc import Callable
@@ -15,12 +14,11 @@ import pytest
 from jaxllm.analysis import registry
 from jaxllm.analysis.finding import Finding
 from jaxllm.analyze import main as analyze
-from jaxllm.interop.importers import open_source
 from jaxllm.report import items as report_items
 from jaxllm.report import page, tables
 from jaxllm.report.charts import findings, marks, specs, trajectories
 from jaxllm.report.items import ReportItem, items
-from jaxllm.run.records import Record, Results
+from jaxllm.run.records import COLUMNS, Record, Results
 from jaxllm.run.run import Run
 from jaxllm.run.trajectory import TrajectoryStore
 from tests.analysis.simulated_suite import suite
@@ -298,11 +296,10 @@ def test_figures_and_tables_as_files(tmp_path, kind, magic) -> None:
         assert len(pd.read_csv(output / main)) == len(Run.open(run_dir).records())
 
 
-def test_metrics_alone_make_a_page(tmp_path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    rows = [{"step": i, "tokens": 10 * i, "loss": 3 - i / 100} for i in range(1, 100)]
-    path.write_text("\n".join(map(json.dumps, rows)))
-    report = tables.gather([open_source(f"metrics:{path}?run=mine")])
+def test_metrics_alone_make_a_page() -> None:
+    rows = [{"run": "m", "step": i, "tokens": 10 * i, "loss": 3 - i / 100} for i in range(1, 100)]
+    source = Results("m", pd.DataFrame(columns=COLUMNS), pd.DataFrame(rows), ())
+    report = tables.gather([source])
     text = Page(page.render(report, items(report))).text
     assert "Training loss fell from 2.99 to 2.01 over 98 steps." in text
     assert "All 99 logged losses are finite." in text

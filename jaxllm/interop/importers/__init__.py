@@ -4,7 +4,6 @@
     open_source("harness:results/?tokens_per_step=4194304")   lm-evaluation-harness, 0.3 and 0.4
     open_source("csv:table.csv?run=Model&tokens=Tokens (T)*1e12&values=MMLU,ARC")
     open_source("tensorboard:logs/?tokens_per_step=524288")
-    open_source("metrics:run/metrics.jsonl")
     open_source("run_directory")
 
 Settings follow `?` as `name=value`, separated by `&`. All kinds accept `run`, `family` and `params`
@@ -15,19 +14,16 @@ Each number of shots is a separate task: `arc_easy` at five shots is named `arc_
 
 from __future__ import annotations
 
-import math
 import os
 from urllib.parse import unquote
 
-import pandas as pd
 from etils import epath
 
 from jaxllm.errors import UserError
 from jaxllm.interop.importers import csv_table, harness, pythia, tensorboard
-from jaxllm.interop.importers.table import COMMON, Settings
-from jaxllm.io import JsonLines
-from jaxllm.run.records import COLUMNS, Results
-from jaxllm.run.run import Run, lines_table
+from jaxllm.interop.importers.table import Settings
+from jaxllm.run.records import Results
+from jaxllm.run.run import Run
 
 
 def is_import(spec: str | os.PathLike[str]) -> bool:
@@ -60,22 +56,9 @@ def _run(directory: str) -> Results:
     return Results(directory, run.records(), run.metrics().assign(run=run.name), run.problems())
 
 
-def _metrics(path: epath.Path, settings: Settings) -> Results:
-    settings.check(COMMON)
-    frame, problems = lines_table(JsonLines(path))
-    name = settings.values.get("run", path.parent.name or path.stem)
-    if math.isfinite(per_step := settings.number("tokens_per_step")):
-        frame["tokens"] = frame["step"] * per_step
-    if math.isfinite(params := settings.number("params")) and "tokens" in frame:
-        frame["flops"] = 6.0 * params * frame["tokens"]
-    none = pd.DataFrame(columns=COLUMNS)
-    return Results(f"metrics:{path}", none, frame.assign(run=name), problems)
-
-
 _READERS = {
     "pythia": pythia.read,
     "harness": harness.read,
     "csv": csv_table.read,
     "tensorboard": tensorboard.read,
-    "metrics": _metrics,
 }

@@ -1,19 +1,15 @@
-"""Import TensorBoard event files, ours and those of other trainers.
+"""Import TensorBoard event files of other trainers.
 
-    tensorboard:run/tensorboard
     tensorboard:logs?loss=train_loss&tokens_per_step=524288&tasks=eval/
 
-In our own files, `train/…` are training metrics, `capability/<domain>/<task>` the records of tasks,
-`evaluation/<task>/<metric>` their other metrics. In others every scalar is a training metric named
-by its tag; `NAME=TAG` maps a tag to a name that the analyses use (loss, grad_norm, learning_rate,
-tokens), and tags below `tasks` are records of tasks. Event files have no standard errors.
+Every scalar is a training metric named by its tag; `NAME=TAG` maps a tag to a name that the
+analyses use (loss, grad_norm, learning_rate, tokens), and tags below `tasks` are records of tasks.
+Event files have no standard errors.
 """
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Mapping
 
 import pandas as pd
 from etils import epath
@@ -39,6 +35,8 @@ _METRICS = {**known_tasks.METRICS, **{name: name for name in known_tasks.PRIMARY
 def read(path: epath.Path, settings: Settings) -> Results:
     """Read the scalars of all event files at or below `path`, as one run.
 
+    Tokens of records are interpolated between logged steps.
+
     Raises:
       UserError: there are no scalars, or a setting names a missing tag.
     """
@@ -47,62 +45,42 @@ def read(path: epath.Path, settings: Settings) -> Results:
     if not scalars:
         raise UserError(f"{settings.where}: it has no event files with scalars")
     for name in _COLUMNS:
-        tag = settings.values.get(name)
-        if tag and tag not in scalars:
+        tag = settings.values.get(name, name)
+        if tag != name and tag not in scalars:
             raise UserError(
                 f"{settings.where}: no tag {tag}; it has {', '.join(list(scalars)[:8])}"
             )
-        if tag:
-            scalars[f"train/{name}"] = scalars.pop(tag)
-    run = settings.values.get("run", path.parent.name if path.name == "tensorboard" else path.name)
-    logged: dict[str, pd.Series] = {}
-    rows: list[Row] = []
-    domains = {p[2]: p[1] for p in (tag.split("/", 2) for tag in scalars) if p[0] == "capability"}
-    for tag, series in scalars.items():
-        if task := _task(tag, settings.values.get("tasks", ""), domains):
-            rows += [task | {"run": run, "step": step, "value": v} for step, v in series.items()]
-        else:
-            logged[tag.removeprefix("train/")] = series
-    metrics = pd.DataFrame(logged).rename_axis("step").reset_index()
-    per_step = settings.number("tokens_per_step")
-    if math.isfinite(per_step) or "tokens" not in metrics:
-        metrics["tokens"] = metrics["step"] * per_step
-    if "flops" not in metrics:
+        if tag != name:
+            scalars[name] = scalars.pop(tag)
+    run = settings.values.get("run", path.name)
+    prefix = settings.values.get("tasks")
+    of_tasks = [tag for tag in scalars if prefix and tag.startswith(prefix)]
+    table = pd.DataFrame(scalars).rename_axis("step")
+    logged = table.drop(columns=of_tasks).dropna(how="all").index
+    if "tokens" not in table or "tokens_per_step" in settings.values:
+        table["tokens"] = table.index * settings.number("tokens_per_step")
+    if "flops" not in table:
         params = settings.number("params", size_in_name(run))
-        metrics["flops"] = 6.0 * params * metrics["tokens"]
-    if metrics["tokens"].isna().all():
+        table["flops"] = 6.0 * params * table["tokens"]
+    if table["tokens"].isna().all():
         problems.append(NOT_KNOWN["tokens"].format(run))
-    per_token = float((metrics["flops"] / metrics["tokens"]).median())
-    clock = metrics.dropna(subset="tokens").set_index("step")["tokens"]
-    for row in rows:
-        # A checkpoint is scored at a logged step or slightly after it.
-        row["tokens"] = row["step"] * per_step
-        known = clock[clock.index <= row["step"]]
-        if math.isnan(per_step) and len(known):
-            last = known.index[-1]
-            row["tokens"] = known.iloc[-1] * (row["step"] / last if last else 1.0)
-        row["flops"] = per_token * row["tokens"]
+    clock = table[["tokens", "flops"]].interpolate("index", limit_direction="both")
+    rows = [
+        _task(tag.removeprefix(str(prefix)).strip("/"))
+        | {"run": run, "step": step, "value": value, **clock.loc[step]}
+        for tag in of_tasks
+        for step, value in scalars[tag].items()
+    ]
+    metrics = table.drop(columns=of_tasks).loc[logged].reset_index()
     return to_results(settings, rows, problems, metrics.assign(run=run))
 
 
-def _task(tag: str, prefix: str, domains: Mapping[str, str]) -> Row | None:
-    """The columns of a task and metric that a tag states; None for a training metric."""
-    kind, *names = tag.split("/")
-    if kind == "capability" and len(names) > 1:
-        task = "/".join(names[1:])
-        # Our tags of primary metrics do not name the metric.
-        metric = "accuracy" if math.isfinite(known_tasks.lookup(task).chance) else "score"
-        return {"task": task, "metric": metric, "domain": names[0], "primary": True}
-    if kind == "evaluation" and len(names) > 1:
-        task = "/".join(names[:-1])
-        domain = domains.get(task, known_tasks.lookup(task).domain)
-        return {"task": task, "metric": names[-1], "domain": domain, "primary": False}
-    if not prefix or not tag.startswith(prefix):
-        return None
-    *names, last = tag.removeprefix(prefix).strip("/").split("/")
+def _task(tag: str) -> Row:
+    """The task and metric that a tag states."""
+    *names, last = tag.split("/")
     if names and last in _METRICS:
         return {"task": "/".join(names), "metric": _METRICS[last]}
-    return {"task": "/".join([*names, last]), "metric": "accuracy"}
+    return {"task": tag, "metric": "accuracy"}
 
 
 def _scalars(path: epath.Path) -> tuple[dict[str, pd.Series], list[str]]:

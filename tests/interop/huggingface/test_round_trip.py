@@ -170,7 +170,7 @@ def test_the_tokenizer_of_a_run_travels_with_it_and_transformers_agrees(tmp_path
 
     from jaxllm.data import corpora, vocabularies
     from jaxllm.data.config import DataConfig, VocabularyConfig
-    from jaxllm.data.tokenizer import AGREEMENT_SAMPLES
+    from tests.data.test_published_tokenizers import SAMPLES
 
     corpus = tmp_path / "corpora" / "plain"
     corpus.mkdir(parents=True)
@@ -191,7 +191,7 @@ def test_the_tokenizer_of_a_run_travels_with_it_and_transformers_agrees(tmp_path
     to_hf(tmp_path / "run", tmp_path / "back", "--step=0")
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "back")
     ours = sentencepiece.SentencePieceProcessor(model_file=str(model))
-    for probe in (*AGREEMENT_SAMPLES, text):
+    for probe in (*SAMPLES, text):
         assert theirs.encode(probe, add_special_tokens=False) == ours.encode(probe), probe
         assert theirs.decode(ours.encode(probe)) == ours.decode(ours.encode(probe)), probe
     assert theirs.encode("a")[0] == theirs.bos_token_id == ours.bos_id() == 3
