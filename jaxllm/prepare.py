@@ -74,7 +74,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         overlap.report(sources, evaluation, args.report_overlap)
         return 0
 
-    from jaxllm.data.check import take_back
     from jaxllm.data.jobs import beam_runner, run_in_processes
     from jaxllm.data.loader import SequenceSource, check_epochs
     from jaxllm.data.prepare import prepare, summary
@@ -88,8 +87,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for stage, config, of in zip(stages, configs, weights, strict=True):
             domains = prepare(config, of, tokenizer, split, run)
             if args.check:
-                damaged = take_back((domain.store for domain in domains), run)
-                print("\n".join(damaged or [f"{split}: nothing is damaged"]), file=sys.stderr)
+                damaged = sum(domain.store.take_back_damaged() for domain in domains)
+                print(f"{split}: {damaged} parts are damaged", file=sys.stderr)
                 domains = prepare(config, of, tokenizer, split, run)
             title = f"{split}, stage {stage.number}" if stage and stage.number else split
             if split != "train" or stage is None:

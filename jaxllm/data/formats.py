@@ -52,25 +52,19 @@ OnError = Callable[[BadLine], None]
 
 
 class Part(Protocol):
-    """A stretch of a corpus that is read on its own, in any process.
-
-    Attributes:
-      file: the file it is in, or another name for messages.
-      size: bytes to read; 0 if unknown.
-      key: hash of what it holds: of equal parts, only one is prepared.
-    """
+    """A stretch of a corpus that is read on its own, in any process."""
 
     @property
     def file(self) -> str:
-        """See above."""
+        """The file it is in, or another name for messages."""
 
     @property
     def size(self) -> int:
-        """See above."""
+        """Bytes to read; 0 if unknown."""
 
     @property
     def key(self) -> str:
-        """See above."""
+        """Hash of what it holds: of equal parts, only one is prepared."""
 
     def documents(self, on_error: OnError | None = None) -> Reading:
         """The documents in order, as dicts with `text` and `id`; returns the number of lines."""

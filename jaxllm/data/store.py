@@ -20,6 +20,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -216,3 +217,21 @@ class TokenStore:
         if content is None:
             raise UserError(f"{self.files.directory}/{name} is missing")
         return np.frombuffer(content, "<u8")
+
+    def take_back_damaged(self) -> int:
+        """Remove the records of parts that are not as written, for `prepare` to write them again.
+
+        Returns the number of these parts.
+        """
+
+        def damaged_part(shard: Shard) -> str | None:
+            tokens, starts = self.files.read(f"{shard.name}.tokens", f"{shard.name}.starts")
+            if None not in (tokens, starts) and digest_of(tokens, starts) == shard.digest:
+                return None
+            return shard.name.rpartition("-")[0]
+
+        with ThreadPoolExecutor(os.cpu_count()) as threads:
+            parts = set(threads.map(damaged_part, self.shards)) - {None}
+        if parts:
+            self.files.delete([f"{name}.json" for name in (*parts, self.name)])
+        return len(parts)
