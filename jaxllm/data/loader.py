@@ -20,7 +20,6 @@ from jaxllm.data.jobs import run_in_processes, run_on_every_host
 from jaxllm.data.mixture import Mixture
 from jaxllm.data.packing import (
     ConcatSequences,
-    Layout,
     PackedSequences,
     SequenceArrays,
     empty_sequences,
@@ -228,7 +227,7 @@ def read_ahead(read: Callable[[int], Batch], prefetch: int = PREFETCH) -> Any:
     return iter(grain.MapDataset.range(ENDLESS).map(read).to_iter_dataset(options))
 
 
-def _lay_out(config: DataConfig, domain: PreparedDomain) -> Layout:
+def _lay_out(config: DataConfig, domain: PreparedDomain) -> ConcatSequences | PackedSequences:
     counts = domain.store.counts
     if counts.tokens <= counts.documents:
         raise UserError(

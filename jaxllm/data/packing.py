@@ -14,7 +14,7 @@ import functools
 import itertools
 import json
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
@@ -27,27 +27,6 @@ Chunks = list[np.ndarray]
 zip_ = functools.partial(zip, strict=True)
 
 
-class Layout(Protocol):
-    """The sequences of a store.
-
-    Attributes:
-      count: sequences per epoch.
-    """
-
-    count: int
-
-    def start_reads(self, indices: Sequence[int]) -> Callable[[], list[Chunks]]:
-        """Start to read sequences `indices`, all at once.
-
-        Returns:
-          A function that waits for them: of each the tokens of its chunks, int32, each with the
-          last target in addition to the inputs.
-        """
-
-    def fill(self, out: SequenceArrays, chunks: Chunks) -> None:
-        """Write a sequence with these chunks into the (zeroed) arrays [T] of `out`."""
-
-
 def empty_sequences(count: int, length: int) -> SequenceArrays:
     """`count` sequences of padding: int32 [count, length] by name, `weights` float32."""
     names = ("inputs", "targets", "positions", "segment_ids")
@@ -56,21 +35,30 @@ def empty_sequences(count: int, length: int) -> SequenceArrays:
 
 
 class ConcatSequences:
-    """The `Layout` of `concat`; and `concat_masked`, without attention across documents."""
+    """The sequences of `concat`; and `concat_masked`, without attention across documents.
+
+    Attributes:
+      count: sequences per epoch.
+    """
 
     def __init__(self, store: TokenStore, length: int, masked: bool) -> None:
         self._store, self._length, self._masked = store, length, masked
         self.count = max(1, -(-(store.counts.tokens - 1) // length))
 
     def start_reads(self, indices: Sequence[int]) -> Callable[[], list[Chunks]]:
-        """See `Layout`."""
+        """Start to read sequences `indices`, all at once.
+
+        Returns:
+          A function that waits for them: of each the tokens of its chunks, int32, each with the
+          last target in addition to the inputs.
+        """
         starts = [index * self._length for index in indices]
         end = self._store.counts.tokens
         wait = self._store.start_reads([(s, min(s + self._length + 1, end)) for s in starts])
         return lambda: [[tokens] for tokens in wait()]
 
     def fill(self, out: SequenceArrays, chunks: Chunks) -> None:
-        """See `Layout`."""
+        """Write a sequence with these chunks into the (zeroed) arrays [T] of `out`."""
         (tokens,) = chunks
         n = len(tokens) - 1
         begins = self._store.separators.begins(tokens)  # of tokens 1 .. n
@@ -84,7 +72,7 @@ class ConcatSequences:
 
 
 class PackedSequences:
-    """The `Layout` of `pack`, as `write_packing` planned it.
+    """The sequences of `pack`, as `PackingTask` planned them.
 
     Raises:
       UserError: the store has no complete plan for this length.
@@ -99,7 +87,7 @@ class PackedSequences:
         self.count = int(self._edges[-1])
 
     def start_reads(self, indices: Sequence[int]) -> Callable[[], list[Chunks]]:
-        """See `Layout`."""
+        """As of `ConcatSequences`."""
         read, places = self._store.files.start_reads, np.asarray(indices)
         shards = np.searchsorted(self._edges, places, side="right") - 1
         names = [f"{self._name}/{self._store.shards[shard].name}" for shard in shards]
@@ -122,7 +110,7 @@ class PackedSequences:
         return tokens
 
     def fill(self, out: SequenceArrays, chunks: Chunks) -> None:
-        """See `Layout`."""
+        """As of `ConcatSequences`."""
         at = 0
         for segment, tokens in enumerate(chunks, 1):
             n = len(tokens) - 1

@@ -26,8 +26,6 @@ class EvalConfig:
       every: the run scores every N-th scheduled checkpoint, and the last; 0 scores none, and
         leaves them to `python -m jaxllm.evaluate --follow`, which may run on another machine.
       max_examples: maximum number of examples of each task, a fixed random subset; None is all.
-      max_mixture_examples: maximum number of examples of each mixture in `tasks`, divided equally
-        among its tasks (at least one each); None is all.
       tokens_per_batch: tokens in a device batch, rounded up to a number of full-context sequences
         that is divisible by the mesh.
       on_unrunnable: treatment of tasks that fail the check before training (no data, more new
@@ -45,7 +43,6 @@ class EvalConfig:
     data_dir: str | None = None
     every: int = 1
     max_examples: int | None = None
-    max_mixture_examples: int | None = None
     tokens_per_batch: int = 16_384
     on_unrunnable: Literal["refuse", "skip"] = "refuse"
     run_code: bool | Literal["unisolated"] = False
@@ -53,8 +50,8 @@ class EvalConfig:
     temperature: float = 0.8
 
     def __post_init__(self) -> None:
-        minima = {"max_examples": 1, "max_mixture_examples": 1, "tokens_per_batch": 1, "samples": 1}
-        for name, least in {"every": 0, **minima}.items():
+        minima = {"every": 0, "max_examples": 1, "tokens_per_batch": 1, "samples": 1}
+        for name, least in minima.items():
             value = getattr(self, name)
             if value is not None and value < least:
                 raise UserError(f"EvalConfig.{name} = {value}: must be {least} or more")

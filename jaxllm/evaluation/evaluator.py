@@ -34,9 +34,6 @@ from jaxllm.run.trajectory import TrajectoryStore
 
 __all__ = ["Evaluator", "Interrupted"]
 
-WRITE_ATTEMPTS = 3
-RETRY_SECONDS = 1.0  # before the second attempt; doubles with each further one
-
 _log = logging.getLogger(__name__)
 
 
@@ -62,7 +59,7 @@ class Evaluator:
     ):
         self._tasks = select(config)
         self.definitions = {name: task.definition for name, task in self._tasks.items()}
-        self._config, self._model, self._mesh = config, model, mesh
+        self._config, self._model = config, model
         self._store, self._run = store, run
         if any(task.runs_code for task in self.definitions.values()):
             sandbox.choose(isolate=config.run_code != "unisolated")
@@ -84,7 +81,7 @@ class Evaluator:
         return StackScores(self._model, mesh, self._scorer)
 
     def check(self) -> tuple[str, ...]:
-        """Prepare all tasks before the first checkpoint, and estimate the cost of scoring one.
+        """Prepare all tasks before the first checkpoint, and count what scoring one takes.
 
         Returns a line for each name in EvalConfig.tasks, and for shortened examples and dropped
         tasks.
@@ -110,7 +107,7 @@ class Evaluator:
             del self._tasks[name], self.definitions[name]
         return (
             *(f"skipped task {name}: {reason}" for name, reason in failures.items()),
-            *cost.describe(groups, self._model, self._mesh),
+            *cost.describe(groups, self._model.max_length),
         )
 
     def due(self, scheduled: Sequence[int]) -> tuple[int, ...]:
@@ -226,15 +223,12 @@ class Evaluator:
         """
         if jax.process_index() != 0:
             return records
-        for attempt in range(WRITE_ATTEMPTS):
-            try:
-                self._store.write(step, name, records, examples, checkpoint)
-                return records
-            except Exception as error:
-                if is_remote(self._store.path):  # it has been repeated for minutes
-                    raise
-                failure = f"not stored ({type(error).__name__}: {one_line(error)})"[:500]
-                if attempt + 1 < WRITE_ATTEMPTS:
-                    time.sleep(RETRY_SECONDS * 2**attempt)
+        try:
+            self._store.write(step, name, records, examples, checkpoint)
+            return records
+        except Exception as error:
+            if is_remote(self._store.path):  # it has been repeated for minutes
+                raise
+            failure = f"not stored ({type(error).__name__}: {one_line(error)})"[:500]
         _log.error("records of task %s at step %d: %s", name, step, failure)
         return [dataclasses.replace(record, status=failure) for record in records]

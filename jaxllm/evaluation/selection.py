@@ -63,18 +63,13 @@ def select(config: EvalConfig) -> dict[str, SelectedTask]:
     registry, directory = benchmarks(config.modules), data_dir(config)
     selected: dict[str, SelectedTask] = {}
     for group in config.tasks:
-        members = registry.load([group], directory)
-        limits = [config.max_examples]
-        if config.max_mixture_examples and [group] != [task.name for task in members]:
-            limits.append(max(1, config.max_mixture_examples // len(members)))
-        limit = min((n for n in limits if n is not None), default=None)
-        for task in members:
+        for task in registry.load([group], directory):
             if task.runs_code and not config.run_code:
                 raise UserError(
                     f"task {task.name} runs programs that the model writes: allow it with "
                     "--gin.EvalConfig.run_code=True"
                 )
-            own = SelectedTask(task, locate(task, config), limit, group)
+            own = SelectedTask(task, locate(task, config), config.max_examples, group)
             selected.setdefault(task.name, own)
     return selected
 

@@ -139,13 +139,3 @@ def test_the_command_lists_tasks_with_what_they_need(capsys):
     assert any("by hand from https://people.eecs.berkeley.edu" in line for line in lines)
     with pytest.raises(UserError, match="no evaluation task has a name like zzz"):
         evaluate.main(["--list=zzz"])
-
-
-def test_a_mixtures_examples_are_shared_out(eval_dir):
-    config = EvalConfig(
-        tasks=("mmlu", "piqa"), data_dir=str(eval_dir), max_examples=10, max_mixture_examples=114
-    )
-    selected = select(config)
-    assert {t.max_examples for n, t in selected.items() if n != "piqa"} == {2}
-    assert selected["piqa"].max_examples == 10
-    assert {t.group for t in selected.values()} == {"mmlu", "piqa"}

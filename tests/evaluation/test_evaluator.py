@@ -305,9 +305,7 @@ def test_tasks_that_cannot_run_are_found_before_the_first_checkpoint(tmp_path, s
     assert [line.split(":")[0] for line in lines[:3]] == [
         "skipped task unit_wide", "skipped task unit_empty", "skipped task heldout_nowhere",
     ]  # fmt: skip
-    assert re.fullmatch(
-        r"unit_cloze: 7 examples in \d+ sequences, about .* s a checkpoint", lines[3]
-    )
+    assert re.fullmatch(r"unit_cloze: 7 examples in \d+ sequences", lines[3])
     assert {r.task for r in run.evaluate(scored[2], 1, 2, 3.0)} == {"unit_cloze"}
 
 
@@ -326,21 +324,18 @@ def test_what_is_cut_of_many_tasks_takes_one_line(tmp_path, monkeypatch):
 
 
 def test_a_store_that_fails_does_not_end_the_run(tmp_path, scored, monkeypatch):
-    """A transient failure is tried again; one that stays leaves the task missing, and says so."""
-    monkeypatch.setattr(evaluator_module, "RETRY_SECONDS", 0.0)
+    """Its task stays missing, and says so."""
     run = evaluator(tmp_path, mesh(), ("unit_cloze", "unit_choice"))
-    write, calls = run._store.write, []
+    write = run._store.write
 
-    def flaky(step, task, *args):
-        calls.append(task)
-        if task == "unit_choice" or len(calls) == 1:
-            raise OSError("503 Slow Down")
+    def full(step, task, *args):
+        if task == "unit_choice":
+            raise OSError("No space left")
         write(step, task, *args)
 
-    monkeypatch.setattr(run._store, "write", flaky)
+    monkeypatch.setattr(run._store, "write", full)
     status = {r.task: r.status for r in run.evaluate(scored[2], 1, 2, 3.0)}
-    assert status == {"unit_cloze": "ok", "unit_choice": "not stored (OSError: 503 Slow Down)"}
-    assert calls == ["unit_cloze"] * 2 + ["unit_choice"] * 3
+    assert status == {"unit_cloze": "ok", "unit_choice": "not stored (OSError: No space left)"}
     assert run.missing(1) == ("unit_choice",)
 
 

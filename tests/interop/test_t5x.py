@@ -289,19 +289,15 @@ def test_decoding_reads_the_logits_of_the_uncached_forward(params) -> None:
     np.testing.assert_allclose(values, whole[np.arange(8), index], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("legacy", [False, True])
-def test_reads_what_t5x_saves_bit_for_bit(tmp_path, legacy: bool) -> None:
-    """A training state with its optimizer, in Orbax's format and in t5x's older one."""
+def test_reads_what_t5x_saves_bit_for_bit(tmp_path) -> None:
+    """A training state with its optimizer."""
     made, cut = initializer(make_model()), partitioner()
     state = made.from_scratch(jax.random.PRNGKey(1)).replace_step(jnp.asarray(5))
-    if legacy:
-        checkpoints.Checkpointer(made.global_train_state_shape, cut, str(tmp_path)).save(state)
-    else:
-        manager = checkpoints.OrbaxCheckpointManagerInterface(
-            str(tmp_path), made.global_train_state_shape, cut
-        )
-        manager.save(state)
-        manager.close()
+    manager = checkpoints.OrbaxCheckpointManagerInterface(
+        str(tmp_path), made.global_train_state_shape, cut
+    )
+    manager.save(state)
+    manager.close()
     mesh = make_mesh(MeshConfig(fsdp=4, tensor=2))
     found = bridge.read_checkpoint(tmp_path, 5, CONFIG, mesh)
     assert found["embedding"].sharding.mesh.shape == mesh.shape

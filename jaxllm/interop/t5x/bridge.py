@@ -189,8 +189,6 @@ def read_checkpoint(
 ) -> Params:
     """Read the parameters of DIRECTORY/checkpoint_STEP onto our mesh, bitwise identical.
 
-    Reads Orbax' format and t5x's older one.
-
     Returns:
       The tree of `init_params`, unboxed, in the checkpoint's dtypes.
 
@@ -200,21 +198,15 @@ def read_checkpoint(
     path = epath.Path(directory).absolute() / f"checkpoint_{step}"
     boxed = abstract_params(config)
     expected, shardings = _flat(nn.unbox(boxed)), _flat(param_shardings(mesh, boxed))
-    if (path / "state").is_dir():
-        checkpointer = ocp.PyTreeCheckpointer()
-        _check(path, _flat(checkpointer.metadata(path / "state").item_metadata.tree), expected)
-        places = {name: ocp.ArrayRestoreArgs(sharding=shardings[name]) for name in expected}
-        restore = ocp.args.PyTreeRestore(
-            {"target": _nested(expected)}, {"target": _nested(places)}, partial_restore=True
-        )
-        return checkpointer.restore(path / "state", restore)["target"]
-    if not (path / "checkpoint").exists():
-        raise UserError(f"{path}: no t5x checkpoint")
-    lazy = _flat(checkpoints.load_t5x_checkpoint(str(path), lazy_parameters=True))
-    _check(path, lazy, expected)
-    return _nested(
-        {name: jax.device_put(lazy[f"target/{name}"].get(), shardings[name]) for name in expected}
+    if not (path / "state").is_dir():
+        raise UserError(f"{path}: no t5x checkpoint in Orbax's format")
+    checkpointer = ocp.PyTreeCheckpointer()
+    _check(path, _flat(checkpointer.metadata(path / "state").item_metadata.tree), expected)
+    places = {name: ocp.ArrayRestoreArgs(sharding=shardings[name]) for name in expected}
+    restore = ocp.args.PyTreeRestore(
+        {"target": _nested(expected)}, {"target": _nested(places)}, partial_restore=True
     )
+    return checkpointer.restore(path / "state", restore)["target"]
 
 
 def write_checkpoint(
