@@ -85,7 +85,7 @@ def prepare(
     if new:
         began = time.monotonic()
         parts = {domain: corpora.parts(domain, split, config) for domain in new}
-        items = [item for d in new for item in _missing_parts(places[d].directory, parts[d])]
+        items = [item for d in new for item in _missing(places[d].directory, parts[d])]
         run(TokenizeTask(tokenizer), items, f"prepare {split}")
         for domain in new:
             _complete(domain, split, places[domain], parts[domain], tokenizer)
@@ -122,23 +122,18 @@ def _place(config: DataConfig, domain: str, split: str, tokenizer: Tokenizer) ->
 
 
 class PartItem(NamedTuple):
-    """A part to be tokenized into a store."""
+    """A part of `size` bytes to be tokenized into a store."""
 
     directory: str
     part: Part
-
-    @property
-    def size(self) -> int:
-        """Bytes to read."""
-        return self.part.size
+    size: int
 
 
-def _missing_parts(directory: str, parts: Sequence[Part]) -> Iterator[PartItem]:
+def _missing(directory: str, parts: Sequence[Part]) -> list[PartItem]:
     distinct = {part.key: part for part in parts}
     records = read_parts(KeyValueStore(directory), list(distinct))
-    for part, record in zip(distinct.values(), records, strict=True):
-        if record is None:
-            yield PartItem(directory, part)
+    written = zip(distinct.values(), records, strict=True)
+    return [PartItem(directory, part, part.size) for part, record in written if record is None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,8 +170,10 @@ class TokenizeTask:
             len(reading.bad),
             found - documents,
         )
-        bad = reading.bad[:LISTED_BAD]
-        write_part(files, item.part.key, writer.shards, counts, lines=reading.lines, bad_lines=bad)
+        write_part(
+            files, item.part.key, writer.shards, counts,
+            lines=reading.lines, bad_lines=reading.bad[:LISTED_BAD],
+        )  # fmt: skip
 
 
 def _complete(

@@ -12,14 +12,14 @@ import dataclasses
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import pandas as pd
 from jax.sharding import Mesh
 
 from jaxllm.errors import UserError, one_line
-from jaxllm.evaluation import cost, sandbox
+from jaxllm.evaluation import sandbox
 from jaxllm.evaluation.config import EvalConfig
 from jaxllm.evaluation.metrics import Measurement, measure
 from jaxllm.evaluation.scoring import Interrupted, PreparedTask, Scorer, ShouldStop, never
@@ -107,7 +107,7 @@ class Evaluator:
             del self._tasks[name], self.definitions[name]
         return (
             *(f"skipped task {name}: {reason}" for name, reason in failures.items()),
-            *cost.describe(groups, self._model.max_length),
+            *_contents(groups, self._model.max_length),
         )
 
     def due(self, scheduled: Sequence[int]) -> tuple[int, ...]:
@@ -232,3 +232,25 @@ class Evaluator:
             failure = f"not stored ({type(error).__name__}: {one_line(error)})"[:500]
         _log.error("records of task %s at step %d: %s", name, step, failure)
         return [dataclasses.replace(record, status=failure) for record in records]
+
+
+def _contents(groups: Mapping[str, Sequence[PreparedTask]], max_length: int) -> Iterator[str]:
+    """Yield a line per group of tasks, then the numbers of shortened examples."""
+    for name, tasks in groups.items():
+        of = f" ({len(tasks)} tasks)" if len(tasks) > 1 else ""
+        yield (
+            f"{name}{of}: {sum(len(task.examples) for task in tasks):,} examples in "
+            f"{sum(rows for task in tasks for rows, _ in task.shapes):,} sequences"
+        )
+    every = [task for tasks in groups.values() for task in tasks]
+    limit = f"{max_length} tokens"
+    for field, what in (
+        ("shots_dropped", f"hold fewer few-shot examples than asked for, to fit {limit}"),
+        ("truncated", f"do not fit {limit} and are cut on the left"),
+    ):
+        counts = {t.definition.name: int((getattr(t, field) > 0).sum()) for t in every}
+        counts = {name: count for name, count in counts.items() if count}
+        if counts:
+            first = next(iter(counts))
+            of = f"{len(counts)} tasks, first {first}" if len(counts) > 1 else first
+            yield f"{sum(counts.values()):,} examples of {of}, {what}"

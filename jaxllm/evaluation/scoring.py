@@ -145,7 +145,6 @@ class Scorer:
         spans = [span for group in groups for span in group]
         self._check_ids(task, np.concatenate([span.tokens for span in spans]))
         if generated:
-            _check_primary_metric(task, examples[0])
             answers = range(self._answers(task))
             batches = self.prompt_batches([span.tokens for span in spans for _ in answers])
         else:
@@ -304,18 +303,6 @@ def _check_finite(prepared: PreparedTask, log_likelihood: np.ndarray) -> None:
         raise UserError(
             f"log-likelihoods of {wrong.size} of {len(prepared.examples)} examples are not finite, "
             f"first of example {first}: the model's activations overflow or its parameters are NaN"
-        )
-
-
-def _check_primary_metric(task: TaskDefinition, example: Any) -> None:
-    """Raise UserError if `task.score` does not return the primary metric."""
-    if task.runs_code:  # scoring would execute programs; the metric is pass@k
-        return
-    metrics = tuple(task.score("", example))
-    if task.primary_metric not in metrics:
-        raise UserError(
-            f"task {task.name}: primary_metric {task.primary_metric!r} is not one of "
-            f"{', '.join(metrics) or 'its (no) metrics'}"
         )
 
 

@@ -12,7 +12,6 @@ table, and `over` their dimension: task, run or metric; without it the values ar
 
 from __future__ import annotations
 
-import gzip
 import io
 import math
 
@@ -60,16 +59,24 @@ def read(path: epath.Path, settings: Settings) -> Results:
         problems.append(f"{empty} of {len(frame)} entries have no value")
     frame = frame.assign(run=frame.run.astype(str), task=frame.task.astype(str))
     if "metric" not in frame:
-        frame = _with_metric(frame)
-    frame = _with_clock(frame, settings.number("tokens_per_step"), problems)
+        named = frame.task.str.rpartition("/")  # `acc` of a task named `TASK/acc`
+        known = named[2].isin(known_tasks.METRICS)
+        frame["metric"] = named[2].map(known_tasks.METRICS).where(known, "accuracy")
+        frame["task"] = named[0].where(known, frame.task)
+    if "tokens" not in frame:
+        per_step = settings.number("tokens_per_step")
+        frame["tokens"] = frame["step"] * per_step if "step" in frame else math.nan
+    if "step" not in frame:
+        frame["step"] = frame.groupby("run").tokens.rank(method="dense").fillna(0).astype(int)
+        problems.append("the table has no step: the checkpoints of a run are counted from 1")
     return to_results(Settings({}, settings.where), frame, problems)  # the settings are applied
 
 
 def _table(path: epath.Path) -> pd.DataFrame:
     data = path.read_bytes()
     try:
-        text = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
-        table = pd.read_csv(io.BytesIO(text))
+        compression = "gzip" if data[:2] == b"\x1f\x8b" else None
+        table = pd.read_csv(io.BytesIO(data), compression=compression)
     except (OSError, EOFError, ValueError) as error:
         raise UserError(f"{path}: not a CSV table ({error})") from None
     if table.empty:
@@ -113,21 +120,3 @@ def _evaluated(table: pd.DataFrame, expression: str, path: epath.Path) -> pd.Ser
             raise UserError(f"{path}: {expression}: {factor} is not a number") from None
     known = ", ".join(map(str, table.columns[:12]))
     raise UserError(f"{path}: no column {expression}; it has {known}")
-
-
-def _with_metric(frame: pd.DataFrame) -> pd.DataFrame:
-    """The frame with a metric: `acc` of a task named `TASK/acc`, else accuracy."""
-    split = frame.task.str.rpartition("/")
-    named = split[2].isin(known_tasks.METRICS)
-    metric = split[2].map(known_tasks.METRICS).where(named, "accuracy")
-    return frame.assign(metric=metric, task=split[0].where(named, frame.task))
-
-
-def _with_clock(frame: pd.DataFrame, per_step: float, problems: list[str]) -> pd.DataFrame:
-    """The frame with tokens and steps, each from the other if it is missing."""
-    if "tokens" not in frame:
-        frame["tokens"] = frame["step"] * per_step if "step" in frame else math.nan
-    if "step" not in frame:
-        frame["step"] = frame.groupby("run").tokens.rank(method="dense").fillna(0).astype(int)
-        problems.append("the table has no step: the checkpoints of a run are counted from 1")
-    return frame
