@@ -149,11 +149,7 @@ def domain_of(task: str) -> str:
 
 
 def documents(domain: str, split: str, on_error: OnError | None = None) -> Iterator[Document]:
-    """The documents of a domain, or a registered corpus task, in order, with `text` and `id`.
-
-    Raises:
-      UserError: it is unknown or lacks the split.
-    """
+    """Documents of a domain or corpus task in order (`text`, `id`); UserError if it is unknown."""
     for task in tasks_of(domain) or [domain]:
         for part in parts(task, split):
             yield from part.documents(on_error)

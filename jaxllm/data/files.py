@@ -124,11 +124,7 @@ class FileCorpus:
 
 
 def directory_corpora(directory: str) -> dict[str, FileCorpus]:
-    """The domains of a corpus directory.
-
-    Raises:
-      UserError: there is no such directory, or no training file in it.
-    """
+    """The domains of a corpus directory; UserError without a training file below <domain>/."""
     root, found = list_files(directory)
     domains: dict[str, dict[str, Mapping[str, Any]]] = collections.defaultdict(dict)
     for path in found:
@@ -142,11 +138,7 @@ def directory_corpora(directory: str) -> dict[str, FileCorpus]:
 
 
 def path_corpus(path: str, text: str) -> FileCorpus:
-    """The files of a directory or a pattern, or one file.
-
-    Raises:
-      UserError: there are none that can be read.
-    """
+    """The files of a directory, a pattern or one file; UserError if none can be read."""
     corpus = file_corpus(*list_files(path), text)
     if not corpus.files:
         raise UserError(f"{path}: no file of {', '.join(FORMATS)}, only {corpus.notes[0]}")

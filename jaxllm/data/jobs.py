@@ -58,11 +58,7 @@ def run_in_processes(task: Task, items: Sequence[Item], description: str) -> Non
 
 
 def run_on_every_host(task: Task, items: Sequence[Item], description: str) -> None:
-    """Do small jobs in this process, as every other host does.
-
-    Raises:
-      UserError: they are not small.
-    """
+    """Do small jobs in this process, as every other host does; UserError if they are not small."""
     total = sum(item.size for item in items)
     if total >= INLINE_BYTES:
         raise UserError(
@@ -92,11 +88,7 @@ def _run(item: Item) -> None:
 
 
 def beam_runner(options: Sequence[str]) -> Runner:
-    """A runner that gives jobs to Beam, with its own command-line options.
-
-    Raises:
-      UserError: Beam is not installed or refuses the options.
-    """
+    """A runner that gives jobs to Beam; UserError if it is missing or refuses the options."""
     try:
         import apache_beam as beam
         from apache_beam.options.pipeline_options import PipelineOptions

@@ -72,11 +72,7 @@ class ConcatSequences:
 
 
 class PackedSequences:
-    """The sequences of `pack`, as `PackingTask` planned them.
-
-    Raises:
-      UserError: the store has no complete plan for this length.
-    """
+    """The sequences of `pack`, as `PackingTask` planned them; UserError if it has not."""
 
     def __init__(self, store: TokenStore, length: int) -> None:
         self._store, self._name = store, packing_name(length)

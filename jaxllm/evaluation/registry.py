@@ -99,11 +99,7 @@ class Registry:
 
 @functools.cache
 def benchmarks(modules: tuple[str, ...] = MODULES) -> Registry:
-    """Import `modules` and collect their declarations.
-
-    Raises:
-      UserError: a module cannot be imported.
-    """
+    """Import `modules` and collect their declarations; UserError if a module cannot be imported."""
     every = [module for name in modules for module in _with_submodules(name)]
     constants = lambda name: [getattr(m, name) for m in every if hasattr(m, name)]
     return Registry(

@@ -105,11 +105,7 @@ def run(program: str, limits: Limits | None = None, isolate: bool | None = None)
 
 
 def choose(isolate: bool) -> None:
-    """Set whether this process isolates programs, and test it with an empty one.
-
-    Raises:
-      UserError: the mode is not available on this machine; the message suggests alternatives.
-    """
+    """Set whether this process isolates programs; UserError if that is not possible here."""
     global _chosen
     _chosen = True
     outcome = run("pass", isolate=isolate)

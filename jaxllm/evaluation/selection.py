@@ -84,11 +84,7 @@ def file_names(task: TaskDefinition, every: bool = False) -> tuple[str, ...]:
 
 
 def locate(task: TaskDefinition, config: EvalConfig) -> tuple[epath.Path, ...]:
-    """The files of a task, or their compressed forms (.gz), in the order of `file_names`.
-
-    Raises:
-      UserError: the directory is not set, or a file is missing.
-    """
+    """The files of a task, or their forms in .gz; UserError if one is missing."""
     found = []
     for name in file_names(task):
         root = _required_data_dir(config, f"task {task.name} reads {name}")

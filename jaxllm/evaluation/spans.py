@@ -56,11 +56,7 @@ class Span:
 
 
 def start_token(vocabulary: Tokenizer) -> int:
-    """The token before every text: BOS, or EOS in vocabularies without BOS.
-
-    Raises:
-      UserError: the vocabulary has neither.
-    """
+    """The token before every text: BOS, or else EOS; UserError if the vocabulary has neither."""
     for token in (vocabulary.bos_id, vocabulary.eos_id):
         if token is not None and token >= 0:
             return token

@@ -238,11 +238,7 @@ def split_shots(name: str) -> tuple[str, int | None]:
 
 
 def with_shots(task: TaskDefinition, shots: int) -> TaskDefinition:
-    """`task` at another number of shots, named `<task>_<shots>shot`.
-
-    Raises:
-      UserError: the task has no source of few-shot examples.
-    """
+    """`task` at other shots, named `<task>_<shots>shot`; UserError if it has no shots."""
     if shots and task.few_shot is None:
         raise UserError(f"task {task.name} has no few-shot examples: it exists at 0 shots only")
     return dataclasses.replace(task, name=f"{task.name}_{shots}shot", shots=shots)

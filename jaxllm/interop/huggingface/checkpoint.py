@@ -119,21 +119,13 @@ class HFCheckpoint:
 
 
 def load(directory: str | Path, mesh: Mesh) -> tuple[ModelConfig, Any]:
-    """The model of a directory, and its parameters sharded over `mesh`, in their stored dtype.
-
-    Raises:
-      UserError: the directory is invalid; one line that names the file, field or tensor.
-    """
+    """The model of a directory, and its parameters on `mesh` as stored; UserError if invalid."""
     checkpoint = HFCheckpoint.open(directory)
     return checkpoint.model, checkpoint.load(checkpoint.model, mesh)
 
 
 def tensor_shapes(model: ModelConfig, names: Names, where: str) -> dict[str, Shape]:
-    """The tensor shapes of a model in an architecture; `where` begins the error.
-
-    Raises:
-      UserError: the architecture has no tensor for a parameter of the model.
-    """
+    """The tensor shapes of a model; UserError, begun by `where`, if a parameter has no tensor."""
     shapes: dict[str, Shape] = {}
     for name, shape in parameter_shapes(model).items():
         if name not in names:
@@ -178,11 +170,7 @@ def copy(to: np.ndarray, source: np.ndarray, name: str) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object from a file.
-
-    Raises:
-      UserError: the file is missing, or is not a JSON object.
-    """
+    """Read a JSON object from a file; UserError if the file is missing, or is not a JSON object."""
     try:
         value = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:

@@ -108,11 +108,7 @@ def _special_ids(run: Run) -> dict[str, int | None]:
 def _read_params(
     run: Run, step: int, shapes: Mapping[str, tuple[int, ...]]
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield the saved parameters of a checkpoint by name, layers stacked.
-
-    Raises:
-      UserError: a parameter is missing, misshapen or damaged.
-    """
+    """Yield a checkpoint's parameters by name, layers stacked; UserError if one is damaged."""
     path = run.layout.checkpoint(step)
     saved = SavedArrays(path / MODEL)
     for name, shape in shapes.items():

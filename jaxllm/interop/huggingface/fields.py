@@ -46,11 +46,7 @@ _ROPE_KEYS: Mapping[str, Mapping[str, str]] = {  # rope_type -> its keys -> Rope
 
 
 def family_of(config: Mapping[str, Any]) -> Family:
-    """The family of config.json's architecture, or else of its model type.
-
-    Raises:
-      UserError: it is missing or not supported.
-    """
+    """The family of an architecture, or else of a model type; UserError if it is unknown."""
     known: Mapping[str, Family] = FAMILIES
     if names := config.get("architectures"):
         field, name = f"architectures = {names}", names[0]
@@ -65,11 +61,7 @@ def family_of(config: Mapping[str, Any]) -> Family:
 
 
 def to_model(config: Json) -> ModelConfig:
-    """The ModelConfig of a config.json.
-
-    Raises:
-      UserError: a field is missing or has an unsupported value; the message names it.
-    """
+    """The ModelConfig of a config.json; UserError names a field that is not supported."""
     family = family_of(config)
     config = _flat_rope(config)
     if config["rope_scaling"] and ROPE_SCALING not in family.fields:

@@ -33,11 +33,7 @@ def is_import(spec: str | os.PathLike[str]) -> bool:
 
 
 def open_source(spec: str | os.PathLike[str]) -> Results:
-    """Read `KIND:PATH?settings` or a run directory; see the module docstring for the kinds.
-
-    Raises:
-      UserError: no such file, an unknown setting, or no readable results.
-    """
+    """Read `KIND:PATH?settings` or a run directory; UserError if there is nothing to read."""
     spec = os.fspath(spec)
     if not is_import(spec):
         return _run(spec)

@@ -55,11 +55,7 @@ def read(path: epath.Path, settings: Settings) -> Results:
 
 
 def read_files(path: epath.Path, settings: Settings, describe: Describe, source: str) -> Results:
-    """Read harness results as records, with the columns that `describe` gives for each file.
-
-    Raises:
-      UserError: there are no results of the `source`.
-    """
+    """Harness results with the columns that `describe` gives each file; UserError if none."""
     problems: list[str] = []
     rows: list[Row] = []
     for where, result in _results(path, problems):

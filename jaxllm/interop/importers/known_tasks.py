@@ -58,10 +58,7 @@ _ALIASES = {"arc_c": "arc_challenge", "arc_e": "arc_easy", "csqa": "commonsense_
 
 
 def canonical(task: str) -> str:
-    """The canonical name of a task: "hendrycksTest-anatomy" -> "mmlu_anatomy".
-
-    Only names that are known under another spelling change.
-    """
+    """The usual name of a task: "hendrycksTest-anatomy" -> "mmlu_anatomy"; others stay."""
     if task.startswith("hendrycksTest-"):
         return "mmlu_" + task.removeprefix("hendrycksTest-")
     plain = re.sub(r"[-\s]+", "_", task.strip().lower())

@@ -59,11 +59,7 @@ _SHOTS = {"zero": 0, "five": 5}
 
 
 def read(path: epath.Path, settings: Settings) -> Results:
-    """Read all runs at `path`; `step` is that of files that do not state it.
-
-    Raises:
-      UserError: there are no results.
-    """
+    """Read all runs at `path`, at `step` where a file states none; UserError without results."""
     settings.check((*COMMON, "step"))
     return harness.read_files(path, settings, _checkpoint, "Pythia")
 
