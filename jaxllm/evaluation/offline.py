@@ -116,9 +116,7 @@ class OfflineScorer:
 
     def _missing(self, entry: ManifestEntry) -> list[str]:
         """The tasks without readable records of this checkpoint."""
-        scored = self._run.trajectory.scored(entry.step, entry.wall_time)
-        tasks = self._evaluator(entry.step).definitions
-        return [task for task in tasks if task not in scored]
+        return list(self._evaluator(entry.step).missing(entry.step, entry.wall_time))
 
     def _print(self, line: str) -> None:
         if self._first:

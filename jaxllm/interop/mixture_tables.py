@@ -10,8 +10,6 @@ from __future__ import annotations
 import ast
 import dataclasses
 import fnmatch
-import gzip
-import io
 import math
 import sys
 from collections.abc import Iterable, Sequence
@@ -21,6 +19,7 @@ from etils import epath
 
 from jaxllm.analysis.mixtures.swarm import Swarm
 from jaxllm.errors import UserError, nearest
+from jaxllm.interop.importers.table import read_table
 from jaxllm.run.run import Run
 from jaxllm.run.suite_layout import SuiteLayout
 
@@ -141,17 +140,7 @@ def _table(path: epath.Path, columns: Columns) -> tuple[pd.DataFrame, list[str],
 
 def _frame(path: epath.Path, name: str) -> pd.DataFrame:
     """A table, indexed by the column `name`, or by the numbers of its rows."""
-    if not path.exists():
-        raise UserError(f"{path}: there is no such table")
-    data = path.read_bytes()
-    try:
-        if data[:4] == b"PAR1":
-            table = pd.read_parquet(io.BytesIO(data))
-        else:
-            text = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
-            table = pd.read_csv(io.BytesIO(text))
-    except (OSError, EOFError, ValueError) as error:
-        raise UserError(f"{path}: neither a CSV nor a Parquet table ({error})") from None
+    table = read_table(path)
     table.columns = [str(column) for column in table.columns]
     if name:
         _select(table, [name], "name", path)

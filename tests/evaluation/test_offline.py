@@ -26,6 +26,10 @@ class Evaluator:
         self.definitions = dict.fromkeys(TASKS)
         self._run, self.scored = run, []
 
+    def missing(self, step: int, checkpoint: float) -> tuple[str, ...]:
+        stored = self._run.trajectory.scored(step, checkpoint)
+        return tuple(task for task in TASKS if task not in stored)
+
     def evaluate(
         self, params: Any, step: int, tokens: int, flops: float, *, tasks: Any, checkpoint: float
     ) -> Any:

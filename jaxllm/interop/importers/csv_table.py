@@ -12,7 +12,6 @@ table, and `over` their dimension: task, run or metric; without it the values ar
 
 from __future__ import annotations
 
-import io
 import math
 
 import pandas as pd
@@ -20,7 +19,7 @@ from etils import epath
 
 from jaxllm.errors import UserError
 from jaxllm.interop.importers import known_tasks
-from jaxllm.interop.importers.table import COMMON, Settings, to_results
+from jaxllm.interop.importers.table import COMMON, Settings, read_table, to_results
 from jaxllm.run.records import COLUMNS, Results
 
 _NUMBERS = ("params", "step", "tokens", "flops", "shots", "value", "stderr", "n", "chance")
@@ -28,7 +27,7 @@ _OVER = ("task", "run", "metric")
 
 
 def read(path: epath.Path, settings: Settings) -> Results:
-    """Read a CSV file, plain or gzip, as a trajectory table.
+    """Read a CSV or Parquet file as a trajectory table.
 
     Unmapped columns are filled in: `family` from the run's name, `params` from the size in that
     name, `flops` as 6 x params x tokens, `step` by counting the checkpoints of a run, `domain` and
@@ -39,7 +38,7 @@ def read(path: epath.Path, settings: Settings) -> Results:
     """
     settings.check((*dict.fromkeys([*COLUMNS, *COMMON]), "values", "over", "scale"))
     problems: list[str] = []
-    table = _table(path)
+    table = read_table(path)
     frame = _mapped(table, settings, path)
     for name in [name for name in ("task", "value") if name not in frame]:
         columns = ", ".join(map(str, table.columns[:12]))
@@ -70,18 +69,6 @@ def read(path: epath.Path, settings: Settings) -> Results:
         frame["step"] = frame.groupby("run").tokens.rank(method="dense").fillna(0).astype(int)
         problems.append("the table has no step: the checkpoints of a run are counted from 1")
     return to_results(Settings({}, settings.where), frame, problems)  # the settings are applied
-
-
-def _table(path: epath.Path) -> pd.DataFrame:
-    data = path.read_bytes()
-    try:
-        compression = "gzip" if data[:2] == b"\x1f\x8b" else None
-        table = pd.read_csv(io.BytesIO(data), compression=compression)
-    except (OSError, EOFError, ValueError) as error:
-        raise UserError(f"{path}: not a CSV table ({error})") from None
-    if table.empty:
-        raise UserError(f"{path}: a table without rows")
-    return table
 
 
 def _mapped(table: pd.DataFrame, settings: Settings, path: epath.Path) -> pd.DataFrame:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import io
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -59,6 +60,22 @@ def files_below(path: epath.Path, matches: Callable[[str], bool]) -> list[epath.
     entries = sorted(path.iterdir(), key=str)
     files = [entry for entry in entries if matches(entry.name) and not entry.is_dir()]
     return files + [f for entry in entries if entry.is_dir() for f in files_below(entry, matches)]
+
+
+def read_table(path: epath.Path) -> pd.DataFrame:
+    """A table in CSV, plain or gzip, or Parquet; UserError if it is none, or has no rows."""
+    try:
+        data = path.read_bytes()
+        if data[:4] == b"PAR1":
+            table = pd.read_parquet(io.BytesIO(data))
+        else:
+            compression = "gzip" if data[:2] == b"\x1f\x8b" else None
+            table = pd.read_csv(io.BytesIO(data), compression=compression)
+    except (OSError, EOFError, ValueError) as error:
+        raise UserError(f"{path}: neither a CSV nor a Parquet table ({error})") from None
+    if table.empty:
+        raise UserError(f"{path}: a table without rows")
+    return table
 
 
 def _first(names: Sequence[str]) -> str:
