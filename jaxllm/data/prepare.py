@@ -203,15 +203,11 @@ def _complete(
         files, place.name, done, tokenizer.dtype, tokenizer.separators,
         domain=domain, split=split, bad_lines=bad,
     )  # fmt: skip
-    notes = [
-        f"{number:,} {what}"
-        for number, what in (
-            (counts.empty, "empty documents left out"),
-            (counts.bad, "bad lines left out"),
-            (counts.inner_separators, "separators inside of documents"),
-        )
-        if number
-    ]
+    counted = {
+        "empty documents left out": counts.empty, "bad lines left out": counts.bad,
+        "separators inside of documents": counts.inner_separators,
+    }  # fmt: skip
+    notes = [f"{number:,} {what}" for what, number in counted.items() if number]
     notes += corpora.notes(domain, split)
     print(
         f"prepared {domain} {split}: {counts.documents:,} documents, {counts.tokens:,} tokens, "

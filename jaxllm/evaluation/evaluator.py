@@ -158,22 +158,13 @@ class Evaluator:
             seconds = time.perf_counter() - began
             scored = [
                 Record(
-                    **dataclasses.asdict(self._run),
-                    step=step,
-                    tokens=tokens,
-                    flops=flops,
-                    task=task.name,
-                    domain=task.domain,
-                    shots=task.shots,
-                    metric=metric,
-                    **dataclasses.asdict(measurement),
-                    task_version=task.version,
-                    seconds=seconds,
-                    primary=metric == task.primary_metric,
-                    status=status,
+                    **dataclasses.asdict(self._run), step=step, tokens=tokens, flops=flops,
+                    task=task.name, domain=task.domain, shots=task.shots, metric=metric,
+                    **dataclasses.asdict(measurement), task_version=task.version, seconds=seconds,
+                    primary=metric == task.primary_metric, status=status,
                 )
                 for metric, measurement in measured.items()
-            ]
+            ]  # fmt: skip
             records += self._write(step, name, scored, table, checkpoint)
         return records
 

@@ -52,13 +52,9 @@ class OfflineScorer:
                 params = self._restore(entry) if tasks else None
                 for task in tasks:
                     records = self._evaluator(entry.step).evaluate(
-                        params,
-                        entry.step,
-                        entry.tokens,
-                        entry.flops,
-                        tasks=(task,),
-                        checkpoint=entry.wall_time,
-                    )
+                        params, entry.step, entry.tokens, entry.flops,
+                        tasks=(task,), checkpoint=entry.wall_time,
+                    )  # fmt: skip
                     main = next((r for r in records if r.primary), records[0])
                     failed += main.status != OK
                     bar.update()

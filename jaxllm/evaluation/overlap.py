@@ -26,7 +26,7 @@ from jaxllm.evaluation.tasks import Choice, Document, Example
 from jaxllm.io import atomic_write
 
 GRAM = 13
-SHOWN = 5
+SHOWN = 5  # matches of a task in the file
 _PUNCTUATION = re.compile(r"[^\w\s]|_")
 _CHINESE = re.compile(r"([\u3400-\u9fff])")
 _FACTORS = np.random.default_rng(13).integers(0, 2**64, GRAM, np.uint64) | np.uint64(1)

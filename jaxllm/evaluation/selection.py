@@ -152,11 +152,9 @@ def add_few_shot(
       UserError: the pool has fewer than `task.shots` examples.
     """
     few_shot = task.few_shot if task.shots else None
-    chosen: list[Sequence[int]] = [()] * len(
-        examples
-    )  # at 0 shots, or where they are part of the contexts
+    chosen: list[Sequence[int]] = [()] * len(examples)
     texts: list[str] = []
-    if few_shot:
+    if few_shot:  # else at 0 shots, or they are part of the contexts
         chosen = _choose(task, few_shot, examples, pool)
         questions = [e for e in pool or examples if not isinstance(e, Document)]
         texts = [question.as_shot + few_shot.separator for question in questions]

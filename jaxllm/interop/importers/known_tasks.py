@@ -79,16 +79,10 @@ def lookup(task: str) -> KnownTask:
 
 # lm-evaluation-harness' metric -> ours. Its acc_norm divides by the option's length in characters.
 METRICS = {
-    "acc": "accuracy",
-    "acc_norm": "accuracy_per_char",
-    "acc_bytes": "accuracy_per_byte",
-    "ppl": "perplexity",
-    "em": "exact_match",
-    "f1": "f1",
-    "mc1": "mc1",
-    "mc2": "mc2",
+    "acc": "accuracy", "acc_norm": "accuracy_per_char", "acc_bytes": "accuracy_per_byte",
+    "ppl": "perplexity", "em": "exact_match", "f1": "f1", "mc1": "mc1", "mc2": "mc2",
     "brier_score": "brier",
-}
+}  # fmt: skip
 
 # Primary metrics in the order of preference; else the first metric of the file.
 PRIMARY = ("accuracy", "exact_match", "bits_per_byte", "f1", "pct_stereotype", "perplexity")
