@@ -302,14 +302,8 @@ def _json_documents(part: FilePart, lines: Iterator[bytes], on_error: OnError) -
                 rows = json.loads(line + b"".join(lines))
             else:
                 rows = [json.loads(line)]
-        except UnicodeDecodeError as error:
-            on_error(BadLine(number, f"invalid UTF-8 ({error.reason} at byte {error.start})"))
-            continue
-        except json.JSONDecodeError as error:
-            on_error(BadLine(number, f"broken JSON ({error.msg} at column {error.colno})"))
-            continue
-        except (ValueError, RecursionError) as error:  # numbers and nesting beyond Python's limits
-            on_error(BadLine(number, f"JSON that cannot be read ({error})"))
+        except (ValueError, RecursionError) as error:  # of UTF-8, JSON, and Python's limits
+            on_error(BadLine(number, f"broken JSON ({getattr(error, 'msg', error)})"))
             continue
         finally:
             begun = True

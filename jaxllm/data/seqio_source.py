@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import seqio
@@ -22,41 +22,23 @@ TEXT = {
 HELD_OUT_EXAMPLES = 10_000  # of TFDS, at most
 
 
-class CorpusSource(seqio.DataSource):
-    """A SeqIO source over a `Corpus`, which is read in Python: a `share` of `domain`."""
+class CorpusSource(seqio.FunctionDataSource):
+    """A SeqIO source over a `Corpus`, which is read in Python: a `share` of `domain`.
+
+    Documents come in order: the loader shuffles sequences.
+    """
 
     def __init__(self, corpus: Corpus, domain: str, share: float = 1.0) -> None:
         self.corpus, self.domain, self.share = corpus, domain, share
-        super().__init__(splits=corpus.splits)
 
-    @property
-    def supports_arbitrary_sharding(self) -> bool:
-        """A corpus has one shard."""
-        return False
+        def dataset(split: str, shuffle_files: bool, seed: int | None = None) -> tf.data.Dataset:
+            del shuffle_files, seed
+            parts = corpus.parts(split)
+            texts = lambda: ({"text": d["text"]} for part in parts for d in part.documents())
+            signature = {"text": tf.TensorSpec((), tf.string)}
+            return tf.data.Dataset.from_generator(texts, output_signature=signature)
 
-    def list_shards(self, split: str) -> Sequence[str]:
-        """One shard per split."""
-        return [split]
-
-    def get_dataset(
-        self,
-        split: str = "train",
-        shuffle: bool = True,
-        seed: int | None = None,
-        shard_info: seqio.ShardInfo | None = None,
-        **_: object,
-    ) -> tf.data.Dataset:
-        """The documents in order; the loader shuffles sequences, not documents."""
-        if shard_info and shard_info.num_shards > 1:
-            raise ValueError("a corpus has one shard")
-
-        def texts():  # type: ignore[no-untyped-def]
-            for part in self.corpus.parts(split):
-                for document in part.documents():
-                    yield {"text": document["text"]}
-
-        signature = {"text": tf.TensorSpec((), tf.string)}
-        return tf.data.Dataset.from_generator(texts, output_signature=signature)
+        super().__init__(dataset, splits=corpus.splits)
 
 
 class NamedTfdsSource(seqio.TfdsDataSource):
