@@ -4,6 +4,8 @@ import jax
 import pytest
 
 from jaxllm import cli
+from jaxllm.evaluation.config import EvalConfig
+from jaxllm.evaluation.registry import benchmarks
 from jaxllm.models.batch import Batch
 from jaxllm.models.decoder import abstract_params
 from jaxllm.models.scoring import token_loss
@@ -11,6 +13,30 @@ from jaxllm.sharding.mesh import MeshConfig, make_mesh
 from jaxllm.training.experiment import Experiment
 from jaxllm.training.learning_rate import make_schedule
 from jaxllm.training.state import abstract_state
+
+
+@pytest.mark.parametrize(
+    ("run", "params", "steps", "batch", "peak", "checkpoints"),
+    [
+        ("openllama", 6_738_415_616, 250_000, (2048, 2048), 3e-4, 100),
+        ("openllama_13b", 13_015_864_320, 500_000, (1024, 2048), 1.5e-4, 100),
+        ("openllama_v2", 6_738_415_616, 250_000, (2048, 2048), 3e-4, 100),
+        ("amber", 6_738_415_616, 274_320, (2240, 2048), 3e-4, 360),
+        ("amber_reproduce", 5_798_891_520, 310_000, (1024, 4096), 3e-4, 12),
+    ],
+)
+def test_run_files_have_their_authors_settings(
+    run: str, params: int, steps: int, batch: tuple[int, int], peak: float, checkpoints: int
+) -> None:
+    argv = [f"--gin_file={run}.gin", "--gin.MODEL_DIR=gs://bucket/run", "--gin.MeshConfig.fsdp=8"]
+    cli.load_gin(cli.parse(cli.parser("test"), argv))
+    experiment = Experiment.configured()
+    assert (experiment.data.batch_size, experiment.data.sequence_length) == batch
+    assert experiment.model.num_params == params and experiment.train.steps == steps
+    regular = experiment.checkpoints.every_steps
+    assert sum(s > 0 and s % regular == 0 for s in experiment.scheduled_steps) == checkpoints
+    assert make_schedule(experiment.schedule, steps)(2000) == pytest.approx(peak)
+    assert any("hellaswag" in task.name for task in benchmarks().load(EvalConfig().tasks))
 
 
 @pytest.mark.parametrize(
