@@ -11,6 +11,9 @@ os.environ["XLA_FLAGS"] = (
 # Tests compile much and compute little: this halves the time of most that use JAX.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# With a test on every core, threads that wait in a loop for each other take most of the time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import gin
 import pytest

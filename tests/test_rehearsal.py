@@ -30,7 +30,7 @@ DATA_SETS = {
     "arxiv": ("scientific_papers/arxiv", "1.1.1", "article", ("train", "validation")),
 }
 DOMAINS = tuple(DATA_SETS)
-STEPS, DEVICES = 12, 8
+STEPS, DEVICES = 12, 4
 SIZES = {
     "SIZE": "3b", "ModelConfig.num_layers": 1, "ModelConfig.embed_dim": 32,
     "ModelConfig.mlp_dim": 64, "ModelConfig.num_heads": 2, "ModelConfig.num_kv_heads": 2,
@@ -38,13 +38,14 @@ SIZES = {
     "SEQUENCE_LENGTH": 32, "BATCH_SIZE": 16, "TRAIN_STEPS": STEPS, "MeshConfig.fsdp": 4,
     "ScheduleConfig.warmup_steps": 2, "CheckpointConfig.early": None,
     "CheckpointConfig.every_steps": 4, "TrainConfig.log_every": 1,
+    "EVAL_TASKS": tuple(f"heldout_{domain}" for domain in DOMAINS),
     "EvalConfig.max_examples": 4, "EvalConfig.tokens_per_batch": 512,
 }  # fmt: skip
 
 
 PLACES = {
     "TFDS_DATA_DIR": "gs://bucket/tfds", "VOCABULARY": "gs://bucket/tokenizer.model",
-    "DataConfig.cache_dir": "gs://bucket/cache", "EvalConfig.data_dir": "gs://bucket/evals",
+    "DataConfig.cache_dir": "gs://bucket/cache", "EVAL_DIR": "gs://bucket/evals",
 }  # fmt: skip
 # What takes the place of TFDS where its reader finds no bucket of this machine.
 IN_FILES = {
@@ -121,13 +122,13 @@ def rehearse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(domain in prepared for domain in DOMAINS)
 
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "gs://bucket/compiled")
-    hosts = train(tmp_path, 4, "gs://bucket/run")
+    hosts = train(tmp_path, 2, "gs://bucket/run")
     wait_for(hosts, lambda: any(e.step >= 4 for e in Run("gs://bucket/run").available()))
-    hosts[2].send_signal(signal.SIGKILL)
+    hosts[1].send_signal(signal.SIGKILL)
     for host in hosts:
         host.communicate(timeout=120)
     assert all(host.returncode != 0 for host in hosts)
-    finish(train(tmp_path, 2, "gs://bucket/run"))
+    finish(train(tmp_path, 1, "gs://bucket/run"))
     finish(train(tmp_path, 1, "gs://bucket/alone"))
     pd.testing.assert_frame_equal(losses("gs://bucket/run"), losses("gs://bucket/alone"))
     assert list(losses("gs://bucket/run").step) == list(range(1, STEPS + 1))

@@ -226,9 +226,9 @@ class TokenStore:
 
         def damaged_part(shard: Shard) -> str | None:
             tokens, starts = self.files.read(f"{shard.name}.tokens", f"{shard.name}.starts")
-            if None not in (tokens, starts) and digest_of(tokens, starts) == shard.digest:
-                return None
-            return shard.name.rpartition("-")[0]
+            if tokens is None or starts is None or digest_of(tokens, starts) != shard.digest:
+                return shard.name.rpartition("-")[0]
+            return None
 
         with ThreadPoolExecutor(os.cpu_count()) as threads:
             parts = set(threads.map(damaged_part, self.shards)) - {None}

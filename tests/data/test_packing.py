@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from jaxllm.data import store as storing
 from jaxllm.data.packing import (
     ConcatSequences,
-    Layout,
     PackedSequences,
     PackingTask,
     complete_packing,
@@ -64,14 +63,14 @@ def test_separators_tell_where_documents_begin(documents, separators, data) -> N
     assert around.count(tokens) == len(documents)
 
 
-def epoch(layout: Layout) -> dict[str, np.ndarray]:
+def epoch(layout: ConcatSequences | PackedSequences) -> dict[str, np.ndarray]:
     filled = empty_sequences(layout.count, T)
     for index, chunks in enumerate(layout.start_reads(range(layout.count))()):
         layout.fill({name: array[index] for name, array in filled.items()}, chunks)
     return filled
 
 
-def open_layout(store: TokenStore, layout: str) -> Layout:
+def open_layout(store: TokenStore, layout: str) -> ConcatSequences | PackedSequences:
     if layout == "pack":
         for item in unplanned_shards(store, T):
             PackingTask(T)(item)
