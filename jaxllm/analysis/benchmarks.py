@@ -23,7 +23,8 @@ def pooled(records: pd.DataFrame, most: int = _MAX_SHOWN) -> tuple[pd.DataFrame,
     """Pool the tasks of every benchmark to one task, where there are more than `most` tasks.
 
     A benchmark's value is the mean over its tasks, at checkpoints with all tasks that the run was
-    scored on; its standard error assumes that the tasks share no examples.
+    scored on; its standard error assumes that the tasks share no examples. Its best constant answer
+    may differ from task to task.
 
     Returns:
       The records, and notes on the pooling for the report.
@@ -41,6 +42,7 @@ def pooled(records: pd.DataFrame, most: int = _MAX_SHOWN) -> tuple[pd.DataFrame,
     by_column = {
         **dict.fromkeys(("family", "params", "tokens", "flops", "domain"), "last"),
         **{"value": "mean", "chance": "mean", "task_version": "max", "primary": "any"},
+        **({"majority": "mean"} if "majority" in tasks else {}),
         **{"variance": lambda v: v.sum(skipna=False), "n": "sum", "seconds": "sum"},
         "task": "size",
     }

@@ -34,6 +34,11 @@ def is_share(metric: str) -> bool:
     return not lower_is_better(metric) and any(word in metric for word in _SHARES)
 
 
+def counts_examples(metric: str) -> bool:
+    """Whether `metric` is the share of examples that are right."""
+    return metric.startswith(("accuracy", "exact_match", "pass@"))
+
+
 def of_metric(test: Callable[[str], bool], metrics: pd.Series) -> pd.Series:
     """Evaluate `is_share` or `lower_is_better` for every row, once per distinct metric."""
     return metrics.map({metric: test(metric) for metric in metrics.unique()}).astype(bool)
@@ -51,7 +56,7 @@ class Curve:
     domain: str
     params: float
     chance: float
-    chance_score: float
+    chance_score: float  # of a guess: chance, or the best constant answer where that is better
     n: int
     steps: Array  # [P], as all arrays
     tokens: Array
@@ -140,6 +145,7 @@ def curves(records: pd.DataFrame) -> Curves:
     notes: list[str] = []
     reason = f"of {len(records):,} records have no value."
     frame = _without(records, _valueless(records), reason, notes)
+    frame = frame if "majority" in frame else frame.assign(majority=math.nan)
     curve = frame.groupby(_CURVE, sort=True, dropna=False).ngroup().to_numpy()
     order = np.lexsort((frame.step.to_numpy(), frame.tokens.to_numpy(), curve))
     frame = frame.iloc[order].assign(curve=curve[order])
@@ -154,7 +160,14 @@ def curves(records: pd.DataFrame) -> Curves:
             score_stderr=np.where(logged, stderr / value, stderr),
             chance_score=sign * np.where(logged, np.log(chance), chance),
         )
+        frame = frame.assign(chance_score=np.fmax(frame.chance_score, sign * _majority(frame)))
     return Curves(frame.reset_index(drop=True), tuple(notes))
+
+
+def _majority(frame: pd.DataFrame) -> pd.Series:
+    """Value of the best constant answer, also in records of a task from before it was recorded."""
+    known = frame.groupby(["task", "metric", "task_version"], dropna=False).majority
+    return frame.majority.fillna(known.transform("max"))
 
 
 def _valueless(records: pd.DataFrame) -> pd.Series:

@@ -1,12 +1,18 @@
-"""When a task leaves chance: the definition used by the page, the terminal and the checks.
+"""When a task leaves the level of a guess: one definition for the page, terminal and analyses.
 
-A task leaves chance at the first checkpoint whose score is more than two standard errors above a
-guess, if those of the next one and of nine tenths of all later ones are too: by chance this holds
-for one checkpoint in 40, for two in a row in 1,600. At the last checkpoint alone it is provisional.
+A task leaves the guess at the first checkpoint whose score is above it, if those of the next one
+and of nine tenths of all later ones are too. At the last checkpoint alone it is provisional. The
+level of a guess is the best of
 
-A guess scores the chance level, or the untrained model's score where that is higher: an untrained
-model may happen to prefer the right answers. A model is untrained up to a ten-thousandth of the
-run's tokens.
+- chance, such as one in the number of options,
+- the best constant answer (the majority class), which a prior for one answer reaches without skill,
+- the mean of the untrained model, up to a ten-thousandth of the run's tokens, which may happen to
+  prefer the right answers; no checkpoint of that stretch is an onset.
+
+A score is above it by `STANDARD_ERRORS` (1 in 2,000, one-sided) of its own error, or of that of a
+guess where it is larger: near 0 or 1 an error is estimated too small. More checkpoints make none
+smaller, because all of them answer the same examples. So a model that stays untrained leaves the
+guess in at most 1 of 1,000 runs.
 """
 
 from __future__ import annotations
@@ -17,9 +23,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from jaxllm.analysis.curves import Array, Curve, Curves, with_gaps
+from jaxllm.analysis.curves import Array, Curve, Curves, counts_examples, with_gaps
 
-STANDARD_ERRORS = 2.0
+STANDARD_ERRORS = 3.29
 _UNTRAINED = 1e-4
 _DURABLE = 0.9
 
@@ -34,24 +40,44 @@ STATES = (LEFT, PROVISIONAL, NO_CHANCE_LEVEL, AT_CHANCE, NO_STANDARD_ERROR, NO_V
 Mask = npt.NDArray[np.bool_]
 
 
-def guess_score(clock: Array, scores: Array, chance: float) -> float:
-    """Score of a guess, by chance or the untrained model; NaN where there is no chance level.
+def untrained(clock: Array) -> Mask:
+    """Checkpoints of an untrained model; `clock` is tokens or steps, ascending.
 
-    `clock` is tokens or steps, ascending.
+    A single checkpoint is a finished model, whatever its clock says.
     """
-    untrained = scores[(clock <= _UNTRAINED * clock[-1]) & (clock[-1] > 0)]
-    return max(chance, float(untrained.mean())) if len(untrained) else chance
+    return (clock <= _UNTRAINED * clock[-1]) & (clock < clock[-1])
 
 
-def guess(curve: Curve) -> float:
-    """Compute `guess_score` of a curve."""
-    clock = curve.tokens if np.isfinite(curve.tokens).all() else curve.steps
-    return guess_score(clock, curve.scores, curve.chance_score)
+def guess_score(clock: Array, scores: Array, chance: float) -> float:
+    """Level of a guess: `chance` or the untrained model's mean; NaN where there is no chance level.
+
+    `chance` is a `Curve.chance_score`, which includes the best constant answer.
+    """
+    first = scores[untrained(clock)]
+    return max(chance, float(first.mean())) if len(first) else chance
 
 
-def above_guess(curve: Curve) -> Mask:
-    """Whether each point is more than `STANDARD_ERRORS` above a guess; False for unknown stderr."""
-    return curve.scores - guess(curve) > STANDARD_ERRORS * curve.score_stderr
+def above(clock: Array, scores: Array, stderr: Array, chance: float, n: int = 0) -> Mask:
+    """Whether each point is above the level of a guess; False where the error is unknown.
+
+    It is above `chance`, and above the untrained model's mean by the error of their difference.
+
+    Args:
+      clock: [P] tokens or steps, ascending.
+      scores, stderr: [..., P], of one curve or several.
+      chance: a `Curve.chance_score`.
+      n: number of examples where a score is the share of right ones, else 0.
+    """
+    early = untrained(clock)
+    first = scores[..., early].mean(axis=-1, keepdims=True) if early.any() else -math.inf
+    if n:
+        level = np.clip(np.maximum(chance, first), 0.0, 1.0)
+        stderr = np.fmax(stderr, np.sqrt(level * (1 - level) / n))
+    higher = scores - chance > STANDARD_ERRORS * stderr
+    if early.any():
+        variance = stderr**2 + (stderr[..., early] ** 2).mean(axis=-1, keepdims=True)
+        higher &= (scores - first > STANDARD_ERRORS * np.sqrt(variance)) & ~early
+    return higher
 
 
 def durable(above: Mask) -> int | None:
@@ -60,6 +86,13 @@ def durable(above: Mask) -> int | None:
         if above[at:].mean() >= _DURABLE:
             return int(at)
     return None
+
+
+def above_guess(curve: Curve) -> Mask:
+    """Whether each point of a curve is `above` the level of a guess."""
+    clock = curve.tokens if np.isfinite(curve.tokens).all() else curve.steps
+    n = curve.n if counts_examples(curve.metric) else 0
+    return above(clock, curve.scores, curve.score_stderr, curve.chance_score, n)
 
 
 def onset(curve: Curve, until: int | None = None) -> tuple[str, int | None]:
@@ -71,11 +104,17 @@ def onset(curve: Curve, until: int | None = None) -> tuple[str, int | None]:
         return NO_CHANCE_LEVEL, None
     if np.isnan(curve.score_stderr).all():
         return NO_STANDARD_ERROR, None
-    above = above_guess(curve)[:until]
-    at = durable(above)
+    higher = above_guess(curve)[:until]
+    at = durable(higher)
     if at is not None:
         return LEFT, at
-    return (PROVISIONAL, len(above) - 1) if above[-1] else (AT_CHANCE, None)
+    return (PROVISIONAL, len(higher) - 1) if higher[-1] else (AT_CHANCE, None)
+
+
+def left_guess(curves: Curves) -> pd.Series:
+    """Whether each of the curves has left the level of a guess, by `Curves.table`'s index."""
+    left = [onset(curve)[0] in (LEFT, PROVISIONAL) for curve in curves]
+    return pd.Series(left, index=curves.table.index, dtype=bool)
 
 
 def trajectories(main: Curves, records: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -30,12 +31,14 @@ class Measurement:
       stderr: standard error over the examples; NaN for fewer than two.
       n: number of examples.
       chance: expected value of a guess; NaN if undefined.
+      majority: value of the best constant answer; NaN if there is none.
     """
 
     value: float
     stderr: float
     n: int
     chance: float = math.nan
+    majority: float = math.nan
 
 
 Result = tuple[dict[str, Measurement], Columns]
@@ -75,12 +78,23 @@ def measure(
     return cloze(of, log_likelihood, tokens, outputs.greedy, task.chance)
 
 
-def mean(values: np.ndarray, chance: float | None = None) -> Measurement:
+def mean(
+    values: np.ndarray, chance: float | None = None, majority: float = math.nan
+) -> Measurement:
     """The mean over examples, with its standard error."""
     values = np.asarray(values, np.float64)
     stderr = float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
     guess = math.nan if chance is None else chance
-    return Measurement(float(np.mean(values)), stderr, len(values), guess)
+    return Measurement(float(np.mean(values)), stderr, len(values), guess, majority)
+
+
+def best_constant(answers: Sequence[Iterable[str]]) -> float:
+    """Share of examples that one text is right for, at best; `answers` are the right texts of each.
+
+    The accuracy of the majority class, where the options of all examples are alike.
+    """
+    counts = Counter(text for right in answers for text in {text.strip() for text in right})
+    return max(counts.values()) / len(answers)
 
 
 def ratio(numerators: np.ndarray, denominators: np.ndarray) -> Measurement:
@@ -110,6 +124,7 @@ def multiple_choice(
 
     accuracy: the most likely option is the answer (ties go to the first). Its chance level is
       `chance`; None is the mean of 1 / number of options.
+    balanced_accuracy: the mean recall of the classes, where all examples have the same options.
     accuracy_per_token, _per_char, _per_byte: the same with log p divided by the option's length;
       one leading space does not count in characters and bytes, as in the harness' acc_norm.
     probability_correct: p normalized over the options, summed over the correct ones (TruthfulQA's
@@ -150,9 +165,14 @@ def multiple_choice(
     wrong_loss = np.sum(np.where(wrong, per_token, 0.0), axis=1) / wrong.sum(axis=1)
     guess = 1 / exists.sum(axis=1)
     guessed = float(guess.mean()) if chance is None else chance
+    gold = [[_option(e, i) for i in (e.answer, *e.also_correct)] for e in examples]
+    constant = best_constant(gold)
 
-    measured = {f"accuracy{suffix}": mean(hits, guessed) for suffix, hits in correct.items()}
-    measured["probability_correct"] = mean(probability, float(np.mean(is_answer.sum(1) * guess)))
+    measured = {f"accuracy{key}": mean(hits, guessed, constant) for key, hits in correct.items()}
+    if len({frozenset(_option(e, i) for i in range(len(e.options))) for e in examples}) == 1:
+        measured |= balanced(correct[""], [right[0] for right in gold])
+    by_chance = float(np.mean(is_answer.sum(1) * guess))
+    measured["probability_correct"] = mean(probability, by_chance, constant)
     measured["probability_raw"] = mean(np.exp(ll[of_answer]))
     measured["brier"] = mean(brier, float(np.mean(1 / is_answer.sum(1) - guess)))
     measured["margin"] = mean(margin)
@@ -171,6 +191,20 @@ def multiple_choice(
     }
 
 
+def _option(example: Choice, index: int) -> str:
+    """What is scored as an option: its text, after the context where that differs."""
+    return (example.contexts[index] if example.contexts else "") + example.options[index]
+
+
+def balanced(correct: np.ndarray, gold: Sequence[str]) -> dict[str, Measurement]:
+    """Balanced accuracy, the mean recall of the classes; a constant answer has 1 / classes."""
+    by_class = [correct[np.array(gold) == label] for label in sorted(set(gold))]
+    recalls = [mean(hits) for hits in by_class]
+    stderr = math.hypot(*(recall.stderr for recall in recalls)) / len(recalls)
+    value = float(np.mean([recall.value for recall in recalls]))
+    return {"balanced_accuracy": Measurement(value, stderr, len(gold), 1 / len(recalls))}
+
+
 def cloze(
     examples: Sequence[Prompt],
     log_likelihood: np.ndarray,
@@ -187,7 +221,7 @@ def cloze(
     """
     size = np.asarray([len(e.targets[0].encode()) for e in examples])
     measured = {
-        "exact_match": mean(greedy, chance),
+        "exact_match": mean(greedy, chance, best_constant([e.targets[:1] for e in examples])),
         "target_bits_per_byte": mean(-log_likelihood / math.log(2) / size),
         "perplexity": _exp(mean(-log_likelihood)),
     }
@@ -243,7 +277,9 @@ def generation(task: TaskDefinition, examples: Sequence[Prompt], answers: Texts)
         values = np.asarray([float(score[name]) for score in scores]).reshape(len(examples), -1)
         columns[name] = values.mean(axis=1).tolist()
         if name != "pass":
-            measured[name] = mean(values.mean(axis=1), task.chance)
+            # A right answer has an F1 of 1, too: there it is a lower bound.
+            constant = best_constant([e.targets for e in examples])
+            measured[name] = mean(values.mean(axis=1), task.chance, constant)
             continue
         columns["correct"] = values[:, 0].astype(bool).tolist()
         n, passed = values.shape[1], values.sum(axis=1).astype(int)

@@ -39,6 +39,7 @@ class Record:
     stderr: float = math.nan  # of `value`, over the examples
     n: int = 0  # number of examples
     chance: float = math.nan
+    majority: float = math.nan  # value of the best constant answer (majority-class baseline)
     task_version: str = "1"  # records of different versions are not comparable
     seconds: float = math.nan  # wall time of scoring the task at this checkpoint
     primary: bool = False  # whether this is the task's main metric, the one that is charted

@@ -189,9 +189,12 @@ def _read(content: bytes) -> pa.Table | str:
         file = pq.ParquetFile(pa.BufferReader(content))
         table = file.read(use_threads=False)
         if not table.schema.equals(SCHEMA):
-            missing = [name for name in COLUMNS if name not in table.schema.names]
-            if missing:
-                return f"no column {missing[0]}"
+            for field in dataclasses.fields(Record):
+                if field.name in table.schema.names:
+                    continue
+                if field.default is dataclasses.MISSING:
+                    return f"no column {field.name}"
+                table = table.append_column(field.name, [[field.default] * len(table)])
             table = table.select(COLUMNS).cast(SCHEMA)
         return table.replace_schema_metadata(file.metadata.metadata)
     except (OSError, pa.ArrowException) as error:

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from jaxllm.analysis import onsets as analysis
 from jaxllm.analysis.curves import curves
@@ -38,13 +39,14 @@ def finding(frame):
 @pytest.mark.parametrize(
     ("values", "state", "step"),
     [
-        ([0.25, 0.24, 0.30, 0.40], analysis.LEFT, 20),
-        ([0.25, 0.30, 0.26, 0.40, 0.5], analysis.LEFT, 30),  # one lucky checkpoint is none
+        ([0.25, 0.24, 0.36, 0.40], analysis.LEFT, 20),
+        ([0.25, 0.36, 0.26, 0.40, 0.5], analysis.LEFT, 30),  # one lucky checkpoint is none
         ([0.25, 0.24, 0.26, 0.40], analysis.PROVISIONAL, 30),
         ([0.25, 0.24, 0.26, 0.28], analysis.AT_CHANCE, math.nan),
         ([0.25, 0.10, 0.05, 0.01], analysis.AT_CHANCE, math.nan),  # below chance is not above it
         ([0.40, 0.41, 0.40, 0.42], analysis.AT_CHANCE, math.nan),  # so was the untrained model
-        ([0.40, 0.41, 0.46, 0.47], analysis.LEFT, 20),
+        ([0.40, 0.41, 0.49, 0.52], analysis.PROVISIONAL, 30),  # both have an error
+        ([0.40, 0.41, 0.52, 0.53], analysis.LEFT, 20),
         ([math.nan] * 3, analysis.NO_VALUE, math.nan),
     ],
 )
@@ -63,17 +65,41 @@ def test_a_missing_checkpoint_does_not_hide_an_onset() -> None:
     assert finding(points([0.25, 0.40, math.nan, 0.50])).step == 10
 
 
-def test_guessing_rarely_leaves_chance() -> None:
-    """12 checkpoints of pure guessing: two neighbours beyond 2 SE are expected in under 1%."""
+PYTHIA = np.array([0, *2.0 ** np.arange(10), *range(1000, 144000, 16000)])
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.9, 1.0])  # from one checkpoint to the next
+@pytest.mark.parametrize(
+    ("clock", "model", "guess", "n"),
+    [
+        (PYTHIA, 0.523, 0.5, 1838),  # prefers short answers, which happen to be right
+        (np.arange(12) * 1e9, 0.30, 0.25, 300),
+        (1e9 * np.arange(1, 7), 0.635, 0.635, 104),  # always the majority class
+        (np.array([3e11]), 0.02, 0.02, 500),
+    ],
+)
+def test_an_untrained_model_leaves_the_guess_in_one_run_of_a_thousand(
+    clock, model, guess, n, correlation
+) -> None:
     rng = np.random.default_rng(0)
-    values = rng.binomial(500, 0.25, size=(400, 12)) / 500
-    frames = [
-        points(row, task=f"t{i}").assign(stderr=np.sqrt(row * (1 - row) / 500))
-        for i, row in enumerate(values)
-    ]
-    found = trajectories(pd.concat(frames))[1]
-    assert (found.state == analysis.LEFT).mean() < 0.02
-    assert (found.state == analysis.PROVISIONAL).mean() < 0.06
+    noise = rng.standard_normal((10_000, len(clock)))
+    for at in range(1, len(clock)):
+        fresh = math.sqrt(1 - correlation**2) * noise[:, at]
+        noise[:, at] = correlation * noise[:, at - 1] + fresh
+    values = stats.binom.ppf(stats.norm.cdf(noise), n, model) / n
+    stderr = np.sqrt(values * (1 - values) / (n - 1))
+    above = analysis.above(clock, values, stderr, guess, n)
+    found = sum(one[-1] or analysis.durable(one) is not None for one in above if one.any())
+    assert found <= len(above) / 1000
+
+
+def test_a_prior_for_one_answer_is_no_capability() -> None:
+    flips = [0.38, 0.38, 0.62, 0.62, 0.62, 0.62, 0.62, 0.62]
+    frame = points(flips, chance=0.5, stderr=0.0085).assign(n=3270)
+    assert finding(frame).state == analysis.LEFT  # where the labels are not known
+    assert finding(frame.assign(majority=0.62)).state == analysis.AT_CHANCE
+    early = frame.assign(majority=[math.nan] * 7 + [0.62])  # records from before it was recorded
+    assert finding(early).state == analysis.AT_CHANCE
 
 
 def test_onsets_of_the_simulation_are_where_the_truth_leaves_chance(tmp_path) -> None:
@@ -119,7 +145,7 @@ def test_the_best_checkpoint_has_the_whole_gain() -> None:
 
 
 def test_what_is_shown_is_marked_by_the_same_definition() -> None:
-    frame = points([0.25, 0.30, 0.26, math.nan, 0.40, 0.5])
+    frame = points([0.25, 0.36, 0.26, math.nan, 0.40, 0.5])
     shown, found = trajectories(frame)
     assert list(shown.above) == [False, True, False, False, True, True]
     assert list(shown.step[shown.left_chance]) == [40] == list(found.step)

@@ -135,3 +135,38 @@ def test_several_correct_options_share_their_probability():
     assert measured["probability_raw"].value == pytest.approx(0.2)
     assert measured["perplexity_correct"].value == pytest.approx(5.0)
     assert measured["perplexity_incorrect"].value == pytest.approx(2.0)
+
+
+def test_a_constant_answer_has_the_accuracy_of_the_majority_class():
+    """Seven of ten answers are yes: 0.7, and one half of the two classes' recalls."""
+    examples = [Choice("q", (" yes", " no"), int(i >= 7)) for i in range(10)]
+    always_yes = np.tile([-1.0, -2.0], (10, 1))
+    measured, _ = metrics.multiple_choice(examples, always_yes, np.ones((10, 2)))
+    assert measured["accuracy"].majority == measured["accuracy"].value == 0.7
+    assert measured["accuracy_per_char"].majority == measured["probability_correct"].majority == 0.7
+    assert measured["balanced_accuracy"].value == measured["balanced_accuracy"].chance == 0.5
+    shuffled = [Choice("q", e.options[::-1], 1 - e.answer) if i % 2 else e
+                for i, e in enumerate(examples)]  # fmt: skip
+    measured, _ = metrics.multiple_choice(shuffled, always_yes, np.ones((10, 2)))
+    assert measured["accuracy"].majority == 0.7  # the text, not its place
+    # Always the first option: right in 4 of 7 (0, 2, 4, 6), and in 2 of 3 (7 and 9).
+    assert measured["accuracy"].value == 0.6
+    assert measured["balanced_accuracy"].value == pytest.approx((4 / 7 + 2 / 3) / 2)
+
+
+def test_without_classes_there_is_no_balanced_accuracy():
+    examples = [Choice("q", (f" {i}", f" {i + 1}"), 0) for i in range(8)]
+    measured, _ = metrics.multiple_choice(examples, np.zeros((8, 2)), np.ones((8, 2)))
+    assert "balanced_accuracy" not in measured and measured["accuracy"].majority == 1 / 8
+    blanks = [Choice("", (" x", " x"), 0, contexts=(f"a{i}", f"b{i}")) for i in range(8)]
+    measured, _ = metrics.multiple_choice(blanks, np.zeros((8, 2)), np.ones((8, 2)))
+    assert "balanced_accuracy" not in measured and measured["accuracy"].majority == 1 / 8
+
+
+def test_the_best_constant_text_of_generated_and_cloze_answers():
+    prompts = [Prompt("q", targets) for targets in [("4",), ("4", "four"), ("5",), ("four",)]]
+    task = TaskDefinition("unit", "generation", lambda: prompts, "math")
+    measured, _ = metrics.generation(task, prompts, [["4"]] * 4)
+    assert measured["exact_match"].majority == measured["exact_match"].value == 0.5
+    measured, _ = metrics.cloze(prompts, np.zeros(4), np.ones(4), np.zeros(4))
+    assert measured["exact_match"].majority == 0.5

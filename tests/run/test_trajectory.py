@@ -64,6 +64,17 @@ def test_every_file_is_plain_parquet(tmp_path) -> None:
     assert table.num_rows == 2
 
 
+def test_records_from_before_a_column_was_written_have_its_default(tmp_path) -> None:
+    store = TrajectoryStore(tmp_path)
+    store.write(5, "addition", [record(majority=0.6, chance=0.5)])
+    file = tmp_path / "trajectory" / "5" / "addition.parquet"
+    pq.write_table(pq.read_table(file).drop_columns(["majority"]), file)
+    (found,) = store.read().itertuples()
+    assert math.isnan(found.majority) and found.chance == 0.5
+    pq.write_table(pq.read_table(file).drop_columns(["step"]), file)
+    assert "no column step" in store.read_with_problems()[1][0]
+
+
 def test_a_rerun_overwrites(tmp_path) -> None:
     store = TrajectoryStore(tmp_path)
     store.write(5, "addition", [record(), record(metric="brier")])
