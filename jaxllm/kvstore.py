@@ -17,6 +17,9 @@ from jaxllm.errors import UserError
 
 # How often a failed request to a bucket is repeated: for about five minutes in all.
 RETRIES: dict[str, Any] = {"max_retries": 14, "initial_delay": "1s", "max_delay": "32s"}
+# A request that gets no byte for a minute counts as failed; TensorStore would wait for ever.
+for _name, _value in (("TIME_SECONDS", "60"), ("LIMIT_BYTES", "1")):
+    os.environ.setdefault(f"TENSORSTORE_CURL_LOW_SPEED_{_name}", _value)
 
 # TensorStore's counters, and what they are called in a run's metrics.
 _COUNTERS = {

@@ -2,6 +2,9 @@
 
 import dataclasses
 import itertools
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,6 +38,27 @@ def test_files_are_read_and_written(bucket: Proxy, tmp_path: Path) -> None:
             files.start_reads([ByteRange("x/one", 8, 12)])()
         with pytest.raises(UserError, match="three is missing"):
             files.start_reads([ByteRange("three", 0, 1)])()
+
+
+_READ = """
+import os
+from jaxllm.kvstore import KeyValueStore, traffic
+
+assert os.environ["TENSORSTORE_CURL_LOW_SPEED_LIMIT_BYTES"] == "1"
+print(KeyValueStore("gs://bucket/hung").read("file"), traffic()["requests/repeated"])
+"""
+
+
+def test_a_request_without_an_answer_is_repeated(bucket: Proxy) -> None:
+    """In a process of its own, since TensorStore reads the limit once."""
+    KeyValueStore("gs://bucket/hung").write({"file": b"1"})
+    waits = iter([300.0])
+    bucket.rule = lambda method, path: next(waits, None) if "file" in path else None
+    done = subprocess.run(
+        [sys.executable, "-c", _READ], capture_output=True, text=True, check=False, timeout=60,
+        env=os.environ | {"TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS": "2"},
+    )  # fmt: skip
+    assert done.stdout == "[b'1'] 1\n", done.stderr
 
 
 def test_a_bucket_that_does_not_exist_is_named(bucket: Proxy) -> None:
