@@ -12,12 +12,14 @@ import io
 import multiprocessing
 import os
 import signal
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from jaxllm.errors import UserError
+from jaxllm.kvstore import traffic
 
 INLINE_BYTES = 16e6  # less than this is done before another process has started
 Item = Any  # the argument of a job; `size` is the bytes it reads
@@ -26,8 +28,14 @@ Runner = Callable[[Task, Sequence[Item], str], None]
 
 
 def run_in_processes(task: Task, items: Sequence[Item], description: str) -> None:
-    """Call `task`, which can be pickled, with every item, on all cores."""
+    """Call `task`, which can be pickled, with every item, on all cores.
+
+    Says how many requests to buckets had to be repeated, if any.
+    """
     from tqdm import tqdm
+
+    before = _repeated()
+    repeated: dict[int, int] = {}  # requests of each worker process
 
     total = sum(item.size for item in items)
     workers = min(len(items), len(os.sched_getaffinity(0)))
@@ -38,6 +46,7 @@ def run_in_processes(task: Task, items: Sequence[Item], description: str) -> Non
             for item in items:
                 task(item)
                 bar.update(item.size)
+            _report(_repeated() - before, description)
             return
         with ProcessPoolExecutor(
             workers, multiprocessing.get_context("spawn"), _start_worker, (task, os.getpid())
@@ -45,7 +54,8 @@ def run_in_processes(task: Task, items: Sequence[Item], description: str) -> Non
             sizes = {pool.submit(_run, item): item.size for item in items}
             try:
                 for future in as_completed(sizes):
-                    future.result()
+                    process, count = future.result()
+                    repeated[process] = max(count, repeated.get(process, 0))
                     bar.update(sizes[future])
             except BaseException as error:
                 pool.shutdown(wait=False, cancel_futures=True)
@@ -55,6 +65,16 @@ def run_in_processes(task: Task, items: Sequence[Item], description: str) -> Non
                         " short; the same command goes on (`taskset -c 0` gives it one core)"
                     ) from error
                 raise
+            _report(sum(repeated.values()), description)
+
+
+def _repeated() -> int:
+    return traffic().get("requests/repeated", 0)
+
+
+def _report(repeated: int, description: str) -> None:
+    if repeated:
+        print(f"{description}: {repeated:,} requests to buckets were repeated", file=sys.stderr)
 
 
 def run_on_every_host(task: Task, items: Sequence[Item], description: str) -> None:
@@ -83,8 +103,9 @@ def _start_worker(task: Task, parent: int) -> None:
     _task.append(task)
 
 
-def _run(item: Item) -> None:
+def _run(item: Item) -> tuple[int, int]:
     _task[0](item)
+    return os.getpid(), _repeated()
 
 
 def beam_runner(options: Sequence[str]) -> Runner:

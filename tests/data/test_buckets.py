@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import os
+import re
 import subprocess
 import sys
 import time
@@ -144,7 +145,7 @@ def test_a_slow_bucket_does_not_stop_the_loop(remote, bucket: Proxy, layout: str
         loader.close()
 
 
-def test_faults_on_the_way_lose_nothing(config, remote, bucket: Proxy) -> None:
+def test_faults_on_the_way_lose_nothing_and_are_counted(config, remote, bucket, capsys) -> None:
     expected = open_source(config).sequences(0, 40)
     count = itertools.count()
     faults = {3: 503, 6: "reset", 9: 429}
@@ -152,6 +153,9 @@ def test_faults_on_the_way_lose_nothing(config, remote, bucket: Proxy) -> None:
     source = open_source(remote)
     for name, array in source.sequences(0, 40).items():
         np.testing.assert_array_equal(array, expected[name])
+    assert re.search(
+        r"prepare train: \d+ requests to buckets were repeated", capsys.readouterr().err
+    )
 
 
 @pytest.fixture
