@@ -83,6 +83,7 @@ def _write(args: argparse.Namespace, progress: Callable[[str], None]) -> PathLik
     """Write the requested format; return its path."""
     from etils import epath
 
+    from jaxllm.analysis import annealed
     from jaxllm.interop.importers import is_import, open_source
     from jaxllm.report import files, page, tables, tensorboard, terminal
     from jaxllm.report.items import items
@@ -105,6 +106,9 @@ def _write(args: argparse.Namespace, progress: Callable[[str], None]) -> PathLik
     if not report.many_runs:
         for run in report.overviews:
             print(terminal.capability_table(report, run.run), end="\n\n")
+    for item in shown:
+        if item.title == annealed.TITLE and not item.refused:
+            print(*(one_line(line) for line in (item.sentence, *item.lines)), sep="\n", end="\n\n")
     for note in report.notes[:_MOST_NOTES]:
         print(f"note: {one_line(note)}")
     if len(report.notes) > _MOST_NOTES:

@@ -27,6 +27,7 @@ from jaxllm.analysis.finding import Finding
 from jaxllm.analysis.mixtures.choice import Fit, fit
 from jaxllm.analysis.mixtures.propose import Proposal
 from jaxllm.analysis.mixtures.swarm import Swarm, swarm_of
+from jaxllm.analysis.stats import Array
 
 HEALTH, NOW, AHEAD, EARLY, SIZES, DATA = "health", "now", "ahead", "early", "sizes", "data"
 QUESTIONS = {
@@ -50,6 +51,7 @@ class Study:
       logged: rows of metrics.jsonl, with a column `run`.
       losses: logged training loss, thinned where dense: `run, params, tokens, flops, loss`.
       planned_tokens: planned total tokens of each run in progress.
+      planned_rates: planned learning rate of each of its updates, where its config tells.
       parents: of each branch, the run that it left and the tokens at which it did.
       mixtures: of each run, domain -> share of its training sequences, where they are known.
       domain_weights: of each run that learned some (DoReMi), domain -> share.
@@ -60,6 +62,7 @@ class Study:
     logged: pd.DataFrame = dataclasses.field(default_factory=pd.DataFrame)
     losses: pd.DataFrame = dataclasses.field(default_factory=lambda: _NO_LOSSES)
     planned_tokens: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    planned_rates: Mapping[str, Array] = dataclasses.field(default_factory=dict)
     parents: Mapping[str, tuple[str, float]] = dataclasses.field(default_factory=dict)
     mixtures: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
     domain_weights: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)

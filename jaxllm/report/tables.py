@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import itertools
 import math
+import tokenize
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from jaxllm.analysis.curves import curves, is_share, of_metric
 from jaxllm.analysis.finding import amount
 from jaxllm.analysis.onsets import gain_share, trajectories
 from jaxllm.analysis.registry import Study
+from jaxllm.errors import UserError
 from jaxllm.report import numbers
 from jaxllm.report.charts.axes import CLOCKS
 from jaxllm.report.notes import trajectory_notes
@@ -24,6 +26,7 @@ from jaxllm.report.theme import DISTINCT
 from jaxllm.run import stored_config
 from jaxllm.run.records import Results
 from jaxllm.run.run import Run
+from jaxllm.training.learning_rate import ScheduleConfig, planned_rates
 
 LOGGED = {
     "grad_norm": "Gradient norm",
@@ -116,6 +119,7 @@ class _RunData:
     parent: tuple[str, float] | None = None  # of a branch: the run that it left, and its tokens
     mixture: dict[str, float] = dataclasses.field(default_factory=dict)
     domain_weights: dict[str, float] = dataclasses.field(default_factory=dict)
+    planned_rates: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0))
 
 
 def gather(sources: Sequence[Run | Results]) -> Tables:
@@ -163,6 +167,7 @@ def gather(sources: Sequence[Run | Results]) -> Tables:
             planned_tokens={
                 o.run: o.planned_tokens for o in overviews if o.tokens < 0.999 * o.planned_tokens
             },
+            planned_rates={run.name: run.planned_rates for run in runs if len(run.planned_rates)},
             parents=parents,
             mixtures={run.name: run.mixture for run in runs if run.mixture},
             domain_weights={run.name: run.domain_weights for run in runs if run.domain_weights},
@@ -195,7 +200,7 @@ def _runs_of(source: Run | Results) -> Iterator[_RunData]:
         checkpoints = source.checkpoints()
         yield _RunData(
             source.name, source.records(), source.metrics(), checkpoints, source.planned_tokens(),
-            _parent(checkpoints), source.mixture(), _domain_weights(source),
+            _parent(checkpoints), source.mixture(), _domain_weights(source), _planned_rates(source),
         )  # fmt: skip
         return
     grouped = source.records.groupby(["run", "family", "params"], sort=False, dropna=False)
@@ -211,6 +216,20 @@ def _domain_weights(run: Run) -> dict[str, float]:
     """Domain -> share that a run learned by DoReMi; empty for any other."""
     file = run.layout.domain_weights
     return stored_config.mixture(file.read_text()) if file.exists() else {}
+
+
+def _planned_rates(run: Run) -> np.ndarray:
+    """The learning rate of each update by the run's config; none of stages or a damaged config."""
+    steps, config = run.planned_steps(), run.config()
+    try:
+        known = stored_config.settings(config)
+        fields = [name for name in known if name.startswith("ScheduleConfig.")]
+        schedule = ScheduleConfig(**{name.partition(".")[2]: known[name] for name in fields})
+    except (SyntaxError, ValueError, TypeError, tokenize.TokenError, UserError):
+        return np.zeros(0)
+    if not steps or not fields or known.get("TrainConfig.stages"):
+        return np.zeros(0)
+    return planned_rates(schedule, steps)
 
 
 def _parent(checkpoints: pd.DataFrame) -> tuple[str, float] | None:

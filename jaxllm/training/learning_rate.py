@@ -16,6 +16,7 @@ from jaxllm.errors import UserError
 
 if TYPE_CHECKING:
     import jax
+    import numpy as np
     import optax
 
 
@@ -85,3 +86,22 @@ def make_schedule(config: ScheduleConfig, steps: int) -> optax.Schedule:
         return jnp.where(update < warmup, rising, after(jnp.maximum(update - warmup, 0)))
 
     return schedule
+
+
+def planned_rates(config: ScheduleConfig, steps: int) -> np.ndarray:
+    """The learning rate of updates 1 to `steps`, as `make_schedule` has it, without JAX."""
+    import numpy as np
+
+    end = (config.decay_end_step or steps) - config.begin_step
+    update = np.arange(1, steps + 1) - config.begin_step
+    if config.kind == "constant":
+        after = np.full(steps, config.peak_lr)
+    else:
+        length = end - config.warmup_steps
+        if config.kind == "wsd":
+            length = config.decay_steps or max(1, end // 10)
+        done = np.clip((update - end + length) / max(1, length), 0, 1)
+        left = (1 + np.cos(np.pi * done)) / 2 if config.kind == "cosine" else 1 - done
+        after = config.end_lr + (config.peak_lr - config.end_lr) * left
+    rising = config.peak_lr * np.maximum(update, 0) / max(1, config.warmup_steps)
+    return np.where(update < config.warmup_steps, rising, after)

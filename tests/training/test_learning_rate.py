@@ -2,12 +2,13 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import transformers
 
 from jaxllm.errors import UserError
-from jaxllm.training.learning_rate import ScheduleConfig, make_schedule
+from jaxllm.training.learning_rate import ScheduleConfig, make_schedule, planned_rates
 
 
 def ours(config: ScheduleConfig, steps: int) -> list[float]:
@@ -71,3 +72,18 @@ def test_a_warmup_longer_than_the_run_is_refused(kind: str) -> None:
         make_schedule(ScheduleConfig(kind=kind, warmup_steps=11), 10)
     with pytest.raises(UserError, match="linear"):
         ScheduleConfig(kind="linear")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        ScheduleConfig(warmup_steps=7),
+        ScheduleConfig("cosine", end_lr=0.0, warmup_steps=0, decay_end_step=60),
+        ScheduleConfig("wsd", warmup_steps=7),
+        ScheduleConfig("wsd", warmup_steps=3, decay_steps=20, begin_step=10, end_lr=0.0),
+        ScheduleConfig("constant", warmup_steps=5),
+    ],
+)
+def test_the_planned_rates_of_a_report_are_those_of_training(config: ScheduleConfig) -> None:
+    trained = make_schedule(config, 50)(np.arange(50))
+    assert planned_rates(config, 50) == pytest.approx(np.asarray(trained), rel=1e-5, abs=1e-10)

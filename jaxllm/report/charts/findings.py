@@ -20,6 +20,7 @@ from jaxllm.analysis.mixtures.findings import STEP
 from jaxllm.analysis.registry import Study
 from jaxllm.report.charts import marks
 from jaxllm.report.charts.specs import Chart
+from jaxllm.report.charts.trajectories import side_by_side
 from jaxllm.report.theme import DISTINCT
 
 _MOST_ROWS = 40
@@ -46,6 +47,16 @@ def checks(finding: Finding, study: Study) -> Chart | None:
     if checked.run.nunique() < 2:
         return None
     return marks.matrix(cells, "check", "run", "level", "alarm", text="state", domain=(0, 1))
+
+
+def annealed(finding: Finding, study: Study) -> Chart | None:
+    """The loss of each run, the law through it, and what it would be if annealed."""
+    order, panels = ("measured", "law", "annealed", "planned"), []
+    for run, rows in finding.table.groupby("run", sort=False):
+        shown = rows[rows.tokens >= rows.tokens[rows.kind == "law"].min()]
+        titles = (_AMOUNTS["tokens"], "training loss")
+        panels.append((str(run), marks.bands(shown, "tokens", "value", "kind", titles, order)))
+    return panels[0][1] if len(panels) == 1 else side_by_side(panels, 2)
 
 
 def forecasts(finding: Finding, study: Study) -> Chart | None:

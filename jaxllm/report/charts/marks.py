@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -138,6 +139,33 @@ def law(table: pd.DataFrame, x: str, y: str, titles: tuple[str, str]) -> Chart:
     points = base.mark_circle(size=45, opacity=0.75)
     points = points.encode(y=over(y), tooltip=_tooltips(":Q", x, y, "fitted"))
     return layered([line, points], shown, 190, f"{titles[1]} against {titles[0]}.")
+
+
+def bands(
+    table: pd.DataFrame, x: str, y: str, series: str, titles: tuple[str, str], order: Sequence[str]
+) -> Chart:
+    """A line per `series`, with its interval `low` to `high`; a value alone is a dot."""
+    shown = table[_distinct(x, y, series, "run", "low", "high")]
+    alone = shown[[series, "run"]].value_counts()[lambda n: n == 1].reset_index()[series]
+    kept = f"indexof({json.dumps([*alone])}, datum['{series}'])"
+    scale = alt.Scale(zero=False, nice=True)
+    axis = alt.Axis(format=".3~g")
+    base = alt.Chart().encode(
+        x=alt.X(f"{x}:Q", title=titles[0], scale=alt.Scale(nice=False), axis=_amounts(shown[x])),
+        color=alt.Color(f"{series}:N", scale=alt.Scale(domain=list(order)), legend=None),
+        detail=alt.Detail("run:N"),
+    )
+    low = alt.Y("low:Q", scale=scale, axis=axis, title=titles[1])
+    value = alt.Y(f"{y}:Q", scale=scale, axis=axis, title=titles[1])
+    tooltip = [*_tooltips(":N", "run", series), *_tooltips(":Q", x, y, "low", "high")]
+    lines, dots = base.transform_filter(f"{kept} < 0"), base.transform_filter(f"{kept} >= 0")
+    layers = [
+        lines.mark_line(strokeWidth=1.6).encode(y=value, tooltip=tooltip),
+        lines.mark_area(opacity=0.16).encode(y=low, y2=alt.Y2("high:Q")),
+        dots.mark_rule(strokeWidth=2, opacity=0.55).encode(y=low, y2=alt.Y2("high:Q")),
+        dots.mark_circle(size=60, opacity=0.9).encode(y=value, tooltip=tooltip),
+    ]
+    return layered(layers, shown, 190, f"{titles[1]} against {titles[0]}.")
 
 
 def agreement(table: pd.DataFrame, x: str, y: str, series: str) -> Chart:

@@ -1,0 +1,213 @@
+"""What the loss of a run would be if its learning rate decayed now, and at its planned end."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+
+from jaxllm.analysis.finding import Finding, amount
+from jaxllm.analysis.registry import AHEAD, Study, analysis
+from jaxllm.analysis.scaling.schedule_law import LEVEL, LossCurve, ScheduleLaw, fit
+from jaxllm.analysis.stats import Array
+from jaxllm.errors import UserError
+
+TITLE = "If annealed now"
+_DECAY = 0.1  # share of the steps that a decay takes, as of 'wsd'
+_MOST_RUNS = 4
+_SIBLINGS = 8
+_POINTS = 40  # of a curve on the chart
+_EARLIEST = 0.05  # share of the steps so far where the curves of the law begin
+_NONE: Array = np.zeros(0)
+_SAME = 0.01  # relative difference up to which sizes, peaks and batches are equal
+_COMMON = 5  # steps that two runs must share, at equal rates, for their levels to be compared
+_LATEST = 50  # the loss now is the mean of the last of so many parts of the log
+_LATE = 0.05  # a log that begins after this share of it lacks its beginning
+
+
+@dataclasses.dataclass(frozen=True)
+class _Logged:
+    curve: LossCurve
+    per_step: float  # tokens
+    begun: int = 0  # step at which the run left its parent
+
+
+@analysis(
+    AHEAD,
+    TITLE,
+    place=5,
+    needs=lambda study: "learning_rate" in study.logged,
+    caption="A law of the loss under a learning-rate schedule (Luo et al. 2025, arXiv 2503.12811), "
+    "fitted to the run, its branches and runs of the same size, batch and peak rate. The annealed "
+    "curve: had the rate fallen linearly over the last tenth of the tokens, to the lowest rate "
+    "that the fitted curves reach. Bands: 90% intervals of the mean loss, not of single batches.",
+)
+def annealed(study: Study) -> Finding:
+    """Fit a schedule law to each run in progress, or to the largest size, and anneal it.
+
+    A run alone is fitted with its branches; siblings are added where these do not tell what a decay
+    gives. A sibling's losses are scaled to the run's level, by the median over their shared steps.
+
+    Returns:
+      Rows of `run, kind, step, tokens, value, low, high`; kinds are measured, law, annealed and,
+      at the planned end, planned.
+    """
+    logged = dict(_logged(study))
+    parts, lines, refusals = [], [], []
+    for run in _targets(study, logged):
+        try:
+            law = _law(study, run, logged)
+        except UserError as error:
+            refusals.append(f"{run}: {error}")
+            continue
+        table = _table(run, logged[run], law, planned := study.planned_rates.get(run, _NONE))
+        parts.append(table)
+        lines.append(_sentence(run, table, logged[run], _in_progress(logged[run], law, planned)))
+    if not parts:
+        reason = "no run has logged its loss and learning rate from its beginning"
+        return Finding.refuse("; ".join(refusals) or reason)
+    notes = tuple(f"{refusal}." for refusal in refusals)
+    return Finding(lines[0], pd.concat(parts, ignore_index=True), "", notes, tuple(lines[1:]))
+
+
+def _logged(study: Study) -> Iterator[tuple[str, _Logged]]:
+    """The curve of every run whose rates are known from the first step; parents come first."""
+    found: dict[str, _Logged] = {}
+    for run in sorted(study.runs, key=lambda run: run in study.parents):
+        log = study.log_of(run).reindex(columns=["step", "tokens", "loss", "learning_rate"])
+        log = log.apply(pd.to_numeric, errors="coerce").dropna().drop_duplicates("step")
+        log = log[(log.step > 0) & (log.tokens > 0) & (log.loss > 0)].sort_values("step")
+        if len(log) < 2:
+            continue
+        per_step = float(log.tokens.iloc[-1] / log.step.iloc[-1])
+        steps, rates, begun = log.step.to_numpy(int), log.learning_rate.to_numpy(float), 0
+        before: Array = np.zeros(0)
+        if run in study.parents:
+            name, tokens = study.parents[run]
+            begun = round(tokens / per_step)
+            if name not in found or len(found[name].curve.rates) < begun:
+                continue
+            before = found[name].curve.rates[:begun]
+        elif steps[0] > _LATE * steps[-1]:
+            continue
+        own = steps > begun
+        first = before[-1] if begun else 0.0
+        known, values = [begun, *steps[own]], [first, *rates[own]]
+        after = np.interp(np.arange(begun + 1, steps[-1] + 1), known, values)
+        curve = LossCurve(np.concatenate([before, after]), steps[own], log.loss.to_numpy()[own])
+        found[run] = _Logged(curve, per_step, begun)
+        yield run, found[run]
+
+
+def _targets(study: Study, logged: dict[str, _Logged]) -> list[str]:
+    """Runs in progress; else those of the largest size that are no branches."""
+    running = [run for run in logged if run in study.planned_tokens]
+    whole = [run for run in logged if run not in study.parents]
+    largest = max((study.params.get(run, 0.0) for run in whole), default=0.0)
+    finished = [run for run in whole if study.params.get(run, 0.0) == largest]
+    return (running or finished)[:_MOST_RUNS]
+
+
+def _law(study: Study, run: str, logged: dict[str, _Logged]) -> ScheduleLaw:
+    """The law of a run; UserError where no curve tells what a decay gives."""
+
+    def root(name: str) -> str:
+        return root(study.parents[name][0]) if name in study.parents else name
+
+    family = [name for name in logged if root(name) == root(run)]
+    own = [logged[name].curve for name in family]
+    if len(own) > 1:
+        try:
+            return fit(own)
+        except UserError:
+            pass
+    return fit([*own, *_siblings(study, run, [n for n in logged if n not in family], logged)])
+
+
+def _siblings(
+    study: Study, run: str, others: list[str], logged: dict[str, _Logged]
+) -> Iterator[LossCurve]:
+    """Curves of runs of the same size, data, batch and peak, at the level of `run`."""
+    own = logged[run]
+    for other in others[:_SIBLINGS]:
+        its = logged[other]
+        pairs = [
+            (study.params.get(run, 0.0), study.params.get(other, 0.0)),
+            (own.per_step, its.per_step),
+            (own.curve.rates.max(), its.curve.rates.max()),
+        ]
+        alike = all(abs(a - b) <= _SAME * a for a, b in pairs)
+        if alike and study.mixtures.get(run) == study.mixtures.get(other):
+            steps = own.curve.steps[own.curve.steps <= its.curve.steps[-1]]
+            difference = own.curve.rates[steps - 1] - its.curve.rates[steps - 1]
+            same = np.abs(difference) <= _SAME * own.curve.rates.max()
+            shared = steps[same & (steps >= its.curve.steps[0])]
+            if len(shared) >= _COMMON:
+                ours = np.interp(shared, own.curve.steps, own.curve.losses)
+                ratio = ours / np.interp(shared, its.curve.steps, its.curve.losses)
+                yield dataclasses.replace(
+                    its.curve, losses=its.curve.losses * float(np.median(ratio))
+                )
+
+
+def _annealed(rates: Array, end: int, lowest: float) -> Array:
+    """The first `end` rates, of which the last tenth falls linearly to the lowest; or holds."""
+    decay = max(round(_DECAY * end), 1)
+    before = rates[: end - decay]
+    return np.append(before, np.linspace(before[-1], min(lowest, before[-1]), decay + 1)[1:])
+
+
+def _table(run: str, logged: _Logged, law: ScheduleLaw, planned: Array) -> pd.DataFrame:
+    curve, rates = logged.curve, logged.curve.rates
+    now, top = len(rates), int(np.argmax(rates >= 0.999 * rates.max())) + 1
+    parts = [pd.DataFrame({"step": curve.steps, "value": curve.losses}).assign(kind="measured")]
+
+    def add(kind: str, schedule: Array, steps: Array) -> None:
+        low, high = law.interval(schedule, steps)
+        value = law.predict(schedule, steps)
+        part = pd.DataFrame({"step": steps, "value": value, "low": low, "high": high})
+        parts.append(part.assign(kind=kind))
+
+    first = max(top, round(_EARLIEST * now), int(curve.steps[0]))
+    steps = np.unique(np.linspace(first, now, _POINTS).astype(int))
+    add("law", rates, steps)
+    begins = steps if _in_progress(logged, law, planned) else steps[steps <= (1 - _DECAY) * now]
+    for end in np.unique((begins / (1 - _DECAY)).round().astype(int)):
+        add("annealed", _annealed(rates, int(end), law.lowest_rate), np.array([end]))
+    if len(planned) > now:
+        add("planned", np.append(rates, planned[now:]), np.array([len(planned)]))
+    table = pd.concat(parts, ignore_index=True)
+    return table.assign(run=run, tokens=table.step * logged.per_step)
+
+
+def _in_progress(logged: _Logged, law: ScheduleLaw, planned: Array) -> bool:
+    """Whether there are steps to come, or a rate to decay."""
+    rates = logged.curve.rates
+    return len(planned) > len(rates) or bool(rates[-1] > law.lowest_rate + 0.1 * law.peak)
+
+
+def _sentence(run: str, table: pd.DataFrame, logged: _Logged, in_progress: bool) -> str:
+    def loss(row: pd.Series) -> str:
+        return f"{row.value:.3f} ({LEVEL:.0%} interval {row.low:.3f} to {row.high:.3f})"
+
+    of = dict(list(table.groupby("kind")))
+    latest = logged.curve.losses[-max(1, len(logged.curve.losses) // _LATEST) :].mean()
+    if not in_progress:
+        end, early = of["law"].iloc[-1], of["annealed"]
+        half = early.iloc[int(np.argmin(np.abs(early.step - 0.5 * end.step)))]
+        return (
+            f"{run} ended at a training loss of {latest:.3f}, the law at {loss(end)}; annealed by "
+            f"{amount(half.tokens)} tokens it would have reached {loss(half)}."
+        )
+    end = of["annealed"].iloc[-1]
+    more = end.tokens - len(logged.curve.rates) * logged.per_step
+    text = (
+        f"Annealed now, over {amount(more)} tokens more, {run} would reach a training loss of "
+        f"{loss(end)}, from {latest:.3f}"
+    )
+    if "planned" in of:
+        last = of["planned"].iloc[-1]
+        text += f"; at its planned end, {amount(last.tokens)} tokens, {loss(last)}"
+    return f"{text}."
