@@ -107,8 +107,8 @@ def _write(args: argparse.Namespace, progress: Callable[[str], None]) -> PathLik
         for run in report.overviews:
             print(terminal.capability_table(report, run.run), end="\n\n")
     for item in shown:
-        if item.title == annealed.TITLE and not item.refused:
-            print(*(one_line(line) for line in (item.sentence, *item.lines)), sep="\n", end="\n\n")
+        if item.title.startswith(annealed.TITLE) and not item.refused:
+            print(one_line(item.sentence), end="\n\n")
     for note in report.notes[:_MOST_NOTES]:
         print(f"note: {one_line(note)}")
     if len(report.notes) > _MOST_NOTES:

@@ -20,7 +20,6 @@ _MOST_RUNS = 4
 _SIBLINGS = 8
 _POINTS = 40  # of a curve on the chart
 _EARLIEST = 0.05  # share of the steps so far where the curves of the law begin
-_NONE: Array = np.zeros(0)
 _SAME = 0.01  # relative difference up to which sizes, peaks and batches are equal
 _COMMON = 5  # steps that two runs must share, at equal rates, for their levels to be compared
 _LATEST = 50  # the loss now is the mean of the last of so many parts of the log
@@ -44,32 +43,35 @@ class _Logged:
     "curve: had the rate fallen linearly over the last tenth of the tokens, to the lowest rate "
     "that the fitted curves reach. Bands: 90% intervals of the mean loss, not of single batches.",
 )
-def annealed(study: Study) -> Finding:
+def annealed(study: Study) -> list[Finding]:
     """Fit a schedule law to each run in progress, or to the largest size, and anneal it.
 
     A run alone is fitted with its branches; siblings are added where these do not tell what a decay
     gives. A sibling's losses are scaled to the run's level, by the median over their shared steps.
 
     Returns:
-      Rows of `run, kind, step, tokens, value, low, high`; kinds are measured, law, annealed and,
-      at the planned end, planned.
+      A finding per run, with rows of `run, kind, step, tokens, value, low, high`; kinds are
+      measured, law, annealed and, at the planned end, planned.
     """
     logged = dict(_logged(study))
-    parts, lines, refusals = [], [], []
-    for run in _targets(study, logged):
+    targets = _targets(study, logged)
+    if not targets:
+        return [Finding.refuse("no run has logged loss and learning rate from its beginning")]
+    findings = []
+    for run in targets:
+        title = f"{TITLE}: {run}" if len(targets) > 1 else TITLE
         try:
             law = _law(study, run, logged)
         except UserError as error:
-            refusals.append(f"{run}: {error}")
+            findings.append(dataclasses.replace(Finding.refuse(str(error)), title=title))
             continue
-        table = _table(run, logged[run], law, planned := study.planned_rates.get(run, _NONE))
-        parts.append(table)
-        lines.append(_sentence(run, table, logged[run], _in_progress(logged[run], law, planned)))
-    if not parts:
-        reason = "no run has logged its loss and learning rate from its beginning"
-        return Finding.refuse("; ".join(refusals) or reason)
-    notes = tuple(f"{refusal}." for refusal in refusals)
-    return Finding(lines[0], pd.concat(parts, ignore_index=True), "", notes, tuple(lines[1:]))
+        planned = study.planned_rates.get(run, np.zeros(0))
+        table = _table(run, logged[run], law, planned)
+        in_progress = _in_progress(logged[run], law, planned)
+        findings.append(
+            Finding(_sentence(run, table, logged[run], in_progress), table, title=title)
+        )
+    return findings
 
 
 def _logged(study: Study) -> Iterator[tuple[str, _Logged]]:

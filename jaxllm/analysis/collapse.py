@@ -1,4 +1,10 @@
-"""Which axis collapses the curves of different sizes onto one: tokens, FLOPs or loss?"""
+"""Collapse of normalized loss curves: runs of equal tokens per parameter are one curve.
+
+x is the share of the run's tokens. Two published normalizations: the loss over its final value
+("Celerity", arXiv 2509.25087), and the same of the excess over the irreducible loss L0
+("supercollapse", arXiv 2507.02119). Both assume one schedule and one AdamW timescale,
+B / (eta lambda D).
+"""
 
 from __future__ import annotations
 
@@ -8,138 +14,159 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from jaxllm.analysis.curves import Array
 from jaxllm.analysis.finding import Finding
+from jaxllm.analysis.health.result import ALPHA, Check
 from jaxllm.analysis.registry import SIZES, Study, analysis
+from jaxllm.analysis.stats import Array, line_fit
 
-# Stand-ins for the loss of a run: the one that most checkpoints have, ties to the first.
-_LOSSES = ("loss", "bits_per_byte", "perplexity")
-_WIDTHS = (0.03, 0.06, 0.12, 0.25)
+GRID = np.linspace(0.1, 0.98, 89)  # x
+AT = (0.2, 0.3, 0.5, 0.7)  # x of the spreads in the sentence
+_ALIKE = 1.1  # ratio up to which tokens per parameter are equal
+_SMOOTHED = 100  # parts of a log whose means are its curve
+_FINAL = 3  # fewest logged losses whose mean is the final one
+_FEWEST = 3  # siblings, for a test
+_LATE = 0.2  # share of the curve so far that is tested against the rest
 
 
 @analysis(
     SIZES,
-    "One curve for all sizes",
+    "Normalized loss curves",
+    needs=lambda study: study.losses.params.nunique() > 1,
     place=20,
-    needs=Study.several_sizes,
-    caption="How well the curve of the other sizes predicts a size left out, over each axis; left "
-    "is better.",
+    caption="The training loss of finished runs over their final loss, against the share of their "
+    "tokens. Runs of equal tokens per parameter, schedule and AdamW timescale should be one curve; "
+    "one that leaves it has a fault or other settings (arXiv 2509.25087, arXiv 2507.02119).",
 )
 def collapse(study: Study) -> Finding:
-    """Leave-one-size-out errors of smooth curves over log tokens, log FLOPs and loss.
+    """Normalize the loss curves of all finished runs, grouped by tokens per parameter.
 
-    The loss is the logged one where all runs have it; else the mean over tasks of the loss, bits
-    per byte or log perplexity, whichever most checkpoints have, and the tasks that it is measured
-    on are left out. The curve is a local linear regression with a Gaussian kernel (Fan and Gijbels
-    1996, §2.3), its width for each task and axis the best of four. Sizes are identified by their
-    parameter counts. The p-value is that of a paired t-test over sizes of the best axis and the
-    next, their errors relative to the mean of the axes.
+    The irreducible loss of a group is that of a power law of the final losses over parameters.
 
     Returns:
-      A row per task and axis: the mean absolute `error` of the score of held-out sizes, over the
-      `n` points within the other sizes' range on every axis, and the `noise`, the error expected
-      from sampling alone.
+      Rows of `run, params, tokens_per_param, x, ratio, excess`: both normalizations on a grid;
+      `excess` is NaN where three sizes do not tell the irreducible loss.
     """
-    points, notes = study.curves.points, study.curves.notes
-    losses, own = _losses(study)
-    trained = points[points.tokens > 0]
-    frame = trained[(trained.flops > 0) & trained.params.notna()]
-    axes = ["tokens", "flops", "loss"] if len(losses) else ["tokens", "flops"]
-    if not len(losses):
-        notes += ("No loss in the records: only tokens and FLOPs are compared.",)
-    if len(frame) < len(trained):
-        notes += (f"{len(trained) - len(frame):,} records say no size or no FLOPs: left out.",)
-    if own & set(frame.task):
-        notes += (f"The loss is measured on {', '.join(sorted(own & set(frame.task)))}: left out.",)
-        frame = frame[~frame.task.isin(own)]
-    frame = _with_loss(frame, losses) if len(losses) else frame
-    frame = frame.assign(tokens=np.log(frame.tokens), flops=np.log(frame.flops))
-    parts = [
-        _left_out_errors(of_task, axes)
-        for _, of_task in frame.groupby("task", sort=False)
-        if of_task.params.nunique() >= 3
-    ]
-    if not sum(map(len, parts)):
-        return Finding.refuse("needs a task in three sizes whose ranges overlap", notes)
-    errors = pd.concat(parts, ignore_index=True)
-    table = errors.groupby(["task", "domain", "axis"], sort=False, as_index=False).agg(
-        sizes=("params", "nunique"),
-        n=("error", "size"),
-        error=("error", "mean"),
-        noise=("noise", "mean"),
-    )
-    table["best"] = table.error == table.groupby("task").error.transform("min")
-    relative = errors.error / errors.groupby("task").error.transform("mean")
-    by_size = relative.groupby([errors.params, errors.axis]).mean().unstack()
-    order = list(by_size.mean().sort_values().index)
-    p = math.nan
-    if len(by_size) >= 3:
-        p = float(stats.ttest_rel(by_size[order[1]], by_size[order[0]]).pvalue)
-    mean = table.groupby("axis").error.mean()
-    by_axis = ", ".join(f"{mean[axis]:.4f} over {axis}" for axis in order)
-    certain = "best" if p < 0.05 else "best, but not demonstrably so,"
-    sentence = (
-        f"The curves of {table.task.nunique()} tasks and {len(by_size)} sizes fall together "
-        f"{certain} over {order[0]} (mean error of a left-out size: {by_axis}; p = {p:.2g})."
-    )
-    return Finding(sentence, table, "", notes)
+    parts, lines = [], []
+    for group in _groups(study):
+        if group.params.nunique() < 2:
+            continue
+        table = pd.concat([_normalized(rows) for _, rows in group.groupby("run", sort=False)])
+        final = table.drop_duplicates("run")
+        floor = _irreducible(final.params.to_numpy(float), final.final.to_numpy(float))
+        table["excess"] = (table.ratio * table.final - floor) / (table.final - floor)
+        parts.append(table.drop(columns="final"))
+        at = ", ".join(f"{100 * spread(table, x):.2f}% at {x:.0%}" for x in AT)
+        line = (
+            f"{len(final)} runs of {final.params.nunique()} sizes at "
+            f"{final.tokens_per_param.mean():.3g} tokens per parameter: over their final losses "
+            f"the curves differ by {at} of the tokens"
+        )
+        if math.isfinite(floor):
+            mean = [np.mean([spread(table, x, by) for x in AT]) for by in ("ratio", "excess")]
+            line += (
+                f" ({mean[0]:.2%} on average; {mean[1]:.2%} of the excess over an irreducible loss "
+                f"of {floor:.2f})"
+            )
+        lines.append(f"{line}.")
+    if not parts:
+        return Finding.refuse("no two sizes have finished at equal tokens per parameter")
+    return Finding(lines[0], pd.concat(parts, ignore_index=True), lines=tuple(lines[1:]))
 
 
-def _losses(study: Study) -> tuple[pd.DataFrame, set[str]]:
-    """Table of `run, tokens, loss`, and the tasks that the loss is measured on."""
-    if len(study.losses) and set(study.losses.run) >= set(study.runs):
-        return study.losses, set()
-    every = study.all_curves.points
-    best, tasks = pd.DataFrame({"run": [], "tokens": [], "loss": []}), set()
-    for metric in _LOSSES:
-        measured = every[(every.metric == metric) & np.isfinite(every.tokens.astype(float))]
-        loss = (-measured.score).groupby([measured.run, measured.tokens]).mean().rename("loss")
-        if len(loss) > len(best):
-            best, tasks = loss.reset_index(), set(measured.task)
-    return best, tasks
+def spread(table: pd.DataFrame, x: float, by: str = "ratio") -> float:
+    """Largest minus smallest normalized loss at `x`, relative to their mean."""
+    at = [np.interp(x, rows.x, rows[by]) for _, rows in table.groupby("run")]
+    return float(np.ptp(at) / np.mean(at))
 
 
-def _with_loss(frame: pd.DataFrame, losses: pd.DataFrame) -> pd.DataFrame:
-    """Points within the token range of the loss, with a column `loss`."""
-    loss = pd.Series(math.nan, frame.index)
-    for run, known in losses[np.isfinite(losses.loss)].sort_values("tokens").groupby("run"):
-        at = frame.tokens[frame.run == run]
-        loss[at.index] = np.interp(at, known.tokens, known.loss, left=math.nan, right=math.nan)
-    return frame.assign(loss=loss).dropna(subset="loss")
+def leaves_collapse(study: Study, run: str) -> Check | None:
+    """Whether a run in progress leaves the curve of its finished siblings upwards.
 
-
-def _left_out_errors(points: pd.DataFrame, axes: list[str]) -> pd.DataFrame:
-    """Table of `task, domain, params, noise, axis, error`: the points that all axes can predict."""
-    y, size = points.score.to_numpy(float), points.params.to_numpy(float)
-    usable = np.ones(len(y), bool)
-    for left in np.unique(size):
-        own = size == left
-        for axis in axes:
-            x = points[axis].to_numpy(float)
-            usable[own] &= (x[own] >= x[~own].min()) & (x[own] <= x[~own].max())
-    noise = math.sqrt(2 / math.pi) * points.score_stderr
-    scored = points[["task", "params"]].assign(domain=points.domain.iloc[0], noise=noise)[usable]
-    parts = []
-    for axis in axes:
-        x, errors = points[axis].to_numpy(float), []
-        for width in _WIDTHS:
-            error = np.full(len(y), math.nan)
-            for left in np.unique(size[usable]):
-                test, train = usable & (size == left), size != left
-                error[test] = np.abs(y[test] - _smooth(x[train], y[train], x[test], width))
-            errors.append(error[usable])
-        parts.append(scored.assign(axis=axis, error=min(errors, key=np.sum)))
-    return pd.concat(parts)
-
-
-def _smooth(x: Array, y: Array, new: Array, width: float) -> Array:
-    """Local linear regression at `new`; kernel `width` as a share of the range.
-
-    Vectorized over the new points; statsmodels' KernelReg loops over them.
+    Its loss over the siblings' mean curve should be a constant, its final loss. The statistic is
+    the mean log ratio in the last fifth of what is seen minus that before; its null distribution
+    that of another sibling: Student's t, from the siblings' own. None without enough siblings.
     """
-    distance = (x[None] - new[:, None]) / (width * max(float(np.ptp(x)), 1e-12))
-    weight = np.exp(-0.5 * distance**2) + 1e-12
-    s0, s1 = weight.sum(axis=1), (weight * distance).sum(axis=1)
-    s2 = (weight * distance**2).sum(axis=1)
-    t0, t1 = weight @ y, (weight * distance) @ y
-    return np.asarray((s2 * t0 - s1 * t1) / np.maximum(s0 * s2 - s1**2, 1e-12))
+    own = study.losses[study.losses.run == run].dropna(subset=["loss"])
+    planned = study.planned_tokens.get(run)
+    if planned is None or own.empty:
+        return None
+    ratio = planned / own.params.iloc[0]
+    group = next((g for g in _groups(study) if _equal(g.tokens_per_param.iloc[0], ratio)), None)
+    now = own.tokens.max() / planned
+    grid = GRID[now >= GRID]
+    if group is None or group.run.nunique() < _FEWEST or len(grid) < 20:
+        return None
+    siblings = [np.log(_curve(rows, 1.0, grid)) for _, rows in group.groupby("run")]
+    mean = np.mean(siblings, axis=0)
+    late = grid > grid[0] + (1 - _LATE) * (grid[-1] - grid[0])
+
+    def rise(curve: Array) -> float:
+        difference = curve - mean
+        return float(difference[late].mean() - difference[~late].mean())
+
+    found = rise(np.log(_curve(own, now, grid)))
+    count = len(siblings)
+    scale = math.sqrt(sum(rise(one) ** 2 for one in siblings) / (count - 1) * (1 + 1 / count))
+    p = float(stats.t.sf(found / max(scale, 1e-12), count - 1))
+    reason = (
+        f"In the last {_LATE:.0%} of the tokens so far the loss is {found:+.2%} off the curve of "
+        f"{count} finished runs at equal tokens per parameter, as scaled before (p = {p:.2g})."
+    )
+    advice = (
+        "Compare learning rate, batch, weight decay and data with theirs; if they are equal, look "
+        "for a numerical fault, which shows here before it shows in the loss."
+    )
+    return Check("collapse", p < ALPHA, found, reason, advice, p_value=p)
+
+
+def _equal(first: float, second: float) -> bool:
+    return max(first, second) <= _ALIKE * min(first, second)
+
+
+def _groups(study: Study) -> list[pd.DataFrame]:
+    """Losses of finished runs, that are no branches, by tokens per parameter."""
+    losses = study.losses.dropna(subset=["loss", "params", "tokens"])
+    losses = losses[(losses.tokens > 0) & (losses.params > 0) & (losses.loss > 0)]
+    losses = losses[~losses.run.isin([*study.planned_tokens, *study.parents])]
+    per_run = losses.groupby("run", sort=False)
+    losses = losses[per_run.loss.transform("size") >= 10]
+    last = losses.groupby("run").tokens.transform("max")
+    losses = losses.assign(tokens_per_param=last / losses.params)
+    groups: list[pd.DataFrame] = []
+    for _, rows in losses.groupby("tokens_per_param"):
+        if groups and _equal(groups[-1].tokens_per_param.iloc[0], rows.tokens_per_param.iloc[0]):
+            groups[-1] = pd.concat([groups[-1], rows])
+        else:
+            groups.append(rows)
+    return groups
+
+
+def _curve(rows: pd.DataFrame, until: float, grid: Array) -> Array:
+    """The smoothed loss at the points of a grid, of a log that ends at x = `until`."""
+    rows = rows.sort_values("tokens")
+    width = max(1, len(rows) // _SMOOTHED)
+    smooth = rows[["tokens", "loss"]].rolling(width).mean().dropna()
+    return np.interp(grid, until * smooth.tokens / rows.tokens.iloc[-1], smooth.loss)
+
+
+def _normalized(rows: pd.DataFrame) -> pd.DataFrame:
+    """The curve of one run over its final loss, on the grid."""
+    losses = rows.sort_values("tokens").loss
+    final = float(losses.iloc[-max(_FINAL, len(losses) // _SMOOTHED) :].mean())
+    first = rows.iloc[0]
+    return pd.DataFrame({"x": GRID, "ratio": _curve(rows, 1.0, GRID) / final}).assign(
+        run=first.run, params=first.params, tokens_per_param=first.tokens_per_param, final=final
+    )
+
+
+def _irreducible(params: Array, final: Array) -> float:
+    """L0 of final = L0 + a N^-b by least squares of the logs; NaN of less than three sizes."""
+    if len(np.unique(params)) < 3:
+        return math.nan
+    errors = {}
+    for floor in np.linspace(0, 0.98, 99) * final.min():
+        line = line_fit(np.log(params), np.log(final - floor))
+        if line is not None and line.slope < 0:
+            # In units of the loss, so that floors can be compared.
+            errors[floor] = float(np.sum((np.exp(line.at(np.log(params))) + floor - final) ** 2))
+    return min(errors, key=errors.__getitem__, default=math.nan)

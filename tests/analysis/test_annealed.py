@@ -40,7 +40,7 @@ def test_cooldowns_are_foretold_by_their_trunks(study) -> None:
 
 
 def test_a_run_in_progress_is_annealed_now_and_at_its_end(study) -> None:
-    found = annealed(cut(study, [RUN, f"{RUN}_cooldown0.5"], 1400))
+    (found,) = annealed(cut(study, [RUN, f"{RUN}_cooldown0.5"], 1400))
     rows = found.table.set_index("kind")
     planned, now = rows.loc["planned"], rows.loc["annealed"].iloc[-1]
     assert planned.low < 2.69 < planned.high  # it ended there
@@ -56,23 +56,25 @@ def test_a_sibling_tells_what_a_decay_gives_at_the_level_of_the_run(study) -> No
         loss=both.logged.loss.where(both.logged.run == RUN, both.logged.loss * 2)
     )
     value = [
-        annealed(dataclasses.replace(both, logged=table)).table.set_index("kind").value["planned"]
+        annealed(dataclasses.replace(both, logged=table))[0]
+        .table.set_index("kind")
+        .value["planned"]
         for table in (both.logged, log)
     ]
     assert value[0] == pytest.approx(value[1], rel=1e-6) and 2.4 < value[0] < 2.9
 
 
 def test_without_any_decay_there_is_no_answer(study) -> None:
-    found = annealed(cut(study, [RUN], 1400))
-    assert RUN in found.refused and "fell by 30%" in found.refused
-    other_size = annealed(cut(study, [RUN, "400k_seed1"], 1400))
+    (found,) = annealed(cut(study, [RUN], 1400))
+    assert "fell by 30%" in found.refused
+    (other_size,) = annealed(cut(study, [RUN, "400k_seed1"], 1400))
     assert "fell by 30%" in other_size.refused
 
 
 def test_a_finished_run_tells_what_less_would_have_given(study) -> None:
-    found = annealed(study)
+    found, other = annealed(study)
     assert found.sentence.startswith(f"{RUN} ended at a training loss of 2.691, the law at 2.")
-    assert "annealed by 7.9" in found.sentence and len(found.lines) == 1
+    assert "annealed by 7.9" in found.sentence and other.title.endswith("800k_seed2")
     assert found.table[found.table.kind == "annealed"].step.max() <= 1953
 
 
@@ -81,5 +83,5 @@ def test_the_beginning_must_be_known() -> None:
     log = pd.DataFrame(
         {"run": "late", "step": steps, "tokens": steps * 10.0, "loss": 3.0, "learning_rate": 1e-3}
     )
-    found = annealed(Study(pd.DataFrame(columns=["run", "params"]), logged=log))
+    (found,) = annealed(Study(pd.DataFrame(columns=["run", "params"]), logged=log))
     assert "from its beginning" in found.refused

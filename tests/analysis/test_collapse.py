@@ -1,81 +1,103 @@
-"""Which axis makes planted curves one curve."""
+"""Normalized loss curves: the published ladder, and how often the check alarms for nothing."""
+
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from jaxllm.analysis.collapse import collapse
+from jaxllm.analysis.collapse import AT, collapse, leaves_collapse, spread
 from jaxllm.analysis.registry import Study
-from tests.analysis.planted import sigmoid, table
+from jaxllm.run.records import COLUMNS
 
-SIZES = (1e8, 3e8, 1e9, 3e9, 1e10)
-TOKENS = np.logspace(9, 11.5, 24).astype(np.int64)
-
-
-def loss_of(size: float) -> np.ndarray:
-    return 1.7 + 400 / size**0.34 + 400 / TOKENS**0.28
+NOTHING = pd.DataFrame(columns=COLUMNS)
+X = np.linspace(0.02, 1, 100)
 
 
-def suite(rng: np.random.Generator, axis: str, noise: float = 0.005) -> pd.DataFrame:
-    """Five sizes whose curves are one curve over `axis`, with their losses as bits per byte."""
-    parts = []
-    for size in SIZES:
-        over = {
-            "tokens": np.log10(TOKENS) - 10.3,
-            "flops": np.log10(6 * size * TOKENS) - 20.5,
-            "loss": 6 * (2.8 - loss_of(size)),
-        }[axis]
-        values = {
-            task: 0.25 + top * sigmoid(over, 0, 0.5) + rng.normal(0, noise, len(over))
-            for task, top in (("a", 0.6), ("b", 0.4))
-        }
-        run = {"tokens": TOKENS, "run": f"{size:g}", "params": size}
-        parts.append(table(values, stderr=noise, **run))
-        parts.append(table({"text": loss_of(size)}, metric="bits_per_byte", chance=np.nan, **run))
+@pytest.fixture(scope="module")
+def ladder(shared_data: Path) -> pd.DataFrame:
+    """C4 losses of the OLMo ladder; of 1xC the run with all its evaluations."""
+    folder, parts = shared_data / "reference/olmo_ladder", []
+    sizes = pd.read_csv(folder / "models.csv.gz").set_index("files").n
+    for size in ("190M", "370M", "760M", "1B"):
+        for factor in ("0.5xC", "1xC-rerun", "2xC", "5xC", "10xC"):
+            rows = pd.read_csv(folder / f"{size}-{factor}.csv.gz")
+            loss = rows["eval/c4_en-validation/CrossEntropyLoss"]
+            own = {"run": f"{size}-{factor}", "params": float(sizes[size]), "flops": np.nan}
+            tokens = rows["throughput/total_tokens"]
+            parts.append(pd.DataFrame({"tokens": tokens, "loss": loss}).assign(**own))
     return pd.concat(parts, ignore_index=True)
 
 
-@pytest.mark.parametrize("axis", ["tokens", "flops", "loss"])
-def test_finds_the_planted_axis(axis) -> None:
-    found = collapse(Study(suite(np.random.default_rng(0), axis)))
-    assert f"fall together best over {axis} " in found.sentence
-    assert set(found.table.task) == {"a", "b"}  # the loss does not predict itself
-    best = found.table[found.table.axis == axis]
-    assert best.best.all() and (best.error < 2 * best.noise).all()
-    assert (found.table[found.table.axis != axis].error > 2 * best.noise.max()).all()
+# Relative spread in percent at 20, 30, 50 and 70 % of the run, over the mean of the last three.
+FIGURES = {
+    10: (0.28, 0.10, 0.20, 0.08),
+    5: (0.45, 0.21, 0.19, 0.11),
+    2: (0.44, 0.34, 0.22, 0.09),
+    1: (0.81, 0.36, 0.22, 0.07),
+    0.5: (1.7, 0.97, 0.33, 0.10),
+}
 
 
-def test_noise_has_no_best_axis() -> None:
+def test_the_ladder_collapses_as_published(ladder) -> None:
+    found = collapse(Study(NOTHING, losses=ladder))
+    assert len(found.lines) == 4
+    groups = dict(list(found.table.groupby(found.table.run.str.split("-").str[1])))
+    for factor, figures in FIGURES.items():
+        table = groups["1xC" if factor == 1 else f"{factor:g}xC"]
+        ours = [100 * spread(table, x) for x in AT]
+        assert ours == pytest.approx(figures, abs=0.011 if factor != 0.5 else 0.03)
+        assert np.isfinite(table.excess).all()
+
+
+def cut(ladder: pd.DataFrame, run: str, share: float, fault: float = 0.0) -> Study:
+    """One run stopped at a share of its tokens, its loss rising by `fault` over the last tenth."""
+    own = ladder.run == run
+    total = ladder.tokens[own].max()
+    x = ladder.tokens / total
+    rise = 1 + fault * np.clip((x - share + 0.1) / 0.1, 0, 1)
+    losses = ladder.assign(loss=ladder.loss.where(~own, ladder.loss * rise))[~own | (x <= share)]
+    return Study(NOTHING, losses=losses, planned_tokens={run: float(total)})
+
+
+def test_a_fault_in_the_ladder_shows_and_no_healthy_run_alarms(ladder) -> None:
+    alarms = [
+        leaves_collapse(cut(ladder, run, share), run).raised
+        for run in ladder.run.unique()
+        for share in (0.6,)
+    ]
+    assert len(alarms) == 20 and sum(alarms) <= 1
+    found = leaves_collapse(cut(ladder, "1B-10xC", 0.6, fault=0.03), "1B-10xC")
+    assert found.raised and found.number > 0.01 and "3 finished runs" in found.reason
+
+
+def simulated(rng: np.random.Generator, run: str, params: float) -> pd.DataFrame:
+    """A curve with its own smooth deviation and noise, and its own final loss."""
+    smooth = rng.normal(0, 0.004, 4) @ np.cos(np.outer(np.arange(4), np.pi * X))
+    loss = (
+        (2 + 1e3 * params**-0.4)
+        * (0.9 + 0.1 * X**-0.4)
+        * np.exp(smooth + rng.normal(0, 0.002, 100))
+    )
+    own = {"run": run, "params": params, "flops": np.nan}
+    return pd.DataFrame({"tokens": X * 20 * params, "loss": loss}).assign(**own)
+
+
+def test_false_alarms_are_as_rare_as_the_level_says(count: int = 4, draws: int = 80) -> None:
+    rng, p = np.random.default_rng(0), []
+    for _ in range(draws):
+        runs = [simulated(rng, str(i), 1e8 * 2**i) for i in range(count + 1)]
+        runs[-1] = runs[-1][runs[-1].tokens <= 0.6 * runs[-1].tokens.max()]
+        study = Study(NOTHING, losses=pd.concat(runs), planned_tokens={str(count): 20e8 * 2**count})
+        p.append(leaves_collapse(study, str(count)).p_value)
+    print(count, np.mean(np.array(p) < 0.01), np.mean(np.array(p) < 0.1))
+    assert np.mean(np.array(p) < 0.01) <= 0.05 and 0.03 <= np.mean(np.array(p) < 0.1) <= 0.18
+
+
+def test_nothing_is_said_without_siblings() -> None:
     rng = np.random.default_rng(1)
-    certain = []
-    for _ in range(15):
-        records = suite(rng, "tokens")
-        noise = 0.25 + rng.normal(0, 0.01, len(records))
-        records["value"] = records.value.where(records.metric != "accuracy", noise)
-        found = collapse(Study(records))
-        certain.append("best over" in found.sentence)
-        spread = found.table.groupby("task").error.agg(lambda e: e.max() / e.min())
-        assert (spread < 1.5).all()
-    assert np.mean(certain) <= 0.2
-
-
-def test_a_logged_loss_serves_as_well() -> None:
-    records = suite(np.random.default_rng(2), "loss")
-    losses = records[records.task == "text"].rename(columns={"value": "loss"})
-    without = records[records.task != "text"]
-    found = collapse(Study(without, losses=losses[["run", "tokens", "loss"]]))
-    assert "best over loss" in found.sentence
-    assert any("No loss" in note for note in collapse(Study(without)).notes)
-
-
-def test_needs_three_sizes() -> None:
-    records = suite(np.random.default_rng(3), "flops")
-    assert "three sizes" in collapse(Study(records[records.params > 2e9])).refused
-
-
-def test_pythia_curves_fall_together_over_loss(pythia_records) -> None:
-    found = collapse(Study(pythia_records[pythia_records.metric != "accuracy_per_char"]))
-    assert "best over loss" in found.sentence
-    errors = found.table.groupby("axis").error.mean()
-    assert errors["loss"] < 0.6 * errors[["tokens", "flops"]].min()
-    assert "lambada_openai" not in set(found.table.task)
+    one = simulated(rng, "one", 1e8)
+    assert collapse(Study(NOTHING, losses=one)).refused
+    other = simulated(rng, "other", 1e9).assign(tokens=lambda rows: 3 * rows.tokens)
+    assert collapse(Study(NOTHING, losses=pd.concat([one, other]))).refused
+    assert leaves_collapse(Study(NOTHING, losses=one, planned_tokens={"one": 4e9}), "one") is None

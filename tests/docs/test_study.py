@@ -6,8 +6,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from jaxllm.analysis.collapse import collapse
-from jaxllm.report.tables import gather
 from jaxllm.run.suite_layout import runs_in
 from tests.conftest import REPOSITORY
 
@@ -53,10 +51,3 @@ def test_averages_and_decays(bits: pd.DataFrame, row: str, run: str, last: bool)
         names = [f"{size}_seed{seed}{run}" for seed in (1, 2)]
         found = [final(bits, n)["mean"] if last else bits.loc[(n, step), "mean"] for n in names]
         assert np.mean(found) == pytest.approx(cell, abs=5.1e-4)
-
-
-def test_the_curves_share_the_loss() -> None:
-    found = collapse(gather(runs_in(STUDY)).study).table.groupby("axis").error.mean()
-    for axis, error in found.items():
-        assert f"{error:.3f}" in PAGE, axis
-    assert found.idxmin() == "loss"

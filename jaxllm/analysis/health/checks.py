@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
+from jaxllm.analysis.collapse import leaves_collapse
 from jaxllm.analysis.finding import Finding
 from jaxllm.analysis.health import loss, tasks
 from jaxllm.analysis.health.result import ALPHA, Check
@@ -60,12 +61,16 @@ def checks(study: Study) -> Finding:
 
 
 def examine(study: Study) -> dict[str, tuple[Check, ...]]:
-    """Run every check of each run; checks without enough data are refused."""
+    """Run every check of each run; checks without enough data are refused.
+
+    Only runs with siblings to be compared with have a check of the collapse.
+    """
     of_tasks = tasks.judged(study.curves)
     return {
         run: (
             *loss.loss_checks(study.log_of(run)),
             tasks.falling([curve for curve in of_tasks if curve.run == run]),
+            *filter(None, [leaves_collapse(study, run)]),
         )
         for run in study.runs
     }

@@ -20,7 +20,6 @@ from jaxllm.analysis.mixtures.findings import STEP
 from jaxllm.analysis.registry import Study
 from jaxllm.report.charts import marks
 from jaxllm.report.charts.specs import Chart
-from jaxllm.report.charts.trajectories import side_by_side
 from jaxllm.report.theme import DISTINCT
 
 _MOST_ROWS = 40
@@ -50,13 +49,11 @@ def checks(finding: Finding, study: Study) -> Chart | None:
 
 
 def annealed(finding: Finding, study: Study) -> Chart | None:
-    """The loss of each run, the law through it, and what it would be if annealed."""
-    order, panels = ("measured", "law", "annealed", "planned"), []
-    for run, rows in finding.table.groupby("run", sort=False):
-        shown = rows[rows.tokens >= rows.tokens[rows.kind == "law"].min()]
-        titles = (_AMOUNTS["tokens"], "training loss")
-        panels.append((str(run), marks.bands(shown, "tokens", "value", "kind", titles, order)))
-    return panels[0][1] if len(panels) == 1 else side_by_side(panels, 2)
+    """The loss of a run, the law through it, and what it would be if annealed."""
+    rows, order = finding.table, ("measured", "law", "annealed", "planned")
+    shown = rows[rows.tokens >= rows.tokens[rows.kind == "law"].min()]
+    titles = (_AMOUNTS["tokens"], "training loss")
+    return marks.bands(shown, "tokens", "value", "kind", titles, order)
 
 
 def forecasts(finding: Finding, study: Study) -> Chart | None:
@@ -141,11 +138,13 @@ def branches(finding: Finding, study: Study) -> Chart | None:
 
 
 def collapse(finding: Finding, study: Study) -> Chart | None:
-    """The error of a left-out size over each axis."""
-    order = finding.table.groupby("task").error.min().sort_values().index
-    rows = finding.table.set_index("task").loc[order].reset_index()
-    title = "mean absolute error of a left-out size"
-    return marks.dots(rows, "task", "error", title, series="axis", reference=0.0)
+    """The loss over the final loss, by runs; of the group with the most of them."""
+    table = finding.table.assign(low=np.nan, high=np.nan)
+    largest = table.groupby("tokens_per_param").run.nunique().idxmax()
+    near = table[table.tokens_per_param.between(largest / 1.1, largest * 1.1)]
+    runs = list(near.sort_values("params").run.unique())[:DISTINCT]
+    titles = ("share of the tokens", "loss over the final loss")
+    return marks.bands(near[near.run.isin(runs)], "x", "ratio", "run", titles, runs)
 
 
 _AMOUNTS = {"params": "parameters", "tokens": "training tokens", "flops": "training FLOPs"}

@@ -146,7 +146,7 @@ def bands(
 ) -> Chart:
     """A line per `series`, with its interval `low` to `high`; a value alone is a dot."""
     shown = table[_distinct(x, y, series, "run", "low", "high")]
-    alone = shown[[series, "run"]].value_counts()[lambda n: n == 1].reset_index()[series]
+    alone = shown[_distinct(series, "run")].value_counts()[lambda n: n == 1].reset_index()[series]
     kept = f"indexof({json.dumps([*alone])}, datum['{series}'])"
     scale = alt.Scale(zero=False, nice=True)
     axis = alt.Axis(format=".3~g")
