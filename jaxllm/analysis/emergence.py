@@ -1,202 +1,192 @@
-"""Sudden or gradual gains, and whether a sudden one is due to the model or the metric.
+"""Sudden or gradual gains, whether a sudden one is due to the model or the metric, and their ends.
 
-BIG-bench (Srivastava et al. 2022, App. B) classifies a task as linear or breakthrough by
+BIG-bench (Srivastava et al. 2022, App. B) calls gains breakthroughs that a few large steps make;
+but between checkpoints that are far apart the steps of a smooth curve are large, too. Here a gain
+is sudden by the width of its rise, the decades of tokens from 10 to 90 % of it: the interval of the
+width ends below 0.3, and smooth rises that are wider are rejected (`rises`).
 
-    I(y) = sign(argmax_i y_i - argmin_i y_i) (max y - min y)
-    L = I / sqrt(mean_i z_i^2),   B = I / sqrt(median_i z_i^2),   z_i = y_(i+1) - y_i
-
-(later papers misprint the sign as argmax - argmax and leave z undefined). B / L is 1 for equal
-steps and large where most steps are small and a few are large. Whether it is *too* large for a
-steady gain is tested against straight lines over the logarithm of scale with the sampling noise of
-the points. Accuracy and exact match can jump because they only depend on the best answer, while
-the probability of the right one rises steadily (Schaeffer et al. 2023, arXiv 2304.15004); so a jump
-is attributed to the metric where a continuous metric of the same task had gained before it.
+Accuracy and exact match can jump because they only depend on the best answer, while the
+probability of the right one rises steadily (Schaeffer et al. 2023, arXiv 2304.15004). What a
+continuous metric gains first is how frequent words are, though: Pythia's perplexity on LAMBADA
+falls from 8e6 to 6e3 before its accuracy reaches 3 %. So the cause of a jump is only judged by
+continuous metrics whose level of a guess is known, as that of a probability among options, from
+that level on.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
-from jaxllm.analysis.curves import Array
+from jaxllm.analysis.curves import Curve, is_share
 from jaxllm.analysis.finding import Finding
-from jaxllm.analysis.onsets import STANDARD_ERRORS, durable, guess_score
+from jaxllm.analysis.health import tasks
+from jaxllm.analysis.onsets import AT_CHANCE, LEFT, guess, onset
 from jaxllm.analysis.registry import NOW, Study, analysis
+from jaxllm.analysis.rises import FEWEST, SUDDEN, Rises
 from jaxllm.analysis.stats import false_discovery
 
-GRADUAL = "gradual"
 METRIC = "sudden in the metric"
 MODEL = "sudden in the model"
 UNCLEAR = "sudden, cause unclear"
+GRADUAL = "gradual"
+UNRESOLVED = "not resolved"
 NO_GAIN = "no gain"
+VERDICTS = (MODEL, METRIC, UNCLEAR, GRADUAL, UNRESOLVED, NO_GAIN)
 
-_DRAWS = 500
-_MIN_POINTS = 5
+FALLING = "falling"
+SATURATED = "saturated"
+GROWING = "growing"
+NO_TREND = "no trend seen"
+# A share that gains less than this per doubling of tokens is saturated.
+MARGIN = 0.01
+
 # Share of a continuous metric's gain before the onset beyond which the metric is the cause.
 _EARLY = 0.1
-_CURVE = ("tokens", "score", "score_stderr")
+_SIGNIFICANT = 1.96  # standard errors
 _HARD = ("accuracy", "exact_match")
-_COLUMNS = (
-    "run", "task", "domain", "metric", "hard", "n", "gain", "linearity", "breakthroughness",
-    "suddenness", "p", "q", "onset", "early_share", "early_low", "early_high", "verdict",
-)  # fmt: skip
-
-
-def improvement(y: Array) -> float:
-    """I(y): the range of `y`, negative where the maximum precedes the minimum."""
-    return float(np.sign(int(np.argmax(y)) - int(np.argmin(y))) * np.ptp(y))
-
-
-def linearity(y: Array) -> float:
-    """L of scores in order of scale; NaN where all are equal."""
-    mean, _ = _squared_steps(y)
-    return improvement(y) / math.sqrt(mean) if mean > 0 else math.nan
-
-
-def breakthroughness(y: Array, resolution: float = 0.0) -> float:
-    """B of scores in order of scale; NaN where more than half of the steps are 0.
-
-    `resolution` is a lower bound of the median step: the smallest that can be resolved (1/n).
-    """
-    _, median = _squared_steps(y, resolution)
-    return improvement(y) / math.sqrt(median) if median > 0 else math.nan
-
-
-def _squared_steps(y: Array, resolution: float = 0.0) -> tuple[Array, Array]:
-    """Mean and median (at least resolution^2) of the squared steps along the last axis."""
-    squares = np.diff(y) ** 2
-    return squares.mean(axis=-1), np.maximum(np.median(squares, axis=-1), resolution**2)
 
 
 @analysis(
     NOW,
     "Sudden or gradual",
     place=10,
-    caption="Right is sudden: most of the gain came at few checkpoints (B/L as in BIG-bench; 1 for "
-    "equal steps). It is the metric's doing where a smoother metric of the task rose before.",
+    caption="Width of each rise: decades of tokens from 10 to 90 % of its gain, with its 95 % "
+    "interval. Sudden is what ends left of the line at 0.3, a factor of two in tokens. Bars that "
+    "reach the right edge have no upper end: the rise began before the first checkpoint, has not "
+    "ended, or is lost in noise.",
 )
 def emergence(study: Study) -> Finding:
-    """Test every task of every run under all its metrics.
+    """Measure the widths of all rises, and judge accuracy or exact match of every task by them.
 
     Returns:
-      A row per run, task and metric; scores, higher is better: L, B and `suddenness` B / L with `p`
-      against a straight line over log tokens (`q` adjusted over the hard metrics); `hard` marks the
-      tested metric, accuracy or exact match. `onset` is the tokens where that metric durably leaves
-      chance, `early_share` the share of a continuous metric's gain before it, with a 95 % interval
-      from draws of the sampling noise.
-      `verdict` is per task: "gradual" unless its hard metric is sudden at q < 0.05; then "sudden in
-      the metric" where a continuous metric made significantly more than a tenth of its gain before
-      the onset; "sudden in the model" where all made significantly less and are sudden too
-      (p < 0.05); else, and without a continuous metric, the cause is unclear.
+      A row per run, task and metric, of scores, higher is better: `gain`, `width`, `low`, `high`
+      and `p` as of `Rises.fit`, `q` adjusted over the hard metrics; `hard` marks the judged metric,
+      accuracy or exact match. `onset` is the tokens where it leaves a guess.
+      `verdict` is that of the hard metric: sudden where `high` < 0.3 and q < 0.05, gradual where
+      `low` >= 0.3. A jump is due to the metric where a continuous one, itself not sudden, made
+      significantly more than a tenth of its gain over a guess before the onset; due to the model
+      where all made significantly less and are sudden, too; else its cause is unclear.
+      `end` says how a share with a gain moves in the last doubling of tokens, by a line through it
+      (`health.tasks`): falling or growing (p < 0.025), saturated if it gains less than `MARGIN` per
+      doubling (p < 0.05), else there is no trend seen.
     """
-    rng = np.random.default_rng(0)
-    every = study.all_curves.comparable()
-    notes, points = every.notes, every.points
-    parts = [points[points.metric == metric] for metric in study.records.metric.unique()]
-    frame = pd.concat(parts) if parts else points
-    rows: list[dict] = []
-    short = 0
-    for (run, task), of_task in frame[frame.tokens > 0].groupby(["run", "task"], sort=False):
-        curves = {str(m): p.sort_values("tokens") for m, p in of_task.groupby("metric", sort=False)}
-        curves = {metric: p for metric, p in curves.items() if len(p) >= _MIN_POINTS}
-        short += not curves
-        rows += [{"run": run, "task": task, **row} for row in _of_task(curves, rng)]
-    if not rows:
-        return Finding.refuse(f"needs {_MIN_POINTS} checkpoints of a task", notes)
-    if short:
-        notes += (f"{short} trajectories have fewer than {_MIN_POINTS} points: not tested.",)
-    table = pd.DataFrame(rows, columns=list(_COLUMNS))
+    curves = study.all_curves.comparable()
+    table = _widths([curve for curve in curves if (curve.tokens > 0).sum() >= FEWEST])
+    if table.empty:
+        return Finding.refuse("it takes seven checkpoints with tokens and values", curves.notes)
+    notes = curves.notes
+    if short := len(curves) - len(table):
+        notes += (f"{short} curves have fewer than {FEWEST} checkpoints with tokens: left out.",)
+    hard = table.metric.str.startswith(_HARD)
+    first = table[hard].sort_values("metric", key=lambda names: ~names.isin(_HARD), kind="stable")
+    main = first.drop_duplicates(["run", "task"]).index
+    table["hard"] = table.index.isin(main)
+    table = table[table.hard | ~hard]
     table["q"] = false_discovery(table.p.where(table.hard))
-    sudden = table[table.hard & (table.q < 0.05)].set_index(["run", "task"]).index
-    marked = pd.MultiIndex.from_frame(table[["run", "task"]]).isin(sudden)
-    table["verdict"] = np.where(marked | (table.verdict == NO_GAIN), table.verdict, GRADUAL)
-    counts = table[table.hard].drop_duplicates(["run", "task"]).verdict.value_counts()
-    if counts.empty:
-        sentence = "No task has an accuracy or an exact match whose suddenness could be judged."
+    jumps = (table.high < SUDDEN) & (table.q.fillna(table.p) < 0.05)
+    shape = np.select([jumps, table.low >= SUDDEN], [UNCLEAR, GRADUAL], UNRESOLVED)
+    table["verdict"] = np.where(table.state == AT_CHANCE, NO_GAIN, shape)
+    table["onset"] = math.nan
+    for at, row in table[table.hard & (table.state == LEFT)].iterrows():
+        same = (table.run == row.run) & (table.task == row.task)
+        table.loc[same, "onset"] = row.curve.tokens[onset(row.curve)[1]]
+        if row.verdict == UNCLEAR:
+            table.loc[at, "verdict"] = _cause(table[same & ~table.hard], table.loc[at])
+    gained = table.hard & (table.verdict != NO_GAIN)
+    table["end"] = ""
+    table.loc[gained, "end"] = table.curve[gained].map(_end)
+    table = table.drop(columns=["curve", "state"])
+    judged = table[table.hard]
+    if judged.empty:
+        sentence = "No task has an accuracy or an exact match whose rise could be judged."
         return Finding(sentence, table, notes=notes)
-    order = (METRIC, MODEL, UNCLEAR, GRADUAL, NO_GAIN)
-    verdicts = "; ".join(f"{counts[v]:,} {v}" for v in order if v in counts)
-    sentence = f"The gains of {counts.sum():,} trajectories over the tokens: {verdicts}."
-    return Finding(sentence, table, notes=notes)
+    return Finding(_sentence(judged), table, notes=notes, lines=_of_ends(judged))
 
 
-def _of_task(curves: dict[str, pd.DataFrame], rng: np.random.Generator) -> list[dict]:
-    """Rows of one task, with the verdict for the case that its hard metric is sudden."""
-    hard = [metric for metric in curves if metric.startswith(_HARD)]
-    main = next((metric for metric in _HARD if metric in hard), hard[0] if hard else None)
-    onset, gained = (math.nan, True) if main is None else _onset(curves[main])
-    rows = []
-    for metric, points in curves.items():
-        tokens, score, stderr = (points[name].to_numpy(float) for name in _CURVE)
-        stderr, n = np.nan_to_num(stderr), points.n.iloc[-1]
-        resolution = 1 / float(n) if metric in hard and n > 0 else 0.0
-        before = 0 if metric in hard else int((tokens < onset).sum())
-        share, low, high = _early_share(score, stderr, before, rng)
-        rows.append({
-            "domain": points.domain.iloc[-1], "metric": metric, "hard": metric == main,
-            "n": len(points), "gain": improvement(score), "linearity": linearity(score),
-            "breakthroughness": breakthroughness(score, resolution),
-            "suddenness": float(_suddenness(score, resolution)),
-            "p": _pvalue(np.log(tokens), score, stderr, resolution, rng), "onset": onset,
-            "early_share": share, "early_low": low, "early_high": high,
-        })  # fmt: skip
-    soft = [row for row in rows if math.isfinite(row["early_low"])]
-    verdict = UNCLEAR
-    if not gained:
-        verdict = NO_GAIN
-    elif any(row["early_low"] > _EARLY for row in soft):
-        verdict = METRIC
-    elif soft and all(row["early_high"] < _EARLY and row["p"] < 0.05 for row in soft):
-        verdict = MODEL
-    return [{**row, "verdict": verdict} for row in rows]
+def _widths(curves: Sequence[Curve]) -> pd.DataFrame:
+    """A row per curve, those over the same checkpoints fitted together."""
+    grids: dict[bytes, list[int]] = {}
+    for at, curve in enumerate(curves):
+        grids.setdefault(curve.tokens[curve.tokens > 0].tobytes(), []).append(at)
+    parts = []
+    for members in grids.values():
+        tokens = curves[members[0]].tokens
+        scores = np.stack([curves[at].scores[tokens > 0] for at in members], axis=1)
+        noise = np.array([tasks.noise(curves[at]) for at in members])
+        fitted = Rises.of(np.log10(tokens[tokens > 0])).fit(scores, noise)
+        parts.append(fitted.set_axis(members))
+    rows = [
+        {"run": curve.run, "task": curve.task, "domain": curve.domain, "metric": curve.metric,
+         "n": len(curve.tokens), "curve": curve, "state": onset(curve)[0]}
+        for curve in curves
+    ]  # fmt: skip
+    return pd.DataFrame(rows).join(pd.concat(parts)) if rows else pd.DataFrame()
 
 
-def _onset(points: pd.DataFrame) -> tuple[float, bool]:
-    """Tokens at which a metric durably leaves chance (NaN if never), and whether it has a gain."""
-    tokens, score, stderr = (points[name].to_numpy(float) for name in _CURVE)
-    chance = float(points.chance_score.iloc[-1])
-    at = durable(score - guess_score(tokens, score, chance) > STANDARD_ERRORS * stderr)
-    if at is None:
-        return math.nan, not math.isfinite(chance)
-    return float(tokens[at]), True
+def _cause(soft: pd.DataFrame, hard: pd.Series) -> str:
+    """Verdict on a jump of the metric `hard` by the other metrics of the task."""
+    known = soft[soft.state == LEFT]
+    early = [_early(row.curve, hard.onset) for row in known.itertuples()]
+    jumps = list(known.verdict == UNCLEAR)
+    if any(z > _SIGNIFICANT and not jump for z, jump in zip(early, jumps, strict=True)):
+        return METRIC
+    if early and all(jumps) and max(early) < -_SIGNIFICANT:
+        return MODEL
+    return UNCLEAR
 
 
-def _suddenness(y: Array, resolution: float) -> Array:
-    """B / L along the last axis; NaN where the median step and `resolution` are 0."""
-    mean, median = _squared_steps(y, resolution)
-    with np.errstate(all="ignore"):
-        return np.where(median > 0, np.sqrt(mean / median), math.nan)
-
-
-def _pvalue(
-    x: Array, y: Array, stderr: Array, resolution: float, rng: np.random.Generator
-) -> float:
-    """p-value of y against noisy straight lines over x from its first to its last score."""
-    observed = float(_suddenness(y, resolution))
-    if not math.isfinite(observed) or not stderr.any():
+def _early(curve: Curve, until: float) -> float:
+    """How far its gain over a guess before `until` tokens exceeds `_EARLY`, in standard errors."""
+    before = np.flatnonzero(curve.tokens < until)
+    if not len(before):
         return math.nan
-    line = y[0] + (x - x[0]) / (x[-1] - x[0]) * (y[-1] - y[0])
-    # The estimated stderr of a score of exactly 0 or 1 is 0, its noise is not.
-    noise = np.where(stderr > 0, stderr, np.median(stderr[stderr > 0]))
-    null = _suddenness(line + noise * rng.standard_normal((_DRAWS, len(y))), resolution)
-    return float((1 + (null >= observed).sum()) / (1 + _DRAWS))
+    gains, errors = (curve.scores - guess(curve))[[before[-1], -1]], curve.score_stderr
+    error = math.hypot(errors[before[-1]], _EARLY * errors[-1])
+    return float((gains[0] - _EARLY * gains[1]) / error) if error > 0 else math.nan
 
 
-def _early_share(
-    score: Array, stderr: Array, before: int, rng: np.random.Generator
-) -> tuple[float, float, float]:
-    """Share of the gain made within the first `before` points, with its interval."""
-    unknown = (math.nan,) * 3
-    if before < 1:
-        return unknown
-    last = max(1, min(3, len(score) - before))
-    noisy = np.vstack([score, score + stderr * rng.standard_normal((_DRAWS, len(score)))])
-    with np.errstate(all="ignore"):
-        total = noisy[:, -last:].mean(axis=1) - noisy[:, 0]
-        share = (noisy[:, before - 1] - noisy[:, 0]) / total
-    if not (total[0] > 0 and np.isfinite(share).all()):
-        return unknown
-    low, high = np.quantile(share[1:], (0.025, 0.975))
-    return float(share[0]), float(low), float(high)
+def _end(curve: Curve) -> str:
+    """How a share moves in the last doubling of tokens; empty where that cannot be said."""
+    line = tasks.recent_trend(curve) if is_share(curve.metric) else None
+    if line is None:
+        return ""
+    if line.p_below(0.0) < 0.025:
+        return FALLING
+    if line.p_below(MARGIN) < 0.05:
+        return SATURATED
+    return GROWING if line.p_above(0.0) < 0.025 else NO_TREND
+
+
+def _sentence(judged: pd.DataFrame) -> str:
+    """How many gains are sudden, gradual or neither, and how wide they are."""
+    gained = judged[judged.verdict != NO_GAIN]
+    if gained.empty:
+        return f"None of {len(judged):,} trajectories has a gain."
+    counts = gained.verdict.value_counts()
+    parts = [f"{counts[v]:,} {v}" for v in (MODEL, METRIC, UNCLEAR) if v in counts]
+    sudden = "; ".join(parts) or "none is sudden"
+    wide = gained[gained.verdict == GRADUAL]
+    gradual = f"{len(wide):,} gradual"
+    if len(wide):
+        gradual += f", in the median at least {wide.low.median():.1f} decades wide"
+    unresolved = int(counts.get(UNRESOLVED, 0))
+    rest = f"; of {unresolved:,} it cannot be told from these checkpoints" if unresolved else ""
+    return f"Of {len(gained):,} gains over the tokens, {sudden}; {gradual}{rest}."
+
+
+def _of_ends(judged: pd.DataFrame) -> tuple[str, ...]:
+    """A sentence on the ends of the trajectories with a gain."""
+    ends = judged[judged.end != ""].end.value_counts()
+    if ends.empty:
+        return ()
+    order = (GROWING, SATURATED, FALLING, NO_TREND)
+    counts = "; ".join(f"{ends[end]:,} {end}" for end in order if end in ends)
+    return (
+        f"In the last doubling of tokens: {counts}. Saturated is what gains less than "
+        f"{100 * MARGIN:g} point per doubling, at 95 % confidence; of tasks without a trend 2.5 % "
+        "would be called growing and 2.5 % falling.",
+    )

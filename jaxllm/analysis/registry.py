@@ -1,10 +1,10 @@
 """Registry of the report's analyses: each is a function with a question, title, caption, method.
 
     @analysis(
-        EARLY, "Change points", caption="Where a line over log tokens needs another slope.",
-        method="sup-F test (Andrews 1993)",
+        NOW, "Sudden or gradual", caption="Decades of tokens from 10 to 90 % of a gain.",
+        method="Profile likelihood of smooth rises (Bates and Watts 1988).",
     )
-    def change_points(study: Study) -> Finding: ...
+    def emergence(study: Study) -> Finding: ...
 
 Every module of `jaxllm.analysis` is imported, which registers its analyses. `jaxllm.report` draws a
 finding with the chart function of the same name, if there is one.

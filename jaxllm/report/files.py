@@ -76,7 +76,7 @@ def spreadsheet_safe(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def file_name(title: str) -> str:
-    """File name of a title: "Change points" -> "change-points"."""
+    """File name of a title: "Sudden or gradual" -> "sudden-or-gradual"."""
     return re.sub("[^a-z0-9]+", "-", title.lower()).strip("-")
 
 

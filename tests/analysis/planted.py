@@ -2,6 +2,7 @@
 
 import numpy as np
 import pandas as pd
+from scipy import special
 
 from jaxllm.run.records import COLUMNS, Record
 
@@ -28,7 +29,7 @@ def table(values, *, tokens=None, run="r", params=1000, chance=0.25, stderr=0.01
 
 
 def sigmoid(x, middle, width=1.0):
-    return 1 / (1 + np.exp(-(np.asarray(x) - middle) / width))
+    return special.expit((np.asarray(x) - middle) / width)
 
 
 def noise(rng, tasks, level=0.25, size=41):

@@ -4,7 +4,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from jaxllm.analysis.change_points import change_points
 from jaxllm.analysis.correlations import correlations
 from jaxllm.analysis.emergence import emergence
 from jaxllm.analysis.registry import Study
@@ -12,7 +11,7 @@ from jaxllm.analysis.signal import signal_to_noise
 from jaxllm.run.records import COLUMNS
 from tests.analysis.planted import LOG_STEPS, broken, sigmoid, table
 
-ANALYSES = (change_points, signal_to_noise, correlations, emergence)
+ANALYSES = (signal_to_noise, correlations, emergence)
 
 
 def suite(seed: int = 0) -> pd.DataFrame:

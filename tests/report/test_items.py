@@ -161,7 +161,7 @@ def test_a_failing_chart_costs_its_card_only(tmp_path, monkeypatch, caplog) -> N
     """A chart that cannot be made, one with a number that JSON cannot hold, one not drawn."""
     run_dir = simulate(tmp_path / "run")
     whole = build([run_dir]).read_text()
-    sentence = answers(items(tables.gather([Run.open(run_dir)])))["Change points"].sentence
+    sentence = answers(items(tables.gather([Run.open(run_dir)])))["Sudden or gradual"].sentence
     real, drawn = trajectories.trajectory, specs.picture
 
     def trajectory(points, axis, series):
@@ -186,11 +186,11 @@ def test_a_failing_chart_costs_its_card_only(tmp_path, monkeypatch, caplog) -> N
     assert "The chart copying could not be drawn: ZeroDivisionError" in caplog.text
     lost = set(charts_of(whole)) - set(charts_of(text))
     assert "copying" in lost and "Most informative tasks" in charts_of(text)
-    assert "Change points" in lost and " ".join(sentence.split()) in Page(text).text
+    assert "Sudden or gradual" in lost and " ".join(sentence.split()) in Page(text).text
     analyze([str(run_dir), "--output", str(tmp_path / "files"), "--format", "png"])
     files = {path.name for path in (tmp_path / "files").iterdir()}
     assert {"trajectories.png", "training-loss.png"} <= files
-    assert not {"gradient-norm.png", "change-points.png"} & files
+    assert not {"gradient-norm.png", "sudden-or-gradual.png"} & files
     assert analyze([str(run_dir), "--format", "tensorboard"]) == 0
 
 
@@ -289,7 +289,7 @@ def test_figures_and_tables_as_files(tmp_path, kind, magic) -> None:
     analyze([str(run_dir), "--output", str(output), "--format", kind])
     main = "records.csv" if kind == "csv" else f"trajectories.{kind}"
     assert (output / main).read_bytes().startswith(magic)
-    assert {main, f"most-informative-tasks.{kind}", f"change-points.{kind}"} <= {
+    assert {main, f"most-informative-tasks.{kind}", f"sudden-or-gradual.{kind}"} <= {
         p.name for p in output.iterdir()
     }
     if kind == "csv":

@@ -13,11 +13,12 @@ import numpy as np
 import pandas as pd
 
 from jaxllm.analysis.curves import is_share
-from jaxllm.analysis.emergence import NO_GAIN
+from jaxllm.analysis.emergence import NO_GAIN, VERDICTS
 from jaxllm.analysis.finding import Finding
 from jaxllm.analysis.mixtures.check import OBJECTIVE
 from jaxllm.analysis.mixtures.findings import STEP
 from jaxllm.analysis.registry import Study
+from jaxllm.analysis.rises import SUDDEN
 from jaxllm.report.charts import marks
 from jaxllm.report.charts.specs import Chart
 from jaxllm.report.theme import DISTINCT
@@ -79,15 +80,18 @@ def backtest(finding: Any, study: Study) -> Chart | None:
 
 
 def emergence(finding: Finding, study: Study) -> Chart | None:
-    """The suddenness of the clearest cases."""
-    table = finding.table
-    tested = table[table.hard & (table.suddenness > 0) & (table.verdict != NO_GAIN)]
-    tested = tested.sort_values(["q", "p"]).head(15)
-    name = tested.run + " · " + tested.task if study.several_runs() else tested.task
-    title = "suddenness B/L: 1 for equal steps; the 15 clearest"
-    return marks.dots(
-        tested.assign(name=name), "name", "suddenness", title, series="verdict", log=True
-    )
+    """The widths of the rises, where anything is known of them: sudden ones first."""
+    known = finding.table[(finding.table.low > 0) | np.isfinite(finding.table.high)]
+    rows = known[known.hard & (known.verdict != NO_GAIN)]
+    order = rows.verdict.map(VERDICTS.index)
+    rows = rows.assign(order=order).sort_values(["order", "high", "low"]).head(_MOST_ROWS)
+    ends = rows[["low", "high"]]
+    edge = np.ceil(ends.where(np.isfinite(ends)).max().max())
+    name = rows.run + " · " + rows.task if study.several_runs() else rows.task
+    rows = rows.assign(name=name, **rows[["width", "high"]].clip(upper=edge))
+    title = "decades of tokens from 10 to 90 % of the gain, with the 95 % interval"
+    return marks.dots(rows, "name", "width", title, low="low", high="high", series="verdict",
+                      order=VERDICTS[:-1], reference=SUDDEN)  # fmt: skip
 
 
 def signal_to_noise(finding: Finding, study: Study) -> Chart | None:
@@ -100,16 +104,6 @@ def signal_to_noise(finding: Finding, study: Study) -> Chart | None:
     order = cells.groupby("task").signal.max().sort_values(ascending=False).index
     title = "signal in standard deviations of the noise"
     return marks.matrix(_by(cells, "task", order), "phase", "task", "signal", title, text="text")
-
-
-def change_points(finding: Finding, study: Study) -> Chart | None:
-    """The first change point of each task."""
-    first = finding.table.sort_values("tokens").drop_duplicates(["run", "task"])
-    grouped = first.groupby("task")[["tokens", "low", "high"]].median()
-    rows = grouped[grouped.low > 0].sort_values("tokens").head(_MOST_ROWS).reset_index()
-    title = "tokens at the first change point, with its 95% interval"
-    title += " (medians over runs)" if study.several_runs() else ""
-    return marks.dots(rows, "task", "tokens", title, low="low", high="high", log=True)
 
 
 def correlations(finding: Finding, study: Study) -> Chart | None:
