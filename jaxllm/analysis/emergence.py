@@ -65,7 +65,7 @@ def emergence(study: Study) -> Finding:
     Returns:
       A row per run, task and metric, of scores, higher is better: `gain`, `width`, `low`, `high`
       and `p` as of `Rises.fit`, `q` adjusted over the hard metrics; `hard` marks the judged metric,
-      accuracy or exact match. `onset` is the tokens where it leaves a guess.
+      accuracy or exact match. `onset` is the tokens where a metric leaves a guess.
       `verdict` is that of the hard metric: sudden where `high` < 0.3 and q < 0.05, gradual where
       `low` >= 0.3. A jump is due to the metric where a continuous one, itself not sudden, made
       significantly more than a tenth of its gain over a guess before the onset; due to the model
@@ -83,54 +83,45 @@ def emergence(study: Study) -> Finding:
         notes += (f"{short} curves have fewer than {FEWEST} checkpoints with tokens: left out.",)
     hard = table.metric.str.startswith(_HARD)
     first = table[hard].sort_values("metric", key=lambda names: ~names.isin(_HARD), kind="stable")
-    main = first.drop_duplicates(["run", "task"]).index
-    table["hard"] = table.index.isin(main)
+    table["hard"] = table.index.isin(first.drop_duplicates(["run", "task"]).index)
     table = table[table.hard | ~hard]
     table["q"] = false_discovery(table.p.where(table.hard))
     jumps = (table.high < SUDDEN) & (table.q.fillna(table.p) < 0.05)
     shape = np.select([jumps, table.low >= SUDDEN], [UNCLEAR, GRADUAL], UNRESOLVED)
     table["verdict"] = np.where(table.state == AT_CHANCE, NO_GAIN, shape)
-    table["onset"] = math.nan
-    for at, row in table[table.hard & (table.state == LEFT)].iterrows():
-        same = (table.run == row.run) & (table.task == row.task)
-        table.loc[same, "onset"] = row.curve.tokens[onset(row.curve)[1]]
-        if row.verdict == UNCLEAR:
-            table.loc[at, "verdict"] = _cause(table[same & ~table.hard], table.loc[at])
+    for at, row in table[table.hard & (table.verdict == UNCLEAR)].iterrows():
+        soft = table[(table.run == row.run) & (table.task == row.task) & ~table.hard]
+        table.loc[at, "verdict"] = _cause(soft, row.onset)
     gained = table.hard & (table.verdict != NO_GAIN)
-    table["end"] = ""
-    table.loc[gained, "end"] = table.curve[gained].map(_end)
+    table["end"] = table.curve.where(gained).map(_end, na_action="ignore").fillna("")
     table = table.drop(columns=["curve", "state"])
     judged = table[table.hard]
-    if judged.empty:
-        sentence = "No task has an accuracy or an exact match whose rise could be judged."
-        return Finding(sentence, table, notes=notes)
     return Finding(_sentence(judged), table, notes=notes, lines=_of_ends(judged))
 
 
 def _widths(curves: Sequence[Curve]) -> pd.DataFrame:
     """A row per curve, those over the same checkpoints fitted together."""
-    grids: dict[bytes, list[int]] = {}
+    grids: dict[tuple[float, ...], list[int]] = {}
+    rows: list[dict] = []
     for at, curve in enumerate(curves):
-        grids.setdefault(curve.tokens[curve.tokens > 0].tobytes(), []).append(at)
-    parts = []
-    for members in grids.values():
-        tokens = curves[members[0]].tokens
-        scores = np.stack([curves[at].scores[tokens > 0] for at in members], axis=1)
+        grids.setdefault(tuple(curve.tokens[curve.tokens > 0]), []).append(at)
+        row = {name: getattr(curve, name) for name in ("run", "task", "domain", "metric")}
+        state, left = onset(curve)
+        row["onset"] = curve.tokens[left] if state == LEFT else math.nan
+        rows.append(row | {"n": len(curve.tokens), "curve": curve, "state": state})
+    fits = []
+    for tokens, members in grids.items():
+        scores = [curves[at].scores[curves[at].tokens > 0] for at in members]
         noise = np.array([tasks.noise(curves[at]) for at in members])
-        fitted = Rises.of(np.log10(tokens[tokens > 0])).fit(scores, noise)
-        parts.append(fitted.set_axis(members))
-    rows = [
-        {"run": curve.run, "task": curve.task, "domain": curve.domain, "metric": curve.metric,
-         "n": len(curve.tokens), "curve": curve, "state": onset(curve)[0]}
-        for curve in curves
-    ]  # fmt: skip
-    return pd.DataFrame(rows).join(pd.concat(parts)) if rows else pd.DataFrame()
+        fitted = Rises.of(np.log10(tokens)).fit(np.stack(scores, axis=1), noise)
+        fits.append(fitted.set_axis(members))
+    return pd.DataFrame(rows).join(pd.concat(fits)) if rows else pd.DataFrame()
 
 
-def _cause(soft: pd.DataFrame, hard: pd.Series) -> str:
-    """Verdict on a jump of the metric `hard` by the other metrics of the task."""
+def _cause(soft: pd.DataFrame, until: float) -> str:
+    """Verdict on a jump that leaves a guess at `until` tokens, by other metrics of the task."""
     known = soft[soft.state == LEFT]
-    early = [_early(row.curve, hard.onset) for row in known.itertuples()]
+    early = [_early(curve, until) for curve in known.curve]
     jumps = list(known.verdict == UNCLEAR)
     if any(z > _SIGNIFICANT and not jump for z, jump in zip(early, jumps, strict=True)):
         return METRIC
@@ -164,18 +155,21 @@ def _end(curve: Curve) -> str:
 def _sentence(judged: pd.DataFrame) -> str:
     """How many gains are sudden, gradual or neither, and how wide they are."""
     gained = judged[judged.verdict != NO_GAIN]
+    if judged.empty:
+        return "No task has an accuracy or an exact match whose rise could be judged."
     if gained.empty:
         return f"None of {len(judged):,} trajectories has a gain."
     counts = gained.verdict.value_counts()
     parts = [f"{counts[v]:,} {v}" for v in (MODEL, METRIC, UNCLEAR) if v in counts]
-    sudden = "; ".join(parts) or "none is sudden"
-    wide = gained[gained.verdict == GRADUAL]
-    gradual = f"{len(wide):,} gradual"
-    if len(wide):
-        gradual += f", in the median at least {wide.low.median():.1f} decades wide"
-    unresolved = int(counts.get(UNRESOLVED, 0))
-    rest = f"; of {unresolved:,} it cannot be told from these checkpoints" if unresolved else ""
-    return f"Of {len(gained):,} gains over the tokens, {sudden}; {gradual}{rest}."
+    parts = parts or ["none is sudden"]
+    if GRADUAL in counts:
+        least = gained.low[gained.verdict == GRADUAL].median()
+        parts.append(
+            f"{counts[GRADUAL]:,} gradual, in the median at least {least:.1f} decades wide"
+        )
+    if UNRESOLVED in counts:
+        parts.append(f"of {counts[UNRESOLVED]:,} it cannot be told from these checkpoints")
+    return f"Of {len(gained):,} gains over the tokens, {'; '.join(parts)}."
 
 
 def _of_ends(judged: pd.DataFrame) -> tuple[str, ...]:

@@ -7,14 +7,14 @@ is one) and a power law from an onset; or as a step between two checkpoints. All
 such curves are fitted by least squares at once, so that the profile over the width gives
 
 - an interval: the widths that an F test does not reject at 5 % (profile likelihood; Bates and Watts
-  1988, Nonlinear Regression Analysis, section 6.1.3). Between two checkpoints a curve may have any
+  1988, Nonlinear Regression Analysis, chapter 6). Between two checkpoints a curve may have any
   shape, so each of these stands for all rising curves that have 10 and 90 % between the same
   checkpoints. Where the rise has not begun or ended in the window its width has no upper end.
 - a p-value of the null hypothesis that the rise is `SUDDEN` wide or wider.
 
-The variance of the noise is that of the residuals or the known one, whichever is larger. From
-`_LONG` checkpoints on it is multiplied by (1 + r) / (1 - r), which is what an autocorrelation r of
-the residuals leaves of the number of independent points.
+The variance of the noise is that of the residuals or the known one, whichever is larger, times
+(1 + r) / (1 - r): the number of independent points that a positive autocorrelation r of the
+residuals leaves.
 """
 
 from __future__ import annotations
@@ -33,24 +33,16 @@ SUDDEN = 0.3  # decades: a factor of two in tokens
 FEWEST = 7  # checkpoints
 
 _PARAMETERS = 5  # a, b, place, width, shape
-_LONG = 30
-_RATIO = 1.25  # of a width to the next
-_WIDTHS = SUDDEN * _RATIO ** np.arange(-10, 16)  # the first stands for all narrower ones, too
+_WIDTHS = SUDDEN * 1.25 ** np.arange(-10, 16)  # the first stands for all narrower ones, too
 _PLACES = 8  # per width
-# Share of a width by which the middle of a curve may be off.
-_CELL = 0.5 / _PLACES
 _BATCH = 64  # curves that are fitted at a time
-
-
-def _gompertz(z: Array) -> Array:
-    return np.exp(-np.exp(-z))
 
 
 # Shapes of z, and z at 10 and at 90 %.
 _SHAPES = (
     (lambda z: 1 / (1 + np.exp(-z)), -math.log(9), math.log(9)),
-    (_gompertz, -math.log(math.log(10)), -math.log(-math.log(0.9))),
-    (lambda z: 1 - _gompertz(-z), math.log(-math.log(0.9)), math.log(math.log(10))),
+    (lambda z: np.exp(-np.exp(-z)), -math.log(math.log(10)), -math.log(-math.log(0.9))),
+    (lambda z: 1 - np.exp(-np.exp(z)), math.log(-math.log(0.9)), math.log(math.log(10))),
     (lambda z: 1 - np.exp(-np.maximum(z, 0.0)), -math.log(0.9), math.log(10)),
 )
 
@@ -60,7 +52,8 @@ def _of_width(x: Array, width: float) -> Iterator[tuple[Array, Array, Array, Arr
     middle = np.arange(x[0] - width, x[-1] + width, width / _PLACES)
     nearest = [np.searchsorted(x, middle + side * width) for side in (-1, 1)]
     middle = middle[nearest[0] < nearest[1]]  # the others are steps
-    start, end, off = middle - width / 2, middle + width / 2, _CELL * width
+    start, end = middle - width / 2, middle + width / 2
+    off = width / _PLACES / 2  # of the middle of any curve from the nearest one here
     places = np.concatenate([[-np.inf], x, [np.inf]])
     before = places[np.searchsorted(x, start - off, "right")]
     behind = places[np.searchsorted(x, end + off) + 1]
@@ -122,9 +115,8 @@ class Rises:
         freedom = len(self.x) - _PARAMETERS
         squares = (rest**2).sum(axis=0) + 1e-18
         variance = np.maximum(squares / freedom, noise**2)
-        if len(self.x) >= _LONG:
-            correlation = np.clip((rest[1:] * rest[:-1]).sum(axis=0) / squares, 0.0, 0.95)
-            variance *= (1 + correlation) / (1 - correlation)
+        correlation = np.clip((rest[1:] * rest[:-1]).sum(axis=0) / squares, 0.0, 0.95)
+        variance *= (1 + correlation) / (1 - correlation)
         kept = explained >= explained.max(axis=0) - variance * stats.f.ppf(0.95, 1, freedom)
         lost = explained.max(axis=0) - explained[self.width >= SUDDEN].max(axis=0)
         p = stats.f.sf(lost / variance, 1, freedom)
