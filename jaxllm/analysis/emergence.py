@@ -21,10 +21,10 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from jaxllm.analysis.curves import Curve, is_share
+from jaxllm.analysis.curves import Curve, counts_examples, is_share, of_metric
 from jaxllm.analysis.finding import Finding
 from jaxllm.analysis.health import tasks
-from jaxllm.analysis.onsets import AT_CHANCE, LEFT, guess, onset
+from jaxllm.analysis.onsets import AT_CHANCE, LEFT, guess_score, onset
 from jaxllm.analysis.registry import NOW, Study, analysis
 from jaxllm.analysis.rises import FEWEST, SUDDEN, Rises
 from jaxllm.analysis.stats import false_discovery
@@ -58,6 +58,8 @@ _HARD = ("accuracy", "exact_match")
     "interval. Sudden is what ends left of the line at 0.3, a factor of two in tokens. Bars that "
     "reach the right edge have no upper end: the rise began before the first checkpoint, has not "
     "ended, or is lost in noise.",
+    method="Profile likelihood of logistic, Gompertz and power-law rises (Bates and Watts 1988); "
+    "false discoveries: Benjamini and Hochberg (1995).",
 )
 def emergence(study: Study) -> Finding:
     """Measure the widths of all rises, and judge accuracy or exact match of every task by them.
@@ -81,7 +83,7 @@ def emergence(study: Study) -> Finding:
     notes = curves.notes
     if short := len(curves) - len(table):
         notes += (f"{short} curves have fewer than {FEWEST} checkpoints with tokens: left out.",)
-    hard = table.metric.str.startswith(_HARD)
+    hard = of_metric(counts_examples, table.metric)
     first = table[hard].sort_values("metric", key=lambda names: ~names.isin(_HARD), kind="stable")
     table["hard"] = table.index.isin(first.drop_duplicates(["run", "task"]).index)
     table = table[table.hard | ~hard]
@@ -135,7 +137,8 @@ def _early(curve: Curve, until: float) -> float:
     before = np.flatnonzero(curve.tokens < until)
     if not len(before):
         return math.nan
-    gains, errors = (curve.scores - guess(curve))[[before[-1], -1]], curve.score_stderr
+    level = guess_score(curve.tokens, curve.scores, curve.chance_score)
+    gains, errors = curve.scores[[before[-1], -1]] - level, curve.score_stderr
     error = math.hypot(errors[before[-1]], _EARLY * errors[-1])
     return float((gains[0] - _EARLY * gains[1]) / error) if error > 0 else math.nan
 
@@ -155,10 +158,8 @@ def _end(curve: Curve) -> str:
 def _sentence(judged: pd.DataFrame) -> str:
     """How many gains are sudden, gradual or neither, and how wide they are."""
     gained = judged[judged.verdict != NO_GAIN]
-    if judged.empty:
-        return "No task has an accuracy or an exact match whose rise could be judged."
     if gained.empty:
-        return f"None of {len(judged):,} trajectories has a gain."
+        return f"None of {len(judged):,} accuracies and exact matches has a gain."
     counts = gained.verdict.value_counts()
     parts = [f"{counts[v]:,} {v}" for v in (MODEL, METRIC, UNCLEAR) if v in counts]
     parts = parts or ["none is sudden"]
@@ -177,8 +178,7 @@ def _of_ends(judged: pd.DataFrame) -> tuple[str, ...]:
     ends = judged[judged.end != ""].end.value_counts()
     if ends.empty:
         return ()
-    order = (GROWING, SATURATED, FALLING, NO_TREND)
-    counts = "; ".join(f"{ends[end]:,} {end}" for end in order if end in ends)
+    counts = "; ".join(f"{number:,} {end}" for end, number in ends.items())
     return (
         f"In the last doubling of tokens: {counts}. Saturated is what gains less than "
         f"{100 * MARGIN:g} point per doubling, at 95 % confidence; of tasks without a trend 2.5 % "

@@ -86,11 +86,11 @@ class Rises:
         steps = 1 - np.tri(len(spacing), len(x))
         parts = [(steps, 0 * spacing, 0 * spacing, spacing, x[1:] - spacing / 2)]
         parts += [part for width in _WIDTHS for part in _of_width(x, width)]
-        curves, *columns = map(np.concatenate, zip(*parts, strict=True))
+        curves, width, low, high, middle = map(np.concatenate, zip(*parts, strict=True))
         curves -= curves.mean(axis=1, keepdims=True)
         length = np.linalg.norm(curves, axis=1, keepdims=True)
         curves /= np.where(length > 1e-6, length, np.inf)
-        return cls(x, curves, *columns, curves[:, -1] - curves[:, 0])
+        return cls(x, curves, width, low, high, middle, curves[:, -1] - curves[:, 0])
 
     def fit(self, scores: Array, noise: Array) -> pd.DataFrame:
         """Fit curves `scores` [n, C] with standard errors `noise` [C], 0 where unknown.
