@@ -3,7 +3,7 @@
 A source is a run directory, a suite's directory, or imported results: pythia:PATH, harness:PATH,
 csv:PATH?columns or tensorboard:PATH; several are compared. Writes
 RUN_DIR/report/index.html, or OUTPUT/index.html: a self-contained page on the health of the runs,
-their capabilities and forecasts, the most informative tasks and the comparison of sizes, readable
+their capabilities and forecasts, the tasks that tell early and the comparison of sizes, readable
 offline and on a phone. It can be run at any time, also during training.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -44,7 +45,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     choices = ("html", "png", "pdf", "csv", "tensorboard")
     add("--format", choices=choices, default="html", help=formats)
+    add("--choose", action="store_true", help="print the tasks to decide by, and write nothing")
+    size = "parameters of the runs to decide with, such as 150M; default: the smallest"
+    add("--size", type=_count, default=math.nan, metavar="N", help=f"with --choose: {size}")
+    budget = "with --choose: their training tokens, such as 3B; default: all they have seen"
+    add("--tokens", type=_count, default=math.nan, metavar="N", help=budget)
     args = flags.parse_args(argv)
+    if not args.choose and (args.size > 0 or args.tokens > 0):
+        flags.error("--size and --tokens go with --choose")
     began = time.monotonic()
 
     def progress(line: str) -> None:
@@ -60,9 +68,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.errno is None:  # of an object store
             raise
         raise UserError(f"{error.filename or args.output}: {error.strerror}") from error
+    if path is None:
+        return 0
     progress("written")
     print(f"{'Report' if args.format == 'html' else 'Files'}: {path}")
     return 0
+
+
+def _count(text: str) -> float:
+    """The number of "150M" or "3e9"."""
+    unit = "KMBT".find(text[-1:].upper()) + 1 if text else 0
+    number = float(text[: -1 if unit else None]) * 1000.0**unit
+    if not 0 < number < math.inf:
+        raise ValueError
+    return number
 
 
 def _with_proposal(report: Tables, directory: str) -> Tables:
@@ -79,11 +98,11 @@ def _with_proposal(report: Tables, directory: str) -> Tables:
     return dataclasses.replace(report, study=study)
 
 
-def _write(args: argparse.Namespace, progress: Callable[[str], None]) -> PathLike[str]:
-    """Write the requested format; return its path."""
+def _write(args: argparse.Namespace, progress: Callable[[str], None]) -> PathLike[str] | None:
+    """Write the requested format and return its path, or print the tasks to decide by."""
     from etils import epath
 
-    from jaxllm.analysis import annealed
+    from jaxllm.analysis import annealed, early
     from jaxllm.interop.importers import is_import, open_source
     from jaxllm.report import files, page, tables, tensorboard, terminal
     from jaxllm.report.items import items
@@ -102,6 +121,9 @@ def _write(args: argparse.Namespace, progress: Callable[[str], None]) -> PathLik
             report = _with_proposal(report, spec)
     runs, read = len(report.overviews), report.study.raw_records
     progress(f"read {0 if read is None else len(read):,} records of {runs} run{'s' * (runs != 1)}")
+    if args.choose:
+        print(terminal.choice(early.choose(report.study, args.size, args.tokens)))
+        return None
     shown = items(report, backtested=args.backtest, progress=progress)
     if not report.many_runs:
         for run in report.overviews:

@@ -1,98 +1,225 @@
-"""Signal-to-noise ratio of each task in each phase of training.
+"""Signal, noise and decision accuracy: how well early or small runs tell the order of others.
 
-A task is informative where its signal exceeds its noise: a trend, or differences between runs.
-Noise is assumed independent between checkpoints.
+Signal and noise are those of "Signal and Noise" (Heineman et al. 2025, arXiv 2508.13144), decision
+accuracy is DataDecide's (Magnusson et al. 2025, arXiv 2504.11393, section 2).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-from jaxllm.analysis.finding import Finding
-from jaxllm.analysis.registry import EARLY, Study, analysis
-from jaxllm.analysis.stats import false_discovery, least_squares
+from jaxllm.analysis.curves import Curves
+from jaxllm.analysis.finding import amount
+from jaxllm.analysis.onsets import above_guess
 
-# Boundaries of the phases, as shares of a run's tokens.
-PHASES = (0.0, 0.01, 0.1, 0.5, 1.0)
+LATE = 10  # most checkpoints that noise is measured on
+AVERAGED = 5  # most checkpoints whose mean stands for a run
+_RECENT = 0.3  # both lie in the last share of the tokens seen
+_FEWEST = 4  # checkpoints that tell noise from trend
+_PAIRS = 3  # fewest pairs of runs for a comparison
+_EQUAL = 1.1  # sizes and lengths of runs that differ by a smaller factor are equal
+_ROW = ["task", "metric"]
+_DECISION = ("pairs", "accuracy", "low", "high", "p")
+_Z = 1.96  # of 95% intervals
 
 
-@analysis(
-    EARLY,
-    "Most informative tasks",
-    place=10,
-    caption="How far a task moves, or runs differ on it, in standard deviations of its noise; "
-    "coloured where that is beyond chance, empty where the phase has too few checkpoints.",
-)
-def signal_to_noise(study: Study, *, phases: tuple[float, ...] = PHASES) -> Finding:
-    """Test trend and differences between runs, per task and phase (shares of the run's tokens).
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Early or small runs (proxies), and the runs whose order they are to tell.
 
-    A phase includes the last checkpoint before it. The regression has a level per run and a common
-    trend over log tokens; p-values are from its t and F tests. With several sizes, `spread` is
-    whether the task can rank them.
+    Attributes:
+      proxies: `run, unit, stratum, until`: the run, up to so many tokens, stands for a unit, which
+        is the run itself or its recipe; units of one stratum are compared.
+      targets: `run, unit, stratum`.
+    """
+
+    order: str  # the order to tell
+    proxy: str  # where the proxies stand
+    proxies: pd.DataFrame
+    targets: pd.DataFrame
+
+
+def comparable(every: Curves) -> Curves:
+    """All metrics at the shots and version of each task's main curve.
+
+    Points get the columns `main` (of the main curve) and `above` (a guess, or without its level).
+    """
+    main = every.main()
+    same = main.table[["run", "task", "shots", "task_version"]]
+    points = every.points.assign(main=every.points.curve.isin(main.points.curve)).merge(same)
+    result = Curves(points, main.notes).comparable()
+    points, none = result.points, np.zeros(0, bool)
+    above = np.concatenate([none, *map(above_guess, result)])  # False for an unknown error
+    higher = points.score_stderr.isna() & (points.score > points.chance_score)
+    return Curves(points.assign(above=above | higher | points.chance_score.isna()), result.notes)
+
+
+def runs_of(points: pd.DataFrame, recipes: Mapping[str, str]) -> pd.DataFrame:
+    """The runs: `run, recipe` (of `recipes`, else the family), `params, first` and last `tokens`.
+
+    `size`, `length` and `ratio` are ascending numbers, equal for runs of equal parameters, tokens
+    and tokens per parameter.
+    """
+    by = points[points.tokens > 0].groupby("run")
+    runs = pd.DataFrame({"recipe": by.family.last(), "params": by.params.last().astype(float)})
+    runs = runs.assign(first=by.tokens.min(), tokens=by.tokens.max()).reset_index()
+    return runs.assign(
+        recipe=runs.run.map(recipes).fillna(runs.recipe),
+        size=_classes(runs.params),
+        length=_classes(runs.tokens),
+        ratio=_classes(runs.tokens / runs.params),
+    )
+
+
+def comparisons(runs: pd.DataFrame, shares: tuple[float, ...]) -> Iterator[Comparison]:
+    """All comparisons of `runs`, as of `runs_of`, with three pairs; those across sizes first."""
+    for size in sorted(set(runs["size"])):
+        yield from across_sizes(runs, size)
+    kinds = {"runs of equal size": ["size", "length"], "sizes": ["recipe", "length"]}
+    for (kind, equal), share in itertools.product(kinds.items(), shares):
+        ends = runs.assign(unit=runs.run, stratum=runs.groupby(equal).ngroup())
+        proxies = ends.assign(until=share * runs.tokens)[runs["first"] <= share * runs.tokens]
+        if _pairs(proxies) >= _PAIRS:
+            yield Comparison(
+                f"the last order of {kind}", f"{share:.0%} of the tokens", proxies, ends
+            )
+
+
+def across_sizes(runs: pd.DataFrame, size: int, until: float = math.inf) -> Iterator[Comparison]:
+    """Recipes at `size`, up to `until` tokens, against those at the largest size with enough pairs.
+
+    Runs are compared at equal tokens per parameter or, where there are none, equal tokens.
+    """
+    small = runs[(runs["size"] == size) & (runs["first"] <= until)]
+    larger = sorted(set(runs["size"][runs["size"] > size]), reverse=True)
+    for end, budget in itertools.product(larger, ("ratio", "length")):
+        both = small.merge(runs[runs["size"] == end], on=["recipe", budget], suffixes=("", "_end"))
+        both = both.assign(unit=both.recipe, stratum=both[budget], until=until)
+        if _pairs(both) >= _PAIRS:
+            small_size, end_size = (amount(both[f"params{of}"].median()) for of in ("", "_end"))
+            order = f"the order of {both.unit.nunique()} recipes at {end_size}"
+            targets = both.assign(run=both.run_end).drop_duplicates(["run", "stratum"])
+            proxies = both.drop_duplicates(["run", "stratum"])
+            yield Comparison(order, f"{small_size} parameters", proxies, targets)
+            return
+
+
+def measure(points: pd.DataFrame, comparison: Comparison, averaged: int = AVERAGED) -> pd.DataFrame:
+    """Signal, noise and decision accuracy of every task and metric.
+
+    Args:
+      points: of `comparable` curves.
+      comparison: of runs among them.
+      averaged: most checkpoints whose mean stands for a run.
 
     Returns:
-      A row per phase and task. `gain` is the mean gain over the phase in standard deviations of
-      the residuals, `gain_p` the p-value of no trend. `spread` is the standard deviation between
-      runs in the same units, `spread_p` the p-value of equal runs. `q` is the smaller p, doubled
-      and adjusted for all rows; `informs` is q < 0.05.
+      A row per task and metric. `signal` is the largest difference between the runs of a stratum,
+      `noise` the standard deviation of the last checkpoints of a run, both over their mean, and
+      `snr` their ratio, as published. As that signal grows with the number of runs and that noise
+      with the trend, `snr_detrended` is the ratio of `spread`, the standard deviation between runs,
+      and `scatter`, that of checkpoints around a line. `accuracy` is the share of the `pairs` whose
+      order in this metric is that of the targets in the main one, with its 95% interval and the `p`
+      of no relation. `above` is whether most proxies are above a guess.
     """
-    points, notes = study.curves.points, study.curves.notes
-    share = points.tokens / points.groupby("run").tokens.transform("max")
-    rows = []
-    for low, high in itertools.pairwise(phases):
-        before = share.where(share <= low).groupby(points.run).transform("max").fillna(0.0)
-        inside = (share >= before) & (share <= high) & (points.tokens > 0)
-        for task, every in points.groupby("task", sort=False):
-            of_task = every[inside[every.index]]
-            row = {"phase": f"{low:.0%} to {high:.0%}", "task": task, "n": len(of_task)}
-            row |= {"domain": every.domain.iloc[-1], "runs": of_task.run.nunique()}
-            rows.append(row | _trend_and_spread(of_task))
-    table = pd.DataFrame(rows)
-    if table.empty or table.gain_p.isna().all():
-        return Finding.refuse("too few checkpoints in every phase", notes)
-    smaller = np.fmin(table.gain_p, table.spread_p)
-    both = table.gain_p.notna() & table.spread_p.notna()
-    table["q"] = false_discovery(np.minimum(1.0, smaller * np.where(both, 2.0, 1.0)))
-    table["informs"] = table.q < 0.05
-    strength = table[["gain", "spread"]].max(axis=1)
-    best = table.assign(strength=strength)[table.informs].sort_values("strength", ascending=False)
-    informative = [
-        f"from {phase} of the tokens {', '.join(best[best.phase == phase].task.head(3))}"
-        for phase in table.phase.unique()
-        if (best.phase == phase).any()
-    ]
-    sentence = f"Most informative are {'; '.join(informative)}."
-    return Finding(sentence if informative else "No task stands out of noise.", table, "", notes)
+    small = settled(points, comparison.proxies, averaged)
+    ends = settled(points, comparison.targets.assign(until=math.inf), averaged)
+    unit = ["stratum", "unit"]
+    goal = ends[ends.main].groupby(["task", *unit]).score.mean().rename("goal").reset_index()
+    both = small.groupby([*_ROW, *unit]).score.mean().reset_index().merge(goal)
+    told = pd.DataFrame([(*key, *agreement(of)) for key, of in both.groupby(_ROW)])
+    told.columns = pd.Index([*_ROW, *_DECISION]) if len(told) else told.columns
+    return _signal(small).merge(told.reindex(columns=[*_ROW, *_DECISION]), how="left")
 
 
-def _trend_and_spread(points: pd.DataFrame) -> dict[str, float]:
-    """Gain over the phase and spread of the runs in units of the noise, with p-values.
+def settled(points: pd.DataFrame, runs: pd.DataFrame, averaged: int) -> pd.DataFrame:
+    """A row per curve and stratum of `runs`: its mean score at the last checkpoints, and its noise.
 
-    NaN where there are too few points, no variation, or, for the spread, one run.
+    The last checkpoints are those in the last tokens up to `until`, `LATE` at most for the noise.
     """
-    result = dict.fromkeys(("gain", "gain_p", "spread", "spread_p"), math.nan)
-    run, names = pd.factorize(points.run)
-    freedom = len(points) - len(names) - 1
-    if freedom < 2:
-        return result
-    x, y = np.log2(points.tokens.to_numpy(float)), points.score.to_numpy(float)
-    levels = np.eye(len(names))[run]
-    full, common = np.column_stack([levels, x]), np.column_stack([np.ones_like(x), x])
-    coefficients, rss = least_squares(full, y)
-    rss_flat, rss_common = (least_squares(design, y)[1] for design in (levels, common))
-    variance = rss / freedom
-    if np.ptp(x) == 0 or rss_flat < 1e-18:
-        return result
-    span = np.mean([np.ptp(x[run == number]) for number in range(len(names))])
-    result["gain"] = float(coefficients[-1] * span / math.sqrt(variance))
-    result["gain_p"] = float(stats.f.sf((rss_flat - rss) / variance, 1, freedom))
-    if len(names) > 1:
-        result["spread"] = float(np.std(coefficients[:-1], ddof=1) / math.sqrt(variance))
-        f = (rss_common - rss) / (len(names) - 1) / variance
-        result["spread_p"] = float(stats.f.sf(f, len(names) - 1, freedom))
-    return result
+    until = runs.drop_duplicates("run").set_index("run").until
+    seen = points[points.tokens <= points.run.map(until)]
+    seen = seen[seen.tokens >= (1 - _RECENT) * seen.groupby("curve").tokens.transform("max")]
+    late = seen.groupby("curve").tail(LATE)
+    by = late.groupby("curve")
+    x, y = (late[name] - by[name].transform("mean") for name in ("tokens", "score"))
+    sums = pd.DataFrame({"n": 1, "xx": x * x, "xy": x * y, "yy": y * y}).groupby(late.curve).sum()
+    # A constant answer moves between two values, if at all: it has no noise to speak of.
+    known = (sums.n >= _FEWEST) & (by.score.nunique() > 2)
+    around = (sums.yy - sums.xy**2 / sums.xx).clip(lower=0) / (sums.n - 2)
+    last = late.drop_duplicates("curve", keep="last").set_index("curve")
+    means = seen.groupby("curve").tail(averaged).groupby("curve").score
+    return last.assign(
+        level=by.score.mean(),
+        averaged=means.size(),
+        score=means.mean(),
+        noise=(sums.yy / sums.n).where(known) ** 0.5 / by.score.mean().abs(),
+        scatter=around.where(known) ** 0.5 / by.score.mean().abs(),
+    ).merge(runs[["run", "unit", "stratum"]], on="run")
+
+
+def _signal(runs: pd.DataFrame) -> pd.DataFrame:
+    """Signal and noise of every task and metric: means over strata, as in `measure`."""
+    by, of_row = runs.groupby([*_ROW, "stratum"]).score, runs.groupby(_ROW)
+    level = by.mean().abs()
+    strata = pd.DataFrame({"signal": (by.max() - by.min()) / level, "spread": by.std() / level})
+    table = strata[by.size() > 1].groupby(_ROW).mean().reindex(strata.groupby(_ROW).size().index)
+    for name in ("noise", "scatter"):
+        table[name] = (runs[name] ** 2).groupby([runs.task, runs.metric]).mean() ** 0.5
+    return table.assign(
+        runs=of_row.run.nunique(),
+        averaged=of_row.averaged.median(),
+        domain=of_row.domain.last(),
+        main=of_row.main.any(),
+        snr=table.signal / table.noise,
+        snr_detrended=table.spread / table.scatter,
+        above=of_row.above.mean() > 0.5,
+    ).reset_index()
+
+
+def agreement(of: pd.DataFrame) -> tuple[float, ...]:
+    """Decision accuracy: the share of pairs within a stratum whose `score` and `goal` agree.
+
+    The interval is Wilson's (1927) for as many independent pairs as have the variance of Kendall's
+    tau without relation; resampling few runs gives far too narrow ones. p is tau's, one-sided, with
+    the correction for continuity. A unit that is in several strata counts once for both.
+
+    Args:
+      of: columns `unit, stratum, score, goal`.
+
+    Returns:
+      The values of `_DECISION`.
+    """
+    first, second = np.triu_indices(len(of), 1)
+    stratum, unit = of.stratum.to_numpy(), of.unit.to_numpy()
+    within = stratum[first] == stratum[second]
+    first, second = first[within], second[within]
+    a, b = (np.sign(v[first] - v[second]) for v in (of.score.to_numpy(), of.goal.to_numpy()))
+    k = np.unique(stratum[np.unique(unit, return_index=True)[1]], return_counts=True)[1]
+    independent = float((k * (k - 1)).sum()) / 2
+    if not independent:
+        return (math.nan,) * len(_DECISION)
+    variance = float((k * (k - 1) * (2 * k + 5)).sum()) / 18
+    share, z2 = float((a == b).mean()), _Z**2 * variance / independent**2
+    half = math.sqrt(z2 * share * (1 - share) + z2**2 / 4)
+    low, high = ((share + z2 / 2 + side) / (1 + z2) for side in (-half, half))
+    p = float(stats.norm.sf((float((a * b).mean()) * independent - 1) / math.sqrt(variance)))
+    return len(first), share, low, high, p
+
+
+def _classes(values: pd.Series) -> pd.Series:
+    """Ascending numbers, equal for values next to each other within `_EQUAL`; unknown: unique."""
+    order = np.log(values.where(values > 0)).sort_values()
+    return (~(order.diff() <= math.log(_EQUAL))).cumsum().reindex(values.index)
+
+
+def _pairs(runs: pd.DataFrame) -> int:
+    """Number of pairs of units within the strata."""
+    units = runs.groupby("stratum").unit.nunique()
+    return int((units * (units - 1) // 2).sum())

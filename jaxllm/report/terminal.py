@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 
@@ -9,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from jaxllm.analysis.curves import is_share
-from jaxllm.analysis.finding import amount
+from jaxllm.analysis.finding import Finding, amount
 from jaxllm.analysis.onsets import AT_CHANCE
 from jaxllm.errors import printable
 from jaxllm.report import numbers
@@ -77,3 +78,25 @@ def _table(points: pd.DataFrame, domains: dict[str, list[str]], width: int) -> I
             yield line(name, [texts.get((task, s), f"{numbers.UNKNOWN} ") for s in steps], end)
     if len(steps) < len(tokens):
         yield f"{len(steps)} of {len(tokens)} checkpoints shown"
+
+
+def choice(finding: Finding) -> str:
+    """The tasks of `early.choose` with what speaks for them, and why others are left out."""
+    used = finding.table[finding.table.why == ""]
+    columns = {
+        "task": used.task,
+        "metric": used.metric,
+        "mean of last": used.averaged.map("{:.0f}".format),
+        "pairs told (95%)": [
+            f"{row.accuracy:.0%} ({row.low:.0%} to {row.high:.0%})" if row.pairs > 0 else "–"
+            for row in used.itertuples()
+        ],
+        "SNR": used.snr_detrended.map(lambda ratio: f"{ratio:.1f}" if ratio < math.inf else "–"),
+        "moves at": used.moved.map(amount),
+    }
+    table = pd.DataFrame(columns).to_string(index=False).splitlines()
+    lines = [finding.sentence]
+    lines += ["", *table, "", "Tasks: " + ",".join(used.task)] if len(used) else []
+    for why, rows in finding.table[finding.table.why != ""].groupby("why", sort=False):
+        lines.append(f"Left out ({why}): {', '.join(rows.task)}.")
+    return "\n".join(map(printable, lines))

@@ -5,13 +5,13 @@ import pandas as pd
 import pytest
 
 from jaxllm.analysis.correlations import correlations
+from jaxllm.analysis.early import early_tasks
 from jaxllm.analysis.emergence import emergence
 from jaxllm.analysis.registry import Study
-from jaxllm.analysis.signal import signal_to_noise
 from jaxllm.run.records import COLUMNS
 from tests.analysis.planted import LOG_STEPS, broken, sigmoid, table
 
-ANALYSES = (signal_to_noise, correlations, emergence)
+ANALYSES = (early_tasks, correlations, emergence)
 
 
 def suite(seed: int = 0) -> pd.DataFrame:

@@ -94,16 +94,23 @@ def emergence(finding: Finding, study: Study) -> Chart | None:
                       order=VERDICTS[:-1], reference=SUDDEN)  # fmt: skip
 
 
-def signal_to_noise(finding: Finding, study: Study) -> Chart | None:
-    """The signal of each task in each phase."""
-    strength = finding.table[["gain", "spread"]].max(axis=1)
-    cells = finding.table.assign(
-        signal=np.log10(strength.where(finding.table.informs).clip(lower=1.0)),
-        text=strength.map(lambda s: f"{s:.0f}" if s >= 10 else f"{s:.1f}" if s == s else ""),
+def early_tasks(finding: Finding, study: Study) -> Chart | None:
+    """The decision accuracy of each task, or of runs alone when each task moves."""
+    if "share" in finding.table:
+        rows = finding.table.groupby("task", as_index=False).tokens.median()
+        rows = rows[np.isfinite(rows.tokens)].sort_values("tokens").head(_MOST_ROWS)
+        title = "tokens at which the task moves beyond a guess and its noise"
+        return marks.dots(rows, "task", "tokens", title, log=True)
+    main = finding.table[finding.table.main].dropna(subset="accuracy")
+    text = (100 * main.accuracy).map("{:.0f}".format)
+    cells = main.assign(
+        at=main.proxy + main.order.map(lambda order: " · sizes" if "of sizes" in order else ""),
+        text=text.where(main.tells, "(" + text + ")"),
     )
-    order = cells.groupby("task").signal.max().sort_values(ascending=False).index
-    title = "signal in standard deviations of the noise"
-    return marks.matrix(_by(cells, "task", order), "phase", "task", "signal", title, text="text")
+    order = cells.sort_values(["tells", "accuracy"], ascending=False).task.unique()
+    title = "pairs of runs whose order is told, in percent"
+    return marks.matrix(_by(cells, "task", order), "at", "task", "accuracy", title, text="text",
+                        domain=(0.5, 1))  # fmt: skip
 
 
 def correlations(finding: Finding, study: Study) -> Chart | None:

@@ -1,0 +1,239 @@
+"""Which tasks tell early: decision accuracy where runs can be compared, else noise and trend."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+
+from jaxllm.analysis.benchmarks import OTHER_TASKS, benchmarks
+from jaxllm.analysis.curves import Curves, curves
+from jaxllm.analysis.finding import Finding, amount
+from jaxllm.analysis.onsets import durable, onset
+from jaxllm.analysis.registry import EARLY, Study, analysis
+from jaxllm.analysis.signal import (
+    AVERAGED,
+    Comparison,
+    across_sizes,
+    agreement,
+    comparable,
+    comparisons,
+    measure,
+    runs_of,
+    settled,
+)  # fmt: skip
+from jaxllm.analysis.stats import false_discovery
+from jaxllm.errors import UserError
+
+SHARES = (0.01, 0.1, 0.5)  # of a run's tokens
+_SIGMAS = 3.0  # of noise that a score without a chance level moves by
+_NAMED = 4  # tasks in a sentence
+_FEWEST = 5  # tasks for a correlation
+
+
+@analysis(
+    EARLY,
+    "Tasks that tell early",
+    place=10,
+    caption="Decision accuracy (DataDecide): the share of pairs of runs whose order a score tells, "
+    "early in training or at a smaller size; 50% is a coin's. In brackets: no better, at 5% false "
+    "discoveries, or not above a guess. For runs alone: when tasks move beyond a guess and noise.",
+)
+def early_tasks(study: Study, *, shares: tuple[float, ...] = SHARES) -> Finding:
+    """Decision accuracy, signal and noise of every task and metric in all `comparisons`.
+
+    Returns:
+      The rows of `measure` with `order`, `proxy`, `q` (p adjusted for all rows) and `tells`
+      (q < 0.05 and above a guess). Without comparisons, the rows of `moves`.
+    """
+    every, runs = _comparable(study)
+    made = list(comparisons(runs, shares))
+    if not made:
+        return _alone(every, shares)
+    parts = [measure(every.points, one).assign(order=one.order, proxy=one.proxy) for one in made]
+    table = pd.concat(parts, ignore_index=True)
+    table["q"] = false_discovery(table.p)
+    table["tells"] = (table.q < 0.05) & table.above
+    orders = (
+        table.groupby("order", sort=False).tells.any().sort_values(ascending=False, kind="stable")
+    )
+    lines = [_told(table[table.order == order], order) for order in orders.index]
+    if orders.iloc[0]:
+        alike = [one for one in zip(made, parts, strict=True) if one[0].order == orders.index[0]]
+        lines += _effects(study, every.points, *alike[len(alike) // 2])
+    return Finding(lines[0], table, "", every.notes, tuple(lines[1:]))
+
+
+def moves(every: Curves) -> pd.DataFrame:
+    """When the main curve of each run and task moves beyond a guess, or beyond its noise.
+
+    Returns:
+      `run, task, metric, domain, noise, scatter`, and `tokens` and `share` of the run's tokens at
+      which the curve leaves chance or, without a chance level, durably exceeds its first score by
+      three standard deviations of its last checkpoints; infinite where it does not.
+    """
+    points = every.points[every.points.main]
+    whole = pd.DataFrame({"run": points.run.unique(), "stratum": 0, "until": math.inf})
+    last = settled(points, whole.assign(unit=whole.run), AVERAGED).set_index(["run", "task"])
+    rows = []
+    for curve in Curves(points):
+        noise = last.loc[(curve.run, curve.task)]
+        if math.isfinite(curve.chance_score):
+            at = onset(curve)[1]
+        else:
+            deviation = noise.scatter * abs(noise.level)
+            at = durable(curve.scores - curve.scores[0] > _SIGMAS * deviation)
+        tokens = math.inf if at is None else float(curve.tokens[at])
+        rows.append((curve.run, curve.task, curve.metric, curve.domain, noise.noise, noise.scatter,
+                     tokens, tokens / curve.tokens[-1]))  # fmt: skip
+    columns = ["run", "task", "metric", "domain", "noise", "scatter", "tokens", "share"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def choose(study: Study, params: float = math.nan, tokens: float = math.nan) -> Finding:
+    """Tasks to decide by with runs of the nearest size (default: the smallest), up to `tokens`.
+
+    The metric of a task is that with the highest detrended SNR: choosing it needs no targets.
+    Tasks are kept that tell more than a coin, or, where no runs can show that, that have moved; all
+    are above a guess.
+
+    Returns:
+      A row per task, those to use first: the columns of `measure`, the median tokens at which it
+      `moved`, and `why` it is left out.
+
+    Raises:
+      UserError: no run of known size has scores by then.
+    """
+    every, runs = _comparable(study)
+    far = np.log(runs.params / (params if params > 0 else runs.params.min())).abs()
+    near = runs[runs["size"] == runs["size"][far.idxmin()]] if far.notna().any() else runs[:0]
+    end = near.tokens.max()
+    budget = min(tokens, end) if tokens > 0 else end
+    near = near[near["first"] <= budget]
+    if near.empty:
+        raise UserError("no run of known size was scored by then: there is nothing to choose by")
+    near = near.assign(until=budget, unit=near.run, stratum=near.length)
+    across = across_sizes(runs, near["size"].iloc[0], budget)
+    early = comparisons(near, (budget / end,)) if budget < end else ()
+    made = next(itertools.chain(across, early), None)
+    alone = Comparison("", "", near, near)
+    tables = [measure(every.points, made or alone, averaged) for averaged in (AVERAGED, 1)]
+    table = max(tables, key=lambda of: of.accuracy[of.main & of.above].mean())
+    order = ["above", "snr_detrended", "main"]
+    table = table.sort_values(order, ascending=False, kind="stable").drop_duplicates("task")
+    moved = moves(Curves(every.points[every.points.run.isin(near.run)]))
+    table = table.merge(moved.groupby("task").tokens.median().rename("moved").reset_index())
+    coin = "tells the order no better than a coin"
+    if made is not None and (table.low > 0.5).any():
+        rule, why, keep = f"tell {made.order}", coin, table.low > 0.5
+    else:
+        rule, why = "have moved beyond a guess and their noise", "has not moved beyond its noise"
+        keep = table.moved <= budget
+    if made is None:
+        table[["pairs", "accuracy", "low", "high", "p"]] = math.nan
+    bad = {"is not above a guess": ~table.above, coin: table.accuracy <= 0.5, why: ~keep}
+    table["why"] = np.select(list(bad.values()), list(bad), "")
+    best = {"out": True, "accuracy": False, "snr_detrended": False, "moved": True}
+    table = table.assign(out=table.why != "").sort_values(
+        list(best), ascending=list(best.values()), kind="stable", ignore_index=True
+    )
+    at = f"{amount(near.params.median())} parameters and {amount(budget)} tokens"
+    text = f"{(~table.out).sum()} of {len(table)} tasks {rule} at {at}."
+    return Finding(text, table.drop(columns="out"), "", every.notes)
+
+
+def _comparable(study: Study) -> tuple[Curves, pd.DataFrame]:
+    """Curves of all metrics, and their runs; without branches, which begin as their parents."""
+    every = comparable(study.all_curves)
+    every = Curves(every.points[~every.points.run.isin(study.parents)], every.notes)
+    mixtures = {run: str(sorted(shares.items())) for run, shares in study.mixtures.items()}
+    return every, runs_of(every.points, mixtures)
+
+
+def _told(rows: pd.DataFrame, order: str) -> str:
+    """The tasks that tell an order, by where the proxies stand."""
+    best = rows[rows.tells].sort_values("accuracy", ascending=False, kind="stable")
+    best = best.drop_duplicates(["proxy", "task"])
+    if best.empty:
+        return f"No task tells {order} better than a coin ({rows.pairs.max():.0f} pairs)."
+    parts = []
+    for proxy, of_proxy in rows.groupby("proxy", sort=False):
+        told = best[best.proxy == proxy]
+        names = [
+            row.task
+            + f" {row.metric.replace('_', ' ')}" * (not row.main)
+            + f" ({row.accuracy:.0%})"
+            for row in told.head(_NAMED).itertuples()
+        ]
+        count = f" ({len(told)} of {of_proxy.task.nunique()} tasks)" if len(told) > _NAMED else ""
+        parts.append(f"at {proxy} by {', '.join(names) or 'none'}{count}")
+    return f"{order[:1].upper()}{order[1:]} is told {'; '.join(parts)}."
+
+
+def _alone(every: Curves, shares: tuple[float, ...]) -> Finding:
+    """The finding on runs that cannot be compared: what moves by when, as the median over runs."""
+    if not len(every) or every.table.points.max() < 2:
+        return Finding.refuse("no run has two checkpoints", every.notes)
+    table = moves(every)
+    share = table.groupby("task").share.median().sort_values(kind="stable")
+    limits = {f"by {high:.0%} of the tokens": high for high in (*shares, 1.0)} | {"not": math.inf}
+    phase = np.searchsorted(list(limits.values()), share)
+    parts = [
+        f"{when} {', '.join(names[:_NAMED])}"
+        + (f" and {len(names) - _NAMED} more" * (len(names) > _NAMED))
+        for number, when in enumerate(limits)
+        if len(names := share.index[phase == number])
+    ]
+    return Finding(f"Beyond a guess and noise move {'; '.join(parts)}.", table, "", every.notes)
+
+
+def _effects(
+    study: Study, points: pd.DataFrame, made: Comparison, table: pd.DataFrame
+) -> Iterator[str]:
+    """What averaging, bits per byte and the best subtasks change, and what the SNR tells."""
+    where = f"({made.order} at {made.proxy}, mean over {{}} tasks)."
+    usable = table[table.above & table.accuracy.notna()].set_index("task")
+    main, bits = usable[usable.main], usable[~usable.main & (usable.metric == "bits_per_byte")]
+    if (main.averaged > 1).any():
+        last = measure(points, made, averaged=1).query("main").set_index("task").accuracy
+        yield (f"The mean of the last {AVERAGED} checkpoints tells {main.accuracy.mean():.1%} of "
+               f"the pairs, the last one {last[main.index].mean():.1%} "
+               f"{where.format(len(main))}")  # fmt: skip
+    if len(both := bits.index.intersection(main.index)):
+        yield (f"Bits per byte tell {bits.accuracy[both].mean():.1%} of the pairs, the main metric "
+               f"itself {main.accuracy[both].mean():.1%} {where.format(len(both))}")  # fmt: skip
+    known = main[(main.snr_detrended > 0) & (main.snr_detrended < math.inf)]
+    if len(known) >= _FEWEST and known.accuracy.std() > 0:
+        r = np.corrcoef(np.log(known.snr_detrended), known.accuracy)[0, 1]
+        yield f"Log SNR and decision accuracy correlate by {r:.2f} over {len(known)} tasks."
+    for benchmark, half, whole in _best_subtasks(study.raw_records, made):
+        yield (f"The half of {benchmark} with the highest SNR tells {half:.1%} of the pairs, all "
+               f"of it {whole:.1%}.")  # fmt: skip
+
+
+def _best_subtasks(
+    raw: pd.DataFrame | None, made: Comparison
+) -> Iterator[tuple[str, float, float]]:
+    """Decision accuracy of the half of a benchmark's tasks with the highest SNR, and of all.
+
+    The half is chosen by the proxies alone, and both means are to tell the order in all tasks.
+    """
+
+    def mean(points: pd.DataFrame, runs: pd.DataFrame) -> pd.Series:
+        return settled(points, runs, AVERAGED).groupby(["unit", "stratum"]).score.mean()
+
+    of = {} if raw is None else benchmarks(list(raw.task.unique()))
+    for benchmark in sorted(set(of.values()) - {OTHER_TASKS}):
+        own = raw.task.map(of) == benchmark
+        points = comparable(curves(raw[raw.primary & own])).points
+        best = measure(points, made).sort_values("snr_detrended", ascending=False).task
+        half = points[points.task.isin(best[: len(best) // 2])]
+        goal = mean(points, made.targets.assign(until=math.inf))
+        pairs = [
+            pd.DataFrame({"score": mean(part, made.proxies), "goal": goal}).dropna().reset_index()
+            for part in (half, points)
+        ]
+        yield benchmark, agreement(pairs[0])[1], agreement(pairs[1])[1]
