@@ -229,7 +229,11 @@ def _best_subtasks(
     for benchmark in sorted(set(of.values()) - {OTHER_TASKS}):
         own = raw.task.map(of) == benchmark
         points = comparable(curves(raw[raw.primary & own])).points
-        best = measure(points, made).sort_values("snr_detrended", ascending=False).task
+        best = (
+            measure(points, made).query("above").sort_values("snr_detrended", ascending=False).task
+        )
+        if len(best) < _FEWEST:
+            continue
         half = points[points.task.isin(best[: len(best) // 2])]
         goal = mean(points, made.targets.assign(until=math.inf))
         pairs = [

@@ -75,7 +75,7 @@ def _records(frame: pd.DataFrame) -> pd.DataFrame:
     known = {"shots": 0, "domain": "d", "stderr": np.nan, "n": 0, "chance": np.nan, "flops": 0.0,
              "task_version": "1", "seconds": np.nan, "status": "ok"}  # fmt: skip
     missing = {name: value for name, value in known.items() if name not in frame}
-    return frame.assign(**missing)[list(COLUMNS)]
+    return frame.assign(**missing).reindex(columns=list(COLUMNS))
 
 
 def _lines(path: Path) -> list[dict]:
