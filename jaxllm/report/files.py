@@ -28,7 +28,7 @@ def write(output: epath.Path, tables: Tables, items: Sequence[ReportItem], kind:
         named = [("records", tables.study.records), ("metrics", tables.metrics)]
         for name, table in [*named, *((item.title, item.table) for item in items)]:
             if len(table):
-                content = spreadsheet_safe(table).to_csv(index=False).encode()
+                content = spreadsheet_safe(table.round({"tokens": 0})).to_csv(index=False).encode()
                 page.write(output / f"{file_name(name)}.csv", content)
         return output
     tasks = [item for item in items if item.part == TRAJECTORIES and item.chart is not None]

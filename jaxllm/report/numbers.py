@@ -39,10 +39,13 @@ def short(number: float) -> str:
 
 
 def with_error(number: float, stderr: float, metric: str) -> str:
-    """Value and standard error: "62.1% ± 1.4"."""
-    if not (math.isfinite(number) and math.isfinite(stderr)):
+    """Value and standard error: "62.1% ± 1.4"; alone where no example differs and it is 0."""
+    if not (math.isfinite(number) and stderr > 0):
         return value(number, metric)
-    error = f"{100 * stderr:.1f}" if is_share(metric) else f"{stderr:.3f}"
+    smallest, scaled = (0.1, 100 * stderr) if is_share(metric) else (0.001, stderr)
+    error = (
+        f"{scaled:.{1 if is_share(metric) else 3}f}" if scaled >= smallest / 2 else f"<{smallest}"
+    )
     return f"{value(number, metric)} ± {error}"
 
 

@@ -70,7 +70,8 @@ def of_task(findings: pd.DataFrame) -> str:
         change = _change(row)
         return f"{change[:1].upper()}{change[1:]}."
     best = valued.sort_values("final", ascending=lower_is_better(valued.metric.iloc[0])).iloc[0]
-    text = f"Best: {best.run} with {numbers.with_error(best.final, best.stderr, best.metric)}"
+    name = best.run if valued.final.nunique() > 1 or len(valued) == 1 else "all runs"
+    text = f"Best: {name} with {numbers.with_error(best.final, best.stderr, best.metric)}"
     return f"{text}; {len(left)} of {len(judged)} runs left chance." if len(judged) else f"{text}."
 
 

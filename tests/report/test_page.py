@@ -151,11 +151,13 @@ def test_no_cell_of_a_csv_file_is_a_formula(tmp_path) -> None:
     records = suite(1, sizes=(1e8,), twins=1, tasks=len(names))
     records["task"] = records.task.map(dict(zip(records.task.unique(), names, strict=True)))
     records["value"] -= 1.0
+    records["tokens"] = records.tokens - 1e-7  # as sums of floating-point numbers are
     none = pd.DataFrame({"run": pd.Series(dtype=str), "step": pd.Series(dtype="int64")})
     report = tables.gather([Results("formulas", records, none)])
     files.write(epath.Path(tmp_path), report, items(report), "csv")
     written = pd.read_csv(tmp_path / "records.csv")
     assert set(written.task) == {"'=1+1", "'+x", "'-x", "'@x", "'\tx", "plain", "a-b"}
+    assert (written.tokens % 1 == 0).all()
     # Negative values are numbers, not formulas.
     assert list(written.value) == pytest.approx(list(report.study.records.value))
     for path in tmp_path.glob("*.csv"):

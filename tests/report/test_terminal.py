@@ -75,4 +75,6 @@ def test_other_numbers() -> None:
     ]  # fmt: skip
     assert numbers.with_error(0.6213, 0.0141, "accuracy") == "62.1% ± 1.4"
     assert numbers.with_error(1.5, float("nan"), "bits_per_byte") == "1.500"
+    assert numbers.with_error(0.0, 0.0, "accuracy") == "0.0%"
+    assert numbers.with_error(0.9, 0.0004, "accuracy") == "90.0% ± <0.1"
     assert numbers.join(["a", "b", "c"]) == "a, b and c"

@@ -304,7 +304,7 @@ def _unidentified(frame: pd.DataFrame) -> str:
         values = np.sort(np.log(frame[column].to_numpy()))
         distinct = 1 + int((np.diff(values) > 0.01).sum())
         if distinct < _MIN_SIZES:
-            return f"{distinct} different {name} do not show a power law, three are needed"
+            return f"a power law needs three different {name}, not {distinct}"
     if abs(np.corrcoef(np.log(frame.params), np.log(frame.tokens))[0, 1]) > 0.98:
         return "tokens grow in step with size, so their effects cannot be told apart"
     return ""

@@ -100,7 +100,7 @@ def power_law(points: pd.DataFrame, variable: str, notes: tuple[str, ...] = ()) 
     notes += more
     distinct = frame[variable].nunique()
     if distinct < _MIN_POINTS:
-        reason = f"{distinct} different values of X are too few, {_MIN_POINTS} are needed"
+        reason = f"{_MIN_POINTS} different values of X are needed, not {distinct}"
         return PowerLaw.refuse(reason, notes)
     x, y = np.log(frame[variable].to_numpy()), np.log(frame.loss.to_numpy())
     line = line_fit(x, y)

@@ -11,8 +11,11 @@ import pandas as pd
 LOSS = "loss"
 CLOCKS = {"tokens": "Training tokens", "flops": "Training FLOPs", "step": "Step"}
 
-# "10G" tokens are 10B, and "1e+18" FLOPs are 1e18.
-COUNT_LABEL = "replace(replace(format(datum.value, '~s'), 'G', 'B'), 'k', 'K')"
+# "10G" tokens are 10B, "800m" is 0.8, and "1e+18" FLOPs are 1e18.
+COUNT_LABEL = (
+    "abs(datum.value) < 1000 ? format(datum.value, '~r') : "
+    "replace(replace(format(datum.value, '~s'), 'G', 'B'), 'k', 'K')"
+)
 FLOPS_LABEL = "datum.value == 0 ? '0' : replace(format(datum.value, '~e'), 'e+', 'e')"
 _LABELS = {
     "tokens": COUNT_LABEL,
