@@ -186,6 +186,7 @@ def _signal(runs: pd.DataFrame) -> pd.DataFrame:
 def agreement(of: pd.DataFrame) -> tuple[float, ...]:
     """Decision accuracy: the share of pairs within a stratum whose `score` and `goal` agree.
 
+    Pairs of equal goals are no decision: else constant answers would tell everything.
     The interval is Wilson's (1927) for as many independent pairs as have the variance of Kendall's
     tau without relation; resampling few runs gives far too narrow ones. p is tau's, one-sided, with
     the correction for continuity. A unit that is in several strata counts once for both.
@@ -202,15 +203,16 @@ def agreement(of: pd.DataFrame) -> tuple[float, ...]:
     first, second = first[within], second[within]
     a, b = (np.sign(v[first] - v[second]) for v in (of.score.to_numpy(), of.goal.to_numpy()))
     k = np.unique(stratum[np.unique(unit, return_index=True)[1]], return_counts=True)[1]
-    independent = float((k * (k - 1)).sum()) / 2
-    if not independent:
+    independent, decided = float((k * (k - 1)).sum()) / 2, b != 0
+    if not independent or not decided.any():
         return (math.nan,) * len(_DECISION)
     variance = float((k * (k - 1) * (2 * k + 5)).sum()) / 18
-    share, z2 = float((a == b).mean()), _Z**2 * variance / independent**2
+    share = float((a == b)[decided].mean())
+    z2 = _Z**2 * variance / independent**2 / float(decided.mean())
     half = math.sqrt(z2 * share * (1 - share) + z2**2 / 4)
     low, high = ((share + z2 / 2 + side) / (1 + z2) for side in (-half, half))
     p = float(stats.norm.sf((float((a * b).mean()) * independent - 1) / math.sqrt(variance)))
-    return len(first), share, low, high, p
+    return int(decided.sum()), share, low, high, p
 
 
 def _classes(values: pd.Series) -> pd.Series:

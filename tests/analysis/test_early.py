@@ -41,11 +41,15 @@ class TestDecisionAccuracy:
             np.sign(score[i] - score[j]) == np.sign(goal[i] - goal[j])
             for i in range(9)
             for j in range(i)
-            if stratum[i] == stratum[j]
+            if stratum[i] == stratum[j] and goal[i] != goal[j]
         ]
         pairs, share, low, high, _ = agreement(units(score, goal, stratum))
-        assert (pairs, share) == (16, np.mean(same))
+        assert (pairs, share) == (len(same), np.mean(same)) and len(same) < 16
         assert 0 <= low < share < high <= 1
+
+    def test_constant_answers_decide_nothing(self) -> None:
+        assert math.isnan(agreement(units([0.5] * 6, [0.5] * 6))[1])
+        assert agreement(units([0.5] * 6, range(6)))[1] == 0
 
     def test_p_is_that_of_kendalls_tau(self) -> None:
         rng = np.random.default_rng(1)
@@ -238,6 +242,6 @@ class TestPublishedRuns:
 
     def test_two_data_sets_over_seven_budgets(self, shared_data) -> None:
         rows = measured(published.overtrained(shared_data)).set_index(["proxy", "task"])
-        assert (rows.pairs == 7).all()
+        assert rows.pairs.max() == 7
         assert rows.accuracy["154M parameters", "hellaswag"] == 1
         assert (rows.p >= 0.5).all()  # two recipes are one decision
