@@ -12,7 +12,7 @@ import pandas as pd
 from jaxllm.analysis.benchmarks import OTHER_TASKS, benchmarks
 from jaxllm.analysis.curves import Curves, curves
 from jaxllm.analysis.finding import Finding, amount
-from jaxllm.analysis.onsets import durable, onset
+from jaxllm.analysis.onsets import durable
 from jaxllm.analysis.registry import EARLY, Study, analysis
 from jaxllm.analysis.signal import (
     AVERAGED,
@@ -31,7 +31,7 @@ from jaxllm.errors import UserError
 SHARES = (0.01, 0.1, 0.5)  # of a run's tokens
 _SIGMAS = 3.0  # of noise that a score without a chance level moves by
 _NAMED = 4  # tasks in a sentence
-_FEWEST = 5  # tasks for a correlation
+_FEWEST = 5  # tasks for a correlation, or in a benchmark
 
 
 @analysis(
@@ -57,9 +57,8 @@ def early_tasks(study: Study, *, shares: tuple[float, ...] = SHARES) -> Finding:
     table = pd.concat(parts, ignore_index=True)
     table["q"] = false_discovery(table.p)
     table["tells"] = (table.q < 0.05) & table.above
-    orders = (
-        table.groupby("order", sort=False).tells.any().sort_values(ascending=False, kind="stable")
-    )
+    orders = table.groupby("order", sort=False).tells.any()
+    orders = orders.sort_values(ascending=False, kind="stable")
     lines = [_told(table[table.order == order], order) for order in orders.index]
     if orders.iloc[0]:
         alike = [one for one in zip(made, parts, strict=True) if one[0].order == orders.index[0]]
@@ -71,26 +70,23 @@ def moves(every: Curves) -> pd.DataFrame:
     """When the main curve of each run and task moves beyond a guess, or beyond its noise.
 
     Returns:
-      `run, task, metric, domain, noise, scatter`, and `tokens` and `share` of the run's tokens at
-      which the curve leaves chance or, without a chance level, durably exceeds its first score by
-      three standard deviations of its last checkpoints; infinite where it does not.
+      `run, task, metric, noise, scatter`, and `tokens` and `share` of the run's tokens at which the
+      score is durably, or at last, above a guess or, without a chance level, above the first by
+      three standard deviations of the last checkpoints; infinite where it is not.
     """
     points = every.points[every.points.main]
     whole = pd.DataFrame({"run": points.run.unique(), "stratum": 0, "until": math.inf})
     last = settled(points, whole.assign(unit=whole.run), AVERAGED).set_index(["run", "task"])
-    rows = []
-    for curve in Curves(points):
-        noise = last.loc[(curve.run, curve.task)]
-        if math.isfinite(curve.chance_score):
-            at = onset(curve)[1]
-        else:
-            deviation = noise.scatter * abs(noise.level)
-            at = durable(curve.scores - curve.scores[0] > _SIGMAS * deviation)
-        tokens = math.inf if at is None else float(curve.tokens[at])
-        rows.append((curve.run, curve.task, curve.metric, curve.domain, noise.noise, noise.scatter,
-                     tokens, tokens / curve.tokens[-1]))  # fmt: skip
-    columns = ["run", "task", "metric", "domain", "noise", "scatter", "tokens", "share"]
-    return pd.DataFrame(rows, columns=columns)
+    moved = points.assign(at=math.inf).drop_duplicates(["run", "task"]).set_index(["run", "task"])
+    for key, curve in points.groupby(["run", "task"], sort=False):
+        deviation = last.scatter[key] * abs(last.level[key])
+        beyond = curve.score - curve.score.iloc[0] > _SIGMAS * deviation
+        higher = curve.above.where(curve.chance_score.notna(), beyond).to_numpy(bool)
+        first = durable(higher)
+        if first is not None or higher[-1]:
+            moved.loc[key, "at"] = curve.tokens.iloc[-1 if first is None else first]
+    table = last[["metric", "noise", "scatter"]].assign(tokens=moved["at"]).reset_index()
+    return table.assign(share=table.tokens / table.run.map(points.groupby("run").tokens.max()))
 
 
 def choose(study: Study, params: float = math.nan, tokens: float = math.nan) -> Finding:
@@ -158,7 +154,7 @@ def _told(rows: pd.DataFrame, order: str) -> str:
     best = rows[rows.tells].sort_values("accuracy", ascending=False, kind="stable")
     best = best.drop_duplicates(["proxy", "task"])
     if best.empty:
-        return f"No task tells {order} better than a coin ({rows.pairs.max():.0f} pairs)."
+        return f"No task tells {order} better than a coin ({rows.pairs.fillna(0).max():.0f} pairs)."
     parts = []
     for proxy, of_proxy in rows.groupby("proxy", sort=False):
         told = best[best.proxy == proxy]
@@ -209,14 +205,13 @@ def _effects(
     if len(known) >= _FEWEST and known.accuracy.std() > 0:
         r = np.corrcoef(np.log(known.snr_detrended), known.accuracy)[0, 1]
         yield f"Log SNR and decision accuracy correlate by {r:.2f} over {len(known)} tasks."
-    for benchmark, half, whole in _best_subtasks(study.raw_records, made):
+    raw = study.records if study.raw_records is None else study.raw_records
+    for benchmark, half, whole in _best_subtasks(raw, made):
         yield (f"The half of {benchmark} with the highest SNR tells {half:.1%} of the pairs, all "
                f"of it {whole:.1%}.")  # fmt: skip
 
 
-def _best_subtasks(
-    raw: pd.DataFrame | None, made: Comparison
-) -> Iterator[tuple[str, float, float]]:
+def _best_subtasks(raw: pd.DataFrame, made: Comparison) -> Iterator[tuple[str, float, float]]:
     """Decision accuracy of the half of a benchmark's tasks with the highest SNR, and of all.
 
     The half is chosen by the proxies alone, and both means are to tell the order in all tasks.
@@ -225,13 +220,12 @@ def _best_subtasks(
     def mean(points: pd.DataFrame, runs: pd.DataFrame) -> pd.Series:
         return settled(points, runs, AVERAGED).groupby(["unit", "stratum"]).score.mean()
 
-    of = {} if raw is None else benchmarks(list(raw.task.unique()))
+    of = benchmarks(list(raw.task.unique()))
     for benchmark in sorted(set(of.values()) - {OTHER_TASKS}):
         own = raw.task.map(of) == benchmark
         points = comparable(curves(raw[raw.primary & own])).points
-        best = (
-            measure(points, made).query("above").sort_values("snr_detrended", ascending=False).task
-        )
+        table = measure(points, made).query("above")
+        best = table.sort_values("snr_detrended", ascending=False).task
         if len(best) < _FEWEST:
             continue
         half = points[points.task.isin(best[: len(best) // 2])]
