@@ -27,7 +27,7 @@ def test_counts_below_a_thousand_have_no_unit() -> None:
 @pytest.mark.parametrize(("field", "expected"), [("flops", "2e11"), ("tokens", "200B")])
 def test_flops_are_powers_of_ten_at_any_size(field, expected) -> None:
     table = pd.DataFrame({field: [2e11, 3e11]})
-    axis = marks._amounts(table, field)
+    axis = marks._amounts(table[field])
     axis.values = [2e11]
     chart = alt.Chart(table).mark_point().encode(x=alt.X(f"{field}:Q", axis=axis))
     assert expected in labels(chart)

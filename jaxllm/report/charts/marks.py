@@ -131,9 +131,9 @@ def law(table: pd.DataFrame, x: str, y: str, titles: tuple[str, str]) -> Chart:
     scale = alt.Scale(type="log", nice=False, padding=8)
 
     def over(field: str) -> alt.Y:
-        return alt.Y(f"{field}:Q", scale=scale, title=titles[1], axis=_amounts(shown, y))
+        return alt.Y(f"{field}:Q", scale=scale, title=titles[1], axis=_amounts(shown[y]))
 
-    x_axis = alt.X(f"{x}:Q", scale=scale, title=titles[0], axis=_amounts(shown, x))
+    x_axis = alt.X(f"{x}:Q", scale=scale, title=titles[0], axis=_amounts(shown[x]))
     base = alt.Chart().encode(x=x_axis)
     line = base.mark_line(style="chance").encode(y=over("fitted"))
     points = base.mark_circle(size=45, opacity=0.75)
@@ -201,8 +201,8 @@ def _tooltips(kind: str, *fields: str) -> list[alt.Tooltip]:
     return [alt.Tooltip(f"{field}{kind}", **number) for field in _distinct(*fields)]
 
 
-def _amounts(table: pd.DataFrame, field: str) -> alt.Axis:
+def _amounts(values: pd.Series) -> alt.Axis:
     """An axis that counts in K, M, B, and FLOPs as powers of ten."""
-    if table[field].max() < 1000:
+    if values.max() < 1000:
         return alt.Axis(format="~g")
-    return alt.Axis(labelExpr=FLOPS_LABEL if field == "flops" else COUNT_LABEL)
+    return alt.Axis(labelExpr=FLOPS_LABEL if values.name == "flops" else COUNT_LABEL)
