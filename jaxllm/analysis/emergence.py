@@ -169,8 +169,8 @@ def _sentence(judged: pd.DataFrame) -> str:
             f"{counts[GRADUAL]:,} gradual, in the median at least {least:.1f} decades wide"
         )
     if UNRESOLVED in counts:
-        parts.append(f"of {counts[UNRESOLVED]:,} it cannot be told from these checkpoints")
-    return f"Of {len(gained):,} gains over the tokens, {'; '.join(parts)}."
+        parts.append(f"{counts[UNRESOLVED]:,} not resolved by these checkpoints and their noise")
+    return f"{len(gained):,} gains over the tokens: {'; '.join(parts)}."
 
 
 def _of_ends(judged: pd.DataFrame) -> tuple[str, ...]:
