@@ -31,7 +31,7 @@ from jaxllm.errors import UserError
 SHARES = (0.01, 0.1, 0.5)  # of a run's tokens
 _SIGMAS = 3.0  # of noise that a score without a chance level moves by
 _NAMED = 4  # tasks in a sentence
-_FEWEST = 5  # tasks for a correlation, or in a benchmark
+_FEWEST = 5  # tasks for a correlation; tasks and pairs for a benchmark
 
 
 @analysis(
@@ -101,16 +101,16 @@ def choose(study: Study, params: float = math.nan, tokens: float = math.nan) -> 
       `moved`, and `why` it is left out.
 
     Raises:
-      UserError: no run of known size has scores by then.
+      UserError: no run was scored at known tokens by then.
     """
     every, runs = _comparable(study)
     far = np.log(runs.params / (params if params > 0 else runs.params.min())).abs()
-    near = runs[runs["size"] == runs["size"][far.idxmin()]] if far.notna().any() else runs[:0]
+    near = runs[runs["size"] == runs["size"][far.idxmin()]] if far.notna().any() else runs
     end = near.tokens.max()
     budget = min(tokens, end) if tokens > 0 else end
     near = near[near["first"] <= budget]
     if near.empty:
-        raise UserError("no run of known size was scored by then: there is nothing to choose by")
+        raise UserError("no run was scored at known tokens by then: there is nothing to choose by")
     near = near.assign(until=budget, unit=near.run, stratum=near.length)
     across = across_sizes(runs, near["size"].iloc[0], budget)
     early = comparisons(near, (budget / end,)) if budget < end else ()
@@ -206,12 +206,14 @@ def _effects(
         r = np.corrcoef(np.log(known.snr_detrended), known.accuracy)[0, 1]
         yield f"Log SNR and decision accuracy correlate by {r:.2f} over {len(known)} tasks."
     raw = study.records if study.raw_records is None else study.raw_records
-    for benchmark, half, whole in _best_subtasks(raw, made):
-        yield (f"The half of {benchmark} with the highest SNR tells {half:.1%} of the pairs, all "
-               f"of it {whole:.1%}.")  # fmt: skip
+    for benchmark, (pairs, half, *_), (_, whole, *_) in _best_subtasks(raw, made):
+        yield (f"The half of {benchmark} with the highest SNR tells {half:.1%} of {pairs} pairs, "
+               f"all of it {whole:.1%}.")  # fmt: skip
 
 
-def _best_subtasks(raw: pd.DataFrame, made: Comparison) -> Iterator[tuple[str, float, float]]:
+def _best_subtasks(
+    raw: pd.DataFrame, made: Comparison
+) -> Iterator[tuple[str, tuple[float, ...], tuple[float, ...]]]:
     """Decision accuracy of the half of a benchmark's tasks with the highest SNR, and of all.
 
     The half is chosen by the proxies alone, and both means are to tell the order in all tasks.
@@ -234,4 +236,6 @@ def _best_subtasks(raw: pd.DataFrame, made: Comparison) -> Iterator[tuple[str, f
             pd.DataFrame({"score": mean(part, made.proxies), "goal": goal}).dropna().reset_index()
             for part in (half, points)
         ]
-        yield benchmark, agreement(pairs[0])[1], agreement(pairs[1])[1]
+        told = agreement(pairs[0]), agreement(pairs[1])
+        if told[0][0] >= _FEWEST:
+            yield benchmark, *told

@@ -171,6 +171,8 @@ def test_chooses_at_a_size_and_a_budget() -> None:
     }
     with pytest.raises(UserError, match="nothing to choose by"):
         choose(study, tokens=0.1)
+    unknown = choose(Study(study.records.assign(params=np.nan, run=study.records.run + "x")))
+    assert unknown.sentence.endswith("at – parameters and 2.9K tokens.")
 
 
 def test_the_command_prints_the_tasks_to_use(tmp_path, capsys) -> None:
@@ -245,3 +247,29 @@ class TestPublishedRuns:
         assert rows.pairs.max() == 7
         assert rows.accuracy["154M parameters", "hellaswag"] == 1
         assert (rows.p >= 0.5).all()  # two recipes are one decision
+
+
+def test_effects_are_measured_on_the_runs_of_the_report() -> None:
+    rng, parts = np.random.default_rng(5), []
+    for size in (1e6, 1e7):
+        for i in range(6):
+            rise = np.linspace(0, 0.2 + 0.02 * i, 30)
+            values = {
+                f"exam_{n}": 0.25 + rise + rng.normal(0, 0.002 if n < 4 else 0.05, 30)
+                for n in range(8)
+            }
+            run = {"run": f"{size:g}-{i}", "params": size, "family": f"f{i}"}
+            bits = {task: 2 - value for task, value in values.items()}
+            parts += [
+                table(values, **run),
+                table(bits, metric="bits_per_byte", chance=np.nan, **run),
+            ]
+    lines = early_tasks(Study(pd.concat(parts, ignore_index=True))).lines
+    half = next(line for line in lines if line.startswith("The half of exam"))
+    told = [float(word.rstrip("%.")) for word in half.split() if "%" in word]
+    assert told[0] == 100 and told[0] >= told[1]  # the noisy half is dropped
+    averaging = next(line for line in lines if line.startswith("The mean of the last 5"))
+    told = [float(word.rstrip("%")) for word in averaging.split() if word.endswith("%")]
+    assert told[0] > told[1]
+    assert any(line.startswith("Bits per byte tell") for line in lines)
+    assert any(line.startswith("Log SNR and decision accuracy correlate by 0.") for line in lines)
