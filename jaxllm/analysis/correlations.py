@@ -24,6 +24,7 @@ from scipy import stats
 
 from jaxllm.analysis.curves import Array, Panel, same_benchmark
 from jaxllm.analysis.finding import Finding
+from jaxllm.analysis.onsets import off_guess
 from jaxllm.analysis.registry import EARLY, Study, analysis
 from jaxllm.analysis.stats import false_discovery
 
@@ -49,7 +50,8 @@ def correlations(study: Study, *, draws: int = 300, seed: int = 0) -> Finding:
       `gain_p`, and `gain_q`, adjusted for the number of pairs. The p-value of the difference within
       and across domains, in the sentence, is from randomly permuted labels.
     """
-    data, notes = Panel.of(study.curves), study.curves.notes
+    grown = off_guess(study.curves)
+    data, notes = Panel.of(grown), grown.notes
     gains, short = gains_of(data)
     notes += short
     if len(data.tasks) < 2 or not gains:

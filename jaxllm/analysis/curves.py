@@ -21,12 +21,19 @@ from jaxllm.run.records import COLUMNS, OK
 _CURVE = ["run", "task", "shots", "metric", "task_version"]
 _REPEATED = "repeated records: the last of each is used."
 _LOWER_IS_BETTER = ("bits_per_byte", "perplexity", "loss", "brier", "nll", "error")
-_SHARES = ("accuracy", "exact_match", "probability", "f1")
+_SHARES = ("accuracy", "exact_match", "probability", "f1", "pass@", "mc1", "mc2")
+# Neither more nor less is better: CrowS-Pairs' measures of a stereotype, and facts of the examples.
+_NO_DIRECTION = ("stereotype", "likelihood_diff", "truncated", "padding", "shots_dropped")
 
 
 def lower_is_better(metric: str) -> bool:
     """Whether a smaller value of `metric` is better."""
     return any(word in metric for word in _LOWER_IS_BETTER)
+
+
+def has_direction(metric: str) -> bool:
+    """Whether more or less of `metric` is better, so that it can be a capability."""
+    return not any(word in metric for word in _NO_DIRECTION)
 
 
 def is_share(metric: str) -> bool:
@@ -114,6 +121,16 @@ class Curves:
         note = f"{changed} trajectories change the version of their task: only the last is used."
         points = self.points[self.points.curve.isin(best.curve)]
         return Curves(points, self.notes + ((note,) if changed else ()))
+
+    def directed(self) -> Curves:
+        """Curves of the metrics of which more, or less, is better."""
+        points = self.points
+        none = ~of_metric(has_direction, points.metric)
+        if not none.any():
+            return self
+        tasks = points.task[none & points.primary.astype(bool)].unique()
+        note = f"More of {', '.join(tasks)} is neither better nor worse: shown, not analysed."
+        return Curves(points[~none], self.notes + ((note,) if len(tasks) else ()))
 
     def comparable(self) -> Curves:
         """Curves over known tokens, with each version of a task as a task of its own."""

@@ -23,7 +23,15 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from jaxllm.analysis.curves import Array, Curve, Curves, counts_examples, with_gaps
+from jaxllm.analysis.curves import (
+    Array,
+    Curve,
+    Curves,
+    counts_examples,
+    has_direction,
+    is_share,
+    with_gaps,
+)
 
 STANDARD_ERRORS = 3.29
 _UNTRAINED = 1e-4
@@ -32,10 +40,12 @@ _DURABLE = 0.9
 LEFT = "left chance"
 PROVISIONAL = "left chance at the last checkpoint"
 AT_CHANCE = "at chance"
+NO_DIRECTION = "no direction"
 NO_CHANCE_LEVEL = "no chance level"
 NO_STANDARD_ERROR = "no standard error"
 NO_VALUE = "no value"
-STATES = (LEFT, PROVISIONAL, NO_CHANCE_LEVEL, AT_CHANCE, NO_STANDARD_ERROR, NO_VALUE)
+_UNJUDGED = (NO_CHANCE_LEVEL, NO_STANDARD_ERROR)
+STATES = (LEFT, PROVISIONAL, NO_CHANCE_LEVEL, AT_CHANCE, NO_STANDARD_ERROR, NO_DIRECTION, NO_VALUE)
 
 Mask = npt.NDArray[np.bool_]
 
@@ -88,11 +98,19 @@ def durable(above: Mask) -> int | None:
     return None
 
 
+def _clock(curve: Curve) -> Array:
+    return curve.tokens if np.isfinite(curve.tokens).all() else curve.steps
+
+
+def guess(curve: Curve) -> float:
+    """Compute `guess_score` of a curve."""
+    return guess_score(_clock(curve), curve.scores, curve.chance_score)
+
+
 def above_guess(curve: Curve) -> Mask:
     """Whether each point of a curve is `above` the level of a guess."""
-    clock = curve.tokens if np.isfinite(curve.tokens).all() else curve.steps
     n = curve.n if counts_examples(curve.metric) else 0
-    return above(clock, curve.scores, curve.score_stderr, curve.chance_score, n)
+    return above(_clock(curve), curve.scores, curve.score_stderr, curve.chance_score, n)
 
 
 def onset(curve: Curve, until: int | None = None) -> tuple[str, int | None]:
@@ -100,6 +118,8 @@ def onset(curve: Curve, until: int | None = None) -> tuple[str, int | None]:
 
     `until` limits the curve to its first points.
     """
+    if not has_direction(curve.metric):
+        return NO_DIRECTION, None
     if math.isnan(curve.chance_score):
         return NO_CHANCE_LEVEL, None
     if np.isnan(curve.score_stderr).all():
@@ -111,42 +131,54 @@ def onset(curve: Curve, until: int | None = None) -> tuple[str, int | None]:
     return (PROVISIONAL, len(higher) - 1) if higher[-1] else (AT_CHANCE, None)
 
 
-def left_guess(curves: Curves) -> pd.Series:
-    """Whether each of the curves has left the level of a guess, by `Curves.table`'s index."""
-    left = [onset(curve)[0] in (LEFT, PROVISIONAL) for curve in curves]
-    return pd.Series(left, index=curves.table.index, dtype=bool)
+def off_guess(curves: Curves) -> Curves:
+    """Without the tasks that are at the level of a guess in all runs; a note counts them."""
+    at_guess = pd.Series([onset(curve)[0] == AT_CHANCE for curve in curves], curves.table.index)
+    never = at_guess.groupby(curves.table.task).all()
+    if not never.any():
+        return curves
+    note = f"{int(never.sum())} tasks never score above a guess: their noise is left out."
+    points = curves.points[~curves.points.task.isin(never.index[never])]
+    return Curves(points, (*curves.notes, note))
 
 
 def trajectories(main: Curves, records: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Charted points of `Curves.main` of `records`, and when each task left chance.
 
     Returns:
-      The rows of `with_gaps` with `above` (whether the point is above a guess) and `left_chance`
-      (whether it is the onset); and a row per run and task, ordered by state and onset: `run, task,
-      domain, metric, state, step, tokens, flops, first, final, stderr, n, chance, shots,
-      task_version`, with the `step, tokens, flops` of the onset.
+      The rows of `with_gaps` with `above` (whether the point is above a guess), `left_chance`
+      (whether it is the onset) and `guess_level` (the score of a guess); and a row per run and
+      task, ordered by state and onset: `run, task, domain, metric, state, step, tokens, flops,
+      first, final, stderr, n, chance, shots, task_version, guess`, with the `step, tokens, flops`
+      of the onset, unknown where there is one checkpoint, and `guess`, the larger of chance and
+      the best constant answer.
     """
-    rows, above, left = [], [np.zeros(0, bool)], [np.zeros(0, bool)]
+    rows, above, left, level = [], [np.zeros(0, bool)], [np.zeros(0, bool)], [np.zeros(0)]
     names, scoring = ["run", "task", "domain", "metric"], ["n", "chance", "shots", "task_version"]
     onset_columns = ["state", "step", "tokens", "flops", "first", "final", "stderr"]
-    columns = [*names, *onset_columns, *scoring]
+    columns = [*names, *onset_columns, *scoring, "guess"]
     for curve in main:
         state, at = onset(curve)
+        at = at if len(curve.steps) > 1 else None
         above.append(above_guess(curve))
         left.append(np.arange(len(curve.steps)) == (-1 if at is None else at))
+        level.append(np.full(len(curve.steps), guess(curve)))
         clock = [curve.steps, curve.tokens, curve.flops]
         step, tokens, flops = (math.nan if at is None else float(of[at]) for of in clock)
         row = {name: getattr(curve, name) for name in names + scoring}
         row |= {"state": state, "step": step, "tokens": tokens, "flops": flops}
         row |= {"first": curve.values[0], "final": curve.values[-1], "stderr": curve.stderr[-1]}
+        row["guess"] = curve.chance_score if is_share(curve.metric) else curve.chance
         rows.append(row)
     marks = {"above": np.concatenate(above), "left_chance": np.concatenate(left)}
-    shown = with_gaps(Curves(main.points.assign(**marks)), records)
+    points = main.points.assign(**marks, guess_level=np.concatenate(level))
+    shown = with_gaps(Curves(points), records)
     shown = shown.assign(**{mark: shown[mark].eq(True) for mark in marks})
     scored = shown.groupby(["run", "task"]).value.transform("count") > 0
     unknown = dict.fromkeys(("first", "final", "step", "tokens", "flops"), math.nan)
     valueless = shown[~scored].drop_duplicates(["run", "task"], keep="last")
-    rows += valueless.assign(state=NO_VALUE, **unknown)[columns].to_dict("records")
+    valueless = valueless.assign(state=NO_VALUE, guess=valueless.chance, **unknown)
+    rows += valueless[columns].to_dict("records")
     table = pd.DataFrame(rows, columns=columns)
     rank = table.state.map(STATES.index)
     table = table.assign(rank=rank).sort_values(["rank", "tokens", "task"], kind="stable")
@@ -156,9 +188,10 @@ def trajectories(main: Curves, records: pd.DataFrame) -> tuple[pd.DataFrame, pd.
 def gain_share(shown: pd.DataFrame, findings: pd.DataFrame) -> pd.DataFrame:
     """Share of its total gain that each task has reached at each checkpoint.
 
-    The gain is in score, from chance, or from the first checkpoint where there is no chance level,
-    to the best value of the run. Tasks at chance have a share of 0, so that their noise is not
-    scaled up. The arguments are the results of `trajectories`.
+    The gain is in score, from a guess, or from the first checkpoint where there is no chance level,
+    to the best value of the run. Tasks at chance have a share of 0, as have those of which it is
+    not known whether they left it and that did not grow, so that noise is not scaled up. The
+    arguments are the results of `trajectories`.
 
     Returns:
       `shown` with the columns `share` (0 to 1; NaN where the value is) and `state`.
@@ -166,9 +199,20 @@ def gain_share(shown: pd.DataFrame, findings: pd.DataFrame) -> pd.DataFrame:
     key = ["run", "task"]
     state = shown[key].merge(findings[[*key, "state"]], how="left").state.to_numpy()
     grouped = shown.groupby(key, sort=False)
-    start = grouped.chance_score.transform("last").fillna(grouped.score.transform("first"))
+    start = grouped["guess_level"].transform("last").fillna(grouped.score.transform("first"))
     gain = shown.score - start
     most = gain.groupby([shown.run, shown.task], sort=False).transform("max")
-    grew = (most > 0) & (state != AT_CHANCE)
+    grown = grouped.score.transform(_grew).astype(bool) & np.isin(state, _UNJUDGED)
+    grew = (most > 0) & (grown | np.isin(state, (LEFT, PROVISIONAL)))
     share = (gain / most.where(grew)).clip(0, 1).where(grew, gain * 0.0)
     return shown.assign(share=share, state=state)
+
+
+def _grew(scores: pd.Series) -> bool:
+    """Whether the later half of the scores is above the earlier one, by the noise of its steps."""
+    known = scores.dropna().to_numpy()
+    half = len(known) // 2
+    if half < 2:
+        return True  # too few to tell
+    noise = float(np.diff(known).std(ddof=1)) / math.sqrt(half)
+    return bool(known[-half:].mean() - known[:half].mean() > STANDARD_ERRORS * noise)

@@ -72,8 +72,8 @@ class Study:
 
     @functools.cached_property
     def all_curves(self) -> Curves:
-        """Curves of all metrics of the charted tasks."""
-        return curves(self.records)
+        """Curves of all metrics of the charted tasks that have a direction."""
+        return curves(self.records).directed()
 
     @functools.cached_property
     def curves(self) -> Curves:

@@ -22,6 +22,7 @@ from jaxllm.evaluation import tasks
 from jaxllm.evaluation.config import MODULES
 from jaxllm.evaluation.download import FileSource, pinned, source_of
 from jaxllm.evaluation.tasks import TaskDefinition
+from jaxllm.run.records import split_shots
 
 Family = Callable[[str, epath.Path | None], TaskDefinition]
 
@@ -52,11 +53,11 @@ class Registry:
 
         `mmlu_0shot` is every task of `mmlu` at 0 shots.
         """
-        base, shots = tasks.split_shots(name)
+        base, shots = split_shots(name)
         if name in self.mixtures:
             members = self.mixtures[name]
         elif base in self.mixtures:
-            members = tuple(f"{tasks.split_shots(m)[0]}_{shots}shot" for m in self.mixtures[base])
+            members = tuple(f"{split_shots(m)[0]}_{shots}shot" for m in self.mixtures[base])
         else:
             yield name
             return
@@ -77,7 +78,7 @@ class Registry:
         return tuple(self._find(name, data_dir) for name in dict.fromkeys(expanded))
 
     def _find(self, name: str, data_dir: epath.Path | None) -> TaskDefinition:
-        known, (base, shots) = tasks.definitions(), tasks.split_shots(name)
+        known, (base, shots) = tasks.definitions(), split_shots(name)
         prefix = next((p for p in self.families if name.startswith(p) and name != p), None)
         if name in known and not prefix:
             return known[name]

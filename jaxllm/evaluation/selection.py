@@ -17,7 +17,8 @@ from jaxllm.errors import UserError
 from jaxllm.evaluation import download
 from jaxllm.evaluation.config import EvalConfig
 from jaxllm.evaluation.registry import benchmarks
-from jaxllm.evaluation.tasks import Document, Example, FewShot, TaskDefinition, split_shots
+from jaxllm.evaluation.tasks import Document, Example, FewShot, TaskDefinition
+from jaxllm.run.records import split_shots
 
 HARNESS_SEED = 1234
 

@@ -33,7 +33,6 @@ METRICS: Mapping[Kind, tuple[str, ...]] = {
     "cloze": ("exact_match", "target_bits_per_byte", "perplexity"),
     "perplexity": ("bits_per_byte", "perplexity", "loss"),
 }  # fmt: skip
-_SHOTS = re.compile(r"(?P<base>.+)_(?P<shots>\d+)shot")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,12 +228,6 @@ multiple_choice = functools.partial(declare, "multiple_choice")
 cloze = functools.partial(declare, "cloze")
 perplexity = functools.partial(declare, "perplexity")
 generation = functools.partial(declare, "generation")
-
-
-def split_shots(name: str) -> tuple[str, int | None]:
-    """`arc_easy_5shot` -> (`arc_easy`, 5); a name without such a suffix -> (name, None)."""
-    match = _SHOTS.fullmatch(name)
-    return (match["base"], int(match["shots"])) if match else (name, None)
 
 
 def with_shots(task: TaskDefinition, shots: int) -> TaskDefinition:

@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 from altair.utils.schemapi import debug_mode
 
-from jaxllm.analysis.curves import lower_is_better
+from jaxllm.analysis.curves import has_direction, lower_is_better
 from jaxllm.analysis.registry import HEALTH, NOW, Analysis, Study, analyses
 from jaxllm.errors import one_line
 from jaxllm.report import numbers, sentences
@@ -199,9 +199,9 @@ def all_trajectories(tables: Tables, axis: Axis) -> Iterator[ReportItem]:
 
 def _task_caption(last: pd.Series) -> str:
     parts = [numbers.metric_name(last.metric)]
-    if math.isfinite(last.chance):
-        parts.append(f"chance {numbers.chance(last.chance, last.metric)}")
-    elif not lower_is_better(last.metric):
+    if math.isfinite(last.guess):
+        parts.append(sentences.guess(last))
+    elif has_direction(last.metric) and not lower_is_better(last.metric):
         parts.append("chance unknown")
     parts += ([f"n {last.n:,}"] if last.n else []) + ([f"{last.shots}-shot"] if last.shots else [])
     return " · ".join(parts)

@@ -39,7 +39,7 @@ javascript_libraries = functools.cache(vl_convert.javascript_bundle)
 
 
 # Columns of the points that are not in a record.
-_INTERNAL = ["score", "score_stderr", "chance_score", "above"]
+_INTERNAL = ["score", "score_stderr", "chance_score", "above", "guess_level"]
 
 
 def write(path: epath.Path, content: bytes) -> epath.Path:

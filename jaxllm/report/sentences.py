@@ -22,10 +22,14 @@ def headline(findings: pd.DataFrame) -> str:
     if judged.empty:
         return _UNJUDGED
     if left.empty:
-        return f"None of the {len(judged)} capabilities with a chance level has left it yet."
+        return "No capability with a chance level has left it yet."
     capabilities = "capability" if len(judged) == 1 else "capabilities"
     share = "All" if len(left) == len(judged) > 1 else f"{len(left)} of"
     first, last = left.iloc[0], left.iloc[-1]
+    if left.step.isna().all():  # one checkpoint, and nobody knows when
+        stand = "stand" if len(left) > 1 else "stands"
+        tasks = numbers.join(list(left.task))
+        return f"{share} {len(judged)} {capabilities} {stand} above chance: {tasks}."
     if first.step == last.step:
         when = f", at {moment(first)}: {numbers.join(list(left.task))}."
     else:
@@ -45,7 +49,7 @@ def of_many(findings: pd.DataFrame) -> str:
         f"{len(left):,} of {len(judged):,} trajectories of {judged.task.nunique()} capabilities "
         "left chance"
     )
-    first = left.groupby("task").tokens.median().sort_values()
+    first = left.groupby("task").tokens.median().dropna().sort_values()
     if len(first):
         text += (
             f", {first.index[0]} the first (median {amount(first.iloc[0])} tokens), "
@@ -64,11 +68,15 @@ def of_task(findings: pd.DataFrame) -> str:
     if len(findings) == 1:
         row = findings.iloc[0]
         if len(left):
-            return f"Left chance at {moment(row)} and stands at {ending(row)}."
+            began = f"Left chance at {moment(row)} and stands" if row.step >= 0 else "Stands"
+            return f"{began} at {ending(row)}."
         if len(judged):
             return f"Still at chance: {ending(row)}."
         change = _change(row)
         return f"{change[:1].upper()}{change[1:]}."
+    if (findings.state == onsets.NO_DIRECTION).all():
+        low, high = (numbers.value(of(valued.final), valued.metric.iloc[0]) for of in (min, max))
+        return f"From {low} to {high}, of which neither is better."
     best = valued.sort_values("final", ascending=lower_is_better(valued.metric.iloc[0])).iloc[0]
     name = best.run if valued.final.nunique() > 1 or len(valued) == 1 else "all runs"
     text = f"Best: {name} with {numbers.with_error(best.final, best.stderr, best.metric)}"
@@ -103,6 +111,9 @@ def remainder(findings: pd.DataFrame) -> Iterator[str]:
         "Without a chance level": [
             f"{row.task} {_change(row)}" for row in rows(onsets.NO_CHANCE_LEVEL)
         ],
+        "Neither better nor worse": [
+            f"{row.task} {_change(row)}" for row in rows(onsets.NO_DIRECTION)
+        ],
         "Not judged, for want of a standard error": [
             row.task for row in rows(onsets.NO_STANDARD_ERROR)
         ],
@@ -119,10 +130,16 @@ def moment(row: Any) -> str:
 def ending(row: Any) -> str:
     """Final value, marked provisional where only the last checkpoint is above chance."""
     text = numbers.with_error(row.final, row.stderr, row.metric)
-    if not math.isnan(row.chance):
-        text += f", chance {numbers.chance(row.chance, row.metric)}"
+    if not math.isnan(row.guess):
+        text += f", {guess(row)}"
     provisional = "; the last checkpoint alone, so provisional"
-    return text + provisional if row.state == onsets.PROVISIONAL else text
+    return text + provisional if row.state == onsets.PROVISIONAL and row.step >= 0 else text
+
+
+def guess(row: Any) -> str:
+    """Level of a guess: "chance 50%", or "best constant answer 63.5%" where that is higher."""
+    name = "best constant answer" if row.guess > row.chance else "chance"
+    return f"{name} {numbers.chance(row.guess, row.metric)}"
 
 
 def _change(row: Any) -> str:

@@ -24,7 +24,7 @@ from jaxllm.report.charts.axes import CLOCKS
 from jaxllm.report.notes import trajectory_notes
 from jaxllm.report.theme import DISTINCT
 from jaxllm.run import stored_config
-from jaxllm.run.records import Results
+from jaxllm.run.records import Results, shown_name
 from jaxllm.run.run import Run
 from jaxllm.training.learning_rate import ScheduleConfig, planned_rates
 
@@ -189,7 +189,11 @@ def _read(sources: Sequence[Run | Results], notes: list[str]) -> list[_RunData]:
                 notes.append(
                     f"{owner}: another run is called {run.name} too; they are shown separately."
                 )
-            runs[name] = dataclasses.replace(run, name=name, records=run.records.assign(run=name))
+            records = run.records.assign(run=name)
+            if isinstance(source, Run):  # importers name tasks alike
+                pairs = zip(records.task, records.shots, strict=True)
+                records = records.assign(task=[shown_name(str(t), int(n)) for t, n in pairs])
+            runs[name] = dataclasses.replace(run, name=name, records=records)
             if isinstance(source, Run):
                 notes += _problems(name, source)
     return list(runs.values())
@@ -275,7 +279,7 @@ def _own(points: pd.DataFrame, parents: Mapping[str, tuple[str, float]]) -> pd.D
     """Without what a branch has from a parent that is shown, too: it starts where it left it."""
     shown = {run for run, (parent, _) in parents.items() if (points.run == parent).any()}
     begins = points.run.map({run: parents[run][1] for run in shown}).fillna(0.0)
-    return points[points.tokens >= 0.999 * begins]
+    return points[~(points.tokens < 0.999 * begins)]
 
 
 def _charted(points: pd.DataFrame, losses: pd.DataFrame) -> pd.DataFrame:

@@ -31,8 +31,8 @@ def of_run(model_dir: str | os.PathLike[str], width: int = 100) -> str:
 def capability_table(tables: Tables, run: str, width: int = 100) -> str:
     """Capability table of one run, at most `width` characters wide.
 
-    Values more than two standard errors above chance are marked. Of too many checkpoints an even
-    selection is shown, with the first and the last, and a line below gives their number.
+    Values above the level of a guess are marked (see `jaxllm.analysis.onsets`). Of too many
+    checkpoints an even selection is shown, with the first and the last, and their number below.
     """
     points = tables.points[tables.points.run == run]
     if points.empty:
@@ -41,7 +41,7 @@ def capability_table(tables: Tables, run: str, width: int = 100) -> str:
     lines += _table(points, tables.domains, width)
     judged = tables.findings[(tables.findings.run == run) & tables.findings.chance.notna()]
     if len(judged):
-        lines.append(f"{MARK} above chance by more than two standard errors")
+        lines.append(f"{MARK} above a guess, by far more than the standard error")
     if at_chance := int((judged.state == AT_CHANCE).sum()):
         lines.append(f"{at_chance} of {len(judged)} still at chance")
     return "\n".join(printable(line.rstrip()) for line in lines)
@@ -59,7 +59,7 @@ def _table(points: pd.DataFrame, domains: dict[str, list[str]], width: int) -> I
         )
 
     shown = [f"{step:,} " if step < 1e6 else f"{amount(step)} " for step in steps]
-    yield line("step", shown, "chance")
+    yield line("step", shown, "guess")
     yield line("tokens", [f"{amount(tokens[step])} " for step in steps])
     texts = {
         (row.task, row.step): numbers.value(row.value, row.metric) + (MARK if row.above else " ")
@@ -71,10 +71,11 @@ def _table(points: pd.DataFrame, domains: dict[str, list[str]], width: int) -> I
         yield from [domain] if own else []
         for task in own:
             name = f"  {task}" if len(task) + 2 <= label else f"  {task[: label - 3]}…"
-            chance, metric = last.chance[task], last.metric[task]
-            end = numbers.value(chance, metric)
-            if pd.isna(chance):
-                end = "" if is_share(metric) else _UNITS.get(metric, metric)[:_CELL]
+            metric, share = last.metric[task], is_share(last.metric[task])
+            guess = last.loc[task, ["chance", "majority"] if share else ["chance"]].max()
+            end = numbers.value(guess, metric)
+            if pd.isna(guess):
+                end = "" if share else _UNITS.get(metric, metric)[:_CELL]
             yield line(name, [texts.get((task, s), f"{numbers.UNKNOWN} ") for s in steps], end)
     if len(steps) < len(tokens):
         yield f"{len(steps)} of {len(tokens)} checkpoints shown"

@@ -3,13 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import pandas as pd
 
 OK = "ok"
+
+
+_WITH_SHOTS = re.compile(r"(.+?)[_ -](\d+)[_-]?shots?")
+
+
+@functools.cache
+def split_shots(task: str) -> tuple[str, int | None]:
+    """`arc_easy_5shot` or `arc_easy 5-shot` -> (`arc_easy`, 5); any other name -> (name, None)."""
+    match = _WITH_SHOTS.fullmatch(task)
+    return (match[1], int(match[2])) if match else (task, None)
+
+
+@functools.cache
+def shown_name(task: str, shots: int) -> str:
+    """Name of a task among runs of all sources: `arc_easy 5-shot`, or `arc_easy` at 0 shots."""
+    name, stated = split_shots(task)
+    shots = shots or stated or 0
+    return f"{name} {shots}-shot" if shots > 0 else name
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,6 +11,8 @@ from scipy import stats
 
 from jaxllm.analysis import onsets as analysis
 from jaxllm.analysis.curves import curves
+from jaxllm.analysis.registry import Study
+from jaxllm.report import sentences
 from jaxllm.run.records import COLUMNS, Record
 from jaxllm.run.run import Run
 from tests.simulated_run import STEPS, TASKS, simulate, true_value
@@ -160,3 +162,44 @@ def test_another_version_of_the_task_is_no_learning() -> None:
     new = points([0.45, 0.46, 0.45]).assign(step=[30, 40, 50], tokens=[300, 400, 500])
     found = finding(pd.concat([old, new.assign(task_version="2", chance=0.45)]))
     assert found.state == analysis.AT_CHANCE and found["first"] == 0.45
+
+
+def test_a_finished_model_without_a_step_is_not_an_untrained_one() -> None:
+    one = points([0.788], chance=0.5, stderr=0.0095).assign(tokens=math.nan)
+    found = finding(one)
+    assert found.state == analysis.PROVISIONAL and math.isnan(found.step)
+    assert sentences.of_task(trajectories(one)[1]).startswith("Stands at 78.8%")
+    assert "1 of 1 capability stands above chance: t" in sentences.headline(trajectories(one)[1])
+
+
+def test_a_share_of_stereotypes_is_no_capability() -> None:
+    runs = [points([0.5, 0.6, 0.7], metric="pct_stereotype", task="crows").assign(run=run)
+            for run in "ab"]  # fmt: skip
+    frame = pd.concat(runs)
+    shown, found = trajectories(frame)
+    assert set(found.state) == {analysis.NO_DIRECTION}
+    assert sentences.of_task(found).endswith("neither is better.")
+    assert not analysis.gain_share(shown, found).share.any()
+    study = Study(pd.concat([frame, points([0.3, 0.5, 0.7])]))
+    assert set(study.curves.table.task) == {"t"}
+    assert any("crows" in note and "neither better" in note for note in study.curves.notes)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_noise_makes_no_gain(known) -> None:
+    rng = np.random.default_rng(0)
+    noise = 0.25 + rng.normal(0, 0.02, (200, 12))
+    chance, stderr = (0.25, 0.02) if known else (math.nan, math.nan)
+    frames = [
+        points(row, task=f"t{i}", chance=chance, stderr=stderr) for i, row in enumerate(noise)
+    ]
+    shares = analysis.gain_share(*trajectories(pd.concat(frames)))
+    assert (shares.groupby("task").share.max() > 0).mean() <= 0.01
+    rising = points(0.3 + 0.02 * np.arange(12), **known)
+    assert analysis.gain_share(*trajectories(rising)).share.max() == 1
+
+
+def test_tasks_at_a_guess_in_all_runs_are_left_out() -> None:
+    high, flat = points([0.3, 0.5, 0.6], task="a"), points([0.25, 0.24, 0.26], task="b")
+    kept = analysis.off_guess(curves(pd.concat([high, flat])).main())
+    assert set(kept.table.task) == {"a"} and "1 tasks never score above" in kept.notes[-1]

@@ -3,18 +3,18 @@
 import gzip
 import json
 import math
-import time
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from jaxllm.analysis import onsets
 from jaxllm.analysis.curves import curves
 from jaxllm.errors import UserError
-from jaxllm.interop.importers import open_source
+from jaxllm.interop.importers import known_tasks, open_source
 from jaxllm.interop.importers.pythia import PARAMS
 from jaxllm.interop.importers.table import Settings, family_of, size_in_name, to_results
-from jaxllm.run.records import COLUMNS
+from jaxllm.run.records import COLUMNS, shown_name
 from tests.simulated_run import simulate
 
 # As lm-evaluation-harness 0.3 wrote it; 0.4 below.
@@ -126,7 +126,8 @@ def test_pythia_directory_and_lines_agree(tmp_path) -> None:
         lines.append(json.dumps({"path": f"evals/{place}", **result}))
     packed = tmp_path / "runs.jsonl.gz"
     packed.write_bytes(gzip.compress("\n".join(lines).encode()))
-    files = open_source(f"pythia:{tmp_path / 'evals'}").records
+    source = open_source(f"pythia:{tmp_path / 'evals'}")
+    files, problems = source.records, source.problems
     pd.testing.assert_frame_equal(files, open_source(f"pythia:{packed}").records)
     by_run = files.groupby("run").first()
     assert sorted(by_run.tokens) == sorted(places.values())
@@ -136,13 +137,13 @@ def test_pythia_directory_and_lines_agree(tmp_path) -> None:
         "pythia-70m-0.25MtokBS": "pythia-0.25MtokBS",
     }  # fmt: skip
     assert by_run.params["pythia-12b"] == PARAMS["12b"]
-    assert by_run.shots["pythia-410m-v0"] == 5  # the folder says so, the file says 0
+    # Its file says 0 shots, and has the values of its zero-shot twin.
+    assert by_run.shots["pythia-410m-v0"] == 0
+    assert any("pythia-410m-v0: files in a folder of 5 shots state 0" in p for p in problems)
 
 
-def test_whole_published_set_is_quick_and_complete(shared_data) -> None:
-    began = time.process_time()  # not of the clock: other tests may run beside this one
+def test_whole_published_set_is_complete(shared_data) -> None:
     source = open_source(f"pythia:{shared_data / 'reference' / 'pythia'}")
-    assert time.process_time() - began < 10
     records = source.records
     assert (records.status == "ok").all() and records.value.notna().all()
     trained = records[records.family.str.startswith("pythia")]
@@ -156,7 +157,11 @@ def test_whole_published_set_is_quick_and_complete(shared_data) -> None:
         assert examples[task] == examples.get(f"{task} 5-shot", n) == n
     key = ["run", "task", "step", "metric", "task_version"]
     assert not records.duplicated(key).any()
-    assert any("451 records are repeated" in p and " 0 of them" in p for p in source.problems)
+    # Five folders of v0 hold their zero-shot results again, scored a second time.
+    assert any("10,276 records are repeated" in p and "148 of them" in p for p in source.problems)
+    # CrowS-Pairs has no better direction, and a prior for one answer is no capability.
+    assert records.chance[records.metric == "pct_stereotype"].isna().all()
+    assert set(records.majority[records.task == "wsc"].round(3)) == {0.635}
     # Untrained models guess: 16 runs' first checkpoints against the chance levels of the table.
     untrained = trained[(trained.step == 0) & trained.primary & trained.domain.ne("bias")]
     z = (untrained.value - untrained.chance) / untrained.stderr
@@ -177,7 +182,7 @@ def test_repeated_records(first, second, contradictions) -> None:
            "task": "arc_easy", "domain": "knowledge", "shots": 0, "metric": "accuracy"}  # fmt: skip
     results = to_results(Settings({}, ""), [row | {"value": v} for v in (first, second)], [])
     assert results.records.value.tolist() == [second]
-    assert "1 record is repeated" in results.problems[0] and contradictions in results.problems[0]
+    assert "1 record is repeated" in results.problems[-1] and contradictions in results.problems[-1]
 
 
 def test_csv_with_a_column_map(tmp_path) -> None:
@@ -262,7 +267,8 @@ def test_tensorboard_of_others(tmp_path) -> None:
         ("csv:{tmp}/table.csv?task=a&values=x*two", "two is not a number"),
         ("tensorboard:{tmp}", "no event files with scalars"),
         ("somewhere/else", "no such directory"),
-        ("wandb:{tmp}", "no such directory"),
+        ("wandb:{tmp}", "no exports of Weights"),
+        ("somekind:{tmp}", "no such directory"),
     ],
 )
 def test_mistakes_are_named(tmp_path, spec, message) -> None:
@@ -294,3 +300,82 @@ def test_names_tell_sizes(name, size, family) -> None:
 
 def test_names_without_a_size() -> None:
     assert math.isnan(size_in_name("amber")) and family_of("amber") == "amber"
+
+
+CASES = {
+    "piqa": ("run,step,tokens,piqa\na,1,1,50\na,2,2,52.5\n", [0.5, 0.525]),
+    "humaneval": ("run,step,tokens,piqa,humaneval\na,1,1,50,0.6\na,2,2,52.5,0.9\n", [0.006, 0.009]),
+    "arc_easy": ("run,step,tokens,drop,arc_easy\na,1,1,10,0.26\na,2,2,20,0.5\n", [0.26, 0.5]),
+}
+
+
+@pytest.mark.parametrize("task", CASES)
+def test_per_cent_are_recognized_for_a_whole_column(tmp_path, task) -> None:
+    text, values = CASES[task]
+    columns = text.splitlines()[0].split(",")[3:]
+    file = write(tmp_path / "t.csv", text)
+    source = open_source(f"csv:{file}?values={','.join(columns)}")
+    found = source.records[source.records.task == task]
+    np.testing.assert_allclose(found.value, values)
+    assert any("per cent, divided by 100: " in problem for problem in source.problems)
+    n = known_tasks.lookup(task).n
+    np.testing.assert_allclose(found.stderr**2, found.value * (1 - found.value) / (n - 1))
+
+
+@pytest.mark.parametrize("values", ["0.52,52.5", "52,5250"])
+def test_what_is_neither_share_nor_per_cent_is_refused(tmp_path, values) -> None:
+    first, second = values.split(",")
+    file = write(tmp_path / "t.csv", f"step,piqa\n1,{first}\n2,{second}\n")
+    with pytest.raises(UserError, match=r"piqa: values of accuracy from .* neither shares nor per"):
+        open_source(f"csv:{file}?values=piqa")
+
+
+def test_names_of_our_tasks_and_imported_ones_meet(tmp_path) -> None:
+    own = [("arc_easy_2shot", 2), ("gsm8k", 8), ("mmlu_anatomy", 5), ("piqa", 0)]
+    table = "run,step,task,shots,acc\n" + "".join(f"a,1,{t},{n},0.5\n" for t, n in (
+        ("arc_easy_2shot", ""), ("gsm8k", 8), ("hendrycksTest-anatomy", 5), ("piqa", 0)
+    ))  # fmt: skip
+    records = open_source(f"csv:{write(tmp_path / 't.csv', table)}?value=acc").records
+    assert {shown_name(task, shots) for task, shots in own} == set(records.task)
+    assert set(records.task) == {"arc_easy 2-shot", "gsm8k 8-shot", "mmlu_anatomy 5-shot", "piqa"}
+
+
+def test_interventions_and_baselines_are_runs_of_their_own(tmp_path) -> None:
+    folder = "pythia-v1/pythia-1.4b-deduped"
+    result = {"results": {"piqa": {"acc": 0.6}}, "config": {"num_fewshot": 0}}
+    for place in ("zero-shot/1.4b-deduped", "baseline/baseline-1.4b-deduped",
+                  "intervention/intervention-1.4b-deduped",
+                  "intervention/intervention-1.4b-deduped-long"):  # fmt: skip
+        write(tmp_path / folder / f"{place}_step114000.json", result)
+    records = open_source(f"pythia:{tmp_path}").records
+    of = "pythia-1.4b-deduped"
+    names = {of, f"{of}-baseline", f"{of}-intervention", f"{of}-intervention-long"}
+    assert set(records.run) == names and len(set(records.family)) == 4
+
+
+def test_wandb_exports_of_amber(shared_data) -> None:
+    folder = shared_data / "reference" / "amber"
+    source = open_source(f"wandb:{folder}?run=Amber&params=6.74e9")
+    records = source.records
+    assert records.step.nunique() == 356 and len(records) == 4806
+    final = records.drop_duplicates("task", keep="last").set_index("task").value
+    # The model's card: https://huggingface.co/LLM360/Amber
+    card = {"arc_challenge 25-shot": 0.4257, "hellaswag 10-shot": 0.7391, "mmlu 5-shot": 0.2853}
+    assert final[list(card)].to_dict() == pytest.approx(card, abs=1e-4)
+    assert final["pile_github"] > 1 and records.stderr.notna().sum() == 1602
+    state = onsets.trajectories(curves(records).main(), records)[1].set_index("task").state
+    assert state["mmlu 5-shot"] == state["hellaswag 10-shot"] == onsets.LEFT
+
+
+def test_wandb_charts(tmp_path) -> None:
+    write(tmp_path / "a.csv", '"Step","x - acc","x - acc__MIN","x - acc__MAX"\n0,24.1,24.1,24.1\n')
+    write(tmp_path / "b.csv", '"Step","r - train/loss","r - eval/piqa/acc_norm","q - train/loss"\n'
+          "0,9.5,,\n2,3.5,52.1,4.5\n")  # fmt: skip
+    write(tmp_path / "c.csv", "name,size\na,1\n")
+    source = open_source(f"wandb:{tmp_path}?tasks=x&tokens_per_step=10")
+    scores = source.records.set_index("task")[["run", "step", "tokens", "metric", "value"]]
+    assert scores.loc["piqa"].tolist() == ["r", 2, 20, "accuracy_per_char", 0.521]
+    assert scores.loc["acc"].tolist() == ["x", 0, 0, "accuracy", pytest.approx(0.241)]
+    losses = {(row.run, row.step): row.loss for row in source.metrics.itertuples()}
+    assert losses == {("r", 0): 9.5, ("r", 2): 3.5, ("q", 2): 4.5}
+    assert any("c.csv: no chart" in problem for problem in source.problems)

@@ -4,6 +4,7 @@
     open_source("harness:results/?tokens_per_step=4194304")   lm-evaluation-harness, 0.3 and 0.4
     open_source("csv:table.csv?run=Model&tokens=Tokens (T)*1e12&values=MMLU,ARC")
     open_source("tensorboard:logs/?tokens_per_step=524288")
+    open_source("wandb:exports/?tokens_per_step=524288")
     open_source("run_directory")
 
 Settings follow `?` as `name=value`, separated by `&`. All kinds accept `run`, `family` and `params`
@@ -20,7 +21,7 @@ from urllib.parse import unquote
 from etils import epath
 
 from jaxllm.errors import UserError
-from jaxllm.interop.importers import csv_table, harness, pythia, tensorboard
+from jaxllm.interop.importers import csv_table, harness, pythia, tensorboard, wandb
 from jaxllm.interop.importers.table import Settings
 from jaxllm.run.records import Results
 from jaxllm.run.run import Run
@@ -57,4 +58,5 @@ _READERS = {
     "harness": harness.read,
     "csv": csv_table.read,
     "tensorboard": tensorboard.read,
+    "wandb": wandb.read,
 }

@@ -7,7 +7,7 @@
 A setting with the name of a trajectory column is the source of its values: a column of the file, a
 column times a number, or a constant in single quotes. `values` lists the value columns of a wide
 table, and `over` their dimension: task, run or metric; without it the values are in the column
-`value`. `scale` multiplies the values (0.01 for per cent).
+`value`. `scale` multiplies the values; per cent are recognized.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from jaxllm.interop.importers import known_tasks
 from jaxllm.interop.importers.table import COMMON, Settings, read_table, to_results
 from jaxllm.run.records import COLUMNS, Results
 
-_NUMBERS = ("params", "step", "tokens", "flops", "shots", "value", "stderr", "n", "chance")
+_NUMBERS = (
+    "params", "step", "tokens", "flops", "shots", "value", "stderr", "n", "chance", "majority",
+)  # fmt: skip
 _OVER = ("task", "run", "metric")
 
 

@@ -28,6 +28,7 @@ from jaxllm.interop.importers.table import (
     Row,
     Settings,
     files_below,
+    first,
     size_in_name,
     to_results,
 )
@@ -58,12 +59,19 @@ def read_files(path: epath.Path, settings: Settings, describe: Describe, source:
     """Harness results with the columns that `describe` gives each file; UserError if none."""
     problems: list[str] = []
     rows: list[Row] = []
+    unknown: list[str] = []
     for where, result in _results(path, problems):
         checkpoint = describe(result, where, settings)
         if checkpoint is None:
-            problems.append(f"{where}: neither its path nor its model_args name a {source} model")
-        else:
-            rows += [row | checkpoint for row in _task_rows(result, where, problems)]
+            unknown.append(where)
+            continue
+        if problem := checkpoint.pop("problem", ""):
+            problems.append(problem)
+        rows += [row | checkpoint for row in _task_rows(result, where, problems)]
+    if unknown:
+        problems.append(
+            f"{first(unknown)}: neither path nor model_args name a {source} model: left out"
+        )
     if not rows:
         raise UserError(f"{settings.where}: no results of {source} are in it")
     return to_results(settings, rows, problems)

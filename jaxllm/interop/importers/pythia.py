@@ -5,10 +5,11 @@ Reads the `evals/` directory of the Pythia repository or any part of it: a file 
 `.jsonl` or `.jsonl.gz`, where `path` is the original path of each. A line without a step (the
 finished OPT and BLOOM models in the same directory) is a run with one checkpoint.
 
-Shots come from the folder name, because `num_fewshot` is always 0 in the v0 files. Runs have their
-Hugging Face names: `pythia-160m-deduped`, `pythia-160m-deduped-v0`, `pythia-1b-0.5MtokBS`; the
-members of a family differ only in size: `pythia`, `pythia-deduped`, `pythia-v0`,
-`pythia-0.5MtokBS`.
+Shots are those of `num_fewshot`: the five-shot folders of 160M, 410M and 1.4B in v0 hold zero-shot
+results. Runs have their Hugging Face names: `pythia-160m-deduped`, `pythia-160m-deduped-v0`,
+`pythia-1b-0.5MtokBS`; interventions on the data and their baselines, which left a run late, are
+runs of their own: `pythia-1.4b-deduped-intervention-long`. The members of a family differ only in
+size: `pythia`, `pythia-deduped`, `pythia-v0`, `pythia-0.5MtokBS`.
 
 Tokens are steps x 2,097,152, except in the batch-size runs (`0.25MtokBS` is an eighth of it) and
 in the v0 runs of 160M, 410M and 1.4B, which took twice as many tokens in half the steps. Params
@@ -49,6 +50,7 @@ _RUN = re.compile(
 )
 _STEP = re.compile(r"step_?(\d+)")
 _SHOTS = {"zero": 0, "five": 5}
+_BRANCH = re.compile(r"(?:^|/)(intervention|baseline)-[^/_]*?(-long)?_step")
 
 
 def read(path: epath.Path, settings: Settings) -> Results:
@@ -65,9 +67,15 @@ def _checkpoint(result: dict[str, Any], where: str, settings: Settings) -> Row |
         step = int(steps[1]) if steps else settings.number("step")
     match = _RUN.search(where) or _RUN.search(arguments)
     row = _trained(match, where, step, settings) if match else _finished(where, step)
-    shots = re.search(r"(zero|five)-shot|\b(\d+)-?shot", where)
-    if row and shots:
-        row["shots"] = _SHOTS[shots[1]] if shots[1] else int(shots[2])
+    found = re.search(r"(zero|five)-shot|\b(\d+)-?shot", where)
+    if row and found:
+        shots = _SHOTS[found[1]] if found[1] else int(found[2])
+        stated = (result.get("config") or {}).get("num_fewshot")
+        if not isinstance(stated, int):
+            row["shots"] = shots
+        elif stated != shots:
+            folder = f"{row['run']}: files in a folder of {shots} shots"
+            row["problem"] = f"{folder} state {stated}, which is believed"
     return row
 
 
@@ -77,7 +85,9 @@ def _trained(match: re.Match[str], where: str, step: float, settings: Settings) 
     rest = rest.removesuffix("-v0")
     twice = 2 if v0 and size in _TWICE_THE_BATCH else 1
     per_step = _BATCHES.get(rest.removeprefix("-"), TOKENS_PER_STEP * twice)
-    suffix = "-v0" if v0 else ""
+    branch = _BRANCH.search(where)
+    suffix = f"-{branch[1]}{branch[2] or ''}" if branch else ""
+    suffix += "-v0" if v0 else ""
     return {
         "run": f"pythia-{size}{rest}{suffix}",
         # The published pythia-1b is the bfloat16 run: float16 diverged at this size.

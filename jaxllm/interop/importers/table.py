@@ -13,9 +13,10 @@ from typing import Any
 import pandas as pd
 from etils import epath
 
+from jaxllm.analysis.curves import counts_examples, is_share, of_metric
 from jaxllm.errors import UserError
 from jaxllm.interop.importers import known_tasks
-from jaxllm.run.records import COLUMNS, Record, Results
+from jaxllm.run.records import COLUMNS, Record, Results, shown_name, split_shots
 
 COMMON = ("run", "family", "params", "tokens_per_step")  # settings of every kind
 # Column -> the problem of a source that does not state it, for some runs.
@@ -78,7 +79,8 @@ def read_table(path: epath.Path) -> pd.DataFrame:
     return table
 
 
-def _first(names: Sequence[str]) -> str:
+def first(names: Sequence[str]) -> str:
+    """The first three names, and how many more there are."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more
 
@@ -94,8 +96,12 @@ def to_results(
     Rows have a run, step, task, metric and value. The settings run, family and params override
     those of the rows; columns that no row has are filled in (`_ABSENT`, then the defaults of
     `Record`). A missing n is derived from the standard error of an accuracy by the harness'
-    formula, se² = p(1 - p)/(n - 1). Of records that agree in run, task, step, metric and
+    formula, se² = p(1 - p)/(n - 1), and a missing standard error from the known n of a task.
+    Shares in per cent are divided by 100. Of records that agree in run, task, step, metric and
     version the last one wins; contradictory values are reported.
+
+    Raises:
+      UserError: values are neither shares nor per cent.
     """
     if metrics is None:
         metrics = pd.DataFrame({"run": pd.Series(dtype=str), "step": pd.Series(dtype="int64")})
@@ -110,20 +116,72 @@ def to_results(
 def _completed(frame: pd.DataFrame, settings: Settings, problems: list[str]) -> pd.DataFrame:
     for name in settings.values.keys() & {"run", "family", "params"}:
         frame[name] = settings.number(name) if name == "params" else settings.values[name]
-    frame["shots"] = frame["shots"].fillna(0).astype(int) if "shots" in frame else 0
+    frame["metric"] = frame.metric.map(lambda metric: known_tasks.METRICS.get(metric, metric))
+    stated = frame.task.map(lambda task: split_shots(str(task))[1])
+    shots = frame.get("shots", stated)
+    frame["shots"] = shots.where(shots > 0, stated).fillna(0).astype(int)
+    frame["task"] = frame.task.map(lambda task: split_shots(str(task))[0])
     for name, fill in _ABSENT.items():
         if name not in frame:
             frame[name] = fill(frame)
-    frame["task"] = [_named(task, n) for task, n in zip(frame.task, frame.shots, strict=True)]
+    frame = _with_errors(_as_shares(frame, settings.where, problems), problems)
+    names = zip(frame.task, frame.shots, strict=True)
+    frame["task"] = [shown_name(known_tasks.canonical(task), n) for task, n in names]
     for name, message in NOT_KNOWN.items():
         if frame[name].isna().any():
             runs = frame.run[frame[name].isna()].unique()
-            problems.append(message.format(_first(list(runs))))
+            problems.append(message.format(first(list(runs))))
     frame["step"] = frame["step"].fillna(0)
     unknown = sorted(frame.task[frame.domain == known_tasks.OTHER].unique())
     if unknown:
-        problems.append(f"no domain and no chance level are known for {_first(unknown)}")
+        problems.append(f"no domain and no chance level are known for {first(unknown)}")
     return frame
+
+
+def _as_shares(frame: pd.DataFrame, where: str, problems: list[str]) -> pd.DataFrame:
+    """Divide the shares that are in per cent by 100: all values of a task and metric, or none.
+
+    A task with values above 1 is in per cent. One without may be close to 0 in a table of per cent:
+    it is, unless it has a chance level, or another task has that and no value above 1.
+    """
+    values = pd.to_numeric(frame.value, errors="coerce")
+    share = of_metric(is_share, frame.metric) & values.notna()
+    by_task = values.where(share).groupby([frame.task, frame.metric], dropna=False)
+    most, least = by_task.transform("max"), by_task.transform("min")
+    guess = frame.chance.astype(float).fillna(0) >= 0.02
+    per_cent = share & (most > 1 + 1e-9)
+    wrong = per_cent & ((most > 100 + 1e-9) | (guess & (least > 0) & (least < 1)))
+    if wrong.any():
+        row = frame[wrong].iloc[0]
+        raise UserError(
+            f"{where}: {row.task}: values of {row.metric} from {least[wrong].iloc[0]:g} to "
+            f"{most[wrong].iloc[0]:g} are neither shares nor per cent"
+        )
+    if not per_cent.any():
+        return frame
+    certain = share & ~per_cent & guess
+    per_cent |= share & ~certain & ~certain.any()
+    problems.append(f"per cent, divided by 100: {first(list(frame.task[per_cent].unique()))}")
+    scale = pd.Series(1.0, frame.index).mask(per_cent, 0.01)
+    scaled = {name: frame[name] * scale for name in ("value", "stderr") if name in frame}
+    return frame.assign(**scaled)
+
+
+def _with_errors(frame: pd.DataFrame, problems: list[str]) -> pd.DataFrame:
+    """Standard errors from the known numbers of examples, where a source has none."""
+    nothing = pd.Series(math.nan, frame.index)
+    stderr, n = frame.get("stderr", nothing), frame.get("n", nothing).replace(0, math.nan)
+    if stderr.notna().any():
+        return frame
+    known = n.fillna(frame.task.map(lambda task: known_tasks.lookup(task).n))
+    known = known.where(of_metric(counts_examples, frame.metric) & (known > 1))
+    if known.any():
+        problems.append(
+            "standard errors from the known numbers of examples: "
+            + first(list(frame.task[known.notna()].unique()))
+        )
+    p = frame.value.clip(0, 1)
+    return frame.assign(stderr=stderr.fillna((p * (1 - p) / (known - 1)) ** 0.5), n=n.fillna(known))
 
 
 def _typed(frame: pd.DataFrame) -> pd.DataFrame:
@@ -170,19 +228,17 @@ def _chance(frame: pd.DataFrame) -> pd.Series:
     return chance.where(frame.metric.map(known_tasks.has_chance))
 
 
+def _majority(frame: pd.DataFrame) -> pd.Series:
+    majority = frame.task.map(lambda task: known_tasks.lookup(task).majority)
+    return majority.where(frame.metric.str.startswith(("accuracy", "exact_match")))
+
+
 def _primary(frame: pd.DataFrame) -> pd.Series:
     """Whether a row's metric is the primary one of those measured in its run and task."""
     keys = ["run", "task", "shots"]
     metrics = frame[[*keys, "metric"]].drop_duplicates().groupby(keys).metric.agg(list)
     primary = metrics.map(known_tasks.primary_metric)
     return frame.metric == primary.reindex(pd.MultiIndex.from_frame(frame[keys])).to_numpy()
-
-
-@functools.cache
-def _named(task: str, shots: int) -> str:
-    """The task's name in the table, which includes the number of shots unless it is 0."""
-    name = known_tasks.canonical(task)
-    return f"{name} {shots}-shot" if shots > 0 else name
 
 
 @functools.cache
@@ -206,6 +262,7 @@ def family_of(run: str) -> str:
 _ABSENT: Mapping[str, Callable[[pd.DataFrame], Any]] = {
     "domain": lambda frame: frame.task.map(lambda task: known_tasks.lookup(task).domain),
     "chance": _chance,
+    "majority": _majority,
     "params": lambda frame: frame.run.map(size_in_name),
     "family": lambda frame: frame.run.map(family_of),
     "tokens": lambda frame: math.nan,

@@ -58,7 +58,7 @@ def trajectory(points: pd.DataFrame, axis: Axis, series: Sequence[str]) -> Chart
         onset = base.mark_point(style="onset", size=110, filled=False)
         onset = onset.encode(y=y, color=alt.Undefined).transform_filter("datum.left_chance")
         layers = [band, *layers[:2], onset, *layers[2:]]
-    chance = _finite(points.chance)
+    chance = _finite(points[["chance", "majority"]].max(axis=1) if share else points.chance)
     if len(chance):
         layers.insert(0, reference_line("y", "chance", float(chance.iloc[-1]), y_axis))
     columns = ["run", "task", *_CLOCKS, "metric", "value", "stderr", "low", "high", "n", "chance",
