@@ -189,13 +189,11 @@ def test_a_share_of_stereotypes_is_no_capability() -> None:
 def test_noise_makes_no_gain(known) -> None:
     rng = np.random.default_rng(0)
     noise = 0.25 + rng.normal(0, 0.02, (200, 12))
-    chance, stderr = (0.25, 0.02) if known else (math.nan, math.nan)
-    frames = [
-        points(row, task=f"t{i}", chance=chance, stderr=stderr) for i, row in enumerate(noise)
-    ]
+    fields = {"chance": 0.25, "stderr": 0.02} if known else {"chance": math.nan, "stderr": math.nan}
+    frames = [points(row, task=f"t{i}", **fields) for i, row in enumerate(noise)]
     shares = analysis.gain_share(*trajectories(pd.concat(frames)))
     assert (shares.groupby("task").share.max() > 0).mean() <= 0.01
-    rising = points(0.3 + 0.02 * np.arange(12), **known)
+    rising = points(0.3 + 0.02 * np.arange(12), **fields)
     assert analysis.gain_share(*trajectories(rising)).share.max() == 1
 
 
