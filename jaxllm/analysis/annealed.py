@@ -21,6 +21,7 @@ _SIBLINGS = 8
 _POINTS = 40  # of a curve on the chart
 _EARLIEST = 0.05  # share of the steps so far where the curves of the law begin
 _SAME = 0.01  # relative difference up to which sizes, peaks and batches are equal
+_NEAR = 0.1  # share of the peak up to which two rates are about equal
 _COMMON = 5  # steps that two runs must share, at equal rates, for their levels to be compared
 _LATEST = 50  # the loss now is the mean of the last of so many parts of the log
 _LATE = 0.05  # a log that begins after this share of it lacks its beginning
@@ -67,10 +68,14 @@ def annealed(study: Study) -> list[Finding]:
             continue
         planned = study.planned_rates.get(run, np.zeros(0))
         table = _table(run, logged[run], law, planned)
-        in_progress = _in_progress(logged[run], law, planned)
-        findings.append(
-            Finding(_sentence(run, table, logged[run], in_progress), table, title=title)
-        )
+        sentence = _sentence(run, table, logged[run], _in_progress(logged[run], law, planned))
+        notes: tuple[str, ...] = ()
+        if "planned" in set(table.kind) and planned[-1] < law.lowest_rate - _NEAR * law.peak:
+            notes = (
+                f"The plan ends at a learning rate of {planned[-1]:.2g}; the curves that the law "
+                f"is fitted to go down to {law.lowest_rate:.2g} only.",
+            )
+        findings.append(Finding(sentence, table, notes=notes, title=title))
     return findings
 
 
@@ -140,7 +145,7 @@ def _siblings(
             (own.per_step, its.per_step),
             (own.curve.rates.max(), its.curve.rates.max()),
         ]
-        alike = all(abs(a - b) <= _SAME * a for a, b in pairs)
+        alike = all(a > 0 and abs(a - b) <= _SAME * a for a, b in pairs)
         if alike and study.mixtures.get(run) == study.mixtures.get(other):
             steps = own.curve.steps[own.curve.steps <= its.curve.steps[-1]]
             difference = own.curve.rates[steps - 1] - its.curve.rates[steps - 1]
@@ -187,7 +192,7 @@ def _table(run: str, logged: _Logged, law: ScheduleLaw, planned: Array) -> pd.Da
 def _in_progress(logged: _Logged, law: ScheduleLaw, planned: Array) -> bool:
     """Whether there are steps to come, or a rate to decay."""
     rates = logged.curve.rates
-    return len(planned) > len(rates) or bool(rates[-1] > law.lowest_rate + 0.1 * law.peak)
+    return len(planned) > len(rates) or bool(rates[-1] > law.lowest_rate + _NEAR * law.peak)
 
 
 def _sentence(run: str, table: pd.DataFrame, logged: _Logged, in_progress: bool) -> str:

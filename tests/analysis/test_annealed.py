@@ -71,6 +71,12 @@ def test_without_any_decay_there_is_no_answer(study) -> None:
     assert "fell by 30%" in other_size.refused
 
 
+def test_a_plan_below_the_rates_that_were_seen_is_noted(study) -> None:
+    (found,) = annealed(cut(study, [RUN], 1920))  # at 17% of its peak
+    assert found.notes and "learning rate of 0" in found.notes[0] and "only" in found.notes[0]
+    assert found.table.kind.iloc[-1] == "planned"
+
+
 def test_a_finished_run_tells_what_less_would_have_given(study) -> None:
     found, other = annealed(study)
     assert found.sentence.startswith(f"{RUN} ended at a training loss of 2.691, the law at 2.")

@@ -32,6 +32,7 @@ _SHARES = (1.0, 0.5, 0.25, 0.0)  # of a step of the linearized law that are trie
 _MOST_POINTS = 100  # of a curve: means of neighbouring ones
 _BLOCKS = 12  # of a curve, drawn together
 _HELD_OUT = 1 / 3  # share of the steps that chooses the form
+_FEWEST = 10  # points that it is chosen by a fit to
 _MISSED = 1.25  # standard deviation of a normal distribution over its mean deviation
 _TOP = 0.999  # of the largest rate, from which the warm-up is over
 _LOWEST_RATE = 0.01  # of the peak; eta^-1/2 has no value at 0
@@ -95,7 +96,8 @@ class ScheduleLaw:
             for p in self.draws
         ]
         low, high = np.quantile(np.exp(paths), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
-        return low, high
+        value = np.exp(inputs.log_loss(self.parameters))
+        return np.minimum(low, value), np.maximum(high, value)
 
 
 def fit(curves: Sequence[LossCurve]) -> ScheduleLaw:
@@ -122,15 +124,17 @@ def fit(curves: Sequence[LossCurve]) -> ScheduleLaw:
             "that what a decay gives is unknown"
         )
     delta = max(_DELTA, _noise(curves))
+    best = {form: _fitted(form, inputs, target, delta) for form in _FORMS}
     early = steps <= (1 - _HELD_OUT) * steps.max()
     told = _decays(fallen[early])
-    late = ~early & (told | (fallen < _CONSTANT))
-    held_out = {}
+    late, held_out = ~early & (told | (fallen < _CONSTANT)), {}
     for form in _FORMS:
-        found = _fitted(form, inputs.at(early), target[early], delta)
-        held_out[form] = float(np.abs(inputs.log_loss(found) - target)[late].mean())
+        if early.sum() >= _FEWEST and late.any():
+            found = _fitted(form, inputs.at(early), target[early], delta)
+            held_out[form] = float(np.abs(inputs.log_loss(found) - target)[late].mean())
+        else:  # the residuals of the fit itself are the next best
+            held_out[form] = float(np.abs(inputs.log_loss(best[form]) - target).mean())
     chosen = min(held_out, key=held_out.__getitem__) if told else _FORMS[-1]
-    best = {form: _fitted(form, inputs, target, delta) for form in _FORMS}
     block = np.concatenate(
         [i * _BLOCKS + np.arange(len(c.steps)) * _BLOCKS // len(c.steps)
          for i, c in enumerate(curves)]
@@ -153,16 +157,11 @@ def _decays(fallen: Array) -> bool:
 def _thinned(curve: LossCurve) -> LossCurve:
     """Means of neighbouring points after the warm-up, `_MOST_POINTS` at most."""
     rates, steps = np.asarray(curve.rates, float), np.asarray(curve.steps)
-    top = int(np.argmax(rates >= _TOP * rates.max())) + 1
-    rows = np.flatnonzero((steps >= top) & np.isfinite(curve.losses) & (steps <= len(rates)))
-    parts = np.array_split(rows, min(len(rows), _MOST_POINTS) or 1)
-    if not len(rows):
-        return LossCurve(rates, np.array([]), np.array([]))
-    return LossCurve(
-        rates,
-        np.array([round(float(steps[part].mean())) for part in parts]),
-        np.array([float(np.mean(curve.losses[part])) for part in parts]),
-    )
+    warm = steps > np.argmax(rates >= _TOP * rates.max())
+    rows = np.flatnonzero(warm & np.isfinite(curve.losses) & (steps <= len(rates)))
+    parts = np.array_split(rows, min(len(rows), _MOST_POINTS)) if len(rows) else []
+    at = np.array([round(float(steps[part].mean())) for part in parts], int)
+    return LossCurve(rates, at, np.array([float(np.mean(curve.losses[part])) for part in parts]))
 
 
 @dataclasses.dataclass(frozen=True)

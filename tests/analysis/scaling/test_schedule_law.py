@@ -101,6 +101,16 @@ def test_the_interval_holds_the_truth_about_as_often_as_it_says() -> None:
     assert held >= 10
 
 
+@pytest.mark.parametrize("share", [0.5, 0.7])
+def test_a_cosine_on_its_way_has_finite_intervals(share: float) -> None:
+    whole = 1e-3 * (1 + np.cos(np.pi * np.arange(1000) / 1000)) / 2
+    whole[:50] = np.linspace(2e-5, whole[50], 50)
+    steps = np.arange(60, int(1000 * share), 20)
+    law = fit([LossCurve(whole[: steps[-1]], steps, true_loss(whole, steps))])
+    low, high = law.interval(whole, np.array([999]))
+    assert low[0] - 1e-5 < true_loss(whole, np.array([999]))[0] < high[0] + 1e-5
+
+
 def test_the_derivatives_are_those_of_the_law() -> None:
     rates, steps = schedule(500, 100), np.array([60, 200, 420, 460, 500])
     inputs = schedule_law._Inputs.of(rates, steps, 1e-3, 450.0)
