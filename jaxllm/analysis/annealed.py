@@ -19,7 +19,7 @@ _DECAY = 0.1  # share of the steps that a decay takes, as of 'wsd'
 _MOST_RUNS = 4
 _SIBLINGS = 8
 _POINTS = 40  # of a curve on the chart
-_EARLIEST = 0.05  # share of the steps so far where the curves of the law begin
+_EARLIEST = 0.1  # share of the steps so far where the curves of the law begin
 _SAME = 0.01  # relative difference up to which sizes, peaks and batches are equal
 _NEAR = 0.1  # share of the peak up to which two rates are about equal
 _COMMON = 5  # steps that two runs must share, at equal rates, for their levels to be compared
@@ -171,20 +171,23 @@ def _table(run: str, logged: _Logged, law: ScheduleLaw, planned: Array) -> pd.Da
     now, top = len(rates), int(np.argmax(rates >= 0.999 * rates.max())) + 1
     parts = [pd.DataFrame({"step": curve.steps, "value": curve.losses}).assign(kind="measured")]
 
-    def add(kind: str, schedule: Array, steps: Array) -> None:
-        low, high = law.interval(schedule, steps)
-        value = law.predict(schedule, steps)
-        part = pd.DataFrame({"step": steps, "value": value, "low": low, "high": high})
+    def add(kind: str, schedule: Array) -> None:
+        end = np.array([len(schedule)])
+        low, high = law.interval(schedule, end)
+        value = law.predict(schedule, end)
+        part = pd.DataFrame({"step": end, "value": value, "low": low, "high": high})
         parts.append(part.assign(kind=kind))
 
     first = max(top, round(_EARLIEST * now), int(curve.steps[0]))
     steps = np.unique(np.linspace(first, now, _POINTS).astype(int))
-    add("law", rates, steps)
+    parts.append(
+        pd.DataFrame({"step": steps, "value": law.predict(rates, steps)}).assign(kind="law")
+    )
     begins = steps if _in_progress(logged, law, planned) else steps[steps <= (1 - _DECAY) * now]
     for end in np.unique((begins / (1 - _DECAY)).round().astype(int)):
-        add("annealed", _annealed(rates, int(end), law.lowest_rate), np.array([end]))
+        add("annealed", _annealed(rates, int(end), law.lowest_rate))
     if len(planned) > now:
-        add("planned", np.append(rates, planned[now:]), np.array([len(planned)]))
+        add("planned", np.append(rates, planned[now:]))
     table = pd.concat(parts, ignore_index=True)
     return table.assign(run=run, tokens=table.step * logged.per_step)
 
@@ -205,8 +208,8 @@ def _sentence(run: str, table: pd.DataFrame, logged: _Logged, in_progress: bool)
         end, early = of["law"].iloc[-1], of["annealed"]
         half = early.iloc[int(np.argmin(np.abs(early.step - 0.5 * end.step)))]
         return (
-            f"{run} ended at a training loss of {latest:.3f}, the law at {loss(end)}; annealed by "
-            f"{amount(half.tokens)} tokens it would have reached {loss(half)}."
+            f"{run} ended at a training loss of {latest:.3f}, the law at {end.value:.3f}; annealed "
+            f"by {amount(half.tokens)} tokens it would have reached {loss(half)}."
         )
     end = of["annealed"].iloc[-1]
     more = end.tokens - len(logged.curve.rates) * logged.per_step

@@ -27,7 +27,7 @@ LEVEL = 0.9
 LEAST_DECAY = 0.3  # share of the peak by which a rate has to fall for a law to be fitted
 _CONSTANT = 0.05  # the same, up to which it counts as constant
 _DELTA = 1e-3  # of the Huber loss of log residuals, as published; or their noise, where larger
-_DRAWS, _REWEIGHTED = 60, 10
+_DRAWS, _REWEIGHTED = 100, 10
 _SHARES = (1.0, 0.5, 0.25, 0.0)  # of a step of the linearized law that are tried
 _MOST_POINTS = 100  # of a curve: means of neighbouring ones
 _BLOCKS = 12  # of a curve, drawn together
@@ -60,10 +60,11 @@ class ScheduleLaw:
       horizon: sum of the relative rates of the longest curve, the unit of S.
       last_step: of the longest curve.
       lowest_rate: the lowest rate after the peak that was seen.
-      held_out: mean |log residual| of each form, by its number of parameters, on the last third of
-        the steps, fitted without it.
+      held_out: mean |log residual| of the blocks of points in the last third of the steps, of each
+        form fitted without it, by its number of parameters.
       draws: parameters of bootstrap samples, of every form that may be right.
       noise: mean log residual of each block of points.
+      curves: number of curves.
     """
 
     parameters: Array
@@ -74,6 +75,7 @@ class ScheduleLaw:
     held_out: dict[int, float]
     draws: tuple[Array, ...]
     noise: Array
+    curves: int
 
     def predict(self, rates: Array, steps: Array) -> Array:
         """Loss after each of `steps` updates of a schedule of `rates`."""
@@ -84,15 +86,16 @@ class ScheduleLaw:
 
         It covers the fit (bootstrap of blocks), the form (draws of all that may be right), the
         level of a stretch of the curve (residuals of blocks), and what the law missed by on the
-        last third of the steps; that again for each factor of 1.5 beyond the longest curve.
+        last third of the steps; that again for each factor of 1.5 beyond the longest curve, once
+        before it, and by Student's t, since a few curves are few samples of it.
         """
         inputs = _Inputs.of(rates, steps, self.peak, self.horizon)
-        beyond = np.log(np.maximum(np.asarray(steps) / self.last_step, 1.0))
+        beyond = np.log(np.asarray(steps) / self.last_step) / -math.log(1 - _HELD_OUT)
         missed = _MISSED * self.held_out[len(self.parameters)]
-        spread = missed * (1 + beyond / -math.log(1 - _HELD_OUT))
+        spread = missed * (1 + np.maximum(beyond, np.minimum(-beyond, 1.0)))
         rng = np.random.default_rng(0)
         paths = [
-            inputs.log_loss(p) + rng.choice(self.noise) + rng.standard_normal() * spread
+            inputs.log_loss(p) + rng.choice(self.noise) + rng.standard_t(1 + self.curves) * spread
             for p in self.draws
         ]
         low, high = np.quantile(np.exp(paths), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
@@ -124,29 +127,33 @@ def fit(curves: Sequence[LossCurve]) -> ScheduleLaw:
             "that what a decay gives is unknown"
         )
     delta = max(_DELTA, _noise(curves))
-    best = {form: _fitted(form, inputs, target, delta) for form in _FORMS}
-    early = steps <= (1 - _HELD_OUT) * steps.max()
-    told = _decays(fallen[early])
-    late, held_out = ~early & (told | (fallen < _CONSTANT)), {}
-    for form in _FORMS:
-        if early.sum() >= _FEWEST and late.any():
-            found = _fitted(form, inputs.at(early), target[early], delta)
-            held_out[form] = float(np.abs(inputs.log_loss(found) - target)[late].mean())
-        else:  # the residuals of the fit itself are the next best
-            held_out[form] = float(np.abs(inputs.log_loss(best[form]) - target).mean())
-    chosen = min(held_out, key=held_out.__getitem__) if told else _FORMS[-1]
     block = np.concatenate(
         [i * _BLOCKS + np.arange(len(c.steps)) * _BLOCKS // len(c.steps)
          for i, c in enumerate(curves)]
     )  # fmt: skip
-    _, block = np.unique(block, return_inverse=True)
-    residual = target - inputs.log_loss(best[chosen])
+
+    def noise(p: Array, rows: np.ndarray) -> Array:
+        residual, count = (target - inputs.log_loss(p))[rows], np.bincount(block[rows])
+        return np.bincount(block[rows], residual)[count > 0] / count[count > 0]
+
+    best = {form: _fitted(form, inputs, target, delta) for form in _FORMS}
+    early = steps <= (1 - _HELD_OUT) * steps.max()
+    told, every = _decays(fallen[early]), np.full(len(steps), True)
+    late, held_out = ~early & (told | (fallen < _CONSTANT)), {}
+    for form in _FORMS:
+        if early.sum() >= _FEWEST and late.any():
+            found = _fitted(form, inputs.at(early), target[early], delta)
+            held_out[form] = float(np.abs(noise(found, late)).mean())
+        else:  # the residuals of the fit itself are the next best
+            held_out[form] = float(np.abs(noise(best[form], every)).mean())
+    chosen = min(held_out, key=held_out.__getitem__) if told else _FORMS[-1]
     return ScheduleLaw(
         best[chosen], peak, horizon, float(steps.max()), peak * (1 - float(fallen.max())), held_out,
         draws=tuple(
             p for one in best.values() for p in _bootstrap(one, inputs, target, block, delta)
         ),
-        noise=np.bincount(block, residual) / np.bincount(block),
+        noise=noise(best[chosen], every),
+        curves=len(curves),
     )  # fmt: skip
 
 
