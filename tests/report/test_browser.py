@@ -70,7 +70,7 @@ def test_the_axis_changes_at_a_click(browser, index) -> None:
     browser.click("document.querySelector('input[value=linear] + span')")
     browser.wait_for(f"{width} !== '{before}'")
     assert len(drawn) >= 3  # tokens, FLOPs and steps are in proportion; the loss is not
-    assert "Most informative tasks" in browser.evaluate("document.body.innerText")
+    assert "Tasks that tell early" in browser.evaluate("document.body.innerText")
 
 
 def test_a_series_is_hidden_at_a_press_and_comes_back(browser, index_of_two) -> None:
@@ -158,8 +158,8 @@ def test_downloads_hold_the_data(browser, index, runs) -> None:
     assert list(table.value) == pytest.approx(list(stored.value))
     found = pd.read_csv(
         saved(
-            "most-informative-tasks.csv",
-            f"{figure('Most informative tasks')}.querySelector('[data-csv]')",
+            "tasks-that-tell-early.csv",
+            f"{figure('Tasks that tell early')}.querySelector('[data-csv]')",
         )
     )
     assert {task.name for task in TASKS} == set(found.task)

@@ -128,7 +128,7 @@ def failing(message: str) -> Callable[..., None]:
 
 def test_a_failing_analysis_costs_its_card_only(many, monkeypatch) -> None:
     broken = dataclasses.replace(
-        next(one for one in registry.analyses() if one.name == "signal_to_noise"),
+        next(one for one in registry.analyses() if one.name == "early_tasks"),
         function=failing("<b>nothing</b>"),
     )
     monkeypatch.setitem(registry._REGISTERED, broken.name, broken)
@@ -153,8 +153,9 @@ def test_a_run_that_shows_nothing_but_noise_has_a_report(tmp_path, noise, kind, 
     assert analyze([noise, "--output", str(tmp_path / "out"), "--format", kind]) == 0
     assert "failed" not in caplog.text and "could not be drawn" not in caplog.text
     if kind == "html":
-        spec = charts_of((tmp_path / "out" / "index.html").read_text())["Most informative tasks"]
-        assert spec["layer"][0]["encoding"]["color"]["scale"]["domain"] == [0, 1]
+        text = (tmp_path / "out" / "index.html").read_text()
+        assert "Beyond a guess and noise move not piqa." in text
+        assert "Tasks that tell early" not in charts_of(text)
 
 
 def test_a_failing_chart_costs_its_card_only(tmp_path, monkeypatch, caplog) -> None:
@@ -185,7 +186,7 @@ def test_a_failing_chart_costs_its_card_only(tmp_path, monkeypatch, caplog) -> N
     assert "This chart could not be drawn: ValueError: Out of range float" in Page(text).text
     assert "The chart copying could not be drawn: ZeroDivisionError" in caplog.text
     lost = set(charts_of(whole)) - set(charts_of(text))
-    assert "copying" in lost and "Most informative tasks" in charts_of(text)
+    assert "copying" in lost and "Tasks that tell early" in charts_of(text)
     assert "Sudden or gradual" in lost and " ".join(sentence.split()) in Page(text).text
     analyze([str(run_dir), "--output", str(tmp_path / "files"), "--format", "png"])
     files = {path.name for path in (tmp_path / "files").iterdir()}
@@ -289,7 +290,7 @@ def test_figures_and_tables_as_files(tmp_path, kind, magic) -> None:
     analyze([str(run_dir), "--output", str(output), "--format", kind])
     main = "records.csv" if kind == "csv" else f"trajectories.{kind}"
     assert (output / main).read_bytes().startswith(magic)
-    assert {main, f"most-informative-tasks.{kind}", f"sudden-or-gradual.{kind}"} <= {
+    assert {main, f"tasks-that-tell-early.{kind}", f"sudden-or-gradual.{kind}"} <= {
         p.name for p in output.iterdir()
     }
     if kind == "csv":

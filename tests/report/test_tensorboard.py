@@ -130,7 +130,7 @@ def test_every_chart_of_the_report_is_an_image(tmp_path) -> None:
         drawn = Image.open(io.BytesIO(picture))
         assert drawn.size == (int(width), int(height))
         assert len(drawn.convert("RGB").getcolors(1 << 24)) > 20, tag  # not a blank card
-    told = events.SummaryMetadata("early/Most informative tasks").summary_description
+    told = events.SummaryMetadata("early/Tasks that tell early").summary_description
     assert told in Page(index.read_text()).text
 
 
