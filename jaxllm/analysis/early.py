@@ -39,8 +39,10 @@ _FEWEST = 5  # tasks for a correlation; tasks and pairs for a benchmark
     "Tasks that tell early",
     place=10,
     caption="Decision accuracy (DataDecide): the share of pairs of runs whose order a score tells, "
-    "early in training or at a smaller size; 50% is a coin's. In brackets: no better, at 5% false "
-    "discoveries, or not above a guess. For runs alone: when tasks move beyond a guess and noise.",
+    "early in training or at a smaller size; 50% is a coin's. Without a number: no better, at 5% "
+    "false discoveries, or not above a guess. For runs alone: when tasks move beyond both.",
+    method="Decision accuracy (Magnusson et al. 2025, arXiv 2504.11393), Kendall's tau; signal and "
+    "noise (Heineman et al. 2025, arXiv 2508.13144).",
 )
 def early_tasks(study: Study, *, shares: tuple[float, ...] = SHARES) -> Finding:
     """Decision accuracy, signal and noise of every task and metric in all `comparisons`.
@@ -59,7 +61,8 @@ def early_tasks(study: Study, *, shares: tuple[float, ...] = SHARES) -> Finding:
     table["tells"] = (table.q < 0.05) & table.above
     orders = table.groupby("order", sort=False).tells.any()
     orders = orders.sort_values(ascending=False, kind="stable")
-    lines = [_told(table[table.order == order], order) for order in orders.index]
+    shown = orders.index[: max(int(orders.sum()), 1)]  # those that are told, or one that is not
+    lines = [_told(table[table.order == order], order) for order in shown]
     if orders.iloc[0]:
         alike = [one for one in zip(made, parts, strict=True) if one[0].order == orders.index[0]]
         lines += _effects(study, every.points, *alike[len(alike) // 2])

@@ -105,8 +105,10 @@ def early_tasks(finding: Finding, study: Study) -> Chart | None:
     text = (100 * main.accuracy).map("{:.0f}".format)
     cells = main.assign(
         at=main.proxy + main.order.map(lambda order: " · sizes" if "of sizes" in order else ""),
-        text=text.where(main.tells, "(" + text + ")"),
+        text=text.where(main.tells, ""),
     )
+    told = cells.groupby("at").tells.transform("any")
+    cells = cells[told] if told.any() else cells
     order = cells.sort_values(["tells", "accuracy"], ascending=False).task.unique()
     title = "pairs of runs whose order is told, in percent"
     return marks.matrix(_by(cells, "task", order), "at", "task", "accuracy", title, text="text",
