@@ -75,8 +75,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
     from jaxllm.data.jobs import beam_runner, run_in_processes
-    from jaxllm.data.loader import SequenceSource, check_epochs
+    from jaxllm.data.loader import SequenceSource
     from jaxllm.data.prepare import prepare, summary
+    from jaxllm.data.repetition import check_epochs
     from jaxllm.data.vocabularies import load_tokenizer  # by now SeqIO is imported, silently
     from jaxllm.training.stages import Stage, epochs
 

@@ -187,7 +187,8 @@ def run(
     import gin
     import jax
 
-    from jaxllm.data.loader import Loader, check_epochs
+    from jaxllm.data.loader import Loader
+    from jaxllm.data.repetition import check_epochs
     from jaxllm.training.experiment import check_evaluators, make_evaluators
     from jaxllm.training.loop import train
     from jaxllm.training.progress import Progress

@@ -54,6 +54,7 @@ class Study:
       planned_rates: planned learning rate of each of its updates, where its config tells.
       parents: of each branch, the run that it left and the tokens at which it did.
       mixtures: of each run, domain -> share of its training sequences, where they are known.
+      epochs: of each run, domain -> times that it was read until the last checkpoint.
       domain_weights: of each run that learned some (DoReMi), domain -> share.
     """
 
@@ -65,6 +66,7 @@ class Study:
     planned_rates: Mapping[str, Array] = dataclasses.field(default_factory=dict)
     parents: Mapping[str, tuple[str, float]] = dataclasses.field(default_factory=dict)
     mixtures: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
+    epochs: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
     domain_weights: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
     proposal: Proposal | None = None  # that was saved beside these runs
     checked: Swarm | None = None  # runs that were trained to check it

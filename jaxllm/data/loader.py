@@ -33,9 +33,6 @@ from jaxllm.models.batch import Batch
 
 ENDLESS = 1 << 62
 PREFETCH = 4  # batches read ahead of the loop
-# Up to here repeated data is almost as good as new, and soon it is worth nothing: Muennighoff et
-# al., "Scaling Data-Constrained Language Models", 2023, section 6.
-MAX_EPOCHS = 4.0
 
 
 class Origin(NamedTuple):
@@ -143,6 +140,14 @@ class SequenceSource:
             for source, layout in zip(self.prepared, self._layouts, strict=True)
         }
 
+    def epochs_read(self, position: int) -> dict[str, float]:
+        """How often each domain (or source) of this mixture has been read before `position`."""
+        read, length = self.tokens_read(position), self.config.sequence_length
+        return {
+            source.name: read[source.name] / (layout.count * length)
+            for source, layout in zip(self.prepared, self._layouts, strict=True)
+        }
+
     def _order(self, source: int, numbers: np.ndarray) -> list[int]:
         """Layout indices of a source's sequences `numbers`; each epoch has its own order."""
         size = self._layouts[source].count
@@ -161,17 +166,6 @@ class SequenceSource:
                 f"ModelConfig.vocab_size = {vocab_size} is too small: the corpora are tokenized"
                 f" with a vocabulary of {self.tokenizer.size}"
             )
-
-
-def check_epochs(epochs: Mapping[str, float], steps: int) -> list[str]:
-    """A warning for each domain, or source, that a run of so many steps reads too often."""
-    return [
-        f"warning: {name} is read {times:,.1f} times in {steps:,} steps: beyond"
-        f" {MAX_EPOCHS:.0f} epochs repeated tokens bring much less than new ones (Muennighoff"
-        " et al., 2023); give it more text or less weight"
-        for name, times in epochs.items()
-        if times > MAX_EPOCHS
-    ]
 
 
 class Loader:

@@ -170,6 +170,7 @@ def gather(sources: Sequence[Run | Results]) -> Tables:
             planned_rates={run.name: run.planned_rates for run in runs if len(run.planned_rates)},
             parents=parents,
             mixtures={run.name: run.mixture for run in runs if run.mixture},
+            epochs={run.name: epochs for run in runs if (epochs := _epochs(run.checkpoints))},
             domain_weights={run.name: run.domain_weights for run in runs if run.domain_weights},
         ),
         colour_of=colour_of,
@@ -234,6 +235,14 @@ def _planned_rates(run: Run) -> np.ndarray:
     if not steps or not fields or known.get("TrainConfig.stages"):
         return np.zeros(0)
     return planned_rates(schedule, steps)
+
+
+def _epochs(checkpoints: pd.DataFrame) -> dict[str, float]:
+    """Domain -> times that it was read until the last checkpoint of a mixture with it."""
+    read: dict[str, float] = {}
+    for epochs in checkpoints.get("domain_epochs", pd.Series(dtype=object)).dropna():
+        read |= epochs
+    return read
 
 
 def _parent(checkpoints: pd.DataFrame) -> tuple[str, float] | None:

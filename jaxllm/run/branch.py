@@ -56,7 +56,7 @@ class Branch:
             return begun
         return dataclasses.replace(
             begun, step=0, tokens=0, flops=0.0, learning_rate=None, loss=None, data_position=0,
-            domain_tokens={},
+            domain_tokens={}, domain_epochs={},
         )  # fmt: skip
 
     def check(self, params: Any, training: Any, model: Mapping[str, Any]) -> None:

@@ -37,6 +37,8 @@ class ManifestEntry:
     # line of a branch), 'imported', or 'average' (of other checkpoints)
     kind: str
     domain_tokens: Mapping[str, int] = dataclasses.field(default_factory=dict)  # seen of each
+    # Times that each domain of the mixture at this step has been read since the run began.
+    domain_epochs: Mapping[str, float] = dataclasses.field(default_factory=dict)
     parent: str | None = None  # of kind 'branched': RUN@STEP, where this run begins
     stage: int = 0  # of which it is a step, from 1; 0 in a run without stages
     sequences: str = ""  # fingerprint of the training sequences at this step

@@ -339,6 +339,7 @@ class Trainer:
             restarts=self.restarts,
             kind=kind,
             domain_tokens=self._stage.source.tokens_read(position.sequences),
+            domain_epochs=self._stage.source.epochs_read(position.sequences),
             parent=self._restored.entry.parent if began and self._restored else None,
             stage=self._stage.experiment.number,
             sequences=self._stage.source.fingerprint,

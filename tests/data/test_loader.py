@@ -7,8 +7,9 @@ import pytest
 
 from jaxllm.data import corpora, files
 from jaxllm.data.config import DataConfig, VocabularyConfig
-from jaxllm.data.loader import Loader, SequenceSource, check_epochs, open_source
+from jaxllm.data.loader import Loader, SequenceSource, open_source
 from jaxllm.data.prepare import PreparedDomain
+from jaxllm.data.repetition import check_epochs
 from jaxllm.data.tokenizer import Tokenizer
 from jaxllm.errors import UserError
 from jaxllm.models.batch import Batch
@@ -161,9 +162,10 @@ def test_epochs_are_those_that_the_run_reads(config: DataConfig) -> None:
         whole = -(-(store.counts.tokens - 1) // config.sequence_length)
         read = (domains == number).sum() / whole
         assert source.epochs(600)[name] == pytest.approx(read, abs=2 / whole)
+        assert source.epochs_read(600)[name] == pytest.approx(read)
     epochs = source.epochs(200 * config.batch_size)
     (warning,) = check_epochs(epochs, 200)
-    assert f"plays is read {epochs['plays']:.1f} times in 200 steps: beyond 4 epochs" in warning
+    assert f"plays is read {epochs['plays']:.1f} times in 200 steps, worth" in warning
     assert not check_epochs(source.epochs(config.batch_size), 1)
 
 

@@ -71,6 +71,8 @@ def test_a_branch_with_nothing_but_a_new_name_is_its_parent_bitwise(home: Path) 
     assert [entry.step for entry in child.available()] == [20, 30]
     seen = entries[-1].domain_tokens
     assert seen == base.entries()[-1].domain_tokens and sum(seen.values()) == 30 * 8 * 16
+    epochs = entries[-1].domain_epochs
+    assert epochs == base.entries()[-1].domain_epochs and all(e > 0 for e in epochs.values())
 
 
 def test_a_branch_interrupted_before_its_first_checkpoint_begins_again(

@@ -12,8 +12,8 @@ from scipy import optimize
 
 from jaxllm.analysis.curves import Array
 from jaxllm.analysis.mixtures.swarm import Swarm
+from jaxllm.data.repetition import MAX_EPOCHS
 
-REPETITION = 4.0  # epochs up to which repeated data is nearly as good as new (arXiv 2305.16264)
 _USUAL = 0.95  # quantile of the swarm's own distances up to which a proposal is near
 _INSIDE = 0.02  # total variation from the runs' hull that counts as none
 _LEFT_OUT = 60  # runs whose distance from the hull of the others is looked at
@@ -30,7 +30,7 @@ class Guards:
     expected: float  # the predicted objective of the natural shares
     tokens: Array  # [k] that each domain has; inf where not known
     budget: float  # tokens of the target run
-    repetition: float = REPETITION  # epochs of a domain, at most
+    repetition: float = MAX_EPOCHS  # epochs of a domain, at most
 
     @property
     def cap(self) -> Array:

@@ -16,7 +16,8 @@ import pandas as pd
 
 from jaxllm.analysis.curves import Array
 from jaxllm.analysis.mixtures.choice import Fit
-from jaxllm.analysis.mixtures.guards import REPETITION, Guards, broken
+from jaxllm.analysis.mixtures.guards import Guards, broken
+from jaxllm.data.repetition import MAX_EPOCHS
 from jaxllm.errors import UserError
 
 _DRAWN, _ROUNDS, _AVERAGED = 5000, 3, 100
@@ -66,7 +67,7 @@ def propose(
     natural: Array | None = None,
     budget: float = 1.0,
     tokens: Array | None = None,
-    repetition: float = REPETITION,
+    repetition: float = MAX_EPOCHS,
     seed: int = 0,
 ) -> Proposal:
     """Search the mixture of the least predicted objective.

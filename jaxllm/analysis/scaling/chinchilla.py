@@ -21,13 +21,17 @@ from jaxllm.analysis.curves import Array
 from jaxllm.analysis.finding import Finding, amount
 from jaxllm.analysis.registry import SIZES, Study, analysis
 from jaxllm.analysis.scaling.fit import (
+    BENCHMARK,
     DRAWS,
+    FEWEST_SIZES,
     FIT_DRAWS,
     LEVEL,
     UNKNOWN,
     IntervalEstimate,
+    family_losses,
     fit,
-    loss_points,
+    names,
+    outliers,
     resamples,
     squared_errors,
     usable,
@@ -36,8 +40,8 @@ from jaxllm.analysis.stats import line_fit
 
 DELTA = 1e-3  # error of log L from which the loss of the parametric fit is linear
 _FLAT = 1e-4  # exponent below which the loss does not fall
+_NO_FLOOR = 0.01  # share of the loss below which an irreducible one counts as none
 _GRID = 300
-_MIN_SIZES = 3
 _WINDOW = 2  # number of neighbours on either side of a budget's lowest point
 
 
@@ -69,30 +73,40 @@ class ComputeOptimal(Finding):
     "Compute-optimal sizes",
     needs=Study.several_sizes,
     place=40,
-    caption="Unfinished runs stand for finished ones of that budget, though their learning rate "
-    "had not fallen yet, which biases the optimum (Hoffmann et al. 2022, §2); C = 6ND.",
+    caption="Of finished runs of one family only, since the learning rate of others has yet to "
+    "fall (Hoffmann et al. 2022, §2); C = 6ND.",
 )
 def compute_optimal(study: Study) -> list[Finding]:
     """Apply both approaches to the losses of a study, with a finding each."""
-    points, note = loss_points(study)
+    points, measure, kind, notes = family_losses(study)
+    if kind == BENCHMARK:
+        reason = f"no training or validation loss is known of three sizes, only {measure}"
+        return [Finding.refuse(reason, notes)]
     findings = {"isoFLOP": isoflop(points), "parametric loss": parametric(points)}
     return [
-        dataclasses.replace(one, title=f"Compute-optimal: {name}", notes=(note, *one.notes))
+        dataclasses.replace(
+            one, title=f"Compute-optimal for the {measure}: {name}", notes=(*notes, *one.notes)
+        )
         for name, one in findings.items()
     ]
 
 
 def _finding(
     approach: str, draws: Array, table: pd.DataFrame, flops: float, count: int,
-    notes: tuple[str, ...],
+    notes: tuple[str, ...], seen: pd.DataFrame | None = None,
 ) -> ComputeOptimal:  # fmt: skip
-    """Finding with the optimum at `flops`, the largest budget, in its sentence."""
+    """Finding with the optimum at `flops`, the largest budget, where it is among those `seen`."""
     exponent = IntervalEstimate.of(draws[:, 1])
     params = math.exp(draws[0, 0] + draws[0, 1] * math.log(flops))
+    tokens = flops / 6 / params
+    optimum = f"{amount(params)} parameters on {amount(tokens)} tokens"
+    if seen is not None:
+        ranges = (params, seen.params), (tokens, seen.tokens)
+        if not all(column.min() <= value <= column.max() for value, column in ranges):
+            optimum = "beyond the sizes or the tokens of these runs"
     sentence = (
         f"From {approach} ({count} points), the compute-optimal size grows as C^a with "
-        f"a = {exponent}; at {flops:.2g} FLOPs it is {amount(params)} parameters on "
-        f"{amount(flops / 6 / params)} tokens."
+        f"a = {exponent}; at {flops:.2g} FLOPs, the largest budget, it is {optimum}."
     )
     return ComputeOptimal(sentence, table, notes=notes, params_exponent=exponent, draws=draws)
 
@@ -139,8 +153,8 @@ def isoflop(points: pd.DataFrame, *, draws: int = DRAWS, seed: int = 0) -> Compu
     lost = frame.flops.nunique() - len(budgets)
     if lost:
         notes += (f"{lost} budgets have no minimum between their smallest and largest size",)
-    if len(budgets) < _MIN_SIZES:
-        reason = f"{len(budgets)} budgets have a minimum inside their sizes, {_MIN_SIZES} needed"
+    if len(budgets) < FEWEST_SIZES:
+        reason = f"{len(budgets)} budgets have a minimum inside their sizes, {FEWEST_SIZES} needed"
         return ComputeOptimal.refuse(reason, notes)
     if not _curved(frame) < 1 - LEVEL:
         reason = "the losses of a budget are not told apart from a straight line, or from noise"
@@ -158,8 +172,8 @@ def isoflop(points: pd.DataFrame, *, draws: int = DRAWS, seed: int = 0) -> Compu
     sure = np.isfinite(optima[0]) & (np.isfinite(optima[1:]).mean(axis=0) > 0.5)
     if not sure.all():
         notes += (f"{int((~sure).sum())} budgets lose their minimum in the noise",)
-    if sure.sum() < _MIN_SIZES:
-        reason = f"{int(sure.sum())} budgets have a minimum above the noise, {_MIN_SIZES} needed"
+    if sure.sum() < FEWEST_SIZES:
+        reason = f"{int(sure.sum())} budgets have a minimum above the noise, {FEWEST_SIZES} needed"
         return ComputeOptimal.refuse(reason, notes)
     optima, lowest_loss = optima[:, sure], lowest_loss[:, sure]
     log_c = np.array([log_c for log_c, *_ in budgets])[sure]
@@ -233,51 +247,36 @@ def _log_loss(law: Array, log_n: Array | float, log_d: Array | float) -> Array:
     return np.asarray(np.logaddexp(np.logaddexp(a - alpha * log_n, b - beta * log_d), e))
 
 
-def parametric(points: pd.DataFrame, *, draws: int = FIT_DRAWS, seed: int = 0) -> ComputeOptimal:
+def parametric(
+    points: pd.DataFrame, *, tied: bool = False, floor: bool = True, draws: int = FIT_DRAWS,
+    seed: int = 0,
+) -> ComputeOptimal:  # fmt: skip
     """Approach 3: L(N, D) = E + A / N^alpha + B / D^beta through all runs.
 
     Minimizes the sum over runs of the Huber loss (delta 1e-3) of the error of log L, from the grid
     of starts of Hoffmann et al. (appendix D.2), bootstrapped over runs. The sum, not the mean: with
     the mean an optimizer stops early and the published parameters were off (Besiroglu et al., arXiv
     2404.10102). N_opt = G (C/6)^(beta/(alpha+beta)), G = (alpha A / (beta B))^(1/(alpha+beta)).
+    Outliers are named, and left out; they are looked for again about the law without them.
 
-    `points` has a row per run, or several per `run`: `params, tokens, loss`.
+    `points` has a row per run, or several per `run`: `params, tokens, loss`. `tied` exponents are
+    equal (Gadre et al., arXiv 2403.08540), which fewer runs determine and C^a does not follow from;
+    without a `floor`, E is 0.
     """
     frame, notes = usable(points, ("params", "tokens", "loss"))
-    if reason := _unidentified(frame):
+    if reason := _unidentified(frame, tied):
         return ComputeOptimal.refuse(reason, notes)
-    log_n, log_d = np.log(frame.params.to_numpy()), np.log(frame.tokens.to_numpy())
-    target = np.log(frame.loss.to_numpy())
-    at_n, at_d = log_n.mean(), log_d.mean()  # centered, A and alpha are nearly independent
-    x_n, x_d = log_n - at_n, log_d - at_d
-    power, coefficient = (0.0, 0.5, 1.0, 1.5, 2.0), (0.0, 5.0, 10.0, 15.0, 20.0, 25.0)
-    starts = np.array(
-        list(itertools.product(coefficient, power, coefficient, power, (-1, -0.5, 0, 0.5, 1)))
-    )
-    starts[:, 0] -= starts[:, 1] * at_n
-    starts[:, 2] -= starts[:, 3] * at_d
-    bounds = ((-20.0, 0.0, -20.0, 0.0, -20.0), (20.0, 3.0, 20.0, 3.0, 20.0))
-
-    def model(law: Array) -> Array:
-        return _log_loss(law, x_n, x_d)
-
-    def jacobian(law: Array) -> Array:
-        a, alpha, b, beta, e = law
-        by_n, by_d = (np.exp(u - model(law)) for u in (a - alpha * x_n, b - beta * x_d))
-        return np.stack([by_n, -by_n * x_n, by_d, -by_d * x_d, np.exp(e - model(law))], axis=1)
-
-    def flat(laws: Sequence[Array]) -> bool:
-        """Whether the interval of an exponent is sure to reach down to 0."""
-        return sum(min(law[1], law[3]) < _FLAT for law in laws) > 1 + 0.025 * draws
-
-    samples = resamples(frame.run.to_numpy(), draws, seed)
-    laws = fit(
-        model, jacobian, target, np.clip(starts, *bounds), samples, bounds=bounds, delta=DELTA,
-        hopeless=flat,
-    )  # fmt: skip
-    fitted = np.exp(model(laws[0]))
-    laws[:, 0] += laws[:, 1] * at_n
-    laws[:, 2] += laws[:, 3] * at_d
+    kept = np.ones(len(frame), bool)
+    for _ in range(2):
+        law = _fit(frame[kept], tied, floor)[0]
+        residual = np.log(frame.loss) - _log_loss(law, np.log(frame.params), np.log(frame.tokens))
+        kept, before = ~outliers(residual.to_numpy(), 4 - tied + floor), kept
+        if (kept == before).all():
+            break
+    if not kept.all():
+        notes += (f"Far off the law, and left out: {names(frame[~kept])}.",)
+        frame = frame[kept]
+    laws = _fit(frame, tied, floor, draws, seed, start=law)
     a, alpha, b, beta, e = laws.T
     exponent = np.minimum(alpha, beta)
     if min(exponent[0], np.quantile(exponent, 0.025)) < _FLAT:
@@ -289,22 +288,72 @@ def parametric(points: pd.DataFrame, *, draws: int = FIT_DRAWS, seed: int = 0) -
         log_g = (np.log(alpha) - np.log(beta) + a - b) / (alpha + beta)
     lines = np.stack([log_g - share * math.log(6), share], axis=1)
     values = {"A": np.exp(a), "B": np.exp(b), "E": np.exp(e), "alpha": alpha, "beta": beta}
-    table = frame.assign(fitted=fitted, residual=target - np.log(fitted))
-    flops = float((6 * frame.params * frame.tokens).max())
-    finding = _finding("the parametric loss", lines, table, flops, len(frame), notes)
     parameters = {name: IntervalEstimate.of(v) for name, v in values.items()}
+    if floor and parameters["E"].low < _NO_FLOOR * frame.loss.min():
+        notes += ("The irreducible loss is not identifiable from these runs.",)
+    fitted = np.exp(_log_loss(laws[0], np.log(frame.params), np.log(frame.tokens)))
+    table = frame.assign(fitted=fitted, residual=np.log(frame.loss / fitted))
+    flops = float((6 * frame.params * frame.tokens).max())
+    finding = _finding("the parametric loss", lines, table, flops, len(frame), notes, frame)
     return dataclasses.replace(finding, parameters=parameters, law_draws=laws)
 
 
-def _unidentified(frame: pd.DataFrame) -> str:
+def _fit(
+    runs: pd.DataFrame, tied: bool, floor: bool, draws: int = 0, seed: int = 0,
+    start: Array | None = None,
+) -> Array:  # fmt: skip
+    """Fit (log A, alpha, log B, beta, log E) [1 + draws, 5] as `parametric`.
+
+    It starts from one law, or from the grid, and stops early where the interval of an exponent is
+    sure to reach down to 0.
+    """
+    log_n, log_d = np.log(runs.params.to_numpy()), np.log(runs.tokens.to_numpy())
+    at_n, at_d = log_n.mean(), log_d.mean()  # centered, A and alpha are nearly independent
+    x_n, x_d = log_n - at_n, log_d - at_d
+    power, coefficient = (0.0, 0.5, 1.0, 1.5, 2.0), (0.0, 5.0, 10.0, 15.0, 20.0, 25.0)
+    grid = itertools.product(coefficient, power, coefficient, power, (-1, -0.5, 0, 0.5, 1))
+    starts = np.array([*grid] if start is None else [start])
+    starts[:, 0] -= starts[:, 1] * at_n
+    starts[:, 2] -= starts[:, 3] * at_d
+    bounds = np.array([[-20.0, 0.0, -20.0, 0.0, -20.0], [20.0, 3.0, 20.0, 3.0, 20.0]])
+    free = [i for i in range(5) if not (tied and i == 3) and (floor or i < 4)]
+    of_free, fixed = np.eye(5)[:, free], np.array([0.0, 0.0, 0.0, 0.0, 0.0 if floor else -np.inf])
+    if tied:
+        of_free[3] = of_free[1]
+
+    def model(law: Array) -> Array:
+        return _log_loss(of_free @ law + fixed, x_n, x_d)
+
+    def jacobian(law: Array) -> Array:
+        a, alpha, b, beta, e = of_free @ law + fixed
+        by_n, by_d = (np.exp(u - model(law)) for u in (a - alpha * x_n, b - beta * x_d))
+        slopes = [by_n, -by_n * x_n, by_d, -by_d * x_d, np.exp(e - model(law))]
+        return np.stack(slopes, axis=1) @ of_free
+
+    def flat(laws: Sequence[Array]) -> bool:
+        return sum(min(law[1], (of_free @ law)[3]) < _FLAT for law in laws) > 1 + 0.025 * draws
+
+    laws = fit(
+        model, jacobian, np.log(runs.loss.to_numpy()),
+        np.unique(np.clip(starts, *bounds)[:, free], axis=0),
+        resamples(runs.run.to_numpy(), draws, seed),
+        bounds=(bounds[0, free].tolist(), bounds[1, free].tolist()), delta=DELTA, hopeless=flat,
+    ) @ of_free.T + fixed  # fmt: skip
+    laws[:, 0] += laws[:, 1] * at_n
+    laws[:, 2] += laws[:, 3] * at_d
+    return laws
+
+
+def _unidentified(frame: pd.DataFrame, tied: bool) -> str:
     """Reason why the terms of N and D are not identifiable from `frame`; "" if they are."""
-    if len(frame) < 8:
-        return f"{len(frame)} points do not determine five parameters, eight are needed"
+    if len(frame) < (5 if tied else 8):
+        parameters = "four parameters, five" if tied else "five parameters, eight"
+        return f"{len(frame)} points do not determine {parameters} are needed"
     for column, name in (("params", "sizes"), ("tokens", "token counts")):
         values = np.sort(np.log(frame[column].to_numpy()))
         distinct = 1 + int((np.diff(values) > 0.01).sum())
-        if distinct < _MIN_SIZES:
-            return f"a power law needs three different {name}, not {distinct}"
+        if distinct < FEWEST_SIZES - tied:
+            return f"a power law needs {FEWEST_SIZES - tied} different {name}, not {distinct}"
     if abs(np.corrcoef(np.log(frame.params), np.log(frame.tokens))[0, 1]) > 0.98:
         return "tokens grow in step with size, so their effects cannot be told apart"
     return ""

@@ -1,16 +1,19 @@
-"""Shared by all scaling laws: cleaned points, interval estimates and bootstrapped fits."""
+"""Shared by all scaling laws: the losses of runs, interval estimates and bootstrapped fits."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from scipy import optimize, special
 
-from jaxllm.analysis.curves import Array
+from jaxllm.analysis.curves import Array, is_share, of_metric
+from jaxllm.analysis.finding import amount
 from jaxllm.analysis.registry import Study
 
 LEVEL = 0.95
@@ -18,7 +21,16 @@ DRAWS = 400
 FIT_DRAWS = 200  # bootstrap draws of a law without a closed form, of which one takes about 10 ms
 _MIN_DRAWS = 20
 _POLISHED = 6  # number of starts that are optimized
-_WARM_UP = 0.01  # share of a run's tokens at its start whose losses follow no law
+FEWEST_SIZES = 3  # that a law of size can be fitted to
+TRAINING, VALIDATION, BENCHMARK = _KINDS = ("training", "validation", "benchmark")
+_LOSSES = {
+    "bits_per_byte": "bits per byte",
+    "perplexity": "log perplexity",
+    "word_perplexity": "log perplexity of the words",
+}
+_NOTHING = pd.DataFrame(columns=["run", "params", "tokens", "flops", "loss"], dtype=float)
+_LATE, _LAST = 0.15, 5  # share of a run's tokens at its end, and measurements there, of its loss
+_FAR, _FREE = 10.0, 10  # robust standard deviations of an outlier, and residuals that tell them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,29 +59,86 @@ class IntervalEstimate:
 UNKNOWN = IntervalEstimate(math.nan)
 
 
-def loss_points(study: Study) -> tuple[pd.DataFrame, str]:
-    """Losses of all runs, without the first 1 % of the tokens.
+class Losses(NamedTuple):
+    """The loss of the finished runs of one family."""
 
-    The loss is the logged training loss where three sizes have it, else bits per byte or log
-    perplexity of the task that most runs were scored on.
+    points: pd.DataFrame  # a row per run: `run, params, tokens, flops, loss`
+    name: str  # what is measured, such as "training loss" or "log perplexity of lambada_openai"
+    kind: str  # one of `TRAINING`, `VALIDATION` and `BENCHMARK`
+    notes: tuple[str, ...]
 
-    Returns:
-      `run, params, tokens, flops, loss`, and a note that names the loss.
+
+def family_losses(study: Study) -> Losses:
+    """The loss of every finished run of the family with the most sizes.
+
+    It is the training loss where `FEWEST_SIZES` of a family have it, else bits per byte or log
+    perplexity of a text, a task without an accuracy, else of a benchmark. Runs of one family share
+    tokenizer and data, so losses per token compare within it, and nowhere else. A run in progress
+    has no loss: its learning rate has yet to fall.
     """
-    frame, name = study.losses, "the training loss"
-    if frame.params.nunique() < 3:
-        scored = study.records[study.records.metric.isin(["bits_per_byte", "perplexity"])]
-        scored = scored[np.isfinite(scored.value) & (scored.value > 0)]
-        if scored.empty:
-            return frame.iloc[:0], "No loss is known of three sizes."
-        metric, task = scored.groupby(["metric", "task"]).run.nunique().idxmax()
-        frame = scored[(scored.metric == metric) & (scored.task == task)]
-        loss = np.log(frame.value) if metric == "perplexity" else frame.value
-        frame = frame.assign(loss=loss, params=frame.run.map(study.params))
-        name = f"{'log perplexity' if metric == 'perplexity' else 'bits per byte'} of {task}"
-    late = frame.tokens > _WARM_UP * frame.groupby("run").tokens.transform("max")
-    columns = ["run", "params", "tokens", "flops", "loss"]
-    return frame.loc[late, columns], f"The loss is {name}, at all checkpoints of the runs."
+    records = study.records[np.isfinite(study.records.value.astype(float))]
+    texts = set(records.task) - set(records.task[of_metric(is_share, records.metric)])
+    scored = records[records.metric.isin([*_LOSSES]) & (records.value > 0)]
+    tables = [(TRAINING, "training loss", study.losses)]
+    for metric, known in _LOSSES.items():
+        for task, rows in scored[scored.metric == metric].groupby("task", sort=False):
+            loss = np.log(rows.value) if "perplexity" in metric else rows.value
+            kind = VALIDATION if task in texts else BENCHMARK
+            tables.append((kind, f"{known} of {task}", rows.assign(loss=loss)))
+    family = records.groupby("run").family.last()
+    found = []
+    for kind, name, table in tables:
+        ended = table[~table.run.isin(study.planned_tokens)]
+        of = ended.run.map(family)
+        for own, rows in ended.groupby(of, sort=False):
+            last = finished(rows.assign(params=rows.run.map(study.params)), "loss")
+            sizes = last.params.nunique()
+            found.append((sizes >= FEWEST_SIZES, -_KINDS.index(kind), sizes, kind, name, own, last))
+    if not found:
+        return Losses(_NOTHING, "loss", TRAINING, ("No loss of a finished run is known.",))
+    *_, kind, name, own, points = max(found, key=lambda each: each[:3])
+    notes = [f"Of the {name} of the {len(points)} finished runs of the family {own}."]
+    others = [one for one in dict.fromkeys(family) if one != own]
+    if others:
+        notes.append(f"Other families follow other laws, and are left out: {', '.join(others)}.")
+    if running := sorted(set(study.planned_tokens) & set(family.index[family == own])):
+        notes.append(f"In progress, and left out: {', '.join(running)}.")
+    return Losses(points, name, kind, tuple(notes))
+
+
+def finished(rows: pd.DataFrame, *columns: str) -> pd.DataFrame:
+    """A row per run, at its last tokens: means of `columns` over its last measurements.
+
+    They are the last five (Bhagia et al., arXiv 2412.04403), those in the last 15 % of the tokens.
+    """
+    rows = rows.sort_values("tokens", kind="stable")
+    end = rows.groupby("run").tokens.transform("max")
+    late = rows[rows.tokens >= (1 - _LATE) * end].groupby("run", sort=False).tail(_LAST)
+    last = late.groupby("run", sort=False, as_index=False).tail(1)
+    means = late.groupby("run", sort=False)[list(columns)].mean()
+    return last.assign(**{name: last.run.map(means[name]).astype(float) for name in columns})
+
+
+def outliers(residual: Array, parameters: int) -> npt.NDArray[np.bool_]:
+    """Which residuals of a fit with so many parameters are too large to be noise.
+
+    The noise is the median of the residuals' sizes, without the `parameters` smallest, which the
+    fit may have made so; fewer than `_FREE` others do not tell it.
+    """
+    size = np.abs(residual - np.median(residual))
+    free = np.sort(size)[parameters:]
+    if len(free) < _FREE:
+        return np.zeros(len(size), bool)
+    return np.asarray(size > _FAR * 1.4826 * np.median(free))
+
+
+def names(points: pd.DataFrame) -> str:
+    """Runs as a reader may find them: by their sizes and tokens, and names where they have some."""
+    return ", ".join(
+        (f"{row.run}: " if isinstance(row.run, str) else "")
+        + f"{amount(row.params)} on {amount(row.tokens)}"
+        for row in points.itertuples()
+    )
 
 
 def usable(

@@ -156,7 +156,7 @@ _AMOUNTS = {"params": "parameters", "tokens": "training tokens", "flops": "train
 def loss_laws(finding: Any, study: Study) -> Chart | None:
     """The loss over parameters, tokens or FLOPs."""
     variable = next(name for name in _AMOUNTS if name in finding.table)
-    return marks.law(finding.table, variable, "loss", (_AMOUNTS[variable], "loss"))
+    return marks.law(finding.table, variable, "loss", (_AMOUNTS[variable], finding.measure))
 
 
 def compute_optimal(finding: Any, study: Study) -> Chart | None:

@@ -94,6 +94,24 @@ def test_parametric_intervals_hold_the_truth_as_often_as_they_say() -> None:
     assert np.mean([covers(f.params_exponent, EXPONENT) for f in found]) >= 0.82
 
 
+def test_runs_far_off_the_law_are_named_and_left_out() -> None:
+    data = isoflops(2).reset_index(names="run").astype({"run": str})
+    clean = chinchilla.parametric(data.drop([3, 40]), draws=0)
+    data.loc[[3, 40], "loss"] *= [1.15, 1.08]
+    law = chinchilla.parametric(data, draws=0)
+    assert law.notes[0].startswith("Far off the law, and left out: 3: ")
+    assert "40: " in law.notes[0] and law.notes[0].count(" on ") == 2
+    np.testing.assert_allclose(law.law_draws, clean.law_draws, rtol=1e-3)
+    assert not any("Far off" in note for note in chinchilla.parametric(isoflops(2), draws=0).notes)
+
+
+def test_no_size_is_given_beyond_those_seen() -> None:
+    data = isoflops(0, noise=0)
+    assert "it is 3.66B parameters on 137B tokens" in chinchilla.parametric(data, draws=0).sentence
+    small = data[data.params < 0.6 * optimal_size(data.flops.max())]
+    assert "it is beyond the sizes" in chinchilla.parametric(small, draws=0).sentence
+
+
 def test_noise_has_no_optimum() -> None:
     """At most the nominal 5 %: 5 of 30 is its 99.7 % quantile."""
     rng = np.random.default_rng(0)

@@ -7,8 +7,12 @@ import pandas as pd
 import pytest
 from scipy import optimize, special
 
+from jaxllm.analysis.registry import Study
 from jaxllm.analysis.scaling import fit
+from jaxllm.analysis.scaling.chinchilla import compute_optimal
 from jaxllm.analysis.scaling.fit import IntervalEstimate
+from jaxllm.analysis.scaling.kaplan import loss_laws
+from jaxllm.run.records import COLUMNS
 from tests.analysis.scaling.helpers import covers
 
 BOUNDS = ((-5.0, 0.0, -5.0), (5.0, 9.0, 5.0))
@@ -83,3 +87,54 @@ def test_an_interval_needs_draws() -> None:
     assert math.isnan(IntervalEstimate.of(np.ones(6)).low)
     drawn = IntervalEstimate.of(np.array([1.0, *np.linspace(0, 2, 1001)]))
     assert covers(drawn, 0.06) and not covers(drawn, 0.04)
+
+
+def families(metrics=("perplexity", "accuracy")):
+    """Records of five sizes of one family and three of another, whose losses differ by its data."""
+    rows = []
+    for family, count, offset in (("a", 5, 0.0), ("b", 3, 0.5)):
+        for n in np.geomspace(1e8, 1e10, count):
+            for part in (0.5, 0.9, 1.0):
+                loss = 1 + offset + (1e10 / n) ** 0.1 / part**0.3
+                for metric in metrics:
+                    value = {"perplexity": math.exp(loss), "bits_per_byte": loss, "accuracy": 0.5}
+                    rows.append(
+                        {"run": f"{family}-{n:.0f}", "family": family, "params": n, "status": "ok",
+                         "tokens": part * 1e11, "flops": 6 * n * part * 1e11, "task": "lambada",
+                         "metric": metric, "value": value[metric]}
+                    )  # fmt: skip
+    return pd.DataFrame(rows, columns=[*COLUMNS])
+
+
+def test_a_law_of_a_benchmark_is_called_that() -> None:
+    law = loss_laws(Study(families()))[0]
+    assert law.title == "Log perplexity of lambada and parameters"
+    assert law.sentence.startswith("The log perplexity of lambada falls as a power of parameters")
+    refused = compute_optimal(Study(families()))[0]
+    assert "no training or validation loss" in refused.refused
+    assert "lambada" in refused.refused
+
+
+def test_families_are_never_mixed_and_the_unfinished_have_no_loss() -> None:
+    study = Study(families(["bits_per_byte"]), planned_tokens={"a-100000000": 2e11})
+    losses = fit.family_losses(study)
+    assert (losses.kind, losses.name) == (fit.VALIDATION, "bits per byte of lambada")
+    assert sorted(losses.points.run) == [
+        "a-1000000000",
+        "a-10000000000",
+        "a-316227766",
+        "a-3162277660",
+    ]
+    assert any("left out: b" in note for note in losses.notes)
+    assert any("In progress, and left out: a-100000000" in note for note in losses.notes)
+    # The mean of the measurements in the last 15 % of the tokens: at 90 % and at the end.
+    largest = losses.points.set_index("run").loss["a-10000000000"]
+    assert largest == pytest.approx(1 + (0.9**-0.3 + 1) / 2)
+
+
+def test_the_training_loss_goes_before_others() -> None:
+    logged = families(["bits_per_byte"]).rename(columns={"value": "loss"})
+    columns = ["run", "params", "tokens", "flops", "loss"]
+    losses = fit.family_losses(Study(families(), losses=logged[columns]))
+    assert (losses.kind, losses.name) == (fit.TRAINING, "training loss")
+    assert fit.family_losses(Study(families().head(0))).points.empty

@@ -35,10 +35,36 @@ def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
     assert np.mean([law.curvature_p < 0.05 for law in found]) <= 0.1
 
 
-def test_a_floor_bends_the_line_and_it_is_said() -> None:
-    n = np.geomspace(1e6, 1e10, 12)
-    law = power_law(pd.DataFrame({"params": n, "loss": 1.7 + 400 / n**0.34}), "params")
-    assert law.curvature_p < 1e-6 and "curved" in law.sentence
+def with_floor(seed, noise, floor=1.7, count=12):
+    rng = np.random.default_rng(seed)
+    n = np.geomspace(1e6, 1e10, count)
+    loss = (floor + 400 / n**0.34) * np.exp(rng.normal(0, noise, count))
+    return pd.DataFrame({"params": n, "loss": loss})
+
+
+def test_an_irreducible_loss_is_fitted_where_it_bends_the_line() -> None:
+    law = power_law(with_floor(0, 0), "params")
+    assert law.floor.value == pytest.approx(1.7, rel=0.01)
+    assert law.alpha.value == pytest.approx(0.34, rel=0.01)
+    assert "above an irreducible 1.7" in law.sentence
+    found = [power_law(with_floor(seed, 0.004), "params") for seed in range(200)]
+    found = [law for law in found if law.floor.value > 0]
+    assert len(found) > 180
+    assert np.mean([covers(law.floor, 1.7) for law in found])
+    assert np.mean([covers(law.alpha, 0.34) for law in found]) >= 0.91
+
+
+def test_without_a_bend_no_irreducible_loss_is_claimed() -> None:
+    found = [power_law(planted(seed, count=10), "params") for seed in range(100)]
+    assert np.mean([law.floor.value > 0 for law in found]) <= 0.05
+    assert "not identifiable" in found[0].notes[-1]
+
+
+def test_a_run_far_off_is_named() -> None:
+    data = planted(0, count=13)
+    data.loc[4, "loss"] *= 1.1
+    assert "Far off the line: the runs of 10M parameters." in power_law(data, "params").notes
+    assert not any("Far off" in note for note in power_law(planted(0, count=13), "params").notes)
 
 
 def test_noise_falls_with_nothing() -> None:
@@ -68,7 +94,7 @@ def test_a_law_of_size_wants_equal_tokens() -> None:
     data = pd.DataFrame({"params": n, "tokens": 20 * n, "flops": 120 * n**2, "loss": n**-0.1})
     law = kaplan.kaplan(data)["params"]
     assert "1 different values" in law.refused
-    assert law.notes == ("5 sizes saw less than half the tokens of others",)
+    assert law.notes == ("Runs on 20B tokens: 1/6.",)
 
 
 @pytest.mark.parametrize(
