@@ -93,17 +93,17 @@ def test_a_law_of_size_wants_equal_tokens() -> None:
     n = np.geomspace(1e6, 1e9, 6)
     data = pd.DataFrame({"params": n, "tokens": 20 * n, "flops": 120 * n**2, "loss": n**-0.1})
     law = kaplan.kaplan(data)["params"]
-    assert "1 different values" in law.refused
+    assert "are needed, not 1" in law.refused
     assert law.notes == ("Runs on 20B tokens: 1/6.",)
 
 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda t: t.head(3), "too few"),
-        (lambda t: t.head(0), "too few"),
+        (lambda t: t.head(3), "are needed, not"),
+        (lambda t: t.head(0), "are needed, not"),
         (lambda t: t.assign(params=np.linspace(1e8, 2e8, 8)), "factor of 2"),
-        (lambda t: t.assign(loss=math.nan), "too few"),
+        (lambda t: t.assign(loss=math.nan), "are needed, not"),
         (lambda t: t.assign(loss=t.loss.to_numpy()[::-1]), "does not fall"),
         (lambda t: t.assign(loss=3.0), "does not fall"),
     ],
