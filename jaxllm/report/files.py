@@ -32,7 +32,7 @@ def write(output: epath.Path, tables: Tables, items: Sequence[ReportItem], kind:
                 page.write(output / f"{file_name(name)}.csv", content)
         return output
     tasks = [item for item in items if item.part == TRAJECTORIES and item.chart is not None]
-    for item, content in pictures(tables, [*_panels("", tasks), *figures(items)], kind):
+    for item, content in pictures(tables, [*_panels("", tasks, 4), *figures(items)], kind):
         name = f"{item.part} {item.title}" if item.part == TRAJECTORIES else item.title
         page.write(output / f"{file_name(name)}.{kind}", content)
     return output
@@ -44,7 +44,7 @@ def figures(items: Sequence[ReportItem]) -> Iterator[ReportItem]:
     yield from (item for item in charted if item.part != TRAJECTORIES)
     tasks = [item for item in charted if item.part == TRAJECTORIES]
     for domain in dict.fromkeys(item.domain for item in tasks):
-        yield from _panels(domain, [item for item in tasks if item.domain == domain])
+        yield from _panels(domain, [item for item in tasks if item.domain == domain], 2)
 
 
 def pictures(
@@ -80,10 +80,10 @@ def file_name(title: str) -> str:
     return re.sub("[^a-z0-9]+", "-", title.lower()).strip("-")
 
 
-def _panels(title: str, tasks: Sequence[ReportItem]) -> Iterator[ReportItem]:
-    """The charts of `tasks`, if any, as one item."""
+def _panels(title: str, tasks: Sequence[ReportItem], columns: int) -> Iterator[ReportItem]:
+    """The charts of `tasks`, if any, as one item, up to `columns` wide."""
     if tasks:
         panels = [(item.title, item.chart) for item in tasks if item.chart is not None]
-        columns = 2 if len(panels) == 4 else min(len(panels), 4)
+        columns = min(len(panels), columns)
         item = dataclasses.replace(tasks[0], title=title, sentence="", chart=None)
         yield item.draw(lambda: side_by_side(panels, columns))

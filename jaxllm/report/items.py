@@ -150,7 +150,8 @@ def _curve(
     lines = points.dropna(subset="value").groupby(["run", "series"], sort=False)["value"].last()
     final = numbers.short(float(lines.iloc[0])) if len(lines) == 1 else ""
     sentence = sentences.of_curve(points, name or title)
-    item = ReportItem(HEALTH, title, sentence, part=part, final=final)
+    unit = numbers.UNITS.get(str(points.name.iloc[0]).split("/")[0], "")
+    item = ReportItem(HEALTH, title, sentence, unit, part=part, final=final)
     height = 120 if part == CURVES else 170
     yield item.draw(lambda: trajectories.curve(points, axis, series, name or title, height))
 

@@ -9,6 +9,15 @@ from jaxllm.analysis.finding import amount
 
 _SUPERSCRIPTS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 UNKNOWN = "–"
+UNITS = {
+    "loss": "nats per token",
+    "grad_norm": "Euclidean norm, before clipping",
+    "tokens_per_second": "of all devices",
+    "mfu": "share of the peak FLOP/s",
+    "goodput": "share of the wall time",
+    "time": "share of the wall time",
+}
+"""Units of the columns of metrics.jsonl whose names do not say them, by what precedes a slash."""
 
 
 def flops(number: float) -> str:

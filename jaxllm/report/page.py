@@ -103,8 +103,8 @@ def heading(tables: Tables) -> str:
     return f"{len(names)} runs of {named}"
 
 
-def facts(overview: Overview) -> dict[str, str]:
-    """Key figures of one run."""
+def facts(tables: Tables, overview: Overview) -> dict[str, str]:
+    """Key figures of one run, and its settings where the runs differ."""
     wall = overview.wall_seconds
     return {
         "Parameters": amount(overview.params),
@@ -115,7 +115,7 @@ def facts(overview: Overview) -> dict[str, str]:
         "Checkpoints": str(overview.checkpoints),
         "Time in scoring": numbers.value(overview.evaluation_share, "accuracy"),
         "Restarts": str(overview.restarts),
-    }
+    } | tables.differing[overview.run]
 
 
 def asset(name: str) -> str:
@@ -132,8 +132,10 @@ def _templates() -> jinja2.Environment:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    # Allow line breaks after the underscores of task names.
-    environment.filters["name"] = lambda text: escape(text).replace("_", Markup("_<wbr>"))
+    # Allow line breaks after the underscores of task names and the dots of settings.
+    environment.filters["name"] = lambda text: Markup(
+        re.sub("[_.]", r"\g<0><wbr>", str(escape(text)))
+    )
     environment.globals |= {
         "numbers": numbers,
         "sentences": sentences,

@@ -19,7 +19,7 @@ from jaxllm.analysis.finding import amount
 from jaxllm.analysis.onsets import gain_share, trajectories
 from jaxllm.analysis.registry import Study
 from jaxllm.errors import UserError
-from jaxllm.report import numbers
+from jaxllm.report import differences, numbers
 from jaxllm.report.charts.axes import CLOCKS
 from jaxllm.report.notes import trajectory_notes
 from jaxllm.report.theme import DISTINCT
@@ -80,6 +80,8 @@ class Tables:
     notes: tuple[str, ...]  # missing or inconsistent data, one sentence each
     study: Study  # input of the analyses
     colour_of: dict[str, str]  # series of each run, where there are several runs
+    differing: dict[str, dict[str, str]]  # of each run, the settings that differ between the runs
+    seeds: list[list[str]]  # runs that differ in their seed alone
 
     @property
     def several_runs(self) -> bool:
@@ -102,6 +104,15 @@ class Tables:
         rows = self.findings[self.findings.task == task]
         return rows.sort_values("run", key=lambda run: run.map(order.index)).itertuples()
 
+    def seed_means(self, task: str) -> Iterator[tuple[str, str]]:
+        """Runs that differ in their seed alone, and the mean of their final values ± its spread."""
+        rows = self.findings[self.findings.task == task].dropna(subset="final").set_index("run")
+        for runs in self.seeds:
+            of_seeds = rows.final.reindex(runs).dropna()
+            if len(of_seeds) > 1:
+                text = numbers.with_error(of_seeds.mean(), of_seeds.std(), rows.metric.iloc[0])
+                yield numbers.join(list(of_seeds.index)), text
+
     @functools.cached_property
     def domains(self) -> dict[str, list[str]]:
         """Tasks by domain, both ordered by when they left chance."""
@@ -120,6 +131,7 @@ class _RunData:
     mixture: dict[str, float] = dataclasses.field(default_factory=dict)
     domain_weights: dict[str, float] = dataclasses.field(default_factory=dict)
     planned_rates: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0))
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def gather(sources: Sequence[Run | Results]) -> Tables:
@@ -151,6 +163,7 @@ def gather(sources: Sequence[Run | Results]) -> Tables:
     losses = losses.assign(
         params=losses.run.map({o.run: o.params for o in overviews}), loss=losses.value
     )
+    settings = {run.name: run.settings for run in runs}
     return Tables(
         overviews=overviews,
         points=points,
@@ -174,6 +187,8 @@ def gather(sources: Sequence[Run | Results]) -> Tables:
             domain_weights={run.name: run.domain_weights for run in runs if run.domain_weights},
         ),
         colour_of=colour_of,
+        differing=differences.differences(settings),
+        seeds=differences.seeds(settings),
     )
 
 
@@ -206,6 +221,7 @@ def _runs_of(source: Run | Results) -> Iterator[_RunData]:
         yield _RunData(
             source.name, source.records(), source.metrics(), checkpoints, source.planned_tokens(),
             _parent(checkpoints), source.mixture(), _domain_weights(source), _planned_rates(source),
+            source.settings(),
         )  # fmt: skip
         return
     grouped = source.records.groupby(["run", "family", "params"], sort=False, dropna=False)

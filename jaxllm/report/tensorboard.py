@@ -2,14 +2,17 @@
 
     train/…                        metrics of the training loop
     capability/<domain>/<task>     primary metric of every task, a point per checkpoint
+    margins/<domain>/<task>/…      its value ± 1.96 standard errors (low, high), and its chance
     evaluation/<task>/<metric>     other metrics
+    config, hparams                config.gin as text and, by setting, as hyperparameters
     trajectories/<domain>          charts of the report, as images, those of the findings by
     health/…, now/…, ahead/…       question; at the end of the run, or by
     early/…, sizes/…               `analyze --format tensorboard`
 
-The custom-scalars dashboard overlays the tasks of each domain, and the domains' losses. Events are
-written by TensorBoard's own writer, since `clu.metric_writers` cannot write the session log by
-which TensorBoard discards the steps that a killed process had logged beyond its last checkpoint.
+The custom-scalars dashboard overlays the tasks of each domain by unit, and the domains' losses; and
+draws each task with its margins and chance. Events are written by TensorBoard's own writer, since
+`clu.metric_writers` cannot write the session log by which TensorBoard discards the steps that a
+killed process had logged beyond its last checkpoint.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import os
 import re
 import shutil
 import tempfile
+import textwrap
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,11 +33,16 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.custom_scalar import metadata as layout_metadata
+from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 from tensorboard.plugins.image import metadata as image_metadata
+from tensorboard.plugins.scalar import metadata as scalar_metadata
+from tensorboard.plugins.text import metadata as text_metadata
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from tensorboard.util.tensor_util import make_tensor_proto
 
+from jaxllm.analysis.curves import is_share
 from jaxllm.io import is_remote
+from jaxllm.report.numbers import UNITS, metric_name
 from jaxllm.run.records import OK, Record
 from jaxllm.run.run import Run
 from jaxllm.uploads import Upload
@@ -42,7 +51,8 @@ if TYPE_CHECKING:
     from jaxllm.report.items import ReportItem
     from jaxllm.report.tables import Tables
 
-_IMAGE_SCALE = 1.5
+_IMAGE_SCALE = 2.0
+_BAND = 1.96  # standard errors
 _UPLOAD_BYTES = 4 << 20
 
 
@@ -58,7 +68,7 @@ class TensorBoardWriter:
         self._run = Run(model_dir)
         self._events = _Events(self._run.layout.tensorboard)
         self._in_session = False
-        self._domains: set[str] = set()
+        self._primary: dict[str, Record] = {}  # by task
 
     def write_metrics(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Write every number in `metrics` under train/."""
@@ -69,7 +79,8 @@ class TensorBoardWriter:
             for name, value in metrics.items()
             if isinstance(value, int | float) and name != "step"
         }
-        self._events.add_scalars(step, numbers)
+        units = {tag: UNITS.get(tag.split("/")[1], "") for tag in numbers}
+        self._events.add_scalars(step, numbers, units)
 
     def write_records(self, step: int, records: Sequence[Record]) -> None:
         """Write the scores of a checkpoint; a failed task leaves a gap, as in the report."""
@@ -92,17 +103,23 @@ class TensorBoardWriter:
             return []
         self._in_session = True
         self._events.add(step, session_log=SessionLog(status=SessionLog.START))
+        if config := self._run.config():
+            self._events.add_config(step, self._run.path.name, config, self._run.settings())
         stored = self._run.trajectory.read()
         newest = stored[stored.step == stored.step[stored.step < step].max()]
         return [Record(**row) for row in newest.to_dict("records")]
 
     def _write_scores(self, step: int, records: Sequence[Record]) -> None:
         good = [record for record in records if record.status == OK and math.isfinite(record.value)]
-        self._events.add_scalars(step, {_tag(record): record.value for record in good})
-        domains = self._domains | {record.domain for record in good if record.primary}
-        if domains != self._domains:
-            self._domains = domains
-            self._events.add_layout(step, sorted(domains))
+        scalars, about = {}, {}
+        for record in good:
+            scalars |= _scalars(record)
+            about[_tag(record)] = _about(record)
+        self._events.add_scalars(step, scalars, about)
+        primary = {record.task: record for record in good if record.primary}
+        if not primary.keys() <= self._primary.keys():
+            self._primary |= primary
+            self._events.add_layout(step, [*self._primary.values()])
 
 
 def write_report(
@@ -123,12 +140,35 @@ def _tag(record: Record) -> str:
     return f"evaluation/{record.task}/{record.metric}"
 
 
+def _about(record: Record) -> str:
+    """Description of a record's scalar: what it measures, in which unit."""
+    unit = ", a share (0 to 1)" if is_share(record.metric) else ""
+    chance = f"; chance {record.chance:.3g}" if math.isfinite(record.chance) else ""
+    return f"{record.task}: {metric_name(record.metric)}{unit}, {record.n:,} examples{chance}"
+
+
+def _scalars(record: Record) -> dict[str, float]:
+    """A record's value by tag, and of a primary one the ends of its band and its chance."""
+    if not record.primary:
+        return {_tag(record): record.value}
+    least, most = (0.0, 1.0) if is_share(record.metric) else (-math.inf, math.inf)
+    reach, margins = _BAND * record.stderr, f"margins/{record.domain}/{record.task}"
+    values = {
+        _tag(record): record.value,
+        f"{margins}/low": max(record.value - reach, least),
+        f"{margins}/high": min(record.value + reach, most),
+        f"{margins}/chance": record.chance,
+    }
+    return {tag: value for tag, value in values.items() if math.isfinite(value)}
+
+
 class _Events:
     """A new event file; in an object store several, each small enough to be uploaded again."""
 
     def __init__(self, folder: str | os.PathLike[str]):
         self._folder = epath.Path(folder)
         self._remote = is_remote(folder)
+        self._described: set[str] = set()
         self._begin_file()
 
     def _begin_file(self) -> None:
@@ -164,36 +204,63 @@ class _Events:
     def add(self, step: int, **content: Any) -> None:
         self._writer.add_event(Event(wall_time=time.time(), step=step, **content))
 
-    def add_scalars(self, step: int, values: Mapping[str, float]) -> None:
+    def add_scalars(self, step: int, values: Mapping[str, float], about: Mapping[str, str]) -> None:
+        """Add values by tag, with what they are `about` where that is known."""
         scalars = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
+        for one in scalars:
+            if one.tag in about and one.tag not in self._described:  # the first one counts
+                told = scalar_metadata.create_summary_metadata(one.tag, about[one.tag])
+                one.metadata.CopyFrom(told)
+        self._described |= values.keys()
         self.add(step, summary=Summary(value=scalars))
         self.flush()
 
+    def add_config(self, step: int, run: str, text: str, settings: Mapping[str, Any]) -> None:
+        """Add a config as text, and its settings as hyperparameters of the trial `run`."""
+        about = text_metadata.create_summary_metadata("config.gin", "")
+        self._add_tensor(step, "config", about, textwrap.indent(text, "    "))
+        values = {
+            name: value if isinstance(value, bool | int | float) else str(value)
+            for name, value in settings.items()
+            if "." in name  # no macro, whose value stands where it is used
+        }
+        self.add(step, summary=hparams_pb(values, trial_id=run))
+
     def add_images(self, step: int, tables: Tables, items: Sequence[ReportItem]) -> None:
-        """Add the charts of a report by question, each with its sentence as the description."""
+        """Add the charts of a report by question, each with its method as the description.
+
+        The sentence is in the picture: TensorBoard keeps the first description of a tag.
+        """
         from jaxllm.report import files
 
         for item, picture in files.pictures(tables, files.figures(items), scale=_IMAGE_SCALE):
             # A PNG states its width and height in the bytes 16 to 24.
             width, height = (str(int.from_bytes(picture[at : at + 4])) for at in (16, 20))
             group = "trajectories" if item.domain else item.question
-            about = image_metadata.create_summary_metadata(item.title, item.sentence)
+            told = "\n\n".join(filter(None, (item.caption, item.method)))
+            about = image_metadata.create_summary_metadata(item.title, told)
             content = [width.encode(), height.encode(), picture]
             self._add_tensor(step, f"{group}/{item.title}", about, content)
         self.flush()
 
-    def add_layout(self, step: int, domains: Sequence[str]) -> None:
-        """Add a custom-scalars layout with a chart per domain; TensorBoard uses the last one."""
-
-        def charts(tags: Mapping[str, str]) -> list[dict[str, Any]]:
-            return [{"title": name, "multiline": {"tag": [tag]}} for name, tag in tags.items()]
-
-        tasks = {domain: f"^capability/{re.escape(domain)}/" for domain in domains}
-        losses = {"by domain": "^train/loss(/|$)"}
+    def add_layout(self, step: int, primary: Sequence[Record]) -> None:
+        """Add a custom-scalars layout of some tasks; TensorBoard uses the last one."""
+        overlaid: dict[str, list[str]] = {}
+        margins = []
+        for record in sorted(primary, key=lambda record: (record.domain, record.task)):
+            unit = "" if is_share(record.metric) else f", {metric_name(record.metric)}"
+            overlaid.setdefault(record.domain + unit, []).append(f"^{re.escape(_tag(record))}$")
+            value, *ends = _scalars(record)
+            series = [(value, *ends[:2])] * (len(ends) > 1) + [(ends[-1],) * 3] * (len(ends) % 2)
+            named = [dict(zip(("value", "lower", "upper"), one, strict=True)) for one in series]
+            margins.append({"title": record.task, "margin": {"series": named}})
+        charts = [{"title": name, "multiline": {"tag": tags}} for name, tags in overlaid.items()]
+        losses = {"title": "by domain", "multiline": {"tag": ["^train/loss(/|$)"]}}
         layout = layout_pb2.Layout(
             category=[
-                {"title": "Capabilities", "chart": charts(tasks)},
-                {"title": "Loss", "chart": charts(losses)},
+                {"title": "Capabilities", "chart": charts},
+                {"title": "Capabilities with 95% band and chance", "chart": margins},
+                {"title": "Loss", "chart": [losses]},
             ]
         )
         about = layout_metadata.create_summary_metadata()

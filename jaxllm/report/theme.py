@@ -61,7 +61,9 @@ def chart_config(theme: str, palette: str = "series") -> dict[str, Any]:
         "range": {"category": colour[palette], "heatmap": colour["ramp"], "ramp": colour["ramp"],
                   "diverging": colour["diverging"]},
         "legend": {"labelColor": colour["soft"], "titleColor": colour["soft"],
-                   "titleFontWeight": "normal", "labelFontSize": 11, "titleFontSize": 11},
+                   "titleFontWeight": "normal", "labelFontSize": 11, "titleFontSize": 11,
+                   "orient": "top", "titleLimit": 400, "gradientThickness": 9,
+                   "gradientLength": 150},
         "title": {"color": colour["ink"], "fontSize": 12, "fontWeight": 600, "anchor": "start",
                   "subtitleColor": colour["soft"], "subtitleFontSize": 11},
         "style": {

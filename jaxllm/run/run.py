@@ -107,6 +107,10 @@ class Run:
             return self.setting(found[1][1:])
         return found[1] if found else None
 
+    def settings(self) -> dict[str, Any]:
+        """The values that the run's config binds; none of a damaged config."""
+        return stored_config.readable_settings(self.config())
+
     def mixture(self) -> dict[str, float]:
         """Domain -> share of the training sequences; empty where the config states none."""
         return stored_config.mixture(self.config())

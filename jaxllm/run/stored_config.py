@@ -67,14 +67,17 @@ def settings(text: str) -> dict[str, Any]:
     return {n: known.get(v, v) if isinstance(v, str) else v for n, v in values.items()}
 
 
-def mixture(text: str) -> dict[str, float]:
-    """Domain -> share by DataConfig.weights; empty for none, for stages, or a damaged config."""
-    if "DataConfig.weights" not in text:
-        return {}
+def readable_settings(text: str) -> dict[str, Any]:
+    """`settings`, none of a damaged config."""
     try:
-        known = settings(text)
+        return settings(text)
     except (SyntaxError, ValueError, tokenize.TokenError):
         return {}
+
+
+def mixture(text: str) -> dict[str, float]:
+    """Domain -> share by DataConfig.weights; empty for none, for stages, or a damaged config."""
+    known = readable_settings(text)
     weights = {} if known.get("TrainConfig.stages") else known.get("DataConfig.weights") or {}
     return {name: share / sum(weights.values()) for name, share in weights.items()}
 

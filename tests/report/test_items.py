@@ -10,6 +10,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 import pytest
+import vl_convert
 
 from jaxllm.analysis import registry
 from jaxllm.analysis.finding import Finding
@@ -93,6 +94,40 @@ def test_an_analysis_is_one_function_and_its_chart(many, monkeypatch) -> None:
     assert "Number of curves" in charts_of(text)
     assert "How to read this: Counted." in Page(text).text
     assert "Method: Peano (1889)" in Page(text).text
+
+
+def test_signed_colours_have_their_middle_at_zero_and_every_heat_map_a_legend(shown) -> None:
+    coloured = {}
+    for item in shown:
+        for layer in item.spec[0].get("layer", []) if item.chart else []:
+            colour = layer["encoding"].get("color", {})
+            if colour.get("type") == "quantitative":
+                assert colour["title"] and colour["legend"]
+                coloured[item.title] = colour
+    assert any(title.startswith("Growth of") for title in coloured)
+    signed = coloured["Correlated gains"]
+    low, middle, high = signed["scale"]["domain"]
+    assert low == -high and middle == 0 and signed["legend"]["values"] == [low, 0, high]
+
+
+def test_no_label_of_a_matrix_is_left_out() -> None:
+    names = [f"a_task_with_a_long_name_{n}" for n in range(30)]
+    cells = pd.DataFrame({"x": names, "y": names[::-1], "value": np.linspace(-1, 1, 30)})
+    chart = marks.matrix(cells, "x", "y", "value", "a value")
+    assert chart is not None
+    svg = vl_convert.vegalite_to_svg(chart.properties(width=600).to_dict())
+    labels = re.findall(r">(a_task[^<]*)<", svg)
+    assert sorted(labels) == sorted([*names, *names])
+    assert chart.usermeta["least_width"] > 30 * 11  # a page lets its reader scroll
+
+
+def test_axes_count_in_the_units_of_the_field() -> None:
+    table = pd.DataFrame({"flops": [1e5, 1e9], "params": [0.8, 2e6], "fitted": [0.8, 2e6]})
+    chart = marks.law(table, "flops", "params", ("training FLOPs", "parameters"))
+    svg = vl_convert.vegalite_to_svg(chart.properties(width=500).to_dict())
+    labels = set(re.findall(r">([^<>]+)</text>", svg))
+    assert "1e9" in labels and "1M" in labels  # neither 1B FLOPs nor 800m parameters
+    assert not [label for label in labels if re.fullmatch(r"[\d.]+m", label)]
 
 
 def test_the_backtest_is_made_only_when_asked(many, shown) -> None:

@@ -23,6 +23,7 @@ from jaxllm.report.charts import marks
 from jaxllm.report.charts.specs import Chart
 from jaxllm.report.theme import DISTINCT
 
+_PERCENT = "format(100 * datum.value, '.0f')"
 _MOST_ROWS = 40
 _MOST_NUMBERS = 10  # with a sign and three digits that stand side by side
 
@@ -35,18 +36,6 @@ def _shares(table: pd.DataFrame) -> pd.DataFrame:
 def _by(table: pd.DataFrame, column: str, order: Any) -> pd.DataFrame:
     """The rows by the first of `_MOST_ROWS` values of `column` in an order."""
     return table.set_index(column).loc[list(order)[:_MOST_ROWS]].reset_index()
-
-
-def checks(finding: Finding, study: Study) -> Chart | None:
-    """The checks of the runs that raise an alarm, where there are several runs."""
-    checked = finding.table[finding.table.state != "refused"]
-    cells = checked.assign(level=(checked.state == "alarm").astype(float))
-    alarmed = list(dict.fromkeys(cells.run[cells.level > 0]))
-    if len(study.runs) > DISTINCT:  # the others are fine in every check that could be made
-        cells = cells[cells.run.isin(alarmed[:_MOST_ROWS])]
-    if checked.run.nunique() < 2:
-        return None
-    return marks.matrix(cells, "check", "run", "level", "alarm", text="state", domain=(0, 1))
 
 
 def annealed(finding: Finding, study: Study) -> Chart | None:
@@ -112,7 +101,7 @@ def early_tasks(finding: Finding, study: Study) -> Chart | None:
     order = cells.sort_values(["tells", "accuracy"], ascending=False).task.unique()
     title = "pairs of runs whose order is told, in percent"
     return marks.matrix(_by(cells, "task", order), "at", "task", "accuracy", title, text="text",
-                        domain=(0.5, 1))  # fmt: skip
+                        domain=(0.5, 1), legend=_PERCENT)  # fmt: skip
 
 
 def correlations(finding: Finding, study: Study) -> Chart | None:
@@ -123,9 +112,9 @@ def correlations(finding: Finding, study: Study) -> Chart | None:
     cells = cells[cells.task_a.isin(tasks) & cells.task_b.isin(tasks)]
     cells = cells.assign(mark=np.where(cells.gain_q <= 0.05, "•", ""))
     title = "correlation of gains; • at 5% false discoveries"
-    low, high = min(float(cells.gain.min()), 0.0), max(float(cells.gain.max()), 0.3)
+    most = max(float(cells.gain.abs().max()), 0.3)
     return marks.matrix(cells, "task_b", "task_a", "gain", title, text="mark",
-                        domain=(low, high), order=list(tasks))  # fmt: skip
+                        domain=(-most, most), order=list(tasks), diverging=True)  # fmt: skip
 
 
 def branches(finding: Finding, study: Study) -> Chart | None:
@@ -179,7 +168,7 @@ def swarm_shares(finding: Finding, study: Study) -> Chart | None:
     rows = finding.table.set_index("run").loc[shown].reset_index()
     rows = rows.assign(text=(100 * rows.share).map("{:.0f}".format))
     title = "share of the training data, in percent"
-    return marks.matrix(rows, "domain", "run", "share", title, text="text")
+    return marks.matrix(rows, "domain", "run", "share", title, text="text", legend=_PERCENT)
 
 
 def left_out_mixtures(finding: Finding, study: Study) -> Chart | None:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from jaxllm.report.charts.axes import COUNT_LABEL, FLOPS_LABEL
-from jaxllm.report.charts.specs import Chart, layered, reference_line
+from jaxllm.report.charts.specs import LABEL_LIMIT, Chart, label_width, layered, reference_line
 from jaxllm.report.theme import DISTINCT
 
 _ROW_HEIGHT = 21
@@ -45,7 +45,7 @@ def dots(
     if log:
         scale = alt.Scale(type="log", nice=False, padding=8)
         axis = alt.Axis(labelExpr=COUNT_LABEL, titleAnchor="end")
-    rows = alt.Axis(labelLimit=190, domain=False, grid=True, ticks=False)
+    rows = alt.Axis(labelLimit=LABEL_LIMIT, domain=False, grid=True, ticks=False)
     base = alt.Chart().encode(y=alt.Y(f"{y}:N", sort=_distinct(*shown[y]), title=None, axis=rows))
     if series:
         names = alt.Scale(domain=list(order) or _distinct(*shown[series]))
@@ -64,7 +64,9 @@ def dots(
     if reference is not None:
         layers.insert(0, reference_line("x", "reference", reference, axis))
     height = _height(shown[y]) * (1 + 0.4 * (shown[series].nunique() - 1) if apart else 1)
-    return layered(layers, shown, round(height), title)
+    return layered(
+        layers, shown, round(height), title, max(label_width(shown[y]) + 190, 6 * len(title))
+    )
 
 
 def matrix(
@@ -78,12 +80,13 @@ def matrix(
     domain: tuple[float, float] | None = None,
     order: Sequence[str] = (),
     diverging: bool = False,
+    legend: str = "format(datum.value, '.2~g')",
 ) -> Chart | None:
     """A cell per `x` and `y`, darker for larger `value` over `domain`; or blank, for no value.
 
     `order` is that of both axes where they stand for the same; else that of the rows. `diverging`
-    colours tell the two sides of 0 apart, the lower being the better. A table without rows has no
-    chart.
+    colours tell the two sides of 0 apart, blue the lower. `legend` is the Vega expression of the
+    legend's labels. A table without rows has no chart.
     """
     shown = table[_distinct(x, y, value, text)]
     if shown.empty:
@@ -94,11 +97,14 @@ def matrix(
     if diverging:
         most = max(map(abs, domain)) or 1.0
         domain = (-most, most)
-    # Long or many names stand at an angle, so that as few as can be are left out.
-    names = shown[x].astype(str).drop_duplicates()
-    angle = -50 if len(names) > 6 or names.str.len().max() > 14 else 0
-    columns = alt.Axis(labelLimit=120, domain=False, labelAngle=angle)
-    rows = alt.Axis(labelLimit=150, domain=False)
+    # Long or many names stand upright, so that none is left out.
+    names = _distinct(*shown[x])
+    upright = len(names) * label_width(names) > 330
+    widest = max(10 if upright else label_width(names), label_width(shown[text] if text else ()))
+    columns = alt.Axis(
+        labelLimit=LABEL_LIMIT, domain=False, labelAngle=-90 if upright else 0, labelOverlap=False
+    )
+    rows = alt.Axis(labelLimit=LABEL_LIMIT, domain=False)
     base = alt.Chart().encode(
         x=alt.X(f"{x}:N", sort=list(order) or _distinct(*shown[x]), title=None, axis=columns),
         y=alt.Y(f"{y}:N", sort=list(order) or _distinct(*shown[y]), title=None, axis=rows),
@@ -106,12 +112,14 @@ def matrix(
     described = alt.Tooltip(f"{text or value}:{'N' if text else 'Q'}", title=title)
     cells = base.transform_filter(f"isValid(datum['{value}'])").mark_rect(cornerRadius=1)
     scale = alt.Scale(domain=list(domain), clamp=True)
+    key = alt.Legend(labelExpr=legend, tickCount=3)
     if diverging:
         ends = [domain[0], 0, domain[1]]
         scale = alt.Scale(domain=ends, range="diverging", interpolate="rgb", clamp=True)
+        key = alt.Legend(labelExpr=legend, values=ends)
     layers = [
         cells.encode(
-            color=alt.Color(f"{value}:Q", scale=scale, legend=None),
+            color=alt.Color(f"{value}:Q", scale=scale, title=title, legend=key),
             tooltip=[*_tooltips(":N", y, x), described],
         )
     ]
@@ -122,7 +130,8 @@ def matrix(
     for style, test in (("cell-text", "<"), ("cell-text-on-dark", ">=")) if text else ():
         label = base.transform_filter(f"{shade} {test} {dark}").mark_text(style=style)
         layers.append(label.encode(text=alt.Text(f"{text}:N")))
-    return layered(layers, shown, _height(shown[y]), title)
+    width = label_width(shown[y]) + max((widest + 4) * len(names), 6 * len(title))
+    return layered(layers, shown, _height(shown[y]), title, width)
 
 
 def law(table: pd.DataFrame, x: str, y: str, titles: tuple[str, str]) -> Chart:

@@ -6,7 +6,7 @@ import itertools
 import json
 import logging
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import altair as alt
@@ -17,13 +17,25 @@ from jaxllm.report.theme import chart_config
 
 Chart = alt.LayerChart | alt.FacetChart | alt.ConcatChart
 
+LABEL_LIMIT = 320  # pixels; longer ones are cut
 _SUBTITLE_WIDTH = 105  # letters
 _LEGEND = {"orient": "bottom", "title": None, "columns": 4, "labelLimit": 300}
 
 
-def layered(layers: Sequence[Any], data: pd.DataFrame, height: int, description: str) -> Chart:
-    """Chart of layers over the same data, as wide as its place on the page."""
-    return alt.layer(*layers, data=data, width="container", height=height, description=description)
+def layered(
+    layers: Sequence[Any], data: pd.DataFrame, height: int, description: str, width: int = 0
+) -> Chart:
+    """Chart of layers over the same data, as wide as its place on the page.
+
+    In a place below `width`, where labels would overlap, the page scrolls.
+    """
+    chart = alt.layer(*layers, data=data, width="container", height=height, description=description)
+    return chart.properties(usermeta={"least_width": width})
+
+
+def label_width(names: Iterable[Any]) -> int:
+    """Pixels that the labels of an axis take."""
+    return min(round(6.2 * max((len(str(name)) for name in names), default=0)), LABEL_LIMIT)
 
 
 def reference_line(channel: str, name: str, value: float, axis: alt.Axis) -> alt.Chart:
@@ -90,7 +102,7 @@ def picture(
     }
     spec["datasets"] = {**spec.get("datasets", {}), **rows}
     if spec.get("width") == "container":
-        spec["width"] = 560
+        spec["width"] = max(560, spec.get("usermeta", {}).get("least_width", 0))
     _, labels = legend(spec, tables)
     if labels:  # on the page, buttons outside of the charts are the legend
         names = {"values": [name for name, _ in labels]}

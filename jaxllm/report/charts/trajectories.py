@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 
 from jaxllm.analysis.curves import is_share
-from jaxllm.report.charts.axes import Axis
-from jaxllm.report.charts.specs import Chart, layered, reference_line
+from jaxllm.report.charts.axes import COUNT_LABEL, FLOPS_LABEL, Axis
+from jaxllm.report.charts.specs import LABEL_LIMIT, Chart, label_width, layered, reference_line
 from jaxllm.report.numbers import metric_name, with_error
 from jaxllm.report.theme import DISTINCT
 
@@ -80,14 +80,19 @@ def gains(shares: pd.DataFrame, order: Sequence[str], axis: Axis) -> Chart:
     `shares` has, beside `share`, the start of each cell on every clock (`step_from`, …) and the
     final value as `final_text`; rows at chance stay blank. A dot marks where chance was left.
     """
-    rows = alt.Axis(labelLimit=150, domain=False, labelFontSize=12)
+    rows = alt.Axis(labelLimit=LABEL_LIMIT, domain=False, labelFontSize=12)
     spacing = alt.Scale(paddingInner=0.14)
     y = alt.Y("task:N", sort=list(order), title=None, axis=rows, scale=spacing)
     base = alt.Chart().encode(x=_x(axis), y=y)
     cells = base.mark_rect(cornerRadius=1).encode(
         x=_x(axis, f"{axis.field}_from"),
         x2=alt.X2(f"{axis.field}:Q"),
-        color=alt.Color("share:Q", scale=alt.Scale(domain=[0, 1]), legend=None),
+        color=alt.Color(
+            "share:Q",
+            scale=alt.Scale(domain=[0, 1]),
+            title="share of its gain",
+            legend=alt.Legend(format=".0%", tickCount=2),
+        ),
         tooltip=[
             alt.Tooltip("task:N"),
             alt.Tooltip("domain:N"),
@@ -103,20 +108,17 @@ def gains(shares: pd.DataFrame, order: Sequence[str], axis: Axis) -> Chart:
     final = final.encode(text=alt.Text("final_text:N")).transform_filter("datum.is_last")
     columns = ["run", "task", "domain", *_CLOCKS, "value", "stderr", "share", "state",
                "left_chance", "final_text", "is_last", *(f"{c}_from" for c in _CLOCKS)]  # fmt: skip
-    tasks = shares.task.nunique()
+    tasks, width = shares.task.nunique(), label_width(shares.task) + 200
     description = f"Share of the gain above chance of {tasks} tasks against {axis.axis['title']}."
-    return layered([cells, dots, final], shares[columns], max(26 * tasks, 60), description)
+    return layered([cells, dots, final], shares[columns], max(26 * tasks, 60), description, width)
 
 
 def curve(
     points: pd.DataFrame, axis: Axis, series: Sequence[str], name: str, height: int = 170
 ) -> Chart:
     """A logged quantity (`value`, by `series`) against the clock."""
-    largest = points.value.abs().max()
-    number = "~s" if largest >= 1000 else "~e" if largest < 0.01 else "~g"
-    labels = alt.Axis(
-        labelExpr=f"datum.value == 0 ? '0' : format(datum.value, '{number}')", title=None
-    )
+    small = points.value.abs().max() < 0.01
+    labels = alt.Axis(labelExpr=FLOPS_LABEL if small else COUNT_LABEL, title=None)
     y = alt.Y("value:Q", scale=alt.Scale(zero=False, nice=True), axis=labels)
     base = _base(axis, series, "run", "series")
     count = points.series.nunique()

@@ -109,6 +109,14 @@ async function redraw() {
   }
 }
 
+// A fading edge and a hint say that there is more to scroll to.
+for (const box of document.querySelectorAll(".wide, .scroll")) {
+  const look = () =>
+    box.classList.toggle("more", box.scrollLeft + box.clientWidth < box.scrollWidth - 2);
+  box.addEventListener("scroll", look);
+  new ResizeObserver(look).observe(box);
+}
+
 redraw();
 controls.addEventListener("change", redraw);
 controls.addEventListener("submit", (event) => event.preventDefault());
