@@ -111,7 +111,8 @@ class TensorBoardWriter:
 
     def _write_scores(self, step: int, records: Sequence[Record]) -> None:
         good = [record for record in records if record.status == OK and math.isfinite(record.value)]
-        scalars, about = {}, {}
+        scalars: dict[str, float] = {}
+        about = {}
         for record in good:
             scalars |= _scalars(record)
             about[_tag(record)] = _about(record)
