@@ -146,7 +146,7 @@ def test_every_chart_of_the_report_is_an_image(tmp_path) -> None:
     assert analyze([str(run_dir), "--format", "tensorboard"]) == 0
     events = read(run_dir)
     tags = events.Tags()["tensors"]
-    questions = {"health", "now", "early", "trajectories"}
+    questions = {"health", "now", "ahead", "early", "trajectories"}
     assert {tag.split("/")[0] for tag in tags} == questions
     shown = {tag.split("/", 1)[1] for tag in tags}
     tasks = {task.name for task in TASKS}
