@@ -149,14 +149,14 @@ def trajectories(main: Curves, records: pd.DataFrame) -> tuple[pd.DataFrame, pd.
       The rows of `with_gaps` with `above` (whether the point is above a guess), `left_chance`
       (whether it is the onset) and `guess_level` (the score of a guess); and a row per run and
       task, ordered by state and onset: `run, task, domain, metric, state, step, tokens, flops,
-      first, final, stderr, n, chance, shots, task_version, guess`, with the `step, tokens, flops`
-      of the onset, unknown where there is one checkpoint, and `guess`, the larger of chance and
-      the best constant answer.
+      first, final, stderr, n, chance, shots, task_version, or_before, guess`, with the `step,
+      tokens, flops` of the onset, unknown where there is one checkpoint; `or_before`, whether it is
+      the first one; and `guess`, the larger of chance and the best constant answer.
     """
     rows, above, left, level = [], [np.zeros(0, bool)], [np.zeros(0, bool)], [np.zeros(0)]
     names, scoring = ["run", "task", "domain", "metric"], ["n", "chance", "shots", "task_version"]
     onset_columns = ["state", "step", "tokens", "flops", "first", "final", "stderr"]
-    columns = [*names, *onset_columns, *scoring, "guess"]
+    columns = [*names, *onset_columns, *scoring, "or_before", "guess"]
     for curve in main:
         state, at = onset(curve)
         at = at if len(curve.steps) > 1 else None
@@ -168,6 +168,7 @@ def trajectories(main: Curves, records: pd.DataFrame) -> tuple[pd.DataFrame, pd.
         row = {name: getattr(curve, name) for name in names + scoring}
         row |= {"state": state, "step": step, "tokens": tokens, "flops": flops}
         row |= {"first": curve.values[0], "final": curve.values[-1], "stderr": curve.stderr[-1]}
+        row["or_before"] = at == 0
         row["guess"] = curve.chance_score if is_share(curve.metric) else curve.chance
         rows.append(row)
     marks = {"above": np.concatenate(above), "left_chance": np.concatenate(left)}
@@ -177,7 +178,7 @@ def trajectories(main: Curves, records: pd.DataFrame) -> tuple[pd.DataFrame, pd.
     scored = shown.groupby(["run", "task"]).value.transform("count") > 0
     unknown = dict.fromkeys(("first", "final", "step", "tokens", "flops"), math.nan)
     valueless = shown[~scored].drop_duplicates(["run", "task"], keep="last")
-    valueless = valueless.assign(state=NO_VALUE, guess=valueless.chance, **unknown)
+    valueless = valueless.assign(state=NO_VALUE, or_before=False, guess=valueless.chance, **unknown)
     rows += valueless[columns].to_dict("records")
     table = pd.DataFrame(rows, columns=columns)
     rank = table.state.map(STATES.index)

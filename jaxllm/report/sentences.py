@@ -34,7 +34,7 @@ def headline(findings: pd.DataFrame) -> str:
         when = f", at {moment(first)}: {numbers.join(list(left.task))}."
     else:
         when = (
-            f", from {first.task} at {amount(first.tokens)} tokens to "
+            f", from {first.task} at {amount(first.tokens)} tokens{_or_before(first)} to "
             f"{last.task} at {amount(last.tokens)}."
         )
     return f"{share} {len(judged)} {capabilities} left chance{when}"
@@ -123,8 +123,12 @@ def remainder(findings: pd.DataFrame) -> Iterator[str]:
 
 
 def moment(row: Any) -> str:
-    """Onset of a finding: "655K tokens (step 40)"."""
-    return f"{amount(row.tokens)} tokens (step {row.step:,.0f})"
+    """Onset of a finding: "655K tokens (step 40)"; the first checkpoint may have come after it."""
+    return f"{amount(row.tokens)} tokens (step {row.step:,.0f}){_or_before(row)}"
+
+
+def _or_before(row: Any) -> str:
+    return " or before" if row.or_before else ""
 
 
 def ending(row: Any) -> str:

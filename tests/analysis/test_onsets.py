@@ -172,6 +172,13 @@ def test_a_finished_model_without_a_step_is_not_an_untrained_one() -> None:
     assert "1 of 1 capability stands above chance: t" in sentences.headline(trajectories(one)[1])
 
 
+def test_what_the_first_checkpoint_had_left_it_left_at_that_time_or_before() -> None:
+    late = points([0.5, 0.6, 0.7]).assign(step=[10, 20, 30], tokens=[100, 200, 300])
+    found = trajectories(late)[1]
+    assert sentences.of_task(found).startswith("Left chance at 100 tokens (step 10) or before")
+    assert "or before: t." in sentences.headline(found)
+
+
 def test_a_share_of_stereotypes_is_no_capability() -> None:
     runs = [points([0.5, 0.6, 0.7], metric="pct_stereotype", task="crows").assign(run=run)
             for run in "ab"]  # fmt: skip
