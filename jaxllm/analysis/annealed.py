@@ -39,10 +39,10 @@ class _Logged:
     TITLE,
     place=5,
     needs=lambda study: "learning_rate" in study.logged,
-    caption="A law of the loss under a learning-rate schedule (Luo et al. 2025, arXiv 2503.12811), "
-    "fitted to the run, its branches and runs of the same size, batch and peak rate. The annealed "
-    "curve: had the rate fallen linearly over the last tenth of the tokens, to the lowest rate "
-    "that the fitted curves reach. Bands: 90% intervals of the mean loss, not of single batches.",
+    caption="The law is fitted to the run, its branches and runs of the same size, batch and peak "
+    "rate. Annealed: had the rate fallen linearly over the last tenth of the tokens, to the lowest "
+    "rate that the fitted curves reach. Bands: 90% intervals of the mean loss, not of batches.",
+    method="Multi-power law of the learning-rate schedule (Luo et al. 2025, arXiv 2503.12811).",
 )
 def annealed(study: Study) -> list[Finding]:
     """Fit a schedule law to each run in progress, or to the largest size, and anneal it.

@@ -35,7 +35,8 @@ _LATE = 0.2  # share of the curve so far that is tested against the rest
     place=20,
     caption="The training loss of finished runs over their final loss, against the share of their "
     "tokens. Runs of equal tokens per parameter, schedule and AdamW timescale should be one curve; "
-    "one that leaves it has a fault or other settings (arXiv 2509.25087, arXiv 2507.02119).",
+    "one that leaves it has a fault or other settings.",
+    method="Collapse of loss curves (arXiv 2509.25087, arXiv 2507.02119).",
 )
 def collapse(study: Study) -> Finding:
     """Normalize the loss curves of all finished runs, grouped by tokens per parameter.
