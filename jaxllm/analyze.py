@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import datetime
 import math
 import sys
 import time
@@ -22,6 +23,8 @@ from jaxllm import cli
 from jaxllm.errors import UserError, one_line
 
 if TYPE_CHECKING:
+    from etils import epath
+
     from jaxllm.report.tables import Tables
 
 _MOST_NOTES = 20
@@ -39,6 +42,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--output", metavar="DIR", help="where to write; default: report/ in the run's directory")
     backtest = "also score the forecasts over the finished runs, each size left out in turn"
     add("--backtest", action="store_true", help=backtest)
+    register = (
+        "write the forecasts of the runs in progress to FILE; where FILE exists they are scored, "
+        "and so is preregistered*.json in a run's directory or beside the report"
+    )
+    add("--preregister", metavar="FILE", help=register)
     formats = (
         "html: the page; png, pdf: a file per figure; csv: a file per table; tensorboard: the "
         "figures as images in the run's tensorboard/"
@@ -98,6 +106,26 @@ def _with_proposal(report: Tables, directory: str) -> Tables:
     return dataclasses.replace(report, study=study)
 
 
+def _with_registered(
+    report: Tables, file: epath.Path | None, places: Sequence[epath.Path]
+) -> Tables:
+    """The report with the forecasts registered in `file`, written if it is new, and in `places`."""
+    from jaxllm.analysis.preregistration import FILES, read, registration
+    from jaxllm.io import atomic_write
+    from jaxllm.run.manifest import code_version
+
+    paths = [each for place in places if place.exists() for each in sorted(place.glob(FILES))]
+    if file and not file.exists():
+        if not report.study.planned_tokens:
+            raise UserError("--preregister: no run is in progress, so there is nothing to forecast")
+        date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        atomic_write(file, registration(report.study, date, code_version()))
+    paths = list(dict.fromkeys([*paths, *([file] if file else [])]))
+    registered = tuple(read(path.read_text(), str(path)) for path in paths)
+    study = dataclasses.replace(report.study, registered=registered)
+    return dataclasses.replace(report, study=study)
+
+
 def _write(args: argparse.Namespace, progress: Callable[[str], None]) -> PathLike[str] | None:
     """Write the requested format and return its path, or print the tasks to decide by."""
     from etils import epath
@@ -119,6 +147,9 @@ def _write(args: argparse.Namespace, progress: Callable[[str], None]) -> PathLik
     for spec in args.sources:
         if not is_import(spec):
             report = _with_proposal(report, spec)
+    places = [output, *(epath.Path(spec) for spec in args.sources if not is_import(spec))]
+    file = epath.Path(args.preregister) if args.preregister else None
+    report = _with_registered(report, file, places)
     runs, read = len(report.overviews), report.study.raw_records
     progress(f"read {0 if read is None else len(read):,} records of {runs} run{'s' * (runs != 1)}")
     if args.choose:

@@ -1,42 +1,49 @@
-"""Backtest of the forecasts on finished runs.
+"""Backtest of the forecasts on finished runs, by distance in size.
 
 Each size is held out in turn, with all its runs: a run trained on the same data in the same order
-is not independent evidence. The forecaster's weights and interval widths are estimated from the
-other sizes, again by leave-one-size-out cross-validation.
+is not independent evidence. Then the largest two sizes, the largest three, and so on: forecasts
+from ever farther away. Whatever the forecaster learns, it learns from the sizes that are left.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
+from jaxllm.analysis.baselines import BASELINES
 from jaxllm.analysis.benchmarks import benchmarks
 from jaxllm.analysis.curves import is_share, of_metric
 from jaxllm.analysis.finding import Finding
-from jaxllm.analysis.forecast import KEY_COLUMNS, LEVEL, TRANSFER, aligned, predict
+from jaxllm.analysis.forecast import KEY_COLUMNS, LEVEL, TRANSFER, AlignedCurve, aligned, predict
 from jaxllm.analysis.registry import AHEAD, Study, analysis
 
 FRACTIONS = (0.1, 0.2, 0.3, 0.5)
 _SENTENCE_FRACTION = 0.3  # the sentence reports the fraction nearest to this one
+# Classes of the factor in parameters to the nearest finished size, and their upper bounds.
+DISTANCES = {"×1.7": 2.6, "×4": 7.0, "×12": 19.0, "×30": math.inf}
+NONE = "alone"
 
 
 @dataclasses.dataclass(frozen=True)
 class Backtest(Finding):
-    """Forecasts and final values; the table scores them per metric, benchmark and fraction."""
+    """Forecasts and final values; the table scores them by what they are of and how far."""
 
-    # A row per fraction, run and task: `forecast.COLUMNS`, `fraction`, `benchmark`, `truth`.
+    # A row per forecast: `forecast.COLUMNS`, `fraction`, `held_out` (number of sizes), `truth`,
+    # `benchmark` and `far` (of `DISTANCES`).
     points: pd.DataFrame = dataclasses.field(default_factory=pd.DataFrame)
 
     def summary(self, by: Sequence[str]) -> pd.DataFrame:
         """Score the forecasts, grouped by the columns `by`.
 
         Returns:
-          A row per group: number `n` of forecasts; `mae` of the forecast, of the last value and of
-          the log-linear line; `reduction` of the error against the better of these two; `coverage`
-          and median half `width` of the interval.
+          A row per group: number `n` of forecasts; `mae` of the forecast and `mae_NAME` of every
+          baseline; `best`, the name of the best of these, and `reduction` of the error against it;
+          `coverage` and median half `width` of the interval.
         """
         rows = [
             {**dict(zip(by, key, strict=True)), **_scores(group)}
@@ -51,74 +58,105 @@ class Backtest(Finding):
     needs=lambda study: study.backtested,
     place=30,
     caption="Of a tested run only its first part is known, and no run of its size; the others are "
-    "known to their end.",
+    "known to their end. Final values are means over the last 3 % of the tokens.",
 )
 def backtest(
     study: Study, *, fractions: Sequence[float] = FRACTIONS, level: float = LEVEL
 ) -> Backtest:
     """Forecast every finished run from its first checkpoints, fitted to runs of other sizes.
 
-    Tasks are forecast one by one, not pooled, after these `fractions` of the training.
+    What is shown is what is tested: tasks, or pooled benchmarks, after these `fractions`.
     """
-    records = study.records if study.raw_records is None else study.raw_records
-    aligned_curves, notes = aligned(records)
+    aligned_curves, notes = aligned(study.records)
     whole = [one for one in aligned_curves if len(one.progress) > 1 and one.progress[-1] == 1]
     if len(whole) < len(aligned_curves):
         left = len(aligned_curves) - len(whole)
         notes += (f"{left} trajectories have one point or stop before their run's end: left out",)
-    tables = []
-    for fraction in fractions:
-        for size in sorted({one.size for one in whole}):
-            held_out = [one for one in whole if one.size == size]
-            rest = [one for one in whole if one.size != size]
-            tables.append(predict(held_out, rest, fraction, level).assign(fraction=fraction))
+    tables = [
+        predict(held_out, rest, fraction, level).assign(fraction=fraction, held_out=count)
+        for count, held_out, rest in _splits(whole)
+        for fraction in fractions
+    ]
     tables = [table for table in tables if len(table)]
     if not tables:
         return Backtest.refuse("no run has a checkpoint early enough", notes)
     points = pd.concat(tables, ignore_index=True)
-    finals = {(one.curve.run, *one.key): float(one.values[-1]) for one in whole}
+    finals = {(one.curve.run, *one.key): one.smooth().values[-1] for one in whole}
     keys = zip(*(points[column] for column in ("run", *KEY_COLUMNS)), strict=True)
+    classes = pd.cut(points.distance, [0.0, *DISTANCES.values()], right=False, labels=[*DISTANCES])
     points = points.assign(
         truth=[finals[key] for key in keys],
         benchmark=points.task.map(benchmarks(points.task.unique())),
+        far=classes.astype(object).fillna(NONE),
     )
-    result = Backtest(_sentence(points, level), notes=notes, points=points)
-    table = result.summary(["metric", "benchmark", "fraction"])
-    return dataclasses.replace(result, table=table)
+    result = Backtest("", notes=notes, points=points)
+    table = result.summary(["metric", "benchmark", "fraction", "far"])
+    order = pd.Categorical(table.far, [*DISTANCES, NONE])
+    table = table.assign(order=order).sort_values(["metric", "benchmark", "fraction", "order"])
+    table = table.drop(columns="order").reset_index(drop=True)
+    sentence, lines = _sentences(points, level)
+    return dataclasses.replace(result, sentence=sentence, lines=lines, table=table)
 
 
-def _sentence(points: pd.DataFrame, level: float) -> str:
+def _splits(
+    whole: list[AlignedCurve],
+) -> Iterator[tuple[int, list[AlignedCurve], list[AlignedCurve]]]:
+    """Number of sizes held out, their curves, and the others."""
+    sizes = sorted({one.size for one in whole})
+    of_sizes = [{size} for size in sizes] + [set(sizes[at:]) for at in range(1, len(sizes) - 1)]
+    for held_out in of_sizes:
+        parts: tuple[list[AlignedCurve], list[AlignedCurve]] = ([], [])
+        for one in whole:
+            parts[one.size not in held_out].append(one)
+        yield len(held_out), *parts
+
+
+def _sentences(points: pd.DataFrame, level: float) -> tuple[str, tuple[str, ...]]:
+    """The result for one size held out, and a line for every distance."""
     shares = points[of_metric(is_share, points.metric)]
     points = shares if len(shares) else points
     fraction = min(points.fraction.unique(), key=lambda each: abs(each - _SENTENCE_FRACTION))
     at = points[points.fraction == fraction]
-    scores = _scores(at)
-    better = min(scores["mae_last"], scores["mae_log_linear"])
-    verb = "below" if scores["reduction"] >= 0 else "above"
-    transferred = (at.method == TRANSFER).any()
+    near = at[at.held_out == 1]
+    transferred = (near.method == TRANSFER).any()
     basis = "model size forecast from the others" if transferred else "run forecast from itself"
-    return (
-        f"From {fraction:.0%} of training, with each {basis} ({at.run.nunique()} runs, "
-        f"{at.task.nunique()} tasks), the mean error is {scores['mae']:.4f}, "
-        f"{abs(scores['reduction']):.0%} {verb} the better of last value and log-linear line "
-        f"({better:.4f}); {scores['coverage']:.0%} of the {level:.0%} intervals hold the final "
-        "value."
+    sentence = (
+        f"From {fraction:.0%} of training, with each {basis} ({near.run.nunique()} runs, "
+        f"{near.task.nunique()} tasks), {_told(near, level)}."
+    )
+    far = [(name, at[at.far == name]) for name in DISTANCES]
+    return sentence, tuple(
+        f"{name} in size from the nearest finished run ({len(group)} forecasts): "
+        f"{_told(group, level)}."
+        for name, group in far
+        if len(group)
     )
 
 
-def _scores(points: pd.DataFrame) -> dict[str, float]:
+def _told(points: pd.DataFrame, level: float) -> str:
+    scores = _scores(points)
+    verb = "below" if scores["reduction"] >= 0 else "above"
+    return (
+        f"the mean error is {scores['mae']:.4f}, {abs(scores['reduction']):.0%} {verb} the best "
+        f"simple forecast, the {scores['best']} ({scores['mae_best']:.4f}); "
+        f"{scores['coverage']:.0%} of the {level:.0%} intervals hold the final value"
+    )
+
+
+def _scores(points: pd.DataFrame) -> dict[str, Any]:
     """Scores of one group of forecasts; see `Backtest.summary`."""
-    errors = {
-        "mae": float((points.forecast - points.truth).abs().mean()),
-        "mae_last": float((points["last"] - points.truth).abs().mean()),
-        "mae_log_linear": float((points.log_linear - points.truth).abs().mean()),
-    }
-    better = min(errors["mae_last"], errors["mae_log_linear"])
+    off = points[["forecast", *BASELINES]].sub(points.truth, axis=0).abs()
+    # A baseline that some of the forecasts lack is no baseline of them all.
+    errors = off.mean(skipna=False)
+    best = str(errors[[*BASELINES]].idxmin())
     inside = (points.low <= points.truth) & (points.truth <= points.high)
     return {
         "n": len(points),
-        **errors,
-        "reduction": 1 - errors["mae"] / better if better > 0 else math.nan,
+        "mae": errors.forecast,
+        **{f"mae_{name}": errors[name] for name in BASELINES},
+        "best": BASELINES[best],
+        "mae_best": errors[best],
+        "reduction": 1 - errors.forecast / errors[best] if errors[best] > 0 else math.nan,
         "coverage": float(inside.mean()),
-        "width": float((points.high - points.low).median() / 2),
+        "width": float(np.median(points.high - points.low) / 2),
     }

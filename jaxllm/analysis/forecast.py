@@ -10,20 +10,21 @@ import collections
 import dataclasses
 import math
 from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from jaxllm.analysis.baselines import BASELINES, by_size
 from jaxllm.analysis.benchmarks import benchmarks
 from jaxllm.analysis.curves import Array, Curve, curves, is_share, of_metric
 from jaxllm.analysis.finding import Finding
 from jaxllm.analysis.forecast_methods import (
-    METHODS,
     RECENT,
-    CrossValidation,
-    combine,
+    SAME_SIZE,
+    Batch,
     damped_trends,
-    predictions,
+    forecast_batches,
 )
 from jaxllm.analysis.registry import AHEAD, Study, analysis
 from jaxllm.analysis.stats import line_fit
@@ -31,14 +32,14 @@ from jaxllm.analysis.stats import line_fit
 # Columns in which two curves must agree to be comparable.
 KEY_COLUMNS = ["task", "shots", "metric", "task_version"]
 COLUMNS = (
-    "run", *KEY_COLUMNS, "domain", "size", "progress", "last", "log_linear", "forecast", "low",
-    "high", "stderr", "finished_runs", "method",
+    "run", *KEY_COLUMNS, "domain", "size", "progress", *BASELINES, "forecast", "low", "high",
+    "stderr", "finished_runs", "distance", "method",
 )  # fmt: skip
 LEVEL = 0.9  # coverage of the prediction intervals
 TRANSFER, ALONE = "other runs", "this run alone"
-_MIN_FOLDS = 3  # minimum number of finished sizes (or, of fewer sizes, runs) to cross-validate on
-_SAME_SIZE = 0.10  # relative difference in parameter count below which two runs are of one size
 _LATER = 4  # number of points between the cut and the end at which finished runs are interpolated
+_LATE = 0.03  # checkpoints closer than this in log tokens are averaged, the final ones among them
+_EXAMPLES = 1000  # assumed where their number is unknown
 _EPSILON = 1e-9
 
 
@@ -69,6 +70,28 @@ class AlignedCurve:
         arrays = {name: getattr(self, name)[known] for name in ("progress", "values", "stderr")}
         return dataclasses.replace(self, **arrays)
 
+    def smooth(self) -> AlignedCurve:
+        """Means over checkpoints that are close to each other, such as the last ones."""
+        bins = np.unique(np.floor(-np.log(self.progress) / _LATE), return_inverse=True)[1]
+        count = np.bincount(bins)
+        if count.max() == 1:
+            return self
+        means = [np.bincount(bins, each)[::-1] / count[::-1] for each in
+                 (np.log(self.progress), self.values, self.stderr)]  # fmt: skip
+        return dataclasses.replace(self, progress=np.exp(means[0]), values=means[1],
+                                   stderr=means[2])  # fmt: skip
+
+    def free(self) -> AlignedCurve:
+        """The curve on a scale without bounds: see `Scale`."""
+        scale = self.scale
+        values, slope = scale.free(self.values), scale.slope(self.values)
+        return dataclasses.replace(self, values=values, stderr=self.stderr * slope)
+
+    @property
+    def scale(self) -> Scale:
+        """The scale on which the curve is forecast."""
+        return Scale(self.curve.metric, self.curve.n or _EXAMPLES)
+
     def at(self, positions: Array) -> Array:
         """Values at these shares of the training, interpolated linearly in its logarithm."""
         return np.interp(np.log(positions), np.log(self.progress), self.values)
@@ -77,6 +100,35 @@ class AlignedCurve:
         """Final value by a least-squares line in log tokens."""
         line = line_fit(np.log(self.progress), self.values)
         return float(self.values[-1]) if line is None else float(line.at(0.0))
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """A scale without bounds: empirical logits of shares of `n` examples, logs of perplexities."""
+
+    metric: str
+    n: int
+
+    def free(self, values: Array) -> Array:
+        """Values on this scale."""
+        if is_share(self.metric):
+            share = (np.clip(values, 0.0, 1.0) * self.n + 0.5) / (self.n + 1)
+            return np.asarray(np.log(share / (1 - share)))
+        return np.log(np.maximum(values, 1e-9)) if "perplexity" in self.metric else values
+
+    def slope(self, values: Array) -> Array:
+        """Derivative of `free`."""
+        if is_share(self.metric):
+            share = (np.clip(values, 0.0, 1.0) * self.n + 0.5) / (self.n + 1)
+            return np.asarray(1 / (share * (1 - share)))
+        return 1 / np.maximum(values, 1e-9) if "perplexity" in self.metric else np.ones_like(values)
+
+    def bound(self, values: Array) -> Array:
+        """The inverse of `free`."""
+        if is_share(self.metric):
+            share = 1 / (1 + np.exp(-values))
+            return np.clip((share * (self.n + 1) - 0.5) / self.n, 0.0, 1.0)
+        return np.exp(values) if "perplexity" in self.metric else values
 
 
 @analysis(
@@ -116,12 +168,12 @@ def forecast(records: pd.DataFrame, run: str, planned_tokens: Mapping[str, float
     table = predict(targets, others, progress)
     alone = int((table.method == ALONE).sum())
     if alone and others:
-        notes += (f"{alone} tasks have too few finished runs: forecast from the run alone.",)
+        notes += (f"{alone} tasks are of no finished run: forecast from the run alone.",)
     shares = table[of_metric(is_share, table.metric)]
     shown = shares if len(shares) else table
     best = (shown.forecast - shown["last"]).abs().idxmax()
     count = int(shown.finished_runs.max())
-    basis = f"learned from {count} other runs" if count else "from this run alone"
+    basis = f"learned from {count} other run{'s' * (count > 1)}" if count else "from this run alone"
     sentence = (
         f"From {progress:.0%} of its training, {basis}: of {len(shown)} tasks, "
         f"{int((shown.low > shown['last']).sum())} will end above their present value "
@@ -158,7 +210,7 @@ def _sizes(params: pd.Series) -> dict[str, int]:
     number, smallest = -1, -math.inf
     for run, count in params.sort_values(kind="stable").items():
         log = math.log(count) if count > 0 else -math.inf
-        if not log - smallest < math.log1p(_SAME_SIZE):
+        if not log - smallest < SAME_SIZE:
             number, smallest = number + 1, log
         sizes[str(run)] = number
     return sizes
@@ -167,90 +219,96 @@ def _sizes(params: pd.Series) -> dict[str, int]:
 def predict(
     targets: list[AlignedCurve], others: list[AlignedCurve], cut: float, level: float = LEVEL
 ) -> pd.DataFrame:
-    """Forecast final values of `targets`, of runs of one size, from their first share `cut`.
+    """Forecast final values of `targets` from their first share `cut`.
 
-    Where too few of the `others` are finished, the forecast uses the run's own past only.
+    Where none of the `others` is finished, the forecast uses the run's own past only.
 
     Returns:
-      `COLUMNS`, a row per target with a point before the cut, in the order of `targets`.
+      `COLUMNS`, a row per target with a point before the cut, in the order of `targets`; of the
+      baselines in it, those that need other runs are NaN without them.
     """
     known = [past for past in (target.until(cut) for target in targets) if len(past.progress)]
-    expected = _from_others(known, others, level)
+    smooth = [past.smooth() for past in known]
+    expected = _from_others([past.free() for past in smooth], others, level)
     alone: dict[str, list[int]] = collections.defaultdict(list)
     for i, past in enumerate(known):
         if i not in expected:
             alone[past.curve.run].append(i)
     for members in alone.values():
+        own = [smooth[i].free() for i in members]
         trends = damped_trends(
-            [(np.log(known[i].progress), known[i].values, known[i].stderr[-1]) for i in members],
-            level,
+            [(np.log(one.progress), one.values, one.stderr[-1]) for one in own], level
         )
-        expected |= {i: (*trend, 0) for i, trend in zip(members, trends, strict=True)}
-    rows = [_row(past, *expected[i]) for i, past in enumerate(known)]
+        expected |= {i: Expected(*trend) for i, trend in zip(members, trends, strict=True)}
+    rows = [_row(past, smooth[i], expected[i]) for i, past in enumerate(known)]
     return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+class Expected(NamedTuple):
+    """A forecast, on the scale of the task, and what it was made from."""
+
+    value: float
+    half: float  # of the interval
+    runs: int = 0  # finished runs fitted to
+    distance: float = math.nan  # factor in size to the nearest of them
+    baselines: tuple[float, ...] = (math.nan,) * 3  # of `baselines.by_size`, final values
 
 
 def _from_others(
     targets: list[AlignedCurve], others: list[AlignedCurve], level: float
-) -> dict[int, tuple[float, float, int]]:
-    """Final value, half interval and number of runs fitted to, by index of the target.
-
-    Targets with too few finished runs are left out.
-    """
+) -> dict[int, Expected]:
+    """Forecasts by index of the target; targets of which no other run is finished are left out."""
     finished: dict[tuple[object, ...], list[AlignedCurve]] = collections.defaultdict(list)
-    for other in others:
+    for other in sorted(others, key=lambda one: one.log_params):
         if len(other.progress) > 1 and other.progress[-1] > 1 - _EPSILON:
-            finished[other.key].append(other)
-    groups: dict[tuple[object, ...], list[int]] = collections.defaultdict(list)
+            finished[other.key].append(other.smooth().free())
+    # Tasks of the same finished sizes at the same checkpoints share all matrices.
+    grids: dict[tuple[Any, ...], dict[tuple[Any, ...], list[int]]] = {}
+    begun: dict[tuple[Any, ...], list[AlignedCurve]] = {}
     for i, target in enumerate(targets):
-        groups[(target.key, *target.progress[-RECENT:].round(6))].append(i)
+        recent = tuple(target.progress[-RECENT:].round(6))
+        runs = [o for o in finished[target.key] if o.progress[0] <= recent[-1] * (1 + _EPSILON)]
+        if runs:
+            begun[target.key, recent] = runs
+            grid = target.log_params, recent, tuple(run.log_params for run in runs)
+            grids.setdefault(grid, {}).setdefault(target.key, []).append(i)
     names = benchmarks(sorted({target.curve.task for target in targets}))
-    tasks, predicted = [], []
-    for members in groups.values():
-        first = targets[members[0]]
-        recent = first.progress[-RECENT:]
-        runs = [o for o in finished[first.key] if o.progress[0] <= recent[-1] * (1 + _EPSILON)]
-        folds = _folds(runs)
-        if len(np.unique(folds)) < _MIN_FOLDS:
-            continue
+    batches, members = [], []
+    for (size, recent, sizes), of_key in grids.items():
         times = np.concatenate([recent, np.linspace(recent[-1], 1.0, _LATER + 1)[1:]])
-        values = np.array([run.at(times) for run in runs])
-        sizes = np.array([run.log_params for run in runs])
-        early = len(recent)
-        errors = np.empty((len(runs), len(METHODS)))
-        for fold in np.unique(folds):
-            own, rest = folds == fold, folds != fold
-            size = float(sizes[own].mean())
-            errors[own] = predictions(values[own, :early], size, values[rest], sizes[rest], times)
-        errors -= values[:, -1:]
-        tasks.append(CrossValidation(errors, folds, names[first.curve.task]))
-        now = np.array([targets[i].values[-RECENT:] for i in members])
-        size = float(np.mean([targets[i].log_params for i in members]))
-        predicted.append((members, predictions(now, size, values, sizes, times), len(runs)))
-    if not tasks:
-        return {}
-    weights, halves = combine(tasks, level)
-    return {
-        i: (float(value), float(half), count)
-        for own, half, (members, forecast, count) in zip(weights, halves, predicted, strict=True)
-        for i, value in zip(members, forecast @ own, strict=True)
-    }
+        members.append([i for of in of_key.values() for i in of])
+        batches.append(
+            Batch(
+                own=np.array([targets[i].values[-RECENT:] for i in members[-1]]),
+                task=np.repeat(np.arange(len(of_key)), [len(of) for of in of_key.values()]),
+                size=size,
+                finished=np.array(
+                    [[run.at(times) for run in begun[key, recent]] for key in of_key]
+                ),
+                sizes=np.array(sizes),
+                times=times,
+                benchmarks=np.array([f"{names[key[0]]} {key[2]}" for key in of_key]),
+            )
+        )
+    expected: dict[int, Expected] = {}
+    forecasts = forecast_batches(batches, level) if batches else []
+    for batch, own, (values, halves) in zip(batches, members, forecasts, strict=True):
+        distance = math.exp(float(np.abs(batch.sizes - batch.size).min()))
+        for i, task, value, half in zip(own, batch.task, values, halves, strict=True):
+            scale = targets[i].scale
+            now, end = (scale.bound(batch.finished[task, :, at]) for at in (-1 - _LATER, -1))
+            last = float(scale.bound(targets[i].values[-1]))
+            baselines = by_size(last, now, end, batch.sizes, batch.size)
+            expected[i] = Expected(float(value), float(half), len(now), distance, baselines)
+    return expected
 
 
-def _folds(runs: list[AlignedCurve]) -> np.ndarray:
-    """Cross-validation folds: sizes where there are enough of them, else runs."""
-    sizes = np.array([run.size for run in runs], dtype=int)
-    if len(np.unique(sizes)) >= _MIN_FOLDS:
-        return sizes
-    return np.unique([run.curve.run for run in runs], return_inverse=True)[1]
-
-
-def _row(past: AlignedCurve, value: float, half: float, count: int) -> tuple[object, ...]:
-    low, high = value - half, value + half
-    if is_share(past.curve.metric):
-        value, low, high = (min(max(each, 0.0), 1.0) for each in (value, low, high))
+def _row(past: AlignedCurve, smooth: AlignedCurve, found: Expected) -> tuple[object, ...]:
+    """A row of `COLUMNS`."""
+    span = np.array([0.0, -found.half, found.half])
+    alone = past.values[-1], past.values[-RECENT:].mean(), past.log_linear()
     return (
-        past.curve.run, *past.key, past.curve.domain, past.size, past.progress[-1],
-        past.values[-1], past.log_linear(), value, low, high, past.stderr[-1], count,
-        TRANSFER if count else ALONE,
+        past.curve.run, *past.key, past.curve.domain, past.size, past.progress[-1], *alone,
+        *found.baselines, *past.scale.bound(found.value + span), past.stderr[-1], found.runs,
+        found.distance, TRANSFER if found.runs else ALONE,
     )  # fmt: skip

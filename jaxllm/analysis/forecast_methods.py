@@ -1,24 +1,29 @@
 """Methods to forecast a run's final values: from finished runs, or from its own past alone.
 
-From finished runs: the last value, the recent mean, and ordinary kriging over model size and time
-with two kernels. None is best for every benchmark, so a forecast is their convex combination
-(Bates and Granger 1969, "The combination of forecasts"), with the weights of least squared error in
-leave-one-size-out cross-validation on the finished runs.
+From finished runs: the last value, the recent mean, and kriging over model size and time with four
+kernels. None is best for every benchmark, so a forecast is their convex combination (Bates and
+Granger 1969, "The combination of forecasts"), with the weights of least squared error in
+cross-validation on the finished runs: each is forecast from those at least as far from it in size,
+and on the same side, as the nearest is from the forecast run. Where there are too few for that, the
+two kernels for visible trends have half of the weight each.
 
 Kriging models the values of a task as a Gaussian process over (log parameters, log share of the
 training) with an unknown constant mean and observation noise. The covariance of two runs is
 
-    course k(t, t') + (size + drift k(t, t')) (range - |s - s'|) + run [same run]
+    course k(t, t') + (size + drift k(t, t')) (range - |s - s'|)
+                    + (trend + trend_drift k(t, t')) s s' + run [same run]
 
-where k = exp(-(t - t')^2 / 2 l^2): the closer two models in size, the more their levels (`size`)
-and trends (`drift`) covary; runs of one size differ by a constant (`run`). The prediction is the
-best linear unbiased one from the run's recent values and all points of the finished runs (Cressie
-1993, "Statistics for Spatial Data", section 3.2).
+where k = exp(-(t - t')^2 / 2 l^2): what all runs have in common, what they share the more the
+closer they are in size, what grows in proportion to log parameters, and what is a run's own. The
+prediction is the best linear unbiased one from the run's recent values and all points of the
+finished runs (Cressie 1993, "Statistics for Spatial Data", section 3.2). To its variance comes one
+that grows with the squared distance in size, as the differences between the finished runs' gains
+do; cross-validation scales the sum.
 """
 
 from __future__ import annotations
 
-import functools
+import collections
 import math
 from typing import NamedTuple
 
@@ -30,71 +35,276 @@ from jaxllm.analysis.curves import Array
 from jaxllm.analysis.stats import line_fit
 
 RECENT = 3  # number of last values that the methods use
+SAME_SIZE = math.log1p(0.10)  # difference in log parameters below which two runs are of one size
 # Minimum number of past errors for a conformal quantile; with fewer the interval is normal.
 _MIN_SCORES = 20
+_MIN_FOLDS = 3  # fewest sizes, or runs of one size, to learn weights on
 # Weight of a benchmark's mean error moments, in finished runs of the task itself.
-_BENCHMARK_RUNS = 80.0
+_BENCHMARK_RUNS = 20.0
 _DAMPING = 0.5
+_STRANGE = 0.4  # share of a gain that differs in models of e times the parameters
 
 
 class Kernel(NamedTuple):
     """Covariance terms in units of the noise variance, and length scale `time` in log tokens."""
 
+    course: float
     size: float
     drift: float
     run: float
     time: float
+    trend: float = 0.0
+    trend_drift: float = 0.0
 
 
-# For tasks that are mostly noise, whose best forecast is a mean, and for tasks with little.
-KERNELS = (Kernel(0.3, 0.2, 0.0, 1.0), Kernel(1e3, 4.0, 10.0, 2.0))
+# For tasks that are mostly noise, whose best forecast is a mean, and for tasks with little: bent,
+# or nearly straight in log tokens, and with gains in proportion to log parameters.
+KERNELS = (
+    Kernel(course=30.0, size=0.3, drift=0.2, run=0.0, time=1.0),
+    Kernel(course=30.0, size=1e3, drift=4.0, run=10.0, time=2.0),
+    Kernel(course=1e3, size=1e3, drift=4.0, run=10.0, time=4.0),
+    Kernel(course=1e3, size=1e3, drift=4.0, run=10.0, time=4.0, trend=100.0, trend_drift=10.0),
+)
+_PRIOR = np.array([0.0, 0.0, 0.0, 0.5, 0.5, 0.0])  # weights without cross-validation
 METHODS = ("last value", "recent mean", *(f"kriging {kernel}" for kernel in KERNELS))
-COURSE = 30.0  # variance of the course common to all runs: large, hence uninformative
 
 
-def predictions(own: Array, own_size: float, finished: Array, sizes: Array, times: Array) -> Array:
-    """Forecast final values [targets, methods] by every method.
+class Design(NamedTuple):
+    """Every method as a linear function of the points: recent own ones, then the finished runs'."""
 
-    Args:
-      own: [targets, early] values of runs of one size at the first of `times`.
-      own_size: log parameters of these runs.
-      finished: [runs, times] values of finished runs.
-      sizes: [runs] log parameters of the finished runs.
-      times: [times] shares of the training, ascending to 1.
+    weights: Array  # [methods, points]
+    variances: Array  # [kernels, methods, methods] of the errors, in units of the noise variance
+    distance: float  # in log parameters, to the nearest finished run
+
+    def stderr(self, weights: Array, spread: Spread, folds: int = 0) -> Array:
+        """Standard error [tasks] of the combinations `weights` [tasks, methods].
+
+        Weights and scale that fit the errors of a number of `folds` fit those of new ones less.
+        """
+        variance = np.einsum("tk,kmn,tm,tn->t", spread.noise, self.variances, weights, weights)
+        variance = np.maximum(variance, 0) * (1 + 2 / folds if folds else 1.0)
+        return np.sqrt(variance + spread.growth * self.distance**2) + 1e-9
+
+
+class Spread(NamedTuple):
+    """What the errors of a task come from."""
+
+    noise: Array  # [tasks, kernels] noise variance under each kernel, times the kernel's share
+    growth: Array  # [tasks] variance of the gain to come, over squared distance in log parameters
+
+
+def _fields(own: float, early: int, sizes: Array, times: Array) -> tuple[Array, Array]:
+    """Covariances and kriging systems of every kernel [kernels, points + 1, points + 1].
+
+    The points are those of a run of log parameters `own` at the first `early` of `times`, and of
+    the finished runs of log parameters `sizes`; the last is the prediction target.
     """
-    early = own.shape[1]
-    weights = _weights(round(own_size, 3), early, tuple(sizes.round(3)), tuple(times.round(6)))
-    kriged = own @ weights[:, :early].T + weights[:, early:] @ finished.ravel()
-    return np.concatenate([own[:, -1:], own.mean(axis=1, keepdims=True), kriged], axis=1)
-
-
-@functools.lru_cache(maxsize=4096)
-def _weights(
-    own_size: float, early: int, sizes: tuple[float, ...], times: tuple[float, ...]
-) -> Array:
-    """Kriging weights [kernels, points] of the target's early points and the finished runs'.
-
-    They depend on sizes and times only, so tasks scored at the same checkpoints share them.
-    """
-    moments = np.log(times)
-    # The last point is the prediction target: the run's size at the end of training.
-    s = np.concatenate([np.full(early, own_size), np.repeat(sizes, len(times)), [own_size]])
-    t = np.concatenate([moments[:early], np.tile(moments, len(sizes)), [0.0]])
+    moments, end = np.log(times), np.zeros(1)
+    s = np.concatenate([np.full(early, own), np.repeat(sizes, len(times)), [own]])
+    t = np.concatenate([moments[:early], np.tile(moments, len(sizes)), end])
     run = np.concatenate([np.full(early, -1), np.repeat(np.arange(len(sizes)), len(times)), [-1]])
-    apart = np.abs(s[:, None] - s)
+    apart, centered = np.abs(s[:, None] - s), s - s.mean()
     nearness, same_run = max(float(apart.max()), 1.0) - apart, run[:, None] == run
-    since, count = (t[:, None] - t) ** 2, len(s) - 1
-    weights = []
-    for kernel in KERNELS:
+    since, linear, count = (t[:, None] - t) ** 2, np.outer(centered, centered), len(s) - 1
+    fields = np.empty((len(KERNELS), count + 1, count + 1))
+    for field, kernel in zip(fields, KERNELS, strict=True):
         course = np.exp(-since / (2 * kernel.time**2))
-        field = COURSE * course + (kernel.size + kernel.drift * course) * nearness
-        field += kernel.run * same_run
-        # The border of ones constrains the weights to sum to 1 (unknown constant mean).
-        system = np.ones((count + 1, count + 1))
-        system[:count, :count] = field[:count, :count] + np.eye(count)
-        system[count, count] = 0.0
-        weights.append(np.linalg.solve(system, np.append(field[:count, count], 1.0))[:count])
-    return np.stack(weights)
+        field[:] = kernel.course * course + (kernel.size + kernel.drift * course) * nearness
+        field += (kernel.trend + kernel.trend_drift * course) * linear
+        field += kernel.run * same_run + np.eye(count + 1)
+    systems = fields.copy()
+    # The border of ones constrains the weights to sum to 1 (unknown constant mean).
+    systems[:, count], systems[:, :, count] = 1.0, 1.0
+    systems[:, count, count] = 0.0
+    return fields, systems
+
+
+def design(own: float, early: int, sizes: Array, times: Array) -> Design:
+    """The methods for a run of log parameters `own`; see `_fields`."""
+    fields, systems = _fields(own, early, sizes, times)
+    count = systems.shape[1] - 1
+    targets = fields[:, count].copy()
+    targets[:, count] = 1.0
+    weights = np.zeros((len(METHODS), count + 1))
+    weights[0, early - 1], weights[1, :early] = 1.0, 1.0 / early
+    weights[2:, :count] = np.linalg.solve(systems, targets[:, :, None])[:, :count, 0]
+    weights[:, count] = -1.0  # minus the truth
+    distance = float(np.abs(sizes - own).min())
+    return Design(weights[:, :count], weights @ fields @ weights.T, distance)
+
+
+class Batch(NamedTuple):
+    """Targets of one size on one grid of times, with the same finished runs for every task."""
+
+    own: Array  # [targets, early] recent values
+    task: np.ndarray  # [targets] index of the target's task
+    size: float  # log parameters of the targets
+    finished: Array  # [tasks, runs, times] values of the finished runs
+    sizes: Array  # [runs] log parameters of the finished runs
+    times: Array  # [times] shares of the training, ascending to 1
+    benchmarks: np.ndarray  # [tasks] the tasks of a benchmark share weights and interval factors
+
+
+def forecast_batches(batches: list[Batch], level: float) -> list[tuple[Array, Array]]:
+    """Final value and half interval [targets] of every target of every batch.
+
+    The half interval is the standard error of the forecast times the conformal quantile (Lei et al.
+    2018, "Distribution-free predictive inference for regression", section 2.2) of the benchmark's
+    cross-validation errors over their own standard errors; normal, and half as wide again, where
+    there are too few of them.
+    """
+    crossed = [_cross_validation(batch) for batch in batches]
+    weights = _weights(batches, crossed)
+    spreads = [_spread(*each) for each in zip(batches, weights, strict=True)]
+    scales, scores = [], collections.defaultdict(list)
+    for batch, folds, own, spread in zip(batches, crossed, weights, spreads, strict=True):
+        scale, found = _scores(batch, folds, own, spread)
+        scales.append(scale)
+        for name, each in zip(batch.benchmarks, found, strict=True):
+            scores[name].append(each)
+    joined = {name: np.concatenate(parts) for name, parts in scores.items()}
+    every = np.concatenate([np.empty(0), *joined.values()])
+    radius = dict.fromkeys(joined, 1.5 * float(stats.norm.ppf((1 + level) / 2)))
+    for name, known in joined.items():
+        known = known if len(known) >= _MIN_SCORES else every
+        if len(known) >= _MIN_SCORES:
+            radius[name] = conformal_quantile(known, level)
+    result = []
+    for batch, folds, own, spread, scale in zip(
+        batches, crossed, weights, spreads, scales, strict=True
+    ):
+        whole = design(batch.size, batch.own.shape[1], batch.sizes, batch.times)
+        others = batch.finished.reshape(len(own), -1)[batch.task]
+        points = np.concatenate([batch.own, others], axis=1)
+        value = np.einsum("np,mp,nm->n", points, whole.weights, own[batch.task])
+        factor = np.array([radius[name] for name in batch.benchmarks]) * scale
+        half = factor * whole.stderr(own, spread, len(folds))
+        result.append((value, half[batch.task]))
+    return result
+
+
+def _scores(
+    batch: Batch, folds: list[tuple[Design, Array]], weights: Array, spread: Spread
+) -> tuple[Array, Array]:
+    """Scale [tasks] of the standard errors, and scores [tasks, runs] of the errors in these units.
+
+    The scale is the root mean square of the task's errors over their standard errors, and of its
+    benchmark's; for a score, of those from the other folds.
+    """
+    errors = [
+        np.einsum("trm,tm->tr", errors, weights) / fold.stderr(weights, spread)[:, None]
+        for fold, errors in folds
+    ]
+    if not errors:
+        return np.ones(len(weights)), np.empty((len(weights), 0))
+    fold = np.repeat(np.arange(len(errors)), [part.shape[1] for part in errors])
+    joined = np.concatenate(errors, axis=1)
+    squares = np.empty_like(joined)
+    for name in np.unique(batch.benchmarks):
+        members = batch.benchmarks == name
+        squares[members] = (joined[members] ** 2).mean()
+    prior, own = _BENCHMARK_RUNS * squares[:, :1], joined**2
+    scale = np.sqrt((prior[:, 0] + own.sum(axis=1)) / (_BENCHMARK_RUNS + own.shape[1])) + 1e-9
+    rest = (fold[:, None] != fold).astype(float)
+    without = np.sqrt((prior + own @ rest) / (_BENCHMARK_RUNS + rest.sum(axis=0))) + 1e-9
+    return scale, np.abs(joined) / without
+
+
+def _cross_validation(batch: Batch) -> list[tuple[Design, Array]]:
+    """For every fold the methods, and their errors [tasks, runs held out, methods]."""
+    ahead = batch.sizes[:, None] - batch.sizes  # of the others
+    outside = np.sign(batch.size - batch.sizes)
+    if np.ptp(outside) == 0 and abs(batch.size - batch.sizes).min() >= SAME_SIZE:
+        ahead *= outside[0]  # beyond all finished sizes: extrapolate in the same direction
+    else:
+        ahead = np.abs(ahead)
+    gap = float(np.abs(batch.sizes - batch.size).min())
+    gap = gap if gap >= SAME_SIZE else 0.0
+    runs, early = np.arange(len(batch.sizes)), batch.own.shape[1]
+    groups: dict[tuple[float, ...], list[int]] = {}
+    for run in runs:
+        # Runs of one size are held out together, but where a run of the target's size is finished.
+        nearest = min(gap, float(ahead[run].max()))
+        if np.ptp(batch.sizes) < SAME_SIZE or gap == 0:
+            known = runs != run
+            if gap == 0 and (np.abs(ahead[run][known]) >= SAME_SIZE).all():
+                continue
+        elif nearest >= SAME_SIZE:
+            known = ahead[run] > nearest - 1e-9
+        else:
+            continue
+        if known.any():
+            groups.setdefault((batch.sizes[run].round(2), *np.flatnonzero(known)), []).append(
+                int(run)
+            )
+    folds = []
+    for (_, *known_runs), held_out in groups.items():
+        rest, own = np.array(known_runs, int), np.array(held_out)
+        methods = design(batch.sizes[own].mean(), early, batch.sizes[rest], batch.times)
+        values = batch.finished[:, rest].reshape(len(batch.finished), -1)
+        expected = (values @ methods.weights[:, early:].T)[:, None]
+        expected = expected + batch.finished[:, own, :early] @ methods.weights[:, :early].T
+        folds.append((methods, expected - batch.finished[:, own, -1:]))
+    return folds
+
+
+def _learns(batch: Batch, folds: list[tuple[Design, Array]]) -> bool:
+    """Whether the folds are enough, and as far from each other as the target from the nearest."""
+    elsewhere = np.abs(batch.sizes - batch.size).min() >= SAME_SIZE
+    return len(folds) >= _MIN_FOLDS and not (elsewhere and np.ptp(batch.sizes) < SAME_SIZE)
+
+
+def _weights(batches: list[Batch], crossed: list[list[tuple[Design, Array]]]) -> list[Array]:
+    """Weights [tasks, methods] for every batch.
+
+    They minimise a mean of the benchmark's error moments (tasks equally weighted) and the task's
+    own, with more weight on its own the more finished runs it has.
+    """
+    moments, runs = [], []
+    for batch, folds in zip(batches, crossed, strict=True):
+        if not _learns(batch, folds):
+            moments.append(np.full((len(batch.finished), *2 * (len(METHODS),)), np.nan))
+        else:
+            moments.append(sum(np.einsum("trm,trn->tmn", e, e) for _, e in folds))
+        runs.append(np.full(len(batch.finished), len(batch.sizes)))
+    joined, count = np.concatenate(moments), np.concatenate(runs)[:, None, None]
+    joined /= np.maximum(np.trace(joined, axis1=1, axis2=2), 1e-12)[:, None, None]
+    names = np.concatenate([batch.benchmarks for batch in batches])
+    for name in np.unique(names):
+        members = (names == name) & np.isfinite(joined[:, 0, 0])
+        own = count[members] / (count[members] + _BENCHMARK_RUNS)
+        if members.any():
+            joined[members] = own * joined[members] + (1 - own) * joined[members].mean(axis=0)
+    weights = np.array([convex_weights(m) if np.isfinite(m[0, 0]) else _PRIOR for m in joined])
+    return np.split(weights, np.cumsum([len(batch.finished) for batch in batches])[:-1])
+
+
+def _spread(batch: Batch, weights: Array) -> Spread:
+    """Noise by restricted maximum likelihood, and growth by the differences of the runs' gains.
+
+    The shares of the kernels are their weights in the forecast, and a tenth of the prior. Where
+    all finished runs are of one size, `_STRANGE` of their gain is assumed to differ.
+    """
+    points = batch.finished.reshape(len(batch.finished), -1)
+    _, systems = _fields(batch.size, 0, batch.sizes, batch.times)
+    precision = np.linalg.inv(systems)[:, :-1, :-1]
+    squares = np.einsum("ti,kij,tj->tk", points, precision, points, optimize=True)
+    shares = (0.9 * weights + 0.1 * _PRIOR)[:, -len(KERNELS) :]
+    noise = shares / shares.sum(axis=1, keepdims=True)
+    noise *= np.maximum(squares, 0) / (points.shape[1] - 1)
+    gains = batch.finished[:, :, -1] - batch.finished[:, :, batch.own.shape[1] - 1]
+    apart, of_point = np.abs(batch.sizes[:, None] - batch.sizes), noise.sum(axis=1)
+    if apart.max() < SAME_SIZE:
+        growth = _STRANGE**2 * (gains.mean(axis=1) ** 2 - 2 * of_point / gains.shape[1])
+    else:
+        pairs = apart >= SAME_SIZE
+        differ = ((gains[:, :, None] - gains[:, None]) ** 2)[:, pairs].mean(axis=1)
+        growth = (differ - 4 * of_point) / (apart[pairs] ** 2).mean()
+    for name in np.unique(batch.benchmarks):
+        members = batch.benchmarks == name
+        growth[members] = (growth[members] + growth[members].mean()) / 2
+    growth = np.maximum(growth, 0.0)
+    return Spread(noise, growth)
 
 
 def convex_weights(errors: Array) -> Array:
@@ -108,42 +318,6 @@ def convex_weights(errors: Array) -> Array:
     heavy = 1e3 * np.ones((1, count))
     weights = nnls(np.vstack([root, heavy]), np.append(np.zeros(count), 1e3))[0]
     return np.asarray(weights / weights.sum())
-
-
-class CrossValidation(NamedTuple):
-    """Cross-validation errors of all methods on one task over the finished runs."""
-
-    errors: Array  # [runs, methods] forecast minus final value
-    folds: np.ndarray  # [runs] index of the fold: a size, or a run
-    benchmark: str = ""  # of the task; its tasks share weights
-
-
-def combine(tasks: list[CrossValidation], level: float) -> tuple[Array, Array]:
-    """Weights [tasks, methods] of the methods, and half widths [tasks] of the intervals.
-
-    The weights minimise a mean of the benchmark's error moments (tasks equally weighted) and the
-    task's own, with more weight on its own the more finished runs it has. The width is the root
-    mean squared error of the task times a factor for all tasks: the split-conformal quantile (Lei
-    et al. 2018, "Distribution-free predictive inference for regression", section 2.2) of the errors
-    of each fold over the root mean squared error of the others.
-    """
-    benchmarks = np.array([task.benchmark for task in tasks])
-    moments = np.stack([task.errors.T @ task.errors for task in tasks])
-    moments /= np.maximum(np.trace(moments, axis1=1, axis2=2), 1e-12)[:, None, None]
-    for benchmark in np.unique(benchmarks):
-        members = np.flatnonzero(benchmarks == benchmark)
-        runs = np.array([len(tasks[i].errors) for i in members])[:, None, None]
-        own = runs / (runs + _BENCHMARK_RUNS)
-        moments[members] = own * moments[members] + (1 - own) * moments[members].mean(axis=0)
-    weights = np.stack([convex_weights(each) for each in moments])
-    scores, scales = [], []
-    for task, own in zip(tasks, weights, strict=True):
-        errors = task.errors @ own
-        others = task.folds != task.folds[:, None]
-        squares = (others @ errors**2) / others.sum(axis=1)
-        scores.append(np.abs(errors) / (np.sqrt(squares) + 1e-9))
-        scales.append(math.sqrt(float((errors**2).mean())) + 1e-9)
-    return weights, conformal_quantile(np.concatenate(scores), level) * np.array(scales)
 
 
 def conformal_quantile(scores: Array, level: float) -> float:

@@ -17,7 +17,7 @@ import functools
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pandas as pd
 
@@ -70,6 +70,7 @@ class Study:
     domain_weights: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
     proposal: Proposal | None = None  # that was saved beside these runs
     checked: Swarm | None = None  # runs that were trained to check it
+    registered: tuple[Mapping[str, Any], ...] = ()  # files of `--preregister`
     backtested: bool = False  # whether to backtest the forecasts on finished runs
 
     @functools.cached_property

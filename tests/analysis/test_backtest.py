@@ -1,5 +1,6 @@
 """The backtest reads nothing it should not, is calibrated, and reaches its target on Pythia."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -7,23 +8,14 @@ import pandas as pd
 import pytest
 
 from jaxllm.analysis.backtest import Backtest, backtest
-from jaxllm.analysis.benchmarks import OTHER_TASKS, benchmarks
+from jaxllm.analysis.baselines import BASELINES, by_size
+from jaxllm.analysis.benchmarks import OTHER_TASKS, benchmarks, pooled
 from jaxllm.analysis.forecast import ALONE, TRANSFER
 from jaxllm.analysis.registry import Study
 from jaxllm.interop.importers import open_source
 from tests.analysis.simulated_suite import TOKENS, suite
 
-PREDICTED = [
-    "run",
-    "task",
-    "last",
-    "log_linear",
-    "forecast",
-    "low",
-    "high",
-    "stderr",
-    "finished_runs",
-]
+PREDICTED = ["run", "task", *BASELINES, "forecast", "low", "high", "stderr", "finished_runs"]
 
 
 @pytest.fixture(scope="module")
@@ -31,11 +23,15 @@ def simulated() -> Backtest:
     return backtest(Study(suite(2, tasks=25)), fractions=(0.1, 0.3, 0.5))
 
 
-def test_the_forecast_beats_both_baselines_and_its_intervals_hold(simulated: Backtest) -> None:
-    at = simulated.summary(["fraction"]).set_index("fraction")
-    assert (at.reduction > 0.25).all()
+def one_size_held_out(found: Backtest) -> Backtest:
+    return dataclasses.replace(found, points=found.points[found.points.held_out == 1])
+
+
+def test_the_forecast_beats_every_baseline_and_its_intervals_hold(simulated: Backtest) -> None:
+    at = one_size_held_out(simulated).summary(["fraction"]).set_index("fraction")
+    assert (at.reduction > 0.1).all()
     assert at.coverage.between(0.85, 0.97).all()
-    assert at.mae.is_monotonic_decreasing
+    assert at.mae[0.5] < at.mae[0.1]
 
 
 @pytest.mark.parametrize("method", [TRANSFER, ALONE])
@@ -69,6 +65,7 @@ def test_a_twin_adds_nothing() -> None:
 
 def test_of_pure_noise_nothing_is_forecast() -> None:
     found = backtest(Study(suite(5, growth=0.0, tasks=40)), fractions=(0.3,))
+    found = one_size_held_out(found)
     points = found.points
     chance = points.task.map(suite(5, growth=0.0, tasks=40).groupby("task").chance.first())
     claimed = (points.low > points["last"]) | (points.high < points["last"])
@@ -80,6 +77,7 @@ def test_of_pure_noise_nothing_is_forecast() -> None:
 def test_intervals_hold_at_other_levels() -> None:
     for level in (0.5, 0.8):
         found = backtest(Study(suite(6, tasks=25)), fractions=(0.3,), level=level)
+        found = one_size_held_out(found)
         assert abs(found.summary(["metric"]).coverage[0] - level) < 0.09
 
 
@@ -89,14 +87,34 @@ def test_scores_by_hand() -> None:
             "fraction": 0.3, "run": ["a", "b", "c"], "task": "t", "shots": 0, "metric": "accuracy",
             "task_version": "1", "last": [0.3, 0.4, 0.5], "log_linear": [0.5, 0.5, 0.5],
             "forecast": [0.5, 0.4, 0.6], "low": [0.4, 0.3, 0.5], "high": [0.6, 0.5, 0.7],
-            "truth": [0.5, 0.6, 0.7], "stderr": 0.01, "method": "other runs",
+            "truth": [0.5, 0.6, 0.7], "stderr": 0.01, "method": "other runs", "recent": 0.1,
+            "nearest_gain": [0.4, 0.5, 0.6], "gain_line": [0.5, 0.6, np.nan], "final_line": 0.3,
         }
     )  # fmt: skip
     scores = Backtest("", points=points).summary(["metric"]).iloc[0]
     assert scores.mae == pytest.approx(0.1) and scores.mae_last == pytest.approx(0.2)
     assert scores.mae_log_linear == pytest.approx(0.1)
+    assert np.isnan(scores.mae_gain_line)  # which was not known for all three
+    assert scores.mae_nearest_gain == pytest.approx(0.1) == scores.mae_best
     assert scores.reduction == pytest.approx(0.0, abs=1e-9)
     assert scores.coverage == pytest.approx(2 / 3)
+
+
+def test_baselines_by_hand() -> None:
+    sizes = np.log([1e8, 1e9, 1e9])
+    now, end = np.array([0.2, 0.4, 0.4]), np.array([0.3, 0.6, 0.6])
+    nearest, gains, finals = by_size(0.5, now, end, sizes, np.log(1e10))
+    assert nearest == pytest.approx(0.7)
+    assert gains == pytest.approx(0.8) and finals == pytest.approx(0.9)
+
+
+def test_forecasts_from_afar_are_scored_by_distance(simulated: Backtest) -> None:
+    far = simulated.points[simulated.points.held_out > 1]
+    assert set(simulated.points.far) == {"×1.7", "×4", "×12", "×30"}
+    assert (far.distance[far.held_out == 5].max()) == pytest.approx(6.9e9 / 70e6)
+    assert len(simulated.lines) == 4 and "the gain of the nearest size" in " ".join(simulated.lines)
+    by = simulated.summary(["far"])
+    assert by.coverage.between(0.85, 1.0).all()
 
 
 def test_benchmarks_are_found_by_their_names() -> None:
@@ -117,22 +135,25 @@ def test_what_cannot_be_tested_is_refused() -> None:
 
 @pytest.fixture(scope="module")
 def pythia(shared_data: Path) -> Backtest:
-    records = open_source(f"pythia:{shared_data / 'reference' / 'pythia'}").records
+    """What the report shows: MMLU and BLiMP pooled."""
+    records, _ = pooled(open_source(f"pythia:{shared_data / 'reference' / 'pythia'}").records)
     return backtest(Study(records[records.metric == "accuracy"]), fractions=(0.3,))
 
 
-def test_pythia_is_forecast_a_quarter_better_than_by_the_baselines(pythia: Backtest) -> None:
-    exams = pythia.points[pythia.points.benchmark != "blimp"]  # the tasks that all runs were given
-    assert exams.task.str.removesuffix(" 5-shot").nunique() == 65
-    older = exams.run.str.endswith("-v0")
-    twice = exams.run.str.contains("deduped")
-    parts = [exams, exams[older], exams[~older], exams[exams.shots == 0], exams[exams.shots == 5]]
-    for part in [*parts, exams[twice], exams[~twice]]:
-        scores = Backtest("", points=part).summary(["metric"]).iloc[0]
-        assert scores.reduction > 0.25
-        assert 0.85 < scores.coverage < 0.95
-    by = pythia.summary(["benchmark"]).set_index("benchmark")
-    assert by.reduction[OTHER_TASKS] > 0.55  # the eight tasks outside MMLU and BLiMP
-    assert by.reduction["mmlu"] > 0.22  # where noise between checkpoints is half of what is left
-    assert by.reduction["blimp"] > 0.05  # of v0 alone, where small models forget late
-    assert by.coverage.between(0.85, 0.96).all()
+def test_pythia_is_forecast_better_than_by_what_knows_the_sizes(pythia: Backtest) -> None:
+    near = one_size_held_out(pythia)
+    assert near.points.task.nunique() == 19
+    by_task = near.summary(["task"])
+    baselines = by_task[[f"mae_{name}" for name in BASELINES]].mean()
+    best = baselines.idxmin()
+    assert by_task.mae.mean() < 0.85 * baselines[best]
+    # sciq, at 26 points, is the only one that the best baseline forecasts better.
+    assert (by_task.mae > by_task[best]).sum() <= 1
+    assert 0.85 < near.summary(["metric"]).coverage[0] < 0.95
+
+
+def test_pythia_from_afar(pythia: Backtest) -> None:
+    far = pythia.summary(["far"])
+    assert (far.n > 100).all() and len(far) == 4
+    assert (far.reduction > 0).all()
+    assert far.coverage.min() > 0.85

@@ -6,14 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxllm.analysis.forecast_methods import (
-    COURSE,
     KERNELS,
     METHODS,
-    CrossValidation,
-    combine,
+    Batch,
     conformal_quantile,
     convex_weights,
-    predictions,
+    design,
+    forecast_batches,
 )
 
 
@@ -45,40 +44,53 @@ def test_the_quantile_is_the_conformal_one() -> None:
     assert conformal_quantile(scores, 0.99) == 19
 
 
-@pytest.mark.parametrize("level", [0.5, 0.8, 0.9])
-def test_intervals_hold_new_errors_at_the_nominal_rate(level: float) -> None:
-    rng = np.random.default_rng(3)
-    folds = np.repeat(np.arange(6), 4)
-    inside = []
-    for _ in range(20):
-        sigma = rng.uniform(0.5, 2.0, 30)
-        tasks = [CrossValidation(rng.normal(0, s, (24, 3)), folds) for s in sigma]
-        weights, half = combine(tasks, level)
-        new = (rng.normal(0, 1, (30, 3)) * sigma[:, None] * weights).sum(1)
-        inside += list(np.abs(new) <= half)
-    # Six folds learn from five, so the intervals are a little wide.
-    assert level - 0.04 < np.mean(inside) < level + 0.06
-
-
-def test_a_benchmark_has_its_own_weights_and_a_task_its_own_width() -> None:
-    rng = np.random.default_rng(2)
-    folds = np.repeat(np.arange(6), 4)
-
-    def task(good: int, spread: float, name: str) -> CrossValidation:
-        errors = rng.normal(0, 9.0, (24, 2))
-        errors[:, good] = rng.normal(0, spread, 24)
-        return CrossValidation(errors, folds, name)
-
-    spreads = np.linspace(0.5, 2.0, 20)
-    weights, half = combine(
-        [task(0, each, "a") for each in spreads] + [task(1, each, "b") for each in spreads], 0.9
-    )
-    assert (weights[:20, 0] > 0.8).all() and (weights[20:, 1] > 0.8).all()
-    assert half[15:20].mean() > 2 * half[:5].mean()
-
-
 TIMES = np.array([0.1, 0.2, 0.3, 0.6, 1.0])
 """Three moments before the cut and two after it."""
+
+
+def noise_about_levels(seed: int, sigma: np.ndarray) -> tuple[Batch, np.ndarray]:
+    """A target and 24 finished runs of six sizes for every task, and the target's final values."""
+    rng = np.random.default_rng(seed)
+    sizes = np.repeat(np.linspace(18.0, 23.0, 6), 4)
+    values = rng.normal(0.3, sigma[:, None, None], (len(sigma), 25, 5))
+    tasks = np.arange(len(sigma))
+    names = np.full(len(sigma), "exam")
+    own, finished = values[:, 0, :3], values[:, 1:]
+    return Batch(own, tasks, 20.5, finished, sizes, TIMES, names), values[:, 0, -1]
+
+
+@pytest.mark.parametrize("level", [0.5, 0.9])
+def test_intervals_hold_new_values_at_the_nominal_rate_and_tasks_have_their_own(level) -> None:
+    inside = []
+    for seed in range(30):
+        sigma = np.random.default_rng(seed).permutation(np.linspace(0.5, 2.0, 30))
+        batch, truth = noise_about_levels(seed, sigma)
+        ((value, half),) = forecast_batches([batch], level)
+        inside += list(np.abs(truth - value) <= half)
+        assert half[sigma > 1.5].mean() > 2 * half[sigma < 0.75].mean()
+    # Six folds learn from five, so the intervals are a little wide.
+    assert level - 0.04 < np.mean(inside) < level + 0.1
+
+
+def test_a_forecast_beyond_all_sizes_has_a_wider_interval() -> None:
+    rng = np.random.default_rng(0)
+    sizes = np.repeat(np.linspace(18.0, 20.0, 4), 3)
+    gain = np.linspace(0.05, 0.25, 4).repeat(3)[:, None] * np.linspace(0, 1, 5)
+    finished = rng.normal(0.3 + gain, 0.01, (20, 12, 5))
+    own = rng.normal(0.3, 0.01, (20, 3))
+    halves = []
+    for size in (20.5, 21.5, 23.0):
+        names = np.full(20, "exam")
+        batch = Batch(own, np.arange(20), size, finished, sizes, TIMES, names)
+        halves.append(forecast_batches([batch], 0.9)[0][1].mean())
+    assert halves[0] < halves[1] < halves[2] and halves[2] > 1.5 * halves[0]
+
+
+def predictions(own, own_size, finished, sizes, times):
+    """Final values [targets, methods] by every method."""
+    early = own.shape[1]
+    weights = design(own_size, early, sizes, times).weights
+    return own @ weights[:, :early].T + weights[:, early:] @ finished.ravel()
 
 
 def test_kriging_is_the_gaussian_posterior_with_a_flat_constant() -> None:
@@ -92,13 +104,15 @@ def test_kriging_is_the_gaussian_posterior_with_a_flat_constant() -> None:
         points = [(own_size, t, -1) for t in times[:3]]
         points += [(s, t, run) for run, s in enumerate(sizes) for t in times]
         points += [(own_size, 1.0, -1)]
-        covariance = np.empty((len(points), len(points)))
+        covariance, centre = np.empty((len(points), len(points))), np.mean([p[0] for p in points])
         for i, (s, t, run) in enumerate(points):
             for j, (z, u, other) in enumerate(points):
                 course = np.exp(-(np.log(t / u) ** 2) / (2 * kernel.time**2))
                 near = 4.5 - abs(s - z)
-                covariance[i, j] = 1e8 + COURSE * course + kernel.run * (run == other)
+                covariance[i, j] = 1e8 + kernel.course * course + kernel.run * (run == other)
                 covariance[i, j] += (kernel.size + kernel.drift * course) * near
+                trend = kernel.trend + kernel.trend_drift * course
+                covariance[i, j] += trend * (s - centre) * (z - centre)
         seen = covariance[:-1, :-1] + np.eye(len(points) - 1)
         for each, found in zip(own, made[:, k + 2], strict=True):
             data = np.concatenate([each, finished.ravel()]) - 0.3
@@ -111,7 +125,7 @@ def test_kriging_averages_noise_and_follows_what_grows() -> None:
     sizes = np.array([18.0, 18.0, 19.0, 19.0, 20.0, 20.0, 22.0, 22.0])
     noise = rng.normal(0.25, 0.03, (200, 9, 5))
     predicted = np.array([predictions(n[:1, :3], 21.0, n[1:], sizes, TIMES) for n in noise])
-    last, _, noisy, quiet = np.abs(predicted - 0.25).mean(axis=(0, 1))
+    last, _, noisy, quiet, *_ = np.abs(predicted - 0.25).mean(axis=(0, 1))
     assert noisy < 0.6 * last and noisy < quiet
     growth = np.linspace(0, 0.2, 5)
     target, rising = 21.0 * 0.05 - 0.7 + growth, sizes[:, None] * 0.05 - 0.7 + growth

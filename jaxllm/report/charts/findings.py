@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from jaxllm.analysis.backtest import DISTANCES, NONE
+from jaxllm.analysis.baselines import BASELINES
 from jaxllm.analysis.curves import is_share
 from jaxllm.analysis.emergence import NO_GAIN, VERDICTS
 from jaxllm.analysis.finding import Finding
@@ -58,14 +60,23 @@ def forecasts(finding: Finding, study: Study) -> Chart | None:
 
 
 def backtest(finding: Any, study: Study) -> Chart | None:
-    """The error of the forecast and of two simpler ones, by the fraction of a run that is known."""
+    """The error of the forecast and of simple ones, by what is known and how far away."""
     shares = _shares(finding.points)
     scores = dataclasses.replace(finding, points=shares if len(shares) else finding.points)
-    names = {"mae": "forecast", "mae_last": "last value", "mae_log_linear": "log-linear line"}
-    long = scores.summary(["fraction"]).melt("fraction", list(names), "by", "error")
-    long = long.assign(by=long.by.map(names), after=long.fraction.map("after {:.0%}".format))
+    names = {"mae": "forecast", **{f"mae_{name}": long for name, long in BASELINES.items()}}
+    rows = scores.summary(["fraction", "far"])
+    order = {name: place for place, name in enumerate(DISTANCES)}
+    rows = rows.sort_values(
+        ["far", "fraction"], key=lambda c: c.map(order) if c.name == "far" else c
+    )
+    long = rows.melt(["fraction", "far"], list(names), "by", "error").dropna(subset="error")
+    long = long[long.by.isin(["mae", "mae_last", "mae_nearest_gain", "mae_gain_line"])]
+    after = long.fraction.map("after {:.0%}".format) + (", " + long.far).where(long.far != NONE, "")
     title = "mean absolute error of the final value"
-    return marks.dots(long, "after", "error", title, series="by", reference=0.0)
+    return marks.dots(
+        long.assign(by=long.by.map(names), after=after), "after", "error", title, series="by",
+        reference=0.0,
+    )  # fmt: skip
 
 
 def emergence(finding: Finding, study: Study) -> Chart | None:

@@ -1,0 +1,43 @@
+"""Simple forecasts that a forecaster must beat; those that know model sizes are the hard ones."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from jaxllm.analysis.curves import Array
+from jaxllm.analysis.forecast_methods import SAME_SIZE
+
+# Column -> name. The first three need no other run, the others a finished one: see `by_size`.
+BASELINES = {
+    "last": "last value",
+    "recent": "mean of recent checkpoints",
+    "log_linear": "log-linear line",
+    "nearest_gain": "gain of the nearest size",
+    "gain_line": "line in log N of gains",
+    "final_line": "line in log N of final values",
+}
+
+
+def by_size(
+    last: float, now: Array, end: Array, sizes: Array, size: float
+) -> tuple[float, float, float]:
+    """Final value by the nearest size's gain and by lines in log N of gains and of final values.
+
+    Args:
+      last: the run's last value.
+      now: [runs] values of the finished runs at the same share of the training.
+      end: [runs] their final values.
+      sizes: [runs] their log parameters.
+      size: log parameters of the run.
+    """
+    apart = np.abs(sizes - size)
+    nearest = apart <= apart.min() + SAME_SIZE
+    across = sizes - sizes.mean()
+    spread = float(across @ across)
+    weights = np.full(len(sizes), 1 / len(sizes))
+    if np.ptp(sizes) >= SAME_SIZE:
+        weights += (size - sizes.mean()) / spread * across
+    else:
+        nearest[:] = True
+    gain = end - now
+    return last + float(gain[nearest].mean()), last + float(weights @ gain), float(weights @ end)

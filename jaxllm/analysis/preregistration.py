@@ -1,0 +1,118 @@
+"""Forecasts that are written down before a run ends, and scored when it has."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from jaxllm.analysis.finding import Finding, amount
+from jaxllm.analysis.forecast import KEY_COLUMNS, LEVEL, aligned, forecast
+from jaxllm.analysis.registry import AHEAD, Study, analysis
+from jaxllm.errors import UserError
+
+_FIELDS = ("progress", "last", "forecast", "low", "high", "finished_runs", "method")
+FILES = "preregistered*.json"
+HELD, MISSED, PENDING = "held", "missed", "not finished"
+
+
+def registration(study: Study, date: str, version: str) -> str:
+    """Forecasts of all runs in progress, as a JSON file."""
+    planned = study.planned_tokens
+    tables = [forecast(study.records, run, planned).table for run in planned]
+    table = pd.concat([pd.DataFrame(columns=["run", *KEY_COLUMNS, *_FIELDS]), *tables])
+    content = {
+        "date": date,
+        "jaxllm": version,
+        "data_sha256": digest(study.records),
+        "level": LEVEL,
+        "planned_tokens": dict(planned),
+        "forecasts": table[["run", *KEY_COLUMNS, *_FIELDS]].to_dict("records"),
+    }
+    return json.dumps(content, indent=1) + "\n"
+
+
+def read(text: str, name: str) -> dict[str, Any]:
+    """The content of a file of `registration`; UserError with its `name` where it is none."""
+    try:
+        content = json.loads(text)
+        rows = [
+            [row[field] for field in ("run", *KEY_COLUMNS, *_FIELDS)]
+            for row in content["forecasts"]
+        ]
+        assert all(content["planned_tokens"][row[0]] > 0 for row in rows) and content["date"]
+    except (ValueError, LookupError, TypeError, AssertionError) as error:
+        raise UserError(f"{name} is no file that --preregister wrote") from error
+    return dict(content)
+
+
+def digest(records: pd.DataFrame) -> str:
+    """SHA-256 of the records that a forecast can be made from, in any order."""
+    columns = ["run", *KEY_COLUMNS, "params", "tokens", "value"]
+    return hashlib.sha256(
+        records[columns].sort_values(columns).to_csv(index=False).encode()
+    ).hexdigest()
+
+
+@analysis(
+    AHEAD,
+    "Forecasts made before the end",
+    needs=lambda study: bool(study.registered),
+    place=10,
+    caption="Written down by --preregister while the run was in progress, and not changed since.",
+)
+def preregistered(study: Study) -> Finding:
+    """Score registered forecasts of runs that have finished; the others wait.
+
+    Returns:
+      A row per registered forecast: its fields, `truth` (NaN before the end) and `verdict`; what
+      was missed comes first.
+    """
+    ends = {
+        (one.curve.run, *one.key): (float(one.curve.tokens[-1]), float(one.smooth().values[-1]))
+        for one in aligned(study.records)[0]
+    }
+    rows = [_scored(row, one, ends) for one in study.registered for row in one["forecasts"]]
+    if not rows:
+        return Finding.refuse("the registered files hold no forecast")
+    table = pd.DataFrame(rows).sort_values("verdict", key=lambda v: v != MISSED, kind="stable")
+    table = table.reset_index(drop=True)
+    scored = table[table.verdict != PENDING]
+    if scored.empty:
+        first = min(one["date"] for one in study.registered)
+        return Finding(f"{len(table)} forecasts of {first} wait for the end of their runs.", table)
+    error, naive = ((scored[name] - scored.truth).abs().mean() for name in ("forecast", "last"))
+    missed = scored[scored.verdict == MISSED]
+    waiting = len(table) - len(scored)
+    sentence = (
+        f"Of {len(scored)} forecasts registered before the end, {len(scored) - len(missed)} "
+        f"intervals held the final value ({LEVEL:.0%} expected); the mean error was {error:.4f}, "
+        f"of the value at that time {naive:.4f}{f'; {waiting} wait' if waiting else ''}."
+    )
+    lines = tuple(
+        f"Missed: {row.task} of {row.run} ended at {row.truth:.3f}, forecast on {row.date} as "
+        f"{row.forecast:.3f} ({row.low:.3f} to {row.high:.3f})."
+        for row in missed.itertuples()
+    )
+    return Finding(sentence, table, lines=lines)
+
+
+def _scored(
+    row: Mapping[str, Any], file: Mapping[str, Any], ends: Mapping[Any, tuple[float, float]]
+) -> dict[str, Any]:
+    """A registered forecast with its truth and verdict."""
+    planned = file["planned_tokens"][row["run"]]
+    tokens, truth = ends.get((row["run"], *(row[name] for name in KEY_COLUMNS)), (0.0, math.nan))
+    finished = tokens >= 0.999 * planned
+    inside = row["low"] <= truth <= row["high"]
+    return {
+        **row,
+        "truth": truth if finished else math.nan,
+        "verdict": (HELD if inside else MISSED) if finished else PENDING,
+        "date": file["date"],
+        "planned": amount(planned),
+    }
