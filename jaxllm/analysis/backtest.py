@@ -86,7 +86,7 @@ def backtest(
     classes = pd.cut(points.distance, [0.0, *DISTANCES.values()], right=False, labels=[*DISTANCES])
     points = points.assign(
         truth=[finals[key] for key in keys],
-        benchmark=points.task.map(benchmarks(points.task.unique())),
+        benchmark=points.task.map(_groups(study)),
         far=classes.astype(object).fillna(NONE),
     )
     result = Backtest("", notes=notes, points=points)
@@ -96,6 +96,14 @@ def backtest(
     table = table.drop(columns="order").reset_index(drop=True)
     sentence, lines = _sentences(points, level)
     return dataclasses.replace(result, sentence=sentence, lines=lines, table=table)
+
+
+def _groups(study: Study) -> dict[str, str]:
+    """Benchmark of every task that is shown; a pooled benchmark is its own."""
+    raw = study.records if study.raw_records is None else study.raw_records
+    names = set(benchmarks(raw.task.unique()).values())
+    found = benchmarks(study.records.task.unique())
+    return {task: task if task.split(" ")[0] in names else name for task, name in found.items()}
 
 
 def _splits(
