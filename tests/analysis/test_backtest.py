@@ -147,8 +147,9 @@ def test_pythia_is_forecast_better_than_by_what_knows_the_sizes(pythia: Backtest
     baselines = by_task[[f"mae_{name}" for name in BASELINES]].mean()
     best = baselines.idxmin()
     assert by_task.mae.mean() < 0.85 * baselines[best]
-    # sciq, at 26 points, is the only one that the best baseline forecasts better.
-    assert (by_task.mae > by_task[best]).sum() <= 1
+    # Of the rest, one value that never changes counts as equal.
+    worse = by_task.task[by_task.mae > by_task[best] + 1e-4]
+    assert list(worse) == ["sciq"]
     assert 0.85 < near.summary(["metric"]).coverage[0] < 0.95
 
 
