@@ -13,11 +13,16 @@ import argparse
 import dataclasses
 import datetime
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING
+
+# Threads of the BLAS cost more than they bring on the many small matrices of the analyses; this
+# has no effect once NumPy is loaded.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from jaxllm import cli
 from jaxllm.errors import UserError, one_line
