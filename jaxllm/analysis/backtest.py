@@ -59,6 +59,7 @@ class Backtest(Finding):
     place=30,
     caption="Of a tested run only its first part is known, and no run of its size; the others are "
     "known to their end. Final values are means over the last 3 % of the tokens.",
+    method="Leave one size out; beyond the finished sizes, from those on the near side alone.",
 )
 def backtest(
     study: Study, *, fractions: Sequence[float] = FRACTIONS, level: float = LEVEL

@@ -138,6 +138,8 @@ class Scale:
     place=20,
     caption="Made from the run's own past and from finished runs, if there are any; the interval "
     "holds the value of the final checkpoint, its sampling noise included.",
+    method="Kriging over size and training (Cressie 1993), combined by cross-validation (Bates and "
+    "Granger 1969); alone, damped trends (Gardner and McKenzie 1985).",
 )
 def forecasts(study: Study) -> list[Finding]:
     """Forecast every run in progress from the finished runs."""

@@ -64,6 +64,7 @@ def digest(records: pd.DataFrame) -> str:
     needs=lambda study: bool(study.registered),
     place=10,
     caption="Written down by --preregister while the run was in progress, and not changed since.",
+    method="The intervals as written, against the mean of the run's last checkpoints.",
 )
 def preregistered(study: Study) -> Finding:
     """Score registered forecasts of runs that have finished; the others wait.

@@ -130,10 +130,10 @@ class Analysis:
     question: str  # one of `QUESTIONS`
     title: str  # default title of its findings
     caption: str  # how to read the chart, and its assumptions
+    method: str  # its name and source
     function: Callable[..., Finding | list[Finding]]  # a finding, or several with titles
     needs: Callable[[Study], bool]  # whether a study has the required data
     place: int  # sort key within the question
-    method: str = ""  # its name and source
 
     @property
     def name(self) -> str:
@@ -154,15 +154,15 @@ def analysis(
     question: str,
     title: str,
     *,
-    caption: str = "",
-    method: str = "",
+    caption: str,
+    method: str,
     needs: Callable[[Study], bool] = lambda study: True,
     place: int = 100,
 ) -> Callable[[F], F]:
     """Register a function of a `Study` as an analysis of the report; see `Analysis`."""
 
     def register(function: F) -> F:
-        entry = Analysis(question, title, caption, function, needs, place, method)
+        entry = Analysis(question, title, caption, method, function, needs, place)
         _REGISTERED[entry.name] = entry
         return function
 

@@ -16,8 +16,9 @@ _NAMED = 3
 @analysis(
     DATA, "Repeated data", place=5, needs=lambda study: bool(study.epochs),
     caption="Epochs of each domain until the last checkpoint, and the epochs of new tokens that "
-    "they are worth by the law of Muennighoff et al. (2023, arXiv 2305.16264), which was fitted to "
-    "whole corpora repeated, at fixed R* = 15.4; of a part that is repeated alone it is a guide.",
+    "they are worth. The law was fitted to whole corpora repeated, at fixed R* = 15.4; of a part "
+    "that is repeated alone it is a guide.",
+    method="Worth of repeated data (Muennighoff et al. 2023, arXiv 2305.16264).",
 )  # fmt: skip
 def repeated_data(study: Study) -> Finding:
     """The domains that a run has read more than once, the most repeated first.

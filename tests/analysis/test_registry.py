@@ -10,15 +10,15 @@ def test_a_decorated_function_is_an_analysis(monkeypatch) -> None:
     analyses()  # registers those of the package, which a module does once
     monkeypatch.setattr(registry, "_REGISTERED", {})
 
-    @analysis(EARLY, "Second", place=20)
+    @analysis(EARLY, "Second", caption="", method="", place=20)
     def second(study: Study) -> list[Finding]:
         return [Finding("one"), Finding("two", title="Second for r")]
 
-    @analysis(EARLY, "First", caption="How to read it.", place=10)
+    @analysis(EARLY, "First", caption="How to read it.", method="Peano (1889)", place=10)
     def first(study: Study, most: int = 3) -> Finding:
         return Finding(f"{len(study.curves)} curves")
 
-    @analysis(HEALTH, "Never", needs=Study.several_sizes)
+    @analysis(HEALTH, "Never", caption="", method="", needs=Study.several_sizes)
     def never(study: Study) -> Finding:
         return Finding("")
 

@@ -221,7 +221,7 @@ def test_a_failing_chart_costs_its_card_only(tmp_path, monkeypatch, caplog) -> N
     assert "This chart could not be drawn: ValueError: Out of range float" in Page(text).text
     assert "The chart copying could not be drawn: ZeroDivisionError" in caplog.text
     lost = set(charts_of(whole)) - set(charts_of(text))
-    assert "copying" in lost and "Tasks that tell early" in charts_of(text)
+    assert "copying" in lost and "Correlated gains" in charts_of(text)
     assert "Sudden or gradual" in lost and " ".join(sentence.split()) in Page(text).text
     analyze([str(run_dir), "--output", str(tmp_path / "files"), "--format", "png"])
     files = {path.name for path in (tmp_path / "files").iterdir()}

@@ -74,7 +74,8 @@ class ComputeOptimal(Finding):
     needs=Study.several_sizes,
     place=40,
     caption="Of finished runs of one family only, since the learning rate of others has yet to "
-    "fall (Hoffmann et al. 2022, §2); C = 6ND.",
+    "fall; C = 6ND.",
+    method="IsoFLOP curves and the parametric loss (Hoffmann et al. 2022, arXiv 2203.15556, §3).",
 )
 def compute_optimal(study: Study) -> list[Finding]:
     """Apply both approaches to the losses of a study, with a finding each."""

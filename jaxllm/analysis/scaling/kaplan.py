@@ -62,6 +62,7 @@ class PowerLaw(Finding):
     place=30,
     caption="Of finished runs of one family only. Over parameters: runs on equally many tokens. "
     "Over tokens: runs of one size that end there. Over FLOPs: the runs that no cheaper one beats.",
+    method="Power laws of Kaplan et al. (2020, arXiv 2001.08361), equations 1.1 to 1.3.",
 )
 def loss_laws(study: Study) -> list[Finding]:
     """Fit L(N), L(D) and L(C) to a study, with a finding each."""

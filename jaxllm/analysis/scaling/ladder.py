@@ -105,6 +105,8 @@ class Ladder(Finding):
     caption="Of finished runs of one family. In two steps, by the soft metric and a sigmoid of it, "
     "or directly by parameters and tokens, if that clearly predicts the largest size better from "
     "the smaller ones. Beyond the largest size neither is tested.",
+    method="Task ladders (Bhagia et al. 2024, arXiv 2412.04403) and the direct law of accuracy "
+    "(arXiv 2512.08894).",
 )
 def task_ladders(study: Study) -> list[Finding]:
     """Fit ladders for tasks with both an accuracy and a soft metric, those of most runs first."""

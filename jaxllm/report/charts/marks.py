@@ -171,9 +171,12 @@ def bands(
     layers = [
         lines.mark_line(strokeWidth=1.6).encode(y=value, tooltip=tooltip),
         lines.mark_area(opacity=0.16).encode(y=low, y2=alt.Y2("high:Q")),
-        dots.mark_rule(strokeWidth=2, opacity=0.55).encode(y=low, y2=alt.Y2("high:Q")),
-        dots.mark_circle(size=60, opacity=0.9).encode(y=value, tooltip=tooltip),
     ]
+    if len(alone):
+        layers += [
+            dots.mark_rule(strokeWidth=2, opacity=0.55).encode(y=low, y2=alt.Y2("high:Q")),
+            dots.mark_circle(size=60, opacity=0.9).encode(y=value, tooltip=tooltip),
+        ]
     return layered(layers, shown, 190, f"{titles[1]} against {titles[0]}.")
 
 
