@@ -30,7 +30,7 @@ def layered(
     In a place below `width`, where labels would overlap, the page scrolls.
     """
     chart = alt.layer(*layers, data=data, width="container", height=height, description=description)
-    return chart.properties(usermeta={"least_width": width})
+    return chart.properties(usermeta={"least_width": width}) if width else chart
 
 
 def label_width(names: Iterable[Any]) -> int:
