@@ -102,11 +102,18 @@ def correlations(study: Study, *, draws: int = 300, seed: int = 0) -> Finding:
 
 def gains_of(data: Panel) -> tuple[list[Array], tuple[str, ...]]:
     """Gains [S_r, T] between checkpoints of the runs with enough of them; and a note."""
-    every = [np.diff(scores[np.isfinite(scores).any(axis=1)], axis=0) for scores in data.score]
+    every = [_gains(scores) for scores in data.score]
     enough = [of_run for of_run in every if len(of_run) >= _FEWEST]
     short = len(every) - len(enough)
     note = f"{short} of {len(every)} runs have fewer than {_FEWEST + 1} checkpoints: left out."
     return enough, (note,) if short else ()
+
+
+def _gains(scores: Array) -> Array:
+    """Gains between the checkpoints with so many tasks that most pairs of gains can be compared."""
+    tasks = np.isfinite(scores).sum(axis=1)
+    grids = [np.diff(scores[tasks >= fewest], axis=0) for fewest in {1, *tasks[tasks > 0]}]
+    return max(grids, key=lambda gains: int((np.isfinite(gains).sum(axis=1) ** 2).sum()))
 
 
 def _means(gain: Array, same: npt.NDArray[np.bool_]) -> tuple[float, float]:

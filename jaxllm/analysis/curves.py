@@ -204,15 +204,17 @@ def with_gaps(main: Curves, records: pd.DataFrame) -> pd.DataFrame:
     Returns:
       The columns of `main.points`, ordered by run, domain, task and step. A task that failed, or
       was not scored, at one of the run's checkpoints has a row with a NaN value there, and the
-      reason in `status`.
+      reason in `status`; but one that was scored at half of them or fewer was not meant to be.
     """
     points = main.points.drop(columns="curve")
     failed = records[_valueless(records)].drop_duplicates(["run", "task", "step"])
     known = _filled(points, failed.assign(value=math.nan))
     known = known.assign(metric=known.groupby(["run", "task"]).metric.transform("first"))
-    last = known.drop_duplicates(["run", "task"], keep="last")
+    last = known.assign(scored=known.groupby(["run", "task"]).step.transform("size"))
+    last = last.drop_duplicates(["run", "task"], keep="last")
     checkpoints = records.groupby(["run", "step"], as_index=False)[["tokens", "flops"]].max()
     gaps = last.drop(columns=["step", "tokens", "flops"]).merge(checkpoints, on="run")
+    gaps = gaps[2 * gaps.scored > gaps.groupby(["run", "task"]).step.transform("size")]
     gaps = gaps.assign(value=math.nan, stderr=math.nan, n=0, status="no record")
     frame = _filled(known, gaps[list(records)]).reindex(columns=list(points))
     return frame.sort_values(["run", "domain", "task", "step"], ignore_index=True)

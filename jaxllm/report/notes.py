@@ -17,7 +17,7 @@ NO_RECORD = "no record"
 def trajectory_notes(
     records: pd.DataFrame, points: pd.DataFrame, findings: pd.DataFrame, runs: int
 ) -> Iterator[str]:
-    """A sentence for each gap of the trajectories; arguments as in `tables.Tables`."""
+    """A sentence for equal gaps of trajectories; arguments as in `tables.Tables`."""
     key = ["run", "task", "step"]
     scored = pd.MultiIndex.from_frame(records[key])
     unscored = ~pd.MultiIndex.from_frame(points[key]).isin(scored)
@@ -27,25 +27,26 @@ def trajectory_notes(
         "is not a finite number": (points.status == OK) & points.value.isna(),
         "has no standard error": points.value.notna() & points.stderr.isna(),
     }
-    if runs > DISTINCT:  # one line per task, not one per run
-        for gap in ("has no record", "has no standard error"):
-            for task, rows in points[gaps.pop(gap)].groupby("task", sort=False):
-                yield f"{task} {gap} at {len(rows):,} checkpoints of {rows.run.nunique()} runs."
     primary = records[(records.status == OK) & records.primary.astype(bool)]
     has_primary = set(zip(primary.run, primary.task, strict=True))
     versions = records.groupby(["run", "task"]).task_version.unique()
+    lacks: dict[str, list[str]] = {}
     for (run, task), rows in points.groupby(["run", "task"], sort=False):
         name = f"{run}: {task}" if runs > 1 else str(task)
         for gap, mask in gaps.items():
             lacking = rows[mask[rows.index]]
             if len(lacking):
                 end = f": {lacking.status.iloc[-1]}" if gap == "failed" else "."
-                yield f"{name} {gap} at {_steps(lacking)}{end}"
+                steps = _steps(lacking) if runs <= DISTINCT else f"{len(lacking):,} checkpoints"
+                lacks.setdefault(f"{gap} at {steps}{end}", []).append(name)
         if len(versions[run, task]) > 1:
             named = numbers.join(sorted(versions[run, task]))
             yield f"{name} was scored as versions {named}, which are not comparable."
         if (run, task) not in has_primary and (rows.status == OK).any():
             yield f"{name} has no primary metric; {rows.metric.iloc[0]} is shown."
+    for text, names in lacks.items():
+        more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+        yield f"{names[0]}{more} {text}"
     for task, rows in findings.groupby("task", sort=False):
         for column in ("task_version", "metric", "domain"):
             if rows[column].nunique() > 1:

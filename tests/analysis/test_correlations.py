@@ -112,3 +112,12 @@ def test_pythia_tasks_grow_together_and_predict_each_other(pythia) -> None:
     assert (rising.gain_q < 0.01).all() and (rising.gain > 0.4).all()
     assert not any({"logiqa", "wsc"} & set(pair) for pair in pairs.index)
     assert any("never score above a guess" in note for note in found.notes)
+
+
+def test_tasks_of_every_other_checkpoint_are_compared() -> None:
+    values = np.random.default_rng(5).normal(size=(40, 4))
+    records = table({f"t{i}": values[:, i] for i in range(4)})
+    records = records[(records.task == "t0") | (records.step % 2 == 0)]
+    assert len(correlations(Study(records), draws=20).table) == 6
+    at_last = records[(records.task < "t2") | (records.step == records.step.max())]
+    assert list(correlations(Study(at_last), draws=20).table.n) == [19]

@@ -81,6 +81,13 @@ def test_gaps_stand_where_a_task_failed_or_was_not_scored() -> None:
     assert (shown.loc["c"].status == "it crashed").all() and len(shown) == 9
 
 
+def test_a_task_of_every_other_checkpoint_has_no_gaps() -> None:
+    records = table({"a": [0.3, 0.4, 0.5, 0.6], "b": [0.3, 0.4, 0.5, 0.6]})
+    records = records[(records.task == "a") | (records.step % 2 == 0)]
+    shown = with_gaps(curves(records).main(), records)
+    assert shown.groupby("task").size().to_dict() == {"a": 4, "b": 2}
+
+
 def test_panel_aligns_runs_on_tokens() -> None:
     first = table({"a": [1.0, 2.0, 3.0]}, tokens=[0, 10, 30], run="one")
     second = table({"a": [5.0, 6.0]}, tokens=[10, 20], run="two")
