@@ -56,8 +56,8 @@ def benchmarks(root: Path) -> None:
         write(root / "superglue" / "BoolQ" / f"{split}.jsonl", passages)
 
 
-def results(path: Path, pythia: Path, table: Path, mapped: Path) -> None:
-    """Results of others: the harness' files, Pythia's folder, two tables."""
+def results(path: Path, pythia: Path, table: Path, mapped: Path, exports: Path) -> None:
+    """Results of others: the harness' files, Pythia's folder, two tables, charts as exported."""
     for step in (0, 512, 1000, 3000, 8000):
         accuracy = 0.25 + step / 20_000
         scores = {
@@ -77,6 +77,8 @@ def results(path: Path, pythia: Path, table: Path, mapped: Path) -> None:
     write(table, "\n".join(["run,params,tokens,piqa,stderr", *rows]) + "\n")
     rows = [f"b-{n}B,{n},{n * 20},{0.25 + n / 20},{0.3 + n / 30}" for n in (1, 3, 7)]
     write(mapped, "\n".join(["Model,Size (B),Tokens (B),MMLU,ARC", *rows]) + "\n")
+    rows = [f"{n},{n * 35}e8,piqa,acc,0,{50 + n}" for n in range(8)]
+    write(exports, "\n".join(["checkpoint,tokens,task,metric,shots,value", *rows]) + "\n")
 
 
 def swarm(suite: Path, mixtures: Path, losses: Path, runs: int = 24) -> None:
@@ -104,7 +106,8 @@ def make(root: Path) -> None:
     """All of it below `root`, and the gin files of docs/data.md."""
     corpora(root / "CORPORA")
     benchmarks(root / "EVALS")
-    results(root / "RESULTS", root / "PATH", root / "TABLE.csv", root / "MAPPED.csv")
+    exports = root / "AMBER" / "downstream.csv"
+    results(root / "RESULTS", root / "PATH", root / "TABLE.csv", root / "MAPPED.csv", exports)
     swarm(root / "SWARM", root / "MIXTURES.csv", root / "LOSSES.csv")
     equal = dict.fromkeys(("code", "arithmetic", "copying"), 0.333333)
     write(root / "runs" / "proxy" / "domain_weights.gin", f"DataConfig.weights = {equal}\n")
