@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from jaxllm.analysis.benchmarks import OTHER_TASKS, benchmarks
-from jaxllm.analysis.curves import Curves, curves
+from jaxllm.analysis.curves import Curves, curves, has_direction, of_metric
 from jaxllm.analysis.finding import Finding, amount
 from jaxllm.analysis.onsets import durable
 from jaxllm.analysis.registry import EARLY, Study, analysis
@@ -225,6 +225,7 @@ def _best_subtasks(
     def mean(points: pd.DataFrame, runs: pd.DataFrame) -> pd.Series:
         return settled(points, runs, AVERAGED).groupby(["unit", "stratum"]).score.mean()
 
+    raw = raw[of_metric(has_direction, raw.metric)]
     of = benchmarks(list(raw.task.unique()))
     for benchmark in sorted(set(of.values()) - {OTHER_TASKS}):
         own = raw.task.map(of) == benchmark

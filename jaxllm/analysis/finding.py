@@ -26,8 +26,17 @@ class Finding:
         return cls(f"No answer: {reason}.", refused=reason, notes=notes)
 
 
+_SUPERSCRIPTS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
+
+
+def power_of_ten(number: float) -> str:
+    """Format FLOPs to two digits: 3.4 × 10¹⁸."""
+    mantissa, exponent = f"{number:.1e}".split("e")
+    return f"{mantissa} × 10{str(int(exponent)).translate(_SUPERSCRIPTS)}"
+
+
 def amount(number: float) -> str:
-    """Format tokens, FLOPs or parameters to three digits: 300B, 2.1M; an unknown one as a dash."""
+    """Format tokens or parameters to three digits: 300B, 2.1M; an unknown one as a dash."""
     if not math.isfinite(number):
         return "–"
     rounded = max(abs(float(f"{number:.3g}")), 1.0)

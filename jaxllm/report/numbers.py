@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 
 from jaxllm.analysis.curves import is_share
-from jaxllm.analysis.finding import amount
+from jaxllm.analysis.finding import amount, power_of_ten
 
-_SUPERSCRIPTS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 UNKNOWN = "–"
 UNITS = {
     "loss": "nats per token",
@@ -24,8 +23,7 @@ def flops(number: float) -> str:
     """FLOPs as a power of ten: 3.4e18 -> "3.4 × 10¹⁸"."""
     if number == 0 or not math.isfinite(number):
         return UNKNOWN if number else "0"
-    mantissa, exponent = f"{number:.1e}".split("e")
-    return f"{mantissa} × 10{str(int(exponent)).translate(_SUPERSCRIPTS)}"
+    return power_of_ten(number)
 
 
 def value(number: float, metric: str) -> str:

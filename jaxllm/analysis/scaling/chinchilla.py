@@ -18,7 +18,7 @@ import pandas as pd
 from scipy import interpolate, stats
 
 from jaxllm.analysis.curves import Array
-from jaxllm.analysis.finding import Finding, amount
+from jaxllm.analysis.finding import Finding, amount, power_of_ten
 from jaxllm.analysis.registry import SIZES, Study, analysis
 from jaxllm.analysis.scaling.fit import (
     BENCHMARK,
@@ -107,7 +107,7 @@ def _finding(
             optimum = "beyond the sizes or the tokens of these runs"
     sentence = (
         f"From {approach} ({count} points), the compute-optimal size grows as C^a with "
-        f"a = {exponent}; at {flops:.2g} FLOPs, the largest budget, it is {optimum}."
+        f"a = {exponent}; at {power_of_ten(flops)} FLOPs, the largest budget, it is {optimum}."
     )
     return ComputeOptimal(sentence, table, notes=notes, params_exponent=exponent, draws=draws)
 

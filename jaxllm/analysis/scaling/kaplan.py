@@ -15,7 +15,7 @@ import pandas as pd
 from scipy import stats
 
 from jaxllm.analysis.curves import Array
-from jaxllm.analysis.finding import Finding, amount
+from jaxllm.analysis.finding import Finding, amount, power_of_ten
 from jaxllm.analysis.registry import SIZES, Study, analysis
 from jaxllm.analysis.scaling.fit import (
     LEVEL,
@@ -151,15 +151,16 @@ def power_law(
     fitted, half_way = (
         floor.value + np.exp(alpha.value * (constant - at)) for at in (x, x.max() - math.log(2))
     )
+    write = power_of_ten if variable == "flops" else amount
     middle = stats.theilslopes(np.log(loss), x)
     off = outliers(np.log(loss) - middle.slope * x, 2)
     if off.any():
-        far = ", ".join(map(amount, frame[variable][off]))
+        far = ", ".join(map(write, frame[variable][off]))
         notes += (f"Far off the line: the runs of {far} {name}.",)
     sentence = (
         f"The {measure} falls as a power of {name} with exponent {alpha}{above}: the last doubling "
         f"takes {1 - fitted[x.argmax()] / half_way:.1%} off it ({len(x)} runs, "
-        f"{amount(frame[variable].min())} to {amount(frame[variable].max())})."
+        f"{write(frame[variable].min())} to {write(frame[variable].max())})."
     )
     table = frame[[variable, "loss"]].assign(fitted=fitted, residual=np.log(loss / fitted))
     return PowerLaw(
