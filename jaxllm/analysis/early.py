@@ -39,8 +39,8 @@ _FEWEST = 5  # tasks for a correlation; tasks and pairs for a benchmark
     "Tasks that tell early",
     place=10,
     caption="Decision accuracy (DataDecide): the share of pairs of runs whose order a score tells, "
-    "early in training or at a smaller size; 50% is a coin's. Without a number: no better, at 5% "
-    "false discoveries, or not above a guess. For runs alone: when tasks move beyond both.",
+    "early in training or at a smaller size; 50% is a coin's. Blank: no better, at 5% false "
+    "discoveries, or not above a guess. For runs alone: when tasks move beyond both.",
     method="Decision accuracy (Magnusson et al. 2025, arXiv 2504.11393), Kendall's tau; signal and "
     "noise (Heineman et al. 2025, arXiv 2508.13144).",
 )
