@@ -101,10 +101,15 @@ def early_tasks(finding: Finding, study: Study) -> Chart | None:
         rows = rows[np.isfinite(rows.tokens)].sort_values("tokens").head(_MOST_ROWS)
         title = "tokens at which the task moves beyond a guess and its noise"
         return marks.dots(rows, "task", "tokens", title, log=True)
-    main = finding.table[finding.table.main & finding.table.tells]
+    main = finding.table[finding.table.main]
     kinds = main.order.map(lambda order: ", sizes" if "of sizes" in order else "")
-    at = main.proxy.str.replace(" of the tokens", "") + kinds
-    cells = main.assign(at=at, text=(100 * main.accuracy).map("{:.0f}".format))
+    cells = main.assign(
+        at=main.proxy.str.replace(" of the tokens", "") + kinds,
+        text=(100 * main.accuracy).map("{:.0f}".format).where(main.tells, ""),
+        accuracy=main.accuracy.where(main.tells),
+    )
+    for side in ("at", "task"):
+        cells = cells[cells.groupby(side).tells.transform("any")]
     order = cells.sort_values(["tells", "accuracy"], ascending=False).task.unique()
     title = "pairs of runs whose order is told, in percent"
     return marks.matrix(_by(cells, "task", order), "at", "task", "accuracy", title, text="text",
