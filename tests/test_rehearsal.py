@@ -30,7 +30,7 @@ DATA_SETS = {
     "arxiv": ("scientific_papers/arxiv", "1.1.1", "article", ("train", "validation")),
 }
 DOMAINS = tuple(DATA_SETS)
-STEPS, DEVICES = 12, 4
+STEPS, DEVICES = 12, 8
 SIZES = {
     "SIZE": "3b", "ModelConfig.num_layers": 1, "ModelConfig.embed_dim": 32,
     "ModelConfig.mlp_dim": 64, "ModelConfig.num_heads": 2, "ModelConfig.num_kv_heads": 2,
@@ -122,13 +122,13 @@ def rehearse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(domain in prepared for domain in DOMAINS)
 
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "gs://bucket/compiled")
-    hosts = train(tmp_path, 2, "gs://bucket/run")
+    hosts = train(tmp_path, 4, "gs://bucket/run")
     wait_for(hosts, lambda: any(e.step >= 4 for e in Run("gs://bucket/run").available()))
-    hosts[1].send_signal(signal.SIGKILL)
+    hosts[2].send_signal(signal.SIGKILL)
     for host in hosts:
         host.communicate(timeout=120)
     assert all(host.returncode != 0 for host in hosts)
-    finish(train(tmp_path, 1, "gs://bucket/run"))
+    finish(train(tmp_path, 2, "gs://bucket/run"))
     finish(train(tmp_path, 1, "gs://bucket/alone"))
     pd.testing.assert_frame_equal(losses("gs://bucket/run"), losses("gs://bucket/alone"))
     assert list(losses("gs://bucket/run").step) == list(range(1, STEPS + 1))
