@@ -81,7 +81,7 @@ def annealed(study: Study) -> list[Finding]:
 
 def _logged(study: Study) -> Iterator[tuple[str, _Logged]]:
     """The curve of every run whose rates are known from the first step; parents come first."""
-    found: dict[str, _Logged] = {}
+    curves: dict[str, _Logged] = {}
     for run in sorted(study.runs, key=lambda run: run in study.parents):
         log = study.log_of(run).reindex(columns=["step", "tokens", "loss", "learning_rate"])
         log = log.apply(pd.to_numeric, errors="coerce").dropna().drop_duplicates("step")
@@ -94,9 +94,9 @@ def _logged(study: Study) -> Iterator[tuple[str, _Logged]]:
         if run in study.parents:
             name, tokens = study.parents[run]
             begun = round(tokens / per_step)
-            if name not in found or len(found[name].curve.rates) < begun:
+            if name not in curves or len(curves[name].curve.rates) < begun:
                 continue
-            before = found[name].curve.rates[:begun]
+            before = curves[name].curve.rates[:begun]
         elif steps[0] > _LATE * steps[-1]:
             continue
         own = steps > begun
@@ -104,16 +104,16 @@ def _logged(study: Study) -> Iterator[tuple[str, _Logged]]:
         known, values = [begun, *steps[own]], [first, *rates[own]]
         after = np.interp(np.arange(begun + 1, steps[-1] + 1), known, values)
         curve = LossCurve(np.concatenate([before, after]), steps[own], log.loss.to_numpy()[own])
-        found[run] = _Logged(curve, per_step, begun)
-        yield run, found[run]
+        curves[run] = _Logged(curve, per_step, begun)
+        yield run, curves[run]
 
 
 def _targets(study: Study, logged: dict[str, _Logged]) -> list[str]:
     """Runs in progress; else those of the largest size that are no branches."""
     running = [run for run in logged if run in study.planned_tokens]
-    whole = [run for run in logged if run not in study.parents]
-    largest = max((study.params.get(run, 0.0) for run in whole), default=0.0)
-    finished = [run for run in whole if study.params.get(run, 0.0) == largest]
+    unbranched = [run for run in logged if run not in study.parents]
+    largest = max((study.params.get(run, 0.0) for run in unbranched), default=0.0)
+    finished = [run for run in unbranched if study.params.get(run, 0.0) == largest]
     return (running or finished)[:_MOST_RUNS]
 
 

@@ -69,20 +69,20 @@ def backtest(
     What is shown is what is tested: tasks, or pooled benchmarks, after these `fractions`.
     """
     aligned_curves, notes = aligned(study.records)
-    whole = [one for one in aligned_curves if len(one.progress) > 1 and one.progress[-1] == 1]
-    if len(whole) < len(aligned_curves):
-        left = len(aligned_curves) - len(whole)
+    finished = [one for one in aligned_curves if len(one.progress) > 1 and one.progress[-1] == 1]
+    if len(finished) < len(aligned_curves):
+        left = len(aligned_curves) - len(finished)
         notes += (f"{left} trajectories have one point or stop before their run's end: left out",)
     tables = [
         predict(held_out, rest, fraction, level).assign(fraction=fraction, held_out=count)
-        for count, held_out, rest in _splits(whole)
+        for count, held_out, rest in _splits(finished)
         for fraction in fractions
     ]
     tables = [table for table in tables if len(table)]
     if not tables:
         return Backtest.refuse("no run has a checkpoint early enough", notes)
     points = pd.concat(tables, ignore_index=True)
-    finals = {(one.curve.run, *one.key): one.smooth().values[-1] for one in whole}
+    finals = {(one.curve.run, *one.key): one.smooth().values[-1] for one in finished}
     keys = zip(*(points[column] for column in ("run", *KEY_COLUMNS)), strict=True)
     classes = pd.cut(points.distance, [0.0, *DISTANCES.values()], right=False, labels=[*DISTANCES])
     points = points.assign(
@@ -103,19 +103,19 @@ def _groups(study: Study) -> dict[str, str]:
     """Benchmark of every task that is shown; a pooled benchmark is its own."""
     raw = study.records if study.raw_records is None else study.raw_records
     names = set(benchmarks(raw.task.unique()).values())
-    found = benchmarks(study.records.task.unique())
-    return {task: task if task.split(" ")[0] in names else name for task, name in found.items()}
+    known = benchmarks(study.records.task.unique())
+    return {task: task if task.split(" ")[0] in names else name for task, name in known.items()}
 
 
 def _splits(
-    whole: list[AlignedCurve],
+    finished: list[AlignedCurve],
 ) -> Iterator[tuple[int, list[AlignedCurve], list[AlignedCurve]]]:
     """Number of sizes held out, their curves, and the others."""
-    sizes = sorted({one.size for one in whole})
+    sizes = sorted({one.size for one in finished})
     of_sizes = [{size} for size in sizes] + [set(sizes[at:]) for at in range(1, len(sizes) - 1)]
     for held_out in of_sizes:
         parts: tuple[list[AlignedCurve], list[AlignedCurve]] = ([], [])
-        for one in whole:
+        for one in finished:
             parts[one.size not in held_out].append(one)
         yield len(held_out), *parts
 

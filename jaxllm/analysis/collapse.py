@@ -105,19 +105,19 @@ def leaves_collapse(study: Study, run: str) -> Check | None:
         difference = curve - mean
         return float(difference[late].mean() - difference[~late].mean())
 
-    found = rise(np.log(_curve(own, now, grid)))
+    excess = rise(np.log(_curve(own, now, grid)))
     count = len(siblings)
     scale = math.sqrt(sum(rise(one) ** 2 for one in siblings) / (count - 1) * (1 + 1 / count))
-    p = float(stats.t.sf(found / max(scale, 1e-12), count - 1))
+    p = float(stats.t.sf(excess / max(scale, 1e-12), count - 1))
     reason = (
-        f"In the last {_LATE:.0%} of the tokens so far the loss is {found:+.2%} off the curve of "
+        f"In the last {_LATE:.0%} of the tokens so far the loss is {excess:+.2%} off the curve of "
         f"{count} finished runs at equal tokens per parameter, as scaled before (p = {p:.2g})."
     )
     advice = (
         "Compare learning rate, batch, weight decay and data with theirs; if they are equal, look "
         "for a numerical fault, which shows here before it shows in the loss."
     )
-    return Check("collapse", p < ALPHA, found, reason, advice, p_value=p)
+    return Check("collapse", p < ALPHA, excess, reason, advice, p_value=p)
 
 
 def _equal(first: float, second: float) -> bool:

@@ -78,8 +78,8 @@ def moves(every: Curves) -> pd.DataFrame:
       three standard deviations of the last checkpoints; infinite where it is not.
     """
     points = every.points[every.points.main]
-    whole = pd.DataFrame({"run": points.run.unique(), "stratum": 0, "until": math.inf})
-    last = settled(points, whole.assign(unit=whole.run), AVERAGED).set_index(["run", "task"])
+    ends = pd.DataFrame({"run": points.run.unique(), "stratum": 0, "until": math.inf})
+    last = settled(points, ends.assign(unit=ends.run), AVERAGED).set_index(["run", "task"])
     moved = points.assign(at=math.inf).drop_duplicates(["run", "task"]).set_index(["run", "task"])
     for key, curve in points.groupby(["run", "task"], sort=False):
         deviation = last.scatter[key] * abs(last.level[key])
@@ -96,7 +96,7 @@ def choose(study: Study, params: float = math.nan, tokens: float = math.nan) -> 
     """Tasks to decide by with runs of the nearest size (default: the smallest), up to `tokens`.
 
     The metric of a task is that with the highest detrended SNR: choosing it needs no targets.
-    Tasks are kept that tell more than a coin, or, where no runs can show that, that have moved; all
+    Chosen are tasks that tell more than a coin or, where no runs show that, that have moved; all
     are above a guess.
 
     Returns:
@@ -209,9 +209,9 @@ def _effects(
         r = np.corrcoef(np.log(known.snr_detrended), known.accuracy)[0, 1]
         yield f"Log SNR and decision accuracy correlate by {r:.2f} over {len(known)} tasks."
     raw = study.records if study.raw_records is None else study.raw_records
-    for benchmark, (pairs, half, *_), (_, whole, *_) in _best_subtasks(raw, made):
+    for benchmark, (pairs, half, *_), (_, every, *_) in _best_subtasks(raw, made):
         yield (f"The half of {benchmark} with the highest SNR tells {half:.1%} of {pairs} pairs, "
-               f"all of it {whole:.1%}.")  # fmt: skip
+               f"all of it {every:.1%}.")  # fmt: skip
 
 
 def _best_subtasks(

@@ -305,12 +305,12 @@ def _from_others(
     return expected
 
 
-def _row(past: AlignedCurve, smooth: AlignedCurve, found: Expected) -> tuple[object, ...]:
+def _row(past: AlignedCurve, smooth: AlignedCurve, made: Expected) -> tuple[object, ...]:
     """A row of `COLUMNS`."""
-    span = np.array([0.0, -found.half, found.half])
+    span = np.array([0.0, -made.half, made.half])
     alone = past.values[-1], past.values[-RECENT:].mean(), past.log_linear()
     return (
         past.curve.run, *past.key, past.curve.domain, past.size, past.progress[-1], *alone,
-        *found.baselines, *past.scale.bound(found.value + span), past.stderr[-1], found.runs,
-        found.distance, TRANSFER if found.runs else ALONE,
+        *made.baselines, *past.scale.bound(made.value + span), past.stderr[-1], made.runs,
+        made.distance, TRANSFER if made.runs else ALONE,
     )  # fmt: skip

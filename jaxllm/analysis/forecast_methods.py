@@ -158,9 +158,9 @@ def forecast_batches(batches: list[Batch], level: float) -> list[tuple[Array, Ar
     spreads = [_spread(*each) for each in zip(batches, weights, strict=True)]
     scales, scores = [], collections.defaultdict(list)
     for batch, folds, own, spread in zip(batches, crossed, weights, spreads, strict=True):
-        scale, found = _scores(batch, folds, own, spread)
+        scale, own_scores = _scores(batch, folds, own, spread)
         scales.append(scale)
-        for name, each in zip(batch.benchmarks, found, strict=True):
+        for name, each in zip(batch.benchmarks, own_scores, strict=True):
             scores[name].append(each)
     joined = {name: np.concatenate(parts) for name, parts in scores.items()}
     every = np.concatenate([np.empty(0), *joined.values()])
@@ -173,12 +173,12 @@ def forecast_batches(batches: list[Batch], level: float) -> list[tuple[Array, Ar
     for batch, folds, own, spread, scale in zip(
         batches, crossed, weights, spreads, scales, strict=True
     ):
-        whole = design(batch.size, batch.own.shape[1], batch.sizes, batch.times)
+        final = design(batch.size, batch.own.shape[1], batch.sizes, batch.times)
         others = batch.finished.reshape(len(own), -1)[batch.task]
         points = np.concatenate([batch.own, others], axis=1)
-        value = np.einsum("np,mp,nm->n", points, whole.weights, own[batch.task])
+        value = np.einsum("np,mp,nm->n", points, final.weights, own[batch.task])
         factor = np.array([radius[name] for name in batch.benchmarks]) * scale
-        half = factor * whole.stderr(own, spread, len(folds))
+        half = factor * final.stderr(own, spread, len(folds))
         result.append((value, half[batch.task]))
     return result
 

@@ -117,11 +117,11 @@ class Rises:
         variance = np.maximum(squares / freedom, noise**2)
         correlation = np.clip((rest[1:] * rest[:-1]).sum(axis=0) / squares, 0.0, 0.95)
         variance *= (1 + correlation) / (1 - correlation)
-        kept = explained >= explained.max(axis=0) - variance * stats.f.ppf(0.95, 1, freedom)
+        likely = explained >= explained.max(axis=0) - variance * stats.f.ppf(0.95, 1, freedom)
         lost = explained.max(axis=0) - explained[self.width >= SUDDEN].max(axis=0)
         p = stats.f.sf(lost / variance, 1, freedom)
-        low = np.where(kept, self.low[:, None], np.inf).min(axis=0)
-        high = np.where(kept, self.high[:, None], -np.inf).max(axis=0)
+        low = np.where(likely, self.low[:, None], np.inf).min(axis=0)
+        high = np.where(likely, self.high[:, None], -np.inf).max(axis=0)
         for at in np.flatnonzero(high < SUDDEN):
             p[at] = max(p[at], self._p_outside(self.middle[best[at]], y[:, at], variance[at]))
         gain = coefficient * self.gain[best]
