@@ -1,7 +1,7 @@
 """python -m jaxllm.analyze SOURCE…: a report on the capabilities, forecasts and health of runs.
 
 A source is a run directory, a suite's directory, or imported results: pythia:PATH, harness:PATH,
-csv:PATH?columns or tensorboard:PATH; several are compared. Writes
+csv:PATH?columns, tensorboard:PATH or wandb:PATH; several are compared. Writes
 RUN_DIR/report/index.html, or OUTPUT/index.html: a self-contained page on the health of the runs,
 their capabilities and forecasts, the tasks that tell early and the comparison of sizes, readable
 offline and on a phone. It can be run at any time, also during training.
@@ -91,9 +91,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _count(text: str) -> float:
     """The number of "150M" or "3e9"."""
     unit = "KMBT".find(text[-1:].upper()) + 1 if text else 0
-    number = float(text[: -1 if unit else None]) * 1000.0**unit
+    try:
+        number = float(text[: -1 if unit else None]) * 1000.0**unit
+    except ValueError:
+        number = 0.0
     if not 0 < number < math.inf:
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"{text} is no number such as 150M or 3e9")
     return number
 
 
@@ -126,7 +129,7 @@ def _with_registered(
         date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         atomic_write(file, registration(report.study, date, code_version()))
     paths = list(dict.fromkeys([*paths, *([file] if file else [])]))
-    registered = tuple(read(path.read_text(), str(path)) for path in paths)
+    registered = tuple(read(path.read_bytes(), str(path)) for path in paths)
     study = dataclasses.replace(report.study, registered=registered)
     return dataclasses.replace(report, study=study)
 
@@ -152,14 +155,14 @@ def _write(args: argparse.Namespace, progress: Callable[[str], None]) -> PathLik
     for spec in args.sources:
         if not is_import(spec):
             report = _with_proposal(report, spec)
-    places = [output, *(epath.Path(spec) for spec in args.sources if not is_import(spec))]
-    file = epath.Path(args.preregister) if args.preregister else None
-    report = _with_registered(report, file, places)
     runs, read = len(report.overviews), report.study.raw_records
     progress(f"read {0 if read is None else len(read):,} records of {runs} run{'s' * (runs != 1)}")
     if args.choose:
         print(terminal.choice(early.choose(report.study, args.size, args.tokens)))
         return None
+    places = [output, *(epath.Path(spec) for spec in args.sources if not is_import(spec))]
+    file = epath.Path(args.preregister) if args.preregister else None
+    report = _with_registered(report, file, places)
     shown = items(report, backtested=args.backtest, progress=progress)
     if not report.many_runs:
         for run in report.overviews:

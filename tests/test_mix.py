@@ -106,7 +106,7 @@ def test_larger_models() -> None:
         ("fit no.csv", "no.csv: there is no such table or suite"),
         ("fit .", "a directory without suite.json"),
         ("fit MIXTURES.csv", "say which columns are --shares and which --targets"),
-        ("fit MIXTURES.csv --losses=no.csv", "no.csv: neither a CSV nor a Parquet table"),
+        ("fit MIXTURES.csv --losses=no.csv", "no.csv: there is no such table"),
         ("fit both.parquet --shares=cod --targets=heldout_*", "no column cod .*mean code"),
         ("fit both.parquet --shares=code,wiki --targets=acc* --name=run", "run mix000 sum"),
         ("fit both.parquet --shares=code,w* --targets=acc* --params=params", "differ in params"),

@@ -25,6 +25,8 @@ def registration(study: Study, date: str, version: str) -> str:
     planned = study.planned_tokens
     tables = [forecast(study.records, run, planned).table for run in planned]
     table = pd.concat([pd.DataFrame(columns=["run", *KEY_COLUMNS, *_FIELDS]), *tables])
+    if table.empty:
+        raise UserError("--preregister: the runs in progress have too few checkpoints to forecast")
     content = {
         "date": date,
         "jaxllm": version,
@@ -33,10 +35,10 @@ def registration(study: Study, date: str, version: str) -> str:
         "planned_tokens": dict(planned),
         "forecasts": table[["run", *KEY_COLUMNS, *_FIELDS]].to_dict("records"),
     }
-    return json.dumps(content, indent=1) + "\n"
+    return json.dumps(content, indent=1, allow_nan=False) + "\n"
 
 
-def read(text: str, name: str) -> dict[str, Any]:
+def read(text: bytes, name: str) -> dict[str, Any]:
     """The content of a file of `registration`; UserError with its `name` where it is none."""
     try:
         content = json.loads(text)
@@ -44,9 +46,11 @@ def read(text: str, name: str) -> dict[str, Any]:
             [row[field] for field in ("run", *KEY_COLUMNS, *_FIELDS)]
             for row in content["forecasts"]
         ]
-        assert all(content["planned_tokens"][row[0]] > 0 for row in rows) and content["date"]
-    except (ValueError, LookupError, TypeError, AssertionError) as error:
+        known = all(content["planned_tokens"][row[0]] > 0 for row in rows) and content["date"]
+    except (ValueError, LookupError, TypeError) as error:
         raise UserError(f"{name} is no file that --preregister wrote") from error
+    if not known:
+        raise UserError(f"{name} is no file that --preregister wrote")
     return dict(content)
 
 

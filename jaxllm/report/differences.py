@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,7 +25,8 @@ def differences(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str
     differing = [name for name in names if len({repr(own.get(name)) for own in configs}) > 1]
 
     def text(value: Any) -> str:
-        return textwrap.shorten(str(value), _LONGEST, placeholder=" …")
+        written, half = str(value), _LONGEST // 2
+        return written if len(written) <= _LONGEST else f"{written[:half]}…{written[-half:]}"
 
     return {
         run: {name: text(own.get(name, UNKNOWN)) for name in differing} for run, own in flat.items()

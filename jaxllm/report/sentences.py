@@ -25,11 +25,12 @@ def headline(findings: pd.DataFrame) -> str:
         return "No capability with a chance level has left it yet."
     capabilities = "capability" if len(judged) == 1 else "capabilities"
     share = "All" if len(left) == len(judged) > 1 else f"{len(left)} of"
-    first, last = left.iloc[0], left.iloc[-1]
-    if left.step.isna().all():  # one checkpoint, and nobody knows when
+    timed = left.dropna(subset="step")
+    if timed.empty:  # one checkpoint, and nobody knows when
         stand = "stand" if len(left) > 1 else "stands"
         tasks = numbers.join(list(left.task))
         return f"{share} {len(judged)} {capabilities} {stand} above chance: {tasks}."
+    first, last = timed.iloc[0], timed.iloc[-1]
     if first.step == last.step:
         when = f", at {moment(first)}: {numbers.join(list(left.task))}."
     else:
@@ -124,6 +125,8 @@ def remainder(findings: pd.DataFrame) -> Iterator[str]:
 
 def moment(row: Any) -> str:
     """Onset of a finding: "655K tokens (step 40)"; the first checkpoint may have come after it."""
+    if not row.step >= 0:
+        return "its only checkpoint"
     return f"{amount(row.tokens)} tokens (step {row.step:,.0f}){_or_before(row)}"
 
 

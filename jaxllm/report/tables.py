@@ -108,7 +108,8 @@ class Tables:
         """Runs that differ in their seed alone, and the mean of their final values ± its spread."""
         rows = self.findings[self.findings.task == task].dropna(subset="final").set_index("run")
         for runs in self.seeds:
-            of_seeds = rows.final.reindex(runs).dropna()
+            ended = [run for run in runs if run not in self.study.planned_tokens]
+            of_seeds = rows.final.reindex(ended).dropna()
             if len(of_seeds) > 1:
                 text = numbers.with_error(of_seeds.mean(), of_seeds.std(), rows.metric.iloc[0])
                 yield numbers.join(list(of_seeds.index)), text

@@ -11,7 +11,7 @@ import pandas as pd
 
 from jaxllm.analysis.curves import is_share
 from jaxllm.analysis.finding import Finding, amount
-from jaxllm.analysis.onsets import AT_CHANCE
+from jaxllm.analysis.onsets import AT_CHANCE, STANDARD_ERRORS
 from jaxllm.errors import printable
 from jaxllm.report import numbers
 from jaxllm.report.tables import Tables, gather
@@ -39,9 +39,9 @@ def capability_table(tables: Tables, run: str, width: int = 100) -> str:
         return printable(f"{run}: no checkpoint has been scored yet.")
     lines = [run] if tables.several_runs else []
     lines += _table(points, tables.domains, width)
-    judged = tables.findings[(tables.findings.run == run) & tables.findings.chance.notna()]
+    judged = tables.findings[(tables.findings.run == run) & tables.findings.guess.notna()]
     if len(judged):
-        lines.append(f"{MARK} above a guess, by far more than the standard error")
+        lines.append(f"{MARK} above a guess by {STANDARD_ERRORS:.1f} standard errors")
     if at_chance := int((judged.state == AT_CHANCE).sum()):
         lines.append(f"{at_chance} of {len(judged)} still at chance")
     return "\n".join(printable(line.rstrip()) for line in lines)
@@ -66,13 +66,14 @@ def _table(points: pd.DataFrame, domains: dict[str, list[str]], width: int) -> I
         for row in points.itertuples()
     }
     last = points.drop_duplicates("task", keep="last").set_index("task")
+    guesses = points.groupby("task")[["chance", "chance_score"]].max()
     for domain, tasks in domains.items():
         own = [task for task in tasks if task in last.index and last.domain[task] == domain]
         yield from [domain] if own else []
         for task in own:
             name = f"  {task}" if len(task) + 2 <= label else f"  {task[: label - 3]}…"
             metric, share = last.metric[task], is_share(last.metric[task])
-            guess = last.loc[task, ["chance", "majority"] if share else ["chance"]].max()
+            guess = guesses.chance_score[task] if share else guesses.chance[task]
             end = numbers.value(guess, metric)
             if pd.isna(guess):
                 end = "" if share else _UNITS.get(metric, metric)[:_CELL]

@@ -7,6 +7,7 @@ import functools
 import io
 import math
 import re
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -65,6 +66,8 @@ def files_below(path: epath.Path, matches: Callable[[str], bool]) -> list[epath.
 
 def read_table(path: epath.Path) -> pd.DataFrame:
     """A table in CSV, plain or gzip, or Parquet; UserError if it is none, or has no rows."""
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such table")
     try:
         data = path.read_bytes()
         if data[:4] == b"PAR1":
@@ -72,7 +75,7 @@ def read_table(path: epath.Path) -> pd.DataFrame:
         else:
             compression = "gzip" if data[:2] == b"\x1f\x8b" else None
             table = pd.read_csv(io.BytesIO(data), compression=compression)
-    except (OSError, EOFError, ValueError) as error:
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise UserError(f"{path}: neither a CSV nor a Parquet table ({error})") from None
     if table.empty:
         raise UserError(f"{path}: a table without rows")

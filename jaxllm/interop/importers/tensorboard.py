@@ -64,6 +64,8 @@ def read(path: epath.Path, settings: Settings) -> Results:
         table["flops"] = 6.0 * params * table["tokens"]
     if table["tokens"].isna().all():
         problems.append(NOT_KNOWN["tokens"].format(run))
+    if 0 in table.index:  # an untrained model
+        table.loc[0, ["tokens", "flops"]] = table.loc[0, ["tokens", "flops"]].fillna(0.0)
     clock = table[["tokens", "flops"]].interpolate("index", limit_direction="both")
     rows = [
         _task(tag.removeprefix(str(prefix)).strip("/"))

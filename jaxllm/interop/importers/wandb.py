@@ -20,8 +20,7 @@ from etils import epath
 
 from jaxllm.errors import UserError
 from jaxllm.interop.importers import known_tasks
-from jaxllm.interop.importers.csv_table import read_table
-from jaxllm.interop.importers.table import COMMON, Settings, files_below, to_results
+from jaxllm.interop.importers.table import COMMON, Settings, files_below, read_table, to_results
 from jaxllm.run.records import Results, split_shots
 
 _NUMBERS = ("step", "tokens", "shots", "value")
@@ -46,7 +45,7 @@ def read(path: epath.Path, settings: Settings) -> Results:
     frame = pd.concat(parts, ignore_index=True)
     for name in set(_NUMBERS) & set(frame):
         frame[name] = pd.to_numeric(frame[name], errors="coerce")
-    frame = frame.dropna(subset="value")
+    frame = frame.dropna(subset=["task", "value"])
     default = settings.values.get("run", path.name.split(".")[0])
     frame["run"] = frame.run.fillna(default) if "run" in frame else default
     counted = frame["step"] * settings.number("tokens_per_step")
@@ -55,17 +54,25 @@ def read(path: epath.Path, settings: Settings) -> Results:
     rows = frame[logged].assign(name=frame.task.str.removeprefix(_TRAINING))
     if "run" in settings.values:
         rows["run"] = settings.values["run"]
-    metrics = rows.pivot_table("value", ["run", "step", "tokens"], "name", dropna=False)
-    metrics = metrics.dropna(how="all").reset_index() if len(rows) else None
+    metrics = None
+    if len(rows):
+        metrics = rows.pivot_table("value", ["run", "step"], "name")
+        if "tokens" not in metrics:
+            metrics["tokens"] = rows.groupby(["run", "step"]).tokens.max()
+        metrics = metrics.reset_index()
     scores = frame[~logged].drop(columns="tokens" if frame.tokens.isna().all() else [])
     return to_results(settings, scores, problems, metrics)
 
 
 def _parts(file: epath.Path, settings: Settings, problems: list[str]) -> Iterator[pd.DataFrame]:
     """Rows of one file: `run, step, tokens, task, metric, value`; see `_task` for the tasks."""
-    table = read_table(file)
-    if {"metric", "value"} <= set(table) and {"task", "domain"} & set(table):
-        yield _long_form(table, file)
+    try:
+        table = read_table(file)
+        if {"metric", "value"} <= set(table) and {"task", "domain"} & set(table):
+            yield _long_form(table, file)
+            return
+    except UserError as error:
+        problems.append(f"{error}: left out")
         return
     axis = str(table.columns[0])
     clock = "tokens" if "token" in axis.lower() else "step"
@@ -97,7 +104,7 @@ def _long_form(table: pd.DataFrame, file: epath.Path) -> pd.DataFrame:
 def _task(run: str, key: str, prefix: str) -> tuple[str, str]:
     """Task and metric of a key; a training metric is the task `train/…`."""
     *names, last = key.removeprefix(prefix).strip("/").split("/")
-    if names and last in (*known_tasks.METRICS, *known_tasks.PRIMARY):
+    if names and names != ["train"] and last in (*known_tasks.METRICS, *known_tasks.PRIMARY):
         return _known(names) or "/".join(names), last
     task = _known([*names, last])
     if task or (prefix and any(text.startswith(prefix) for text in (key, f"{run} - {key}"))):

@@ -30,7 +30,7 @@ _CLOCK_TOOLTIPS = [
 
 
 def trajectory(points: pd.DataFrame, axis: Axis, series: Sequence[str]) -> Chart:
-    """One task: value with its ±1.96 SE band against the clock, chance dashed, onset ringed.
+    """One task: value with its ±1.96 SE band against the clock, a guess dashed, onset ringed.
 
     `points` are rows of one task with `low`, `high` (the band), `left_chance` and `series`; a row
     without a value is a gap in the line.
@@ -38,7 +38,8 @@ def trajectory(points: pd.DataFrame, axis: Axis, series: Sequence[str]) -> Chart
     task, metric = str(points.task.iloc[0]), str(points.metric.iloc[0])
     share = is_share(metric)
     number = ".1%" if share else ".3f"
-    y_scale = alt.Scale(domain=_value_range(points, share), nice=False, zero=False)
+    guess = _finite(points.chance_score if share else points.chance)
+    y_scale = alt.Scale(domain=_value_range(points, guess, share), nice=False, zero=False)
     y_axis = alt.Axis(format=".0%" if share else "~g", title=None)
     y = alt.Y("value:Q", scale=y_scale, axis=y_axis)
     base = _base(axis, series, "run", "task_version")
@@ -58,9 +59,8 @@ def trajectory(points: pd.DataFrame, axis: Axis, series: Sequence[str]) -> Chart
         onset = base.mark_point(style="onset", size=110, filled=False)
         onset = onset.encode(y=y, color=alt.Undefined).transform_filter("datum.left_chance")
         layers = [band, *layers[:2], onset, *layers[2:]]
-    chance = _finite(points[["chance", "majority"]].max(axis=1) if share else points.chance)
-    if len(chance):
-        layers.insert(0, reference_line("y", "chance", float(chance.iloc[-1]), y_axis))
+    if len(guess):
+        layers.insert(0, reference_line("y", "chance", float(guess.iloc[-1]), y_axis))
     columns = ["run", "task", *_CLOCKS, "metric", "value", "stderr", "low", "high", "n", "chance",
                "left_chance", "series", "task_version"]  # fmt: skip
     valued = points.dropna(subset="value")
@@ -172,9 +172,9 @@ def _x(axis: Axis, field: str = "") -> alt.X:
     return alt.X(f"{field or axis.field}:Q", scale=scale, axis=labels)
 
 
-def _value_range(points: pd.DataFrame, share: bool) -> list[float]:
-    """The y range: band and chance with a margin; shares span 10 points or more, within 0 to 1."""
-    bounds = _finite(pd.concat([points.low, points.high, points.value, points.chance]))
+def _value_range(points: pd.DataFrame, guess: pd.Series, share: bool) -> list[float]:
+    """The y range: band and guess with a margin; shares span 10 points or more, within 0 to 1."""
+    bounds = _finite(pd.concat([points.low, points.high, points.value, guess]))
     if bounds.empty:
         return [0.0, 1.0]
     low, high = float(bounds.min()), float(bounds.max())

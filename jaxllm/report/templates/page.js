@@ -110,7 +110,7 @@ async function redraw() {
 }
 
 // A fading edge and a hint say that there is more to scroll to.
-for (const box of document.querySelectorAll(".wide, .scroll")) {
+for (const box of document.querySelectorAll(".sideways, .scroll")) {
   const look = () =>
     box.classList.toggle("more", box.scrollLeft + box.clientWidth < box.scrollWidth - 2);
   box.addEventListener("scroll", look);
