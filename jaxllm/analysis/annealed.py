@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -67,8 +68,9 @@ def annealed(study: Study) -> list[Finding]:
             findings.append(dataclasses.replace(Finding.refuse(str(error)), title=title))
             continue
         planned = study.planned_rates.get(run, np.zeros(0))
-        table = _table(run, logged[run], law, planned)
-        sentence = _sentence(run, table, logged[run], _in_progress(logged[run], law, planned))
+        going_on = run in study.planned_tokens or _in_progress(logged[run], law, planned)
+        table = _table(run, logged[run], law, planned, going_on)
+        sentence = _sentence(run, table, logged[run], going_on)
         notes: tuple[str, ...] = ()
         if "planned" in set(table.kind) and planned[-1] < law.lowest_rate - _NEAR * law.peak:
             notes = (
@@ -130,7 +132,8 @@ def _law(study: Study, run: str, logged: dict[str, _Logged]) -> ScheduleLaw:
             return fit(own)
         except UserError:
             pass
-    return fit([*own, *_siblings(study, run, [n for n in logged if n not in family], logged)])
+    others = _siblings(study, run, [n for n in logged if n not in family], logged)
+    return fit([*own, *itertools.islice(others, _SIBLINGS)])
 
 
 def _siblings(
@@ -138,7 +141,7 @@ def _siblings(
 ) -> Iterator[LossCurve]:
     """Curves of runs of the same size, data, batch and peak, at the level of `run`."""
     own = logged[run]
-    for other in others[:_SIBLINGS]:
+    for other in others:
         its = logged[other]
         pairs = [
             (study.params.get(run, 0.0), study.params.get(other, 0.0)),
@@ -162,11 +165,13 @@ def _siblings(
 def _annealed(rates: Array, end: int, lowest: float) -> Array:
     """The first `end` rates, of which the last tenth falls linearly to the lowest; or holds."""
     decay = max(round(_DECAY * end), 1)
-    before = rates[: end - decay]
+    before = rates[: max(end - decay, 1)]
     return np.append(before, np.linspace(before[-1], min(lowest, before[-1]), decay + 1)[1:])
 
 
-def _table(run: str, logged: _Logged, law: ScheduleLaw, planned: Array) -> pd.DataFrame:
+def _table(
+    run: str, logged: _Logged, law: ScheduleLaw, planned: Array, in_progress: bool
+) -> pd.DataFrame:
     curve, rates = logged.curve, logged.curve.rates
     now, top = len(rates), int(np.argmax(rates >= 0.999 * rates.max())) + 1
     parts = [pd.DataFrame({"step": curve.steps, "value": curve.losses}).assign(kind="measured")]
@@ -183,7 +188,7 @@ def _table(run: str, logged: _Logged, law: ScheduleLaw, planned: Array) -> pd.Da
     parts.append(
         pd.DataFrame({"step": steps, "value": law.predict(rates, steps)}).assign(kind="law")
     )
-    begins = steps if _in_progress(logged, law, planned) else steps[steps <= (1 - _DECAY) * now]
+    begins = steps if in_progress else steps[steps <= (1 - _DECAY) * now]
     for end in np.unique((begins / (1 - _DECAY)).round().astype(int)):
         add("annealed", _annealed(rates, int(end), law.lowest_rate))
     if len(planned) > now:

@@ -128,6 +128,7 @@ def _sentences(points: pd.DataFrame, level: float) -> tuple[str, tuple[str, ...]
     at = points[points.fraction == fraction]
     near = at[at.held_out == 1]
     transferred = (near.method == TRANSFER).any()
+    near = near[near.method == TRANSFER] if transferred else near
     basis = "model size forecast from the others" if transferred else "run forecast from itself"
     sentence = (
         f"From {fraction:.0%} of training, with each {basis} ({near.run.nunique()} runs, "
@@ -135,8 +136,8 @@ def _sentences(points: pd.DataFrame, level: float) -> tuple[str, tuple[str, ...]
     )
     far = [(name, at[at.far == name]) for name in DISTANCES]
     return sentence, tuple(
-        f"{name} in size from the nearest finished run ({len(group)} forecasts): "
-        f"{_told(group, level)}."
+        f"×{group.distance.median():.2g} in size from the nearest finished run "
+        f"({len(group)} forecasts): {_told(group, level)}."
         for name, group in far
         if len(group)
     )

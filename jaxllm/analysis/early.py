@@ -66,7 +66,7 @@ def early_tasks(study: Study, *, shares: tuple[float, ...] = SHARES) -> Finding:
     if orders.iloc[0]:
         alike = [one for one in zip(made, parts, strict=True) if one[0].order == orders.index[0]]
         lines += _effects(study, every.points, *alike[len(alike) // 2])
-    return Finding(lines[0], table, "", every.notes, tuple(lines[1:]))
+    return Finding(lines[0], table, notes=every.notes, lines=tuple(lines[1:]))
 
 
 def moves(every: Curves) -> pd.DataFrame:
@@ -83,6 +83,9 @@ def moves(every: Curves) -> pd.DataFrame:
     moved = points.assign(at=math.inf).drop_duplicates(["run", "task"]).set_index(["run", "task"])
     for key, curve in points.groupby(["run", "task"], sort=False):
         deviation = last.scatter[key] * abs(last.level[key])
+        if math.isnan(deviation) and curve.chance_score.isna().all():  # of unknown noise
+            moved.loc[key, "at"] = math.nan
+            continue
         beyond = curve.score - curve.score.iloc[0] > _SIGMAS * deviation
         higher = curve.above.where(curve.chance_score.notna(), beyond).to_numpy(bool)
         first = durable(higher)
@@ -119,8 +122,7 @@ def choose(study: Study, params: float = math.nan, tokens: float = math.nan) -> 
     early = comparisons(near, (budget / end,)) if budget < end else ()
     made = next(itertools.chain(across, early), None)
     alone = Comparison("", "", near, near)
-    tables = [measure(every.points, made or alone, averaged) for averaged in (AVERAGED, 1)]
-    table = max(tables, key=lambda of: of.accuracy[of.main & of.above].mean())
+    table = measure(every.points, made or alone)
     order = ["above", "snr_detrended", "main"]
     table = table.sort_values(order, ascending=False, kind="stable").drop_duplicates("task")
     moved = moves(Curves(every.points[every.points.run.isin(near.run)]))
@@ -141,7 +143,7 @@ def choose(study: Study, params: float = math.nan, tokens: float = math.nan) -> 
     )
     at = f"{amount(near.params.median())} parameters and {amount(budget)} tokens"
     text = f"{(~table.out).sum()} of {len(table)} tasks {rule} at {at}."
-    return Finding(text, table.drop(columns="out"), "", every.notes)
+    return Finding(text, table.drop(columns="out"), notes=every.notes)
 
 
 def _comparable(study: Study) -> tuple[Curves, pd.DataFrame]:
@@ -157,7 +159,8 @@ def _told(rows: pd.DataFrame, order: str) -> str:
     best = rows[rows.tells].sort_values("accuracy", ascending=False, kind="stable")
     best = best.drop_duplicates(["proxy", "task"])
     if best.empty:
-        return f"No task tells {order} better than a coin ({rows.pairs.fillna(0).max():.0f} pairs)."
+        pairs = f"{rows.pairs.fillna(0).max():.0f} pairs"
+        return f"No task is shown to tell {order} better than a coin ({pairs})."
     parts = []
     for proxy, of_proxy in rows.groupby("proxy", sort=False):
         told = best[best.proxy == proxy]
@@ -186,7 +189,7 @@ def _alone(every: Curves, shares: tuple[float, ...]) -> Finding:
         for number, when in enumerate(limits)
         if len(names := share.index[phase == number])
     ]
-    return Finding(f"Beyond a guess and noise move {'; '.join(parts)}.", table, "", every.notes)
+    return Finding(f"Beyond a guess and noise move {'; '.join(parts)}.", table, notes=every.notes)
 
 
 def _effects(
@@ -198,7 +201,7 @@ def _effects(
     main, bits = usable[usable.main], usable[~usable.main & (usable.metric == "bits_per_byte")]
     if (main.averaged > 1).any():
         last = measure(points, made, averaged=1).query("main").set_index("task").accuracy
-        yield (f"The mean of the last {AVERAGED} checkpoints tells {main.accuracy.mean():.1%} of "
+        yield (f"The mean of up to {AVERAGED} last checkpoints tells {main.accuracy.mean():.1%} of "
                f"the pairs, the last one {last[main.index].mean():.1%} "
                f"{where.format(len(main))}")  # fmt: skip
     if len(both := bits.index.intersection(main.index)):

@@ -24,7 +24,7 @@ import pandas as pd
 from jaxllm.analysis.curves import Curve, counts_examples, is_share, of_metric
 from jaxllm.analysis.finding import Finding
 from jaxllm.analysis.health import tasks
-from jaxllm.analysis.onsets import AT_CHANCE, LEFT, guess_score, onset
+from jaxllm.analysis.onsets import AT_CHANCE, LEFT, PROVISIONAL, guess_score, onset
 from jaxllm.analysis.registry import NOW, Study, analysis
 from jaxllm.analysis.rises import FEWEST, SUDDEN, Rises
 from jaxllm.analysis.stats import false_discovery
@@ -90,7 +90,9 @@ def emergence(study: Study) -> Finding:
     table["q"] = false_discovery(table.p.where(table.hard))
     jumps = (table.high < SUDDEN) & (table.q.fillna(table.p) < 0.05)
     shape = np.select([jumps, table.low >= SUDDEN], [UNCLEAR, GRADUAL], UNRESOLVED)
-    table["verdict"] = np.where(table.state == AT_CHANCE, NO_GAIN, shape)
+    off = table.state.isin([LEFT, PROVISIONAL])
+    none = (table.state == AT_CHANCE) | (~off & (shape == UNRESOLVED))
+    table["verdict"] = np.where(none, NO_GAIN, shape)
     for at, row in table[table.hard & (table.verdict == UNCLEAR)].iterrows():
         soft = table[(table.run == row.run) & (table.task == row.task) & ~table.hard]
         table.loc[at, "verdict"] = _cause(soft, row.onset)
@@ -127,7 +129,7 @@ def _cause(soft: pd.DataFrame, until: float) -> str:
     jumps = list(known.verdict == UNCLEAR)
     if any(z > _SIGNIFICANT and not jump for z, jump in zip(early, jumps, strict=True)):
         return METRIC
-    if early and all(jumps) and max(early) < -_SIGNIFICANT:
+    if early and all(jumps) and all(z < -_SIGNIFICANT for z in early):
         return MODEL
     return UNCLEAR
 
@@ -162,7 +164,7 @@ def _sentence(judged: pd.DataFrame) -> str:
         return f"None of {len(judged):,} accuracies and exact matches has a gain."
     counts = gained.verdict.value_counts()
     parts = [f"{counts[v]:,} {v}" for v in (MODEL, METRIC, UNCLEAR) if v in counts]
-    parts = parts or ["none is sudden"]
+    parts = parts or ["none is shown to be sudden"]
     if GRADUAL in counts:
         least = gained.low[gained.verdict == GRADUAL].median()
         parts.append(
@@ -182,5 +184,5 @@ def _of_ends(judged: pd.DataFrame) -> tuple[str, ...]:
     return (
         f"In the last doubling of tokens: {counts}. Saturated is what gains less than "
         f"{100 * MARGIN:g} point per doubling, at 95 % confidence; of tasks without a trend 2.5 % "
-        "would be called growing and 2.5 % falling.",
+        "at most would be called growing and 2.5 % falling.",
     )

@@ -269,7 +269,12 @@ def _from_others(
     begun: dict[tuple[Any, ...], list[AlignedCurve]] = {}
     for i, target in enumerate(targets):
         recent = tuple(target.progress[-RECENT:].round(6))
-        runs = [o for o in finished[target.key] if o.progress[0] <= recent[-1] * (1 + _EPSILON)]
+        runs = [
+            other
+            for other in finished[target.key]
+            if other.progress[0] <= recent[-1] * (1 + _EPSILON)
+            and (other.log_params > 0) == (target.log_params > 0)
+        ]
         if runs:
             begun[target.key, recent] = runs
             grid = target.log_params, recent, tuple(run.log_params for run in runs)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from jaxllm.analysis.curves import is_share, of_metric
 from jaxllm.analysis.finding import Finding, amount
 from jaxllm.analysis.forecast import KEY_COLUMNS, LEVEL, aligned, forecast
 from jaxllm.analysis.registry import AHEAD, Study, analysis
@@ -67,7 +68,7 @@ def digest(records: pd.DataFrame) -> str:
     "Forecasts made before the end",
     needs=lambda study: bool(study.registered),
     place=10,
-    caption="Written down by --preregister while the run was in progress, and not changed since.",
+    caption="Written down by --preregister while the run was in progress.",
     method="The intervals as written, against the mean of the run's last checkpoints.",
 )
 def preregistered(study: Study) -> Finding:
@@ -90,7 +91,9 @@ def preregistered(study: Study) -> Finding:
     if scored.empty:
         first = min(one["date"] for one in study.registered)
         return Finding(f"{len(table)} forecasts of {first} wait for the end of their runs.", table)
-    error, naive = ((scored[name] - scored.truth).abs().mean() for name in ("forecast", "last"))
+    shares = scored[of_metric(is_share, scored.metric)]
+    alike = shares if len(shares) else scored  # errors in other units have no common mean
+    error, naive = ((alike[name] - alike.truth).abs().mean() for name in ("forecast", "last"))
     missed = scored[scored.verdict == MISSED]
     waiting = len(table) - len(scored)
     sentence = (

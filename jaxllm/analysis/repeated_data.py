@@ -40,4 +40,4 @@ def repeated_data(study: Study) -> Finding:
         for row in repeated.head(_NAMED).itertuples()
     )
     more = f"; {len(repeated) - _NAMED} more are repeated" if len(repeated) > _NAMED else ""
-    return Finding(f"{named}{more}." if named else "No domain has been repeated.", table)
+    return Finding(f"{named}{more}." if named else "No domain has been read more than once.", table)

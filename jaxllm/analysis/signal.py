@@ -129,7 +129,7 @@ def measure(points: pd.DataFrame, comparison: Comparison, averaged: int = AVERAG
       of no relation. `above` is whether most proxies are above a guess.
     """
     small = settled(points, comparison.proxies, averaged)
-    ends = settled(points, comparison.targets.assign(until=math.inf), averaged)
+    ends = settled(points, comparison.targets.assign(until=math.inf), AVERAGED)
     unit = ["stratum", "unit"]
     goal = ends[ends.main].groupby(["task", *unit]).score.mean().rename("goal").reset_index()
     both = small.groupby([*_ROW, *unit]).score.mean().reset_index().merge(goal)

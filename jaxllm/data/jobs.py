@@ -18,7 +18,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
-from jaxllm.errors import UserError
+from jaxllm.errors import UserError, nearest
 from jaxllm.kvstore import traffic
 
 INLINE_BYTES = 16e6  # less than this is done before another process has started
@@ -109,17 +109,31 @@ def _run(item: Item) -> tuple[int, int]:
 
 
 def beam_runner(options: Sequence[str]) -> Runner:
-    """A runner that gives jobs to Beam; UserError if it is missing or refuses the options."""
+    """A runner that gives jobs to Beam, with its own command-line options.
+
+    Raises:
+      UserError: Beam is not installed or refuses the options.
+    """
     try:
         import apache_beam as beam
-        from apache_beam.options.pipeline_options import PipelineOptions
+        from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+        from apache_beam.runners.runner import create_runner
     except ImportError as error:
         raise UserError("Beam is not installed: pip install 'jaxllm[beam]'") from error
 
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):  # argparse lists a hundred options
-            PipelineOptions(list(options)).get_all_options()
+            given = PipelineOptions(list(options))
+            # A runner's module may have options of its own; whether it exists is said later.
+            with contextlib.suppress(ValueError, ImportError):
+                create_runner(given.view_as(StandardOptions).runner or "direct")
+            known, every = (
+                given.get_all_options(retain_unknown_options=unknown) for unknown in (False, True)
+            )
+        if unknown := every.keys() - known.keys():
+            nearby = nearest(min(unknown), known)
+            raise UserError(f"Beam does not know the option --{min(unknown)}{nearby}")
     except SystemExit as error:
         reason = said.getvalue().strip().rpartition("error: ")[2]
         raise UserError(f"Beam refuses {' '.join(options)}: {reason}") from error

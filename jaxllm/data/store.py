@@ -230,7 +230,8 @@ class TokenStore:
                 return shard.name.rpartition("-")[0]
             return None
 
-        with ThreadPoolExecutor(os.cpu_count()) as threads:
+        # Each thread holds a shard, of up to 256 MB.
+        with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as threads:
             parts = set(threads.map(damaged_part, self.shards)) - {None}
         if parts:
             self.files.delete([f"{name}.json" for name in (*parts, self.name)])

@@ -211,7 +211,8 @@ class TestPublishedRuns:
     def test_a_rerun_is_told_by_no_task_of_the_olmo_ladder(self, shared_data) -> None:
         found = early_tasks(Study(published.ladder(shared_data, "*-1xC*")))
         assert found.sentence == (
-            "No task tells the last order of runs of equal size better than a coin (4 pairs)."
+            "No task is shown to tell the last order of runs of equal size better than a coin "
+            "(4 pairs)."
         )
 
     def test_signal_to_noise_predicts_decision_accuracy(self, shared_data) -> None:
@@ -268,7 +269,7 @@ def test_effects_are_measured_on_the_runs_of_the_report() -> None:
     half = next(line for line in lines if line.startswith("The half of exam"))
     told = [float(word.rstrip("%.")) for word in half.split() if "%" in word]
     assert told[0] == 100 and told[0] >= told[1]  # the noisy half is dropped
-    averaging = next(line for line in lines if line.startswith("The mean of the last 5"))
+    averaging = next(line for line in lines if line.startswith("The mean of up to 5 last"))
     told = [float(word.rstrip("%")) for word in averaging.split() if word.endswith("%")]
     assert told[0] > told[1]
     assert any(line.startswith("Bits per byte tell") for line in lines)

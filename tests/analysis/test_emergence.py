@@ -117,5 +117,5 @@ def test_nothing_of_pythia_is_sudden(pythia_records) -> None:
     assert not hard.verdict.str.startswith("sudden").any()
     sciq = hard[(hard.task == "sciq") & (hard.verdict == analysis.GRADUAL)]
     assert len(sciq) >= 9 and sciq.width.between(0.5, 2).all()
-    assert "none is sudden" in found.sentence
+    assert "none is shown to be sudden" in found.sentence
     assert hard[hard.task == "logiqa"].verdict.eq(analysis.NO_GAIN).all()

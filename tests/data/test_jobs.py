@@ -103,3 +103,19 @@ def test_options_that_beam_refuses_are_named(options: list[str], reason: str, ca
     with pytest.raises(UserError, match=f"(?s)Beam refuses {' '.join(options)}: .*{reason}"):
         jobs.beam_runner(options)(print, [], "nothing")
     assert "usage" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "runner", ["DataflowRunner", "apache_beam.runners.dask.dask_runner.DaskRunner"]
+)
+def test_options_that_beam_does_not_know_are_named(runner: str) -> None:
+    pytest.importorskip("apache_beam")
+    with pytest.raises(UserError, match="not know the option --max_num_worker; did you mean max_n"):
+        jobs.beam_runner([f"--runner={runner}", "--max_num_worker=10"])
+
+
+def test_options_of_a_runner_are_known_once_it_is_named() -> None:
+    pytest.importorskip("apache_beam")
+    pytest.importorskip("dask.distributed")
+    runner = "apache_beam.runners.dask.dask_runner.DaskRunner"
+    jobs.beam_runner([f"--runner={runner}", "--dask_client_address=localhost:1"])

@@ -49,4 +49,4 @@ def test_advice_names_domain_epochs_and_worth() -> None:
     )
     assert list(found.table.domain) == ["code", "web"]
     once = repeated_data(Study(pd.DataFrame(), epochs={"r": {"web": 0.4}}))
-    assert once.sentence == "No domain has been repeated."
+    assert once.sentence == "No domain has been read more than once."

@@ -104,7 +104,7 @@ def test_shares_of_the_gain(records) -> None:
 def test_ends_and_widths(records) -> None:
     found = emergence(Study(records[records.task.isin(TASKS)]))
     judged = found.table.set_index("task")
-    assert (judged.end == "growing").all() and "none is sudden" in found.sentence
+    assert (judged.end == "growing").all() and "none is shown to be sudden" in found.sentence
     gradual = judged[judged.verdict == "gradual"].low
     assert set(gradual.index) == {"hellaswag 10-shot", "arc_challenge 25-shot", "winogrande"}
     least = sorted(f"{low:.1f}" for low in gradual)
