@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from jaxllm.evaluation.config import EvalConfig
-from jaxllm.evaluation.tasks import split_shots
+from jaxllm.run.records import split_shots
 from tests.evals.adapters import rows
 from tests.harness import models
 

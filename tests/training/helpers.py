@@ -20,6 +20,7 @@ from jaxllm.training.learning_rate import ScheduleConfig
 from jaxllm.training.stages import Stage
 
 LENGTH, ROWS, VOCABULARY = 8, 8, 32
+CORPUS = 1000  # tokens of a domain
 MODEL = ModelConfig(
     vocab_size=VOCABULARY, num_layers=1, embed_dim=16, mlp_dim=32, num_heads=2, max_length=LENGTH
 )
@@ -50,6 +51,9 @@ class FakeSource:
 
     def tokens_read(self, position: int) -> dict[str, int]:
         return {"even": (position + 1) // 2 * LENGTH, "odd": position // 2 * LENGTH}
+
+    def epochs_read(self, position: int) -> dict[str, float]:
+        return {name: tokens / CORPUS for name, tokens in self.tokens_read(position).items()}
 
     def check_vocabulary(self, vocab_size: int) -> None:
         if vocab_size < VOCABULARY:
