@@ -252,9 +252,11 @@ class _Events:
             unit = "" if is_share(record.metric) else f", {metric_name(record.metric)}"
             overlaid.setdefault(record.domain + unit, []).append(f"^{re.escape(_tag(record))}$")
             value, *ends = _scalars(record)
-            series = [(value, *ends[:2])] * (len(ends) > 1) + [(ends[-1],) * 3] * (len(ends) % 2)
+            chance = ends[len(ends) // 2 * 2 :]  # after both ends of the band, or alone
+            series = [(value, *ends[:2])] * (len(ends) > 1) + [(end,) * 3 for end in chance]
             named = [dict(zip(("value", "lower", "upper"), one, strict=True)) for one in series]
-            margins.append({"title": record.task, "margin": {"series": named}})
+            if named:
+                margins.append({"title": record.task, "margin": {"series": named}})
         charts = [{"title": name, "multiline": {"tag": tags}} for name, tags in overlaid.items()]
         losses = {"title": "by domain", "multiline": {"tag": ["^train/loss(/|$)"]}}
         layout = layout_pb2.Layout(
