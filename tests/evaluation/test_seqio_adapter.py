@@ -95,7 +95,7 @@ def test_seqios_evaluator_measures_what_ours_does(tmp_path):
     for record in records:
         if record.metric not in OF_THE_BATCHES:
             measured = theirs[record.task][record.metric]
-            ours = [record.value, record.stderr, record.n, record.chance]
+            ours = [record.value, record.stderr, record.n, record.chance, record.majority]
             np.testing.assert_equal(list(dataclasses.astuple(measured)), ours)
 
 
