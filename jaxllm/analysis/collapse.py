@@ -114,8 +114,8 @@ def leaves_collapse(study: Study, run: str) -> Check | None:
         f"{count} finished runs at equal tokens per parameter, as scaled before (p = {p:.2g})."
     )
     advice = (
-        "Compare schedule, learning rate, batch, weight decay and data with theirs; if they are "
-        "equal, look for a numerical fault."
+        "Compare schedule, learning rate, batch, weight decay and data; if they are equal, look "
+        "for a numerical fault."
     )
     return Check("collapse", p < ALPHA, excess, reason, advice, p_value=p)
 

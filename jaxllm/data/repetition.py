@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-DATA_DECAY, PARAMS_DECAY = 15.3878, 5.3097  # R_D* and R_N*, fitted to 182 runs
+DATA_DECAY = 15.3878  # R_D*, fitted to 182 runs
 MAX_EPOCHS = 4.0  # up to which repeated data are almost as good as new (section 6)
 
 

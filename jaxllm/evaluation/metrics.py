@@ -273,12 +273,12 @@ def generation(task: TaskDefinition, examples: Sequence[Prompt], answers: Texts)
         "target": [e.targets[0] for e in examples],
         "prediction": [several[0] for several in texts],
     }
+    # A right answer has an F1 of 1, too: there it is a lower bound.
+    constant = best_constant([e.targets for e in examples])
     for name in scores[0]:
         values = np.asarray([float(score[name]) for score in scores]).reshape(len(examples), -1)
         columns[name] = values.mean(axis=1).tolist()
         if name != "pass":
-            # A right answer has an F1 of 1, too: there it is a lower bound.
-            constant = best_constant([e.targets for e in examples])
             measured[name] = mean(values.mean(axis=1), task.chance, constant)
             continue
         columns["correct"] = values[:, 0].astype(bool).tolist()

@@ -6,10 +6,11 @@ import pytest
 
 from jaxllm.analysis.registry import Study
 from jaxllm.analysis.repeated_data import repeated_data
-from jaxllm.data.repetition import DATA_DECAY, PARAMS_DECAY, check_epochs, worth
+from jaxllm.data.repetition import DATA_DECAY, check_epochs, worth
 
 # Muennighoff et al. (2023), the unrounded coefficients of their code.
 A, B, E, EXPONENT = np.exp(6.255414), np.exp(7.3049974), np.exp(0.6254804), 0.35266
+PARAMS_DECAY = 5.3097  # R_N*
 
 
 def test_the_published_table_comes_out() -> None:

@@ -267,16 +267,16 @@ def parametric(
     frame, notes = usable(points, ("params", "tokens", "loss"))
     if reason := _unidentified(frame, tied):
         return ComputeOptimal.refuse(reason, notes)
-    kept = np.ones(len(frame), bool)
+    regular = np.ones(len(frame), bool)
     for _ in range(2):
-        law = _fit(frame[kept], tied, floor)[0]
+        law = _fit(frame[regular], tied, floor)[0]
         residual = np.log(frame.loss) - _log_loss(law, np.log(frame.params), np.log(frame.tokens))
-        kept, before = ~outliers(residual.to_numpy(), 4 - tied + floor), kept
-        if (kept == before).all():
+        regular, previous = ~outliers(residual.to_numpy(), 4 - tied + floor), regular
+        if (regular == previous).all():
             break
-    if not kept.all():
-        notes += (f"Far off the law, and left out: {names(frame[~kept])}.",)
-        frame = frame[kept]
+    if not regular.all():
+        notes += (f"Far off the law, and left out: {names(frame[~regular])}.",)
+        frame = frame[regular]
     laws = _fit(frame, tied, floor, draws, seed, start=law)
     a, alpha, b, beta, e = laws.T
     exponent = np.minimum(alpha, beta)

@@ -176,8 +176,8 @@ def _bend(
 
     Returns:
       The p-value of the line (F test), and (E, alpha, c), None where E is not identifiable: not
-      above 0 beyond doubt, or with an exponent of unknown size. Their intervals are those of the
-      profile likelihood over alpha.
+      above 0 by more than its interval, or with an exponent of unknown size. Their intervals are
+      those of the profile likelihood over alpha.
     """
     dof, center = len(x) - 3, x.mean()
     if dof < 2:

@@ -156,7 +156,7 @@ def bands(
     """A line per `series`, with its interval `low` to `high`; a value alone is a dot."""
     shown = table[_distinct(x, y, series, "run", "low", "high")]
     alone = shown[_distinct(series, "run")].value_counts()[lambda n: n == 1].reset_index()[series]
-    kept = f"indexof({json.dumps([*alone])}, datum['{series}'])"
+    place = f"indexof({json.dumps([*alone])}, datum['{series}'])"
     scale = alt.Scale(zero=False, nice=True)
     axis = alt.Axis(format=".3~g")
     base = alt.Chart().encode(
@@ -167,7 +167,10 @@ def bands(
     low = alt.Y("low:Q", scale=scale, axis=axis, title=titles[1])
     value = alt.Y(f"{y}:Q", scale=scale, axis=axis, title=titles[1])
     tooltip = [*_tooltips(":N", "run", series), *_tooltips(":Q", x, y, "low", "high")]
-    lines, dots = base.transform_filter(f"{kept} < 0"), base.transform_filter(f"{kept} >= 0")
+    lines, dots = (
+        base.transform_filter(f"{place} < 0"),
+        base.transform_filter(f"{place} >= 0"),
+    )
     layers = [
         lines.mark_line(strokeWidth=1.6).encode(y=value, tooltip=tooltip),
         lines.mark_area(opacity=0.16).encode(y=low, y2=alt.Y2("high:Q")),
