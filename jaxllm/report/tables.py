@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import itertools
 import math
-import tokenize
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -242,16 +241,15 @@ def _domain_weights(run: Run) -> dict[str, float]:
 
 def _planned_rates(run: Run) -> np.ndarray:
     """The learning rate of each update by the run's config; none of stages or a damaged config."""
-    steps, config = run.planned_steps(), run.config()
+    known, steps = run.settings(), run.planned_steps()
+    schedule = "ScheduleConfig."
+    own = {k.removeprefix(schedule): v for k, v in known.items() if k.startswith(schedule)}
+    if not steps or not own or known.get("TrainConfig.stages"):
+        return np.zeros(0)
     try:
-        known = stored_config.settings(config)
-        fields = [name for name in known if name.startswith("ScheduleConfig.")]
-        schedule = ScheduleConfig(**{name.partition(".")[2]: known[name] for name in fields})
-    except (SyntaxError, ValueError, TypeError, tokenize.TokenError, UserError):
+        return planned_rates(ScheduleConfig(**own), steps)
+    except (TypeError, ValueError, UserError):
         return np.zeros(0)
-    if not steps or not fields or known.get("TrainConfig.stages"):
-        return np.zeros(0)
-    return planned_rates(schedule, steps)
 
 
 def _epochs(checkpoints: pd.DataFrame) -> dict[str, float]:
