@@ -30,6 +30,7 @@ class Layout:
         self.parent = root / "parent"  # a run directory, where it begins at hf:DIR
         self.domain_weights = root / "domain_weights.gin"  # the answer of a run with DoReMi
         self.trajectory = root / "trajectory"  # a directory per step with each task's records
+        self.token_losses = root / "token_losses"  # a directory per token set
         self.abandoned = root / "abandoned_records"  # records of steps that were trained again
         self.tensorboard = root / "tensorboard"  # event files and profiles
         self.report = root / "report"  # the HTML report, index.html

@@ -24,6 +24,7 @@ from jaxllm.run import manifest, stored_config
 from jaxllm.run.layout import Layout
 from jaxllm.run.manifest import ManifestEntry
 from jaxllm.run.times import TimeBreakdown, before_restart
+from jaxllm.run.token_losses import TokenLosses, token_set_names
 from jaxllm.run.trajectory import TrajectoryStore
 from jaxllm.uploads import UPLOAD_SECONDS
 
@@ -216,9 +217,12 @@ class Run:
         for later in sorted(committed_steps(layout)):
             if later > step:
                 move_away(layout.checkpoint(later), layout.damaged / str(later))
+        abandoned = layout.abandoned / f"{time.time():.0f}"
         for later in self.trajectory.steps():
             if later > step:
-                self.trajectory.abandon(later, layout.abandoned / f"{time.time():.0f}")
+                self.trajectory.abandon(later, abandoned)
+        for name in self.token_set_names():
+            self.token_losses(name).abandon(step, abandoned / layout.token_losses.name)
 
     # Tables
 
@@ -231,6 +235,14 @@ class Run:
     def records(self) -> pd.DataFrame:
         """The trajectory table; see `jaxllm.run.records.Record` for its columns."""
         return self._records[0]
+
+    def token_set_names(self) -> tuple[str, ...]:
+        """The names of the token sets with losses; see `token_losses`."""
+        return token_set_names(self.layout)
+
+    def token_losses(self, name: str) -> TokenLosses:
+        """The loss of each token of a token set at the checkpoints."""
+        return TokenLosses(self.layout, name, self._saved)
 
     def metrics(self) -> pd.DataFrame:
         """A row per logged step, ordered by step; empty when there is none."""
@@ -275,9 +287,13 @@ class Run:
 
     @functools.cached_property
     def _records(self) -> tuple[pd.DataFrame, tuple[str, ...]]:
+        return self.trajectory.read_with_problems(self._saved)
+
+    @property
+    def _saved(self) -> dict[int, float]:
+        """The `wall_time` of each checkpoint of the manifest."""
         rows = self.manifest_lines.read()[0]
-        saved = {row["step"]: row["wall_time"] for row in rows if "wall_time" in row}
-        return self.trajectory.read_with_problems(saved)
+        return {row["step"]: row["wall_time"] for row in rows if "wall_time" in row}
 
     _metrics = functools.cached_property(lambda self: lines_table(self.metrics_lines))
     _checkpoints = functools.cached_property(lambda self: lines_table(self.manifest_lines))
