@@ -1,0 +1,1 @@
+"""Per-token losses over checkpoints -> which tokens a model learns, forgets, has learned."""
