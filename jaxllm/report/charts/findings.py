@@ -19,10 +19,12 @@ from jaxllm.analysis.emergence import NO_GAIN, VERDICTS
 from jaxllm.analysis.finding import Finding
 from jaxllm.analysis.mixtures.check import OBJECTIVE
 from jaxllm.analysis.mixtures.findings import STEP
+from jaxllm.analysis.perplexity_axis import CLOCKS
 from jaxllm.analysis.registry import Study
 from jaxllm.analysis.rises import SUDDEN
 from jaxllm.report.charts import marks
 from jaxllm.report.charts.specs import Chart
+from jaxllm.report.charts.trajectories import side_by_side
 from jaxllm.report.theme import DISTINCT
 
 _PERCENT = "format(100 * datum.value, '.0f')"
@@ -170,6 +172,25 @@ def compute_optimal(finding: Any, study: Study) -> Chart | None:
 def task_ladders(finding: Finding, study: Study) -> Chart | None:
     """The accuracy over the soft metric."""
     return marks.law(finding.table, "soft", "accuracy", ("soft metric", "accuracy"))
+
+
+def perplexity_axis(finding: Finding, study: Study) -> Chart | None:
+    """Errors of the predictors; accuracies by all clocks, side by side; or perplexities."""
+    table, title, down = finding.table, "held-out perplexity", ("perplexity", "option_perplexity")
+    if "rmse" in table:
+        label = "root-mean-square error of the mean accuracy of sizes left out, with 95 % intervals"
+        return marks.dots(table.sort_values("rmse"), "predictor", "rmse", label, low="rmse_low",
+                          high="rmse_high", number=".1%", reference=0.0)  # fmt: skip
+    if "accuracy" in table:
+        panels = [
+            (f"By {name}", marks.lines(table, x, "accuracy", (name, "mean accuracy"), falling=down))
+            for x, name in CLOCKS.items()
+        ]
+        return side_by_side(panels, 2)
+    if "options" in table:
+        titles = (title, "perplexity of options (wrong ones dashed)")
+        return marks.lines(table, down[0], down[1], titles, dash="options", falling=down)
+    return marks.lines(table, "flops", "perplexity", (_AMOUNTS["flops"], title))
 
 
 def swarm_shares(finding: Finding, study: Study) -> Chart | None:

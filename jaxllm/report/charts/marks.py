@@ -150,6 +150,39 @@ def law(table: pd.DataFrame, x: str, y: str, titles: tuple[str, str]) -> Chart:
     return layered([line, points], shown, 190, f"{titles[1]} against {titles[0]}.")
 
 
+def lines(
+    table: pd.DataFrame, x: str, y: str, titles: tuple[str, str], *, dash: str = "",
+    falling: Sequence[str] = (),
+) -> Chart:  # fmt: skip
+    """A line per run of `y` over `x`, coloured by its `size`, of at most `DISTINCT` sizes.
+
+    x, and a perplexity on y, are logarithmic, and the axes of `falling` go down; the second value
+    of `dash` is dashed.
+    """
+    sizes = _distinct(*table["size"])
+    chosen = np.unique(np.linspace(0, len(sizes) - 1, DISTINCT).round().astype(int))
+    colours = alt.Scale(domain=[sizes[number] for number in chosen])
+
+    def place(name: str, title: str) -> dict[str, Any]:
+        kind: Any = "log" if name == x or "perplexity" in name else "linear"
+        down = name in falling
+        scale = alt.Scale(type=kind, zero=False, nice=False, padding=8, reverse=down)
+        return {"scale": scale, "title": title, "axis": _amounts(table[name])}
+
+    base = alt.Chart().encode(
+        x=alt.X(f"{x}:Q", **place(x, titles[0])),
+        y=alt.Y(f"{y}:Q", **place(y, titles[1])),
+        color=alt.Color("size:N", scale=colours, legend=None),
+        detail=alt.Detail("run:N"),
+        tooltip=[*_tooltips(":N", "run", dash), *_tooltips(":Q", x, y)],
+    )
+    if dash:
+        base = base.encode(strokeDash=alt.StrokeDash(f"{dash}:N", legend=None))
+    layers = [base.mark_line(strokeWidth=1.4), base.mark_circle(size=18, opacity=0.9)]
+    shown = table[table["size"].isin(colours.domain)]
+    return layered(layers, shown, 230, f"{titles[1]} against {titles[0]}.")
+
+
 def bands(
     table: pd.DataFrame, x: str, y: str, series: str, titles: tuple[str, str], order: Sequence[str]
 ) -> Chart:

@@ -138,7 +138,8 @@ def side_by_side(charts: Sequence[tuple[str, Chart]], columns: int) -> Chart:
         for name, chart in charts
     ]
     spacing = {"row": 76, "column": 56}
-    return alt.concat(*panels, columns=columns, spacing=spacing, bounds="flush")
+    picture = alt.concat(*panels, columns=columns, spacing=spacing, bounds="flush")
+    return picture.properties(usermeta={"least_width": 330 * columns})
 
 
 def _base(axis: Axis, series: Sequence[str], *detail: str) -> alt.Chart:

@@ -1,0 +1,221 @@
+"""Which of perplexity, size and compute predicts accuracy, on suites whose answer is planted."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import optimize, special
+
+from jaxllm.analysis import perplexity_axis as axis
+from jaxllm.analysis.curves import curves
+from jaxllm.analysis.registry import Study
+from jaxllm.report.charts import findings as charts
+from jaxllm.report.charts.specs import legend, split
+from tests.analysis.planted import table
+
+SIZES = (10e6, 30e6, 100e6, 300e6)
+TOKENS = np.geomspace(1e8, 1e10, 12)
+CHANCE = np.array([0.25, 0.5, 0.25, 0.2])
+
+
+def suite(
+    accuracy, *, sizes=SIZES, text="heldout_books", metric="perplexity", noise=0.3, more=None
+):
+    """Records of a suite; `accuracy(loss, params)` is the share above chance, of four tasks."""
+    rng, parts = np.random.default_rng(0), []
+    for size in sizes:
+        # a wobble that neither size nor compute knows of
+        loss = 1.5 + 40 * size**-0.2 + 500 * TOKENS**-0.35 + noise * rng.uniform(0, 1, len(TOKENS))
+        share = np.broadcast_to(accuracy(loss, size), len(TOKENS))
+        tasks = {f"t{i}": c + (1 - c) * share * (0.8 + 0.1 * i) for i, c in enumerate(CHANCE)}
+        own = {"run": f"r{size:g}", "params": size, "tokens": TOKENS}
+        scored = table(tasks, **own)
+        parts.append(scored.assign(chance=CHANCE[scored.task.str[1:].astype(int)]))
+        value = loss / math.log(2) if metric == "bits_per_byte" else np.exp(loss)
+        if text:
+            parts.append(table({text: value}, **own, metric=metric).assign(primary=True))
+        for name, factor in (more or {}).items():
+            parts.append(table({"t0": np.exp(loss * factor)}, **own, metric=name))
+    return pd.concat(parts, ignore_index=True)
+
+
+def by_perplexity(loss, size):
+    return special.expit(3 - 1.2 * loss)
+
+
+def by_size(loss, size):
+    return special.expit(0.9 * np.log(size / 1e9))
+
+
+def logistic_regression(design, weights, shares):
+    """The coefficients of the largest likelihood, as SciPy finds them."""
+
+    def negative(beta):
+        eta = design @ beta
+        return float(weights @ (np.logaddexp(0, eta) - shares * eta))
+
+    def slope(beta):
+        return design.T @ (weights * (special.expit(design @ beta) - shares))
+
+    start, options = np.zeros(design.shape[1]), {"gtol": 1e-10, "maxiter": 1000}
+    return optimize.minimize(negative, start, jac=slope, method="BFGS", options=options).x
+
+
+def answer(records, **fields):
+    found = axis.perplexity_axis(Study(records, **fields))
+    return found[0], found[0].table.set_index("predictor") if len(found[0].table) else None
+
+
+def test_perplexity_wins_where_it_determines_accuracy():
+    found, table = answer(suite(by_perplexity))
+    own, other = table.loc[axis.ALONE], table.loc["parameters and FLOPs"]
+    assert own.r2 > 0.995 and own.rmse < 0.004 < 4 * own.rmse_high + 0.004 < other.rmse
+    assert "perplexity is better" in found.sentence and "4 sizes" in found.sentence
+    assert table.rmse_low.le(table.rmse).all() and table.rmse.le(table.rmse_high).all()
+
+
+def test_parameters_win_where_they_determine_accuracy():
+    found, table = answer(suite(by_size))
+    assert table.loc["parameters"].rmse < 0.01
+    assert table.loc["parameters"].r2 > 0.99
+    assert "perplexity is worse" in found.sentence and "without it, parameters" in found.sentence
+
+
+def test_errors_are_those_of_a_loop_over_sizes():
+    """Logistic regressions of the excess over chance, by SciPy."""
+    records = suite(by_perplexity)
+    found, table = answer(records)
+    points = axis.perplexity_axis(Study(records))[1].table
+    points = points[points.tokens >= 0.1 * TOKENS[-1]]
+    floor, squares = CHANCE.mean(), []
+    logs = np.log(points[["params", "flops"]].to_numpy(float))
+    design = np.column_stack([np.ones(len(logs)), (logs - logs.mean(0)) / logs.std(0)])
+    share = (points.accuracy.to_numpy() - floor) / (1 - floor)
+    for size in SIZES:  # every size has as many checkpoints, so all weigh alike
+        out = (points.params == size).to_numpy()
+        beta = logistic_regression(design[~out], np.ones((~out).sum()), share[~out])
+        squares += [*((special.expit(design[out] @ beta) - share[out]) * (1 - floor)) ** 2]
+    row = table.loc["parameters and FLOPs"]
+    assert row.rmse == pytest.approx(math.sqrt(np.mean(squares)), rel=1e-4)
+    assert row.r2 == pytest.approx(1 - np.mean(squares) / points.accuracy.var(ddof=0), rel=1e-4)
+    assert f"by {100 * table.loc[axis.ALONE].rmse:.2g} points" in found.sentence
+
+
+def test_fractional_logit_maximizes_the_likelihood():
+    rng = np.random.default_rng(1)
+    design = np.column_stack([np.ones(60), rng.normal(size=(60, 2))])
+    weights = rng.uniform(0.5, 2, 60)
+    shares = rng.uniform(0.05, 0.6, (60, 3))
+    found = axis.fractional_logit(design, weights, shares)
+    for column in range(3):
+        best = logistic_regression(design, weights, shares[:, column])
+        np.testing.assert_allclose(found[:, column], best, atol=1e-5)
+
+
+def test_sizes_agree_at_equal_perplexity_only():
+    points = axis.perplexity_axis(Study(suite(by_perplexity)))[1]
+    apart = {clock: axis.spread(points.table, clock) for clock in axis.CLOCKS}
+    assert apart["perplexity"] < 0.1 * min(apart[c] for c in ("flops", "tokens", "step"))
+    flat = points.table.assign(
+        accuracy=points.table.params.map(dict(zip(SIZES, range(4), strict=True)))
+    )
+    assert axis.spread(flat, "tokens") == pytest.approx(np.std(range(4), ddof=1))
+
+
+@pytest.mark.parametrize("metric", ["perplexity", "bits_per_byte"])
+def test_perplexity_is_in_nats_whatever_was_recorded(metric):
+    every = suite(by_perplexity, metric=metric)
+    loss, name = axis.held_out(curves(every).points)
+    assert name == "heldout_books"
+    text = every[every.task == name].set_index(["run", "step"]).value
+    wanted = np.log(text) if metric == "perplexity" else text * math.log(2)
+    np.testing.assert_allclose(loss.loc[wanted.index], wanted)
+
+
+def test_texts_are_averaged_and_lambada_stands_in_where_there_is_none():
+    two = pd.concat(
+        [suite(by_size), suite(by_size, text="heldout_code").query("task == 'heldout_code'")]
+    )
+    assert axis.held_out(curves(two).points)[1] == "2 texts"
+    scored = suite(by_size, text="lambada_openai")
+    of = scored.task == "lambada_openai"
+    graded = scored[of].assign(metric="accuracy", value=0.5)
+    found = axis.perplexity_axis(Study(pd.concat([scored, graded], ignore_index=True)))
+    assert "perplexity of lambada_openai" in found[1].sentence
+    assert "accuracy of 4 tasks" in found[0].sentence  # LAMBADA is not predicted from itself
+
+
+def test_options_part_with_perplexity():
+    more = {"perplexity_correct": 0.5, "perplexity_incorrect": 0.75}
+    found = axis.perplexity_axis(Study(suite(by_perplexity, more=more)))
+    (options,) = [one for one in found if one.title == "Right and wrong options"]
+    table = options.table
+    factor = table.options.map({"right options": 0.5, "wrong options": 0.75})
+    np.testing.assert_allclose(table.option_perplexity, table.perplexity**factor)
+    low, high = table.perplexity.min(), table.perplexity.max()
+    assert f"goes from {high:.3g} to {low:.3g}" in options.sentence
+    assert f"wrong options {high**0.75:.3g} to {low**0.75:.3g}" in options.sentence
+
+
+def test_what_a_branch_has_from_its_parent_counts_once():
+    records = suite(by_perplexity)
+    branch = records[records.run == "r1e+08"].assign(run="branch")
+    parents = {"branch": ("r1e+08", float(TOKENS[-2]))}
+    found = axis.perplexity_axis(Study(pd.concat([records, branch]), parents=parents))
+    assert (found[1].table.run == "branch").sum() == 1
+
+
+@pytest.mark.parametrize(
+    ("records", "reason"),
+    [
+        (suite(by_size, sizes=SIZES[:2]), "no family has 3 sizes"),
+        (suite(by_size, text=""), "no held-out text was scored"),
+        (suite(by_size).query("task == 'heldout_books'"), "0 sizes have both"),
+        (suite(lambda loss, size: 0.3), "do not vary"),
+    ],
+    ids=["two sizes", "no text", "no accuracy", "constant"],
+)
+def test_refuses_what_cannot_be_told(records, reason):
+    found = axis.perplexity_axis(Study(records))[0]
+    assert reason in found.refused and not found.table.size
+
+
+def test_one_task_has_no_interval():
+    records = suite(by_perplexity)
+    found, table = answer(records[records.task.isin(["t0", "heldout_books"])])
+    assert "unknown, of one task" in found.sentence and table.rmse_low.isna().all()
+
+
+def test_every_card_has_its_chart_with_a_line_per_size():
+    more = {"perplexity_correct": 0.5, "perplexity_incorrect": 0.75}
+    study = Study(suite(by_perplexity, more=more))
+    found = axis.perplexity_axis(study)
+    drawn = {one.title: split(charts.perplexity_axis(one, study)) for one in found}
+    assert len(drawn) == 4
+    panels = drawn["Accuracy by held-out perplexity"][0]["concat"]
+    scales = [panel["layer"][0]["encoding"]["x"] for panel in panels]
+    assert [x["field"] for x in scales] == [*axis.CLOCKS]
+    assert [x["scale"]["reverse"] for x in scales] == [True, False, False, False]
+    for title in list(drawn)[1:]:
+        field, sizes = legend(*drawn[title])
+        assert field == "size" and len(sizes) == len(SIZES), title
+
+
+def test_two_families_are_told_apart():
+    other = suite(by_size).assign(family="g")
+    other = other.assign(run=other.run + "g")
+    found = axis.perplexity_axis(Study(pd.concat([suite(by_perplexity), other])))
+    assert {one.title.rpartition(", ")[2] for one in found} == {"f", "g"}
+
+
+def test_pythia_sizes_agree_at_equal_lambada_perplexity(pythia_records):
+    """Published runs: at equal perplexity the sizes differ by half of what they do elsewhere."""
+    records = pythia_records[pythia_records.family == "pythia-deduped"]
+    found = axis.perplexity_axis(Study(records))
+    points = dataclasses.replace(found[1]).table
+    apart = {clock: axis.spread(points, clock) for clock in axis.CLOCKS}
+    assert 2 * apart["perplexity"] < min(apart[c] for c in ("flops", "tokens", "step"))
+    table = found[0].table.set_index("predictor")
+    assert table.r2[axis.ALONE] > 0.85 and table.rmse.idxmin() == axis.ALONE
