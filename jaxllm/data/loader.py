@@ -21,10 +21,11 @@ from jaxllm.data.mixture import Mixture
 from jaxllm.data.packing import (
     ConcatSequences,
     PackedSequences,
+    Range,
     SequenceArrays,
     empty_sequences,
 )
-from jaxllm.data.permutation import derive_key, permute
+from jaxllm.data.permutation import derive_key, invert, permute
 from jaxllm.data.prepare import PreparedDomain, prepare
 from jaxllm.data.tokenizer import Tokenizer
 from jaxllm.data.vocabularies import load_tokenizer
@@ -133,6 +134,36 @@ class SequenceSource:
                 layout.fill({name: array[place] for name, array in arrays.items()}, chunks)
         return arrays | {"domains": self._domain_of[sources]}
 
+    def ranges(self, start: int, count: int) -> Iterator[tuple[int, list[Range]]]:
+        """The source of sequences start .. start + count - 1, and their chunks in its store."""
+        sources, numbers = self._mixture.sequences(start - self.origin.position, count)
+        for source, number in zip(sources.tolist(), numbers, strict=True):
+            order = self._order(source, np.atleast_1d(number))
+            yield source, self._layouts[source].ranges(order)[0]
+
+    def reads(
+        self, name: str, tokens: Range, start: int, stop: int
+    ) -> Iterator[tuple[int, int, int]]:
+        """Yield where sequences start .. stop - 1 read tokens of a document, in O(log) steps.
+
+        For each epoch: the first and last sequence with targets among `tokens` of the corpus task
+        `name`, and the number of these targets. The inverse of `sequences`.
+        """
+        source = next((i for i, one in enumerate(self.prepared) if one.name == name), None)
+        if source is None:
+            return
+        layout, key = self._layouts[source], self._key
+        indices, targets = layout.find(*tokens)
+        position, read = self.origin.position, self._read_before(source)
+        first, last = (read + self._mixture.count(source, p - position) for p in (start, stop))
+        for epoch in range(first // layout.count, -(-last // layout.count)):
+            numbers = epoch * layout.count + invert(indices, layout.count, key(source, epoch))
+            own = (numbers >= first) & (numbers < last)
+            if own.any():
+                ends = (numbers[own].min() - read, numbers[own].max() - read)
+                a, b = (position + self._mixture.sequence(source, int(end)) for end in ends)
+                yield a, b, int(targets[own].sum())
+
     def epochs(self, sequences: int) -> dict[str, float]:
         """How often the first `sequences` sequences read each domain, or each of its sources."""
         return {
@@ -151,13 +182,20 @@ class SequenceSource:
     def _order(self, source: int, numbers: np.ndarray) -> list[int]:
         """Layout indices of a source's sequences `numbers`; each epoch has its own order."""
         size = self._layouts[source].count
-        before = self.origin.tokens.get(self.prepared[source].name, 0)
-        numbers = numbers + -(-before // self.config.sequence_length)
-        epochs, indices = np.divmod(numbers, size)
+        epochs, indices = np.divmod(numbers + self._read_before(source), size)
         for epoch in np.unique(epochs):
-            key = derive_key(self.config.seed, self.prepared[source].name, epoch)
-            indices[epochs == epoch] = permute(indices[epochs == epoch], size, key)
+            own, key = epochs == epoch, self._key(source, epoch)
+            indices[own] = permute(indices[own], size, key)
         return indices.tolist()
+
+    def _read_before(self, source: int) -> int:
+        """The number of a source's sequences that were read before the order began."""
+        return -(
+            -self.origin.tokens.get(self.prepared[source].name, 0) // self.config.sequence_length
+        )
+
+    def _key(self, source: int, epoch: int) -> int:
+        return derive_key(self.config.seed, self.prepared[source].name, epoch)
 
     def check_vocabulary(self, vocab_size: int) -> None:
         """Raise UserError if `vocab_size` does not cover the tokenizer's ids."""

@@ -13,6 +13,7 @@ modulo 2^64, hence exact on every machine.
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Sequence
 
 import numpy as np
@@ -58,6 +59,14 @@ class Mixture:
         """Number of the sequences 0 .. stop - 1 that come from `domain`."""
         low, high = self._edges[domain], self._edges[domain + 1]
         return self._points_below(high, stop) - self._points_below(low, stop)
+
+    def sequence(self, domain: int, index: int) -> int:
+        """The sequence with that index among the domain's: the inverse of `sequences`."""
+        width = self._edges[domain + 1] - self._edges[domain]
+        low, high = ((index + error) * MODULUS // width for error in (-64, 66))  # of O(log n)
+        stops = range(max(0, low), high)
+        count = lambda stop: self.count(domain, stop)
+        return stops[bisect.bisect_left(stops, index + 1, key=count)] - 1
 
     def _points_below(self, edge: int, stop: int) -> int:
         """Number of the first `stop` points in [0, edge).

@@ -24,6 +24,7 @@ from jaxllm.kvstore import ByteRange
 
 SequenceArrays = dict[str, np.ndarray]
 Chunks = list[np.ndarray]
+Range = tuple[int, int]
 zip_ = functools.partial(zip, strict=True)
 
 
@@ -45,6 +46,11 @@ class ConcatSequences:
         self._store, self._length, self._masked = store, length, masked
         self.count = max(1, -(-(store.counts.tokens - 1) // length))
 
+    def ranges(self, indices: Sequence[int]) -> list[list[Range]]:
+        """The tokens of each chunk of sequences `indices`, the last target included."""
+        starts, end = [index * self._length for index in indices], self._store.counts.tokens
+        return [[(start, min(start + self._length + 1, end))] for start in starts]
+
     def start_reads(self, indices: Sequence[int]) -> Callable[[], list[Chunks]]:
         """Start to read sequences `indices`, all at once.
 
@@ -52,10 +58,12 @@ class ConcatSequences:
           A function that waits for them: of each the tokens of its chunks, int32, each with the
           last target in addition to the inputs.
         """
-        starts = [index * self._length for index in indices]
-        end = self._store.counts.tokens
-        wait = self._store.start_reads([(s, min(s + self._length + 1, end)) for s in starts])
-        return lambda: [[tokens] for tokens in wait()]
+        return _start_reads(self._store, self.ranges(indices))
+
+    def find(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """The sequences with targets among tokens [start, stop) of a shard, and their numbers."""
+        targets = np.arange(max(start, 1), stop)
+        return np.unique((targets - 1) // self._length, return_counts=True)
 
     def fill(self, out: SequenceArrays, chunks: Chunks) -> None:
         """Write a sequence with these chunks into the (zeroed) arrays [T] of `out`."""
@@ -81,29 +89,47 @@ class PackedSequences:
             raise UserError(f"{store.files.directory} has no plan for {self._name}: prepare it")
         self._edges = np.cumsum([0, *json.loads(content)])  # sequences before each shard
         self.count = int(self._edges[-1])
+        self._held = functools.lru_cache(maxsize=2)(self._read_plan)
 
-    def start_reads(self, indices: Sequence[int]) -> Callable[[], list[Chunks]]:
+    def ranges(self, indices: Sequence[int]) -> list[list[Range]]:
         """As of `ConcatSequences`."""
         read, places = self._store.files.start_reads, np.asarray(indices)
         shards = np.searchsorted(self._edges, places, side="right") - 1
-        names = [f"{self._name}/{self._store.shards[shard].name}" for shard in shards]
+        names = [self._plan(shard) for shard in shards]
         places = 4 * (places - self._edges[shards])
         edges = read([ByteRange(f"{n}.edges", p, p + 8) for n, p in zip_(names, places.tolist())])
         spans = [(8 * np.frombuffer(pair, "<u4").astype(int)).tolist() for pair in edges()]
         plans = read([ByteRange(f"{n}.chunks", *span) for n, span in zip_(names, spans)])
         chunks = [np.frombuffer(plan, "<u4").astype(int).reshape(-1, 2) for plan in plans()]
-        ranges = [
-            (begin + int(start), begin + int(start + inputs) + 1)
+        return [
+            [(begin + int(start), begin + int(start + inputs) + 1) for start, inputs in plan]
             for begin, plan in zip_(self._store.edges[shards].tolist(), chunks)
-            for start, inputs in plan
         ]
-        wait = self._store.start_reads(ranges)
 
-        def tokens() -> list[Chunks]:
-            found = iter(wait())
-            return [list(itertools.islice(found, len(plan))) for plan in chunks]
+    def start_reads(self, indices: Sequence[int]) -> Callable[[], list[Chunks]]:
+        """As of `ConcatSequences`."""
+        return _start_reads(self._store, self.ranges(indices))
 
-        return tokens
+    def find(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """As of `ConcatSequences`."""
+        shard = int(np.searchsorted(self._store.edges, start, side="right")) - 1
+        edges, chunks = self._held(shard)
+        first = self._store.edges[shard] + chunks[:, 0] + 1
+        targets = np.minimum(stop, first + chunks[:, 1]) - np.maximum(start, first)
+        (held,) = np.nonzero(targets > 0)
+        sequences = np.searchsorted(edges, held, side="right") - 1 + self._edges[shard]
+        return sequences, targets[held]
+
+    def _plan(self, shard: int) -> str:
+        return f"{self._name}/{self._store.shards[shard].name}"
+
+    def _read_plan(self, shard: int) -> tuple[np.ndarray, np.ndarray]:
+        """The edges [sequences + 1] and chunks [chunks, 2] of a shard."""
+        parts = self._store.files.read(*(f"{self._plan(shard)}.{n}" for n in ("edges", "chunks")))
+        if None in parts:
+            raise UserError(f"{self._store.files.directory}/{self._plan(shard)} is missing")
+        edges, chunks = (np.frombuffer(part or b"", "<u4").astype(int) for part in parts)
+        return edges, chunks.reshape(-1, 2)
 
     def fill(self, out: SequenceArrays, chunks: Chunks) -> None:
         """As of `ConcatSequences`."""
@@ -117,6 +143,16 @@ class PackedSequences:
             out["segment_ids"][place] = segment
             out["positions"][place] = np.arange(n)
             at += n
+
+
+def _start_reads(store: TokenStore, ranges: list[list[Range]]) -> Callable[[], list[Chunks]]:
+    wait = store.start_reads([one for chunks in ranges for one in chunks])
+
+    def tokens() -> list[Chunks]:
+        found = iter(wait())
+        return [list(itertools.islice(found, len(chunks))) for chunks in ranges]
+
+    return tokens
 
 
 class ShardItem(NamedTuple):

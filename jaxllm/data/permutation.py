@@ -10,6 +10,7 @@ Domains", CT-RSA 2002, sections 3 and 5.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 
 import numpy as np
 
@@ -31,18 +32,37 @@ def permute(index: np.ndarray | int, size: int, key: int) -> np.ndarray:
     Raises:
       IndexError: an index is outside [0, size).
     """
+    return _walk(index, size, lambda values, half: _feistel(values, half, _round_keys(key)))
+
+
+def invert(image: np.ndarray | int, size: int, key: int) -> np.ndarray:
+    """The inverse of `permute`: a Feistel network with its halves swapped and its keys reversed."""
+
+    def inverse(values: np.ndarray, half: np.uint64) -> np.ndarray:
+        return _swap(_feistel(_swap(values, half), half, _round_keys(key)[::-1]), half)
+
+    return _walk(image, size, inverse)
+
+
+def _walk(
+    index: np.ndarray | int, size: int, cipher: Callable[[np.ndarray, np.uint64], np.ndarray]
+) -> np.ndarray:
+    """A bijection of [0, size) from one of the numbers of twice `half` bits, by cycle walking."""
     values = np.atleast_1d(np.asarray(index, dtype=np.uint64))
     if values.size and (size < 1 or int(values.max()) >= size):
         raise IndexError(f"permutation of {size} asked for index {int(values.max())}")
     if size > 1:
         half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
-        keys = _round_keys(key)
-        values = _feistel(values, half, keys)
+        values = cipher(values, half)
         outside = np.flatnonzero(values >= np.uint64(size))
         while outside.size:  # fewer than 4 rounds of this on average: 2^bits < 4 * size
-            values[outside] = _feistel(values[outside], half, keys)
+            values[outside] = cipher(values[outside], half)
             outside = outside[values[outside] >= np.uint64(size)]
     return values.astype(np.int64).reshape(np.shape(index))
+
+
+def _swap(values: np.ndarray, half: np.uint64) -> np.ndarray:
+    return (values & ((np.uint64(1) << half) - np.uint64(1))) << half | values >> half
 
 
 def _round_keys(key: int) -> np.ndarray:

@@ -16,6 +16,7 @@ neighbours, so no index is held in memory, and any number of ranges costs one ro
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -171,6 +172,8 @@ class TokenStore:
         self.shards = [Shard(*shard) for shard in self.meta["shards"]]
         self.edges = np.cumsum([0, *(shard.tokens for shard in self.shards)])
         self._dtype = np.dtype(self.meta["dtype"])
+        self._documents = np.cumsum([0, *(shard.documents for shard in self.shards)])
+        self._starts = functools.lru_cache(maxsize=4)(self._absolute_starts)
 
     @staticmethod
     def exists(directory: str | os.PathLike, name: str) -> bool:
@@ -217,6 +220,27 @@ class TokenStore:
         if content is None:
             raise UserError(f"{self.files.directory}/{name} is missing")
         return np.frombuffer(content, "<u8")
+
+    def document(self, number: int) -> tuple[int, int]:
+        """The tokens [start, stop) of the document with that number in the corpus, from 0."""
+        shard = int(np.searchsorted(self._documents, number, side="right")) - 1
+        start, stop = self._starts(shard)[number - self._documents[shard] :][:2].tolist()
+        return start, stop
+
+    def document_at(self, token: int) -> tuple[int, int, int]:
+        """The number of the document with a token, and its tokens [start, stop)."""
+        shard = int(np.searchsorted(self.edges, token, side="right")) - 1
+        within = int(np.searchsorted(self._starts(shard), token, side="right")) - 1
+        start, stop = self._starts(shard)[within : within + 2].tolist()
+        return int(self._documents[shard]) + within, start, stop
+
+    def shard_tokens(self, shard: Shard) -> np.ndarray:
+        """All tokens of a shard, in the type that they are stored in."""
+        whole = ByteRange(f"{shard.name}.tokens", 0, shard.tokens * self._dtype.itemsize)
+        return np.frombuffer(self.files.start_reads([whole])()[0], self._dtype)
+
+    def _absolute_starts(self, shard: int) -> np.ndarray:
+        return self.document_starts(shard).astype(np.int64) + self.edges[shard]
 
     def take_back_damaged(self) -> int:
         """Remove the records of parts that are not as written, for `prepare` to write them again.

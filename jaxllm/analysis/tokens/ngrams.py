@@ -1,0 +1,52 @@
+"""Phases of training: which n-gram model's predictions a checkpoint's are most like.
+
+Models come to predict as unigrams do, then bigrams, and so on, and leave each behind ("Language
+Model Behavioral Phases are Consistent…", arXiv 2510.24963): the correlation of their
+log-probabilities with those of n-grams has its peak later for a larger n.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+BACKOFF = 0.4  # Brants et al. 2007, and arXiv 2510.24963
+
+
+def log_scores(counts: np.ndarray, documents: np.ndarray, total: float) -> np.ndarray:
+    """Logarithms of stupid backoff (Brants et al. 2007, equation 5) for n = 1 .. order.
+
+    Args:
+      counts: [order, N], of the n-gram that ends at each token, as of `data.ngrams.count_ngrams`.
+      documents: [N], the document of each token. At its n-th token, larger orders equal order n.
+      total: tokens of the corpus. A token that is not in it counts as if it were there once.
+    """
+    scores = np.log(np.maximum(counts, 1) / total)
+    inside = np.zeros(len(documents), bool)  # whether a document has n tokens up to here
+    inside[1:] = documents[1:] == documents[:-1]
+    for n in range(1, len(counts)):
+        context = np.append(1, counts[n - 1][:-1])
+        known = np.log(np.maximum(counts[n], 1) / np.maximum(context, 1))
+        backed_off = scores[n - 1] + np.log(BACKOFF)
+        scores[n] = np.where(counts[n] > 0, known, np.where(inside, backed_off, scores[n - 1]))
+        inside[1:] &= inside[:-1]
+        inside[0] = False
+    return scores
+
+
+def correlations(losses: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Pearson's r of log-probabilities -`losses` [S, N] and `scores` [order, N]: [S, order]."""
+    standard = lambda x: (x - x.mean(axis=1, keepdims=True)) / x.std(axis=1, keepdims=True)
+    return standard(-losses) @ standard(scores).T / losses.shape[1]
+
+
+def peaks(steps: np.ndarray, r: np.ndarray, tolerance: float = 0.01) -> pd.DataFrame:
+    """Where the correlations r [S, order] have their peaks: n, step, r and r at the end.
+
+    The peak is the first step within `tolerance` of the largest r, because a larger n ends on a
+    plateau; `passed`: whether r has fallen by more than that since.
+    """
+    at = (r >= r.max(axis=0) - tolerance).argmax(axis=0)
+    best, last = r.max(axis=0), r[-1]
+    columns = {"step": steps[at], "r": best, "last": last, "passed": last < best - tolerance}
+    return pd.DataFrame({"n": np.arange(1, r.shape[1] + 1), **columns})

@@ -1,0 +1,166 @@
+"""What a checkpoint has seen: which documents of its corpora it was trained on, when and how often.
+
+Every batch is a function of its global index, and each step of that function has an inverse: the
+layout tells the sequences of a document, the inverse permutation where each epoch reads them, and
+the mixture in which batches that is. Nothing is replayed, and nothing had to be recorded.
+
+A token is read where it is a target: each of a document but its first, which cannot be predicted,
+once per epoch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from jaxllm.data.loader import SequenceSource
+from jaxllm.data.store import TokenStore
+from jaxllm.errors import UserError, nearest
+from jaxllm.run.manifest import ManifestEntry
+
+NEIGHBORS = (" ", "a", ".", "\n")  # what may stand beside a text and change its tokens
+Passage = tuple[str, int, int]  # a corpus task, and tokens [start, stop) of one of its documents
+Row = tuple[str, int, float, int, int]  # of the tables; see `History.reads`
+
+
+class Stretch(NamedTuple):
+    """The updates from `step` on that read sequences start .. stop - 1, in one order."""
+
+    source: SequenceSource
+    step: int
+    start: int
+    stop: int
+    batch_size: int
+
+    def step_of(self, sequence: int) -> int:
+        """The update that reads a sequence."""
+        return self.step + (sequence - self.start) // self.batch_size
+
+
+class History:
+    """The training sequences of a run up to one of its steps."""
+
+    def __init__(self, stretches: Sequence[Stretch]) -> None:
+        self.stretches, last = stretches, stretches[-1].source
+        self.stores = {d.name: d.store for one in stretches for d in one.source.prepared}
+        self._encode, self._decode = last.tokenizer.encode, last.tokenizer.decode
+
+    def document(self, name: str) -> Passage:
+        """The document DOMAIN:NUMBER, numbered from 0; UserError if there is none."""
+        task, _, number = name.rpartition(":")
+        if task not in self.stores or not number.isdigit():
+            near = nearest(task, self.stores)
+            raise UserError(f"no document {name}: write DOMAIN:NUMBER with a domain read{near}")
+        if int(number) >= (count := self.stores[task].counts.documents):
+            raise UserError(f"no document {name}: {task} has {count:,}, numbered from 0")
+        return task, *self.stores[task].document(int(number))
+
+    def search(self, text: str) -> Iterator[Passage]:
+        """Yield every occurrence of a text inside a document of the corpora.
+
+        One shard after the other is searched for the tokens of the text that do not depend on what
+        surrounds it; the text at a match then decides. UserError if it has no such tokens.
+        """
+        around = [text, *(c + text for c in NEIGHBORS), *(text + c for c in NEIGHBORS)]
+        ids, *others = (np.asarray(one, int) for one in self._encode(around))
+        before, after = others[: len(NEIGHBORS)], others[len(NEIGHBORS) :]
+        begin = len(ids) - min(_common(ids[::-1], other[::-1]) for other in before)
+        end = min(_common(ids, other) for other in after)
+        if end <= begin:
+            raise UserError(f"--text={text}: too short to be found by its tokens: give more of it")
+        decode = lambda tokens: self._decode(tokens.tolist())
+        # what is not certain may be as many tokens as it has bytes
+        left, right = (1 + len(decode(part).encode()) for part in (ids[:begin], ids[end:]))
+        for task, store in self.stores.items():
+            for start in find_tokens(store, ids[begin:end]):
+                _, first, last = store.document_at(start)
+                near = store.read(max(first, start - left), min(last, start + end - begin + right))
+                if decode(ids).strip() in decode(near):
+                    yield task, start, min(last, start + end - begin)
+
+    def reads(self, passages: Sequence[Passage]) -> pd.DataFrame:
+        """How often the tokens of the passages were read, on average, and when.
+
+        Returns:
+          A row per document that was read: task, document, times, first_step, last_step.
+        """
+        rows = list[Row]()
+        for task, start, stop in passages:
+            document, first, _ = self.stores[task].document_at(start)
+            start, stop = max(start, first + 1), max(stop, first + 2)
+            for one in self.stretches:
+                for a, b, targets in one.source.reads(task, (start, stop), one.start, one.stop):
+                    share = targets / (stop - start)
+                    rows.append((task, document, share, one.step_of(a), one.step_of(b)))
+        return _by_document(rows)
+
+    def updates(self, first: int, last: int) -> pd.DataFrame:
+        """The documents that updates first .. last read; a row each, as of `reads`."""
+        rows = list[Row]()
+        for one in self.stretches:
+            bounds = np.array([first, last + 1]) - one.step
+            start, stop = np.clip(one.start + bounds * one.batch_size, one.start, one.stop).tolist()
+            for at, (source, chunks) in enumerate(one.source.ranges(start, stop - start), start):
+                domain, step = one.source.prepared[source], one.step_of(at)
+                for begin, end in chunks:
+                    at_token = begin + 1  # the first target
+                    while at_token < end:
+                        number, opens, closes = domain.store.document_at(at_token)
+                        if targets := min(closes, end) - max(at_token, opens + 1):
+                            share = targets / (closes - opens - 1)
+                            rows.append((domain.name, number, share, step, step))
+                        at_token = closes
+        return _by_document(rows)
+
+    def domains(self) -> pd.DataFrame:
+        """How much the run and its parent have read: task, tokens, times."""
+        last = self.stretches[-1]
+        read = last.source.tokens_read(last.stop), last.source.epochs_read(last.stop)
+        table = pd.DataFrame(dict(zip(("tokens", "times"), read, strict=True)))
+        return table.rename_axis("task").reset_index()
+
+
+def history(
+    entries: Sequence[ManifestEntry], sources: Sequence[SequenceSource], step: int
+) -> History:
+    """What a run has read up to `step`, by the data positions in its manifest.
+
+    `sources` are those of its stages. UserError if the run is not there yet, or read nothing.
+    """
+    stretches, last, position = list[Stretch](), 0, 0
+    for entry in entries:
+        if entry.kind != "branched" and last < min(entry.step, step):
+            batch = (entry.data_position - position) // (entry.step - last)
+            stop = position + (min(entry.step, step) - last) * batch
+            stretches.append(Stretch(sources[entry.stage - 1], last + 1, position, stop, batch))
+        last, position = entry.step, entry.data_position
+    if not stretches or last < step:
+        raise UserError(f"--step={step}: the run has checkpoints up to step {last}")
+    return History(stretches)
+
+
+def find_tokens(store: TokenStore, ids: np.ndarray) -> Iterator[int]:
+    """Yield where `ids` begin in a store, with a shard at a time in memory (up to 256 MB)."""
+    for shard, edge in zip(store.shards, store.edges.tolist(), strict=False):
+        tokens = store.shard_tokens(shard)
+        content, pattern = tokens.tobytes(), ids.astype(tokens.dtype).tobytes()
+        at = content.find(pattern)
+        while at >= 0:
+            if at % tokens.itemsize == 0:
+                yield edge + at // tokens.itemsize
+            at = content.find(pattern, at + 1)
+
+
+def _common(a: np.ndarray, b: np.ndarray) -> int:
+    """The number of leading tokens that are the same."""
+    size = min(len(a), len(b))
+    return int(np.append(a[:size] != b[:size], True).argmax())
+
+
+def _by_document(rows: Sequence[Row]) -> pd.DataFrame:
+    columns = ["task", "document", "times", "first_step", "last_step"]
+    how = {"times": "sum", "first_step": "min", "last_step": "max"}
+    return pd.DataFrame(rows, columns=columns).groupby(columns[:2], as_index=False).agg(how)

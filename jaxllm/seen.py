@@ -1,0 +1,74 @@
+"""What a checkpoint has seen of its corpora: which documents, when and how often.
+
+    python -m jaxllm.seen runs/mine --step=1000
+    python -m jaxllm.seen runs/mine --step=1000 --text="It was the best of times"
+    python -m jaxllm.seen runs/mine --document=books:17
+    python -m jaxllm.seen runs/mine --steps=990:1000 --output=batches.csv
+
+Without a question, how much of each domain. --text finds the documents with a text, --document
+takes one by its number in the domain, as the tables have it, and --steps lists what updates a to b
+read. Times are epochs: 0.5 of a document of which half was read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from jaxllm import cli, runtime
+from jaxllm.errors import UserError
+from jaxllm.io import atomic_write, location
+
+SHOWN = 20  # documents of a table; --output has all
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Answer the question of the flags."""
+    flags = cli.parser(__doc__ or "")
+    flags.add_argument("run", type=location, metavar="RUN", help="a run directory")
+    flags.add_argument("--step", type=int, metavar="N", help="up to this step (default: the last)")
+    asked = flags.add_mutually_exclusive_group()
+    asked.add_argument("--text", help="the documents with this text")
+    asked.add_argument("--document", metavar="DOMAIN:NUMBER", help="this document")
+    asked.add_argument("--steps", metavar="A:B", help="the documents of these updates")
+    flags.add_argument("--output", type=location, metavar="FILE", help="the table as CSV, too")
+    args = cli.parse(flags, argv)
+    first, _, last = (args.steps or "1:1").partition(":")
+    if not (first.isdigit() and last.isdigit() and 0 < int(first) <= int(last)):
+        raise UserError(f"--steps={args.steps}: write A:B, two steps from 1 on")
+
+    from jaxllm.data.seen import history
+    from jaxllm.run.run import Run
+
+    run = Run.open(args.run)
+    cli.load_gin(args, args.run)
+    runtime.import_seqio()
+
+    from jaxllm.training.experiment import Experiment
+    from jaxllm.training.sequences import open_data
+
+    entries, sources = run.entries(), open_data(Experiment.configured(args.run))[0]
+    end = max((entry.step for entry in entries), default=0) if args.step is None else args.step
+    seen, nothing = history(entries, sources, end), "the run has not read it"
+    if args.text is not None:
+        found = list(seen.search(args.text))
+        table, nothing = seen.reads(found), "the run never saw this text: no document has it"
+        if found:
+            nothing = f"the run never saw this text: the {len(found)} places with it are to come"
+    elif args.document:
+        table = seen.reads([seen.document(args.document)])
+    else:
+        table = seen.updates(int(first), int(last)) if args.steps else seen.domains()
+    if args.output:
+        atomic_write(args.output, table.to_csv(index=False))
+    for entry in entries:
+        if entry.kind == "branched":
+            print(f"since step {entry.step}, where it began at {entry.parent}")
+    shown = table.head(SHOWN).to_string(index=False, float_format="{:,.2f}".format)
+    print(nothing if table.empty else shown)
+    if len(table) > SHOWN:
+        print(f"… {len(table):,} documents; --output=FILE has all")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)
