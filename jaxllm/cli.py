@@ -169,13 +169,14 @@ def packaged_gin_directories() -> list[str]:
 def run(main: Callable[[Sequence[str] | None], int | None]) -> None:
     """Run a command and exit with its code.
 
-    2, with one `error:` line, for a user error or one of an object store; 130 for Ctrl-C; 1, with a
-    traceback, for any other exception.
+    2, with one `error:` line, for a user error or one of an object store; 130 for Ctrl-C, at the
+    second one at once; 1, with a traceback, for any other exception.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     for library in ("gcsfs", "fsspec"):  # they raise what they log
         logging.getLogger(library).setLevel(logging.CRITICAL)
+    runtime.end_at_second_interrupt()
     runtime.tune_malloc()
     runtime.silence_libtpu()
     for stream in (sys.stdout, sys.stderr):  # for characters that a terminal lacks
@@ -191,6 +192,8 @@ def run(main: Callable[[Sequence[str] | None], int | None]) -> None:
         print(f"error: {one_line(message)}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
+        sys.stdout.flush()
+        print("\ninterrupted", file=sys.stderr)  # below a bar, and what the terminal echoes
         code = 130
     except Exception as error:
         from jaxllm.io import is_store_error

@@ -111,6 +111,20 @@ class KeyValueStore:
             for future in [self._store.write(name, data) for name, data in files.items()]:
                 future.result()
 
+    def read_version(self, name: str) -> tuple[bytes | None, bytes]:
+        """The content of a file, None if it does not exist, and the version of it."""
+        with self._errors():
+            found = self._store.read(name).result()
+        return found.value if found.state == "value" else None, found.stamp.generation
+
+    def write_version(self, name: str, content: bytes, version: bytes) -> bool:
+        """Write a file if it still has this version, and return whether it had.
+
+        Some stores of others write it anyway.
+        """
+        with self._errors():
+            return bool(self._store.write(name, content, if_equal=version).result().generation)
+
     def delete(self, names: Sequence[str]) -> None:
         """Delete files, all at once; those that do not exist are no matter."""
         self.write(dict.fromkeys(names))

@@ -21,8 +21,8 @@ import time
 from collections.abc import Iterator, Mapping
 from itertools import zip_longest
 from pathlib import Path
-from signal import SIGHUP, SIGTERM
-from types import ModuleType
+from signal import SIGHUP, SIGINT, SIGTERM
+from types import MappingProxyType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -133,19 +133,47 @@ def _gather(text: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def exit_by_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP raise SystemExit, with a shell's code for them, as Ctrl-C raises its own.
+def exit_by_signals(
+    codes: Mapping[int, int] = MappingProxyType({SIGTERM: 143, SIGHUP: 129}), seconds: float = 0.0
+) -> Iterator[None]:
+    """Signals raise SystemExit with these codes, by default a shell's; Ctrl-C, its own exception.
 
-    A signal that is ignored, as under nohup, stays so.
+    A signal that is ignored, as under nohup, stays so. After `seconds`, unless 0, the process ends
+    anyway: what a handler raises is lost where C code has called Python.
     """
-    leave = lambda number, _: sys.exit(128 + number)
-    numbers = [n for n in (SIGTERM, SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
+
+    def leave(number: int, _: Any) -> None:
+        if seconds:
+            timer = threading.Timer(seconds, os._exit, [codes[number]])
+            timer.daemon = True
+            timer.start()
+        raise KeyboardInterrupt if number == SIGINT else SystemExit(codes[number])
+
+    numbers = [n for n in codes if signal.getsignal(n) != signal.SIG_IGN]
     before = {number: signal.signal(number, leave) for number in numbers}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def end_at_second_interrupt() -> None:
+    """Let the second Ctrl-C end the process at once, by a thread.
+
+    Python runs handlers of signals only where C code returns: a compilation may take minutes.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+
+    def watch() -> None:
+        interrupts = 0
+        while interrupts < 2:
+            interrupts += os.read(reader, 1)[0] == SIGINT
+        os._exit(130)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def abort(code: int) -> None:
@@ -182,14 +210,21 @@ def enable_compilation_cache(directory: str = COMPILATION_CACHE) -> None:
 
 def process_age() -> float:
     """Seconds since this process began, before its first instruction in Python."""
-    try:
-        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
-        began = int(fields[19]) / os.sysconf("SC_CLK_TCK")  # the 22nd field, see proc(5)
+    if start := process_start(os.getpid()):
+        began = int(start) / os.sysconf("SC_CLK_TCK")
         return time.clock_gettime(time.CLOCK_BOOTTIME) - began
-    except (OSError, AttributeError):  # no Linux
-        import psutil
+    import psutil
 
-        return time.time() - psutil.Process().create_time()
+    return time.time() - psutil.Process().create_time()
+
+
+def process_start(pid: int) -> str:
+    """The start of a process in clock ticks since boot; none if it has ended, "" if unknown."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return "none" if os.path.exists("/proc/self/stat") else ""
+    return "none" if fields[0] in "ZX" else fields[19]  # the 3rd and the 22nd field, see proc(5)
 
 
 def tune_malloc() -> bool:

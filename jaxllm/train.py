@@ -2,8 +2,9 @@
 
     python -m jaxllm.train --gin_file=quickstart.gin --gin.MODEL_DIR=runs/mine
 
-The same command resumes an interrupted run from its newest checkpoint. SIGTERM saves and exits with
-code 0.
+The same command resumes an interrupted run from its newest checkpoint. SIGTERM and SIGHUP save and
+exit with code 0, Ctrl-C with 130; a second Ctrl-C exits at once. One process trains a run: another
+one on the same MODEL_DIR is refused.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ import json
 import logging
 import math
 import re
-import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from signal import SIGHUP, SIGINT, SIGTERM
 from typing import TYPE_CHECKING, NamedTuple
 
 from jaxllm import cli, runtime
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from jaxllm.training.loop import Outcome
     from jaxllm.training.metrics import Writer
 
+INTERRUPTED = 130  # exit code of Ctrl-C
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train and score the run that flags and gin define."""
@@ -50,11 +53,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     args = cli.parse(flags, argv)
     load_settings(args)
-    # Before the loop there is nothing to save: SIGTERM exits at once.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    if args.stack:
-        return 0 if train_stack(args.stack, partial(reload, flags, argv), timer) else 1
+    # outside the loop there is nothing to save
+    codes: dict[int, int] = {SIGTERM: 0, SIGHUP: 0, SIGINT: INTERRUPTED}
+    with runtime.exit_by_signals(codes, seconds=5.0), contextlib.ExitStack() as leases:
+        if args.stack:
+            return train_stack(args.stack, partial(reload, flags, argv), timer, leases)
+        return train_run(args, timer)
 
+
+def train_run(args: argparse.Namespace, timer: GoodputTimer) -> int:
+    """Train the run that gin defines, and show it; return the exit code."""
     import gin
     import jax
 
@@ -62,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from jaxllm.evaluation.config import EvalConfig
     from jaxllm.evaluation.selection import select
     from jaxllm.run import data_identity
+    from jaxllm.run.lease import lease
     from jaxllm.run.manifest import code_version
     from jaxllm.run.run import Run
     from jaxllm.sharding.mesh import MeshConfig, make_mesh
@@ -84,7 +93,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     mesh = make_mesh(mesh_config)
     experiment.check(mesh)
 
-    outcome = run(experiment, scoring, mesh, weights, timer)
+    with lease(experiment.model_dir) as held:
+        outcome = run(experiment, scoring, mesh, weights, timer, held)
     if runtime.is_first():
         print(timing(outcome))
         if outcome.finished:
@@ -94,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(f"domain weights: {binding}", end="")
         else:
             print(f"stopped at step {outcome.step} and saved: the same command goes on from there")
-    return 0
+    return INTERRUPTED if outcome.interrupted else 0
 
 
 def reload(flags: argparse.ArgumentParser, shared: Sequence[str], own: Sequence[str]) -> None:
@@ -182,8 +192,9 @@ def run(
     mesh: Mesh,
     weights: Mapping[str, float] | None = None,
     timer: GoodputTimer | None = None,
+    held: Sequence[Writer] = (),
 ) -> Outcome:
-    """Prepare missing data, then train, score and monitor."""
+    """Prepare missing data, then train, score and monitor, with the lease that is `held`."""
     import gin
     import jax
 
@@ -207,23 +218,29 @@ def run(
     repeated = check_epochs(epochs(stages), e.train.steps)
     for line in [*repeated, *costs] if runtime.is_first() else ():
         progress.log(line)
-    return train(e, mesh, stages, writers, gin.operative_config_str(), progress, timer)
+    return train(e, mesh, stages, [*held, *writers], gin.operative_config_str(), progress, timer)
 
 
-def train_stack(file: str, configure: Callable[[Sequence[str]], None], timer: GoodputTimer) -> bool:
-    """Train the runs of a file, a list of each one's flags, in one program.
+def train_stack(
+    file: str,
+    configure: Callable[[Sequence[str]], None],
+    timer: GoodputTimer,
+    leases: contextlib.ExitStack,
+) -> int:
+    """Train the runs of a file, a list of each one's flags, in one program; opens their `leases`.
 
     A run that cannot begin leaves the others alone. Runs at different steps, as after a crash,
     follow one another. UserError if the file is malformed, or its runs cannot be stacked.
 
     Returns:
-      Whether all have trained to their end.
+      The exit code: 1 unless all have trained to their end.
     """
     import gin
     import jax
 
     from jaxllm.data.corpora import resolve
     from jaxllm.evaluation.config import EvalConfig
+    from jaxllm.run.lease import lease
     from jaxllm.run.run import Run
     from jaxllm.sharding.mesh import MeshConfig, stack_mesh
     from jaxllm.training import stacked
@@ -246,23 +263,25 @@ def train_stack(file: str, configure: Callable[[Sequence[str]], None], timer: Go
             raise UserError(f"{e.model_dir} cannot be stacked: its EvalConfig differs")
         try:
             Run.create(e.model_dir)
+            held = leases.enter_context(lease(e.model_dir, progress.log))
             opened = open_run(e, stack_mesh(1), progress.log, resolve(e.data))
         except UserError as error:
             failed[e.model_dir] = str(error)
             continue
         e, (source,), writers = opened
         experiments.append(e)
-        one = stacked.StackedRun(e, source, writers, gin.operative_config_str())
+        one = stacked.StackedRun(e, source, [*held, *writers], gin.operative_config_str())
         by_step.setdefault(e.newest_step(), []).append(one)
     stacked.check_alike(experiments)
-    finished = True
+    finished, code = True, 1
     for _, group in sorted(by_step.items()):
         if finished and scoring and progress:
             outcome = stacked.train_stack(group, scoring, stack_mesh(len(group)), progress, timer)
             finished, failed = outcome.finished, failed | outcome.diverged
+            code = INTERRUPTED if outcome.interrupted else 1
     for model_dir, reason in failed.items():
         print(f"error: {model_dir}: {one_line(reason)}")
-    return finished and not failed
+    return 0 if finished and not failed else code
 
 
 def _stack_of(file: str) -> list[list[str]]:

@@ -96,6 +96,7 @@ _task: list[Task] = []  # of a worker process
 def _start_worker(task: Task, parent: int) -> None:
     # The libraries' own threads would be as many as cores in each process.
     os.environ |= {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is its parent's
     # A worker ends with its parent, even a killed one (PR_SET_PDEATHSIG), or one that was too fast.
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     if os.getppid() != parent:

@@ -25,6 +25,7 @@ class Layout:
         self.manifest = root / "checkpoints.jsonl"  # a line per checkpoint
         self.metrics = root / "metrics.jsonl"  # a line per logged step
         self.restarts = root / "restarts.jsonl"  # a line per restart and per stop in order
+        self.writer = root / "writer.json"  # the process that trains it (`jaxllm.run.lease`)
         self.alarms = root / "alarms.jsonl"  # a line per alarm (`jaxllm.report.alarms`)
         self.data = root / "data.json"  # identity of the training sequences
         self.parent = root / "parent"  # a run directory, where it begins at hf:DIR

@@ -45,6 +45,7 @@ class Outcome(NamedTuple):
     seconds: TimeBreakdown  # of this process
     run_seconds: TimeBreakdown  # of all processes of the run
     restarts: int
+    interrupted: bool  # by Ctrl-C
 
 
 def train(
@@ -58,7 +59,8 @@ def train(
 ) -> Outcome:
     """Train to the last step, from the newest checkpoint if there is one.
 
-    SIGTERM ends the current step or evaluation, saves, and returns with `finished=False`.
+    SIGTERM, SIGHUP and Ctrl-C end the current step or evaluation, save, and return with
+    `finished=False`.
 
     Args:
       writers: receive metrics and records besides metrics.jsonl; closed at the end.
@@ -106,7 +108,8 @@ def train(
             run.save(state, "preempted")
         run.finish()
         finished = run.step >= steps and not preemption.requested()
-        return Outcome(run.step, finished, timer.total(), timer.run(), run.restarts)
+        spent = timer.total(), timer.run()
+        return Outcome(run.step, finished, *spent, run.restarts, preemption.interrupted)
 
 
 class Trainer:

@@ -130,10 +130,10 @@ class MetricsLog:
         self._last_line = step
         for sums in self._sums.values():
             sums.update(dict.fromkeys(sums, 0.0))
+        for writer in self._writers:  # the lease is the first
+            writer.write_metrics(step, line)
         if self._lines:
             self._lines.append({"step": step, **line})
-        for writer in self._writers:
-            writer.write_metrics(step, line)
 
     def _line(self, step: int, metrics: StepMetrics) -> dict[str, float | int | None]:
         """The metrics that depend on seed and step alone.

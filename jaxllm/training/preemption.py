@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
+from signal import SIGHUP, SIGINT, SIGTERM
 from typing import Any
 
 import jax
@@ -10,27 +13,32 @@ from jax.experimental import multihost_utils
 
 
 class Preemption:
-    """Whether this process, or another host's, has received SIGTERM.
+    """Whether this process, or another host's, is to stop: by SIGTERM, SIGHUP or Ctrl-C.
 
-    On one host the signal sets a flag. On several, JAX's preemption service agrees on a call of
-    `requested` at which every host sees it: all hosts must call it equally often.
+    On one host a signal sets a flag. On several, JAX's preemption service, which knows SIGTERM,
+    agrees on a call of `requested` at which every host sees it: all hosts must call it equally
+    often. A signal that is ignored, as under nohup, stays so.
+
+    Attributes:
+      interrupted: whether it was Ctrl-C, here.
     """
 
     def __init__(self) -> None:
+        self.interrupted = False
         self._flag = False
         self._calls = 0
-        self._previous: Any = None
+        self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Preemption:
-        # On several hosts JAX has its own handler, which ours would replace.
-        if jax.process_count() == 1:
-            note = lambda *_: setattr(self, "_flag", True)
-            self._previous = signal.signal(signal.SIGTERM, note)
+        # On several hosts JAX has its own handler of SIGTERM, which ours would replace.
+        for number in (SIGINT, SIGHUP, SIGTERM) if jax.process_count() == 1 else (SIGINT, SIGHUP):
+            if signal.getsignal(number) != signal.SIG_IGN:
+                self._previous[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *_: Any) -> None:
-        if jax.process_count() == 1:
-            signal.signal(signal.SIGTERM, self._previous)
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
 
     def requested(self) -> bool:
         """Whether to save and stop now."""
@@ -38,3 +46,14 @@ class Preemption:
             self._calls += 1
             self._flag = multihost_utils.reached_preemption_sync_point(self._calls)
         return self._flag
+
+    def _note(self, number: int, _: Any) -> None:
+        if number == SIGINT and not self.interrupted:
+            self.interrupted = True
+            # `print` may have been interrupted inside, and cannot be called again
+            clear = b"\r\x1b[K" if sys.stderr.isatty() else b""
+            os.write(2, clear + b"Ctrl-C: saves and ends; once more ends at once\n")
+        if jax.process_count() == 1:
+            self._flag = True
+        else:
+            os.kill(os.getpid(), SIGTERM)

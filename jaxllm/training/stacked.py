@@ -58,6 +58,7 @@ class StackOutcome(NamedTuple):
     step: int  # updates done
     finished: bool  # False if a signal stopped the stack
     diverged: dict[str, str]  # model_dir -> what happened to a run that cannot go on
+    interrupted: bool  # by Ctrl-C
 
 
 def check_alike(experiments: Sequence[Experiment]) -> None:
@@ -136,7 +137,7 @@ def train_stack(
                 stack.save_and_score()
         stack.end()
         finished = stack.step >= first.train.steps and not preemption.requested()
-        return StackOutcome(stack.step, finished, stack.diverged)
+        return StackOutcome(stack.step, finished, stack.diverged, preemption.interrupted)
 
 
 def _evaluators(

@@ -1,0 +1,149 @@
+"""One writer per run: a lease on MODEL_DIR, in MODEL_DIR/writer.json, with a heartbeat.
+
+It is over when its process has ended, where that can be seen (on one machine), or when the file has
+not changed for EXPIRY_SECONDS by the reader's clock: clocks of machines differ. Writes depend on
+the version that was read, and are read again, since some stores ignore that condition.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxllm import runtime
+from jaxllm.errors import UserError
+from jaxllm.kvstore import KeyValueStore
+from jaxllm.run.layout import Layout
+
+BEAT_SECONDS, EXPIRY_SECONDS, POLL_SECONDS = 10.0, 60.0, 2.0
+
+
+class Holder(NamedTuple):
+    """The process that has a lease, as the file names it; by default that of a damaged file."""
+
+    host: str = "unknown host"
+    machine: str = ""  # for as long as its process ids mean the same
+    pid: int = 0
+    start: str = ""  # tells processes of one id apart
+    since: str = "unknown time"
+    beats: int = 0  # of its heart
+
+    @classmethod
+    def here(cls) -> Holder:
+        """This process."""
+        host, since = socket.gethostname(), time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
+        machine = host
+        with contextlib.suppress(OSError):  # no Linux
+            machine += Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+            machine += os.readlink("/proc/self/ns/pid")
+        return cls(host, machine, os.getpid(), runtime.process_start(os.getpid()), since)
+
+    def __str__(self) -> str:
+        return f"process {self.pid} of {self.host}, since {self.since}"
+
+
+class Lease:
+    """The lease of this process on a run; as a `Writer` of it, it refuses when it is lost."""
+
+    def __init__(self, model_dir: str, log: Callable[[str], None] = print) -> None:
+        """Take the lease; UserError if another process has it."""
+        self._file, self._own = Layout(model_dir).writer, Holder.here()
+        self._store = KeyValueStore(self._file.parent)
+        self._lock, self._closed = threading.Lock(), threading.Event()
+        self._lost = ""  # why, once it is
+        if not self._write(self._wait(log)):
+            self._refuse()
+        threading.Thread(target=self._beat_on, daemon=True).start()
+
+    def write_metrics(self, *_: Any) -> None:
+        """Raise UserError if another process may have taken the lease."""
+        if time.monotonic() - self._beaten > EXPIRY_SECONDS / 2:  # as after SIGSTOP
+            self._beat()
+        if self._lost:
+            raise UserError(self._lost)
+
+    write_records = flush = write_metrics
+
+    def close(self) -> None:
+        """Give the lease back."""
+        with self._lock, contextlib.suppress(UserError):
+            if not self._closed.is_set() and self._read()[0] == self._own:
+                self._store.delete([self._file.name])
+            self._closed.set()
+
+    def _wait(self, log: Callable[[str], None]) -> bytes:
+        """Wait for the end of another lease, and return the version of the file that is over."""
+        first, version = self._read()
+        if first and first.machine == self._own.machine:
+            start = runtime.process_start(first.pid)
+            if first.pid != self._own.pid and start in ("", first.start):
+                self._refuse()
+        elif first:
+            log(f"waiting up to {EXPIRY_SECONDS:.0f} s for a heartbeat of {first}")
+            end = time.monotonic() + EXPIRY_SECONDS
+            while (now := self._read()[0]) and time.monotonic() < end:
+                if now != first:
+                    self._refuse()
+                time.sleep(POLL_SECONDS)
+            version = self._read()[1]
+        return version
+
+    def _beat_on(self) -> None:
+        while not self._closed.wait(BEAT_SECONDS):
+            with contextlib.suppress(UserError):  # a store that does not answer
+                self._beat()
+
+    def _beat(self) -> None:
+        with self._lock:
+            holder, version = self._read()
+            if not self._closed.is_set() and (holder != self._own or not self._write(version)):
+                self._lost = (
+                    f"this process may not write to {self._file.parent} any more: its lease, "
+                    f"{self._file}, is {self._read()[0] or 'deleted'}"
+                )
+
+    def _read(self) -> tuple[Holder | None, bytes]:
+        content, version = self._store.read_version(self._file.name)
+        try:
+            return None if content is None else Holder(**json.loads(content)), version
+        except (ValueError, TypeError):
+            return Holder(), version
+
+    def _write(self, version: bytes) -> bool:
+        """Write the next beat if the file still has this version; return whether it is there."""
+        began, own = time.monotonic(), self._own._replace(beats=self._own.beats + 1)
+        content = json.dumps(own._asdict()).encode()
+        written = self._store.write_version(self._file.name, content, version)
+        if written := written and self._read()[0] == own:
+            self._own, self._beaten = own, began
+        return written
+
+    def _refuse(self) -> None:
+        holder = self._read()[0] or Holder()
+        raise UserError(
+            f"{self._file.parent} is trained by {holder}, and one process at a time may: end that "
+            f"one (kill {holder.pid}), or delete {self._file} if it has ended"
+        )
+
+
+@contextlib.contextmanager
+def lease(model_dir: str, log: Callable[[str], None] = print) -> Iterator[list[Lease]]:
+    """Hold the lease inside, on the first host; UserError on all if another process has it."""
+    held, error = list[Lease](), None
+    try:
+        held += [Lease(model_dir, log)] if runtime.is_first() else []
+    except UserError as refusal:
+        error = refusal
+    runtime.raise_together(error)
+    try:
+        yield held
+    finally:
+        for one in held:
+            one.close()
