@@ -11,6 +11,7 @@ import shutil
 import tempfile
 import traceback
 import uuid
+import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from jaxllm import kvstore
 from jaxllm.errors import UserError, first_line
 from jaxllm.uploads import Upload
 
+_SEAL = ', "crc32": '
 PARTIAL = ".partial-"  # prefix of incomplete directories
 _DISK_TEXTS = (
     "permission denied", "read-only file system", "input/output error", "retry attempts failed",
@@ -152,8 +154,24 @@ def fetched(path: epath.PathLike) -> Path:
     return Path(local)
 
 
+def sealed(value: Mapping[str, Any]) -> str:
+    """A JSON object with the CRC-32 of its text as its last field."""
+    text = json.dumps(value, allow_nan=False)
+    return f"{text[:-1]}{_SEAL}{zlib.crc32(text.encode())}}}"
+
+
+def unsealed(text: bytes) -> Any:
+    """The value of `sealed` text, or of JSON without a CRC; ValueError if it is damaged."""
+    content, seal, crc = text.rpartition(_SEAL.encode())
+    if seal and crc.rstrip() != b"%d}" % zlib.crc32(content + b"}"):
+        raise ValueError("its CRC-32 differs")
+    return json.loads(content + b"}" if seal else text)
+
+
 class JsonLines:
     """A file of one JSON object per line, each with an integer `step`; a kill costs one line.
+
+    A line has a CRC, so that one with a flipped bit is taken for incomplete.
 
     In an object store it is replaced: in the background every `upload_seconds`, or at once if 0.
     """
@@ -196,7 +214,7 @@ class JsonLines:
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = unsealed(line)
             except ValueError:
                 row = None
             if isinstance(row, dict) and type(row.get("step")) is int:
@@ -229,7 +247,7 @@ def finite(value: Any) -> Any:
 
 
 def _line(row: Mapping[str, Any]) -> str:
-    return json.dumps(finite(row), allow_nan=False) + "\n"
+    return sealed(finite(row)) + "\n"
 
 
 def _to_disk(file: Any) -> None:

@@ -82,6 +82,7 @@ class Branch:
         with self._errors():
             taken = training if self.whole else None
             found = restore(self.parent.layout, self.checkpoint, params, taken)
+            found.check()
         entry = self.entry
         if jax.process_index() == 0:
             run.manifest_lines.append(dataclasses.asdict(entry))

@@ -17,6 +17,7 @@ import orbax.checkpoint as ocp
 from jaxllm.io import JsonLines, disk_errors
 from jaxllm.run import manifest
 from jaxllm.run.checkpoint_schedule import CheckpointConfig, preserved
+from jaxllm.run.checksums import with_checksums
 from jaxllm.run.layout import MODEL, TRAINING, Layout
 from jaxllm.run.manifest import ManifestEntry
 from jaxllm.run.restore import check_readable
@@ -64,8 +65,9 @@ class CheckpointWriter:
             self._manifest.append(dataclasses.asdict(entry))
         items = {MODEL: params, TRAINING: training}
         saves = ocp.args.Composite(**{k: ocp.args.StandardSave(v) for k, v in items.items()})
+        metadata = with_checksums(custom_metadata, items)
         with self._disk_errors():
-            self._manager.save(entry.step, args=saves, custom_metadata=dict(custom_metadata))
+            self._manager.save(entry.step, args=saves, custom_metadata=metadata)
         if not self._proven:
             self.wait()
             check_readable(self._layout.checkpoint(entry.step), params, training)

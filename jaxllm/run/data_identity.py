@@ -7,13 +7,13 @@ sequences would pass for a resumed run. Its vocabulary, saved beside, never chan
 from __future__ import annotations
 
 import dataclasses
-import json
+import zlib
 from collections.abc import Mapping
 
 from etils import epath
 
 from jaxllm.errors import UserError
-from jaxllm.io import atomic_write
+from jaxllm.io import atomic_write, sealed, unsealed
 from jaxllm.kvstore import read_file
 from jaxllm.run.layout import TOKENIZERS, Layout
 
@@ -27,6 +27,7 @@ class DataIdentity:
     position: int = 0  # global index of the first sequence in their order
     domain_tokens: Mapping[str, int] = dataclasses.field(default_factory=dict)  # read before it
     parent: str | None = None  # RUN@STEP of a branch
+    tokenizer_crc32: int | None = None  # of the saved file
 
 
 def load(model_dir: str) -> DataIdentity | None:
@@ -36,7 +37,7 @@ def load(model_dir: str) -> DataIdentity | None:
     if saved is None:
         return None
     try:
-        return DataIdentity(**json.loads(saved))
+        return DataIdentity(**unsealed(saved))
     except (ValueError, TypeError) as error:
         raise UserError(
             f"{path} is damaged, so that the run's data cannot be verified: restore it from a copy,"
@@ -66,11 +67,19 @@ def save(model_dir: str, identity: DataIdentity, tokenizer_files: Mapping[str, b
     if saved_tokenizer(model_dir) is None:
         for name, content in tokenizer_files.items():
             atomic_write(layout.tokenizer_file(name), content)
+            identity = dataclasses.replace(identity, tokenizer_crc32=zlib.crc32(content))
     if not layout.data.exists():
-        atomic_write(layout.data, json.dumps(dataclasses.asdict(identity)) + "\n")
+        atomic_write(layout.data, sealed(dataclasses.asdict(identity)) + "\n")
 
 
 def saved_tokenizer(model_dir: str) -> epath.Path | None:
-    """The file of the run's tokenizer; None before it is saved, and for bytes."""
+    """The file of the run's tokenizer; None before it is saved, and for bytes.
+
+    UserError if it is damaged.
+    """
     paths = (Layout(model_dir).tokenizer_file(name) for name in TOKENIZERS)
-    return next((path for path in paths if path.exists()), None)
+    path = next((path for path in paths if path.exists()), None)
+    known = load(model_dir) if path else None
+    if path and known and known.tokenizer_crc32 not in (None, zlib.crc32(path.read_bytes())):
+        raise UserError(f"{path} is damaged (its CRC-32 differs): restore it from a copy")
+    return path

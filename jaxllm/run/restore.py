@@ -22,6 +22,8 @@ from jax.experimental import multihost_utils
 
 from jaxllm.errors import UserError, first_line
 from jaxllm.io import disk_errors, is_remote
+from jaxllm.run import checksums
+from jaxllm.run.checksums import array_name
 from jaxllm.run.layout import MODEL, TRAINING, Layout
 from jaxllm.run.manifest import AVERAGE, IMPORTED, ManifestEntry
 
@@ -34,6 +36,11 @@ class RestoredCheckpoint:
     params: Any
     training: Any  # None of a branch that takes the parameters alone
     custom_metadata: Mapping[str, Any]
+    checksums: Mapping[str, int]
+
+    def check(self) -> None:
+        """Raise ValueError if arrays are not as saved; all processes must call it."""
+        _compare({MODEL: self.params, TRAINING: self.training}, self.checksums)
 
 
 def committed_steps(layout: Layout) -> set[int]:
@@ -65,22 +72,21 @@ class SavedArrays:
         with damages(path.parent):
             self._tree = self._checkpointer.metadata(path).item_metadata.tree
             leaves = jax.tree_util.tree_leaves_with_path(self._tree)
-            self.shapes = {_name(key): tuple(leaf.shape) for key, leaf in leaves}
+            self.shapes = {array_name(key): tuple(leaf.shape) for key, leaf in leaves}
+            self._checksums = _json(path.parent)[1]
 
     def read(self, name: str) -> np.ndarray:
         """One array; UserError if it cannot be read."""
-        one = lambda key, leaf: leaf if _name(key) == name else ocp.PLACEHOLDER
+        one = lambda key, leaf: leaf if array_name(key) == name else ocp.PLACEHOLDER
         with damages(self.path.parent):
             item = jax.tree_util.tree_map_with_path(one, self._tree)
             as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), self._tree)
             arguments = ocp.args.PyTreeRestore(item, as_numpy)
             restored = self._checkpointer.restore(self.path, arguments)
             leaves = jax.tree_util.tree_leaves_with_path(restored)
-            return next(leaf for key, leaf in leaves if _name(key) == name)
-
-
-def _name(key: tuple[Any, ...]) -> str:
-    return "/".join(str(getattr(k, "key", getattr(k, "idx", k))) for k in key)
+            array = next(leaf for key, leaf in leaves if array_name(key) == name)
+            _compare({self.path.name: {name: array}}, self._checksums)
+            return array
 
 
 def restore_params(layout: Layout, step: int, params: Any) -> Any:
@@ -88,7 +94,10 @@ def restore_params(layout: Layout, step: int, params: Any) -> Any:
     path = layout.checkpoint(step)
     with damages(path), _bucket_errors(path):
         _check_item(path / MODEL, params, "parameter")
-        return ocp.StandardCheckpointer().restore(path / MODEL, params)
+        saved = _json(path)[1]
+        restored = ocp.StandardCheckpointer().restore(path / MODEL, params)
+        _compare({MODEL: restored}, saved)
+        return restored
 
 
 def restore_newest(
@@ -119,8 +128,13 @@ def restore_newest(
             raise
         except Exception as error:
             report(f"checkpoint {path} is damaged and not used ({first_line(error)})")
-        if _on_every_process(restored is not None):
+        if restored is None or not _on_every_process(restored is not None):
+            continue
+        try:
+            restored.check()
             return restored
+        except ValueError as error:  # on all processes alike
+            report(f"checkpoint {path} is damaged and not used ({error})")
     if entries:
         raise UserError(
             f"none of the {len(entries)} checkpoints of {layout.checkpoints} can be read:"
@@ -130,7 +144,7 @@ def restore_newest(
 
 
 def restore(layout: Layout, entry: ManifestEntry, params: Any, training: Any) -> RestoredCheckpoint:
-    """One committed checkpoint; without its training state where `training` is None.
+    """One committed checkpoint, to be `check`ed; its parameters alone if `training` is None.
 
     Raises:
       UserError: it is of another model or optimizer, or has no training state.
@@ -143,6 +157,7 @@ def restore(layout: Layout, entry: ManifestEntry, params: Any, training: Any) ->
         restorer.restore(path / MODEL, params),
         training and restorer.restore(path / TRAINING, training),
         metadata,
+        _json(path)[1],
     )
 
 
@@ -160,14 +175,26 @@ def check_arrays(
                 "--gin.TrainConfig.branch_state=params"
             )
         _check_item(path / TRAINING, training, "optimizer state")
-    return saved_json(layout, entry.step)
+    return _json(path)[0]
 
 
 def saved_json(layout: Layout, step: int) -> Mapping[str, Any]:
-    """The JSON saved with a checkpoint."""
+    """The JSON saved with a checkpoint; UserError if it is damaged."""
+    with damages(path := layout.checkpoint(step)):
+        return _json(path)[0]
+
+
+def _json(path: epath.Path) -> tuple[dict[str, Any], dict[str, int]]:
+    """The JSON saved with a checkpoint, and checksums of its arrays, if any."""
     items = {name: ocp.StandardCheckpointHandler() for name in (MODEL, TRAINING)}
     handler = ocp.CompositeCheckpointHandler(**items)
-    return ocp.Checkpointer(handler).metadata(layout.checkpoint(step)).custom_metadata or {}
+    return checksums.split(ocp.Checkpointer(handler).metadata(path).custom_metadata or {})
+
+
+def _compare(tree: Any, saved: Mapping[str, int]) -> None:
+    for name, value in checksums.of_arrays(tree).items():
+        if saved.get(name, value) != value:
+            raise ValueError(f"the checksum of {name} differs")
 
 
 def check_model(

@@ -17,6 +17,7 @@ import dataclasses
 import functools
 import os
 import re
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
@@ -27,7 +28,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from etils import epath
 
-from jaxllm.errors import first_line
+from jaxllm.errors import UserError, first_line
 from jaxllm.io import is_remote
 from jaxllm.kvstore import KeyValueStore
 from jaxllm.run.layout import Layout
@@ -36,7 +37,8 @@ from jaxllm.run.records import COLUMNS, Record
 _TYPES = {"str": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
 SCHEMA = pa.schema([(f.name, _TYPES[str(f.type)]) for f in dataclasses.fields(Record)])
 _RECORDS, _EXAMPLES = ".parquet", ".examples.parquet"
-_CHECKPOINT = b"checkpoint"  # key in a file's metadata
+# keys in a file's metadata
+_CHECKPOINT, _CRC, _NO_CRC = b"checkpoint", b"jaxllm.crc32", b"00000000"
 
 # With few rows, compression, dictionaries and statistics cost space, and reading takes five times
 # as long.
@@ -142,6 +144,8 @@ class TrajectoryStore:
         (content,) = self._store.read(name)
         if content is None:
             raise FileNotFoundError(self.path / name)
+        if not _is_intact(content):
+            raise UserError(f"{self.path / name} is damaged (its CRC-32 differs)")
         return pd.read_parquet(pa.BufferReader(content))
 
     def _files(self, steps: Sequence[int] | None = None) -> list[str]:
@@ -184,6 +188,8 @@ def _latest(tables: Sequence[pa.Table]) -> pd.DataFrame:
 
 def _read(content: bytes) -> pa.Table | str:
     """The records of a file, with the current columns, or the reason why they cannot be read."""
+    if not _is_intact(content):
+        return "its CRC-32 differs"
     try:
         # Files are small and many: `pq.read_table` would set up a data set scan for each.
         file = pq.ParquetFile(pa.BufferReader(content))
@@ -217,4 +223,21 @@ def _bytes(table: pa.Table, checkpoint: float | None = None, **options: Any) -> 
         writer.write_table(table)
         if checkpoint is not None:
             writer.add_key_value_metadata({_CHECKPOINT: repr(checkpoint)})
-    return buffer.getvalue().to_pybytes()
+        writer.add_key_value_metadata({_CRC.decode(): _NO_CRC.decode()})
+    content = buffer.getvalue().to_pybytes()
+    at, crc = _crc_of(content)
+    return content[:at] + crc + content[at + len(crc) :]
+
+
+def _crc_of(content: bytes) -> tuple[int, bytes]:
+    """The place and the value of the CRC-32 of a file, whose digits count as zeros."""
+    key, length = content.rfind(_CRC), len(_NO_CRC)
+    at = content.find(bytes([0x18, length]), key) + 2  # a string of Thrift's compact protocol
+    blank = content[:at] + _NO_CRC + content[at + length :]
+    return at, b"%08x" % zlib.crc32(blank)
+
+
+def _is_intact(content: bytes) -> bool:
+    """Whether a file has its CRC-32, or none."""
+    at, crc = _crc_of(content)
+    return _CRC not in content or content[at : at + len(crc)] == crc

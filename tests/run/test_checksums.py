@@ -1,0 +1,51 @@
+"""Checksums against a statement in Python's integers, and flips of single bits."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxllm.run.checksums import of_arrays, split, with_checksums
+from tests.training.helpers import mesh
+
+KINDS = ("float32", "bfloat16", "float16", "int32", "uint32", "int8", "float8_e4m3fn", "bool")
+
+
+def stated(array: np.ndarray) -> int:
+    """The sum of word i times 2 i + 1, modulo 2^32."""
+    words = array.view(f"u{array.dtype.itemsize}").reshape(-1)
+    return sum(int(word) * (2 * i + 1) for i, word in enumerate(words)) % 2**32
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_sum_is_the_stated_one_and_every_flip_changes_it(kind: str) -> None:
+    values = np.random.default_rng(0).normal(size=(3, 2, 5)) * 3
+    array = np.asarray(jnp.asarray(values).astype(kind))
+    assert of_arrays({"a": array}) == {"a": stated(array)}
+    if kind == "bool":
+        return
+    for place in range(0, array.nbytes, 3):
+        for bit in range(8):
+            data = bytearray(array.tobytes())
+            data[place] ^= 1 << bit
+            flipped = np.frombuffer(bytes(data), array.dtype).reshape(array.shape)
+            assert of_arrays({"a": flipped})["a"] != stated(array)
+
+
+def test_the_sum_does_not_depend_on_the_mesh() -> None:
+    array = np.arange(64, dtype=np.float32).reshape(8, 8)
+    where = jax.NamedSharding(mesh(8, data=2, fsdp=4), jax.P("data", "fsdp"))
+    tree = {"whole": array, "scalar": np.int32(7), "empty": np.zeros((0, 3), np.float32)}
+    sums = {name: stated(np.asarray(value)) for name, value in tree.items()}
+    assert of_arrays(tree) == sums
+    assert of_arrays(tree | {"whole": jax.device_put(array, where)}) == sums
+    assert of_arrays({"whole": array.T.copy()})["whole"] != sums["whole"]
+
+
+def test_the_json_has_a_checksum_of_its_own() -> None:
+    known = with_checksums({"sums": {"code": 5.1}}, {"a": np.ones(3)})
+    assert split(known)[0] == {"sums": {"code": 5.1}}
+    assert split({"of an older version": 1}) == ({"of an older version": 1}, {})
+    for damaged in ({}, known | {"sums": {"code": 5.2}}, known | {"checksums": {}}):
+        with pytest.raises(ValueError, match="its JSON is damaged"):
+            split(damaged)
