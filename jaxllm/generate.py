@@ -1,8 +1,14 @@
-"""Continue prompts with the model of a run or of a Hugging Face directory.
+"""Continue prompts with the model of a run or of a Hugging Face directory, or several combined.
 
     python -m jaxllm.generate --model_dir=runs/mine --prompt="Once upon a time"
     python -m jaxllm.generate --model_dir=hf:DIR --prompts_file=prompts.txt --temperature=0.8 \\
         --top_p=0.95 --seed=1 --output=answers.jsonl
+    python -m jaxllm.generate --models=runs/small,runs/large@1000 --combine=probabilities:1,-1 \\
+        --prompt="Once upon a time"
+
+--combine draws each token from a combination of models of one vocabulary, in one compiled step:
+probabilities:W,W and logits:W,W (weighted sums), contrastive:S (of LARGE,SMALL), emulated:S
+(fine-tuning, of BASE,TUNED,SMALL) or value:S (of BASE,VALUE); see `jaxllm.models.combination`.
 
 A single prompt streams to the terminal. Prompts of a file (a line each, or the `prompt` of JSON
 lines) are continued in batches. As in training and evaluation, a prompt begins with the token that
@@ -13,26 +19,26 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from jaxllm import cli, runtime
 from jaxllm.errors import UserError
-from jaxllm.io import fetched, location
+from jaxllm.io import location
 
 if TYPE_CHECKING:
     from jaxllm.evaluation.inference import Generator
-
-HF = "hf:"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Continue the prompts of the flags."""
     flags = cli.parser(__doc__ or "")
-    flags.add_argument("--model_dir", type=location, required=True, metavar="DIR",
-                       help="the run, or hf:DIR")  # fmt: skip
+    models = flags.add_mutually_exclusive_group(required=True)
+    models.add_argument("--model_dir", type=location, metavar="DIR", help="the run, or hf:DIR")
+    models.add_argument("--models", metavar="DIR,DIR",
+                        help="the models to combine; RUN@STEP is a checkpoint")  # fmt: skip
+    flags.add_argument("--combine", metavar="RULE:W,W", help="how --models are combined")
     flags.add_argument("--step", type=int, metavar="N",
                        help="the checkpoint of a run (default: newest)")  # fmt: skip
     source = flags.add_mutually_exclusive_group(required=True)
@@ -54,6 +60,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError("--max_new_tokens and --batch_size need 1 or more")
     if "" in args.stop:
         raise UserError("--stop needs a text that is not empty")
+    if bool(args.models) != bool(args.combine):
+        raise UserError("--models and --combine go together")
+    if args.model_dir and args.model_dir.startswith("hf:"):
+        cli.refuse_unread(args, ("step",), "of hf:DIR, which is one checkpoint")
+    if args.models:
+        cli.refuse_unread(args, ("step",), "with --models: write RUN@STEP")
     prompts = [args.prompt] if args.prompt is not None else read_prompts(args.prompts_file)
     generator = make_generator(args)
     if args.prompt is not None and not args.output:
@@ -61,7 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(chunk, end="", flush=True)
         print()
         return 0
-    write(prompts, generator.generate(prompts, args.batch_size, args.stop), args.output)
+    texts = generator.generate(prompts, args.batch_size, args.stop)
+    write(prompts, texts, args.output, settings(args))
     return 0
 
 
@@ -96,8 +109,17 @@ def _prompt_of(line: str, where: str) -> str:
     return prompt
 
 
-def write(prompts: Sequence[str], texts: Sequence[str], output: str | None) -> None:
-    """Print prompts with their continuations, or write them to `output` as JSON lines."""
+def settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The flags that determine the texts."""
+    names = ("model_dir", "step", "models", "combine", "max_new_tokens", "temperature", "top_k",
+             "top_p", "stop", "seed")  # fmt: skip
+    return {name: getattr(args, name) for name in names if getattr(args, name)}
+
+
+def write(
+    prompts: Sequence[str], texts: Sequence[str], output: str | None, settings: dict[str, Any]
+) -> None:
+    """Print prompts with their continuations, or write them with `settings` as JSON lines."""
     if output is None:
         for prompt, text in zip(prompts, texts, strict=True):
             # a continuation begins after the last word, and includes the spaces
@@ -105,7 +127,8 @@ def write(prompts: Sequence[str], texts: Sequence[str], output: str | None) -> N
         return
     from jaxllm.io import atomic_write
 
-    rows = [{"prompt": p, "text": t} for p, t in zip(prompts, texts, strict=True)]
+    pairs = zip(prompts, texts, strict=True)
+    rows = [{"prompt": p, "text": t, "settings": settings} for p, t in pairs]
     try:
         atomic_write(output, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
     except OSError as error:
@@ -114,55 +137,30 @@ def write(prompts: Sequence[str], texts: Sequence[str], output: str | None) -> N
 
 
 def make_generator(args: argparse.Namespace) -> Generator:
-    """The generator for the flags: model, vocabulary, mesh and sampling."""
-    hf = args.model_dir.startswith(HF)
-    if hf:
-        cli.refuse_unread(args, ("step",), "of hf:DIR, which is one checkpoint")
-    cli.load_gin(args, None if hf else args.model_dir)
-
+    """The generator for the flags: models, vocabulary, mesh and sampling."""
+    from jaxllm.models.combination import Combination, CombinedModel
     from jaxllm.models.sampling import Sampling
-    from jaxllm.sharding.mesh import MeshConfig, make_mesh
 
-    sampling = Sampling(args.temperature, args.top_k, args.top_p)  # checked before the model
-    runtime.import_seqio()
+    names = [args.model_dir if args.step is None else f"{args.model_dir}@{args.step}"]
+    if args.models:
+        names = [location(name) for name in args.models.split(",")]
+    sampling = Sampling(args.temperature, args.top_k, args.top_p)  # checked before the models
+    combination = Combination.parse(args.combine, len(names)) if args.combine else None
     runtime.enable_compilation_cache()
-    mesh = make_mesh(MeshConfig())
-    model, params, vocabulary = (from_huggingface if hf else from_run)(args, mesh)
+
+    from jaxllm.interop.opening import open_models
+
+    opened, mesh = open_models(names, lambda run: cli.load_gin(args, run))
 
     from jaxllm.evaluation.inference import Generator
 
+    model: Any
+    _, model, params, vocabulary = opened[0]
+    if combination:
+        model = CombinedModel(tuple(each.model for each in opened), combination)
+        params = tuple(each.params for each in opened)
     count = args.max_new_tokens or min(128, model.max_length // 2)
     return Generator(model, params, vocabulary, mesh, count, sampling, args.seed)
-
-
-def from_run(args: argparse.Namespace, mesh: Any) -> tuple[Any, Any, Any]:
-    """The model, parameters and vocabulary of a checkpoint of a run."""
-    from jaxllm.data.tokenizer import with_saved_tokenizer
-    from jaxllm.data.vocabularies import build_vocabulary
-    from jaxllm.run.data_identity import saved_tokenizer
-    from jaxllm.run.run import Run
-    from jaxllm.training.experiment import Experiment
-
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax's; its errors are raised as well
-    run, experiment = Run(args.model_dir), Experiment.configured()
-    entries = run.available() if args.step is None else run.select(str(args.step))
-    if not entries:
-        raise UserError(f"{args.model_dir} has no checkpoints")
-    model = experiment.at(entries[-1].step).model
-    params = run.restore_params(entries[-1].step, model, mesh)
-    data = with_saved_tokenizer(experiment.data, saved_tokenizer(args.model_dir))
-    return model, params, build_vocabulary(data)
-
-
-def from_huggingface(args: argparse.Namespace, mesh: Any) -> tuple[Any, Any, Any]:
-    """The model, parameters and vocabulary of a Hugging Face directory."""
-    from jaxllm.data.vocabularies import from_directory
-    from jaxllm.interop import huggingface
-
-    directory = fetched(args.model_dir.removeprefix(HF))
-    vocabulary = from_directory(directory)
-    model, params = huggingface.load(directory, mesh)
-    return model, params, vocabulary
 
 
 if __name__ == "__main__":

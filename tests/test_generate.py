@@ -22,15 +22,14 @@ PROMPTS = ["def f(x):\n    return", "class", "import numpy as np ", "", "å›› ğŸ™
 MESH = ("--gin.MeshConfig.fsdp=4", "--gin.MeshConfig.tensor=2")
 
 
-@pytest.fixture(scope="module")
-def published(tmp_path_factory) -> Path:
+def save_model(directory: Path, layers: int, **of_tokenizer: Any) -> Path:
     """A random LLaMA and a tokenizer, as Transformers saves them."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    directory = llama(tmp_path_factory.mktemp("published") / "model")
+    llama(directory, **of_tokenizer)
     size = from_directory(directory).vocab_size
     config = transformers.LlamaConfig(
-        vocab_size=size, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        vocab_size=size, hidden_size=32, intermediate_size=64, num_hidden_layers=layers,
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128,
         bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
@@ -41,6 +40,16 @@ def published(tmp_path_factory) -> Path:
             parameter += 0.2 * torch.randn_like(parameter)
     model.save_pretrained(directory)
     return directory
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory) -> Path:
+    return save_model(tmp_path_factory.mktemp("published") / "model", layers=2)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory) -> Path:
+    return save_model(tmp_path_factory.mktemp("published") / "small", layers=1)
 
 
 def their_texts(directory: Path, prompts: list[str], new_tokens: int) -> list[str]:
@@ -91,6 +100,58 @@ def test_a_run_answers_as_the_directory_that_it_came_from(
     assert capsys.readouterr().out == their_texts(published, PROMPTS[:1], 12)[0] + "\n"
     generate.main([f"--model_dir={tmp_path / 'run'}", f"--prompt={PROMPTS[0]}", *MESH])
     assert capsys.readouterr().out == their_texts(published, PROMPTS[:1], 64)[0] + "\n"
+
+
+def test_a_difference_of_models_is_a_loop_over_transformers(
+    published: Path, small: Path, tmp_path: Path
+) -> None:
+    """p_small - p_large by equation 3, greedily; and the settings beside each text."""
+    import torch
+    import transformers
+
+    load = transformers.LlamaForCausalLM.from_pretrained
+    models, vocabulary = [load(one).eval() for one in (small, published)], from_directory(small)
+    file, output = tmp_path / "prompts.txt", tmp_path / "answers.jsonl"
+    file.write_text("\n".join(prompts := ["def f(x):", "class A:", "import numpy"]))
+    expected = []
+    for prompt in prompts:
+        ids = [1, *vocabulary.encode(prompt)]
+        before = vocabulary.decode(ids[1:])
+        for _ in range(12):
+            with torch.no_grad():
+                p_s, p_l = (m(torch.tensor([ids])).logits[0, -1].softmax(-1) for m in models)
+            kept = torch.where(p_s - p_l > 0, p_s - p_l, 0.0)
+            ids.append(int((kept / kept.sum()).argmax()))
+            if ids[-1] == 2:
+                break
+        expected.append(vocabulary.decode(ids[1:])[len(before) :])
+    both = f"--models=hf:{small},hf:{published}"
+    generate.main(
+        [both, "--combine=probabilities:1,-1", "--max_new_tokens=12", f"--prompts_file={file}",
+         f"--output={output}", *MESH]
+    )  # fmt: skip
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [row["text"] for row in rows] == expected
+    assert expected != their_texts(small, prompts, 12)
+    assert rows[0]["settings"] == {
+        "models": both.removeprefix("--models="), "combine": "probabilities:1,-1",
+        "max_new_tokens": 12, "top_p": 1.0,
+    }  # fmt: skip
+
+
+def test_models_that_cannot_be_combined_are_named(
+    published: Path, small: Path, tmp_path: Path
+) -> None:
+    other = save_model(tmp_path / "other", layers=1, vocab_size=600)
+    for models, combine, named in (
+        (f"{small},hf:{other}", "logits:1,1", "have different vocabularies: only"),
+        (f"{small},hf:{published}", "emulated:1", "combines 3 models, and there are 2"),
+        (str(small), None, "--models and --combine go together"),
+    ):
+        words = [f"--combine={combine}"] if combine else []
+        with pytest.raises(UserError, match=named) as caught:
+            generate.main([f"--models=hf:{models}", *words, "--prompt=a", "--max_new_tokens=2"])
+        assert "vocab" not in named or all(str(one) in str(caught.value) for one in (small, other))
 
 
 def generator(**axes: int) -> Generator:
@@ -183,7 +244,7 @@ def test_marks_and_ends_of_lines_are_no_text_of_a_prompt(
 
 
 def test_a_continuation_replaces_the_spaces_that_a_prompt_ends_with(capsys) -> None:
-    generate.write(["def f(x):\n    return ", "a"], [" x", "b"], None)
+    generate.write(["def f(x):\n    return ", "a"], [" x", "b"], None, {})
     assert capsys.readouterr().out.split("-" * 20) == ["def f(x):\n    return x\n", "\nab\n", "\n"]
 
 

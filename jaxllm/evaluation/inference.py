@@ -12,15 +12,15 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from jaxllm.errors import UserError
 from jaxllm.evaluation.spans import Tokenizer, start_token
 from jaxllm.models import generation
-from jaxllm.models.config import ModelConfig
+from jaxllm.models.combination import CombinedModel
 from jaxllm.models.decoder import Params, unstack_layers
+from jaxllm.models.generation import Model
 from jaxllm.models.sampling import GREEDY, Sampling
 from jaxllm.sharding.rules import batch_sharding, partitioning, replicated
 
@@ -144,9 +144,9 @@ class Decoding:
 
 
 class DecodeLoop:
-    """Compiled prefill and decoding, for one model on one mesh."""
+    """Compiled prefill and decoding, for one model, or several combined, on one mesh."""
 
-    def __init__(self, model: ModelConfig, mesh: Mesh) -> None:
+    def __init__(self, model: Model, mesh: Mesh) -> None:
         self._model, self._mesh = model, mesh
         self._start = jax.jit(self._traced_start, static_argnums=3)
         self._advance = jax.jit(self._traced_advance, static_argnums=(4, 5, 6), donate_argnums=1)
@@ -173,7 +173,7 @@ class DecodeLoop:
         """Yield the new text of each prompt after every `chunk` tokens, until all have ended.
 
         Raises:
-          UserError: the model's logits are NaN.
+          UserError: the model's logits are NaN, or no token has a positive combined probability.
         """
         vocabulary, max_new_tokens = decoding.vocabulary, decoding.max_new_tokens
         count, padding = len(batch.numbers), len(batch.prompts) - len(batch.numbers)
@@ -189,11 +189,14 @@ class DecodeLoop:
         while decoded < max_new_tokens and not all(text.done for text in texts):
             new = min(chunk, max_new_tokens - decoded)
             done = on_mesh(np.asarray([text.done for text in texts] + [True] * padding))
-            state, tokens, invalid = self._advance(
+            state, tokens, failed = self._advance(
                 params, state, done, seeds, new, eos_ids(vocabulary), decoding.sampling
             )
-            if wrong := int(np.asarray(invalid)[:count].sum()):
-                raise UserError(f"the model's logits are NaN for {wrong} of {count} prompts")
+            if wrong := int(np.asarray(failed)[:count].sum()):
+                what = "the model's logits are NaN"
+                if isinstance(self._model, CombinedModel):
+                    what = "the combined models leave no token, or NaN,"
+                raise UserError(f"{what} for {wrong} of {count} prompts")
             decoded += new
             yield [
                 text.add(row.tolist(), last=decoded == max_new_tokens)
@@ -216,7 +219,7 @@ class DecodeLoop:
         eos_ids: tuple[int, ...],
         sampling: Sampling,
     ) -> tuple[generation.DecodeState, jax.Array, jax.Array]:
-        """The next state, tokens [B, count], and whether logits are NaN [B]."""
+        """The next state, tokens [B, count], and whether logits were invalid [B]."""
         state = state._replace(done=state.done | done)
         keys = jax.vmap(jax.random.key)(seeds[:, 0])
         for place in range(1, seeds.shape[1]):
@@ -225,8 +228,8 @@ class DecodeLoop:
             state, tokens = generation.decode_n(
                 self._model, params, state, count, eos_ids, sampling, keys
             )
-        invalid = jnp.any(jnp.isnan(state.logits), axis=-1)
-        return state, *jax.lax.with_sharding_constraint((tokens, invalid), replicated(self._mesh))
+        shown = (tokens, state.invalid)
+        return state, *jax.lax.with_sharding_constraint(shown, replicated(self._mesh))
 
 
 def shard_batch(mesh: Mesh, array: np.ndarray) -> jax.Array:
@@ -237,14 +240,14 @@ def shard_batch(mesh: Mesh, array: np.ndarray) -> jax.Array:
 
 
 class Generator:
-    """Text generation for one model; a continuation ends with EOS or before a stop string.
+    """Text generation for a model; a continuation ends with EOS or before a stop string.
 
-    `params` are on `mesh`, unboxed, and consumed.
+    `params` are on `mesh`, unboxed, and consumed; those of each model where several are combined.
     """
 
     def __init__(
         self,
-        model: ModelConfig,
+        model: Model,
         params: Params,
         vocabulary: Tokenizer,
         mesh: Mesh,
@@ -258,7 +261,9 @@ class Generator:
                 f"{max_new_tokens} new tokens leave no room for a prompt in a context of "
                 f"{model.max_length}"
             )
-        self._params, self._decode_loop = unstack_layers(params), DecodeLoop(model, mesh)
+        combined = isinstance(model, CombinedModel)
+        self._params = tuple(map(unstack_layers, params)) if combined else unstack_layers(params)
+        self._decode_loop = DecodeLoop(model, mesh)
         self._multiple = mesh.shape["data"] * mesh.shape["fsdp"]
         seeds = lambda number: (seed, number)
         self._decoding = Decoding(vocabulary, max_new_tokens, (), sampling, seeds)

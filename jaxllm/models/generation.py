@@ -1,7 +1,8 @@
 """Generation with a KV cache.
 
 `start_decoding` prefills the prompts, `decode_n` generates tokens, and `generate` does both. To
-stream, call `decode_n` for a few tokens at a time.
+stream, call `decode_n` for a few tokens at a time. For a `CombinedModel`, parameters and caches are
+tuples of those of its models.
 """
 
 from __future__ import annotations
@@ -12,10 +13,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxllm.models.combination import CombinedModel
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.decoder import Decoder, LayerCaches, Params, head_kernel
 from jaxllm.models.layers import LayerCache
 from jaxllm.models.sampling import GREEDY, Sampling, sample
+
+Model = ModelConfig | CombinedModel
 
 
 class Cache(NamedTuple):
@@ -25,6 +29,9 @@ class Cache(NamedTuple):
     segment_ids: jax.Array  # int32 [B, S], 1 at tokens, 0 where empty or padding
     cache_index: jax.Array  # int32, next free index, the same for every sequence
     lengths: jax.Array  # int32 [B], tokens of each sequence so far, the position of its next one
+
+
+Caches = Any  # a Cache, or a tuple of them
 
 
 def init_cache(config: ModelConfig, batch: int, length: int, stacked: bool = True) -> Cache:
@@ -69,33 +76,46 @@ def prefill(
 
 
 def decode_step(
-    config: ModelConfig, params: Params, cache: Cache, tokens: jax.Array
-) -> tuple[Cache, jax.Array]:
+    config: Model, params: Params, cache: Caches, tokens: jax.Array
+) -> tuple[Caches, jax.Array]:
     """Append one token per sequence (int32 [B]); return the new cache and next logits [B, V]."""
+    if isinstance(config, CombinedModel):
+        every = zip(config.models, params, cache, strict=True)
+        caches, logits = zip(*(decode_step(*one, tokens) for one in every), strict=True)
+        return caches, config.combination(logits)
     return prefill(config, params, cache, tokens[:, None], jnp.ones_like(tokens))
 
 
 class DecodeState(NamedTuple):
     """State of a batch during decoding."""
 
-    cache: Cache
+    cache: Caches
     logits: jax.Array  # float32 [B, V], of the next token
     done: jax.Array  # bool [B], whether the sequence has ended
+    invalid: jax.Array  # bool [B], whether its logits were NaN, or left no token
     step: jax.Array  # int32, tokens generated so far
 
 
 def start_decoding(
-    config: ModelConfig, params: Params, prompts: jax.Array, lengths: jax.Array, max_new_tokens: int
+    config: Model, params: Params, prompts: jax.Array, lengths: jax.Array, max_new_tokens: int
 ) -> DecodeState:
     """Prefill a new cache with room for `max_new_tokens` more; see `generate`."""
+    if isinstance(config, CombinedModel):
+        states = [
+            start_decoding(model, own, prompts, lengths, max_new_tokens)
+            for model, own in zip(config.models, params, strict=True)
+        ]
+        logits = config.combination([state.logits for state in states])
+        return states[0]._replace(cache=tuple(state.cache for state in states), logits=logits)
     batch, width = prompts.shape
     cache = init_cache(config, batch, width + max_new_tokens, stacked="layers" in params)
     cache, logits = prefill(config, params, cache, prompts, lengths)
-    return DecodeState(cache, logits, jnp.zeros(batch, bool), jnp.zeros((), jnp.int32))
+    done, invalid = (jnp.zeros(batch, bool) for _ in range(2))  # apart, to be donated
+    return DecodeState(cache, logits, done, invalid, jnp.zeros((), jnp.int32))
 
 
 def decode_n(
-    config: ModelConfig,
+    config: Model,
     params: Params,
     state: DecodeState,
     count: int,
@@ -121,20 +141,21 @@ def decode_n(
         return (carry[0].step < first + count) & ~jnp.all(carry[0].done)
 
     def decode_one(carry: tuple[DecodeState, jax.Array]) -> tuple[DecodeState, jax.Array]:
-        (cache, logits, done, step), output = carry
+        (cache, logits, done, invalid, step), output = carry
+        invalid |= ~done & ~(jnp.max(logits, axis=-1) > -jnp.inf)
         drawn = sample(sampling, logits, jax.vmap(jax.random.fold_in, (0, None))(keys, step))
         token = jnp.where(done, 0, drawn)
         output = jax.lax.dynamic_update_slice(output, token[:, None], (0, step - first))
         done |= jnp.any(token[:, None] == stops, axis=-1)
         cache, logits = decode_step(config, params, cache, token)
-        return DecodeState(cache, logits, done, step + 1), output
+        return DecodeState(cache, logits, done, invalid, step + 1), output
 
     output = jnp.zeros((batch, count), jnp.int32)
     return jax.lax.while_loop(unfinished, decode_one, (state, output))
 
 
 def generate(
-    config: ModelConfig,
+    config: Model,
     params: Params,
     prompts: jax.Array,
     lengths: jax.Array,

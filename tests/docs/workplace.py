@@ -111,6 +111,8 @@ def make(root: Path) -> None:
     swarm(root / "SWARM", root / "MIXTURES.csv", root / "LOSSES.csv")
     equal = dict.fromkeys(("code", "arithmetic", "copying"), 0.333333)
     write(root / "runs" / "proxy" / "domain_weights.gin", f"DataConfig.weights = {equal}\n")
+    write(root / "PROMPTS.txt", "def main():\nimport os\n")
+    write(root / "answers.jsonl", [{"prompt": "def main():", "text": " pass"}] * 2)
     gin_files(root)
     shutil.copy(root / "mine.gin", root / "RUN.gin")
     (root / "docs").mkdir()

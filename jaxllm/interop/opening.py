@@ -1,0 +1,97 @@
+"""Open models by name for inference: RUN, RUN@STEP or hf:DIR."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import gin
+from jax.sharding import Mesh
+
+from jaxllm import runtime
+from jaxllm.errors import UserError
+from jaxllm.io import fetched
+from jaxllm.models.config import ModelConfig
+from jaxllm.models.decoder import Params
+from jaxllm.sharding.mesh import MeshConfig, make_mesh
+
+if TYPE_CHECKING:
+    from jaxllm.data.vocabularies import TokenizerVocabulary
+
+HF = "hf:"
+
+
+class Opened(NamedTuple):
+    """A model with its parameters on the mesh, unboxed."""
+
+    name: str
+    model: ModelConfig
+    params: Params
+    vocabulary: TokenizerVocabulary
+
+
+def open_models(
+    names: Sequence[str], load_gin: Callable[[str | None], None]
+) -> tuple[list[Opened], Mesh]:
+    """The models called `names`, and their mesh, that of the first.
+
+    `load_gin(run)` binds the settings of a run directory (None: none) and the command line's.
+
+    Raises:
+      UserError: no such model, or two of different vocabularies.
+    """
+    opened: list[Opened] = []
+    mesh: Mesh | None = None
+    for name in names:
+        gin.clear_config()
+        directory, step = split(name)
+        load_gin(None if name.startswith(HF) else directory)
+        mesh = mesh or make_mesh(MeshConfig())
+        opened.append(_open(name, directory, step, mesh))
+        _check_vocabulary(opened[0], opened[-1])
+    assert mesh is not None
+    return opened, mesh
+
+
+def split(name: str) -> tuple[str, int | None]:
+    """The directory of a model, and the step of RUN@STEP."""
+    directory, _, step = name.rpartition("@")
+    if directory and step.isdigit() and not name.startswith(HF):
+        return directory, int(step)
+    return name, None
+
+
+def _open(name: str, directory: str, step: int | None, mesh: Mesh) -> Opened:
+    runtime.import_seqio()  # late: a misspelt setting is found before
+
+    from jaxllm.data.tokenizer import with_saved_tokenizer
+    from jaxllm.data.vocabularies import build_vocabulary, from_directory
+    from jaxllm.interop import huggingface
+    from jaxllm.run.data_identity import saved_tokenizer
+    from jaxllm.run.run import Run
+    from jaxllm.training.experiment import Experiment
+
+    if name.startswith(HF):
+        path = fetched(name.removeprefix(HF))
+        return Opened(name, *huggingface.load(path, mesh), from_directory(path))
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax's; its errors are raised as well
+    run, experiment = Run(directory), Experiment.configured()
+    entries = run.available() if step is None else run.select(str(step))
+    if not entries:
+        raise UserError(f"{directory} has no checkpoints")
+    model = experiment.at(entries[-1].step).model
+    params = run.restore_params(entries[-1].step, model, mesh)
+    data = with_saved_tokenizer(experiment.data, saved_tokenizer(directory))
+    return Opened(name, model, params, build_vocabulary(data))
+
+
+def _check_vocabulary(first: Opened, other: Opened) -> None:
+    """Raise UserError for vocabularies whose ids are not the same tokens (files may differ)."""
+    one, two = first.vocabulary.tokenizer, other.vocabulary.tokenizer
+    tokens = lambda of: (of.bos, of.eos, [of.token(i) for i in range(of.size)])
+    if one.identity != two.identity and tokens(one) != tokens(two):
+        raise UserError(
+            f"{first.name} ({one.size:,} tokens) and {other.name} ({two.size:,} tokens) have "
+            "different vocabularies: only models of one vocabulary can be combined"
+        )
