@@ -1,0 +1,90 @@
+"""Which tokens: classes by frequency, part of word, position, kind of word and predictability."""
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from jaxllm.analysis.tokens.subsets import clustered_mean
+from jaxllm.analysis.tokens.trends import TRENDS, Classes, Floats, Ints
+
+_WORD = re.compile(r"([^\W\d_]+)(?:['’][^\W\d_]+)*")
+# Determiners, prepositions, pronouns, conjunctions, auxiliaries and particles of English.
+_FUNCTION = """a about above across after against all along although am among an and another any are
+as at be because been before behind being below beside between beyond both but by can could did do
+does during each either every for from had has have having he her herself him himself his how i if
+in into is it its itself may me might more most must my myself neither no nor not of off on or our
+out over shall she should since so some such than that the their them then there these they this
+those though through till to toward towards under unless until up upon us was we were what when
+where whether which while who whom whose why will with within without would yet you your"""
+FUNCTION_WORDS = frozenset(_FUNCTION.split())
+
+
+def token_kinds(
+    tokens: Ints, documents: Ints, positions: Ints, ends: Ints, texts: Sequence[str],
+    counts: Ints | None = None, log_probs: Floats | None = None,
+) -> pd.DataFrame:  # fmt: skip
+    """Describe the n tokens of a `TokenSet`, sorted by document and position, in categories.
+
+    Returns:
+      A row per token: `frequency`, decades of its `counts` [vocabulary], as of the training data,
+      else in the set; `position` in the document, by factors of four; `part` of a word that it is
+      or has; `word`: function, content or neither; `predictability`, fifths of `log_probs` [n] of
+      an n-gram model, where given. A document's first scored token takes in the text before it.
+    """
+    count = (np.bincount(tokens) if counts is None else counts)[tokens]
+    words = [_words(texts[d], ends[documents == d]) for d in np.unique(documents)]
+    part, word = np.concatenate(words, axis=1)
+    kinds = {
+        "frequency": pd.cut(count, [0, *10.0 ** np.arange(14)], right=False),
+        "position": pd.cut(positions, [0, *4.0 ** np.arange(2, 14)], right=False),
+        "part": pd.Categorical(part),
+        "word": pd.Categorical(word),
+    }
+    if log_probs is not None:
+        kinds["predictability"] = pd.qcut(log_probs, 5, duplicates="drop")
+    return pd.DataFrame(kinds)
+
+
+def shares_by_kind(classes: Classes, kinds: pd.DataFrame, documents: Ints) -> pd.DataFrame:
+    """Share of each class in each category of `kinds`, beside its share of all tokens.
+
+    Returns:
+      A row per `kind`, `bin` (with its `tokens`) and `trend`: `share`, its `stderr` over documents,
+      `overall` share.
+    """
+    is_class = classes == np.arange(len(TRENDS))[:, None]
+    overall, rows = is_class.mean(axis=1), []
+    for kind, values in kinds.items():
+        for name, at in pd.get_dummies(values).items():
+            shares = clustered_mean(is_class[:, at], documents[at])
+            numbers = zip(TRENDS, *shares, overall, strict=True)
+            rows += [(kind, str(name), at.sum(), *row) for row in numbers]
+    columns = ["kind", "bin", "tokens", "trend", "share", "stderr", "overall"]
+    return pd.DataFrame(rows, columns=columns).dropna(subset="share")
+
+
+def _words(text: str, ends: Ints) -> npt.NDArray[np.object_]:
+    """Part and kind of word [2, n] of a document's tokens, from the UTF-8 offsets of their ends."""
+    points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+    widths = 1 + (points >= 0x80) + (points >= 0x800) + (points >= 0x10000)
+    offsets = np.concatenate([[0], np.cumsum(widths)])  # of the characters, in bytes
+    found = [*_WORD.finditer(text), None]
+    # A word that starts and ends at 0 stands for none, last as index −1.
+    first, last = offsets[[m.span() if m else (0, 0) for m in found]].T
+    begins = np.concatenate([[0], ends[:-1]])
+    which = np.searchsorted(first[:-1], ends) - 1  # the last word that starts within or before
+    inside = last[which] > begins
+    starts, stops = first[which] >= begins, last[which] <= ends
+    part = np.array(["middle", "end", "start", "whole"], object)[2 * starts + stops]
+    kind = np.full(len(ends), "neither", object)
+    for token, match in enumerate(found[index] for index in which):
+        if inside[token] and match:
+            kind[token] = "function" if match[1].lower() in FUNCTION_WORDS else "content"
+        else:
+            own = text[slice(*np.searchsorted(offsets, [begins[token], ends[token]]))]
+            mark = "number" if any(map(str.isdigit, own)) else "punctuation"
+            part[token] = mark if own.strip() else "whitespace"
+    return np.stack([part, kind])

@@ -1,0 +1,71 @@
+"""A subset of tokens chosen by one model, followed in all others."""
+
+import itertools
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from jaxllm.analysis.tokens.trends import TRENDS, Classes, Floats, Ints
+
+Z = 1.96  # half-width of a 95 % interval, in standard errors
+
+
+def clustered_mean(values: npt.NDArray[np.generic], documents: Ints) -> Floats:
+    """Mean of `values` [..., n] over tokens, and its standard error over documents: [2, ...].
+
+    That of a ratio estimate over clusters (Cochran 1977, chapter 9A); NaN for a single document.
+    """
+    if not len(documents):
+        return np.full((2, *values.shape[:-1]), np.nan)
+    order = np.argsort(documents, kind="stable")
+    starts = np.unique(documents[order], return_index=True)[1]
+    sums = np.add.reduceat(values[..., order], starts, axis=-1, dtype=float)
+    counts, clusters = np.diff([*starts, len(order)]), len(starts)
+    mean = sums.sum(axis=-1) / len(order)
+    squares = ((sums - mean[..., None] * counts) ** 2).sum(axis=-1)
+    scale = clusters / (clusters - 1) if clusters > 1 else np.nan
+    return np.stack([mean, np.sqrt(scale * squares) / len(order)])
+
+
+def subset_curves(
+    losses: Mapping[tuple[str, int], Floats], checkpoints: pd.DataFrame,
+    subset: npt.NDArray[np.bool_], documents: Ints, selector: tuple[str, int],
+) -> pd.DataFrame:  # fmt: skip
+    """Perplexity of a subset [n], exp(mean loss), for every model and checkpoint.
+
+    `checkpoints` has a row per `size`, `seed` and checkpoint, with what curves are drawn against
+    (step, FLOPs, held-out perplexity); `losses` [S, n] of each size and seed follow its order.
+
+    Returns:
+      `checkpoints` with the subset's `perplexity`, `low` and `high` end of its 95 % interval over
+      documents, and `selection`, compared with the size and seed of the `selector`: a curve that is
+      its "own outcome" shows what it was chosen for; one of "another seed" or "another size" may.
+    """
+    tables = []
+    for (size, seed), rows in checkpoints.groupby(["size", "seed"], sort=False):
+        mean, stderr = clustered_mean(losses[size, seed][:, subset], documents[subset])
+        perplexity, low, high = np.exp([mean, mean - Z * stderr, mean + Z * stderr])
+        own = "own outcome" if seed == selector[1] else "another seed"
+        selection = own if size == selector[0] else "another size"
+        tables.append(rows.assign(perplexity=perplexity, low=low, high=high, selection=selection))
+    return pd.concat(tables, ignore_index=True)
+
+
+def overlap(
+    classes: Mapping[str, Classes], documents: Ints, trend: str = "stagnated"
+) -> pd.DataFrame:
+    """Share of a class's tokens in one model that are of that class in another, too.
+
+    Returns:
+      A row per ordered pair of models `first`, `second`: `tokens` of the first's class, `share` of
+      them in the second's, its `stderr`, the `chance` that any token is; share / chance, `lift`.
+    """
+    rows = []
+    for first, second in itertools.permutations(classes, 2):
+        chosen, other = (classes[name] == TRENDS.index(trend) for name in (first, second))
+        means = clustered_mean(other[chosen], documents[chosen])
+        rows.append((first, second, chosen.sum(), *means, other.mean()))
+    table = pd.DataFrame(rows, columns=["first", "second", "tokens", "share", "stderr", "chance"])
+    return table.assign(lift=table["share"] / table["chance"])

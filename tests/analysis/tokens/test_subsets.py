@@ -1,0 +1,120 @@
+"""Subsets, their overlap and kinds of tokens: against pandas, a bootstrap and a text by hand."""
+
+import numpy as np
+import pandas as pd
+
+from jaxllm.analysis.tokens.kinds import shares_by_kind, token_kinds
+from jaxllm.analysis.tokens.subsets import clustered_mean, overlap, subset_curves
+from jaxllm.analysis.tokens.trends import TRENDS
+
+
+def test_clustered_error_is_that_of_a_bootstrap_over_documents() -> None:
+    rng = np.random.default_rng(0)
+    documents = rng.permutation(np.repeat(np.arange(60), rng.integers(5, 40, 60)))
+    values = rng.normal(0, 1, 60)[documents] + rng.normal(0, 1, (2, len(documents)))
+    mean, stderr = clustered_mean(values, documents)
+    np.testing.assert_allclose(mean, values.mean(axis=1))
+    sums = np.stack([values[:, documents == d].sum(axis=1) for d in range(60)])
+    counts = np.bincount(documents)
+    drawn = rng.integers(0, 60, (4000, 60))
+    bootstrap = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)[:, None]
+    np.testing.assert_allclose(stderr, bootstrap.std(axis=0), rtol=0.07)
+    assert (stderr > 2 * values.std(axis=1) / np.sqrt(len(documents))).all()
+    assert np.isnan(clustered_mean(values, 0 * documents)[1]).all()
+    assert np.isnan(clustered_mean(values[:, :0], documents[:0])).all()
+
+
+def test_subset_curves_follow_a_subset_in_every_model() -> None:
+    rng = np.random.default_rng(1)
+    models = {("small", 0): 3, ("small", 1): 3, ("large", 0): 2}
+    losses = {model: rng.normal(3, 1, (size, 200)) for model, size in models.items()}
+    checkpoints = pd.DataFrame(
+        [(*model, step, 6e3 * step) for model, size in models.items() for step in range(size)],
+        columns=["size", "seed", "step", "flops"],
+    )
+    subset, documents = rng.random(200) < 0.4, np.arange(200) // 10
+    curves = subset_curves(losses, checkpoints, subset, documents, ("small", 0))
+    pd.testing.assert_frame_equal(curves[list(checkpoints)], checkpoints)
+    expected = [np.exp(row[subset].mean()) for curve in losses.values() for row in curve]
+    np.testing.assert_allclose(curves["perplexity"], expected)
+    assert ((curves["low"] < expected) & (curves["high"] > expected)).all()
+    by_model = curves.groupby(["size", "seed"], sort=False)["selection"].unique().map(list)
+    assert list(by_model) == [["own outcome"], ["another seed"], ["another size"]]
+
+
+def test_overlap_is_that_of_a_contingency_table() -> None:
+    rng = np.random.default_rng(2)
+    small = rng.integers(0, 4, 500).astype(np.int8)
+    large = np.where(rng.random(500) < 0.5, small, rng.integers(0, 4, 500)).astype(np.int8)
+    never = np.zeros(500, np.int8)
+    table = overlap({"s": small, "l": large, "none": never}, np.arange(500) // 5)
+    counts = pd.crosstab(small == 1, large == 1)
+    row = table.set_index(["first", "second"]).loc[("s", "l")]
+    assert row.tokens == counts.loc[True].sum()
+    np.testing.assert_allclose(row.share, counts.loc[True, True] / counts.loc[True].sum())
+    np.testing.assert_allclose(row.chance, counts[True].sum() / 500)
+    np.testing.assert_allclose(row["lift"], row.share / row.chance)
+    assert row["lift"] > 1.5 and len(table) == 6
+    assert np.isnan(table.set_index(["first", "second"]).loc[("none", "s")].share)
+
+
+TEXT = "It's “naïve” to wait 12 days —\nunbelievable!"
+PIECES = [
+    ("It", "whole", "function"),
+    ("'", "middle", "function"),
+    ("s", "end", "function"),
+    (" “", "punctuation", "neither"),
+    ("na", "start", "content"),
+    ("ï", "middle", "content"),
+    ("ve", "end", "content"),
+    ("”", "punctuation", "neither"),
+    (" to", "whole", "function"),
+    (" wait", "whole", "content"),
+    (" 12", "number", "neither"),
+    (" days", "whole", "content"),
+    (" —", "punctuation", "neither"),
+    ("\n", "whitespace", "neither"),
+    ("un", "start", "content"),
+    ("believ", "middle", "content"),
+    ("able!", "end", "content"),
+]
+
+
+def test_parts_of_words_and_their_kinds() -> None:
+    pieces, parts, kinds = zip(*PIECES, strict=True)
+    assert "".join(pieces) == TEXT
+    ends = np.cumsum([len(piece.encode()) for piece in pieces])
+    n = len(ends)
+    found = token_kinds(
+        np.tile(np.arange(n), 2), np.repeat([0, 1], n), np.tile(np.arange(n), 2),
+        np.tile(ends, 2), [TEXT, TEXT], log_probs=np.arange(2 * n) - 2.0 * n,
+    )  # fmt: skip
+    assert list(found["word"]) == list(kinds) * 2
+    # "It" is the start of "It's", whose stem decides on function or content
+    assert list(found["part"]) == ["start", *parts[1:]] * 2
+    assert set(found["frequency"].astype(str)) == {"[1.0, 10.0)"}
+    assert list(found["position"].astype(str))[-2:] == ["[0.0, 16.0)", "[16.0, 64.0)"]
+    assert (found["predictability"].value_counts() >= 6).all()
+    bare = token_kinds(*np.zeros((3, 1), int), np.array([2]), ["…?"[1:] + " "], np.array([123]))
+    assert bare.astype(str).iloc[0].to_dict() == {
+        "frequency": "[100.0, 1000.0)", "position": "[0.0, 16.0)",
+        "part": "punctuation", "word": "neither",
+    }  # fmt: skip
+
+
+def test_shares_by_kind_are_those_of_groupby() -> None:
+    rng = np.random.default_rng(3)
+    kinds = pd.DataFrame({
+        "word": pd.Categorical(rng.choice(["function", "content"], 300)),
+        "position": pd.cut(rng.integers(0, 90, 300), [0, 10, 50, 100], right=False),
+    })  # fmt: skip
+    planted = np.where((kinds["word"] == "function") & (rng.random(300) < 0.8), 1, 3)
+    table = shares_by_kind(planted.astype(np.int8), kinds, np.arange(300) // 30)
+    assert len(table) == (2 + 3) * 4 and np.isfinite(table["stderr"]).all()
+    for kind, values in kinds.items():
+        expected = pd.crosstab(values.astype(str), planted, normalize="index")
+        found = table[table.kind == kind].pivot(index="bin", columns="trend", values="share")
+        np.testing.assert_allclose(found["stagnated"], expected[1])
+        np.testing.assert_allclose(found["downward"], expected[3])
+    overall = table.groupby("trend")["overall"].unique()
+    assert [overall[t] for t in TRENDS] == [0, (planted == 1).mean(), 0, (planted == 3).mean()]
