@@ -19,35 +19,38 @@ PREFIX = "heldout_"
 PASSAGE_CHARS = 1_024
 PASSAGES = 128
 READ_CHARS = 16_000_000
+TEXT_CHARS = 64_000_000  # for token sets
 DOMAINS = {"code": "code", "math": "math"}
 
 
-def passages(corpus: str) -> Iterator[Document]:
-    """Yield evenly spaced passages of the validation split of `corpus`, a corpus task.
+def documents(corpus: str, chars: int = TEXT_CHARS) -> Iterator[Document]:
+    """Yield the first documents, `chars` long in all, of the validation split of a corpus task.
 
-    Registers the corpora of the configured run first, if necessary.
-
-    Raises:
-      UserError: the corpus is unknown, or has no validation split.
+    Registers the corpora of the configured run first, if necessary; UserError if it has none such.
     """
     from jaxllm.data import corpora
 
     corpora.register_if_unknown(corpus)
-    found: list[Document] = []
-    sources = corpora.tasks_of(corpus) or [corpus]
+    sources, total = corpora.tasks_of(corpus) or [corpus], 0
     for source in sources:
         read = 0
         for document in corpora.documents(source, "validation", on_error=lambda bad: None):
-            text, name = document["text"], document["id"]
-            found += [
-                Document(text[start : start + PASSAGE_CHARS], f"{name}@{start}")
-                for start in range(0, len(text), PASSAGE_CHARS)
-            ]
-            read += len(text)
-            if read >= READ_CHARS // len(sources):
+            yield Document(document["text"], document["id"])
+            read += len(document["text"])
+            if read >= chars // len(sources):
                 break
-    if not found:
+        total += read
+    if not total:
         raise UserError(f"corpus {corpus} has no validation text: add a file named valid")
+
+
+def passages(corpus: str) -> Iterator[Document]:
+    """Yield evenly spaced passages of the validation split of `corpus`; see `documents`."""
+    found = [
+        Document(document.text[start : start + PASSAGE_CHARS], f"{document.id}@{start}")
+        for document in documents(corpus, READ_CHARS)
+        for start in range(0, len(document.text), PASSAGE_CHARS)
+    ]
     count = min(PASSAGES, len(found))
     yield from (found[i * len(found) // count] for i in range(count))
 
@@ -56,9 +59,9 @@ def declare(name: str, data_dir: epath.Path | None = None) -> TaskDefinition:
     """Bits per byte on the validation split of the run's own corpus of that name."""
     del data_dir
     corpus = name.removeprefix(PREFIX)
-    return perplexity(
-        name, functools.partial(passages, corpus), domain=DOMAINS.get(corpus, "language")
-    )
+    texts = functools.partial(documents, corpus)
+    domain = DOMAINS.get(corpus, "language")
+    return perplexity(name, functools.partial(passages, corpus), domain=domain, documents=texts)
 
 
 FAMILIES = {PREFIX: declare}

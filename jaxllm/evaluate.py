@@ -125,19 +125,19 @@ def selected_tasks(args: argparse.Namespace) -> EvalConfig:
     from jaxllm.evaluation.selection import select
 
     config = eval_config(args)
-    if not config.tasks:
+    if not config.names:
         raise UserError("the run has no evaluation tasks: name some with --tasks=TASK,TASK")
     select(config)
     return config
 
 
 def eval_config(args: argparse.Namespace) -> EvalConfig:
-    """gin's `EvalConfig` with the tasks of --tasks, if any."""
+    """gin's `EvalConfig` with the tasks and token sets of --tasks, if any."""
     from jaxllm.evaluation.config import EvalConfig
 
     config = EvalConfig()
     if args.tasks:
-        config = dataclasses.replace(config, tasks=tuple(args.tasks.split(",")))
+        config = dataclasses.replace(config, tasks=tuple(args.tasks.split(",")), token_sets=())
     return config
 
 

@@ -99,7 +99,7 @@ def train_run(args: argparse.Namespace, timer: GoodputTimer) -> int:
         print(timing(outcome))
         if outcome.finished:
             binding = Run(experiment.model_dir).write_domain_weights()  # the report reads them
-            show(experiment.model_dir, scored=bool(scoring.tasks))
+            show(experiment.model_dir, scored=bool(scoring.names))
             if binding:
                 print(f"domain weights: {binding}", end="")
         else:
@@ -207,7 +207,7 @@ def run(
 
     progress = Progress(experiment.train.steps, 30.0 if runtime.is_first() else math.inf)
     e, sources, writers = open_run(experiment, mesh, progress.log, weights)
-    evaluators = make_evaluators(e, mesh, scoring) if scoring.tasks else []
+    evaluators = make_evaluators(e, mesh, scoring) if scoring.names else []
     costs = check_evaluators(evaluators) if scoring.every else []
     hosts = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     none = [None] * len(sources)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from typing import Literal
 
@@ -10,6 +11,7 @@ from jaxllm.configs import configurable
 from jaxllm.errors import UserError
 
 MODULES = ("jaxllm.evals",)
+TOKEN_SET = re.compile(r"(.+):([1-9]\d*)x([1-9]\d*)")  # a task, documents, tokens of each
 
 
 @configurable
@@ -20,6 +22,9 @@ class EvalConfig:
     Attributes:
       tasks: names of tasks and mixtures (`python -m jaxllm.evaluate --list` shows them); empty
         disables evaluation.
+      token_sets: tasks of held-out text of which the loss of each token is stored at every scored
+        checkpoint: 'heldout_books', or 'heldout_books:200x1024' for 200 documents (at random) and
+        at most 1024 tokens of each (default: 50x2048); see `Run.token_losses`.
       modules: Python modules or packages that declare tasks; add your own to jaxllm's.
       data_dir: directory of the benchmark files (EVAL_DIR); None reads the environment variable
         JAXLLM_DATA_DIR.
@@ -39,6 +44,7 @@ class EvalConfig:
     """
 
     tasks: tuple[str, ...] = ()
+    token_sets: tuple[str, ...] = ()
     modules: tuple[str, ...] = MODULES
     data_dir: str | None = None
     every: int = 1
@@ -60,8 +66,14 @@ class EvalConfig:
                 f"EvalConfig.temperature = {self.temperature}: {self.samples} samples would be "
                 "the same; raise it above 0"
             )
-        if repeated := [task for task in self.tasks if self.tasks.count(task) > 1]:
-            raise UserError(f"EvalConfig.tasks names {repeated[0]} twice")
+        if repeated := [name for name in self.names if self.names.count(name) > 1]:
+            raise UserError(f"EvalConfig names {repeated[0]} twice")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Tasks, mixtures and token sets, with their sizes; `tasks` may have some of these, too."""
+        sized = (s if TOKEN_SET.fullmatch(s) else f"{s}:50x2048" for s in self.token_sets)
+        return (*self.tasks, *sized)
 
     def due(self, scheduled: Sequence[int]) -> tuple[int, ...]:
         """The scheduled checkpoints to score: every `every`-th, and the last."""

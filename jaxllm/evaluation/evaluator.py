@@ -21,15 +21,17 @@ from jax.sharding import Mesh
 from jaxllm.errors import UserError, one_line
 from jaxllm.evaluation import sandbox
 from jaxllm.evaluation.config import EvalConfig
-from jaxllm.evaluation.metrics import Measurement, measure
+from jaxllm.evaluation.metrics import Likelihoods, Measurement, measure
 from jaxllm.evaluation.scoring import Interrupted, PreparedTask, Scorer, ShouldStop, never
 from jaxllm.evaluation.selection import select
 from jaxllm.evaluation.spans import Tokenizer
 from jaxllm.evaluation.stacked import MemberScorer, StackScores
+from jaxllm.evaluation.token_sets import read_examples
 from jaxllm.io import is_remote
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.decoder import Params
 from jaxllm.run.records import OK, Record, RunInfo
+from jaxllm.run.token_losses import TokenLosses, TokenSet
 from jaxllm.run.trajectory import TrajectoryStore
 
 __all__ = ["Evaluator", "Interrupted"]
@@ -59,7 +61,7 @@ class Evaluator:
     ):
         self._tasks = select(config)
         self.definitions = {name: task.definition for name, task in self._tasks.items()}
-        self._config, self._model = config, model
+        self._config, self._model, self._vocabulary = config, model, vocabulary
         self._store, self._run = store, run
         if any(task.runs_code for task in self.definitions.values()):
             sandbox.choose(isolate=config.run_code != "unisolated")
@@ -67,12 +69,16 @@ class Evaluator:
             model, mesh, vocabulary, config.tokens_per_batch, config.samples, config.temperature
         )
         self._prepared: dict[str, PreparedTask] = {}
+        self._token_sets: dict[str, TokenSet] = {}
+        sets = (name for name, task in self._tasks.items() if task.max_tokens)
+        self._losses = {name: TokenLosses(store.layout, name) for name in sets}
         self._traced: set[str] = set()
 
     def for_member(self, store: TrajectoryStore, run: RunInfo, scorer: MemberScorer) -> Evaluator:
         """The evaluator of a run of a stack, which shares the prepared tasks."""
         other = copy.copy(self)
         other._store, other._run, other._scorer = store, run, scorer
+        other._losses = {name: TokenLosses(store.layout, name) for name in self._losses}
         return other
 
     def stack_scores(self, mesh: Mesh) -> StackScores:
@@ -116,7 +122,8 @@ class Evaluator:
 
     def missing(self, step: int, checkpoint: float | None = None) -> tuple[str, ...]:
         """The tasks without records at `step`, of the checkpoint with this `wall_time`."""
-        stored = self._store.scored(step, checkpoint)
+        lacking = {name for name, of in self._losses.items() if not of.holds(step, checkpoint)}
+        stored = self._store.scored(step, checkpoint) - lacking
         return tuple(name for name in self.definitions if name not in stored)
 
     def evaluate(
@@ -149,7 +156,7 @@ class Evaluator:
             task, began, status = self.definitions[name], time.perf_counter(), OK
             table = None
             try:
-                measured, table = self._score(params, name, should_stop)
+                measured, table = self._score(params, name, should_stop, step, checkpoint)
             except Interrupted:
                 raise
             except Exception as error:
@@ -169,11 +176,20 @@ class Evaluator:
         return records
 
     def _score(
-        self, params: Params, name: str, should_stop: ShouldStop
+        self,
+        params: Params,
+        name: str,
+        should_stop: ShouldStop,
+        step: int,
+        checkpoint: float | None,
     ) -> tuple[dict[str, Measurement], pd.DataFrame]:
         """The metrics of one task, and the per-example results, a row for each example."""
         task, prepared = self.definitions[name], self._prepare(name)
         outputs = self._scorer.run(params, prepared, should_stop)
+        if name in self._losses and jax.process_index() == 0:
+            assert isinstance(outputs, Likelihoods)
+            self._losses[name].write_set(self._token_sets[name])
+            self._losses[name].write(step, -outputs.each, checkpoint)
         measured, columns = measure(task, prepared.examples, outputs)
         of_preparation = {"truncated": prepared.truncated.mean(), "padding": prepared.padding}
         if task.shots:
@@ -187,7 +203,10 @@ class Evaluator:
     def _prepare(self, name: str) -> PreparedTask:
         """The device batches of a task, cached from the first call."""
         if name not in self._prepared:
-            examples = self._tasks[name].read_examples()
+            examples, token_set = read_examples(self._tasks[name], self._vocabulary)
+            if token_set is not None:
+                self._losses[name].check(token_set)
+                self._token_sets[name] = token_set
             self._prepared[name] = self._scorer.prepare(self.definitions[name], examples)
         return self._prepared[name]
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxllm.errors import UserError
 from jaxllm.evaluation.tasks import Choice, Document, Example, Prompt, TaskDefinition
 
 Columns = Mapping[str, Sequence]
@@ -53,11 +54,13 @@ class Likelihoods:
         options.
       tokens: int64, shaped as `log_likelihood`: number of scored tokens.
       greedy: bool [n], whether every scored token was the argmax.
+      each: float32, the log-likelihoods of the scored tokens of all examples, in their order.
     """
 
     log_likelihood: np.ndarray
     tokens: np.ndarray
     greedy: np.ndarray
+    each: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.float32))
 
 
 Texts = Sequence[Sequence[str]]  # generated answers to each example
@@ -66,11 +69,22 @@ Texts = Sequence[Sequence[str]]  # generated answers to each example
 def measure(
     task: TaskDefinition, examples: Sequence[Example], outputs: Likelihoods | Texts
 ) -> Result:
-    """The metrics of a task, and the columns of its per-example results, in their order."""
+    """The metrics of a task, and the columns of its per-example results, in their order.
+
+    Raises:
+      UserError: a log-likelihood is not finite.
+    """
     of: Any = examples  # their type depends on the task's kind
     if not isinstance(outputs, Likelihoods):
         return generation(task, of, outputs)
     log_likelihood, tokens = outputs.log_likelihood, outputs.tokens
+    broken = (~np.isfinite(log_likelihood) & (tokens > 0)).reshape(len(examples), -1).any(axis=1)
+    if broken.any():
+        first = examples[broken.argmax()].id or broken.argmax()
+        raise UserError(
+            f"log-likelihoods of {broken.sum()} of {len(examples)} examples are not finite, first "
+            f"of example {first}: the model's activations overflow or its parameters are NaN"
+        )
     if task.kind == "multiple_choice":
         return multiple_choice(of, log_likelihood, tokens, task.chance)
     if task.kind == "perplexity":

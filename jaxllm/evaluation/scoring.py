@@ -165,7 +165,6 @@ class Scorer:
 
         Raises:
           Interrupted: `should_stop()` was true between two batches.
-          UserError: a log-likelihood is not finite.
         """
         if prepared.definition.kind == "generation":
             return self._generate(params, prepared, should_stop)
@@ -221,11 +220,15 @@ class Scorer:
             # reduceat gives the sum of [start, end) at even indices and that of the gap at odd
             # ones; the appended zero makes the last `end` a valid index.
             bounds = np.stack([batch.starts, batch.ends], axis=1).ravel()
-            sums = np.add.reduceat(_flat(scores, np.float64), bounds, axis=-1)[..., ::2]
+            flat = _flat(scores, np.float64)
+            sums = np.add.reduceat(flat, bounds, axis=-1)[..., ::2]
             greedy = np.logical_and.reduceat(_flat(correct, bool), bounds, axis=-1)[..., ::2]
-            parts.append((batch.spans, sums, batch.ends - batch.starts, greedy))
+            own = np.concatenate([np.arange(*pair) for pair in bounds.reshape(-1, 2)])
+            parts.append((batch.spans, sums, batch.ends - batch.starts, greedy, flat[..., own]))
         spans, *columns = (np.concatenate(part, axis=-1) for part in zip(*parts, strict=True))
-        return Likelihoods(*(column[..., np.argsort(spans)] for column in columns))
+        by_span, of_token = np.argsort(spans), np.repeat(spans, columns[1])
+        each = columns.pop()[..., np.argsort(of_token, kind="stable")].astype(np.float32)
+        return Likelihoods(*[*(column[..., by_span] for column in columns), each])
 
     def _scored_batches(
         self, params: Params, batches: Sequence[PackedBatch], should_stop: ShouldStop
@@ -254,13 +257,8 @@ class Scorer:
 
 
 def by_example(prepared: PreparedTask, spans: Likelihoods) -> Likelihoods:
-    """The likelihoods of a task's examples, [n] or [n, options], from those of its spans, [S].
-
-    Raises:
-      UserError: a log-likelihood is not finite.
-    """
+    """The likelihoods of a task's examples, [n] or [n, options], from those of its spans, [S]."""
     index, count = prepared.example_index, len(prepared.examples)
-    _check_finite(prepared, spans.log_likelihood)
     if prepared.definition.kind == "multiple_choice":
         column = np.arange(len(index)) - np.searchsorted(index, np.arange(count))[index]
         shape = (count, int(column.max()) + 1)
@@ -271,7 +269,7 @@ def by_example(prepared: PreparedTask, spans: Likelihoods) -> Likelihoods:
         log_likelihood = np.bincount(index, spans.log_likelihood, count)
         tokens = np.bincount(index, spans.tokens, count).astype(np.int64)
     greedy = np.bincount(index, ~spans.greedy, count) == 0
-    return Likelihoods(log_likelihood, tokens, greedy)
+    return Likelihoods(log_likelihood, tokens, greedy, spans.each)
 
 
 def scoring_program(model: ModelConfig, mesh: Mesh, chunk_tokens: int | None = None) -> Any:
@@ -293,17 +291,6 @@ def _flat(values: Any, dtype: Any) -> np.ndarray:
     array = np.asarray(values, dtype)
     flat = array.reshape(*array.shape[:-2], -1)
     return np.concatenate([flat, np.zeros_like(flat[..., :1])], axis=-1)
-
-
-def _check_finite(prepared: PreparedTask, log_likelihood: np.ndarray) -> None:
-    """Raise UserError for log-likelihoods that are NaN or infinite."""
-    wrong = np.unique(prepared.example_index[~np.isfinite(log_likelihood)])
-    if wrong.size:
-        first = prepared.examples[wrong[0]].id or wrong[0]
-        raise UserError(
-            f"log-likelihoods of {wrong.size} of {len(prepared.examples)} examples are not finite, "
-            f"first of example {first}: the model's activations overflow or its parameters are NaN"
-        )
 
 
 def _check_interrupt(should_stop: ShouldStop) -> None:

@@ -15,12 +15,13 @@ from etils import epath
 
 from jaxllm.errors import UserError
 from jaxllm.evaluation import download
-from jaxllm.evaluation.config import EvalConfig
+from jaxllm.evaluation.config import TOKEN_SET, EvalConfig
 from jaxllm.evaluation.registry import benchmarks
 from jaxllm.evaluation.tasks import Document, Example, FewShot, TaskDefinition
 from jaxllm.run.records import split_shots
 
 HARNESS_SEED = 1234
+MAX_TOKENS = 10_000_000  # of a token set
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +32,7 @@ class SelectedTask:
       definition: the declared task.
       files: its files, then those of its few-shot examples.
       max_examples: maximum number of examples; None is all.
+      max_tokens: of a token set: number of tokens of each document that are scored, at most.
       group: its name in `EvalConfig.tasks`: its own, or that of a mixture.
     """
 
@@ -38,6 +40,7 @@ class SelectedTask:
     files: tuple[epath.Path, ...] = ()
     max_examples: int | None = None
     group: str = ""
+    max_tokens: int | None = None
 
     def read_examples(self) -> list[Example]:
         """Read the examples and add their few-shot examples; an empty id becomes the index."""
@@ -58,21 +61,33 @@ def select(config: EvalConfig) -> dict[str, SelectedTask]:
     """The tasks of a run by name.
 
     Raises:
-      UserError: an unknown task (the message suggests the closest names), a missing file, or a
-        task that executes code where that is not allowed.
+      UserError: an unknown task (the message suggests the closest names), a missing file, a task
+        that executes code where that is not allowed, or a token set of no text.
     """
     registry, directory = benchmarks(config.modules), data_dir(config)
     selected: dict[str, SelectedTask] = {}
-    for group in config.tasks:
-        for task in registry.load([group], directory):
+    for group in config.names:
+        size = TOKEN_SET.fullmatch(group)
+        for task in registry.load([size[1] if size else group], directory):
             if task.runs_code and not config.run_code:
                 raise UserError(
                     f"task {task.name} runs programs that the model writes: allow it with "
                     "--gin.EvalConfig.run_code=True"
                 )
             own = SelectedTask(task, locate(task, config), config.max_examples, group)
-            selected.setdefault(task.name, own)
+            if size:
+                own = _token_set(own, int(size[2]), int(size[3]))
+            selected.setdefault(own.definition.name, own)
     return selected
+
+
+def _token_set(task: SelectedTask, documents: int, tokens: int) -> SelectedTask:
+    """The token set of a task; UserError if it is no text."""
+    of, name = task.definition, f"{task.definition.name}:{documents}x{tokens}"
+    if of.kind != "perplexity" or documents * tokens > MAX_TOKENS:
+        raise UserError(f"token set {name}: must be held-out text, up to {MAX_TOKENS:,} tokens")
+    of = dataclasses.replace(of, name=name, examples=of.documents or of.examples)
+    return dataclasses.replace(task, definition=of, max_examples=documents, max_tokens=tokens)
 
 
 def file_names(task: TaskDefinition, every: bool = False) -> tuple[str, ...]:
@@ -112,9 +127,10 @@ def download_files(config: EvalConfig) -> download.DownloadResult:
     """
     registry = benchmarks(config.modules)
     root = _required_data_dir(config, "--download needs a place")
-    tasks = registry.load(config.tasks or registry.names(), root)
-    names = dict.fromkeys(name for task in tasks for name in file_names(task, every=True))
-    return download.download(tuple(names), root, registry.sources, registry.sha256)
+    names = [TOKEN_SET.sub(r"\1", name) for name in config.names]
+    tasks = registry.load(names or registry.names(), root)
+    files = dict.fromkeys(name for task in tasks for name in file_names(task, every=True))
+    return download.download(tuple(files), root, registry.sources, registry.sha256)
 
 
 def data_dir(config: EvalConfig) -> epath.Path | None:

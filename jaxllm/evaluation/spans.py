@@ -73,7 +73,7 @@ def scored_spans(
     truncated on the left.
     """
     if isinstance(example, Document):
-        return list(rolling_windows(vocabulary, example.text, max_length)), 0
+        return list(rolling_windows(vocabulary, example.text, max_length, example.ids)), 0
     if isinstance(example, Prompt):
         continued = [(example.context, example.targets[:1])]
     elif example.contexts:
@@ -137,14 +137,17 @@ def continuations(
     return spans
 
 
-def rolling_windows(vocabulary: Tokenizer, text: str, max_length: int) -> Iterator[Span]:
+def rolling_windows(
+    vocabulary: Tokenizer, text: str, max_length: int, ids: Sequence[int] | None = None
+) -> Iterator[Span]:
     """Yield the spans that together score every token of a document exactly once.
 
     The first window starts with BOS and scores the first `max_length` tokens; each further one
     starts with the last token before it and scores the next `max_length`; the last one, with fewer
     left, has as much context as fits (the harness' rolling windows, context_len=1).
     """
-    tokens = np.asarray([start_token(vocabulary), *vocabulary.encode(text)], np.int32)
+    ids = vocabulary.encode(text) if ids is None else ids
+    tokens = np.asarray([start_token(vocabulary), *ids], np.int32)
     for start in range(0, len(tokens) - 1, max_length):
         end = min(start + max_length, len(tokens) - 1) + 1
         yield Span(tokens[max(0, end - max_length - 1) : end], end - 1 - start)

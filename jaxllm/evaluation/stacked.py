@@ -70,8 +70,6 @@ class MemberScorer:
         """See `Scorer.run`; `params` are the member's own, of the stack's current ones."""
         if prepared.definition.kind == "generation":
             return self._scores.scorer.run(params, prepared, should_stop)
-        spans = self._scores.spans(prepared, should_stop)
-        return by_example(
-            prepared,
-            Likelihoods(spans.log_likelihood[self._index], spans.tokens, spans.greedy[self._index]),
-        )
+        of, i = self._scores.spans(prepared, should_stop), self._index
+        own = Likelihoods(of.log_likelihood[i], of.tokens, of.greedy[i], of.each[i])
+        return by_example(prepared, own)

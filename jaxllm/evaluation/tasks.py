@@ -76,10 +76,11 @@ class Choice:
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-    """One document whose every token is scored."""
+    """One document whose every token is scored; `ids` are those, if not as `text` is encoded."""
 
     text: str
     id: str = ""
+    ids: tuple[int, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,6 +165,7 @@ class TaskDefinition:
       max_new_tokens: maximum length of a generated answer, in tokens.
       stop: stop strings of generated answers.
       score: metrics of one generated answer (its text up to the first stop string).
+      documents: the texts for a token set, if not the examples; called with nothing.
       runs_code: whether `score` executes the answer: EvalConfig.run_code must allow it, and the
         primary metric is pass@k of EvalConfig.samples answers.
     """
@@ -182,6 +184,7 @@ class TaskDefinition:
     max_new_tokens: int = 0
     stop: tuple[str, ...] = ("\n",)
     score: Score = exact
+    documents: Examples | None = None
     runs_code: bool = False
 
 

@@ -14,6 +14,7 @@ from jaxllm.errors import UserError, one_line
 from jaxllm.evaluation.config import EvalConfig
 from jaxllm.evaluation.scoring import PreparedTask, Scorer
 from jaxllm.evaluation.selection import select
+from jaxllm.evaluation.token_sets import read_examples
 from jaxllm.planning.estimate import ideal_seconds
 from jaxllm.planning.program import OutOfDeviceMemory, measure_scorer, tell
 from jaxllm.planning.targets import Target
@@ -97,7 +98,7 @@ def prepare(
     missing, generated = list[str](), list[str]()
     line = lambda names, why: f"{', '.join(names)}: {why}" if names else ""
     reason_of = lambda error: one_line(error if isinstance(error, UserError) else repr(error))
-    tell(f"counting the sequences of {', '.join(config.tasks)}")
+    tell(f"counting the sequences of {', '.join(config.names)}")
     try:
         import_seqio()
         from jaxllm.data.vocabularies import build_vocabulary
@@ -106,14 +107,16 @@ def prepare(
         vocabulary = build_vocabulary(with_saved_tokenizer(e.data, saved))
         scorer = Scorer(e.model, mesh, vocabulary, config.tokens_per_batch)
     except Exception as error:
-        return [], (line(config.tasks, reason_of(error)),)
-    for group in config.tasks:
+        return [], (line(config.names, reason_of(error)),)
+    for group in config.names:
+        of_group = dataclasses.replace(config, tasks=(group,), token_sets=())
         try:
-            for name, task in select(dataclasses.replace(config, tasks=(group,))).items():
+            for name, task in select(of_group).items():
                 if task.definition.kind == "generation":
                     generated.append(name)
                 elif name not in prepared:
-                    prepared[name] = scorer.prepare(task.definition, task.read_examples())
+                    examples, _ = read_examples(task, vocabulary)
+                    prepared[name] = scorer.prepare(task.definition, examples)
         except Exception as error:
             missing.append(group)
             reason = reason or reason_of(error)

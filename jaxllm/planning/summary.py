@@ -68,7 +68,7 @@ class Plan(NamedTuple):
             with contextlib.suppress(OutOfDeviceMemory):  # unchunked loss may not fit
                 costs = measure_costs(experiment, mesh, target.slices)
                 times = estimate(experiment, target, program, costs)
-        if program and timed and not excess and evaluation.tasks and evaluation.every:
+        if program and timed and not excess and evaluation.names and evaluation.every:
             step = times and times.step_seconds
             scoring = scoring_cost(experiment, evaluation, target, mesh, step)
         tell("done")

@@ -37,25 +37,15 @@ _COLUMNS = ("tokens", "ends")  # of the former, lists with an item per token
 
 @dataclasses.dataclass(frozen=True)
 class TokenSet:
-    """The n scored tokens of held-out documents.
-
-    Attributes:
-      name: name of the set.
-      texts: the documents, as far as they are scored.
-      tokens: int32 [n], token ids.
-      documents: int32 [n], indices into `texts`, ascending.
-      positions: int32 [n], index of a token in its document.
-      ends: int32 [n], UTF-8 byte offset in the document at which a token's text ends.
-      fingerprint: hash of `texts` and `tokens`.
-    """
+    """The n scored tokens of held-out documents."""
 
     name: str
-    texts: tuple[str, ...]
-    tokens: np.ndarray
-    documents: np.ndarray
-    positions: np.ndarray
-    ends: np.ndarray
-    fingerprint: str
+    texts: tuple[str, ...]  # the documents, as far as they are scored
+    tokens: np.ndarray  # int32 [n], token ids
+    documents: np.ndarray  # int32 [n], indices into `texts`, ascending
+    positions: np.ndarray  # int32 [n], index of a token in its document
+    ends: np.ndarray  # int32 [n], UTF-8 byte offset in the document at which a token's text ends
+    fingerprint: str  # hash of `texts` and `tokens`
 
     @classmethod
     def of(
@@ -84,10 +74,7 @@ class TokenLosses:
     ) -> None:
         self.name, self.path = name, layout.token_losses / quote(name, safe=" :,+=")
         self._layout, self._checkpoints = layout, checkpoints or {}
-
-    @functools.cached_property
-    def _store(self) -> KeyValueStore:
-        return KeyValueStore(self.path)
+        self._store = KeyValueStore(self.path)
 
     def token_set(self) -> TokenSet:
         """The tokens; UserError if the run has no such set."""
@@ -128,7 +115,7 @@ class TokenLosses:
     def holds(self, step: int, checkpoint: float | None = None) -> bool:
         """Whether there are losses at `step`, of the checkpoint with this `wall_time`."""
         content = self._store.read(f"{step}{_LOSSES}")[0] or b""
-        header = _header(content[:HEADER])
+        header = json.loads(content[:HEADER] or '{"checkpoint": 0, "tokens": 0}')
         return _is_of(header, checkpoint) and len(content) == HEADER + 2 * header["tokens"]
 
     def steps(self) -> tuple[int, ...]:
@@ -139,16 +126,13 @@ class TokenLosses:
         """The header of each step with losses: `checkpoint`, `tokens` and number `not_finite`."""
         steps = self._all_steps()
         wait = self._store.start_reads([ByteRange(f"{s}{_LOSSES}", 0, HEADER) for s in steps])
-        found = zip(steps, map(_header, wait()), strict=True)
+        found = zip(steps, map(json.loads, wait()), strict=True)
         return {s: header for s, header in found if _is_of(header, self._checkpoints.get(s))}
 
     def read(self, steps: Sequence[int] | None = None, tokens: slice = slice(None)) -> np.ndarray:
-        """The losses in nats, float32 [S, n], of all checkpoints with losses or those of `steps`.
+        """The losses in nats, float32 [S, n], of `steps` (None: all); reads those of `tokens` only.
 
-        Only the bytes of `tokens` are read.
-
-        Raises:
-          UserError: one of `steps` has no losses, or there are none at all.
+        UserError names the checkpoints without losses, and the command that adds them.
         """
         headers = self.headers()
         wanted = tuple(headers if steps is None else steps)
@@ -200,14 +184,6 @@ def token_set_names(layout: Layout) -> tuple[str, ...]:
     return tuple(unquote(n.removesuffix(f"/{_SET}")) for n in names if n.endswith(f"/{_SET}"))
 
 
-def _header(content: bytes) -> dict[str, Any]:
-    """The header of a file; none of what is not one."""
-    try:
-        return dict(json.loads(content))
-    except ValueError:
-        return {}
-
-
 def _is_of(header: Mapping[str, Any], checkpoint: float | None) -> bool:
     """Whether a file is of this checkpoint, as far as both are known."""
-    return bool(header) and (None in (checkpoint, of := header["checkpoint"]) or of == checkpoint)
+    return None in (checkpoint, header["checkpoint"]) or header["checkpoint"] == checkpoint

@@ -52,7 +52,8 @@ class TrajectoryStore:
     """The trajectory table of one run directory, local or in an object store."""
 
     def __init__(self, model_dir: str | os.PathLike[str]):
-        self.path = Layout(model_dir).trajectory
+        self.layout = Layout(model_dir)
+        self.path = self.layout.trajectory
 
     @functools.cached_property
     def _store(self) -> KeyValueStore:

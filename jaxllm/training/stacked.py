@@ -144,7 +144,7 @@ def _evaluators(
     runs: Sequence[StackedRun], scoring: EvalConfig, mesh: Mesh, progress: Progress
 ) -> tuple[Sequence[Evaluator | None], StackScores | None]:
     """An evaluator for each run, and what all of them score with."""
-    if not scoring.tasks:
+    if not scoring.names:
         return [None] * len(runs), None
     evaluator = make_evaluator(runs[0].experiment, mesh, scoring)
     for line in evaluator.check() if scoring.every else ():

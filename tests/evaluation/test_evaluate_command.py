@@ -6,10 +6,12 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pandas as pd
 import pytest
 import sentencepiece
 
+from jaxllm.run.run import Run
 from jaxllm.run.trajectory import TrajectoryStore
 
 GIN = """
@@ -18,6 +20,7 @@ TRAIN_STEPS = 4
 SEQUENCE_LENGTH = 64
 BATCH_SIZE = 4
 EVAL_TASKS = ("heldout_letters", "basic_arithmetic", "simple_arithmetic_nospaces")
+EvalConfig.token_sets = ("heldout_letters:3x40", "held_out_code:2x20")
 EvalConfig.max_examples = 4
 EvalConfig.data_dir = "{directory}/evals"
 ScheduleConfig.warmup_steps = 1
@@ -33,6 +36,7 @@ ModelConfig.mlp_dim = 64
 ModelConfig.num_heads = 4
 MeshConfig.fsdp = 2
 """
+TOKEN_SETS = ("heldout_letters:3x40", "held_out_code:2x20")
 
 
 def command(*args):
@@ -84,12 +88,18 @@ def test_checkpoints_are_scored_bitwise_as_the_run_scored_them(run_dir):
     }
     assert set(before.step) >= {0, 2, 4}
     assert set(before.status) == {"ok"}
+    losses = {name: Run(run_dir).token_losses(name).read() for name in TOKEN_SETS}
+    for name in TOKEN_SETS:
+        (run_dir / "token_losses" / name / "0.f16").unlink()
     for step in (2, 4):
         for file in (run_dir / "trajectory" / str(step)).iterdir():
             file.unlink()
     done = command("jaxllm.evaluate", f"--model_dir={run_dir}", "--missing")
     assert done.returncode == 0, done.stderr
-    assert "step 0 " not in done.stdout  # those are not missing
+    assert "step 0  heldout_letters " not in done.stdout  # it is not missing
+    assert "step 0  heldout_letters:3x40" in done.stdout
+    for name in TOKEN_SETS:
+        np.testing.assert_array_equal(Run(run_dir).token_losses(name).read(), losses[name])
     assert "step 4  heldout_letters  bits_per_byte" in done.stdout
     after = store.read()
     pd.testing.assert_frame_equal(
@@ -103,7 +113,7 @@ def test_checkpoints_are_scored_bitwise_as_the_run_scored_them(run_dir):
 @pytest.mark.slow
 def test_an_exported_checkpoint_scores_as_the_run_scored_it(run_dir, tmp_path):
     """Out into the Hugging Face format, and scored from there: the same records and examples."""
-    tasks = ("basic_arithmetic", "simple_arithmetic_nospaces")
+    tasks = ("basic_arithmetic", "simple_arithmetic_nospaces", TOKEN_SETS[1])
     exported = command(
         "jaxllm.convert", f"--from={run_dir}", "--step=4", f"--to=hf:{tmp_path}/hf"
     )  # fmt: skip
@@ -119,6 +129,8 @@ def test_an_exported_checkpoint_scores_as_the_run_scored_it(run_dir, tmp_path):
     before, after = ours.read(), theirs.read()
     before = before[(before.step == 4) & before.task.isin(tasks)].reset_index(drop=True)
     assert len(after) == len(before) > 0
+    published, own = (Run(of).token_losses(TOKEN_SETS[1]) for of in (tmp_path / "scored", run_dir))
+    np.testing.assert_array_equal(published.read(), own.read([4]))
     same = ["task", "metric", "value", "stderr", "n", "step", "tokens", "params"]
     pd.testing.assert_frame_equal(after[same], before[same], check_exact=True)
     for task in tasks:
