@@ -36,6 +36,7 @@ CONFIG_MODULES = (
     "jaxllm.run.checkpoint_schedule",
     "jaxllm.evaluation.config",
     "jaxllm.suites.config",
+    "jaxllm.report.delivery",
 )
 
 _GIN_FLAG = re.compile(r"^--gin\.([^=]+)=(.*)$", re.DOTALL)

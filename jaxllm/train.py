@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from jaxllm.data.loader import SequenceSource
     from jaxllm.evaluation.config import EvalConfig
+    from jaxllm.report.alarms import HealthWriter
     from jaxllm.training.experiment import Experiment
     from jaxllm.training.loop import Outcome
     from jaxllm.training.metrics import Writer
@@ -151,6 +152,7 @@ class Opened(NamedTuple):
     experiment: Experiment
     sources: list[SequenceSource]  # of each stage
     writers: list[Writer]  # of the first host
+    health: HealthWriter | None  # one of them
 
 
 def open_run(
@@ -161,6 +163,7 @@ def open_run(
 ) -> Opened:
     """Prepare missing data, and open the run's data (`corpora.resolve`'s weights) and outputs."""
     from jaxllm.report.alarms import HealthWriter
+    from jaxllm.report.delivery import AlarmConfig
     from jaxllm.report.tensorboard import TensorBoardWriter
     from jaxllm.run import data_identity
     from jaxllm.training.domain_weights import check_domains
@@ -180,10 +183,10 @@ def open_run(
         state = abstract_state(e.model, e.make_optimizer(), mesh, len(domains) if reference else 0)
         branch.check(state.params, state.training, e.saved_model())
     if not runtime.is_first():
-        return Opened(e, sources, [])
+        return Opened(e, sources, [], None)
     data_identity.save(e.model_dir, identity, tokenizer.files)
-    health = HealthWriter(e.model_dir, log)
-    return Opened(e, sources, [TensorBoardWriter(e.model_dir), health])
+    health = HealthWriter(e.model_dir, log, AlarmConfig())
+    return Opened(e, sources, [TensorBoardWriter(e.model_dir), health], health)
 
 
 def run(
@@ -206,7 +209,7 @@ def run(
     from jaxllm.training.stages import Stage, epochs
 
     progress = Progress(experiment.train.steps, 30.0 if runtime.is_first() else math.inf)
-    e, sources, writers = open_run(experiment, mesh, progress.log, weights)
+    e, sources, writers, health = open_run(experiment, mesh, progress.log, weights)
     evaluators = make_evaluators(e, mesh, scoring) if scoring.names else []
     costs = check_evaluators(evaluators) if scoring.every else []
     hosts = {"process_index": jax.process_index(), "process_count": jax.process_count()}
@@ -218,7 +221,9 @@ def run(
     repeated = check_epochs(epochs(stages), e.train.steps)
     for line in [*repeated, *costs] if runtime.is_first() else ():
         progress.log(line)
-    return train(e, mesh, stages, [*held, *writers], gin.operative_config_str(), progress, timer)
+    config, on_hang = gin.operative_config_str(), health.hangs if health else None
+    with health or contextlib.nullcontext():
+        return train(e, mesh, stages, [*held, *writers], config, progress, timer, on_hang)
 
 
 def train_stack(
@@ -253,6 +258,7 @@ def train_stack(
     scoring = progress = None
     by_step: dict[int, list[stacked.StackedRun]] = {}
     failed: dict[str, str] = {}
+    watched: dict[str, HealthWriter] = {}
     experiments = []
     for flags in _stack_of(file):
         configure(flags)
@@ -268,7 +274,9 @@ def train_stack(
         except UserError as error:
             failed[e.model_dir] = str(error)
             continue
-        e, (source,), writers = opened
+        e, (source,), writers, health = opened
+        assert health  # of the first host, which is the only one
+        watched[e.model_dir] = leases.enter_context(health)
         experiments.append(e)
         one = stacked.StackedRun(e, source, [*held, *writers], gin.operative_config_str())
         by_step.setdefault(e.newest_step(), []).append(one)
@@ -279,6 +287,8 @@ def train_stack(
             outcome = stacked.train_stack(group, scoring, stack_mesh(len(group)), progress, timer)
             finished, failed = outcome.finished, failed | outcome.diverged
             code = INTERRUPTED if outcome.interrupted else 1
+            for model_dir, reason in outcome.diverged.items():
+                watched[model_dir].stopped(one_line(reason))
     for model_dir, reason in failed.items():
         print(f"error: {model_dir}: {one_line(reason)}")
     return 0 if finished and not failed else code

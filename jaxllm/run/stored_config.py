@@ -16,9 +16,12 @@ from typing import Any
 from jaxllm.errors import UserError
 from jaxllm.run.layout import Layout
 
-# Fields that run code (modules that are not jaxllm's own, programs that a model writes), with the
-# value that runs none. Only the command line can grant them, not the run directory.
-_PERMISSIONS: dict[str, Any] = {"DataConfig.modules": (), "EvalConfig.run_code": False}
+# Fields that run code (modules that are not jaxllm's own, programs that a model writes) or tell
+# others, with the value that does not. Only the command line can grant them, not the run directory.
+_PERMISSIONS: dict[str, Any] = {
+    "DataConfig.modules": (), "EvalConfig.run_code": False,
+    "AlarmConfig.command": None, "AlarmConfig.url": None,
+}  # fmt: skip
 
 
 def parse(model_dir: str) -> None:

@@ -56,6 +56,7 @@ def train(
     config_text: str | None = None,
     progress: Progress | None = None,
     timer: GoodputTimer | None = None,
+    on_hang: Callable[[], None] | None = None,
 ) -> Outcome:
     """Train to the last step, from the newest checkpoint if there is one.
 
@@ -66,6 +67,7 @@ def train(
       writers: receive metrics and records besides metrics.jsonl; closed at the end.
       config_text: content of config.gin, written once the run is resumed.
       timer: started with the process; None excludes the time before this call.
+      on_hang: called by the `Watchdog` of the run.
 
     Raises:
       UserError: the configs do not fit the machine, the data or the checkpoints; the disk fails; or
@@ -82,7 +84,9 @@ def train(
         ),
         Preemption() as preemption,
         closing_all(progress, *writers),
-        Trainer(experiment, mesh, stages, writers, preemption.requested, progress, timer) as run,
+        Trainer(
+            experiment, mesh, stages, writers, preemption.requested, progress, timer, on_hang
+        ) as run,
     ):
         run.write_config(config_text)
         state = run.restored_or_new_state()
@@ -130,6 +134,7 @@ class Trainer:
         should_stop: Callable[[], bool],
         progress: Progress,
         timer: GoodputTimer,
+        on_hang: Callable[[], None] | None = None,
     ) -> None:
         """Open MODEL_DIR and restore the newest checkpoint; the arguments are those of `train`."""
         e = self._experiment = experiment
@@ -147,7 +152,7 @@ class Trainer:
         self.step = self.start.step
         self._stage = stages[e.stages.index(e.at(self.step))]
         self._saved_at = self._restored.entry.wall_time if self._restored else None
-        self._watchdog = Watchdog(e.train.watchdog_minutes, e.train.exit_on_hang)
+        self._watchdog = Watchdog(e.train.watchdog_minutes, e.train.exit_on_hang, on_hang)
         self._profile = Profile(self._run.layout, e.train.profile_steps, progress.log)
         self.log = MetricsLog(
             self._stage.experiment,

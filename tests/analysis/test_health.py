@@ -184,8 +184,8 @@ def test_simulated_run_is_healthy(tmp_path) -> None:
     source = open_source(simulate(tmp_path / "run"))
     found = checks(Study(source.records, logged=source.metrics))
     assert not found.refused, found.table.says.tolist()
-    assert "looks healthy: 5 checks found nothing." in found.sentence
-    assert found.table.state.value_counts().to_dict() == {"fine": 5}
+    assert "looks healthy: 6 checks found nothing; 1 could not be made." in found.sentence
+    assert found.table.state.value_counts().to_dict() == {"fine": 6, "refused": 1}
 
 
 def bad_inputs() -> dict[str, pd.DataFrame]:
@@ -224,7 +224,7 @@ def test_bad_input_is_refused_and_said(name) -> None:
     ):
         for of_run in examine(Study(records, logged=metrics)).values():
             assert not any(c.raised for c in of_run)
-            assert all(c.refused or c.reason for c in of_run) and len(of_run) == 5
+            assert all(c.refused or c.reason for c in of_run) and len(of_run) == 7
         assert checks(Study(records, logged=metrics)).sentence
     needs_values = ("one checkpoint", "no values", "infinite", "no clock", "failed", "nothing")
     found = checks(Study(records))

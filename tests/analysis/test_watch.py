@@ -20,6 +20,7 @@ def follow(watch: Watch, metrics: pd.DataFrame) -> list[tuple[int, str]]:
         (int(row["step"]), check.name)
         for row in metrics.to_dict("records")
         for check in watch.on_metrics(row)
+        if check.raised
     ]
 
 

@@ -6,7 +6,7 @@ import pandas as pd
 
 from jaxllm.analysis.collapse import leaves_collapse
 from jaxllm.analysis.finding import Finding
-from jaxllm.analysis.health import loss, tasks
+from jaxllm.analysis.health import level, loss, tasks
 from jaxllm.analysis.health.result import ALPHA, Check
 from jaxllm.analysis.registry import HEALTH, Study, analysis
 
@@ -69,6 +69,8 @@ def examine(study: Study) -> dict[str, tuple[Check, ...]]:
     return {
         run: (
             *loss.loss_checks(study.log_of(run)),
+            level.jumps(study.log_of(run)),
+            level.dead_layers(study.log_of(run)),
             tasks.falling([curve for curve in of_tasks if curve.run == run]),
             *filter(None, [leaves_collapse(study, run)]),
         )

@@ -12,13 +12,14 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from jaxllm.analysis.health.result import ALPHA, Check
+from jaxllm.analysis.health.result import ALPHA, CRITICAL, WARNING, Check
 from jaxllm.analysis.stats import Line, line_fit
 
 WINDOW, _SHORTEST = 128, 32
 SPIKE_SIGMAS = 6.0
 # Logged steps after which a spike without recovery raises an alarm.
 LASTING = 5
+FINITE, SPIKES = "finite loss", "loss spikes"  # names of checks
 SINCE = "since"  # prefix of the alarm subject of a spike without recovery
 BLOCKS = 10
 # Relative decrease of the loss per doubling of tokens below which it is on a plateau.
@@ -48,7 +49,7 @@ def loss_checks(
 
 def non_finite_loss(metrics: pd.DataFrame) -> Check:
     """Whether every logged loss is a finite number."""
-    name = "finite loss"
+    name = FINITE
     if "loss" not in metrics or metrics.empty:
         return Check(name, refused="no loss was logged")
     bad = metrics[~np.isfinite(_floats(metrics.loss))]
@@ -59,8 +60,8 @@ def non_finite_loss(metrics: pd.DataFrame) -> Check:
         "Go back to a checkpoint before the first of them and lower the learning rate or skip the "
         "data there."
     )
-    step, table = float(bad.step.iloc[0]), bad[["step", "loss"]]
-    return Check(name, True, float(len(bad)), reason, advice, step, table=table)
+    step, bad = float(bad.step.iloc[0]), bad[["step", "loss"]]
+    return Check(name, True, len(bad), reason, advice, step, table=bad, severity=CRITICAL)
 
 
 def spikes(metrics: pd.DataFrame, alpha: float = ALPHA) -> Check:
@@ -72,7 +73,7 @@ def spikes(metrics: pd.DataFrame, alpha: float = ALPHA) -> Check:
     lasted for `LASTING` logged steps to the end of the log, or when there are significantly more
     than `TOLERATED_SPIKES`, since outlier batches cause spikes in every run.
     """
-    name = "loss spikes"
+    name = SPIKES
     entries = logged(metrics, "loss")
     count = len(entries)
     if count < 2 * _SHORTEST:
@@ -95,7 +96,7 @@ def spikes(metrics: pd.DataFrame, alpha: float = ALPHA) -> Check:
         "Look at the gradient norm and the data at those steps; a lower learning rate, longer "
         "warmup or z-loss makes spikes rarer."
     )
-    step, subjects = float(worst.step), ("many",) if p < alpha else ()
+    step, subjects, severity = float(worst.step), ("many",) if p < alpha else (), WARNING
     if not math.isnan(newest.steps_to_recover):
         reason += ", all recovered"
     elif (entries.step >= newest.step).sum() < LASTING:
@@ -103,12 +104,13 @@ def spikes(metrics: pd.DataFrame, alpha: float = ALPHA) -> Check:
     else:
         reason += f", and since step {newest.step:,.0f} the loss has not come back"
         step, subjects = float(newest.step), (*subjects, f"{SINCE} {newest.step:.0f}")
+        severity = CRITICAL
         advice = (
             "Go back to the checkpoint before it, skip the data in between, and lower the learning "
             "rate if it happens again."
         )
-    raised, number, reason = bool(subjects), float(len(table)), f"{reason}."
-    return Check(name, raised, number, reason, advice, step, p, table, subjects=subjects)
+    found = (bool(subjects), float(len(table)), f"{reason}.", advice, step, p, table)
+    return Check(name, *found, subjects=subjects, severity=severity)
 
 
 def _spikes(entries: pd.DataFrame) -> pd.DataFrame:

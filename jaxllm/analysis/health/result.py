@@ -12,6 +12,7 @@ import math
 import pandas as pd
 
 ALPHA = 0.01
+WARNING, CRITICAL = "warning", "critical"  # severities; critical: the run is lost without action
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Check:
     table: pd.DataFrame = dataclasses.field(default_factory=pd.DataFrame)  # the numbers behind it
     refused: str = ""  # reason why the check was not possible
     subjects: tuple[str, ...] = ()  # of an alarm, where there can be several: tasks, or a spike
+    severity: str = WARNING
 
     @property
     def state(self) -> str:
