@@ -35,7 +35,8 @@ def token_kinds(
       an n-gram model, where given. A document's first scored token takes in the text before it.
     """
     count = (np.bincount(tokens) if counts is None else counts)[tokens]
-    words = [_words(texts[d], ends[documents == d]) for d in np.unique(documents)]
+    each = np.split(ends, np.flatnonzero(np.diff(documents)) + 1)
+    words = [_words(texts[d], e) for d, e in zip(np.unique(documents), each, strict=True)]
     part, word = np.concatenate(words, axis=1)
     kinds = {
         "frequency": pd.cut(count, [0, *10.0 ** np.arange(14)], right=False),
