@@ -50,9 +50,7 @@ try:
     left = None
 except Interrupted:
     left = len(asked)
-print("RESULT", json.dumps([
-    [*scores.log_likelihood.tolist(), *scores.each.tolist()], said, left
-]))
+print("RESULT", json.dumps([scores.log_likelihood.tolist(), said, left]))
 """
 
 
