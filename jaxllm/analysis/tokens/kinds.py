@@ -10,15 +10,15 @@ import pandas as pd
 from jaxllm.analysis.tokens.subsets import clustered_mean
 from jaxllm.analysis.tokens.trends import TRENDS, Classes, Floats, Ints
 
-_WORD = re.compile(r"([^\W\d_]+)(?:['’][^\W\d_]+)*")
+_WORD = re.compile(r"([^\W\d_]+?)(?:n?['’][^\W\d_]+)*(?![^\W\d_])")  # 1: stem of don't, it's
 # Determiners, prepositions, pronouns, conjunctions, auxiliaries and particles of English.
 _FUNCTION = """a about above across after against all along although am among an and another any are
-as at be because been before behind being below beside between beyond both but by can could did do
-does during each either every for from had has have having he her herself him himself his how i if
+as at be because been before behind being below beside between beyond both but by ca can could did
+do does during each every for from had has have having he her herself him himself his how i if
 in into is it its itself may me might more most must my myself neither no nor not of off on or our
 out over shall she should since so some such than that the their them then there these they this
 those though through till to toward towards under unless until up upon us was we were what when
-where whether which while who whom whose why will with within without would yet you your"""
+where whether which while who whom whose why will with within without wo would yet you your"""
 FUNCTION_WORDS = frozenset(_FUNCTION.split())
 
 

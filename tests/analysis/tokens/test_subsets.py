@@ -5,7 +5,8 @@ import pandas as pd
 
 from jaxllm.analysis.tokens.kinds import shares_by_kind, token_kinds
 from jaxllm.analysis.tokens.subsets import clustered_mean, overlap, subset_curves
-from jaxllm.analysis.tokens.trends import TRENDS
+from jaxllm.analysis.tokens.trends import TRENDS, classify
+from tests.analysis.tokens.test_trends import autoregressive
 
 
 def test_clustered_error_is_that_of_a_bootstrap_over_documents() -> None:
@@ -102,6 +103,16 @@ def test_parts_of_words_and_their_kinds() -> None:
     }  # fmt: skip
 
 
+def test_contractions_are_the_words_they_begin_with() -> None:
+    text = "don't can't I’ve isn't dog's o'clock hello"
+    ends = np.array([i for i, c in enumerate(text + " ") if c == " "])
+    ends = np.array([len(text[:end].encode()) for end in ends])
+    zeros = np.zeros(7, int)
+    found = token_kinds(zeros, zeros, np.arange(7), ends, [text])
+    assert list(found["part"]) == ["whole"] * 7
+    assert list(found["word"]) == ["function"] * 4 + ["content"] * 3
+
+
 def test_shares_by_kind_are_those_of_groupby() -> None:
     rng = np.random.default_rng(3)
     kinds = pd.DataFrame({
@@ -118,3 +129,17 @@ def test_shares_by_kind_are_those_of_groupby() -> None:
         np.testing.assert_allclose(found["downward"], expected[3])
     overall = table.groupby("trend")["overall"].unique()
     assert [overall[t] for t in TRENDS] == [0, (planted == 1).mean(), 0, (planted == 3).mean()]
+
+
+def test_a_trend_by_selection_is_gone_in_another_seed() -> None:
+    """Of noise alone, the tokens that a seed calls upward rise in that seed and in no other."""
+    rng = np.random.default_rng(4)
+    losses = {("s", seed): 3 + autoregressive(rng, np.full(4000, 0.5), 30, 0.1) for seed in (0, 1)}
+    upward = classify(losses["s", 0], range(1, 31), 0.0) == TRENDS.index("upward")
+    checkpoints = pd.DataFrame({"size": "s", "seed": np.repeat([0, 1], 30)})
+    curves = subset_curves(losses, checkpoints, upward, np.arange(4000) // 20, ("s", 0))
+    ends = curves.groupby("selection").nth([0, -1]).set_index("selection")
+    own, other = ends.loc["own outcome"], ends.loc["another seed"]
+    assert own["low"].iloc[1] > own["high"].iloc[0] * 1.05
+    assert other["low"].iloc[1] < other["high"].iloc[0]
+    assert other["low"].iloc[0] < other["high"].iloc[1]
