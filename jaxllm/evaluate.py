@@ -107,9 +107,11 @@ def make_scorer(args: argparse.Namespace, run: Run, read: Callable[..., Any]) ->
     from jaxllm.evaluation.offline import OfflineScorer
     from jaxllm.sharding.mesh import MeshConfig, make_mesh
     from jaxllm.training.experiment import Experiment, check_evaluators, make_evaluators
+    from jaxllm.training.sequences import open_data, sample
 
     mesh, experiment = make_mesh(MeshConfig()), Experiment.configured(str(run.path))
-    evaluators = make_evaluators(experiment, mesh, config)
+    sampling = lambda count: sample(experiment, open_data(experiment)[0], count)
+    evaluators = make_evaluators(experiment, mesh, config, sampling)
     lines = check_evaluators(evaluators)
     if runtime.is_first():
         print(*lines, sep="\n", flush=True)

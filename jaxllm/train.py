@@ -206,11 +206,13 @@ def run(
     from jaxllm.training.experiment import check_evaluators, make_evaluators
     from jaxllm.training.loop import train
     from jaxllm.training.progress import Progress
+    from jaxllm.training.sequences import sample
     from jaxllm.training.stages import Stage, epochs
 
     progress = Progress(experiment.train.steps, 30.0 if runtime.is_first() else math.inf)
     e, sources, writers, health = open_run(experiment, mesh, progress.log, weights)
-    evaluators = make_evaluators(e, mesh, scoring) if scoring.names else []
+    sampling = partial(sample, e, sources)
+    evaluators = make_evaluators(e, mesh, scoring, sampling) if scoring.names else []
     costs = check_evaluators(evaluators) if scoring.every else []
     hosts = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     none = [None] * len(sources)

@@ -13,6 +13,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import pandas as pd
@@ -21,12 +22,14 @@ from jax.sharding import Mesh
 from jaxllm.errors import UserError, one_line
 from jaxllm.evaluation import sandbox
 from jaxllm.evaluation.config import EvalConfig
-from jaxllm.evaluation.metrics import Likelihoods, Measurement, measure
+from jaxllm.evaluation.metrics import Measurement, measure
 from jaxllm.evaluation.scoring import Interrupted, PreparedTask, Scorer, ShouldStop, never
 from jaxllm.evaluation.selection import select
 from jaxllm.evaluation.spans import Tokenizer
 from jaxllm.evaluation.stacked import MemberScorer, StackScores
+from jaxllm.evaluation.tasks import OF_RUN, Sample
 from jaxllm.evaluation.token_sets import read_examples
+from jaxllm.evaluation.training_data import measure_training
 from jaxllm.io import is_remote
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.decoder import Params
@@ -43,7 +46,8 @@ class Evaluator:
     """Evaluation of one run; create it once, to prepare each task once.
 
     `mesh` is that of the parameters; process 0 writes to `store`; all records have the fields of
-    `run`. `definitions` are the run's tasks by name, mixtures expanded.
+    `run`; `sample` draws from its training data. `definitions` are the run's tasks by name,
+    mixtures expanded.
 
     Raises:
       UserError: an unknown task, a missing file, or a task that executes code where that is not
@@ -58,8 +62,9 @@ class Evaluator:
         mesh: Mesh,
         store: TrajectoryStore,
         run: RunInfo,
+        sample: Sample | None = None,
     ):
-        self._tasks = select(config)
+        self._tasks = {name: task.of_run(sample) for name, task in select(config).items()}
         self.definitions = {name: task.definition for name, task in self._tasks.items()}
         self._config, self._model, self._vocabulary = config, model, vocabulary
         self._store, self._run = store, run
@@ -185,12 +190,15 @@ class Evaluator:
     ) -> tuple[dict[str, Measurement], pd.DataFrame]:
         """The metrics of one task, and the per-example results, a row for each example."""
         task, prepared = self.definitions[name], self._prepare(name)
-        outputs = self._scorer.run(params, prepared, should_stop)
+        outputs: Any = self._scorer.run(params, prepared, should_stop)
         if name in self._losses and jax.process_index() == 0:
-            assert isinstance(outputs, Likelihoods)
             self._losses[name].write_set(self._token_sets[name])
             self._losses[name].write(step, -outputs.each, checkpoint)
-        measured, columns = measure(task, prepared.examples, outputs)
+        examples: Any = prepared.examples
+        if task.kind in OF_RUN:
+            measured, columns = measure_training(examples, outputs, step)
+        else:
+            measured, columns = measure(task, examples, outputs)
         of_preparation = {"truncated": prepared.truncated.mean(), "padding": prepared.padding}
         if task.shots:
             of_preparation["shots_dropped"] = prepared.shots_dropped.mean()

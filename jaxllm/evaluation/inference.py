@@ -203,6 +203,20 @@ class DecodeLoop:
                 for text, row in zip(texts, np.asarray(tokens), strict=False)
             ]
 
+    def tokens(self, params: Params, batch: PromptBatch, count: int) -> np.ndarray:
+        """The `count` tokens that greedy decoding adds to each prompt, int32 [n, count].
+
+        An EOS is a token like any other. UserError if the model's logits are NaN.
+        """
+        on_mesh = lambda array: shard_batch(self._mesh, array)
+        rows = len(batch.prompts)
+        state = self._start(params, on_mesh(batch.prompts), on_mesh(batch.lengths), count)
+        done, seeds = on_mesh(np.zeros(rows, bool)), on_mesh(np.zeros((rows, 1), np.uint32))
+        _, tokens, invalid = self._advance(params, state, done, seeds, count, (), GREEDY)
+        if wrong := int(np.asarray(invalid)[: len(batch.numbers)].sum()):
+            raise UserError(f"the model's logits are NaN for {wrong} prompts")
+        return np.asarray(tokens)[: len(batch.numbers)]
+
     def _traced_start(
         self, params: Params, prompts: jax.Array, lengths: jax.Array, max_new_tokens: int
     ) -> generation.DecodeState:

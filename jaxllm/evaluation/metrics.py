@@ -64,6 +64,7 @@ class Likelihoods:
 
 
 Texts = Sequence[Sequence[str]]  # generated answers to each example
+Outputs = Likelihoods | Texts | np.ndarray  # generated tokens, int32 [n, L], for memorization
 
 
 def measure(

@@ -22,7 +22,7 @@ from jaxllm.errors import UserError
 from jaxllm.evaluation.config import EvalConfig
 from jaxllm.evaluation.registry import benchmarks
 from jaxllm.evaluation.selection import data_dir, locate
-from jaxllm.evaluation.tasks import Choice, Document, Example
+from jaxllm.evaluation.tasks import Choice, Document, Example, Prompt
 from jaxllm.io import atomic_write
 
 GRAM = 13
@@ -45,7 +45,9 @@ def texts(example: Example) -> tuple[str, ...]:
     if isinstance(example, Choice):
         contexts = example.contexts or (example.context,) * len(example.options)
         return tuple(c + o for c, o in zip(contexts, example.options, strict=True))
-    return tuple(f"{example.context} {target}" for target in example.targets)
+    if isinstance(example, Prompt):
+        return tuple(f"{example.context} {target}" for target in example.targets)
+    return ()
 
 
 @dataclasses.dataclass

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -25,10 +25,11 @@ from jaxllm.evaluation.inference import (
     Tokens,
     shard_batch,
 )
-from jaxllm.evaluation.metrics import Likelihoods, Texts
+from jaxllm.evaluation.metrics import Likelihoods, Outputs, Texts
 from jaxllm.evaluation.packing import PackedBatch, pack, sequence_lengths
 from jaxllm.evaluation.spans import Span, Tokenizer, prompt_span, scored_spans
 from jaxllm.evaluation.tasks import Example, TaskDefinition
+from jaxllm.evaluation.training_data import context_span, training_spans
 from jaxllm.models.batch import TreeBatch
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.decoder import Params
@@ -39,6 +40,9 @@ from jaxllm.sharding.rules import partitioning, replicated
 ShouldStop = Callable[[], bool]
 Tokenize = Callable[[Any, Tokenizer, int], tuple[list[Span], int]]
 SHORTEST = 128  # sequence length
+TOKENIZE: Mapping[str, Tokenize] = {
+    "generation": prompt_span, "memorization": context_span, "training_loss": training_spans,
+}  # fmt: skip
 TOP_P = 0.95  # of several answers to an example
 SEED = 0  # of sampling keys, beside the indices of the example and of the answer
 
@@ -138,9 +142,9 @@ class Scorer:
                 f"task {task.name}: {task.max_new_tokens} new tokens leave no room for a prompt "
                 f"in a context of {self._model.max_length}"
             )
-        generated = task.kind == "generation"
+        generated = task.kind in ("generation", "memorization")
         batches: tuple[Any, ...]
-        tokenize: Tokenize = prompt_span if generated else scored_spans
+        tokenize: Tokenize = TOKENIZE.get(task.kind, scored_spans)
         groups, dropped = zip(*(tokenize(e, self._vocabulary, room) for e in examples), strict=True)
         spans = [span for group in groups for span in group]
         self._check_ids(task, np.concatenate([span.tokens for span in spans]))
@@ -160,7 +164,7 @@ class Scorer:
 
     def run(
         self, params: Params, prepared: PreparedTask, should_stop: ShouldStop = never
-    ) -> Likelihoods | Texts:
+    ) -> Outputs:
         """Compute the model's outputs for every example of a task.
 
         Raises:
@@ -168,6 +172,13 @@ class Scorer:
         """
         if prepared.definition.kind == "generation":
             return self._generate(params, prepared, should_stop)
+        if prepared.definition.kind == "memorization":
+            found = np.zeros((len(prepared.examples), prepared.definition.max_new_tokens), np.int32)
+            for batch in prepared.batches:
+                _check_interrupt(should_stop)
+                new = self.decode_loop.tokens(params, batch, found.shape[1])
+                found[list(batch.numbers)] = new
+            return found
         return by_example(prepared, self.score(params, prepared.batches, should_stop))
 
     def _generate(self, params: Params, prepared: PreparedTask, should_stop: ShouldStop) -> Texts:

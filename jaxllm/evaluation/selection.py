@@ -6,6 +6,7 @@ Nothing heavy is imported, so that a misspelt task or a wrong directory fails im
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import random
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from jaxllm.errors import UserError
 from jaxllm.evaluation import download
 from jaxllm.evaluation.config import TOKEN_SET, EvalConfig
 from jaxllm.evaluation.registry import benchmarks
-from jaxllm.evaluation.tasks import Document, Example, FewShot, TaskDefinition
+from jaxllm.evaluation.tasks import OF_RUN, Choice, Example, FewShot, Prompt, Sample, TaskDefinition
 from jaxllm.run.records import split_shots
 
 HARNESS_SEED = 1234
@@ -41,6 +42,15 @@ class SelectedTask:
     max_examples: int | None = None
     group: str = ""
     max_tokens: int | None = None
+
+    def of_run(self, sample: Sample | None) -> SelectedTask:
+        """The task with examples from the run's training data, if it is on these."""
+        if self.definition.kind not in OF_RUN or sample is None:
+            return self
+        examples = functools.partial(self.definition.examples, sample)
+        return dataclasses.replace(
+            self, definition=dataclasses.replace(self.definition, examples=examples)
+        )
 
     def read_examples(self) -> list[Example]:
         """Read the examples and add their few-shot examples; an empty id becomes the index."""
@@ -173,16 +183,16 @@ def add_few_shot(
     texts: list[str] = []
     if few_shot:  # else at 0 shots, or they are part of the contexts
         chosen = _choose(task, few_shot, examples, pool)
-        questions = [e for e in pool or examples if not isinstance(e, Document)]
+        questions = [e for e in pool or examples if isinstance(e, Choice | Prompt)]
         texts = [question.as_shot + few_shot.separator for question in questions]
     return [
-        example
-        if isinstance(example, Document)
-        else dataclasses.replace(
+        dataclasses.replace(
             example,
             description=example.description or task.description,
             shots=tuple(texts[i] for i in indices),
         )
+        if isinstance(example, Choice | Prompt)
+        else example
         for example, indices in zip(examples, chosen, strict=True)
     ]
 

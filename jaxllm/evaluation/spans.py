@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from jaxllm.errors import UserError
-from jaxllm.evaluation.tasks import Document, Example, Prompt, Question
+from jaxllm.evaluation.tasks import Document, Prompt, Question
 
 
 class Tokenizer(Protocol):
@@ -64,7 +64,7 @@ def start_token(vocabulary: Tokenizer) -> int:
 
 
 def scored_spans(
-    example: Example, vocabulary: Tokenizer, max_length: int
+    example: Question | Document, vocabulary: Tokenizer, max_length: int
 ) -> tuple[list[Span], int]:
     """The spans of an example, and the number of dropped few-shot examples.
 

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from jaxllm.evaluation.metrics import Likelihoods, Texts
+from jaxllm.evaluation.metrics import Likelihoods, Outputs
 from jaxllm.evaluation.scoring import (
     PreparedTask,
     Scorer,
@@ -64,11 +64,9 @@ class MemberScorer:
         """See `Scorer.prepare`."""
         return self._scores.scorer.prepare(task, examples)
 
-    def run(
-        self, params: Any, prepared: PreparedTask, should_stop: ShouldStop = never
-    ) -> Likelihoods | Texts:
+    def run(self, params: Any, prepared: PreparedTask, should_stop: ShouldStop = never) -> Outputs:
         """See `Scorer.run`; `params` are the member's own, of the stack's current ones."""
-        if prepared.definition.kind == "generation":
+        if prepared.definition.kind in ("generation", "memorization"):
             return self._scores.scorer.run(params, prepared, should_stop)
         of, i = self._scores.spans(prepared, should_stop), self._index
         own = Likelihoods(of.log_likelihood[i], of.tokens, of.greedy[i], of.each[i])

@@ -16,12 +16,17 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
+
+import numpy as np
 
 from jaxllm.errors import UserError
 
-Kind = Literal["multiple_choice", "cloze", "perplexity", "generation"]
+Kind = Literal[
+    "multiple_choice", "cloze", "perplexity", "generation", "training_loss", "memorization"
+]
+OF_RUN = ("training_loss", "memorization")  # kinds with examples from the run's own training data
 
 # The metrics of a kind (see `metrics`), by default the first as primary metric.
 METRICS: Mapping[Kind, tuple[str, ...]] = {
@@ -32,6 +37,8 @@ METRICS: Mapping[Kind, tuple[str, ...]] = {
     ),
     "cloze": ("exact_match", "target_bits_per_byte", "perplexity"),
     "perplexity": ("bits_per_byte", "perplexity", "loss"),
+    "training_loss": ("loss",),
+    "memorization": ("extractible", "score"),
 }  # fmt: skip
 
 
@@ -112,9 +119,26 @@ class Prompt:
         return self.context + (self.solution or self.targets[0])
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class TrainingSequence:
+    """A sequence of the run's training data, arrays [T] as of `models.batch.Batch`.
+
+    For memorization, `inputs` are K of its tokens, and `targets` the next L.
+    """
+
+    id: str  # <step>/<its place in the batch>
+    step: int  # the update that reads it
+    domain: str
+    inputs: np.ndarray
+    targets: np.ndarray
+    weights: np.ndarray
+    segment_ids: np.ndarray
+
+
 Question = Choice | Prompt
-Example = Question | Document
+Example = Question | Document | TrainingSequence
 Examples = Callable[..., Iterable[Example]]
+Sample = Callable[[int], Sequence[TrainingSequence]]  # so many of each sampled batch
 Score = Callable[[str, Prompt], Mapping[str, float]]
 
 
@@ -230,6 +254,8 @@ def declare(
 multiple_choice = functools.partial(declare, "multiple_choice")
 cloze = functools.partial(declare, "cloze")
 perplexity = functools.partial(declare, "perplexity")
+training_loss = functools.partial(declare, "training_loss")
+memorization = functools.partial(declare, "memorization")
 generation = functools.partial(declare, "generation")
 
 

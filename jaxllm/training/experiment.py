@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from jaxllm.evaluation.config import EvalConfig
     from jaxllm.evaluation.evaluator import Evaluator
+    from jaxllm.evaluation.tasks import Sample
     from jaxllm.run.branch import Branch
 
 VOCAB_MULTIPLE = 64
@@ -283,10 +284,13 @@ def _with(config: Any, stage: StageConfig, *names: str) -> Any:
     return dataclasses.replace(config, **{n: v for n, v in values.items() if v is not None})
 
 
-def make_evaluators(experiment: Experiment, mesh: Mesh, config: EvalConfig) -> list[Evaluator]:
+def make_evaluators(
+    experiment: Experiment, mesh: Mesh, config: EvalConfig, sample: Sample | None = None
+) -> list[Evaluator]:
     """The evaluator of each stage, as `make_evaluator`; stages of one model share one."""
     models = [stage.model for stage in experiment.stages]
-    of = {one: make_evaluator(experiment, mesh, config, one) for one in dict.fromkeys(models)}
+    make = functools.partial(make_evaluator, experiment, mesh, config, sample=sample)
+    of = {one: make(one) for one in dict.fromkeys(models)}
     return [of[model] for model in models]
 
 
@@ -298,9 +302,15 @@ def check_evaluators(evaluators: Sequence[Evaluator]) -> list[str]:
 
 
 def make_evaluator(
-    experiment: Experiment, mesh: Mesh, config: EvalConfig, model: ModelConfig | None = None
+    experiment: Experiment,
+    mesh: Mesh,
+    config: EvalConfig,
+    model: ModelConfig | None = None,
+    sample: Sample | None = None,
 ) -> Evaluator:
     """The evaluator of the tasks, with the run's vocabulary and trajectory; `model`: a stage's.
+
+    `sample` draws from the run's training sequences, for tasks on them.
 
     Raises:
       UserError: a task is unknown, lacks its files, or does not fit the model.
@@ -314,4 +324,5 @@ def make_evaluator(
     e = experiment
     data = with_saved_tokenizer(e.data, saved_tokenizer(e.model_dir))
     store = TrajectoryStore(e.model_dir)
-    return Evaluator(config, model or e.model, build_vocabulary(data), mesh, store, e.run_info)
+    vocabulary = build_vocabulary(data)
+    return Evaluator(config, model or e.model, vocabulary, mesh, store, e.run_info, sample)

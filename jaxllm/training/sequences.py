@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 
 import jax
 
@@ -10,13 +11,16 @@ from jaxllm import runtime
 from jaxllm.data.loader import Origin, SequenceSource, open_source
 from jaxllm.data.tokenizer import with_saved_tokenizer
 from jaxllm.errors import UserError
+from jaxllm.evaluation.tasks import TrainingSequence
 from jaxllm.run import data_identity
 from jaxllm.run.branch import parse
 from jaxllm.run.data_identity import DataIdentity
 from jaxllm.run.manifest import ManifestEntry
 from jaxllm.run.run import Run
-from jaxllm.training.experiment import Experiment
+from jaxllm.training.experiment import BEGINNING, Experiment, Position
 from jaxllm.training.stages import check_begun, open_sources
+
+BATCHES = 64  # of a sample
 
 
 def open_data(
@@ -67,6 +71,32 @@ def open_data(
     identity = DataIdentity(source.fingerprint, source.tokenizer.identity, *source.origin, at)
     data_identity.verify(model_dir, identity)
     return sources, identity
+
+
+def sample(
+    experiment: Experiment, sources: Sequence[SequenceSource], count: int
+) -> list[TrainingSequence]:
+    """The first `count` sequences of every n-th batch of a run, planned ones included.
+
+    n is a power of two, for up to BATCHES: the sample of a run made longer has some of the same.
+    """
+    e, last = experiment, experiment.train.steps
+    begun = [entry for entry in Run(e.model_dir).entries() if entry.kind == "branched"]
+    if not begun and not Run(e.model_dir).entries() and (branch := e.branch()):
+        begun = [branch.entry]
+    start = Position(begun[0].step, begun[0].tokens, begun[0].data_position) if begun else BEGINNING
+    n = 1 << max(0, math.ceil(math.log2(max(1, last - start.step) / BATCHES)))
+    found = []
+    for step in range(start.step // n * n + n, last + 1, n):
+        stage = e.at(step)
+        here = (stage.start if stage.number else start).at(step - 1, stage).sequences
+        source = sources[stage.number - 1]
+        rows = source.sequences(here, min(count, stage.data.batch_size))
+        names = ("inputs", "targets", "weights", "segment_ids")
+        arrays = zip(*(rows[name] for name in names), strict=True)
+        for place, (domain, of) in enumerate(zip(rows["domains"], arrays, strict=True)):
+            found.append(TrainingSequence(f"{step}/{place}", step, source.domains[domain], *of))
+    return found
 
 
 def _of_branch(

@@ -19,7 +19,10 @@ include "base.gin"
 TRAIN_STEPS = 4
 SEQUENCE_LENGTH = 64
 BATCH_SIZE = 4
-EVAL_TASKS = ("heldout_letters", "basic_arithmetic", "simple_arithmetic_nospaces")
+EVAL_TASKS = (
+    "heldout_letters", "basic_arithmetic", "simple_arithmetic_nospaces", "training_loss",
+    "memorization_8_4",
+)
 EvalConfig.token_sets = ("heldout_letters:3x40", "held_out_code:2x20")
 EvalConfig.max_examples = 4
 EvalConfig.data_dir = "{directory}/evals"
