@@ -27,7 +27,7 @@ class DataIdentity:
     position: int = 0  # global index of the first sequence in their order
     domain_tokens: Mapping[str, int] = dataclasses.field(default_factory=dict)  # read before it
     parent: str | None = None  # RUN@STEP of a branch
-    tokenizer_crc32: int | None = None  # of the saved file
+    tokenizer_crc32: Mapping[str, int] = dataclasses.field(default_factory=dict)  # by file
 
 
 def load(model_dir: str) -> DataIdentity | None:
@@ -67,9 +67,10 @@ def save(model_dir: str, identity: DataIdentity, tokenizer_files: Mapping[str, b
     if saved_tokenizer(model_dir) is None:
         for name, content in tokenizer_files.items():
             atomic_write(layout.tokenizer_file(name), content)
-            identity = dataclasses.replace(identity, tokenizer_crc32=zlib.crc32(content))
     if not layout.data.exists():
-        atomic_write(layout.data, sealed(dataclasses.asdict(identity)) + "\n")
+        known = {name: zlib.crc32(content) for name, content in tokenizer_files.items()}
+        saved = dataclasses.asdict(identity) | {"tokenizer_crc32": known}
+        atomic_write(layout.data, sealed(saved) + "\n")
 
 
 def saved_tokenizer(model_dir: str) -> epath.Path | None:
@@ -77,9 +78,11 @@ def saved_tokenizer(model_dir: str) -> epath.Path | None:
 
     UserError if it is damaged.
     """
-    paths = (Layout(model_dir).tokenizer_file(name) for name in TOKENIZERS)
+    layout = Layout(model_dir)
+    paths = (layout.tokenizer_file(name) for name in TOKENIZERS)
     path = next((path for path in paths if path.exists()), None)
     known = load(model_dir) if path else None
-    if path and known and known.tokenizer_crc32 not in (None, zlib.crc32(path.read_bytes())):
-        raise UserError(f"{path} is damaged (its CRC-32 differs): restore it from a copy")
+    for name, crc in known.tokenizer_crc32.items() if known else ():
+        if zlib.crc32(read_file(layout.tokenizer_file(name)) or b"") != crc:
+            raise UserError(f"{layout.tokenizer_file(name)} is damaged: restore it from a copy")
     return path
