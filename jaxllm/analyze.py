@@ -140,7 +140,7 @@ def _write(args: argparse.Namespace, progress: Callable[[str], None]) -> PathLik
 
     from jaxllm.analysis import annealed, early
     from jaxllm.interop.importers import is_import, open_source
-    from jaxllm.report import files, page, tables, tensorboard, terminal
+    from jaxllm.report import files, tables, tensorboard, terminal
     from jaxllm.report.items import items
     from jaxllm.run.layout import Layout
     from jaxllm.run.suite_layout import runs_in
@@ -175,7 +175,7 @@ def _write(args: argparse.Namespace, progress: Callable[[str], None]) -> PathLik
     if len(report.notes) > _MOST_NOTES:
         print(f"note: {len(report.notes) - _MOST_NOTES} more notes stand in the report")
     if args.format == "html":
-        return page.write(output / "index.html", page.render(report, shown).encode())
+        return files.write_page(output, report, shown)
     if args.format == "tensorboard":
         tensorboard.write_report(output, report, shown)
         return output

@@ -324,7 +324,7 @@ def show(model_dir: str, scored: bool) -> None:
 
     A failure here is reported in one line: the run itself has ended well.
     """
-    from jaxllm.report import items, page, tables, tensorboard, terminal
+    from jaxllm.report import files, items, tables, tensorboard, terminal
     from jaxllm.run.run import Run
 
     run = Run.open(model_dir)
@@ -337,7 +337,7 @@ def show(model_dir: str, scored: bool) -> None:
                 print(f"\n{terminal.capability_table(report, report.overviews[0].run)}\n")
         with _reported("no images of the report in TensorBoard"):
             tensorboard.write_report(run.layout.tensorboard, report, cards)
-        path = page.write(run.layout.report / "index.html", page.render(report, cards).encode())
+        path = files.write_page(run.layout.report, report, cards)
         print(f"report       {path}")
     print(f"TensorBoard  tensorboard --logdir {model_dir}/tensorboard")
 

@@ -28,14 +28,17 @@ from jaxllm.analysis.mixtures.choice import Fit, fit
 from jaxllm.analysis.mixtures.propose import Proposal
 from jaxllm.analysis.mixtures.swarm import Swarm, swarm_of
 from jaxllm.analysis.stats import Array
+from jaxllm.analysis.tokens.runs import TokenStudy
 
-HEALTH, NOW, AHEAD, EARLY, SIZES, DATA = "health", "now", "ahead", "early", "sizes", "data"
+HEALTH, NOW, AHEAD, EARLY = "health", "now", "ahead", "early"
+SIZES, TOKENS, DATA = "sizes", "tokens", "data"
 QUESTIONS = {
     HEALTH: "Is the run healthy?",
     NOW: "What can it do now?",
     AHEAD: "What will it be able to do?",
     EARLY: "Which tasks tell me early?",
     SIZES: "How does it compare across sizes?",
+    TOKENS: "Which tokens does it learn and forget?",
     DATA: "Which data?",
 }
 _NO_LOSSES = pd.DataFrame(columns=["run", "params", "tokens", "flops", "loss"], dtype=float)
@@ -56,6 +59,7 @@ class Study:
       mixtures: of each run, domain -> share of its training sequences, where they are known.
       epochs: of each run, domain -> times that it was read until the last checkpoint.
       domain_weights: of each run that learned some (DoReMi), domain -> share.
+      token_studies: the losses of held-out tokens, by token set.
     """
 
     records: pd.DataFrame
@@ -68,6 +72,7 @@ class Study:
     mixtures: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
     epochs: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
     domain_weights: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
+    token_studies: tuple[TokenStudy, ...] = ()
     proposal: Proposal | None = None  # that was saved beside these runs
     checked: Swarm | None = None  # runs that were trained to check it
     registered: tuple[Mapping[str, Any], ...] = ()  # files of `--preregister`

@@ -1,4 +1,4 @@
-"""Export of the report as PNG or PDF figures, or CSV tables."""
+"""The files of a report: its pages, or PNG or PDF figures, or CSV tables."""
 
 from __future__ import annotations
 
@@ -9,13 +9,21 @@ from collections.abc import Iterable, Iterator, Sequence
 import pandas as pd
 from etils import epath
 
-from jaxllm.report import page
+from jaxllm.report import microscope, page
 from jaxllm.report.charts import specs
 from jaxllm.report.charts.trajectories import side_by_side
 from jaxllm.report.items import TRAJECTORIES, ReportItem
 from jaxllm.report.tables import Tables
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def write_page(output: epath.Path, tables: Tables, items: Sequence[ReportItem]) -> epath.Path:
+    """Write the page, with that of the tokens where they were scored; return its path."""
+    if tables.study.token_studies:
+        tokens = microscope.render(tables.study.token_studies)
+        page.write(output / page.TOKEN_PAGE, tokens.encode())
+    return page.write(output / "index.html", page.render(tables, items).encode())
 
 
 def write(output: epath.Path, tables: Tables, items: Sequence[ReportItem], kind: str) -> epath.Path:

@@ -38,6 +38,7 @@ javascript_libraries = functools.cache(vl_convert.javascript_bundle)
 """Vega, Vega-Lite and Vega-Embed as one script; a second of work."""
 
 
+TOKEN_PAGE = "tokens.html"  # beside it; see `jaxllm.report.microscope`
 # Columns of the points that are not in a record.
 _INTERNAL = ["score", "score_stderr", "chance_score", "above", "guess_level"]
 
@@ -75,8 +76,9 @@ def render(tables: Tables, items: Sequence[ReportItem]) -> str:
             if all(getattr(item, name) == value for name, value in fields.items())
         }
 
-    template = _templates().get_template("page.html")
+    template = templates().get_template("page.html")
     return template.render(
+        token_page=TOKEN_PAGE if tables.study.token_studies else "",
         tables=tables,
         heading=heading(tables),
         series=[(name, number) for number, name in enumerate(tables.series)],
@@ -124,7 +126,8 @@ def asset(name: str) -> str:
 
 
 @functools.cache
-def _templates() -> jinja2.Environment:
+def templates() -> jinja2.Environment:
+    """The environment of the report's templates, which escape all text."""
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(asset),
         autoescape=True,

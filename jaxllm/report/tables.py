@@ -22,9 +22,11 @@ from jaxllm.report import differences, numbers
 from jaxllm.report.charts.axes import CLOCKS
 from jaxllm.report.notes import trajectory_notes
 from jaxllm.report.theme import DISTINCT
+from jaxllm.report.token_runs import token_studies
 from jaxllm.run import stored_config
 from jaxllm.run.records import Results, shown_name
 from jaxllm.run.run import Run
+from jaxllm.run.token_losses import TokenLosses
 from jaxllm.training.learning_rate import ScheduleConfig, planned_rates
 
 LOGGED = {
@@ -132,6 +134,7 @@ class _RunData:
     domain_weights: dict[str, float] = dataclasses.field(default_factory=dict)
     planned_rates: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0))
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    token_losses: Sequence[TokenLosses] = ()
 
 
 def gather(sources: Sequence[Run | Results]) -> Tables:
@@ -141,6 +144,7 @@ def gather(sources: Sequence[Run | Results]) -> Tables:
     overviews = tuple(_overview(run) for run in runs)
     metrics = _joined([_long(run, notes) for run in runs])
     all_records = _joined([run.records for run in runs])
+    tokens = token_studies(runs, notes)
     records, pooling = pooled(all_records)
     main = curves(records).main()
     points, findings = trajectories(main, records)
@@ -185,6 +189,7 @@ def gather(sources: Sequence[Run | Results]) -> Tables:
             mixtures={run.name: run.mixture for run in runs if run.mixture},
             epochs={run.name: epochs for run in runs if (epochs := _epochs(run.checkpoints))},
             domain_weights={run.name: run.domain_weights for run in runs if run.domain_weights},
+            token_studies=tokens,
         ),
         colour_of=colour_of,
         differing=differences.differences(settings),
@@ -221,7 +226,7 @@ def _runs_of(source: Run | Results) -> Iterator[_RunData]:
         yield _RunData(
             source.name, source.records(), source.metrics(), checkpoints, source.planned_tokens(),
             _parent(checkpoints), source.mixture(), _domain_weights(source), _planned_rates(source),
-            source.settings(),
+            source.settings(), [source.token_losses(name) for name in source.token_set_names()],
         )  # fmt: skip
         return
     grouped = source.records.groupby(["run", "family", "params"], sort=False, dropna=False)

@@ -247,3 +247,31 @@ def _short(table: pd.DataFrame) -> pd.DataFrame:
     bits = "/bits_per_byte"
     alike = table.target.str.endswith(bits) | (table.target == OBJECTIVE)
     return table.assign(target=table.target.str.removesuffix(bits)) if alike.all() else table
+
+
+def token_shares(finding: Finding, study: Study) -> Chart | None:
+    """Shares of the trends against p, a panel per trend and a colour per run."""
+    table, runs = finding.table, list(dict.fromkeys(finding.table.run))
+    panels = [
+        (name, marks.bands(table[table.trend == name], "after", "share", "run",
+                           ("after p % of training", "share of tokens"), runs))
+        for name in ("downward", "upward", "stagnated")
+    ]  # fmt: skip
+    return side_by_side(panels, 3)
+
+
+def token_subsets(finding: Finding, study: Study) -> Chart | None:
+    """Perplexity of each subset against FLOPs, a panel per trend and chooser."""
+    table = finding.table
+    clock = "flops" if table.flops.notna().all() else "tokens"
+    panels = [
+        (f"{name} in {by}", marks.lines(rows, clock, "perplexity", (clock, "perplexity")))
+        for (by, name), rows in table.groupby(["by", "trend"], sort=False)
+    ]
+    return side_by_side(panels, 2)
+
+
+def token_kinds_of_trends(finding: Finding, study: Study) -> Chart | None:
+    """How over- or under-represented each trend is among the kinds of tokens."""
+    label = "log2 of the share among these tokens over that among all"
+    return marks.matrix(finding.table, "trend", "group", "ratio", label, diverging=True)

@@ -1,0 +1,203 @@
+"""Findings on held-out tokens: what is learned and forgotten, in which sizes, and which tokens.
+
+The questions of "Training Trajectories of Language Models Across Scales" (arXiv 2212.09803,
+section 3), with a null for each answer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pandas as pd
+
+from jaxllm.analysis.finding import Finding
+from jaxllm.analysis.registry import TOKENS, Study, analysis
+from jaxllm.analysis.stats import false_discovery
+from jaxllm.analysis.tokens import trends
+from jaxllm.analysis.tokens.double_descent import double_descent
+from jaxllm.analysis.tokens.kinds import shares_by_kind, token_kinds
+from jaxllm.analysis.tokens.runs import TokenRun, TokenStudy
+from jaxllm.analysis.tokens.subsets import Z, clustered_mean, overlap, subset_curves
+from jaxllm.errors import UserError
+
+AFTER = 0.2  # share of training after which subsets are chosen: the paper's figures 3 and 4
+_RUNS = 8  # at most, in a chart
+_FOLLOWED = ("stagnated", "upward")
+_CLEAR = 3.29  # standard errors, 1 in 1,000
+
+
+@analysis(
+    TOKENS,
+    "Learned, stagnated, forgotten",
+    needs=lambda study: bool(study.token_studies),
+    place=10,
+    caption="Share of held-out tokens by the trend of their loss after p % of training, with 95 % "
+    "intervals over documents; at most 5 % of those called upward or downward wander by chance.",
+    method="Lines through the loss under autoregressive noise (AR(1), restricted likelihood) with "
+    "false-discovery control (Benjamini and Hochberg 1995), beside equation 1 of arXiv 2212.09803.",
+)
+def token_shares(study: Study) -> list[Finding]:
+    """Shares of the trends by run and p, for each token set."""
+    return _each(study.token_studies, "Learned, stagnated, forgotten", _shares)
+
+
+def _shares(study: TokenStudy) -> Finding:
+    rows: list[dict[str, object]] = []
+    for run in study.runs[-_RUNS:]:
+        steps = run.steps.tolist()
+        for after in (after for after in trends.AFTER if _follows(steps, after)):
+            classes = trends.token_trends(run.losses, steps, after).controlled()
+            for index, name in enumerate(trends.TRENDS):
+                share, stderr = clustered_mean(classes == index, study.token_set.documents)
+                low, high = max(share - Z * stderr, 0.0), share + Z * stderr
+                row = {"run": run.run, "after": 100 * after, "trend": name, "share": share}
+                rows.append(row | {"low": low, "high": high})
+    table = pd.DataFrame(rows)
+    if table.empty:
+        few = "no run has four scored checkpoints after 10 % of its training"
+        return Finding.refuse(few)
+    largest = next(run for run in study.runs[::-1] if (table.run == run.run).any())
+    after = AFTER if _follows(largest.steps.tolist(), AFTER) else trends.AFTER[0]
+    row = trends.trend_table(largest.losses, largest.steps.tolist(), [after]).set_index("trend")
+    percent = lambda name, column: f"{row.loc[name, column]:.1%}"
+    sentence = (
+        f"After {after:.0%} of the training of {largest.run}, {percent('downward', 'controlled')} "
+        f"of {len(study.token_set.tokens):,} tokens are still learned, "
+        f"{percent('upward', 'controlled')} forgotten and {percent('stagnated', 'controlled')} "
+        f"stagnated. Equation 1 alone says {percent('downward', 'share')} and "
+        f"{percent('upward', 'share')}; of losses that only wander it would say "
+        f"{percent('downward', 'autoregressive')} and {percent('upward', 'autoregressive')}."
+    )
+    return Finding(sentence, table)
+
+
+@analysis(
+    TOKENS,
+    "The same tokens in every size",
+    needs=lambda study: any(len(one.runs) > 1 for one in study.token_studies),
+    place=20,
+    caption="Perplexity of the tokens that one run has stagnated on or forgotten (by equation 1, "
+    "after 20 % of training), followed in all runs. A run's curve on its own choice shows what it "
+    "was chosen for; those of other sizes and seeds can contradict it.",
+    method="Subsets of arXiv 2212.09803, figures 3 and 4; a rise and a later fall are tested "
+    "against a smooth curve with autoregressive noise, with false-discovery control.",
+)
+def token_subsets(study: Study) -> list[Finding]:
+    """Curves on subsets chosen by the smallest and the largest run, for each token set."""
+    several = [one for one in study.token_studies if len(one.runs) > 1]
+    return _each(several, "The same tokens in every size", _subsets)
+
+
+def _subsets(study: TokenStudy) -> Finding:
+    runs = [r for r in study.runs if _follows([int(step) for step in r.steps], AFTER)][-_RUNS:]
+    if len(runs) < 2:
+        return Finding.refuse("fewer than two runs have four checkpoints after 20 % of training")
+    classes = {run.run: trends.classify(run.losses, run.steps.tolist(), AFTER) for run in runs}
+    documents, curves, tests = study.token_set.documents, [], []
+    for selector in (runs[0], runs[-1]):
+        for name in _FOLLOWED:
+            subset = classes[selector.run] == trends.TRENDS.index(name)
+            if not subset.any():
+                continue
+            for run in runs:
+                clock = {"step": run.steps, "tokens": run.tokens, "flops": run.flops}
+                rows = pd.DataFrame(clock).assign(size="", seed=0)
+                curve = subset_curves({("", 0): run.losses}, rows, subset, documents, ("", 0))
+                named = {"run": run.run, "size": run.params, "trend": name, "by": selector.run}
+                curves.append(curve.drop(columns=["selection"]).assign(**named))
+                if name == "upward" and run is not selector:
+                    tests += _tested(run, selector, subset, documents)
+    if not curves:
+        return Finding.refuse("no token has stagnated or is forgotten by equation 1")
+    ends = {run.run: classes[run.run] for run in (runs[0], runs[-1])}
+    pair = overlap(ends, documents).iloc[0]
+    sentence = (
+        f"Of the {pair.tokens:,.0f} tokens on which {runs[0].run} has stagnated, {pair.share:.0%} "
+        f"have stagnated in {runs[-1].run}, too, where {pair.chance:.0%} of all tokens have."
+    )
+    table = pd.concat(curves, ignore_index=True)
+    return Finding(sentence, table[table.step > 0], lines=tuple(_descents(tests)))
+
+
+def _tested(run: TokenRun, by: TokenRun, subset: np.ndarray, documents: np.ndarray) -> list[tuple]:
+    """The test for double descent of a run on a subset of another's choice, if it is possible."""
+    late = run.steps >= 0.02 * run.steps[-1]  # the first steps are another regime
+    try:
+        result = double_descent(
+            run.losses[late][:, subset], run.steps[late].tolist(), documents[subset]
+        )
+    except UserError:
+        return []
+    return [(run.run, by.run, result)]
+
+
+def _descents(tests: list[tuple]) -> list[str]:
+    """Sentences on double descent, controlled over all tests."""
+    if not tests:
+        return ["Double descent was not tested: it takes 12 checkpoints of another run."]
+    q = false_discovery([result.p_value for *_, result in tests])
+    found = [
+        f"On the tokens that {by} forgets, {run} rises by {result.rise[0]:.3f} nats to step "
+        f"{result.steps[1]} and falls again by {result.fall[0]:.3f} (q = {value:.2g})."
+        for (run, by, result), value in zip(tests, q, strict=True)
+        if value < trends.LEVEL
+    ]
+    none = f"No double descent in {len(tests)} tests of runs on the tokens that another forgets."
+    return found or [none]
+
+
+@analysis(
+    TOKENS,
+    "Which tokens they are",
+    needs=lambda study: bool(study.token_studies),
+    place=30,
+    caption="How much more or less often a trend is among the tokens of a kind than among all, in "
+    "the largest run after 20 % of training. Frequency is that in the token set.",
+    method="Shares by kind with standard errors over documents (ratio estimate, Cochran 1977).",
+)
+def token_kinds_of_trends(study: Study) -> list[Finding]:
+    """Trends by kind of token in the largest run, for each token set."""
+    return _each(study.token_studies, "Which tokens they are", _kinds)
+
+
+def _kinds(study: TokenStudy) -> Finding:
+    run, tokens = study.runs[-1], study.token_set
+    if not _follows(run.steps.tolist(), AFTER):
+        return Finding.refuse(f"{run.run} has fewer than four checkpoints after 20 % of training")
+    classes = trends.token_trends(run.losses, run.steps.tolist(), AFTER).controlled()
+    kinds = token_kinds(
+        tokens.tokens, tokens.documents, tokens.positions, tokens.ends, tokens.texts
+    )
+    table = shares_by_kind(classes, kinds, tokens.documents)
+    table = table[(table.trend != "unclassified") & (table.overall > 0) & (table.tokens >= 50)]
+    table = table.assign(
+        group=table.kind + ": " + table["bin"],
+        ratio=np.log2(np.maximum(table.share, 1e-4) / table.overall).clip(-3, 3),
+        z=(table.share - table.overall).abs() / table.stderr,
+    )
+    clear = table[table.z > _CLEAR].sort_values("ratio")
+    if clear.empty:
+        return Finding("No kind of token differs clearly from all tokens.", table)
+    said = [
+        f"{row.trend} {row.share:.1%} of the tokens with {row.group} (all: {row.overall:.1%})"
+        for row in (clear.iloc[-1], clear.iloc[0])
+    ]
+    return Finding(f"In {run.run}: {'; '.join(said)}.", table)
+
+
+def _follows(steps: list[int], after: float) -> bool:
+    """Whether enough checkpoints follow this share of training."""
+    try:
+        return bool(trends.PAPER.starts(steps, after))
+    except UserError:
+        return False
+
+
+def _each(
+    studies: Sequence[TokenStudy], title: str, find: Callable[[TokenStudy], Finding]
+) -> list[Finding]:
+    """A finding for each token set, named where there are several."""
+    name = lambda one: f"{title}, {one.name}" if len(studies) > 1 else ""
+    return [dataclasses.replace(find(one), title=name(one)) for one in studies]

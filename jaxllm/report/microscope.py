@@ -1,0 +1,147 @@
+"""report/tokens.html: passages of the token sets, each token coloured by its trend or its change.
+
+One self-contained page, as `page` is, with the losses of up to `CHECKPOINTS` checkpoints of each
+run. They are stored as q = round(12 log(1 + loss)), with an error of at most 4.3 % of 1 + loss, as
+differences between checkpoints, and compressed.
+"""
+
+from __future__ import annotations
+
+import base64
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jinja2.utils import htmlsafe_json_dumps
+from markupsafe import Markup
+
+from jaxllm.analysis.finding import amount
+from jaxllm.analysis.tokens.runs import TokenRun, TokenStudy
+from jaxllm.analysis.tokens.trends import PAPER, token_trends
+from jaxllm.errors import UserError
+from jaxllm.report import page
+from jaxllm.report.theme import style_variables
+from jaxllm.run.token_losses import TokenSet
+
+CHECKPOINTS, RUNS, TOKENS = 30, 8, 100_000  # at most, in one page
+AFTER = (0.1, 0.2, 0.4, 0.7)
+_LEVELS = 12.0  # of q per unit of log(1 + loss)
+
+
+def render(studies: Sequence[TokenStudy]) -> str:
+    """Render the page as HTML, of the runs that have losses of all of `studies`' sets.
+
+    Where no run has all of them, of the set with the most runs.
+    """
+    every = {run.run for study in studies for run in study.runs}
+    shown = _shared_by_all(studies)
+    if not shown:
+        studies = [max(studies, key=lambda study: len(study.runs))]
+        shown = _shared_by_all(studies)
+    left_out = len(every) - len(shown[:RUNS])
+    share = min(1.0, TOKENS / sum(len(study.token_set.tokens) for study in studies))
+    chosen = [_documents(study.token_set, share) for study in studies]
+    documents = [
+        {"set": study.name, "text": study.token_set.texts[document]}
+        for study, (ids, _) in zip(studies, chosen, strict=True)
+        for document in ids
+    ]
+    lengths = [_lengths(s.token_set, ids) for s, (ids, _) in zip(studies, chosen, strict=True)]
+    sizes = [len(tokens) for each in lengths for tokens in each]
+    runs = [_run(parts, [slice(0, last) for _, last in chosen]) for parts in shown[:RUNS]]
+    data = {
+        "documents": documents,
+        "sizes": sizes,
+        "lengths": _packed(np.concatenate([tokens for each in lengths for tokens in each])),
+        "after": AFTER,
+        "runs": runs,
+    }
+    cut = [
+        f"the first {sum(len(ids) for ids, _ in chosen)} documents" if share < 1 else "",
+        f"{len(runs)} runs; {left_out} are left out" if left_out else "",
+    ]
+    return page.templates().get_template("tokens.html").render(
+        heading=f"Tokens of {', '.join(study.name for study in studies)}",
+        cut="; ".join(filter(None, cut)),
+        style=Markup(style_variables("sizes") + page.asset("page.css") + page.asset("tokens.css")),
+        data=htmlsafe_json_dumps(data, separators=(",", ":"), allow_nan=False),
+        script=Markup(page.asset("tokens.js")),
+    )  # fmt: skip
+
+
+def _shared_by_all(studies: Sequence[TokenStudy]) -> list[list[TokenRun]]:
+    """Each run that was scored on all sets at some checkpoint, as its part of each."""
+    parts = [
+        [run for s in studies for run in s.runs if run.run == one.run] for one in studies[0].runs
+    ]
+    return [each for each in parts if len(each) == len(studies) and _common(each)]
+
+
+def _common(parts: Sequence[TokenRun]) -> list[int]:
+    """The checkpoints with losses of all sets."""
+    return sorted(set.intersection(*({int(step) for step in part.steps} for part in parts)))
+
+
+def _documents(token_set: TokenSet, share: float) -> tuple[list[int], int]:
+    """The first documents, with at most this share of the tokens, and their number of tokens."""
+    ends = np.searchsorted(token_set.documents, np.arange(len(token_set.texts)), side="right")
+    count = max(1, int(np.searchsorted(ends, share * len(token_set.tokens), side="right")))
+    return list(range(count)), int(ends[count - 1])
+
+
+def _lengths(token_set: TokenSet, documents: Sequence[int]) -> list[np.ndarray]:
+    """Characters of each token by document, uint16; one that tokens share is the first's."""
+    lengths = []
+    for document in documents:
+        content = token_set.texts[document].encode()
+        # In UTF-16, as scripts count; a byte 10xxxxxx continues a character.
+        units = [0 if byte & 0xC0 == 0x80 else 2 if byte >= 0xF0 else 1 for byte in content]
+        starts = np.concatenate([[0], np.cumsum(units)])
+        ends = starts[token_set.ends[token_set.documents == document]]
+        lengths.append(np.diff(ends, prepend=0).astype("<u2"))
+    return lengths
+
+
+def _run(parts: Sequence[TokenRun], tokens: Sequence[slice]) -> dict[str, Any]:
+    """One run's losses on all sets, at the checkpoints that they share."""
+    first = parts[0]
+    common = _common(parts)
+    places = np.unique(np.linspace(0, len(common) - 1, CHECKPOINTS).round().astype(int))
+    steps = [common[place] for place in places]
+    rows = [np.searchsorted(part.steps, steps) for part in parts]
+    losses = np.concatenate(
+        [p.losses[r][:, of] for p, r, of in zip(parts, rows, tokens, strict=True)], axis=1
+    )
+    known = np.nan_to_num(losses, nan=0.0, posinf=1e6)
+    q = np.clip(np.round(_LEVELS * np.log1p(np.maximum(known, 0))), 0, 255).astype(np.uint8)
+    classes = [_classes(part, of) for part, of in zip(parts, tokens, strict=True)]
+    return {
+        "name": first.run,
+        "size": amount(first.params),
+        "steps": [int(step) for step in steps],
+        "seen": [amount(float(first.tokens[row])) for row in rows[0]],
+        "x": [float(first.tokens[row]) for row in rows[0]],
+        "losses": _packed(np.diff(q, axis=0, prepend=np.zeros_like(q[:1]))),
+        "classes": _packed(np.concatenate(classes, axis=1)),
+    }
+
+
+def _classes(run: TokenRun, tokens: slice) -> np.ndarray:
+    """Classes [2 · len(AFTER), n]: by the paper's rule and with controlled false discoveries.
+
+    Where fewer than `FEWEST` checkpoints follow, tokens are unclassified.
+    """
+    losses, rows = run.losses[:, tokens], []
+    for after in AFTER:
+        try:
+            trends = token_trends(losses, [int(step) for step in run.steps], after, PAPER)
+            rows += [trends.classes, trends.controlled()]
+        except UserError:
+            rows += [np.zeros(losses.shape[1], np.int8)] * 2
+    return np.stack(rows)
+
+
+def _packed(array: np.ndarray) -> str:
+    """Bytes of an array, compressed, in base 64."""
+    return base64.b64encode(zlib.compress(array.tobytes(), 9)).decode()
