@@ -4,19 +4,30 @@
     python -m jaxllm.seen runs/mine --step=1000 --text="It was the best of times"
     python -m jaxllm.seen runs/mine --document=books:17
     python -m jaxllm.seen runs/mine --steps=990:1000 --output=batches.csv
+    python -m jaxllm.seen runs/mine --ngrams=heldout_books:50x2048
 
 Without a question, how much of each domain. --text finds the documents with a text, --document
 takes one by its number in the domain, as the tables have it, and --steps lists what updates a to b
-read. Times are epochs: 0.5 of a document of which half was read.
+read. Times are epochs: 0.5 of a document of which half was read. --ngrams tells when the run was
+most like each n-gram model of its own corpora, by the losses of a token set.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from jaxllm import cli, runtime
 from jaxllm.errors import UserError
 from jaxllm.io import atomic_write, location
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from jaxllm.data.seen import History
+    from jaxllm.run.token_losses import TokenLosses
 
 SHOWN = 20  # documents of a table; --output has all
 
@@ -30,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     asked.add_argument("--text", help="the documents with this text")
     asked.add_argument("--document", metavar="DOMAIN:NUMBER", help="this document")
     asked.add_argument("--steps", metavar="A:B", help="the documents of these updates")
+    asked.add_argument("--ngrams", metavar="TOKEN_SET", help="the phases on this token set")
     flags.add_argument("--output", type=location, metavar="FILE", help="the table as CSV, too")
     args = cli.parse(flags, argv)
     first, _, last = (args.steps or "1:1").partition(":")
@@ -54,6 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         table, nothing = seen.reads(found), "the run never saw this text: no document has it"
         if found:
             nothing = f"the run never saw this text: the {len(found)} places with it are to come"
+    elif args.ngrams:
+        table = phases(run.token_losses(args.ngrams), seen)
     elif args.document:
         table = seen.reads([seen.document(args.document)])
     else:
@@ -68,6 +82,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     if len(table) > SHOWN:
         print(f"… {len(table):,} documents; --output=FILE has all")
     return 0
+
+
+def phases(losses: TokenLosses, seen: History) -> pd.DataFrame:
+    """The peaks of the correlations with n-grams, counted as often as the run has read them."""
+    from jaxllm.analysis.tokens.ngrams import correlations, log_scores, peaks
+    from jaxllm.data.ngrams import count_ngrams
+
+    of, read = losses.token_set(), seen.domains().set_index("task").tokens
+    counts = sum(
+        read[task] / store.counts.tokens * count_ngrams(store, of.tokens, of.documents)
+        for task, store in seen.stores.items()
+    )
+    scores = log_scores(counts, of.documents, float(read.sum()))
+    return peaks(np.array(losses.steps()), correlations(losses.read(), scores))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ from jaxllm.data.permutation import invert, permute
 from jaxllm.data.seen import find_tokens, history
 from jaxllm.errors import UserError
 from jaxllm.run.manifest import ManifestEntry
+from jaxllm.run.run import Run
+from jaxllm.run.token_losses import TokenSet
 from jaxllm.seen import main
 from tests.data.conftest import texts, write_jsonl, write_store
 
@@ -191,6 +193,8 @@ def test_a_text_is_found_where_the_corpus_has_it(opened) -> None:
         (["--document=notes:0"], "notes         0"),
         (["--steps=2:3"], "first_step"),
         ([], "tokens"),
+        (["--ngrams=notes:1x9"], "passed"),
+        (["--ngrams=other:1x9"], "error: "),
         (["--document=notes:99"], "error: no document notes:99: notes has 9"),
         (["--document=note:9"], "did you mean notes"),
         (["--steps=3"], "error: --steps=3: write A:B"),
@@ -206,7 +210,12 @@ def test_the_command(opened, tmp_path, capsys, flags: list[str], says: str) -> N
     (tmp_path / "config.gin").write_text("\n".join(lines))
     manifest = tmp_path / "checkpoints.jsonl"
     manifest.write_text(json.dumps(dataclasses.asdict(entry(100, 100 * BATCH))) + "\n")
-    table = tmp_path / "table.csv"
+    table, text = tmp_path / "table.csv", "notes 1: all work and no play " * 4
+    ids = [3 + byte for byte in text.encode()]
+    losses = Run(tmp_path).token_losses("notes:1x9")
+    losses.write_set(TokenSet.of("notes:1x9", [text], [ids], [range(1, len(ids) + 1)]))
+    losses.write(10, np.array(ids) / 100.0)
+    losses.write(20, np.array([ids.count(id) < 5 for id in ids]) + 0.1)
     try:
         assert main([str(tmp_path), *flags, f"--output={table}"]) == 0
         said = capsys.readouterr().out

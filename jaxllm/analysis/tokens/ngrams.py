@@ -17,18 +17,19 @@ def log_scores(counts: np.ndarray, documents: np.ndarray, total: float) -> np.nd
     """Logarithms of stupid backoff (Brants et al. 2007, equation 5) for n = 1 .. order.
 
     Args:
-      counts: [order, N], of the n-gram that ends at each token, as of `data.ngrams.count_ngrams`.
+      counts: [order, N], as of `data.ngrams.count_ngrams`; a sum of corpora, by how often each is
+        read.
       documents: [N], the document of each token. At its n-th token, larger orders equal order n.
       total: tokens of the corpus. A token that is not in it counts as if it were there once.
     """
-    scores = np.log(np.maximum(counts, 1) / total)
+    positive = np.where(counts > 0, counts, 1.0)
+    scores = np.log(positive / total)
     inside = np.zeros(len(documents), bool)  # whether a document has n tokens up to here
     inside[1:] = documents[1:] == documents[:-1]
     for n in range(1, len(counts)):
-        context = np.append(1, counts[n - 1][:-1])
-        known = np.log(np.maximum(counts[n], 1) / np.maximum(context, 1))
-        backed_off = scores[n - 1] + np.log(BACKOFF)
-        scores[n] = np.where(counts[n] > 0, known, np.where(inside, backed_off, scores[n - 1]))
+        known = np.log(positive[n] / np.append(1.0, positive[n - 1][:-1]))
+        lower = scores[n - 1] + np.where(inside, np.log(BACKOFF), 0.0)
+        scores[n] = np.where(counts[n] > 0, known, lower)
         inside[1:] &= inside[:-1]
         inside[0] = False
     return scores
@@ -46,7 +47,7 @@ def peaks(steps: np.ndarray, r: np.ndarray, tolerance: float = 0.01) -> pd.DataF
     The peak is the first step within `tolerance` of the largest r, because a larger n ends on a
     plateau; `passed`: whether r has fallen by more than that since.
     """
-    at = (r >= r.max(axis=0) - tolerance).argmax(axis=0)
-    best, last = r.max(axis=0), r[-1]
+    best, last = np.nanmax(r, axis=0), r[-1]
+    at = (r >= best - tolerance).argmax(axis=0)
     columns = {"step": steps[at], "r": best, "last": last, "passed": last < best - tolerance}
     return pd.DataFrame({"n": np.arange(1, r.shape[1] + 1), **columns})
