@@ -5,15 +5,18 @@ The fields of the first line determine the format:
     query, choices, gold          which choice continues the query; gold: its index
     question, choices, answer     "Question: …", "Answer:"; answer: index, letter or the text itself
     context, continuation         is every token of the continuation the argmax?
+    prompt, text                  perplexity of the text after the prompt (`generate --output`)
 
 A field `id` names a line in the per-example results. A space is inserted before choices and
 continuations unless they begin, or the context ends, with one. Shots (`jsonl_<file>_5shot`) are
-other questions of the file. Metrics: accuracy (chance 1 / choices), or exact_match; domain `own`.
+other questions of the file. Metrics: accuracy (chance 1 / choices), exact_match or perplexity;
+domain `own`. Empty texts have no perplexity: they are left out, and their number is logged.
 """
 
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -22,8 +25,18 @@ from etils import epath
 from jaxllm.errors import UserError
 from jaxllm.evals.letters import LETTERS
 from jaxllm.evals.rows import Row, field, question, read_rows, texts
-from jaxllm.evaluation.tasks import Choice, FewShot, Prompt, TaskDefinition, cloze, multiple_choice
+from jaxllm.evaluation.tasks import (
+    Choice,
+    Document,
+    FewShot,
+    Prompt,
+    TaskDefinition,
+    cloze,
+    multiple_choice,
+    perplexity,
+)
 
+_log = logging.getLogger(__name__)
 PREFIX = "jsonl_"
 DOMAIN = "own"
 
@@ -47,6 +60,18 @@ def clozes(path: epath.Path) -> Iterator[Prompt]:
         yield Prompt(context, (_spaced(context, target),), str(row.get("id", "")))
 
 
+def texts_after_prompts(path: epath.Path) -> Iterator[Document]:
+    """The texts of a file, after their prompts."""
+    empty = 0
+    for number, row in enumerate(read_rows(path)):
+        prompt, text = field(row, "prompt"), field(row, "text")
+        if text:
+            yield Document(text, str(row.get("id", number)), context=prompt.rstrip(" "))
+        empty += not text
+    if empty:
+        _log.warning("%s: %d of %d texts are empty, and left out", path, empty, number + 1)
+
+
 FORMS: dict[tuple[str, ...], tuple[Callable[..., TaskDefinition], Callable[..., Iterator[Any]]]] = {
     ("query", "choices", "gold"): (
         multiple_choice,
@@ -57,6 +82,7 @@ FORMS: dict[tuple[str, ...], tuple[Callable[..., TaskDefinition], Callable[..., 
         functools.partial(choices, asked="question", answer="answer", form="Question: {}\nAnswer:"),
     ),
     ("context", "continuation"): (cloze, clozes),
+    ("prompt", "text"): (perplexity, texts_after_prompts),
 }
 
 
@@ -71,7 +97,8 @@ def declare(name: str, data_dir: epath.Path | None) -> TaskDefinition:
     first = next(read_rows(paths[0]), None)
     for fields, (kind, examples) in FORMS.items():
         if first is not None and all(part in first for part in fields):
-            return kind(name, examples, domain=DOMAIN, files=(file,), few_shot=FewShot())
+            shots = None if kind is perplexity else FewShot()
+            return kind(name, examples, domain=DOMAIN, files=(file,), few_shot=shots)
     forms = "; ".join(", ".join(fields) for fields in FORMS)
     raise UserError(f"{paths[0]}:1: fields {', '.join(first or ())}, not one of: {forms}")
 

@@ -144,7 +144,7 @@ def test_models_that_cannot_be_combined_are_named(
 ) -> None:
     other = save_model(tmp_path / "other", layers=1, vocab_size=600)
     for models, combine, named in (
-        (f"{small},hf:{other}", "logits:1,1", "have different vocabularies: only"),
+        (f"{small},hf:{other}", "logits:1,1", "have different vocabularies"),
         (f"{small},hf:{published}", "emulated:1", "combines 3 models, and there are 2"),
         (str(small), None, "--models and --combine go together"),
     ):

@@ -18,7 +18,6 @@ from jax.sharding import Mesh
 from jaxllm.errors import UserError
 from jaxllm.evaluation.spans import Tokenizer, start_token
 from jaxllm.models import generation
-from jaxllm.models.combination import CombinedModel
 from jaxllm.models.decoder import Params, unstack_layers
 from jaxllm.models.generation import Model
 from jaxllm.models.sampling import GREEDY, Sampling
@@ -193,10 +192,9 @@ class DecodeLoop:
                 params, state, done, seeds, new, eos_ids(vocabulary), decoding.sampling
             )
             if wrong := int(np.asarray(failed)[:count].sum()):
-                what = "the model's logits are NaN"
-                if isinstance(self._model, CombinedModel):
-                    what = "the combined models leave no token, or NaN,"
-                raise UserError(f"{what} for {wrong} of {count} prompts")
+                raise UserError(
+                    f"the model's logits are NaN for {wrong} of {count} prompts, or leave no token"
+                )
             decoded += new
             yield [
                 text.add(row.tolist(), last=decoded == max_new_tokens)
@@ -275,8 +273,8 @@ class Generator:
                 f"{max_new_tokens} new tokens leave no room for a prompt in a context of "
                 f"{model.max_length}"
             )
-        combined = isinstance(model, CombinedModel)
-        self._params = tuple(map(unstack_layers, params)) if combined else unstack_layers(params)
+        several = isinstance(params, tuple)
+        self._params = tuple(map(unstack_layers, params)) if several else unstack_layers(params)
         self._decode_loop = DecodeLoop(model, mesh)
         self._multiple = mesh.shape["data"] * mesh.shape["fsdp"]
         seeds = lambda number: (seed, number)

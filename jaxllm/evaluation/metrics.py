@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from jaxllm.errors import UserError
+from jaxllm.evaluation.noise import AFTER, NOISY
 from jaxllm.evaluation.tasks import Choice, Document, Example, Prompt, TaskDefinition
 
 Columns = Mapping[str, Sequence]
@@ -51,7 +52,7 @@ class Likelihoods:
 
     Attributes:
       log_likelihood: float64 [n], in nats; [n, m] for multiple choice, NaN beyond an example's
-        options.
+        options; [n, parts] for noisy documents.
       tokens: int64, shaped as `log_likelihood`: number of scored tokens.
       greedy: bool [n], whether every scored token was the argmax.
       each: float32, the log-likelihoods of the scored tokens of all examples, in their order.
@@ -251,19 +252,26 @@ def cloze(
 def perplexity(
     documents: Sequence[Document], log_likelihood: np.ndarray, tokens: np.ndarray
 ) -> Result:
-    """Metrics of whole documents, arrays [n] as of `Likelihoods`.
+    """Metrics of whole documents, arrays [n] or [n, parts] as of `Likelihoods`.
 
     bits_per_byte: -log2 p(all documents) / their UTF-8 bytes; comparable between tokenizers.
     perplexity: exp of the mean loss per token; not comparable between tokenizers.
     loss: the mean loss per token, in nats.
+    perplexity_noise, perplexity_after: of noisy documents, that of the noise alone, and of the
+      text's own tokens after some; they have no bits per byte.
     """
+    measured: dict[str, Measurement] = {}
     size = np.asarray([len(d.text.encode()) for d in documents])
+    if not documents[0].noise:
+        measured["bits_per_byte"] = ratio(-log_likelihood / math.log(2), size)
+    else:
+        parts = [(-values, of) for values, of in zip(log_likelihood.T, tokens.T, strict=True)]
+        for name, part in (("noise", NOISY), ("after", AFTER)):
+            if part < len(parts) and parts[part][1].any():
+                measured[f"perplexity_{name}"] = _exp(ratio(*parts[part]))
+        log_likelihood, tokens = log_likelihood.sum(axis=1), tokens.sum(axis=1)
     loss = ratio(-log_likelihood, tokens)
-    measured = {
-        "bits_per_byte": ratio(-log_likelihood / math.log(2), size),
-        "perplexity": _exp(loss),
-        "loss": loss,
-    }
+    measured |= {"perplexity": _exp(loss), "loss": loss}
     return measured, {
         "log_likelihood": log_likelihood.tolist(),
         "tokens": tokens.tolist(),

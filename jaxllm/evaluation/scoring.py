@@ -64,6 +64,7 @@ class PreparedTask:
       definition: the task.
       examples: its n examples.
       example_index: int64 [S], the example of each span, ascending.
+      part: int64 [S], the sum of its example's that it belongs to.
       truncated: bool [n], whether the example was truncated to fit the context length.
       shots_dropped: int64 [n], number of few-shot examples dropped to make it fit.
       batches: `PackedBatch`es of the spans, or `PromptBatch`es for generation.
@@ -72,6 +73,7 @@ class PreparedTask:
     definition: TaskDefinition
     examples: Sequence[Example]
     example_index: np.ndarray
+    part: np.ndarray
     truncated: np.ndarray
     shots_dropped: np.ndarray
     batches: tuple[Any, ...]
@@ -157,6 +159,7 @@ class Scorer:
             definition=task,
             examples=examples,
             example_index=np.repeat(np.arange(len(groups)), [len(group) for group in groups]),
+            part=np.asarray([span.part for span in spans], np.int64),
             truncated=np.asarray([any(span.truncated for span in group) for group in groups]),
             shots_dropped=np.asarray(dropped, np.int64),
             batches=batches,
@@ -268,17 +271,22 @@ class Scorer:
 
 
 def by_example(prepared: PreparedTask, spans: Likelihoods) -> Likelihoods:
-    """The likelihoods of a task's examples, [n] or [n, options], from those of its spans, [S]."""
+    """The likelihoods of a task's examples from those of its spans, [S].
+
+    They are [n], [n, options], or [n, parts] where a document has several.
+    """
     index, count = prepared.example_index, len(prepared.examples)
-    if prepared.definition.kind == "multiple_choice":
-        column = np.arange(len(index)) - np.searchsorted(index, np.arange(count))[index]
-        shape = (count, int(column.max()) + 1)
-        log_likelihood, tokens = np.full(shape, np.nan), np.zeros(shape, np.int64)
-        log_likelihood[index, column] = spans.log_likelihood
-        tokens[index, column] = spans.tokens
-    else:
-        log_likelihood = np.bincount(index, spans.log_likelihood, count)
-        tokens = np.bincount(index, spans.tokens, count).astype(np.int64)
+    choices, part = prepared.definition.kind == "multiple_choice", prepared.part
+    if choices:
+        part = np.arange(len(index)) - np.searchsorted(index, np.arange(count))[index]
+    shape = (count, int(part.max()) + 1)
+    log_likelihood, tokens = np.zeros(shape), np.zeros(shape, np.int64)
+    np.add.at(log_likelihood, (index, part), spans.log_likelihood)
+    np.add.at(tokens, (index, part), spans.tokens)
+    if choices:
+        log_likelihood[tokens == 0] = np.nan
+    elif shape[1] == 1:
+        log_likelihood, tokens = log_likelihood[:, 0], tokens[:, 0]
     greedy = np.bincount(index, ~spans.greedy, count) == 0
     return Likelihoods(log_likelihood, tokens, greedy, spans.each)
 

@@ -8,17 +8,23 @@ starts with the token that starts a document in training.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
 
 from jaxllm.errors import UserError
+from jaxllm.evaluation.noise import LENGTH, corrupt
 from jaxllm.evaluation.tasks import Document, Prompt, Question
 
 
 class Tokenizer(Protocol):
     """The part of the `seqio.Vocabulary` interface in use."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids."""
 
     @property
     def bos_id(self) -> int | None:
@@ -43,11 +49,13 @@ class Span:
       tokens: int32 [L + 1]; inputs are tokens[:-1], targets tokens[1:].
       scored: number of trailing targets that are scored, 1 <= scored <= L; 0 of a prompt.
       truncated: whether the span was truncated on the left to fit the context length.
+      part: the sum of its example's that it belongs to, where there are several.
     """
 
     tokens: np.ndarray
     scored: int
     truncated: bool = False
+    part: int = 0
 
     @property
     def length(self) -> int:
@@ -68,10 +76,15 @@ def scored_spans(
 ) -> tuple[list[Span], int]:
     """The spans of an example, and the number of dropped few-shot examples.
 
-    One span for each option, one for a cloze, or a document's rolling windows. Whole few-shot
-    examples are dropped from the left until all options fit; a question that still does not fit is
-    truncated on the left.
+    One span for each option, one for a cloze or a document with a context, one per part of a noisy
+    document, or a document's rolling windows. Whole few-shot examples are dropped from the left
+    until all options fit; a question that still does not fit is truncated on the left.
     """
+    if isinstance(example, Document) and example.noise:
+        return noisy_spans(vocabulary, example, max_length), 0
+    if isinstance(example, Document) and example.context:
+        known, text = len(vocabulary.encode(example.context)), example.context + example.text
+        return [_scored_after(vocabulary, known, text, max_length)], 0
     if isinstance(example, Document):
         return list(rolling_windows(vocabulary, example.text, max_length, example.ids)), 0
     if isinstance(example, Prompt):
@@ -126,15 +139,15 @@ def continuations(
     """
     stripped = context.rstrip()
     before = len(vocabulary.encode(stripped)) if stripped else 0
-    start = start_token(vocabulary)
-    spans = []
-    for text in texts:
-        ids = vocabulary.encode(context + text)
-        scored = min(len(ids) - min(before, len(ids) - 1), max_length)
-        tokens = np.asarray([start, *ids], np.int32)
-        truncated = len(tokens) > max_length + 1
-        spans.append(Span(tokens[-(max_length + 1) :], scored, truncated))
-    return spans
+    return [_scored_after(vocabulary, before, context + text, max_length) for text in texts]
+
+
+def _scored_after(vocabulary: Tokenizer, before: int, text: str, max_length: int) -> Span:
+    """The span that scores a text after its first `before` tokens, but at least its last one."""
+    ids = vocabulary.encode(text)
+    scored = min(len(ids) - min(before, len(ids) - 1), max_length)
+    tokens = np.asarray([start_token(vocabulary), *ids], np.int32)
+    return Span(tokens[-(max_length + 1) :], scored, len(tokens) > max_length + 1)
 
 
 def rolling_windows(
@@ -151,3 +164,18 @@ def rolling_windows(
     for start in range(0, len(tokens) - 1, max_length):
         end = min(start + max_length, len(tokens) - 1) + 1
         yield Span(tokens[max(0, end - max_length - 1) : end], end - 1 - start)
+
+
+def noisy_spans(vocabulary: Tokenizer, document: Document, max_length: int) -> list[Span]:
+    """The first tokens of a document, corrupted: a span per run of one part, after all before it.
+
+    They are 100, or half of `max_length`, which leaves room for insertions.
+    """
+    ids = vocabulary.encode(document.text)[: min(LENGTH, max_length // 2)]
+    special = [i for i in (vocabulary.bos_id, vocabulary.eos_id) if i is not None]
+    among = np.setdiff1d(np.arange(vocabulary.vocab_size), special)
+    tokens, parts = corrupt(np.asarray(ids, np.int32), document.noise, among, document.text)
+    tokens = np.asarray([start_token(vocabulary), *tokens], np.int32)
+    bounds = np.flatnonzero(np.diff(parts, prepend=-1, append=-1))
+    runs = itertools.pairwise(bounds.tolist())
+    return [Span(tokens[: end + 1], end - start, part=int(parts[start])) for start, end in runs]

@@ -88,6 +88,8 @@ class Document:
     text: str
     id: str = ""
     ids: tuple[int, ...] | None = None
+    context: str = ""  # the text before it, not scored
+    noise: str = ""  # <kind>_<percent> of its tokens to be corrupted, see `noise.corrupt`
 
 
 @dataclasses.dataclass(frozen=True)

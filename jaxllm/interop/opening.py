@@ -37,20 +37,17 @@ def open_models(
     """The models called `names`, and their mesh, that of the first.
 
     `load_gin(run)` binds the settings of a run directory (None: none) and the command line's.
-
-    Raises:
-      UserError: no such model, or two of different vocabularies.
+    UserError for an unknown model, or two of different vocabularies.
     """
     opened: list[Opened] = []
-    mesh: Mesh | None = None
     for name in names:
         gin.clear_config()
         directory, step = split(name)
         load_gin(None if name.startswith(HF) else directory)
-        mesh = mesh or make_mesh(MeshConfig())
+        if not opened:
+            mesh = make_mesh(MeshConfig())
         opened.append(_open(name, directory, step, mesh))
         _check_vocabulary(opened[0], opened[-1])
-    assert mesh is not None
     return opened, mesh
 
 
@@ -77,8 +74,7 @@ def _open(name: str, directory: str, step: int | None, mesh: Mesh) -> Opened:
         return Opened(name, *huggingface.load(path, mesh), from_directory(path))
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax's; its errors are raised as well
     run, experiment = Run(directory), Experiment.configured()
-    entries = run.available() if step is None else run.select(str(step))
-    if not entries:
+    if not (entries := run.available() if step is None else run.select(str(step))):
         raise UserError(f"{directory} has no checkpoints")
     model = experiment.at(entries[-1].step).model
     params = run.restore_params(entries[-1].step, model, mesh)
@@ -91,7 +87,5 @@ def _check_vocabulary(first: Opened, other: Opened) -> None:
     one, two = first.vocabulary.tokenizer, other.vocabulary.tokenizer
     tokens = lambda of: (of.bos, of.eos, [of.token(i) for i in range(of.size)])
     if one.identity != two.identity and tokens(one) != tokens(two):
-        raise UserError(
-            f"{first.name} ({one.size:,} tokens) and {other.name} ({two.size:,} tokens) have "
-            "different vocabularies: only models of one vocabulary can be combined"
-        )
+        sizes = f"{first.name} ({one.size:,} tokens) and {other.name} ({two.size:,})"
+        raise UserError(f"{sizes} have different vocabularies: they cannot be combined")

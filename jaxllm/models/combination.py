@@ -29,54 +29,39 @@ RULES = ("probabilities", "logits", "contrastive", "emulated", "value")
 
 @dataclasses.dataclass(frozen=True)
 class Combination:
-    """A linear combination of distributions over the next token.
+    """A linear combination of distributions over the next token."""
 
-    Attributes:
-      space: what is combined.
-      weights: of each model.
-      plausibility: tokens with less than this share of the first model's highest probability are
-        left out.
-    """
-
-    space: Literal["probabilities", "logits"]
-    weights: tuple[float, ...]
-    plausibility: float = 0.0
+    space: Literal["probabilities", "logits"]  # what is combined
+    weights: tuple[float, ...]  # of each model
+    plausibility: float = 0.0  # least share of the first model's highest probability
 
     def __post_init__(self) -> None:
         if not all(map(math.isfinite, self.weights)) or not any(self.weights):
             raise UserError(f"weights {self.weights}: must be finite, and not all 0")
         if self.space == "probabilities" and math.fsum(self.weights) < 0:
-            raise UserError(
-                f"weights {self.weights}: with a sum below 0, no token may have a positive "
-                "probability"
-            )
+            raise UserError(f"weights {self.weights}: have a sum below 0, and may leave no token")
         if not 0 <= self.plausibility <= 1:
             raise UserError(f"plausibility {self.plausibility}: must be from 0 to 1")
 
     @classmethod
     def parse(cls, text: str, models: int) -> Combination:
-        """The combination of `models` models that RULE:NUMBER,… states; see the module.
-
-        Raises:
-          UserError: an unknown rule, a bad number, or another number of models than the rule has.
-        """
+        """The combination of `models` models that RULE:NUMBER,… states; UserError if none does."""
         rule, _, listed = text.partition(":")
-        if rule not in RULES:
-            raise UserError(f"no rule {rule}{nearest(rule, RULES)}: one of {', '.join(RULES)}")
         try:
-            numbers = tuple(float(number) for number in filter(None, listed.split(",")))
+            numbers = [float(number) for number in filter(None, listed.split(","))]
         except ValueError:
             raise UserError(f"{text}: write {rule}:NUMBER,NUMBER") from None
+        if rule not in RULES:
+            raise UserError(f"no rule {rule}{nearest(rule, RULES)}: one of {', '.join(RULES)}")
         if rule in ("probabilities", "logits"):
-            found = cls("probabilities" if rule == "probabilities" else "logits", numbers or (0.0,))
+            found = cls("logits" if rule == "logits" else "probabilities", (*numbers,))
         else:
-            most = 2 if rule == "contrastive" else 1
-            if len(numbers) > most:
-                raise UserError(f"{text}: {rule} has at most {most} numbers")
-            scale, floor = (*numbers, *(1.0, 0.1)[len(numbers) :])
-            weights = {"contrastive": (1.0, -scale), "emulated": (1.0, scale, -scale)}
-            floor = floor if rule == "contrastive" else 0.0
-            found = cls("logits", weights.get(rule, (1.0, scale)), floor)
+            defaults = [1.0, 0.1] if rule == "contrastive" else [1.0]
+            if len(numbers) > len(defaults):
+                raise UserError(f"{text}: {rule} has at most {len(defaults)} numbers")
+            s, *floor = numbers + defaults[len(numbers) :]
+            weights = {"contrastive": (1.0, -s), "emulated": (1.0, s, -s), "value": (1.0, s)}
+            found = cls("logits", weights[rule], *floor)
         if len(found.weights) != models:
             raise UserError(f"{text}: combines {len(found.weights)} models, and there are {models}")
         return found

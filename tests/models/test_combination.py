@@ -118,7 +118,7 @@ def test_a_sequence_without_a_possible_token_is_marked(pair: list) -> None:
     [
         ("probability:1,1", 2, "no rule probability; did you mean probabilities"),
         ("probabilities:1,x", 2, "write probabilities:NUMBER"),
-        ("probabilities:1,-2", 2, "sum below 0"),
+        ("probabilities:1,-2", 2, "a sum below 0"),
         ("probabilities", 2, "not all 0"),
         ("logits:1,nan", 2, "finite"),
         ("contrastive:1,2", 2, "plausibility 2.0"),
