@@ -94,7 +94,7 @@ class Decoder(nn.Module):
         else:
             layers = nn.scan(
                 _rematted(config),
-                variable_axes={"params": 0},
+                variable_axes={"params": 0, "monitors": 0},
                 split_rngs={"params": True},
                 in_axes=(0, 0, nn.broadcast),
                 length=config.num_layers,

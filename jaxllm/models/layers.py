@@ -111,6 +111,10 @@ class Attention(nn.Module):
             key = apply_rope(key, *inputs.rope)
         position_bias = inputs.position_bias and inputs.position_bias._replace(window=window)
         scale = config.quirks.attention_scale
+        if self.is_mutable_collection("monitors"):  # see `jaxllm.training.monitors`
+            largest = lambda x: jnp.linalg.norm(x.astype(jnp.float32), axis=-1).max(axis=(0, 1))
+            bounds = largest(query) * jnp.repeat(largest(key), heads // config.kv_heads)
+            self.sow("monitors", "qk_logit_bound", (scale or head_dim**-0.5) * bounds.max())
         if cache is None:
             attn_out = causal_attention(
                 query, key, value, inputs.segment_ids, scale=scale, position_bias=position_bias,
@@ -232,6 +236,9 @@ class Block(nn.Module):
 
         apply_mlp = lambda x: checkpoint_name(mlp(x), "mlp_output")
         x = with_logical_constraint(x, "batch", "length", "embed_activation")
+        if self.is_mutable_collection("monitors"):
+            rms = jnp.sqrt(jnp.mean(jnp.square(x.astype(jnp.float32))))
+            self.sow("monitors", "activation_rms", rms)
         if config.block_type == "parallel":
             x = x + attend(attention_norm(x)) + apply_mlp(mlp_norm(x))
         else:

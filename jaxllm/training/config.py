@@ -84,6 +84,8 @@ class TrainConfig:
       z_loss: coefficient of log²(Z), which keeps logits from drifting (PaLM, §5: 1e-4);
         metrics.jsonl has the term as z_loss. 0 disables it.
       log_every: steps between lines of metrics.jsonl.
+      monitor_every: steps between lines with norms per layer (`training.monitors`), a multiple of
+        log_every; each costs about a step. None for none.
       profile_steps: first and last step of a `jax.profiler` trace for TensorBoard; None for no
         trace.
       watchdog_minutes: minutes without a step or a scored batch after which the stacks of all
@@ -112,6 +114,7 @@ class TrainConfig:
     gradient_accumulation: PositiveInt = 1
     z_loss: NonNegativeFloat = 0.0
     log_every: PositiveInt = 10
+    monitor_every: PositiveInt | None = None
     profile_steps: tuple[int, int] | None = None
     watchdog_minutes: PositiveFloat | None = 10.0
     exit_on_hang: bool = False
@@ -126,6 +129,9 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.model_dir is not None:
             object.__setattr__(self, "model_dir", location(self.model_dir))
+        if self.monitor_every and self.monitor_every % self.log_every:
+            multiple = f"no multiple of log_every = {self.log_every}"
+            raise UserError(f"TrainConfig.monitor_every = {self.monitor_every}: {multiple}")
         steps = self.profile_steps
         if steps is not None and not 1 <= steps[0] <= steps[1]:
             raise UserError(f"TrainConfig.profile_steps = {steps!r}: give the first and last step")

@@ -25,6 +25,7 @@ from jaxllm.training.domain_weights import of_config
 from jaxllm.training.experiment import BEGINNING, Experiment, Position
 from jaxllm.training.learning_rate import make_schedule
 from jaxllm.training.metrics import Diverged, MetricsLog, Writer
+from jaxllm.training.monitors import compile_monitors, monitored
 from jaxllm.training.preemption import Preemption
 from jaxllm.training.profile import Profile
 from jaxllm.training.progress import Progress
@@ -247,13 +248,16 @@ class Trainer:
         weights = of_config(e.train.domain_weights, domains, reference and reference.model)
         self._watchdog.pause()
         with self._timer.measure("compile"):
-            update = compile_train_step(
+            compiled = lambda function: function(
                 e.model, e.make_optimizer(), make_schedule(e.schedule, e.train.steps), self._mesh,
                 self._abstract, batch_size=e.data.batch_size, length=e.data.sequence_length,
                 num_domains=len(domains), accumulation=e.train.gradient_accumulation,
                 z_loss=e.train.z_loss, domain_weights=weights,
                 reference=reference and reference.params(self._mesh),
             )  # fmt: skip
+            update = compiled(compile_train_step)
+            if every := e.train.monitor_every:
+                update = monitored(update, every, self.step, compiled(compile_monitors))
         return self._profile.around(update, self.step)
 
     def score_missing(self, state: TrainState) -> None:

@@ -157,6 +157,9 @@ class MetricsLog:
             line["sequence_length"] = self._experiment.data.sequence_length
         for name, values in (metrics.domain_weights or {}).items():
             line |= {f"{name}/{d}": float(v) for d, v in zip(losses, values, strict=True)}
+        for name, values in (metrics.layers or {}).items():
+            of = {f"_{i}": x for i, x in enumerate(values)} if np.ndim(values) else {"": values}
+            line |= {f"{name}{index}": float(x) for index, x in of.items()}
         if metrics.z_loss_sum is not None:
             line["z_loss"] = float(metrics.z_loss_sum / max(np.sum(metrics.weight_sums), 1e-30))
         return line

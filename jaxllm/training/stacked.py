@@ -40,7 +40,11 @@ if TYPE_CHECKING:
     from jaxllm.evaluation.stacked import StackScores
 
 
-ALONE = ("stages", "domain_weights")  # settings of TrainConfig that no run of a stack has
+ALONE = (
+    "stages",
+    "domain_weights",
+    "monitor_every",
+)  # settings of TrainConfig that no run of a stack has
 
 
 class StackedRun(NamedTuple):

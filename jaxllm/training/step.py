@@ -38,6 +38,7 @@ class StepMetrics(NamedTuple):
     learning_rate: Array  # []
     # [domains] by metric, of weights in the loss; None where all tokens are weighed alike
     domain_weights: Mapping[str, Array] | None = None
+    layers: Mapping[str, Array] | None = None  # of `training.monitors`, at the steps with them
 
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]
