@@ -1,0 +1,39 @@
+"""MAUVE is the package's on the same features, and its interval has what resampling has."""
+
+import numpy as np
+import pytest
+
+from jaxllm.analysis.mauve import area, mauve
+
+pytest.importorskip("mauve")
+
+RNG = np.random.default_rng(0)
+HUMAN, NEAR = RNG.normal(size=(2, 300, 8))
+FAR = HUMAN[:200] + 1.0
+
+
+@pytest.mark.parametrize("generated", [HUMAN, NEAR, FAR])
+def test_the_score_is_the_packages(generated: np.ndarray) -> None:
+    from mauve import compute_mauve
+
+    theirs = compute_mauve(p_features=HUMAN, q_features=generated, seed=3, verbose=False)
+    ours = mauve(HUMAN, generated, seed=3, resamples=200)
+    assert ours.value == theirs.mauve
+    assert area(theirs.p_hist, theirs.q_hist) == pytest.approx(theirs.mauve, rel=1e-12)
+    assert 0 <= ours.low <= ours.high <= 1
+    assert ours.clusters == theirs.num_buckets
+
+
+def test_intervals_tell_other_texts_of_the_same_source_from_those_of_another() -> None:
+    near, far = mauve(HUMAN, NEAR), mauve(HUMAN, FAR)
+    assert far.high < near.low
+    assert near.high > 0.95
+
+
+def test_histograms_without_overlap_have_the_area_of_their_curve() -> None:
+    """Disjoint: KL(q|r) = -log(1 - w), KL(p|r) = -log w, so that x = (1-w)^5 and y = w^5."""
+    w = np.linspace(1e-6, 1 - 1e-6, 25)
+    x, y = np.array([1, *(1 - w) ** 5, 0]), np.array([0, *w**5, 1])
+    found = area(np.array([0.5, 0.5, 0.0]), np.array([0.0, 0.0, 1.0]))
+    assert found == pytest.approx(np.trapezoid(y[::-1], x[::-1]), rel=1e-9)
+    assert area(np.array([0.3, 0.7]), np.array([0.3, 0.7])) == pytest.approx(1.0)
