@@ -7,16 +7,18 @@ RUN_DIR ?= runs/quickstart
 # submits to Slurm; without hf, harness, tpu, quantization or slurm those tests skip.
 TEST_EXTRAS ?= beam,dev,harness,hf,quantization,s3,slurm,tpu
 PYTEST_FLAGS ?=
+CHAOS_FLAGS ?= --signals=200
 
 TAG := $(shell $(PYTHON) -c 'import sys; print("py%d%d" % sys.version_info[:2])')
 CONSTRAINTS := $(wildcard constraints/$(TAG).txt)
 INSTALL := $(VENV)/bin/python -m pip install --disable-pip-version-check -q $(addprefix -c ,$(CONSTRAINTS))
 
-.PHONY: quickstart test lint pytest clean help
+.PHONY: quickstart test lint pytest chaos clean help
 
 help:
 	@echo "make quickstart   install, train a small LLaMA, watch its capabilities grow (about 5 minutes)"
 	@echo "make test         install, then ruff, mypy and pytest"
+	@echo "make chaos        kill training runs 200 times, and compare them with one left alone"
 	@echo "make clean        remove the environment and the quickstart's run"
 
 quickstart: $(VENV)/.installed
@@ -31,6 +33,9 @@ lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+chaos: $(VENV)/.installed-dev
+	$(VENV)/bin/python -m tests.chaos $(CHAOS_FLAGS)
 
 clean:
 	rm -rf $(VENV) $(RUN_DIR)

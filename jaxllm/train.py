@@ -38,9 +38,12 @@ if TYPE_CHECKING:
     from jaxllm.training.loop import Outcome
     from jaxllm.training.metrics import Writer
 
-INTERRUPTED = 130  # exit code of Ctrl-C
+INTERRUPTED = 130
+# Exit codes outside the loop, where there is nothing to save.
+CODES: dict[int, int] = {SIGTERM: 0, SIGHUP: 0, SIGINT: INTERRUPTED}
 
 
+@runtime.exit_by_signals(CODES, seconds=5.0)
 def main(argv: Sequence[str] | None = None) -> int:
     """Train and score the run that flags and gin define."""
     timer = GoodputTimer(runtime.process_age() if argv is None else 0.0)
@@ -54,16 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     args = cli.parse(flags, argv)
     load_settings(args)
-    # outside the loop there is nothing to save
-    codes: dict[int, int] = {SIGTERM: 0, SIGHUP: 0, SIGINT: INTERRUPTED}
-    with runtime.exit_by_signals(codes, seconds=5.0), contextlib.ExitStack() as leases:
-        if args.stack:
+    if args.stack:
+        with contextlib.ExitStack() as leases:
             return train_stack(args.stack, partial(reload, flags, argv), timer, leases)
-        return train_run(args, timer)
 
-
-def train_run(args: argparse.Namespace, timer: GoodputTimer) -> int:
-    """Train the run that gin defines, and show it; return the exit code."""
     import gin
     import jax
 

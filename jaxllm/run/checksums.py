@@ -24,36 +24,40 @@ def array_name(key: tuple[Any, ...]) -> str:
     return "/".join(map(str, names))
 
 
-def of_arrays(tree: Any) -> dict[str, int]:
-    """The checksum of each array of a tree, by name; all processes must call it."""
-    leaves = {array_name(key): leaf for key, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-    return {name: int(value) for name, value in jax.device_get(_sums(leaves)).items()}
-
-
 def with_checksums(metadata: Mapping[str, Any], tree: Any) -> dict[str, Any]:
     """The JSON of a checkpoint with the checksums of its arrays, and its own."""
     known = {**metadata, _ARRAYS: of_arrays(tree)}
     return known | {_JSON: _crc(known)}
 
 
-def split(metadata: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, int]]:
-    """What `with_checksums` was given, and checksums, if any; ValueError if it is damaged."""
-    rest = dict(metadata)
-    if not rest or rest.pop(_JSON, None) not in (None, _crc(rest)):
+def check_json(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The JSON of a checkpoint; ValueError if it is damaged."""
+    known = dict(metadata or {})
+    if not known or known.pop(_JSON, None) not in (None, _crc(known)):
         raise ValueError("its JSON is damaged")
-    return rest, rest.pop(_ARRAYS, {})
+    return known
 
 
-def _crc(metadata: Mapping[str, Any]) -> int:
-    known = {name: value for name, value in metadata.items() if name != _JSON}
+def check_arrays(tree: Any, metadata: Mapping[str, Any]) -> None:
+    """Raise ValueError if arrays differ from the JSON's checksums; all processes must call it."""
+    saved = metadata.get(_ARRAYS, {})
+    for name, value in of_arrays(tree).items():
+        if saved.get(name, value) != value:
+            raise ValueError(f"the checksum of {name} differs")
+
+
+def of_arrays(tree: Any) -> dict[str, int]:
+    """The checksum of each array of a tree, by name; all processes must call it."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    sums = jax.device_get([_sum(leaf) for _, leaf in leaves])
+    return {array_name(key): int(value) for (key, _), value in zip(leaves, sums, strict=True)}
+
+
+def _crc(known: Mapping[str, Any]) -> int:
     return zlib.crc32(json.dumps(known, sort_keys=True).encode())
 
 
 @jax.jit
-def _sums(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    return {name: _sum(array) for name, array in arrays.items()}
-
-
 def _sum(array: jax.Array) -> jax.Array:
     bits = 8 * array.dtype.itemsize
     words = array.astype(jnp.uint8) if array.dtype == bool else array.view(f"uint{bits}")

@@ -35,16 +35,6 @@ class Holder(NamedTuple):
     since: str = "unknown time"
     beats: int = 0  # of its heart
 
-    @classmethod
-    def here(cls) -> Holder:
-        """This process."""
-        host, since = socket.gethostname(), time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
-        machine = host
-        with contextlib.suppress(OSError):  # no Linux
-            machine += Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-            machine += os.readlink("/proc/self/ns/pid")
-        return cls(host, machine, os.getpid(), runtime.process_start(os.getpid()), since)
-
     def __str__(self) -> str:
         return f"process {self.pid} of {self.host}, since {self.since}"
 
@@ -54,10 +44,16 @@ class Lease:
 
     def __init__(self, model_dir: str, log: Callable[[str], None] = print) -> None:
         """Take the lease; UserError if another process has it."""
-        self._file, self._own = Layout(model_dir).writer, Holder.here()
+        self._file = Layout(model_dir).writer
         self._store = KeyValueStore(self._file.parent)
-        self._lock, self._closed = threading.Lock(), threading.Event()
-        self._lost = ""  # why, once it is
+        machine = host = socket.gethostname()
+        with contextlib.suppress(OSError):  # no Linux
+            boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+            machine = f"{host} {boot} {os.readlink('/proc/self/ns/pid')}"
+        since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
+        start = runtime.process_start(os.getpid())
+        self._own = Holder(host, machine, os.getpid(), start, since)
+        self._lock, self._closed, self._lost = threading.Lock(), threading.Event(), ""
         if not self._write(self._wait(log)):
             self._refuse()
         threading.Thread(target=self._beat_on, daemon=True).start()
@@ -102,12 +98,10 @@ class Lease:
 
     def _beat(self) -> None:
         with self._lock:
-            holder, version = self._read()
-            if not self._closed.is_set() and (holder != self._own or not self._write(version)):
-                self._lost = (
-                    f"this process may not write to {self._file.parent} any more: its lease, "
-                    f"{self._file}, is {self._read()[0] or 'deleted'}"
-                )
+            now, version = self._read()
+            if not self._closed.is_set() and (now != self._own or not self._write(version)):
+                now = self._read()[0]
+                self._lost = f"this run may not write any more: {self._file} is {now or 'deleted'}"
 
     def _read(self) -> tuple[Holder | None, bytes]:
         content, version = self._store.read_version(self._file.name)
@@ -142,8 +136,7 @@ def lease(model_dir: str, log: Callable[[str], None] = print) -> Iterator[list[L
     except UserError as refusal:
         error = refusal
     runtime.raise_together(error)
-    try:
-        yield held
-    finally:
+    with contextlib.ExitStack() as stack:
         for one in held:
-            one.close()
+            stack.callback(one.close)
+        yield held

@@ -36,11 +36,10 @@ class RestoredCheckpoint:
     params: Any
     training: Any  # None of a branch that takes the parameters alone
     custom_metadata: Mapping[str, Any]
-    checksums: Mapping[str, int]
 
     def check(self) -> None:
         """Raise ValueError if arrays are not as saved; all processes must call it."""
-        _compare({MODEL: self.params, TRAINING: self.training}, self.checksums)
+        checksums.check_arrays({MODEL: self.params, TRAINING: self.training}, self.custom_metadata)
 
 
 def committed_steps(layout: Layout) -> set[int]:
@@ -73,7 +72,7 @@ class SavedArrays:
             self._tree = self._checkpointer.metadata(path).item_metadata.tree
             leaves = jax.tree_util.tree_leaves_with_path(self._tree)
             self.shapes = {array_name(key): tuple(leaf.shape) for key, leaf in leaves}
-            self._checksums = _json(path.parent)[1]
+            self._json = _json(path.parent)
 
     def read(self, name: str) -> np.ndarray:
         """One array; UserError if it cannot be read."""
@@ -85,7 +84,7 @@ class SavedArrays:
             restored = self._checkpointer.restore(self.path, arguments)
             leaves = jax.tree_util.tree_leaves_with_path(restored)
             array = next(leaf for key, leaf in leaves if array_name(key) == name)
-            _compare({self.path.name: {name: array}}, self._checksums)
+            checksums.check_arrays({self.path.name: {name: array}}, self._json)
             return array
 
 
@@ -94,9 +93,9 @@ def restore_params(layout: Layout, step: int, params: Any) -> Any:
     path = layout.checkpoint(step)
     with damages(path), _bucket_errors(path):
         _check_item(path / MODEL, params, "parameter")
-        saved = _json(path)[1]
+        saved = _json(path)
         restored = ocp.StandardCheckpointer().restore(path / MODEL, params)
-        _compare({MODEL: restored}, saved)
+        checksums.check_arrays({MODEL: restored}, saved)
         return restored
 
 
@@ -128,8 +127,9 @@ def restore_newest(
             raise
         except Exception as error:
             report(f"checkpoint {path} is damaged and not used ({first_line(error)})")
-        if restored is None or not _on_every_process(restored is not None):
+        if not _on_every_process(restored is not None):
             continue
+        assert restored
         try:
             restored.check()
             return restored
@@ -157,7 +157,6 @@ def restore(layout: Layout, entry: ManifestEntry, params: Any, training: Any) ->
         restorer.restore(path / MODEL, params),
         training and restorer.restore(path / TRAINING, training),
         metadata,
-        _json(path)[1],
     )
 
 
@@ -175,26 +174,21 @@ def check_arrays(
                 "--gin.TrainConfig.branch_state=params"
             )
         _check_item(path / TRAINING, training, "optimizer state")
-    return _json(path)[0]
+    return _json(path)
 
 
 def saved_json(layout: Layout, step: int) -> Mapping[str, Any]:
     """The JSON saved with a checkpoint; UserError if it is damaged."""
     with damages(path := layout.checkpoint(step)):
-        return _json(path)[0]
+        return _json(path)
 
 
-def _json(path: epath.Path) -> tuple[dict[str, Any], dict[str, int]]:
-    """The JSON saved with a checkpoint, and checksums of its arrays, if any."""
+def _json(path: epath.Path) -> dict[str, Any]:
     items = {name: ocp.StandardCheckpointHandler() for name in (MODEL, TRAINING)}
     handler = ocp.CompositeCheckpointHandler(**items)
-    return checksums.split(ocp.Checkpointer(handler).metadata(path).custom_metadata or {})
-
-
-def _compare(tree: Any, saved: Mapping[str, int]) -> None:
-    for name, value in checksums.of_arrays(tree).items():
-        if saved.get(name, value) != value:
-            raise ValueError(f"the checksum of {name} differs")
+    found = ocp.Checkpointer(handler).metadata(path).custom_metadata
+    alone = not found and not (path / TRAINING).exists()  # parameters, by an older version
+    return {} if alone else checksums.check_json(found)
 
 
 def check_model(

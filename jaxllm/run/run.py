@@ -12,7 +12,7 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -175,7 +175,7 @@ class Run:
 
         resumed = None
         for lines in (self.manifest_lines, self.metrics_lines, self.restart_lines):
-            for problem in unreadable_lines(lines, lines.read()[1]):
+            for problem in lines_table(lines)[1] if lines.read()[1] else ():
                 report(problem)
         newest = restore_newest(self.layout, self.available(), params, training, report)
         if newest:
@@ -323,12 +323,8 @@ def lines_table(lines: JsonLines) -> tuple[pd.DataFrame, tuple[str, ...]]:
     by_step = {row["step"]: row for row in rows}
     empty = pd.DataFrame({"step": pd.Series(dtype="int64")})
     frame = pd.DataFrame([by_step[step] for step in sorted(by_step)]) if by_step else empty
-    return frame, unreadable_lines(lines, broken)
-
-
-def unreadable_lines(lines: JsonLines, broken: Sequence[int]) -> tuple[str, ...]:
-    """A line about the lines with these numbers, if any."""
+    if not broken:
+        return frame, ()
     numbers = ", ".join(map(str, broken[:5])) + (", …" if len(broken) > 5 else "")
     plural = "lines" if len(broken) > 1 else "line"
-    text = f"{lines.path}: {len(broken)} {plural} not readable as JSON (line {numbers})"
-    return (text,) if broken else ()
+    return frame, (f"{lines.path}: {len(broken)} {plural} not readable as JSON (line {numbers})",)

@@ -38,7 +38,7 @@ _TYPES = {"str": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": 
 SCHEMA = pa.schema([(f.name, _TYPES[str(f.type)]) for f in dataclasses.fields(Record)])
 _RECORDS, _EXAMPLES = ".parquet", ".examples.parquet"
 # keys in a file's metadata
-_CHECKPOINT, _CRC, _NO_CRC = b"checkpoint", b"jaxllm.crc32", b"00000000"
+_CHECKPOINT, _CRC = b"checkpoint", b"jaxllm.crc32"
 
 # With few rows, compression, dictionaries and statistics cost space, and reading takes five times
 # as long.
@@ -145,7 +145,7 @@ class TrajectoryStore:
         (content,) = self._store.read(name)
         if content is None:
             raise FileNotFoundError(self.path / name)
-        if not _is_intact(content):
+        if _with_crc(content) != content:
             raise UserError(f"{self.path / name} is damaged (its CRC-32 differs)")
         return pd.read_parquet(pa.BufferReader(content))
 
@@ -189,7 +189,7 @@ def _latest(tables: Sequence[pa.Table]) -> pd.DataFrame:
 
 def _read(content: bytes) -> pa.Table | str:
     """The records of a file, with the current columns, or the reason why they cannot be read."""
-    if not _is_intact(content):
+    if _with_crc(content) != content:
         return "its CRC-32 differs"
     try:
         # Files are small and many: `pq.read_table` would set up a data set scan for each.
@@ -224,21 +224,11 @@ def _bytes(table: pa.Table, checkpoint: float | None = None, **options: Any) -> 
         writer.write_table(table)
         if checkpoint is not None:
             writer.add_key_value_metadata({_CHECKPOINT: repr(checkpoint)})
-        writer.add_key_value_metadata({_CRC.decode(): _NO_CRC.decode()})
-    content = buffer.getvalue().to_pybytes()
-    at, crc = _crc_of(content)
-    return content[:at] + crc + content[at + len(crc) :]
+        writer.add_key_value_metadata({_CRC.decode(): "00000000"})
+    return _with_crc(buffer.getvalue().to_pybytes())
 
 
-def _crc_of(content: bytes) -> tuple[int, bytes]:
-    """The place and the value of the CRC-32 of a file, whose digits count as zeros."""
-    key, length = content.rfind(_CRC), len(_NO_CRC)
-    at = content.find(bytes([0x18, length]), key) + 2  # a string of Thrift's compact protocol
-    blank = content[:at] + _NO_CRC + content[at + length :]
-    return at, b"%08x" % zlib.crc32(blank)
-
-
-def _is_intact(content: bytes) -> bool:
-    """Whether a file has its CRC-32, or none."""
-    at, crc = _crc_of(content)
-    return _CRC not in content or content[at : at + len(crc)] == crc
+def _with_crc(content: bytes) -> bytes:
+    """A file with its CRC-32 of all but itself; unchanged if it has no place for one."""
+    before, key, after = content.rpartition(_CRC + b"\x18\x08")  # Thrift: a string of 8 bytes
+    return before + key + b"%08x" % zlib.crc32(before + after[8:]) + after[8:] if key else content

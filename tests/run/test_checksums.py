@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxllm.run.checksums import of_arrays, split, with_checksums
+from jaxllm.run.checksums import check_arrays, check_json, of_arrays, with_checksums
 from tests.training.helpers import mesh
 
 KINDS = ("float32", "bfloat16", "float16", "int32", "uint32", "int8", "float8_e4m3fn", "bool")
@@ -44,8 +44,11 @@ def test_the_sum_does_not_depend_on_the_mesh() -> None:
 
 def test_the_json_has_a_checksum_of_its_own() -> None:
     known = with_checksums({"sums": {"code": 5.1}}, {"a": np.ones(3)})
-    assert split(known)[0] == {"sums": {"code": 5.1}}
-    assert split({"of an older version": 1}) == ({"of an older version": 1}, {})
-    for damaged in ({}, known | {"sums": {"code": 5.2}}, known | {"checksums": {}}):
+    assert check_json(known)["sums"] == {"code": 5.1}
+    assert check_json({"of an older version": 1}) == {"of an older version": 1}
+    for damaged in ({}, None, known | {"sums": {"code": 5.2}}, known | {"checksums": {}}):
         with pytest.raises(ValueError, match="its JSON is damaged"):
-            split(damaged)
+            check_json(damaged)
+    check_arrays({"a": np.ones(3)}, known)
+    with pytest.raises(ValueError, match="the checksum of a differs"):
+        check_arrays({"a": np.zeros(3)}, known)

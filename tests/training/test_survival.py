@@ -11,13 +11,11 @@ import shutil
 import signal
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
 import pytest
 
 from jaxllm.run.run import Run
-from tests.training.processes import STEPS, finish, kill_when, make_home, start, steps_logged
-from tests.training.test_loop import exact
+from tests.chaos.driver import assert_same_run, saved
+from tests.training.processes import finish, kill_when, make_home, start, steps_logged
 
 
 @pytest.fixture(scope="module")
@@ -26,52 +24,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_home(tmp_path_factory.mktemp("survival"))
 
 
-def saved(run: Path) -> list[int]:
-    return [entry.step for entry in Run(run).available()]
-
-
 @pytest.fixture(scope="module")
 def whole(home: Path) -> Path:
     """The run that nothing disturbed."""
     finish(start(home, "whole"))
     return home / "whole"
-
-
-def assert_same_run(run: Path, whole: Path) -> None:
-    """Parameters and optimizer state bitwise, metrics and records exactly."""
-    assert saved(run) == saved(whole) == [0, 20, 40, 60]
-    metrics, expected = (Run(path).metrics_lines.read()[0] for path in (run, whole))
-    assert [exact(line) for line in metrics] == [exact(line) for line in expected]
-    assert [line["step"] for line in metrics] == [*range(7, STEPS, 7), STEPS]
-    for step in saved(whole):
-        for item in ("model", "training"):
-            ours, theirs = (
-                read_item(path / "checkpoints" / str(step) / item) for path in (run, whole)
-            )
-            assert ours.keys() == theirs.keys()
-            for name, value in theirs.items():
-                np.testing.assert_array_equal(ours[name], value, f"step {step}, {name}")
-        ours, theirs = (records(path, step) for path in (run, whole))
-        assert len(theirs) > 0
-        pd.testing.assert_frame_equal(ours, theirs)
-
-
-def read_item(path: Path) -> dict[str, np.ndarray]:
-    import jax
-    import orbax.checkpoint as ocp
-
-    tree = ocp.StandardCheckpointer().restore(path)
-    return {
-        jax.tree_util.keystr(key): np.asarray(leaf)
-        for key, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
-
-
-def records(run: Path, step: int) -> pd.DataFrame:
-    """The records of a step without what is measured anew: the run's name and seconds."""
-    files = sorted((run / "trajectory" / str(step)).glob("*.parquet"))
-    frames = [pd.read_parquet(file) for file in files]
-    return pd.concat(frames).drop(columns=["run", "family", "seconds"]).reset_index(drop=True)
 
 
 @pytest.mark.slow
