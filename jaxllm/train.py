@@ -53,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                        )  # fmt: skip
     flags.add_argument("--stack", metavar="FILE", help="train the runs of a file in one program; "
                        "`jaxllm.suite --stack=N` writes it")  # fmt: skip
+    flags.add_argument("--skip_steps", metavar="FIRST:LAST", help="pass over the data of these "
+                       "steps, from the last good checkpoint before them")  # fmt: skip
     runtime.add_host_flags(flags)
     argv = sys.argv[1:] if argv is None else argv
     args = cli.parse(flags, argv)
@@ -74,6 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from jaxllm.sharding.mesh import MeshConfig, make_mesh
     from jaxllm.training.experiment import Experiment
     from jaxllm.training.reference import Reference
+    from jaxllm.training.rollback import skip_by_hand
 
     # Report every mistake that does not depend on data before preparing the data.
     experiment, scoring, mesh_config = Experiment.configured(), EvalConfig(), MeshConfig()
@@ -90,8 +93,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Run.create(experiment.model_dir)
     mesh = make_mesh(mesh_config)
     experiment.check(mesh)
-
     with lease(experiment.model_dir) as held:
+        if args.skip_steps:
+            skip_by_hand(Run(experiment.model_dir), args.skip_steps)
         outcome = run(experiment, scoring, mesh, weights, timer, held)
     if runtime.is_first():
         print(timing(outcome))

@@ -67,11 +67,13 @@ class TensorBoardWriter:
     def __init__(self, model_dir: str | os.PathLike[str]):
         self._run = Run(model_dir)
         self._events = _Events(self._run.layout.tensorboard)
-        self._in_session = False
+        self._in_session, self._newest = False, 0
         self._primary: dict[str, Record] = {}  # by task
 
     def write_metrics(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Write every number in `metrics` under train/."""
+        self._in_session &= step > self._newest  # else the run has rolled back
+        self._newest = step
         if unseen := self._begin_session(step):
             self._write_scores(unseen[0].step, unseen)
         numbers = {

@@ -83,8 +83,12 @@ class Branch:
             taken = training if self.whole else None
             found = restore(self.parent.layout, self.checkpoint, params, taken)
             found.check()
-        entry = self.entry
+        ahead = [one._replace(by="parent") for one in self.parent.rollbacks() if self.whole]
+        ahead = [r for r in ahead if r.last > self.entry.step and r not in run.rollbacks()]
+        entry = dataclasses.replace(self.entry, rollbacks=len([*run.rollbacks(), *ahead]))
         if jax.process_index() == 0:
+            for one in ahead:  # so that it goes on as its parent did
+                run.rollback_lines.append(one._asdict())
             run.manifest_lines.append(dataclasses.asdict(entry))
             if self.whole:
                 records = self.parent.records()

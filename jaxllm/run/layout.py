@@ -27,6 +27,8 @@ class Layout:
         self.restarts = root / "restarts.jsonl"  # a line per restart and per stop in order
         self.writer = root / "writer.json"  # the process that trains it (`jaxllm.run.lease`)
         self.alarms = root / "alarms.jsonl"  # a line per alarm (`jaxllm.report.alarms`)
+        self.skipped = root / "skipped.jsonl"  # a line per outlier that was skipped or clipped
+        self.rollbacks = root / "rollbacks.jsonl"  # a line per stretch of steps without updates
         self.data = root / "data.json"  # identity of the training sequences
         self.parent = root / "parent"  # a run directory, where it begins at hf:DIR
         self.domain_weights = root / "domain_weights.gin"  # the answer of a run with DoReMi

@@ -8,6 +8,7 @@ import importlib.metadata
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from etils import epath
 
@@ -42,6 +43,19 @@ class ManifestEntry:
     parent: str | None = None  # of kind 'branched': RUN@STEP, where this run begins
     stage: int = 0  # of which it is a step, from 1; 0 in a run without stages
     sequences: str = ""  # fingerprint of the training sequences at this step
+    spike: bool = False  # whether the loss was above its limit (`training.rollback`)
+    skipped_steps: int = 0  # so far, without an update: `tokens` and `flops` count them
+    rollbacks: int = 0  # lines of rollbacks.jsonl that the run has followed
+
+
+class Rollback(NamedTuple):
+    """A line of rollbacks.jsonl: a stretch of steps that a run passes over, without updates."""
+
+    step: int  # of the checkpoint from which it went on; those saved later until now are abandoned
+    first: int  # step of the stretch
+    last: int
+    by: str  # 'divergence', 'hand' (--skip_steps), or 'parent' (of a branch)
+    reason: str
 
 
 def entries(lines: JsonLines) -> list[ManifestEntry]:

@@ -10,6 +10,7 @@ import functools
 import math
 import re
 import shutil
+import sys
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -22,7 +23,7 @@ from jaxllm.errors import UserError
 from jaxllm.io import JsonLines, atomic_write, disk_errors, is_remote
 from jaxllm.run import manifest, stored_config
 from jaxllm.run.layout import Layout
-from jaxllm.run.manifest import ManifestEntry
+from jaxllm.run.manifest import ManifestEntry, Rollback
 from jaxllm.run.times import TimeBreakdown, before_restart
 from jaxllm.run.token_losses import TokenLosses, token_set_names
 from jaxllm.run.trajectory import TrajectoryStore
@@ -58,6 +59,8 @@ class Run:
         self.metrics_lines = JsonLines(self.layout.metrics, UPLOAD_SECONDS)
         self.restart_lines = JsonLines(self.layout.restarts)
         self.alarm_lines = JsonLines(self.layout.alarms)
+        self.skipped_lines = JsonLines(self.layout.skipped)
+        self.rollback_lines = JsonLines(self.layout.rollbacks)
 
     @classmethod
     def create(cls, model_dir: epath.PathLike) -> Run:
@@ -136,11 +139,35 @@ class Run:
         return manifest.entries(self.manifest_lines)
 
     def available(self) -> list[ManifestEntry]:
-        """The valid checkpoints by step: committed and in the manifest."""
+        """The valid checkpoints by step: committed, in the manifest, and in the run's record."""
         from jaxllm.run.restore import committed_steps
 
-        committed = committed_steps(self.layout)
-        return [entry for entry in self.entries() if entry.step in committed]
+        committed, rollbacks = committed_steps(self.layout), self.rollbacks()
+        stays = lambda e: all(e.step <= later.step for later in rollbacks[e.rollbacks :])
+        return [e for e in self.entries() if e.step in committed and stays(e)]
+
+    def rollbacks(self) -> list[Rollback]:
+        """The stretches of steps that the run passes over, in the order of their recording."""
+        rows = self.rollback_lines.read()[0]
+        return [Rollback(**{name: row[name] for name in Rollback._fields}) for row in rows]
+
+    def pass_over(self, first: int, last: int, by: str, reason: str = "") -> Rollback:
+        """Record a stretch to pass over, from the newest good checkpoint before it.
+
+        Later checkpoints are valid no more. All hosts must call it; UserError if there is none.
+        """
+        saved = self.available()
+        good = [entry.step for entry in saved if entry.step < first and not entry.spike]
+        if saved and not good:
+            raise UserError(f"{self.path} has no checkpoint before step {first} and any spike")
+        row = Rollback(max(good, default=0), first, last, by, reason)
+
+        def write() -> None:
+            self.rollback_lines.keep_until(sys.maxsize)  # drops what a kill has left of a line
+            self.rollback_lines.append(row._asdict())
+
+        _on_first(write)
+        return row
 
     def select(self, steps: str | None) -> list[ManifestEntry]:
         """`manifest.select` among the valid checkpoints."""
@@ -168,9 +195,6 @@ class Run:
         their records and unreadable checkpoints moved away. All hosts must call it. Arguments and
         errors are those of `restore_newest`; `model` is what a step's model is compared with.
         """
-        import jax
-        from jax.experimental.multihost_utils import sync_global_devices
-
         from jaxllm.run.restore import check_model, restore_newest
 
         resumed = None
@@ -180,6 +204,8 @@ class Run:
         newest = restore_newest(self.layout, self.available(), params, training, report)
         if newest:
             entry = newest.entry
+            if entry.rollbacks > len(self.rollbacks()):
+                raise UserError(f"{self.layout.rollbacks} has lost lines: bring it back")
             if model is not None:
                 check_model(self.layout, entry.step, newest.custom_metadata, model(entry.step))
             rows = self.metrics_lines.read()[0] + self.restart_lines.read()[0]
@@ -187,16 +213,15 @@ class Run:
             spent = newest.custom_metadata.get("time", {"wall": entry.wall_seconds})
             previous, lost = before_restart(rows, entry.step, TimeBreakdown(**spent))
             resumed = Resumed(newest, restarts, previous)
-        if jax.process_count() > 1:  # every host has read before one of them writes
-            sync_global_devices("jaxllm: run read")
-        if jax.process_index() == 0:
+
+        def write() -> None:
             self._forget_after(entry.step if resumed else -1)
             if resumed:
                 spent = {"wall_seconds": previous.wall, "lost_seconds": lost}
                 row = {"step": entry.step, "restarts": restarts, "wall_time": time.time()}
                 self.restart_lines.append(row | spent)
-        if jax.process_count() > 1:
-            sync_global_devices("jaxllm: run resumed")
+
+        _on_first(write)
         return resumed
 
     def note_stop(self, step: int, spent: TimeBreakdown) -> None:
@@ -216,6 +241,7 @@ class Run:
 
         self.manifest_lines.keep_until(step)
         self.metrics_lines.keep_until(step)
+        self.skipped_lines.keep_until(step)
         layout = self.layout
         for later in sorted(committed_steps(layout)):
             if later > step:
@@ -315,6 +341,18 @@ def _tokens_of_stages(settings: Mapping[str, Any], steps: int) -> float:
         own = stage.get("tokens") or left * batch
         tokens, left = tokens + own, left - own / batch
     return tokens
+
+
+def _on_first(write: Callable[[], None]) -> None:
+    """Write on the first host, after all have read; all wait until it has."""
+    import jax
+    from jax.experimental.multihost_utils import sync_global_devices
+
+    wait: Callable[[str], Any] = sync_global_devices if jax.process_count() > 1 else len
+    wait("jaxllm: run read")
+    if jax.process_index() == 0:
+        write()
+    wait("jaxllm: run written")
 
 
 def lines_table(lines: JsonLines) -> tuple[pd.DataFrame, tuple[str, ...]]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from jaxllm.configs import (
     Fraction,
     NonNegativeFloat,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     checked,
@@ -65,6 +66,41 @@ class DoReMiConfig:
     smoothing: Fraction = 1e-3
 
 
+@checked
+@dataclasses.dataclass(frozen=True)
+class SkipConfig:
+    """Outliers of loss and gradient norm; see `jaxllm.training.skipping`.
+
+    Attributes:
+      rule: 'skip' leaves out the update; 'clip' scales its gradient to the limit of the norm.
+      threshold: distance above the median of accepted values, in standard deviations.
+      window: number of those values, of which half are needed.
+      longest: outliers in a row, after which the next is accepted as the new level, or the run has
+        diverged if it is not finite.
+    """
+
+    rule: Literal["skip", "clip"] = "skip"
+    threshold: PositiveFloat = 10.0
+    window: PositiveInt = 128
+    longest: PositiveInt = 10
+
+
+@checked
+@dataclasses.dataclass(frozen=True)
+class RollbackConfig:
+    """Rollbacks of a run that diverges; see `jaxllm.training.rollback`.
+
+    Attributes:
+      times: how many at most; the next divergence ends the run.
+      recovery_steps: steps that a loss may stay above its limit before the run has diverged.
+      margin: steps passed over before the first bad one, and after the last.
+    """
+
+    times: PositiveInt = 3
+    recovery_steps: PositiveInt = 200
+    margin: NonNegativeInt = 100
+
+
 WeightsByStep = tuple[tuple[NonNegativeFloat, Mapping[str, NonNegativeFloat]], ...]
 
 
@@ -101,6 +137,8 @@ class TrainConfig:
         ((0, {'web': 1.0, 'code': 2.0}), (1000, {'code': 1.0})), by updates done, linear in between;
         a domain that a row leaves out has 1. Or {'reference': 'RUN@STEP'}, by DoReMi; see
         `DoReMiConfig`. None weighs all tokens alike.
+      skip: leave out updates that are outliers: {}, or {'threshold': 6.0}; see `SkipConfig`.
+      rollback: where the run diverges, go back and past the data: {}; see `RollbackConfig`.
       branch_from: RUN@STEP, the checkpoint of another run at which this one begins, or hf:DIR.
       branch_state: what it takes from there: 'all' (parameters, optimizer state, step, data
         position) or 'params', to begin at step 0 with these parameters (always so of hf:DIR).
@@ -123,6 +161,8 @@ class TrainConfig:
     ema_dtype: Literal["float32", "bfloat16"] = "float32"
     stages: tuple[StageConfig, ...] = ()
     domain_weights: DoReMiConfig | WeightsByStep | None = None
+    skip: SkipConfig | None = None
+    rollback: RollbackConfig | None = None
     branch_from: str | None = None
     branch_state: Literal["all", "params"] = "all"
 

@@ -24,12 +24,14 @@ from jaxllm.run.times import GoodputTimer, TimeBreakdown
 from jaxllm.training.domain_weights import of_config
 from jaxllm.training.experiment import BEGINNING, Experiment, Position
 from jaxllm.training.learning_rate import make_schedule
-from jaxllm.training.metrics import Diverged, MetricsLog, Writer
+from jaxllm.training.metrics import MetricsLog, Writer
 from jaxllm.training.monitors import compile_monitors, monitored
 from jaxllm.training.preemption import Preemption
 from jaxllm.training.profile import Profile
 from jaxllm.training.progress import Progress
 from jaxllm.training.reference import Reference
+from jaxllm.training.rollback import Diverged, roll_back
+from jaxllm.training.skipping import SkipState, pass_over
 from jaxllm.training.stages import Stage
 from jaxllm.training.state import TrainState, abstract_state, initializer, num_bytes, state_of
 from jaxllm.training.step import TrainStep, compile_train_step, device_batch
@@ -46,7 +48,7 @@ class Outcome(NamedTuple):
     seconds: TimeBreakdown  # of this process
     run_seconds: TimeBreakdown  # of all processes of the run
     restarts: int
-    interrupted: bool  # by Ctrl-C
+    interrupted: bool = False  # by Ctrl-C
 
 
 def train(
@@ -62,7 +64,7 @@ def train(
     """Train to the last step, from the newest checkpoint if there is one.
 
     SIGTERM, SIGHUP and Ctrl-C end the current step or evaluation, save, and return with
-    `finished=False`.
+    `finished=False`. With TrainConfig.rollback, a run that diverges goes on from a checkpoint.
 
     Args:
       writers: receive metrics and records besides metrics.jsonl; closed at the end.
@@ -77,44 +79,25 @@ def train(
     timer = timer or GoodputTimer()
     experiment.check(mesh)
     stages[0].source.check_vocabulary(experiment.model.vocab_size)
-    steps, model_dir = experiment.train.steps, experiment.model_dir
-    progress = progress or Progress(steps)
+    model_dir, progress = experiment.model_dir, progress or Progress(experiment.train.steps)
     with (
         disk_errors(
             f"write to MODEL_DIR {model_dir}", "; the saved checkpoints are whole", DISK_ERRORS
         ),
         Preemption() as preemption,
         closing_all(progress, *writers),
-        Trainer(
-            experiment, mesh, stages, writers, preemption.requested, progress, timer, on_hang
-        ) as run,
     ):
-        run.write_config(config_text)
-        state = run.restored_or_new_state()
-        run.score_missing(state)
-        for stage in stages:
-            last = stage.experiment.train.steps
-            if run.step >= last or preemption.requested():
-                continue
-            assert stage.open_batches
-            with contextlib.closing(stage.open_batches(run.enter(stage))) as batches:
-                update = run.compile_update()
-                timer.begin_steps()
-                while run.step < last and not preemption.requested():
-                    with timer.measure("data"):
-                        batch = next(batches)
-                    state, metrics = update(state, device_batch(batch, mesh))
-                    run.step += 1
-                    run.log.add(run.step, metrics)
-                    if run.step in run.scheduled:
-                        run.save(state, "final" if run.step == steps else "scheduled")
-                        run.score(state)
-        if run.log.saved != run.step:
-            run.save(state, "preempted")
-        run.finish()
-        finished = run.step >= steps and not preemption.requested()
-        spent = timer.total(), timer.run()
-        return Outcome(run.step, finished, *spent, run.restarts, preemption.interrupted)
+        stop = preemption.requested
+        while True:
+            try:
+                with Trainer(
+                    experiment, mesh, stages, writers, stop, progress, timer, on_hang
+                ) as run:
+                    run.write_config(config_text)
+                    return run.train(stages)._replace(interrupted=preemption.interrupted)
+            except Diverged as diverged:
+                roll_back(Run(model_dir), experiment.train.rollback, diverged, progress.log)
+            timer = GoodputTimer()  # as of a new process
 
 
 class Trainer:
@@ -123,7 +106,8 @@ class Trainer:
     Attributes:
       step: updates done; the loop increments it.
       start: position at which this process resumed the run, or entered a later stage.
-      scheduled: the steps at which the loop saves and scores.
+      scheduled: the steps at which it saves and scores.
+      passed_over: the steps without an update, of rollbacks.jsonl.
     """
 
     def __init__(
@@ -146,27 +130,25 @@ class Trainer:
         self._scored = frozenset(evaluator.due(e.scheduled_steps) if evaluator else ())
         self._reference = Reference.of(e)
         weighted_domains = len(stages[0].source.domains) if self._reference else 0
-        self._abstract = abstract_state(e.model, e.make_optimizer(), mesh, weighted_domains)
+        self._abstract = abstract_state(
+            e.model, e.make_optimizer(), mesh, weighted_domains, e.train.skip
+        )
         self._run = Run.create(e.model_dir)
         resumed, self._restored = self._restore()
         self.restarts = resumed.restarts if resumed else 0
         self.step = self.start.step
         self._stage = stages[e.stages.index(e.at(self.step))]
         self._saved_at = self._restored.entry.wall_time if self._restored else None
+        whole = self._restored if self._restored and self._restored.training else None
+        self._saved = whole.custom_metadata if whole else {}
         self._watchdog = Watchdog(e.train.watchdog_minutes, e.train.exit_on_hang, on_hang)
         self._profile = Profile(self._run.layout, e.train.profile_steps, progress.log)
         self.log = MetricsLog(
-            self._stage.experiment,
-            self.start,
-            resumed,
-            self._restored.custom_metadata if self._restored and self._restored.training else {},
-            self._stage.source.domains,
-            timer,
-            self._watchdog,
-            progress,
-            self._run.metrics_lines if jax.process_index() == 0 else None,
-            writers,
-        )
+            self._stage, self.start, resumed, self._saved, timer, self._watchdog, progress,
+            self._run if jax.process_index() == 0 else None, writers,
+        )  # fmt: skip
+        self._rollbacks = self._run.rollbacks()
+        self.passed_over = {s for one in self._rollbacks for s in range(one.first, one.last + 1)}
         self._checkpoints = self._run.checkpoint_writer(e.checkpoints)
 
     def _restore(self) -> tuple[Resumed | None, RestoredCheckpoint | None]:
@@ -202,6 +184,39 @@ class Trainer:
         with contextlib.suppress(*echoes), contextlib.closing(self._checkpoints):
             self._profile.close()
 
+    def train(self, stages: Sequence[Stage]) -> Outcome:
+        """Train to the last step from where the run is."""
+        steps, timer = self._experiment.train.steps, self._timer
+        state = self.restored_or_new_state()
+        self.score_missing(state)
+        for stage in stages:
+            last = stage.experiment.train.steps
+            if self.step >= last or self._should_stop():
+                continue
+            assert stage.open_batches
+            with contextlib.closing(stage.open_batches(self.enter(stage))) as batches:
+                update = self.compile_update()
+                timer.begin_steps()
+                while self.step < last and not self._should_stop():
+                    with timer.measure("data"):
+                        batch = next(batches)
+                    self.step += 1
+                    if self.step in self.passed_over:
+                        self.log.flush()
+                        self.log.skipped += 1
+                        state = pass_over(state)
+                    else:
+                        state, metrics = update(state, device_batch(batch, self._mesh))
+                        self.log.add(self.step, metrics)
+                    if self.step in self.scheduled:
+                        self.save(state, "final" if self.step == steps else "scheduled")
+                        self.score(state)
+        if self.log.saved != self.step:
+            self.save(state, "preempted")
+        self.finish()
+        finished = self.step >= steps and not self._should_stop()
+        return Outcome(self.step, finished, timer.total(), timer.run(), self.restarts)
+
     def write_config(self, text: str | None) -> None:
         """Write config.gin, and log what it changes for the coming steps."""
         log, steps = self._progress.log, self._experiment.train.steps
@@ -227,14 +242,16 @@ class Trainer:
             return new(e.train.seed)
         if restored.training is None:
             return state_of(restored.params, e.make_optimizer(), self._abstract)
-        return TrainState(params=restored.params, **restored.training)
+        skip = e.train.skip and SkipState.restored(self._saved.get("skip"), e.train.skip.window)
+        skip = jax.device_put(skip, jax.tree.map(lambda leaf: leaf.sharding, self._abstract.skip))
+        return TrainState(params=restored.params, **restored.training, skip=skip)
 
     def enter(self, stage: Stage) -> int:
         """Go on in `stage`, and return the global index of the next sequence."""
         e = stage.experiment
         if stage is not self._stage:
             self.start, self._stage = self._position(), stage
-            self.log.enter(e, self.start, stage.source.domains)
+            self.log.enter(stage, self.start)
         if e.number:
             self._progress.log(
                 f"stage {e.number}, to step {e.train.steps}: batches of {e.data.batch_size} x "
@@ -252,13 +269,13 @@ class Trainer:
                 e.model, e.make_optimizer(), make_schedule(e.schedule, e.train.steps), self._mesh,
                 self._abstract, batch_size=e.data.batch_size, length=e.data.sequence_length,
                 num_domains=len(domains), accumulation=e.train.gradient_accumulation,
-                z_loss=e.train.z_loss, domain_weights=weights,
+                z_loss=e.train.z_loss, domain_weights=weights, skip=e.train.skip,
                 reference=reference and reference.params(self._mesh),
             )  # fmt: skip
             update = compiled(compile_train_step)
             if every := e.train.monitor_every:
-                update = monitored(update, every, self.step, compiled(compile_monitors))
-        return self._profile.around(update, self.step)
+                update = monitored(update, every, lambda: self.step, compiled(compile_monitors))
+        return self._profile.around(update, lambda: self.step)
 
     def score_missing(self, state: TrainState) -> None:
         """Save and score step 0 of a new run, or score the tasks that the resumed step lacks."""
@@ -287,6 +304,7 @@ class Trainer:
                 **self.log.custom_metadata(),
                 "time": dataclasses.asdict(self._timer.run()),
                 "model": self._stage.experiment.saved_model(),
+                **({"skip": state.skip.to_json()} if state.skip else {}),
             }
             self._checkpoints.save(entry, state.params, state.training, metadata)
         self.log.saved = self.step
@@ -355,6 +373,9 @@ class Trainer:
             parent=self._restored.entry.parent if began and self._restored else None,
             stage=self._stage.experiment.number,
             sequences=self._stage.source.fingerprint,
+            spike=self.log.spikes.since is not None,
+            skipped_steps=self.log.skipped,
+            rollbacks=len(self._rollbacks),
         )
 
 

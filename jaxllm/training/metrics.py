@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import Any, Protocol
 
 import jax
 import numpy as np
 
-from jaxllm.errors import UserError
-from jaxllm.io import JsonLines
 from jaxllm.kvstore import traffic
-from jaxllm.run.run import Resumed
+from jaxllm.run.run import Resumed, Run
 from jaxllm.run.times import GoodputTimer, TimeBreakdown
 from jaxllm.sharding.chips import peak_flops, utilisation
-from jaxllm.training.experiment import Experiment, Position
+from jaxllm.training.experiment import Position
 from jaxllm.training.progress import Progress
+from jaxllm.training.rollback import Diverged, SpikeWatch
+from jaxllm.training.skipping import Verdict
+from jaxllm.training.stages import Stage
 from jaxllm.training.step import StepMetrics
 from jaxllm.training.watchdog import Watchdog
-
-
-class Diverged(UserError):
-    """The loss or the gradient norm is not finite: training cannot continue."""
 
 
 class Writer(Protocol):
@@ -52,44 +48,40 @@ class MetricsLog:
 
     def __init__(
         self,
-        experiment: Experiment,
+        stage: Stage,
         start: Position,
         resumed: Resumed | None,
-        sums: Mapping[str, Any],
-        domains: Sequence[str],
+        saved: Mapping[str, Any],
         timer: GoodputTimer,
         watchdog: Watchdog,
         progress: Progress,
-        lines: JsonLines | None,
+        run: Run | None,
         writers: Sequence[Writer],
     ) -> None:
-        """Begin at `start`, with the `sums` that the restored checkpoint has saved."""
+        """Begin at `start`, with the `saved` custom_metadata; `run`: None on the other hosts."""
         self.loss: float | None = None  # of the last step read
         self.learning_rate: float | None = None  # of the same step
         self.saved = start.step if resumed else None  # step of the newest checkpoint
         self._restarts = resumed.restarts if resumed else 0
         self._timer, self._watchdog, self._progress = timer, watchdog, progress
-        self._lines, self._writers = lines, writers
+        self._run, self._writers = run, writers
         self._pending: tuple[int, StepMetrics] | None = None
-        self.enter(experiment, start, domains, sums)
-        self._last_line, self._timed = start.step, TimeBreakdown()
+        self.enter(stage, start, saved)
+        self.skipped = int(saved.get("skipped_steps", 0))
+        self._steps, self._timed = 0, TimeBreakdown()  # at the last line
         self._first_traffic = self._traffic = traffic()
         self._speed = 0.0
 
-    def enter(
-        self,
-        experiment: Experiment,
-        start: Position,
-        domains: Sequence[str],
-        sums: Mapping[str, Any] = MappingProxyType({}),
-    ) -> None:
+    def enter(self, stage: Stage, start: Position, saved: Mapping[str, Any] | None = None) -> None:
         """Go on from `start` in a stage; the last step of the one before has a line."""
         self.flush()
-        self._experiment, self._start = experiment, start
+        saved = saved or {}
+        self._experiment, self._start = stage.experiment, start
         self._sums = {
-            name: {d: float(sums.get(name, {}).get(d, 0.0)) for d in domains}
+            name: {d: float(saved.get(name, {}).get(d, 0.0)) for d in stage.source.domains}
             for name in ("loss_sums", "weight_sums")
         }
+        self.spikes = SpikeWatch(self._experiment.train.rollback, saved.get("spikes", {}))
 
     def add(self, step: int, metrics: StepMetrics) -> None:
         """Take the metrics of a step just dispatched to the device."""
@@ -97,7 +89,7 @@ class MetricsLog:
         self._pending = (step, metrics)
 
     def flush(self) -> None:
-        """Wait for the pending step and read its metrics; Diverged if they are not finite."""
+        """Wait for the pending step and read its metrics; Diverged if the run cannot go on."""
         if self._pending is None:
             return
         (step, metrics), self._pending = jax.device_get(self._pending), None
@@ -105,35 +97,44 @@ class MetricsLog:
         self._watchdog.heartbeat()
 
     def custom_metadata(self) -> dict[str, Any]:
-        """The sums that a checkpoint must save for the next line to be exact."""
-        return {name: dict(sums) for name, sums in self._sums.items()}
+        """What a checkpoint must save for the next lines to be exact."""
+        sums = {name: dict(sums) for name, sums in self._sums.items()}
+        return {**sums, "skipped_steps": self.skipped, "spikes": self.spikes.to_json()}
 
     def _read(self, step: int, metrics: StepMetrics) -> None:
         loss = float(np.sum(metrics.loss_sums) / max(np.sum(metrics.weight_sums), 1e-30))
-        self._check_finite(step, loss, float(metrics.grad_norm))
-        for name, sums in self._sums.items():
-            for domain, value in zip(sums, getattr(metrics, name), strict=True):
-                sums[domain] += float(value)
-        self.loss, self.learning_rate = loss, float(metrics.learning_rate)
+        self._steps += 1
+        config, skip = self._experiment.train.skip, metrics.skip
+        if skip and not skip.normal:
+            self._note_outlier(step, loss, float(metrics.grad_norm), skip)
+        if not (config and skip) or skip.rejected > config.longest:
+            self._check_finite(step, loss, float(metrics.grad_norm))
+        if not skip or skip.applied:
+            for name, sums in self._sums.items():
+                for domain, value in zip(sums, getattr(metrics, name), strict=True):
+                    sums[domain] += float(value)
+            self.loss = loss
+        self.learning_rate = float(metrics.learning_rate)
+        self.spikes.add(step, loss)
         if step % self._experiment.train.log_every == 0 or step == self._experiment.train.steps:
             self._write_line(step, metrics)
         tokens = (step - self._start.step) * self._experiment.tokens_per_step
         self._progress.update(step, loss, self._speed or tokens / self._timer.total().steps)
 
     def _write_line(self, step: int, metrics: StepMetrics) -> None:
-        steps, total = step - self._last_line, self._timer.total()
+        steps, total = self._steps, self._timer.total()
         lap, self._timed = total - self._timed, total
         line = self._line(step, metrics) | self._timing(steps, lap)
         before, self._traffic = self._traffic, traffic()
         if self._traffic != self._first_traffic:  # of this host with buckets, in requests and bytes
             line |= {name: (n - before.get(name, 0)) / steps for name, n in self._traffic.items()}
-        self._last_line = step
+        self._steps = 0
         for sums in self._sums.values():
             sums.update(dict.fromkeys(sums, 0.0))
         for writer in self._writers:  # the lease is the first
             writer.write_metrics(step, line)
-        if self._lines:
-            self._lines.append({"step": step, **line})
+        if self._run:
+            self._run.metrics_lines.append({"step": step, **line})
 
     def _line(self, step: int, metrics: StepMetrics) -> dict[str, float | int | None]:
         """The metrics that depend on seed and step alone.
@@ -146,7 +147,7 @@ class MetricsLog:
         line: dict[str, float | int | None] = {
             "tokens": tokens,
             "flops": self._experiment.flops(tokens),
-            "loss": sum(losses.values()) / max(sum(weights.values()), 1e-30),
+            "loss": sum(losses.values()) / total if (total := sum(weights.values())) else None,
             **{f"loss/{d}": losses[d] / weights[d] for d in losses if weights[d] > 0},
             "grad_norm": float(metrics.grad_norm),
             "param_norm": float(metrics.param_norm),
@@ -162,7 +163,22 @@ class MetricsLog:
             line |= {f"{name}{index}": float(x) for index, x in of.items()}
         if metrics.z_loss_sum is not None:
             line["z_loss"] = float(metrics.z_loss_sum / max(np.sum(metrics.weight_sums), 1e-30))
+        if metrics.skip or self.skipped:
+            line["skipped_steps"] = self.skipped
         return line
+
+    def _note_outlier(self, step: int, loss: float, grad_norm: float, verdict: Verdict) -> None:
+        """Count a skipped step, and append an outlier with its documents to skipped.jsonl."""
+        self.skipped += not verdict.applied
+        effect = "clipped" if verdict.applied else "skipped"
+        first, end = (self._start.at(s, self._experiment).sequences for s in (step - 1, step))
+        limits = {"loss_limit": verdict.limits[0], "grad_norm_limit": verdict.limits[1]}
+        row = {"loss": loss, "grad_norm": grad_norm} | {k: float(v) for k, v in limits.items()}
+        shown = ", ".join(f"{name} {value:.6g}" for name, value in row.items())
+        self._progress.log(f"step {step} is {effect}: {shown}")
+        if self._run:
+            data = {"first_sequence": first, "last_sequence": end - 1}
+            self._run.skipped_lines.append({"step": step, "effect": effect, **row, **data})
 
     def _timing(self, steps: int, lap: TimeBreakdown) -> dict[str, float | int | None]:
         """The metrics that depend on the machine.
@@ -199,5 +215,5 @@ class MetricsLog:
             raise Diverged(
                 f"the {name} is {value} at step {step}; last good: {good}; newest checkpoint: "
                 f"{saved}. Lower ScheduleConfig.peak_lr, lengthen warmup_steps, or lower the "
-                "optimizer's max_grad_norm"
-            )
+                "optimizer's max_grad_norm", self.spikes.since or step, step
+            )  # fmt: skip

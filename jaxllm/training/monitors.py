@@ -21,13 +21,13 @@ from jaxllm.training.state import TrainState
 from jaxllm.training.step import StepMetrics, TrainStep, abstract_batch, make_update
 
 
-def monitored(step_of: TrainStep, every: int, step: int, measure: Callable[..., Any]) -> TrainStep:
-    """An update whose metrics have `layers` at every `every`th step; `step` have been done."""
+def monitored(
+    step_of: TrainStep, every: int, step: Callable[[], int], measure: Callable[..., Any]
+) -> TrainStep:
+    """An update whose metrics have `layers` at every `every`th step; `step` is the present one."""
 
     def update(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
-        nonlocal step
-        step += 1
-        layers = None if step % every else measure(state, batch)  # the update donates the state
+        layers = None if step() % every else measure(state, batch)  # the update donates the state
         state, metrics = step_of(state, batch)
         return state, metrics._replace(layers=layers)
 
@@ -37,7 +37,7 @@ def monitored(step_of: TrainStep, every: int, step: int, measure: Callable[..., 
 def compile_monitors(
     model: ModelConfig, optimizer: optax.GradientTransformation, schedule: optax.Schedule,
     mesh: jax.sharding.Mesh, abstract: TrainState, *, batch_size: int, length: int,
-    accumulation: int = 1, reference: Any = None, **rest: Any,
+    accumulation: int = 1, reference: Any = None, skip: Any = None, **rest: Any,
 ) -> Callable[[TrainState, Batch], dict[str, jax.Array]]:  # fmt: skip
     """Compile what measures a state and batch; the arguments are those of `compile_train_step`.
 

@@ -27,14 +27,13 @@ class Profile:
         self._first, self._last = steps or (0, 0)
         self._local: tempfile.TemporaryDirectory[str] | None = None
 
-    def around(self, update: TrainStep, step: int) -> TrainStep:
-        """Wrap `update` to trace the configured steps; `step` updates have been done."""
+    def around(self, update: TrainStep, number: Callable[[], int]) -> TrainStep:
+        """Wrap `update` to trace the configured steps; `number` is that of the present one."""
         if not self._last:
             return update
 
         def traced(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
-            nonlocal step
-            step += 1
+            step = number()
             if self._first <= step <= self._last and self._local is None:
                 jax.block_until_ready(state)
                 self._local = tempfile.TemporaryDirectory()

@@ -26,9 +26,10 @@ from jaxllm.sharding.mesh import STACK
 from jaxllm.training.experiment import Experiment, make_evaluator
 from jaxllm.training.learning_rate import make_schedule
 from jaxllm.training.loop import DISK_ERRORS, Trainer, closing_all
-from jaxllm.training.metrics import Diverged, Writer
+from jaxllm.training.metrics import Writer
 from jaxllm.training.preemption import Preemption
 from jaxllm.training.progress import Progress
+from jaxllm.training.rollback import Diverged
 from jaxllm.training.stages import Stage
 from jaxllm.training.state import TrainState, abstract_state, initializer
 from jaxllm.training.step import StepMetrics, abstract_batch, make_update
@@ -40,11 +41,7 @@ if TYPE_CHECKING:
     from jaxllm.evaluation.stacked import StackScores
 
 
-ALONE = (
-    "stages",
-    "domain_weights",
-    "monitor_every",
-)  # settings of TrainConfig that no run of a stack has
+ALONE = ("stages", "domain_weights", "monitor_every", "rollback")  # that no run of a stack has
 
 
 class StackedRun(NamedTuple):
@@ -184,7 +181,11 @@ class _Stack:
                 raise UserError(
                     f"{run.experiment.model_dir} goes on at step {trainer.step}, {there}"
                 )
-        self._abstract = abstract_state(e.model, e.make_optimizer(), mesh)
+            if max(trainer.passed_over, default=0) > self.step:
+                raise UserError(
+                    f"{run.experiment.model_dir} has steps to pass over: train it alone"
+                )
+        self._abstract = abstract_state(e.model, e.make_optimizer(), mesh, 0, e.train.skip)
         self._sharding = NamedSharding(mesh, PartitionSpec(STACK))
         self._domains = max(len(run.source.domains) for run in runs)
         self._pending: StepMetrics | None = None
@@ -297,7 +298,7 @@ class _Stack:
             constant = lambda count: rate
             one = make_update(
                 e.model, e.make_optimizer(constant), constant, self._mesh, self._domains,
-                e.train.gradient_accumulation, e.train.z_loss,
+                e.train.gradient_accumulation, e.train.z_loss, skip=e.train.skip,
             )  # fmt: skip
             return one(state, batch)
 

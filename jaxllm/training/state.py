@@ -13,7 +13,9 @@ import optax
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.decoder import abstract_params, init_params
 from jaxllm.sharding.rules import abstract_sharded
+from jaxllm.training.config import SkipConfig
 from jaxllm.training.domain_weights import DomainWeights
+from jaxllm.training.skipping import SkipState
 
 
 class TrainState(NamedTuple):
@@ -26,6 +28,7 @@ class TrainState(NamedTuple):
     params: Any  # tree of unboxed parameters
     opt_state: Any  # Optax's state; its moments are sharded as their parameters
     domain_weights: Any = None  # DomainWeights of a run with DoReMi
+    skip: Any = None  # SkipState of a run that skips outliers; saved as a checkpoint's JSON
 
     @property
     def training(self) -> dict[str, Any]:
@@ -40,6 +43,7 @@ def abstract_state(
     optimizer: optax.GradientTransformation,
     mesh: jax.sharding.Mesh,
     weighted_domains: int = 0,
+    skip: SkipConfig | None = None,
 ) -> TrainState:
     """The state as `jax.ShapeDtypeStruct`s with their shardings on `mesh`; allocates nothing.
 
@@ -48,7 +52,8 @@ def abstract_state(
 
     def first(params: Any) -> TrainState:
         weights = DomainWeights.uniform(weighted_domains) if weighted_domains else None
-        return TrainState(jnp.int32(0), params, optimizer.init(params), weights)
+        window = skip and SkipState.empty(skip.window)
+        return TrainState(jnp.int32(0), params, optimizer.init(params), weights, window)
 
     return abstract_sharded(mesh, jax.eval_shape(first, abstract_params(model)))
 
@@ -83,7 +88,8 @@ def _first(
 ) -> TrainState:
     like = abstract.domain_weights
     weights = like and DomainWeights.uniform(len(like.excess_loss))
-    return TrainState(jnp.int32(0), params, optimizer.init(params), weights)
+    skip = abstract.skip and SkipState.empty(abstract.skip.accepted.shape[1])
+    return TrainState(jnp.int32(0), params, optimizer.init(params), weights, skip)
 
 
 def num_bytes(abstract: Any) -> int:

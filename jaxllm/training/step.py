@@ -16,6 +16,8 @@ from jaxllm.models.config import ModelConfig
 from jaxllm.models.scoring import TokenScores, score_tokens, token_loss
 from jaxllm.sharding.rules import batch_sharding, partitioning, replicated
 from jaxllm.sharding.xla_flags import mesh_options
+from jaxllm.training import skipping
+from jaxllm.training.config import SkipConfig
 from jaxllm.training.domain_weights import (
     DomainWeights,
     DoReMi,
@@ -39,6 +41,7 @@ class StepMetrics(NamedTuple):
     # [domains] by metric, of weights in the loss; None where all tokens are weighed alike
     domain_weights: Mapping[str, Array] | None = None
     layers: Mapping[str, Array] | None = None  # of `training.monitors`, at the steps with them
+    skip: skipping.Verdict | None = None  # of a run that skips outliers
 
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]
@@ -73,6 +76,7 @@ def lower_train_step(
     z_loss: float = 0.0,
     loss_chunk_tokens: int | None = None,
     domain_weights: DoReMi | WeightTable | None = None,
+    skip: SkipConfig | None = None,
     reference: Any = None,
 ) -> jax.stages.Lowered:
     """Lower the update for one batch shape; compiled, it is a `TrainStep`.
@@ -83,7 +87,7 @@ def lower_train_step(
     """
     update = make_update(
         model, optimizer, schedule, mesh, num_domains, accumulation, z_loss, loss_chunk_tokens,
-        domain_weights,
+        domain_weights, skip,
     )  # fmt: skip
     shardings = lambda tree: jax.tree.map(lambda leaf: leaf.sharding, tree)
     references = () if reference is None else (reference,)
@@ -106,6 +110,7 @@ def make_update(
     z_loss: float = 0.0,
     loss_chunk_tokens: int | None = None,
     domain_weights: DoReMi | WeightTable | None = None,
+    skip: SkipConfig | None = None,
 ) -> Callable[..., tuple[TrainState, StepMetrics]]:
     """The update, not yet compiled: (state, batch) -> (state, StepMetrics).
 
@@ -117,6 +122,8 @@ def make_update(
     With `domain_weights` that mean is weighted (`jaxllm.training.domain_weights`). DoReMi needs the
     parameters of the reference model as a third argument, and scores the batch with it. The weights
     follow from the losses of the whole batch: with microbatches, from a forward pass of their own.
+
+    `skip` leaves out outliers (`jaxllm.training.skipping`).
     """
 
     def update(
@@ -124,21 +131,32 @@ def make_update(
     ) -> tuple[TrainState, StepMetrics]:
         with partitioning(mesh):
             gradients, (loss_sums, z_loss_sum, learned) = gradients_of(state, batch, reference)
+            weight_sums, grad_norm = by_domain(batch, num_domains), optax.global_norm(gradients)
+            verdict = window = None
+            if skip:
+                loss = jnp.sum(loss_sums) / jnp.maximum(jnp.sum(weight_sums), 1e-30)
+                verdict, window = skipping.judge(skip, state.skip, loss, grad_norm)
+                if skip.rule == "clip":
+                    gradients = skipping.clip(gradients, grad_norm, verdict)
             updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
+            if verdict:
+                old, new = state[1:4], (params, opt_state, learned)
+                params, opt_state, learned = skipping.select(verdict.applied, new, old)
         shown = learned and learned._asdict()
         if isinstance(domain_weights, WeightTable):
             shown = {"domain_weight": domain_weights.at(state.step)}
         metrics = StepMetrics(
             loss_sums=loss_sums,
-            weight_sums=by_domain(batch, num_domains),
+            weight_sums=weight_sums,
             z_loss_sum=z_loss_sum,
-            grad_norm=optax.global_norm(gradients),
+            grad_norm=grad_norm,
             param_norm=optax.global_norm(params),
             learning_rate=jnp.asarray(schedule(state.step), jnp.float32),
             domain_weights=shown,
+            skip=verdict,
         )
-        return TrainState(state.step + 1, params, opt_state, learned), metrics
+        return TrainState(state.step + 1, params, opt_state, learned, window), metrics
 
     def gradients_of(state: TrainState, batch: Batch, reference: Any) -> tuple[Any, Any]:
         """Gradients; and losses by domain, z-loss and the domain weights that DoReMi learns."""

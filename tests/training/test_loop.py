@@ -23,7 +23,7 @@ from jaxllm.run.run import Run
 from jaxllm.training.experiment import Experiment
 from jaxllm.training.learning_rate import ScheduleConfig
 from jaxllm.training.loop import Outcome, train
-from jaxllm.training.metrics import Diverged
+from jaxllm.training.rollback import Diverged
 from jaxllm.training.state import abstract_state
 from tests.training.helpers import (
     MODEL,
