@@ -8,8 +8,8 @@
 
 Without a question, how much of each domain. --text finds the documents with a text, --document
 takes one by its number in the domain, as the tables have it, and --steps lists what updates a to b
-read. Times are epochs: 0.5 of a document of which half was read. --ngrams tells when the run was
-most like each n-gram model of its own corpora, by the losses of a token set.
+read. `times`: 0.5 of a document of which half was read; of a text, over all its places. --ngrams
+tells when the run was most like each n-gram model of its corpora, by the losses of a token set.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import numpy as np
 
 from jaxllm.data.store import TokenStore
 
-BLOCK = 1 << 22  # tokens in memory at a time, beside a shard
+BLOCK = 1 << 20  # tokens in memory at a time, beside a shard
 
 
 def count_ngrams(
