@@ -53,12 +53,12 @@ KINDS = ("seqio_choice", "seqio_text", "seqio_cloze", "seqio_generate")
 
 @functools.cache
 def without_files():
-    """The benchmarks that need neither files nor the run's corpora."""
+    """The benchmarks that need neither files nor the run's corpora or training data."""
     return tuple(
         task.name
         for task in benchmarks().load(benchmarks().names())
         if not file_names(task) and task.examples.__module__.startswith("jaxllm.evals.")
-        and not task.name.startswith(("heldout_", "held_out_"))
+        and not task.name.startswith(("heldout_", "held_out_")) and task.kind not in tasks.OF_RUN
     )  # fmt: skip
 
 
