@@ -6,12 +6,13 @@ is one of them.
 Prompt: set by the fields of the file, with the defaults of BIG-bench's json_task.py: the task's
 prefix, "Q: …", the choices if the task lists them, "A: "; shots (any of the task's other
 questions) follow each other on new lines. Listed choices are shuffled anew for each question, so
-that their position is uninformative. Metrics: accuracy (any of several best choices is correct),
-and accuracy_per_token; chance 1 / choices.
+that their position is uninformative. Metrics: accuracy (any of several best choices is correct), or
+accuracy_per_token for the tasks below; chance 1 / choices.
 
 `bigbench_74` names the tasks of "Training Trajectories of Language Models Across Scales" (arXiv
-2212.09803, table 7) at the paper's 2 shots, drawn anew for each question; its metric is
-accuracy_per_token. `bigbench_linearity` and `bigbench_breakthroughness` are its two subsets.
+2212.09803, table 7) as the paper scores them: 2 shots, drawn anew for each question, and the choice
+of the highest log-likelihood per token. `bigbench_linearity` and `bigbench_breakthroughness` are
+its two subsets. Where some files are missing, name those that are there.
 lm-evaluation-harness' tasks of BIG-bench use fixed published prompts, without shots.
 """
 
@@ -148,6 +149,7 @@ def declare(name: str, data_dir: epath.Path | None = None) -> TaskDefinition:
         domain=DOMAINS.get(task, "reasoning"),
         files=(f"bigbench/{task.replace('.', '/')}",),
         few_shot=FewShot(separator=""),
+        primary_metric="accuracy_per_token" if task in BIGBENCH_74 else "accuracy",
         version="2",
     )
 

@@ -1,12 +1,11 @@
 """Which of perplexity, size and compute predicts accuracy, on suites whose answer is planted."""
 
-import dataclasses
 import math
 
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import optimize, special
+from scipy import special
 
 from jaxllm.analysis import perplexity_axis as axis
 from jaxllm.analysis.curves import curves
@@ -17,6 +16,8 @@ from tests.analysis.planted import table
 
 SIZES = (10e6, 30e6, 100e6, 300e6)
 TOKENS = np.geomspace(1e8, 1e10, 12)
+TITLE, ACCURACY = "Held-out perplexity as the axis", "Accuracy by held-out perplexity"
+OPTIONS, RISES = "Right and wrong options", "Linear or sudden over sizes"
 CHANCE = np.array([0.25, 0.5, 0.25, 0.2])
 
 
@@ -49,23 +50,13 @@ def by_size(loss, size):
     return special.expit(0.9 * np.log(size / 1e9))
 
 
-def logistic_regression(design, weights, shares):
-    """The coefficients of the largest likelihood, as SciPy finds them."""
-
-    def negative(beta):
-        eta = design @ beta
-        return float(weights @ (np.logaddexp(0, eta) - shares * eta))
-
-    def slope(beta):
-        return design.T @ (weights * (special.expit(design @ beta) - shares))
-
-    start, options = np.zeros(design.shape[1]), {"gtol": 1e-10, "maxiter": 1000}
-    return optimize.minimize(negative, start, jac=slope, method="BFGS", options=options).x
+def of_title(records, title, **fields):
+    return {one.title: one for one in axis.perplexity_axis(Study(records, **fields))}[title]
 
 
-def answer(records, **fields):
-    found = axis.perplexity_axis(Study(records, **fields))
-    return found[0], found[0].table.set_index("predictor") if len(found[0].table) else None
+def answer(records):
+    found = of_title(records, TITLE)
+    return found, found.table.set_index("predictor")
 
 
 def test_perplexity_wins_where_it_determines_accuracy():
@@ -84,10 +75,10 @@ def test_parameters_win_where_they_determine_accuracy():
 
 
 def test_errors_are_those_of_a_loop_over_sizes():
-    """Logistic regressions of the excess over chance, by SciPy."""
+    """Lines through the logits of the excess over chance, by the normal equations."""
     records = suite(by_perplexity)
     found, table = answer(records)
-    points = axis.perplexity_axis(Study(records))[1].table
+    points = of_title(records, ACCURACY).table
     points = points[points.tokens >= 0.1 * TOKENS[-1]]
     floor, squares = CHANCE.mean(), []
     logs = np.log(points[["params", "flops"]].to_numpy(float))
@@ -95,7 +86,8 @@ def test_errors_are_those_of_a_loop_over_sizes():
     share = (points.accuracy.to_numpy() - floor) / (1 - floor)
     for size in SIZES:  # every size has as many checkpoints, so all weigh alike
         out = (points.params == size).to_numpy()
-        beta = logistic_regression(design[~out], np.ones((~out).sum()), share[~out])
+        x, y = design[~out], np.log(share[~out] / (1 - share[~out]))
+        beta = np.linalg.inv(x.T @ x) @ x.T @ y
         squares += [*((special.expit(design[out] @ beta) - share[out]) * (1 - floor)) ** 2]
     row = table.loc["parameters and FLOPs"]
     assert row.rmse == pytest.approx(math.sqrt(np.mean(squares)), rel=1e-4)
@@ -103,25 +95,14 @@ def test_errors_are_those_of_a_loop_over_sizes():
     assert f"by {100 * table.loc[axis.ALONE].rmse:.2g} points" in found.sentence
 
 
-def test_fractional_logit_maximizes_the_likelihood():
-    rng = np.random.default_rng(1)
-    design = np.column_stack([np.ones(60), rng.normal(size=(60, 2))])
-    weights = rng.uniform(0.5, 2, 60)
-    shares = rng.uniform(0.05, 0.6, (60, 3))
-    found = axis.fractional_logit(design, weights, shares)
-    for column in range(3):
-        best = logistic_regression(design, weights, shares[:, column])
-        np.testing.assert_allclose(found[:, column], best, atol=1e-5)
-
-
 def test_sizes_agree_at_equal_perplexity_only():
-    points = axis.perplexity_axis(Study(suite(by_perplexity)))[1]
+    points = of_title(suite(by_perplexity), ACCURACY)
     apart = {clock: axis.spread(points.table, clock) for clock in axis.CLOCKS}
     assert apart["perplexity"] < 0.1 * min(apart[c] for c in ("flops", "tokens", "step"))
     flat = points.table.assign(
         accuracy=points.table.params.map(dict(zip(SIZES, range(4), strict=True)))
     )
-    assert axis.spread(flat, "tokens") == pytest.approx(np.std(range(4), ddof=1))
+    assert axis.spread(flat, "tokens") == pytest.approx(100 * np.std(range(4), ddof=1))
 
 
 @pytest.mark.parametrize("metric", ["perplexity", "bits_per_byte"])
@@ -142,15 +123,24 @@ def test_texts_are_averaged_and_lambada_stands_in_where_there_is_none():
     scored = suite(by_size, text="lambada_openai")
     of = scored.task == "lambada_openai"
     graded = scored[of].assign(metric="accuracy", value=0.5)
-    found = axis.perplexity_axis(Study(pd.concat([scored, graded], ignore_index=True)))
-    assert "perplexity of lambada_openai" in found[1].sentence
-    assert "accuracy of 4 tasks" in found[0].sentence  # LAMBADA is not predicted from itself
+    records = pd.concat([scored, graded], ignore_index=True)
+    assert "perplexity of lambada_openai" in of_title(records, ACCURACY).sentence
+    assert (
+        "accuracy of 4 tasks" in answer(records)[0].sentence
+    )  # LAMBADA is not predicted from itself
+
+
+def test_noise_and_training_data_are_no_held_out_text():
+    text = suite(by_size).query("task == 'heldout_books'")
+    noisy = text.assign(task="noise_replace_20_heldout_books", value=1e4)
+    seen = text.assign(task="training_loss", domain="training data", value=2.0)
+    found = axis.held_out(curves(pd.concat([text, noisy, seen], ignore_index=True)).points)
+    assert found[1] == "heldout_books"
 
 
 def test_options_part_with_perplexity():
     more = {"perplexity_correct": 0.5, "perplexity_incorrect": 0.75}
-    found = axis.perplexity_axis(Study(suite(by_perplexity, more=more)))
-    (options,) = [one for one in found if one.title == "Right and wrong options"]
+    options = of_title(suite(by_perplexity, more=more), OPTIONS)
     table = options.table
     factor = table.options.map({"right options": 0.5, "wrong options": 0.75})
     np.testing.assert_allclose(table.option_perplexity, table.perplexity**factor)
@@ -163,8 +153,8 @@ def test_what_a_branch_has_from_its_parent_counts_once():
     records = suite(by_perplexity)
     branch = records[records.run == "r1e+08"].assign(run="branch")
     parents = {"branch": ("r1e+08", float(TOKENS[-2]))}
-    found = axis.perplexity_axis(Study(pd.concat([records, branch]), parents=parents))
-    assert (found[1].table.run == "branch").sum() == 1
+    found = of_title(pd.concat([records, branch]), ACCURACY, parents=parents)
+    assert (found.table.run == "branch").sum() == 1
 
 
 @pytest.mark.parametrize(
@@ -172,20 +162,43 @@ def test_what_a_branch_has_from_its_parent_counts_once():
     [
         (suite(by_size, sizes=SIZES[:2]), "no family has 3 sizes"),
         (suite(by_size, text=""), "no held-out text was scored"),
-        (suite(by_size).query("task == 'heldout_books'"), "0 sizes have both"),
+        (suite(by_size).query("task == 'heldout_books'"), "0 sizes have accuracies of two tasks"),
         (suite(lambda loss, size: 0.3), "do not vary"),
     ],
     ids=["two sizes", "no text", "no accuracy", "constant"],
 )
 def test_refuses_what_cannot_be_told(records, reason):
-    found = axis.perplexity_axis(Study(records))[0]
-    assert reason in found.refused and not found.table.size
+    refused = [one for one in axis.perplexity_axis(Study(records)) if one.refused]
+    assert [reason in one.refused for one in refused] == [True]
+    assert not refused[0].table.size
 
 
-def test_one_task_has_no_interval():
+@pytest.mark.parametrize(
+    ("y", "improvement", "mean_square", "median_square"),
+    [
+        ([0.2, 0.3, 0.4, 0.5], 0.3, 0.1**2, 0.1**2),  # L = B = 3, a line over four sizes
+        ([0.2, 0.2, 0.2, 0.8], 0.6, (2 * 0.01**2 + 0.6**2) / 3, 0.01**2),  # zeros count as 1/n
+        ([0.6, 0.3, 0.5, 0.2], -0.4, (0.3**2 + 0.2**2 + 0.3**2) / 3, 0.3**2),  # falls
+    ],
+)
+def test_linearity_and_breakthroughness(y, improvement, mean_square, median_square):
+    """Equation 4 of the paper, with argmax minus argmin, by hand."""
+    found = axis.linear_and_sudden(np.array(y), 0.01)
+    wanted = improvement / np.sqrt([mean_square, median_square])
+    np.testing.assert_allclose(found, wanted)
+
+
+def test_the_most_sudden_task_comes_first():
     records = suite(by_perplexity)
-    found, table = answer(records[records.task.isin(["t0", "heldout_books"])])
-    assert "unknown, of one task" in found.sentence and table.rmse_low.isna().all()
+    last = (records.task == "t2") & (records.params == SIZES[-1])
+    records.loc[last, "value"] = 0.99
+    running = {"r3e+08": 1e12}
+    found = of_title(records, RISES)
+    assert found.table.task.iloc[0] == "t2" and "most suddenly in t2," in found.sentence
+    final = records[records.step == len(TOKENS) - 1].set_index(["task", "params"]).value
+    rows = found.table.set_index(["task", "params"]).accuracy
+    np.testing.assert_allclose(rows, final.loc[rows.index])
+    assert of_title(records, RISES, planned_tokens=running).table.params.nunique() == 3
 
 
 def test_every_card_has_its_chart_with_a_line_per_size():
@@ -193,12 +206,12 @@ def test_every_card_has_its_chart_with_a_line_per_size():
     study = Study(suite(by_perplexity, more=more))
     found = axis.perplexity_axis(study)
     drawn = {one.title: split(charts.perplexity_axis(one, study)) for one in found}
-    assert len(drawn) == 4
+    assert len(drawn) == 5
     panels = drawn["Accuracy by held-out perplexity"][0]["concat"]
     scales = [panel["layer"][0]["encoding"]["x"] for panel in panels]
     assert [x["field"] for x in scales] == [*axis.CLOCKS]
     assert [x["scale"]["reverse"] for x in scales] == [True, False, False, False]
-    for title in list(drawn)[1:]:
+    for title in list(drawn)[2:]:
         field, sizes = legend(*drawn[title])
         assert field == "size" and len(sizes) == len(SIZES), title
 
@@ -213,9 +226,8 @@ def test_two_families_are_told_apart():
 def test_pythia_sizes_agree_at_equal_lambada_perplexity(pythia_records):
     """Published runs: at equal perplexity the sizes differ by half of what they do elsewhere."""
     records = pythia_records[pythia_records.family == "pythia-deduped"]
-    found = axis.perplexity_axis(Study(records))
-    points = dataclasses.replace(found[1]).table
+    points = of_title(records, ACCURACY).table
     apart = {clock: axis.spread(points, clock) for clock in axis.CLOCKS}
     assert 2 * apart["perplexity"] < min(apart[c] for c in ("flops", "tokens", "step"))
-    table = found[0].table.set_index("predictor")
+    _, table = answer(records)
     assert table.r2[axis.ALONE] > 0.85 and table.rmse.idxmin() == axis.ALONE

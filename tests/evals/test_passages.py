@@ -12,7 +12,7 @@ from jaxllm.evals import bbh, bigbench
 from jaxllm.evals.rows import read_json
 from jaxllm.evaluation.config import EvalConfig
 from jaxllm.evaluation.registry import benchmarks
-from jaxllm.evaluation.selection import add_few_shot, locate
+from jaxllm.evaluation.selection import add_few_shot, locate, select
 from tests.evals.test_question_sets import read_all
 
 
@@ -295,6 +295,21 @@ def test_the_74_tasks_of_training_trajectories_have_names():
     loaded = benchmarks().load(["bigbench_74"])
     assert (len(loaded), {task.shots for task in loaded}) == (74, {2})
     assert {task.shots for task in benchmarks().load(["bigbench_linearity_0shot"])} == {0}
+
+
+def test_those_of_the_74_whose_files_are_there_are_scored_as_in_the_paper(eval_dir):
+    there = {path.name for path in (eval_dir / "bigbench").iterdir()} & {*bigbench.BIGBENCH_74}
+    assert len(there) == 8
+    tasks = tuple(f"bigbench_{name}_2shot" for name in sorted(there))
+    selected = select(EvalConfig(tasks=tasks, data_dir=str(eval_dir)))
+    assert {task.definition.primary_metric for task in selected.values()} == {"accuracy_per_token"}
+    for task in selected.values():
+        examples = task.read_examples()
+        assert {len(example.shots) for example in examples} == {2}
+        once = collections.Counter(example.as_shot for example in examples)
+        assert not any(e.as_shot in e.shots for e in examples if once[e.as_shot] == 1)
+    with pytest.raises(UserError, match="task bigbench_anachronisms_2shot: no file"):
+        select(EvalConfig(tasks=("bigbench_74",), data_dir=str(eval_dir)))
 
 
 @pytest.mark.parametrize(

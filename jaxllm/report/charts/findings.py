@@ -181,15 +181,18 @@ def perplexity_axis(finding: Finding, study: Study) -> Chart | None:
         label = "root-mean-square error of the mean accuracy of sizes left out, with 95 % intervals"
         return marks.dots(table.sort_values("rmse"), "predictor", "rmse", label, low="rmse_low",
                           high="rmse_high", number=".1%", reference=0.0)  # fmt: skip
+    if "linearity" in table:
+        rows = table.assign(text=(100 * table.accuracy).map("{:.0f}".format))
+        rows, label = _by(rows, "task", rows.task.unique()), "final accuracy, in percent"
+        return marks.matrix(rows, "size", "task", "accuracy", label, text="text", legend=_PERCENT)
     if "accuracy" in table:
         panels = [
-            (f"By {name}", marks.lines(table, x, "accuracy", (name, "mean accuracy"), falling=down))
+            (f"By {name}", marks.lines(table, x, "accuracy", (name, "mean accuracy"), down))
             for x, name in CLOCKS.items()
         ]
         return side_by_side(panels, 2)
     if "options" in table:
-        titles = (title, "perplexity of options (wrong ones dashed)")
-        return marks.lines(table, down[0], down[1], titles, dash="options", falling=down)
+        return marks.lines(table, *down, (title, "perplexity, wrong dashed"), down, "options")
     return marks.lines(table, "flops", "perplexity", (_AMOUNTS["flops"], title))
 
 

@@ -151,13 +151,11 @@ def law(table: pd.DataFrame, x: str, y: str, titles: tuple[str, str]) -> Chart:
 
 
 def lines(
-    table: pd.DataFrame, x: str, y: str, titles: tuple[str, str], *, dash: str = "",
-    falling: Sequence[str] = (),
-) -> Chart:  # fmt: skip
+    table: pd.DataFrame, x: str, y: str, titles: tuple[str, str], falling: Any = (), dash: str = ""
+) -> Chart:
     """A line per run of `y` over `x`, coloured by its `size`, of at most `DISTINCT` sizes.
 
-    x, and a perplexity on y, are logarithmic, and the axes of `falling` go down; the second value
-    of `dash` is dashed.
+    x and perplexities are logarithmic, the axes of `falling` go down, lines differ by `dash`.
     """
     sizes = _distinct(*table["size"])
     chosen = np.unique(np.linspace(0, len(sizes) - 1, DISTINCT).round().astype(int))
@@ -165,8 +163,7 @@ def lines(
 
     def place(name: str, title: str) -> dict[str, Any]:
         kind: Any = "log" if name == x or "perplexity" in name else "linear"
-        down = name in falling
-        scale = alt.Scale(type=kind, zero=False, nice=False, padding=8, reverse=down)
+        scale = alt.Scale(type=kind, zero=False, nice=False, padding=8, reverse=name in falling)
         return {"scale": scale, "title": title, "axis": _amounts(table[name])}
 
     base = alt.Chart().encode(
@@ -176,9 +173,8 @@ def lines(
         detail=alt.Detail("run:N"),
         tooltip=[*_tooltips(":N", "run", dash), *_tooltips(":Q", x, y)],
     )
-    if dash:
-        base = base.encode(strokeDash=alt.StrokeDash(f"{dash}:N", legend=None))
-    layers = [base.mark_line(strokeWidth=1.4), base.mark_circle(size=18, opacity=0.9)]
+    dashes = alt.StrokeDash(f"{dash}:N", legend=None) if dash else alt.Undefined
+    layers = [base.mark_line(strokeWidth=1.4).encode(strokeDash=dashes), base.mark_circle(size=18)]
     shown = table[table["size"].isin(colours.domain)]
     return layered(layers, shown, 230, f"{titles[1]} against {titles[0]}.")
 
