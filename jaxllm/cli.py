@@ -5,6 +5,7 @@
     --gin.NAME=VALUE                one binding or macro; text that is not a gin value
                                     (a path, a word) is taken as a string
     --gin_search_paths=DIR,DIR      where else to look for gin files and their includes
+    --safe_gin                      gin files of others: no imports, no code (docs/evaluation.md)
 
 Only light config modules are imported here, so that `--help` and misspelt names respond at once.
 """
@@ -58,6 +59,7 @@ def add_gin_flags(flags: argparse.ArgumentParser) -> None:
     add("--gin_file", metavar="FILE", help="a gin file; repeatable, later files win", **several)
     add("--gin_bindings", metavar="BINDING", help="one binding, as --gin.NAME=VALUE", **several)
     add("--gin_search_paths", default="", metavar="DIR,DIR", help="where to look for gin files")
+    add("--safe_gin", action="store_true", help="refuse gin files that import modules or run code")
 
 
 def gin_words(args: argparse.Namespace) -> list[str]:
@@ -68,7 +70,7 @@ def gin_words(args: argparse.Namespace) -> list[str]:
         words.append(f"--gin.{name}={value}" if equals else f"--gin_bindings={binding}")
     if args.gin_search_paths:
         words.append(f"--gin_search_paths={args.gin_search_paths}")
-    return words
+    return words + ["--safe_gin"] * args.safe_gin
 
 
 def parse(flags: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -135,6 +137,8 @@ def load_gin(args: argparse.Namespace, run: str | None = None) -> None:
 
     def read(path: str) -> Any:
         opened.append(path)
+        if args.safe_gin:
+            return stored_config.checked(epath.Path(path), includes=True)
         return epath.Path(path).open() if "://" in path else open(path)
 
     gin.config._FILE_READERS[:] = [(read, os.path.isfile), (read, is_remote_file)]
@@ -142,7 +146,10 @@ def load_gin(args: argparse.Namespace, run: str | None = None) -> None:
     try:
         if run is not None:
             stored_config.parse(run)
-        gin.parse_config_files_and_bindings(args.gin_file, args.gin_bindings, finalize_config=False)
+        gin.parse_config_files_and_bindings(args.gin_file, [], finalize_config=False)
+        if args.safe_gin:
+            stored_config.withdraw_permissions("--gin_file", "it with --safe_gin")
+        gin.parse_config(args.gin_bindings)
     except OSError as error:
         from jaxllm.io import is_store_error
 

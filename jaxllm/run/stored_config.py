@@ -1,7 +1,8 @@
-"""The config of a run directory, read as data, without running code from it.
+"""Gin files of strangers, read as data, without running code from them.
 
 A gin file may import modules and call registered functions, and some of our fields name code. The
-config.gin of a run directory may come from anywhere: it may only bind macros and our configs.
+config.gin of a run directory may come from anywhere: it may only bind macros and our configs. So
+may, with `--safe_gin`, every gin file, which may also include others.
 """
 
 from __future__ import annotations
@@ -13,14 +14,16 @@ import sys
 import tokenize
 from typing import Any
 
+from etils import epath
+
 from jaxllm.errors import UserError
 from jaxllm.run.layout import Layout
 
 # Fields that run code (modules that are not jaxllm's own, programs that a model writes) or tell
 # others, with the value that does not. Only the command line can grant them, not the run directory.
 _PERMISSIONS: dict[str, Any] = {
-    "DataConfig.modules": (), "EvalConfig.run_code": False,
-    "AlarmConfig.command": None, "AlarmConfig.url": None,
+    "DataConfig.modules": (), "EvalConfig.modules": ("jaxllm.evals",),
+    "EvalConfig.run_code": False, "AlarmConfig.command": None, "AlarmConfig.url": None,
 }  # fmt: skip
 
 
@@ -31,26 +34,41 @@ def parse(model_dir: str) -> None:
     path = Layout(model_dir).config
     if not path.exists():
         raise UserError(f"{model_dir} is no run: it has no config.gin")
+    gin.parse_config(checked(path))
+    withdraw_permissions(str(path), "a run directory")
+
+
+def checked(path: epath.Path, includes: bool = False) -> io.StringIO:
+    """The text of a gin file that only binds macros and our configs, or includes others.
+
+    Raises:
+      UserError: it does more, or is not gin.
+    """
     try:
         text = path.read_text()
-        _check(text, str(path))
+        _check(text, str(path), includes)
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is no text ({error})") from error
     except (SyntaxError, tokenize.TokenError, RecursionError, MemoryError) as error:
         place = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
         raise UserError(f"{path}{place} is not gin: {error.args[0]}") from error
-    gin.parse_config(_named(text, str(path)))
-    for name, harmless in _PERMISSIONS.items():
-        try:
-            value = gin.query_parameter(name)
-        except ValueError:  # not bound
-            continue
-        names = value if isinstance(value, tuple) else ("",)
-        ours = all(re.fullmatch(r"jaxllm(\.\w+)+", str(module)) for module in names)
-        if value and value != harmless and not ours:
-            gin.bind_parameter(name, harmless)
+    return _named(text, str(path))
+
+
+def withdraw_permissions(origin: str, kind: str) -> None:
+    """Unset the permissions that are bound so far, in any scope, and report each."""
+    import gin
+
+    for (scope, selector), fields in list(gin.config._CONFIG.items()):
+        for field, value in list(fields.items()):
+            name = f"{selector.rpartition('.')[2]}.{field}"
+            names = value if isinstance(value, tuple) else ("",)
+            ours = all(re.fullmatch(r"jaxllm(\.\w+)+", str(module)) for module in names)
+            if name not in _PERMISSIONS or not value or value == _PERMISSIONS[name] or ours:
+                continue
+            gin.bind_parameter((scope, selector, field), _PERMISSIONS[name])
             print(
-                f"{path} sets {name} = {value!r}, which is not taken from a run directory: "
+                f"{origin} sets {name} = {value!r}, which is not taken from {kind}: "
                 f"where you trust it, say so with --gin.{name}=…",
                 file=sys.stderr,
             )
@@ -109,8 +127,8 @@ def _bindings(text: str) -> dict[str, str]:
     return {".".join(filter(None, (s.selector, s.arg_name))): repr(s.value) for s in named}
 
 
-def _check(text: str, path: str) -> None:
-    """Raise UserError at the first statement that does more than bind our configs."""
+def _check(text: str, path: str, includes: bool) -> None:
+    """Raise UserError at the first statement that does more than bind our configs, or include."""
     from gin import config_parser
 
     references = References()
@@ -120,7 +138,7 @@ def _check(text: str, path: str) -> None:
         if isinstance(statement, config_parser.ImportStatement):
             does = f"imports {statement.module}"
         elif isinstance(statement, config_parser.IncludeStatement):
-            does = f"includes {statement.filename}"
+            does = "" if includes else f"includes {statement.filename}"
         else:
             if isinstance(statement, config_parser.BlockDeclaration) or statement.arg_name:
                 used.append(statement.selector)
@@ -128,9 +146,10 @@ def _check(text: str, path: str) -> None:
             does = f"names {foreign[0]}" if foreign else ""
         if does:
             raise UserError(
-                f"{path}, line {statement.location.line_num} {does}: the config of a run is data, "
-                "and may only bind macros and our own configs; take the line out, or give what "
-                "you trust of it with --gin_file"
+                f"{path}, line {statement.location.line_num} {does}: "
+                f"{'with --safe_gin, a file' if includes else 'the config of a run is data, and'} "
+                "may only bind macros and our own configs; take the line out, or give what you "
+                f"trust of it with --gin{'.NAME=VALUE' if includes else '_file'}"
             )
 
 

@@ -1,17 +1,21 @@
 """A run directory may come from anywhere: its config.gin is read, and runs nothing."""
 
+import importlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import gin
 import pytest
+from etils import epath
 
-from jaxllm import cli, convert, evaluate, generate
+from jaxllm import cli, convert, evaluate, generate, prepare, train
 from jaxllm.data.config import DataConfig
 from jaxllm.errors import UserError
 from jaxllm.evaluation.config import EvalConfig
 from jaxllm.models.config import ModelConfig
+from jaxllm.report.delivery import AlarmConfig
+from jaxllm.run import stored_config
 from jaxllm.training.config import TrainConfig
 
 COMMANDS: dict[str, Callable[[Path], int]] = {
@@ -90,12 +94,17 @@ def test_permissions_come_from_the_command_line(
 ) -> None:
     (run / "config.gin").write_text(
         "DataConfig.mixture_or_task_name = 'embedded'\nDataConfig.modules = ('strange_module',)\n"
-        "EvalConfig.run_code = True\n"
+        "EvalConfig.run_code = True\nEvalConfig.modules = ('strange_module',)\n"
+        "other/EvalConfig.modules = %MODULES\nMODULES = ('strange_module',)\nEvalConfig.tasks = %MODULES\n"
     )
     load(run)
     assert DataConfig().modules == () and not EvalConfig().run_code
+    assert EvalConfig().modules == ("jaxllm.evals",)
+    with gin.config_scope("other"):
+        assert EvalConfig().modules == ("jaxllm.evals",)
+    gin.clear_config()
     said = capsys.readouterr().err.splitlines()
-    assert len(said) == 2
+    assert len(said) == 4
     assert said[1].startswith(f"{run}/config.gin sets EvalConfig.run_code = True, which is not")
     gin.clear_config()
     load(run, "--gin.DataConfig.modules=strange_module", "--gin.EvalConfig.run_code=True")
@@ -122,3 +131,43 @@ def test_our_own_modules_are_taken_from_a_run(tmp_path: Path) -> None:
         assert DataConfig().modules == (
             () if "strange" in modules else ("jaxllm.evals.probes.corpora",)
         )
+
+
+def test_safe_gin_refuses_files_that_do_more(run: Path) -> None:
+    """In an included file, too; without the flag gin imports, as t5x's users expect."""
+    (run / "outer.gin").write_text("include 'inner.gin'\nTrainConfig.steps = 3\n")
+    (run / "inner.gin").write_text("import strange_module\n")
+    flags = [f"--gin_search_paths={run}", "--gin_file=outer.gin"]
+    for command in (train.main, prepare.main):
+        with pytest.raises(UserError, match=r"inner\.gin, line 1 imports strange_module: with --sa"):
+            command([*flags, "--safe_gin"])
+        gin.clear_config()
+    assert not (run.parent / "ran").exists()
+    cli.load_gin(cli.parse(cli.parser("test"), flags))
+    assert (run.parent / "ran").exists()
+
+
+def test_with_safe_gin_only_the_command_line_gives_permissions(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run / "a.gin").write_text(
+        "EvalConfig.modules = ('strange_module',)\nTrainConfig.steps = %N\nN = 3\n"
+        "AlarmConfig.command = 'rm'\nDataConfig.modules = ('jaxllm.evals.probes.corpora',)\n"
+    )
+    flags = ["--safe_gin", f"--gin_file={run}/a.gin", "--gin.EvalConfig.run_code=True"]
+    args = cli.parse(cli.parser("test"), flags)
+    cli.load_gin(args)
+    assert TrainConfig().steps == 3 and EvalConfig().run_code is True
+    assert EvalConfig().modules == ("jaxllm.evals",) and AlarmConfig().command is None
+    assert DataConfig().modules == ("jaxllm.evals.probes.corpora",)
+    assert "not taken from it with --safe_gin" in capsys.readouterr().err
+    assert "--safe_gin" in cli.gin_words(args)
+
+
+@pytest.mark.parametrize(
+    "file", sorted(Path(cli.packaged_gin_directories()[0]).glob("[!t]*/*.gin"), key=str), ids=str
+)
+def test_the_packaged_files_are_safe(file: Path) -> None:
+    for module in cli.CONFIG_MODULES:
+        importlib.import_module(module)
+    stored_config.checked(epath.Path(file), includes=True)
