@@ -5,7 +5,7 @@
     --gin.NAME=VALUE                one binding or macro; text that is not a gin value
                                     (a path, a word) is taken as a string
     --gin_search_paths=DIR,DIR      where else to look for gin files and their includes
-    --safe_gin                      gin files of others: no imports, no code (docs/evaluation.md)
+    --safe_gin                      gin files of others: no imports, no code (docs, evaluation)
 
 Only light config modules are imported here, so that `--help` and misspelt names respond at once.
 """

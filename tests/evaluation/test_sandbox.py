@@ -158,6 +158,47 @@ def test_there_is_no_network(run, isolate):
             server.accept()
 
 
+def test_unix_sockets_are_out_of_reach(run):
+    """They are files, which neither a network namespace nor a read-only mount takes away."""
+    with tempfile.TemporaryDirectory() as directory, socket.socket(socket.AF_UNIX) as server:
+        os.chmod(directory, 0o755)
+        path = Path(directory, "socket")
+        server.bind(str(path))
+        path.chmod(0o777)
+        server.listen()
+        connect = f"socket.socket(socket.AF_UNIX).connect({str(path)!r})"
+        assert run(f"import socket\n{connect}").reason.startswith("PermissionError")
+
+
+@needs_namespaces
+def test_system_calls_into_the_kernel_are_filtered():
+    _, numbers = sandbox_child.FORBIDDEN[os.uname().machine]
+    program = f"""
+        import ctypes
+        libc = ctypes.CDLL(None, use_errno=True)
+        for number in {numbers}:
+            assert libc.syscall(number, -1, -1, -1, -1, -1) == -1 and ctypes.get_errno() == 1
+            ctypes.set_errno(0)
+        assert libc.syscall(1 << 30 | 39) == -1 and ctypes.get_errno() == 1
+    """
+    outcome = sandbox.run(textwrap.dedent(program), SHORT, isolate=True)
+    assert outcome.passed, outcome.reason
+
+
+def test_a_machine_without_a_filter_is_refused(monkeypatch, tmp_path):
+    other = tmp_path / "sandbox_child.py"
+    text = Path(sandbox_child.__file__).read_text()
+    other.write_text(text.replace("os.uname().machine", "'other'"))
+    monkeypatch.setattr(sandbox, "_CHILD", other)
+    with pytest.raises(UserError, match="cannot be isolated here"):
+        sandbox.run("pass", isolate=True)
+
+
+def test_deep_directories_do_not_outlive_a_program(run):
+    deep = "import os\nfor _ in range(3000):\n    os.mkdir('d')\n    os.chdir('d')"
+    assert re.match("OSError.*No space|PermissionError", run(deep).reason)
+
+
 def test_nothing_of_ours_can_be_read_or_changed(run, isolate, monkeypatch, tmp_path):
     monkeypatch.setenv("JAXLLM_TEST_SECRET", "hush")
     seen = run("import os\nraise ValueError(sorted(os.environ))").reason

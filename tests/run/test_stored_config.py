@@ -95,7 +95,8 @@ def test_permissions_come_from_the_command_line(
     (run / "config.gin").write_text(
         "DataConfig.mixture_or_task_name = 'embedded'\nDataConfig.modules = ('strange_module',)\n"
         "EvalConfig.run_code = True\nEvalConfig.modules = ('strange_module',)\n"
-        "other/EvalConfig.modules = %MODULES\nMODULES = ('strange_module',)\nEvalConfig.tasks = %MODULES\n"
+        "other/EvalConfig.modules = %MODULES\nMODULES = ('strange_module',)\n"
+        "EvalConfig.tasks = %MODULES\n"
     )
     load(run)
     assert DataConfig().modules == () and not EvalConfig().run_code
@@ -139,7 +140,9 @@ def test_safe_gin_refuses_files_that_do_more(run: Path) -> None:
     (run / "inner.gin").write_text("import strange_module\n")
     flags = [f"--gin_search_paths={run}", "--gin_file=outer.gin"]
     for command in (train.main, prepare.main):
-        with pytest.raises(UserError, match=r"inner\.gin, line 1 imports strange_module: with --sa"):
+        with pytest.raises(
+            UserError, match=r"inner\.gin, line 1 imports strange_module: with --sa"
+        ):
             command([*flags, "--safe_gin"])
         gin.clear_config()
     assert not (run.parent / "ran").exists()
