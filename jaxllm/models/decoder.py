@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -94,7 +95,7 @@ class Decoder(nn.Module):
         else:
             layers = nn.scan(
                 _rematted(config),
-                variable_axes={"params": 0, "monitors": 0},
+                variable_axes={"params": 0, "monitors": 0, "intermediates": 0},
                 split_rngs={"params": True},
                 in_axes=(0, 0, nn.broadcast),
                 length=config.num_layers,
@@ -151,6 +152,17 @@ def hidden_states(config: ModelConfig, params: Params, batch: Batch) -> jax.Arra
         {"params": params}, batch.inputs, batch.positions, batch.segment_ids
     )
     return hidden
+
+
+def layer_states(config: ModelConfig, params: Params, tokens: jax.Array) -> jax.Array:
+    """Hidden states after each layer, [L, B, T, D], of texts [B, T] with -1 after their ends."""
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    _, state = Decoder(dataclasses.replace(config, remat="none")).apply(
+        {"params": params}, jnp.maximum(tokens, 0), positions, (tokens >= 0).astype(jnp.int32),
+        capture_intermediates=lambda module, _: module.name == "layers", mutable="intermediates",
+    )  # fmt: skip
+    ((states, _),) = state["intermediates"]["layers"]["__call__"]
+    return states
 
 
 def tree_states(config: ModelConfig, params: Params, batch: TreeBatch) -> jax.Array:

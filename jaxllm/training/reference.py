@@ -40,12 +40,17 @@ class Reference(NamedTuple):
         """
         if not isinstance(config := proxy.train.domain_weights, DoReMiConfig):
             return None
-        path, step = parse(config.reference, "TrainConfig.domain_weights: reference")
+        return cls.open(config.reference, proxy.model, "TrainConfig.domain_weights: reference")
+
+    @classmethod
+    def open(cls, checkpoint: str, like: ModelConfig, name: str) -> Reference:
+        """RUN@STEP, of a model as `like` but for what is saved of it; UserError with `name`."""
+        path, step = parse(checkpoint, name)
         run = Run.open(path)
         (entry,) = run.select(str(step))
         saved: Mapping[str, Any] = saved_json(run.layout, step).get("model", {})
         model: dict[str, Any] = {"param_dtype": entry.dtype, **saved}
-        return cls(run, step, dataclasses.replace(proxy.model, **model))
+        return cls(run, step, dataclasses.replace(like, **model))
 
     def check_vocabulary(self, own: Tokenizer) -> None:
         """Raise UserError if the reference model has another vocabulary than the proxy."""

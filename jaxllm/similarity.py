@@ -1,0 +1,104 @@
+"""Compare the layers of checkpoints by their hidden states on a token set, by linear CKA.
+
+    python -m jaxllm.similarity runs/mine --token_set=heldout_books
+    python -m jaxllm.similarity runs/small@2000 runs/large@2000 --token_set=heldout_books
+
+Of a run, its checkpoints with the last of them: when does each layer settle? Of two checkpoints,
+whose runs share the token set: which layers correspond? Writes OUTPUT.csv and OUTPUT.png.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from jaxllm import cli
+from jaxllm.errors import UserError
+from jaxllm.io import atomic_write, location
+
+ROWS, LENGTH = 4, 2048  # documents of a batch, and tokens that are read of each
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the similarities of the checkpoints."""
+    flags = cli.parser(__doc__ or "")
+    flags.add_argument("checkpoints", nargs="+", metavar="RUN", help="a run, or two RUN@STEP")
+    flags.add_argument("--token_set", required=True, metavar="NAME")
+    flags.add_argument("--output", type=location, metavar="NAME", default="similarity")
+    args = cli.parse(flags, argv)
+    table = compare(args)
+
+    from jaxllm.report.charts.marks import matrix
+    from jaxllm.report.charts.specs import picture
+
+    pair = table.checkpoint.nunique() == 1
+    shown = table[(table.layer == table.other_layer) | pair]
+    x = "other_layer" if pair else "checkpoint"
+    chart: Any = matrix(shown, x, "layer", "cka", "linear CKA", domain=(0, 1))
+    atomic_write(f"{args.output}.csv", table.to_csv(index=False))
+    title = f"Layers of {table.checkpoint[0] if pair else 'checkpoints'} and {table.other[0]}"
+    atomic_write(f"{args.output}.png", picture(chart, title, args.token_set))
+    print(f"Files: {args.output}.csv, {args.output}.png")
+    return 0
+
+
+def compare(args: Any) -> Any:
+    """A row per pair of layers: `checkpoint, other, layer, other_layer, cka`."""
+    import numpy as np
+    import pandas as pd
+
+    from jaxllm.run.branch import parse
+    from jaxllm.run.run import Run
+
+    names: list[str] = args.checkpoints
+    if len(names) == 1:
+        names = [f"{names[0]}@{entry.step}" for entry in Run.open(names[0]).available()]
+    if len(names) < 2 or len(args.checkpoints) > 2:
+        raise UserError("name a run with two checkpoints or more, or two checkpoints RUN@STEP")
+    paths = [parse(name, "checkpoint")[0] for name in (names[0], names[-1])]
+    text, other = (Run.open(path).token_losses(args.token_set).token_set() for path in paths)
+    if text.fingerprint != other.fingerprint:
+        raise UserError(f"{args.token_set}: {names[0]} and {names[-1]} have other texts or tokens")
+    cli.load_gin(args, paths[0])
+
+    import jax
+
+    from jaxllm.analysis.representations import linear_cka
+    from jaxllm.models.decoder import layer_states
+    from jaxllm.sharding.mesh import MeshConfig, make_mesh
+    from jaxllm.sharding.rules import partitioning
+    from jaxllm.training.experiment import Experiment
+    from jaxllm.training.reference import Reference
+
+    mesh, like = make_mesh(MeshConfig()), Experiment.configured().model
+    opened = [Reference.open(name, like, "checkpoint") for name in names]
+
+    def states(of: Reference) -> Callable[[Any], Any]:
+        """Function of texts [B, T] to the hidden states [L, B * T, D] of a checkpoint."""
+        params, layers = of.params(mesh), of.model.num_layers
+        compute = jax.jit(lambda params, tokens: layer_states(of.model, params, tokens))
+        found = lambda tokens: np.asarray(compute(params, tokens), np.float32)
+        return lambda tokens: found(tokens).reshape(layers, tokens.size, -1)
+
+    kept = text.positions < min(LENGTH, *(one.model.max_length for one in opened))
+    batches = -(-len(text.texts) // ROWS)
+    rows = np.full((batches * ROWS, text.positions[kept].max() + 1), -1, np.int32)
+    rows[text.documents[kept], text.positions[kept]] = text.tokens[kept]
+    last, parts = states(opened[-1]), []
+    for name, one in zip(names, opened[:-1], strict=False):
+        own, rng = states(one), np.random.default_rng(0)
+        with partitioning(mesh):
+            cka = linear_cka(
+                (own(batch)[:, known], last(batch)[:, known])
+                for batch in np.split(rows, batches)
+                for known in [rng.permutation(np.flatnonzero(batch >= 0))]
+                if len(known) > 3
+            )
+        layers = np.indices(cka.shape).reshape(2, -1) + 1
+        part = {"layer": layers[0], "other_layer": layers[1], "cka": cka.ravel()}
+        parts.append(pd.DataFrame({"checkpoint": name, "other": names[-1], **part}))
+    return pd.concat(parts, ignore_index=True)
+
+
+if __name__ == "__main__":
+    cli.run(main)

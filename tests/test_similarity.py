@@ -1,0 +1,154 @@
+"""Hidden states after each layer, and the command that compares those of checkpoints."""
+
+import dataclasses
+from pathlib import Path
+
+import gin
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import pytest
+
+from jaxllm import similarity
+from jaxllm.analysis import representations
+from jaxllm.errors import UserError
+from jaxllm.models import decoder
+from jaxllm.models.batch import Batch
+from jaxllm.models.config import ModelConfig
+from jaxllm.models.decoder import hidden_states, init_params, layer_states
+from jaxllm.models.norms import Norm
+from jaxllm.run.run import Run
+from jaxllm.run.token_losses import TokenSet
+from jaxllm.training.loop import train
+from tests.training.helpers import LENGTH, MODEL, VOCABULARY, experiment, mesh, stages
+
+TEXT = "fake_text"
+
+
+@pytest.mark.parametrize("changes", [{}, {"remat": "full"}, {"scan_layers": False}])
+def test_states_after_a_layer_are_those_of_the_model_cut_there(changes) -> None:
+    config = dataclasses.replace(MODEL, num_layers=3, init_stddev=0.3, **changes)
+    params = jax.tree.map(
+        lambda box: box.unbox(), init_params(config, jax.random.key(0)),
+        is_leaf=lambda leaf: hasattr(leaf, "unbox"),
+    )  # fmt: skip
+    tokens = jnp.asarray([[3, 1, 4, 1, 5, 9], [2, 6, 5, 3, -1, -1]])
+    known = (tokens >= 0).astype(jnp.int32)
+    places = jnp.broadcast_to(jnp.arange(6), (2, 6))
+    batch = Batch(jnp.maximum(tokens, 0), tokens, known, places, known, known[:, 0])
+    found = layer_states(config, params, tokens)
+    assert found.shape == (3, 2, 6, config.embed_dim)
+    norm = Norm(config).apply
+    for layers in (1, 2, 3):
+        cut = dataclasses.replace(config, num_layers=layers)
+        stacked = jax.tree.map(lambda leaf, n=layers: leaf[:n], params["layers"])
+        wanted = hidden_states(cut, params | {"layers": stacked}, batch)
+        normed = norm({"params": params["final_norm"]}, found[layers - 1])
+        np.testing.assert_allclose(normed[known == 1], wanted[known == 1], atol=2e-5)
+
+
+def token_set(seed: int = 0) -> TokenSet:
+    """Documents of up to 13 tokens, of which the model reads 8."""
+    rng = np.random.default_rng(seed)
+    ids = [rng.integers(VOCABULARY, size=size) for size in (13, 5, 8, 8, 8)]
+    return TokenSet.of(TEXT, ["text"] * 5, ids, [np.arange(len(one)) for one in ids])
+
+
+def trained(directory: Path, model: ModelConfig) -> str:
+    e = experiment(directory, steps=4, model=model)
+    text = "\n".join(f"ModelConfig.{name} = {getattr(model, name)}" for name in SAID)
+    train(e, mesh(), stages(e), config_text=text)
+    Run(directory).token_losses(TEXT).write_set(token_set())
+    return str(directory)
+
+
+SAID = ("vocab_size", "num_layers", "embed_dim", "mlp_dim", "num_heads", "max_length")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> tuple[str, str]:
+    """Runs of two sizes: of two layers, 16 wide, and of three, 24 wide."""
+    root = tmp_path_factory.mktemp("similarity")
+    small = dataclasses.replace(MODEL, num_layers=2)
+    large = dataclasses.replace(MODEL, num_layers=3, embed_dim=24, num_heads=3)
+    return trained(root / "small", small), trained(root / "large", large)
+
+
+def compared(*args: str, output: Path) -> pd.DataFrame:
+    assert similarity.main([*args, f"--token_set={TEXT}", f"--output={output}"]) == 0
+    assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    gin.clear_config()
+    return pd.read_csv(output.with_suffix(".csv"))
+
+
+def test_layers_of_two_sizes_are_all_compared(runs, tmp_path) -> None:
+    small, large = (f"{run}@4" for run in runs)
+    table = compared(small, large, output=tmp_path / "pair")
+    assert list(zip(table.layer, table.other_layer, strict=True)) == [
+        (i, j) for i in (1, 2) for j in (1, 2, 3)
+    ]
+    assert table.cka.between(-0.5, 1).all()
+    assert set(table.checkpoint) == {small} and set(table.other) == {large}
+    itself = compared(small, small, output=tmp_path / "itself")
+    same = itself[itself.layer == itself.other_layer]
+    np.testing.assert_allclose(same.cka, 1, atol=1e-5)
+    back = compared(large, small, output=tmp_path / "back")
+    turned = back.pivot(index="other_layer", columns="layer", values="cka")
+    wanted = table.pivot(index="layer", columns="other_layer", values="cka")
+    np.testing.assert_allclose(turned, wanted, atol=1e-4)
+
+
+def test_checkpoints_of_a_run_are_compared_with_its_last(runs, tmp_path) -> None:
+    table = compared(runs[0], output=tmp_path / "series")
+    steps = [entry.step for entry in Run(runs[0]).available()]
+    assert list(dict.fromkeys(table.checkpoint)) == [f"{runs[0]}@{step}" for step in steps[:-1]]
+    assert set(table.other) == {f"{runs[0]}@{steps[-1]}"}
+    assert len(table) == 4 * (len(steps) - 1)
+
+
+def test_every_token_is_seen_once_in_its_document(runs, monkeypatch, tmp_path) -> None:
+    """The states are the tokens, with their rows and columns."""
+    seen: list[np.ndarray] = []
+
+    def places(model, params, tokens):
+        states = jnp.stack([tokens, *jnp.indices(tokens.shape)], axis=-1)
+        return jnp.broadcast_to(states, (model.num_layers, *states.shape))
+
+    def linear_cka(batches):
+        seen.extend(own[0] for own, _ in batches)
+        return np.ones((2, 2))
+
+    monkeypatch.setattr(decoder, "layer_states", places)
+    monkeypatch.setattr(representations, "linear_cka", linear_cka)
+    compared(f"{runs[0]}@0", f"{runs[0]}@4", output=tmp_path / "seen")
+    assert (np.diff(seen[0][:, 2]) != 1).any()  # in random order
+    text, found = token_set(), []
+    for batch in seen:
+        token, row, _ = batch[np.lexsort((batch[:, 2], batch[:, 1]))].T
+        found += [token[row == number].tolist() for number in range(int(row.max()) + 1)]
+    documents = [text.tokens[text.documents == number][:LENGTH].tolist() for number in range(5)]
+    assert found == documents
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("{small}@4", "{large}@4", "{large}@4"), "or two checkpoints RUN@STEP"),
+        (("{small}@4", "{large}"), "write RUN@STEP"),
+        (("{small}@4", "{large}@3"), "3"),
+        (("{small}@4", "{other}@4"), "other texts or tokens"),
+        (("{small}@4", "{bare}@4"), f"has no token set {TEXT}"),
+    ],
+)
+def test_mistakes_get_one_line(args, message, runs, tmp_path) -> None:
+    import shutil
+
+    names = {"small": runs[0], "large": runs[1]}
+    for name in ("other", "bare"):
+        names[name] = str(shutil.copytree(runs[0], tmp_path / name))
+        shutil.rmtree(tmp_path / name / "token_losses")
+    Run(names["other"]).token_losses(TEXT).write_set(token_set(1))
+    with pytest.raises(UserError, match=message):
+        compared(*(arg.format(**names) for arg in args), output=tmp_path / "none")
+    assert not (tmp_path / "none.csv").exists()
