@@ -18,8 +18,8 @@ from jaxllm.run import averages
 from jaxllm.run.run import Run
 from jaxllm.training.loop import train
 from jaxllm.training.optimizer import EmaState, with_ema
+from tests.chaos.driver import read_item
 from tests.training.helpers import experiment, mesh, stages
-from tests.training.test_survival import read_item
 
 
 @given(st.integers(1, 6), st.integers(0, 2**32 - 1), st.sampled_from(["float32", "bfloat16"]))

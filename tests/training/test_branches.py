@@ -14,9 +14,9 @@ from jaxllm import train
 from jaxllm.errors import UserError
 from jaxllm.run import data_identity
 from jaxllm.run.run import Run
+from tests.chaos.driver import read_item
 from tests.training.processes import make_home
 from tests.training.test_loop import exact
-from tests.training.test_survival import read_item
 
 MORE = """
 BATCH_SIZE = 8

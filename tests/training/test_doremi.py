@@ -16,10 +16,10 @@ from jaxllm.data.config import DataConfig
 from jaxllm.errors import UserError
 from jaxllm.run.run import Run
 from jaxllm.training.metrics import MetricsLog
+from tests.chaos.driver import read_item
 from tests.training.processes import make_home
 from tests.training.test_branches import MORE, run
 from tests.training.test_loop import exact
-from tests.training.test_survival import read_item
 
 STEPS = """
 TRAIN_STEPS = 10

@@ -14,8 +14,8 @@ from jaxllm.errors import UserError
 from jaxllm.run.run import Run
 from jaxllm.training import stacked
 from jaxllm.training.preemption import Preemption
+from tests.chaos.driver import read_item
 from tests.training.processes import make_home
-from tests.training.test_survival import read_item
 
 MORE = """
 BATCH_SIZE = 8

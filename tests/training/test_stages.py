@@ -18,11 +18,11 @@ from jaxllm.run.run import Run
 from jaxllm.training.learning_rate import ScheduleConfig, make_schedule
 from jaxllm.training.loop import Trainer
 from jaxllm.training.metrics import MetricsLog
+from tests.chaos.driver import read_item
 from tests.training.helpers import experiment
 from tests.training.processes import make_home
 from tests.training.test_branches import MORE, run
 from tests.training.test_loop import exact
-from tests.training.test_survival import read_item
 
 # 10 steps of 8 x 16 tokens, 10 of 8 x 32, and 10 of 16 x 32
 STAGES = """(
