@@ -224,7 +224,8 @@ def run(
     repeated = check_epochs(epochs(stages), e.train.steps)
     for line in [*repeated, *costs] if runtime.is_first() else ():
         progress.log(line)
-    config, on_hang = gin.operative_config_str(), health.hangs if health else None
+    config, stuck = gin.operative_config_str(), "no step for TrainConfig.watchdog_minutes"
+    on_hang = partial(health.tell_of_run, "hangs", stuck) if health else None
     with health or contextlib.nullcontext():
         return train(e, mesh, stages, [*held, *writers], config, progress, timer, on_hang)
 
@@ -291,7 +292,7 @@ def train_stack(
             finished, failed = outcome.finished, failed | outcome.diverged
             code = INTERRUPTED if outcome.interrupted else 1
             for model_dir, reason in outcome.diverged.items():
-                watched[model_dir].stopped(one_line(reason))
+                watched[model_dir].tell_of_run("stopped", one_line(reason))
     for model_dir, reason in failed.items():
         print(f"error: {model_dir}: {one_line(reason)}")
     return 0 if finished and not failed else code

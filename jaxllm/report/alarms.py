@@ -38,7 +38,7 @@ def active(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], Any]:
 
 
 class HealthWriter:
-    """Writer that checks the health of one run; a `jaxllm.training.metrics.Writer`.
+    """Writer that checks a run's health; a `jaxllm.training.metrics.Writer`.
 
     As a context, it reports an exception as an alarm, and waits a while for the last deliveries.
     """
@@ -64,24 +64,24 @@ class HealthWriter:
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if isinstance(error, Exception):
-            self.stopped(one_line(error) or type(error).__name__)
+            self.tell_of_run("stopped", one_line(error) or type(error).__name__)
         for delivery in self._deliveries:
             delivery.close()
 
-    def stopped(self, reason: str) -> None:
-        """Report that the run has ended before its time."""
-        self._tell_of_run("stopped", f"The run stopped: {reason}.")
+    def tell_of_run(self, subject: str, reason: str, raised: bool = True) -> None:
+        """Report that the run `stopped`, or `hangs`; another thread may call it."""
+        from jaxllm.analysis.health.result import CRITICAL, Check
 
-    def hangs(self) -> None:
-        """Report that no step is done any more; called from another thread."""
-        self._hangs = True
-        self._tell_of_run("hangs", "No step has been done for TrainConfig.watchdog_minutes.")
+        self._hangs = raised and subject == "hangs"
+        try:
+            self._tell(Check(RUN, raised, reason=reason, subjects=(subject,), severity=CRITICAL))
+        except Exception:  # a full disk, which may be why it stopped
+            logging.exception("an alarm could not be written")
 
     def write_metrics(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Check the logged metrics of a step."""
         if self._hangs:
-            self._hangs = False
-            self._tell_of_run("hangs", "Steps are done again.", raised=False)
+            self.tell_of_run("hangs", "Steps are done again.", raised=False)
         if step <= self._watch.step:  # rolled back
             self._watch, self._restored = type(self._watch)(), False
         # This step is in metrics.jsonl already; earlier processes logged up to the one before.
@@ -115,14 +115,6 @@ class HealthWriter:
         except Exception:
             logging.exception("the run's health is no longer watched")
             self._broken = True
-
-    def _tell_of_run(self, subject: str, reason: str, raised: bool = True) -> None:
-        from jaxllm.analysis.health.result import CRITICAL, Check
-
-        try:
-            self._tell(Check(RUN, raised, reason=reason, subjects=(subject,), severity=CRITICAL))
-        except Exception:  # a full disk, which may be why it stopped
-            logging.exception("an alarm could not be written")
 
     def _tell(self, check: Check) -> None:
         """Print, deliver and write an alarm or all-clear."""

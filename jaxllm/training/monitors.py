@@ -68,13 +68,13 @@ def compile_monitors(
         norms = update(state, batch, *references)[0].opt_state
         return norms | {f"{name}/layer": x for name, (x,) in inside.items()}
 
-    shardings = lambda tree: jax.tree.map(lambda leaf: leaf.sharding, tree)
-    references = () if reference is None else (reference,)
-    given = (shardings(abstract), batch_sharding(mesh), *map(shardings, references))
-    jitted = jax.jit(measure, in_shardings=given, out_shardings=replicated(mesh))
-    lowered = jitted.lower(abstract, abstract_batch(batch_size, length), *references)
+    given = () if reference is None else (reference,)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, (abstract, *given))
+    inputs = (shardings[0], batch_sharding(mesh), *shardings[1:])
+    jitted = jax.jit(measure, in_shardings=inputs, out_shardings=replicated(mesh))
+    lowered = jitted.lower(abstract, abstract_batch(batch_size, length), *given)
     compiled = lowered.compile(compiler_options={**mesh_options(mesh)})
-    return lambda state, batch: compiled(state, batch, *references)
+    return lambda state, batch: compiled(state, batch, *given)
 
 
 def _norms(params: Any) -> dict[str, jax.Array]:

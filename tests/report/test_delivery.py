@@ -101,12 +101,10 @@ def test_a_command_that_hangs_does_not_hold_the_exit(monkeypatch: pytest.MonkeyP
     assert time.monotonic() - began < 10
 
 
-@pytest.mark.parametrize(
-    "fields", [{"url": "file:///etc/passwd"}, {"url": "ftp://x"}, {"command": "'"}, {"command": ""}]
-)
-def test_bad_settings_are_refused(fields: dict[str, str]) -> None:
-    with pytest.raises(UserError, match="AlarmConfig"):
-        AlarmConfig(**fields)
+@pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://x"])
+def test_other_schemes_are_refused(url: str) -> None:
+    with pytest.raises(UserError, match=r"AlarmConfig\.url"):
+        AlarmConfig(url=url)
 
 
 def test_a_variable_cannot_smuggle_another_scheme(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,7 +136,7 @@ def test_one_message_per_cause_and_its_all_clear(tmp_path: Path) -> None:
     assert messages[0]["step"] == 304 and messages[1]["step"] == 320
     assert messages[0]["subjects"] == messages[1]["subjects"] == ["since 300"]
     assert messages[0]["run"] == "run" and "Go back to" in messages[0]["text"]
-    assert "The run stopped: no more of it." in messages[2]["text"]
+    assert "run. no more of it" in messages[2]["text"]
     (model_dir / "metrics.jsonl").write_text(
         metrics[:310].to_json(orient="records", lines=True)  # a checkpoint inside of the spike
     )
@@ -158,7 +156,7 @@ def config(folder: Path) -> AlarmConfig:
 def test_a_hang_and_its_end(tmp_path: Path) -> None:
     with HealthWriter(tmp_path, print, config(tmp_path)) as health:
         health.write_metrics(1, {"tokens": 1.0, "loss": 3.0})
-        health.hangs()
+        health.tell_of_run("hangs", "no step")
         health.write_metrics(2, {"tokens": 2.0, "loss": 3.0})
     told = [(m["check"], m["state"], m["subjects"]) for m in received(tmp_path / "got")]
     assert told == [(RUN, "raised", ["hangs"]), (RUN, "cleared", ["hangs"])]
