@@ -29,7 +29,9 @@ def main() -> int:
     args = flags.parse_args()
     chaos = Chaos(args.home or Path(tempfile.mkdtemp()), args.seed)
     end, runs, changed, leftovers = time.monotonic() + 60 * args.minutes, 0, [], []
+    began = time.monotonic()
     assert chaos.wait(chaos.start("whole")) == [0], (chaos.home / "whole.log").read_text()
+    chaos.typical = time.monotonic() - began
     for number in itertools.count():
         if len(chaos.events) >= args.signals or time.monotonic() > end:
             break
