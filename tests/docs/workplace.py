@@ -130,6 +130,7 @@ def gin_files(root: Path) -> None:
 
 
 def stages() -> str:
-    """The gin file of docs/resume.md."""
+    """The gin file of docs/resume.md with stages."""
     page = (REPOSITORY / "docs" / "resume.md").read_text()
-    return page.partition("```gin\n")[2].partition("```")[0]
+    blocks = [part.partition("```")[0] for part in page.split("```gin\n")[1:]]
+    return next(block for block in blocks if "TrainConfig.stages" in block)
