@@ -92,7 +92,7 @@ def test_the_pages_show_commands() -> None:
     assert len(commands()) > 20
     assert {c.split()[2].removeprefix("jaxllm.") for c in commands()} == {
         "train", "evaluate", "generate", "analyze", "plan", "prepare", "convert", "suite",
-        "average", "mix", "seen", "similarity",
+        "average", "mix", "seen", "similarity", "health",
     }  # fmt: skip
 
 

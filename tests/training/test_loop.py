@@ -181,7 +181,7 @@ def test_setup_checkpoints_and_evaluation_are_not_step_time(tmp_path: Path) -> N
     line = lines(tmp_path)[0]
     assert line["evaluation_seconds"] >= 1.2  # two tasks at steps 0, 1 and 2
     assert outcome.seconds.evaluation >= 1.6
-    assert line["step_seconds"] < 0.2
+    assert line["step_seconds"] < 0.4  # two tasks after each step
     assert line["data_wait_seconds"] <= 3 * line["step_seconds"]
     assert outcome.seconds.wall > outcome.seconds.evaluation + outcome.seconds.setup
 
