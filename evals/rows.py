@@ -6,16 +6,17 @@ A row has its location, so that errors about a malformed file name the file, lin
 from __future__ import annotations
 
 import csv
-import gzip
 import io
 import json
+import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from etils import epath
 
-from jaxllm.errors import UserError
+from jaxllm.errors import UserError, first_line
 from jaxllm.evaluation.tasks import Choice
+from jaxllm.io import gunzip
 
 
 class Row(dict[str, Any]):
@@ -109,10 +110,10 @@ def read_text(path: epath.PathLike) -> str:
     path = epath.Path(path)
     try:
         data = path.read_bytes()
-        return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
+        return (gunzip(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
     except FileNotFoundError as error:
         raise UserError(f"no file {path}") from error
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise UserError(f"{path}: cannot be read ({error})") from error
 
 
@@ -197,3 +198,5 @@ def _parse(text: str, where: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise UserError(f"{where}: broken JSON ({error.msg} at column {error.colno})") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: broken JSON ({first_line(error)})") from error

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import gzip
+import io
 import json
 import math
 import os
@@ -24,6 +26,8 @@ from jaxllm.errors import UserError, first_line
 from jaxllm.uploads import Upload
 
 _SEAL = ', "crc32": '
+LARGEST_TEXT = 1 << 30  # bytes of a decompressed table or file of results
+_EXPANSION = 1_000  # uncompressed bytes of a Parquet file per byte
 PARTIAL = ".partial-"  # prefix of incomplete directories
 _DISK_TEXTS = (
     "permission denied", "read-only file system", "input/output error", "retry attempts failed",
@@ -168,6 +172,32 @@ def unsealed(text: bytes) -> Any:
     return json.loads(content + b"}" if seal else text)
 
 
+def parquet(content: bytes) -> Any:
+    """The pyarrow.parquet.ParquetFile of a table, whose declared size is that of a real one.
+
+    Raises:
+      ValueError: it is none, or a few bytes stand for a table that fills the memory.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    file = pq.ParquetFile(pa.BufferReader(content))
+    groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
+    rows, size = sum(g.num_rows for g in groups), sum(g.total_byte_size for g in groups)
+    if rows > len(content) or size > _EXPANSION * len(content):
+        raise ValueError(f"{len(content):,} bytes declare {rows:,} rows of {size:,} bytes")
+    return file
+
+
+def gunzip(content: bytes) -> bytes:
+    """Decompressed gzip data; OSError or EOFError if they are damaged, or far too large."""
+    with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
+        found = file.read(LARGEST_TEXT + 1)
+    if len(found) > LARGEST_TEXT:
+        raise OSError(f"{len(content):,} bytes of gzip hold more than {LARGEST_TEXT:,}")
+    return found
+
+
 class JsonLines:
     """A file of one JSON object per line, each with an integer `step`; a kill costs one line.
 
@@ -215,9 +245,10 @@ class JsonLines:
                 continue
             try:
                 row = unsealed(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 row = None
-            if isinstance(row, dict) and type(row.get("step")) is int:
+            step = row.get("step") if isinstance(row, dict) else None
+            if type(step) is int and abs(step) < 1 << 63:
                 rows.append(row)
             else:
                 broken.append(number)

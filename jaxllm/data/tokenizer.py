@@ -24,6 +24,7 @@ USUAL_NAMES = {
     "bos_token": ("<s>", "<bos>", "<|begin_of_text|>", "<|startoftext|>", "[BOS]"),
     "eos_token": ("</s>", "<eos>", "<|end_of_text|>", "<|endoftext|>", "[EOS]"),
 }
+MAX_SIZE = 1 << 24
 BYTE_OFFSET, BYTE_EOS, BYTE_UNK, BYTE_BOS = 3, 1, 2, 259  # padding is 0: ByT5's ids, and a BOS
 
 
@@ -186,7 +187,9 @@ def _load(kind: str, model: bytes, path: epath.Path, stated: Mapping[str, str]) 
     """
     try:
         plain = Tokenizer(kind, model)
-    except Exception as error:  # neither library has an exception type for it
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # no exception type for it; Rust's panics are no Exception
         what = "a SentencePiece model" if kind == "sentencepiece" else "a tokenizer.json"
         raise UserError(f"{path}: not {what} ({error})") from error
     for name, token in stated.items():
@@ -210,7 +213,7 @@ def _special_token(
     for source in stated:
         value = source.get(name)
         token = value.get("content") if isinstance(value, dict) else value
-        if token and tokenizer.token_id(token) is not None:
+        if isinstance(token, str) and token and tokenizer.token_id(token) is not None:
             return token
         if name in source and value is None:  # explicitly none
             return None
@@ -219,8 +222,8 @@ def _special_token(
         return tokenizer.token(own)
     for source in numbered:
         number = source.get(f"{name}_id")
-        number = number[0] if isinstance(number, list) else number
-        if number is not None and (token := tokenizer.token(number)) is not None:
+        number = number[0] if isinstance(number, list) and number else number
+        if type(number) is int and (token := tokenizer.token(number)) is not None:
             return token
     usual = USUAL_NAMES.get(name, ()) if tokenizer.kind == "huggingface" else ()
     return next((token for token in usual if tokenizer.token_id(token) is not None), None)
@@ -228,9 +231,12 @@ def _special_token(
 
 def _json(path: epath.Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text()) if path.exists() else {}
-    except ValueError as error:
+        value = json.loads(path.read_text()) if path.exists() else {}
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: holds no JSON object")
+    return value
 
 
 class _Bytes:
@@ -297,6 +303,8 @@ class _HuggingFace:
         self._tokenizer.no_truncation()
         self._tokenizer.encode_special_tokens = True
         self.size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+        if self.size > MAX_SIZE:  # tables of it are allocated
+            raise ValueError(f"an id of {self.size - 1:,}, where {MAX_SIZE:,} tokens are many")
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)

@@ -15,6 +15,7 @@ ParamDtype = Literal["float32", "bfloat16", "float16"]
 Remat = Literal["none", "minimal", "attention", "residual", "full"]
 REMAT_POLICIES: tuple[Remat, ...] = get_args(Remat)
 BIASES = ("qkv", "attention_output", "mlp")
+MAX_LAYERS = 10_000  # names are made for each
 
 
 @gin.configurable
@@ -185,6 +186,8 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         _check_positive(self, "init_stddev")
+        if self.num_layers > MAX_LAYERS:
+            raise UserError(f"ModelConfig.num_layers = {self.num_layers}: at most {MAX_LAYERS:,}")
         if not set(self.use_bias) <= set(BIASES):
             known = ", ".join(BIASES)
             raise UserError(f"ModelConfig.use_bias = {self.use_bias}: choose from {known}")

@@ -58,6 +58,9 @@ class Rollback(NamedTuple):
     reason: str
 
 
+_NUMBERS = ("tokens", "flops", "data_position", "wall_time", "wall_seconds", "restarts")
+
+
 def entries(lines: JsonLines) -> list[ManifestEntry]:
     """The checkpoints of a manifest by step, the last line of each; UserError if it is too old."""
     fields = [field.name for field in dataclasses.fields(ManifestEntry)]
@@ -70,6 +73,8 @@ def entries(lines: JsonLines) -> list[ManifestEntry]:
                 f"jaxllm ({row.get('code_version', 'unknown')}) wrote this run, and only it can "
                 "read it"
             )
+        for name in (n for n in _NUMBERS if not isinstance(row[n], int | float)):
+            raise UserError(f"{lines.path} has {name} = {str(row[name])[:40]!r}: it is damaged")
         by_step[row["step"]] = ManifestEntry(**{name: row[name] for name in fields if name in row})
     return [by_step[step] for step in sorted(by_step)]
 

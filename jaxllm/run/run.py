@@ -149,7 +149,10 @@ class Run:
     def rollbacks(self) -> list[Rollback]:
         """The stretches of steps that the run passes over, in the order of their recording."""
         rows = self.rollback_lines.read()[0]
-        return [Rollback(**{name: row[name] for name in Rollback._fields}) for row in rows]
+        try:
+            return [Rollback(**{name: row[name] for name in Rollback._fields}) for row in rows]
+        except KeyError as error:
+            raise UserError(f"{self.layout.rollbacks} has a line without {error}") from error
 
     def pass_over(self, first: int, last: int, by: str, reason: str = "") -> Rollback:
         """Record a stretch to pass over, from the newest good checkpoint before it.

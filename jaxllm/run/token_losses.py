@@ -24,7 +24,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from etils import epath
 
-from jaxllm.errors import UserError
+from jaxllm.errors import UserError, first_line
+from jaxllm.io import parquet
 from jaxllm.kvstore import ByteRange, KeyValueStore
 from jaxllm.run.layout import Layout
 
@@ -115,7 +116,7 @@ class TokenLosses:
     def holds(self, step: int, checkpoint: float | None = None) -> bool:
         """Whether there are losses at `step`, of the checkpoint with this `wall_time`."""
         content = self._store.read(f"{step}{_LOSSES}")[0] or b""
-        header = json.loads(content[:HEADER] or '{"checkpoint": 0, "tokens": 0}')
+        header = _header(content[:HEADER])
         return _is_of(header, checkpoint) and len(content) == HEADER + 2 * header["tokens"]
 
     def steps(self) -> tuple[int, ...]:
@@ -126,8 +127,13 @@ class TokenLosses:
         """The header of each step with losses: `checkpoint`, `tokens` and number `not_finite`."""
         steps = self._all_steps()
         wait = self._store.start_reads([ByteRange(f"{s}{_LOSSES}", 0, HEADER) for s in steps])
-        found = zip(steps, map(json.loads, wait()), strict=True)
-        return {s: header for s, header in found if _is_of(header, self._checkpoints.get(s))}
+        found = dict(zip(steps, map(_header, wait()), strict=True))
+        known = self.__dict__.get("_set")  # without a request for it
+        for step, header in found.items():
+            n = header["tokens"]
+            if n < 0 or (known and n != len(known.tokens)):
+                raise UserError(f"{self.path}/{step}{_LOSSES} is damaged: move it away")
+        return {s: h for s, h in found.items() if _is_of(h, self._checkpoints.get(s))}
 
     def read(self, steps: Sequence[int] | None = None, tokens: slice = slice(None)) -> np.ndarray:
         """The losses in nats, float32 [S, n], of `steps` (None: all); reads those of `tokens` only.
@@ -142,12 +148,15 @@ class TokenLosses:
             raise UserError(f"{self.path} has no losses{of}; {self._remedy()}")
         chosen = range(headers[wanted[0]]["tokens"])[tokens]
         low, high = min(chosen, default=0), max(chosen, default=-1) + 1
-        losses = np.empty((len(wanted), len(chosen)), np.float32)
+        losses: Any = None
         for first in range(0, len(wanted), FILES_AT_ONCE):
             part = wanted[first : first + FILES_AT_ONCE]
             start, stop = HEADER + 2 * low, HEADER + 2 * high
             wait = self._store.start_reads([ByteRange(f"{s}{_LOSSES}", start, stop) for s in part])
-            for row, content in enumerate(wait(), first):
+            contents = wait()
+            if losses is None:  # what a header claims is there
+                losses = np.empty((len(wanted), len(chosen)), np.float32)
+            for row, content in enumerate(contents, first):
                 losses[row] = np.frombuffer(content, "<f2")[:: chosen.step]
         return losses
 
@@ -164,13 +173,21 @@ class TokenLosses:
         (content,) = self._store.read(_SET)
         if content is None:
             return None
-        table = pq.read_table(pa.BufferReader(content))
-        ids, ends = ([row.values.to_numpy() for row in table[name]] for name in _COLUMNS)
-        return TokenSet.of(self.name, table["text"].to_pylist(), ids, ends)
+        try:
+            table = parquet(content).read()
+            ids, ends = ([row.values.to_numpy() for row in table[name]] for name in _COLUMNS)
+            texts = table["text"].to_pylist()
+            for text, tokens, end in zip(texts, ids, ends, strict=True):
+                bounds = np.concatenate([[0], end, [len(text.encode())]])
+                if len(tokens) != len(end) or (np.diff(bounds) < 0).any():
+                    raise ValueError("its tokens do not fit its texts")
+            return TokenSet.of(self.name, texts, ids, ends)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{self.path}/{_SET} is damaged ({first_line(error)})") from error
 
     def _all_steps(self) -> list[int]:
         steps = (n.removesuffix(_LOSSES) for n in self._store.names() if n.endswith(_LOSSES))
-        return sorted(int(step) for step in steps if step.isdigit())
+        return sorted(int(step) for step in steps if step.isdecimal())
 
     def _remedy(self) -> str:
         root = self._layout.root
@@ -182,6 +199,17 @@ def token_set_names(layout: Layout) -> tuple[str, ...]:
     """The names of a run's token sets, ascending."""
     names = KeyValueStore(layout.token_losses).names()
     return tuple(unquote(n.removesuffix(f"/{_SET}")) for n in names if n.endswith(f"/{_SET}"))
+
+
+def _header(content: bytes) -> dict[str, Any]:
+    """The header of a file; of an empty or damaged one, of fewer than 0 tokens."""
+    try:
+        header = json.loads(content)
+        if type(header["tokens"]) is int and 0 <= header["tokens"] < 1 << 40:
+            return {"checkpoint": None, **header}
+    except (ValueError, TypeError, KeyError, RecursionError):
+        pass
+    return {"checkpoint": 0, "tokens": -HEADER}
 
 
 def _is_of(header: Mapping[str, Any], checkpoint: float | None) -> bool:

@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 from etils import epath
 
 from jaxllm.errors import UserError, first_line
-from jaxllm.io import is_remote
+from jaxllm.io import is_remote, parquet
 from jaxllm.kvstore import KeyValueStore
 from jaxllm.run.layout import Layout
 from jaxllm.run.records import COLUMNS, Record
@@ -147,7 +147,7 @@ class TrajectoryStore:
             raise FileNotFoundError(self.path / name)
         if _with_crc(content) != content:
             raise UserError(f"{self.path / name} is damaged (its CRC-32 differs)")
-        return pd.read_parquet(pa.BufferReader(content))
+        return parquet(content).read().to_pandas()
 
     def _files(self, steps: Sequence[int] | None = None) -> list[str]:
         """The files with records, of all steps or some; those of single tasks last."""
@@ -175,7 +175,7 @@ def _is_records(name: str) -> bool:
     step, _, file = name.removesuffix(_RECORDS).partition("/")
     return (
         name.endswith(_RECORDS) and not name.endswith(_EXAMPLES)
-        and step.isdigit() and "/" not in file and not file.startswith(".")
+        and step.isdecimal() and "/" not in file and not file.startswith(".")
     )  # fmt: skip
 
 
@@ -193,7 +193,7 @@ def _read(content: bytes) -> pa.Table | str:
         return "its CRC-32 differs"
     try:
         # Files are small and many: `pq.read_table` would set up a data set scan for each.
-        file = pq.ParquetFile(pa.BufferReader(content))
+        file = parquet(content)
         table = file.read(use_threads=False)
         if not table.schema.equals(SCHEMA):
             for field in dataclasses.fields(Record):
@@ -203,8 +203,10 @@ def _read(content: bytes) -> pa.Table | str:
                     return f"no column {field.name}"
                 table = table.append_column(field.name, [[field.default] * len(table)])
             table = table.select(COLUMNS).cast(SCHEMA)
-        return table.replace_schema_metadata(file.metadata.metadata)
-    except (OSError, pa.ArrowException) as error:
+        table = table.replace_schema_metadata(file.metadata.metadata)
+        _checkpoint(table)  # ValueError if it is none
+        return table
+    except (OSError, ValueError, pa.ArrowException) as error:
         return first_line(error)
 
 

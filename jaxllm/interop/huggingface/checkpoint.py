@@ -201,6 +201,8 @@ def _indexed(index: Path, reader: Callable[[Path], dict[str, Tensor]]) -> dict[s
         raise UserError(f"{index}: has no weight_map of tensors to files")
     tensors: dict[str, Tensor] = {}
     for file in sorted(set(files.values())):
+        if Path(file).is_absolute() or ".." in Path(file).parts:
+            raise UserError(f"{index}: names {one_line(file)}, which is not in its directory")
         tensors |= reader(index.parent / file)
     for name in sorted(files.keys() - tensors.keys()):
         file = index.parent / files[name]
@@ -264,6 +266,8 @@ def _pickle(file: Path) -> dict[str, Tensor]:
         if not isinstance(value, torch.Tensor):
             kind = type(value).__name__
             raise UserError(f"{file}: {name} is a {kind}, not a tensor: save a plain state_dict")
+        if value.untyped_storage().nbytes() < value.nbytes:
+            raise UserError(f"{file}: {one_line(name)} has fewer values than its shape says")
         dtype = str(value.dtype).removeprefix("torch.")
 
         def opened() -> np.ndarray:

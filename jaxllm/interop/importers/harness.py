@@ -11,10 +11,10 @@ OLMo's `step1000-tokens4B`) or from the settings.
 
 from __future__ import annotations
 
-import gzip
 import json
 import math
 import re
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -32,6 +32,7 @@ from jaxllm.interop.importers.table import (
     size_in_name,
     to_results,
 )
+from jaxllm.io import gunzip
 from jaxllm.run.records import Results
 
 _STEP = re.compile(r"(?:step|checkpoint|ckpt|iter)[-_=]?(\d+)", re.IGNORECASE)
@@ -85,8 +86,8 @@ def _results(path: epath.Path, problems: list[str]) -> Iterator[tuple[str, Json]
     for file in files_below(path, _is_result):
         try:
             data = file.read_bytes()
-            text = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
-        except (OSError, EOFError) as error:
+            text = gunzip(data) if data[:2] == b"\x1f\x8b" else data
+        except (OSError, EOFError, zlib.error) as error:
             problems.append(f"{file}: unreadable ({error})")
             continue
         lines = ".jsonl" in file.name
@@ -96,7 +97,7 @@ def _results(path: epath.Path, problems: list[str]) -> Iterator[tuple[str, Json]
             where = f"{file}:{number}" if lines else str(file)
             try:
                 result = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 problems.append(f"{where}: not readable as JSON")
                 continue
             if isinstance(result, dict) and isinstance(result.get("results"), dict):

@@ -17,6 +17,7 @@ from etils import epath
 from jaxllm.analysis.curves import counts_examples, is_share, of_metric
 from jaxllm.errors import UserError
 from jaxllm.interop.importers import known_tasks
+from jaxllm.io import gunzip, parquet
 from jaxllm.run.records import COLUMNS, Record, Results, shown_name, split_shots
 
 COMMON = ("run", "family", "params", "tokens_per_step")  # settings of every kind
@@ -71,10 +72,10 @@ def read_table(path: epath.Path) -> pd.DataFrame:
     try:
         data = path.read_bytes()
         if data[:4] == b"PAR1":
-            table = pd.read_parquet(io.BytesIO(data))
+            table = parquet(data).read().to_pandas()
         else:
-            compression = "gzip" if data[:2] == b"\x1f\x8b" else None
-            table = pd.read_csv(io.BytesIO(data), compression=compression)
+            text = gunzip(data) if data[:2] == b"\x1f\x8b" else data
+            table = pd.read_csv(io.BytesIO(text))
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise UserError(f"{path}: neither a CSV nor a Parquet table ({error})") from None
     if table.empty:

@@ -135,7 +135,11 @@ def _add_scalars(
                 typed.add(value.tag)
             if value.HasField("simple_value"):
                 number = value.simple_value
-            elif value.tag in typed and value.HasField("tensor"):
+            elif (
+                value.tag in typed
+                and value.HasField("tensor")
+                and not value.tensor.tensor_shape.dim
+            ):
                 number = float(tensor_util.make_ndarray(value.tensor))
             else:
                 continue
