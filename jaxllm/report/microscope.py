@@ -1,8 +1,9 @@
 """report/tokens.html: passages of the token sets, each token coloured by its trend or its change.
 
 One self-contained page, as `page` is, with the losses of up to `CHECKPOINTS` checkpoints of each
-run. They are stored as q = round(12 log(1 + loss)), with an error of at most 4.3 % of 1 + loss, as
-differences between checkpoints, and compressed.
+run. They are stored as q = round(k log(1 + loss)), as differences between checkpoints, compressed,
+with the largest k of `LEVELS` that keeps them below `BYTES`: the error is at most
+(exp(1 / 2k) - 1) (1 + loss), which the page states.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ from jaxllm.report import page
 from jaxllm.report.theme import style_variables
 from jaxllm.run.token_losses import TokenSet
 
-CHECKPOINTS, RUNS, TOKENS = 30, 8, 100_000  # at most, in one page
+CHECKPOINTS, RUNS, TOKENS, BYTES = 30, 8, 100_000, 5_000_000  # at most, in one page
+LEVELS = (16, 12, 9, 7, 5, 4)
 AFTER = (0.1, 0.2, 0.4, 0.7)
-_LEVELS = 12.0  # of q per unit of log(1 + loss)
 
 
 def render(studies: Sequence[TokenStudy]) -> str:
@@ -50,11 +51,17 @@ def render(studies: Sequence[TokenStudy]) -> str:
     lengths = [_lengths(s.token_set, ids) for s, (ids, _) in zip(studies, chosen, strict=True)]
     sizes = [len(tokens) for each in lengths for tokens in each]
     runs = [_run(parts, [slice(0, last) for _, last in chosen]) for parts in shown[:RUNS]]
+    for levels in LEVELS:
+        packed = [_packed(_quantised(run["losses"], levels)) for run in runs]
+        if sum(map(len, packed)) < BYTES:
+            break
+    runs = [run | {"losses": losses} for run, losses in zip(runs, packed, strict=True)]
     data = {
         "documents": documents,
         "sizes": sizes,
         "lengths": _packed(np.concatenate([tokens for each in lengths for tokens in each])),
         "after": AFTER,
+        "levels": levels,
         "runs": runs,
     }
     cut = [
@@ -64,6 +71,7 @@ def render(studies: Sequence[TokenStudy]) -> str:
     return page.templates().get_template("tokens.html").render(
         heading=f"Tokens of {', '.join(study.name for study in studies)}",
         cut="; ".join(filter(None, cut)),
+        error=f"{np.expm1(0.5 / levels):.1%}",
         style=Markup(style_variables("sizes") + page.asset("page.css") + page.asset("tokens.css")),
         data=htmlsafe_json_dumps(data, separators=(",", ":"), allow_nan=False),
         script=Markup(page.asset("tokens.js")),
@@ -113,8 +121,6 @@ def _run(parts: Sequence[TokenRun], tokens: Sequence[slice]) -> dict[str, Any]:
     losses = np.concatenate(
         [p.losses[r][:, of] for p, r, of in zip(parts, rows, tokens, strict=True)], axis=1
     )
-    known = np.nan_to_num(losses, nan=0.0, posinf=1e6)
-    q = np.clip(np.round(_LEVELS * np.log1p(np.maximum(known, 0))), 0, 255).astype(np.uint8)
     classes = [_classes(part, of) for part, of in zip(parts, tokens, strict=True)]
     return {
         "name": first.run,
@@ -122,9 +128,16 @@ def _run(parts: Sequence[TokenRun], tokens: Sequence[slice]) -> dict[str, Any]:
         "steps": [int(step) for step in steps],
         "seen": [amount(float(first.tokens[row])) for row in rows[0]],
         "x": [float(first.tokens[row]) for row in rows[0]],
-        "losses": _packed(np.diff(q, axis=0, prepend=np.zeros_like(q[:1]))),
+        "losses": losses,
         "classes": _packed(np.concatenate(classes, axis=1)),
     }
+
+
+def _quantised(losses: np.ndarray, levels: int) -> np.ndarray:
+    """Differences of q between checkpoints, uint8 modulo 256; a loss that is NaN counts as 0."""
+    known = np.nan_to_num(losses, nan=0.0, posinf=1e6)
+    q = np.clip(np.round(levels * np.log1p(np.maximum(known, 0))), 0, 255).astype(np.uint8)
+    return np.diff(q, axis=0, prepend=np.zeros_like(q[:1]))
 
 
 def _classes(run: TokenRun, tokens: slice) -> np.ndarray:

@@ -54,7 +54,17 @@ def test_the_losses_are_stored_within_the_stated_error() -> None:
         assert len(rows) == microscope.CHECKPOINTS and rows[0] == 0 and rows[-1] == len(steps) - 1
         q = np.cumsum(unpacked(run["losses"], "u1").reshape(-1, n), axis=0, dtype=np.uint8)
         exact = np.concatenate([each.runs[0].losses[rows] for each in studies], axis=1)
-        assert np.all(abs(np.expm1(q / 12) - exact) <= 0.043 * (1 + exact))
+        error = np.expm1(0.5 / data["levels"])
+        assert np.all(abs(np.expm1(q / data["levels"]) - exact) <= (error + 1e-6) * (1 + exact))
+
+
+def test_many_losses_are_stored_with_a_larger_error_that_the_page_states(monkeypatch) -> None:
+    exact = microscope.render([study("prose")])
+    monkeypatch.setattr(microscope, "BYTES", 0)
+    coarse = microscope.render([study("prose")])
+    assert stored(exact)["levels"] == 16 and "to within 3.2% of" in exact
+    assert stored(coarse)["levels"] == 4 and "to within 13.3% of" in coarse
+    assert len(coarse) < len(exact)
 
 
 def test_the_tokens_make_up_the_documents() -> None:

@@ -38,7 +38,7 @@ async function load() {
   }
 }
 
-const loss = (run, row, i) => Math.exp(run.q[row * run.n + i] / 12) - 1;
+const loss = (run, row, i) => Math.exp(run.q[row * run.n + i] / data.levels) - 1;
 const token = (i) => data.documents[documentOf[i]].text.substr(start[i], data.lengths[i]);
 const trend = (run, i) => run.classes[(2 * +$("after").value + +$("rule").value) * run.n + i];
 const row = (run, id) => {
