@@ -6,6 +6,7 @@ The fields of the first line determine the format:
     question, choices, answer     "Question: …", "Answer:"; answer: index, letter or the text itself
     context, continuation         is every token of the continuation the argmax?
     prompt, text                  perplexity of the text after the prompt (`generate --output`)
+    text                          perplexity of the text; also as a token set
 
 A field `id` names a line in the per-example results. A space is inserted before choices and
 continuations unless they begin, or the context ends, with one. Shots (`jsonl_<file>_5shot`) are
@@ -60,11 +61,11 @@ def clozes(path: epath.Path) -> Iterator[Prompt]:
         yield Prompt(context, (_spaced(context, target),), str(row.get("id", "")))
 
 
-def texts_after_prompts(path: epath.Path) -> Iterator[Document]:
-    """The texts of a file, after their prompts."""
+def documents(path: epath.Path, prompted: bool) -> Iterator[Document]:
+    """The texts of a file, after their prompts if they have some."""
     empty = 0
     for number, row in enumerate(read_rows(path)):
-        prompt, text = field(row, "prompt"), field(row, "text")
+        prompt, text = field(row, "prompt") if prompted else "", field(row, "text")
         if text:
             yield Document(text, str(row.get("id", number)), context=prompt.rstrip(" "))
         empty += not text
@@ -82,7 +83,8 @@ FORMS: dict[tuple[str, ...], tuple[Callable[..., TaskDefinition], Callable[..., 
         functools.partial(choices, asked="question", answer="answer", form="Question: {}\nAnswer:"),
     ),
     ("context", "continuation"): (cloze, clozes),
-    ("prompt", "text"): (perplexity, texts_after_prompts),
+    ("prompt", "text"): (perplexity, functools.partial(documents, prompted=True)),
+    ("text",): (perplexity, functools.partial(documents, prompted=False)),
 }
 
 

@@ -42,6 +42,7 @@ class SelectedTask:
     max_examples: int | None = None
     group: str = ""
     max_tokens: int | None = None
+    missing: str = ""  # why there are no files, where EvalConfig.on_unrunnable skips the task
 
     def of_run(self, sample: Sample | None) -> SelectedTask:
         """The task with examples from the run's training data, if it is on these."""
@@ -55,6 +56,8 @@ class SelectedTask:
     def read_examples(self) -> list[Example]:
         """Read the examples and add their few-shot examples; an empty id becomes the index."""
         task = self.definition
+        if self.missing:
+            raise UserError(self.missing)
         own, shared = self.files[: len(task.files)], self.files[len(task.files) :]
         pool = task.few_shot.pool if task.few_shot and task.shots else None
         examples = add_few_shot(
@@ -84,7 +87,13 @@ def select(config: EvalConfig) -> dict[str, SelectedTask]:
                     f"task {task.name} runs programs that the model writes: allow it with "
                     "--gin.EvalConfig.run_code=True"
                 )
-            own = SelectedTask(task, locate(task, config), config.max_examples, group)
+            own = SelectedTask(task, (), config.max_examples, group)
+            try:
+                own = dataclasses.replace(own, files=locate(task, config))
+            except UserError as error:
+                if config.on_unrunnable == "refuse":
+                    raise
+                own = dataclasses.replace(own, missing=str(error))
             if size:
                 own = _token_set(own, int(size[2]), int(size[3]))
             selected.setdefault(own.definition.name, own)

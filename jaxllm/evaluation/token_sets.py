@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 
+from jaxllm.errors import UserError
 from jaxllm.evaluation.inference import UNFINISHED
 from jaxllm.evaluation.selection import SelectedTask
 from jaxllm.evaluation.spans import Tokenizer
@@ -27,6 +28,11 @@ def read_examples(
     documents, ends = list[Document](), list[list[int]]()
     for document in examples:
         assert isinstance(document, Document)
+        if document.context or document.noise:
+            raise UserError(
+                f"token set {task.definition.name}: its texts have prompts or noise, which a token "
+                "set cannot have: score them as a task, by EvalConfig.tasks"
+            )
         ids = tuple(vocabulary.encode(document.text[: CHARACTERS * limit])[:limit])
         text, of_tokens = locate(ids, text_of)
         if text.startswith(" ") and not document.text.startswith(text):  # added by the encoder

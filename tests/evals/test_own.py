@@ -8,7 +8,7 @@ from jaxllm import evaluate
 from jaxllm.errors import UserError
 from jaxllm.evaluation.config import EvalConfig
 from jaxllm.evaluation.selection import select
-from jaxllm.evaluation.tasks import METRICS, Choice, Prompt
+from jaxllm.evaluation.tasks import METRICS, Choice, Document, Prompt
 
 
 def write(path, *rows):
@@ -61,10 +61,18 @@ def test_continuations_of_a_jsonl_file(tmp_path):
     assert {e.context + e.targets[0] for e in examples} == {"The cat sat"}
 
 
+def test_texts_of_a_jsonl_file_are_a_task_and_a_token_set(tmp_path):
+    write(tmp_path / "news.jsonl", {"text": "a b"}, {"text": "c", "id": "second"}, {"text": ""})
+    for sets in {"tasks": ("jsonl_news",)}, {"token_sets": ("jsonl_news:9x9",)}:
+        (task,) = select(EvalConfig(**sets, data_dir=str(tmp_path))).values()
+        assert task.definition.kind == "perplexity"
+        assert task.read_examples() == [Document("a b", "0"), Document("c", "second")]
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"text": "a"}, r"mine.jsonl:1: fields text, not one of: query, choices, gold; "),
+        ({"words": "a"}, r"mine.jsonl:1: fields words, not one of: query, choices, gold; "),
         ({"query": "a", "choices": ["b", "c"], "gold": 2}, "the answer is option 3 of 2"),
         ({"question": "a", "choices": ["b", "c"], "answer": "d"}, "'answer' is 'd', none of its"),
         ({"query": "a", "choices": ["b"], "gold": 0}, "1 options, a question has two or more"),

@@ -26,6 +26,9 @@ TEXTS = ("ä cat sat on the tree. " * 9, "dog", "中文字" * 5, "", "the end of
 NAME = "unit_novels:5x1000"
 
 tasks.perplexity("unit_novels", lambda: map(Document, TEXTS), domain="language")
+tasks.perplexity("unit_prompts", lambda: [Document("b", context="a")], domain="language")
+tasks.perplexity("unit_noise", lambda: [Document("b", noise="delete_20")], domain="language")
+tasks.perplexity("unit_gone", lambda path: (), domain="language", files=("gone",))
 tasks.multiple_choice("unit_no_text", lambda: iter(()), domain="code")
 
 
@@ -154,6 +157,22 @@ def test_what_is_no_token_set_gets_one_line(name: str, message: str) -> None:
         select(EvalConfig(token_sets=(name,)))
     with pytest.raises(UserError, match="names unit_novels:50x2048 twice"):
         EvalConfig(token_sets=("unit_novels", "unit_novels:50x2048"))
+
+
+@pytest.mark.parametrize("name", ["unit_prompts:5x9", "unit_noise:5x9"])
+def test_a_token_set_loses_no_prompt_and_no_noise(tmp_path: Any, name: str) -> None:
+    with pytest.raises(UserError, match=f"token set {name}: its texts have prompts or noise"):
+        evaluator(tmp_path, (name,)).check()
+    assert evaluator(tmp_path, tasks=(name.partition(":")[0],)).check()
+
+
+def test_tasks_without_files_are_skipped_where_that_is_asked_for(tmp_path: Any) -> None:
+    wanted = {"tasks": ("unit_novels", "unit_gone"), "data_dir": str(tmp_path)}
+    skipped, *lines = evaluator(tmp_path, (), **wanted, on_unrunnable="skip").check()
+    assert skipped.startswith("skipped task unit_gone: task unit_gone: no file ")
+    assert [line.partition(":")[0] for line in lines] == ["unit_novels"]
+    with pytest.raises(UserError, match="task unit_gone: no file"):
+        evaluator(tmp_path, (), **wanted)
 
 
 class Pieces:
