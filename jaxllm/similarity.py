@@ -1,14 +1,16 @@
-"""Compare the layers of checkpoints by their hidden states on a token set, by linear CKA.
+"""Compare the layers of checkpoints by their hidden states on a token set: linear CKA and SVCCA.
 
     python -m jaxllm.similarity runs/mine --token_set=heldout_books
     python -m jaxllm.similarity runs/small@2000 runs/large@2000 --token_set=heldout_books
 
 Of a run, its checkpoints with the last of them: when does each layer settle? Of two checkpoints,
-whose runs share the token set: which layers correspond? Writes OUTPUT.csv and OUTPUT.png.
+whose runs share the token set: which layers correspond? Writes OUTPUT.csv, and OUTPUT.png of CKA;
+without OUTPUT into RUN/similarity, from where the run's report shows them.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,33 +26,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags = cli.parser(__doc__ or "")
     flags.add_argument("checkpoints", nargs="+", metavar="RUN", help="a run, or two RUN@STEP")
     flags.add_argument("--token_set", required=True, metavar="NAME")
-    flags.add_argument("--output", type=location, metavar="NAME", default="similarity")
+    flags.add_argument("--output", type=location, metavar="NAME")
     args = cli.parse(flags, argv)
-    table = compare(args)
+    table, run = compare(args)
 
-    from jaxllm.report.charts.marks import matrix
+    from jaxllm.analysis.tokens import findings
+    from jaxllm.report.charts import findings as charts
     from jaxllm.report.charts.specs import picture
 
-    pair = table.checkpoint.nunique() == 1
-    shown = table[(table.layer == table.other_layer) | pair]
-    x = "other_layer" if pair else "checkpoint"
-    chart: Any = matrix(shown, x, "layer", "cka", "linear CKA", domain=(0, 1))
-    atomic_write(f"{args.output}.csv", table.to_csv(index=False))
-    title = f"Layers of {table.checkpoint[0] if pair else 'checkpoints'} and {table.other[0]}"
-    atomic_write(f"{args.output}.png", picture(chart, title, args.token_set))
-    print(f"Files: {args.output}.csv, {args.output}.png")
+    name = " ".join([args.token_set, *(c.rpartition("/")[2] for c in args.checkpoints)])
+    output = args.output or run.layout.similarity(name)
+    (finding,) = findings.layer_similarity(study := findings.Study(table, layers=(table,)))
+    chart: Any = charts.layer_similarity(finding, study)
+    atomic_write(f"{output}.csv", table.to_csv(index=False))
+    atomic_write(f"{output}.png", picture(chart, finding.title, finding.sentence))
+    print(f"{finding.sentence}\nFiles: {output}.csv, {output}.png")
     return 0
 
 
-def compare(args: Any) -> Any:
-    """A row per pair of layers: `checkpoint, other, layer, other_layer, cka`."""
+def compare(args: Any) -> tuple[Any, Any]:
+    """A row per pair of layers, see `jaxllm.run.run.SIMILARITY`, and the first run."""
     import numpy as np
     import pandas as pd
 
     from jaxllm.run.branch import parse
-    from jaxllm.run.run import Run
+    from jaxllm.run.run import SIMILARITY, Run
 
-    names: list[str] = args.checkpoints
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax's; its errors are raised as well
+    args.checkpoints = names = [str(name).rstrip("/") for name in args.checkpoints]
     if len(names) == 1:
         names = [f"{names[0]}@{entry.step}" for entry in Run.open(names[0]).available()]
     if len(names) < 2 or len(args.checkpoints) > 2:
@@ -63,7 +66,7 @@ def compare(args: Any) -> Any:
 
     import jax
 
-    from jaxllm.analysis.representations import linear_cka
+    from jaxllm.analysis.representations import similarities
     from jaxllm.models.decoder import layer_states
     from jaxllm.sharding.mesh import MeshConfig, make_mesh
     from jaxllm.sharding.rules import partitioning
@@ -77,8 +80,7 @@ def compare(args: Any) -> Any:
         """Function of texts [B, T] to the hidden states [L, B * T, D] of a checkpoint."""
         params, layers = of.params(mesh), of.model.num_layers
         compute = jax.jit(lambda params, tokens: layer_states(of.model, params, tokens))
-        found = lambda tokens: np.asarray(compute(params, tokens), np.float32)
-        return lambda tokens: found(tokens).reshape(layers, tokens.size, -1)
+        return lambda t: np.asarray(compute(params, t), np.float32).reshape(layers, t.size, -1)
 
     kept = text.positions < min(LENGTH, *(one.model.max_length for one in opened))
     batches = -(-len(text.texts) // ROWS)
@@ -88,16 +90,16 @@ def compare(args: Any) -> Any:
     for name, one in zip(names, opened[:-1], strict=False):
         own, rng = states(one), np.random.default_rng(0)
         with partitioning(mesh):
-            cka = linear_cka(
+            cka, svcca = similarities(
                 (own(batch)[:, known], last(batch)[:, known])
                 for batch in np.split(rows, batches)
                 for known in [rng.permutation(np.flatnonzero(batch >= 0))]
                 if len(known) > 3
             )
         layers = np.indices(cka.shape).reshape(2, -1) + 1
-        part = {"layer": layers[0], "other_layer": layers[1], "cka": cka.ravel()}
-        parts.append(pd.DataFrame({"checkpoint": name, "other": names[-1], **part}))
-    return pd.concat(parts, ignore_index=True)
+        row = (args.token_set, name, names[-1], *layers, cka.ravel(), svcca.ravel())
+        parts.append(pd.DataFrame(dict(zip(SIMILARITY, row, strict=True))))
+    return pd.concat(parts, ignore_index=True), opened[0].run
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from jaxllm.models.batch import Batch
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.decoder import hidden_states, init_params, layer_states
 from jaxllm.models.norms import Norm
+from jaxllm.report.tables import gather
 from jaxllm.run.run import Run
 from jaxllm.run.token_losses import TokenSet
 from jaxllm.training.loop import train
@@ -52,7 +53,7 @@ def token_set(seed: int = 0) -> TokenSet:
     """Documents of up to 13 tokens, of which the model reads 8."""
     rng = np.random.default_rng(seed)
     ids = [rng.integers(VOCABULARY, size=size) for size in (13, 5, 8, 8, 8)]
-    return TokenSet.of(TEXT, ["text"] * 5, ids, [np.arange(len(one)) for one in ids])
+    return TokenSet.of(TEXT, ["a text of bytes"] * 5, ids, [np.arange(len(one)) for one in ids])
 
 
 def trained(directory: Path, model: ModelConfig) -> str:
@@ -88,7 +89,7 @@ def test_layers_of_two_sizes_are_all_compared(runs, tmp_path) -> None:
     assert list(zip(table.layer, table.other_layer, strict=True)) == [
         (i, j) for i in (1, 2) for j in (1, 2, 3)
     ]
-    assert table.cka.between(-0.5, 1).all()
+    assert table.cka.between(-0.5, 1).all() and table.svcca.between(0, 1 + 1e-6).all()
     assert set(table.checkpoint) == {small} and set(table.other) == {large}
     itself = compared(small, small, output=tmp_path / "itself")
     same = itself[itself.layer == itself.other_layer]
@@ -99,8 +100,17 @@ def test_layers_of_two_sizes_are_all_compared(runs, tmp_path) -> None:
     np.testing.assert_allclose(turned, wanted, atol=1e-4)
 
 
-def test_checkpoints_of_a_run_are_compared_with_its_last(runs, tmp_path) -> None:
-    table = compared(runs[0], output=tmp_path / "series")
+def test_checkpoints_of_a_run_are_compared_with_its_last(runs) -> None:
+    """Without --output in the run's directory, where its report finds them."""
+    assert similarity.main([f"{runs[0]}/", f"--token_set={TEXT}"]) == 0
+    gin.clear_config()
+    place = Path(runs[0], "similarity")
+    assert sorted(f.name for f in place.iterdir()) == [f"{TEXT} small.csv", f"{TEXT} small.png"]
+    (place / "other.csv").write_text("token_set,checkpoint\n")
+    (place / "empty.csv").write_text("")
+    gathered = gather([Run(runs[0])])
+    (table,) = gathered.study.layers
+    assert sum("has no similarities of layers" in note for note in gathered.notes) == 2
     steps = [entry.step for entry in Run(runs[0]).available()]
     assert list(dict.fromkeys(table.checkpoint)) == [f"{runs[0]}@{step}" for step in steps[:-1]]
     assert set(table.other) == {f"{runs[0]}@{steps[-1]}"}
@@ -115,12 +125,12 @@ def test_every_token_is_seen_once_in_its_document(runs, monkeypatch, tmp_path) -
         states = jnp.stack([tokens, *jnp.indices(tokens.shape)], axis=-1)
         return jnp.broadcast_to(states, (model.num_layers, *states.shape))
 
-    def linear_cka(batches):
+    def similarities(batches):
         seen.extend(own[0] for own, _ in batches)
-        return np.ones((2, 2))
+        return np.ones((2, 2)), np.ones((2, 2))
 
     monkeypatch.setattr(decoder, "layer_states", places)
-    monkeypatch.setattr(representations, "linear_cka", linear_cka)
+    monkeypatch.setattr(representations, "similarities", similarities)
     compared(f"{runs[0]}@0", f"{runs[0]}@4", output=tmp_path / "seen")
     assert (np.diff(seen[0][:, 2]) != 1).any()  # in random order
     text, found = token_set(), []

@@ -60,6 +60,7 @@ class Study:
       epochs: of each run, domain -> times that it was read until the last checkpoint.
       domain_weights: of each run that learned some (DoReMi), domain -> share.
       token_studies: the losses of held-out tokens, by token set.
+      layers: comparisons of the layers of checkpoints; see `jaxllm.run.run.SIMILARITY`.
     """
 
     records: pd.DataFrame
@@ -73,6 +74,7 @@ class Study:
     epochs: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
     domain_weights: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
     token_studies: tuple[TokenStudy, ...] = ()
+    layers: tuple[pd.DataFrame, ...] = ()
     proposal: Proposal | None = None  # that was saved beside these runs
     checked: Swarm | None = None  # runs that were trained to check it
     registered: tuple[Mapping[str, Any], ...] = ()  # files of `--preregister`

@@ -22,11 +22,10 @@ from jaxllm.report import differences, numbers
 from jaxllm.report.charts.axes import CLOCKS
 from jaxllm.report.notes import trajectory_notes
 from jaxllm.report.theme import DISTINCT
-from jaxllm.report.token_runs import token_studies
+from jaxllm.report.token_runs import RunData, token_studies
 from jaxllm.run import stored_config
 from jaxllm.run.records import Results, shown_name
 from jaxllm.run.run import Run
-from jaxllm.run.token_losses import TokenLosses
 from jaxllm.training.learning_rate import ScheduleConfig, planned_rates
 
 LOGGED = {
@@ -122,21 +121,6 @@ class Tables:
         return {name: list(rows.task) for name, rows in tasks.groupby("domain", sort=False)}
 
 
-@dataclasses.dataclass(frozen=True)
-class _RunData:
-    name: str
-    records: pd.DataFrame
-    metrics: pd.DataFrame
-    checkpoints: pd.DataFrame = dataclasses.field(default_factory=pd.DataFrame)
-    planned_tokens: float = math.nan
-    parent: tuple[str, float] | None = None  # of a branch: the run that it left, and its tokens
-    mixture: dict[str, float] = dataclasses.field(default_factory=dict)
-    domain_weights: dict[str, float] = dataclasses.field(default_factory=dict)
-    planned_rates: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0))
-    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
-    token_losses: Sequence[TokenLosses] = ()
-
-
 def gather(sources: Sequence[Run | Results]) -> Tables:
     """Read `sources` into the tables of one report; runs of the same name are numbered."""
     notes: list[str] = []
@@ -145,6 +129,7 @@ def gather(sources: Sequence[Run | Results]) -> Tables:
     metrics = _joined([_long(run, notes) for run in runs])
     all_records = _joined([run.records for run in runs])
     tokens = token_studies(runs, notes)
+    layers = [table for s in sources if isinstance(s, Run) for table in s.similarities(notes)]
     records, pooling = pooled(all_records)
     main = curves(records).main()
     points, findings = trajectories(main, records)
@@ -190,6 +175,7 @@ def gather(sources: Sequence[Run | Results]) -> Tables:
             epochs={run.name: epochs for run in runs if (epochs := _epochs(run.checkpoints))},
             domain_weights={run.name: run.domain_weights for run in runs if run.domain_weights},
             token_studies=tokens,
+            layers=tuple(layers),
         ),
         colour_of=colour_of,
         differing=differences.differences(settings),
@@ -197,9 +183,9 @@ def gather(sources: Sequence[Run | Results]) -> Tables:
     )
 
 
-def _read(sources: Sequence[Run | Results], notes: list[str]) -> list[_RunData]:
+def _read(sources: Sequence[Run | Results], notes: list[str]) -> list[RunData]:
     """Runs of all sources under distinct names; adds to `notes` what is missing."""
-    runs: dict[str, _RunData] = {}
+    runs: dict[str, RunData] = {}
     for source in sources:
         notes += source.problems if isinstance(source, Results) else ()
         for run in _runs_of(source):
@@ -220,10 +206,10 @@ def _read(sources: Sequence[Run | Results], notes: list[str]) -> list[_RunData]:
     return list(runs.values())
 
 
-def _runs_of(source: Run | Results) -> Iterator[_RunData]:
+def _runs_of(source: Run | Results) -> Iterator[RunData]:
     if isinstance(source, Run):
         checkpoints = source.checkpoints()
-        yield _RunData(
+        yield RunData(
             source.name, source.records(), source.metrics(), checkpoints, source.planned_tokens(),
             _parent(checkpoints), source.mixture(), _domain_weights(source), _planned_rates(source),
             source.settings(), [source.token_losses(name) for name in source.token_set_names()],
@@ -235,7 +221,7 @@ def _runs_of(source: Run | Results) -> Iterator[_RunData]:
     tables += [(str(name), source.records.iloc[:0]) for name in unscored]
     for name, records in tables:
         metrics = source.metrics[source.metrics.run == name].drop(columns="run")
-        yield _RunData(name, records, metrics)
+        yield RunData(name, records, metrics)
 
 
 def _domain_weights(run: Run) -> dict[str, float]:
@@ -324,7 +310,7 @@ def _charted(points: pd.DataFrame, losses: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def _overview(run: _RunData) -> Overview:
+def _overview(run: RunData) -> Overview:
     tables = (run.records, run.metrics, run.checkpoints)
     largest = pd.concat([_finite(table, ["params", "tokens", "flops"]) for table in tables]).max()
     final = ["wall_seconds", "time/evaluation", "loss", "restarts"]
@@ -348,7 +334,7 @@ def _finite(frame: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
     return floats.astype("float64").replace([math.inf, -math.inf], math.nan)
 
 
-def _long(run: _RunData, notes: list[str]) -> pd.DataFrame:
+def _long(run: RunData, notes: list[str]) -> pd.DataFrame:
     """Charted columns of metrics.jsonl in long form (name, value), thinned where dense."""
     names = [c for c in run.metrics if c == "loss" or c.startswith("loss/") or c in LOGGED]
     clocks = [*CLOCKS, "loss"]

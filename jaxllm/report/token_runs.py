@@ -1,10 +1,11 @@
-"""The losses of held-out tokens of several runs, as the analyses of tokens take them."""
+"""What is read of each run, and the losses of held-out tokens of several for their analyses."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,20 +17,24 @@ from jaxllm.run.token_losses import TokenLosses
 FEWEST = 2  # checkpoints of a run
 
 
-class ScoredRun(Protocol):
+@dataclasses.dataclass(frozen=True)
+class RunData:
     """What is read of a run."""
 
-    @property
-    def name(self) -> str: ...  # noqa: D102
-    @property
-    def records(self) -> pd.DataFrame: ...  # noqa: D102
-    @property
-    def checkpoints(self) -> pd.DataFrame: ...  # noqa: D102
-    @property
-    def token_losses(self) -> Sequence[TokenLosses]: ...  # noqa: D102
+    name: str
+    records: pd.DataFrame
+    metrics: pd.DataFrame
+    checkpoints: pd.DataFrame = dataclasses.field(default_factory=pd.DataFrame)
+    planned_tokens: float = math.nan
+    parent: tuple[str, float] | None = None  # of a branch: the run that it left, and its tokens
+    mixture: dict[str, float] = dataclasses.field(default_factory=dict)
+    domain_weights: dict[str, float] = dataclasses.field(default_factory=dict)
+    planned_rates: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0))
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    token_losses: Sequence[TokenLosses] = ()
 
 
-def token_studies(runs: Sequence[ScoredRun], notes: list[str]) -> tuple[TokenStudy, ...]:
+def token_studies(runs: Sequence[RunData], notes: list[str]) -> tuple[TokenStudy, ...]:
     """The token sets of `runs`, each with its runs by size; adds to `notes` what is left out."""
     studies: dict[str, TokenStudy] = {}
     for run in runs:
@@ -52,7 +57,7 @@ def token_studies(runs: Sequence[ScoredRun], notes: list[str]) -> tuple[TokenStu
     return tuple(study for study in studies.values() if study.runs)
 
 
-def _token_run(run: ScoredRun, losses: TokenLosses) -> TokenRun:
+def _token_run(run: RunData, losses: TokenLosses) -> TokenRun:
     steps = losses.steps()
     if len(steps) < FEWEST:
         raise UserError(f"{losses.path} has {len(steps)} checkpoints; trajectories need {FEWEST}")
@@ -73,7 +78,7 @@ def _token_run(run: ScoredRun, losses: TokenLosses) -> TokenRun:
     )
 
 
-def _missing(run: ScoredRun, losses: TokenLosses, own: TokenRun) -> Iterator[str]:
+def _missing(run: RunData, losses: TokenLosses, own: TokenRun) -> Iterator[str]:
     """A note if checkpoints have records and no token losses."""
     lacking = sorted(set(run.records.get("step", ())) - set(own.steps))
     if lacking:

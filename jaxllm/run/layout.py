@@ -50,6 +50,10 @@ class Layout:
         """The directory of a checkpoint, with the items MODEL and TRAINING."""
         return self.checkpoints / str(step)
 
+    def similarity(self, name: str) -> epath.Path:
+        """The path of a comparison of layers, without the endings of its CSV and its picture."""
+        return self.root / "similarity" / name
+
     def tokenizer_file(self, name: str) -> epath.Path:
         """The path of a saved tokenizer file."""
         return self.root / name

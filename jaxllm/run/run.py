@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import io
 import math
 import re
 import shutil
 import sys
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from jaxllm.run.checkpoint_schedule import CheckpointConfig
     from jaxllm.run.checkpoints import CheckpointWriter
     from jaxllm.run.restore import RestoredCheckpoint
+
+SIMILARITY = ("token_set", "checkpoint", "other", "layer", "other_layer", "cka", "svcca")  # columns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -275,6 +278,14 @@ class Run:
     def token_losses(self, name: str) -> TokenLosses:
         """The loss of each token of a token set at the checkpoints."""
         return TokenLosses(self.layout, name, self._saved)
+
+    def similarities(self, notes: list[str]) -> Iterator[pd.DataFrame]:
+        """The comparisons of layers, with columns `SIMILARITY`; notes which files are none."""
+        for file in sorted(self.layout.similarity("").glob("*.csv")):
+            try:
+                yield pd.read_csv(io.StringIO(file.read_text()), usecols=SIMILARITY)
+            except ValueError as error:
+                notes.append(f"{file} has no similarities of layers: {error}.")
 
     def metrics(self) -> pd.DataFrame:
         """A row per logged step, ordered by step; empty when there is none."""

@@ -26,6 +26,7 @@ AFTER = 0.2  # share of training after which subsets are chosen: the paper's fig
 _RUNS = 8  # at most, in a chart
 _FOLLOWED = ("stagnated", "upward")
 _CLEAR = 3.29  # standard errors, 1 in 1,000
+_ALIKE = 0.9  # CKA above which a layer is as in the last checkpoint
 
 
 @analysis(
@@ -185,6 +186,39 @@ def _kinds(study: TokenStudy) -> Finding:
         for row in (clear.iloc[-1], clear.iloc[0])
     ]
     return Finding(f"In {run.run}: {'; '.join(said)}.", table)
+
+
+@analysis(
+    TOKENS,
+    "When each layer settles",
+    needs=lambda study: bool(study.layers),
+    caption="Hidden states after a layer (row) against those after it in the last checkpoint, or "
+    "after those of another model (columns). A layer settles between its step and the one before.",
+    method="Linear CKA (Kornblith et al. 2019), unbiased; SVCCA (Raghu et al. 2017) in the table.",
+)
+def layer_similarity(study: Study) -> list[Finding]:
+    """When each layer settles, or which layers of two models correspond, for each comparison."""
+    findings = []
+    for table in (named.replace(".*/", "", regex=True) for named in study.layers):
+        on, first, other = table.loc[0, ["token_set", "checkpoint", "other"]]
+        if table.checkpoint.nunique() == 1:
+            title, begin = f"Which layers correspond, {first} and {other}", "most alike are"
+            best = table.loc[table.dropna(subset="cka").groupby("layer").cka.idxmax()]
+            pairs = zip(best.layer, best.other_layer, best.cka, strict=True)
+            parts = [f"layers {i} and {j} (CKA {cka:.2f})" for i, j, cka in pairs]
+        else:
+            run, _, last = other.rpartition("@")
+            title, begin = f"When each layer settles, {run}", f"CKA with step {last} > {_ALIKE}"
+            table = table[table.layer == table.other_layer]
+            step = table.checkpoint.str.rpartition("@")[2].astype(int)
+            apart = step.mask(table.cka > _ALIKE).groupby(table.layer).transform("max")
+            after = step.mask(step <= apart).groupby(table.layer).transform("min")
+            table = table.assign(step=step, settled=after.fillna(int(last)).astype(int))
+            by_layer = table.groupby("layer").settled.first().items()
+            parts = [f"in layer {layer} from step {start}" for layer, start in by_layer]
+        answer = f"On {on}, {begin} {', '.join(parts)}."
+        findings.append(Finding(answer, table, title=f"{title}, {on}"))
+    return findings
 
 
 def _follows(steps: list[int], after: float) -> bool:

@@ -278,3 +278,11 @@ def token_kinds_of_trends(finding: Finding, study: Study) -> Chart | None:
     """How over- or under-represented each trend is among the kinds of tokens."""
     label = "log2 of the share among these tokens over that among all"
     return marks.matrix(finding.table, "trend", "group", "ratio", label, diverging=True)
+
+
+def layer_similarity(finding: Finding, study: Study) -> Chart | None:
+    """The similarity of each layer over the steps, or of the layers of two checkpoints."""
+    x = "step" if "step" in finding.table else "other_layer"
+    columns = finding.table[x].unique()
+    rows = _by(finding.table, x, columns[:: len(columns) // _MOST_ROWS + 1])
+    return marks.matrix(rows, x, "layer", "cka", "linear CKA", domain=(0, 1))

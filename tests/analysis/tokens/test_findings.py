@@ -5,8 +5,15 @@ import pandas as pd
 import pytest
 
 from jaxllm.analysis.registry import Study
-from jaxllm.analysis.tokens.findings import token_kinds_of_trends, token_shares, token_subsets
+from jaxllm.analysis.tokens.findings import (
+    layer_similarity,
+    token_kinds_of_trends,
+    token_shares,
+    token_subsets,
+)
 from jaxllm.analysis.tokens.runs import TokenRun, TokenStudy
+from jaxllm.report.charts import findings as charts
+from jaxllm.run.run import SIMILARITY
 from jaxllm.run.token_losses import TokenSet
 
 DOCUMENTS, LENGTH, CHECKPOINTS = 20, 100, 24
@@ -67,3 +74,61 @@ def test_few_checkpoints_are_refused(study: Study) -> None:
     for analysis in (token_shares, token_subsets, token_kinds_of_trends):
         (finding,) = analysis(few)
         assert "four" in finding.refused
+
+
+def comparison(checkpoints: dict[str, list[float]], other: str, other_layers=None) -> pd.DataFrame:
+    """The CKA of layers 1, 2, … of each checkpoint with the same, or with `other_layers`."""
+    rows = [
+        ("books", name, other, layer, (other_layers or range(1, len(values) + 1))[layer - 1], cka)
+        for name, values in checkpoints.items()
+        for layer, cka in enumerate(values, 1)
+    ]
+    return pd.DataFrame(rows, columns=SIMILARITY[:-1]).assign(svcca=1.0)
+
+
+def test_a_layer_settles_after_it_was_last_unlike_its_end() -> None:
+    """Layer 1 was alike always, 2 from step 300 (at 100 not for good), 3 not before the end."""
+    table = comparison(
+        {
+            "runs/small@100": [0.95, 0.93, 0.1],
+            "runs/small@200": [0.96, 0.90, np.nan],
+            "runs/small@300": [0.97, 0.91, 0.89],
+        },
+        "runs/small@400",
+    )
+    between = table.assign(other_layer=4 - table.layer, cka=0.0)
+    whole = pd.concat([table, between[between.layer != 2]], ignore_index=True)
+    study = Study(pd.DataFrame(), layers=(whole,))
+    (finding,) = layer_similarity(study)
+    assert dict(zip(finding.table.layer, finding.table.settled, strict=True)) == {
+        1: 100, 2: 300, 3: 400,
+    }  # fmt: skip
+    assert finding.title == "When each layer settles, small, books"
+    assert finding.sentence == (
+        "On books, CKA with step 400 > 0.9 in layer 1 from step 100, in layer 2 from step 300, "
+        "in layer 3 from step 400."
+    )
+    spec = charts.layer_similarity(finding, study).to_dict()
+    assert spec["layer"][0]["encoding"]["x"]["sort"] == [100, 200, 300]
+
+
+def test_many_checkpoints_are_thinned_in_the_chart_alone() -> None:
+    study = Study(pd.DataFrame(), layers=(
+        comparison({f"small@{step}": [0.5, 0.9] for step in range(1, 361)}, "small@361"),
+    ))  # fmt: skip
+    (finding,) = layer_similarity(study)
+    spec = charts.layer_similarity(finding, study).to_dict()
+    assert len(finding.table) == 720 and len(spec["layer"][0]["encoding"]["x"]["sort"]) <= 40
+
+
+def test_layers_of_two_models_are_paired_with_the_most_alike() -> None:
+    grid = [comparison({"small@9": [cka / 4, cka]}, "large@9", [2, 3]) for cka in (0.8, 0.3)]
+    table = pd.concat([grid[0], grid[1].assign(other_layer=1)], ignore_index=True)
+    study = Study(pd.DataFrame(), layers=(table,))
+    (finding,) = layer_similarity(study)
+    assert finding.title == "Which layers correspond, small@9 and large@9, books"
+    assert finding.sentence == (
+        "On books, most alike are layers 1 and 2 (CKA 0.20), layers 2 and 3 (CKA 0.80)."
+    )
+    spec = charts.layer_similarity(finding, study).to_dict()
+    assert spec["layer"][0]["encoding"]["x"]["field"] == "other_layer"
