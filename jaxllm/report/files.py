@@ -20,9 +20,18 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 def write_page(output: epath.Path, tables: Tables, items: Sequence[ReportItem]) -> epath.Path:
     """Write the page, with that of the tokens where they were scored; return its path."""
+    token_page, content = output / page.TOKEN_PAGE, b""
     if tables.study.token_studies:
-        tokens = microscope.render(tables.study.token_studies)
-        page.write(output / page.TOKEN_PAGE, tokens.encode())
+        try:
+            content = microscope.render(tables.study.token_studies).encode()
+        except Exception as error:  # which must not cost the report
+            note = specs.failure(page.TOKEN_PAGE, error)
+            study = dataclasses.replace(tables.study, token_studies=())
+            tables = dataclasses.replace(tables, notes=(*tables.notes, note), study=study)
+    if content:
+        page.write(token_page, content)
+    else:  # that of an earlier report would be taken for this one's
+        token_page.unlink(missing_ok=True)
     return page.write(output / "index.html", page.render(tables, items).encode())
 
 

@@ -25,7 +25,7 @@ from jaxllm.report import page
 from jaxllm.report.theme import style_variables
 from jaxllm.run.token_losses import TokenSet
 
-CHECKPOINTS, RUNS, TOKENS, BYTES = 30, 8, 100_000, 5_000_000  # at most, in one page
+CHECKPOINTS, TOKENS, BYTES = 30, 100_000, 5_000_000  # at most, in one page
 LEVELS = (16, 12, 9, 7, 5, 4)
 AFTER = (0.1, 0.2, 0.4, 0.7)
 
@@ -40,7 +40,7 @@ def render(studies: Sequence[TokenStudy]) -> str:
     if not shown:
         studies = [max(studies, key=lambda study: len(study.runs))]
         shown = _shared_by_all(studies)
-    left_out = len(every) - len(shown[:RUNS])
+    left_out = len(every) - len(shown)
     share = min(1.0, TOKENS / sum(len(study.token_set.tokens) for study in studies))
     chosen = [_documents(study.token_set, share) for study in studies]
     documents = [
@@ -50,7 +50,7 @@ def render(studies: Sequence[TokenStudy]) -> str:
     ]
     lengths = [_lengths(s.token_set, ids) for s, (ids, _) in zip(studies, chosen, strict=True)]
     sizes = [len(tokens) for each in lengths for tokens in each]
-    runs = [_run(parts, [slice(0, last) for _, last in chosen]) for parts in shown[:RUNS]]
+    runs = [_run(parts, [slice(0, last) for _, last in chosen]) for parts in shown]
     for levels in LEVELS:
         packed = [_packed(_quantised(run["losses"], levels)) for run in runs]
         if sum(map(len, packed)) < BYTES:
@@ -126,7 +126,7 @@ def _run(parts: Sequence[TokenRun], tokens: Sequence[slice]) -> dict[str, Any]:
         "name": first.run,
         "size": amount(first.params),
         "steps": [int(step) for step in steps],
-        "seen": [amount(float(first.tokens[row])) for row in rows[0]],
+        "seen": [f"{amount(float(first.tokens[row]))} {first.clock}" for row in rows[0]],
         "x": [float(first.tokens[row]) for row in rows[0]],
         "losses": losses,
         "classes": _packed(np.concatenate(classes, axis=1)),
@@ -134,9 +134,8 @@ def _run(parts: Sequence[TokenRun], tokens: Sequence[slice]) -> dict[str, Any]:
 
 
 def _quantised(losses: np.ndarray, levels: int) -> np.ndarray:
-    """Differences of q between checkpoints, uint8 modulo 256; a loss that is NaN counts as 0."""
-    known = np.nan_to_num(losses, nan=0.0, posinf=1e6)
-    q = np.clip(np.round(levels * np.log1p(np.maximum(known, 0))), 0, 255).astype(np.uint8)
+    """Differences of q between checkpoints, uint8 modulo 256."""
+    q = np.clip(np.round(levels * np.log1p(np.maximum(losses, 0))), 0, 255).astype(np.uint8)
     return np.diff(q, axis=0, prepend=np.zeros_like(q[:1]))
 
 

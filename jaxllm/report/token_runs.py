@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from jaxllm.analysis.finding import amount
 from jaxllm.analysis.tokens.runs import TokenRun, TokenStudy
 from jaxllm.errors import UserError
-from jaxllm.run.token_losses import TokenLosses
+from jaxllm.run.token_losses import TokenLosses, TokenSet
 
 FEWEST = 2  # checkpoints of a run
+RUNS, TOKENS = 8, 100_000  # of a token set, at most
+_ARRAYS = ("tokens", "documents", "positions", "ends")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,55 +39,99 @@ class RunData:
 
 
 def token_studies(runs: Sequence[RunData], notes: list[str]) -> tuple[TokenStudy, ...]:
-    """The token sets of `runs`, each with its runs by size; adds to `notes` what is left out."""
-    studies: dict[str, TokenStudy] = {}
-    for run in runs:
-        for losses in run.token_losses:
-            try:
-                token_set, own = losses.token_set(), _token_run(run, losses)
-            except UserError as error:
-                notes.append(f"{run.name}: {error}.")
-                continue
-            study = studies.setdefault(losses.name, TokenStudy(token_set, ()))
-            if token_set.fingerprint != study.token_set.fingerprint:
-                notes.append(
-                    f"{run.name}: its token set {losses.name} has other tokens than that of "
-                    f"{study.runs[0].run}, so the report leaves it out."
-                )
-                continue
-            notes += _missing(run, losses, own)
-            ordered = sorted([*study.runs, own], key=lambda one: (one.params, one.run))
-            studies[losses.name] = TokenStudy(study.token_set, tuple(ordered))
-    return tuple(study for study in studies.values() if study.runs)
+    """The token sets of `runs`, each with its runs by size; adds to `notes` what is left out.
+
+    Of each set at most `RUNS` runs, evenly by size with both ends, and the first `TOKENS` tokens.
+    """
+    studies = []
+    for name in dict.fromkeys(losses.name for run in runs for losses in run.token_losses):
+        scored = []
+        for run in runs:
+            for losses in (one for one in run.token_losses if one.name == name):
+                try:
+                    scored.append((run, losses, losses.token_set()))
+                except UserError as error:
+                    notes.append(f"{run.name}: {error}.")
+        study = TokenStudy(*_read(name, scored, notes)) if scored else None
+        studies += [study] if study and study.runs else []
+    return tuple(studies)
 
 
-def _token_run(run: RunData, losses: TokenLosses) -> TokenRun:
-    steps = losses.steps()
+def _read(
+    name: str, scored: Sequence[tuple[RunData, TokenLosses, TokenSet]], notes: list[str]
+) -> tuple[TokenSet, tuple[TokenRun, ...]]:
+    """The tokens that most runs have, and their losses in those runs."""
+    usual, _ = Counter(tokens.fingerprint for *_, tokens in scored).most_common(1)[0]
+    token_set = next(tokens for *_, tokens in scored if tokens.fingerprint == usual)
+    others = [run.name for run, _, tokens in scored if tokens.fingerprint != usual]
+    if others:
+        notes.append(
+            f"{', '.join(others)}: the token set {name} has other tokens than in the other runs, "
+            "so the report leaves it out there."
+        )
+    same = [(run, losses) for run, losses, tokens in scored if tokens.fingerprint == usual]
+    ordered = sorted(same, key=lambda one: (_size(one[0])[1], one[0].name))
+    chosen = np.unique(np.linspace(0, len(ordered) - 1, RUNS).round().astype(int))
+    if len(chosen) < len(ordered):
+        notes.append(f"{name}: {len(chosen)} of {len(ordered)} runs are read, evenly by size.")
+    ends = np.searchsorted(token_set.documents, np.arange(len(token_set.texts)), side="right")
+    documents = max(1, int(np.searchsorted(ends, TOKENS, side="right")))
+    last = int(ends[documents - 1])
+    if documents < len(token_set.texts):
+        notes.append(f"{name}: the report reads the first {last:,} of {ends[-1]:,} tokens.")
+    runs = []
+    for run, losses in (ordered[index] for index in chosen):
+        try:
+            runs.append(_token_run(run, losses, slice(0, last), notes))
+        except UserError as error:
+            notes.append(f"{run.name}: {error}.")
+    sizes = [run.params for run in runs]
+    distinct = len(set(sizes)) == len(sizes) and not any(map(math.isnan, sizes))
+    labelled = (
+        dataclasses.replace(run, label=amount(run.params) if distinct else run.run) for run in runs
+    )
+    read = {field: getattr(token_set, field)[:last] for field in _ARRAYS}
+    shown = dataclasses.replace(token_set, texts=token_set.texts[:documents], **read)
+    return shown, tuple(labelled)
+
+
+def _size(run: RunData) -> tuple[str, float]:
+    """Family and number of parameters; those unknown are the run's name and NaN, sorted last."""
+    named = run.records.reindex(columns=["family", "params"]).dropna()
+    return (str(named.family.iloc[-1]), float(named.params.iloc[-1])) if len(named) else (
+        run.name, math.nan,
+    )  # fmt: skip
+
+
+def _token_run(run: RunData, losses: TokenLosses, tokens: slice, notes: list[str]) -> TokenRun:
+    headers = losses.headers()
+    steps = [step for step, header in headers.items() if not header["not_finite"]]
+    if len(steps) < len(headers):
+        notes.append(
+            f"{run.name}: {len(headers) - len(steps)} checkpoints with losses of {losses.name} "
+            "that are not finite are left out."
+        )
     if len(steps) < FEWEST:
         raise UserError(f"{losses.path} has {len(steps)} checkpoints; trajectories need {FEWEST}")
+    notes += _missing(run, losses, list(headers))
     clocks = pd.DataFrame(index=pd.Index(steps), columns=["tokens", "flops"], dtype=float)
     for table in (run.checkpoints, run.records):
         known = table.reindex(columns=["step", "tokens", "flops"]).drop_duplicates("step")
         clocks = clocks.fillna(known.set_index("step").reindex(clocks.index).astype(float))
-    tokens = clocks.tokens.to_numpy()
-    named = run.records.reindex(columns=["family", "params"]).dropna()
+    seen, (family, params) = clocks.tokens.to_numpy(), _size(run)
+    known = bool(np.isfinite(seen).all())
     return TokenRun(
-        run.name,
-        str(named.family.iloc[-1]) if len(named) else run.name,
-        float(named.params.iloc[-1]) if len(named) else math.nan,
-        np.array(steps),
-        tokens if np.isfinite(tokens).all() else np.array(steps, float),
-        clocks.flops.to_numpy(),
-        losses.read(steps),
-    )
+        run.name, family, params, np.array(steps), seen if known else np.array(steps, float),
+        clocks.flops.to_numpy(), losses.read(steps, tokens), clock="tokens" if known else "steps",
+    )  # fmt: skip
 
 
-def _missing(run: RunData, losses: TokenLosses, own: TokenRun) -> Iterator[str]:
+def _missing(run: RunData, losses: TokenLosses, steps: Sequence[int]) -> Iterator[str]:
     """A note if checkpoints have records and no token losses."""
-    lacking = sorted(set(run.records.get("step", ())) - set(own.steps))
+    lacking = sorted(set(run.records.get("step", ())) - set(steps))
     if lacking:
         first = ", ".join(map(str, lacking[:3])) + (", …" if len(lacking) > 3 else "")
         yield (
             f"{run.name}: {len(lacking)} scored checkpoints (step {first}) have no losses of "
-            f"{losses.name}; `python -m jaxllm.evaluate --missing` adds them."
+            f"{losses.name}; {losses.remedy()}."
         )

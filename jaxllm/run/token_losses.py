@@ -80,7 +80,7 @@ class TokenLosses:
     def token_set(self) -> TokenSet:
         """The tokens; UserError if the run has no such set."""
         if (found := self._set) is None:
-            raise UserError(f"{self._layout.root} has no token set {self.name}; {self._remedy()}")
+            raise UserError(f"{self._layout.root} has no token set {self.name}; {self.remedy()}")
         return found
 
     def write_set(self, token_set: TokenSet) -> None:
@@ -145,7 +145,7 @@ class TokenLosses:
         missing = [str(step) for step in wanted if step not in headers]
         if missing or not wanted:
             of = f" of checkpoints {', '.join(missing)}" if missing else ""
-            raise UserError(f"{self.path} has no losses{of}; {self._remedy()}")
+            raise UserError(f"{self.path} has no losses{of}; {self.remedy()}")
         chosen = range(headers[wanted[0]]["tokens"])[tokens]
         low, high = min(chosen, default=0), max(chosen, default=-1) + 1
         losses: Any = None
@@ -189,7 +189,8 @@ class TokenLosses:
         steps = (n.removesuffix(_LOSSES) for n in self._store.names() if n.endswith(_LOSSES))
         return sorted(int(step) for step in steps if step.isdecimal())
 
-    def _remedy(self) -> str:
+    def remedy(self) -> str:
+        """The command that adds what is missing."""
         root = self._layout.root
         of = str(root) if self._layout.manifest.exists() else f"hf:… --output={root}"
         return f"`python -m jaxllm.evaluate --model_dir={of} --tasks={self.name} --missing` adds it"

@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
-from jaxllm.analysis.finding import Finding
+from jaxllm.analysis.finding import Finding, amount
 from jaxllm.analysis.registry import TOKENS, Study, analysis
 from jaxllm.analysis.stats import false_discovery
 from jaxllm.analysis.tokens import trends
@@ -23,10 +24,9 @@ from jaxllm.analysis.tokens.subsets import Z, clustered_mean, overlap, subset_cu
 from jaxllm.errors import UserError
 
 AFTER = 0.2  # share of training after which subsets are chosen: the paper's figures 3 and 4
-_RUNS = 8  # at most, in a chart
 _FOLLOWED = ("stagnated", "upward")
-_CLEAR = 3.29  # standard errors, 1 in 1,000
 _ALIKE = 0.9  # CKA above which a layer is as in the last checkpoint
+_FALSE = 0.001  # false discoveries among the kinds of tokens
 
 
 @analysis(
@@ -46,7 +46,8 @@ def token_shares(study: Study) -> list[Finding]:
 
 def _shares(study: TokenStudy) -> Finding:
     rows: list[dict[str, object]] = []
-    for run in study.runs[-_RUNS:]:
+    study, notes = _on_common_checkpoints(study)
+    for run in study.runs:
         steps = run.steps.tolist()
         for after in (after for after in trends.AFTER if _follows(steps, after)):
             classes = trends.token_trends(run.losses, steps, after).controlled()
@@ -63,15 +64,29 @@ def _shares(study: TokenStudy) -> Finding:
     after = AFTER if _follows(largest.steps.tolist(), AFTER) else trends.AFTER[0]
     row = trends.trend_table(largest.losses, largest.steps.tolist(), [after]).set_index("trend")
     percent = lambda name, column: f"{row.loc[name, column]:.1%}"
+    count = len(study.token_set.tokens)
     sentence = (
-        f"After {after:.0%} of the training of {largest.run}, {percent('downward', 'controlled')} "
-        f"of {len(study.token_set.tokens):,} tokens are still learned, "
+        f"After {after:.0%} of the {amount(largest.tokens[-1])} {largest.clock} of {largest.run}, "
+        f"{percent('downward', 'controlled')} of {count:,} tokens are still learned, "
         f"{percent('upward', 'controlled')} forgotten and {percent('stagnated', 'controlled')} "
         f"stagnated. Equation 1 alone says {percent('downward', 'share')} and "
         f"{percent('upward', 'share')}; of losses that only wander it would say "
         f"{percent('downward', 'autoregressive')} and {percent('upward', 'autoregressive')}."
     )
-    return Finding(sentence, table)
+    return Finding(sentence, table, notes=notes)
+
+
+def _on_common_checkpoints(study: TokenStudy) -> tuple[TokenStudy, tuple[str, ...]]:
+    """The study at the shares of training that all runs were scored at, for tests of equal power.
+
+    As it is, with a note, where they share fewer than four.
+    """
+    shares = {run.run: run.tokens / run.tokens[-1] for run in study.runs}
+    try:
+        rows = trends.common_checkpoints(shares)
+    except UserError as error:
+        return study, (f"Runs with more checkpoints have more power here: {error}.",)
+    return TokenStudy(study.token_set, tuple(run.at(rows[run.run]) for run in study.runs)), ()
 
 
 @analysis(
@@ -92,7 +107,7 @@ def token_subsets(study: Study) -> list[Finding]:
 
 
 def _subsets(study: TokenStudy) -> Finding:
-    runs = [r for r in study.runs if _follows([int(step) for step in r.steps], AFTER)][-_RUNS:]
+    runs = [run for run in study.runs if _follows(run.steps.tolist(), AFTER)]
     if len(runs) < 2:
         return Finding.refuse("fewer than two runs have four checkpoints after 20 % of training")
     classes = {run.run: trends.classify(run.losses, run.steps.tolist(), AFTER) for run in runs}
@@ -106,18 +121,22 @@ def _subsets(study: TokenStudy) -> Finding:
                 clock = {"step": run.steps, "tokens": run.tokens, "flops": run.flops}
                 rows = pd.DataFrame(clock).assign(size="", seed=0)
                 curve = subset_curves({("", 0): run.losses}, rows, subset, documents, ("", 0))
-                named = {"run": run.run, "size": run.params, "trend": name, "by": selector.run}
-                curves.append(curve.drop(columns=["selection"]).assign(**named))
+                named = {"run": run.run, "size": run.label, "trend": name, "by": selector.run}
+                choice = "its own choice" if run is selector else "another's choice"
+                curves.append(curve.assign(**named, selection=choice))
                 if name == "upward" and run is not selector:
                     tests += _tested(run, selector, subset, documents)
     if not curves:
         return Finding.refuse("no token has stagnated or is forgotten by equation 1")
     ends = {run.run: classes[run.run] for run in (runs[0], runs[-1])}
     pair = overlap(ends, documents).iloc[0]
-    sentence = (
-        f"Of the {pair.tokens:,.0f} tokens on which {runs[0].run} has stagnated, {pair.share:.0%} "
-        f"have stagnated in {runs[-1].run}, too, where {pair.chance:.0%} of all tokens have."
-    )
+    first, last = runs[0].run, runs[-1].run
+    sentence = f"{first} has stagnated on no token by equation 1."
+    if pair.tokens:
+        sentence = (
+            f"Of the {pair.tokens:,.0f} tokens on which {first} has stagnated, {pair.share:.0%} "
+            f"have stagnated in {last}, too, where {pair.chance:.0%} of all tokens have."
+        )
     table = pd.concat(curves, ignore_index=True)
     return Finding(sentence, table[table.step > 0], lines=tuple(_descents(tests)))
 
@@ -156,7 +175,8 @@ def _descents(tests: list[tuple]) -> list[str]:
     place=30,
     caption="How much more or less often a trend is among the tokens of a kind than among all, in "
     "the largest run after 20 % of training. Frequency is that in the token set.",
-    method="Shares by kind with standard errors over documents (ratio estimate, Cochran 1977).",
+    method="Shares by kind against those of all tokens, with the variance over documents (Cochran "
+    "1977, chapter 9A) and 0.1 % false discoveries (Benjamini and Hochberg 1995).",
 )
 def token_kinds_of_trends(study: Study) -> list[Finding]:
     """Trends by kind of token in the largest run, for each token set."""
@@ -173,12 +193,19 @@ def _kinds(study: TokenStudy) -> Finding:
     )
     table = shares_by_kind(classes, kinds, tokens.documents)
     table = table[(table.trend != "unclassified") & (table.overall > 0) & (table.tokens >= 50)]
+    spread = {
+        name: clustered_mean(classes == index, tokens.documents)[1] ** 2 * len(classes)
+        for index, name in enumerate(trends.TRENDS)
+    }
+    # Under the null a kind has the variance of all tokens, clustered by document, for its size.
+    null = np.sqrt(np.fmax(table.trend.map(spread), table.overall * (1 - table.overall)))
+    z = (table.share - table.overall).abs() / (null / np.sqrt(table.tokens))
     table = table.assign(
         group=table.kind + ": " + table["bin"],
         ratio=np.log2(np.maximum(table.share, 1e-4) / table.overall).clip(-3, 3),
-        z=(table.share - table.overall).abs() / table.stderr,
+        q=false_discovery(2 * stats.norm.sf(z)),
     )
-    clear = table[table.z > _CLEAR].sort_values("ratio")
+    clear = table[table.q < _FALSE].sort_values(["ratio", "tokens"], ascending=[True, False])
     if clear.empty:
         return Finding("No kind of token differs clearly from all tokens.", table)
     said = [

@@ -17,11 +17,13 @@ class TokenRun:
     Attributes:
       run: name of the run.
       family: its suite; runs of one differ in size or seed.
+      label: its size, or its name where sizes repeat or are unknown.
       params: number of parameters; NaN if unknown.
       steps: int [S], the scored checkpoints, ascending.
       tokens: float [S], training tokens seen at each; the steps where those are unknown.
+      clock: what `tokens` are: "tokens" or "steps".
       flops: float [S], training FLOPs at each; NaN where unknown.
-      losses: float32 [S, n], in nats.
+      losses: float32 [S, n], in nats, finite.
     """
 
     run: str
@@ -31,6 +33,13 @@ class TokenRun:
     tokens: npt.NDArray[np.float64]
     flops: npt.NDArray[np.float64]
     losses: npt.NDArray[np.float32]
+    label: str = ""
+    clock: str = "tokens"
+
+    def at(self, rows: npt.NDArray[np.integer]) -> TokenRun:
+        """The run at some of its checkpoints."""
+        clocks = {name: getattr(self, name)[rows] for name in ("steps", "tokens", "flops")}
+        return dataclasses.replace(self, **clocks, losses=self.losses[rows])
 
 
 @dataclasses.dataclass(frozen=True)

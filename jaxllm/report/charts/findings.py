@@ -267,8 +267,9 @@ def token_subsets(finding: Finding, study: Study) -> Chart | None:
     """Perplexity of each subset against FLOPs, a panel per trend and chooser."""
     table = finding.table
     clock = "flops" if table.flops.notna().all() else "tokens"
+    titles = (_AMOUNTS.get(clock, clock), "perplexity (dashed: of its own choice)")
     panels = [
-        (f"{name} in {by}", marks.lines(rows, clock, "perplexity", (clock, "perplexity")))
+        (f"{name} in {by}", marks.lines(rows, clock, "perplexity", titles, dash="selection"))
         for (by, name), rows in table.groupby(["by", "trend"], sort=False)
     ]
     return side_by_side(panels, 2)

@@ -63,7 +63,7 @@ function paint() {
     const run = data.runs[+pane.dataset.run];
     const [a, b] = [row(run, "from"), row(run, "to")];
     pane.querySelector("small").textContent =
-      mode === "change" ? `${run.size}, from ${run.seen[a]} to ${run.seen[b]} tokens` : `${run.size}, ${run.seen.at(-1)} tokens`;
+      mode === "change" ? `${run.size}, from ${run.seen[a]} to ${run.seen[b]}` : `${run.size}, ${run.seen.at(-1)}`;
     for (const span of pane.querySelectorAll("span[data-i]")) {
       const i = +span.dataset.i;
       if (mode === "trend") {
@@ -197,7 +197,7 @@ function chart(i) {
   }
   const longest = data.runs.reduce((a, b) => (a.x.at(-1) > b.x.at(-1) ? a : b));
   const beginning = longest.x.findIndex((x) => x > 0);
-  add("text", { x: L, y: H - 4 }, `${longest.seen[beginning]} tokens`);
+  add("text", { x: L, y: H - 4 }, longest.seen[beginning]);
   add("text", { x: W - 4, y: H - 4, "text-anchor": "end" }, longest.seen.at(-1));
   add("text", { x: W / 2, y: H - 4, "text-anchor": "middle" }, "loss in nats");
   data.runs.forEach((run, r) => {
@@ -226,7 +226,7 @@ const encoder = new TextEncoder();
 
 function changed() {
   const run = data.runs[+$("of").value], [a, b] = [row(run, "from"), row(run, "to")];
-  $("between").textContent = `from ${run.seen[a]} to ${run.seen[b]} tokens`;
+  $("between").textContent = `from ${run.seen[a]} to ${run.seen[b]}`;
   patterns ??= Array.from(documentOf, (_, i) => pattern(i));
   data.bytes ??= data.documents.map((one) => encoder.encode(one.text).length);
   const all = data.bytes.reduce((x, y) => x + y, 0);
@@ -240,11 +240,12 @@ function changed() {
     const groups = new Map();
     for (let i = 0; i < gain.length; i++) {
       const key = of(i);
-      if (!groups.has(key)) groups.set(key, { gain: 0, tokens: 0, better: 0, documents: new Map(), best: [], worst: [] });
+      if (!groups.has(key)) groups.set(key, { gain: 0, tokens: 0, better: 0, worse: 0, documents: new Map(), best: [], worst: [] });
       const group = groups.get(key), d = documentOf[i];
       group.gain += gain[i];
       group.tokens++;
       group.better += gain[i] > 0;
+      group.worse += gain[i] < 0;
       group.documents.set(d, (group.documents.get(d) ?? 0) + gain[i]);
       for (const [list, sign] of [[group.best, 1], [group.worst, -1]]) {
         if (list.length < 2 || sign * gain[i] > sign * gain[list.at(-1)]) {
@@ -275,12 +276,12 @@ function changed() {
       return button;
     };
     return element("table", {},
-      element("thead", {}, element("tr", {}, ...[kind, "Tokens", "Gain, bits per byte", "Tokens better", "Examples"].map((t, k) => element("th", { textContent: t, className: k && k < 4 ? "right" : "" })))),
+      element("thead", {}, element("tr", {}, ...[kind, "Tokens", "Gain, bits per byte", "Better, worse", "Examples"].map((t, k) => element("th", { textContent: t, className: k && k < 4 ? "right" : "" })))),
       element("tbody", {}, ...shown.map(({ key, group, mean, error }) => element("tr", {},
         element("td", { textContent: key }),
         element("td", { className: "right", textContent: group.tokens.toLocaleString("en") }),
         element("td", { className: "right", textContent: signed(mean) + (error >= 0 ? ` ± ${error.toFixed(3)}` : "") }),
-        element("td", { className: "right", textContent: `${Math.round((100 * group.better) / group.tokens)} %` }),
+        element("td", { className: "right", textContent: `${Math.round((100 * group.better) / group.tokens)} %, ${Math.round((100 * group.worse) / group.tokens)} %` }),
         element("td", {}, ...group.best.map((i) => example(i, false)), ...group.worst.map((i) => example(i, true)))))));
   }));
 }
