@@ -286,4 +286,4 @@ def layer_similarity(finding: Finding, study: Study) -> Chart | None:
     x = "step" if "step" in finding.table else "other_layer"
     columns = finding.table[x].unique()
     rows = _by(finding.table, x, columns[:: len(columns) // _MOST_ROWS + 1])
-    return marks.matrix(rows, x, "layer", "cka", "linear CKA", domain=(0, 1))
+    return marks.matrix(rows.astype({x: str}), x, "layer", "cka", "linear CKA", domain=(0, 1))

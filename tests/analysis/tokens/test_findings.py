@@ -85,10 +85,10 @@ def comparison(checkpoints: dict[str, list[float]], other: str, other_layers=Non
 
 
 def test_a_layer_settles_after_it_was_last_unlike_its_end() -> None:
-    """Layer 1 was alike always, 2 from step 300 (at 100 not for good), 3 not before the end."""
+    """Layer 1 was alike always, 2 from step 300 (at 0 not for good), 3 not before the end."""
     table = comparison(
         {
-            "runs/small@100": [0.95, 0.93, 0.1],
+            "runs/small@0": [0.95, 0.93, 0.1],
             "runs/small@200": [0.96, 0.90, np.nan],
             "runs/small@300": [0.97, 0.91, 0.89],
         },
@@ -99,15 +99,15 @@ def test_a_layer_settles_after_it_was_last_unlike_its_end() -> None:
     study = Study(pd.DataFrame(), layers=(whole,))
     (finding,) = layer_similarity(study)
     assert dict(zip(finding.table.layer, finding.table.settled, strict=True)) == {
-        1: 100, 2: 300, 3: 400,
+        1: 0, 2: 300, 3: 400,
     }  # fmt: skip
     assert finding.title == "When each layer settles, small, books"
     assert finding.sentence == (
-        "On books, CKA with step 400 > 0.9 in layer 1 from step 100, in layer 2 from step 300, "
+        "On books, CKA with step 400 > 0.9 in layer 1 from step 0, in layer 2 from step 300, "
         "in layer 3 from step 400."
     )
     spec = charts.layer_similarity(finding, study).to_dict()
-    assert spec["layer"][0]["encoding"]["x"]["sort"] == [100, 200, 300]
+    assert spec["layer"][0]["encoding"]["x"]["sort"] == ["0", "200", "300"]
 
 
 def test_many_checkpoints_are_thinned_in_the_chart_alone() -> None:
