@@ -8,6 +8,7 @@ import pytest
 
 from jaxllm.errors import UserError
 from jaxllm.health import main
+from jaxllm.run.run import Run
 from tests.analysis.planted_health import logged
 from tests.simulated_run import simulate
 
@@ -52,6 +53,18 @@ def test_what_the_checks_find(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     (tmp_path / "metrics.jsonl").write_text(metrics.to_json(orient="records", lines=True))
     code, lines = told(capsys, tmp_path)
     assert code == 1 and "since step 300 the loss has not come back" in lines["alarms"]
+
+
+def test_skips_and_rollbacks(
+    healthy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run(shutil.copytree(healthy, tmp_path / "run"))
+    assert told(capsys, run.path)[1]["skipped"].endswith("rolled back past steps: none")
+    for step, effect in ((3, "skipped"), (5, "clipped"), (6, "skipped")):
+        run.skipped_lines.append({"step": step, "effect": effect})
+    run.rollback_lines.append({"step": 4, "first": 8, "last": 12, "by": "hand", "reason": ""})
+    expected = "2 updates, 1 clipped; rolled back past steps: 8:12"
+    assert told(capsys, run.path)[1]["skipped"] == expected
 
 
 def test_a_run_without_metrics(

@@ -9,7 +9,6 @@ from jaxllm.analysis.finding import amount
 from jaxllm.analysis.health import loss
 from jaxllm.analysis.health.checks import examine
 from jaxllm.analysis.registry import Study
-from jaxllm.io import JsonLines
 from jaxllm.report.alarms import active
 from jaxllm.run.run import Run
 from jaxllm.run.times import duration
@@ -39,7 +38,8 @@ def present(run: Run) -> tuple[dict[str, str], bool]:
         slope = line if isinstance(line, str) else f"{line.slope:+.3g} per doubling of tokens"
         trend = f"{last.get('loss', math.nan):.4g}, trend: {slope}"
     restarts = [row.get("restarts", 0) for row in run.restart_lines.read()[0]]
-    skipped: JsonLines | None = getattr(run, "skipped_lines", None)
+    effects = [row.get("effect") for row in run.skipped_lines.read()[0]]
+    stretches = ", ".join(f"{one.first}:{one.last}" for one in run.rollbacks())
     refused = sum(check.state == "refused" for check in checks)
     return {
         "run": str(run.path),
@@ -48,5 +48,6 @@ def present(run: Run) -> tuple[dict[str, str], bool]:
         "alarms": "; ".join(f"{name}: {reason}" for name, reason in alarms.items()) or "none",
         "checks": f"{len(checks) - refused} made, {refused} could not be made",
         "restarts": str(max(restarts, default=0)),
-        "skipped": f"{len(skipped.read()[0]) if skipped else 0} updates",
+        "skipped": f"{effects.count('skipped')} updates, {effects.count('clipped')} clipped; "
+                   f"rolled back past steps: {stretches or 'none'}",
     }, bool(alarms)  # fmt: skip

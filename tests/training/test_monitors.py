@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -14,9 +15,11 @@ import pytest
 from jaxllm.errors import UserError
 from jaxllm.models.decoder import abstract_params, hidden_states
 from jaxllm.models.scoring import token_loss
+from jaxllm.run.run import Run
 from jaxllm.training.loop import train
+from jaxllm.training.rollback import skip_by_hand
 from jaxllm.training.stacked import check_alike
-from tests.training.helpers import MODEL, experiment, mesh, rows, stages
+from tests.training.helpers import MODEL, ROWS, FakeBatches, experiment, mesh, rows, stages
 
 TWO = dataclasses.replace(MODEL, num_layers=2)
 
@@ -27,7 +30,7 @@ def lines(model_dir: Path) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict], list[dict], Path]:
-    """The lines of a run with monitors, which is stopped and goes on, and of one without."""
+    """The lines of a run with monitors, and of one without."""
     path = tmp_path_factory.mktemp("monitors")
     for name, options in {
         "on": {"monitor_every": 2, "gradient_accumulation": 2},
@@ -35,7 +38,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict], list[dic
     }.items():
         options = {"gradient_accumulation": 2, "log_every": 1, "steps": 4} | options
         e = experiment(path / name, model=TWO, **options)
-        train(e, mesh(), stages(e))
+        assert train(e, mesh(), stages(e)).finished
     return lines(path / "on"), lines(path / "off"), path
 
 
@@ -53,6 +56,36 @@ def test_norms_are_those_of_the_gradients(runs: tuple[list[dict], list[dict], Pa
     of = [v for name, v in line.items() if name.startswith("grad_norm/")]
     np.testing.assert_allclose(np.linalg.norm(of), line["grad_norm"], rtol=1e-5)
     assert line["qk_logit_bound/layer_0"] > 0 and line["activation_rms/layer_0"] > 0
+
+
+class Poisoned(FakeBatches):
+    """NaN in the batches of step 2, which is skipped, and of 7 and 8, which is one too many."""
+
+    def __next__(self) -> Any:
+        batch, step = super().__next__(), self._next // ROWS
+        return batch._replace(weights=batch.weights * np.nan) if step in (2, 7, 8) else batch
+
+
+def test_beside_skips_and_rollbacks(tmp_path: Path) -> None:
+    """Lines are of the steps that they name, and the run is that without monitors."""
+    options = {"steps": 11, "log_every": 1, "skip": {"longest": 1}}
+    e = experiment(tmp_path / "on", monitor_every=2, rollback={"margin": 0}, **options)
+    assert train(e, mesh(), stages(e, Poisoned)).finished
+    assert [one[:3] for one in Run(e.model_dir).rollbacks()] == [(4, 7, 8)]
+    on = lines(tmp_path / "on")
+    assert [line["step"] for line in on] == [1, 2, 3, 4, 5, 6, 9, 10, 11]
+    of = [{k: v for k, v in line.items() if k.startswith("grad_norm/")} for line in on]
+    assert [line["step"] for line, norms in zip(on, of, strict=True) if norms] == [2, 4, 6, 10]
+    assert on[1]["loss"] is None and set(of[1].values()) == {None}
+    for line, norms in zip(on, of, strict=True):
+        if norms and line["step"] != 2:
+            norm = np.linalg.norm(list(norms.values()))
+            np.testing.assert_allclose(norm, line["grad_norm"], rtol=1e-5)
+    skip_by_hand(Run.create(tmp_path / "off"), "7:8")
+    without = experiment(tmp_path / "off", **options)
+    assert train(without, mesh(), stages(without, Poisoned)).finished
+    for name in ("loss", "grad_norm", "param_norm", "skipped_steps"):
+        assert [line[name] for line in on] == [line[name] for line in lines(tmp_path / "off")]
 
 
 def test_each_layer_by_hand(tmp_path: Path) -> None:
