@@ -8,8 +8,8 @@
 
 Without a question, how much of each domain. --text finds the documents with a text, --document
 takes one by its number in the domain, as the tables have it, and --steps lists what updates a to b
-read. `times`: 0.5 of a document of which half was read; of a text, over all its places. --ngrams
-tells when the run was most like each n-gram model of its corpora, by the losses of a token set.
+read. `times`: 0.5 of a document of which half was read; of a text, over all its places. `skipped`:
+of these, without effect. --ngrams tells when the run was most like n-gram models of its corpora.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not (first.isdigit() and last.isdigit() and 0 < int(first) <= int(last)):
         raise UserError(f"--steps={args.steps}: write A:B, two steps from 1 on")
 
-    from jaxllm.data.seen import history
+    from jaxllm.data.seen import PASSED_OVER, SKIPPED, history
     from jaxllm.run.run import Run
 
     run = Run.open(args.run)
@@ -58,9 +58,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     from jaxllm.training.experiment import Experiment
     from jaxllm.training.sequences import open_data
 
-    entries, sources = run.entries(), open_data(Experiment.configured(args.run))[0]
+    entries, sources = run.record(), open_data(Experiment.configured(args.run))[0]
     end = max((entry.step for entry in entries), default=0) if args.step is None else args.step
-    seen, nothing = history(entries, sources, end), "the run has not read it"
+    without = {r["step"]: SKIPPED for r in run.skipped_lines.read()[0] if r["effect"] == SKIPPED}
+    without |= dict.fromkeys(run.passed_over(), PASSED_OVER)
+    seen, nothing = history(entries, sources, end, without), "the run has not read it"
     if args.text is not None:
         found = list(seen.search(args.text))
         table, nothing = seen.reads(found), "the run never saw this text: no document has it"
@@ -77,6 +79,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     for entry in entries:
         if entry.kind == "branched":
             print(f"since step {entry.step}, where it began at {entry.parent}")
+            print(f"(of the parent, {entry.skipped_steps} steps without an update count as read)")
+    if of := [kind for step, kind in without.items() if step <= end]:
+        print(f"until step {end:,}, {of.count(PASSED_OVER):,} steps are passed over: not read; and "
+              f"{of.count(SKIPPED):,} skipped: read without effect (in `times`, too)")  # fmt: skip
     shown = table.head(SHOWN).to_string(index=False, float_format="{:,.2f}".format)
     print(nothing if table.empty else shown)
     if len(table) > SHOWN:

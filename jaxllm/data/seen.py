@@ -10,7 +10,8 @@ once per epoch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
@@ -23,17 +24,19 @@ from jaxllm.run.manifest import ManifestEntry
 
 NEIGHBORS = (" ", "a", ".", "\n")  # what may stand beside a text and change its tokens
 Passage = tuple[str, int, int]  # a corpus task, and tokens [start, stop) of one of its documents
-Row = tuple[str, int, float, int, int]  # of the tables; see `History.reads`
+Row = tuple[str, int, float, float, int, int]  # of the tables; see `History.reads`
+SKIPPED, PASSED_OVER = "skipped", "passed over"  # read without effect; not read
 
 
 class Stretch(NamedTuple):
-    """The updates from `step` on that read sequences start .. stop - 1, in one order."""
+    """The steps from `step` on with sequences start .. stop - 1, in one order."""
 
     source: SequenceSource
     step: int
     start: int
     stop: int
     batch_size: int
+    without: str | None = None  # why it has no updates: SKIPPED or PASSED_OVER
 
     def step_of(self, sequence: int) -> int:
         """The update that reads a sequence."""
@@ -44,7 +47,8 @@ class History:
     """The training sequences of a run up to one of its steps."""
 
     def __init__(self, stretches: Sequence[Stretch]) -> None:
-        self.stretches, last = stretches, stretches[-1].source
+        self._all, last = stretches, stretches[-1].source
+        self.stretches = [one for one in stretches if one.without != PASSED_OVER]
         self.stores = {d.name: d.store for one in stretches for d in one.source.prepared}
         self._encode, self._decode = last.tokenizer.encode, last.tokenizer.decode
 
@@ -85,7 +89,7 @@ class History:
         """How often the tokens of the passages were read, on average, and when.
 
         Returns:
-          A row per document that was read: task, document, times, first_step, last_step.
+          A row per document read: task, document, times, skipped of these, first_step, last_step.
         """
         rows = list[Row]()
         for task, start, stop in passages:
@@ -94,7 +98,8 @@ class History:
             for one in self.stretches:
                 for a, b, targets in one.source.reads(task, (start, stop), one.start, one.stop):
                     share = targets / (stop - start)
-                    rows.append((task, document, share, one.step_of(a), one.step_of(b)))
+                    steps = one.step_of(a), one.step_of(b)
+                    rows.append((task, document, share, share * (one.without == SKIPPED), *steps))
         return _by_document(rows)
 
     def updates(self, first: int, last: int) -> pd.DataFrame:
@@ -111,31 +116,43 @@ class History:
                         number, opens, closes = domain.store.document_at(at_token)
                         if targets := min(closes, end) - max(at_token, opens + 1):
                             share = targets / (closes - opens - 1)
-                            rows.append((domain.name, number, share, step, step))
+                            skipped = share * (one.without == SKIPPED)
+                            rows.append((domain.name, number, share, skipped, step, step))
                         at_token = closes
         return _by_document(rows)
 
     def domains(self) -> pd.DataFrame:
-        """How much the run and its parent have read: task, tokens, times."""
-        last = self.stretches[-1]
-        read = last.source.tokens_read(last.stop), last.source.epochs_read(last.stop)
-        table = pd.DataFrame(dict(zip(("tokens", "times"), read, strict=True)))
-        return table.rename_axis("task").reset_index()
+        """How much the run and its parent have read: task, tokens, times, skipped of these."""
+        last = self._all[-1]
+        total = pd.Series(last.source.tokens_read(last.stop))
+        epochs = pd.Series(last.source.epochs_read(last.stop)) / total.clip(lower=1)
+        read = lambda s, at: pd.Series(s.source.tokens_read(at)).reindex(total.index, fill_value=0)
+        without = dict.fromkeys((None, SKIPPED, PASSED_OVER), 0 * total)
+        for one in self._all:
+            part = read(one, one.stop) - read(one, one.start)
+            without[one.without] = without[one.without] + part
+        tokens, skipped = total - without[PASSED_OVER], without[SKIPPED]
+        columns = {"tokens": tokens, "times": tokens * epochs, SKIPPED: skipped * epochs}
+        return pd.DataFrame(columns).rename_axis("task").reset_index()
 
 
 def history(
-    entries: Sequence[ManifestEntry], sources: Sequence[SequenceSource], step: int
-) -> History:
+    entries: Sequence[ManifestEntry], sources: Sequence[SequenceSource], step: int,
+    without: Mapping[int, str],
+) -> History:  # fmt: skip
     """What a run has read up to `step`, by the data positions in its manifest.
 
-    `sources` are those of its stages. UserError if the run is not there yet, or read nothing.
+    `sources` are those of its stages; `without`: steps SKIPPED or PASSED_OVER. UserError if none.
     """
     stretches, last, position = list[Stretch](), 0, 0
     for entry in entries:
         if entry.kind != "branched" and last < min(entry.step, step):
             batch = (entry.data_position - position) // (entry.step - last)
-            stop = position + (min(entry.step, step) - last) * batch
-            stretches.append(Stretch(sources[entry.stage - 1], last + 1, position, stop, batch))
+            for why, group in groupby(range(last + 1, min(entry.step, step) + 1), without.get):
+                first, *more = group
+                start = position + (first - last - 1) * batch
+                span = start, start + (1 + len(more)) * batch
+                stretches.append(Stretch(sources[entry.stage - 1], first, *span, batch, why))
         last, position = entry.step, entry.data_position
     if not stretches or last < step:
         raise UserError(f"--step={step}: the run has checkpoints up to step {last}")
@@ -161,6 +178,6 @@ def _common(a: np.ndarray, b: np.ndarray) -> int:
 
 
 def _by_document(rows: Sequence[Row]) -> pd.DataFrame:
-    columns = ["task", "document", "times", "first_step", "last_step"]
-    how = {"times": "sum", "first_step": "min", "last_step": "max"}
+    columns = ["task", "document", "times", SKIPPED, "first_step", "last_step"]
+    how = {"times": "sum", SKIPPED: "sum", "first_step": "min", "last_step": "max"}
     return pd.DataFrame(rows, columns=columns).groupby(columns[:2], as_index=False).agg(how)

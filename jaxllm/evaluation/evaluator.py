@@ -34,6 +34,7 @@ from jaxllm.io import is_remote
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.decoder import Params
 from jaxllm.run.records import OK, Record, RunInfo
+from jaxllm.run.run import Run
 from jaxllm.run.token_losses import TokenLosses, TokenSet
 from jaxllm.run.trajectory import TrajectoryStore
 
@@ -196,7 +197,8 @@ class Evaluator:
             self._losses[name].write(step, -outputs.each, checkpoint)
         examples: Any = prepared.examples
         if task.kind in OF_RUN:
-            measured, columns = measure_training(examples, outputs, step)
+            passed_over = Run(self._store.layout.root).passed_over()
+            measured, columns = measure_training(examples, outputs, step, passed_over)
         else:
             measured, columns = measure(task, examples, outputs)
         of_preparation = {"truncated": prepared.truncated.mean(), "padding": prepared.padding}

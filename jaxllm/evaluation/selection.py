@@ -87,13 +87,12 @@ def select(config: EvalConfig) -> dict[str, SelectedTask]:
                     f"task {task.name} runs programs that the model writes: allow it with "
                     "--gin.EvalConfig.run_code=True"
                 )
-            own = SelectedTask(task, (), config.max_examples, group)
             try:
-                own = dataclasses.replace(own, files=locate(task, config))
+                own = SelectedTask(task, locate(task, config), config.max_examples, group)
             except UserError as error:
                 if config.on_unrunnable == "refuse":
                     raise
-                own = dataclasses.replace(own, missing=str(error))
+                own = SelectedTask(task, (), config.max_examples, group, missing=str(error))
             if size:
                 own = _token_set(own, int(size[2]), int(size[3]))
             selected.setdefault(own.definition.name, own)

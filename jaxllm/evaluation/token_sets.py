@@ -29,10 +29,8 @@ def read_examples(
     for document in examples:
         assert isinstance(document, Document)
         if document.context or document.noise:
-            raise UserError(
-                f"token set {task.definition.name}: its texts have prompts or noise, which a token "
-                "set cannot have: score them as a task, by EvalConfig.tasks"
-            )
+            lost = "prompts or noise, which a token set would lose: name it in EvalConfig.tasks"
+            raise UserError(f"token set {task.definition.name}: its texts have {lost}")
         ids = tuple(vocabulary.encode(document.text[: CHARACTERS * limit])[:limit])
         text, of_tokens = locate(ids, text_of)
         if text.startswith(" ") and not document.text.startswith(text):  # added by the encoder

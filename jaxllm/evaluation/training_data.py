@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,9 +33,12 @@ def training_spans(example: TrainingSequence, _: object, max_length: int) -> tup
     return spans, 0
 
 
-def measure_training(examples: Sequence[TrainingSequence], outputs: Any, step: int) -> Result:
-    """Metrics of all sampled batches, of those seen until `step`, and of those to come.
+def measure_training(
+    examples: Sequence[TrainingSequence], outputs: Any, step: int, passed_over: Collection[int] = ()
+) -> Result:
+    """Metrics of all sampled batches, of those read until `step`, and of those not read.
 
+    trained_at: the step of a sequence; infinite if the run has `passed_over` it.
     loss: the mean per token, in nats; `outputs` are Likelihoods [n].
     extractible: all L tokens of a greedy continuation, `outputs` int32 [n, L], are the sequence's.
     score: share of them that are, at their own place (Biderman et al. 2023, arXiv 2304.11158).
@@ -48,7 +51,7 @@ def measure_training(examples: Sequence[TrainingSequence], outputs: Any, step: i
         same = outputs == np.stack([example.targets for example in examples])
         columns = {"extractible": same.all(axis=1), "score": same.mean(axis=1)}
         metrics = lambda of: {name: mean(values[of]) for name, values in columns.items()}
-    trained = np.array([example.step for example in examples])
+    trained = np.array([e.step if e.step not in passed_over else np.inf for e in examples])
     measured = dict[str, Measurement]()
     for suffix, of in ("", trained >= 0), ("_seen", trained <= step), ("_unseen", trained > step):
         if of.any():

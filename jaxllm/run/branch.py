@@ -1,7 +1,7 @@
 """A branch: a run that begins at a checkpoint of another run, its parent.
 
 It takes over the whole state, so that with the parent's settings it goes on bitwise as the parent
-did; or the parameters alone, at step 0. Its manifest and trajectory begin with the parent's.
+did; or the parameters alone, at step 0. Its manifest, trajectory and token losses begin alike.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Branch:
             return begun
         return dataclasses.replace(
             begun, step=0, tokens=0, flops=0.0, learning_rate=None, loss=None, data_position=0,
-            domain_tokens={}, domain_epochs={},
+            domain_tokens={}, domain_epochs={}, skipped_steps=0,
         )  # fmt: skip
 
     def check(self, params: Any, training: Any, model: Mapping[str, Any]) -> None:
@@ -94,6 +94,8 @@ class Branch:
                 records = self.parent.records()
                 records = records[records["step"] <= entry.step]
                 run.trajectory.write_table(records.assign(run=info.run, family=info.family))
+                for name in self.parent.token_set_names():
+                    self.parent.token_losses(name).copy(run.token_losses(name), entry.step)
         return dataclasses.replace(found, entry=entry)
 
     @contextlib.contextmanager

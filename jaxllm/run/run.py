@@ -145,9 +145,13 @@ class Run:
         """The valid checkpoints by step: committed, in the manifest, and in the run's record."""
         from jaxllm.run.restore import committed_steps
 
-        committed, rollbacks = committed_steps(self.layout), self.rollbacks()
-        stays = lambda e: all(e.step <= later.step for later in rollbacks[e.rollbacks :])
-        return [e for e in self.entries() if e.step in committed and stays(e)]
+        committed = committed_steps(self.layout)
+        return [entry for entry in self.record() if entry.step in committed]
+
+    def record(self) -> list[ManifestEntry]:
+        """The `entries` without those that a rollback has abandoned."""
+        all_of = self.rollbacks()
+        return [e for e in self.entries() if all(e.step <= r.step for r in all_of[e.rollbacks :])]
 
     def rollbacks(self) -> list[Rollback]:
         """The stretches of steps that the run passes over, in the order of their recording."""
@@ -156,6 +160,10 @@ class Run:
             return [Rollback(**{name: row[name] for name in Rollback._fields}) for row in rows]
         except KeyError as error:
             raise UserError(f"{self.layout.rollbacks} has a line without {error}") from error
+
+    def passed_over(self) -> set[int]:
+        """The steps of these stretches."""
+        return {step for one in self.rollbacks() for step in range(one.first, one.last + 1)}
 
     def pass_over(self, first: int, last: int, by: str, reason: str = "") -> Rollback:
         """Record a stretch to pass over, from the newest good checkpoint before it.

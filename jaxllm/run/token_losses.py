@@ -160,6 +160,13 @@ class TokenLosses:
                 losses[row] = np.frombuffer(content, "<f2")[:: chosen.step]
         return losses
 
+    def copy(self, into: TokenLosses, last: int) -> None:
+        """Copy the losses until step `last` into another run, where they are of any checkpoint."""
+        into.write_set(self.token_set())
+        for step in [step for step in self.steps() if step <= last]:
+            content = self._store.read(f"{step}{_LOSSES}")[0] or b""
+            into.write(step, np.frombuffer(content[HEADER:], "<f2"))
+
     def abandon(self, step: int, directory: epath.PathLike) -> None:
         """Move the losses after `step` into `directory`."""
         names = [f"{later}{_LOSSES}" for later in self._all_steps() if later > step]

@@ -148,7 +148,7 @@ class Trainer:
             self._run if jax.process_index() == 0 else None, writers,
         )  # fmt: skip
         self._rollbacks = self._run.rollbacks()
-        self.passed_over = {s for one in self._rollbacks for s in range(one.first, one.last + 1)}
+        self.passed_over = self._run.passed_over()
         self._checkpoints = self._run.checkpoint_writer(e.checkpoints)
 
     def _restore(self) -> tuple[Resumed | None, RestoredCheckpoint | None]:

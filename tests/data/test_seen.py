@@ -1,5 +1,6 @@
 """What a checkpoint has seen, against a reading of every batch that the loader gave it."""
 
+import collections
 import dataclasses
 import json
 
@@ -12,9 +13,9 @@ from jaxllm.data.config import DataConfig, VocabularyConfig
 from jaxllm.data.loader import Origin, SequenceSource, open_source
 from jaxllm.data.mixture import Mixture
 from jaxllm.data.permutation import invert, permute
-from jaxllm.data.seen import find_tokens, history
+from jaxllm.data.seen import PASSED_OVER, SKIPPED, find_tokens, history
 from jaxllm.errors import UserError
-from jaxllm.run.manifest import ManifestEntry
+from jaxllm.run.manifest import ManifestEntry, Rollback
 from jaxllm.run.run import Run
 from jaxllm.run.token_losses import TokenSet
 from jaxllm.seen import main
@@ -89,8 +90,11 @@ def test_every_target_of_the_loader_is_counted(opened, layout, length, weights, 
         sources.append(second.starting_at(origin))
         stages.append((sources[1], steps + 1, steps * BATCH, 6, 3))
         entries.append(entry(steps + 6, steps * BATCH + 18, 2))
-    seen = history(entries, sources, entries[-1].step)
-    counts, spans = count_targets(stages)
+    without = {3: SKIPPED, 5: SKIPPED, 1: PASSED_OVER, 4: PASSED_OVER, 99: PASSED_OVER}
+    without |= dict.fromkeys(range(steps - 1, steps + 3), PASSED_OVER) if staged else {}
+    seen = history(entries, sources, entries[-1].step, without)
+    counts, spans = count_targets(stages, without)
+    skips = lambda steps: sum(without.get(step) == SKIPPED for step in steps)
     for task, store in seen.stores.items():
         chosen = range(0, store.counts.documents, 3)
         for number in chosen:
@@ -101,6 +105,7 @@ def test_every_target_of_the_loader_is_counted(opened, layout, length, weights, 
                 assert table.empty
                 continue
             assert table.times[0] == pytest.approx(expected.mean())
+            assert table.skipped[0] == pytest.approx(np.mean([skips(steps) for steps in when]))
             assert table.first_step[0] == min(s[0] for s in when if s)
             assert table.last_step[0] == max(s[-1] for s in when if s)
             found = seen.reads([(task, start + 3, start + 8)])  # a part of it
@@ -114,12 +119,30 @@ def test_every_target_of_the_loader_is_counted(opened, layout, length, weights, 
             inside = [s for one in spans[task][start + 1 : stop] for s in one if a <= s <= b]
             rows = table[(table.task == task) & (table.document == number)]
             assert rows.times.sum() == pytest.approx(len(inside) / (stop - start - 1))
+            assert rows.skipped.sum() == pytest.approx(skips(inside) / (stop - start - 1))
             if inside:
                 assert rows.first_step.item() == min(inside)
                 assert rows.last_step.item() == max(inside)
 
+    # and how much of each domain
+    tokens, skipped = collections.Counter(), collections.Counter()
+    for source, first_step, start, count, size in stages:
+        rows = source.sequences(start, count * size)
+        for row, domain in enumerate(rows["domains"]):
+            step, read = first_step + row // size, rows["inputs"].shape[1]
+            tokens[source.domains[domain]] += read * (without.get(step) != PASSED_OVER)
+            skipped[source.domains[domain]] += read * (without.get(step) == SKIPPED)
+    table = seen.domains().set_index("task")
+    assert {task: n for task, n in table.tokens.items() if n} == +tokens
+    end = entries[-1].data_position
+    epoch, total = sources[-1].epochs_read(end), sources[-1].tokens_read(end)
+    for task, row in table.iterrows():
+        if task in epoch and total[task]:
+            assert row.times == pytest.approx(epoch[task] * tokens[task] / total[task])
+            assert row.skipped == pytest.approx(epoch[task] * skipped[task] / total[task])
 
-def count_targets(stages):
+
+def count_targets(stages, without):
     """Of each token of each store: how often sequences had it as a target, and at which steps.
 
     The sequences are laid out over stores whose tokens are their own offsets.
@@ -135,6 +158,8 @@ def count_targets(stages):
             rows = source.sequences(start, steps * batch)
             for row in range(steps * batch):
                 task = source.domains[rows["domains"][row]]
+                if without.get(first_step + row // batch) == PASSED_OVER:
+                    continue
                 for token in rows["targets"][row][rows["segment_ids"][row] > 0]:
                     when[task][token].append(first_step + row // batch)
         finally:
@@ -167,7 +192,7 @@ def test_tokens_are_found_wherever_they_begin(tmp_path) -> None:
 
 def test_a_text_is_found_where_the_corpus_has_it(opened) -> None:
     source = opened(layout="concat", sequence_length=48, weights=None)
-    seen = history([entry(60, 300)], [source], 60)
+    seen = history([entry(60, 300)], [source], 60, {})
     corpus = {
         (domain.name, number): source.tokenizer.decode(store.read(*store.document(number)).tolist())
         for domain in source.prepared
@@ -193,6 +218,9 @@ def test_a_text_is_found_where_the_corpus_has_it(opened) -> None:
         (["--document=notes:0"], "notes         0"),
         (["--steps=2:3"], "first_step"),
         ([], "tokens"),
+        ([], "until step 100, 9 steps are passed over: not read; and 2 skipped: read without"),
+        (["--steps=20:28"], "the run has not read it"),
+        (["--steps=29:29"], "0.13     0.13          29         29"),
         (["--ngrams=notes:1x9"], "passed"),
         (["--ngrams=other:1x9"], "error: "),
         (["--document=notes:99"], "error: no document notes:99: notes has 9"),
@@ -209,7 +237,12 @@ def test_the_command(opened, tmp_path, capsys, flags: list[str], says: str) -> N
     lines += ["VocabularyConfig.path = 'bytes'", "TrainConfig.steps = 100"]
     (tmp_path / "config.gin").write_text("\n".join(lines))
     manifest = tmp_path / "checkpoints.jsonl"
-    manifest.write_text(json.dumps(dataclasses.asdict(entry(100, 100 * BATCH))) + "\n")
+    last = dataclasses.replace(entry(100, 100 * BATCH), rollbacks=1)
+    saved = [last, entry(110, 120 * BATCH)]  # abandoned
+    manifest.write_text("".join(json.dumps(dataclasses.asdict(one)) + "\n" for one in saved))
+    Run(tmp_path).rollback_lines.append(Rollback(10, 20, 28, "divergence", "")._asdict())
+    for step, effect in {27: "skipped", 29: "skipped", 30: "clipped", 90: "skipped"}.items():
+        Run(tmp_path).skipped_lines.append({"step": step, "effect": effect})
     table, text = tmp_path / "table.csv", "notes 1: all work and no play " * 4
     ids = [3 + byte for byte in text.encode()]
     losses = Run(tmp_path).token_losses("notes:1x9")

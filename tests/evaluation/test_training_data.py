@@ -13,7 +13,9 @@ from jaxllm.evaluation.evaluator import Evaluator
 from jaxllm.evaluation.tasks import TrainingSequence
 from jaxllm.models.batch import Batch
 from jaxllm.models.scoring import score_tokens
+from jaxllm.run.manifest import Rollback
 from jaxllm.run.records import RunInfo
+from jaxllm.run.run import Run
 from jaxllm.run.trajectory import TrajectoryStore
 from tests.evaluation.helpers import Bytes, mesh
 from tests.models.families import FAMILIES
@@ -77,6 +79,13 @@ def test_the_loss_is_that_of_training(tmp_path, params) -> None:
     assert table.id.tolist() == ["0/0", "2/0", "4/0", "6/0"]
     assert table.trained_at.tolist() == [0, 2, 4, 6] and set(table.domain) == {"books"}
     np.testing.assert_allclose(table.loss, nll.sum(1) / weights.sum(1), rtol=1e-5)
+    Run(tmp_path).rollback_lines.append(Rollback(0, 1, 3, "hand", "")._asdict())
+    values = {r.metric: r.value for r in scored.evaluate(params, 3, 0, 0.0)}
+    for name, of in {"": slice(4), "_seen": slice(1), "_unseen": slice(1, 4)}.items():
+        expected = nll[of].sum() / weights[of].sum()
+        assert values[f"loss{name}"] == pytest.approx(expected, rel=1e-5), "step 2 is not read"
+    table = TrajectoryStore(tmp_path).read_examples(3, "training_loss")
+    assert table.trained_at.tolist() == [0, np.inf, 4, 6]
 
 
 def test_memorization_is_that_of_a_greedy_loop_in_transformers(tmp_path, params) -> None:

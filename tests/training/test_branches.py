@@ -14,6 +14,7 @@ from jaxllm import train
 from jaxllm.errors import UserError
 from jaxllm.run import data_identity
 from jaxllm.run.run import Run
+from jaxllm.run.token_losses import TokenSet
 from tests.chaos.driver import read_item
 from tests.training.processes import make_home
 from tests.training.test_loop import exact
@@ -45,6 +46,24 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def branch(home: Path, name: str, *flags: str, at: int = 10) -> Run:
     run(f"--branch_from={home}/base@{at}", f"--gin.MODEL_DIR={home}/{name}", *flags)
     return Run.open(home / name)
+
+
+def test_a_branch_begins_with_the_token_losses_of_its_parent(home: Path) -> None:
+    base, name = Run.open(home / "base"), "novels:2x9"
+    parent, random = base.token_losses(name), np.random.default_rng(0)
+    of = TokenSet.of(name, ["ab", "c"], [[1, 2], [3]], [[1, 2], [1]])
+    parent.write_set(of)
+    times = {entry.step: entry.wall_time for entry in base.entries()}
+    for step in (0, 10, 20):
+        parent.write(step, random.random(3) * [1, np.inf, 1e-6], times[step])
+    child = branch(home, "with_losses", "--gin.TRAIN_STEPS=20").token_losses(name)
+    assert child.steps() == (0, 10) and child.token_set().fingerprint == of.fingerprint
+    np.testing.assert_array_equal(child.read(), parent.read([0, 10]))
+    assert child.headers()[10]["not_finite"] == 1
+    alone = branch(
+        home, "without", "--gin.TRAIN_STEPS=5", "--gin.TrainConfig.branch_state='params'"
+    )
+    assert not alone.token_set_names() and alone.entries()[0].skipped_steps == 0
 
 
 def metrics(run: Run, after: int = 10) -> list[Any]:
@@ -144,7 +163,7 @@ def test_no_sequence_is_read_twice_across_the_border_of_a_mixture(home: Path) ->
 
 
 def test_parameters_alone_begin_at_step_0(home: Path) -> None:
-    child = branch(home, "alone", "--gin.TrainConfig.branch_state=params", "--gin.TRAIN_STEPS=10")
+    child = branch(home, "alone", "--gin.TrainConfig.branch_state='params'", "--gin.TRAIN_STEPS=10")
     base = Run.open(home / "base")
     ours, theirs = (
         read_item(Path(layout.checkpoint(step)) / "model")
@@ -185,7 +204,7 @@ def test_a_published_model_is_trained_further(home: Path, tmp_path: Path) -> Non
         (("--branch_from={home}/base@10", "--gin.ModelConfig.embed_dim=32"),
          r"base/checkpoints/10/model: parameter .* is .* in it, and .* in this run's model"),
         (("--branch_from={home}/base@10", "--gin.TrainConfig.optimizer=@MuonConfig()"),
-         "optimizer state .*branch_state=params"),
+         "optimizer state .*branch_state='params'"),
         (("--branch_from={home}/base@10", "--gin.ModelConfig.activation=gelu"), "activation"),
         (("--branch_from={home}/base@10", "--gin.VocabularyConfig.path={home}/other.model"),
          "another vocabulary than that of .*base@10"),

@@ -25,6 +25,8 @@ def test_by_age() -> None:
     np.testing.assert_array_equal(found.extractible, [0.5, 1.0, 0.0])
     np.testing.assert_array_equal(found.score, [0.625, 1.0, 0.25])
     assert found.extractible_stderr[0] == pytest.approx(0.5)
+    passed_over = by_age(table([10, np.inf, 30], [False, True, True]), 40, bins=1)
+    np.testing.assert_array_equal(passed_over.extractible, [1.0, 0.5])
     assert by_age(table([10, 20], [True, False]), 5).n.tolist() == [2]  # all are to come
 
 
