@@ -73,7 +73,7 @@ def roll_back(
     span = diverged.first, diverged.last
     before = [f"{one.first}:{one.last}" for one in run.rollbacks() if one.by == "divergence"]
     if len(before) >= config.times:
-        tried = f"{len(before)} rollbacks, past the steps {', '.join(before)}, have not helped"
+        tried = f"rollbacks past the steps {', '.join(before)} have not helped"
         raise Diverged(f"{diverged}. {tried}: it is not the data alone", *span) from diverged
     first, last = max(1, span[0] - config.margin), span[1] + config.margin
     try:

@@ -55,10 +55,8 @@ def non_finite_loss(metrics: pd.DataFrame) -> Check:
     bad = metrics[~np.isfinite(_floats(metrics.loss))]
     if bad.empty:
         return Check(name, number=0, reason=f"All {len(metrics):,} logged losses are finite.")
-    skips = ", or all updates since the last line were skipped," if "skipped_steps" in bad else ""
-    reason = (
-        f"The loss is not a finite number{skips} at {len(bad):,} of {len(metrics):,} logged steps."
-    )
+    at = f"{len(bad):,} of {len(metrics):,} logged steps"
+    reason = f"No finite loss at {at}: it is not a number there, or all updates were skipped."
     advice = (
         "Go back to a checkpoint before the first of them and lower the learning rate or skip the "
         "data there."
