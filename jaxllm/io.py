@@ -23,7 +23,7 @@ from etils import epath
 
 from jaxllm import kvstore
 from jaxllm.errors import UserError, first_line
-from jaxllm.uploads import Upload
+from jaxllm.uploads import Upload, allowed
 
 _SEAL = ', "crc32": '
 LARGEST_TEXT = 1 << 30  # bytes of a decompressed table or file of results
@@ -214,6 +214,8 @@ class JsonLines:
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Append one line, on disk before returning; non-finite numbers become null."""
+        if not allowed(self.path):  # the run ends with the reason
+            return
         if self._upload is None:
             with self.path.open("a") as file:
                 file.write(_line(row))

@@ -139,14 +139,16 @@ def exit_by_signals(
     """Signals raise SystemExit with these codes, by default a shell's; Ctrl-C, its own exception.
 
     A signal that is ignored, as under nohup, stays so. After `seconds`, unless 0, the process ends
-    anyway: what a handler raises is lost where C code has called Python.
+    anyway: what a handler raises is lost where C code has called Python. A notebook goes on.
     """
+    timers = list[threading.Timer]()
 
     def leave(number: int, _: Any) -> None:
         if seconds:
             timer = threading.Timer(seconds, os._exit, [codes[number]])
             timer.daemon = True
             timer.start()
+            timers.append(timer)
         raise KeyboardInterrupt if number == SIGINT else SystemExit(codes[number])
 
     numbers = [n for n in codes if signal.getsignal(n) != signal.SIG_IGN]
@@ -156,6 +158,8 @@ def exit_by_signals(
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        for timer in timers if sys.exc_info()[0] is not SystemExit else ():
+            timer.cancel()
 
 
 def end_at_second_interrupt() -> None:
@@ -223,7 +227,13 @@ def process_start(pid: int) -> str:
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
-        return "none" if os.path.exists("/proc/self/stat") else ""
+        try:
+            os.kill(pid, 0)  # it is there, of another user with hidepid
+        except ProcessLookupError:
+            return "none" if os.path.exists("/proc/self/stat") else ""
+        except OSError:
+            pass
+        return ""
     return "none" if fields[0] in "ZX" else fields[19]  # the 3rd and the 22nd field, see proc(5)
 
 

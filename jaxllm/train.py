@@ -97,15 +97,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.skip_steps:
             skip_by_hand(Run(experiment.model_dir), args.skip_steps)
         outcome = run(experiment, scoring, mesh, weights, timer, held)
-    if runtime.is_first():
-        print(timing(outcome))
-        if outcome.finished:
-            binding = Run(experiment.model_dir).write_domain_weights()  # the report reads them
-            show(experiment.model_dir, scored=bool(scoring.names))
-            if binding:
-                print(f"domain weights: {binding}", end="")
-        else:
-            print(f"stopped at step {outcome.step} and saved: the same command goes on from there")
+        if runtime.is_first():
+            print(timing(outcome))
+            if outcome.finished:
+                binding = Run(experiment.model_dir).write_domain_weights()  # the report reads them
+                show(experiment.model_dir, scored=bool(scoring.names))
+                if binding:
+                    print(f"domain weights: {binding}", end="")
+            else:
+                at = f"stopped at step {outcome.step} and saved"
+                print(f"{at}: the same command goes on from there")
     return INTERRUPTED if outcome.interrupted else 0
 
 

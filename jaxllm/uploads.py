@@ -10,11 +10,19 @@ from jaxllm import kvstore
 
 UPLOAD_SECONDS = 60.0
 
+guards: dict[str, Callable[[], bool]] = {}  # by directory; see `allowed`
+
+
+def allowed(path: str | os.PathLike) -> bool:
+    """Whether this process may write a file; False once it has lost the lease on its run."""
+    return all(may() for at, may in [*guards.items()] if os.fspath(path).startswith(f"{at}/"))
+
 
 class Upload:
     """The newest content of a file, uploaded in the background at most every `seconds`.
 
-    A failed upload is repeated with the next one; only `flush` raises its error.
+    A failed upload is repeated with the next one; only `flush` raises its error. One that is not
+    `allowed` is dropped.
     """
 
     def __init__(self, path: str | os.PathLike, seconds: float = UPLOAD_SECONDS) -> None:
@@ -42,7 +50,7 @@ class Upload:
                     self._timer.cancel()
                     self._timer = None
             try:
-                if content is not None:
+                if content is not None and allowed(self._path):
                     kvstore.write_file(self._path, content())
             except BaseException:
                 with self._lock:

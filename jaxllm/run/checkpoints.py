@@ -21,6 +21,7 @@ from jaxllm.run.checksums import with_checksums
 from jaxllm.run.layout import MODEL, TRAINING, Layout
 from jaxllm.run.manifest import ManifestEntry
 from jaxllm.run.restore import check_readable
+from jaxllm.uploads import allowed
 
 
 class CheckpointWriter:
@@ -79,7 +80,9 @@ class CheckpointWriter:
             self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Wait for the last save and free Orbax's threads."""
+        """Wait for the last save and free Orbax's threads; if the lease is lost, do neither."""
+        if not allowed(self._layout.checkpoints):
+            return
         with self._disk_errors(), contextlib.closing(self._manager):
             self._manager.wait_until_finished()
 

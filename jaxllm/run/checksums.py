@@ -1,8 +1,9 @@
 """Checksums of a checkpoint: what is read back is what was saved, in every bit.
 
-Of an array it is the sum of its words, each times an odd number of its index, modulo 2^32: one
-changed element always changes it, as odd numbers have inverses, and several do but once in 2^32. It
-is computed where the array lies, on any mesh alike. TensorStore has none for what Orbax saves.
+Of an array it is the sum of its words modulo 2^32, each mixed with its index by MurmurHash3's
+finalizer (Appleby 2011), a bijection: one changed element always changes it, and several do but
+once in 2^32, whatever bits they share. It is computed where the array lies, on any mesh alike.
+TensorStore has none for what Orbax saves.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-_ARRAYS, _JSON = "checksums", "crc32"
+_ARRAYS, _JSON = "mixed_checksums", "crc32"  # "checksums" were other sums
 
 
 def array_name(key: tuple[Any, ...]) -> str:
@@ -57,6 +58,12 @@ def _crc(known: Mapping[str, Any]) -> int:
     return zlib.crc32(json.dumps(known, sort_keys=True).encode())
 
 
+def _mixed(word: jax.Array) -> jax.Array:
+    word = (word ^ (word >> 16)) * jnp.uint32(0x85EBCA6B)
+    word = (word ^ (word >> 13)) * jnp.uint32(0xC2B2AE35)
+    return word ^ (word >> 16)
+
+
 @jax.jit
 def _sum(array: jax.Array) -> jax.Array:
     bits = 8 * array.dtype.itemsize
@@ -64,4 +71,4 @@ def _sum(array: jax.Array) -> jax.Array:
     index = jnp.zeros(array.shape, jnp.uint32)
     for axis, size in enumerate(array.shape):
         index = index * size + jax.lax.broadcasted_iota(jnp.uint32, array.shape, axis)
-    return jnp.sum(words.astype(jnp.uint32) * (2 * index + 1), dtype=jnp.uint32)
+    return jnp.sum(_mixed(words.astype(jnp.uint32) ^ _mixed(index)), dtype=jnp.uint32)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxllm import runtime
+from jaxllm import runtime, uploads
 from jaxllm.errors import UserError
 from jaxllm.kvstore import KeyValueStore
 from jaxllm.run.layout import Layout
@@ -56,39 +56,52 @@ class Lease:
         self._lock, self._closed, self._lost = threading.Lock(), threading.Event(), ""
         if not self._write(self._wait(log)):
             self._refuse()
+        uploads.guards[str(self._file.parent)] = self._held
         threading.Thread(target=self._beat_on, daemon=True).start()
 
     def write_metrics(self, *_: Any) -> None:
         """Raise UserError if another process may have taken the lease."""
-        if time.monotonic() - self._beaten > EXPIRY_SECONDS / 2:  # as after SIGSTOP
-            self._beat()
-        if self._lost:
+        if not self._held():
             raise UserError(self._lost)
 
     write_records = flush = write_metrics
 
     def close(self) -> None:
+        """Do nothing: other writers are still open; `release` comes last."""
+
+    def release(self) -> None:
         """Give the lease back."""
         with self._lock, contextlib.suppress(UserError):
-            if not self._closed.is_set() and self._read()[0] == self._own:
+            if not self._closed.is_set() and self._is_own(self._read()[0]):
                 self._store.delete([self._file.name])
+                uploads.guards.pop(str(self._file.parent), None)
             self._closed.set()
+
+    def _held(self) -> bool:
+        if time.monotonic() - self._beaten > EXPIRY_SECONDS / 2:  # as after SIGSTOP
+            self._beat()
+        return not self._lost
+
+    def _is_own(self, holder: Holder | None) -> bool:
+        return holder is not None and holder._replace(beats=self._own.beats) == self._own
 
     def _wait(self, log: Callable[[str], None]) -> bytes:
         """Wait for the end of another lease, and return the version of the file that is over."""
         first, version = self._read()
         if first and first.machine == self._own.machine:
             start = runtime.process_start(first.pid)
-            if first.pid != self._own.pid and start in ("", first.start):
+            if first.pid == self._own.pid or start not in ("", first.start):
+                return version
+            if start:  # it is that process
                 self._refuse()
-        elif first:
+        if now := first:
             log(f"waiting up to {EXPIRY_SECONDS:.0f} s for a heartbeat of {first}")
-            end = time.monotonic() + EXPIRY_SECONDS
-            while (now := self._read()[0]) and time.monotonic() < end:
-                if now != first:
-                    self._refuse()
-                time.sleep(POLL_SECONDS)
-            version = self._read()[1]
+        end = time.monotonic() + EXPIRY_SECONDS
+        while now and time.monotonic() < end:
+            time.sleep(POLL_SECONDS)
+            now, version = self._read()
+            if now and now != first:
+                self._refuse()
         return version
 
     def _beat_on(self) -> None:
@@ -99,31 +112,39 @@ class Lease:
     def _beat(self) -> None:
         with self._lock:
             now, version = self._read()
-            if not self._closed.is_set() and (now != self._own or not self._write(version)):
-                now = self._read()[0]
+            if self._closed.is_set():
+                return
+            if now and self._is_own(now):
+                self._own = now  # a beat may be there whose write was reported as failed
+                now = now if self._write(version) else self._read()[0]
+            if not self._is_own(now):
                 self._lost = f"this run may not write any more: {self._file} is {now or 'deleted'}"
 
     def _read(self) -> tuple[Holder | None, bytes]:
         content, version = self._store.read_version(self._file.name)
-        try:
-            return None if content is None else Holder(**json.loads(content)), version
-        except (ValueError, TypeError):
-            return Holder(), version
+        if content is None:
+            return None, version
+        with contextlib.suppress(ValueError, TypeError, RecursionError):
+            found = Holder(**json.loads(content))
+            if [*map(type, found)] == [*map(type, Holder())] and found.pid >> 31 == 0:
+                return found, version
+        return Holder(), version
 
     def _write(self, version: bytes) -> bool:
         """Write the next beat if the file still has this version; return whether it is there."""
         began, own = time.monotonic(), self._own._replace(beats=self._own.beats + 1)
         content = json.dumps(own._asdict()).encode()
-        written = self._store.write_version(self._file.name, content, version)
-        if written := written and self._read()[0] == own:
+        self._store.write_version(self._file.name, content, version)
+        if written := self._read()[0] == own:  # what a repeated request returns is of no matter
             self._own, self._beaten = own, began
         return written
 
     def _refuse(self) -> None:
         holder = self._read()[0] or Holder()
+        how = f"(kill {holder.pid})" if holder.machine == self._own.machine else "there"
         raise UserError(
             f"{self._file.parent} is trained by {holder}, and one process at a time may: end that "
-            f"one (kill {holder.pid}), or delete {self._file} if it has ended"
+            f"one {how}, or delete {self._file} if it has ended"
         )
 
 
@@ -138,5 +159,5 @@ def lease(model_dir: str, log: Callable[[str], None] = print) -> Iterator[list[L
     runtime.raise_together(error)
     with contextlib.ExitStack() as stack:
         for one in held:
-            stack.callback(one.close)
+            stack.callback(one.release)
         yield held

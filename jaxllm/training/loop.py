@@ -294,9 +294,7 @@ class Trainer:
     def save(self, state: TrainState, kind: str) -> None:
         """Start a save; the loop continues while it is written."""
         self.log.flush()
-        self._run.metrics_lines.flush()  # a checkpoint's lines and events are there before it is
-        for writer in self._writers:
-            writer.flush()
+        self._flush()  # a checkpoint's lines and events are there before it is
         entry = self._entry(kind)
         self._saved_at = entry.wall_time
         with self._timer.measure("checkpoint"):
@@ -331,10 +329,10 @@ class Trainer:
                         state.params, self.step, tokens, self._experiment.flops(tokens),
                         tasks=(task,), should_stop=should_stop, checkpoint=self._saved_at,
                     )  # fmt: skip
+            for writer in self._writers:  # the lease is the first
+                writer.write_records(self.step, records)
             if jax.process_index() == 0:
                 self._run.trajectory.compact(self.step)
-            for writer in self._writers:
-                writer.write_records(self.step, records)
         self._watchdog.heartbeat()
         seconds, total = time.perf_counter() - began, self._timer.total()
         self._progress.log(
@@ -344,11 +342,17 @@ class Trainer:
 
     def finish(self) -> None:
         """Wait for the last save, and record the time of the run so far."""
+        self._flush()
         with self._timer.measure("checkpoint"):
             self._checkpoints.wait()
-        self._run.metrics_lines.flush()
         if jax.process_index() == 0:
             self._run.note_stop(self.step, self._timer.run())
+
+    def _flush(self) -> None:
+        """Store lines and events; UserError before that if the lease, the first, is lost."""
+        for writer in self._writers:
+            writer.flush()
+        self._run.metrics_lines.flush()
 
     def _position(self) -> Position:
         return self.start.at(self.step, self._stage.experiment)

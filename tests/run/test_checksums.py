@@ -11,10 +11,41 @@ from tests.training.helpers import mesh
 KINDS = ("float32", "bfloat16", "float16", "int32", "uint32", "int8", "float8_e4m3fn", "bool")
 
 
+def mixed(word: int) -> int:
+    """MurmurHash3's fmix32."""
+    word = (word ^ word >> 16) * 0x85EBCA6B % 2**32
+    word = (word ^ word >> 13) * 0xC2B2AE35 % 2**32
+    return word ^ word >> 16
+
+
 def stated(array: np.ndarray) -> int:
-    """The sum of word i times 2 i + 1, modulo 2^32."""
+    """The sum of the mixture of word i with that of i, modulo 2^32."""
     words = array.view(f"u{array.dtype.itemsize}").reshape(-1)
-    return sum(int(word) * (2 * i + 1) for i, word in enumerate(words)) % 2**32
+    return sum(mixed(int(word) ^ mixed(i)) for i, word in enumerate(words)) % 2**32
+
+
+def test_the_statement_is_murmurs() -> None:
+    """Its finalizer of 1, as published implementations have it."""
+    assert mixed(1) == 0x514E28B7
+
+
+def test_flips_of_the_highest_bits_do_not_cancel() -> None:
+    """Of any two signs of 32 bits, and of all of them."""
+    array = np.random.default_rng(0).normal(size=16).astype(np.float32)
+    good = of_arrays({"a": array})
+    for i in range(16):
+        for j in range(i):
+            flipped = array.copy()
+            flipped[[i, j]] *= -1
+            assert of_arrays({"a": flipped}) != good, (i, j)
+    assert of_arrays({"a": -array}) != good
+    zeros = np.zeros(16, np.float32)
+    assert of_arrays({"a": -zeros}) != of_arrays({"a": zeros})
+
+
+def test_sums_of_an_older_version_are_not_compared() -> None:
+    check_arrays({"a": np.ones(3)}, {"checksums": {"a": 5}})
+    check_arrays({"a": np.ones(3)}, {})
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -46,7 +77,7 @@ def test_the_json_has_a_checksum_of_its_own() -> None:
     known = with_checksums({"sums": {"code": 5.1}}, {"a": np.ones(3)})
     assert check_json(known)["sums"] == {"code": 5.1}
     assert check_json({"of an older version": 1}) == {"of an older version": 1}
-    for damaged in ({}, None, known | {"sums": {"code": 5.2}}, known | {"checksums": {}}):
+    for damaged in ({}, None, known | {"sums": {"code": 5.2}}, known | {"mixed_checksums": {}}):
         with pytest.raises(ValueError, match="its JSON is damaged"):
             check_json(damaged)
     check_arrays({"a": np.ones(3)}, known)
