@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 from jaxllm.analysis.curves import curves
+from jaxllm.analysis.health import level
 from jaxllm.analysis.health import loss as checks_loss
 from jaxllm.analysis.health import tasks as checks_tasks
 from jaxllm.analysis.health.checks import checks, examine
@@ -16,6 +17,7 @@ from jaxllm.analysis.health.result import ALPHA, Check
 from jaxllm.analysis.registry import Study
 from jaxllm.analysis.stats import false_discovery
 from jaxllm.interop.importers import open_source
+from jaxllm.report.charts import findings as charts
 from tests.analysis.planted_health import STEPS, log, logged, table
 from tests.simulated_run import simulate
 
@@ -236,3 +238,20 @@ def test_discoveries_hold_their_rate() -> None:
     found = [(false_discovery(rng.uniform(size=50)) <= ALPHA).any() for _ in range(2000)]
     assert np.mean(found) < 0.018  # 0.01 + 3.5 standard errors
     assert ALPHA == 0.01
+
+
+def test_norms_per_layer() -> None:
+    run = log(0, steps=90)
+    assert not level.layer_norms(Study(pd.DataFrame(), logged=run))
+    every = run.step % 2 == 0
+    for layer, size in enumerate((1.0, 4.0)):
+        run[f"grad_norm/layer_{layer}"] = np.where(every, size + run.step, np.nan)
+        run[f"param_norm/layer_{layer}"] = np.where(every, 1e-2 * size, np.nan)
+    study = Study(pd.DataFrame(), logged=run)
+    (finding,) = level.layer_norms(study)
+    expected = "The gradient norms at step 90 are 91 in layer 0 to 94 in layer 1."
+    assert finding.sentence == expected and len(finding.table) == 45 * 4
+    chart = charts.layer_norms(finding, study)
+    assert chart is not None
+    values = [row["value"] for rows in chart.to_dict()["datasets"].values() for row in rows]
+    assert len(values) == 23 * 2 and max(values) == pytest.approx(np.log10(94))

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from jaxllm.analysis.finding import Finding
 from jaxllm.analysis.health.loss import PLATEAU_SHARE, SPIKE_SIGMAS, logged
 from jaxllm.analysis.health.result import Check
+from jaxllm.analysis.registry import HEALTH, Study, analysis
 from jaxllm.analysis.stats import Array, line_fit
 
 BLOCK, FITTED, NEW = 16, 16, 2  # logged steps of a block; blocks before a jump, and after it
@@ -71,3 +73,26 @@ def dead_layers(metrics: pd.DataFrame) -> Check:
     subjects = tuple(name.partition("/")[2] for name in dead.index)
     count = len(dead)
     return Check("dead layers", count > 0, count, reason, advice, step, subjects=subjects)
+
+
+@analysis(
+    HEALTH,
+    "Norms per layer",
+    needs=lambda study: any(str(name).startswith(LAYERS) for name in study.logged),
+    caption="Gradient norm of each layer and logged step, darker for larger ones (logarithmic).",
+    method="TrainConfig.monitor_every; the table has the other metrics of each layer, too.",
+)
+def layer_norms(study: Study) -> list[Finding]:
+    """`step, metric, layer, value` of each run with monitors."""
+    findings = []
+    for run in study.runs:
+        log = study.log_of(run)
+        table = log.melt("step", [n for n in log if "/layer_" in n], "name").dropna()
+        table[["metric", "layer"]] = table.pop("name").str.extract("(.+)/layer_(.+)")
+        last = table[(table.metric == "grad_norm") & (table.step == table.step.max())]
+        if not last.empty:
+            of = last.set_index("layer").value.astype(float)
+            says = [f"{of[layer]:.3g} in layer {layer}" for layer in (of.idxmin(), of.idxmax())]
+            sentence = f"The gradient norms at step {table.step.max():,} are {' to '.join(says)}."
+            findings.append(Finding(sentence, table, title=f"Norms per layer, {run}"))
+    return findings

@@ -287,3 +287,12 @@ def layer_similarity(finding: Finding, study: Study) -> Chart | None:
     columns = finding.table[x].unique()
     rows = _by(finding.table, x, columns[:: len(columns) // _MOST_ROWS + 1])
     return marks.matrix(rows.astype({x: str}), x, "layer", "cka", "linear CKA", domain=(0, 1))
+
+
+def layer_norms(finding: Finding, study: Study) -> Chart | None:
+    """The gradient norm of each layer over the steps, by its logarithm."""
+    rows = finding.table[(finding.table.metric == "grad_norm") & (finding.table.value > 0)]
+    steps, legend = rows.step.unique(), "format(pow(10, datum.value), '.2~g')"
+    rows = rows[rows.step.isin(steps[:: len(steps) // _MOST_ROWS + 1])].astype({"step": str})
+    rows = rows.assign(value=np.log10(rows.value.astype(float)))
+    return marks.matrix(rows, "step", "layer", "value", "gradient norm", legend=legend)
