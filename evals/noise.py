@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from etils import epath
 
 from jaxllm.errors import UserError
-from jaxllm.evaluation.registry import benchmarks
+from jaxllm.evaluation.registry import Registry
 from jaxllm.evaluation.tasks import Document, Examples, TaskDefinition, perplexity
 
 PREFIX = "noise_"
@@ -31,14 +31,14 @@ def noisy(*files: epath.Path, examples: Examples, noise: str) -> Iterator[Docume
         yield dataclasses.replace(document, noise=noise)
 
 
-def declare(name: str, data_dir: epath.Path | None) -> TaskDefinition:
+def declare(name: str, data_dir: epath.Path | None, registry: Registry) -> TaskDefinition:
     """Perplexity of a text task with replaced, deleted, inserted or repeated tokens."""
     if not (match := PATTERN.fullmatch(name)) or match[1] == "delete_100":
         raise UserError(
             f"no evaluation task is called {name}: write {PREFIX}<replace|delete|insert|repeat>_"
             "<percent>_<task>, such as noise_replace_20_heldout_books (delete leaves some)"
         )
-    text, *others = benchmarks().load([match[2]], data_dir)
+    text, *others = registry.load([match[2]], data_dir)
     if others or text.kind != "perplexity":
         raise UserError(f"task {name}: {match[2]} is no task of texts, which noise is put into")
     read = functools.partial(noisy, examples=text.examples, noise=match[1])

@@ -79,19 +79,25 @@ def measure(
     of: Any = examples  # their type depends on the task's kind
     if not isinstance(outputs, Likelihoods):
         return generation(task, of, outputs)
+    check_finite(examples, outputs)
     log_likelihood, tokens = outputs.log_likelihood, outputs.tokens
-    broken = (~np.isfinite(log_likelihood) & (tokens > 0)).reshape(len(examples), -1).any(axis=1)
+    if task.kind == "multiple_choice":
+        return multiple_choice(of, log_likelihood, tokens, task.chance)
+    if task.kind == "perplexity":
+        return perplexity(of, log_likelihood, tokens)
+    return cloze(of, log_likelihood, tokens, outputs.greedy, task.chance)
+
+
+def check_finite(examples: Sequence[Example], outputs: Likelihoods) -> None:
+    """Raise UserError if a log-likelihood of a scored token is not finite."""
+    broken = ~np.isfinite(outputs.log_likelihood) & (outputs.tokens > 0)
+    broken = broken.reshape(len(examples), -1).any(axis=1)
     if broken.any():
         first = examples[broken.argmax()].id or broken.argmax()
         raise UserError(
             f"log-likelihoods of {broken.sum()} of {len(examples)} examples are not finite, first "
             f"of example {first}: the model's activations overflow or its parameters are NaN"
         )
-    if task.kind == "multiple_choice":
-        return multiple_choice(of, log_likelihood, tokens, task.chance)
-    if task.kind == "perplexity":
-        return perplexity(of, log_likelihood, tokens)
-    return cloze(of, log_likelihood, tokens, outputs.greedy, task.chance)
 
 
 def mean(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
+import inspect
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import ModuleType
@@ -24,7 +25,7 @@ from jaxllm.evaluation.download import FileSource, pinned, source_of
 from jaxllm.evaluation.tasks import TaskDefinition
 from jaxllm.run.records import split_shots
 
-Family = Callable[[str, epath.Path | None], TaskDefinition]
+Family = Callable[..., TaskDefinition]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +33,8 @@ class Registry:
     """The tasks, mixtures and files of the imported modules.
 
     Attributes:
-      families: prefix -> function (name, data_dir) that declares the task of a name with it.
+      families: prefix -> function (name, data_dir) that declares the task of a name with it; a
+        third parameter `registry` is this one, for a task made of another.
       mixtures: name -> names of tasks or further mixtures.
       sources: origins of the files.
       sha256: file name -> hash.
@@ -85,7 +87,9 @@ class Registry:
         if shots is not None:
             return tasks.with_shots(self._find(base, data_dir), shots)
         if prefix:  # even if already declared: its file may have changed
-            return self.families[prefix](name, data_dir)
+            family = self.families[prefix]
+            of = {"registry": self} if "registry" in inspect.signature(family).parameters else {}
+            return family(name, data_dir, **of)
         near = nearest(name, [*known, *self.families, *self.mixtures])
         offer = near or "; `python -m jaxllm.evaluate --list` shows all names"
         raise UserError(f"no evaluation task is called {name}{offer}")

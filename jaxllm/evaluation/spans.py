@@ -76,15 +76,15 @@ def scored_spans(
 ) -> tuple[list[Span], int]:
     """The spans of an example, and the number of dropped few-shot examples.
 
-    One span for each option, one for a cloze or a document with a context, one per part of a noisy
-    document, or a document's rolling windows. Whole few-shot examples are dropped from the left
+    One span for each option, one for a cloze, one per part of a noisy document, or a document's
+    rolling windows, after its context. Whole few-shot examples are dropped from the left
     until all options fit; a question that still does not fit is truncated on the left.
     """
     if isinstance(example, Document) and example.noise:
         return noisy_spans(vocabulary, example, max_length), 0
     if isinstance(example, Document) and example.context:
         known, text = len(vocabulary.encode(example.context)), example.context + example.text
-        return [_scored_after(vocabulary, known, text, max_length)], 0
+        return list(rolling_windows(vocabulary, text, max_length, known=known)), 0
     if isinstance(example, Document):
         return list(rolling_windows(vocabulary, example.text, max_length, example.ids)), 0
     if isinstance(example, Prompt):
@@ -151,9 +151,10 @@ def _scored_after(vocabulary: Tokenizer, before: int, text: str, max_length: int
 
 
 def rolling_windows(
-    vocabulary: Tokenizer, text: str, max_length: int, ids: Sequence[int] | None = None
-) -> Iterator[Span]:
-    """Yield the spans that together score every token of a document exactly once.
+    vocabulary: Tokenizer, text: str, max_length: int, ids: Sequence[int] | None = None,
+    known: int = 0,
+) -> Iterator[Span]:  # fmt: skip
+    """Yield the spans that together score every token after `known` ones exactly once.
 
     The first window starts with BOS and scores the first `max_length` tokens; each further one
     starts with the last token before it and scores the next `max_length`; the last one, with fewer
@@ -161,9 +162,10 @@ def rolling_windows(
     """
     ids = vocabulary.encode(text) if ids is None else ids
     tokens = np.asarray([start_token(vocabulary), *ids], np.int32)
-    for start in range(0, len(tokens) - 1, max_length):
+    for start in range(min(known, max(len(ids) - 1, 0)), len(tokens) - 1, max_length):
         end = min(start + max_length, len(tokens) - 1) + 1
-        yield Span(tokens[max(0, end - max_length - 1) : end], end - 1 - start)
+        first = max(0, end - max_length - 1)
+        yield Span(tokens[first:end], end - 1 - start, known > 0 and first > 0)
 
 
 def noisy_spans(vocabulary: Tokenizer, document: Document, max_length: int) -> list[Span]:

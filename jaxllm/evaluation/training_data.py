@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxllm.errors import UserError
-from jaxllm.evaluation.metrics import Columns, Likelihoods, Measurement, Result, mean, ratio
+from jaxllm.evaluation.metrics import Likelihoods, Measurement, Result, check_finite, mean, ratio
 from jaxllm.evaluation.spans import Span
 from jaxllm.evaluation.tasks import TrainingSequence
 
@@ -42,8 +42,10 @@ def measure_training(
     loss: the mean per token, in nats; `outputs` are Likelihoods [n].
     extractible: all L tokens of a greedy continuation, `outputs` int32 [n, L], are the sequence's.
     score: share of them that are, at their own place (Biderman et al. 2023, arXiv 2304.11158).
+    UserError if a loss is not finite.
     """
     if isinstance(outputs, Likelihoods):
+        check_finite(examples, outputs)
         loss, tokens = -outputs.log_likelihood, outputs.tokens
         columns = {"loss": loss / np.maximum(tokens, 1), "tokens": tokens}
         metrics = lambda of: {"loss": ratio(loss[of], tokens[of])}
@@ -56,6 +58,6 @@ def measure_training(
     for suffix, of in ("", trained >= 0), ("_seen", trained <= step), ("_unseen", trained > step):
         if of.any():
             measured |= {f"{name}{suffix}": value for name, value in metrics(of).items()}
-    named: Columns = {name: values.tolist() for name, values in columns.items()}
+    named = {name: values.tolist() for name, values in columns.items()}
     domains = [example.domain for example in examples]
     return measured, {"trained_at": trained.tolist(), "domain": domains, **named}

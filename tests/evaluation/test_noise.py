@@ -124,6 +124,22 @@ def test_a_text_is_scored_after_its_prompt(tmp_path, caplog) -> None:
     scored = [scored_spans(e, Bytes(), 64)[0][0] for e in examples]
     assert [Bytes().decode(s.tokens[-s.scored :]) for s in scored] == [" upon a", " upon", "a"]
     assert Bytes().decode(scored[0].tokens) == "Once\n upon a"
+    rolled, _ = scored_spans(examples[0], Bytes(), 3)
+    parts = [(Bytes().decode(s.tokens[-s.scored :]), s.truncated) for s in rolled]
+    assert parts == [(" up", True), ("on ", True), ("a", True)], "every byte is scored"
+
+
+def test_a_text_of_a_module_of_ones_own_can_have_noise(tmp_path, monkeypatch) -> None:
+    (tmp_path / "unit_noise_module.py").write_text(
+        "from jaxllm.evaluation.tasks import Document, perplexity\n"
+        "texts = lambda: [Document('a text')]\n"
+        "FAMILIES = {'unitown_': lambda name, data_dir: perplexity(name, texts, domain='own')}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    modules = ("jaxllm.evals", "unit_noise_module")
+    definition, examples = declared("noise_replace_20_unitown_text", modules=modules)
+    assert definition.domain == "own"
+    assert [(e.text, e.noise) for e in examples] == [("a text", "replace_20")]
 
 
 @pytest.mark.parametrize(

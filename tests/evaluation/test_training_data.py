@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -86,6 +87,11 @@ def test_the_loss_is_that_of_training(tmp_path, params) -> None:
         assert values[f"loss{name}"] == pytest.approx(expected, rel=1e-5), "step 2 is not read"
     table = TrajectoryStore(tmp_path).read_examples(3, "training_loss")
     assert table.trained_at.tolist() == [0, np.inf, 4, 6]
+    broken = jax.tree.map(lambda x: x * np.nan, params)
+    (failed,) = scored.evaluate(broken, 4, 0, 0.0)
+    assert (
+        "log-likelihoods of 4 of 4 examples are not finite, first of example 0/0" in failed.status
+    )
 
 
 def test_memorization_is_that_of_a_greedy_loop_in_transformers(tmp_path, params) -> None:

@@ -30,13 +30,16 @@ def double_descent(losses: Floats, steps: Steps, documents: Ints, seed: int = 0)
     the log of the step do not follow, its φ and variance drawn from their restricted likelihood. By
     simulation at most 5 % of flat, falling and falling-then-rising curves have p < 0.05 for φ up to
     0.8. A bump of few checkpoints counts as noise. A subset chosen by a rise in this very curve is
-    significant by selection: test another seed or size. Raises UserError for < 12 checkpoints.
+    significant by selection: test another seed or size. Checkpoints where the mean is not finite
+    are left out; raises UserError if fewer than 12 are left.
     """
-    if len(steps) < FEWEST or not losses.shape[1]:
+    finite = np.isfinite(losses).all(axis=1) & (losses.shape[1] > 0)
+    if finite.sum() < FEWEST:
         raise UserError(
-            f"double descent of {losses.shape[1]} tokens at {len(steps)} checkpoints: score "
-            f"{FEWEST} or more, and choose a subset that is not empty"
+            f"double descent of {losses.shape[1]} tokens at {finite.sum()} checkpoints with finite "
+            f"losses: score {FEWEST} or more, and choose a subset that is not empty"
         )
+    losses, steps = losses[finite], np.asarray(steps)[finite].tolist()
     curve = losses.mean(axis=1, dtype=float)
     peak = int(np.argmax(_prominence(curve)))
     at = [int(np.argmin(curve[: peak + 1])), peak, peak + int(np.argmin(curve[peak:]))]

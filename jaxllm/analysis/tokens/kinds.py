@@ -76,6 +76,9 @@ def _words(text: str, ends: Ints) -> npt.NDArray[np.object_]:
     # A word that starts and ends at 0 stands for none, last as index −1.
     first, last = offsets[[m.span() if m else (0, 0) for m in found]].T
     begins = np.concatenate([[0], ends[:-1]])
+    # A token that ends within a character has no width: it is of the kind of that character.
+    after = offsets[np.minimum(np.searchsorted(offsets, ends, "right"), len(offsets) - 1)]
+    ends = np.where(ends > begins, ends, after)
     which = np.searchsorted(first[:-1], ends) - 1  # the last word that starts within or before
     inside = last[which] > begins
     starts, stops = first[which] >= begins, last[which] <= ends
@@ -87,5 +90,5 @@ def _words(text: str, ends: Ints) -> npt.NDArray[np.object_]:
         else:
             own = text[slice(*np.searchsorted(offsets, [begins[token], ends[token]]))]
             mark = "number" if any(map(str.isdigit, own)) else "punctuation"
-            part[token] = mark if own.strip() else "whitespace"
+            part[token] = "whitespace" if own.isspace() else mark
     return np.stack([part, kind])

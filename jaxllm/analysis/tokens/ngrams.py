@@ -20,9 +20,10 @@ def log_scores(counts: np.ndarray, documents: np.ndarray, total: float) -> np.nd
       counts: [order, N], as of `data.ngrams.count_ngrams`; a sum of corpora, by how often each is
         read.
       documents: [N], the document of each token. At its n-th token, larger orders equal order n.
-      total: tokens of the corpus. A token that is not in it counts as if it were there once.
+      total: tokens of the corpus. A token that is not in it counts as if it were there once, or
+        as the rarest one, which may be read less than once.
     """
-    positive = np.where(counts > 0, counts, 1.0)
+    positive = np.where(counts > 0, counts, counts[counts > 0].min(initial=1.0))
     scores = np.log(positive / total)
     inside = np.zeros(len(documents), bool)  # whether a document has n tokens up to here
     inside[1:] = documents[1:] == documents[:-1]
@@ -36,9 +37,15 @@ def log_scores(counts: np.ndarray, documents: np.ndarray, total: float) -> np.nd
 
 
 def correlations(losses: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Pearson's r of log-probabilities -`losses` [S, N] and `scores` [order, N]: [S, order]."""
-    standard = lambda x: (x - x.mean(axis=1, keepdims=True)) / x.std(axis=1, keepdims=True)
-    return standard(-losses) @ standard(scores).T / losses.shape[1]
+    """Pearson's r of log-probabilities -`losses` [S, N] and `scores` [order, N]: [S, order].
+
+    Of each checkpoint over the tokens with a finite loss; NaN for fewer than two.
+    """
+    r = np.full((len(losses), len(scores)), np.nan)
+    for row, own, known in zip(r, losses, np.isfinite(losses), strict=True):
+        if known.sum() > 1:
+            row[:] = np.corrcoef(-own[known], scores[:, known])[0, 1:]
+    return r
 
 
 def peaks(steps: np.ndarray, r: np.ndarray, tolerance: float = 0.01) -> pd.DataFrame:

@@ -23,6 +23,7 @@ from jaxllm.errors import UserError
 
 Ints = npt.NDArray[np.integer]
 Classes = npt.NDArray[np.int8]
+Flags = npt.NDArray[np.bool_]
 Steps = Sequence[int]
 _Fit = tuple[noise.NoiseFit, Floats, slice]
 Kind = Literal["permuted", "autoregressive"]
@@ -70,11 +71,17 @@ def classify(losses: Floats, steps: Steps, after: float, rule: Rule = PAPER) -> 
 
     `after` is a share of the last step; raises UserError if fewer than four checkpoints follow.
     """
+    return _by_rule(losses, steps, after, rule)[0]
+
+
+def _by_rule(losses: Floats, steps: Steps, after: float, rule: Rule) -> tuple[Classes, Flags]:
+    """Classes [n] as of `classify`, and whether each token is flat, with or without a trend."""
     (line, flat), code = rule.starts(steps, after), rule.stagnated == "code"
     x = rule.design(steps[line:])[:, 1].astype(np.float32)
     spread, dof = float(x @ x), len(x) - 2
     critical, (low, high) = stats.t.isf(LEVEL / 2, dof), np.log([0.95, 1.05])
     classes = np.zeros(losses.shape[1], np.int8)
+    flat_tokens = np.zeros(len(classes), bool)
     for at in range(0, len(classes), _CHUNK):
         part = slice(at, at + _CHUNK)
         chunk = losses[:, part].astype(np.float32)
@@ -89,8 +96,9 @@ def classify(losses: Floats, steps: Steps, after: float, rule: Rule = PAPER) -> 
             stagnated = ((low <= ends) & (ends <= high)).all(axis=0)
             if code:
                 stagnated &= np.exp(chunk[flat:]).var(axis=0) < np.exp(mean)
+        flat_tokens[part] = stagnated
         classes[part] = np.select([t > critical, t < -critical, stagnated], [2, 3, 1])
-    return classes
+    return classes, flat_tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,24 +107,25 @@ class TokenTrends:
 
     start: int
     classes: Classes  # [n], by the rule
+    flat: Flags  # [n], by the rule's test of stagnation, whatever its line says
     change: Floats  # [n], nats over the window, along the line
     stderr: Floats  # [n], of `change`
     p_value: Floats  # [n], of no trend under autoregressive noise
     q_value: Floats  # [n], adjusted over the tokens
 
     def controlled(self) -> Classes:
-        """Classes [n] by the test, at most 5 % of the trends false; stagnated as by the rule."""
-        trend, rest = np.where(self.change > 0, 2, 3), self.classes == 1
-        return np.where(self.q_value < LEVEL, trend, rest).astype(np.int8)
+        """Classes [n] by the test, at most 5 % of the trends false; of the others `flat` ones."""
+        trend = np.where(self.change > 0, 2, 3)
+        return np.where(self.q_value < LEVEL, trend, self.flat).astype(np.int8)
 
 
 def token_trends(losses: Floats, steps: Steps, after: float, rule: Rule = PAPER) -> TokenTrends:
     """Sort tokens by a rule as `classify` does, and test the line through their losses [S, n]."""
-    classes = classify(losses, steps, after, rule)
+    by_rule = _by_rule(losses, steps, after, rule)
     start = rule.starts(steps, after)[0]
     tested = [fit.test(prior) for fit, prior, _ in _fits(losses, steps, start, rule)]
     change, stderr, p_value = np.concatenate(tested, axis=1).astype(np.float32)
-    return TokenTrends(start, classes, change, stderr, p_value, false_discovery(p_value))
+    return TokenTrends(start, *by_rule, change, stderr, p_value, false_discovery(p_value))
 
 
 def surrogate(

@@ -65,3 +65,18 @@ def test_too_little_is_one_line() -> None:
     for losses in (np.ones((11, 3)), np.ones((12, 0))):
         with pytest.raises(UserError, match="12 or more"):
             double_descent(losses, range(len(losses)), np.zeros(losses.shape[1], int))
+
+
+def test_checkpoints_without_finite_losses_are_left_out() -> None:
+    """NaN would compare as less than any noise."""
+    rng = np.random.default_rng(3)
+    losses = rng.normal(2, 0.1, (30, 4))
+    losses[[5, 20], 1] = np.nan, np.inf
+    found, finite = [
+        double_descent(losses[at], STEPS[at], np.arange(4))
+        for at in (np.arange(30), np.setdiff1d(np.arange(30), (5, 20)))
+    ]
+    assert found == finite and np.isfinite(found.rise).all() and found.p_value > 0.05
+    losses[11:, 0] = np.inf
+    with pytest.raises(UserError, match="4 tokens at 10 checkpoints with finite losses"):
+        double_descent(losses, STEPS, np.arange(4))

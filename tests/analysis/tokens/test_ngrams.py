@@ -49,6 +49,23 @@ def test_a_model_that_goes_from_unigrams_to_trigrams_peaks_in_that_order() -> No
     assert table.passed.tolist() == [True, True, False]
 
 
+def test_a_token_without_a_finite_loss_is_left_out_of_its_checkpoint() -> None:
+    rng = np.random.default_rng(1)
+    losses, scores = rng.normal(size=(3, 50)), rng.normal(size=(2, 50))
+    expected = ngrams.correlations(losses, scores)
+    expected[1] = ngrams.correlations(losses[1:2, :-1], scores[:, :-1])
+    losses[1, -1], losses[2] = np.nan, np.inf
+    found = ngrams.correlations(losses, scores)
+    np.testing.assert_allclose(found[:2], expected[:2])
+    assert np.isnan(found[2]).all()
+
+
+def test_an_unseen_token_is_no_likelier_than_one_read_less_than_once() -> None:
+    counts = 0.01 * np.array([[0, 1, 5]])
+    unseen, rare, common = ngrams.log_scores(counts, np.zeros(3), 10.0)[0]
+    assert unseen == rare == math.log(0.01 / 10) and common == math.log(0.05 / 10)
+
+
 def test_the_phases_of_pythia(shared_data) -> None:
     """All seeds of 70M and 1.4B, both corpora, both coefficients: in order, on the same steps."""
     path = shared_data / "reference" / "behavioral_phases" / "all_cors.csv.gz"

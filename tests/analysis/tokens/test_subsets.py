@@ -113,6 +113,18 @@ def test_contractions_are_the_words_they_begin_with() -> None:
     assert list(found["word"]) == ["function"] * 4 + ["content"] * 3
 
 
+def test_a_token_within_a_character_is_of_its_kind() -> None:
+    """As byte-level tokens are: their text ends before the character that they begin."""
+    text = "🙂 中 é1\n"
+    sizes = [0, 0, 0, 4, 1, 0, 0, 3, 1, 0, 2, 1, 1]
+    places = np.arange(len(sizes))
+    found = token_kinds(0 * places, 0 * places, places, np.cumsum(sizes), [text])
+    assert list(found["part"]) == [
+        *["punctuation"] * 4, "whitespace", *["whole"] * 3, "whitespace", "whole", "whole",
+        "number", "whitespace",
+    ]  # fmt: skip
+
+
 def test_shares_by_kind_are_those_of_groupby() -> None:
     rng = np.random.default_rng(3)
     kinds = pd.DataFrame({
