@@ -30,7 +30,8 @@ _LOSSES = ("perplexity", "loss", "word_perplexity", "byte_perplexity", "bits_per
 _OPTIONS = {"perplexity_correct": "right options", "perplexity_incorrect": "wrong options"}
 _EARLY = 0.1  # share of a run's tokens before which it predicts nothing (arXiv 2412.04403)
 _LEAST = 0.005  # share of the way from chance to 1; a logit of less is noise
-_FEWEST_SIZES, _MOST_FAMILIES, _DRAWS = 3, 2, 300
+_FEWEST_SIZES, _MOST_FAMILIES, _FEWEST_TASKS, _DRAWS = 3, 2, 8, 300
+_LAMBADA = "lambada"
 
 
 @analysis(
@@ -61,23 +62,22 @@ def perplexity_axis(study: Study) -> list[Finding]:
     ]
 
 
-def held_out(points: pd.DataFrame) -> tuple[pd.Series, str]:
-    """Log perplexity of held-out text by run and step, of `Curves.points`, and the text's name.
+def held_out(points: pd.DataFrame) -> tuple[pd.Series, tuple[str, ...]]:
+    """Log perplexity of held-out text by run and step, of `Curves.points`, and the texts' names.
 
-    A text is a task without an accuracy, noise or training data; else LAMBADA's last words. It is
-    in nats, from the first of `_LOSSES` that all runs share, the mean over their texts.
+    A text is a task without an accuracy, noise, training data or generated texts; else LAMBADA's
+    last words. It is in nats, from the first of `_LOSSES` that all runs share, the mean over texts.
     """
     graded = set(points.task[of_metric(is_share, points.metric)])
-    other = (points.domain == "training data") | points.task.str.startswith("noise_")
+    other = (points.domain == "training data") | points.task.str.startswith(("noise_", "jsonl_"))
     text = ~points.task.isin(graded) & ~other
-    for rows in (points[text], points[points.task.str.startswith("lambada")]):
+    for rows in (points[text], points[points.task.str.startswith(_LAMBADA)]):
         for metric in _LOSSES:
             wide = _shared(rows[rows.metric == metric], "score").dropna()
             if wide.size:
                 unit = math.log(2) if metric == "bits_per_byte" else 1.0
-                name = wide.columns[0] if wide.shape[1] == 1 else f"{wide.shape[1]} texts"
-                return -unit * wide.mean(axis=1), name
-    return pd.Series(dtype=float), ""
+                return -unit * wide.mean(axis=1), tuple(wide.columns)
+    return pd.Series(dtype=float), ()
 
 
 def _shared(rows: pd.DataFrame, value: str, *more: str) -> pd.DataFrame:
@@ -90,14 +90,18 @@ def _of_family(points: pd.DataFrame, running: Collection[str]) -> Iterator[Findi
     main = Curves(points).main().comparable()
     shares = main.points[of_metric(is_share, main.points.metric)]
     yield from _rises(shares[~shares.run.isin(running)])
-    loss, text = held_out(points)
+    loss, texts = held_out(points)
     if loss.empty:
         yield Finding.refuse("no held-out text was scored, as by the tasks heldout_<corpus>")
         return
+    text = texts[0] if len(texts) == 1 else f"{len(texts)} texts"
+    if texts[0].startswith(_LAMBADA):  # its accuracy is of the same words
+        text = f"the last words of {text}"
+        shares = shares[~shares.task.str.startswith(_LAMBADA)]
     at = points.drop_duplicates(["run", "step"], keep="last")
     at = at[["run", "params", "step", "tokens", "flops"]].assign(size=at.params.map(amount))
     at = at.merge(np.exp(loss).rename("perplexity").reset_index()).sort_values(["params", "tokens"])
-    wide = _shared(shares[shares.task != text], "value")
+    wide = _shared(shares, "value")
     complete, notes = wide.dropna() if wide.size else wide.iloc[:0], main.notes
     if lost := len(wide) - len(complete):
         notes += (f"{lost:,} checkpoints lack some of the tasks that all runs share: left out.",)
@@ -108,11 +112,13 @@ def _of_family(points: pd.DataFrame, running: Collection[str]) -> Iterator[Findi
         accuracy = complete.loc[pd.MultiIndex.from_frame(scored[["run", "step"]])].to_numpy(float)
         chance = shares.groupby("task").chance.last()[[*complete]].fillna(0).to_numpy()
         yield dataclasses.replace(fit(scored, accuracy, chance), notes=notes)
-        apart = ", ".join(f"{spread(scored, x):.2g} at equal {name}" for x, name in CLOCKS.items())
+        apart = ", ".join(f"{v:.2g} at equal {CLOCKS[x]}" for x, v in spreads(scored).items())
         sentence = (
             f"The mean accuracies of the sizes differ by {apart} (standard deviation in points, "
-            f"where their curves overlap; perplexity of {text})."
+            f"where their curves overlap by each of these; perplexity of {text})."
         )
+        if not apart:
+            sentence = "The curves of the sizes overlap at no checkpoint by each of the clocks."
         yield Finding(sentence, scored, title="Accuracy by held-out perplexity")
     yield from _options(points, at)
     last = at.drop_duplicates("size", keep="last")
@@ -151,12 +157,14 @@ def fit(points: pd.DataFrame, accuracy: Array, chance: Array) -> Finding:
     gain = 100 * (errors[best] - errors[ALONE])
     low, high = np.quantile(gain[1:], [0.025, 0.975])
     verdict = "better" if low > 0 else "worse" if high < 0 else "not clearly better or worse"
+    if tasks < _FEWEST_TASKS:
+        verdict = f"not judged by fewer than {_FEWEST_TASKS} tasks"
     sentence = (
         f"With each of {len(set(sizes))} sizes predicted from the others, held-out perplexity "
         f"alone errs by {100 * errors[ALONE][0]:.2g} points in the mean accuracy of {tasks} tasks "
         f"(R² {table.r2[0]:.2f}), and the best predictor without it, {best}, by "
-        f"{100 * errors[best][0]:.2g}: perplexity is {verdict} "
-        f"({gain[0]:+.2g} points; 95% interval {low:+.2g} to {high:+.2g})."
+        f"{100 * errors[best][0]:.2g}: perplexity is {verdict} ({gain[0]:+.2g} points; "
+        f"95% interval {low:+.2g} to {high:+.2g} over tasks; seeds and sizes not resampled)."
     )
     return Finding(sentence, table)
 
@@ -183,14 +191,17 @@ def left_out(
     return predicted
 
 
-def spread(scored: pd.DataFrame, clock: str) -> float:
-    """Mean standard deviation between the sizes' curves of accuracy where two or more overlap."""
-    scored = scored[scored[clock] > 0].sort_values(clock)
-    x = np.log(scored[clock].astype(float))
-    grid = np.linspace(x.min(), x.max(), 100)
-    at = lambda rows: np.interp(grid, x[rows.index], rows.accuracy, left=np.nan, right=np.nan)
-    lines = pd.DataFrame([at(rows) for _, rows in scored.groupby("params")])
-    return 100 * float(lines.std().mean())
+def spreads(scored: pd.DataFrame) -> dict[str, float]:
+    """Mean standard deviation, in points, between the sizes' curves of accuracy by each clock,
+    over checkpoints where by all two or more overlap; clocks by which they do nowhere are left out.
+    """
+    apart = pd.DataFrame(index=scored.index)
+    for clock in CLOCKS:
+        x = np.log(scored[clock].astype(float).where(scored[clock] > 0)).sort_values()
+        each = scored.accuracy[x.dropna().index].groupby(scored.params)
+        lines = {n: np.interp(x, x[y.index], y, np.nan, np.nan) for n, y in each}
+        apart[clock] = pd.DataFrame(lines, x.index).std(axis=1)
+    return dict((100 * apart.dropna(axis=1, how="all").dropna().mean()).dropna())
 
 
 def _rises(shares: pd.DataFrame) -> Iterator[Finding]:
@@ -202,10 +213,15 @@ def _rises(shares: pd.DataFrame) -> Iterator[Finding]:
     n = last.groupby("task").n.max().fillna(0).clip(lower=100)
     both = {task: linear_and_sudden(y.to_numpy(), 1 / n[task]) for task, y in wide.iterrows()}
     of = pd.DataFrame(both, ["linearity", "breakthroughness"]).T
-    of = of.sort_values("breakthroughness", ascending=False)
+    # The error of a difference of two shares is at most sqrt(0.5 / n).
+    clear = wide.max(axis=1) - wide.min(axis=1) > 2 * np.sqrt(0.5 / n[wide.index])
+    of = of[(of.linearity > 0) & clear].sort_values("breakthroughness", ascending=False)
+    if of.empty:
+        return
     sentence = (
         f"Over {wide.shape[1]} sizes, final accuracy rises most suddenly in "
-        f"{', '.join(of.index[:3])} and most evenly in {of.linearity.idxmax()}, noise included."
+        f"{', '.join(of.index[:3])} and most evenly in {of.linearity.idxmax()}, of {len(of)} tasks "
+        "where it rises by more than two standard errors."
     )
     long = wide.reset_index().melt("task", value_name="accuracy", var_name="params")
     long = of.reset_index(names="task").merge(long).assign(size=lambda t: t.params.map(amount))

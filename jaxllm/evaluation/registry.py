@@ -33,8 +33,7 @@ class Registry:
     """The tasks, mixtures and files of the imported modules.
 
     Attributes:
-      families: prefix -> function (name, data_dir) that declares the task of a name with it; a
-        third parameter `registry` is this one, for a task made of another.
+      families: prefix -> function (name, data_dir[, registry]) that declares the task of a name.
       mixtures: name -> names of tasks or further mixtures.
       sources: origins of the files.
       sha256: file name -> hash.

@@ -18,19 +18,19 @@ SIZES = (10e6, 30e6, 100e6, 300e6)
 TOKENS = np.geomspace(1e8, 1e10, 12)
 TITLE, ACCURACY = "Held-out perplexity as the axis", "Accuracy by held-out perplexity"
 OPTIONS, RISES = "Right and wrong options", "Linear or sudden over sizes"
-CHANCE = np.array([0.25, 0.5, 0.25, 0.2])
+CHANCE = np.array([0.25, 0.5, 0.25, 0.2] * 2)
 
 
 def suite(
     accuracy, *, sizes=SIZES, text="heldout_books", metric="perplexity", noise=0.3, more=None
 ):
-    """Records of a suite; `accuracy(loss, params)` is the share above chance, of four tasks."""
+    """Records of a suite; `accuracy(loss, params)` is the share above chance, of eight tasks."""
     rng, parts = np.random.default_rng(0), []
     for size in sizes:
         # a wobble that neither size nor compute knows of
         loss = 1.5 + 40 * size**-0.2 + 500 * TOKENS**-0.35 + noise * rng.uniform(0, 1, len(TOKENS))
         share = np.broadcast_to(accuracy(loss, size), len(TOKENS))
-        tasks = {f"t{i}": c + (1 - c) * share * (0.8 + 0.1 * i) for i, c in enumerate(CHANCE)}
+        tasks = {f"t{i}": c + (1 - c) * share * (0.8 + 0.05 * i) for i, c in enumerate(CHANCE)}
         own = {"run": f"r{size:g}", "params": size, "tokens": TOKENS}
         scored = table(tasks, **own)
         parts.append(scored.assign(chance=CHANCE[scored.task.str[1:].astype(int)]))
@@ -97,19 +97,37 @@ def test_errors_are_those_of_a_loop_over_sizes():
 
 def test_sizes_agree_at_equal_perplexity_only():
     points = of_title(suite(by_perplexity), ACCURACY)
-    apart = {clock: axis.spread(points.table, clock) for clock in axis.CLOCKS}
+    apart = axis.spreads(points.table)
     assert apart["perplexity"] < 0.1 * min(apart[c] for c in ("flops", "tokens", "step"))
     flat = points.table.assign(
         accuracy=points.table.params.map(dict(zip(SIZES, range(4), strict=True)))
     )
-    assert axis.spread(flat, "tokens") == pytest.approx(100 * np.std(range(4), ddof=1))
+    same = flat.assign(perplexity=flat.tokens, flops=flat.tokens)  # overlap everywhere
+    assert axis.spreads(same)["tokens"] == pytest.approx(100 * np.std(range(4), ddof=1))
+
+
+def test_clocks_are_compared_where_the_curves_overlap_by_each():
+    records = suite(by_perplexity, sizes=SIZES[:3])
+    far = records.assign(flops=records.flops * np.exp(records.params / 2e6))
+    found = of_title(far, ACCURACY)
+    assert "nan" not in found.sentence and "equal FLOPs" not in found.sentence
+    assert [*axis.spreads(found.table)] == ["perplexity", "tokens", "step"]
+
+
+def test_two_tasks_decide_nothing_and_what_is_resampled_is_said():
+    records = suite(by_perplexity)
+    few = records[records.task.isin(["t0", "t1", "heldout_books"])]
+    found, _ = answer(few)
+    assert "perplexity is not judged by fewer than 8 tasks" in found.sentence
+    assert "seeds and sizes not resampled" in answer(records)[0].sentence
 
 
 @pytest.mark.parametrize("metric", ["perplexity", "bits_per_byte"])
 def test_perplexity_is_in_nats_whatever_was_recorded(metric):
     every = suite(by_perplexity, metric=metric)
     loss, name = axis.held_out(curves(every).points)
-    assert name == "heldout_books"
+    assert name == ("heldout_books",)
+    (name,) = name
     text = every[every.task == name].set_index(["run", "step"]).value
     wanted = np.log(text) if metric == "perplexity" else text * math.log(2)
     np.testing.assert_allclose(loss.loc[wanted.index], wanted)
@@ -119,23 +137,29 @@ def test_texts_are_averaged_and_lambada_stands_in_where_there_is_none():
     two = pd.concat(
         [suite(by_size), suite(by_size, text="heldout_code").query("task == 'heldout_code'")]
     )
-    assert axis.held_out(curves(two).points)[1] == "2 texts"
+    assert axis.held_out(curves(two).points)[1] == ("heldout_books", "heldout_code")
     scored = suite(by_size, text="lambada_openai")
     of = scored.task == "lambada_openai"
     graded = scored[of].assign(metric="accuracy", value=0.5)
     records = pd.concat([scored, graded], ignore_index=True)
-    assert "perplexity of lambada_openai" in of_title(records, ACCURACY).sentence
+    assert "perplexity of the last words of lambada_openai" in of_title(records, ACCURACY).sentence
     assert (
-        "accuracy of 4 tasks" in answer(records)[0].sentence
+        "accuracy of 8 tasks" in answer(records)[0].sentence
     )  # LAMBADA is not predicted from itself
+    both = pd.concat(
+        [records, records[records.task == "lambada_openai"].assign(task="lambada_standard")]
+    )
+    assert "accuracy of 8 tasks" in answer(both)[0].sentence
+    assert "the last words of 2 texts" in of_title(both, ACCURACY).sentence
 
 
-def test_noise_and_training_data_are_no_held_out_text():
+def test_noise_training_data_and_generated_texts_are_no_held_out_text():
     text = suite(by_size).query("task == 'heldout_books'")
     noisy = text.assign(task="noise_replace_20_heldout_books", value=1e4)
     seen = text.assign(task="training_loss", domain="training data", value=2.0)
-    found = axis.held_out(curves(pd.concat([text, noisy, seen], ignore_index=True)).points)
-    assert found[1] == "heldout_books"
+    made = text.assign(task="jsonl_made", domain="own", value=3.0)
+    found = axis.held_out(curves(pd.concat([text, noisy, seen, made], ignore_index=True)).points)
+    assert found[1] == ("heldout_books",)
 
 
 def test_options_part_with_perplexity():
@@ -192,9 +216,12 @@ def test_the_most_sudden_task_comes_first():
     records = suite(by_perplexity)
     last = (records.task == "t2") & (records.params == SIZES[-1])
     records.loc[last, "value"] = 0.99
+    records.loc[records.task == "t1", "value"] = 0.5 - 0.2 * (records.params == SIZES[-1])
+    records.loc[records.task == "t0", "value"] = 0.3 + 0.01 * (records.params == SIZES[-1])
     running = {"r3e+08": 1e12}
     found = of_title(records, RISES)
     assert found.table.task.iloc[0] == "t2" and "most suddenly in t2," in found.sentence
+    assert "of 6 tasks where" in found.sentence and not {"t0", "t1"} & {*found.table.task}
     final = records[records.step == len(TOKENS) - 1].set_index(["task", "params"]).value
     rows = found.table.set_index(["task", "params"]).accuracy
     np.testing.assert_allclose(rows, final.loc[rows.index])
@@ -227,7 +254,7 @@ def test_pythia_sizes_agree_at_equal_lambada_perplexity(pythia_records):
     """Published runs: at equal perplexity the sizes differ by half of what they do elsewhere."""
     records = pythia_records[pythia_records.family == "pythia-deduped"]
     points = of_title(records, ACCURACY).table
-    apart = {clock: axis.spread(points, clock) for clock in axis.CLOCKS}
+    apart = axis.spreads(points)
     assert 2 * apart["perplexity"] < min(apart[c] for c in ("flops", "tokens", "step"))
     _, table = answer(records)
     assert table.r2[axis.ALONE] > 0.85 and table.rmse.idxmin() == axis.ALONE

@@ -37,10 +37,8 @@ def log_scores(counts: np.ndarray, documents: np.ndarray, total: float) -> np.nd
 
 
 def correlations(losses: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Pearson's r of log-probabilities -`losses` [S, N] and `scores` [order, N]: [S, order].
-
-    Of each checkpoint over the tokens with a finite loss; NaN for fewer than two.
-    """
+    """Pearson's r [S, order] of log-probabilities -`losses` [S, N] and `scores` [order, N], each
+    over the tokens with a finite loss; NaN for fewer than two."""
     r = np.full((len(losses), len(scores)), np.nan)
     for row, own, known in zip(r, losses, np.isfinite(losses), strict=True):
         if known.sum() > 1:
