@@ -1,6 +1,7 @@
 """What is set before JAX starts: memory, libtpu, and the cache of compiled programs."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from jaxllm.run.times import GoodputTimer
-from jaxllm.runtime import process_age, silence_libtpu, tune_malloc
+from jaxllm.runtime import exit_by_signals, process_age, silence_libtpu, tune_malloc
 from tests.conftest import REPOSITORY
 
 CALLS = 16
@@ -134,3 +135,22 @@ def test_where_there_is_no_proc_psutil_tells_it(monkeypatch: pytest.MonkeyPatch)
     age = process_age()
     monkeypatch.setattr(Path, "read_text", lambda path: os.stat("/nowhere"))
     assert abs(process_age() - age) < 1.5  # in whole seconds since the machine's start
+
+
+def test_a_notebook_outlives_ctrl_c_and_no_process_outlives_sigterm(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ended: list[int] = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # also in the background
+    try:
+        for number, error in ((signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)):
+            assert not ended
+            codes = {signal.SIGINT: 130, signal.SIGTERM: 143}
+            with pytest.raises(error), exit_by_signals(codes, seconds=0.2):
+                os.kill(os.getpid(), number)
+                time.sleep(5)
+            time.sleep(0.6)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert ended == [143]

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gin
@@ -64,6 +65,19 @@ def test_a_branch_begins_with_the_token_losses_of_its_parent(home: Path) -> None
         home, "without", "--gin.TRAIN_STEPS=5", "--gin.TrainConfig.branch_state='params'"
     )
     assert not alone.token_set_names() and alone.entries()[0].skipped_steps == 0
+
+
+def test_the_last_writes_of_a_run_are_inside_its_lease(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer, held = Run(tmp_path / "run").layout.writer, list[bool]()
+    outcome = SimpleNamespace(finished=True, interrupted=False)
+    monkeypatch.setattr(train, "run", lambda *_: outcome)
+    monkeypatch.setattr(train, "timing", str)
+    monkeypatch.setattr(Run, "write_domain_weights", lambda _: held.append(writer.exists()))
+    monkeypatch.setattr(train, "show", lambda *_, **__: held.append(writer.exists()))
+    run(f"--gin_file={make_home(tmp_path, MORE)}/tiny.gin", f"--gin.MODEL_DIR={tmp_path}/run")
+    assert held == [True, True] and not writer.exists()
 
 
 def metrics(run: Run, after: int = 10) -> list[Any]:

@@ -16,6 +16,7 @@ import pytest
 
 from jaxllm.errors import UserError
 from jaxllm.evaluation.scoring import Interrupted
+from jaxllm.io import JsonLines
 from jaxllm.models.decoder import abstract_params, logits
 from jaxllm.run.layout import Layout
 from jaxllm.run.restore import restore_params
@@ -294,6 +295,30 @@ def test_a_disk_that_fills_up_during_the_run_is_one_line(tmp_path: Path) -> None
         go(experiment(tmp_path), writers=[writer])
     assert writer.closed
     assert [e.step for e in Run(tmp_path).available()][:3] == [0, 1, 2], "what was saved stays"
+
+
+@pytest.mark.parametrize("number", [3, 7])
+def test_a_run_that_has_lost_its_lease_stores_nothing_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """At the third save, of step 2; and after the last one."""
+    flushes, stored = [], []
+
+    class Lease(Memory):
+        def flush(self) -> None:
+            flushes.append(True)
+            if len(flushes) == number:
+                raise UserError("this run may not write any more")
+
+    def store(self: JsonLines) -> None:
+        stored.append(self.path.name)
+
+    monkeypatch.setattr(JsonLines, "flush", store)
+    with pytest.raises(UserError, match="may not write any more"):
+        go(experiment(tmp_path), writers=[Lease()])
+    assert stored == ["metrics.jsonl"] * (number - 1)
+    assert [e.step for e in Run(tmp_path).entries()] == [0, 1, 2, 4, 8, 10][: number - 1]
+    assert not Layout(tmp_path).restarts.exists()
 
 
 def test_a_full_disk_is_an_error_before_training(
