@@ -146,7 +146,7 @@ def test_a_notebook_outlives_ctrl_c_and_no_process_outlives_sigterm(
     try:
         for number, error in ((signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)):
             assert not ended
-            codes = {signal.SIGINT: 130, signal.SIGTERM: 143}
+            codes: dict[int, int] = {signal.SIGINT: 130, signal.SIGTERM: 143}
             with pytest.raises(error), exit_by_signals(codes, seconds=0.2):
                 os.kill(os.getpid(), number)
                 time.sleep(5)

@@ -43,7 +43,7 @@ def text(path: Path) -> str:
 
 # What a point changes: it is reached when this is neither empty nor what it was at the start.
 POINTS: dict[str, Callable[[Path], object]] = {
-    "begin": lambda run: size(run / "writer.json"),
+    "begin": lambda run: changed_at(run / "writer.json"),
     "compile": lambda run: changed_at(run / "config.gin"),
     "save": lambda run: sorted((run / "checkpoints").glob("*tmp*")),
     "manifest": lambda run: size(run / "checkpoints.jsonl"),
@@ -80,15 +80,18 @@ class Chaos:
         self.problems: list[str] = []
         self.typical = 5.0  # seconds from the start of a process to its end, adapted
 
-    def start(self, name: str, hosts: int = 1, *flags: str) -> list[int]:
+    def start(self, name: str, hosts: int = 1, *flags: str, slow: float = 0) -> list[int]:
         words = [f"--gin_file={self.home}/tiny.gin", f"--gin.MODEL_DIR={self.home}/{name}", *flags]
         if hosts not in self.zygotes:
             self.zygotes[hosts] = Zygote(self.home, 2 // hosts)
         zygote = self.zygotes[hosts]
         return [
-            zygote.ask(start=[*words, *more], cwd=str(self.home), output=f"{self.home}/{name}.log")
+            zygote.ask(
+                start=[*words, *more], cwd=str(self.home), output=f"{self.home}/{name}.log",
+                slow=slow,
+            )
             for more in joined(hosts)
-        ]
+        ]  # fmt: skip
 
     def wait(self, processes: list[int]) -> list[int]:
         return [self.zygotes[len(processes)].ask(wait=process) for process in processes]
@@ -97,6 +100,7 @@ class Chaos:
         """Start a process, send the signal at the point, and return whether it reached its end."""
         run = self.home / name
         before = POINTS[point](run) if point in POINTS else None
+        of_another = changed_at(run / "writer.json")  # 0, or of a killed process
         due = time.monotonic() + self.random.uniform(0, self.typical)
         began = time.monotonic()
         processes = self.start(name, hosts)
@@ -113,20 +117,22 @@ class Chaos:
         if not reached:
             self.typical = time.monotonic() - began
             return self.check_end(name, event, [code, *self.wait_others(processes, victim)])
+        # Its handlers are there before the lease, and after it no longer.
+        unhandled = changed_at(run / "writer.json") in (0, of_another)
         sent = time.monotonic()
         signalled(victim, number)
         codes = self.wait(processes)
         event.code, event.seconds = codes[processes.index(victim)], time.monotonic() - sent
         self.events.append(event)
-        return self.check_end(name, event, codes)
+        return self.check_end(name, event, codes, unhandled)
 
     def wait_others(self, processes: list[int], victim: int) -> list[int]:
         return [self.zygotes[len(processes)].ask(wait=p) for p in processes if p != victim]
 
-    def check_end(self, name: str, event: Event, codes: list[int]) -> bool:
+    def check_end(self, name: str, event: Event, codes: list[int], unhandled: bool = False) -> bool:
         """Note an exit that is none of the promised ones; return whether the run is finished."""
         mine = {"SIGKILL": -9, "SIGINT": 130}.get(event.number, 0)
-        early = {-getattr(signal, event.number)}  # before a command has its handlers
+        early = {-getattr(signal, event.number)} if unhandled else set()
         allowed = {0, mine} | early
         if event.hosts > 1 and event.number == "SIGKILL":
             allowed |= {1, 2, -6}  # of hosts that lose another one

@@ -4,8 +4,9 @@
 
 It reads a JSON object per line: `start` with the words of a command, `cwd` and the file `output`
 answers a process id; `wait` with an id answers its exit code, as subprocess has it, `poll` null
-while it runs. JAX's backend is not initialized before the fork, so that each is a process of its
-own, with its own threads, handlers and devices.
+while it runs. With `slow`, a save because of a signal takes that many seconds. JAX's backend is not
+initialized before the fork, so that each is a process of its own, with its own threads, handlers
+and devices.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +72,19 @@ def serve() -> None:
         print(json.dumps(answer), file=answers, flush=True)
 
 
+def _save_slowly(seconds: float) -> None:
+    from jaxllm.run.checkpoints import CheckpointWriter
+
+    save = CheckpointWriter.save
+
+    def slow(self: CheckpointWriter, entry: Any, *args: Any) -> None:
+        if entry.kind == "preempted":
+            time.sleep(seconds)
+        save(self, entry, *args)
+
+    CheckpointWriter.save = slow  # type: ignore[method-assign]
+
+
 def _become(question: dict[str, Any]) -> None:
     """Turn a fork into the command."""
     from jaxllm import cli, train
@@ -82,6 +97,8 @@ def _become(question: dict[str, Any]) -> None:
         os.dup2(output, descriptor)
     sys.stdin = open(0)  # noqa: SIM115
     sys.argv = ["train", *question["start"]]
+    if seconds := question.get("slow"):
+        _save_slowly(seconds)
     code = 1
     try:
         cli.run(train.main)
