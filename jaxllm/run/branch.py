@@ -85,10 +85,9 @@ class Branch:
             found.check()
         ahead = [one._replace(by="parent") for one in self.parent.rollbacks() if self.whole]
         ahead = [r for r in ahead if r.last > self.entry.step and r not in run.rollbacks()]
-        entry = dataclasses.replace(self.entry, rollbacks=len([*run.rollbacks(), *ahead]))
+        run.record_rollbacks(*ahead)  # so that it goes on as its parent did
+        entry = dataclasses.replace(self.entry, rollbacks=len(run.rollbacks()))
         if jax.process_index() == 0:
-            for one in ahead:  # so that it goes on as its parent did
-                run.rollback_lines.append(one._asdict())
             run.manifest_lines.append(dataclasses.asdict(entry))
             if self.whole:
                 records = self.parent.records()

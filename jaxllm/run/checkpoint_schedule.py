@@ -73,15 +73,20 @@ def scheduled_steps(
 
 
 def preserved(
-    config: CheckpointConfig, steps: Sequence[int], preempted: Collection[int]
+    config: CheckpointConfig,
+    steps: Sequence[int],
+    preempted: Collection[int],
+    spikes: Collection[int] = (),
 ) -> list[bool]:
     """Whether to keep each existing checkpoint (`steps`, ascending) once the newest is saved.
 
     A preemption checkpoint only serves to resume: a newer one replaces it, so that an interrupted
-    run leaves the same checkpoints as an uninterrupted one.
+    run leaves the same checkpoints as an uninterrupted one. Besides, as many stay from outside of
+    `spikes`, since a rollback goes to none of these.
     """
-    scheduled = [step for step in steps if step not in preempted]
-    staying = {*scheduled[-(config.keep_last or 0) :], *steps[-1:], *config.extra_steps}
+    scheduled, last = [step for step in steps if step not in preempted], config.keep_last or 0
+    good = [step for step in scheduled if step not in spikes]
+    staying = {*scheduled[-last:], *good[-last:], *steps[-1:], *config.extra_steps}
     if config.milestone_steps:
         staying.update(step for step in scheduled if step % config.milestone_steps == 0)
     return [step in staying for step in steps]

@@ -37,8 +37,9 @@ class CheckpointWriter:
         """
         self._layout, self._manifest = layout, JsonLines(layout.manifest)
         self._proven = proven
-        preempted = {e.step for e in manifest.entries(self._manifest) if e.kind == "preempted"}
-        self._retention = RetentionPolicy(config, preempted)
+        entries = manifest.entries(self._manifest)
+        preempted = {e.step for e in entries if e.kind == "preempted"}
+        self._retention = RetentionPolicy(config, preempted, {e.step for e in entries if e.spike})
         # Orbax logs its progress and every failure; those that matter are raised as well.
         logging.getLogger("absl").addFilter(_not_from_orbax)
         self._manager = _Manager(
@@ -61,6 +62,8 @@ class CheckpointWriter:
         """
         if entry.kind == "preempted":
             self._retention.preempted.add(entry.step)
+        if entry.spike:
+            self._retention.spikes.add(entry.step)
         self.wait()
         if jax.process_index() == 0:
             self._manifest.append(dataclasses.asdict(entry))
@@ -110,10 +113,12 @@ class RetentionPolicy(ocp.checkpoint_managers.PreservationPolicy):
 
     config: CheckpointConfig
     preempted: set[int]
+    spikes: set[int]
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
         """Whether to keep each of `checkpoints`, oldest first."""
-        return preserved(self.config, [info.step for info in checkpoints], self.preempted)
+        steps = [info.step for info in checkpoints]
+        return preserved(self.config, steps, self.preempted, self.spikes)
 
 
 def _not_from_orbax(record: logging.LogRecord) -> bool:

@@ -171,17 +171,23 @@ class Run:
         Later checkpoints are valid no more. All hosts must call it; UserError if there is none.
         """
         saved = self.available()
-        good = [entry.step for entry in saved if entry.step < first and not entry.spike]
+        begun = [entry for entry in self.entries() if entry.kind == "branched"]  # from its parent
+        good = [e.step for e in (*begun, *saved) if e.step < first and not e.spike]
         if saved and not good:
             raise UserError(f"{self.path} has no checkpoint before step {first} and any spike")
         row = Rollback(max(good, default=0), first, last, by, reason)
+        self.record_rollbacks(row)
+        return row
+
+    def record_rollbacks(self, *rows: Rollback) -> None:
+        """Append to rollbacks.jsonl; all hosts must call it, and read the same afterwards."""
 
         def write() -> None:
             self.rollback_lines.keep_until(sys.maxsize)  # drops what a kill has left of a line
-            self.rollback_lines.append(row._asdict())
+            for row in rows:
+                self.rollback_lines.append(row._asdict())
 
         _on_first(write)
-        return row
 
     def select(self, steps: str | None) -> list[ManifestEntry]:
         """`manifest.select` among the valid checkpoints."""
@@ -209,13 +215,16 @@ class Run:
         their records and unreadable checkpoints moved away. All hosts must call it. Arguments and
         errors are those of `restore_newest`; `model` is what a step's model is compared with.
         """
-        from jaxllm.run.restore import check_model, restore_newest
+        from jaxllm.run.restore import check_model, committed_steps, restore_newest
 
         resumed = None
         for lines in (self.manifest_lines, self.metrics_lines, self.restart_lines):
             for problem in lines_table(lines)[1] if lines.read()[1] else ():
                 report(problem)
-        newest = restore_newest(self.layout, self.available(), params, training, report)
+        saved, newest = self.available(), None
+        abandoned = committed_steps(self.layout) & {entry.step for entry in self.entries()}
+        if saved or not abandoned:
+            newest = restore_newest(self.layout, saved, params, training, report)
         if newest:
             entry = newest.entry
             if entry.rollbacks > len(self.rollbacks()):

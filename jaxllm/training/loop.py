@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import errno
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -195,6 +195,8 @@ class Trainer:
                 continue
             assert stage.open_batches
             with contextlib.closing(stage.open_batches(self.enter(stage))) as batches:
+                if state.skip and self.step == stage.experiment.start.step:  # another level
+                    state = state._replace(skip=self._skip_state(None))
                 update = self.compile_update()
                 timer.begin_steps()
                 while self.step < last and not self._should_stop():
@@ -242,9 +244,13 @@ class Trainer:
             return new(e.train.seed)
         if restored.training is None:
             return state_of(restored.params, e.make_optimizer(), self._abstract)
-        skip = e.train.skip and SkipState.restored(self._saved.get("skip"), e.train.skip.window)
-        skip = jax.device_put(skip, jax.tree.map(lambda leaf: leaf.sharding, self._abstract.skip))
+        skip = self._skip_state(self._saved.get("skip"))
         return TrainState(params=restored.params, **restored.training, skip=skip)
+
+    def _skip_state(self, saved: Mapping[str, Any] | None) -> SkipState | None:
+        skip = self._experiment.train.skip
+        state = skip and SkipState.restored(saved, skip.window)
+        return jax.device_put(state, jax.tree.map(lambda x: x.sharding, self._abstract.skip))
 
     def enter(self, stage: Stage) -> int:
         """Go on in `stage`, and return the global index of the next sequence."""

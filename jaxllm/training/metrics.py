@@ -68,6 +68,7 @@ class MetricsLog:
         self._pending: tuple[int, StepMetrics] | None = None
         self.enter(stage, start, saved)
         self.skipped = int(saved.get("skipped_steps", 0))
+        self._rejected = int(saved.get("skip", {}).get("rejected", 0))  # by `skipping`, in a row
         self._steps, self._timed = 0, TimeBreakdown()  # at the last line
         self._first_traffic = self._traffic = traffic()
         self._speed = 0.0
@@ -115,7 +116,10 @@ class MetricsLog:
                     sums[domain] += float(value)
             self.loss = loss
         self.learning_rate = float(metrics.learning_rate)
-        self.spikes.add(step, loss)
+        judged = bool(config and skip and config.rule == "skip" and skip.normal)
+        shifted = judged and config is not None and self._rejected >= config.longest
+        self._rejected = int(skip.rejected) if skip else 0
+        self.spikes.add(step, loss, shifted)
         if step % self._experiment.train.log_every == 0 or step == self._experiment.train.steps:
             self._write_line(step, metrics)
         tokens = (step - self._start.step) * self._experiment.tokens_per_step
@@ -140,14 +144,14 @@ class MetricsLog:
         """The metrics that depend on seed and step alone.
 
         Losses are means since the last line, in nats per token, in all and for each domain with
-        targets; the others are those of the step.
+        targets; the others are those of the step. Where every step was skipped there is no loss.
         """
         tokens = self._start.at(step, self._experiment).tokens
         losses, weights = self._sums["loss_sums"], self._sums["weight_sums"]
         line: dict[str, float | int | None] = {
             "tokens": tokens,
             "flops": self._experiment.flops(tokens),
-            "loss": sum(losses.values()) / total if (total := sum(weights.values())) else None,
+            **({"loss": sum(losses.values()) / total} if (total := sum(weights.values())) else {}),
             **{f"loss/{d}": losses[d] / weights[d] for d in losses if weights[d] > 0},
             "grad_norm": float(metrics.grad_norm),
             "param_norm": float(metrics.param_norm),

@@ -22,6 +22,7 @@ from jaxllm.training.config import RollbackConfig
 from jaxllm.training.skipping import limit
 
 WINDOW, THRESHOLD = 128, 10.0  # of the losses outside of spikes, as in SkipConfig
+RECOVERED = 10  # losses below the limit in a row that end a spike
 
 
 class Diverged(UserError):
@@ -40,23 +41,33 @@ class SpikeWatch:
         self._config = config
         self._losses = deque[float](saved.get("losses", ()), WINDOW)
         self.since: int | None = saved.get("since")
+        self._good = int(saved.get("good", 0))  # losses below the limit, in a row
 
     def to_json(self) -> dict[str, Any]:
         """The state that a checkpoint must save."""
-        return {"losses": list(self._losses), "since": self.since} if self._config else {}
+        state = {"losses": list(self._losses), "since": self.since, "good": self._good}
+        return state if self._config else {}
 
-    def add(self, step: int, loss: float) -> None:
-        """Take the loss of a step; Diverged if it does not recover."""
+    def add(self, step: int, loss: float, shifted: bool = False) -> None:
+        """Take the loss of a step, the first of a new level if `shifted`, by `skipping`.
+
+        Diverged if it does not recover.
+        """
         if self._config is None:
             return
+        if shifted:
+            self._losses.clear()
+            self.since = None
         known, highest = np.array(self._losses), math.inf
         if 2 * len(known) >= WINDOW:
             highest = float(limit(known, THRESHOLD, np))
         if loss <= highest and math.isfinite(loss):
             self._losses.append(loss)
-            self.since = None
+            self._good += 1
+            if self._good >= min(RECOVERED, self._config.recovery_steps):
+                self.since = None
             return
-        self.since = self.since or step
+        self.since, self._good = self.since or step, 0
         if step - self.since >= self._config.recovery_steps:
             raise Diverged(
                 f"the loss rose above {highest:.4f} at step {self.since} and has not recovered by "
@@ -75,7 +86,8 @@ def roll_back(
     if len(before) >= config.times:
         tried = f"rollbacks past the steps {', '.join(before)} have not helped"
         raise Diverged(f"{diverged}. {tried}: it is not the data alone", *span) from diverged
-    first, last = max(1, span[0] - config.margin), span[1] + config.margin
+    begun = max((e.step for e in run.entries() if e.kind == "branched"), default=0)
+    first, last = max(begun + 1, span[0] - config.margin), span[1] + config.margin
     try:
         to = run.pass_over(first, last, "divergence", str(diverged)).step
     except UserError as error:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from jaxllm.analysis.health.loss import PLATEAU_SHARE
+from jaxllm.analysis.health.loss import PLATEAU_SHARE, non_finite_loss
 from jaxllm.analysis.health.result import ALPHA
 from jaxllm.analysis.health.watch import Watch
 from tests.analysis.planted_health import logged, table
@@ -35,6 +35,22 @@ def test_a_divergence_rings_once_and_within_five_lines() -> None:
     again.loc[399:, "loss"] += 2.0  # another spike is another alarm
     spikes = [step for step, name in follow(Watch(), again) if name == "loss spikes"]
     assert spikes == [304, 404]
+
+
+def test_lines_of_skipped_steps_are_no_losses() -> None:
+    metrics = logged(0, steps=600)
+    metrics["skipped_steps"] = 0.0
+    metrics.loc[metrics.step >= 400, "loss"] += 2.0
+    metrics.loc[metrics.step % 50 == 0, "loss"] = np.nan
+    assert not non_finite_loss(metrics).raised
+    assert non_finite_loss(metrics.drop(columns="skipped_steps")).raised
+    names = [check.name for row in metrics.to_dict("records") for check in Watch().on_metrics(row)]
+    assert "finite loss" in names, "a loss that is not finite"
+    watch, rung = Watch(), list[str]()
+    for row in metrics.to_dict("records"):
+        line = {k: v for k, v in row.items() if k != "loss" or np.isfinite(v)}
+        rung += [check.name for check in watch.on_metrics(line)]
+    assert "loss level" in rung and "finite loss" not in rung
 
 
 def test_gradient_norm_that_grows_rings_once() -> None:

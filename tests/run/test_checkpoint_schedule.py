@@ -65,6 +65,13 @@ def test_last_k_and_milestones_stay(scheduled: set[int], preempted: set[int], la
     assert not (kept & preempted) - {steps[-1]}
 
 
+def test_as_many_checkpoints_from_before_a_spike_stay() -> None:
+    config, steps = CheckpointConfig(keep_last=2), [0, 10, 20, 30, 40, 50, 55]
+    assert preserved(config, steps, {55}) == [False, False, False, False, True, True, True]
+    stay = preserved(config, steps, {55}, {30, 40, 50, 55})
+    assert stay == [False, True, True, False, True, True, True]
+
+
 def test_a_preempted_checkpoint_is_replaced_by_the_next() -> None:
     assert preserved(CheckpointConfig(), [0, 10, 13], {13}) == [True, True, True]
     assert preserved(CheckpointConfig(), [0, 10, 13, 20], {13}) == [True, True, False, True]

@@ -12,6 +12,7 @@ import pytest
 
 from jaxllm.errors import UserError
 from jaxllm.run.checkpoint_schedule import CheckpointConfig
+from jaxllm.run.manifest import Rollback
 from jaxllm.run.run import Run
 from jaxllm.training import rollback
 from jaxllm.training.config import RollbackConfig
@@ -142,13 +143,53 @@ def test_a_spike_that_does_not_recover_is_a_divergence() -> None:
     watch.add(102, float("nan"))
     assert watch.since == 101, "a checkpoint of now is marked"
     watch.add(103, 3.0)
+    assert watch.since == 101, "one good loss is luck"
+    for step in range(103, 108):
+        watch = SpikeWatch(config, watch.to_json())
+        watch.add(step, 3.0)
     assert watch.since is None, "recovered"
-    for step in range(104, 109):
+    for step in range(108, 113):
         watch.add(step, 3.5)
         watch = SpikeWatch(config, watch.to_json())
-    with pytest.raises(Diverged, match="at step 104 and has not recovered by step 109") as spike:
-        watch.add(109, 3.5)
-    assert (spike.value.first, spike.value.last) == (104, 109)
+    with pytest.raises(Diverged, match="at step 108 and has not recovered by step 113") as spike:
+        watch.add(113, 3.5)
+    assert (spike.value.first, spike.value.last) == (108, 113)
+
+
+def watched(watch: SpikeWatch, losses: Any, *shifts: int) -> None:
+    for step, loss in enumerate(losses, 1):
+        watch.add(step, loss, step in shifts)
+
+
+def test_a_noisy_divergence_is_one_too() -> None:
+    random = np.random.default_rng(0)
+    high = np.where(np.arange(300) % 4 == 3, 3.0, 4.0)  # one good loss in four
+    losses = np.append(3.0 + 0.01 * random.standard_normal(100), high)
+    with pytest.raises(Diverged, match="at step 101 and has not recovered by step 301"):
+        watched(SpikeWatch(RollbackConfig(), {}), losses)
+
+
+def test_a_level_that_skipping_has_accepted_is_no_spike() -> None:
+    random = np.random.default_rng(0)
+    losses = np.append(np.full(100, 3.0), np.full(400, 4.0)) + 0.01 * random.standard_normal(500)
+    watched(watch := SpikeWatch(RollbackConfig(), {}), losses, 111)
+    assert watch.since is None
+    with pytest.raises(Diverged, match="at step 101"):
+        watched(SpikeWatch(RollbackConfig(), {}), losses)
+
+
+def test_a_run_just_branched_begins_again_at_its_parent(tmp_path: Path) -> None:
+    parent, path = of(tmp_path / "parent", steps=4, rollback=None), tmp_path / "branch"
+    assert go(parent, FakeBatches).finished
+    with (Path(Run.create(path).path) / "rollbacks.jsonl").open("w") as file:
+        file.write('{"step": 4, "fir')  # killed while it took over those of its parent
+    parent_row = Rollback(4, 11, 11, "hand", "")
+    Run(tmp_path / "parent").rollback_lines.append(parent_row._asdict())
+    e = of(path, branch_from=f"{tmp_path}/parent@4", rollback={"margin": 100},
+           checkpoints=CheckpointConfig(early=(6,), every_steps=None))  # fmt: skip
+    assert go(e).finished
+    rows = Run(path).rollbacks()
+    assert [one[:4] for one in rows] == [(4, 11, 11, "parent"), (4, 5, 107, "divergence")]
 
 
 class Shuffled(FakeBatches):

@@ -211,6 +211,18 @@ def test_a_run_skips_logs_and_resumes_bitwise(tmp_path: Path) -> None:
         assert (skipped[0]["first_sequence"], skipped[0]["last_sequence"]) == (40, 47)
 
 
+class Pair(PoisonedBatches):
+    steps = range(4, 7)  # all of one line
+
+
+def test_a_line_of_skipped_steps_has_no_loss(tmp_path: Path) -> None:
+    e = experiment(tmp_path, steps=7, skip={"window": 4, "threshold": 50.0, "longest": 3})
+    assert train(e, mesh(1), stages(e, Pair)).finished
+    assert [("loss" in line, line["skipped_steps"]) for line in lines(tmp_path)] == [
+        (True, 0), (False, 3), (True, 3)
+    ]  # fmt: skip
+
+
 HOST = """
 import sys
 import jax

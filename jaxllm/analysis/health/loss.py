@@ -48,8 +48,10 @@ def loss_checks(
 
 
 def non_finite_loss(metrics: pd.DataFrame) -> Check:
-    """Whether every logged loss is a finite number."""
+    """Whether every logged loss is a finite number; where every step was skipped there is none."""
     name = FINITE
+    if "loss" in metrics and "skipped_steps" in metrics:
+        metrics = metrics[metrics.loss.notna() | metrics.skipped_steps.isna()]
     if "loss" not in metrics or metrics.empty:
         return Check(name, refused="no loss was logged")
     bad = metrics[~np.isfinite(_floats(metrics.loss))]

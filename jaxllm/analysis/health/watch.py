@@ -53,8 +53,10 @@ class Watch:
     def on_metrics(self, line: Mapping[str, Any], check: bool = True) -> list[Check]:
         """Add a line of metrics.jsonl; return the new alarms, none without `check`."""
         row = [math.nan if line.get(name) is None else float(line[name]) for name in _COLUMNS]
-        self._lines.extend(row)
         self.step, self.tokens = int(row[0]), row[1]
+        if "loss" not in line:  # every step was skipped
+            return []
+        self._lines.extend(row)
         if math.isfinite(row[2]):
             self._losses.append(row[2])
         count = len(self._losses)
@@ -66,7 +68,7 @@ class Watch:
         new: list[Check] = []
         if any(name.startswith(level.LAYERS) for name in line):
             new += self._new([level.dead_layers(pd.DataFrame([line]))])
-        if "loss" in line and (not math.isfinite(row[2]) or self._active_since(loss.FINITE)):
+        if not math.isfinite(row[2]) or self._active_since(loss.FINITE):
             new += self._new([loss.non_finite_loss(self._logged(loss.LASTING))])
         if due:
             _, *checks = loss.loss_checks(self._logged(), ALPHA / LOOKS, newest=_NEWEST)
