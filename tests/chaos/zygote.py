@@ -45,7 +45,8 @@ class Zygote:
         return json.loads(self._process.stdout.readline())
 
     def close(self) -> None:
-        self._process.communicate()
+        self._process.kill()  # its ordinary end takes seconds; its processes have ended
+        self._process.wait()
 
 
 def serve() -> None:
