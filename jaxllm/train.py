@@ -60,6 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = cli.parse(flags, argv)
     load_settings(args)
     if args.stack:
+        if args.skip_steps:
+            raise UserError("--skip_steps: train the run alone, and not in a --stack")
         with contextlib.ExitStack() as leases:
             return train_stack(args.stack, partial(reload, flags, argv), timer, leases)
 

@@ -11,10 +11,11 @@ from collections.abc import Callable
 class Watchdog:
     """A countdown that starts at the first heartbeat, and restarts at each.
 
-    After `minutes` without one, the stacks are dumped, and again after each such interval. With
-    `exit` the process exits with code 1 then, so that a supervisor can restart the hosts.
-    `faulthandler` waits and writes in C, to an open descriptor: it works whatever hangs. Shortly
-    before, a thread calls `on_hang`, unless what hangs holds the interpreter's lock.
+    After `minutes` without one, and at most a tenth more, the stacks are dumped, and again after
+    each such interval. With `exit` the process exits with code 1 then, so that a supervisor can
+    restart the hosts. `faulthandler` waits and writes in C, to an open descriptor: it works
+    whatever hangs. Shortly before, a thread calls `on_hang`, unless what hangs holds the
+    interpreter's lock.
     """
 
     def __init__(
@@ -32,10 +33,11 @@ class Watchdog:
             self.pause()
             self._armed = now
             if self._on_hang:
-                self._timer = threading.Timer(0.9 * self._seconds, self._on_hang)
+                self._timer = threading.Timer(1.05 * self._seconds, self._on_hang)
                 self._timer.daemon = True
                 self._timer.start()
-            faulthandler.dump_traceback_later(self._seconds, repeat=True, file=2, exit=self._exit)
+            later = 1.1 * self._seconds  # than the alarm, which is no earlier than the limit
+            faulthandler.dump_traceback_later(later, repeat=True, file=2, exit=self._exit)
 
     def pause(self) -> None:
         """Stop the countdown until the next heartbeat."""

@@ -14,6 +14,7 @@ from jaxllm.errors import UserError
 from jaxllm.run.checkpoint_schedule import CheckpointConfig
 from jaxllm.run.manifest import Rollback
 from jaxllm.run.run import Run
+from jaxllm.train import main
 from jaxllm.training import rollback
 from jaxllm.training.config import RollbackConfig
 from jaxllm.training.experiment import Experiment
@@ -219,3 +220,8 @@ def test_checkpoints_in_a_spike_are_marked_and_not_gone_back_to(
     assert Run(tmp_path).available()[-1].step == 22, "in the stretch"
     assert go(e, Shuffled).finished
     assert not any(entry.spike for entry in Run(tmp_path).available())
+
+
+def test_steps_are_not_skipped_in_a_stack() -> None:
+    with pytest.raises(UserError, match="--skip_steps: train the run alone"):
+        main(["--stack=runs.json", "--skip_steps=1:2"])

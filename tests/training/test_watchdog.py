@@ -38,6 +38,11 @@ def test_a_process_that_hangs_ends_where_it_is_asked_to() -> None:
     assert "in stuck" in err
 
 
+def test_a_step_below_the_limit_raises_no_alarm() -> None:
+    body = "watchdog._on_hang = lambda: print('hangs')\nwatchdog.heartbeat()\ntime.sleep(3.8)\n"
+    assert run(body + "watchdog.pause()", exit=True, seconds=4.0) == (0, "went on\n", "")
+
+
 def test_heartbeats_and_pauses_keep_it_quiet() -> None:
     body = "for _ in range(30):\n    watchdog.heartbeat()\n    time.sleep(0.1)\n"
     body += "watchdog.pause()\nstuck()"
