@@ -210,7 +210,7 @@ def _kinds(study: TokenStudy) -> Finding:
         return Finding("No kind of token differs clearly from all tokens.", table)
     said = [
         f"{row.trend} {row.share:.1%} of the tokens with {row.group} (all: {row.overall:.1%})"
-        for row in (clear.iloc[-1], clear.iloc[0])
+        for _, row in clear.iloc[[-1, 0] if len(clear) > 1 else [0]].iterrows()
     ]
     return Finding(f"In {run.run}: {'; '.join(said)}.", table)
 
