@@ -2,7 +2,7 @@
 
 One self-contained page, as `page` is, with the losses of up to `CHECKPOINTS` checkpoints of each
 run. They are stored as q = round(k log(1 + loss)), as differences between checkpoints, compressed,
-with the largest k of `LEVELS` that keeps them below `BYTES`: the error is at most
+with the largest k of `LEVELS` that keeps them below `BYTES` a run: the error is at most
 (exp(1 / 2k) - 1) (1 + loss), which the page states.
 """
 
@@ -25,7 +25,7 @@ from jaxllm.report import page
 from jaxllm.report.theme import style_variables
 from jaxllm.run.token_losses import TokenSet
 
-CHECKPOINTS, TOKENS, BYTES = 30, 100_000, 5_000_000  # at most, in one page
+CHECKPOINTS, TOKENS, BYTES = 30, 100_000, 1_250_000  # at most, in one page; bytes of each run
 LEVELS = (16, 12, 9, 7, 5, 4)
 AFTER = (0.1, 0.2, 0.4, 0.7)
 
@@ -53,7 +53,7 @@ def render(studies: Sequence[TokenStudy]) -> str:
     runs = [_run(parts, [slice(0, last) for _, last in chosen]) for parts in shown]
     for levels in LEVELS:
         packed = [_packed(_quantised(run["losses"], levels)) for run in runs]
-        if sum(map(len, packed)) < BYTES:
+        if sum(map(len, packed)) < BYTES * len(runs):
             break
     runs = [run | {"losses": losses} for run, losses in zip(runs, packed, strict=True)]
     data = {

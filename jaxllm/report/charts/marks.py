@@ -248,5 +248,5 @@ def _tooltips(kind: str, *fields: str) -> list[alt.Tooltip]:
 def _amounts(values: pd.Series) -> alt.Axis:
     """An axis that counts in K, M, B, and FLOPs as powers of ten."""
     if values.max() < 1000:
-        return alt.Axis(format="~g")
+        return alt.Axis(format=".6~g")
     return alt.Axis(labelExpr=FLOPS_LABEL if values.name == "flops" else COUNT_LABEL)
