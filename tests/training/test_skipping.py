@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +19,6 @@ from jaxllm.training.rollback import Diverged
 from jaxllm.training.skipping import SkipState, Verdict, clip, judge, limit
 from jaxllm.training.state import TrainState, abstract_state, init_state
 from jaxllm.training.step import compile_train_step, device_batch, lower_train_step
-from tests.conftest import REPOSITORY
-from tests.hosts import finish, free_port
 from tests.training.helpers import LENGTH, MODEL, ROWS, FakeBatches, experiment, mesh, rows, stages
 from tests.training.test_loop import exact, lines
 
@@ -221,42 +217,3 @@ def test_a_line_of_skipped_steps_has_no_loss(tmp_path: Path) -> None:
     assert [("loss" in line, line["skipped_steps"]) for line in lines(tmp_path)] == [
         (True, 0), (False, 3), (True, 3)
     ]  # fmt: skip
-
-
-HOST = """
-import sys
-import jax
-import numpy as np
-jax.config.update("jax_cpu_collectives_implementation", "gloo")
-jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
-from tests.training import test_skipping as these
-step = these.lowered(these.CONFIG, 2, skip=these.CONFIG)
-state, before = these.begun(step)
-mine = these.host_rows()
-if jax.process_index() == 1:
-    mine.weights[0] = np.nan
-after, metrics = step[0](state, these.device_batch(mine, these.mesh(2, data=2)))
-changed = these.changes(jax.tree.map(np.asarray, after), before)
-print("applied", bool(metrics.skip.applied), "params", any("params" in name for name in changed))
-"""
-
-
-def host_rows() -> Any:
-    """This host's half of a batch."""
-    half = ROWS // 2
-    return rows(jax.process_index() * half, half)
-
-
-@pytest.mark.slow
-def test_nan_on_one_of_two_hosts_skips_the_step_on_both() -> None:
-    address = f"localhost:{free_port()}"
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=1",
-                                "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(REPOSITORY)}  # fmt: skip
-    hosts = [
-        subprocess.Popen(
-            [sys.executable, "-c", HOST, address, str(process)],
-            env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )
-        for process in range(2)
-    ]  # fmt: skip
-    assert all("applied False params False" in output for output in finish(hosts))
