@@ -82,10 +82,10 @@ def compare(args: Any) -> tuple[Any, Any]:
         compute = jax.jit(lambda params, tokens: layer_states(of.model, params, tokens))
         return lambda t: np.asarray(compute(params, t), np.float32).reshape(layers, t.size, -1)
 
-    kept = text.positions < min(LENGTH, *(one.model.max_length for one in opened))
+    scored = text.positions < min(LENGTH, *(one.model.max_length for one in opened))
     batches = -(-len(text.texts) // ROWS)
-    rows = np.full((batches * ROWS, text.positions[kept].max() + 1), -1, np.int32)
-    rows[text.documents[kept], text.positions[kept]] = text.tokens[kept]
+    rows = np.full((batches * ROWS, text.positions[scored].max() + 1), -1, np.int32)
+    rows[text.documents[scored], text.positions[scored]] = text.tokens[scored]
     last, parts = states(opened[-1]), []
     for name, one in zip(names, opened[:-1], strict=False):
         own, rng = states(one), np.random.default_rng(0)

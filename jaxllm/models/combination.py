@@ -69,7 +69,7 @@ class Combination:
     def __call__(self, logits: Sequence[jax.Array]) -> jax.Array:
         """The combined logits, float32 [B, V], of each model's; -inf where a token is left out.
 
-        V is the smallest of theirs: what larger ones have beyond it is padding. Where one model
+        V is the smallest vocabulary: what larger ones have beyond it is padding. Where one model
         alone has a weight, its own logits are returned, unrounded.
         """
         size = min(one.shape[-1] for one in logits)
@@ -90,7 +90,7 @@ class Combination:
 
 @dataclasses.dataclass(frozen=True)
 class CombinedModel:
-    """Models that choose every token together; its parameters are the tuple of theirs."""
+    """Models that choose every token together; its parameters are a tuple."""
 
     models: tuple[ModelConfig, ...]
     combination: Combination

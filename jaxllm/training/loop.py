@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import errno
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -24,7 +24,7 @@ from jaxllm.run.times import GoodputTimer, TimeBreakdown
 from jaxllm.training.domain_weights import of_config
 from jaxllm.training.experiment import BEGINNING, Experiment, Position
 from jaxllm.training.learning_rate import make_schedule
-from jaxllm.training.metrics import MetricsLog, Writer
+from jaxllm.training.metrics import MetricsLog, Writer, closing_all
 from jaxllm.training.monitors import compile_monitors, monitored
 from jaxllm.training.preemption import Preemption
 from jaxllm.training.profile import Profile
@@ -387,18 +387,3 @@ class Trainer:
             skipped_steps=self.log.skipped,
             rollbacks=len(self._rollbacks),
         )
-
-
-@contextlib.contextmanager
-def closing_all(*outputs: Progress | Writer) -> Iterator[None]:
-    """Close all `outputs` at the end; after an error, suppress further errors of closing."""
-    try:
-        yield
-    except BaseException:
-        for output in outputs:
-            with contextlib.suppress(Exception):
-                output.close()
-        raise
-    with contextlib.ExitStack() as opened:
-        for output in outputs:
-            opened.callback(output.close)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -221,3 +222,18 @@ class MetricsLog:
                 f"{saved}. Lower ScheduleConfig.peak_lr, lengthen warmup_steps, or lower the "
                 "optimizer's max_grad_norm", self.spikes.since or step, step
             )  # fmt: skip
+
+
+@contextlib.contextmanager
+def closing_all(*outputs: Progress | Writer) -> Iterator[None]:
+    """Close all `outputs` at the end; after an error, suppress further errors of closing."""
+    try:
+        yield
+    except BaseException:
+        for output in outputs:
+            with contextlib.suppress(Exception):
+                output.close()
+        raise
+    with contextlib.ExitStack() as opened:
+        for output in outputs:
+            opened.callback(output.close)

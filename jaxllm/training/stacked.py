@@ -25,8 +25,8 @@ from jaxllm.run.trajectory import TrajectoryStore
 from jaxllm.sharding.mesh import STACK
 from jaxllm.training.experiment import Experiment, make_evaluator
 from jaxllm.training.learning_rate import make_schedule
-from jaxllm.training.loop import DISK_ERRORS, Trainer, closing_all
-from jaxllm.training.metrics import Writer
+from jaxllm.training.loop import DISK_ERRORS, Trainer
+from jaxllm.training.metrics import Writer, closing_all
 from jaxllm.training.preemption import Preemption
 from jaxllm.training.progress import Progress
 from jaxllm.training.rollback import Diverged
