@@ -218,7 +218,7 @@ def test_a_published_model_is_trained_further(home: Path, tmp_path: Path) -> Non
         (("--branch_from={home}/base@10", "--gin.ModelConfig.embed_dim=32"),
          r"base/checkpoints/10/model: parameter .* is .* in it, and .* in this run's model"),
         (("--branch_from={home}/base@10", "--gin.TrainConfig.optimizer=@MuonConfig()"),
-         "optimizer state .*branch_state="),
+         "optimizer state .*branch_state=params"),
         (("--branch_from={home}/base@10", "--gin.ModelConfig.activation=gelu"), "activation"),
         (("--branch_from={home}/base@10", "--gin.VocabularyConfig.path={home}/other.model"),
          "another vocabulary than that of .*base@10"),
