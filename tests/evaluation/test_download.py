@@ -209,7 +209,8 @@ def test_a_missing_file_names_the_way_to_it(tmp_path):
 
 
 def test_every_file_of_every_task_has_a_source():
-    for task in benchmarks().load(benchmarks().names()):
+    known = [name for name in benchmarks().names() if not name.startswith("unit_")]  # of a test
+    for task in benchmarks().load(known):
         for name in task.files + (task.few_shot.files if task.few_shot else ()):
             source = source_of(name, benchmarks().sources)
             assert source is not None, name

@@ -376,7 +376,8 @@ def test_in_a_container_a_stopped_run_is_not_done(machine: Machine, tmp_path: Pa
 
 
 def test_what_the_run_prints_when_stopped_is_what_hosts_look_for() -> None:
-    assert 'print(f"stopped at step ' in (REPOSITORY / "jaxllm" / "train.py").read_text()
+    command = (REPOSITORY / "jaxllm" / "train.py").read_text()
+    assert 'f"stopped at step {outcome.step} and saved"' in command
     assert "grep -q '^stopped at step'" in (SCRIPTS / "on_host.sh").read_text()
 
 

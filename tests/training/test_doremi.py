@@ -1,6 +1,5 @@
 """Runs with DoReMi: a reference run, a proxy, and a run on the answer."""
 
-import json
 import os
 import shutil
 import signal
@@ -14,6 +13,7 @@ import pytest
 from jaxllm import cli
 from jaxllm.data.config import DataConfig
 from jaxllm.errors import UserError
+from jaxllm.io import sealed, unsealed
 from jaxllm.run.run import Run
 from jaxllm.training.metrics import MetricsLog
 from tests.chaos.driver import read_item
@@ -95,8 +95,8 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(home: Path) -> 
         proxy(home, "bad", reference="nothing@7")
     assert not (home / "bad").exists()
     shutil.copytree(home / "reference", home / "other")
-    identity = json.loads((home / "other" / "data.json").read_text())
-    (home / "other" / "data.json").write_text(json.dumps(identity | {"vocabulary": "another"}))
+    data = home / "other" / "data.json"
+    data.write_text(sealed(unsealed(data.read_bytes()) | {"vocabulary": "another"}))
     with pytest.raises(UserError, match="other@10 has another vocabulary than this run"):
         proxy(home, "bad", reference="other@10")
     names = "((0, {'wrods': 2.0}),)"
