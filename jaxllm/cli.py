@@ -149,6 +149,7 @@ def load_gin(args: argparse.Namespace, run: str | None = None) -> None:
         gin.parse_config_files_and_bindings(args.gin_file, [], finalize_config=False)
         if args.safe_gin:
             stored_config.withdraw_permissions("--gin_file", "it with --safe_gin")
+        files = gin.config_str(max_line_length=10**6)
         gin.parse_config(args.gin_bindings)
     except OSError as error:
         from jaxllm.io import is_store_error
@@ -164,7 +165,7 @@ def load_gin(args: argparse.Namespace, run: str | None = None) -> None:
         raise UserError(_parse_message(error)) from error
     finally:
         logging.disable(logging.NOTSET)
-    _check_macros(gin.config_str(max_line_length=10**6))
+    _check_macros(gin.config_str(max_line_length=10**6), files)
 
 
 def packaged_gin_directories() -> list[str]:
@@ -262,9 +263,12 @@ def _parse_message(error: Exception) -> str:
     return f"gin: {text}"
 
 
-def _check_macros(config: str) -> None:
-    """Check that every macro is read: an unread one is misspelt, and would have no effect."""
+def _check_macros(config: str, files: str) -> None:
+    """Check that every macro is read: an unread one is misspelt, and would have no effect.
+
+    In `files`, the config without the command line's bindings, which may override what reads it.
+    """
     defined = set(re.findall(r"^([A-Za-z_][\w/]*) = ", config, re.MULTILINE))
-    read = set(re.findall(r"%([A-Za-z_][\w/]*)", config))
+    read = set(re.findall(r"%([A-Za-z_][\w/]*)", config + files))
     for name in sorted(defined - read):
         raise UserError(f"gin: nothing reads the macro {name}{nearest(name, read)}")

@@ -55,6 +55,12 @@ def test_gin_values_stay_what_they_are() -> None:
     assert TrainConfig().model_dir == "quoted"
 
 
+def test_a_binding_may_override_the_only_reader_of_a_macro(tmp_path: Path) -> None:
+    (tmp_path / "a.gin").write_text("PLACE = 'runs/a'\nTrainConfig.model_dir = %PLACE\n")
+    load(f"--gin_file={tmp_path}/a.gin", "--gin.TrainConfig.model_dir=runs/b")
+    assert TrainConfig().model_dir == "runs/b"
+
+
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
