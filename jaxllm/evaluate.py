@@ -105,10 +105,12 @@ def make_scorer(args: argparse.Namespace, run: Run, read: Callable[..., Any]) ->
     runtime.enable_compilation_cache()
 
     from jaxllm.evaluation.offline import OfflineScorer
+    from jaxllm.run.manifest import program
     from jaxllm.sharding.mesh import MeshConfig, make_mesh
     from jaxllm.training.experiment import Experiment, check_evaluators, make_evaluators
     from jaxllm.training.sequences import open_data, sample
 
+    runtime.check_hosts_agree({**program(), "tasks": str(config), "steps": str(args.steps)})
     mesh, experiment = make_mesh(MeshConfig()), Experiment.configured(str(run.path))
     sampling = lambda count: sample(experiment, open_data(experiment)[0], count)
     evaluators = make_evaluators(experiment, mesh, config, sampling)

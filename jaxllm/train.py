@@ -65,15 +65,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         with contextlib.ExitStack() as leases:
             return train_stack(args.stack, partial(reload, flags, argv), timer, leases)
 
-    import gin
-    import jax
-
     from jaxllm.data.corpora import resolve
     from jaxllm.evaluation.config import EvalConfig
     from jaxllm.evaluation.selection import select
     from jaxllm.run import data_identity
     from jaxllm.run.lease import lease
-    from jaxllm.run.manifest import code_version
+    from jaxllm.run.manifest import program
     from jaxllm.run.run import Run
     from jaxllm.sharding.mesh import MeshConfig, make_mesh
     from jaxllm.training.experiment import Experiment
@@ -85,9 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     select(scoring)
     weights = resolve(experiment.stages[0].data)
     runtime.join_hosts(args)
-    runtime.check_hosts_agree(
-        {"settings": gin.config_str(), "version of jaxllm": code_version(), "JAX": jax.__version__}
-    )
+    runtime.check_hosts_agree(program())
     runtime.enable_compilation_cache()
     if data_identity.load(experiment.model_dir) is None:
         experiment.branch()

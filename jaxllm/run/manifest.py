@@ -101,6 +101,15 @@ def select(
 
 
 @functools.cache
+def program() -> dict[str, str]:
+    """What hosts of one command must have alike: its gin settings and versions."""
+    import gin
+    import jax
+
+    versions = {"version of jaxllm": code_version(), "JAX": jax.__version__}
+    return {"settings": gin.config_str(), **versions}
+
+
 def code_version() -> str:
     """`0.1.0`; `0.1.0+<commit>[-dirty]` in a git checkout or a copy of one with a file COMMIT."""
     try:

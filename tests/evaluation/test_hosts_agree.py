@@ -57,3 +57,6 @@ def test_two_hosts_write_the_records_of_one(tmp_path: Path) -> None:
         assert found.keys() == trained.keys()
         for name, expected in trained.items():
             pd.testing.assert_frame_equal(found[name], expected, check_exact=True)
+    other = start_hosts(home, 2, 8, "evaluate", f"--model_dir={home}/alone", last=["--steps=2"])
+    for output in finish(other, code=2):
+        assert "error: host 1 does not agree with host 0 on the steps: 2, not None" in output
