@@ -118,8 +118,7 @@ def refuse_unread(args: argparse.Namespace, names: Sequence[str], mode: str) -> 
 def load_gin(args: argparse.Namespace, run: str | None = None) -> None:
     """Parse the config of the run directory `run`, then the command line's files and bindings.
 
-    Raises:
-      UserError: a missing file, a syntax error, an unknown name, or as `stored_config.parse`.
+    UserError for a missing file, a syntax error, an unknown name, or as `stored_config.parse`.
     """
     import gin
     from etils import epath

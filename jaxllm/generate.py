@@ -81,8 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def read_prompts(name: str) -> list[str]:
     """The prompts of a file: a line each, or the `prompt` of each JSON line of a .jsonl file.
 
-    Raises:
-      UserError: there is no such file, it holds none, or a line has no `prompt`.
+    UserError if there is no such file, it holds none, or a line has no `prompt`.
     """
     from etils import epath
 

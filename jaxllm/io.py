@@ -175,8 +175,7 @@ def unsealed(text: bytes) -> Any:
 def parquet(content: bytes) -> Any:
     """The pyarrow.parquet.ParquetFile of a table, whose declared size is that of a real one.
 
-    Raises:
-      ValueError: it is none, or a few bytes stand for a table that fills the memory.
+    ValueError if it is none, or a few bytes stand for a table that fills the memory.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq

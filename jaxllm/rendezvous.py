@@ -29,8 +29,7 @@ class ProcessSpec(NamedTuple):
 def wait_for_hosts(spec: ProcessSpec, timeout: float) -> None:
     """Return in every process once all have connected.
 
-    Raises:
-      UserError: some have not within `timeout` seconds.
+    UserError if some have not within `timeout` seconds.
     """
     if spec.processes > 1:
         deadline = time.monotonic() + timeout

@@ -14,8 +14,7 @@ READ_AT_ONCE = 1024
 def read(file: str, part: int, of: int) -> Iterator[tuple[int, bytes]]:
     """The places and contents of the records from fraction `part` / `of` to (`part` + 1) / `of`.
 
-    Raises:
-      UserError: the file is damaged.
+    UserError if the file is damaged.
     """
     from array_record.python.array_record_module import ArrayRecordReader
 

@@ -29,12 +29,11 @@ from jaxllm.runtime import import_seqio
 def resolve(config: DataConfig) -> dict[str, float]:
     """Register the corpora of `config`, and resolve the tasks of its mixture or task.
 
+    UserError names the nearest of an unknown mixture, task or domain.
+
     Returns:
       task -> share of the sequences, sorted by task; the shares sum to 1. A domain is one task, or
       several if it has several sources (`domain_of`).
-
-    Raises:
-      UserError: an unknown mixture, task or domain, with the nearest names.
     """
     name = config.mixture_or_task_name
     if not name:
@@ -160,12 +159,10 @@ def parts(task: str, split: str, config: DataConfig | None = None) -> Sequence[P
 
     A `CorpusSource` without preprocessors is read directly, for the reader's error messages; the
     documents are those of its `get_dataset`. Any other task goes through SeqIO, shard by shard.
+    UserError if the task is unknown or lacks the split.
 
     Args:
       config: what `register` needs in another process; not needed to read the parts in this one.
-
-    Raises:
-      UserError: the task is unknown or lacks the split.
     """
     from jaxllm.data.seqio_source import CorpusSource, corpus_of
 

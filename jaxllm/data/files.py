@@ -63,19 +63,13 @@ class Corpus(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class FileCorpus:
-    """Files of a domain.
+    """Files of a domain."""
 
-    Attributes:
-      root: directory of the files.
-      files: split -> path below `root` -> `fsspec`'s description of the file, in order of paths.
-      left_out: kind of file -> number of files that are not read.
-      text: name of the field with the text, with dots for nested fields.
-    """
-
-    root: str
+    root: str  # directory of the files
+    # split -> path below `root` -> `fsspec`'s description of the file, in order of paths
     files: Mapping[str, Mapping[str, Mapping[str, Any]]]
-    left_out: Mapping[str, int]
-    text: str = "text"
+    left_out: Mapping[str, int]  # kind of file -> number of files that are not read
+    text: str = "text"  # name of the field with the text, with dots for nested fields
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -148,11 +142,10 @@ def path_corpus(path: str, text: str) -> FileCorpus:
 def list_files(path: str) -> tuple[str, dict[str, Mapping[str, Any]]]:
     """The files of a directory or a pattern, or one file.
 
+    UserError if there are none, or they cannot be listed.
+
     Returns:
       The directory that holds them, and path below it -> `fsspec`'s description, sorted.
-
-    Raises:
-      UserError: there are none, or they cannot be listed.
     """
     import fsspec
 

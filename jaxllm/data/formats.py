@@ -111,9 +111,8 @@ class FilePart:
     def documents(self, on_error: OnError | None = None) -> Reading:
         """The documents in order, as dicts with `text` and `id`; returns the number of lines.
 
-        Raises:
-          UserError: the file is missing or damaged, or has no such field; without `on_error` also
-            at the first line without a document.
+        UserError if the file is missing or damaged, or has no such field; without `on_error` also
+        at the first line without a document.
         """
         if self.held_out is None:
             return (yield from self._documents(on_error or self._raise))

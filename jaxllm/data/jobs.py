@@ -112,8 +112,7 @@ def _run(item: Item) -> tuple[int, int]:
 def beam_runner(options: Sequence[str]) -> Runner:
     """A runner that gives jobs to Beam, with its own command-line options.
 
-    Raises:
-      UserError: Beam is not installed or refuses the options.
+    UserError if Beam is not installed or refuses the options.
     """
     try:
         import apache_beam as beam

@@ -216,16 +216,12 @@ def _plan_file(store: TokenStore, length: int) -> str:
 
 
 class PackPlan(NamedTuple):
-    """The assignment of document chunks to sequences.
+    """The assignment of document chunks to sequences."""
 
-    Attributes:
-      starts: int64 [chunks], offset of each chunk in the store's tokens.
-      lengths: int64 [chunks], inputs per chunk (it spans one token more, its last target).
-      edges: int64 [sequences + 1]; sequence s holds chunks edges[s] .. edges[s + 1] - 1.
-    """
-
-    starts: np.ndarray
+    starts: np.ndarray  # int64 [chunks], offset of each chunk in the store's tokens
+    # int64 [chunks], inputs per chunk (it spans one token more, its last target)
     lengths: np.ndarray
+    # int64 [sequences + 1]; sequence s holds chunks edges[s] .. edges[s + 1] - 1.
     edges: np.ndarray
 
 

@@ -26,11 +26,10 @@ def derive_key(*parts: object) -> int:
 def permute(index: np.ndarray | int, size: int, key: int) -> np.ndarray:
     """The images of `index` (integers in [0, size)) under the permutation of `key`.
 
+    IndexError if one is outside [0, size).
+
     Returns:
       int64, in the shape of `index`.
-
-    Raises:
-      IndexError: an index is outside [0, size).
     """
     return _walk(index, size, lambda values, half: _feistel(values, half, _round_keys(key)))
 

@@ -43,19 +43,12 @@ LISTED_BAD = 10  # unreadable lines that a store's meta.json lists
 
 
 class PreparedDomain(NamedTuple):
-    """A tokenized domain of a run, or one of its sources.
+    """A tokenized domain of a run, or one of its sources."""
 
-    Attributes:
-      name: the SeqIO task.
-      weight: share of the sequences.
-      store: its tokens.
-      domain: the domain, where that has several sources.
-    """
-
-    name: str
-    weight: float
-    store: TokenStore
-    domain: str = ""
+    name: str  # the SeqIO task
+    weight: float  # share of the sequences
+    store: TokenStore  # its tokens
+    domain: str = ""  # the domain, where that has several sources
 
 
 def prepare(
@@ -67,13 +60,12 @@ def prepare(
 ) -> tuple[PreparedDomain, ...]:
     """The tokenized domains of a run; those not in the cache are tokenized into it.
 
+    UserError if a corpus is missing, empty or has too many bad lines, the tokenizer has neither BOS
+    nor EOS, or the cache cannot be written.
+
     Args:
       weights: the run's domains, from `corpora.resolve`.
       run: what runs the jobs.
-
-    Raises:
-      UserError: a corpus is missing, empty or has too many bad lines, the tokenizer has neither BOS
-        nor EOS, or the cache cannot be written.
     """
     if not any(id is not None for id in tokenizer.separators):
         raise UserError(

@@ -92,8 +92,7 @@ def register(
 ) -> None:
     """Register a task per source, in place of those for the same domains, and their mixture.
 
-    Raises:
-      UserError: SeqIO allows no such name, or another task has it.
+    UserError if SeqIO allows no such name, or another task has it.
     """
     domains = {source.domain for source in sources.values()}
     for name in list(seqio.TaskRegistry.names()):

@@ -36,23 +36,15 @@ SHARD_TOKENS = 1 << 26
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
-    """The size of a corpus or a part of it, with counts of omissions.
+    """The size of a corpus or a part of it, with counts of omissions."""
 
-    Attributes:
-      documents: number of documents.
-      tokens: number of tokens, BOS and EOS included.
-      text_bytes: UTF-8 bytes of the texts.
-      empty: documents without text, left out.
-      bad: unreadable lines, left out.
-      inner_separators: separators (see `Separators`) inside of documents, where sequences take
-        another document to begin.
-    """
-
-    documents: int = 0
-    tokens: int = 0
-    text_bytes: int = 0
-    empty: int = 0
-    bad: int = 0
+    documents: int = 0  # number of documents
+    tokens: int = 0  # number of tokens, BOS and EOS included
+    text_bytes: int = 0  # UTF-8 bytes of the texts
+    empty: int = 0  # documents without text, left out
+    bad: int = 0  # unreadable lines, left out
+    # separators (see `Separators`) inside of documents, where sequences take another document to
+    # begin
     inner_separators: int = 0
 
 

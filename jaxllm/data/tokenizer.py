@@ -29,17 +29,11 @@ BYTE_OFFSET, BYTE_EOS, BYTE_UNK, BYTE_BOS = 3, 1, 2, 259  # padding is 0: ByT5's
 
 
 class Tokens(NamedTuple):
-    """A batch of tokenized documents.
+    """A batch of tokenized documents."""
 
-    Attributes:
-      ids: uint16 or uint32 [tokens], the concatenated documents.
-      lengths: int64 [documents], tokens per document.
-      text_bytes: UTF-8 bytes of all texts.
-    """
-
-    ids: np.ndarray
-    lengths: np.ndarray
-    text_bytes: int
+    ids: np.ndarray  # uint16 or uint32 [tokens], the concatenated documents
+    lengths: np.ndarray  # int64 [documents], tokens per document
+    text_bytes: int  # UTF-8 bytes of all texts
 
 
 class Separators(NamedTuple):
@@ -146,13 +140,10 @@ def read(
 
     A directory's SentencePiece model is the original tokenizer, and goes before a tokenizer.json,
     which is a conversion of it. Without either, vocab.json and merges.txt are GPT-2's byte-level
-    BPE (OPT).
+    BPE (OPT). UserError if there is no tokenizer, it is damaged, or it lacks a token.
 
     Args:
       bos_token, eos_token: in place of those that the files name.
-
-    Raises:
-      UserError: there is no tokenizer, it is damaged, or it lacks a token.
     """
     path = epath.Path(path)
     named = {"bos_token": bos_token, "eos_token": eos_token}

@@ -108,11 +108,10 @@ def build_vocabulary(config: DataConfig) -> TokenizerVocabulary:
 def load_tokenizer(config: DataConfig, weights: Mapping[str, float] | None = None) -> Tokenizer:
     """The tokenizer of a run, trained once on its corpora if no path is set.
 
+    UserError if the model file is missing or damaged, or a corpus cannot be read.
+
     Args:
       weights: the run's domains, from `corpora.resolve`; None resolves them if needed.
-
-    Raises:
-      UserError: the model file is missing or damaged, or a corpus cannot be read.
     """
     vocabulary = config.vocabulary
     if vocabulary.path == BYTES:
@@ -136,9 +135,7 @@ def train_sentencepiece(size: int, domains: Sequence[str]) -> bytes:
     """Train a BPE model of `size` tokens on registered corpora, deterministically.
 
     The training text is 2 MB per 1,024 tokens, 8 MB at most, with an equal share of each domain.
-
-    Raises:
-      UserError: a corpus has no text, or SentencePiece cannot train on it.
+    UserError if a corpus has no text, or SentencePiece cannot train on it.
     """
     import sentencepiece
 
@@ -175,9 +172,7 @@ def sample_text(domain: str, budget: int) -> list[str]:
     """About `budget` characters of a corpus, in chunks drawn evenly from its first 8 x `budget`.
 
     Reservoir sampling (Vitter, "Random Sampling with a Reservoir", 1985, algorithm R), seeded.
-
-    Raises:
-      UserError: the corpus has no text.
+    UserError if the corpus has no text.
     """
     room = max(1, budget // CHUNK_CHARS)
     random = np.random.Generator(np.random.PCG64(derive_key("vocabulary", domain)))

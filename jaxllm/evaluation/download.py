@@ -22,20 +22,14 @@ from jaxllm.errors import UserError, one_line
 
 @dataclasses.dataclass(frozen=True)
 class FileSource:
-    """The origin of some files of EVAL_DIR.
+    """The origin of some files of EVAL_DIR."""
 
-    Attributes:
-      prefix: common prefix of their names.
-      url: upstream replacement of that prefix; or the archive of the files; or, for files
-        without a hash, the page to download them from by hand.
-      sha256: hash of the archive.
-      inside: replacement of the prefix in the archive.
-    """
-
-    prefix: str
+    prefix: str  # common prefix of their names
+    # upstream replacement of that prefix; or the archive of the files; or, for files without a
+    # hash, the page to download them from by hand
     url: str
-    sha256: str = ""
-    inside: str = ""
+    sha256: str = ""  # hash of the archive
+    inside: str = ""  # replacement of the prefix in the archive
 
     def location(self, name: str) -> str:
         """The URL of the file `name`, or the path of that file or folder in the archive."""
@@ -75,8 +69,7 @@ def download(
 ) -> DownloadResult:
     """Download the files `names` into `directory`, each atomically.
 
-    Raises:
-      UserError: a download fails, or a file's hash is not the pinned one.
+    UserError if a download fails, or a file's hash is not the pinned one.
     """
     root, result = epath.Path(directory), DownloadResult([], [], {})
     with tempfile.TemporaryDirectory() as scratch:

@@ -48,11 +48,8 @@ class Evaluator:
 
     `mesh` is that of the parameters; process 0 writes to `store`; all records have the fields of
     `run`; `sample` draws from its training data. `definitions` are the run's tasks by name,
-    mixtures expanded.
-
-    Raises:
-      UserError: an unknown task, a missing file, or a task that executes code where that is not
-        allowed or not possible.
+    mixtures expanded. UserError for an unknown task, a missing file, or a task that executes code
+    where that is not allowed or not possible.
     """
 
     def __init__(
@@ -96,10 +93,8 @@ class Evaluator:
         """Prepare all tasks before the first checkpoint, and count what scoring one takes.
 
         Returns a line for each name in EvalConfig.tasks, and for shortened examples and dropped
-        tasks.
-
-        Raises:
-          UserError: some tasks cannot be scored, and EvalConfig.on_unrunnable does not drop them.
+        tasks. UserError if some tasks cannot be scored, and EvalConfig.on_unrunnable does not drop
+        them.
         """
         failures: dict[str, str] = {}
         groups: dict[str, list[PreparedTask]] = {}
@@ -145,7 +140,8 @@ class Evaluator:
     ) -> list[Record]:
         """Score `tasks` (default: all) and store the records of each as soon as it is done.
 
-        A failed task gives a record with the error as its status; the others continue.
+        A failed task gives a record with the error as its status; the others continue. Raises
+        Interrupted if `should_stop()` was true; the current task has written nothing.
 
         Args:
           params: parameters of the checkpoint, boxed or plain, on the mesh.
@@ -153,9 +149,6 @@ class Evaluator:
           tasks: names among the run's tasks.
           should_stop: checked between device batches.
           checkpoint: its `wall_time` in the manifest, if it is in one.
-
-        Raises:
-          Interrupted: `should_stop()` was true; the current task has written nothing.
         """
         records: list[Record] = []
         for name in self.definitions if tasks is None else tasks:

@@ -88,17 +88,11 @@ def eos_ids(vocabulary: Tokenizer) -> tuple[int, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class PromptBatch:
-    """Prompts of one device batch.
+    """Prompts of one device batch."""
 
-    Attributes:
-      prompts: int32 [B, T], padded on the right; sequences beyond `numbers` are padding.
-      lengths: int32 [B], number of tokens of each prompt.
-      numbers: index of each prompt among all prompts.
-    """
-
-    prompts: np.ndarray
-    lengths: np.ndarray
-    numbers: Sequence[int]
+    prompts: np.ndarray  # int32 [B, T], padded on the right; sequences beyond `numbers` are padding
+    lengths: np.ndarray  # int32 [B], number of tokens of each prompt
+    numbers: Sequence[int]  # index of each prompt among all prompts
 
     @classmethod
     def of(
@@ -125,20 +119,13 @@ class PromptBatch:
 
 @dataclasses.dataclass(frozen=True)
 class Decoding:
-    """How prompts are continued.
+    """How prompts are continued."""
 
-    Attributes:
-      vocabulary: vocabulary of the prompts; its EOS ends a text.
-      max_new_tokens: maximum length of a continuation, in tokens.
-      stop: stop strings, excluded from the text.
-      sampling: the sampling method.
-      seed: index of a prompt -> integers of its random key.
-    """
-
-    vocabulary: Tokenizer
-    max_new_tokens: int
-    stop: Sequence[str] = ()
-    sampling: Sampling = GREEDY
+    vocabulary: Tokenizer  # vocabulary of the prompts; its EOS ends a text
+    max_new_tokens: int  # maximum length of a continuation, in tokens
+    stop: Sequence[str] = ()  # stop strings, excluded from the text
+    sampling: Sampling = GREEDY  # the sampling method
+    # index of a prompt -> integers of its random key
     seed: Callable[[int], Sequence[int]] = lambda number: (0, number)
 
 
@@ -171,8 +158,7 @@ class DecodeLoop:
     ) -> Iterator[list[str]]:
         """Yield the new text of each prompt after every `chunk` tokens, until all have ended.
 
-        Raises:
-          UserError: the model's logits are NaN, or no token has a positive combined probability.
+        UserError if the model's logits are NaN, or no token has a positive combined probability.
         """
         vocabulary, max_new_tokens = decoding.vocabulary, decoding.max_new_tokens
         count, padding = len(batch.numbers), len(batch.prompts) - len(batch.numbers)

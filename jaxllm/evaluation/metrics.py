@@ -26,21 +26,13 @@ Columns = Mapping[str, Sequence]
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
-    """A metric's value with its standard error.
+    """A metric's value with its standard error."""
 
-    Attributes:
-      value: value of the metric.
-      stderr: standard error over the examples; NaN for fewer than two.
-      n: number of examples.
-      chance: expected value of a guess; NaN if undefined.
-      majority: value of the best constant answer; NaN if there is none.
-    """
-
-    value: float
-    stderr: float
-    n: int
-    chance: float = math.nan
-    majority: float = math.nan
+    value: float  # value of the metric
+    stderr: float  # standard error over the examples; NaN for fewer than two
+    n: int  # number of examples
+    chance: float = math.nan  # expected value of a guess; NaN if undefined
+    majority: float = math.nan  # value of the best constant answer; NaN if there is none
 
 
 Result = tuple[dict[str, Measurement], Columns]
@@ -48,19 +40,14 @@ Result = tuple[dict[str, Measurement], Columns]
 
 @dataclasses.dataclass(frozen=True)
 class Likelihoods:
-    """Model outputs of a log-likelihood task, for n examples.
+    """Model outputs of a log-likelihood task, for n examples."""
 
-    Attributes:
-      log_likelihood: float64 [n], in nats; [n, m] for multiple choice, NaN beyond an example's
-        options; [n, parts] for noisy documents.
-      tokens: int64, shaped as `log_likelihood`: number of scored tokens.
-      greedy: bool [n], whether every scored token was the argmax.
-      each: float32, the log-likelihoods of the scored tokens of all examples, in their order.
-    """
-
+    # float64 [n], in nats; [n, m] for multiple choice, NaN beyond an example's options; [n, parts]
+    # for noisy documents
     log_likelihood: np.ndarray
-    tokens: np.ndarray
-    greedy: np.ndarray
+    tokens: np.ndarray  # int64, shaped as `log_likelihood`: number of scored tokens
+    greedy: np.ndarray  # bool [n], whether every scored token was the argmax
+    # float32, the log-likelihoods of the scored tokens of all examples, in their order
     each: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.float32))
 
 
@@ -73,8 +60,7 @@ def measure(
 ) -> Result:
     """The metrics of a task, and the columns of its per-example results, in their order.
 
-    Raises:
-      UserError: a log-likelihood is not finite.
+    UserError if a log-likelihood is not finite.
     """
     of: Any = examples  # their type depends on the task's kind
     if not isinstance(outputs, Likelihoods):

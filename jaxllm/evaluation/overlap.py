@@ -52,17 +52,12 @@ def texts(example: Example) -> tuple[str, ...]:
 
 @dataclasses.dataclass
 class TaskOverlap:
-    """Overlap of a corpus with a task.
+    """Overlap of a corpus with a task."""
 
-    Attributes:
-      examples: number of the task's examples.
-      short: number of examples with fewer than 13 words, which cannot match.
-      matches: index of an example -> its id, the first document that overlaps with it, and their
-        first common gram.
-    """
-
-    examples: int
-    short: int = 0
+    examples: int  # number of the task's examples
+    short: int = 0  # number of examples with fewer than 13 words, which cannot match
+    # index of an example -> its id, the first document that overlaps with it, and their first
+    # common gram
     matches: dict[int, tuple[str, str, str]] = dataclasses.field(default_factory=dict)
 
     @property
@@ -140,10 +135,8 @@ def report(
 
     Prints a line for each corpus and task, and writes the first matches to `file` as JSON. Each of
     `corpora`, by name, is a function that reads the documents (`text`, `id`), and passes a line for
-    each unreadable one to its argument.
-
-    Raises:
-      UserError: a named task has no file, or a file is damaged or cannot be written.
+    each unreadable one to its argument. UserError if a named task has no file, or a file is damaged
+    or cannot be written.
     """
     examples, left_out = _examples(config)
     overlap = Overlap(examples)

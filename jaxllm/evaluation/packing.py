@@ -25,18 +25,12 @@ MIN_SHARED = 4  # a span joins a group if it shares at least 1/4 of its tokens
 
 @dataclasses.dataclass
 class PrefixGroup:
-    """Adjacent spans in sorted order, packed into one sequence with shared prefixes.
+    """Adjacent spans in sorted order, packed into one sequence with shared prefixes."""
 
-    Attributes:
-      members: index of each span, and the number of leading tokens that it shares with the
-        previous one.
-      scored: number of scored targets.
-      size: positions of the group in its sequence.
-    """
-
+    # index of each span, and the number of leading tokens that it shares with the previous one
     members: list[tuple[int, int]] = dataclasses.field(default_factory=list)
-    scored: int = 0
-    size: int = 0
+    scored: int = 0  # number of scored targets
+    size: int = 0  # positions of the group in its sequence
 
 
 @dataclasses.dataclass(frozen=True)

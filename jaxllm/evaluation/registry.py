@@ -30,19 +30,13 @@ Family = Callable[..., TaskDefinition]
 
 @dataclasses.dataclass(frozen=True)
 class Registry:
-    """The tasks, mixtures and files of the imported modules.
+    """The tasks, mixtures and files of the imported modules."""
 
-    Attributes:
-      families: prefix -> function (name, data_dir[, registry]) that declares the task of a name.
-      mixtures: name -> names of tasks or further mixtures.
-      sources: origins of the files.
-      sha256: file name -> hash.
-    """
-
+    # prefix -> function (name, data_dir[, registry]) that declares the task of a name
     families: Mapping[str, Family]
-    mixtures: Mapping[str, tuple[str, ...]]
-    sources: tuple[FileSource, ...]
-    sha256: Mapping[str, str]
+    mixtures: Mapping[str, tuple[str, ...]]  # name -> names of tasks or further mixtures
+    sources: tuple[FileSource, ...]  # origins of the files
+    sha256: Mapping[str, str]  # file name -> hash
 
     def names(self) -> tuple[str, ...]:
         """All task names, ascending, without those of families."""
@@ -70,10 +64,8 @@ class Registry:
     ) -> tuple[TaskDefinition, ...]:
         """The definitions of tasks and of the members of mixtures, each once.
 
-        `<task>_5shot` is `<task>` at 5 shots. Families may read a file in `data_dir`.
-
-        Raises:
-          UserError: a name is unknown; the message suggests the closest ones.
+        `<task>_5shot` is `<task>` at 5 shots. Families may read a file in `data_dir`. UserError
+        suggests the names closest to an unknown one.
         """
         expanded = (task for name in names for task in self.expand(name))
         return tuple(self._find(name, data_dir) for name in dict.fromkeys(expanded))

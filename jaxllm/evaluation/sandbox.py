@@ -34,23 +34,14 @@ _chosen = True
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """Resource limits of a program.
+    """Resource limits of a program."""
 
-    Attributes:
-      cpu_seconds: CPU time per process; Chen et al. (2021) allow 3 seconds.
-      wall_seconds: wall time; longer, so that a busy machine fails no program.
-      memory_bytes: address space per process.
-      file_bytes: size of a file; with namespaces also the total size of all files.
-      files: number of open files; with namespaces also of existing files.
-      processes: number of concurrent processes and threads; without namespaces always 1.
-    """
-
-    cpu_seconds: int = 3
-    wall_seconds: float = 30.0
-    memory_bytes: int = 1 << 30
-    file_bytes: int = 1 << 24
-    files: int = 64
-    processes: int = 16
+    cpu_seconds: int = 3  # CPU time per process; Chen et al. (2021) allow 3 seconds.
+    wall_seconds: float = 30.0  # wall time; longer, so that a busy machine fails no program
+    memory_bytes: int = 1 << 30  # address space per process
+    file_bytes: int = 1 << 24  # size of a file; with namespaces also the total size of all files
+    files: int = 64  # number of open files; with namespaces also of existing files
+    processes: int = 16  # number of concurrent processes and threads; without namespaces always 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,10 +56,8 @@ class Outcome:
 def run(program: str, limits: Limits | None = None, isolate: bool | None = None) -> Outcome:
     """Run the Python source `program` in an empty scratch directory, and wait for its end.
 
-    `isolate` decides about namespaces; None is the last `choose`, else True.
-
-    Raises:
-      UserError: isolation is not available here; nothing has run.
+    `isolate` decides about namespaces; None is the last `choose`, else True. UserError if isolation
+    is not available here; nothing has run.
     """
     limits, token = limits or Limits(), secrets.token_hex(16)
     isolate = _chosen if isolate is None else isolate

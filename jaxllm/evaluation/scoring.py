@@ -58,25 +58,15 @@ def never() -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class PreparedTask:
-    """A task in device batches.
+    """A task in device batches."""
 
-    Attributes:
-      definition: the task.
-      examples: its n examples.
-      example_index: int64 [S], the example of each span, ascending.
-      part: int64 [S], the sum of its example's that it belongs to.
-      truncated: bool [n], whether the example was truncated to fit the context length.
-      shots_dropped: int64 [n], number of few-shot examples dropped to make it fit.
-      batches: `PackedBatch`es of the spans, or `PromptBatch`es for generation.
-    """
-
-    definition: TaskDefinition
-    examples: Sequence[Example]
-    example_index: np.ndarray
-    part: np.ndarray
-    truncated: np.ndarray
-    shots_dropped: np.ndarray
-    batches: tuple[Any, ...]
+    definition: TaskDefinition  # the task
+    examples: Sequence[Example]  # its n examples
+    example_index: np.ndarray  # int64 [S], the example of each span, ascending
+    part: np.ndarray  # int64 [S], the sum of its example's that it belongs to
+    truncated: np.ndarray  # bool [n], whether the example was truncated to fit the context length
+    shots_dropped: np.ndarray  # int64 [n], number of few-shot examples dropped to make it fit
+    batches: tuple[Any, ...]  # `PackedBatch`es of the spans, or `PromptBatch`es for generation
 
     @property
     def shapes(self) -> list[tuple[int, int]]:
@@ -132,9 +122,8 @@ class Scorer:
     def prepare(self, task: TaskDefinition, examples: Sequence[Example]) -> PreparedTask:
         """Tokenize and pack the examples of a task, with a copy of each prompt per answer.
 
-        Raises:
-          UserError: there are no examples, no room for an answer, or token ids outside the model's
-            vocabulary.
+        UserError if there are no examples, no room for an answer, or token ids outside the model's
+        vocabulary.
         """
         if not examples:
             raise UserError(f"task {task.name} has no examples")
@@ -170,8 +159,7 @@ class Scorer:
     ) -> Outputs:
         """Compute the model's outputs for every example of a task.
 
-        Raises:
-          Interrupted: `should_stop()` was true between two batches.
+        Raises Interrupted if `should_stop()` was true between two batches.
         """
         if prepared.definition.kind == "generation":
             return self._generate(params, prepared, should_stop)
@@ -223,11 +211,10 @@ class Scorer:
     ) -> Likelihoods:
         """Score every span of `batches`; sums are float64, so packing order does not matter.
 
+        Raises Interrupted if `should_stop()` was true between two batches.
+
         Returns:
           Likelihoods [S]; [K, S] where `params` are those of K models.
-
-        Raises:
-          Interrupted: `should_stop()` was true between two batches.
         """
         parts = []
         for batch, (scores, correct) in self._scored_batches(params, batches, should_stop):

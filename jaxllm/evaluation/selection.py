@@ -27,20 +27,13 @@ MAX_TOKENS = 10_000_000  # of a token set
 
 @dataclasses.dataclass(frozen=True)
 class SelectedTask:
-    """A task of a run.
+    """A task of a run."""
 
-    Attributes:
-      definition: the declared task.
-      files: its files, then those of its few-shot examples.
-      max_examples: maximum number of examples; None is all.
-      max_tokens: of a token set: number of tokens of each document that are scored, at most.
-      group: its name in `EvalConfig.tasks`: its own, or that of a mixture.
-    """
-
-    definition: TaskDefinition
-    files: tuple[epath.Path, ...] = ()
-    max_examples: int | None = None
-    group: str = ""
+    definition: TaskDefinition  # the declared task
+    files: tuple[epath.Path, ...] = ()  # its files, then those of its few-shot examples
+    max_examples: int | None = None  # maximum number of examples; None is all
+    group: str = ""  # its name in `EvalConfig.tasks`: its own, or that of a mixture
+    # of a token set: number of tokens of each document that are scored, at most
     max_tokens: int | None = None
     missing: str = ""  # why there are no files, where EvalConfig.on_unrunnable skips the task
 
@@ -73,9 +66,8 @@ class SelectedTask:
 def select(config: EvalConfig) -> dict[str, SelectedTask]:
     """The tasks of a run by name.
 
-    Raises:
-      UserError: an unknown task (the message suggests the closest names), a missing file, a task
-        that executes code where that is not allowed, or a token set of no text.
+    UserError for an unknown task (the message suggests the closest names), a missing file, a task
+    that executes code where that is not allowed, or a token set of no text.
     """
     registry, directory = benchmarks(config.modules), data_dir(config)
     selected: dict[str, SelectedTask] = {}
@@ -140,8 +132,7 @@ def locate(task: TaskDefinition, config: EvalConfig) -> tuple[epath.Path, ...]:
 def download_files(config: EvalConfig) -> download.DownloadResult:
     """Download the files of the run's tasks, or else of all named tasks, at any number of shots.
 
-    Raises:
-      UserError: the directory is not set, a download fails, or a hash is not the pinned one.
+    UserError if the directory is not set, a download fails, or a hash is not the pinned one.
     """
     registry = benchmarks(config.modules)
     root = _required_data_dir(config, "--download needs a place")
@@ -181,10 +172,8 @@ def add_few_shot(
 
     Few-shot examples are drawn as in lm-evaluation-harness 0.4 (`api/samplers.py`), so that k-shot
     scores are comparable: one `random.Random(1234)` per task, for its questions in their order.
-    `pool` has the candidates; if it is empty, they are the task's own examples.
-
-    Raises:
-      UserError: the pool has fewer than `task.shots` examples.
+    `pool` has the candidates; if it is empty, they are the task's own examples. UserError if the
+    pool has fewer than `task.shots` examples.
     """
     few_shot = task.few_shot if task.shots else None
     chosen: list[Sequence[int]] = [()] * len(examples)

@@ -64,8 +64,7 @@ class EvalTask(seqio.Task):
 def add_to_seqio(task: EvalTask) -> EvalTask:
     """Add `task` to SeqIO's registry, in place of an earlier `EvalTask` of its name.
 
-    Raises:
-      UserError: the name belongs to another SeqIO task or mixture.
+    UserError if the name belongs to another SeqIO task or mixture.
     """
     registry = seqio.TaskRegistry
     if task.name in seqio.MixtureRegistry.names() or (

@@ -43,19 +43,12 @@ class Tokenizer(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Span:
-    """A token span that is scored independently of others, or a prompt.
+    """A token span that is scored independently of others, or a prompt."""
 
-    Attributes:
-      tokens: int32 [L + 1]; inputs are tokens[:-1], targets tokens[1:].
-      scored: number of trailing targets that are scored, 1 <= scored <= L; 0 of a prompt.
-      truncated: whether the span was truncated on the left to fit the context length.
-      part: the sum of its example's that it belongs to, where there are several.
-    """
-
-    tokens: np.ndarray
-    scored: int
-    truncated: bool = False
-    part: int = 0
+    tokens: np.ndarray  # int32 [L + 1]; inputs are tokens[:-1], targets tokens[1:]
+    scored: int  # number of trailing targets that are scored, 1 <= scored <= L; 0 of a prompt
+    truncated: bool = False  # whether the span was truncated on the left to fit the context length
+    part: int = 0  # the sum of its example's that it belongs to, where there are several
 
     @property
     def length(self) -> int:

@@ -44,27 +44,17 @@ METRICS: Mapping[Kind, tuple[str, ...]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """One multiple-choice question, scored as log p(option | context) for each option.
+    """One multiple-choice question, scored as log p(option | context) for each option."""
 
-    Attributes:
-      context: the text before the options; may be empty.
-      options: the continuations, each with its leading space if it needs one.
-      answer: index of the correct option.
-      id: name of the example in the per-example results; its index if empty.
-      contexts: replaces `context` where it differs between options (WinoGrande's blank).
-      also_correct: indices of further correct options (TruthfulQA's mc2).
-      description: text before the few-shot examples.
-      shots: few-shot examples, each with its separator from the next.
-    """
-
-    context: str
-    options: tuple[str, ...]
-    answer: int
-    id: str = ""
+    context: str  # the text before the options; may be empty
+    options: tuple[str, ...]  # the continuations, each with its leading space if it needs one
+    answer: int  # index of the correct option
+    id: str = ""  # name of the example in the per-example results; its index if empty
+    # replaces `context` where it differs between options (WinoGrande's blank)
     contexts: tuple[str, ...] = ()
-    also_correct: tuple[int, ...] = ()
-    description: str = ""
-    shots: tuple[str, ...] = ()
+    also_correct: tuple[int, ...] = ()  # indices of further correct options (TruthfulQA's mc2)
+    description: str = ""  # text before the few-shot examples
+    shots: tuple[str, ...] = ()  # few-shot examples, each with its separator from the next
 
     def __post_init__(self) -> None:
         if len(self.options) < 2 or not 0 <= self.answer < len(self.options):
@@ -152,65 +142,45 @@ def exact(prediction: str, example: Prompt) -> Mapping[str, float]:
 
 @dataclasses.dataclass(frozen=True)
 class FewShot:
-    """Source and selection of a task's few-shot examples.
+    """Source and selection of a task's few-shot examples."""
 
-    Attributes:
-      pool: returns the candidates; called with the paths of `files`. None: the task's own
-        examples except the question itself.
-      files: paths relative to the evaluation data directory.
-      order: `sampled` draws anew for every question, as lm-evaluation-harness 0.4 does (one
-        random.Random(1234) per task); `first` takes the first of the pool.
-      separator: text after each few-shot example.
-      exclude_self: draw one more, and drop the question itself if it was drawn, as the harness
-        does for tasks without a test split (implied where the pool is None).
-    """
-
+    # returns the candidates; called with the paths of `files`. None: the task's own examples except
+    # the question itself.
     pool: Examples | None = None
-    files: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()  # paths relative to the evaluation data directory
+    # `sampled` draws anew for every question, as lm-evaluation-harness 0.4 does (one
+    # random.Random(1234) per task); `first` takes the first of the pool
     order: Literal["sampled", "first"] = "sampled"
-    separator: str = "\n\n"
+    separator: str = "\n\n"  # text after each few-shot example
+    # draw one more, and drop the question itself if it was drawn, as the harness does for tasks
+    # without a test split (implied where the pool is None)
     exclude_self: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class TaskDefinition:
-    """A declared task.
+    """A declared task."""
 
-    Attributes:
-      name: unique name; also the file name of its records.
-      kind: scoring method.
-      examples: returns the examples; called with the paths of `files`.
-      domain: examination, knowledge, reading, commonsense, reasoning, math, code, language or own.
-      shots: number of few-shot examples in each context.
-      chance: chance level of the primary metric; None is the mean of 1 / options.
-      version: increment it when examples or scoring change, to separate old records.
-      primary_metric: the task's metric in tables and charts.
-      files: paths relative to the evaluation data directory.
-      few_shot: source of few-shot examples; None: there are none.
-      description: text before the first few-shot example (or the question).
-      max_new_tokens: maximum length of a generated answer, in tokens.
-      stop: stop strings of generated answers.
-      score: metrics of one generated answer (its text up to the first stop string).
-      documents: the texts for a token set, if not the examples; called with nothing.
-      runs_code: whether `score` executes the answer: EvalConfig.run_code must allow it, and the
-        primary metric is pass@k of EvalConfig.samples answers.
-    """
-
-    name: str
-    kind: Kind
-    examples: Examples
+    name: str  # unique name; also the file name of its records
+    kind: Kind  # scoring method
+    examples: Examples  # returns the examples; called with the paths of `files`
+    # examination, knowledge, reading, commonsense, reasoning, math, code, language or own
     domain: str
-    shots: int = 0
+    shots: int = 0  # number of few-shot examples in each context
+    # chance level of the primary metric; None is the mean of 1 / options
     chance: float | None = None
-    version: str = "1"
-    primary_metric: str = ""
-    files: tuple[str, ...] = ()
-    few_shot: FewShot | None = None
-    description: str = ""
-    max_new_tokens: int = 0
-    stop: tuple[str, ...] = ("\n",)
-    score: Score = exact
+    version: str = "1"  # increment it when examples or scoring change, to separate old records
+    primary_metric: str = ""  # the task's metric in tables and charts
+    files: tuple[str, ...] = ()  # paths relative to the evaluation data directory
+    few_shot: FewShot | None = None  # source of few-shot examples; None: there are none
+    description: str = ""  # text before the first few-shot example (or the question)
+    max_new_tokens: int = 0  # maximum length of a generated answer, in tokens
+    stop: tuple[str, ...] = ("\n",)  # stop strings of generated answers
+    score: Score = exact  # metrics of one generated answer (its text up to the first stop string)
+    # the texts for a token set, if not the examples; called with nothing
     documents: Examples | None = None
+    # whether `score` executes the answer: EvalConfig.run_code must allow it, and the primary metric
+    # is pass@k of EvalConfig.samples answers
     runs_code: bool = False
 
 

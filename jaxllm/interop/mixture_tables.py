@@ -53,8 +53,7 @@ class Columns:
 def read_swarm(source: str, columns: Columns) -> Swarm:
     """The swarm of a table or of a SUITE_DIR.
 
-    Raises:
-      UserError: no such file, not a table, a column that it lacks, or a swarm that is none.
+    UserError if there is no such file, or it is no table, lacks a column, or is no swarm.
     """
     path = epath.Path(source)
     if not path.exists():

@@ -45,8 +45,7 @@ def write(path: str, found: Proposal) -> None:
 def read(path: str) -> Proposal:
     """The proposal of a .json that `write` wrote, or of the one beside a .gin.
 
-    Raises:
-      UserError: there is none.
+    UserError if there is none.
     """
     file = epath.Path(path).with_suffix(".json")
     if not file.exists():
@@ -77,8 +76,7 @@ def results(found: Proposal, directory: str) -> Swarm:
 def beside(directory: str) -> tuple[Proposal | None, Swarm | None]:
     """The proposal that lies in a swarm's directory, and the runs that check it, if any.
 
-    Raises:
-      UserError: as `read`, of one that is there.
+    UserError as `read`, of one that is there.
     """
     layout = SuiteLayout(directory)
     if not layout.proposal.exists():

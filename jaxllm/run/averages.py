@@ -57,15 +57,13 @@ def average(
 ) -> None:
     """Write the new run directory `target` with an average of each group of checkpoints.
 
-    Sums are float64, an array at a time; the averages have the dtype of the parameters.
+    Sums are float64, an array at a time; the averages have the dtype of the parameters. UserError
+    if `target` exists, a checkpoint is damaged, or checkpoints are of different models, as those of
+    two stages may be.
 
     Args:
       groups: checkpoints of `run`, in each group ordered by step.
       shares: number of members -> their weights.
-
-    Raises:
-      UserError: `target` exists, a checkpoint is damaged, or checkpoints are of different models,
-        as those of two stages may be.
     """
     for group in groups:
         *models, last = [saved_json(run.layout, one.step).get("model", {}) for one in group]

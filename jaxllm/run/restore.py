@@ -108,9 +108,8 @@ def restore_newest(
 ) -> RestoredCheckpoint | None:
     """The newest readable checkpoint of `entries`, the committed ones; `report`s unreadable ones.
 
-    Raises:
-      UserError: the checkpoint is of another model or optimizer; all are damaged; or the manifest
-        lists none of the existing checkpoints.
+    UserError if the checkpoint is of another model or optimizer; all are damaged; or the manifest
+    lists none of the existing checkpoints.
     """
     unlisted = committed_steps(layout) - {entry.step for entry in entries}
     if unlisted and not entries:
@@ -146,9 +145,8 @@ def restore_newest(
 def restore(layout: Layout, entry: ManifestEntry, params: Any, training: Any) -> RestoredCheckpoint:
     """One committed checkpoint, to be `check`ed; its parameters alone if `training` is None.
 
-    Raises:
-      UserError: it is of another model or optimizer, or has no training state.
-      Exception: it cannot be read.
+    UserError if it is of another model or optimizer, or has no training state; any Exception if it
+    cannot be read.
     """
     path, restorer = layout.checkpoint(entry.step), ocp.StandardCheckpointer()
     metadata = check_arrays(layout, entry, params, training)

@@ -41,8 +41,7 @@ def parse(model_dir: str) -> None:
 def checked(path: epath.Path, includes: bool = False) -> io.StringIO:
     """The text of a gin file that only binds macros and our configs, or includes others.
 
-    Raises:
-      UserError: it does more, or is not gin.
+    UserError if it does more, or is not gin.
     """
     try:
         text = path.read_text()

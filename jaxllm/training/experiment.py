@@ -99,9 +99,8 @@ class Experiment:
     def stages(self) -> tuple[Experiment, ...]:
         """The stages of the run, in order; the run itself if it has none.
 
-        Raises:
-          UserError: a border is inside a batch, the stages do not end with the run, or one of them
-            changes what it cannot.
+        UserError if a border is inside a batch, the stages do not end with the run, or one of them
+        changes what it cannot.
         """
         found: list[Experiment] = []
         for number, config in enumerate(self.train.stages, 1):
@@ -310,10 +309,8 @@ def make_evaluator(
 ) -> Evaluator:
     """The evaluator of the tasks, with the run's vocabulary and trajectory; `model`: a stage's.
 
-    `sample` draws from the run's training sequences, for tasks on them.
-
-    Raises:
-      UserError: a task is unknown, lacks its files, or does not fit the model.
+    `sample` draws from the run's training sequences, for tasks on them. UserError if a task is
+    unknown, lacks its files, or does not fit the model.
     """
     from jaxllm.data.tokenizer import with_saved_tokenizer
     from jaxllm.data.vocabularies import build_vocabulary

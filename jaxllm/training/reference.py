@@ -34,9 +34,7 @@ class Reference(NamedTuple):
         """That of a run with DoReMi, of the size that its own run had; None of another run.
 
         What its run does not say of the model (if it is imported, or an average) is as in `proxy`.
-
-        Raises:
-          UserError: there is no such checkpoint.
+        UserError if there is no such checkpoint.
         """
         if not isinstance(config := proxy.train.domain_weights, DoReMiConfig):
             return None

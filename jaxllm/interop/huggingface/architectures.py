@@ -22,23 +22,16 @@ REQUIRED = object()
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """The layout of one parameter (of one layer) in a checkpoint tensor.
+    """The layout of one parameter (of one layer) in a checkpoint tensor."""
 
-    Attributes:
-      inputs: number of leading axes that the matmul contracts; the others are outputs. A vector
-        has none.
-      transposed: whether the tensor is [outputs, inputs], as in torch.nn.Linear, instead of
-        [inputs, outputs], as in GPT-2's Conv1D.
-      part: index of the parameter among the `parts` fused along the outputs.
-      parts: number of fused parameters.
-      by_head: whether they are interleaved by head, [head, part, head_dim], instead of
-        concatenated.
-    """
-
+    # number of leading axes that the matmul contracts; the others are outputs. A vector has none.
     inputs: int = 1
+    # whether the tensor is [outputs, inputs], as in torch.nn.Linear, instead of [inputs, outputs],
+    # as in GPT-2's Conv1D
     transposed: bool = False
-    part: int = 0
-    parts: int = 1
+    part: int = 0  # index of the parameter among the `parts` fused along the outputs
+    parts: int = 1  # number of fused parameters
+    # whether they are interleaved by head, [head, part, head_dim], instead of concatenated
     by_head: bool = False
 
     def shape(self, param: tuple[int, ...]) -> tuple[int, ...]:
@@ -170,46 +163,33 @@ _GPT_NEO_MODULES = _GPT_MODULES | {
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """A field `name` of ModelConfig, or 'quirks.NAME', and its counterpart in config.json.
-
-    Attributes:
-      default: Transformers' default if config.json has no value.
-      values: value in config.json -> value in ModelConfig, if they differ.
-      biases: for `use_bias`: the entries that a true value in config.json adds to it.
-    """
+    """A field `name` of ModelConfig, or 'quirks.NAME', and its counterpart in config.json."""
 
     name: str
     hf_name: str
-    default: Any = REQUIRED
+    default: Any = REQUIRED  # Transformers' default if config.json has no value
+    # value in config.json -> value in ModelConfig, if they differ
     values: Mapping[Any, Any] | None = None
+    # for `use_bias`: the entries that a true value in config.json adds to it
     biases: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """An architecture.
+    """An architecture."""
 
-    Attributes:
-      architecture: its name in config.json's `architectures`.
-      model_type: config.json's `model_type`.
-      tensors: its tensor names and layouts.
-      fields: pairs of fields.
-      fixed: ModelConfig fields that the architecture fixes.
-      supported: config.json field -> supported values, Transformers' default first.
-      implements: config.json fields that are refused for other families.
-      read: derives the ModelConfig fields that are not one-to-one.
-      write: the inverse of `read`.
-    """
-
-    architecture: str
-    model_type: str
-    tensors: Names
-    fields: tuple[Field, ...]
+    architecture: str  # its name in config.json's `architectures`
+    model_type: str  # config.json's `model_type`
+    tensors: Names  # its tensor names and layouts
+    fields: tuple[Field, ...]  # pairs of fields
+    # ModelConfig fields that the architecture fixes
     fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    # config.json field -> supported values, Transformers' default first
     supported: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
-    implements: tuple[str, ...] = ()
+    implements: tuple[str, ...] = ()  # config.json fields that are refused for other families
+    # derives the ModelConfig fields that are not one-to-one
     read: Callable[[Json], Json] = lambda config: {}
-    write: Callable[[ModelConfig], Json] = lambda model: {}
+    write: Callable[[ModelConfig], Json] = lambda model: {}  # the inverse of `read`
 
 
 _ACTIVATIONS = {

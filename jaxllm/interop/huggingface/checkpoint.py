@@ -69,9 +69,8 @@ class HFCheckpoint:
     def open(cls, directory: str | Path) -> HFCheckpoint:
         """Check every tensor's name, shape and file without reading values.
 
-        Raises:
-          UserError: a missing, unexpected, misshapen, truncated or unsupported file, field or
-            tensor; one line that names it.
+        UserError names a missing, unexpected, misshapen, truncated or unsupported file, field or
+        tensor.
         """
         directory = Path(directory)
         config = read_json(directory / CONFIG)
@@ -151,8 +150,7 @@ def parameter_shapes(model: ModelConfig) -> dict[str, Shape]:
 def copy(to: np.ndarray, source: np.ndarray, name: str) -> None:
     """Assign `to[...] = source`, three times as fast as NumPy if one of them is transposed.
 
-    Raises:
-      UserError: a value of the parameter `name` overflows the dtype of `to`.
+    UserError if a value of the parameter `name` overflows the dtype of `to`.
     """
     strided = source if to.flags.c_contiguous else to
     fast = int(np.argmin(strided.strides)) if source.ndim > 1 else 0  # its contiguous axis
@@ -214,10 +212,8 @@ def map_safetensors(file: Path, mode: Literal["r", "r+"] = "r") -> dict[str, Ten
     """The tensors of a safetensors file, mapped with `mode`: "r", or "r+" to write them.
 
     The library checks the file, but it copies the values it reads; a memory map avoids that copy
-    and is 1.3 times as fast (benchmarks/load_vs_safetensors.py).
-
-    Raises:
-      UserError: the file cannot be read, or is not a safetensors file.
+    and is 1.3 times as fast (benchmarks/load_vs_safetensors.py). UserError if the file cannot be
+    read, or is not a safetensors file.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -296,10 +292,7 @@ def _parameters(
     """The tensors that are parameters, by their names in the architecture.
 
     Checkpoints of the headless model lack the architecture's prefix; those of a tied model may
-    store the head as well.
-
-    Raises:
-      UserError: the head of a tied model differs from the embedding.
+    store the head as well. UserError if the head of a tied model differs from the embedding.
     """
     head, table = names["head"][0], names["embedding"][0]
     prefix = table.split(".")[0] + "."

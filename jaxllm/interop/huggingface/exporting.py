@@ -49,11 +49,9 @@ def export_run(
 
     Or those of `steps`, 'all' or '100,200', into `target`/step<N>. The architecture is by default
     that of an imported run, or the first that can express the model; the dtype that of the
-    parameters. `max_shard_size` is that of a file, as '5GB', unless one tensor is larger.
-
-    Raises:
-      UserError: no such checkpoint; no architecture can express the model; a parameter is
-        missing, damaged, misshapen or overflows the dtype; or a write fails.
+    parameters. `max_shard_size` is that of a file, as '5GB', unless one tensor is larger. UserError
+    if there is no such checkpoint; no architecture can express the model; a parameter is missing,
+    damaged, misshapen or overflows the dtype; or a write fails.
     """
     one = step is not None
     entries = run.select(str(step) if one else None if steps == "all" else steps)

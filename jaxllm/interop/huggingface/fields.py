@@ -87,8 +87,7 @@ def to_model(config: Json) -> ModelConfig:
 def to_config(model: ModelConfig, architecture: str | None = None) -> Json:
     """The config.json of a model, for `architecture` or the first that can express it.
 
-    Raises:
-      UserError: it cannot express a field of ModelConfig; the message names both.
+    UserError names a field of ModelConfig that it cannot express.
     """
     if architecture is not None and architecture not in FAMILIES:
         raise UserError(f"no architecture {architecture}; known are {', '.join(FAMILIES)}")

@@ -66,9 +66,8 @@ class Published:
 def open_published(path: str | Path, step: int = 0, tokens: int = 0) -> list[Published]:
     """Open the checkpoint of a directory, with `step` and `tokens`, or those of a series, by step.
 
-    Raises:
-      UserError: the series cannot be read, or lacks a column or directory; a checkpoint is
-        invalid; or two have different models.
+    UserError if the series cannot be read, or lacks a column or directory; a checkpoint is invalid;
+    or two have different models.
     """
     source, path = epath.Path(path), fetched(path)
     if path.is_dir():
@@ -119,9 +118,8 @@ def import_run(
 ) -> None:
     """Convert a published model into the new run directory `target`, a chunk at a time.
 
-    Raises:
-      UserError: as `open_published`; `target` exists or cannot be written; or a value overflows
-        `param_dtype`.
+    UserError as `open_published`; or if `target` exists or cannot be written, or a value overflows
+    `param_dtype`.
     """
     run = Run(target)
     run.layout.check_name()
@@ -145,11 +143,8 @@ def import_run(
 def open_results(source: str, series: Sequence[Published], output: str | None) -> Run:
     """The run directory for the records of a published model, created if missing.
 
-    It is `output`, or runs/<name of the directory or series>.
-
-    Raises:
-      UserError: it belongs to another model, by its config or (without `output`) by its source; or
-        it cannot be written.
+    It is `output`, or runs/<name of the directory or series>. UserError if it belongs to another
+    model, by its config or (without `output`) by its source; or it cannot be written.
     """
     path = Path(source)
     name = path.name if path.is_dir() or is_remote(source) else path.stem
@@ -197,18 +192,12 @@ def _write_files(
 
 @dataclasses.dataclass(frozen=True)
 class _Streamed:
-    """An array that is created in chunks while Orbax saves it.
+    """An array that is created in chunks while Orbax saves it."""
 
-    Attributes:
-      shape: shape of the array.
-      dtype: dtype of the array.
-      rows: chunk size along the first axis.
-      chunk: first row -> chunk; called after the previous chunk has been written.
-    """
-
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    rows: int
+    shape: tuple[int, ...]  # shape of the array
+    dtype: np.dtype  # dtype of the array
+    rows: int  # chunk size along the first axis
+    # first row -> chunk; called after the previous chunk has been written
     chunk: Callable[[int], np.ndarray]
 
     @property

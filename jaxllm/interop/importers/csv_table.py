@@ -33,10 +33,8 @@ def read(path: epath.Path, settings: Settings) -> Results:
 
     Unmapped columns are filled in: `family` from the run's name, `params` from the size in that
     name, `flops` as 6 x params x tokens, `step` by counting the checkpoints of a run, `domain` and
-    `chance` from the table of known tasks. A task named `name/acc` also sets its metric.
-
-    Raises:
-      UserError: not a table, or the mapping names a column that it does not have.
+    `chance` from the table of known tasks. A task named `name/acc` also sets its metric. UserError
+    if it is no table, or the mapping names a column that it does not have.
     """
     settings.check((*dict.fromkeys([*COLUMNS, *COMMON]), "values", "over", "scale"))
     problems: list[str] = []

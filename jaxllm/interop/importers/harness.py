@@ -47,10 +47,8 @@ Describe = Callable[[Json, str, Settings], Row | None]
 def read(path: epath.Path, settings: Settings) -> Results:
     """Read a result file, a directory of them, or a JSON-lines file with one result per line.
 
-    Settings: the common ones; `step` and `shots` override the files.
-
-    Raises:
-      UserError: there are no results.
+    Settings: the common ones; `step` and `shots` override the files. UserError if there are no
+    results.
     """
     settings.check((*COMMON, "step", "shots"))
     return read_files(path, settings, _checkpoint, "lm-evaluation-harness")

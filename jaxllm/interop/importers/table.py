@@ -100,12 +100,10 @@ def to_results(
     Rows have a run, step, task, metric and value. The settings run, family and params override
     those of the rows; columns that no row has are filled in (`_ABSENT`, then the defaults of
     `Record`). A missing n is derived from the standard error of an accuracy by the harness'
-    formula, se² = p(1 - p)/(n - 1), and a missing standard error from the known n of a task.
-    Shares in per cent are divided by 100. Of records that agree in run, task, step, metric and
-    version the last one wins; contradictory values are reported.
-
-    Raises:
-      UserError: values are neither shares nor per cent.
+    formula, se² = p(1 - p)/(n - 1), and a missing standard error from the known n of a task. Shares
+    in per cent are divided by 100. Of records that agree in run, task, step, metric and version the
+    last one wins; contradictory values are reported. UserError if values are neither shares nor per
+    cent.
     """
     if metrics is None:
         metrics = pd.DataFrame({"run": pd.Series(dtype=str), "step": pd.Series(dtype="int64")})

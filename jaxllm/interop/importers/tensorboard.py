@@ -35,10 +35,8 @@ _METRICS = {**known_tasks.METRICS, **{name: name for name in known_tasks.PRIMARY
 def read(path: epath.Path, settings: Settings) -> Results:
     """Read the scalars of all event files at or below `path`, as one run.
 
-    Tokens of records are interpolated between logged steps.
-
-    Raises:
-      UserError: there are no scalars, or a setting names a missing tag.
+    Tokens of records are interpolated between logged steps. UserError if there are no scalars, or a
+    setting names a missing tag.
     """
     settings.check((*COMMON, *_COLUMNS, "tasks"))
     scalars, problems = _scalars(path)

@@ -30,8 +30,7 @@ _TRAINING = "train/"
 def read(path: epath.Path, settings: Settings) -> Results:
     """Read all exports at or below `path`; training metrics become those of the run.
 
-    Raises:
-      UserError: there are no exports.
+    UserError if there are no exports.
     """
     settings.check((*COMMON, "tasks"))
     problems: list[str] = []

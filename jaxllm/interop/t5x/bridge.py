@@ -54,10 +54,8 @@ class DecoderModel(models.DecoderOnlyModel):
 
     Token 0 is padding in t5x. Attention over `inputs` is causal; there is no label smoothing.
     `optimizer_def` is None to evaluate or infer; `decode_fn` takes the arguments of
-    `temperature_sample`; `z_loss` is the coefficient of log²(Z).
-
-    Raises:
-      UserError: the vocabulary is larger than the decoder's.
+    `temperature_sample`; `z_loss` is the coefficient of log²(Z). UserError if the vocabulary is
+    larger than the decoder's.
     """
 
     def __init__(
@@ -189,11 +187,10 @@ def read_checkpoint(
 ) -> Params:
     """Read the parameters of DIRECTORY/checkpoint_STEP onto our mesh, bitwise identical.
 
+    UserError if there is no such checkpoint, or a parameter is missing, unknown or misshapen.
+
     Returns:
       The tree of `init_params`, unboxed, in the checkpoint's dtypes.
-
-    Raises:
-      UserError: no such checkpoint, or a parameter is missing, unknown or misshapen.
     """
     path = epath.Path(directory).absolute() / f"checkpoint_{step}"
     boxed = abstract_params(config)
