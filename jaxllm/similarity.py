@@ -6,19 +6,20 @@
 Of a run, its checkpoints with the last of them: when does each layer settle? Of two checkpoints,
 whose runs share the token set: which layers correspond? Writes OUTPUT.csv, and OUTPUT.png of CKA;
 without OUTPUT into RUN/similarity, from where the run's report shows them.
+
+Compared are --tokens tokens, drawn from the set: tokens x layers x width hidden states of each of
+two checkpoints are in memory, in the model's dtype (7B in bfloat16: 1 GB).
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from jaxllm import cli
 from jaxllm.errors import UserError
 from jaxllm.io import atomic_write, location
-
-ROWS, LENGTH = 4, 2048  # documents of a batch, and tokens that are read of each
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,6 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags = cli.parser(__doc__ or "")
     flags.add_argument("checkpoints", nargs="+", metavar="RUN", help="a run, or two RUN@STEP")
     flags.add_argument("--token_set", required=True, metavar="NAME")
+    flags.add_argument("--tokens", type=int, default=4096, help="number of tokens (4096)")
+    flags.add_argument("--seed", type=int, default=0, help="of that draw")
     flags.add_argument("--output", type=location, metavar="NAME")
     args = cli.parse(flags, argv)
     table, run = compare(args)
@@ -47,10 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def compare(args: Any) -> tuple[Any, Any]:
     """A row per pair of layers, see `jaxllm.run.run.SIMILARITY`, and the first run."""
     import numpy as np
-    import pandas as pd
 
     from jaxllm.run.branch import parse
-    from jaxllm.run.run import SIMILARITY, Run
+    from jaxllm.run.run import Run
 
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax's; its errors are raised as well
     args.checkpoints = names = [str(name).rstrip("/") for name in args.checkpoints]
@@ -64,42 +66,23 @@ def compare(args: Any) -> tuple[Any, Any]:
         raise UserError(f"{args.token_set}: {names[0]} and {names[-1]} have other texts or tokens")
     cli.load_gin(args, paths[0])
 
-    import jax
-
-    from jaxllm.analysis.representations import similarities
-    from jaxllm.models.decoder import layer_states
+    from jaxllm.analysis.representations import compare as compare_layers
+    from jaxllm.evaluation.features import states_at
     from jaxllm.sharding.mesh import MeshConfig, make_mesh
-    from jaxllm.sharding.rules import partitioning
     from jaxllm.training.experiment import Experiment
     from jaxllm.training.reference import Reference
 
     mesh, like = make_mesh(MeshConfig()), Experiment.configured().model
     opened = [Reference.open(name, like, "checkpoint") for name in names]
-
-    def states(of: Reference) -> Callable[[Any], Any]:
-        """Function of texts [B, T] to the hidden states [L, B * T, D] of a checkpoint."""
-        params, layers = of.params(mesh), of.model.num_layers
-        compute = jax.jit(lambda params, tokens: layer_states(of.model, params, tokens))
-        return lambda t: np.asarray(compute(params, t), np.float32).reshape(layers, t.size, -1)
-
-    scored = text.positions < min(LENGTH, *(one.model.max_length for one in opened))
-    batches = -(-len(text.texts) // ROWS)
-    rows = np.full((batches * ROWS, text.positions[scored].max() + 1), -1, np.int32)
-    rows[text.documents[scored], text.positions[scored]] = text.tokens[scored]
-    last, parts = states(opened[-1]), []
-    for name, one in zip(names, opened[:-1], strict=False):
-        own, rng = states(one), np.random.default_rng(0)
-        with partitioning(mesh):
-            cka, svcca = similarities(
-                (own(batch)[:, known], last(batch)[:, known])
-                for batch in np.split(rows, batches)
-                for known in [rng.permutation(np.flatnonzero(batch >= 0))]
-                if len(known) > 3
-            )
-        layers = np.indices(cka.shape).reshape(2, -1) + 1
-        row = (args.token_set, name, names[-1], *layers, cka.ravel(), svcca.ravel())
-        parts.append(pd.DataFrame(dict(zip(SIMILARITY, row, strict=True))))
-    return pd.concat(parts, ignore_index=True), opened[0].run
+    limit = min(one.model.max_length for one in opened)
+    (known,) = np.nonzero(text.positions < limit)
+    if min(args.tokens, len(known)) < 4:
+        raise UserError(
+            f"{args.token_set}, --tokens={args.tokens}: four tokens are compared at least"
+        )
+    chosen = np.random.default_rng(args.seed).permutation(known)[: args.tokens]
+    states = lambda one: states_at(one.model, one.params(mesh), mesh, text, chosen)
+    return compare_layers(args.token_set, names, lambda i: states(opened[i])), opened[0].run
 
 
 if __name__ == "__main__":

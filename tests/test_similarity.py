@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 
 from jaxllm import similarity
-from jaxllm.analysis import representations
 from jaxllm.errors import UserError
-from jaxllm.models import decoder
+from jaxllm.evaluation import features
+from jaxllm.evaluation.features import states_at
 from jaxllm.models.batch import Batch
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.decoder import hidden_states, init_params, layer_states
@@ -117,28 +117,39 @@ def test_checkpoints_of_a_run_are_compared_with_its_last(runs) -> None:
     assert len(table) == 4 * (len(steps) - 1)
 
 
-def test_every_token_is_seen_once_in_its_document(runs, monkeypatch, tmp_path) -> None:
-    """The states are the tokens, with their rows and columns."""
-    seen: list[np.ndarray] = []
+@pytest.mark.parametrize("axes", [{}, {"data": 2}])
+def test_states_at_chosen_tokens_are_those_of_whole_documents(axes) -> None:
+    on, model = mesh(axes.get("data", 1), **axes), dataclasses.replace(MODEL, num_layers=2)
+    params = jax.tree.map(
+        lambda box: box.unbox(), init_params(model, jax.random.key(0)),
+        is_leaf=lambda leaf: hasattr(leaf, "unbox"),
+    )  # fmt: skip
+    text = token_set()
+    chosen = np.array([25, 0, 13, 5, 7, 40, 19])  # none of document 2, in no order
+    found = states_at(model, params, on, text, chosen)
+    assert found.shape == (2, 7, 16) and found.dtype == np.float32
+    for number, token in enumerate(chosen):
+        own = text.tokens[text.documents == text.documents[token]][None, :LENGTH]
+        wanted = layer_states(model, params, jnp.asarray(own))[:, 0, text.positions[token]]
+        np.testing.assert_allclose(found[:, number], wanted, atol=1e-5)
 
-    def places(model, params, tokens):
-        states = jnp.stack([tokens, *jnp.indices(tokens.shape)], axis=-1)
-        return jnp.broadcast_to(states, (model.num_layers, *states.shape))
 
-    def similarities(batches):
-        seen.extend(own[0] for own, _ in batches)
-        return np.ones((2, 2)), np.ones((2, 2))
+def test_tokens_are_drawn_by_seed_from_what_the_models_read(runs, monkeypatch, tmp_path) -> None:
+    drawn: list[np.ndarray] = []
 
-    monkeypatch.setattr(decoder, "layer_states", places)
-    monkeypatch.setattr(representations, "similarities", similarities)
-    compared(f"{runs[0]}@0", f"{runs[0]}@4", output=tmp_path / "seen")
-    assert (np.diff(seen[0][:, 2]) != 1).any()  # in random order
-    text, found = token_set(), []
-    for batch in seen:
-        token, row, _ = batch[np.lexsort((batch[:, 2], batch[:, 1]))].T
-        found += [token[row == number].tolist() for number in range(int(row.max()) + 1)]
-    documents = [text.tokens[text.documents == number][:LENGTH].tolist() for number in range(5)]
-    assert found == documents
+    def states(model, params, mesh, text, chosen):
+        drawn.append(chosen)
+        return np.random.default_rng(0).normal(size=(2, len(chosen), 3))
+
+    monkeypatch.setattr(features, "states_at", states)
+    for flags in ((), ("--tokens=9",), ("--tokens=9", "--seed=1")):
+        compared(f"{runs[0]}@0", f"{runs[0]}@4", *flags, output=tmp_path / "seen")
+    every, _, some, same, others, _ = drawn
+    np.testing.assert_array_equal(np.sort(every), np.flatnonzero(token_set().positions < LENGTH))
+    np.testing.assert_array_equal(some, same)
+    assert len(set(some)) == 9 and set(some) != set(others)
+    with pytest.raises(UserError, match="--tokens=3: four tokens are compared at least"):
+        compared(f"{runs[0]}@0", f"{runs[0]}@4", "--tokens=3", output=tmp_path / "few")
 
 
 @pytest.mark.parametrize(

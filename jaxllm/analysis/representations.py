@@ -2,32 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
 
 import numpy as np
+import pandas as pd
 
 from jaxllm.analysis.stats import Array
+from jaxllm.run.run import SIMILARITY
 
-_MINIBATCH, _SAMPLE = 512, 4096  # tokens for CKA at a time, and for SVCCA
+_MINIBATCH = 512  # tokens for CKA at a time
 
 
-def similarities(batches: Iterable[tuple[Array, Array]]) -> tuple[Array, Array]:
-    """Linear CKA and SVCCA [L, M] of all pairs of layers, in the memory of one batch.
+def compare(token_set: str, names: Sequence[str], states: Callable[[int], Array]) -> pd.DataFrame:
+    """The layers of checkpoints with those of the last: a row per pair, with columns `SIMILARITY`.
 
-    A batch has states [L, n, D] and [M, n, E] of n > 3 tokens in random order. CKA is that of
-    minibatches (Nguyen et al. 2021, arXiv 2010.15327, equation 3), SVCCA of the first 4,096 tokens.
+    `states` gives those of a checkpoint by its index in `names`, see `similarities`; those of the
+    last and of one other are in memory.
+    """
+    last, parts = states(len(names) - 1), []
+    for number, name in enumerate(names[:-1]):
+        cka, svcca = similarities(states(number), last)
+        layers = np.indices(cka.shape).reshape(2, -1) + 1
+        row = (token_set, name, names[-1], *layers, cka.ravel(), svcca.ravel())
+        parts.append(pd.DataFrame(dict(zip(SIMILARITY, row, strict=True))))
+    return pd.concat(parts, ignore_index=True)
+
+
+def similarities(a: Array, b: Array) -> tuple[Array, Array]:
+    """Linear CKA and SVCCA [L, M] of all pairs of layers a [L, n, D] and b [M, n, E].
+
+    CKA is that of minibatches (Nguyen et al. 2021, arXiv 2010.15327, equation 3), so the n > 3
+    tokens are in random order.
     """
     both, own, other = np.zeros(1), np.zeros(1), np.zeros(1)
-    sample: list[tuple[Array, Array]] = []
-    for batch in batches:
-        count = max(batch[0].shape[1] // _MINIBATCH, 1)
-        for a, b in zip(*(np.array_split(states, count, axis=1) for states in batch), strict=True):
-            both = both + hsic(a, b)
-            own, other = own + hsic(a, a).diagonal(), other + hsic(b, b).diagonal()
-            if (left := _SAMPLE - sum(part.shape[1] for part, _ in sample)) > 0:
-                sample.append((a[:, :left].copy(), b[:, :left].copy()))
-    first, second = (np.concatenate(states, axis=1) for states in zip(*sample, strict=True))
-    return both / np.sqrt(np.outer(own, other)), svcca(first, second)
+    for part in np.array_split(np.arange(a.shape[1]), max(a.shape[1] // _MINIBATCH, 1)):
+        x, y = _exact(a[:, part]), _exact(b[:, part])
+        both = both + hsic(x, y)
+        own, other = own + hsic(x, x).diagonal(), other + hsic(y, y).diagonal()
+    return both / np.sqrt(np.outer(own, other)), svcca(a, b)
 
 
 def hsic(a: Array, b: Array) -> Array:
@@ -48,8 +60,15 @@ def svcca(a: Array, b: Array) -> Array:
     """
     bases = []
     for layers in (a, b):
-        found = [np.linalg.svd(x - x.mean(axis=0), full_matrices=False)[:2] for x in layers]
+        found = [
+            np.linalg.svd(x - x.mean(axis=0), full_matrices=False)[:2] for x in map(_exact, layers)
+        ]
         counts = [1 + np.searchsorted(np.cumsum(s**2), 0.99 * (s**2).sum()) for _, s in found]
         bases.append([u[:, :count] for (u, _), count in zip(found, counts, strict=True)])
     means = [[np.linalg.svd(u.T @ v, compute_uv=False).mean() for v in bases[1]] for u in bases[0]]
     return np.array(means)
+
+
+def _exact(states: Array) -> Array:
+    """States in float32 at least: the centre of bfloat16 ones is not one of them."""
+    return states.astype(np.result_type(states, np.float32))

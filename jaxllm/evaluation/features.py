@@ -1,4 +1,4 @@
-"""Features of texts: a model's hidden state at the last token, as MAUVE takes them."""
+"""Hidden states of a model: at the last token of texts, for MAUVE, and of all layers at tokens."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from jaxllm.evaluation.inference import shard_batch
 from jaxllm.evaluation.scoring import Scorer
 from jaxllm.evaluation.spans import Tokenizer, start_token
 from jaxllm.models.config import ModelConfig
-from jaxllm.models.decoder import Decoder, Params
+from jaxllm.models.decoder import Decoder, Params, layer_states
+from jaxllm.run.token_losses import TokenSet
 from jaxllm.sharding.rules import partitioning, replicated
 
 MAX_TOKENS = 1024  # of a text, as in the package
@@ -40,3 +41,35 @@ def last_states(
         arrays = (shard_batch(mesh, array) for array in (batch.prompts, batch.lengths))
         features[list(batch.numbers)] = np.asarray(program(params, *arrays))[: len(batch.numbers)]
     return features
+
+
+def states_at(
+    model: ModelConfig, params: Params, mesh: Mesh, text: TokenSet, chosen: np.ndarray
+) -> np.ndarray:
+    """Hidden states after each layer at `chosen` tokens of a set, int [n]: [L, n, D].
+
+    They are in the model's dtype. A device holds those of one document at a time.
+    """
+    rows, places = mesh.shape["data"] * mesh.shape["fsdp"], text.positions[chosen]
+    width, (own, row) = (
+        int(places.max()) + 1,
+        np.unique(text.documents[chosen], return_inverse=True),
+    )
+    tokens = np.full((-(-len(own) // rows), rows, width), -1, np.int32)
+    read = np.flatnonzero(np.isin(text.documents, own) & (text.positions < width))
+    of = np.searchsorted(own, text.documents[read])
+    tokens[of // rows, of % rows, text.positions[read]] = text.tokens[read]
+
+    def states(params: Params, tokens: jax.Array, at: jax.Array) -> jax.Array:
+        with partitioning(mesh):
+            every = layer_states(model, params, tokens)
+        return every.reshape(len(every), -1, every.shape[-1])[:, at]
+
+    program = jax.jit(states, out_shardings=replicated(mesh))
+    most = np.bincount(row // rows).max()  # of a batch, so that one shape is compiled
+    found = np.empty((model.num_layers, len(chosen), model.embed_dim), jnp.dtype(model.dtype))
+    for number, batch in enumerate(tokens):
+        (inside,) = np.nonzero(row // rows == number)
+        at = np.resize((row % rows * width + places)[inside], most)
+        found[:, inside] = program(params, shard_batch(mesh, batch), at)[:, : len(inside)]
+    return found

@@ -1,5 +1,6 @@
 """Linear CKA and SVCCA against statements in NumPy and what they must not change with."""
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -28,32 +29,47 @@ def test_hsic_is_the_unbiased_estimate_of_every_pair() -> None:
 
 
 def test_cka_is_the_ratio_of_the_sums_over_minibatches() -> None:
-    parts = [(states(s), states(s + 9, layers=3) + states(s, layers=3)) for s in range(3)]
-    cka, _ = similarities(iter(parts))
+    a, b = states(0, tokens=1100), states(9, layers=3, tokens=1100) + states(0, 1, 1100)
+    parts = [slice(0, 550), slice(550, 1100)]  # 512 tokens or more
+    cka, _ = similarities(a, b)
     for i in range(2):
         for j in range(3):
             both, own, other = (
-                sum(unbiased(x, y) for x, y in pairs)
-                for pairs in zip(
-                    *(((a[i], b[j]), (a[i], a[i]), (b[j], b[j])) for a, b in parts), strict=True
-                )
+                sum(unbiased(x[part], y[part]) for part in parts)
+                for x, y in ((a[i], b[j]), (a[i], a[i]), (b[j], b[j]))
             )
             assert cka[i, j] == pytest.approx(both / np.sqrt(own * other))
+
+
+def kornblith(x: np.ndarray, y: np.ndarray) -> float:
+    """Linear CKA of all tokens at once (Kornblith et al. 2019, equation 6)."""
+    x, y, norm = x - x.mean(0), y - y.mean(0), np.linalg.norm
+    return float(norm(y.T @ x) ** 2 / (norm(x.T @ x) * norm(y.T @ y)))
 
 
 def test_minibatches_estimate_what_all_tokens_at_once_say() -> None:
     a = states(0, tokens=4000)
     b = a @ np.random.default_rng(5).normal(size=(6, 5)) + states(1, tokens=4000, width=5)
-    x, y = a[0] - a[0].mean(0), b[0] - b[0].mean(0)
-    norm = np.linalg.norm
-    whole = norm(y.T @ x) ** 2 / (norm(x.T @ x) * norm(y.T @ y))  # Kornblith et al., equation 6
-    assert similarities([(a, b)])[0][0, 0] == pytest.approx(whole, abs=0.01)
+    assert similarities(a, b)[0][0, 0] == pytest.approx(kornblith(a[0], b[0]), abs=0.01)
+
+
+def test_a_sample_of_tokens_estimates_what_all_of_them_say() -> None:
+    """Of documents, each with a topic that its tokens share."""
+    rng = np.random.default_rng(4)
+    topics = np.repeat(rng.normal(size=(1, 50, 6)), 400, axis=1)
+    a = states(0, layers=1, tokens=20_000) + topics
+    b = a @ rng.normal(size=(6, 5)) + 2 * states(1, 1, 20_000, 5)
+    found = []
+    for seed in range(4):
+        chosen = np.random.default_rng(seed).permutation(20_000)[:4096]
+        found.append(similarities(a[:, chosen], b[:, chosen])[0].item())
+    np.testing.assert_allclose(found, kornblith(a[0], b[0]), atol=0.02)
 
 
 def test_both_are_1_of_a_turned_scaled_and_shifted_model_and_0_of_noise() -> None:
     a = states(0, tokens=3000)
     turn = np.linalg.qr(np.random.default_rng(2).normal(size=(6, 6)))[0]
-    cka, correlations = similarities([(a, 3 * a @ turn + 2)])
+    cka, correlations = similarities(a, 3 * a @ turn + 2)
     np.testing.assert_allclose(cka.diagonal(), 1)
     np.testing.assert_allclose(correlations.diagonal(), 1)
     assert abs(cka[0, 1]) < 0.02 and correlations[0, 1] < 0.1
@@ -76,10 +92,10 @@ def test_svcca_leaves_out_directions_of_little_variance() -> None:
     assert svcca(*with_noise)[0, 0] == pytest.approx(1, abs=1e-4)
 
 
-def test_svcca_of_a_stream_is_that_of_its_first_4096_tokens() -> None:
-    parts = [[states(s + i, layers=1, tokens=1000) for i in (0, 9)] for s in range(5)]
-    first, second = (np.concatenate(side, axis=1)[:, :4096] for side in zip(*parts, strict=True))
-    np.testing.assert_allclose(similarities(iter(parts))[1], svcca(first, second))
+def test_states_in_bfloat16_compare_as_the_same_in_float32() -> None:
+    both = [states(seed, tokens=600).astype(ml_dtypes.bfloat16) for seed in (0, 1)]
+    wide = (each.astype(np.float32) for each in both)
+    np.testing.assert_array_equal(similarities(*both), similarities(*wide))
 
 
 def test_svcca_of_chance_is_as_its_docstring_says() -> None:
