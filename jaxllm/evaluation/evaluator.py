@@ -185,15 +185,15 @@ class Evaluator:
         """The metrics of one task, and the per-example results, a row for each example."""
         task, prepared = self.definitions[name], self._prepare(name)
         outputs: Any = self._scorer.run(params, prepared, should_stop)
-        if name in self._losses and jax.process_index() == 0:
-            self._losses[name].write_set(self._token_sets[name])
-            self._losses[name].write(step, -outputs.each, checkpoint)
         examples: Any = prepared.examples
         if task.kind in OF_RUN:
             passed_over = Run(self._store.layout.root).passed_over()
             measured, columns = measure_training(examples, outputs, step, passed_over)
         else:
             measured, columns = measure(task, examples, outputs)
+        if name in self._losses and jax.process_index() == 0:  # all of them are finite
+            self._losses[name].write_set(self._token_sets[name])
+            self._losses[name].write(step, -outputs.each, checkpoint)
         of_preparation = {"truncated": prepared.truncated.mean(), "padding": prepared.padding}
         if task.shots:
             of_preparation["shots_dropped"] = prepared.shots_dropped.mean()

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from etils import epath
 
 from jaxllm.errors import UserError, first_line
-from jaxllm.io import parquet
+from jaxllm.io import is_remote, parquet
 from jaxllm.kvstore import ByteRange, KeyValueStore
 from jaxllm.run.layout import Layout
 
@@ -115,9 +115,13 @@ class TokenLosses:
 
     def holds(self, step: int, checkpoint: float | None = None) -> bool:
         """Whether there are losses at `step`, of the checkpoint with this `wall_time`."""
-        content = self._store.read(f"{step}{_LOSSES}")[0] or b""
-        header = _header(content[:HEADER])
-        return _is_of(header, checkpoint) and len(content) == HEADER + 2 * header["tokens"]
+        name = f"{step}{_LOSSES}"
+        header = _header(self._store.head(name, HEADER) or b"")
+        if header["tokens"] < 0 or not _is_of(header, checkpoint):
+            return False
+        # A store has whole objects.
+        size = HEADER + 2 * header["tokens"]
+        return is_remote(self.path) or (self.path / name).stat().length == size
 
     def steps(self) -> tuple[int, ...]:
         """The steps with losses, ascending."""

@@ -122,14 +122,16 @@ def test_members_of_a_stack_store_their_own_losses(tmp_path: Any, scored: Any, p
     assert Run(tmp_path).token_set_names() == ()
 
 
-def test_losses_that_are_not_finite_are_stored_and_counted(tmp_path: Any, params: Any) -> None:
+def test_losses_that_are_not_finite_fail_the_task_and_are_not_stored(
+    tmp_path: Any, params: Any
+) -> None:
     run = evaluator(tmp_path)
     (record,) = run.evaluate(jax.tree.map(lambda x: x * np.nan, params), 5, 6, 7.0)
     assert "log-likelihoods of 4 of 5 examples are not finite" in record.status
-    ledger = Run(tmp_path).token_losses(NAME)
-    n = len(ledger.token_set().tokens)
-    assert np.isnan(ledger.read()).sum() == n == ledger.headers()[5]["not_finite"]
-    assert run.missing(5) == ()
+    assert Run(tmp_path).token_set_names() == () and run.missing(5) == (NAME,)
+    (record, *_) = run.evaluate(params, 5, 6, 7.0)
+    assert record.status == "ok" and run.missing(5) == ()
+    assert np.isfinite(Run(tmp_path).token_losses(NAME).read()).all()
 
 
 def test_a_changed_text_is_refused_before_the_first_checkpoint(

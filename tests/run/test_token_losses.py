@@ -123,8 +123,9 @@ def test_a_checkpoint_saved_again_has_no_losses_until_it_is_scored(tmp_path: Pat
     ]  # fmt: skip
     ledger.write(2, losses(5), 7.0)
     assert ledger.steps() == (1, 2, 10) and ledger.holds(2, 7.0)
-    os.truncate(Path(ledger.path) / "2.f16", HEADER + 4)
-    assert not ledger.holds(2, 7.0)
+    for size in (HEADER + 4, HEADER, 7, 0):
+        os.truncate(Path(ledger.path) / "2.f16", size)
+        assert not ledger.holds(2, 7.0)
 
 
 def test_a_run_rolled_back_sets_later_losses_aside(tmp_path: Path) -> None:
@@ -145,7 +146,10 @@ def test_a_bucket_answers_with_the_asked_bytes_only(bucket: Proxy) -> None:
     ledger = run.token_losses("wide")
     ledger.write_set(TokenSet.of("wide", ("x" * n,), [np.arange(n)], [np.arange(n) + 1]))
     for step in steps:
-        ledger.write(step, losses(step, n))
+        ledger.write(step, losses(step, n), step + 0.5)
+    before, requests = bucket.bytes_sent, bucket.requests.copy()
+    assert ledger.holds(3) and not ledger.holds(3, 1.5) and not ledger.holds(9)
+    assert bucket.requests - requests == {"GET": 3} and bucket.bytes_sent - before < 3 * 1500
     before = bucket.bytes_sent
     found = Run("gs://bucket/run").token_losses("wide").read(tokens=slice(40_000, 40_100))
     expected = [losses(step, n)[40_000:40_100].astype(np.float16) for step in steps]
