@@ -17,6 +17,7 @@ from scipy import special
 from jaxllm.analysis.curves import Array, Curves, curves, is_share, of_metric
 from jaxllm.analysis.finding import Finding, amount
 from jaxllm.analysis.registry import SIZES, Study, analysis
+from jaxllm.run.records import OPTION_PERPLEXITIES
 
 _TITLE = "Held-out perplexity as the axis"
 ALONE = "held-out perplexity"
@@ -27,7 +28,7 @@ PREDICTORS: dict[str, list[str]] = {
 }  # fmt: skip
 CLOCKS = {"perplexity": ALONE, "flops": "FLOPs", "tokens": "tokens", "step": "steps"}
 _LOSSES = ("perplexity", "loss", "word_perplexity", "byte_perplexity", "bits_per_byte")
-_OPTIONS = {"perplexity_correct": "right options", "perplexity_incorrect": "wrong options"}
+OPTIONS = dict(zip(OPTION_PERPLEXITIES, ("right options", "wrong options"), strict=True))
 _EARLY = 0.1  # share of a run's tokens before which it predicts nothing (arXiv 2412.04403)
 _LEAST = 0.005  # share of the way from chance to 1; a logit of less is noise
 _FEWEST_SIZES, _MOST_FAMILIES, _FEWEST_TASKS, _DRAWS = 3, 2, 8, 300
@@ -240,11 +241,13 @@ def linear_and_sudden(y: Array, least: float) -> tuple[float, float]:
 
 
 def _options(points: pd.DataFrame, at: pd.DataFrame) -> Iterator[Finding]:
-    """Perplexities of right and wrong options, geometric means over tasks."""
-    rows = points[points.metric.isin(_OPTIONS)]
+    """Perplexities of right and wrong options, whose logs are means over tasks by tokens."""
+    rows = points[points.metric.isin(OPTIONS)]
     wide = _shared(rows, "score", "metric").dropna()
-    mean = np.exp(-wide.T.groupby("metric").mean().T).rename(columns=_OPTIONS)
-    if set(mean) != set(_OPTIONS.values()) or (both := at.merge(mean.reset_index())).empty:
+    tokens = _shared(rows, "n", "metric").reindex_like(wide).fillna(1).clip(lower=1)
+    total, weight = (of.T.groupby("metric").sum().T for of in (wide * tokens, tokens))
+    mean = np.exp(-total / weight).rename(columns=OPTIONS)
+    if set(mean) != set(OPTIONS.values()) or (both := at.merge(mean.reset_index())).empty:
         return
     ends = both.sort_values("perplexity", ascending=False).iloc[[0, -1]]
     text = [f"{name} {' to '.join(map('{:.3g}'.format, ends[name]))}" for name in mean]

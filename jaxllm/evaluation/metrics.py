@@ -20,6 +20,7 @@ import numpy as np
 from jaxllm.errors import UserError
 from jaxllm.evaluation.noise import AFTER, NOISY
 from jaxllm.evaluation.tasks import Choice, Document, Example, Prompt, TaskDefinition
+from jaxllm.run.records import OPTION_PERPLEXITIES
 
 Columns = Mapping[str, Sequence]
 
@@ -141,8 +142,8 @@ def multiple_choice(
     brier: sum over options of (normalized p - [is the answer])^2; 0 is perfect.
     margin: log p(answer) - log p(best wrong option), in nats.
     answer_bits_per_byte: -log2 p(answer) / bytes of the answer.
-    perplexity_correct, perplexity_incorrect: exp of the mean loss per token of the answer, and of
-      the wrong options ("Training Trajectories", section 4).
+    perplexity_correct, perplexity_incorrect: exp of the mean loss per token of all answers, and of
+      all wrong options (arXiv 2212.09803, section 4); their n counts tokens.
 
     With several correct options, an accuracy accepts any of them; p(answer) is that of the first.
     """
@@ -169,8 +170,7 @@ def multiple_choice(
     brier = np.sum(np.square(share - is_answer / is_answer.sum(axis=1, keepdims=True)), axis=1)
     margin = np.max(np.where(is_answer, ll, -np.inf), axis=1)
     margin = margin - np.max(np.where(wrong, ll, -np.inf), axis=1)
-    per_token = -ll / token_counts
-    wrong_loss = np.sum(np.where(wrong, per_token, 0.0), axis=1) / wrong.sum(axis=1)
+    wrong_loss, wrong_tokens = (np.where(wrong, of, 0).sum(axis=1) for of in (-ll, tokens))
     guess = 1 / exists.sum(axis=1)
     guessed = float(guess.mean()) if chance is None else chance
     gold = [[_option(e, i) for i in (e.answer, *e.also_correct)] for e in examples]
@@ -185,8 +185,9 @@ def multiple_choice(
     measured["brier"] = mean(brier, float(np.mean(1 / is_answer.sum(1) - guess)))
     measured["margin"] = mean(margin)
     measured["answer_bits_per_byte"] = mean(-ll[of_answer] / math.log(2) / size[of_answer])
-    measured["perplexity_correct"] = _exp(mean(per_token[of_answer]))
-    measured["perplexity_incorrect"] = _exp(mean(wrong_loss))
+    pairs = (-ll[of_answer], tokens[of_answer]), (wrong_loss, wrong_tokens)
+    for name, (loss, count) in zip(OPTION_PERPLEXITIES, pairs, strict=True):
+        measured[name] = dataclasses.replace(_exp(ratio(loss, count)), n=int(count.sum()))
     return measured, {
         "target": answer.tolist(),
         "prediction": predictions[""].tolist(),

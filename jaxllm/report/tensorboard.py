@@ -43,7 +43,7 @@ from tensorboard.util.tensor_util import make_tensor_proto
 from jaxllm.analysis.curves import is_share
 from jaxllm.io import is_remote
 from jaxllm.report.numbers import UNITS, metric_name
-from jaxllm.run.records import OK, Record
+from jaxllm.run.records import OK, OPTION_PERPLEXITIES, Record
 from jaxllm.run.run import Run
 from jaxllm.uploads import Upload
 
@@ -147,7 +147,8 @@ def _about(record: Record) -> str:
     """Description of a record's scalar: what it measures, in which unit."""
     unit = ", a share (0 to 1)" if is_share(record.metric) else ""
     chance = f"; chance {record.chance:.3g}" if math.isfinite(record.chance) else ""
-    return f"{record.task}: {metric_name(record.metric)}{unit}, {record.n:,} examples{chance}"
+    of = "tokens" if record.metric in OPTION_PERPLEXITIES else "examples"
+    return f"{record.task}: {metric_name(record.metric)}{unit}, {record.n:,} {of}{chance}"
 
 
 def _scalars(record: Record) -> dict[str, float]:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 OK = "ok"
+OPTION_PERPLEXITIES = ("perplexity_correct", "perplexity_incorrect")  # their `n` is of tokens
 
 
 _WITH_SHOTS = re.compile(r"(.+?)[_ -](\d+)[_-]?shots?")
@@ -57,7 +58,7 @@ class Record:
     metric: str
     value: float
     stderr: float = math.nan  # of `value`, over the examples
-    n: int = 0  # number of examples
+    n: int = 0  # number of examples; of OPTION_PERPLEXITIES, of tokens
     chance: float = math.nan
     majority: float = math.nan  # value of the best constant answer (majority-class baseline)
     task_version: str = "1"  # records of different versions are not comparable

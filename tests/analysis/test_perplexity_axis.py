@@ -173,6 +173,17 @@ def test_options_part_with_perplexity():
     assert f"wrong options {high**0.75:.3g} to {low**0.75:.3g}" in options.sentence
 
 
+def test_options_count_by_their_tokens():
+    """The perplexity of the options of two tasks is that of all their tokens."""
+    records = suite(by_perplexity, more=dict.fromkeys(axis.OPTIONS, 0.5))
+    own = records[records.metric.isin(axis.OPTIONS)].assign(n=10)
+    other = own.assign(task="t1", value=own.value**3, n=30)
+    rest = records[~records.metric.isin(axis.OPTIONS)]
+    table = of_title(pd.concat([rest, own, other], ignore_index=True), OPTIONS).table
+    power = (10 * 0.5 + 30 * 1.5) / 40
+    np.testing.assert_allclose(table.option_perplexity, table.perplexity**power)
+
+
 def test_what_a_branch_has_from_its_parent_counts_once():
     records = suite(by_perplexity)
     branch = records[records.run == "r1e+08"].assign(run="branch")

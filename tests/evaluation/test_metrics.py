@@ -137,6 +137,18 @@ def test_several_correct_options_share_their_probability():
     assert measured["perplexity_incorrect"].value == pytest.approx(2.0)
 
 
+def test_perplexities_of_options_are_those_of_all_their_tokens():
+    """Not of their examples: a long option counts by its length."""
+    examples = [Choice("q", (" a", " b", " c"), answer=0), Choice("q", (" a", " b"), answer=1)]
+    ll = -np.array([[2.0, 8.0, 3.0], [1.0, 9.0, np.nan]])
+    measured, _ = metrics.multiple_choice(examples, ll, np.array([[1, 4, 2], [1, 3, 0]]))
+    right, wrong = measured["perplexity_correct"], measured["perplexity_incorrect"]
+    assert right.value == pytest.approx(math.exp((2 + 9) / (1 + 3))) and right.n == 4
+    assert wrong.value == pytest.approx(math.exp((8 + 3 + 1) / (4 + 2 + 1))) and wrong.n == 7
+    jackknife = [2 / 1, 9 / 3]  # of two examples, whose error is nearly the delta method's
+    assert right.stderr / right.value == pytest.approx(np.ptp(jackknife) / 2, rel=0.6)
+
+
 def test_a_constant_answer_has_the_accuracy_of_the_majority_class():
     """Seven of ten answers are yes: 0.7, and one half of the two classes' recalls."""
     examples = [Choice("q", (" yes", " no"), int(i >= 7)) for i in range(10)]
