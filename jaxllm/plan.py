@@ -23,7 +23,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags.add_argument("--topology", metavar="NAME", help="TPUs: v4-512, v5p-128, v6e-256, …")
     flags.add_argument("--slices", type=int, default=1, help="how many such slices (default 1)")
     flags.add_argument("--devices", metavar="NAME", help="or what is at hand: cpu:8, gpu, tpu")
-    flags.add_argument("--json", action="store_true", help="print JSON")
     flags.add_argument(
         "--fit", action="store_true", help="only whether it fits: one compilation, not five"
     )
@@ -56,16 +55,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     from jaxllm.evaluation.config import EvalConfig
     from jaxllm.planning import search, summary
     from jaxllm.sharding.mesh import MeshConfig
-    from jaxllm.suites.config import SuiteConfig
     from jaxllm.training.experiment import Experiment
-    from jaxllm.training.sweep import rule_of
 
     experiment, timed = Experiment.configured().with_vocabulary(), not args.fit
     if not args.search:
         rest = (MeshConfig(), timed, EvalConfig(), args.bandwidth * 1e9, args.price)
-        rule = rule_of(SuiteConfig().rule)
-        plans = [summary.Plan.of(stage, target, *rest, rule) for stage in experiment.stages]
-        print(summary.plan_json(plans) if args.json else summary.plan_text(plans, timed))
+        plans = [summary.Plan.of(stage, target, *rest) for stage in experiment.stages]
+        print(summary.plan_text(plans, timed))
         return 0 if all(plan.fits for plan in plans) else 1
     # of several stages, that with the largest microbatches
     experiment = max(
@@ -73,11 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     meshes = search.meshes(experiment, target)[: args.search]
     results = search.search(experiment, target, meshes)
-    if args.json:
-        print(summary.ranking_json(results))
-    else:
-        print(f"{summary.header(experiment, target)}\n\n    step    MFU     memory  candidate")
-        print(*(result.line() for result in results), sep="\n")
+    print(f"{summary.header(experiment, target)}\n\n    step    MFU     memory  candidate")
+    print(*(result.line() for result in results), sep="\n")
     return 0 if any(result.estimate for result in results) else 1
 
 

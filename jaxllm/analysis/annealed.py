@@ -49,11 +49,8 @@ def annealed(study: Study) -> list[Finding]:
     """Fit a schedule law to each run in progress, or to the largest size, and anneal it.
 
     A run alone is fitted with its branches; siblings are added where these do not tell what a decay
-    gives. A sibling's losses are scaled to the run's level, by the median over their shared steps.
-
-    Returns:
-      A finding per run, with rows of `run, kind, step, tokens, value, low, high`; kinds are
-      measured, law, annealed and, at the planned end, planned.
+    gives, scaled to the run's level. Rows are `run, kind, step, tokens, value, low, high`, of the
+    kinds measured, law, annealed and, at the planned end, planned.
     """
     logged = dict(_logged(study))
     targets = _targets(study, logged)

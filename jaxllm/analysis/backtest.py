@@ -38,12 +38,9 @@ class Backtest(Finding):
     points: pd.DataFrame = dataclasses.field(default_factory=pd.DataFrame)
 
     def summary(self, by: Sequence[str]) -> pd.DataFrame:
-        """Score the forecasts, grouped by the columns `by`.
-
-        Returns:
-          A row per group: number `n` of forecasts; `mae` of the forecast and `mae_NAME` of every
-          baseline; `best`, the name of the best of these, and `reduction` of the error against it;
-          `coverage` and median half `width` of the interval.
+        """Score the forecasts by group: their number `n`, `mae`, `mae_NAME` of every baseline, the
+        name of the `best` and the `reduction` of its error, `coverage` and median half `width` of
+        the interval.
         """
         rows = [
             {**dict(zip(by, key, strict=True)), **_scores(group)}

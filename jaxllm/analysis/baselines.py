@@ -23,12 +23,8 @@ def by_size(
 ) -> tuple[float, float, float]:
     """Final value by the nearest size's gain and by lines in log N of gains and of final values.
 
-    Args:
-      last: the run's last value.
-      now: [runs] values of the finished runs at the same share of the training.
-      end: [runs] their final values.
-      sizes: [runs] their log parameters.
-      size: log parameters of the run.
+    From the run's `last` value, the finished runs' values `now` [runs] at the same share of the
+    training, final ones `end` and log parameters `sizes`, and the run's own `size`.
     """
     apart = np.abs(sizes - size)
     nearest = apart <= apart.min() + SAME_SIZE

@@ -1,8 +1,4 @@
-"""Benchmark means: MMLU's 57 exams become one task `mmlu`.
-
-A published suite scores hundreds of tasks, more than fit a page, and the mean of a benchmark has a
-far smaller standard error than any of its tasks.
-"""
+"""Benchmark means: MMLU's 57 exams become one task `mmlu`, with a far smaller standard error."""
 
 from __future__ import annotations
 
@@ -20,14 +16,10 @@ _MAX_SHOWN = 60  # maximum number of tasks that are shown one by one
 
 
 def pooled(records: pd.DataFrame, most: int = _MAX_SHOWN) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    """Pool the tasks of every benchmark to one task, where there are more than `most` tasks.
+    """Pool the tasks of every benchmark to one task, where there are more than `most`; with notes.
 
     A benchmark's value is the mean over its tasks, at checkpoints with all tasks that the run was
-    scored on; its standard error assumes that the tasks share no examples. Its best constant answer
-    may differ from task to task.
-
-    Returns:
-      The records, and notes on the pooling for the report.
+    scored on; its standard error assumes that the tasks share no examples.
     """
     count = records.task.nunique()
     if count <= most:

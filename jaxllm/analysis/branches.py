@@ -26,16 +26,12 @@ _EQUAL = 1.001  # tokens that differ by a smaller factor are equal
     method="z-test of each task's change; false discoveries: Benjamini and Hochberg (1995).",
 )
 def branches(study: Study) -> Finding:
-    """Compare every branch with its parent, task by task.
+    """Compare every branch with its parent, task by task, as if checkpoints had independent
+    examples.
 
-    Standard errors treat the examples of two checkpoints as independent, which overstates the error
-    of a difference on the same examples.
-
-    Returns:
-      A row per branch and task: `before`, the score at the branch's beginning, `after` at its end,
-      and the parent's `parent` at the same tokens (NaN where it does not go so far); `change` =
-      after - before with its standard error, its p-value and whether it stands out at a
-      false-discovery rate of 5 %; `gain` = after - parent.
+    A row per branch and task: the score `before`, at the branch's beginning, and `after`, at its
+    end, and the `parent`'s at the same tokens (NaN where it does not go so far); `change` with
+    `stderr` and `p`; whether it `stands_out` at 5 % false discoveries; `gain` over the parent.
     """
     curves = {(curve.run, curve.task): curve for curve in study.curves}
     rows = [

@@ -41,11 +41,9 @@ _LATE = 0.2  # share of the curve so far that is tested against the rest
 def collapse(study: Study) -> Finding:
     """Normalize the loss curves of all finished runs, grouped by tokens per parameter.
 
-    The irreducible loss of a group is that of a power law of the final losses over parameters.
-
-    Returns:
-      Rows of `run, params, tokens_per_param, x, ratio, excess`: both normalizations on a grid;
-      `excess` is NaN where three sizes do not tell the irreducible loss.
+    Rows of `run, params, tokens_per_param, x, ratio, excess`: both normalizations on a grid. The
+    irreducible loss is that of a power law of the final losses; without three sizes `excess` is
+    NaN.
     """
     parts, lines = [], []
     for group in _groups(study):

@@ -45,10 +45,8 @@ _FEWEST = 6
 def correlations(study: Study, *, draws: int = 300, seed: int = 0) -> Finding:
     """Correlate the gains of all pairs of tasks, except one task at different shots.
 
-    Returns:
-      A row per pair of tasks: the Spearman correlation of their `gain`s over `n` of them, with its
-      `gain_p`, and `gain_q`, adjusted for the number of pairs. The p-value of the difference within
-      and across domains, in the sentence, is from randomly permuted labels.
+    A row per pair: the Spearman correlation of their `gain`s over `n` of them, its `gain_p`, and
+    `gain_q`, adjusted for the number of pairs. The p-value in the sentence permutes the domains.
     """
     grown = off_guess(study.curves)
     data, notes = Panel.of(grown), grown.notes

@@ -106,10 +106,8 @@ class Curves:
             yield Curve(*row, *arrays[:, start:end])
 
     def main(self) -> Curves:
-        """One curve for every run and task, used by the charts and most analyses.
-
-        It has the primary metric (else the most frequent one, ties in alphabetical order), at the
-        version and shots of the run's latest scores.
+        """One curve for every run and task, used by the charts and most analyses: the primary
+        metric (else the most frequent one), at the version and shots of the run's latest scores.
         """
         table = self.table.reset_index()
         table = table.assign(primary=self.points.groupby("curve").primary.any().to_numpy())
@@ -153,8 +151,7 @@ class Curves:
 def curves(records: pd.DataFrame) -> Curves:
     """All curves of the trajectory table; see `Curves.main` for one per run and task.
 
-    Records without a finite value are dropped; of repeated records the last one is used. Runs of
-    different sizes or families have different names.
+    Records without a finite value are dropped; of repeated records the last one is used.
     """
     if records.empty:
         extra = ("score", "score_stderr", "chance_score", "curve")
@@ -201,10 +198,8 @@ def _without(frame: pd.DataFrame, bad: pd.Series, reason: str, notes: list[str])
 def with_gaps(main: Curves, records: pd.DataFrame) -> pd.DataFrame:
     """Points of `main` for the charts, with a row for every missing value.
 
-    Returns:
-      The columns of `main.points`, ordered by run, domain, task and step. A task that failed, or
-      was not scored, at one of the run's checkpoints has a row with a NaN value there, and the
-      reason in `status`; but one that was scored at half of them or fewer was not meant to be.
+    A task that failed, or was not scored, at one of the run's checkpoints has a row with a NaN
+    value there and the reason in `status`; unless it was scored at half of them or fewer.
     """
     points = main.points.drop(columns="curve")
     failed = records[_valueless(records)].drop_duplicates(["run", "task", "step"])

@@ -45,11 +45,9 @@ _FEWEST = 5  # tasks for a correlation; tasks and pairs for a benchmark
     "noise (Heineman et al. 2025, arXiv 2508.13144).",
 )
 def early_tasks(study: Study, *, shares: tuple[float, ...] = SHARES) -> Finding:
-    """Decision accuracy, signal and noise of every task and metric in all `comparisons`.
-
-    Returns:
-      The rows of `measure` with `order`, `proxy`, `q` (p adjusted for all rows) and `tells`
-      (q < 0.05 and above a guess). Without comparisons, the rows of `moves`.
+    """Decision accuracy, signal and noise of every task and metric in all `comparisons`: the rows
+    of `measure` with `order`, `proxy`, `q` (p adjusted for all rows) and `tells` (q < 0.05 and
+    above a guess). Without comparisons, the rows of `moves`.
     """
     every, runs = _comparable(study)
     made = list(comparisons(runs, shares))
@@ -72,10 +70,9 @@ def early_tasks(study: Study, *, shares: tuple[float, ...] = SHARES) -> Finding:
 def moves(every: Curves) -> pd.DataFrame:
     """When the main curve of each run and task moves beyond a guess, or beyond its noise.
 
-    Returns:
-      `run, task, metric, noise, scatter`, and `tokens` and `share` of the run's tokens at which the
-      score is durably, or at last, above a guess or, without a chance level, above the first by
-      three standard deviations of the last checkpoints; infinite where it is not.
+    `run, task, metric, noise, scatter`, and `tokens` and `share` of the run's tokens at which the
+    score is durably, or at last, above a guess or, without a chance level, above the first by three
+    standard deviations of the last checkpoints; infinite where it is not.
     """
     points = every.points[every.points.main]
     ends = pd.DataFrame({"run": points.run.unique(), "stratum": 0, "until": math.inf})
@@ -98,16 +95,10 @@ def moves(every: Curves) -> pd.DataFrame:
 def choose(study: Study, params: float = math.nan, tokens: float = math.nan) -> Finding:
     """Tasks to decide by with runs of the nearest size (default: the smallest), up to `tokens`.
 
-    The metric of a task is that with the highest detrended SNR: choosing it needs no targets.
-    Chosen are tasks that tell more than a coin or, where no runs show that, that have moved; all
-    are above a guess.
-
-    Returns:
-      A row per task, those to use first: the columns of `measure`, the median tokens at which it
-      `moved`, and `why` it is left out.
-
-    Raises:
-      UserError: no run was scored at known tokens by then.
+    Each with the metric of the highest detrended SNR, which takes no targets. Chosen are tasks
+    above a guess that tell more than a coin or, where no runs show that, that have moved. A row per
+    task, those to use first: the columns of `measure`, the median tokens at which it `moved`, and
+    `why` it is left out. UserError if no run was scored at known tokens by then.
     """
     every, runs = _comparable(study)
     far = np.log(runs.params / (params if params > 0 else runs.params.min())).abs()

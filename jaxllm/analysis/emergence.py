@@ -1,16 +1,13 @@
 """Sudden or gradual gains, whether a sudden one is due to the model or the metric, and their ends.
 
-BIG-bench (Srivastava et al. 2022, App. B) calls gains breakthroughs that a few large steps make;
-but between checkpoints that are far apart the steps of a smooth curve are large, too. Here a gain
-is sudden by the width of its rise, the decades of tokens from 10 to 90 % of it: the interval of the
-width ends below 0.3, and smooth rises that are wider are rejected (`rises`).
+Between checkpoints that are far apart the steps of a smooth curve are large, so a gain is sudden by
+the width of its rise, the decades of tokens from 10 to 90 % of it: the interval of the width ends
+below 0.3, and smooth rises that are wider are rejected (`rises`).
 
-Accuracy and exact match can jump because they only depend on the best answer, while the
-probability of the right one rises steadily (Schaeffer et al. 2023, arXiv 2304.15004). What a
-continuous metric gains first is how frequent words are, though: Pythia's perplexity on LAMBADA
-falls from 8e6 to 6e3 before its accuracy reaches 3 %. So the cause of a jump is only judged by
-continuous metrics whose level of a guess is known, as that of a probability among options, from
-that level on.
+Accuracy can jump because it only depends on the best answer, while the probability of the right one
+rises steadily (Schaeffer et al. 2023, arXiv 2304.15004). But what a continuous metric gains first
+is how frequent words are: so the cause is only judged by continuous metrics whose level of a guess
+is known, as that of a probability among options, from that level on.
 """
 
 from __future__ import annotations
@@ -64,17 +61,14 @@ _HARD = ("accuracy", "exact_match")
 def emergence(study: Study) -> Finding:
     """Measure the widths of all rises, and judge accuracy or exact match of every task by them.
 
-    Returns:
-      A row per run, task and metric, of scores, higher is better: `gain`, `width`, `low`, `high`
-      and `p` as of `Rises.fit`, `q` adjusted over the hard metrics; `hard` marks the judged metric,
-      accuracy or exact match. `onset` is the tokens where a metric leaves a guess.
-      `verdict` is that of the hard metric: sudden where `high` < 0.3 and q < 0.05, gradual where
-      `low` >= 0.3. A jump is due to the metric where a continuous one, itself not sudden, made
-      significantly more than a tenth of its gain over a guess before the onset; due to the model
-      where all made significantly less and are sudden, too; else its cause is unclear.
-      `end` says how a share with a gain moves in the last doubling of tokens, by a line through it
-      (`health.tasks`): falling or growing (p < 0.025), saturated if it gains less than `MARGIN` per
-      doubling (p < 0.05), else there is no trend seen.
+    A row per run, task and metric, of scores, higher is better: `gain`, `width`, `low`, `high` and
+    `p` as of `Rises.fit`, `q` adjusted over the `hard` metrics, which are judged; `onset`, the
+    tokens where it leaves a guess. `verdict`: sudden where `high` < 0.3 and q < 0.05, gradual where
+    `low` >= 0.3. A jump is due to the metric where a continuous one, itself not sudden, made
+    significantly more than a tenth of its gain over a guess before the onset; due to the model
+    where all made significantly less and are sudden, too. `end`, by a line through a share's last
+    doubling of tokens: falling or growing (p < 0.025), saturated if it gains less than `MARGIN` per
+    doubling (p < 0.05), else no trend seen.
     """
     curves = study.all_curves.comparable()
     table = _widths([curve for curve in curves if (curve.tokens > 0).sum() >= FEWEST])

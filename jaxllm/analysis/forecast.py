@@ -27,7 +27,7 @@ from jaxllm.analysis.forecast_methods import (
     forecast_batches,
 )
 from jaxllm.analysis.registry import AHEAD, Study, analysis
-from jaxllm.analysis.stats import line_fit
+from jaxllm.analysis.stats import line_fit, near_equal
 
 # Columns in which two curves must agree to be comparable.
 KEY_COLUMNS = ["task", "shots", "metric", "task_version"]
@@ -152,14 +152,10 @@ def forecasts(study: Study) -> list[Finding]:
 
 
 def forecast(records: pd.DataFrame, run: str, planned_tokens: Mapping[str, float]) -> Finding:
-    """Forecast the value of every task of `run` at the end of its training.
+    """Forecast the value of every task of `run` at the end of its training, as `COLUMNS`.
 
     `planned_tokens` are the totals of all runs in progress; the forecast is fitted to the others.
-
-    Returns:
-      `COLUMNS`, a row per task: `finished_runs` is the number of runs that the forecast was fitted
-      to, `low` and `high` the prediction interval of the final checkpoint's value, including its
-      sampling noise.
+    `low` to `high` holds the final checkpoint's value, its sampling noise included.
     """
     aligned_curves, notes = aligned(records, planned_tokens)
     targets = [one for one in aligned_curves if one.curve.run == run]
@@ -189,9 +185,8 @@ def forecast(records: pd.DataFrame, run: str, planned_tokens: Mapping[str, float
 def aligned(
     records: pd.DataFrame, planned_tokens: Mapping[str, float] | None = None
 ) -> tuple[list[AlignedCurve], tuple[str, ...]]:
-    """Align the curves of every primary metric; with notes on dropped records.
-
-    Runs without `planned_tokens` end at their largest token count in the table.
+    """Align the curves of every primary metric; with notes on dropped records. Runs without
+    `planned_tokens` end at their largest token count in the table.
     """
     primary = records[records.primary.astype(bool)] if records.primary.any() else records
     known = curves(primary[primary.tokens > 0]).comparable()
@@ -200,34 +195,21 @@ def aligned(
         if total < ends.get(run, 0):
             notes.append(f"{run} has {ends[run]:,.0f} tokens, more than the {total:,.0f} planned")
         ends[run] = max(total, ends.get(run, 0))
-    sizes = _sizes(known.table.drop_duplicates("run").set_index("run").params)
+    params = known.table.drop_duplicates("run").set_index("run").params
+    sizes = near_equal(params.astype(float), math.exp(SAME_SIZE))
     return [
-        AlignedCurve(c, sizes[c.run], c.tokens / ends[c.run], c.values, c.stderr) for c in known
+        AlignedCurve(c, int(sizes[c.run]), c.tokens / ends[c.run], c.values, c.stderr)
+        for c in known
     ], tuple(notes)
-
-
-def _sizes(params: pd.Series) -> dict[str, int]:
-    """Index of each run's model size; runs of unknown size each get their own."""
-    sizes: dict[str, int] = {}
-    number, smallest = -1, -math.inf
-    for run, count in params.sort_values(kind="stable").items():
-        log = math.log(count) if count > 0 else -math.inf
-        if not log - smallest < SAME_SIZE:
-            number, smallest = number + 1, log
-        sizes[str(run)] = number
-    return sizes
 
 
 def predict(
     targets: list[AlignedCurve], others: list[AlignedCurve], cut: float, level: float = LEVEL
 ) -> pd.DataFrame:
-    """Forecast final values of `targets` from their first share `cut`.
+    """Forecast final values of `targets` from their first share `cut`, as `COLUMNS`.
 
-    Where none of the `others` is finished, the forecast uses the run's own past only.
-
-    Returns:
-      `COLUMNS`, a row per target with a point before the cut, in the order of `targets`; of the
-      baselines in it, those that need other runs are NaN without them.
+    A row per target with a point before the cut, in their order. Where none of the `others` is
+    finished, it is from the run's own past, and baselines that need other runs are NaN.
     """
     known = [past for past in (target.until(cut) for target in targets) if len(past.progress)]
     smooth = [past.smooth() for past in known]

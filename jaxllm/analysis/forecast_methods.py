@@ -148,10 +148,9 @@ class Batch(NamedTuple):
 def forecast_batches(batches: list[Batch], level: float) -> list[tuple[Array, Array]]:
     """Final value and half interval [targets] of every target of every batch.
 
-    The half interval is the standard error of the forecast times the conformal quantile (Lei et al.
-    2018, "Distribution-free predictive inference for regression", section 2.2) of the benchmark's
-    cross-validation errors over their own standard errors; normal, and half as wide again, where
-    there are too few of them.
+    The half interval is the standard error times the conformal quantile (Lei et al. 2018,
+    "Distribution-free predictive inference for regression", section 2.2) of the benchmark's
+    cross-validation errors over theirs; normal, and half as wide again, where there are too few.
     """
     crossed = [_cross_validation(batch) for batch in batches]
     weights = _weights(batches, crossed)
@@ -188,8 +187,8 @@ def _scores(
 ) -> tuple[Array, Array]:
     """Scale [tasks] of the standard errors, and scores [tasks, runs] of the errors in these units.
 
-    The scale is the root mean square of the task's errors over their standard errors, and of its
-    benchmark's; for a score, of those from the other folds.
+    The scale is the root mean square of the task's errors, in standard errors, and its benchmark's;
+    for a score, of those from the other folds.
     """
     errors = [
         np.einsum("trm,tm->tr", errors, weights) / fold.stderr(weights, spread)[:, None]
@@ -246,10 +245,9 @@ def _learns(batch: Batch, folds: list[tuple[Design, Array]]) -> bool:
 
 
 def _weights(batches: list[Batch], crossed: list[list[tuple[Design, Array]]]) -> list[Array]:
-    """Weights [tasks, methods] for every batch.
-
-    They minimise a mean of the benchmark's error moments (tasks equally weighted) and the task's
-    own, with more weight on its own the more finished runs it has.
+    """Weights [tasks, methods] for every batch, which minimise a mean of the benchmark's error
+    moments (tasks equally weighted) and the task's own; that the more, the more finished runs it
+    has.
     """
     moments, runs = [], []
     for batch, folds in zip(batches, crossed, strict=True):
@@ -273,8 +271,8 @@ def _weights(batches: list[Batch], crossed: list[list[tuple[Design, Array]]]) ->
 def _spread(batch: Batch, weights: Array) -> Spread:
     """Noise by restricted maximum likelihood, and growth by the differences of the runs' gains.
 
-    The shares of the kernels are their weights in the forecast, and a tenth of the prior. Where
-    all finished runs are of one size, `_STRANGE` of their gain is assumed to differ.
+    The kernels' shares are their weights in the forecast, and a tenth of the prior. Where all
+    finished runs are of one size, `_STRANGE` of their gain is assumed to differ.
     """
     points = batch.finished.reshape(len(batch.finished), -1)
     _, systems = _fields(batch.size, 0, batch.sizes, batch.times)
@@ -299,9 +297,8 @@ def _spread(batch: Batch, weights: Array) -> Spread:
 
 
 def convex_weights(errors: Array) -> Array:
-    """Non-negative weights [methods] of sum 1 with the least mean squared error.
-
-    `errors` are the second moments [methods, methods] of the methods' errors.
+    """Non-negative weights [methods] of sum 1 with the least mean squared error, from the second
+    moments [methods, methods] of the methods' errors.
     """
     count, trace = len(errors), float(np.trace(errors)) + 1e-12
     root = np.linalg.cholesky(errors / trace + 1e-9 * np.eye(count)).T
@@ -322,14 +319,11 @@ def damped_trends(
 ) -> list[tuple[float, float]]:
     """Forecast each task's final value from the run's own past, with half its interval.
 
-    The recent trend in log tokens is extrapolated at half its slope (Gardner and McKenzie 1985,
-    "Forecasting trends in time series"), shrunk by its signal-to-noise ratio; a task without a
-    visible trend is forecast at its recent mean. The interval is split-conformal over forecasts
-    with a similar horizon within the run's past, and at least the normal one. Exchangeability of
-    past and future is approximate: on Pythia the 90 % intervals hold 93 to 99 %.
-
-    `curves` are log shares of the training [points], values [points] and the standard error of the
-    last value, NaN where unknown.
+    The recent trend in log tokens goes on at half its slope (Gardner and McKenzie 1985,
+    "Forecasting trends in time series"), shrunk by its signal-to-noise ratio. The interval is
+    split-conformal over forecasts with a similar horizon in the past, at least the normal one: on
+    Pythia those of 90 % hold 93 to 99 %. `curves` are log shares of the training [points], values
+    [points] and the standard error of the last, NaN where unknown.
     """
     now, scores = [], []
     for x, y, stderr in curves:

@@ -29,9 +29,9 @@ def mauve(
 ) -> Mauve:
     """The score of features [n, D] and [m, D]; UserError if the package is not installed.
 
-    The interval is for other texts in the same clusters: both sets are drawn anew with replacement.
-    That adds about as much divergence as the sets already have from being samples, hence the basic
-    bootstrap interval, 2 value - quantiles (Davison and Hinkley 1997, 5.2).
+    The interval is for other texts in the same clusters, drawn anew with replacement. That adds
+    about as much divergence as the sets already have from being samples, hence the basic bootstrap
+    interval, 2 value - quantiles (Davison and Hinkley 1997, 5.2).
     """
     try:
         from mauve import compute_mauve

@@ -18,6 +18,7 @@ from scipy import stats
 from jaxllm.analysis.curves import Curves
 from jaxllm.analysis.finding import amount
 from jaxllm.analysis.onsets import above_guess
+from jaxllm.analysis.stats import near_equal
 
 LATE = 10  # most checkpoints that noise is measured on
 AVERAGED = 5  # most checkpoints whose mean stands for a run
@@ -72,9 +73,9 @@ def runs_of(points: pd.DataFrame, recipes: Mapping[str, str]) -> pd.DataFrame:
     runs = runs.assign(first=by.tokens.min(), tokens=by.tokens.max()).reset_index()
     return runs.assign(
         recipe=runs.run.map(recipes).fillna(runs.recipe),
-        size=_classes(runs.params),
-        length=_classes(runs.tokens),
-        ratio=_classes(runs.tokens / runs.params),
+        size=near_equal(runs.params, _EQUAL),
+        length=near_equal(runs.tokens, _EQUAL),
+        ratio=near_equal(runs.tokens / runs.params, _EQUAL),
     )
 
 
@@ -213,12 +214,6 @@ def agreement(of: pd.DataFrame) -> tuple[float, ...]:
     low, high = ((share + z2 / 2 + side) / (1 + z2) for side in (-half, half))
     p = float(stats.norm.sf((float((a * b).mean()) * independent - 1) / math.sqrt(variance)))
     return int(decided.sum()), share, low, high, p
-
-
-def _classes(values: pd.Series) -> pd.Series:
-    """Ascending numbers, equal for values next to each other within `_EQUAL`; unknown: unique."""
-    order = np.log(values.where(values > 0)).sort_values()
-    return (~(order.diff() <= math.log(_EQUAL))).cumsum().reindex(values.index)
 
 
 def _pairs(runs: pd.DataFrame) -> int:

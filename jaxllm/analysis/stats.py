@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 from scipy import stats
 
 Array = npt.NDArray[np.float64]
@@ -77,6 +78,12 @@ def line_fit(
     scatter = max(math.sqrt(squares / dof), noise) if dof else math.nan
     center, end = (float(center_x), float(center_y)), float(center_y + slope * dx.max())
     return Line(slope, scatter / math.sqrt(spread), scatter, dof, center, end, float(np.ptp(dx)))
+
+
+def near_equal(values: pd.Series, ratio: float) -> pd.Series:
+    """Ascending class numbers: equal for neighbours within a `ratio`; each unknown is its own."""
+    order = np.log(values.where(values > 0)).sort_values(kind="stable")
+    return (~(order.diff() <= math.log(ratio))).cumsum().reindex(values.index)
 
 
 def false_discovery(p_values: npt.ArrayLike) -> Array:

@@ -1,12 +1,11 @@
-"""A plan, and a ranking of candidates, as text and as JSON."""
+"""A plan as text."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Sequence
 from itertools import pairwise, zip_longest
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jaxllm.evaluation.config import EvalConfig
 from jaxllm.models.config import REMAT_POLICIES
@@ -20,12 +19,11 @@ from jaxllm.planning.program import (
     tell,
 )
 from jaxllm.planning.scoring import MAX_SHARE, Scoring, scoring_cost
-from jaxllm.planning.search import Result
 from jaxllm.planning.targets import Target
 from jaxllm.sharding.chips import GIB
 from jaxllm.sharding.mesh import MeshConfig, make_mesh
 from jaxllm.training.experiment import Experiment
-from jaxllm.training.rules import Rule, advice
+from jaxllm.training.rules import advice
 
 _MORE_REMAT = dict(pairwise(REMAT_POLICIES))
 
@@ -53,7 +51,6 @@ class Plan(NamedTuple):
         evaluation: EvalConfig,
         bandwidth: float,
         price: float | None = None,
-        rule: Rule | None = None,
     ) -> Plan:
         """Compile the update and the scorer of a run, without `timed` only for the memory."""
         mesh = make_mesh(config, target.devices)
@@ -76,7 +73,7 @@ class Plan(NamedTuple):
         tokens = experiment.train.steps * experiment.tokens_per_step
         return cls(
             experiment, target, dict(mesh.shape), program, times, excess, scoring, rest,
-            advice(experiment.model, tokens, rule),
+            advice(experiment.model, tokens),
         )  # fmt: skip
 
     @property
@@ -108,17 +105,6 @@ class Plan(NamedTuple):
             tips.append(f"MeshConfig.tensor={2 * shape['tensor']} (more shards of each layer)")
         return [f"--gin.{tip}" for tip in tips] + ["a larger slice, or a smaller --gin.BATCH_SIZE"]
 
-    def as_dict(self) -> dict[str, Any]:
-        """The plan as JSON's types."""
-        parts = ("program", "estimate", "scoring", "bill")
-        return {
-            "topology": self.target.name, "devices": len(self.target.devices),
-            "slices": self.target.slices, "mesh": self.shape, "fits": self.fits,
-            "missing_bytes": self.excess_bytes, "hbm_bytes": self.hbm_bytes,
-            "would_help": self.suggestions, "advice": self.advice, "speed_reached": REACHED,
-            **{name: _as_dict(getattr(self, name)) for name in parts},
-        }  # fmt: skip
-
     def text(self, timed: bool) -> str:
         """The plan for a terminal."""
         lines = [header(self.experiment, self.target, self.shape)]
@@ -148,20 +134,16 @@ class Plan(NamedTuple):
         return "\n".join(lines)
 
 
-def plan_json(plans: Sequence[Plan]) -> str:
-    """The plan of a run as JSON; of several stages, each with the sum of their bills."""
-    whole: dict[str, Any] = {"fits": all(plan.fits for plan in plans), "bill": _sum(plans)}
-    whole["stages"] = [plan.as_dict() for plan in plans]
-    return json.dumps(whole if len(plans) > 1 else plans[0].as_dict(), indent=2)
-
-
 def plan_text(plans: Sequence[Plan], timed: bool) -> str:
     """The plan of a run for a terminal; of several stages, each, and what all of them cost."""
     if len(plans) == 1:
         return plans[0].text(timed)
     parts = [f"stage {p.experiment.number}\n{p.text(timed)}\n" for p in plans]
-    cost, last = _sum(plans), plans[-1].experiment
-    days, hours, dollars = cost["days"], cost["chip_hours"], cost["dollars"]
+    last = plans[-1].experiment
+    bills = [(plan.bill.days, plan.bill.chip_hours, plan.bill.dollars) for plan in plans]
+    days, hours, dollars = (
+        None if None in each else sum(each) for each in zip(*bills, strict=True)
+    )
     whole = f"all stages  {last.train.steps:,} steps, {last.tokens:,} tokens"
     if all(plan.program for plan in plans):
         peak, number = max((p.program.peak, p.experiment.number) for p in plans if p.program)
@@ -170,25 +152,6 @@ def plan_text(plans: Sequence[Plan], timed: bool) -> str:
         money = f", ${dollars / REACHED:,.0f}" if dollars else ""
         whole += f", expected {days / REACHED:.1f} days, {hours / REACHED:,.0f} chip-hours{money}"
     return "\n".join([*parts, whole])
-
-
-def _sum(plans: Sequence[Plan]) -> dict[str, Any]:
-    """The time and money of all stages; None where that of one is not known."""
-    names = ("days", "chip_hours", "dollars")
-    values = {name: [getattr(plan.bill, name) for plan in plans] for name in names}
-    return {name: None if None in each else sum(each) for name, each in values.items()}
-
-
-def ranking_json(results: Sequence[Result]) -> str:
-    """The results of a search as JSON."""
-    rows = [
-        {
-            "bindings": one.candidate.bindings(), "refused": one.refused,
-            "program": _as_dict(one.program), "estimate": _as_dict(one.estimate),
-        }
-        for one in results
-    ]  # fmt: skip
-    return json.dumps(rows, indent=2)
 
 
 def header(experiment: Experiment, target: Target, shape: dict[str, int] | None = None) -> str:
@@ -290,9 +253,3 @@ def _size(count: float) -> str:
             return f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:,.1f} TB"
-
-
-def _as_dict(value: Any) -> dict[str, Any] | None:
-    if isinstance(value, Program):
-        return value._asdict() | {"traffic": [t._asdict() for t in value.traffic]}
-    return value and value._asdict()

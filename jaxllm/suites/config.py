@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from jaxllm.configs import PositiveInt, configurable
 from jaxllm.errors import UserError
@@ -26,8 +26,7 @@ class SuiteConfig:
       sample: number of runs drawn at random from the axes; None takes all.
       cooldowns: shares of a run's steps at which a branch of it ends, decayed: (0.5,) shows what
         the run is worth at half. The branch begins a decay's length before.
-      rule: law of learning rate and batch size: deepseek, step_law or olmo_ladder
-        (`jaxllm.training.rules`), or the SUITE_DIR of an own sweep of ScheduleConfig.peak_lr.
+      rule: published law of learning rate and batch size (`jaxllm.training.rules`).
       checkpoints: regular checkpoints of a run whose steps the dial gives; None leaves
         CheckpointConfig alone.
     """
@@ -39,7 +38,7 @@ class SuiteConfig:
     name: str | None = None
     sample: PositiveInt | None = None
     cooldowns: tuple[float, ...] = ()
-    rule: str = "deepseek"
+    rule: Literal["deepseek", "step_law", "olmo_ladder"] = "deepseek"
     checkpoints: PositiveInt | None = 12
 
     def __post_init__(self) -> None:

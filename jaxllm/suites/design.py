@@ -14,7 +14,7 @@ from jaxllm.errors import UserError
 from jaxllm.suites import scale
 from jaxllm.suites.config import SuiteConfig
 from jaxllm.training.experiment import Experiment
-from jaxllm.training.rules import Rule
+from jaxllm.training.rules import RULES
 
 DIAL = ("params", "tokens_per_param", "tokens", "flops")
 # beside the runs, in the suite's directory
@@ -52,15 +52,11 @@ class Member:
 
 
 def members(
-    config: SuiteConfig,
-    rule: Rule,
-    length: int,
-    configure: Callable[[Mapping[str, Any]], Experiment],
+    config: SuiteConfig, length: int, configure: Callable[[Mapping[str, Any]], Experiment]
 ) -> list[Member]:
     """The runs of a suite, the cheapest first, and each before its branches.
 
     Args:
-      rule: law of learning rate and batch of runs that the dial sizes.
       length: tokens per sequence.
       configure: the experiment of some bindings on top of the suite's file.
 
@@ -73,9 +69,7 @@ def members(
         points += [dict(zip(product, row, strict=True)) for row in itertools.product(*columns)]
     if config.sample is not None:
         points = random.Random(0).sample(points, min(config.sample, len(points)))
-    found = [
-        one for point in points for one in _with_branches(config, point, rule, length, configure)
-    ]
+    found = [one for point in points for one in _with_branches(config, point, length, configure)]
     names = [one.name for one in found]
     for name in names:
         if names.count(name) > 1:
@@ -108,7 +102,6 @@ def _labelled(axis: str, values: Any) -> list[tuple[str, Any]]:
 def _with_branches(
     config: SuiteConfig,
     point: Point,
-    rule: Rule,
     length: int,
     configure: Callable[[Mapping[str, Any]], Experiment],
 ) -> list[Member]:
@@ -128,7 +121,7 @@ def _with_branches(
         if "flops" in dial:  # they count all parameters, embeddings included
             sized = configure(scale.shape_bindings(params))
             tokens = dial["flops"] / sized.flops(1)
-        bindings |= scale.settings(params, tokens, length, rule, config.checkpoints)
+        bindings |= scale.settings(params, tokens, length, RULES[config.rule], config.checkpoints)
     bindings |= {axis: value for axis, (_, value) in point.items() if axis not in DIAL}
     experiment = configure(bindings)
     steps, branches = experiment.train.steps, {}

@@ -1,4 +1,4 @@
-"""Laws of learning rate and batch size, by size and tokens of a run: the published ones.
+"""Published laws of learning rate and batch size, by size and tokens of a run.
 
 They are advice: each was fitted in a range of sizes, with its own schedule and optimizer. Learning
 rate and batch size of a law belong together. Sizes count parameters without embeddings.
@@ -13,14 +13,13 @@ from jaxllm.models.config import ModelConfig
 
 
 class Rule(NamedTuple):
-    """A law of learning rate and batch size, published or from `jaxllm.training.sweep`."""
+    """A published law of learning rate and batch size."""
 
     source: str
     learning_rate: Callable[[float, float], float]  # peak, from parameters N and tokens D
     batch_tokens: Callable[[float, float], float]  # tokens per batch, alike
     params: tuple[float, float]  # the ranges in which it was fitted
     tokens: tuple[float, float]
-    notes: tuple[str, ...] = ()  # what else is to be known of it, a line each
 
     def advice(self, params: float, tokens: float) -> str:
         """One line: what the law says, and whether it was fitted there."""
@@ -53,11 +52,10 @@ RULES: Mapping[str, Rule] = {
 }  # fmt: skip
 
 
-def advice(model: ModelConfig, tokens: float, own: Rule | None = None) -> list[str]:
-    """Lines on learning rate and batch of a run, of the published laws and of an `own` one."""
-    laws = [*RULES.values(), *([own] if own and own not in RULES.values() else [])]
+def advice(model: ModelConfig, tokens: float) -> list[str]:
+    """A line of each law on learning rate and batch of a run."""
     params = without_embeddings(model)
-    return [line for law in laws for line in (law.advice(params, tokens), *law.notes)]
+    return [law.advice(params, tokens) for law in RULES.values()]
 
 
 def without_embeddings(model: ModelConfig) -> int:

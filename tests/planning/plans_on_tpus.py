@@ -28,7 +28,8 @@ def main() -> None:
     costs = measure_costs(dataclasses.replace(e, data=twice), mesh, two.slices)
     found = {
         "text": plan.text(timed=True),
-        "plan": plan.as_dict(),
+        "estimate": plan.estimate and plan.estimate._asdict(),
+        "scoring": plan.scoring and plan.scoring._asdict(),
         "two_slices": ideal_seconds(two, costs),
     }
     print(json.dumps(found))

@@ -15,11 +15,13 @@ import pytest
 from jaxllm import cli
 from jaxllm import plan as command
 from jaxllm.errors import UserError
+from jaxllm.evaluation.config import EvalConfig
 from jaxllm.planning import search, targets
 from jaxllm.planning.bill import Bill
 from jaxllm.planning.program import Costs
-from jaxllm.planning.summary import Plan, plan_text, ranking_json
+from jaxllm.planning.summary import Plan, plan_text
 from jaxllm.sharding.chips import chip_of
+from jaxllm.sharding.mesh import MeshConfig
 from jaxllm.training.experiment import Experiment
 from tests.conftest import REPOSITORY
 from tests.planning.tiny import TINY
@@ -51,24 +53,33 @@ def plan(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     return run
 
 
+def planned(*flags: str, devices: int = 8, timed: bool = False) -> list[Plan]:
+    """The plan of each stage on so many of the virtual CPU devices."""
+    cli.load_gin(cli.parse(cli.parser(""), [*TINY, *flags]))
+    target = targets.Target("as if", jax.devices()[:devices], 1, None)
+    return [
+        Plan.of(stage, target, MeshConfig(), timed, EvalConfig(), 1e9)
+        for stage in Experiment.configured().stages
+    ]
+
+
 @pytest.fixture(scope="module")
 def on_tpus() -> dict[str, Any]:
     return json.loads(started("-m", "tests.planning.plans_on_tpus"))
 
 
-def test_cpu_devices_show_memory_and_traffic(plan) -> None:
-    code, out, err = plan(
-        *TINY, "--devices=cpu:8", "--json", "--gin.MeshConfig.fsdp=4", "--gin.MeshConfig.tensor=2"
-    )
-    found = json.loads(out)
-    assert code == 0 and found["fits"]
-    assert found["mesh"]["fsdp"] == 4 and found["mesh"]["tensor"] == 2
-    estimate, program = found["estimate"], found["program"]
+def test_cpu_devices_show_memory_and_traffic(capsys: pytest.CaptureFixture[str]) -> None:
+    mesh = ("--gin.MeshConfig.fsdp=4", "--gin.MeshConfig.tensor=2")
+    (found,) = planned(*mesh, timed=True)
+    err = capsys.readouterr().err
+    assert found.fits and found.shape["fsdp"] == 4 and found.shape["tensor"] == 2
+    estimate, program = found.estimate, found.program
+    assert estimate and program
     # parameters, two moments and float32 on 8 devices, and the batch
-    assert program["arguments"] == pytest.approx(3 * 4 * estimate["params"] / 8, rel=0.1)
-    assert 0.9 < estimate["compiler_flops"] / estimate["model_flops_causal"] < 1.6
-    assert {t["kind"] for t in program["traffic"]} >= {"all-gather", "all-reduce"}
-    assert estimate["step_seconds"] is None
+    assert program.arguments == pytest.approx(3 * 4 * estimate.params / 8, rel=0.1)
+    assert 0.9 < estimate.compiler_flops / estimate.model_flops_causal < 1.6
+    assert {t.kind for t in program.traffic} >= {"all-gather", "all-reduce"}
+    assert estimate.step_seconds is None
     # what takes the time is told as it begins, with the seconds so far
     told = [re.sub(r"^ +\d+ s  ", "", line) for line in err.splitlines()]
     update = "compiling the update of {} layer(s) on 8 device(s)"
@@ -77,14 +88,14 @@ def test_cpu_devices_show_memory_and_traffic(plan) -> None:
 
 def test_all_stages_are_planned_and_billed_together(plan) -> None:
     stages = "({'tokens': 40960}, {'batch_size': 32, 'sequence_length': 64})"
-    flags = (*TINY, "--gin.ModelConfig.num_layers=1", "--devices=cpu:8", "--fit",
-             "--gin.TRAIN_STEPS=30", f"--gin.TrainConfig.stages={stages}")  # fmt: skip
-    code, out, _ = plan(*flags, "--json")
-    found = json.loads(out)
-    assert code == 0 and found["fits"] and found["bill"]["days"] is None
-    first, second = (one["bill"] for one in found["stages"])
-    assert (first["requests"], second["requests"]) == (10 * 16, 20 * 32)
-    assert first["token_store_bytes"] + second["token_store_bytes"] == 2 * 40960 * 2
+    flags = ("--gin.ModelConfig.num_layers=1", "--gin.TRAIN_STEPS=30",
+             f"--gin.TrainConfig.stages={stages}")  # fmt: skip
+    code, out, _ = plan(*TINY, *flags, "--devices=cpu:8", "--fit")
+    assert code == 0 and "stage 2\n" in out and "expected" not in out
+    gin.clear_config()
+    first, second = (one.bill for one in planned(*flags))
+    assert (first.requests, second.requests) == (10 * 16, 20 * 32)
+    assert first.token_store_bytes + second.token_store_bytes == 2 * 40960 * 2
     experiment, target = (
         Experiment.configured(),
         targets.Target("as if", jax.devices()[:1], 1, None),
@@ -98,40 +109,38 @@ def test_all_stages_are_planned_and_billed_together(plan) -> None:
     assert "all stages  30 steps, 81,920 tokens, expected 8.0 days" in plan_text(plans, timed=True)
 
 
-def test_activations_are_what_a_policy_keeps(plan) -> None:
+def test_activations_are_what_a_policy_keeps() -> None:
     """Closed forms, in bytes of a device: 5 layers, 16 x 256 tokens on 8 devices, bfloat16."""
     width = 5 * 16 * 256 // 8 * 256 * 2
     found = {}
     for policy in ("residual", "full"):
         gin.clear_config()
-        code, out, _ = plan(
-            *TINY, "--gin.ModelConfig.num_layers=5", "--gin.ModelConfig.scan_layers=True",
-            "--devices=cpu:8", "--fit", "--json", f"--gin.ModelConfig.remat={policy}",
+        (one,) = planned(
+            "--gin.ModelConfig.num_layers=5", "--gin.ModelConfig.scan_layers=True",
+            f"--gin.ModelConfig.remat={policy}",
         )  # fmt: skip
-        assert code == 0
-        found[policy] = json.loads(out)["program"]
-        assert found[policy]["activations"] <= found[policy]["temporaries"]
-    assert found["full"]["activations"] == width
-    assert found["residual"]["activations"] == 2 * width
+        assert one.program and one.program.activations <= one.program.temporaries
+        found[policy] = one.program.activations
+    assert found == {"full": width, "residual": 2 * width}
 
 
 @needs_tpu_compiler
 def test_a_slice_is_planned_without_one(on_tpus) -> None:
-    text, plan = on_tpus["text"], on_tpus["plan"]
+    text, estimate = on_tpus["text"], on_tpus["estimate"]
     for part in (
         "memory ", "compute ", "HBM ", "ICI ", "step ", "MFU ", "chip-hours", "s a checkpoint, ",
         "1 task(s)", "% of the run", "not counted: hellaswag: ", "checkpoints ", "expected ", "$",
     ):  # fmt: skip
         assert part in text, text
     # the scorer's forward pass takes a third of an update's FLOPs, as ideal as the update's time
-    update = plan["estimate"]["step_seconds"] / plan["estimate"]["tokens_per_step"]
-    assert 0.1 < plan["scoring"]["seconds_per_million"] / 1e6 / update < 1
+    update = estimate["step_seconds"] / estimate["tokens_per_step"]
+    assert 0.1 < on_tpus["scoring"]["seconds_per_million"] / 1e6 / update < 1
 
 
 @needs_tpu_compiler
 def test_two_slices_take_the_time_of_one_and_what_goes_between(on_tpus) -> None:
     """Twice the rows on twice the chips; the compiler has no time for what leaves a slice."""
-    one, two = on_tpus["plan"]["estimate"], on_tpus["two_slices"]
+    one, two = on_tpus["estimate"], on_tpus["two_slices"]
     assert 0.9 < two["compiler_seconds"] / one["compiler_seconds"] < 1.3
     assert one["dcn_seconds"] == 0 and two["dcn_seconds"] > 0
 
@@ -155,10 +164,10 @@ def test_search_ranks_what_fits(monkeypatch) -> None:
     target = targets.Target("as if", jax.devices()[:4], 1, chip_of("TPU v5 lite"))
     experiment = Experiment.configured()
     meshes = search.meshes(experiment, target)[:2]
-    results = json.loads(ranking_json(search.search(experiment, target, meshes)))
-    steps = [r["estimate"]["step_seconds"] for r in results if r["estimate"]]
+    results = search.search(experiment, target, meshes)
+    steps = [r.estimate.step_seconds for r in results if r.estimate]
     assert len(steps) == 2 and steps[0] < steps[1]
-    assert sum("MeshConfig.fsdp=4" in r["bindings"] for r in results) == 1
+    assert sum("MeshConfig.fsdp=4" in r.candidate.bindings() for r in results) == 1
 
 
 @needs_tpu_compiler

@@ -1,15 +1,14 @@
 """The scoring of a run's checkpoints as a plan counts it, and the rest of the bill."""
 
 import dataclasses
-import json
 
 import jax
 import pytest
 
 from jaxllm import cli, plan
 from jaxllm.evaluation.config import EvalConfig
-from jaxllm.planning import scoring, summary, targets
-from jaxllm.planning.bill import EXAMPLE_BYTES, PROCESS_BYTES, REACHED, RECORD_BYTES, bill
+from jaxllm.planning import scoring, targets
+from jaxllm.planning.bill import EXAMPLE_BYTES, PROCESS_BYTES, RECORD_BYTES, bill
 from jaxllm.planning.summary import Plan
 from jaxllm.sharding.chips import chip_of
 from jaxllm.sharding.mesh import MeshConfig, make_mesh
@@ -91,9 +90,6 @@ def test_the_bill_is_a_closed_form(planned):
     assert found.hosts == 1
     assert found.host_bytes - PROCESS_BYTES == pytest.approx(found.checkpoint_bytes, rel=0.01)
     assert found.chip_hours == pytest.approx(hours) and found.dollars == pytest.approx(3 * hours)
-    written = json.loads(summary.plan_json([planned]))
-    assert written["bill"] == found._asdict() and written["speed_reached"] == REACHED
-    assert written["scoring"]["sequences"] == planned.scoring.sequences
 
 
 def test_large_vocabularies_take_four_bytes_a_token(planned):

@@ -20,11 +20,8 @@ from jaxllm.analysis.registry import HEALTH, Study, analysis
     "(Benjamini and Hochberg 1995); spikes by a robust z-score and a Poisson test.",
 )
 def checks(study: Study) -> Finding:
-    """Run the health checks of all runs; see `examine`.
-
-    Returns:
-      A row per run and check: `run, check, state` (refused, alarm or fine), `number, p_value, step,
-      says`.
+    """Run the health checks of all runs, as `examine`: rows of `run, check, state` (refused, alarm
+    or fine), `number, p_value, step, says`.
     """
     every = examine(study)
     rows = [
@@ -61,9 +58,8 @@ def checks(study: Study) -> Finding:
 
 
 def examine(study: Study) -> dict[str, tuple[Check, ...]]:
-    """Run every check of each run; checks without enough data are refused.
-
-    Only runs with siblings to be compared with have a check of the collapse.
+    """Run every check of each run; without enough data one is refused. Only runs with siblings to
+    be compared with have a check of the collapse.
     """
     of_tasks = tasks.judged(study.curves)
     return {

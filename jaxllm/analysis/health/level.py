@@ -25,8 +25,8 @@ def jumps(metrics: pd.DataFrame) -> Check:
     A line over log2 tokens through the medians of `FITTED` blocks predicts the next two. The alarm
     is raised when both are more than `SPIKE_SIGMAS` standard errors of a prediction and the share
     `PLATEAU_SHARE` of the loss off, on one side, and nearer to each other than to the line. An
-    upward jump must exceed all of the blocks, since a convex curve leaves its line without rising;
-    a downward one counts only where the learning rate does not fall, which lowers the loss.
+    upward jump must exceed all of the blocks, as a convex curve leaves its line without rising; a
+    downward one counts only where the learning rate does not fall.
     """
     entries, rates = logged(metrics, "loss"), logged(metrics, "learning_rate")
     count = len(entries) // BLOCK

@@ -34,9 +34,8 @@ TOLERATED_SPIKES = 1 / 200
 def loss_checks(
     metrics: pd.DataFrame, alpha: float = ALPHA, newest: int | None = None
 ) -> tuple[Check, ...]:
-    """Run the checks of the logged metrics of one run, each at level `alpha`.
-
-    `newest` is the number of last steps that are searched for spikes, None for all.
+    """Run the checks of the logged metrics of one run, each at level `alpha`; only the `newest`
+    steps, if given, are searched for spikes.
     """
     late = metrics if newest is None else metrics.tail(newest)
     return (
@@ -68,13 +67,12 @@ def non_finite_loss(metrics: pd.DataFrame) -> Check:
 
 
 def spikes(metrics: pd.DataFrame, alpha: float = ALPHA) -> Check:
-    """Detect loss spikes by a robust z-score.
+    """Detect loss spikes by z = (loss - median) / (1.4826 MAD), of the preceding `WINDOW` values
+    (`_SHORTEST` at the start).
 
-    z = (loss - median) / (1.4826 MAD), with median and median absolute deviation of the preceding
-    `WINDOW` values (`_SHORTEST` at the start). A spike begins at z above `SPIKE_SIGMAS` and ends
-    once the loss is back within three of those deviations. The alarm is raised when a spike has
-    lasted for `LASTING` logged steps to the end of the log, or when there are significantly more
-    than `TOLERATED_SPIKES`, since outlier batches cause spikes in every run.
+    A spike begins at z above `SPIKE_SIGMAS` and ends once the loss is back within three of those
+    deviations. The alarm is raised when one has lasted for `LASTING` logged steps to the end of the
+    log, or when there are significantly more than `TOLERATED_SPIKES`.
     """
     name = SPIKES
     entries = logged(metrics, "loss")
@@ -135,10 +133,8 @@ def _spikes(entries: pd.DataFrame) -> pd.DataFrame:
 
 
 def plateau(metrics: pd.DataFrame, alpha: float = ALPHA) -> Check:
-    """Whether the loss has stopped falling.
-
-    Null hypothesis: it still falls by the share `PLATEAU_SHARE` per doubling of tokens. The alarm
-    is raised when the trend of the last doubling rejects that, so a noisy curve raises none.
+    """Whether the loss has stopped falling: the trend of the last doubling rejects the null
+    hypothesis that it still falls by the share `PLATEAU_SHARE` per doubling of tokens.
     """
     name, line = "plateau", recent_trend(metrics, "loss")
     if isinstance(line, str):
@@ -160,10 +156,10 @@ def plateau(metrics: pd.DataFrame, alpha: float = ALPHA) -> Check:
 
 
 def gradient_drift(metrics: pd.DataFrame, alpha: float = ALPHA) -> Check:
-    """Whether the gradient norm is growing.
+    """Whether the gradient norm grows by more than the factor `DRIFT_FACTOR` per doubling of
+    tokens.
 
-    Null hypothesis: it grows by at most the factor `DRIFT_FACTOR` per doubling of tokens. A growing
-    gradient norm precedes many divergences (OLMo 2, arXiv 2501.00656, section 3).
+    A growing norm precedes many divergences (OLMo 2, arXiv 2501.00656, section 3).
     """
     name, line = "gradient norm", recent_trend(metrics, "grad_norm", log=True)
     if isinstance(line, str):
@@ -199,10 +195,7 @@ def _floats(column: pd.Series) -> np.ndarray:
 
 
 def recent_trend(metrics: pd.DataFrame, column: str, log: bool = False) -> Line | str:
-    """Trend of a column, or of its log2 with `log`, over the last doubling of tokens.
-
-    Without enough data, the reason as a string.
-    """
+    """Trend of a column, or of its log2, over the last doubling of tokens; or why there is none."""
     entries = logged(metrics, column)
     entries = entries[(entries.tokens > 0) & ((entries.value > 0) | (not log))]
     if entries.empty:
@@ -224,9 +217,8 @@ def recent_trend(metrics: pd.DataFrame, column: str, log: bool = False) -> Line 
 
 
 def _running_medians(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Median and 1.4826 MAD of the `WINDOW` values before each, of `_SHORTEST` at the start.
-
-    They depend on preceding values only, so a spike is the same at every later check.
+    """Median and 1.4826 MAD of the `WINDOW` values before each, of `_SHORTEST` at the start: a
+    spike is the same at every later check.
     """
     median, deviation = np.full((2, len(values)), np.nan)
     for width, last in ((_SHORTEST, WINDOW), (WINDOW, len(values))):

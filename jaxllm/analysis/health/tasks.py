@@ -40,9 +40,8 @@ def noise(curve: Curve) -> float:
 
 
 def recent_trend(curve: Curve) -> Line | None:
-    """Line per doubling of tokens through the last doubling; None for fewer than `FEWEST` points.
-
-    Its scatter is at least the sampling noise; points at 0 tokens are left out.
+    """Line per doubling of tokens through the last doubling, its scatter at least the sampling
+    noise; None for fewer than `FEWEST` points after 0 tokens.
     """
     trained = curve.tokens > 0
     tokens, scores = curve.tokens[trained], curve.scores[trained]
@@ -61,8 +60,8 @@ def was_at_chance(curve: Curve) -> bool:
 def falling(own: Sequence[Curve], alpha: float = ALPHA) -> Check:
     """Find capabilities of a run that get worse over the last doubling of tokens.
 
-    Null hypothesis for each task: its trend does not fall. The scatter is at least the sampling
-    error, and the fall must exceed it. Tasks that were at chance before are not tested. The
+    Null hypothesis for each task: its trend does not fall; the fall must exceed the scatter, which
+    is at least the sampling error. Tasks that were at chance before are not tested. The
     false-discovery rate over all others is at most `alpha`.
     """
     name = "falling capabilities"

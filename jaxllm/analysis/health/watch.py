@@ -1,10 +1,9 @@
 """Health checks of a run in progress, repeated as its metrics and scores come in.
 
-Repeated tests inflate the false-alarm rate. So the trends are tested `LOOKS` times per doubling of
-tokens, each at the level `ALPHA / LOOKS`: a run at the boundary of its null hypothesis raises a
-false alarm in at most one of a hundred doublings. Spikes need no correction and are reported at
-once, jumps of the loss at every `level.BLOCK`th logged step. Between the tests a logged step costs
-a median of `loss.WINDOW` numbers.
+Repeated tests inflate the false-alarm rate, so the trends are tested `LOOKS` times per doubling of
+tokens, each at the level `ALPHA / LOOKS`: in at most one of a hundred doublings a run at the
+boundary raises a false alarm. Spikes need no correction and are reported at once, jumps of the loss
+at every `level.BLOCK`th logged step.
 """
 
 from __future__ import annotations
@@ -34,8 +33,8 @@ class Watch:
     """Checks the metrics and scores of a run as they come in, and returns new alarms.
 
     An alarm is new once for each of its subjects (a task, a spike). It is cleared once the loss has
-    come back, and other alarms after a doubling of tokens without them: a check that is not
-    `raised` names the subjects that are cleared. Memory: five numbers per logged step.
+    come back, others after a doubling of tokens without them: a check that is not `raised` names
+    the subjects that are cleared. Memory: five numbers per logged step.
     """
 
     def __init__(self) -> None:

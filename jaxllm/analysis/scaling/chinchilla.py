@@ -36,7 +36,7 @@ from jaxllm.analysis.scaling.fit import (
     squared_errors,
     usable,
 )
-from jaxllm.analysis.stats import line_fit
+from jaxllm.analysis.stats import line_fit, near_equal
 
 DELTA = 1e-3  # error of log L from which the loss of the parametric fit is linear
 _FLAT = 1e-4  # exponent below which the loss does not fall
@@ -196,10 +196,8 @@ def isoflop(points: pd.DataFrame, *, draws: int = DRAWS, seed: int = 0) -> Compu
 
 def _same_budgets(frame: pd.DataFrame) -> pd.DataFrame:
     """Merge budgets within a tenth of each other into their geometric mean."""
-    frame = frame.sort_values("flops", ignore_index=True)
-    log_c = np.log(frame.flops)
-    budget = (log_c.diff() > math.log(1.1)).cumsum()
-    return frame.assign(flops=np.exp(log_c.groupby(budget).transform("mean")))
+    budget = near_equal(frame.flops, 1.1)
+    return frame.assign(flops=np.exp(np.log(frame.flops).groupby(budget).transform("mean")))
 
 
 def _curved(frame: pd.DataFrame) -> float:

@@ -25,7 +25,7 @@ from jaxllm.analysis.scaling.fit import (
     outliers,
     usable,
 )
-from jaxllm.analysis.stats import line_fit
+from jaxllm.analysis.stats import line_fit, near_equal
 
 _MIN_POINTS = 4
 _MIN_RANGE = 4.0
@@ -112,7 +112,7 @@ def _most(frame: pd.DataFrame, fixed: str, varied: str) -> pd.DataFrame:
     The best of several runs with the same value of `varied`.
     """
     rows = frame.sort_values(fixed)
-    value = (np.log(rows[fixed]).diff() > math.log(_SAME_TOKENS)).cumsum()
+    value = near_equal(rows[fixed], _SAME_TOKENS)
     groups = [rows[value == one] for one in value.unique()[::-1]]
     largest = max(groups, key=lambda group: group[varied].nunique(), default=rows)
     return largest.sort_values("loss").drop_duplicates(varied).sort_values(varied)

@@ -20,7 +20,7 @@ from jaxllm.analysis.tokens import trends
 from jaxllm.analysis.tokens.double_descent import double_descent
 from jaxllm.analysis.tokens.kinds import shares_by_kind, token_kinds
 from jaxllm.analysis.tokens.runs import TokenRun, TokenStudy
-from jaxllm.analysis.tokens.subsets import Z, clustered_mean, overlap, subset_curves
+from jaxllm.analysis.tokens.subsets import Z, clustered_mean, overlap, subset_perplexity
 from jaxllm.errors import UserError
 
 AFTER = 0.2  # share of training after which subsets are chosen: the paper's figures 3 and 4
@@ -118,12 +118,14 @@ def _subsets(study: TokenStudy) -> Finding:
             if not subset.any():
                 continue
             for run in runs:
-                clock = {"step": run.steps, "tokens": run.tokens, "flops": run.flops}
-                rows = pd.DataFrame(clock).assign(size="", seed=0)
-                curve = subset_curves({("", 0): run.losses}, rows, subset, documents, ("", 0))
-                named = {"run": run.run, "size": run.label, "trend": name, "by": selector.run}
-                choice = "its own choice" if run is selector else "another's choice"
-                curves.append(curve.assign(**named, selection=choice))
+                perplexity, low, high = subset_perplexity(run.losses, subset, documents)
+                curve = {
+                    "step": run.steps, "tokens": run.tokens, "flops": run.flops, "size": run.label,
+                    "perplexity": perplexity, "low": low, "high": high, "run": run.run,
+                    "trend": name, "by": selector.run,
+                    "selection": "its own choice" if run is selector else "another's choice",
+                }  # fmt: skip
+                curves.append(pd.DataFrame(curve))
                 if name == "upward" and run is not selector:
                     tests += _tested(run, selector, subset, documents)
     if not curves:

@@ -29,28 +29,10 @@ def clustered_mean(values: npt.NDArray[np.generic], documents: Ints) -> Floats:
     return np.stack([mean, np.sqrt(scale * squares) / len(order)])
 
 
-def subset_curves(
-    losses: Mapping[tuple[str, int], Floats], checkpoints: pd.DataFrame,
-    subset: npt.NDArray[np.bool_], documents: Ints, selector: tuple[str, int],
-) -> pd.DataFrame:  # fmt: skip
-    """Perplexity of a subset [n], exp(mean loss), for every model and checkpoint.
-
-    `checkpoints` has a row per `size`, `seed` and checkpoint, with what curves are drawn against
-    (step, FLOPs, held-out perplexity); `losses` [S, n] of each size and seed follow its order.
-
-    Returns:
-      `checkpoints` with the subset's `perplexity`, `low` and `high` end of its 95 % interval over
-      documents, and `selection`, compared with the size and seed of the `selector`: a curve that is
-      its "own outcome" shows what it was chosen for; one of "another seed" or "another size" may.
-    """
-    tables = []
-    for (size, seed), rows in checkpoints.groupby(["size", "seed"], sort=False):
-        mean, stderr = clustered_mean(losses[size, seed][:, subset], documents[subset])
-        perplexity, low, high = np.exp([mean, mean - Z * stderr, mean + Z * stderr])
-        own = "own outcome" if seed == selector[1] else "another seed"
-        selection = own if size == selector[0] else "another size"
-        tables.append(rows.assign(perplexity=perplexity, low=low, high=high, selection=selection))
-    return pd.concat(tables, ignore_index=True)
+def subset_perplexity(losses: Floats, subset: npt.NDArray[np.bool_], documents: Ints) -> Floats:
+    """Perplexity [3, S] of a subset [n] by losses [S, n], and its 95 % interval over documents."""
+    mean, stderr = clustered_mean(losses[:, subset], documents[subset])
+    return np.exp([mean, mean - Z * stderr, mean + Z * stderr])
 
 
 def overlap(

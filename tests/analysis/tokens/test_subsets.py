@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from jaxllm.analysis.tokens.kinds import shares_by_kind, token_kinds
-from jaxllm.analysis.tokens.subsets import clustered_mean, overlap, subset_curves
+from jaxllm.analysis.tokens.subsets import clustered_mean, overlap, subset_perplexity
 from jaxllm.analysis.tokens.trends import TRENDS, classify
 from tests.analysis.tokens.test_trends import autoregressive
 
@@ -25,22 +25,12 @@ def test_clustered_error_is_that_of_a_bootstrap_over_documents() -> None:
     assert np.isnan(clustered_mean(values[:, :0], documents[:0])).all()
 
 
-def test_subset_curves_follow_a_subset_in_every_model() -> None:
+def test_perplexity_of_a_subset() -> None:
     rng = np.random.default_rng(1)
-    models = {("small", 0): 3, ("small", 1): 3, ("large", 0): 2}
-    losses = {model: rng.normal(3, 1, (size, 200)) for model, size in models.items()}
-    checkpoints = pd.DataFrame(
-        [(*model, step, 6e3 * step) for model, size in models.items() for step in range(size)],
-        columns=["size", "seed", "step", "flops"],
-    )
-    subset, documents = rng.random(200) < 0.4, np.arange(200) // 10
-    curves = subset_curves(losses, checkpoints, subset, documents, ("small", 0))
-    pd.testing.assert_frame_equal(curves[list(checkpoints)], checkpoints)
-    expected = [np.exp(row[subset].mean()) for curve in losses.values() for row in curve]
-    np.testing.assert_allclose(curves["perplexity"], expected)
-    assert ((curves["low"] < expected) & (curves["high"] > expected)).all()
-    by_model = curves.groupby(["size", "seed"], sort=False)["selection"].unique().map(list)
-    assert list(by_model) == [["own outcome"], ["another seed"], ["another size"]]
+    losses, subset = rng.normal(3, 1, (3, 200)), rng.random(200) < 0.4
+    perplexity, low, high = subset_perplexity(losses, subset, np.arange(200) // 10)
+    np.testing.assert_allclose(perplexity, [np.exp(row[subset].mean()) for row in losses])
+    assert ((low < perplexity) & (high > perplexity)).all()
 
 
 def test_overlap_is_that_of_a_contingency_table() -> None:
@@ -146,12 +136,11 @@ def test_shares_by_kind_are_those_of_groupby() -> None:
 def test_a_trend_by_selection_is_gone_in_another_seed() -> None:
     """Of noise alone, the tokens that a seed calls upward rise in that seed and in no other."""
     rng = np.random.default_rng(4)
-    losses = {("s", seed): 3 + autoregressive(rng, np.full(4000, 0.5), 30, 0.1) for seed in (0, 1)}
-    upward = classify(losses["s", 0], range(1, 31), 0.0) == TRENDS.index("upward")
-    checkpoints = pd.DataFrame({"size": "s", "seed": np.repeat([0, 1], 30)})
-    curves = subset_curves(losses, checkpoints, upward, np.arange(4000) // 20, ("s", 0))
-    ends = curves.groupby("selection").nth([0, -1]).set_index("selection")
-    own, other = ends.loc["own outcome"], ends.loc["another seed"]
-    assert own["low"].iloc[1] > own["high"].iloc[0] * 1.05
-    assert other["low"].iloc[1] < other["high"].iloc[0]
-    assert other["low"].iloc[0] < other["high"].iloc[1]
+    losses = [3 + autoregressive(rng, np.full(4000, 0.5), 30, 0.1) for _ in range(2)]
+    upward = classify(losses[0], range(1, 31), 0.0) == TRENDS.index("upward")
+    documents = np.arange(4000) // 20
+    (_, low, high), (_, other_low, other_high) = (
+        subset_perplexity(each, upward, documents) for each in losses
+    )
+    assert low[-1] > high[0] * 1.05
+    assert other_low[-1] < other_high[0] and other_low[0] < other_high[-1]
