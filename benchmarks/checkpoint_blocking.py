@@ -30,7 +30,7 @@ from jaxllm.run.run import Run
 from jaxllm.sharding.mesh import MeshConfig, make_mesh
 from jaxllm.training.config import AdamWConfig
 from jaxllm.training.learning_rate import ScheduleConfig, make_schedule
-from jaxllm.training.state import abstract_state, init_state, num_bytes
+from jaxllm.training.state import abstract_state, initializer, num_bytes
 from jaxllm.training.step import compile_train_step, device_batch
 
 MODEL = ModelConfig(
@@ -49,7 +49,7 @@ def main() -> None:
     schedule = make_schedule(ScheduleConfig(kind="constant"), 1)
     optimizer = AdamWConfig().build(schedule, abstract_params(MODEL))
     abstract = abstract_state(MODEL, optimizer, mesh)
-    state = init_state(MODEL, optimizer, abstract, seed=0)
+    state = initializer(MODEL, optimizer, abstract)(0)
     update = compile_train_step(
         MODEL, optimizer, schedule, mesh, abstract,
         batch_size=ROWS, length=LENGTH, num_domains=1,

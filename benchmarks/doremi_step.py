@@ -26,7 +26,7 @@ from jaxllm.models.decoder import abstract_params
 from jaxllm.sharding.mesh import MeshConfig, make_mesh
 from jaxllm.training.config import AdamWConfig, DoReMiConfig
 from jaxllm.training.domain_weights import DoReMi
-from jaxllm.training.state import abstract_state, init_state
+from jaxllm.training.state import abstract_state, initializer
 from jaxllm.training.step import compile_train_step, device_batch
 
 MODEL = ModelConfig(
@@ -67,8 +67,8 @@ def steps(model: ModelConfig, source: DoReMi | None, args: Any) -> Callable[[], 
     mesh, schedule = make_mesh(MeshConfig(), jax.devices()[:1]), optax.constant_schedule(3e-4)
     optimizer = AdamWConfig().build(schedule, abstract_params(model))
     abstract = abstract_state(model, optimizer, mesh, DOMAINS if source else 0)
-    state = init_state(model, optimizer, abstract, seed=0)
-    reference = init_state(model, optimizer, abstract, seed=1).params if source else None
+    state = initializer(model, optimizer, abstract)(0)
+    reference = initializer(model, optimizer, abstract)(1).params if source else None
     update = compile_train_step(
         model, optimizer, schedule, mesh, abstract, batch_size=args.rows, length=args.length,
         num_domains=DOMAINS, accumulation=args.accumulation, domain_weights=source,

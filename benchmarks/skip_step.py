@@ -21,7 +21,7 @@ from doremi_step import DOMAINS, MODEL, random_batch
 from jaxllm.models.decoder import abstract_params
 from jaxllm.sharding.mesh import MeshConfig, make_mesh
 from jaxllm.training.config import AdamWConfig, SkipConfig
-from jaxllm.training.state import abstract_state, init_state
+from jaxllm.training.state import abstract_state, initializer
 from jaxllm.training.step import compile_train_step, device_batch
 
 
@@ -50,7 +50,7 @@ def steps(skip: SkipConfig | None, args: Any) -> Callable[[], None]:
     mesh, schedule = make_mesh(MeshConfig(), jax.devices()[:1]), optax.constant_schedule(3e-4)
     optimizer = AdamWConfig().build(schedule, abstract_params(MODEL))
     abstract = abstract_state(MODEL, optimizer, mesh, skip=skip)
-    state = init_state(MODEL, optimizer, abstract, seed=0)
+    state = initializer(MODEL, optimizer, abstract)(0)
     update = compile_train_step(
         MODEL, optimizer, schedule, mesh, abstract, batch_size=args.rows, length=args.length,
         num_domains=DOMAINS, skip=skip,

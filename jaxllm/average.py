@@ -12,7 +12,6 @@ TrainConfig.ema_decay had the run keep.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 
 from jaxllm import cli
@@ -38,9 +37,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.ema:
         cli.refuse_unread(args, ("weights",), "with --ema")
 
-    # Orbax warns about files that its older versions did not write.
-    logging.getLogger("absl").setLevel(logging.ERROR)
-
     from jaxllm.run import averages
     from jaxllm.run.run import Run
 
@@ -53,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         chosen = run.select(args.steps)
         groups = [chosen] if args.steps else averages.windows(chosen, args.last)
-        averages.average(run, groups, lambda count: averages.weights(kind, count), target)
+        averages.average(run, groups, kind, target)
     print(f"python -m jaxllm.evaluate --model_dir={target}")
     return 0
 

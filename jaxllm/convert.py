@@ -14,7 +14,6 @@ DIR/step<N>. A failed conversion leaves nothing behind.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 
 from jaxllm import cli
@@ -44,8 +43,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     incoming, outgoing = (x.startswith(PREFIX) for x in (args.source, args.target))
     if incoming == outgoing:
         raise UserError("one of --from and --to is hf:DIR, and the other a run directory")
-    # Orbax logs missing parts of an item, and its errors, which are raised as well.
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
     source, target = args.source.removeprefix(PREFIX), args.target.removeprefix(PREFIX)
     if incoming:
         cli.refuse_unread(args, ("steps", "architecture", "max_shard_size"), "into a run directory")

@@ -27,7 +27,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -98,8 +97,6 @@ def make_scorer(args: argparse.Namespace, run: Run, read: Callable[..., Any]) ->
     `read(entry, model, mesh)` restores the parameters of a checkpoint.
     """
     config = selected_tasks(args)
-    # Orbax warns about items missing from a checkpoint; its errors are raised anyway.
-    logging.getLogger("absl").setLevel(logging.ERROR)
     runtime.import_seqio()
     runtime.join_hosts(args)
     runtime.enable_compilation_cache()

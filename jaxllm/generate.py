@@ -83,29 +83,16 @@ def read_prompts(name: str) -> list[str]:
 
     UserError if there is no such file, it holds none, or a line has no `prompt`.
     """
-    from etils import epath
+    from jaxllm.evals.rows import field, read_rows, read_text
 
-    path = epath.Path(name)
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--prompts_file={name}: {error}") from error
-    lines = [line.removesuffix("\r") for line in text.split("\n") if line.strip()]
-    if path.suffix == ".jsonl":
-        lines = [_prompt_of(line, f"{name}:{number}") for number, line in enumerate(lines, 1)]
-    if not lines:
+    if name.endswith(".jsonl"):
+        prompts = [field(row, "prompt") for row in read_rows(name)]
+    else:
+        lines = read_text(name).split("\n")
+        prompts = [line.removesuffix("\r") for line in lines if line.strip()]
+    if not prompts:
         raise UserError(f"--prompts_file={name}: has no prompts")
-    return lines
-
-
-def _prompt_of(line: str, where: str) -> str:
-    try:
-        prompt = json.loads(line)["prompt"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        prompt = None
-    if not isinstance(prompt, str):
-        raise UserError(f"{where}: no JSON object with a text as its prompt")
-    return prompt
+    return prompts
 
 
 def settings(args: argparse.Namespace) -> dict[str, Any]:

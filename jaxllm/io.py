@@ -172,6 +172,19 @@ def unsealed(text: bytes) -> Any:
     return json.loads(content + b"}" if seal else text)
 
 
+def read_json(path: epath.PathLike) -> dict[str, Any]:
+    """A JSON object from a file; UserError if the file is missing, or is not a JSON object."""
+    try:
+        value = json.loads(epath.Path(path).read_bytes().decode("utf-8-sig"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: holds no JSON object")
+    return value
+
+
 def parquet(content: bytes) -> Any:
     """The pyarrow.parquet.ParquetFile of a table, whose declared size is that of a real one.
 
@@ -189,7 +202,9 @@ def parquet(content: bytes) -> Any:
 
 
 def gunzip(content: bytes) -> bytes:
-    """Decompressed gzip data; OSError or EOFError if they are damaged, or far too large."""
+    """Decompress gzip data, if it is that; OSError or EOFError if damaged, or far too large."""
+    if content[:2] != b"\x1f\x8b":
+        return content
     with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
         found = file.read(LARGEST_TEXT + 1)
     if len(found) > LARGEST_TEXT:

@@ -13,7 +13,6 @@ two checkpoints are in memory, in the model's dtype (7B in bfloat16: 1 GB).
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -54,7 +53,6 @@ def compare(args: Any) -> tuple[Any, Any]:
     from jaxllm.run.branch import parse
     from jaxllm.run.run import Run
 
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax's; its errors are raised as well
     args.checkpoints = names = [str(name).rstrip("/") for name in args.checkpoints]
     if len(names) == 1:
         names = [f"{names[0]}@{entry.step}" for entry in Run.open(names[0]).available()]

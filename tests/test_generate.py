@@ -257,7 +257,10 @@ def test_mistakes_are_named(published: Path, tmp_path: Path) -> None:
         ([*common, "--step=2"], "--step is not read of hf:DIR"),
         ([*common, "--stop="], "--stop needs"),
         ([f"--model_dir={tmp_path}", "--prompt=a"], "is no run"),
-        ([common[0], f"--prompts_file={tmp_path / 'bad.jsonl'}"], r"bad\.jsonl:2: no JSON object"),
+        (
+            [common[0], f"--prompts_file={tmp_path / 'bad.jsonl'}"],
+            r"bad\.jsonl:2: no field 'prompt'",
+        ),
         ([common[0], f"--prompts_file={tmp_path / 'none'}"], "none"),
         ([common[0], "--prompt=" + "word " * 200, "--max_new_tokens=8"], "do not fit the context"),
     ):

@@ -125,10 +125,8 @@ class DataConfig:
     def sources(self) -> dict[str, tuple[Source, ...]]:
         """The sources of the domains in `corpora`."""
         listed = {d: s if isinstance(s, tuple) else (s,) for d, s in (self.corpora or {}).items()}
-        return {
-            domain: tuple(s if isinstance(s, Source) else Source(s) for s in sources)
-            for domain, sources in listed.items()
-        }
+        as_source = lambda s: s if isinstance(s, Source) else Source(s)
+        return {domain: tuple(map(as_source, sources)) for domain, sources in listed.items()}
 
     @property
     def cache(self) -> str:

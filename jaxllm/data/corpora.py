@@ -29,11 +29,8 @@ from jaxllm.runtime import import_seqio
 def resolve(config: DataConfig) -> dict[str, float]:
     """Register the corpora of `config`, and resolve the tasks of its mixture or task.
 
-    UserError names the nearest of an unknown mixture, task or domain.
-
-    Returns:
-      task -> share of the sequences, sorted by task; the shares sum to 1. A domain is one task, or
-      several if it has several sources (`domain_of`).
+    Returns task -> share of the sequences, sorted by task; the shares sum to 1. A domain is one
+    task, or one per source (`domain_of`). UserError for an unknown mixture, task or domain.
     """
     name = config.mixture_or_task_name
     if not name:
@@ -62,10 +59,8 @@ def resolve(config: DataConfig) -> dict[str, float]:
             for task, domain in domains.items()
             if domain in config.weights
         }
-    elif len(tasks) > 1:
-        rates = {task.name: float(provider.get_rate(task)) for task in tasks}
     else:
-        rates = {task.name: 1.0 for task in tasks}
+        rates = {t.name: float(provider.get_rate(t)) if len(tasks) > 1 else 1.0 for t in tasks}
     total = sum(rates.values())
     return {task: rates[task] / total for task in sorted(rates)}
 
@@ -155,14 +150,11 @@ def documents(domain: str, split: str, on_error: OnError | None = None) -> Itera
 
 
 def parts(task: str, split: str, config: DataConfig | None = None) -> Sequence[Part]:
-    """The parts of a registered corpus task in order.
+    """The parts of a registered corpus task in order; UserError if it is unknown or lacks it.
 
     A `CorpusSource` without preprocessors is read directly, for the reader's error messages; the
-    documents are those of its `get_dataset`. Any other task goes through SeqIO, shard by shard.
-    UserError if the task is unknown or lacks the split.
-
-    Args:
-      config: what `register` needs in another process; not needed to read the parts in this one.
+    documents are those of its `get_dataset`. Any other task goes through SeqIO, shard by shard;
+    `config` is what `register` needs in another process that reads them.
     """
     from jaxllm.data.seqio_source import CorpusSource, corpus_of
 

@@ -140,12 +140,9 @@ def path_corpus(path: str, text: str) -> FileCorpus:
 
 
 def list_files(path: str) -> tuple[str, dict[str, Mapping[str, Any]]]:
-    """The files of a directory or a pattern, or one file.
+    """The directory of the files that a path or pattern names, and those below it, sorted.
 
-    UserError if there are none, or they cannot be listed.
-
-    Returns:
-      The directory that holds them, and path below it -> `fsspec`'s description, sorted.
+    By path, as `fsspec` describes them. UserError if there are none, or they cannot be listed.
     """
     import fsspec
 
@@ -178,8 +175,7 @@ def file_corpus(
     by_split: dict[str, dict[str, Mapping[str, Any]]] = {split: {} for split in SPLITS}
     left_out: collections.Counter[str] = collections.Counter()
     for path, info in files.items():
-        kind = _left_out(path, info["size"])
-        if kind:
+        if kind := _left_out(path, info["size"]):
             left_out[kind] += 1
         else:
             by_split[split_of(path)][path] = info

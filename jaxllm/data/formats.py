@@ -82,24 +82,17 @@ def suffixes_of(name: str) -> tuple[str, str]:
 class FilePart:
     """A part of a file.
 
-    Attributes:
-      file: its path or URL.
-      size: bytes to read, as stored.
-      version: what changes with the content of the file.
-      start, stop: the lines that begin in this range of bytes, this range of Parquet row groups, or
-        the records from fraction start / stop to (start + 1) / stop; stop None means to the end.
-      text: name of the field with the text, with dots for nested fields; empty where a record is
-        the text.
-      held_out: whether only what `held_out` holds out is read, or only the rest; None reads all.
+    From `start` to `stop` (None: the end): the lines that begin in this range of bytes, this range
+    of Parquet row groups, or the records from fraction start / stop to (start + 1) / stop.
     """
 
-    file: str
-    size: int
-    version: str = ""
+    file: str  # its path or URL
+    size: int  # bytes to read, as stored
+    version: str = ""  # what changes with the content of the file
     start: int = 0
     stop: int | None = None
-    text: str = "text"
-    held_out: bool | None = None
+    text: str = "text"  # field of the text, a.b if nested; empty where a record is the text
+    held_out: bool | None = None  # whether to read what `held_out` takes, or the rest; None: all
 
     @property
     def key(self) -> str:
@@ -159,26 +152,16 @@ class FilePart:
         field, *inner = self.text.split(".")
         number = 0
         try:
-            if kind == ".parquet":
-                file = pq.ParquetFile(stream)
-                names = file.schema_arrow.names
-                stop = file.num_row_groups if self.stop is None else self.stop
-                groups = range(self.start, stop)
-                batches = (
-                    file.iter_batches(row_groups=groups, columns=[field], batch_size=1024)
-                    if field in names
-                    else iter(())
-                )
-            else:
-                reader = pa.ipc.open_stream(stream)
-                names = reader.schema.names
-                batches = (
-                    (batch.select([field]) for batch in reader) if field in names else iter(())
-                )
+            file = pq.ParquetFile(stream) if kind == ".parquet" else pa.ipc.open_stream(stream)
+            names = (file.schema_arrow if kind == ".parquet" else file.schema).names
             if field not in names:
                 raise UserError(f"{self.file} has no column {field}; it has {', '.join(names)}")
-            for batch in batches:
-                for value in batch.column(0).to_pylist():
+            if kind == ".parquet":
+                stop = file.num_row_groups if self.stop is None else self.stop
+                groups = range(self.start, stop)
+                file = file.iter_batches(row_groups=groups, columns=[field], batch_size=1024)
+            for batch in file:
+                for value in batch.column(field).to_pylist():
                     number += 1
                     text = _field(value, inner)
                     yield from _checked(text, f"{self._name}:{number}", number, on_error, self.text)

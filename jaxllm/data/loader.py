@@ -55,10 +55,8 @@ def open_source(
 ) -> SequenceSource:
     """Open the training sequences of a run, preparing corpora that are not in the cache.
 
-    Args:
-      weights: the run's domains, from `corpora.resolve`; None resolves them.
-      hosts: how many processes do this at once; several prepare only what is small.
-      tokenizer: of the run, if it is known.
+    `weights` are the run's domains, from `corpora.resolve` (None: it is called). Several `hosts` at
+    once prepare only what is small.
     """
     weights = weights or corpora.resolve(config)
     tokenizer = tokenizer or load_tokenizer(config, weights)
@@ -70,13 +68,10 @@ def open_source(
 class SequenceSource:
     """Training sequences by global index, without end.
 
-    Attributes:
-      tokenizer: the tokenizer of the token ids.
-      domains: domain names, indexed by a batch's domain indices.
-      weights: float64 [D], share of the sequences per domain; a domain's sources share its own.
-      origin: where their order begins; every domain goes on from what was read before.
-      fingerprint: hash of the tokens, weights, layout, sequence length, seed and origin, but not of
-        file locations: equal for two sources exactly when their sequences are.
+    `domains` are names, to which a batch's domain indices refer; `weights`, float64 [D], their
+    shares of the sequences. The order begins at `origin`; every domain goes on from what was read
+    before. `fingerprint` is a hash of tokens, weights, layout, sequence length, seed and origin,
+    not of file locations: equal for two sources exactly when their sequences are.
     """
 
     def __init__(
@@ -116,12 +111,7 @@ class SequenceSource:
         }
 
     def sequences(self, start: int, count: int) -> SequenceArrays:
-        """Sequences start .. start + count - 1.
-
-        Returns:
-          inputs, targets, positions, segment_ids int32 [count, T]; weights float32 [count, T];
-          domains int32 [count].
-        """
+        """Sequences start .. start + count - 1, the arrays of a `Batch` [count, T]."""
         sources, numbers = self._mixture.sequences(start - self.origin.position, count)
         arrays = empty_sequences(count, self.config.sequence_length)
         reads = []  # of all sources at once
@@ -190,9 +180,8 @@ class SequenceSource:
 
     def _read_before(self, source: int) -> int:
         """The number of a source's sequences that were read before the order began."""
-        return -(
-            -self.origin.tokens.get(self.prepared[source].name, 0) // self.config.sequence_length
-        )
+        tokens = self.origin.tokens.get(self.prepared[source].name, 0)
+        return -(-tokens // self.config.sequence_length)
 
     def _key(self, source: int, epoch: int) -> int:
         return derive_key(self.config.seed, self.prepared[source].name, epoch)

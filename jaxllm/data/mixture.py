@@ -40,11 +40,9 @@ class Mixture:
         self._inner = np.asarray(edges, dtype=np.uint64)
 
     def sequences(self, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Sequences start .. start + count - 1.
+        """The domain of sequences start .. start + count - 1, and their index in it, from 0.
 
-        Returns:
-          domains: int64 [count], the domain of each sequence.
-          indices: int64 [count], its index among the domain's sequences, from 0.
+        Both are int64 [count].
         """
         first = np.uint64((start * STEP + self._offset) % MODULUS)
         points = first + np.arange(count, dtype=np.uint64) * np.uint64(STEP)  # modulo 2^64

@@ -17,11 +17,8 @@ def count_ngrams(
     Exact, and bounded by what is asked: an n-gram is its first n - 1 tokens, by their number among
     those asked for, and a token, so that what does not occur in `tokens` is left out at once.
 
-    Args:
-      tokens, documents: int [N]; n-grams do not reach from one document into the next.
-
-    Returns:
-      int64 [order, N]; 0 where a document has fewer than n tokens up to there.
+    `tokens` and `documents` are int [N]; n-grams do not reach from one document into the next.
+    Returns int64 [order, N]; 0 where a document has fewer than n tokens up to there.
     """
     follows = np.append(False, documents[1:] == documents[:-1])
     numbers = [np.unique(tokens, return_inverse=True)]

@@ -52,11 +52,9 @@ class ConcatSequences:
         return [[(start, min(start + self._length + 1, end))] for start in starts]
 
     def start_reads(self, indices: Sequence[int]) -> Callable[[], list[Chunks]]:
-        """Start to read sequences `indices`, all at once.
+        """Start to read sequences `indices`, all at once; the result waits for them.
 
-        Returns:
-          A function that waits for them: of each the tokens of its chunks, int32, each with the
-          last target in addition to the inputs.
+        Of each the tokens of its chunks, int32, each with the last target after the inputs.
         """
         return _start_reads(self._store, self.ranges(indices))
 
@@ -231,9 +229,7 @@ def plan_packing(starts: np.ndarray, length: int) -> PackPlan:
     Longer documents are split into chunks of `length` and a remainder. Best-fit decreasing after
     Ding et al., "Fewer Truncations Improve Language Modeling", 2024, section 3. A store is planned
     shard by shard, so memory stays bounded and the chunks of a sequence lie near each other.
-
-    Args:
-      starts: integer [documents + 1], offset of each document, and the end of the last.
+    `starts` are integers [documents + 1], the offset of each document, and the end of the last.
     """
     edges = np.asarray(starts, dtype=np.int64)
     inputs = np.diff(edges) - 1  # the last token of a document is only a target

@@ -24,12 +24,9 @@ def derive_key(*parts: object) -> int:
 
 
 def permute(index: np.ndarray | int, size: int, key: int) -> np.ndarray:
-    """The images of `index` (integers in [0, size)) under the permutation of `key`.
+    """The images of `index` under the permutation of `key`, int64 in its shape.
 
-    IndexError if one is outside [0, size).
-
-    Returns:
-      int64, in the shape of `index`.
+    IndexError if one of these integers is outside [0, size).
     """
     return _walk(index, size, lambda values, half: _feistel(values, half, _round_keys(key)))
 

@@ -60,12 +60,9 @@ def prepare(
 ) -> tuple[PreparedDomain, ...]:
     """The tokenized domains of a run; those not in the cache are tokenized into it.
 
-    UserError if a corpus is missing, empty or has too many bad lines, the tokenizer has neither BOS
-    nor EOS, or the cache cannot be written.
-
-    Args:
-      weights: the run's domains, from `corpora.resolve`.
-      run: what runs the jobs.
+    `weights` are from `corpora.resolve`; `run` runs the jobs. UserError if a corpus is missing,
+    empty or has too many bad lines, the tokenizer has neither BOS nor EOS, or the cache cannot be
+    written.
     """
     if not any(id is not None for id in tokenizer.separators):
         raise UserError(
@@ -87,11 +84,8 @@ def prepare(
         _check_bad(domain, store.counts)
     if config.layout == "pack":
         length = config.sequence_length
-        run(
-            PackingTask(length),
-            [shard for store in stores.values() for shard in unplanned_shards(store, length)],
-            f"pack {split}",
-        )
+        shards = [one for store in stores.values() for one in unplanned_shards(store, length)]
+        run(PackingTask(length), shards, f"pack {split}")
         for store in stores.values():
             complete_packing(store, length)
     return tuple(
@@ -154,14 +148,8 @@ class TokenizeTask:
         writer.flush()
         check_unchanged(item.part)
         documents = sum(shard.documents for shard in writer.shards)
-        counts = Counts(
-            documents,
-            sum(shard.tokens for shard in writer.shards),
-            text_bytes,
-            reading.empty,
-            len(reading.bad),
-            found - documents,
-        )
+        size, bad = sum(shard.tokens for shard in writer.shards), len(reading.bad)
+        counts = Counts(documents, size, text_bytes, reading.empty, bad, found - documents)
         write_part(
             files, item.part.key, writer.shards, counts,
             lines=reading.lines, bad_lines=reading.bad[:LISTED_BAD],

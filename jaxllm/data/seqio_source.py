@@ -14,11 +14,8 @@ from jaxllm.data.held_out import HELD_OUT
 from jaxllm.errors import UserError, first_line
 
 # The vocabulary belongs to the run: here the feature is an untokenized string.
-TEXT = {
-    "text": seqio.Feature(
-        seqio.PassThroughVocabulary(size=0), add_eos=False, dtype=tf.string, rank=0
-    )
-}
+_STRING = seqio.Feature(seqio.PassThroughVocabulary(0), add_eos=False, dtype=tf.string, rank=0)
+TEXT = {"text": _STRING}
 HELD_OUT_EXAMPLES = 10_000  # of TFDS, at most
 
 

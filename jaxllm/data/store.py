@@ -144,13 +144,8 @@ def write_corpus(
 class TokenStore:
     """A prepared corpus, open for reading from any number of threads.
 
-    Attributes:
-      name: hash of the corpus.
-      meta: the contents of <name>.json.
-      counts: size of the corpus.
-      separators: where documents begin.
-      shards: in the order of the corpus.
-      edges: int64 [shards + 1], offset of each shard's tokens, and the total.
+    `name` is its hash, `meta` the contents of <name>.json; `edges`, int64 [shards + 1], are the
+    offset of each shard's tokens, and the total.
     """
 
     def __init__(self, directory: str | os.PathLike, name: str) -> None:
@@ -165,7 +160,8 @@ class TokenStore:
         self.edges = np.cumsum([0, *(shard.tokens for shard in self.shards)])
         self._dtype = np.dtype(self.meta["dtype"])
         self._documents = np.cumsum([0, *(shard.documents for shard in self.shards)])
-        self._starts = functools.lru_cache(maxsize=4)(self._absolute_starts)
+        absolute = lambda i: self.document_starts(i).astype(np.int64) + self.edges[i]
+        self._starts = functools.lru_cache(maxsize=4)(absolute)
 
     @staticmethod
     def exists(directory: str | os.PathLike, name: str) -> bool:
@@ -175,8 +171,7 @@ class TokenStore:
     def start_reads(self, ranges: Sequence[tuple[int, int]]) -> Callable[[], list[np.ndarray]]:
         """Start to read ranges of tokens [start, stop) of the concatenated documents, all at once.
 
-        Returns:
-          A function that waits for them, as int32 arrays.
+        The result waits for them, as int32 arrays.
         """
         pieces: list[ByteRange] = []
         owners: list[int] = []  # the range of each piece
@@ -231,14 +226,8 @@ class TokenStore:
         whole = ByteRange(f"{shard.name}.tokens", 0, shard.tokens * self._dtype.itemsize)
         return np.frombuffer(self.files.start_reads([whole])()[0], self._dtype)
 
-    def _absolute_starts(self, shard: int) -> np.ndarray:
-        return self.document_starts(shard).astype(np.int64) + self.edges[shard]
-
     def take_back_damaged(self) -> int:
-        """Remove the records of parts that are not as written, for `prepare` to write them again.
-
-        Returns the number of these parts.
-        """
+        """Remove the records of damaged parts, which `prepare` writes again; return how many."""
 
         def damaged_part(shard: Shard) -> str | None:
             tokens, starts = self.files.read(f"{shard.name}.tokens", f"{shard.name}.starts")

@@ -17,6 +17,7 @@ from etils import epath
 
 from jaxllm.data.config import DataConfig, VocabularyConfig
 from jaxllm.errors import UserError
+from jaxllm.io import read_json
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
 # Usual document separators, for a tokenizer.json without further files.
@@ -61,26 +62,22 @@ def id_dtype(size: int) -> np.dtype:
 class Tokenizer:
     """Text to token ids and back.
 
-    Attributes:
-      kind: `sentencepiece` (tokenizer.model), `huggingface` (tokenizer.json) or `bytes`.
-      model: content of that file.
-      config: tokenizer_config.json with every special token filled in; "" if a SentencePiece model
-        suffices.
-      size: size of the vocabulary; all ids are below it.
-      bos, eos, unk, pad: ids, None if there is none; `bos` is None if documents begin without one.
-      encode: the ids of each text, without special tokens.
-      decode: the text of ids, without special tokens.
-      token_id, token: the id of a token and the token of an id; None if there is none.
-      dtype: smallest of uint16 and uint32 that holds the ids.
+    `encode` gives the ids of each text, `decode` the text of ids, both without special tokens;
+    `token_id` the id of a token and `token` its inverse, None if there is none. `bos`, `eos`, `unk`
+    and `pad` are ids or None; `bos` is None, too, if documents begin without one.
     """
 
     def __init__(self, kind: str, model: bytes = b"", config: str = "") -> None:
+        """`kind`: `sentencepiece` or `huggingface`, of which `model` is the file, or `bytes`.
+
+        `config` is a tokenizer_config.json with every special token, if the model lacks some.
+        """
         self.kind, self.model, self.config = kind, model, config
         codec = _CODECS[kind](model)
         self.encode: Callable[[Sequence[str]], Sequence[Any]] = codec.encode
         self.decode = codec.decode
         self.token_id, self.token = codec.token_id, codec.token
-        self.size = codec.size
+        self.size = codec.size  # all ids are below it
         special: Mapping[str, int | None] = codec.special
         self.dtype = id_dtype(self.size)
         if config:
@@ -140,10 +137,8 @@ def read(
 
     A directory's SentencePiece model is the original tokenizer, and goes before a tokenizer.json,
     which is a conversion of it. Without either, vocab.json and merges.txt are GPT-2's byte-level
-    BPE (OPT). UserError if there is no tokenizer, it is damaged, or it lacks a token.
-
-    Args:
-      bos_token, eos_token: in place of those that the files name.
+    BPE (OPT). `bos_token` and `eos_token` replace those that the files name. UserError if there is
+    no tokenizer, it is damaged, or it lacks a token.
     """
     path = epath.Path(path)
     named = {"bos_token": bos_token, "eos_token": eos_token}
@@ -221,13 +216,7 @@ def _special_token(
 
 
 def _json(path: epath.Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text()) if path.exists() else {}
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: holds no JSON object")
-    return value
+    return read_json(path) if path.exists() else {}
 
 
 class _Bytes:

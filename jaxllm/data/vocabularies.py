@@ -108,10 +108,8 @@ def build_vocabulary(config: DataConfig) -> TokenizerVocabulary:
 def load_tokenizer(config: DataConfig, weights: Mapping[str, float] | None = None) -> Tokenizer:
     """The tokenizer of a run, trained once on its corpora if no path is set.
 
-    UserError if the model file is missing or damaged, or a corpus cannot be read.
-
-    Args:
-      weights: the run's domains, from `corpora.resolve`; None resolves them if needed.
+    `weights` are from `corpora.resolve`, which is called for None, if needed. UserError if the
+    model file is missing or damaged, or a corpus cannot be read.
     """
     vocabulary = config.vocabulary
     if vocabulary.path == BYTES:
@@ -182,10 +180,8 @@ def sample_text(domain: str, budget: int) -> list[str]:
         chars += len(chunk)
         if len(sample) < room:
             sample.append(chunk)
-        else:
-            slot = int(random.integers(seen))
-            if slot < room:
-                sample[slot] = chunk
+        elif (slot := int(random.integers(seen))) < room:
+            sample[slot] = chunk
         if chars > SCAN_FACTOR * budget:
             break
     if not sample:

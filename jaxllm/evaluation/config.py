@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Literal
 
-from jaxllm.configs import configurable
+from jaxllm.configs import NonNegativeInt, PositiveInt, configurable
 from jaxllm.errors import UserError
 
 MODULES = ("jaxllm.evals",)
@@ -47,20 +47,15 @@ class EvalConfig:
     token_sets: tuple[str, ...] = ()
     modules: tuple[str, ...] = MODULES
     data_dir: str | None = None
-    every: int = 1
-    max_examples: int | None = None
-    tokens_per_batch: int = 16_384
+    every: NonNegativeInt = 1
+    max_examples: PositiveInt | None = None
+    tokens_per_batch: PositiveInt = 16_384
     on_unrunnable: Literal["refuse", "skip"] = "refuse"
     run_code: bool | Literal["unisolated"] = False
-    samples: int = 1
+    samples: PositiveInt = 1
     temperature: float = 0.8
 
     def __post_init__(self) -> None:
-        minima = {"every": 0, "max_examples": 1, "tokens_per_batch": 1, "samples": 1}
-        for name, least in minima.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise UserError(f"EvalConfig.{name} = {value}: must be {least} or more")
         if self.samples > 1 and not self.temperature > 0:
             raise UserError(
                 f"EvalConfig.temperature = {self.temperature}: {self.samples} samples would be "

@@ -141,14 +141,9 @@ class Evaluator:
         """Score `tasks` (default: all) and store the records of each as soon as it is done.
 
         A failed task gives a record with the error as its status; the others continue. Raises
-        Interrupted if `should_stop()` was true; the current task has written nothing.
-
-        Args:
-          params: parameters of the checkpoint, boxed or plain, on the mesh.
-          step, tokens, flops: its step, and the training tokens and FLOPs so far.
-          tasks: names among the run's tasks.
-          should_stop: checked between device batches.
-          checkpoint: its `wall_time` in the manifest, if it is in one.
+        Interrupted if `should_stop()`, checked between device batches, was true; the current task
+        has written nothing. `params` are boxed or plain, on the mesh; `checkpoint` is the
+        `wall_time` in the manifest.
         """
         records: list[Record] = []
         for name in self.definitions if tasks is None else tasks:

@@ -21,10 +21,7 @@ from jaxllm.runtime import of_first_process
 class OfflineScorer:
     """Score saved checkpoints into the trajectory of a run, and print a line for each task.
 
-    Args:
-      run: the run directory of the records; `follow` waits for its checkpoints.
-      evaluator: evaluator of the tasks at a step.
-      restore: restores the parameters of a checkpoint.
+    `evaluator` is that of a step; `restore` reads the parameters of a checkpoint.
     """
 
     def __init__(

@@ -74,9 +74,10 @@ class Overlap:
         self._ids: dict[str, int] = {}  # words of the examples; a gram with another cannot match
         self._examples: list[tuple[TaskOverlap, int, str]] = []
         grams, owners = [np.zeros(0, np.uint64)], [np.zeros(0, np.int32)]
+        learn = lambda word: self._ids.setdefault(word, len(self._ids))
         for name, examples in tasks.items():
             for number, example in enumerate(examples):
-                own = [self._grams([self._learn(w) for w in words(t)])[0] for t in texts(example)]
+                own = [self._grams([*map(learn, words(t))])[0] for t in texts(example)]
                 grams.append(np.unique(np.concatenate(own)))
                 owners.append(np.full(len(grams[-1]), len(self._examples), np.int32))
                 self.tasks[name].short += not len(grams[-1])
@@ -99,9 +100,6 @@ class Overlap:
                     gram = " ".join(document_words[starts[hit] : starts[hit] + GRAM])
                     task.matches[number] = (example, document, gram)
         return len(hits) > 0
-
-    def _learn(self, word: str) -> int:
-        return self._ids.setdefault(word, len(self._ids))
 
     @staticmethod
     def _grams(ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:

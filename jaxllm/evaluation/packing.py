@@ -35,20 +35,13 @@ class PrefixGroup:
 
 @dataclasses.dataclass(frozen=True)
 class PackedBatch:
-    """One device batch, and the location of each span in its scores.
+    """One device batch, and the location of each span in its scores."""
 
-    Attributes:
-      batch: NumPy arrays; [B, T], and [B, S] of the targets.
-      spans: int64 [N], indices of the spans.
-      starts, ends: int64 [N], bounds of a span's scored targets in the flattened [B * S].
-      tokens: positions with a token; shared prefixes count once.
-    """
-
-    batch: TreeBatch
-    spans: np.ndarray
-    starts: np.ndarray
-    ends: np.ndarray
-    tokens: int
+    batch: TreeBatch  # NumPy arrays; [B, T], and [B, S] of the targets
+    spans: np.ndarray  # int64 [N], indices of the spans
+    starts: np.ndarray  # int64 [N], of a span's scored targets in the flattened [B * S]
+    ends: np.ndarray  # likewise
+    tokens: int  # positions with a token; shared prefixes count once
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -123,10 +116,8 @@ def bin_pack(sizes: Sequence[int], lengths: Sequence[int]) -> list[tuple[int, li
 
     A group goes into the fullest sequence with room for it. If there is none, it opens a sequence
     of the smallest length that would hold it twice, so that the remainder is useful. `sizes` are
-    the positions of the groups, at most `lengths[-1]`; `lengths` ascend.
-
-    Returns:
-      For each sequence its length and the indices of its groups.
+    the positions of the groups, at most `lengths[-1]`; `lengths` ascend. Returns the length of each
+    sequence and the indices of its groups.
     """
     sequences: list[tuple[int, list[int]]] = []
     room: list[tuple[int, int]] = []  # (free positions, index of the sequence), sorted

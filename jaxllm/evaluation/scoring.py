@@ -84,15 +84,9 @@ class PreparedTask:
 class Scorer:
     """Preparation, scoring and generation of tasks for one model on one mesh.
 
-    Args:
-      model: the model; its `max_length` bounds the span length.
-      mesh: mesh of the parameters.
-      vocabulary: the model's vocabulary.
-      tokens_per_batch: positions of a batch, rounded up to a number of sequences of `max_length`
-        that is divisible by the mesh.
-      samples: answers per example of a task that executes code.
-      temperature: sampling temperature of several answers.
-      shortest: see `packing.sequence_lengths`.
+    `tokens_per_batch`, positions, is rounded up to a number of sequences of the model's
+    `max_length`, which bounds spans, that is divisible by the mesh. A task that executes code has
+    `samples` answers per example. `shortest` is as of `packing.sequence_lengths`.
     """
 
     def __init__(
@@ -211,10 +205,8 @@ class Scorer:
     ) -> Likelihoods:
         """Score every span of `batches`; sums are float64, so packing order does not matter.
 
-        Raises Interrupted if `should_stop()` was true between two batches.
-
-        Returns:
-          Likelihoods [S]; [K, S] where `params` are those of K models.
+        Returns Likelihoods [S]; [K, S] where `params` are those of K models. Raises Interrupted if
+        `should_stop()` was true between two batches.
         """
         parts = []
         for batch, (scores, correct) in self._scored_batches(params, batches, should_stop):

@@ -84,20 +84,12 @@ class Document:
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """A prompt and its reference answers.
+    """A prompt and its reference answers; `id`, `description` and `shots` are as of `Choice`."""
 
-    Attributes:
-      context: the prompt.
-      targets: reference answers: `cloze` scores the first, `generation` may accept any.
-      id, description, shots: as of `Choice`.
-      solution: the text after the prompt in a few-shot example (a chain of thought); the first
-        target if empty.
-    """
-
-    context: str
-    targets: tuple[str, ...]
+    context: str  # the prompt
+    targets: tuple[str, ...]  # `cloze` scores the first, `generation` may accept any
     id: str = ""
-    solution: str = ""
+    solution: str = ""  # in place of the first target in a few-shot example (a chain of thought)
     description: str = ""
     shots: tuple[str, ...] = ()
 

@@ -30,24 +30,16 @@ WEIGHTS = "DataConfig.weights"
 
 @dataclasses.dataclass(frozen=True)
 class Columns:
-    """The map of a table's columns.
+    """The map of a table's columns, by names or patterns."""
 
-    Attributes:
-      shares, targets: names or patterns; empty with two tables: all columns of one, of the other.
-      higher: targets of which more is better: read as their negative, `-accuracy`.
-      losses: path of the table of targets, if it is another.
-      name, params, steps: columns of these names, if there are.
-      where: (column, value) pairs that select rows.
-    """
-
-    shares: Sequence[str] = ()
-    targets: Sequence[str] = ()
-    higher: Sequence[str] = ()
-    losses: str = ""
-    name: str = ""
+    shares: Sequence[str] = ()  # none, with two tables: all columns of the first
+    targets: Sequence[str] = ()  # likewise of the second
+    higher: Sequence[str] = ()  # targets of which more is better: read as their negative
+    losses: str = ""  # path of the table of targets, if it is another
+    name: str = ""  # column with the names of the runs; of their sizes and steps below, if any
     params: str = ""
     steps: str = ""
-    where: Sequence[tuple[str, str]] = ()
+    where: Sequence[tuple[str, str]] = ()  # (column, value) pairs that select rows
 
 
 def read_swarm(source: str, columns: Columns) -> Swarm:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -72,7 +71,6 @@ def _open(name: str, directory: str, step: int | None, mesh: Mesh) -> Opened:
     if name.startswith(HF):
         path = fetched(name.removeprefix(HF))
         return Opened(name, *huggingface.load(path, mesh), from_directory(path))
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax's; its errors are raised as well
     run, experiment = Run(directory), Experiment.configured()
     if not (entries := run.available() if step is None else run.select(str(step))):
         raise UserError(f"{directory} has no checkpoints")

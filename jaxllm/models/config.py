@@ -8,7 +8,14 @@ from typing import Any, Literal, get_args
 
 import gin
 
-from jaxllm.configs import checked, configurable
+from jaxllm.configs import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    checked,
+    configurable,
+)
 from jaxllm.errors import UserError
 
 ParamDtype = Literal["float32", "bfloat16", "float16"]
@@ -36,14 +43,6 @@ def of_size(size: str, fields: tuple[str, ...], sizes: Mapping[str, tuple[Any, .
     return row[field] if field in row else ModelConfig.__dataclass_fields__[field].default
 
 
-def _check_positive(config: Any, *may_be_zero: str) -> None:
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        numeric = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if numeric and not (value > 0 or (value == 0 and field.name in may_be_zero)):
-            raise UserError(f"{type(config).__name__}.{field.name} = {value}: must be positive")
-
-
 @checked
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
@@ -66,16 +65,13 @@ class RopeScaling:
     """
 
     kind: Literal["linear", "llama3", "yarn"]
-    factor: float
-    original_length: int = 2048
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    beta_slow: float = 1.0
-    beta_fast: float = 32.0
-    attention_factor: float | None = None
-
-    def __post_init__(self) -> None:
-        _check_positive(self)
+    factor: PositiveFloat
+    original_length: PositiveInt = 2048
+    low_freq_factor: PositiveFloat = 1.0
+    high_freq_factor: PositiveFloat = 4.0
+    beta_slow: PositiveFloat = 1.0
+    beta_fast: PositiveFloat = 32.0
+    attention_factor: PositiveFloat | None = None
 
 
 @checked
@@ -96,17 +92,16 @@ class Quirks:
         means no clipping.
     """
 
-    rotary_fraction: float = 1.0
+    rotary_fraction: PositiveFloat = 1.0
     rope_scaling: RopeScaling | None = None
-    position_offset: int = 0
-    embedding_dim: int | None = None
+    position_offset: NonNegativeInt = 0
+    embedding_dim: PositiveInt | None = None
     final_norm: bool = True
     normalize_lm_head: bool = False
-    attention_scale: float | None = None
-    clip_qkv: float | None = None
+    attention_scale: PositiveFloat | None = None
+    clip_qkv: PositiveFloat | None = None
 
     def __post_init__(self) -> None:
-        _check_positive(self, "position_offset")
         if self.rotary_fraction > 1:
             raise UserError(f"Quirks.rotary_fraction = {self.rotary_fraction}: must be at most 1")
 
@@ -157,35 +152,34 @@ class ModelConfig:
       quirks: options specific to one published family, as {'clip_qkv': 8.0}.
     """
 
-    vocab_size: int = 32_000
-    num_layers: int = 32
-    embed_dim: int = 4096
-    mlp_dim: int = 11_008
-    num_heads: int = 32
-    num_kv_heads: int | None = None
-    head_dim: int | None = None
-    max_length: int = 2048
+    vocab_size: PositiveInt = 32_000
+    num_layers: PositiveInt = 32
+    embed_dim: PositiveInt = 4096
+    mlp_dim: PositiveInt = 11_008
+    num_heads: PositiveInt = 32
+    num_kv_heads: PositiveInt | None = None
+    head_dim: PositiveInt | None = None
+    max_length: PositiveInt = 2048
     position_embedding: Literal["rotary", "learned", "alibi"] = "rotary"
-    rope_theta: float = 10_000.0
+    rope_theta: PositiveFloat = 10_000.0
     norm: Literal["rms", "layer", "layer_plain"] = "rms"
-    norm_eps: float = 1e-6
+    norm_eps: PositiveFloat = 1e-6
     block_type: Literal["pre_norm", "post_norm", "reordered_norm", "parallel"] = "pre_norm"
     mlp_type: Literal["gated", "plain"] = "gated"
     activation: Literal["silu", "gelu", "gelu_tanh", "relu"] = "silu"
     use_bias: tuple[str, ...] = ()
     qk_norm: Literal["none", "all_heads", "per_head"] = "none"
-    sliding_window_pattern: tuple[int, ...] = ()
+    sliding_window_pattern: tuple[NonNegativeInt, ...] = ()
     tie_embeddings: bool = False
     dtype: Literal["float32", "bfloat16"] = "float32"
     param_dtype: ParamDtype = "float32"
     quantization: Literal["none", "int8", "fp8"] = "none"
-    init_stddev: float = 0.02
+    init_stddev: NonNegativeFloat = 0.02
     remat: Remat = "none"
     scan_layers: bool = True
     quirks: Quirks = Quirks()
 
     def __post_init__(self) -> None:
-        _check_positive(self, "init_stddev")
         if self.num_layers > MAX_LAYERS:
             raise UserError(f"ModelConfig.num_layers = {self.num_layers}: at most {MAX_LAYERS:,}")
         if not set(self.use_bias) <= set(BIASES):
@@ -199,11 +193,6 @@ class ModelConfig:
                 f"ModelConfig.head_dim = {self.head_dim}: RoPE rotates pairs, and "
                 f"rotary_fraction = {self.quirks.rotary_fraction} leaves it {self.rotary_dim} of "
                 f"{self.head_size} dimensions"
-            )
-        if any(window < 0 for window in self.sliding_window_pattern):
-            raise UserError(
-                f"ModelConfig.sliding_window_pattern = {self.sliding_window_pattern}: must be "
-                "numbers of tokens, 0 for all"
             )
 
     @property

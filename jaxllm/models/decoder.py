@@ -50,11 +50,9 @@ class Decoder(nn.Module):
         """Run the blocks as a scan, or one by one with parameters from `unstack_layers`.
 
         tokens, positions and segment_ids are int32 [B, T]; for the others see `BlockInputs`.
-        UserError if T exceeds the learned position embeddings.
-
-        Returns:
-          Inputs of the output head [B, T, E] in the compute dtype, where E is embedding_dim, and
-          the new cache (None without one).
+        Returns the inputs of the output head [B, T, E] in the compute dtype, where E is
+        embedding_dim, and the new cache (None without one). UserError if T exceeds the learned
+        position embeddings.
         """
         config = self.config
         embed, embedding_dim = config.embed_dim, config.embedding_dim

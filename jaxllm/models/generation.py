@@ -54,8 +54,7 @@ def prefill(
 ) -> tuple[Cache, jax.Array]:
     """Append prompts, int32 [B, P] padded on the right, of `lengths`, int32 [B], at least 1.
 
-    Returns:
-      The new cache, which has room for them, and the logits after each prompt, float32 [B, V].
+    Returns the new cache, which has room for them, and the logits after each, float32 [B, V].
     """
     batch, width = prompts.shape
     valid = (jnp.arange(width) < lengths[:, None]).astype(jnp.int32)
@@ -126,11 +125,9 @@ def decode_n(
     """Generate up to `count` tokens per sequence, for which the cache has room.
 
     `count`, the `stop_ids` and the sampling are static. Token n of a sequence depends on its key in
-    `keys` [B] (unused by greedy decoding) and n, not on the rest of the batch.
-
-    Returns:
-      The new state, and the new tokens, int32 [B, count], a sequence's stop token included and
-      zeros after it. Decoding ends early once every sequence has.
+    `keys` [B] (unused by greedy decoding) and n, not on the rest of the batch. Returns the new
+    state, and the new tokens, int32 [B, count], a sequence's stop token included and zeros after
+    it. Decoding ends early once every sequence has.
     """
     batch = state.done.shape[0]
     stops = jnp.asarray(tuple(stop_ids), jnp.int32)

@@ -59,7 +59,10 @@ def token_loss(
     chunk_tokens: int | None = None,
     weigh: Callable[[TokenScores], Array] | None = None,
 ) -> tuple[jax.Array, TokenScores]:
-    """Summed training loss, and the token scores.
+    """Summed training loss, and the token scores, for metrics only: they have no gradient.
+
+    The loss is sum(weights * (-log_likelihood + z_loss * log_z^2)), float32, differentiable with
+    respect to `params`.
 
     Args:
       z_loss: coefficient of log_z^2 (PaLM, section 5: 1e-4).
@@ -67,11 +70,6 @@ def token_loss(
         platform's default.
       weigh: weights [B, T] as a function of the scores, in place of the batch's; no gradient flows
         through it. Costs the logits once more.
-
-    Returns:
-      sum(weights * (-log_likelihood + z_loss * log_z^2)), float32, differentiable with respect to
-      `params` (divide it by sum(weights) for the mean); and the TokenScores, for metrics only:
-      no gradient flows through them.
     """
     hidden, kernel = hidden_states(config, params, batch), head_kernel(config, params)
     batch_size, length = batch.targets.shape

@@ -52,18 +52,14 @@ def windows(entries: Sequence[ManifestEntry], last: int) -> list[list[ManifestEn
 def average(
     run: Run,
     groups: Sequence[Sequence[ManifestEntry]],
-    shares: Callable[[int], np.ndarray],
+    kind: Weighting,
     target: str,
 ) -> None:
     """Write the new run directory `target` with an average of each group of checkpoints.
 
     Sums are float64, an array at a time; the averages have the dtype of the parameters. UserError
     if `target` exists, a checkpoint is damaged, or checkpoints are of different models, as those of
-    two stages may be.
-
-    Args:
-      groups: checkpoints of `run`, in each group ordered by step.
-      shares: number of members -> their weights.
+    two stages may be. A group is ordered by step.
     """
     for group in groups:
         *models, last = [saved_json(run.layout, one.step).get("model", {}) for one in group]
@@ -81,7 +77,7 @@ def average(
             if other.shapes != saved[0].shapes:
                 raise UserError(f"{other.path} is of another model than {saved[0].path}")
         for name in saved[0].shapes:
-            yield name, mean([one.read(name) for one in saved], shares(len(group)))
+            yield name, mean([one.read(name) for one in saved], weights(kind, len(group)))
 
     _write(run, groups, arrays, target)
 

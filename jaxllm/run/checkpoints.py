@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -40,8 +39,6 @@ class CheckpointWriter:
         entries = manifest.entries(self._manifest)
         preempted = {e.step for e in entries if e.kind == "preempted"}
         self._retention = RetentionPolicy(config, preempted, {e.step for e in entries if e.spike})
-        # Orbax logs its progress and every failure; those that matter are raised as well.
-        logging.getLogger("absl").addFilter(_not_from_orbax)
         self._manager = _Manager(
             layout.checkpoints,
             item_names=(MODEL, TRAINING),
@@ -119,7 +116,3 @@ class RetentionPolicy(ocp.checkpoint_managers.PreservationPolicy):
         """Whether to keep each of `checkpoints`, oldest first."""
         steps = [info.step for info in checkpoints]
         return preserved(self.config, steps, self.preempted, self.spikes)
-
-
-def _not_from_orbax(record: logging.LogRecord) -> bool:
-    return "orbax" not in record.pathname

@@ -114,10 +114,8 @@ def before_restart(
     """The time of a run's earlier processes, and the seconds lost of it, after a checkpoint.
 
     A process that ended in order at the checkpoint has recorded its time after it, which is not.
-
-    Args:
-      rows: the rows of metrics.jsonl and restarts.jsonl.
-      step: step of the checkpoint, which was `saved` at this time of the run.
+    `rows` are those of metrics.jsonl and restarts.jsonl; the checkpoint of `step` was `saved` at
+    this time of the run.
     """
     stops = [TimeBreakdown(**r["stopped"]) for r in rows if r["step"] == step and "stopped" in r]
     saved = max([saved, *stops], key=lambda spent: spent.wall)

@@ -59,14 +59,11 @@ def with_ema(
 
     def update(updates: Any, state: EmaState, params: Any = None) -> tuple[Any, EmaState]:
         updates, own = inner.update(updates, state.inner, params)
-        new = jax.tree.leaves(optax.apply_updates(params, updates))
-        old, tree = jax.tree.flatten(state.ema)
-        key, averages = jax.random.key(state.count), []
-        for i, (a, p) in enumerate(zip(old, new, strict=True)):
-            mean = decay * a.astype(jnp.float32) + (1 - decay) * p.astype(jnp.float32)
-            rounded = _stochastic_round(mean, jax.random.fold_in(key, i))
-            averages.append(rounded if dtype == "bfloat16" else mean)
-        return updates, EmaState(state.count + 1, own, jax.tree.unflatten(tree, averages))
+        wide = lambda x: x.astype(jnp.float32)
+        mean = lambda a, p: decay * wide(a) + (1 - decay) * wide(p)
+        ema = jax.tree.map(mean, state.ema, optax.apply_updates(params, updates))
+        ema = _in_bfloat16(ema, state.count) if dtype == "bfloat16" else ema
+        return updates, EmaState(state.count + 1, own, ema)
 
     return optax.GradientTransformation(init, update)
 
@@ -85,19 +82,23 @@ def with_bf16_state(inner: optax.GradientTransformation) -> optax.GradientTransf
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         wide = _cast(state, jnp.bfloat16, jnp.float32)
         updates, new = inner.update(updates, wide, params)
-        key = jax.random.key(optax.tree.get_all_with_path(state, "count")[0][1])
-        leaves, tree = jax.tree.flatten(new)
-        stored = [
-            _stochastic_round(x, jax.random.fold_in(key, i)) if x.dtype == jnp.float32 else x
-            for i, x in enumerate(leaves)
-        ]
-        return updates, jax.tree.unflatten(tree, stored)
+        return updates, _in_bfloat16(new, optax.tree.get_all_with_path(state, "count")[0][1])
 
     return optax.GradientTransformation(init, update)
 
 
 def _cast(tree: Any, old: Any, new: Any) -> Any:
     return jax.tree.map(lambda x: x.astype(new) if x.dtype == old else x, tree)
+
+
+def _in_bfloat16(tree: Any, count: Any) -> Any:
+    """Round the float32 arrays of a tree stochastically, with keys by `count` and array."""
+    key, (leaves, structure) = jax.random.key(count), jax.tree.flatten(tree)
+    rounded = [
+        _stochastic_round(x, jax.random.fold_in(key, i)) if x.dtype == jnp.float32 else x
+        for i, x in enumerate(leaves)
+    ]
+    return jax.tree.unflatten(structure, rounded)
 
 
 def _stochastic_round(x: jax.Array, key: jax.Array) -> jax.Array:

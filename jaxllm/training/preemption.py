@@ -18,13 +18,10 @@ class Preemption:
     On one host a signal sets a flag. On several, JAX's preemption service, which knows SIGTERM,
     agrees on a call of `requested` at which every host sees it: all hosts must call it equally
     often. A signal that is ignored, as under nohup, stays so.
-
-    Attributes:
-      interrupted: whether it was Ctrl-C, here.
     """
 
     def __init__(self) -> None:
-        self.interrupted = False
+        self.interrupted = False  # whether it was Ctrl-C, here
         self._flag = False
         self._calls = 0
         self._previous: dict[int, Any] = {}

@@ -29,11 +29,9 @@ def open_data(
     """Open the training sequences of a run, with its saved vocabulary or its parent's, if any.
 
     A branch on other data than its parent's has an order of its own, in which every domain goes on
-    from what the parent has read of it.
-
-    Returns:
-      The sequences of each stage, and the identity that the run saves when it begins; UserError if
-      they differ from those that the run has read so far, or between hosts.
+    from what the parent has read of it. Returns the sequences of each stage, and the identity that
+    the run saves when it begins; UserError if they differ from those that the run has read so far,
+    or between hosts.
     """
     e, model_dir = experiment, experiment.model_dir
     saved, branch = data_identity.load(model_dir), None

@@ -45,31 +45,20 @@ def abstract_state(
     weighted_domains: int = 0,
     skip: SkipConfig | None = None,
 ) -> TrainState:
-    """The state as `jax.ShapeDtypeStruct`s with their shardings on `mesh`; allocates nothing.
+    """The state as `jax.ShapeDtypeStruct`s with their shardings on `mesh`.
 
     `weighted_domains`: number of domains whose weights DoReMi learns.
     """
-
-    def first(params: Any) -> TrainState:
-        weights = DomainWeights.uniform(weighted_domains) if weighted_domains else None
-        window = skip and SkipState.empty(skip.window)
-        return TrainState(jnp.int32(0), params, optimizer.init(params), weights, window)
-
-    return abstract_sharded(mesh, jax.eval_shape(first, abstract_params(model)))
-
-
-def init_state(
-    model: ModelConfig, optimizer: optax.GradientTransformation, abstract: TrainState, seed: int
-) -> TrainState:
-    """A new state; each device initializes its own shards."""
-    return initializer(model, optimizer, abstract)(seed)
+    weights = DomainWeights.uniform(weighted_domains) if weighted_domains else None
+    like = TrainState(None, None, None, weights, skip and SkipState.empty(skip.window))
+    shapes = jax.eval_shape(lambda params: _first(params, optimizer, like), abstract_params(model))
+    return abstract_sharded(mesh, shapes)
 
 
 def initializer(
     model: ModelConfig, optimizer: optax.GradientTransformation, abstract: TrainState
 ) -> Callable[[int], TrainState]:
-    """`init_state` of a seed, compiled once."""
-
+    """The new state of a seed, compiled once; each device initializes its own shards."""
     init = lambda key: _first(nn.unbox(init_params(model, key)), optimizer, abstract)
     compiled = jax.jit(init, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract))
     return lambda seed: compiled(jax.random.key(seed))
@@ -83,12 +72,9 @@ def state_of(
     return jax.jit(init, out_shardings=jax.tree.map(lambda x: x.sharding, abstract))(params)
 
 
-def _first(
-    params: Any, optimizer: optax.GradientTransformation, abstract: TrainState
-) -> TrainState:
-    like = abstract.domain_weights
-    weights = like and DomainWeights.uniform(len(like.excess_loss))
-    skip = abstract.skip and SkipState.empty(abstract.skip.accepted.shape[1])
+def _first(params: Any, optimizer: optax.GradientTransformation, like: TrainState) -> TrainState:
+    weights = like.domain_weights and DomainWeights.uniform(len(like.domain_weights.excess_loss))
+    skip = like.skip and SkipState.empty(like.skip.accepted.shape[1])
     return TrainState(jnp.int32(0), params, optimizer.init(params), weights, skip)
 
 

@@ -71,24 +71,15 @@ def lower_train_step(
     *,
     batch_size: int,
     length: int,
-    num_domains: int,
-    accumulation: int = 1,
-    z_loss: float = 0.0,
-    loss_chunk_tokens: int | None = None,
-    domain_weights: DoReMi | WeightTable | None = None,
-    skip: SkipConfig | None = None,
     reference: Any = None,
+    **rest: Any,
 ) -> jax.stages.Lowered:
-    """Lower the update for one batch shape; compiled, it is a `TrainStep`.
+    """Lower the update of `make_update` for one batch shape; compiled, it is a `TrainStep`.
 
-    That is `make_update`'s, for global arrays [B = batch_size, T = length] sharded over sequences;
-    the old state is donated. `reference`: the (abstract) parameters of DoReMi's reference model, a
-    third argument.
+    It is for global arrays [B = batch_size, T = length] sharded over sequences; the old state is
+    donated. `reference`: the (abstract) parameters of DoReMi's reference model, a third argument.
     """
-    update = make_update(
-        model, optimizer, schedule, mesh, num_domains, accumulation, z_loss, loss_chunk_tokens,
-        domain_weights, skip,
-    )  # fmt: skip
+    update = make_update(model, optimizer, schedule, mesh, **rest)
     shardings = lambda tree: jax.tree.map(lambda leaf: leaf.sharding, tree)
     references = () if reference is None else (reference,)
     step = jax.jit(

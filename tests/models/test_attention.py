@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 
 from jaxllm.models import attention, positions
-from jaxllm.models.attention import implementation
+from jaxllm.models.attention import cudnn_attention, implementation
 from jaxllm.models.attention.blockwise import PositionBias, blockwise_attention
-from jaxllm.models.attention.cudnn import cudnn_attention
 from jaxllm.models.attention.splash import TILES, splash_attention, tiles_for
 from jaxllm.sharding.mesh import MeshConfig, make_mesh
 from jaxllm.sharding.rules import partitioning

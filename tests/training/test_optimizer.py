@@ -19,7 +19,7 @@ from jaxllm.training.config import AdamWConfig
 from jaxllm.training.learning_rate import ScheduleConfig, make_schedule
 from jaxllm.training.loop import train
 from jaxllm.training.optimizer import _stochastic_round, weight_decay_mask
-from jaxllm.training.state import abstract_state, init_state
+from jaxllm.training.state import abstract_state, initializer
 from tests.training.helpers import MODEL, experiment, mesh, stages
 
 
@@ -126,7 +126,7 @@ def test_moments_in_bfloat16_take_half_the_memory_and_learn_alike(tmp_path: Path
     on, size = mesh(1), {}
     for dtype in ("float32", "bfloat16"):
         optimizer = AdamWConfig(state_dtype=dtype).build(lambda count: 0.1, abstract_params(MODEL))
-        state = init_state(MODEL, optimizer, abstract_state(MODEL, optimizer, on), seed=0)
+        state = initializer(MODEL, optimizer, abstract_state(MODEL, optimizer, on))(0)
         size[dtype] = sum(x.nbytes for x in jax.tree.leaves(state.opt_state)) - 2 * 4  # counts
     assert size["float32"] == 2 * 4 * MODEL.num_params
     assert size["bfloat16"] == 2 * 2 * MODEL.num_params

@@ -17,7 +17,7 @@ from jaxllm.training.learning_rate import make_schedule
 from jaxllm.training.loop import train
 from jaxllm.training.rollback import Diverged
 from jaxllm.training.skipping import SkipState, Verdict, clip, judge, limit
-from jaxllm.training.state import TrainState, abstract_state, init_state
+from jaxllm.training.state import TrainState, abstract_state, initializer
 from jaxllm.training.step import compile_train_step, device_batch, lower_train_step
 from tests.training.helpers import LENGTH, MODEL, ROWS, FakeBatches, experiment, mesh, rows, stages
 from tests.training.test_loop import exact, lines
@@ -45,7 +45,7 @@ def step() -> Any:
 def begun(step: Any, accepted: Any = np.nan, rejected: int = 0) -> tuple[TrainState, Any]:
     """A state after some steps, as on the device and in NumPy, with this window."""
     _, abstract, optimizer = step
-    state = init_state(MODEL, optimizer, abstract, seed=0)
+    state = initializer(MODEL, optimizer, abstract)(0)
     window = np.broadcast_to(np.asarray(accepted, np.float32), (2, 4))
     skip = SkipState(window, np.int32(rejected))
     skip = jax.device_put(skip, jax.tree.map(lambda leaf: leaf.sharding, abstract.skip))

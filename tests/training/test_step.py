@@ -10,7 +10,7 @@ import pytest
 
 from jaxllm.models.decoder import abstract_params, logits
 from jaxllm.training.learning_rate import make_schedule
-from jaxllm.training.state import TrainState, abstract_state, init_state, num_bytes
+from jaxllm.training.state import TrainState, abstract_state, initializer, num_bytes
 from jaxllm.training.step import StepMetrics, compile_train_step, device_batch
 from tests.training.helpers import LENGTH, MODEL, ROWS, experiment, mesh, rows
 
@@ -23,7 +23,7 @@ def trained(
     schedule = make_schedule(e.schedule, 20)
     optimizer = e.train.optimizer.build(schedule, abstract_params(MODEL))
     abstract = abstract_state(MODEL, optimizer, on)
-    state = init_state(MODEL, optimizer, abstract, seed=3)
+    state = initializer(MODEL, optimizer, abstract)(3)
     before = jax.device_get(state)
     update = compile_train_step(
         MODEL, optimizer, schedule, on, abstract,
@@ -117,7 +117,7 @@ def test_state_is_sharded_and_its_size_known() -> None:
     )
     abstract = abstract_state(MODEL, optimizer, on)
     assert num_bytes(abstract) == 3 * 4 * MODEL.num_params + 3 * 4  # params, mu, nu; 3 counters
-    state = init_state(MODEL, optimizer, abstract, seed=0)
+    state = initializer(MODEL, optimizer, abstract)(0)
     for leaf, planned in zip(jax.tree.leaves(state), jax.tree.leaves(abstract), strict=True):
         assert leaf.sharding == planned.sharding
     moments = jax.tree.leaves(optax.tree_utils.tree_get(state.opt_state, "mu"))

@@ -60,12 +60,10 @@ Names = Mapping[str, tuple[str, Layout]]
 
 
 def _tensors(modules: Mapping[str, str], conv: bool = False, by_head: bool = False) -> Names:
-    """The weights and biases of modules; entries of absent parameters are ignored.
+    """The weights and biases of modules by parameter; entries of absent parameters are ignored.
 
-    Args:
-      modules: parameter -> module; `layers/attention/qkv` is query, key and value in one.
-      conv: whether the layers' matrices are GPT-2's Conv1D.
-      by_head: whether query, key and value are interleaved by head.
+    `layers/attention/qkv` is query, key and value in one, interleaved `by_head` or not. With `conv`
+    the layers' matrices are GPT-2's Conv1D.
     """
     names: dict[str, tuple[str, Layout]] = {}
     for param, module in modules.items():

@@ -21,6 +21,7 @@ import numpy as np
 from jaxllm.errors import UserError, one_line
 from jaxllm.interop.huggingface.architectures import Names
 from jaxllm.interop.huggingface.fields import family_of, to_model
+from jaxllm.io import read_json
 from jaxllm.models.config import ModelConfig
 
 if TYPE_CHECKING:
@@ -165,19 +166,6 @@ def copy(to: np.ndarray, source: np.ndarray, name: str) -> None:
             to[...] = source
     if to.dtype != source.dtype and np.isinf(to).any() and not np.isinf(source).any():
         raise UserError(f"parameter {name} is too large for {to.dtype}: use another type")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object from a file; UserError if the file is missing, or is not a JSON object."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: holds no JSON object")
-    return value
 
 
 def _tensors(directory: Path) -> dict[str, Tensor]:

@@ -20,12 +20,11 @@ from jaxllm.interop.huggingface.checkpoint import (
     copy,
     map_safetensors,
     parameter_shapes,
-    read_json,
     tensor_shapes,
 )
 from jaxllm.interop.huggingface.fields import differences, to_config, to_model
 from jaxllm.interop.huggingface.importing import GENERATION, TOKENIZER_FILES
-from jaxllm.io import new_directory
+from jaxllm.io import new_directory, read_json
 from jaxllm.models.config import ModelConfig
 from jaxllm.run.layout import MODEL
 from jaxllm.run.restore import SavedArrays

@@ -26,10 +26,9 @@ from jaxllm.interop.huggingface.checkpoint import (
     DTYPES,
     HFCheckpoint,
     parameter_shapes,
-    read_json,
 )
 from jaxllm.interop.huggingface.fields import differences, to_model
-from jaxllm.io import fetched, is_remote, new_directory
+from jaxllm.io import fetched, is_remote, new_directory, read_json
 from jaxllm.models.config import ModelConfig, ParamDtype
 from jaxllm.run.layout import MODEL
 from jaxllm.run.manifest import IMPORTED, ManifestEntry, code_version

@@ -37,7 +37,8 @@ def open_source(spec: str | os.PathLike[str]) -> Results:
     """Read `KIND:PATH?settings` or a run directory; UserError if there is nothing to read."""
     spec = os.fspath(spec)
     if not is_import(spec):
-        return _run(spec)
+        run = Run.open(spec)
+        return Results(spec, run.records(), run.metrics().assign(run=run.name), run.problems())
     kind, _, rest = spec.partition(":")
     path, _, query = rest.partition("?")
     pairs = [part.partition("=") for part in query.split("&") if part]
@@ -46,11 +47,6 @@ def open_source(spec: str | os.PathLike[str]) -> Results:
     if not path or not location.exists():
         raise UserError(f"{spec}: there is no {path or 'path'}")
     return _READERS[kind](location, settings)
-
-
-def _run(directory: str) -> Results:
-    run = Run.open(directory)
-    return Results(directory, run.records(), run.metrics().assign(run=run.name), run.problems())
 
 
 _READERS = {

@@ -83,8 +83,7 @@ def _results(path: epath.Path, problems: list[str]) -> Iterator[tuple[str, Json]
     """
     for file in files_below(path, _is_result):
         try:
-            data = file.read_bytes()
-            text = gunzip(data) if data[:2] == b"\x1f\x8b" else data
+            text = gunzip(file.read_bytes())
         except (OSError, EOFError, zlib.error) as error:
             problems.append(f"{file}: unreadable ({error})")
             continue

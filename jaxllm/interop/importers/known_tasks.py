@@ -116,11 +116,6 @@ METRICS = {
 PRIMARY = ("accuracy", "exact_match", "bits_per_byte", "f1", "pct_stereotype", "perplexity")
 
 
-def has_chance(metric: str) -> bool:
-    """Whether the table's chance level applies to `metric`."""
-    return metric.startswith(("accuracy", "exact_match", "f1"))
-
-
 def primary_metric(metrics: list[str]) -> str:
     """The primary metric of a task, among the measured ones."""
     for prefix in PRIMARY:

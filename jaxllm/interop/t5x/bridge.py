@@ -187,10 +187,8 @@ def read_checkpoint(
 ) -> Params:
     """Read the parameters of DIRECTORY/checkpoint_STEP onto our mesh, bitwise identical.
 
-    UserError if there is no such checkpoint, or a parameter is missing, unknown or misshapen.
-
-    Returns:
-      The tree of `init_params`, unboxed, in the checkpoint's dtypes.
+    Returns the tree of `init_params`, unboxed, in the checkpoint's dtypes. UserError if there is no
+    such checkpoint, or a parameter is missing, unknown or misshapen.
     """
     path = epath.Path(directory).absolute() / f"checkpoint_{step}"
     boxed = abstract_params(config)
