@@ -29,7 +29,7 @@ from jaxllm.data.store import (
     Counts,
     ShardWriter,
     TokenStore,
-    read_parts,
+    read_records,
     write_corpus,
     write_part,
 )
@@ -81,7 +81,7 @@ def opening(directory: Path, documents: int = 1_000_000, length: int = 300) -> N
     writer.flush()
     counts = Counts(documents, sum(shard.tokens for shard in writer.shards))
     write_part(files, "part", writer.shards, counts)
-    (record,) = read_parts(files, ["part"])
+    (record,) = read_records(files, ["part"])
     assert record
     write_corpus(files, "corpus", [record], np.dtype("<u2"), Separators(1, None))
     began = time.perf_counter()

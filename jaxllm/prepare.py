@@ -76,6 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from jaxllm.data.jobs import beam_runner, run_in_processes
     from jaxllm.data.loader import SequenceSource
+    from jaxllm.data.packing import forget_plan
     from jaxllm.data.prepare import prepare, summary
     from jaxllm.data.repetition import check_epochs
     from jaxllm.data.vocabularies import load_tokenizer  # by now SeqIO is imported, silently
@@ -90,6 +91,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             if args.check:
                 damaged = sum(domain.store.take_back_damaged() for domain in domains)
                 print(f"{split}: {damaged} parts are damaged", file=sys.stderr)
+                for domain in domains if config.layout == "pack" else ():
+                    forget_plan(domain.store, config.sequence_length)
                 domains = prepare(config, of, tokenizer, split, run)
             title = f"{split}, stage {stage.number}" if stage and stage.number else split
             if split != "train" or stage is None:

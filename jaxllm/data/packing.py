@@ -12,13 +12,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import json
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from jaxllm.data.store import TokenStore
+from jaxllm.data import blocks
+from jaxllm.data.store import TokenStore, read_records, write_record
 from jaxllm.errors import UserError
 from jaxllm.kvstore import ByteRange
 
@@ -82,16 +82,17 @@ class PackedSequences:
 
     def __init__(self, store: TokenStore, length: int) -> None:
         self._store, self._name = store, packing_name(length)
-        (content,) = store.files.read(_plan_file(store, length))
-        if content is None:
+        (plan,) = read_records(store.files, [_plan_name(store, length)])
+        if plan is None:
             raise UserError(f"{store.files.directory} has no plan for {self._name}: prepare it")
-        self._edges = np.cumsum([0, *json.loads(content)])  # sequences before each shard
+        self._edges = np.cumsum([0, *plan["sequences"]])  # sequences before each shard
         self.count = int(self._edges[-1])
         self._held = functools.lru_cache(maxsize=2)(self._read_plan)
 
     def ranges(self, indices: Sequence[int]) -> list[list[Range]]:
         """As of `ConcatSequences`."""
-        read, places = self._store.files.start_reads, np.asarray(indices)
+        read = functools.partial(blocks.start_reads, self._store.files)
+        places = np.asarray(indices)
         shards = np.searchsorted(self._edges, places, side="right") - 1
         names = [self._plan(shard) for shard in shards]
         places = 4 * (places - self._edges[shards])
@@ -123,11 +124,14 @@ class PackedSequences:
 
     def _read_plan(self, shard: int) -> tuple[np.ndarray, np.ndarray]:
         """The edges [sequences + 1] and chunks [chunks, 2] of a shard."""
-        parts = self._store.files.read(*(f"{self._plan(shard)}.{n}" for n in ("edges", "chunks")))
-        if None in parts:
-            raise UserError(f"{self._store.files.directory}/{self._plan(shard)} is missing")
-        edges, chunks = (np.frombuffer(part or b"", "<u4").astype(int) for part in parts)
-        return edges, chunks.reshape(-1, 2)
+
+        def read(name: str, size: int) -> np.ndarray:
+            everything = ByteRange(f"{self._plan(shard)}.{name}", 0, size)
+            (content,) = blocks.start_reads(self._store.files, [everything])()
+            return np.frombuffer(content, "<u4").astype(int)
+
+        edges = read("edges", 4 * int(self._edges[shard + 1] - self._edges[shard] + 1))
+        return edges, read("chunks", 8 * edges[-1]).reshape(-1, 2)
 
     def fill(self, out: SequenceArrays, chunks: Chunks) -> None:
         """As of `ConcatSequences`."""
@@ -175,13 +179,13 @@ class PackingTask:
         name = f"{packing_name(self.length)}/{store.shards[item.shard].name}"
         chunks = np.stack([plan.starts, plan.lengths], axis=1)
         edges, table = plan.edges.astype("<u4").tobytes(), chunks.astype("<u4").tobytes()
-        store.files.write({f"{name}.edges": edges, f"{name}.chunks": table})
-        store.files.write({f"{name}.json": json.dumps(len(plan.edges) - 1).encode()})
+        blocks.write(store.files, {f"{name}.edges": edges, f"{name}.chunks": table})
+        write_record(store.files, name, {"sequences": len(plan.edges) - 1})
 
 
 def unplanned_shards(store: TokenStore, length: int) -> list[ShardItem]:
     """The shards that are missing in the plan for sequences of `length` inputs."""
-    if store.files.read(_plan_file(store, length)) != [None]:
+    if read_records(store.files, [_plan_name(store, length)]) != [None]:
         return []
     return [
         ShardItem(store.files.directory, store.name, index, 8 * shard.documents)
@@ -192,16 +196,23 @@ def unplanned_shards(store: TokenStore, length: int) -> list[ShardItem]:
 
 def complete_packing(store: TokenStore, length: int) -> None:
     """Write the list of sequences per shard, once every shard is planned."""
-    if store.files.read(_plan_file(store, length)) == [None]:
+    if read_records(store.files, [_plan_name(store, length)]) == [None]:
         counts = _planned(store, length)
         if None in counts:
             raise UserError(f"{store.files.directory}: {packing_name(length)} is not complete")
-        store.files.write({_plan_file(store, length): json.dumps(counts).encode()})
+        write_record(store.files, _plan_name(store, length), {"sequences": counts})
+
+
+def forget_plan(store: TokenStore, length: int) -> None:
+    """Delete the records of a plan, for `prepare` to make it again."""
+    names = [store.name, *(shard.name for shard in store.shards)]
+    store.files.delete([f"{packing_name(length)}/{name}.json" for name in names])
 
 
 def _planned(store: TokenStore, length: int) -> list[int | None]:
-    names = [f"{packing_name(length)}/{shard.name}.json" for shard in store.shards]
-    return [None if c is None else json.loads(c) for c in store.files.read(*names)]
+    names = [f"{packing_name(length)}/{shard.name}" for shard in store.shards]
+    records = read_records(store.files, names)
+    return [record["sequences"] if record else None for record in records]
 
 
 def packing_name(length: int) -> str:
@@ -209,8 +220,8 @@ def packing_name(length: int) -> str:
     return f"packing-{length}"
 
 
-def _plan_file(store: TokenStore, length: int) -> str:
-    return f"{packing_name(length)}/{store.name}.json"
+def _plan_name(store: TokenStore, length: int) -> str:
+    return f"{packing_name(length)}/{store.name}"
 
 
 class PackPlan(NamedTuple):

@@ -28,7 +28,7 @@ from jaxllm.data.store import (
     ShardWriter,
     TokenStore,
     counts_of,
-    read_parts,
+    read_records,
     write_corpus,
     write_part,
 )
@@ -117,7 +117,7 @@ class PartItem(NamedTuple):
 
 def _missing(directory: str, parts: Sequence[Part]) -> list[PartItem]:
     distinct = {part.key: part for part in parts}
-    records = read_parts(KeyValueStore(directory), list(distinct))
+    records = read_records(KeyValueStore(directory), list(distinct))
     written = zip(distinct.values(), records, strict=True)
     return [PartItem(directory, part, part.size) for part, record in written if record is None]
 
@@ -161,7 +161,7 @@ def _complete(
 ) -> None:
     """Complete a corpus whose jobs have ended, and say what is in it."""
     files = KeyValueStore(place.directory)
-    records = read_parts(files, [part.key for part in parts])
+    records = read_records(files, [part.key for part in parts])
     missing = [part for part, record in zip(parts, records, strict=True) if record is None]
     errors = [error for error in files.read(*(f"{part.key}.error" for part in missing)) if error]
     if errors:

@@ -7,7 +7,8 @@
 
 The directory is local or in a bucket (`jaxllm.kvstore`). Parts and corpora are named by hashes of
 their contents, so that a corpus which gains a file shares the other parts with what it was, and
-processes which prepare the same part write the same bytes. Files are written whole, once.
+processes which prepare the same part write the same bytes. Files are written whole, once, and have
+checksums: those of a shard are `blocks`.
 
 Opening a corpus reads <corpus>.json. A stretch of tokens is a byte range of a shard, or of a few
 neighbours, so no index is held in memory, and any number of ranges costs one round of requests.
@@ -15,10 +16,10 @@ neighbours, so no index is held in memory, and any number of ranges costs one ro
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,11 +27,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxllm.data import blocks
 from jaxllm.data.tokenizer import Separators
 from jaxllm.errors import UserError
+from jaxllm.io import sealed, unsealed
 from jaxllm.kvstore import ByteRange, KeyValueStore
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 SHARD_TOKENS = 1 << 26
 
 
@@ -99,23 +102,32 @@ class ShardWriter:
         edges = np.cumsum(np.concatenate([[0], *self._lengths]), dtype="<u8")
         starts = edges.tobytes()
         name = f"{self._part}-{len(self.shards):03d}"
-        self._files.write({f"{name}.tokens": tokens, f"{name}.starts": starts})
+        blocks.write(self._files, {f"{name}.tokens": tokens, f"{name}.starts": starts})
         self.shards.append(Shard(name, len(edges) - 1, self._tokens, digest_of(tokens, starts)))
         self._clear()
+
+
+def write_record(files: KeyValueStore, name: str, record: Mapping[str, Any]) -> None:
+    """Write <name>.json."""
+    files.write({f"{name}.json": sealed(record).encode()})
+
+
+def read_records(files: KeyValueStore, names: Sequence[str]) -> list[dict[str, Any] | None]:
+    """The content of each <name>.json; None where it does not exist or is damaged."""
+
+    def record(content: bytes | None) -> dict[str, Any] | None:
+        with contextlib.suppress(ValueError):
+            return unsealed(content) if content is not None else None
+        return None
+
+    return [record(content) for content in files.read(*(f"{name}.json" for name in names))]
 
 
 def write_part(
     files: KeyValueStore, part: str, shards: Sequence[Shard], counts: Counts, **other: object
 ) -> None:
     """Write the record of a part whose shards are written."""
-    record = {"shards": shards, **dataclasses.asdict(counts), **other}
-    files.write({f"{part}.json": json.dumps(record).encode()})
-
-
-def read_parts(files: KeyValueStore, parts: Sequence[str]) -> list[dict[str, Any] | None]:
-    """The records of parts; None for those that are not complete."""
-    contents = files.read(*(f"{part}.json" for part in parts))
-    return [None if content is None else json.loads(content) for content in contents]
+    write_record(files, part, {"shards": shards, **dataclasses.asdict(counts), **other})
 
 
 def write_corpus(
@@ -138,7 +150,7 @@ def write_corpus(
         **other,
         "shards": shards,
     }
-    files.write({f"{corpus}.json": json.dumps(meta).encode()})
+    write_record(files, corpus, meta)
 
 
 class TokenStore:
@@ -150,10 +162,10 @@ class TokenStore:
 
     def __init__(self, directory: str | os.PathLike, name: str) -> None:
         self.files, self.name = KeyValueStore(directory), name
-        (content,) = self.files.read(f"{name}.json")
-        if content is None:
+        (meta,) = read_records(self.files, [name])
+        if meta is None:
             raise UserError(f"{self.files.directory} does not have the prepared corpus {name}")
-        self.meta = json.loads(content)
+        self.meta = meta
         self.counts = counts_of([self.meta])
         self.separators = Separators(*self.meta["separators"])
         self.shards = [Shard(*shard) for shard in self.meta["shards"]]
@@ -166,7 +178,7 @@ class TokenStore:
     @staticmethod
     def exists(directory: str | os.PathLike, name: str) -> bool:
         """Whether `directory` has the corpus `name`, complete."""
-        return KeyValueStore(directory).read(f"{name}.json") != [None]
+        return read_records(KeyValueStore(directory), [name]) != [None]
 
     def start_reads(self, ranges: Sequence[tuple[int, int]]) -> Callable[[], list[np.ndarray]]:
         """Start to read ranges of tokens [start, stop) of the concatenated documents, all at once.
@@ -186,7 +198,7 @@ class TokenStore:
                 name = f"{self.shards[shard].name}.tokens"
                 pieces.append(ByteRange(name, int(low) * size, int(high) * size))
                 owners.append(owner)
-        wait = self.files.start_reads(pieces)
+        wait = blocks.start_reads(self.files, pieces)
 
         def tokens() -> list[np.ndarray]:
             found: list[list[np.ndarray]] = [[] for _ in ranges]
@@ -202,11 +214,9 @@ class TokenStore:
 
     def document_starts(self, shard: int) -> np.ndarray:
         """Offsets of a shard's documents in it, and the total, as uint64 [documents + 1]."""
-        name = f"{self.shards[shard].name}.starts"
-        (content,) = self.files.read(name)
-        if content is None:
-            raise UserError(f"{self.files.directory}/{name} is missing")
-        return np.frombuffer(content, "<u8")
+        name, documents = self.shards[shard][:2]
+        starts = ByteRange(f"{name}.starts", 0, 8 * (documents + 1))
+        return np.frombuffer(blocks.start_reads(self.files, [starts])()[0], "<u8")
 
     def document(self, number: int) -> tuple[int, int]:
         """The tokens [start, stop) of the document with that number in the corpus, from 0."""
@@ -224,20 +234,22 @@ class TokenStore:
     def shard_tokens(self, shard: Shard) -> np.ndarray:
         """All tokens of a shard, in the type that they are stored in."""
         whole = ByteRange(f"{shard.name}.tokens", 0, shard.tokens * self._dtype.itemsize)
-        return np.frombuffer(self.files.start_reads([whole])()[0], self._dtype)
+        return np.frombuffer(blocks.start_reads(self.files, [whole])()[0], self._dtype)
 
     def take_back_damaged(self) -> int:
         """Remove the records of damaged parts, which `prepare` writes again; return how many."""
 
-        def damaged_part(shard: Shard) -> str | None:
-            tokens, starts = self.files.read(f"{shard.name}.tokens", f"{shard.name}.starts")
-            if tokens is None or starts is None or digest_of(tokens, starts) != shard.digest:
-                return shard.name.rpartition("-")[0]
-            return None
+        def damaged_part(number: int) -> str | None:
+            shard = self.shards[number]
+            with contextlib.suppress(UserError):
+                starts = self.document_starts(number).tobytes()
+                if digest_of(self.shard_tokens(shard).tobytes(), starts) == shard.digest:
+                    return None
+            return shard.name.rpartition("-")[0]
 
         # Each thread holds a shard, of up to 256 MB.
         with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as threads:
-            parts = set(threads.map(damaged_part, self.shards)) - {None}
+            parts = set(threads.map(damaged_part, range(len(self.shards)))) - {None}
         if parts:
             self.files.delete([f"{name}.json" for name in (*parts, self.name)])
         return len(parts)

@@ -9,7 +9,14 @@ import pyarrow
 import pytest
 
 from jaxllm.data.config import DataConfig, VocabularyConfig
-from jaxllm.data.store import Counts, ShardWriter, TokenStore, read_parts, write_corpus, write_part
+from jaxllm.data.store import (
+    Counts,
+    ShardWriter,
+    TokenStore,
+    read_records,
+    write_corpus,
+    write_part,
+)
 from jaxllm.data.tokenizer import Separators
 from jaxllm.kvstore import KeyValueStore
 
@@ -50,7 +57,7 @@ def write_store(
         writer.flush()
         tokens = sum(shard.tokens for shard in writer.shards)
         write_part(files, name, writer.shards, Counts(len(chosen), tokens))
-    records = [record for record in read_parts(files, names) if record]
+    records = [record for record in read_records(files, names) if record]
     write_corpus(files, "corpus", records, ids.dtype, Separators(*separators))
     return TokenStore(directory, "corpus")
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxllm.data import store
+from jaxllm.data import blocks, store
 from jaxllm.data.store import Counts, Shard, ShardWriter, TokenStore, write_corpus, write_part
 from jaxllm.data.tokenizer import Separators
 from jaxllm.errors import UserError
-from jaxllm.kvstore import KeyValueStore
+from jaxllm.kvstore import ByteRange, KeyValueStore
 from tests.data.conftest import write_store
 
 
@@ -48,6 +48,26 @@ def test_a_missing_or_short_shard_is_named(tmp_path: Path) -> None:
         opened.read(0, 10)
 
 
+@pytest.mark.parametrize("size", [1, 4091, 4092, 4093, 9000])
+def test_no_flipped_bit_of_a_range_is_read(tmp_path: Path, size: int) -> None:
+    """In any byte of the file: of the content, of a checksum, or after the end."""
+    files, random = KeyValueStore(tmp_path), np.random.default_rng(size)
+    content, path = random.bytes(size), tmp_path / "file"
+    blocks.write(files, {"file": content})
+    read = lambda start, stop: blocks.start_reads(files, [ByteRange("file", start, stop)])()[0]
+    for start, stop in np.sort(random.integers(0, size + 1, (20, 2)), axis=1).tolist():
+        assert stop == start or read(start, stop) == content[start:stop]
+    stored = bytearray(path.read_bytes())
+    assert len(stored) == 4096 * -(-size // 4092)
+    for place in random.integers(0, len(stored), 60).tolist():
+        stored[place] ^= 1 << place % 8
+        path.write_bytes(stored)
+        within = place // 4096 * 4092
+        with pytest.raises(UserError, match=rf"{path} is damaged: .*prepare --check"):
+            read(within, min(within + 2, size))
+        stored[place] ^= 1 << place % 8
+
+
 def test_a_corpus_is_there_once_it_is_complete(tmp_path: Path) -> None:
     files = KeyValueStore(tmp_path)
     writer = ShardWriter(files, "part", np.dtype("<u2"))
@@ -57,7 +77,7 @@ def test_a_corpus_is_there_once_it_is_complete(tmp_path: Path) -> None:
     assert not TokenStore.exists(tmp_path, "corpus")
     with pytest.raises(UserError, match="does not have the prepared corpus corpus"):
         TokenStore(tmp_path, "corpus")
-    records = store.read_parts(files, ["part", "other"])
+    records = store.read_records(files, ["part", "other"])
     assert records[1] is None
     write_corpus(files, "corpus", [records[0]], np.dtype("<u2"), Separators(0, None))
     assert TokenStore.exists(tmp_path, "corpus")
@@ -85,5 +105,5 @@ def test_a_corpus_of_a_trillion_tokens_opens_in_little_memory(tmp_path: Path) ->
     tracemalloc.stop()
     assert opened.counts.tokens > 1.2e12
     name = f"{shards[17_000].name}.tokens"
-    files.write({name: np.arange(100, dtype="<u2").tobytes()})
+    blocks.write(files, {name: np.arange(100, dtype="<u2").tobytes()})
     np.testing.assert_array_equal(opened.read(17_000 * tokens + 3, 17_000 * tokens + 6), [3, 4, 5])
