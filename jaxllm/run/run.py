@@ -104,8 +104,8 @@ class Run:
     # Config
 
     def config(self) -> str:
-        """The operative gin config of the newest start; empty if there is none."""
-        return self.layout.config.read_text() if self.layout.config.exists() else ""
+        """The operative gin config of the newest start; empty if there is none, or damaged."""
+        return stored_config.read(self.layout.config) or ""
 
     def setting(self, name: str) -> str | None:
         """A number or macro of the run's config as it is written there; None if it is not."""
@@ -132,7 +132,7 @@ class Run:
         earlier = self.layout.config_until(step)
         if changes and not earlier.exists():
             atomic_write(earlier, before)
-        atomic_write(self.layout.config, text)
+        atomic_write(self.layout.config, stored_config.with_checksum(text))
         return changes
 
     # Checkpoints

@@ -12,6 +12,7 @@ import io
 import re
 import sys
 import tokenize
+import zlib
 from typing import Any
 
 from etils import epath
@@ -19,6 +20,7 @@ from etils import epath
 from jaxllm.errors import UserError
 from jaxllm.run.layout import Layout
 
+_SUM = "# CRC-32: "
 # Fields that run code (modules that are not jaxllm's own, programs that a model writes) or tell
 # others, with the value that does not. Only the command line can grant them, not the run directory.
 _PERMISSIONS: dict[str, Any] = {
@@ -34,8 +36,27 @@ def parse(model_dir: str) -> None:
     path = Layout(model_dir).config
     if not path.exists():
         raise UserError(f"{model_dir} is no run: it has no config.gin")
+    if read(path) is None:
+        raise UserError(
+            f"{path} is damaged, or edited: if it is right, remove its line {_SUM.strip()}"
+        )
     gin.parse_config(checked(path))
     withdraw_permissions(str(path), "a run directory")
+
+
+def with_checksum(text: str) -> str:
+    """The text of a config.gin with its CRC-32 in a comment at its end."""
+    return f"{text}{_SUM}{zlib.crc32(text.encode())}\n"
+
+
+def read(path: epath.Path) -> str | None:
+    """The text of a config.gin; empty if there is none, None if its CRC-32 is of another."""
+    content = path.read_bytes() if path.exists() else b""
+    text, found, rest = content.partition(_SUM.encode())
+    crc, _, added = rest.partition(b"\n")
+    if found and crc != b"%d" % zlib.crc32(text):
+        return None
+    return (text + added).decode(errors="replace")
 
 
 def checked(path: epath.Path, includes: bool = False) -> io.StringIO:

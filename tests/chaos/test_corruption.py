@@ -10,7 +10,7 @@ import pytest
 
 from jaxllm.errors import UserError
 from jaxllm.io import JsonLines
-from jaxllm.run import data_identity
+from jaxllm.run import data_identity, stored_config
 from jaxllm.run.layout import Layout
 from jaxllm.run.restore import SavedArrays, restore_params
 from jaxllm.run.run import Run
@@ -152,6 +152,21 @@ def test_damaged_data_and_tokenizer_are_refused(tmp_path: Path, name: str) -> No
             assert loaded == good
         except UserError as error:
             assert "is damaged" in str(error)
+
+
+def test_a_damaged_config_is_refused_and_not_reported(tmp_path: Path) -> None:
+    """But for the name of the checksum, without which the file is as any other."""
+    run = Run.create(tmp_path)
+    run.write_config("TRAIN_STEPS = 100\nTrainConfig.steps = %TRAIN_STEPS\n")
+    good, path = run.settings(), tmp_path / "config.gin"
+    assert run.setting("TrainConfig.steps") == "100"
+    for place in flips(path, 200):
+        try:
+            stored_config.parse(str(tmp_path))
+            assert b"# CRC-32: " not in path.read_bytes() and run.settings() == good, place
+        except UserError as error:
+            assert "config.gin" in str(error)
+            assert run.settings() in ({}, good)
 
 
 def test_a_damaged_line_is_told_at_the_next_start(saved: Path, tmp_path: Path) -> None:

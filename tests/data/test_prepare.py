@@ -301,6 +301,10 @@ def test_damaged_shards_are_found_and_written_again(large: DataConfig) -> None:
     assert domain.store.take_back_damaged() == 3
     prepare(large)
     assert contents(large) == before
+    index = next(Path(large.cache).rglob(f"{domain.store.name}.json"))
+    index.write_bytes(index.read_bytes().replace(b'"bad": 0', b'"bad": 1'))
+    prepare(large)
+    assert contents(large) == before
 
 
 def test_a_file_that_cannot_be_read_is_named_and_the_others_are_done(large, tmp_path) -> None:

@@ -90,7 +90,7 @@ def test_a_run_of_our_own_is_described_so_that_transformers_computes_the_same(
     original = save(name, tmp_path / "hf")
     to_run(tmp_path / "hf", tmp_path / "run")
     (tmp_path / "run" / "config.json").unlink()
-    config = (tmp_path / "run" / "config.gin").read_text()
+    config = Run(tmp_path / "run").config()
     (tmp_path / "run" / "config.gin").write_text(config.replace("'huggingface'", "'bytes'"))
     to_hf(tmp_path / "run", tmp_path / "back", "--step=0")
     model = transformers.AutoModelForCausalLM.from_pretrained(
