@@ -68,15 +68,11 @@ def guess_score(clock: Array, scores: Array, chance: float) -> float:
 
 
 def above(clock: Array, scores: Array, stderr: Array, chance: float, n: int = 0) -> Mask:
-    """Whether each point is above the level of a guess; False where the error is unknown.
+    """Whether each point is above `chance`, and above the untrained model's mean by the error of
+    their difference; False where the error is unknown.
 
-    It is above `chance`, and above the untrained model's mean by the error of their difference.
-
-    Args:
-      clock: [P] tokens or steps, ascending.
-      scores, stderr: [..., P], of one curve or several.
-      chance: a `Curve.chance_score`.
-      n: number of examples where a score is the share of right ones, else 0.
+    `clock` [P] is tokens or steps, ascending; `scores` and `stderr` [..., P] are of one curve or
+    several; `n` is the number of examples where a score is the share of right ones, else 0.
     """
     early = untrained(clock)
     first = scores[..., early].mean(axis=-1, keepdims=True) if early.any() else -math.inf
@@ -145,13 +141,10 @@ def off_guess(curves: Curves) -> Curves:
 def trajectories(main: Curves, records: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Charted points of `Curves.main` of `records`, and when each task left chance.
 
-    Returns:
-      The rows of `with_gaps` with `above` (whether the point is above a guess), `left_chance`
-      (whether it is the onset) and `guess_level` (the score of a guess); and a row per run and
-      task, ordered by state and onset: `run, task, domain, metric, state, step, tokens, flops,
-      first, final, stderr, n, chance, shots, task_version, or_before, guess`, with the `step,
-      tokens, flops` of the onset, unknown where there is one checkpoint; `or_before`, whether it is
-      the first one; and `guess`, the larger of chance and the best constant answer.
+    The rows of `with_gaps` with `above` (a guess), `left_chance` (whether it is the onset) and
+    `guess_level` (the score of a guess); and a row per run and task, ordered by state and onset,
+    with the `step, tokens, flops` of the onset, unknown where there is one checkpoint; `or_before`,
+    whether it is the first one; and `guess`, the larger of chance and the best constant answer.
     """
     rows, above, left, level = [], [np.zeros(0, bool)], [np.zeros(0, bool)], [np.zeros(0)]
     names, scoring = ["run", "task", "domain", "metric"], ["n", "chance", "shots", "task_version"]
@@ -187,15 +180,12 @@ def trajectories(main: Curves, records: pd.DataFrame) -> tuple[pd.DataFrame, pd.
 
 
 def gain_share(shown: pd.DataFrame, findings: pd.DataFrame) -> pd.DataFrame:
-    """Share of its total gain that each task has reached at each checkpoint.
+    """The results of `trajectories`, with the `share` of its gain that a task has reached, and
+    `state`.
 
     The gain is in score, from a guess, or from the first checkpoint where there is no chance level,
     to the best value of the run. Tasks at chance have a share of 0, as have those of which it is
-    not known whether they left it and that did not grow, so that noise is not scaled up. The
-    arguments are the results of `trajectories`.
-
-    Returns:
-      `shown` with the columns `share` (0 to 1; NaN where the value is) and `state`.
+    not known whether they left it and that did not grow, so that noise is not scaled up.
     """
     key = ["run", "task"]
     state = shown[key].merge(findings[[*key, "state"]], how="left").state.to_numpy()

@@ -72,11 +72,8 @@ def digest(records: pd.DataFrame) -> str:
     method="The intervals as written, against the mean of the run's last checkpoints.",
 )
 def preregistered(study: Study) -> Finding:
-    """Score registered forecasts of runs that have finished; the others wait.
-
-    Returns:
-      A row per registered forecast: its fields, `truth` (NaN before the end) and `verdict`; what
-      was missed comes first.
+    """Score registered forecasts of runs that have finished: their fields, `truth` (NaN before the
+    end) and `verdict`; what was missed comes first.
     """
     ends = {
         (one.curve.run, *one.key): (float(one.curve.tokens[-1]), float(one.smooth().values[-1]))

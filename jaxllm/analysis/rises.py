@@ -95,11 +95,10 @@ class Rises:
     def fit(self, scores: Array, noise: Array) -> pd.DataFrame:
         """Fit curves `scores` [n, C] with standard errors `noise` [C], 0 where unknown.
 
-        Returns:
-          A row per curve: the fitted `gain` over the checkpoints; `tokens` at the middle of the
-          rise, NaN where `high` is inf; its `width` with a 95 % interval `low` to `high`; and `p`
-          of the null hypothesis that the rise is at least `SUDDEN` wide, or that less than 80 % of
-          the gain are made within `SUDDEN` around its middle.
+        A row per curve: the fitted `gain`; `tokens` at the middle of the rise, NaN where `high` is
+        inf; its `width` with a 95 % interval; and `p` of the null hypothesis that the rise is at
+        least `SUDDEN` wide, or that less than 80 % of the gain are made within `SUDDEN` around its
+        middle.
         """
         batches = range(0, scores.shape[1], _BATCH)
         fits = [self._fit(scores[:, at : at + _BATCH], noise[at : at + _BATCH]) for at in batches]

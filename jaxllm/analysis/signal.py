@@ -63,10 +63,9 @@ def comparable(every: Curves) -> Curves:
 
 
 def runs_of(points: pd.DataFrame, recipes: Mapping[str, str]) -> pd.DataFrame:
-    """The runs: `run, recipe` (of `recipes`, else the family), `params, first` and last `tokens`.
-
-    `size`, `length` and `ratio` are ascending numbers, equal for runs of equal parameters, tokens
-    and tokens per parameter.
+    """The runs: `run, recipe` (of `recipes`, else the family), `params, first` and last `tokens`,
+    and class numbers of equal parameters, `size`, tokens, `length`, and tokens per parameter,
+    `ratio`.
     """
     by = points[points.tokens > 0].groupby("run")
     runs = pd.DataFrame({"recipe": by.family.last(), "params": by.params.last().astype(float)})
@@ -113,21 +112,15 @@ def across_sizes(runs: pd.DataFrame, size: int, until: float = math.inf) -> Iter
 
 
 def measure(points: pd.DataFrame, comparison: Comparison, averaged: int = AVERAGED) -> pd.DataFrame:
-    """Signal, noise and decision accuracy of every task and metric.
+    """Signal, noise and decision accuracy of every task and metric of `comparable` curves.
 
-    Args:
-      points: of `comparable` curves.
-      comparison: of runs among them.
-      averaged: most checkpoints whose mean stands for a run.
-
-    Returns:
-      A row per task and metric. `signal` is the largest difference between the runs of a stratum,
-      `noise` the standard deviation of the last checkpoints of a run, both over their mean, and
-      `snr` their ratio, as published. As that signal grows with the number of runs and that noise
-      with the trend, `snr_detrended` is the ratio of `spread`, the standard deviation between runs,
-      and `scatter`, that of checkpoints around a line. `accuracy` is the share of the `pairs` whose
-      order in this metric is that of the targets in the main one, with its 95% interval and the `p`
-      of no relation. `above` is whether most proxies are above a guess.
+    `signal` is the largest difference between the runs of a stratum, `noise` the standard deviation
+    of the last checkpoints of a run, both over their mean, and `snr` their ratio, as published. As
+    that signal grows with the number of runs and that noise with the trend, `snr_detrended` is the
+    ratio of `spread`, the standard deviation between runs, and `scatter`, that of checkpoints
+    around a line. `accuracy` is the share of the `pairs` whose order in this metric is that of the
+    targets in the main one, with its 95% interval and the `p` of no relation. `above`: most proxies
+    are above a guess.
     """
     small = settled(points, comparison.proxies, averaged)
     ends = settled(points, comparison.targets.assign(until=math.inf), AVERAGED)
@@ -185,18 +178,13 @@ def _signal(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def agreement(of: pd.DataFrame) -> tuple[float, ...]:
-    """Decision accuracy: the share of pairs within a stratum whose `score` and `goal` agree.
+    """Decision accuracy, as `_DECISION`: the share of pairs within a stratum whose `score` and
+    `goal` agree, by `unit, stratum, score, goal`.
 
-    Pairs of equal goals are no decision: else constant answers would tell everything.
-    The interval is Wilson's (1927) for as many independent pairs as have the variance of Kendall's
-    tau without relation; resampling few runs gives far too narrow ones. p is tau's, one-sided, with
-    the correction for continuity. A unit that is in several strata counts once for both.
-
-    Args:
-      of: columns `unit, stratum, score, goal`.
-
-    Returns:
-      The values of `_DECISION`.
+    Pairs of equal goals are no decision. The interval is Wilson's (1927) for as many independent
+    pairs as have the variance of Kendall's tau without relation; resampling few runs gives far too
+    narrow ones. p is tau's, one-sided, with the correction for continuity. A unit in several strata
+    counts once for both.
     """
     first, second = np.triu_indices(len(of), 1)
     stratum, unit = of.stratum.to_numpy(), of.unit.to_numpy()

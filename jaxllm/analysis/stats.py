@@ -55,13 +55,9 @@ def line_fit(
     """Fit a line to the finite ones of n points by weighted least squares.
 
     In closed form: `scipy.stats.linregress` has no weights, and statsmodels' WLS is 30 times
-    slower, which matters over the thousands of fits of a large report. `weights` are inverse
-    variances up to a factor, or counts; `noise`, the known standard error of every y, is a lower
-    bound of the scatter.
-
-    Returns:
-      The line; None for less than `fewest` points, or where all x are equal. Without degrees of
-      freedom (two points) the errors are NaN.
+    slower. `weights` are inverse variances up to a factor, or counts; `noise`, the known standard
+    error of every y, is a lower bound of the scatter. None for less than `fewest` points, or where
+    all x are equal; without degrees of freedom (two points) the errors are NaN.
     """
     points = np.array([x, y, np.ones_like(x, float) if weights is None else weights], np.float64)
     points = points[:, np.isfinite(points).all(axis=0) & (points[2] > 0)]

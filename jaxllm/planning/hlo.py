@@ -21,10 +21,8 @@ _CALLED = re.compile(
 
 
 class Traffic(NamedTuple):
-    """Traffic of one kind of collective over one kind of link, per device and step.
-
-    In a group of n each device sends (n - 1) / n of the whole array, twice that in an all-reduce,
-    and all of it in a permute.
+    """Traffic of one kind of collective over one kind of link, per device and step: in a group of n
+    each device sends (n - 1) / n of the whole array, twice that in an all-reduce, all in a permute.
     """
 
     kind: str  # one of `_KINDS`

@@ -112,10 +112,9 @@ def _compile(
 
 
 def saved_activations(experiment: Experiment, mesh: Mesh) -> int:
-    """Bytes per device of activations saved for the backward pass, over all layers.
-
-    From the traced program, in a second: residuals that the remat policy saves, stacked by the
-    scan over layers. A lower bound on the update's memory; 0 where no scan stacks them.
+    """Bytes per device of activations saved for the backward pass, over all layers: residuals of
+    the traced program, stacked by the scan over layers. A lower bound on the update's memory; 0
+    without a scan.
     """
     model = experiment.model
     sequences = experiment.data.batch_size // experiment.train.gradient_accumulation
@@ -182,8 +181,8 @@ def measure_costs(experiment: Experiment, mesh: Mesh, slices: int = 1) -> Costs:
     """The cost of a step from two shallow programs; OutOfDeviceMemory if they do not fit.
 
     The compiler counts a loop's body once. So one layer and two are compiled without a loop over
-    layers and with unchunked loss; their difference is the cost of a layer, and the rest is the
-    same at any depth. One microbatch is measured, and multiplied by their number.
+    layers and with unchunked loss; their difference is the cost of a layer. One microbatch is
+    measured.
     """
     microbatches = experiment.train.gradient_accumulation
     batch_size = experiment.data.batch_size // microbatches

@@ -89,9 +89,8 @@ def scoring_cost(
 def prepare(
     experiment: Experiment, config: EvalConfig, mesh: Mesh
 ) -> tuple[list[PreparedTask], tuple[str, ...]]:
-    """The log-likelihood tasks of a run in device batches, and a line for each kind of the others.
-
-    What is not at hand (files, corpora, the vocabulary) is no error: the first reason is told.
+    """The log-likelihood tasks of a run in device batches, and a line for each kind of the others;
+    what is not at hand (files, corpora, the vocabulary) is no error.
     """
     e, reason = experiment, ""
     prepared: dict[str, PreparedTask] = {}
@@ -127,9 +126,8 @@ def prepare(
 def share_of(
     config: EvalConfig, scheduled: Sequence[int], seconds: float, step: float
 ) -> tuple[float, int | None]:
-    """Scoring's share of a run; where it is above `MAX_SHARE`, the `every` with which it is not.
-
-    A run of `scheduled` checkpoints, each scored in `seconds`, with an update in `step` seconds.
+    """Scoring's share of a run of `scheduled` checkpoints, each scored in `seconds`, with an update
+    in `step` seconds; where it is above `MAX_SHARE`, the `every` with which it is not.
     """
 
     def share(every: int) -> float:

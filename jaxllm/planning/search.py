@@ -70,9 +70,8 @@ class Result(NamedTuple):
 
 
 def meshes(experiment: Experiment, target: Target) -> list[MeshConfig]:
-    """Meshes that divide devices, heads and batch, those with the least communication first.
-
-    That is no tensor parallelism, then parameters sharded over most devices of a slice.
+    """Meshes that divide devices, heads and batch, those with the least communication first: no
+    tensor parallelism, then parameters sharded over most devices of a slice.
     """
     devices, rows = len(target.devices), experiment.data.batch_size
     per_slice = devices // target.slices
@@ -92,8 +91,8 @@ def search(
 ) -> list[Result]:
     """Compile configurations on each mesh; those that fit come first, the fastest in front.
 
-    On a mesh, remat policies are tried from the least recomputation on until one fits; then again
-    with 2 and 4 microbatches, as long as a policy with less recomputation may fit.
+    Remat policies are tried from the least recomputation on until one fits; then again with 2 and 4
+    microbatches, as long as a policy with less recomputation may fit.
     """
     results: list[Result] = []
     bar = tqdm(desc="compiled", unit=" candidates", file=sys.stderr)

@@ -100,9 +100,8 @@ class HealthWriter:
     close = flush
 
     def _check(self, seen: int, checks: Callable[[], list[Check]]) -> None:
-        """Report the new alarms of `checks`; an exception ends the checks, not the run.
-
-        `seen` is the last step in the run's files from earlier processes.
+        """Report the new alarms of `checks`; an exception ends the checks, not the run. `seen` is
+        the last step in the run's files from earlier processes.
         """
         if self._broken:
             return

@@ -36,10 +36,9 @@ def write_page(output: epath.Path, tables: Tables, items: Sequence[ReportItem]) 
 
 
 def write(output: epath.Path, tables: Tables, items: Sequence[ReportItem], kind: str) -> epath.Path:
-    """Write a file for every figure or table of the report into the directory `output`.
+    """Write a file for every figure ("png", "pdf") or table ("csv") of the report into `output`.
 
-    `kind` is "png" or "pdf", with the trajectories as `trajectories-<domain>.png` and, with all
-    tasks, `trajectories.png`; or "csv", with the trajectories as `records.csv` and `metrics.csv`.
+    The trajectories are `trajectories-<domain>.png` and, all, `trajectories.png`; or `records.csv`.
     """
     if kind == "csv":
         named = [("records", tables.study.records), ("metrics", tables.metrics)]

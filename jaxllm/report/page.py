@@ -1,8 +1,8 @@
 """report/index.html: one self-contained page with charts, data and scripts.
 
-The page works offline, and its content security policy forbids network access. Charts are Vega-Lite
-specifications drawn in the browser; the sentences and the table are plain HTML, readable without
-scripts. The templates escape all text from the data.
+It works offline, and its content security policy forbids network access. Charts are Vega-Lite
+specifications drawn in the browser; sentences and table are plain HTML. The templates escape all
+text from the data.
 """
 
 from __future__ import annotations

@@ -60,8 +60,8 @@ class TensorBoardWriter:
     """Writer of the metrics and records of one run as TensorBoard events.
 
     A process starts a session at its first step, at which TensorBoard discards later steps of
-    earlier processes. It then writes the stored scores of the newest checkpoint, since an earlier
-    process may have been killed before it wrote them as events.
+    earlier processes. It then writes the stored scores of the newest checkpoint, in case these did
+    not.
     """
 
     def __init__(self, model_dir: str | os.PathLike[str]):

@@ -29,10 +29,10 @@ def of_run(model_dir: str | os.PathLike[str], width: int = 100) -> str:
 
 
 def capability_table(tables: Tables, run: str, width: int = 100) -> str:
-    """Capability table of one run, at most `width` characters wide.
+    """Capability table of one run, at most `width` characters wide; values above a guess are
+    marked.
 
-    Values above the level of a guess are marked (see `jaxllm.analysis.onsets`). Of too many
-    checkpoints an even selection is shown, with the first and the last, and their number below.
+    Of too many checkpoints an even selection is shown, with the first and the last.
     """
     points = tables.points[tables.points.run == run]
     if points.empty:

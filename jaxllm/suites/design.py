@@ -54,14 +54,11 @@ class Member:
 def members(
     config: SuiteConfig, length: int, configure: Callable[[Mapping[str, Any]], Experiment]
 ) -> list[Member]:
-    """The runs of a suite, the cheapest first, and each before its branches.
+    """The runs of a suite, the cheapest first, and each before its branches, of sequences of
+    `length` tokens; UserError if an axis, a name or a setting is malformed, or two runs have one
+    name.
 
-    Args:
-      length: tokens per sequence.
-      configure: the experiment of some bindings on top of the suite's file.
-
-    Raises:
-      UserError: an axis, a name or a setting is malformed, or two runs have one name.
+    `configure` gives the experiment of some bindings on top of the suite's file.
     """
     points: list[Point] = []
     for product in (config.axes,) if isinstance(config.axes, Mapping) else config.axes:

@@ -49,9 +49,9 @@ def draw(
 
     A mixture r is from Dirichlet(s q), where q are the shares to the power of the temperature,
     normalised, and s is one of the strengths, equally spaced in their logarithm; it is drawn again
-    if a domain has more than MOST times its share, or than its limit. RegMix drops domains below a
-    minimum, and its rows miss 1 by rounding. Here each domain keeps its floor f, and the mixture is
-    f + (1 - Σ f) r. A larger swarm begins with a smaller one's.
+    if a domain has more than MOST times its share, or than its limit. Each domain keeps its floor
+    f: f + (1 - Σ f) r, where RegMix drops domains below a minimum. A larger swarm begins with a
+    smaller one's.
     """
     how = how or Draw()
     own = np.array(list(shares.values()), np.float64) / sum(shares.values())

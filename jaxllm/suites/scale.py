@@ -1,10 +1,8 @@
-"""One dial for the size of a model: depth, width, heads, batch and learning rate follow from it.
+"""One dial for the size of a model, parameters without embeddings: the rest follows from it.
 
-Sizes count parameters without the embeddings, as the laws below do.
-
-Shape: the width is 64 times the depth (nanochat's dial; Kaplan et al. 2020, arXiv 2001.08361, §3.1
-find the loss nearly independent of it), the MLP about 8/3 of the width (LLaMA), adjusted so that
-the number of parameters is as asked, within 2 %.
+The width is 64 times the depth (nanochat's dial; Kaplan et al. 2020, arXiv 2001.08361, §3.1 find
+the loss nearly independent of it), the MLP about 8/3 of the width (LLaMA), adjusted so that the
+number of parameters is as asked, within 2 %.
 """
 
 from __future__ import annotations
@@ -30,13 +28,11 @@ class Shape(NamedTuple):
 
 
 def shape(params: float) -> Shape:
-    """The shape of a gated decoder (LLaMA's) with so many parameters without embeddings.
+    """The shape of a gated decoder (LLaMA's) with so many parameters without embeddings; UserError
+    for too few.
 
-    Widths are multiples of TPU tiles where that costs no accuracy of the size, and the number of
-    heads is that whose size, an even divisor of the width, is nearest to the usual one.
-
-    Raises:
-      UserError: too few for two layers.
+    Widths are multiples of TPU tiles where that costs no accuracy of the size, and the head size,
+    an even divisor of the width, is that nearest to the usual one.
     """
     if params < SMALLEST:
         raise UserError(
@@ -62,12 +58,8 @@ def shape(params: float) -> Shape:
 
 
 def budget(dial: Mapping[str, float]) -> tuple[float, float]:
-    """Parameters and tokens from two of params, tokens_per_param, tokens and flops (6 N D).
-
-    Only nearly so with flops, which count the embeddings, too.
-
-    Raises:
-      UserError: they do not determine both; parameters alone get 20 tokens each.
+    """Parameters and tokens from two of params, tokens_per_param, tokens and flops (6 N D, nearly
+    so, as they count the embeddings, too), or params alone (20 tokens each); else UserError.
     """
     known = dict(dial)
     if set(known) == {"params"}:

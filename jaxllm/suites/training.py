@@ -19,12 +19,10 @@ MISSES = 6  # looks at which a job that was submitted may not be there yet
 def train(
     suite: Suite, launcher: Launcher, at_once: int, stack: int, log: Callable[[str], None]
 ) -> list[str]:
-    """Train what is not finished, in `at_once` jobs of up to `stack` runs of equal shapes each.
+    """Train what is not finished, in `at_once` jobs of up to `stack` runs of equal shapes each;
+    return the names of the runs that failed or could not begin.
 
     A failure stops only its own branches. On Ctrl-C runs save and end; on an error those here.
-
-    Returns:
-      The names of the runs that failed or could not begin.
     """
     training = _Training(suite, launcher, stack, log)
     try:

@@ -45,10 +45,8 @@ def check(proposal: Proposal, runs: Swarm) -> Check:
     """Compare what is predicted of a proposal with new runs.
 
     At the size that the laws speak of, the measured difference must agree with the predicted one;
-    at any other its sign must. A difference that seeds alone explain is noise.
-
-    Raises:
-      UserError: the runs differ in size, are of other mixtures, or fewer than two seeds of each.
+    at any other its sign must. A difference that seeds alone explain is noise. UserError if the
+    runs differ in size, are of other mixtures, or fewer than two seeds of each.
     """
     runs.check_alike()
     mixtures = {name: _shares(proposal, name, runs) for name in ("proposed", "natural")}

@@ -51,10 +51,9 @@ class Fit:
 
 
 def ranking(predicted: Array, measured: Array) -> dict[str, float]:
-    """How well predictions rank mixtures, less being better.
-
-    Spearman over all says little (mixtures differ widely), so also among the predicted best tenth,
-    and the regret: the measured value of the predicted best, above the best measured.
+    """How well predictions rank mixtures, less being better: Spearman over all and among the
+    predicted best tenth, and the regret, the measured value of the predicted best above the best
+    measured.
     """
     top = np.argsort(predicted)[: max(3, round(_TOP * len(predicted)))]
     return {
@@ -70,10 +69,8 @@ def _spearman(a: Array, b: Array) -> float:
 
 
 def fit(swarm: Swarm, laws: Sequence[str] = DEFAULT, draws: int = DRAWS, seed: int = 0) -> Fit:
-    """Fit to each target the law that predicts left-out mixtures best.
-
-    Raises:
-      UserError: the runs differ in size or steps, or there is no law that they identify.
+    """Fit to each target the law that predicts left-out mixtures best; UserError if the runs differ
+    in size or steps, or there is no law that they identify.
     """
     swarm.check_alike()
     if draws < FEWEST_DRAWS:

@@ -32,11 +32,7 @@ def _laws(study: Study) -> Fit | str:
     method="A swarm of small runs on random mixtures, as RegMix (Liu et al. 2024).",
 )  # fmt: skip
 def swarm_shares(study: Study) -> Finding:
-    """The runs in the order of their mean target.
-
-    Returns:
-      `run, domain, share, mean`: mean is of the targets, the less the better.
-    """
+    """The runs in the order of their mean target: `run, domain, share, mean`."""
     if isinstance(fitted := _laws(study), str):
         return Finding.refuse(fitted)
     runs = fitted.swarm
@@ -65,11 +61,7 @@ def swarm_shares(study: Study) -> Finding:
     "(Liu et al. 2024) and the data mixing law (Ye et al. 2024) among them.",
 )  # fmt: skip
 def left_out_mixtures(study: Study) -> list[Finding]:
-    """Predicted against measured on mixtures left out of the fit.
-
-    Returns:
-      `target, run, predicted, measured, law`.
-    """
+    """Predicted against measured on mixtures left out: `target, run, predicted, measured, law`."""
     if isinstance(fitted := _laws(study), str):
         return []
     refused = tuple(f"{name}: {why}." for name, why in fitted.refused().items())
@@ -109,13 +101,10 @@ def left_out_mixtures(study: Study) -> list[Finding]:
     method="The laws' difference, with intervals from a bootstrap over mixtures (Efron 1979).",
 )  # fmt: skip
 def domain_effects(study: Study) -> list[Finding]:
-    """The effect of more of each domain on each target.
+    """The effect of more of each domain on each target: `domain, target, effect, low, high`.
 
     The mixture (1 - STEP) natural + STEP domain, less the natural one; the mean of the swarm stands
-    for an unknown natural mixture.
-
-    Returns:
-      `domain, target, effect, low, high`: 95 % of the bootstrap over mixtures.
+    for an unknown natural mixture. Intervals: 95 % of the bootstrap over mixtures.
     """
     fitted = _laws(study)
     if isinstance(fitted, str) or not fitted.chosen:
@@ -154,10 +143,8 @@ def _effect(row: pd.Series) -> str:
     "the natural shares until every guard holds; DoReMi: Xie et al. (2023).",
 )  # fmt: skip
 def mixture_proposal(study: Study) -> list[Finding]:
-    """The saved proposal, or that for the mean of all targets.
-
-    Returns:
-      `domain, mixture, share`; mixture is natural, proposed, or DoReMi and its run.
+    """The saved proposal, or that for the mean of all targets, beside natural and DoReMi's shares:
+    `domain, mixture, share`.
     """
     fitted = _laws(study)
     if isinstance(fitted, str) or not fitted.chosen:
@@ -197,11 +184,7 @@ def mixture_proposal(study: Study) -> list[Finding]:
     method="Student's t interval of the mean over seeds, against the law's own interval.",
 )  # fmt: skip
 def mixture_check(study: Study) -> Finding:
-    """Whether the runs that were trained to check the proposal bear it out.
-
-    Returns:
-      `Check.table`.
-    """
+    """Whether the runs that were trained to check the proposal bear it out: `Check.table`."""
     assert study.proposal is not None and study.checked is not None
     try:
         found = check(study.proposal, study.checked)

@@ -25,13 +25,8 @@ _RATES = np.geomspace(0.02, 3.0, 30)  # exponents at which the search begins
 
 
 def extrapolated(swarm: Swarm, axis: str, to: float) -> Swarm:
-    """The swarm at `to` steps or params, a run for each mixture (at each value of the other axis).
-
-    Args:
-      axis: "steps" or "params".
-
-    Raises:
-      UserError: a mixture has fewer than three runs along the axis.
+    """The swarm at `to` "steps" or "params", a run for each mixture (at each value of the other
+    axis); UserError if a mixture has fewer than three runs along the axis.
     """
     along = getattr(swarm, axis)
     other = swarm.params if axis == "steps" else swarm.steps
@@ -87,10 +82,8 @@ class BiMix:
 
     @classmethod
     def fit(cls, share: Array, steps: Array, loss: Array) -> BiMix:
-        """Fit by least squares to shares, steps and losses [n].
-
-        Raises:
-          UserError: fewer than two different shares or three different steps.
+        """Fit by least squares to shares, steps and losses [n]; UserError for fewer than two
+        different shares or three different steps.
         """
         if len(np.unique(share)) < 2 or len(np.unique(steps)) < 3 or not (share > 0).all():
             raise UserError(
@@ -129,15 +122,11 @@ class BiMix:
 
 
 def bimix_table(swarm: Swarm, own: Mapping[str, str]) -> pd.DataFrame:
-    """BiMix of each target over all runs, and its errors on mixtures that it was not fitted to.
+    """BiMix of each target over all runs, by the share of its `own` domain.
 
-    Args:
-      own: target -> the domain whose share counts.
-
-    Returns:
-      `target, domain, A, alpha, C, beta, low, high, error, outside`: low and high are the fitted
-      shares; error is the mean relative one when each mixture in turn is left out; outside counts
-      those mixtures whose share is then beyond what was fitted.
+    Columns: `target, domain, A, alpha, C, beta, low, high, error, outside`: the fitted shares, the
+    mean relative error when each mixture in turn is left out, and how many of those have a share
+    beyond what is then fitted.
     """
     _, mixture = np.unique(swarm.shares, axis=0, return_inverse=True)
     mixture, rows = mixture.ravel(), []

@@ -1,7 +1,5 @@
-"""Laws from the mixture to a target, one interface for all.
-
-A law is fitted with several weightings of the runs at once: once with all, with each fold of a
-cross-validation left out, and for each draw of a bootstrap over mixtures.
+"""Laws from the mixture to a target, one interface for all, fitted with several weightings of the
+runs at once: with all, with each fold of a cross-validation left out, for each draw of a bootstrap.
 """
 
 from __future__ import annotations
@@ -164,18 +162,18 @@ def power(shares: Array, values: Array, weights: Array) -> Predict:
     """Power law of the effective share of useful data: c + s (e^-β - 1)/β, e = t_0 + Σ t_j r_j.
 
     A domain is worth t_j of the target's own data; once there is enough of one, the others hardly
-    matter, which no sum of functions of single shares can say. Box and Cox' form is s log(1/e)
-    for β -> 0. The sum of Apple's law (arXiv 2507.09404) with exponents of 1, inside the power.
+    matter. Box and Cox' form is s log(1/e) for β -> 0. The sum of Apple's law (arXiv 2507.09404)
+    with exponents of 1, inside the power.
     """
     return _scaled(_power_model, _power_parameters(shares, values, weights), values)
 
 
 def kernel(shares: Array, values: Array, weights: Array) -> Predict:
-    """The power law, and a Gaussian process on what it leaves.
+    """The power law, and a Gaussian process on what it leaves, over the shares, their roots and the
+    power law's own prediction, with Matérn's covariance of 3/2.
 
-    Its coordinates are the shares, their roots and the power law's own prediction, its covariance
-    Matérn's of 3/2; length and nugget are those of least leave-one-out error (Rasmussen and
-    Williams 2006, 4.2.1 and 5.4.2).
+    Length and nugget are those of least leave-one-out error (Rasmussen and Williams 2006, 4.2.1 and
+    5.4.2).
     """
     base = power(shares, values, weights)
     levels = base(shares, None)

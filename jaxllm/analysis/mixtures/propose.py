@@ -1,9 +1,8 @@
 """The best mixture for a target that the swarm supports.
 
-A law's optimum is where it extrapolates most: an excellent fit may propose a ruinous mixture. So
-the search stays where the runs are as dense as usual, ranks mixtures by the upper end of their
-prediction, averages the best ones as RegMix does, and shrinks their mean towards the natural shares
-until every guard holds.
+A law's optimum is where it extrapolates most. So the search stays where the runs are as dense as
+usual, ranks mixtures by the upper end of their prediction, averages the best ones as RegMix does,
+and shrinks their mean towards the natural shares until every guard holds.
 """
 
 from __future__ import annotations

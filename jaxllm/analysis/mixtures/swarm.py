@@ -41,11 +41,9 @@ class Swarm:
     ) -> Swarm:
         """A swarm from a table of shares and one of values, a row for each run in both.
 
-        Runs without a finite value of every target are left out and counted.
-
-        Raises:
-          UserError: shares that are negative or do not sum to 1, a domain that no run trained on,
-            a target that no run measured, or no run at all.
+        Runs without a finite value of every target are left out and counted. UserError for shares
+        that are negative or do not sum to 1, a domain that no run trained on, a target that no run
+        measured, or no run at all.
         """
         domains, targets = tuple(map(str, shares)), tuple(map(str, values))
         x, y = shares.to_numpy("float64"), values.to_numpy("float64")
@@ -133,14 +131,11 @@ class Swarm:
 
 
 def swarm_of(records: pd.DataFrame, mixtures: Mapping[str, Mapping[str, float]]) -> Swarm:
-    """The swarm of runs with their mixtures, by their last records.
+    """The swarm of runs with their mixtures, by their last records; UserError as `Swarm.of`.
 
     What was measured is the bits per byte of all tasks that have them, or else each task's main
-    metric, as its negative where more is better. Where runs differ in size or steps, those of the
-    commonest are taken.
-
-    Raises:
-      UserError: as `Swarm.of`.
+    metric, as its negative where more is better. Of runs that differ in size or steps, those of the
+    commonest.
     """
     known = records[(records.status == OK) & records.run.isin(list(mixtures))]
     bits = known.metric == "bits_per_byte"

@@ -18,10 +18,8 @@ _LEVEL = 0.95
 
 
 def predictions(fit: Fit, larger: Swarm) -> dict[str, Array]:
-    """Each target as the law of the proxies predicts it, and their mean, for other mixtures [n].
-
-    Raises:
-      UserError: the mixtures are of other domains.
+    """Each target as the law of the proxies predicts it, and their mean, for other mixtures [n];
+    UserError if they are of other domains.
     """
     if set(fit.swarm.domains) != set(larger.domains):
         odd = sorted(set(fit.swarm.domains) ^ set(larger.domains))
@@ -32,14 +30,11 @@ def predictions(fit: Fit, larger: Swarm) -> dict[str, Array]:
 
 
 def transfer(proxies: Mapping[str, Array], larger: Swarm, seed: int = 0) -> pd.DataFrame:
-    """How each proxy metric ranks the mixtures of larger models by each of their targets.
+    """How each proxy metric, of values [n] measured or predicted, ranks the mixtures of `larger`
+    models.
 
-    Args:
-      proxies: metric -> its values [n] for the mixtures of `larger`, measured or predicted.
-
-    Returns:
-      `target, metric, spearman, low, high, top_spearman, regret, best`; low and high are a 95 %
-      interval by bootstrap over mixtures; `best` marks the metric of the highest Spearman.
+    Columns: `target, metric, spearman, low, high, top_spearman, regret, best`; with a 95 % interval
+    by bootstrap over mixtures; `best` marks the metric of the highest Spearman.
     """
     rng = np.random.default_rng(seed)
     targets = {name: larger.values[:, j] for j, name in enumerate(larger.targets)}

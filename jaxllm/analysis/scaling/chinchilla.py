@@ -1,9 +1,6 @@
-"""Compute-optimal parameters and tokens: Chinchilla's second and third approach.
-
-Hoffmann et al., "Training Compute-Optimal Large Language Models" (arXiv 2203.15556), section 3:
-isoFLOP curves, and the parametric loss L(N, D) = E + A / N^alpha + B / D^beta. C = 6 N D
-throughout. The first, the envelope of training curves, needs runs whose learning rate has fallen
-at every budget.
+"""Compute-optimal parameters and tokens: Chinchilla's second and third approach (Hoffmann et al.,
+arXiv 2203.15556, section 3), isoFLOP curves and the parametric loss; C = 6 N D. The first needs
+runs whose learning rate has fallen at every budget.
 """
 
 from __future__ import annotations
@@ -126,18 +123,14 @@ def _lines(x: Array, rows: Array, weights: Array | None = None) -> Array:
 def isoflop(points: pd.DataFrame, *, draws: int = DRAWS, seed: int = 0) -> ComputeOptimal:
     """Approach 2: the minimum of log loss over log N at each budget, then a power law of those.
 
-    The minimum is that of an Akima interpolation, which assumes no shape (Porian et al., arXiv
-    2406.19146), where Chinchilla fits parabolas. A budget whose lowest point is its smallest or
-    largest size gives no optimum.
-
-    The noise of a loss is the scatter about parabolas through the lowest point and two neighbours
-    on either side (the budget's own, shrunk toward that of all budgets); intervals are from a
-    parametric bootstrap with it. Scatter of the optima about the power law beyond that noise is
-    added to every optimum's variance and draws (a random effect by DerSimonian and Laird's moment
-    estimate, 1986).
+    The minimum is that of an Akima interpolation (Porian et al., arXiv 2406.19146), where
+    Chinchilla fits parabolas; at the smallest or largest size it is none. The noise of a loss is
+    the scatter about parabolas through the lowest point and two neighbours on either side, shrunk
+    toward that of all budgets; intervals are from a parametric bootstrap with it. Scatter of the
+    optima beyond that is a random effect (DerSimonian and Laird's moment estimate, 1986).
 
     `points` has a row per run: `params, flops, loss`; `flops` within a tenth of each other are one
-    budget. Of several runs of one size and budget the best is used.
+    budget, and of several runs of one size and budget the best is used.
     """
     frame, notes = usable(points, ("params", "flops", "loss"))
     frame = _same_budgets(frame)
@@ -253,14 +246,12 @@ def parametric(
     """Approach 3: L(N, D) = E + A / N^alpha + B / D^beta through all runs.
 
     Minimizes the sum over runs of the Huber loss (delta 1e-3) of the error of log L, from the grid
-    of starts of Hoffmann et al. (appendix D.2), bootstrapped over runs. The sum, not the mean: with
-    the mean an optimizer stops early and the published parameters were off (Besiroglu et al., arXiv
-    2404.10102). N_opt = G (C/6)^(beta/(alpha+beta)), G = (alpha A / (beta B))^(1/(alpha+beta)).
-    Outliers are named, and left out; they are looked for again about the law without them.
+    of starts of Hoffmann et al. (appendix D.2), bootstrapped over runs; with the mean an optimizer
+    stops early (Besiroglu et al., arXiv 2404.10102). N_opt = G (C/6)^(beta/(alpha+beta)), G =
+    (alpha A / (beta B))^(1/(alpha+beta)). Outliers are named and left out, twice.
 
     `points` has a row per run, or several per `run`: `params, tokens, loss`. `tied` exponents are
-    equal (Gadre et al., arXiv 2403.08540), which fewer runs determine and C^a does not follow from;
-    without a `floor`, E is 0.
+    equal (Gadre et al., arXiv 2403.08540); without a `floor`, E is 0.
     """
     frame, notes = usable(points, ("params", "tokens", "loss"))
     if reason := _unidentified(frame, tied):
@@ -301,10 +292,8 @@ def _fit(
     runs: pd.DataFrame, tied: bool, floor: bool, draws: int = 0, seed: int = 0,
     start: Array | None = None,
 ) -> Array:  # fmt: skip
-    """Fit (log A, alpha, log B, beta, log E) [1 + draws, 5] as `parametric`.
-
-    It starts from one law, or from the grid, and stops early where the interval of an exponent is
-    sure to reach down to 0.
+    """Fit (log A, alpha, log B, beta, log E) [1 + draws, 5] as `parametric`, from one law or from
+    the grid; it stops early where the interval of an exponent is sure to reach down to 0.
     """
     log_n, log_d = np.log(runs.params.to_numpy()), np.log(runs.tokens.to_numpy())
     at_n, at_d = log_n.mean(), log_d.mean()  # centered, A and alpha are nearly independent

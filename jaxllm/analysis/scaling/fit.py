@@ -72,9 +72,9 @@ def family_losses(study: Study) -> Losses:
     """The loss of every finished run of the family with the most sizes.
 
     It is the training loss where `FEWEST_SIZES` of a family have it, else bits per byte or log
-    perplexity of a text, a task without an accuracy, else of a benchmark. Runs of one family share
-    tokenizer and data, so losses per token compare within it, and nowhere else. A run in progress
-    has no loss: its learning rate has yet to fall.
+    perplexity of a text, a task without an accuracy, else of a benchmark. Losses per token compare
+    within a family alone. The learning rate of a run in progress has yet to fall, so it has no
+    loss.
     """
     records = study.records[np.isfinite(study.records.value.astype(float))]
     texts = set(records.task) - set(records.task[of_metric(is_share, records.metric)])
@@ -144,12 +144,8 @@ def names(points: pd.DataFrame) -> str:
 def usable(
     points: pd.DataFrame, positive: Sequence[str], finite: Sequence[str] = ()
 ) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    """Select rows whose columns are `positive` or `finite` numbers; with notes on the others.
-
-    Repeated measurements of one run at one point are averaged.
-
-    Returns:
-      These columns and `run`, the number of the row where `points` name no run.
+    """Select rows whose columns are `positive` or `finite` numbers, and `run` (or the row's
+    number); with notes on the others. Repeated measurements of one run at one point are averaged.
     """
     columns = [*positive, *finite]
     numbers = points.reindex(columns=columns).apply(pd.to_numeric, errors="coerce").astype(float)

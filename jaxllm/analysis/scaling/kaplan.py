@@ -79,14 +79,10 @@ def loss_laws(study: Study) -> list[Finding]:
 
 
 def kaplan(points: pd.DataFrame, measure: str = "loss") -> dict[str, PowerLaw]:
-    """Fit L(N), L(D) and L(C); keyed by variable.
+    """Fit L(N), L(D) and L(C) to finished runs, `params, tokens, flops, loss`; keyed by variable.
 
     L(N) is fitted to the runs on the token count that most sizes were trained on, L(D) to the size
     that was trained on most token counts, L(C) to the Pareto front of loss and compute.
-
-    Args:
-      points: a row per finished run: `params, tokens, flops, loss`.
-      measure: what the loss is.
     """
     frame, notes = usable(points, ("params", "tokens", "flops", "loss"))
     equal = _most(frame, "tokens", "params")
@@ -174,10 +170,9 @@ def _bend(
 ) -> tuple[float, tuple[IntervalEstimate, IntervalEstimate, float] | None]:
     """Fit E + exp(alpha (c - x)) by least squares of relative errors, given a line's squares.
 
-    Returns:
-      The p-value of the line (F test), and (E, alpha, c), None where E is not identifiable: not
-      above 0 by more than its interval, or with an exponent of unknown size. Their intervals are
-      those of the profile likelihood over alpha.
+    The p-value of the line (F test), and (E, alpha, c), with intervals of the profile likelihood
+    over alpha; None where E is not identifiable: not above 0 by more than its interval, or with an
+    exponent of unknown size.
     """
     dof, center = len(x) - 3, x.mean()
     if dof < 2:

@@ -138,13 +138,10 @@ def ladder(
 ) -> Ladder:
     """Fit both methods, with a bootstrap over runs; a backtest on the largest size chooses.
 
-    The direct law is taken where it errs half as much as the two steps, which know more.
-
-    The exponents of parameters and tokens are tied but where two predict the soft metric of the
-    largest size better from the smaller ones.
-
-    `runs` has a row per checkpoint: `run, params, tokens, soft, accuracy`; lower is better for the
-    soft metric. `chance` is the lower asymptote of the sigmoid, NaN to fit it.
+    The direct law is taken where it errs half as much as the two steps, which know more; two
+    exponents, where they predict the soft metric of the largest size better than tied ones. `runs`
+    has a row per checkpoint: `run, params, tokens, soft, accuracy`; lower is better for the soft
+    metric. `chance` is the lower asymptote of the sigmoid, NaN to fit it.
     """
     frame, notes = usable(runs, ("params", "tokens", "soft"))
     both, _ = usable(runs, ("params", "tokens", "soft"), ("accuracy",))

@@ -86,8 +86,8 @@ class ScheduleLaw:
 
         It covers the fit (bootstrap of blocks), the form (draws of all that may be right), the
         level of a stretch of the curve (residuals of blocks), and what the law missed by on the
-        last third of the steps; that again for each factor of 1.5 beyond the longest curve, once
-        before it, and by Student's t, since a few curves are few samples of it.
+        last third of the steps: again for each factor of 1.5 beyond the longest curve, once before
+        it, by Student's t.
         """
         inputs = _Inputs.of(rates, steps, self.peak, self.horizon)
         beyond = np.log(np.asarray(steps) / self.last_step) / -math.log(1 - _HELD_OUT)
@@ -107,10 +107,8 @@ def fit(curves: Sequence[LossCurve]) -> ScheduleLaw:
     """Fit the law to curves of one model; a run and its branches are a curve each.
 
     The form is the one that, fitted to the first two thirds of the steps, predicts the last third
-    best; where nothing decays before, the multi-power law, as in its paper's comparison.
-
-    Raises:
-      UserError: no curve goes on after its rate fell by `LEAST_DECAY` of the peak.
+    best; where nothing decays before, the multi-power law. UserError if no curve goes on after its
+    rate fell by `LEAST_DECAY` of the peak.
     """
     curves = [thin for thin in map(_thinned, curves) if len(thin.steps)]
     peak = max((float(curve.rates.max()) for curve in curves), default=0.0)

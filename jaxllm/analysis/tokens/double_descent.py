@@ -27,11 +27,10 @@ def double_descent(losses: Floats, steps: Steps, documents: Ints, seed: int = 0)
 
     The statistic is the dip, the largest min(L_j − L_i, L_j − L_k) over i < j < k; the p-value is
     the share of flat curves with noise that reach it. Noise is what a polynomial of degree 5 and
-    the log of the step do not follow, its φ and variance drawn from their restricted likelihood. By
-    simulation at most 5 % of flat, falling and falling-then-rising curves have p < 0.05 for φ up to
-    0.8. A bump of few checkpoints counts as noise. A subset chosen by a rise in this very curve is
-    significant by selection: test another seed or size. Checkpoints where the mean is not finite
-    are left out; raises UserError if fewer than 12 are left.
+    the log of the step do not follow, its φ and variance drawn from their restricted likelihood: at
+    most 5 % of flat, falling and falling-then-rising curves have p < 0.05 for φ up to 0.8
+    (simulated). A subset chosen by a rise in this very curve is significant by selection. UserError
+    for fewer than 12 checkpoints with a finite mean.
     """
     finite = np.isfinite(losses).all(axis=1) & (losses.shape[1] > 0)
     if finite.sum() < FEWEST:

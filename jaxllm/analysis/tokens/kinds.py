@@ -28,11 +28,10 @@ def token_kinds(
 ) -> pd.DataFrame:  # fmt: skip
     """Describe the n tokens of a `TokenSet`, sorted by document and position, in categories.
 
-    Returns:
-      A row per token: `frequency`, decades of its `counts` [vocabulary], as of the training data,
-      else in the set; `position` in the document, by factors of four; `part` of a word that it is
-      or has; `word`: function, content or neither; `predictability`, fifths of `log_probs` [n] of
-      an n-gram model, where given. A document's first scored token takes in the text before it.
+    `frequency`, decades of `counts` [vocabulary], as of the training data, else in the set;
+    `position` in the document, by factors of four; `part` of a word that it is or has; `word`:
+    function, content or neither; `predictability`, fifths of `log_probs` [n] of an n-gram model,
+    where given.
     """
     count = (np.bincount(tokens) if counts is None else counts)[tokens]
     each = np.split(ends, np.flatnonzero(np.diff(documents)) + 1)
@@ -50,11 +49,9 @@ def token_kinds(
 
 
 def shares_by_kind(classes: Classes, kinds: pd.DataFrame, documents: Ints) -> pd.DataFrame:
-    """Share of each class in each category of `kinds`, beside its share of all tokens.
-
-    Returns:
-      A row per `kind`, `bin` (with its `tokens`) and `trend`: `share`, its `stderr` over documents,
-      `overall` share.
+    """Share of each class in each category of `kinds`, beside its share of all tokens: a row per
+    `kind`, `bin` (with its `tokens`) and `trend`: `share`, its `stderr` over documents, `overall`
+    share.
     """
     is_class = classes == np.arange(len(TRENDS))[:, None]
     overall, rows = is_class.mean(axis=1), []

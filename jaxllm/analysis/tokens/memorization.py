@@ -7,10 +7,9 @@ import pandas as pd
 
 
 def by_age(examples: pd.DataFrame, step: int, bins: int = 8) -> pd.DataFrame:
-    """Mean `extractible` and `score` by the number of steps since a sequence was read.
-
-    `examples` are those of the checkpoint at `step`. Ages are in `bins` of equally many sequences;
-    the row of age NaN is the control, sequences that it has not read. With n and standard errors.
+    """Mean `extractible` and `score` of the checkpoint at `step`, with n and standard errors, in
+    `bins` of equally many sequences by the steps since they were read; age NaN: not read, the
+    control.
     """
     age = (step - examples.trained_at).where(lambda age: age >= 0).astype(float)
     group = pd.qcut(age, bins, labels=False, duplicates="drop").fillna(-1)

@@ -16,12 +16,10 @@ BACKOFF = 0.4  # Brants et al. 2007, and arXiv 2510.24963
 def log_scores(counts: np.ndarray, documents: np.ndarray, total: float) -> np.ndarray:
     """Logarithms of stupid backoff (Brants et al. 2007, equation 5) for n = 1 .. order.
 
-    Args:
-      counts: [order, N], as of `data.ngrams.count_ngrams`; a sum of corpora, by how often each is
-        read.
-      documents: [N], the document of each token. At its n-th token, larger orders equal order n.
-      total: tokens of the corpus. A token that is not in it counts as if it were there once, or
-        as the rarest one, which may be read less than once.
+    `counts` [order, N] are as of `data.ngrams.count_ngrams`, or a sum of corpora, by how often each
+    is read; a token that is not in it counts as the rarest one, at most once. `documents` [N] are
+    those of the tokens: at its n-th token, larger orders equal order n. `total` is the tokens of
+    the corpus.
     """
     positive = np.where(counts > 0, counts, counts[counts > 0].min(initial=1.0))
     scores = np.log(positive / total)

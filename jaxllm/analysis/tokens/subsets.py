@@ -38,11 +38,9 @@ def subset_perplexity(losses: Floats, subset: npt.NDArray[np.bool_], documents: 
 def overlap(
     classes: Mapping[str, Classes], documents: Ints, trend: str = "stagnated"
 ) -> pd.DataFrame:
-    """Share of a class's tokens in one model that are of that class in another, too.
-
-    Returns:
-      A row per ordered pair of models `first`, `second`: `tokens` of the first's class, `share` of
-      them in the second's, its `stderr`, the `chance` that any token is; share / chance, `lift`.
+    """Share of a class's tokens in one model that are of that class in another, too: `first`,
+    `second`, `tokens` of the first's class, `share` of them in the second's, its `stderr`, the
+    `chance` that any token is; share / chance, `lift`.
     """
     rows = []
     for first, second in itertools.permutations(classes, 2):

@@ -36,8 +36,8 @@ class Axis:
 def axes(points: pd.DataFrame, metrics: pd.DataFrame) -> dict[str, dict[str, Axis]]:
     """`{clock: {"log": Axis, "linear": Axis}}`, from 0 to the largest value of all runs.
 
-    The logarithmic scale is symmetric (log(1 + x/c)), since a run has a checkpoint at step 0;
-    c is the first checkpoint after it, so that no checkpoint is squeezed and none is lost.
+    As a run has a checkpoint at step 0, the logarithmic scale is symmetric (log(1 + x/c)); c is the
+    first checkpoint after it.
     """
     result = {}
     for clock, title in CLOCKS.items():

@@ -32,10 +32,9 @@ def dots(
     reference: float | None = None,
     apart: bool = False,
 ) -> Chart | None:
-    """A row per `y` with its value `x`, the interval `low` to `high`, coloured by `series`.
-
-    `order` is the order of the colours, `reference` where a line stands for no effect; `apart` puts
-    each series of a row on a line of its own. A table without values has no chart.
+    """A row per `y` with its value `x`, the interval `low` to `high`, coloured by `series` in an
+    `order`; None without values. `reference` is the line of no effect; `apart` puts each series of
+    a row on a line of its own.
     """
     shown = table[_distinct(y, x, low, high, series)].dropna(subset=x)
     if shown.empty:
@@ -85,8 +84,8 @@ def matrix(
     """A cell per `x` and `y`, darker for larger `value` over `domain`; or blank, for no value.
 
     `order` is that of both axes where they stand for the same; else that of the rows. `diverging`
-    colours tell the two sides of 0 apart, blue the lower. `legend` is the Vega expression of the
-    legend's labels. A table without rows has no chart.
+    colours tell the two sides of 0 apart, blue the lower. `legend` is the Vega expression of its
+    labels.
     """
     shown = table[_distinct(x, y, value, text)]
     if shown.empty:

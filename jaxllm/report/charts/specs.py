@@ -46,12 +46,9 @@ def reference_line(channel: str, name: str, value: float, axis: alt.Axis) -> alt
 
 
 def split(chart: alt.TopLevelMixin) -> tuple[dict[str, Any], dict[str, pd.DataFrame]]:
-    """The specification without the chart's rows, and these by the name that it has for them.
-
-    Altair copies what a specification holds many times over, so rows of any number stay outside.
-
-    Raises:
-      ValueError: a number of the specification is not finite, which JSON cannot hold.
+    """The specification without the chart's rows, which Altair copies many times over, and these by
+    the name that it has for them; ValueError for a number that is not finite, which JSON cannot
+    hold.
     """
     panels = chart.concat if isinstance(chart, alt.ConcatChart) else []
     owners = [owner for owner in (chart, *panels) if isinstance(owner.data, pd.DataFrame)]

@@ -32,8 +32,7 @@ _CLOCK_TOOLTIPS = [
 def trajectory(points: pd.DataFrame, axis: Axis, series: Sequence[str]) -> Chart:
     """One task: value with its ±1.96 SE band against the clock, a guess dashed, onset ringed.
 
-    `points` are rows of one task with `low`, `high` (the band), `left_chance` and `series`; a row
-    without a value is a gap in the line.
+    `points` have `low`, `high` (the band), `left_chance` and `series`; without a value: a gap.
     """
     task, metric = str(points.task.iloc[0]), str(points.metric.iloc[0])
     share = is_share(metric)
@@ -75,10 +74,9 @@ def trajectory(points: pd.DataFrame, axis: Axis, series: Sequence[str]) -> Chart
 
 
 def gains(shares: pd.DataFrame, order: Sequence[str], axis: Axis) -> Chart:
-    """Which capability grew when: a row per task, darker as more of its gain is made.
-
-    `shares` has, beside `share`, the start of each cell on every clock (`step_from`, …) and the
-    final value as `final_text`; rows at chance stay blank. A dot marks where chance was left.
+    """Which capability grew when: a row per task, darker as more of its gain is made; a dot where
+    chance was left. `shares` has the start of each cell on every clock (`step_from`, …) and
+    `final_text`.
     """
     rows = alt.Axis(labelLimit=LABEL_LIMIT, domain=False, labelFontSize=12)
     spacing = alt.Scale(paddingInner=0.14)
