@@ -27,7 +27,7 @@ quickstart: $(VENV)/.installed
 test: lint pytest
 
 pytest: $(VENV)/.installed-dev
-	$(VENV)/bin/python -m pytest -n auto --dist loadfile $(PYTEST_FLAGS)
+	$(VENV)/bin/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(PYTEST_FLAGS)
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .

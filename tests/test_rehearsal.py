@@ -20,7 +20,8 @@ from jaxllm.run.run import Run
 from tests.buckets import Proxy, tensorflow_environment
 from tests.conftest import REPOSITORY
 from tests.data.conftest import texts
-from tests.hosts import Host, finish, start_hosts, wait_for
+from tests.hosts import finish, start_hosts, wait_for
+from tests.zygote import Process
 
 # The data set of each domain: its name, version, feature with the text, and splits.
 DATA_SETS = {
@@ -96,7 +97,7 @@ def command(*arguments: str) -> str:
     return done.stdout
 
 
-def train(home: Path, hosts: int, model_dir: str) -> list[Host]:
+def train(home: Path, hosts: int, model_dir: str) -> list[Process]:
     return start_hosts(home, hosts, DEVICES, "train", *flags(model_dir), "--heartbeat_timeout=10")
 
 

@@ -54,7 +54,6 @@ def main() -> int:
         if not changed:
             shutil.rmtree(chaos.home / name)
         print(f"{len(chaos.events)} signals in {runs} runs, {len(changed)} changed", flush=True)
-    chaos.close()
     print(chaos.table())
     print(*changed, *chaos.problems, sep="\n")
     print(f"temporary files that stayed: {leftovers}")

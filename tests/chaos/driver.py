@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 import random
 import signal
 import time
@@ -20,10 +19,11 @@ import orbax.checkpoint as ocp
 import pandas as pd
 
 from jaxllm.run.run import Run
-from tests.chaos.zygote import Zygote
-from tests.training.processes import STEPS, make_home
+from tests.training.processes import STEPS, environment, make_home
 from tests.training.test_loop import exact
+from tests.zygote import Process
 
+TRAIN = "jaxllm.train"
 SIGNALS = ("SIGKILL", "SIGTERM", "SIGINT", "SIGHUP", "SIGSTOP")
 SCHEDULED = [0, 20, 40, 60]
 TEMPORARY = (".tmp", ".partial", "orbax-checkpoint-tmp", "writer.json", "__lock", ".writable")
@@ -75,26 +75,20 @@ class Chaos:
     def __post_init__(self) -> None:
         self.random = random.Random(self.seed)
         make_home(self.home)
-        self.zygotes: dict[int, Zygote] = {}
         self.events: list[Event] = []
         self.problems: list[str] = []
         self.typical = 5.0  # seconds from the start of a process to its end, adapted
 
-    def start(self, name: str, hosts: int = 1, *flags: str, slow: float = 0) -> list[int]:
+    def start(self, name: str, hosts: int = 1, *flags: str, module: str = TRAIN) -> list[Process]:
         words = [f"--gin_file={self.home}/tiny.gin", f"--gin.MODEL_DIR={self.home}/{name}", *flags]
-        if hosts not in self.zygotes:
-            self.zygotes[hosts] = Zygote(self.home, 2 // hosts)
-        zygote = self.zygotes[hosts]
+        variables = environment(f"{self.home}/xla-{2 // hosts}", 2 // hosts)
+        log = self.home / f"{name}.log"
         return [
-            zygote.ask(
-                start=[*words, *more], cwd=str(self.home), output=f"{self.home}/{name}.log",
-                slow=slow,
-            )
-            for more in joined(hosts)
-        ]  # fmt: skip
+            Process([module, *words, *more], self.home, variables, log) for more in joined(hosts)
+        ]
 
-    def wait(self, processes: list[int]) -> list[int]:
-        return [self.zygotes[len(processes)].ask(wait=process) for process in processes]
+    def wait(self, processes: list[Process]) -> list[int]:
+        return [process.wait() for process in processes]
 
     def disturb(self, name: str, number: str, point: str, hosts: int = 1) -> bool:
         """Start a process, send the signal at the point, and return whether it reached its end."""
@@ -107,7 +101,7 @@ class Chaos:
         victim = self.random.choice(processes)
         event = Event(number, point, hosts)
         reached = False
-        while not reached and (code := self.zygotes[hosts].ask(poll=victim)) is None:
+        while not reached and victim.poll() is None:
             time.sleep(0.003)
             try:
                 now = POINTS[point](run) if point in POINTS else time.monotonic() > due
@@ -116,7 +110,7 @@ class Chaos:
             reached = bool(now) and now != before
         if not reached:
             self.typical = time.monotonic() - began
-            return self.check_end(name, event, [code, *self.wait_others(processes, victim)])
+            return self.check_end(name, event, self.wait(processes))
         # Its handlers are there before the lease, and after it no longer.
         unhandled = changed_at(run / "writer.json") in (0, of_another)
         sent = time.monotonic()
@@ -125,9 +119,6 @@ class Chaos:
         event.code, event.seconds = codes[processes.index(victim)], time.monotonic() - sent
         self.events.append(event)
         return self.check_end(name, event, codes, unhandled)
-
-    def wait_others(self, processes: list[int], victim: int) -> list[int]:
-        return [self.zygotes[len(processes)].ask(wait=p) for p in processes if p != victim]
 
     def check_end(self, name: str, event: Event, codes: list[int], unhandled: bool = False) -> bool:
         """Note an exit that is none of the promised ones; return whether the run is finished."""
@@ -143,10 +134,6 @@ class Chaos:
             self.problems.append(f"{event}: a traceback\n{log[-3000:]}")
         (self.home / f"{name}.log").unlink(missing_ok=True)
         return all(code == 0 for code in codes) and "report  " in log
-
-    def close(self) -> None:
-        for zygote in self.zygotes.values():
-            zygote.close()
 
     def table(self) -> str:
         """Events by signal and point, and the slowest end of each."""
@@ -168,11 +155,11 @@ def joined(hosts: int) -> list[list[str]]:
     return [[*address, f"--num_processes={hosts}", f"--process_id={i}"] for i in range(hosts)]
 
 
-def signalled(process: int, number: str) -> None:
-    os.kill(process, getattr(signal, number))
+def signalled(process: Process, number: str) -> None:
+    process.send_signal(getattr(signal, number))
     if number == "SIGSTOP":
         time.sleep(0.5)
-        os.kill(process, signal.SIGCONT)
+        process.send_signal(signal.SIGCONT)
 
 
 def saved(run: Path) -> list[int]:

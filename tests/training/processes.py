@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import random
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from jaxllm.run.run import Run
-from tests.conftest import REPOSITORY
+from tests.zygote import REPOSITORY, Process
 
 STEPS = 60
 CONFIG = f"""
@@ -56,34 +54,32 @@ def make_home(home: Path, more: str = "") -> Path:
     return home
 
 
-def start(home: Path, name: str, *flags: str) -> subprocess.Popen[str]:
-    """A run in a process of its own, with two devices."""
-    environment = os.environ | {
+def environment(cache: str, devices: int) -> dict[str, str]:
+    """Of a process with so many devices, which finds compiled programs in `cache`."""
+    return os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "JAX_COMPILATION_CACHE_DIR": str(home / "xla"),
+        "JAX_COMPILATION_CACHE_DIR": cache,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "PYTHONUNBUFFERED": "1",
         "PYTHONPATH": str(REPOSITORY),
     }
-    return subprocess.Popen(
-        [
-            sys.executable, "-m", "jaxllm.train",
-            f"--gin_file={home}/tiny.gin", f"--gin.MODEL_DIR={home}/{name}", *flags,
-        ],
-        env=environment, cwd=home, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
 
 
-def finish(process: subprocess.Popen[str], code: int = 0) -> str:
+def start(home: Path, name: str, *flags: str) -> Process:
+    """A run in a process of its own, with two devices."""
+    words = [f"--gin_file={home}/tiny.gin", f"--gin.MODEL_DIR={home}/{name}", *flags]
+    return Process(["jaxllm.train", *words], home, environment(f"{home}/xla", 2))
+
+
+def finish(process: Process, code: int = 0) -> str:
     """The output of a process that must end with `code`."""
     out, err = process.communicate(timeout=300)
     assert process.returncode == code, f"exit code {process.returncode}\n{out}\n{err}"
     return out + err
 
 
-def kill_when(process: subprocess.Popen[str], number: int, ready: Callable[[], bool]) -> float:
+def kill_when(process: Process, number: int, ready: Callable[[], bool]) -> float:
     """Sends the signal as soon as `ready()`; returns the seconds until the process was gone."""
     while not ready():
         assert process.poll() is None, finish(process)

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from jaxllm.run.run import Run
-from tests.hosts import Host, finish, start_hosts, wait_for
+from tests.hosts import finish, start_hosts, wait_for
 from tests.training.processes import make_home, steps_logged
+from tests.zygote import Process
 
 STEPS = 60
 CONFIG = """
@@ -25,14 +26,16 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_home(tmp_path_factory.mktemp("hosts"), CONFIG)
 
 
-def start(home: Path, name: str, count: int, *flags: str, last: Sequence[str] = ()) -> list[Host]:
+def start(
+    home: Path, name: str, count: int, *flags: str, last: Sequence[str] = ()
+) -> list[Process]:
     return start_hosts(
         home, count, 4, "train", f"--gin_file={home}/tiny.gin", f"--gin.MODEL_DIR={home}/{name}",
         f"--heartbeat_timeout={HEARTBEAT}", *flags, last=last,
     )  # fmt: skip
 
 
-def stop_one(hosts: list[Host], run: Path, after: int) -> int:
+def stop_one(hosts: list[Process], run: Path, after: int) -> int:
     """SIGTERM to the last host at a step after `after`; returns the step that all have saved."""
     wait_for(hosts, lambda: steps_logged(run) > after)
     hosts[-1].send_signal(signal.SIGTERM)
@@ -42,7 +45,7 @@ def stop_one(hosts: list[Host], run: Path, after: int) -> int:
     return saved
 
 
-def ended_by_another(hosts: list[Host]) -> list[str]:
+def ended_by_another(hosts: list[Process]) -> list[str]:
     """The outputs of hosts that end soon, and not well, because another one has."""
     began = time.monotonic()
     outputs = [host.communicate(timeout=120)[0] for host in hosts]
