@@ -249,8 +249,6 @@ def _propose(args: argparse.Namespace) -> int:
     table = found.table if args.budget else found.table.drop(columns="epochs")
     for part in (table, found.predicted, found.guards):
         print(_text(part), end="\n\n")
-    for law, value in found.rivals.items():
-        print(f"{law} predicts {value:.4g}")
     if natural is None and swarm.natural is None:
         print("note: without --natural, the mean of the swarm stands for it", file=sys.stderr)
     if found.within_noise:

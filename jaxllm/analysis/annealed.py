@@ -32,7 +32,6 @@ _LATE = 0.05  # a log that begins after this share of it lacks its beginning
 class _Logged:
     curve: LossCurve
     per_step: float  # tokens
-    begun: int = 0  # step at which the run left its parent
 
 
 @analysis(
@@ -103,7 +102,7 @@ def _logged(study: Study) -> Iterator[tuple[str, _Logged]]:
         known, values = [begun, *steps[own]], [first, *rates[own]]
         after = np.interp(np.arange(begun + 1, steps[-1] + 1), known, values)
         curve = LossCurve(np.concatenate([before, after]), steps[own], log.loss.to_numpy()[own])
-        curves[run] = _Logged(curve, per_step, begun)
+        curves[run] = _Logged(curve, per_step)
         yield run, curves[run]
 
 

@@ -22,7 +22,7 @@ import numpy.typing as npt
 import pandas as pd
 from scipy import stats
 
-from jaxllm.analysis.curves import Array, Panel, same_benchmark
+from jaxllm.analysis.curves import Array, Curves, same_benchmark
 from jaxllm.analysis.finding import Finding
 from jaxllm.analysis.onsets import off_guess
 from jaxllm.analysis.registry import EARLY, Study, analysis
@@ -49,12 +49,12 @@ def correlations(study: Study, *, draws: int = 300, seed: int = 0) -> Finding:
     `gain_q`, adjusted for the number of pairs. The p-value in the sentence permutes the domains.
     """
     grown = off_guess(study.curves)
-    data, notes = Panel.of(grown), grown.notes
-    gains, short = gains_of(data)
-    notes += short
-    if len(data.tasks) < 2 or not gains:
+    task = grown.points.task.unique()
+    gains, short = gains_of(grown)
+    notes = grown.notes + short
+    if len(task) < 2 or not gains:
         few = f"a run of {_FEWEST + 1} checkpoints"
-        return Finding.refuse(f"needs {'two tasks' if len(data.tasks) < 2 else few}", notes)
+        return Finding.refuse(f"needs {'two tasks' if len(task) < 2 else few}", notes)
     ranks = list(map(_ranks, gains))
     gain, count = _mean_correlation(ranks)
     rng = np.random.default_rng(seed)
@@ -62,8 +62,8 @@ def correlations(study: Study, *, draws: int = 300, seed: int = 0) -> Finding:
     gain_p = _tail(np.abs(gain), np.abs(null * np.sqrt(_bartlett(ranks))))
     pairs = [
         (a, b)
-        for a, b in itertools.combinations(range(len(data.tasks)), 2)
-        if not same_benchmark(data.tasks[a], data.tasks[b])
+        for a, b in itertools.combinations(range(len(task)), 2)
+        if not same_benchmark(task[a], task[b])
     ]
     known = [pair for pair in pairs if np.isfinite(gain[pair])]
     if len(known) < len(pairs):
@@ -72,7 +72,7 @@ def correlations(study: Study, *, draws: int = 300, seed: int = 0) -> Finding:
     if not known:
         return Finding.refuse("no two tasks share enough checkpoints", notes)
     pair = a, b = tuple(np.array(known).T)
-    task, domain = np.array(data.tasks), np.array(data.domains)
+    domain = grown.points.groupby("task").domain.last().loc[task].astype(str).to_numpy()
     same = domain[a] == domain[b]
     table = pd.DataFrame({
         "task_a": task[a], "task_b": task[b], "domain_a": domain[a], "domain_b": domain[b],
@@ -98,9 +98,14 @@ def correlations(study: Study, *, draws: int = 300, seed: int = 0) -> Finding:
     return Finding(sentence + ".", table, "", notes)
 
 
-def gains_of(data: Panel) -> tuple[list[Array], tuple[str, ...]]:
+def gains_of(curves: Curves) -> tuple[list[Array], tuple[str, ...]]:
     """Gains [S_r, T] between checkpoints of the runs with enough of them; and a note."""
-    every = [_gains(scores) for scores in data.score]
+    tasks = curves.points.task.unique()
+    tables = (
+        rows.pivot(index="tokens", columns="task", values="score").reindex(columns=tasks)
+        for _, rows in curves.points.groupby("run", sort=False)
+    )
+    every = [_gains(scores.to_numpy(float)) for scores in tables]
     enough = [of_run for of_run in every if len(of_run) >= _FEWEST]
     short = len(every) - len(enough)
     note = f"{short} of {len(every)} runs have fewer than {_FEWEST + 1} checkpoints: left out."

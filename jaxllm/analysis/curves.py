@@ -221,34 +221,6 @@ def _filled(points: pd.DataFrame, missing: pd.DataFrame) -> pd.DataFrame:
     return frame[frame.value.notna() | ~frame.duplicated(["run", "task", "step"])]
 
 
-@dataclasses.dataclass(frozen=True)
-class Panel:
-    """Curves on one grid of R runs, S checkpoints and T tasks; NaN where there is no record."""
-
-    runs: tuple[str, ...]
-    params: Array  # [R], NaN where unknown
-    tasks: tuple[str, ...]
-    domains: tuple[str, ...]  # of the tasks
-    tokens: Array  # [S] tokens seen at the checkpoints of any run, ascending
-    score: Array  # [R, S, T], higher is better
-    stderr: Array  # [R, S, T]
-
-    @classmethod
-    def of(cls, curves: Curves) -> Panel:
-        """Place `comparable` curves on the grid of all their checkpoints."""
-        points = curves.points
-        run, runs = pd.factorize(points.run)
-        task, tasks = pd.factorize(points.task)
-        tokens, at = np.unique(points.tokens.to_numpy(float), return_inverse=True)
-        score = np.full((len(runs), len(tokens), len(tasks)), math.nan)
-        stderr = score.copy()
-        score[run, at, task] = points.score
-        stderr[run, at, task] = points.score_stderr
-        domains = points.groupby("task").domain.last().loc[list(tasks)].astype(str)
-        params = points.groupby("run").params.last().loc[list(runs)].to_numpy(float)
-        return cls(tuple(runs), params, tuple(tasks), tuple(domains), tokens, score, stderr)
-
-
 def same_benchmark(first: str, second: str) -> bool:
     """Whether two tasks differ in their number of few-shot examples only."""
     return first.split(" ")[0] == second.split(" ")[0]

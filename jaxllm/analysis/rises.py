@@ -27,7 +27,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from jaxllm.analysis.stats import Array, least_squares
+from jaxllm.analysis.stats import Array
 
 SUDDEN = 0.3  # decades: a factor of two in tokens
 FEWEST = 7  # checkpoints
@@ -140,7 +140,7 @@ class Rises:
         start, end = self.x[left].max(), self.x[right].min()
         before, after = np.minimum(self.x - start, 0.0), np.maximum(self.x - end, 0.0)
         design = np.column_stack([np.ones_like(y), right, before, after])[left | right]
-        fitted, _ = least_squares(design, y[left | right])
+        fitted = np.linalg.lstsq(design, y[left | right], rcond=None)[0]
         contrast = np.array([0.0, 1.0, 4 * before.min(), -4 * after.max()])
         error = math.sqrt(variance * contrast @ np.linalg.pinv(design.T @ design) @ contrast)
         return float(stats.norm.sf(contrast @ fitted / error))

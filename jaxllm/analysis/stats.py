@@ -89,9 +89,3 @@ def false_discovery(p_values: npt.ArrayLike) -> Array:
     if known.any():
         values[known] = stats.false_discovery_control(values[known])
     return values
-
-
-def least_squares(design: Array, y: Array) -> tuple[Array, float]:
-    """Coefficients of the columns of `design`, and the residual sum of squares, at least 1e-300."""
-    coefficients: Array = np.asarray(np.linalg.lstsq(design, y, rcond=None)[0], float)
-    return coefficients, max(float(((y - design @ coefficients) ** 2).sum()), 1e-300)

@@ -35,7 +35,7 @@ def write(path: str, found: Proposal) -> None:
             return
         atomic_write(file, binding(found) + "\n")
     known: dict[str, Any] = {name: rows(getattr(found, own)) for name, own in _TABLES.items()}
-    known |= {name: getattr(found, name) for name in ("status", "reason", "rivals", "objective")}
+    known |= {name: getattr(found, name) for name in ("status", "reason", "objective")}
     sizes = {"params": found.params, "steps": found.steps}
     known |= {name: None if np.isnan(number) else number for name, number in sizes.items()}
     known |= {"weights": weights(found)} if found.status != "refused" else {}
@@ -55,7 +55,7 @@ def read(path: str) -> Proposal:
         tables = {own: pd.DataFrame(known[name]) for name, own in _TABLES.items()}
         found = Proposal(
             known["status"], known["reason"], tables["table"].proposed.to_numpy(float),
-            rivals=known["rivals"], objective=known["objective"],
+            objective=known["objective"],
             **{name: float(known[name] or np.nan) for name in ("params", "steps")}, **tables,
         )  # fmt: skip
     except (ValueError, KeyError, TypeError, AttributeError) as error:

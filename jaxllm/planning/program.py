@@ -55,7 +55,6 @@ class Program(NamedTuple):
     hbm_bytes: float  # bytes read and written, by the compiler's count
     seconds: float | None  # of compute and memory, by the compiler; None on CPUs and GPUs
     traffic: tuple[Traffic, ...]  # bytes sent over the links
-    compile_seconds: float
 
 
 def compile_update(
@@ -83,14 +82,12 @@ def compile_update(
 def _compile(
     lowered: jax.stages.Lowered, mesh: Mesh, slices: int, options: dict[str, Any]
 ) -> Program:
-    start = time.perf_counter()
     try:
         compiled = lowered.compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" in str(error):
             raise OutOfDeviceMemory(str(error)) from error
         raise UserError(f"the compiler refuses: {' '.join(str(error).split())[:300]}") from error
-    seconds = time.perf_counter() - start
     memory: Any = compiled.memory_analysis()
     costs: Any = compiled.cost_analysis() or {}
     arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
@@ -107,7 +104,6 @@ def _compile(
         hbm_bytes=costs.get("bytes accessed", 0.0),
         seconds=optimal % 1 if optimal and optimal < 0 else optimal,
         traffic=traffic(compiled.as_text() or "", mesh.size // slices, slices),
-        compile_seconds=seconds,
     )
 
 

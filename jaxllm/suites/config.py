@@ -23,7 +23,6 @@ class SuiteConfig:
         `params`, `tokens_per_param`, `tokens` and `flops` turn the dial of
         `jaxllm.suites.scale`: two of them give model, batch, learning rate and steps.
       name: of a run, with the axes in braces, such as '{params}_{SEED}'; None joins them all.
-      sample: number of runs drawn at random from the axes; None takes all.
       cooldowns: shares of a run's steps at which a branch of it ends, decayed: (0.5,) shows what
         the run is worth at half. The branch begins a decay's length before.
       rule: published law of learning rate and batch size (`jaxllm.training.rules`).
@@ -36,7 +35,6 @@ class SuiteConfig:
         default_factory=dict
     )
     name: str | None = None
-    sample: PositiveInt | None = None
     cooldowns: tuple[float, ...] = ()
     rule: Literal["deepseek", "step_law", "olmo_ladder"] = "deepseek"
     checkpoints: PositiveInt | None = 12

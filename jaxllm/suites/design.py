@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import random
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -64,8 +63,6 @@ def members(
     for product in (config.axes,) if isinstance(config.axes, Mapping) else config.axes:
         columns = [_labelled(name, values) for name, values in product.items()]
         points += [dict(zip(product, row, strict=True)) for row in itertools.product(*columns)]
-    if config.sample is not None:
-        points = random.Random(0).sample(points, min(config.sample, len(points)))
     found = [one for point in points for one in _with_branches(config, point, length, configure)]
     names = [one.name for one in found]
     for name in names:

@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from jaxllm.analysis.correlations import correlations, gains_of
-from jaxllm.analysis.curves import Panel, curves
+from jaxllm.analysis.curves import curves
 from jaxllm.analysis.registry import Study
 from tests.analysis import planted
 
@@ -99,8 +99,7 @@ def test_gains_are_between_the_checkpoints_of_a_run() -> None:
     one = table({"a": squares}, tokens=2 * np.arange(8), run="one")
     two = table({"a": cubes}, tokens=3 * np.arange(9), run="two", params=2)
     three = table({"a": squares[:4]}, run="three", params=3)
-    panel = Panel.of(curves(pd.concat([one, two, three])).main().comparable())
-    gains, notes = gains_of(panel)
+    gains, notes = gains_of(curves(pd.concat([one, two, three])).main().comparable())
     np.testing.assert_array_equal(np.concatenate(gains)[:, 0], [*np.diff(squares), *np.diff(cubes)])
     assert "1 of 3 runs" in notes[0]
 

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from jaxllm.analysis.curves import Panel, curves, is_share, lower_is_better, with_gaps
+from jaxllm.analysis.curves import curves, is_share, lower_is_better, with_gaps
 from jaxllm.run.records import COLUMNS
 from tests.analysis.planted import broken, table
 
@@ -86,11 +86,3 @@ def test_a_task_of_every_other_checkpoint_has_no_gaps() -> None:
     records = records[(records.task == "a") | (records.step % 2 == 0)]
     shown = with_gaps(curves(records).main(), records)
     assert shown.groupby("task").size().to_dict() == {"a": 4, "b": 2}
-
-
-def test_panel_aligns_runs_on_tokens() -> None:
-    first = table({"a": [1.0, 2.0, 3.0]}, tokens=[0, 10, 30], run="one")
-    second = table({"a": [5.0, 6.0]}, tokens=[10, 20], run="two")
-    data = Panel.of(curves(pd.concat([first, second])).main().comparable())
-    np.testing.assert_array_equal(data.tokens, [0, 10, 20, 30])
-    np.testing.assert_array_equal(data.score[:, :, 0], [[1, 2, np.nan, 3], [np.nan, 5, 6, np.nan]])

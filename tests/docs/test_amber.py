@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from jaxllm.analysis.correlations import correlations
-from jaxllm.analysis.curves import Panel, curves
+from jaxllm.analysis.curves import curves
 from jaxllm.analysis.emergence import emergence
 from jaxllm.analysis.finding import amount
 from jaxllm.analysis.health import tasks
@@ -45,8 +45,8 @@ def six(records) -> pd.DataFrame:
 @pytest.fixture(scope="module")
 def levels(records) -> pd.DataFrame:
     """Scores at the checkpoints at which all tasks were scored: tokens -> a column per task."""
-    panel = Panel.of(curves(records[records.step % 2 == 0]).main().comparable())
-    return pd.DataFrame(panel.score[0], panel.tokens, panel.tasks)
+    points = curves(records[records.step % 2 == 0]).main().comparable().points
+    return points.pivot(index="tokens", columns="task", values="score")
 
 
 def inside(tokens: np.ndarray, phase: tuple[float, float]) -> np.ndarray:

@@ -45,9 +45,6 @@ def test_labels_lists_and_samples(tmp_path: Path) -> None:
         (2, 2700),
         (5, 9),
     }
-    axes = "--gin.SuiteConfig.axes={'SEED': (1, 2, 3, 4), 'BATCH_SIZE': (8, 16)}"
-    some = design(tmp_path, axes, "--gin.SuiteConfig.sample=3")
-    assert len(some) == 3 and some == design(tmp_path, axes, "--gin.SuiteConfig.sample=3")
 
 
 def test_runs_of_one_budget_cost_the_same(tmp_path: Path) -> None:

@@ -31,7 +31,6 @@ class Fit:
       swarm: the runs.
       chosen: target -> its law; targets that are refused are missing.
       predict: target -> the chosen law: row 0 by all runs, the others by bootstrap draws.
-      rivals: target -> law -> Predict of laws that are nearly as good.
       left_out: [n, t] prediction of each run by the fits without it, NaN where refused.
       scores: `target, law, error, spearman, top_spearman, regret, chosen, refused`; `error` is the
         root mean squared error on left-out mixtures, and so are the ranks.
@@ -40,7 +39,6 @@ class Fit:
     swarm: Swarm
     chosen: Mapping[str, str]
     predict: Mapping[str, Predict]
-    rivals: Mapping[str, Mapping[str, Predict]]
     left_out: Array
     scores: pd.DataFrame
 
@@ -86,35 +84,31 @@ def fit(swarm: Swarm, laws: Sequence[str] = DEFAULT, draws: int = DRAWS, seed: i
     rng = np.random.default_rng(seed)
     counts = rng.multinomial(n, np.full(n, 1 / n), size=draws)
     resampled = np.vstack([np.ones(n), counts])
-    chosen, predict, rivals, rows = {}, {}, {}, []
+    chosen, predict, rows = {}, {}, []
     left_out = np.full(swarm.values.shape, np.nan)
     for column, target in enumerate(swarm.targets):
         y = swarm.values[:, column]
-        fits: dict[str, tuple[float, Array, Predict]] = {}
+        fits: dict[str, tuple[float, Array]] = {}
         for name in laws:
             row = {"target": target, "law": name, "refused": refused[name], "chosen": False}
             if not refused[name]:
-                one = LAWS[name].fit(swarm.shares, y, once)
-                out = _left_out(one(swarm.shares, None)[1:], folds)
+                law = LAWS[name].fit(swarm.shares, y, once)
+                out = _left_out(law(swarm.shares, None)[1:], folds)
                 error = float(np.sqrt(np.mean((out - y) ** 2)))
                 row |= {"error": error, **ranking(out, y)}
                 if not _is_worth(out, y):
                     row["refused"] = "predicts left-out mixtures no better than their mean"
                 else:
-                    fits[name] = error, out, one
+                    fits[name] = error, out
             rows.append(row)
         if fits:
             best = min(fits, key=lambda name: fits[name][0])
             rows[-len(laws) + list(laws).index(best)]["chosen"] = True
             chosen[target], left_out[:, column] = best, fits[best][1]
             predict[target] = LAWS[best].fit(swarm.shares, y, resampled)
-            rivals[target] = {
-                name: one for name, (error, _, one) in fits.items()
-                if name != best and error < 1.5 * fits[best][0]
-            }  # fmt: skip
     columns = ["target", "law", "error", "spearman", "top_spearman", "regret", "chosen", "refused"]
     scores = pd.DataFrame(rows).reindex(columns=columns)
-    return Fit(swarm, chosen, predict, rivals, left_out, scores)
+    return Fit(swarm, chosen, predict, left_out, scores)
 
 
 def _unidentified(law: str, mixtures: int, rank: int, domains: int) -> str:

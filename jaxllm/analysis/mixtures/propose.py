@@ -36,7 +36,6 @@ class Proposal:
       predicted: `mixture, value, low, high` of the proposal and of the natural shares, their
         difference, and the law's unguarded optimum. Intervals (95 %) are of a new run's measured
         value: of the fit by bootstrap, and of the errors on left-out mixtures.
-      rivals: law -> what it predicts for the proposal, if it is nearly as good a law.
       objective: target -> its weight; they sum to 1.
       targets: `target` and the columns of `predicted`, of every target that has a law.
       params, steps: of the runs that this speaks of; NaN where not known.
@@ -48,7 +47,6 @@ class Proposal:
     table: pd.DataFrame
     guards: pd.DataFrame
     predicted: pd.DataFrame
-    rivals: Mapping[str, float]
     objective: Mapping[str, float]
     targets: pd.DataFrame
     params: float
@@ -138,7 +136,6 @@ def propose(
         ),
         guards.table(best, float(value(best[None])[0, 0])),
         _predictions(value(compared, None), noise),
-        _rivals(fit, weights, best),
         weights,
         pd.concat(targets, ignore_index=True),
         swarm.size("params"),
@@ -232,15 +229,3 @@ def _predictions(values: Array, noise: float) -> pd.DataFrame:
         reach = _SIGMAS * float(np.hypot(draws[1:].std(), error))
         rows.append((name, draws[0], draws[0] - reach, draws[0] + reach))
     return pd.DataFrame(rows, columns=["mixture", "value", "low", "high"])
-
-
-def _rivals(fit: Fit, weights: Mapping[str, float], best: Array) -> dict[str, float]:
-    common = set.intersection(*({*fit.rivals[t], fit.chosen[t]} for t in weights))
-    predicted = {}
-    for law in sorted(common):
-        ways = [fit.predict[t] if fit.chosen[t] == law else fit.rivals[t][law] for t in weights]
-        values = [
-            w * way(best[None], 1)[0, 0] for w, way in zip(weights.values(), ways, strict=True)
-        ]
-        predicted[law] = float(np.sum(values))
-    return predicted if len(predicted) > 1 else {}
