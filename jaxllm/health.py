@@ -2,7 +2,7 @@
 
     python -m jaxllm.health runs/quickstart
 
-Exit code 0: healthy; 1: an alarm is active; 2: bad input.
+Exit code 0: healthy; 1: an alarm is active, or the run has died; 2: bad input.
 """
 
 from __future__ import annotations

@@ -170,6 +170,7 @@ def open_run(
     from jaxllm.training.sequences import open_data
     from jaxllm.training.state import abstract_state
 
+    alarms = AlarmConfig() if runtime.is_first() else None  # checks it before there are data
     sources, identity = open_data(experiment, weights)
     tokenizer = sources[0].tokenizer
     e = experiment.with_vocabulary(tokenizer.size)
@@ -184,7 +185,7 @@ def open_run(
     if not runtime.is_first():
         return Opened(e, sources, [], None)
     data_identity.save(e.model_dir, identity, tokenizer.files)
-    health = HealthWriter(e.model_dir, log, AlarmConfig())
+    health = HealthWriter(e.model_dir, log, alarms)
     return Opened(e, sources, [TensorBoardWriter(e.model_dir), health], health)
 
 
@@ -287,9 +288,9 @@ def train_stack(
     for _, group in sorted(by_step.items()):
         if finished and scoring and progress:
             outcome = stacked.train_stack(group, scoring, stack_mesh(len(group)), progress, timer)
-            finished, failed = outcome.finished, failed | outcome.diverged
+            finished, failed = outcome.finished, failed | outcome.dropped
             code = INTERRUPTED if outcome.interrupted else 1
-            for model_dir, reason in outcome.diverged.items():
+            for model_dir, reason in outcome.dropped.items():
                 watched[model_dir].tell_of_run("stopped", one_line(reason))
     for model_dir, reason in failed.items():
         print(f"error: {model_dir}: {one_line(reason)}")

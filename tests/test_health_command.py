@@ -1,7 +1,9 @@
 """The state of a run in ten lines: of one in progress, of an ill one, of one without metrics."""
 
 import json
+import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -53,6 +55,35 @@ def test_what_the_checks_find(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     (tmp_path / "metrics.jsonl").write_text(metrics.to_json(orient="records", lines=True))
     code, lines = told(capsys, tmp_path)
     assert code == 1 and "since step 300 the loss has not come back" in lines["alarms"]
+
+
+def test_a_log_that_was_ill_long_ago(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A jump up and down again: an alarm until that is before the last doubling of tokens."""
+    metrics = logged(0, steps=1600)
+    metrics.loc[449:559, "loss"] += 2.0
+    for steps, code in ((800, 1), (1600, 0)):
+        text = metrics[metrics.step <= steps].to_json(orient="records", lines=True)
+        (tmp_path / "metrics.jsonl").write_text(text)
+        assert told(capsys, tmp_path)[0] == code
+
+
+def test_a_run_that_died(healthy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without a line for an hour: dead if it was to go on, unless its heart beats."""
+    run = Run(shutil.copytree(healthy, tmp_path / "run"))
+    hour_ago = time.time() - 3600.0
+    last = run.metrics_lines.read()[0][-1]["step"]
+    os.utime(run.layout.metrics, (hour_ago, hour_ago))
+    assert told(capsys, run.path)[0] == 0, "nothing says how long it was to be"
+    run.write_config(f"TrainConfig.steps = {last}\n")
+    assert told(capsys, run.path)[0] == 0, "it has ended"
+    run.write_config(f"TrainConfig.steps = {last + 1}\n")
+    code, lines = told(capsys, run.path)
+    assert code == 1
+    assert lines["alarms"] == f"run ended: nothing is heard of it for 1 h 0 min, at step {last:,}"
+    run.layout.writer.write_text("{}")
+    assert told(capsys, run.path)[0] == 0, "a long evaluation"
+    os.utime(run.layout.writer, (hour_ago, hour_ago))
+    assert told(capsys, run.path)[0] == 1
 
 
 def test_skips_and_rollbacks(

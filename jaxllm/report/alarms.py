@@ -1,29 +1,31 @@
 """Alarms of a run in progress: printed, appended to alarms.jsonl, and delivered.
 
 The checks are those of `jaxllm.analysis.health`, run as metrics and scores come in; they never stop
-training. MODEL_DIR/alarms.jsonl has a line per alarm and per all-clear: its `state` ("raised" or
-"cleared"), `severity`, `step` and `tokens` then, `check`, `subjects` (tasks, a spike), `number`,
-`p_value`, `at` (the step concerned), `reason` and `advice`. What is delivered also has `run` and
-`text`. `analyze` does not read the file, but repeats all checks.
+training. MODEL_DIR/alarms.jsonl has a line for each alarm and all-clear as it was told: `state`
+("raised" or "cleared"), `severity`, `step` and `tokens` then, `check`, `subjects` (tasks, a spike),
+`number`, `p_value`, `at` (the step concerned), `reason` and `advice`. What is delivered also has
+`run` and `text`. `analyze` does not read the file, but repeats all checks.
 """
 
 from __future__ import annotations
 
 import logging
+import math
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pandas as pd
 from etils import epath
 
+from jaxllm.analysis.health.result import CRITICAL, Check
+from jaxllm.analysis.health.watch import Watch
 from jaxllm.errors import one_line
-from jaxllm.report.delivery import AlarmConfig, deliveries
+from jaxllm.report.delivery import AlarmConfig, close_all, deliveries
 from jaxllm.run.records import Record
+from jaxllm.run.run import Run
 
-if TYPE_CHECKING:
-    from jaxllm.analysis.health.result import Check
-
-
-RUN = "run"  # the check whose alarms are that the run stopped, or hangs
+RUN = "run"  # the check whose alarms are that the run stopped, hangs, or was rolled back
 
 
 def active(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], Any]:
@@ -50,14 +52,11 @@ class HealthWriter:
         config: AlarmConfig | None = None,
     ) -> None:
         """Watch a run, and deliver its alarms."""
-        from jaxllm.analysis.health.watch import Watch
-        from jaxllm.run.run import Run
-
         self._run, self._say = Run(model_dir), say
-        self._watch = Watch()
+        self._watch, self._broken = Watch(), False
         self._deliveries = deliveries(config or AlarmConfig(), say)
-        self._hangs = False
-        self._restored = self._broken = False  # earlier alarms are restored at the first check
+        self._step: int | None = None  # of the newest measurements; None before the run begins
+        self._of_run: dict[str, tuple[str, float]] = {}  # by subject: reason, step to be passed
 
     def __enter__(self) -> HealthWriter:
         return self
@@ -65,62 +64,74 @@ class HealthWriter:
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if isinstance(error, Exception):
             self.tell_of_run("stopped", one_line(error) or type(error).__name__)
-        for delivery in self._deliveries:
-            delivery.close()
+        elif error is None:
+            self._report(self._ended)
+        close_all(self._deliveries)
 
-    def tell_of_run(self, subject: str, reason: str, raised: bool = True) -> None:
-        """Report that the run `stopped`, or `hangs`; another thread may call it."""
-        from jaxllm.analysis.health.result import CRITICAL, Check
+    def begin(self, step: int) -> None:
+        """Restore the checks and alarms of up to `step`; a rollback to there is an alarm."""
+        self._step, self._watch, self._broken = step, type(self._watch)(), False
+        self._report(lambda: self._restore(step))
 
-        self._hangs = raised and subject == "hangs"
-        try:
-            self._tell(Check(RUN, raised, reason=reason, subjects=(subject,), severity=CRITICAL))
-        except Exception:  # a full disk, which may be why it stopped
-            logging.exception("an alarm could not be written")
+    def tell_of_run(self, subject: str, reason: str) -> None:
+        """Report that the run `stopped`, or `hangs`, if it has begun; any thread may call it."""
+        if (step := self._step) is not None:
+            self._report(lambda: self._alarm(subject, reason, step))
 
     def write_metrics(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Check the logged metrics of a step."""
-        if self._hangs:
-            self.tell_of_run("hangs", "Steps are done again.", raised=False)
-        if step <= self._watch.step:  # rolled back
-            self._watch, self._restored = type(self._watch)(), False
-        # This step is in metrics.jsonl already; earlier processes logged up to the one before.
-        self._check(step - 1, lambda: self._watch.on_metrics({"step": step, **metrics}))
+        self._step = step
+        self._report(lambda: self._passed(step))
+        if not self._broken:
+            self._report(lambda: self._watch.on_metrics({"step": step, **metrics}))
 
     def write_records(self, step: int, records: Sequence[Record]) -> None:
         """Check the scores of a checkpoint."""
-        import pandas as pd
-
+        self._step = step
         primary = pd.DataFrame([vars(record) for record in records if record.primary])
-        self._check(step, lambda: self._watch.on_scores(primary))
+        if not self._broken:
+            self._report(lambda: self._watch.on_scores(primary))
 
     def flush(self) -> None:
         """Do nothing, as every alarm is already written."""
 
     close = flush
 
-    def _check(self, seen: int, checks: Callable[[], list[Check]]) -> None:
-        """Report the new alarms of `checks`; an exception ends the checks, not the run. `seen` is
-        the last step in the run's files from earlier processes.
-        """
-        if self._broken:
-            return
+    def _report(self, checks: Callable[[], Iterable[Check]]) -> None:
+        """Tell of new alarms and all-clears; an exception ends the checks, not the run."""
         try:
-            if not self._restored:
-                self._restore(seen)
-                self._restored = True
             for check in checks():
                 self._tell(check)
         except Exception:
-            logging.exception("the run's health is no longer watched")
+            if not self._broken:
+                logging.exception("the run's health is no longer watched")
             self._broken = True
+
+    def _alarm(self, subject: str, reason: str, step: int) -> list[Check]:
+        """An alarm of the run until it has passed a step; none if it is active already."""
+        before, _ = self._of_run.get(subject, ("", 0))
+        self._of_run[subject] = reason, step
+        new = Check(RUN, True, reason=reason, step=step, subjects=(subject,), severity=CRITICAL)
+        return [new] if reason != before else []
+
+    def _passed(self, step: float) -> list[Check]:
+        """All-clears of the alarms of the run at steps before `step`."""
+        over = {subject: at for subject, (_, at) in self._of_run.items() if at < step}
+        self._of_run = {s: alarm for s, alarm in self._of_run.items() if s not in over}
+        says = "The run has passed step {:,.0f}."
+        return [Check(RUN, reason=says.format(over[s]), subjects=(s,)) for s in over]
+
+    def _ended(self) -> list[Check]:
+        """All-clears of all alarms of the run, if its last step is saved."""
+        saved = max((entry.step for entry in self._run.entries()), default=0)
+        return self._passed(math.inf if saved >= (self._run.planned_steps() or math.inf) else 0)
 
     def _tell(self, check: Check) -> None:
         """Print, deliver and write an alarm or all-clear."""
-        watch, kind = self._watch, "ALARM" if check.raised else "ALL CLEAR"
-        text = f"{kind} at step {watch.step:,}: {check.name}. {check.sentence}"
+        kind, step = "ALARM" if check.raised else "ALL CLEAR", self._step or 0
+        text = f"{kind} at step {step:,}: {check.name}. {check.sentence}"
         row = {
-            "step": watch.step, "tokens": watch.tokens, "check": check.name,
+            "step": step, "tokens": self._watch.tokens, "check": check.name,
             "state": "raised" if check.raised else "cleared", "severity": check.severity,
             "subjects": check.subjects, "number": check.number, "p_value": check.p_value,
             "at": check.step, "reason": check.reason, "advice": check.advice,
@@ -130,23 +141,35 @@ class HealthWriter:
             delivery.send({"run": self._run.path.name, "text": text, **row})
         self._run.alarm_lines.append(row)
 
-    def _restore(self, seen: int) -> None:
-        """Replay metrics, scores and alarms of earlier processes; drop alarms after `seen`."""
-        from jaxllm.analysis.health.result import Check
+    def _restore(self, seen: int) -> list[Check]:
+        """Replay metrics, scores and alarms of up to `seen`; return what is new by going on there.
 
-        before = active(self._run.alarm_lines.read()[0])
-        self._run.alarm_lines.keep_until(seen)
-        alarms = active(self._run.alarm_lines.read()[0])
+        Alarms of later steps are cleared, but for those of the run.
+        """
+        self._run.alarm_lines.keep_until(sys.maxsize)  # drops what a kill has left of a line
+        rows = self._run.alarm_lines.read()[0]
+        before, self._of_run = active(rows), {}
+        alarms = active(row for row in rows if row["check"] == RUN or row["step"] <= seen)
         for row in self._run.metrics_lines.read()[0]:
             if row["step"] <= seen:
                 self._watch.on_metrics(row, check=False)
         stored = self._run.trajectory.read()
         for _, records in stored[stored.primary & (stored.step <= seen)].groupby("step"):
             self._watch.on_scores(records, check=False)
-        for name, subject in before:
-            if name == RUN or (name, subject) not in alarms:
-                reason = f"The run goes on from step {seen:,}."
-                self._tell(Check(name, reason=reason, subjects=(subject,) if subject else ()))
         for (name, subject), row in alarms.items():
-            if name != RUN:
+            if name == RUN:
+                self._of_run[subject] = row["reason"], row["at"] or row["step"]
+            else:
                 self._watch.restore(name, subject, row["tokens"])
+            if (name, subject) not in before:  # cleared later
+                self._run.alarm_lines.append(row | {"subjects": [subject]})
+        reason = f"The run goes on from step {seen:,}."
+        gone = [key for key in before if key not in alarms]
+        new = [Check(name, reason=reason, subjects=(s,) if s else ()) for name, s in gone]
+        for last in self._run.rollbacks()[-1:]:
+            past = f"past steps {last.first}:{last.last}"
+            reason = f"The run went back to step {last.step}, and goes on {past}: {last.reason}"
+            told = any(row["reason"] == reason for row in rows)
+            if last.by == "divergence" and last.last > seen and not told:
+                new += self._alarm("rolled back", reason, last.last)
+        return new

@@ -6,12 +6,13 @@ import dataclasses
 import json
 import os
 import queue
+import re
 import shlex
 import subprocess
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from jaxllm.configs import configurable
@@ -19,7 +20,7 @@ from jaxllm.errors import UserError, first_line
 from jaxllm.io import finite
 
 PAUSES = (2.0, 10.0, 60.0)  # seconds between two tries
-GRACE = 10.0  # seconds that messages have which are left when the run ends
+GRACE = 10.0  # seconds that all messages have which are left when the run ends
 
 
 @configurable
@@ -38,8 +39,8 @@ class AlarmConfig:
     url: str | None = None
 
     def __post_init__(self) -> None:
-        if self.url is not None and not self.url.startswith(("http://", "https://", "$")):
-            raise UserError(f"AlarmConfig.url = {self.url!r}: write https://… or $NAME")
+        if not re.fullmatch(r"https?://\S+", os.path.expandvars(self.url or "https://…")):
+            raise UserError(f"AlarmConfig.url = {self.url!r}: write https://…, or $NAME of one")
 
 
 class Delivery:
@@ -49,18 +50,17 @@ class Delivery:
         self._name, self._way, self._say = name, way, say
         self._queue: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._work, daemon=True)
-        self._thread.start()
+        self.thread = threading.Thread(target=self._work, daemon=True)
+        self.thread.start()
 
     def send(self, message: Mapping[str, Any]) -> None:
         """Deliver a message soon."""
         self._queue.put(json.dumps(finite(message)).encode())
 
     def close(self) -> None:
-        """Wait up to `GRACE` seconds for what is left."""
+        """End after what is left, without pauses."""
         self._queue.put(None)
         self._closing.set()
-        self._thread.join(GRACE)
 
     def _work(self) -> None:
         while (message := self._queue.get()) is not None:
@@ -75,22 +75,28 @@ class Delivery:
                         time.sleep(0.1)
 
 
+def close_all(opened: Iterable[Delivery]) -> None:
+    """Wait up to `GRACE` seconds for what is left in all."""
+    for one in opened:
+        one.close()
+    end = time.monotonic() + GRACE
+    for one in opened:
+        one.thread.join(max(0.0, end - time.monotonic()))
+
+
 def deliveries(config: AlarmConfig, say: Callable[[str], None]) -> list[Delivery]:
     """One for the command and one for the URL, where there are."""
 
-    def run(message: bytes) -> None:  # in a session of its own, which Ctrl-C does not end
+    def command(message: bytes) -> None:  # in a session of its own, which Ctrl-C does not end
         subprocess.run(
             shlex.split(config.command or ""), input=message, stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL, timeout=30, check=True, start_new_session=True,
         )  # fmt: skip
 
-    def post(message: bytes) -> None:
+    def url(message: bytes) -> None:
         about = {"Content-Type": "application/json", "User-Agent": "jaxllm"}
         request = urllib.request.Request(os.path.expandvars(config.url or ""), message, about)
-        if request.type not in ("http", "https"):
-            raise ValueError("its address is not one of http or https")
         urllib.request.urlopen(request, timeout=10).close()
 
-    ways = {"command": run, "url": post}
-    of = {name: way for name, way in ways.items() if getattr(config, name) is not None}
-    return [Delivery(f"AlarmConfig.{name}", way, say) for name, way in of.items()]
+    set_ = [way for way in (command, url) if getattr(config, way.__name__)]
+    return [Delivery(f"AlarmConfig.{way.__name__}", way, say) for way in set_]

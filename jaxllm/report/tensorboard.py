@@ -59,23 +59,30 @@ _UPLOAD_BYTES = 4 << 20
 class TensorBoardWriter:
     """Writer of the metrics and records of one run as TensorBoard events.
 
-    A process starts a session at its first step, at which TensorBoard discards later steps of
-    earlier processes. It then writes the stored scores of the newest checkpoint, in case these did
-    not.
+    It starts a session where a process begins, and after a rollback: TensorBoard discards the later
+    steps of before. It then writes the stored scores of the newest checkpoint, in case it was
+    killed before.
     """
 
     def __init__(self, model_dir: str | os.PathLike[str]):
         self._run = Run(model_dir)
         self._events = _Events(self._run.layout.tensorboard)
-        self._in_session, self._newest = False, 0
         self._primary: dict[str, Record] = {}  # by task
+
+    def begin(self, step: int) -> None:
+        """Start a session after `step`."""
+        self._events.add(step + 1, session_log=SessionLog(status=SessionLog.START))
+        if config := self._run.config():
+            self._events.add_config(step + 1, self._run.path.name, config, self._run.settings())
+        stored = self._run.trajectory.read()
+        newest = stored[stored.step == stored.step[stored.step <= step].max()]
+        self._primary = {}  # its layout may be among what is discarded
+        if len(newest):
+            records = [Record(**row) for row in newest.to_dict("records")]
+            self.write_records(records[0].step, records)
 
     def write_metrics(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Write every number in `metrics` under train/."""
-        self._in_session &= step > self._newest  # else the run has rolled back
-        self._newest = step
-        if unseen := self._begin_session(step):
-            self._write_scores(unseen[0].step, unseen)
         numbers = {
             f"train/{name}": float(value)
             for name, value in metrics.items()
@@ -86,32 +93,6 @@ class TensorBoardWriter:
 
     def write_records(self, step: int, records: Sequence[Record]) -> None:
         """Write the scores of a checkpoint; a failed task leaves a gap, as in the report."""
-        # The metrics of this step are already written, so the session starts after it.
-        unseen = [record for record in self._begin_session(step + 1) if record.step == step]
-        scores = {(record.task, record.metric): record for record in (*unseen, *records)}
-        self._write_scores(step, [*scores.values()])
-
-    def flush(self) -> None:
-        """Store all events."""
-        self._events.upload()
-
-    def close(self) -> None:
-        """Flush and close the event file."""
-        self._events.close()
-
-    def _begin_session(self, step: int) -> list[Record]:
-        """Start the session, once; return the stored scores of the checkpoint before `step`."""
-        if self._in_session:
-            return []
-        self._in_session = True
-        self._events.add(step, session_log=SessionLog(status=SessionLog.START))
-        if config := self._run.config():
-            self._events.add_config(step, self._run.path.name, config, self._run.settings())
-        stored = self._run.trajectory.read()
-        newest = stored[stored.step == stored.step[stored.step < step].max()]
-        return [Record(**row) for row in newest.to_dict("records")]
-
-    def _write_scores(self, step: int, records: Sequence[Record]) -> None:
         good = [record for record in records if record.status == OK and math.isfinite(record.value)]
         scalars: dict[str, float] = {}
         about = {}
@@ -123,6 +104,14 @@ class TensorBoardWriter:
         if not primary.keys() <= self._primary.keys():
             self._primary |= primary
             self._events.add_layout(step, [*self._primary.values()])
+
+    def flush(self) -> None:
+        """Store all events."""
+        self._events.upload()
+
+    def close(self) -> None:
+        """Flush and close the event file."""
+        self._events.close()
 
 
 def write_report(

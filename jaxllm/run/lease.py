@@ -39,6 +39,10 @@ class Holder(NamedTuple):
         return f"process {self.pid} of {self.host}, since {self.since}"
 
 
+class LeaseLost(UserError):
+    """Another process may write to the run now."""
+
+
 class Lease:
     """The lease of this process on a run; as a `Writer` of it, it refuses when it is lost."""
 
@@ -60,11 +64,11 @@ class Lease:
         threading.Thread(target=self._beat_on, daemon=True).start()
 
     def write_metrics(self, *_: Any) -> None:
-        """Raise UserError if another process may have taken the lease."""
+        """Raise LeaseLost if another process may have taken the lease."""
         if not self._held():
-            raise UserError(self._lost)
+            raise LeaseLost(self._lost)
 
-    write_records = flush = write_metrics
+    begin = write_records = flush = write_metrics
 
     def close(self) -> None:
         """Do nothing: other writers are still open; `release` comes last."""

@@ -93,7 +93,7 @@ def train(
                 with Trainer(
                     experiment, mesh, stages, writers, stop, progress, timer, on_hang
                 ) as run:
-                    run.write_config(config_text)
+                    run.begin(config_text)
                     return run.train(stages)._replace(interrupted=preemption.interrupted)
             except Diverged as diverged:
                 roll_back(Run(model_dir), experiment.train.rollback, diverged, progress.log)
@@ -219,8 +219,8 @@ class Trainer:
         finished = self.step >= steps and not self._should_stop()
         return Outcome(self.step, finished, timer.total(), timer.run(), self.restarts)
 
-    def write_config(self, text: str | None) -> None:
-        """Write config.gin, and log what it changes for the coming steps."""
+    def begin(self, text: str | None) -> None:
+        """Write config.gin, log what it changes for the coming steps, and begin the writers."""
         log, steps = self._progress.log, self._experiment.train.steps
         if self._restored:
             of = self._stage.experiment
@@ -235,6 +235,8 @@ class Trainer:
         if text is not None and jax.process_index() == 0:
             for change in self._run.write_config(text, self.step):
                 log(f"changed since the last start: {change}")
+        for writer in self._writers:  # the lease is the first
+            writer.begin(self.step)
 
     def restored_or_new_state(self, new: Callable[[int], TrainState] | None = None) -> TrainState:
         """The initial state of this process; `new` is a compiled `state.initializer`."""
@@ -366,24 +368,15 @@ class Trainer:
     def _entry(self, kind: str) -> ManifestEntry:
         position, began = self._position(), self.step == self.start.step
         return ManifestEntry(
-            step=self.step,
-            tokens=position.tokens,
-            flops=self._experiment.flops(position.tokens),
-            learning_rate=self.log.learning_rate,
-            loss=self.log.loss,
-            data_position=position.sequences,
-            dtype=self._experiment.model.param_dtype,
-            wall_time=time.time(),
-            wall_seconds=self._timer.run().wall,
-            code_version=code_version(),
-            restarts=self.restarts,
-            kind=kind,
+            step=self.step, tokens=position.tokens, flops=self._experiment.flops(position.tokens),
+            learning_rate=self.log.learning_rate, loss=self.log.loss,
+            data_position=position.sequences, dtype=self._experiment.model.param_dtype,
+            wall_time=time.time(), wall_seconds=self._timer.run().wall,
+            code_version=code_version(), restarts=self.restarts, kind=kind,
             domain_tokens=self._stage.source.tokens_read(position.sequences),
             domain_epochs=self._stage.source.epochs_read(position.sequences),
             parent=self._restored.entry.parent if began and self._restored else None,
-            stage=self._stage.experiment.number,
-            sequences=self._stage.source.fingerprint,
-            spike=self.log.spikes.since is not None,
-            skipped_steps=self.log.skipped,
+            stage=self._stage.experiment.number, sequences=self._stage.source.fingerprint,
+            spike=self.log.spikes.since is not None, skipped_steps=self.log.skipped,
             rollbacks=len(self._rollbacks),
-        )
+        )  # fmt: skip

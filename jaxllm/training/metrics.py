@@ -26,6 +26,9 @@ from jaxllm.training.watchdog import Watchdog
 class Writer(Protocol):
     """An output of a run's measurements besides its own files."""
 
+    def begin(self, step: int) -> None:
+        """Go on from `step`, at a start or after a rollback: what came later is abandoned."""
+
     def write_metrics(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Write a line of metrics: numbers, or None where there is no value."""
 
@@ -197,19 +200,14 @@ class MetricsLog:
         full = speed * e.model.flops_per_token(length, causal=False)
         causal = speed * e.model.flops_per_token(length, causal=True)
         return {
-            "tokens_per_second": speed,
-            "flops_per_second": full,
+            "tokens_per_second": speed, "flops_per_second": full,
             "mfu": utilisation(full, devices, peak),
             "mfu_causal": utilisation(causal, devices, peak),
-            "step_seconds": lap.steps / steps,
-            "data_wait_seconds": lap.data,
-            "checkpoint_seconds": lap.checkpoint,
-            "evaluation_seconds": lap.evaluation,
-            "compile_seconds": lap.compile,
-            **run.shares(),
-            "wall_seconds": run.wall,
+            "step_seconds": lap.steps / steps, "data_wait_seconds": lap.data,
+            "checkpoint_seconds": lap.checkpoint, "evaluation_seconds": lap.evaluation,
+            "compile_seconds": lap.compile, **run.shares(), "wall_seconds": run.wall,
             "restarts": self._restarts,
-        }
+        }  # fmt: skip
 
     def _check_finite(self, step: int, loss: float, grad_norm: float) -> None:
         for name, value in {"loss": loss, "gradient norm": grad_norm}.items():

@@ -20,6 +20,7 @@ from jaxllm.data.loader import read_ahead
 from jaxllm.errors import UserError
 from jaxllm.io import disk_errors
 from jaxllm.models.batch import Batch
+from jaxllm.run.lease import LeaseLost
 from jaxllm.run.times import GoodputTimer
 from jaxllm.run.trajectory import TrajectoryStore
 from jaxllm.sharding.mesh import STACK
@@ -58,7 +59,7 @@ class StackOutcome(NamedTuple):
 
     step: int  # updates done
     finished: bool  # False if a signal stopped the stack
-    diverged: dict[str, str]  # model_dir -> what happened to a run that cannot go on
+    dropped: dict[str, str]  # model_dir -> what happened to a run that cannot go on
     interrupted: bool  # by Ctrl-C
 
 
@@ -101,9 +102,9 @@ def train_stack(
 ) -> StackOutcome:
     """Train runs to their last step, each from its newest checkpoint, on a `stack_mesh`.
 
-    A run whose loss is not finite leaves the stack; the others go on. SIGTERM ends the current step
-    or evaluation, saves all, and returns with `finished=False`. Every run counts the time of the
-    whole stack as its own.
+    A run that diverges or loses its lease leaves the stack; the others go on. SIGTERM ends the
+    current step or evaluation, saves all, and returns with `finished=False`. Every run counts the
+    time of the whole stack as its own.
 
     Raises:
       UserError: the runs cannot be stacked, or are not at one step; or as `loop.train`.
@@ -128,8 +129,8 @@ def train_stack(
             for stage in (Stage(e, source, evaluator),)
         ]
         stack = _Stack(runs, trainers, mesh, scores, timer)
-        stack.begin()
         batches = opened.enter_context(contextlib.closing(stack.batches()))
+        stack.begin()
         while stack.step < first.train.steps and not preemption.requested():
             with timer.measure("data"):
                 batch = next(batches)
@@ -138,7 +139,7 @@ def train_stack(
                 stack.save_and_score()
         stack.end()
         finished = stack.step >= first.train.steps and not preemption.requested()
-        return StackOutcome(stack.step, finished, stack.diverged, preemption.interrupted)
+        return StackOutcome(stack.step, finished, stack.dropped, preemption.interrupted)
 
 
 def _evaluators(
@@ -171,10 +172,10 @@ class _Stack:
         timer: GoodputTimer,
     ) -> None:
         self._runs, self._mesh, self._scores, self._timer = runs, mesh, scores, timer
-        self._trainers = dict(enumerate(trainers))  # of the runs that have not diverged
+        self._trainers = dict(enumerate(trainers))  # of the runs that go on
         self._experiment = e = runs[0].experiment
         self.step = trainers[0].step  # updates done
-        self.diverged = dict[str, str]()  # model_dir -> why a run has left the stack
+        self.dropped = dict[str, str]()  # model_dir -> why a run has left the stack
         for run, trainer in zip(runs, trainers, strict=True):
             if trainer.step != self.step:
                 there = f"and {e.model_dir} at {self.step}: what is stacked is at one step"
@@ -208,8 +209,7 @@ class _Stack:
         del states
         rates = [make_schedule(r.experiment.schedule, steps)(np.arange(steps)) for r in self._runs]
         self._rates = np.stack([np.asarray(rate, np.float32) for rate in rates])
-        for run, trainer in zip(self._runs, self._trainers.values(), strict=True):
-            trainer.write_config(run.config_text)
+        self._each(lambda index, trainer: trainer.begin(self._runs[index].config_text))
         if self._scores:
             self._scores.of(self._states.params)
         self._each(lambda index, trainer: trainer.score_missing(self._member(index)))
@@ -281,15 +281,15 @@ class _Stack:
         self._each(log)
 
     def _each(self, action: Callable[[int, Trainer], None]) -> None:
-        """Do something for every run that has not diverged, and drop those that do."""
+        """Do something for every run that goes on, and drop those that cannot."""
         for index, trainer in list(self._trainers.items()):
             try:
                 action(index, trainer)
-            except Diverged as error:
+            except (Diverged, LeaseLost) as error:
                 del self._trainers[index]
-                self.diverged[self._runs[index].experiment.model_dir] = str(error)
+                self.dropped[self._runs[index].experiment.model_dir] = reason = str(error)
         if not self._trainers:
-            raise UserError(f"all runs have diverged; the last: {[*self.diverged.values()][-1]}")
+            raise UserError(f"all runs have left the stack; the last: {reason}")
 
     def _compiled(self) -> Any:
         e = self._experiment

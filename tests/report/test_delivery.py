@@ -1,12 +1,12 @@
 """Alarms arrive: by command and by POST, again after a failure, and never at the run's expense."""
 
 import contextlib
+import dataclasses
 import http.server
 import json
 import shlex
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,8 +15,10 @@ import pytest
 from jaxllm.errors import UserError
 from jaxllm.report import delivery
 from jaxllm.report.alarms import RUN, HealthWriter, active
-from jaxllm.report.delivery import AlarmConfig, Delivery, deliveries
+from jaxllm.report.delivery import AlarmConfig, Delivery, close_all, deliveries
+from jaxllm.run.run import Run
 from tests.analysis.planted_health import logged
+from tests.run.test_manifest import ENTRY
 
 
 @pytest.fixture(autouse=True)
@@ -37,11 +39,6 @@ def received(path: Path) -> list[dict]:
 def send(outs: list[Delivery], message: dict) -> None:
     for out in outs:
         out.send(message)
-
-
-def close(outs: list[Delivery]) -> None:
-    for out in outs:
-        out.close()
 
 
 @contextlib.contextmanager
@@ -77,7 +74,7 @@ def test_a_command_and_a_webhook_get_every_message_in_order(
         outs = deliveries(AlarmConfig(saving(tmp_path / "got"), "$SECRET_HOOK"), said.append)
         for number in range(3):
             send(outs, {"number": number, "nan": float("nan")})
-        close(outs)
+        close_all(outs)
     expected = [{"number": number, "nan": None} for number in range(3)]
     assert received(tmp_path / "got") == expected and bodies == expected and said == []
 
@@ -87,33 +84,40 @@ def test_what_cannot_be_delivered_is_said_after_some_tries() -> None:
     with webhook([404]) as (url, _):
         outs = deliveries(AlarmConfig("/no/such/program", url), said.append)
         send(outs, {})
-        close(outs)
+        close_all(outs)
     assert len(said) == 2 and any("404" in line for line in said)
     assert any("AlarmConfig.command: no alarm was delivered: [Errno 2]" in s for s in said)
 
 
-def test_a_command_that_hangs_does_not_hold_the_exit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_channels_that_hang_share_what_the_exit_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(delivery, "GRACE", 0.2)
-    outs = deliveries(AlarmConfig("sleep 20"), print)
-    began = time.monotonic()
-    send(outs, {})
-    close(outs)
-    assert time.monotonic() - began < 10
+    waits: list[float] = []
+    released = threading.Event()
+    hanging = [Delivery(name, lambda _: print(released.wait()), print) for name in "abc"]
+    send(hanging, {})
+    for one in hanging:
+        join = one.thread.join
+        one.thread.join = lambda s, join=join: waits.append(s) or join(s)  # type: ignore
+    close_all(hanging)
+    assert len(waits) == 3 and sum(waits) <= 0.2, "one deadline"
+    assert all(one.thread.is_alive() for one in hanging)
+    released.set()
 
 
-@pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://x"])
+@pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://x", "$NO_SUCH_HOOK", "https://a b"])
 def test_other_schemes_are_refused(url: str) -> None:
     with pytest.raises(UserError, match=r"AlarmConfig\.url"):
         AlarmConfig(url=url)
 
 
-def test_a_variable_cannot_smuggle_another_scheme(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOOK", "file:///etc/passwd")
-    said: list[str] = []
-    outs = deliveries(AlarmConfig(url="$HOOK"), said.append)
-    send(outs, {})
-    close(outs)
-    assert "not one of http" in said[0]
+@pytest.mark.parametrize("value", ["file:///secret", "", "https://secret\n", "secret"])
+def test_a_variable_without_an_address_is_refused_and_not_shown(
+    value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOOK", value)
+    with pytest.raises(UserError, match=r"AlarmConfig\.url = '\$HOOK': write https") as refused:
+        AlarmConfig(url="$HOOK")
+    assert "secret" not in str(refused.value)
 
 
 def test_one_message_per_cause_and_its_all_clear(tmp_path: Path) -> None:
@@ -124,6 +128,7 @@ def test_one_message_per_cause_and_its_all_clear(tmp_path: Path) -> None:
     model_dir = tmp_path / "run"
     model_dir.mkdir()
     with pytest.raises(ValueError), HealthWriter(model_dir, print, config(tmp_path)) as health:
+        health.begin(0)
         for row in rows[:340]:
             health.write_metrics(int(row["step"]), row)
         raise ValueError("no more\nof it")
@@ -141,12 +146,51 @@ def test_one_message_per_cause_and_its_all_clear(tmp_path: Path) -> None:
         metrics[:310].to_json(orient="records", lines=True)  # a checkpoint inside of the spike
     )
     with HealthWriter(model_dir, print, config(tmp_path)) as health:
-        for row in rows[310:330]:
+        health.begin(310)
+        for row in rows[310:345]:
             health.write_metrics(int(row["step"]), row)
     again = [(m["check"], m["state"], m["step"]) for m in received(tmp_path / "got")[3:]]
-    assert again == [(RUN, "cleared", 310), ("loss spikes", "cleared", 320)]
+    assert again == [("loss spikes", "cleared", 320), (RUN, "cleared", 341)]
     lines = [json.loads(line) for line in (model_dir / "alarms.jsonl").read_text().splitlines()]
     assert active(lines) == {}
+
+
+def stop(model_dir: Path, begin: int | None, last: int, reason: str = "no space") -> None:
+    """A process that begins at a step, logs until another, and fails."""
+    with (
+        pytest.raises(ValueError),
+        HealthWriter(model_dir, print, config(model_dir.parent)) as health,
+    ):
+        if begin is not None:
+            health.begin(begin)
+            for step in range(begin + 1, last + 1):
+                health.write_metrics(step, {"tokens": float(step), "loss": 3.0})
+        raise ValueError(reason)
+
+
+def test_a_run_that_stops_again_for_the_same_reason_is_one_alarm(tmp_path: Path) -> None:
+    """From step 50: it fails at once or after step 60, and then for another reason."""
+    model_dir = tmp_path / "run"
+    model_dir.mkdir()
+    stop(model_dir, None, 0)
+    assert not (model_dir / "alarms.jsonl").exists(), "it had not begun"
+    for _ in range(2):
+        stop(model_dir, 50, 60)
+        stop(model_dir, 50, 50)
+    stop(model_dir, 50, 55, "NaN")
+    stop(model_dir, 50, 58)
+    told = [(m["state"], m["step"], m["reason"]) for m in received(tmp_path / "got")]
+    assert told == [
+        ("raised", 60, "no space"),
+        ("raised", 55, "NaN"),
+        ("cleared", 56, "The run has passed step 55."),
+        ("raised", 58, "no space"),
+    ]
+    Run(model_dir).write_config("TrainConfig.steps = 58")
+    Run(model_dir).manifest_lines.append(dataclasses.asdict(dataclasses.replace(ENTRY, step=58)))
+    with HealthWriter(model_dir, print, config(tmp_path)) as health:
+        health.begin(58)
+    assert received(tmp_path / "got")[-1]["state"] == "cleared", "it has ended in order"
 
 
 def config(folder: Path) -> AlarmConfig:
@@ -155,6 +199,7 @@ def config(folder: Path) -> AlarmConfig:
 
 def test_a_hang_and_its_end(tmp_path: Path) -> None:
     with HealthWriter(tmp_path, print, config(tmp_path)) as health:
+        health.begin(0)
         health.write_metrics(1, {"tokens": 1.0, "loss": 3.0})
         health.tell_of_run("hangs", "no step")
         health.write_metrics(2, {"tokens": 2.0, "loss": 3.0})

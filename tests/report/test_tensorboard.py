@@ -36,10 +36,16 @@ def points(events: EventAccumulator, tag: str) -> list[tuple[int, float]]:
     return [(event.step, event.value) for event in events.Scalars(tag)]
 
 
-def restarted(run_dir) -> TensorBoardWriter:
+def begun(run_dir, step: int = -1) -> TensorBoardWriter:
+    writer = TensorBoardWriter(run_dir)
+    writer.begin(step)
+    return writer
+
+
+def restarted(run_dir, step: int) -> TensorBoardWriter:
     """The writer of a later process: files are read in the order of the seconds in their names."""
     time.sleep(1.1)
-    return TensorBoardWriter(run_dir)
+    return begun(run_dir, step)
 
 
 @pytest.fixture
@@ -48,7 +54,7 @@ def run_dir(tmp_path):
 
 
 def test_scalars_and_layout(run_dir) -> None:
-    writer = TensorBoardWriter(run_dir)
+    writer = begun(run_dir)
     writer.write_records(0, scored(run_dir, 0))
     for step in (1, 2):
         writer.write_metrics(step, {"step": step, "loss": 5.0 / step, "loss/code": 1.0, "x": None})
@@ -69,7 +75,7 @@ def test_scalars_and_layout(run_dir) -> None:
 
 
 def test_the_layout_overlays_the_tasks_of_each_domain(run_dir) -> None:
-    writer = TensorBoardWriter(run_dir)
+    writer = begun(run_dir)
     records = scored(run_dir, 0)
     writer.write_records(0, [r for r in records if r.domain == "code"])
     writer.write_records(100, scored(run_dir, 100))  # more domains: a new layout
@@ -96,7 +102,7 @@ def test_the_layout_overlays_the_tasks_of_each_domain(run_dir) -> None:
 def test_the_config_is_text_and_hyperparameters(run_dir) -> None:
     config = "LR = 0.1\nScheduleConfig.peak_lr = %LR\nModelConfig.tie_embeddings = True\n"
     (run_dir / "config.gin").write_text(config)
-    writer = TensorBoardWriter(run_dir)
+    writer = begun(run_dir)
     writer.write_metrics(1, {"loss": 5.0, "mfu": 0.4})
     writer.close()
     events = read(run_dir)
@@ -112,22 +118,37 @@ def test_the_config_is_text_and_hyperparameters(run_dir) -> None:
 
 
 def test_a_restart_forgets_the_lost_steps(run_dir) -> None:
-    first = TensorBoardWriter(run_dir)
+    first = begun(run_dir)
     for step in (10, 20, 30, 40):
         first.write_metrics(step, {"loss": 1.0 * step})
     first.write_records(20, scored(run_dir, 100))
     first._events.flush()  # killed: never closed, nor with more scores than these
-    second = restarted(run_dir)  # resumed from step 20
+    second = restarted(run_dir, 20)
     second.write_metrics(30, {"loss": 0.5})
     second.close()
     events = read(run_dir)
     assert points(events, "train/loss") == [(10, 10.0), (20, 20.0), (30, 0.5)]
     # of step 0 only what is stored, as no writer was handed it
-    assert [step for step, _ in points(events, "capability/code/syntax_pairs")] == [0, 20, 0]
+    assert [step for step, _ in points(events, "capability/code/syntax_pairs")] == [20, 0]
+
+
+def test_a_rollback_forgets_the_abandoned_steps_at_once(run_dir) -> None:
+    """To step 100, by the same writer: of the steps until 1000 neither losses nor scores stay."""
+    writer = begun(run_dir)
+    for step in (0, 100, 1000):
+        if step:
+            writer.write_metrics(step - 1, {"loss": 1.0})
+        writer.write_records(step, scored(run_dir, step) if step == 1000 else [])
+    writer.begin(100)
+    writer.close()
+    events = read(run_dir)
+    assert points(events, "train/loss") == [(99, 1.0)]
+    assert [step for step, _ in points(events, "capability/code/syntax_pairs")] == [100]
+    assert events.Tensors("custom_scalars__config__"), "the layout is there again"
 
 
 def test_a_failed_task_leaves_a_gap(run_dir) -> None:
-    writer = TensorBoardWriter(run_dir)
+    writer = begun(run_dir)
     good = next(r for r in scored(run_dir, 100) if r.primary)
     failed = Record(
         run="r", family="f", params=1, step=100, tokens=1, flops=1.0, task="lost", domain="math",
@@ -165,13 +186,13 @@ def test_every_chart_of_the_report_is_an_image(tmp_path) -> None:
 
 def test_scores_that_a_killed_process_did_not_hand_on_are_written(run_dir) -> None:
     """It was killed in the evaluation of step 100: the store has the scores, no event file has."""
-    first = TensorBoardWriter(run_dir)
+    first = begun(run_dir)
     first.write_records(0, scored(run_dir, 0))
     for step in (50, 100):
         first.write_metrics(step, {"loss": 1.0})
     first.close()
     lacking = scored(run_dir, 100)[:2]
-    resumed = restarted(run_dir)
+    resumed = restarted(run_dir, 100)
     resumed.write_records(100, lacking)
     resumed.write_metrics(110, {"loss": 0.5})
     resumed.close()

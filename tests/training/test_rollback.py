@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from jaxllm.errors import UserError
+from jaxllm.report.alarms import RUN, HealthWriter
 from jaxllm.run.checkpoint_schedule import CheckpointConfig
 from jaxllm.run.manifest import Rollback
 from jaxllm.run.run import Run
@@ -21,8 +23,9 @@ from jaxllm.training.experiment import Experiment
 from jaxllm.training.loop import Outcome, train
 from jaxllm.training.rollback import Diverged, SpikeWatch, roll_back, skip_by_hand
 from tests.training.helpers import ROWS, FakeBatches, experiment, mesh, stages
-from tests.training.test_loop import exact, lines, params
+from tests.training.test_loop import Memory, exact, lines, params
 
+SAID = [("raised", 4), ("cleared", 9)]
 ROLLBACK = {"times": 2, "margin": 1, "recovery_steps": 4}
 
 
@@ -49,8 +52,8 @@ class Hopeless(Planted):
     hopeless = 8
 
 
-def go(e: Experiment, batches: Any = Planted) -> Outcome:
-    return train(e, mesh(1), stages(e, batches))
+def go(e: Experiment, batches: Any = Planted, writers: Any = ()) -> Outcome:
+    return train(e, mesh(1), stages(e, batches), writers)
 
 
 def of(path: Path, **options: Any) -> Experiment:
@@ -66,8 +69,9 @@ def check_same_end(one: Experiment, other: Experiment) -> None:
 @pytest.fixture(scope="module")
 def recovered(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
     """Step 7 diverges: back to step 4, and past 6, 7 and 8."""
-    e = of(tmp_path_factory.mktemp("recovered"))
-    assert go(e).finished
+    e, memory = of(tmp_path_factory.mktemp("recovered")), Memory()
+    assert go(e, writers=[memory, HealthWriter(e.model_dir)]).finished
+    assert memory.begun == [0, 4]
     return e
 
 
@@ -85,6 +89,24 @@ def test_a_run_recovers_and_says_how(recovered: Experiment) -> None:
     assert sorted(written) == [3, 9, 12] and written[12]["skipped_steps"] == 3
     assert written[9]["learning_rate"] < written[3]["learning_rate"]
     assert written[12]["restarts"] == 1
+
+
+def test_a_rollback_is_an_alarm_until_the_run_has_passed_the_stretch(
+    recovered: Experiment, tmp_path: Path
+) -> None:
+    rows = Run(recovered.model_dir).alarm_lines.read()[0]
+    told = [(row["check"], row["subjects"], row["state"], row["step"]) for row in rows]
+    assert told == [(RUN, ["rolled back"], state, at) for state, at in SAID]
+    assert rows[0]["severity"] == "critical"
+    expected = "The run went back to step 4, and goes on past steps 6:8: the loss is nan at step 7;"
+    assert rows[0]["reason"].startswith(expected)
+    # killed before it was told, and then within the stretch
+    run = Run(shutil.copytree(recovered.model_dir, tmp_path / "run"))
+    run.layout.alarms.unlink()
+    for begun in (4, 7, 12):
+        HealthWriter(run.path).begin(begun)
+    told = [(row["state"], row["step"]) for row in run.alarm_lines.read()[0]]
+    assert told == SAID[:1]
 
 
 def test_the_record_alone_gives_the_same_run(recovered: Experiment, tmp_path: Path) -> None:

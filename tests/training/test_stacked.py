@@ -11,6 +11,7 @@ import pytest
 
 from jaxllm import train
 from jaxllm.errors import UserError
+from jaxllm.run import lease
 from jaxllm.run.run import Run
 from jaxllm.training import stacked
 from jaxllm.training.preemption import Preemption
@@ -134,6 +135,29 @@ def test_an_interrupted_stack_goes_on_bitwise(home: Path, said: str, monkeypatch
     for name in ("seed", "rate"):
         ours, theirs = (metrics(Run.open(home / folder / name)) for folder in ("twice", "once"))
         assert ours == theirs
+
+
+def test_a_run_that_loses_its_lease_leaves_the_others_alone(
+    home: Path, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At step 12; the lines of step 15 are refused."""
+    done: list[int] = []
+    update = stacked._Stack.update
+
+    def lose(self: Any, batch: Any) -> None:
+        update(self, batch)
+        done.append(self.step)
+        if self.step == 12:
+            (home / "lost" / "rate" / "writer.json").unlink()
+
+    monkeypatch.setattr(stacked._Stack, "update", lose)
+    monkeypatch.setattr(lease, "EXPIRY_SECONDS", 0.0)  # looks at each write
+    assert stack(home, "lost", "seed", "rate") == 1
+    out = capsys.readouterr().out
+    assert f"error: {home}/lost/rate: this run may not write any more" in out
+    assert "is deleted" in out and done[-1] == 20
+    check_same(home / "lost" / "seed", home / "alone" / "seed", 1e-5)
+    assert [entry.step for entry in Run.open(home / "lost" / "rate").entries()] == [0, 10]
 
 
 def test_runs_at_different_steps_follow_one_another(home: Path, said: str) -> None:
