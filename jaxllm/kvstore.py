@@ -88,17 +88,6 @@ class KeyValueStore:
             found = [future.result() for future in futures]
         return [one.value if one.state == "value" else None for one in found]
 
-    def head(self, name: str, length: int) -> bytes | None:
-        """The first bytes of a file, in one request; None if it does not exist or has fewer."""
-        with self._errors():
-            try:
-                found = self._store.read(name, byte_range=slice(0, length)).result()
-            except ValueError as error:
-                if not str(error).startswith("OUT_OF_RANGE"):
-                    raise
-                return None
-        return found.value if found.state == "value" else None
-
     def start_reads(self, ranges: Sequence[ByteRange]) -> Callable[[], list[bytes]]:
         """Start to read byte ranges, all at once; the result waits, with UserError if any lacks."""
         with self._errors():

@@ -34,9 +34,9 @@ def similarities(a: Array, b: Array) -> tuple[Array, Array]:
     CKA is that of minibatches (Nguyen et al. 2021, arXiv 2010.15327, equation 3), so the n > 3
     tokens are in random order.
     """
-    both, own, other = np.zeros(1), np.zeros(1), np.zeros(1)
+    both, own, other, wide = np.zeros(1), np.zeros(1), np.zeros(1), np.result_type(a, np.float32)
     for part in np.array_split(np.arange(a.shape[1]), max(a.shape[1] // _MINIBATCH, 1)):
-        x, y = _exact(a[:, part]), _exact(b[:, part])
+        x, y = (states[:, part].astype(wide) for states in (a, b))
         both = both + hsic(x, y)
         own, other = own + hsic(x, x).diagonal(), other + hsic(y, y).diagonal()
     return both / np.sqrt(np.outer(own, other)), svcca(a, b)
@@ -58,17 +58,11 @@ def svcca(a: Array, b: Array) -> Array:
 
     These have 99 % of the variance (Raghu et al. 2017, arXiv 1706.05806); chance: sqrt(K / n).
     """
-    bases = []
+    bases, wide = [], np.result_type(a, np.float32)  # what bfloat16 states are centred in
     for layers in (a, b):
-        found = [
-            np.linalg.svd(x - x.mean(axis=0), full_matrices=False)[:2] for x in map(_exact, layers)
-        ]
+        centered = (x - x.mean(axis=0, dtype=wide) for x in layers)
+        found = [np.linalg.svd(x, full_matrices=False)[:2] for x in centered]
         counts = [1 + np.searchsorted(np.cumsum(s**2), 0.99 * (s**2).sum()) for _, s in found]
         bases.append([u[:, :count] for (u, _), count in zip(found, counts, strict=True)])
     means = [[np.linalg.svd(u.T @ v, compute_uv=False).mean() for v in bases[1]] for u in bases[0]]
     return np.array(means)
-
-
-def _exact(states: Array) -> Array:
-    """States in float32 at least: the centre of bfloat16 ones is not one of them."""
-    return states.astype(np.result_type(states, np.float32))

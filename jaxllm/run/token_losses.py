@@ -116,12 +116,13 @@ class TokenLosses:
     def holds(self, step: int, checkpoint: float | None = None) -> bool:
         """Whether there are losses at `step`, of the checkpoint with this `wall_time`."""
         name = f"{step}{_LOSSES}"
-        header = _header(self._store.head(name, HEADER) or b"")
-        if header["tokens"] < 0 or not _is_of(header, checkpoint):
+        try:
+            (content,) = self._store.start_reads([ByteRange(name, 0, HEADER)])()
+        except UserError:  # it is missing or too short
             return False
-        # A store has whole objects.
-        size = HEADER + 2 * header["tokens"]
-        return is_remote(self.path) or (self.path / name).stat().length == size
+        header, local = _header(content), not is_remote(self.path)  # a store has whole objects
+        size = (self.path / name).stat().length if local else HEADER + 2 * header["tokens"]
+        return _is_of(header, checkpoint) and size == HEADER + 2 * header["tokens"] >= HEADER
 
     def steps(self) -> tuple[int, ...]:
         """The steps with losses, ascending."""
