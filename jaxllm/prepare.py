@@ -31,12 +31,8 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prepare the requested splits, or search them for evaluation sets."""
+    """Prepare the corpora, or search them for evaluation sets."""
     flags = cli.parser(__doc__ or "")
-    flags.add_argument(
-        "--split", action="append", choices=("train", "validation", "test"),
-        help="which split; repeatable (default: train)",
-    )  # fmt: skip
     flags.add_argument(
         "--report_overlap", nargs="?", const="overlap.json", metavar="FILE",
         help="list what the corpora share with evaluation sets (default: overlap.json)",
@@ -53,12 +49,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from jaxllm.data.config import DataConfig
     from jaxllm.data.corpora import documents, resolve
+    from jaxllm.data.prepare import SPLIT, prepare, summary
 
     experiment = _experiment()
     stages = experiment.stages if experiment else (None,)
     configs = [stage.data if stage else DataConfig() for stage in stages]
     weights = [resolve(config) for config in configs]
-    splits = args.split or ["train"]
     if args.report_overlap:
         from jaxllm.evaluation import overlap
         from jaxllm.evaluation.config import EvalConfig
@@ -66,42 +62,35 @@ def main(argv: Sequence[str] | None = None) -> int:
         evaluation = EvalConfig()
         if args.tasks:
             evaluation = dataclasses.replace(evaluation, tasks=tuple(args.tasks.split(",")))
-        sources = {
-            f"{domain} {split}": partial(documents, domain, split)
-            for domain in {domain: None for of in weights for domain in of}
-            for split in splits
-        }
+        domains_of_run = {domain: None for of in weights for domain in of}
+        sources = {f"{name} {SPLIT}": partial(documents, name, SPLIT) for name in domains_of_run}
         overlap.report(sources, evaluation, args.report_overlap)
         return 0
 
     from jaxllm.data.jobs import beam_runner, run_in_processes
     from jaxllm.data.loader import SequenceSource
     from jaxllm.data.packing import forget_plan
-    from jaxllm.data.prepare import prepare, summary
     from jaxllm.data.repetition import check_epochs
     from jaxllm.data.vocabularies import load_tokenizer  # by now SeqIO is imported, silently
     from jaxllm.training.stages import Stage, epochs
 
     run = beam_runner(argv[end + 1 :]) if end < len(argv) else run_in_processes
     tokenizer = load_tokenizer(configs[0], weights[0])
-    for split in splits:
-        read: list[Stage] = []
-        for stage, config, of in zip(stages, configs, weights, strict=True):
-            domains = prepare(config, of, tokenizer, split, run)
-            if args.check:
-                damaged = sum(domain.store.take_back_damaged() for domain in domains)
-                print(f"{split}: {damaged} parts are damaged", file=sys.stderr)
-                for domain in domains if config.layout == "pack" else ():
-                    forget_plan(domain.store, config.sequence_length)
-                domains = prepare(config, of, tokenizer, split, run)
-            title = f"{split}, stage {stage.number}" if stage and stage.number else split
-            if split != "train" or stage is None:
-                print(f"{title}\n{summary(domains)}")
-                continue
+    read: list[Stage] = []
+    for stage, config, of in zip(stages, configs, weights, strict=True):
+        domains = prepare(config, of, tokenizer, run)
+        if args.check:
+            damaged = sum(domain.store.take_back_damaged() for domain in domains)
+            print(f"{SPLIT}: {damaged} parts are damaged", file=sys.stderr)
+            for domain in domains if config.layout == "pack" else ():
+                forget_plan(domain.store, config.sequence_length)
+            domains = prepare(config, of, tokenizer, run)
+        if stage:
             read.append(Stage(stage, SequenceSource(config, tokenizer, domains)))
-            print(f"{title}\n{summary(domains, epochs(read))}")
-        for warning in check_epochs(epochs(read), read[-1].experiment.train.steps if read else 0):
-            print(warning, file=sys.stderr)
+        title = f"{SPLIT}, stage {stage.number}" if stage and stage.number else SPLIT
+        print(f"{title}\n{summary(domains, epochs(read))}")
+    for warning in check_epochs(epochs(read), read[-1].experiment.train.steps if read else 0):
+        print(warning, file=sys.stderr)
     return 0
 
 

@@ -36,6 +36,7 @@ from jaxllm.data.tokenizer import Tokenizer, Tokens
 from jaxllm.errors import UserError
 from jaxllm.kvstore import KeyValueStore
 
+SPLIT = "train"
 BATCH_CHARS = 1 << 22  # several of the longest documents, for the tokenizer's threads
 MAX_BAD_SHARE = 0.001  # of unreadable lines, above which a corpus is refused
 EARLY_BAD = 1000
@@ -55,7 +56,6 @@ def prepare(
     config: DataConfig,
     weights: Mapping[str, float],
     tokenizer: Tokenizer,
-    split: str = "train",
     run: Runner = run_in_processes,
 ) -> tuple[PreparedDomain, ...]:
     """The tokenized domains of a run; those not in the cache are tokenized into it.
@@ -69,23 +69,23 @@ def prepare(
             f"{config.vocabulary.path}: no file names a token that ends or begins a document; set"
             " VocabularyConfig.eos_token (or bos_token) to one, as '<|endoftext|>'"
         )
-    places = {domain: _place(config, domain, split, tokenizer) for domain in weights}
+    places = {domain: _place(config, domain, tokenizer) for domain in weights}
     new = [domain for domain in weights if not TokenStore.exists(*places[domain])]
     if new:
         began = time.monotonic()
-        parts = {domain: corpora.parts(domain, split, config) for domain in new}
+        parts = {domain: corpora.parts(domain, SPLIT, config) for domain in new}
         items = [item for d in new for item in _missing(places[d].directory, parts[d])]
-        run(TokenizeTask(tokenizer), items, f"prepare {split}")
+        run(TokenizeTask(tokenizer), items, f"prepare {SPLIT}")
         for domain in new:
-            _complete(domain, split, places[domain], parts[domain], tokenizer)
-        print(f"prepared {split} in {time.monotonic() - began:.1f} s", file=sys.stderr)
+            _complete(domain, places[domain], parts[domain], tokenizer)
+        print(f"prepared {SPLIT} in {time.monotonic() - began:.1f} s", file=sys.stderr)
     stores = {domain: TokenStore(*place) for domain, place in places.items()}
     for domain, store in stores.items():
         _check_bad(domain, store.counts)
     if config.layout == "pack":
         length = config.sequence_length
         shards = [one for store in stores.values() for one in unplanned_shards(store, length)]
-        run(PackingTask(length), shards, f"pack {split}")
+        run(PackingTask(length), shards, f"pack {SPLIT}")
         for store in stores.values():
             complete_packing(store, length)
     return tuple(
@@ -101,10 +101,10 @@ class _Place(NamedTuple):
     name: str
 
 
-def _place(config: DataConfig, domain: str, split: str, tokenizer: Tokenizer) -> _Place:
+def _place(config: DataConfig, domain: str, tokenizer: Tokenizer) -> _Place:
     key = hashlib.sha256(repr((FORMAT_VERSION, tokenizer.identity)).encode()).hexdigest()[:16]
-    directory = f"{config.cache}/corpora/{domain}-{split}-{key}"
-    return _Place(directory, corpora.fingerprint(domain, split)[:16])
+    directory = f"{config.cache}/corpora/{domain}-{SPLIT}-{key}"
+    return _Place(directory, corpora.fingerprint(domain, SPLIT)[:16])
 
 
 class PartItem(NamedTuple):
@@ -156,9 +156,7 @@ class TokenizeTask:
         )  # fmt: skip
 
 
-def _complete(
-    domain: str, split: str, place: _Place, parts: Sequence[Part], tokenizer: Tokenizer
-) -> None:
+def _complete(domain: str, place: _Place, parts: Sequence[Part], tokenizer: Tokenizer) -> None:
     """Complete a corpus whose jobs have ended, and say what is in it."""
     files = KeyValueStore(place.directory)
     records = read_records(files, [part.key for part in parts])
@@ -177,20 +175,20 @@ def _complete(
     bad = _bad_lines(parts, done)
     _check_bad(domain, counts, bad[0] if bad else "")
     if not counts.documents:
-        why = "".join(f" ({note})" for note in corpora.notes(domain, split))
-        raise UserError(f"corpus {domain} has no text in its split {split}{why}")
+        why = "".join(f" ({note})" for note in corpora.notes(domain, SPLIT))
+        raise UserError(f"corpus {domain} has no text in its split {SPLIT}{why}")
     write_corpus(
         files, place.name, done, tokenizer.dtype, tokenizer.separators,
-        domain=domain, split=split, bad_lines=bad,
+        domain=domain, split=SPLIT, bad_lines=bad,
     )  # fmt: skip
     counted = {
         "empty documents left out": counts.empty, "bad lines left out": counts.bad,
         "separators inside of documents": counts.inner_separators,
     }  # fmt: skip
     notes = [f"{number:,} {what}" for what, number in counted.items() if number]
-    notes += corpora.notes(domain, split)
+    notes += corpora.notes(domain, SPLIT)
     print(
-        f"prepared {domain} {split}: {counts.documents:,} documents, {counts.tokens:,} tokens, "
+        f"prepared {domain} {SPLIT}: {counts.documents:,} documents, {counts.tokens:,} tokens, "
         f"{counts.text_bytes / 1e6:.1f} MB{''.join(', ' + note for note in notes)}",
         *(f"  {line}" for line in bad),
         sep="\n",

@@ -142,25 +142,12 @@ def train_sentencepiece(size: int, domains: Sequence[str]) -> bytes:
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(sample),
-            model_writer=model,
-            model_type="bpe",
-            vocab_size=size,
-            hard_vocab_limit=False,
-            normalization_rule_name="identity",
-            remove_extra_whitespaces=False,
-            add_dummy_prefix=False,
-            allow_whitespace_only_pieces=True,
-            split_digits=True,
-            byte_fallback=True,
-            user_defined_symbols=["\n", "\t"],
-            pad_id=seqio.PAD_ID,
-            eos_id=1,
-            unk_id=2,
-            bos_id=3,
-            max_sentence_length=8 * CHUNK_CHARS,
-            minloglevel=2,
-        )
+            sentence_iterator=iter(sample), model_writer=model, model_type="bpe", vocab_size=size,
+            hard_vocab_limit=False, normalization_rule_name="identity", add_dummy_prefix=False,
+            remove_extra_whitespaces=False, allow_whitespace_only_pieces=True, split_digits=True,
+            byte_fallback=True, user_defined_symbols=["\n", "\t"], pad_id=seqio.PAD_ID, eos_id=1,
+            unk_id=2, bos_id=3, max_sentence_length=8 * CHUNK_CHARS, minloglevel=2,
+        )  # fmt: skip
     except RuntimeError as error:
         raise UserError(f"cannot train a vocabulary of {size}: {error}") from error
     return model.getvalue()

@@ -36,11 +36,8 @@ class StreamedText:
 
     The text of a sequence is not the concatenation of its tokens' texts: several byte tokens form
     one character, and SentencePiece drops a leading space. So new tokens are decoded with those
-    before them (at first the last of the prompt), whose text is not returned.
-
-    Attributes:
-      text: the final part: complete characters in which no stop string can begin any more.
-      done: whether the continuation has ended.
+    before them (at first the last of the prompt), whose text is not returned. `text` is the final
+    part: complete characters in which no stop string can begin any more.
     """
 
     def __init__(self, vocabulary: Tokenizer, prompt: Sequence[int], stop: Sequence[str]) -> None:

@@ -77,11 +77,7 @@ def main() -> None:
         _give_up_rights()
         if isolated:
             _filter_system_calls()
-    except (
-        OSError,
-        AttributeError,
-        KeyError,
-    ) as error:  # the latter: not Linux, or another machine
+    except (OSError, AttributeError, KeyError) as error:  # not Linux, or another machine
         os.write(report, f"refused\n{error}".encode())
         os._exit(0)
     os.write(report, b"isolated\n" if isolated else b"restricted\n")

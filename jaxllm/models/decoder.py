@@ -165,12 +165,9 @@ def layer_states(config: ModelConfig, params: Params, tokens: jax.Array) -> jax.
 
 def tree_states(config: ModelConfig, params: Params, batch: TreeBatch) -> jax.Array:
     """`hidden_states` of token trees."""
+    none, until = jnp.zeros_like(batch.inputs), jnp.asarray(batch.visible_until)
     hidden, _ = Decoder(config).apply(
-        {"params": params},
-        batch.inputs,
-        batch.positions,
-        jnp.zeros_like(batch.inputs),
-        visible_until=jnp.asarray(batch.visible_until),
+        {"params": params}, batch.inputs, batch.positions, none, visible_until=until
     )
     return hidden
 
@@ -186,12 +183,8 @@ def head_kernel(config: ModelConfig, params: Params) -> jax.Array:
 
 def logits(config: ModelConfig, params: Params, batch: Batch) -> jax.Array:
     """All logits, float32 [B, T, V], for small inputs; `score_tokens` needs less memory."""
-    return jnp.einsum(
-        "btd,dv->btv",
-        hidden_states(config, params, batch),
-        head_kernel(config, params),
-        preferred_element_type=jnp.float32,
-    )
+    hidden, head = hidden_states(config, params, batch), head_kernel(config, params)
+    return jnp.einsum("btd,dv->btv", hidden, head, preferred_element_type=jnp.float32)
 
 
 def _rematted(config: ModelConfig) -> Callable[..., nn.Module]:

@@ -60,14 +60,9 @@ def prefill(
     valid = (jnp.arange(width) < lengths[:, None]).astype(jnp.int32)
     segment_ids = jax.lax.dynamic_update_slice(cache.segment_ids, valid, (0, cache.cache_index))
     output: Any = Decoder(config).apply(
-        {"params": params},
-        prompts,
-        cache.lengths[:, None] + jnp.arange(width),
-        valid,
-        cache=cache.layers,
-        cache_segment_ids=segment_ids,
-        cache_index=cache.cache_index,
-    )
+        {"params": params}, prompts, cache.lengths[:, None] + jnp.arange(width), valid,
+        cache=cache.layers, cache_segment_ids=segment_ids, cache_index=cache.cache_index,
+    )  # fmt: skip
     hidden, layers = output
     last = hidden[jnp.arange(batch), lengths - 1]  # [B, D]
     logits = jnp.dot(last, head_kernel(config, params), preferred_element_type=jnp.float32)

@@ -249,13 +249,8 @@ class MuonConfig(AdamWConfig):
         from jaxllm.training.optimizer import clipped, muon_dimensions
 
         muon = optax.contrib.muon(
-            schedule,
-            beta=self.momentum,
-            adam_b1=self.b1,
-            adam_b2=self.b2,
-            eps=self.eps,
-            weight_decay=self.weight_decay,
-            consistent_rms=0.2,
+            schedule, beta=self.momentum, adam_b1=self.b1, adam_b2=self.b2, eps=self.eps,
+            weight_decay=self.weight_decay, consistent_rms=0.2,
             muon_weight_dimension_numbers=muon_dimensions(boxed_params),
-        )
+        )  # fmt: skip
         return clipped(muon, self.max_grad_norm, self.state_dtype)

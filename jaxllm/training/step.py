@@ -137,16 +137,11 @@ def make_update(
         shown = learned and learned._asdict()
         if isinstance(domain_weights, WeightTable):
             shown = {"domain_weight": domain_weights.at(state.step)}
+        rate = jnp.asarray(schedule(state.step), jnp.float32)
         metrics = StepMetrics(
-            loss_sums=loss_sums,
-            weight_sums=weight_sums,
-            z_loss_sum=z_loss_sum,
-            grad_norm=grad_norm,
-            param_norm=optax.global_norm(params),
-            learning_rate=jnp.asarray(schedule(state.step), jnp.float32),
-            domain_weights=shown,
-            skip=verdict,
-        )
+            loss_sums, weight_sums, z_loss_sum, grad_norm, optax.global_norm(params), rate,
+            domain_weights=shown, skip=verdict,
+        )  # fmt: skip
         return TrainState(state.step + 1, params, opt_state, learned, window), metrics
 
     def gradients_of(state: TrainState, batch: Batch, reference: Any) -> tuple[Any, Any]:

@@ -48,9 +48,8 @@ class Layout:
             tensor = tensor.T
         inputs, outputs = param[: self.inputs], param[self.inputs :]
         fused = [*outputs[:1], self.parts, *outputs[1:]] if self.by_head else [self.parts, *outputs]
-        view = np.moveaxis(tensor.reshape(*inputs, *fused), len(inputs) + self.by_head, 0)[
-            self.part
-        ]
+        parts = np.moveaxis(tensor.reshape(*inputs, *fused), len(inputs) + self.by_head, 0)
+        view = parts[self.part]
         assert np.shares_memory(view, tensor)
         return view
 

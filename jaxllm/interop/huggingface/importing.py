@@ -131,10 +131,8 @@ def import_run(
             written.manifest_lines.append(dataclasses.asdict(published.entry(model.param_dtype)))
             directory = Path(written.layout.checkpoint(published.step))
             _save(directory, _streamed(published.checkpoint, model))
-            print(
-                f"step {published.step}  {published.tokens:,} tokens  "
-                f"from {published.checkpoint.directory}"
-            )
+            of = published.checkpoint.directory
+            print(f"step {published.step}  {published.tokens:,} tokens  from {of}")
         _write_files(written, run.path, newest.directory, source, model)
     print(f"{target}: {model.num_params:,} parameters in {model.param_dtype}")
 

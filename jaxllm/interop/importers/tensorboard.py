@@ -131,13 +131,10 @@ def _add_scalars(
         for value in event.summary.value:
             if value.metadata.plugin_data.plugin_name == "scalars":
                 typed.add(value.tag)
+            has_tensor = value.HasField("tensor")
             if value.HasField("simple_value"):
                 number = value.simple_value
-            elif (
-                value.tag in typed
-                and value.HasField("tensor")
-                and not value.tensor.tensor_shape.dim
-            ):
+            elif value.tag in typed and has_tensor and not value.tensor.tensor_shape.dim:
                 number = float(tensor_util.make_ndarray(value.tensor))
             else:
                 continue

@@ -73,16 +73,13 @@ class DecoderModel(models.DecoderOnlyModel):
                 f"ModelConfig.vocab_size = {config.vocab_size}: the vocabulary has "
                 f"{vocabulary.vocab_size} tokens"
             )
+        # batch is the second axis of all arrays from `_packed`
+        decode = lambda **given: decode_fn(**{**given, "cache_offset": 1})
         super().__init__(
-            module=Decoder(config),
-            vocabulary=vocabulary,
-            optimizer_def=optimizer_def,
-            # batch is the second axis of all arrays from `_packed`
-            decode_fn=lambda **given: decode_fn(**{**given, "cache_offset": 1}),
-            feature_converter_cls=feature_converter_cls,
-            z_loss=z_loss,
+            module=Decoder(config), vocabulary=vocabulary, optimizer_def=optimizer_def,
+            decode_fn=decode, feature_converter_cls=feature_converter_cls, z_loss=z_loss,
             loss_normalizing_factor=loss_normalizing_factor,
-        )
+        )  # fmt: skip
         self.config = config
 
     def get_initial_variables(
