@@ -155,11 +155,9 @@ class Opened(NamedTuple):
 
 
 def open_run(
-    experiment: Experiment,
-    mesh: Mesh,
-    log: Callable[[str], None],
+    experiment: Experiment, mesh: Mesh, log: Callable[[str], None],
     weights: Mapping[str, float] | None = None,
-) -> Opened:
+) -> Opened:  # fmt: skip
     """Prepare missing data, and open the run's data (`corpora.resolve`'s weights) and outputs."""
     from jaxllm.report.alarms import HealthWriter
     from jaxllm.report.delivery import AlarmConfig
@@ -190,13 +188,10 @@ def open_run(
 
 
 def run(
-    experiment: Experiment,
-    scoring: EvalConfig,
-    mesh: Mesh,
-    weights: Mapping[str, float] | None = None,
-    timer: GoodputTimer | None = None,
+    experiment: Experiment, scoring: EvalConfig, mesh: Mesh,
+    weights: Mapping[str, float] | None = None, timer: GoodputTimer | None = None,
     held: Sequence[Writer] = (),
-) -> Outcome:
+) -> Outcome:  # fmt: skip
     """Prepare missing data, then train, score and monitor, with the lease that is `held`."""
     import gin
     import jax
@@ -230,11 +225,9 @@ def run(
 
 
 def train_stack(
-    file: str,
-    configure: Callable[[Sequence[str]], None],
-    timer: GoodputTimer,
+    file: str, configure: Callable[[Sequence[str]], None], timer: GoodputTimer,
     leases: contextlib.ExitStack,
-) -> int:
+) -> int:  # fmt: skip
     """Train the runs of a file, a list of each one's flags, in one program; opens their `leases`.
 
     A run that cannot begin leaves the others alone. Runs at different steps, as after a crash,

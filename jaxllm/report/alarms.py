@@ -46,11 +46,9 @@ class HealthWriter:
     """
 
     def __init__(
-        self,
-        model_dir: epath.PathLike,
-        say: Callable[[str], None] = print,
+        self, model_dir: epath.PathLike, say: Callable[[str], None] = print,
         config: AlarmConfig | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Watch a run, and deliver its alarms."""
         self._run, self._say = Run(model_dir), say
         self._watch, self._broken = Watch(), False

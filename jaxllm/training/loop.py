@@ -52,15 +52,11 @@ class Outcome(NamedTuple):
 
 
 def train(
-    experiment: Experiment,
-    mesh: jax.sharding.Mesh,
-    stages: Sequence[Stage],
-    writers: Sequence[Writer] = (),
-    config_text: str | None = None,
-    progress: Progress | None = None,
-    timer: GoodputTimer | None = None,
+    experiment: Experiment, mesh: jax.sharding.Mesh, stages: Sequence[Stage],
+    writers: Sequence[Writer] = (), config_text: str | None = None,
+    progress: Progress | None = None, timer: GoodputTimer | None = None,
     on_hang: Callable[[], None] | None = None,
-) -> Outcome:
+) -> Outcome:  # fmt: skip
     """Train to the last step, from the newest checkpoint if there is one.
 
     SIGTERM, SIGHUP and Ctrl-C end the current step or evaluation, save, and return with
@@ -111,16 +107,10 @@ class Trainer:
     """
 
     def __init__(
-        self,
-        experiment: Experiment,
-        mesh: jax.sharding.Mesh,
-        stages: Sequence[Stage],
-        writers: Sequence[Writer],
-        should_stop: Callable[[], bool],
-        progress: Progress,
-        timer: GoodputTimer,
-        on_hang: Callable[[], None] | None = None,
-    ) -> None:
+        self, experiment: Experiment, mesh: jax.sharding.Mesh, stages: Sequence[Stage],
+        writers: Sequence[Writer], should_stop: Callable[[], bool], progress: Progress,
+        timer: GoodputTimer, on_hang: Callable[[], None] | None = None,
+    ) -> None:  # fmt: skip
         """Open MODEL_DIR and restore the newest checkpoint; the arguments are those of `train`."""
         e = self._experiment = experiment
         self._mesh, self._should_stop = mesh, should_stop

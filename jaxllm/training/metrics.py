@@ -51,17 +51,10 @@ class MetricsLog:
     """
 
     def __init__(
-        self,
-        stage: Stage,
-        start: Position,
-        resumed: Resumed | None,
-        saved: Mapping[str, Any],
-        timer: GoodputTimer,
-        watchdog: Watchdog,
-        progress: Progress,
-        run: Run | None,
+        self, stage: Stage, start: Position, resumed: Resumed | None, saved: Mapping[str, Any],
+        timer: GoodputTimer, watchdog: Watchdog, progress: Progress, run: Run | None,
         writers: Sequence[Writer],
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Begin at `start`, with the `saved` custom_metadata; `run`: None on the other hosts."""
         self.loss: float | None = None  # of the last step read
         self.learning_rate: float | None = None  # of the same step
@@ -153,14 +146,12 @@ class MetricsLog:
         tokens = self._start.at(step, self._experiment).tokens
         losses, weights = self._sums["loss_sums"], self._sums["weight_sums"]
         line: dict[str, float | int | None] = {
-            "tokens": tokens,
-            "flops": self._experiment.flops(tokens),
+            "tokens": tokens, "flops": self._experiment.flops(tokens),
             **({"loss": sum(losses.values()) / total} if (total := sum(weights.values())) else {}),
             **{f"loss/{d}": losses[d] / weights[d] for d in losses if weights[d] > 0},
-            "grad_norm": float(metrics.grad_norm),
-            "param_norm": float(metrics.param_norm),
+            "grad_norm": float(metrics.grad_norm), "param_norm": float(metrics.param_norm),
             "learning_rate": float(metrics.learning_rate),
-        }
+        }  # fmt: skip
         if self._experiment.number:
             line["stage"] = self._experiment.number
             line["sequence_length"] = self._experiment.data.sequence_length

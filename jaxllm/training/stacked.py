@@ -94,12 +94,9 @@ def shared_settings(e: Experiment) -> dict[str, Any]:
 
 
 def train_stack(
-    runs: Sequence[StackedRun],
-    scoring: EvalConfig,
-    mesh: Mesh,
-    progress: Progress,
+    runs: Sequence[StackedRun], scoring: EvalConfig, mesh: Mesh, progress: Progress,
     timer: GoodputTimer,
-) -> StackOutcome:
+) -> StackOutcome:  # fmt: skip
     """Train runs to their last step, each from its newest checkpoint, on a `stack_mesh`.
 
     A run that diverges or loses its lease leaves the stack; the others go on. SIGTERM ends the
@@ -164,13 +161,9 @@ class _Stack:
     """The operations of `train_stack` on the trainers of its runs."""
 
     def __init__(
-        self,
-        runs: Sequence[StackedRun],
-        trainers: Sequence[Trainer],
-        mesh: Mesh,
-        scores: StackScores | None,
-        timer: GoodputTimer,
-    ) -> None:
+        self, runs: Sequence[StackedRun], trainers: Sequence[Trainer], mesh: Mesh,
+        scores: StackScores | None, timer: GoodputTimer,
+    ) -> None:  # fmt: skip
         self._runs, self._mesh, self._scores, self._timer = runs, mesh, scores, timer
         self._trainers = dict(enumerate(trainers))  # of the runs that go on
         self._experiment = e = runs[0].experiment
