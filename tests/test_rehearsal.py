@@ -8,8 +8,6 @@ import itertools
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -17,6 +15,7 @@ import pytest
 
 from jaxllm.kvstore import KeyValueStore
 from jaxllm.run.run import Run
+from tests import zygote
 from tests.buckets import Proxy, tensorflow_environment
 from tests.conftest import REPOSITORY
 from tests.data.conftest import texts
@@ -89,10 +88,7 @@ def fill_bucket(scratch: Path) -> None:
 
 
 def command(*arguments: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", *arguments], cwd=REPOSITORY, capture_output=True, text=True,
-        check=False, timeout=300, env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
-    )  # fmt: skip
+    done = zygote.run([*arguments], REPOSITORY, os.environ | {"PYTHONPATH": str(REPOSITORY)})
     assert done.returncode == 0, done.stderr
     return done.stdout
 

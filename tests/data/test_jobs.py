@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +10,7 @@ import pytest
 
 from jaxllm.data import jobs
 from jaxllm.errors import UserError
+from tests import zygote
 from tests.conftest import REPOSITORY
 from tests.data.conftest import texts, write_jsonl
 
@@ -45,13 +45,10 @@ def prepare(corpus: Path, cache: Path, *options: str) -> subprocess.CompletedPro
         "DataConfig.weights": {"prose": 1, "notes": 1}, "DataConfig.layout": "pack",
         "DataConfig.cache_dir": cache, "VocabularyConfig.size": 512,
     }  # fmt: skip
-    command = [sys.executable, "-m", "jaxllm.prepare", "--gin_file=base.gin"]
-    command += ["--gin_file=data/domains.gin"]
+    command = ["jaxllm.prepare", "--gin_file=base.gin", "--gin_file=data/domains.gin"]
     command += [f"--gin.{name}={value}" for name, value in bindings.items()]
-    return subprocess.run(
-        [*command, *options], cwd=REPOSITORY, capture_output=True, text=True, check=False,
-        env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, timeout=300,
-    )  # fmt: skip
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    return zygote.run([*command, *options], REPOSITORY, environment)
 
 
 def contents(cache: Path) -> dict[str, bytes]:

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,7 @@ import sentencepiece
 
 from jaxllm.run.run import Run
 from jaxllm.run.trajectory import TrajectoryStore
+from tests import zygote
 
 GIN = """
 include "base.gin"
@@ -44,9 +46,7 @@ TOKEN_SETS = ("heldout_letters:3x40", "held_out_code:2x20")
 
 def command(*args):
     env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
-    return subprocess.run(
-        [sys.executable, "-m", *args], capture_output=True, text=True, env=env, timeout=300
-    )
+    return zygote.run(list(args), Path.cwd(), env)
 
 
 @pytest.fixture(scope="module")
