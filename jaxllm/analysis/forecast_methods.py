@@ -1,11 +1,12 @@
 """Methods to forecast a run's final values: from finished runs, or from its own past alone.
 
-From finished runs: the last value, the recent mean, and kriging over model size and time with four
-kernels. None is best for every benchmark, so a forecast is their convex combination (Bates and
-Granger 1969, "The combination of forecasts"), with the weights of least squared error in
-cross-validation on the finished runs: each size is left out in turn, or each run where one of the
-size to forecast is finished; beyond all finished sizes only those on the near side are used. Where
-there are too few for that, the two kernels for visible trends have half of the weight each.
+From finished runs: kriging over model size and time with two kernels, for tasks that are mostly
+noise and for those that grow. A forecast is their convex combination (Bates and Granger 1969, "The
+combination of forecasts"), with the weights of least squared error in cross-validation on the
+finished runs: each size is left out in turn, or each run where one of the size to forecast is
+finished; beyond all finished sizes only those on the near side are used. Where there are too few
+for that, it is the kernel of growth alone. The last value, the recent mean and kernels between the
+two made forecasts of Pythia's final values no better.
 
 Kriging models the values of a task as a Gaussian process over (log parameters, log share of the
 training) with an unknown constant mean and observation noise. The covariance of two runs is
@@ -29,7 +30,6 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
-from scipy.optimize import nnls
 
 from jaxllm.analysis.curves import Array
 from jaxllm.analysis.stats import line_fit
@@ -57,27 +57,24 @@ class Kernel(NamedTuple):
     trend_drift: float = 0.0
 
 
-# For tasks that are mostly noise, whose best forecast is a mean, and for tasks with little: bent,
-# or nearly straight in log tokens, and with gains in proportion to log parameters.
+# For tasks that are mostly noise, whose best forecast is a mean, and for tasks with little: nearly
+# straight in log tokens, and with gains in proportion to log parameters.
 KERNELS = (
     Kernel(course=30.0, size=0.3, drift=0.2, run=0.0, time=1.0),
-    Kernel(course=30.0, size=1e3, drift=4.0, run=10.0, time=2.0),
-    Kernel(course=1e3, size=1e3, drift=4.0, run=10.0, time=4.0),
     Kernel(course=1e3, size=1e3, drift=4.0, run=10.0, time=4.0, trend=100.0, trend_drift=10.0),
 )
-_PRIOR = np.array([0.0, 0.0, 0.0, 0.5, 0.5, 0.0])  # weights without cross-validation
-METHODS = ("last value", "recent mean", *(f"kriging {kernel}" for kernel in KERNELS))
+_PRIOR = np.array([0.0, 1.0])  # weights without cross-validation
 
 
 class Design(NamedTuple):
-    """Every method as a linear function of the points: recent own ones, then the finished runs'."""
+    """Both forecasts, linear in the points: recent own ones, then those of the finished runs."""
 
-    weights: Array  # [methods, points]
-    variances: Array  # [kernels, methods, methods] of the errors, in units of the noise variance
+    weights: Array  # [2, points]
+    variances: Array  # [kernels, 2, 2] of the errors, in units of the noise variance
     distance: float  # in log parameters, to the nearest finished run
 
     def stderr(self, weights: Array, spread: Spread, folds: int = 0) -> Array:
-        """Standard error [tasks] of the combinations `weights` [tasks, methods].
+        """Standard error [tasks] of the combinations `weights` [tasks, 2].
 
         Weights and scale that fit the errors of a number of `folds` fit those of new ones less.
         """
@@ -120,14 +117,13 @@ def _fields(own: float, early: int, sizes: Array, times: Array) -> tuple[Array, 
 
 
 def design(own: float, early: int, sizes: Array, times: Array) -> Design:
-    """The methods for a run of log parameters `own`; see `_fields`."""
+    """The forecasts of a run of log parameters `own`; see `_fields`."""
     fields, systems = _fields(own, early, sizes, times)
     count = systems.shape[1] - 1
     targets = fields[:, count].copy()
     targets[:, count] = 1.0
-    weights = np.zeros((len(METHODS), count + 1))
-    weights[0, early - 1], weights[1, :early] = 1.0, 1.0 / early
-    weights[2:, :count] = np.linalg.solve(systems, targets[:, :, None])[:, :count, 0]
+    weights = np.empty((len(KERNELS), count + 1))
+    weights[:, :count] = np.linalg.solve(systems, targets[:, :, None])[:, :count, 0]
     weights[:, count] = -1.0  # minus the truth
     distance = float(np.abs(sizes - own).min())
     return Design(weights[:, :count], weights @ fields @ weights.T, distance)
@@ -210,7 +206,7 @@ def _scores(
 
 
 def _cross_validation(batch: Batch) -> list[tuple[Design, Array]]:
-    """For every fold the methods, and their errors [tasks, runs held out, methods]."""
+    """For every fold the forecasts, and their errors [tasks, runs held out, 2]."""
     ahead = batch.sizes[:, None] - batch.sizes  # of the others
     side = np.sign(batch.size - batch.sizes)
     twin = np.abs(batch.size - batch.sizes).min() < SAME_SIZE
@@ -230,11 +226,11 @@ def _cross_validation(batch: Batch) -> list[tuple[Design, Array]]:
     folds = []
     for (_, *known_runs), held_out in groups.items():
         rest, own = np.array(known_runs, int), np.array(held_out)
-        methods = design(batch.sizes[own].mean(), early, batch.sizes[rest], batch.times)
+        forecasts = design(batch.sizes[own].mean(), early, batch.sizes[rest], batch.times)
         values = batch.finished[:, rest].reshape(len(batch.finished), -1)
-        expected = (values @ methods.weights[:, early:].T)[:, None]
-        expected = expected + batch.finished[:, own, :early] @ methods.weights[:, :early].T
-        folds.append((methods, expected - batch.finished[:, own, -1:]))
+        expected = (values @ forecasts.weights[:, early:].T)[:, None]
+        expected = expected + batch.finished[:, own, :early] @ forecasts.weights[:, :early].T
+        folds.append((forecasts, expected - batch.finished[:, own, -1:]))
     return folds
 
 
@@ -245,14 +241,14 @@ def _learns(batch: Batch, folds: list[tuple[Design, Array]]) -> bool:
 
 
 def _weights(batches: list[Batch], crossed: list[list[tuple[Design, Array]]]) -> list[Array]:
-    """Weights [tasks, methods] for every batch, which minimise a mean of the benchmark's error
+    """Weights [tasks, 2] for every batch, which minimise a mean of the benchmark's error
     moments (tasks equally weighted) and the task's own; that the more, the more finished runs it
     has.
     """
     moments, runs = [], []
     for batch, folds in zip(batches, crossed, strict=True):
         if not _learns(batch, folds):
-            moments.append(np.full((len(batch.finished), *2 * (len(METHODS),)), np.nan))
+            moments.append(np.full((len(batch.finished), 2, 2), np.nan))
         else:
             moments.append(sum(np.einsum("trm,trn->tmn", e, e) for _, e in folds))
         runs.append(np.full(len(batch.finished), len(batch.sizes)))
@@ -264,8 +260,9 @@ def _weights(batches: list[Batch], crossed: list[list[tuple[Design, Array]]]) ->
         own = count[members] / (count[members] + _BENCHMARK_RUNS)
         if members.any():
             joined[members] = own * joined[members] + (1 - own) * joined[members].mean(axis=0)
-    weights = np.array([convex_weights(m) if np.isfinite(m[0, 0]) else _PRIOR for m in joined])
-    return np.split(weights, np.cumsum([len(batch.finished) for batch in batches])[:-1])
+    return np.split(
+        convex_weights(joined), np.cumsum([len(batch.finished) for batch in batches])[:-1]
+    )
 
 
 def _spread(batch: Batch, weights: Array) -> Spread:
@@ -278,8 +275,7 @@ def _spread(batch: Batch, weights: Array) -> Spread:
     _, systems = _fields(batch.size, 0, batch.sizes, batch.times)
     precision = np.linalg.inv(systems)[:, :-1, :-1]
     squares = np.einsum("ti,kij,tj->tk", points, precision, points, optimize=True)
-    shares = (0.9 * weights + 0.1 * _PRIOR)[:, -len(KERNELS) :]
-    noise = shares / shares.sum(axis=1, keepdims=True)
+    noise = 0.9 * weights + 0.1 * _PRIOR
     noise *= np.maximum(squares, 0) / (points.shape[1] - 1)
     gains = batch.finished[:, :, -1] - batch.finished[:, :, batch.own.shape[1] - 1]
     apart, of_point = np.abs(batch.sizes[:, None] - batch.sizes), noise.sum(axis=1)
@@ -297,15 +293,13 @@ def _spread(batch: Batch, weights: Array) -> Spread:
 
 
 def convex_weights(errors: Array) -> Array:
-    """Non-negative weights [methods] of sum 1 with the least mean squared error, from the second
-    moments [methods, methods] of the methods' errors.
+    """Weights [tasks, 2] of sum 1, from 0 on, with the least mean squared error; `_PRIOR` of NaN.
+
+    `errors` are the second moments [tasks, 2, 2] of the errors of two forecasts.
     """
-    count, trace = len(errors), float(np.trace(errors)) + 1e-12
-    root = np.linalg.cholesky(errors / trace + 1e-9 * np.eye(count)).T
-    # A row with a large weight enforces the sum of 1 in non-negative least squares.
-    heavy = 1e3 * np.ones((1, count))
-    weights = nnls(np.vstack([root, heavy]), np.append(np.zeros(count), 1e3))[0]
-    return np.asarray(weights / weights.sum())
+    own, other, both = errors[:, 0, 0], errors[:, 1, 1], errors[:, 0, 1]
+    first = np.clip((other - both) / np.maximum(own + other - 2 * both, 1e-12), 0.0, 1.0)
+    return np.where(np.isfinite(first)[:, None], np.column_stack([first, 1 - first]), _PRIOR)
 
 
 def conformal_quantile(scores: Array, level: float) -> float:

@@ -147,9 +147,8 @@ def test_pythia_is_forecast_better_than_by_what_knows_the_sizes(pythia: Backtest
     baselines = by_task[[f"mae_{name}" for name in BASELINES]].mean()
     best = baselines.idxmin()
     assert by_task.mae.mean() < 0.85 * baselines[best]
-    # Of the rest, one value that never changes counts as equal.
-    worse = by_task.task[by_task.mae > by_task[best] + 1e-4]
-    assert list(worse) == ["sciq"]
+    # One value that never changes counts as equal.
+    assert (by_task.mae <= by_task[best] + 1e-4).all()
     assert 0.85 < near.summary(["metric"]).coverage[0] < 0.95
 
 
