@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -27,9 +26,6 @@ from jaxllm.run import checksums
 from jaxllm.run.checksums import array_name
 from jaxllm.run.layout import MODEL, TRAINING, Layout
 from jaxllm.run.manifest import AVERAGE, IMPORTED, ManifestEntry
-
-# Orbax logs its progress and every failure; those that matter are raised as well.
-logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
 
 
 @dataclasses.dataclass(frozen=True)
