@@ -66,10 +66,10 @@ def environment(cache: str, devices: int) -> dict[str, str]:
     }
 
 
-def start(home: Path, name: str, *flags: str) -> Process:
+def start(home: Path, name: str, *flags: str, module: str = "jaxllm.train") -> Process:
     """A run in a process of its own, with two devices."""
     words = [f"--gin_file={home}/tiny.gin", f"--gin.MODEL_DIR={home}/{name}", *flags]
-    return Process(["jaxllm.train", *words], home, environment(f"{home}/xla", 2))
+    return Process([module, *words], home, environment(f"{home}/xla", 2))
 
 
 def finish(process: Process, code: int = 0) -> str:
