@@ -182,7 +182,7 @@ def run(main: Callable[[Sequence[str] | None], int | None]) -> None:
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-    for library in ("gcsfs", "fsspec"):  # they raise what they log
+    for library in ("gcsfs", "fsspec", "asyncio"):  # they raise what they log
         logging.getLogger(library).setLevel(logging.CRITICAL)
     runtime.end_at_second_interrupt()
     runtime.tune_malloc()

@@ -20,7 +20,7 @@ from etils import epath
 
 from jaxllm.analysis.health.result import CRITICAL, Check
 from jaxllm.analysis.health.watch import Watch
-from jaxllm.errors import one_line
+from jaxllm.errors import UserError, one_line
 from jaxllm.report.delivery import AlarmConfig, close_all, deliveries
 from jaxllm.run.records import Record
 from jaxllm.run.run import Run
@@ -100,9 +100,11 @@ class HealthWriter:
         try:
             for check in checks():
                 self._tell(check)
-        except Exception:
+        except Exception as error:
             if not self._broken:
-                logging.exception("the run's health is no longer watched")
+                of_disk = isinstance(error, OSError | UserError)  # it has one line of its own
+                text = f"the run's health is no longer watched: {one_line(error)}"
+                logging.error(text, exc_info=not of_disk)
             self._broken = True
 
     def _alarm(self, subject: str, reason: str, step: int) -> list[Check]:
