@@ -55,12 +55,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     from jaxllm.evaluation.config import EvalConfig
     from jaxllm.planning import search, summary
     from jaxllm.sharding.mesh import MeshConfig
+    from jaxllm.suites.config import SuiteConfig
     from jaxllm.training.experiment import Experiment
+    from jaxllm.training.sweep import rule_of
 
     experiment, timed = Experiment.configured().with_vocabulary(), not args.fit
     if not args.search:
         rest = (MeshConfig(), timed, EvalConfig(), args.bandwidth * 1e9, args.price)
-        plans = [summary.Plan.of(stage, target, *rest) for stage in experiment.stages]
+        rule = rule_of(SuiteConfig().rule)
+        plans = [summary.Plan.of(stage, target, *rest, rule) for stage in experiment.stages]
         print(summary.plan_text(plans, timed))
         return 0 if all(plan.fits for plan in plans) else 1
     # of several stages, that with the largest microbatches

@@ -12,6 +12,7 @@ runs here save and end.
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -46,9 +47,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from tqdm import tqdm
 
+    from jaxllm.sharding.mesh import MeshConfig, make_mesh
+    from jaxllm.suites.cost import costs
     from jaxllm.suites.suite import Suite, table
     from jaxllm.suites.training import train
     from jaxllm.training.rules import advice
+    from jaxllm.training.sweep import rule_of
 
     for name in ("jobs", "stack"):
         if (number := getattr(args, name)) < 1:
@@ -56,12 +60,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     launcher = launcher_of(args.launcher, args.launcher_option)
     suite = Suite.configured(functools.partial(cli.load_gin, args), cli.gin_words(args))
     runs = suite.members
-    print(table(suite, progress=args.status))
     if args.status:
+        print(table(suite))
         return 0
+    runtime.enable_compilation_cache()
+    if launcher.here:
+        known = costs(runs, make_mesh(MeshConfig()), lambda line: print(line, file=sys.stderr))
+        print(table(suite, known))
+        print("time: of training steps on the devices here; scoring and starting come on top")
+    else:
+        print(table(suite))
     largest = max(runs, key=lambda one: one.flops).experiment
     print("advice on learning rate and batch of the largest:")
-    print(*advice(largest.model, largest.tokens), sep="\n")
+    print(*advice(largest.model, largest.tokens, rule_of(suite.rule)), sep="\n")
     if args.dry_run:
         return 0
     suite.begin()

@@ -165,8 +165,9 @@ def _same(cell: object, value: str) -> bool:
 
 def _suite(path: epath.Path, columns: Columns) -> tuple[pd.DataFrame, list[str], list[str]]:
     """The runs of a suite that have mixtures of their own: their last records."""
-    if (settings := SuiteLayout(path).declared()) is None:
+    if (suite := SuiteLayout(path).declared()) is None:
         raise UserError(f"{path}: a directory without suite.json is no suite")
+    settings = suite.runs
     rows: dict[str, dict[str, float]] = {}
     shares: dict[str, dict[str, float]] = {}
     drawn = {name: one[WEIGHTS] for name, one in settings.items() if WEIGHTS in one}

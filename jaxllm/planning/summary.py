@@ -23,7 +23,7 @@ from jaxllm.planning.targets import Target
 from jaxllm.sharding.chips import GIB
 from jaxllm.sharding.mesh import MeshConfig, make_mesh
 from jaxllm.training.experiment import Experiment
-from jaxllm.training.rules import advice
+from jaxllm.training.rules import Rule, advice
 
 _MORE_REMAT = dict(pairwise(REMAT_POLICIES))
 
@@ -51,6 +51,7 @@ class Plan(NamedTuple):
         evaluation: EvalConfig,
         bandwidth: float,
         price: float | None = None,
+        rule: Rule | None = None,
     ) -> Plan:
         """Compile the update and the scorer of a run, without `timed` only for the memory."""
         mesh = make_mesh(config, target.devices)
@@ -73,7 +74,7 @@ class Plan(NamedTuple):
         tokens = experiment.train.steps * experiment.tokens_per_step
         return cls(
             experiment, target, dict(mesh.shape), program, times, excess, scoring, rest,
-            advice(experiment.model, tokens),
+            advice(experiment.model, tokens, rule),
         )  # fmt: skip
 
     @property

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
 from etils import epath
 
 from jaxllm.errors import UserError
 from jaxllm.io import is_remote
 from jaxllm.run.run import Run
+
+
+class Declared(NamedTuple):
+    """The runs of a suite, as they were begun."""
+
+    runs: dict[str, dict[str, Any]]  # name -> its settings
+    rule: str = "deepseek"  # SuiteConfig.rule
 
 
 class SuiteLayout:
@@ -29,15 +36,15 @@ class SuiteLayout:
         """The directory of a run."""
         return self.root / name
 
-    def declared(self) -> dict[str, dict[str, Any]] | None:
-        """The settings of its runs, as they were begun; None of no suite, UserError if damaged."""
+    def declared(self) -> Declared | None:
+        """What suite.json says, or None where there is none; UserError if it is damaged."""
         if not self.runs_file.exists():
             return None
         try:
-            runs = json.loads(self.runs_file.read_text())["runs"]
-            if all(isinstance(one, dict) for one in runs.values()):
-                return dict(runs)
-        except (ValueError, TypeError, KeyError, AttributeError):
+            said = Declared(**json.loads(self.runs_file.read_text()))
+            if all(isinstance(one, dict) for one in said.runs.values()):
+                return said
+        except (ValueError, TypeError, AttributeError):
             pass
         raise UserError(
             f"{self.runs_file} is damaged: the command that trained the suite writes it again, "
@@ -50,7 +57,7 @@ def runs_in(directory: epath.PathLike) -> list[Run]:
     layout = SuiteLayout(directory)
     if (suite := layout.declared()) is None:
         return [Run.open(directory)]
-    runs = [Run(layout.run(name)) for name in suite]
+    runs = [Run(layout.run(name)) for name in suite.runs]
     begun = [run for run in runs if run.path.exists() and run.entries()]
     if not begun:
         raise UserError(f"{directory}: no run of this suite has begun")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from jaxllm.configs import PositiveInt, configurable
 from jaxllm.errors import UserError
@@ -23,9 +23,11 @@ class SuiteConfig:
         `params`, `tokens_per_param`, `tokens` and `flops` turn the dial of
         `jaxllm.suites.scale`: two of them give model, batch, learning rate and steps.
       name: of a run, with the axes in braces, such as '{params}_{SEED}'; None joins them all.
+      sample: number of runs drawn at random from the axes; None takes all.
       cooldowns: shares of a run's steps at which a branch of it ends, decayed: (0.5,) shows what
         the run is worth at half. The branch begins a decay's length before.
-      rule: published law of learning rate and batch size (`jaxllm.training.rules`).
+      rule: law of learning rate and batch size: deepseek, step_law or olmo_ladder
+        (`jaxllm.training.rules`), or the SUITE_DIR of an own sweep of ScheduleConfig.peak_lr.
       checkpoints: regular checkpoints of a run whose steps the dial gives; None leaves
         CheckpointConfig alone.
     """
@@ -35,8 +37,9 @@ class SuiteConfig:
         default_factory=dict
     )
     name: str | None = None
+    sample: PositiveInt | None = None
     cooldowns: tuple[float, ...] = ()
-    rule: Literal["deepseek", "step_law", "olmo_ladder"] = "deepseek"
+    rule: str = "deepseek"
     checkpoints: PositiveInt | None = 12
 
     def __post_init__(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import random
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,7 +14,7 @@ from jaxllm.errors import UserError
 from jaxllm.suites import scale
 from jaxllm.suites.config import SuiteConfig
 from jaxllm.training.experiment import Experiment
-from jaxllm.training.rules import RULES
+from jaxllm.training.rules import Rule
 
 DIAL = ("params", "tokens_per_param", "tokens", "flops")
 # beside the runs, in the suite's directory
@@ -51,19 +52,27 @@ class Member:
 
 
 def members(
-    config: SuiteConfig, length: int, configure: Callable[[Mapping[str, Any]], Experiment]
+    config: SuiteConfig,
+    rule: Rule,
+    length: int,
+    configure: Callable[[Mapping[str, Any]], Experiment],
 ) -> list[Member]:
     """The runs of a suite, the cheapest first, and each before its branches, of sequences of
     `length` tokens; UserError if an axis, a name or a setting is malformed, or two runs have one
     name.
 
-    `configure` gives the experiment of some bindings on top of the suite's file.
+    `rule` is the law of learning rate and batch of runs that the dial sizes; `configure` gives the
+    experiment of some bindings on top of the suite's file.
     """
     points: list[Point] = []
     for product in (config.axes,) if isinstance(config.axes, Mapping) else config.axes:
         columns = [_labelled(name, values) for name, values in product.items()]
         points += [dict(zip(product, row, strict=True)) for row in itertools.product(*columns)]
-    found = [one for point in points for one in _with_branches(config, point, length, configure)]
+    if config.sample is not None:
+        points = random.Random(0).sample(points, min(config.sample, len(points)))
+    found = [
+        one for point in points for one in _with_branches(config, point, rule, length, configure)
+    ]
     names = [one.name for one in found]
     for name in names:
         if names.count(name) > 1:
@@ -96,6 +105,7 @@ def _labelled(axis: str, values: Any) -> list[tuple[str, Any]]:
 def _with_branches(
     config: SuiteConfig,
     point: Point,
+    rule: Rule,
     length: int,
     configure: Callable[[Mapping[str, Any]], Experiment],
 ) -> list[Member]:
@@ -115,7 +125,7 @@ def _with_branches(
         if "flops" in dial:  # they count all parameters, embeddings included
             sized = configure(scale.shape_bindings(params))
             tokens = dial["flops"] / sized.flops(1)
-        bindings |= scale.settings(params, tokens, length, RULES[config.rule], config.checkpoints)
+        bindings |= scale.settings(params, tokens, length, rule, config.checkpoints)
     bindings |= {axis: value for axis, (_, value) in point.items() if axis not in DIAL}
     experiment = configure(bindings)
     steps, branches = experiment.train.steps, {}

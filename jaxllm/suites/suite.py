@@ -20,11 +20,14 @@ from jaxllm.data.config import DataConfig
 from jaxllm.errors import UserError, first_line
 from jaxllm.io import atomic_write, is_remote
 from jaxllm.run.run import Run
-from jaxllm.run.suite_layout import SuiteLayout
+from jaxllm.run.suite_layout import Declared, SuiteLayout
+from jaxllm.run.times import duration
 from jaxllm.suites.config import SuiteConfig
+from jaxllm.suites.cost import Cost
 from jaxllm.suites.design import Member, members
 from jaxllm.suites.jobs import Job
 from jaxllm.training.experiment import Experiment
+from jaxllm.training.sweep import rule_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,9 +52,11 @@ class Progress:
 class Suite:
     """Runs that are trained as one."""
 
-    def __init__(self, directory: str, members: Sequence[Member], flags: Sequence[str]) -> None:
+    def __init__(
+        self, directory: str, members: Sequence[Member], flags: Sequence[str], rule: str = ""
+    ) -> None:
         """`flags` are those of the command line that all runs share: gin files and bindings."""
-        self.layout = SuiteLayout(directory)
+        self.layout, self.rule = SuiteLayout(directory), rule
         self.members, self._flags = list(members), list(flags)
 
     @classmethod
@@ -71,13 +76,14 @@ class Suite:
             bind(bindings)
             return Experiment.configured().with_vocabulary()
 
-        runs = members(config, DataConfig().sequence_length, configure)
-        return cls(config.directory, runs, flags)
+        runs = members(config, rule_of(config.rule), DataConfig().sequence_length, configure)
+        return cls(config.directory, runs, flags, config.rule)
 
     def begin(self) -> None:
         """Write suite.json; UserError if it is damaged, or a run began with other settings."""
         settings = {one.name: _in_gin(one.bindings) for one in self.members}
-        before = self.layout.declared() or {}
+        suite = self.layout.declared()
+        before = suite.runs if suite else {}
         for name, now in settings.items():
             then = before.get(name, now)
             for key in sorted(then.keys() | now.keys()):
@@ -88,9 +94,8 @@ class Suite:
                         "be given to a branch, but what has begun stays; take another SUITE_DIR"
                     )
         self.layout.root.mkdir(parents=True, exist_ok=True)
-        atomic_write(
-            self.layout.runs_file, json.dumps({"runs": before | settings}, indent=1) + "\n"
-        )
+        declared = Declared(before | settings, self.rule)
+        atomic_write(self.layout.runs_file, json.dumps(declared._asdict(), indent=1) + "\n")
 
     def flags(self, job: Job, due: Set[str] | None = None) -> list[str]:
         """The flags of the `jaxllm.train` that trains a job's runs, or those that are due."""
@@ -149,21 +154,22 @@ def bind(bindings: Mapping[str, Any]) -> None:
             raise UserError(f"SuiteConfig.axes: {name}: {first_line(error)}") from error
 
 
-def table(suite: Suite, progress: bool = False) -> str:
-    """The runs with their sizes, and how far they are on request."""
-    rows = [
-        {
-            "run": one.name,
-            "parameters": amount(one.experiment.model.num_params),
-            "tokens": amount(one.tokens),
-            "FLOPs": f"{one.flops:.2e}",
-            **({"state": str(suite.progress(one))} if progress else {}),
-        }
-        for one in suite.members
-    ]
-    flops = sum(one.flops for one in suite.members)
-    rows.append({"run": f"{len(rows)} runs", "FLOPs": f"{flops:.2e}"})
-    frame = pd.DataFrame(rows).fillna("").set_index("run")
+def table(suite: Suite, costs: Mapping[str, Cost] | None = None) -> str:
+    """The runs with what they cost, or without `costs` with how far they are."""
+    rows = [{
+        "run": one.name, "parameters": amount(one.experiment.model.num_params),
+        "tokens": amount(one.tokens), "FLOPs": f"{one.flops:.2e}",
+    } for one in suite.members]  # fmt: skip
+    whole = {"run": f"{len(rows)} runs", "FLOPs": f"{sum(one.flops for one in suite.members):.2e}"}
+    if costs is None:
+        for row, one in zip(rows, suite.members, strict=True):
+            row["state"] = str(suite.progress(one))
+    else:
+        seconds = [(one.steps - one.begin) * costs[one.name].seconds for one in suite.members]
+        for row, own in zip(rows, seconds, strict=True):
+            row |= {"time": duration(own), "memory": f"{costs[row['run']].peak / 2**20:,.0f} MiB"}
+        whole["time"] = duration(sum(seconds))
+    frame = pd.DataFrame([*rows, whole]).fillna("").set_index("run")
     text = frame.rename_axis(index=None, columns="run").to_string()
     return "\n".join(line.rstrip() for line in text.splitlines())
 

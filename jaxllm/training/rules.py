@@ -1,4 +1,4 @@
-"""Published laws of learning rate and batch size, by size and tokens of a run.
+"""Laws of learning rate and batch size, by size and tokens of a run: the published ones.
 
 They are advice: each was fitted in a range of sizes, with its own schedule and optimizer. Learning
 rate and batch size of a law belong together. Sizes count parameters without embeddings.
@@ -13,13 +13,14 @@ from jaxllm.models.config import ModelConfig
 
 
 class Rule(NamedTuple):
-    """A published law of learning rate and batch size."""
+    """A law of learning rate and batch size, published or from `jaxllm.training.sweep`."""
 
     source: str
     learning_rate: Callable[[float, float], float]  # peak, from parameters N and tokens D
     batch_tokens: Callable[[float, float], float]  # tokens per batch, alike
     params: tuple[float, float]  # the ranges in which it was fitted
     tokens: tuple[float, float]
+    notes: tuple[str, ...] = ()  # what else is to be known of it, a line each
 
     def advice(self, params: float, tokens: float) -> str:
         """One line: what the law says, and whether it was fitted there."""
@@ -52,10 +53,11 @@ RULES: Mapping[str, Rule] = {
 }  # fmt: skip
 
 
-def advice(model: ModelConfig, tokens: float) -> list[str]:
-    """A line of each law on learning rate and batch of a run."""
+def advice(model: ModelConfig, tokens: float, own: Rule | None = None) -> list[str]:
+    """Lines on learning rate and batch of a run, of the published laws and of an `own` one."""
+    laws = [*RULES.values(), *([own] if own and own not in RULES.values() else [])]
     params = without_embeddings(model)
-    return [law.advice(params, tokens) for law in RULES.values()]
+    return [line for law in laws for line in (law.advice(params, tokens), *law.notes)]
 
 
 def without_embeddings(model: ModelConfig) -> int:

@@ -7,6 +7,7 @@ import pytest
 
 from jaxllm import cli
 from jaxllm.errors import UserError
+from jaxllm.suites import cost
 from jaxllm.suites.design import Member
 from jaxllm.suites.suite import Suite
 from tests.conftest import REPOSITORY
@@ -45,6 +46,9 @@ def test_labels_lists_and_samples(tmp_path: Path) -> None:
         (2, 2700),
         (5, 9),
     }
+    axes = "--gin.SuiteConfig.axes={'SEED': (1, 2, 3, 4), 'BATCH_SIZE': (8, 16)}"
+    some = design(tmp_path, axes, "--gin.SuiteConfig.sample=3")
+    assert len(some) == 3 and some == design(tmp_path, axes, "--gin.SuiteConfig.sample=3")
 
 
 def test_runs_of_one_budget_cost_the_same(tmp_path: Path) -> None:
@@ -52,11 +56,17 @@ def test_runs_of_one_budget_cost_the_same(tmp_path: Path) -> None:
     assert [run.flops for run in runs] == pytest.approx([1e12] * 3, rel=0.02)
 
 
-def test_runs_in_stages_cost_what_all_of_them_cost(tmp_path: Path) -> None:
+def test_runs_in_stages_cost_what_all_of_them_cost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stages = "{'TrainConfig.stages': {'twice': ({'tokens': 1024000}, {'batch_size': 16})}}"
     (run,) = design(tmp_path, f"--gin.SuiteConfig.axes={stages}")
     assert run.tokens == (1000 + 2 * 1700) * 1024
     assert run.flops == 6 * run.experiment.model.num_params * run.tokens
+    measured = lambda stage, mesh: cost.Cost(float(stage.data.batch_size), stage.data.batch_size)
+    monkeypatch.setattr(cost, "measure", measured)
+    mean = cost.costs([run], None)["twice"]  # type: ignore[arg-type]
+    assert mean.seconds * 2700 == pytest.approx(8 * 1000 + 16 * 1700) and mean.peak == 16
 
 
 def test_cooldowns_are_branches_that_end_at_their_share(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """A suite that is trained in processes: one run of it fails, one is a branch; then it goes on."""
 
 import json
+import math
 import re
 import shutil
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 from jaxllm import analyze, suite
 from jaxllm.errors import UserError
 from jaxllm.run.run import Run
+from jaxllm.suites.scale import settings
+from jaxllm.training.sweep import rule_of
 from tests.training.processes import make_home
 
 SUITE = """
@@ -94,6 +97,37 @@ def test_analyze_takes_it_whole(home: Path, said: str, capsys: pytest.CaptureFix
     analyze.main([f"{home}/runs", "--format=csv"])
     assert str(home / "runs" / "report") in capsys.readouterr().out
     assert list((home / "runs" / "report").glob("*.csv"))
+
+
+def test_a_sweep_becomes_the_law_of_another_suite(
+    home: Path, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Copies of a run that was trained here, whose losses are a parabola of their peak rates."""
+    trained = Run.open(home / "runs" / "seed1")
+    rows = trained.metrics_lines.read()[0]
+    for rate in (2e-3, 4e-3, 8e-3, 1.6e-2):
+        copy = Run(shutil.copytree(trained.path, tmp_path / f"sweep/{rate}"))
+        peak = f"ScheduleConfig.peak_lr = {rate}"
+        copy.layout.config.write_text(
+            re.sub(r"(?m)^ScheduleConfig.peak_lr = .*$", peak, trained.config())
+        )
+        copy.layout.metrics.unlink()
+        loss = rows[-1]["loss"] + math.log(rate / 5e-3) ** 2
+        for row in rows:
+            copy.metrics_lines.append(row | {"loss": loss if row is rows[-1] else 9.0})
+    shutil.copytree(home / "runs" / "seed2_cooldown0.5", tmp_path / "sweep" / "unfinished")
+    (tmp_path / "sweep" / "unfinished" / "checkpoints.jsonl").unlink()
+    names = [path.name for path in (tmp_path / "sweep").iterdir()]
+    (tmp_path / "sweep" / "suite.json").write_text(json.dumps({"runs": {n: {} for n in names}}))
+    sweep = f"--gin.SuiteConfig.rule={tmp_path}/sweep"
+    assert run(home, f"--gin.SUITE_DIR={tmp_path}/next", sweep, "--dry_run") == 0
+    out = capsys.readouterr().out
+    assert re.search(
+        r"sweep \(own sweep, 4 of 5 runs\): learning rate 0.005, batch .*s$", out, re.M
+    )
+    assert re.search(r"parameters, 2,560 tokens: best of 0.002 to 0.016 is 0.005$", out, re.M)
+    bindings = settings(1e5, 2e6, 16, rule_of(f"{tmp_path}/sweep"))
+    assert bindings["ScheduleConfig.peak_lr"] == pytest.approx(5e-3, rel=0.01)
 
 
 def test_without_a_directory_nothing_begins(home: Path) -> None:
