@@ -1,6 +1,7 @@
 """Tiny models and batches that the model tests share."""
 
 import zlib
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -25,6 +26,7 @@ TINY = ModelConfig(
 )
 
 
+@partial(jax.jit, static_argnames=("config", "seed"))
 def random_params(config: ModelConfig, seed: int = 0) -> Any:
     """Random matrices, scales away from 1 and biases away from 0: a forgotten one shows."""
     params = nn.unbox(init_params(config, jax.random.key(seed)))
