@@ -145,6 +145,8 @@ def _become(question: dict[str, Any]) -> None:
     import traceback
 
     os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which nohup and `&` ignore
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     os.chdir(question["cwd"])
     _set_environment(question["environment"])
     sys.path[0] = question["cwd"]

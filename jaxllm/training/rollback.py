@@ -18,6 +18,7 @@ import numpy as np
 
 from jaxllm.errors import UserError
 from jaxllm.run.run import Run
+from jaxllm.runtime import of_first_process
 from jaxllm.training.config import RollbackConfig
 from jaxllm.training.skipping import limit
 
@@ -82,7 +83,8 @@ def roll_back(
     if config is None:
         raise diverged
     span = diverged.first, diverged.last
-    before = [f"{one.first}:{one.last}" for one in run.rollbacks() if one.by == "divergence"]
+    rows = [f"{one.first}:{one.last}" for one in run.rollbacks() if one.by == "divergence"]
+    before: list[str] = of_first_process(rows)  # another host may read after it has written
     if len(before) >= config.times:
         tried = f"rollbacks past the steps {', '.join(before)} have not helped"
         raise Diverged(f"{diverged}. {tried}: it is not the data alone", *span) from diverged
@@ -104,5 +106,6 @@ def skip_by_hand(run: Run, steps: str) -> None:
     first, _, last = steps.partition(":")
     if not (first.isdigit() and last.isdigit() and 1 <= int(first) <= int(last)):
         raise UserError(f"--skip_steps={steps}: write the first and last step, as 1200:1399")
-    if (stretch := (int(first), int(last))) not in [one[1:3] for one in run.rollbacks()]:
+    stretch = int(first), int(last)
+    if of_first_process(stretch not in [one[1:3] for one in run.rollbacks()]):
         run.pass_over(*stretch, "hand")

@@ -146,3 +146,23 @@ def test_a_host_that_stands_still_shows_where_the_others_wait(home: Path) -> Non
         hosts[1].communicate()
     assert hosts[0].returncode == 1
     assert "Timeout" in output and "jaxllm/training/loop.py" in output
+
+
+@pytest.mark.slow
+def test_two_hosts_roll_back_and_pass_over_steps_as_one(home: Path) -> None:
+    """A rate that makes the loss infinite from the second update on, and a stretch by hand."""
+    ill = [
+        "--gin.ScheduleConfig.peak_lr=1e30",
+        "--gin.TrainConfig.rollback={'times': 1, 'margin': 2}",
+    ]  # fmt: skip
+    ends = []
+    for count in (1, 2):
+        outputs = finish(start(home, f"ill{count}", count, *ill), code=2)
+        for output in outputs:
+            assert output.splitlines()[-1].endswith("have not helped: it is not the data alone")
+        ends.append((Run(home / f"ill{count}").rollbacks(), losses(home / f"ill{count}")))
+        finish(start(home, f"by_hand{count}", count, "--skip_steps=20:25"))
+    assert ends[0] == ends[1] and len(ends[0][0]) == 1
+    assert len(Run(home / "by_hand2").rollbacks()) == 1
+    assert losses(home / "by_hand1") == losses(home / "by_hand2")
+    assert Run(home / "by_hand2").metrics_lines.read()[0][-1]["skipped_steps"] == 6
