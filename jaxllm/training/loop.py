@@ -37,7 +37,10 @@ from jaxllm.training.state import TrainState, abstract_state, initializer, num_b
 from jaxllm.training.step import TrainStep, compile_train_step, device_batch
 from jaxllm.training.watchdog import Watchdog
 
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+DISK_ERRORS = (  # the last two of a directory that was removed, or whose server is gone
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOENT,
+    errno.ESTALE,
+)  # fmt: skip
 
 
 class Outcome(NamedTuple):
@@ -77,9 +80,7 @@ def train(
     stages[0].source.check_vocabulary(experiment.model.vocab_size)
     model_dir, progress = experiment.model_dir, progress or Progress(experiment.train.steps)
     with (
-        disk_errors(
-            f"write to MODEL_DIR {model_dir}", "; the saved checkpoints are whole", DISK_ERRORS
-        ),
+        disk_errors(f"write to MODEL_DIR {model_dir}", "; its checkpoints are intact", DISK_ERRORS),
         Preemption() as preemption,
         closing_all(progress, *writers),
     ):

@@ -112,7 +112,7 @@ def train_stack(
     for run in runs:
         run.source.check_vocabulary(first.model.vocab_size)
     with (
-        disk_errors("write to a run", "; the saved checkpoints are whole", DISK_ERRORS),
+        disk_errors("write to a run", "; its checkpoints are intact", DISK_ERRORS),
         Preemption() as preemption,
         closing_all(progress, *(writer for run in runs for writer in run.writers)),
         contextlib.ExitStack() as opened,
