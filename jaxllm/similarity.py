@@ -75,7 +75,7 @@ def compare(args: Any) -> tuple[Any, Any]:
     limit = min(one.model.max_length for one in opened)
     (known,) = np.nonzero(text.positions < limit)
     if min(args.tokens, len(known)) < 4:
-        raise UserError(f"{args.token_set}, --tokens={args.tokens}: name four tokens or more")
+        raise UserError(f"{args.token_set}, --tokens={args.tokens}: four tokens at least")
     chosen = np.random.default_rng(args.seed).permutation(known)[: args.tokens]
     states = lambda one: states_at(one.model, one.params(mesh), mesh, text, chosen)
     return compare_layers(args.token_set, names, lambda i: states(opened[i])), opened[0].run

@@ -79,7 +79,7 @@ def test_a_run_that_died(healthy: Path, tmp_path: Path, capsys: pytest.CaptureFi
     run.write_config(f"TrainConfig.steps = {last + 1}\n")
     code, lines = told(capsys, run.path)
     assert code == 1
-    assert lines["alarms"] == f"run ended: nothing is heard of it for 1 h 0 min, at step {last:,}"
+    assert lines["alarms"] == f"run ended: no step and no heartbeat for 1 h 0 min, at step {last:,}"
     run.layout.writer.write_text("{}")
     assert told(capsys, run.path)[0] == 0, "a long evaluation"
     os.utime(run.layout.writer, (hour_ago, hour_ago))

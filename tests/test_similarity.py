@@ -148,7 +148,7 @@ def test_tokens_are_drawn_by_seed_from_what_the_models_read(runs, monkeypatch, t
     np.testing.assert_array_equal(np.sort(every), np.flatnonzero(token_set().positions < LENGTH))
     np.testing.assert_array_equal(some, same)
     assert len(set(some)) == 9 and set(some) != set(others)
-    with pytest.raises(UserError, match="--tokens=3: name four tokens or more"):
+    with pytest.raises(UserError, match="--tokens=3: four tokens at least"):
         compared(f"{runs[0]}@0", f"{runs[0]}@4", "--tokens=3", output=tmp_path / "few")
 
 

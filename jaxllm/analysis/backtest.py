@@ -38,9 +38,11 @@ class Backtest(Finding):
     points: pd.DataFrame = dataclasses.field(default_factory=pd.DataFrame)
 
     def summary(self, by: Sequence[str]) -> pd.DataFrame:
-        """Score the forecasts by group: their number `n`, `mae`, `mae_NAME` of every baseline, the
-        name of the `best` and the `reduction` of its error, `coverage` and median half `width` of
-        the interval.
+        """Score the forecasts, a row per group of the columns `by`.
+
+        Their number `n`; `mae`, and `mae_NAME` of every baseline; `best`, the baseline of least
+        error, and `reduction`, by which share the forecast's error is below it; `coverage` and
+        median half `width` of the interval.
         """
         rows = [
             {**dict(zip(by, key, strict=True)), **_scores(group)}

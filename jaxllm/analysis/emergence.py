@@ -62,7 +62,7 @@ def emergence(study: Study) -> Finding:
     """Measure the widths of all rises, and judge accuracy or exact match of every task by them.
 
     A row per run, task and metric, of scores, higher is better: `gain`, `width`, `low`, `high` and
-    `p` as of `Rises.fit`, `q` adjusted over the `hard` metrics, which are judged; `onset`, the
+    `p` as in `Rises.fit`, `q` adjusted over the `hard` metrics, which are judged; `onset`, the
     tokens where it leaves a guess. `verdict`: sudden where `high` < 0.3 and q < 0.05, gradual where
     `low` >= 0.3. A jump is due to the metric where a continuous one, itself not sudden, made
     significantly more than a tenth of its gain over a guess before the onset; due to the model

@@ -241,9 +241,10 @@ def _learns(batch: Batch, folds: list[tuple[Design, Array]]) -> bool:
 
 
 def _weights(batches: list[Batch], crossed: list[list[tuple[Design, Array]]]) -> list[Array]:
-    """Weights [tasks, 2] for every batch, which minimise a mean of the benchmark's error
-    moments (tasks equally weighted) and the task's own; that the more, the more finished runs it
-    has.
+    """Weights [tasks, 2] for every batch.
+
+    They minimise a mean of the benchmark's error moments (tasks equally weighted) and the task's
+    own, which count the more, the more finished runs the task has.
     """
     moments, runs = [], []
     for batch, folds in zip(batches, crossed, strict=True):
@@ -293,7 +294,7 @@ def _spread(batch: Batch, weights: Array) -> Spread:
 
 
 def convex_weights(errors: Array) -> Array:
-    """Weights [tasks, 2] of sum 1, from 0 on, with the least mean squared error; `_PRIOR` of NaN.
+    """Weights [tasks, 2] >= 0 of sum 1 with the least mean squared error; `_PRIOR` where it is NaN.
 
     `errors` are the second moments [tasks, 2, 2] of the errors of two forecasts.
     """

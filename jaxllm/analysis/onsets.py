@@ -141,10 +141,11 @@ def off_guess(curves: Curves) -> Curves:
 def trajectories(main: Curves, records: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Charted points of `Curves.main` of `records`, and when each task left chance.
 
-    The rows of `with_gaps` with `above` (a guess), `left_chance` (whether it is the onset) and
-    `guess_level` (the score of a guess); and a row per run and task, ordered by state and onset,
-    with the `step, tokens, flops` of the onset, unknown where there is one checkpoint; `or_before`,
-    whether it is the first one; and `guess`, the larger of chance and the best constant answer.
+    The rows of `with_gaps` with `above` (whether above a guess), `left_chance` (whether it is the
+    onset) and `guess_level` (the score of a guess); and a row per run and task, ordered by state
+    and onset, with the `step, tokens, flops` of the onset, unknown where there is one checkpoint;
+    `or_before`, whether it is the first one; and `guess`, the larger of chance and the best
+    constant answer.
     """
     rows, above, left, level = [], [np.zeros(0, bool)], [np.zeros(0, bool)], [np.zeros(0)]
     names, scoring = ["run", "task", "domain", "metric"], ["n", "chance", "shots", "task_version"]

@@ -21,8 +21,10 @@ _NAMED = 3
     method="Worth of repeated data (Muennighoff et al. 2023, arXiv 2305.16264).",
 )  # fmt: skip
 def repeated_data(study: Study) -> Finding:
-    """The domains by how often a run has read them: `run, domain, epochs, effective, next`, the
-    epochs that they are worth, and the worth of the next token of the domain, of a new one.
+    """The domains of every run, the most repeated first: `run, domain, epochs`.
+
+    `effective` are the epochs of new tokens that they are worth, `next` what the domain's next
+    token is worth as a share of a new one.
     """
     rows = [(run, *item) for run, read in study.epochs.items() for item in read.items()]
     table = pd.DataFrame(rows, columns=["run", "domain", "epochs"])

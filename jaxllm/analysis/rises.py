@@ -48,7 +48,7 @@ _SHAPES = (
 
 
 def _of_width(x: Array, width: float) -> Iterator[tuple[Array, Array, Array, Array, Array]]:
-    """Curves of each shape, and their width, `low`, `high` and `middle` as of `Rises`."""
+    """Curves of each shape, and their width, `low`, `high` and `middle` as in `Rises`."""
     middle = np.arange(x[0] - width, x[-1] + width, width / _PLACES)
     nearest = [np.searchsorted(x, middle + side * width) for side in (-1, 1)]
     middle = middle[nearest[0] < nearest[1]]  # the others are steps
@@ -96,9 +96,9 @@ class Rises:
         """Fit curves `scores` [n, C] with standard errors `noise` [C], 0 where unknown.
 
         A row per curve: the fitted `gain`; `tokens` at the middle of the rise, NaN where `high` is
-        inf; its `width` with a 95 % interval; and `p` of the null hypothesis that the rise is at
-        least `SUDDEN` wide, or that less than 80 % of the gain are made within `SUDDEN` around its
-        middle.
+        inf; its `width` with its 95 % interval, `low` to `high`; and `p` of the null hypothesis
+        that the rise is at least `SUDDEN` wide, or that less than 80 % of the gain are made within
+        `SUDDEN` around its middle.
         """
         batches = range(0, scores.shape[1], _BATCH)
         fits = [self._fit(scores[:, at : at + _BATCH], noise[at : at + _BATCH]) for at in batches]

@@ -63,9 +63,10 @@ def comparable(every: Curves) -> Curves:
 
 
 def runs_of(points: pd.DataFrame, recipes: Mapping[str, str]) -> pd.DataFrame:
-    """The runs: `run, recipe` (of `recipes`, else the family), `params, first` and last `tokens`,
-    and class numbers of equal parameters, `size`, tokens, `length`, and tokens per parameter,
-    `ratio`.
+    """The runs: `run, recipe` (of `recipes`, else the family), `params, first` and last `tokens`.
+
+    `size`, `length` and `ratio` are ascending numbers, equal for runs of nearly equal parameters,
+    tokens, and tokens per parameter.
     """
     by = points[points.tokens > 0].groupby("run")
     runs = pd.DataFrame({"recipe": by.family.last(), "params": by.params.last().astype(float)})
@@ -79,7 +80,7 @@ def runs_of(points: pd.DataFrame, recipes: Mapping[str, str]) -> pd.DataFrame:
 
 
 def comparisons(runs: pd.DataFrame, shares: tuple[float, ...]) -> Iterator[Comparison]:
-    """All comparisons of `runs`, as of `runs_of`, with three pairs; those across sizes first."""
+    """All comparisons of `runs`, as in `runs_of`, with three pairs; those across sizes first."""
     for size in sorted(set(runs["size"])):
         yield from across_sizes(runs, size)
     kinds = {"runs of equal size": ["size", "length"], "sizes": ["recipe", "length"]}
@@ -178,8 +179,9 @@ def _signal(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def agreement(of: pd.DataFrame) -> tuple[float, ...]:
-    """Decision accuracy, as `_DECISION`: the share of pairs within a stratum whose `score` and
-    `goal` agree, by `unit, stratum, score, goal`.
+    """Decision accuracy: the share of pairs within a stratum that `score` and `goal` order alike.
+
+    `of` has the columns `unit, stratum, score, goal`; the result is the values of `_DECISION`.
 
     Pairs of equal goals are no decision. The interval is Wilson's (1927) for as many independent
     pairs as have the variance of Kendall's tau without relation; resampling few runs gives far too

@@ -150,7 +150,9 @@ def documents(domain: str, split: str, on_error: OnError | None = None) -> Itera
 
 
 def parts(task: str, split: str, config: DataConfig | None = None) -> Sequence[Part]:
-    """The parts of a registered corpus task in order; UserError if it is unknown or lacks it.
+    """The parts of a split of a registered corpus task, in order.
+
+    UserError if the task is unknown or lacks the split.
 
     A `CorpusSource` without preprocessors is read directly, for the reader's error messages; the
     documents are those of its `get_dataset`. Any other task goes through SeqIO, shard by shard;

@@ -140,9 +140,10 @@ def path_corpus(path: str, text: str) -> FileCorpus:
 
 
 def list_files(path: str) -> tuple[str, dict[str, Mapping[str, Any]]]:
-    """The directory of the files that a path or pattern names, and those below it, sorted.
+    """The directory with the files of a path or pattern; and, sorted, path below it -> `fsspec`'s
+    description of the file.
 
-    By path, as `fsspec` describes them. UserError if there are none, or they cannot be listed.
+    UserError if there are none, or they cannot be listed.
     """
     import fsspec
 

@@ -52,9 +52,10 @@ class ConcatSequences:
         return [[(start, min(start + self._length + 1, end))] for start in starts]
 
     def start_reads(self, indices: Sequence[int]) -> Callable[[], list[Chunks]]:
-        """Start to read sequences `indices`, all at once; the result waits for them.
+        """Start to read sequences `indices`, all at once.
 
-        Of each the tokens of its chunks, int32, each with the last target after the inputs.
+        Returns a function that waits for them: of each sequence the tokens of its chunks, int32,
+        the inputs and then the last target.
         """
         return _start_reads(self._store, self.ranges(indices))
 

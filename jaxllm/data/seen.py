@@ -103,7 +103,7 @@ class History:
         return _by_document(rows)
 
     def updates(self, first: int, last: int) -> pd.DataFrame:
-        """The documents that updates first .. last read; a row each, as of `reads`."""
+        """The documents that updates first .. last read; a row each, as in `reads`."""
         rows = list[Row]()
         for one in self.stretches:
             bounds = np.array([first, last + 1]) - one.step

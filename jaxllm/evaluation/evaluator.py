@@ -143,7 +143,7 @@ class Evaluator:
         A failed task gives a record with the error as its status; the others continue. Raises
         Interrupted if `should_stop()`, checked between device batches, was true; the current task
         has written nothing. `params` are boxed or plain, on the mesh; `checkpoint` is the
-        `wall_time` in the manifest.
+        `wall_time` in the manifest, if the checkpoint is in one.
         """
         records: list[Record] = []
         for name in self.definitions if tasks is None else tasks:

@@ -129,7 +129,7 @@ def multiple_choice(
     tokens: np.ndarray,
     chance: float | None = None,
 ) -> Result:
-    """Metrics of options scored as log p(option | context), arrays [n, m] as of `Likelihoods`.
+    """Metrics of options scored as log p(option | context), arrays [n, m] as in `Likelihoods`.
 
     accuracy: the most likely option is the answer (ties go to the first). Its chance level is
       `chance`; None is the mean of 1 / number of options.
@@ -221,7 +221,7 @@ def cloze(
     greedy: np.ndarray,
     chance: float | None = None,
 ) -> Result:
-    """Metrics of one continuation per prompt, arrays [n] as of `Likelihoods`.
+    """Metrics of one continuation per prompt, arrays [n] as in `Likelihoods`.
 
     exact_match: every token of the target is the argmax.
     target_bits_per_byte: -log2 p(target) / bytes of the target, averaged over examples.
@@ -245,7 +245,7 @@ def cloze(
 def perplexity(
     documents: Sequence[Document], log_likelihood: np.ndarray, tokens: np.ndarray
 ) -> Result:
-    """Metrics of whole documents, arrays [n] or [n, parts] as of `Likelihoods`.
+    """Metrics of whole documents, arrays [n] or [n, parts] as in `Likelihoods`.
 
     bits_per_byte: -log2 p(all documents) / their UTF-8 bytes; comparable between tokenizers.
     perplexity: exp of the mean loss per token; not comparable between tokenizers.

@@ -63,7 +63,7 @@ class PreparedTask:
     definition: TaskDefinition  # the task
     examples: Sequence[Example]  # its n examples
     example_index: np.ndarray  # int64 [S], the example of each span, ascending
-    part: np.ndarray  # int64 [S], the sum of its example's that it belongs to
+    part: np.ndarray  # int64 [S], which of its example's sums each counts towards
     truncated: np.ndarray  # bool [n], whether the example was truncated to fit the context length
     shots_dropped: np.ndarray  # int64 [n], number of few-shot examples dropped to make it fit
     batches: tuple[Any, ...]  # `PackedBatch`es of the spans, or `PromptBatch`es for generation
@@ -86,7 +86,7 @@ class Scorer:
 
     `tokens_per_batch`, positions, is rounded up to a number of sequences of the model's
     `max_length`, which bounds spans, that is divisible by the mesh. A task that executes code has
-    `samples` answers per example. `shortest` is as of `packing.sequence_lengths`.
+    `samples` answers per example. `shortest` is as in `packing.sequence_lengths`.
     """
 
     def __init__(

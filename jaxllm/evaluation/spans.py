@@ -48,7 +48,7 @@ class Span:
     tokens: np.ndarray  # int32 [L + 1]; inputs are tokens[:-1], targets tokens[1:]
     scored: int  # number of trailing targets that are scored, 1 <= scored <= L; 0 of a prompt
     truncated: bool = False  # whether the span was truncated on the left to fit the context length
-    part: int = 0  # the sum of its example's that it belongs to, where there are several
+    part: int = 0  # which of its example's sums it counts towards, where there are several
 
     @property
     def length(self) -> int:
@@ -102,7 +102,7 @@ def scored_spans(
 def prompt_span(
     example: Question, vocabulary: Tokenizer, max_length: int
 ) -> tuple[list[Span], int]:
-    """The tokens of a prompt, and the number of dropped few-shot examples, as of `scored_spans`.
+    """The tokens of a prompt, and the number of dropped few-shot examples, as in `scored_spans`.
 
     Trailing spaces are stripped, because a space belongs to the token that follows it.
     """

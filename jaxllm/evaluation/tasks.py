@@ -84,7 +84,7 @@ class Document:
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """A prompt and its reference answers; `id`, `description` and `shots` are as of `Choice`."""
+    """A prompt and its reference answers; `id`, `description` and `shots` are as in `Choice`."""
 
     context: str  # the prompt
     targets: tuple[str, ...]  # `cloze` scores the first, `generation` may accept any
@@ -105,7 +105,7 @@ class Prompt:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TrainingSequence:
-    """A sequence of the run's training data, arrays [T] as of `models.batch.Batch`.
+    """A sequence of the run's training data, arrays [T] as in `models.batch.Batch`.
 
     For memorization, `inputs` are K of its tokens, and `targets` the next L.
     """

@@ -32,13 +32,13 @@ WEIGHTS = "DataConfig.weights"
 class Columns:
     """The map of a table's columns, by names or patterns."""
 
-    shares: Sequence[str] = ()  # none, with two tables: all columns of the first
-    targets: Sequence[str] = ()  # likewise of the second
+    shares: Sequence[str] = ()  # of two tables: if empty, all columns of the first
+    targets: Sequence[str] = ()  # of two tables: if empty, all columns of the second
     higher: Sequence[str] = ()  # targets of which more is better: read as their negative
     losses: str = ""  # path of the table of targets, if it is another
-    name: str = ""  # column with the names of the runs; of their sizes and steps below, if any
-    params: str = ""
-    steps: str = ""
+    name: str = ""  # column with the runs' names
+    params: str = ""  # column with their sizes, if any
+    steps: str = ""  # column with their steps, if any
     where: Sequence[tuple[str, str]] = ()  # (column, value) pairs that select rows
 
 

@@ -49,7 +49,7 @@ def present(run: Run) -> tuple[dict[str, str], bool]:
     signs = run.layout.metrics, run.layout.writer, run.layout.restarts
     quiet = now - max((path.stat().mtime for path in signs if path.exists()), default=now)
     if step < (planned or 0) and quiet > DEAD:
-        alarms[f"{RUN} ended"] = f"nothing is heard of it for {duration(quiet)}, at step {step:,}"
+        alarms[f"{RUN} ended"] = f"no step and no heartbeat for {duration(quiet)}, at step {step:,}"
     restarts = [row.get("restarts", 0) for row in run.restart_lines.read()[0]]
     effects = [row.get("effect") for row in run.skipped_lines.read()[0]]
     stretches = ", ".join(f"{one.first}:{one.last}" for one in run.rollbacks())

@@ -59,9 +59,9 @@ _UPLOAD_BYTES = 4 << 20
 class TensorBoardWriter:
     """Writer of the metrics and records of one run as TensorBoard events.
 
-    It starts a session where a process begins, and after a rollback: TensorBoard discards the later
-    steps of before. It then writes the stored scores of the newest checkpoint, in case it was
-    killed before.
+    A session starts where a process begins, and after a rollback; TensorBoard then discards later
+    steps of earlier sessions. The stored scores of the newest checkpoint are written again: an
+    earlier process may have been killed before it wrote them as events.
     """
 
     def __init__(self, model_dir: str | os.PathLike[str]):

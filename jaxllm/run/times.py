@@ -113,7 +113,7 @@ def before_restart(
 ) -> tuple[TimeBreakdown, float]:
     """The time of a run's earlier processes, and the seconds lost of it, after a checkpoint.
 
-    A process that ended in order at the checkpoint has recorded its time after it, which is not.
+    What a process recorded after the checkpoint, since it ended in order there, is not lost.
     `rows` are those of metrics.jsonl and restarts.jsonl; the checkpoint of `step` was `saved` at
     this time of the run.
     """

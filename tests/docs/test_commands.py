@@ -119,7 +119,7 @@ def new_process(
     """What `zygote.run` does, as a user does it."""
     words = [sys.executable, "-m", *command]
     return subprocess.run(
-        words, cwd=cwd, env=environment, capture_output=True, text=True, check=False
+        words, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600, check=False
     )
 
 

@@ -145,8 +145,8 @@ def test_perplexities_of_options_are_those_of_all_their_tokens():
     right, wrong = measured["perplexity_correct"], measured["perplexity_incorrect"]
     assert right.value == pytest.approx(math.exp((2 + 9) / (1 + 3))) and right.n == 4
     assert wrong.value == pytest.approx(math.exp((8 + 3 + 1) / (4 + 2 + 1))) and wrong.n == 7
-    jackknife = [2 / 1, 9 / 3]  # of two examples, whose error is nearly the delta method's
-    assert right.stderr / right.value == pytest.approx(np.ptp(jackknife) / 2, rel=0.6)
+    # The delta method: residuals 2 - 2.75 and 9 - 3 * 2.75 of two examples, 4 tokens.
+    assert right.stderr / right.value == pytest.approx(math.sqrt(2 * (0.75**2 + 0.75**2)) / 4)
 
 
 def test_a_constant_answer_has_the_accuracy_of_the_majority_class():

@@ -48,7 +48,7 @@ def test_muon_orthogonalizes_the_matrices_of_blocks_and_no_others() -> None:
     """The update of one step has singular values of one size, in each layer, over all heads."""
     boxed = abstract_params(MODEL)
     optimizer = MuonConfig(max_grad_norm=None, weight_decay=0.0).build(lambda count: 1.0, boxed)
-    state = initializer(MODEL, optimizer, abstract_state(MODEL, optimizer, mesh()), seed=0)
+    state = initializer(MODEL, optimizer, abstract_state(MODEL, optimizer, mesh()))(0)
     update, _ = optimizer.update(state.params, state.opt_state, state.params)
 
     def spread(matrix: Any) -> float:

@@ -217,8 +217,9 @@ def recent_trend(metrics: pd.DataFrame, column: str, log: bool = False) -> Line 
 
 
 def _running_medians(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Median and 1.4826 MAD of the `WINDOW` values before each, of `_SHORTEST` at the start: a
-    spike is the same at every later check.
+    """Median and 1.4826 MAD of the `WINDOW` values before each, of `_SHORTEST` at the start.
+
+    They depend on earlier values only: a spike is the same at every later check.
     """
     median, deviation = np.full((2, len(values)), np.nan)
     for width, last in ((_SHORTEST, WINDOW), (WINDOW, len(values))):

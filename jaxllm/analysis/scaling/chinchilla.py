@@ -1,6 +1,8 @@
-"""Compute-optimal parameters and tokens: Chinchilla's second and third approach (Hoffmann et al.,
-arXiv 2203.15556, section 3), isoFLOP curves and the parametric loss; C = 6 N D. The first needs
-runs whose learning rate has fallen at every budget.
+"""Compute-optimal parameters and tokens: Chinchilla's approaches 2 and 3 (Hoffmann et al., arXiv
+2203.15556, section 3), isoFLOP curves and L(N, D) = E + A / N^alpha + B / D^beta; C = 6 N D.
+
+Approach 1, the envelope of training curves, needs runs whose learning rate has fallen at every
+budget, and is left out.
 """
 
 from __future__ import annotations
@@ -124,10 +126,11 @@ def isoflop(points: pd.DataFrame, *, draws: int = DRAWS, seed: int = 0) -> Compu
     """Approach 2: the minimum of log loss over log N at each budget, then a power law of those.
 
     The minimum is that of an Akima interpolation (Porian et al., arXiv 2406.19146), where
-    Chinchilla fits parabolas; at the smallest or largest size it is none. The noise of a loss is
-    the scatter about parabolas through the lowest point and two neighbours on either side, shrunk
-    toward that of all budgets; intervals are from a parametric bootstrap with it. Scatter of the
-    optima beyond that is a random effect (DerSimonian and Laird's moment estimate, 1986).
+    Chinchilla fits parabolas; one at a budget's smallest or largest size is no optimum. The noise
+    of a loss is the scatter about parabolas through the lowest point and two neighbours on either
+    side, shrunk toward that of all budgets; intervals are from a parametric bootstrap with it.
+    Scatter of the optima beyond that is a random effect (DerSimonian and Laird's moment estimate,
+    1986).
 
     `points` has a row per run: `params, flops, loss`; `flops` within a tenth of each other are one
     budget, and of several runs of one size and budget the best is used.
@@ -248,7 +251,8 @@ def parametric(
     Minimizes the sum over runs of the Huber loss (delta 1e-3) of the error of log L, from the grid
     of starts of Hoffmann et al. (appendix D.2), bootstrapped over runs; with the mean an optimizer
     stops early (Besiroglu et al., arXiv 2404.10102). N_opt = G (C/6)^(beta/(alpha+beta)), G =
-    (alpha A / (beta B))^(1/(alpha+beta)). Outliers are named and left out, twice.
+    (alpha A / (beta B))^(1/(alpha+beta)). Outliers are named and left out, then looked for
+    once more.
 
     `points` has a row per run, or several per `run`: `params, tokens, loss`. `tied` exponents are
     equal (Gadre et al., arXiv 2403.08540); without a `floor`, E is 0.

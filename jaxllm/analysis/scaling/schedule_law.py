@@ -86,8 +86,8 @@ class ScheduleLaw:
 
         It covers the fit (bootstrap of blocks), the form (draws of all that may be right), the
         level of a stretch of the curve (residuals of blocks), and what the law missed by on the
-        last third of the steps: again for each factor of 1.5 beyond the longest curve, once before
-        it, by Student's t.
+        last third of the steps: once more for each factor of 1.5 in steps beyond the longest curve,
+        at most once more before its end; by Student's t, since a few curves are few samples.
         """
         inputs = _Inputs.of(rates, steps, self.peak, self.horizon)
         beyond = np.log(np.asarray(steps) / self.last_step) / -math.log(1 - _HELD_OUT)

@@ -28,7 +28,7 @@ def token_kinds(
 ) -> pd.DataFrame:  # fmt: skip
     """Describe the n tokens of a `TokenSet`, sorted by document and position, in categories.
 
-    `frequency`, decades of `counts` [vocabulary], as of the training data, else in the set;
+    `frequency`, decades of `counts` [vocabulary], such as the training data's, else in the set;
     `position` in the document, by factors of four; `part` of a word that it is or has; `word`:
     function, content or neither; `predictability`, fifths of `log_probs` [n] of an n-gram model,
     where given.

@@ -8,8 +8,8 @@ import pandas as pd
 
 def by_age(examples: pd.DataFrame, step: int, bins: int = 8) -> pd.DataFrame:
     """Mean `extractible` and `score` of the checkpoint at `step`, with n and standard errors, in
-    `bins` of equally many sequences by the steps since they were read; age NaN: not read, the
-    control.
+    `bins` of equally many sequences by the steps since they were read; of age NaN are those not
+    read yet, the control.
     """
     age = (step - examples.trained_at).where(lambda age: age >= 0).astype(float)
     group = pd.qcut(age, bins, labels=False, duplicates="drop").fillna(-1)

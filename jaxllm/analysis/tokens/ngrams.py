@@ -16,7 +16,7 @@ BACKOFF = 0.4  # Brants et al. 2007, and arXiv 2510.24963
 def log_scores(counts: np.ndarray, documents: np.ndarray, total: float) -> np.ndarray:
     """Logarithms of stupid backoff (Brants et al. 2007, equation 5) for n = 1 .. order.
 
-    `counts` [order, N] are as of `data.ngrams.count_ngrams`, or a sum of corpora, by how often each
+    `counts` [order, N] are as in `data.ngrams.count_ngrams`, or a sum of corpora, by how often each
     is read; a token that is not in it counts as the rarest one, at most once. `documents` [N] are
     those of the tokens: at its n-th token, larger orders equal order n. `total` is the tokens of
     the corpus.

@@ -75,7 +75,7 @@ def classify(losses: Floats, steps: Steps, after: float, rule: Rule = PAPER) -> 
 
 
 def _by_rule(losses: Floats, steps: Steps, after: float, rule: Rule) -> tuple[Classes, Flags]:
-    """Classes [n] as of `classify`, and whether each token is flat, with or without a trend."""
+    """Classes [n] as in `classify`, and whether each token is flat, with or without a trend."""
     (line, flat), code = rule.starts(steps, after), rule.stagnated == "code"
     x = rule.design(steps[line:])[:, 1].astype(np.float32)
     spread, dof = float(x @ x), len(x) - 2

@@ -56,6 +56,8 @@ def test_the_subset_of_one_run_is_followed_in_the_other(study: Study) -> None:
     last = forgotten.groupby("run").perplexity.last()
     assert last["large"] == pytest.approx(np.exp(3), rel=0.1)
     assert "No double descent in 2 tests" in finding.lines[0]
+    chosen = forgotten.groupby("run").selection.unique().map(list)
+    assert chosen["small"] == ["its own choice"] and chosen["large"] == ["another's choice"]
 
 
 def test_the_kind_of_the_forgotten_tokens_is_named(study: Study) -> None:
