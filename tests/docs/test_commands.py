@@ -2,7 +2,8 @@
 
 Placeholders (CORPORA, EVALS, DIR, …) are small files of those names, and a few overrides keep a run
 to seconds. What needs a TPU, a bucket, a download or minutes of compilation is read and not run:
-its flags, gin files and bindings must exist.
+its flags, gin files and bindings must exist. All but the quickstart are forks of a process that has
+imported everything, where a missing import does not show: tests/tpu_scripts start real processes.
 """
 
 import importlib
