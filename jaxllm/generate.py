@@ -85,7 +85,7 @@ def read_prompts(name: str) -> list[str]:
     """
     from jaxllm.evals.rows import field, read_rows, read_text
 
-    if name.endswith(".jsonl"):
+    if name.removesuffix(".gz").endswith(".jsonl"):
         prompts = [field(row, "prompt") for row in read_rows(name)]
     else:
         lines = read_text(name).split("\n")

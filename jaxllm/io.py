@@ -16,7 +16,7 @@ import uuid
 import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import fsspec
 from etils import epath
@@ -24,6 +24,9 @@ from etils import epath
 from jaxllm import kvstore
 from jaxllm.errors import UserError, first_line
 from jaxllm.uploads import Upload, allowed
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _SEAL = ', "crc32": '
 LARGEST_TEXT = 1 << 30  # bytes of a decompressed table or file of results
@@ -177,7 +180,7 @@ def read_json(path: epath.PathLike) -> dict[str, Any]:
     try:
         value = json.loads(epath.Path(path).read_bytes().decode("utf-8-sig"))
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
+        raise UserError(f"cannot read {path}: {error.strerror or first_line(error)}") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error})") from error
     if not isinstance(value, dict):
@@ -269,6 +272,20 @@ class JsonLines:
             else:
                 broken.append(number)
         return rows, broken
+
+    def table(self) -> tuple[pd.DataFrame, tuple[str, ...]]:
+        """A row per step, ordered, the last of repeated ones; and a line on unreadable lines."""
+        import pandas as pd
+
+        rows, broken = self.read()
+        by_step = {row["step"]: row for row in rows}
+        of_steps: Any = [by_step[step] for step in sorted(by_step)]
+        frame = pd.DataFrame(of_steps or {"step": pd.Series(dtype="int64")})
+        if not broken:
+            return frame, ()
+        numbers = ", ".join(map(str, broken[:5])) + (", …" if len(broken) > 5 else "")
+        count = f"{len(broken)} line{'s' * (len(broken) > 1)}"
+        return frame, (f"{self.path}: {count} not readable as JSON (line {numbers})",)
 
     def keep_until(self, step: int) -> None:
         """Drop rows after `step` and incomplete lines, atomically."""

@@ -60,6 +60,10 @@ def write_file(path: str | os.PathLike, content: bytes) -> None:
     KeyValueStore(directory).write({name: content})
 
 
+class Damaged(UserError):
+    """A file is missing, too short, or not as it was written."""
+
+
 class ByteRange(NamedTuple):
     """Bytes start .. stop - 1 of a file."""
 
@@ -89,7 +93,7 @@ class KeyValueStore:
         return [one.value if one.state == "value" else None for one in found]
 
     def start_reads(self, ranges: Sequence[ByteRange]) -> Callable[[], list[bytes]]:
-        """Start to read byte ranges, all at once; the result waits, with UserError if any lacks."""
+        """Start to read byte ranges, all at once; the result waits, with Damaged if any lacks."""
         with self._errors():
             futures = [self._store.read(r.name, byte_range=slice(r.start, r.stop)) for r in ranges]
 
@@ -99,7 +103,7 @@ class KeyValueStore:
                 with self._errors():
                     content = future.result().value
                 if len(content) != stop - start:
-                    raise UserError(f"{self.directory}/{name} is missing or too short")
+                    raise Damaged(f"{self.directory}/{name} is missing or too short")
                 contents.append(content)
             return contents
 

@@ -63,6 +63,6 @@ def svcca(a: Array, b: Array) -> Array:
         centered = (x - x.mean(axis=0, dtype=wide) for x in layers)
         found = [np.linalg.svd(x, full_matrices=False)[:2] for x in centered]
         counts = [1 + np.searchsorted(np.cumsum(s**2), 0.99 * (s**2).sum()) for _, s in found]
-        bases.append([u[:, :count] for (u, _), count in zip(found, counts, strict=True)])
+        bases.append([u[:, :count].copy() for (u, _), count in zip(found, counts, strict=True)])
     means = [[np.linalg.svd(u.T @ v, compute_uv=False).mean() for v in bases[1]] for u in bases[0]]
     return np.array(means)

@@ -77,9 +77,14 @@ def line_fit(
 
 
 def near_equal(values: pd.Series, ratio: float) -> pd.Series:
-    """Ascending class numbers: equal for neighbours within a `ratio`; each unknown is its own."""
+    """Ascending class numbers: equal within a `ratio` of the least of a class; unknown: unique."""
     order = np.log(values.where(values > 0)).sort_values(kind="stable")
-    return (~(order.diff() <= math.log(ratio))).cumsum().reindex(values.index)
+    number, least, numbers = 0, math.nan, []
+    for value in order:
+        if not value - least <= math.log(ratio):
+            number, least = number + 1, value
+        numbers.append(number)
+    return pd.Series(numbers, order.index).reindex(values.index)
 
 
 def false_discovery(p_values: npt.ArrayLike) -> Array:

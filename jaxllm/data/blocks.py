@@ -11,8 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from jaxllm.errors import UserError
-from jaxllm.kvstore import ByteRange, KeyValueStore
+from jaxllm.kvstore import ByteRange, Damaged, KeyValueStore
 
 BLOCK = 4096
 CONTENT = BLOCK - 4
@@ -27,7 +26,7 @@ def start_reads(files: KeyValueStore, ranges: Sequence[ByteRange]) -> Callable[[
     """Start to read ranges of the contents of files, all at once.
 
     Returns:
-      A function that waits for them; UserError if a file is missing, too short or damaged.
+      A function that waits for them; `Damaged` if a file is missing, too short or not as written.
     """
     blocks = [(start // CONTENT, -(-stop // CONTENT)) for _, start, stop in ranges]
     wait = files.start_reads(
@@ -36,14 +35,15 @@ def start_reads(files: KeyValueStore, ranges: Sequence[ByteRange]) -> Callable[[
 
     def contents() -> list[bytes]:
         found = []
-        for (name, start, stop), (first, _), stored in zip(ranges, blocks, wait(), strict=True):
-            content = _content(stored)
-            if content is None:
-                raise UserError(
-                    f"{files.directory}/{name} is damaged: `python -m jaxllm.prepare --check`, with"
-                    " the run's gin flags, writes it again"
-                )
-            found.append(content[start - first * CONTENT : stop - first * CONTENT])
+        try:
+            for (name, start, stop), (first, _), stored in zip(ranges, blocks, wait(), strict=True):
+                content = _content(stored)
+                if content is None:
+                    raise Damaged(f"{files.directory}/{name} is damaged")
+                found.append(content[start - first * CONTENT : stop - first * CONTENT])
+        except Damaged as error:
+            remedy = "`python -m jaxllm.prepare --check`, with the run's gin flags, writes it again"
+            raise Damaged(f"{error}: {remedy}") from error
         return found
 
     return contents

@@ -31,7 +31,7 @@ from jaxllm.data import blocks
 from jaxllm.data.tokenizer import Separators
 from jaxllm.errors import UserError
 from jaxllm.io import sealed, unsealed
-from jaxllm.kvstore import ByteRange, KeyValueStore
+from jaxllm.kvstore import ByteRange, Damaged, KeyValueStore
 
 FORMAT_VERSION = 5
 SHARD_TOKENS = 1 << 26
@@ -241,14 +241,14 @@ class TokenStore:
 
         def damaged_part(number: int) -> str | None:
             shard = self.shards[number]
-            with contextlib.suppress(UserError):
+            with contextlib.suppress(Damaged):
                 starts = self.document_starts(number).tobytes()
                 if digest_of(self.shard_tokens(shard).tobytes(), starts) == shard.digest:
                     return None
             return shard.name.rpartition("-")[0]
 
-        # Each thread holds a shard, of up to 256 MB.
-        with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as threads:
+        # Each thread holds up to four copies of a shard, of 128 or 256 MB each.
+        with ThreadPoolExecutor(2) as threads:
             parts = set(threads.map(damaged_part, range(len(self.shards)))) - {None}
         if parts:
             self.files.delete([f"{name}.json" for name in (*parts, self.name)])

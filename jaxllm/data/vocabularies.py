@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ from jaxllm.data.permutation import derive_key
 from jaxllm.data.tokenizer import Tokenizer
 from jaxllm.errors import UserError
 from jaxllm.io import atomic_write
+from jaxllm.kvstore import read_file
 
 CHUNK_CHARS = 2_000
 SCAN_FACTOR = 8
@@ -119,13 +121,18 @@ def load_tokenizer(config: DataConfig, weights: Mapping[str, float] | None = Non
 
 
 def trained_model(config: DataConfig, domains: Iterable[str]) -> epath.Path:
-    """The SentencePiece model of a run's corpora, trained if it is not in the cache."""
+    """The SentencePiece model of a run's corpora, trained unless the cache has it, intact."""
     size, domains = config.vocabulary.size, list(domains)
     sources = [corpora.fingerprint(domain, "train") for domain in domains]
     key = hashlib.sha256(repr((TRAINER_VERSION, size, sources)).encode()).hexdigest()[:16]
     path = epath.Path(config.cache) / "vocabularies" / f"{size}-{key}" / "tokenizer.model"
-    if not path.exists():  # training is deterministic: whoever else writes it writes the same
-        atomic_write(path, train_sentencepiece(size, domains))
+    checksum = path.with_suffix(".crc32")
+    model = read_file(path) or b""
+    if not model or read_file(checksum) != b"%d" % zlib.crc32(model):
+        # Training is deterministic: whoever else writes them writes the same.
+        model = train_sentencepiece(size, domains)
+        atomic_write(path, model)
+        atomic_write(checksum, str(zlib.crc32(model)))
     return path
 
 

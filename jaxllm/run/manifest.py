@@ -100,7 +100,6 @@ def select(
     return [by_step[step] for step in numbers]
 
 
-@functools.cache
 def program() -> dict[str, str]:
     """What hosts of one command must have alike: its gin settings and versions."""
     import gin
@@ -110,6 +109,7 @@ def program() -> dict[str, str]:
     return {"settings": gin.config_str(), **versions}
 
 
+@functools.cache
 def code_version() -> str:
     """`0.1.0`; `0.1.0+<commit>[-dirty]` in a git checkout or a copy of one with a file COMMIT."""
     try:

@@ -104,30 +104,32 @@ class Run:
     # Config
 
     def config(self) -> str:
-        """The operative gin config of the newest start; empty if there is none, or damaged."""
-        return stored_config.read(self.layout.config) or ""
+        """The gin config of the newest start; empty if there is none, UserError if damaged."""
+        return stored_config.read(self.layout.config)
+
+    _config = property(lambda self: stored_config.readable(self.layout.config)[0])
 
     def setting(self, name: str) -> str | None:
         """A number or macro of the run's config as it is written there; None if it is not."""
-        found = re.search(rf"^{re.escape(name)} = (\S+)", self.config(), re.MULTILINE)
+        found = re.search(rf"^{re.escape(name)} = (\S+)", self._config, re.MULTILINE)
         if found and found[1].startswith("%"):
             return self.setting(found[1][1:])
         return found[1] if found else None
 
     def settings(self) -> dict[str, Any]:
         """The values that the run's config binds; none of a damaged config."""
-        return stored_config.readable_settings(self.config())
+        return stored_config.readable_settings(self._config)
 
     def mixture(self) -> dict[str, float]:
         """Domain -> share of the training sequences; empty where the config states none."""
-        return stored_config.mixture(self.config())
+        return stored_config.mixture(self._config)
 
     def write_config(self, text: str, step: int = 0) -> list[str]:
         """Write config.gin, and return the changed bindings, as 'TRAIN_STEPS = 200 (was 100)'.
 
         The previous one, if it differs, is saved as config_until_<step>.gin.
         """
-        before = self.config()
+        before = self._config
         changes = stored_config.changes(before, text) if before else []
         earlier = self.layout.config_until(step)
         if changes and not earlier.exists():
@@ -219,7 +221,7 @@ class Run:
 
         resumed = None
         for lines in (self.manifest_lines, self.metrics_lines, self.restart_lines):
-            for problem in lines_table(lines)[1] if lines.read()[1] else ():
+            for problem in lines.table()[1] if lines.read()[1] else ():
                 report(problem)
         saved, newest = self.available(), None
         abandoned = committed_steps(self.layout) & {entry.step for entry in self.entries()}
@@ -314,7 +316,8 @@ class Run:
 
     def problems(self) -> tuple[str, ...]:
         """A line per unreadable or partly unreadable file."""
-        return self._records[1] + self._metrics[1] + self._checkpoints[1]
+        of_config = stored_config.readable(self.layout.config)[1]
+        return self._records[1] + self._metrics[1] + self._checkpoints[1] + of_config
 
     def planned_steps(self) -> int | None:
         """Total steps in the run's config; None if it does not state them."""
@@ -324,8 +327,8 @@ class Run:
     def planned_tokens(self) -> float:
         """Tokens at the end of the run by its config; NaN if unknown."""
         steps = self.planned_steps()
-        if steps and re.search(r"^TrainConfig\.stages = (?!\(\))", self.config(), re.MULTILINE):
-            return _tokens_of_stages(stored_config.settings(self.config()), steps)
+        if steps and re.search(r"^TrainConfig\.stages = (?!\(\))", self._config, re.MULTILINE):
+            return _tokens_of_stages(stored_config.settings(self._config), steps)
         for rows in (self.metrics(), self.checkpoints()):
             if steps and "tokens" in rows and (rows.step > 0).any():
                 return steps * float(rows.tokens.iloc[-1] / rows.step.iloc[-1])
@@ -355,8 +358,8 @@ class Run:
         rows = self.manifest_lines.read()[0]
         return {row["step"]: row["wall_time"] for row in rows if "wall_time" in row}
 
-    _metrics = functools.cached_property(lambda self: lines_table(self.metrics_lines))
-    _checkpoints = functools.cached_property(lambda self: lines_table(self.manifest_lines))
+    _metrics = functools.cached_property(lambda self: self.metrics_lines.table())
+    _checkpoints = functools.cached_property(lambda self: self.manifest_lines.table())
 
     def _holds_a_run(self) -> bool:
         paths = (self.layout.trajectory, self.layout.metrics, self.layout.manifest)
@@ -384,16 +387,3 @@ def _on_first(write: Callable[[], None]) -> None:
     if jax.process_index() == 0:
         write()
     wait("jaxllm: run written")
-
-
-def lines_table(lines: JsonLines) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    """A row per step, ordered, the last of repeated steps; and a line about unreadable lines."""
-    rows, broken = lines.read()
-    by_step = {row["step"]: row for row in rows}
-    empty = pd.DataFrame({"step": pd.Series(dtype="int64")})
-    frame = pd.DataFrame([by_step[step] for step in sorted(by_step)]) if by_step else empty
-    if not broken:
-        return frame, ()
-    numbers = ", ".join(map(str, broken[:5])) + (", …" if len(broken) > 5 else "")
-    plural = "lines" if len(broken) > 1 else "line"
-    return frame, (f"{lines.path}: {len(broken)} {plural} not readable as JSON (line {numbers})",)

@@ -36,10 +36,7 @@ def parse(model_dir: str) -> None:
     path = Layout(model_dir).config
     if not path.exists():
         raise UserError(f"{model_dir} is no run: it has no config.gin")
-    if read(path) is None:
-        raise UserError(
-            f"{path} is damaged, or edited: if it is right, remove its line {_SUM.strip()}"
-        )
+    read(path)
     gin.parse_config(checked(path))
     withdraw_permissions(str(path), "a run directory")
 
@@ -49,13 +46,23 @@ def with_checksum(text: str) -> str:
     return f"{text}{_SUM}{zlib.crc32(text.encode())}\n"
 
 
-def read(path: epath.Path) -> str | None:
-    """The text of a config.gin; empty if there is none, None if its CRC-32 is of another."""
+def readable(path: epath.Path) -> tuple[str, tuple[str, ...]]:
+    """As `read`, but empty if it is damaged, with the problem in a line."""
+    try:
+        return read(path), ()
+    except UserError as problem:
+        return "", (str(problem),)
+
+
+def read(path: epath.Path) -> str:
+    """The text of a config.gin; empty if there is none, UserError if its CRC-32 is of another."""
     content = path.read_bytes() if path.exists() else b""
     text, found, rest = content.partition(_SUM.encode())
     crc, _, added = rest.partition(b"\n")
     if found and crc != b"%d" % zlib.crc32(text):
-        return None
+        raise UserError(
+            f"{path} is damaged, or edited: if it is right, remove its line {_SUM.strip()}"
+        )
     return (text + added).decode(errors="replace")
 
 

@@ -26,7 +26,7 @@ from etils import epath
 
 from jaxllm.errors import UserError, first_line
 from jaxllm.io import is_remote, parquet
-from jaxllm.kvstore import ByteRange, KeyValueStore
+from jaxllm.kvstore import ByteRange, Damaged, KeyValueStore
 from jaxllm.run.layout import Layout
 
 HEADER = 256  # bytes
@@ -118,7 +118,7 @@ class TokenLosses:
         name = f"{step}{_LOSSES}"
         try:
             (content,) = self._store.start_reads([ByteRange(name, 0, HEADER)])()
-        except UserError:  # it is missing or too short
+        except Damaged:  # it is missing or too short
             return False
         header, local = _header(content), not is_remote(self.path)  # a store has whole objects
         size = (self.path / name).stat().length if local else HEADER + 2 * header["tokens"]

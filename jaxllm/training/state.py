@@ -47,12 +47,15 @@ def abstract_state(
 ) -> TrainState:
     """The state as `jax.ShapeDtypeStruct`s with their shardings on `mesh`.
 
-    `weighted_domains`: number of domains whose weights DoReMi learns.
+    Allocates nothing. `weighted_domains`: number of domains whose weights DoReMi learns.
     """
-    weights = DomainWeights.uniform(weighted_domains) if weighted_domains else None
-    like = TrainState(None, None, None, weights, skip and SkipState.empty(skip.window))
-    shapes = jax.eval_shape(lambda params: _first(params, optimizer, like), abstract_params(model))
-    return abstract_sharded(mesh, shapes)
+
+    def first(params: Any) -> TrainState:
+        weights = DomainWeights.uniform(weighted_domains) if weighted_domains else None
+        like = TrainState(None, None, None, weights, skip and SkipState.empty(skip.window))
+        return _first(params, optimizer, like)
+
+    return abstract_sharded(mesh, jax.eval_shape(first, abstract_params(model)))
 
 
 def initializer(

@@ -121,6 +121,7 @@ def _subsets(study: TokenStudy) -> Finding:
                 perplexity, low, high = subset_perplexity(run.losses, subset, documents)
                 curve = {
                     "step": run.steps, "tokens": run.tokens, "flops": run.flops, "size": run.label,
+                    "of_all_tokens": np.exp(run.losses.mean(axis=1, dtype=float)),
                     "perplexity": perplexity, "low": low, "high": high, "run": run.run,
                     "trend": name, "by": selector.run,
                     "selection": "its own choice" if run is selector else "another's choice",
