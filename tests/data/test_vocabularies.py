@@ -70,7 +70,11 @@ def test_training_is_deterministic_and_cached(trained: DataConfig, vocabulary) -
     assert vocabularies.train_sentencepiece(1024, ["code"]) == path.read_bytes()
     assert vocabularies.trained_model(trained, domains) == path and path.stat().mtime == before
     other = dataclasses.replace(trained, vocabulary=VocabularyConfig(size=600))
-    assert vocabularies.trained_model(other, domains) != path
+    second = vocabularies.trained_model(other, domains)
+    assert second != path
+    good = second.read_bytes()
+    second.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    assert vocabularies.trained_model(other, domains).read_bytes() == good, "damaged"
 
 
 @given(anything)
