@@ -302,5 +302,6 @@ def test_in_a_bucket(bucket: buckets.Proxy) -> None:
             rewrite(run, host="there", machine="there")  # against a heart that beats
             time.sleep(0.05)
             mine.flush()
+    mine.release()  # its heart beats no more
     Lease(run, lambda line: None).release()
     assert not Layout(run).writer.exists()

@@ -142,7 +142,7 @@ def test_a_run_rolled_back_sets_later_losses_aside(tmp_path: Path) -> None:
 
 def test_a_bucket_answers_with_the_asked_bytes_only(bucket: Proxy) -> None:
     n, steps = 50_000, range(1, 9)
-    run = Run("gs://bucket/run")
+    run = Run("gs://bucket/token_losses")
     ledger = run.token_losses("wide")
     ledger.write_set(TokenSet.of("wide", ("x" * n,), [np.arange(n)], [np.arange(n) + 1]))
     for step in steps:
@@ -151,7 +151,7 @@ def test_a_bucket_answers_with_the_asked_bytes_only(bucket: Proxy) -> None:
     assert ledger.holds(3) and not ledger.holds(3, 1.5) and not ledger.holds(9)
     assert bucket.requests - requests == {"GET": 3} and bucket.bytes_sent - before < 3 * 1500
     before = bucket.bytes_sent
-    found = Run("gs://bucket/run").token_losses("wide").read(tokens=slice(40_000, 40_100))
+    found = Run("gs://bucket/token_losses").token_losses("wide").read(tokens=slice(40_000, 40_100))
     expected = [losses(step, n)[40_000:40_100].astype(np.float16) for step in steps]
     np.testing.assert_array_equal(found, np.asarray(expected, np.float32))
     assert bucket.bytes_sent - before < 8 * (HEADER + 200 + 1500)
