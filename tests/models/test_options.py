@@ -151,7 +151,7 @@ def test_bfloat16_keeps_to_float32_scores(name: str) -> None:
         ({"quirks": {"rotary_fraction": 0.1}}, "leaves it 0 of 8 dimensions"),
         ({"quirks": {"position_offset": -1}}, "position_offset"),
         ({"quirks": {"clip_qkv": 0.0}}, "clip_qkv"),
-        ({"quirks": {"clip_qkv": "8"}}, "Quirks.clip_qkv = '8': must be a finite number > 0 or None"),
+        ({"quirks": {"clip_qkv": "8"}}, "clip_qkv = '8': must be a finite number > 0 or None"),
         ({"quirks": {"attention_scale": -1.0}}, "attention_scale"),
         ({"quirks": {"embedding_dim": 0}}, "embedding_dim"),
         ({"quirks": {"clip_kqv": 8.0}}, "no field 'clip_kqv'.*clip_qkv.*; it has rotary_fraction"),
