@@ -255,7 +255,14 @@ def train_stack(
     by_step: dict[int, list[stacked.StackedRun]] = {}
     failed: dict[str, str] = {}
     watched: dict[str, HealthWriter] = {}
-    experiments = []
+
+    def leave(model_dir: str, error: Exception) -> None:
+        assert progress
+        failed[model_dir] = one_line(error)
+        progress.log(f"{model_dir} leaves the stack: {failed[model_dir]}")
+        if model_dir in watched:
+            watched[model_dir].stopped(error)
+
     for flags in _stack_of(file):
         configure(flags)
         e, own = Experiment.configured(), EvalConfig()
@@ -266,27 +273,27 @@ def train_stack(
         try:
             Run.create(e.model_dir)
             held = leases.enter_context(lease(e.model_dir, progress.log))
-            opened = open_run(e, stack_mesh(1), progress.log, resolve(e.data))
+            mesh, weights = stack_mesh(1), resolve(e.data)
+            e, (source,), writers, health = open_run(e, mesh, progress.log, weights)
         except UserError as error:
-            failed[e.model_dir] = str(error)
+            leave(e.model_dir, error)
             continue
-        e, (source,), writers, health = opened
         assert health  # of the first host, which is the only one
-        watched[e.model_dir] = leases.enter_context(health)
-        experiments.append(e)
+        watched[e.model_dir] = health
         one = stacked.StackedRun(e, source, [*held, *writers], gin.operative_config_str())
         by_step.setdefault(e.newest_step(), []).append(one)
-    stacked.check_alike(experiments)
+    stacked.check_alike([one.experiment for group in by_step.values() for one in group])
     finished, code = True, 1
     for _, group in sorted(by_step.items()):
         if finished and scoring and progress:
-            outcome = stacked.train_stack(group, scoring, stack_mesh(len(group)), progress, timer)
-            finished, failed = outcome.finished, failed | outcome.dropped
-            code = INTERRUPTED if outcome.interrupted else 1
-            for model_dir, reason in outcome.dropped.items():
-                watched[model_dir].tell_of_run("stopped", one_line(reason))
+            with contextlib.ExitStack() as watching:
+                for one in group:
+                    watching.enter_context(watched[one.experiment.model_dir])
+                mesh = stack_mesh(len(group))
+                outcome = stacked.train_stack(group, scoring, mesh, progress, timer, leave)
+            finished, code = outcome.finished, INTERRUPTED if outcome.interrupted else 1
     for model_dir, reason in failed.items():
-        print(f"error: {model_dir}: {one_line(reason)}")
+        print(f"error: {model_dir}: {reason}")
     return 0 if finished and not failed else code
 
 

@@ -5,6 +5,7 @@ import os
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -67,7 +68,10 @@ def test_a_log_that_was_ill_long_ago(tmp_path: Path, capsys: pytest.CaptureFixtu
         assert told(capsys, tmp_path)[0] == code
 
 
-def test_a_run_that_died(healthy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_that_died(
+    healthy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     """Without a line for an hour: dead if it was to go on, unless its heart beats."""
     run = Run(shutil.copytree(healthy, tmp_path / "run"))
     hour_ago = time.time() - 3600.0
@@ -83,6 +87,15 @@ def test_a_run_that_died(healthy: Path, tmp_path: Path, capsys: pytest.CaptureFi
     run.layout.writer.write_text("{}")
     assert told(capsys, run.path)[0] == 0, "a long evaluation"
     os.utime(run.layout.writer, (hour_ago, hour_ago))
+    assert told(capsys, run.path)[0] == 1
+    stat = type(run.path).stat
+
+    def ends(path: Any) -> Any:  # and deletes the file of its lease
+        if path == run.layout.writer:
+            path.unlink()
+        return stat(path)
+
+    monkeypatch.setattr(type(run.path), "stat", ends)
     assert told(capsys, run.path)[0] == 1
 
 

@@ -4,7 +4,8 @@ The checks are those of `jaxllm.analysis.health`, run as metrics and scores come
 training. MODEL_DIR/alarms.jsonl has a line for each alarm and all-clear as it was told: `state`
 ("raised" or "cleared"), `severity`, `step` and `tokens` then, `check`, `subjects` (tasks, a spike),
 `number`, `p_value`, `at` (the step concerned), `reason` and `advice`. What is delivered also has
-`run` and `text`. `analyze` does not read the file, but repeats all checks.
+`run` and `text`. A line with the state "resumed" abandons those above it of later steps, but for
+alarms of the run. `analyze` does not read the file, but repeats all checks.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import logging
 import math
 import sys
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -22,6 +24,7 @@ from jaxllm.analysis.health.result import CRITICAL, Check
 from jaxllm.analysis.health.watch import Watch
 from jaxllm.errors import UserError, one_line
 from jaxllm.report.delivery import AlarmConfig, close_all, deliveries
+from jaxllm.run.lease import LeaseLost
 from jaxllm.run.records import Record
 from jaxllm.run.run import Run
 
@@ -30,8 +33,12 @@ RUN = "run"  # the check whose alarms are that the run stopped, hangs, or was ro
 
 def active(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], Any]:
     """By check and subject, the rows of alarms.jsonl whose alarm has not been cleared since."""
-    found: dict[tuple[str, str], Any] = {}
+    found, valid = dict[tuple[str, str], Any](), list[Mapping[str, Any]]()
     for row in rows:
+        if row.get("state") == "resumed":
+            valid = [old for old in valid if old["check"] == RUN or old["step"] <= row["step"]]
+        valid.append(row)
+    for row in valid:
         for subject in row.get("subjects") or [""]:
             found.pop((row["check"], subject), None)
             if row.get("state", "raised") == "raised":
@@ -51,7 +58,7 @@ class HealthWriter:
     ) -> None:  # fmt: skip
         """Watch a run, and deliver its alarms."""
         self._run, self._say = Run(model_dir), say
-        self._watch, self._broken = Watch(), False
+        self._watch, self._broken, self._lock = Watch(), False, threading.Lock()
         self._deliveries = deliveries(config or AlarmConfig(), say)
         self._step: int | None = None  # of the newest measurements; None before the run begins
         self._of_run: dict[str, tuple[str, float]] = {}  # by subject: reason, step to be passed
@@ -61,8 +68,8 @@ class HealthWriter:
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if isinstance(error, Exception):
-            self.tell_of_run("stopped", one_line(error) or type(error).__name__)
-        elif error is None:
+            self.stopped(error)
+        elif error is None and self._step is not None:
             self._report(self._ended)
         close_all(self._deliveries)
 
@@ -75,6 +82,12 @@ class HealthWriter:
         """Report that the run `stopped`, or `hangs`, if it has begun; any thread may call it."""
         if (step := self._step) is not None:
             self._report(lambda: self._alarm(subject, reason, step))
+
+    def stopped(self, error: Exception) -> None:
+        """Report at last that the run stopped with an error, unless another process has it now."""
+        if not isinstance(error, LeaseLost):
+            self.tell_of_run("stopped", one_line(error) or type(error).__name__)
+        self._step = None
 
     def write_metrics(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Check the logged metrics of a step."""
@@ -98,13 +111,13 @@ class HealthWriter:
     def _report(self, checks: Callable[[], Iterable[Check]]) -> None:
         """Tell of new alarms and all-clears; an exception ends the checks, not the run."""
         try:
-            for check in checks():
-                self._tell(check)
+            with self._lock:  # the watchdog reports from its own thread
+                for check in checks():
+                    self._tell(check)
         except Exception as error:
             if not self._broken:
-                of_disk = isinstance(error, OSError | UserError)  # it has one line of its own
                 text = f"the run's health is no longer watched: {one_line(error)}"
-                logging.error(text, exc_info=not of_disk)
+                logging.error(text, exc_info=not isinstance(error, OSError | UserError))
             self._broken = True
 
     def _alarm(self, subject: str, reason: str, step: int) -> list[Check]:
@@ -146,10 +159,13 @@ class HealthWriter:
 
         Alarms of later steps are cleared, but for those of the run.
         """
-        self._run.alarm_lines.keep_until(sys.maxsize)  # drops what a kill has left of a line
-        rows = self._run.alarm_lines.read()[0]
-        before, self._of_run = active(rows), {}
-        alarms = active(row for row in rows if row["check"] == RUN or row["step"] <= seen)
+        lines, reason = self._run.alarm_lines, f"The run goes on from step {seen:,}."
+        lines.keep_until(sys.maxsize)  # drops what a kill has left of a line
+        rows = lines.read()[0]
+        resumed = {"step": seen, "check": RUN, "state": "resumed", "reason": reason}
+        before, alarms, self._of_run = active(rows), active([*rows, resumed]), {}
+        if any(row["step"] > seen and row["check"] != RUN for row in rows):
+            lines.append(resumed)
         for row in self._run.metrics_lines.read()[0]:
             if row["step"] <= seen:
                 self._watch.on_metrics(row, check=False)
@@ -161,9 +177,6 @@ class HealthWriter:
                 self._of_run[subject] = row["reason"], row["at"] or row["step"]
             else:
                 self._watch.restore(name, subject, row["tokens"])
-            if (name, subject) not in before:  # cleared later
-                self._run.alarm_lines.append(row | {"subjects": [subject]})
-        reason = f"The run goes on from step {seen:,}."
         gone = [key for key in before if key not in alarms]
         new = [Check(name, reason=reason, subjects=(s,) if s else ()) for name, s in gone]
         for last in self._run.rollbacks()[-1:]:

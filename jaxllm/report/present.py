@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 
@@ -46,8 +47,11 @@ def present(run: Run) -> tuple[dict[str, str], bool]:
         speed = f"{amount(last.get('tokens_per_second', math.nan))} tokens/s"
         slope = line if isinstance(line, str) else f"{line.slope:+.3g} per doubling of tokens"
         trend = f"{last.get('loss', math.nan):.4g}, trend: {slope}"
-    signs = run.layout.metrics, run.layout.writer, run.layout.restarts
-    quiet = now - max((path.stat().mtime for path in signs if path.exists()), default=now)
+    signs = []
+    for path in (run.layout.metrics, run.layout.writer, run.layout.restarts):
+        with contextlib.suppress(FileNotFoundError):
+            signs.append(path.stat().mtime)
+    quiet = now - max(signs, default=now)
     if step < (planned or 0) and quiet > DEAD:
         alarms[f"{RUN} ended"] = f"no step and no heartbeat for {duration(quiet)}, at step {step:,}"
     restarts = [row.get("restarts", 0) for row in run.restart_lines.read()[0]]

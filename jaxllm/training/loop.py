@@ -224,6 +224,8 @@ class Trainer:
                 at = f"the run is at step {self.step}, and TrainConfig.steps = {steps}"
                 log(f"nothing to train: {at}")
         if text is not None and jax.process_index() == 0:
+            for writer in self._writers[:1]:
+                writer.flush()  # the lease: another process may have written its own by now
             for change in self._run.write_config(text, self.step):
                 log(f"changed since the last start: {change}")
         for writer in self._writers:  # the lease is the first

@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxllm.data.loader import read_ahead
-from jaxllm.errors import UserError
+from jaxllm.errors import UserError, one_line
 from jaxllm.io import disk_errors
 from jaxllm.models.batch import Batch
 from jaxllm.run.lease import LeaseLost
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from jaxllm.evaluation.evaluator import Evaluator
     from jaxllm.evaluation.stacked import StackScores
 
-
 ALONE = ("stages", "domain_weights", "monitor_every", "rollback")  # that no run of a stack has
 
 
@@ -57,9 +56,7 @@ class StackedRun(NamedTuple):
 class StackOutcome(NamedTuple):
     """The result of `train_stack`."""
 
-    step: int  # updates done
     finished: bool  # False if a signal stopped the stack
-    dropped: dict[str, str]  # model_dir -> what happened to a run that cannot go on
     interrupted: bool  # by Ctrl-C
 
 
@@ -69,13 +66,13 @@ def check_alike(experiments: Sequence[Experiment]) -> None:
     Seeds, data and its weights, and learning-rate schedules may differ; shapes, steps, checkpoints
     and the vocabulary may not.
     """
-    first, shared = experiments[0], shared_settings(experiments[0])
     for e in experiments:
+        first, own = experiments[0], shared_settings(e)
         cannot = f"{e.model_dir} cannot be stacked"
         if alone := [name for name in ALONE if getattr(e.train, name)]:
             raise UserError(f"{cannot}: TrainConfig.{alone[0]} are trained alone")
-        for name, value in shared_settings(e).items():
-            if value != shared[name]:
+        for name, value in shared_settings(first).items():
+            if value != own[name]:
                 raise UserError(f"{cannot} with {first.model_dir}: they differ in {name}")
 
 
@@ -95,16 +92,16 @@ def shared_settings(e: Experiment) -> dict[str, Any]:
 
 def train_stack(
     runs: Sequence[StackedRun], scoring: EvalConfig, mesh: Mesh, progress: Progress,
-    timer: GoodputTimer,
+    timer: GoodputTimer, on_drop: Callable[[str, Exception], None],
 ) -> StackOutcome:  # fmt: skip
     """Train runs to their last step, each from its newest checkpoint, on a `stack_mesh`.
 
-    A run that diverges or loses its lease leaves the stack; the others go on. SIGTERM ends the
-    current step or evaluation, saves all, and returns with `finished=False`. Every run counts the
-    time of the whole stack as its own.
+    A run that diverges or loses its lease leaves the stack, and `on_drop` is called with its
+    MODEL_DIR and the error; the others go on. SIGTERM ends the current step or evaluation, saves
+    all, and returns with `finished=False`. Every run counts the time of the whole stack as its own.
 
     Raises:
-      UserError: the runs cannot be stacked, or are not at one step; or as `loop.train`.
+      UserError: the runs cannot be stacked, are not at one step, or all leave; or as `loop.train`.
     """
     first = runs[0].experiment
     first.check(mesh)
@@ -125,7 +122,7 @@ def train_stack(
             for (e, source, writers, _), evaluator in zip(runs, evaluators, strict=True)
             for stage in (Stage(e, source, evaluator),)
         ]
-        stack = _Stack(runs, trainers, mesh, scores, timer)
+        stack = _Stack(runs, trainers, mesh, scores, timer, on_drop)
         batches = opened.enter_context(contextlib.closing(stack.batches()))
         stack.begin()
         while stack.step < first.train.steps and not preemption.requested():
@@ -136,7 +133,7 @@ def train_stack(
                 stack.save_and_score()
         stack.end()
         finished = stack.step >= first.train.steps and not preemption.requested()
-        return StackOutcome(stack.step, finished, stack.dropped, preemption.interrupted)
+        return StackOutcome(finished, preemption.interrupted)
 
 
 def _evaluators(
@@ -162,13 +159,13 @@ class _Stack:
 
     def __init__(
         self, runs: Sequence[StackedRun], trainers: Sequence[Trainer], mesh: Mesh,
-        scores: StackScores | None, timer: GoodputTimer,
+        scores: StackScores | None, timer: GoodputTimer, on_drop: Callable[[str, Exception], None],
     ) -> None:  # fmt: skip
         self._runs, self._mesh, self._scores, self._timer = runs, mesh, scores, timer
         self._trainers = dict(enumerate(trainers))  # of the runs that go on
         self._experiment = e = runs[0].experiment
         self.step = trainers[0].step  # updates done
-        self.dropped = dict[str, str]()  # model_dir -> why a run has left the stack
+        self._on_drop, self._dropped = on_drop, list[str]()  # why each run has left the stack
         for run, trainer in zip(runs, trainers, strict=True):
             if trainer.step != self.step:
                 there = f"and {e.model_dir} at {self.step}: what is stacked is at one step"
@@ -280,9 +277,11 @@ class _Stack:
                 action(index, trainer)
             except (Diverged, LeaseLost) as error:
                 del self._trainers[index]
-                self.dropped[self._runs[index].experiment.model_dir] = reason = str(error)
+                model_dir = self._runs[index].experiment.model_dir
+                self._dropped.append(f"{model_dir}: {one_line(error)}")
+                self._on_drop(model_dir, error)
         if not self._trainers:
-            raise UserError(f"all runs have left the stack; the last: {reason}")
+            raise UserError(f"all runs have left the stack: {'; '.join(self._dropped)}")
 
     def _compiled(self) -> Any:
         e = self._experiment

@@ -2,13 +2,17 @@
 
 import io
 import json
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 
-from jaxllm.report.alarms import HealthWriter
+from jaxllm.report.alarms import RUN, HealthWriter, active
 from jaxllm.run.records import Record
+from jaxllm.run.run import Run
 from jaxllm.run.trajectory import TrajectoryStore
 from jaxllm.training.progress import Progress
 from tests.analysis.planted_health import logged, table
@@ -92,9 +96,54 @@ def test_resume_forgets_what_a_kill_undid_and_nothing_else(tmp_path: Path) -> No
     assert len(go(1, 310)) == 1
     assert go(311, 350) == []
     assert len(go(300, 330)) == 1  # from a checkpoint before it
-    rows = [row for row in alarms(tmp_path) if row["check"] == "loss spikes"]
-    told = [(row["step"], row["state"]) for row in rows]
-    assert told == [(304, "raised"), (299, "cleared"), (304, "raised")]
+    expected = ["raised 304", "resumed 299", "cleared 299", "raised 304"]
+    rows = [row for row in alarms(tmp_path) if row["check"] in (RUN, "loss spikes")]
+    assert [f"{row['state']} {row['step']}" for row in rows] == expected
+
+
+@pytest.mark.parametrize(
+    ("told", "begun", "expected"),
+    [
+        (["raised 304", "cleared 320"], [300, 310], []),
+        (["raised 500", "cleared 900", "raised 920"], [800, 905], [500]),
+        (["raised 500", "cleared 900"], [800], [500]),
+        (["raised 500", "cleared 900"], [900, 905], []),
+    ],
+)
+def test_what_was_told_at_steps_that_were_abandoned_counts_no_more(
+    tmp_path: Path, told: list[str], begun: list[int], expected: list[int]
+) -> None:
+    lines, about = Run(tmp_path).alarm_lines, {"reason": "", "tokens": 1.0, "at": 950}
+    for state, step in map(str.split, told):
+        row = {"check": "loss spikes", "subjects": ["since 9"], "state": state, "step": int(step)}
+        lines.append(row | about)
+    stopped = {"check": RUN, "subjects": ["stopped"], "state": "raised", "step": 950}
+    lines.append(stopped | about)
+    for at in begun:
+        HealthWriter(tmp_path).begin(at)
+    rows = active(lines.read()[0])
+    assert rows.pop((RUN, "stopped"))["step"] == 950, "until the run has passed it"
+    assert [row["step"] for row in rows.values()] == expected
+
+
+def test_the_watchdog_may_report_at_any_time(tmp_path: Path) -> None:
+    """While the main thread looks which alarms are over."""
+    writer = HealthWriter(tmp_path)
+    hang = threading.Thread(target=writer.tell_of_run, args=("hangs", "no step"))
+
+    class Watched(dict[str, Any]):
+        def items(self) -> Iterator[Any]:  # type: ignore[override]
+            for item in super().items():
+                if hang.ident is None:
+                    hang.start()
+                    hang.join(0.2)
+                yield item
+
+    writer.begin(1)
+    writer._of_run = Watched(stopped=("no space", 1.0))
+    writer.write_metrics(2, {"tokens": 2.0, "loss": 3.0})
+    hang.join()
+    assert [row["subjects"] for row in alarms(tmp_path)] == [["stopped"], ["hangs"]]
 
 
 def test_scores_of_before_a_resume_count(tmp_path: Path) -> None:

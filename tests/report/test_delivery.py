@@ -16,6 +16,7 @@ from jaxllm.errors import UserError
 from jaxllm.report import delivery
 from jaxllm.report.alarms import RUN, HealthWriter, active
 from jaxllm.report.delivery import AlarmConfig, Delivery, close_all, deliveries
+from jaxllm.run.lease import LeaseLost
 from jaxllm.run.run import Run
 from tests.analysis.planted_health import logged
 from tests.run.test_manifest import ENTRY
@@ -195,6 +196,13 @@ def test_a_run_that_stops_again_for_the_same_reason_is_one_alarm(tmp_path: Path)
 
 def config(folder: Path) -> AlarmConfig:
     return AlarmConfig(saving(folder / "got"))
+
+
+def test_a_run_that_another_process_goes_on_with_is_no_alarm(tmp_path: Path) -> None:
+    with pytest.raises(LeaseLost), HealthWriter(tmp_path, print, config(tmp_path)) as health:
+        health.begin(0)
+        raise LeaseLost("this run may not write any more")
+    assert not (tmp_path / "got").exists() and not (tmp_path / "alarms.jsonl").exists()
 
 
 def test_a_hang_and_its_end(tmp_path: Path) -> None:

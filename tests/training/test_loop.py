@@ -330,6 +330,20 @@ def test_a_run_that_has_lost_its_lease_stores_nothing_more(
     assert not Layout(tmp_path).restarts.exists()
 
 
+def test_a_run_that_lost_its_lease_before_it_began_keeps_the_config_of_the_other(
+    tmp_path: Path,
+) -> None:
+    class Lease(Memory):
+        def flush(self) -> None:
+            raise UserError("this run may not write any more")
+
+    run, e = Run(tmp_path), experiment(tmp_path)
+    run.write_config("TrainConfig.steps = 10\n")
+    with pytest.raises(UserError, match="may not write any more"):
+        train(e, mesh(), stages(e), [Lease()], "TrainConfig.steps = 20\n")
+    assert run.setting("TrainConfig.steps") == "10"
+
+
 def test_a_full_disk_is_an_error_before_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

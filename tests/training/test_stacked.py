@@ -11,6 +11,7 @@ import pytest
 
 from jaxllm import train
 from jaxllm.errors import UserError
+from jaxllm.report.alarms import RUN
 from jaxllm.run import lease
 from jaxllm.run.run import Run
 from jaxllm.training import stacked
@@ -111,6 +112,43 @@ def test_a_run_that_diverges_leaves_the_others_alone(home: Path, said: str) -> N
     (line,) = [line for line in said.splitlines() if line.startswith("error:")]
     assert f"{home}/stack/wild: the " in line and " at step " in line
     assert Run.open(home / "stack" / "wild").entries()[-1].step == 0
+    at_once = said.index(f"{home}/stack/wild leaves the stack: the ")
+    assert at_once < said.index("step 10: scored")
+
+
+def test_each_of_runs_that_all_leave_has_its_reason(home: Path) -> None:
+    wilder = ["--gin.SEED=1", *RUNS["wild"]]
+    with pytest.raises(UserError, match="all runs have left the stack") as ended:
+        stack(home, "left", "wild", "wilder", more={"wilder": wilder})
+    reasons = []
+    for name in ("wild", "wilder"):
+        rows = Run(home / "left" / name).alarm_lines.read()[0]
+        reasons += [row["reason"] for row in rows if row["subjects"] == ["stopped"]]
+        assert f"{home}/left/{name}: {reasons[-1]}" in str(ended.value)
+    assert len(set(reasons)) == len(reasons) == 2
+
+
+def test_runs_that_ended_well_are_not_told_of_a_later_error(
+    home: Path, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("seed", "rate"):
+        shutil.copytree(home / "stack" / name, home / "later" / name)
+    shutil.rmtree(home / "later" / "rate" / "checkpoints" / "20")
+
+    def train_group(runs: Any, *_: Any) -> stacked.StackOutcome:
+        (run,) = runs
+        for writer in run.writers:
+            writer.begin(20)
+        if run.experiment.model_dir.endswith("seed"):
+            raise UserError("no space")
+        return stacked.StackOutcome(finished=True, interrupted=False)
+
+    monkeypatch.setattr(stacked, "train_stack", train_group)
+    with pytest.raises(UserError, match="no space"):
+        stack(home, "later", "seed", "rate")
+    for name, expected in (("seed", ["no space"]), ("rate", [])):
+        rows = Run(home / "later" / name).alarm_lines.read()[0]
+        assert [row["reason"] for row in rows if row["check"] == RUN] == expected
 
 
 def test_a_run_goes_on_alone(home: Path, said: str) -> None:
@@ -155,7 +193,7 @@ def test_a_run_that_loses_its_lease_leaves_the_others_alone(
     assert stack(home, "lost", "seed", "rate") == 1
     out = capsys.readouterr().out
     assert f"error: {home}/lost/rate: this run may not write any more" in out
-    assert "is deleted" in out and done[-1] == 20
+    assert "is deleted" in out and done[-1] == 20 and "ALARM" not in out
     check_same(home / "lost" / "seed", home / "alone" / "seed", 1e-5)
     assert [entry.step for entry in Run.open(home / "lost" / "rate").entries()] == [0, 10]
 
