@@ -101,7 +101,12 @@ class KeyValueStore:
             contents = []
             for (name, start, stop), future in zip(ranges, futures, strict=True):
                 with self._errors():
-                    content = future.result().value
+                    try:
+                        content = future.result().value
+                    except ValueError as error:
+                        if "OUT_OF_RANGE" not in str(error):
+                            raise
+                        content = b""
                 if len(content) != stop - start:
                     raise Damaged(f"{self.directory}/{name} is missing or too short")
                 contents.append(content)

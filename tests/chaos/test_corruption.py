@@ -166,7 +166,8 @@ def test_a_damaged_config_is_refused_and_not_reported(tmp_path: Path) -> None:
             assert b"# CRC-32: " not in path.read_bytes() and run.settings() == good, place
         except UserError as error:
             assert "config.gin" in str(error)
-            assert (run.settings(), run.problems()) in (({}, (str(error),)), (good, ()))
+            assert run.settings() in ({}, good)
+            assert run.problems() == ((str(error),) if "is damaged" in str(error) else ())
 
 
 def test_a_damaged_line_is_told_at_the_next_start(saved: Path, tmp_path: Path) -> None:
