@@ -125,8 +125,8 @@ class Chaos:
         mine = {"SIGKILL": -9, "SIGINT": 130}.get(event.number, 0)
         early = {-getattr(signal, event.number)} if unhandled else set()
         allowed = {0, mine} | early
-        if event.hosts > 1 and event.number == "SIGKILL":
-            allowed |= {1, 2, -6}  # of hosts that lose another one
+        if event.hosts > 1 and (event.number == "SIGKILL" or event.point == "begin"):
+            allowed |= {1, 2, -6}  # of hosts that lose another one, and cannot agree to stop yet
         log = text(self.home / f"{name}.log")
         if set(codes) - allowed:
             self.problems.append(f"{event}: exit codes {codes}\n{log[-1500:]}")
