@@ -146,7 +146,8 @@ def forecast_batches(batches: list[Batch], level: float) -> list[tuple[Array, Ar
 
     The half interval is the standard error times the conformal quantile (Lei et al. 2018,
     "Distribution-free predictive inference for regression", section 2.2) of the benchmark's
-    cross-validation errors over theirs; normal, and half as wide again, where there are too few.
+    cross-validation errors, each over its standard error; normal, and half as wide again, where
+    there are too few.
     """
     crossed = [_cross_validation(batch) for batch in batches]
     weights = _weights(batches, crossed)
