@@ -43,7 +43,8 @@ class CheckpointWriter:
             layout.checkpoints,
             item_names=(MODEL, TRAINING),
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=self._retention, cleanup_tmp_directories=True
+                preservation_policy=self._retention,
+                cleanup_tmp_directories=allowed(layout.checkpoints),
             ),
         )
 
@@ -102,6 +103,11 @@ class _Manager(ocp.CheckpointManager):
     def reached_preemption(self, step: int) -> bool:
         """False: `jaxllm.training.preemption` handles it."""
         return False
+
+    def wait_until_finished(self) -> None:
+        """Wait for saves and, as Orbax does in `save` alone, for removals of uncommitted ones."""
+        self._maybe_await_cleanup_tmp_directory()
+        super().wait_until_finished()
 
 
 @dataclasses.dataclass

@@ -28,7 +28,7 @@ from jaxllm.run.manifest import ManifestEntry, Rollback
 from jaxllm.run.times import TimeBreakdown, before_restart
 from jaxllm.run.token_losses import TokenLosses, token_set_names
 from jaxllm.run.trajectory import TrajectoryStore
-from jaxllm.uploads import UPLOAD_SECONDS
+from jaxllm.uploads import UPLOAD_SECONDS, allowed
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -189,7 +189,7 @@ class Run:
             for row in rows:
                 self.rollback_lines.append(row._asdict())
 
-        _on_first(write)
+        _on_first(write, self.layout)
 
     def select(self, steps: str | None) -> list[ManifestEntry]:
         """`manifest.select` among the valid checkpoints."""
@@ -246,7 +246,7 @@ class Run:
                 row = {"step": entry.step, "restarts": restarts, "wall_time": time.time()}
                 self.restart_lines.append(row | spent)
 
-        _on_first(write)
+        _on_first(write, self.layout)
         return resumed
 
     def note_stop(self, step: int, spent: TimeBreakdown) -> None:
@@ -377,13 +377,16 @@ def _tokens_of_stages(settings: Mapping[str, Any], steps: int) -> float:
     return tokens
 
 
-def _on_first(write: Callable[[], None]) -> None:
-    """Write on the first host, after all have read; all wait until it has."""
+def _on_first(write: Callable[[], None], layout: Layout) -> None:
+    """Write on the first host, after all have read; all wait until it has.
+
+    Without the lease nothing is written: the run ends before its first step.
+    """
     import jax
     from jax.experimental.multihost_utils import sync_global_devices
 
     wait: Callable[[str], Any] = sync_global_devices if jax.process_count() > 1 else len
     wait("jaxllm: run read")
-    if jax.process_index() == 0:
+    if jax.process_index() == 0 and allowed(layout.manifest):
         write()
     wait("jaxllm: run written")

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -204,7 +205,14 @@ def test_all_damaged_is_an_error_not_a_new_run(tmp_path: Path) -> None:
         resume(tmp_path, mesh(1, 1))
 
 
-def test_only_what_is_complete_and_in_the_manifest_is_valid(tmp_path: Path) -> None:
+def slow_rmtree(*args: Any, rmtree: Callable[..., None] = shutil.rmtree, **kwargs: Any) -> None:
+    time.sleep(0.3)
+    rmtree(*args, **kwargs)
+
+
+def test_only_what_is_complete_and_in_the_manifest_is_valid(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     save_run(tmp_path, [1, 2, 3])
     Run(tmp_path).manifest_lines.append(vars(entry(4)))  # a save that a kill cut off …
     shutil.copytree(  # … as Orbax leaves it
@@ -213,8 +221,9 @@ def test_only_what_is_complete_and_in_the_manifest_is_valid(tmp_path: Path) -> N
     assert [e.step for e in Run(tmp_path).available()] == [1, 2, 3]
     Run(tmp_path).manifest_lines.keep_until(2)
     assert [e.step for e in Run(tmp_path).available()] == [1, 2]
+    monkeypatch.setattr(shutil, "rmtree", slow_rmtree)
     assert is_step(resume(tmp_path, mesh(1, 1)), 2, mesh(1, 1))
-    save_run(tmp_path, [5])
+    save_run(tmp_path, [5])  # which must not remove what the one before is still removing
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["1", "2", "5"]
 
 

@@ -20,6 +20,7 @@ from jaxllm.run.checkpoint_schedule import CheckpointConfig
 from jaxllm.run.checkpoints import CheckpointWriter
 from jaxllm.run.layout import Layout
 from jaxllm.run.lease import Lease
+from jaxllm.run.run import Run
 from jaxllm.uploads import Upload
 from tests import buckets
 from tests.conftest import REPOSITORY
@@ -207,11 +208,13 @@ def test_a_beat_that_is_there_but_was_not_confirmed_is_no_loss(
 def test_after_the_loss_no_thread_and_no_other_writer_writes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Pending uploads, alarms, and Orbax's commit; a new lease writes again."""
+    """Pending uploads, alarms, Orbax's commit, and a resume; a new lease writes again."""
     monkeypatch.setattr(lease, "BEAT_SECONDS", 60.0)
     mine, run = Lease(str(tmp_path)), Layout(tmp_path)
     pending, alarms = Upload(tmp_path / "events", seconds=0.05), JsonLines(run.alarms)
     checkpoints = CheckpointWriter(run, CheckpointConfig(), proven=True)
+    metrics = JsonLines(run.metrics)
+    metrics.append({"step": 1})
     waited: list[bool] = []
     monkeypatch.setattr(checkpoints._manager, "wait_until_finished", lambda: waited.append(True))
     rewrite(tmp_path, pid=7, host="there")
@@ -222,12 +225,16 @@ def test_after_the_loss_no_thread_and_no_other_writer_writes(
         time.sleep(0.01)
     alarms.append({"step": 1})
     checkpoints.close()
-    assert sorted(os.listdir(tmp_path)) == ["checkpoints", "writer.json"] and not waited
+    Run(tmp_path).resume({}, {})  # which forgets what no checkpoint holds
+    assert metrics.read() == ([{"step": 1}], []) and not waited
+    assert sorted(os.listdir(tmp_path)) == ["checkpoints", "metrics.jsonl", "writer.json"]
     Layout(tmp_path).writer.unlink()
     again = Lease(str(tmp_path))
     alarms.append({"step": 1})
     checkpoints.close()
+    Run(tmp_path).resume({}, {})
     assert alarms.read() == ([{"step": 1}], []) and waited
+    assert metrics.read() == ([], [])
     again.release()
 
 
