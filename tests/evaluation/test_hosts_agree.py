@@ -11,7 +11,9 @@ from jaxllm.run.run import Run
 from tests.hosts import finish, start_hosts
 from tests.training.processes import make_home
 
-TASKS = ("heldout_words", "counting", "addition_exact")  # likelihoods, options, generated text
+TASKS = (  # likelihoods, options, generated text, and the run's own training sequences
+    "heldout_words", "counting", "addition_exact", "training_loss", "memorization_8_8",
+)  # fmt: skip
 TOKEN_SET = "heldout_words:3x40"
 CONFIG = f"""
 TRAIN_STEPS = 2
