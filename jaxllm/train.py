@@ -198,6 +198,7 @@ def run(
 
     from jaxllm.data.loader import Loader
     from jaxllm.data.repetition import check_epochs
+    from jaxllm.report.alarms import watching
     from jaxllm.training.experiment import check_evaluators, make_evaluators
     from jaxllm.training.loop import train
     from jaxllm.training.progress import Progress
@@ -220,7 +221,7 @@ def run(
         progress.log(line)
     config, stuck = gin.operative_config_str(), "no step for TrainConfig.watchdog_minutes"
     on_hang = partial(health.tell_of_run, "hangs", stuck) if health else None
-    with health or contextlib.nullcontext():
+    with watching([health] if health else []):
         return train(e, mesh, stages, [*held, *writers], config, progress, timer, on_hang)
 
 
@@ -241,6 +242,7 @@ def train_stack(
 
     from jaxllm.data.corpora import resolve
     from jaxllm.evaluation.config import EvalConfig
+    from jaxllm.report.alarms import watching
     from jaxllm.run.lease import lease
     from jaxllm.run.run import Run
     from jaxllm.sharding.mesh import MeshConfig, stack_mesh
@@ -286,9 +288,7 @@ def train_stack(
     finished, code = True, 1
     for _, group in sorted(by_step.items()):
         if finished and scoring and progress:
-            with contextlib.ExitStack() as watching:
-                for one in group:
-                    watching.enter_context(watched[one.experiment.model_dir])
+            with watching([watched[one.experiment.model_dir] for one in group]):
                 mesh = stack_mesh(len(group))
                 outcome = stacked.train_stack(group, scoring, mesh, progress, timer, leave)
             finished, code = outcome.finished, INTERRUPTED if outcome.interrupted else 1

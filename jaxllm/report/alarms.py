@@ -10,11 +10,12 @@ alarms of the run. `analyze` does not read the file, but repeats all checks.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import sys
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -46,11 +47,24 @@ def active(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], Any]:
     return found
 
 
-class HealthWriter:
-    """Writer that checks a run's health; a `jaxllm.training.metrics.Writer`.
+@contextlib.contextmanager
+def watching(writers: Sequence[HealthWriter]) -> Iterator[None]:
+    """Report an exception as an alarm of each run; wait once for the last deliveries of all."""
+    try:
+        yield
+    except Exception as error:
+        for writer in writers:
+            writer.stopped(error)
+        raise
+    else:
+        for writer in writers:
+            writer.ended()
+    finally:
+        close_all([delivery for writer in writers for delivery in writer.deliveries])
 
-    As a context, it reports an exception as an alarm, and waits a while for the last deliveries.
-    """
+
+class HealthWriter:
+    """Writer that checks a run's health; a `jaxllm.training.metrics.Writer`."""
 
     def __init__(
         self, model_dir: epath.PathLike, say: Callable[[str], None] = print,
@@ -59,19 +73,9 @@ class HealthWriter:
         """Watch a run, and deliver its alarms."""
         self._run, self._say = Run(model_dir), say
         self._watch, self._broken, self._lock = Watch(), False, threading.Lock()
-        self._deliveries = deliveries(config or AlarmConfig(), say)
+        self.deliveries = deliveries(config or AlarmConfig(), say)
         self._step: int | None = None  # of the newest measurements; None before the run begins
         self._of_run: dict[str, tuple[str, float]] = {}  # by subject: reason, step to be passed
-
-    def __enter__(self) -> HealthWriter:
-        return self
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, Exception):
-            self.stopped(error)
-        elif error is None and self._step is not None:
-            self._report(self._ended)
-        close_all(self._deliveries)
 
     def begin(self, step: int) -> None:
         """Restore the checks and alarms of up to `step`; a rollback to there is an alarm."""
@@ -88,6 +92,11 @@ class HealthWriter:
         if not isinstance(error, LeaseLost):
             self.tell_of_run("stopped", one_line(error) or type(error).__name__)
         self._step = None
+
+    def ended(self) -> None:
+        """Clear the alarms of the run, if its last step is saved."""
+        if self._step is not None:
+            self._report(self._ended)
 
     def write_metrics(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Check the logged metrics of a step."""
@@ -135,7 +144,6 @@ class HealthWriter:
         return [Check(RUN, reason=says.format(over[s]), subjects=(s,)) for s in over]
 
     def _ended(self) -> list[Check]:
-        """All-clears of all alarms of the run, if its last step is saved."""
         saved = max((entry.step for entry in self._run.entries()), default=0)
         return self._passed(math.inf if saved >= (self._run.planned_steps() or math.inf) else 0)
 
@@ -150,7 +158,7 @@ class HealthWriter:
             "at": check.step, "reason": check.reason, "advice": check.advice,
         }  # fmt: skip
         self._say(text)
-        for delivery in self._deliveries:
+        for delivery in self.deliveries:
             delivery.send({"run": self._run.path.name, "text": text, **row})
         self._run.alarm_lines.append(row)
 

@@ -14,7 +14,7 @@ import pytest
 
 from jaxllm.errors import UserError
 from jaxllm.report import delivery
-from jaxllm.report.alarms import RUN, HealthWriter, active
+from jaxllm.report.alarms import RUN, HealthWriter, active, watching
 from jaxllm.report.delivery import AlarmConfig, Delivery, close_all, deliveries
 from jaxllm.run.lease import LeaseLost
 from jaxllm.run.run import Run
@@ -90,16 +90,21 @@ def test_what_cannot_be_delivered_is_said_after_some_tries() -> None:
     assert any("AlarmConfig.command: no alarm was delivered: [Errno 2]" in s for s in said)
 
 
-def test_channels_that_hang_share_what_the_exit_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_channels_that_hang_share_what_the_exit_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(delivery, "GRACE", 0.2)
     waits: list[float] = []
     released = threading.Event()
     hanging = [Delivery(name, lambda _: print(released.wait()), print) for name in "abc"]
     send(hanging, {})
-    for one in hanging:
+    runs = [HealthWriter(tmp_path / name) for name in "abc"]  # of a stack
+    for run, one in zip(runs, hanging, strict=True):
         join = one.thread.join
         one.thread.join = lambda s, join=join: waits.append(s) or join(s)  # type: ignore
-    close_all(hanging)
+        run.deliveries.append(one)
+    with watching(runs):
+        pass
     assert len(waits) == 3 and sum(waits) <= 0.2, "one deadline"
     assert all(one.thread.is_alive() for one in hanging)
     released.set()
@@ -128,7 +133,8 @@ def test_one_message_per_cause_and_its_all_clear(tmp_path: Path) -> None:
     rows = metrics.to_dict("records")
     model_dir = tmp_path / "run"
     model_dir.mkdir()
-    with pytest.raises(ValueError), HealthWriter(model_dir, print, config(tmp_path)) as health:
+    health = HealthWriter(model_dir, print, config(tmp_path))
+    with pytest.raises(ValueError), watching([health]):
         health.begin(0)
         for row in rows[:340]:
             health.write_metrics(int(row["step"]), row)
@@ -146,7 +152,7 @@ def test_one_message_per_cause_and_its_all_clear(tmp_path: Path) -> None:
     (model_dir / "metrics.jsonl").write_text(
         metrics[:310].to_json(orient="records", lines=True)  # a checkpoint inside of the spike
     )
-    with HealthWriter(model_dir, print, config(tmp_path)) as health:
+    with watching([health := HealthWriter(model_dir, print, config(tmp_path))]):
         health.begin(310)
         for row in rows[310:345]:
             health.write_metrics(int(row["step"]), row)
@@ -158,10 +164,8 @@ def test_one_message_per_cause_and_its_all_clear(tmp_path: Path) -> None:
 
 def stop(model_dir: Path, begin: int | None, last: int, reason: str = "no space") -> None:
     """A process that begins at a step, logs until another, and fails."""
-    with (
-        pytest.raises(ValueError),
-        HealthWriter(model_dir, print, config(model_dir.parent)) as health,
-    ):
+    health = HealthWriter(model_dir, print, config(model_dir.parent))
+    with pytest.raises(ValueError), watching([health]):
         if begin is not None:
             health.begin(begin)
             for step in range(begin + 1, last + 1):
@@ -189,7 +193,7 @@ def test_a_run_that_stops_again_for_the_same_reason_is_one_alarm(tmp_path: Path)
     ]
     Run(model_dir).write_config("TrainConfig.steps = 58")
     Run(model_dir).manifest_lines.append(dataclasses.asdict(dataclasses.replace(ENTRY, step=58)))
-    with HealthWriter(model_dir, print, config(tmp_path)) as health:
+    with watching([health := HealthWriter(model_dir, print, config(tmp_path))]):
         health.begin(58)
     assert received(tmp_path / "got")[-1]["state"] == "cleared", "it has ended in order"
 
@@ -199,14 +203,15 @@ def config(folder: Path) -> AlarmConfig:
 
 
 def test_a_run_that_another_process_goes_on_with_is_no_alarm(tmp_path: Path) -> None:
-    with pytest.raises(LeaseLost), HealthWriter(tmp_path, print, config(tmp_path)) as health:
+    health = HealthWriter(tmp_path, print, config(tmp_path))
+    with pytest.raises(LeaseLost), watching([health]):
         health.begin(0)
         raise LeaseLost("this run may not write any more")
     assert not (tmp_path / "got").exists() and not (tmp_path / "alarms.jsonl").exists()
 
 
 def test_a_hang_and_its_end(tmp_path: Path) -> None:
-    with HealthWriter(tmp_path, print, config(tmp_path)) as health:
+    with watching([health := HealthWriter(tmp_path, print, config(tmp_path))]):
         health.begin(0)
         health.write_metrics(1, {"tokens": 1.0, "loss": 3.0})
         health.tell_of_run("hangs", "no step")
