@@ -30,10 +30,7 @@ def exact_match(prediction: str, target: str) -> float:
 
 
 def f1(prediction: str, target: str) -> float:
-    """F1 of the bags of words, after `plain`.
-
-    If one of them is empty, 1 if both are.
-    """
+    """F1 of the bags of words, after `plain`. If one of them is empty, 1 if both are."""
     found, wanted = plain(prediction).split(), plain(target).split()
     if not found or not wanted:
         return float(found == wanted)
@@ -55,14 +52,7 @@ def extract(pattern: re.Pattern[str], text: str, which: int = 0) -> str:
 def same(
     prediction: str, target: str, *, ignore: Sequence[str] = (), punctuation: bool = True
 ) -> float:
-    """1 if both are equal, ignoring case and matches of `ignore`.
-
-    Args:
-      prediction: the extracted answer.
-      target: the target.
-      ignore: regular expressions, whose matches are removed one after the other.
-      punctuation: whether punctuation counts.
-    """
+    """1 if both are equal, ignoring case and the matches of regular expressions (`ignore`)."""
     texts = [prediction, target]
     for pattern in ignore:
         texts = [re.sub(pattern, "", text) for text in texts]

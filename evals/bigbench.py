@@ -92,11 +92,7 @@ class Question(Choice):
 
 
 def examples(folder: epath.Path) -> Iterator[Choice]:
-    """The questions of a task, or of all of its subtasks.
-
-    Raises:
-      UserError: there is no task.json, or it is not multiple choice.
-    """
+    """The questions of a task or its subtasks; UserError if it is not there, or asks otherwise."""
     found = _task_files(folder)
     for part in () if found else sorted(folder.iterdir()):
         found += _task_files(part) if part.is_dir() else []

@@ -11,14 +11,8 @@ As lm-evaluation-harness' `ceval-valid_<subject>` with --num_fewshot 5.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from etils import epath
-
-from jaxllm.evals.letters import LETTERS, exam, lettered, letters
-from jaxllm.evals.rows import field, index_of, question, read_csv
+from jaxllm.evals.letters import exam
 from jaxllm.evaluation.download import FileSource
-from jaxllm.evaluation.tasks import Choice
 
 SOURCES = (
     FileSource(
@@ -54,23 +48,12 @@ SUBJECTS = {
     "sports_science": "体育学", "tax_accountant": "税务师", "teacher_qualification": "教师资格",
     "urban_and_rural_planner": "注册城乡规划师", "veterinary_medicine": "兽医学",
 }  # fmt: skip
-OPTIONS = tuple(LETTERS[:4])
-
-
-def examples(path: epath.Path) -> Iterator[Choice]:
-    """The questions of one file; the explanations in dev are ignored."""
-    for row in read_csv(path):
-        options = [field(row, letter) for letter in OPTIONS]
-        context = lettered(field(row, "question"), options, "答案：")
-        answer = index_of(row, "answer", OPTIONS)
-        yield question(row, context, letters(4), answer, id=field(row, "id"))
-
 
 for subject, name in SUBJECTS.items():
     exam(
         f"ceval_{subject}",
-        examples,
         f"ceval/val/{subject}_val.csv",
         f"ceval/dev/{subject}_dev.csv",
         f"以下是中国关于{name}的单项选择题，请选出其中的正确答案。",
+        "答案：",
     )

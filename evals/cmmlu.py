@@ -9,14 +9,8 @@ As lm-evaluation-harness' `cmmlu_<subject>` with --num_fewshot 5; the paper ends
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from etils import epath
-
-from jaxllm.evals.letters import LETTERS, exam, lettered, letters
-from jaxllm.evals.rows import field, index_of, question, read_csv
+from jaxllm.evals.letters import exam
 from jaxllm.evaluation.download import FileSource, github
-from jaxllm.evaluation.tasks import Choice
 
 SOURCES = (
     FileSource(
@@ -54,22 +48,14 @@ SUBJECTS = {
     "sports_science": "体育学", "traditional_chinese_medicine": "中医中药", "virology": "病毒学",
     "world_history": "世界历史", "world_religions": "世界宗教",
 }  # fmt: skip
-OPTIONS = tuple(LETTERS[:4])
-
-
-def examples(path: epath.Path) -> Iterator[Choice]:
-    """The questions of one file."""
-    for row in read_csv(path):
-        options = [field(row, letter) for letter in OPTIONS]
-        context = lettered(field(row, "Question"), options, "答案：")
-        yield question(row, context, letters(4), index_of(row, "Answer", OPTIONS))
-
 
 for subject, name in SUBJECTS.items():
     exam(
         f"cmmlu_{subject}",
-        examples,
         f"cmmlu/test/{subject}.csv",
         f"cmmlu/dev/{subject}.csv",
         f"以下是关于{name}的单项选择题，请直接给出正确答案的选项。",
+        "答案：",
+        asked="Question",
+        answer="Answer",
     )

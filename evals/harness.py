@@ -37,11 +37,7 @@ MAX_NEW_TOKENS = 256  # the harness' default
 
 @functools.cache
 def load(name: str, data_dir: str | None) -> Any:
-    """Load a task of the harness.
-
-    Raises:
-      UserError: the harness is not installed, or cannot load exactly one task of that name.
-    """
+    """Load a task of the harness, if installed; UserError unless it has one of that name."""
     try:
         from lm_eval.tasks import TaskManager
     except ImportError as error:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import functools
+from collections.abc import Iterator, Sequence
 
+from etils import epath
+
+from jaxllm.evals.rows import field, index_of, question, read_csv
 from jaxllm.evaluation.tasks import Choice, FewShot, multiple_choice
 
 LETTERS = "ABCDEFGHIJ"
@@ -20,22 +24,28 @@ def letters(count: int) -> tuple[str, ...]:
     return tuple(f" {letter}" for letter in LETTERS[:count])
 
 
+def csv_questions(
+    path: epath.Path, *, cue: str, asked: str, answer: str, columns: Sequence[str] | None
+) -> Iterator[Choice]:
+    """The questions of a CSV file with the columns A to D, `asked` and `answer`, and maybe `id`."""
+    options = LETTERS[:4]
+    for row in read_csv(path, columns):
+        context = lettered(field(row, asked), [field(row, letter) for letter in options], cue)
+        right = index_of(row, answer, tuple(options))
+        yield question(row, context, letters(4), right, id=row.get("id", ""))
+
+
 def exam(
-    name: str,
-    examples: Callable[..., Iterable[Choice]],
-    file: str,
-    few_shot_file: str,
-    description: str,
-) -> None:
+    name: str, file: str, few_shot_file: str, description: str, cue: str, *,
+    asked: str = "question", answer: str = "answer", columns: Sequence[str] | None = None,
+) -> None:  # fmt: skip
     """Declare a four-option exam in MMLU's format, with the first 5 few-shot examples of a file.
 
-    Args:
-      name: name of the task.
-      examples: reads a file.
-      file: file of the questions.
-      few_shot_file: file of the few-shot examples.
-      description: the line that names the subject.
+    `description` is the line that names the subject; the rest is as in `csv_questions`.
     """
+    examples = functools.partial(
+        csv_questions, cue=cue, asked=asked, answer=answer, columns=columns
+    )
     multiple_choice(
         name,
         examples,

@@ -10,14 +10,8 @@ mixture `mmlu` names all of them. The paper's mean is over questions, not over s
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from etils import epath
-
-from jaxllm.evals.letters import LETTERS, exam, lettered, letters
-from jaxllm.evals.rows import field, index_of, question, read_csv
+from jaxllm.evals.letters import exam
 from jaxllm.evaluation.download import FileSource
-from jaxllm.evaluation.tasks import Choice
 
 SOURCES = (FileSource("mmlu/", "https://people.eecs.berkeley.edu/~hendrycks/data.tar"),)
 
@@ -38,24 +32,15 @@ SUBJECTS = tuple(
     security_studies, sociology, us_foreign_policy, virology, world_religions,
     """.replace(",", " ").split()
 )
-OPTIONS = tuple(LETTERS[:4])
-COLUMNS = ("question", *OPTIONS, "answer")
-
-
-def examples(path: epath.Path) -> Iterator[Choice]:
-    """The questions of one file."""
-    for row in read_csv(path, COLUMNS):
-        options = [field(row, letter) for letter in OPTIONS]
-        context = lettered(field(row, "question"), options, "Answer:")
-        yield question(row, context, letters(4), index_of(row, "answer", OPTIONS))
-
+COLUMNS = ("question", "A", "B", "C", "D", "answer")
 
 for subject in SUBJECTS:
     exam(
         f"mmlu_{subject}",
-        examples,
         f"mmlu/test/{subject}_test.csv",
         f"mmlu/dev/{subject}_dev.csv",
         "The following are multiple choice questions (with answers) about "
         f"{subject.replace('_', ' ')}.",
+        "Answer:",
+        columns=COLUMNS,
     )

@@ -35,11 +35,7 @@ BLANK = "  _  ."  # end of a fill-in-the-blank question
 
 
 def examples(folder: epath.Path) -> Iterator[Choice]:
-    """The last question of every article, in the order of the article numbers.
-
-    Raises:
-      UserError: there are no articles, or one is malformed.
-    """
+    """The last question of every article by its number; UserError if none, or one is malformed."""
     paths = [path for path in folder.iterdir() if path.name.endswith((".txt", ".txt.gz"))]
     if not paths:
         raise UserError(f"{folder}: no articles (*.txt) in this folder")

@@ -32,11 +32,7 @@ class Row(dict[str, Any]):
 
 
 def field(row: Row, name: str, kind: type | tuple[type, ...] = str) -> Any:
-    """The value of a field; a nested object is a `Row` with the same location.
-
-    Raises:
-      UserError: the field is missing or has another type.
-    """
+    """The value of a field, an object as a `Row` of the same place; UserError for another type."""
     if name not in row:
         known = ", ".join(map(str, row)) or "none"
         raise UserError(f"{row.where}: no field '{name}' (it has {known})")
@@ -49,11 +45,7 @@ def field(row: Row, name: str, kind: type | tuple[type, ...] = str) -> Any:
 
 
 def texts(row: Row, name: str) -> tuple[str, ...]:
-    """The value of a field that is a list of strings.
-
-    Raises:
-      UserError: the field is missing or has another type.
-    """
+    """The value of a field that is a list of strings; UserError if it is none."""
     values = field(row, name, list)
     if not all(isinstance(value, str) for value in values):
         raise UserError(f"{row.where}: field '{name}' is not a list of texts")
@@ -61,11 +53,7 @@ def texts(row: Row, name: str) -> tuple[str, ...]:
 
 
 def objects(row: Row, name: str) -> list[Row]:
-    """The value of a field that is a list of objects.
-
-    Raises:
-      UserError: the field is missing or has another type.
-    """
+    """The value of a field that is a list of objects; UserError if it is none."""
     values = field(row, name, list)
     if not all(isinstance(value, dict) for value in values):
         raise UserError(f"{row.where}: field '{name}' is not a list of objects")
@@ -73,11 +61,7 @@ def objects(row: Row, name: str) -> list[Row]:
 
 
 def index_of(row: Row, name: str, among: Sequence[Any]) -> int:
-    """The index of a field's value (the answer's label) in `among` (the options' labels).
-
-    Raises:
-      UserError: the field is missing, or its value is not in `among`.
-    """
+    """The index of a field's value (the answer) `among` the options; UserError if it is none."""
     value = field(row, name, object)
     if value not in among:
         labels = ", ".join(map(str, among))
@@ -88,8 +72,7 @@ def index_of(row: Row, name: str, among: Sequence[Any]) -> int:
 def question(row: Row, context: str, options: Sequence[str], answer: int, **details: Any) -> Choice:
     """The multiple-choice question of a row; `details` are further fields of `Choice`.
 
-    Raises:
-      UserError: fewer than two options, an empty one, or an answer out of range.
+    UserError for fewer than two options, an empty one, or an answer out of range.
     """
     if len(options) < 2:
         raise UserError(f"{row.where}: {len(options)} options, a question has two or more")
@@ -102,11 +85,7 @@ def question(row: Row, context: str, options: Sequence[str], answer: int, **deta
 
 
 def read_text(path: epath.PathLike) -> str:
-    """Read the text of a file, decompressed.
-
-    Raises:
-      UserError: the file is missing or damaged.
-    """
+    """The text of a file, decompressed; UserError if it is missing or damaged."""
     path = epath.Path(path)
     try:
         data = path.read_bytes()
@@ -118,20 +97,12 @@ def read_text(path: epath.PathLike) -> str:
 
 
 def read_json(path: epath.PathLike) -> Any:
-    """Read a JSON file.
-
-    Raises:
-      UserError: the file is missing or damaged.
-    """
+    """The content of a JSON file; UserError if it is missing or damaged."""
     return _parse(read_text(path), str(path))
 
 
 def read_object(path: epath.PathLike) -> Row:
-    """Read a JSON file that is one object.
-
-    Raises:
-      UserError: the file is missing, damaged, or not an object.
-    """
+    """The object of a JSON file; UserError if it is missing, damaged, or no object."""
     value = read_json(path)
     if not isinstance(value, dict):
         raise UserError(f"{path}: not a JSON object")
@@ -139,22 +110,14 @@ def read_object(path: epath.PathLike) -> Row:
 
 
 def parts(row: Row, name: str) -> Iterator[Row]:
-    """The objects of a list field, each with its index in its location.
-
-    Raises:
-      UserError: the field is missing or has another type.
-    """
+    """The `objects` of a list field, each with its index in its location."""
     for number, part in enumerate(objects(row, name)):
         part.where = f"{row.where}: {name}[{number}]"
         yield part
 
 
 def read_rows(path: epath.PathLike) -> Iterator[Row]:
-    """Yield the objects of a JSONL file.
-
-    Raises:
-      UserError: the file is missing, or a line is malformed or not an object.
-    """
+    """Yield the objects of a JSONL file; UserError if it is missing, or a line is no object."""
     for number, line in enumerate(read_text(path).split("\n"), 1):
         if line.strip():
             where = f"{path}:{number}"
@@ -167,8 +130,7 @@ def read_rows(path: epath.PathLike) -> Iterator[Row]:
 def read_labelled(path: epath.PathLike, labels: epath.PathLike) -> Iterator[Row]:
     """Yield the objects of a JSONL file, each with its line of `labels` as field `label`.
 
-    Raises:
-      UserError: a file is missing or malformed, or their lengths differ.
+    UserError if a file is missing or malformed, or their lengths differ.
     """
     rows, lines = list(read_rows(path)), read_text(labels).split()
     if len(rows) != len(lines):
@@ -180,8 +142,7 @@ def read_labelled(path: epath.PathLike, labels: epath.PathLike) -> Iterator[Row]
 def read_csv(path: epath.PathLike, names: Sequence[str] | None = None) -> Iterator[Row]:
     """Yield the rows of a CSV file; `names` are its columns if it has no header line.
 
-    Raises:
-      UserError: the file is missing, or a line has too few or too many columns.
+    UserError if it is missing, or a line has too few or too many columns.
     """
     lines = csv.reader(io.StringIO(read_text(path), newline=""))
     columns = list(names or next(lines, ()))

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from jaxllm.errors import UserError
-from jaxllm.evals import agieval, anli, ceval, hellaswag, superglue, truthfulqa
+from jaxllm.evals import agieval, anli, hellaswag, superglue, truthfulqa
 from jaxllm.evals.rows import read_csv, read_labelled
 from jaxllm.evaluation.config import EvalConfig
 from jaxllm.evaluation.registry import benchmarks
@@ -23,6 +23,7 @@ def write(path, *made):
 def test_ceval(tmp_path):
     path = tmp_path / "law_val.csv"
     path.write_text('id,question,A,B,C,D,answer\n0,"甲, 乙",一,二,三,四,C\n1,丙,a,b,c,d,A\n')
+    (ceval,) = benchmarks().load(["ceval_law"])
     first, _ = ceval.examples(path)
     assert first == Choice(
         "甲, 乙\nA. 一\nB. 二\nC. 三\nD. 四\n答案：", (" A", " B", " C", " D"), 2, "0"
