@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags.add_argument("--human", required=True, metavar="FILE", help="JSON lines with a text")
     flags.add_argument("--generated", required=True, metavar="FILE", help="likewise")
     flags.add_argument("--model_dir", type=location, required=True, help="the features' model")
-    flags.add_argument("--seed", type=int, default=0, help="of clusters and resampling")
+    flags.add_argument("--seed", type=int, default=0, help="of the clusters")
     args = cli.parse(flags, argv)
     texts = [read(args.human), read(args.generated)]
     runtime.enable_compilation_cache()
@@ -35,9 +35,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     from jaxllm.evaluation.features import last_states
 
     human, generated = (last_states(*opened[1:], mesh, of) for of in texts)
-    value, low, high, clusters = mauve(human, generated, args.seed)
-    print(f"MAUVE {value:.3f} (95 % interval {low:.3f} to {high:.3f})")
-    print(f"{len(generated):,} texts against {len(human):,}, in {clusters} clusters")
+    found = mauve(human, generated, args.seed)
+    print(f"MAUVE {found.value:.3f} (95 % interval {found.low:.3f} to {found.high:.3f})")
+    print(f"{len(generated):,} texts against {len(human):,}, in {found.clusters} clusters;")
+    print(f"corrected for the bias of few texts: {found.corrected:.3f}")
     return 0
 
 
