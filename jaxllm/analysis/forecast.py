@@ -60,6 +60,11 @@ class AlignedCurve:
         return curve.task, curve.shots, curve.metric, curve.task_version
 
     @property
+    def finished(self) -> bool:
+        """Whether it reaches the last tokens of its run, which are averaged to its final value."""
+        return len(self.progress) > 1 and -math.log(self.progress[-1]) < _LATE
+
+    @property
     def log_params(self) -> float:
         """Natural logarithm of the parameter count; 0 where it is unknown."""
         return math.log(self.curve.params) if self.curve.params > 0 else 0.0
@@ -244,7 +249,7 @@ def _from_others(
     """Forecasts by index of the target; targets of which no other run is finished are left out."""
     finished: dict[tuple[object, ...], list[AlignedCurve]] = collections.defaultdict(list)
     for other in sorted(others, key=lambda one: one.log_params):
-        if len(other.progress) > 1 and other.progress[-1] > 1 - _EPSILON:
+        if other.finished:
             finished[other.key].append(other.smooth().free())
     # Tasks of the same finished sizes at the same checkpoints share all matrices.
     grids: dict[tuple[Any, ...], dict[tuple[Any, ...], list[int]]] = {}

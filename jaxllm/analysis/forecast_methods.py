@@ -18,14 +18,15 @@ where k = exp(-(t - t')^2 / 2 l^2): what all runs have in common, what they shar
 closer they are in size, what grows in proportion to log parameters, and what is a run's own. The
 prediction is the best linear unbiased one from the run's recent values and all points of the
 finished runs (Cressie 1993, "Statistics for Spatial Data", section 3.2). To its variance comes one
-that grows with the squared distance in size, as the differences between the finished runs' gains
-do; cross-validation scales the sum.
+that grows in proportion to the distance in size (a linear variogram, ibid. section 2.3.1), as the
+squared differences between the finished runs' gains do; cross-validation scales the sum.
 """
 
 from __future__ import annotations
 
 import collections
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -73,21 +74,24 @@ class Design(NamedTuple):
     variances: Array  # [kernels, 2, 2] of the errors, in units of the noise variance
     distance: float  # in log parameters, to the nearest finished run
 
-    def stderr(self, weights: Array, spread: Spread, folds: int = 0) -> Array:
+    def stderr(self, weights: Array, spread: Spread, crossed: Sequence[Array] = ()) -> Array:
         """Standard error [tasks] of the combinations `weights` [tasks, 2].
 
-        Weights and scale that fit the errors of a number of `folds` fit those of new ones less.
+        Weights and scale that fit errors of `crossed` folds fit those of new ones less (Akaike
+        1969, "Fitting autoregressive models for prediction"), of n runs the more, the fewer the
+        folds: within one errors correlate, at 1/2 (Kish 1965, "Survey sampling", section 5.4).
         """
+        runs = sum(errors.shape[1] for errors in crossed)
         variance = np.einsum("tk,kmn,tm,tn->t", spread.noise, self.variances, weights, weights)
-        variance = np.maximum(variance, 0) * (1 + 2 / folds if folds else 1.0)
-        return np.sqrt(variance + spread.growth * self.distance**2) + 1e-9
+        variance = np.maximum(variance, 0) * (1 + 1 / len(crossed) + 1 / runs if runs else 1.0)
+        return np.sqrt(variance + spread.growth * self.distance) + 1e-9
 
 
 class Spread(NamedTuple):
     """What the errors of a task come from."""
 
     noise: Array  # [tasks, kernels] noise variance under each kernel, times the kernel's share
-    growth: Array  # [tasks] variance of the gain to come, over squared distance in log parameters
+    growth: Array  # [tasks] variance of the gain to come, over distance in log parameters
 
 
 def _fields(own: float, early: int, sizes: Array, times: Array) -> tuple[Array, Array]:
@@ -174,7 +178,7 @@ def forecast_batches(batches: list[Batch], level: float) -> list[tuple[Array, Ar
         points = np.concatenate([batch.own, others], axis=1)
         value = np.einsum("np,mp,nm->n", points, final.weights, own[batch.task])
         factor = np.array([radius[name] for name in batch.benchmarks]) * scale
-        half = factor * final.stderr(own, spread, len(folds))
+        half = factor * final.stderr(own, spread, [errors for _, errors in folds])
         result.append((value, half[batch.task]))
     return result
 
@@ -286,7 +290,7 @@ def _spread(batch: Batch, weights: Array) -> Spread:
     else:
         pairs = apart >= SAME_SIZE
         differ = ((gains[:, :, None] - gains[:, None]) ** 2)[:, pairs].mean(axis=1)
-        growth = (differ - 4 * of_point) / (apart[pairs] ** 2).mean()
+        growth = (differ - 4 * of_point) / apart[pairs].mean()
     for name in np.unique(batch.benchmarks):
         members = batch.benchmarks == name
         growth[members] = (growth[members] + growth[members].mean()) / 2

@@ -13,6 +13,7 @@ from jaxllm.analysis.benchmarks import OTHER_TASKS, benchmarks, pooled
 from jaxllm.analysis.forecast import ALONE, TRANSFER
 from jaxllm.analysis.registry import Study
 from jaxllm.interop.importers import open_source
+from tests.analysis import published
 from tests.analysis.simulated_suite import TOKENS, suite
 
 PREDICTED = ["run", "task", *BASELINES, "forecast", "low", "high", "stderr", "finished_runs"]
@@ -157,3 +158,19 @@ def test_pythia_from_afar(pythia: Backtest) -> None:
     assert (far.n > 100).all() and len(far) == 4
     assert (far.reduction > 0).all()
     assert far.coverage.min() > 0.85
+    # At ×30 most know one size only, from which no growth with distance can be learned.
+    assert far[far.far != "×30"].coverage.max() < 0.97
+
+
+def test_the_olmo_ladder_is_forecast_better_than_by_what_knows_the_sizes(shared_data: Path) -> None:
+    found = backtest(Study(published.ladder(shared_data)), fractions=(0.3,))
+    near = one_size_held_out(found).summary(["metric"]).iloc[0]
+    assert near.reduction > 0.1 and 0.85 < near.coverage < 0.95
+    assert found.summary(["far"]).coverage.between(0.85, 0.97).all()
+
+
+def test_tasks_of_every_other_checkpoint_are_finished(shared_data: Path) -> None:
+    amber = f"wandb:{shared_data / 'reference' / 'amber'}?run=Amber&params=6.74e9"
+    found = backtest(Study(open_source(amber).records), fractions=(0.3,))
+    assert not found.notes
+    assert {"piqa", "boolq", "winogrande"} <= set(found.points.task)
