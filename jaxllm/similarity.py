@@ -8,7 +8,8 @@ whose runs share the token set: which layers correspond? Writes OUTPUT.csv, and 
 without OUTPUT into RUN/similarity, from where the run's report shows them.
 
 Compared are --tokens tokens, drawn from the set: tokens x layers x width hidden states of each of
-two checkpoints are in memory, in the model's dtype (7B in bfloat16: 1 GB).
+two checkpoints are in memory, in the model's dtype (7B in bfloat16: 1 GB each), and up to as many
+numbers in float32 of their principal directions.
 """
 
 from __future__ import annotations

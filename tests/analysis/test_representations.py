@@ -4,11 +4,16 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from jaxllm.analysis.representations import hsic, similarities, svcca
+from jaxllm.analysis import representations
+from jaxllm.analysis.representations import cka, compare, directions, hsic, svcca
 
 
 def states(seed: int, layers: int = 2, tokens: int = 40, width: int = 6) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(layers, tokens, width))
+
+
+def similarities(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return cka(a, b), svcca(directions(a), directions(b))
 
 
 def unbiased(x: np.ndarray, y: np.ndarray) -> float:
@@ -31,14 +36,14 @@ def test_hsic_is_the_unbiased_estimate_of_every_pair() -> None:
 def test_cka_is_the_ratio_of_the_sums_over_minibatches() -> None:
     a, b = states(0, tokens=1100), states(9, layers=3, tokens=1100) + states(0, 1, 1100)
     parts = [slice(0, 550), slice(550, 1100)]  # 512 tokens or more
-    cka, _ = similarities(a, b)
+    found = cka(a, b)
     for i in range(2):
         for j in range(3):
             both, own, other = (
                 sum(unbiased(x[part], y[part]) for part in parts)
                 for x, y in ((a[i], b[j]), (a[i], a[i]), (b[j], b[j]))
             )
-            assert cka[i, j] == pytest.approx(both / np.sqrt(own * other))
+            assert found[i, j] == pytest.approx(both / np.sqrt(own * other))
 
 
 def kornblith(x: np.ndarray, y: np.ndarray) -> float:
@@ -50,7 +55,7 @@ def kornblith(x: np.ndarray, y: np.ndarray) -> float:
 def test_minibatches_estimate_what_all_tokens_at_once_say() -> None:
     a = states(0, tokens=4000)
     b = a @ np.random.default_rng(5).normal(size=(6, 5)) + states(1, tokens=4000, width=5)
-    assert similarities(a, b)[0][0, 0] == pytest.approx(kornblith(a[0], b[0]), abs=0.01)
+    assert cka(a, b)[0, 0] == pytest.approx(kornblith(a[0], b[0]), abs=0.01)
 
 
 def test_a_sample_of_tokens_estimates_what_all_of_them_say() -> None:
@@ -62,17 +67,17 @@ def test_a_sample_of_tokens_estimates_what_all_of_them_say() -> None:
     found = []
     for seed in range(4):
         chosen = np.random.default_rng(seed).permutation(20_000)[:4096]
-        found.append(similarities(a[:, chosen], b[:, chosen])[0].item())
+        found.append(cka(a[:, chosen], b[:, chosen]).item())
     np.testing.assert_allclose(found, kornblith(a[0], b[0]), atol=0.02)
 
 
 def test_both_are_1_of_a_turned_scaled_and_shifted_model_and_0_of_noise() -> None:
     a = states(0, tokens=3000)
     turn = np.linalg.qr(np.random.default_rng(2).normal(size=(6, 6)))[0]
-    cka, correlations = similarities(a, 3 * a @ turn + 2)
-    np.testing.assert_allclose(cka.diagonal(), 1)
-    np.testing.assert_allclose(correlations.diagonal(), 1)
-    assert abs(cka[0, 1]) < 0.02 and correlations[0, 1] < 0.1
+    by_cka, by_svcca = similarities(a, 3 * a @ turn + 2)
+    np.testing.assert_allclose(by_cka.diagonal(), 1)
+    np.testing.assert_allclose(by_svcca.diagonal(), 1)
+    assert abs(by_cka[0, 1]) < 0.02 and by_svcca[0, 1] < 0.1
 
 
 def test_svcca_is_that_of_the_eigenproblem() -> None:
@@ -82,14 +87,14 @@ def test_svcca_is_that_of_the_eigenproblem() -> None:
     x, y = a[0] - a[0].mean(0), b[0] - b[0].mean(0)
     inverse, cross = np.linalg.inv, x.T @ y
     roots = np.linalg.eigvals(inverse(x.T @ x) @ cross @ inverse(y.T @ y) @ cross.T)
-    assert svcca(a, b)[0, 0] == pytest.approx(np.sqrt(roots.real).mean(), rel=1e-6)
+    assert similarities(a, b)[1][0, 0] == pytest.approx(np.sqrt(roots.real).mean(), rel=1e-6)
 
 
 def test_svcca_leaves_out_directions_of_little_variance() -> None:
     """A direction with less than 1 % of the variance that the models do not share."""
     common, rng = states(0, layers=1, tokens=1000, width=2), np.random.default_rng(3)
     with_noise = [np.concatenate([common, 1e-3 * rng.normal(size=(1, 1000, 3))], 2) for _ in "ab"]
-    assert svcca(*with_noise)[0, 0] == pytest.approx(1, abs=1e-4)
+    assert similarities(*with_noise)[1][0, 0] == pytest.approx(1, abs=1e-4)
 
 
 def test_states_in_bfloat16_compare_as_the_same_in_float32() -> None:
@@ -99,5 +104,18 @@ def test_states_in_bfloat16_compare_as_the_same_in_float32() -> None:
 
 
 def test_svcca_of_chance_is_as_its_docstring_says() -> None:
-    by_chance = svcca(*(states(seed, layers=1, tokens=400, width=40) for seed in (0, 1)))
-    assert by_chance[0, 0] == pytest.approx(np.sqrt(40 / 400), rel=0.2)
+    by_chance = similarities(*(states(seed, 1, tokens=400, width=40) for seed in (0, 1)))
+    assert by_chance[1][0, 0] == pytest.approx(np.sqrt(40 / 400), rel=0.2)
+
+
+def test_checkpoints_are_decomposed_once(monkeypatch) -> None:
+    """Each with its own similarities to the last."""
+    every, seen = [states(seed) for seed in range(4)], []
+    note = lambda of: seen.append(of) or directions(of)
+    monkeypatch.setattr(representations, "directions", note)
+    table = compare("text", list("abcd"), lambda number: every[number])
+    assert len(seen) == 4
+    for name, own in zip("abc", every, strict=False):
+        rows = table[table.checkpoint == name]
+        wanted = np.ravel(similarities(own, every[3]))
+        np.testing.assert_array_equal([*rows.cka, *rows.svcca], wanted)
