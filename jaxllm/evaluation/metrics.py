@@ -142,8 +142,8 @@ def multiple_choice(
     brier: sum over options of (normalized p - [is the answer])^2; 0 is perfect.
     margin: log p(answer) - log p(best wrong option), in nats.
     answer_bits_per_byte: -log2 p(answer) / bytes of the answer.
-    perplexity_correct, perplexity_incorrect: exp of the mean loss per token of all answers, and of
-      all wrong options (arXiv 2212.09803, section 4); their n counts tokens.
+    pooled_perplexity_correct, _incorrect: exp of the mean loss per token of all answers, and of all
+      wrong options (arXiv 2212.09803, section 4); their n counts tokens.
 
     With several correct options, an accuracy accepts any of them; p(answer) is that of the first.
     """

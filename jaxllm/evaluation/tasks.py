@@ -22,6 +22,7 @@ from typing import Any, Literal
 import numpy as np
 
 from jaxllm.errors import UserError
+from jaxllm.run.records import OPTION_PERPLEXITIES
 
 Kind = Literal[
     "multiple_choice", "cloze", "perplexity", "generation", "training_loss", "memorization"
@@ -33,7 +34,7 @@ METRICS: Mapping[Kind, tuple[str, ...]] = {
     "multiple_choice": (
         "accuracy", "accuracy_per_token", "accuracy_per_char", "accuracy_per_byte",
         "probability_correct", "probability_raw", "brier", "margin", "answer_bits_per_byte",
-        "perplexity_correct", "perplexity_incorrect",
+        *OPTION_PERPLEXITIES,
     ),
     "cloze": ("exact_match", "target_bits_per_byte", "perplexity"),
     "perplexity": ("bits_per_byte", "perplexity", "loss"),

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 OK = "ok"
-OPTION_PERPLEXITIES = ("perplexity_correct", "perplexity_incorrect")  # their `n` is of tokens
+# Their `n` is of tokens. Without `pooled_`, records of before have means over examples.
+OPTION_PERPLEXITIES = ("pooled_perplexity_correct", "pooled_perplexity_incorrect")
 
 
 _WITH_SHOTS = re.compile(r"(.+?)[_ -](\d+)[_-]?shots?")

@@ -163,7 +163,7 @@ def test_noise_training_data_and_generated_texts_are_no_held_out_text():
 
 
 def test_options_part_with_perplexity():
-    more = {"perplexity_correct": 0.5, "perplexity_incorrect": 0.75}
+    more = dict(zip(axis.OPTIONS, (0.5, 0.75), strict=True))
     options = of_title(suite(by_perplexity, more=more), OPTIONS)
     table = options.table
     factor = table.options.map({"right options": 0.5, "wrong options": 0.75})
@@ -182,6 +182,22 @@ def test_options_count_by_their_tokens():
     table = of_title(pd.concat([rest, own, other], ignore_index=True), OPTIONS).table
     power = (10 * 0.5 + 30 * 1.5) / 40
     np.testing.assert_allclose(table.option_perplexity, table.perplexity**power)
+
+
+def test_options_of_earlier_versions_are_apart_and_left_out():
+    """Those were means over examples, so half a trajectory of each is no curve."""
+    records = suite(by_perplexity, more=dict.fromkeys(axis.OPTIONS, 0.5))
+    of = records.metric.isin(axis.OPTIONS)
+    former = records.assign(metric=records.metric.str.removeprefix("pooled_"), value=7.0)
+    early = of & (records.step < 6)
+    found = of_title(records.where(~early, former), OPTIONS)
+    assert found.table.step.min() == 6
+    np.testing.assert_allclose(found.table.option_perplexity, found.table.perplexity**0.5)
+    assert found.notes[0].startswith(f"{early.sum()} perplexities of options, of earlier versions")
+    alone = axis.perplexity_axis(Study(records.where(~of, former)))
+    assert [f"{of.sum()} perplexities" in one.sentence for one in alone if one.refused] == [True]
+    assert len(metrics := curves(records.where(~early, former)).table.metric.unique()) == 6
+    assert set(axis.OPTIONS) < set(metrics)
 
 
 def test_what_a_branch_has_from_its_parent_counts_once():
@@ -240,7 +256,7 @@ def test_the_most_sudden_task_comes_first():
 
 
 def test_every_card_has_its_chart_with_a_line_per_size():
-    more = {"perplexity_correct": 0.5, "perplexity_incorrect": 0.75}
+    more = dict(zip(axis.OPTIONS, (0.5, 0.75), strict=True))
     study = Study(suite(by_perplexity, more=more))
     found = axis.perplexity_axis(study)
     drawn = {one.title: split(charts.perplexity_axis(one, study)) for one in found}

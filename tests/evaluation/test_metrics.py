@@ -133,8 +133,8 @@ def test_several_correct_options_share_their_probability():
     assert measured["accuracy"].value == 0.0
     assert measured["margin"].value == pytest.approx(math.log(0.2 / 0.5))
     assert measured["probability_raw"].value == pytest.approx(0.2)
-    assert measured["perplexity_correct"].value == pytest.approx(5.0)
-    assert measured["perplexity_incorrect"].value == pytest.approx(2.0)
+    assert measured["pooled_perplexity_correct"].value == pytest.approx(5.0)
+    assert measured["pooled_perplexity_incorrect"].value == pytest.approx(2.0)
 
 
 def test_perplexities_of_options_are_those_of_all_their_tokens():
@@ -142,7 +142,7 @@ def test_perplexities_of_options_are_those_of_all_their_tokens():
     examples = [Choice("q", (" a", " b", " c"), answer=0), Choice("q", (" a", " b"), answer=1)]
     ll = -np.array([[2.0, 8.0, 3.0], [1.0, 9.0, np.nan]])
     measured, _ = metrics.multiple_choice(examples, ll, np.array([[1, 4, 2], [1, 3, 0]]))
-    right, wrong = measured["perplexity_correct"], measured["perplexity_incorrect"]
+    right, wrong = measured["pooled_perplexity_correct"], measured["pooled_perplexity_incorrect"]
     assert right.value == pytest.approx(math.exp((2 + 9) / (1 + 3))) and right.n == 4
     assert wrong.value == pytest.approx(math.exp((8 + 3 + 1) / (4 + 2 + 1))) and wrong.n == 7
     # The delta method: residuals 2 - 2.75 and 9 - 3 * 2.75 of two examples, 4 tokens.
