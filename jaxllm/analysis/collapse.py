@@ -17,6 +17,7 @@ from scipy import stats
 from jaxllm.analysis.finding import Finding
 from jaxllm.analysis.health.result import ALPHA, Check
 from jaxllm.analysis.registry import SIZES, Study, analysis
+from jaxllm.analysis.scaling.fit import finished
 from jaxllm.analysis.stats import Array, line_fit
 
 GRID = np.linspace(0.1, 0.98, 89)  # x
@@ -24,6 +25,7 @@ AT = (0.2, 0.3, 0.5, 0.7)  # x of the spreads in the sentence
 _ALIKE = 1.1  # ratio up to which tokens per parameter are equal
 _SMOOTHED = 100  # parts of a log whose means are its curve
 _FINAL = 3  # fewest logged losses whose mean is the final one
+_SCHEDULE = 0.1  # difference in learning rate over its peak up to which schedules are equal
 _FEWEST = 3  # siblings, for a test
 _LATE = 0.2  # share of the curve so far that is tested against the rest
 
@@ -39,21 +41,22 @@ _LATE = 0.2  # share of the curve so far that is tested against the rest
     method="Collapse of loss curves (arXiv 2509.25087, arXiv 2507.02119).",
 )
 def collapse(study: Study) -> Finding:
-    """Normalize the loss curves of all finished runs, grouped by tokens per parameter.
+    """Normalize the loss curves of the finished runs of each group of siblings: of equal tokens per
+    parameter, and of one family and learning rate over its peak where they are known.
 
     Rows of `run, params, tokens_per_param, x, ratio, excess`: both normalizations on a grid. The
-    irreducible loss is that of a power law of the final losses; without three sizes `excess` is
+    irreducible loss is that of a power law of the final losses; without four sizes `excess` is
     NaN.
     """
     parts, lines = [], []
     for group in _groups(study):
         if group.params.nunique() < 2:
             continue
-        table = pd.concat([_normalized(rows) for _, rows in group.groupby("run", sort=False)])
-        final = table.drop_duplicates("run")
-        floor = _irreducible(final.params.to_numpy(float), final.final.to_numpy(float))
-        table["excess"] = (table.ratio * table.final - floor) / (table.final - floor)
-        parts.append(table.drop(columns="final"))
+        final = finished(group, "loss", last=_FINAL).set_index("run")
+        floor = _irreducible(final.params.to_numpy(float), final.loss.to_numpy(float))
+        each = group.groupby("run", sort=False)
+        table = pd.concat([_normalized(rows, final.loss[run], floor) for run, rows in each])
+        parts.append(table)
         at = ", ".join(f"{100 * spread(table, x):.2f}% at {x:.0%}" for x in AT)
         line = (
             f"{len(final)} runs of {final.params.nunique()} sizes at "
@@ -90,7 +93,7 @@ def leaves_collapse(study: Study, run: str) -> Check | None:
     if planned is None or own.empty:
         return None
     ratio = planned / own.params.iloc[0]
-    group = next((g for g in _groups(study) if _equal(g.tokens_per_param.iloc[0], ratio)), None)
+    group = next((g for g in _groups(study) if _of(study, g, run, ratio)), None)
     now = own.tokens.max() / planned
     grid = GRID[now >= GRID]
     if group is None or group.run.nunique() < _FEWEST or len(grid) < 20:
@@ -118,12 +121,23 @@ def leaves_collapse(study: Study, run: str) -> Check | None:
     return Check("collapse", p < ALPHA, excess, reason, advice, p_value=p)
 
 
-def _equal(first: float, second: float) -> bool:
-    return max(first, second) <= _ALIKE * min(first, second)
+def _of(study: Study, group: pd.DataFrame, run: str, tokens_per_param: float) -> bool:
+    """Whether a run is a sibling: of a group's tokens per parameter, family and schedule."""
+    other, ratio = group[["run", "tokens_per_param"]].iloc[0]
+    family, shapes = study.records.groupby("run").family.last(), []
+    for one in (run, other):
+        rates = study.planned_rates.get(one, np.full(1, math.nan))
+        share = np.linspace(1 / len(rates), 1, len(rates))
+        shapes.append(np.interp(np.linspace(GRID[0], 1, 10), share, rates / rates.max()))
+    return (
+        abs(math.log(ratio / tokens_per_param)) <= math.log(_ALIKE)
+        and family.get(run) == family.get(other)
+        and not (np.abs(shapes[0] - shapes[1]) > _SCHEDULE).any()
+    )
 
 
 def _groups(study: Study) -> list[pd.DataFrame]:
-    """Losses of finished runs, that are no branches, by tokens per parameter."""
+    """Losses of finished runs, that are no branches: of siblings of equal tokens per parameter."""
     losses = study.losses.dropna(subset=["loss", "params", "tokens"])
     losses = losses[(losses.tokens > 0) & (losses.params > 0) & (losses.loss > 0)]
     losses = losses[~losses.run.isin([*study.planned_tokens, *study.parents])]
@@ -131,13 +145,15 @@ def _groups(study: Study) -> list[pd.DataFrame]:
     losses = losses[per_run.loss.transform("size") >= 10]
     last = losses.groupby("run").tokens.transform("max")
     losses = losses.assign(tokens_per_param=last / losses.params)
-    groups: list[pd.DataFrame] = []
-    for _, rows in losses.groupby("tokens_per_param"):
-        if groups and _equal(groups[-1].tokens_per_param.iloc[0], rows.tokens_per_param.iloc[0]):
-            groups[-1] = pd.concat([groups[-1], rows])
+    groups: list[list[pd.DataFrame]] = []
+    for _, rows in losses.groupby(["tokens_per_param", "run"]):
+        for group in groups:
+            if _of(study, group[0], *rows[["run", "tokens_per_param"]].iloc[0]):
+                group.append(rows)
+                break
         else:
-            groups.append(rows)
-    return groups
+            groups.append([rows])
+    return [pd.concat(group) for group in groups]
 
 
 def _curve(rows: pd.DataFrame, until: float, grid: Array) -> Array:
@@ -148,19 +164,17 @@ def _curve(rows: pd.DataFrame, until: float, grid: Array) -> Array:
     return np.interp(grid, until * smooth.tokens / rows.tokens.iloc[-1], smooth.loss)
 
 
-def _normalized(rows: pd.DataFrame) -> pd.DataFrame:
-    """The curve of one run over its final loss, on the grid."""
-    losses = rows.sort_values("tokens").loss
-    final = float(losses.iloc[-max(_FINAL, len(losses) // _SMOOTHED) :].mean())
-    first = rows.iloc[0]
-    return pd.DataFrame({"x": GRID, "ratio": _curve(rows, 1.0, GRID) / final}).assign(
-        run=first.run, params=first.params, tokens_per_param=first.tokens_per_param, final=final
-    )
+def _normalized(rows: pd.DataFrame, final: float, floor: float) -> pd.DataFrame:
+    """The curve of one run in both normalizations, on the grid."""
+    curve = _curve(rows, 1.0, GRID)
+    excess = (curve - floor) / (final - floor)
+    table = pd.DataFrame({"x": GRID, "ratio": curve / final, "excess": excess})
+    return table.assign(**rows[["run", "params", "tokens_per_param"]].iloc[0])
 
 
 def _irreducible(params: Array, final: Array) -> float:
-    """L0 of final = L0 + a N^-b by least squares of the logs; NaN of less than three sizes."""
-    if len(np.unique(params)) < 3:
+    """L0 of final = L0 + a N^-b by least squares of the logs; NaN of less than four sizes."""
+    if len(np.unique(params)) < 4:  # three lie on such a law whatever they are
         return math.nan
     errors = {}
     for floor in np.linspace(0, 0.98, 99) * final.min():

@@ -24,7 +24,7 @@ from jaxllm.analysis.health import tasks
 from jaxllm.analysis.onsets import AT_CHANCE, LEFT, PROVISIONAL, guess_score, onset
 from jaxllm.analysis.registry import NOW, Study, analysis
 from jaxllm.analysis.rises import FEWEST, SUDDEN, Rises
-from jaxllm.analysis.stats import false_discovery
+from jaxllm.analysis.stats import Z95, false_discovery
 
 METRIC = "sudden in the metric"
 MODEL = "sudden in the model"
@@ -43,7 +43,6 @@ MARGIN = 0.01
 
 # Share of a continuous metric's gain before the onset beyond which the metric is the cause.
 _EARLY = 0.1
-_SIGNIFICANT = 1.96  # standard errors
 _HARD = ("accuracy", "exact_match")
 
 
@@ -121,9 +120,9 @@ def _cause(soft: pd.DataFrame, until: float) -> str:
     known = soft[soft.state == LEFT]
     early = [_early(curve, until) for curve in known.curve]
     jumps = list(known.verdict == UNCLEAR)
-    if any(z > _SIGNIFICANT and not jump for z, jump in zip(early, jumps, strict=True)):
+    if any(z > Z95 and not jump for z, jump in zip(early, jumps, strict=True)):
         return METRIC
-    if early and all(jumps) and all(z < -_SIGNIFICANT for z in early):
+    if early and all(jumps) and all(z < -Z95 for z in early):
         return MODEL
     return UNCLEAR
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxllm.analysis.stats import Array
+from jaxllm.analysis.stats import Z95, Array
 from jaxllm.errors import UserError
 
 SCALE, WEIGHTS = 5.0, np.linspace(1e-6, 1 - 1e-6, 25)  # the package's defaults
@@ -38,7 +38,7 @@ def mauve(human: Array, generated: Array, seed: int = 0) -> Mauve:
     found = compute_mauve(p_features=human, q_features=generated, seed=seed, verbose=False)
     counts = (np.rint(len(x) * h) for x, h in ((human, found.p_hist), (generated, found.q_hist)))
     bias, stderr = jackknife(*counts)
-    value, half = float(found.mauve), 1.96 * stderr
+    value, half = float(found.mauve), Z95 * stderr
     low, high, corrected = np.clip([value - half, value + half, value - bias], 0, 1).tolist()
     return Mauve(value, low, high, corrected, found.num_buckets)
 

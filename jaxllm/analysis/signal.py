@@ -18,7 +18,7 @@ from scipy import stats
 from jaxllm.analysis.curves import Curves
 from jaxllm.analysis.finding import amount
 from jaxllm.analysis.onsets import above_guess
-from jaxllm.analysis.stats import near_equal
+from jaxllm.analysis.stats import Z95, near_equal
 
 LATE = 10  # most checkpoints that noise is measured on
 AVERAGED = 5  # most checkpoints whose mean stands for a run
@@ -28,7 +28,6 @@ _PAIRS = 3  # fewest pairs of runs for a comparison
 _EQUAL = 1.1  # sizes and lengths of runs that differ by a smaller factor are equal
 _ROW = ["task", "metric"]
 _DECISION = ("pairs", "accuracy", "low", "high", "p")
-_Z = 1.96  # of 95% intervals
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,7 +198,7 @@ def agreement(of: pd.DataFrame) -> tuple[float, ...]:
         return (math.nan,) * len(_DECISION)
     variance = float((k * (k - 1) * (2 * k + 5)).sum()) / 18
     share = float((a == b)[decided].mean())
-    z2 = _Z**2 * variance / independent**2 / float(decided.mean())
+    z2 = Z95**2 * variance / independent**2 / float(decided.mean())
     half = math.sqrt(z2 * share * (1 - share) + z2**2 / 4)
     low, high = ((share + z2 / 2 + side) / (1 + z2) for side in (-half, half))
     p = float(stats.norm.sf((float((a * b).mean()) * independent - 1) / math.sqrt(variance)))

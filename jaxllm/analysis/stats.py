@@ -11,6 +11,7 @@ import pandas as pd
 from scipy import stats
 
 Array = npt.NDArray[np.float64]
+Z95 = 1.96  # half-width of a normal 95 % interval, in standard errors
 
 
 @dataclasses.dataclass(frozen=True)

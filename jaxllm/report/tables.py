@@ -17,6 +17,8 @@ from jaxllm.analysis.curves import curves, is_share, of_metric
 from jaxllm.analysis.finding import amount
 from jaxllm.analysis.onsets import gain_share, trajectories
 from jaxllm.analysis.registry import Study
+from jaxllm.analysis.scaling.fit import finished
+from jaxllm.analysis.stats import Z95
 from jaxllm.errors import UserError
 from jaxllm.report import differences, numbers
 from jaxllm.report.charts.axes import CLOCKS
@@ -36,7 +38,6 @@ LOGGED = {
 }
 """The quantities of metrics.jsonl that are charted beside the losses, and their titles."""
 
-_BAND = 1.96  # standard errors
 _POINTS_PER_CURVE = 1200
 
 
@@ -299,7 +300,7 @@ def _own(points: pd.DataFrame, parents: Mapping[str, tuple[str, float]]) -> pd.D
 
 def _charted(points: pd.DataFrame, losses: pd.DataFrame) -> pd.DataFrame:
     """Points with their band, and the interpolated training loss; NaN where none is logged."""
-    low, high = points.value - _BAND * points.stderr, points.value + _BAND * points.stderr
+    low, high = points.value - Z95 * points.stderr, points.value + Z95 * points.stderr
     share = of_metric(is_share, points.metric)
     loss = pd.Series(math.nan, index=points.index)
     for run, logged in losses.dropna(subset="value").sort_values("step").groupby("run"):
@@ -313,15 +314,16 @@ def _charted(points: pd.DataFrame, losses: pd.DataFrame) -> pd.DataFrame:
 def _overview(run: RunData) -> Overview:
     tables = (run.records, run.metrics, run.checkpoints)
     largest = pd.concat([_finite(table, ["params", "tokens", "flops"]) for table in tables]).max()
-    final = ["wall_seconds", "time/evaluation", "loss", "restarts"]
+    final = ["wall_seconds", "time/evaluation", "restarts"]
     last = _finite(run.metrics, final).ffill().tail(1).max()
+    losses = _finite(run.metrics, ["tokens", "loss"]).dropna().assign(run=run.name)
     return Overview(
         run=run.name,
         family=str(run.records.family.iloc[-1]) if len(run.records) else "",
         **largest,
         wall_seconds=last.wall_seconds,
         evaluation_share=last["time/evaluation"],
-        final_loss=last.loss,
+        final_loss=finished(losses, "loss").loss.max(),
         checkpoints=run.records.step.nunique(),
         restarts=int(last.restarts) if last.restarts >= 0 else 0,
         planned_tokens=run.planned_tokens,

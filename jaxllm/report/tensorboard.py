@@ -41,6 +41,7 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from tensorboard.util.tensor_util import make_tensor_proto
 
 from jaxllm.analysis.curves import is_share
+from jaxllm.analysis.stats import Z95
 from jaxllm.io import is_remote
 from jaxllm.report.numbers import UNITS, metric_name
 from jaxllm.run.records import OK, OPTION_PERPLEXITIES, Record
@@ -52,7 +53,6 @@ if TYPE_CHECKING:
     from jaxllm.report.tables import Tables
 
 _IMAGE_SCALE = 2.0
-_BAND = 1.96  # standard errors
 _UPLOAD_BYTES = 4 << 20
 
 
@@ -145,7 +145,7 @@ def _scalars(record: Record) -> dict[str, float]:
     if not record.primary:
         return {_tag(record): record.value}
     least, most = (0.0, 1.0) if is_share(record.metric) else (-math.inf, math.inf)
-    reach, margins = _BAND * record.stderr, f"margins/{record.domain}/{record.task}"
+    reach, margins = Z95 * record.stderr, f"margins/{record.domain}/{record.task}"
     values = {
         _tag(record): record.value,
         f"{margins}/low": max(record.value - reach, least),

@@ -1,5 +1,6 @@
 """Normalized loss curves: the published ladder, and how often the check alarms for nothing."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -101,3 +102,32 @@ def test_nothing_is_said_without_siblings() -> None:
     other = simulated(rng, "other", 1e9).assign(tokens=lambda rows: 3 * rows.tokens)
     assert collapse(Study(NOTHING, losses=pd.concat([one, other]))).refused
     assert leaves_collapse(Study(NOTHING, losses=one, planned_tokens={"one": 4e9}), "one") is None
+
+
+def test_only_siblings_are_compared() -> None:
+    """Of one family and one schedule, where they are known."""
+    rng = np.random.default_rng(2)
+    runs = [simulated(rng, str(i), 1e8 * 2**i) for i in range(4)]
+    study = Study(NOTHING, losses=pd.concat(runs), planned_tokens={"3": 16e9})
+    cosine, linear = 1 + np.cos(np.pi * X), np.linspace(1, 0.5, 300)
+    rates = {"0": cosine, "1": 3 * cosine[::2], "2": cosine, "3": cosine}
+    assert len(_runs(dataclasses.replace(study, planned_rates=rates))) == 3
+    assert leaves_collapse(dataclasses.replace(study, planned_rates=rates), "3") is not None
+    others = dataclasses.replace(study, planned_rates=rates | {"2": linear})
+    assert set(_runs(others)) == {"0", "1"} and leaves_collapse(others, "3") is None
+    families = pd.DataFrame({"run": ["0", "1", "2"], "family": ["a", "b", "b"]})
+    of_families = dataclasses.replace(study, records=families.reindex(columns=COLUMNS))
+    assert set(_runs(of_families)) == {"1", "2"}
+
+
+def _runs(study: Study) -> list[str]:
+    return list(collapse(study).table.run.unique())
+
+
+def test_three_sizes_do_not_tell_an_irreducible_loss() -> None:
+    rng = np.random.default_rng(3)
+    for count in (3, 4):
+        runs = [simulated(rng, str(i), 1e8 * 2**i) for i in range(count)]
+        found = collapse(Study(NOTHING, losses=pd.concat(runs)))
+        assert found.table.excess.isna().all() == ("irreducible" not in found.sentence)
+        assert ("irreducible" in found.sentence) == (count == 4)

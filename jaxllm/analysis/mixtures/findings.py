@@ -11,10 +11,10 @@ from jaxllm.analysis.mixtures.choice import Fit
 from jaxllm.analysis.mixtures.propose import propose
 from jaxllm.analysis.mixtures.swarm import NATURAL
 from jaxllm.analysis.registry import DATA, Study, analysis
+from jaxllm.analysis.stats import Z95
 from jaxllm.errors import UserError
 
 STEP = 0.1  # of the training data, which a domain takes the place of
-_SIGMAS = 1.96  # of a 95 % interval
 
 
 def _laws(study: Study) -> Fit | str:
@@ -116,7 +116,7 @@ def domain_effects(study: Study) -> list[Finding]:
     for target, law in fitted.predict.items():
         effects = law(changed, None) - law(natural[None], None)
         for domain, effect in zip(runs.domains, effects.T, strict=True):
-            reach = _SIGMAS * float(effect[1:].std())
+            reach = Z95 * float(effect[1:].std())
             rows.append((domain, target, effect[0], effect[0] - reach, effect[0] + reach))
     table = pd.DataFrame(rows, columns=["domain", "target", "effect", "low", "high"])
     lines = []

@@ -16,11 +16,11 @@ import pandas as pd
 from jaxllm.analysis.curves import Array
 from jaxllm.analysis.mixtures.choice import Fit
 from jaxllm.analysis.mixtures.guards import Guards, broken
+from jaxllm.analysis.stats import Z95
 from jaxllm.data.repetition import MAX_EPOCHS
 from jaxllm.errors import UserError
 
 _DRAWN, _ROUNDS, _AVERAGED = 5000, 3, 100
-_SIGMAS = 1.96  # of a 95 % interval
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,6 +226,6 @@ def _predictions(values: Array, noise: float) -> pd.DataFrame:
     }
     rows = []
     for name, (draws, error) in columns.items():
-        reach = _SIGMAS * float(np.hypot(draws[1:].std(), error))
+        reach = Z95 * float(np.hypot(draws[1:].std(), error))
         rows.append((name, draws[0], draws[0] - reach, draws[0] + reach))
     return pd.DataFrame(rows, columns=["mixture", "value", "low", "high"])

@@ -95,7 +95,7 @@ def _finding(
     approach: str, draws: Array, table: pd.DataFrame, flops: float, count: int,
     notes: tuple[str, ...], seen: pd.DataFrame | None = None,
 ) -> ComputeOptimal:  # fmt: skip
-    """Finding with the optimum at `flops`, the largest budget, where it is among those `seen`."""
+    """Finding with the optimum at `flops`, the largest budget, if among the runs `seen`, if any."""
     exponent = IntervalEstimate.of(draws[:, 1])
     params = math.exp(draws[0, 0] + draws[0, 1] * math.log(flops))
     tokens = flops / 6 / params
@@ -106,7 +106,8 @@ def _finding(
             optimum = "beyond the sizes or the tokens of these runs"
     sentence = (
         f"From {approach} ({count} points), the compute-optimal size grows as C^a with "
-        f"a = {exponent}; at {power_of_ten(flops)} FLOPs, the largest budget, it is {optimum}."
+        f"a = {exponent}; at {power_of_ten(flops)} FLOPs, the largest budget"
+        f"{' with an optimum' if seen is None else ''}, it is {optimum}."
     )
     return ComputeOptimal(sentence, table, notes=notes, params_exponent=exponent, draws=draws)
 

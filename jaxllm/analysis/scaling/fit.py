@@ -29,7 +29,8 @@ _LOSSES = {
     "word_perplexity": "log perplexity of the words",
 }
 _NOTHING = pd.DataFrame(columns=["run", "params", "tokens", "flops", "loss"], dtype=float)
-_LATE, _LAST = 0.15, 5  # share of a run's tokens at its end, and measurements there, of its loss
+_LATE = 0.15  # share of a run's tokens at its end that tells its final loss
+_DENSE = 100  # parts of a log of which the last tells the final loss, if of more measurements
 _FAR, _FREE = 10.0, 10  # robust standard deviations of an outlier, and residuals that tell them
 
 
@@ -106,17 +107,22 @@ def family_losses(study: Study) -> Losses:
     return Losses(points, name, kind, tuple(notes))
 
 
-def finished(rows: pd.DataFrame, *columns: str) -> pd.DataFrame:
+def finished(rows: pd.DataFrame, *columns: str, last: int = 5) -> pd.DataFrame:
     """A row per run, at its last tokens: means of `columns` over its last measurements.
 
-    They are the last five (Bhagia et al., arXiv 2412.04403), those in the last 15 % of the tokens.
+    They are the `last` five (Bhagia et al., arXiv 2412.04403), or hundredth of a dense log, in the
+    last 15 % of the tokens.
     """
     rows = rows.sort_values("tokens", kind="stable")
-    end = rows.groupby("run").tokens.transform("max")
-    late = rows[rows.tokens >= (1 - _LATE) * end].groupby("run", sort=False).tail(_LAST)
-    last = late.groupby("run", sort=False, as_index=False).tail(1)
+    tokens = rows.groupby("run", sort=False).tokens
+    count = np.maximum(last, tokens.transform("size") // _DENSE)
+    late = rows[
+        (tokens.cumcount(ascending=False) < count)
+        & (rows.tokens >= (1 - _LATE) * tokens.transform("max"))
+    ]
+    ends = late.groupby("run", sort=False).tail(1)
     means = late.groupby("run", sort=False)[list(columns)].mean()
-    return last.assign(**{name: last.run.map(means[name]).astype(float) for name in columns})
+    return ends.assign(**{name: ends.run.map(means[name]).astype(float) for name in columns})
 
 
 def outliers(residual: Array, parameters: int) -> npt.NDArray[np.bool_]:

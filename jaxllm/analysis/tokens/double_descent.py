@@ -4,8 +4,9 @@ import dataclasses
 
 import numpy as np
 
+from jaxllm.analysis.stats import Z95
 from jaxllm.analysis.tokens import noise
-from jaxllm.analysis.tokens.subsets import Z, clustered_mean
+from jaxllm.analysis.tokens.subsets import clustered_mean
 from jaxllm.analysis.tokens.trends import Floats, Ints, Steps
 from jaxllm.errors import UserError
 
@@ -43,7 +44,7 @@ def double_descent(losses: Floats, steps: Steps, documents: Ints, seed: int = 0)
     peak = int(np.argmax(_prominence(curve)))
     at = [int(np.argmin(curve[: peak + 1])), peak, peak + int(np.argmin(curve[peak:]))]
     moves, stderr = clustered_mean(losses[peak] - losses[[at[0], at[2]]], documents)
-    low, high = (moves - Z * stderr).tolist(), (moves + Z * stderr).tolist()
+    low, high = (moves - Z95 * stderr).tolist(), (moves + Z95 * stderr).tolist()
     polynomial = np.polynomial.legendre.legvander(np.linspace(-1, 1, len(curve)), _DEGREE)
     design = np.column_stack([polynomial, np.log(np.maximum(steps, 1))])
     fit = noise.fit(np.repeat(curve[:, None], _DRAWS, axis=1), design)

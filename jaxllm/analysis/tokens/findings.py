@@ -15,12 +15,12 @@ from scipy import stats
 
 from jaxllm.analysis.finding import Finding, amount
 from jaxllm.analysis.registry import TOKENS, Study, analysis
-from jaxllm.analysis.stats import false_discovery
+from jaxllm.analysis.stats import Z95, false_discovery
 from jaxllm.analysis.tokens import trends
 from jaxllm.analysis.tokens.double_descent import double_descent
 from jaxllm.analysis.tokens.kinds import shares_by_kind, token_kinds
 from jaxllm.analysis.tokens.runs import TokenRun, TokenStudy
-from jaxllm.analysis.tokens.subsets import Z, clustered_mean, overlap, subset_perplexity
+from jaxllm.analysis.tokens.subsets import clustered_mean, overlap, subset_perplexity
 from jaxllm.errors import UserError
 
 AFTER = 0.2  # share of training after which subsets are chosen: the paper's figures 3 and 4
@@ -53,7 +53,7 @@ def _shares(study: TokenStudy) -> Finding:
             classes = trends.token_trends(run.losses, steps, after).controlled()
             for index, name in enumerate(trends.TRENDS):
                 share, stderr = clustered_mean(classes == index, study.token_set.documents)
-                low, high = max(share - Z * stderr, 0.0), share + Z * stderr
+                low, high = max(share - Z95 * stderr, 0.0), share + Z95 * stderr
                 row = {"run": run.run, "after": 100 * after, "trend": name, "share": share}
                 rows.append(row | {"low": low, "high": high})
     table = pd.DataFrame(rows)

@@ -7,9 +7,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from jaxllm.analysis.stats import Z95
 from jaxllm.analysis.tokens.trends import TRENDS, Classes, Floats, Ints
-
-Z = 1.96  # half-width of a 95 % interval, in standard errors
 
 
 def clustered_mean(values: npt.NDArray[np.generic], documents: Ints) -> Floats:
@@ -32,7 +31,7 @@ def clustered_mean(values: npt.NDArray[np.generic], documents: Ints) -> Floats:
 def subset_perplexity(losses: Floats, subset: npt.NDArray[np.bool_], documents: Ints) -> Floats:
     """Perplexity [3, S] of a subset [n] by losses [S, n], and its 95 % interval over documents."""
     mean, stderr = clustered_mean(losses[:, subset], documents[subset])
-    return np.exp([mean, mean - Z * stderr, mean + Z * stderr])
+    return np.exp([mean, mean - Z95 * stderr, mean + Z95 * stderr])
 
 
 def overlap(

@@ -22,6 +22,7 @@ from jaxllm.analysis.mixtures.findings import STEP
 from jaxllm.analysis.perplexity_axis import CLOCKS
 from jaxllm.analysis.registry import Study
 from jaxllm.analysis.rises import SUDDEN
+from jaxllm.analysis.stats import Z95
 from jaxllm.report.charts import marks
 from jaxllm.report.charts.specs import Chart
 from jaxllm.report.charts.trajectories import side_by_side
@@ -135,8 +136,8 @@ def branches(finding: Finding, study: Study) -> Chart | None:
     """The change of each task from the beginning of a branch to its end."""
     several = finding.table.run.nunique() > 1
     rows = finding.table.assign(
-        low=finding.table.change - 1.96 * finding.table.stderr,
-        high=finding.table.change + 1.96 * finding.table.stderr,
+        low=finding.table.change - Z95 * finding.table.stderr,
+        high=finding.table.change + Z95 * finding.table.stderr,
         row=finding.table.task + (" · " + finding.table.run if several else ""),
     )
     title = "change of the score since the branch began"

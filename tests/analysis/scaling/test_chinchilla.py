@@ -157,6 +157,7 @@ def test_a_budget_without_a_minimum_is_left_out_and_said() -> None:
     falling = data.assign(loss=np.where(first, 5 * data.params**-0.02, data.loss))
     found = chinchilla.isoflop(falling, draws=60)
     assert len(found.table) == 8
+    assert "the largest budget with an optimum" in found.sentence
     assert found.notes == ("1 budgets have no minimum between their smallest and largest size",)
     assert covers(found.params_exponent, EXPONENT)
 

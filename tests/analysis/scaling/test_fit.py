@@ -10,7 +10,7 @@ from scipy import optimize, special
 from jaxllm.analysis.registry import Study
 from jaxllm.analysis.scaling import fit
 from jaxllm.analysis.scaling.chinchilla import compute_optimal
-from jaxllm.analysis.scaling.fit import IntervalEstimate
+from jaxllm.analysis.scaling.fit import IntervalEstimate, finished
 from jaxllm.analysis.scaling.kaplan import loss_laws
 from jaxllm.run.records import COLUMNS
 from tests.analysis.scaling.helpers import covers
@@ -138,3 +138,15 @@ def test_the_training_loss_goes_before_others() -> None:
     losses = fit.family_losses(Study(families(), losses=logged[columns]))
     assert (losses.kind, losses.name) == (fit.TRAINING, "training loss")
     assert fit.family_losses(Study(families().head(0))).points.empty
+
+
+def test_the_final_loss_is_the_mean_of_the_last_measurements() -> None:
+    def log(count: int) -> pd.DataFrame:
+        return pd.DataFrame({"run": "a", "tokens": np.arange(1, count + 1.0),
+                             "loss": np.arange(float(count))})  # fmt: skip
+
+    assert finished(log(40), "loss").loss.tolist() == [37.0]  # 35 to 39
+    assert finished(log(40), "loss", last=3).loss.tolist() == [38.0]
+    assert finished(log(2000), "loss").loss.tolist() == [1989.5]  # 1980 to 1999
+    assert finished(log(7), "loss").loss.tolist() == [5.5]  # at 6 and 7 of 7 tokens
+    assert finished(log(0), "loss").empty

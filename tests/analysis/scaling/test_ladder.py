@@ -1,5 +1,6 @@
 """Two-step ladders: planted truth, refusals, and published runs above the ladder."""
 
+import dataclasses
 import gzip
 import json
 import math
@@ -47,6 +48,13 @@ def test_the_run_above_the_ladder_is_predicted_within_its_interval() -> None:
         errors.append(abs(ahead.accuracy.value - truth))
     assert np.mean(hits) >= 0.8
     assert np.mean(errors) < 0.025
+
+
+def test_an_accuracy_stays_a_share() -> None:
+    found = ladder(rungs(noise=0.05), chance=0.25, draws=40)
+    for method in (TWO_STEPS, DIRECT):
+        ahead = dataclasses.replace(found, method=method).at(1e12, 1e14).accuracy
+        assert 0 <= ahead.low <= ahead.value <= ahead.high <= 1
 
 
 def test_without_noise_both_steps_come_back() -> None:
