@@ -42,7 +42,8 @@ _LAMBADA = "lambada"
     place=45,
     caption="Mean accuracy by log perplexity, parameters or FLOPs. Sizes count alike; each is "
     "predicted from the others, without the first tenth of a run. Intervals resample the tasks, "
-    "for these runs. At most eight sizes are drawn. Linear or sudden: BIG-bench's L and B.",
+    "for these runs. At most eight sizes are drawn. Lines of accuracy are moving averages over "
+    "checkpoints, which lag behind the dots. Linear or sudden: BIG-bench's L and B.",
     method="Leave-one-size-out regression of the logit of accuracy above chance, with a bootstrap "
     "over tasks; the figures of arXiv 2212.09803, section 5.",
 )
@@ -120,11 +121,35 @@ def _of_family(points: pd.DataFrame, running: Collection[str]) -> Iterator[Findi
         )
         if not apart:
             sentence = "The curves of the sizes overlap at no checkpoint by each of the clocks."
-        yield Finding(sentence, scored, title="Accuracy by held-out perplexity")
+        yield Finding(sentence, _smooth(scored, "run"), title="Accuracy by held-out perplexity")
+        yield _each_task(at, complete)
     yield from _options(points, at)
     last = at.drop_duplicates("size", keep="last")
     ends = ", ".join(f"{row.perplexity:.3g} at {row.size}" for row in last.itertuples(index=False))
     yield Finding(f"That of {text} ends at {ends}.", at, title="Held-out perplexity by FLOPs")
+
+
+def _smooth(table: pd.DataFrame, *by: str) -> pd.DataFrame:
+    """With `smoothed`, half of the one before and half of the new, as in the paper's figure 8."""
+    average = lambda y: y.ewm(alpha=0.5, adjust=False).mean()
+    return table.assign(smoothed=table.groupby([*by]).accuracy.transform(average))
+
+
+def _each_task(at: pd.DataFrame, accuracy: pd.DataFrame) -> Finding:
+    """Accuracy of each task by held-out perplexity, from `accuracy` by run and step."""
+    long = accuracy.melt(var_name="task", value_name="accuracy", ignore_index=False)
+    table = at.merge(long.reset_index())
+    follows = -table.groupby("task")[["perplexity", "accuracy"]].corr("spearman").iloc[::2, 1]
+    follows = follows.droplevel(1).fillna(0.0).sort_values(ascending=False)  # 0 if it is constant
+    best, worst = (f"{name} ({value:.2f})" for name, value in follows.iloc[[0, -1]].items())
+    sentence = (
+        f"Of {len(follows)} tasks over all sizes and checkpoints, accuracy follows held-out "
+        f"perplexity most in {best} and least in {worst}, by rank correlation with its fall."
+    )
+    table = table.set_index("task").loc[follows.index].reset_index()
+    return Finding(
+        sentence, _smooth(table, "run", "task"), title="Each task by held-out perplexity"
+    )
 
 
 def fit(points: pd.DataFrame, accuracy: Array, chance: Array) -> Finding:

@@ -17,6 +17,7 @@ from tests.analysis.planted import table
 SIZES = (10e6, 30e6, 100e6, 300e6)
 TOKENS = np.geomspace(1e8, 1e10, 12)
 TITLE, ACCURACY = "Held-out perplexity as the axis", "Accuracy by held-out perplexity"
+EACH = "Each task by held-out perplexity"
 OPTIONS, RISES = "Right and wrong options", "Linear or sudden over sizes"
 CHANCE = np.array([0.25, 0.5, 0.25, 0.2] * 2)
 
@@ -260,14 +261,32 @@ def test_every_card_has_its_chart_with_a_line_per_size():
     study = Study(suite(by_perplexity, more=more))
     found = axis.perplexity_axis(study)
     drawn = {one.title: split(charts.perplexity_axis(one, study)) for one in found}
-    assert len(drawn) == 5
+    assert len(drawn) == 6
     panels = drawn["Accuracy by held-out perplexity"][0]["concat"]
     scales = [panel["layer"][0]["encoding"]["x"] for panel in panels]
     assert [x["field"] for x in scales] == [*axis.CLOCKS]
     assert [x["scale"]["reverse"] for x in scales] == [True, False, False, False]
+    layers = drawn["Each task by held-out perplexity"][0]["concat"][0]["layer"]
+    assert [layer["encoding"]["y"]["field"] for layer in layers] == ["smoothed", "accuracy"]
     for title in list(drawn)[2:]:
         field, sizes = legend(*drawn[title])
         assert field == "size" and len(sizes) == len(SIZES), title
+
+
+def test_accuracies_of_tasks_are_smoothed_as_in_the_paper():
+    """Each value is half of the one before and half of the new."""
+    records = suite(by_perplexity)
+    noise = records.assign(value=np.random.default_rng(0).uniform(size=len(records)))
+    records = records.where(records.task != "t3", noise)
+    found = of_title(records, EACH)
+    assert "least in t3 (" in found.sentence and "(1.00)" in found.sentence
+    for scored in (found.table, of_title(records, ACCURACY).table):
+        keys = [name for name in ("run", "task") if name in scored]
+        for _, rows in scored.groupby(keys):
+            wanted = [rows.accuracy.iloc[0]]
+            for new in rows.sort_values("tokens").accuracy[1:]:
+                wanted.append(0.5 * wanted[-1] + 0.5 * new)
+            np.testing.assert_allclose(rows.smoothed, wanted)
 
 
 def test_two_families_are_told_apart():

@@ -29,7 +29,7 @@ from jaxllm.report.charts.trajectories import side_by_side
 from jaxllm.report.theme import DISTINCT
 
 _PERCENT = "format(100 * datum.value, '.0f')"
-_MOST_ROWS = 40
+_MOST_ROWS, _MOST_PANELS = 40, 12
 _MOST_NUMBERS = 10  # with a sign and three digits that stand side by side
 
 
@@ -186,6 +186,17 @@ def perplexity_axis(finding: Finding, study: Study) -> Chart | None:
         rows = table.assign(text=(100 * table.accuracy).map("{:.0f}".format))
         rows, label = _by(rows, "task", rows.task.unique()), "final accuracy, in percent"
         return marks.matrix(rows, "size", "task", "accuracy", label, text="text", legend=_PERCENT)
+    if "task" in table:
+        panels = [
+            (
+                task,
+                marks.lines(
+                    table[table.task == task], "perplexity", "accuracy", (title, "accuracy"), down
+                ),
+            )
+            for task in table.task.unique()[:_MOST_PANELS]
+        ]
+        return side_by_side(panels, 3)
     if "accuracy" in table:
         panels = [
             (f"By {name}", marks.lines(table, x, "accuracy", (name, "mean accuracy"), down))

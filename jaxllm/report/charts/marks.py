@@ -154,7 +154,8 @@ def lines(
 ) -> Chart:
     """A line per run of `y` over `x`, coloured by its `size`, of at most `DISTINCT` sizes.
 
-    x and perplexities are logarithmic, the axes of `falling` go down, lines differ by `dash`.
+    x and perplexities are logarithmic, the axes of `falling` go down, lines differ by `dash`. Dots
+    are of `y`, lines of the column `smoothed` if there is one.
     """
     sizes = _distinct(*table["size"])
     chosen = np.unique(np.linspace(0, len(sizes) - 1, DISTINCT).round().astype(int))
@@ -173,7 +174,10 @@ def lines(
         tooltip=[*_tooltips(":N", "run", dash), *_tooltips(":Q", x, y)],
     )
     dashes = alt.StrokeDash(f"{dash}:N", legend=None) if dash else alt.Undefined
-    layers = [base.mark_line(strokeWidth=1.4).encode(strokeDash=dashes), base.mark_circle(size=18)]
+    line = base.mark_line(strokeWidth=1.4).encode(strokeDash=dashes)
+    if "smoothed" in table:
+        line = line.encode(y=alt.Y("smoothed:Q", **place(y, titles[1])))
+    layers = [line, base.mark_circle(size=18)]
     shown = table[table["size"].isin(colours.domain)]
     return layered(layers, shown, 230, f"{titles[1]} against {titles[0]}.")
 
