@@ -1,9 +1,13 @@
-"""Four tasks of SuperGLUE (Wang et al. 2019, 1905.00537): `copa`, `rte`, `wic`, `record`.
+"""Five tasks of SuperGLUE (Wang et al. 2019, 1905.00537): `boolq`, `copa`, `rte`, `wic`, `record`.
 
-Files: EVAL_DIR/superglue/{COPA,RTE,WiC,ReCoRD}/{train,val}.jsonl, from the authors' archives of
-version 2. Licences: COPA BSD-2-Clause, WiC CC BY-NC 4.0, the others by their sources.
+Files: EVAL_DIR/superglue/{BoolQ,COPA,RTE,WiC,ReCoRD}/{train,val}.jsonl, from the authors' archives
+of version 2. Licences: BoolQ CC BY-SA 3.0, COPA BSD-2-Clause, WiC CC BY-NC 4.0, the others by their
+sources.
 The val split, shots drawn from train; scored on the texts of the options.
 
+boolq: yes/no questions about a passage, which begins with its title, unlike those of
+  google-research-datasets/boolean-questions (Clark et al. 2019, 1905.10044); "Question: …?",
+  "Answer:", no or yes. Chance 1/2 (62 % are yes).
 copa: which of two sentences is the cause or the effect of the premise; the premise, "because" or
   "therefore". Chance 1/2. Two spaces precede an option, as in the harness.
 rte: whether the second sentence follows; "Question: … True or False?", "Answer:". Chance 1/2.
@@ -12,7 +16,7 @@ wic: whether a word has the same meaning in two sentences; "Question: Is the wor
 record: which entity of a news story fills the blank of a sentence; the story, its highlights, and
   the sentence with each entity. Its accuracy is the harness' em (any of several correct entities
   counts); the harness' token f1 is not computed.
-As lm-evaluation-harness' `copa`, `sglue_rte`, `wic` and `record`.
+As lm-evaluation-harness' `boolq`, `copa`, `sglue_rte`, `wic` and `record`.
 """
 
 from __future__ import annotations
@@ -34,12 +38,20 @@ SOURCES = tuple(
         inside=f"{name}/",
     )
     for name, digest in (
+        ("BoolQ", "853fbe7922f70c59629f06a39e8d9ca440c3d740e760fd3b87a5ddf3dcba2436"),
         ("COPA", "405906cddac74bc1e1ce8220f1107d1025b66a25ef10149d91b10bb30651125f"),
         ("RTE", "6310aab3f000424c9d0318a1ff20692e07c7f4aa15e8f17a5972ea0a35c398b9"),
         ("WiC", "ee7e67f4ae9eafbf533780faa198e62167f3cda54256cdf261877be3c0e90900"),
         ("ReCoRD", "30c7b651ab21b8bf8fab986495cd1084333010e040548f861b839eec0044ac18"),
     )
 )
+
+
+def boolq(path: epath.Path) -> Iterator[Choice]:
+    """The questions about passages in one file."""
+    for row in read_rows(path):
+        context = f"{field(row, 'passage')}\nQuestion: {field(row, 'question')}?\nAnswer:"
+        yield question(row, context, (" no", " yes"), index_of(row, "label", (False, True)))
 
 
 def copa(path: epath.Path) -> Iterator[Choice]:
@@ -98,6 +110,7 @@ def _blank(row: Row, context: str, entities: list[str]) -> Choice:
 
 
 TASKS: dict[str, tuple[str, Callable[[epath.Path], Iterator[Choice]], str, float | None]] = {
+    "boolq": ("BoolQ", boolq, "reading", 1 / 2),
     "copa": ("COPA", copa, "commonsense", 1 / 2),
     "rte": ("RTE", rte, "reasoning", 1 / 2),
     "wic": ("WiC", wic, "language", 1 / 2),

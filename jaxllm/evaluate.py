@@ -96,7 +96,12 @@ def make_scorer(args: argparse.Namespace, run: Run, read: Callable[..., Any]) ->
 
     `read(entry, model, mesh)` restores the parameters of a checkpoint.
     """
-    config = selected_tasks(args)
+    from jaxllm.evaluation.selection import select
+
+    config = eval_config(args)
+    if not config.names:
+        raise UserError("the run has no evaluation tasks: name some with --tasks=TASK,TASK")
+    select(config)  # raises early for an unknown task or a missing file
     runtime.import_seqio()
     runtime.join_hosts(args)
     runtime.enable_compilation_cache()
@@ -119,17 +124,6 @@ def make_scorer(args: argparse.Namespace, run: Run, read: Callable[..., Any]) ->
         lambda step: evaluators[experiment.stages.index(experiment.at(step))],
         lambda entry: read(entry, experiment.at(entry.step).model, mesh),
     )
-
-
-def selected_tasks(args: argparse.Namespace) -> EvalConfig:
-    """The `EvalConfig` of the flags and gin, its tasks and files verified."""
-    from jaxllm.evaluation.selection import select
-
-    config = eval_config(args)
-    if not config.names:
-        raise UserError("the run has no evaluation tasks: name some with --tasks=TASK,TASK")
-    select(config)
-    return config
 
 
 def eval_config(args: argparse.Namespace) -> EvalConfig:

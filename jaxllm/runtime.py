@@ -107,6 +107,15 @@ def raise_together(error: UserError | None) -> None:
             raise error or UserError(f"host {process}: {text}")
 
 
+def on_any_process(flag: bool) -> bool:
+    """Whether it is true on some process; all processes must call it."""
+    import jax
+    from jax.experimental import multihost_utils
+
+    several = jax.process_count() > 1
+    return bool(np.any(multihost_utils.process_allgather(np.asarray(flag)))) if several else flag
+
+
 def of_first_process(value: Any) -> Any:
     """The JSON value of process 0, on every process; all processes must call it."""
     import jax

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from signal import SIGHUP, SIGINT, SIGTERM
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from jaxllm import cli, runtime
 from jaxllm.errors import UserError, one_line
@@ -145,20 +145,15 @@ def load_settings(args: argparse.Namespace) -> None:
         gin.bind_parameter("TrainConfig.branch_state", state)
 
 
-class Opened(NamedTuple):
-    """A run before its loop: its data are prepared, and its directory has their identity."""
-
-    experiment: Experiment
-    sources: list[SequenceSource]  # of each stage
-    writers: list[Writer]  # of the first host
-    health: HealthWriter | None  # one of them
-
-
 def open_run(
     experiment: Experiment, mesh: Mesh, log: Callable[[str], None],
     weights: Mapping[str, float] | None = None,
-) -> Opened:  # fmt: skip
-    """Prepare missing data, and open the run's data (`corpora.resolve`'s weights) and outputs."""
+) -> tuple[Experiment, list[SequenceSource], list[Writer], HealthWriter | None]:  # fmt: skip
+    """Prepare missing data, and open the run's data (`corpora.resolve`'s weights) and outputs.
+
+    Returns the run with its vocabulary, the sequences of each stage, and on the first host the
+    writers, of which one watches its health.
+    """
     from jaxllm.report.alarms import HealthWriter
     from jaxllm.report.delivery import AlarmConfig
     from jaxllm.report.tensorboard import TensorBoardWriter
@@ -181,10 +176,10 @@ def open_run(
         state = abstract_state(e.model, e.make_optimizer(), mesh, len(domains) if reference else 0)
         branch.check(state.params, state.training, e.saved_model())
     if not runtime.is_first():
-        return Opened(e, sources, [], None)
+        return e, sources, [], None
     data_identity.save(e.model_dir, identity, tokenizer.files)
     health = HealthWriter(e.model_dir, log, alarms)
-    return Opened(e, sources, [TensorBoardWriter(e.model_dir), health], health)
+    return e, sources, [TensorBoardWriter(e.model_dir), health], health
 
 
 def run(
@@ -232,10 +227,8 @@ def train_stack(
     """Train the runs of a file, a list of each one's flags, in one program; opens their `leases`.
 
     A run that cannot begin leaves the others alone. Runs at different steps, as after a crash,
-    follow one another. UserError if the file is malformed, or its runs cannot be stacked.
-
-    Returns:
-      The exit code: 1 unless all have trained to their end.
+    follow one another. UserError if the file is malformed, or its runs cannot be stacked. Returns
+    the exit code: 1 unless all have trained to their end.
     """
     import gin
     import jax

@@ -109,7 +109,7 @@ def test_a_restart_finds_data_vocabulary_and_programs(monkeypatch: pytest.Monkey
     run, columns = KeyValueStore(RUN), ["step", "loss", "grad_norm"]
     before = Run(RUN).metrics()
     run.delete(run.names("checkpoints/4/"))
-    monkeypatch.setattr("jaxllm.data.prepare.TokenizeTask.__call__", None)
+    monkeypatch.setattr("jaxllm.data.prepare.tokenize_part", None)
     monkeypatch.setattr("jaxllm.data.vocabularies.train_sentencepiece", None)
     events: list[str] = []
     compile_step = step.compile_train_step

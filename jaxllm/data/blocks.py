@@ -25,8 +25,7 @@ def write(files: KeyValueStore, contents: Mapping[str, bytes]) -> None:
 def start_reads(files: KeyValueStore, ranges: Sequence[ByteRange]) -> Callable[[], list[bytes]]:
     """Start to read ranges of the contents of files, all at once.
 
-    Returns:
-      A function that waits for them; `Damaged` if a file is missing, too short or not as written.
+    The result waits for them; `Damaged` if a file is missing, too short or not as written.
     """
     blocks = [(start // CONTENT, -(-stop // CONTENT)) for _, start, stop in ranges]
     wait = files.start_reads(

@@ -9,7 +9,6 @@ and each other token of a domain is a target with weight 1 exactly once per epoc
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Sequence
@@ -79,7 +78,7 @@ class ConcatSequences:
 
 
 class PackedSequences:
-    """The sequences of `pack`, as `PackingTask` planned them; UserError if it has not."""
+    """The sequences of `pack`, as `pack_shard` planned them; UserError if it has not."""
 
     def __init__(self, store: TokenStore, length: int) -> None:
         self._store, self._name = store, packing_name(length)
@@ -167,21 +166,18 @@ class ShardItem(NamedTuple):
     size: int
 
 
-@dataclasses.dataclass(frozen=True)
-class PackingTask:
-    """The job that plans the packing of a shard's documents into sequences of `length` inputs."""
+def pack_shard(length: int, item: ShardItem) -> None:
+    """Write the plan of a shard for sequences of `length` inputs, a job for `jaxllm.data.jobs`.
 
-    length: int
-
-    def __call__(self, item: ShardItem) -> None:
-        """Write the plan: uint32 edges and chunks of `PackPlan`, and then the sequences' number."""
-        store = TokenStore(item.directory, item.corpus)
-        plan = plan_packing(store.document_starts(item.shard), self.length)
-        name = f"{packing_name(self.length)}/{store.shards[item.shard].name}"
-        chunks = np.stack([plan.starts, plan.lengths], axis=1)
-        edges, table = plan.edges.astype("<u4").tobytes(), chunks.astype("<u4").tobytes()
-        blocks.write(store.files, {f"{name}.edges": edges, f"{name}.chunks": table})
-        write_record(store.files, name, {"sequences": len(plan.edges) - 1})
+    It is the uint32 edges and chunks of `PackPlan`, and then the sequences' number.
+    """
+    store = TokenStore(item.directory, item.corpus)
+    plan = plan_packing(store.document_starts(item.shard), length)
+    name = f"{packing_name(length)}/{store.shards[item.shard].name}"
+    chunks = np.stack([plan.starts, plan.lengths], axis=1)
+    edges, table = plan.edges.astype("<u4").tobytes(), chunks.astype("<u4").tobytes()
+    blocks.write(store.files, {f"{name}.edges": edges, f"{name}.chunks": table})
+    write_record(store.files, name, {"sequences": len(plan.edges) - 1})
 
 
 def unplanned_shards(store: TokenStore, length: int) -> list[ShardItem]:

@@ -8,12 +8,12 @@ whose corpus has changed since, does only what is missing.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import sys
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any, NamedTuple
 
 from jaxllm.data import corpora
@@ -21,7 +21,7 @@ from jaxllm.data.config import DataConfig
 from jaxllm.data.files import check_unchanged
 from jaxllm.data.formats import BadLine, Part
 from jaxllm.data.jobs import Runner, run_in_processes
-from jaxllm.data.packing import PackingTask, complete_packing, unplanned_shards
+from jaxllm.data.packing import complete_packing, pack_shard, unplanned_shards
 from jaxllm.data.store import (
     FORMAT_VERSION,
     Counts,
@@ -75,7 +75,7 @@ def prepare(
         began = time.monotonic()
         parts = {domain: corpora.parts(domain, SPLIT, config) for domain in new}
         items = [item for d in new for item in _missing(places[d].directory, parts[d])]
-        run(TokenizeTask(tokenizer), items, f"prepare {SPLIT}")
+        run(partial(tokenize_part, tokenizer), items, f"prepare {SPLIT}")
         for domain in new:
             _complete(domain, places[domain], parts[domain], tokenizer)
         print(f"prepared {SPLIT} in {time.monotonic() - began:.1f} s", file=sys.stderr)
@@ -85,7 +85,7 @@ def prepare(
     if config.layout == "pack":
         length = config.sequence_length
         shards = [one for store in stores.values() for one in unplanned_shards(store, length)]
-        run(PackingTask(length), shards, f"pack {SPLIT}")
+        run(partial(pack_shard, length), shards, f"pack {SPLIT}")
         for store in stores.values():
             complete_packing(store, length)
     return tuple(
@@ -122,38 +122,30 @@ def _missing(directory: str, parts: Sequence[Part]) -> list[PartItem]:
     return [PartItem(directory, part, part.size) for part, record in written if record is None]
 
 
-@dataclasses.dataclass(frozen=True)
-class TokenizeTask:
-    """The job that writes the shards of a part, and its record."""
+def tokenize_part(tokenizer: Tokenizer, item: PartItem) -> None:
+    """Write the shards of a part, and its record; or in its place an error that a user can mend."""
+    files = KeyValueStore(item.directory)
+    try:
+        _write_part(files, item.part, tokenizer)
+    except UserError as error:
+        files.write({f"{item.part.key}.error": str(error).encode()})
 
-    tokenizer: Tokenizer
 
-    def __call__(self, item: PartItem) -> None:
-        """Write the part; an error that a user can mend is written in its place."""
-        files = KeyValueStore(item.directory)
-        try:
-            self._write(files, item)
-        except UserError as error:
-            files.write({f"{item.part.key}.error": str(error).encode()})
-
-    def _write(self, files: KeyValueStore, item: PartItem) -> None:
-        reading = _Reading(item.part)
-        separators = self.tokenizer.separators
-        writer = ShardWriter(files, item.part.key, self.tokenizer.dtype)
-        text_bytes = found = 0
-        for tokens in _encoded(reading.batches(), self.tokenizer):
-            writer.add(tokens.ids, tokens.lengths)
-            text_bytes += tokens.text_bytes
-            found += separators.count(tokens.ids)
-        writer.flush()
-        check_unchanged(item.part)
-        documents = sum(shard.documents for shard in writer.shards)
-        size, bad = sum(shard.tokens for shard in writer.shards), len(reading.bad)
-        counts = Counts(documents, size, text_bytes, reading.empty, bad, found - documents)
-        write_part(
-            files, item.part.key, writer.shards, counts,
-            lines=reading.lines, bad_lines=reading.bad[:LISTED_BAD],
-        )  # fmt: skip
+def _write_part(files: KeyValueStore, part: Part, tokenizer: Tokenizer) -> None:
+    reading, separators = _Reading(part), tokenizer.separators
+    writer = ShardWriter(files, part.key, tokenizer.dtype)
+    text_bytes = found = 0
+    for tokens in _encoded(reading.batches(), tokenizer):
+        writer.add(tokens.ids, tokens.lengths)
+        text_bytes += tokens.text_bytes
+        found += separators.count(tokens.ids)
+    writer.flush()
+    check_unchanged(part)
+    documents = sum(shard.documents for shard in writer.shards)
+    size, bad = sum(shard.tokens for shard in writer.shards), len(reading.bad)
+    counts = Counts(documents, size, text_bytes, reading.empty, bad, found - documents)
+    listed = {"lines": reading.lines, "bad_lines": reading.bad[:LISTED_BAD]}
+    write_part(files, part.key, writer.shards, counts, **listed)
 
 
 def _complete(domain: str, place: _Place, parts: Sequence[Part], tokenizer: Tokenizer) -> None:

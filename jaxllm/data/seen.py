@@ -88,8 +88,7 @@ class History:
     def reads(self, passages: Sequence[Passage]) -> pd.DataFrame:
         """How often the tokens of the passages were read, on average, and when.
 
-        Returns:
-          A row per document read: task, document, times, skipped of these, first_step, last_step.
+        A row per document read: task, document, times, skipped of these, first_step, last_step.
         """
         rows = list[Row]()
         for task, start, stop in passages:

@@ -14,7 +14,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from jaxllm.errors import UserError
@@ -35,6 +34,7 @@ from jaxllm.models.config import ModelConfig
 from jaxllm.models.decoder import Params
 from jaxllm.models.sampling import GREEDY, Sampling
 from jaxllm.models.scoring import score_targets
+from jaxllm.runtime import on_any_process
 from jaxllm.sharding.rules import partitioning, replicated
 
 ShouldStop = Callable[[], bool]
@@ -293,8 +293,5 @@ def _flat(values: Any, dtype: Any) -> np.ndarray:
 
 def _check_interrupt(should_stop: ShouldStop) -> None:
     """Raise Interrupted if any process should stop: all of them must leave at the same batch."""
-    stop = should_stop()
-    if jax.process_count() > 1:
-        stop = bool(np.any(multihost_utils.process_allgather(np.asarray(stop))))
-    if stop:
+    if on_any_process(should_stop()):
         raise Interrupted

@@ -29,12 +29,8 @@ MAX_LAYERS = 10_000  # names are made for each
 def of_size(size: str, fields: tuple[str, ...], sizes: Mapping[str, tuple[Any, ...]]) -> Any:
     """Look up a field of ModelConfig in a family's table of sizes (gin/models/sizes.gin).
 
-    In gin `@num_layers/of_size()`: the scope names the field. Fields without a column keep their
-    default.
-
-    Args:
-      size: key of `sizes`, such as 7b.
-      fields: names of the columns of `sizes`.
+    In gin `@num_layers/of_size()`: the scope names the field. `size` is a key of `sizes`, as 7b;
+    `fields` are the names of its columns. Fields without a column keep their default.
     """
     if size not in sizes:
         raise UserError(f"SIZE = {size!r}: must be one of {', '.join(sizes)}")

@@ -29,9 +29,7 @@ def param(
 ) -> jax.Array:
     """A parameter of a module with a ModelConfig as `config`, boxed with its logical `axes`.
 
-    Args:
-      initializer: None means N(0, init_stddev).
-      dtype: of the result; None means the compute dtype.
+    Without an `initializer` it is N(0, init_stddev), without a `dtype` in the compute dtype.
     """
     config = module.config
     initializer = initializer or nn.initializers.normal(config.init_stddev)

@@ -62,9 +62,7 @@ def compile_update(
 ) -> Program:
     """Compile the train step that `jaxllm.train` would run on `mesh`; allocates nothing.
 
-    Raises:
-      OutOfDeviceMemory: the program needs more memory than a device has.
-      UserError: the configs do not fit each other or the mesh.
+    OutOfDeviceMemory if a device has too little; UserError for configs that do not fit.
     """
     e, optimizer = experiment, experiment.make_optimizer()
     e.check(mesh)

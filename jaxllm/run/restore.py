@@ -18,7 +18,6 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from jax.experimental import multihost_utils
 
 from jaxllm.errors import UserError, first_line
 from jaxllm.io import disk_errors, is_remote
@@ -26,6 +25,7 @@ from jaxllm.run import checksums
 from jaxllm.run.checksums import array_name
 from jaxllm.run.layout import MODEL, TRAINING, Layout
 from jaxllm.run.manifest import AVERAGE, IMPORTED, ManifestEntry
+from jaxllm.runtime import on_any_process
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +126,7 @@ def restore_newest(
             raise
         except Exception as error:
             report(f"checkpoint {path} is damaged and not used ({first_line(error)})")
-        if not _on_every_process(restored is not None):
+        if on_any_process(restored is None):
             continue
         assert restored
         try:
@@ -211,7 +211,7 @@ def check_readable(path: epath.Path, params: Any, training: Any) -> None:
         _check_item(path / TRAINING, training, "optimizer state")
     except Exception as error:
         problem = first_line(error)
-    if not _on_every_process(not problem):
+    if on_any_process(bool(problem)):
         raise UserError(
             f"the first checkpoint, {path}, cannot be read back "
             f"({problem or 'another process cannot read it'}): set MODEL_DIR to another directory"
@@ -257,10 +257,3 @@ def _arrays(tree: Any) -> dict[str, Any]:
     """The arrays of a tree by Orbax's names, such as 'layers/attention/query'."""
     flat = ocp.tree.to_flat_dict(ocp.tree.serialize_tree(tree, keep_empty_nodes=True))
     return {"/".join(map(str, k)): leaf for k, leaf in flat.items() if hasattr(leaf, "shape")}
-
-
-def _on_every_process(success: bool) -> bool:
-    """Whether all processes succeeded; a file unreadable on one host is unusable on all."""
-    if jax.process_count() == 1:
-        return success
-    return bool(np.all(multihost_utils.process_allgather(np.array(success))))

@@ -102,14 +102,9 @@ def write_suite(
 ) -> epath.Path:
     """Write the gin file of a suite of mixtures on top of the gin that is bound; return its path.
 
-    Args:
-      files, bindings: what has been bound, as the file binds it again.
-      times: what the parameters and the tokens of the runs are multiplied by.
-      seeds: number of seeds of each mixture; None leaves them alone.
-      about: how the mixtures came about, for a comment.
-
-    Raises:
-      UserError: the bound axes are not of one size that could grow.
+    `files` and `bindings` have been bound, as the file binds them again; `times` multiplies the
+    parameters and tokens of the runs; `seeds` is their number for each mixture, None leaves them
+    alone; `about` is a comment. UserError if the bound axes are not of one size that could grow.
     """
     axes = SuiteConfig().axes
     sizes = {} if isinstance(axes, tuple) else {name: axes[name] for name in DIAL if name in axes}

@@ -11,9 +11,9 @@ from jaxllm.data import store as storing
 from jaxllm.data.packing import (
     ConcatSequences,
     PackedSequences,
-    PackingTask,
     complete_packing,
     empty_sequences,
+    pack_shard,
     plan_packing,
     unplanned_shards,
 )
@@ -73,7 +73,7 @@ def epoch(layout: ConcatSequences | PackedSequences) -> dict[str, np.ndarray]:
 def open_layout(store: TokenStore, layout: str) -> ConcatSequences | PackedSequences:
     if layout == "pack":
         for item in unplanned_shards(store, T):
-            PackingTask(T)(item)
+            pack_shard(T, item)
         complete_packing(store, T)
         assert not unplanned_shards(store, T)
         return PackedSequences(store, T)

@@ -69,14 +69,10 @@ def propose(
 ) -> Proposal:
     """Search the mixture of the least predicted objective.
 
-    Args:
-      objective: target -> its weight; None is the mean of all.
-      natural: shares [k] of the domains; None is those of the swarm's run named natural, or its
-        mean.
-      budget, tokens: of the target run, and [k] of each domain; None repeats nothing.
-
-    Raises:
-      UserError: a target that was not measured or has no law, or a budget beyond all repetition.
+    `objective`: target -> its weight; None is the mean of all. `natural`: shares [k]; None is those
+    of the swarm's run named natural, or its mean. `budget` is of the target run, `tokens` [k] of
+    each domain; None repeats nothing. UserError for a target that was not measured or has no law,
+    or a budget beyond all repetition.
     """
     swarm, k = fit.swarm, len(fit.swarm.domains)
     middle = swarm.shares.mean(axis=0)

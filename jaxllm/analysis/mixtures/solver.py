@@ -27,13 +27,8 @@ def levenberg_marquardt(
 
     ρ(r) = 2 s² (√(1 + (r/s)²) - 1) is the soft L1 loss with `scale` s, by iterated weights.
 
-    Args:
-      start: [B, P], and so are prior and precision or their rows [P].
-      y: [n].
-      weights: [B, n], 0 leaves a row out.
-
-    Returns:
-      θ [B, P] and the minima [B].
+    `start` is [B, P], and so are prior and precision or their rows [P]; y [n]; weights [B, n], of
+    which 0 leaves a row out. Returns θ [B, P] and the minima [B].
     """
     theta, identity = start.copy(), np.eye(start.shape[1])
 

@@ -195,16 +195,11 @@ def fit(
 ) -> Array:
     """Fit parameters by the least sum of Huber losses of `model - target`.
 
-    Args:
-      model: parameters [P] -> predictions [n].
-      jacobian: parameters [P] -> derivatives of the predictions [n, P].
-      starts: [S, P], within the bounds; those with the lowest error are tried.
-      samples: row indices of bootstrap samples; see `resamples`.
-      delta: residual from which the loss is linear; infinite for least squares.
-      hopeless: whether the fits so far leave no use for the others, which are then not made.
-
-    Returns:
-      [1 + samples, P]: the best fit, then the fits to the samples, which start from it.
+    `model` maps parameters [P] to predictions [n], `jacobian` to their derivatives [n, P]; `starts`
+    [S, P] are within the bounds, and those with the lowest error are tried; `samples` are row
+    indices of bootstrap samples (`resamples`); from a residual of `delta` on the loss is linear;
+    where the fits so far are `hopeless` no others are made. Returns [1 + samples, P]: the best fit,
+    then the fits to the samples, which start from it.
     """
 
     def solve(start: Array, rows: np.ndarray, **loss: object) -> Array:

@@ -6,10 +6,13 @@ no chance level, and the importer reports it.
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import functools
 import math
 import re
+from fractions import Fraction
+from importlib import resources
 
 OTHER = "other"
 
@@ -28,52 +31,16 @@ class KnownTask:
     n: float = math.nan
 
 
-_FOUR, _NONE = 0.25, math.nan
-
-# A key applies to the task of that name and to its subtasks: "mmlu" also to mmlu_anatomy.
-_TABLE: dict[str, dict[str, float]] = {
-    "examination": {"mmlu": _FOUR, "cmmlu": _FOUR, "ceval-valid": _FOUR, "ceval": _FOUR,
-                    "agieval": _NONE, "mmlu_pro": 0.1},
-    "knowledge": {"sciq": _FOUR, "triviaqa": 0.0, "nq_open": 0.0, "webqs": 0.0, "headqa": _FOUR,
-                  "pubmedqa": 1 / 3, "truthfulqa": _NONE},
-    "reading": {"lambada": 0.0, "boolq": 0.5, "race": _FOUR, "squad": 0.0, "drop": 0.0,
-                "coqa": 0.0, "record": _NONE, "multirc": 0.5},
-    "commonsense": {"arc_easy": _FOUR, "arc_challenge": _FOUR, "openbookqa": _FOUR, "piqa": 0.5,
-                    "hellaswag": _FOUR, "winogrande": 0.5, "wsc": 0.5, "wsc273": 0.5, "copa": 0.5,
-                    "siqa": 1 / 3, "social_iqa": 1 / 3, "commonsense_qa": 0.2,
-                    "swag": _FOUR, "storycloze": 0.5, "prost": _FOUR, "mc_taco": 0.5},
-    "reasoning": {"logiqa": _FOUR, "logiqa2": _FOUR, "bbh": _NONE, "bigbench": _NONE,
-                  "anli": 1 / 3, "cb": 1 / 3, "rte": 0.5, "wnli": 0.5, "mnli": 1 / 3, "qnli": 0.5},
-    "math": {"gsm8k": 0.0, "mathqa": 0.2, "arithmetic": 0.0, "minerva_math": 0.0,
-             "hendrycks_math": 0.0, "asdiv": 0.0, "svamp": 0.0, "mgsm": 0.0},
-    "code": {"humaneval": 0.0, "mbpp": 0.0},
-    "language": {"wikitext": _NONE, "pile": _NONE, "c4": _NONE, "paloma": _NONE, "blimp": 0.5,
-                 "wic": 0.5, "cola": 0.5, "mrpc": 0.5, "qqp": 0.5, "sst": 0.5, "sst2": 0.5},
-    "bias": {"crows_pairs": _NONE, "toxigen": 0.5, "winogender": 0.5},
-}  # fmt: skip
-
-# Examples with the most frequent label, of all: the validation splits of GLUE (arXiv 1804.07461)
-# and SuperGLUE (1905.00537), the test splits of ANLI and MMLU, the 1,000 labelled ones of PubMedQA.
-# MMLU's is the letter D; a single subject's may be more frequent.
-_MAJORITY = {
-    "boolq": 2033 / 3270, "cb": 28 / 56, "rte": 146 / 277, "wic": 319 / 638, "wsc": 66 / 104,
-    "multirc": 0.572, "mrpc": 279 / 408, "qqp": 25545 / 40430, "qnli": 2761 / 5463,
-    "sst": 444 / 872, "sst2": 444 / 872, "cola": 721 / 1043, "wnli": 40 / 71, "mnli": 3479 / 9815,
-    "anli": 0.335, "pubmedqa": 552 / 1000, "mmlu": 3776 / 14042,
-}  # fmt: skip
-# Examples of the tasks that only exist in one split, or are scored on the same one by everybody.
-_EXAMPLES = {
-    "piqa": 1838, "arc_easy": 2376, "arc_challenge": 1172, "hellaswag": 10042, "openbookqa": 500,
-    "winogrande": 1267, "boolq": 3270, "copa": 100, "rte": 277, "cb": 56, "wic": 638, "wsc": 104,
-    "wsc273": 273, "multirc": 4848, "mrpc": 408, "qqp": 40430, "qnli": 5463, "sst": 872,
-    "sst2": 872, "cola": 1043, "wnli": 71, "mnli": 9815, "sciq": 1000, "logiqa": 651,
-    "lambada": 5153, "commonsense_qa": 1221, "siqa": 1954, "social_iqa": 1954, "mathqa": 2985,
-    "mmlu": 14042, "gsm8k": 1319, "truthfulqa": 817, "humaneval": 164, "nq_open": 3610,
-}  # fmt: skip
+# known_tasks.csv: a key applies to the task of that name and to its subtasks: "mmlu" also to
+# mmlu_anatomy. `majority` is the examples with the most frequent label, of all: the validation
+# splits of GLUE (arXiv 1804.07461) and SuperGLUE (1905.00537), the test splits of ANLI and MMLU,
+# the 1,000 labelled ones of PubMedQA. MMLU's is the letter D; a single subject's may be higher.
+# `n` is of the tasks that only exist in one split, or are scored on the same one by everybody.
+_CSV = resources.files("jaxllm.interop.importers").joinpath("known_tasks.csv").read_text()
+_number = lambda text: float(Fraction(text)) if text else math.nan
 _TASKS = {
-    name: KnownTask(domain, chance, _MAJORITY.get(name, math.nan), _EXAMPLES.get(name, math.nan))
-    for domain, tasks in _TABLE.items()
-    for name, chance in tasks.items()
+    row["task"]: KnownTask(row["domain"], *map(_number, (row["chance"], row["majority"], row["n"])))
+    for row in csv.DictReader(_CSV.splitlines())
 }
 
 

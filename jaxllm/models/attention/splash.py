@@ -63,9 +63,8 @@ def splash_attention(
 ) -> jax.Array:
     """`causal_attention`, T a multiple of 128.
 
-    Args:
-      block: side of square tiles in tokens; None means the chip's in `TILES`.
-      interpret: run the kernel in interpret mode, on any platform but slowly, for tests.
+    `block` is the side of square tiles in tokens, None the chip's in `TILES`; `interpret` runs the
+    kernel on any platform, but slowly, for tests.
     """
     query = query * jnp.asarray(scale or query.shape[-1] ** -0.5, query.dtype)
     queries = divisible_spec(query.shape, "batch", "length", "heads", "head_dim")
