@@ -95,6 +95,7 @@ class Kind(NamedTuple):
 
     plant: Callable[[pd.DataFrame], None]
     checks: tuple[str, ...]
+    lines: int = LINES
 
 
 _LOSS = ("loss spikes", "loss level", "plateau")
@@ -104,6 +105,7 @@ KINDS: Mapping[str, Kind] = {
     "slow drift of the loss": Kind(_drift, _LOSS),
     "slow drift of the gradient norm": Kind(_gradient_drift, ("gradient norm",)),
     "plateau": Kind(_plateau, ("plateau",)),
+    "plateau, of two doublings": Kind(_plateau, ("plateau",), 2 * LINES),
     "data switch, loss +0.12": Kind(_switch(0.12), _LOSS),
     "data switch, loss -0.12": Kind(_switch(-0.12), ("loss level",)),
     "NaN": Kind(_nan, ("finite loss",)),
@@ -121,7 +123,7 @@ def follow(log: pd.DataFrame) -> Iterator[tuple[int, Check]]:
 
 def detected(kind: Kind, seed: int, correlation: float) -> tuple[float, bool]:
     """The delay of the first alarm, infinite without one; and whether it was cleared."""
-    log = healthy(seed, correlation)
+    log = healthy(seed, correlation, kind.lines)
     kind.plant(log)
     delay = math.inf
     for step, check in follow(log):

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import stats
+from scipy import signal, stats
 
 from jaxllm.analysis.curves import curves
 from jaxllm.analysis.health import level
@@ -92,6 +92,45 @@ def test_plateau() -> None:
     assert np.mean(estimates) == pytest.approx(0.1, abs=0.002)
     rising = checks_loss.plateau(logged(0, fall=-0.1))
     assert rising.raised and "rose by" in rising.sentence and "rising" in rising.advice
+
+
+def test_a_loss_that_stops_falling_is_a_plateau_and_one_that_slows_is_none() -> None:
+    """With a bend at the last doubling, AR(1) noise, power laws, warmup and decay."""
+
+    def raised(law: np.ndarray, tries: int = 20, **columns: np.ndarray) -> float:
+        found = []
+        for seed in range(tries):
+            fresh = np.random.default_rng([seed, 1]).normal(0, 0.03, len(law) + 100)
+            noise = signal.lfilter([math.sqrt(0.75)], [1, -0.5], fresh)[100:]
+            metrics = pd.DataFrame({"step": step, "tokens": step, "loss": law + noise, **columns})
+            found.append(checks_loss.plateau(metrics).raised)
+        return share(found)
+
+    step = np.arange(1.0, 1001)
+    doublings = np.log2(step / 500)
+    fall = np.where(doublings < 0, 0.3, 0.3 * checks_loss.SLOWER) * -doublings
+    assert raised(3 + fall, TRIES) <= AT_MOST, "at the edge of the null hypothesis"
+    flat = 3 - 0.3 * np.minimum(doublings, 0)
+    assert raised(flat) > 0.9 and raised(3 - 0.05 * doublings) == 0
+    for power in (0.3, 0.5, 0.8):
+        assert raised(2 + 0.6 * (step / 500) ** -power) == 0
+    decayed = 1e-3 * np.where(doublings < 0, 1, 0.4)
+    assert raised(flat, learning_rate=decayed) == 0
+    assert raised(flat + 0.3 * np.maximum(doublings, 0), learning_rate=decayed) == 1
+    warmup = np.minimum(step / 200, 1)
+    steep = np.where(step < 200, np.log2(200 / step), 0) - 0.05 * doublings
+    assert raised(3 + steep, learning_rate=warmup) == 0, "what it fell by in the warmup"
+
+
+def test_a_loss_that_jumps_down_is_no_effect_of_a_rate_that_falls_slowly() -> None:
+    metrics = logged(0, steps=600)
+    metrics.loc[299:, "loss"] -= 0.12
+    cosine = 1 + np.cos(np.pi * metrics.step / 1200)
+    for rate, expected in ((cosine, True), (np.where(metrics.step < 295, 1.0, 0.3), False)):
+        found = level.jumps(metrics.assign(learning_rate=rate))
+        assert found.raised is expected
+    assert "jumped by -0.1" in level.jumps(metrics).reason
+    assert not any(level.jumps(logged(seed)).raised for seed in range(40))
 
 
 def test_gradient_norm_drift() -> None:

@@ -6,13 +6,14 @@ import numpy as np
 import pandas as pd
 
 from jaxllm.analysis.finding import Finding
-from jaxllm.analysis.health.loss import PLATEAU_SHARE, SPIKE_SIGMAS, logged
+from jaxllm.analysis.health.loss import PLATEAU_SHARE, logged
 from jaxllm.analysis.health.result import Check
 from jaxllm.analysis.registry import HEALTH, Study, analysis
 from jaxllm.analysis.stats import Array, line_fit
 
 BLOCK, FITTED, NEW = 16, 16, 2  # logged steps of a block; blocks before a jump, and after it
 LINES = BLOCK * (FITTED + NEW)  # logged steps that a test takes
+JUMP_SIGMAS = 4.5  # the medians of blocks have no outliers, and are hardly correlated
 NAME = "loss level"
 LAYERS = "grad_norm/layer_"  # prefix of metrics
 # A layer whose gradient norm is below this share of the median layer's gets none.
@@ -23,10 +24,10 @@ def jumps(metrics: pd.DataFrame) -> Check:
     """Detect jumps of the loss to another level, up or down.
 
     A line over log2 tokens through the medians of `FITTED` blocks predicts the next two. The alarm
-    is raised when both are more than `SPIKE_SIGMAS` standard errors of a prediction and the share
+    is raised when both are more than `JUMP_SIGMAS` standard errors of a prediction and the share
     `PLATEAU_SHARE` of the loss off, on one side, and nearer to each other than to the line. An
     upward jump must exceed all of the blocks, as a convex curve leaves its line without rising; a
-    downward one counts only where the learning rate does not fall.
+    downward one counts only where the learning rate does not fall there by more than a tenth.
     """
     entries, rates = logged(metrics, "loss"), logged(metrics, "learning_rate")
     count = len(entries) // BLOCK
@@ -39,7 +40,7 @@ def jumps(metrics: pd.DataFrame) -> Check:
     for at in range(FITTED, count - NEW + 1):
         old, new = slice(at - FITTED, at), slice(at, at + NEW)
         jump = _jump(x[old], values[old], x[new], values[new])
-        if jump > 0 or (jump < 0 and rate[at + NEW - 1] >= 0.98 * rate[at - FITTED]):
+        if jump > 0 or (jump < 0 and rate[at + NEW - 1] >= 0.9 * rate[at - NEW]):
             found, step, now = jump, steps[at], values[new].mean()
     if not found:
         return Check(NAME, number=0, reason="The loss does not jump to another level.")
@@ -55,7 +56,7 @@ def _jump(x: Array, y: Array, new_x: Array, new_y: Array) -> float:
     off, spread = new_y - line.at(new_x), ((x - line.center[0]) ** 2).sum()
     leverage = 1 + 1 / len(x) + (new_x - line.center[0]) ** 2 / spread
     error, size = max(line.scatter, 1e-6 * abs(line.end)) * np.sqrt(leverage), float(off.mean())
-    far = (np.sign(size) * off > np.maximum(SPIKE_SIGMAS * error, PLATEAU_SHARE * line.end)).all()
+    far = (np.sign(size) * off > np.maximum(JUMP_SIGMAS * error, PLATEAU_SHARE * line.end)).all()
     stays = abs(new_y[1] - new_y[0]) < abs(size) / 2
     return size if far and stays and (size < 0 or new_y.min() > y.max()) else 0.0
 

@@ -6,6 +6,7 @@ neighbouring steps are correlated, blocks hardly are.
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -22,8 +23,10 @@ LASTING = 5
 FINITE, SPIKES = "finite loss", "loss spikes"  # names of checks
 SINCE = "since"  # prefix of the alarm subject of a spike without recovery
 BLOCKS = 10
-# Relative decrease of the loss per doubling of tokens below which it is on a plateau.
-PLATEAU_SHARE = 0.005
+# Relative decrease of the loss per doubling of tokens below which it is on a plateau; also as a
+# share of that in the two doublings before. Of E + A / tokens^b it is 0.73 for b = 0.3, 1/3 for 1.
+PLATEAU_SHARE, SLOWER = 0.005, 1 / 3
+DECAYED = 0.5  # share of its maximum below which the learning rate makes a loss level off
 # Growth factor of the gradient norm per doubling of tokens up to which it is not drifting.
 DRIFT_FACTOR = 1.2
 # Spikes per logged step in healthy runs, from outlier batches: in the published logs of the
@@ -134,17 +137,23 @@ def _spikes(entries: pd.DataFrame) -> pd.DataFrame:
 
 def plateau(metrics: pd.DataFrame, alpha: float = ALPHA) -> Check:
     """Whether the loss has stopped falling: the trend of the last doubling rejects the null
-    hypothesis that it still falls by the share `PLATEAU_SHARE` per doubling of tokens.
+    hypothesis that it still falls by the share `PLATEAU_SHARE` per doubling of tokens, and by
+    `SLOWER` of what it fell before; under a decayed learning rate, that it does not rise.
     """
     name, line = "plateau", recent_trend(metrics, "loss")
     if isinstance(line, str):
         return Check(name, refused=line)
-    fall = -line.slope
-    p = line.p_above(-PLATEAU_SHARE * line.end)
+    rate, fall = logged(metrics, "learning_rate").value.to_numpy(), -line.slope
+    if len(rate) and rate[-1] < DECAYED * rate.max():
+        least, p = 0.0, line.p_above(0.0)
+    else:
+        least, p = PLATEAU_SHARE * line.end, line.p_above(-PLATEAU_SHARE * line.end)
+        before, p_slower = _slower(metrics)
+        least, p = max(least, SLOWER * before), min(1.0, 2 * min(p, p_slower))
     reason = (
         f"In the last doubling of tokens the loss "
         f"{'fell' if fall >= 0 else 'rose'} by {abs(fall):.3g} (now {line.end:.3f}; less than "
-        f"{PLATEAU_SHARE * line.end:.2g} would be a plateau, p = {p:.2g})."
+        f"{least:.2g} would be a plateau, p = {p:.2g})."
     )
     advice = "The loss is rising: go back to an earlier checkpoint with a lower learning rate."
     if fall >= 0:
@@ -153,6 +162,42 @@ def plateau(metrics: pd.DataFrame, alpha: float = ALPHA) -> Check:
             "or a learning rate that is too high."
         )
     return Check(name, p < alpha, fall, reason, advice, p_value=p)
+
+
+def _slower(metrics: pd.DataFrame) -> tuple[float, float]:
+    """Fall of the loss per doubling in the two before the last, and the p-value of the null
+    hypothesis that it was at least the share `SLOWER` of it in the last; 0 and 1 if too few.
+
+    A line with a bend, through means of blocks. Their noise is what a line with three bends leaves,
+    as AR(1) with φ = r + (1 + 3r) / n (Kendall 1954): its variance is that of n (1 - φ) / (1 + φ).
+    """
+    entries, rates = logged(metrics, "loss"), logged(metrics, "learning_rate")
+    warm = rates.tokens[rates.value >= 0.99 * rates.value.max()].min() if len(rates) else 0.0
+    start = entries.tokens.max() / 2
+    entries = entries[entries.tokens >= max(start / 4, warm)]
+    doublings = np.log2(entries.tokens / start)
+    block = np.minimum(np.floor(2 * BLOCKS * doublings), 2 * BLOCKS - 1)
+    blocks = entries.assign(x=doublings, count=1.0).groupby(block)
+    x, y = blocks[["x", "value"]].mean().to_numpy().T
+    if (x < 0).sum() < BLOCKS:
+        return 0.0, 1.0
+    weight = np.sqrt(blocks["count"].sum().to_numpy())
+
+    def spline(*bends: float) -> np.ndarray:  # its coefficients: the value at 0, and the slopes
+        slopes = [np.clip(x, *ends) for ends in itertools.pairwise(bends)]
+        return weight[:, None] * np.stack([np.ones_like(x), *slopes], axis=1)
+
+    inverse, freer = np.linalg.pinv(spline(-2, 0, 1)), spline(-2, -1, 0, 0.5, 1)
+    fit, (other, _, rank, _) = inverse @ (y * weight), np.linalg.lstsq(freer, y * weight)
+    off = y * weight - freer @ other
+    squares = max(float(off @ off), 1e-300)
+    r = off[1:] @ off[:-1] / squares
+    phi = float(np.clip(r + (1 + 3 * r) / len(x), 0, 0.95))
+    share = (1 - phi) / (1 + phi)
+    contrast = np.array([0, -SLOWER, 1])
+    error = np.linalg.norm(contrast @ inverse) * math.sqrt(squares / (len(x) - rank) / share)
+    p = stats.t.sf(contrast @ fit / error, max(len(x) * share - rank, 1.0))
+    return -fit[1], float(p)
 
 
 def gradient_drift(metrics: pd.DataFrame, alpha: float = ALPHA) -> Check:
