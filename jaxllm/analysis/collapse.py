@@ -124,14 +124,14 @@ def leaves_collapse(study: Study, run: str) -> Check | None:
 def _of(study: Study, group: pd.DataFrame, run: str, tokens_per_param: float) -> bool:
     """Whether a run is a sibling: of a group's tokens per parameter, family and schedule."""
     other, ratio = group[["run", "tokens_per_param"]].iloc[0]
-    family, shapes = study.records.groupby("run").family.last(), []
+    families, shapes = {study.families.get(one) for one in (run, other)}, []
     for one in (run, other):
         rates = study.planned_rates.get(one, np.full(1, math.nan))
         share = np.linspace(1 / len(rates), 1, len(rates))
         shapes.append(np.interp(np.linspace(GRID[0], 1, 10), share, rates / rates.max()))
     return (
         abs(math.log(ratio / tokens_per_param)) <= math.log(_ALIKE)
-        and family.get(run) == family.get(other)
+        and len(families - {None}) < 2
         and not (np.abs(shapes[0] - shapes[1]) > _SCHEDULE).any()
     )
 

@@ -5,8 +5,7 @@ noise and for those that grow. A forecast is their convex combination (Bates and
 combination of forecasts"), with the weights of least squared error in cross-validation on the
 finished runs: each size is left out in turn, or each run where one of the size to forecast is
 finished; beyond all finished sizes only those on the near side are used. Where there are too few
-for that, it is the kernel of growth alone. The last value, the recent mean and kernels between the
-two made forecasts of Pythia's final values no better.
+for that, it is the kernel of growth alone.
 
 Kriging models the values of a task as a Gaussian process over (log parameters, log share of the
 training) with an unknown constant mean and observation noise. The covariance of two runs is
@@ -77,9 +76,8 @@ class Design(NamedTuple):
     def stderr(self, weights: Array, spread: Spread, crossed: Sequence[Array] = ()) -> Array:
         """Standard error [tasks] of the combinations `weights` [tasks, 2].
 
-        Weights and scale that fit errors of `crossed` folds fit those of new ones less (Akaike
-        1969, "Fitting autoregressive models for prediction"), of n runs the more, the fewer the
-        folds: within one errors correlate, at 1/2 (Kish 1965, "Survey sampling", section 5.4).
+        Weights and scale fit the errors of `crossed` folds better than new ones by 2 / n (Akaike
+        1969); within a fold errors correlate, here at 1/2, which makes n smaller (Kish 1965, 5.4).
         """
         runs = sum(errors.shape[1] for errors in crossed)
         variance = np.einsum("tk,kmn,tm,tn->t", spread.noise, self.variances, weights, weights)

@@ -109,6 +109,11 @@ class Study:
         known = self.records.groupby("run", sort=False).params.max()
         return {str(run): float(params) for run, params in known[known > 0].items()}
 
+    @functools.cached_property
+    def families(self) -> dict[str, str]:
+        """Family of every run that has a record."""
+        return dict(self.records.groupby("run", sort=False).family.last())
+
     def log_of(self, run: str) -> pd.DataFrame:
         """The logged steps of one run."""
         return self.logged[self.logged.run == run] if "run" in self.logged else self.logged

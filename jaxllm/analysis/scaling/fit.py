@@ -86,11 +86,10 @@ def family_losses(study: Study) -> Losses:
             loss = np.log(rows.value) if "perplexity" in metric else rows.value
             kind = VALIDATION if task in texts else BENCHMARK
             tables.append((kind, f"{known} of {task}", rows.assign(loss=loss)))
-    family = records.groupby("run").family.last()
     found = []
     for kind, name, table in tables:
         ended = table[~table.run.isin(study.planned_tokens)]
-        of = ended.run.map(family)
+        of = ended.run.map(study.families)
         for own, rows in ended.groupby(of, sort=False):
             last = finished(rows.assign(params=rows.run.map(study.params)), "loss")
             sizes = last.params.nunique()
@@ -99,10 +98,10 @@ def family_losses(study: Study) -> Losses:
         return Losses(_NOTHING, "loss", TRAINING, ("No loss of a finished run is known.",))
     *_, kind, name, own, points = max(found, key=lambda each: each[:3])
     notes = [f"Of the {name} of the {len(points)} finished runs of the family {own}."]
-    others = [one for one in dict.fromkeys(family) if one != own]
+    others = [one for one in dict.fromkeys(study.families.values()) if one != own]
     if others:
         notes.append(f"Other families follow other laws, and are left out: {', '.join(others)}.")
-    if running := sorted(set(study.planned_tokens) & set(family.index[family == own])):
+    if running := sorted(r for r in study.planned_tokens if study.families.get(r) == own):
         notes.append(f"In progress, and left out: {', '.join(running)}.")
     return Losses(points, name, kind, tuple(notes))
 

@@ -82,11 +82,11 @@ class Ladder(Finding):
         soft = _scattered(self.first, params, tokens, rng)
         accuracy = _sigmoid(self.draws.T, soft)
         accuracy[1:] += rng.choice(self.table.residual.to_numpy(), len(accuracy) - 1)
-        by = {TWO_STEPS: IntervalEstimate.of(np.clip(accuracy, 0.0, 1.0))}
+        by = {TWO_STEPS: IntervalEstimate.of(accuracy.clip(0, 1))}
         if not self.direct.refused:
             loss = _scattered(self.direct, params, tokens, rng)
-            accuracy = self.chance + (1 - self.chance) * np.exp(-loss)
-            by[DIRECT] = IntervalEstimate.of(np.clip(accuracy, 0.0, 1.0))
+            accuracy = self.chance + (1 - self.chance) * np.exp(-loss).clip(0, 1)
+            by[DIRECT] = IntervalEstimate.of(accuracy)
         worst = self.errors.get(self.method, math.inf) / _CLEARLY
         admitted = [by[name] for name, error in self.errors.items() if error <= worst]
         ends = [by[self.method], *admitted]
