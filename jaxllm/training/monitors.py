@@ -74,7 +74,7 @@ def compile_monitors(
     jitted = jax.jit(measure, in_shardings=inputs, out_shardings=replicated(mesh))
     lowered = jitted.lower(abstract, abstract_batch(batch_size, length), *given)
     compiled = lowered.compile(compiler_options={**mesh_options(mesh)})
-    return lambda state, batch: compiled(state, batch, *given)
+    return compiled if reference is None else lambda *args: compiled(*args, reference)
 
 
 def _norms(params: Any) -> dict[str, jax.Array]:
