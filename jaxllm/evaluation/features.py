@@ -51,10 +51,8 @@ def states_at(
     They are in the model's dtype. A device holds those of one document at a time.
     """
     rows, places = mesh.shape["data"] * mesh.shape["fsdp"], text.positions[chosen]
-    width, (own, row) = (
-        int(places.max()) + 1,
-        np.unique(text.documents[chosen], return_inverse=True),
-    )
+    width, documents = int(places.max()) + 1, text.documents[chosen]
+    own, row = np.unique(documents, return_inverse=True)
     tokens = np.full((-(-len(own) // rows), rows, width), -1, np.int32)
     read = np.flatnonzero(np.isin(text.documents, own) & (text.positions < width))
     of = np.searchsorted(own, text.documents[read])

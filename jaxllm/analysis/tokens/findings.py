@@ -58,8 +58,7 @@ def _shares(study: TokenStudy) -> Finding:
                 rows.append(row | {"low": low, "high": high})
     table = pd.DataFrame(rows)
     if table.empty:
-        few = "no run has four scored checkpoints after 10 % of its training"
-        return Finding.refuse(few)
+        return Finding.refuse("no run has four scored checkpoints after 10 % of its training")
     largest = next(run for run in study.runs[::-1] if (table.run == run.run).any())
     after = AFTER if _follows(largest.steps.tolist(), AFTER) else trends.AFTER[0]
     row = trends.trend_table(largest.losses, largest.steps.tolist(), [after]).set_index("trend")
@@ -148,9 +147,8 @@ def _tested(run: TokenRun, by: TokenRun, subset: np.ndarray, documents: np.ndarr
     """The test for double descent of a run on a subset of another's choice, if it is possible."""
     late = run.steps >= 0.02 * run.steps[-1]  # the first steps are another regime
     try:
-        result = double_descent(
-            run.losses[late][:, subset], run.steps[late].tolist(), documents[subset]
-        )
+        losses, steps = run.losses[late][:, subset], run.steps[late].tolist()
+        result = double_descent(losses, steps, documents[subset])
     except UserError:
         return []
     return [(run.run, by.run, result)]

@@ -186,22 +186,14 @@ def perplexity_axis(finding: Finding, study: Study) -> Chart | None:
         rows = table.assign(text=(100 * table.accuracy).map("{:.0f}".format))
         rows, label = _by(rows, "task", rows.task.unique()), "final accuracy, in percent"
         return marks.matrix(rows, "size", "task", "accuracy", label, text="text", legend=_PERCENT)
+    over = lambda rows, x, titles: marks.lines(rows, x, "accuracy", titles, down)
     if "task" in table:
-        panels = [
-            (
-                task,
-                marks.lines(
-                    table[table.task == task], "perplexity", "accuracy", (title, "accuracy"), down
-                ),
-            )
-            for task in table.task.unique()[:_MOST_PANELS]
-        ]
-        return side_by_side(panels, 3)
+        tasks = list(table.groupby("task", sort=False))[:_MOST_PANELS]
+        titles = (title, "accuracy")
+        return side_by_side([(name, over(of, "perplexity", titles)) for name, of in tasks], 3)
     if "accuracy" in table:
-        panels = [
-            (f"By {name}", marks.lines(table, x, "accuracy", (name, "mean accuracy"), down))
-            for x, name in CLOCKS.items()
-        ]
+        clocks = {x: (name, "mean accuracy") for x, name in CLOCKS.items()}
+        panels = [(f"By {titles[0]}", over(table, x, titles)) for x, titles in clocks.items()]
         return side_by_side(panels, 2)
     if "options" in table:
         return marks.lines(table, *down, (title, "perplexity, wrong dashed"), down, "options")

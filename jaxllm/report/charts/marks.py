@@ -199,10 +199,7 @@ def bands(
     low = alt.Y("low:Q", scale=scale, axis=axis, title=titles[1])
     value = alt.Y(f"{y}:Q", scale=scale, axis=axis, title=titles[1])
     tooltip = [*_tooltips(":N", "run", series), *_tooltips(":Q", x, y, "low", "high")]
-    lines, dots = (
-        base.transform_filter(f"{place} < 0"),
-        base.transform_filter(f"{place} >= 0"),
-    )
+    lines, dots = (base.transform_filter(f"{place} {of} 0") for of in ("<", ">="))
     layers = [
         lines.mark_line(strokeWidth=1.6).encode(y=value, tooltip=tooltip),
         lines.mark_area(opacity=0.16).encode(y=low, y2=alt.Y2("high:Q")),
