@@ -289,6 +289,8 @@ class JsonLines:
 
     def keep_until(self, step: int) -> None:
         """Drop rows after `step` and incomplete lines, atomically."""
+        if not allowed(self.path):
+            return
         rows, broken = self.read()
         remaining = [row for row in rows if row["step"] <= step]
         # A complete last line may still lack its newline.

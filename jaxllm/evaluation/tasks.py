@@ -210,7 +210,8 @@ def declare(
     if kind == "generation" and definition.max_new_tokens < 1:
         raise ValueError(f"task {name}: max_new_tokens must be 1 or more")
     known = _DEFINITIONS.get(name)
-    if known and _module(known.examples) != _module(examples):
+    declared = lambda of: (_module(of.examples), of.files)
+    if known and declared(known) != declared(definition):
         raise ValueError(f"two tasks are called {name}")
     _DEFINITIONS[name] = definition
     return definition

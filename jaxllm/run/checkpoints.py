@@ -43,8 +43,7 @@ class CheckpointWriter:
             layout.checkpoints,
             item_names=(MODEL, TRAINING),
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=self._retention,
-                cleanup_tmp_directories=allowed(layout.checkpoints),
+                preservation_policy=self._retention, cleanup_tmp_directories=True
             ),
         )
 
@@ -106,7 +105,8 @@ class _Manager(ocp.CheckpointManager):
 
     def wait_until_finished(self) -> None:
         """Wait for saves and, as Orbax does in `save` alone, for removals of uncommitted ones."""
-        self._maybe_await_cleanup_tmp_directory()
+        if removal := getattr(self, "_cleanup_tmp_directory_future", None):
+            removal.result()
         super().wait_until_finished()
 
 

@@ -28,6 +28,7 @@ from jaxllm.run.manifest import ManifestEntry, Rollback
 from jaxllm.run.times import TimeBreakdown, before_restart
 from jaxllm.run.token_losses import TokenLosses, token_set_names
 from jaxllm.run.trajectory import TrajectoryStore
+from jaxllm.runtime import raise_together
 from jaxllm.uploads import UPLOAD_SECONDS, allowed
 
 if TYPE_CHECKING:
@@ -380,13 +381,19 @@ def _tokens_of_stages(settings: Mapping[str, Any], steps: int) -> float:
 def _on_first(write: Callable[[], None], layout: Layout) -> None:
     """Write on the first host, after all have read; all wait until it has.
 
-    Without the lease nothing is written: the run ends before its first step.
+    UserError on all if it cannot, or if another process may write to the run by now.
     """
     import jax
     from jax.experimental.multihost_utils import sync_global_devices
 
-    wait: Callable[[str], Any] = sync_global_devices if jax.process_count() > 1 else len
-    wait("jaxllm: run read")
-    if jax.process_index() == 0 and allowed(layout.manifest):
-        write()
-    wait("jaxllm: run written")
+    if jax.process_count() > 1:
+        sync_global_devices("jaxllm: run read")
+    refusal = None
+    try:
+        if not allowed(layout.manifest):
+            raise UserError(f"another process may write to {layout.root} now: this one ends")
+        if jax.process_index() == 0:
+            write()
+    except UserError as error:
+        refusal = error
+    raise_together(refusal)

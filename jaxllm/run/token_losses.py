@@ -28,6 +28,7 @@ from jaxllm.errors import UserError, first_line
 from jaxllm.io import is_remote, parquet
 from jaxllm.kvstore import ByteRange, Damaged, KeyValueStore
 from jaxllm.run.layout import Layout
+from jaxllm.uploads import allowed
 
 HEADER = 256  # bytes
 LARGEST = 65_504.0  # of finite float16 numbers
@@ -107,6 +108,8 @@ class TokenLosses:
         n = len(self.token_set().tokens)
         if losses.shape != (n,):
             raise ValueError(f"losses {losses.shape} of {n} tokens")
+        if not allowed(self.path):  # the run ends with the reason
+            return
         finite = np.isfinite(losses)
         rounded = np.where(finite, np.clip(losses, -LARGEST, LARGEST), losses).astype("<f2")
         header = {"checkpoint": checkpoint, "tokens": n, "not_finite": int((~finite).sum())}

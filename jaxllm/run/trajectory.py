@@ -33,6 +33,7 @@ from jaxllm.io import is_remote, parquet
 from jaxllm.kvstore import KeyValueStore
 from jaxllm.run.layout import Layout
 from jaxllm.run.records import COLUMNS, Record
+from jaxllm.uploads import allowed
 
 _TYPES = {"str": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
 SCHEMA = pa.schema([(f.name, _TYPES[str(f.type)]) for f in dataclasses.fields(Record)])
@@ -68,6 +69,8 @@ class TrajectoryStore:
         checkpoint: float | None = None,
     ) -> None:
         """Store the records of one task; `checkpoint` is its `wall_time` in the manifest."""
+        if not allowed(self.path):  # the run ends with the reason
+            return
         if examples is not None:
             table = pa.Table.from_pandas(examples, preserve_index=False)
             self._store.write({_name(step, task, _EXAMPLES): _bytes(table, compression="zstd")})

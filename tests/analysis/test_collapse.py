@@ -118,6 +118,9 @@ def test_only_siblings_are_compared() -> None:
     families = pd.DataFrame({"run": ["0", "1", "2"], "family": ["a", "b", "b"]})
     of_families = dataclasses.replace(study, records=families.reindex(columns=COLUMNS))
     assert set(_runs(of_families)) == {"1", "2"}
+    assert leaves_collapse(of_families, "3") is None  # of any family, and two siblings are few
+    of_some = dataclasses.replace(study, records=families[:1].reindex(columns=COLUMNS))
+    assert len(_runs(of_some)) == 3 and leaves_collapse(of_some, "3") is not None
 
 
 def _runs(study: Study) -> list[str]:

@@ -1,11 +1,13 @@
 """Task names: found without heavy imports, and a wrong one is answered with the nearest."""
 
+import functools
 import subprocess
 import sys
 
 import pytest
 
 from jaxllm.errors import UserError
+from jaxllm.evals import letters
 from jaxllm.evaluation import tasks
 from jaxllm.evaluation.registry import benchmarks
 from jaxllm.evaluation.tasks import Choice, Prompt
@@ -19,6 +21,16 @@ def _examples():
 def test_declared_task_is_found_by_name():
     definition = tasks.multiple_choice("names_test.task", _examples, domain="language")
     assert benchmarks().load(["names_test.task"]) == (definition,)
+
+
+def test_two_tasks_of_one_name_are_refused():
+    exam = functools.partial(letters.exam, "names_test.exam", "a.csv", description="", cue="")
+    exam(few_shot_file="b.csv")
+    exam(few_shot_file="b.csv")  # as when its module is reloaded
+    with pytest.raises(ValueError, match="two tasks are called names_test.exam"):
+        letters.exam("names_test.exam", "other.csv", "b.csv", description="", cue="")
+    with pytest.raises(ValueError, match="two tasks are called names_test.exam"):
+        tasks.multiple_choice("names_test.exam", _examples, domain="language", files=("a.csv",))
 
 
 def test_unknown_name_offers_the_nearest():

@@ -225,7 +225,10 @@ def test_after_the_loss_no_thread_and_no_other_writer_writes(
         time.sleep(0.01)
     alarms.append({"step": 1})
     checkpoints.close()
-    Run(tmp_path).resume({}, {})  # which forgets what no checkpoint holds
+    with pytest.raises(UserError, match="another process may write to"):
+        Run(tmp_path).resume({}, {})  # which forgets what no checkpoint holds
+    metrics.keep_until(-1)
+    Run(tmp_path).trajectory.write(1, "task", [])
     assert metrics.read() == ([{"step": 1}], []) and not waited
     assert sorted(os.listdir(tmp_path)) == ["checkpoints", "metrics.jsonl", "writer.json"]
     Layout(tmp_path).writer.unlink()
