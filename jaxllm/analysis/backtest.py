@@ -68,7 +68,7 @@ def backtest(
     What is shown is what is tested: tasks, or pooled benchmarks, after these `fractions`.
     """
     aligned_curves, notes = aligned(study.records)
-    finished = [one for one in aligned_curves if one.finished]
+    finished = [one for one in aligned_curves if len(one.progress) > 1 and one.finished]
     if len(finished) < len(aligned_curves):
         left = len(aligned_curves) - len(finished)
         notes += (f"{left} trajectories have one point or stop before their run's end: left out",)

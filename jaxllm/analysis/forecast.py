@@ -62,7 +62,7 @@ class AlignedCurve:
     @property
     def finished(self) -> bool:
         """Whether it reaches the last tokens of its run, which are averaged to its final value."""
-        return len(self.progress) > 1 and -math.log(self.progress[-1]) < _LATE
+        return -math.log(self.progress[-1]) < _LATE
 
     @property
     def log_params(self) -> float:
@@ -88,8 +88,7 @@ class AlignedCurve:
 
     def free(self) -> AlignedCurve:
         """The curve on a scale without bounds: see `Scale`."""
-        scale = self.scale
-        values, slope = scale.free(self.values), scale.slope(self.values)
+        values, slope = self.scale.free(self.values)
         return dataclasses.replace(self, values=values, stderr=self.stderr * slope)
 
     @property
@@ -114,19 +113,14 @@ class Scale:
     metric: str
     n: int
 
-    def free(self, values: Array) -> Array:
-        """Values on this scale."""
+    def free(self, values: Array) -> tuple[Array, Array]:
+        """Values on this scale, and its derivative."""
         if is_share(self.metric):
             share = (np.clip(values, 0.0, 1.0) * self.n + 0.5) / (self.n + 1)
-            return np.asarray(np.log(share / (1 - share)))
-        return np.log(np.maximum(values, 1e-9)) if "perplexity" in self.metric else values
-
-    def slope(self, values: Array) -> Array:
-        """Derivative of `free`."""
-        if is_share(self.metric):
-            share = (np.clip(values, 0.0, 1.0) * self.n + 0.5) / (self.n + 1)
-            return np.asarray(1 / (share * (1 - share)))
-        return 1 / np.maximum(values, 1e-9) if "perplexity" in self.metric else np.ones_like(values)
+            return np.log(share / (1 - share)), 1 / (share * (1 - share))
+        if "perplexity" in self.metric:
+            return np.log(np.maximum(values, 1e-9)), 1 / np.maximum(values, 1e-9)
+        return values, np.ones_like(values)
 
     def bound(self, values: Array) -> Array:
         """The inverse of `free`."""
@@ -249,7 +243,7 @@ def _from_others(
     """Forecasts by index of the target; targets of which no other run is finished are left out."""
     finished: dict[tuple[object, ...], list[AlignedCurve]] = collections.defaultdict(list)
     for other in sorted(others, key=lambda one: one.log_params):
-        if other.finished:
+        if len(other.progress) > 1 and other.finished:
             finished[other.key].append(other.smooth().free())
     # Tasks of the same finished sizes at the same checkpoints share all matrices.
     grids: dict[tuple[Any, ...], dict[tuple[Any, ...], list[int]]] = {}

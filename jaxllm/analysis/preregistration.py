@@ -16,7 +16,8 @@ from jaxllm.analysis.forecast import KEY_COLUMNS, LEVEL, aligned, forecast
 from jaxllm.analysis.registry import AHEAD, Study, analysis
 from jaxllm.errors import UserError
 
-_FIELDS = ("progress", "last", "forecast", "low", "high", "finished_runs", "method")
+_COLUMNS = ["run", *KEY_COLUMNS, "progress", "last", "forecast", "low", "high", "finished_runs",
+            "method"]  # fmt: skip
 FILES = "preregistered*.json"
 HELD, MISSED, PENDING = "held", "missed", "not finished"
 
@@ -25,7 +26,7 @@ def registration(study: Study, date: str, version: str) -> str:
     """Forecasts of all runs in progress, as a JSON file."""
     planned = study.planned_tokens
     tables = [forecast(study.records, run, planned).table for run in planned]
-    table = pd.concat([pd.DataFrame(columns=["run", *KEY_COLUMNS, *_FIELDS]), *tables])
+    table = pd.concat([pd.DataFrame(columns=_COLUMNS), *tables])
     if table.empty:
         raise UserError("--preregister: the runs in progress have too few checkpoints to forecast")
     content = {
@@ -34,7 +35,7 @@ def registration(study: Study, date: str, version: str) -> str:
         "data_sha256": digest(study.records),
         "level": LEVEL,
         "planned_tokens": dict(planned),
-        "forecasts": table[["run", *KEY_COLUMNS, *_FIELDS]].to_dict("records"),
+        "forecasts": table[_COLUMNS].to_dict("records"),
     }
     return json.dumps(content, indent=1, allow_nan=False) + "\n"
 
@@ -43,24 +44,19 @@ def read(text: bytes, name: str) -> dict[str, Any]:
     """The content of a file of `registration`; UserError with its `name` where it is none."""
     try:
         content = json.loads(text)
-        rows = [
-            [row[field] for field in ("run", *KEY_COLUMNS, *_FIELDS)]
-            for row in content["forecasts"]
-        ]
-        known = all(content["planned_tokens"][row[0]] > 0 for row in rows) and content["date"]
+        rows = [[row[field] for field in _COLUMNS] for row in content["forecasts"]]
+        if not (all(content["planned_tokens"][row[0]] > 0 for row in rows) and content["date"]):
+            raise ValueError("no run or no date")
     except (ValueError, LookupError, TypeError) as error:
         raise UserError(f"{name} is no file that --preregister wrote") from error
-    if not known:
-        raise UserError(f"{name} is no file that --preregister wrote")
     return dict(content)
 
 
 def digest(records: pd.DataFrame) -> str:
     """SHA-256 of the records that a forecast can be made from, in any order."""
     columns = ["run", *KEY_COLUMNS, "params", "tokens", "value"]
-    return hashlib.sha256(
-        records[columns].sort_values(columns).to_csv(index=False).encode()
-    ).hexdigest()
+    text = records[columns].sort_values(columns).to_csv(index=False)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 @analysis(
@@ -76,8 +72,9 @@ def preregistered(study: Study) -> Finding:
     end) and `verdict`; what was missed comes first.
     """
     ends = {
-        (one.curve.run, *one.key): (float(one.curve.tokens[-1]), float(one.smooth().values[-1]))
-        for one in aligned(study.records)[0]
+        (of.curve.run, *of.key): (of.curve.tokens[-1] / of.progress[-1], of.smooth().values[-1])
+        for of in aligned(study.records)[0]
+        if of.finished
     }
     rows = [_scored(row, one, ends) for one in study.registered for row in one["forecasts"]]
     if not rows:

@@ -67,6 +67,14 @@ def test_before_the_end_nothing_is_scored(file, whole) -> None:
     assert set(found.table.verdict) == {PENDING} and "wait for the end" in found.sentence
 
 
+def test_a_task_of_every_other_checkpoint_is_scored_with_its_run(file, whole) -> None:
+    early = (whole.run == "1000m-0") & (whole.task == "task3") & (whole.tokens == TOKENS)
+    moved = whole.assign(tokens=whole.tokens.where(~early, int(0.98 * TOKENS)))
+    found = preregistered(Study(moved, registered=(file,))).table.set_index("task")
+    assert PENDING not in set(found.verdict)
+    assert found.truth["task3"] == whole.value[early].iloc[0]
+
+
 def test_from_the_command_line(tmp_path, monkeypatch) -> None:
     scored = [one for one in analyses() if one.name == "preregistered"]
     monkeypatch.setattr(items, "analyses", lambda: scored)
