@@ -35,10 +35,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     from jaxllm.evaluation.features import last_states
 
     human, generated = (last_states(*opened[1:], mesh, of) for of in texts)
-    found = mauve(human, generated, args.seed)
-    print(f"MAUVE {found.value:.3f} (95 % interval {found.low:.3f} to {found.high:.3f})")
-    print(f"{len(generated):,} texts against {len(human):,}, in {found.clusters} clusters;")
-    print(f"corrected for the bias of few texts: {found.corrected:.3f}")
+    score = mauve(human, generated, args.seed)
+    print(f"MAUVE {score.value:.3f} (95 % interval {score.low:.3f} to {score.high:.3f})")
+    print(f"{len(generated):,} texts against {len(human):,}, in {score.clusters} clusters;")
+    print(f"corrected for the bias of few texts: {score.corrected:.3f}")
     return 0
 
 

@@ -21,26 +21,29 @@ class Mauve(NamedTuple):
     value: float
     low: float
     high: float
-    corrected: float  # for its bias: what more and more texts would approach
+    corrected: float  # for the bias of few texts, in these clusters
     clusters: int  # of the features, a tenth of the fewer texts
 
 
 def mauve(human: Array, generated: Array, seed: int = 0) -> Mauve:
     """The score of features [n, D] and [m, D]; UserError if the package is not installed.
 
-    The interval, of 1.96 standard errors by the jackknife, is for the score of as many other texts
-    in the same clusters. Fewer texts score lower; what is corrected compares between numbers.
+    The interval, of 1.96 standard errors by the jackknife, is for the expected score of as many
+    texts in the same clusters. Fewer texts score lower and make fewer clusters: only scores of
+    equal numbers compare.
     """
     try:
         from mauve import compute_mauve
     except ImportError as error:
         raise UserError(f"MAUVE needs `pip install jaxllm[mauve]` ({error})") from error
-    found = compute_mauve(p_features=human, q_features=generated, seed=seed, verbose=False)
-    counts = (np.rint(len(x) * h) for x, h in ((human, found.p_hist), (generated, found.q_hist)))
+    package = compute_mauve(p_features=human, q_features=generated, seed=seed, verbose=False)
+    counts = (
+        np.rint(len(x) * h) for x, h in ((human, package.p_hist), (generated, package.q_hist))
+    )
     bias, stderr = jackknife(*counts)
-    value, half = float(found.mauve), Z95 * stderr
+    value, half = float(package.mauve), Z95 * stderr
     low, high, corrected = np.clip([value - half, value + half, value - bias], 0, 1).tolist()
-    return Mauve(value, low, high, corrected, found.num_buckets)
+    return Mauve(value, low, high, corrected, package.num_buckets)
 
 
 def jackknife(p: Array, q: Array) -> tuple[float, float]:
@@ -51,7 +54,7 @@ def jackknife(p: Array, q: Array) -> tuple[float, float]:
     value, bias, variance = area(p / p.sum(), q / q.sum()), 0.0, 0.0
     for own, other in ((p, q), (q, p)):  # the area is the same in either order
         (filled,), rest = np.nonzero(own), own.sum() - 1
-        without = own - np.eye(len(own))[filled]
+        without = (own - (np.arange(len(own)) == cluster) for cluster in filled)
         areas = np.array([area(one / rest, other / other.sum()) for one in without])
         share = own[filled] / own.sum()
         bias += rest * (share @ areas - value)

@@ -27,9 +27,9 @@ def test_two_tasks_of_one_name_are_refused():
     exam = functools.partial(letters.exam, "names_test.exam", "a.csv", description="", cue="")
     exam(few_shot_file="b.csv")
     exam(few_shot_file="b.csv")  # as when its module is reloaded
-    with pytest.raises(ValueError, match="two tasks are called names_test.exam"):
+    with pytest.raises(ValueError, match=r"two tasks are called names_test\.exam"):
         letters.exam("names_test.exam", "other.csv", "b.csv", description="", cue="")
-    with pytest.raises(ValueError, match="two tasks are called names_test.exam"):
+    with pytest.raises(ValueError, match=r"two tasks are called names_test\.exam"):
         tasks.multiple_choice("names_test.exam", _examples, domain="language", files=("a.csv",))
 
 
