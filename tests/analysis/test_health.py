@@ -108,15 +108,17 @@ def test_a_loss_that_stops_falling_is_a_plateau_and_one_that_slows_is_none() -> 
 
     step = np.arange(1.0, 1001)
     doublings = np.log2(step / 500)
-    fall = np.where(doublings < 0, 0.3, 0.3 * checks_loss.SLOWER) * -doublings
+    fall = np.where(doublings < 0, 0.15, 0.15 * checks_loss.SLOWER) * -doublings
     assert raised(3 + fall, TRIES) <= AT_MOST, "at the edge of the null hypothesis"
-    flat = 3 - 0.3 * np.minimum(doublings, 0)
+    fast = np.where(doublings < 0, 1.0, 0.1) * -doublings
+    assert raised(3 + fast) == 0, "it falls by 3 %"
+    flat = 3 - 0.15 * np.minimum(doublings, 0)
     assert raised(flat) > 0.9 and raised(3 - 0.05 * doublings) == 0
     for power in (0.3, 0.5, 0.8):
         assert raised(2 + 0.6 * (step / 500) ** -power) == 0
     decayed = 1e-3 * np.where(doublings < 0, 1, 0.4)
     assert raised(flat, learning_rate=decayed) == 0
-    assert raised(flat + 0.3 * np.maximum(doublings, 0), learning_rate=decayed) == 1
+    assert raised(flat + 0.15 * np.maximum(doublings, 0), learning_rate=decayed) == 1
     warmup = np.minimum(step / 200, 1)
     steep = np.where(step < 200, np.log2(200 / step), 0) - 0.05 * doublings
     assert raised(3 + steep, learning_rate=warmup) == 0, "what it fell by in the warmup"

@@ -26,6 +26,7 @@ BLOCKS = 10
 # Relative decrease of the loss per doubling of tokens below which it is on a plateau; also as a
 # share of that in the two doublings before. Of E + A / tokens^b it is 0.73 for b = 0.3, 1/3 for 1.
 PLATEAU_SHARE, SLOWER = 0.005, 1 / 3
+FALLING_SHARE = 0.02  # relative decrease from which on it is on none, whatever it was before
 DECAYED = 0.5  # share of its maximum below which the learning rate makes a loss level off
 # Growth factor of the gradient norm per doubling of tokens up to which it is not drifting.
 DRIFT_FACTOR = 1.2
@@ -148,8 +149,8 @@ def plateau(metrics: pd.DataFrame, alpha: float = ALPHA) -> Check:
         least, p = 0.0, line.p_above(0.0)
     else:
         least, p = PLATEAU_SHARE * line.end, line.p_above(-PLATEAU_SHARE * line.end)
-        before, p_slower = _slower(metrics)
-        least, p = max(least, SLOWER * before), min(1.0, 2 * min(p, p_slower))
+        slower, p_slower = _slower(metrics, FALLING_SHARE * line.end)
+        least, p = max(least, slower), min(1.0, 2 * min(p, p_slower))
     reason = (
         f"In the last doubling of tokens the loss "
         f"{'fell' if fall >= 0 else 'rose'} by {abs(fall):.3g} (now {line.end:.3f}; less than "
@@ -164,9 +165,9 @@ def plateau(metrics: pd.DataFrame, alpha: float = ALPHA) -> Check:
     return Check(name, p < alpha, fall, reason, advice, p_value=p)
 
 
-def _slower(metrics: pd.DataFrame) -> tuple[float, float]:
-    """Fall of the loss per doubling in the two before the last, and the p-value of the null
-    hypothesis that it was at least the share `SLOWER` of it in the last; 0 and 1 if too few.
+def _slower(metrics: pd.DataFrame, most: float) -> tuple[float, float]:
+    """The share `SLOWER` of the fall per doubling in the two before the last, and the p-value of
+    the null hypothesis that it was at least that in the last; 0 and 1 if too few, or above `most`.
 
     A line with a bend, through means of blocks. Their noise is what a line with three bends leaves,
     as AR(1) with φ = r + (1 + 3r) / n (Kendall 1954): its variance is that of n (1 - φ) / (1 + φ).
@@ -194,10 +195,12 @@ def _slower(metrics: pd.DataFrame) -> tuple[float, float]:
     r = off[1:] @ off[:-1] / squares
     phi = float(np.clip(r + (1 + 3 * r) / len(x), 0, 0.95))
     share = (1 - phi) / (1 + phi)
+    if -SLOWER * fit[1] > most:
+        return 0.0, 1.0  # the steep curve of the first steps, which no line with a bend fits
     contrast = np.array([0, -SLOWER, 1])
     error = np.linalg.norm(contrast @ inverse) * math.sqrt(squares / (len(x) - rank) / share)
     p = stats.t.sf(contrast @ fit / error, max(len(x) * share - rank, 1.0))
-    return -fit[1], float(p)
+    return -SLOWER * fit[1], float(p)
 
 
 def gradient_drift(metrics: pd.DataFrame, alpha: float = ALPHA) -> Check:
