@@ -92,7 +92,7 @@ class Question(Choice):
 
 
 def examples(folder: epath.Path) -> Iterator[Choice]:
-    """The questions of a task or its subtasks; UserError if it is not there, or asks otherwise."""
+    """The questions of a task or its subtasks; UserError if there are no questions with options."""
     found = _task_files(folder)
     for part in () if found else sorted(folder.iterdir()):
         found += _task_files(part) if part.is_dir() else []

@@ -68,7 +68,11 @@ def backtest(
     What is shown is what is tested: tasks, or pooled benchmarks, after these `fractions`.
     """
     aligned_curves, notes = aligned(study.records)
-    finished = [one for one in aligned_curves if len(one.progress) > 1 and one.finished]
+    finished = [
+        one
+        for one in aligned_curves
+        if len(one.progress) > 1 and one.finished and one.curve.run not in study.planned_tokens
+    ]
     if len(finished) < len(aligned_curves):
         left = len(aligned_curves) - len(finished)
         notes += (f"{left} trajectories have one point or stop before their run's end: left out",)

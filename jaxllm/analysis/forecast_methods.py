@@ -76,8 +76,9 @@ class Design(NamedTuple):
     def stderr(self, weights: Array, spread: Spread, crossed: Sequence[Array] = ()) -> Array:
         """Standard error [tasks] of the combinations `weights` [tasks, 2].
 
-        Weights and scale fit the errors of `crossed` folds better than new ones by 2 / n (Akaike
-        1969); within a fold errors correlate, here at 1/2, which makes n smaller (Kish 1965, 5.4).
+        Weights and scale fit the errors of `crossed` folds better than new ones, by 2 / n (Akaike
+        1969). Errors of a fold count for fewer, as they correlate (Kish 1965, 5.4), at an assumed
+        1/2: 2 / n is 1 / folds + 1 / runs.
         """
         runs = sum(errors.shape[1] for errors in crossed)
         variance = np.einsum("tk,kmn,tm,tn->t", spread.noise, self.variances, weights, weights)

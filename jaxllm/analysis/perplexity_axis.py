@@ -269,7 +269,7 @@ def _options(points: pd.DataFrame, at: pd.DataFrame) -> Iterator[Finding]:
     """Perplexities of right and wrong options, whose logs are means over tasks by tokens."""
     rows = points[points.metric.isin(OPTIONS)]
     before = points.metric.isin([name.removeprefix("pooled_") for name in OPTIONS]).sum()
-    left = f"{before:,} perplexities of options, of earlier versions by example, are left out"
+    left = f"{before:,} perplexities of options from earlier versions are left out"
     wide = _shared(rows, "score", "metric").dropna()
     tokens = _shared(rows, "n", "metric").reindex_like(wide).fillna(1).clip(lower=1)
     total, weight = (of.T.groupby("metric").sum().T for of in (wide * tokens, tokens))

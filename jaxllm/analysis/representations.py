@@ -17,7 +17,8 @@ def compare(token_set: str, names: Sequence[str], states: Callable[[int], Array]
     """The layers of checkpoints with those of the last: a row per pair, with columns `SIMILARITY`.
 
     `states` gives those of a checkpoint by its index in `names`, [L, n, D]; those of the last and
-    of one other are in memory, with their directions, at most as large. n > 3, in random order.
+    of one other are in memory, with their directions in float32, at most as many. n > 3, in random
+    order.
     """
     last, parts = states(len(names) - 1), []
     known = directions(last)
@@ -27,6 +28,7 @@ def compare(token_set: str, names: Sequence[str], states: Callable[[int], Array]
         layers = np.indices(values[0].shape).reshape(2, -1) + 1
         row = (token_set, name, names[-1], *layers, *(each.ravel() for each in values))
         parts.append(pd.DataFrame(dict(zip(SIMILARITY, row, strict=True))))
+        del own  # before the next are read
     return pd.concat(parts, ignore_index=True)
 
 

@@ -64,6 +64,18 @@ def test_a_twin_adds_nothing() -> None:
     pd.testing.assert_frame_equal(both[PREDICTED], one[PREDICTED])
 
 
+def test_a_run_in_progress_is_not_taken_for_a_finished_one() -> None:
+    records = suite(4, tasks=5)
+    mine = records.run == "1000m-1"
+    study = Study(records[~mine | (records.tokens < 0.99 * TOKENS)])
+    running = dataclasses.replace(study, planned_tokens={"1000m-1": float(TOKENS)})
+    of_all, of_finished = (backtest(one, fractions=(0.3,)).points for one in (study, running))
+    pd.testing.assert_frame_equal(
+        of_finished, backtest(Study(records[~mine]), fractions=(0.3,)).points
+    )
+    assert set(of_all.run) - set(of_finished.run) == {"1000m-1"}
+
+
 def test_of_pure_noise_nothing_is_forecast() -> None:
     found = backtest(Study(suite(5, growth=0.0, tasks=40)), fractions=(0.3,))
     found = one_size_held_out(found)

@@ -194,7 +194,7 @@ def test_options_of_earlier_versions_are_apart_and_left_out():
     found = of_title(records.where(~early, former), OPTIONS)
     assert found.table.step.min() == 6
     np.testing.assert_allclose(found.table.option_perplexity, found.table.perplexity**0.5)
-    assert found.notes[0].startswith(f"{early.sum()} perplexities of options, of earlier versions")
+    assert found.notes[0].startswith(f"{early.sum()} perplexities of options from earlier versions")
     alone = axis.perplexity_axis(Study(records.where(~of, former)))
     assert [f"{of.sum()} perplexities" in one.sentence for one in alone if one.refused] == [True]
     assert len(metrics := curves(records.where(~early, former)).table.metric.unique()) == 6

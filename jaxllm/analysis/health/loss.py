@@ -146,15 +146,15 @@ def plateau(metrics: pd.DataFrame, alpha: float = ALPHA) -> Check:
         return Check(name, refused=line)
     rate, fall = logged(metrics, "learning_rate").value.to_numpy(), -line.slope
     if len(rate) and rate[-1] < DECAYED * rate.max():
-        least, p = 0.0, line.p_above(0.0)
+        p, normal = line.p_above(0.0), "only a rise counts at a decayed learning rate"
     else:
         least, p = PLATEAU_SHARE * line.end, line.p_above(-PLATEAU_SHARE * line.end)
         slower, p_slower = _slower(metrics, FALLING_SHARE * line.end)
-        least, p = max(least, slower), min(1.0, 2 * min(p, p_slower))
+        p, normal = min(1.0, 2 * min(p, p_slower)), f"{max(least, slower):.2g} would be no plateau"
     reason = (
         f"In the last doubling of tokens the loss "
-        f"{'fell' if fall >= 0 else 'rose'} by {abs(fall):.3g} (now {line.end:.3f}; less than "
-        f"{least:.2g} would be a plateau, p = {p:.2g})."
+        f"{'fell' if fall >= 0 else 'rose'} by {abs(fall):.3g} (now {line.end:.3f}; {normal}, "
+        f"p = {p:.2g})."
     )
     advice = "The loss is rising: go back to an earlier checkpoint with a lower learning rate."
     if fall >= 0:

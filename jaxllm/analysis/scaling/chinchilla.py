@@ -95,7 +95,7 @@ def _finding(
     approach: str, draws: Array, table: pd.DataFrame, flops: float, count: int,
     notes: tuple[str, ...], seen: pd.DataFrame | None = None,
 ) -> ComputeOptimal:  # fmt: skip
-    """Finding with the optimum at `flops`, the largest budget, if among the runs `seen`, if any."""
+    """Finding with the optimum at `flops`, the largest budget; none outside the runs `seen`."""
     exponent = IntervalEstimate.of(draws[:, 1])
     params = math.exp(draws[0, 0] + draws[0, 1] * math.log(flops))
     tokens = flops / 6 / params

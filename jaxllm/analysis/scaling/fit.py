@@ -109,8 +109,8 @@ def family_losses(study: Study) -> Losses:
 def finished(rows: pd.DataFrame, *columns: str, last: int = 5) -> pd.DataFrame:
     """A row per run, at its last tokens: means of `columns` over its last measurements.
 
-    They are the `last` five (Bhagia et al., arXiv 2412.04403), or hundredth of a dense log, in the
-    last 15 % of the tokens.
+    They are the `last` ones, by default five (Bhagia et al., arXiv 2412.04403), or the last
+    hundredth of a dense log, within the last 15 % of the tokens.
     """
     rows = rows.sort_values("tokens", kind="stable")
     tokens = rows.groupby("run", sort=False).tokens
