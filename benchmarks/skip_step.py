@@ -34,7 +34,7 @@ MODEL = dataclasses.replace(SCANNED, scan_layers=False)
 
 
 def main() -> None:
-    """Time both steps in turns."""
+    """Time the steps in turns."""
     flags = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     flags.add_argument("--steps", type=int, default=20)
     flags.add_argument("--rows", type=int, default=8)

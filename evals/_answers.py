@@ -52,7 +52,7 @@ def extract(pattern: re.Pattern[str], text: str, which: int = 0) -> str:
 def same(
     prediction: str, target: str, *, ignore: Sequence[str] = (), punctuation: bool = True
 ) -> float:
-    """1 if both are equal, ignoring case and what matches `ignore`; and punctuation, if False."""
+    """1 if both are equal but for case, matches of `ignore` and, without it, `punctuation`."""
     texts = [prediction, target]
     for pattern in ignore:
         texts = [re.sub(pattern, "", text) for text in texts]

@@ -35,7 +35,7 @@ BLANK = "  _  ."  # end of a fill-in-the-blank question
 
 
 def examples(folder: epath.Path) -> Iterator[Choice]:
-    """The last question of every article, by number; UserError without, or for a bad one."""
+    """The last question of every article, by number; UserError if none, or a malformed one."""
     paths = [path for path in folder.iterdir() if path.name.endswith((".txt", ".txt.gz"))]
     if not paths:
         raise UserError(f"{folder}: no articles (*.txt) in this folder")

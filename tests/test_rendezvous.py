@@ -29,7 +29,7 @@ def meet_all(address: str, count: int, processes: list[int], timeout: float) -> 
         except UserError as error:
             said[process] = str(error)
 
-    threads = [threading.Thread(target=meet, args=(process,)) for process in processes]
+    threads = [threading.Thread(target=meet, args=(process,), daemon=True) for process in processes]
     for thread in threads:
         thread.start()
         time.sleep(0.1)  # the first ones wait for the others
@@ -76,7 +76,7 @@ def test_a_stray_connection_does_not_end_the_rendezvous(sent: bytes) -> None:
 def test_a_host_of_another_run_is_not_counted() -> None:
     """It would be one of three, and these are two."""
     address = f"localhost:{free_port()}"
-    other = threading.Thread(target=meet_all, args=(address, 3, [1], 1))
+    other = threading.Thread(target=meet_all, args=(address, 3, [1], 1), daemon=True)
     other.start()
     assert "process 1 did not come" in meet_all(address, 2, [0], 2)[0]
     other.join()

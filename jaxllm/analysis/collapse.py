@@ -44,8 +44,8 @@ def collapse(study: Study) -> Finding:
     """Normalize the loss curves of the finished runs of each group of siblings: of equal tokens per
     parameter, and of one family and learning rate over its peak where they are known.
 
-    Rows of `run, params, tokens_per_param, x, ratio, excess`: both normalizations on a grid. The
-    irreducible loss is that of a power law of the final losses; without four sizes `excess` is
+    Rows of `run, params, tokens_per_param, x, ratio, excess, group`: both normalizations on a grid.
+    The irreducible loss is that of a power law of the final losses; without four sizes `excess` is
     NaN.
     """
     parts, lines = [], []
@@ -56,7 +56,7 @@ def collapse(study: Study) -> Finding:
         floor = _irreducible(final.params.to_numpy(float), final.loss.to_numpy(float))
         each = group.groupby("run", sort=False)
         table = pd.concat([_normalized(rows, final.loss[run], floor) for run, rows in each])
-        parts.append(table)
+        parts.append(table.assign(group=len(parts)))
         at = ", ".join(f"{100 * spread(table, x):.2f}% at {x:.0%}" for x in AT)
         line = (
             f"{len(final)} runs of {final.params.nunique()} sizes at "
@@ -93,7 +93,8 @@ def leaves_collapse(study: Study, run: str) -> Check | None:
     if planned is None or own.empty:
         return None
     ratio = planned / own.params.iloc[0]
-    group = next((g for g in _groups(study) if _of(study, g, run, ratio)), None)
+    alike = lambda group: all(_of(study, one, run, ratio) for _, one in group.groupby("run"))
+    group = next(filter(alike, _groups(study)), None)
     now = own.tokens.max() / planned
     grid = GRID[now >= GRID]
     if group is None or group.run.nunique() < _FEWEST or len(grid) < 20:
@@ -148,7 +149,7 @@ def _groups(study: Study) -> list[pd.DataFrame]:
     groups: list[list[pd.DataFrame]] = []
     for _, rows in losses.groupby(["tokens_per_param", "run"]):
         for group in groups:
-            if _of(study, group[0], *rows[["run", "tokens_per_param"]].iloc[0]):
+            if all(_of(study, one, *rows[["run", "tokens_per_param"]].iloc[0]) for one in group):
                 group.append(rows)
                 break
         else:

@@ -210,7 +210,8 @@ def declare(
     if kind == "generation" and definition.max_new_tokens < 1:
         raise ValueError(f"task {name}: max_new_tokens must be 1 or more")
     known = _DEFINITIONS.get(name)
-    declared = lambda of: (_module(of.examples), of.files)
+    shared = isinstance(examples, functools.partial)  # a reader of several modules' files
+    declared = lambda of: (_module(of.examples), of.files if shared else ())
     if known and declared(known) != declared(definition):
         raise ValueError(f"two tasks are called {name}")
     _DEFINITIONS[name] = definition

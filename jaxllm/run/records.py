@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 OK = "ok"
-# Their `n` is of tokens. Without `pooled_`, most records of before have means over examples.
+# Their `n` is of tokens. Earlier records, without `pooled_`, are mostly means over examples.
 OPTION_PERPLEXITIES = ("pooled_perplexity_correct", "pooled_perplexity_incorrect")
 
 

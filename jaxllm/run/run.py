@@ -24,6 +24,7 @@ from jaxllm.errors import UserError
 from jaxllm.io import JsonLines, atomic_write, disk_errors, is_remote
 from jaxllm.run import manifest, stored_config
 from jaxllm.run.layout import Layout
+from jaxllm.run.lease import LeaseLost
 from jaxllm.run.manifest import ManifestEntry, Rollback
 from jaxllm.run.times import TimeBreakdown, before_restart
 from jaxllm.run.token_losses import TokenLosses, token_set_names
@@ -379,10 +380,7 @@ def _tokens_of_stages(settings: Mapping[str, Any], steps: int) -> float:
 
 
 def _on_first(write: Callable[[], None], layout: Layout) -> None:
-    """Write on the first host, after all have read; all wait until it has.
-
-    UserError on all if it cannot, or if another process may write to the run by now.
-    """
+    """Write on the first host, after all have read; a UserError of it, as LeaseLost, is of all."""
     import jax
     from jax.experimental.multihost_utils import sync_global_devices
 
@@ -391,9 +389,10 @@ def _on_first(write: Callable[[], None], layout: Layout) -> None:
     refusal = None
     try:
         if not allowed(layout.manifest):
-            raise UserError(f"another process may write to {layout.root} now: this one ends")
+            raise LeaseLost(f"another process may write to {layout.root} now: this one ends")
         if jax.process_index() == 0:
-            write()
+            with disk_errors(f"write to {layout.root}"):
+                write()
     except UserError as error:
         refusal = error
     raise_together(refusal)

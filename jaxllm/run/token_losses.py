@@ -105,11 +105,11 @@ class TokenLosses:
 
     def write(self, step: int, losses: np.ndarray, checkpoint: float | None = None) -> None:
         """Write the losses of a checkpoint, float [n], replacing earlier ones of its step."""
+        if not allowed(self.path):  # the run ends with the reason
+            return
         n = len(self.token_set().tokens)
         if losses.shape != (n,):
             raise ValueError(f"losses {losses.shape} of {n} tokens")
-        if not allowed(self.path):  # the run ends with the reason
-            return
         finite = np.isfinite(losses)
         rounded = np.where(finite, np.clip(losses, -LARGEST, LARGEST), losses).astype("<f2")
         header = {"checkpoint": checkpoint, "tokens": n, "not_finite": int((~finite).sum())}

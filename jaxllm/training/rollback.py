@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from jaxllm.errors import UserError
+from jaxllm.run.lease import LeaseLost
 from jaxllm.run.run import Run
 from jaxllm.runtime import of_first_process
 from jaxllm.training.config import RollbackConfig
@@ -92,6 +93,8 @@ def roll_back(
     first, last = max(begun + 1, span[0] - config.margin), span[1] + config.margin
     try:
         to = run.pass_over(first, last, "divergence", str(diverged)).step
+    except LeaseLost:
+        raise
     except UserError as error:
         raise Diverged(f"{diverged}. {error}", *span) from diverged
     number = f"rollback {len(before) + 1} of {config.times}"

@@ -96,9 +96,10 @@ def train_stack(
 ) -> StackOutcome:  # fmt: skip
     """Train runs to their last step, each from its newest checkpoint, on a `stack_mesh`.
 
-    A run that diverges or loses its lease leaves the stack, and `on_drop` is called with its
-    MODEL_DIR and the error; the others go on. SIGTERM ends the current step or evaluation, saves
-    all, and returns with `finished=False`. Every run counts the time of the whole stack as its own.
+    A run that diverges, or loses its lease once it has begun, leaves the stack, and `on_drop` is
+    called with its MODEL_DIR and the error; the others go on. SIGTERM ends the current step or
+    evaluation, saves all, and returns with `finished=False`. Every run counts the time of the
+    stack as its own.
 
     Raises:
       UserError: the runs cannot be stacked, are not at one step, or all leave; or as `loop.train`.

@@ -119,6 +119,9 @@ def test_only_siblings_are_compared() -> None:
     of_families = dataclasses.replace(study, records=families.reindex(columns=COLUMNS))
     assert set(_runs(of_families)) == {"1", "2"}
     assert leaves_collapse(of_families, "3") is None  # of any family, and two siblings are few
+    first = families.assign(run=["1", "2", "x"], family=["a", "b", "b"])  # and "0" of any
+    of_first = dataclasses.replace(study, records=first.reindex(columns=COLUMNS))
+    assert len(_runs(of_first)) == 2
     of_some = dataclasses.replace(study, records=families[:1].reindex(columns=COLUMNS))
     assert len(_runs(of_some)) == 3 and leaves_collapse(of_some, "3") is not None
 

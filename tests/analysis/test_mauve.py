@@ -23,6 +23,7 @@ def test_the_score_is_the_packages(generated: np.ndarray) -> None:
 
 
 def test_intervals_tell_other_texts_of_the_same_source_from_those_of_another() -> None:
+    pytest.importorskip("mauve")
     near, far = mauve(HUMAN, NEAR), mauve(HUMAN, FAR)
     assert far.high < near.low
     assert near.high > 0.95

@@ -5,6 +5,7 @@ import io
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -100,3 +101,9 @@ def test_a_wheel_and_a_clone_have_the_constraints_where_the_cell_looks() -> None
     assert (REPOSITORY / "jaxllm" / "constraints" / "py312.txt").exists()
     packages = (REPOSITORY / "pyproject.toml").read_text()
     assert '"jaxllm.constraints" = ["*.txt"]' in packages
+
+
+def test_a_wheel_has_the_tables_that_are_read_at_import() -> None:
+    packages = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["setuptools"]
+    data = packages["package-data"]
+    assert "*.txt" in data["jaxllm.evals"] and "*.csv" in data["jaxllm.interop.importers"]

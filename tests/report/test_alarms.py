@@ -129,7 +129,7 @@ def test_what_was_told_at_steps_that_were_abandoned_counts_no_more(
 def test_the_watchdog_may_report_at_any_time(tmp_path: Path) -> None:
     """While the main thread looks which alarms are over."""
     writer = HealthWriter(tmp_path)
-    hang = threading.Thread(target=writer.tell_of_run, args=("hangs", "no step"))
+    hang = threading.Thread(target=writer.tell_of_run, args=("hangs", "no step"), daemon=True)
 
     class Watched(dict[str, Any]):
         def items(self) -> Iterator[Any]:  # type: ignore[override]

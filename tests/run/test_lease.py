@@ -9,17 +9,18 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from jaxllm import runtime
 from jaxllm.errors import UserError
-from jaxllm.io import JsonLines
+from jaxllm.io import JsonLines, atomic_write
 from jaxllm.kvstore import KeyValueStore
 from jaxllm.run import lease
 from jaxllm.run.checkpoint_schedule import CheckpointConfig
 from jaxllm.run.checkpoints import CheckpointWriter
 from jaxllm.run.layout import Layout
-from jaxllm.run.lease import Lease
+from jaxllm.run.lease import Lease, LeaseLost
 from jaxllm.run.run import Run
 from jaxllm.uploads import Upload
 from tests import buckets
@@ -46,7 +47,7 @@ def holder(run: Path | str) -> dict[str, Any]:
 
 
 def rewrite(run: Path | str, **changes: Any) -> None:
-    Layout(run).writer.write_text(json.dumps(holder(run) | changes))
+    atomic_write(Layout(run).writer, json.dumps(holder(run) | changes))
 
 
 def test_a_living_process_of_this_machine_is_named_and_a_killed_one_is_not_waited_for(
@@ -95,7 +96,7 @@ def test_a_process_elsewhere_holds_it_while_its_heart_beats_by_our_clock(tmp_pat
             rewrite(tmp_path, **there, beats=(beats := beats + 1))
 
     rewrite(tmp_path, **there, beats=0)
-    thread = threading.Thread(target=beat)
+    thread = threading.Thread(target=beat, daemon=True)
     thread.start()
     with pytest.raises(UserError, match="is trained by process 7 of there, since 2099"):
         Lease(str(tmp_path))
@@ -225,10 +226,11 @@ def test_after_the_loss_no_thread_and_no_other_writer_writes(
         time.sleep(0.01)
     alarms.append({"step": 1})
     checkpoints.close()
-    with pytest.raises(UserError, match="another process may write to"):
+    with pytest.raises(LeaseLost, match="another process may write to"):
         Run(tmp_path).resume({}, {})  # which forgets what no checkpoint holds
     metrics.keep_until(-1)
     Run(tmp_path).trajectory.write(1, "task", [])
+    Run(tmp_path).token_losses("texts").write(1, np.zeros(1))
     assert metrics.read() == ([{"step": 1}], []) and not waited
     assert sorted(os.listdir(tmp_path)) == ["checkpoints", "metrics.jsonl", "writer.json"]
     Layout(tmp_path).writer.unlink()

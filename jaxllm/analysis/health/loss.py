@@ -26,7 +26,7 @@ BLOCKS = 10
 # Relative decrease of the loss per doubling of tokens below which it is on a plateau; also as a
 # share of that in the two doublings before. Of E + A / tokens^b it is 0.73 for b = 0.3, 1/3 for 1.
 PLATEAU_SHARE, SLOWER = 0.005, 1 / 3
-FALLING_SHARE = 0.02  # relative decrease from which on it is on none, whatever it was before
+FALLING_SHARE = 0.02  # the most that this may be: steeper are the first steps of a run
 DECAYED = 0.5  # share of its maximum below which the learning rate makes a loss level off
 # Growth factor of the gradient norm per doubling of tokens up to which it is not drifting.
 DRIFT_FACTOR = 1.2
@@ -139,7 +139,8 @@ def _spikes(entries: pd.DataFrame) -> pd.DataFrame:
 def plateau(metrics: pd.DataFrame, alpha: float = ALPHA) -> Check:
     """Whether the loss has stopped falling: the trend of the last doubling rejects the null
     hypothesis that it still falls by the share `PLATEAU_SHARE` per doubling of tokens, and by
-    `SLOWER` of what it fell before; under a decayed learning rate, that it does not rise.
+    `SLOWER` of what it fell before, unless that is more than `FALLING_SHARE`; under a decayed
+    learning rate, that it does not rise.
     """
     name, line = "plateau", recent_trend(metrics, "loss")
     if isinstance(line, str):

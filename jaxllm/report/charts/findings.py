@@ -147,8 +147,7 @@ def branches(finding: Finding, study: Study) -> Chart | None:
 def collapse(finding: Finding, study: Study) -> Chart | None:
     """The loss over the final loss, by runs; of the group with the most of them."""
     table = finding.table.assign(low=np.nan, high=np.nan)
-    largest = table.groupby("tokens_per_param").run.nunique().idxmax()
-    near = table[table.tokens_per_param.between(largest / 1.1, largest * 1.1)]
+    near = table[table.group == table.groupby("group").run.nunique().idxmax()]
     runs = list(near.sort_values("params").run.unique())[:DISTINCT]
     titles = ("share of the tokens", "loss over the final loss")
     return marks.bands(near[near.run.isin(runs)], "x", "ratio", "run", titles, runs)
