@@ -48,7 +48,7 @@ def collapse(study: Study) -> Finding:
     The irreducible loss is that of a power law of the final losses; without four sizes `excess` is
     NaN.
     """
-    parts, lines = [], []
+    parts, lines = list[pd.DataFrame](), []
     for group in _groups(study):
         if group.params.nunique() < 2:
             continue
