@@ -1,4 +1,4 @@
-"""Full, read-only and vanished disks, and a clock set back, under real training processes."""
+"""Full, read-only, slow and vanished disks, and a clock set back, under real training processes."""
 
 import shutil
 import signal
@@ -85,3 +85,9 @@ def test_a_clock_set_back_changes_nothing(home: Path) -> None:
     finish(start(home, "back", module="tests.chaos.clock_back"))
     assert_same_run(home / "back", home / "whole")
     assert left_over(home / "back") == []
+
+
+def test_a_slow_disk_changes_nothing(home: Path) -> None:
+    finish(start(home, "slow", module="tests.chaos.slow_disk"))
+    assert_same_run(home / "slow", home / "whole")
+    assert left_over(home / "slow") == []

@@ -290,17 +290,20 @@ def test_a_vocabulary_that_the_model_has_no_room_for_is_refused(tmp_path: Path) 
         go(narrow)
 
 
-def test_a_disk_that_fills_up_during_the_run_is_one_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_disk_that_fills_up_during_the_run_is_one_line(tmp_path: Path, number: int) -> None:
+    reason = os.strerror(number)  # as: No space left on device
+
     class Full(Memory):
         def write_metrics(self, step: int, metrics: Any) -> None:
-            raise OSError(errno.ENOSPC, "No space left on device")
+            raise OSError(number, reason)
 
         def close(self) -> None:
             self.closed = True
-            raise OSError(errno.ENOSPC, "No space left on device, again")
+            raise OSError(number, f"{reason}, again")
 
     writer = Full()
-    with pytest.raises(UserError, match=r"cannot write to MODEL_DIR .*: No space left on device;"):
+    with pytest.raises(UserError, match=rf"cannot write to MODEL_DIR .*: {reason};"):
         go(experiment(tmp_path), writers=[writer])
     assert writer.closed
     assert [e.step for e in Run(tmp_path).available()][:3] == [0, 1, 2], "what was saved stays"
