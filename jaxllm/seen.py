@@ -5,15 +5,19 @@
     python -m jaxllm.seen runs/mine --document=books:17
     python -m jaxllm.seen runs/mine --steps=990:1000 --output=batches.csv
     python -m jaxllm.seen runs/mine --ngrams=heldout_books:50x2048
+    python -m jaxllm.seen runs/mine --memorized=memorization --by=runs/small
 
 Without a question, how much of each domain. --text finds the documents with a text, --document
 takes one by its number in the domain, as the tables have it, and --steps lists what updates a to b
 read. `times`: 0.5 of a document of which half was read; of a text, over all its places. `skipped`:
 of these, without effect. --ngrams tells when the run was most like n-gram models of its corpora.
+--memorized takes the results of a task: what is memorized by age, and how well the checkpoints
+before, or those of another run (--by), tell which sequences are.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -24,9 +28,12 @@ from jaxllm.errors import UserError
 from jaxllm.io import atomic_write, location
 
 if TYPE_CHECKING:
+    import argparse
+
     import pandas as pd
 
     from jaxllm.data.seen import History
+    from jaxllm.run.run import Run
     from jaxllm.run.token_losses import TokenLosses
 
 SHOWN = 20  # documents of a table; --output has all
@@ -42,11 +49,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     asked.add_argument("--document", metavar="DOMAIN:NUMBER", help="this document")
     asked.add_argument("--steps", metavar="A:B", help="the documents of these updates")
     asked.add_argument("--ngrams", metavar="TOKEN_SET", help="the phases on this token set")
+    asked.add_argument("--memorized", metavar="TASK", help="what is memorized, by age")
+    flags.add_argument("--by", type=location, metavar="RUN", help="whose checkpoints tell it")
     flags.add_argument("--output", type=location, metavar="FILE", help="the table as CSV, too")
     args = cli.parse(flags, argv)
     first, _, last = (args.steps or "1:1").partition(":")
     if not (first.isdigit() and last.isdigit() and 0 < int(first) <= int(last)):
         raise UserError(f"--steps={args.steps}: write A:B, two steps from 1 on")
+    if args.by and not args.memorized:
+        raise UserError(f"--by={args.by} is for --memorized=TASK")
 
     from jaxllm.data.seen import PASSED_OVER, SKIPPED, history
     from jaxllm.run.run import Run
@@ -58,6 +69,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     from jaxllm.training.experiment import Experiment
     from jaxllm.training.sequences import open_data
 
+    if args.memorized:
+        print_memorized(run, args)
+        return 0
     entries, sources = run.record(), open_data(Experiment.configured(args.run))[0]
     end = max((entry.step for entry in entries), default=0) if args.step is None else args.step
     without = {r["step"]: SKIPPED for r in run.skipped_lines.read()[0] if r["effect"] == SKIPPED}
@@ -88,6 +102,46 @@ def main(argv: Sequence[str] | None = None) -> int:
     if len(table) > SHOWN:
         print(f"… {len(table):,} documents; --output=FILE has all")
     return 0
+
+
+def print_memorized(run: Run, args: argparse.Namespace) -> None:
+    """Print what a checkpoint has memorized by age, and how well others tell what it has.
+
+    Raises:
+      UserError: no checkpoint, or not this one, has results of the task.
+    """
+    import pandas as pd
+
+    from jaxllm.analysis.tokens.memorization import by_age, prediction
+    from jaxllm.run.run import Run
+
+    task, other = args.memorized, Run.open(args.by) if args.by else run
+    step = max(run.trajectory.steps(), default=0) if args.step is None else args.step
+    remedy = f"python -m jaxllm.evaluate --model_dir={args.run} --tasks={task}"
+    try:
+        late = run.trajectory.read_examples(step, task)
+    except FileNotFoundError as error:
+        raise UserError(f"{args.run} has no results of {task} at step {step}: {remedy}") from error
+    table = by_age(late, step)
+    shown = table.assign(
+        age=table.age.map("{:,.0f} steps".format).where(table.age > -1, "not read")
+    )
+    print(shown.to_string(index=False, float_format="{:,.3f}".format))
+    rows = []
+    for early in other.trajectory.steps():
+        with contextlib.suppress(FileNotFoundError):
+            if args.by or early < step:
+                examples = other.trajectory.read_examples(early, task)
+                rows.append({"step": early} | prediction(examples, late))
+    if rows:
+        print(f"told by {other.name}:")
+        print(
+            pd.DataFrame(rows)
+            .astype({"n": int})
+            .to_string(index=False, float_format="{:,.3f}".format)
+        )
+    if args.output:
+        atomic_write(args.output, table.to_csv(index=False))
 
 
 def phases(losses: TokenLosses, seen: History) -> pd.DataFrame:

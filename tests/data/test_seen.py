@@ -5,6 +5,7 @@ import dataclasses
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -223,6 +224,11 @@ def test_a_text_is_found_where_the_corpus_has_it(opened) -> None:
         (["--steps=29:29"], "0.13     0.13          29         29"),
         (["--ngrams=notes:1x9"], "passed"),
         (["--ngrams=other:1x9"], "error: "),
+        (["--memorized=memorization"], "not read        0.000  0.250               0.000"),
+        (["--memorized=memorization"], "20  9      1.000             0.000   0.800          0.179"),
+        (["--memorized=memorization", "--step=20"], "not read"),
+        (["--memorized=other"], "has no results of other at step 40: python -m jaxllm.evaluate"),
+        (["--by=x"], "error: --by=x is for --memorized"),
         (["--document=notes:99"], "error: no document notes:99: notes has 9"),
         (["--document=note:9"], "did you mean notes"),
         (["--steps=3"], "error: --steps=3: write A:B"),
@@ -249,6 +255,12 @@ def test_the_command(opened, tmp_path, capsys, flags: list[str], says: str) -> N
     losses.write_set(TokenSet.of("notes:1x9", [text], [ids], [range(1, len(ids) + 1)]))
     losses.write(10, np.array(ids) / 100.0)
     losses.write(20, np.array([ids.count(id) < 5 for id in ids]) + 0.1)
+    trained_at = [1, 10, 19, 28, 37, 99, 99, 99, 99]
+    sequences = pd.DataFrame({"id": list("abcdefghi"), "trained_at": trained_at})
+    for step, count in {20: 4, 40: 5}.items():  # of nine, those memorized
+        extractible = sequences.index < count
+        examples = sequences.assign(extractible=extractible, score=np.where(extractible, 1, 0.25))
+        Run(tmp_path).trajectory.write(step, "memorization", [], examples)
     try:
         assert main([str(tmp_path), *flags, f"--output={table}"]) == 0
         said = capsys.readouterr().out
