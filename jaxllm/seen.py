@@ -63,15 +63,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     from jaxllm.run.run import Run
 
     run = Run.open(args.run)
+    if args.memorized:
+        print_memorized(run, args)
+        return 0
     cli.load_gin(args, args.run)
     runtime.import_seqio()
 
     from jaxllm.training.experiment import Experiment
     from jaxllm.training.sequences import open_data
 
-    if args.memorized:
-        print_memorized(run, args)
-        return 0
     entries, sources = run.record(), open_data(Experiment.configured(args.run))[0]
     end = max((entry.step for entry in entries), default=0) if args.step is None else args.step
     without = {r["step"]: SKIPPED for r in run.skipped_lines.read()[0] if r["effect"] == SKIPPED}
