@@ -105,11 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def print_memorized(run: Run, args: argparse.Namespace) -> None:
-    """Print what a checkpoint has memorized by age, and how well others tell what it has.
-
-    Raises:
-      UserError: no checkpoint, or not this one, has results of the task.
-    """
+    """Print what a checkpoint has memorized by age, and how well others tell what it has."""
     import pandas as pd
 
     from jaxllm.analysis.tokens.memorization import by_age, prediction
@@ -117,29 +113,21 @@ def print_memorized(run: Run, args: argparse.Namespace) -> None:
 
     task, other = args.memorized, Run.open(args.by) if args.by else run
     step = max(run.trajectory.steps(), default=0) if args.step is None else args.step
-    remedy = f"python -m jaxllm.evaluate --model_dir={args.run} --tasks={task}"
     try:
         late = run.trajectory.read_examples(step, task)
     except FileNotFoundError as error:
+        remedy = f"python -m jaxllm.evaluate --model_dir={args.run} --tasks={task}"
         raise UserError(f"{args.run} has no results of {task} at step {step}: {remedy}") from error
-    table = by_age(late, step)
-    shown = table.assign(
-        age=table.age.map("{:,.0f} steps".format).where(table.age > -1, "not read")
-    )
-    print(shown.to_string(index=False, float_format="{:,.3f}".format))
-    rows = []
+    table, rows = by_age(late, step), []
     for early in other.trajectory.steps():
         with contextlib.suppress(FileNotFoundError):
             if args.by or early < step:
                 examples = other.trajectory.read_examples(early, task)
-                rows.append({"step": early} | prediction(examples, late))
-    if rows:
-        print(f"told by {other.name}:")
-        print(
-            pd.DataFrame(rows)
-            .astype({"n": int})
-            .to_string(index=False, float_format="{:,.3f}".format)
-        )
+                rows.append({f"told by {other.name}, step": early} | prediction(examples, late))
+    ages = table.age.map("{:,.0f} steps".format).where(table.age > -1, "not read")
+    for shown in (table.assign(age=ages), pd.DataFrame(rows)):
+        if len(shown):
+            print(shown.to_string(index=False, float_format="{:,.3f}".format))
     if args.output:
         atomic_write(args.output, table.to_csv(index=False))
 

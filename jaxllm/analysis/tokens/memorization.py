@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
@@ -18,7 +20,7 @@ def by_age(examples: pd.DataFrame, step: int, bins: int = 8) -> pd.DataFrame:
     return table.mean().join(errors).assign(n=table.size()).reset_index(drop=True)
 
 
-def prediction(early: pd.DataFrame, late: pd.DataFrame) -> dict[str, float]:
+def prediction(early: pd.DataFrame, late: pd.DataFrame) -> dict[str, Any]:
     """Precision and recall of what one checkpoint has memorized for what another has.
 
     As of a small or early model for a large or late one (Biderman et al. 2023, arXiv 2304.11158,
@@ -26,7 +28,7 @@ def prediction(early: pd.DataFrame, late: pd.DataFrame) -> dict[str, float]:
     """
     both = early.merge(late, on="id", suffixes=("", "_late"))
     hits = both[both.extractible.astype(bool) & both.extractible_late.astype(bool)]
-    result = {"n": float(len(both))}
+    result: dict[str, Any] = {"n": len(both)}
     for name, column in ("precision", "extractible"), ("recall", "extractible_late"):
         total = int(both[column].sum())
         share = len(hits) / total if total else np.nan
