@@ -127,22 +127,20 @@ def load_settings(args: argparse.Namespace) -> None:
     from jaxllm.run.layout import Layout
     from jaxllm.training.experiment import Experiment
 
-    at, state = args.branch_from, None
+    at = args.branch_from
     if at.startswith("hf:"):
         from jaxllm.interop.huggingface.importing import import_run
 
         cli.load_gin(args)
-        parent, state = Layout(Experiment.configured().model_dir).parent, "params"
+        parent = Layout(Experiment.configured().model_dir).parent
         if not parent.exists():
             import_run(at.removeprefix("hf:"), str(parent))
-        at = f"{parent}@0"
+        at = f"{parent}@0:params"
         gin.clear_config()
     own = re.search(r"^MODEL_DIR = '(.*)'$", "\n".join(args.gin_bindings), re.MULTILINE)
     begun = own and Layout(location(own[1])).config.exists()  # its parent may be gone by now
     cli.load_gin(args, location(own[1]) if own and begun else str(Branch.open(at).parent.path))
     gin.bind_parameter("TrainConfig.branch_from", at)
-    if state:
-        gin.bind_parameter("TrainConfig.branch_state", state)
 
 
 def open_run(

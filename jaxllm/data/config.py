@@ -23,14 +23,15 @@ class VocabularyConfig:
         published model, with special tokens from the JSON files beside it; `bytes` for UTF-8 bytes
         with ByT5's ids and a BOS. None trains a SentencePiece model on the run's corpora.
       size: tokens of a trained vocabulary.
-      bos_token, eos_token: tokens that begin and end a document, such as `<s>`, in place of those
-        that the files at `path` name.
+      special_tokens: tokens that begin and end a document, in place of those that the files at
+        `path` name: {'bos_token': '<s>', 'eos_token': '</s>'}, or one of the two.
     """
 
     path: str | None = None
     size: int = 32_000
-    bos_token: str | None = None
-    eos_token: str | None = None
+    special_tokens: Mapping[Literal["bos_token", "eos_token"], str] = dataclasses.field(
+        default_factory=dict
+    )
 
     def __post_init__(self) -> None:
         if self.path is None and self.size < 512:

@@ -67,7 +67,7 @@ def prepare(
     if not any(id is not None for id in tokenizer.separators):
         raise UserError(
             f"{config.vocabulary.path}: no file names a token that ends or begins a document; set"
-            " VocabularyConfig.eos_token (or bos_token) to one, as '<|endoftext|>'"
+            " VocabularyConfig.special_tokens = {'eos_token': '<|endoftext|>'} (or bos_token)"
         )
     places = {domain: _place(config, domain, tokenizer) for domain in weights}
     new = [domain for domain in weights if not TokenStore.exists(*places[domain])]

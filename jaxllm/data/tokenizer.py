@@ -130,19 +130,15 @@ class Tokenizer:
         )
 
 
-def read(
-    path: epath.PathLike, bos_token: str | None = None, eos_token: str | None = None
-) -> Tokenizer:
+def read(path: epath.PathLike, special_tokens: Mapping[Any, str] | None = None) -> Tokenizer:
     """Read the tokenizer in a Hugging Face directory, or one of its files by path.
 
     A directory's SentencePiece model is the original tokenizer, and goes before a tokenizer.json,
     which is a conversion of it. Without either, vocab.json and merges.txt are GPT-2's byte-level
-    BPE (OPT). `bos_token` and `eos_token` replace those that the files name. UserError if there is
-    no tokenizer, it is damaged, or it lacks a token.
+    BPE (OPT). `special_tokens` are those of VocabularyConfig. UserError if there is no tokenizer,
+    it is damaged, or it lacks a token.
     """
-    path = epath.Path(path)
-    named = {"bos_token": bos_token, "eos_token": eos_token}
-    stated = {name: token for name, token in named.items() if token is not None}
+    path, stated = epath.Path(path), special_tokens or {}
     if not path.is_dir():
         if not path.exists():
             raise UserError(f"VocabularyConfig.path: no file {path}")
@@ -180,7 +176,8 @@ def _load(kind: str, model: bytes, path: epath.Path, stated: Mapping[str, str]) 
         raise UserError(f"{path}: not {what} ({error})") from error
     for name, token in stated.items():
         if plain.token_id(token) is None:
-            raise UserError(f"VocabularyConfig.{name} = {token!r}: {path} has no such token")
+            where = f"VocabularyConfig.special_tokens: {name} = {token!r}"
+            raise UserError(f"{where}: {path} has no such token")
     own = [_json(path.parent / f) for f in ("tokenizer_config.json", "special_tokens_map.json")]
     numbered = [_json(path.parent / f) for f in ("generation_config.json", "config.json")]
     if kind == "sentencepiece" and not any([stated, *own, *numbered]):

@@ -117,7 +117,7 @@ def load_tokenizer(config: DataConfig, weights: Mapping[str, float] | None = Non
     if vocabulary.path == BYTES:
         return Tokenizer("bytes")
     path = vocabulary.path or trained_model(config, weights or corpora.resolve(config))
-    return tokenizer.read(path, vocabulary.bos_token, vocabulary.eos_token)
+    return tokenizer.read(path, vocabulary.special_tokens)
 
 
 def trained_model(config: DataConfig, domains: Iterable[str]) -> epath.Path:

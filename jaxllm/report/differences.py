@@ -9,7 +9,7 @@ from typing import Any
 from jaxllm.report.numbers import UNKNOWN
 
 # Name a run, and set nothing.
-_NAMES = ("TrainConfig.model_dir", "TrainConfig.run_name", "TrainConfig.family")
+_NAMES = ("TrainConfig.model_dir", "TrainConfig.family")
 _LONGEST = 48  # letters of a value
 
 

@@ -117,11 +117,10 @@ def _write(
     import orbax.checkpoint as ocp
     from flax.traverse_util import unflatten_dict
 
-    made = Run(target)
-    made.layout.check_name()
+    Run(target).layout.check_name()
     with new_directory(target) as partial:
         written = Run(partial)
-        written.write_config(f"{run.config()}\nTrainConfig.run_name = {made.path.name!r}\n")
+        written.write_config(run.config())
         for file in _TOKENIZER_FILES:
             if (run.path / file).exists():
                 (written.path / file).write_bytes((run.path / file).read_bytes())

@@ -23,6 +23,7 @@ from jaxllm.run.restore import RestoredCheckpoint, check_arrays, check_model, da
 from jaxllm.run.run import Run
 
 LENGTH = ("rope_theta", "rope_scaling")  # fields that a branch may change, for longer sequences
+PARAMS = ":params"  # behind RUN@STEP: the parameters alone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,11 +35,11 @@ class Branch:
     whole: bool  # the whole state, not the parameters alone
 
     @classmethod
-    def open(cls, branch_from: str, state: str = "all") -> Branch:
-        """The branch of TrainConfig.branch_from and branch_state; UserError if there is none."""
-        model_dir, step = parse(branch_from)
+    def open(cls, branch_from: str) -> Branch:
+        """The branch of TrainConfig.branch_from; UserError if there is none."""
+        model_dir, step = parse(branch_from.removesuffix(PARAMS))
         parent = Run.open(model_dir)
-        return cls(parent, parent.select(str(step))[0], state == "all")
+        return cls(parent, parent.select(str(step))[0], not branch_from.endswith(PARAMS))
 
     @property
     def name(self) -> str:
@@ -103,7 +104,7 @@ class Branch:
             with damages(self.name):
                 yield
         except UserError as error:
-            alone = "; or take its parameters alone: --gin.TrainConfig.branch_state=params"
+            alone = f"; or take its parameters alone: --branch_from={self.name}{PARAMS}"
             raise UserError(f"{error}{alone if 'optimizer state' in str(error) else ''}") from error
 
 

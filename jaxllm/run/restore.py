@@ -168,8 +168,7 @@ def check_arrays(
         if entry.kind in (IMPORTED, AVERAGE):
             raise UserError(
                 f"checkpoint {path} has parameters alone, without the state of an optimizer: begin "
-                f"another run from it, with --branch_from={layout.root}@{entry.step} "
-                "--gin.TrainConfig.branch_state=params"
+                f"another run from it, with --branch_from={layout.root}@{entry.step}:params"
             )
         _check_item(path / TRAINING, training, "optimizer state")
     return _json(path)

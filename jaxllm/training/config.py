@@ -111,8 +111,8 @@ class TrainConfig:
 
     Attributes:
       model_dir: the run directory: a local path or gs://bucket/path.
-      run_name: name of the run in its records; None: the last part of model_dir.
-      family: suite of the run, whose runs differ only in size; None: the run's name.
+      family: suite of the run, whose runs differ only in size; None: the last part of model_dir,
+        which is the run's name.
       steps: number of updates in the whole run.
       seed: seed of the initial parameters (DataConfig.seed, usually the same, is the data's).
       gradient_accumulation: microbatches per batch, computed one after another; the update is that
@@ -129,8 +129,7 @@ class TrainConfig:
       exit_on_hang: whether the process then exits, with code 1.
       optimizer: `@AdamWConfig()` or another (`@MuonConfig()`).
       ema_decay: keep a moving average of the parameters, decayed so per step (0.999, say), in the
-        optimizer state, for `jaxllm.average --ema`; None keeps none.
-      ema_dtype: dtype of the average; bfloat16 is rounded stochastically.
+        optimizer state and its dtype, for `jaxllm.average --ema`; None keeps none.
       stages: stretches with settings of their own, in order: ({'tokens': 8e9}, {'tokens': 2e9,
         'weights': {…}, 'sequence_length': 4096}); see `StageConfig`. They make up `steps`.
       domain_weights: weights of the domains in the loss, which is a weighted mean over tokens:
@@ -139,13 +138,12 @@ class TrainConfig:
         `DoReMiConfig`. None weighs all tokens alike.
       skip: leave out updates that are outliers: {}, or {'threshold': 6.0}; see `SkipConfig`.
       rollback: where the run diverges, go back and past the data: {}; see `RollbackConfig`.
-      branch_from: RUN@STEP, the checkpoint of another run at which this one begins, or hf:DIR.
-      branch_state: what it takes from there: 'all' (parameters, optimizer state, step, data
-        position) or 'params', to begin at step 0 with these parameters (always so of hf:DIR).
+      branch_from: RUN@STEP, the checkpoint of another run at which this one begins, with its
+        optimizer state, step and data position; or RUN@STEP:params, of which it takes the
+        parameters alone, to begin at step 0; or hf:DIR, likewise.
     """
 
     model_dir: str | None = None
-    run_name: str | None = None
     family: str | None = None
     steps: PositiveInt = 1000
     seed: int = 0
@@ -158,13 +156,11 @@ class TrainConfig:
     exit_on_hang: bool = False
     optimizer: OptimizerConfig = dataclasses.field(default_factory=lambda: AdamWConfig())
     ema_decay: Fraction | None = None
-    ema_dtype: Literal["float32", "bfloat16"] = "float32"
     stages: tuple[StageConfig, ...] = ()
     domain_weights: DoReMiConfig | WeightsByStep | None = None
     skip: SkipConfig | None = None
     rollback: RollbackConfig | None = None
     branch_from: str | None = None
-    branch_state: Literal["all", "params"] = "all"
 
     def __post_init__(self) -> None:
         if self.model_dir is not None:
@@ -185,6 +181,8 @@ class TrainConfig:
 
 class OptimizerConfig(abc.ABC):
     """Base class of the optimizers that `TrainConfig.optimizer` refers to."""
+
+    state_dtype: Literal["float32", "bfloat16"] = "float32"
 
     @abc.abstractmethod
     def build(self, schedule: optax.Schedule, boxed_params: Any) -> optax.GradientTransformation:
@@ -234,13 +232,8 @@ class AdamWConfig(OptimizerConfig):
 class MuonConfig(AdamWConfig):
     """Muon for the matrices of the blocks, AdamW for embedding, head and vectors.
 
-    Orthogonalized momentum (Jordan 2024), scaled to AdamW's RMS (arXiv 2502.16982, §2.2).
-
-    Attributes:
-      momentum: decay of the momentum of a matrix's gradients.
+    Orthogonalized momentum of 0.95 (Jordan 2024), scaled to AdamW's RMS (arXiv 2502.16982, §2.2).
     """
-
-    momentum: Fraction = 0.95
 
     def build(self, schedule: optax.Schedule, boxed_params: Any) -> optax.GradientTransformation:
         """Clipping by global norm, then Muon."""
@@ -249,7 +242,7 @@ class MuonConfig(AdamWConfig):
         from jaxllm.training.optimizer import clipped, muon_dimensions
 
         muon = optax.contrib.muon(
-            schedule, beta=self.momentum, adam_b1=self.b1, adam_b2=self.b2, eps=self.eps,
+            schedule, beta=0.95, adam_b1=self.b1, adam_b2=self.b2, eps=self.eps,
             weight_decay=self.weight_decay, consistent_rms=0.2,
             muon_weight_dimension_numbers=muon_dimensions(boxed_params),
         )  # fmt: skip

@@ -187,7 +187,7 @@ class Experiment:
 
         if self.train.branch_from is None:
             return None
-        branch = Branch.open(self.train.branch_from, self.train.branch_state)
+        branch = Branch.open(self.train.branch_from)
         if os.path.abspath(branch.parent.path) == os.path.abspath(self.model_dir):
             raise UserError(
                 f"a branch of {branch.name} needs a directory of its own: --gin.MODEL_DIR=DIR"
@@ -209,16 +209,15 @@ class Experiment:
         from jaxllm.models.decoder import abstract_params
         from jaxllm.training.optimizer import with_ema
 
+        config, decay = self.train.optimizer, self.train.ema_decay
         schedule = schedule or make_schedule(self.schedule, self.train.steps)
-        built = self.train.optimizer.build(schedule, abstract_params(self.model))
-        if self.train.ema_decay is None:
-            return built
-        return with_ema(built, self.train.ema_decay, self.train.ema_dtype)
+        built = config.build(schedule, abstract_params(self.model))
+        return built if decay is None else with_ema(built, decay, config.state_dtype)
 
     @property
     def run_info(self) -> RunInfo:
         """The fields that all records of the run share."""
-        name = self.train.run_name or os.path.basename(os.path.abspath(self.model_dir))
+        name = os.path.basename(os.path.abspath(self.model_dir))
         return RunInfo(name, self.train.family or name, self.model.num_params)
 
     @property
@@ -235,9 +234,7 @@ class Experiment:
         """The steps at which a checkpoint is saved and scored; the last of each stage is one."""
         if self.train.stages:
             return tuple(step for stage in self.stages for step in stage.scheduled_steps)
-        return scheduled_steps(
-            self.checkpoints, self.train.steps, self.tokens_per_step, self.start[:2]
-        )
+        return scheduled_steps(self.checkpoints, self.train.steps, self.start.step)
 
     def saved_model(self) -> dict[str, Any]:
         """The model config as JSON, without the execution fields."""

@@ -13,7 +13,7 @@ from jaxllm.data.tokenizer import with_saved_tokenizer
 from jaxllm.errors import UserError
 from jaxllm.evaluation.tasks import TrainingSequence
 from jaxllm.run import data_identity
-from jaxllm.run.branch import parse
+from jaxllm.run.branch import PARAMS, parse
 from jaxllm.run.data_identity import DataIdentity
 from jaxllm.run.manifest import ManifestEntry
 from jaxllm.run.run import Run
@@ -65,7 +65,8 @@ def open_data(
     runtime.check_hosts_agree(
         {"vocabulary": source.tokenizer.identity, "training sequences": of_stages}
     )
-    at = "{}@{}".format(*parse(e.train.branch_from)) if e.train.branch_from else None
+    began = e.train.branch_from
+    at = "{}@{}".format(*parse(began.removesuffix(PARAMS))) if began else None
     identity = DataIdentity(source.fingerprint, source.tokenizer.identity, *source.origin, at)
     data_identity.verify(model_dir, identity)
     return sources, identity

@@ -78,7 +78,7 @@ def check_alike(experiments: Sequence[Experiment]) -> None:
 
 def shared_settings(e: Experiment) -> dict[str, Any]:
     """The settings that all runs of a stack have."""
-    own = {"model_dir", "run_name", "family", "seed", "branch_from", "branch_state"}
+    own = {"model_dir", "family", "seed", "branch_from"}
     train = {f.name: getattr(e.train, f.name) for f in dataclasses.fields(e.train)}
     return {
         "ModelConfig": e.model,

@@ -282,10 +282,10 @@ def test_a_tokenizer_json_alone_separates_documents(tmp_path: Path) -> None:
     assert read(other).separators == (None, None)
     config = DataConfig(mixture_or_task_name="x", vocabulary=VocabularyConfig(str(other)))
     with pytest.raises(
-        UserError, match=r"no file names a token .* set VocabularyConfig\.eos_token"
+        UserError, match=r"no file names a token .* set VocabularyConfig\.special_tokens"
     ):
         prepare(config, {}, load_tokenizer(config))
-    named = dataclasses.replace(config.vocabulary, eos_token="<|weiter|>")
+    named = dataclasses.replace(config.vocabulary, special_tokens={"eos_token": "<|weiter|>"})
     tokenizer = load_tokenizer(dataclasses.replace(config, vocabulary=named))
     assert (tokenizer.bos, tokenizer.eos) == (None, 0)
     data_identity.save(
@@ -293,7 +293,7 @@ def test_a_tokenizer_json_alone_separates_documents(tmp_path: Path) -> None:
     )  # and the run remembers
     saved = with_saved_tokenizer(config, data_identity.saved_tokenizer(str(tmp_path)))
     assert load_tokenizer(saved).identity == tokenizer.identity
-    wrong = dataclasses.replace(config.vocabulary, bos_token="<nope>")
+    wrong = dataclasses.replace(config.vocabulary, special_tokens={"bos_token": "<nope>"})
     with pytest.raises(UserError, match=r"bos_token = '<nope>': .* has no such token"):
         load_tokenizer(dataclasses.replace(config, vocabulary=wrong))
 

@@ -12,7 +12,7 @@ from jaxllm.run.checkpoint_schedule import CheckpointConfig, preserved, schedule
 
 def test_default_is_pythias_154_checkpoints() -> None:
     """Biderman et al. 2023: step 0, 1, 2, 4, …, 512, then every 1000 to 143,000: 154 in all."""
-    steps = scheduled_steps(CheckpointConfig(), steps=143_000, tokens_per_step=2**21)
+    steps = scheduled_steps(CheckpointConfig(), steps=143_000)
     assert len(steps) == 154
     assert steps[:12] == (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000)
     assert steps[-2:] == (142_000, 143_000)
@@ -28,24 +28,13 @@ def test_default_is_pythias_154_checkpoints() -> None:
     ],
 )
 def test_early_steps_double_or_are_listed(early: Any, steps: tuple[int, ...]) -> None:
-    assert scheduled_steps(CheckpointConfig(early=early, every_steps=300), 400, 1) == steps
+    assert scheduled_steps(CheckpointConfig(early=early, every_steps=300), 400) == steps
 
 
-@given(
-    every=st.floats(50, 5000),
-    tokens_per_step=st.integers(1, 700),
-    steps=st.integers(1, 300),
-)
-def test_every_tokens_saves_at_the_first_step_beyond_each_multiple(
-    every: float, tokens_per_step: int, steps: int
-) -> None:
-    config = CheckpointConfig(early=None, every_steps=None, every_tokens=every)
-    crossed = {
-        s
-        for s in range(1, steps + 1)
-        if s * tokens_per_step // every > (s - 1) * tokens_per_step // every
-    }
-    assert set(scheduled_steps(config, steps, tokens_per_step)) == crossed | {steps}
+def test_without_regular_steps_the_early_ones_and_the_last_are_saved() -> None:
+    config = CheckpointConfig(early=3, every_steps=None, extra_steps=(7, 90))
+    assert scheduled_steps(config, 20) == (0, 3, 6, 7, 12, 20)
+    assert scheduled_steps(config, 20, begin=6) == (7, 12, 20)
 
 
 @given(
@@ -53,9 +42,9 @@ def test_every_tokens_saves_at_the_first_step_beyond_each_multiple(
     preempted=st.sets(st.integers(0, 60)),
     last=st.integers(1, 5),
 )
-def test_last_k_and_milestones_stay(scheduled: set[int], preempted: set[int], last: int) -> None:
-    config = CheckpointConfig(keep_last=last, milestone_steps=10)
-    preempted = preempted - scheduled
+def test_last_k_and_extra_steps_stay(scheduled: set[int], preempted: set[int], last: int) -> None:
+    config = CheckpointConfig(keep_last=last, extra_steps=tuple(range(0, 61, 10)))
+    preempted = {step for step in preempted - scheduled if step % 10}  # no extra step is one
     steps = sorted(scheduled | preempted)
     kept = {s for s, keep in zip(steps, preserved(config, steps, preempted), strict=True) if keep}
     assert steps[-1] in kept
@@ -79,8 +68,8 @@ def test_a_preempted_checkpoint_is_replaced_by_the_next() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"every_tokens": 1e6}, {"keep_last": 0}, {"early": 0}, {"early": (-1,)}],
+    [{"every_steps": 0}, {"keep_last": 0}, {"early": 0}, {"early": (-1,)}],
 )
-def test_contradictions_are_refused(wrong: dict) -> None:
+def test_impossible_schedules_are_refused(wrong: dict) -> None:
     with pytest.raises(UserError, match=next(iter(wrong))):
         CheckpointConfig(**wrong)

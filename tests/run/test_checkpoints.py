@@ -235,8 +235,8 @@ def test_checkpoints_without_a_manifest_are_not_thrown_away(tmp_path: Path) -> N
     assert (tmp_path / "checkpoints" / "1").is_dir()
 
 
-def test_the_last_k_and_milestones_are_kept_on_disk(tmp_path: Path) -> None:
-    config = CheckpointConfig(keep_last=2, milestone_steps=4)
+def test_the_last_k_and_extra_steps_are_kept_on_disk(tmp_path: Path) -> None:
+    config = CheckpointConfig(keep_last=2, extra_steps=(4,))
     save_run(tmp_path, [1, 2, 4, 5, 6, 7], config)
     assert [e.step for e in Run(tmp_path).available()] == [4, 6, 7]
     assert len(Run(tmp_path).entries()) == 6, "the manifest remembers what is gone"

@@ -114,7 +114,7 @@ def test_permissions_come_from_the_command_line(
 
 @pytest.mark.parametrize(
     "text",
-    [b"TrainConfig.seed = = 2\n", b"TrainConfig.run_name = '\xff'\n", b"EvalConfig.tasks = ('a',",
+    [b"TrainConfig.seed = = 2\n", b"TrainConfig.family = '\xff'\n", b"EvalConfig.tasks = ('a',",
      b"SEED = " + b"[" * 5000 + b"]" * 5000],
 )  # fmt: skip
 def test_a_damaged_config_is_one_line(text: bytes, run: Path) -> None:

@@ -44,7 +44,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-def branch(home: Path, name: str, *flags: str, at: int = 10) -> Run:
+def branch(home: Path, name: str, *flags: str, at: int | str = 10) -> Run:
     run(f"--branch_from={home}/base@{at}", f"--gin.MODEL_DIR={home}/{name}", *flags)
     return Run.open(home / name)
 
@@ -61,9 +61,7 @@ def test_a_branch_begins_with_the_token_losses_of_its_parent(home: Path) -> None
     assert child.steps() == (0, 10) and child.token_set().fingerprint == of.fingerprint
     np.testing.assert_array_equal(child.read(), parent.read([0, 10]))
     assert child.headers()[10]["not_finite"] == 1
-    alone = branch(
-        home, "without", "--gin.TRAIN_STEPS=5", "--gin.TrainConfig.branch_state='params'"
-    )
+    alone = branch(home, "without", "--gin.TRAIN_STEPS=5", at="10:params")
     assert not alone.token_set_names() and alone.entries()[0].skipped_steps == 0
 
 
@@ -177,7 +175,7 @@ def test_no_sequence_is_read_twice_across_the_border_of_a_mixture(home: Path) ->
 
 
 def test_parameters_alone_begin_at_step_0(home: Path) -> None:
-    child = branch(home, "alone", "--gin.TrainConfig.branch_state='params'", "--gin.TRAIN_STEPS=10")
+    child = branch(home, "alone", "--gin.TRAIN_STEPS=10", at="10:params")
     base = Run.open(home / "base")
     ours, theirs = (
         read_item(Path(layout.checkpoint(step)) / "model")
@@ -204,7 +202,7 @@ def test_a_published_model_is_trained_further(home: Path, tmp_path: Path) -> Non
     assert began == pytest.approx(saved, rel=1e-5)
     gin.clear_config()
     convert.main([f"--from=hf:{tmp_path}/hf", f"--to={tmp_path}/imported"])
-    with pytest.raises(UserError, match=r"has parameters alone.*--branch_from=.*imported@0"):
+    with pytest.raises(UserError, match=r"has parameters alone.*--branch_from=.*imported@0:params"):
         run(f"--gin_file={home}/tiny.gin", f"--gin.MODEL_DIR={tmp_path}/imported")
 
 
@@ -218,7 +216,7 @@ def test_a_published_model_is_trained_further(home: Path, tmp_path: Path) -> Non
         (("--branch_from={home}/base@10", "--gin.ModelConfig.embed_dim=32"),
          r"base/checkpoints/10/model: parameter .* is .* in it, and .* in this run's model"),
         (("--branch_from={home}/base@10", "--gin.TrainConfig.optimizer=@MuonConfig()"),
-         "optimizer state .*branch_state=params"),
+         "optimizer state .*--branch_from=.*base@10:params"),
         (("--branch_from={home}/base@10", "--gin.ModelConfig.activation=gelu"), "activation"),
         (("--branch_from={home}/base@10", "--gin.VocabularyConfig.path={home}/other.model"),
          "another vocabulary than that of .*base@10"),

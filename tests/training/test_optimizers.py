@@ -65,9 +65,9 @@ def test_muon_orthogonalizes_the_matrices_of_blocks_and_no_others() -> None:
 
 def test_gin_refers_to_an_optimizer() -> None:
     args = cli.parse(cli.parser(""), ["--gin.TrainConfig.optimizer=@MuonConfig()",
-                                      "--gin.MuonConfig.momentum=0.9"])  # fmt: skip
+                                      "--gin.MuonConfig.b1=0.8"])  # fmt: skip
     cli.load_gin(args)
-    assert TrainConfig().optimizer == MuonConfig(momentum=0.9)
+    assert TrainConfig().optimizer == MuonConfig(b1=0.8)
 
 
 @pytest.mark.parametrize("optimizer", [AdamWConfig(), MuonConfig()])
