@@ -47,12 +47,9 @@ BEGINNING = Origin()
 
 
 def open_source(
-    config: DataConfig,
-    weights: Mapping[str, float] | None = None,
-    hosts: int = 1,
-    origin: Origin = BEGINNING,
-    tokenizer: Tokenizer | None = None,
-) -> SequenceSource:
+    config: DataConfig, weights: Mapping[str, float] | None = None, hosts: int = 1,
+    origin: Origin = BEGINNING, tokenizer: Tokenizer | None = None,
+) -> SequenceSource:  # fmt: skip
     """Open the training sequences of a run, preparing corpora that are not in the cache.
 
     `weights` are the run's domains, from `corpora.resolve` (None: it is called). Several `hosts` at
@@ -75,12 +72,9 @@ class SequenceSource:
     """
 
     def __init__(
-        self,
-        config: DataConfig,
-        tokenizer: Tokenizer,
-        prepared: tuple[PreparedDomain, ...],
+        self, config: DataConfig, tokenizer: Tokenizer, prepared: tuple[PreparedDomain, ...],
         origin: Origin = BEGINNING,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.config, self.tokenizer, self.prepared = config, tokenizer, prepared
         self.origin = origin
         of = [source.domain or source.name for source in prepared]
@@ -206,15 +200,9 @@ class Loader:
     """
 
     def __init__(
-        self,
-        source: SequenceSource,
-        batch_size: int,
-        start: int = 0,
-        *,
-        process_index: int = 0,
-        process_count: int = 1,
-        prefetch: int = PREFETCH,
-    ) -> None:
+        self, source: SequenceSource, batch_size: int, start: int = 0, *, process_index: int = 0,
+        process_count: int = 1, prefetch: int = PREFETCH,
+    ) -> None:  # fmt: skip
         if batch_size % process_count:
             raise UserError(
                 f"DataConfig.batch_size = {batch_size} is not divisible by {process_count} hosts"

@@ -52,13 +52,9 @@ def score_targets(
 
 
 def token_loss(
-    config: ModelConfig,
-    params: Params,
-    batch: Batch,
-    z_loss: float = 0.0,
-    chunk_tokens: int | None = None,
-    weigh: Callable[[TokenScores], Array] | None = None,
-) -> tuple[jax.Array, TokenScores]:
+    config: ModelConfig, params: Params, batch: Batch, z_loss: float = 0.0,
+    chunk_tokens: int | None = None, weigh: Callable[[TokenScores], Array] | None = None,
+) -> tuple[jax.Array, TokenScores]:  # fmt: skip
     """Summed training loss, and the token scores, for metrics only: they have no gradient.
 
     The loss is sum(weights * (-log_likelihood + z_loss * log_z^2)), float32, differentiable with
@@ -81,12 +77,9 @@ def token_loss(
 
 
 def _score_hidden(
-    config: ModelConfig,
-    params: Params,
-    hidden: jax.Array,
-    targets: Array,
+    config: ModelConfig, params: Params, hidden: jax.Array, targets: Array,
     chunk_tokens: int | None = None,
-) -> TokenScores:
+) -> TokenScores:  # fmt: skip
     """Scores of targets [B, S] after hidden states [B, S, E]."""
     batch_size, length = targets.shape
     size = _chunk_length(batch_size, length, chunk_tokens)
@@ -104,25 +97,17 @@ def _score_chunks(size: int, hidden: jax.Array, kernel: jax.Array, targets: Arra
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _head_loss(
-    size: int,
-    z_loss: float,
-    hidden: jax.Array,
-    kernel: jax.Array,
-    targets: jax.Array,
+    size: int, z_loss: float, hidden: jax.Array, kernel: jax.Array, targets: jax.Array,
     weights: jax.Array,
-) -> tuple[jax.Array, TokenScores]:
+) -> tuple[jax.Array, TokenScores]:  # fmt: skip
     scores = _score_chunks(size, hidden, kernel, targets)
     return _weighted_sum(scores, weights, z_loss), scores
 
 
 def _head_loss_forward(
-    size: int,
-    z_loss: float,
-    hidden: jax.Array,
-    kernel: jax.Array,
-    targets: jax.Array,
+    size: int, z_loss: float, hidden: jax.Array, kernel: jax.Array, targets: jax.Array,
     weights: jax.Array,
-) -> tuple[tuple[jax.Array, TokenScores], tuple[jax.Array, jax.Array]]:
+) -> tuple[tuple[jax.Array, TokenScores], tuple[jax.Array, jax.Array]]:  # fmt: skip
     """The loss, and its gradients with respect to hidden and kernel at cotangent 1."""
 
     def step(

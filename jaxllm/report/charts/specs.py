@@ -80,14 +80,9 @@ def legend(
 
 
 def picture(
-    chart: alt.TopLevelMixin,
-    title: str,
-    sentence: str = "",
-    *,
-    palette: str = "series",
-    scale: float = 2.0,
-    kind: str = "png",
-) -> bytes:
+    chart: alt.TopLevelMixin, title: str, sentence: str = "", *, palette: str = "series",
+    scale: float = 2.0, kind: str = "png",
+) -> bytes:  # fmt: skip
     """The chart under its title and sentence, as a PNG or PDF in the light theme."""
     import vl_convert
 
