@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from jaxllm.analysis.curves import is_share, of_metric
+from jaxllm.analysis.curves import Array, is_share, of_metric
 from jaxllm.analysis.finding import Finding, amount
 from jaxllm.analysis.forecast import KEY_COLUMNS, LEVEL, aligned, forecast
 from jaxllm.analysis.registry import AHEAD, Study, analysis
@@ -66,7 +66,7 @@ def digest(records: pd.DataFrame) -> str:
     place=10,
     caption="Written down by --preregister while the run was in progress.",
     method="The intervals as written, against the mean of the run's last checkpoints; a score "
-    "within 3 % of the end is a task's last.",
+    "within 3 % of the end is a task's last, unless by its spacing one is due at the end.",
 )
 def preregistered(study: Study) -> Finding:
     """Score registered forecasts of runs that have finished: their fields, `truth` (NaN before the
@@ -75,7 +75,7 @@ def preregistered(study: Study) -> Finding:
     ends = {
         (of.curve.run, *of.key): (of.curve.tokens[-1] / of.progress[-1], of.smooth().values[-1])
         for of in aligned(study.records)[0]
-        if of.finished
+        if of.finished and not _due(of.progress)
     }
     rows = [_scored(row, one, ends) for one in study.registered for row in one["forecasts"]]
     if not rows:
@@ -94,7 +94,7 @@ def preregistered(study: Study) -> Finding:
     sentence = (
         f"Of {len(scored)} forecasts registered before the end, {len(scored) - len(missed)} "
         f"intervals held the final value ({LEVEL:.0%} expected); the mean error was {error:.4f}, "
-        f"of the value at that time {naive:.4f}{f'; {waiting} wait' if waiting else ''}."
+        f"of the value at that time {naive:.4f}{f'; {waiting} wait for their last score' if waiting else ''}."
     )
     lines = tuple(
         f"Missed: {row.task} of {row.run} ended at {row.truth:.3f}, forecast on {row.date} as "
@@ -102,6 +102,11 @@ def preregistered(study: Study) -> Finding:
         for row in missed.itertuples()
     )
     return Finding(sentence, table, lines=lines)
+
+
+def _due(progress: Array) -> bool:
+    """Whether the checkpoint at the end has a score of the task that is not written yet."""
+    return len(progress) > 1 and 1 - progress[-1] > 0.99 * (progress[-1] - progress[-2])
 
 
 def _scored(

@@ -181,6 +181,22 @@ def test_the_olmo_ladder_is_forecast_better_than_by_what_knows_the_sizes(shared_
     assert found.summary(["far"]).coverage.between(0.85, 0.97).all()
 
 
+@pytest.mark.parametrize("run", ["Amber", "olmo-1b"])
+def test_alone_a_run_is_forecast_better_than_by_its_last_value(
+    run: str, shared_data: Path, tmp_path: Path
+) -> None:
+    source = f"wandb:{shared_data / 'reference' / 'amber'}?run=Amber&params=6.74e9"
+    if run == "olmo-1b":
+        scores = pd.read_csv(shared_data / "reference" / "olmo_trajectories" / "olmo-1b.csv.gz")
+        scores = scores[scores.kind == "downstream"]
+        names = {"acc": "accuracy", "len_norm": "accuracy_per_char", "f1": "f1"}
+        scores.assign(metric=scores.metric.map(names)).to_csv(tmp_path / "olmo.csv")
+        source = f"csv:{tmp_path / 'olmo.csv'}?run='olmo-1b'&params='1.18e9'"
+    records = open_source(source).records
+    scores = backtest(Study(records[~records.metric.eq("perplexity")])).summary(["fraction"])
+    assert len(scores) == 4 and (scores.mae < 0.9 * scores.mae_last).all()
+
+
 def test_tasks_of_every_other_checkpoint_are_finished(shared_data: Path) -> None:
     amber = f"wandb:{shared_data / 'reference' / 'amber'}?run=Amber&params=6.74e9"
     found = backtest(Study(open_source(amber).records), fractions=(0.3,))

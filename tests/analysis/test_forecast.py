@@ -59,14 +59,16 @@ def test_without_other_runs_the_run_s_own_past_decides() -> None:
     assert np.mean(error) < 0.9 * np.mean(naive)
 
 
-def test_a_straight_line_goes_on_at_half_its_slope() -> None:
+def test_a_straight_line_goes_on_with_a_slope_that_falls_as_a_power_of_the_tokens() -> None:
     tokens = np.array([1e9, 2e9, 4e9, 8e9, 16e9])
     rows = suite(0, sizes=(1e8,), twins=1, tasks=1).iloc[: len(tokens)].copy()
     rows["tokens"], rows["value"] = tokens.astype(int), 0.1 + 0.05 * np.log2(tokens / 1e9)
     rows["stderr"], rows["metric"] = 1e-6, "bits_per_byte"  # which has no bounds
     run = rows.run.iloc[0]
     found = forecast(rows, run, {run: 64e9}).table.iloc[0]
-    assert found.forecast == pytest.approx(0.3 + 0.05 * 2 / 2)
+    # The integral of slope (tokens / 16e9)^-0.75 over log tokens.
+    slope, power = 0.05 / np.log(2), 0.75
+    assert found.forecast == pytest.approx(0.3 + slope * (1 - 4**-power) / power)
     assert found.log_linear == pytest.approx(0.4)
 
 

@@ -10,6 +10,7 @@ from jaxllm.analysis.forecast_methods import (
     Batch,
     conformal_quantile,
     convex_weights,
+    damped_trends,
     design,
     forecast_batches,
 )
@@ -133,3 +134,13 @@ def test_kriging_averages_noise_and_follows_what_grows() -> None:
     target, rising = 21.0 * 0.05 - 0.7 + growth, sizes[:, None] * 0.05 - 0.7 + growth
     made = predictions(target[None, :3], 21.0, rising, sizes, TIMES)[0]
     assert made[-1] == pytest.approx(target[-1], abs=0.01)
+
+
+def test_checkpoints_may_scatter_more_than_samples() -> None:
+    rng, x = np.random.default_rng(0), np.log(np.linspace(0.01, 0.5, 50))
+    curves = [(x, rng.normal(0, 1.0, len(x)), 0.1) for _ in range(200)]
+    value, half = np.array(damped_trends(curves, 0.9)).T
+    inside = np.abs(value - rng.normal(0, 1.0, len(value))) < half
+    assert 0.85 < inside.mean() < 0.97
+    last = np.array([y[-1] for _, y, _ in curves])
+    assert (value**2).mean() < 0.9 * (last**2).mean()

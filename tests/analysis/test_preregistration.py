@@ -75,6 +75,18 @@ def test_a_task_of_every_other_checkpoint_is_scored_with_its_run(file, whole) ->
     assert found.truth["task3"] == whole.value[early].iloc[0]
 
 
+def test_a_task_whose_last_score_is_not_written_yet_waits(file, whole) -> None:
+    run, task = whole.run == "1000m-0", whole.task == "task3"
+    dense = whole.assign(tokens=whole.tokens.mask(run & (whole.step == 90000), int(0.99 * TOKENS)))
+    dense.loc[run & (whole.step == 80000), "tokens"] = int(0.98 * TOKENS)
+    found = preregistered(Study(dense[~(run & task & (dense.step == 100000))], registered=(file,)))
+    by_task = found.table.set_index("task").verdict
+    assert by_task["task3"] == PENDING and PENDING not in set(by_task.drop("task3"))
+    assert "1 wait for their last score" in found.sentence
+    written = preregistered(Study(dense, registered=(file,)))
+    assert PENDING not in set(written.table.verdict)
+
+
 def test_from_the_command_line(tmp_path, monkeypatch) -> None:
     scored = [one for one in analyses() if one.name == "preregistered"]
     monkeypatch.setattr(items, "analyses", lambda: scored)
