@@ -34,10 +34,15 @@ def differences(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str
 
 
 def seeds(settings: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
-    """Groups of two or more runs whose settings are equal but for the seed."""
+    """Groups of two or more runs whose settings are equal but for the seed, and a branch's parent.
+
+    The step at which a branch left it counts.
+    """
     groups: dict[str, list[str]] = {}
     for run, own in settings.items():
         rest = {name: value for name, value in _flat(own).items() if not name.endswith("seed")}
+        if parent := rest.get("TrainConfig.branch_from"):
+            rest["TrainConfig.branch_from"] = str(parent).rpartition("@")[2]
         if rest:
             groups.setdefault(repr(sorted(rest.items())), []).append(run)
     return [runs for runs in groups.values() if len(runs) > 1]

@@ -126,6 +126,9 @@ def gather(sources: Sequence[Run | Results]) -> Tables:
     """Read `sources` into the tables of one report; runs of the same name are numbered."""
     notes: list[str] = []
     runs = _read(sources, notes)
+    settings = {run.name: run.settings for run in runs}
+    seeds = differences.seeds(settings)
+    runs = _families(runs, seeds)
     overviews = tuple(_overview(run) for run in runs)
     metrics = _joined([_long(run, notes) for run in runs])
     all_records = _joined([run.records for run in runs])
@@ -153,7 +156,6 @@ def gather(sources: Sequence[Run | Results]) -> Tables:
     losses = losses.assign(
         params=losses.run.map({o.run: o.params for o in overviews}), loss=losses.value
     )
-    settings = {run.name: run.settings for run in runs}
     return Tables(
         overviews=overviews,
         points=points,
@@ -180,7 +182,7 @@ def gather(sources: Sequence[Run | Results]) -> Tables:
         ),
         colour_of=colour_of,
         differing=differences.differences(settings),
-        seeds=differences.seeds(settings),
+        seeds=seeds,
     )
 
 
@@ -205,6 +207,21 @@ def _read(sources: Sequence[Run | Results], notes: list[str]) -> list[RunData]:
             if isinstance(source, Run):
                 notes += _problems(name, source)
     return list(runs.values())
+
+
+def _families(runs: list[RunData], seeds: list[list[str]]) -> list[RunData]:
+    """The runs, with one family for those that differ in their seed alone and all others of it."""
+    families = {run.name: str(run.records.family.iloc[-1]) for run in runs if len(run.records)}
+    joined: dict[str, str] = {}
+    for group in seeds:
+        names = sorted({families[run] for run in group if run in families})
+        joined |= {name: f"{names[0]}–{names[-1]}" for name in names if len(names) > 1}
+    return [
+        dataclasses.replace(run, records=run.records.replace({"family": joined}))
+        if families.get(run.name) in joined
+        else run
+        for run in runs
+    ]
 
 
 def _runs_of(source: Run | Results) -> Iterator[RunData]:

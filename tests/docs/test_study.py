@@ -6,6 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from jaxllm.analysis.scaling.chinchilla import compute_optimal
+from jaxllm.analysis.scaling.fit import family_losses
+from jaxllm.report import tables
 from jaxllm.run.suite_layout import runs_in
 from tests.conftest import REPOSITORY
 
@@ -28,6 +31,18 @@ def bits() -> Iterator[pd.DataFrame]:
 
 def final(bits: pd.DataFrame, run: str) -> pd.Series:
     return bits.loc[run].iloc[-1]
+
+
+def test_seeds_are_one_family_whose_law_is_refused() -> None:
+    study = tables.gather(runs_in(STUDY)).study
+    assert set(study.families.values()) == {
+        "seed1–seed2", "seed1_cooldown0.5–seed2_cooldown0.5"
+    }  # fmt: skip
+    assert len(family_losses(study).points) == 8
+    refused = [one.refused for one in compute_optimal(study)]
+    assert refused[0].startswith("0 budgets have a minimum inside")
+    assert refused[1].startswith("tokens grow in step with size")
+    assert "the tokens of the eight runs without a cooldown grow in step" in " ".join(PAGE.split())
 
 
 def test_what_was_measured_of_the_forecast(bits: pd.DataFrame) -> None:

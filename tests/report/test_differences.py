@@ -55,6 +55,15 @@ def test_seeds_are_runs_that_differ_in_nothing_else(tmp_path) -> None:
     assert seeds(runs) == [["a", "b"]]
 
 
+def test_branches_of_seeds_are_seeds_if_they_left_at_one_step(tmp_path) -> None:
+    def branch(seed: int, step: int) -> dict:
+        parent = {"TrainConfig.branch_from": f"runs/seed{seed}@{step}"}
+        return settings(tmp_path, f"seed{seed}_{step}", seed) | parent
+
+    runs = {"a": branch(1, 40), "b": branch(2, 40), "c": branch(3, 50)}
+    assert seeds(runs) == [["a", "b"]]
+
+
 def test_a_damaged_config_has_no_settings(tmp_path) -> None:
     (tmp_path / "config.gin").write_text("TrainConfig.steps = = 3")
     assert Run(tmp_path).settings() == {}

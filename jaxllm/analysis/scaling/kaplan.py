@@ -33,7 +33,12 @@ _SAME_TOKENS = 1.1  # ratio up to which runs saw the same number of tokens
 _EXPONENTS = np.geomspace(0.01, 3.0, 2000)  # of a law with an irreducible loss, that are tried
 _EXACT = 1e-14  # sum of squared relative errors, below which all laws are exact
 _NONE = IntervalEstimate(0.0, 0.0, 0.0)
-_NAMES = {"params": "parameters", "tokens": "training tokens", "flops": "training FLOPs"}
+# Name of a variable, and what its law takes several of.
+_NAMES = {
+    "params": ("parameters", "parameter counts at equal tokens"),
+    "tokens": ("training tokens", "token counts of one size"),
+    "flops": ("training FLOPs", "FLOPs that no cheaper run beats"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +76,7 @@ def loss_laws(study: Study) -> list[Finding]:
     return [
         dataclasses.replace(
             law,
-            title=f"{losses.name.capitalize()} and {_NAMES[name]}",
+            title=f"{losses.name.capitalize()} and {_NAMES[name][0]}",
             notes=(*losses.notes, *law.notes),
         )
         for name, law in laws.items()
@@ -120,14 +125,16 @@ def power_law(
     """Fit a power law of `loss` in the column `variable` of `points`."""
     frame, more = usable(points, (variable, "loss"))
     notes += more
-    distinct = frame[variable].nunique()
+    distinct, (name, several) = frame[variable].nunique(), _NAMES[variable]
     if distinct < _MIN_POINTS:
-        reason = f"{_MIN_POINTS} different values of X are needed, not {distinct}"
+        reason = f"{_MIN_POINTS} different {several} are needed, not {distinct}"
         return PowerLaw.refuse(reason, notes)
     x, loss = np.log(frame[variable].to_numpy()), frame.loss.to_numpy()
     line = line_fit(x, np.log(loss))
     if np.ptp(x) < math.log(_MIN_RANGE) or line is None:
-        reason = f"X spans a factor of {np.exp(np.ptp(x)):.2g} only, {_MIN_RANGE:.0f} are needed"
+        reason = (
+            f"the {several} span a factor of {np.exp(np.ptp(x)):.2g} only, not {_MIN_RANGE:.0f}"
+        )
         return PowerLaw.refuse(reason, notes)
     half = float(stats.t.ppf((1 + LEVEL) / 2, line.dof)) * line.stderr
     alpha = IntervalEstimate(-line.slope, -line.slope - half, -line.slope + half)
@@ -136,7 +143,7 @@ def power_law(
         return PowerLaw.refuse(reason, notes)
     floor, constant = _NONE, float(line.at(0.0)) / alpha.value
     p, bend = _bend(x, loss, line.dof * line.scatter**2)
-    name, above = _NAMES[variable], ""
+    above = ""
     if bend and variable != "flops":  # runs of a front are not equally near the optimum
         floor, alpha, constant = bend
         above = f" above an irreducible {floor}"
