@@ -91,10 +91,11 @@ def preregistered(study: Study) -> Finding:
     error, naive = ((alike[name] - alike.truth).abs().mean() for name in ("forecast", "last"))
     missed = scored[scored.verdict == MISSED]
     waiting = len(table) - len(scored)
+    rest = f"; {waiting} wait for their last score" if waiting else ""
     sentence = (
         f"Of {len(scored)} forecasts registered before the end, {len(scored) - len(missed)} "
         f"intervals held the final value ({LEVEL:.0%} expected); the mean error was {error:.4f}, "
-        f"of the value at that time {naive:.4f}{f'; {waiting} wait for their last score' if waiting else ''}."
+        f"of the value at that time {naive:.4f}{rest}."
     )
     lines = tuple(
         f"Missed: {row.task} of {row.run} ended at {row.truth:.3f}, forecast on {row.date} as "
