@@ -163,9 +163,14 @@ F = TypeVar("F", bound=Callable[..., Finding | list])
 
 
 def analysis(
-    question: str, title: str, *, caption: str, method: str,
-    needs: Callable[[Study], bool] = lambda study: True, place: int = 100,
-) -> Callable[[F], F]:  # fmt: skip
+    question: str,
+    title: str,
+    *,
+    caption: str,
+    method: str,
+    needs: Callable[[Study], bool] = lambda study: True,
+    place: int = 100,
+) -> Callable[[F], F]:
     """Register a function of a `Study` as an analysis of the report; see `Analysis`."""
 
     def register(function: F) -> F:

@@ -46,9 +46,13 @@ class Line:
 
 
 def line_fit(
-    x: npt.ArrayLike, y: npt.ArrayLike, weights: npt.ArrayLike | None = None, *, fewest: int = 2,
+    x: npt.ArrayLike,
+    y: npt.ArrayLike,
+    weights: npt.ArrayLike | None = None,
+    *,
+    fewest: int = 2,
     noise: float = 0.0,
-) -> Line | None:  # fmt: skip
+) -> Line | None:
     """Fit a line to the finite ones of n points by weighted least squares.
 
     In closed form: `scipy.stats.linregress` has no weights, and statsmodels' WLS is 30 times

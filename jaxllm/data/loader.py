@@ -47,9 +47,12 @@ BEGINNING = Origin()
 
 
 def open_source(
-    config: DataConfig, weights: Mapping[str, float] | None = None, hosts: int = 1,
-    origin: Origin = BEGINNING, tokenizer: Tokenizer | None = None,
-) -> SequenceSource:  # fmt: skip
+    config: DataConfig,
+    weights: Mapping[str, float] | None = None,
+    hosts: int = 1,
+    origin: Origin = BEGINNING,
+    tokenizer: Tokenizer | None = None,
+) -> SequenceSource:
     """Open the training sequences of a run, preparing corpora that are not in the cache.
 
     `weights` are the run's domains, from `corpora.resolve` (None: it is called). Several `hosts` at
@@ -72,9 +75,12 @@ class SequenceSource:
     """
 
     def __init__(
-        self, config: DataConfig, tokenizer: Tokenizer, prepared: tuple[PreparedDomain, ...],
+        self,
+        config: DataConfig,
+        tokenizer: Tokenizer,
+        prepared: tuple[PreparedDomain, ...],
         origin: Origin = BEGINNING,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.config, self.tokenizer, self.prepared = config, tokenizer, prepared
         self.origin = origin
         of = [source.domain or source.name for source in prepared]
@@ -200,9 +206,15 @@ class Loader:
     """
 
     def __init__(
-        self, source: SequenceSource, batch_size: int, start: int = 0, *, process_index: int = 0,
-        process_count: int = 1, prefetch: int = PREFETCH,
-    ) -> None:  # fmt: skip
+        self,
+        source: SequenceSource,
+        batch_size: int,
+        start: int = 0,
+        *,
+        process_index: int = 0,
+        process_count: int = 1,
+        prefetch: int = PREFETCH,
+    ) -> None:
         if batch_size % process_count:
             raise UserError(
                 f"DataConfig.batch_size = {batch_size} is not divisible by {process_count} hosts"

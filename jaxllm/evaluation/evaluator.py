@@ -53,9 +53,15 @@ class Evaluator:
     """
 
     def __init__(
-        self, config: EvalConfig, model: ModelConfig, vocabulary: Tokenizer, mesh: Mesh,
-        store: TrajectoryStore, run: RunInfo, sample: Sample | None = None,
-    ):  # fmt: skip
+        self,
+        config: EvalConfig,
+        model: ModelConfig,
+        vocabulary: Tokenizer,
+        mesh: Mesh,
+        store: TrajectoryStore,
+        run: RunInfo,
+        sample: Sample | None = None,
+    ):
         self._tasks = {name: task.of_run(sample) for name, task in select(config).items()}
         self.definitions = {name: task.definition for name, task in self._tasks.items()}
         self._config, self._model, self._vocabulary = config, model, vocabulary
@@ -122,10 +128,16 @@ class Evaluator:
         return tuple(name for name in self.definitions if name not in stored)
 
     def evaluate(
-        self, params: Params, step: int, tokens: int, flops: float, *,
-        tasks: Sequence[str] | None = None, should_stop: ShouldStop = never,
+        self,
+        params: Params,
+        step: int,
+        tokens: int,
+        flops: float,
+        *,
+        tasks: Sequence[str] | None = None,
+        should_stop: ShouldStop = never,
         checkpoint: float | None = None,
-    ) -> list[Record]:  # fmt: skip
+    ) -> list[Record]:
         """Score `tasks` (default: all) and store the records of each as soon as it is done.
 
         A failed task gives a record with the error as its status; the others continue. Raises
@@ -158,9 +170,13 @@ class Evaluator:
         return records
 
     def _score(
-        self, params: Params, name: str, should_stop: ShouldStop, step: int,
+        self,
+        params: Params,
+        name: str,
+        should_stop: ShouldStop,
+        step: int,
         checkpoint: float | None,
-    ) -> tuple[dict[str, Measurement], pd.DataFrame]:  # fmt: skip
+    ) -> tuple[dict[str, Measurement], pd.DataFrame]:
         """The metrics of one task, and the per-example results, a row for each example."""
         task, prepared = self.definitions[name], self._prepare(name)
         outputs: Any = self._scorer.run(params, prepared, should_stop)
@@ -201,9 +217,13 @@ class Evaluator:
         return status
 
     def _write(
-        self, step: int, name: str, records: list[Record], examples: pd.DataFrame | None,
+        self,
+        step: int,
+        name: str,
+        records: list[Record],
+        examples: pd.DataFrame | None,
         checkpoint: float | None,
-    ) -> list[Record]:  # fmt: skip
+    ) -> list[Record]:
         """Store records on process 0; set their status if that fails.
 
         A write to a disk that fails must not end process 0, for which the other hosts would wait:

@@ -135,9 +135,12 @@ class DecodeLoop:
         self._advance = jax.jit(self._traced_advance, static_argnums=(4, 5, 6), donate_argnums=1)
 
     def generate(
-        self, params: Params, batches: Sequence[PromptBatch], decoding: Decoding,
+        self,
+        params: Params,
+        batches: Sequence[PromptBatch],
+        decoding: Decoding,
         before_batch: Callable[[], None] = lambda: None,
-    ) -> list[str]:  # fmt: skip
+    ) -> list[str]:
         """Continue the prompts of `batches`, and return the texts in the order of the prompts."""
         texts = [""] * sum(len(batch.numbers) for batch in batches)
         for batch in batches:
@@ -202,9 +205,15 @@ class DecodeLoop:
             return generation.start_decoding(self._model, params, prompts, lengths, max_new_tokens)
 
     def _traced_advance(
-        self, params: Params, state: generation.DecodeState, done: jax.Array, seeds: jax.Array,
-        count: int, eos_ids: tuple[int, ...], sampling: Sampling,
-    ) -> tuple[generation.DecodeState, jax.Array, jax.Array]:  # fmt: skip
+        self,
+        params: Params,
+        state: generation.DecodeState,
+        done: jax.Array,
+        seeds: jax.Array,
+        count: int,
+        eos_ids: tuple[int, ...],
+        sampling: Sampling,
+    ) -> tuple[generation.DecodeState, jax.Array, jax.Array]:
         """The next state, tokens [B, count], and whether logits were invalid [B]."""
         state = state._replace(done=state.done | done)
         keys = jax.vmap(jax.random.key)(seeds[:, 0])
@@ -232,9 +241,15 @@ class Generator:
     """
 
     def __init__(
-        self, model: Model, params: Params, vocabulary: Tokenizer, mesh: Mesh, max_new_tokens: int,
-        sampling: Sampling, seed: int,
-    ) -> None:  # fmt: skip
+        self,
+        model: Model,
+        params: Params,
+        vocabulary: Tokenizer,
+        mesh: Mesh,
+        max_new_tokens: int,
+        sampling: Sampling,
+        seed: int,
+    ) -> None:
         self._max_prompt = model.max_length - max_new_tokens
         if self._max_prompt < 1:
             raise UserError(

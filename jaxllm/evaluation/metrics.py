@@ -215,9 +215,12 @@ def balanced(correct: np.ndarray, gold: Sequence[str]) -> dict[str, Measurement]
 
 
 def cloze(
-    examples: Sequence[Prompt], log_likelihood: np.ndarray, tokens: np.ndarray, greedy: np.ndarray,
+    examples: Sequence[Prompt],
+    log_likelihood: np.ndarray,
+    tokens: np.ndarray,
+    greedy: np.ndarray,
     chance: float | None = None,
-) -> Result:  # fmt: skip
+) -> Result:
     """Metrics of one continuation per prompt, arrays [n] as in `Likelihoods`.
 
     exact_match: every token of the target is the argmax.

@@ -17,7 +17,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxllm.errors import UserError
-from jaxllm.evaluation.inference import DecodeLoop, Decoding, PromptBatch, Tokens, shard_batch
+from jaxllm.evaluation.inference import (
+    DecodeLoop,
+    Decoding,
+    PromptBatch,
+    Tokens,
+    shard_batch,
+)
 from jaxllm.evaluation.metrics import Likelihoods, Outputs, Texts
 from jaxllm.evaluation.packing import PackedBatch, pack, sequence_lengths
 from jaxllm.evaluation.spans import Span, Tokenizer, prompt_span, scored_spans
@@ -84,9 +90,15 @@ class Scorer:
     """
 
     def __init__(
-        self, model: ModelConfig, mesh: Mesh, vocabulary: Tokenizer, tokens_per_batch: int,
-        samples: int = 1, temperature: float = 0.8, shortest: int = SHORTEST,
-    ):  # fmt: skip
+        self,
+        model: ModelConfig,
+        mesh: Mesh,
+        vocabulary: Tokenizer,
+        tokens_per_batch: int,
+        samples: int = 1,
+        temperature: float = 0.8,
+        shortest: int = SHORTEST,
+    ):
         multiple = mesh.shape["data"] * mesh.shape["fsdp"] * model.max_length
         self.tokens_per_batch = -(-tokens_per_batch // multiple) * multiple
         self.lengths = sequence_lengths(model.max_length, shortest)

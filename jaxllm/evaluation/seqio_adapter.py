@@ -148,9 +148,12 @@ def _metric(task: TaskDefinition) -> seqio.metrics.CollectingMetric:
         model_output_type: seqio.metrics.ModelOutputType = output_type
 
         def actual_compute(
-            self, task_dataset_as_numpy: Iterable[Mapping[str, Any]], task_output_features: Any,
-            target_field_name: str = "targets", cached_targets: list[Example] | None = None,
-        ) -> tuple[dict[str, Measured], dict[str, Any]]:  # fmt: skip
+            self,
+            task_dataset_as_numpy: Iterable[Mapping[str, Any]],
+            task_output_features: Any,
+            target_field_name: str = "targets",
+            cached_targets: list[Example] | None = None,
+        ) -> tuple[dict[str, Measured], dict[str, Any]]:
             del task_output_features, target_field_name
             examples = cached_targets or examples_of(task, task_dataset_as_numpy)
             outputs = self.values["model_output"]

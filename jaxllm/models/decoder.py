@@ -38,10 +38,15 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, tokens: jax.Array, positions: jax.Array, segment_ids: jax.Array,
-        cache: LayerCaches | None = None, cache_segment_ids: jax.Array | None = None,
-        cache_index: jax.Array | None = None, visible_until: jax.Array | None = None,
-    ) -> tuple[jax.Array, LayerCaches | None]:  # fmt: skip
+        self,
+        tokens: jax.Array,
+        positions: jax.Array,
+        segment_ids: jax.Array,
+        cache: LayerCaches | None = None,
+        cache_segment_ids: jax.Array | None = None,
+        cache_index: jax.Array | None = None,
+        visible_until: jax.Array | None = None,
+    ) -> tuple[jax.Array, LayerCaches | None]:
         """Run the blocks as a scan, or one by one with parameters from `unstack_layers`.
 
         tokens, positions and segment_ids are int32 [B, T]; for the others see `BlockInputs`.

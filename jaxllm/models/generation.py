@@ -109,9 +109,14 @@ def start_decoding(
 
 
 def decode_n(
-    config: Model, params: Params, state: DecodeState, count: int, stop_ids: Sequence[int] = (),
-    sampling: Sampling = GREEDY, keys: jax.Array | None = None,
-) -> tuple[DecodeState, jax.Array]:  # fmt: skip
+    config: Model,
+    params: Params,
+    state: DecodeState,
+    count: int,
+    stop_ids: Sequence[int] = (),
+    sampling: Sampling = GREEDY,
+    keys: jax.Array | None = None,
+) -> tuple[DecodeState, jax.Array]:
     """Generate up to `count` tokens per sequence, for which the cache has room.
 
     `count`, the `stop_ids` and the sampling are static. Token n of a sequence depends on its key in
@@ -142,9 +147,15 @@ def decode_n(
 
 
 def generate(
-    config: Model, params: Params, prompts: jax.Array, lengths: jax.Array, max_new_tokens: int,
-    stop_ids: Sequence[int] = (), sampling: Sampling = GREEDY, keys: jax.Array | None = None,
-) -> jax.Array:  # fmt: skip
+    config: Model,
+    params: Params,
+    prompts: jax.Array,
+    lengths: jax.Array,
+    max_new_tokens: int,
+    stop_ids: Sequence[int] = (),
+    sampling: Sampling = GREEDY,
+    keys: jax.Array | None = None,
+) -> jax.Array:
     """Generate continuations of prompts, int32 [B, max_new_tokens]; see `prefill`, `decode_n`.
 
     `params` are stacked over layers or, which is faster, from `decoder.unstack_layers`.

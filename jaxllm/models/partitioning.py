@@ -20,9 +20,13 @@ MeshAxes = str | Sequence[str] | None
 
 
 def param(
-    module: Any, name: str, shape: tuple[int, ...], axes: tuple[str | None, ...],
-    initializer: nn.initializers.Initializer | None = None, dtype: Any = None,
-) -> jax.Array:  # fmt: skip
+    module: Any,
+    name: str,
+    shape: tuple[int, ...],
+    axes: tuple[str | None, ...],
+    initializer: nn.initializers.Initializer | None = None,
+    dtype: Any = None,
+) -> jax.Array:
     """A parameter of a module with a ModelConfig as `config`, boxed with its logical `axes`.
 
     Without an `initializer` it is N(0, init_stddev), without a `dtype` in the compute dtype.

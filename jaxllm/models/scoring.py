@@ -52,9 +52,13 @@ def score_targets(
 
 
 def token_loss(
-    config: ModelConfig, params: Params, batch: Batch, z_loss: float = 0.0,
-    chunk_tokens: int | None = None, weigh: Callable[[TokenScores], Array] | None = None,
-) -> tuple[jax.Array, TokenScores]:  # fmt: skip
+    config: ModelConfig,
+    params: Params,
+    batch: Batch,
+    z_loss: float = 0.0,
+    chunk_tokens: int | None = None,
+    weigh: Callable[[TokenScores], Array] | None = None,
+) -> tuple[jax.Array, TokenScores]:
     """Summed training loss, and the token scores, for metrics only: they have no gradient.
 
     The loss is sum(weights * (-log_likelihood + z_loss * log_z^2)), float32, differentiable with
@@ -77,9 +81,12 @@ def token_loss(
 
 
 def _score_hidden(
-    config: ModelConfig, params: Params, hidden: jax.Array, targets: Array,
+    config: ModelConfig,
+    params: Params,
+    hidden: jax.Array,
+    targets: Array,
     chunk_tokens: int | None = None,
-) -> TokenScores:  # fmt: skip
+) -> TokenScores:
     """Scores of targets [B, S] after hidden states [B, S, E]."""
     batch_size, length = targets.shape
     size = _chunk_length(batch_size, length, chunk_tokens)
@@ -97,17 +104,25 @@ def _score_chunks(size: int, hidden: jax.Array, kernel: jax.Array, targets: Arra
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _head_loss(
-    size: int, z_loss: float, hidden: jax.Array, kernel: jax.Array, targets: jax.Array,
+    size: int,
+    z_loss: float,
+    hidden: jax.Array,
+    kernel: jax.Array,
+    targets: jax.Array,
     weights: jax.Array,
-) -> tuple[jax.Array, TokenScores]:  # fmt: skip
+) -> tuple[jax.Array, TokenScores]:
     scores = _score_chunks(size, hidden, kernel, targets)
     return _weighted_sum(scores, weights, z_loss), scores
 
 
 def _head_loss_forward(
-    size: int, z_loss: float, hidden: jax.Array, kernel: jax.Array, targets: jax.Array,
+    size: int,
+    z_loss: float,
+    hidden: jax.Array,
+    kernel: jax.Array,
+    targets: jax.Array,
     weights: jax.Array,
-) -> tuple[tuple[jax.Array, TokenScores], tuple[jax.Array, jax.Array]]:  # fmt: skip
+) -> tuple[tuple[jax.Array, TokenScores], tuple[jax.Array, jax.Array]]:
     """The loss, and its gradients with respect to hidden and kernel at cotangent 1."""
 
     def step(

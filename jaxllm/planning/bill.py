@@ -43,9 +43,14 @@ class Bill(NamedTuple):
 
 
 def bill(
-    experiment: Experiment, target: Target, mesh: jax.sharding.Mesh, estimate: Estimate | None,
-    scoring: Scoring | None, bandwidth: float, price: float | None,
-) -> Bill:  # fmt: skip
+    experiment: Experiment,
+    target: Target,
+    mesh: jax.sharding.Mesh,
+    estimate: Estimate | None,
+    scoring: Scoring | None,
+    bandwidth: float,
+    price: float | None,
+) -> Bill:
     """The bill of a run, at a bandwidth of checkpoints in bytes/s and a price of a chip-hour."""
     e, steps, devices = experiment, experiment.scheduled_steps, len(target.devices)
     state = abstract_state(e.model, e.make_optimizer(), mesh)

@@ -11,7 +11,13 @@ from jaxllm.evaluation.config import EvalConfig
 from jaxllm.models.config import REMAT_POLICIES
 from jaxllm.planning.bill import REACHED, REACHED_BY, Bill, bill
 from jaxllm.planning.estimate import Estimate, estimate
-from jaxllm.planning.program import OutOfDeviceMemory, Program, compile_update, measure_costs, tell
+from jaxllm.planning.program import (
+    OutOfDeviceMemory,
+    Program,
+    compile_update,
+    measure_costs,
+    tell,
+)
 from jaxllm.planning.scoring import MAX_SHARE, Scoring, scoring_cost
 from jaxllm.planning.targets import Target
 from jaxllm.sharding.chips import GIB
@@ -37,10 +43,16 @@ class Plan(NamedTuple):
 
     @classmethod
     def of(
-        cls, experiment: Experiment, target: Target, config: MeshConfig, timed: bool,
-        evaluation: EvalConfig, bandwidth: float, price: float | None = None,
+        cls,
+        experiment: Experiment,
+        target: Target,
+        config: MeshConfig,
+        timed: bool,
+        evaluation: EvalConfig,
+        bandwidth: float,
+        price: float | None = None,
         rule: Rule | None = None,
-    ) -> Plan:  # fmt: skip
+    ) -> Plan:
         """Compile the update and the scorer of a run, without `timed` only for the memory."""
         mesh = make_mesh(config, target.devices)
         program = times = excess = scoring = None

@@ -50,7 +50,10 @@ def windows(entries: Sequence[ManifestEntry], last: int) -> list[list[ManifestEn
 
 
 def average(
-    run: Run, groups: Sequence[Sequence[ManifestEntry]], kind: Weighting, target: str
+    run: Run,
+    groups: Sequence[Sequence[ManifestEntry]],
+    kind: Weighting,
+    target: str,
 ) -> None:
     """Write the new run directory `target` with an average of each group of checkpoints.
 

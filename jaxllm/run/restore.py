@@ -100,9 +100,12 @@ def restore_params(layout: Layout, step: int, params: Any) -> Any:
 
 
 def restore_newest(
-    layout: Layout, entries: Sequence[ManifestEntry], params: Any, training: Any,
+    layout: Layout,
+    entries: Sequence[ManifestEntry],
+    params: Any,
+    training: Any,
     report: Callable[[str], None],
-) -> RestoredCheckpoint | None:  # fmt: skip
+) -> RestoredCheckpoint | None:
     """The newest readable checkpoint of `entries`, the committed ones; `report`s unreadable ones.
 
     UserError if the checkpoint is of another model or optimizer; all are damaged; or the manifest

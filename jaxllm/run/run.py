@@ -207,9 +207,12 @@ class Run:
         return restore_params(self.layout, step, abstract_sharded(mesh, abstract_params(model)))
 
     def resume(
-        self, params: Any, training: Any, model: Callable[[int], Mapping[str, Any]] | None = None,
+        self,
+        params: Any,
+        training: Any,
+        model: Callable[[int], Mapping[str, Any]] | None = None,
         report: Callable[[str], None] = print,
-    ) -> Resumed | None:  # fmt: skip
+    ) -> Resumed | None:
         """Restore the newest valid checkpoint; None if there is none.
 
         Later steps will be trained again: their lines in the manifest and the metrics are dropped,

@@ -61,9 +61,13 @@ class TrajectoryStore:
         return KeyValueStore(self.path)
 
     def write(
-        self, step: int, task: str, records: Sequence[Record], examples: pd.DataFrame | None = None,
+        self,
+        step: int,
+        task: str,
+        records: Sequence[Record],
+        examples: pd.DataFrame | None = None,
         checkpoint: float | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Store the records of one task; `checkpoint` is its `wall_time` in the manifest."""
         if not allowed(self.path):  # the run ends with the reason
             return

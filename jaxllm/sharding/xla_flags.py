@@ -38,11 +38,11 @@ _VMEM = "xla_tpu_scoped_vmem_limit_kib"  # attention blocks of 2048 need more th
 FLAGS: dict[str, dict[str, str]] = {
     "v4": {
         # gathers a layer's parameters while another computes, as later chips do [axlearn, v4]
-        "xla_enable_async_all_gather": "true"
+        "xla_enable_async_all_gather": "true",
     },
     "v5e": {
         # all-reduces of gradients and activations run inside what they overlap with [guidance]
-        "xla_tpu_enable_async_collective_fusion_fuse_all_reduce": "true"
+        "xla_tpu_enable_async_collective_fusion_fuse_all_reduce": "true",
     },
     "v5p": {
         _VMEM: "65536",  # [axlearn: 65472]

@@ -103,9 +103,12 @@ def _labelled(axis: str, values: Any) -> list[tuple[str, Any]]:
 
 
 def _with_branches(
-    config: SuiteConfig, point: Point, rule: Rule, length: int,
+    config: SuiteConfig,
+    point: Point,
+    rule: Rule,
+    length: int,
     configure: Callable[[Mapping[str, Any]], Experiment],
-) -> list[Member]:  # fmt: skip
+) -> list[Member]:
     """The run at a point of the axes, and its cooldowns."""
     labels = {axis: name for axis, (name, _) in point.items()}
     names = {axis.rpartition(".")[2]: text for axis, text in labels.items()}

@@ -92,10 +92,14 @@ def swarm(
 
 
 def write_suite(
-    directory: str, files: Sequence[str], bindings: Sequence[str],
-    mixtures: Mapping[str, Mapping[str, float]], times: float = 1.0, seeds: int | None = None,
+    directory: str,
+    files: Sequence[str],
+    bindings: Sequence[str],
+    mixtures: Mapping[str, Mapping[str, float]],
+    times: float = 1.0,
+    seeds: int | None = None,
     about: str = "",
-) -> epath.Path:  # fmt: skip
+) -> epath.Path:
     """Write the gin file of a suite of mixtures on top of the gin that is bound; return its path.
 
     `files` and `bindings` have been bound, as the file binds them again; `times` multiplies the

@@ -298,9 +298,12 @@ def check_evaluators(evaluators: Sequence[Evaluator]) -> list[str]:
 
 
 def make_evaluator(
-    experiment: Experiment, mesh: Mesh, config: EvalConfig, model: ModelConfig | None = None,
+    experiment: Experiment,
+    mesh: Mesh,
+    config: EvalConfig,
+    model: ModelConfig | None = None,
     sample: Sample | None = None,
-) -> Evaluator:  # fmt: skip
+) -> Evaluator:
     """The evaluator of the tasks, with the run's vocabulary and trajectory; `model`: a stage's.
 
     `sample` draws from the run's training sequences, for tasks on them. UserError if a task is

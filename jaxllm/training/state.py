@@ -39,9 +39,12 @@ class TrainState(NamedTuple):
 
 
 def abstract_state(
-    model: ModelConfig, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh,
-    weighted_domains: int = 0, skip: SkipConfig | None = None,
-) -> TrainState:  # fmt: skip
+    model: ModelConfig,
+    optimizer: optax.GradientTransformation,
+    mesh: jax.sharding.Mesh,
+    weighted_domains: int = 0,
+    skip: SkipConfig | None = None,
+) -> TrainState:
     """The state as `jax.ShapeDtypeStruct`s with their shardings on `mesh`.
 
     Allocates nothing. `weighted_domains`: number of domains whose weights DoReMi learns.

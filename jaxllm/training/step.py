@@ -92,11 +92,17 @@ def lower_train_step(
 
 
 def make_update(
-    model: ModelConfig, optimizer: optax.GradientTransformation, schedule: optax.Schedule,
-    mesh: jax.sharding.Mesh, num_domains: int, accumulation: int = 1, z_loss: float = 0.0,
-    loss_chunk_tokens: int | None = None, domain_weights: DoReMi | WeightTable | None = None,
+    model: ModelConfig,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    mesh: jax.sharding.Mesh,
+    num_domains: int,
+    accumulation: int = 1,
+    z_loss: float = 0.0,
+    loss_chunk_tokens: int | None = None,
+    domain_weights: DoReMi | WeightTable | None = None,
     skip: SkipConfig | None = None,
-) -> Callable[..., tuple[TrainState, StepMetrics]]:  # fmt: skip
+) -> Callable[..., tuple[TrainState, StepMetrics]]:
     """The update, not yet compiled: (state, batch) -> (state, StepMetrics).
 
     The loss is the mean over the batch's weighted targets, for any number of microbatches
@@ -181,9 +187,12 @@ def make_update(
         return total
 
     def microbatch_gradients(
-        params: Any, batch: Batch, scale: jax.Array, factors: Array | None = None,
+        params: Any,
+        batch: Batch,
+        scale: jax.Array,
+        factors: Array | None = None,
         learn: Callable[[TokenScores], DomainWeights] | None = None,
-    ) -> tuple[Any, Any]:  # fmt: skip
+    ) -> tuple[Any, Any]:
         """Gradients and sums; tokens count by their domain's factor, or by what `learn` says."""
 
         def counting(factors: Array) -> Array:

@@ -75,9 +75,14 @@ def _ridge(
 
 
 def _multi_start(
-    make: Callable[[Array], Model], starts: Array, prior: Array, precision: Array, shares: Array,
-    values: Array, weights: Array,
-) -> Array:  # fmt: skip
+    make: Callable[[Array], Model],
+    starts: Array,
+    prior: Array,
+    precision: Array,
+    shares: Array,
+    values: Array,
+    weights: Array,
+) -> Array:
     """Parameters [B, P] of standardised values: the best of the starts, then each weighting."""
     y = (values - values.mean()) / (values.std() + 1e-12)
     model, every = make(shares), np.ones((len(starts), len(y)))

@@ -59,9 +59,14 @@ class Proposal:
 
 
 def propose(
-    fit: Fit, objective: Mapping[str, float] | None = None, natural: Array | None = None,
-    budget: float = 1.0, tokens: Array | None = None, repetition: float = MAX_EPOCHS, seed: int = 0,
-) -> Proposal:  # fmt: skip
+    fit: Fit,
+    objective: Mapping[str, float] | None = None,
+    natural: Array | None = None,
+    budget: float = 1.0,
+    tokens: Array | None = None,
+    repetition: float = MAX_EPOCHS,
+    seed: int = 0,
+) -> Proposal:
     """Search the mixture of the least predicted objective.
 
     `objective`: target -> its weight; None is the mean of all. `natural`: shares [k]; None is those

@@ -14,9 +14,15 @@ _EASED = 10.0  # factor on the damping after a failed step; its square root afte
 
 
 def levenberg_marquardt(
-    model: Model, start: Array, y: Array, weights: Array, prior: Array, precision: Array,
-    scale: float = np.inf, iterations: int = 80,
-) -> tuple[Array, Array]:  # fmt: skip
+    model: Model,
+    start: Array,
+    y: Array,
+    weights: Array,
+    prior: Array,
+    precision: Array,
+    scale: float = np.inf,
+    iterations: int = 80,
+) -> tuple[Array, Array]:
     """Minimise Σ w ρ(y - f(θ)) + Σ precision (θ - prior)² for B problems at once.
 
     ρ(r) = 2 s² (√(1 + (r/s)²) - 1) is the soft L1 loss with `scale` s, by iterated weights.

@@ -33,9 +33,12 @@ class Swarm:
 
     @classmethod
     def of(
-        cls, shares: pd.DataFrame, values: pd.DataFrame, params: Sequence[float] | None = None,
+        cls,
+        shares: pd.DataFrame,
+        values: pd.DataFrame,
+        params: Sequence[float] | None = None,
         steps: Sequence[float] | None = None,
-    ) -> Swarm:  # fmt: skip
+    ) -> Swarm:
         """A swarm from a table of shares and one of values, a row for each run in both.
 
         Runs without a finite value of every target are left out and counted. UserError for shares

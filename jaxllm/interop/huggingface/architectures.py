@@ -106,7 +106,9 @@ _OLMO2_MODULES = _QWEN3_MODULES | {
     "layers/attention_norm": "model.layers.{}.post_attention_layernorm",
     "layers/mlp_norm": "model.layers.{}.post_feedforward_layernorm",
 }
-_BAICHUAN_MODULES = _LLAMA_MODULES | {"layers/attention/qkv": "model.layers.{}.self_attn.W_pack"}
+_BAICHUAN_MODULES = _LLAMA_MODULES | {
+    "layers/attention/qkv": "model.layers.{}.self_attn.W_pack",
+}
 _OPT_MODULES = {
     "embedding": "model.decoder.embed_tokens",
     "position_embedding": "model.decoder.embed_positions",

@@ -34,10 +34,16 @@ Json = dict[str, Any]
 
 
 def export_run(
-    run: Run, target: str, model_at: Callable[[int], ModelConfig], *, step: int | None = None,
-    steps: str | None = None, architecture: str | None = None, dtype: str | None = None,
+    run: Run,
+    target: str,
+    model_at: Callable[[int], ModelConfig],
+    *,
+    step: int | None = None,
+    steps: str | None = None,
+    architecture: str | None = None,
+    dtype: str | None = None,
     max_shard_size: str = "5GB",
-) -> None:  # fmt: skip
+) -> None:
     """Write checkpoint `step`, of the model `model_at(step)`, into the new directory `target`.
 
     Or those of `steps`, 'all' or '100,200', into `target`/step<N>. The architecture is by default

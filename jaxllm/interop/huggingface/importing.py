@@ -21,7 +21,12 @@ from etils import epath
 
 from jaxllm.configs import non_defaults
 from jaxllm.errors import UserError
-from jaxllm.interop.huggingface.checkpoint import CONFIG, DTYPES, HFCheckpoint, parameter_shapes
+from jaxllm.interop.huggingface.checkpoint import (
+    CONFIG,
+    DTYPES,
+    HFCheckpoint,
+    parameter_shapes,
+)
 from jaxllm.interop.huggingface.fields import differences, to_model
 from jaxllm.io import fetched, is_remote, new_directory, read_json
 from jaxllm.models.config import ModelConfig, ParamDtype

@@ -16,10 +16,16 @@ BLOCK_SIZE = 256  # queries per block of `blockwise_attention`
 
 
 def causal_attention(
-    query: jax.Array, key: jax.Array, value: jax.Array, segment_ids: jax.Array, *,
-    scale: float | None = None, window: int | None = None,
-    position_bias: PositionBias | None = None, visible_until: jax.Array | None = None,
-) -> jax.Array:  # fmt: skip
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    segment_ids: jax.Array,
+    *,
+    scale: float | None = None,
+    window: int | None = None,
+    position_bias: PositionBias | None = None,
+    visible_until: jax.Array | None = None,
+) -> jax.Array:
     """Causal attention within segments, [B, T, H, K] in query's dtype. Softmax is float32.
 
     Args:

@@ -33,10 +33,15 @@ class PositionBias(NamedTuple):
 
 
 def blockwise_attention(
-    query: jax.Array, key: jax.Array, value: jax.Array, segment_ids: jax.Array, block: int,
-    scale: float | None = None, position_bias: PositionBias | None = None,
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    segment_ids: jax.Array,
+    block: int,
+    scale: float | None = None,
+    position_bias: PositionBias | None = None,
     visible_until: jax.Array | None = None,
-) -> jax.Array:  # fmt: skip
+) -> jax.Array:
     """`causal_attention` in blocks of `block` queries.
 
     Each block attends only to keys before the block's end, so that about half of the score matrix
@@ -76,9 +81,13 @@ def blockwise_attention(
 
 
 def attend(
-    query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array, scale: float | None = None,
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    mask: jax.Array,
+    scale: float | None = None,
     position_bias: PositionBias | None = None,
-) -> jax.Array:  # fmt: skip
+) -> jax.Array:
     """Softmax attention of query [B, Q, H, K], key and value [B, S, G, K] -> [B, Q, H, K].
 
     The mask, bool [B, Q, S], is True where a query attends to a key.

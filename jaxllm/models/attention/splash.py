@@ -51,10 +51,16 @@ def tiles_for(kind: str, length: int, block: int | None = None) -> Tiles:
 
 
 def splash_attention(
-    query: jax.Array, key: jax.Array, value: jax.Array, segment_ids: jax.Array, *,
-    block: int | None = None, scale: float | None = None, window: int | None = None,
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    segment_ids: jax.Array,
+    *,
+    block: int | None = None,
+    scale: float | None = None,
+    window: int | None = None,
     interpret: bool = False,
-) -> jax.Array:  # fmt: skip
+) -> jax.Array:
     """`causal_attention`, T a multiple of 128.
 
     `block` is the side of square tiles in tokens, None the chip's in `TILES`; `interpret` runs the

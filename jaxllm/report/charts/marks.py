@@ -18,10 +18,20 @@ _ROW_HEIGHT = 21
 
 
 def dots(
-    table: pd.DataFrame, y: str, x: str, title: str, *, low: str = "", high: str = "",
-    series: str = "", order: Sequence[str] = (), number: str = ".3~f", log: bool = False,
-    reference: float | None = None, apart: bool = False,
-) -> Chart | None:  # fmt: skip
+    table: pd.DataFrame,
+    y: str,
+    x: str,
+    title: str,
+    *,
+    low: str = "",
+    high: str = "",
+    series: str = "",
+    order: Sequence[str] = (),
+    number: str = ".3~f",
+    log: bool = False,
+    reference: float | None = None,
+    apart: bool = False,
+) -> Chart | None:
     """A row per `y` with its value `x`, the interval `low` to `high`, coloured by `series` in an
     `order`; None without values. `reference` is the line of no effect; `apart` puts each series of
     a row on a line of its own.
@@ -59,10 +69,18 @@ def dots(
 
 
 def matrix(
-    table: pd.DataFrame, x: str, y: str, value: str, title: str, *, text: str = "",
-    domain: tuple[float, float] | None = None, order: Sequence[str] = (), diverging: bool = False,
+    table: pd.DataFrame,
+    x: str,
+    y: str,
+    value: str,
+    title: str,
+    *,
+    text: str = "",
+    domain: tuple[float, float] | None = None,
+    order: Sequence[str] = (),
+    diverging: bool = False,
     legend: str = "format(datum.value, '.2~g')",
-) -> Chart | None:  # fmt: skip
+) -> Chart | None:
     """A cell per `x` and `y`, darker for larger `value` over `domain`; or blank, for no value.
 
     `order` is that of both axes where they stand for the same; else that of the rows. `diverging`

@@ -80,9 +80,14 @@ def legend(
 
 
 def picture(
-    chart: alt.TopLevelMixin, title: str, sentence: str = "", *, palette: str = "series",
-    scale: float = 2.0, kind: str = "png",
-) -> bytes:  # fmt: skip
+    chart: alt.TopLevelMixin,
+    title: str,
+    sentence: str = "",
+    *,
+    palette: str = "series",
+    scale: float = 2.0,
+    kind: str = "png",
+) -> bytes:
     """The chart under its title and sentence, as a PNG or PDF in the light theme."""
     import vl_convert
 
