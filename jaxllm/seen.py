@@ -17,7 +17,6 @@ before, or those of another run (--by), tell which sequences are.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -30,11 +29,7 @@ from jaxllm.io import atomic_write, location
 if TYPE_CHECKING:
     import argparse
 
-    import pandas as pd
-
-    from jaxllm.data.seen import History
     from jaxllm.run.run import Run
-    from jaxllm.run.token_losses import TokenLosses
 
 SHOWN = 20  # documents of a table; --output has all
 
@@ -59,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.by and not args.memorized:
         raise UserError(f"--by={args.by} is for --memorized=TASK")
 
+    from jaxllm.analysis.tokens.ngrams import phases
     from jaxllm.data.seen import PASSED_OVER, SKIPPED, history
     from jaxllm.run.run import Run
 
@@ -83,7 +79,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if found:
             nothing = f"the run never saw this text: the {len(found)} places with it are to come"
     elif args.ngrams:
-        table = phases(run.token_losses(args.ngrams), seen)
+        text = (losses := run.token_losses(args.ngrams)).token_set()
+        counts = seen.count_ngrams(text.tokens, text.documents)
+        table = phases(np.array(losses.steps()), losses.read(), text.documents, *counts)
     elif args.document:
         table = seen.reads([seen.document(args.document)])
     else:
@@ -106,44 +104,26 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def print_memorized(run: Run, args: argparse.Namespace) -> None:
     """Print what a checkpoint has memorized by age, and how well others tell what it has."""
-    import pandas as pd
-
-    from jaxllm.analysis.tokens.memorization import by_age, prediction
+    from jaxllm.analysis.tokens.memorization import by_age, predictions
     from jaxllm.run.run import Run
 
-    task, other = args.memorized, Run.open(args.by) if args.by else run
-    step = max(run.trajectory.steps(), default=0) if args.step is None else args.step
-    try:
-        late = run.trajectory.read_examples(step, task)
-    except FileNotFoundError as error:
+    task, known = args.memorized, run.trajectory.examples_of(args.memorized)
+    newest = max(known or run.trajectory.steps(), default=0)
+    step = newest if args.step is None else args.step
+    if step not in known:
         remedy = f"python -m jaxllm.evaluate --model_dir={args.run} --tasks={task}"
-        raise UserError(f"{args.run} has no results of {task} at step {step}: {remedy}") from error
-    table, rows = by_age(late, step), []
-    for early in other.trajectory.steps():
-        with contextlib.suppress(FileNotFoundError):
-            if args.by or early < step:
-                examples = other.trajectory.read_examples(early, task)
-                rows.append({f"told by {other.name}, step": early} | prediction(examples, late))
+        raise UserError(f"{args.run} has no results of {task} at step {step}: {remedy}")
+    other = Run.open(args.by) if args.by else run
+    early = other.trajectory.examples_of(task) if args.by else known
+    early = {at: examples for at, examples in early.items() if args.by or at < step}
+    table, told = by_age(known[step], step), predictions(early, known[step])
+    told = told.rename(columns={"step": f"told by {other.name}, step"})
     ages = table.age.map("{:,.0f} steps".format).where(table.age > -1, "not read")
-    for shown in (table.assign(age=ages), pd.DataFrame(rows)):
+    for shown in (table.assign(age=ages), told):
         if len(shown):
             print(shown.to_string(index=False, float_format="{:,.3f}".format))
     if args.output:
         atomic_write(args.output, table.to_csv(index=False))
-
-
-def phases(losses: TokenLosses, seen: History) -> pd.DataFrame:
-    """The peaks of the correlations with n-grams, counted as often as the run has read them."""
-    from jaxllm.analysis.tokens.ngrams import correlations, log_scores, peaks
-    from jaxllm.data.ngrams import count_ngrams
-
-    of, read = losses.token_set(), seen.domains().set_index("task").tokens
-    counts = sum(
-        read[task] / store.counts.tokens * count_ngrams(store, of.tokens, of.documents)
-        for task, store in seen.stores.items()
-    )
-    scores = log_scores(counts, of.documents, float(read.sum()))
-    return peaks(np.array(losses.steps()), correlations(losses.read(), scores))
 
 
 if __name__ == "__main__":

@@ -32,7 +32,9 @@ OPTIONS = dict(zip(OPTION_PERPLEXITIES, ("right options", "wrong options"), stri
 _EARLY = 0.1  # share of a run's tokens before which it predicts nothing (arXiv 2412.04403)
 _LEAST = 0.005  # share of the way from chance to 1; a logit of less is noise
 _FEWEST_SIZES, _MOST_FAMILIES, _FEWEST_TASKS, _DRAWS = 3, 2, 8, 300
-_LAMBADA = "lambada"
+_LAMBADA, _MADE = "lambada", ("noise_", "jsonl_")  # names of tasks begin so
+TEXTS = "text_perplexity"
+_EACH = {"accuracy": "Each task", TEXTS: "Noise and other texts"}
 
 
 @analysis(
@@ -71,15 +73,20 @@ def held_out(points: pd.DataFrame) -> tuple[pd.Series, tuple[str, ...]]:
     last words. It is in nats, from the first of `_LOSSES` that all runs share, the mean over texts.
     """
     graded = set(points.task[of_metric(is_share, points.metric)])
-    other = (points.domain == "training data") | points.task.str.startswith(("noise_", "jsonl_"))
+    other = (points.domain == "training data") | points.task.str.startswith(_MADE)
     text = ~points.task.isin(graded) & ~other
     for rows in (points[text], points[points.task.str.startswith(_LAMBADA)]):
-        for metric in _LOSSES:
-            wide = _shared(rows[rows.metric == metric], "score").dropna()
-            if wide.size:
-                unit = math.log(2) if metric == "bits_per_byte" else 1.0
-                return -unit * wide.mean(axis=1), tuple(wide.columns)
+        if (wide := _losses(rows).dropna()).size:
+            return wide.mean(axis=1), tuple(wide.columns)
     return pd.Series(dtype=float), ()
+
+
+def _losses(rows: pd.DataFrame) -> pd.DataFrame:
+    """Log perplexities of tasks by run and step, by the first of `_LOSSES` that all runs share."""
+    for metric in _LOSSES:
+        if (wide := _shared(rows[rows.metric == metric], "score")).size:
+            return -wide * (math.log(2) if metric == "bits_per_byte" else 1.0)
+    return pd.DataFrame()
 
 
 def _shared(rows: pd.DataFrame, value: str, *more: str) -> pd.DataFrame:
@@ -92,6 +99,12 @@ def _of_family(points: pd.DataFrame, running: Collection[str]) -> Iterator[Findi
     main = Curves(points).main().comparable()
     shares = main.points[of_metric(is_share, main.points.metric)]
     yield from _rises(shares[~shares.run.isin(running)])
+    at = points.drop_duplicates(["run", "step"], keep="last")
+    at = at[["run", "params", "step", "tokens", "flops"]].assign(size=at.params.map(amount))
+    at = at.sort_values(["params", "tokens"])
+    made = np.exp(_losses(points[points.task.str.startswith(_MADE)]))
+    made = _long(at, made, TEXTS) if made.size else at.iloc[:0].assign(task="")
+    yield from _by_size(_last(made[~made.run.isin(running)], TEXTS), TEXTS) if len(made) else ()
     loss, texts = held_out(points)
     if loss.empty:
         yield Finding.refuse("no held-out text was scored, as by the tasks heldout_<corpus>")
@@ -100,9 +113,7 @@ def _of_family(points: pd.DataFrame, running: Collection[str]) -> Iterator[Findi
     if texts[0].startswith(_LAMBADA):  # its accuracy is of the same words
         text = f"the last words of {text}"
         shares = shares[~shares.task.str.startswith(_LAMBADA)]
-    at = points.drop_duplicates(["run", "step"], keep="last")
-    at = at[["run", "params", "step", "tokens", "flops"]].assign(size=at.params.map(amount))
-    at = at.merge(np.exp(loss).rename("perplexity").reset_index()).sort_values(["params", "tokens"])
+    at = at.merge(np.exp(loss).rename("perplexity").reset_index())
     wide = _shared(shares, "value")
     complete, notes = wide.dropna() if wide.size else wide.iloc[:0], main.notes
     if lost := len(wide) - len(complete):
@@ -122,7 +133,9 @@ def _of_family(points: pd.DataFrame, running: Collection[str]) -> Iterator[Findi
         if not apart:
             sentence = "The curves of the sizes overlap at no checkpoint by each of the clocks."
         yield Finding(sentence, _smooth(scored, "run"), title="Accuracy by held-out perplexity")
-        yield _each_task(at, complete)
+        yield _each_task(_long(at, complete, "accuracy"), "accuracy")
+    if len(both := made.merge(at)):
+        yield _each_task(both, TEXTS)
     yield from _options(points, at)
     last = at.drop_duplicates("size", keep="last")
     ends = ", ".join(f"{row.perplexity:.3g} at {row.size}" for row in last.itertuples(index=False))
@@ -135,21 +148,50 @@ def _smooth(table: pd.DataFrame, *by: str) -> pd.DataFrame:
     return table.assign(smoothed=table.groupby([*by]).accuracy.transform(average))
 
 
-def _each_task(at: pd.DataFrame, accuracy: pd.DataFrame) -> Finding:
-    """Accuracy of each task by held-out perplexity, from `accuracy` by run and step."""
-    long = accuracy.melt(var_name="task", value_name="accuracy", ignore_index=False)
-    table = at.merge(long.reset_index())
-    follows = -table.groupby("task")[["perplexity", "accuracy"]].corr("spearman").iloc[::2, 1]
-    follows = follows.droplevel(1).fillna(0.0).sort_values(ascending=False)  # 0 if it is constant
-    best, worst = (f"{name} ({value:.2f})" for name, value in follows.iloc[[0, -1]].items())
+def _long(at: pd.DataFrame, values: pd.DataFrame, name: str) -> pd.DataFrame:
+    """The checkpoints `at`, with a row for each of the tasks' values by run and step."""
+    long = values.melt(var_name="task", value_name=name, ignore_index=False).dropna()
+    return at.merge(long.reset_index())
+
+
+def _each_task(table: pd.DataFrame, name: str) -> Finding:
+    """The values of each task by held-out perplexity."""
+    follows = table.groupby("task")[["perplexity", name]].corr("spearman").iloc[::2, 1]
+    follows = (-follows if name == "accuracy" else follows).droplevel(1).fillna(0.0)  # 0: constant
+    follows = follows.sort_values(ascending=False)
+    best, worst = (f"{task} ({value:.2f})" for task, value in follows.iloc[[0, -1]].items())
     sentence = (
-        f"Of {len(follows)} tasks over all sizes and checkpoints, accuracy follows held-out "
-        f"perplexity most in {best} and least in {worst}, by rank correlation with its fall."
+        f"Of {len(follows)} tasks over all sizes and checkpoints, {name.removeprefix('text_')} "
+        f"follows held-out perplexity most in {best} and least in {worst}, by rank correlation."
     )
     table = table.set_index("task").loc[follows.index].reset_index()
-    return Finding(
-        sentence, _smooth(table, "run", "task"), title="Each task by held-out perplexity"
+    table = _smooth(table, "run", "task") if name == "accuracy" else table
+    return Finding(sentence, table, title=f"{_EACH[name]} by held-out perplexity")
+
+
+def _last(points: pd.DataFrame, name: str) -> pd.DataFrame:
+    """Final values by task and size, of tasks that all sizes have; empty for few sizes."""
+    last = points.drop_duplicates(["run", "task"], keep="last")
+    wide = last.pivot_table(name, "task", "params").dropna()
+    return wide if wide.shape[1] >= _FEWEST_SIZES else wide.iloc[:0]
+
+
+def _by_size(wide: pd.DataFrame, name: str) -> Iterator[Finding]:
+    """The final values of each task by size, as of `_last`."""
+    if wide.empty:
+        return
+    small, large = wide.columns[[0, -1]]
+    change = wide[large] - wide[small] if name == "accuracy" else wide[large] / wide[small]
+    wide = wide.loc[change.sort_values(ascending=False).index]
+    ends = [
+        f"{y.name} ({y[small]:.3g} to {y[large]:.3g})" for _, y in wide.iloc[[0, -1]].iterrows()
+    ]
+    sentence = (
+        f"From {amount(small)} to {amount(large)} parameters, the {name.removeprefix('text_')} of "
+        f"{len(wide)} tasks rises most, or falls least, in {ends[0]}, least in {ends[1]}."
     )
+    long = wide.reset_index().melt("task", value_name=name, var_name="params")
+    yield Finding(sentence, long, title=f"{_EACH[name]} by size")
 
 
 def fit(points: pd.DataFrame, accuracy: Array, chance: Array) -> Finding:
@@ -232,11 +274,9 @@ def spreads(scored: pd.DataFrame) -> dict[str, float]:
 
 def _rises(shares: pd.DataFrame) -> Iterator[Finding]:
     """Final accuracies by size, with L and B of each task."""
-    last = shares.drop_duplicates(["run", "task"], keep="last")
-    wide = last.pivot_table("value", "task", "params").dropna()
-    if wide.empty or wide.shape[1] < _FEWEST_SIZES:
-        return
-    n = last.groupby("task").n.max().fillna(0).clip(lower=100)
+    wide = _last(shares.rename(columns={"value": "accuracy"}), "accuracy")
+    yield from _by_size(wide, "accuracy")
+    n = shares.groupby("task").n.max().fillna(0).clip(lower=100)
     both = {task: linear_and_sudden(y.to_numpy(), 1 / n[task]) for task, y in wide.iterrows()}
     of = pd.DataFrame(both, ["linearity", "breakthroughness"]).T
     # The error of a difference of two shares is at most sqrt(0.5 / n).

@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from jaxllm.data.loader import SequenceSource
+from jaxllm.data.ngrams import count_ngrams
 from jaxllm.data.store import TokenStore
 from jaxllm.errors import UserError, nearest
 from jaxllm.run.manifest import ManifestEntry
@@ -133,6 +134,15 @@ class History:
         tokens, skipped = total - without[PASSED_OVER], without[SKIPPED]
         columns = {"tokens": tokens, "times": tokens * epochs, SKIPPED: skipped * epochs}
         return pd.DataFrame(columns).rename_axis("task").reset_index()
+
+    def count_ngrams(self, tokens: np.ndarray, documents: np.ndarray) -> tuple[np.ndarray, float]:
+        """Counts of n-grams, see `data.ngrams`, as often as they were read; and all tokens read."""
+        read = self.domains().set_index("task").tokens
+        counts = [
+            read[task] / store.counts.tokens * count_ngrams(store, tokens, documents)
+            for task, store in self.stores.items()
+        ]
+        return np.sum(counts, axis=0), float(read.sum())
 
 
 def history(

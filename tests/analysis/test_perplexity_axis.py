@@ -261,14 +261,16 @@ def test_every_card_has_its_chart_with_a_line_per_size():
     study = Study(suite(by_perplexity, more=more))
     found = axis.perplexity_axis(study)
     drawn = {one.title: split(charts.perplexity_axis(one, study)) for one in found}
-    assert len(drawn) == 6
+    assert len(drawn) == 7
     panels = drawn["Accuracy by held-out perplexity"][0]["concat"]
     scales = [panel["layer"][0]["encoding"]["x"] for panel in panels]
     assert [x["field"] for x in scales] == [*axis.CLOCKS]
     assert [x["scale"]["reverse"] for x in scales] == [True, False, False, False]
     layers = drawn["Each task by held-out perplexity"][0]["concat"][0]["layer"]
     assert [layer["encoding"]["y"]["field"] for layer in layers] == ["smoothed", "accuracy"]
-    for title in list(drawn)[2:]:
+    by_size = drawn["Each task by size"][0]["concat"]
+    assert {panel["layer"][0]["encoding"]["x"]["field"] for panel in by_size} == {"params"}
+    for title in list(drawn)[3:]:
         field, sizes = legend(*drawn[title])
         assert field == "size" and len(sizes) == len(SIZES), title
 
@@ -287,6 +289,39 @@ def test_accuracies_of_tasks_are_smoothed_as_in_the_paper():
             for new in rows.sort_values("tokens").accuracy[1:]:
                 wanted.append(0.5 * wanted[-1] + 0.5 * new)
             np.testing.assert_allclose(rows.smoothed, wanted)
+
+
+def test_noise_and_generated_texts_by_size_and_by_held_out_perplexity():
+    """Larger models find noise likelier, and what a small one writes against them less so."""
+    records = suite(by_perplexity)
+    text = records[records.task == "heldout_books"]
+    noisy = text.assign(task="noise_replace_20_heldout_books", value=text.value**1.5)
+    made = text.assign(task="jsonl_made", value=1e4 / text.value)
+    every = pd.concat([records, noisy, made])
+    last = every.groupby(["task", "params"]).value.last()
+    assert "Each task by size" in {one.title for one in axis.perplexity_axis(Study(every))}
+    found = of_title(every, "Noise and other texts by size")
+    low, high = (f"{last['jsonl_made', size]:.3g}" for size in SIZES[:: len(SIZES) - 1])
+    assert f"in jsonl_made ({low} to {high}), least" in found.sentence
+    table = found.table.set_index(["task", "params"]).text_perplexity
+    np.testing.assert_allclose(table, last[table.index])
+    both = of_title(every, "Noise and other texts by held-out perplexity")
+    assert "most in noise_replace_20_heldout_books (1.00)" in both.sentence
+    assert "least in jsonl_made (-1.00)" in both.sentence
+    of = both.table[both.table.task == "jsonl_made"]
+    np.testing.assert_allclose(of.text_perplexity * of.perplexity, 1e4)
+    panel = charts.perplexity_axis(both, Study(every)).to_dict()["concat"][0]["layer"][0][
+        "encoding"
+    ]
+    assert [panel[side]["scale"]["reverse"] for side in "xy"] == [True, False]
+
+
+def test_final_accuracies_by_size_are_those_of_the_last_checkpoints():
+    records = suite(by_perplexity)
+    found = of_title(records, "Each task by size").table.set_index(["task", "params"]).accuracy
+    last = records[records.task.str.startswith("t")].groupby(["task", "params"]).value.last()
+    assert len(found) == len(CHANCE) * len(SIZES)
+    np.testing.assert_allclose(found, last[found.index])
 
 
 def test_two_families_are_told_apart():

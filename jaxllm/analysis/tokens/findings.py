@@ -7,7 +7,8 @@ section 3), with a null for each answer.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import pandas as pd
@@ -24,7 +25,7 @@ from jaxllm.analysis.tokens.subsets import clustered_mean, overlap, subset_perpl
 from jaxllm.errors import UserError
 
 AFTER = 0.2  # share of training after which subsets are chosen: the paper's figures 3 and 4
-_FOLLOWED = ("stagnated", "upward")
+_FOLLOWED = ("stagnated", "upward", "downward", "unclassified")
 _ALIKE = 0.9  # CKA above which a layer is as in the last checkpoint
 _FALSE = 0.001  # false discoveries among the kinds of tokens
 
@@ -41,7 +42,7 @@ _FALSE = 0.001  # false discoveries among the kinds of tokens
 )
 def token_shares(study: Study) -> list[Finding]:
     """Shares of the trends by run and p, for each token set."""
-    return _each(study.token_studies, "Learned, stagnated, forgotten", _shares)
+    return _each(study.token_studies, "Learned, stagnated, forgotten", lambda one: [_shares(one)])
 
 
 def _shares(study: TokenStudy) -> Finding:
@@ -93,54 +94,71 @@ def _on_common_checkpoints(study: TokenStudy) -> tuple[TokenStudy, tuple[str, ..
     "The same tokens in every size",
     needs=lambda study: any(len(one.runs) > 1 for one in study.token_studies),
     place=20,
-    caption="Perplexity of the tokens that one run has stagnated on or forgotten (by equation 1, "
-    "after 20 % of training), followed in all runs. A run's curve on its own choice shows what it "
-    "was chosen for; those of other sizes and seeds can contradict it.",
-    method="Subsets of arXiv 2212.09803, figures 3 and 4; a rise and a later fall are tested "
-    "against a smooth curve with autoregressive noise, with false-discovery control.",
+    caption="Perplexity of the tokens of one trend (by equation 1, after 20 % of training) in each "
+    "run: as each run sorts them itself, and as the smallest and the largest do. Dashed curves are "
+    "of a run's own choice, and show what it was made for; those of other sizes and seeds can "
+    "contradict it. Held-out perplexity is that of all tokens of the set.",
+    method="Subsets of arXiv 2212.09803, figures 3, 4, 10 and 12; a rise and a later fall are "
+    "tested against a smooth curve with autoregressive noise, with false-discovery control.",
 )
 def token_subsets(study: Study) -> list[Finding]:
-    """Curves on subsets chosen by the smallest and the largest run, for each token set."""
+    """Each trend's tokens, as single runs choose them, followed in all; and their overlap."""
     several = [one for one in study.token_studies if len(one.runs) > 1]
     return _each(several, "The same tokens in every size", _subsets)
 
 
-def _subsets(study: TokenStudy) -> Finding:
+def _subsets(study: TokenStudy) -> Iterator[Finding]:
     runs = [run for run in study.runs if _follows(run.steps.tolist(), AFTER)]
     if len(runs) < 2:
-        return Finding.refuse("fewer than two runs have four checkpoints after 20 % of training")
+        yield Finding.refuse("fewer than two runs have four checkpoints after 20 % of training")
+        return
     classes = {run.run: trends.classify(run.losses, run.steps.tolist(), AFTER) for run in runs}
-    documents, curves, tests = study.token_set.documents, [], []
-    for selector in (runs[0], runs[-1]):
-        for name in _FOLLOWED:
-            subset = classes[selector.run] == trends.TRENDS.index(name)
-            if not subset.any():
-                continue
-            for run in runs:
-                perplexity, low, high = subset_perplexity(run.losses, subset, documents)
-                curve = {
-                    "step": run.steps, "tokens": run.tokens, "flops": run.flops, "size": run.label,
-                    "of_all_tokens": np.exp(run.losses.mean(axis=1, dtype=float)),
-                    "perplexity": perplexity, "low": low, "high": high, "run": run.run,
-                    "trend": name, "by": selector.run,
-                    "selection": "its own choice" if run is selector else "another's choice",
-                }  # fmt: skip
-                curves.append(pd.DataFrame(curve))
-                if name == "upward" and run is not selector:
-                    tests += _tested(run, selector, subset, documents)
+    documents, params = study.token_set.documents, {run.run: run.params for run in runs}
+    pairs = [overlap(classes, documents, trend).assign(trend=trend) for trend in _FOLLOWED]
+    for trend, pair in zip(_FOLLOWED, pairs, strict=True):
+        chosen = {name: own == trends.TRENDS.index(trend) for name, own in classes.items()}
+        yield _followed(runs, trend, chosen, documents, pair.iloc[len(runs) - 1])
+    table = pd.concat(pairs, ignore_index=True)
+    up = table[table["first"].map(params) < table.second.map(params)]
+    median = up.groupby("trend", sort=False)[["share", "lift"]].median().iterrows()
+    said = [f"{row.share:.0%} of {name} ones ({row.lift:.2g} times chance)" for name, row in median]
+    sentence = f"Of the tokens of a run, a larger one sorts alike: {', '.join(said)}; medians."
+    sentence = sentence if said else "No run is known to be larger than another."
+    yield Finding(sentence, table, title="Tokens of one trend in two runs")
+
+
+def _followed(
+    runs: list[TokenRun], trend: str, chosen: dict[str, np.ndarray], documents: np.ndarray,
+    ends: pd.Series,
+) -> Finding:  # fmt: skip
+    """The tokens of a trend, `chosen` by each run, in all runs; and the overlap of both `ends`."""
+    curves, tests, title = [], [], f"{trend.capitalize()} tokens in every size"
+    for by, run in itertools.product((None, runs[0], runs[-1]), runs):
+        subset, own = chosen[(by or run).run], by is None or by is run
+        if not subset.any():
+            continue
+        perplexity, low, high = subset_perplexity(run.losses, subset, documents)
+        curve = {
+            "step": run.steps, "tokens": run.tokens, "flops": run.flops, "size": run.label,
+            "of_all_tokens": np.exp(run.losses.mean(axis=1, dtype=float)),
+            "perplexity": perplexity, "low": low, "high": high, "run": run.run,
+            "trend": trend, "by": by.run if by else "each run",
+            "selection": "its own choice" if own else "another's choice",
+        }  # fmt: skip
+        curves.append(pd.DataFrame(curve))
+        if trend == "upward" and by and not own:
+            tests += _tested(run, by, subset, documents)
     if not curves:
-        return Finding.refuse("no token has stagnated or is forgotten by equation 1")
-    ends = {run.run: classes[run.run] for run in (runs[0], runs[-1])}
-    pair = overlap(ends, documents).iloc[0]
-    first, last = runs[0].run, runs[-1].run
-    sentence = f"{first} has stagnated on no token by equation 1."
-    if pair.tokens:
+        refused = Finding.refuse(f"equation 1 calls no token {trend}")
+        return dataclasses.replace(refused, title=title)
+    sentence = f"No token is {trend} in {ends['first']}, by equation 1."
+    if ends.tokens:
         sentence = (
-            f"Of the {pair.tokens:,.0f} tokens on which {first} has stagnated, {pair.share:.0%} "
-            f"have stagnated in {last}, too, where {pair.chance:.0%} of all tokens have."
+            f"Of the {ends.tokens:,.0f} tokens that are {trend} in {ends['first']}, "
+            f"{ends.share:.0%} are in {ends.second}, too, where {ends.chance:.0%} of all are."
         )
-    table = pd.concat(curves, ignore_index=True)
-    return Finding(sentence, table[table.step > 0], lines=tuple(_descents(tests)))
+    lines = tuple(_descents(tests)) if trend == "upward" else ()
+    return Finding(sentence, pd.concat(curves).query("step > 0"), lines=lines, title=title)
 
 
 def _tested(run: TokenRun, by: TokenRun, subset: np.ndarray, documents: np.ndarray) -> list[tuple]:
@@ -181,7 +199,7 @@ def _descents(tests: list[tuple]) -> list[str]:
 )
 def token_kinds_of_trends(study: Study) -> list[Finding]:
     """Trends by kind of token in the largest run, for each token set."""
-    return _each(study.token_studies, "Which tokens they are", _kinds)
+    return _each(study.token_studies, "Which tokens they are", lambda one: [_kinds(one)])
 
 
 def _kinds(study: TokenStudy) -> Finding:
@@ -258,8 +276,9 @@ def _follows(steps: list[int], after: float) -> bool:
 
 
 def _each(
-    studies: Sequence[TokenStudy], title: str, find: Callable[[TokenStudy], Finding]
+    studies: Sequence[TokenStudy], title: str, find: Callable[[TokenStudy], Iterable[Finding]]
 ) -> list[Finding]:
-    """A finding for each token set, named where there are several."""
-    name = lambda one: f"{title}, {one.name}" if len(studies) > 1 else ""
-    return [dataclasses.replace(find(one), title=name(one)) for one in studies]
+    """The findings on each token set, named where there are several."""
+    found = [(one, finding) for one in studies for finding in find(one)]
+    name = lambda one, of: f"{of.title or title}, {one.name}" if len(studies) > 1 else of.title
+    return [dataclasses.replace(of, title=name(one, of)) for one, of in found]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -35,3 +36,8 @@ def prediction(early: pd.DataFrame, late: pd.DataFrame) -> dict[str, Any]:
         error = np.sqrt(share * (1 - share) / total) if total else np.nan
         result |= {name: share, f"{name}_stderr": float(error)}
     return result
+
+
+def predictions(early: Mapping[int, pd.DataFrame], late: pd.DataFrame) -> pd.DataFrame:
+    """The `prediction` of `late` from each of the checkpoints `early`, a row per step."""
+    return pd.DataFrame([{"step": step} | prediction(of, late) for step, of in early.items()])

@@ -37,12 +37,12 @@ def subset_perplexity(losses: Floats, subset: npt.NDArray[np.bool_], documents: 
 def overlap(
     classes: Mapping[str, Classes], documents: Ints, trend: str = "stagnated"
 ) -> pd.DataFrame:
-    """Share of a class's tokens in one model that are of that class in another, too: `first`,
+    """Share of a class's tokens in one model that are of that class in each, too: `first`,
     `second`, `tokens` of the first's class, `share` of them in the second's, its `stderr`, the
     `chance` that any token is; share / chance, `lift`.
     """
     rows = []
-    for first, second in itertools.permutations(classes, 2):
+    for first, second in itertools.product(classes, repeat=2):
         chosen, other = (classes[name] == TRENDS.index(trend) for name in (first, second))
         means = clustered_mean(other[chosen], documents[chosen])
         rows.append((first, second, chosen.sum(), *means, other.mean()))

@@ -19,7 +19,7 @@ from jaxllm.analysis.emergence import NO_GAIN, VERDICTS
 from jaxllm.analysis.finding import Finding
 from jaxllm.analysis.mixtures.check import OBJECTIVE
 from jaxllm.analysis.mixtures.findings import STEP
-from jaxllm.analysis.perplexity_axis import CLOCKS
+from jaxllm.analysis.perplexity_axis import CLOCKS, TEXTS
 from jaxllm.analysis.registry import Study
 from jaxllm.analysis.rises import SUDDEN
 from jaxllm.analysis.stats import Z95
@@ -187,9 +187,14 @@ def perplexity_axis(finding: Finding, study: Study) -> Chart | None:
         return marks.matrix(rows, "size", "task", "accuracy", label, text="text", legend=_PERCENT)
     over = lambda rows, x, titles: marks.lines(rows, x, "accuracy", titles, down)
     if "task" in table:
-        tasks = list(table.groupby("task", sort=False))[:_MOST_PANELS]
-        titles = (title, "accuracy")
-        return side_by_side([(name, over(of, "perplexity", titles)) for name, of in tasks], 3)
+        y = "accuracy" if "accuracy" in table else TEXTS
+        x, label = ("perplexity", title) if "perplexity" in table else ("params", "parameters")
+        each = table if "run" in table else table.assign(run="all sizes", size="all sizes")
+        panels = list(each.groupby("task", sort=False))[:_MOST_PANELS]
+        titles = (label, y.replace("text_", ""))
+        return side_by_side(
+            [(n, marks.lines(of, x, y, titles, ("perplexity",))) for n, of in panels], 3
+        )
     if "accuracy" in table:
         clocks = {x: (name, "mean accuracy") for x, name in CLOCKS.items()}
         panels = [(f"By {titles[0]}", over(table, x, titles)) for x, titles in clocks.items()]
@@ -267,15 +272,25 @@ def token_shares(finding: Finding, study: Study) -> Chart | None:
 
 
 def token_subsets(finding: Finding, study: Study) -> Chart | None:
-    """Perplexity of each subset against FLOPs, a panel per trend and chooser."""
-    table = finding.table
-    clock = "flops" if table.flops.notna().all() else "tokens"
-    titles = (_AMOUNTS.get(clock, clock), "perplexity (dashed: of its own choice)")
+    """Perplexity of a trend's tokens by three clocks, a row per chooser; or overlaps of choices."""
+    table, falling = finding.table, ("of_all_tokens",)
+    if "lift" in table:
+        text = (100 * table.share).map("{:.0f}".format).where(table.share.notna(), "")
+        cells = table.assign(text=text, chosen=table.trend + " in " + table["first"])
+        title = "share of its tokens that have the same trend in another run, in percent"
+        return marks.matrix(cells, "second", "chosen", "share", title, text="text",
+                            domain=(0, 1), legend=_PERCENT)  # fmt: skip
+    known = {"flops": _AMOUNTS["flops"]} if table.flops.notna().all() else {"tokens": "tokens"}
+    clocks = known | {"step": "steps", "of_all_tokens": "held-out perplexity"}
     panels = [
-        (f"{name} in {by}", marks.lines(rows, clock, "perplexity", titles, dash="selection"))
-        for (by, name), rows in table.groupby(["by", "trend"], sort=False)
+        (
+            f"as {by} sorts them",
+            marks.lines(rows, x, "perplexity", (title, "perplexity"), falling, "selection"),
+        )
+        for by, rows in table.groupby("by", sort=False)
+        for x, title in clocks.items()
     ]
-    return side_by_side(panels, 2)
+    return side_by_side(panels, 3)
 
 
 def token_kinds_of_trends(finding: Finding, study: Study) -> Chart | None:

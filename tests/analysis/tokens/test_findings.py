@@ -12,6 +12,7 @@ from jaxllm.analysis.tokens.findings import (
     token_subsets,
 )
 from jaxllm.analysis.tokens.runs import TokenRun, TokenStudy
+from jaxllm.analysis.tokens.trends import TRENDS, classify
 from jaxllm.report.charts import findings as charts
 from jaxllm.run.run import SIMILARITY
 from jaxllm.run.token_losses import TokenSet
@@ -51,13 +52,45 @@ def test_planted_shares_come_out(study: Study) -> None:
 
 
 def test_the_subset_of_one_run_is_followed_in_the_other(study: Study) -> None:
-    (finding,) = token_subsets(study)
-    forgotten = finding.table[(finding.table.trend == "upward") & (finding.table.by == "small")]
-    last = forgotten.groupby("run").perplexity.last()
+    *found, overlaps = token_subsets(study)
+    cards = {one.title: one for one in found}
+    forgotten = cards["Upward tokens in every size"]
+    last = forgotten.table[forgotten.table.by == "small"].groupby("run").perplexity.last()
     assert last["large"] == pytest.approx(np.exp(3), rel=0.1)
-    assert "No double descent in 2 tests" in finding.lines[0]
-    chosen = forgotten.groupby("run").selection.unique().map(list)
-    assert chosen["small"] == ["its own choice"] and chosen["large"] == ["another's choice"]
+    assert "No double descent in 2 tests" in forgotten.lines[0]
+    chosen = forgotten.table[forgotten.table.by != "each run"].groupby(["by", "run"]).selection
+    own = {key: key[0] == key[1] for key in chosen.groups}
+    assert len(own) == 4 and dict(chosen.unique().map(lambda s: [*s] == ["its own choice"])) == own
+    # All tokens are of one trend, so the means over the four subsets make that over all.
+    (one,) = study.token_studies
+    parts = [
+        card.table[card.table.by == "small"].assign(trend=name) for name, card in cards.items()
+    ]
+    sizes = {
+        name: (
+            classify(one.runs[0].losses, one.runs[0].steps, 0.2)
+            == TRENDS.index(name.split()[0].lower())
+        ).sum()
+        for name in cards
+    }
+    every = pd.concat(parts).assign(total=lambda t: np.log(t.perplexity) * t.trend.map(sizes))
+    sums = every.groupby(["run", "step"]).total.sum() / len(DIGITS)
+    whole = every.groupby(["run", "step"]).of_all_tokens.first()
+    np.testing.assert_allclose(np.exp(sums), whole, rtol=1e-5)
+    pair = overlaps.table.set_index(["trend", "first", "second"]).loc[("upward", "small", "large")]
+    assert pair.share > 0.9 and f"{pair.share:.0%} of upward ones" in overlaps.sentence
+
+
+def test_subsets_are_drawn_by_three_clocks_and_overlaps_as_a_matrix(study: Study) -> None:
+    *found, overlaps = token_subsets(study)
+    assert len(found) == 4
+    for finding in found:
+        panels = charts.token_subsets(finding, study).to_dict()["concat"]
+        x = [panel["layer"][0]["encoding"]["x"] for panel in panels]
+        assert [axis["field"] for axis in x] == 3 * ["flops", "step", "of_all_tokens"]
+        assert [axis["scale"]["reverse"] for axis in x] == 3 * [False, False, True]
+    encoding = charts.token_subsets(overlaps, study).to_dict()["layer"][0]["encoding"]
+    assert encoding["x"]["sort"] == ["small", "large"] and len(encoding["y"]["sort"]) == 8
 
 
 def test_the_kind_of_the_forgotten_tokens_is_named(study: Study) -> None:
@@ -151,6 +184,6 @@ def test_a_kind_without_a_trend_of_its_own_is_not_named() -> None:
 
 def test_the_charts_are_drawn(study: Study) -> None:
     for analysis in (token_shares, token_subsets, token_kinds_of_trends):
-        (finding,) = analysis(study)
-        chart = getattr(charts, analysis.__name__)(finding, study)
-        assert chart is not None and chart.to_dict()
+        for finding in analysis(study):
+            chart = getattr(charts, analysis.__name__)(finding, study)
+            assert chart is not None and chart.to_dict()

@@ -45,7 +45,7 @@ def test_overlap_is_that_of_a_contingency_table() -> None:
     np.testing.assert_allclose(row.share, counts.loc[True, True] / counts.loc[True].sum())
     np.testing.assert_allclose(row.chance, counts[True].sum() / 500)
     np.testing.assert_allclose(row["lift"], row.share / row.chance)
-    assert row["lift"] > 1.5 and len(table) == 6
+    assert row["lift"] > 1.5 and len(table) == 9
     assert np.isnan(table.set_index(["first", "second"]).loc[("none", "s")].share)
 
 
