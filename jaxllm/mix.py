@@ -275,7 +275,7 @@ def _check(args: argparse.Namespace) -> int:
     if new.runs_file.exists():
         result = check(found, proposals.results(found, str(new.root)))
         print(_text(result.table), end="\n\n")
-        print(*filter(None, (result.caveat, result.sentence)), sep="\n")
+        print(*result.notes, result.sentence, sep="\n")
         return int(result.verdict == FAILED)
     args.gin_file = args.gin_file or [str(swarm.gin_file)]
     cli.load_gin(args)

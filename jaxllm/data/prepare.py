@@ -74,10 +74,10 @@ def prepare(
     if new:
         began = time.monotonic()
         parts = {domain: corpora.parts(domain, SPLIT, config) for domain in new}
-        items = [item for d in new for item in _missing(places[d].directory, parts[d])]
+        items = [item for d in new for item in _missing(places[d][0], parts[d])]
         run(partial(tokenize_part, tokenizer), items, f"prepare {SPLIT}")
         for domain in new:
-            _complete(domain, places[domain], parts[domain], tokenizer)
+            _complete(domain, *places[domain], parts[domain], tokenizer)
         print(f"prepared {SPLIT} in {time.monotonic() - began:.1f} s", file=sys.stderr)
     stores = {domain: TokenStore(*place) for domain, place in places.items()}
     for domain, store in stores.items():
@@ -94,17 +94,11 @@ def prepare(
     )
 
 
-class _Place(NamedTuple):
-    """Where a corpus is, and its name there."""
-
-    directory: str
-    name: str
-
-
-def _place(config: DataConfig, domain: str, tokenizer: Tokenizer) -> _Place:
+def _place(config: DataConfig, domain: str, tokenizer: Tokenizer) -> tuple[str, str]:
+    """The directory of a corpus, and its name there."""
     key = hashlib.sha256(repr((FORMAT_VERSION, tokenizer.identity)).encode()).hexdigest()[:16]
     directory = f"{config.cache}/corpora/{domain}-{SPLIT}-{key}"
-    return _Place(directory, corpora.fingerprint(domain, SPLIT)[:16])
+    return directory, corpora.fingerprint(domain, SPLIT)[:16]
 
 
 class PartItem(NamedTuple):
@@ -148,9 +142,11 @@ def _write_part(files: KeyValueStore, part: Part, tokenizer: Tokenizer) -> None:
     write_part(files, part.key, writer.shards, counts, **listed)
 
 
-def _complete(domain: str, place: _Place, parts: Sequence[Part], tokenizer: Tokenizer) -> None:
+def _complete(
+    domain: str, directory: str, name: str, parts: Sequence[Part], tokenizer: Tokenizer
+) -> None:
     """Complete a corpus whose jobs have ended, and say what is in it."""
-    files = KeyValueStore(place.directory)
+    files = KeyValueStore(directory)
     records = read_records(files, [part.key for part in parts])
     missing = [part for part, record in zip(parts, records, strict=True) if record is None]
     errors = [error for error in files.read(*(f"{part.key}.error" for part in missing)) if error]
@@ -170,7 +166,7 @@ def _complete(domain: str, place: _Place, parts: Sequence[Part], tokenizer: Toke
         why = "".join(f" ({note})" for note in corpora.notes(domain, SPLIT))
         raise UserError(f"corpus {domain} has no text in its split {SPLIT}{why}")
     write_corpus(
-        files, place.name, done, tokenizer.dtype, tokenizer.separators,
+        files, name, done, tokenizer.dtype, tokenizer.separators,
         domain=domain, split=SPLIT, bad_lines=bad,
     )  # fmt: skip
     counted = {

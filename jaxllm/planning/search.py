@@ -96,20 +96,17 @@ def search(
     """
     results: list[Result] = []
     bar = tqdm(desc="compiled", unit=" candidates", file=sys.stderr)
-
-    def attempt(candidate: Candidate) -> None:
-        bar.set_postfix_str(candidate.bindings().replace("--gin.", ""))
-        results.append(_try(experiment, target, candidate))
-        bar.write(results[-1].line(), file=sys.stderr)
-        bar.update()
-
     for mesh in candidates:
         lightest = len(REMAT_POLICIES)
         for microbatches in (1, 2, 4):
             if experiment.data.batch_size % (microbatches * mesh.data * mesh.fsdp):
                 continue
             for place, remat in enumerate(REMAT_POLICIES[:lightest]):
-                attempt(Candidate(mesh, remat, microbatches))
+                candidate = Candidate(mesh, remat, microbatches)
+                bar.set_postfix_str(candidate.bindings().replace("--gin.", ""))
+                results.append(_try(experiment, target, candidate))
+                bar.write(results[-1].line(), file=sys.stderr)
+                bar.update()
                 if results[-1].estimate:
                     lightest = place
                     break

@@ -120,7 +120,7 @@ class Run:
 
     def settings(self) -> dict[str, Any]:
         """The values that the run's config binds; none of a damaged config."""
-        return stored_config.readable_settings(self._config)
+        return stored_config.settings(self._config)
 
     def mixture(self) -> dict[str, float]:
         """Domain -> share of the training sequences; empty where the config states none."""
@@ -329,8 +329,8 @@ class Run:
     def planned_tokens(self) -> float:
         """Tokens at the end of the run by its config; NaN if unknown."""
         steps = self.planned_steps()
-        if steps and re.search(r"^TrainConfig\.stages = (?!\(\))", self._config, re.MULTILINE):
-            return _tokens_of_stages(stored_config.settings(self._config), steps)
+        if steps and self.settings().get("TrainConfig.stages"):
+            return _tokens_of_stages(self.settings(), steps)
         for rows in (self.metrics(), self.checkpoints()):
             if steps and "tokens" in rows and (rows.step > 0).any():
                 return steps * float(rows.tokens.iloc[-1] / rows.step.iloc[-1])

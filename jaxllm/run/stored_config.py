@@ -109,23 +109,18 @@ def changes(before: str, after: str) -> list[str]:
 
 
 def settings(text: str) -> dict[str, Any]:
-    """The values that a config binds; of a macro, the macro's."""
-    values = {name: ast.literal_eval(value) for name, value in _bindings(text).items()}
+    """The values that a config binds; of a macro, the macro's. None of a damaged config."""
+    try:
+        values = {name: ast.literal_eval(value) for name, value in _bindings(text).items()}
+    except (SyntaxError, ValueError, tokenize.TokenError):
+        return {}
     known = {name: value for name, value in values.items() if "." not in name}
     return {n: known.get(v, v) if isinstance(v, str) else v for n, v in values.items()}
 
 
-def readable_settings(text: str) -> dict[str, Any]:
-    """`settings`, none of a damaged config."""
-    try:
-        return settings(text)
-    except (SyntaxError, ValueError, tokenize.TokenError):
-        return {}
-
-
 def mixture(text: str) -> dict[str, float]:
     """Domain -> share by DataConfig.weights; empty for none, for stages, or a damaged config."""
-    known = readable_settings(text)
+    known = settings(text)
     weights = {} if known.get("TrainConfig.stages") else known.get("DataConfig.weights") or {}
     return {name: share / sum(weights.values()) for name, share in weights.items()}
 

@@ -98,7 +98,9 @@ class _Training:
             self.waiting.remove(job)
             self.running.append(job)
             try:
-                self._submit(job)
+                if self._state(job) != "running":  # by a suite command beside this one
+                    name, flags = self._suite.job_name(job), self._suite.flags(job, self._due)
+                    self._launcher.submit(name, flags, self._suite.log(job))
             except UserError as error:
                 if not self._seen:
                     raise
@@ -133,12 +135,6 @@ class _Training:
 
     def _state(self, job: Job) -> State:
         return self._launcher.state(self._suite.job_name(job))
-
-    def _submit(self, job: Job) -> None:
-        """Submit a job, unless a suite command beside this one has."""
-        if self._state(job) != "running":
-            name, flags = self._suite.job_name(job), self._suite.flags(job, self._due)
-            self._launcher.submit(name, flags, self._suite.log(job))
 
     def _may_appear(self, job: Job) -> bool:
         """Whether a job that is not there is too new: a queue may show it late."""

@@ -9,7 +9,7 @@ import pandas as pd
 from scipy import stats
 
 from jaxllm.analysis.curves import Array
-from jaxllm.analysis.finding import amount
+from jaxllm.analysis.finding import Finding, amount
 from jaxllm.analysis.mixtures.propose import Proposal
 from jaxllm.analysis.mixtures.swarm import Swarm
 from jaxllm.errors import UserError
@@ -22,23 +22,16 @@ _LEVEL = 0.95
 
 
 @dataclasses.dataclass(frozen=True)
-class Check:
-    """The outcome of a check.
+class Check(Finding):
+    """The outcome of a check, with a note of what it does not speak of in runs of another size.
 
-    Attributes:
-      verdict: HELD, FAILED or NOISE, of the difference of the objective, proposal less natural.
-      sentence: the verdict with its numbers.
-      caveat: what the prediction does not speak of, where the runs are of another size; or empty.
-      table: `target, mixture, predicted, predicted_low, predicted_high, measured, low, high,
-        spread, runs`, where mixture is proposed, natural or difference, and `spread` the standard
-        deviation over seeds. The first target is the objective. Intervals are of 95 %, the
-        measured ones of the mean over seeds by Student's t.
+    `table` has `target, mixture, predicted, predicted_low, predicted_high, measured, low, high,
+    spread, runs`, where mixture is proposed, natural or difference, and `spread` the standard
+    deviation over seeds. The first target is the objective. Intervals are of 95 %, the measured
+    ones of the mean over seeds by Student's t.
     """
 
-    verdict: str
-    sentence: str
-    caveat: str
-    table: pd.DataFrame
+    verdict: str = ""  # HELD, FAILED or NOISE, of the objective's difference, proposal less natural
 
 
 def check(proposal: Proposal, runs: Swarm) -> Check:
@@ -60,29 +53,24 @@ def check(proposal: Proposal, runs: Swarm) -> Check:
             )
     if (of["proposed"] & of["natural"]).any():
         raise UserError("the proposal is the natural mixture: there is nothing to check")
-    parts = [_compared(OBJECTIVE, _objective(proposal, runs), of, proposal.predicted)]
+    values = dict(zip(runs.targets, runs.values.T, strict=True))
+    objective = np.sum([w * values[target] for target, w in proposal.objective.items()], axis=0)
+    parts = [_compared(OBJECTIVE, objective, of, proposal.predicted)]
     for target, predicted in proposal.targets.groupby("target", sort=False):
-        y = runs.values[:, runs.targets.index(str(target))]
-        parts.append(_compared(str(target), y, of, predicted))
+        parts.append(_compared(str(target), values[str(target)], of, predicted))
     table = pd.concat(parts if len(parts) > 2 else parts[:1], ignore_index=True)
     differences = table[table.mixture == "difference"]
     size = {axis: (getattr(proposal, axis), runs.size(axis)) for axis in ("params", "steps")}
     alike = all(abs(there / at - 1) < _SAME_SIZE for at, there in size.values())
     verdict = _verdict(differences.iloc[0], alike)
-    caveat = "" if alike else _caveat(size)
-    return Check(verdict, _sentence(verdict, differences), caveat, table)
+    notes = () if alike else (_caveat(size),)
+    return Check(_sentence(verdict, differences), table, notes=notes, verdict=verdict)
 
 
 def _shares(proposal: Proposal, mixture: str, runs: Swarm) -> Array:
     """The shares [k] of a mixture of the proposal, in the order of the runs' domains."""
     shares = proposal.table.set_index("domain")[mixture]
     return shares.reindex(runs.domains).fillna(0.0).to_numpy()
-
-
-def _objective(proposal: Proposal, runs: Swarm) -> Array:
-    return np.sum(
-        [w * runs.values[:, runs.targets.index(t)] for t, w in proposal.objective.items()], axis=0
-    )
 
 
 def _compared(target: str, y: Array, of: dict[str, Array], predicted: pd.DataFrame) -> pd.DataFrame:

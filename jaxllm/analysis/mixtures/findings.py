@@ -187,7 +187,6 @@ def mixture_check(study: Study) -> Finding:
     """Whether the runs that were trained to check the proposal bear it out: `Check.table`."""
     assert study.proposal is not None and study.checked is not None
     try:
-        found = check(study.proposal, study.checked)
+        return check(study.proposal, study.checked)
     except UserError as error:
         return Finding.refuse(str(error))
-    return Finding(found.sentence, found.table, notes=tuple(filter(None, [found.caveat])))

@@ -224,14 +224,10 @@ def _examples(frame: pd.DataFrame) -> pd.Series:
     return n.where(n > 0, derived).fillna(usual.where(n == 0)).fillna(n).clip(lower=0)
 
 
-def _chance(frame: pd.DataFrame) -> pd.Series:
-    chance = frame.task.map(lambda task: known_tasks.lookup(task).chance)
-    return chance.where(frame.metric.str.startswith(("accuracy", "exact_match", "f1")))
-
-
-def _majority(frame: pd.DataFrame) -> pd.Series:
-    majority = frame.task.map(lambda task: known_tasks.lookup(task).majority)
-    return majority.where(frame.metric.str.startswith(("accuracy", "exact_match")))
+def _level(frame: pd.DataFrame, name: str, metrics: tuple[str, ...]) -> pd.Series:
+    """The `chance` or `majority` of the tasks, in rows of metrics that it is a level of."""
+    level = frame.task.map(lambda task: getattr(known_tasks.lookup(task), name))
+    return level.where(frame.metric.str.startswith(metrics))
 
 
 def _primary(frame: pd.DataFrame) -> pd.Series:
@@ -262,8 +258,8 @@ def family_of(run: str) -> str:
 # Columns that a source may lack -> their values.
 _ABSENT: Mapping[str, Callable[[pd.DataFrame], Any]] = {
     "domain": lambda frame: frame.task.map(lambda task: known_tasks.lookup(task).domain),
-    "chance": _chance,
-    "majority": _majority,
+    "chance": lambda frame: _level(frame, "chance", ("accuracy", "exact_match", "f1")),
+    "majority": lambda frame: _level(frame, "majority", ("accuracy", "exact_match")),
     "params": lambda frame: frame.run.map(size_in_name),
     "family": lambda frame: frame.run.map(family_of),
     "tokens": lambda frame: math.nan,

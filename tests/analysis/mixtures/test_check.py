@@ -58,8 +58,8 @@ def runs(proposal: Proposal, spread: float, gain: float = 1.0, size: float = 1e6
 def test_verdicts(proposal: Proposal, case: dict[str, float], verdict: str, caveat: bool) -> None:
     found = check(proposal, runs(proposal, **case))
     assert found.verdict == verdict and verdict in found.sentence
-    assert bool(found.caveat) == caveat
-    assert not caveat or "speak of 1M parameters and 100 steps, these runs have 4M" in found.caveat
+    assert bool(found.notes) == caveat
+    assert not caveat or "of 1M parameters and 100 steps, these runs have 4M" in found.notes[0]
 
 
 def test_intervals_are_those_of_the_t_test(proposal: Proposal) -> None:
