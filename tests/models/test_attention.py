@@ -78,7 +78,8 @@ def test_values_and_gradients_are_the_reference_s(name, window, inputs):
             mixed = attention(*tensors, segments, window=window)
             return jnp.sum(mixed * weights), mixed
 
-        (_, mixed), gradients = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(*tensors)
+        both = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))
+        (_, mixed), gradients = both(*tensors)
         return mixed, *gradients
 
     tolerance = 3e-2 if name == "cudnn" else 3e-5
@@ -93,6 +94,7 @@ def test_nothing_leaks_between_documents(name, inputs):
     changed = [np.where((segments == 2)[..., None, None], x * 3 + 1, x) for x in tensors]
     assert all((a != b).any() for a, b in zip(tensors, changed, strict=True))
 
+    @jax.jit
     def both(tensors):
         mixed, back = jax.vjp(lambda *t: kernel(name)(*t, segments), *tensors)
         return mixed, *back(jnp.ones_like(mixed))
@@ -121,9 +123,10 @@ def test_large_rows_keep_no_scores(monkeypatch):
 def test_making_scores_again_changes_nothing(monkeypatch, inputs):
     *tensors, segments = inputs
     loss = lambda *t: jnp.sum(jnp.sin(blockwise(*t, segments)))
-    kept = jax.grad(loss, argnums=(0, 1, 2))(*tensors)
+    gradients = lambda: jax.jit(jax.grad(lambda *t: loss(*t), argnums=(0, 1, 2)))(*tensors)
+    kept = gradients()
     monkeypatch.setattr("jaxllm.models.attention.blockwise.MAX_SAVED_SCORE_BYTES", 0)
-    for a, b in zip(kept, jax.grad(loss, argnums=(0, 1, 2))(*tensors), strict=True):
+    for a, b in zip(kept, gradients(), strict=True):
         np.testing.assert_allclose(a, b, atol=3e-5, rtol=3e-5)
 
 
@@ -163,7 +166,7 @@ def test_splash_on_a_mesh_is_splash_on_one_device(axes):
     gradients = jax.jit(
         jax.value_and_grad(on_the_mesh, argnums=(0, 1, 2)), out_shardings=everywhere
     )
-    expected = jax.value_and_grad(loss, argnums=(0, 1, 2))(query, key, value)
+    expected = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))(query, key, value)
     found = gradients(query, key, value)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4, rtol=1e-4)

@@ -105,7 +105,7 @@ def test_each_layer_by_hand(tmp_path: Path) -> None:
     batch = jax.tree.map(jnp.asarray, rows(0, 8))
     found = measure(state, batch)
     mean = lambda params: token_loss(TWO, params, batch)[0] / jnp.sum(batch.weights)
-    gradients = jax.grad(mean)(state.params)
+    gradients = jax.jit(jax.grad(mean))(state.params)
     for layer in range(2):
         take = lambda x, layer=layer: x[layer]
         own = lambda tree, take=take: optax.global_norm(jax.tree.map(take, tree["layers"]))
