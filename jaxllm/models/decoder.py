@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -139,6 +140,7 @@ def unstack_layers(params: Params) -> Params:
     return params
 
 
+@functools.lru_cache(maxsize=16)
 def abstract_params(config: ModelConfig) -> Params:
     """The tree of `init_params` as `jax.ShapeDtypeStruct`s, boxed; allocates nothing."""
     return jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
