@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tests.training.processes import environment
-from tests.zygote import Process, zygote
+from tests.zygote import NO_REPORT, Process, zygote
 
 
 def free_port() -> int:
@@ -33,7 +33,7 @@ def start_hosts(
     host has the flags `last` besides, and works in `last_home`.
     """
     cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", f"{home}/xla-{count}")
-    variables = environment(cache, devices // count)
+    variables = environment(cache, devices // count) | NO_REPORT
     address = f"--coordinator_address=localhost:{free_port()}"
     return [
         Process(

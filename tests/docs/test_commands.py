@@ -25,6 +25,7 @@ from jaxllm.data.config import DataConfig
 from jaxllm.training.experiment import Experiment
 from tests import zygote
 from tests.conftest import REPOSITORY
+from tests.devices import QUICK
 from tests.docs import workplace
 
 Start = Callable[[list[str], Path, dict[str, str]], subprocess.CompletedProcess[str]]
@@ -119,6 +120,7 @@ def new_process(
 ) -> subprocess.CompletedProcess[str]:
     """What `zygote.run` does, as a user does it."""
     words = [sys.executable, "-m", *command]
+    environment |= {"XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
     return subprocess.run(
         words, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600, check=False
     )
@@ -132,7 +134,7 @@ def run(command: str, root: Path, start: Start = zygote.run) -> None:
     words += [flag for name in files for flag in SMALL.get(name, ())]
     environment = os.environ | {
         "PYTHONPATH": str(REPOSITORY), "XDG_CACHE_HOME": str(root / "cache"),
-        "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(root / "xla"),
+        "XLA_FLAGS": QUICK, "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(root / "xla"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }  # fmt: skip
     done = start(words[1:], root, environment)

@@ -15,6 +15,7 @@ import sentencepiece
 from jaxllm.run.run import Run
 from jaxllm.run.trajectory import TrajectoryStore
 from tests import zygote
+from tests.devices import xla_flags
 
 GIN = """
 include "base.gin"
@@ -45,7 +46,7 @@ TOKEN_SETS = ("heldout_letters:3x40", "held_out_code:2x20")
 
 
 def command(*args):
-    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    env = {**os.environ, "XLA_FLAGS": xla_flags(2)}
     return zygote.run(list(args), Path.cwd(), env)
 
 
@@ -154,7 +155,7 @@ def test_a_follower_scores_a_run_that_leaves_it_to_it(run_dir, tmp_path):
         sys.executable, "-m", "jaxllm.evaluate", f"--model_dir={followed}", "--follow",
         "--poll_seconds=0.1",
     ]  # fmt: skip
-    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    env = {**os.environ, "XLA_FLAGS": xla_flags(2)}
     with subprocess.Popen(train, env=env, stdout=subprocess.DEVNULL) as run:
         while not (followed / "config.gin").exists():
             time.sleep(0.1)

@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from tests.devices import xla_flags
+
 SCRIPT = """
 import json, sys
 import jax
@@ -58,7 +60,7 @@ def run(count):
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
-    env = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={4 // count}"}
+    env = {**os.environ, "XLA_FLAGS": xla_flags(4 // count)}
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", SCRIPT, str(port), str(rank), str(count)],

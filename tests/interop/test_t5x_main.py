@@ -20,13 +20,14 @@ from jaxllm.models.config import ModelConfig
 from jaxllm.models.scoring import score_tokens
 from jaxllm.sharding.mesh import MeshConfig, make_mesh
 from tests.conftest import REPOSITORY
+from tests.devices import xla_flags
 
 
 @pytest.mark.slow
 def test_t5xs_main_trains_evaluates_and_infers(tmp_path) -> None:
     """The commands of docs/t5x.md, on two devices; inference agrees with our own scoring."""
     run, out = tmp_path / "run", tmp_path / "out"
-    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    env = {**os.environ, "XLA_FLAGS": xla_flags(2)}
 
     def t5x_main(mode: str, *bindings: str) -> None:
         file = f"--gin_file=t5x/{mode}_additions.gin"

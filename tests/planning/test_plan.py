@@ -24,6 +24,7 @@ from jaxllm.sharding.chips import chip_of
 from jaxllm.sharding.mesh import MeshConfig
 from jaxllm.training.experiment import Experiment
 from tests.conftest import REPOSITORY
+from tests.devices import QUICK
 from tests.planning.tiny import TINY
 
 needs_tpu_compiler = pytest.mark.skipif(
@@ -33,7 +34,7 @@ needs_tpu_compiler = pytest.mark.skipif(
 
 def started(*arguments: str) -> str:
     """The output of Python in a process that has not started JAX."""
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    environment = os.environ | {"XLA_FLAGS": QUICK}
     done = subprocess.run(
         [sys.executable, *arguments],
         cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=600,

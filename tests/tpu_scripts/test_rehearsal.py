@@ -22,6 +22,7 @@ from jaxllm.kvstore import KeyValueStore
 from jaxllm.run.run import Run
 from tests import buckets
 from tests.data.conftest import texts
+from tests.devices import xla_flags
 from tests.hosts import free_port
 from tests.test_rehearsal import DOMAINS, IN_FILES, STEPS, flags
 from tests.tpu_scripts import conftest
@@ -63,7 +64,7 @@ def machine(bucket: buckets.Proxy, metadata: str, tmp_path: Path) -> Iterator[Ma
     conftest.executable(made.cloud / "train", f'#!/bin/bash\nexec {sys.executable} "$@"\n')
     variables = {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
+        "XLA_FLAGS": xla_flags(1),
         "JAX_FORCE_TPU_INIT": "1",  # as where there is one
         "JAX_COORDINATOR_PORT": str(free_port()),
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from jaxllm.run.run import Run
-from tests.zygote import REPOSITORY, Process
+from tests.devices import xla_flags
+from tests.zygote import NO_REPORT, REPOSITORY, Process
 
 STEPS = 60
 CONFIG = f"""
@@ -58,7 +59,7 @@ def environment(cache: str, devices: int) -> dict[str, str]:
     """Of a process with so many devices, which finds compiled programs in `cache`."""
     return os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": xla_flags(devices),
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "JAX_COMPILATION_CACHE_DIR": cache,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -69,7 +70,7 @@ def environment(cache: str, devices: int) -> dict[str, str]:
 def start(home: Path, name: str, *flags: str, module: str = "jaxllm.train") -> Process:
     """A run in a process of its own, with two devices."""
     words = [f"--gin_file={home}/tiny.gin", f"--gin.MODEL_DIR={home}/{name}", *flags]
-    return Process([module, *words], home, environment(f"{home}/xla", 2))
+    return Process([module, *words], home, environment(f"{home}/xla", 2) | NO_REPORT)
 
 
 def finish(process: Process, code: int = 0) -> str:
