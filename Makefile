@@ -11,7 +11,8 @@ CHAOS_FLAGS ?= --signals=200
 
 TAG := $(shell $(PYTHON) -c 'import sys; print("py%d%d" % sys.version_info[:2])')
 CONSTRAINTS := $(wildcard constraints/$(TAG).txt)
-INSTALL := $(VENV)/bin/python -m pip install --disable-pip-version-check -q $(addprefix -c ,$(CONSTRAINTS))
+# Python compiles what it imports: with all of TensorFlow and its kin, pip would take twice as long.
+INSTALL := $(VENV)/bin/python -m pip install --disable-pip-version-check -q --no-compile $(addprefix -c ,$(CONSTRAINTS))
 
 .PHONY: quickstart test lint pytest chaos clean help
 
