@@ -22,7 +22,7 @@ from etils import epath
 
 from jaxllm.errors import UserError
 from jaxllm.evals._answers import extract
-from jaxllm.evals.rows import field, parts, read_object, read_text
+from jaxllm.evals.rows import field, objects, read_object, read_text
 from jaxllm.evaluation.download import FileSource, github
 from jaxllm.evaluation.tasks import FewShot, Prompt, generation
 
@@ -53,7 +53,7 @@ _STATED = re.compile(r"(?<=the answer is )(.*)(?=.)")
 def questions(path: epath.Path, prompts: epath.Path, *, thought: bool) -> Iterator[Prompt]:
     """The questions of a task, with or without the chain-of-thought cue."""
     description = _parts(prompts)[0] + "\n\n"
-    for row in parts(read_object(path), "examples"):
+    for row in objects(read_object(path), "examples"):
         target = field(row, "target")
         if not target:
             raise UserError(f"{row.where}: field 'target' is empty")

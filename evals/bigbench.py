@@ -25,7 +25,7 @@ import numpy as np
 from etils import epath
 
 from jaxllm.errors import UserError
-from jaxllm.evals.rows import Row, field, parts, question, read_object
+from jaxllm.evals.rows import Row, field, objects, question, read_object
 from jaxllm.evaluation.download import FileSource
 from jaxllm.evaluation.tasks import Choice, FewShot, TaskDefinition, multiple_choice
 
@@ -111,7 +111,7 @@ def _questions(task: Row, part: str) -> Iterator[Choice]:
     listed = task.get("append_choices_to_input", True)
     choice_prefix = task.get("choice_prefix", "\n  choice: ")
     rng = np.random.RandomState(SEED)
-    for number, row in enumerate(parts(task, "examples")):
+    for number, row in enumerate(objects(task, "examples")):
         if "target_scores" not in row:
             raise UserError(f"{row.where} has no target_scores: not multiple choice")
         scores = field(row, "target_scores", dict)

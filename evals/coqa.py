@@ -20,7 +20,7 @@ from etils import epath
 
 from jaxllm.errors import UserError
 from jaxllm.evals import _answers
-from jaxllm.evals.rows import Row, field, parts, read_object
+from jaxllm.evals.rows import Row, field, objects, read_object
 from jaxllm.evaluation.download import FileSource
 from jaxllm.evaluation.tasks import FewShot, Prompt, generation
 
@@ -29,8 +29,8 @@ SOURCES = (FileSource("coqa/", "https://stanfordnlp.github.io/coqa/"),)
 
 def examples(path: epath.Path, *, every_turn: bool) -> Iterator[Prompt]:
     """The last turn, or every turn, of the conversations in one file."""
-    for row in parts(read_object(path), "data"):
-        questions = [field(turn, "input_text") for turn in parts(row, "questions")]
+    for row in objects(read_object(path), "data"):
+        questions = [field(turn, "input_text") for turn in objects(row, "questions")]
         answers = _answers_of(row, "answers", len(questions))
         more = Row(row.get("additional_answers") or {}, f"{row.where}: additional_answers")
         others = [_answers_of(more, name, len(questions)) for name in more]
@@ -46,7 +46,7 @@ def examples(path: epath.Path, *, every_turn: bool) -> Iterator[Prompt]:
 
 def _answers_of(row: Row, name: str, turns: int) -> list[str]:
     """One annotator's answers, turn by turn."""
-    answers = [field(answer, "input_text") for answer in parts(row, name)]
+    answers = [field(answer, "input_text") for answer in objects(row, name)]
     if len(answers) != turns or not all(answers):
         raise UserError(f"{row.where}: {len(answers)} {name} to {turns} questions, or an empty one")
     return answers

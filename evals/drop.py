@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from etils import epath
 
 from jaxllm.errors import UserError
-from jaxllm.evals.rows import Row, field, parts, read_object, texts
+from jaxllm.evals.rows import Row, field, objects, read_object, texts
 from jaxllm.evaluation.download import FileSource
 from jaxllm.evaluation.tasks import FewShot, Prompt, generation
 
@@ -38,10 +38,10 @@ def examples(path: epath.Path) -> Iterator[Prompt]:
     for name in whole:
         story = field(whole, name, dict)
         story.where = f"{path}: {name}"
-        for row in parts(story, "qa_pairs"):
+        for row in objects(story, "qa_pairs"):
             given = [field(row, "answer", dict)]
             if "validated_answers" in row:
-                given += parts(row, "validated_answers")
+                given += objects(row, "validated_answers")
             found = (spans(answer) for answer in given)
             answers = tuple(dict.fromkeys(BETWEEN.join(s) for s in found if s and s[0].strip()))
             if not answers:

@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator, Mapping
 from etils import epath
 
 from jaxllm.errors import UserError
-from jaxllm.evals.rows import Row, field, objects, read_json, read_rows, texts
+from jaxllm.evals.rows import Row, field, objects, read_object, read_rows, texts
 from jaxllm.evaluation.download import FileSource, github
 from jaxllm.evaluation.tasks import FewShot, Prompt, generation
 
@@ -52,11 +52,7 @@ _ARTICLES = re.compile(r"\b(?:The |the |An |A |The |a |an )")
 def triviaqa(*paths: epath.Path) -> Iterator[Prompt]:
     """The questions of several files, one after the other."""
     for path in paths:
-        whole = read_json(path)
-        if not isinstance(whole, dict):
-            raise UserError(f"{path}: not an object with field 'Data'")
-        for number, row in enumerate(objects(Row(whole, str(path)), "Data")):
-            row.where = f"{path}: Data[{number}]"
+        for row in objects(read_object(path), "Data"):
             aliases = texts(field(row, "Answer", dict), "Aliases")
             name = field(row, "QuestionId")
             yield _prompt(row, f"Question: {field(row, 'Question')}?\nAnswer:", aliases, name)

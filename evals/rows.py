@@ -53,11 +53,11 @@ def texts(row: Row, name: str) -> tuple[str, ...]:
 
 
 def objects(row: Row, name: str) -> list[Row]:
-    """The value of a field that is a list of objects; UserError if it is none."""
+    """The objects of a list field, each with its index in its location; UserError if it is none."""
     values = field(row, name, list)
     if not all(isinstance(value, dict) for value in values):
         raise UserError(f"{row.where}: field '{name}' is not a list of objects")
-    return [Row(value, row.where) for value in values]
+    return [Row(value, f"{row.where}: {name}[{i}]") for i, value in enumerate(values)]
 
 
 def index_of(row: Row, name: str, among: Sequence[Any]) -> int:
@@ -107,13 +107,6 @@ def read_object(path: epath.PathLike) -> Row:
     if not isinstance(value, dict):
         raise UserError(f"{path}: not a JSON object")
     return Row(value, str(path))
-
-
-def parts(row: Row, name: str) -> Iterator[Row]:
-    """The `objects` of a list field, each with its index in its location."""
-    for number, part in enumerate(objects(row, name)):
-        part.where = f"{row.where}: {name}[{number}]"
-        yield part
 
 
 def read_rows(path: epath.PathLike) -> Iterator[Row]:

@@ -17,7 +17,7 @@ from etils import epath
 
 from jaxllm.errors import UserError
 from jaxllm.evals import _answers
-from jaxllm.evals.rows import field, parts, read_object
+from jaxllm.evals.rows import field, objects, read_object
 from jaxllm.evaluation.download import FileSource
 from jaxllm.evaluation.tasks import FewShot, Prompt, generation
 
@@ -26,11 +26,11 @@ SOURCES = (FileSource("squad/", "https://rajpurkar.github.io/SQuAD-explorer/data
 
 def examples(path: epath.Path) -> Iterator[Prompt]:
     """The questions of one file."""
-    for article in parts(read_object(path), "data"):
-        for paragraph in parts(article, "paragraphs"):
+    for article in objects(read_object(path), "data"):
+        for paragraph in objects(article, "paragraphs"):
             title, passage = field(article, "title"), field(paragraph, "context")
-            for row in parts(paragraph, "qas"):
-                answers = tuple(field(answer, "text") for answer in parts(row, "answers"))
+            for row in objects(paragraph, "qas"):
+                answers = tuple(field(answer, "text") for answer in objects(row, "answers"))
                 if not answers or not all(answers):
                     raise UserError(f"{row.where}: no answer, or an empty one")
                 asked = field(row, "question")
