@@ -46,35 +46,25 @@ _NO_LOSSES = pd.DataFrame(columns=["run", "params", "tokens", "flops", "loss"], 
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """Input of the analyses: the runs of one report. Most need `Study(records)` only.
+    """Input of the analyses: the runs of one report. Most need `Study(records)` only."""
 
-    Attributes:
-      records: all metrics of the charted tasks (or benchmarks).
-      raw_records: trajectory table before tasks were pooled to benchmarks; None if not pooled.
-      logged: rows of metrics.jsonl, with a column `run`.
-      losses: logged training loss, thinned where dense: `run, params, tokens, flops, loss`.
-      planned_tokens: planned total tokens of each run in progress.
-      planned_rates: planned learning rate of each of its updates, where its config tells.
-      parents: of each branch, the run that it left and the tokens at which it did.
-      mixtures: of each run, domain -> share of its training sequences, where they are known.
-      epochs: of each run, domain -> times that it was read until the last checkpoint.
-      domain_weights: of each run that learned some (DoReMi), domain -> share.
-      token_studies: the losses of held-out tokens, by token set.
-      layers: comparisons of the layers of checkpoints; see `jaxllm.run.run.SIMILARITY`.
-    """
-
-    records: pd.DataFrame
-    raw_records: pd.DataFrame | None = None
+    records: pd.DataFrame  # all metrics of the charted tasks (or benchmarks)
+    raw_records: pd.DataFrame | None = None  # those before tasks were pooled to benchmarks, if so
+    # Rows of metrics.jsonl, with a column `run`.
     logged: pd.DataFrame = dataclasses.field(default_factory=pd.DataFrame)
+    # Logged training loss, thinned where dense: `run, params, tokens, flops, loss`.
     losses: pd.DataFrame = dataclasses.field(default_factory=lambda: _NO_LOSSES)
+    # By run: planned total tokens of those in progress; planned learning rate of each update.
     planned_tokens: Mapping[str, float] = dataclasses.field(default_factory=dict)
     planned_rates: Mapping[str, Array] = dataclasses.field(default_factory=dict)
+    # Of each branch, the run that it left and the tokens at which it did.
     parents: Mapping[str, tuple[str, float]] = dataclasses.field(default_factory=dict)
+    # By run and domain: share of the training sequences; times read; share learned by DoReMi.
     mixtures: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
     epochs: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
     domain_weights: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
-    token_studies: tuple[TokenStudy, ...] = ()
-    layers: tuple[pd.DataFrame, ...] = ()
+    token_studies: tuple[TokenStudy, ...] = ()  # the losses of held-out tokens, by token set
+    layers: tuple[pd.DataFrame, ...] = ()  # similarities; see `jaxllm.run.run.SIMILARITY`
     proposal: Proposal | None = None  # that was saved beside these runs
     checked: Swarm | None = None  # runs that were trained to check it
     registered: tuple[Mapping[str, Any], ...] = ()  # files of `--preregister`

@@ -32,18 +32,14 @@ _DECISION = ("pairs", "accuracy", "low", "high", "p")
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """Early or small runs (proxies), and the runs whose order they are to tell.
-
-    Attributes:
-      proxies: `run, unit, stratum, until`: the run, up to so many tokens, stands for a unit, which
-        is the run itself or its recipe; units of one stratum are compared.
-      targets: `run, unit, stratum`.
-    """
+    """Early or small runs (proxies), and the runs whose order they are to tell."""
 
     order: str  # the order to tell
     proxy: str  # where the proxies stand
+    # `run, unit, stratum, until`: the run, up to so many tokens, stands for a unit, which is the
+    # run itself or its recipe; units of one stratum are compared.
     proxies: pd.DataFrame
-    targets: pd.DataFrame
+    targets: pd.DataFrame  # `run, unit, stratum`
 
 
 def comparable(every: Curves) -> Curves:

@@ -200,9 +200,6 @@ class Loader:
 
     The first batch begins at sequence `start`. Host p of P has sequences [p * B/P, (p + 1) * B/P)
     of each batch of B, so the hosts' sequences in order are the global batch. `close` it when done.
-
-    Attributes:
-      wait_seconds: time spent waiting for batches so far.
     """
 
     def __init__(
@@ -226,7 +223,7 @@ class Loader:
             return Batch(**source.sequences(first + index * batch_size, local))
 
         self._iterator = read_ahead(batch, prefetch)
-        self.wait_seconds = 0.0
+        self.wait_seconds = 0.0  # spent waiting for batches so far
 
     def __iter__(self) -> Iterator[Batch]:
         return self

@@ -23,17 +23,13 @@ STEP = 0x9E3779B97F4A7C15  # 2^64 / golden ratio, made odd
 
 
 class Mixture:
-    """Sequences of several domains, interleaved by weight.
-
-    Attributes:
-      weights: float64 [D], the share of each domain; they sum to 1.
-    """
+    """Sequences of several domains, interleaved by weight."""
 
     def __init__(self, weights: Sequence[float], key: int = 0) -> None:
         shares = np.asarray(weights, dtype=np.float64)
         if shares.ndim != 1 or not shares.size or not np.all(shares > 0):
             raise ValueError(f"weights must be positive: {weights}")
-        self.weights = shares / shares.sum()
+        self.weights = shares / shares.sum()  # [D]
         self._offset = key % MODULUS
         edges = [round(float(edge) * 2**53) << 11 for edge in np.cumsum(self.weights)[:-1]]
         self._edges = [0, *edges, MODULUS]  # domain d owns [edges[d], edges[d + 1])

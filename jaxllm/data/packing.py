@@ -35,15 +35,11 @@ def empty_sequences(count: int, length: int) -> SequenceArrays:
 
 
 class ConcatSequences:
-    """The sequences of `concat`; and `concat_masked`, without attention across documents.
-
-    Attributes:
-      count: sequences per epoch.
-    """
+    """The sequences of `concat`; and `concat_masked`, without attention across documents."""
 
     def __init__(self, store: TokenStore, length: int, masked: bool) -> None:
         self._store, self._length, self._masked = store, length, masked
-        self.count = max(1, -(-(store.counts.tokens - 1) // length))
+        self.count = max(1, -(-(store.counts.tokens - 1) // length))  # per epoch
 
     def ranges(self, indices: Sequence[int]) -> list[list[Range]]:
         """The tokens of each chunk of sequences `indices`, the last target included."""

@@ -42,15 +42,13 @@ def render(studies: Sequence[TokenStudy]) -> str:
         shown = _shared_by_all(studies)
     left_out = len(every) - len(shown)
     share = min(1.0, TOKENS / sum(len(study.token_set.tokens) for study in studies))
-    chosen = [_documents(study.token_set, share) for study in studies]
-    documents = [
-        {"set": study.name, "text": study.token_set.texts[document]}
-        for study, (ids, _) in zip(studies, chosen, strict=True)
-        for document in ids
-    ]
-    lengths = [_lengths(s.token_set, ids) for s, (ids, _) in zip(studies, chosen, strict=True)]
-    sizes = [len(tokens) for each in lengths for tokens in each]
-    runs = [_run(parts, [slice(0, last) for _, last in chosen]) for parts in shown]
+    counts, ends = zip(
+        *(_first_documents(study.token_set, share) for study in studies), strict=True
+    )
+    chosen = [(s, d) for s, count in zip(studies, counts, strict=True) for d in range(count)]
+    documents = [{"set": s.name, "text": s.token_set.texts[d]} for s, d in chosen]
+    lengths = [_lengths(s.token_set, d) for s, d in chosen]
+    runs = [_run(parts, [slice(0, end) for end in ends]) for parts in shown]
     for levels in LEVELS:
         packed = [_packed(_quantised(run["losses"], levels)) for run in runs]
         if sum(map(len, packed)) < BYTES * len(runs):
@@ -58,14 +56,14 @@ def render(studies: Sequence[TokenStudy]) -> str:
     runs = [run | {"losses": losses} for run, losses in zip(runs, packed, strict=True)]
     data = {
         "documents": documents,
-        "sizes": sizes,
-        "lengths": _packed(np.concatenate([tokens for each in lengths for tokens in each])),
+        "sizes": [len(tokens) for tokens in lengths],
+        "lengths": _packed(np.concatenate(lengths)),
         "after": AFTER,
         "levels": levels,
         "runs": runs,
     }
     cut = [
-        f"the first {sum(len(ids) for ids, _ in chosen)} documents" if share < 1 else "",
+        f"the first {len(chosen)} documents" if share < 1 else "",
         f"{len(runs)} runs; {left_out} are left out" if left_out else "",
     ]
     return page.templates().get_template("tokens.html").render(
@@ -91,24 +89,21 @@ def _common(parts: Sequence[TokenRun]) -> list[int]:
     return sorted(set.intersection(*({int(step) for step in part.steps} for part in parts)))
 
 
-def _documents(token_set: TokenSet, share: float) -> tuple[list[int], int]:
-    """The first documents, with at most this share of the tokens, and their number of tokens."""
+def _first_documents(token_set: TokenSet, share: float) -> tuple[int, int]:
+    """How many have at most this share of the tokens, but at least one; and their tokens."""
     ends = np.searchsorted(token_set.documents, np.arange(len(token_set.texts)), side="right")
     count = max(1, int(np.searchsorted(ends, share * len(token_set.tokens), side="right")))
-    return list(range(count)), int(ends[count - 1])
+    return count, int(ends[count - 1])
 
 
-def _lengths(token_set: TokenSet, documents: Sequence[int]) -> list[np.ndarray]:
-    """Characters of each token by document, uint16; one that tokens share is the first's."""
-    lengths = []
-    for document in documents:
-        content = token_set.texts[document].encode()
-        # In UTF-16, as scripts count; a byte 10xxxxxx continues a character.
-        units = [0 if byte & 0xC0 == 0x80 else 2 if byte >= 0xF0 else 1 for byte in content]
-        starts = np.concatenate([[0], np.cumsum(units)])
-        ends = starts[token_set.ends[token_set.documents == document]]
-        lengths.append(np.diff(ends, prepend=0).astype("<u2"))
-    return lengths
+def _lengths(token_set: TokenSet, document: int) -> np.ndarray:
+    """Characters of each token of a document, uint16; one that tokens share is the first's."""
+    # In UTF-16, as scripts count; a byte 10xxxxxx continues a character.
+    content = token_set.texts[document].encode()
+    units = [0 if byte & 0xC0 == 0x80 else 2 if byte >= 0xF0 else 1 for byte in content]
+    starts = np.concatenate([[0], np.cumsum(units)])
+    ends = starts[token_set.ends[token_set.documents == document]]
+    return np.diff(ends, prepend=0).astype("<u2")
 
 
 def _run(parts: Sequence[TokenRun], tokens: Sequence[slice]) -> dict[str, Any]:

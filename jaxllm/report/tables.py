@@ -60,24 +60,16 @@ class Overview:
 
 @dataclasses.dataclass(frozen=True)
 class Tables:
-    """Data of a report.
-
-    Attributes:
-      points: charted trajectories with `low`, `high` (±1.96 stderr), `left_chance`, `series`, and
-        the training `loss` at the checkpoint.
-      findings: when each task left chance; see `jaxllm.analysis.onsets.trajectories`.
-      shares: `points` with the share of each task's gain and the cells of the gain chart.
-      metrics: metrics.jsonl in long form: `run, step, tokens, flops, loss, name, value, series`.
-      series: names of the colours: runs if there are several, size classes if there are more
-        runs than colours, else domains.
-    """
+    """Data of a report."""
 
     overviews: tuple[Overview, ...]  # one per run, in the order of the sources
+    # Charted trajectories with `low`, `high` (±1.96 stderr), `left_chance`, `series`, and the
+    # training `loss` at the checkpoint.
     points: pd.DataFrame
-    findings: pd.DataFrame
-    shares: pd.DataFrame
-    metrics: pd.DataFrame
-    series: tuple[str, ...]
+    findings: pd.DataFrame  # when each task left chance; see `analysis.onsets.trajectories`
+    shares: pd.DataFrame  # `points` with the share of each task's gain, as cells of the gain chart
+    metrics: pd.DataFrame  # `run, step, tokens, flops, loss, name, value, series`, all logged
+    series: tuple[str, ...]  # what colours mean: runs, size classes of more of them, or domains
     notes: tuple[str, ...]  # missing or inconsistent data, one sentence each
     study: Study  # input of the analyses
     colour_of: dict[str, str]  # series of each run, where there are several runs

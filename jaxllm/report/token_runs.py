@@ -70,7 +70,7 @@ def _read(
             "so the report leaves it out there."
         )
     same = [(run, losses) for run, losses, tokens in scored if tokens.fingerprint == usual]
-    ordered = sorted(same, key=lambda one: (_size(one[0])[1], one[0].name))
+    ordered = sorted(same, key=lambda one: (_size(one[0]), one[0].name))
     chosen = np.unique(np.linspace(0, len(ordered) - 1, RUNS).round().astype(int))
     if len(chosen) < len(ordered):
         notes.append(f"{name}: {len(chosen)} of {len(ordered)} runs are read, evenly by size.")
@@ -95,12 +95,9 @@ def _read(
     return shown, tuple(labelled)
 
 
-def _size(run: RunData) -> tuple[str, float]:
-    """Family and number of parameters; those unknown are the run's name and NaN, sorted last."""
-    named = run.records.reindex(columns=["family", "params"]).dropna()
-    return (str(named.family.iloc[-1]), float(named.params.iloc[-1])) if len(named) else (
-        run.name, math.nan,
-    )  # fmt: skip
+def _size(run: RunData) -> float:
+    """Number of parameters; NaN, which is sorted last, if it is unknown."""
+    return float([math.nan, *run.records.get("params", pd.Series()).dropna()][-1])
 
 
 def _token_run(run: RunData, losses: TokenLosses, tokens: slice, notes: list[str]) -> TokenRun:
@@ -118,10 +115,10 @@ def _token_run(run: RunData, losses: TokenLosses, tokens: slice, notes: list[str
     for table in (run.checkpoints, run.records):
         known = table.reindex(columns=["step", "tokens", "flops"]).drop_duplicates("step")
         clocks = clocks.fillna(known.set_index("step").reindex(clocks.index).astype(float))
-    seen, (family, params) = clocks.tokens.to_numpy(), _size(run)
+    seen = clocks.tokens.to_numpy()
     known = bool(np.isfinite(seen).all())
     return TokenRun(
-        run.name, family, params, np.array(steps), seen if known else np.array(steps, float),
+        run.name, _size(run), np.array(steps), seen if known else np.array(steps, float),
         clocks.flops.to_numpy(), losses.read(steps, tokens), clock="tokens" if known else "steps",
     )  # fmt: skip
 

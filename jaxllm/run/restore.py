@@ -59,11 +59,7 @@ def damages(checkpoint: object) -> Iterator[None]:
 
 
 class SavedArrays:
-    """The arrays of a saved item, read one at a time.
-
-    Attributes:
-      shapes: the shape of each, by a name such as 'layers/attention/query'.
-    """
+    """The arrays of a saved item, read one at a time; by names such as 'layers/attention/query'."""
 
     def __init__(self, path: epath.Path) -> None:
         """Read the metadata; UserError if it is damaged."""

@@ -30,7 +30,7 @@ def study(name: str, runs: int = 2, checkpoints: int = 40) -> TokenStudy:
     steps = np.arange(1, checkpoints + 1) * 10
     falls = np.linspace(6, 0, checkpoints)[:, None] + rng.uniform(0, 2, (checkpoints, 1))
     losses = np.abs(falls + rng.normal(0, 0.1, (checkpoints, len(tokens.tokens))))
-    rest = ("suite", 1e6, steps, steps * 1e3, steps * 1e9, losses.astype(np.float32))
+    rest = (1e6, steps, steps * 1e3, steps * 1e9, losses.astype(np.float32))
     return TokenStudy(tokens, tuple(TokenRun(f"run{k}", *rest) for k in range(runs)))
 
 

@@ -25,21 +25,14 @@ _TOP = 0.1  # share of the mixtures among which a rank correlation is hard
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-    """Laws fitted to a swarm.
+    """Laws fitted to a swarm."""
 
-    Attributes:
-      swarm: the runs.
-      chosen: target -> its law; targets that are refused are missing.
-      predict: target -> the chosen law: row 0 by all runs, the others by bootstrap draws.
-      left_out: [n, t] prediction of each run by the fits without it, NaN where refused.
-      scores: `target, law, error, spearman, top_spearman, regret, chosen, refused`; `error` is the
-        root mean squared error on left-out mixtures, and so are the ranks.
-    """
-
-    swarm: Swarm
-    chosen: Mapping[str, str]
-    predict: Mapping[str, Predict]
-    left_out: Array
+    swarm: Swarm  # the runs
+    chosen: Mapping[str, str]  # target -> its law; targets that are refused are missing
+    predict: Mapping[str, Predict]  # target -> that law: row 0 by all runs, others by bootstrap
+    left_out: Array  # [n, t], prediction of each run by the fits without it, NaN where refused
+    # `target, law, error, spearman, top_spearman, regret, chosen, refused`; `error` is the root
+    # mean squared error on left-out mixtures, and so are the ranks.
     scores: pd.DataFrame
 
     def refused(self) -> dict[str, str]:

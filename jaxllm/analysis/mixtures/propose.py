@@ -25,31 +25,20 @@ _DRAWN, _ROUNDS, _AVERAGED = 5000, 3, 100
 
 @dataclasses.dataclass(frozen=True)
 class Proposal:
-    """A proposed mixture.
+    """A proposed mixture."""
 
-    Attributes:
-      status: "proposed"; "shrunk" where the guards moved the optimum; or "refused".
-      reason: of the last two.
-      mixture: [k]; the natural shares where refused.
-      table: `domain, natural, proposed, epochs`.
-      guards: `guard, value, limit` of the proposal.
-      predicted: `mixture, value, low, high` of the proposal and of the natural shares, their
-        difference, and the law's unguarded optimum. Intervals (95 %) are of a new run's measured
-        value: of the fit by bootstrap, and of the errors on left-out mixtures.
-      objective: target -> its weight; they sum to 1.
-      targets: `target` and the columns of `predicted`, of every target that has a law.
-      params, steps: of the runs that this speaks of; NaN where not known.
-    """
-
-    status: str
-    reason: str
-    mixture: Array
-    table: pd.DataFrame
-    guards: pd.DataFrame
+    status: str  # "proposed"; "shrunk" where the guards moved the optimum; or "refused"
+    reason: str  # of the last two
+    mixture: Array  # [k]; the natural shares where refused
+    table: pd.DataFrame  # `domain, natural, proposed, epochs`
+    guards: pd.DataFrame  # `guard, value, limit` of the proposal
+    # `mixture, value, low, high` of the proposal and of the natural shares, their difference, and
+    # the law's unguarded optimum. Intervals (95 %) are of a new run's measured value: of the fit by
+    # bootstrap, and of the errors on left-out mixtures.
     predicted: pd.DataFrame
-    objective: Mapping[str, float]
-    targets: pd.DataFrame
-    params: float
+    objective: Mapping[str, float]  # target -> its weight; they sum to 1
+    targets: pd.DataFrame  # `target` and the columns of `predicted`, of all that have a law
+    params: float  # of the runs that this speaks of, as `steps`; NaN where not known
     steps: float
 
     @property

@@ -43,21 +43,13 @@ _NAMES = {
 
 @dataclasses.dataclass(frozen=True)
 class PowerLaw(Finding):
-    """L(X) = E + (X_c / X)^alpha; the table has X, `loss`, `fitted` and the log `residual`.
+    """L(X) = E + (X_c / X)^alpha; the table has X, `loss`, `fitted` and the log `residual`."""
 
-    Attributes:
-      measure: what the loss is.
-      alpha: the exponent.
-      floor: E; 0 where it is not identifiable, and left out.
-      constant: X_c, where the fitted loss is 1 above E.
-      curvature_p: p-value of a curved log-log line; small where the loss follows no pure power law.
-    """
-
-    measure: str = "loss"
+    measure: str = "loss"  # what the loss is
     alpha: IntervalEstimate = UNKNOWN
-    floor: IntervalEstimate = _NONE
-    constant: float = math.nan
-    curvature_p: float = math.nan
+    floor: IntervalEstimate = _NONE  # E; 0 where it is not identifiable, and left out
+    constant: float = math.nan  # X_c, where the fitted loss is 1 above E
+    curvature_p: float = math.nan  # of a curved log-log line; small: no pure power law
 
 
 @analysis(

@@ -52,30 +52,19 @@ class LossCurve:
 
 @dataclasses.dataclass(frozen=True)
 class ScheduleLaw:
-    """A fitted law.
+    """A fitted law."""
 
-    Attributes:
-      parameters: L0, A, alpha, B (of the whole peak), and log C of the multi-power law.
-      peak: learning rate that others are relative to.
-      horizon: sum of the relative rates of the longest curve, the unit of S.
-      last_step: of the longest curve.
-      lowest_rate: the lowest rate after the peak that was seen.
-      held_out: mean |log residual| of the blocks of points in the last third of the steps, of each
-        form fitted without it, by its number of parameters.
-      draws: parameters of bootstrap samples, of every form that may be right.
-      noise: mean log residual of each block of points.
-      curves: number of curves.
-    """
-
-    parameters: Array
-    peak: float
-    horizon: float
-    last_step: float
-    lowest_rate: float
+    parameters: Array  # L0, A, alpha, B (of the whole peak), and log C of the multi-power law
+    peak: float  # learning rate that others are relative to
+    horizon: float  # sum of the relative rates of the longest curve, the unit of S
+    last_step: float  # of the longest curve
+    lowest_rate: float  # the lowest rate after the peak that was seen
+    # Mean |log residual| of the blocks of points in the last third of the steps, of each form
+    # fitted without it, by its number of parameters.
     held_out: dict[int, float]
-    draws: tuple[Array, ...]
-    noise: Array
-    curves: int
+    draws: tuple[Array, ...]  # parameters of bootstrap samples, of every form that may be right
+    noise: Array  # mean log residual of each block of points
+    curves: int  # number of curves
 
     def predict(self, rates: Array, steps: Array) -> Array:
         """Loss after each of `steps` updates of a schedule of `rates`."""

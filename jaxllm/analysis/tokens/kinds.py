@@ -38,8 +38,8 @@ def token_kinds(
     words = [_words(texts[d], e) for d, e in zip(np.unique(documents), each, strict=True)]
     part, word = np.concatenate(words, axis=1)
     kinds = {
-        "frequency": pd.cut(count, [0, *10.0 ** np.arange(14)], right=False),
-        "position": pd.cut(positions, [0, *4.0 ** np.arange(2, 14)], right=False),
+        "frequency": pd.cut(count, [0, *10 ** np.arange(14)], right=False),
+        "position": pd.cut(positions, [0, *4 ** np.arange(2, 14)], right=False),
         "part": pd.Categorical(part),
         "word": pd.Categorical(word),
     }

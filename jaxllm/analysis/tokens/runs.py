@@ -12,29 +12,16 @@ from jaxllm.run.token_losses import TokenSet
 
 @dataclasses.dataclass(frozen=True)
 class TokenRun:
-    """The losses of one run on the n tokens of a set.
-
-    Attributes:
-      run: name of the run.
-      family: its suite; runs of one differ in size or seed.
-      label: its size, or its name where sizes repeat or are unknown.
-      params: number of parameters; NaN if unknown.
-      steps: int [S], the scored checkpoints, ascending.
-      tokens: float [S], training tokens seen at each; the steps where those are unknown.
-      clock: what `tokens` are: "tokens" or "steps".
-      flops: float [S], training FLOPs at each; NaN where unknown.
-      losses: float32 [S, n], in nats, finite.
-    """
+    """The losses of one run on the n tokens of a set."""
 
     run: str
-    family: str
-    params: float
-    steps: npt.NDArray[np.int64]
-    tokens: npt.NDArray[np.float64]
-    flops: npt.NDArray[np.float64]
-    losses: npt.NDArray[np.float32]
-    label: str = ""
-    clock: str = "tokens"
+    params: float  # NaN if unknown
+    steps: npt.NDArray[np.int64]  # [S], the scored checkpoints, ascending
+    tokens: npt.NDArray[np.float64]  # [S], read until then; the steps where that is unknown
+    flops: npt.NDArray[np.float64]  # [S], of training; NaN where unknown
+    losses: npt.NDArray[np.float32]  # [S, n], in nats, finite
+    label: str = ""  # its size, or its name where sizes repeat or are unknown
+    clock: str = "tokens"  # what `tokens` are: "tokens" or "steps"
 
     def at(self, rows: npt.NDArray[np.integer]) -> TokenRun:
         """The run at some of its checkpoints."""

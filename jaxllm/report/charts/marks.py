@@ -174,11 +174,11 @@ def lines(
         tooltip=[*_tooltips(":N", "run", dash), *_tooltips(":Q", x, y)],
     )
     dashes = alt.StrokeDash(f"{dash}:N", legend=None) if dash else alt.Undefined
-    line = base.mark_line(strokeWidth=1.4).encode(strokeDash=dashes)
-    if "smoothed" in table:
-        line = line.encode(y=alt.Y("smoothed:Q", **place(y, titles[1])))
+    level = alt.Y(f"{'smoothed' if 'smoothed' in table else y}:Q", **place(y, titles[1]))
+    line = base.mark_line(strokeWidth=1.4).encode(y=level, strokeDash=dashes)
     layers = [line, base.mark_circle(size=18)]
-    shown = table[table["size"].isin(colours.domain)]
+    columns = table.columns.intersection([x, y, "smoothed", "size", "run", dash])
+    shown = table.loc[table["size"].isin(colours.domain), columns]
     return layered(layers, shown, 230, f"{titles[1]} against {titles[0]}.")
 
 

@@ -19,7 +19,7 @@ Chart = alt.LayerChart | alt.FacetChart | alt.ConcatChart
 
 LABEL_LIMIT = 320  # pixels; longer ones are cut
 _SUBTITLE_WIDTH = 105  # letters
-_LEGEND = {"orient": "bottom", "title": None, "columns": 4, "labelLimit": 300}
+_LEGEND = {"orient": "bottom", "title": None, "columns": 4, "labelLimit": 300, "symbolOpacity": 1}
 
 
 def layered(

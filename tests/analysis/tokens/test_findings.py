@@ -34,7 +34,7 @@ def run(name: str, params: float, seed: int) -> TokenRun:
     losses = 2 + rise + rng.normal(0, 0.02, (CHECKPOINTS, len(DIGITS)))
     clock = steps * 1000.0
     flops = 6 * params * clock
-    return TokenRun(name, "suite", params, steps, clock, flops, np.float32(losses), name)
+    return TokenRun(name, params, steps, clock, flops, np.float32(losses), name)
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +175,7 @@ def test_a_kind_without_a_trend_of_its_own_is_not_named() -> None:
         steps = np.arange(1, CHECKPOINTS + 1) * 100
         rise = np.linspace(0, 1, CHECKPOINTS)[:, None] * forgotten
         losses = 2 + rise + np.random.default_rng(seed).normal(0, 0.02, rise.shape)
-        one = TokenRun("one", "one", 1e6, steps, steps * 1.0, steps * 1.0, np.float32(losses))
+        one = TokenRun("one", 1e6, steps, steps * 1.0, steps * 1.0, np.float32(losses))
         study = Study(pd.DataFrame(), token_studies=(TokenStudy(token_set(), (one,)),))
         (finding,) = token_kinds_of_trends(study)
         named += "No kind" not in finding.sentence

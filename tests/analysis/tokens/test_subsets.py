@@ -83,12 +83,12 @@ def test_parts_of_words_and_their_kinds() -> None:
     assert list(found["word"]) == list(kinds) * 2
     # "It" is the start of "It's", whose stem decides on function or content
     assert list(found["part"]) == ["start", *parts[1:]] * 2
-    assert set(found["frequency"].astype(str)) == {"[1.0, 10.0)"}
-    assert list(found["position"].astype(str))[-2:] == ["[0.0, 16.0)", "[16.0, 64.0)"]
+    assert set(found["frequency"].astype(str)) == {"[1, 10)"}
+    assert list(found["position"].astype(str))[-2:] == ["[0, 16)", "[16, 64)"]
     assert (found["predictability"].value_counts() >= 6).all()
     bare = token_kinds(*np.zeros((3, 1), int), np.array([2]), ["…?"[1:] + " "], np.array([123]))
     assert bare.astype(str).iloc[0].to_dict() == {
-        "frequency": "[100.0, 1000.0)", "position": "[0.0, 16.0)",
+        "frequency": "[100, 1000)", "position": "[0, 16)",
         "part": "punctuation", "word": "neither",
     }  # fmt: skip
 
