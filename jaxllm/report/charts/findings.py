@@ -281,7 +281,7 @@ def token_subsets(finding: Finding, study: Study) -> Chart | None:
         return marks.matrix(cells, "second", "chosen", "share", title, text="text",
                             domain=(0, 1), legend=_PERCENT)  # fmt: skip
     known = {"flops": _AMOUNTS["flops"]} if table.flops.notna().all() else {"tokens": "tokens"}
-    clocks = known | {"step": "steps", "of_all_tokens": "held-out perplexity"}
+    clocks = known | {"of_all_tokens": "held-out perplexity", "step": "steps"}
     panels = [
         (
             f"as {by} sorts them",

@@ -163,7 +163,8 @@ def lines(
 
     def place(name: str, title: str) -> dict[str, Any]:
         kind: Any = "log" if name == x or "perplexity" in name else "linear"
-        scale = alt.Scale(type=kind, zero=False, nice=False, padding=8, reverse=name in falling)
+        zero = alt.Undefined if kind == "log" else False
+        scale = alt.Scale(type=kind, zero=zero, nice=False, padding=8, reverse=name in falling)
         return {"scale": scale, "title": title, "axis": _amounts(table[name])}
 
     base = alt.Chart().encode(

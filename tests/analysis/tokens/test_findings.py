@@ -87,8 +87,8 @@ def test_subsets_are_drawn_by_three_clocks_and_overlaps_as_a_matrix(study: Study
     for finding in found:
         panels = charts.token_subsets(finding, study).to_dict()["concat"]
         x = [panel["layer"][0]["encoding"]["x"] for panel in panels]
-        assert [axis["field"] for axis in x] == 3 * ["flops", "step", "of_all_tokens"]
-        assert [axis["scale"]["reverse"] for axis in x] == 3 * [False, False, True]
+        assert [axis["field"] for axis in x] == 3 * ["flops", "of_all_tokens", "step"]
+        assert [axis["scale"]["reverse"] for axis in x] == 3 * [False, True, False]
     encoding = charts.token_subsets(overlaps, study).to_dict()["layer"][0]["encoding"]
     assert encoding["x"]["sort"] == ["small", "large"] and len(encoding["y"]["sort"]) == 8
 
