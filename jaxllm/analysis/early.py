@@ -126,7 +126,7 @@ def choose(study: Study, params: float = math.nan, tokens: float = math.nan) -> 
         keep = table.moved <= budget
     if made is None:
         table[["pairs", "accuracy", "low", "high", "p"]] = math.nan
-    bad = {"is not above a guess": ~table.above, coin: table.accuracy <= 0.5, why: ~keep}
+    bad = {"is not above a guess": ~table.above, coin: table.high < 0.5, why: ~keep}
     table["why"] = np.select(list(bad.values()), list(bad), "")
     best = {"out": True, "accuracy": False, "snr_detrended": False, "moved": True}
     table = table.assign(out=table.why != "").sort_values(

@@ -165,7 +165,7 @@ def _sentence(judged: pd.DataFrame) -> str:
         )
     if UNRESOLVED in counts:
         parts.append(f"{counts[UNRESOLVED]:,} not resolved by these checkpoints and their noise")
-    return f"{len(gained):,} gains over the tokens: {'; '.join(parts)}."
+    return f"{len(gained):,} gain{'s' * (len(gained) > 1)} over the tokens: {'; '.join(parts)}."
 
 
 def _of_ends(judged: pd.DataFrame) -> tuple[str, ...]:

@@ -45,7 +45,7 @@ _EACH = {"accuracy": "Each task", TEXTS: "Noise and other texts"}
     caption="Mean accuracy by log perplexity, parameters or FLOPs. Sizes count alike; each is "
     "predicted from the others, without the first tenth of a run. Intervals resample the tasks, "
     "for these runs. At most eight sizes are drawn. Lines of accuracy are moving averages over "
-    "checkpoints, which lag behind the dots. Linear or sudden: BIG-bench's L and B.",
+    "checkpoints, which lag behind the dots. Linear or breakthrough: BIG-bench's L and B.",
     method="Leave-one-size-out regression of the logit of accuracy above chance, with a bootstrap "
     "over tasks; the figures of arXiv 2212.09803, section 5.",
 )
@@ -285,13 +285,13 @@ def _rises(shares: pd.DataFrame) -> Iterator[Finding]:
     if of.empty:
         return
     sentence = (
-        f"Over {wide.shape[1]} sizes, final accuracy rises most suddenly in "
-        f"{', '.join(of.index[:3])} and most evenly in {of.linearity.idxmax()}, of {len(of)} tasks "
-        "where it rises by more than two standard errors."
+        f"Over {wide.shape[1]} sizes, BIG-bench's breakthroughness of final accuracy is highest "
+        f"in {', '.join(of.index[:3])}, its linearity in {of.linearity.idxmax()}, of {len(of)} "
+        "tasks where it rises by more than two standard errors."
     )
     long = wide.reset_index().melt("task", value_name="accuracy", var_name="params")
     long = of.reset_index(names="task").merge(long).assign(size=lambda t: t.params.map(amount))
-    yield Finding(sentence, long, title="Linear or sudden over sizes")
+    yield Finding(sentence, long, title="Linear or breakthrough over sizes")
 
 
 def linear_and_sudden(y: Array, least: float) -> tuple[float, float]:

@@ -13,6 +13,7 @@ from jaxllm.analysis.curves import lower_is_better
 from jaxllm.analysis.finding import amount
 from jaxllm.report import numbers
 
+_LISTED = 12  # tasks in a sentence; all are in the table
 _UNJUDGED = "No task with a chance level and a standard error has been scored yet."
 
 
@@ -34,9 +35,12 @@ def headline(findings: pd.DataFrame) -> str:
     if first.step == last.step:
         when = f", at {moment(first)}: {numbers.join(list(left.task))}."
     else:
+        begin, end = (
+            numbers.join(list(timed.task[timed.step == one.step])) for one in (first, last)
+        )
         when = (
-            f", from {first.task} at {amount(first.tokens)} tokens{_or_before(first)} to "
-            f"{last.task} at {amount(last.tokens)}."
+            f", from {begin} at {amount(first.tokens)} tokens{_or_before(first)} to {end} at "
+            f"{amount(last.tokens)}."
         )
     return f"{share} {len(judged)} {capabilities} left chance{when}"
 
@@ -50,11 +54,13 @@ def of_many(findings: pd.DataFrame) -> str:
         f"{len(left):,} of {len(judged):,} trajectories of {judged.task.nunique()} capabilities "
         "left chance"
     )
-    first = left.groupby("task").tokens.median().dropna().sort_values()
-    if len(first):
+    # A median that is an onset, not a mean of two; where checkpoints are far apart they tie.
+    median = left.dropna(subset="tokens").groupby("task").tokens.quantile(interpolation="lower")
+    if len(median):
+        first, last = (numbers.join(list(median.index[median == at(median)])) for at in (min, max))
         text += (
-            f", {first.index[0]} the first (median {amount(first.iloc[0])} tokens), "
-            f"{first.index[-1]} the last ({amount(first.iloc[-1])})"
+            f", first {first} (median {amount(median.min())} tokens), last {last} "
+            f"({amount(median.max())})"
         )
     never = sorted(set(judged.task) - set(left.task))
     return f"{text}; at chance in every run: {numbers.join(never)}." if never else f"{text}."
@@ -120,7 +126,10 @@ def remainder(findings: pd.DataFrame) -> Iterator[str]:
         ],
         "Without any value": [row.task for row in rows(onsets.NO_VALUE)],
     }
-    return (f"{text}: {numbers.join(tasks)}." for text, tasks in each.items() if tasks)
+    for text, tasks in each.items():
+        rest = [f"{len(tasks) - _LISTED} more"] if len(tasks) > _LISTED + 1 else []
+        if tasks:
+            yield f"{text}: {numbers.join(tasks[: _LISTED if rest else None] + rest)}."
 
 
 def moment(row: Any) -> str:

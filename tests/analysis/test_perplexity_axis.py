@@ -18,7 +18,7 @@ SIZES = (10e6, 30e6, 100e6, 300e6)
 TOKENS = np.geomspace(1e8, 1e10, 12)
 TITLE, ACCURACY = "Held-out perplexity as the axis", "Accuracy by held-out perplexity"
 EACH = "Each task by held-out perplexity"
-OPTIONS, RISES = "Right and wrong options", "Linear or sudden over sizes"
+OPTIONS, RISES = "Right and wrong options", "Linear or breakthrough over sizes"
 CHANCE = np.array([0.25, 0.5, 0.25, 0.2] * 2)
 
 
@@ -248,7 +248,7 @@ def test_the_most_sudden_task_comes_first():
     records.loc[records.task == "t0", "value"] = 0.3 + 0.01 * (records.params == SIZES[-1])
     running = {"r3e+08": 1e12}
     found = of_title(records, RISES)
-    assert found.table.task.iloc[0] == "t2" and "most suddenly in t2," in found.sentence
+    assert found.table.task.iloc[0] == "t2" and "is highest in t2," in found.sentence
     assert "of 6 tasks where" in found.sentence and not {"t0", "t1"} & {*found.table.task}
     final = records[records.step == len(TOKENS) - 1].set_index(["task", "params"]).value
     rows = found.table.set_index(["task", "params"]).accuracy

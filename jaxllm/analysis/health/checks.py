@@ -39,12 +39,13 @@ def checks(study: Study) -> Finding:
         )
     if len(every) == 1:
         (run,) = every
-        sentence = f"{run} looks healthy: {made} checks found nothing"
+        left = len(table) - made
+        state = "looks healthy" if made > left else "can hardly be judged"
+        sentence = f"{run} {state}: {made} check{'s' * (made > 1)} found nothing"
         if len(alarms):
             sentence = (
                 f"{run}: {len(alarms)} of {made} checks raise alarm: {', '.join(alarms.check)}"
             )
-        left = len(table) - made
         sentence += f"; {left} could not be made." if left else "."
         return Finding(sentence, table, lines=tuple(table.says))
     alarmed = list(alarms.run.unique())

@@ -80,7 +80,7 @@ def falling(own: Sequence[Curve], alpha: float = ALPHA) -> Check:
     table["found"] = false_discovery(table.p_value) <= alpha
     found = table[table.found]
     if found.empty:
-        reason = f"None of {len(table)} tasks above chance falls in the last doubling of tokens."
+        reason = f"None of {len(table)} tasks is shown to get worse in the last doubling of tokens."
         p = float(table.p_value.min())
         return Check(name, number=0, reason=reason, p_value=p, table=table)
     worst = ", ".join(f"{row.task} (by {row.fall:.3g})" for row in found.head(3).itertuples())
@@ -89,7 +89,7 @@ def falling(own: Sequence[Curve], alpha: float = ALPHA) -> Check:
         name,
         True,
         float(len(found)),
-        f"{len(found)} of {len(table)} tasks above chance get worse: {worst}{more}.",
+        f"{len(found)} of {len(table)} tasks get worse: {worst}{more}.",
         "Compare the data of this phase with that of the phase before, and look at the examples "
         "that were lost; if the model is small, it may be giving up rare skills for frequent text.",
         p_value=float(found.p_value.max()),

@@ -37,7 +37,7 @@ _NONE = IntervalEstimate(0.0, 0.0, 0.0)
 _NAMES = {
     "params": ("parameters", "parameter counts at equal tokens"),
     "tokens": ("training tokens", "token counts of one size"),
-    "flops": ("training FLOPs", "FLOPs that no cheaper run beats"),
+    "flops": ("training FLOPs", "budgets of runs on unequal tokens"),
 }
 
 
@@ -92,6 +92,8 @@ def kaplan(points: pd.DataFrame, measure: str = "loss") -> dict[str, PowerLaw]:
         of_tokens += (f"Runs of {size} parameters: {len(one_size)}/{len(frame)}.",)
     by_cost = frame.sort_values(["flops", "loss"])
     frontier = by_cost[by_cost.loss < by_cost.loss.cummin().shift(fill_value=math.inf)]
+    if frontier.tokens.nunique() and np.ptp(np.log(frontier.tokens)) < math.log(_SAME_TOKENS):
+        frontier = frontier[:0]  # a law of size only: no run is nearer to its optimum for its FLOPs
     return {
         "params": power_law(equal, "params", of_size, measure),
         "tokens": power_law(one_size, "tokens", of_tokens, measure),

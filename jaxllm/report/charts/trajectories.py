@@ -39,7 +39,7 @@ def trajectory(points: pd.DataFrame, axis: Axis, series: Sequence[str]) -> Chart
     number = ".1%" if share else ".3f"
     guess = _finite(points.chance_score if share else points.chance)
     y_scale = alt.Scale(domain=_value_range(points, guess, share), nice=False, zero=False)
-    y_axis = alt.Axis(format=".0%" if share else "~g", title=None)
+    y_axis = alt.Axis(format=".0%" if share else ".4~g", title=None)
     y = alt.Y("value:Q", scale=y_scale, axis=y_axis)
     base = _base(axis, series, "run", "task_version")
     many = points.run.nunique() > DISTINCT  # their bands would hide each other
