@@ -231,8 +231,8 @@ def fit(points: pd.DataFrame, accuracy: Array, chance: Array) -> Finding:
         f"With each of {len(set(sizes))} sizes predicted from the others, held-out perplexity "
         f"alone errs by {100 * errors[ALONE][0]:.2g} points in the mean accuracy of {tasks} tasks "
         f"(R² {table.r2[0]:.2f}), and the best predictor without it, {best}, by "
-        f"{100 * errors[best][0]:.2g}: perplexity is {verdict} ({gain[0]:+.2g} points; "
-        f"95% interval {low:+.2g} to {high:+.2g} over tasks; seeds and sizes not resampled)."
+        f"{100 * errors[best][0]:.2g}: perplexity is {verdict} ({gain[0]:+.2f} points; "
+        f"95% interval {low:+.2f} to {high:+.2f} over tasks; seeds and sizes not resampled)."
     )
     return Finding(sentence, table)
 
