@@ -181,9 +181,8 @@ def _table(
 
     first = max(top, round(_EARLIEST * now), int(curve.steps[0]))
     steps = np.unique(np.linspace(first, now, _POINTS).astype(int))
-    parts.append(
-        pd.DataFrame({"step": steps, "value": law.predict(rates, steps)}).assign(kind="law")
-    )
+    fitted = pd.DataFrame({"step": steps, "value": law.predict(rates, steps)})
+    parts.append(fitted.assign(kind="law"))
     begins = steps if in_progress else steps[steps <= (1 - _DECAY) * now]
     for end in np.unique((begins / (1 - _DECAY)).round().astype(int)):
         add("annealed", _annealed(rates, int(end), law.lowest_rate))

@@ -199,11 +199,8 @@ def _scores(
         return np.ones(len(weights)), np.empty((len(weights), 0))
     fold = np.repeat(np.arange(len(errors)), [part.shape[1] for part in errors])
     joined = np.concatenate(errors, axis=1)
-    squares = np.empty_like(joined)
-    for name in np.unique(batch.benchmarks):
-        members = batch.benchmarks == name
-        squares[members] = (joined[members] ** 2).mean()
-    prior, own = _BENCHMARK_RUNS * squares[:, :1], joined**2
+    own = joined**2
+    prior = _BENCHMARK_RUNS * _pooled(own.mean(axis=1), batch.benchmarks)[:, None]
     scale = np.sqrt((prior[:, 0] + own.sum(axis=1)) / (_BENCHMARK_RUNS + own.shape[1])) + 1e-9
     rest = (fold[:, None] != fold).astype(float)
     without = np.sqrt((prior + own @ rest) / (_BENCHMARK_RUNS + rest.sum(axis=0))) + 1e-9
@@ -291,11 +288,14 @@ def _spread(batch: Batch, weights: Array) -> Spread:
         pairs = apart >= SAME_SIZE
         differ = ((gains[:, :, None] - gains[:, None]) ** 2)[:, pairs].mean(axis=1)
         growth = (differ - 4 * of_point) / apart[pairs].mean()
-    for name in np.unique(batch.benchmarks):
-        members = batch.benchmarks == name
-        growth[members] = (growth[members] + growth[members].mean()) / 2
-    growth = np.maximum(growth, 0.0)
-    return Spread(noise, growth)
+    growth = (growth + _pooled(growth, batch.benchmarks)) / 2
+    return Spread(noise, np.maximum(growth, 0.0))
+
+
+def _pooled(values: Array, benchmarks: np.ndarray) -> Array:
+    """For every task the mean of its benchmark's `values` [tasks]."""
+    of = np.unique(benchmarks, return_inverse=True)[1]
+    return np.asarray((np.bincount(of, values) / np.bincount(of))[of])
 
 
 def convex_weights(errors: Array) -> Array:

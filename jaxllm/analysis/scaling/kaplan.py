@@ -178,7 +178,6 @@ def _bend(
     dof, center = len(x) - 3, x.mean()
     if dof < 2:
         return math.nan, None
-
     u = np.exp(-np.outer(_EXPONENTS, x - center))
     weight = loss**-2 / (loss**-2).sum()
     away = u - (u @ weight)[:, None]

@@ -203,8 +203,7 @@ def _fit(
     direct = parametric(ended.assign(loss=-np.log(beyond.where(clear))), floor=False, **options)
     x, y = both.soft.to_numpy(), both.accuracy.to_numpy()
     if len(both) < _MIN_POINTS:
-        few = f"{len(both)} points with both metrics, {_MIN_POINTS} are needed"
-        return Ladder.refuse(few)
+        return Ladder.refuse(f"{len(both)} points with both metrics, {_MIN_POINTS} are needed")
     if np.ptp(x) == 0 or np.ptp(y) == 0:
         return Ladder.refuse("one of the metrics is the same at all points")
     known = int(math.isfinite(chance))
@@ -236,8 +235,7 @@ def _fit(
     rise = ends[:, 0] - ends[:, 1]
     residual = y - _sigmoid(sigmoids[0], x)
     if rise[0] < 2 * residual.std() or np.quantile(rise, 0.025) <= 0.2 * rise[0]:
-        flat = "the accuracy does not rise with the soft metric beyond its noise"
-        return Ladder.refuse(flat)
+        return Ladder.refuse("the accuracy does not rise with the soft metric beyond its noise")
     table = both.assign(fitted=y - residual, residual=residual)
     return Ladder("", table, first=first, draws=sigmoids, direct=direct, chance=chance)
 
