@@ -10,7 +10,8 @@
 Without a question, how much of each domain. --text finds the documents with a text, --document
 takes one by its number in the domain, as the tables have it, and --steps lists what updates a to b
 read. `times`: 0.5 of a document of which half was read; of a text, over all its places. `skipped`:
-of these, without effect. --ngrams tells when the run was most like n-gram models of its corpora.
+of these, without effect. --ngrams tells when the run was most like n-gram models of its corpora,
+and which tokens have a trend, by their frequency there, how predictable n-grams make them, ….
 --memorized takes the results of a task: what is memorized by age, and how well the checkpoints
 before, or those of another run (--by), tell which sequences are.
 """
@@ -54,7 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.by and not args.memorized:
         raise UserError(f"--by={args.by} is for --memorized=TASK")
 
-    from jaxllm.analysis.tokens.ngrams import phases
+    from jaxllm.analysis.tokens.kinds import trends_by_corpus
+    from jaxllm.analysis.tokens.ngrams import correlations, log_scores, peaks
     from jaxllm.data.seen import PASSED_OVER, SKIPPED, history
     from jaxllm.run.run import Run
 
@@ -80,8 +82,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             nothing = f"the run never saw this text: the {len(found)} places with it are to come"
     elif args.ngrams:
         text = (losses := run.token_losses(args.ngrams)).token_set()
-        counts = seen.count_ngrams(text.tokens, text.documents)
-        table = phases(np.array(losses.steps()), losses.read(), text.documents, *counts)
+        counts, total = seen.count_ngrams(text.tokens, text.documents)
+        scores, steps = log_scores(counts, text.documents, total), losses.steps()
+        table = peaks(np.array(steps), correlations(values := losses.read(), scores))
+        try:
+            by_kind = trends_by_corpus(values, steps, text, counts[0], scores[-1])
+            print(by_kind.to_string(float_format="{:.1f} %".format))
+        except UserError as error:
+            print(f"no {error}")
     elif args.document:
         table = seen.reads([seen.document(args.document)])
     else:

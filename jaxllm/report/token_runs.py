@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -110,7 +110,12 @@ def _token_run(run: RunData, losses: TokenLosses, tokens: slice, notes: list[str
         )
     if len(steps) < FEWEST:
         raise UserError(f"{losses.path} has {len(steps)} checkpoints; trajectories need {FEWEST}")
-    notes += _missing(run, losses, list(headers))
+    if lacking := sorted(set(run.records.get("step", ())) - set(headers)):
+        first = ", ".join(map(str, lacking[:3])) + (", …" if len(lacking) > 3 else "")
+        notes.append(
+            f"{run.name}: {len(lacking)} scored checkpoints (step {first}) have no losses of "
+            f"{losses.name}; {losses.remedy()}."
+        )
     clocks = pd.DataFrame(index=pd.Index(steps), columns=["tokens", "flops"], dtype=float)
     for table in (run.checkpoints, run.records):
         known = table.reindex(columns=["step", "tokens", "flops"]).drop_duplicates("step")
@@ -121,14 +126,3 @@ def _token_run(run: RunData, losses: TokenLosses, tokens: slice, notes: list[str
         run.name, _size(run), np.array(steps), seen if known else np.array(steps, float),
         clocks.flops.to_numpy(), losses.read(steps, tokens), clock="tokens" if known else "steps",
     )  # fmt: skip
-
-
-def _missing(run: RunData, losses: TokenLosses, steps: Sequence[int]) -> Iterator[str]:
-    """A note if checkpoints have records and no token losses."""
-    lacking = sorted(set(run.records.get("step", ())) - set(steps))
-    if lacking:
-        first = ", ".join(map(str, lacking[:3])) + (", …" if len(lacking) > 3 else "")
-        yield (
-            f"{run.name}: {len(lacking)} scored checkpoints (step {first}) have no losses of "
-            f"{losses.name}; {losses.remedy()}."
-        )

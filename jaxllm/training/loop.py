@@ -98,14 +98,9 @@ def train(
 
 
 class Trainer:
-    """The operations of the loop on a run, resumed from its newest checkpoint.
+    """The operations of the loop on a run, resumed from its newest checkpoint."""
 
-    Attributes:
-      step: updates done; the loop increments it.
-      start: position at which this process resumed the run, or entered a later stage.
-      scheduled: the steps at which it saves and scores.
-      passed_over: the steps without an update, of rollbacks.jsonl.
-    """
+    start: Position  # at which this process resumed the run, or entered a later stage
 
     def __init__(
         self, experiment: Experiment, mesh: jax.sharding.Mesh, stages: Sequence[Stage],
@@ -116,7 +111,7 @@ class Trainer:
         e = self._experiment = experiment
         self._mesh, self._should_stop = mesh, should_stop
         self._writers, self._progress, self._timer = writers, progress, timer
-        self.scheduled = frozenset(e.scheduled_steps)
+        self.scheduled = frozenset(e.scheduled_steps)  # the steps at which it saves and scores
         evaluator = stages[0].evaluator
         self._scored = frozenset(evaluator.due(e.scheduled_steps) if evaluator else ())
         self._reference = Reference.of(e)
@@ -127,7 +122,7 @@ class Trainer:
         self._run = Run.create(e.model_dir)
         resumed, self._restored = self._restore()
         self.restarts = resumed.restarts if resumed else 0
-        self.step = self.start.step
+        self.step = self.start.step  # updates done; the loop increments it
         self._stage = stages[e.stages.index(e.at(self.step))]
         self._saved_at = self._restored.entry.wall_time if self._restored else None
         whole = self._restored if self._restored and self._restored.training else None
@@ -139,7 +134,7 @@ class Trainer:
             self._run if jax.process_index() == 0 else None, writers,
         )  # fmt: skip
         self._rollbacks = self._run.rollbacks()
-        self.passed_over = self._run.passed_over()
+        self.passed_over = self._run.passed_over()  # steps without an update
         self._checkpoints = self._run.checkpoint_writer(e.checkpoints)
 
     def _restore(self) -> tuple[Resumed | None, RestoredCheckpoint | None]:

@@ -223,6 +223,7 @@ def test_a_text_is_found_where_the_corpus_has_it(opened) -> None:
         (["--steps=20:28"], "the run has not read it"),
         (["--steps=29:29"], "0.13     0.13          29         29"),
         (["--ngrams=notes:1x9"], "passed"),
+        (["--ngrams=notes:1x9"], "no trends after 20% of step 20: 2 of 2 checkpoints follow"),
         (["--ngrams=other:1x9"], "error: "),
         (["--memorized=memorization"], "not read        0.000  0.250               0.000"),
         (["--memorized=memorization"], " 20  9      1.000             0.000   0.800  "),

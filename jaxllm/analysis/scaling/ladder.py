@@ -55,22 +55,18 @@ class Ladder(Finding):
     """Parameters and tokens -> soft metric -> accuracy, or straight to the accuracy.
 
     The table has the checkpoints of step 2: `soft`, `accuracy`, `fitted`, `residual`.
-
-    Attributes:
-      first: step 1, the parametric law of the soft metric (its "loss").
-      draws: [B, 4] bootstrap draws, the fit itself first, of bottom, top, steepness and middle of
-        step 2: accuracy = bottom + (top - bottom) / (1 + exp(steepness (soft - middle))).
-      direct: the parametric law of -log of the accuracy above `chance`.
-      method: `TWO_STEPS` or `DIRECT`, by which `at` predicts; its interval spans the other where
-        that is not clearly worse.
-      errors: mean absolute error of each method on the largest size, fitted without it.
     """
 
+    # Step 1: the parametric law of the soft metric (its "loss").
     first: ComputeOptimal = dataclasses.field(default_factory=lambda: ComputeOptimal(""))
+    # [B, 4] bootstrap draws, the fit itself first, of bottom, top, steepness and middle of step 2:
+    # accuracy = bottom + (top - bottom) / (1 + exp(steepness (soft - middle))).
     draws: Array = dataclasses.field(default_factory=lambda: np.empty((0, 4)), repr=False)
+    # The parametric law of -log of the accuracy above `chance`.
     direct: ComputeOptimal = dataclasses.field(default_factory=lambda: ComputeOptimal.refuse(""))
     chance: float = math.nan
-    method: str = TWO_STEPS
+    method: str = TWO_STEPS  # or DIRECT; its interval spans the other if that is as good
+    # Mean absolute error of each method on the largest size, fitted without it.
     errors: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     def at(self, params: float, tokens: float) -> Prediction:

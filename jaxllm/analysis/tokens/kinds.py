@@ -8,7 +8,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from jaxllm.analysis.tokens.subsets import clustered_mean
-from jaxllm.analysis.tokens.trends import TRENDS, Classes, Floats, Ints
+from jaxllm.analysis.tokens.trends import TRENDS, Classes, Floats, Ints, token_trends
+from jaxllm.run.token_losses import TokenSet
 
 _WORD = re.compile(r"([^\W\d_]+?)(?:n?['’][^\W\d_]+)*(?![^\W\d_])")  # 1: stem of don't, it's
 # Determiners, prepositions, pronouns, conjunctions, auxiliaries and particles of English.
@@ -62,6 +63,22 @@ def shares_by_kind(classes: Classes, kinds: pd.DataFrame, documents: Ints) -> pd
             rows += [(kind, str(name), at.sum(), *row) for row in numbers]
     columns = ["kind", "bin", "tokens", "trend", "share", "stderr", "overall"]
     return pd.DataFrame(rows, columns=columns).dropna(subset="share")
+
+
+def trends_by_corpus(
+    losses: Floats, steps: Sequence[int], text: TokenSet, counts: Floats, scores: Floats
+) -> pd.DataFrame:
+    """Percent of the tokens of each kind that have a trend, tested, after 20 % of training.
+
+    `counts` [n] are those of the tokens in the run's corpora, `scores` [n] their log-probabilities
+    by n-grams of these, `losses` [S, n] in nats. UserError as in `trends.token_trends`.
+    """
+    vocabulary = np.zeros(text.tokens.max(initial=0) + 1)
+    vocabulary[text.tokens] = counts
+    described = text.tokens, text.documents, text.positions, text.ends, text.texts
+    classes = token_trends(losses, steps, 0.2).controlled()
+    table = shares_by_kind(classes, token_kinds(*described, vocabulary, scores), text.documents)
+    return 100 * table.pivot_table("share", ["kind", "bin", "tokens"], "trend", sort=False)
 
 
 def _words(text: str, ends: Ints) -> npt.NDArray[np.object_]:

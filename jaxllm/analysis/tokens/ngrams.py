@@ -54,10 +54,3 @@ def peaks(steps: np.ndarray, r: np.ndarray, tolerance: float = 0.01) -> pd.DataF
     at = (r >= best - tolerance).argmax(axis=0)
     columns = {"step": steps[at], "r": best, "last": last, "passed": last < best - tolerance}
     return pd.DataFrame({"n": np.arange(1, r.shape[1] + 1), **columns})
-
-
-def phases(
-    steps: np.ndarray, losses: np.ndarray, documents: np.ndarray, counts: np.ndarray, total: float
-) -> pd.DataFrame:
-    """The `peaks` of losses [S, N] in nats, of tokens with n-gram `counts`; see `log_scores`."""
-    return peaks(steps, correlations(losses, log_scores(counts, documents, total)))

@@ -152,11 +152,10 @@ def trend_table(
 ) -> pd.DataFrame:  # fmt: skip
     """Shares of the classes at every p, with what noise alone would give.
 
-    Returns:
-      A row per `after` and `trend`: `checkpoints` of the window, `tokens` of the class by the rule,
-      their `share`, its null rates in surrogates without trend, `permuted` and `autoregressive`;
-      `controlled`, …, the same with controlled false discoveries; `change`, their median in nats.
-      Surrogates are of at most so many evenly spaced tokens: 5 % of 20,000 has a stderr of 0.15 %.
+    A row per `after` and `trend`: `checkpoints` of the window, `tokens` of the class by the rule,
+    their `share`, its null rates in surrogates without trend, `permuted` and `autoregressive`;
+    `controlled`, …, the same with controlled false discoveries; `change`, their median in nats.
+    Surrogates are of at most so many evenly spaced tokens: 5 % of 20,000 has a stderr of 0.15 %.
     """
     rows = []
     some = losses[:, :: -(-losses.shape[1] // surrogate_tokens)]

@@ -3,9 +3,10 @@
 import numpy as np
 import pandas as pd
 
-from jaxllm.analysis.tokens.kinds import shares_by_kind, token_kinds
+from jaxllm.analysis.tokens.kinds import shares_by_kind, token_kinds, trends_by_corpus
 from jaxllm.analysis.tokens.subsets import clustered_mean, overlap, subset_perplexity
 from jaxllm.analysis.tokens.trends import TRENDS, classify
+from jaxllm.run.token_losses import TokenSet
 from tests.analysis.tokens.test_trends import autoregressive
 
 
@@ -144,3 +145,20 @@ def test_a_trend_by_selection_is_gone_in_another_seed() -> None:
     )
     assert low[-1] > high[0] * 1.05
     assert other_low[-1] < other_high[0] and other_low[0] < other_high[-1]
+
+
+def test_trends_by_what_the_corpora_tell() -> None:
+    """Rare tokens rise; the fifth that n-grams predict least is half of rare tokens."""
+    rng, steps = np.random.default_rng(5), list(range(1, 25))
+    ids = rng.permutation(np.repeat([1, 2], [100, 900]))
+    text = TokenSet.of("t", ["a " * 100] * 10, ids.reshape(10, 100), [range(2, 201, 2)] * 10)
+    rise = np.linspace(0, 1, 24)[:, None] * (ids == 1)
+    losses = (3 + rise + rng.normal(0, 0.02, rise.shape)).astype(np.float32)
+    order = np.where(ids == 1, -2.0, -1.0 - (rng.random(1000) < 0.1)) - 0.01 * rng.random(1000)
+    found = trends_by_corpus(losses, steps, text, np.where(ids == 1, 5, 700), order)
+    upward = found["upward"].droplevel("tokens")
+    assert upward["frequency", "[1, 10)"] == 100 and upward["frequency", "[100, 1000)"] < 2
+    by_score = pd.qcut(order, 5)
+    assert set(upward["predictability"].index) == set(by_score.categories.astype(str))
+    least = (ids == 1)[by_score.codes == 0].mean()
+    np.testing.assert_allclose(upward["predictability"].iloc[0], 100 * least, atol=2)
