@@ -229,6 +229,8 @@ def test_simulated_run_is_healthy(tmp_path) -> None:
     assert not found.refused, found.table.says.tolist()
     assert "looks healthy: 6 checks found nothing; 1 could not be made." in found.sentence
     assert found.table.state.value_counts().to_dict() == {"fine": 6, "refused": 1}
+    unlogged = checks(Study(source.records))
+    assert "can hardly be judged: 1 check found nothing; 6 could not" in unlogged.sentence
 
 
 def bad_inputs() -> dict[str, pd.DataFrame]:

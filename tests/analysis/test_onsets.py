@@ -1,6 +1,7 @@
 """Onsets and gains against simulations whose truth is known."""
 
 import math
+import re
 
 import numpy as np
 import pandas as pd
@@ -177,6 +178,16 @@ def test_what_the_first_checkpoint_had_left_it_left_at_that_time_or_before() -> 
     found = trajectories(late)[1]
     assert sentences.of_task(found).startswith("Left chance at 100 tokens (step 10) or before")
     assert "or before: t." in sentences.headline(found)
+
+
+def test_all_that_left_chance_at_one_checkpoint_are_named() -> None:
+    late = points([0.25, 0.25, 0.25, 0.6, 0.7])
+    rows = [late, points([0.25, 0.6, 0.7, 0.7, 0.7]).assign(task="a")]
+    both = pd.concat([*rows, rows[1].assign(task="b")])
+    headline = sentences.headline(trajectories(both)[1])
+    assert re.search(r"from a and b at \d+ tokens to t at", headline)
+    runs = pd.concat([both, both.assign(run="other")])
+    assert "first a and b (median" in sentences.of_many(trajectories(runs)[1])
 
 
 def test_a_share_of_stereotypes_is_no_capability() -> None:

@@ -97,6 +97,14 @@ def test_a_law_of_size_wants_equal_tokens() -> None:
     assert law.notes == ("Runs on 20B tokens: 1/6.",)
 
 
+def test_a_law_of_compute_wants_unequal_tokens() -> None:
+    n = np.geomspace(1e6, 1e9, 6)
+    data = pd.DataFrame({"params": n, "tokens": 3e11, "flops": 18e11 * n, "loss": n**-0.1})
+    laws = kaplan.kaplan(data)
+    assert laws["params"].alpha.value == pytest.approx(0.1)
+    assert laws["flops"].refused.endswith("budgets of runs on unequal tokens are needed, not 0")
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
