@@ -322,8 +322,8 @@ def damped_trends(
     The recent trend in log tokens, shrunk by its signal-to-noise ratio, goes on with a slope that
     falls as a power of the tokens (a damped trend: Gardner and McKenzie 1985, "Forecasting trends
     in time series"). The interval is split-conformal over forecasts with a similar horizon in the
-    past, at least the normal one: on Pythia those of 90 % hold 96 %. `curves` are log shares of the
-    training [points], values [points] and the standard error of the last, NaN where unknown.
+    past, at least the normal one. `curves` are log shares of the training [points], values [points]
+    and the standard error of the last, NaN where unknown.
     """
     now, scores = [], []
     for x, y, stderr in curves:
@@ -365,7 +365,8 @@ def _extrapolate(x: Array, y: Array, ahead: float, noise: float) -> tuple[float,
     count = _window(x, ahead)
     line = line_fit(x[-count:], y[-count:])
     if line is None:
-        return float(y[-1]), math.sqrt(2) * noise + 1e-9
+        # One point has no trend: any is admitted that is no steeper than in proportion to tokens.
+        return float(y[-1]), math.hypot(math.sqrt(2) * noise, ahead)
     spread = float(((x[-count:] - line.center[0]) ** 2).sum())
     # Positive-part James-Stein: a slope within the noise is shrunk to 0.
     signal = max(0.0, 1 - noise**2 / spread / line.slope**2) if line.slope else 0.0
@@ -377,7 +378,7 @@ def _extrapolate(x: Array, y: Array, ahead: float, noise: float) -> tuple[float,
 def _past_scores(x: Array, y: Array, noise: float) -> list[float]:
     """|error| / expected error of forecasts from earlier checkpoints of the same curve."""
     ahead, scores = -x[-1], []
-    for count in range(1, len(x)):
+    for count in range(2, len(x)):
         horizons = x[count:] - x[count - 1]
         at = int(np.abs(horizons - ahead).argmin())
         if horizons[at] >= ahead / 2:

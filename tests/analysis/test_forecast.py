@@ -96,7 +96,8 @@ def test_one_checkpoint_still_gives_a_forecast(records: pd.DataFrame) -> None:
     run = "1000m-0"
     first = records[(records.run == run) & (records.tokens == records.tokens.min())]
     alone = forecast(first, run, {run: TOKENS}).table
-    assert np.allclose(alone.forecast, alone["last"]) and (alone.high > alone.low).all()
+    assert np.allclose(alone.forecast, alone["last"])
+    assert (alone.high - alone.low > 0.5).all()  # one point tells no trend
     found = forecast(pd.concat([first, records[records.run != run]]), run, {run: TOKENS}).table
     assert (found.method == TRANSFER).all() and np.isfinite(found.forecast).all()
 
