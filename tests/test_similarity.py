@@ -31,7 +31,7 @@ TEXT = "fake_text"
 def test_states_after_a_layer_are_those_of_the_model_cut_there(changes) -> None:
     config = dataclasses.replace(MODEL, num_layers=3, init_stddev=0.3, **changes)
     params = jax.tree.map(
-        lambda box: box.unbox(), init_params(config, jax.random.key(0)),
+        lambda box: box.unbox(), jax.jit(init_params, static_argnums=0)(config, jax.random.key(0)),
         is_leaf=lambda leaf: hasattr(leaf, "unbox"),
     )  # fmt: skip
     tokens = jnp.asarray([[3, 1, 4, 1, 5, 9], [2, 6, 5, 3, -1, -1]])
@@ -121,7 +121,7 @@ def test_checkpoints_of_a_run_are_compared_with_its_last(runs) -> None:
 def test_states_at_chosen_tokens_are_those_of_whole_documents(axes) -> None:
     on, model = mesh(axes.get("data", 1), **axes), dataclasses.replace(MODEL, num_layers=2)
     params = jax.tree.map(
-        lambda box: box.unbox(), init_params(model, jax.random.key(0)),
+        lambda box: box.unbox(), jax.jit(init_params, static_argnums=0)(model, jax.random.key(0)),
         is_leaf=lambda leaf: hasattr(leaf, "unbox"),
     )  # fmt: skip
     text = token_set()

@@ -50,5 +50,5 @@ def mesh(**axes: int):
 
 def sharded_params(config: ModelConfig, on, seed: int = 0):
     """Random parameters of `config` on the mesh `on`."""
-    boxed = init_params(config, jax.random.key(seed))
+    boxed = jax.jit(init_params, static_argnums=0)(config, jax.random.key(seed))
     return jax.device_put(nn.unbox(boxed), param_shardings(on, boxed))

@@ -117,7 +117,7 @@ def test_axes_that_do_not_divide_are_replicated() -> None:
 def test_a_batch_that_does_not_fill_the_mesh_is_still_scored() -> None:
     """An evaluation's three rows on eight devices."""
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
-    params = nn.unbox(init_params(CONFIG, jax.random.key(0)))
+    params = nn.unbox(jax.jit(init_params, static_argnums=0)(CONFIG, jax.random.key(0)))
     batch = random_batch(CONFIG, rows=3, length=17)
 
     def score(params: Any) -> Any:

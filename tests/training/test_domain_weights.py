@@ -97,7 +97,9 @@ def trained(
 
 @cache
 def params_of(seed: int) -> Any:
-    return jax.device_get(nn.unbox(init_params(MODEL, jax.random.key(seed))))
+    return jax.device_get(
+        nn.unbox(jax.jit(init_params, static_argnums=0)(MODEL, jax.random.key(seed)))
+    )
 
 
 @jax.jit

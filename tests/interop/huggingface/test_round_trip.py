@@ -145,7 +145,7 @@ def test_a_checkpoint_of_a_training_run_is_exported(tmp_path: Path) -> None:
     from jaxllm.sharding.rules import param_shardings
 
     config = ModelConfig(vocab_size=384, num_layers=3, embed_dim=48, mlp_dim=80, num_heads=6)
-    boxed = init_params(config, jax.random.key(0))
+    boxed = jax.jit(init_params, static_argnums=0)(config, jax.random.key(0))
     params = jax.tree.map(jax.device_put, nn.unbox(boxed), param_shardings(mesh(), boxed))
     checkpoints = Run(tmp_path / "run").checkpoint_writer(CheckpointConfig())
     for step in (1, 4):
