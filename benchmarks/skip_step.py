@@ -4,9 +4,9 @@
 
 The steps take turns, and the ratio is the median of those to the plain step of the same turn;
 FLOPs and bytes are the compiler's count, which no noise touches, and which takes layers that are
-not scanned. Skipping adds medians of 128 numbers, and a selection between old and new arrays, which
-XLA fuses with their update. The norms are measured at every step here, at every
-`TrainConfig.monitor_every`th in a run. Results: docs/resume.md.
+not scanned. Skipping adds medians of 128 numbers and a condition around the optimizer's update. The
+norms are measured at every step here, at every `TrainConfig.monitor_every`th in a run. Results:
+docs/resume.md.
 """
 
 from __future__ import annotations

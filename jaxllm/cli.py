@@ -184,6 +184,9 @@ def run(main: Callable[[Sequence[str] | None], int | None]) -> None:
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     for library in ("gcsfs", "fsspec", "asyncio"):  # they raise what they log
         logging.getLogger(library).setLevel(logging.CRITICAL)
+    # TensorStore prints it for each array that it was writing when a save has failed.
+    echo, hook = "Event loop is closed", sys.unraisablehook
+    sys.unraisablehook = lambda of: None if str(of.exc_value) == echo else hook(of)
     runtime.end_at_second_interrupt()
     runtime.tune_malloc()
     runtime.silence_libtpu()

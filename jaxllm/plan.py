@@ -10,11 +10,17 @@ and nothing is allocated. Exit code 1 if the train step does not fit.
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from jaxllm import cli
 from jaxllm.errors import UserError
+
+if TYPE_CHECKING:
+    from jaxllm.training.experiment import Experiment
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -59,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from jaxllm.training.experiment import Experiment
     from jaxllm.training.sweep import rule_of
 
-    experiment, timed = Experiment.configured().with_vocabulary(), not args.fit
+    experiment, timed = with_reference(Experiment.configured().with_vocabulary()), not args.fit
     if not args.search:
         rest = (MeshConfig(), timed, EvalConfig(), args.bandwidth * 1e9, args.price)
         rule = rule_of(SuiteConfig().rule)
@@ -75,6 +81,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"{summary.header(experiment, target)}\n\n    step    MFU     memory  candidate")
     print(*(result.line() for result in results), sep="\n")
     return 0 if any(result.estimate for result in results) else 1
+
+
+def with_reference(experiment: Experiment) -> Experiment:
+    """With the reference model of DoReMi; of the run's own size where it is not at hand."""
+    from jaxllm.interop.huggingface.checkpoint import HFCheckpoint
+    from jaxllm.io import fetched
+    from jaxllm.training.reference import Reference
+
+    model = experiment.model
+    at = getattr(experiment.train.domain_weights, "reference", "")
+    try:
+        if at.startswith("hf:"):
+            of = HFCheckpoint.open(fetched(at.removeprefix("hf:"))).model
+            model = dataclasses.replace(of, dtype=model.dtype)
+        elif found := Reference.of(experiment):
+            model = found.model
+    except UserError as error:
+        print(f"note: {error}: counted as of this run's own size", file=sys.stderr)
+    return dataclasses.replace(experiment, reference=model if at else None)
 
 
 if __name__ == "__main__":

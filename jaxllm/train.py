@@ -10,6 +10,7 @@ one on the same MODEL_DIR is refused.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import logging
 import math
@@ -116,44 +117,51 @@ def reload(flags: argparse.ArgumentParser, shared: Sequence[str], own: Sequence[
 
 
 def load_settings(args: argparse.Namespace) -> None:
-    """Load gin; for a branch on top of its parent's config; UserError if there is no such one."""
-    if args.branch_from is None:
-        cli.load_gin(args)
-        return
+    """Load gin; for a branch on top of its parent's config; UserError if there is no such one.
 
+    Where the parent, or DoReMi's reference model, is hf:DIR, it is imported into MODEL_DIR.
+    """
     import gin
 
     from jaxllm.run.branch import Branch
     from jaxllm.run.layout import Layout
+    from jaxllm.training.config import DoReMiConfig, TrainConfig
     from jaxllm.training.experiment import Experiment
 
-    at = args.branch_from
-    if at.startswith("hf:"):
+    def imported(source: str, name: str) -> str:
         from jaxllm.interop.huggingface.importing import import_run
 
+        target = getattr(Layout(Experiment.configured().model_dir), name)
+        if not target.exists():
+            import_run(location(source).removeprefix("hf:"), str(target))
+        return f"{target}@0"
+
+    if at := args.branch_from:
+        if at.startswith("hf:"):
+            cli.load_gin(args)
+            at = f"{imported(at, 'parent')}:params"
+            gin.clear_config()
+        own = re.search(r"^MODEL_DIR = '(.*)'$", "\n".join(args.gin_bindings), re.MULTILINE)
+        begun = own and Layout(location(own[1])).config.exists()  # its parent may be gone by now
+        cli.load_gin(args, location(own[1]) if own and begun else str(Branch.open(at).parent.path))
+        gin.bind_parameter("TrainConfig.branch_from", at)
+    else:
         cli.load_gin(args)
-        parent = Layout(Experiment.configured().model_dir).parent
-        if not parent.exists():
-            import_run(at.removeprefix("hf:"), str(parent))
-        at = f"{parent}@0:params"
-        gin.clear_config()
-    own = re.search(r"^MODEL_DIR = '(.*)'$", "\n".join(args.gin_bindings), re.MULTILINE)
-    begun = own and Layout(location(own[1])).config.exists()  # its parent may be gone by now
-    cli.load_gin(args, location(own[1]) if own and begun else str(Branch.open(at).parent.path))
-    gin.bind_parameter("TrainConfig.branch_from", at)
+    doremi = TrainConfig().domain_weights
+    if isinstance(doremi, DoReMiConfig) and doremi.reference.startswith("hf:"):
+        copy = {"reference": imported(doremi.reference, "reference")}
+        gin.bind_parameter("TrainConfig.domain_weights", dataclasses.asdict(doremi) | copy)
 
 
 def open_run(
-    experiment: Experiment, mesh: Mesh, log: Callable[[str], None],
+    experiment: Experiment, mesh: Mesh, health: HealthWriter | None,
     weights: Mapping[str, float] | None = None,
-) -> tuple[Experiment, list[SequenceSource], list[Writer], HealthWriter | None]:  # fmt: skip
+) -> tuple[Experiment, list[SequenceSource], list[Writer]]:  # fmt: skip
     """Prepare missing data, and open the run's data (`corpora.resolve`'s weights) and outputs.
 
     Returns the run with its vocabulary, the sequences of each stage, and on the first host the
-    writers, of which one watches its health.
+    writers, with the one that watches its `health`.
     """
-    from jaxllm.report.alarms import HealthWriter
-    from jaxllm.report.delivery import AlarmConfig
     from jaxllm.report.tensorboard import TensorBoardWriter
     from jaxllm.run import data_identity
     from jaxllm.training.domain_weights import check_domains
@@ -161,7 +169,6 @@ def open_run(
     from jaxllm.training.sequences import open_data
     from jaxllm.training.state import abstract_state
 
-    alarms = AlarmConfig() if runtime.is_first() else None  # checks it before there are data
     sources, identity = open_data(experiment, weights)
     tokenizer = sources[0].tokenizer
     e = experiment.with_vocabulary(tokenizer.size)
@@ -172,12 +179,11 @@ def open_run(
         reference.check_vocabulary(tokenizer)
     if not begun and (branch := e.branch()):
         state = abstract_state(e.model, e.make_optimizer(), mesh, len(domains) if reference else 0)
-        branch.check(state.params, state.training, e.saved_model())
-    if not runtime.is_first():
-        return e, sources, [], None
+        branch.check(state.params, state.training, e.model.saved())
+    if health is None:
+        return e, sources, []
     data_identity.save(e.model_dir, identity, tokenizer.files)
-    health = HealthWriter(e.model_dir, log, alarms)
-    return e, sources, [TensorBoardWriter(e.model_dir), health], health
+    return e, sources, [TensorBoardWriter(e.model_dir), health]
 
 
 def run(
@@ -191,7 +197,7 @@ def run(
 
     from jaxllm.data.loader import Loader
     from jaxllm.data.repetition import check_epochs
-    from jaxllm.report.alarms import watching
+    from jaxllm.report.alarms import HealthWriter, watching
     from jaxllm.training.experiment import check_evaluators, make_evaluators
     from jaxllm.training.loop import train
     from jaxllm.training.progress import Progress
@@ -199,22 +205,23 @@ def run(
     from jaxllm.training.stages import Stage, epochs
 
     progress = Progress(experiment.train.steps, 30.0 if runtime.is_first() else math.inf)
-    e, sources, writers, health = open_run(experiment, mesh, progress.log, weights)
-    sampling = partial(sample, e, sources)
-    evaluators = make_evaluators(e, mesh, scoring, sampling) if scoring.names else []
-    costs = check_evaluators(evaluators) if scoring.every else []
-    hosts = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-    none = [None] * len(sources)
-    stages = [
-        Stage(stage, source, evaluator, partial(Loader, source, stage.data.batch_size, **hosts))
-        for stage, source, evaluator in zip(e.stages, sources, evaluators or none, strict=True)
-    ]
-    repeated = check_epochs(epochs(stages), e.train.steps)
-    for line in [*repeated, *costs] if runtime.is_first() else ():
-        progress.log(line)
-    config, stuck = gin.operative_config_str(), "no step for TrainConfig.watchdog_minutes"
-    on_hang = partial(health.tell_of_run, "hangs", stuck) if health else None
+    health = HealthWriter(experiment.model_dir, progress.log) if runtime.is_first() else None
     with watching([health] if health else []):
+        e, sources, writers = open_run(experiment, mesh, health, weights)
+        sampling = partial(sample, e, sources)
+        evaluators = make_evaluators(e, mesh, scoring, sampling) if scoring.names else []
+        costs = check_evaluators(evaluators) if scoring.every else []
+        hosts = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+        none = [None] * len(sources)
+        stages = [
+            Stage(stage, source, evaluator, partial(Loader, source, stage.data.batch_size, **hosts))
+            for stage, source, evaluator in zip(e.stages, sources, evaluators or none, strict=True)
+        ]
+        repeated = check_epochs(epochs(stages), e.train.steps)
+        for line in [*repeated, *costs] if runtime.is_first() else ():
+            progress.log(line)
+        config, stuck = gin.operative_config_str(), "no step for TrainConfig.watchdog_minutes"
+        on_hang = partial(health.tell_of_run, "hangs", stuck) if health else None
         return train(e, mesh, stages, [*held, *writers], config, progress, timer, on_hang)
 
 
@@ -233,7 +240,8 @@ def train_stack(
 
     from jaxllm.data.corpora import resolve
     from jaxllm.evaluation.config import EvalConfig
-    from jaxllm.report.alarms import watching
+    from jaxllm.report.alarms import HealthWriter, watching
+    from jaxllm.report.delivery import close_all
     from jaxllm.run.lease import lease
     from jaxllm.run.run import Run
     from jaxllm.sharding.mesh import MeshConfig, stack_mesh
@@ -266,13 +274,11 @@ def train_stack(
         try:
             Run.create(e.model_dir)
             held = leases.enter_context(lease(e.model_dir, progress.log))
-            mesh, weights = stack_mesh(1), resolve(e.data)
-            e, (source,), writers, health = open_run(e, mesh, progress.log, weights)
+            health = watched[e.model_dir] = HealthWriter(e.model_dir, progress.log)
+            e, (source,), writers = open_run(e, stack_mesh(1), health, resolve(e.data))
         except UserError as error:
             leave(e.model_dir, error)
             continue
-        assert health  # of the first host, which is the only one
-        watched[e.model_dir] = health
         one = stacked.StackedRun(e, source, [*held, *writers], gin.operative_config_str())
         by_step.setdefault(e.newest_step(), []).append(one)
     stacked.check_alike([one.experiment for group in by_step.values() for one in group])
@@ -283,6 +289,7 @@ def train_stack(
                 mesh = stack_mesh(len(group))
                 outcome = stacked.train_stack(group, scoring, mesh, progress, timer, leave)
             finished, code = outcome.finished, INTERRUPTED if outcome.interrupted else 1
+    close_all([one for writer in watched.values() for one in writer.deliveries])
     for model_dir, reason in failed.items():
         print(f"error: {model_dir}: {reason}")
     return 0 if finished and not failed else code

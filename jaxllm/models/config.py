@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
@@ -23,6 +24,10 @@ Remat = Literal["none", "minimal", "attention", "residual", "full"]
 REMAT_POLICIES: tuple[Remat, ...] = get_args(Remat)
 BIASES = ("qkv", "attention_output", "mlp")
 MAX_LAYERS = 10_000  # names are made for each
+# Fields that may change during a run: they affect how a model is run, not what it computes.
+EXECUTION_FIELDS = frozenset(
+    {"dtype", "param_dtype", "quantization", "init_stddev", "remat", "scan_layers", "max_length"}
+)
 
 
 @gin.configurable
@@ -190,6 +195,11 @@ class ModelConfig:
                 f"rotary_fraction = {self.quirks.rotary_fraction} leaves it {self.rotary_dim} of "
                 f"{self.head_size} dimensions"
             )
+
+    def saved(self) -> dict[str, Any]:
+        """The config as JSON in a checkpoint, without the execution fields."""
+        fields: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        return {name: value for name, value in fields.items() if name not in EXECUTION_FIELDS}
 
     @property
     def kv_heads(self) -> int:

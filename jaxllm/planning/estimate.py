@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from jaxllm.models.config import ModelConfig
 from jaxllm.planning.hlo import total
 from jaxllm.planning.program import Costs, Program
 from jaxllm.planning.targets import Target
@@ -84,17 +85,25 @@ def _kernel_flops(experiment: Experiment, target: Target) -> float:
     """FLOPs of attention kernels, which the compiler does not count; 0 where no kernel runs.
 
     Forward 2 matmuls over T x T / 2 scores, backward 5 (the scores are recomputed); a remat policy
-    that does not save the kernel's output runs the forward once more.
+    that does not save the kernel's output runs the forward once more. DoReMi runs that of its
+    reference, and with microbatches its own once more.
     """
     if target.devices[0].platform != "tpu":
         return 0.0
-    model, length = experiment.model, experiment.data.sequence_length
+    e, length = experiment, experiment.data.sequence_length
+    product = _product(e.model, length) * (9 if e.model.remat in ("residual", "full") else 7)
+    if e.reference:
+        again = _product(e.model, length) if e.train.gradient_accumulation > 1 else 0.0
+        product += 2 * (_product(e.reference, length) + again)
+    return product * e.tokens_per_step
+
+
+def _product(model: ModelConfig, length: int) -> float:
+    """FLOPs of a token of one of a kernel's matmuls, in all layers; 0 where no kernel runs."""
     plain = model.position_embedding != "alibi" and (
         not any(model.sliding_window_pattern) or model.uniform_window is not None
     )
     if not plain or length % 128:
         return 0.0
     keys = min(model.uniform_window or length, (length + 1) / 2)
-    product = 2 * model.num_layers * model.num_heads * model.head_size * keys
-    products = 7 + (2 if model.remat in ("residual", "full") else 0)
-    return product * products * experiment.tokens_per_step
+    return 2.0 * model.num_layers * model.num_heads * model.head_size * keys

@@ -6,6 +6,7 @@ import dataclasses
 import re
 import sys
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +21,7 @@ from jaxllm.models.decoder import abstract_params, hidden_states
 from jaxllm.planning.hlo import Traffic, total, traffic
 from jaxllm.sharding.rules import abstract_sharded, batch_sharding, partitioning
 from jaxllm.sharding.xla_flags import mesh_options
+from jaxllm.training.domain_weights import of_config
 from jaxllm.training.experiment import Experiment
 from jaxllm.training.learning_rate import make_schedule
 from jaxllm.training.state import abstract_state
@@ -69,9 +71,12 @@ def compile_update(
     tell(f"compiling the update of {e.model.num_layers} layer(s) on {mesh.size} device(s)")
     lowered = lower_train_step(
         e.model, optimizer, make_schedule(e.schedule, e.train.steps), mesh,
-        abstract_state(e.model, optimizer, mesh), batch_size=e.data.batch_size,
-        length=e.data.sequence_length, num_domains=1, accumulation=e.train.gradient_accumulation,
-        z_loss=e.train.z_loss, loss_chunk_tokens=loss_chunk_tokens,
+        abstract_state(e.model, optimizer, mesh, 1 if e.reference else 0, e.train.skip),
+        batch_size=e.data.batch_size, length=e.data.sequence_length, num_domains=1,
+        accumulation=e.train.gradient_accumulation, z_loss=e.train.z_loss,
+        loss_chunk_tokens=loss_chunk_tokens, skip=e.train.skip,
+        domain_weights=of_config(e.train.domain_weights, [""], e.reference),
+        reference=e.reference and abstract_sharded(mesh, abstract_params(e.reference)),
     )  # fmt: skip
     program = _compile(lowered, mesh, slices, {**mesh_options(mesh)})
     return program._replace(activations=saved_activations(e, mesh))
@@ -133,18 +138,22 @@ class Costs(NamedTuple):
     dcn_bytes: float  # sent between slices
 
     @classmethod
-    def of_layers(cls, layers: int, one: Program, two: Program, times: int = 1) -> Costs:
-        """`times` the cost at `layers` layers, linear in the depth, from that of one and of two."""
+    def of_layers(cls, one: Program, *deeper: tuple[int, Program], times: int = 1) -> Costs:
+        """`times` the cost of models of one layer each, made linearly as deep as they are: for each
+        its number of layers, and the program in which it has two.
+        """
 
-        def linear(a: float, b: float) -> float:
-            return times * (a + (layers - 1) * (b - a))
+        def linear(cost: Callable[[Program], float]) -> float:
+            more = [(layers - 1) * (cost(two) - cost(one)) for layers, two in deeper]
+            return times * (cost(one) + sum(more))
 
+        known = all(program.seconds for program in (one, *(two for _, two in deeper)))
         return cls(
-            linear(one.flops, two.flops),
-            linear(one.hbm_bytes, two.hbm_bytes),
-            linear(one.seconds, two.seconds) if one.seconds and two.seconds else None,
-            linear(total(one.traffic, "ici"), total(two.traffic, "ici")),
-            linear(total(one.traffic, "dcn"), total(two.traffic, "dcn")),
+            linear(lambda program: program.flops),
+            linear(lambda program: program.hbm_bytes),
+            linear(lambda program: program.seconds or 0.0) if known else None,
+            linear(lambda program: total(program.traffic, "ici")),
+            linear(lambda program: total(program.traffic, "dcn")),
         )
 
 
@@ -168,25 +177,30 @@ def measure_scorer(
         lowered = scoring_program(model, mesh, chunk_tokens=rows * targets).lower(params, batch)
         return _compile(lowered, mesh, slices, {})
 
-    return Costs.of_layers(experiment.model.num_layers, at(1), at(2))
+    return Costs.of_layers(at(1), (experiment.model.num_layers, at(2)))
 
 
 def measure_costs(experiment: Experiment, mesh: Mesh, slices: int = 1) -> Costs:
-    """The cost of a step from two shallow programs; OutOfDeviceMemory if they do not fit.
+    """The cost of a step from shallow programs; OutOfDeviceMemory if they do not fit.
 
-    The compiler counts a loop's body once. So one layer and two are compiled without a loop over
-    layers and with unchunked loss; their difference is the cost of a layer. One microbatch is
-    measured.
+    The compiler counts a loop's body once. So one layer and two, also of DoReMi's reference, are
+    compiled without a loop over layers and with unchunked loss; their difference is the cost of a
+    layer. One microbatch is measured; with DoReMi as one of two, as it scores each once more.
     """
-    microbatches = experiment.train.gradient_accumulation
-    batch_size = experiment.data.batch_size // microbatches
-    data = dataclasses.replace(experiment.data, batch_size=batch_size)
-    train = dataclasses.replace(experiment.train, gradient_accumulation=1)
+    e, reference, count = experiment, experiment.reference, experiment.train.gradient_accumulation
+    measured = min(2, count) if reference else 1
+    data = dataclasses.replace(e.data, batch_size=e.data.batch_size // count * measured)
+    train = dataclasses.replace(e.train, gradient_accumulation=measured)
+    tokens = data.batch_size * data.sequence_length
+    of = lambda model, depth: dataclasses.replace(model, num_layers=depth, scan_layers=False)
 
-    def at(depth: int) -> Program:
-        model = dataclasses.replace(experiment.model, num_layers=depth, scan_layers=False)
-        shallow = dataclasses.replace(experiment, model=model, data=data, train=train)
-        tokens = batch_size * data.sequence_length
+    def at(depth: int, of_reference: int = 1) -> Program:
+        models = of(e.model, depth), reference and of(reference, of_reference)
+        shallow = dataclasses.replace(
+            e, model=models[0], reference=models[1], data=data, train=train
+        )
         return compile_update(shallow, mesh, slices, loss_chunk_tokens=tokens)
 
-    return Costs.of_layers(experiment.model.num_layers, at(1), at(2), microbatches)
+    deeper = [(e.model.num_layers, at(2))]
+    deeper += [(reference.num_layers, at(1, 2))] if reference else []
+    return Costs.of_layers(at(1), *deeper, times=count)

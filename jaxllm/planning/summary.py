@@ -109,6 +109,9 @@ class Plan(NamedTuple):
     def text(self, timed: bool) -> str:
         """The plan for a terminal."""
         lines = [header(self.experiment, self.target, self.shape)]
+        if reference := self.experiment.reference:
+            size = f"{reference.num_params:,} parameters, {reference.num_layers} layers"
+            lines.append(f"reference   {size}: a forward pass of each batch (DoReMi)")
         if program := self.program:
             peak, limit = program.peak, self.hbm_bytes
             of = f" of {limit / GIB:.0f} GiB ({peak / limit:.0%})" if limit else ""

@@ -74,22 +74,27 @@ class HealthWriter:
         self._run, self._say = Run(model_dir), say
         self._watch, self._broken, self._lock = Watch(), False, threading.Lock()
         self.deliveries = deliveries(config or AlarmConfig(), say)
-        self._step: int | None = None  # of the newest measurements; None before the run begins
+        # of the newest measurements, or of the newest checkpoint; None once the run has stopped
+        self._step: int | None = max((entry.step for entry in self._run.entries()), default=0)
+        self._begun = False  # in this process
         self._of_run: dict[str, tuple[str, float]] = {}  # by subject: reason, step to be passed
 
     def begin(self, step: int) -> None:
         """Restore the checks and alarms of up to `step`; a rollback to there is an alarm."""
         self._step, self._watch, self._broken = step, type(self._watch)(), False
+        self._begun = True
         self._report(lambda: self._restore(step))
 
     def tell_of_run(self, subject: str, reason: str) -> None:
-        """Report that the run `stopped`, or `hangs`, if it has begun; any thread may call it."""
+        """Report that the run `stopped`, or `hangs`; any thread may call it."""
         if (step := self._step) is not None:
             self._report(lambda: self._alarm(subject, reason, step))
 
     def stopped(self, error: Exception) -> None:
         """Report at last that the run stopped with an error, unless another process has it now."""
         if not isinstance(error, LeaseLost):
+            if not self._begun:  # what an earlier start has told
+                self._report(self._restore_own)
             self.tell_of_run("stopped", one_line(error) or type(error).__name__)
         self._step = None
 
@@ -160,7 +165,15 @@ class HealthWriter:
         self._say(text)
         for delivery in self.deliveries:
             delivery.send({"run": self._run.path.name, "text": text, **row})
-        self._run.alarm_lines.append(row)
+        if self._begun or step:  # else the directory is left as it is
+            self._run.alarm_lines.append(row)
+
+    def _restore_own(self, alarms: Mapping[tuple[str, str], Any] | None = None) -> list[Check]:
+        """Restore the alarms of the run itself; by default from the file."""
+        alarms = active(self._run.alarm_lines.read()[0]) if alarms is None else alarms
+        own = {subject: row for (name, subject), row in alarms.items() if name == RUN}
+        self._of_run = {s: (row["reason"], row["at"] or row["step"]) for s, row in own.items()}
+        return []
 
     def _restore(self, seen: int) -> list[Check]:
         """Replay metrics, scores and alarms of up to `seen`; return what is new by going on there.
@@ -171,7 +184,8 @@ class HealthWriter:
         lines.keep_until(sys.maxsize)  # drops what a kill has left of a line
         rows = lines.read()[0]
         resumed = {"step": seen, "check": RUN, "state": "resumed", "reason": reason}
-        before, alarms, self._of_run = active(rows), active([*rows, resumed]), {}
+        before, alarms = active(rows), active([*rows, resumed])
+        self._restore_own(alarms)
         if any(row["step"] > seen and row["check"] != RUN for row in rows):
             lines.append(resumed)
         for row in self._run.metrics_lines.read()[0]:
@@ -181,9 +195,7 @@ class HealthWriter:
         for _, records in stored[stored.primary & (stored.step <= seen)].groupby("step"):
             self._watch.on_scores(records, check=False)
         for (name, subject), row in alarms.items():
-            if name == RUN:
-                self._of_run[subject] = row["reason"], row["at"] or row["step"]
-            else:
+            if name != RUN:
                 self._watch.restore(name, subject, row["tokens"])
         gone = [key for key in before if key not in alarms]
         new = [Check(name, reason=reason, subjects=(s,) if s else ()) for name, s in gone]

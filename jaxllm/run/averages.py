@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxllm.errors import UserError
 from jaxllm.io import new_directory
-from jaxllm.run.checksums import with_checksums
+from jaxllm.run.checksums import of_arrays, with_checksums
 from jaxllm.run.layout import MODEL, TOKENIZERS, TRAINING
 from jaxllm.run.manifest import AVERAGE, ManifestEntry
 from jaxllm.run.restore import SavedArrays, saved_json
@@ -131,7 +131,7 @@ def _write(
             params = unflatten_dict(dict(arrays(group)), sep="/")
             with ocp.Checkpointer(ocp.CompositeCheckpointHandler(MODEL)) as checkpointer:
                 saved = ocp.args.Composite(**{MODEL: ocp.args.StandardSave(params)})
-                sums = with_checksums({}, {MODEL: params})
+                sums = with_checksums({}, of_arrays({MODEL: params}))
                 path = written.layout.checkpoint(entry.step)
                 checkpointer.save(path, saved, custom_metadata=sums)
             steps = ", ".join(str(member.step) for member in group)

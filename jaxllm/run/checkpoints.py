@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 from jaxllm.io import JsonLines, disk_errors
 from jaxllm.run import manifest
 from jaxllm.run.checkpoint_schedule import CheckpointConfig, preserved
-from jaxllm.run.checksums import with_checksums
+from jaxllm.run.checksums import of_arrays, with_checksums
 from jaxllm.run.layout import MODEL, TRAINING, Layout
 from jaxllm.run.manifest import ManifestEntry
 from jaxllm.run.restore import check_readable
@@ -66,7 +66,7 @@ class CheckpointWriter:
             self._manifest.append(dataclasses.asdict(entry))
         items = {MODEL: params, TRAINING: training}
         saves = ocp.args.Composite(**{k: ocp.args.StandardSave(v) for k, v in items.items()})
-        metadata = with_checksums(custom_metadata, items)
+        metadata = with_checksums(custom_metadata, of_arrays(items))
         with self._disk_errors():
             self._manager.save(entry.step, args=saves, custom_metadata=metadata)
         if not self._proven:

@@ -25,9 +25,9 @@ def array_name(key: tuple[Any, ...]) -> str:
     return "/".join(map(str, names))
 
 
-def with_checksums(metadata: Mapping[str, Any], tree: Any) -> dict[str, Any]:
+def with_checksums(metadata: Mapping[str, Any], sums: Mapping[str, int]) -> dict[str, Any]:
     """The JSON of a checkpoint with the checksums of its arrays, and its own."""
-    known = {**metadata, _ARRAYS: of_arrays(tree)}
+    known = {**metadata, _ARRAYS: sums}
     return known | {_JSON: _crc(known)}
 
 
@@ -51,7 +51,7 @@ def of_arrays(tree: Any) -> dict[str, int]:
     """The checksum of each array of a tree, by name; all processes must call it."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     # One at a time: programs with collectives that run at once can deadlock on CPU devices.
-    return {array_name(key): int(_sum(leaf)) for key, leaf in leaves}
+    return {array_name(key): int(checksum(leaf)) for key, leaf in leaves}
 
 
 def _crc(known: Mapping[str, Any]) -> int:
@@ -65,10 +65,12 @@ def _mixed(word: jax.Array) -> jax.Array:
 
 
 @jax.jit
-def _sum(array: jax.Array) -> jax.Array:
+def checksum(array: Any, first: int = 0) -> jax.Array:
+    """The checksum of an array, uint32; or that of its rows from `first` on, which add up to it."""
     bits = 8 * array.dtype.itemsize
     words = array.astype(jnp.uint8) if array.dtype == bool else array.view(f"uint{bits}")
     index = jnp.zeros(array.shape, jnp.uint32)
     for axis, size in enumerate(array.shape):
-        index = index * size + jax.lax.broadcasted_iota(jnp.uint32, array.shape, axis)
+        place = jax.lax.broadcasted_iota(jnp.uint32, array.shape, axis)
+        index = index * size + place + (0 if axis else jnp.uint32(first))
     return jnp.sum(_mixed(words.astype(jnp.uint32) ^ _mixed(index)), dtype=jnp.uint32)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import json
 import os
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -32,10 +31,6 @@ if TYPE_CHECKING:
     from jaxllm.run.branch import Branch
 
 VOCAB_MULTIPLE = 64
-# Fields that may change during a run: they affect how a model is run, not what it computes.
-EXECUTION_FIELDS = frozenset(
-    {"dtype", "param_dtype", "quantization", "init_stddev", "remat", "scan_layers", "max_length"}
-)
 
 
 class Position(NamedTuple):
@@ -69,6 +64,7 @@ class Experiment:
     checkpoints: CheckpointConfig
     start: Position = BEGINNING  # of a later stage, where the one before ends
     number: int = 0  # of a stage, from 1
+    reference: ModelConfig | None = None  # of DoReMi, in a plan of the run
 
     @classmethod
     def configured(cls, model_dir: str | None = None) -> Experiment:
@@ -235,11 +231,6 @@ class Experiment:
         if self.train.stages:
             return tuple(step for stage in self.stages for step in stage.scheduled_steps)
         return scheduled_steps(self.checkpoints, self.train.steps, self.start.step)
-
-    def saved_model(self) -> dict[str, Any]:
-        """The model config as JSON, without the execution fields."""
-        fields: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self.model)))
-        return {name: value for name, value in fields.items() if name not in EXECUTION_FIELDS}
 
     def bytes_to_come(self, checkpoint_bytes: int, step: int) -> int:
         """Upper bound on the bytes that the checkpoints after `step` will need."""

@@ -21,6 +21,7 @@ from jaxllm.run.manifest import ManifestEntry, code_version
 from jaxllm.run.restore import RestoredCheckpoint
 from jaxllm.run.run import Resumed, Run
 from jaxllm.run.times import GoodputTimer, TimeBreakdown
+from jaxllm.runtime import on_any_process
 from jaxllm.training.domain_weights import of_config
 from jaxllm.training.experiment import BEGINNING, Experiment, Position
 from jaxllm.training.learning_rate import make_schedule
@@ -91,7 +92,9 @@ def train(
                     experiment, mesh, stages, writers, stop, progress, timer, on_hang
                 ) as run:
                     run.begin(config_text)
-                    return run.train(stages)._replace(interrupted=preemption.interrupted)
+                    finished = run.train(stages)
+                    preemption.release()
+                    return run.finish(finished, preemption.interrupted)
             except Diverged as diverged:
                 roll_back(Run(model_dir), experiment.train.rollback, diverged, progress.log)
             timer = GoodputTimer()  # as of a new process
@@ -143,11 +146,11 @@ class Trainer:
         newest = max((entry.step for entry in self._run.available()), default=-1)
         self._run.check_space(e.bytes_to_come(num_bytes(abstract), newest))
         arrays, log = (abstract.params, abstract.training), self._progress.log
-        resumed = self._run.resume(*arrays, lambda step: e.at(step).saved_model(), log)
+        resumed = self._run.resume(*arrays, lambda step: e.at(step).model.saved(), log)
         restored = resumed.checkpoint if resumed else None
         self.start, branch = BEGINNING, None if resumed else e.branch()
         if branch:
-            restored = branch.begin(self._run, e.run_info, *arrays, e.saved_model())
+            restored = branch.begin(self._run, e.run_info, *arrays, e.model.saved())
             log(f"{e.model_dir} begins at {branch.name}")
         if resumed:
             self._timer.previous = resumed.previous
@@ -170,8 +173,8 @@ class Trainer:
         with contextlib.suppress(*echoes), contextlib.closing(self._checkpoints):
             self._profile.close()
 
-    def train(self, stages: Sequence[Stage]) -> Outcome:
-        """Train to the last step from where the run is."""
+    def train(self, stages: Sequence[Stage]) -> bool:
+        """Train to the last step from where the run is; return whether no signal came before."""
         steps, timer = self._experiment.train.steps, self._timer
         state = self.restored_or_new_state()
         self.score_missing(state)
@@ -201,9 +204,8 @@ class Trainer:
                         self.score(state)
         if self.log.saved != self.step:
             self.save(state, "preempted")
-        self.finish()
-        finished = self.step >= steps and not self._should_stop()
-        return Outcome(self.step, finished, timer.total(), timer.run(), self.restarts)
+        # no host goes on to its end while another one may still be asked to stop
+        return self.step >= steps and not on_any_process(self._should_stop())
 
     def begin(self, text: str | None) -> None:
         """Write config.gin, log what it changes for the coming steps, and begin the writers."""
@@ -297,7 +299,7 @@ class Trainer:
             metadata = {
                 **self.log.custom_metadata(),
                 "time": dataclasses.asdict(self._timer.run()),
-                "model": self._stage.experiment.saved_model(),
+                "model": self._stage.experiment.model.saved(),
                 **({"skip": state.skip.to_json()} if state.skip else {}),
             }
             self._checkpoints.save(entry, state.params, state.training, metadata)
@@ -336,13 +338,15 @@ class Trainer:
             f"evaluation is {total.evaluation / total.wall:.0%} of the time so far"
         )
 
-    def finish(self) -> None:
+    def finish(self, finished: bool = True, interrupted: bool = False) -> Outcome:
         """Wait for the last save, and record the time of the run so far."""
         self._flush()
         with self._timer.measure("checkpoint"):
             self._checkpoints.wait()
         if jax.process_index() == 0:
             self._run.note_stop(self.step, self._timer.run())
+        times = self._timer.total(), self._timer.run()
+        return Outcome(self.step, finished, *times, self.restarts, interrupted)
 
     def _flush(self) -> None:
         """Store lines and events; UserError before that if the lease, the first, is lost."""

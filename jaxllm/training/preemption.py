@@ -24,14 +24,20 @@ class Preemption:
         self.interrupted = False  # whether it was Ctrl-C, here
         self._flag = False
         self._calls = 0
+        self._alone = jax.process_count() == 1
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Preemption:
         # On several hosts JAX has its own handler of SIGTERM, which ours would replace.
-        for number in (SIGINT, SIGHUP, SIGTERM) if jax.process_count() == 1 else (SIGINT, SIGHUP):
+        for number in (SIGINT, SIGHUP, SIGTERM) if self._alone else (SIGINT, SIGHUP):
             if signal.getsignal(number) != signal.SIG_IGN:
                 self._previous[number] = signal.signal(number, self._note)
         return self
+
+    def release(self) -> None:
+        """Leave JAX's service: once `requested` is called no more, a signal makes hosts wait."""
+        self._alone = True
+        self._previous.setdefault(SIGTERM, signal.signal(SIGTERM, self._note))
 
     def __exit__(self, *_: Any) -> None:
         for number, handler in self._previous.items():
@@ -39,7 +45,7 @@ class Preemption:
 
     def requested(self) -> bool:
         """Whether to save and stop now."""
-        if jax.process_count() > 1 and not self._flag:
+        if not (self._alone or self._flag):
             self._calls += 1
             self._flag = multihost_utils.reached_preemption_sync_point(self._calls)
         return self._flag
@@ -50,7 +56,7 @@ class Preemption:
             # `print` may have been interrupted inside, and cannot be called again
             clear = b"\r\x1b[K" if sys.stderr.isatty() else b""
             os.write(2, clear + b"Ctrl-C: saves and ends; once more ends at once\n")
-        if jax.process_count() == 1:
+        if self._alone:
             self._flag = True
         else:
             os.kill(os.getpid(), SIGTERM)

@@ -6,7 +6,7 @@ An outlier lies above a limit that the window's own outliers hardly move,
 
 of the last accepted values. What is rejected stays out of the window; after `longest` outliers in
 a row the next one is accepted and the window begins with it, so that a shift of the level becomes
-the new normal. State is selected, not multiplied: 0 · NaN would be NaN.
+the new normal.
 
 Data, step and learning rate go on; parameters, moments, their bias corrections and averages do not.
 """
@@ -92,12 +92,6 @@ def clip(gradients: Any, grad_norm: Array, verdict: Verdict) -> Any:
     """Scale the gradients of an outlier to the limit of their norm."""
     scale = jnp.where(verdict.normal, 1.0, verdict.limits[1] / grad_norm)
     return jax.tree.map(lambda g: (g * scale).astype(g.dtype), gradients)
-
-
-def select(applied: Array, new: Any, old: Any) -> Any:
-    """`new` where a step is applied, else `old`; schedules of the learning rate are always new."""
-    choose = lambda new, old: new if _is_schedule(new) else jnp.where(applied, new, old)
-    return jax.tree.map(choose, new, old, is_leaf=_is_schedule)
 
 
 def pass_over(state: Any) -> Any:

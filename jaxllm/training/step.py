@@ -123,26 +123,32 @@ def make_update(
         with partitioning(mesh):
             gradients, (loss_sums, z_loss_sum, learned) = gradients_of(state, batch, reference)
             weight_sums, grad_norm = by_domain(batch, num_domains), optax.global_norm(gradients)
-            verdict = window = None
+            verdict = None
             if skip:
                 loss = jnp.sum(loss_sums) / jnp.maximum(jnp.sum(weight_sums), 1e-30)
                 verdict, window = skipping.judge(skip, state.skip, loss, grad_norm)
+                state = state._replace(skip=window)
                 if skip.rule == "clip":
                     gradients = skipping.clip(gradients, grad_norm, verdict)
-            updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-            params = optax.apply_updates(state.params, updates)
-            if verdict:
-                old, new = state[1:4], (params, opt_state, learned)
-                params, opt_state, learned = skipping.select(verdict.applied, new, old)
-        shown = learned and learned._asdict()
+
+            def updated(state: TrainState) -> TrainState:
+                updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+                params = optax.apply_updates(state.params, updates)
+                return TrainState(state.step + 1, params, opt_state, learned, state.skip)
+
+            if verdict:  # not by `where`, for which XLA copies the whole state
+                new = jax.lax.cond(verdict.applied, updated, skipping.pass_over, state)
+            else:
+                new = updated(state)
+        shown = learned and new.domain_weights._asdict()
         if isinstance(domain_weights, WeightTable):
             shown = {"domain_weight": domain_weights.at(state.step)}
         rate = jnp.asarray(schedule(state.step), jnp.float32)
         metrics = StepMetrics(
-            loss_sums, weight_sums, z_loss_sum, grad_norm, optax.global_norm(params), rate,
+            loss_sums, weight_sums, z_loss_sum, grad_norm, optax.global_norm(new.params), rate,
             domain_weights=shown, skip=verdict,
         )  # fmt: skip
-        return TrainState(state.step + 1, params, opt_state, learned, window), metrics
+        return new, metrics
 
     def gradients_of(state: TrainState, batch: Batch, reference: Any) -> tuple[Any, Any]:
         """Gradients; and losses by domain, z-loss and the domain weights that DoReMi learns."""

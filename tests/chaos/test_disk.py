@@ -40,6 +40,7 @@ def remount(path: Path, options: str) -> None:
 
 def error_of(output: str) -> str:
     """The one line of an error."""
+    assert "Traceback" not in output, output
     (line,) = (line for line in output.splitlines() if line.startswith("error: "))
     return line
 

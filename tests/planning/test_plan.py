@@ -1,5 +1,6 @@
 """`python -m jaxllm.plan` as its users run it."""
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -16,17 +17,21 @@ from jaxllm import cli
 from jaxllm import plan as command
 from jaxllm.errors import UserError
 from jaxllm.evaluation.config import EvalConfig
+from jaxllm.models.config import ModelConfig
 from jaxllm.planning import search, targets
 from jaxllm.planning.bill import Bill
-from jaxllm.planning.program import Costs
+from jaxllm.planning.program import Costs, measure_costs
 from jaxllm.planning.summary import Plan, plan_text
 from jaxllm.sharding.chips import chip_of
-from jaxllm.sharding.mesh import MeshConfig
+from jaxllm.sharding.mesh import MeshConfig, make_mesh
 from jaxllm.training.experiment import Experiment
 from tests.conftest import REPOSITORY
 from tests.devices import QUICK
 from tests.planning.tiny import TINY
 
+MODEL = ModelConfig(
+    vocab_size=1024, num_layers=5, embed_dim=128, mlp_dim=512, num_heads=2, max_length=64
+)
 needs_tpu_compiler = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed"
 )
@@ -54,12 +59,12 @@ def plan(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     return run
 
 
-def planned(*flags: str, devices: int = 8, timed: bool = False) -> list[Plan]:
+def planned(*flags: str, devices: int = 8, timed: bool = False, **more: Any) -> list[Plan]:
     """The plan of each stage on so many of the virtual CPU devices."""
     cli.load_gin(cli.parse(cli.parser(""), [*TINY, *flags]))
     target = targets.Target("as if", jax.devices()[:devices], 1, None)
     return [
-        Plan.of(stage, target, MeshConfig(), timed, EvalConfig(), 1e9)
+        Plan.of(dataclasses.replace(stage, **more), target, MeshConfig(), timed, EvalConfig(), 1e9)
         for stage in Experiment.configured().stages
     ]
 
@@ -108,6 +113,32 @@ def test_all_stages_are_planned_and_billed_together(plan) -> None:
         for stage, bill in zip(experiment.stages, bills, strict=True)
     ]
     assert "all stages  30 steps, 81,920 tokens, expected 8.0 days" in plan_text(plans, timed=True)
+
+
+@pytest.mark.parametrize("microbatches", [4, pytest.param(1, marks=pytest.mark.slow)])
+def test_doremi_has_the_reference_models_forward_pass_in_its_plan(
+    microbatches: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A third of its training FLOPs; with microbatches a third of the proxy's as well. Its
+    parameters are in memory."""
+    weights = {"reference": "runs/none@1"}
+    (found,) = planned(
+        "--gin.ModelConfig.num_layers=3", "--gin.BATCH_SIZE=8", "--gin.SEQUENCE_LENGTH=64",
+        f"--gin.TrainConfig.gradient_accumulation={microbatches}",
+        f"--gin.TrainConfig.domain_weights={weights}", devices=1, reference=MODEL
+    )  # fmt: skip
+    e, mesh, model = found.experiment, make_mesh(MeshConfig(), found.target.devices), MODEL
+    own, plain = e.model, dataclasses.replace(e.train, domain_weights=None)
+    alone = measure_costs(dataclasses.replace(e, train=plain, reference=None), mesh)
+    scored = (model, own) if microbatches > 1 else (model,)
+    forward = sum(one.flops_per_token(64) for one in scored) / 3 * e.tokens_per_step
+    more = measure_costs(e, mesh).flops - alone.flops
+    assert more == pytest.approx(forward, rel=0.06)
+    state = 4 * (3 * own.num_params + model.num_params)
+    assert found.program and found.program.arguments == pytest.approx(state, rel=0.01)
+    assert f"reference   {model.num_params:,} parameters, 5 layers" in found.text(timed=False)
+    assert command.with_reference(e).reference == own  # as it is not trained yet
+    assert "runs/none: no such directory" in capsys.readouterr().err
 
 
 def test_activations_are_what_a_policy_keeps() -> None:

@@ -178,18 +178,23 @@ def test_a_run_that_stops_again_for_the_same_reason_is_one_alarm(tmp_path: Path)
     model_dir = tmp_path / "run"
     model_dir.mkdir()
     stop(model_dir, None, 0)
-    assert not (model_dir / "alarms.jsonl").exists(), "it had not begun"
+    assert not (model_dir / "alarms.jsonl").exists(), "it had not begun, but that is told"
     for _ in range(2):
         stop(model_dir, 50, 60)
         stop(model_dir, 50, 50)
     stop(model_dir, 50, 55, "NaN")
     stop(model_dir, 50, 58)
+    Run(model_dir).manifest_lines.append(dataclasses.asdict(dataclasses.replace(ENTRY, step=50)))
+    for reason in ("no space", "no bucket", "no bucket"):
+        stop(model_dir, None, 0, reason)  # a start that fails
     told = [(m["state"], m["step"], m["reason"]) for m in received(tmp_path / "got")]
     assert told == [
+        ("raised", 0, "no space"),
         ("raised", 60, "no space"),
         ("raised", 55, "NaN"),
         ("cleared", 56, "The run has passed step 55."),
         ("raised", 58, "no space"),
+        ("raised", 50, "no bucket"),
     ]
     Run(model_dir).write_config("TrainConfig.steps = 58")
     Run(model_dir).manifest_lines.append(dataclasses.asdict(dataclasses.replace(ENTRY, step=58)))

@@ -74,7 +74,7 @@ def test_the_sum_does_not_depend_on_the_mesh() -> None:
 
 
 def test_the_json_has_a_checksum_of_its_own() -> None:
-    known = with_checksums({"sums": {"code": 5.1}}, {"a": np.ones(3)})
+    known = with_checksums({"sums": {"code": 5.1}}, of_arrays({"a": np.ones(3)}))
     assert check_json(known)["sums"] == {"code": 5.1}
     assert check_json({"of an older version": 1}) == {"of an older version": 1}
     for damaged in ({}, None, known | {"sums": {"code": 5.2}}, known | {"mixed_checksums": {}}):

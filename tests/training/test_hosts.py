@@ -84,6 +84,17 @@ def test_a_run_wanders_over_two_one_four_and_two_hosts_and_is_bitwise_the_same(h
 
 
 @pytest.mark.slow
+def test_a_signal_after_the_last_save_makes_no_host_wait(home: Path) -> None:
+    """JAX's service of preemption would hold both for three minutes."""
+    hosts, stops = start(home, "ended", 2), home / "ended" / "restarts.jsonl"
+    wait_for(hosts, lambda: stops.exists() and '"stopped": {' in stops.read_text())
+    hosts[0].send_signal(signal.SIGTERM)
+    outputs = [host.communicate(timeout=120)[0] for host in hosts]
+    assert [host.returncode for host in hosts] == [0, 0], outputs
+    assert Run(home / "ended").available()[-1].step == STEPS
+
+
+@pytest.mark.slow
 def test_a_host_that_does_not_come_is_named(home: Path) -> None:
     hosts = start(home, "waiting", 4, "--initialization_timeout=15")
     for missing in (1, 3):

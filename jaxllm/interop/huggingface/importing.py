@@ -30,6 +30,7 @@ from jaxllm.interop.huggingface.checkpoint import (
 from jaxllm.interop.huggingface.fields import differences, to_model
 from jaxllm.io import fetched, is_remote, new_directory, read_json
 from jaxllm.models.config import ModelConfig, ParamDtype
+from jaxllm.run.checksums import checksum, with_checksums
 from jaxllm.run.layout import MODEL
 from jaxllm.run.manifest import IMPORTED, ManifestEntry, code_version
 from jaxllm.run.run import Run
@@ -130,7 +131,7 @@ def import_run(
         for published in series:
             written.manifest_lines.append(dataclasses.asdict(published.entry(model.param_dtype)))
             directory = Path(written.layout.checkpoint(published.step))
-            _save(directory, _streamed(published.checkpoint, model))
+            _save(directory, _streamed(published.checkpoint, model), model)
             of = published.checkpoint.directory
             print(f"step {published.step}  {published.tokens:,} tokens  from {of}")
         _write_files(written, run.path, newest.directory, source, model)
@@ -205,11 +206,17 @@ class _Streamed:
     def nbytes(self) -> int:
         return self.size * self.dtype.itemsize
 
+    @property
+    def checksum(self) -> int:
+        return sum(int(checksum(self.chunk(at), at)) for at in self.starts) % 2**32
 
-def _streamed(checkpoint: HFCheckpoint, model: ModelConfig) -> dict[str, Any]:
-    """The tree of parameters in the dtype of `model`; a chunk is a layer, or some rows."""
-    from flax.traverse_util import unflatten_dict
+    @property
+    def starts(self) -> range:
+        return range(0, self.shape[0], self.rows)
 
+
+def _streamed(checkpoint: HFCheckpoint, model: ModelConfig) -> dict[str, _Streamed]:
+    """The parameters by name, in the dtype of `model`; a chunk is a layer, or some rows."""
     dtype = DTYPES[model.param_dtype]
 
     def leaf(name: str, shape: tuple[int, ...]) -> _Streamed:
@@ -222,17 +229,17 @@ def _streamed(checkpoint: HFCheckpoint, model: ModelConfig) -> dict[str, Any]:
             shape, dtype, rows, lambda start: checkpoint.read(name, shape, dtype, part(start))
         )
 
-    leaves = {name: leaf(name, shape) for name, shape in parameter_shapes(model).items()}
-    return unflatten_dict(leaves, sep="/")
+    return {name: leaf(name, shape) for name, shape in parameter_shapes(model).items()}
 
 
-def _save(directory: Path, tree: dict[str, Any]) -> None:
-    """Save a tree of `_Streamed` as the model of a new checkpoint directory.
+def _save(directory: Path, arrays: dict[str, _Streamed], model: ModelConfig) -> None:
+    """Save arrays as the model of a new checkpoint directory, with checksums of what was read.
 
     Orbax itself needs every array in memory. Here it does the rest: names, metadata, the commit.
     """
     import orbax.checkpoint as ocp
     import tensorstore as ts
+    from flax.traverse_util import unflatten_dict
 
     class Handler(ocp.type_handlers.NumpyHandler):
         def __init__(self) -> None:
@@ -242,13 +249,15 @@ def _save(directory: Path, tree: dict[str, Any]) -> None:
             chunk = [value.rows, *value.shape[1:]]
             tspec = tspec | {"metadata": tspec["metadata"] | {"chunks": chunk}}
             store = ts.open(ts.Spec(tspec), create=True, open=True, context=ts_context).result()
-            for start in range(0, value.shape[0], value.rows):
+            for start in value.starts:
                 rows = store[start : min(start + value.rows, value.shape[0])]
                 # Waiting here, not in the event loop, holds only one chunk of one array in memory.
                 rows.write(value.chunk(start), can_reference_source_data_indefinitely=True).result()
 
     handlers = ocp.type_handlers.create_type_handler_registry((_Streamed, Handler()))
-    model = ocp.PyTreeCheckpointHandler(type_handler_registry=handlers)
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler(**{MODEL: model})) as checkpointer:
+    handler = ocp.PyTreeCheckpointHandler(type_handler_registry=handlers)
+    sums = {f"{MODEL}/{name}": array.checksum for name, array in arrays.items()}
+    known, tree = with_checksums({"model": model.saved()}, sums), unflatten_dict(arrays, sep="/")
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler(**{MODEL: handler})) as checkpointer:
         arguments = ocp.args.Composite(**{MODEL: ocp.args.PyTreeSave(tree)})
-        checkpointer.save(directory.absolute(), args=arguments)
+        checkpointer.save(directory.absolute(), args=arguments, custom_metadata=known)

@@ -11,6 +11,8 @@ import pytest
 from jaxllm import convert
 from jaxllm.interop.huggingface import importing, load
 from jaxllm.models.config import ModelConfig
+from jaxllm.run.checksums import of_arrays
+from jaxllm.run.restore import saved_json
 from jaxllm.run.run import Run
 from tests.interop.huggingface.helpers import (
     MODELS,
@@ -51,6 +53,9 @@ def test_logits_are_those_of_transformers_and_the_export_has_the_same_bytes(
     check_logits(config, params, model)
     restored = Run(tmp_path / "run").restore_params(7, config, mesh())
     jax.tree.map(np.testing.assert_array_equal, restored, params)
+    known = saved_json(Run(tmp_path / "run").layout, 7)  # what was streamed has the whole's sums
+    assert known["mixed_checksums"] == of_arrays({"model": params})
+    assert known["model"] == config.saved()
 
     to_hf(tmp_path / "run", tmp_path / "back", "--step=7", "--max_shard_size=60KB")
     assert tensors(tmp_path / "back") == tensors(tmp_path / "hf")
