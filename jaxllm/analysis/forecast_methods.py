@@ -44,6 +44,7 @@ _BENCHMARK_RUNS = 10.0
 _DAMPING = 0.75  # power of the tokens by which a run's own trend falls
 _SAMPLED = 10.0  # weight of a known standard error, in points
 _STRANGE = 0.4  # share of a gain that differs in models of e times the parameters
+_NUGGET = math.log(2)  # distance that runs of one size are apart, where none tells how they differ
 
 
 class Kernel(NamedTuple):
@@ -174,6 +175,8 @@ def forecast_batches(batches: list[Batch], level: float) -> list[tuple[Array, Ar
         batches, crossed, weights, spreads, scales, strict=True
     ):
         final = design(batch.size, batch.own.shape[1], batch.sizes, batch.times)
+        if not folds:
+            final = final._replace(distance=max(final.distance, _NUGGET))
         others = batch.finished.reshape(len(own), -1)[batch.task]
         points = np.concatenate([batch.own, others], axis=1)
         value = np.einsum("np,mp,nm->n", points, final.weights, own[batch.task])

@@ -1,6 +1,7 @@
 """The backtest reads nothing it should not, is calibrated, and reaches its target on Pythia."""
 
 import dataclasses
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from jaxllm.analysis.backtest import Backtest, backtest
 from jaxllm.analysis.baselines import BASELINES, by_size
 from jaxllm.analysis.benchmarks import OTHER_TASKS, benchmarks, pooled
-from jaxllm.analysis.forecast import ALONE, TRANSFER
+from jaxllm.analysis.forecast import ALONE, TRANSFER, aligned, predict
 from jaxllm.analysis.registry import Study
 from jaxllm.interop.importers import open_source
 from tests.analysis import published
@@ -179,6 +180,23 @@ def test_the_olmo_ladder_is_forecast_better_than_by_what_knows_the_sizes(shared_
     near = one_size_held_out(found).summary(["metric"]).iloc[0]
     assert near.reduction > 0.1 and 0.85 < near.coverage < 0.95
     assert found.summary(["far"]).coverage.between(0.85, 0.97).all()
+
+
+def test_a_single_twin_is_used_and_its_gain_not_taken_for_certain(shared_data: Path) -> None:
+    records = published.ladder(shared_data, "1B-*xC*")
+    known = [one for one in aligned(records[records.metric == "accuracy"])[0] if one.finished]
+    runs = sorted({one.curve.run for one in known})
+    of = {run: [one for one in known if one.curve.run == run] for run in runs}
+    tables = [
+        predict(of[run], of[twin], 0.3).assign(truth=[one.smooth().values[-1] for one in of[run]])
+        for run, twin in itertools.permutations(runs, 2)
+    ]
+    points = pd.concat(tables)
+    assert len(points) > 500 and (points.finished_runs == 1).all()
+    off = points[["forecast", "nearest_gain"]].sub(points.truth, axis=0).abs().mean()
+    assert off.forecast < off.nearest_gain
+    inside = (points.low <= points.truth) & (points.truth <= points.high)
+    assert 0.85 < inside.mean() < 0.97
 
 
 @pytest.mark.parametrize("run", ["Amber", "olmo-1b"])
