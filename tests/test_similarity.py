@@ -38,13 +38,13 @@ def test_states_after_a_layer_are_those_of_the_model_cut_there(changes) -> None:
     known = (tokens >= 0).astype(jnp.int32)
     places = jnp.broadcast_to(jnp.arange(6), (2, 6))
     batch = Batch(jnp.maximum(tokens, 0), tokens, known, places, known, known[:, 0])
-    found = layer_states(config, params, tokens)
+    found = jax.jit(layer_states, static_argnums=0)(config, params, tokens)
     assert found.shape == (3, 2, 6, config.embed_dim)
-    norm = Norm(config).apply
+    norm, whole = Norm(config).apply, jax.jit(hidden_states, static_argnums=0)
     for layers in (1, 2, 3):
         cut = dataclasses.replace(config, num_layers=layers)
         stacked = jax.tree.map(lambda leaf, n=layers: leaf[:n], params["layers"])
-        wanted = hidden_states(cut, params | {"layers": stacked}, batch)
+        wanted = whole(cut, params | {"layers": stacked}, batch)
         normed = norm({"params": params["final_norm"]}, found[layers - 1])
         np.testing.assert_allclose(normed[known == 1], wanted[known == 1], atol=2e-5)
 
@@ -127,10 +127,11 @@ def test_states_at_chosen_tokens_are_those_of_whole_documents(axes) -> None:
     text = token_set()
     chosen = np.array([25, 0, 13, 5, 7, 40, 19])  # none of document 2, in no order
     found = states_at(model, params, on, text, chosen)
+    states = jax.jit(layer_states, static_argnums=0)
     assert found.shape == (2, 7, 16) and found.dtype == np.float32
     for number, token in enumerate(chosen):
         own = text.tokens[text.documents == text.documents[token]][None, :LENGTH]
-        wanted = layer_states(model, params, jnp.asarray(own))[:, 0, text.positions[token]]
+        wanted = states(model, params, jnp.asarray(own))[:, 0, text.positions[token]]
         np.testing.assert_allclose(found[:, number], wanted, atol=1e-5)
 
 

@@ -209,7 +209,7 @@ def test_a_failing_chart_costs_its_card_only(tmp_path, monkeypatch, caplog) -> N
     def picture(chart, title, *args, **more):
         if title == "Gradient norm":
             raise ValueError("no such font")
-        return drawn(chart, title, *args, **more)
+        return drawn(chart, title, *args, **more | {"scale": 0.1})
 
     def dots(*_, **__):
         return alt.Chart(pd.DataFrame({"x": [1]})).mark_point(size=math.nan).properties(height=50)
