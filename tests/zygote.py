@@ -141,8 +141,8 @@ def _import_everything() -> None:
                 importlib.import_module(module.name)
     # Not in this process: it starts threads, which forks would miss.
     program = "import vl_convert; print(vl_convert.javascript_bundle(), end='')"
-    libraries = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
-    page.javascript_libraries = lambda: libraries.stdout
+    libraries = subprocess.check_output([sys.executable, "-c", program], text=True)
+    page.javascript_libraries = lambda: libraries
 
 
 def _become(question: dict[str, Any]) -> None:

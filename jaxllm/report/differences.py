@@ -36,16 +36,18 @@ def differences(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str
 def seeds(settings: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     """Groups of two or more runs whose settings are equal but for the seed, and a branch's parent.
 
-    The step at which a branch left it counts.
+    The step at which a branch left it counts. Of runs of one seed, as a run and its averages, the
+    first is in the group.
     """
-    groups: dict[str, list[str]] = {}
+    groups: dict[str, dict[str, str]] = {}
     for run, own in settings.items():
-        rest = {name: value for name, value in _flat(own).items() if not name.endswith("seed")}
+        rest = _flat(own)
+        seed = repr({name: rest.pop(name) for name in sorted(rest) if name.endswith("seed")})
         if parent := rest.get("TrainConfig.branch_from"):
             rest["TrainConfig.branch_from"] = str(parent).rpartition("@")[2]
         if rest:
-            groups.setdefault(repr(sorted(rest.items())), []).append(run)
-    return [runs for runs in groups.values() if len(runs) > 1]
+            groups.setdefault(repr(sorted(rest.items())), {}).setdefault(seed, run)
+    return [list(runs.values()) for runs in groups.values() if len(runs) > 1]
 
 
 def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:

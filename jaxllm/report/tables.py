@@ -204,10 +204,12 @@ def _read(sources: Sequence[Run | Results], notes: list[str]) -> list[RunData]:
 def _families(runs: list[RunData], seeds: list[list[str]]) -> list[RunData]:
     """The runs, with one family for those that differ in their seed alone and all others of it."""
     families = {run.name: str(run.records.family.iloc[-1]) for run in runs if len(run.records)}
-    joined: dict[str, str] = {}
-    for group in seeds:
-        names = sorted({families[run] for run in group if run in families})
-        joined |= {name: f"{names[0]}–{names[-1]}" for name in names if len(names) > 1}
+    groups: list[set[str]] = []
+    for seeded in seeds:
+        names = {families[run] for run in seeded if run in families}
+        names = names.union(*(group for group in groups if group & names))
+        groups = [*(group for group in groups if not group & names), names]
+    joined = {n: f"{min(group)}–{max(group)}" for group in groups if len(group) > 1 for n in group}
     return [
         dataclasses.replace(run, records=run.records.replace({"family": joined}))
         if families.get(run.name) in joined

@@ -70,7 +70,7 @@ def _read(
             "so the report leaves it out there."
         )
     same = [(run, losses) for run, losses, tokens in scored if tokens.fingerprint == usual]
-    ordered = sorted(same, key=lambda one: (_size(one[0]), one[0].name))
+    ordered = sorted(same, key=lambda one: (math.isnan(size := _size(one[0])), size, one[0].name))
     chosen = np.unique(np.linspace(0, len(ordered) - 1, RUNS).round().astype(int))
     if len(chosen) < len(ordered):
         notes.append(f"{name}: {len(chosen)} of {len(ordered)} runs are read, evenly by size.")

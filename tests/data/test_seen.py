@@ -226,7 +226,10 @@ def test_a_text_is_found_where_the_corpus_has_it(opened) -> None:
         (["--ngrams=notes:1x9"], "no trends after 20% of step 20: 2 of 2 checkpoints follow"),
         (["--ngrams=other:1x9"], "error: "),
         (["--memorized=memorization"], "not read        0.000  0.250               0.000"),
-        (["--memorized=memorization"], " 20  9      1.000             0.000   0.800  "),
+        (
+            ["--memorized=memorization"],
+            " 20  9      1.000             0.000   0.800          0.179",
+        ),
         (["--memorized=memorization", "--step=20"], "not read"),
         (["--memorized=other"], "has no results of other at step 40: python -m jaxllm.evaluate"),
         (["--by=x"], "error: --by=x is for --memorized"),

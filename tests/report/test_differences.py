@@ -1,7 +1,10 @@
 """What differs between the runs of a report: settings, mixtures, or the seed alone."""
 
+import pandas as pd
+
 from jaxllm.report import page, tables
 from jaxllm.report.differences import differences, seeds
+from jaxllm.report.token_runs import RunData
 from jaxllm.run.run import Run
 from tests.report.pages import Page
 from tests.simulated_run import simulate
@@ -49,6 +52,7 @@ def test_seeds_are_runs_that_differ_in_nothing_else(tmp_path) -> None:
         "c": settings(tmp_path, "c", 3, lr=2e-3),
         "d": long,
         "e": {"EvalConfig.tasks": "x" * 101},
+        "average of a": settings(tmp_path, "average", 1),
         "damaged": {},
         "imported": {},
     }
@@ -62,6 +66,14 @@ def test_branches_of_seeds_are_seeds_if_they_left_at_one_step(tmp_path) -> None:
 
     runs = {"a": branch(1, 40), "b": branch(2, 40), "c": branch(3, 50)}
     assert seeds(runs) == [["a", "b"]]
+
+
+def test_families_with_seeds_of_one_run_are_one() -> None:
+    families = {"s1": "A", "s2": "B", "s3": "C", "l1": "A", "l2": "B", "other": "D"}
+    runs = [RunData(n, pd.DataFrame({"family": [f]}), pd.DataFrame()) for n, f in families.items()]
+    joined = tables._families(runs, [["s1", "s2", "s3"], ["l1", "l2"]])
+    found = {run.name: run.records.family[0] for run in joined}
+    assert found == dict.fromkeys(families, "A–C") | {"other": "D"}
 
 
 def test_a_damaged_config_has_no_settings(tmp_path) -> None:

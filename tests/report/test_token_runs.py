@@ -36,6 +36,8 @@ def test_runs_are_read_by_size(tmp_path) -> None:
     assert [run.label for run in study.runs] == ["1M", "4M"]
     np.testing.assert_array_equal(study.runs[0].tokens, [1e3, 2e3, 3e3, 4e3])
     np.testing.assert_array_equal(study.runs[0].losses[:, 0], [1, 2, 3, 4])
+    (study,) = token_studies([scored(tmp_path, "unknown", np.nan), *runs], notes)
+    assert [run.run for run in study.runs] == ["small", "large", "unknown"]
     assert notes == []
 
 

@@ -120,7 +120,7 @@ def _subsets(study: TokenStudy) -> Iterator[Finding]:
         yield _followed(runs, trend, chosen, documents, pair.iloc[len(runs) - 1])
     table = pd.concat(pairs, ignore_index=True)
     up = table[table["first"].map(params) < table.second.map(params)]
-    median = up.groupby("trend", sort=False)[["share", "lift"]].median().iterrows()
+    median = up.groupby("trend", sort=False)[["share", "lift"]].median().dropna().iterrows()
     said = [f"{row.share:.0%} of {name} ones ({row.lift:.2g} times chance)" for name, row in median]
     sentence = f"Of the tokens of a run, a larger one sorts alike: {', '.join(said)}; medians."
     sentence = sentence if said else "No run is known to be larger than another."

@@ -81,6 +81,14 @@ def test_the_subset_of_one_run_is_followed_in_the_other(study: Study) -> None:
     assert pair.share > 0.9 and f"{pair.share:.0%} of upward ones" in overlaps.sentence
 
 
+def test_no_overlap_is_stated_of_a_trend_that_no_token_has() -> None:
+    steps, rise = np.arange(1, 25) * 100, np.linspace(0, 1, 24)[:, None] * np.ones(len(DIGITS))
+    both = [TokenRun(f"{n:g}", n, steps, steps * 1.0, n * steps, np.float32(rise)) for n in (1, 2)]
+    study = Study(pd.DataFrame(), token_studies=(TokenStudy(token_set(), tuple(both)),))
+    sentence = token_subsets(study)[-1].sentence
+    assert "100% of upward ones (1 times chance); medians" in sentence and "nan" not in sentence
+
+
 def test_subsets_are_drawn_by_three_clocks_and_overlaps_as_a_matrix(study: Study) -> None:
     *found, overlaps = token_subsets(study)
     assert len(found) == 4
