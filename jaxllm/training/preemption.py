@@ -35,9 +35,13 @@ class Preemption:
         return self
 
     def release(self) -> None:
-        """Leave JAX's service: once `requested` is called no more, a signal makes hosts wait."""
-        self._alone = True
-        self._previous.setdefault(SIGTERM, signal.signal(SIGTERM, self._note))
+        """Leave JAX's service: once `requested` is called no more, a signal makes hosts wait.
+
+        SIGTERM ends no host from then on, as JAX's handler, which no `__exit__` restores, let none.
+        """
+        if not self._alone:
+            self._alone = True
+            signal.signal(SIGTERM, self._note)
 
     def __exit__(self, *_: Any) -> None:
         for number, handler in self._previous.items():

@@ -5,9 +5,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
 import pytest
 
 from jaxllm.run.run import Run
+from jaxllm.training.preemption import Preemption
 from tests.hosts import finish, start_hosts, wait_for
 from tests.training.processes import make_home, steps_logged
 from tests.zygote import Process
@@ -92,6 +94,19 @@ def test_a_signal_after_the_last_save_makes_no_host_wait(home: Path) -> None:
     outputs = [host.communicate(timeout=120)[0] for host in hosts]
     assert [host.returncode for host in hosts] == [0, 0], outputs
     assert Run(home / "ended").available()[-1].step == STEPS
+
+
+def test_a_signal_after_that_ends_no_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    try:
+        with Preemption() as preemption:
+            preemption.release()
+        assert signal.getsignal(signal.SIGTERM) != before
+        signal.raise_signal(signal.SIGTERM)
+        assert preemption.requested()
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @pytest.mark.slow
