@@ -78,7 +78,7 @@ class Process:
         end = time.monotonic() + timeout
         while (code := self.poll()) is None:
             assert time.monotonic() < end, f"process {self.pid} has not ended"
-            time.sleep(0.003)
+            time.sleep(0.01)
         return code
 
     def communicate(self, timeout: float = 600) -> tuple[str, str]:
