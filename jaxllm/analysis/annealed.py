@@ -64,7 +64,9 @@ def annealed(study: Study) -> list[Finding]:
             findings.append(dataclasses.replace(Finding.refuse(str(error)), title=title))
             continue
         planned = study.planned_rates.get(run, np.zeros(0))
-        going_on = run in study.planned_tokens or _in_progress(logged[run], law, planned)
+        rates = logged[run].curve.rates
+        decays = len(planned) > len(rates) or bool(rates[-1] > law.lowest_rate + _NEAR * law.peak)
+        going_on = run in study.planned_tokens or decays
         table = _table(run, logged[run], law, planned, going_on)
         sentence = _sentence(run, table, logged[run], going_on)
         notes: tuple[str, ...] = ()
@@ -190,12 +192,6 @@ def _table(
         add("planned", np.append(rates, planned[now:]))
     table = pd.concat(parts, ignore_index=True)
     return table.assign(run=run, tokens=table.step * logged.per_step)
-
-
-def _in_progress(logged: _Logged, law: ScheduleLaw, planned: Array) -> bool:
-    """Whether there are steps to come, or a rate to decay."""
-    rates = logged.curve.rates
-    return len(planned) > len(rates) or bool(rates[-1] > law.lowest_rate + _NEAR * law.peak)
 
 
 def _sentence(run: str, table: pd.DataFrame, logged: _Logged, in_progress: bool) -> str:

@@ -137,12 +137,11 @@ def _sentences(points: pd.DataFrame, level: float) -> tuple[str, tuple[str, ...]
         f"From {fraction:.0%} of training, with each {basis} ({near.run.nunique()} runs, "
         f"{near.task.nunique()} tasks), {_told(near, level)}."
     )
-    far = [(name, at[at.far == name]) for name in DISTANCES]
     return sentence, tuple(
         f"×{group.distance.median():.2g} in size from the nearest finished run "
         f"({len(group)} forecasts): {_told(group, level)}."
-        for name, group in far
-        if len(group)
+        for name in DISTANCES
+        if len(group := at[at.far == name])
     )
 
 

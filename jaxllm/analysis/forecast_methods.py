@@ -239,12 +239,6 @@ def _cross_validation(batch: Batch) -> list[tuple[Design, Array]]:
     return folds
 
 
-def _learns(batch: Batch, folds: list[tuple[Design, Array]]) -> bool:
-    """Whether the folds are enough, and as far from each other as the target from the nearest."""
-    elsewhere = np.abs(batch.sizes - batch.size).min() >= SAME_SIZE
-    return len(folds) >= _MIN_FOLDS and not (elsewhere and np.ptp(batch.sizes) < SAME_SIZE)
-
-
 def _weights(batches: list[Batch], crossed: list[list[tuple[Design, Array]]]) -> list[Array]:
     """Weights [tasks, 2] for every batch.
 
@@ -253,7 +247,9 @@ def _weights(batches: list[Batch], crossed: list[list[tuple[Design, Array]]]) ->
     """
     moments, runs = [], []
     for batch, folds in zip(batches, crossed, strict=True):
-        if not _learns(batch, folds):
+        elsewhere = np.abs(batch.sizes - batch.size).min() >= SAME_SIZE
+        # Runs of one size do not tell how those of others are forecast.
+        if len(folds) < _MIN_FOLDS or (elsewhere and np.ptp(batch.sizes) < SAME_SIZE):
             moments.append(np.full((len(batch.finished), 2, 2), np.nan))
         else:
             moments.append(sum(np.einsum("trm,trn->tmn", e, e) for _, e in folds))

@@ -33,12 +33,9 @@ _SAME_TOKENS = 1.1  # ratio up to which runs saw the same number of tokens
 _EXPONENTS = np.geomspace(0.01, 3.0, 2000)  # of a law with an irreducible loss, that are tried
 _EXACT = 1e-14  # sum of squared relative errors, below which all laws are exact
 _NONE = IntervalEstimate(0.0, 0.0, 0.0)
-# Name of a variable, and what its law takes several of.
-_NAMES = {
-    "params": ("parameters", "parameter counts at equal tokens"),
-    "tokens": ("training tokens", "token counts of one size"),
-    "flops": ("training FLOPs", "budgets of runs on unequal tokens"),
-}
+_NAMES = {"params": "parameters", "tokens": "training tokens", "flops": "training FLOPs"}
+_SEVERAL = {"params": "parameter counts at equal tokens", "tokens": "token counts of one size",
+            "flops": "budgets of runs on unequal tokens"}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +65,7 @@ def loss_laws(study: Study) -> list[Finding]:
     return [
         dataclasses.replace(
             law,
-            title=f"{losses.name.capitalize()} and {_NAMES[name][0]}",
+            title=f"{losses.name.capitalize()} and {_NAMES[name]}",
             notes=(*losses.notes, *law.notes),
         )
         for name, law in laws.items()
@@ -119,7 +116,7 @@ def power_law(
     """Fit a power law of `loss` in the column `variable` of `points`."""
     frame, more = usable(points, (variable, "loss"))
     notes += more
-    distinct, (name, several) = frame[variable].nunique(), _NAMES[variable]
+    distinct, several = frame[variable].nunique(), _SEVERAL[variable]
     if distinct < _MIN_POINTS:
         reason = f"{_MIN_POINTS} different {several} are needed, not {distinct}"
         return PowerLaw.refuse(reason, notes)
@@ -137,7 +134,7 @@ def power_law(
         return PowerLaw.refuse(reason, notes)
     floor, constant = _NONE, float(line.at(0.0)) / alpha.value
     p, bend = _bend(x, loss, line.dof * line.scatter**2)
-    above = ""
+    name, above = _NAMES[variable], ""
     if bend and variable != "flops":  # runs of a front are not equally near the optimum
         floor, alpha, constant = bend
         above = f" above an irreducible {floor}"
