@@ -86,14 +86,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def with_reference(experiment: Experiment) -> Experiment:
     """With the reference model of DoReMi; of the run's own size where it is not at hand."""
     from jaxllm.interop.huggingface.checkpoint import HFCheckpoint
-    from jaxllm.io import fetched
+    from jaxllm.io import fetched, location
     from jaxllm.training.reference import Reference
 
     model = experiment.model
     at = getattr(experiment.train.domain_weights, "reference", "")
     try:
         if at.startswith("hf:"):
-            of = HFCheckpoint.open(fetched(at.removeprefix("hf:"))).model
+            of = HFCheckpoint.open(fetched(location(at).removeprefix("hf:"))).model
             model = dataclasses.replace(of, dtype=model.dtype)
         elif found := Reference.of(experiment):
             model = found.model
