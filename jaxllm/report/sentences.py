@@ -58,10 +58,8 @@ def of_many(findings: pd.DataFrame) -> str:
     median = left.dropna(subset="tokens").groupby("task").tokens.quantile(interpolation="lower")
     if len(median):
         first, last = (numbers.join(list(median.index[median == at(median)])) for at in (min, max))
-        text += (
-            f", first {first} (median {amount(median.min())} tokens), last {last} "
-            f"({amount(median.max())})"
-        )
+        text += f", first {first} (median {amount(median.min())} tokens)"
+        text += f", last {last} ({amount(median.max())})" if median.nunique() > 1 else ""
     never = sorted(set(judged.task) - set(left.task))
     return f"{text}; at chance in every run: {numbers.join(never)}." if never else f"{text}."
 

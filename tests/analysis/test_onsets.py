@@ -187,7 +187,9 @@ def test_all_that_left_chance_at_one_checkpoint_are_named() -> None:
     headline = sentences.headline(trajectories(both)[1])
     assert re.search(r"from a and b at \d+ tokens to t at", headline)
     runs = pd.concat([both, both.assign(run="other")])
-    assert "first a and b (median" in sentences.of_many(trajectories(runs)[1])
+    assert re.search(r"first a and b \(.*\), last t \(", sentences.of_many(trajectories(runs)[1]))
+    tied = sentences.of_many(trajectories(runs[runs.task != "t"])[1])
+    assert "first a and b (median" in tied and "last" not in tied
 
 
 def test_a_share_of_stereotypes_is_no_capability() -> None:
