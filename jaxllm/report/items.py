@@ -26,6 +26,7 @@ from jaxllm.report.theme import DISTINCT
 
 # Parts of the page's sections, for charts over a clock; findings have no part.
 LOSS, CURVES, GROWTH, TRAJECTORIES = "loss", "curves", "growth", "trajectories"
+_HALF_PAGE = 560  # pixels inside a card of page.css's two columns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +52,22 @@ class ReportItem:
         """Specification and data of the chart; see `specs.split`."""
         assert self.chart is not None
         return specs.split(self.chart)
+
+    @property
+    def height(self) -> int:
+        """Pixels of the chart, without its axis."""
+        spec = self.spec[0]
+        return spec.get("height") or spec["usermeta"]["height"]
+
+    @property
+    def least_width(self) -> int:
+        """Pixels below which the page scrolls the chart; 0 if it fits any width."""
+        return self.spec[0].get("usermeta", {}).get("least_width", 0)
+
+    @property
+    def wide(self) -> bool:
+        """Whether the chart needs more than a card of half the page's width."""
+        return self.chart is not None and self.least_width > _HALF_PAGE
 
     @functools.cached_property
     def legend(self) -> tuple[str, list[tuple[str, int]]]:

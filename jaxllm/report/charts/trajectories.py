@@ -132,12 +132,13 @@ def curve(
 def side_by_side(charts: Sequence[tuple[str, Chart]], columns: int) -> Chart:
     """Titled charts as one picture, `columns` wide."""
     panels = [
-        chart.properties(title=alt.TitleParams(name, frame="group"), width=250, height=140)
+        chart.properties(title=alt.TitleParams(name, frame="group"), width=300, height=140)
         for name, chart in charts
     ]
     spacing = {"row": 76, "column": 56}
     picture = alt.concat(*panels, columns=columns, spacing=spacing, bounds="flush")
-    return picture.properties(usermeta={"least_width": 330 * columns})
+    rows = -(-len(panels) // columns)
+    return picture.properties(usermeta={"least_width": 380 * columns, "height": 216 * rows})
 
 
 def _base(axis: Axis, series: Sequence[str], *detail: str) -> alt.Chart:
