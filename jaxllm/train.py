@@ -133,6 +133,9 @@ def load_settings(args: argparse.Namespace) -> None:
 
         target = getattr(Layout(Experiment.configured().model_dir), name)
         if not target.exists():
+            if args.coordinator_address:  # each host would write it
+                first = f"python -m jaxllm.convert --from={source} --to={target}"
+                raise UserError(f"{source} is imported by one process: {first}, then start again")
             import_run(location(source).removeprefix("hf:"), str(target))
         return f"{target}@0"
 

@@ -194,8 +194,12 @@ def test_a_published_model_is_trained_further(home: Path, tmp_path: Path) -> Non
 
     gin.clear_config()
     convert.main([f"--from={home}/base", "--step=30", f"--to=hf:{tmp_path}/hf"])
-    run(f"--branch_from=hf:{tmp_path}/hf", f"--gin_file={home}/tiny.gin",
-        f"--gin.MODEL_DIR={tmp_path}/further", "--gin.TRAIN_STEPS=5")  # fmt: skip
+    flags = (f"--branch_from=hf:{tmp_path}/hf", f"--gin_file={home}/tiny.gin",
+             f"--gin.MODEL_DIR={tmp_path}/further", "--gin.TRAIN_STEPS=5")  # fmt: skip
+    with pytest.raises(UserError, match=r"imported by one process: .* --to=.*/further/parent,"):
+        run(*flags, "--coordinator_address=localhost:1234")
+    gin.clear_config()
+    run(*flags)
     child, base = Run.open(tmp_path / "further"), Run.open(home / "base")
     saved, began = (r.records().query(f"step == {s} and primary").value.iloc[0]
                     for r, s in ((base, 30), (child, 0)))  # fmt: skip
