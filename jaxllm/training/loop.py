@@ -94,7 +94,9 @@ def train(
                     run.begin(config_text)
                     finished = run.train(stages)
                     preemption.release()
-                    return run.finish(finished, preemption.interrupted)
+                    outcome = run.finish()
+                    finished &= not preemption.requested()  # while the last save was waited for
+                    return outcome._replace(finished=finished, interrupted=preemption.interrupted)
             except Diverged as diverged:
                 roll_back(Run(model_dir), experiment.train.rollback, diverged, progress.log)
             timer = GoodputTimer()  # as of a new process
@@ -338,15 +340,14 @@ class Trainer:
             f"evaluation is {total.evaluation / total.wall:.0%} of the time so far"
         )
 
-    def finish(self, finished: bool = True, interrupted: bool = False) -> Outcome:
+    def finish(self) -> Outcome:
         """Wait for the last save, and record the time of the run so far."""
         self._flush()
         with self._timer.measure("checkpoint"):
             self._checkpoints.wait()
         if jax.process_index() == 0:
             self._run.note_stop(self.step, self._timer.run())
-        times = self._timer.total(), self._timer.run()
-        return Outcome(self.step, finished, *times, self.restarts, interrupted)
+        return Outcome(self.step, True, self._timer.total(), self._timer.run(), self.restarts)
 
     def _flush(self) -> None:
         """Store lines and events; UserError before that if the lease, the first, is lost."""

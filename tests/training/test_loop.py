@@ -196,6 +196,18 @@ def test_setup_checkpoints_and_evaluation_are_not_step_time(tmp_path: Path) -> N
     assert outcome.seconds.wall > outcome.seconds.evaluation + outcome.seconds.setup
 
 
+def test_ctrl_c_after_the_last_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    note_stop = Run.note_stop
+
+    def interrupted(run: Run, *known: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        note_stop(run, *known)
+
+    monkeypatch.setattr(Run, "note_stop", interrupted)
+    outcome = go(experiment(tmp_path))
+    assert (outcome.step, outcome.finished, outcome.interrupted) == (10, False, True)
+
+
 @pytest.mark.parametrize("stop", [5, 8])
 def test_interrupted_by_sigterm_and_resumed_is_bitwise_the_same(
     tmp_path: Path, whole: tuple[Experiment, Evaluator, Memory], stop: int
