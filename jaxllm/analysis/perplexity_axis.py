@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Collection, Iterator
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -76,15 +77,18 @@ def held_out(points: pd.DataFrame) -> tuple[pd.Series, tuple[str, ...]]:
     other = (points.domain == "training data") | points.task.str.startswith(_MADE)
     text = ~points.task.isin(graded) & ~other
     for rows in (points[text], points[points.task.str.startswith(_LAMBADA)]):
-        if (wide := _losses(rows).dropna()).size:
+        if (wide := _losses(rows, "any")).size:
             return wide.mean(axis=1), tuple(wide.columns)
     return pd.Series(dtype=float), ()
 
 
-def _losses(rows: pd.DataFrame) -> pd.DataFrame:
-    """Log perplexities of tasks by run and step, by the first of `_LOSSES` that all runs share."""
+def _losses(rows: pd.DataFrame, without: Literal["any", "all"] = "all") -> pd.DataFrame:
+    """Log perplexities of tasks by run and step, by the first of `_LOSSES` that all runs share.
+
+    Steps that are `without` any, or all, of the tasks are left out.
+    """
     for metric in _LOSSES:
-        if (wide := _shared(rows[rows.metric == metric], "score")).size:
+        if (wide := _shared(rows[rows.metric == metric], "score").dropna(how=without)).size:
             return -wide * (math.log(2) if metric == "bits_per_byte" else 1.0)
     return pd.DataFrame()
 
@@ -183,13 +187,13 @@ def _by_size(wide: pd.DataFrame, name: str) -> Iterator[Finding]:
     small, large = wide.columns[[0, -1]]
     change = wide[large] - wide[small] if name == "accuracy" else wide[large] / wide[small]
     wide = wide.loc[change.sort_values(ascending=False).index]
-    ends = [
+    first, *_, last = [
         f"{y.name} ({y[small]:.3g} to {y[large]:.3g})" for _, y in wide.iloc[[0, -1]].iterrows()
     ]
-    sentence = (
-        f"From {amount(small)} to {amount(large)} parameters, the {name.removeprefix('text_')} of "
-        f"{len(wide)} tasks rises most, or falls least, in {ends[0]}, least in {ends[1]}."
-    )
+    of = f"From {amount(small)} to {amount(large)} parameters, the {name.removeprefix('text_')} of"
+    sentence = f"{of} {len(wide)} tasks rises most, or falls least, in {first}, least in {last}."
+    if len(wide) == 1:
+        sentence = f"{of} the only task: {first}."
     long = wide.reset_index().melt("task", value_name=name, var_name="params")
     yield Finding(sentence, long, title=f"{_EACH[name]} by size")
 

@@ -34,8 +34,11 @@ _EXPONENTS = np.geomspace(0.01, 3.0, 2000)  # of a law with an irreducible loss,
 _EXACT = 1e-14  # sum of squared relative errors, below which all laws are exact
 _NONE = IntervalEstimate(0.0, 0.0, 0.0)
 _NAMES = {"params": "parameters", "tokens": "training tokens", "flops": "training FLOPs"}
-_SEVERAL = {"params": "parameter counts at equal tokens", "tokens": "token counts of one size",
-            "flops": "budgets of runs on unequal tokens"}  # fmt: skip
+_SEVERAL = {
+    "params": "parameter counts at equal tokens",
+    "tokens": "token counts of one size",
+    "flops": "budgets of runs on unequal tokens",
+}
 
 
 @dataclasses.dataclass(frozen=True)
