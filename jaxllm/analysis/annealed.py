@@ -11,6 +11,7 @@ import pandas as pd
 
 from jaxllm.analysis.finding import Finding, amount
 from jaxllm.analysis.registry import AHEAD, Study, analysis
+from jaxllm.analysis.scaling.fit import finished
 from jaxllm.analysis.scaling.schedule_law import LEVEL, LossCurve, ScheduleLaw, fit
 from jaxllm.analysis.stats import Array
 from jaxllm.errors import UserError
@@ -24,7 +25,6 @@ _EARLIEST = 0.1  # share of the steps so far where the curves of the law begin
 _SAME = 0.01  # relative difference up to which sizes, peaks and batches are equal
 _NEAR = 0.1  # share of the peak up to which two rates are about equal
 _COMMON = 5  # steps that two runs must share, at equal rates, for their levels to be compared
-_LATEST = 50  # the loss now is the mean of the last of so many parts of the log
 _LATE = 0.05  # a log that begins after this share of it lacks its beginning
 
 
@@ -113,8 +113,8 @@ def _targets(study: Study, logged: dict[str, _Logged]) -> list[str]:
     running = [run for run in logged if run in study.planned_tokens]
     unbranched = [run for run in logged if run not in study.parents]
     largest = max((study.params.get(run, 0.0) for run in unbranched), default=0.0)
-    finished = [run for run in unbranched if study.params.get(run, 0.0) == largest]
-    return (running or finished)[:_MOST_RUNS]
+    ended = [run for run in unbranched if study.params.get(run, 0.0) == largest]
+    return (running or ended)[:_MOST_RUNS]
 
 
 def _law(study: Study, run: str, logged: dict[str, _Logged]) -> ScheduleLaw:
@@ -199,7 +199,7 @@ def _sentence(run: str, table: pd.DataFrame, logged: _Logged, in_progress: bool)
         return f"{row.value:.3f} ({LEVEL:.0%} interval {row.low:.3f} to {row.high:.3f})"
 
     of = dict(list(table.groupby("kind")))
-    latest = logged.curve.losses[-max(1, len(logged.curve.losses) // _LATEST) :].mean()
+    latest = finished(of["measured"], "value").value.iloc[0]
     if not in_progress:
         end, early = of["law"].iloc[-1], of["annealed"]
         half = early.iloc[int(np.argmin(np.abs(early.step - 0.5 * end.step)))]

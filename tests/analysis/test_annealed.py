@@ -9,6 +9,7 @@ import pytest
 from jaxllm.analysis import annealed as module
 from jaxllm.analysis.annealed import annealed
 from jaxllm.analysis.registry import Study
+from jaxllm.analysis.scaling.fit import finished
 from jaxllm.analysis.scaling.schedule_law import fit
 from jaxllm.report.tables import gather
 from jaxllm.run.suite_layout import runs_in
@@ -79,7 +80,9 @@ def test_a_plan_below_the_rates_that_were_seen_is_noted(study) -> None:
 
 def test_a_finished_run_tells_what_less_would_have_given(study) -> None:
     found, other = annealed(study)
-    assert found.sentence.startswith(f"{RUN} ended at a training loss of 2.691, the law at 2.")
+    ends = finished(study.logged, "loss").set_index("run").loss  # as in the table of runs
+    at = f"{RUN} ended at a training loss of {ends[RUN]:.3f}, the law at 2."
+    assert found.sentence.startswith(at) and ends[RUN] == pytest.approx(2.717, abs=5e-4)
     assert "annealed by 7.9" in found.sentence and other.title.endswith("800k_seed2")
     assert found.table[found.table.kind == "annealed"].step.max() <= 1953
 
