@@ -201,6 +201,6 @@ def measure_costs(experiment: Experiment, mesh: Mesh, slices: int = 1) -> Costs:
         )
         return compile_update(shallow, mesh, slices, loss_chunk_tokens=tokens)
 
-    deeper = [(e.model.num_layers, at(2))]
+    one, deeper = at(1), [(e.model.num_layers, at(2))]
     deeper += [(reference.num_layers, at(1, 2))] if reference else []
-    return Costs.of_layers(at(1), *deeper, times=count)
+    return Costs.of_layers(one, *deeper, times=count)
