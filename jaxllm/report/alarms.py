@@ -162,10 +162,10 @@ class HealthWriter:
             "subjects": check.subjects, "number": check.number, "p_value": check.p_value,
             "at": check.step, "reason": check.reason, "advice": check.advice,
         }  # fmt: skip
-        self._say(text)
         for delivery in self.deliveries:
             delivery.send({"run": self._run.path.name, "text": text, **row})
-        if self._begun or step:  # else the directory is left as it is
+        if self._begun:  # a start that is refused leaves the run as it was
+            self._say(text)
             self._run.alarm_lines.append(row)
 
     def _restore_own(self, alarms: Mapping[tuple[str, str], Any] | None = None) -> list[Check]:

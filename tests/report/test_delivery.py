@@ -194,7 +194,7 @@ def test_a_run_that_stops_again_for_the_same_reason_is_one_alarm(tmp_path: Path)
         ("raised", 55, "NaN"),
         ("cleared", 56, "The run has passed step 55."),
         ("raised", 58, "no space"),
-        ("raised", 50, "no bucket"),
+        *[("raised", 50, "no bucket")] * 2,
     ]
     Run(model_dir).write_config("TrainConfig.steps = 58")
     Run(model_dir).manifest_lines.append(dataclasses.asdict(dataclasses.replace(ENTRY, step=58)))
