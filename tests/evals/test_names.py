@@ -19,24 +19,24 @@ def _examples():
 
 
 def test_declared_task_is_found_by_name():
-    definition = tasks.multiple_choice("names_test.task", _examples, domain="language")
-    assert benchmarks().load(["names_test.task"]) == (definition,)
+    definition = tasks.multiple_choice("unit_names.task", _examples, domain="language")
+    assert benchmarks().load(["unit_names.task"]) == (definition,)
 
 
 def test_two_tasks_of_one_name_are_refused():
-    exam = functools.partial(letters.exam, "names_test.exam", "a.csv", description="", cue="")
+    exam = functools.partial(letters.exam, "unit_names.exam", "a.csv", description="", cue="")
     exam(few_shot_file="b.csv")
     exam(few_shot_file="b.csv")  # as when its module is reloaded
-    with pytest.raises(ValueError, match=r"two tasks are called names_test\.exam"):
-        letters.exam("names_test.exam", "other.csv", "b.csv", description="", cue="")
-    with pytest.raises(ValueError, match=r"two tasks are called names_test\.exam"):
-        tasks.multiple_choice("names_test.exam", _examples, domain="language", files=("a.csv",))
+    with pytest.raises(ValueError, match=r"two tasks are called unit_names\.exam"):
+        letters.exam("unit_names.exam", "other.csv", "b.csv", description="", cue="")
+    with pytest.raises(ValueError, match=r"two tasks are called unit_names\.exam"):
+        tasks.multiple_choice("unit_names.exam", _examples, domain="language", files=("a.csv",))
 
 
 def test_unknown_name_offers_the_nearest():
-    tasks.multiple_choice("names_test.task", _examples, domain="language")
-    with pytest.raises(UserError, match=r"names_test.taks; did you mean names_test.task"):
-        benchmarks().load(["names_test.taks"])
+    tasks.multiple_choice("unit_names.task", _examples, domain="language")
+    with pytest.raises(UserError, match=r"unit_names.taks; did you mean unit_names.task"):
+        benchmarks().load(["unit_names.taks"])
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "a b"])
