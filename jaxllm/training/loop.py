@@ -94,9 +94,12 @@ def train(
                     run.begin(config_text)
                     finished = run.train(stages)
                     preemption.release()
-                    outcome = run.finish()
+                    run.finish()
                     finished &= not preemption.requested()  # while the last save was waited for
-                    return outcome._replace(finished=finished, interrupted=preemption.interrupted)
+                    return Outcome(
+                        run.step, finished, timer.total(), timer.run(), run.restarts,
+                        preemption.interrupted,
+                    )  # fmt: skip
             except Diverged as diverged:
                 roll_back(Run(model_dir), experiment.train.rollback, diverged, progress.log)
             timer = GoodputTimer()  # as of a new process
@@ -340,14 +343,13 @@ class Trainer:
             f"evaluation is {total.evaluation / total.wall:.0%} of the time so far"
         )
 
-    def finish(self) -> Outcome:
+    def finish(self) -> None:
         """Wait for the last save, and record the time of the run so far."""
         self._flush()
         with self._timer.measure("checkpoint"):
             self._checkpoints.wait()
         if jax.process_index() == 0:
             self._run.note_stop(self.step, self._timer.run())
-        return Outcome(self.step, True, self._timer.total(), self._timer.run(), self.restarts)
 
     def _flush(self) -> None:
         """Store lines and events; UserError before that if the lease, the first, is lost."""

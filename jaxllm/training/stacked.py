@@ -271,7 +271,7 @@ class _Stack:
 
         self._each(log)
 
-    def _each(self, action: Callable[[int, Trainer], Any]) -> None:
+    def _each(self, action: Callable[[int, Trainer], None]) -> None:
         """Do something for every run that goes on, and drop those that cannot."""
         for index, trainer in list(self._trainers.items()):
             try:
