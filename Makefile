@@ -27,8 +27,10 @@ quickstart: $(VENV)/.installed
 
 test: lint pytest
 
+# A worker that dies ends the run: where it is replaced, pytest-xdist may lose its file, and wait.
 pytest: $(VENV)/.installed-dev
-	$(VENV)/bin/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(PYTEST_FLAGS)
+	$(VENV)/bin/python -m pytest -n auto --dist loadfile --no-loadscope-reorder \
+	  --max-worker-restart=0 $(PYTEST_FLAGS)
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,6 +44,13 @@ def clear_gin() -> Iterator[None]:
     gin.clear_config()
     yield
     gin.clear_config()
+
+
+@pytest.fixture(autouse=True)
+def forget_interrupts() -> Iterator[None]:
+    """No command that a test calls counts the next ones' Ctrl-C, and ends them at the second."""
+    yield
+    signal.set_wakeup_fd(-1)
 
 
 @pytest.fixture(scope="session")
