@@ -25,6 +25,7 @@ from jaxllm.analysis.tokens.subsets import clustered_mean, overlap, subset_perpl
 from jaxllm.errors import UserError
 
 AFTER = 0.2  # share of training after which subsets are chosen: the paper's figures 3 and 4
+_AFTERS = (AFTER, 0.1, 0.4)  # its figures 10 and 11 are of the other two
 _FOLLOWED = ("stagnated", "upward", "downward", "unclassified")
 _ALIKE = 0.9  # CKA above which a layer is as in the last checkpoint
 _FALSE = 0.001  # false discoveries among the kinds of tokens
@@ -95,10 +96,11 @@ def _on_common_checkpoints(study: TokenStudy) -> tuple[TokenStudy, tuple[str, ..
     needs=lambda study: any(len(one.runs) > 1 for one in study.token_studies),
     place=20,
     caption="Perplexity of the tokens of one trend (by equation 1, after 20 % of training) in each "
-    "run: as each run sorts them itself, and as the smallest and the largest do. Dashed curves are "
-    "of a run's own choice, and show what it was made for; those of other sizes and seeds can "
-    "contradict it. Held-out perplexity is that of all tokens of the set.",
-    method="Subsets of arXiv 2212.09803, figures 3, 4, 10 and 12; a rise and a later fall are "
+    "run: as each run sorts them itself, and as the smallest and the largest do. Below: after 10 "
+    "and 40 %, where all runs have four checkpoints. Dashed curves are of a run's own choice, made "
+    "from the dashed vertical on, and show what it was made for; those of other sizes and seeds "
+    "can contradict it. Held-out perplexity is that of all tokens of the set.",
+    method="Subsets of arXiv 2212.09803, figures 3, 4 and 10 to 12; a rise and a later fall are "
     "tested against a smooth curve with autoregressive noise, with false-discovery control.",
 )
 def token_subsets(study: Study) -> list[Finding]:
@@ -112,12 +114,15 @@ def _subsets(study: TokenStudy) -> Iterator[Finding]:
     if len(runs) < 2:
         yield Finding.refuse("fewer than two runs have four checkpoints after 20 % of training")
         return
-    classes = {run.run: trends.classify(run.losses, run.steps.tolist(), AFTER) for run in runs}
+    classes = {
+        after: {run.run: trends.classify(run.losses, run.steps.tolist(), after) for run in runs}
+        for after in _AFTERS
+        if all(_follows(run.steps.tolist(), after) for run in runs)
+    }
     documents, params = study.token_set.documents, {run.run: run.params for run in runs}
-    pairs = [overlap(classes, documents, trend).assign(trend=trend) for trend in _FOLLOWED]
+    pairs = [overlap(classes[AFTER], documents, trend).assign(trend=trend) for trend in _FOLLOWED]
     for trend, pair in zip(_FOLLOWED, pairs, strict=True):
-        chosen = {name: own == trends.TRENDS.index(trend) for name, own in classes.items()}
-        yield _followed(runs, trend, chosen, documents, pair.iloc[len(runs) - 1])
+        yield _followed(runs, trend, classes, documents, pair.iloc[len(runs) - 1])
     table = pd.concat(pairs, ignore_index=True)
     up = table[table["first"].map(params) < table.second.map(params)]
     median = up.groupby("trend", sort=False)[["share", "lift"]].median().dropna().iterrows()
@@ -128,25 +133,28 @@ def _subsets(study: TokenStudy) -> Iterator[Finding]:
 
 
 def _followed(
-    runs: list[TokenRun], trend: str, chosen: dict[str, np.ndarray], documents: np.ndarray,
-    ends: pd.Series,
+    runs: list[TokenRun], trend: str, classes: dict[float, dict[str, trends.Classes]],
+    documents: np.ndarray, ends: pd.Series,
 ) -> Finding:  # fmt: skip
-    """The tokens of a trend, `chosen` by each run, in all runs; and the overlap of both `ends`."""
+    """The tokens of a trend, as each run sorts them, in all; and the overlap of both `ends`."""
     curves, tests, title = [], [], f"{trend.capitalize()} tokens in every size"
-    for by, run in itertools.product((None, runs[0], runs[-1]), runs):
-        subset, own = chosen[(by or run).run], by is None or by is run
+    for after, by, run in itertools.product(classes, (None, runs[0], runs[-1]), runs):
+        subset = classes[after][(by or run).run] == trends.TRENDS.index(trend)
+        own = by is None or by is run
         if not subset.any():
             continue
         perplexity, low, high = subset_perplexity(run.losses, subset, documents)
+        start, _ = trends.PAPER.starts(run.steps.tolist(), after)
         curve = {
             "step": run.steps, "tokens": run.tokens, "flops": run.flops, "size": run.label,
             "of_all_tokens": np.exp(run.losses.mean(axis=1, dtype=float)),
             "perplexity": perplexity, "low": low, "high": high, "run": run.run,
-            "trend": trend, "by": by.run if by else "each run",
+            "trend": trend, "after": 100 * after, "by": by.run if by else "each run",
+            "begins": own & (run.steps == run.steps[start]),
             "selection": "its own choice" if own else "another's choice",
         }  # fmt: skip
         curves.append(pd.DataFrame(curve))
-        if trend == "upward" and by and not own:
+        if trend == "upward" and after == AFTER and by and not own:
             tests += _tested(run, by, subset, documents)
     if not curves:
         refused = Finding.refuse(f"equation 1 calls no token {trend}")

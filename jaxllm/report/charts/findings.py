@@ -272,7 +272,9 @@ def token_shares(finding: Finding, study: Study) -> Chart | None:
 
 
 def token_subsets(finding: Finding, study: Study) -> Chart | None:
-    """Perplexity of a trend's tokens by three clocks, a row per chooser; or overlaps of choices."""
+    """Perplexity of a trend's tokens by three clocks, a row per chooser, and by the first, a row
+    per later or earlier choice; or overlaps of choices.
+    """
     table, falling = finding.table, ("of_all_tokens",)
     if "lift" in table:
         text = (100 * table.share).map("{:.0f}".format).where(table.share.notna(), "")
@@ -284,11 +286,13 @@ def token_subsets(finding: Finding, study: Study) -> Chart | None:
     clocks = known | {"of_all_tokens": "held-out perplexity", "step": "steps"}
     panels = [
         (
-            f"as {by} sorts them",
-            marks.lines(rows, x, "perplexity", (title, "perplexity"), falling, "selection"),
+            f"as {by} sorts them after {after:g} %",
+            marks.lines(
+                rows, x, "perplexity", (clocks[x], "perplexity"), falling, "selection", "begins"
+            ),
         )
-        for by, rows in table.groupby("by", sort=False)
-        for x, title in clocks.items()
+        for (after, by), rows in table.groupby(["after", "by"], sort=False)
+        for x in list(clocks)[: 3 if after == table.after.iloc[0] else 1]
     ]
     return side_by_side(panels, 3)
 

@@ -150,12 +150,18 @@ def law(table: pd.DataFrame, x: str, y: str, titles: tuple[str, str]) -> Chart:
 
 
 def lines(
-    table: pd.DataFrame, x: str, y: str, titles: tuple[str, str], falling: Any = (), dash: str = ""
+    table: pd.DataFrame,
+    x: str,
+    y: str,
+    titles: tuple[str, str],
+    falling: Any = (),
+    dash: str = "",
+    mark: str = "",
 ) -> Chart:
     """A line per run of `y` over `x`, coloured by its `size`, of at most `DISTINCT` sizes.
 
     x and perplexities are logarithmic, the axes of `falling` go down, lines differ by `dash`. Dots
-    are of `y`, lines of the column `smoothed` if there is one.
+    are of `y`, lines of the column `smoothed` if there is one, dashed verticals where `mark` holds.
     """
     sizes = _distinct(*table["size"])
     chosen = np.unique(np.linspace(0, len(sizes) - 1, DISTINCT).round().astype(int))
@@ -169,16 +175,18 @@ def lines(
 
     base = alt.Chart().encode(
         x=alt.X(f"{x}:Q", **place(x, titles[0])),
-        y=alt.Y(f"{y}:Q", **place(y, titles[1])),
         color=alt.Color("size:N", scale=colours, legend=None),
         detail=alt.Detail("run:N"),
         tooltip=[*_tooltips(":N", "run", dash), *_tooltips(":Q", x, y)],
     )
     dashes = alt.StrokeDash(f"{dash}:N", legend=None) if dash else alt.Undefined
+    value = alt.Y(f"{y}:Q", **place(y, titles[1]))
     level = alt.Y(f"{'smoothed' if 'smoothed' in table else y}:Q", **place(y, titles[1]))
     line = base.mark_line(strokeWidth=1.4).encode(y=level, strokeDash=dashes)
-    layers = [line, base.mark_circle(size=18)]
-    columns = table.columns.intersection([x, y, "smoothed", "size", "run", dash])
+    layers = [line, base.mark_circle(size=18).encode(y=value)]
+    if mark:
+        layers.insert(0, base.transform_filter(f"datum.{mark}").mark_rule(style="chance"))
+    columns = table.columns.intersection([x, y, "smoothed", "size", "run", dash, mark])
     shown = table.loc[table["size"].isin(colours.domain), columns]
     return layered(layers, shown, 230, f"{titles[1]} against {titles[0]}.")
 

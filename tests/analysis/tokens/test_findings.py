@@ -54,18 +54,17 @@ def test_planted_shares_come_out(study: Study) -> None:
 def test_the_subset_of_one_run_is_followed_in_the_other(study: Study) -> None:
     *found, overlaps = token_subsets(study)
     cards = {one.title: one for one in found}
-    forgotten = cards["Upward tokens in every size"]
-    last = forgotten.table[forgotten.table.by == "small"].groupby("run").perplexity.last()
+    assert "No double descent in 2 tests" in cards["Upward tokens in every size"].lines[0]
+    tables = {title: card.table[card.table.after == 20] for title, card in cards.items()}
+    forgotten = tables["Upward tokens in every size"]
+    last = forgotten[forgotten.by == "small"].groupby("run").perplexity.last()
     assert last["large"] == pytest.approx(np.exp(3), rel=0.1)
-    assert "No double descent in 2 tests" in forgotten.lines[0]
-    chosen = forgotten.table[forgotten.table.by != "each run"].groupby(["by", "run"]).selection
+    chosen = forgotten[forgotten.by != "each run"].groupby(["by", "run"]).selection
     own = {key: key[0] == key[1] for key in chosen.groups}
     assert len(own) == 4 and dict(chosen.unique().map(lambda s: [*s] == ["its own choice"])) == own
     # All tokens are of one trend, so the means over the four subsets make that over all.
     (one,) = study.token_studies
-    parts = [
-        card.table[card.table.by == "small"].assign(trend=name) for name, card in cards.items()
-    ]
+    parts = [table[table.by == "small"].assign(trend=name) for name, table in tables.items()]
     sizes = {
         name: (
             classify(one.runs[0].losses, one.runs[0].steps, 0.2)
@@ -95,10 +94,37 @@ def test_subsets_are_drawn_by_three_clocks_and_overlaps_as_a_matrix(study: Study
     for finding in found:
         panels = charts.token_subsets(finding, study).to_dict()["concat"]
         x = [panel["layer"][0]["encoding"]["x"] for panel in panels]
-        assert [axis["field"] for axis in x] == 3 * ["flops", "of_all_tokens", "step"]
-        assert [axis["scale"]["reverse"] for axis in x] == 3 * [False, True, False]
+        clocks = 3 * ["flops", "of_all_tokens", "step"] + 6 * ["flops"]
+        assert [axis["field"] for axis in x] == clocks
+        assert [axis["scale"]["reverse"] for axis in x] == 3 * [False, True, False] + 6 * [False]
     encoding = charts.token_subsets(overlaps, study).to_dict()["layer"][0]["encoding"]
     assert encoding["x"]["sort"] == ["small", "large"] and len(encoding["y"]["sort"]) == 8
+
+
+def test_a_selection_is_marked_where_it_begins_in_the_runs_that_made_it(study: Study) -> None:
+    """The first of the checkpoints 100, 200, … 2400 at or after 10, 20 and 40 % of 2400."""
+    upward = token_subsets(study)[1]
+    begun = upward.table[upward.table.begins]
+    first = {10: 300, 20: 500, 40: 1000}
+    assert set(zip(begun.after, begun.by, begun.run, begun.step, strict=True)) == {
+        (after, by, run, step)
+        for after, step in first.items()
+        for run in ("small", "large")
+        for by in ("each run", run)
+    }
+    for panel in charts.token_subsets(upward, study).to_dict()["concat"]:
+        rule, *_ = panel["layer"]
+        assert rule["mark"] == {"type": "rule", "style": "chance"}
+        assert rule["transform"] == [{"filter": "datum.begins"}] and "y" not in rule["encoding"]
+
+
+def test_late_choices_are_left_out_where_a_run_has_too_few_checkpoints(study: Study) -> None:
+    (one,) = study.token_studies
+    early = [run.at(np.array([4, 5, 6, 11, 23])) for run in one.runs]  # two after 40 % of 2400
+    few = Study(pd.DataFrame(), token_studies=(TokenStudy(one.token_set, tuple(early)),))
+    *found, _ = token_subsets(few)
+    drawn = [set(finding.table.after) for finding in found if not finding.refused]
+    assert drawn and all(afters == {10, 20} for afters in drawn)
 
 
 def test_the_kind_of_the_forgotten_tokens_is_named(study: Study) -> None:
