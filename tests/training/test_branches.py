@@ -36,7 +36,7 @@ def run(*flags: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def home(no_report: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A corpus of two domains, a config, and a run `base` with checkpoints 0, 10, 20, 30."""
     home = make_home(tmp_path_factory.mktemp("branches"), MORE)
     shutil.copytree(home / "corpus" / "words", home / "corpus" / "more")

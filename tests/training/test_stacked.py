@@ -34,7 +34,7 @@ RUNS = {  # what differs
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def home(no_report: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A corpus of two domains, its config, and each of RUNS alone."""
     home = make_home(tmp_path_factory.mktemp("stacked"), MORE)
     shutil.copytree(home / "corpus" / "words", home / "corpus" / "more")
