@@ -79,7 +79,7 @@ class Curves:
     """Curves as one table, for vectorized operations on all of them.
 
     `points` has a row per point, ordered by curve and tokens: the columns of `Record`, and `score`,
-    `score_stderr`, `chance_score` and `curve` (0, 1, ...).
+    `score_stderr`, `chance_score`, `unigram_score` and `curve` (0, 1, ...).
     """
 
     points: pd.DataFrame
@@ -154,27 +154,29 @@ def curves(records: pd.DataFrame) -> Curves:
     Records without a finite value are dropped; of repeated records the last one is used.
     """
     if records.empty:
-        extra = ("score", "score_stderr", "chance_score", "curve")
+        extra = ("score", "score_stderr", "chance_score", "unigram_score", "curve")
         return Curves(pd.DataFrame(columns=[*COLUMNS, *extra]))
     notes: list[str] = []
     reason = f"of {len(records):,} records have no value."
     frame = _without(records, _valueless(records), reason, notes)
-    frame = frame if "majority" in frame else frame.assign(majority=math.nan)
+    frame = frame.assign(**{n: math.nan for n in ("majority", "unigram") if n not in frame})
     curve = frame.groupby(_CURVE, sort=True, dropna=False).ngroup().to_numpy()
     order = np.lexsort((frame.step.to_numpy(), frame.tokens.to_numpy(), curve))
     frame = frame.iloc[order].assign(curve=curve[order])
     repeated = frame.duplicated(["curve", "step", "tokens"], keep="last")
     frame = _without(frame, repeated, _REPEATED, notes)
     sign = np.where(of_metric(lower_is_better, frame.metric), -1.0, 1.0)
-    value, stderr, chance = (frame[name].to_numpy(float) for name in ("value", "stderr", "chance"))
+    names = ("value", "stderr", "chance", "unigram")
+    value, stderr, chance, unigram = (frame[name].to_numpy(float) for name in names)
     logged = frame.metric.str.contains("perplexity").to_numpy(bool) & (value > 0)
+    score = lambda of: sign * np.where(logged, np.log(of), of)
     with np.errstate(all="ignore"):
         frame = frame.assign(
-            score=sign * np.where(logged, np.log(value), value),
+            score=score(value),
             score_stderr=np.where(logged, stderr / value, stderr),
-            chance_score=sign * np.where(logged, np.log(chance), chance),
+            chance_score=np.fmax(score(chance), sign * _majority(frame)),
+            unigram_score=score(unigram),
         )
-        frame = frame.assign(chance_score=np.fmax(frame.chance_score, sign * _majority(frame)))
     return Curves(frame.reset_index(drop=True), tuple(notes))
 
 

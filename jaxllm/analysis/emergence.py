@@ -6,8 +6,9 @@ below 0.3, and smooth rises that are wider are rejected (`rises`).
 
 Accuracy can jump because it only depends on the best answer, while the probability of the right one
 rises steadily (Schaeffer et al. 2023, arXiv 2304.15004). But what a continuous metric gains first
-is how frequent words are: so the cause is only judged by continuous metrics whose level of a guess
-is known, as that of a probability among options, from that level on.
+is how frequent words are: so the cause is only judged from the level of a guess on, where that is
+known: the chance level of a probability among options, or of a likelihood what token frequencies
+alone reach, which the scorer measures (records from elsewhere do not say).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from jaxllm.analysis.curves import Curve, counts_examples, is_share, of_metric
+from jaxllm.analysis.curves import Curve, Curves, counts_examples, is_share, of_metric
 from jaxllm.analysis.finding import Finding
 from jaxllm.analysis.health import tasks
 from jaxllm.analysis.onsets import AT_CHANCE, LEFT, PROVISIONAL, guess_score, onset
@@ -70,6 +71,8 @@ def emergence(study: Study) -> Finding:
     doubling (p < 0.05), else no trend seen.
     """
     curves = study.all_curves.comparable()
+    level = curves.points.chance_score.fillna(curves.points.unigram_score)
+    curves = Curves(curves.points.assign(chance_score=level), curves.notes)
     table = _widths([curve for curve in curves if (curve.tokens > 0).sum() >= FEWEST])
     if table.empty:
         return Finding.refuse("it takes seven checkpoints with tokens and values", curves.notes)

@@ -23,7 +23,14 @@ from jaxllm.errors import UserError, one_line
 from jaxllm.evaluation import sandbox
 from jaxllm.evaluation.config import EvalConfig
 from jaxllm.evaluation.metrics import Measurement, measure
-from jaxllm.evaluation.scoring import Interrupted, PreparedTask, Scorer, ShouldStop, never
+from jaxllm.evaluation.scoring import (
+    Interrupted,
+    PreparedTask,
+    Scorer,
+    ShouldStop,
+    by_example,
+    never,
+)
 from jaxllm.evaluation.selection import select
 from jaxllm.evaluation.spans import Tokenizer
 from jaxllm.evaluation.stacked import MemberScorer, StackScores
@@ -186,6 +193,10 @@ class Evaluator:
             measured, columns = measure_training(examples, outputs, step, passed_over)
         else:
             measured, columns = measure(task, examples, outputs)
+        if prepared.unigram:
+            levels = measure(task, examples, by_example(prepared, prepared.unigram))[0]
+            at = lambda name: dataclasses.replace(measured[name], unigram=levels[name].value)
+            measured = {name: at(name) for name in measured}
         if name in self._losses and jax.process_index() == 0:  # all of them are finite
             self._losses[name].write_set(self._token_sets[name])
             self._losses[name].write(step, -outputs.each, checkpoint)

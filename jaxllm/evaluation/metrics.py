@@ -34,6 +34,7 @@ class Measurement:
     n: int  # number of examples
     chance: float = math.nan  # expected value of a guess; NaN if undefined
     majority: float = math.nan  # value of the best constant answer; NaN if there is none
+    unigram: float = math.nan  # value by token frequencies alone, see `scoring.unigram`
 
 
 Result = tuple[dict[str, Measurement], Columns]

@@ -66,6 +66,7 @@ class PreparedTask:
     part: np.ndarray  # int64 [S], which of its example's sums each counts towards
     truncated: np.ndarray  # bool [n], whether the example was truncated to fit the context length
     shots_dropped: np.ndarray  # int64 [n], number of few-shot examples dropped to make it fit
+    unigram: Likelihoods | None  # of the spans, see `unigram`; None unless all metrics are of these
     batches: tuple[Any, ...]  # `PackedBatch`es of the spans, or `PromptBatch`es for generation
 
     @property
@@ -145,6 +146,7 @@ class Scorer:
             part=np.asarray([span.part for span in spans], np.int64),
             truncated=np.asarray([any(span.truncated for span in group) for group in groups]),
             shots_dropped=np.asarray(dropped, np.int64),
+            unigram=unigram(spans) if task.kind in ("cloze", "perplexity") else None,
             batches=batches,
         )
 
@@ -247,6 +249,19 @@ class Scorer:
             order = order[len(numbers) :]
             batches.append(PromptBatch.of(prompts, numbers, rows, width))
         return tuple(batches)
+
+
+def unigram(spans: Sequence[Span]) -> Likelihoods:
+    """The likelihoods of spans by the share of each scored token in all of them, [S].
+
+    No other prediction without context gives them a higher total.
+    """
+    scored = np.asarray([span.scored for span in spans])
+    targets = np.concatenate([span.tokens[-span.scored :] for span in spans])
+    _, index, counts = np.unique(targets, return_inverse=True, return_counts=True)
+    each, starts = np.log(counts / len(targets))[index], np.cumsum(scored) - scored
+    greedy = np.logical_and.reduceat(each == each.max(), starts)
+    return Likelihoods(np.add.reduceat(each, starts), scored, greedy, each)
 
 
 def by_example(prepared: PreparedTask, spans: Likelihoods) -> Likelihoods:

@@ -40,7 +40,7 @@ javascript_libraries = functools.cache(vl_convert.javascript_bundle)
 
 TOKEN_PAGE = "tokens.html"  # beside it; see `jaxllm.report.microscope`
 # Columns of the points that are not in a record.
-_INTERNAL = ["score", "score_stderr", "chance_score", "above", "guess_level"]
+_INTERNAL = ["score", "score_stderr", "chance_score", "unigram_score", "above", "guess_level"]
 
 
 def write(path: epath.Path, content: bytes) -> epath.Path:

@@ -62,6 +62,7 @@ class Record:
     n: int = 0  # number of examples; of OPTION_PERPLEXITIES, of tokens
     chance: float = math.nan
     majority: float = math.nan  # value of the best constant answer (majority-class baseline)
+    unigram: float = math.nan  # value of predictions by the frequencies of the scored tokens
     task_version: str = "1"  # records of different versions are not comparable
     seconds: float = math.nan  # wall time of scoring the task at this checkpoint
     primary: bool = False  # whether this is the task's main metric, the one that is charted

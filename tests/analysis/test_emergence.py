@@ -52,6 +52,19 @@ class TestVerdicts:
             of = share(analysis.UNCLEAR, 0.25 + 0.5 * JUMP, soft, metric="target_bits_per_byte")
             assert of >= 0.95
 
+    def test_from_its_unigram_level_on_perplexity_says_it_is_the_metric(self) -> None:
+        falling = 12 - 8 * SMOOTH  # 4.95 where the accuracy jumps
+        for level, verdict in ((10.0, analysis.METRIC), (4.9, analysis.UNCLEAR)):
+            rng = np.random.default_rng(0)
+            rows = [
+                task(0.25 + 0.5 * JUMP, falling, rng, name=f"t{i}", metric="target_bits_per_byte")
+                for i in range(20)
+            ]
+            records = pd.concat(rows)
+            soft = records.metric == "target_bits_per_byte"
+            records["unigram"] = np.where(soft, level, np.nan)
+            assert (verdicts(records) == verdict).mean() >= 0.95
+
     def test_a_probability_that_moves_late_is_no_evidence_against_the_model(self) -> None:
         late = 0.25 + 0.3 * sigmoid(X, 10.5, 0.1)
         assert share(analysis.METRIC, 0.25 + 0.5 * JUMP, late) == 0

@@ -8,6 +8,7 @@ import re
 import jax
 import numpy as np
 import pytest
+from scipy import stats
 
 from jaxllm.errors import UserError
 from jaxllm.evaluation import evaluator as evaluator_module
@@ -123,6 +124,19 @@ def test_every_example_has_its_row(scored):
     assert texts.tokens.tolist() == texts.bytes.tolist()  # a byte vocabulary
     bits = -texts.log_likelihood.sum() / math.log(2) / texts.bytes.sum()
     assert values(records)["unit_text", "bits_per_byte"] == pytest.approx(bits)
+
+
+def test_the_unigram_level_is_the_entropy_of_the_scored_tokens(scored):
+    """In nats a token of a text, and a target of a cloze; bytes are the tokens here."""
+    level = {(r.task, r.metric): r.unigram for r in scored[1]}
+    nats = stats.entropy(np.bincount(list("".join(d.text for d in documents()).encode())))
+    assert level["unit_text", "loss"] == pytest.approx(nats)
+    assert level["unit_text", "bits_per_byte"] == pytest.approx(nats / math.log(2))
+    # All targets are " cat": a space and three letters, a fourth of the tokens each.
+    assert level["unit_cloze", "perplexity"] == pytest.approx(4**4)
+    assert level["unit_cloze", "target_bits_per_byte"] == pytest.approx(8 / 3)  # the space is none
+    of_options = [value for (task, _), value in level.items() if task == "unit_choice"]
+    assert np.isnan(of_options).all()
 
 
 def test_contexts_that_do_not_fit_are_counted(scored):

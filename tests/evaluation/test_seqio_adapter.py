@@ -96,7 +96,7 @@ def test_seqios_evaluator_measures_what_ours_does(tmp_path):
         if record.metric not in OF_THE_BATCHES:
             measured = theirs[record.task][record.metric]
             ours = [record.value, record.stderr, record.n, record.chance, record.majority]
-            np.testing.assert_equal(list(dataclasses.astuple(measured)), ours)
+            np.testing.assert_equal(list(dataclasses.astuple(measured))[:5], ours)
 
 
 def test_the_task_is_a_seqio_task_at_text_level():
