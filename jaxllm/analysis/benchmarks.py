@@ -34,7 +34,7 @@ def pooled(records: pd.DataFrame, most: int = _MAX_SHOWN) -> tuple[pd.DataFrame,
     by_column = {
         **dict.fromkeys(("family", "params", "tokens", "flops", "domain"), "last"),
         **{"value": "mean", "chance": "mean", "task_version": "max", "primary": "any"},
-        **({"majority": "mean"} if "majority" in tasks else {}),
+        **dict.fromkeys({"majority", "unigram"} & set(tasks), "mean"),
         **{"variance": lambda v: v.sum(skipna=False), "n": "sum", "seconds": "sum"},
         "task": "size",
     }
