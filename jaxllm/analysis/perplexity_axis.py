@@ -115,7 +115,7 @@ def _of_family(points: pd.DataFrame, running: Collection[str]) -> Iterator[Findi
         return
     text = texts[0] if len(texts) == 1 else f"{len(texts)} texts"
     if texts[0].startswith(_LAMBADA):  # its accuracy is of the same words
-        text = f"the last words of {text}"
+        text = f"the last words of {' and '.join(texts)}"
         shares = shares[~shares.task.str.startswith(_LAMBADA)]
     at = at.merge(np.exp(loss).rename("perplexity").reset_index())
     wide = _shared(shares, "value")
@@ -193,7 +193,7 @@ def _by_size(wide: pd.DataFrame, name: str) -> Iterator[Finding]:
     of = f"From {amount(small)} to {amount(large)} parameters, the {name.removeprefix('text_')} of"
     sentence = f"{of} {len(wide)} tasks rises most, or falls least, in {first}, least in {last}."
     if len(wide) == 1:
-        sentence = f"{of} the only task: {first}."
+        sentence = f"{of} {first} alone is known at all sizes."
     long = wide.reset_index().melt("task", value_name=name, var_name="params")
     yield Finding(sentence, long, title=f"{_EACH[name]} by size")
 
@@ -286,7 +286,7 @@ def _rises(shares: pd.DataFrame) -> Iterator[Finding]:
     # The error of a difference of two shares is at most sqrt(0.5 / n).
     clear = wide.max(axis=1) - wide.min(axis=1) > 2 * np.sqrt(0.5 / n[wide.index])
     of = of[(of.linearity > 0) & clear].sort_values("breakthroughness", ascending=False)
-    if of.empty:
+    if len(of) < 2:
         return
     sentence = (
         f"Over {wide.shape[1]} sizes, BIG-bench's breakthroughness of final accuracy is highest "

@@ -116,7 +116,7 @@ def facts(tables: Tables, overview: Overview) -> dict[str, str]:
         "Final loss": numbers.value(overview.final_loss, "loss"),
         "Checkpoints": str(overview.checkpoints),
         "Time in scoring": numbers.value(overview.evaluation_share, "accuracy"),
-        "Restarts": str(overview.restarts),
+        "Restarts": f"{overview.restarts:.0f}" if overview.restarts >= 0 else numbers.UNKNOWN,
     } | tables.differing[overview.run]
 
 

@@ -40,7 +40,7 @@ def headline(findings: pd.DataFrame) -> str:
         )
         when = (
             f", from {begin} at {amount(first.tokens)} tokens{_or_before(first)} to {end} at "
-            f"{amount(last.tokens)}."
+            f"{amount(last.tokens)}{_or_before(last)}."
         )
     return f"{share} {len(judged)} {capabilities} left chance{when}"
 
@@ -54,11 +54,16 @@ def of_many(findings: pd.DataFrame) -> str:
         f"{len(left):,} of {len(judged):,} trajectories of {judged.task.nunique()} capabilities "
         "left chance"
     )
+    before = left.or_before.astype(bool)
+    if before.any():
+        text += f", {before.sum():,} of them at their first checkpoint or before"
     # A median that is an onset, not a mean of two; where checkpoints are far apart they tie.
-    median = left.dropna(subset="tokens").groupby("task").tokens.quantile(interpolation="lower")
+    dated = left[~before].dropna(subset="tokens")
+    median = dated.groupby("task").tokens.quantile(interpolation="lower")
     if len(median):
         first, last = (numbers.join(list(median.index[median == at(median)])) for at in (min, max))
-        text += f", first {first} (median {amount(median.min())} tokens)"
+        text += "; of the others" if before.any() else ","
+        text += f" first {first} (median {amount(median.min())} tokens)"
         text += f", last {last} ({amount(median.max())})" if median.nunique() > 1 else ""
     never = sorted(set(judged.task) - set(left.task))
     return f"{text}; at chance in every run: {numbers.join(never)}." if never else f"{text}."

@@ -54,7 +54,7 @@ class Overview:
     evaluation_share: float
     final_loss: float
     checkpoints: int
-    restarts: int
+    restarts: float
     planned_tokens: float
 
 
@@ -336,7 +336,7 @@ def _overview(run: RunData) -> Overview:
         evaluation_share=last["time/evaluation"],
         final_loss=finished(losses, "loss").loss.max(),
         checkpoints=run.records.step.nunique(),
-        restarts=int(last.restarts) if last.restarts >= 0 else 0,
+        restarts=last.restarts,
         planned_tokens=run.planned_tokens,
     )
 
@@ -383,10 +383,16 @@ def _thinned(logged: pd.DataFrame) -> pd.DataFrame:
 
 
 def _cells(shares: pd.DataFrame) -> pd.DataFrame:
-    """Cells of the gain chart, each from the previous checkpoint to its own."""
+    """Cells of the gain chart, each from the previous checkpoint to its own.
+
+    What a run was before its first one is not known: that cell is as wide as the next, at most.
+    """
     shares = shares.sort_values("step", ignore_index=True)
     grouped = shares.groupby(["run", "task"], sort=False)
-    cells = {f"{clock}_from": grouped[clock].shift().fillna(0.0) for clock in CLOCKS}
+    cells = {}
+    for clock in CLOCKS:
+        first = 2 * shares[clock] - grouped[clock].shift(-1).fillna(math.inf)
+        cells[f"{clock}_from"] = grouped[clock].shift().fillna(first).clip(0.0).fillna(0.0)
     cells["loss_from"] = grouped["loss"].shift().fillna(grouped["loss"].transform("max"))
     final = grouped["step"].transform("max")
     text = [numbers.value(v, m) for v, m in zip(shares.value, shares.metric, strict=True)]

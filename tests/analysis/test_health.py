@@ -190,6 +190,14 @@ def test_constant_answers_are_no_capability() -> None:
     assert checks_tasks.falling([grown]).raised
 
 
+def test_a_short_run_at_chance_has_nothing_to_lose() -> None:
+    """As WSC in interventions on Pythia: 0.37 to 0.47, where one answer for all gives 0.63."""
+    records = table(0, {"wsc": -0.12}, {"r": 1e8})
+    (curve,) = curves(records.iloc[-8:]).main()
+    assert checks_tasks.falling([curve]).raised
+    assert checks_tasks.was_at_chance(dataclasses.replace(curve, chance_score=0.63))
+
+
 def test_steady_capabilities_ring_at_the_nominal_rate() -> None:
     gains = {f"task{k}": 0.0 for k in range(10)}
     found = [

@@ -192,6 +192,18 @@ def test_all_that_left_chance_at_one_checkpoint_are_named() -> None:
     assert "first a and b (median" in tied and "last" not in tied
 
 
+def test_a_first_checkpoint_that_was_late_dates_no_onset() -> None:
+    """A run that begins at a late checkpoint, above chance, says nothing on when that came."""
+    whole = points([0.25, 0.25, 0.6, 0.7, 0.7, 0.7])
+    late = points([0.7, 0.7, 0.7]).assign(run="late", step=[60, 70, 80], tokens=[600, 700, 800])
+    text = sentences.of_many(trajectories(pd.concat([whole, late]))[1])
+    at = whole.tokens.iloc[2]
+    assert (
+        f"1 of them at their first checkpoint or before; of the others first t (median {at}" in text
+    )
+    assert "700" not in text and "600" not in text
+
+
 def test_a_share_of_stereotypes_is_no_capability() -> None:
     runs = [points([0.5, 0.6, 0.7], metric="pct_stereotype", task="crows").assign(run=run)
             for run in "ab"]  # fmt: skip

@@ -151,7 +151,7 @@ def test_texts_are_averaged_and_lambada_stands_in_where_there_is_none():
         [records, records[records.task == "lambada_openai"].assign(task="lambada_standard")]
     )
     assert "accuracy of 8 tasks" in answer(both)[0].sentence
-    assert "the last words of 2 texts" in of_title(both, ACCURACY).sentence
+    assert "words of lambada_openai and lambada_standard" in of_title(both, ACCURACY).sentence
 
 
 def test_noise_training_data_and_generated_texts_are_no_held_out_text():

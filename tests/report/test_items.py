@@ -22,6 +22,7 @@ from jaxllm.report.items import ReportItem, items
 from jaxllm.run.records import COLUMNS, Record, Results
 from jaxllm.run.run import Run
 from jaxllm.run.trajectory import TrajectoryStore
+from tests.analysis import planted
 from tests.analysis.simulated_suite import suite
 from tests.report.pages import Page, build, charts_of, data_of
 from tests.simulated_run import TOKENS_PER_STEP, simulate
@@ -340,3 +341,12 @@ def test_metrics_alone_make_a_page() -> None:
     text = Page(page.render(report, items(report))).text
     assert "Training loss fell from 2.99 to 2.01 over 98 steps." in text
     assert "All 99 logged losses are finite." in text
+
+
+def test_nothing_is_painted_of_a_run_before_its_first_checkpoints() -> None:
+    """An intervention begins at 281B tokens: what it was at 1B is not shown as if it were known."""
+    late = planted.table({"t": [0.4, 0.5, 0.6]}, tokens=[281, 283, 285], run="late")
+    once = planted.table({"t": [0.6]}, tokens=[300], run="once")
+    cells = tables.gather([source_of(pd.concat([late, once]))]).shares
+    assert cells[cells.run == "late"].tokens_from.tolist() == [279, 281, 283]
+    assert cells[cells.run == "once"].tokens_from.tolist() == [0]

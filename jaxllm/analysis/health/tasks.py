@@ -52,9 +52,10 @@ def recent_trend(curve: Curve) -> Line | None:
 
 
 def was_at_chance(curve: Curve) -> bool:
-    """Whether the task had not left chance before the last doubling of tokens."""
+    """Whether the task had not left chance before the last doubling of tokens, or in the first two
+    checkpoints of a run that is no longer."""
     before = len(curve.tokens) - recent(curve.tokens)
-    return before > 0 and onset(curve, before)[0] in (AT_CHANCE, PROVISIONAL)
+    return onset(curve, max(before, 2))[0] in (AT_CHANCE, PROVISIONAL)
 
 
 def falling(own: Sequence[Curve], alpha: float = ALPHA) -> Check:

@@ -85,11 +85,12 @@ def kaplan(points: pd.DataFrame, measure: str = "loss") -> dict[str, PowerLaw]:
     equal = _most(frame, "tokens", "params")
     of_tokens, of_size = notes, notes
     if len(equal):
-        of_size += (f"Runs on {amount(equal.tokens.mean())} tokens: {len(equal)}/{len(frame)}.",)
+        tokens = amount(equal.tokens.mean())
+        of_size += (f"{len(equal)} of {len(frame)} runs are on {tokens} tokens.",)
     one_size = _most(frame, "params", "tokens")
     if len(one_size):
         size = amount(one_size.params.mean())
-        of_tokens += (f"Runs of {size} parameters: {len(one_size)}/{len(frame)}.",)
+        of_tokens += (f"{len(one_size)} of {len(frame)} runs have {size} parameters.",)
     by_cost = frame.sort_values(["flops", "loss"])
     frontier = by_cost[by_cost.loss < by_cost.loss.cummin().shift(fill_value=math.inf)]
     if frontier.tokens.nunique() and np.ptp(np.log(frontier.tokens)) < math.log(_SAME_TOKENS):

@@ -94,7 +94,7 @@ def test_a_law_of_size_wants_equal_tokens() -> None:
     data = pd.DataFrame({"params": n, "tokens": 20 * n, "flops": 120 * n**2, "loss": n**-0.1})
     law = kaplan.kaplan(data)["params"]
     assert "are needed, not 1" in law.refused
-    assert law.notes == ("Runs on 20B tokens: 1/6.",)
+    assert law.notes == ("1 of 6 runs are on 20B tokens.",)
 
 
 def test_a_law_of_compute_wants_unequal_tokens() -> None:
