@@ -115,16 +115,15 @@ def print_memorized(run: Run, args: argparse.Namespace) -> None:
     from jaxllm.analysis.tokens.memorization import by_age, predictions
     from jaxllm.run.run import Run
 
-    task, known = args.memorized, run.trajectory.examples_of(args.memorized)
-    newest = max(known or run.trajectory.steps(), default=0)
-    step = newest if args.step is None else args.step
+    task, known = args.memorized, run.trajectory.example_steps(args.memorized)
+    step = max(known or run.trajectory.steps(), default=0) if args.step is None else args.step
     if step not in known:
         remedy = f"python -m jaxllm.evaluate --model_dir={args.run} --tasks={task}"
         raise UserError(f"{args.run} has no results of {task} at step {step}: {remedy}")
-    other = Run.open(args.by) if args.by else run
-    early = other.trajectory.examples_of(task) if args.by else known
-    early = {at: examples for at, examples in early.items() if args.by or at < step}
-    table, told = by_age(known[step], step), predictions(early, known[step])
+    other, late = Run.open(args.by) if args.by else run, run.trajectory.read_examples(step, task)
+    earlier = [at for at in other.trajectory.example_steps(task) if args.by or at < step]
+    early = {at: other.trajectory.read_examples(at, task) for at in earlier}
+    table, told = by_age(late, step), predictions(early, late)
     told = told.rename(columns={"step": f"told by {other.name}, step"})
     ages = table.age.map("{:,.0f} steps".format).where(table.age > -1, "not read")
     for shown in (table.assign(age=ages), told):

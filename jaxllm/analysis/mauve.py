@@ -9,18 +9,39 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxllm.analysis.finding import Finding
+from jaxllm.analysis.registry import NOW, Study, analysis
 from jaxllm.analysis.stats import Z95, Array
 from jaxllm.errors import UserError
 
 SCALE, WEIGHTS = 5.0, np.linspace(1e-6, 1 - 1e-6, 25)  # the package's defaults
 
 
+@analysis(
+    NOW,
+    "How close generated texts come to human ones",
+    needs=lambda study: "mauve" in set(study.records.get("metric", ())),
+    caption="MAUVE of the newest texts of each run, with 95 % intervals; 1: like human ones. Only "
+    "scores by one model's features, and of as many texts, compare.",
+    method="MAUVE (Pillutla et al. 2021), with a jackknife; figure 13 of arXiv 2212.09803.",
+)
+def text_scores(study: Study) -> Finding:
+    """The newest score of each file of texts, by run."""
+    rows = study.records[study.records.metric == "mauve"].sort_values("step")
+    rows = rows.drop_duplicates(["run", "task"], keep="last").sort_values("value", ascending=False)
+    half, best, worst = Z95 * rows.stderr, rows.iloc[0], rows.iloc[-1]
+    return Finding(
+        f"MAUVE is {best.value:.2f} for {best.task} of {best.run}, the highest, and "
+        f"{worst.value:.2f} for {worst.task} of {worst.run}, the lowest.",
+        rows.assign(low=rows.value - half, high=(rows.value + half).clip(upper=1)),
+    )
+
+
 class Mauve(NamedTuple):
-    """A score from 0 to 1 (the same distribution), with its 95 % interval."""
+    """A score from 0 to 1 (the same distribution)."""
 
     value: float
-    low: float
-    high: float
+    stderr: float  # for the expected score of as many texts in the same clusters
     corrected: float  # for the bias of few texts, in these clusters
     clusters: int  # of the features, a tenth of the fewer texts
 
@@ -28,22 +49,18 @@ class Mauve(NamedTuple):
 def mauve(human: Array, generated: Array, seed: int = 0) -> Mauve:
     """The score of features [n, D] and [m, D]; UserError if the package is not installed.
 
-    The interval, of 1.96 standard errors by the jackknife, is for the expected score of as many
-    texts in the same clusters. Fewer texts score lower and make fewer clusters: only scores of
-    equal numbers compare.
+    The standard error is by the jackknife. Fewer texts score lower and make fewer clusters: only
+    scores of equal numbers compare.
     """
     try:
         from mauve import compute_mauve
     except ImportError as error:
         raise UserError(f"MAUVE needs `pip install jaxllm[mauve]` ({error})") from error
     package = compute_mauve(p_features=human, q_features=generated, seed=seed, verbose=False)
-    counts = (
-        np.rint(len(x) * h) for x, h in ((human, package.p_hist), (generated, package.q_hist))
-    )
-    bias, stderr = jackknife(*counts)
-    value, half = float(package.mauve), Z95 * stderr
-    low, high, corrected = np.clip([value - half, value + half, value - bias], 0, 1).tolist()
-    return Mauve(value, low, high, corrected, package.num_buckets)
+    texts = (human, package.p_hist), (generated, package.q_hist)
+    bias, stderr = jackknife(*(np.rint(len(features) * share) for features, share in texts))
+    value = float(package.mauve)
+    return Mauve(value, stderr, min(value - bias, 1.0), package.num_buckets)
 
 
 def jackknife(p: Array, q: Array) -> tuple[float, float]:

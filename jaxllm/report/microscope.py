@@ -42,9 +42,8 @@ def render(studies: Sequence[TokenStudy]) -> str:
         shown = _shared_by_all(studies)
     left_out = len(every) - len(shown)
     share = min(1.0, TOKENS / sum(len(study.token_set.tokens) for study in studies))
-    counts, ends = zip(
-        *(_first_documents(study.token_set, share) for study in studies), strict=True
-    )
+    first = [s.token_set.first_documents(share * len(s.token_set.tokens)) for s in studies]
+    counts, ends = zip(*first, strict=True)
     chosen = [(s, d) for s, count in zip(studies, counts, strict=True) for d in range(count)]
     documents = [{"set": s.name, "text": s.token_set.texts[d]} for s, d in chosen]
     lengths = [_lengths(s.token_set, d) for s, d in chosen]
@@ -87,13 +86,6 @@ def _shared_by_all(studies: Sequence[TokenStudy]) -> list[list[TokenRun]]:
 def _common(parts: Sequence[TokenRun]) -> list[int]:
     """The checkpoints with losses of all sets."""
     return sorted(set.intersection(*({int(step) for step in part.steps} for part in parts)))
-
-
-def _first_documents(token_set: TokenSet, share: float) -> tuple[int, int]:
-    """How many have at most this share of the tokens, but at least one; and their tokens."""
-    ends = np.searchsorted(token_set.documents, np.arange(len(token_set.texts)), side="right")
-    count = max(1, int(np.searchsorted(ends, share * len(token_set.tokens), side="right")))
-    return count, int(ends[count - 1])
 
 
 def _lengths(token_set: TokenSet, document: int) -> np.ndarray:

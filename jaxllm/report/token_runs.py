@@ -74,11 +74,9 @@ def _read(
     chosen = np.unique(np.linspace(0, len(ordered) - 1, RUNS).round().astype(int))
     if len(chosen) < len(ordered):
         notes.append(f"{name}: {len(chosen)} of {len(ordered)} runs are read, evenly by size.")
-    ends = np.searchsorted(token_set.documents, np.arange(len(token_set.texts)), side="right")
-    documents = max(1, int(np.searchsorted(ends, TOKENS, side="right")))
-    last = int(ends[documents - 1])
-    if documents < len(token_set.texts):
-        notes.append(f"{name}: the report reads the first {last:,} of {ends[-1]:,} tokens.")
+    documents, last = token_set.first_documents(TOKENS)
+    if (total := len(token_set.tokens)) > last:
+        notes.append(f"{name}: the report reads the first {last:,} of {total:,} tokens.")
     runs = []
     for run, losses in (ordered[index] for index in chosen):
         try:

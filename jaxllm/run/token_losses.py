@@ -63,6 +63,12 @@ class TokenSet:
             join([np.arange(size) for size in sizes]), join(ends), digest.hexdigest()[:16],
         )  # fmt: skip
 
+    def first_documents(self, tokens: float) -> tuple[int, int]:
+        """How many have at most so many tokens, but at least one; and their number of tokens."""
+        ends = np.searchsorted(self.documents, np.arange(len(self.texts)), side="right")
+        count = max(1, int(np.searchsorted(ends, tokens, side="right")))
+        return count, int(ends[count - 1])
+
 
 class TokenLosses:
     """The token losses of one token set in one run directory, local or in an object store.

@@ -13,7 +13,6 @@ one at the same step.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import os
@@ -153,13 +152,10 @@ class TrajectoryStore:
             raise UserError(f"{self.path / name} is damaged (its CRC-32 differs)")
         return parquet(content).read().to_pandas()
 
-    def examples_of(self, task: str) -> dict[int, pd.DataFrame]:
-        """The per-example rows of one task by step, of the checkpoints that have some."""
-        found = {}
-        for step in self.steps():
-            with contextlib.suppress(FileNotFoundError):
-                found[step] = self.read_examples(step, task)
-        return found
+    def example_steps(self, task: str) -> list[int]:
+        """Steps with per-example rows of one task, ascending."""
+        names = set(self._store.names())
+        return [step for step in self.steps() if _name(step, task, _EXAMPLES) in names]
 
     def _files(self, steps: Sequence[int] | None = None) -> list[str]:
         """The files with records, of all steps or some; those of single tasks last."""

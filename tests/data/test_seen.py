@@ -265,6 +265,8 @@ def test_the_command(opened, tmp_path, capsys, flags: list[str], says: str) -> N
         extractible = sequences.index < count
         examples = sequences.assign(extractible=extractible, score=np.where(extractible, 1, 0.25))
         Run(tmp_path).trajectory.write(step, "memorization", [], examples)
+    if "--step=20" in flags:  # of what comes later nothing is read
+        (tmp_path / "trajectory/40/memorization.examples.parquet").write_bytes(b"damaged")
     try:
         assert main([str(tmp_path), *flags, f"--output={table}"]) == 0
         said = capsys.readouterr().out

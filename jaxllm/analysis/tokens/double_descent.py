@@ -1,6 +1,6 @@
 """Double descent of a subset of tokens: does its loss rise and later fall by more than noise?"""
 
-import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,8 +13,7 @@ from jaxllm.errors import UserError
 FEWEST, _DEGREE, _DRAWS = 12, 5, 2000  # checkpoints; of the polynomial; of noise
 
 
-@dataclasses.dataclass(frozen=True)
-class DoubleDescent:
+class DoubleDescent(NamedTuple):
     """The largest rise that a fall follows, in nats of the subset's mean loss."""
 
     steps: tuple[int, ...]  # where the rise starts, the peak, where the fall ends

@@ -6,6 +6,7 @@ section 3), with a null for each answer.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -48,7 +49,12 @@ def token_shares(study: Study) -> list[Finding]:
 
 def _shares(study: TokenStudy) -> Finding:
     rows: list[dict[str, object]] = []
-    study, notes = _on_common_checkpoints(study)
+    notes: tuple[str, ...] = ()
+    try:  # tests of equal power
+        at = trends.common_checkpoints({run.run: run.tokens / run.tokens[-1] for run in study.runs})
+        study = TokenStudy(study.token_set, tuple(run.at(at[run.run]) for run in study.runs))
+    except UserError as error:
+        notes = (f"Runs with more checkpoints have more power here: {error}.",)
     for run in study.runs:
         steps = run.steps.tolist()
         for after in (after for after in trends.AFTER if _follows(steps, after)):
@@ -75,19 +81,6 @@ def _shares(study: TokenStudy) -> Finding:
         f"{percent('downward', 'autoregressive')} and {percent('upward', 'autoregressive')}."
     )
     return Finding(sentence, table, notes=notes)
-
-
-def _on_common_checkpoints(study: TokenStudy) -> tuple[TokenStudy, tuple[str, ...]]:
-    """The study at the shares of training that all runs were scored at, for tests of equal power.
-
-    As it is, with a note, where they share fewer than four.
-    """
-    shares = {run.run: run.tokens / run.tokens[-1] for run in study.runs}
-    try:
-        rows = trends.common_checkpoints(shares)
-    except UserError as error:
-        return study, (f"Runs with more checkpoints have more power here: {error}.",)
-    return TokenStudy(study.token_set, tuple(run.at(rows[run.run]) for run in study.runs)), ()
 
 
 @analysis(
@@ -155,10 +148,15 @@ def _followed(
         }  # fmt: skip
         curves.append(pd.DataFrame(curve))
         if trend == "upward" and after == AFTER and by and not own:
-            tests += _tested(run, by, subset, documents)
+            late = run.steps >= 0.02 * run.steps[-1]  # the first steps are another regime
+            losses, steps = run.losses[late][:, subset], run.steps[late].tolist()
+            with contextlib.suppress(UserError):
+                result = double_descent(losses, steps, documents[subset])
+                tests.append((run.run, by.run, result))
     if not curves:
-        refused = Finding.refuse(f"equation 1 calls no token {trend}")
-        return dataclasses.replace(refused, title=title)
+        return dataclasses.replace(
+            Finding.refuse(f"equation 1 calls no token {trend}"), title=title
+        )
     sentence = f"No token is {trend} in {ends['first']}, by equation 1."
     if ends.tokens:
         sentence = (
@@ -167,17 +165,6 @@ def _followed(
         )
     lines = tuple(_descents(tests)) if trend == "upward" else ()
     return Finding(sentence, pd.concat(curves).query("step > 0"), lines=lines, title=title)
-
-
-def _tested(run: TokenRun, by: TokenRun, subset: np.ndarray, documents: np.ndarray) -> list[tuple]:
-    """The test for double descent of a run on a subset of another's choice, if it is possible."""
-    late = run.steps >= 0.02 * run.steps[-1]  # the first steps are another regime
-    try:
-        losses, steps = run.losses[late][:, subset], run.steps[late].tolist()
-        result = double_descent(losses, steps, documents[subset])
-    except UserError:
-        return []
-    return [(run.run, by.run, result)]
 
 
 def _descents(tests: list[tuple]) -> list[str]:

@@ -272,9 +272,7 @@ def token_shares(finding: Finding, study: Study) -> Chart | None:
 
 
 def token_subsets(finding: Finding, study: Study) -> Chart | None:
-    """Perplexity of a trend's tokens by three clocks, a row per chooser, and by the first, a row
-    per later or earlier choice; or overlaps of choices.
-    """
+    """Perplexity of a trend's tokens by three clocks, or by one; or overlaps of choices."""
     table, falling = finding.table, ("of_all_tokens",)
     if "lift" in table:
         text = (100 * table.share).map("{:.0f}".format).where(table.share.notna(), "")
@@ -287,14 +285,18 @@ def token_subsets(finding: Finding, study: Study) -> Chart | None:
     panels = [
         (
             f"as {by} sorts them after {after:g} %",
-            marks.lines(
-                rows, x, "perplexity", (clocks[x], "perplexity"), falling, "selection", "begins"
-            ),
+            marks.lines(rows, x, "perplexity", (clocks[x], "perplexity"), falling, "selection"),
         )
         for (after, by), rows in table.groupby(["after", "by"], sort=False)
         for x in list(clocks)[: 3 if after == table.after.iloc[0] else 1]
     ]
     return side_by_side(panels, 3)
+
+
+def text_scores(finding: Finding, study: Study) -> Chart | None:
+    """MAUVE of each file of texts, a colour per run."""
+    return marks.dots(finding.table, "task", "value", "MAUVE, with its 95 % interval", low="low",
+                      high="high", series="run", apart=True)  # fmt: skip
 
 
 def token_kinds_of_trends(finding: Finding, study: Study) -> Chart | None:

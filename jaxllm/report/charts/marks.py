@@ -150,18 +150,12 @@ def law(table: pd.DataFrame, x: str, y: str, titles: tuple[str, str]) -> Chart:
 
 
 def lines(
-    table: pd.DataFrame,
-    x: str,
-    y: str,
-    titles: tuple[str, str],
-    falling: Any = (),
-    dash: str = "",
-    mark: str = "",
+    table: pd.DataFrame, x: str, y: str, titles: tuple[str, str], falling: Any = (), dash: str = ""
 ) -> Chart:
     """A line per run of `y` over `x`, coloured by its `size`, of at most `DISTINCT` sizes.
 
     x and perplexities are logarithmic, the axes of `falling` go down, lines differ by `dash`. Dots
-    are of `y`, lines of the column `smoothed` if there is one, dashed verticals where `mark` holds.
+    are of `y`, lines of the column `smoothed` if there is one; a dashed vertical where `begins` is.
     """
     sizes = _distinct(*table["size"])
     chosen = np.unique(np.linspace(0, len(sizes) - 1, DISTINCT).round().astype(int))
@@ -184,9 +178,9 @@ def lines(
     level = alt.Y(f"{'smoothed' if 'smoothed' in table else y}:Q", **place(y, titles[1]))
     line = base.mark_line(strokeWidth=1.4).encode(y=level, strokeDash=dashes)
     layers = [line, base.mark_circle(size=18).encode(y=value)]
-    if mark:
-        layers.insert(0, base.transform_filter(f"datum.{mark}").mark_rule(style="chance"))
-    columns = table.columns.intersection([x, y, "smoothed", "size", "run", dash, mark])
+    if "begins" in table:
+        layers.insert(0, base.transform_filter("datum.begins").mark_rule(style="chance"))
+    columns = table.columns.intersection([x, y, "smoothed", "begins", "size", "run", dash])
     shown = table.loc[table["size"].isin(colours.domain), columns]
     return layered(layers, shown, 230, f"{titles[1]} against {titles[0]}.")
 
