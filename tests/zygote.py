@@ -25,7 +25,7 @@ from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[1]  # without conftest, which sets devices
 NO_REPORT = {"JAXLLM_TESTS_NO_REPORT": "1"}
-"""In the environment of a run: it ends with a page that has no charts, and without pictures."""
+"""In the environment of a run or a suite: runs end with a page that has no charts or pictures."""
 
 
 class Zygote:
@@ -152,6 +152,7 @@ def _become(question: dict[str, Any]) -> None:
     import traceback
 
     from jaxllm.report import items
+    from jaxllm.suites import launchers
 
     os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which nohup and `&` ignore
@@ -169,6 +170,7 @@ def _become(question: dict[str, Any]) -> None:
     sys.stdout.reconfigure(line_buffering=True)
     if NO_REPORT.items() <= question["environment"].items():
         items.items = lambda *_, **__: []
+        launchers.TRAIN = ("-m", "tests.without_report")
     module, *sys.argv[1:] = question["start"]
     code = 1
     try:

@@ -58,11 +58,13 @@ SMALL = {
     ),
     "suites/seeds.gin": (
         "--gin.EVAL_TASKS=counting",
+        "--gin.SuiteConfig.checkpoints=2",
         "--gin.SuiteConfig.axes={'params': 5e4, 'tokens': 2e4, 'SEED': (1, 2)}",
     ),
     "suites/domains.gin": (
         "--gin.EVAL_TASKS=heldout_wiki",
         "--gin.VOCABULARY_SIZE=512",
+        "--gin.SuiteConfig.checkpoints=2",
         "--gin.SuiteConfig.cooldowns=()",
         "--gin.SuiteConfig.axes={'params': (5e4,), 'tokens': 4e4}",
     ),
@@ -77,6 +79,8 @@ RENAMED = {
     "TABLE.csv?run": "MAPPED.csv?run", "@1800": "@4", "@2700": "@4", "=2100": "=6",
     "decay_steps=300": "decay_steps=2", "--count=32": "--count=2",
 }  # fmt: skip
+# Runs and suites whose like have shown their reports: the quickstart, and the ladder.
+NO_REPORT = ("--gin_file=quickstart.gin", "suites/seeds.gin", "swarm/suite.gin", "suites/domains")
 
 
 def commands() -> list[str]:
@@ -137,6 +141,8 @@ def run(command: str, root: Path, start: Start = zygote.run) -> None:
         "XLA_FLAGS": QUICK, "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(root / "xla"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }  # fmt: skip
+    if start is zygote.run and any(name in command for name in NO_REPORT):
+        environment |= zygote.NO_REPORT
     done = start(words[1:], root, environment)
     assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
 
