@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -120,15 +121,21 @@ def test_a_restart_finds_data_vocabulary_and_programs(monkeypatch: pytest.Monkey
         assert [e.rpartition("/")[2] for e in events if "/cache_" in e] == ["cache_hits"]
         return update
 
-    jax.monitoring.register_event_listener(lambda event, **_: events.append(event))
     monkeypatch.setattr("jaxllm.training.loop.compile_train_step", compile_and_count)
-    assert train.main([GIN]) == 0
+    monkeypatch.setattr(train, "show", lambda *_, **__: None)
+    listener = lambda event, **_: events.append(event)
+    jax.monitoring.register_event_listener(listener)
+    try:
+        assert train.main([GIN]) == 0
+    finally:
+        jax.monitoring.unregister_event_listener(listener)
     after = Run(RUN).metrics()
     pd.testing.assert_frame_equal(after[columns], before[columns])
     assert list(after.restarts) == [0, 0, 1, 1] and "requests/read" in after
 
 
-def test_plan() -> None:
+def test_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"])  # which the command changes
     tokenizer = f"--gin.VocabularyConfig.path={RUN}/tokenizer.model"
     assert plan.main([GIN, "--devices=cpu:8", "--fit", tokenizer]) == 0
 
