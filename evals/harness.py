@@ -31,8 +31,7 @@ from jaxllm.evaluation.tasks import (
 )
 
 PREFIX = "harness:"
-DOMAIN = "own"
-MAX_NEW_TOKENS = 256  # the harness' default
+_managers: dict[str | None, Any] = {}  # by data_dir: each reads ten thousand files
 
 
 @functools.cache
@@ -43,13 +42,14 @@ def load(name: str, data_dir: str | None) -> Any:
     except ImportError as error:
         raise UserError(f"task {PREFIX}{name} needs `pip install jaxllm[harness]`") from error
     try:
-        loaded = TaskManager(include_path=data_dir).load(name)
+        if data_dir not in _managers:
+            _managers[data_dir] = TaskManager(include_path=data_dir)
+        loaded = _managers[data_dir].load(name)
     except Exception as error:
         raise UserError(f"task {PREFIX}{name}: {one_line(error) or repr(error)}") from error
     if loaded["groups"] or len(loaded["tasks"]) != 1:
         raise UserError(f"{PREFIX}{name} is a group: name its tasks, {', '.join(loaded['tasks'])}")
-    (task,) = loaded["tasks"].values()
-    return task
+    return next(iter(loaded["tasks"].values()))
 
 
 def examples(task: Any) -> Iterator[Example]:
@@ -93,7 +93,7 @@ def declare(name: str, data_dir: epath.Path | None) -> TaskDefinition:
     """A task of lm-evaluation-harness, its own or of a YAML file below EVAL_DIR."""
     task = load(name.removeprefix(PREFIX), None if data_dir is None else str(data_dir))
     details: dict[str, Any] = {
-        "domain": DOMAIN,
+        "domain": "own",
         "shots": task.config.num_fewshot or 0,
         "version": str(task.VERSION),
     }
@@ -104,7 +104,7 @@ def declare(name: str, data_dir: epath.Path | None) -> TaskDefinition:
     settings = task.config.generation_kwargs or {}
     return generation(
         name, read,
-        max_new_tokens=settings.get("max_gen_toks", MAX_NEW_TOKENS),
+        max_new_tokens=settings.get("max_gen_toks", 256),  # the harness' default
         stop=tuple(_list(settings.get("until", ()))),
         score=functools.partial(score, task=task),
         primary_metric=next(iter(task.aggregation())),
