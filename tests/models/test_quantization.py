@@ -87,20 +87,28 @@ def test_a_token_does_not_feel_the_others() -> None:
     np.testing.assert_array_equal(*found)
 
 
+def losses(model_dir: Path, quantization: str, **axes: int) -> list[float]:
+    model = dataclasses.replace(MODEL, quantization=quantization)
+    e = experiment(model_dir, steps=60, log_every=20, model=model)
+    train(e, mesh(int(np.prod(list(axes.values()) or [1])), **axes), stages(e))
+    return [row["loss"] for row in Run(model_dir).metrics_lines.read()[0]]
+
+
+@pytest.fixture(scope="module")
+def exact(tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    return losses(tmp_path_factory.mktemp("exact"), "none")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["int8", "fp8"])
-def test_a_model_learns_alike_on_one_device_and_on_a_mesh(tmp_path: Path, kind: str) -> None:
-    def losses(name: str, quantization: str, **axes: int) -> list[float]:
-        model = dataclasses.replace(MODEL, quantization=quantization)
-        e = experiment(tmp_path / name, steps=60, log_every=20, model=model)
-        on = mesh(int(np.prod(list(axes.values()) or [1])), **axes)
-        train(e, on, stages(e))
-        return [row["loss"] for row in Run(tmp_path / name).metrics_lines.read()[0]]
-
-    exact, coarse = losses("exact", "none"), losses("coarse", kind)
+def test_a_model_learns_alike_on_one_device_and_on_a_mesh(
+    exact: list[float], tmp_path: Path, kind: str
+) -> None:
+    coarse = losses(tmp_path / "coarse", kind)
     np.testing.assert_allclose(coarse, exact, rtol=0.02)
     assert coarse != exact
-    np.testing.assert_allclose(losses("mesh", kind, fsdp=2, tensor=2), coarse, rtol=5e-3)
+    on_a_mesh = losses(tmp_path / "mesh", kind, fsdp=2, tensor=2)
+    np.testing.assert_allclose(on_a_mesh, coarse, rtol=5e-3)
 
 
 def test_qwix_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
