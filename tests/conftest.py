@@ -40,17 +40,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def clear_gin() -> Iterator[None]:
-    """No test sees the gin bindings of another."""
+    """No test sees the gin bindings of another, or finds a gin file where another has looked."""
     gin.clear_config()
+    places = list(gin.config._LOCATION_PREFIXES)
     yield
     gin.clear_config()
+    gin.config._LOCATION_PREFIXES[:] = places
 
 
 @pytest.fixture(autouse=True)
 def forget_interrupts() -> Iterator[None]:
-    """No command that a test calls counts the next ones' Ctrl-C, and ends them at the second."""
+    """No command that a test calls counts the next ones' Ctrl-C, and ends them at the second.
+
+    Nor do the handlers of signals stay of one that was interrupted as it set them.
+    """
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    handlers = {number: signal.getsignal(number) for number in numbers}
     yield
     signal.set_wakeup_fd(-1)
+    for number, handler in handlers.items():
+        if handler is not None:  # of no C code
+            signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")
