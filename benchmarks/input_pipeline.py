@@ -23,7 +23,7 @@ import numpy as np
 
 from jaxllm.data import corpora, vocabularies
 from jaxllm.data.config import DataConfig, VocabularyConfig
-from jaxllm.data.loader import Loader, open_source
+from jaxllm.data.loader import open_batches, open_source
 from jaxllm.data.packing import ConcatSequences, empty_sequences
 from jaxllm.data.store import (
     Counts,
@@ -111,16 +111,18 @@ def waiting(config: DataConfig, step_seconds: float = 0.15, steps: int = 60) -> 
     began = time.perf_counter()
     product(x).block_until_ready()
     repeats = max(1, round(step_seconds / (time.perf_counter() - began)))
-    loader = Loader(source, config.batch_size)
+    loader = open_batches(source, config.batch_size)
     next(loader)
-    first, began = loader.wait_seconds, time.perf_counter()
+    waited, began = 0.0, time.perf_counter()
     for _ in range(steps):
+        asked = time.perf_counter()
         next(loader)
+        waited += time.perf_counter() - asked
         for _ in range(repeats):
             x = product(x)
         x.block_until_ready()
     total = time.perf_counter() - began
-    share = (loader.wait_seconds - first) / total
+    share = waited / total
     loader.close()
     print(
         f"waiting, {config.batch_size} x {config.sequence_length}, {config.layout}:"

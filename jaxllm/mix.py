@@ -19,19 +19,17 @@ run failed.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
-import json
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from jaxllm import cli, runtime
 from jaxllm.errors import UserError
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from jaxllm.analysis.mixtures.choice import Fit
     from jaxllm.analysis.mixtures.swarm import Swarm
     from jaxllm.interop.mixture_tables import Columns
@@ -183,10 +181,9 @@ def _train(words: Sequence[str]) -> int:
 def _design(args: argparse.Namespace) -> int:
     cli.load_gin(args)
 
-    import pandas as pd
-
     from jaxllm.data.config import DataConfig
-    from jaxllm.suites.mixtures import Draw, swarm, write_suite
+    from jaxllm.report import terminal
+    from jaxllm.suites.mixtures import Draw, spread, swarm, write_suite
 
     natural = DataConfig().weights or {}
     tokens = _tokens(args, list(natural))
@@ -195,43 +192,41 @@ def _design(args: argparse.Namespace) -> int:
     how = Draw(*known, dict(zip(natural, limits, strict=False)))
     mixtures, about = swarm(natural, args.count, how), f"jaxllm.mix design: {how}"
     file = write_suite(args.directory, args.gin_file, args.gin_bindings, mixtures, about=about)
-    shares = pd.DataFrame(mixtures).T
-    spread = shares.agg(["min", "median", "max"]).T.assign(natural=shares.loc["natural"])
+    table = spread(mixtures)
     if tokens is not None:
-        spread["epochs at most"] = spread["max"] * args.budget / tokens
-    print(f"{len(shares)} mixtures\n{_text(spread.reset_index(names='domain'))}")
+        table["epochs at most"] = table["max"].to_numpy() * args.budget / tokens
+    print(f"{len(mixtures)} mixtures\n{terminal.table(table)}")
     print(f"next: python -m jaxllm.suite --gin_file={file}")
     return 0
 
 
 def _fit(args: argparse.Namespace) -> int:
     swarm, columns = _swarm(args, (".csv", ".json"))
+
+    from jaxllm.interop import mixture_tables, proposals
+    from jaxllm.report import terminal
+
     if args.laws == "bimix":
         from jaxllm.analysis.mixtures.horizon import bimix_table
-        from jaxllm.interop.mixture_tables import own_domains
 
-        table = bimix_table(swarm, own_domains(swarm))
-        print(_text(table))
-        _write(args.output, {"bimix": table})
-        return 0
-    fitted = _fitted(swarm, args)
-    scores, tables = fitted.scores, {"scores": fitted.scores}
-    best = scores[scores.chosen]
-    if len(best):
-        print(_text(best.drop(columns=["chosen", "refused"])))
-    for law, rows in scores[scores.refused != ""].groupby("law", sort=False):
-        of = f"{len(rows)} of {len(fitted.swarm.targets)}"
-        print(f"{law} refused for {of}: {rows.refused.iloc[0]}")
-    if args.larger:
-        from jaxllm.analysis.mixtures.transfer import predictions, transfer
-        from jaxllm.interop.mixture_tables import Columns, read_swarm
+        tables = {"bimix": bimix_table(swarm, mixture_tables.own_domains(swarm))}
+        print(terminal.table(tables["bimix"]))
+    else:
+        fitted = _fitted(swarm, args)
+        tables = {"scores": fitted.scores}
+        print(*terminal.scores(fitted.scores), sep="\n")
+        if args.larger:
+            from jaxllm.analysis.mixtures.transfer import predictions, transfer
 
-        own = (columns.shares, columns.targets, columns.higher, args.larger_losses, args.name)
-        larger = read_swarm(args.larger, Columns(*own))
-        ranks = tables["transfer"] = transfer(predictions(fitted, larger), larger, args.seed)
-        print(f"\nranks of {len(larger)} larger runs by what is predicted from the proxies")
-        print(_text(ranks[(ranks.metric == ranks.target) | ranks.best]))
-    _write(args.output, tables)
+            own = dataclasses.replace(
+                columns, losses=args.larger_losses, params="", steps="", where=()
+            )
+            larger = mixture_tables.read_swarm(args.larger, own)
+            ranks = tables["transfer"] = transfer(predictions(fitted, larger), larger, args.seed)
+            print(f"\nranks of {len(larger)} larger runs by what is predicted from the proxies")
+            print(terminal.table(ranks[(ranks.metric == ranks.target) | ranks.best]))
+    if args.output:
+        proposals.write_tables(args.output, tables)
     return 0
 
 
@@ -241,6 +236,7 @@ def _propose(args: argparse.Namespace) -> int:
 
     from jaxllm.analysis.mixtures.propose import propose
     from jaxllm.interop import proposals
+    from jaxllm.report import terminal
 
     natural = _numbers(args.natural, swarm.domains, "natural", 0.0)
     tokens = _tokens(args, swarm.domains)
@@ -248,7 +244,7 @@ def _propose(args: argparse.Namespace) -> int:
     found = propose(fitted, objective, natural, budget, tokens, args.repetition, args.seed)
     table = found.table if args.budget else found.table.drop(columns="epochs")
     for part in (table, found.predicted, found.guards):
-        print(_text(part), end="\n\n")
+        print(terminal.table(part), end="\n\n")
     if natural is None and swarm.natural is None:
         print("note: without --natural, the mean of the swarm stands for it", file=sys.stderr)
     if found.within_noise:
@@ -268,13 +264,14 @@ def _check(args: argparse.Namespace) -> int:
 
     from jaxllm.analysis.mixtures.check import FAILED, check
     from jaxllm.interop import proposals
+    from jaxllm.report import terminal
     from jaxllm.run.suite_layout import SuiteLayout
 
     found, swarm = proposals.read(args.proposal), SuiteLayout(epath.Path(args.proposal).parent)
     new = SuiteLayout(args.directory or swarm.check)
     if new.runs_file.exists():
         result = check(found, proposals.results(found, str(new.root)))
-        print(_text(result.table), end="\n\n")
+        print(terminal.table(result.table), end="\n\n")
         print(*result.notes, result.sentence, sep="\n")
         return int(result.verdict == FAILED)
     args.gin_file = args.gin_file or [str(swarm.gin_file)]
@@ -319,20 +316,6 @@ def _fitted(swarm: Swarm, args: argparse.Namespace) -> Fit:
     return fitted
 
 
-def _write(path: str, tables: Mapping[str, pd.DataFrame]) -> None:
-    from etils import epath
-
-    from jaxllm.interop.proposals import rows
-    from jaxllm.io import atomic_write
-
-    known = {name: rows(table) for name, table in tables.items()}
-    text = json.dumps(known, indent=1) + "\n"
-    if path.endswith(".csv"):
-        text = next(iter(tables.values())).to_csv(index=False)
-    if path:
-        atomic_write(epath.Path(path), text)
-
-
 def _tokens(args: argparse.Namespace, domains: Sequence[str]) -> Any:
     """[k] tokens that there are of each domain, inf where not known; None without a budget."""
     tokens = _numbers(args.tokens, domains, "tokens", float("inf"))
@@ -357,10 +340,6 @@ def _numbers(text: str, domains: Sequence[str], flag: str, absent: float) -> Any
 
 def _list(text: str) -> list[str]:
     return [part for part in text.split(",") if part]
-
-
-def _text(table: pd.DataFrame) -> str:
-    return table.to_string(index=False, float_format=lambda x: f"{x:.4g}", na_rep="–")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ run is one integer, and any host can compute any sequence.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -96,10 +95,6 @@ class SequenceSource:
         if origin.position:
             settings += [origin.position, sorted(origin.tokens.items())]
         self.fingerprint = f"{derive_key(*settings, *shares):016x}"
-
-    def starting_at(self, origin: Origin) -> SequenceSource:
-        """The same corpora and weights, in an order that begins at `origin`."""
-        return SequenceSource(self.config, self.tokenizer, self.prepared, origin)
 
     def tokens_read(self, position: int) -> dict[str, int]:
         """Tokens of each domain (or source) in the sequences before `position`, with padding."""
@@ -195,53 +190,30 @@ class SequenceSource:
             )
 
 
-class Loader:
-    """An iterator over this host's sequences of each global batch, read ahead by threads.
+def open_batches(
+    source: SequenceSource,
+    batch_size: int,
+    start: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Any:
+    """Iterate over this host's sequences of each global batch, as `read_ahead`.
 
     The first batch begins at sequence `start`. Host p of P has sequences [p * B/P, (p + 1) * B/P)
-    of each batch of B, so the hosts' sequences in order are the global batch. `close` it when done.
+    of each batch of B, so the hosts' sequences in order are the global batch.
     """
-
-    def __init__(
-        self,
-        source: SequenceSource,
-        batch_size: int,
-        start: int = 0,
-        *,
-        process_index: int = 0,
-        process_count: int = 1,
-        prefetch: int = PREFETCH,
-    ) -> None:
-        if batch_size % process_count:
-            raise UserError(
-                f"DataConfig.batch_size = {batch_size} is not divisible by {process_count} hosts"
-            )
-        local = batch_size // process_count
-        first = start + process_index * local
-
-        def batch(index: int) -> Batch:
-            return Batch(**source.sequences(first + index * batch_size, local))
-
-        self._iterator = read_ahead(batch, prefetch)
-        self.wait_seconds = 0.0  # spent waiting for batches so far
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self
-
-    def __next__(self) -> Batch:
-        began = time.perf_counter()
-        batch = next(self._iterator)
-        self.wait_seconds += time.perf_counter() - began
-        return batch
-
-    def close(self) -> None:
-        """Stop reading ahead."""
-        self._iterator.close()
+    if batch_size % process_count:
+        raise UserError(
+            f"DataConfig.batch_size = {batch_size} is not divisible by {process_count} hosts"
+        )
+    local = batch_size // process_count
+    first = start + process_index * local
+    return read_ahead(lambda i: Batch(**source.sequences(first + i * batch_size, local)))
 
 
-def read_ahead(read: Callable[[int], Batch], prefetch: int = PREFETCH) -> Any:
+def read_ahead(read: Callable[[int], Batch]) -> Any:
     """Iterate over read(0), read(1), … without end, read ahead by threads; `close` it when done."""
-    options = grain.ReadOptions(num_threads=min(prefetch, 4), prefetch_buffer_size=prefetch)
+    options = grain.ReadOptions(num_threads=PREFETCH, prefetch_buffer_size=PREFETCH)
     return iter(grain.MapDataset.range(ENDLESS).map(read).to_iter_dataset(options))
 
 

@@ -18,6 +18,7 @@ from etils import epath
 from jaxllm.data.config import DataConfig, VocabularyConfig
 from jaxllm.errors import UserError
 from jaxllm.io import read_json
+from jaxllm.run.data_identity import saved_tokenizer
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
 # Usual document separators, for a tokenizer.json without further files.
@@ -152,8 +153,9 @@ def read(path: epath.PathLike, special_tokens: Mapping[Any, str] | None = None) 
     raise UserError(f"{path} has no tokenizer: neither tokenizer.model nor tokenizer.json")
 
 
-def with_saved_tokenizer(config: DataConfig, path: epath.Path | None) -> DataConfig:
-    """`config` with the run's saved tokenizer at `path`; unchanged if `path` is None."""
+def with_saved_tokenizer(config: DataConfig, model_dir: str | None) -> DataConfig:
+    """`config` with the tokenizer that a run has saved, if any; UserError if that is damaged."""
+    path = saved_tokenizer(model_dir) if model_dir else None
     if path is None:
         return config
     return dataclasses.replace(config, vocabulary=VocabularyConfig(path=str(path)))

@@ -45,8 +45,6 @@ from jaxllm.run.run import Run
 from jaxllm.run.token_losses import TokenLosses, TokenSet
 from jaxllm.run.trajectory import TrajectoryStore
 
-__all__ = ["Evaluator", "Interrupted"]
-
 _log = logging.getLogger(__name__)
 
 
@@ -71,7 +69,7 @@ class Evaluator:
     ):
         self._tasks = {name: task.of_run(sample) for name, task in select(config).items()}
         self.definitions = {name: task.definition for name, task in self._tasks.items()}
-        self._config, self._model, self._vocabulary = config, model, vocabulary
+        self.config, self._model, self._vocabulary = config, model, vocabulary
         self._store, self._run = store, run
         if any(task.runs_code for task in self.definitions.values()):
             sandbox.choose(isolate=config.run_code != "unisolated")
@@ -111,7 +109,7 @@ class Evaluator:
                 groups.setdefault(task.group, []).append(prepared)
             except Exception as error:
                 failures[name] = one_line(error if isinstance(error, UserError) else repr(error))
-        if failures and self._config.on_unrunnable == "refuse":
+        if failures and self.config.on_unrunnable == "refuse":
             raise UserError(
                 f"{len(failures)} of {len(self._tasks)} evaluation tasks cannot be scored (go on "
                 "without them: --gin.EvalConfig.on_unrunnable=\"'skip'\"): "
@@ -123,10 +121,6 @@ class Evaluator:
             *(f"skipped task {name}: {reason}" for name, reason in failures.items()),
             *_contents(groups, self._model.max_length),
         )
-
-    def due(self, scheduled: Sequence[int]) -> tuple[int, ...]:
-        """The scheduled checkpoints to score; see `EvalConfig.due`."""
-        return self._config.due(scheduled)
 
     def missing(self, step: int, checkpoint: float | None = None) -> tuple[str, ...]:
         """The tasks without records at `step`, of the checkpoint with this `wall_time`."""

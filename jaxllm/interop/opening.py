@@ -64,7 +64,6 @@ def _open(name: str, directory: str, step: int | None, mesh: Mesh) -> Opened:
     from jaxllm.data.tokenizer import with_saved_tokenizer
     from jaxllm.data.vocabularies import build_vocabulary, from_directory
     from jaxllm.interop import huggingface
-    from jaxllm.run.data_identity import saved_tokenizer
     from jaxllm.run.run import Run
     from jaxllm.training.experiment import Experiment
 
@@ -76,8 +75,8 @@ def _open(name: str, directory: str, step: int | None, mesh: Mesh) -> Opened:
         raise UserError(f"{directory} has no checkpoints")
     model = experiment.at(entries[-1].step).model
     params = run.restore_params(entries[-1].step, model, mesh)
-    data = with_saved_tokenizer(experiment.data, saved_tokenizer(directory))
-    return Opened(name, model, params, build_vocabulary(data))
+    vocabulary = build_vocabulary(with_saved_tokenizer(experiment.data, directory))
+    return Opened(name, model, params, vocabulary)
 
 
 def _check_vocabulary(first: Opened, other: Opened) -> None:

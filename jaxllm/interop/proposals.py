@@ -42,6 +42,14 @@ def write(path: str, found: Proposal) -> None:
     atomic_write(file.with_suffix(".json"), json.dumps(known, indent=1) + "\n")
 
 
+def write_tables(path: str, tables: Mapping[str, pd.DataFrame]) -> None:
+    """Write tables as .json, or the first as .csv."""
+    text = json.dumps({name: rows(table) for name, table in tables.items()}, indent=1) + "\n"
+    if path.endswith(".csv"):
+        text = next(iter(tables.values())).to_csv(index=False)
+    atomic_write(path, text)
+
+
 def read(path: str) -> Proposal:
     """The proposal of a .json that `write` wrote, or of the one beside a .gin.
 

@@ -18,7 +18,6 @@ from jaxllm.evaluation.token_sets import read_examples
 from jaxllm.planning.estimate import ideal_seconds
 from jaxllm.planning.program import OutOfDeviceMemory, measure_scorer, tell
 from jaxllm.planning.targets import Target
-from jaxllm.run.data_identity import saved_tokenizer
 from jaxllm.runtime import import_seqio
 from jaxllm.training.experiment import Experiment
 
@@ -102,8 +101,7 @@ def prepare(
         import_seqio()
         from jaxllm.data.vocabularies import build_vocabulary
 
-        saved = saved_tokenizer(e.train.model_dir) if e.train.model_dir else None
-        vocabulary = build_vocabulary(with_saved_tokenizer(e.data, saved))
+        vocabulary = build_vocabulary(with_saved_tokenizer(e.data, e.train.model_dir))
         scorer = Scorer(e.model, mesh, vocabulary, config.tokens_per_batch)
     except Exception as error:
         return [], (line(config.names, reason_of(error)),)

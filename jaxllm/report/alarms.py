@@ -15,7 +15,7 @@ import logging
 import math
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -48,7 +48,7 @@ def active(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], Any]:
 
 
 @contextlib.contextmanager
-def watching(writers: Sequence[HealthWriter]) -> Iterator[None]:
+def watching(writers: Collection[HealthWriter]) -> Iterator[None]:
     """Report an exception as an alarm of each run; wait once for the last deliveries of all."""
     try:
         yield
@@ -99,9 +99,10 @@ class HealthWriter:
         self._step = None
 
     def ended(self) -> None:
-        """Clear the alarms of the run, if its last step is saved."""
+        """Clear the alarms of the run at last, if its last step is saved."""
         if self._step is not None:
             self._report(self._ended)
+        self._step = None
 
     def write_metrics(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Check the logged metrics of a step."""

@@ -1,7 +1,9 @@
-"""Capability table for the terminal: tasks by domain x a selection of checkpoints."""
+"""What commands print of runs: tasks by domain x a selection of checkpoints, and more."""
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -12,7 +14,7 @@ import pandas as pd
 from jaxllm.analysis.curves import is_share
 from jaxllm.analysis.finding import Finding, amount
 from jaxllm.analysis.onsets import AT_CHANCE, STANDARD_ERRORS
-from jaxllm.errors import printable
+from jaxllm.errors import one_line, printable
 from jaxllm.report import numbers
 from jaxllm.report.tables import Tables, gather
 from jaxllm.run.run import Run
@@ -20,6 +22,37 @@ from jaxllm.run.run import Run
 MARK = "*"
 _CELL, _CHANCE = 8, 9  # column widths
 _UNITS = {"bits_per_byte": "bits/B", "perplexity": "ppl"}
+
+
+def show_run(model_dir: str, scored: bool) -> None:
+    """Print the capabilities over the checkpoints, and the paths of the report and TensorBoard.
+
+    A failure here is reported in one line: the run itself has ended well.
+    """
+    from jaxllm.report import files, items, tensorboard
+
+    run = Run.open(model_dir)
+    failed = f"could not be made (`python -m jaxllm.analyze {model_dir}` tries again)"
+    with _reported(f"the report {failed}"):
+        report = gather([run])
+        cards = items.items(report)
+        if scored:
+            with _reported("no table of the capabilities"):
+                print(f"\n{capability_table(report, report.overviews[0].run)}\n")
+        with _reported("no images of the report in TensorBoard"):
+            tensorboard.write_report(run.layout.tensorboard, report, cards)
+        print(f"report       {files.write_page(run.layout.report, report, cards)}")
+    print(f"TensorBoard  tensorboard --logdir {run.layout.tensorboard}")
+
+
+@contextlib.contextmanager
+def _reported(what: str) -> Iterator[None]:
+    """Report a failure inside as one line that begins with `what`."""
+    try:
+        yield
+    except Exception as error:
+        print(f"{what}: {type(error).__name__}: {one_line(error)}")
+        logging.debug(what, exc_info=True)
 
 
 def of_run(model_dir: str | os.PathLike[str], width: int = 100) -> str:
@@ -82,6 +115,20 @@ def _table(points: pd.DataFrame, domains: dict[str, list[str]], width: int) -> I
         yield f"{len(steps)} of {len(tokens)} checkpoints shown"
 
 
+def table(frame: pd.DataFrame) -> str:
+    """A table of names and numbers, with four digits of each."""
+    return frame.to_string(index=False, float_format=lambda x: f"{x:.4g}", na_rep="–")
+
+
+def scores(fitted: pd.DataFrame) -> Iterator[str]:
+    """The law of each target by `mixtures.choice.Fit.scores`, and why others are refused."""
+    if fitted.chosen.any():
+        yield table(fitted[fitted.chosen].drop(columns=["chosen", "refused"]))
+    for law, rows in fitted[fitted.refused != ""].groupby("law", sort=False):
+        of = f"{len(rows)} of {fitted.target.nunique()}"
+        yield f"{law} refused for {of}: {rows.refused.iloc[0]}"
+
+
 def choice(finding: Finding) -> str:
     """The tasks of `early.choose` with what speaks for them, and why others are left out."""
     used = finding.table[finding.table.why == ""]
@@ -96,9 +143,9 @@ def choice(finding: Finding) -> str:
         "SNR": used.snr_detrended.map(lambda ratio: f"{ratio:.1f}" if ratio < math.inf else "–"),
         "moves at": used.moved.map(amount),
     }
-    table = pd.DataFrame(columns).to_string(index=False).splitlines()
+    shown = pd.DataFrame(columns).to_string(index=False).splitlines()
     lines = [finding.sentence]
-    lines += ["", *table, "", "Tasks: " + ",".join(used.task)] if len(used) else []
+    lines += ["", *shown, "", "Tasks: " + ",".join(used.task)] if len(used) else []
     for why, rows in finding.table[finding.table.why != ""].groupby("why", sort=False):
         lines.append(f"Left out ({why}): {', '.join(rows.task)}.")
     return "\n".join(map(printable, lines))

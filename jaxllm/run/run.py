@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import io
 import math
-import re
 import shutil
 import sys
 import time
@@ -110,13 +109,6 @@ class Run:
         return stored_config.read(self.layout.config)
 
     _config = property(lambda self: stored_config.readable(self.layout.config)[0])
-
-    def setting(self, name: str) -> str | None:
-        """A number or macro of the run's config as it is written there; None if it is not."""
-        found = re.search(rf"^{re.escape(name)} = (\S+)", self._config, re.MULTILINE)
-        if found and found[1].startswith("%"):
-            return self.setting(found[1][1:])
-        return found[1] if found else None
 
     def settings(self) -> dict[str, Any]:
         """The values that the run's config binds; none of a damaged config."""
@@ -323,8 +315,8 @@ class Run:
 
     def planned_steps(self) -> int | None:
         """Total steps in the run's config; None if it does not state them."""
-        steps = self.setting("TrainConfig.steps")
-        return int(steps) if steps and steps.isdigit() else None
+        steps = self.settings().get("TrainConfig.steps")
+        return steps if isinstance(steps, int) and steps > 0 else None
 
     def planned_tokens(self) -> float:
         """Tokens at the end of the run by its config; NaN if unknown."""

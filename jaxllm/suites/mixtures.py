@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pandas as pd
 from etils import epath
 
 from jaxllm.analysis.mixtures.swarm import NATURAL
@@ -89,6 +90,13 @@ def swarm(
     natural = {name: share / total for name, share in shares.items()}
     drawn = {f"mix{n:03}": one for n, one in enumerate(draw(shares, count - 1, how), 1)}
     return {NATURAL: natural, **drawn}
+
+
+def spread(mixtures: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
+    """The shares of each domain in a `swarm`: `domain, min, median, max, natural`."""
+    shares = pd.DataFrame(mixtures).T
+    found = shares.agg(["min", "median", "max"]).T.assign(natural=shares.loc[NATURAL])
+    return found.reset_index(names="domain")
 
 
 def write_suite(

@@ -303,11 +303,8 @@ def make_evaluator(
     from jaxllm.data.tokenizer import with_saved_tokenizer
     from jaxllm.data.vocabularies import build_vocabulary
     from jaxllm.evaluation.evaluator import Evaluator
-    from jaxllm.run.data_identity import saved_tokenizer
     from jaxllm.run.trajectory import TrajectoryStore
 
-    e = experiment
-    data = with_saved_tokenizer(e.data, saved_tokenizer(e.model_dir))
-    store = TrajectoryStore(e.model_dir)
-    vocabulary = build_vocabulary(data)
+    e, store = experiment, TrajectoryStore(experiment.model_dir)
+    vocabulary = build_vocabulary(with_saved_tokenizer(e.data, e.model_dir))
     return Evaluator(config, model or e.model, vocabulary, mesh, store, e.run_info, sample)

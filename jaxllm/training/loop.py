@@ -20,7 +20,7 @@ from jaxllm.io import disk_errors
 from jaxllm.run.manifest import ManifestEntry, code_version
 from jaxllm.run.restore import RestoredCheckpoint
 from jaxllm.run.run import Resumed, Run
-from jaxllm.run.times import GoodputTimer, TimeBreakdown
+from jaxllm.run.times import GoodputTimer, TimeBreakdown, duration
 from jaxllm.runtime import on_any_process
 from jaxllm.training.domain_weights import of_config
 from jaxllm.training.experiment import BEGINNING, Experiment, Position
@@ -53,6 +53,14 @@ class Outcome(NamedTuple):
     run_seconds: TimeBreakdown  # of all processes of the run
     restarts: int
     interrupted: bool = False  # by Ctrl-C
+
+    def timing(self) -> str:
+        """The wall time of the run by phase, over all its processes, in one line."""
+        phases = ["steps", "waiting for data", "checkpoints", "evaluation", "compilation", "start"]
+        phases += [f"lost to {self.restarts} restarts"] if self.restarts else []
+        shares = zip(phases, self.run_seconds.shares().values(), strict=False)  # `lost` is the last
+        text = ", ".join(f"{phase} {share:.1%}" for phase, share in shares)
+        return f"step {self.step} after {duration(self.run_seconds.wall)}: {text}"
 
 
 def train(
@@ -121,7 +129,7 @@ class Trainer:
         self._writers, self._progress, self._timer = writers, progress, timer
         self.scheduled = frozenset(e.scheduled_steps)  # the steps at which it saves and scores
         evaluator = stages[0].evaluator
-        self._scored = frozenset(evaluator.due(e.scheduled_steps) if evaluator else ())
+        self._scored = frozenset(evaluator.config.due(e.scheduled_steps) if evaluator else ())
         self._reference = Reference.of(e)
         weighted_domains = len(stages[0].source.domains) if self._reference else 0
         self._abstract = abstract_state(

@@ -38,12 +38,8 @@ class Progress:
 
     def log(self, text: str) -> None:
         """Print a permanent line."""
-        self._clear()
+        self.close()
         print(text, file=self._out, flush=True)
-
-    def close(self) -> None:
-        """Clear the line in a terminal."""
-        self._clear()
 
     def _write(self, line: str) -> None:
         if not self._terminal:
@@ -53,7 +49,8 @@ class Progress:
         self._out.flush()
         self._width = len(line)
 
-    def _clear(self) -> None:
+    def close(self) -> None:
+        """Clear the line in a terminal."""
         if self._width:
             self._out.write("\r" + " " * self._width + "\r")
             self._out.flush()

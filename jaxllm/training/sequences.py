@@ -41,7 +41,7 @@ def open_data(
     data, error = e.stages[0].data, None
     sources: list[SequenceSource] = []
     if not (branch and saved and data.vocabulary.path):
-        data = with_saved_tokenizer(data, data_identity.saved_tokenizer(home))
+        data = with_saved_tokenizer(data, home)
     whole = branch is None or branch.whole
     origin = Origin(saved.position, saved.domain_tokens) if saved and whole else Origin()
     try:
@@ -110,4 +110,4 @@ def _of_branch(
         if staged or read == (begins.domain_tokens or read):
             return source
     origin = Origin() if staged else Origin(begins.data_position, begins.domain_tokens)
-    return source.starting_at(origin)
+    return SequenceSource(source.config, source.tokenizer, source.prepared, origin)

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jaxllm.data import corpora
-from jaxllm.data.loader import Loader, Origin, SequenceSource, open_source
+from jaxllm.data.loader import Origin, SequenceSource, open_source
 from jaxllm.errors import UserError
 from jaxllm.run.manifest import ManifestEntry
 from jaxllm.training.experiment import Experiment, naming
@@ -28,7 +28,7 @@ class Stage(NamedTuple):
     source: SequenceSource
     evaluator: Evaluator | None = None  # scores the scheduled checkpoints
     # this host's from a global sequence index on; None where no loop reads them
-    open_batches: Callable[[int], Loader] | None = None
+    open_batches: Callable[[int], Any] | None = None
 
 
 def open_sources(

@@ -164,7 +164,7 @@ def _trial(run: Run) -> Trial | None:
 
     if not run.path.exists() or not (ends := [e for e in run.available() if e.kind == "final"]):
         return None
-    rows, rate, step = run.metrics(), run.setting("ScheduleConfig.peak_lr"), ends[-1].step
+    rows, rate, step = run.metrics(), run.settings().get("ScheduleConfig.peak_lr"), ends[-1].step
     if rate is None or len(rows) < 2 or step < (run.planned_steps() or 0):
         return None
     model = ModelConfig(**saved_json(run.layout, step)["model"])

@@ -1,13 +1,14 @@
 """Batches are a function of (seed, global index): of hosts, restarts and threads, nothing else."""
 
+import contextlib
 import dataclasses
 
 import numpy as np
 import pytest
 
-from jaxllm.data import corpora, files
+from jaxllm.data import corpora, files, loader
 from jaxllm.data.config import DataConfig, VocabularyConfig
-from jaxllm.data.loader import Loader, SequenceSource, open_source
+from jaxllm.data.loader import SequenceSource, open_batches, open_source
 from jaxllm.data.prepare import PreparedDomain
 from jaxllm.data.repetition import check_epochs
 from jaxllm.data.tokenizer import Tokenizer
@@ -19,11 +20,8 @@ LAYOUTS = ["concat", "concat_masked", "pack"]
 
 
 def batches(source: SequenceSource, count: int, **kwargs) -> list[Batch]:
-    loader = Loader(source, source.config.batch_size, **kwargs)
-    try:
-        return [next(loader) for _ in range(count)]
-    finally:
-        loader.close()
+    with contextlib.closing(open_batches(source, source.config.batch_size, **kwargs)) as found:
+        return [next(found) for _ in range(count)]
 
 
 def assert_equal(a: Batch, b: Batch) -> None:
@@ -45,11 +43,15 @@ def test_any_number_of_hosts_gives_the_same_global_batch(config, layout: str, ho
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_run_resumes_anywhere(config: DataConfig, layout: str) -> None:
+def test_a_run_resumes_anywhere(
+    config: DataConfig, layout: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     chosen = dataclasses.replace(config, layout=layout)
     size = config.batch_size
-    first = batches(open_source(chosen), 20, prefetch=1)
-    again = batches(open_source(chosen), 5, start=15 * size, prefetch=7)
+    monkeypatch.setattr(loader, "PREFETCH", 1)
+    first = batches(open_source(chosen), 20)
+    monkeypatch.setattr(loader, "PREFETCH", 7)
+    again = batches(open_source(chosen), 5, start=15 * size)
     for a, b in zip(first[15:], again, strict=True):
         assert_equal(a, b)
     # The position counts sequences, so a run may go on with another batch size.
@@ -127,16 +129,6 @@ def test_what_a_batch_is(config: DataConfig) -> None:
     np.testing.assert_array_equal(batch.inputs[:, 1:], batch.targets[:, :-1])
 
 
-def test_waits_are_counted(config: DataConfig) -> None:
-    loader = Loader(open_source(config), 8)
-    next(loader)
-    first = loader.wait_seconds
-    assert first > 0
-    next(loader)
-    assert loader.wait_seconds > first
-    loader.close()
-
-
 def test_mistakes_are_named(config: DataConfig) -> None:
     source = open_source(config)
     assert source.tokenizer.size == 260
@@ -144,7 +136,7 @@ def test_mistakes_are_named(config: DataConfig) -> None:
     with pytest.raises(UserError, match=r"vocab_size = 200 is too small: .* vocabulary of 260"):
         source.check_vocabulary(200)
     with pytest.raises(UserError, match="batch_size = 8 is not divisible by 3 hosts"):
-        Loader(source, 8, process_count=3)
+        open_batches(source, 8, process_count=3)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -266,7 +266,7 @@ def test_a_run_saves_its_tokenizer(family: str, request, tmp_path: Path) -> None
     vocabulary = VocabularyConfig(str(directory))
     config = DataConfig(mixture_or_task_name="x", vocabulary=vocabulary)
     data_identity.save(str(tmp_path), DataIdentity("rows", ""), read(directory).files)
-    again = with_saved_tokenizer(config, data_identity.saved_tokenizer(str(tmp_path)))
+    again = with_saved_tokenizer(config, str(tmp_path))
     assert Path(str(again.vocabulary.path)).parent == tmp_path
     one, two = vocabularies.build_vocabulary(config), vocabularies.build_vocabulary(again)
     assert (one.bos_id, one.eos_id, one.unk_id) == (two.bos_id, two.eos_id, two.unk_id)
@@ -291,7 +291,7 @@ def test_a_tokenizer_json_alone_separates_documents(tmp_path: Path) -> None:
     data_identity.save(
         str(tmp_path), DataIdentity("a", ""), tokenizer.files
     )  # and the run remembers
-    saved = with_saved_tokenizer(config, data_identity.saved_tokenizer(str(tmp_path)))
+    saved = with_saved_tokenizer(config, str(tmp_path))
     assert load_tokenizer(saved).identity == tokenizer.identity
     wrong = dataclasses.replace(config.vocabulary, special_tokens={"bos_token": "<nope>"})
     with pytest.raises(UserError, match=r"bos_token = '<nope>': .* has no such token"):

@@ -88,7 +88,7 @@ def test_every_target_of_the_loader_is_counted(opened, layout, length, weights, 
     if staged:  # another mixture, length and batch size
         second = opened(layout=layout, sequence_length=32, weights={"plays": 1, "prose": 2})
         origin = Origin(steps * BATCH, first.tokens_read(steps * BATCH))
-        sources.append(second.starting_at(origin))
+        sources.append(SequenceSource(second.config, second.tokenizer, second.prepared, origin))
         stages.append((sources[1], steps + 1, steps * BATCH, 6, 3))
         entries.append(entry(steps + 6, steps * BATCH + 18, 2))
     without = {3: SKIPPED, 5: SKIPPED, 1: PASSED_OVER, 4: PASSED_OVER, 99: PASSED_OVER}

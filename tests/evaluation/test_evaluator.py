@@ -14,9 +14,9 @@ from jaxllm.errors import UserError
 from jaxllm.evaluation import evaluator as evaluator_module
 from jaxllm.evaluation import selection, tasks
 from jaxllm.evaluation.config import EvalConfig
-from jaxllm.evaluation.evaluator import Evaluator, Interrupted
+from jaxllm.evaluation.evaluator import Evaluator
 from jaxllm.evaluation.registry import benchmarks
-from jaxllm.evaluation.scoring import Scorer
+from jaxllm.evaluation.scoring import Interrupted, Scorer
 from jaxllm.evaluation.tasks import Choice, Document, Prompt
 from jaxllm.run.records import OPTION_PERPLEXITIES, RunInfo
 from jaxllm.run.trajectory import TrajectoryStore
@@ -227,7 +227,7 @@ def test_impossible_configs_are_refused(config, message):
     ("every", "due"), [(1, (0, 1, 2, 4, 8, 9)), (2, (0, 2, 8, 9)), (4, (0, 8, 9)), (0, ())]
 )
 def test_a_run_scores_every_kth_checkpoint_and_the_last(tmp_path, every, due):
-    assert evaluator(tmp_path, mesh(), every=every).due((0, 1, 2, 4, 8, 9)) == due
+    assert evaluator(tmp_path, mesh(), every=every).config.due((0, 1, 2, 4, 8, 9)) == due
 
 
 def test_programs_are_drawn_as_often_as_asked(tmp_path, scored):

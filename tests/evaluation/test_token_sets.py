@@ -11,7 +11,8 @@ import pytest
 from jaxllm.errors import UserError
 from jaxllm.evaluation import tasks
 from jaxllm.evaluation.config import EvalConfig
-from jaxllm.evaluation.evaluator import Evaluator, Interrupted
+from jaxllm.evaluation.evaluator import Evaluator
+from jaxllm.evaluation.scoring import Interrupted
 from jaxllm.evaluation.selection import SelectedTask, select
 from jaxllm.evaluation.tasks import Document
 from jaxllm.evaluation.token_sets import read_examples

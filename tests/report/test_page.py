@@ -13,7 +13,6 @@ import pandas as pd
 import pytest
 from etils import epath
 
-from jaxllm import train
 from jaxllm.analyze import main as analyze
 from jaxllm.errors import UserError, one_line
 from jaxllm.report import files, page, tables, terminal
@@ -296,7 +295,7 @@ def test_a_finished_run_never_ends_in_a_traceback(
 
     monkeypatch.setattr("jaxllm.report.files.pictures", lambda *_, **__: [])
     monkeypatch.setattr(f"jaxllm.report.{broken}", fail)
-    train.show(str(simulate(tmp_path / "run")), scored=True)
+    terminal.show_run(str(simulate(tmp_path / "run")), scored=True)
     out, err = capsys.readouterr()
     assert lost in out and "ZeroDivisionError: no such number" in out
     assert all(text in out for text in (*kept, "tensorboard --logdir"))

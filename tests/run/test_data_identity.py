@@ -86,11 +86,11 @@ def config(tmp_path: Path) -> DataConfig:
 def test_the_vocabulary_travels_with_the_run(config: DataConfig, tmp_path: Path) -> None:
     trained = vocabularies.build_vocabulary(config)
     run = str(tmp_path / "run")
-    assert with_saved_tokenizer(config, saved_tokenizer(run)) == config
+    assert with_saved_tokenizer(config, run) == config
     data_identity.save(run, identity("a"), vocabularies.load_tokenizer(config).files)
     for file in (tmp_path / "cache").rglob("*.model"):
         file.unlink()
-    again = vocabularies.build_vocabulary(with_saved_tokenizer(config, saved_tokenizer(run)))
+    again = vocabularies.build_vocabulary(with_saved_tokenizer(config, run))
     assert again.encode("some 12") == trained.encode("some 12")
 
 

@@ -4,12 +4,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from jaxllm import train
-
 
 @pytest.fixture(scope="module")
 def no_report() -> Iterator[None]:
     """The runs of a module end without a report."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "show", lambda *_, **__: None)
+        patch.setattr("jaxllm.report.terminal.show_run", lambda *_, **__: None)
         yield

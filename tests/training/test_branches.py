@@ -13,9 +13,11 @@ import pytest
 
 from jaxllm import train
 from jaxllm.errors import UserError
+from jaxllm.report import terminal
 from jaxllm.run import data_identity
 from jaxllm.run.run import Run
 from jaxllm.run.token_losses import TokenSet
+from jaxllm.training import launch
 from tests.chaos.driver import read_item
 from tests.training.processes import make_home
 from tests.training.test_loop import exact
@@ -69,11 +71,10 @@ def test_the_last_writes_of_a_run_are_inside_its_lease(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     writer, held = Run(tmp_path / "run").layout.writer, list[bool]()
-    outcome = SimpleNamespace(finished=True, interrupted=False)
-    monkeypatch.setattr(train, "run", lambda *_: outcome)
-    monkeypatch.setattr(train, "timing", str)
+    outcome = SimpleNamespace(finished=True, interrupted=False, timing=str)
+    monkeypatch.setattr(launch, "train", lambda *_: outcome)
     monkeypatch.setattr(Run, "write_domain_weights", lambda _: held.append(writer.exists()))
-    monkeypatch.setattr(train, "show", lambda *_, **__: held.append(writer.exists()))
+    monkeypatch.setattr(terminal, "show_run", lambda *_, **__: held.append(writer.exists()))
     run(f"--gin_file={make_home(tmp_path, MORE)}/tiny.gin", f"--gin.MODEL_DIR={tmp_path}/run")
     assert held == [True, True] and not writer.exists()
 

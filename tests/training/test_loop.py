@@ -356,7 +356,7 @@ def test_a_run_that_lost_its_lease_before_it_began_keeps_the_config_of_the_other
     run.write_config("TrainConfig.steps = 10\n")
     with pytest.raises(UserError, match="may not write any more"):
         train(e, mesh(), stages(e), [Lease()], "TrainConfig.steps = 20\n")
-    assert run.setting("TrainConfig.steps") == "10"
+    assert run.settings()["TrainConfig.steps"] == 10
 
 
 def test_a_full_disk_is_an_error_before_training(

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jaxllm.data.loader import Loader, open_source
+from jaxllm.data.loader import open_batches, open_source
 from jaxllm.training import sequences
 from jaxllm.training.config import StageConfig
 from tests.data.conftest import config, corpus_dir  # noqa: F401
@@ -26,10 +26,10 @@ def test_a_sample_is_of_batches_of_the_loader(tmp_path, config, monkeypatch, ste
     for run, sources, second in (e, [source], size), (staged, [source, source], 2):
         found = sequences.sample(run, sources, 3)
         assert list(dict.fromkeys(one.step for one in found)) == sampled
-        loader = Loader(source, size)
+        loader = open_batches(source, size)
         batches = [next(loader) for _ in range(5)]
         loader.close()
-        loader = Loader(source, second, start=5 * size)
+        loader = open_batches(source, second, start=5 * size)
         batches += [next(loader) for _ in range(steps - 5)]
         loader.close()
         for step in sampled:

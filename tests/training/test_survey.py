@@ -12,7 +12,6 @@ import pytest
 from jaxllm.errors import UserError
 from jaxllm.run.run import Run
 from jaxllm.run.times import TimeBreakdown
-from jaxllm.train import timing
 from jaxllm.training.config import TrainConfig
 from jaxllm.training.experiment import Experiment
 from jaxllm.training.loop import Outcome, train
@@ -66,7 +65,7 @@ def test_work_that_is_done_again_is_lost_time(tmp_path: Path) -> None:
     assert last["time/lost"] * last["wall_seconds"] > two["lost_seconds"]
     shares = [last[name] for name in ("goodput", *(n for n in last if n.startswith("time/")))]
     assert sum(shares) == pytest.approx(1.0)
-    assert "lost to 2 restarts" in timing(outcome)
+    assert "lost to 2 restarts" in outcome.timing()
 
 
 def test_parts_of_the_time_sum_to_the_whole() -> None:
