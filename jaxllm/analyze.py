@@ -114,22 +114,22 @@ def _with_proposal(report: Tables, directory: str) -> Tables:
     return dataclasses.replace(report, study=study)
 
 
-def _with_registered(
-    report: Tables, file: epath.Path | None, places: Sequence[epath.Path]
-) -> Tables:
-    """The report with the forecasts registered in `file`, written if it is new, and in `places`."""
+def _with_registered(report: Tables, name: str | None, places: Sequence[epath.Path]) -> Tables:
+    """The report with the forecasts registered in a file, written if it is new, and in `places`."""
+    from etils import epath
+
     from jaxllm.analysis.preregistration import FILES, read, registration
     from jaxllm.io import atomic_write
     from jaxllm.run.manifest import code_version
 
     paths = [each for place in places if place.exists() for each in sorted(place.glob(FILES))]
-    if file and not file.exists():
+    if name and not (file := epath.Path(name)).exists():
         if not report.study.planned_tokens:
             raise UserError("--preregister: no run is in progress, so there is nothing to forecast")
         date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         atomic_write(file, registration(report.study, date, code_version()))
-    paths = list(dict.fromkeys([*paths, *([file] if file else [])]))
-    registered = tuple(read(path.read_bytes(), str(path)) for path in paths)
+    paths += [file] if name else []
+    registered = tuple(read(path.read_bytes(), str(path)) for path in dict.fromkeys(paths))
     study = dataclasses.replace(report.study, registered=registered)
     return dataclasses.replace(report, study=study)
 
@@ -146,23 +146,20 @@ def _write(args: argparse.Namespace, progress: Callable[[str], None]) -> PathLik
     from jaxllm.run.suite_layout import runs_in
 
     opened = [[open_source(spec)] if is_import(spec) else runs_in(spec) for spec in args.sources]
-    sources = [source for part in opened for source in part]
+    directories = [spec for spec in args.sources if not is_import(spec)]
     output = epath.Path(args.output or "report")
-    if len(args.sources) == 1 and not is_import(args.sources[0]) and not args.output:
-        layout = Layout(args.sources[0])  # a suite's report lies as that of a run
+    if len(args.sources) == 1 and directories and not args.output:
+        layout = Layout(directories[0])  # a suite's report lies as that of a run
         output = layout.tensorboard if args.format == "tensorboard" else layout.report
-    report = tables.gather(sources)
-    for spec in args.sources:
-        if not is_import(spec):
-            report = _with_proposal(report, spec)
+    report = tables.gather([source for part in opened for source in part])
+    for directory in directories:
+        report = _with_proposal(report, directory)
     runs, read = len(report.overviews), report.study.raw_records
     progress(f"read {0 if read is None else len(read):,} records of {runs} run{'s' * (runs != 1)}")
     if args.choose:
         print(terminal.choice(early.choose(report.study, args.size, args.tokens)))
         return None
-    places = [output, *(epath.Path(spec) for spec in args.sources if not is_import(spec))]
-    file = epath.Path(args.preregister) if args.preregister else None
-    report = _with_registered(report, file, places)
+    report = _with_registered(report, args.preregister, [output, *map(epath.Path, directories)])
     shown = items(report, backtested=args.backtest, progress=progress)
     if not report.many_runs:
         for run in report.overviews:

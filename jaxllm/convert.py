@@ -20,8 +20,6 @@ from jaxllm import cli
 from jaxllm.errors import UserError
 from jaxllm.io import location
 
-PREFIX = "hf:"
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Convert in the direction that --from and --to state."""
@@ -40,10 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                        help="of hf:DIR (default: the one it came from, or fits)")  # fmt: skip
     flags.add_argument("--max_shard_size", metavar="SIZE", help="of a file (default: 5GB)")
     args = cli.parse(flags, argv)
-    incoming, outgoing = (x.startswith(PREFIX) for x in (args.source, args.target))
+    incoming, outgoing = (x.startswith("hf:") for x in (args.source, args.target))
     if incoming == outgoing:
         raise UserError("one of --from and --to is hf:DIR, and the other a run directory")
-    source, target = args.source.removeprefix(PREFIX), args.target.removeprefix(PREFIX)
+    source, target = (x.removeprefix("hf:") for x in (args.source, args.target))
     if incoming:
         cli.refuse_unread(args, ("steps", "architecture", "max_shard_size"), "into a run directory")
 

@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from jaxllm.evaluation.offline import OfflineScorer
     from jaxllm.run.run import Run
 
-HF = "hf:"
 OF_HF, OF_RUN = ("output", "step", "tokens"), ("steps", "missing", "follow", "poll_seconds")
 
 
@@ -56,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError("name what to score: --model_dir=DIR")
     if args.follow:
         cli.refuse_unread(args, ("steps", "missing"), "with --follow")
-    if args.model_dir.startswith(HF):
+    if args.model_dir.startswith("hf:"):
         cli.refuse_unread(args, ("follow", "poll_seconds"), "where nothing more comes, as of hf:")
         return score_published(args)
     cli.refuse_unread(args, OF_HF, "where the run itself says it")
@@ -81,7 +80,7 @@ def score_published(args: argparse.Namespace) -> int:
     from jaxllm.interop.huggingface.importing import open_published, open_results
     from jaxllm.run import manifest
 
-    source = args.model_dir.removeprefix(HF)
+    source = args.model_dir.removeprefix("hf:")
     series = open_published(source, args.step or 0, int(args.tokens or 0))
     checkpoints = {published.step: published.checkpoint for published in series}
     entries = manifest.select([p.entry() for p in series], args.steps, source)

@@ -81,29 +81,20 @@ def is_first() -> bool:
 
 def check_hosts_agree(facts: Mapping[str, str]) -> None:
     """Raise UserError on all processes if one states other texts; all processes must call it."""
-    import jax
-
-    if jax.process_count() == 1:
-        return
     first, differ = of_first_process(dict(facts)), list[str]()
     for name, own in facts.items():
         lines = zip_longest(first[name].splitlines(), own.splitlines(), fillvalue="nothing")
         other = [f"{here[:150]}, not {there[:150]}" for there, here in lines if here != there]
         differ += [f"{name}: {line}" for line in other[:1]]
-    for process, text in enumerate(_gather("; ".join(differ)[:400])):
+    for process, text in enumerate(_gather("; ".join(differ))):
         if text:
             raise UserError(f"host {process} does not agree with host 0 on the {text}")
 
 
 def raise_together(error: UserError | None) -> None:
     """Raise the error of the first process that has one, on all; all processes must call it."""
-    import jax
-
-    if jax.process_count() == 1 and error is not None:
-        raise error
-    texts = _gather(str(error or "")[:400]) if jax.process_count() > 1 else []
-    for process, text in enumerate(texts):
-        if text:
+    for process, text in enumerate(_gather(error and str(error))):
+        if text is not None:
             raise error or UserError(f"host {process}: {text}")
 
 
@@ -118,27 +109,21 @@ def on_any_process(flag: bool) -> bool:
 
 def of_first_process(value: Any) -> Any:
     """The JSON value of process 0, on every process; all processes must call it."""
+    return _gather(value)[0]
+
+
+def _gather(value: Any) -> list[Any]:
+    """The JSON values of all processes; all processes must call it."""
     import jax
-    from jax.experimental import multihost_utils
 
     if jax.process_count() == 1:
-        return value
-    data = np.frombuffer(json.dumps(value).encode(), np.uint8)
-    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(data))))
-    buffer = np.zeros(size, np.uint8)
-    buffer[: len(data)] = data[:size]
-    return json.loads(bytes(multihost_utils.broadcast_one_to_all(buffer).astype(np.uint8)).decode())
+        return [value]
+    from jax.experimental.multihost_utils import process_allgather
 
-
-def _gather(text: str) -> list[str]:
-    """The texts of all processes, each of less than 500 characters."""
-    from jax.experimental import multihost_utils
-
-    data = np.zeros(2000, np.uint8)
-    encoded = text.encode()
-    data[: len(encoded)] = np.frombuffer(encoded, np.uint8)
-    every = np.asarray(multihost_utils.process_allgather(data)).astype(np.uint8)
-    return [bytes(row).rstrip(b"\0").decode() for row in every]
+    data = json.dumps(value).encode()
+    sizes = process_allgather(np.int32(len(data))).tolist()
+    padded = np.frombuffer(data.ljust(max(sizes)), np.uint8)
+    return [json.loads(bytes(row)) for row in process_allgather(padded).astype(np.uint8)]
 
 
 @contextlib.contextmanager

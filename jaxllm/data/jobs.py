@@ -35,8 +35,7 @@ def run_in_processes(task: Task, items: Sequence[Item], description: str) -> Non
     from tqdm import tqdm
 
     before = _repeated()
-    repeated: dict[int, int] = {}  # requests of each worker process
-
+    repeated: dict[int, int] = {}  # requests of each process
     total = sum(item.size for item in items)
     workers = min(len(items), len(os.sched_getaffinity(0)))
     with tqdm(
@@ -46,35 +45,31 @@ def run_in_processes(task: Task, items: Sequence[Item], description: str) -> Non
             for item in items:
                 task(item)
                 bar.update(item.size)
-            _report(_repeated() - before, description)
-            return
-        with ProcessPoolExecutor(
-            workers, multiprocessing.get_context("spawn"), _start_worker, (task, os.getpid())
-        ) as pool:
-            sizes = {pool.submit(_run, item): item.size for item in items}
-            try:
-                for future in as_completed(sizes):
-                    process, count = future.result()
-                    repeated[process] = max(count, repeated.get(process, 0))
-                    bar.update(sizes[future])
-            except BaseException as error:
-                pool.shutdown(wait=False, cancel_futures=True)
-                if isinstance(error, BrokenProcessPool):
-                    raise UserError(
-                        f"{description}: one of {workers} processes was killed, as where memory is"
-                        " short; the same command goes on (`taskset -c 0` gives it one core)"
-                    ) from error
-                raise
-            _report(sum(repeated.values()), description)
+            repeated[0] = _repeated() - before
+        else:
+            with ProcessPoolExecutor(
+                workers, multiprocessing.get_context("spawn"), _start_worker, (task, os.getpid())
+            ) as pool:
+                sizes = {pool.submit(_run, item): item.size for item in items}
+                try:
+                    for future in as_completed(sizes):
+                        process, count = future.result()
+                        repeated[process] = max(count, repeated.get(process, 0))
+                        bar.update(sizes[future])
+                except BaseException as error:
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    if isinstance(error, BrokenProcessPool):
+                        raise UserError(
+                            f"{description}: one of {workers} processes was killed, as where memory"
+                            " is short; the same command goes on (`taskset -c 0` gives it one core)"
+                        ) from error
+                    raise
+    if count := sum(repeated.values()):
+        print(f"{description}: {count:,} requests to buckets were repeated", file=sys.stderr)
 
 
 def _repeated() -> int:
     return traffic().get("requests/repeated", 0)
-
-
-def _report(repeated: int, description: str) -> None:
-    if repeated:
-        print(f"{description}: {repeated:,} requests to buckets were repeated", file=sys.stderr)
 
 
 def run_on_every_host(task: Task, items: Sequence[Item], description: str) -> None:
