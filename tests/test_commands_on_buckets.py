@@ -218,7 +218,7 @@ def test_analyze(capsys, tmp_path: Path) -> None:
 def test_a_bucket_of_others_is_one_line(
     trained: buckets.Proxy, monkeypatch, capsys, setting: str, status: int | None
 ) -> None:
-    monkeypatch.setattr("jaxllm.training.loop.train", None)  # nothing gets so far
+    monkeypatch.setattr("jaxllm.training.launch.train", None)  # nothing gets so far
     trained.rule = lambda method, path: status if "denied" in path else None
     before = KeyValueStore("gs://bucket").names()
     with pytest.raises(SystemExit) as ended:
