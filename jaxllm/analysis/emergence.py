@@ -22,7 +22,7 @@ import pandas as pd
 from jaxllm.analysis.curves import Curve, Curves, counts_examples, is_share, of_metric
 from jaxllm.analysis.finding import Finding
 from jaxllm.analysis.health import tasks
-from jaxllm.analysis.onsets import AT_CHANCE, LEFT, PROVISIONAL, guess_score, onset
+from jaxllm.analysis.onsets import AT_CHANCE, LEFT, PROVISIONAL, guess, onset
 from jaxllm.analysis.registry import NOW, Study, analysis
 from jaxllm.analysis.rises import FEWEST, SUDDEN, Rises
 from jaxllm.analysis.stats import Z95, false_discovery
@@ -135,8 +135,7 @@ def _early(curve: Curve, until: float) -> float:
     before = np.flatnonzero(curve.tokens < until)
     if not len(before):
         return math.nan
-    level = guess_score(curve.tokens, curve.scores, curve.chance_score)
-    gains, errors = curve.scores[[before[-1], -1]] - level, curve.score_stderr
+    gains, errors = curve.scores[[before[-1], -1]] - guess(curve), curve.score_stderr
     error = math.hypot(errors[before[-1]], _EARLY * errors[-1])
     return float((gains[0] - _EARLY * gains[1]) / error) if error > 0 else math.nan
 

@@ -58,15 +58,6 @@ def untrained(clock: Array) -> Mask:
     return (clock <= _UNTRAINED * clock[-1]) & (clock < clock[-1])
 
 
-def guess_score(clock: Array, scores: Array, chance: float) -> float:
-    """Level of a guess: `chance` or the untrained model's mean; NaN where there is no chance level.
-
-    `chance` is a `Curve.chance_score`, which includes the best constant answer.
-    """
-    first = scores[untrained(clock)]
-    return max(chance, float(first.mean())) if len(first) else chance
-
-
 def above(clock: Array, scores: Array, stderr: Array, chance: float, n: int = 0) -> Mask:
     """Whether each point is above `chance`, and above the untrained model's mean by the error of
     their difference; False where the error is unknown.
@@ -99,8 +90,9 @@ def _clock(curve: Curve) -> Array:
 
 
 def guess(curve: Curve) -> float:
-    """Compute `guess_score` of a curve."""
-    return guess_score(_clock(curve), curve.scores, curve.chance_score)
+    """Level of a guess: chance or the untrained model's mean; NaN without a chance level."""
+    first = curve.scores[untrained(_clock(curve))]
+    return max(curve.chance_score, float(first.mean())) if len(first) else curve.chance_score
 
 
 def above_guess(curve: Curve) -> Mask:

@@ -23,14 +23,7 @@ from jaxllm.errors import UserError, one_line
 from jaxllm.evaluation import sandbox
 from jaxllm.evaluation.config import EvalConfig
 from jaxllm.evaluation.metrics import Measurement, measure
-from jaxllm.evaluation.scoring import (
-    Interrupted,
-    PreparedTask,
-    Scorer,
-    ShouldStop,
-    by_example,
-    never,
-)
+from jaxllm.evaluation.scoring import Interrupted, PreparedTask, Scorer, ShouldStop, never
 from jaxllm.evaluation.selection import select
 from jaxllm.evaluation.spans import Tokenizer
 from jaxllm.evaluation.stacked import MemberScorer, StackScores
@@ -188,7 +181,7 @@ class Evaluator:
         else:
             measured, columns = measure(task, examples, outputs)
         if prepared.unigram:
-            levels = measure(task, examples, by_example(prepared, prepared.unigram))[0]
+            levels = measure(task, examples, prepared.by_example(prepared.unigram))[0]
             at = lambda name: dataclasses.replace(measured[name], unigram=levels[name].value)
             measured = {name: at(name) for name in measured}
         if name in self._losses and jax.process_index() == 0:  # all of them are finite

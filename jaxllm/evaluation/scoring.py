@@ -81,6 +81,26 @@ class PreparedTask:
         positions = sum(batch.shape[0] * batch.shape[1] for batch in self.batches)
         return 1 - sum(batch.tokens for batch in self.batches) / positions
 
+    def by_example(self, spans: Likelihoods) -> Likelihoods:
+        """The likelihoods of the examples from those of the spans, [S].
+
+        They are [n], [n, options], or [n, parts] where a document has several.
+        """
+        index, count = self.example_index, len(self.examples)
+        choices, part = self.definition.kind == "multiple_choice", self.part
+        if choices:
+            part = np.arange(len(index)) - np.searchsorted(index, np.arange(count))[index]
+        shape = (count, int(part.max()) + 1)
+        log_likelihood, tokens = np.zeros(shape), np.zeros(shape, np.int64)
+        np.add.at(log_likelihood, (index, part), spans.log_likelihood)
+        np.add.at(tokens, (index, part), spans.tokens)
+        if choices:
+            log_likelihood[tokens == 0] = np.nan
+        elif shape[1] == 1:
+            log_likelihood, tokens = log_likelihood[:, 0], tokens[:, 0]
+        greedy = np.bincount(index, ~spans.greedy, count) == 0
+        return Likelihoods(log_likelihood, tokens, greedy, spans.each)
+
 
 class Scorer:
     """Preparation, scoring and generation of tasks for one model on one mesh.
@@ -166,7 +186,7 @@ class Scorer:
                 new = self.decode_loop.tokens(params, batch, found.shape[1])
                 found[list(batch.numbers)] = new
             return found
-        return by_example(prepared, self.score(params, prepared.batches, should_stop))
+        return prepared.by_example(self.score(params, prepared.batches, should_stop))
 
     def _generate(self, params: Params, prepared: PreparedTask, should_stop: ShouldStop) -> Texts:
         """The answers to each example."""
@@ -262,27 +282,6 @@ def unigram(spans: Sequence[Span]) -> Likelihoods:
     each, starts = np.log(counts / len(targets))[index], np.cumsum(scored) - scored
     greedy = np.logical_and.reduceat(each == each.max(), starts)
     return Likelihoods(np.add.reduceat(each, starts), scored, greedy, each)
-
-
-def by_example(prepared: PreparedTask, spans: Likelihoods) -> Likelihoods:
-    """The likelihoods of a task's examples from those of its spans, [S].
-
-    They are [n], [n, options], or [n, parts] where a document has several.
-    """
-    index, count = prepared.example_index, len(prepared.examples)
-    choices, part = prepared.definition.kind == "multiple_choice", prepared.part
-    if choices:
-        part = np.arange(len(index)) - np.searchsorted(index, np.arange(count))[index]
-    shape = (count, int(part.max()) + 1)
-    log_likelihood, tokens = np.zeros(shape), np.zeros(shape, np.int64)
-    np.add.at(log_likelihood, (index, part), spans.log_likelihood)
-    np.add.at(tokens, (index, part), spans.tokens)
-    if choices:
-        log_likelihood[tokens == 0] = np.nan
-    elif shape[1] == 1:
-        log_likelihood, tokens = log_likelihood[:, 0], tokens[:, 0]
-    greedy = np.bincount(index, ~spans.greedy, count) == 0
-    return Likelihoods(log_likelihood, tokens, greedy, spans.each)
 
 
 def scoring_program(model: ModelConfig, mesh: Mesh, chunk_tokens: int | None = None) -> Any:

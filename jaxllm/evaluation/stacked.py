@@ -12,14 +12,7 @@ import jax
 from jax.sharding import Mesh
 
 from jaxllm.evaluation.metrics import Likelihoods, Outputs
-from jaxllm.evaluation.scoring import (
-    PreparedTask,
-    Scorer,
-    ShouldStop,
-    by_example,
-    never,
-    scoring_program,
-)
+from jaxllm.evaluation.scoring import PreparedTask, Scorer, ShouldStop, never, scoring_program
 from jaxllm.evaluation.tasks import Example, TaskDefinition
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.decoder import Params
@@ -70,4 +63,4 @@ class MemberScorer:
             return self._scores.scorer.run(params, prepared, should_stop)
         of, i = self._scores.spans(prepared, should_stop), self._index
         own = Likelihoods(of.log_likelihood[i], of.tokens, of.greedy[i], of.each[i])
-        return by_example(prepared, own)
+        return prepared.by_example(own)

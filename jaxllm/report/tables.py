@@ -383,10 +383,7 @@ def _thinned(logged: pd.DataFrame) -> pd.DataFrame:
 
 
 def _cells(shares: pd.DataFrame) -> pd.DataFrame:
-    """Cells of the gain chart, each from the previous checkpoint to its own.
-
-    What a run was before its first one is not known: that cell is as wide as the next, at most.
-    """
+    """Cells of the gain chart, from the previous checkpoint; the first is as wide as the next."""
     shares = shares.sort_values("step", ignore_index=True)
     grouped = shares.groupby(["run", "task"], sort=False)
     cells = {}

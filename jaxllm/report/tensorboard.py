@@ -2,7 +2,7 @@
 
     train/…                        metrics of the training loop
     capability/<domain>/<task>     primary metric of every task, a point per checkpoint
-    margins/<domain>/<task>/…      its value ± 1.96 standard errors (low, high), and its chance
+    margins/<domain>/<task>/…      its value ± 1.96 standard errors (low, high), and a guess
     evaluation/<task>/<metric>     other metrics
     config, hparams                config.gin as text and, by setting, as hyperparameters
     trajectories/<domain>          charts of the report, as images, those of the findings by
@@ -10,7 +10,7 @@
     early/…, sizes/…               `analyze --format tensorboard`
 
 The custom-scalars dashboard overlays the tasks of each domain by unit, and the domains' losses; and
-draws each task with its margins and chance. Events are written by TensorBoard's own writer, since
+draws each task with its margins and a guess. Events are written by TensorBoard's own writer, since
 `clu.metric_writers` cannot write the session log by which TensorBoard discards the steps that a
 killed process had logged beyond its last checkpoint.
 """
@@ -28,6 +28,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from etils import epath
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
     from jaxllm.report.items import ReportItem
     from jaxllm.report.tables import Tables
 
-_IMAGE_SCALE = 2.0
+_IMAGE_SCALE = 1.5  # its "actual size" then fits a window of 1,500 pixels
 _UPLOAD_BYTES = 4 << 20
 
 
@@ -135,13 +136,18 @@ def _tag(record: Record) -> str:
 def _about(record: Record) -> str:
     """Description of a record's scalar: what it measures, in which unit."""
     unit = ", a share (0 to 1)" if is_share(record.metric) else ""
-    chance = f"; chance {record.chance:.3g}" if math.isfinite(record.chance) else ""
+    guess = "" if math.isnan(_guess(record)) else f"; a guess has {_guess(record):.3g}"
     of = "tokens" if record.metric in OPTION_PERPLEXITIES else "examples"
-    return f"{record.task}: {metric_name(record.metric)}{unit}, {record.n:,} {of}{chance}"
+    return f"{record.task}: {metric_name(record.metric)}{unit}, {record.n:,} {of}{guess}"
+
+
+def _guess(record: Record) -> float:
+    """Chance, or the best constant answer where that is better."""
+    return float(np.fmax(record.chance, record.majority))
 
 
 def _scalars(record: Record) -> dict[str, float]:
-    """A record's value by tag, and of a primary one the ends of its band and its chance."""
+    """A record's value by tag, and of a primary one the ends of its band and a guess."""
     if not record.primary:
         return {_tag(record): record.value}
     least, most = (0.0, 1.0) if is_share(record.metric) else (-math.inf, math.inf)
@@ -150,7 +156,7 @@ def _scalars(record: Record) -> dict[str, float]:
         _tag(record): record.value,
         f"{margins}/low": max(record.value - reach, least),
         f"{margins}/high": min(record.value + reach, most),
-        f"{margins}/chance": record.chance,
+        f"{margins}/guess": _guess(record),
     }
     return {tag: value for tag, value in values.items() if math.isfinite(value)}
 
@@ -244,8 +250,8 @@ class _Events:
             unit = "" if is_share(record.metric) else f", {metric_name(record.metric)}"
             overlaid.setdefault(record.domain + unit, []).append(f"^{re.escape(_tag(record))}$")
             value, *ends = _scalars(record)
-            chance = ends[len(ends) // 2 * 2 :]  # after both ends of the band, or alone
-            series = [(value, *ends[:2])] * (len(ends) > 1) + [(end,) * 3 for end in chance]
+            guess = ends[len(ends) // 2 * 2 :]  # after both ends of the band, or alone
+            series = [(value, *ends[:2])] * (len(ends) > 1) + [(end,) * 3 for end in guess]
             named = [dict(zip(("value", "lower", "upper"), one, strict=True)) for one in series]
             if named:
                 margins.append({"title": record.task, "margin": {"series": named}})
@@ -254,7 +260,7 @@ class _Events:
         layout = layout_pb2.Layout(
             category=[
                 {"title": "Capabilities", "chart": charts},
-                {"title": "Capabilities with 95% band and chance", "chart": margins},
+                {"title": "Capabilities with 95% band and a guess", "chart": margins},
                 {"title": "Loss", "chart": [losses]},
             ]
         )

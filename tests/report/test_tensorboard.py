@@ -1,5 +1,6 @@
 """TensorBoard's own reader finds the scalars, the layout and the images; a restart forgets."""
 
+import dataclasses
 import io
 import math
 import re
@@ -93,10 +94,19 @@ def test_the_layout_overlays_the_tasks_of_each_domain(run_dir) -> None:
         used = {t for s in chart.margin.series for t in (s.value, s.lower, s.upper)}
         assert used <= set(tags) and len(used) == (3 if "text" in chart.title else 4)
     record = next(r for r in scored(run_dir, 100) if r.task == "copying" and r.primary)
-    expected = {"low": record.value - 1.96 * record.stderr, "chance": 0.25}
+    expected = {"low": record.value - 1.96 * record.stderr, "guess": 0.25}
     for name, value in expected.items():
         found = dict(points(events, f"margins/reasoning/copying/{name}"))
         assert found[100] == pytest.approx(value)
+
+
+def test_a_guess_is_the_best_constant_answer_where_that_is_better(run_dir) -> None:
+    one = next(r for r in scored(run_dir, 100) if r.task == "copying" and r.primary)
+    writer = begun(run_dir)
+    writer.write_records(100, [dataclasses.replace(one, majority=0.635)])
+    writer.close()
+    events = read(run_dir)
+    assert points(events, "margins/reasoning/copying/guess")[-1] == (100, pytest.approx(0.635))
 
 
 def test_the_config_is_text_and_hyperparameters(run_dir) -> None:
