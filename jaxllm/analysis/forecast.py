@@ -49,6 +49,7 @@ class AlignedCurve:
 
     curve: Curve
     size: int  # index of the run's model size
+    tokens: float  # of the whole run
     progress: Array  # [points] shares of the run's tokens, ascending
     values: Array  # [points] the metric
     stderr: Array  # [points], NaN where unknown
@@ -65,9 +66,10 @@ class AlignedCurve:
         return -math.log(self.progress[-1]) < _LATE
 
     @property
-    def log_params(self) -> float:
-        """Natural logarithm of the parameter count; 0 where it is unknown."""
-        return math.log(self.curve.params) if self.curve.params > 0 else 0.0
+    def model(self) -> tuple[float, float]:
+        """Logarithms of the parameter count, 0 where it is unknown, and of the run's tokens."""
+        params = self.curve.params if self.curve.params > 0 else 1.0
+        return math.log(params), math.log(self.tokens)
 
     def until(self, cut: float) -> AlignedCurve:
         """The points up to and including the share `cut` of the training."""
@@ -197,7 +199,7 @@ def aligned(
     params = known.table.drop_duplicates("run").set_index("run").params
     sizes = near_equal(params.astype(float), math.exp(SAME_SIZE))
     return [
-        AlignedCurve(c, int(sizes[c.run]), c.tokens / ends[c.run], c.values, c.stderr)
+        AlignedCurve(c, int(sizes[c.run]), ends[c.run], c.tokens / ends[c.run], c.values, c.stderr)
         for c in known
     ], tuple(notes)
 
@@ -242,7 +244,7 @@ def _from_others(
 ) -> dict[int, Expected]:
     """Forecasts by index of the target; targets of which no other run is finished are left out."""
     finished: dict[tuple[object, ...], list[AlignedCurve]] = collections.defaultdict(list)
-    for other in sorted(others, key=lambda one: one.log_params):
+    for other in sorted(others, key=lambda one: one.model):
         if len(other.progress) > 1 and other.finished:
             finished[other.key].append(other.smooth().free())
     # Tasks of the same finished sizes at the same checkpoints share all matrices.
@@ -254,26 +256,26 @@ def _from_others(
             other
             for other in finished[target.key]
             if other.progress[0] <= recent[-1] * (1 + _EPSILON)
-            and (other.log_params > 0) == (target.log_params > 0)
+            and (other.model[0] > 0) == (target.model[0] > 0)
         ]
         if runs:
             begun[target.key, recent] = runs
-            grid = target.log_params, recent, tuple(run.log_params for run in runs)
+            grid = target.model, recent, tuple(run.model for run in runs)
             grids.setdefault(grid, {}).setdefault(target.key, []).append(i)
     names = benchmarks(sorted({target.curve.task for target in targets}))
     batches, members = [], []
-    for (size, recent, sizes), of_key in grids.items():
+    for (model, recent, models), of_key in grids.items():
         times = np.concatenate([recent, np.linspace(recent[-1], 1.0, _LATER + 1)[1:]])
         members.append([i for of in of_key.values() for i in of])
         batches.append(
             Batch(
                 own=np.array([targets[i].values[-RECENT:] for i in members[-1]]),
                 task=np.repeat(np.arange(len(of_key)), [len(of) for of in of_key.values()]),
-                size=size,
+                model=np.array(model),
                 finished=np.array(
                     [[run.at(times) for run in begun[key, recent]] for key in of_key]
                 ),
-                sizes=np.array(sizes),
+                models=np.array(models),
                 times=times,
                 benchmarks=np.array([f"{names[key[0]]} {key[2]}" for key in of_key]),
             )
@@ -281,12 +283,13 @@ def _from_others(
     expected: dict[int, Expected] = {}
     forecasts = forecast_batches(batches, level) if batches else []
     for batch, own, (values, halves) in zip(batches, members, forecasts, strict=True):
-        distance = math.exp(float(np.abs(batch.sizes - batch.size).min()))
+        size, sizes = batch.model[0], batch.models[:, 0]
+        distance = math.exp(float(np.abs(sizes - size).min()))
         for i, task, value, half in zip(own, batch.task, values, halves, strict=True):
             scale = targets[i].scale
             now, end = (scale.bound(batch.finished[task, :, at]) for at in (-1 - _LATER, -1))
             last = float(scale.bound(targets[i].values[-1]))
-            baselines = by_size(last, now, end, batch.sizes, batch.size)
+            baselines = by_size(last, now, end, sizes, size)
             expected[i] = Expected(float(value), float(half), len(now), distance, baselines)
     return expected
 

@@ -10,15 +10,16 @@ for that, it is the kernel of growth alone.
 Kriging models the values of a task as a Gaussian process over (log parameters, log share of the
 training) with an unknown constant mean and observation noise. The covariance of two runs is
 
-    course k(t, t') + (size + drift k(t, t')) (range - |s - s'|)
+    course k(t, t') + (size + drift k(t, t')) (range - |s - s'| - |d - d'|)
                     + (trend + trend_drift k(t, t')) s s' + run [same run]
 
-where k = exp(-(t - t')^2 / 2 l^2): what all runs have in common, what they share the more the
-closer they are in size, what grows in proportion to log parameters, and what is a run's own. The
-prediction is the best linear unbiased one from the run's recent values and all points of the
-finished runs (Cressie 1993, "Statistics for Spatial Data", section 3.2). To its variance comes one
-that grows in proportion to the distance in size (a linear variogram, ibid. section 2.3.1), as the
-squared differences between the finished runs' gains do; cross-validation scales the sum.
+where k = exp(-(t - t')^2 / 2 l^2), s is log parameters and d the log tokens of the whole run: what
+all runs have in common, what they share the more the closer they are in size and tokens, what grows
+in proportion to log parameters, and what is a run's own. The prediction is the best linear unbiased
+one from the run's recent values and all points of the finished runs (Cressie 1993, "Statistics for
+Spatial Data", section 3.2). To its variance comes one that grows as a power of the distance in size
+(a power variogram, ibid. section 2.3.1), as the squared differences between the finished runs'
+gains do; cross-validation scales the sum.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ _MIN_FOLDS = 3  # fewest sizes, or runs of one size, to learn weights on
 _BENCHMARK_RUNS = 10.0
 _DAMPING = 0.75  # power of the tokens by which a run's own trend falls
 _SAMPLED = 10.0  # weight of a known standard error, in points
-_STRANGE = 0.4  # share of a gain that differs in models of e times the parameters
+_STRANGE = 0.5  # share of a gain that differs in models of e times the parameters
+_VARIOGRAM = 1.1  # power of the distance in log parameters by which that variance grows
 _NUGGET = math.log(2)  # distance that runs of one size are apart, where none tells how they differ
 
 
@@ -78,36 +80,38 @@ class Design(NamedTuple):
     def stderr(self, weights: Array, spread: Spread, crossed: Sequence[Array] = ()) -> Array:
         """Standard error [tasks] of the combinations `weights` [tasks, 2].
 
-        Weights and scale fit the errors of `crossed` folds better than new ones, by 2 / n (Akaike
-        1969). Errors of a fold count for fewer, as they correlate (Kish 1965, 5.4), at an assumed
-        1/2: 2 / n is 1 / folds + 1 / runs.
+        The scale, and weights between their bounds, fit the errors of `crossed` folds better than
+        new ones, by 1 / n each (Akaike 1969). Errors of a fold count for fewer, as they correlate
+        (Kish 1965, 5.4), at an assumed 1/2: 2 / n is 1 / folds + 1 / runs.
         """
-        runs = sum(errors.shape[1] for errors in crossed)
+        runs, fitted = sum(errors.shape[1] for errors in crossed), 1 + weights.all(axis=1)
         variance = np.einsum("tk,kmn,tm,tn->t", spread.noise, self.variances, weights, weights)
-        variance = np.maximum(variance, 0) * (1 + 1 / len(crossed) + 1 / runs if runs else 1.0)
-        return np.sqrt(variance + spread.growth * self.distance) + 1e-9
+        again = 1 + fitted * (1 / len(crossed) + 1 / runs) / 2 if runs else 1.0
+        variance = np.maximum(variance, 0) * again + spread.growth * self.distance**_VARIOGRAM
+        return np.sqrt(variance) + 1e-9
 
 
 class Spread(NamedTuple):
     """What the errors of a task come from."""
 
     noise: Array  # [tasks, kernels] noise variance under each kernel, times the kernel's share
-    growth: Array  # [tasks] variance of the gain to come, over distance in log parameters
+    growth: Array  # [tasks] variance of the gain to come at a distance of 1 in log parameters
 
 
-def _fields(own: float, early: int, sizes: Array, times: Array) -> tuple[Array, Array]:
+def _fields(own: Array, early: int, models: Array, times: Array) -> tuple[Array, Array]:
     """Covariances and kriging systems of every kernel [kernels, points + 1, points + 1].
 
-    The points are those of a run of log parameters `own` at the first `early` of `times`, and of
-    the finished runs of log parameters `sizes`; the last is the prediction target.
+    The points are those of a run of the model `own` [2] at the first `early` of `times`, and of
+    the finished runs of the `models` [runs, 2]; the last is the prediction target.
     """
     moments, end = np.log(times), np.zeros(1)
-    s = np.concatenate([np.full(early, own), np.repeat(sizes, len(times)), [own]])
-    t = np.concatenate([moments[:early], np.tile(moments, len(sizes)), end])
-    run = np.concatenate([np.full(early, -1), np.repeat(np.arange(len(sizes)), len(times)), [-1]])
-    apart, centered = np.abs(s[:, None] - s), s - s.mean()
-    nearness, same_run = max(float(apart.max()), 1.0) - apart, run[:, None] == run
-    since, linear, count = (t[:, None] - t) ** 2, np.outer(centered, centered), len(s) - 1
+    t = np.concatenate([moments[:early], np.tile(moments, len(models)), end])
+    run = np.concatenate([np.full(early, -1), np.repeat(np.arange(len(models)), len(times)), [-1]])
+    model = np.vstack([models, own])[run]
+    apart, centered = np.abs(model[:, None] - model), model[:, 0] - model[:, 0].mean()
+    furthest = np.maximum(apart.max(axis=(0, 1)), [1.0, 0.0])
+    nearness, same_run = (furthest - apart).sum(axis=2), run[:, None] == run
+    since, linear, count = (t[:, None] - t) ** 2, np.outer(centered, centered), len(t) - 1
     fields = np.empty((len(KERNELS), count + 1, count + 1))
     for field, kernel in zip(fields, KERNELS, strict=True):
         course = np.exp(-since / (2 * kernel.time**2))
@@ -121,27 +125,30 @@ def _fields(own: float, early: int, sizes: Array, times: Array) -> tuple[Array, 
     return fields, systems
 
 
-def design(own: float, early: int, sizes: Array, times: Array) -> Design:
-    """The forecasts of a run of log parameters `own`; see `_fields`."""
-    fields, systems = _fields(own, early, sizes, times)
+def design(own: Array, early: int, models: Array, times: Array) -> Design:
+    """The forecasts of a run of the model `own`; see `_fields`."""
+    fields, systems = _fields(own, early, models, times)
     count = systems.shape[1] - 1
     targets = fields[:, count].copy()
     targets[:, count] = 1.0
     weights = np.empty((len(KERNELS), count + 1))
     weights[:, :count] = np.linalg.solve(systems, targets[:, :, None])[:, :count, 0]
     weights[:, count] = -1.0  # minus the truth
-    distance = float(np.abs(sizes - own).min())
+    distance = float(np.abs(models - own)[:, 0].min())
     return Design(weights[:, :count], weights @ fields @ weights.T, distance)
 
 
 class Batch(NamedTuple):
-    """Targets of one size on one grid of times, with the same finished runs for every task."""
+    """Targets of one model on one grid of times, with the same finished runs for every task.
+
+    A model is its log parameters and the log tokens of its whole run.
+    """
 
     own: Array  # [targets, early] recent values
     task: np.ndarray  # [targets] index of the target's task
-    size: float  # log parameters of the targets
+    model: Array  # [2] of the targets
     finished: Array  # [tasks, runs, times] values of the finished runs
-    sizes: Array  # [runs] log parameters of the finished runs
+    models: Array  # [runs, 2] of the finished runs
     times: Array  # [times] shares of the training, ascending to 1
     benchmarks: np.ndarray  # [tasks] the tasks of a benchmark share weights and interval factors
 
@@ -151,8 +158,8 @@ def forecast_batches(batches: list[Batch], level: float) -> list[tuple[Array, Ar
 
     The half interval is the standard error times the conformal quantile (Lei et al. 2018,
     "Distribution-free predictive inference for regression", section 2.2) of the benchmark's
-    cross-validation errors, each over its standard error; normal, and half as wide again, where
-    there are too few.
+    cross-validation errors, each over its standard error; normal, and 30 % wider, where there are
+    too few.
     """
     crossed = [_cross_validation(batch) for batch in batches]
     weights = _weights(batches, crossed)
@@ -165,7 +172,7 @@ def forecast_batches(batches: list[Batch], level: float) -> list[tuple[Array, Ar
             scores[name].append(each)
     joined = {name: np.concatenate(parts) for name, parts in scores.items()}
     every = np.concatenate([np.empty(0), *joined.values()])
-    radius = dict.fromkeys(joined, 1.5 * float(stats.norm.ppf((1 + level) / 2)))
+    radius = dict.fromkeys(joined, 1.3 * float(stats.norm.ppf((1 + level) / 2)))
     for name, known in joined.items():
         known = known if len(known) >= _MIN_SCORES else every
         if len(known) >= _MIN_SCORES:
@@ -174,7 +181,7 @@ def forecast_batches(batches: list[Batch], level: float) -> list[tuple[Array, Ar
     for batch, folds, own, spread, scale in zip(
         batches, crossed, weights, spreads, scales, strict=True
     ):
-        final = design(batch.size, batch.own.shape[1], batch.sizes, batch.times)
+        final = design(batch.model, batch.own.shape[1], batch.models, batch.times)
         if not folds:
             final = final._replace(distance=max(final.distance, _NUGGET))
         others = batch.finished.reshape(len(own), -1)[batch.task]
@@ -212,30 +219,37 @@ def _scores(
 
 def _cross_validation(batch: Batch) -> list[tuple[Design, Array]]:
     """For every fold the forecasts, and their errors [tasks, runs held out, 2]."""
-    ahead = batch.sizes[:, None] - batch.sizes  # of the others
-    side = np.sign(batch.size - batch.sizes)
-    twin = np.abs(batch.size - batch.sizes).min() < SAME_SIZE
+    sizes, of_target = batch.models[:, 0], batch.model[0]
+    ahead = sizes[:, None] - sizes  # of the others
+    side = np.sign(of_target - sizes)
+    twin = np.abs(of_target - sizes).min() < SAME_SIZE
     # Beyond all finished sizes the forecast extrapolates, and so do the folds.
     ahead = ahead * side[0] if np.ptp(side) == 0 and not twin else np.abs(ahead)
-    runs, early = np.arange(len(batch.sizes)), batch.own.shape[1]
-    groups: dict[tuple[float, ...], list[int]] = {}
+    runs, early = np.arange(len(sizes)), batch.own.shape[1]
+    groups: dict[tuple[float, ...], dict[float, list[int]]] = {}
     for run in runs:
         known = ahead[run] >= SAME_SIZE
-        if twin or np.ptp(batch.sizes) < SAME_SIZE:
+        if twin:
             known = runs != run
             if (np.abs(ahead[run][known]) >= SAME_SIZE).all():
                 continue  # it has no twin
         if known.any():
-            fold = (batch.sizes[run].round(2), *np.flatnonzero(known))
-            groups.setdefault(fold, []).append(int(run))
+            size, tokens = batch.models[run].round(2)
+            fold = groups.setdefault((size, *np.flatnonzero(known)), {})
+            fold.setdefault(tokens, []).append(int(run))
     folds = []
     for (_, *known_runs), held_out in groups.items():
-        rest, own = np.array(known_runs, int), np.array(held_out)
-        forecasts = design(batch.sizes[own].mean(), early, batch.sizes[rest], batch.times)
+        rest = np.array(known_runs, int)
         values = batch.finished[:, rest].reshape(len(batch.finished), -1)
-        expected = (values @ forecasts.weights[:, early:].T)[:, None]
-        expected = expected + batch.finished[:, own, :early] @ forecasts.weights[:, :early].T
-        folds.append((forecasts, expected - batch.finished[:, own, -1:]))
+        variances, errors = [], []
+        for own in held_out.values():  # runs of one length
+            model = batch.models[own].mean(axis=0)
+            forecasts = design(model, early, batch.models[rest], batch.times)
+            off = (values @ forecasts.weights[:, early:].T)[:, None] - batch.finished[:, own, -1:]
+            errors.append(off + batch.finished[:, own, :early] @ forecasts.weights[:, :early].T)
+            variances += [forecasts.variances] * len(own)
+        fold_design = forecasts._replace(variances=np.mean(variances, axis=0))
+        folds.append((fold_design, np.concatenate(errors, axis=1)))
     return folds
 
 
@@ -247,13 +261,11 @@ def _weights(batches: list[Batch], crossed: list[list[tuple[Design, Array]]]) ->
     """
     moments, runs = [], []
     for batch, folds in zip(batches, crossed, strict=True):
-        elsewhere = np.abs(batch.sizes - batch.size).min() >= SAME_SIZE
-        # Runs of one size do not tell how those of others are forecast.
-        if len(folds) < _MIN_FOLDS or (elsewhere and np.ptp(batch.sizes) < SAME_SIZE):
+        if len(folds) < _MIN_FOLDS:
             moments.append(np.full((len(batch.finished), 2, 2), np.nan))
         else:
             moments.append(sum(np.einsum("trm,trn->tmn", e, e) for _, e in folds))
-        runs.append(np.full(len(batch.finished), len(batch.sizes)))
+        runs.append(np.full(len(batch.finished), len(batch.models)))
     joined, count = np.concatenate(moments), np.concatenate(runs)[:, None, None]
     joined /= np.maximum(np.trace(joined, axis1=1, axis2=2), 1e-12)[:, None, None]
     names = np.concatenate([batch.benchmarks for batch in batches])
@@ -274,19 +286,20 @@ def _spread(batch: Batch, weights: Array) -> Spread:
     finished runs are of one size, `_STRANGE` of their gain is assumed to differ.
     """
     points = batch.finished.reshape(len(batch.finished), -1)
-    _, systems = _fields(batch.size, 0, batch.sizes, batch.times)
+    _, systems = _fields(batch.model, 0, batch.models, batch.times)
     precision = np.linalg.inv(systems)[:, :-1, :-1]
     squares = np.einsum("ti,kij,tj->tk", points, precision, points, optimize=True)
     noise = 0.9 * weights + 0.1 * _PRIOR
     noise *= np.maximum(squares, 0) / (points.shape[1] - 1)
     gains = batch.finished[:, :, -1] - batch.finished[:, :, batch.own.shape[1] - 1]
-    apart, of_point = np.abs(batch.sizes[:, None] - batch.sizes), noise.sum(axis=1)
+    sizes, of_point = batch.models[:, 0], noise.sum(axis=1)
+    apart = np.abs(sizes[:, None] - sizes)
     if apart.max() < SAME_SIZE:
         growth = _STRANGE**2 * (gains.mean(axis=1) ** 2 - 2 * of_point / gains.shape[1])
     else:
         pairs = apart >= SAME_SIZE
         differ = ((gains[:, :, None] - gains[:, None]) ** 2)[:, pairs].mean(axis=1)
-        growth = (differ - 4 * of_point) / apart[pairs].mean()
+        growth = (differ - 4 * of_point) / (apart[pairs] ** _VARIOGRAM).mean()
     growth = (growth + _pooled(growth, batch.benchmarks)) / 2
     return Spread(noise, np.maximum(growth, 0.0))
 

@@ -50,6 +50,11 @@ TIMES = np.array([0.1, 0.2, 0.3, 0.6, 1.0])
 """Three moments before the cut and two after it."""
 
 
+def model(size, tokens=25.0):
+    """Log parameters and log tokens of a run, or of several [runs, 2]."""
+    return np.stack(np.broadcast_arrays(size, tokens), axis=-1)
+
+
 def noise_about_levels(seed: int, sigma: np.ndarray) -> tuple[Batch, np.ndarray]:
     """A target and 24 finished runs of six sizes for every task, and the target's final values."""
     rng = np.random.default_rng(seed)
@@ -58,7 +63,7 @@ def noise_about_levels(seed: int, sigma: np.ndarray) -> tuple[Batch, np.ndarray]
     tasks = np.arange(len(sigma))
     names = np.full(len(sigma), "exam")
     own, finished = values[:, 0, :3], values[:, 1:]
-    return Batch(own, tasks, 20.5, finished, sizes, TIMES, names), values[:, 0, -1]
+    return Batch(own, tasks, model(20.5), finished, model(sizes), TIMES, names), values[:, 0, -1]
 
 
 @pytest.mark.parametrize("level", [0.5, 0.9])
@@ -83,38 +88,40 @@ def test_a_forecast_beyond_all_sizes_has_a_wider_interval() -> None:
     halves = []
     for size in (20.5, 21.5, 23.0):
         names = np.full(20, "exam")
-        batch = Batch(own, np.arange(20), size, finished, sizes, TIMES, names)
+        batch = Batch(own, np.arange(20), model(size), finished, model(sizes), TIMES, names)
         halves.append(forecast_batches([batch], 0.9)[0][1].mean())
     assert halves[0] < halves[1] < halves[2] and halves[2] > 1.5 * halves[0]
 
 
-def predictions(own, own_size, finished, sizes, times):
+def predictions(own, own_model, finished, models, times):
     """Final values [targets, 2] by both kernels."""
     early = own.shape[1]
-    weights = design(own_size, early, sizes, times).weights
+    weights = design(own_model, early, models, times).weights
     return own @ weights[:, :early].T + weights[:, early:] @ finished.ravel()
 
 
-def test_kriging_is_the_gaussian_posterior_with_a_flat_constant() -> None:
+@pytest.mark.parametrize("tokens", [np.full(6, 25.0), np.array([25.0, 23.5, 24.0, 25.5, 24.0, 25])])
+def test_kriging_is_the_gaussian_posterior_with_a_flat_constant(tokens: np.ndarray) -> None:
     """Against the conditional mean of the joint normal distribution, its constant very wide."""
     rng = np.random.default_rng(0)
-    sizes, own_size = np.array([18.0, 18.0, 19.5, 21.0, 22.5]), 20.2
-    times = TIMES
+    sizes, times = np.array([18.0, 18.0, 19.5, 21.0, 22.5, 20.2]), TIMES
     finished, own = rng.normal(0.3, 0.1, (5, 5)), rng.normal(0.3, 0.1, (2, 3))
-    made = predictions(own, own_size, finished, sizes, times)
+    models = model(sizes, tokens)
+    made = predictions(own, models[-1], finished, models[:-1], times)
     for k, kernel in enumerate(KERNELS):
-        points = [(own_size, t, -1) for t in times[:3]]
-        points += [(s, t, run) for run, s in enumerate(sizes) for t in times]
-        points += [(own_size, 1.0, -1)]
-        covariance, centre = np.empty((len(points), len(points))), np.mean([p[0] for p in points])
-        for i, (s, t, run) in enumerate(points):
-            for j, (z, u, other) in enumerate(points):
+        points = [(5, t) for t in times[:3]]
+        points += [(run, t) for run in range(5) for t in times]
+        points += [(5, 1.0)]
+        covariance, centre = np.empty((len(points), len(points))), sizes[[p[0] for p in points]]
+        for i, (run, t) in enumerate(points):
+            for j, (other, u) in enumerate(points):
                 course = np.exp(-(np.log(t / u) ** 2) / (2 * kernel.time**2))
-                near = 4.5 - abs(s - z)
+                near = 4.5 + np.ptp(tokens) - np.abs(models[run] - models[other]).sum()
                 covariance[i, j] = 1e8 + kernel.course * course + kernel.run * (run == other)
                 covariance[i, j] += (kernel.size + kernel.drift * course) * near
                 trend = kernel.trend + kernel.trend_drift * course
-                covariance[i, j] += trend * (s - centre) * (z - centre)
+                s, z = sizes[[run, other]] - centre.mean()
+                covariance[i, j] += trend * s * z
         seen = covariance[:-1, :-1] + np.eye(len(points) - 1)
         for each, found in zip(own, made[:, k], strict=True):
             data = np.concatenate([each, finished.ravel()]) - 0.3
@@ -122,17 +129,26 @@ def test_kriging_is_the_gaussian_posterior_with_a_flat_constant() -> None:
             assert found == pytest.approx(posterior, abs=1e-4)
 
 
+def test_of_runs_of_one_size_that_of_as_many_tokens_counts_most() -> None:
+    models = model(np.array([19.0, 19.0, 22.0, 22.0]), np.array([23.0, 26.0, 23.0, 26.0]))
+    weights = design(model(20.5, 26.0), 3, models, TIMES).weights[1, 3:].reshape(4, 5)
+    short, long, _, _ = np.abs(weights[:, -1])
+    assert long > 1.5 * short
+
+
 def test_kriging_averages_noise_and_follows_what_grows() -> None:
     rng = np.random.default_rng(0)
     sizes = np.array([18.0, 18.0, 19.0, 19.0, 20.0, 20.0, 22.0, 22.0])
     noise = rng.normal(0.25, 0.03, (200, 9, 5))
-    predicted = np.array([predictions(n[:1, :3], 21.0, n[1:], sizes, TIMES) for n in noise])
+    predicted = np.array(
+        [predictions(n[:1, :3], model(21.0), n[1:], model(sizes), TIMES) for n in noise]
+    )
     noisy, quiet = np.abs(predicted - 0.25).mean(axis=(0, 1))
     last = np.abs(noise[:, 0, 2] - 0.25).mean()
     assert noisy < 0.6 * last and noisy < quiet
     growth = np.linspace(0, 0.2, 5)
     target, rising = 21.0 * 0.05 - 0.7 + growth, sizes[:, None] * 0.05 - 0.7 + growth
-    made = predictions(target[None, :3], 21.0, rising, sizes, TIMES)[0]
+    made = predictions(target[None, :3], model(21.0), rising, model(sizes), TIMES)[0]
     assert made[-1] == pytest.approx(target[-1], abs=0.01)
 
 
