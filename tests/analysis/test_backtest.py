@@ -170,16 +170,28 @@ def test_pythia_from_afar(pythia: Backtest) -> None:
     far = pythia.summary(["far"])
     assert (far.n > 100).all() and len(far) == 4
     assert (far.reduction > 0).all()
-    assert far.coverage.min() > 0.85
-    # At ×30 most know one size only, from which no growth with distance can be learned.
-    assert far[far.far != "×30"].coverage.max() < 0.97
+    assert far.coverage.between(0.85, 0.95).all()
+    # Most of them, and all at ×30, know one or two sizes only.
+    by_known = pythia.summary(["held_out"])
+    assert by_known.coverage.between(0.85, 0.98).all()
 
 
 def test_the_olmo_ladder_is_forecast_better_than_by_what_knows_the_sizes(shared_data: Path) -> None:
     found = backtest(Study(published.ladder(shared_data)), fractions=(0.3,))
     near = one_size_held_out(found).summary(["metric"]).iloc[0]
-    assert near.reduction > 0.1 and 0.85 < near.coverage < 0.95
-    assert found.summary(["far"]).coverage.between(0.85, 0.97).all()
+    assert near.reduction > 0.18 and 0.85 < near.coverage < 0.95
+    assert found.summary(["far"]).coverage.between(0.85, 0.95).all()
+
+
+def test_runs_that_differ_in_tokens_only_are_told_apart(shared_data: Path) -> None:
+    """Against the same runs as if all had the same tokens."""
+    known = [one for one in aligned(published.ladder(shared_data, "*xC"))[0] if one.finished]
+    off = []
+    for curves in (known, [dataclasses.replace(one, tokens=1e9) for one in known]):
+        held_out = [one for one in curves if one.size == 3]
+        table = predict(held_out, [one for one in curves if one.size != 3], 0.3)
+        off.append((table.forecast - [one.smooth().values[-1] for one in held_out]).abs().mean())
+    assert off[0] < 0.92 * off[1]
 
 
 def test_a_single_twin_is_used_and_its_gain_not_taken_for_certain(shared_data: Path) -> None:
@@ -196,7 +208,7 @@ def test_a_single_twin_is_used_and_its_gain_not_taken_for_certain(shared_data: P
     off = points[["forecast", "nearest_gain"]].sub(points.truth, axis=0).abs().mean()
     assert off.forecast < off.nearest_gain
     inside = (points.low <= points.truth) & (points.truth <= points.high)
-    assert 0.85 < inside.mean() < 0.97
+    assert 0.85 < inside.mean() < 0.98
 
 
 @pytest.mark.parametrize("run", ["Amber", "olmo-1b"])
