@@ -21,6 +21,7 @@ from jaxllm.data.prepare import PreparedDomain
 from jaxllm.data.tokenizer import BYTE_BOS, BYTE_EOS, BYTE_OFFSET, Tokenizer
 from jaxllm.data.vocabularies import load_tokenizer
 from jaxllm.errors import UserError
+from tests import zygote
 from tests.conftest import REPOSITORY
 from tests.data.conftest import texts, write_jsonl
 
@@ -333,8 +334,8 @@ def test_the_command_prepares_and_says_what_it_read(corpus_dir: Path, tmp_path: 
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "100.0%" in done.stdout and "120" in done.stdout
-    wrong = [*command, "--gin.DataConfig.weights={'proze': 1}"]
-    done = subprocess.run(wrong, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    wrong = [*command[2:], "--gin.DataConfig.weights={'proze': 1}"]
+    done = zygote.run(wrong, REPOSITORY, dict(os.environ))
     assert done.returncode == 2
     assert "weights names proze" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr

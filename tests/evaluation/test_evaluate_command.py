@@ -3,7 +3,6 @@
 import gzip
 import os
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -45,9 +44,17 @@ MeshConfig.fsdp = 2
 TOKEN_SETS = ("heldout_letters:3x40", "held_out_code:2x20")
 
 
+def started(*args, output=None):
+    env = {**os.environ, **zygote.NO_REPORT, "XLA_FLAGS": xla_flags(2)}
+    if output:
+        output.touch()
+    return zygote.Process(list(args), Path.cwd(), env, output)
+
+
 def command(*args):
-    env = {**os.environ, "XLA_FLAGS": xla_flags(2)}
-    return zygote.run(list(args), Path.cwd(), env)
+    process = started(*args)
+    out, err = process.communicate()
+    return subprocess.CompletedProcess(args, process.wait(), out, err)
 
 
 @pytest.fixture(scope="module")
@@ -148,29 +155,25 @@ def test_a_follower_scores_a_run_that_leaves_it_to_it(run_dir, tmp_path):
     """It starts first, waits for checkpoints, is killed, and the next one does what is left."""
     followed = tmp_path / "followed"
     train = [
-        sys.executable, "-m", "jaxllm.train", f"--gin_file={run_dir.parent}/run.gin",
-        f"--gin.MODEL_DIR={followed}", "--gin.EvalConfig.every=0",
+        "jaxllm.train", f"--gin_file={run_dir.parent}/run.gin", f"--gin.MODEL_DIR={followed}",
+        "--gin.EvalConfig.every=0",
     ]  # fmt: skip
-    follow = [
-        sys.executable, "-m", "jaxllm.evaluate", f"--model_dir={followed}", "--follow",
-        "--poll_seconds=0.1",
-    ]  # fmt: skip
-    env = {**os.environ, "XLA_FLAGS": xla_flags(2)}
-    with subprocess.Popen(train, env=env, stdout=subprocess.DEVNULL) as run:
-        while not (followed / "config.gin").exists():
-            time.sleep(0.1)
-            assert run.poll() is None
-        with subprocess.Popen(follow, env=env, stdout=subprocess.PIPE, text=True) as first:
-            assert first.stdout is not None
-            while "  n " not in first.stdout.readline():  # a scored task; costs come before
-                assert first.poll() is None
-            first.kill()
-        assert run.wait(timeout=300) == 0
+    follow = ["jaxllm.evaluate", f"--model_dir={followed}", "--follow", "--poll_seconds=0.1"]
+    run = started(*train)
+    while not (followed / "config.gin").exists():
+        time.sleep(0.1)
+        assert run.poll() is None
+    first = started(*follow, output=tmp_path / "said")
+    while "  n " not in (tmp_path / "said").read_text():  # a scored task; costs come before
+        time.sleep(0.01)
+        assert first.poll() is None
+    first.kill()
+    assert run.wait() == 0
     steps = {0, 2, 4}
     left = sum(len(TrajectoryStore(followed).scored(step)) for step in steps)
     every = 3 * (5 + len(TOKEN_SETS))  # tasks and token sets of the run
     assert 0 < left < every
-    done = subprocess.run(follow, env=env, capture_output=True, text=True, timeout=300)
+    done = command(*follow)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("  n ") == every - left
     columns = ["step", "task", "metric", "value"]
