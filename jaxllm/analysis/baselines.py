@@ -29,11 +29,8 @@ def by_size(
     apart = np.abs(sizes - size)
     nearest = apart <= apart.min() + SAME_SIZE
     across = sizes - sizes.mean()
-    spread = float(across @ across)
     weights = np.full(len(sizes), 1 / len(sizes))
     if np.ptp(sizes) >= SAME_SIZE:
-        weights += (size - sizes.mean()) / spread * across
-    else:
-        nearest[:] = True
+        weights += (size - sizes.mean()) / (across @ across) * across
     gain = end - now
     return last + float(gain[nearest].mean()), last + float(weights @ gain), float(weights @ end)

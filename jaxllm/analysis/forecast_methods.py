@@ -162,12 +162,11 @@ def forecast_batches(batches: list[Batch], level: float) -> list[tuple[Array, Ar
     too few.
     """
     crossed = [_cross_validation(batch) for batch in batches]
-    weights = _weights(batches, crossed)
-    spreads = [_spread(*each) for each in zip(batches, weights, strict=True)]
-    scales, scores = [], collections.defaultdict(list)
-    for batch, folds, own, spread in zip(batches, crossed, weights, spreads, strict=True):
+    learned, scores = [], collections.defaultdict(list)
+    for batch, folds, own in zip(batches, crossed, _weights(batches, crossed), strict=True):
+        spread = _spread(batch, own)
         scale, own_scores = _scores(batch, folds, own, spread)
-        scales.append(scale)
+        learned.append((batch, folds, own, spread, scale))
         for name, each in zip(batch.benchmarks, own_scores, strict=True):
             scores[name].append(each)
     joined = {name: np.concatenate(parts) for name, parts in scores.items()}
@@ -178,9 +177,7 @@ def forecast_batches(batches: list[Batch], level: float) -> list[tuple[Array, Ar
         if len(known) >= _MIN_SCORES:
             radius[name] = conformal_quantile(known, level)
     result = []
-    for batch, folds, own, spread, scale in zip(
-        batches, crossed, weights, spreads, scales, strict=True
-    ):
+    for batch, folds, own, spread, scale in learned:
         final = design(batch.model, batch.own.shape[1], batch.models, batch.times)
         if not folds:
             final = final._replace(distance=max(final.distance, _NUGGET))
@@ -219,21 +216,17 @@ def _scores(
 
 def _cross_validation(batch: Batch) -> list[tuple[Design, Array]]:
     """For every fold the forecasts, and their errors [tasks, runs held out, 2]."""
-    sizes, of_target = batch.models[:, 0], batch.model[0]
-    ahead = sizes[:, None] - sizes  # of the others
-    side = np.sign(of_target - sizes)
-    twin = np.abs(of_target - sizes).min() < SAME_SIZE
+    sizes = batch.models[:, 0]
+    ahead, apart = sizes[:, None] - sizes, batch.model[0] - sizes  # of the others
+    side, twin = np.sign(apart), np.abs(apart).min() < SAME_SIZE
     # Beyond all finished sizes the forecast extrapolates, and so do the folds.
     ahead = ahead * side[0] if np.ptp(side) == 0 and not twin else np.abs(ahead)
     runs, early = np.arange(len(sizes)), batch.own.shape[1]
+    # Runs of as many tokens share a forecast, and all runs of a size are of one fold.
     groups: dict[tuple[float, ...], dict[float, list[int]]] = {}
     for run in runs:
-        known = ahead[run] >= SAME_SIZE
-        if twin:
-            known = runs != run
-            if (np.abs(ahead[run][known]) >= SAME_SIZE).all():
-                continue  # it has no twin
-        if known.any():
+        known = runs != run if twin else ahead[run] >= SAME_SIZE
+        if known.any() and not (twin and ahead[run][known].min() >= SAME_SIZE):
             size, tokens = batch.models[run].round(2)
             fold = groups.setdefault((size, *np.flatnonzero(known)), {})
             fold.setdefault(tokens, []).append(int(run))
@@ -261,10 +254,8 @@ def _weights(batches: list[Batch], crossed: list[list[tuple[Design, Array]]]) ->
     """
     moments, runs = [], []
     for batch, folds in zip(batches, crossed, strict=True):
-        if len(folds) < _MIN_FOLDS:
-            moments.append(np.full((len(batch.finished), 2, 2), np.nan))
-        else:
-            moments.append(sum(np.einsum("trm,trn->tmn", e, e) for _, e in folds))
+        start = np.full((len(batch.finished), 2, 2), 0.0 if len(folds) >= _MIN_FOLDS else np.nan)
+        moments.append(sum((np.einsum("trm,trn->tmn", e, e) for _, e in folds), start))
         runs.append(np.full(len(batch.finished), len(batch.models)))
     joined, count = np.concatenate(moments), np.concatenate(runs)[:, None, None]
     joined /= np.maximum(np.trace(joined, axis1=1, axis2=2), 1e-12)[:, None, None]
@@ -292,8 +283,7 @@ def _spread(batch: Batch, weights: Array) -> Spread:
     noise = 0.9 * weights + 0.1 * _PRIOR
     noise *= np.maximum(squares, 0) / (points.shape[1] - 1)
     gains = batch.finished[:, :, -1] - batch.finished[:, :, batch.own.shape[1] - 1]
-    sizes, of_point = batch.models[:, 0], noise.sum(axis=1)
-    apart = np.abs(sizes[:, None] - sizes)
+    apart, of_point = np.abs(batch.models[:, None, 0] - batch.models[:, 0]), noise.sum(axis=1)
     if apart.max() < SAME_SIZE:
         growth = _STRANGE**2 * (gains.mean(axis=1) ** 2 - 2 * of_point / gains.shape[1])
     else:
