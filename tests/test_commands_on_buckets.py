@@ -122,7 +122,7 @@ def test_a_restart_finds_data_vocabulary_and_programs(monkeypatch: pytest.Monkey
         return update
 
     monkeypatch.setattr("jaxllm.training.loop.compile_train_step", compile_and_count)
-    monkeypatch.setattr(train, "show", lambda *_, **__: None)
+    monkeypatch.setattr("jaxllm.report.terminal.show_run", lambda *_, **__: None)
     listener = lambda event, **_: events.append(event)
     jax.monitoring.register_event_listener(listener)
     try:
