@@ -107,10 +107,10 @@ def _fields(own: Array, early: int, models: Array, times: Array) -> tuple[Array,
     moments, end = np.log(times), np.zeros(1)
     t = np.concatenate([moments[:early], np.tile(moments, len(models)), end])
     run = np.concatenate([np.full(early, -1), np.repeat(np.arange(len(models)), len(times)), [-1]])
-    model = np.vstack([models, own])[run]
-    apart, centered = np.abs(model[:, None] - model), model[:, 0] - model[:, 0].mean()
-    furthest = np.maximum(apart.max(axis=(0, 1)), [1.0, 0.0])
-    nearness, same_run = (furthest - apart).sum(axis=2), run[:, None] == run
+    s, d = np.vstack([models, own])[run].T
+    apart, longer, centered = np.abs(s[:, None] - s), np.abs(d[:, None] - d), s - s.mean()
+    nearness = max(float(apart.max()), 1.0) + longer.max() - apart - longer
+    same_run = run[:, None] == run
     since, linear, count = (t[:, None] - t) ** 2, np.outer(centered, centered), len(t) - 1
     fields = np.empty((len(KERNELS), count + 1, count + 1))
     for field, kernel in zip(fields, KERNELS, strict=True):
