@@ -12,6 +12,7 @@ TrainConfig.ema_decay had the run keep.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 
 from jaxllm import cli
@@ -21,7 +22,11 @@ from jaxllm.io import location
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the averages that the flags state."""
-    flags = cli.parser(__doc__ or "")
+    flags = argparse.ArgumentParser(
+        prog="python -m jaxllm.average",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     flags.add_argument("run", type=location, metavar="RUN", help="a run directory")
     flags.add_argument("--last", type=int, metavar="N", help="of each N consecutive checkpoints")
     flags.add_argument("--steps", metavar="N,N,…", help="of these checkpoints, into one")
@@ -31,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                        "a decay by 1 - sqrt; ema: halved from member to member)")  # fmt: skip
     flags.add_argument("--to", type=location, metavar="DIR",
                        help="the new run directory (default: RUN with what it is)")  # fmt: skip
-    args = cli.parse(flags, argv)
+    args = flags.parse_args(argv)
     if sum((args.last is not None, args.steps is not None, args.ema)) != 1:
         raise UserError("give one of --last=N, --steps=N,N and --ema")
     if args.ema:

@@ -111,7 +111,7 @@ def numbers(text: str, flag: str, default: float | None = None) -> dict[str, flo
 def refuse_unread(args: argparse.Namespace, names: Sequence[str], mode: str) -> None:
     """Raise UserError for a flag that a command does not read in this `mode`."""
     for name in names:
-        if getattr(args, name) not in (None, False):
+        if getattr(args, name) not in (None, False, []):
             raise UserError(f"--{name} is not read {mode}: leave it out")
 
 

@@ -43,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError("one of --from and --to is hf:DIR, and the other a run directory")
     source, target = (x.removeprefix("hf:") for x in (args.source, args.target))
     if incoming:
-        cli.refuse_unread(args, ("steps", "architecture", "max_shard_size"), "into a run directory")
+        unread = ("steps", "architecture", "max_shard_size", "gin_file", "gin_bindings")
+        cli.refuse_unread(args, unread, "into a run directory")
 
         from jaxllm.interop.huggingface.importing import import_run
 

@@ -7,6 +7,7 @@ Exit code 0: healthy; 1: an alarm is active, or the run has died; 2: bad input.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 
 from jaxllm import cli
@@ -16,9 +17,13 @@ from jaxllm.io import location
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the state of a run directory, in progress or finished."""
-    flags = cli.parser(__doc__ or "")
+    flags = argparse.ArgumentParser(
+        prog="python -m jaxllm.health",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     flags.add_argument("run", type=location, metavar="RUN", help="a run directory")
-    args = cli.parse(flags, argv)
+    args = flags.parse_args(argv)
 
     from jaxllm.report.present import present
     from jaxllm.run.run import Run

@@ -170,6 +170,7 @@ def test_a_failure_half_way_leaves_nothing(tmp_path: Path, monkeypatch: Any) -> 
         (["--from={0}/run", "--to=hf:{0}/new"], "--step=N, or several with --steps=all"),
         (["--from={0}/run", "--to=hf:{0}/new", "--step=0", "--tokens=5"], "--tokens is not read"),
         (["--from=hf:{0}/hf", "--to={0}/new", "--steps=5"], "--steps is not read into a run"),
+        (["--from=hf:{0}/hf", "--to={0}/new", "--gin.A=1"], "--gin_bindings is not read"),
         (["--from={0}/run", "--to=hf:{0}/new", "--step=3"], "no checkpoint of step 3; it has 0"),
         (["--from={0}/none", "--to=hf:{0}/new", "--step=0"], "none is no run"),
         (["--from={0}/run", "--to=hf:{0}/new", "--step=0", "--max_shard_size=2 cm"], "as 5GB"),
