@@ -139,8 +139,8 @@ class Scale:
     place=20,
     caption="Made from the run's own past and from finished runs, if there are any; the interval "
     "holds the value of the final checkpoint, its sampling noise included.",
-    method="Kriging over size and training (Cressie 1993), combined by cross-validation (Bates and "
-    "Granger 1969); alone, damped trends (Gardner and McKenzie 1985).",
+    method="Kriging over size, tokens and training (Cressie 1993), combined by cross-validation "
+    "(Bates and Granger 1969); alone, damped trends (Gardner and McKenzie 1985).",
 )
 def forecasts(study: Study) -> list[Finding]:
     """Forecast every run in progress from the finished runs."""
@@ -247,7 +247,7 @@ def _from_others(
     for other in sorted(others, key=lambda one: one.model):
         if len(other.progress) > 1 and other.finished:
             finished[other.key].append(other.smooth().free())
-    # Tasks of the same finished sizes at the same checkpoints share all matrices.
+    # Tasks of the same finished models at the same checkpoints share all matrices.
     grids: dict[tuple[Any, ...], dict[tuple[Any, ...], list[int]]] = {}
     begun: dict[tuple[Any, ...], list[AlignedCurve]] = {}
     for i, target in enumerate(targets):

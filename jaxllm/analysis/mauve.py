@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from jaxllm.analysis.finding import Finding
 from jaxllm.analysis.registry import NOW, Study, analysis
@@ -21,20 +22,29 @@ SCALE, WEIGHTS = 5.0, np.linspace(1e-6, 1 - 1e-6, 25)  # the package's defaults
     NOW,
     "How close generated texts come to human ones",
     needs=lambda study: "mauve" in set(study.records.get("metric", ())),
-    caption="MAUVE of the newest texts of each run, with 95 % intervals; 1: like human ones. Only "
-    "scores by one model's features, and of as many texts, compare.",
+    caption="MAUVE of the newest texts of each run, by the features of one model, with 95 % "
+    "intervals; 1: like human ones. Only scores of as many texts compare.",
     method="MAUVE (Pillutla et al. 2021), with a jackknife; figure 13 of arXiv 2212.09803.",
 )
-def text_scores(study: Study) -> Finding:
-    """The newest score of each file of texts, by run."""
+def text_scores(study: Study) -> list[Finding]:
+    """The newest score of each file of texts by run, for every model of features."""
     rows = study.records[study.records.metric == "mauve"].sort_values("step")
-    rows = rows.drop_duplicates(["run", "task"], keep="last").sort_values("value", ascending=False)
-    half, best, worst = Z95 * rows.stderr, rows.iloc[0], rows.iloc[-1]
-    return Finding(
-        f"MAUVE is {best.value:.2f} for {best.task} of {best.run}, the highest, and "
-        f"{worst.value:.2f} for {worst.task} of {worst.run}, the lowest.",
-        rows.assign(low=rows.value - half, high=(rows.value + half).clip(upper=1)),
-    )
+    rows = rows.drop_duplicates(["run", "task", "task_version"], keep="last")
+    features = rows.groupby("task_version")
+    title = "How close generated texts come to human ones, by {}" if len(features) > 1 else ""
+    return [_scores(of.sort_values("value"), title.format(name)) for name, of in features]
+
+
+def _scores(rows: pd.DataFrame, title: str) -> Finding:
+    """The scores by the features of one model, ascending."""
+    half, worst, best = Z95 * rows.stderr, rows.iloc[0], rows.iloc[-1]
+    sentence = f"MAUVE is {best.value:.2f} for {best.task} of {best.run}"
+    if len(rows) > 1:
+        sentence += (
+            f", the highest, and {worst.value:.2f} for {worst.task} of {worst.run}, the lowest"
+        )
+    table = rows.assign(low=rows.value - half, high=(rows.value + half).clip(upper=1))[::-1]
+    return Finding(f"{sentence}.", table, title=title)
 
 
 class Mauve(NamedTuple):
@@ -60,7 +70,7 @@ def mauve(human: Array, generated: Array, seed: int = 0) -> Mauve:
     texts = (human, package.p_hist), (generated, package.q_hist)
     bias, stderr = jackknife(*(np.rint(len(features) * share) for features, share in texts))
     value = float(package.mauve)
-    return Mauve(value, stderr, min(value - bias, 1.0), package.num_buckets)
+    return Mauve(value, stderr, float(np.clip(value - bias, 0, 1)), package.num_buckets)
 
 
 def jackknife(p: Array, q: Array) -> tuple[float, float]:

@@ -15,7 +15,6 @@ import jax
 from jax.sharding import Mesh
 
 from jaxllm import runtime
-from jaxllm.data.corpora import resolve
 from jaxllm.data.loader import SequenceSource, open_batches
 from jaxllm.data.repetition import check_epochs
 from jaxllm.errors import UserError, one_line
@@ -130,7 +129,7 @@ def train_stack(
                 raise UserError(f"{e.model_dir} cannot be stacked: its EvalConfig differs")
             rest = (outputs, watched, leases, progress.log)
             try:
-                e, (source,), writers = _open(e, stack_mesh(1), resolve(e.data), *rest)
+                e, (source,), writers = _open(e, stack_mesh(1), None, *rest)
             except UserError as error:
                 leave(e.model_dir, error)
                 continue
@@ -146,7 +145,7 @@ def train_stack(
 
 
 def _open(
-    experiment: Experiment, mesh: Mesh, weights: Mapping[str, float], outputs: Outputs,
+    experiment: Experiment, mesh: Mesh, weights: Mapping[str, float] | None, outputs: Outputs,
     watched: dict[str, Watch], leases: ExitStack, log: Log, skip_steps: str | None = None,
 ) -> tuple[Experiment, list[SequenceSource], list[Writer]]:  # fmt: skip
     """Open a run's lease, data and outputs, of which its watch is added to those `watched`.

@@ -4,11 +4,13 @@ import json
 
 import gin
 import numpy as np
+import pandas as pd
 import pytest
 
 from jaxllm import mauve
 from jaxllm.analysis.mauve import Mauve, text_scores
 from jaxllm.analysis.mauve import mauve as score
+from jaxllm.analysis.registry import Study
 from jaxllm.errors import UserError
 from jaxllm.evaluation.features import last_states
 from jaxllm.interop import opening
@@ -89,8 +91,20 @@ def test_scores_are_records_of_the_run_whose_texts_they_are(tmp_path, monkeypatc
     assert set(rows.run) == {"run"} and set(rows.params) == {MODEL.num_params}
     assert [*rows[rows.step == 4].tokens] == 2 * [run.entries()[-1].tokens]
     study = gather([run]).study
-    card = text_scores(study)
+    (card,) = text_scores(study)
     assert [*card.table.task] == ["mauve_large", "mauve_sub"]
     np.testing.assert_allclose(card.table[["low", "high"]], [[0.704, 1], [0.504, 0.896]])
     assert "0.90 for mauve_large of run, the highest, and 0.70 for mauve_sub" in card.sentence
     assert charts.text_scores(card, study) is not None
+
+
+def test_scores_by_the_features_of_different_models_are_not_compared() -> None:
+    about = {"run": "r", "metric": "mauve", "stderr": 0.1}
+    rows = [
+        about | {"step": 1, "task": "a", "value": 0.9, "task_version": "hf:x"},
+        about | {"step": 1, "task": "b", "value": 0.2, "task_version": "hf:y"},
+        about | {"step": 2, "task": "b", "value": 0.3, "task_version": "hf:y"},
+    ]
+    one, other = text_scores(Study(pd.DataFrame(rows)))
+    assert one.sentence == "MAUVE is 0.90 for a of r." and "by hf:x" in one.title
+    assert other.sentence == "MAUVE is 0.30 for b of r." and "by hf:y" in other.title

@@ -212,6 +212,7 @@ def test_csv_with_a_column_map(tmp_path) -> None:
 
 def test_csv_of_records_comes_back(tmp_path) -> None:
     records = open_source(simulate(tmp_path / "run")).records
+    records = records.assign(unigram=records.value.where(records.metric == "perplexity"))
     records.to_csv(tmp_path / "records.csv", index=False)
     back = open_source(f"csv:{tmp_path / 'records.csv'}").records
     key = ["task", "metric", "step"]
@@ -220,6 +221,9 @@ def test_csv_of_records_comes_back(tmp_path) -> None:
         records.sort_values(key, ignore_index=True).astype({"task_version": "str"}),
         check_dtype=False,
     )
+    records.astype({"unigram": object}).assign(unigram="low").to_csv(tmp_path / "no.csv")
+    problems = open_source(f"csv:{tmp_path / 'no.csv'}").problems
+    assert any("entries of unigram are no numbers (first: 'low')" in one for one in problems)
 
 
 def test_tensorboard_of_others(tmp_path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from jaxllm import train
 from jaxllm.errors import UserError
-from jaxllm.report.alarms import RUN
+from jaxllm.report.alarms import RUN, HealthWriter
 from jaxllm.run import lease
 from jaxllm.run.run import Run
 from jaxllm.training import stacked
@@ -226,10 +226,16 @@ def test_what_cannot_be_stacked_is_refused(home: Path, flag: str, message: str) 
 
 
 def test_a_run_that_cannot_begin_leaves_the_others_alone(
-    home: Path, said: str, capsys: pytest.CaptureFixture[str]
+    home: Path, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """One whose corpus is missing tells of it, too."""
+    told: list[str] = []
+    monkeypatch.setattr(HealthWriter, "stopped", lambda self, error: told.append(str(error)))
     (home / "way").mkdir()
     (home / "way" / "rate").write_text("in the way")
-    assert stack(home, "way", "seed", "rate") == 1
-    assert f"error: {home}/way/rate: " in capsys.readouterr().out
+    missing = {"missing": ["--gin.DataConfig.weights={'nowhere': 1}"]}
+    assert stack(home, "way", "seed", "rate", "missing", more=missing) == 1
+    out = capsys.readouterr().out
+    assert f"error: {home}/way/rate: " in out and f"error: {home}/way/missing: " in out
+    assert [reason.split(",")[0] for reason in told] == ["DataConfig.weights names nowhere"]
     check_same(home / "way" / "seed", home / "alone" / "seed", 1e-5)

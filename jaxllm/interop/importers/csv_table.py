@@ -24,6 +24,7 @@ from jaxllm.run.records import COLUMNS, Results
 
 _NUMBERS = (
     "params", "step", "tokens", "flops", "shots", "value", "stderr", "n", "chance", "majority",
+    "unigram",
 )  # fmt: skip
 _OVER = ("task", "run", "metric")
 
