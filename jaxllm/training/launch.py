@@ -55,7 +55,8 @@ class Outputs(NamedTuple):
 
     watch: Callable[[str, Log], Watch]  # before its data is opened
     events: Callable[[str], Writer]  # afterwards
-    watching: Callable[[Collection[Any]], AbstractContextManager[None]]  # the inside, by `Watch`es
+    # tells these `Watch`es how what is inside ended
+    watching: Callable[[Collection[Any]], AbstractContextManager[None]]
 
 
 def train_run(
