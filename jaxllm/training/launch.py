@@ -130,11 +130,11 @@ def train_stack(
                 raise UserError(f"{e.model_dir} cannot be stacked: its EvalConfig differs")
             rest = (outputs, watched, leases, progress.log)
             try:
-                e, (source,), writers = _open(e, stack_mesh(1), None, *rest)
+                e, sources, writers = _open(e, stack_mesh(1), None, *rest)
             except UserError as error:
                 leave(e.model_dir, error)
                 continue
-            one = stacked.StackedRun(e, source, writers, gin.operative_config_str())
+            one = stacked.StackedRun(e, sources[0], writers, gin.operative_config_str())
             by_step.setdefault(e.newest_step(), []).append(one)
         stacked.check_alike([one.experiment for group in by_step.values() for one in group])
         for _, group in sorted(by_step.items()):

@@ -214,6 +214,7 @@ def test_runs_at_different_steps_follow_one_another(home: Path, said: str) -> No
         ("--gin.ModelConfig.mlp_dim=64", "differ in ModelConfig"),
         ("--gin.TRAIN_STEPS=30", "differ in TrainConfig.steps"),
         ("--gin.EvalConfig.max_examples=4", "its EvalConfig differs"),
+        ("--gin.TrainConfig.stages=({'tokens': 1280}, {'weights': {'words': 1}})", "stages are"),
     ],
 )
 def test_what_cannot_be_stacked_is_refused(home: Path, flag: str, message: str) -> None:
