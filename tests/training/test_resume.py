@@ -5,6 +5,7 @@ import os
 import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -109,6 +110,8 @@ def test_records_of_steps_that_are_done_again_are_moved_away(trained: Experiment
 class SlowEvaluator:
     """One task that takes a while, during which the run is told to stop."""
 
+    config = SimpleNamespace(due=lambda scheduled: [4])
+
     def __init__(self, now: Any, stop: bool) -> None:
         self.definitions = {"task": None}
         self._now, self._stop = now, stop
@@ -119,9 +122,6 @@ class SlowEvaluator:
             os.kill(os.getpid(), signal.SIGTERM)
         return []
 
-    def due(self, scheduled: Sequence[int]) -> Sequence[int]:
-        return [4]
-
     def missing(self, step: int, checkpoint: float | None) -> Sequence[str]:
         return ()
 
@@ -129,7 +129,6 @@ class SlowEvaluator:
 def test_a_stop_while_scoring_keeps_the_time_of_that_scoring(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from types import SimpleNamespace
 
     from jaxllm.run import times
 
