@@ -204,6 +204,7 @@ def test_ctrl_c_after_the_last_step(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         note_stop(run, *known)
 
     monkeypatch.setattr(Run, "note_stop", interrupted)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also of a test run in the background
     outcome = go(experiment(tmp_path))
     assert (outcome.step, outcome.finished, outcome.interrupted) == (10, False, True)
 
