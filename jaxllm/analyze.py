@@ -37,11 +37,7 @@ _MOST_NOTES = 20
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Build the report, or export its figures or tables, and print the path."""
-    flags = argparse.ArgumentParser(
-        prog="python -m jaxllm.analyze",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    flags = cli.parser_without_gin(__doc__ or "")
     add = flags.add_argument
     add("sources", nargs="+", metavar="SOURCE", help="run directory or KIND:PATH")
     add("--output", metavar="DIR", help="where to write; default: report/ in the run's directory")

@@ -12,7 +12,6 @@ TrainConfig.ema_decay had the run keep.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 
 from jaxllm import cli
@@ -22,11 +21,7 @@ from jaxllm.io import location
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the averages that the flags state."""
-    flags = argparse.ArgumentParser(
-        prog="python -m jaxllm.average",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    flags = cli.parser_without_gin(__doc__ or "")
     flags.add_argument("run", type=location, metavar="RUN", help="a run directory")
     flags.add_argument("--last", type=int, metavar="N", help="of each N consecutive checkpoints")
     flags.add_argument("--steps", metavar="N,N,…", help="of these checkpoints, into one")

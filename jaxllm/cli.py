@@ -45,11 +45,15 @@ _GIN_FLAG = re.compile(r"^--gin\.([^=]+)=(.*)$", re.DOTALL)
 
 def parser(description: str) -> argparse.ArgumentParser:
     """An argument parser with t5x's gin flags; commands add their own."""
-    flags = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    flags = parser_without_gin(description)
     add_gin_flags(flags)
     return flags
+
+
+def parser_without_gin(description: str) -> argparse.ArgumentParser:
+    """An argument parser of a command that reads no settings."""
+    raw = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(description=description, formatter_class=raw)
 
 
 def add_gin_flags(flags: argparse.ArgumentParser) -> None:

@@ -7,7 +7,6 @@ Exit code 0: healthy; 1: an alarm is active, or the run has died; 2: bad input.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 
 from jaxllm import cli
@@ -17,11 +16,7 @@ from jaxllm.io import location
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the state of a run directory, in progress or finished."""
-    flags = argparse.ArgumentParser(
-        prog="python -m jaxllm.health",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    flags = cli.parser_without_gin(__doc__ or "")
     flags.add_argument("run", type=location, metavar="RUN", help="a run directory")
     args = flags.parse_args(argv)
 
