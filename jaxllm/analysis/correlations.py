@@ -55,7 +55,7 @@ def correlations(study: Study, *, draws: int = 300, seed: int = 0) -> Finding:
     if len(task) < 2 or not gains:
         few = f"a run of {_FEWEST + 1} checkpoints"
         return Finding.refuse(f"needs {'two tasks' if len(task) < 2 else few}", notes)
-    ranks = list(map(_ranks, gains))
+    ranks = [pd.DataFrame(of_run).rank().to_numpy() for of_run in gains]
     gain, count = _mean_correlation(ranks)
     rng = np.random.default_rng(seed)
     null = np.array([_mean_correlation(x)[0] for x in _shuffles(ranks, draws, rng)])
@@ -124,33 +124,16 @@ def _means(gain: Array, same: npt.NDArray[np.bool_]) -> tuple[float, float]:
     return float(gain[same].mean()), float(gain[~same].mean())
 
 
-def _ranks(values: Array) -> Array:
-    """Ranks within each column; NaN stays NaN."""
-    known = np.isfinite(values)
-    return np.where(known, stats.rankdata(np.where(known, values, np.inf), axis=0), np.nan)
-
-
 def _mean_correlation(series: list[Array]) -> tuple[Array, Array]:
     """Mean over runs of the Pearson correlations [T, T] of columns, and their number of rows.
 
     Correlations over fewer than `_FEWEST` common rows are left out.
     """
-    r, n = np.array([_correlation(x) for x in series]).swapaxes(0, 1)
-    weight = np.where(np.isfinite(r) & (n >= _FEWEST), n, 0.0)
+    r = np.array([pd.DataFrame(x).corr(min_periods=_FEWEST) for x in series])
+    known = [np.isfinite(x).astype(float) for x in series]
+    weight = np.where(np.isfinite(r), [x.T @ x for x in known], 0.0)
     with np.errstate(all="ignore"):
         return np.nansum(r * weight, axis=0) / weight.sum(axis=0), weight.sum(axis=0)
-
-
-def _correlation(x: Array) -> tuple[Array, Array]:
-    """Pearson correlations [T, T] of columns over rows finite in both, and their number."""
-    known = np.isfinite(x).astype(float)
-    x = np.where(known > 0, x, 0.0)
-    n, sums, squares = known.T @ known, x.T @ known, (x * x).T @ known
-    with np.errstate(all="ignore"):
-        variance = squares - sums**2 / n
-        scale = variance * variance.T
-        r = np.where(scale > 1e-12, (x.T @ x - sums * sums.T / n) / np.sqrt(scale), np.nan)
-    return np.clip(r, -1.0, 1.0), n
 
 
 def _bartlett(series: list[Array]) -> Array:

@@ -31,7 +31,7 @@ from jaxllm.errors import UserError
 SHARES = (0.01, 0.1, 0.5)  # of a run's tokens
 _SIGMAS = 3.0  # of noise that a score without a chance level moves by
 _NAMED = 4  # tasks in a sentence
-_FEWEST = 5  # tasks for a correlation; tasks and pairs for a benchmark
+_FEWEST = 5  # tasks and pairs for a benchmark
 
 
 @analysis(
@@ -186,7 +186,7 @@ def _alone(every: Curves, shares: tuple[float, ...]) -> Finding:
 def _effects(
     study: Study, points: pd.DataFrame, made: Comparison, table: pd.DataFrame
 ) -> Iterator[str]:
-    """What averaging, bits per byte and the best subtasks change, and what the SNR tells."""
+    """What averaging, bits per byte and the best subtasks change."""
     where = f"({made.order} at {made.proxy}, mean over {{}} tasks)."
     usable = table[table.above & table.accuracy.notna()].set_index("task")
     main, bits = usable[usable.main], usable[~usable.main & (usable.metric == "bits_per_byte")]
@@ -198,10 +198,6 @@ def _effects(
     if len(both := bits.index.intersection(main.index)):
         yield (f"Bits per byte tell {bits.accuracy[both].mean():.1%} of the pairs, the main metric "
                f"itself {main.accuracy[both].mean():.1%} {where.format(len(both))}")  # fmt: skip
-    known = main[(main.snr_detrended > 0) & (main.snr_detrended < math.inf)]
-    if len(known) >= _FEWEST and known.accuracy.std() > 0:
-        r = np.corrcoef(np.log(known.snr_detrended), known.accuracy)[0, 1]
-        yield f"Log SNR and decision accuracy correlate by {r:.2f} over {len(known)} tasks."
     raw = study.records if study.raw_records is None else study.raw_records
     for benchmark, (pairs, half, *_), (_, every, *_) in _best_subtasks(raw, made):
         yield (f"The half of {benchmark} with the highest SNR tells {half:.1%} of {pairs} pairs, "

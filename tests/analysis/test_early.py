@@ -273,4 +273,3 @@ def test_effects_are_measured_on_the_runs_of_the_report() -> None:
     told = [float(word.rstrip("%")) for word in averaging.split() if word.endswith("%")]
     assert told[0] > told[1]
     assert any(line.startswith("Bits per byte tell") for line in lines)
-    assert any(line.startswith("Log SNR and decision accuracy correlate by 0.") for line in lines)
