@@ -17,7 +17,6 @@ import pandas as pd
 from scipy import optimize
 
 from jaxllm.analysis.curves import Array
-from jaxllm.analysis.mixtures.solver import levenberg_marquardt
 from jaxllm.analysis.mixtures.swarm import Swarm
 from jaxllm.errors import UserError
 
@@ -93,23 +92,18 @@ class BiMix:
         unit = float(np.exp(np.log(steps).mean()))
         log_s, log_r = np.log(steps / unit), np.log(share)
 
-        def model(theta: Array) -> tuple[Array, Array]:
-            a, rate, c = (np.exp(theta[:, [i]]) for i in range(3))
-            own = np.exp(-theta[:, [3]] * log_r)
-            falling, constant = a * np.exp(-rate * log_s) * own, c * own
-            total = falling + constant
-            slopes = [falling, -falling * rate * log_s, constant, -total * log_r]
-            return total, np.stack(slopes, axis=2)
+        def residual(theta: Array) -> Array:
+            a, alpha, c = np.exp(theta[:3])
+            return (a * np.exp(-alpha * log_s) + c) * np.exp(-theta[3] * log_r) - loss
 
         level = np.log(loss.mean() / 2)
-        start = np.array([[level, np.log(rate), level, 0.05] for rate in (0.1, 0.3, 1.0)])
-        none, every = np.zeros(4), np.ones((len(start), len(loss)))
-        theta, cost = levenberg_marquardt(model, start, loss, every, none, none, iterations=300)
-        a, alpha, c, beta = theta[np.argmin(cost)]
+        fits = [
+            optimize.least_squares(residual, [level, np.log(rate), level, 0.05], xtol=1e-12)
+            for rate in (0.1, 0.3, 1.0)
+        ]
+        *logs, beta = min(fits, key=lambda one: one.cost).x
         support = float(share.min()), float(share.max())
-        return cls(
-            float(np.exp(a)), float(np.exp(alpha)), float(np.exp(c)), float(beta), unit, support
-        )
+        return cls(*map(float, np.exp(logs)), float(beta), unit, support)
 
     def __call__(self, share: Array, steps: Array) -> Array:
         """Losses [n] at shares and steps."""
