@@ -59,7 +59,6 @@ class Guards:
             ("epochs of a domain", (mixture * self.budget / self.tokens).max(), self.repetition),
             ("KL from the natural shares", self.kl(one)[0], self._limits["kl"]),
             ("leverage", self.leverage(one)[0], self._limits["leverage"]),
-            ("distance to the nearest run", self.swarm.nearest(one)[0], self._limits["nearest"]),
             ("distance to the runs' hull", self.hull(mixture), self._limits["hull"]),
             ("gain on the best known", known - predicted, (np.median(y) - y.min()) / 2),
         ]
@@ -68,9 +67,7 @@ class Guards:
     def near(self, mixtures: Array) -> npt.NDArray[np.bool_]:
         """Whether mixtures [m, k] are within the distances that are quick to tell."""
         inside = np.asarray(self.kl(mixtures) <= self._limits["kl"])
-        inside &= self.leverage(mixtures) <= self._limits["leverage"]
-        inside[inside] = self.swarm.nearest(mixtures[inside]) <= self._limits["nearest"]
-        return inside
+        return inside & (self.leverage(mixtures) <= self._limits["leverage"])
 
     @functools.cached_property
     def _precision(self) -> Array:
@@ -80,9 +77,6 @@ class Guards:
     @functools.cached_property
     def _limits(self) -> dict[str, float]:
         x = self.swarm.shares
-        gaps = [np.sort(np.abs(x - one).sum(axis=1))[1] / 2 for one in x]
-        # A design with many corners has no run at its middle, where every regression knows most.
-        middle = float(self.swarm.nearest(x.mean(axis=0)[None])[0])
         some = np.linspace(0, len(x) - 1, min(len(x), _LEFT_OUT)).astype(int)
         # Errors on left-out runs are those of mixtures this far out.
         outside = np.median([_to_hull(x[i], np.delete(x, i, axis=0)) for i in some])
@@ -90,7 +84,6 @@ class Guards:
             "hull": max(float(outside), _INSIDE),
             "kl": float(np.quantile(self.kl(x), _USUAL)),
             "leverage": float(np.quantile(self.leverage(x), _USUAL)),
-            "nearest": max(middle, float(np.quantile(gaps, _USUAL))),
         }
 
 

@@ -125,10 +125,6 @@ class Swarm:
         known = np.unique(getattr(self, axis))
         return float(known[0]) if len(known) == 1 else float("nan")
 
-    def nearest(self, mixtures: Array) -> Array:
-        """Total variation [m] from mixtures [m, k] to the nearest run."""
-        return np.array([np.abs(self.shares - one).sum(axis=1).min() / 2 for one in mixtures])
-
 
 def swarm_of(records: pd.DataFrame, mixtures: Mapping[str, Mapping[str, float]]) -> Swarm:
     """The swarm of runs with their mixtures, by their last records; UserError as `Swarm.of`.
