@@ -312,21 +312,15 @@ def linear_and_sudden(y: Array, least: float) -> tuple[float, float]:
 def _options(points: pd.DataFrame, at: pd.DataFrame) -> Iterator[Finding]:
     """Perplexities of right and wrong options, whose logs are means over tasks by tokens."""
     rows = points[points.metric.isin(OPTIONS)]
-    before = points.metric.isin([name.removeprefix("pooled_") for name in OPTIONS]).sum()
-    title = "Right and wrong options"
-    left = f"{before:,} perplexities of options from earlier versions are left out"
     wide = _shared(rows, "score", "metric").dropna()
     tokens = _shared(rows, "n", "metric").reindex_like(wide).fillna(1).clip(lower=1)
     total, weight = (of.T.groupby("metric").sum().T for of in (wide * tokens, tokens))
     mean = np.exp(-total / weight).rename(columns=OPTIONS)
     if set(mean) != set(OPTIONS.values()) or (both := at.merge(mean.reset_index())).empty:
-        if before:
-            yield dataclasses.replace(Finding.refuse(left), title=title)
         return
     ends = both.sort_values("perplexity", ascending=False).iloc[[0, -1]]
     text = [f"{name} {' to '.join(map('{:.3g}'.format, ends[name]))}" for name in mean]
     x = " to ".join(map("{:.3g}".format, ends.perplexity))
     sentence = f"As held-out perplexity goes from {x}, that of {' and of '.join(text)}."
     long = both.melt([*at], [*mean], "options", "option_perplexity")
-    notes = (f"{left}.",) if before else ()
-    yield Finding(sentence, long, notes=notes, title=title)
+    yield Finding(sentence, long, title="Right and wrong options")

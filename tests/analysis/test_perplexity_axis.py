@@ -185,22 +185,6 @@ def test_options_count_by_their_tokens():
     np.testing.assert_allclose(table.option_perplexity, table.perplexity**power)
 
 
-def test_options_of_earlier_versions_are_apart_and_left_out():
-    """Those were means over examples, so half a trajectory of each is no curve."""
-    records = suite(by_perplexity, more=dict.fromkeys(axis.OPTIONS, 0.5))
-    of = records.metric.isin(axis.OPTIONS)
-    former = records.assign(metric=records.metric.str.removeprefix("pooled_"), value=7.0)
-    early = of & (records.step < 6)
-    found = of_title(records.where(~early, former), OPTIONS)
-    assert found.table.step.min() == 6
-    np.testing.assert_allclose(found.table.option_perplexity, found.table.perplexity**0.5)
-    assert found.notes[0].startswith(f"{early.sum()} perplexities of options from earlier versions")
-    alone = axis.perplexity_axis(Study(records.where(~of, former)))
-    assert [f"{of.sum()} perplexities" in one.sentence for one in alone if one.refused] == [True]
-    assert len(metrics := curves(records.where(~early, former)).table.metric.unique()) == 6
-    assert set(axis.OPTIONS) < set(metrics)
-
-
 def test_what_a_branch_has_from_its_parent_counts_once():
     records = suite(by_perplexity)
     branch = records[records.run == "r1e+08"].assign(run="branch")
