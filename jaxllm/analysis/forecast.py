@@ -16,7 +16,6 @@ import numpy as np
 import pandas as pd
 
 from jaxllm.analysis.baselines import BASELINES, by_size
-from jaxllm.analysis.benchmarks import benchmarks
 from jaxllm.analysis.curves import Array, Curve, curves, is_share, of_metric
 from jaxllm.analysis.finding import Finding
 from jaxllm.analysis.forecast_methods import (
@@ -139,8 +138,8 @@ class Scale:
     place=20,
     caption="Made from the run's own past and from finished runs, if there are any; the interval "
     "holds the value of the final checkpoint, its sampling noise included.",
-    method="Kriging over size, tokens and training (Cressie 1993), combined by cross-validation "
-    "(Bates and Granger 1969); alone, damped trends (Gardner and McKenzie 1985).",
+    method="Kriging over size, tokens and training (Cressie 1993), with intervals by "
+    "cross-validation; alone, damped trends (Gardner and McKenzie 1985).",
 )
 def forecasts(study: Study) -> list[Finding]:
     """Forecast every run in progress from the finished runs."""
@@ -262,7 +261,6 @@ def _from_others(
             begun[target.key, recent] = runs
             grid = target.model, recent, tuple(run.model for run in runs)
             grids.setdefault(grid, {}).setdefault(target.key, []).append(i)
-    names = benchmarks(sorted({target.curve.task for target in targets}))
     batches, members = [], []
     for (model, recent, models), of_key in grids.items():
         times = np.concatenate([recent, np.linspace(recent[-1], 1.0, _LATER + 1)[1:]])
@@ -277,7 +275,6 @@ def _from_others(
                 ),
                 models=np.array(models),
                 times=times,
-                benchmarks=np.array([f"{names[key[0]]} {key[2]}" for key in of_key]),
             )
         )
     expected: dict[int, Expected] = {}
