@@ -19,7 +19,7 @@ size to forecast is finished, scales the sum.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -138,13 +138,13 @@ def forecast_batches(batches: list[Batch], level: float) -> list[tuple[Array, Ar
     return result
 
 
-def _cross_validation(batch: Batch) -> list[tuple[tuple[int, ...], Design, Array]]:
+def _cross_validation(batch: Batch) -> list[tuple[tuple[Any, ...], Design, Array]]:
     """For every fold the runs left, the forecast, and its errors [tasks, runs held out]."""
     sizes, early = batch.models[:, 0], batch.own.shape[1]
     apart = np.abs(sizes[:, None] - sizes)
     twin = np.abs(batch.model[0] - sizes).min() < SAME_SIZE
     # Runs of one model share a forecast.
-    groups: dict[tuple[tuple[int, ...], tuple[float, ...]], list[int]] = {}
+    groups: dict[tuple[tuple[Any, ...], tuple[Any, ...]], list[int]] = {}
     for run in range(len(sizes)):
         known = np.arange(len(sizes)) != run if twin else apart[run] >= SAME_SIZE
         if known.any() and not (twin and apart[run][known].min() >= SAME_SIZE):

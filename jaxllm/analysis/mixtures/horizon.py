@@ -102,8 +102,8 @@ class BiMix:
             for rate in (0.1, 0.3, 1.0)
         ]
         *logs, beta = min(fits, key=lambda one: one.cost).x
-        support = float(share.min()), float(share.max())
-        return cls(*map(float, np.exp(logs)), float(beta), unit, support)
+        a, alpha, c = map(float, np.exp(logs))
+        return cls(a, alpha, c, float(beta), unit, (float(share.min()), float(share.max())))
 
     def __call__(self, share: Array, steps: Array) -> Array:
         """Losses [n] at shares and steps."""
