@@ -26,7 +26,7 @@ from jaxllm.errors import UserError
 LEVEL = 0.9
 LEAST_DECAY = 0.3  # share of the peak by which a rate has to fall for a law to be fitted
 _CONSTANT = 0.05  # the same, up to which it counts as constant
-_DELTA = 1e-3  # of the Huber loss of log residuals, as published; or their noise, where larger
+_DELTA = 1e-3  # of the Huber loss of log residuals, as published
 _DRAWS, _REWEIGHTED = 100, 10
 _SHARES = (1.0, 0.5, 0.25, 0.0)  # of a step of the linearized law that are tried
 _MOST_POINTS = 100  # of a curve: means of neighbouring ones
@@ -113,7 +113,6 @@ def fit(curves: Sequence[LossCurve]) -> ScheduleLaw:
             f"no curve goes on after its learning rate fell by {LEAST_DECAY:.0%} of the peak, so "
             "that what a decay gives is unknown"
         )
-    delta = max(_DELTA, _noise(curves))
     block = np.concatenate(
         [i * _BLOCKS + np.arange(len(c.steps)) * _BLOCKS // len(c.steps)
          for i, c in enumerate(curves)]
@@ -123,13 +122,13 @@ def fit(curves: Sequence[LossCurve]) -> ScheduleLaw:
         residual, count = (target - inputs.log_loss(p))[rows], np.bincount(block[rows])
         return np.bincount(block[rows], residual)[count > 0] / count[count > 0]
 
-    best = {form: _fitted(form, inputs, target, delta) for form in _FORMS}
+    best = {form: _fitted(form, inputs, target) for form in _FORMS}
     early = steps <= (1 - _HELD_OUT) * steps.max()
     told, every = _decays(fallen[early]), np.full(len(steps), True)
     late, held_out = ~early & (told | (fallen < _CONSTANT)), {}
     for form in _FORMS:
         if early.sum() >= _FEWEST and late.any():
-            found = _fitted(form, inputs.at(early), target[early], delta)
+            found = _fitted(form, inputs.at(early), target[early])
             held_out[form] = float(np.abs(noise(found, late)).mean())
         else:  # the residuals of the fit itself are the next best
             held_out[form] = float(np.abs(noise(best[form], every)).mean())
@@ -137,7 +136,7 @@ def fit(curves: Sequence[LossCurve]) -> ScheduleLaw:
     return ScheduleLaw(
         best[chosen], peak, horizon, float(steps.max()), peak * (1 - float(fallen.max())), held_out,
         draws=tuple(
-            p for one in best.values() for p in _bootstrap(one, inputs, target, block, delta)
+            p for one in best.values() for p in _bootstrap(one, inputs, target, block)
         ),
         noise=noise(best[chosen], every),
         curves=len(curves),
@@ -223,14 +222,14 @@ class _Inputs:
         return np.stack(columns, axis=1) / np.exp(self.log_loss(p))[:, None]
 
 
-def _fitted(form: int, inputs: _Inputs, target: Array, delta: float) -> Array:
+def _fitted(form: int, inputs: _Inputs, target: Array) -> Array:
     """[form] Parameters of the least sum of Huber losses of the log residuals, by L-BFGS-B."""
     last = math.exp(float(target.min()))
 
     def objective(p: Array) -> tuple[float, Array]:
         residual = inputs.log_loss(p) - target
-        gradient = np.clip(residual, -delta, delta) @ inputs.jacobian(p)
-        return float(special.huber(delta, residual).sum()) / delta**2, gradient / delta**2
+        gradient = np.clip(residual, -_DELTA, _DELTA) @ inputs.jacobian(p)
+        return float(special.huber(_DELTA, residual).sum()) / _DELTA**2, gradient / _DELTA**2
 
     fits = [
         optimize.minimize(
@@ -243,23 +242,15 @@ def _fitted(form: int, inputs: _Inputs, target: Array, delta: float) -> Array:
     return np.asarray(min(fits, key=lambda one: one.fun).x)
 
 
-def _noise(curves: Sequence[LossCurve]) -> float:
-    """Standard deviation of the log losses around their curves, from second differences."""
-    second = np.concatenate([np.diff(np.log(c.losses), 2) for c in curves])
-    return 1.4826 * float(np.median(np.abs(second))) / math.sqrt(6) if len(second) else 0.0
-
-
-def _bootstrap(
-    p: Array, inputs: _Inputs, target: Array, blocks: np.ndarray, delta: float
-) -> Iterator[Array]:
+def _bootstrap(p: Array, inputs: _Inputs, target: Array, blocks: np.ndarray) -> Iterator[Array]:
     """Parameters refitted to samples of the blocks, along the step of the linearized law."""
     residual, jacobian = inputs.log_loss(p) - target, inputs.jacobian(p)
     for rows in resamples(blocks, _DRAWS, seed=0):
         own, slopes, change = residual[rows], jacobian[rows], np.zeros(len(p))
         for _ in range(_REWEIGHTED):
-            weight = np.maximum(np.abs(own + slopes @ change), delta) ** -0.5
+            weight = np.maximum(np.abs(own + slopes @ change), _DELTA) ** -0.5
             change = np.linalg.lstsq(slopes * weight[:, None], -own * weight, rcond=None)[0]
         yield min(
             (np.clip(p + share * change, _LOW[: len(p)], _HIGH[: len(p)]) for share in _SHARES),
-            key=lambda q: special.huber(delta, (inputs.log_loss(q) - target)[rows]).sum(),
+            key=lambda q: special.huber(_DELTA, (inputs.log_loss(q) - target)[rows]).sum(),
         )
