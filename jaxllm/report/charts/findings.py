@@ -217,7 +217,8 @@ def swarm_shares(finding: Finding, study: Study) -> Chart | None:
 
 def left_out_mixtures(finding: Finding, study: Study) -> Chart | None:
     """Measured over predicted values of mixtures that a law has not seen."""
-    return marks.agreement(_short(finding.table), "predicted", "measured", "target")
+    rows = _short(finding.table).assign(fitted=finding.table.predicted)
+    return marks.law(rows, "predicted", "measured", ("predicted", "measured"), "target", log=False)
 
 
 def domain_effects(finding: Finding, study: Study) -> Chart | None:

@@ -133,10 +133,16 @@ def matrix(
     return layered(layers, shown, _height(shown[y]), title, width)
 
 
-def law(table: pd.DataFrame, x: str, y: str, titles: tuple[str, str]) -> Chart:
-    """Points `y` over `x` and the law `fitted` through them, both axes logarithmic."""
-    shown = table[_distinct(x, y, "fitted")].sort_values(x)
-    scale = alt.Scale(type="log", nice=False, padding=8)
+def law(
+    table: pd.DataFrame, x: str, y: str, titles: tuple[str, str], series: str = "", log: bool = True
+) -> Chart:
+    """Points `y` over `x` and the line `fitted` through them, both axes logarithmic if `log`.
+
+    Points are coloured by `series`, if there are few of them.
+    """
+    shown = table[_distinct(x, y, "fitted", series, "run" if series else "")].sort_values(x)
+    kind: Any = {"type": "log"} if log else {"zero": False}
+    scale = alt.Scale(**kind, nice=False, padding=8)
 
     def over(field: str) -> alt.Y:
         return alt.Y(f"{field}:Q", scale=scale, title=titles[1], axis=_amounts(shown[y]))
@@ -145,7 +151,11 @@ def law(table: pd.DataFrame, x: str, y: str, titles: tuple[str, str]) -> Chart:
     base = alt.Chart().encode(x=x_axis)
     line = base.mark_line(style="chance").encode(y=over("fitted"))
     points = base.mark_circle(size=45, opacity=0.75)
-    points = points.encode(y=over(y), tooltip=_tooltips(":Q", x, y, "fitted"))
+    about = _tooltips(":N", "run", series) if series else []
+    points = points.encode(y=over(y), tooltip=[*about, *_tooltips(":Q", x, y, "fitted")])
+    if series and len(names := _distinct(*shown[series])) <= DISTINCT:
+        colours = alt.Scale(domain=names)
+        points = points.encode(color=alt.Color(f"{series}:N", scale=colours, legend=None))
     return layered([line, points], shown, 190, f"{titles[1]} against {titles[0]}.")
 
 
@@ -213,26 +223,6 @@ def bands(
             dots.mark_circle(size=60, opacity=0.9).encode(y=value, tooltip=tooltip),
         ]
     return layered(layers, shown, 190, f"{titles[1]} against {titles[0]}.")
-
-
-def agreement(table: pd.DataFrame, x: str, y: str, series: str) -> Chart:
-    """A point per run and `series`, `y` over `x`, and the line where both are equal."""
-    shown = table[_distinct(x, y, series, "run")]
-    ends = [float(getattr(shown[[x, y]].to_numpy(), end)()) for end in ("min", "max")]
-    scale = alt.Scale(domain=ends, nice=True, zero=False, padding=8)
-    axis = alt.Axis(format=".3~g", grid=True)
-    base = alt.Chart().encode(
-        x=alt.X(f"{x}:Q", scale=scale, axis=axis), y=alt.Y(f"{y}:Q", scale=scale, axis=axis)
-    )
-    equal = base.mark_line(style="chance").properties(
-        data=alt.InlineData(values=[{x: end, y: end} for end in ends])
-    )
-    tooltip = [*_tooltips(":N", "run", series), *_tooltips(":Q", x, y)]
-    points = base.mark_circle(size=42, opacity=0.75).encode(tooltip=tooltip)
-    if len(names := _distinct(*shown[series])) <= DISTINCT:
-        colours = alt.Scale(domain=names)
-        points = points.encode(color=alt.Color(f"{series}:N", scale=colours, legend=None))
-    return layered([equal, points], shown, 260, f"{y} against {x}.")
 
 
 def _height(rows: pd.Series) -> int:
