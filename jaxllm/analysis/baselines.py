@@ -7,11 +7,10 @@ import numpy as np
 from jaxllm.analysis.curves import Array
 from jaxllm.analysis.forecast_methods import SAME_SIZE
 
-# Column -> name. The first three need no other run, the others a finished one: see `by_size`.
+# Column -> name. The first two need no other run, the others a finished one: see `by_size`.
 BASELINES = {
     "last": "last value",
     "recent": "mean of recent checkpoints",
-    "log_linear": "log-linear line",
     "nearest_gain": "gain of the nearest size",
     "gain_line": "line in log N of gains",
     "final_line": "line in log N of final values",

@@ -26,7 +26,7 @@ from jaxllm.analysis.forecast_methods import (
     forecast_batches,
 )
 from jaxllm.analysis.registry import AHEAD, Study, analysis
-from jaxllm.analysis.stats import line_fit, near_equal
+from jaxllm.analysis.stats import near_equal
 
 # Columns in which two curves must agree to be comparable.
 KEY_COLUMNS = ["task", "shots", "metric", "task_version"]
@@ -100,11 +100,6 @@ class AlignedCurve:
     def at(self, positions: Array) -> Array:
         """Values at these shares of the training, interpolated linearly in its logarithm."""
         return np.interp(np.log(positions), np.log(self.progress), self.values)
-
-    def log_linear(self) -> float:
-        """Final value by a least-squares line in log tokens."""
-        line = line_fit(np.log(self.progress), self.values)
-        return float(self.values[-1]) if line is None else float(line.at(0.0))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,8 +242,7 @@ def _from_others(
         if len(other.progress) > 1 and other.finished:
             finished[other.key].append(other.smooth().free())
     # Tasks of the same finished models at the same checkpoints share all matrices.
-    grids: dict[tuple[Any, ...], dict[tuple[Any, ...], list[int]]] = {}
-    begun: dict[tuple[Any, ...], list[AlignedCurve]] = {}
+    grids: dict[tuple[Any, ...], list[tuple[int, list[AlignedCurve]]]] = {}
     for i, target in enumerate(targets):
         recent = tuple(target.progress[-RECENT:].round(6))
         runs = [
@@ -258,33 +252,28 @@ def _from_others(
             and (other.model[0] > 0) == (target.model[0] > 0)
         ]
         if runs:
-            begun[target.key, recent] = runs
             grid = target.model, recent, tuple(run.model for run in runs)
-            grids.setdefault(grid, {}).setdefault(target.key, []).append(i)
-    batches, members = [], []
-    for (model, recent, models), of_key in grids.items():
+            grids.setdefault(grid, []).append((i, runs))
+    batches = []
+    for (model, recent, models), members in grids.items():
         times = np.concatenate([recent, np.linspace(recent[-1], 1.0, _LATER + 1)[1:]])
-        members.append([i for of in of_key.values() for i in of])
         batches.append(
             Batch(
-                own=np.array([targets[i].values[-RECENT:] for i in members[-1]]),
-                task=np.repeat(np.arange(len(of_key)), [len(of) for of in of_key.values()]),
+                own=np.array([targets[i].values[-RECENT:] for i, _ in members]),
                 model=np.array(model),
-                finished=np.array(
-                    [[run.at(times) for run in begun[key, recent]] for key in of_key]
-                ),
+                finished=np.array([[run.at(times) for run in runs] for _, runs in members]),
                 models=np.array(models),
                 times=times,
             )
         )
     expected: dict[int, Expected] = {}
-    forecasts = forecast_batches(batches, level) if batches else []
-    for batch, own, (values, halves) in zip(batches, members, forecasts, strict=True):
+    forecasts = forecast_batches(batches, level)
+    for batch, members, made in zip(batches, grids.values(), forecasts, strict=True):
         size, sizes = batch.model[0], batch.models[:, 0]
         distance = math.exp(float(np.abs(sizes - size).min()))
-        for i, task, value, half in zip(own, batch.task, values, halves, strict=True):
+        for (i, _), own, value, half in zip(members, batch.finished, *made, strict=True):
             scale = targets[i].scale
-            now, end = (scale.bound(batch.finished[task, :, at]) for at in (-1 - _LATER, -1))
+            now, end = (scale.bound(own[:, at]) for at in (-1 - _LATER, -1))
             last = float(scale.bound(targets[i].values[-1]))
             baselines = by_size(last, now, end, sizes, size)
             expected[i] = Expected(float(value), float(half), len(now), distance, baselines)
@@ -294,7 +283,7 @@ def _from_others(
 def _row(past: AlignedCurve, smooth: AlignedCurve, made: Expected) -> tuple[object, ...]:
     """A row of `COLUMNS`."""
     span = np.array([0.0, -made.half, made.half])
-    alone = past.values[-1], past.values[-RECENT:].mean(), past.log_linear()
+    alone = past.values[-1], past.values[-RECENT:].mean()
     return (
         past.curve.run, *past.key, past.curve.domain, past.size, past.progress[-1], *alone,
         *made.baselines, *past.scale.bound(made.value + span), past.stderr[-1], made.runs,

@@ -48,16 +48,16 @@ class Design(NamedTuple):
     distance: float  # in log parameters, to the nearest finished run
 
     def stderr(self, spread: Spread) -> Array:
-        """Standard error [tasks] of the forecast."""
+        """Standard error [targets] of the forecast."""
         growth = spread.growth * self.distance**_VARIOGRAM
         return np.sqrt(spread.noise * self.variance + growth) + 1e-9
 
 
 class Spread(NamedTuple):
-    """What the errors of a task come from."""
+    """What the errors of a forecast come from."""
 
-    noise: Array  # [tasks] variance
-    growth: Array  # [tasks] variance of the gain to come at a distance of 1 in log parameters
+    noise: Array  # [targets] variance
+    growth: Array  # [targets] variance of the gain to come at a distance of 1 in log parameters
 
 
 def _kriging(own: Array, early: int, models: Array, times: Array) -> tuple[Array, Array]:
@@ -92,15 +92,14 @@ def design(own: Array, early: int, models: Array, times: Array) -> Design:
 
 
 class Batch(NamedTuple):
-    """Targets of one model on one grid of times, with the same finished runs for every task.
+    """Targets of one model on one grid of times, with the same finished runs for each.
 
     A model is its log parameters and the log tokens of its whole run.
     """
 
     own: Array  # [targets, early] recent values
-    task: np.ndarray  # [targets] index of the target's task
     model: Array  # [2] of the targets
-    finished: Array  # [tasks, runs, times] values of the finished runs
+    finished: Array  # [targets, runs, times] values of the finished runs on the target's task
     models: Array  # [runs, 2] of the finished runs
     times: Array  # [times] shares of the training, ascending to 1
 
@@ -132,14 +131,14 @@ def forecast_batches(batches: list[Batch], level: float) -> list[tuple[Array, Ar
             sizes = len({known for known, *_ in folds})
             runs = sum(errors.shape[1] for *_, errors in folds)
             final = final._replace(variance=final.variance * (1 + (1 / sizes + 1 / runs) / 2))
-        others = batch.finished.reshape(len(batch.finished), -1)[batch.task]
+        others = batch.finished.reshape(len(batch.finished), -1)
         value = np.concatenate([batch.own, others], axis=1) @ final.weights
-        result.append((value, radius * final.stderr(spread)[batch.task]))
+        result.append((value, radius * final.stderr(spread)))
     return result
 
 
 def _cross_validation(batch: Batch) -> list[tuple[tuple[Any, ...], Design, Array]]:
-    """For every fold the runs left, the forecast, and its errors [tasks, runs held out]."""
+    """For every fold the runs left, the forecast, and its errors [targets, runs held out]."""
     sizes, early = batch.models[:, 0], batch.own.shape[1]
     apart = np.abs(sizes[:, None] - sizes)
     twin = np.abs(batch.model[0] - sizes).min() < SAME_SIZE
@@ -163,7 +162,7 @@ def _cross_validation(batch: Batch) -> list[tuple[tuple[Any, ...], Design, Array
 
 def _spread(batch: Batch) -> Spread:
     """Noise by restricted maximum likelihood, and growth by the differences of the runs' gains,
-    halfway to the mean of the tasks.
+    halfway to the mean of the targets.
 
     Where all finished runs are of one size, `_STRANGE` of their gain is assumed to differ.
     """

@@ -99,7 +99,7 @@ def test_scores_by_hand() -> None:
     points = pd.DataFrame(
         {
             "fraction": 0.3, "run": ["a", "b", "c"], "task": "t", "shots": 0, "metric": "accuracy",
-            "task_version": "1", "last": [0.3, 0.4, 0.5], "log_linear": [0.5, 0.5, 0.5],
+            "task_version": "1", "last": [0.3, 0.4, 0.5],
             "forecast": [0.5, 0.4, 0.6], "low": [0.4, 0.3, 0.5], "high": [0.6, 0.5, 0.7],
             "truth": [0.5, 0.6, 0.7], "stderr": 0.01, "method": "other runs", "recent": 0.1,
             "nearest_gain": [0.4, 0.5, 0.6], "gain_line": [0.5, 0.6, np.nan], "final_line": 0.3,
@@ -107,7 +107,6 @@ def test_scores_by_hand() -> None:
     )  # fmt: skip
     scores = Backtest("", points=points).summary(["metric"]).iloc[0]
     assert scores.mae == pytest.approx(0.1) and scores.mae_last == pytest.approx(0.2)
-    assert scores.mae_log_linear == pytest.approx(0.1)
     assert np.isnan(scores.mae_gain_line)  # which was not known for all three
     assert scores.mae_nearest_gain == pytest.approx(0.1) == scores.mae_best
     assert scores.reduction == pytest.approx(0.0, abs=1e-9)

@@ -69,7 +69,6 @@ def test_a_straight_line_goes_on_with_a_slope_that_falls_as_a_power_of_the_token
     # The integral of slope (tokens / 16e9)^-0.75 over log tokens.
     slope, power = 0.05 / np.log(2), 0.75
     assert found.forecast == pytest.approx(0.3 + slope * (1 - 4**-power) / power)
-    assert found.log_linear == pytest.approx(0.4)
 
 
 def test_noise_about_a_level_is_no_trend() -> None:

@@ -33,9 +33,8 @@ def noise_about_levels(seed: int, sigma: np.ndarray) -> tuple[Batch, np.ndarray]
     rng = np.random.default_rng(seed)
     sizes = np.repeat(np.linspace(18.0, 23.0, 6), 4)
     values = rng.normal(0.3, sigma[:, None, None], (len(sigma), 25, 5))
-    tasks = np.arange(len(sigma))
     own, finished = values[:, 0, :3], values[:, 1:]
-    return Batch(own, tasks, model(20.5), finished, model(sizes), TIMES), values[:, 0, -1]
+    return Batch(own, model(20.5), finished, model(sizes), TIMES), values[:, 0, -1]
 
 
 @pytest.mark.parametrize("level", [0.5, 0.9])
@@ -59,7 +58,7 @@ def test_a_forecast_beyond_all_sizes_has_a_wider_interval() -> None:
     own = rng.normal(0.3, 0.01, (20, 3))
     halves = []
     for size in (20.5, 21.5, 23.0):
-        batch = Batch(own, np.arange(20), model(size), finished, model(sizes), TIMES)
+        batch = Batch(own, model(size), finished, model(sizes), TIMES)
         halves.append(forecast_batches([batch], 0.9)[0][1].mean())
     assert halves[0] < halves[1] < halves[2] and halves[2] > 1.5 * halves[0]
 
