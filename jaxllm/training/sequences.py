@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 
 from jaxllm import runtime
+from jaxllm.data.config import VocabularyConfig
+from jaxllm.data.corpora import resolve
 from jaxllm.data.loader import Origin, SequenceSource, open_source
 from jaxllm.data.tokenizer import with_saved_tokenizer
+from jaxllm.data.vocabularies import load_tokenizer
 from jaxllm.errors import UserError
 from jaxllm.evaluation.tasks import TrainingSequence
 from jaxllm.run import data_identity
@@ -37,20 +41,23 @@ def open_data(
     saved, branch = data_identity.load(model_dir), None
     if saved is None and (branch := e.branch()):
         saved = data_identity.load(str(branch.parent.path))
-    home = str(branch.parent.path) if branch else model_dir
+    home, name = (str(branch.parent.path), branch.name) if branch else (model_dir, model_dir)
     data, error = e.stages[0].data, None
     sources: list[SequenceSource] = []
-    if not (branch and saved and data.vocabulary.path):
-        data = with_saved_tokenizer(data, home)
     whole = branch is None or branch.whole
     origin = Origin(saved.position, saved.domain_tokens) if saved and whole else Origin()
     try:
-        source = open_source(data, weights, jax.process_count(), origin)
-        if branch and saved and saved.vocabulary != source.tokenizer.identity:
+        known, given = Run(home).settings(), data.vocabulary
+        if not known or given == _vocabulary_of(known) or (branch and not given.path):
+            data = with_saved_tokenizer(data, home)
+        weights = weights or resolve(data)
+        tokenizer = load_tokenizer(data, weights)
+        if saved and saved.vocabulary != tokenizer.identity:
             raise UserError(
-                f"VocabularyConfig names another vocabulary than that of {branch.name}, on which a "
-                "branch goes on: leave it out"
+                f"VocabularyConfig names another vocabulary than that of {name}, which goes on "
+                "with its own: leave it out"
             )
+        source = open_source(data, weights, jax.process_count(), origin, tokenizer)
         if branch and whole:
             source = _of_branch(source, branch.checkpoint, saved, bool(e.train.stages))
         sources = open_sources(e.stages, source, jax.process_count())
@@ -96,6 +103,12 @@ def sample(
         for place, (domain, of) in enumerate(zip(rows["domains"], arrays, strict=True)):
             found.append(TrainingSequence(f"{step}/{place}", step, source.domains[domain], *of))
     return found
+
+
+def _vocabulary_of(settings: Mapping[str, Any]) -> VocabularyConfig:
+    """The vocabulary that the config of a run names."""
+    own = {n: v for n, v in settings.items() if n.startswith("VocabularyConfig.")}
+    return VocabularyConfig(**{name.partition(".")[2]: value for name, value in own.items()})
 
 
 def _of_branch(

@@ -1,6 +1,8 @@
 """A run goes on with the sequences and the vocabulary that it began with, or not at all."""
 
 import os
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from jaxllm.data.tokenizer import with_saved_tokenizer
 from jaxllm.errors import UserError
 from jaxllm.run import data_identity
 from jaxllm.run.data_identity import DataIdentity, saved_tokenizer
+from jaxllm.run.run import Run
 from jaxllm.training.sequences import open_data
 from tests.training.helpers import experiment
 
@@ -92,6 +95,29 @@ def test_the_vocabulary_travels_with_the_run(config: DataConfig, tmp_path: Path)
         file.unlink()
     again = vocabularies.build_vocabulary(with_saved_tokenizer(config, run))
     assert again.encode("some 12") == trained.encode("some 12")
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ("bytes", r"another vocabulary than .*run, .* leave it out"),
+        ("gone", "no file gone"),
+    ],
+)
+def test_a_run_that_is_given_another_vocabulary_is_refused(
+    config: DataConfig, tmp_path: Path, other: str, message: str
+) -> None:
+    run = experiment(tmp_path / "run", data=config)
+    (began,), identity = open_data(run)
+    data_identity.save(run.model_dir, identity, began.tokenizer.files)
+    Run(run.model_dir).write_config("VocabularyConfig.size = 512\n")
+    file = shutil.copy(tmp_path / "run" / "tokenizer.model", tmp_path / "same.model")
+    for same in (config.vocabulary, VocabularyConfig(str(file))):  # as before, or from elsewhere
+        (source,), _ = open_data(experiment(run.model_dir, data=replace(config, vocabulary=same)))
+        assert source.fingerprint == began.fingerprint
+    with pytest.raises(UserError, match=message):
+        vocabulary = VocabularyConfig(other)
+        open_data(experiment(run.model_dir, data=replace(config, vocabulary=vocabulary)))
 
 
 def test_changed_corpora_bring_no_new_vocabulary(config: DataConfig, tmp_path: Path) -> None:
