@@ -259,12 +259,23 @@ def silence_libtpu(pci: str = "/sys/bus/pci/devices") -> None:
 
 
 def import_seqio() -> ModuleType:
-    """Import SeqIO, with the GPUs hidden from TensorFlow; takes 4 to 8 s the first time."""
-    first = "seqio" not in sys.modules
-    import seqio
-    import tensorflow as tf
+    """Import SeqIO, with the GPUs hidden from TensorFlow; takes 4 to 8 s the first time.
 
-    if first:
+    TensorFlow logs that it finds no GPU before any setting of its log level counts: standard error
+    is discarded meanwhile, unless TF_CPP_MIN_LOG_LEVEL is below 3.
+    """
+    if "seqio" in sys.modules:
+        return sys.modules["seqio"]
+    with open(os.devnull, "w") as null, contextlib.ExitStack() as silent:
+        if os.environ.get("TF_CPP_MIN_LOG_LEVEL") == "3":
+            sys.stderr.flush()
+            error = os.dup(2)
+            silent.callback(os.close, error)
+            silent.callback(os.dup2, error, 2)
+            os.dup2(null.fileno(), 2)
+        import seqio
+        import tensorflow as tf
+
         tf.config.set_visible_devices([], "GPU")
     return seqio
 

@@ -59,6 +59,18 @@ def test_libtpu_is_quiet_where_no_tpu_is() -> None:
     assert "TPU" not in done.stderr
 
 
+def test_tensorflow_is_imported_without_its_lines_of_log() -> None:
+    program = (
+        "import sys\nfrom jaxllm.runtime import import_seqio\n"
+        "import_seqio().TaskRegistry\nprint('what follows', file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stderr == "what follows\n"
+
+
 def test_a_tpu_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TPU_ACCELERATOR_TYPE", "")
     monkeypatch.delenv("TPU_ACCELERATOR_TYPE")
