@@ -69,14 +69,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     import pandas as pd
 
-    try:
-        # Grouping by run and task names, which is frequent, is slower with Arrow's strings.
-        with pd.option_context("mode.string_storage", "python"):
-            path = _write(args, progress)
-    except OSError as error:
-        if error.errno is None:  # of an object store
-            raise
-        raise UserError(f"{error.filename or args.output}: {error.strerror}") from error
+    # Grouping by run and task names, which is frequent, is slower with Arrow's strings.
+    with pd.option_context("mode.string_storage", "python"):
+        path = _write(args, progress)
     if path is None:
         return 0
     progress("written")

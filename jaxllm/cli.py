@@ -181,8 +181,9 @@ def packaged_gin_directories() -> list[str]:
 def run(main: Callable[[Sequence[str] | None], int | None]) -> None:
     """Run a command and exit with its code.
 
-    2, with one `error:` line, for a user error or one of an object store; 130 for Ctrl-C, at the
-    second one at once; 1, with a traceback, for any other exception.
+    2, with one `error:` line, for a user error, one of an object store, or the system's of a file
+    (missing, not writable, a directory); 130 for Ctrl-C, at the second one at once; 1, with a
+    traceback, for any other exception.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
@@ -213,10 +214,13 @@ def run(main: Callable[[Sequence[str] | None], int | None]) -> None:
     except Exception as error:
         from jaxllm.io import is_store_error
 
-        code = 2 if is_store_error(error) else 1
-        if code == 2:
+        code = 2
+        if isinstance(error, OSError) and error.strerror and error.filename:
+            print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        elif is_store_error(error):
             print(f"error: an object store answers: {one_line(error)}", file=sys.stderr)
         else:
+            code = 1
             traceback.print_exc()
     sys.stdout.flush()
     if failed:

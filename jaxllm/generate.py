@@ -115,10 +115,7 @@ def write(
 
     pairs = zip(prompts, texts, strict=True)
     rows = [{"prompt": p, "text": t, "settings": settings} for p, t in pairs]
-    try:
-        atomic_write(output, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
-    except OSError as error:
-        raise UserError(f"--output={output}: {error}") from error
+    atomic_write(output, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
     print(f"wrote {len(rows)} continuations to {output}", file=sys.stderr)
 
 

@@ -56,7 +56,10 @@ def is_remote(path: epath.PathLike) -> bool:
 
 
 def atomic_write(path: epath.PathLike, data: str | bytes) -> None:
-    """Replace a file atomically: a reader, and a failed write, see the old content or the new."""
+    """Replace a file atomically: a reader, and a failed write, see the old content or the new.
+
+    OSError with its name, not the temporary file's, if it cannot be written.
+    """
     path = epath.Path(path)
     content = data.encode() if isinstance(data, str) else data
     if is_remote(path):
@@ -69,9 +72,11 @@ def atomic_write(path: epath.PathLike, data: str | bytes) -> None:
             file.write(content)
             _to_disk(file)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             os.remove(temporary)
+        if isinstance(error, OSError) and error.errno:
+            raise OSError(error.errno, error.strerror, os.fspath(path)) from error
         raise
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from jaxllm import cli
 from jaxllm.errors import UserError
+from jaxllm.io import atomic_write
 from jaxllm.models.config import ModelConfig
 from jaxllm.training.config import TrainConfig
 from jaxllm.training.learning_rate import ScheduleConfig
@@ -95,6 +96,20 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(command: str, tmp_path: Pat
     assert done.stderr.strip().splitlines()[-1].startswith("error: gin: TrainConfig has no par")
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_a_file_that_cannot_be_written_or_read_is_named_in_one_line(tmp_path: Path, capsys) -> None:
+    (tmp_path / "file").write_text("x")
+    for use, name, why in (
+        (lambda path: atomic_write(path, "x"), tmp_path, "Is a directory"),
+        (lambda path: atomic_write(path / "below", "x"), tmp_path / "file", "File exists"),
+        (lambda path: path.read_text(), tmp_path / "none", "No such file or directory"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            cli.run(lambda _, use=use, name=name: use(name))
+        assert capsys.readouterr().err == f"error: {name}: {why}\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert not list(tmp_path.parent.glob(".*.tmp"))
 
 
 def test_every_packaged_run_file_loads() -> None:

@@ -168,10 +168,7 @@ def report(
         for name, task in overlap.tasks.items()
     }  # fmt: skip
     content = {"gram": GRAM, "corpora": searched, "tasks": tasks, "left_out": left_out}
-    try:
-        atomic_write(file, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
-    except OSError as error:
-        raise UserError(f"cannot write {file}: {error}") from error
+    atomic_write(file, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
     print(f"wrote {file}")
 
 
