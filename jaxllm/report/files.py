@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import pandas as pd
 from etils import epath
 
+from jaxllm.io import atomic_write
 from jaxllm.report import microscope, page
 from jaxllm.report.charts import specs
 from jaxllm.report.charts.trajectories import side_by_side
@@ -29,10 +30,11 @@ def write_page(output: epath.Path, tables: Tables, items: Sequence[ReportItem]) 
             study = dataclasses.replace(tables.study, token_studies=())
             tables = dataclasses.replace(tables, notes=(*tables.notes, note), study=study)
     if content:
-        page.write(token_page, content)
+        atomic_write(token_page, content)
     else:  # that of an earlier report would be taken for this one's
         token_page.unlink(missing_ok=True)
-    return page.write(output / "index.html", page.render(tables, items).encode())
+    atomic_write(index := output / "index.html", page.render(tables, items))
+    return index
 
 
 def write(output: epath.Path, tables: Tables, items: Sequence[ReportItem], kind: str) -> epath.Path:
@@ -45,12 +47,12 @@ def write(output: epath.Path, tables: Tables, items: Sequence[ReportItem], kind:
         for name, table in [*named, *((item.title, item.table) for item in items)]:
             if len(table):
                 content = spreadsheet_safe(table.round({"tokens": 0})).to_csv(index=False).encode()
-                page.write(output / f"{file_name(name)}.csv", content)
+                atomic_write(output / f"{file_name(name)}.csv", content)
         return output
     tasks = [item for item in items if item.part == TRAJECTORIES and item.chart is not None]
     for item, content in pictures(tables, [*_panels("", tasks, 4), *figures(items)], kind):
         name = f"{item.part} {item.title}" if item.part == TRAJECTORIES else item.title
-        page.write(output / f"{file_name(name)}.{kind}", content)
+        atomic_write(output / f"{file_name(name)}.{kind}", content)
     return output
 
 

@@ -19,14 +19,12 @@ import jinja2
 import pandas as pd
 import vl_convert
 from altair.utils.schemapi import debug_mode
-from etils import epath
 from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup, escape
 
 from jaxllm.analysis import registry
 from jaxllm.analysis.finding import amount
 from jaxllm.analysis.onsets import LEFT, PROVISIONAL
-from jaxllm.io import atomic_write
 from jaxllm.report import numbers, sentences
 from jaxllm.report.charts import axes as chart_axes
 from jaxllm.report.items import ReportItem
@@ -41,12 +39,6 @@ javascript_libraries = functools.cache(vl_convert.javascript_bundle)
 TOKEN_PAGE = "tokens.html"  # beside it; see `jaxllm.report.microscope`
 # Columns of the points that are not in a record.
 _INTERNAL = ["score", "score_stderr", "chance_score", "unigram_score", "above", "guess_level"]
-
-
-def write(path: epath.Path, content: bytes) -> epath.Path:
-    """Write a file of the report, creating its directory."""
-    atomic_write(path, content)
-    return path
 
 
 @debug_mode(False)  # as in `items.items`
