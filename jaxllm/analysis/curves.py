@@ -221,8 +221,3 @@ def _filled(points: pd.DataFrame, missing: pd.DataFrame) -> pd.DataFrame:
     """`points`, and the rows of `missing` that are of another run, task or step."""
     frame = pd.concat([part for part in (points, missing) if len(part)] or [points])
     return frame[frame.value.notna() | ~frame.duplicated(["run", "task", "step"])]
-
-
-def same_benchmark(first: str, second: str) -> bool:
-    """Whether two tasks differ in their number of few-shot examples only."""
-    return first.split(" ")[0] == second.split(" ")[0]

@@ -129,7 +129,7 @@ class Scale:
 @analysis(
     AHEAD,
     "Forecast",
-    needs=Study.in_progress,
+    needs=lambda study: bool(study.planned_tokens),
     place=20,
     caption="Made from the run's own past and from finished runs, if there are any; the interval "
     "holds the value of the final checkpoint, its sampling noise included.",

@@ -39,7 +39,7 @@ _DURABLE = 0.9
 
 LEFT = "left chance"
 PROVISIONAL = "left chance at the last checkpoint"
-AT_CHANCE = "at chance"
+AT_CHANCE = "not above chance"
 NO_DIRECTION = "no direction"
 NO_CHANCE_LEVEL = "no chance level"
 NO_STANDARD_ERROR = "no standard error"

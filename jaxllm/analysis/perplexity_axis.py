@@ -29,6 +29,11 @@ PREDICTORS: dict[str, list[str]] = {
 }  # fmt: skip
 CLOCKS = {"perplexity": ALONE, "flops": "FLOPs", "tokens": "tokens", "step": "steps"}
 _LOSSES = ("perplexity", "loss", "word_perplexity", "byte_perplexity", "bits_per_byte")
+_PER = {
+    "bits_per_byte": " per byte",
+    "byte_perplexity": " per byte",
+    "word_perplexity": " per word",
+}
 OPTIONS = dict(zip(OPTION_PERPLEXITIES, ("right options", "wrong options"), strict=True))
 _EARLY = 0.1  # share of a run's tokens before which it predicts nothing (arXiv 2412.04403)
 _LEAST = 0.005  # share of the way from chance to 1; a logit of less is noise
@@ -71,14 +76,15 @@ def held_out(points: pd.DataFrame) -> tuple[pd.Series, tuple[str, ...]]:
     """Log perplexity of held-out text by run and step, of `Curves.points`, and the texts' names.
 
     A text is a task without an accuracy, noise, training data or generated texts; else LAMBADA's
-    last words. It is in nats, from the first of `_LOSSES` that all runs share, the mean over texts.
+    last words. It is in nats, named after the first of `_LOSSES` that all runs share, from which it
+    is, the mean over texts.
     """
     graded = set(points.task[of_metric(is_share, points.metric)])
     other = (points.domain == "training data") | points.task.str.startswith(_MADE)
     text = ~points.task.isin(graded) & ~other
     for rows in (points[text], points[points.task.str.startswith(_LAMBADA)]):
         if (wide := _losses(rows, "any")).size:
-            return wide.mean(axis=1), tuple(wide.columns)
+            return wide.mean(axis=1).rename(wide.columns.name), tuple(wide.columns)
     return pd.Series(dtype=float), ()
 
 
@@ -89,7 +95,8 @@ def _losses(rows: pd.DataFrame, without: Literal["any", "all"] = "all") -> pd.Da
     """
     for metric in _LOSSES:
         if (wide := _shared(rows[rows.metric == metric], "score").dropna(how=without)).size:
-            return -wide * (math.log(2) if metric == "bits_per_byte" else 1.0)
+            scale = math.log(2) if metric == "bits_per_byte" else 1.0
+            return (-scale * wide).rename_axis(columns=metric)
     return pd.DataFrame()
 
 
@@ -117,6 +124,7 @@ def _of_family(points: pd.DataFrame, running: Collection[str]) -> Iterator[Findi
     if texts[0].startswith(_LAMBADA):  # its accuracy is of the same words
         text = f"the last words of {' and '.join(texts)}"
         shares = shares[~shares.task.str.startswith(_LAMBADA)]
+    text += _PER.get(str(loss.name), "")
     at = at.merge(np.exp(loss).rename("perplexity").reset_index())
     wide = _shared(shares, "value")
     complete, notes = wide.dropna() if wide.size else wide.iloc[:0], main.notes
@@ -141,9 +149,10 @@ def _of_family(points: pd.DataFrame, running: Collection[str]) -> Iterator[Findi
     if len(both := made.merge(at)):
         yield _each_task(both, TEXTS)
     yield from _options(points, at)
-    last = at.drop_duplicates("size", keep="last")
+    last = at[~at.run.isin(running)].drop_duplicates("size", keep="last")
     ends = ", ".join(f"{row.perplexity:.3g} at {row.size}" for row in last.itertuples(index=False))
-    yield Finding(f"That of {text} ends at {ends}.", at, title="Held-out perplexity by FLOPs")
+    sentence = f"That of {text} ends at {ends}." if ends else "No run has ended."
+    yield Finding(sentence, at, title="Held-out perplexity by FLOPs")
 
 
 def _smooth(table: pd.DataFrame, *by: str) -> pd.DataFrame:
@@ -280,7 +289,7 @@ def _rises(shares: pd.DataFrame) -> Iterator[Finding]:
     """Final accuracies by size, with L and B of each task."""
     wide = _last(shares.rename(columns={"value": "accuracy"}), "accuracy")
     yield from _by_size(wide, "accuracy")
-    n = shares.groupby("task").n.max().fillna(0).clip(lower=100)
+    n = shares.groupby("task").n.max().fillna(0).replace(0, 100)
     both = {task: linear_and_sudden(y.to_numpy(), 1 / n[task]) for task, y in wide.iterrows()}
     of = pd.DataFrame(both, ["linearity", "breakthroughness"]).T
     # The error of a difference of two shares is at most sqrt(0.5 / n).

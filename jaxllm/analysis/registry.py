@@ -120,10 +120,6 @@ class Study:
         """Whether there are three sizes, the fewest that a scaling law can be fitted to."""
         return len(set(self.params.values())) > 2
 
-    def in_progress(self) -> bool:
-        """Whether any run is in progress."""
-        return bool(self.planned_tokens)
-
 
 @dataclasses.dataclass(frozen=True)
 class Analysis:

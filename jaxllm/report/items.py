@@ -26,6 +26,7 @@ from jaxllm.report.theme import DISTINCT
 
 # Parts of the page's sections, for charts over a clock; findings have no part.
 LOSS, CURVES, GROWTH, TRAJECTORIES = "loss", "curves", "growth", "trajectories"
+_TIMELESS = "No answer: no record says how many tokens were seen."
 _HALF_PAGE = 560  # pixels inside a card of page.css's two columns
 
 
@@ -120,11 +121,12 @@ def answers(analysis: Analysis, study: Study) -> Iterator[ReportItem]:
         message = f"This analysis failed: {reason}."
         yield ReportItem(analysis.question, analysis.title, message, refused=True)
         return
+    timeless = study.logged.empty and study.records.tokens.isna().all()
     for finding in results:
         item = ReportItem(
             analysis.question,
             finding.title or analysis.title,
-            finding.sentence,
+            _TIMELESS if finding.refused and timeless else finding.sentence,
             analysis.caption,
             analysis.method,
             table=finding.table,

@@ -66,7 +66,7 @@ def of_many(findings: pd.DataFrame) -> str:
         text += f" first {first} (median {amount(median.min())} tokens)"
         text += f", last {last} ({amount(median.max())})" if median.nunique() > 1 else ""
     never = sorted(set(judged.task) - set(left.task))
-    return f"{text}; at chance in every run: {numbers.join(never)}." if never else f"{text}."
+    return f"{text}; above it in no run: {numbers.join(never)}." if never else f"{text}."
 
 
 def of_task(findings: pd.DataFrame) -> str:
@@ -81,7 +81,7 @@ def of_task(findings: pd.DataFrame) -> str:
             began = f"Left chance at {moment(row)} and stands" if row.step >= 0 else "Stands"
             return f"{began} at {ending(row)}."
         if len(judged):
-            return f"Still at chance: {ending(row)}."
+            return f"Not above chance: {ending(row)}."
         change = _change(row)
         return f"{change[:1].upper()}{change[1:]}."
     if (findings.state == onsets.NO_DIRECTION).all():
@@ -111,13 +111,13 @@ def of_curve(points: pd.DataFrame, name: str) -> str:
 
 
 def remainder(findings: pd.DataFrame) -> Iterator[str]:
-    """A sentence each on tasks still at chance and on tasks that cannot be judged."""
+    """A sentence each on tasks not above chance and on tasks that cannot be judged."""
 
     def rows(state: str) -> Iterator[Any]:
         return findings[findings.state == state].itertuples()
 
     each = {
-        "Still at chance": [f"{row.task} ({ending(row)})" for row in rows(onsets.AT_CHANCE)],
+        "Not above chance": [f"{row.task} ({ending(row)})" for row in rows(onsets.AT_CHANCE)],
         "Without a chance level": [
             f"{row.task} {_change(row)}" for row in rows(onsets.NO_CHANCE_LEVEL)
         ],

@@ -76,7 +76,7 @@ def capability_table(tables: Tables, run: str, width: int = 100) -> str:
     if len(judged):
         lines.append(f"{MARK} above a guess by {STANDARD_ERRORS:.1f} standard errors")
     if at_chance := int((judged.state == AT_CHANCE).sum()):
-        lines.append(f"{at_chance} of {len(judged)} still at chance")
+        lines.append(f"{at_chance} of {len(judged)} not above chance")
     return "\n".join(printable(line.rstrip()) for line in lines)
 
 

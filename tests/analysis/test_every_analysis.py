@@ -63,8 +63,8 @@ class TestEveryAnalysis:
 
 
 def test_short_runs_and_constant_tasks_are_reported() -> None:
-    x = np.arange(9.0)
-    long = table({"a": x**2, "b": np.ones(9), "c": x**2 % 7}, run="long")
+    x = np.arange(10.0)
+    long = table({"a": x**2, "b": np.ones(10), "c": x**2 % 7}, run="long")
     short = table({"a": [1.0, 2.0], "b": [1.0, 2.0]}, run="short", params=2)
     found = correlations(Study(pd.concat([long, short])), draws=10)
     assert any("1 of 2 runs" in note for note in found.notes)

@@ -180,6 +180,15 @@ def test_what_the_first_checkpoint_had_left_it_left_at_that_time_or_before() -> 
     assert "or before: t." in sentences.headline(found)
 
 
+def test_what_is_below_chance_is_not_said_to_be_at_it() -> None:
+    records = points(np.linspace(0.25, 0.1, 12), stderr=0.01, task="lost")
+    findings = trajectories(records)[1]
+    assert sentences.of_task(findings) == "Not above chance: 10.0% ± 1.0, chance 25%."
+    assert list(sentences.remainder(findings)) == [
+        "Not above chance: lost (10.0% ± 1.0, chance 25%)."
+    ]
+
+
 def test_all_that_left_chance_at_one_checkpoint_are_named() -> None:
     late = points([0.25, 0.25, 0.25, 0.6, 0.7])
     rows = [late, points([0.25, 0.6, 0.7, 0.7, 0.7]).assign(task="a")]

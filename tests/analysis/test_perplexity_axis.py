@@ -308,6 +308,19 @@ def test_final_accuracies_by_size_are_those_of_the_last_checkpoints():
     np.testing.assert_allclose(found, last[found.index])
 
 
+def test_no_end_is_told_of_a_run_in_progress_and_bits_per_byte_are_per_byte():
+    records, title = suite(by_perplexity, metric="bits_per_byte"), "Held-out perplexity by FLOPs"
+    told = of_title(records, title, planned_tokens={f"r{SIZES[-1]:g}": 1e12}).sentence
+    assert told.startswith("That of heldout_books per byte ends at")
+    assert "at 100M" in told and "at 300M" not in told
+
+
+def test_five_examples_tell_no_rise():
+    records = suite(lambda loss, size: np.clip(0.2 * np.log10(size / 1e7), 0, 1))
+    found = of_title(records.assign(n=records.n.where(records.task != "t0", 5)), RISES)
+    assert set(found.table.task) == {f"t{i}" for i in range(1, 8)}
+
+
 def test_two_families_are_told_apart():
     other = suite(by_size).assign(family="g")
     other = other.assign(run=other.run + "g")

@@ -143,7 +143,7 @@ def test_gains_within_and_across(records, six) -> None:
         pairs = int((found.table.gain_q <= 0.05).sum())
         assert f"| {apart} | {within} | {across} | {p} | {pairs} of {len(found.table)} |" in PAGE
     best = correlations(Study(six)).table.iloc[0]
-    assert {best.task_a, best.task_b} == {"hellaswag 10-shot", "arc_challenge 25-shot"}
+    assert {best.task_a, best.task_b} == {"boolq", "winogrande"}
     assert f"({best.gain:.2f}, q = {best.gain_q:.2f})" in PAGE
 
 
@@ -167,7 +167,7 @@ def test_gains_of_perplexity(records) -> None:
     for study, apart in ((both, "7B"), (means(both), "35B")):
         table = correlations(Study(study)).table
         own = table[(table[["task_a", "task_b"]] == PERPLEXITY).any(axis=1)]
-        most = own.sort_values("gain").iloc[-1]
+        most = own.sort_values("gain", key=abs).iloc[-1]
         assert (own.gain_q > 0.3).all() and len(own) == 6
         assert f"{most.gain:.2f} over {apart} (p = {most.gain_p:.2f}" in PAGE
 

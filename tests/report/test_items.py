@@ -245,6 +245,17 @@ def test_refusals_say_why(tmp_path) -> None:
     assert "No answer: it takes seven checkpoints with tokens and values" in text
 
 
+def test_what_is_missing_is_named_where_no_tokens_are_known() -> None:
+    records = pd.concat(
+        suite(3, tasks=6).assign(metric=metric, primary=metric == "accuracy")
+        for metric in ("accuracy", "perplexity")
+    )
+    shown = items(tables.gather([source_of(records.assign(tokens=math.nan))]))
+    says = {item.title: item.sentence for item in shown if item.refused}
+    assert "Task ladders" in says and len(says) > 5
+    assert set(says.values()) == {"No answer: no record says how many tokens were seen."}
+
+
 def test_sources_mix_and_equal_names_are_kept_apart(tmp_path, capsys) -> None:
     run_dir = simulate(tmp_path / "run")
     csv = tmp_path / "scores.csv"

@@ -85,7 +85,7 @@ def test_the_text_states_sizes_onsets_and_final_values(run_dir, rendered) -> Non
     final = stored[(stored.step == stored.step.max()) & (stored.metric == "accuracy")]
     for row in final.itertuples():
         assert f"{100 * row.value:.1f}% ± {100 * row.stderr:.1f}" in text
-    for fact in ("3.41M", "16.4M", "5 min 30 s", "Still at chance: reference_ending"):
+    for fact in ("3.41M", "16.4M", "5 min 30 s", "Not above chance: reference_ending"):
         assert fact in text, fact
     assert re.search(r"\d of 10 capabilities left chance, from copying at", text)
 

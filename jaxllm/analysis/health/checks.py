@@ -51,7 +51,7 @@ def checks(study: Study) -> Finding:
     alarmed = list(alarms.run.unique())
     names = ", ".join(alarmed[:6]) + " and others" * (len(alarmed) > 6)
     sentence = (
-        f"{len(alarmed)} of {len(every)} runs raise an alarm in one of {made:,} checks"
+        f"{len(alarmed)} of {len(every)} runs raise an alarm, of {made:,} checks"
         f"{': ' * bool(alarmed)}{names}. At the tests' level, about {ALPHA * made:.2g} alarms "
         "would be raised if all were healthy."
     )

@@ -73,7 +73,7 @@ def falling(own: Sequence[Curve], alpha: float = ALPHA) -> Check:
         if not was_at_chance(curve)
     ]
     if not rows:
-        few = f"it takes {FEWEST} scored checkpoints of a task"
+        few = f"it takes {FEWEST} checkpoints of a task, with values and tokens"
         return Check(name, refused="no task has left chance" if lines else few)
     table = pd.DataFrame(rows, columns=["task", "fall", "scatter", "now", "p_value"])
     table["p_value"] = table.p_value.where(table.fall > table.scatter, 1.0)
@@ -81,7 +81,10 @@ def falling(own: Sequence[Curve], alpha: float = ALPHA) -> Check:
     table["found"] = false_discovery(table.p_value) <= alpha
     found = table[table.found]
     if found.empty:
-        reason = f"None of {len(table)} tasks is shown to get worse in the last doubling of tokens."
+        reason = (
+            f"Of {len(lines)} tasks {len(table)} were not at chance before, and none of them is "
+            "shown to get worse in the last doubling of tokens."
+        )
         p = float(table.p_value.min())
         return Check(name, number=0, reason=reason, p_value=p, table=table)
     worst = ", ".join(f"{row.task} (by {row.fall:.3g})" for row in found.head(3).itertuples())

@@ -108,7 +108,7 @@ class Ladder(Finding):
 def task_ladders(study: Study) -> list[Finding]:
     """Fit ladders for tasks with both an accuracy and a soft metric, those of most runs first."""
     records = study.records[np.isfinite(study.records.value.astype(float))]
-    records = records[~records.run.isin(study.planned_tokens)]
+    records = records[(records.tokens > 0) & ~records.run.isin(study.planned_tokens)]
     tables = []
     for (task, _), rows in records.groupby(["task", "family"], sort=False):
         metrics = set(rows.metric)
