@@ -14,6 +14,7 @@ import argparse
 import dataclasses
 import statistics
 import time
+from typing import Any
 
 from jaxllm.runtime import tune_malloc
 
@@ -27,12 +28,18 @@ import numpy as np
 from jaxllm.models.combination import Combination, CombinedModel
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.decoder import init_params, unstack_layers
-from jaxllm.models.generation import generate
+from jaxllm.models.generation import Model, decode_n, start_decoding
 
 LARGE = ModelConfig(
     vocab_size=32_000, num_layers=12, embed_dim=640, mlp_dim=1728, num_heads=10, max_length=1024
 )  # fmt: skip
 SMALL = dataclasses.replace(LARGE, num_layers=6, embed_dim=320, mlp_dim=864, num_heads=5)
+
+
+def generate(model: Model, params: Any, prompts: jax.Array, lengths: jax.Array, count: int) -> Any:
+    """The `count` tokens that greedy decoding adds to each prompt, int32 [B, count]."""
+    state = start_decoding(model, params, prompts, lengths, count)
+    return decode_n(model, params, state, count)[1]
 
 
 def main() -> None:

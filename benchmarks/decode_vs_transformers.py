@@ -28,7 +28,7 @@ import numpy as np
 from jaxllm.interop import huggingface
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.decoder import Params, unstack_layers
-from jaxllm.models.generation import generate
+from jaxllm.models.generation import decode_n, start_decoding
 from jaxllm.sharding.mesh import MeshConfig, make_mesh
 
 MODEL = ModelConfig(
@@ -39,7 +39,12 @@ MODEL = ModelConfig(
 def jaxllm_side(params: Params, prompts: np.ndarray, new_tokens: int) -> Callable[[], np.ndarray]:
     """Build a function that continues the prompts and returns the new tokens [B, new_tokens]."""
     lengths = jnp.full(len(prompts), prompts.shape[1], jnp.int32)
-    run = jax.jit(lambda params, prompts: generate(MODEL, params, prompts, lengths, new_tokens))
+
+    @jax.jit
+    def run(params: Params, prompts: jax.Array) -> jax.Array:
+        state = start_decoding(MODEL, params, prompts, lengths, new_tokens)
+        return decode_n(MODEL, params, state, new_tokens)[1]
+
     return lambda: np.asarray(run(params, jnp.asarray(prompts)))
 
 

@@ -85,21 +85,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def with_reference(experiment: Experiment) -> Experiment:
     """With the reference model of DoReMi; of the run's own size where it is not at hand."""
-    from jaxllm.interop.huggingface.checkpoint import HFCheckpoint
-    from jaxllm.io import fetched, location
     from jaxllm.training.reference import Reference
 
-    model = experiment.model
-    at = getattr(experiment.train.domain_weights, "reference", "")
     try:
-        if at.startswith("hf:"):
-            of = HFCheckpoint.open(fetched(location(at).removeprefix("hf:"))).model
-            model = dataclasses.replace(of, dtype=model.dtype)
-        elif found := Reference.of(experiment):
-            model = found.model
+        found = Reference.of(experiment)
+        model = found and found.model
     except UserError as error:
         print(f"note: {error}: counted as of this run's own size", file=sys.stderr)
-    return dataclasses.replace(experiment, reference=model if at else None)
+        model = experiment.model
+    return dataclasses.replace(experiment, reference=model)
 
 
 if __name__ == "__main__":

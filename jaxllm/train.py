@@ -10,7 +10,6 @@ one on the same MODEL_DIR is refused.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import re
 import sys
 from collections.abc import Sequence
@@ -108,41 +107,34 @@ def reload(flags: argparse.ArgumentParser, shared: Sequence[str], own: Sequence[
 def load_settings(args: argparse.Namespace) -> None:
     """Load gin; for a branch on top of its parent's config; UserError if there is no such one.
 
-    Where the parent, or DoReMi's reference model, is hf:DIR, it is imported into MODEL_DIR.
+    Where the parent is hf:DIR, it is imported into MODEL_DIR.
     """
     import gin
 
-    from jaxllm.run.branch import Branch
+    from jaxllm.run.branch import PARAMS, Branch
     from jaxllm.run.layout import Layout
-    from jaxllm.training.config import DoReMiConfig, TrainConfig
     from jaxllm.training.experiment import Experiment
 
-    def imported(source: str, name: str) -> str:
+    at = args.branch_from
+    if not at:
+        cli.load_gin(args)
+        return
+    if at.startswith("hf:"):
         from jaxllm.interop.huggingface.importing import import_run
 
-        target = getattr(Layout(Experiment.configured().model_dir), name)
-        if not target.exists():
-            if args.coordinator_address:  # each host would write it
-                first = f"python -m jaxllm.convert --from={source} --to={target}"
-                raise UserError(f"{source} is imported by one process: {first}, then start again")
-            import_run(location(source).removeprefix("hf:"), str(target))
-        return f"{target}@0"
-
-    if at := args.branch_from:
-        if at.startswith("hf:"):
-            cli.load_gin(args)
-            at = f"{imported(at, 'parent')}:params"
-            gin.clear_config()
-        own = re.search(r"^MODEL_DIR = '(.*)'$", "\n".join(args.gin_bindings), re.MULTILINE)
-        begun = own and Layout(location(own[1])).config.exists()  # its parent may be gone by now
-        cli.load_gin(args, location(own[1]) if own and begun else str(Branch.open(at).parent.path))
-        gin.bind_parameter("TrainConfig.branch_from", at)
-    else:
         cli.load_gin(args)
-    doremi = TrainConfig().domain_weights
-    if isinstance(doremi, DoReMiConfig) and doremi.reference.startswith("hf:"):
-        copy = {"reference": imported(doremi.reference, "reference")}
-        gin.bind_parameter("TrainConfig.domain_weights", dataclasses.asdict(doremi) | copy)
+        parent = Layout(Experiment.configured().model_dir).parent
+        if not parent.exists():
+            if args.coordinator_address:  # each host would write it
+                first = f"python -m jaxllm.convert --from={at} --to={parent}"
+                raise UserError(f"{at} is imported by one process: {first}, then start again")
+            import_run(location(at).removeprefix("hf:"), str(parent))
+        at = f"{parent}@0{PARAMS}"
+        gin.clear_config()
+    own = re.search(r"^MODEL_DIR = '(.*)'$", "\n".join(args.gin_bindings), re.MULTILINE)
+    begun = own and Layout(location(own[1])).config.exists()  # its parent may be gone by now
+    cli.load_gin(args, location(own[1]) if own and begun else str(Branch.open(at).parent.path))
+    gin.bind_parameter("TrainConfig.branch_from", at)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Generation with a KV cache.
 
-`start_decoding` prefills the prompts, `decode_n` generates tokens, and `generate` does both. To
-stream, call `decode_n` for a few tokens at a time. For a `CombinedModel`, parameters and caches are
-tuples of those of its models.
+`start_decoding` prefills the prompts, `decode_n` generates tokens. To stream, call `decode_n` for a
+few tokens at a time. Decoding is faster with parameters from `decoder.unstack_layers`. For a
+`CombinedModel`, parameters and caches are tuples of those of its models.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class DecodeState(NamedTuple):
 def start_decoding(
     config: Model, params: Params, prompts: jax.Array, lengths: jax.Array, max_new_tokens: int
 ) -> DecodeState:
-    """Prefill a new cache with room for `max_new_tokens` more; see `generate`."""
+    """Prefill a new cache with room for `max_new_tokens` more; see `prefill`."""
     if isinstance(config, CombinedModel):
         states = [
             start_decoding(model, own, prompts, lengths, max_new_tokens)
@@ -144,21 +144,3 @@ def decode_n(
 
     output = jnp.zeros((batch, count), jnp.int32)
     return jax.lax.while_loop(unfinished, decode_one, (state, output))
-
-
-def generate(
-    config: Model,
-    params: Params,
-    prompts: jax.Array,
-    lengths: jax.Array,
-    max_new_tokens: int,
-    stop_ids: Sequence[int] = (),
-    sampling: Sampling = GREEDY,
-    keys: jax.Array | None = None,
-) -> jax.Array:
-    """Generate continuations of prompts, int32 [B, max_new_tokens]; see `prefill`, `decode_n`.
-
-    `params` are stacked over layers or, which is faster, from `decoder.unstack_layers`.
-    """
-    state = start_decoding(config, params, prompts, lengths, max_new_tokens)
-    return decode_n(config, params, state, max_new_tokens, stop_ids, sampling, keys)[1]

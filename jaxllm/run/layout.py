@@ -31,7 +31,6 @@ class Layout:
         self.rollbacks = root / "rollbacks.jsonl"  # a line per stretch of steps without updates
         self.data = root / "data.json"  # identity of the training sequences
         self.parent = root / "parent"  # a run directory, where it begins at hf:DIR
-        self.reference = root / "reference"  # likewise, where that is DoReMi's reference model
         self.domain_weights = root / "domain_weights.gin"  # the answer of a run with DoReMi
         self.trajectory = root / "trajectory"  # a directory per step with each task's records
         self.token_losses = root / "token_losses"  # a directory per token set

@@ -56,8 +56,7 @@ class DoReMiConfig:
     """DoReMi (arXiv 2305.10429): the run is the proxy model, and learns weights of the domains.
 
     Attributes:
-      reference: RUN@STEP, the reference model: a checkpoint of a run with the same vocabulary. Or
-        hf:DIR, which is imported into MODEL_DIR.
+      reference: RUN@STEP, the reference model: a checkpoint of a run with the same vocabulary.
       learning_rate: step size η of the weights.
       smoothing: share c of uniform weights that is mixed in at each step.
     """

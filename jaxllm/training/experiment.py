@@ -274,28 +274,7 @@ def _with(config: Any, stage: StageConfig, *names: str) -> Any:
 def make_evaluators(
     experiment: Experiment, mesh: Mesh, config: EvalConfig, sample: Sample | None = None
 ) -> list[Evaluator]:
-    """The evaluator of each stage, as `make_evaluator`; stages of one model share one."""
-    models = [stage.model for stage in experiment.stages]
-    make = functools.partial(make_evaluator, experiment, mesh, config, sample=sample)
-    of = {one: make(one) for one in dict.fromkeys(models)}
-    return [of[model] for model in models]
-
-
-def check_evaluators(evaluators: Sequence[Evaluator]) -> list[str]:
-    """The lines of `Evaluator.check` of each stage's; UserError as there."""
-    found = list(dict.fromkeys(evaluators))
-    of = {one: f"stage {evaluators.index(one) + 1}: " if len(found) > 1 else "" for one in found}
-    return [f"{of[one]}{line}" for one in found for line in one.check()]
-
-
-def make_evaluator(
-    experiment: Experiment,
-    mesh: Mesh,
-    config: EvalConfig,
-    model: ModelConfig | None = None,
-    sample: Sample | None = None,
-) -> Evaluator:
-    """The evaluator of the tasks, with the run's vocabulary and trajectory; `model`: a stage's.
+    """The evaluator of each stage, with the run's vocabulary; stages of one model share one.
 
     `sample` draws from the run's training sequences, for tasks on them. UserError if a task is
     unknown, lacks its files, or does not fit the model.
@@ -307,4 +286,15 @@ def make_evaluator(
 
     e, store = experiment, TrajectoryStore(experiment.model_dir)
     vocabulary = build_vocabulary(with_saved_tokenizer(e.data, e.model_dir))
-    return Evaluator(config, model or e.model, vocabulary, mesh, store, e.run_info, sample)
+    of = {
+        model: Evaluator(config, model, vocabulary, mesh, store, e.run_info, sample)
+        for model in dict.fromkeys(stage.model for stage in e.stages)
+    }
+    return [of[stage.model] for stage in e.stages]
+
+
+def check_evaluators(evaluators: Sequence[Evaluator]) -> list[str]:
+    """The lines of `Evaluator.check` of each stage's; UserError as there."""
+    found = list(dict.fromkeys(evaluators))
+    of = {one: f"stage {evaluators.index(one) + 1}: " if len(found) > 1 else "" for one in found}
+    return [f"{of[one]}{line}" for one in found for line in one.check()]

@@ -24,7 +24,7 @@ from jaxllm.run.lease import LeaseLost
 from jaxllm.run.times import GoodputTimer
 from jaxllm.run.trajectory import TrajectoryStore
 from jaxllm.sharding.mesh import STACK
-from jaxllm.training.experiment import Experiment, make_evaluator
+from jaxllm.training.experiment import Experiment, make_evaluators
 from jaxllm.training.learning_rate import make_schedule
 from jaxllm.training.loop import DISK_ERRORS, Trainer
 from jaxllm.training.metrics import Writer, closing_all
@@ -143,7 +143,7 @@ def _evaluators(
     """An evaluator for each run, and what all of them score with."""
     if not scoring.names:
         return [None] * len(runs), None
-    evaluator = make_evaluator(runs[0].experiment, mesh, scoring)
+    (evaluator,) = make_evaluators(runs[0].experiment, mesh, scoring)
     for line in evaluator.check() if scoring.every else ():
         progress.log(line)
     scores = evaluator.stack_scores(mesh)

@@ -26,11 +26,11 @@ from jaxllm.interop.t5x import bridge
 from jaxllm.models.batch import Batch
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.decoder import abstract_params, init_params, logits
-from jaxllm.models.generation import generate
 from jaxllm.models.scoring import score_tokens, token_loss
 from jaxllm.sharding.mesh import MeshConfig, make_mesh
 from jaxllm.training.config import AdamWConfig
 from jaxllm.training.learning_rate import ScheduleConfig, make_schedule
+from tests.models.helpers import generate
 
 CONFIG = ModelConfig(
     vocab_size=264,

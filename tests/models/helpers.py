@@ -12,6 +12,7 @@ import numpy as np
 from jaxllm.models.batch import Batch
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.decoder import init_params, logits
+from jaxllm.models.generation import Model, decode_n, start_decoding
 from jaxllm.models.scoring import token_loss
 
 TINY = ModelConfig(
@@ -38,6 +39,14 @@ def random_params(config: ModelConfig, seed: int = 0) -> Any:
         return x + 0.3 * jax.random.normal(jax.random.key(zlib.crc32(name.encode())), x.shape)
 
     return jax.tree_util.tree_map_with_path(shake, params)
+
+
+def generate(
+    config: Model, params: Any, prompts: Any, lengths: Any, max_new_tokens: int, **options: Any
+) -> jax.Array:
+    """Prefill and decode: int32 [B, max_new_tokens]; `options` are those of `decode_n`."""
+    state = start_decoding(config, params, prompts, lengths, max_new_tokens)
+    return decode_n(config, params, state, max_new_tokens, **options)[1]
 
 
 def random_batch(config: ModelConfig, rows: int, length: int, seed: int = 0) -> Batch:

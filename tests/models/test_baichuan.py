@@ -15,10 +15,9 @@ import numpy as np
 import pytest
 
 from jaxllm.models.config import ModelConfig
-from jaxllm.models.generation import generate
 from jaxllm.models.positions import alibi_slopes
 from tests.models.families import BAICHUAN
-from tests.models.helpers import compared_with_torch, random_batch, random_params
+from tests.models.helpers import compared_with_torch, generate, random_batch, random_params
 
 torch = pytest.importorskip("torch")
 Tensors = dict[str, Any]

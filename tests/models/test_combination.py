@@ -11,9 +11,9 @@ import pytest
 from jaxllm.errors import UserError
 from jaxllm.models.combination import Combination, CombinedModel
 from jaxllm.models.decoder import logits, unstack_layers
-from jaxllm.models.generation import decode_n, generate, start_decoding
+from jaxllm.models.generation import decode_n, start_decoding
 from jaxllm.models.sampling import GREEDY, Sampling
-from tests.models.helpers import TINY, one_document_rows, random_params
+from tests.models.helpers import TINY, generate, one_document_rows, random_params
 
 SMALL = dataclasses.replace(TINY, num_layers=1)
 LENGTHS = jnp.array([6, 3])

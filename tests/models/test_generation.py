@@ -11,13 +11,12 @@ from jaxllm.models.decoder import logits, unstack_layers
 from jaxllm.models.generation import (
     decode_n,
     decode_step,
-    generate,
     init_cache,
     prefill,
     start_decoding,
 )
 from jaxllm.models.sampling import Sampling
-from tests.models.helpers import TINY, one_document_rows, random_params
+from tests.models.helpers import TINY, generate, one_document_rows, random_params
 
 
 def test_cached_logits_equal_the_forward_of_the_whole_row() -> None:

@@ -9,11 +9,11 @@ import pytest
 
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.decoder import Params, logits
-from jaxllm.models.generation import generate
 from jaxllm.models.scoring import score_tokens, token_loss
 from tests.models.families import FAMILIES
 from tests.models.helpers import (
     compared_with_torch,
+    generate,
     one_document_rows,
     random_batch,
     random_params,

@@ -12,7 +12,7 @@ from jaxllm.planning.bill import EXAMPLE_BYTES, PROCESS_BYTES, RECORD_BYTES, bil
 from jaxllm.planning.summary import Plan
 from jaxllm.sharding.chips import chip_of
 from jaxllm.sharding.mesh import MeshConfig, make_mesh
-from jaxllm.training.experiment import Experiment, make_evaluator
+from jaxllm.training.experiment import Experiment, make_evaluators
 from tests.evaluation.helpers import sharded_params
 
 RUN = (
@@ -40,7 +40,7 @@ def test_the_sequences_are_those_that_the_evaluator_scores(planned, tmp_path):
     experiment = load(f"--gin.MODEL_DIR={tmp_path}")
     mesh = make_mesh(MeshConfig(), TPU.devices)
     config = dataclasses.replace(EvalConfig(), tasks=TASKS)
-    evaluator = make_evaluator(experiment, mesh, config)
+    (evaluator,) = make_evaluators(experiment, mesh, config)
     score, rows = evaluator._scorer._score, []
 
     def counted(params, batch):
