@@ -138,6 +138,12 @@ class KeyValueStore:
         """Delete files, all at once; those that do not exist are no matter."""
         self.write(dict.fromkeys(names))
 
+    def move(self, names: Sequence[str], directory: str | os.PathLike) -> None:
+        """Move files into another directory, under the same names."""
+        contents = zip(names, self.read(*names), strict=True)
+        KeyValueStore(directory).write({name: content for name, content in contents if content})
+        self.delete(names)
+
     def names(self, prefix: str = "") -> list[str]:
         """The names of the files that begin with `prefix`, sorted."""
         import tensorstore as ts

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,11 +23,11 @@ from jax.sharding import Mesh
 from jaxllm.errors import UserError, one_line
 from jaxllm.evaluation import sandbox
 from jaxllm.evaluation.config import EvalConfig
-from jaxllm.evaluation.metrics import Measurement, measure
+from jaxllm.evaluation.metrics import Measurement, Outputs, measure
 from jaxllm.evaluation.scoring import Interrupted, PreparedTask, Scorer, ShouldStop, never
 from jaxllm.evaluation.selection import select
 from jaxllm.evaluation.spans import Tokenizer
-from jaxllm.evaluation.stacked import MemberScorer, StackScores
+from jaxllm.evaluation.stacked import StackScores
 from jaxllm.evaluation.tasks import OF_RUN, Sample
 from jaxllm.evaluation.token_sets import read_examples
 from jaxllm.evaluation.training_data import measure_training
@@ -66,25 +67,28 @@ class Evaluator:
         self._store, self._run = store, run
         if any(task.runs_code for task in self.definitions.values()):
             sandbox.choose(isolate=config.run_code != "unisolated")
-        self._scorer: Scorer | MemberScorer = Scorer(
+        self._scorer = Scorer(
             model, mesh, vocabulary, config.tokens_per_batch, config.samples, config.temperature
         )
+        self._outputs: Callable[[Params, PreparedTask, ShouldStop], Outputs] = self._scorer.run
         self._prepared: dict[str, PreparedTask] = {}
         self._token_sets: dict[str, TokenSet] = {}
         sets = (name for name, task in self._tasks.items() if task.max_tokens)
         self._losses = {name: TokenLosses(store.layout, name) for name in sets}
         self._traced: set[str] = set()
 
-    def for_member(self, store: TrajectoryStore, run: RunInfo, scorer: MemberScorer) -> Evaluator:
+    def for_member(
+        self, store: TrajectoryStore, run: RunInfo, scores: StackScores, index: int
+    ) -> Evaluator:
         """The evaluator of a run of a stack, which shares the prepared tasks."""
         other = copy.copy(self)
-        other._store, other._run, other._scorer = store, run, scorer
+        other._store, other._run = store, run
+        other._outputs = functools.partial(scores.run, index)
         other._losses = {name: TokenLosses(store.layout, name) for name in self._losses}
         return other
 
     def stack_scores(self, mesh: Mesh) -> StackScores:
         """The scores of a stack of models, for `for_member`."""
-        assert isinstance(self._scorer, Scorer)
         return StackScores(self._model, mesh, self._scorer)
 
     def check(self) -> tuple[str, ...]:
@@ -173,7 +177,7 @@ class Evaluator:
     ) -> tuple[dict[str, Measurement], pd.DataFrame]:
         """The metrics of one task, and the per-example results, a row for each example."""
         task, prepared = self.definitions[name], self._prepare(name)
-        outputs: Any = self._scorer.run(params, prepared, should_stop)
+        outputs: Any = self._outputs(params, prepared, should_stop)
         examples: Any = prepared.examples
         if task.kind in OF_RUN:
             passed_over = Run(self._store.layout.root).passed_over()

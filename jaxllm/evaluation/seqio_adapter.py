@@ -20,7 +20,7 @@ import seqio
 import tensorflow as tf
 
 from jaxllm.errors import UserError
-from jaxllm.evaluation.metrics import Likelihoods, Measurement, Texts, measure
+from jaxllm.evaluation.metrics import Likelihoods, Texts, measure
 from jaxllm.evaluation.scoring import Scorer
 from jaxllm.evaluation.selection import SelectedTask
 from jaxllm.evaluation.tasks import Choice, Document, Example, Prompt, TaskDefinition
@@ -131,14 +131,6 @@ def _features(task: str, example: Example) -> dict[str, Any]:
     }
 
 
-class Measured(seqio.metrics.Scalar):
-    """A SeqIO scalar with its standard error, n and chance level."""
-
-    def __init__(self, measurement: Measurement):
-        super().__init__(measurement.value)
-        self.measurement = measurement
-
-
 def _metric(task: TaskDefinition) -> seqio.metrics.CollectingMetric:
     """The SeqIO metric object of a task: its model output type, and `measure`."""
     output_type = _OUTPUTS.PREDICTION if task.kind == "generation" else _OUTPUTS.SCORE
@@ -153,7 +145,7 @@ def _metric(task: TaskDefinition) -> seqio.metrics.CollectingMetric:
             task_output_features: Any,
             target_field_name: str = "targets",
             cached_targets: list[Example] | None = None,
-        ) -> tuple[dict[str, Measured], dict[str, Any]]:
+        ) -> tuple[dict[str, seqio.metrics.Scalar], dict[str, Any]]:
             del task_output_features, target_field_name
             examples = cached_targets or examples_of(task, task_dataset_as_numpy)
             outputs = self.values["model_output"]
@@ -162,6 +154,7 @@ def _metric(task: TaskDefinition) -> seqio.metrics.CollectingMetric:
                 arrays = (log_likelihood, auxiliary["tokens"], auxiliary["greedy"])
                 outputs = Likelihoods(*(np.asarray(array) for array in arrays))
             measured, columns = measure(task, examples, outputs)
-            return {k: Measured(m) for k, m in measured.items()}, {"targets": examples, **columns}
+            scalars = {name: seqio.metrics.Scalar(m.value) for name, m in measured.items()}
+            return scalars, {"targets": examples, **columns}
 
     return TaskMetric.empty()

@@ -44,12 +44,9 @@ class RunInfo:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Record:
+class Record(RunInfo):
     """One tidy row of the trajectory table; NaN where a number is unknown or does not exist."""
 
-    run: str
-    family: str
-    params: int
     step: int  # of the checkpoint
     tokens: int  # seen so far
     flops: float  # spent on training so far

@@ -185,9 +185,7 @@ class TokenLosses:
         """Move the losses after `step` into `directory`."""
         names = [f"{later}{_LOSSES}" for later in self._all_steps() if later > step]
         if names:
-            contents = dict(zip(names, self._store.read(*names), strict=True))
-            KeyValueStore(epath.Path(directory) / self.path.name).write(contents)
-            self._store.delete(names)
+            self._store.move(names, epath.Path(directory) / self.path.name)
 
     @functools.cached_property
     def _set(self) -> TokenSet | None:

@@ -88,9 +88,7 @@ class TrajectoryStore:
     def abandon(self, step: int, directory: epath.PathLike) -> None:
         """Move all files of a step into `directory`."""
         names = [name for name in self._store.names(str(step)) if _step(name) == step]
-        contents = zip(names, self._store.read(*names), strict=True)
-        KeyValueStore(directory).write({n: content for n, content in contents if content})
-        self._store.delete(names)
+        self._store.move(names, directory)
 
     def compact(self, step: int) -> None:
         """Move the records of a checkpoint into one file, where files cost requests."""

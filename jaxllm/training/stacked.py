@@ -149,7 +149,7 @@ def _evaluators(
     scores = evaluator.stack_scores(mesh)
     return [
         evaluator.for_member(
-            TrajectoryStore(run.experiment.model_dir), run.experiment.run_info, scores.member(index)
+            TrajectoryStore(run.experiment.model_dir), run.experiment.run_info, scores, index
         )
         for index, run in enumerate(runs)
     ], scores

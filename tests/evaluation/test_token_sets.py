@@ -115,7 +115,7 @@ def test_members_of_a_stack_store_their_own_losses(tmp_path: Any, scored: Any, p
     scores.of(jax.tree.map(lambda *x: np.stack([np.asarray(each) for each in x]), *both))
     for index, of in enumerate(both):
         store = TrajectoryStore(tmp_path / str(index))
-        first.for_member(store, RUN, scores.member(index)).evaluate(of, 5, 6, 7.0)
+        first.for_member(store, RUN, scores, index).evaluate(of, 5, 6, 7.0)
     members = [Run(tmp_path / name).token_losses(NAME).read() for name in "01"]
     alone = Run(scored[0]).token_losses(NAME).read()
     np.testing.assert_allclose(members[1], alone, rtol=2.0**-9)
