@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from jaxllm import cli, runtime
 from jaxllm.errors import UserError
-from jaxllm.io import location
+from jaxllm.io import atomic_write, location
 
 if TYPE_CHECKING:
     from jaxllm.evaluation.inference import Generator
@@ -111,8 +111,6 @@ def write(
             # a continuation begins after the last word, and includes the spaces
             print(f"{prompt.rstrip(' ')}{text}\n{'-' * 20}")
         return
-    from jaxllm.io import atomic_write
-
     pairs = zip(prompts, texts, strict=True)
     rows = [{"prompt": p, "text": t, "settings": settings} for p, t in pairs]
     atomic_write(output, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))

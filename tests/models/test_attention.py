@@ -1,11 +1,11 @@
 """Every implementation of attention that runs here, against softmax attention spelt out."""
 
-import functools
 import importlib.util
 import json
 import os
 import subprocess
 import sys
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ import pytest
 from jaxllm.models import attention, positions
 from jaxllm.models.attention import cudnn_attention, implementation
 from jaxllm.models.attention.blockwise import PositionBias, blockwise_attention
-from jaxllm.models.attention.splash import TILES, splash_attention, tiles_for
+from jaxllm.models.attention.splash import TILES, Tiles, splash_attention, tiles_for
 from jaxllm.sharding.mesh import MeshConfig, make_mesh
 from jaxllm.sharding.rules import partitioning
 from tests.conftest import REPOSITORY
@@ -29,10 +29,13 @@ def blockwise(query, key, value, segments, window=None, block=96):
     return blockwise_attention(query, key, value, segments, block, position_bias=distance)
 
 
-IMPLEMENTATIONS = {
-    "blockwise": blockwise,
-    "splash": functools.partial(splash_attention, block=128, interpret=True),
-}
+def splash(*args, **options):
+    """Interpreted, in several tiles."""
+    with mock.patch.dict(TILES, {"TPU v4": Tiles(128, 128, 128, fused=False)}):
+        return splash_attention(*args, interpret=True, **options)
+
+
+IMPLEMENTATIONS = {"blockwise": blockwise, "splash": splash}
 if jax.default_backend() == "gpu":
     IMPLEMENTATIONS["cudnn"] = cudnn_attention
 
@@ -155,7 +158,7 @@ def test_splash_on_a_mesh_is_splash_on_one_device(axes):
     mesh = make_mesh(MeshConfig(**axes), jax.devices()[:8])
 
     def loss(query, key, value):
-        mixed = splash_attention(query, key, value, segments, block=128, interpret=True)
+        mixed = splash(query, key, value, segments)
         return jnp.sum(jnp.sin(mixed))
 
     def on_the_mesh(*tensors):

@@ -40,12 +40,10 @@ TILES: dict[str, Tiles] = {
 }  # fmt: skip
 
 
-def tiles_for(kind: str, length: int, block: int | None = None) -> Tiles:
-    """Tiles that divide `length` tokens, a multiple of 128, by device kind or a `block` side."""
+def tiles_for(kind: str, length: int) -> Tiles:
+    """The tiles of a device kind that divide `length` tokens, a multiple of 128."""
     fitting = [name for name in TILES if kind.startswith(name)]
     query, key, compute, fused = TILES[max(fitting, key=len, default="TPU v4")]
-    if block is not None:
-        query = key = compute = block
     query, key = math.gcd(query, length), math.gcd(key, length)
     return Tiles(query, key, math.gcd(compute, key), fused)
 
@@ -56,15 +54,13 @@ def splash_attention(
     value: jax.Array,
     segment_ids: jax.Array,
     *,
-    block: int | None = None,
     scale: float | None = None,
     window: int | None = None,
     interpret: bool = False,
 ) -> jax.Array:
     """`causal_attention`, T a multiple of 128.
 
-    `block` is the side of square tiles in tokens, None the chip's in `TILES`; `interpret` runs the
-    kernel on any platform, but slowly, for tests.
+    `interpret` runs the kernel on any platform, but slowly, for tests.
     """
     query = query * jnp.asarray(scale or query.shape[-1] ** -0.5, query.dtype)
     queries = divisible_spec(query.shape, "batch", "length", "heads", "head_dim")
@@ -75,10 +71,10 @@ def splash_attention(
         key, value = jnp.repeat(key, repeats, axis=2), jnp.repeat(value, repeats, axis=2)
         keys = divisible_spec(key.shape, "batch", "length", "heads", "head_dim")
     if not len(queries):
-        kernel = _kernel(query.shape, 1, 1, block, window, interpret)
+        kernel = _kernel(query.shape, 1, 1, window, interpret)
         return _on_one_device(None, kernel, query, key, value, segment_ids)
     mesh, heads, lengths = jax.sharding.get_abstract_mesh(), queries[2], queries[1]
-    kernel = _kernel(query.shape, mesh_size(heads), mesh_size(lengths), block, window, interpret)
+    kernel = _kernel(query.shape, mesh_size(heads), mesh_size(lengths), window, interpret)
     sharded = kernel.manual_sharding_spec(NamedSharding(mesh, PartitionSpec(heads, lengths)))
     return jax.shard_map(
         functools.partial(_on_one_device, queries[1]),
@@ -109,7 +105,7 @@ def _on_one_device(axis, kernel, query, key, value, own):  # type: ignore[no-unt
     return attn_out.swapaxes(1, 2).astype(query.dtype)
 
 
-def _kernel(shape, head_shards, length_shards, block, window, interpret):  # type: ignore[no-untyped-def]
+def _kernel(shape, head_shards, length_shards, window, interpret):  # type: ignore[no-untyped-def]
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
     _, length, heads, _ = shape
@@ -117,7 +113,7 @@ def _kernel(shape, head_shards, length_shards, block, window, interpret):  # typ
     mask: Any = splash.CausalMask(square, shard_count=length_shards)
     if window is not None:
         mask = splash.LocalMask(square, (window - 1, 0), 0, shard_count=length_shards)
-    tiles = tiles_for(device_kind()[1], length // length_shards, block)
+    tiles = tiles_for(device_kind()[1], length // length_shards)
     return splash.make_splash_mha(
         splash.MultiHeadMask([mask] * heads),
         head_shards=head_shards,
