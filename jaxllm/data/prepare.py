@@ -12,7 +12,6 @@ import hashlib
 import sys
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -32,7 +31,7 @@ from jaxllm.data.store import (
     write_corpus,
     write_part,
 )
-from jaxllm.data.tokenizer import Tokenizer, Tokens
+from jaxllm.data.tokenizer import Tokenizer
 from jaxllm.errors import UserError
 from jaxllm.kvstore import KeyValueStore
 
@@ -129,7 +128,7 @@ def _write_part(files: KeyValueStore, part: Part, tokenizer: Tokenizer) -> None:
     reading, separators = _Reading(part), tokenizer.separators
     writer = ShardWriter(files, part.key, tokenizer.dtype)
     text_bytes = found = 0
-    for tokens in _encoded(reading.batches(), tokenizer):
+    for tokens in map(tokenizer.encode_documents, reading.batches()):
         writer.add(tokens.ids, tokens.lengths)
         text_bytes += tokens.text_bytes
         found += separators.count(tokens.ids)
@@ -230,19 +229,6 @@ class _Reading:
         if len(self.bad) % EARLY_BAD == 0:  # do not read a terabyte of nonsense to its end
             counts = Counts(self.documents, bad=len(self.bad))
             _check_bad(self._part.file, counts, f"{self._part.file}: {self.bad[0].reason}")
-
-
-def _encoded(batches: Iterator[list[str]], tokenizer: Tokenizer) -> Iterator[Tokens]:
-    """Tokenize each batch while the next one is read."""
-    with ThreadPoolExecutor(1) as thread:
-        pending: Future[Tokens] | None = None
-        for batch in batches:
-            following = thread.submit(tokenizer.encode_documents, batch)
-            if pending is not None:
-                yield pending.result()
-            pending = following
-        if pending is not None:
-            yield pending.result()
 
 
 def _check_bad(domain: str, counts: Counts, first: str = "") -> None:

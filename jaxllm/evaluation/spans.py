@@ -75,11 +75,10 @@ def scored_spans(
     """
     if isinstance(example, Document) and example.noise:
         return noisy_spans(vocabulary, example, max_length), 0
-    if isinstance(example, Document) and example.context:
-        known, text = len(vocabulary.encode(example.context)), example.context + example.text
-        return list(rolling_windows(vocabulary, text, max_length, known=known)), 0
     if isinstance(example, Document):
-        return list(rolling_windows(vocabulary, example.text, max_length, example.ids)), 0
+        known = len(vocabulary.encode(example.context)) if example.context else 0
+        text = example.context + example.text
+        return list(rolling_windows(vocabulary, text, max_length, example.ids, known)), 0
     if isinstance(example, Prompt):
         continued = [(example.context, example.targets[:1])]
     elif example.contexts:

@@ -18,7 +18,7 @@ from jaxllm.data.config import DataConfig, VocabularyConfig
 from jaxllm.data.files import path_corpus
 from jaxllm.data.loader import open_source
 from jaxllm.data.prepare import PreparedDomain
-from jaxllm.data.tokenizer import BYTE_BOS, BYTE_EOS, BYTE_OFFSET, Tokenizer
+from jaxllm.data.tokenizer import BYTE_BOS, BYTE_EOS, BYTE_OFFSET
 from jaxllm.data.vocabularies import load_tokenizer
 from jaxllm.errors import UserError
 from tests import zygote
@@ -93,15 +93,6 @@ def test_batches_do_not_change_the_bytes(config: DataConfig, tmp_path: Path, mon
     for one, many in zip(stores, [domain.store for domain in prepare(other)], strict=True):
         assert one.meta == many.meta
     assert contents(trained) == contents(other)
-
-
-def test_a_failing_reader_ends_the_tokenizing() -> None:
-    def broken():
-        yield ["one"]
-        raise UserError("f.jsonl:2: broken")
-
-    with pytest.raises(UserError, match="broken"):
-        list(preparing._encoded(broken(), Tokenizer("bytes")))
 
 
 def test_a_few_bad_lines_are_counted_and_many_are_fatal(
