@@ -28,7 +28,7 @@ from jaxllm.report.token_runs import RunData, token_studies
 from jaxllm.run import stored_config
 from jaxllm.run.records import Results, shown_name
 from jaxllm.run.run import Run
-from jaxllm.training.learning_rate import ScheduleConfig, planned_rates
+from jaxllm.training.learning_rate import ScheduleConfig, make_schedule
 
 LOGGED = {
     "grad_norm": "Gradient norm",
@@ -250,7 +250,7 @@ def _planned_rates(run: Run) -> np.ndarray:
     if not steps or not own or known.get("TrainConfig.stages"):
         return np.zeros(0)
     try:
-        return planned_rates(ScheduleConfig(**own), steps)
+        return make_schedule(ScheduleConfig(**own), steps, np)(np.arange(steps))
     except (TypeError, ValueError, UserError):
         return np.zeros(0)
 

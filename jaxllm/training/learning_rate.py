@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any, Literal
 
 from jaxllm.configs import (
     NonNegativeFloat,
@@ -13,11 +15,6 @@ from jaxllm.configs import (
     configurable,
 )
 from jaxllm.errors import UserError
-
-if TYPE_CHECKING:
-    import jax
-    import numpy as np
-    import optax
 
 
 @configurable
@@ -45,7 +42,9 @@ class ScheduleConfig:
     decay_end_step: PositiveInt | None = None
 
 
-def make_schedule(config: ScheduleConfig, steps: int) -> optax.Schedule:
+def make_schedule(
+    config: ScheduleConfig, steps: int, numbers: ModuleType | None = None
+) -> Callable[[Any], Any]:
     """The learning rate as a function of the updates done before (Optax's count).
 
     Update s = count + 1 and decay_end_step h, both counted from begin_step, and w warmup steps:
@@ -55,53 +54,37 @@ def make_schedule(config: ScheduleConfig, steps: int) -> optax.Schedule:
         wsd       w <= s       peak until h - d, then linear to end at h
         constant  w <= s       peak
 
-    Beyond h the rate stays at end_lr. UserError if warmup and decay do not fit into the steps.
+    Beyond h the rate stays at end_lr. It is computed by `numbers`, JAX's NumPy or, where JAX is not
+    wanted, NumPy itself. UserError if warmup and decay do not fit into the steps.
     """
-    import jax.numpy as jnp
-    import optax
+    if numbers is None:
+        import jax.numpy
 
+        numbers = jax.numpy
+    peak, low, warmup = config.peak_lr, config.end_lr, config.warmup_steps
     end = (config.decay_end_step or steps) - config.begin_step
-    warmup = config.warmup_steps
     decay = config.decay_steps or max(1, end // 10)
     needed = warmup + (decay if config.kind == "wsd" else 0)
     if config.kind != "constant" and needed > end:
         raise UserError(
             f"ScheduleConfig: {needed} steps of warmup and decay do not fit into {end} steps"
         )
-    if config.kind == "constant":
-        after = optax.constant_schedule(config.peak_lr)
-    elif config.kind == "wsd":
-        linear = optax.linear_schedule(
-            config.peak_lr, config.end_lr, decay, transition_begin=end - decay - warmup
-        )
-        after = lambda count: jnp.maximum(linear(count), config.end_lr)  # never an ulp below end_lr
-    else:
-        after = optax.cosine_decay_schedule(
-            config.peak_lr, max(1, end - warmup), alpha=config.end_lr / config.peak_lr
-        )
 
-    def schedule(count: int) -> jax.Array:
-        update = jnp.asarray(count, jnp.int32) + 1 - config.begin_step
-        rising = config.peak_lr * jnp.maximum(update, 0) / max(1, warmup)
-        return jnp.where(update < warmup, rising, after(jnp.maximum(update - warmup, 0)))
+    def after_warmup(count: Any) -> Any:
+        if config.kind == "constant":
+            return peak
+        if config.kind == "wsd":
+            done = numbers.clip(count - (end - decay - warmup), 0, decay)
+            # never an ulp below the end
+            return numbers.maximum((peak - low) * (1 - done / decay) + low, low)
+        length, share = float(max(1, end - warmup)), low / peak
+        cosine = 0.5 * (1 + numbers.cos(numbers.pi * numbers.minimum(count, length) / length))
+        return peak * ((1 - share) * cosine + share)
+
+    def schedule(count: Any) -> Any:
+        update = numbers.asarray(count, numbers.int32) + 1 - config.begin_step
+        rising = peak * numbers.maximum(update, 0) / max(1, warmup)
+        after = after_warmup(numbers.maximum(update - warmup, 0))
+        return numbers.where(update < warmup, rising, after)
 
     return schedule
-
-
-def planned_rates(config: ScheduleConfig, steps: int) -> np.ndarray:
-    """The learning rate of updates 1 to `steps`, as `make_schedule` has it, without JAX."""
-    import numpy as np
-
-    end = (config.decay_end_step or steps) - config.begin_step
-    update = np.arange(1, steps + 1) - config.begin_step
-    if config.kind == "constant":
-        after = np.full(steps, config.peak_lr)
-    else:
-        length = end - config.warmup_steps
-        if config.kind == "wsd":
-            length = config.decay_steps or max(1, end // 10)
-        done = np.clip((update - end + length) / max(1, length), 0, 1)
-        left = (1 + np.cos(np.pi * done)) / 2 if config.kind == "cosine" else 1 - done
-        after = config.end_lr + (config.peak_lr - config.end_lr) * left
-    rising = config.peak_lr * np.maximum(update, 0) / max(1, config.warmup_steps)
-    return np.where(update < config.warmup_steps, rising, after)
