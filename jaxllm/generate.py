@@ -69,11 +69,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     prompts = [args.prompt] if args.prompt is not None else read_prompts(args.prompts_file)
     generator = make_generator(args)
     if args.prompt is not None and not args.output:
-        for chunk in generator.stream(args.prompt, args.stop):
+        for chunk in generator.stream(args.prompt):
             print(chunk, end="", flush=True)
         print()
         return 0
-    texts = generator.generate(prompts, args.batch_size, args.stop)
+    texts = generator.generate(prompts, args.batch_size)
     write(prompts, texts, args.output, settings(args))
     return 0
 
@@ -133,7 +133,7 @@ def make_generator(args: argparse.Namespace) -> Generator:
 
     opened, mesh = open_models(names, lambda run: cli.load_gin(args, run))
 
-    from jaxllm.evaluation.inference import Generator
+    from jaxllm.evaluation.inference import Decoding, Generator
 
     model: Any
     _, model, params, vocabulary = opened[0]
@@ -141,7 +141,8 @@ def make_generator(args: argparse.Namespace) -> Generator:
         model = CombinedModel(tuple(each.model for each in opened), combination)
         params = tuple(each.params for each in opened)
     count = args.max_new_tokens or min(128, model.max_length // 2)
-    return Generator(model, params, vocabulary, mesh, count, sampling, args.seed)
+    seeds = lambda number: (args.seed, number)
+    return Generator(model, params, mesh, Decoding(vocabulary, count, args.stop, sampling, seeds))
 
 
 if __name__ == "__main__":

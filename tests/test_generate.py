@@ -13,7 +13,7 @@ from jaxllm import convert, generate
 from jaxllm.data.tokenizer import Tokenizer
 from jaxllm.data.vocabularies import TokenizerVocabulary, from_directory
 from jaxllm.errors import UserError
-from jaxllm.evaluation.inference import Generator, StreamedText
+from jaxllm.evaluation.inference import Decoding, Generator, StreamedText
 from jaxllm.models.sampling import Sampling
 from tests.data.test_published_tokenizers import byte_level, llama
 from tests.evaluation.helpers import TINY, mesh, sharded_params
@@ -154,9 +154,10 @@ def test_models_that_cannot_be_combined_are_named(
         assert "vocab" not in named or all(str(one) in str(caught.value) for one in (small, other))
 
 
-def generator(**axes: int) -> Generator:
+def generator(*stop: str, **axes: int) -> Generator:
     on, sampling = mesh(**axes), Sampling(temperature=1.0, top_p=0.95)
-    return Generator(TINY, sharded_params(TINY, on), ByteVocabulary258(), on, 24, sampling, seed=3)
+    decoding = Decoding(ByteVocabulary258(), 24, stop, sampling, lambda number: (3, number))
+    return Generator(TINY, sharded_params(TINY, on), on, decoding)
 
 
 @pytest.fixture(scope="module")
@@ -188,8 +189,8 @@ def test_a_text_ends_before_its_stop_string(tiny: Generator) -> None:
     whole = tiny.generate(["one"], 1)[0]
     stop = whole[5:8]
     expected = whole[: whole.index(stop)]
-    assert tiny.generate(["one"], 1, stop=(stop, "never this")) == [expected]
-    assert "".join(tiny.stream("one", stop=(stop,))) == expected
+    assert generator(stop, "never this").generate(["one"], 1) == [expected]
+    assert "".join(generator(stop).stream("one")) == expected
 
 
 @pytest.fixture(scope="module")

@@ -247,7 +247,7 @@ def _task(name: str, split: str) -> Any:
 
 def _code(function: Any) -> str:
     """A function's source, if available, and its bound arguments."""
-    while isinstance(function, functools.partial):
+    if isinstance(function, functools.partial):
         return f"{_code(function.func)} {function.args} {function.keywords}"
     try:
         return inspect.getsource(function)

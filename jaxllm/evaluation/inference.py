@@ -240,43 +240,28 @@ class Generator:
     `params` are on `mesh`, unboxed, and consumed; those of each model where several are combined.
     """
 
-    def __init__(
-        self,
-        model: Model,
-        params: Params,
-        vocabulary: Tokenizer,
-        mesh: Mesh,
-        max_new_tokens: int,
-        sampling: Sampling,
-        seed: int,
-    ) -> None:
-        self._max_prompt = model.max_length - max_new_tokens
+    def __init__(self, model: Model, params: Params, mesh: Mesh, decoding: Decoding) -> None:
+        self._max_prompt = model.max_length - decoding.max_new_tokens
         if self._max_prompt < 1:
             raise UserError(
-                f"{max_new_tokens} new tokens leave no room for a prompt in a context of "
+                f"{decoding.max_new_tokens} new tokens leave no room for a prompt in a context of "
                 f"{model.max_length}"
             )
         several = isinstance(params, tuple)
         self._params = tuple(map(unstack_layers, params)) if several else unstack_layers(params)
-        self._decode_loop = DecodeLoop(model, mesh)
+        self._decode_loop, self._decoding = DecodeLoop(model, mesh), decoding
         self._multiple = mesh.shape["data"] * mesh.shape["fsdp"]
-        seeds = lambda number: (seed, number)
-        self._decoding = Decoding(vocabulary, max_new_tokens, (), sampling, seeds)
 
-    def stream(self, prompt: str, stop: Sequence[str] = ()) -> Iterator[str]:
+    def stream(self, prompt: str) -> Iterator[str]:
         """Yield the continuation of one prompt in pieces, as they become final."""
         (batch,) = self._batches([prompt], batch_size=1)
-        decoding = dataclasses.replace(self._decoding, stop=stop)
-        for pieces in self._decode_loop.run(self._params, batch, decoding, chunk=1):
+        for pieces in self._decode_loop.run(self._params, batch, self._decoding, chunk=1):
             yield pieces[0]
 
-    def generate(
-        self, prompts: Sequence[str], batch_size: int, stop: Sequence[str] = ()
-    ) -> list[str]:
+    def generate(self, prompts: Sequence[str], batch_size: int) -> list[str]:
         """Generate continuations, `batch_size` (rounded up to fit the mesh) at a time."""
-        decoding = dataclasses.replace(self._decoding, stop=stop)
         batches = self._batches(prompts, batch_size)
-        return self._decode_loop.generate(self._params, batches, decoding)
+        return self._decode_loop.generate(self._params, batches, self._decoding)
 
     def _batches(self, prompts: Sequence[str], batch_size: int) -> list[PromptBatch]:
         """Batch prompts by length, the longest first."""
