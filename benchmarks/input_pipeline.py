@@ -24,7 +24,7 @@ import numpy as np
 from jaxllm.data import corpora, vocabularies
 from jaxllm.data.config import DataConfig, VocabularyConfig
 from jaxllm.data.loader import open_batches, open_source
-from jaxllm.data.packing import ConcatSequences, empty_sequences
+from jaxllm.data.packing import ConcatSequences, empty_sequences, start_reads
 from jaxllm.data.store import (
     Counts,
     ShardWriter,
@@ -86,9 +86,9 @@ def opening(directory: Path, documents: int = 1_000_000, length: int = 300) -> N
     write_corpus(files, "corpus", [record], np.dtype("<u2"), Separators(1, None))
     began = time.perf_counter()
     store = TokenStore(directory, "corpus")
-    sequences = ConcatSequences(store, 2048, masked=True)
+    sequences = ConcatSequences(store, 2048)
     out = {name: array[0] for name, array in empty_sequences(1, 2048).items()}
-    (chunks,) = sequences.start_reads([sequences.count // 2])()
+    (chunks,) = start_reads(store, sequences.ranges([sequences.count // 2]))()
     sequences.fill(out, chunks)
     seconds = time.perf_counter() - began
     print(

@@ -23,6 +23,7 @@ from jaxllm.data.packing import (
     Range,
     SequenceArrays,
     empty_sequences,
+    start_reads,
 )
 from jaxllm.data.permutation import derive_key, invert, permute
 from jaxllm.data.prepare import PreparedDomain, prepare
@@ -113,7 +114,8 @@ class SequenceSource:
         for source in np.unique(sources):
             places = np.flatnonzero(sources == source)
             order = self._order(int(source), numbers[places])
-            reads.append((self._layouts[source], places, self._layouts[source].start_reads(order)))
+            layout, store = self._layouts[source], self.prepared[source].store
+            reads.append((layout, places, start_reads(store, layout.ranges(order))))
         for layout, places, wait in reads:
             for place, chunks in zip(places, wait(), strict=True):
                 layout.fill({name: array[place] for name, array in arrays.items()}, chunks)

@@ -46,14 +46,6 @@ class ConcatSequences:
         starts, end = [index * self._length for index in indices], self._store.counts.tokens
         return [[(start, min(start + self._length + 1, end))] for start in starts]
 
-    def start_reads(self, indices: Sequence[int]) -> Callable[[], list[Chunks]]:
-        """Start to read sequences `indices`, all at once.
-
-        Returns a function that waits for them: of each sequence the tokens of its chunks, int32,
-        the inputs and then the last target.
-        """
-        return _start_reads(self._store, self.ranges(indices))
-
     def find(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """The sequences with targets among tokens [start, stop) of a shard, and their numbers."""
         targets = np.arange(max(start, 1), stop)
@@ -98,10 +90,6 @@ class PackedSequences:
             for begin, plan in zip_(self._store.edges[shards].tolist(), chunks)
         ]
 
-    def start_reads(self, indices: Sequence[int]) -> Callable[[], list[Chunks]]:
-        """As of `ConcatSequences`."""
-        return _start_reads(self._store, self.ranges(indices))
-
     def find(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """As of `ConcatSequences`."""
         shard = int(np.searchsorted(self._store.edges, start, side="right")) - 1
@@ -140,7 +128,12 @@ class PackedSequences:
             at += n
 
 
-def _start_reads(store: TokenStore, ranges: list[list[Range]]) -> Callable[[], list[Chunks]]:
+def start_reads(store: TokenStore, ranges: list[list[Range]]) -> Callable[[], list[Chunks]]:
+    """Start to read sequences with these `ranges` of chunks, all at once.
+
+    Returns a function that waits for them: of each sequence the tokens of its chunks, int32, the
+    inputs and then the last target.
+    """
     wait = store.start_reads([one for chunks in ranges for one in chunks])
 
     def tokens() -> list[Chunks]:

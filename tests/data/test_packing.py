@@ -15,6 +15,7 @@ from jaxllm.data.packing import (
     empty_sequences,
     pack_shard,
     plan_packing,
+    start_reads,
     unplanned_shards,
 )
 from jaxllm.data.store import TokenStore
@@ -64,8 +65,8 @@ def test_separators_tell_where_documents_begin(documents, separators, data) -> N
 
 
 def epoch(layout: ConcatSequences | PackedSequences) -> dict[str, np.ndarray]:
-    filled = empty_sequences(layout.count, T)
-    for index, chunks in enumerate(layout.start_reads(range(layout.count))()):
+    filled, ranges = empty_sequences(layout.count, T), layout.ranges(range(layout.count))
+    for index, chunks in enumerate(start_reads(layout._store, ranges)()):
         layout.fill({name: array[index] for name, array in filled.items()}, chunks)
     return filled
 
