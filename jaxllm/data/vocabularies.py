@@ -102,9 +102,9 @@ def from_directory(path: epath.PathLike) -> TokenizerVocabulary:
     return TokenizerVocabulary(tokenizer.read(path))
 
 
-def build_vocabulary(config: DataConfig) -> TokenizerVocabulary:
-    """The vocabulary of a run: `load_tokenizer` as SeqIO's vocabulary."""
-    return TokenizerVocabulary(load_tokenizer(config))
+def build_vocabulary(config: DataConfig, model_dir: str | None = None) -> TokenizerVocabulary:
+    """The vocabulary of a run, which it may have saved: `load_tokenizer` as SeqIO's vocabulary."""
+    return TokenizerVocabulary(load_tokenizer(tokenizer.with_saved_tokenizer(config, model_dir)))
 
 
 def load_tokenizer(config: DataConfig, weights: Mapping[str, float] | None = None) -> Tokenizer:

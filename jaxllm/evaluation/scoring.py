@@ -158,7 +158,7 @@ class Scorer:
             answers = range(self._answers(task))
             batches = self.prompt_batches([span.tokens for span in spans for _ in answers])
         else:
-            batches = self.pack(spans)
+            batches = pack(spans, lengths=self.lengths, tokens_per_batch=self.tokens_per_batch)
         return PreparedTask(
             definition=task,
             examples=examples,
@@ -217,10 +217,6 @@ class Scorer:
                 f"task {task.name}: the vocabulary gives token id {unknown[0]}, and the model has "
                 f"{size} (ModelConfig.vocab_size)"
             )
-
-    def pack(self, spans: Sequence[Span]) -> tuple[PackedBatch, ...]:
-        """Pack `spans` for `score`; see `packing.pack`."""
-        return pack(spans, lengths=self.lengths, tokens_per_batch=self.tokens_per_batch)
 
     def score(
         self, params: Params, batches: Sequence[PackedBatch], should_stop: ShouldStop

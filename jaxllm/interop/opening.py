@@ -61,7 +61,6 @@ def split(name: str) -> tuple[str, int | None]:
 def _open(name: str, directory: str, step: int | None, mesh: Mesh) -> Opened:
     runtime.import_seqio()  # late: a misspelt setting is found before
 
-    from jaxllm.data.tokenizer import with_saved_tokenizer
     from jaxllm.data.vocabularies import build_vocabulary, from_directory
     from jaxllm.interop import huggingface
     from jaxllm.run.run import Run
@@ -75,7 +74,7 @@ def _open(name: str, directory: str, step: int | None, mesh: Mesh) -> Opened:
         raise UserError(f"{directory} has no checkpoints")
     model = experiment.at(entries[-1].step).model
     params = run.restore_params(entries[-1].step, model, mesh)
-    vocabulary = build_vocabulary(with_saved_tokenizer(experiment.data, directory))
+    vocabulary = build_vocabulary(experiment.data, directory)
     return Opened(name, model, params, vocabulary)
 
 

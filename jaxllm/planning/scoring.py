@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 from jax.sharding import Mesh
 
-from jaxllm.data.tokenizer import with_saved_tokenizer
 from jaxllm.errors import UserError, one_line
 from jaxllm.evaluation.config import EvalConfig
 from jaxllm.evaluation.scoring import PreparedTask, Scorer
@@ -101,7 +100,7 @@ def prepare(
         import_seqio()
         from jaxllm.data.vocabularies import build_vocabulary
 
-        vocabulary = build_vocabulary(with_saved_tokenizer(e.data, e.train.model_dir))
+        vocabulary = build_vocabulary(e.data, e.train.model_dir)
         scorer = Scorer(e.model, mesh, vocabulary, config.tokens_per_batch)
     except Exception as error:
         return [], (line(config.names, reason_of(error)),)

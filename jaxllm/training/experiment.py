@@ -271,13 +271,12 @@ def make_evaluators(
     `sample` draws from the run's training sequences, for tasks on them. UserError if a task is
     unknown, lacks its files, or does not fit the model.
     """
-    from jaxllm.data.tokenizer import with_saved_tokenizer
     from jaxllm.data.vocabularies import build_vocabulary
     from jaxllm.evaluation.evaluator import Evaluator
     from jaxllm.run.trajectory import TrajectoryStore
 
     e, store = experiment, TrajectoryStore(experiment.model_dir)
-    vocabulary = build_vocabulary(with_saved_tokenizer(e.data, e.model_dir))
+    vocabulary = build_vocabulary(e.data, e.model_dir)
     of = {
         model: Evaluator(config, model, vocabulary, mesh, store, e.run_info, sample)
         for model in dict.fromkeys(stage.model for stage in e.stages)
