@@ -152,7 +152,7 @@ def load_gin(args: argparse.Namespace, run: str | None = None) -> None:
         gin.parse_config_files_and_bindings(args.gin_file, [], finalize_config=False)
         if args.safe_gin:
             stored_config.withdraw_permissions("--gin_file", "it with --safe_gin")
-        files = gin.config_str(max_line_length=10**6)
+        files = gin.config_str(max_line_length=10_000)
         gin.parse_config(args.gin_bindings)
     except OSError as error:
         from jaxllm.io import is_store_error
@@ -168,7 +168,7 @@ def load_gin(args: argparse.Namespace, run: str | None = None) -> None:
         raise UserError(_parse_message(error)) from error
     finally:
         logging.disable(logging.NOTSET)
-    _check_macros(gin.config_str(max_line_length=10**6), files)
+    _check_macros(gin.config_str(max_line_length=10_000), files)
 
 
 def packaged_gin_directories() -> list[str]:
