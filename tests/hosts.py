@@ -32,7 +32,9 @@ def start_hosts(
     One host joins itself, too: its collectives are those of several then, not XLA's own. The last
     host has the flags `last` besides, and works in `last_home`.
     """
-    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", f"{home}/xla-{count}")
+    cache = os.environ["JAX_COMPILATION_CACHE_DIR"]
+    if "://" not in cache:
+        cache += f"/{count}-hosts"
     variables = environment(cache, devices // count) | NO_REPORT
     address = f"--coordinator_address=localhost:{free_port()}"
     return [
