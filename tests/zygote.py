@@ -19,9 +19,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 REPOSITORY = Path(__file__).resolve().parents[1]  # without conftest, which sets devices
 NO_REPORT = {"JAXLLM_TESTS_NO_REPORT": "1"}
@@ -29,44 +29,50 @@ NO_REPORT = {"JAXLLM_TESTS_NO_REPORT": "1"}
 
 
 class Zygote:
-    """The client's end, which starts the process; it ends with this one."""
+    """The client's end of a process that ends with this one."""
 
-    def __init__(self) -> None:
+    def __init__(self, questions: IO[str], answers: IO[str]) -> None:
+        self._questions, self._answers = questions, answers
         self._folder = tempfile.TemporaryDirectory(prefix="jaxllm-")
         self._files = itertools.count()
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.zygote"], cwd=REPOSITORY, text=True,
-            env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(REPOSITORY)},
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
 
     def ask(self, **question: Any) -> Any:
-        assert self._process.stdin and self._process.stdout
-        print(json.dumps(question), file=self._process.stdin, flush=True)
-        return json.loads(self._process.stdout.readline())
+        print(json.dumps(question), file=self._questions, flush=True)
+        return json.loads(self._answers.readline())
 
     def new_file(self) -> Path:
         return Path(self._folder.name, str(next(self._files)))
 
 
-zygote = functools.cache(Zygote)
+@functools.cache
+def zygote() -> Zygote:
+    """One for this process: a new process, or what a fork has made of itself."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.zygote"], cwd=REPOSITORY, text=True,
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(REPOSITORY)},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert process.stdin and process.stdout
+    return Zygote(process.stdin, process.stdout)
 
 
 class Process:
     """`python -m MODULE ARGUMENTS` in a fork, with what the tests use of subprocess.Popen.
 
-    Both of its streams are appended to the file `output` if there is one.
+    Both of its streams are appended to the file `output` if there is one; it holds the file `lock`
+    if there is one, with its process id.
     """
 
     def __init__(
-        self, command: list[str], cwd: Path, environment: dict[str, str], output: Path | None = None
-    ) -> None:
+        self, command: list[str], cwd: Path, environment: dict[str, str],
+        output: Path | None = None, lock: Path | None = None,
+    ) -> None:  # fmt: skip
         self._output = output or zygote().new_file()
         self._errors = output or zygote().new_file()
         self.returncode: int | None = None
         self.pid: int = zygote().ask(
             start=command, cwd=str(cwd), environment=environment,
-            output=str(self._output), errors=str(self._errors),
+            output=str(self._output), errors=str(self._errors), lock=lock and str(lock),
         )  # fmt: skip
 
     def poll(self) -> int | None:
@@ -104,14 +110,27 @@ def run(
     return subprocess.CompletedProcess(command, process.wait(), out, err)
 
 
+def begin(name: str, command: Sequence[str], log: Path) -> Process:
+    """What `launchers.begin` does, in a fork."""
+    from jaxllm.suites import launchers
+
+    with launchers._lock(name) as file:
+        lock = Path(file.name)
+    assert command[:3] == [sys.executable, "-m", "jaxllm.train"]
+    return Process([*command[2:]], Path.cwd(), dict(os.environ), log, lock)
+
+
 def serve() -> None:
     import gc
 
     _import_everything()
     gc.collect()
     gc.freeze()  # a collection in a fork would copy every page
-    answers = os.fdopen(os.dup(1), "w")
-    for line in sys.stdin:
+    _answer(sys.stdin, os.fdopen(os.dup(1), "w"))
+
+
+def _answer(questions: IO[str], answers: IO[str]) -> None:
+    for line in questions:
         question = json.loads(line)
         if "start" in question:
             answer = os.fork()
@@ -145,8 +164,21 @@ def _import_everything() -> None:
     page.javascript_libraries = lambda: libraries
 
 
+def _fork_of_its_own() -> Zygote:
+    """What starts the runs of this fork, as clean as it is now."""
+    (questions, ask), (hear, answers) = os.pipe(), os.pipe()
+    if not os.fork():
+        os.close(ask)  # so that it ends with this one
+        _answer(os.fdopen(questions), os.fdopen(answers, "w"))
+    os.close(questions)
+    os.close(answers)
+    return Zygote(os.fdopen(ask, "w"), os.fdopen(hear))
+
+
 def _become(question: dict[str, Any]) -> None:
     """Turn a fork into the command."""
+    global zygote
+    import fcntl
     import runpy
     import threading
     import traceback
@@ -154,6 +186,10 @@ def _become(question: dict[str, Any]) -> None:
     from jaxllm.report import items
     from jaxllm.suites import launchers
 
+    if question["start"][0] == "jaxllm.suite":
+        zygote = functools.cache(_fork_of_its_own)
+        zygote()
+        launchers.begin = begin
     os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which nohup and `&` ignore
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
@@ -167,10 +203,14 @@ def _become(question: dict[str, Any]) -> None:
         os.dup2(opened, descriptor)
         os.close(opened)
     sys.stdin = open(0)  # noqa: SIM115
+    if question["lock"]:
+        lock = open(question["lock"], "a")  # noqa: SIM115
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.truncate(0)
+        print(os.getpid(), end="", file=lock, flush=True)
     sys.stdout.reconfigure(line_buffering=True)
     if NO_REPORT.items() <= question["environment"].items():
         items.items = lambda *_, **__: []
-        launchers.TRAIN = ("-m", "tests.without_report")
     module, *sys.argv[1:] = question["start"]
     code = 1
     try:

@@ -54,23 +54,23 @@ SMALL = {
     "suites/ladder.gin": (
         "--gin.EVAL_TASKS=counting",
         "--gin.SuiteConfig.cooldowns=()",
-        "--gin.SuiteConfig.axes={'params': (5e4,), 'tokens': 4e4}",
+        "--gin.SuiteConfig.axes={'params': (5e4,), 'tokens': 1e4}",
     ),
     "suites/seeds.gin": (
         "--gin.EVAL_TASKS=counting",
         "--gin.SuiteConfig.checkpoints=2",
-        "--gin.SuiteConfig.axes={'params': 5e4, 'tokens': 2e4, 'SEED': (1, 2)}",
+        "--gin.SuiteConfig.axes={'params': 5e4, 'tokens': 8e3, 'SEED': (1, 2)}",
     ),
     "suites/domains.gin": (
         "--gin.EVAL_TASKS=heldout_wiki",
         "--gin.VOCABULARY_SIZE=512",
         "--gin.SuiteConfig.checkpoints=2",
         "--gin.SuiteConfig.cooldowns=()",
-        "--gin.SuiteConfig.axes={'params': (5e4,), 'tokens': 4e4}",
+        "--gin.SuiteConfig.axes={'params': (5e4,), 'tokens': 1e4}",
     ),
     "suites/proxies.gin": (
         "--gin.EVAL_TASKS=counting",
-        "--gin.SuiteConfig.axes={'params': 5e4, 'tokens': 2e4}",
+        "--gin.SuiteConfig.axes={'params': 5e4, 'tokens': 8e3}",
     ),
     "RUN.gin": (*FEW_STEPS, "--gin.VocabularyConfig.size=512"),
 }

@@ -15,6 +15,7 @@ from jaxllm.run.run import Run
 from jaxllm.suites import launchers
 from jaxllm.suites.scale import settings
 from jaxllm.training.sweep import rule_of
+from tests import zygote
 from tests.training.processes import make_home
 
 SUITE = """
@@ -43,9 +44,9 @@ def run(home: Path, *flags: str) -> int:
 def said(home: Path) -> str:
     """What the suite printed, whose second run could not write its directory at first."""
     patch = pytest.MonkeyPatch()
-    patch.setenv("JAX_COMPILATION_CACHE_DIR", str(home / "xla"))
-    patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-    patch.setattr(launchers, "TRAIN", ("-m", "tests.without_report"))
+    for name, value in zygote.NO_REPORT.items():
+        patch.setenv(name, value)
+    patch.setattr(launchers, "begin", zygote.begin)
     (home / "runs").mkdir()
     (home / "runs" / "seed2").write_text("in the way")
     import contextlib
