@@ -39,8 +39,9 @@ def test_packed_documents_are_as_each_alone(name: str) -> None:
     documents = [
         generator.integers(1, config.vocab_size, n + 1).astype(np.int32) for n in (11, 4, 13)
     ]
-    together = pack(documents, length=32)
-    rows = [pack([document], length=13) for document in documents]
+    # As many rows, so that one program does for both.
+    together = jax.tree.map(lambda x: np.concatenate([x, 0 * x, 0 * x]), pack(documents, length=32))
+    rows = [pack([document], length=32) for document in documents]
     alone = jax.tree.map(lambda *parts: np.concatenate(parts), *rows)
     both = jax.jit(
         lambda p, batch: (logits(config, p, batch), jax.grad(partial(loss, config))(p, batch))
