@@ -29,6 +29,7 @@ from jaxllm.analysis.mixtures.propose import Proposal
 from jaxllm.analysis.mixtures.swarm import Swarm, swarm_of
 from jaxllm.analysis.stats import Array
 from jaxllm.analysis.tokens.runs import TokenStudy
+from jaxllm.errors import UserError
 
 HEALTH, NOW, AHEAD, EARLY = "health", "now", "ahead", "early"
 SIZES, TOKENS, DATA = "sizes", "tokens", "data"
@@ -81,10 +82,13 @@ class Study:
         return self.all_curves.main().comparable()
 
     @functools.cached_property
-    def mixture_laws(self) -> Fit:
-        """Laws from the mixtures of the runs to what was measured; UserError as `fit`."""
+    def mixture_laws(self) -> Fit | str:
+        """Laws from the mixtures of the runs to what was measured, or why there are none."""
         raw = self.records if self.raw_records is None else self.raw_records
-        return fit(swarm_of(raw, self.mixtures))
+        try:
+            return fit(swarm_of(raw, self.mixtures))
+        except UserError as error:
+            return str(error)
 
     @functools.cached_property
     def runs(self) -> tuple[str, ...]:

@@ -7,7 +7,6 @@ import pandas as pd
 
 from jaxllm.analysis.finding import Finding
 from jaxllm.analysis.mixtures.check import check
-from jaxllm.analysis.mixtures.choice import Fit
 from jaxllm.analysis.mixtures.propose import propose
 from jaxllm.analysis.mixtures.swarm import NATURAL
 from jaxllm.analysis.registry import DATA, Study, analysis
@@ -15,14 +14,6 @@ from jaxllm.analysis.stats import Z95
 from jaxllm.errors import UserError
 
 STEP = 0.1  # of the training data, which a domain takes the place of
-
-
-def _laws(study: Study) -> Fit | str:
-    """The laws of the runs, or why there are none."""
-    try:
-        return study.mixture_laws
-    except UserError as error:
-        return str(error)
 
 
 @analysis(
@@ -33,7 +24,7 @@ def _laws(study: Study) -> Fit | str:
 )  # fmt: skip
 def swarm_shares(study: Study) -> Finding:
     """The runs in the order of their mean target: `run, domain, share, mean`."""
-    if isinstance(fitted := _laws(study), str):
+    if isinstance(fitted := study.mixture_laws, str):
         return Finding.refuse(fitted)
     runs = fitted.swarm
     mean = runs.values.mean(axis=1)
@@ -62,7 +53,7 @@ def swarm_shares(study: Study) -> Finding:
 )  # fmt: skip
 def left_out_mixtures(study: Study) -> list[Finding]:
     """Predicted against measured on mixtures left out: `target, run, predicted, measured, law`."""
-    if isinstance(fitted := _laws(study), str):
+    if isinstance(fitted := study.mixture_laws, str):
         return []
     refused = tuple(f"{name}: {why}." for name, why in fitted.refused().items())
     if not fitted.chosen:
@@ -106,7 +97,7 @@ def domain_effects(study: Study) -> list[Finding]:
     The mixture (1 - STEP) natural + STEP domain, less the natural one; the mean of the swarm stands
     for an unknown natural mixture. Intervals: 95 % of the bootstrap over mixtures.
     """
-    fitted = _laws(study)
+    fitted = study.mixture_laws
     if isinstance(fitted, str) or not fitted.chosen:
         return []
     runs = fitted.swarm
@@ -146,7 +137,7 @@ def mixture_proposal(study: Study) -> list[Finding]:
     """The saved proposal, or that for the mean of all targets, beside natural and DoReMi's shares:
     `domain, mixture, share`.
     """
-    fitted = _laws(study)
+    fitted = study.mixture_laws
     if isinstance(fitted, str) or not fitted.chosen:
         return []
     found = study.proposal
