@@ -6,9 +6,10 @@
     python -m jaxllm.convert --from=MODEL_DIR --steps=all --to=hf:DIR
 
 DIR holds config.json, safetensors (or PyTorch) files and a tokenizer. series.csv lists a series of
-checkpoints: the columns `directory` and `step`, and optionally `tokens` and `revision`.
-jaxllm.evaluate, generate and analyze read the resulting MODEL_DIR as a run. With --steps the export
-writes one directory per step, DIR/step<N>. A failed conversion leaves nothing behind.
+checkpoints: the columns `directory` and `step`, and optionally `tokens` and `revision`; or the same
+as JSON, {"checkpoints": [{"directory": …, "step": …}, …]}. jaxllm.evaluate, generate and analyze
+read the resulting MODEL_DIR as a run. With --steps the export writes one directory per step,
+DIR/step<N>. A failed conversion leaves nothing behind.
 """
 
 from __future__ import annotations

@@ -82,7 +82,7 @@ _TRAINING: Flags = (
     ("stack", 1, "N", "runs of equal shapes in one program"),
 )
 _SEED: Flags = (("seed", 0, "N", "of all that is drawn"),)
-_OUTPUT: Flags = (("output", "", "FILE", ".json, or .gin with .json beside"),)
+_OUTPUT: Flags = (("output", "", "FILE", ".csv, .json, or for a proposal .gin with .json"),)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -96,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for act, about, (name, metavar), known in (
         (_run, "all that follows, in turn", swarm, whole),
         (_design, "write the suite of a swarm", swarm, _MIXTURES + _REPETITION + _SEED),
-        (_fit, "fit laws to a swarm", table, _COLUMNS + _LAWS + _LARGER + _SEED),
+        (_fit, "fit laws to a swarm", table, _COLUMNS + _LAWS + _LARGER + _SEED + _OUTPUT),
         (_propose, "propose a mixture", table,
          _COLUMNS + _LAWS + _GOAL + _REPETITION + _SEED + _OUTPUT),
         (_check, "train a proposal and compare", ("proposal", "PROPOSAL"), _SIZE),
@@ -201,33 +201,37 @@ def _design(args: argparse.Namespace) -> int:
 
 
 def _fit(args: argparse.Namespace) -> int:
-    swarm, columns = _swarm(args)
+    swarm, columns = _swarm(args, (".csv", ".json"))
 
-    from jaxllm.interop import mixture_tables
+    from jaxllm.interop import mixture_tables, proposals
     from jaxllm.report import terminal
 
     if args.laws == "bimix":
         from jaxllm.analysis.mixtures.horizon import bimix_table
 
-        print(terminal.table(bimix_table(swarm, mixture_tables.own_domains(swarm))))
-        return 0
-    fitted = _fitted(swarm, args)
-    print(*terminal.scores(fitted.scores), sep="\n")
-    if args.larger:
-        from jaxllm.analysis.mixtures.transfer import predictions, transfer
+        tables = {"bimix": bimix_table(swarm, mixture_tables.own_domains(swarm))}
+        print(terminal.table(tables["bimix"]))
+    else:
+        fitted = _fitted(swarm, args)
+        tables = {"scores": fitted.scores}
+        print(*terminal.scores(fitted.scores), sep="\n")
+        if args.larger:
+            from jaxllm.analysis.mixtures.transfer import predictions, transfer
 
-        own = dataclasses.replace(columns, losses=args.larger_losses, params="", steps="", where=())
-        larger = mixture_tables.read_swarm(args.larger, own)
-        ranks = transfer(predictions(fitted, larger), larger, args.seed)
-        print(f"\nranks of {len(larger)} larger runs by what is predicted from the proxies")
-        print(terminal.table(ranks[(ranks.metric == ranks.target) | ranks.best]))
+            own = dataclasses.replace(
+                columns, losses=args.larger_losses, params="", steps="", where=()
+            )
+            larger = mixture_tables.read_swarm(args.larger, own)
+            ranks = tables["transfer"] = transfer(predictions(fitted, larger), larger, args.seed)
+            print(f"\nranks of {len(larger)} larger runs by what is predicted from the proxies")
+            print(terminal.table(ranks[(ranks.metric == ranks.target) | ranks.best]))
+    if args.output:
+        proposals.write_tables(args.output, tables)
     return 0
 
 
 def _propose(args: argparse.Namespace) -> int:
-    if args.output and not args.output.endswith((".json", ".gin")):
-        raise UserError(f"--output={args.output}: need a name in .json or .gin")
-    swarm, _ = _swarm(args)
+    swarm, _ = _swarm(args, (".csv", ".json", ".gin"))
     fitted = _fitted(swarm, args)
 
     from jaxllm.analysis.mixtures.propose import propose
@@ -283,8 +287,11 @@ def _check(args: argparse.Namespace) -> int:
     return 0
 
 
-def _swarm(args: argparse.Namespace) -> tuple[Swarm, Columns]:
-    """The swarm that flags name, and its columns."""
+def _swarm(args: argparse.Namespace, formats: tuple[str, ...]) -> tuple[Swarm, Columns]:
+    """The swarm that flags name, and its columns; UserError for another format of --output."""
+    if args.output and not args.output.endswith(formats):
+        raise UserError(f"--output={args.output}: need a name in {', '.join(formats)}")
+
     from jaxllm.analysis.mixtures.horizon import extrapolated
     from jaxllm.interop.mixture_tables import Columns, read_swarm
 

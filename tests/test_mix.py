@@ -1,7 +1,6 @@
 """`python -m jaxllm.mix` on a suite, on tables of anyone, and on what is no swarm."""
 
 import functools
-import io
 import json
 import re
 from pathlib import Path
@@ -23,6 +22,7 @@ from jaxllm.suites.suite import Suite
 from tests.docs.workplace import swarm
 
 LAWS = ("--laws=linear,exponential", "--draws=10")
+OUTPUTS = ("own.json", "table.json")
 
 
 @pytest.fixture(scope="module")
@@ -39,29 +39,23 @@ def there(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
 
 
-def printed(output: str) -> pd.DataFrame:
-    """The last table that was printed, by its target."""
-    return pd.read_csv(io.StringIO(output[output.rindex("target ") :]), sep=r"\s+").set_index(
-        "target"
-    )
-
-
 def test_a_suite_and_its_tables_are_one_swarm(capsys: pytest.CaptureFixture[str]) -> None:
-    assert mix.main(["fit", "SWARM", *LAWS]) == 0
-    out = capsys.readouterr().out
-    assert mix.main(["fit", "MIXTURES.csv", "--losses=LOSSES.csv", *LAWS]) == 0
-    suite, own = printed(out), printed(capsys.readouterr().out)
-    assert suite.law.tolist() == ["exponential"] * 3 == own.law.tolist()
-    assert set(suite.index) == {f"{target}/bits_per_byte" for target in own.index}
-    for target, error in own.error.items():
-        assert suite.error[f"{target}/bits_per_byte"] == pytest.approx(error, rel=1e-3, abs=1e-4)
-    assert "24 runs, 3 domains, 3 targets" in out
+    assert mix.main(["fit", "SWARM", f"--output={OUTPUTS[0]}", *LAWS]) == 0
+    table = ("MIXTURES.csv", "--losses=LOSSES.csv")
+    assert mix.main(["fit", *table, f"--output={OUTPUTS[1]}", *LAWS]) == 0
+    read = lambda name: json.loads(Path(name).read_text())["scores"]
+    suite, own = (sorted(read(name), key=lambda row: row["target"]) for name in OUTPUTS)
+    assert [row["law"] for row in suite if row["chosen"]] == ["exponential"] * 3
+    for a, b in zip(suite, own, strict=True):
+        assert a["target"] == b["target"] + "/bits_per_byte"
+        assert a["error"] == pytest.approx(b["error"], rel=1e-6, abs=1e-4)
+    assert "24 runs, 3 domains, 3 targets" in capsys.readouterr().out
 
 
 def test_a_proposal_trains(capsys: pytest.CaptureFixture[str]) -> None:
     """Three laws exp(-3 r), each of its own domain: a third of each is best. The binding is one."""
     flags = ("--natural=code=3,wiki=5,web=2", "--tokens=code=1e9,wiki=1e9,web=1e9", "--budget=1e9")
-    for name in ("best.json", "best.gin"):
+    for name in ("best.gin", "best.json", "best.csv"):
         assert mix.main(["propose", "SWARM", f"--output={name}", *flags, *LAWS]) == 0
     gin.parse_config_file("best.gin")
     weights = DataConfig().weights
@@ -69,7 +63,7 @@ def test_a_proposal_trains(capsys: pytest.CaptureFixture[str]) -> None:
     np.testing.assert_allclose([weights[d] for d in ("code", "wiki", "web")], 1 / 3, atol=0.05)
     written = json.loads(Path("best.json").read_text())
     assert written["weights"] == dict(weights) and written["status"] in ("proposed", "shrunk")
-    table = pd.DataFrame(written["mixture"])
+    table = pd.read_csv("best.csv")
     np.testing.assert_allclose(table.natural, [0.3, 0.5, 0.2])
     np.testing.assert_allclose(table.epochs, table.proposed)
     out, err = capsys.readouterr()
@@ -89,21 +83,21 @@ def test_an_objective_moves_the_proposal_and_a_refusal_is_an_exit_code() -> None
     assert not Path("no.gin").exists()
 
 
-def test_columns_of_any_table(capsys: pytest.CaptureFixture[str]) -> None:
+def test_columns_of_any_table() -> None:
     flags = ["--shares=code,w*", "--targets=heldout_*,accuracy", "--higher=acc*", "--name=run"]
-    where = ["--params=params", "--where=params=1e6"]
+    where = ["--params=params", "--where=params=1e6", "--output=any.csv"]
     assert mix.main(["fit", "both.parquet", *flags, *where, *LAWS]) == 0
-    scores = printed(capsys.readouterr().out)
-    assert scores.error["-accuracy"] < 1e-4 and "accuracy" not in scores.index
+    scores = pd.read_csv("any.csv").set_index(["target", "law"])
+    assert scores.error[("-accuracy", "linear")] < 1e-4 and "accuracy" not in scores.index
 
 
-def test_larger_models(capsys: pytest.CaptureFixture[str]) -> None:
-    table = ("MIXTURES.csv", "--losses=LOSSES.csv", "--name=run")
+def test_larger_models() -> None:
+    table = ("MIXTURES.csv", "--losses=LOSSES.csv", "--name=run", "--output=larger.json")
     larger = ("--larger=MIXTURES.csv", "--larger_losses=LOSSES.csv")
     assert mix.main(["fit", *table, *larger, *LAWS]) == 0
-    ranks = printed(capsys.readouterr().out)
-    own = ranks[ranks.index == ranks.metric]
-    assert len(own) == 4 and (own.spearman > 0.99).all() and own.best.all()
+    rows = json.loads(Path("larger.json").read_text())["transfer"]
+    own = [row for row in rows if row["target"] == row["metric"]]
+    assert len(own) == 4 and all(row["spearman"] > 0.99 and row["best"] for row in own)
 
 
 @pytest.mark.parametrize(
@@ -121,7 +115,7 @@ def test_larger_models(capsys: pytest.CaptureFixture[str]) -> None:
         ("fit both.parquet --shares=code,w* --targets=acc* --laws=bimix", "no target has the name"),
         ("fit SWARM --targets=*/brier", "no column"),
         ("fit SWARM --at_steps=100", "needs three values of it for each mixture"),
-        ("propose SWARM --output=x.csv", "need a name in .json or .gin"),
+        ("fit SWARM --output=x.gin", "need a name in .csv, .json"),
         ("propose SWARM --objective=loss", "no proxy measured loss"),
         ("propose SWARM --budget=1e9", "--budget and --tokens go together"),
         ("propose SWARM --budget=1e9 --tokens=code=0", "need numbers above 0"),
@@ -132,7 +126,7 @@ def test_larger_models(capsys: pytest.CaptureFixture[str]) -> None:
 def test_mistakes_are_one_line(words: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         mix.main([*words.split(), *(LAWS if "--laws" not in words else ())])
-    assert not Path("x.csv").exists()
+    assert not Path("x.gin").exists()
 
 
 def test_mixtures_without_losses_are_counted(capsys: pytest.CaptureFixture[str]) -> None:

@@ -83,8 +83,9 @@ class DataConfig:
       weights: domain -> share of the sequences (any positive scale), in place of the mixture's
         rates. Domains without a weight are not read.
       layout: `concat` splits the concatenated documents into sequences, with attention across
-        documents, as OpenLLaMA did; `pack` packs whole documents (split only if longer than a
-        sequence), without attention across them.
+        documents, as OpenLLaMA did; `concat_masked` does so without attention across documents;
+        `pack` packs whole documents (split only if longer than a sequence), without attention
+        across them.
       seed: seed of the order of sequences and the interleaving of domains.
       cache_dir: directory of prepared corpora and trained vocabularies, local, gs:// or s3://; one
         that all hosts see.
@@ -103,7 +104,7 @@ class DataConfig:
     sequence_length: int = 512
     batch_size: int = 8
     weights: Mapping[str, float] | None = None
-    layout: Literal["concat", "pack"] = "concat"
+    layout: Literal["concat", "concat_masked", "pack"] = "concat"
     seed: int = 0
     cache_dir: str = "~/.cache/jaxllm"
     corpus_dir: str | None = None

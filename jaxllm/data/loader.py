@@ -228,4 +228,5 @@ def _lay_out(config: DataConfig, domain: PreparedDomain) -> ConcatSequences | Pa
         )
     if config.layout == "pack":
         return PackedSequences(domain.store, config.sequence_length)
-    return ConcatSequences(domain.store, config.sequence_length)
+    masked = config.layout == "concat_masked"
+    return ConcatSequences(domain.store, config.sequence_length, masked)

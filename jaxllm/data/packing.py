@@ -1,10 +1,10 @@
 """From documents to sequences of T inputs and T next-token targets.
 
-`concat` splits the concatenated documents: sequence k has inputs kT .. kT+T-1 and targets kT+1 ..
-kT+T, so each token but the very first is a target once. `pack` packs whole documents, and splits
-those longer than T. In both layouts the first token of a document (its BOS), which cannot be
-predicted, has weight 0, and incomplete sequences are padded: no token is dropped, and each other
-token of a domain is a target with weight 1 exactly once per epoch.
+`concat` and `concat_masked` split the concatenated documents: sequence k has inputs kT .. kT+T-1
+and targets kT+1 .. kT+T, so each token but the very first is a target once. `pack` packs whole
+documents, and splits those longer than T. In each layout the first token of a document (its BOS),
+which cannot be predicted, has weight 0, and incomplete sequences are padded: no token is dropped,
+and each other token of a domain is a target with weight 1 exactly once per epoch.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ def empty_sequences(count: int, length: int) -> SequenceArrays:
 
 
 class ConcatSequences:
-    """The sequences of `concat`."""
+    """The sequences of `concat`; and `concat_masked`, without attention across documents."""
 
-    def __init__(self, store: TokenStore, length: int) -> None:
-        self._store, self._length = store, length
+    def __init__(self, store: TokenStore, length: int, masked: bool) -> None:
+        self._store, self._length, self._masked = store, length, masked
         self.count = max(1, -(-(store.counts.tokens - 1) // length))  # per epoch
 
     def ranges(self, indices: Sequence[int]) -> list[list[Range]]:
@@ -55,11 +55,14 @@ class ConcatSequences:
         """Write a sequence with these chunks into the (zeroed) arrays [T] of `out`."""
         (tokens,) = chunks
         n = len(tokens) - 1
+        begins = self._store.separators.begins(tokens)  # of tokens 1 .. n
         out["inputs"][:n] = tokens[:-1]
         out["targets"][:n] = tokens[1:]
-        out["weights"][:n] = ~self._store.separators.begins(tokens)
-        out["segment_ids"][:n] = 1
-        out["positions"][:n] = np.arange(n)
+        out["weights"][:n] = ~begins
+        edges = np.concatenate([[0], np.flatnonzero(begins[:-1]) + 1] if self._masked else [[0]])
+        lengths = np.diff(edges, append=n)
+        out["segment_ids"][:n] = np.repeat(np.arange(1, len(edges) + 1), lengths)
+        out["positions"][:n] = np.arange(n) - np.repeat(edges, lengths)
 
 
 class PackedSequences:

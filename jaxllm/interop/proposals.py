@@ -22,8 +22,14 @@ _TABLES = {"mixture": "table", "predicted": "predicted", "guards": "guards", "ta
 
 
 def write(path: str, found: Proposal) -> None:
-    """Write a proposal as .json, or as .gin with the .json beside; a refusal has no gin file."""
+    """Write a proposal: its mixture as .csv, all of it as .json; or as .gin with the .json beside.
+
+    A refusal has no gin file.
+    """
     file = epath.Path(path)
+    if file.suffix == ".csv":
+        atomic_write(file, found.table.to_csv(index=False))
+        return
     if file.suffix == ".gin":
         if found.status == "refused":
             return
@@ -34,6 +40,14 @@ def write(path: str, found: Proposal) -> None:
     known |= {name: None if np.isnan(number) else number for name, number in sizes.items()}
     known |= {"weights": weights(found)} if found.status != "refused" else {}
     atomic_write(file.with_suffix(".json"), json.dumps(known, indent=1) + "\n")
+
+
+def write_tables(path: str, tables: Mapping[str, pd.DataFrame]) -> None:
+    """Write tables as .json, or the first as .csv."""
+    text = json.dumps({name: rows(table) for name, table in tables.items()}, indent=1) + "\n"
+    if path.endswith(".csv"):
+        text = next(iter(tables.values())).to_csv(index=False)
+    atomic_write(path, text)
 
 
 def read(path: str) -> Proposal:

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import io
 import math
+import shutil
 import sys
 import time
 import uuid
@@ -19,7 +20,7 @@ import pandas as pd
 from etils import epath
 
 from jaxllm.errors import UserError
-from jaxllm.io import JsonLines, atomic_write, disk_errors
+from jaxllm.io import JsonLines, atomic_write, disk_errors, is_remote
 from jaxllm.run import manifest, stored_config
 from jaxllm.run.layout import Layout
 from jaxllm.run.lease import LeaseLost
@@ -90,6 +91,16 @@ class Run:
             lacks = "it has no trajectory, metrics.jsonl or checkpoints.jsonl"
             raise UserError(f"{model_dir}: not a run directory, {lacks}{hint}")
         return run
+
+    def check_space(self, num_bytes: int) -> None:
+        """Raise UserError if fewer than `num_bytes` are free on the disk."""
+        free = math.inf if is_remote(self.path) else shutil.disk_usage(self.path).free
+        if free < num_bytes:
+            raise UserError(
+                f"MODEL_DIR {self.path} has {free / 1e6:,.0f} MB free, and the run's checkpoints "
+                f"will need {num_bytes / 1e6:,.0f} MB: use another disk, or set "
+                "CheckpointConfig.keep_last"
+            )
 
     # Config
 

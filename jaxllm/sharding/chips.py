@@ -77,18 +77,26 @@ class Slice(NamedTuple):
 
 
 def slice_of(name: str) -> Slice:
-    """Parse a cloud name: 'v4-512', 'v5litepod-16', 'v6e-256', 'tpu7x-128'.
+    """Parse a cloud name: 'v4-512', 'v5litepod-16', 'v6e-256', 'tpu7x-128', 'v5p:4x4x8'.
 
-    v5e and v6e count chips, and the others TensorCores, two per chip, in the most cubic torus.
-    UserError for other names.
+    After a hyphen, v5e and v6e count chips, and the others TensorCores, two per chip, in the most
+    cubic torus. After a colon stand the sides of the torus in chips. UserError for other names.
     """
     tpus = {chip.name: chip for chip in CHIPS if chip.torus}
-    generation, _, size = name.partition("-")
+    generation, separator, size = name.partition(":" if ":" in name else "-")
     generation = {"v5litepod": "v5e", "tpu7x": "7x", "v7x": "7x"}.get(generation, generation)
-    known = f"write {', '.join(tpus)} with a size, as v5p-128"
-    if generation not in tpus:
+    known = f"write {', '.join(tpus)} with a size, as v5p-128, or a torus, as v5p:4x4x4"
+    if generation not in tpus or not separator:
         raise UserError(f"unknown topology {name!r}: {known}")
     chip = tpus[generation]
+    if separator == ":":
+        try:
+            shape = tuple(int(side) for side in size.split("x"))
+        except ValueError:
+            shape = ()
+        if len(shape) != chip.torus or min(shape) < 1:
+            raise UserError(f"topology {name!r}: {generation} is a torus of {chip.torus} sides")
+        return Slice(chip, shape)
     count = int(size) if size.isdigit() else 0
     chips, rest = divmod(count, chip.per_name * chip.per_chip)
     torus = _most_cubic(chips, chip.torus) if chips and not rest else None

@@ -14,7 +14,7 @@ import gin
 from jaxllm.data.config import DataConfig
 from jaxllm.errors import UserError, nearest
 from jaxllm.models.config import ModelConfig
-from jaxllm.run.checkpoint_schedule import CheckpointConfig, scheduled_steps
+from jaxllm.run.checkpoint_schedule import CheckpointConfig, preserved, scheduled_steps
 from jaxllm.run.records import RunInfo
 from jaxllm.runtime import import_seqio
 from jaxllm.sharding.rules import check_batch_divides, check_sequence_divides
@@ -231,6 +231,14 @@ class Experiment:
         if self.train.stages:
             return tuple(step for stage in self.stages for step in stage.scheduled_steps)
         return scheduled_steps(self.checkpoints, self.train.steps, self.start.step)
+
+    def bytes_to_come(self, checkpoint_bytes: int, step: int) -> int:
+        """Upper bound on the bytes that the checkpoints after `step` will need."""
+        steps = self.scheduled_steps
+        keep = preserved(self.checkpoints, steps, ())
+        to_come = sum(stays for s, stays in zip(steps, keep, strict=True) if s > step)
+        # the next one is written before an old one is deleted
+        return checkpoint_bytes * min(to_come + 1, len(steps))
 
     def check(self, mesh: Mesh) -> None:
         """Raise UserError if the configs do not fit each other or the devices."""

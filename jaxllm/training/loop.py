@@ -34,7 +34,7 @@ from jaxllm.training.reference import Reference
 from jaxllm.training.rollback import Diverged, roll_back
 from jaxllm.training.skipping import SkipState, pass_over
 from jaxllm.training.stages import Stage
-from jaxllm.training.state import TrainState, abstract_state, initializer, state_of
+from jaxllm.training.state import TrainState, abstract_state, initializer, num_bytes, state_of
 from jaxllm.training.step import TrainStep, compile_train_step, device_batch
 from jaxllm.training.watchdog import Watchdog
 
@@ -156,6 +156,8 @@ class Trainer:
     def _restore(self) -> tuple[Resumed | None, RestoredCheckpoint | None]:
         """Resume the run from its newest checkpoint, or begin it at one of its parent."""
         e, abstract = self._experiment, self._abstract
+        newest = max((entry.step for entry in self._run.available()), default=-1)
+        self._run.check_space(e.bytes_to_come(num_bytes(abstract), newest))
         arrays, log = (abstract.params, abstract.training), self._progress.log
         resumed = self._run.resume(*arrays, lambda step: e.at(step).model.saved(), log)
         restored = resumed.checkpoint if resumed else None

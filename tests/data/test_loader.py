@@ -16,7 +16,7 @@ from jaxllm.errors import UserError
 from jaxllm.models.batch import Batch
 from tests.data.conftest import write_store
 
-LAYOUTS = ["concat", "pack"]
+LAYOUTS = ["concat", "concat_masked", "pack"]
 
 
 def batches(source: SequenceSource, count: int, **kwargs) -> list[Batch]:

@@ -78,10 +78,10 @@ def open_layout(store: TokenStore, layout: str) -> ConcatSequences | PackedSeque
         complete_packing(store, T)
         assert not unplanned_shards(store, T)
         return PackedSequences(store, T)
-    return ConcatSequences(store, T)
+    return ConcatSequences(store, T, masked=layout == "concat_masked")
 
 
-@pytest.mark.parametrize("layout", ["concat", "pack"])
+@pytest.mark.parametrize("layout", ["concat", "concat_masked", "pack"])
 @settings(deadline=None)
 @given(sizes=lengths)
 def test_every_token_is_a_target_once_per_epoch(tmp_path_factory, layout: str, sizes) -> None:
@@ -98,12 +98,13 @@ def test_every_token_is_a_target_once_per_epoch(tmp_path_factory, layout: str, s
     assert not sequences["weights"][padding].any() and not sequences["inputs"][padding].any()
 
 
+@pytest.mark.parametrize("layout", ["concat_masked", "pack"])
 @settings(deadline=None)
 @given(sizes=lengths)
-def test_packed_segments_are_documents_and_positions_count_in_them(tmp_path_factory, sizes):
+def test_segments_are_documents_and_positions_count_in_them(tmp_path_factory, layout, sizes):
     store = make_store(tmp_path_factory.mktemp("store"), sizes)
     document = np.repeat(np.arange(len(sizes)), sizes)
-    sequences = epoch(open_layout(store, "pack"))
+    sequences = epoch(open_layout(store, layout))
     for inputs, segments, positions in zip(
         sequences["inputs"], sequences["segment_ids"], sequences["positions"], strict=True
     ):

@@ -74,7 +74,7 @@ def entry(step: int, position: int, stage: int = 0, kind: str = "scheduled") -> 
 @example(layout="pack", length=16, weights=None, steps=30, staged=True)
 @example(layout="concat", length=48, weights=None, steps=30, staged=True)
 @given(
-    layout=st.sampled_from(["concat", "pack"]),
+    layout=st.sampled_from(["concat", "concat_masked", "pack"]),
     length=st.sampled_from([16, 48]),
     weights=st.sampled_from([None, {"prose": 3, "notes": 2, "plays": 1}, {"notes": 1}]),
     steps=st.integers(1, 40),

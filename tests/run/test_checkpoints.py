@@ -15,6 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxllm.errors import UserError
 from jaxllm.run import checkpoints
+from jaxllm.run import run as run_module
 from jaxllm.run.checkpoint_schedule import CheckpointConfig
 from jaxllm.run.layout import Layout
 from jaxllm.run.manifest import ManifestEntry
@@ -253,6 +254,16 @@ def test_an_unwritable_directory_is_an_error_before_training(tmp_path: Path) -> 
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write to MODEL_DIR"):
         Run.create(tmp_path / "file" / "run")
+
+
+def test_too_little_room_is_an_error_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil._ntuple_diskusage(10**12, 10**12 - 10**9, 10**9)
+    monkeypatch.setattr(run_module.shutil, "disk_usage", lambda path: usage)
+    Run(tmp_path).check_space(10**9)
+    with pytest.raises(UserError, match=r"1,000 MB free.* need 2,500 MB"):
+        Run(tmp_path).check_space(25 * 10**8)
 
 
 def test_a_disk_that_fails_during_a_save_is_one_line(

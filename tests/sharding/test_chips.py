@@ -19,6 +19,7 @@ from jaxllm.sharding.chips import CHIPS, chip_of, slice_of
         ("v5p-64", (2, 4, 4), 32), ("v5p-256", (4, 4, 8), 128), ("v5p-12288", (16, 16, 24), 6144),
         ("v5litepod-8", (2, 4), 8), ("v5e-256", (16, 16), 256), ("v6e-1", (1, 1), 1),
         ("v6e-32", (4, 8), 32), ("tpu7x-128", (4, 4, 4), 128), ("7x-8", (2, 2, 1), 8),
+        ("v5p:4x4x8", (4, 4, 8), 128),
     ],
 )  # fmt: skip
 def test_names_are_the_cloud_s(name: str, shape: tuple[int, ...], devices: int) -> None:
@@ -27,9 +28,9 @@ def test_names_are_the_cloud_s(name: str, shape: tuple[int, ...], devices: int) 
     assert math.prod(shape) * found.chip.per_chip == devices
 
 
-@pytest.mark.parametrize("name", ["v9-8", "v4", "v4-9", "v5p-14", "v5e-", "v4:2x2", ""])
+@pytest.mark.parametrize("name", ["v9-8", "v4", "v4-9", "v5p-14", "v5e-", "v4:2x2", "v4:axbxc", ""])
 def test_other_names_are_refused_with_what_to_write(name: str) -> None:
-    with pytest.raises(UserError, match=r"write v2, v3, v4"):
+    with pytest.raises(UserError, match=r"write v2, v3, v4|torus"):
         slice_of(name)
 
 

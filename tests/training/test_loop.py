@@ -358,3 +358,15 @@ def test_a_run_that_lost_its_lease_before_it_began_keeps_the_config_of_the_other
     with pytest.raises(UserError, match="may not write any more"):
         train(e, mesh(), stages(e), [Lease()], "TrainConfig.steps = 20\n")
     assert run.settings()["TrainConfig.steps"] == 10
+
+
+def test_a_full_disk_is_an_error_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shutil
+
+    usage = shutil._ntuple_diskusage(10**9, 10**9 - 10**4, 10**4)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(UserError, match="the run's checkpoints will need"):
+        go(experiment(tmp_path))
+    assert not Run(tmp_path).entries()

@@ -130,6 +130,8 @@ def isoflop(points: pd.DataFrame, *, draws: int = DRAWS, seed: int = 0) -> Compu
     Chinchilla fits parabolas; one at a budget's smallest or largest size is no optimum. The noise
     of a loss is the scatter about parabolas through the lowest point and two neighbours on either
     side, shrunk toward that of all budgets; intervals are from a parametric bootstrap with it.
+    Scatter of the optima beyond that is a random effect (DerSimonian and Laird's moment estimate,
+    1986).
 
     `points` has a row per run: `params, flops, loss`; `flops` within a tenth of each other are one
     budget, and of several runs of one size and budget the best is used.
@@ -174,7 +176,9 @@ def isoflop(points: pd.DataFrame, *, draws: int = DRAWS, seed: int = 0) -> Compu
     optima, lowest_loss = optima[:, sure], lowest_loss[:, sure]
     log_c = np.array([log_c for log_c, *_ in budgets])[sure]
     variance = np.maximum(np.nanstd(optima[1:], axis=0), 1e-6) ** 2
-    lines = _lines(log_c, optima, 1 / variance)
+    extra = _extra_variance(log_c, optima[0], 1 / variance)
+    optima[1:] += rng.normal(0, math.sqrt(extra), optima[1:].shape)
+    lines = _lines(log_c, optima, 1 / (variance + extra))
     low, high = np.nanquantile(optima[1:], [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     fitted = lines[0, 0] + lines[0, 1] * log_c
     flops, n = np.exp(log_c), np.exp(optima[0])
@@ -220,6 +224,17 @@ def _minima(x: Array, y: Array) -> tuple[Array, Array]:
     lowest = values.argmin(axis=1)
     inside = (lowest > 0) & (lowest < _GRID - 1)
     return np.where(inside, grid[lowest], np.nan), np.where(inside, values.min(axis=1), np.nan)
+
+
+def _extra_variance(x: Array, y: Array, weights: Array) -> float:
+    """Variance about a weighted line beyond 1 / weights (DerSimonian and Laird's moments)."""
+    line = line_fit(x, y, weights)
+    assert line is not None  # three budgets differ
+    excess = float(weights @ (y - line.at(x)) ** 2)
+    design = np.stack([np.ones_like(x), x - x.mean()], axis=1)
+    inverse = np.linalg.inv((design.T * weights) @ design)
+    scale = weights.sum() - np.trace(inverse @ ((design.T * weights**2) @ design))
+    return max(0.0, (excess - (len(x) - 2)) / max(scale, 1e-12))
 
 
 def _log_loss(law: Array, log_n: Array | float, log_d: Array | float) -> Array:

@@ -1,9 +1,9 @@
 """Import Hugging Face directories into a run directory that all commands can read.
 
-A published model is one directory, or a series: a CSV file with a header line, with the `directory`
-and `step`, and optionally the `tokens`, of each checkpoint. Directories are relative to that file.
-With `revision`, a directory is a `models--…` folder of the Hugging Face cache, and the revision a
-branch, tag or commit in it.
+A published model is one directory, or a series: a CSV file with a header line, or a JSON object
+`{"checkpoints": [{…}, …]}`, with the `directory` and `step`, and optionally the `tokens`, of each
+checkpoint. Directories are relative to that file. With `revision`, a directory is a `models--…`
+folder of the Hugging Face cache, and the revision a branch, tag or commit in it.
 """
 
 from __future__ import annotations
@@ -74,8 +74,11 @@ def open_published(path: str | Path, step: int = 0, tokens: int = 0) -> list[Pub
         return [Published(HFCheckpoint.open(path), step, tokens)]
     if not path.exists():
         raise UserError(f"{source}: no such directory, nor a manifest of several")
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file))
+    if path.suffix == ".json":
+        rows: Any = read_json(path).get("checkpoints")
+    else:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file))
     if not rows:
         raise UserError(f"{source}: lists no checkpoints")
     listed = sorted(_listed(source, number, row) for number, row in enumerate(rows, 1))

@@ -288,9 +288,11 @@ def test_a_series_comes_in_and_goes_out_in_one_call(tmp_path: Path) -> None:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
-    convert.main([f"--from=hf:{tmp_path}/series.csv", f"--to={tmp_path}/csv"])
-    lines = [json.loads(x) for x in (tmp_path / "csv" / "checkpoints.jsonl").open()]
-    assert [(x["step"], x["tokens"]) for x in lines] == [(1000, 2_000_000), (2000, 4_000_000)]
+    (tmp_path / "series.json").write_text(json.dumps({"checkpoints": rows}))
+    for kind in ("csv", "json"):
+        convert.main([f"--from=hf:{tmp_path}/series.{kind}", f"--to={tmp_path}/{kind}"])
+        lines = [json.loads(x) for x in (tmp_path / kind / "checkpoints.jsonl").open()]
+        assert [(x["step"], x["tokens"]) for x in lines] == [(1000, 2_000_000), (2000, 4_000_000)]
     convert.main([f"--from={tmp_path}/csv", f"--to=hf:{tmp_path}/out", "--steps=all"])
     for name, source in (("step1000", tmp_path / "a"), ("step2000", cache / "snapshots/0f3c")):
         there = {k: v for s in SHARDS for k, v in load_file(source / s).items()}
