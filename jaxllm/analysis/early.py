@@ -172,15 +172,18 @@ def _alone(every: Curves, shares: tuple[float, ...]) -> Finding:
         return Finding.refuse("no run has two checkpoints", every.notes)
     table = moves(every)
     share = table.groupby("task").share.median().sort_values(kind="stable")
-    limits = {f"by {high:.0%} of the tokens": high for high in (*shares, 1.0)} | {"not": math.inf}
+    limits = {f"by {high:.0%} of the tokens": high for high in (*shares, 1.0)}
+    limits["not yet"] = math.inf
     phase = np.searchsorted(list(limits.values()), share)
     parts = [
-        f"{when} {', '.join(names[:_NAMED])}"
-        + (f" and {len(names) - _NAMED} more" * (len(names) > _NAMED))
+        ", ".join(names[:_NAMED])
+        + f" and {len(names) - _NAMED} more" * (len(names) > _NAMED)
+        + f" {when}"
         for number, when in enumerate(limits)
         if len(names := share.index[phase == number])
     ]
-    return Finding(f"Beyond a guess and noise move {'; '.join(parts)}.", table, notes=every.notes)
+    text = f"What moves beyond a guess and its noise: {'; '.join(parts)}."
+    return Finding(text, table, notes=every.notes)
 
 
 def _effects(

@@ -150,8 +150,8 @@ def test_a_run_alone_is_told_by_trend_and_noise() -> None:
     values = {name: shape + rng.normal(0, 0.005, 100) for name, shape in shapes.items()}
     study = Study(table(values, tokens=tokens))
     assert early_tasks(study).sentence == (
-        "Beyond a guess and noise move by 10% of the tokens early; by 100% of the tokens late; "
-        "not never."
+        "What moves beyond a guess and its noise: early by 10% of the tokens; late by 100% of the "
+        "tokens; never not yet."
     )
     chosen = choose(study, tokens=500)
     assert list(chosen.table.task[chosen.table.why == ""]) == ["early"]

@@ -14,6 +14,7 @@ import vl_convert
 
 from jaxllm.analysis import registry
 from jaxllm.analysis.finding import Finding
+from jaxllm.analysis.registry import Study
 from jaxllm.analyze import main as analyze
 from jaxllm.report import items as report_items
 from jaxllm.report import page, tables
@@ -138,6 +139,20 @@ def test_the_backtest_is_made_only_when_asked(many, shown) -> None:
     assert title not in answers(items(many))
 
 
+def test_the_backtest_names_the_distances_of_its_own_sizes(shown) -> None:
+    item = answers(shown)["Backtest of the forecasts"]
+    rows = {row.rpartition(", ")[2] for table in item.spec[1].values() for row in table.after}
+    told = {line.split(" in size")[0] for line in item.lines}
+    assert told and rows == told
+
+
+def test_a_ladder_is_drawn_where_the_accuracy_is_zero() -> None:
+    table = pd.DataFrame({"soft": [2.0, 1.5, 1.0], "accuracy": [0.0, 0.2, 0.6], "fitted": 0.3})
+    spec = findings.task_ladders(Finding("", table), Study(table)).to_dict()
+    scales = [layer["encoding"]["y"]["scale"] for layer in spec["layer"]]
+    assert all(scale.get("type") != "log" for scale in scales)
+
+
 def test_many_runs_are_told_apart_by_size(many, rendered) -> None:
     assert many.series == ("70M", "160M", "410M", "1B", "2.8B", "6.9B")
     assert many.colour_of["410m-1"] == "410M"
@@ -191,7 +206,7 @@ def test_a_run_that_shows_nothing_but_noise_has_a_report(tmp_path, noise, kind, 
     assert "failed" not in caplog.text and "could not be drawn" not in caplog.text
     if kind == "html":
         text = (tmp_path / "out" / "index.html").read_text()
-        assert "Beyond a guess and noise move not piqa." in text
+        assert "What moves beyond a guess and its noise: piqa not yet." in text
         assert "Tasks that tell early" not in charts_of(text)
 
 

@@ -74,7 +74,9 @@ def backtest(finding: Any, study: Study) -> Chart | None:
     )
     long = rows.melt(["fraction", "far"], list(names), "by", "error").dropna(subset="error")
     long = long[long.by.isin(["mae", "mae_last", "mae_nearest_gain", "mae_gain_line"])]
-    after = long.fraction.map("after {:.0%}".format) + (", " + long.far).where(long.far != NONE, "")
+    far = scores.points.groupby("far").distance.median().map(", ×{:.2g}".format)
+    far[NONE] = ""
+    after = long.fraction.map("after {:.0%}".format) + long.far.map(far)
     title = "mean absolute error of the final value"
     return marks.dots(
         long.assign(by=long.by.map(names), after=after), "after", "error", title, series="by",
@@ -146,7 +148,7 @@ def branches(finding: Finding, study: Study) -> Chart | None:
 
 def collapse(finding: Finding, study: Study) -> Chart | None:
     """The loss over the final loss, by runs; of the group with the most of them."""
-    table = finding.table.assign(low=np.nan, high=np.nan)
+    table = finding.table.assign(low=finding.table.ratio, high=finding.table.ratio)
     near = table[table.group == table.groupby("group").run.nunique().idxmax()]
     runs = list(near.sort_values("params").run.unique())[:DISTINCT]
     titles = ("share of the tokens", "loss over the final loss")
@@ -171,7 +173,7 @@ def compute_optimal(finding: Any, study: Study) -> Chart | None:
 
 def task_ladders(finding: Finding, study: Study) -> Chart | None:
     """The accuracy over the soft metric."""
-    return marks.law(finding.table, "soft", "accuracy", ("soft metric", "accuracy"))
+    return marks.law(finding.table, "soft", "accuracy", ("soft metric", "accuracy"), log=False)
 
 
 def perplexity_axis(finding: Finding, study: Study) -> Chart | None:
