@@ -218,13 +218,17 @@ class AdamWConfig(OptimizerConfig):
         """Clipping by global norm, then AdamW."""
         import optax
 
-        from jaxllm.training.optimizer import clipped, weight_decay_mask
+        from jaxllm.training.optimizer import clipped
 
-        mask = weight_decay_mask(boxed_params) if self.weight_decay_mask == "matrices" else None
-        adamw = optax.adamw(
-            schedule, self.b1, self.b2, self.eps, weight_decay=self.weight_decay, mask=mask
-        )
+        decay, mask = self.weight_decay, self.decayed(boxed_params)
+        adamw = optax.adamw(schedule, self.b1, self.b2, self.eps, weight_decay=decay, mask=mask)
         return clipped(adamw, self.max_grad_norm, self.state_dtype)
+
+    def decayed(self, boxed_params: Any) -> Any:
+        """Which parameters decay, as a tree of booleans; None for all."""
+        from jaxllm.training.optimizer import weight_decay_mask
+
+        return weight_decay_mask(boxed_params) if self.weight_decay_mask == "matrices" else None
 
 
 @configurable
@@ -241,9 +245,13 @@ class MuonConfig(AdamWConfig):
 
         from jaxllm.training.optimizer import clipped, muon_dimensions
 
-        muon = optax.contrib.muon(
-            schedule, beta=0.95, adam_b1=self.b1, adam_b2=self.b2, eps=self.eps,
-            weight_decay=self.weight_decay, consistent_rms=0.2,
-            muon_weight_dimension_numbers=muon_dimensions(boxed_params),
+        # A rate of -1 gives the direction: Optax's own decay leaves out what AdamW updates.
+        muon = optax.chain(
+            optax.contrib.muon(
+                -1.0, beta=0.95, adam_b1=self.b1, adam_b2=self.b2, eps=self.eps, consistent_rms=0.2,
+                muon_weight_dimension_numbers=muon_dimensions(boxed_params),
+            ),
+            optax.add_decayed_weights(self.weight_decay, self.decayed(boxed_params)),
+            optax.scale_by_learning_rate(schedule),
         )  # fmt: skip
         return clipped(muon, self.max_grad_norm, self.state_dtype)

@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -61,6 +62,21 @@ def test_muon_orthogonalizes_the_matrices_of_blocks_and_no_others() -> None:
     assert all(spread(matrix) < 2 for matrix in (query, output, up, down))
     signs = np.abs(np.asarray(update["embedding"]))
     np.testing.assert_allclose(signs, signs[0, 0], rtol=1e-2)  # Adam's first step
+
+
+@pytest.mark.parametrize("config", [AdamWConfig, MuonConfig])
+def test_without_gradients_matrices_decay_and_vectors_do_so_on_request(config: Any) -> None:
+    boxed = abstract_params(MODEL)
+    params = jax.tree.map(lambda p: jnp.ones(p.shape, p.dtype), nn.unbox(boxed))
+    zero = jax.tree.map(jnp.zeros_like, params)
+    for decayed in ("matrices", "all"):
+        made = config(weight_decay=0.1, weight_decay_mask=decayed, max_grad_norm=None)
+        optimizer = made.build(lambda count: 0.5, boxed)
+        update, _ = optimizer.update(zero, optimizer.init(params), params)
+        np.testing.assert_allclose(update["embedding"], -0.05, rtol=1e-6)
+        np.testing.assert_allclose(update["layers"]["mlp"]["up"], -0.05, rtol=1e-6)
+        norm = -0.05 if decayed == "all" else 0.0
+        np.testing.assert_allclose(update["final_norm"]["scale"], norm, rtol=1e-6)
 
 
 def test_gin_refers_to_an_optimizer() -> None:
