@@ -42,10 +42,9 @@ def check(proposal: Proposal, runs: Swarm) -> Check:
     runs differ in size, are of other mixtures, or fewer than two seeds of each.
     """
     runs.check_alike()
-    mixtures = {name: _shares(proposal, name, runs) for name in ("proposed", "natural")}
-    of = {}
-    for name, shares in mixtures.items():
-        of[name] = np.abs(runs.shares - shares).sum(axis=1) / 2 < _SAME_MIXTURE
+    known, of = proposal.table.set_index("domain").reindex(runs.domains).fillna(0.0), {}
+    for name in ("proposed", "natural"):
+        of[name] = np.abs(runs.shares - known[name].to_numpy()).sum(axis=1) / 2 < _SAME_MIXTURE
         if of[name].sum() < 2:
             raise UserError(
                 f"{of[name].sum()} of {len(runs)} runs are scored on the {name} mixture: need two "
@@ -65,12 +64,6 @@ def check(proposal: Proposal, runs: Swarm) -> Check:
     verdict = _verdict(differences.iloc[0], alike)
     notes = () if alike else (_caveat(size),)
     return Check(_sentence(verdict, differences), table, notes=notes, verdict=verdict)
-
-
-def _shares(proposal: Proposal, mixture: str, runs: Swarm) -> Array:
-    """The shares [k] of a mixture of the proposal, in the order of the runs' domains."""
-    shares = proposal.table.set_index("domain")[mixture]
-    return shares.reindex(runs.domains).fillna(0.0).to_numpy()
 
 
 def _compared(target: str, y: Array, of: dict[str, Array], predicted: pd.DataFrame) -> pd.DataFrame:

@@ -73,7 +73,7 @@ def fit(swarm: Swarm, laws: Sequence[str] = DEFAULT, draws: int = DRAWS, seed: i
     if all(refused.values()):
         raise UserError(f"no law can be fitted: {refused[laws[0]]}")
     folds = _folds(swarm.shares, seed)
-    once = np.vstack([np.ones(n), *folds])
+    once, unseen = np.vstack([np.ones(n), *folds]), 1 - np.array(folds)
     rng = np.random.default_rng(seed)
     counts = rng.multinomial(n, np.full(n, 1 / n), size=draws)
     resampled = np.vstack([np.ones(n), counts])
@@ -86,7 +86,7 @@ def fit(swarm: Swarm, laws: Sequence[str] = DEFAULT, draws: int = DRAWS, seed: i
             row = {"target": target, "law": name, "refused": refused[name], "chosen": False}
             if not refused[name]:
                 law = LAWS[name].fit(swarm.shares, y, once)
-                out = _left_out(law(swarm.shares, None)[1:], folds)
+                out = (law(swarm.shares, None)[1:] * unseen).sum(axis=0) / unseen.sum(axis=0)
                 error = float(np.sqrt(np.mean((out - y) ** 2)))
                 row |= {"error": error, **ranking(out, y)}
                 if not _is_worth(out, y):
@@ -130,12 +130,6 @@ def _folds(shares: Array, seed: int) -> list[Array]:
         fold = rng.permutation(member.max() + 1)[member] % _FOLDS
         found += [(fold != number).astype(float) for number in range(_FOLDS)]
     return found
-
-
-def _left_out(predicted: Array, folds: Sequence[Array]) -> Array:
-    """Mean prediction [n] of each run by the fits that did not see it."""
-    unseen = 1 - np.array(folds)
-    return np.asarray((predicted * unseen).sum(axis=0) / unseen.sum(axis=0))
 
 
 def _is_worth(predicted: Array, measured: Array) -> bool:

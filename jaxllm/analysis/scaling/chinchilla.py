@@ -137,7 +137,8 @@ def isoflop(points: pd.DataFrame, *, draws: int = DRAWS, seed: int = 0) -> Compu
     budget, and of several runs of one size and budget the best is used.
     """
     frame, notes = usable(points, ("params", "flops", "loss"))
-    frame = _same_budgets(frame)
+    budget = near_equal(frame.flops, 1.1)
+    frame = frame.assign(flops=np.exp(np.log(frame.flops).groupby(budget).transform("mean")))
     budgets, squares, dof = [], [], []
     for flops, group in frame.groupby("flops"):
         rows = group.groupby("params", as_index=False).loss.min()
@@ -189,12 +190,6 @@ def isoflop(points: pd.DataFrame, *, draws: int = DRAWS, seed: int = 0) -> Compu
              "residual": optima[0] - fitted, "fitted": np.exp(fitted)}
         )  # fmt: skip
     return _finding("isoFLOP curves", lines, table, table.flops.max(), len(frame), notes)
-
-
-def _same_budgets(frame: pd.DataFrame) -> pd.DataFrame:
-    """Merge budgets within a tenth of each other into their geometric mean."""
-    budget = near_equal(frame.flops, 1.1)
-    return frame.assign(flops=np.exp(np.log(frame.flops).groupby(budget).transform("mean")))
 
 
 def _curved(frame: pd.DataFrame) -> float:
