@@ -83,12 +83,20 @@ def capability_table(tables: Tables, run: str, width: int = 100) -> str:
 def _table(points: pd.DataFrame, domains: dict[str, list[str]], width: int) -> Iterator[str]:
     label = min(max(points.task.str.len().max() + 2, 12), 36)
     tokens = points.groupby("step")["tokens"].max()
-    room = min(max((width - label - _CHANCE) // _CELL, 2), len(tokens))
+    last = points.drop_duplicates("task", keep="last").set_index("task")
+    guesses = points.groupby("task")[["chance", "chance_score"]].max()
+    ends = {}  # the level of a guess, or else what the numbers are
+    for task, metric in last.metric.items():
+        guess = guesses.at[task, "chance_score" if is_share(metric) else "chance"]
+        unit = "" if is_share(metric) else _UNITS.get(metric, metric)
+        ends[task] = unit if pd.isna(guess) else numbers.value(guess, metric)
+    end_width = max(_CHANCE, *(len(end) + 1 for end in ends.values()))
+    room = min(max((width - label - end_width) // _CELL, 2), len(tokens))
     steps = tokens.index[np.linspace(0, len(tokens) - 1, room).round().astype(int)]
 
     def line(name: str, cells: Sequence[str], end: str = "") -> str:
-        return (
-            f"{name:<{label}}" + "".join(f"{cell:>{_CELL}}" for cell in cells) + f"{end:>{_CHANCE}}"
+        return "".join(
+            [f"{name:<{label}}", *(f"{c:>{_CELL}}" for c in cells), f"{end:>{end_width}}"]
         )
 
     shown = [f"{step:,} " if step < 1e6 else f"{amount(step)} " for step in steps]
@@ -98,19 +106,13 @@ def _table(points: pd.DataFrame, domains: dict[str, list[str]], width: int) -> I
         (row.task, row.step): numbers.value(row.value, row.metric) + (MARK if row.above else " ")
         for row in points.itertuples()
     }
-    last = points.drop_duplicates("task", keep="last").set_index("task")
-    guesses = points.groupby("task")[["chance", "chance_score"]].max()
     for domain, tasks in domains.items():
         own = [task for task in tasks if task in last.index and last.domain[task] == domain]
         yield from [domain] if own else []
         for task in own:
             name = f"  {task}" if len(task) + 2 <= label else f"  {task[: label - 3]}…"
-            metric, share = last.metric[task], is_share(last.metric[task])
-            guess = guesses.chance_score[task] if share else guesses.chance[task]
-            end = numbers.value(guess, metric)
-            if pd.isna(guess):
-                end = "" if share else _UNITS.get(metric, metric)[:_CELL]
-            yield line(name, [texts.get((task, s), f"{numbers.UNKNOWN} ") for s in steps], end)
+            cells = [texts.get((task, s), f"{numbers.UNKNOWN} ") for s in steps]
+            yield line(name, cells, ends[task])
     if len(steps) < len(tokens):
         yield f"{len(steps)} of {len(tokens)} checkpoints shown"
 

@@ -19,7 +19,7 @@ from jaxllm.errors import UserError
 from jaxllm.io import is_remote, location
 from jaxllm.run.manifest import ManifestEntry
 from jaxllm.run.records import RunInfo
-from jaxllm.run.restore import RestoredCheckpoint, check_arrays, check_model, damages, restore
+from jaxllm.run.restore import RestoredCheckpoint, check_arrays, damages, restore
 from jaxllm.run.run import Run
 
 LENGTH = ("rope_theta", "rope_scaling")  # fields that a branch may change, for longer sequences
@@ -67,10 +67,8 @@ class Branch:
         """
         layout, compared = self.parent.layout, {k: v for k, v in model.items() if k not in LENGTH}
         with self._errors():
-            metadata = check_arrays(
-                layout, self.checkpoint, params, training if self.whole else None
-            )
-        check_model(layout, self.checkpoint.step, metadata, compared)
+            taken = training if self.whole else None
+            check_arrays(layout, self.checkpoint, params, taken, compared)
 
     def begin(
         self, run: Run, info: RunInfo, params: Any, training: Any, model: Mapping[str, Any]

@@ -101,11 +101,12 @@ def restore_newest(
     params: Any,
     training: Any,
     report: Callable[[str], None],
+    model: Callable[[int], Mapping[str, Any]] | None = None,
 ) -> RestoredCheckpoint | None:
     """The newest readable checkpoint of `entries`, the committed ones; `report`s unreadable ones.
 
-    UserError if the checkpoint is of another model or optimizer; all are damaged; or the manifest
-    lists none of the existing checkpoints.
+    `model` is what a step's model is compared with. UserError if the checkpoint is of another model
+    or optimizer; all are damaged; or the manifest lists none of the existing checkpoints.
     """
     unlisted = committed_steps(layout) - {entry.step for entry in entries}
     if unlisted and not entries:
@@ -117,7 +118,7 @@ def restore_newest(
         restored, path = None, layout.checkpoint(entry.step)
         try:
             with _bucket_errors(path):
-                restored = restore(layout, entry, params, training)
+                restored = restore(layout, entry, params, training, model and model(entry.step))
         except UserError:
             raise
         except Exception as error:
@@ -138,14 +139,20 @@ def restore_newest(
     return None
 
 
-def restore(layout: Layout, entry: ManifestEntry, params: Any, training: Any) -> RestoredCheckpoint:
+def restore(
+    layout: Layout,
+    entry: ManifestEntry,
+    params: Any,
+    training: Any,
+    model: Mapping[str, Any] | None = None,
+) -> RestoredCheckpoint:
     """One committed checkpoint, to be `check`ed; its parameters alone if `training` is None.
 
     UserError if it is of another model or optimizer, or has no training state; any Exception if it
     cannot be read.
     """
     path, restorer = layout.checkpoint(entry.step), ocp.StandardCheckpointer()
-    metadata = check_arrays(layout, entry, params, training)
+    metadata = check_arrays(layout, entry, params, training, model)
     return RestoredCheckpoint(
         entry,
         restorer.restore(path / MODEL, params),
@@ -155,19 +162,24 @@ def restore(layout: Layout, entry: ManifestEntry, params: Any, training: Any) ->
 
 
 def check_arrays(
-    layout: Layout, entry: ManifestEntry, params: Any, training: Any
+    layout: Layout,
+    entry: ManifestEntry,
+    params: Any,
+    training: Any,
+    model: Mapping[str, Any] | None,
 ) -> Mapping[str, Any]:
-    """The JSON saved with a checkpoint that has these arrays; raises as `restore`."""
+    """The JSON saved with a checkpoint of this model with these arrays; raises as `restore`."""
     path = layout.checkpoint(entry.step)
+    if training is not None and entry.kind in (IMPORTED, AVERAGE):
+        raise UserError(
+            f"checkpoint {path} has parameters alone, without the state of an optimizer: begin "
+            f"another run from it, with --branch_from={layout.root}@{entry.step}:params"
+        )
+    _check_model(path, found := _json(path), model or {})
     _check_item(path / MODEL, params, "parameter")
     if training is not None:
-        if entry.kind in (IMPORTED, AVERAGE):
-            raise UserError(
-                f"checkpoint {path} has parameters alone, without the state of an optimizer: begin "
-                f"another run from it, with --branch_from={layout.root}@{entry.step}:params"
-            )
         _check_item(path / TRAINING, training, "optimizer state")
-    return _json(path)
+    return found
 
 
 def saved_json(layout: Layout, step: int) -> Mapping[str, Any]:
@@ -184,17 +196,14 @@ def _json(path: epath.Path) -> dict[str, Any]:
     return {} if alone else checksums.check_json(found)
 
 
-def check_model(
-    layout: Layout, step: int, metadata: Mapping[str, Any], model: Mapping[str, Any]
-) -> None:
+def _check_model(path: epath.Path, metadata: Mapping[str, Any], model: Mapping[str, Any]) -> None:
     """Raise UserError if a field of the `model` differs from the checkpoint's `metadata`."""
     trained: Mapping[str, Any] = metadata.get("model", model)
     for name in sorted(model):
         if trained.get(name) != model[name]:
             raise UserError(
-                f"checkpoint {layout.checkpoint(step)} is of a model with {name} = "
-                f"{trained.get(name)!r}, and this run's config says {model[name]!r}: set it back, "
-                "or take another MODEL_DIR"
+                f"checkpoint {path} is of a model with {name} = {trained.get(name)!r}, and this "
+                f"run's config says {model[name]!r}: set it back, or take another MODEL_DIR"
             )
 
 

@@ -209,9 +209,9 @@ class Run:
 
         Later steps will be trained again: their lines in the manifest and the metrics are dropped,
         their records and unreadable checkpoints moved away. All hosts must call it. Arguments and
-        errors are those of `restore_newest`; `model` is what a step's model is compared with.
+        errors are those of `restore_newest`.
         """
-        from jaxllm.run.restore import check_model, committed_steps, restore_newest
+        from jaxllm.run.restore import committed_steps, restore_newest
 
         resumed = None
         for lines in (self.manifest_lines, self.metrics_lines, self.restart_lines):
@@ -220,13 +220,11 @@ class Run:
         saved, newest = self.available(), None
         abandoned = committed_steps(self.layout) & {entry.step for entry in self.entries()}
         if saved or not abandoned:
-            newest = restore_newest(self.layout, saved, params, training, report)
+            newest = restore_newest(self.layout, saved, params, training, report, model)
         if newest:
             entry = newest.entry
             if entry.rollbacks > len(self.rollbacks()):
                 raise UserError(f"{self.layout.rollbacks} has lost lines: bring it back")
-            if model is not None:
-                check_model(self.layout, entry.step, newest.custom_metadata, model(entry.step))
             rows = self.metrics_lines.read()[0] + self.restart_lines.read()[0]
             restarts = max([entry.restarts, *(row.get("restarts", 0) for row in rows)]) + 1
             spent = newest.custom_metadata.get("time", {"wall": entry.wall_seconds})

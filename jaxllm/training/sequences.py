@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -47,8 +48,8 @@ def open_data(
     whole = branch is None or branch.whole
     origin = Origin(saved.position, saved.domain_tokens) if saved and whole else Origin()
     try:
-        known, given = Run(home).settings(), data.vocabulary
-        if not known or given == _vocabulary_of(known) or (branch and not given.path):
+        known, unnamed = Run(home).settings(), branch and not data.vocabulary.path
+        if unnamed or not known or _names(known, data.vocabulary):
             data = with_saved_tokenizer(data, home)
         weights = weights or resolve(data)
         tokenizer = load_tokenizer(data, weights)
@@ -105,10 +106,11 @@ def sample(
     return found
 
 
-def _vocabulary_of(settings: Mapping[str, Any]) -> VocabularyConfig:
-    """The vocabulary that the config of a run names."""
-    own = {n: v for n, v in settings.items() if n.startswith("VocabularyConfig.")}
-    return VocabularyConfig(**{name.partition(".")[2]: value for name, value in own.items()})
+def _names(settings: Mapping[str, Any], vocabulary: VocabularyConfig) -> bool:
+    """Whether the config of a run names this vocabulary."""
+    unset = {"path": None, "size": VocabularyConfig.size, "special_tokens": {}}
+    known = {n: settings.get(f"VocabularyConfig.{n}", value) for n, value in unset.items()}
+    return known == dataclasses.asdict(vocabulary)
 
 
 def _of_branch(

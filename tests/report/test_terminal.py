@@ -1,5 +1,7 @@
 """The capability table fits its width, keeps the first and last checkpoint, and marks fairly."""
 
+import dataclasses
+import math
 import re
 
 import pytest
@@ -38,6 +40,15 @@ def test_values_and_marks_are_those_of_the_records(run_dir) -> None:
             assert cell.rstrip("*") == numbers.value(row.value, row.metric)
             if abs(row.value - row.chance - 4 * row.stderr) > row.stderr:
                 assert cell.endswith("*") == (row.value > row.chance + 4 * row.stderr)
+
+
+@pytest.mark.parametrize("width", [60, 100])
+def test_the_name_of_a_metric_is_not_cut(run_dir, width) -> None:
+    tables = gather([Run.open(run_dir)])
+    points = tables.points.assign(metric="extractible", chance=math.nan)
+    text = terminal.capability_table(dataclasses.replace(tables, points=points), "simulated", width)
+    rows = [row for row in text.splitlines() if row.split()[0] in {task.name for task in TASKS}]
+    assert rows and all(row.endswith(" extractible") and len(row) <= width for row in rows)
 
 
 def test_a_failed_checkpoint_is_a_dash(run_dir, tmp_path) -> None:

@@ -5,6 +5,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import gin
 import pytest
 
 from jaxllm.data import vocabularies
@@ -115,9 +116,9 @@ def test_a_run_that_is_given_another_vocabulary_is_refused(
     for same in (config.vocabulary, VocabularyConfig(str(file))):  # as before, or from elsewhere
         (source,), _ = open_data(experiment(run.model_dir, data=replace(config, vocabulary=same)))
         assert source.fingerprint == began.fingerprint
+    gin.bind_parameter("VocabularyConfig.path", other)
     with pytest.raises(UserError, match=message):
-        vocabulary = VocabularyConfig(other)
-        open_data(experiment(run.model_dir, data=replace(config, vocabulary=vocabulary)))
+        open_data(experiment(run.model_dir, data=replace(config, vocabulary=VocabularyConfig())))
 
 
 def test_changed_corpora_bring_no_new_vocabulary(config: DataConfig, tmp_path: Path) -> None:

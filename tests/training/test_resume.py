@@ -84,9 +84,9 @@ def test_the_same_start_again_says_nothing_of_changes(
 
 
 @pytest.mark.parametrize(
-    "change", [{"rope_theta": 5e5}, {"activation": "gelu"}, {"norm_eps": 1e-5}]
+    "change", [{"rope_theta": 5e5}, {"activation": "gelu"}, {"norm_eps": 1e-5}, {"num_layers": 2}]
 )
-def test_another_model_of_the_same_shapes_is_refused(
+def test_another_model_is_refused_with_the_setting_that_differs(
     trained: Experiment, change: dict[str, Any]
 ) -> None:
     (name,) = change
