@@ -95,7 +95,7 @@ def search(
     microbatches, as long as a policy with less recomputation may fit.
     """
     results: list[Result] = []
-    bar = tqdm(desc="compiled", unit=" candidates", file=sys.stderr)
+    bar = tqdm(desc="compiled", unit=" candidates", file=sys.stderr, disable=None)
     for mesh in candidates:
         lightest = len(REMAT_POLICIES)
         for microbatches in (1, 2, 4):

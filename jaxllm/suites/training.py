@@ -63,7 +63,7 @@ class _Training:
             log(f"{job.name}: goes on")
         self.bar = tqdm(
             total=sum(one.flops for one in suite.members if one.name in self._due),
-            unit="FLOP", unit_scale=True,
+            unit="FLOP", unit_scale=True, disable=None,
             bar_format="{percentage:3.0f}%|{bar}| {elapsed}, {remaining} left  {postfix}",
         )  # fmt: skip
 

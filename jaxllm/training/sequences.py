@@ -108,7 +108,7 @@ def sample(
 
 def _names(settings: Mapping[str, Any], vocabulary: VocabularyConfig) -> bool:
     """Whether the config of a run names this vocabulary."""
-    unset = {"path": None, "size": VocabularyConfig.size, "special_tokens": {}}
+    unset: dict[str, Any] = {"path": None, "size": VocabularyConfig.size, "special_tokens": {}}
     known = {n: settings.get(f"VocabularyConfig.{n}", value) for n, value in unset.items()}
     return known == dataclasses.asdict(vocabulary)
 
