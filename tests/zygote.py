@@ -1,10 +1,10 @@
 """Commands in processes of their own at the price of a fork, of one that has imported everything.
 
 `python -m tests.zygote` reads a JSON object per line: `start` with a module and its arguments, the
-`environment`, `cwd` and the files `output` and `errors`, answers a process id; `poll` with an id
-answers its exit code, as subprocess has it, and null while it runs. No backend of JAX is
+`environment`, `cwd` and the files `output`, `errors` and `lock`, answers a process id; `poll` with
+an id answers its exit code, as subprocess has it, and null while it runs. No backend of JAX is
 initialized before the fork, so that each is a process of its own, with its own threads, handlers
-and devices.
+and devices. A suite's runs are forks as well, of what the suite's fork was before it began.
 """
 
 from __future__ import annotations
