@@ -289,18 +289,20 @@ def _rises(shares: pd.DataFrame) -> Iterator[Finding]:
     """Final accuracies by size, with L and B of each task."""
     wide = _last(shares.rename(columns={"value": "accuracy"}), "accuracy")
     yield from _by_size(wide, "accuracy")
+    if wide.empty:
+        return
     n = shares.groupby("task").n.max().fillna(0).replace(0, 100)
     both = {task: linear_and_sudden(y.to_numpy(), 1 / n[task]) for task, y in wide.iterrows()}
     of = pd.DataFrame(both, ["linearity", "breakthroughness"]).T
     # The error of a difference of two shares is at most sqrt(0.5 / n).
-    clear = wide.max(axis=1) - wide.min(axis=1) > 2 * np.sqrt(0.5 / n[wide.index])
+    clear = wide.iloc[:, -1] - wide.iloc[:, 0] > 2 * np.sqrt(0.5 / n[wide.index])
     of = of[(of.linearity > 0) & clear].sort_values("breakthroughness", ascending=False)
     if len(of) < 2:
         return
     sentence = (
         f"Over {wide.shape[1]} sizes, BIG-bench's breakthroughness of final accuracy is highest "
         f"in {', '.join(of.index[:3])}, its linearity in {of.linearity.idxmax()}, of {len(of)} "
-        "tasks where it rises by more than two standard errors."
+        "tasks where it rises from first to last by more than two standard errors."
     )
     long = wide.reset_index().melt("task", value_name="accuracy", var_name="params")
     long = of.reset_index(names="task").merge(long).assign(size=lambda t: t.params.map(amount))

@@ -321,6 +321,19 @@ def test_five_examples_tell_no_rise():
     assert set(found.table.task) == {f"t{i}" for i in range(1, 8)}
 
 
+def test_tasks_at_chance_do_not_rise_over_sizes():
+    """The largest of seven shares is above the least by two standard errors in every fourth."""
+    rng, sizes, n = np.random.default_rng(0), np.geomspace(1e7, 1e10, 7), 1000
+    drawn = rng.binomial(n, 0.25, (200, 7)) / n
+    parts = [
+        table({f"t{i}": [0.25, of] for i, of in enumerate(drawn[:, k])}, n=n, run=f"r{k}",
+              params=size)
+        for k, size in enumerate(sizes)
+    ]  # fmt: skip
+    found = [one for one in axis.perplexity_axis(Study(pd.concat(parts))) if one.title == RISES]
+    assert not found or found[0].table.task.nunique() <= 6
+
+
 def test_two_families_are_told_apart():
     other = suite(by_size).assign(family="g")
     other = other.assign(run=other.run + "g")

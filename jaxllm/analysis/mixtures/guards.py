@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 
 import numpy as np
 import numpy.typing as npt
@@ -55,8 +56,9 @@ class Guards:
         """`guard, value, limit` of a mixture with this predicted objective."""
         one, y = mixture[None], self.measured
         known = min(y.min(), self.expected)
+        epochs = (mixture * self.budget / self.tokens).max() or math.nan  # 0: of unknown tokens
         rows = [
-            ("epochs of a domain", (mixture * self.budget / self.tokens).max(), self.repetition),
+            ("epochs of a domain", epochs, self.repetition),
             ("KL from the natural shares", self.kl(one)[0], self._limits["kl"]),
             ("leverage", self.leverage(one)[0], self._limits["leverage"]),
             ("distance to the runs' hull", self.hull(mixture), self._limits["hull"]),
