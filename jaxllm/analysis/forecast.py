@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from jaxllm.analysis.baselines import BASELINES, by_size
+from jaxllm.analysis.benchmarks import benchmarks
 from jaxllm.analysis.curves import Array, Curve, curves, is_share, of_metric
 from jaxllm.analysis.finding import Finding
 from jaxllm.analysis.forecast_methods import (
@@ -133,8 +134,8 @@ class Scale:
     place=20,
     caption="Made from the run's own past and from finished runs, if there are any; the interval "
     "holds the value of the final checkpoint, its sampling noise included.",
-    method="Kriging over size, tokens and training (Cressie 1993), with intervals by "
-    "cross-validation; alone, damped trends (Gardner and McKenzie 1985).",
+    method="Kriging over size, tokens and training (Cressie 1993), combined by cross-validation "
+    "(Bates and Granger 1969); alone, damped trends (Gardner and McKenzie 1985).",
 )
 def forecasts(study: Study) -> list[Finding]:
     """Forecast every run in progress from the finished runs."""
@@ -242,7 +243,8 @@ def _from_others(
         if len(other.progress) > 1 and other.finished:
             finished[other.key].append(other.smooth().free())
     # Tasks of the same finished models at the same checkpoints share all matrices.
-    grids: dict[tuple[Any, ...], list[tuple[int, list[AlignedCurve]]]] = {}
+    grids: dict[tuple[Any, ...], dict[tuple[Any, ...], list[int]]] = {}
+    begun: dict[tuple[Any, ...], list[AlignedCurve]] = {}
     for i, target in enumerate(targets):
         recent = tuple(target.progress[-RECENT:].round(6))
         runs = [
@@ -252,28 +254,35 @@ def _from_others(
             and (other.model[0] > 0) == (target.model[0] > 0)
         ]
         if runs:
+            begun[target.key, recent] = runs
             grid = target.model, recent, tuple(run.model for run in runs)
-            grids.setdefault(grid, []).append((i, runs))
-    batches = []
-    for (model, recent, models), members in grids.items():
+            grids.setdefault(grid, {}).setdefault(target.key, []).append(i)
+    names = benchmarks(sorted({target.curve.task for target in targets}))
+    batches, members = [], []
+    for (model, recent, models), of_key in grids.items():
         times = np.concatenate([recent, np.linspace(recent[-1], 1.0, _LATER + 1)[1:]])
+        members.append([i for of in of_key.values() for i in of])
         batches.append(
             Batch(
-                own=np.array([targets[i].values[-RECENT:] for i, _ in members]),
+                own=np.array([targets[i].values[-RECENT:] for i in members[-1]]),
+                task=np.repeat(np.arange(len(of_key)), [len(of) for of in of_key.values()]),
                 model=np.array(model),
-                finished=np.array([[run.at(times) for run in runs] for _, runs in members]),
+                finished=np.array(
+                    [[run.at(times) for run in begun[key, recent]] for key in of_key]
+                ),
                 models=np.array(models),
                 times=times,
+                benchmarks=np.array([f"{names[key[0]]} {key[2]}" for key in of_key]),
             )
         )
     expected: dict[int, Expected] = {}
-    forecasts = forecast_batches(batches, level)
-    for batch, members, made in zip(batches, grids.values(), forecasts, strict=True):
+    forecasts = forecast_batches(batches, level) if batches else []
+    for batch, own, (values, halves) in zip(batches, members, forecasts, strict=True):
         size, sizes = batch.model[0], batch.models[:, 0]
         distance = math.exp(float(np.abs(sizes - size).min()))
-        for (i, _), own, value, half in zip(members, batch.finished, *made, strict=True):
+        for i, task, value, half in zip(own, batch.task, values, halves, strict=True):
             scale = targets[i].scale
-            now, end = (scale.bound(own[:, at]) for at in (-1 - _LATER, -1))
+            now, end = (scale.bound(batch.finished[task, :, at]) for at in (-1 - _LATER, -1))
             last = float(scale.bound(targets[i].values[-1]))
             baselines = by_size(last, now, end, sizes, size)
             expected[i] = Expected(float(value), float(half), len(now), distance, baselines)
