@@ -125,7 +125,7 @@ def off_guess(curves: Curves) -> Curves:
     never = at_guess.groupby(curves.table.task).all()
     if not never.any():
         return curves
-    note = f"{int(never.sum())} tasks never score above a guess: their noise is left out."
+    note = f"Left out as noise, as they never score above a guess: {int(never.sum())} of the tasks."
     points = curves.points[~curves.points.task.isin(never.index[never])]
     return Curves(points, (*curves.notes, note))
 
@@ -167,9 +167,9 @@ def trajectories(main: Curves, records: pd.DataFrame) -> tuple[pd.DataFrame, pd.
     valueless = valueless.assign(state=NO_VALUE, or_before=False, guess=valueless.chance, **unknown)
     rows += valueless[columns].to_dict("records")
     table = pd.DataFrame(rows, columns=columns)
-    rank = table.state.map(STATES.index)
-    table = table.assign(rank=rank).sort_values(["rank", "tokens", "task"], kind="stable")
-    return shown, table.drop(columns="rank").reset_index(drop=True)
+    rank = lambda of: of.map(STATES.index) if of.name == "state" else of
+    order = ["state", "tokens", "task"]
+    return shown, table.sort_values(order, kind="stable", key=rank, ignore_index=True)
 
 
 def gain_share(shown: pd.DataFrame, findings: pd.DataFrame) -> pd.DataFrame:

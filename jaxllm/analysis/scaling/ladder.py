@@ -125,8 +125,7 @@ def task_ladders(study: Study) -> list[Finding]:
         points = wide.reset_index().assign(soft=values.to_numpy())
         result = ladder(points, chance=float(rows.chance[rows.metric == "accuracy"].iloc[-1]))
         metric = f"{'log ' * (soft == 'perplexity')}{soft.replace('_', ' ')}"
-        of = f"The runs of the family {rows.family.iloc[0]}; the soft metric is {metric}."
-        notes = (of, *result.notes)
+        notes = (f"The runs of the family {rows.family.iloc[0]}, by {metric}.", *result.notes)
         findings.append(dataclasses.replace(result, title=f"Task ladder: {task}", notes=notes))
     reason = "no family has bits per byte, perplexity or Brier score of a task beside its accuracy"
     return findings or [Finding.refuse(f"{reason}, of three sizes")]

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from jaxllm.analysis.backtest import DISTANCES, NONE
 from jaxllm.analysis.baselines import BASELINES
 from jaxllm.analysis.curves import is_share
 from jaxllm.analysis.emergence import NO_GAIN, VERDICTS
@@ -66,17 +65,14 @@ def backtest(finding: Any, study: Study) -> Chart | None:
     """The error of the forecast and of simple ones, by what is known and how far away."""
     shares = _shares(finding.points)
     scores = dataclasses.replace(finding, points=shares if len(shares) else finding.points)
-    names = {"mae": "forecast", **{f"mae_{name}": long for name, long in BASELINES.items()}}
+    shown = ("last", "nearest_gain", "gain_line")
+    names = {"mae": "forecast", **{f"mae_{name}": BASELINES[name] for name in shown}}
     rows = scores.summary(["fraction", "far"])
-    order = {name: place for place, name in enumerate(DISTANCES)}
-    rows = rows.sort_values(
-        ["far", "fraction"], key=lambda c: c.map(order) if c.name == "far" else c
-    )
+    rows["far"] = rows.far.map(scores.points.groupby("far").distance.median())
+    rows = rows.sort_values(["far", "fraction"])
     long = rows.melt(["fraction", "far"], list(names), "by", "error").dropna(subset="error")
-    long = long[long.by.isin(["mae", "mae_last", "mae_nearest_gain", "mae_gain_line"])]
-    far = scores.points.groupby("far").distance.median().map(", ×{:.2g}".format)
-    far[NONE] = ""
-    after = long.fraction.map("after {:.0%}".format) + long.far.map(far)
+    after = long.fraction.map("after {:.0%}".format)
+    after += long.far.map(", ×{:.2g}".format).where(long.far.notna(), "")
     title = "mean absolute error of the final value"
     return marks.dots(
         long.assign(by=long.by.map(names), after=after), "after", "error", title, series="by",
