@@ -27,6 +27,8 @@ from jaxllm.run.layout import MODEL, TRAINING, Layout
 from jaxllm.run.manifest import AVERAGE, IMPORTED, ManifestEntry
 from jaxllm.runtime import on_any_process
 
+Json = Mapping[str, Any]
+
 
 @dataclasses.dataclass(frozen=True)
 class RestoredCheckpoint:
@@ -35,7 +37,7 @@ class RestoredCheckpoint:
     entry: ManifestEntry
     params: Any
     training: Any  # None of a branch that takes the parameters alone
-    custom_metadata: Mapping[str, Any]
+    custom_metadata: Json
 
     def check(self) -> None:
         """Raise ValueError if arrays are not as saved; all processes must call it."""
@@ -101,7 +103,7 @@ def restore_newest(
     params: Any,
     training: Any,
     report: Callable[[str], None],
-    model: Callable[[int], Mapping[str, Any]] | None = None,
+    model: Callable[[int], Json] | None = None,
 ) -> RestoredCheckpoint | None:
     """The newest readable checkpoint of `entries`, the committed ones; `report`s unreadable ones.
 
@@ -140,11 +142,7 @@ def restore_newest(
 
 
 def restore(
-    layout: Layout,
-    entry: ManifestEntry,
-    params: Any,
-    training: Any,
-    model: Mapping[str, Any] | None = None,
+    layout: Layout, entry: ManifestEntry, params: Any, training: Any, model: Json | None = None
 ) -> RestoredCheckpoint:
     """One committed checkpoint, to be `check`ed; its parameters alone if `training` is None.
 
@@ -162,12 +160,8 @@ def restore(
 
 
 def check_arrays(
-    layout: Layout,
-    entry: ManifestEntry,
-    params: Any,
-    training: Any,
-    model: Mapping[str, Any] | None,
-) -> Mapping[str, Any]:
+    layout: Layout, entry: ManifestEntry, params: Any, training: Any, model: Json | None
+) -> Json:
     """The JSON saved with a checkpoint of this model with these arrays; raises as `restore`."""
     path = layout.checkpoint(entry.step)
     if training is not None and entry.kind in (IMPORTED, AVERAGE):
@@ -182,7 +176,7 @@ def check_arrays(
     return found
 
 
-def saved_json(layout: Layout, step: int) -> Mapping[str, Any]:
+def saved_json(layout: Layout, step: int) -> Json:
     """The JSON saved with a checkpoint; UserError if it is damaged."""
     with damages(path := layout.checkpoint(step)):
         return _json(path)
@@ -196,9 +190,9 @@ def _json(path: epath.Path) -> dict[str, Any]:
     return {} if alone else checksums.check_json(found)
 
 
-def _check_model(path: epath.Path, metadata: Mapping[str, Any], model: Mapping[str, Any]) -> None:
+def _check_model(path: epath.Path, metadata: Json, model: Json) -> None:
     """Raise UserError if a field of the `model` differs from the checkpoint's `metadata`."""
-    trained: Mapping[str, Any] = metadata.get("model", model)
+    trained = metadata.get("model", model)
     for name in sorted(model):
         if trained.get(name) != model[name]:
             raise UserError(
