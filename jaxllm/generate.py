@@ -96,9 +96,9 @@ def read_prompts(name: str) -> list[str]:
 
 
 def settings(args: argparse.Namespace) -> dict[str, Any]:
-    """The flags that determine the texts."""
-    names = ("model_dir", "step", "models", "combine", "max_new_tokens", "temperature", "top_k",
-             "top_p", "stop", "seed")  # fmt: skip
+    """The checkpoints and flags that determine the texts."""
+    names = ("checkpoints", "model_dir", "models", "combine", "max_new_tokens", "temperature",
+             "top_k", "top_p", "stop", "seed")  # fmt: skip
     return {name: getattr(args, name) for name in names if getattr(args, name)}
 
 
@@ -132,6 +132,7 @@ def make_generator(args: argparse.Namespace) -> Generator:
     from jaxllm.interop.opening import open_models
 
     opened, mesh = open_models(names, lambda run: cli.load_gin(args, run))
+    args.checkpoints = [each.name for each in opened]
 
     from jaxllm.evaluation.inference import Decoding, Generator
 

@@ -100,6 +100,10 @@ def test_a_run_answers_as_the_directory_that_it_came_from(
     assert capsys.readouterr().out == their_texts(published, PROMPTS[:1], 12)[0] + "\n"
     generate.main([f"--model_dir={tmp_path / 'run'}", f"--prompt={PROMPTS[0]}", *MESH])
     assert capsys.readouterr().out == their_texts(published, PROMPTS[:1], 64)[0] + "\n"
+    output = tmp_path / "texts.jsonl"
+    flags = (f"--model_dir={tmp_path / 'run'}", f"--prompt={PROMPTS[0]}", "--max_new_tokens=2")
+    generate.main([*flags, f"--output={output}", *MESH])
+    assert json.loads(output.read_text())["settings"]["checkpoints"] == [f"{tmp_path / 'run'}@0"]
 
 
 def test_a_difference_of_models_is_a_loop_over_transformers(
@@ -134,6 +138,7 @@ def test_a_difference_of_models_is_a_loop_over_transformers(
     assert [row["text"] for row in rows] == expected
     assert expected != their_texts(small, prompts, 12)
     assert rows[0]["settings"] == {
+        "checkpoints": [f"hf:{small}", f"hf:{published}"],
         "models": both.removeprefix("--models="), "combine": "probabilities:1,-1",
         "max_new_tokens": 12, "top_p": 1.0,
     }  # fmt: skip

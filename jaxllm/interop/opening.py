@@ -24,7 +24,7 @@ HF = "hf:"
 class Opened(NamedTuple):
     """A model with its parameters on the mesh, unboxed."""
 
-    name: str
+    name: str  # RUN@STEP, or hf:DIR
     model: ModelConfig
     params: Params
     vocabulary: TokenizerVocabulary
@@ -72,10 +72,11 @@ def _open(name: str, directory: str, step: int | None, mesh: Mesh) -> Opened:
     run, experiment = Run(directory), Experiment.configured()
     if not (entries := run.available() if step is None else run.select(str(step))):
         raise UserError(f"{directory} has no checkpoints")
-    model = experiment.at(entries[-1].step).model
-    params = run.restore_params(entries[-1].step, model, mesh)
+    step = entries[-1].step
+    model = experiment.at(step).model
+    params = run.restore_params(step, model, mesh)
     vocabulary = build_vocabulary(experiment.data, directory)
-    return Opened(name, model, params, vocabulary)
+    return Opened(f"{directory}@{step}", model, params, vocabulary)
 
 
 def _check_vocabulary(first: Opened, other: Opened) -> None:

@@ -53,8 +53,11 @@ def said(home: Path) -> str:
     import contextlib
     import io
 
+    log = io.StringIO()
     with contextlib.redirect_stdout(io.StringIO()) as out:
-        assert run(home, "--jobs=2") == 1
+        with contextlib.redirect_stderr(log):
+            assert run(home, "--jobs=2") == 1
+        assert "%|" not in log.getvalue(), "a bar is for terminals"
     (home / "runs" / "seed2").unlink()
     assert run(home, "--jobs=2") == 0
     patch.undo()
