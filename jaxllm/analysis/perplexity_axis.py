@@ -29,11 +29,6 @@ PREDICTORS: dict[str, list[str]] = {
 }  # fmt: skip
 CLOCKS = {"perplexity": ALONE, "flops": "FLOPs", "tokens": "tokens", "step": "steps"}
 _LOSSES = ("perplexity", "loss", "word_perplexity", "byte_perplexity", "bits_per_byte")
-_PER = {
-    "bits_per_byte": " per byte",
-    "byte_perplexity": " per byte",
-    "word_perplexity": " per word",
-}
 OPTIONS = dict(zip(OPTION_PERPLEXITIES, ("right options", "wrong options"), strict=True))
 _EARLY = 0.1  # share of a run's tokens before which it predicts nothing (arXiv 2412.04403)
 _LEAST = 0.005  # share of the way from chance to 1; a logit of less is noise
@@ -95,8 +90,8 @@ def _losses(rows: pd.DataFrame, without: Literal["any", "all"] = "all") -> pd.Da
     """
     for metric in _LOSSES:
         if (wide := _shared(rows[rows.metric == metric], "score").dropna(how=without)).size:
-            scale = math.log(2) if metric == "bits_per_byte" else 1.0
-            return (-scale * wide).rename_axis(columns=metric)
+            nats = -wide * (math.log(2) if metric == "bits_per_byte" else 1.0)
+            return nats.rename_axis(columns=metric)
     return pd.DataFrame()
 
 
@@ -124,7 +119,7 @@ def _of_family(points: pd.DataFrame, running: Collection[str]) -> Iterator[Findi
     if texts[0].startswith(_LAMBADA):  # its accuracy is of the same words
         text = f"the last words of {' and '.join(texts)}"
         shares = shares[~shares.task.str.startswith(_LAMBADA)]
-    text += _PER.get(str(loss.name), "")
+    text += "".join(f" per {unit}" for unit in ("byte", "word") if unit in str(loss.name))
     at = at.merge(np.exp(loss).rename("perplexity").reset_index())
     wide = _shared(shares, "value")
     complete, notes = wide.dropna() if wide.size else wide.iloc[:0], main.notes
