@@ -62,13 +62,13 @@ def examine(study: Study) -> dict[str, tuple[Check, ...]]:
     """Run every check of each run; without enough data one is refused. Only runs with siblings to
     be compared with have a check of the collapse.
     """
-    of_tasks = tasks.judged(study.curves)
+    curves = list(study.curves)
     return {
         run: (
             *loss.loss_checks(study.log_of(run)),
             level.jumps(study.log_of(run)),
             level.dead_layers(study.log_of(run)),
-            tasks.falling([curve for curve in of_tasks if curve.run == run]),
+            tasks.falling([curve for curve in curves if curve.run == run]),
             *filter(None, [leaves_collapse(study, run)]),
         )
         for run in study.runs

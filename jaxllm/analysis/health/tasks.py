@@ -7,7 +7,7 @@ and the like (lower is better).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -18,11 +18,6 @@ from jaxllm.analysis.onsets import AT_CHANCE, PROVISIONAL, onset
 from jaxllm.analysis.stats import Line, false_discovery, line_fit
 
 FEWEST = 5  # checkpoints in the last doubling of tokens, at least
-
-
-def judged(curves: Iterable[Curve]) -> list[Curve]:
-    """Curves of metrics with a known direction."""
-    return [c for c in curves if is_share(c.metric) or lower_is_better(c.metric)]
 
 
 def recent(tokens: Array) -> int:
@@ -66,7 +61,8 @@ def falling(own: Sequence[Curve], alpha: float = ALPHA) -> Check:
     false-discovery rate over all others is at most `alpha`.
     """
     name = "falling capabilities"
-    lines = [(curve, line) for curve in own if (line := recent_trend(curve)) is not None]
+    known = [curve for curve in own if is_share(curve.metric) or lower_is_better(curve.metric)]
+    lines = [(curve, line) for curve in known if (line := recent_trend(curve)) is not None]
     rows = [
         (curve.task, -line.slope * line.span, line.scatter, line.end, line.p_below(0.0))
         for curve, line in lines

@@ -96,7 +96,7 @@ class Watch:
         if not check or len(self._records) < tasks.FEWEST:
             return []
         scored = Study(pd.concat(self._records, ignore_index=True))
-        return self._new([tasks.falling(tasks.judged(scored.curves), ALPHA / LOOKS)])
+        return self._new([tasks.falling(list(scored.curves), ALPHA / LOOKS)])
 
     def _active_since(self, name: str, kind: str = "") -> float:
         """Tokens at the newest alarm of a check, of subjects of a kind; 0 if none is active."""
