@@ -151,10 +151,8 @@ def count_targets(stages, without):
     stores = {domain.name: domain.store for source, *_ in stages for domain in source.prepared}
     when = {task: [[] for _ in range(store.counts.tokens)] for task, store in stores.items()}
     for source, first_step, start, steps, batch in stages:
-        traced = [Traced(domain.store) for domain in source.prepared]
-        for layout, store in zip(source._layouts, traced, strict=True):
-            layout._store, held = store, layout._store
-            store.held = held
+        held = source.prepared
+        source.prepared = tuple(one._replace(store=Traced(one.store)) for one in held)
         try:
             rows = source.sequences(start, steps * batch)
             for row in range(steps * batch):
@@ -164,8 +162,7 @@ def count_targets(stages, without):
                 for token in rows["targets"][row][rows["segment_ids"][row] > 0]:
                     when[task][token].append(first_step + row // batch)
         finally:
-            for layout, store in zip(source._layouts, traced, strict=True):
-                layout._store = store.held
+            source.prepared = held
     return {task: np.array([len(steps) for steps in found]) for task, found in when.items()}, when
 
 
