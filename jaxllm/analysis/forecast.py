@@ -140,11 +140,9 @@ class Scale:
 def forecasts(study: Study) -> list[Finding]:
     """Forecast every run in progress from the finished runs."""
     planned = study.planned_tokens
-    titles = {run: f"Forecast for {run}" if study.several_runs() else "" for run in planned}
-    return [
-        dataclasses.replace(forecast(study.records, run, planned), title=title)
-        for run, title in titles.items()
-    ]
+    made = {run: forecast(study.records, run, planned) for run in planned}
+    title = "Forecast for {}" if len(study.runs) > 1 else ""
+    return [dataclasses.replace(one, title=title.format(run)) for run, one in made.items()]
 
 
 def forecast(records: pd.DataFrame, run: str, planned_tokens: Mapping[str, float]) -> Finding:

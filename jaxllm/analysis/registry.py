@@ -112,10 +112,6 @@ class Study:
         """The logged steps of one run."""
         return self.logged[self.logged.run == run] if "run" in self.logged else self.logged
 
-    def several_runs(self) -> bool:
-        """Whether there are two or more runs."""
-        return len(self.runs) > 1
-
     def several_mixtures(self) -> bool:
         """Whether the runs are a swarm: three mixtures or more."""
         return len({tuple(sorted(one.items())) for one in self.mixtures.values()}) > 2

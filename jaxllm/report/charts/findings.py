@@ -88,7 +88,7 @@ def emergence(finding: Finding, study: Study) -> Chart | None:
     rows = rows.assign(order=order).sort_values(["order", "high", "low"]).head(_MOST_ROWS)
     ends = rows[["low", "high"]]
     edge = np.ceil(ends.where(np.isfinite(ends)).max().max())
-    name = rows.run + " · " + rows.task if study.several_runs() else rows.task
+    name = rows.run + " · " + rows.task if len(study.runs) > 1 else rows.task
     rows = rows.assign(name=name, **rows[["width", "high"]].clip(upper=edge))
     title = "decades of tokens from 10 to 90 % of the gain, with the 95 % interval"
     return marks.dots(rows, "name", "width", title, low="low", high="high", series="verdict",
