@@ -168,8 +168,7 @@ def trajectories(main: Curves, records: pd.DataFrame) -> tuple[pd.DataFrame, pd.
     rows += valueless[columns].to_dict("records")
     table = pd.DataFrame(rows, columns=columns)
     rank = lambda of: of.map(STATES.index) if of.name == "state" else of
-    order = ["state", "tokens", "task"]
-    return shown, table.sort_values(order, kind="stable", key=rank, ignore_index=True)
+    return shown, table.sort_values(["state", "tokens", "task"], key=rank, ignore_index=True)
 
 
 def gain_share(shown: pd.DataFrame, findings: pd.DataFrame) -> pd.DataFrame:

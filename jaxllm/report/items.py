@@ -115,11 +115,10 @@ def answers(analysis: Analysis, study: Study) -> Iterator[ReportItem]:
             warnings.simplefilter("ignore")
             results = analysis.run(study)
     except Exception as error:  # a failed analysis must not fail the report
-        reason = f"{type(error).__name__}: {error}"
-        logging.warning("The analysis %s failed: %s", analysis.title, one_line(reason))
+        reason = f"This analysis failed: {type(error).__name__}: {error}."
+        logging.warning("%s: %s", analysis.title, one_line(reason))
         logging.debug("Its traceback:", exc_info=error)
-        message = f"This analysis failed: {reason}."
-        yield ReportItem(analysis.question, analysis.title, message, refused=True)
+        yield ReportItem(analysis.question, analysis.title, reason, refused=True)
         return
     timeless = study.logged.empty and study.records.tokens.isna().all()
     for finding in results:
