@@ -34,7 +34,7 @@ def resolve(config: DataConfig) -> dict[str, float]:
     """
     name = config.mixture_or_task_name
     if not name:
-        raise UserError("DataConfig.mixture_or_task_name is not set: name a corpus to read")
+        raise UserError("give a --gin_file: DataConfig.mixture_or_task_name is not set")
     if name == "corpora" and config.corpora is None and config.corpus_dir is None:
         raise UserError("the mixture corpora needs DataConfig.corpus_dir or DataConfig.corpora")
     register(config)

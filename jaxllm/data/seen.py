@@ -24,7 +24,7 @@ from jaxllm.errors import UserError, nearest
 from jaxllm.run.manifest import ManifestEntry
 
 NEIGHBORS = (" ", "a", ".", "\n")  # what may stand beside a text and change its tokens
-Passage = tuple[str, int, int]  # a corpus task, and tokens [start, stop) of one of its documents
+Passage = tuple[str, int, int]  # a domain, and tokens [start, stop) of one of its documents
 Row = tuple[str, int, float, float, int, int]  # of the tables; see `History.reads`
 SKIPPED, PASSED_OVER = "skipped", "passed over"  # read without effect; not read
 
@@ -55,13 +55,13 @@ class History:
 
     def document(self, name: str) -> Passage:
         """The document DOMAIN:NUMBER, numbered from 0; UserError if there is none."""
-        task, _, number = name.rpartition(":")
-        if task not in self.stores or not number.isdigit():
-            near = nearest(task, self.stores)
+        domain, _, number = name.rpartition(":")
+        if domain not in self.stores or not number.isdigit():
+            near = nearest(domain, self.stores)
             raise UserError(f"no document {name}: write DOMAIN:NUMBER with a domain read{near}")
-        if int(number) >= (count := self.stores[task].counts.documents):
-            raise UserError(f"no document {name}: {task} has {count:,}, numbered from 0")
-        return task, *self.stores[task].document(int(number))
+        if int(number) >= (count := self.stores[domain].counts.documents):
+            raise UserError(f"no document {name}: {domain} has {count:,}, numbered from 0")
+        return domain, *self.stores[domain].document(int(number))
 
     def search(self, text: str) -> Iterator[Passage]:
         """Yield every occurrence of a text inside a document of the corpora.
@@ -79,27 +79,27 @@ class History:
         decode = lambda tokens: self._decode(tokens.tolist())
         # what is not certain may be as many tokens as it has bytes
         left, right = (1 + len(decode(part).encode()) for part in (ids[:begin], ids[end:]))
-        for task, store in self.stores.items():
+        for domain, store in self.stores.items():
             for start in find_tokens(store, ids[begin:end]):
                 _, first, last = store.document_at(start)
                 near = store.read(max(first, start - left), min(last, start + end - begin + right))
                 if decode(ids).strip() in decode(near):
-                    yield task, start, min(last, start + end - begin)
+                    yield domain, start, min(last, start + end - begin)
 
     def reads(self, passages: Sequence[Passage]) -> pd.DataFrame:
         """How often the tokens of the passages were read, on average, and when.
 
-        A row per document read: task, document, times, skipped of these, first_step, last_step.
+        A row per document read: domain, document, times, skipped of these, first_step, last_step.
         """
         rows = list[Row]()
-        for task, start, stop in passages:
-            document, first, _ = self.stores[task].document_at(start)
+        for domain, start, stop in passages:
+            document, first, _ = self.stores[domain].document_at(start)
             start, stop = max(start, first + 1), max(stop, first + 2)
             for one in self.stretches:
-                for a, b, targets in one.source.reads(task, (start, stop), one.start, one.stop):
+                for a, b, targets in one.source.reads(domain, (start, stop), one.start, one.stop):
                     share = targets / (stop - start)
                     steps = one.step_of(a), one.step_of(b)
-                    rows.append((task, document, share, share * (one.without == SKIPPED), *steps))
+                    rows.append((domain, document, share, share * (one.without == SKIPPED), *steps))
         return _by_document(rows)
 
     def updates(self, first: int, last: int) -> pd.DataFrame:
@@ -122,7 +122,7 @@ class History:
         return _by_document(rows)
 
     def domains(self) -> pd.DataFrame:
-        """How much the run and its parent have read: task, tokens, times, skipped of these."""
+        """How much the run and its parent have read: domain, tokens, times, skipped of these."""
         last = self._all[-1]
         total = pd.Series(last.source.tokens_read(last.stop))
         epochs = pd.Series(last.source.epochs_read(last.stop)) / total.clip(lower=1)
@@ -133,14 +133,14 @@ class History:
             without[one.without] = without[one.without] + part
         tokens, skipped = total - without[PASSED_OVER], without[SKIPPED]
         columns = {"tokens": tokens, "times": tokens * epochs, SKIPPED: skipped * epochs}
-        return pd.DataFrame(columns).rename_axis("task").reset_index()
+        return pd.DataFrame(columns).rename_axis("domain").reset_index()
 
     def count_ngrams(self, tokens: np.ndarray, documents: np.ndarray) -> tuple[np.ndarray, float]:
         """Counts of n-grams, see `data.ngrams`, as often as they were read; and all tokens read."""
-        read = self.domains().set_index("task").tokens
+        read = self.domains().set_index("domain").tokens
         counts = [
-            read[task] / store.counts.tokens * count_ngrams(store, tokens, documents)
-            for task, store in self.stores.items()
+            read[domain] / store.counts.tokens * count_ngrams(store, tokens, documents)
+            for domain, store in self.stores.items()
         ]
         return np.sum(counts, axis=0), float(read.sum())
 
@@ -187,6 +187,6 @@ def _common(a: np.ndarray, b: np.ndarray) -> int:
 
 
 def _by_document(rows: Sequence[Row]) -> pd.DataFrame:
-    columns = ["task", "document", "times", SKIPPED, "first_step", "last_step"]
+    columns = ["domain", "document", "times", SKIPPED, "first_step", "last_step"]
     how = {"times": "sum", SKIPPED: "sum", "first_step": "min", "last_step": "max"}
     return pd.DataFrame(rows, columns=columns).groupby(columns[:2], as_index=False).agg(how)

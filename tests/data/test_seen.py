@@ -118,7 +118,7 @@ def test_every_target_of_the_loader_is_counted(opened, layout, length, weights, 
         for number in range(store.counts.documents):
             start, stop = store.document(number)
             inside = [s for one in spans[task][start + 1 : stop] for s in one if a <= s <= b]
-            rows = table[(table.task == task) & (table.document == number)]
+            rows = table[(table.domain == task) & (table.document == number)]
             assert rows.times.sum() == pytest.approx(len(inside) / (stop - start - 1))
             assert rows.skipped.sum() == pytest.approx(skips(inside) / (stop - start - 1))
             if inside:
@@ -133,7 +133,7 @@ def test_every_target_of_the_loader_is_counted(opened, layout, length, weights, 
             step, read = first_step + row // size, rows["inputs"].shape[1]
             tokens[source.domains[domain]] += read * (without.get(step) != PASSED_OVER)
             skipped[source.domains[domain]] += read * (without.get(step) == SKIPPED)
-    table = seen.domains().set_index("task")
+    table = seen.domains().set_index("domain")
     assert {task: n for task, n in table.tokens.items() if n} == +tokens
     end = entries[-1].data_position
     epoch, total = sources[-1].epochs_read(end), sources[-1].tokens_read(end)
