@@ -26,11 +26,12 @@ def start_hosts(
     *flags: str,
     last: Sequence[str] = (),
     last_home: Path | None = None,
+    missing: Sequence[int] = (),
 ) -> list[Process]:
     """`python -m jaxllm.<command>` on `count` hosts that have `devices` together.
 
     One host joins itself, too: its collectives are those of several then, not XLA's own. The last
-    host has the flags `last` besides, and works in `last_home`.
+    host has the flags `last` besides, and works in `last_home`; those `missing` are not started.
     """
     cache = os.environ["JAX_COMPILATION_CACHE_DIR"]
     if "://" not in cache:
@@ -47,7 +48,7 @@ def start_hosts(
             (last_home if process == count - 1 else None) or home,
             variables, zygote().new_file(),
         )
-        for process in range(count)
+        for process in range(count) if process not in missing
     ]  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import pytest
 from jaxllm import analyze, suite
 from jaxllm.errors import UserError
 from jaxllm.run.run import Run
-from jaxllm.suites import launchers
+from jaxllm.suites import google_cloud, launchers
 from jaxllm.suites.scale import settings
 from jaxllm.training.sweep import rule_of
 from tests import zygote
@@ -48,6 +48,7 @@ def said(home: Path) -> str:
     for name, value in quick.items():
         patch.setenv(name, value)
     patch.setattr(launchers, "begin", zygote.begin)
+    assert google_cloud.begin is not zygote.begin  # as it would be if it were imported now
     (home / "runs").mkdir()
     (home / "runs" / "seed2").write_text("in the way")
     import contextlib

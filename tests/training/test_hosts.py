@@ -29,11 +29,16 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def start(
-    home: Path, name: str, count: int, *flags: str, last: Sequence[str] = ()
+    home: Path,
+    name: str,
+    count: int,
+    *flags: str,
+    last: Sequence[str] = (),
+    missing: Sequence[int] = (),
 ) -> list[Process]:
     return start_hosts(
         home, count, 4, "train", f"--gin_file={home}/tiny.gin", f"--gin.MODEL_DIR={home}/{name}",
-        f"--heartbeat_timeout={HEARTBEAT}", *flags, last=last,
+        f"--heartbeat_timeout={HEARTBEAT}", *flags, last=last, missing=missing,
     )  # fmt: skip
 
 
@@ -111,11 +116,7 @@ def test_a_signal_after_that_ends_no_host(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.slow
 def test_a_host_that_does_not_come_is_named(home: Path) -> None:
-    hosts = start(home, "waiting", 4, "--initialization_timeout=15")
-    for missing in (1, 3):
-        hosts[missing].kill()
-        hosts[missing].wait()
-    outputs = finish([hosts[0], hosts[2]], code=2)
+    outputs = finish(start(home, "waiting", 4, "--initialization_timeout=15", missing=(1, 3)), 2)
     for process, output in zip((0, 2), outputs, strict=True):
         error = output.splitlines()[-1]
         assert error.startswith(f"error: process {process} of 4: process 1, 3 did not come to")
