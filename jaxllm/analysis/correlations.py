@@ -95,7 +95,7 @@ def correlations(study: Study, *, draws: int = 300, seed: int = 0) -> Finding:
         apart = np.array([-np.diff(means(of[a] == of[b])) for of in permuted])
         p = float(_share(apart >= within - across)[0])
         sentence += (
-            f"; gains correlate at {within:.2f} within a domain and {across:.2f} across domains "
+            f"; gains correlate at {within:z.2f} within a domain and {across:z.2f} across domains "
             f"(p = {p:.2g})"
         )
     table = table.sort_values(["gain_p", "gain"], ascending=[True, False], ignore_index=True)

@@ -67,7 +67,7 @@ def make_schedule(
     needed = warmup + (decay if config.kind == "wsd" else 0)
     if config.kind != "constant" and needed > end:
         raise UserError(
-            f"ScheduleConfig: {needed} steps of warmup and decay do not fit into {end} steps"
+            f"ScheduleConfig: warmup_steps and decay_steps, {needed}, do not fit into {end} steps"
         )
 
     def after_warmup(count: Any) -> Any:
