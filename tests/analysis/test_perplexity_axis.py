@@ -330,8 +330,8 @@ def test_tasks_at_chance_do_not_rise_over_sizes():
               params=size)
         for k, size in enumerate(sizes)
     ]  # fmt: skip
-    found = [one for one in axis.perplexity_axis(Study(pd.concat(parts))) if one.title == RISES]
-    assert not found or found[0].table.task.nunique() <= 6
+    (found,) = [one for one in axis.perplexity_axis(Study(pd.concat(parts))) if one.title == RISES]
+    assert found.table.task.nunique() <= 6
 
 
 def test_two_families_are_told_apart():

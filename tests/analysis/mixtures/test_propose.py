@@ -76,7 +76,8 @@ def test_a_spurious_optimum_far_from_the_runs_is_not_proposed() -> None:
     assert rows.value["unguarded"] < -0.2  # what a tool without guards would promise
     assert truth(found.mixture[None])[0] < truth(natural[None])[0] - 0.1
     assert rows.low["proposed"] < truth(found.mixture[None])[0] < rows.high["proposed"]
-    assert not (found.guards.value > found.guards.limit * (1 + 1e-6)).any()
+    known = found.guards[~found.guards.guard.str.contains("epochs")]  # of tokens that are unknown
+    assert len(known) == 4 and (known.value <= known.limit * (1 + 1e-6)).all()
 
 
 def test_natural_shares_far_from_the_runs_are_refused() -> None:
